@@ -1,0 +1,25 @@
+"""What an operator decides: sites.json, the database's address, and which handlers are loaded.
+
+Read by `cli` and `daemon` at the start, and handed down as frozen classes. Everything that is
+wrong is a `ConfigError`: its message is for a person, and names file, site, key and value, and
+what to do. `sites` reads sites.json, `settings` the environment, `handlers` the handlers' modules.
+"""
+
+from caxev.config.errors import ConfigError
+from caxev.config.handlers import DEFAULT_HANDLERS, load_file, load_handlers
+from caxev.config.settings import Settings, secret
+from caxev.config.sites import Here, Site, Sites, find_sites, load_sites
+
+__all__ = [
+    "DEFAULT_HANDLERS",
+    "ConfigError",
+    "Here",
+    "Settings",
+    "Site",
+    "Sites",
+    "find_sites",
+    "load_file",
+    "load_handlers",
+    "load_sites",
+    "secret",
+]

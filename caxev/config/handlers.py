@@ -1,0 +1,142 @@
+"""Loading the modules in which handlers are recorded.
+
+`daemon` and the command line call `load_handlers` once at the start; a worker process calls
+`load_file` for the same files, so that functions in them are found there under the same name.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from caxev.config.errors import ConfigError, nearest, one_line
+from caxev.registry import recorded
+
+DEFAULT_HANDLERS: Final = ("handlers.transfer", "handlers.checksum")
+"""The modules that every site loads."""
+ENTRY_POINTS: Final = "caxev.handlers"
+"""The entry point group by which an installed package offers a handlers' module."""
+FILES: Final = "caxev_handlers"
+"""The package under which the modules of handler files stand."""
+
+
+def load_handlers(
+    modules: Iterable[str] = (),
+    files: Iterable[str | Path] = (),
+    *,
+    default: Iterable[str] = DEFAULT_HANDLERS,
+) -> None:
+    """Import the default modules, those of entry points, `modules`, and then `files`.
+
+    Their handlers are then in `caxev.registry.recorded`. Repeatable: what is loaded stays as it
+    is. Raises `ConfigError` naming the module or file that cannot be loaded, and leaves nothing
+    of that one behind.
+    """
+    for name in default:
+        _load(f"handlers module {name!r}", partial(importlib.import_module, name))
+    for point in entry_points(group=ENTRY_POINTS):
+        where = f"handlers of entry point {point.name!r} ({point.value})"
+        _load(where, point.load)
+    for name in modules:
+        _load(f"handlers module {name!r}", partial(importlib.import_module, name))
+    for file in files:
+        _load_recording(file)
+
+
+def load_file(path: str | Path) -> ModuleType:
+    """Import a Python file as ``caxev_handlers.<its name>``, the same in every process.
+
+    Raises `ConfigError` where there is no such file, where it fails, or where another file of
+    that name is loaded already.
+    """
+    file = Path(path).expanduser().resolve()
+    if not file.is_file():
+        raise ConfigError(f"--handlers {path}: {_no_file(file)}")
+    name = _module_name(file)
+    loaded = sys.modules.get(name)
+    if loaded is None:
+        return _load(f"handlers file {path}", lambda: _execute(name, file))
+    if loaded.__file__ != str(file):
+        raise ConfigError(
+            f"handlers file {path}: {loaded.__file__} has the same name; rename one of them"
+        )
+    return loaded
+
+
+def _load_recording(path: str | Path) -> None:
+    name = load_file(path).__name__
+    if not any(handler.module == name for handler in recorded):
+        raise ConfigError(
+            f"handlers file {path} registers no handler: "
+            "decorate an async function with @on(...) from caxev"
+        )
+
+
+def _load(where: str, load: Callable[[], ModuleType]) -> ModuleType:
+    with _all_or_nothing():
+        try:
+            return load()
+        except ConfigError:
+            raise
+        except ImportError as error:
+            raise ConfigError(f"{where} cannot be imported: {one_line(error)}") from error
+        except Exception as error:
+            message = f"{where} fails when it is imported: {one_line(error)}{_line_of(error)}"
+            raise ConfigError(message) from error
+
+
+@contextmanager
+def _all_or_nothing() -> Iterator[None]:
+    before = len(recorded)
+    try:
+        yield
+    except BaseException:
+        del recorded[before:]
+        raise
+
+
+def _execute(name: str, file: Path) -> ModuleType:
+    package = sys.modules.setdefault(FILES, ModuleType(FILES))
+    package.__path__ = []  # unpickling imports the parent first: it must look like a package
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"handlers file {file} is not a Python file: name a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _module_name(file: Path) -> str:
+    return f"{FILES}.{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}"
+
+
+def _line_of(error: BaseException) -> str:
+    """Where it was raised, if that adds something: `` (file.py, line 3)``."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or isinstance(error, SyntaxError):
+        return ""
+    return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
+
+
+def _no_file(file: Path) -> str:
+    try:
+        others = [other.name for other in file.parent.glob("*.py")]
+    except OSError:
+        others = []
+    guess = nearest(file.name, others)
+    return "no such file" + (f" (did you mean {guess!r}?)" if guess else "")

@@ -1,0 +1,453 @@
+"""sites.json: the sites of a collaboration, as cax knew them and with caxev's additions.
+
+`daemon` and the command line call `load_sites` once; handlers see `Site` and `Sites` through
+their job. A cax.json loads unchanged. What is wrong with a file is told all at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, NamedTuple, get_args
+
+import attrs
+from attrs import Factory, evolve, field, frozen
+from cattrs import AttributeValidationNote, ClassValidationError, Converter, ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn
+
+from caxev.config.errors import ConfigError, nearest
+from caxev.registry import Handler
+
+METHODS: Final = ("sftp", "scp", "rsync", "local", "gfal-copy", "lcg-cp", "tsm", "rucio")
+"""How a site can be reached. ``scp`` is served as ``sftp``."""
+WITHOUT_LISTENER: Final = frozenset({"gfal-copy", "lcg-cp", "tsm", "rucio"})
+GRID: Final = frozenset({"gfal-copy", "lcg-cp"})
+TYPES: Final = ("raw", "processed", "minitrees")
+VERSIONED: Final = frozenset({"processed", "minitrees"})
+DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees", "dir_tsm")
+PLACES: Final = ("sites.json", "/etc/caxev/sites.json")
+"""Where sites.json is looked for when neither ``--config`` nor ``CAXEV_SITES`` names it."""
+
+
+class Shape(NamedTuple):
+    """What a key's value must be, in words, and the function that reads it.
+
+    `read` gives the value as `Site` holds it, and raises ValueError for any other. It never sees
+    null, which stands for the default everywhere.
+    """
+
+    words: str
+    read: Callable[[Any], Any]
+
+
+def _sure(fits: bool) -> None:
+    if not fits:
+        raise ValueError
+
+
+def _text(value: Any) -> str | None:
+    _sure(isinstance(value, str) and "\0" not in value)
+    return value or None
+
+
+def _name(value: Any) -> str:
+    name = _text(value)
+    if name is None:
+        raise ValueError
+    return name
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    _sure(isinstance(value, list))
+    return tuple(_name(item) for item in value)
+
+
+def _flag(value: Any) -> bool:
+    _sure(isinstance(value, bool))
+    return bool(value)
+
+
+def _days(value: Any) -> float:
+    _sure(isinstance(value, int | float) and not isinstance(value, bool))
+    _sure(0 <= value < math.inf)
+    return float(value)
+
+
+def _count(value: Any) -> int:
+    _sure(isinstance(value, int) and not isinstance(value, bool) and value > 0)
+    return int(value)
+
+
+def _port(value: Any) -> int:
+    _sure(_count(value) < 2**16)
+    return int(value)
+
+
+def _lanes(value: Any) -> dict[str, int]:
+    _sure(isinstance(value, dict))
+    return {_name(lane): _count(workers) for lane, workers in value.items()}
+
+
+def _method(value: Any) -> str:
+    _sure(value in METHODS)
+    return str(value)
+
+
+def _directory(value: Any) -> str | None:
+    path = _text(value)
+    _sure(path is None or ".." not in PurePosixPath(path).parts)
+    return path if path is None else path.rstrip("/") or "/"
+
+
+def _fingerprint(value: Any) -> str:
+    _sure(_name(value).startswith("SHA256:"))
+    return str(value)
+
+
+Text = Annotated[str | None, Shape("a text or null", _text)]
+Name = Annotated[str, Shape("a text that is not empty", _name)]
+Names = Annotated[tuple[str, ...], Shape("a list of names or null", _names)]
+Flag = Annotated[bool, Shape("true, false or null", _flag)]
+Days = Annotated[float | None, Shape("a number of days or null", _days)]
+Count = Annotated[int | None, Shape("a whole number, 1 or more, or null", _count)]
+Port = Annotated[int, Shape("a port, 1 to 65535", _port)]
+Lanes = Annotated[Mapping[str, int], Shape('numbers of workers, as {"transfer": 2}', _lanes)]
+Method = Annotated[str, Shape("one of " + ", ".join(METHODS), _method)]
+Directory = Annotated[str | None, Shape("a path without '..' or null", _directory)]
+Fingerprint = Annotated[
+    str | None, Shape("a host key's fingerprint (SHA256:...) or null", _fingerprint)
+]
+
+
+@frozen
+class Site:
+    """One site of sites.json. Key names are cax's; an empty text counts as null.
+
+    `purge` is in days after a run's start. `upload_options` and `download_options` are names of
+    sites in order of preference. `listener` says whether a caxev process serves that site: where
+    none does, the site that pushed verifies. `host_key` is the pinned fingerprint of its SSH host
+    key, `identity` and `known_hosts` are absolute paths at this machine. `lanes` says how many
+    reactions run side by side in each lane, `handlers` names further modules to load, and
+    `master` the types of data of which this site holds the master copy.
+    """
+
+    name: Name
+    method: Method = "sftp"
+    hostname: Text = None
+    username: Text = None
+    dir_raw: Directory = None
+    dir_processed: Directory = None
+    dir_minitrees: Directory = None
+    dir_tsm: Directory = None
+    data_type: Names = TYPES
+    upload_options: Names = ()
+    download_options: Names = ()
+    purge: Days = None
+    pax_version_purge: Text = None
+    nstreams: Count = None
+    grid_cert: Text = None
+    pax_processing_versions: Names = ()
+    task_list: Names = ()
+    dataset_list: Names = ()
+    rucio_account: Text = None
+    rucio_upload_rse: Text = None
+    rucio_download_rse: Text = None
+    rucio_transfer: Names = ()
+    rucio_config_p2: Text = None
+    rucio_config_p3: Text = None
+    listener: Flag = field(
+        default=Factory(lambda self: self.method not in WITHOUT_LISTENER, takes_self=True)
+    )
+    port: Port = 22
+    known_hosts: Text = None
+    identity: Text = None
+    host_key: Fingerprint = None
+    lanes: Lanes = field(default=Factory(dict), hash=False)
+    handlers: Names = ()
+    master: Names = ()
+
+    @property
+    def transport(self) -> str:
+        """The method that serves this site: ``scp`` is spoken no longer, ``sftp`` is."""
+        return "sftp" if self.method == "scp" else self.method
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The base directories of this site; nothing outside of them is ever touched."""
+        return tuple(root for key in DIRECTORIES if (root := getattr(self, key)) is not None)
+
+    def directory(self, type: str, version: str | None = None) -> str | None:  # noqa: A002  # the field's own name
+        """Where this site keeps such data; None where it holds none.
+
+        None as well for derived data whose version is missing or cannot be part of a path.
+        """
+        root: str | None = getattr(self, f"dir_{type}") if type in TYPES else None
+        if root is None or type not in VERSIONED:
+            return root
+        if not version or "/" in version or "\0" in version:
+            return None
+        return f"{root.rstrip('/')}/pax_{version}"
+
+    def wants(self, handler: Handler) -> bool:
+        """Whether ``task_list`` enables this handler, by its name or an alias."""
+        names = {handler.name, *handler.aliases}
+        return not self.task_list or not names.isdisjoint(self.task_list)
+
+    def wants_run(self, run_name: str) -> bool:
+        """Whether ``dataset_list`` lets this site act on the run of that name."""
+        return not self.dataset_list or run_name in self.dataset_list
+
+
+@frozen
+class Here:
+    """The site that this process serves, as `caxev.registry` asks it."""
+
+    site: Site
+    passive: frozenset[str]
+
+    @property
+    def name(self) -> str:
+        return self.site.name
+
+    def wants(self, handler: Handler) -> bool:
+        """Whether the site has enabled this handler."""
+        return self.site.wants(handler)
+
+
+@frozen
+class Sites:
+    """The sites by name, in the file's order. `warnings` are for ``caxev sites check``.
+
+    `get` is for names that an operator gave; `find` is for names from the database, where hosts
+    turn up that no file describes.
+    """
+
+    path: Path
+    by_name: Mapping[str, Site] = field(repr=False)
+    warnings: tuple[str, ...] = ()
+
+    def get(self, name: str) -> Site:
+        """The site of that name. Raises `ConfigError` naming the nearest one."""
+        if name in self.by_name:
+            return self.by_name[name]
+        guess = nearest(name, self.by_name)
+        hint = f"did you mean {guess!r}? " if guess else ""
+        raise ConfigError(f"no site {name!r} in {self.path} ({hint}known: {', '.join(self)})")
+
+    def find(self, name: str) -> Site | None:
+        """The site of that name, or None."""
+        return self.by_name.get(name)
+
+    def values(self) -> tuple[Site, ...]:
+        """All sites."""
+        return tuple(self.by_name.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.by_name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def here(self, name: str) -> Here:
+        """The view of the site that this process serves. Raises `ConfigError` as `get` does."""
+        passive = (site.name for site in self.values() if not site.listener and site.name != name)
+        return Here(self.get(name), frozenset(passive))
+
+
+def find_sites(config: str | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """Which sites.json to load: ``--config``, ``CAXEV_SITES``, or the first of `PLACES`.
+
+    Raises `ConfigError` where none is named and none is there.
+    """
+    named = config or (os.environ if environ is None else environ).get("CAXEV_SITES")
+    if named:
+        return Path(named).expanduser()
+    for place in PLACES:
+        if Path(place).exists():
+            return Path(place)
+    places = " and ".join(PLACES)
+    raise ConfigError(f"no sites.json: looked at {places}; name one by --config or CAXEV_SITES")
+
+
+def load_sites(path: str | Path) -> Sites:
+    """Read a sites.json. Raises `ConfigError` with everything that is wrong with it."""
+    file = Path(path).absolute()
+    entries = _parse(file, _read(file))
+    sites, problems = [], list(_name_problems(entries))
+    for place, entry in enumerate(entries, 1):
+        site, wrong = _structure(entry, _label(entry, place))
+        problems += wrong
+        if site is not None:
+            sites.append(_resolved(site, file.parent))
+            problems += _site_problems(site)
+    if problems:
+        raise _failed(file, problems)
+    return Sites(file, {site.name: site for site in sites}, tuple(_warnings(sites)))
+
+
+def _read(file: Path) -> str:
+    try:
+        text = file.read_text("utf-8-sig")
+    except FileNotFoundError:
+        message = f"{file} does not exist: name your sites.json by --config or CAXEV_SITES"
+        raise ConfigError(message) from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from error
+    if not text.strip():
+        raise ConfigError(f"{file} is empty: it must hold a list of sites, as the example's does")
+    return text
+
+
+def _parse(file: Path, text: str) -> list[Any]:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ConfigError(f"{file} is not JSON: {error.msg} at {where}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file} is nested too deeply to be a list of sites") from error
+    if not isinstance(document, list):
+        what = _kind(document)
+        raise ConfigError(f"{file} holds {what}, not a list of sites: put it in [ and ]")
+    if not document:
+        raise ConfigError(f"{file} holds an empty list: describe at least one site in it")
+    return document
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _failed(file: Path, problems: Sequence[str]) -> ConfigError:
+    if len(problems) == 1:
+        return ConfigError(f"{file}: {problems[0]}")
+    return ConfigError(f"{file}: {len(problems)} problems, the first: {problems[0]}", problems)
+
+
+def _label(entry: object, place: int) -> str:
+    name = entry.get("name") if isinstance(entry, dict) else None
+    return f"site {name!r}" if isinstance(name, str) and name else f"site no. {place}"
+
+
+def _name_problems(entries: Iterable[object]) -> Iterator[str]:
+    names = Counter(entry.get("name") for entry in entries if _has_name(entry))  # type: ignore[attr-defined]  # it is a dict
+    for name, times in names.items():
+        if times > 1:
+            yield f"site {name!r}: stands {times} times in the list; rename or remove one"
+
+
+def _has_name(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("name"), str)
+
+
+def _structure(entry: object, label: str) -> tuple[Site | None, list[str]]:
+    if not isinstance(entry, dict):
+        return None, [f"{label}: is {_shown(entry)}, not an object with the site's keys"]
+    if "name" not in entry:
+        return None, [f'{label}: has no name; add "name", as in the database\'s entries']
+    known = {
+        key: value
+        for key, value in entry.items()
+        if not key.startswith("x_") and (value is not None or key not in _keys)
+    }
+    known.setdefault("name", entry["name"])
+    try:
+        return _converter.structure(known, Site), []
+    except ClassValidationError as errors:
+        return None, [line for error in errors.exceptions for line in _told(error, label, entry)]
+
+
+def _told(error: BaseException, label: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    if isinstance(error, ForbiddenExtraKeysError):
+        yield from (_unknown_key(label, key) for key in sorted(error.extra_fields))
+        return
+    for note in getattr(error, "__notes__", ()):
+        if isinstance(note, AttributeValidationNote):
+            key, shape = note.name, get_args(note.type)[1]
+            guess = _guess(entry[key]) if shape.read is _method else ""
+            yield f"{label}: {key} must be {shape.words}, not {_shown(entry[key])}{guess}"
+
+
+def _guess(method: object) -> str:
+    guess = nearest(method, METHODS) if isinstance(method, str) else None
+    return f" (did you mean {guess!r}?)" if guess else ""
+
+
+def _unknown_key(label: str, key: str) -> str:
+    guess = nearest(key, _keys)
+    hint = f"did you mean {guess!r}?" if guess else "take it out"
+    return f"{label}: unknown key {key!r} ({hint}; a key of your own begins with x_)"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  # so that it stays a line
+
+
+def _site_problems(site: Site) -> Iterator[str]:
+    for key in DIRECTORIES:
+        path = getattr(site, key)
+        if path is not None and not path.startswith("/") and site.method not in GRID:
+            yield f"site {site.name!r}: {key} must be an absolute path or null, not {_shown(path)}"
+
+
+def _resolved(site: Site, base: Path) -> Site:
+    return evolve(
+        site,
+        identity=_at(base, site.identity),
+        known_hosts=_at(base, site.known_hosts),
+        grid_cert=_at(base, site.grid_cert),
+    )
+
+
+def _at(base: Path, path: str | None) -> str | None:
+    return None if path is None else str(base / Path(path).expanduser())
+
+
+def _warnings(sites: Sequence[Site]) -> Iterator[str]:
+    names = {site.name for site in sites}
+    for site in sites:
+        for key in ("upload_options", "download_options"):
+            for name in getattr(site, key):
+                if name not in names:
+                    yield _unknown_site(site, key, name, names)
+        if site.method == "lcg-cp":
+            yield f"site {site.name!r}: method 'lcg-cp' is no longer to be had: use 'gfal-copy'"
+
+
+def _unknown_site(site: Site, key: str, name: str, names: Iterable[str]) -> str:
+    guess = nearest(name, names)
+    hint = f"did you mean {guess!r}?" if guess else "add it or take it out"
+    return f"site {site.name!r}: {key} names {name!r}, which is no site of this file ({hint})"
+
+
+def _structure_hook(annotated: Any) -> Callable[[Any, Any], Any]:
+    shape: Shape = get_args(annotated)[1]
+    return lambda value, _type: shape.read(value)
+
+
+def _has_shape(type_: Any) -> bool:
+    return any(isinstance(argument, Shape) for argument in get_args(type_))
+
+
+def _make_converter() -> Converter:
+    converter = Converter(detailed_validation=True, forbid_extra_keys=True)
+    converter.register_structure_hook_factory(_has_shape, _structure_hook)
+    converter.register_structure_hook(Site, make_dict_structure_fn(Site, converter))
+    return converter
+
+
+_converter: Final = _make_converter()
+_keys: Final = tuple(attribute.name for attribute in attrs.fields(Site))

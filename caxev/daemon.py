@@ -1,0 +1,328 @@
+"""The nursery tree of a listener: lease, watcher, dispatcher, signals, readiness, metrics.
+
+::
+
+    asyncio loop
+      stand by for the lease, again and again
+        outer nursery: attempts in flight, their settlement, their progress
+          inner nursery: the watcher, the taking of debts, the lease, the daily scan
+
+SIGTERM ends the inner nursery, gives the outer one its grace, settles, releases the lease and
+leaves; what was cut short is open again and costs no attempt. A second SIGTERM leaves at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final
+from uuid import uuid4
+
+import trio
+from attrs import define, field, frozen
+from loguru import logger
+
+from caxev import aio, metrics
+from caxev.config import Settings, Site, Sites
+from caxev.dispatcher import Dispatcher
+from caxev.job import utcnow
+from caxev.mongo import Database, DatabaseError, Deposed, Refused, SiteRecord, Tenure, Unreachable
+from caxev.registry import Registry
+from caxev.watcher import LONGEST_WAIT, Watcher
+from caxev.workers import Workers
+
+LEASE: Final = 15.0
+"""Seconds within which a stand-by takes over from a listener that vanished."""
+GRACE: Final = 30.0
+"""Seconds that reactions in flight get to end after SIGTERM."""
+FLUSH: Final = 10.0
+"""Seconds that the last settlements may take."""
+
+_STAND_BY: Final = 0.1  # of the lease: how often a stand-by looks
+_HELD: Final = 0.8  # of the lease: how long it is held without renewal
+_RENEW: Final = 0.2  # of the lease: how often it is renewed
+
+
+@frozen
+class Options:
+    """How a site is listened for. Times in seconds."""
+
+    site: Site
+    sites: Sites
+    settings: Settings
+    registry: Registry
+    handler_files: Sequence[str] = ()
+    once: bool = False
+    lease: float = LEASE
+    grace: float = GRACE
+    metrics_port: int | None = None
+
+
+@define(eq=False)
+class Leaving:
+    """Whether we were asked to leave; `again` is called when we are asked twice."""
+
+    asked: trio.Event = field(factory=trio.Event)
+
+    async def listen(self) -> None:
+        """Wait for SIGTERM or SIGINT, for ever."""
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for number in signals:
+                name = signal.Signals(number).name
+                if self.asked.is_set():
+                    logger.warning("{} again: leaving at once", name)
+                    # What is in flight is claimed in the ledger: the next process opens it.
+                    os._exit(128 + number)
+                logger.info("{}: finishing what is in flight; again to leave at once", name)
+                self.asked.set()
+
+
+async def listen(options: Options) -> None:
+    """Listen for a site until asked to leave; with ``once`` until nothing is left to do.
+
+    Raises `DatabaseError` where the database cannot be used at the start; afterwards it waits out
+    any trouble.
+    """
+    owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+    if options.metrics_port is not None:
+        serve_metrics(options.metrics_port)
+    leaving = Leaving()
+    async with aio.loop(), open_database(options.settings) as database:
+        await prepare(database)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leaving.listen)
+            await _serve_tenures(options, database, owner, leaving)
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """Open the database for a block, inside the asyncio loop."""
+    database = Database(settings)
+    try:
+        yield database
+    finally:
+        with trio.move_on_after(FLUSH, shield=True):
+            await database.close()
+
+
+async def prepare(database: Database) -> None:
+    """Check the database, and make the indexes if we may."""
+    await database.check()
+    try:
+        await database.create_indexes()
+    except Refused as error:
+        logger.warning("indexes are left to an administrator (caxev db init): {}", error)
+
+
+async def _serve_tenures(
+    options: Options, database: Database, owner: str, leaving: Leaving
+) -> None:
+    while not leaving.asked.is_set():
+        tenure = await _stand_by(options, database, owner, leaving)
+        if tenure is None:
+            return
+        metrics.leading.labels(options.site.name).set(1)
+        try:
+            await _Tenancy(options, database, tenure, leaving).serve()
+        except* Deposed as group:
+            logger.warning("{}; standing by", _one_of(group))
+        else:
+            return
+        finally:
+            metrics.leading.labels(options.site.name).set(0)
+
+
+async def _stand_by(
+    options: Options, database: Database, owner: str, leaving: Leaving
+) -> Tenure | None:
+    """Wait until the site is ours; None if asked to leave first."""
+    told = False
+    site, held = options.site.name, options.lease * _HELD
+    while not leaving.asked.is_set():
+        try:
+            taken = await database.acquire(site, owner, held, utcnow())
+        except Unreachable as error:
+            logger.warning("{}", error)
+            taken = None
+        if taken is not None:
+            tenure, claims = taken
+            logger.info("listening for {} (epoch {})", site, tenure.epoch)
+            if claims:
+                logger.info("{} reactions were interrupted and are due again", claims)
+            return tenure
+        if not told:
+            logger.info("another process listens for {}: standing by", site)
+            notify("READY=1\nSTATUS=standing by")
+            told = True
+        with trio.move_on_after(options.lease * _STAND_BY):
+            await leaving.asked.wait()
+    return None
+
+
+class _Tenancy:
+    """One stretch of acting for a site."""
+
+    def __init__(
+        self, options: Options, database: Database, tenure: Tenure, leaving: Leaving
+    ) -> None:
+        self.options = options
+        self.database = database
+        self.tenure = tenure
+        self.leaving = leaving
+        self._requests = 0
+        self._poked = trio.Event()
+
+    async def serve(self) -> None:
+        """Act for the site until asked to leave, or until there is nothing left to do."""
+        with logger.contextualize(site=self.tenure.site):
+            async with Workers(files=self.options.handler_files) as workers:
+                async with trio.open_nursery() as outer:
+                    dispatcher = self._dispatcher(workers, outer)
+                    await self._act(dispatcher, outer)
+                    outer.cancel_scope.cancel()
+                with trio.move_on_after(FLUSH, shield=True):
+                    await dispatcher.settle_ended()
+                    await self.database.release(self.tenure)
+        logger.info("left {} in good order", self.tenure.site)
+
+    def _dispatcher(self, workers: Workers, outer: trio.Nursery) -> Dispatcher:
+        options = self.options
+        return Dispatcher(
+            self.database,
+            self.tenure,
+            options.registry,
+            options.site,
+            options.sites,
+            workers,
+            outer,
+        )
+
+    async def _act(self, dispatcher: Dispatcher, outer: trio.Nursery) -> None:
+        """Run the intake until asked to leave, then give what is in flight its grace."""
+        watcher = Watcher(self.database, self.tenure, self.options.registry, dispatcher)
+        outer.start_soon(dispatcher.pay)
+        outer.start_soon(dispatcher.show_progress)
+        outer.start_soon(self._keep_lease, watcher)
+        async with trio.open_nursery() as inner:
+            inner.start_soon(dispatcher.take)
+            if self.options.once:
+                await self._once(watcher, dispatcher)
+            else:
+                await self._until_asked(watcher, inner)
+            inner.cancel_scope.cancel()
+        notify("STOPPING=1")
+        with trio.move_on_after(self.options.grace):
+            await dispatcher.drained()
+
+    async def _until_asked(self, watcher: Watcher, inner: trio.Nursery) -> None:
+        ready = trio.Event()
+        inner.start_soon(lambda: watcher.run(ready=ready))
+        inner.start_soon(self._say_ready, ready)
+        inner.start_soon(self._serve_requests, watcher, ready)
+        inner.start_soon(self._scan_daily, watcher, ready)
+        await self.leaving.asked.wait()
+
+    async def _once(self, watcher: Watcher, dispatcher: Dispatcher) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_when_asked, nursery.cancel_scope)
+            await watcher.catch_up()
+            await watcher.serve_requests()
+            await dispatcher.wait_idle()
+            # What was done here may have made more to do here.
+            while await watcher.catch_up():
+                await dispatcher.wait_idle()
+            nursery.cancel_scope.cancel()
+
+    async def _cancel_when_asked(self, scope: trio.CancelScope) -> None:
+        await self.leaving.asked.wait()
+        scope.cancel()
+
+    async def _say_ready(self, ready: trio.Event) -> None:
+        await ready.wait()
+        notify(f"READY=1\nSTATUS=listening for {self.tenure.site}")
+        logger.info("ready")
+
+    async def _scan_daily(self, watcher: Watcher, ready: trio.Event) -> None:
+        await ready.wait()
+        await watcher.scan_daily()
+
+    async def _serve_requests(self, watcher: Watcher, ready: trio.Event) -> None:
+        await ready.wait()
+        while True:
+            self._poked = trio.Event()
+            wait = 1.0
+            try:
+                await watcher.serve_requests()
+                wait = float("inf")
+            except Unreachable:
+                logger.debug("requests wait for the database")
+            with trio.move_on_after(wait):
+                await self._poked.wait()
+
+    async def _keep_lease(self, watcher: Watcher) -> None:
+        """Renew the lease for ever. Raises `Deposed` where it was lost."""
+        every = self.options.lease * _RENEW
+        while True:
+            try:
+                self._heard(
+                    await self.database.renew(
+                        self.tenure, self.options.lease * _HELD, watcher.trouble
+                    )
+                )
+                notify("WATCHDOG=1")
+            except Unreachable as error:
+                # Nobody else can take the site over either, unless they still reach the database;
+                # then the renewal will tell.
+                logger.debug("the lease is not renewed: {}", error)
+                await trio.sleep(min(every, LONGEST_WAIT) / 4)
+                continue
+            await trio.sleep(every)
+
+    def _heard(self, record: SiteRecord) -> None:
+        if record.requests != self._requests:
+            self._requests = record.requests
+            self._poked.set()
+
+
+def notify(message: str) -> None:
+    """Tell systemd how we are (sd_notify(3)); nothing where it does not listen."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(address)
+            sock.sendall(message.encode())
+        except OSError as error:
+            logger.debug("systemd is not told: {}", error)
+
+
+def serve_metrics(port: int) -> None:
+    """Serve metrics for Prometheus on loopback."""
+    from prometheus_client import start_http_server
+
+    start_http_server(port, addr="127.0.0.1")
+
+
+def _one_of(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def run(function: Callable[..., Any], *args: object) -> Any:
+    """Run an async function to its end; a single error comes out as itself, not in a group."""
+    try:
+        return trio.run(function, *args, strict_exception_groups=True)
+    except BaseExceptionGroup as group:
+        error = _one_of(group)
+        if isinstance(error, DatabaseError | OSError | KeyboardInterrupt):
+            raise error from None
+        raise

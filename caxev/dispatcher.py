@@ -1,0 +1,542 @@
+"""Workers per lane: take what is due, attempt it, settle it.
+
+`watcher` hands over debts as they are recorded, some of them claimed already because a lane has
+room: those start without another round trip. What there is no room for stays in the database and
+is fetched, oldest first, when a worker is free, so that a million open debts cost no memory.
+Claims, reads of runs and settlements are done in groups.
+
+Tasks, all started by `daemon`: `Dispatcher.take` claims what is due (intake), `Dispatcher.pay`
+settles and writes progress (it must outlive the attempts), and one task for each attempt.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from random import random
+from typing import Any, Final, TypeVar
+
+import trio
+from attrs import define, field
+from loguru import logger
+
+from caxev import crash, metrics
+from caxev.config import Site, Sites
+from caxev.job import GiveUp, Job, Retry, Skip, Superseded, utcnow
+from caxev.ledger import (
+    Debt,
+    Interrupted,
+    Outcome,
+    Paid,
+    Postponed,
+    Spent,
+    State,
+    Surprise,
+    claim,
+    settle,
+)
+from caxev.model import CopyKey, Run, RunId, RunUpdate
+from caxev.mongo import Database, DatabaseError, Deposed, Tenure, Unreachable
+from caxev.registry import Handler, Registry
+from caxev.workers import Workers
+
+T = TypeVar("T")
+
+LANES: Final[Mapping[str, int]] = {"default": 64, "transfer": 4, "checksum": 2}
+"""Workers in each lane unless sites.json says otherwise; a lane not named here has 4."""
+OTHER_LANE: Final = 4
+PROGRESS_EVERY: Final = 5.0
+"""Seconds between two writes of a reaction's progress to the ledger."""
+LONGEST_SLEEP: Final = 3600.0
+"""Seconds at most that a timer is armed for: the wall clock may be set meanwhile."""
+
+
+@define(eq=False)
+class Lane:
+    """A group of workers. `more`: the database may hold debts that are due in this lane."""
+
+    name: str
+    workers: int
+    running: set[str] = field(factory=set)
+    more: bool = True
+    next_due: datetime | None = None
+
+    @property
+    def free(self) -> int:
+        return self.workers - len(self.running)
+
+
+@define(eq=False)
+class Copies:
+    """Who is at work on which copy here, so that nothing is deleted under a reader."""
+
+    _readers: Counter[tuple[RunId, CopyKey]] = field(factory=Counter)
+    _writers: set[tuple[RunId, CopyKey]] = field(factory=set)
+    _changed: trio.Condition = field(factory=trio.Condition)
+
+    @asynccontextmanager
+    async def held(self, debt: Debt, *, exclusive: bool) -> AsyncIterator[None]:
+        """Hold the debt's copy: together with other readers, or alone."""
+        if not isinstance(debt.aspect, CopyKey):
+            yield
+            return
+        key = (debt.run, debt.aspect)
+        async with self._changed:
+            while key in self._writers or (exclusive and self._readers[key]):
+                await self._changed.wait()
+            self._enter(key, exclusive=exclusive)
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                async with self._changed:
+                    self._leave(key, exclusive=exclusive)
+                    self._changed.notify_all()
+
+    def _enter(self, key: tuple[RunId, CopyKey], *, exclusive: bool) -> None:
+        if exclusive:
+            self._writers.add(key)
+        else:
+            self._readers[key] += 1
+
+    def _leave(self, key: tuple[RunId, CopyKey], *, exclusive: bool) -> None:
+        if exclusive:
+            self._writers.discard(key)
+        else:
+            self._readers[key] -= 1
+            if not self._readers[key]:
+                del self._readers[key]
+
+
+@define(eq=False)
+class Ended:
+    """An attempt that is over and has to be settled."""
+
+    debt: Debt
+    outcome: Outcome
+    update: RunUpdate | None = None
+
+
+@define(eq=False)
+class Dispatcher:
+    """Pays one site's debts. Implements `watcher.Intake`."""
+
+    database: Database
+    tenure: Tenure
+    registry: Registry
+    site: Site
+    sites: Sites
+    workers: Workers
+    attempts: trio.Nursery
+    _lanes: dict[str, Lane] = field(init=False, factory=dict)
+    _ended: list[Ended] = field(init=False, factory=list)
+    _copies: Copies = field(init=False, factory=Copies)
+    _progress: dict[str, tuple[Debt, dict[str, Any]]] = field(init=False, factory=dict)
+    _wake: trio.Event = field(init=False, factory=trio.Event)
+    _settle: trio.Event = field(init=False, factory=trio.Event)
+    _freed: trio.Event = field(init=False, factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        for handler in self.registry.handlers.values():
+            self._lane(handler.lane)
+
+    def _lane(self, name: str) -> Lane:
+        if name not in self._lanes:
+            workers = self.site.lanes.get(name, LANES.get(name, OTHER_LANE))
+            self._lanes[name] = Lane(name, workers)
+        return self._lanes[name]
+
+    @property
+    def running(self) -> int:
+        """How many reactions are claimed by this process now."""
+        return sum(len(lane.running) for lane in self._lanes.values())
+
+    # -- intake: called by the watcher --------------------------------------------------------
+
+    def reserve(self, debts: Sequence[Debt]) -> list[Debt]:
+        """Claim as many of these new debts as there are free workers for."""
+        return [self._reserve(debt) for debt in debts]
+
+    def _reserve(self, debt: Debt) -> Debt:
+        lane = self._lane(debt.lane)
+        # While older debts wait in the database they go first.
+        if debt.state is not State.OPEN or lane.more or not lane.free or debt.id in lane.running:
+            return debt
+        lane.running.add(debt.id)
+        return claim(debt, self.tenure.epoch)
+
+    def cancel(self, debts: Sequence[Debt]) -> None:
+        """Give the reservations back."""
+        for debt in debts:
+            if debt.state is State.RUNNING:
+                self._lane(debt.lane).running.discard(debt.id)
+
+    def start(self, debts: Sequence[Debt]) -> None:
+        """Start the claimed debts, and see to it that the others are fetched."""
+        claimed = [debt for debt in debts if debt.state is State.RUNNING]
+        if claimed:
+            self.attempts.start_soon(self._begin, claimed)
+        for debt in debts:
+            if debt.state is State.OPEN:
+                self._lane(debt.lane).more = True
+        if len(claimed) < len(debts):
+            self._wake.set()
+
+    async def reconcile(self) -> None:
+        """Free what stands as claimed by us and is not running."""
+        running = [slot for lane in self._lanes.values() for slot in lane.running]
+        if await self.database.free_claims(self.tenure, running):
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Ask the database for due debts in all lanes."""
+        for lane in self._lanes.values():
+            lane.more = True
+        self._wake.set()
+
+    # -- taking -----------------------------------------------------------------------------
+
+    async def take(self) -> None:
+        """Claim what is due and start it, for ever: when a debt comes, or its time does."""
+        await self._retrying(self._find_lanes)
+        while True:
+            self._wake = trio.Event()
+            busy = [lane for lane in self._lanes.values() if lane.more and lane.free]
+            for lane in busy:
+                await self._retrying(self._fill, lane)
+            if not busy:
+                self._freed.set()
+                with trio.move_on_after(self._until_due()):
+                    await self._wake.wait()
+                self._ring()
+
+    async def _find_lanes(self) -> None:
+        for name in await self.database.lanes(self.tenure.site):
+            self._lane(name)
+
+    async def _fill(self, lane: Lane) -> None:
+        """Claim for every free worker of a lane."""
+        lane.more = False
+        try:
+            now = utcnow()
+            due = await self.database.due(self.tenure.site, lane.name, now, lane.free)
+            due = [debt for debt in due if debt.id not in lane.running][: lane.free]
+            if due:
+                await self._claim(lane, due)
+                lane.more = True  # there may be more, or the claim was not the only one
+            else:
+                lane.next_due = await self.database.next_due(self.tenure.site, lane.name, now)
+        except DatabaseError:
+            lane.more = True
+            raise
+
+    async def _claim(self, lane: Lane, due: Sequence[Debt]) -> None:
+        slots = {debt.id for debt in due}
+        lane.running |= slots
+        claimed: list[Debt] = []
+        try:
+            claimed = await self.database.claim(due, self.tenure.epoch)
+        finally:
+            lane.running -= slots - {debt.id for debt in claimed}
+        if claimed:
+            self.attempts.start_soon(self._begin, [claim(d, self.tenure.epoch) for d in claimed])
+
+    def _until_due(self) -> float:
+        times = [lane.next_due for lane in self._lanes.values() if lane.next_due]
+        if not times:
+            return float("inf")
+        return min(max((min(times) - utcnow()).total_seconds(), 0.0), LONGEST_SLEEP)
+
+    def _ring(self) -> None:
+        """Look into the lanes whose next debt is due by now."""
+        now = utcnow()
+        for lane in self._lanes.values():
+            if lane.next_due is not None and lane.next_due <= now:
+                lane.next_due, lane.more = None, True
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is running and nothing is due. For ``--once``."""
+        while self.running or any(lane.more for lane in self._lanes.values()):
+            self._freed = trio.Event()
+            await self._freed.wait()
+
+    async def drained(self) -> None:
+        """Wait until nothing is running: every attempt has ended and is settled."""
+        while self.running:
+            self._freed = trio.Event()
+            await self._freed.wait()
+
+    # -- attempting -------------------------------------------------------------------------
+
+    async def _begin(self, debts: Sequence[Debt]) -> None:
+        """Read the runs of claimed debts, all at once, and attempt each."""
+        runs: dict[RunId, Run] = {}
+        why = "the listener was stopped"
+        try:
+            runs = await self.database.runs({debt.run for debt in debts})
+            why = ""
+        except DatabaseError as error:
+            why = str(error)
+        finally:
+            if why:
+                for debt in debts:
+                    self._end(Ended(debt, Interrupted(why)))
+        if why:
+            return
+        async with trio.open_nursery() as nursery:
+            for debt in debts:
+                nursery.start_soon(self._pay_one, debt, runs.get(debt.run))
+
+    async def _pay_one(self, debt: Debt, run: Run | None) -> None:
+        """Attempt one debt; whatever becomes of it, it is handed on to be settled."""
+        ended = Ended(debt, Interrupted("the listener was stopped"))
+        metrics.running.labels(debt.site, debt.lane).inc()
+        try:
+            handler = self.registry.handlers.get(debt.handler)
+            if handler is None:
+                why = f"no handler named {debt.handler!r} is installed here"
+                ended = Ended(debt, Spent(why))
+            elif run is None and debt.after is not None:
+                ended = Ended(debt, Paid("the run is no longer in the database"))
+            elif run is not None and not self.site.wants_run(run.name):
+                ended = Ended(debt, Paid("nothing to do: the run is not in dataset_list"))
+            else:
+                with logger.contextualize(
+                    run=str(run or debt.run), event=str(debt.event), handler=debt.handler
+                ):
+                    ended = await self._attempt(debt, handler, run or Run(debt.run))
+        finally:
+            metrics.running.labels(debt.site, debt.lane).dec()
+            self._end(ended)
+
+    async def _attempt(self, debt: Debt, handler: Handler, run: Run) -> Ended:
+        stall = trio.CancelScope()
+        job = Job(
+            run=run,
+            event=debt.event,
+            site=self.site,
+            sites=self.sites,
+            owner=f"{self.tenure.site}#{self.tenure.epoch}",
+            log=logger,
+            ports=_Ports(self, debt),
+            on_progress=self._progress_of(debt, handler, stall),
+        )
+        crash.scope.set(handler.name)
+        async with self._copies.held(debt, exclusive=handler.exclusive):
+            metrics.latency.labels(debt.site).observe((utcnow() - debt.at).total_seconds())
+            outcome, update = await attempt(handler, job, stall)
+        if isinstance(outcome, Surprise | Postponed | Spent):
+            update = None
+            settled = settle(debt, outcome, utcnow(), allowed=handler.attempts, jitter=random())  # noqa: S311  # not for secrets
+            if settled.state is State.FAILED:
+                update = job.if_parked
+        _report(outcome)
+        return Ended(debt, outcome, update)
+
+    def _progress_of(
+        self, debt: Debt, handler: Handler, stall: trio.CancelScope
+    ) -> Callable[[int, int], None]:
+        if handler.stall is not None:
+            stall.deadline = trio.current_time() + handler.stall
+
+        def on_progress(done: int, total: int) -> None:
+            if handler.stall is not None:
+                stall.deadline = trio.current_time() + handler.stall
+            row = {"done": done, "total": total, "at": utcnow()}
+            self._progress[debt.id] = (debt, row)
+
+        return on_progress
+
+    def _end(self, ended: Ended) -> None:
+        self._progress.pop(ended.debt.id, None)
+        self._ended.append(ended)
+        self._settle.set()
+
+    # -- settling ---------------------------------------------------------------------------
+
+    async def pay(self) -> None:
+        """Settle attempts as they end, for ever, all that have ended in one write."""
+        while True:
+            await self._settle.wait()
+            await self.settle_ended()
+
+    async def settle_ended(self) -> None:
+        """Settle all attempts that have ended by now."""
+        self._settle = trio.Event()
+        ended, self._ended = self._ended, []
+        plain = [one for one in ended if one.update is None]
+        if plain:
+            await self._retrying(self._settle_plain, plain)
+            self._release(plain)
+        for one in ended:
+            if one.update is not None:
+                await self._retrying(self._settle_with_update, one)
+                self._release([one])
+
+    async def _settle_plain(self, ended: Sequence[Ended]) -> None:
+        debts = [self._settled(one) for one in ended]
+        counted, renewed = await self.database.settle(debts, self.tenure.epoch)
+        if renewed or any(debt.state is State.OPEN for debt in debts):
+            self._rearm(debts, renewed=bool(renewed))
+        if counted + renewed < len(debts):
+            logger.warning("{} settlements came too late", len(debts) - counted - renewed)
+
+    async def _settle_with_update(self, ended: Ended) -> None:
+        assert ended.update is not None
+        debt = self._settled(ended)
+        try:
+            fitted, renewed = await self.database.settle_with(
+                debt, self.tenure.epoch, ended.update, utcnow()
+            )
+        except (Unreachable, Deposed):
+            raise
+        except DatabaseError as error:
+            await self._settle_plain([Ended(ended.debt, Spent(str(error)))])
+            return
+        if fitted:
+            if renewed or debt.state is State.OPEN:
+                self._rearm([debt], renewed=renewed)
+            return
+        # The run has moved on since the handler looked: look again, a bounded number of times.
+        again = Postponed("the run changed meanwhile") if debt.state is State.DONE else None
+        await self._settle_plain([Ended(ended.debt, again or ended.outcome)])
+
+    def _settled(self, ended: Ended) -> Debt:
+        handler = self.registry.handlers.get(ended.debt.handler)
+        allowed = handler.attempts if handler else 1
+        debt = settle(
+            ended.debt,
+            ended.outcome,
+            utcnow(),
+            allowed=allowed,
+            jitter=random(),  # noqa: S311
+        )
+        metrics.outcomes.labels(debt.site, debt.handler, debt.state.value).inc()
+        return debt
+
+    def _rearm(self, debts: Iterable[Debt], *, renewed: bool) -> None:
+        """Arm the timers for debts that are open again."""
+        for debt in debts:
+            lane = self._lane(debt.lane)
+            if renewed:
+                lane.more = True
+            elif debt.state is State.OPEN:
+                lane.next_due = min(lane.next_due or debt.due, debt.due)
+        self._wake.set()
+
+    def _release(self, ended: Sequence[Ended]) -> None:
+        for one in ended:
+            self._lane(one.debt.lane).running.discard(one.debt.id)
+        self._wake.set()
+        self._freed.set()
+
+    async def show_progress(self) -> None:
+        """Write the progress of running reactions to the ledger every few seconds, for ever."""
+        while True:
+            await trio.sleep(PROGRESS_EVERY)
+            moved, self._progress = self._progress, {}
+            for debt, row in moved.values():
+                try:
+                    await self.database.progress(debt, self.tenure.epoch, row)
+                except DatabaseError as error:
+                    logger.debug("progress is not shown: {}", error)
+                    break
+
+    async def _retrying(self, function: Callable[..., Any], *args: object) -> None:
+        """Call an async function until the database lets it through."""
+        wait = 0.1
+        while True:
+            try:
+                await function(*args)
+            except Unreachable as error:
+                logger.debug("trying again: {}", error)
+                await trio.sleep(wait)
+                wait = min(wait * 2, 5.0)
+            else:
+                return
+
+
+@define
+class _Ports:
+    """What a job can do to the world."""
+
+    _dispatcher: Dispatcher
+    _debt: Debt
+
+    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
+        dispatcher = self._dispatcher
+        return await dispatcher.database.update(self._debt, dispatcher.tenure.epoch, update, now)
+
+    async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
+        return await self._dispatcher.workers.run(function, *args, on_progress=job.progress)
+
+    async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
+        await self._dispatcher.database.store_manifest(digest, items)
+
+    async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
+        return await self._dispatcher.database.load_manifest(digest)
+
+
+async def attempt(
+    handler: Handler, job: Job, stall: trio.CancelScope
+) -> tuple[Outcome, RunUpdate | None]:
+    """Run a handler once and say what came of it. The one place where any error is caught.
+
+    Cancellation from outside passes through.
+    """
+    timeout = float("inf") if handler.timeout is None else handler.timeout
+    try:
+        with trio.move_on_after(timeout) as clock, stall:
+            return _outcome_of(await handler.function(job))
+        if clock.cancelled_caught:
+            return Postponed(f"not done after {timeout:.0f} s"), None
+        return Postponed(f"no progress for {handler.stall:.0f} s"), None
+    except Exception as error:  # noqa: BLE001  # a failure is data
+        return failure(error), None
+
+
+def _outcome_of(result: object) -> tuple[Outcome, RunUpdate | None]:
+    match result:
+        case RunUpdate():
+            return Paid(), result
+        case Skip(why):
+            return Paid(f"nothing to do: {why}"), None
+        case None:
+            return Paid(), None
+        case _:
+            kind = type(result).__name__
+            return Spent(f"the handler returned a {kind}, not a RunUpdate, a Skip or None"), None
+
+
+def failure(error: Exception) -> Outcome:
+    """Return what an error that a handler raised means for the debt."""
+    match error:
+        case Retry():
+            return Postponed(error.why, error.after)
+        case GiveUp():
+            return Spent(error.why)
+        case Superseded():
+            return Paid(f"nothing to do: {error}")
+        case Unreachable():
+            return Postponed(str(error), 5.0)
+        case Deposed():
+            return Interrupted(str(error))
+        case ExceptionGroup():
+            outcomes = [failure(one) for one in error.exceptions]
+            order = (Surprise, Spent, Interrupted, Postponed, Paid)
+            return min(outcomes, key=lambda outcome: order.index(type(outcome)))
+        case _:
+            logger.opt(exception=error).error("unforeseen: {!r}", error)
+            return Surprise(f"{type(error).__name__}: {error}")
+
+
+def _report(outcome: Outcome) -> None:
+    match outcome:
+        case Paid(note):
+            logger.debug("done. {}", note)
+        case Postponed(why) | Interrupted(why):
+            logger.info("put off: {}", why)
+        case Spent(why):
+            logger.error("failed: {}", why)

@@ -1,0 +1,196 @@
+"""What a copy consists of: its items and their digests. Pure.
+
+Whoever looks at a tree (`scan`, `digest_tree`, the movers) makes a `Manifest`; handlers compare
+manifests and keep them in the database under their own digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+from attrs import evolve, field, frozen, validators
+from blake3 import blake3 as _blake3
+
+from caxev.files.paths import printable
+
+Kind: TypeAlias = Literal["file", "dir", "link"]
+KINDS: Final = ("file", "dir", "link")
+_EMPTY: Final = hashlib.sha512().hexdigest()
+_HOPS: Final = 40  # links in a row that the kernel follows
+
+
+@frozen
+class Item:
+    """One file, directory or link of a copy.
+
+    `path` is relative to the copy's root, ``/``-separated; ``b""`` is the copy itself where that is
+    a single file. `size` is in bytes, 0 but for files. `blake3` (32 bytes) and `sha512` (64) are
+    None where they were not computed. `target` is where a link points.
+    """
+
+    path: bytes
+    kind: Kind = field(validator=validators.in_(KINDS))
+    size: int = 0
+    blake3: bytes | None = None
+    sha512: bytes | None = None
+    target: bytes = b""
+
+    def to_row(self) -> dict[str, Any]:
+        """As a document; what is empty is left out."""
+        row: dict[str, Any] = {"path": self.path, "kind": self.kind}
+        for name in ("size", "blake3", "sha512", "target"):
+            if getattr(self, name):
+                row[name] = getattr(self, name)
+        return row
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Item:
+        """The inverse of `to_row`."""
+        return cls(**{name: row[name] for name in _FIELDS if row.get(name) is not None})
+
+    def same(self, other: Item) -> bool:
+        """Whether both say the same content; the SHA-512 is left out, as either may lack it."""
+        return self._content == other._content
+
+    @property
+    def _content(self) -> tuple[object, ...]:
+        return (self.kind, self.size, self.blake3, self.target)
+
+
+_FIELDS: Final = ("path", "kind", "size", "blake3", "sha512", "target")
+
+
+class Difference(NamedTuple):
+    """One path by which a copy differs from what it should be."""
+
+    path: bytes
+    why: Literal["missing", "unexpected", "differs"]
+
+    def __str__(self) -> str:
+        return f"{printable(self.path) or 'the file'} {_SAID[self.why]}"
+
+
+_SAID: Final = {"missing": "is missing", "unexpected": "is unexpected", "differs": "differs"}
+
+
+def _by_path(items: Iterable[Item]) -> tuple[Item, ...]:
+    return tuple(sorted(items, key=lambda item: item.path))
+
+
+@frozen
+class Manifest:
+    """The items of a copy, sorted by path. Every directory below the root is an item."""
+
+    items: tuple[Item, ...] = field(converter=_by_path)
+
+    @property
+    def digest(self) -> str:
+        """``b3:<hex>``: names this content, whatever the modes, times and SHA-512 digests are.
+
+        BLAKE3 over each item's kind, path, size, BLAKE3 and target in turn, each with its length.
+        """
+        digest = _blake3(b"caxev manifest 1\n")
+        for item in self.items:
+            for part in _parts(item):
+                digest.update(len(part).to_bytes(8, "big") + part)
+        return f"b3:{digest.hexdigest()}"
+
+    @property
+    def files(self) -> tuple[Item, ...]:
+        return tuple(item for item in self.items if item.kind == "file")
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(item.size for item in self.items)
+
+    def shape(self) -> Manifest:
+        """The same without digests: what a look at the tree shows without reading the files."""
+        return Manifest(evolve(item, blake3=None, sha512=None) for item in self.items)
+
+    def differences(self, other: Manifest) -> tuple[Difference, ...]:
+        """How `other`, a copy, differs from this one, by path.
+
+        A digest missing on one side is a difference: what was not computed proves nothing.
+        """
+        mine = {item.path: item for item in self.items}
+        theirs = {item.path: item for item in other.items}
+        return tuple(_differences(mine, theirs))
+
+    def cax_checksum(self) -> str | None:
+        """The SHA-512 that cax keeps in `checksum`, hex; None if a file's SHA-512 is not known.
+
+        A single file: its own. A directory: over the sorted hex digests of its files, as
+        ``checksumdir.dirhash(path, "sha512")``. That one opens what a link to a file points to, so
+        such a link counts as one more file of that content, and a dangling one (or a circle)
+        as an empty file; links to directories, and empty directories, do not count. File names
+        do not enter: two files swapped pass. `digest` tells.
+        """
+        files = {item.path: item for item in self.items if item.kind == "file"}
+        if any(item.sha512 is None for item in files.values()):
+            return None
+        if b"" in files:
+            return (files[b""].sha512 or b"").hex()
+        return hashlib.sha512("".join(sorted(self._dirhash_digests())).encode()).hexdigest()
+
+    def _dirhash_digests(self) -> Iterator[str]:
+        known = {item.path: item for item in self.items}
+        for item in self.items:
+            end = _followed(item.path, known)
+            if end is None:
+                yield _EMPTY
+            elif end.kind == "file":
+                yield (end.sha512 or b"").hex()
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """As documents that BSON can hold, one an item; bytes stay bytes."""
+        return [item.to_row() for item in self.items]
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Manifest:
+        """The inverse of `to_rows`."""
+        return cls(Item.from_row(row) for row in rows)
+
+
+def _parts(item: Item) -> tuple[bytes, ...]:
+    size = item.size.to_bytes(8, "big")
+    return (item.kind.encode(), item.path, size, item.blake3 or b"", item.target)
+
+
+def _differences(mine: Mapping[bytes, Item], theirs: Mapping[bytes, Item]) -> Iterator[Difference]:
+    for path in sorted(mine.keys() | theirs.keys()):
+        if path not in theirs:
+            yield Difference(path, "missing")
+        elif path not in mine:
+            yield Difference(path, "unexpected")
+        elif not mine[path].same(theirs[path]):
+            yield Difference(path, "differs")
+
+
+_ROOT: Final = Item(b"", "dir")
+
+
+def _followed(path: bytes, known: Mapping[bytes, Item]) -> Item | None:
+    """What opening `path` comes to, as the kernel would resolve it inside the tree."""
+    todo = path.split(b"/")[::-1]
+    here: list[bytes] = []
+    hops = 0
+    while todo:
+        part = todo.pop()
+        if part in {b"", b"."}:
+            continue
+        if part == b"..":
+            here = here[:-1]
+            continue
+        item = known.get(b"/".join([*here, part]))
+        if item is None or (item.kind == "file" and todo):
+            return None
+        if item.kind == "link":
+            hops += 1
+            if hops > _HOPS:
+                return None
+            todo += item.target.split(b"/")[::-1]
+        else:
+            here.append(part)
+    return known.get(b"/".join(here), _ROOT if not here else None)

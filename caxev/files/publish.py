@@ -1,0 +1,168 @@
+"""Making a copy appear under its name: whole, on the disk, and never over something else.
+
+A copy is written to its `partial_path`, under the lock that `writing` takes, and `publish` gives it
+its final name. Killed anywhere in between, the partial is there to go on with.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from caxev import crash
+from caxev.files.tree import Seen, look, shown
+from caxev.job import Retry
+
+DIR_MODE: Final = 0o755
+FILE_MODE: Final = 0o644
+_MANY: Final = 64  # files from which one sync of the file system is cheaper
+_BUSY_AFTER: Final = 5.0  # seconds
+_AT_FDCWD: Final = -100
+_RENAME_NOREPLACE: Final = 1
+_CANNOT: Final = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def writing(partial: str, *, directory: bool) -> Iterator[None]:
+    """Hold the only right to write `partial`, which is made if it is not there.
+
+    The lock is an `flock` on the partial itself, so nothing else is left behind, and it ends with
+    this process. A partial of the other kind is removed. Raises `Retry` if another process
+    holds it. When the block ends, however it ends, what was written stays.
+    """
+    _clear_other_kind(partial, directory=directory)
+    descriptor = _made(partial, directory=directory)
+    try:
+        _lock(descriptor, partial)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _clear_other_kind(partial: str, *, directory: bool) -> None:
+    try:
+        mode = os.lstat(partial).st_mode
+    except FileNotFoundError:
+        return
+    if directory and not stat.S_ISDIR(mode):
+        os.unlink(partial)
+    elif not directory and stat.S_ISDIR(mode):
+        shutil.rmtree(partial)
+    elif not directory and not stat.S_ISREG(mode):
+        os.unlink(partial)
+
+
+def _made(partial: str, *, directory: bool) -> int:
+    if not directory:
+        return os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+    with suppress(FileExistsError):
+        os.mkdir(partial, DIR_MODE)
+    return os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
+def _lock(descriptor: int, partial: str) -> None:
+    busy = Retry(f"{shown(partial)} is being written by another process", after=_BUSY_AFTER)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as exc:
+        raise busy from exc
+    if not _is_still(descriptor, partial):
+        raise busy
+
+
+def _is_still(descriptor: int, path: str) -> bool:
+    """Whether `path` still names what was opened: its writer may have published it meanwhile."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def publish(partial: str, final: str) -> None:
+    """Bring all of `partial` to the disk and rename it to `final`, replacing nothing.
+
+    Where `final` is there and `partial` is not, an earlier attempt was killed after the rename:
+    that counts as done. Raises FileExistsError where both are there, FileNotFoundError where
+    neither is, OSError where the disk fails. Killed at any point, it can be called again.
+    """
+    if os.path.lexists(partial):
+        crash.point("files.sync")
+        sync_tree(partial)
+        crash.point("files.sync")
+        crash.point("files.publish.rename")
+        rename_new(partial, final)
+        crash.point("files.publish.rename")
+    elif not os.path.lexists(final):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), partial)
+    _fsync(os.path.dirname(final))
+
+
+def sync_tree(root: str) -> None:
+    """Bring every file and directory of a tree to the disk. Raises OSError."""
+    seen = look(root)
+    if sum(s.kind == "file" for s in seen) > _MANY and _syncfs(root):
+        return
+    for path in _inside_out(os.fsencode(root), seen):
+        _fsync(path)
+
+
+def _inside_out(top: bytes, seen: list[Seen]) -> Iterator[bytes]:
+    for s in reversed(seen):
+        if s.kind != "link":
+            yield os.path.join(top, s.path) if s.path else top
+    if not any(s.path == b"" for s in seen):
+        yield top
+
+
+def _syncfs(root: str) -> bool:
+    descriptor = os.open(root, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        if _libc.syncfs(descriptor) == 0:
+            return True
+        _raise_unless_unable(root, root)
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _fsync(path: str | bytes) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename_new(old: str, new: str) -> None:
+    """Rename, or raise FileExistsError: nothing is replaced."""
+    flags = (_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE)
+    if _libc.renameat2(*flags) != 0:
+        _raise_unless_unable(old, new)
+        _rename_new_portably(old, new)
+
+
+def _raise_unless_unable(old: str, new: str) -> None:
+    code = ctypes.get_errno()
+    if code not in _CANNOT:
+        raise OSError(code, os.strerror(code), old, None, new)
+
+
+def _rename_new_portably(old: str, new: str) -> None:
+    """For file systems without RENAME_NOREPLACE, such as NFS."""
+    if os.path.isdir(old):
+        # A rename onto a directory that holds anything fails by itself, so between these two
+        # lines at worst an empty directory can be replaced.
+        if os.path.lexists(new):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+        os.rename(old, new)
+    else:
+        os.link(old, new, follow_symlinks=False)
+        os.unlink(old)

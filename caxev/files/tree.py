@@ -1,0 +1,107 @@
+"""Looking at a tree on this machine's disk without following links."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+
+from attrs import frozen
+
+from caxev.files.manifest import Item, Kind, Manifest
+from caxev.files.paths import check_link, printable
+from caxev.job import GiveUp, Retry
+
+
+@frozen
+class Seen:
+    """One item as a look at a tree, here or far away, shows it.
+
+    `mtime_ns`: ns since the epoch, 0 but for files.
+    """
+
+    path: bytes
+    kind: Kind
+    size: int = 0
+    mtime_ns: int = 0
+    target: bytes = b""
+
+
+def manifest_of(seen: Iterable[Seen]) -> Manifest:
+    """The manifest of what was seen, without digests."""
+    return Manifest(Item(s.path, s.kind, s.size, target=s.target) for s in seen)
+
+
+def scan(root: str) -> Manifest:
+    """The items of the copy at `root`, without digests. Never follows a link.
+
+    Raises `GiveUp` where `root` is not there or is a link, or where the tree holds a socket, a
+    fifo, a device or a link that leads out of it; `Retry` where it changes under our eyes or
+    cannot be read.
+    """
+    return manifest_of(look(root))
+
+
+def look(root: str, *, check: bool = True) -> list[Seen]:
+    """What `scan` sees, with modification times, in the order of the paths. Raises the same.
+
+    Without `check`, links are listed wherever they lead.
+    """
+    try:
+        status = os.lstat(root)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise GiveUp(f"{shown(root)} is not there") from exc
+    except OSError as exc:
+        raise Retry(f"cannot read {shown(root)}: {exc.strerror}") from exc
+    top = os.fsencode(root)
+    if stat.S_ISREG(status.st_mode):
+        return [Seen(b"", "file", status.st_size, status.st_mtime_ns)]
+    if not stat.S_ISDIR(status.st_mode):
+        raise GiveUp(f"{shown(root)} is neither a directory nor a file")
+    found = sorted(_walk(top), key=lambda seen: seen.path)
+    if check:
+        check_links(found)
+    return found
+
+
+def check_links(found: Iterable[Seen]) -> None:
+    """Raise `GiveUp` for the first link that leads out of the tree."""
+    for seen in found:
+        if seen.kind == "link":
+            check_link(seen.path, seen.target)
+
+
+def shown(path: str) -> str:
+    """A path of this machine in a message."""
+    return printable(os.fsencode(path))
+
+
+def _walk(top: bytes) -> Iterator[Seen]:
+    pending = [b""]
+    while pending:
+        for seen in _directory(top, pending.pop()):
+            if seen.kind == "dir":
+                pending.append(seen.path)
+            yield seen
+
+
+def _directory(top: bytes, path: bytes) -> list[Seen]:
+    full = os.path.join(top, path)
+    try:
+        with os.scandir(full) as entries:
+            return [_seen(os.path.join(path, entry.name), entry) for entry in entries]
+    except FileNotFoundError as exc:
+        raise Retry(f"{printable(full)} changed while it was read") from exc
+    except OSError as exc:
+        raise Retry(f"cannot read {printable(full)}: {exc.strerror}") from exc
+
+
+def _seen(path: bytes, entry: os.DirEntry[bytes]) -> Seen:
+    status = entry.stat(follow_symlinks=False)
+    if stat.S_ISREG(status.st_mode):
+        return Seen(path, "file", status.st_size, status.st_mtime_ns)
+    if stat.S_ISDIR(status.st_mode):
+        return Seen(path, "dir")
+    if stat.S_ISLNK(status.st_mode):
+        return Seen(path, "link", target=os.readlink(entry.path))
+    raise GiveUp(f"{printable(entry.path)} is neither a file, a directory nor a link")

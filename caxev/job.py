@@ -1,0 +1,145 @@
+"""What a handler is given, what it may hand back, and what it may raise.
+
+`dispatcher` makes a `Job` for each attempt. Handlers see this module, `model` and `registry`
+through ``from caxev import ...`` and need nothing else. The job's abilities are ports: `dispatcher`
+passes in functions that write to the database or run work in another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from attrs import define, frozen
+
+from caxev.model import Copy, CopyKey, Event, Run, RunUpdate
+
+if TYPE_CHECKING:
+    from loguru import Logger
+
+T = TypeVar("T")
+
+
+def utcnow() -> datetime:
+    """Return the time, UTC, to the millisecond (as the database keeps it)."""
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+class Retry(Exception):
+    """Try this again, `after` seconds from now (default: exponential back-off with jitter)."""
+
+    def __init__(self, why: str, *, after: float | None = None) -> None:
+        super().__init__(why)
+        self.why = why
+        self.after = after
+
+
+class GiveUp(Exception):
+    """Trying again is of no use: park this as failed, for a person to look at."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
+class Superseded(Exception):
+    """The run is no longer what the update expected: somebody else was first. Nothing to do."""
+
+
+@frozen
+class Skip:
+    """Returned by a handler that finds nothing to do; `why` is shown by ``caxev explain``."""
+
+    why: str
+
+
+class SiteLike(Protocol):
+    """A site of sites.json as a handler sees it; the whole of it is `caxev.config.Site`."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Ports(Protocol):
+    """What a job can do to the world. `dispatcher` implements it; tests may."""
+
+    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None: ...
+    async def work(self, function: Callable[..., T], *args: object, job: Job) -> T: ...
+    async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None: ...
+    async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None: ...
+
+
+@define
+class Job:
+    """One attempt at one reaction.
+
+    `run` is the run as it is now; `event` says why we look. `site` is the site that this process
+    serves, `sites` all of them by name (`caxev.config.Site`). `owner` marks entries that this
+    process works on (``lngs#7``: site and epoch).
+    """
+
+    run: Run
+    event: Event
+    site: Any
+    sites: Any
+    owner: str
+    log: Logger
+    ports: Ports
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None
+    if_parked: RunUpdate | None = None
+
+    @property
+    def copy(self) -> Copy | None:
+        """The copy that the event speaks of, as it is now; None if it is gone or no copy."""
+        aspect = self.event.aspect
+        return self.run.copy(aspect) if isinstance(aspect, CopyKey) else None
+
+    @staticmethod
+    def now() -> datetime:
+        """Return the time, UTC, to the millisecond (as the database keeps it)."""
+        return utcnow()
+
+    async def update(self, update: RunUpdate) -> Run:
+        """Write to the run document at once, and go on with the run as it is then.
+
+        Raises `Superseded` where the run is no longer what `update` expects. On cancellation the
+        update may or may not have happened.
+        """
+        run = await self.ports.update(update, now=self.now())
+        if run is None:
+            raise Superseded(f"{self.run} is no longer as it was when this began")
+        self.run = run
+        return run
+
+    async def work(self, function: Callable[..., T], *args: object) -> T:
+        """Run ``function(*args, report=...)`` in a worker process and return what it returns.
+
+        For what is heavy: moving bytes, hashing. `function` is a module's top-level function;
+        arguments and result are pickled. It may call ``report(done, total)`` (bytes) as it goes.
+        What it raises is raised here. On cancellation the worker process is killed.
+        """
+        return await self.ports.work(function, *args, job=self)
+
+    def progress(self, done: int, total: int) -> None:
+        """Say how far it is, in bytes; keeps the stall detector quiet."""
+        self.on_progress(done, total)
+
+    def park_with(self, update: RunUpdate | None) -> None:
+        """What to write to the run if this reaction is parked as failed."""
+        self.if_parked = update
+
+    async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
+        """Keep a manifest's items in the database, under its digest. Repeatable."""
+        await self.ports.store_manifest(digest, items)
+
+    async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
+        """The items of the manifest with that digest, or None."""
+        return await self.ports.load_manifest(digest)
+
+
+Result = RunUpdate | Skip | None
+"""What a handler returns: a last update (written together with the settlement), or nothing."""
+
+HandlerFunction = Callable[[Job], Awaitable[Result]]

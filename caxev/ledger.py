@@ -1,0 +1,228 @@
+"""The life of a debt: one event that one handler still has to react to.
+
+Theory
+------
+A site owes a reaction for every pair of an event and a handler that wants it. The ledger keeps
+one debt for each *slot*: (site, run, aspect, handler). A newer event on the same aspect does not
+make a second debt: handlers look at the run as it is now, so it renews the one that is there.
+That is why the same handler runs on the same copy one at a time and in order, and why the ledger
+grows with the copies and not with time.
+
+::
+
+              renew                 claim                   settle: Paid
+    (none) ─────────▶ OPEN ────────────────▶ RUNNING ─────────────────────▶ DONE
+                     ▲ ▲ ▲                     │ │ │                          │
+                     │ │ └── settle: Postponed ┘ │ └─ settle: Spent ▶ FAILED  │
+                     │ └──── interrupt ──────────┘                       │    │
+                     └───────────────────────── renew ───────────────────┴────┘
+
+Each renewal gives the debt a new `mark`. A settlement names the mark that was claimed: where the
+debt was renewed meanwhile the settlement changes nothing and the debt stays OPEN, to be looked at
+again. DONE and FAILED are final for their mark: only a renewal opens the slot again.
+
+A claim carries the epoch of the process that made it. When another process takes the site over it
+interrupts every claim of an older epoch, so a deposed process can settle nothing.
+
+Callers: `watcher` makes debts, `dispatcher` claims and settles them, `mongo` stores them. Pure:
+`now` (UTC) and the jitter are arguments. Property-tested as a state machine in
+tests/test_ledger.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from enum import StrEnum
+from json import dumps
+from typing import Final, TypeAlias
+
+from attrs import evolve, frozen
+
+from caxev.model import Aspect, CopyKey, Event, Existence, RunId, Tag
+
+FIRST_DELAY: Final = 5.0
+"""Seconds before the second attempt; each further one waits twice as long..."""
+LONGEST_DELAY: Final = 3600.0
+"""...up to this many seconds."""
+SURPRISES: Final = 5
+"""How often an unexpected error is tried again before the debt is parked."""
+INTERRUPTIONS: Final = 20
+"""How often a debt may be running when its process dies before it is suspected and parked."""
+
+
+class State(StrEnum):
+    """Where a debt stands; see the module's theory."""
+
+    OPEN = "open"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@frozen
+class Paid:
+    """The handler ran through; `note` says what came of it."""
+
+    note: str = ""
+
+
+@frozen
+class Postponed:
+    """To be tried again: after `after` seconds, or with back-off. Only back-off counts."""
+
+    why: str
+    after: float | None = None
+
+
+@frozen
+class Surprise:
+    """An error that the handler did not foresee."""
+
+    why: str
+
+
+@frozen
+class Spent:
+    """Not to be tried again until a person says so."""
+
+    why: str
+
+
+@frozen
+class Interrupted:
+    """The process was asked to leave before the handler was through. Costs nothing."""
+
+    why: str = "interrupted"
+
+
+Outcome: TypeAlias = Paid | Postponed | Surprise | Spent | Interrupted
+
+
+def aspect_row(aspect: Aspect) -> list[str | None]:
+    """Return an aspect as the database keeps it: three texts, one, or none."""
+    return list(aspect)
+
+
+def aspect_from(row: Sequence[str | None]) -> Aspect:
+    """Return the aspect that `aspect_row` made a row of."""
+    match row:
+        case [str(kind), str(host), version]:
+            return CopyKey(kind, host, version)
+        case [str(tag)]:
+            return Tag(tag)
+        case _:
+            return Existence()
+
+
+@frozen
+class Debt:
+    """One slot of the ledger.
+
+    `before` and `after` are the aspect's values around the event; `at` is the event's cluster
+    time and `due` when to act, both UTC. `attempts` counts failures since the last renewal,
+    `interrupted` deaths of the process. `note` says why it waits or failed, or what came of it.
+    """
+
+    site: str
+    run: RunId
+    aspect: Aspect
+    handler: str
+    lane: str
+    before: str | None
+    after: str | None
+    mark: int
+    at: datetime
+    due: datetime
+    state: State = State.OPEN
+    epoch: int | None = None
+    attempts: int = 0
+    interrupted: int = 0
+    note: str = ""
+
+    @property
+    def id(self) -> str:
+        """The slot, as text: the debt's key in the database."""
+        return slot(self.site, self.run, self.aspect, self.handler)
+
+    @property
+    def event(self) -> Event:
+        """The event that is owed a reaction."""
+        return Event(self.run, self.aspect, self.before, self.after)
+
+
+def slot(site: str, run: RunId, aspect: Aspect, handler: str) -> str:
+    """Return the key of a slot: all keys of one run share the prefix `slot_prefix`."""
+    return dumps([site, str(run), *aspect, handler])
+
+
+def slot_prefix(site: str, run: RunId) -> str:
+    """Return what the keys of all slots of a run at a site begin with."""
+    return dumps([site, str(run)])[:-1] + ","
+
+
+def owe(site: str, event: Event, handler: str, *, lane: str, mark: int, at: datetime) -> Debt:
+    """Return the debt that an event makes, due at once. `mark` must never have been used."""
+    return Debt(
+        site, event.run, event.aspect, handler, lane, event.before, event.after, mark, at, at
+    )
+
+
+def claim(debt: Debt, epoch: int) -> Debt:
+    """Take an open debt for the process with this epoch."""
+    if debt.state is not State.OPEN:
+        raise ValueError(f"cannot claim a debt that is {debt.state}")
+    return evolve(debt, state=State.RUNNING, epoch=epoch)
+
+
+def settle(debt: Debt, outcome: Outcome, now: datetime, *, allowed: int, jitter: float) -> Debt:
+    """Return a claimed debt as it stands after an attempt.
+
+    `allowed` is the handler's number of attempts; `jitter` in [0, 1) spreads the back-off over
+    half to one and a half times its length.
+    """
+    if debt.state is not State.RUNNING:
+        raise ValueError(f"cannot settle a debt that is {debt.state}")
+    free = evolve(debt, epoch=None)
+    match outcome:
+        case Paid(note):
+            return evolve(free, state=State.DONE, note=note)
+        case Spent(why):
+            return evolve(free, state=State.FAILED, note=why)
+        case Interrupted(why):
+            return evolve(free, state=State.OPEN, due=now, note=why)
+        case Postponed(why, after) if after is not None:
+            return evolve(free, state=State.OPEN, due=_later(now, after), note=why)
+        case Surprise(why):
+            return _again(free, why, now, min(allowed, SURPRISES), jitter)
+        case Postponed(why):
+            return _again(free, why, now, allowed, jitter)
+
+
+def interrupt(debt: Debt, now: datetime) -> Debt:
+    """Return a claimed debt whose process died: open again, or parked if that is its habit."""
+    times = debt.interrupted + 1
+    if times >= INTERRUPTIONS:
+        why = f"the listener died {times} times while this ran"
+        return evolve(debt, state=State.FAILED, epoch=None, interrupted=times, note=why)
+    return evolve(debt, state=State.OPEN, epoch=None, due=now, interrupted=times)
+
+
+def delay(attempts: int, jitter: float) -> float:
+    """Return the seconds to wait after the `attempts`-th failure in a row."""
+    exponent = min(attempts - 1, 32)
+    return float(min(FIRST_DELAY * 2**exponent, LONGEST_DELAY) * (0.5 + jitter))
+
+
+def _again(debt: Debt, why: str, now: datetime, allowed: int, jitter: float) -> Debt:
+    attempts = debt.attempts + 1
+    if attempts >= allowed:
+        note = f"{why} (given up after {attempts} attempts)"
+        return evolve(debt, state=State.FAILED, attempts=attempts, note=note)
+    due = _later(now, delay(attempts, jitter))
+    return evolve(debt, state=State.OPEN, attempts=attempts, due=due, note=why)
+
+
+def _later(now: datetime, seconds: float) -> datetime:
+    # A year is for ever here, and keeps any number that a handler gives inside datetime's range.
+    return now + timedelta(seconds=min(max(seconds, 0.0), 366 * 86400.0))

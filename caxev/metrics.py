@@ -1,0 +1,21 @@
+"""What a listener counts, for Prometheus. `daemon` serves it where a port is given."""
+
+from typing import Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+changes: Final = Counter("caxev_changes_total", "Changes read from the stream", ["site"])
+debts: Final = Counter("caxev_debts_total", "Reactions that became due", ["site", "handler"])
+outcomes: Final = Counter(
+    "caxev_reactions_total", "Attempts at reactions", ["site", "handler", "outcome"]
+)
+running: Final = Gauge("caxev_running", "Reactions running now", ["site", "lane"])
+gaps: Final = Counter("caxev_history_gaps_total", "Gaps of history made up by a scan", ["site"])
+leading: Final = Gauge("caxev_leading", "1 where this process acts for the site", ["site"])
+troubled: Final = Gauge("caxev_database_trouble", "1 while the database is not reached", ["site"])
+latency: Final = Histogram(
+    "caxev_latency_seconds",
+    "From a change to the start of its handler",
+    ["site"],
+    buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 30, 300, 3600),
+)

@@ -1,0 +1,40 @@
+"""The only package that knows pymongo.
+
+- `client`: connecting, and what pymongo's errors mean to us;
+- `runs`: run documents: reading them, and updates that happen only where they still fit;
+- `stream`: the change stream in batches;
+- `store`: what a site keeps for itself: lease, position, last looks, debts, requests;
+- `Database`: all of it, as trio functions that each cross into asyncio once.
+"""
+
+from caxev.mongo.client import (
+    DatabaseError,
+    Deposed,
+    HistoryLost,
+    NotReplicaSet,
+    Refused,
+    Unreachable,
+)
+from caxev.mongo.database import Database, Ingest
+from caxev.mongo.runs import Selection
+from caxev.mongo.store import Gap, Position, Request, SiteRecord, Tenure
+from caxev.mongo.stream import Batch, Stream
+
+__all__ = [
+    "Batch",
+    "Database",
+    "DatabaseError",
+    "Deposed",
+    "Gap",
+    "HistoryLost",
+    "Ingest",
+    "NotReplicaSet",
+    "Position",
+    "Refused",
+    "Request",
+    "Selection",
+    "SiteRecord",
+    "Stream",
+    "Tenure",
+    "Unreachable",
+]

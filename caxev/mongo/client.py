@@ -1,0 +1,148 @@
+"""Connecting to the server, and what pymongo's errors mean to us.
+
+Foreign errors are translated here, once, into classes that say what the caller can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from bson.codec_options import CodecOptions
+from bson.errors import BSONError
+from pymongo import AsyncMongoClient
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ConfigurationError,
+    ConnectionFailure,
+    InvalidOperation,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
+
+from caxev.config import ConfigError, Settings
+
+Document = dict[str, Any]
+Client = AsyncMongoClient[Document]
+
+AUTH_CODES: Final = {8000, 18, 13, 11}
+LOST_CODES: Final = {286, 136, 280, 260, 10334}
+"""ChangeStreamHistoryLost, CappedPositionLost (a live stream overtaken by the oplog),
+ChangeStreamFatalError, InvalidResumeToken, BSONObjectTooLarge: the stream cannot go on."""
+TRANSIENT_CODES: Final = {6, 7, 43, 89, 91, 175, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
+"""A primary that steps down, shuts down or was away, and cursors that died with it."""
+NOT_REPLICA_SET: Final = 40573
+
+
+class DatabaseError(Exception):
+    """The database did not do what was asked. The message is one line for a person."""
+
+
+class Unreachable(DatabaseError):
+    """No server could be reached, or none is primary. Try again."""
+
+
+class Refused(DatabaseError):
+    """Wrong user or password, or a right is missing."""
+
+
+class NotReplicaSet(DatabaseError):
+    """The server is not a replica set, so it has no change streams."""
+
+
+class HistoryLost(DatabaseError):
+    """The stream cannot be continued from that position: scan, then start anew."""
+
+
+class Deposed(DatabaseError):
+    """Another process has taken this site over. Stop acting for it."""
+
+
+def connect(settings: Settings) -> Client:
+    """Make a client. Does not wait for the server; must be called inside the asyncio loop."""
+    try:
+        return AsyncMongoClient(
+            settings.mongo_uri,
+            **_options(settings),
+            tz_aware=True,
+            appname="caxev",
+        )
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        message = f"{settings.safe_uri} is not a usable database address: {_first_line(error)}"
+        raise ConfigError(message) from None  # the chain would show the password
+
+
+def _options(settings: Settings) -> Document:
+    # A watcher waits this long for a dead primary before it looks for the new one.
+    defaults = {"serverSelectionTimeoutMS": 5000, "connectTimeoutMS": 5000}
+    given = settings.mongo_uri.lower()
+    return {name: value for name, value in defaults.items() if name.lower() not in given}
+
+
+@contextmanager
+def translated(settings: Settings) -> Iterator[None]:
+    """Raise our own errors for pymongo's."""
+    try:
+        yield
+    except PyMongoError as error:
+        raise meaning(error, settings) from error
+    except BSONError as error:
+        raise DatabaseError(f"not storable in the database: {_first_line(error)}") from error
+
+
+def meaning(error: PyMongoError, settings: Settings) -> DatabaseError:
+    """Return what an error of pymongo's is to us."""
+    where = settings.safe_uri
+    match error:
+        case ServerSelectionTimeoutError():
+            return Unreachable(f"no answer from the database at {where}: {_first_line(error)}")
+        case AutoReconnect() | ConnectionFailure() | InvalidOperation():
+            return Unreachable(f"the connection to {where} broke: {_first_line(error)}")
+        case BulkWriteError():
+            return DatabaseError(f"a write to {where} failed: {_bulk_reason(error)}")
+        case OperationFailure():
+            return _of_operation(error, where)
+        case _:
+            return DatabaseError(f"{where}: {_first_line(error)}")
+
+
+def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
+    code, reason = error.code, _first_line(error)
+    if code in AUTH_CODES:
+        return Refused(
+            f"the database at {where} refused us: {reason}; "
+            "check the user, and the password in MONGO_PASSWORD"
+        )
+    if code == NOT_REPLICA_SET:
+        return NotReplicaSet(not_replica_set(where))
+    if code in LOST_CODES or error.has_error_label("NonResumableChangeStreamError"):
+        return HistoryLost(f"the change stream cannot go on: {reason} (code {code})")
+    if code in TRANSIENT_CODES or error.has_error_label("TransientTransactionError"):
+        return Unreachable(f"the database at {where} is changing over: {reason}")
+    return DatabaseError(f"the database at {where}: {reason} (code {code})")
+
+
+def not_replica_set(where: str) -> str:
+    """Return what to tell someone whose server is not a replica set."""
+    return (
+        f"the database at {where} is not a replica set, so it has no change streams; start mongod "
+        'with --replSet rs0 and run rs.initiate() once (MongoDB manual: "Convert a Standalone '
+        'to a Replica Set")'
+    )
+
+
+def _bulk_reason(error: BulkWriteError) -> str:
+    errors = (error.details or {}).get("writeErrors") or [{}]
+    return str(errors[0].get("errmsg", error))[:300]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).partition("\n")[0].partition(", Timeout:")[0].partition(", full error:")[0]
+    return text[:300]
+
+
+PLAIN: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)

@@ -1,0 +1,467 @@
+"""All that caxev does with the database, as trio functions that each cross into asyncio once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from attrs import define, field
+from bson.max_key import MaxKey
+from bson.min_key import MinKey
+from bson.timestamp import Timestamp
+from pymongo import ReturnDocument
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import OperationFailure
+
+from caxev import aio
+from caxev.config import Settings
+from caxev.crash import point
+from caxev.ledger import Debt
+from caxev.model import Aspect, Look, Run, RunId, RunUpdate
+from caxev.mongo.client import (
+    AUTH_CODES,
+    Client,
+    Deposed,
+    Document,
+    NotReplicaSet,
+    connect,
+    not_replica_set,
+    translated,
+)
+from caxev.mongo.runs import LOOK_PROJECTION, Selection, write_of
+from caxev.mongo.store import (
+    Collection,
+    Gap,
+    Position,
+    Request,
+    SiteRecord,
+    Store,
+    Tenure,
+    debt_from,
+    run_slots,
+)
+from caxev.mongo.stream import AWAIT, Batch, Stream
+
+T = TypeVar("T")
+PAGE: Final = 1000
+
+
+@define
+class Ingest:
+    """What one batch of changes leads to; written in one transaction."""
+
+    looks: Mapping[RunId, Look | None]
+    debts: Sequence[Debt] = ()
+    position: Position | None = None
+
+
+@define(eq=False)
+class Database:
+    """The runs database and this site's ledger in it.
+
+    Every method may raise `Unreachable`, `Refused` or another `DatabaseError`. Cancelling one
+    leaves its write done or not done; the filters make it safe to do it again.
+    """
+
+    settings: Settings
+    _client: Client = field(init=False)
+    _runs: Collection = field(init=False)
+    _store: Store = field(init=False)
+    # All transactions of this process use one session, one at a time: the next process ends it
+    # when it takes over, so that nothing half-written can block it.
+    _session: AsyncClientSession | None = field(init=False, default=None)
+    _pen: asyncio.Lock = field(init=False, factory=asyncio.Lock)
+
+    def __attrs_post_init__(self) -> None:
+        self._client = connect(self.settings)
+        database = self._client[self.settings.database]
+        self._runs = database[self.settings.collection]
+        self._store = Store(database, self.settings.prefix)
+
+    async def _call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        async def translating() -> T:
+            with translated(self.settings):
+                return await function(*args)
+
+        return await aio.call(translating)
+
+    async def _transaction(self, function: Callable[[AsyncClientSession], Awaitable[T]]) -> T:
+        async with self._pen:
+            if self._session is None:
+                self._session = self._client.start_session()
+            return await self._session.with_transaction(function)
+
+    # -- the server -------------------------------------------------------------------------
+
+    async def check(self) -> None:
+        """Raise unless the server can be reached, lets us in and is a replica set."""
+
+        async def check() -> None:
+            hello = await self._client.admin.command("hello")
+            if "setName" not in hello and hello.get("msg") != "isdbgrid":
+                raise NotReplicaSet(not_replica_set(self.settings.safe_uri))
+            # hello needs no rights: ask something that does.
+            await self._runs.find_one({}, {"_id": 1})
+
+        await self._call(check)
+
+    async def create_indexes(self) -> None:
+        """Make what the ledger needs. A site user who may not is told by `Refused`."""
+        await self._call(self._store.create_indexes)
+
+    async def close(self) -> None:
+        """Close all connections."""
+
+        async def close() -> None:
+            if self._session is not None:
+                await self._session.end_session()
+            await self._client.close()
+
+        await aio.call(close)
+
+    # -- the lease --------------------------------------------------------------------------
+
+    async def acquire(
+        self, site: str, owner: str, lease: float, now: datetime
+    ) -> tuple[Tenure, int] | None:
+        """Take the site over if nobody holds it: our tenure and how many claims were interrupted.
+
+        None where another process's lease has not lapsed. What the former process left claimed
+        is opened in the same transaction, so that from then on it can settle nothing.
+        """
+
+        async def acquire() -> tuple[Tenure, int] | None:
+            await self._store.register(site)
+            former = await self._store.predecessor(site)
+            if former is None:
+                return None
+            await self._end_session(former.get("lsid"))
+            session = self._session = self._client.start_session()
+
+            async def take(session: AsyncClientSession) -> tuple[Tenure, int] | None:
+                lsid = session.session_id
+                epoch = await self._store.take_over(site, owner, lease, lsid, session)
+                if epoch is None:
+                    return None
+                point("mongo.takeover")
+                claims = await self._store.interrupt_claims(site, now, session)
+                return Tenure(site, epoch, owner), claims
+
+            async with self._pen:
+                return await session.with_transaction(take)
+
+        return await self._call(acquire)
+
+    async def _end_session(self, lsid: Any) -> None:
+        # A process that was killed inside a transaction leaves it open for a minute, and its
+        # locks with it. Ending one's own user's sessions needs no right.
+        if not lsid:
+            return
+        try:
+            await self._client.admin.command({"killSessions": [{"id": lsid["id"]}]})
+        except OperationFailure as error:
+            if error.code not in AUTH_CODES:
+                raise
+
+    async def renew(self, tenure: Tenure, lease: float, trouble: str | None) -> SiteRecord:
+        """Prolong the lease, and say what troubles us. Raises `Deposed`."""
+        return await self._call(self._store.renew, tenure, lease, trouble)
+
+    async def release(self, tenure: Tenure) -> None:
+        """End the lease now."""
+        await self._call(self._store.release, tenure)
+
+    async def site_records(self) -> list[SiteRecord]:
+        """Read what is known of every site that ever listened."""
+        return await self._call(self._store.records, {})
+
+    async def site_record(self, site: str) -> SiteRecord | None:
+        """Read what is known of one site."""
+        return await self._call(self._store.record, site)
+
+    # -- watching ---------------------------------------------------------------------------
+
+    async def cluster_time(self) -> Timestamp:
+        """Return the time of the last operation that the server knows of."""
+
+        async def cluster_time() -> Timestamp:
+            reply = await self._client.admin.command("hello")
+            time: Timestamp = reply["operationTime"]
+            return time
+
+        return await self._call(cluster_time)
+
+    async def open_stream(self, position: Position) -> Stream:
+        """Open the change stream after `position`. Raises `HistoryLost`."""
+
+        async def open_stream() -> Stream:
+            stream = Stream(self._client[self.settings.database], self.settings.collection)
+            await stream.open(position)
+            return stream
+
+        return await self._call(open_stream)
+
+    async def next_batch(self, stream: Stream, wait: float = AWAIT) -> Batch:
+        """Wait for the stream's next batch; empty after `wait` seconds without a change.
+
+        Cancelling this ends the stream. Raises `HistoryLost`.
+        """
+        return await self._call(stream.next, wait)
+
+    async def close_stream(self, stream: Stream) -> None:
+        """Close the stream."""
+        await self._call(stream.close)
+
+    async def look(
+        self, site: str, runs: Sequence[RunId]
+    ) -> tuple[dict[RunId, dict[Aspect, str]], dict[RunId, dict[Aspect, str]]]:
+        """Return (looks of now, last looks): those of the runs that exist, or were seen."""
+
+        async def look() -> tuple[dict[RunId, dict[Aspect, str]], dict[RunId, dict[Aspect, str]]]:
+            cursor = self._runs.find({"_id": {"$in": list(runs)}}, LOOK_PROJECTION)
+            documents, before = await asyncio.gather(
+                cursor.to_list(None), self._store.looks(site, runs)
+            )
+            now = {doc["_id"]: Run.from_document(doc).look() for doc in documents}
+            return now, before
+
+        return await self._call(look)
+
+    async def ingest(self, tenure: Tenure, ingest: Ingest, now: datetime) -> None:
+        """Record what changes led to, all of it or nothing. Raises `Deposed`."""
+
+        async def write(session: AsyncClientSession) -> None:
+            point("mongo.ingest.begin")
+            await self._store.save_looks(tenure.site, ingest.looks, session)
+            await self._store.owe(ingest.debts, session)
+            # The guard comes last: the shorter it is held, the better for whoever waits for it.
+            if ingest.position is not None:
+                await self._store.save_position(tenure, ingest.position, now, session)
+            else:
+                await self._store.hold(tenure, session)
+            point("mongo.ingest.commit")
+
+        await self._call(self._transaction, write)
+        point("mongo.ingest.after")
+
+    async def save_position(self, tenure: Tenure, position: Position, now: datetime) -> None:
+        """Remember an idle stream's position. Raises `Deposed`."""
+        await self._call(self._store.save_position, tenure, position, now)
+
+    async def finish_scan(
+        self, tenure: Tenure, start: Timestamp | None, now: datetime, gap: Gap | None
+    ) -> None:
+        """Note a completed scan; see `Store.finish_scan`. Raises `Deposed`."""
+        await self._call(self._store.finish_scan, tenure, start, now, gap)
+
+    async def page(self, site: str, after: RunId | None) -> tuple[list[RunId], RunId | None]:
+        """Return a page of run ids, stored or seen, after the given one; and the page's last.
+
+        The last is None when there are no more. Runs that were seen but are no longer stored are
+        among them, so that a scan also finds what was deleted.
+        """
+
+        async def page() -> tuple[list[RunId], RunId | None]:
+            low = MinKey() if after is None else after
+            query = {} if after is None else {"_id": {"$gt": after}}
+            cursor = self._runs.find(query, {"_id": 1}).sort("_id").limit(PAGE)
+            ids = [document["_id"] for document in await cursor.to_list(None)]
+            last = ids[-1] if len(ids) == PAGE else None
+            high = MaxKey() if last is None else last
+            seen = await self._store.seen_between(site, low, high)
+            return list(dict.fromkeys([*ids, *seen])), last
+
+        return await self._call(page)
+
+    # -- debts ------------------------------------------------------------------------------
+
+    async def standing(self, slots: Sequence[str]) -> dict[str, Debt]:
+        """Return the debts in these slots."""
+        return await self._call(self._store.standing, slots)
+
+    async def due(self, site: str, lane: str, now: datetime, limit: int) -> list[Debt]:
+        """Return debts of a lane that are due and unclaimed, oldest first."""
+        return await self._call(self._store.due, site, lane, now, limit)
+
+    async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
+        """Return when a lane's next debt falls due after `now`."""
+        return await self._call(self._store.next_due, site, lane, now)
+
+    async def lanes(self, site: str) -> list[str]:
+        """Return the lanes in which the site has open debts."""
+        return await self._call(self._store.lanes, site)
+
+    async def claim(self, debts: Sequence[Debt], epoch: int) -> list[Debt]:
+        """Claim open debts in one write; return those that were still as given."""
+        return await self._call(self._store.claim, debts, epoch)
+
+    async def free_claims(self, tenure: Tenure, running: Sequence[str]) -> int:
+        """Open what stands as claimed by this process but is not among `running`; how many."""
+        return await self._call(self._store.free_claims, tenure, running)
+
+    async def settle(self, debts: Sequence[Debt], epoch: int) -> tuple[int, int]:
+        """Settle debts in one write: how many counted, and how many had been renewed."""
+        return await self._call(self._store.settle, debts, epoch)
+
+    async def settle_with(
+        self, debt: Debt, epoch: int, update: RunUpdate, now: datetime
+    ) -> tuple[bool, bool]:
+        """Write a run update and settle the debt, both or neither: (it fitted, was renewed).
+
+        Where the update no longer fits the run, nothing is written. Raises `Deposed`.
+        """
+
+        async def write(session: AsyncClientSession) -> tuple[bool, bool]:
+            if await self._apply(update, now, session) is None:
+                return False, False
+            point("mongo.update.settle")
+            settled, renewed = await self._store.settle([debt], epoch, session)
+            if not settled + renewed:
+                raise Deposed(f"another process has taken over {debt.site}")
+            return True, bool(renewed)
+
+        done: tuple[bool, bool] = await self._call(self._transaction, write)
+        point("mongo.update.after")
+        return done
+
+    async def update(self, debt: Debt, epoch: int, update: RunUpdate, now: datetime) -> Run | None:
+        """Write a run update on behalf of a claimed debt; the run as it is then.
+
+        None where the run is no longer what the update expects. Raises `Deposed`.
+        """
+
+        async def write(session: AsyncClientSession) -> Document | None:
+            document = await self._apply(update, now, session)
+            if document is None:
+                return None
+            if not await self._store.fence(debt, epoch, session):
+                raise Deposed(f"another process has taken over {debt.site}")
+            return document
+
+        point("mongo.update.before")
+        document = await self._call(self._transaction, write)
+        point("mongo.update.after")
+        return None if document is None else Run.from_document(document)
+
+    async def update_run(self, update: RunUpdate, now: datetime) -> Run | None:
+        """Write a run update on behalf of a person; None where it no longer fits."""
+        document = await self._call(self._apply, update, now, None)
+        return None if document is None else Run.from_document(document)
+
+    async def _apply(
+        self, update: RunUpdate, now: datetime, session: AsyncClientSession | None
+    ) -> Document | None:
+        query, change, array_filters = write_of(update, now)
+        return await self._runs.find_one_and_update(
+            query,
+            change,
+            array_filters=array_filters,
+            return_document=ReturnDocument.AFTER,
+            session=session,
+        )
+
+    async def progress(self, debt: Debt, epoch: int, progress: Document) -> None:
+        """Show in the ledger how far a running reaction is."""
+        await self._call(self._store.progress, debt, epoch, progress)
+
+    async def debts(
+        self,
+        site: str | None = None,
+        *,
+        run: RunId | None = None,
+        state: str | None = None,
+        limit: int = 1000,
+    ) -> list[tuple[Debt, Document]]:
+        """Return debts with their whole documents; `run` needs `site`."""
+        query: Document = run_slots(site, run) if site is not None and run is not None else {}
+        if site is not None:
+            query["site"] = site
+        if state is not None:
+            query["state"] = state
+
+        async def debts() -> list[tuple[Debt, Document]]:
+            cursor = self._store.find_debts(query, limit)
+            return [(debt_from(document), document) for document in await cursor.to_list(None)]
+
+        return await self._call(debts)
+
+    async def tally(self, site: str | None = None) -> dict[str, dict[str, int]]:
+        """Return, for each site, how many debts stand in each state."""
+
+        async def tally() -> dict[str, dict[str, int]]:
+            match: list[Document] = [] if site is None else [{"$match": {"site": site}}]
+            group = {"_id": {"site": "$site", "state": "$state"}, "n": {"$sum": 1}}
+            cursor = await self._store.ledger.aggregate([*match, {"$group": group}])
+            counts: dict[str, dict[str, int]] = {}
+            for row in await cursor.to_list(None):
+                counts.setdefault(row["_id"]["site"], {})[row["_id"]["state"]] = row["n"]
+            return counts
+
+        return await self._call(tally)
+
+    # -- requests ---------------------------------------------------------------------------
+
+    async def add_request(self, site: str, request: Request, by: str, now: datetime) -> None:
+        """Leave a request for the site's listener."""
+        await self._call(self._store.add_request, site, request, by, now)
+
+    async def pending(self, site: str) -> list[Request]:
+        """Return the requests that wait for this site."""
+        return await self._call(self._store.pending, site)
+
+    async def finish_request(self, tenure: Tenure, request: Request) -> None:
+        """Take a request that was carried out off the list. Raises `Deposed`."""
+
+        async def finish(session: AsyncClientSession) -> None:
+            await self._store.finish_request(tenure, request, session)
+
+        await self._call(self._transaction, finish)
+        point("mongo.request.after")
+
+    async def reopen_failed(self, tenure: Tenure, request: Request, now: datetime) -> int:
+        """Open the failed debts again that a request names; how many."""
+        runs, handler = request.runs, request.handler
+        return await self._call(self._store.reopen_failed, tenure.site, runs, handler, now)
+
+    # -- runs -------------------------------------------------------------------------------
+
+    async def runs(self, ids: Iterable[RunId]) -> dict[RunId, Run]:
+        """Read whole run documents as they are now."""
+
+        async def runs() -> dict[RunId, Run]:
+            cursor = self._runs.find({"_id": {"$in": list(ids)}})
+            return {doc["_id"]: Run.from_document(doc) for doc in await cursor.to_list(None)}
+
+        return await self._call(runs)
+
+    async def select(self, selection: Selection, now: datetime, limit: int = 0) -> list[Run]:
+        """Read the runs that are meant, in the order of their numbers; 0: no limit."""
+
+        async def select() -> list[Run]:
+            cursor = self._runs.find(selection.query(now), _SHOWN).sort("number").limit(limit)
+            return [Run.from_document(document) for document in await cursor.to_list(None)]
+
+        return await self._call(select)
+
+    async def insert_run(self, document: Document) -> RunId:
+        """Add a run document."""
+
+        async def insert() -> RunId:
+            return (await self._runs.insert_one(document)).inserted_id
+
+        return await self._call(insert)
+
+    # -- manifests --------------------------------------------------------------------------
+
+    async def store_manifest(self, digest: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a manifest's items under its digest."""
+        await self._call(self._store.store_manifest, digest, rows)
+
+    async def load_manifest(self, digest: str) -> list[Document] | None:
+        """Return a manifest's items, or None."""
+        return await self._call(self._store.load_manifest, digest)
+
+
+_SHOWN: Final = dict.fromkeys(("number", "name", "detector", "start", "end", "tags", "data"), 1)

@@ -1,0 +1,593 @@
+"""What a site keeps for itself: its lease and position, its last looks, its debts, its requests.
+
+Four collections beside the runs collection, all with the prefix ``caxev_``:
+
+- ``sites``: one document a site: lease with epoch, position in the stream, gaps of history;
+- ``seen``: the last look at each run, by (site, run);
+- ``ledger``: the debts, by slot;
+- ``requests``: what people asked a site's listener to do (replay, retry, scan).
+
+Everything here is asyncio and takes part in a transaction where a session is passed. The epoch of
+the process stands in the filter of every write, so a deposed process can record nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from attrs import frozen
+from bson.timestamp import Timestamp
+from pymongo import ASCENDING, IndexModel, ReturnDocument, UpdateOne
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+
+from caxev.crash import point
+from caxev.ledger import Debt, State, aspect_from, aspect_row, interrupt, slot_prefix
+from caxev.model import Aspect, Look, RunId
+from caxev.mongo.client import Deposed, Document
+
+Collection = AsyncCollection[Document]
+Session = AsyncClientSession | None
+
+
+@frozen
+class Position:
+    """Where to go on in the stream: after a token, or, before the first one, from a time."""
+
+    token: Mapping[str, Any] | None = None
+    start: Timestamp | None = None
+
+
+@frozen
+class Gap:
+    """A stretch of history that the stream could not give; a scan made up for it."""
+
+    found: datetime
+    why: str
+
+
+@frozen
+class Tenure:
+    """A process's hold on a site: what it writes counts while the site's epoch is this one."""
+
+    site: str
+    epoch: int
+    owner: str
+
+
+@frozen
+class SiteRecord:
+    """A site's document. `expires`: when the lease lapses unless renewed, UTC."""
+
+    site: str
+    epoch: int
+    owner: str | None
+    active: bool
+    expires: datetime | None
+    position: Position | None
+    scanned: datetime | None
+    streamed: datetime | None
+    trouble: str | None
+    gaps: tuple[Gap, ...]
+    requests: int
+
+    @classmethod
+    def from_document(cls, document: Document) -> SiteRecord:
+        """Return the record; `active` must have been computed by the server's clock."""
+        position = document.get("position")
+        return cls(
+            site=document["_id"],
+            epoch=document.get("epoch", 0),
+            owner=document.get("owner"),
+            active=bool(document.get("active")),
+            expires=document.get("expires"),
+            position=Position(position.get("token"), position.get("start")) if position else None,
+            scanned=document.get("scanned"),
+            streamed=document.get("streamed"),
+            trouble=document.get("trouble"),
+            gaps=tuple(Gap(gap["found"], gap["why"]) for gap in document.get("gaps", ())),
+            requests=document.get("requests", 0),
+        )
+
+
+@frozen
+class Request:
+    """Something a person asked a site's listener to do.
+
+    `kind`: ``replay`` (fire the present states of `runs`, None: of all), ``retry`` (open failed
+    debts again) or ``scan``. `handler` narrows the first two. `force` fires what was done, too.
+    """
+
+    kind: str
+    runs: tuple[RunId, ...] | None = None
+    handler: str | None = None
+    force: bool = False
+    id: Any = None
+
+
+GAPS_KEPT: Final = 20
+_ACTIVE: Final = {"$gt": ["$expires", "$$NOW"]}
+
+
+class Store:
+    """The four collections."""
+
+    def __init__(self, database: AsyncDatabase[Document], prefix: str) -> None:
+        self.sites: Collection = database[f"{prefix}sites"]
+        self.seen: Collection = database[f"{prefix}seen"]
+        self.ledger: Collection = database[f"{prefix}ledger"]
+        self.requests: Collection = database[f"{prefix}requests"]
+        self.manifests: Collection = database[f"{prefix}manifests"]
+
+    async def create_indexes(self) -> None:
+        """Make collections and indexes. Repeatable."""
+        await self.ledger.create_indexes(
+            [
+                # What is due: only debts that nobody has claimed.
+                IndexModel(
+                    [("site", ASCENDING), ("lane", ASCENDING), ("due", ASCENDING)],
+                    name="due",
+                    partialFilterExpression={"state": State.OPEN.value},
+                ),
+                # What is claimed, for the next process to interrupt.
+                IndexModel(
+                    [("site", ASCENDING), ("epoch", ASCENDING)],
+                    name="claimed",
+                    partialFilterExpression={"epoch": {"$exists": True}},
+                ),
+                IndexModel(
+                    [("site", ASCENDING), ("due", ASCENDING)],
+                    name="failed",
+                    partialFilterExpression={"state": State.FAILED.value},
+                ),
+            ]
+        )
+        await self.requests.create_indexes([IndexModel([("site", ASCENDING)], name="site")])
+        await self.manifests.create_indexes([IndexModel([("m", ASCENDING)], name="manifest")])
+
+    # -- lease ------------------------------------------------------------------------------
+
+    async def record(self, site: str) -> SiteRecord | None:
+        """Read a site's document."""
+        records = await self.records({"_id": site})
+        return records[0] if records else None
+
+    async def records(self, query: Document) -> list[SiteRecord]:
+        """Read sites' documents; whether a lease is active, the server's clock decides."""
+        cursor = self.sites.find(query, {"active": _ACTIVE, **_SITE_FIELDS}).sort("_id")
+        return [SiteRecord.from_document(document) async for document in cursor]
+
+    async def register(self, site: str) -> None:
+        """See to it that the site has a document."""
+        await self.sites.update_one({"_id": site}, {"$setOnInsert": {"epoch": 0}}, upsert=True)
+
+    async def predecessor(self, site: str) -> Document | None:
+        """Return the site's document if its lease has lapsed, else None."""
+        return await self.sites.find_one({"_id": site, "$expr": {"$not": [_ACTIVE]}})
+
+    async def take_over(
+        self, site: str, owner: str, lease: float, lsid: Any, session: Session
+    ) -> int | None:
+        """Take a lapsed lease: the new epoch, or None where it has not lapsed."""
+        document = await self.sites.find_one_and_update(
+            {"_id": site, "$expr": {"$not": [_ACTIVE]}},
+            [
+                {
+                    "$set": {
+                        "epoch": {"$add": [{"$ifNull": ["$epoch", 0]}, 1]},
+                        "owner": {"$literal": owner},
+                        "expires": {"$add": ["$$NOW", lease * 1000]},
+                        "lsid": {"$literal": lsid},
+                        "lease": lease,
+                    }
+                }
+            ],
+            return_document=ReturnDocument.AFTER,
+            session=session,
+        )
+        return None if document is None else int(document["epoch"])
+
+    async def renew(self, tenure: Tenure, lease: float, trouble: str | None) -> SiteRecord:
+        """Prolong the lease. Raises `Deposed` where the site has another epoch by now."""
+        document = await self.sites.find_one_and_update(
+            _mine(tenure),
+            [
+                {
+                    "$set": {
+                        "expires": {"$add": ["$$NOW", lease * 1000]},
+                        "trouble": {"$literal": trouble},
+                    }
+                }
+            ],
+            return_document=ReturnDocument.AFTER,
+        )
+        if document is None:
+            raise Deposed(f"another process has taken over {tenure.site}")
+        return SiteRecord.from_document({**document, "active": True})
+
+    async def release(self, tenure: Tenure) -> None:
+        """End the lease now, so that a stand-by need not wait for it to lapse."""
+        await self.sites.update_one(_mine(tenure), [{"$set": {"expires": "$$NOW"}}])
+
+    async def interrupt_claims(self, site: str, now: datetime, session: Session) -> int:
+        """Open every claim again that a former process left; how many there were."""
+        claimed = {"site": site, "epoch": {"$exists": True}}
+        found = [_debt(document) async for document in self.ledger.find(claimed, session=session)]
+        if found:
+            await self.ledger.bulk_write(
+                [UpdateOne({"_id": debt.id}, _interruption(debt, now)) for debt in found],
+                session=session,
+            )
+        return len(found)
+
+    # -- position ---------------------------------------------------------------------------
+
+    async def save_position(
+        self, tenure: Tenure, position: Position, now: datetime, session: Session = None
+    ) -> None:
+        """Remember where to go on. Raises `Deposed`."""
+        await self._set_site(
+            tenure, {"position": _position_row(position), "streamed": now}, session
+        )
+
+    async def finish_scan(
+        self, tenure: Tenure, start: Timestamp | None, now: datetime, gap: Gap | None
+    ) -> None:
+        """Note a completed scan: stream on from `start`, if given; `gap` is what it made up for."""
+        fields: Document = {"scanned": now}
+        if start is not None:
+            fields["position"] = _position_row(Position(start=start))
+        row = [] if gap is None else [{"found": gap.found, "why": gap.why}]
+        push = {"gaps": {"$each": row, "$slice": -GAPS_KEPT}}
+        point("mongo.scanned.before")
+        done = await self.sites.update_one(_mine(tenure), {"$set": fields, "$push": push})
+        point("mongo.scanned.after")
+        _check(done.matched_count, tenure)
+
+    async def hold(self, tenure: Tenure, session: Session) -> None:
+        """Make a transaction depend on the lease. Raises `Deposed`."""
+        await self._set_site(tenure, {}, session)
+
+    async def _set_site(self, tenure: Tenure, fields: Document, session: Session) -> None:
+        change: Document = {"$currentDate": {"touched": True}}
+        if fields:
+            change["$set"] = fields
+        done = await self.sites.update_one(_mine(tenure), change, session=session)
+        _check(done.matched_count, tenure)
+
+    # -- looks ------------------------------------------------------------------------------
+
+    async def looks(self, site: str, runs: Sequence[RunId]) -> dict[RunId, dict[Aspect, str]]:
+        """Return the last look at each of these runs that this site has seen."""
+        cursor = self.seen.find({"_id": {"$in": [{"s": site, "r": run} for run in runs]}})
+        return {row["_id"]["r"]: _look(row["look"]) for row in await cursor.to_list(None)}
+
+    async def save_looks(
+        self, site: str, looks: Mapping[RunId, Look | None], session: Session
+    ) -> None:
+        """Replace the last looks; None: the run is gone."""
+        gone = [{"s": site, "r": run} for run, look in looks.items() if look is None]
+        if gone:
+            await self.seen.delete_many({"_id": {"$in": gone}}, session=session)
+        writes = [
+            UpdateOne({"_id": {"s": site, "r": run}}, {"$set": {"look": _rows(look)}}, upsert=True)
+            for run, look in looks.items()
+            if look is not None
+        ]
+        if writes:
+            await self.seen.bulk_write(writes, session=session)
+
+    async def seen_between(self, site: str, low: Any, high: Any) -> list[RunId]:
+        """Return the runs with low < _id <= high that this site has seen."""
+        bounds = {"$gt": {"s": site, "r": low}, "$lte": {"s": site, "r": high}}
+        return [row["_id"]["r"] async for row in self.seen.find({"_id": bounds}, {"_id": 1})]
+
+    # -- debts ------------------------------------------------------------------------------
+
+    async def owe(self, debts: Iterable[Debt], session: Session) -> None:
+        """Write debts: new slots, or a new mark for slots that exist."""
+        writes = [UpdateOne({"_id": debt.id}, _renewal(debt), upsert=True) for debt in debts]
+        if writes:
+            await self.ledger.bulk_write(writes, session=session)
+
+    async def standing(self, slots: Sequence[str]) -> dict[str, Debt]:
+        """Return the debts in these slots."""
+        cursor = self.ledger.find({"_id": {"$in": list(slots)}})
+        return {row["_id"]: _debt(row) for row in await cursor.to_list(None)}
+
+    async def due(
+        self, site: str, lane: str, now: datetime, limit: int, skip: Sequence[str] = ()
+    ) -> list[Debt]:
+        """Return up to `limit` debts of a lane that are due and unclaimed, oldest first."""
+        query: Document = {"site": site, "lane": lane, "state": State.OPEN.value}
+        query["due"] = {"$lte": now}
+        query["epoch"] = {"$exists": False}
+        if skip:
+            query["_id"] = {"$nin": list(skip)}
+        cursor = self.ledger.find(query).sort("due", ASCENDING).limit(limit)
+        return [_debt(document) for document in await cursor.to_list(None)]
+
+    async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
+        """Return when the next debt of a lane falls due after `now`, or None."""
+        query = {"site": site, "lane": lane, "state": State.OPEN.value, "due": {"$gt": now}}
+        document = await self.ledger.find_one(query, {"due": 1}, sort=[("due", ASCENDING)])
+        return None if document is None else document["due"]
+
+    async def lanes(self, site: str) -> list[str]:
+        """Return the lanes in which this site has open debts."""
+        query = {"site": site, "state": State.OPEN.value}
+        return sorted(await self.ledger.distinct("lane", query))
+
+    async def claim(self, debts: Sequence[Debt], epoch: int) -> list[Debt]:
+        """Claim open debts; return those that were still as given."""
+        writes = [
+            UpdateOne(
+                {
+                    "_id": debt.id,
+                    "mark": debt.mark,
+                    "state": State.OPEN.value,
+                    "epoch": {"$exists": False},
+                },
+                {"$set": {"state": State.RUNNING.value, "epoch": epoch}},
+            )
+            for debt in debts
+        ]
+        point("mongo.claim.before")
+        done = await self.ledger.bulk_write(writes, ordered=False)
+        point("mongo.claim.after")
+        if done.matched_count == len(debts):
+            return list(debts)
+        mine = {"_id": {"$in": [debt.id for debt in debts]}, "epoch": epoch}
+        marks = {row["_id"]: row["mark"] async for row in self.ledger.find(mine, {"mark": 1})}
+        return [debt for debt in debts if marks.get(debt.id) == debt.mark]
+
+    async def free_claims(self, tenure: Tenure, running: Sequence[str]) -> int:
+        """Open what stands as claimed by this process but is not among `running`."""
+        claimed = {"site": tenure.site, "epoch": tenure.epoch, "_id": {"$nin": list(running)}}
+        return (await self.ledger.update_many(claimed, _FREED)).modified_count
+
+    async def settle(
+        self, settled: Sequence[Debt], epoch: int, session: Session = None
+    ) -> tuple[int, int]:
+        """Write attempts' ends; returns how many counted, and how many slots were renewed.
+
+        A debt that was renewed while it ran stays open and is only freed. Neither: deposed.
+        """
+        point("mongo.settle.before")
+        done = await self.ledger.bulk_write(
+            [
+                UpdateOne({"_id": debt.id, "epoch": epoch, "mark": debt.mark}, _settlement(debt))
+                for debt in settled
+            ],
+            session=session,
+            ordered=False,
+        )
+        renewed = 0
+        if done.matched_count < len(settled):
+            freed = await self.ledger.bulk_write(
+                [UpdateOne({"_id": debt.id, "epoch": epoch}, _FREED) for debt in settled],
+                session=session,
+                ordered=False,
+            )
+            renewed = freed.matched_count
+        point("mongo.settle.after")
+        return done.matched_count, renewed
+
+    async def fence(self, debt: Debt, epoch: int, session: Session) -> bool:
+        """Touch a claimed debt; False where this process no longer holds the claim.
+
+        Done within a transaction it makes the whole of it depend on the claim.
+        """
+        mine = {"_id": debt.id, "epoch": epoch}
+        done = await self.ledger.update_one(
+            mine, {"$currentDate": {"touched": True}}, session=session
+        )
+        return done.matched_count == 1
+
+    async def progress(self, debt: Debt, epoch: int, progress: Document) -> None:
+        """Show in the ledger how far a running reaction is."""
+        mine = {"_id": debt.id, "epoch": epoch}
+        await self.ledger.update_one(mine, {"$set": {"progress": progress}})
+
+    def find_debts(self, query: Document, limit: int) -> Any:
+        """Return a cursor over ledger documents, newest first."""
+        return self.ledger.find(query).sort("due", -1).limit(limit)
+
+    # -- requests ---------------------------------------------------------------------------
+
+    async def add_request(self, site: str, request: Request, by: str, now: datetime) -> None:
+        """Leave a request for the site's listener."""
+        await self.register(site)
+        await self.requests.insert_one(
+            {
+                "site": site,
+                "kind": request.kind,
+                "runs": None if request.runs is None else list(request.runs),
+                "handler": request.handler,
+                "force": request.force,
+                "by": by,
+                "at": now,
+            }
+        )
+        await self.sites.update_one({"_id": site}, {"$inc": {"requests": 1}})
+
+    async def pending(self, site: str) -> list[Request]:
+        """Return the requests that wait for this site, oldest first."""
+        rows = await self.requests.find({"site": site}).sort("_id").to_list(None)
+        return [
+            Request(
+                kind=row["kind"],
+                runs=None if row.get("runs") is None else tuple(row["runs"]),
+                handler=row.get("handler"),
+                force=bool(row.get("force")),
+                id=row["_id"],
+            )
+            for row in rows
+        ]
+
+    async def finish_request(self, tenure: Tenure, request: Request, session: Session) -> None:
+        """Take a request that was carried out off the list. Raises `Deposed`."""
+        await self.requests.delete_one({"_id": request.id}, session=session)
+        await self._set_site(tenure, {}, session)
+
+    async def reopen_failed(
+        self, site: str, runs: Sequence[RunId] | None, handler: str | None, now: datetime
+    ) -> int:
+        """Open failed debts again, due now; returns how many."""
+        query: Document = {"site": site, "state": State.FAILED.value}
+        if runs is not None:
+            query["run"] = {"$in": list(runs)}
+        if handler is not None:
+            query["handler"] = handler
+        fresh = {"state": State.OPEN.value, "due": now, "attempts": 0, "interrupted": 0}
+        done = await self.ledger.update_many(query, {"$set": fresh})
+        return done.modified_count
+
+    # -- manifests --------------------------------------------------------------------------
+
+    async def store_manifest(self, digest: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep a manifest's items under its digest, in parts that fit into a document."""
+        if await self.manifests.find_one({"_id": {"m": digest, "last": True}}, {"_id": 1}):
+            return
+        parts = [rows[i : i + _PART] for i in range(0, len(rows), _PART)] or [[]]
+        for number, part in enumerate(parts):
+            # The part that is marked last is written last: its presence means all are there.
+            last = number == len(parts) - 1
+            key: Document = {"m": digest, "last": True} if last else {"m": digest, "part": number}
+            document = {"m": digest, "part": number, "items": part}
+            await self.manifests.replace_one({"_id": key}, document, upsert=True)
+            point("mongo.manifest.after")
+
+    async def load_manifest(self, digest: str) -> list[Document] | None:
+        """Return a manifest's items, or None where it is not, or not wholly, there."""
+        parts = await self.manifests.find({"m": digest}).sort("part").to_list(None)
+        if not any(part["_id"].get("last") for part in parts):
+            return None
+        return [item for part in parts for item in part["items"]]
+
+
+_PART: Final = 20_000
+_SITE_FIELDS: Final = dict.fromkeys(
+    (
+        "epoch",
+        "owner",
+        "expires",
+        "position",
+        "scanned",
+        "streamed",
+        "trouble",
+        "gaps",
+        "requests",
+    ),
+    1,
+)
+
+
+def _mine(tenure: Tenure) -> Document:
+    return {"_id": tenure.site, "epoch": tenure.epoch}
+
+
+def _check(matched: int, tenure: Tenure) -> None:
+    if not matched:
+        raise Deposed(f"another process has taken over {tenure.site}")
+
+
+def _position_row(position: Position) -> Document:
+    return {"token": position.token, "start": position.start}
+
+
+def _rows(look: Look) -> list[list[Any]]:
+    return [[*aspect, value] for aspect, value in look.items()]
+
+
+def _look(rows: list[list[Any]]) -> dict[Aspect, str]:
+    return {aspect_from(row[:-1]): row[-1] for row in rows}
+
+
+def _renewal(debt: Debt) -> Document:
+    fields: Document = {
+        "site": debt.site,
+        "run": debt.run,
+        "aspect": aspect_row(debt.aspect),
+        "handler": debt.handler,
+        "lane": debt.lane,
+        "before": debt.before,
+        "after": debt.after,
+        "mark": debt.mark,
+        "at": debt.at,
+        "due": debt.due,
+        "state": debt.state.value,
+        "attempts": 0,
+        "interrupted": 0,
+        "note": "",
+    }
+    if debt.epoch is not None:  # born claimed
+        fields["epoch"] = debt.epoch
+    return {"$set": fields, "$unset": {"progress": ""}}
+
+
+def _settlement(debt: Debt) -> Document:
+    fields: Document = {
+        "state": debt.state.value,
+        "attempts": debt.attempts,
+        # A note may quote a file's name, which need not be valid text.
+        "note": debt.note[:2000].encode(errors="backslashreplace").decode(),
+    }
+    if debt.state is State.OPEN:
+        fields["due"] = debt.due
+    return {
+        "$set": fields,
+        "$unset": {"epoch": "", "progress": ""},
+        "$currentDate": {"settled": True},
+    }
+
+
+_FREED: Final = {"$set": {"state": State.OPEN.value}, "$unset": {"epoch": "", "progress": ""}}
+
+
+def _interruption(debt: Debt, now: datetime) -> Document:
+    # A debt that was renewed while it ran is OPEN already: freeing it is enough.
+    if debt.state is not State.RUNNING:
+        return {"$unset": {"epoch": "", "progress": ""}}
+    after = interrupt(debt, now)
+    fields = {
+        "state": after.state.value,
+        "due": after.due,
+        "interrupted": after.interrupted,
+        "note": after.note,
+    }
+    return {"$set": fields, "$unset": {"epoch": "", "progress": ""}}
+
+
+def _debt(document: Document) -> Debt:
+    return Debt(
+        site=document["site"],
+        run=document["run"],
+        aspect=aspect_from(document["aspect"]),
+        handler=document["handler"],
+        lane=document["lane"],
+        before=document.get("before"),
+        after=document.get("after"),
+        mark=document["mark"],
+        at=document["at"],
+        due=document["due"],
+        state=State(document["state"]),
+        epoch=document.get("epoch"),
+        attempts=document.get("attempts", 0),
+        interrupted=document.get("interrupted", 0),
+        note=document.get("note", ""),
+    )
+
+
+def debt_from(document: Document) -> Debt:
+    """Return the debt that a ledger document holds."""
+    return _debt(document)
+
+
+def run_slots(site: str, run: RunId) -> Document:
+    """Return the filter for all debts of one run at one site, served by the _id index."""
+    return {"_id": {"$regex": "^" + re.escape(slot_prefix(site, run))}}

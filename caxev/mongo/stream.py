@@ -1,0 +1,152 @@
+"""The change stream, in batches.
+
+Cursor commands are sent by hand, because a batch and its resume token belong together: the token
+is saved with what the batch led to, and the next batch is asked for while this one is worked on.
+An event carries only which run it is about; what the run is like now is read afterwards, for the
+whole batch at once, so an event is small whatever the document's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from attrs import frozen
+from bson import Int64
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.database import AsyncDatabase
+
+from caxev.model import RunId
+from caxev.mongo.client import PLAIN, Document, HistoryLost
+from caxev.mongo.store import Position
+
+BATCH: Final = 1000
+AWAIT: Final = 30.0
+"""Seconds that the server holds an empty answer back: an idle site asks twice a minute."""
+
+_OURS: Final = r"^(data|tags)(\.|$)"
+
+
+def _any_key(path: str, key: Any) -> Document:
+    touched = {"$regexMatch": {"input": key, "regex": _OURS}}
+    return {"$anyElementTrue": [{"$map": {"input": path, "as": "f", "in": touched}}]}
+
+
+_UPDATED: Final = {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}}
+_REMOVED: Final = {"$ifNull": ["$updateDescription.removedFields", []]}
+_TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays", []]}
+
+PIPELINE: Final[list[Document]] = [
+    {
+        "$match": {
+            "$or": [
+                {"operationType": {"$ne": "update"}},
+                {
+                    "$expr": {
+                        "$or": [
+                            _any_key(_UPDATED, "$$f.k"),  # type: ignore[arg-type]
+                            _any_key(_REMOVED, "$$f"),  # type: ignore[arg-type]
+                            _any_key(_TRUNCATED, "$$f.field"),  # type: ignore[arg-type]
+                        ]
+                    }
+                },
+            ]
+        }
+    },
+    {"$project": {"operationType": 1, "documentKey": 1, "clusterTime": 1, "wallTime": 1}},
+]
+"""Lets through changes of ``data``, of ``tags`` and of a run's existence, and little of them."""
+
+_ENDS: Final = {"drop", "rename", "dropDatabase", "invalidate"}
+
+
+@frozen
+class Batch:
+    """Changes in order: the runs they are about, each once, with the time of its first change.
+
+    `position` is where to go on from once everything up to here has been recorded.
+    """
+
+    runs: dict[RunId, datetime]
+    position: Position
+    changes: int
+
+
+class Stream:
+    """An open change stream on the runs collection. All methods are asyncio functions."""
+
+    def __init__(self, database: AsyncDatabase[Document], collection: str) -> None:
+        self._database = database
+        self._collection = collection
+        self._session: AsyncClientSession | None = None
+        self._cursor = 0
+        self._first: Document | None = None
+
+    async def open(self, position: Position) -> None:
+        """Start after `position`. Raises pymongo's errors; `HistoryLost` after `next`."""
+        # getMore must come from the session that opened the cursor.
+        self._session = self._database.client.start_session()
+        where: Document = (
+            {"startAfter": position.token}
+            if position.token is not None
+            else {"startAtOperationTime": position.start}
+        )
+        reply = await self._database.command(
+            {
+                "aggregate": self._collection,
+                "pipeline": [{"$changeStream": where}, *PIPELINE],
+                "cursor": {"batchSize": BATCH},
+                "readConcern": {"level": "majority"},
+            },
+            session=self._session,
+            codec_options=PLAIN,
+        )
+        self._first = reply["cursor"]
+        self._cursor = reply["cursor"]["id"]
+
+    async def next(self, wait: float) -> Batch:
+        """Wait for the next batch; empty after `wait` seconds without a change.
+
+        Raises `HistoryLost` where the collection was dropped or renamed.
+        """
+        cursor, self._first = self._first, None
+        if cursor is None or not cursor["firstBatch"]:
+            cursor = await self._more(wait)
+        return _batch(cursor.get("firstBatch") or cursor.get("nextBatch") or [], cursor)
+
+    async def _more(self, wait: float) -> Document:
+        reply = await self._database.command(
+            {
+                "getMore": Int64(self._cursor),
+                "collection": self._collection,
+                "batchSize": BATCH,
+                "maxTimeMS": int(wait * 1000),
+            },
+            session=self._session,
+            codec_options=PLAIN,
+        )
+        cursor: Document = reply["cursor"]
+        return cursor
+
+    async def close(self) -> None:
+        """Forget the cursor; the server ends it with its session."""
+        if self._session is not None:
+            await self._session.end_session()
+            self._session = None
+
+
+def _when(change: Document) -> datetime:
+    # Servers before 6.0 give no wallTime, and a cluster time counts whole seconds.
+    wall: datetime | None = change.get("wallTime")
+    return wall or change["clusterTime"].as_datetime()
+
+
+def _batch(changes: Sequence[Document], cursor: Document) -> Batch:
+    runs: dict[RunId, datetime] = {}
+    for change in changes:
+        if change["operationType"] in _ENDS:
+            raise HistoryLost(f"the runs collection met {change['operationType']!r}")
+        runs.setdefault(change["documentKey"]["_id"], _when(change))
+    token = cursor.get("postBatchResumeToken") or (changes[-1]["_id"] if changes else None)
+    return Batch(runs, Position(token=token), len(changes))

@@ -1,0 +1,229 @@
+"""Reaching a site over SSH: whom to trust, with which key, and what its errors mean to us."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final
+
+import asyncssh
+from attrs import frozen
+
+from caxev.files import shown
+from caxev.job import GiveUp, Retry
+
+_CIPHERS: Final = (
+    "aes128-gcm@openssh.com",
+    "aes256-gcm@openssh.com",
+    "chacha20-poly1305@openssh.com",
+    "aes256-ctr",
+    "aes128-ctr",
+)
+_MACS: Final = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256")
+_KEX: Final = (
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+    "ecdh-sha2-nistp384",
+    "ecdh-sha2-nistp521",
+    "diffie-hellman-group16-sha512",
+    "diffie-hellman-group18-sha512",
+    "diffie-hellman-group-exchange-sha256",
+)
+_HOST_KEYS: Final = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+)
+_SIGNATURES: Final = (*_HOST_KEYS, "sk-ssh-ed25519@openssh.com")
+_KEEPALIVE: Final = 15.0  # seconds; four unanswered ones and the connection is lost
+_FAREWELL: Final = 5.0  # seconds
+_KNOWN_HOSTS: Final = "~/.ssh/known_hosts"
+
+
+@frozen
+class Endpoint:
+    """An SSH server, and how to be sure of it.
+
+    The host's key must stand in the file `known_hosts` (None: ``~/.ssh/known_hosts``) or, where
+    `host_key` is set, have that fingerprint (``SHA256:...``) whatever the file says. `identity` is
+    the file of our private key (None: the usual ones in ``~/.ssh``). `connect_timeout`: seconds.
+    """
+
+    host: str
+    port: int = 22
+    username: str | None = None
+    known_hosts: str | None = None
+    host_key: str | None = None
+    identity: str | None = None
+    connect_timeout: float = 15.0
+
+    @property
+    def known_hosts_file(self) -> str:
+        return os.path.expanduser(self.known_hosts or _KNOWN_HOSTS)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@asynccontextmanager
+async def sftp_session(endpoint: Endpoint) -> AsyncIterator[asyncssh.SFTPClient]:
+    """Connect and start SFTP; paths are bytes. Raises as `connected` does."""
+    async with connected(endpoint) as connection:
+        yield await started(endpoint, connection)
+
+
+async def started(
+    endpoint: Endpoint, connection: asyncssh.SSHClientConnection
+) -> asyncssh.SFTPClient:
+    """Start SFTP on a connection, with paths as bytes. It ends with the connection."""
+    with translated(endpoint, "starting sftp"):
+        return await connection.start_sftp_client(path_encoding=None)
+
+
+@asynccontextmanager
+async def connected(endpoint: Endpoint) -> AsyncIterator[asyncssh.SSHClientConnection]:
+    """Connect, and close the connection on the way out.
+
+    Raises `GiveUp` where the host or our key is refused, `Retry` where it cannot be reached.
+    """
+    connection = await _connection(endpoint)
+    try:
+        yield connection
+        connection.close()
+    finally:
+        connection.abort()  # does nothing after close()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(connection.wait_closed(), _FAREWELL)
+
+
+async def _connection(endpoint: Endpoint) -> asyncssh.SSHClientConnection:
+    options = _options(endpoint)
+    with translated(endpoint):
+        return await asyncssh.connect(endpoint.host, endpoint.port, **options)
+
+
+def _options(endpoint: Endpoint) -> dict[str, Any]:
+    """Everything is said here: no configuration file, agent or password has a part in it."""
+    options: dict[str, Any] = {
+        "config": None,
+        "agent_path": None,
+        "preferred_auth": "publickey",
+        "password_auth": False,
+        "kbdint_auth": False,
+        "host_based_auth": False,
+        "gss_host": None,
+        "gss_kex": False,
+        "gss_auth": False,
+        "x509_trusted_certs": None,
+        "agent_forwarding": False,
+        "x11_forwarding": False,
+        "kex_algs": _KEX,
+        "encryption_algs": _CIPHERS,
+        "mac_algs": _MACS,
+        "compression_algs": ["none"],
+        "signature_algs": _SIGNATURES,
+        "connect_timeout": endpoint.connect_timeout,
+        "login_timeout": endpoint.connect_timeout,
+        "keepalive_interval": _KEEPALIVE,
+        **_host_key_options(endpoint),
+    }
+    if endpoint.username is not None:
+        options["username"] = endpoint.username
+    if endpoint.identity is not None:
+        options["client_keys"] = [_readable(endpoint.identity, "the key")]
+    return options
+
+
+def _host_key_options(endpoint: Endpoint) -> dict[str, Any]:
+    pin = endpoint.host_key
+    if pin is None:
+        return {"known_hosts": _readable(endpoint.known_hosts_file, "the known_hosts file")}
+    # Empty bytes would make asyncssh fall back on ~/.ssh/known_hosts, and None would make it trust
+    # anyone. A function that knows no key leaves the decision to the client's callback.
+    return {
+        "known_hosts": lambda _host, _address, _port: ((), (), ()),
+        "server_host_key_algs": _HOST_KEYS,
+        "client_factory": lambda: _Pinned(pin),
+    }
+
+
+def _readable(path: str, what: str) -> str:
+    path = os.path.expanduser(path)
+    if not os.access(path, os.R_OK):
+        raise GiveUp(f"{what} {shown(path)} is not there or cannot be read")
+    return path
+
+
+class _Pinned(asyncssh.SSHClient):
+    """Trusts the one host key of a given fingerprint."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint.strip()
+
+    def validate_host_public_key(
+        self, host: str, addr: str, port: int, key: asyncssh.SSHKey
+    ) -> bool:
+        """Called by asyncssh where no known host key fits."""
+        del host, addr, port
+        return key.get_fingerprint("sha256") == self._fingerprint
+
+
+@contextmanager
+def translated(endpoint: Endpoint, doing: str = "") -> Iterator[None]:
+    """Turn what the other side, or the way there, raises into `Retry` or `GiveUp`."""
+    at = f" ({doing})" if doing else ""
+    try:
+        yield
+    except asyncssh.HostKeyNotVerifiable as exc:
+        raise GiveUp(_distrust(endpoint)) from exc
+    except asyncssh.PermissionDenied as exc:
+        raise GiveUp(_refusal(endpoint)) from exc
+    except asyncssh.KeyExchangeFailed as exc:
+        raise GiveUp(f"{endpoint} and we have no algorithm in common: {one_line(exc)}") from exc
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as exc:
+        raise GiveUp(f"a key for {endpoint} cannot be used: {one_line(exc)}") from exc
+    except TimeoutError as exc:
+        raise Retry(f"{endpoint} did not answer in time{at}") from exc
+    except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection, asyncssh.DisconnectError) as e:
+        raise Retry(f"the connection to {endpoint} was lost{at}: {one_line(e)}") from e
+    except (asyncssh.Error, asyncio.IncompleteReadError) as exc:
+        raise Retry(f"{endpoint} failed{at}: {one_line(exc)}") from exc
+    except OSError as exc:
+        raise Retry(f"{endpoint} cannot be reached{at}: {exc.strerror or one_line(exc)}") from exc
+
+
+def one_line(exc: BaseException) -> str:
+    """An error's text, on one line, never empty."""
+    return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def _distrust(endpoint: Endpoint) -> str:
+    if endpoint.host_key:
+        return f"host key of {endpoint} is not the one pinned for it ({endpoint.host_key})"
+    file = endpoint.known_hosts_file
+    try:
+        known = asyncssh.match_known_hosts(file, endpoint.host, "", _port(endpoint))
+    except (OSError, ValueError):
+        return f"known_hosts file {shown(file)} cannot be read"
+    if not any(known):
+        return f"host key of {endpoint} is not in {shown(file)}: add it after checking it"
+    return (
+        f"host key of {endpoint} is not the one in {shown(file)}: "
+        "the host was set up anew, or somebody stands between"
+    )
+
+
+def _port(endpoint: Endpoint) -> int | None:
+    return None if endpoint.port == asyncssh.DEFAULT_PORT else endpoint.port
+
+
+def _refusal(endpoint: Endpoint) -> str:
+    user = endpoint.username or "the local user"
+    key = f" ({shown(endpoint.identity)})" if endpoint.identity else ""
+    return f"{endpoint} refused the key of {user}{key}"

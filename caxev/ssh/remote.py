@@ -1,0 +1,212 @@
+"""A tree at the far end of an SFTP session: looking at it, making room in it, giving it its name.
+
+Paths are bytes throughout, and no answer of the server is taken for a path unchecked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+import stat
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+import asyncssh
+from asyncssh import SFTPAttrs, SFTPClient
+from attrs import define
+
+from caxev import crash
+from caxev.files import DIR_MODE, Seen, check_links, inside, printable
+from caxev.job import GiveUp
+from caxev.ssh.endpoint import Endpoint
+
+T = TypeVar("T")
+
+_AT_ONCE: Final = 32  # requests in flight while looking at or preparing a tree
+_SECOND: Final = 1_000_000_000
+GONE: Final = (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath, asyncssh.SFTPNotADirectory)
+"""What SFTP raises where a path is not there."""
+
+
+async def each(
+    function: Callable[[T], Awaitable[object]], items: Iterable[T], at_once: int = _AT_ONCE
+) -> None:
+    """Await `function(item)` for every item, `at_once` at a time, taking items as they are needed.
+
+    The first error ends the others and is raised as it is; so does cancellation.
+    """
+    remaining = iter(items)
+
+    async def worker() -> None:
+        for item in remaining:
+            await function(item)
+
+    tasks = [asyncio.create_task(worker()) for _ in range(at_once)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        await cancelled(tasks)
+
+
+async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel what is still running and wait for it; errors that come then are of no more use."""
+    tasks = list(tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def join(root: bytes, path: bytes) -> bytes:
+    """A path inside a tree as the server knows it; ``b""`` is the root."""
+    return root.rstrip(b"/") + b"/" + path if path else root
+
+
+@define
+class Remote:
+    """One SFTP session at `endpoint`."""
+
+    endpoint: Endpoint
+    sftp: SFTPClient
+
+    def shown(self, path: bytes) -> str:
+        """A path at the far end in a message."""
+        return f"{self.endpoint}:{printable(path)}"
+
+    async def confine(self, path: str, roots: Iterable[str]) -> bytes:
+        """The real path of `path`, which need not exist, strictly inside one of `roots` there.
+
+        Raises `GiveUp` where it is not, is not absolute, or has a ``..`` in it.
+        """
+        wanted = os.fsencode(path)
+        if not wanted.startswith(b"/") or b"\0" in wanted or b".." in wanted.split(b"/"):
+            raise GiveUp(f"{self.shown(wanted)} is not a plain absolute path")
+        real = await self._resolved(posixpath.normpath(wanted))
+        roots = [root for root in roots if root.startswith("/")]
+        for root in roots:
+            with suppress(*GONE):
+                if inside(real, await self._real(os.fsencode(root))):
+                    return real
+        raise GiveUp(f"{self.shown(real)} is not inside {' or '.join(roots) or 'any directory'}")
+
+    async def _real(self, path: bytes) -> bytes:
+        return posixpath.normpath(await self.sftp.realpath(path))
+
+    async def _resolved(self, path: bytes) -> bytes:
+        """The real path; components at its end that are not there stay as they are."""
+        try:
+            await self.sftp.lstat(path)
+            return await self._real(path)
+        except GONE:
+            parent, name = posixpath.split(path)
+            return path if path == parent else join(await self._resolved(parent), name)
+
+    async def look(self, root: bytes, *, check: bool = True) -> list[Seen]:
+        """What is at `root`, sorted by path, times to the second; links are not followed.
+
+        Raises one of `GONE` where there is nothing, `GiveUp` for what a copy must not hold;
+        without `check`, links are listed wherever they lead.
+        """
+        top = _seen(b"", await self.sftp.lstat(root), self.shown(root))
+        if top.kind == "file":
+            return [top]
+        if top.kind != "dir":
+            raise GiveUp(f"{self.shown(root)} is neither a directory nor a file")
+        found: list[Seen] = []
+        level = [b""]
+        while level:
+            before = len(found)
+            await each(lambda path: self._list(root, path, found), level)
+            level = [seen.path for seen in found[before:] if seen.kind == "dir"]
+        links = [seen for seen in found if seen.kind == "link"]
+        read: list[Seen] = []
+        await each(lambda link: self._read_link(root, link, read), links)
+        rest = (seen for seen in found if seen.kind != "link")
+        if check:
+            check_links(read)
+        return sorted((*rest, *read), key=lambda seen: seen.path)
+
+    async def _list(self, root: bytes, path: bytes, found: list[Seen]) -> None:
+        async for entry in self.sftp.scandir(join(root, path)):
+            name = entry.filename
+            assert isinstance(name, bytes)
+            if name in {b".", b".."}:
+                continue
+            inner = join(path, name) if path else name
+            if not name or b"/" in name or b"\0" in name:
+                raise GiveUp(f"{self.endpoint} listed the impossible name {printable(name)}")
+            found.append(_seen(inner, entry.attrs, self.shown(join(root, inner))))
+
+    async def _read_link(self, root: bytes, link: Seen, read: list[Seen]) -> None:
+        target = await self.sftp.readlink(join(root, link.path))
+        read.append(Seen(link.path, "link", target=target))
+
+    async def exists(self, path: bytes) -> bool:
+        """Whether there is anything, be it a dangling link."""
+        try:
+            await self.sftp.lstat(path)
+        except GONE:
+            return False
+        return True
+
+    async def free(self, path: bytes) -> int | None:
+        """Free bytes for us in the file system of `path`; None where the server cannot say."""
+        try:
+            status = await self.sftp.statvfs(path)
+        except asyncssh.SFTPOpUnsupported:
+            return None
+        return int(status.bavail or 0) * int(status.frsize or 0)
+
+    async def make_parents(self, path: bytes) -> None:
+        """Make the directories above `path` that are missing."""
+        parent = posixpath.dirname(path)
+        if not await self.exists(parent):
+            await self.make_parents(parent)
+            await self.make_directory(parent)
+
+    async def make_directory(self, path: bytes) -> None:
+        """Make one directory, with a mode that owes nothing to the server's umask."""
+        # "Failure" may mean that it is there already. If it means another thing, setstat fails.
+        with suppress(asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
+            await self.sftp.mkdir(path, SFTPAttrs(permissions=DIR_MODE))
+        await self.sftp.setstat(path, SFTPAttrs(permissions=DIR_MODE))
+
+    async def remove(self, root: bytes, seen: Seen) -> None:
+        """Take one file, link or empty directory out of a tree."""
+        remove = self.sftp.rmdir if seen.kind == "dir" else self.sftp.remove
+        await remove(join(root, seen.path))
+
+    async def remove_tree(self, root: bytes) -> None:
+        """Take a whole tree away; nothing there is no error."""
+        await self.sftp.rmtree(root, ignore_errors=True)
+
+    async def fsync_directory(self, path: bytes) -> None:
+        """Bring a directory's entries to the disk where the server lets a directory be opened."""
+        with suppress(asyncssh.SFTPError):
+            async with self.sftp.open(path, asyncssh.FXF_READ, block_size=None) as directory:
+                await directory.fsync()
+
+    async def publish(self, partial: bytes, final: bytes) -> None:
+        """Rename `partial` to `final`, replacing nothing. Its files must be on the disk already.
+
+        SFTP's own rename does not replace (OpenSSH links and unlinks a file); its POSIX rename,
+        which does, is not used. Raises `GiveUp` where `final` is there.
+        """
+        if await self.exists(final):
+            raise GiveUp(f"{self.shown(final)} exists already and is not replaced")
+        crash.point("ssh.publish.rename")
+        await self.sftp.rename(partial, final)
+        crash.point("ssh.publish.rename")
+        await self.fsync_directory(posixpath.dirname(final))
+
+
+def _seen(path: bytes, attrs: SFTPAttrs, shown: str) -> Seen:
+    mode = attrs.permissions or 0
+    if stat.S_ISREG(mode):
+        return Seen(path, "file", attrs.size or 0, (attrs.mtime or 0) * _SECOND)
+    if stat.S_ISDIR(mode):
+        return Seen(path, "dir")
+    if stat.S_ISLNK(mode):
+        return Seen(path, "link")
+    raise GiveUp(f"{shown} is neither a file, a directory nor a link")

@@ -1,0 +1,432 @@
+"""Change or scan -> diff -> ledger entries.
+
+One code path, `Watcher.look`, serves the first scan, the live stream, a restart, an event that is
+delivered twice and a month's outage: what differs from the last look that this site stored makes
+events, and those make debts. Looks, debts and the stream's position are written together.
+
+`daemon` starts `Watcher.run`; debts go to the `Intake`, which is the dispatcher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import count
+from typing import Final, Protocol
+
+import trio
+from attrs import define, evolve, field
+from loguru import logger
+
+from caxev import metrics
+from caxev.diff import diff
+from caxev.job import utcnow
+from caxev.ledger import Debt, Spent, State, claim, owe, settle, slot
+from caxev.model import Aspect, Event, Existence, Look, RunId
+from caxev.mongo import (
+    Batch,
+    Database,
+    DatabaseError,
+    Deposed,
+    Gap,
+    HistoryLost,
+    Ingest,
+    Position,
+    Refused,
+    Request,
+    Stream,
+    Tenure,
+    Unreachable,
+)
+from caxev.registry import Registry
+
+SAVE_EVERY: Final = 60.0
+"""Seconds after which a stream that led to nothing has its position saved all the same."""
+SCAN_EVERY: Final = 86400.0
+"""Seconds between scans that are made as a safety net."""
+LONGEST_WAIT: Final = 30.0
+"""Seconds at most between attempts to reach the database again."""
+CAUGHT_UP: Final = 0.3
+"""Seconds without a change after which ``--once`` takes the stream for read."""
+
+UNREADABLE: Final = "caxev.unreadable"
+"""The handler's name in the debt that shows a run which could not be recorded."""
+
+
+class Intake(Protocol):
+    """Where debts go: the dispatcher."""
+
+    def reserve(self, debts: Sequence[Debt]) -> list[Debt]:
+        """Return the debts, some of them claimed already because there is room to start them."""
+        ...
+
+    def start(self, debts: Sequence[Debt]) -> None:
+        """Take over debts that are recorded now: start the claimed, remember the others."""
+        ...
+
+    def cancel(self, debts: Sequence[Debt]) -> None:
+        """Forget reservations: the debts could not be recorded."""
+        ...
+
+    async def reconcile(self) -> None:
+        """Free what stands as claimed by us and is not running: a reply got lost."""
+        ...
+
+
+def owed_again(
+    registry: Registry,
+    run: RunId,
+    look: Look,
+    standing: Mapping[str, Debt],
+    request: Request,
+) -> Iterator[tuple[Event, str]]:
+    """Return the (event, handler) pairs that a replay of this run fires.
+
+    Without force, only what is missing: no debt in that slot, or one that was settled for another
+    state of the aspect. With force, all that the run's present state triggers.
+    """
+    for handler in registry.enabled:
+        if request.handler not in (None, handler.name):
+            continue
+        for aspect, value in registry.owed(look, handler):
+            event = Event(run, aspect, None, value)
+            debt = standing.get(slot(registry.here.name, run, aspect, handler.name))
+            if request.force or debt is None or _for_another_state(debt, value):
+                yield event, handler.name
+
+
+def _for_another_state(debt: Debt, value: str) -> bool:
+    return debt.after != value and debt.state in (State.DONE, State.FAILED)
+
+
+@define(eq=False)
+class Watcher:
+    """Follows the runs collection on behalf of one site."""
+
+    database: Database
+    tenure: Tenure
+    registry: Registry
+    intake: Intake
+    trouble: str | None = None
+    _marks: Iterator[int] = field(init=False)
+    # One look at a time: two at once could write an older look over a newer one.
+    _looking: trio.Lock = field(init=False, factory=trio.Lock)
+    _position: Position | None = field(init=False, default=None)
+    _saved_at: float = field(init=False, default=0.0)
+
+    def __attrs_post_init__(self) -> None:
+        # Unique over all processes that ever acted for the site: the epoch is part of it.
+        self._marks = count(self.tenure.epoch << 40)
+
+    # -- following the stream ---------------------------------------------------------------
+
+    async def run(self, *, ready: trio.Event) -> None:
+        """Follow the stream for ever. Sets `ready` once the first scan, if any, is through.
+
+        Never ends for trouble with the database: it waits and goes on where it was. Raises
+        `Deposed`, and `Refused` where the rights are missing.
+        """
+        await self._locate()
+        ready.set()
+        failures = 0
+        while True:
+            try:
+                await self._follow()
+            except HistoryLost as lost:
+                await self._persist(self._make_up, str(lost))
+                failures = 0
+            except Unreachable as error:
+                failures = 0 if self.trouble is None else failures + 1
+                await self._wait_out(error, failures)
+
+    async def catch_up(self) -> int:
+        """Read the stream to its end, once; how many changes there were. For ``--once``."""
+        if self._position is None:
+            await self._locate()
+        assert self._position is not None
+        try:
+            stream = await self.database.open_stream(self._position)
+        except HistoryLost as lost:
+            await self._make_up(str(lost))
+            return 1
+        changes = 0
+        while True:
+            batch = await self.database.next_batch(stream, CAUGHT_UP)
+            if not batch.changes:
+                await self.database.close_stream(stream)
+                await self._save(batch.position)
+                return changes
+            await self._take_in(batch)
+            changes += batch.changes
+
+    async def _locate(self) -> None:
+        """Find the position to start from; without one, scan."""
+
+        async def locate() -> None:
+            record = await self.database.site_record(self.tenure.site)
+            self._position = record.position if record else None
+            if self._position is None:
+                logger.info("first look at the runs database: scanning all runs")
+                await self.scan(gap=None, restart=True)
+
+        await self._persist(locate)
+
+    async def _follow(self) -> None:
+        assert self._position is not None
+        stream = await self.database.open_stream(self._position)
+        await self.intake.reconcile()
+        self._recovered()
+        send, receive = trio.open_memory_channel[Batch](1)
+        try:
+            async with trio.open_nursery() as nursery:
+                # The server works on the next batch while this one is being recorded.
+                nursery.start_soon(self._read, stream, send)
+                async with receive:
+                    async for batch in receive:
+                        await self._take_in(batch)
+        except* DatabaseError as group:
+            raise _worst(group) from group
+
+    async def _read(self, stream: Stream, send: trio.MemorySendChannel[Batch]) -> None:
+        async with send:
+            while True:
+                await send.send(await self.database.next_batch(stream))
+
+    async def _take_in(self, batch: Batch) -> None:
+        metrics.changes.labels(self.tenure.site).inc(batch.changes)
+        if batch.changes and await self.look(batch.runs, position=batch.position):
+            self._position, self._saved_at = batch.position, trio.current_time()
+        elif trio.current_time() - self._saved_at >= SAVE_EVERY:
+            await self._save(batch.position)
+        else:
+            self._position = batch.position
+
+    async def _save(self, position: Position) -> None:
+        await self.database.save_position(self.tenure, position, utcnow())
+        self._position, self._saved_at = position, trio.current_time()
+
+    # -- trouble ----------------------------------------------------------------------------
+
+    async def _make_up(self, why: str) -> None:
+        """Make up for lost history: scan, and stream on from before the scan."""
+        logger.warning("{}; scanning all runs to make up for it", why)
+        metrics.gaps.labels(self.tenure.site).inc()
+        await self.scan(gap=Gap(utcnow(), why), restart=True)
+
+    async def _persist(self, function: object, *args: object) -> None:
+        """Call an async function again until the database lets it through."""
+        failures = 0
+        while True:
+            try:
+                await function(*args)  # type: ignore[operator]
+            except Unreachable as error:
+                await self._wait_out(error, failures)
+                failures += 1
+            else:
+                self._recovered()
+                return
+
+    async def _wait_out(self, error: DatabaseError, failures: int) -> None:
+        if self.trouble is None:
+            logger.warning("{}; trying again until it answers", error)
+        self.trouble = f"since {utcnow():%Y-%m-%d %H:%M:%S} UTC: {error}"
+        metrics.troubled.labels(self.tenure.site).set(1)
+        await trio.sleep(min(0.2 * 2 ** min(failures, 20), LONGEST_WAIT))
+
+    def _recovered(self) -> None:
+        if self.trouble is not None:
+            logger.info("the database answers again")
+        self.trouble = None
+        metrics.troubled.labels(self.tenure.site).set(0)
+
+    # -- looking ----------------------------------------------------------------------------
+
+    async def scan(self, *, gap: Gap | None = None, restart: bool = False) -> None:
+        """Look at every run, stored or seen. With `restart`, stream on from its beginning."""
+        start = await self.database.cluster_time() if restart else None
+        after, runs = None, 0
+        while True:
+            ids, after = await self.database.page(self.tenure.site, after)
+            await self.look(dict.fromkeys(ids, utcnow()))
+            runs += len(ids)
+            if after is None:
+                break
+        await self.database.finish_scan(self.tenure, start, utcnow(), gap)
+        if start is not None:
+            self._position = Position(start=start)
+        logger.info("scanned {} runs", runs)
+
+    async def scan_daily(self) -> None:
+        """Scan once a day, for ever, as a safety net."""
+        while True:
+            await self._persist(self._sleep_until_scan)
+            await self._persist(self.scan)
+
+    async def _sleep_until_scan(self) -> None:
+        record = await self.database.site_record(self.tenure.site)
+        last = record.scanned if record else None
+        age = 0.0 if last is None else (utcnow() - last).total_seconds()
+        await trio.sleep(max(SCAN_EVERY - age, 0.0))
+
+    async def look(
+        self, runs: Mapping[RunId, datetime], *, position: Position | None = None
+    ) -> bool:
+        """Look at runs (each with the time of its change) and record what is new.
+
+        Returns False where nothing was, and so nothing was written, the position neither.
+        """
+        async with self._looking:
+            now, before = await self.database.look(self.tenure.site, list(runs))
+            ingest = self._compare(runs, now, before)
+            if not ingest.looks:
+                return False
+            await self._record(evolve(ingest, position=position))
+            return True
+
+    def _compare(
+        self,
+        runs: Mapping[RunId, datetime],
+        now: Mapping[RunId, dict[Aspect, str]],
+        before: Mapping[RunId, dict[Aspect, str]],
+    ) -> Ingest:
+        looks: dict[RunId, Look | None] = {}
+        debts: list[Debt] = []
+        for run, at in runs.items():
+            events = diff(run, before.get(run, {}), now.get(run, {}))
+            if events:
+                looks[run] = now.get(run)
+            for event in events:
+                debts.extend(self._debts(event, at))
+        return Ingest(looks, debts)
+
+    def _debts(self, event: Event, at: datetime) -> Iterator[Debt]:
+        for handler in self.registry.wanting(event):
+            mark = next(self._marks)
+            yield owe(self.tenure.site, event, handler.name, lane=handler.lane, mark=mark, at=at)
+
+    async def _record(self, ingest: Ingest) -> None:
+        debts = self.intake.reserve(ingest.debts)
+        refused: DatabaseError | None = None
+        recorded = False
+        try:
+            await self.database.ingest(self.tenure, evolve(ingest, debts=debts), utcnow())
+            recorded = True
+        except (Unreachable, Deposed, Refused):
+            raise
+        except DatabaseError as error:
+            refused = error
+        finally:
+            if not recorded:
+                self.intake.cancel(debts)
+        if refused is not None:
+            await self._record_apart(ingest, refused)
+            return
+        for debt in debts:
+            metrics.debts.labels(debt.site, debt.handler).inc()
+        self.intake.start(debts)
+
+    async def _record_apart(self, ingest: Ingest, error: DatabaseError) -> None:
+        """Record a batch that the database will not take run by run, and park what is at fault.
+
+        The position goes with the last piece, so that nothing is passed over.
+        """
+        runs = list(ingest.looks)
+        if len(runs) == 1:
+            logger.error("run {} cannot be recorded: {}", runs[0], error)
+            parked = self._parked(runs[0], str(error))
+            await self.database.ingest(self.tenure, Ingest({}, [parked], ingest.position), utcnow())
+            return
+        middle = len(runs) // 2
+        await self._record(_part(ingest, runs[:middle], position=False))
+        await self._record(_part(ingest, runs[middle:], position=True))
+
+    def _parked(self, run: RunId, why: str) -> Debt:
+        event = Event(run, Existence(), None, None)
+        debt = owe(
+            self.tenure.site,
+            event,
+            UNREADABLE,
+            lane="default",
+            mark=next(self._marks),
+            at=utcnow(),
+        )
+        claimed = claim(debt, self.tenure.epoch)
+        return settle(claimed, Spent(why), utcnow(), allowed=1, jitter=0.0)
+
+    # -- requests ---------------------------------------------------------------------------
+
+    async def serve_requests(self) -> None:
+        """Carry out what people asked for, oldest first."""
+        for request in await self.database.pending(self.tenure.site):
+            await self._serve(request)
+            await self.database.finish_request(self.tenure, request)
+
+    async def _serve(self, request: Request) -> None:
+        match request.kind:
+            case "scan":
+                await self.scan()
+            case "retry":
+                opened = await self.database.reopen_failed(self.tenure, request, utcnow())
+                logger.info("{} failed reactions are opened again", opened)
+                self.intake.start(())
+            case "replay":
+                await self._replay(request)
+            case _:
+                logger.error("a request of an unknown kind, {!r}, is passed over", request.kind)
+
+    async def _replay(self, request: Request) -> None:
+        after, ids = None, list(request.runs or ())
+        while True:
+            if request.runs is None:
+                ids, after = await self.database.page(self.tenure.site, after)
+            await self.look(dict.fromkeys(ids, utcnow()))
+            await self._fire_again(ids, request)
+            if after is None:
+                return
+
+    async def _fire_again(self, ids: Sequence[RunId], request: Request) -> None:
+        async with self._looking:
+            now, _ = await self.database.look(self.tenure.site, ids)
+            possible = [
+                slot(self.tenure.site, run, aspect, handler.name)
+                for run, look in now.items()
+                for handler in self.registry.enabled
+                for aspect, _ in self.registry.owed(look, handler)
+            ]
+            standing = await self.database.standing(possible)
+            debts = [
+                self._fired(event, handler)
+                for run, look in now.items()
+                for event, handler in owed_again(self.registry, run, look, standing, request)
+            ]
+            if debts:
+                await self._record(Ingest({}, debts))
+        logger.info("replayed {} runs: {} reactions", len(now), len(debts))
+
+    def _fired(self, event: Event, handler: str) -> Debt:
+        lane = self.registry.handlers[handler].lane
+        mark = next(self._marks)
+        return owe(self.tenure.site, event, handler, lane=lane, mark=mark, at=utcnow())
+
+
+def _part(ingest: Ingest, runs: Iterable[RunId], *, position: bool) -> Ingest:
+    chosen = set(runs)
+    return Ingest(
+        {run: look for run, look in ingest.looks.items() if run in chosen},
+        [debt for debt in ingest.debts if debt.run in chosen],
+        ingest.position if position else None,
+    )
+
+
+def _worst(group: BaseExceptionGroup[DatabaseError]) -> DatabaseError:
+    """Return the error of several that decides what to do."""
+    leaves: list[DatabaseError] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        error = stack.pop()
+        if isinstance(error, BaseExceptionGroup):
+            stack.extend(error.exceptions)
+        elif isinstance(error, DatabaseError):
+            leaves.append(error)
+    order = (Deposed, Refused, HistoryLost, Unreachable, DatabaseError)
+    return min(leaves, key=lambda e: next(i for i, cls in enumerate(order) if isinstance(e, cls)))

@@ -1,0 +1,99 @@
+"""A listener inside the test's own process, on a real replica set."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import trio
+from bson import ObjectId
+
+from caxev import aio
+from caxev.config import Settings, Site, Sites
+from caxev.daemon import Leaving, Options, _serve_tenures, open_database, prepare
+from caxev.model import RunUpdate
+from caxev.mongo import Database
+from caxev.registry import Handler, Registry, Trigger
+from tests.conftest import Database as Named
+
+
+def settings_for(database: Named) -> Settings:
+    return Settings.load(mongo_uri=database.uri, database=database.name, environ={})
+
+
+def sites_of(*names: str) -> Sites:
+    sites = {name: Site(name=name, method="sftp", hostname="localhost") for name in names}
+    return Sites(Path("sites.json"), sites)
+
+
+def handler(function: Any, *triggers: Trigger, **options: Any) -> Handler:
+    return Handler(function=function, name=function.__name__, triggers=triggers, **options)
+
+
+def run_document(number: int, *copies: tuple[str, str, str], **fields: Any) -> dict[str, Any]:
+    """A run with copies given as (type, host, status)."""
+    return {
+        "_id": ObjectId(),
+        "number": number,
+        "name": f"161111_{number:04d}",
+        "detector": "tpc",
+        "start": datetime(2016, 11, 11, tzinfo=UTC),
+        "tags": [],
+        "data": [
+            {"type": kind, "host": host, "status": status, "location": f"/data/{number}"}
+            for kind, host, status in copies
+        ],
+        **fields,
+    }
+
+
+def options_for(
+    database: Named, handlers: Iterable[Handler], *, site: str = "lngs", **options: Any
+) -> Options:
+    sites = sites_of("lngs", "chicago", "stockholm")
+    return Options(
+        site=sites.get(site),
+        sites=sites,
+        settings=settings_for(database),
+        registry=Registry(handlers, sites.here(site)),
+        **{"lease": 3.0, "grace": 5.0, **options},
+    )
+
+
+@asynccontextmanager
+async def opened(database: Named) -> AsyncIterator[Database]:
+    """The database, for looking in, with its indexes."""
+    async with aio.loop(), open_database(settings_for(database)) as db:
+        await prepare(db)
+        yield db
+
+
+@asynccontextmanager
+async def listener(database: Database, options: Options, owner: str = "test") -> AsyncIterator[Leaving]:
+    """A listener for the length of the block; asked to leave, and waited for, at its end."""
+    leaving = Leaving()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_serve_tenures, options, database, owner, leaving)
+        try:
+            yield leaving
+        finally:
+            leaving.asked.set()
+
+
+async def until(condition: Callable[[], Any], *, within: float = 20.0) -> Any:
+    """Wait for a condition (plain or async) to hold, and return what it returned."""
+    with trio.fail_after(within):
+        while True:
+            result = condition()
+            if hasattr(result, "__await__"):
+                result = await result
+            if result:
+                return result
+            await trio.sleep(0.01)
+
+
+async def write(database: Database, update: RunUpdate) -> None:
+    assert await database.update_run(update, datetime.now(UTC)) is not None

@@ -1,0 +1,154 @@
+"""A real OpenSSH server on loopback with throw-away keys, for tests, campaigns and benchmarks."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from attrs import define
+
+from caxev.ssh import Endpoint
+
+_CONFIG = """\
+ListenAddress 127.0.0.1
+Port {port}
+HostKey {directory}/host_key
+AuthorizedKeysFile {directory}/user_key.pub
+PidFile none
+StrictModes no
+UsePAM no
+PasswordAuthentication no
+KbdInteractiveAuthentication no
+PermitRootLogin prohibit-password
+PermitUserEnvironment no
+MaxStartups 100
+Subsystem sftp internal-sftp
+"""
+_PATIENCE = 20.0  # seconds
+
+
+@define
+class Server:
+    """A running sshd. `directory` holds its keys, its configuration, known_hosts and its log."""
+
+    directory: Path
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint(
+            "127.0.0.1",
+            port=self.port,
+            username=getpass.getuser(),
+            known_hosts=str(self.directory / "known_hosts"),
+            identity=str(self.directory / "user_key"),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """The host key's, as ``SHA256:...``."""
+        shown = subprocess.check_output(["ssh-keygen", "-lf", self.directory / "host_key.pub"])
+        return shown.decode().split()[1]
+
+    def stop(self) -> None:
+        """End the listening process and every session it has started."""
+        for child in _children(self.process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(child, 9)
+        self.process.kill()
+        self.process.wait()
+
+
+def missing() -> str | None:
+    """Why there can be no server here; None where there can."""
+    for program in ("sshd", "ssh-keygen"):
+        if _program(program) is None:
+            return f"{program} is not installed (Debian: openssh-server)"
+    return None
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[Server]:
+    """Start a server that keeps its things in `directory`; it is stopped when the block ends."""
+    for key in ("host_key", "user_key"):
+        make_key(directory / key)
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    port = _free_port()
+    (directory / "config").write_text(_CONFIG.format(port=port, directory=directory))
+    write_known_hosts(directory, port)
+    with (directory / "log").open("wb") as log:
+        command = [_program("sshd") or "sshd", "-D", "-e", "-f", str(directory / "config")]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    server = Server(directory, port, process)
+    try:
+        _wait_until_up(server)
+        yield server
+    finally:
+        server.stop()
+
+
+def make_key(path: Path) -> None:
+    """Make an Ed25519 key pair without passphrase, where there is none yet."""
+    if not path.exists():
+        make = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "throw-away", "-f", str(path)]
+        subprocess.run(make, check=True)
+
+
+def write_known_hosts(directory: Path, port: int, key: str = "host_key.pub") -> None:
+    """Say in known_hosts that the server has this key."""
+    public = (directory / key).read_text()
+    (directory / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}")
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_until_up(server: Server) -> None:
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", server.port), 1) as connection:
+                if connection.recv(4) == b"SSH-":
+                    return
+        except OSError:
+            pass
+        if server.process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError("sshd did not start: " + (server.directory / "log").read_text())
+        time.sleep(0.02)
+
+
+def _children(parent: int) -> list[int]:
+    """All processes below `parent`, deepest last."""
+    try:
+        own = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [pid for child in map(int, own) for pid in (child, *_children(child))]
+
+
+@pytest.fixture
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the test's own."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    with running(tmp_path_factory.mktemp("sshd")) as server:
+        yield server

@@ -1,0 +1,211 @@
+"""The demo's stand-ins for what a real installation has: a DAQ, and an SSH server at each site."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import asyncssh
+import pytest
+from attrs import frozen
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caxev.demo import daq, server
+from caxev.model import CopyKey, Run
+
+START = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
+
+
+def contents(run: daq.RawRun) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in run.path.iterdir()}
+
+
+def write(directory: Path, size_bytes: int = 200_000, seed: int = 1) -> daq.RawRun:
+    return daq.write_run(directory, 6731, size_bytes=size_bytes, seed=seed, start=START)
+
+
+@settings(max_examples=15)
+@given(size_bytes=st.integers(0, 12_000_000))
+def test_files_hold_every_event_once(size_bytes: int) -> None:
+    """File names and members tell the events 0 to n-1, in files of 1000, the last one shorter."""
+    with tempfile.TemporaryDirectory() as directory:
+        run = write(Path(directory), size_bytes)
+        events: list[int] = []
+        for path in daq.event_files(run):
+            name, number, first, last, count = path.stem.split("-")
+            with zipfile.ZipFile(path) as file:
+                members = [int(member) for member in file.namelist()]
+            assert (name, number) == ("XENON1T", "6731")
+            assert members == list(range(int(first), int(last) + 1))
+            assert len(members) == int(count) <= daq.EVENTS_PER_FILE
+            events += members
+        assert events == list(range(run.events))
+
+
+@pytest.mark.parametrize("size_bytes", [100_000, 1_000_000, 7_654_321])
+def test_the_size_is_met(tmp_path: Path, size_bytes: int) -> None:
+    """From 100 kB up a run is as large as asked for, within five per cent."""
+    total = sum(map(len, contents(write(tmp_path, size_bytes)).values()))
+    assert total == pytest.approx(size_bytes, rel=0.05)
+
+
+def test_a_run_looks_as_the_event_builder_left_it(tmp_path: Path) -> None:
+    """The directory has the run's name, and nothing but the files that pax wrote."""
+    run = write(tmp_path)
+    assert run.path == tmp_path / "161111_1434"
+    assert sorted(contents(run)) == [
+        "XENON1T-6731-000000000-000000039-000000040.zip",
+        "pax_info.json",
+        "trigger_monitor_data.zip",
+    ]
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    """A run is a function of its arguments; another seed gives other events."""
+    first, again, other = (
+        contents(write(tmp_path / name, seed=seed))
+        for name, seed in (("first", 1), ("again", 1), ("other", 2))
+    )
+    assert first == again
+    assert {name for name in first if first[name] != other[name]} == {
+        name for name in first if name.startswith("XENON1T")
+    }
+
+
+def test_a_name_is_given_once(tmp_path: Path) -> None:
+    """Two runs of one minute would share a directory: refused."""
+    write(tmp_path)
+    with pytest.raises(FileExistsError):
+        write(tmp_path)
+
+
+def test_the_document_is_a_run(tmp_path: Path) -> None:
+    """What the DAQ inserts reads as a run without copies, and its entry as the first copy."""
+    raw = write(tmp_path)
+    document = daq.run_document(raw)
+    run = Run.from_document(document)
+    assert (run.number, run.name, run.start, run.copies) == (6731, raw.name, START, ())
+    document["data"].append(daq.data_entry(raw, "xe1t-datamanager", "transferred"))
+    copy = Run.from_document(document).copy(CopyKey("raw", "xe1t-datamanager"))
+    assert copy is not None
+    assert (copy.status, copy.location, copy.checksum) == ("transferred", str(raw.path), None)
+
+
+@frozen
+class Site:
+    """A running server, and what a client needs to know of it."""
+
+    process: subprocess.Popen[bytes]
+    directory: Path
+    port: int
+
+    def connect(self, key: str = "client", known_hosts: str = "known_hosts") -> Connection:
+        return asyncssh.connect(
+            server.HOST,
+            self.port,
+            username="anyone",
+            client_keys=[str(self.directory / key)],
+            known_hosts=str(self.directory / known_hosts),
+            config=None,
+        )
+
+
+Connection = asyncssh.misc._ACMWrapper[asyncssh.SSHClientConnection]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    """A site's server, started as the demo starts it."""
+    public = server.make_key(tmp_path / "host")
+    (tmp_path / "authorized_keys").write_text(server.make_key(tmp_path / "client"))
+    flags = {
+        "--directory": tmp_path,
+        "--host-key": tmp_path / "host",
+        "--authorized-keys": tmp_path / "authorized_keys",
+        "--port-file": tmp_path / "port",
+    }
+    command = [sys.executable, "-m", "caxev.demo.server"]
+    command += [str(word) for pair in flags.items() for word in pair]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 30
+        while not (tmp_path / "port").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        port = int((tmp_path / "port").read_text())
+        (tmp_path / "known_hosts").write_text(server.known_hosts_line(port, public))
+        yield Site(process, tmp_path, port)
+        process.terminate()
+
+
+def test_files_are_served(site: Site) -> None:
+    """A client with the authorised key reads by absolute path what the server may read."""
+    (site.directory / "file").write_bytes(b"raw")
+
+    async def fetch() -> object:
+        path = str(site.directory / "file")
+        async with (
+            site.connect() as client,
+            client.start_sftp_client() as sftp,
+            sftp.open(path, "rb") as file,
+        ):
+            return await file.read()
+
+    assert asyncio.run(fetch()) == b"raw"
+
+
+def test_another_key_is_refused(site: Site) -> None:
+    """Only the authorised key gets in."""
+    server.make_key(site.directory / "other")
+
+    async def connect() -> None:
+        async with site.connect(key="other"):
+            pass
+
+    with pytest.raises(asyncssh.PermissionDenied):
+        asyncio.run(connect())
+
+
+def test_another_host_key_is_noticed(site: Site) -> None:
+    """The known-hosts line is checked against the key that the server shows."""
+    line = server.known_hosts_line(site.port, server.make_key(site.directory / "other"))
+    (site.directory / "wrong").write_text(line)
+
+    async def connect() -> None:
+        async with site.connect(known_hosts="wrong"):
+            pass
+
+    with pytest.raises(asyncssh.HostKeyNotVerifiable):
+        asyncio.run(connect())
+
+
+def test_no_command_is_run(site: Site) -> None:
+    """The server serves files and nothing else."""
+
+    async def run() -> None:
+        async with site.connect() as client:
+            await client.run("true")
+
+    with pytest.raises(asyncssh.ChannelOpenError):
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["end of input", "SIGTERM"])
+def test_it_ends_when_told(site: Site, how: str) -> None:
+    """The server leaves with status 0 when its input ends or SIGTERM comes, clients or none."""
+
+    async def hold() -> int:
+        async with site.connect():
+            assert site.process.stdin is not None
+            (site.process.stdin.close if how == "end of input" else site.process.terminate)()
+            return await asyncio.to_thread(site.process.wait, 20)
+
+    assert asyncio.run(hold()) == 0

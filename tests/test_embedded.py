@@ -1,0 +1,163 @@
+"""The embedded MongoDB: found, started, killed, started again, and never left behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import trio
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure
+
+from caxev.config import ConfigError
+from caxev.embedded import Mongod, ReplicaSet, find_mongod
+from tests.conftest import Database
+
+Client = MongoClient[dict[str, Any]]
+
+# Starts a set from a thread that ends, sees that it answers still, says which process it is, and
+# then lives until killed.
+STARTER = """
+import sys, threading, pathlib
+from caxev.embedded import ReplicaSet
+replica_set = ReplicaSet(pathlib.Path(sys.argv[1]))
+thread = threading.Thread(target=replica_set.start)
+thread.start()
+thread.join()
+replica_set.primary()
+print(replica_set.members[0].process.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory, mongod: ReplicaSet) -> Iterator[ReplicaSet]:
+    """A set of three members; asks for `mongod` so as to be skipped where that is."""
+    with ReplicaSet(tmp_path_factory.mktemp("three"), members=3) as replica_set:
+        yield replica_set
+
+
+def test_a_named_mongod_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CAXEV_MONGOD is taken before any other."""
+    monkeypatch.setenv("CAXEV_MONGOD", sys.executable)
+    assert find_mongod() == sys.executable
+
+
+def test_path_comes_before_the_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mongod on PATH is taken before the embedded extra's."""
+    ours = tmp_path / "mongod"
+    ours.touch(mode=0o755)
+    monkeypatch.delenv("CAXEV_MONGOD", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_mongod() == str(ours)
+
+
+def test_a_named_mongod_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong CAXEV_MONGOD is not passed over in silence."""
+    monkeypatch.setenv("CAXEV_MONGOD", "/nowhere/mongod")
+    with pytest.raises(ConfigError, match="CAXEV_MONGOD=/nowhere/mongod"):
+        find_mongod()
+
+
+def test_no_mongod_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no mongod, the message names the command that brings one."""
+    monkeypatch.delenv("CAXEV_MONGOD", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(ConfigError, match=r'pip install "caxev\[embedded\]"'):
+        find_mongod()
+
+
+@pytest.mark.replicaset
+def test_changes_are_streamed(database: Database) -> None:
+    """A started set accepts majority writes and streams them as changes."""
+    with Client(database.uri, w="majority") as client:
+        runs = client[database.name]["runs"]
+        with runs.watch() as stream:
+            runs.insert_one({"number": 1})
+            assert next(stream)["fullDocument"]["number"] == 1
+
+
+@pytest.mark.replicaset
+async def test_async_tests_run_under_trio(database: Database) -> None:
+    """An async test gets its fixtures, and trio."""
+    with trio.fail_after(10):
+        await trio.lowlevel.checkpoint()
+    assert database.name.startswith("test_")
+
+
+@pytest.mark.replicaset
+def test_a_dead_primary_is_replaced(three: ReplicaSet) -> None:
+    """With three members, writes go on after the primary is killed, and it can come back."""
+    with Client(three.uri, w="majority") as client:
+        runs = client["test"]["runs"]
+        runs.insert_one({"number": 1})
+        dead = three.primary()
+        three.kill(dead)
+        runs.insert_one({"number": 2})
+        assert three.primary() != dead
+        three.restart(dead)
+        assert runs.count_documents({}) == 2
+
+
+@pytest.mark.replicaset
+def test_acknowledged_writes_survive_stop(mongod: ReplicaSet, tmp_path: Path) -> None:
+    """What was acknowledged before `stop` is there after `start`."""
+    replica_set = ReplicaSet(tmp_path)
+    for before in range(2):
+        with replica_set, Client(replica_set.uri, w="majority") as client:
+            assert client["test"]["runs"].count_documents({}) == before
+            client["test"]["runs"].insert_one({})
+
+
+@pytest.mark.replicaset
+def test_auth_lets_in_only_its_user(mongod: ReplicaSet, tmp_path: Path) -> None:
+    """With `auth` the URI works, also after a restart, and a wrong password does not."""
+    with ReplicaSet(tmp_path, auth=True) as replica_set:
+        replica_set.stop()
+        replica_set.start()
+        wrong = replica_set.uri.replace(replica_set.password, "wrong")
+        with Client(wrong) as client, pytest.raises(OperationFailure, match="Authentication"):
+            client["test"]["runs"].find_one()
+
+
+@pytest.mark.replicaset
+def test_a_caller_s_option_replaces_ours(mongod: ReplicaSet, tmp_path: Path) -> None:
+    """Options given by the caller win; without a set's name the server is a plain one."""
+    server = Mongod(tmp_path, ["--oplogSize=5"])
+    server.start()
+    try:
+        server.wait()
+        with Client(server.uri) as client:
+            parsed = client.admin.command("getCmdLineOpts")["parsed"]
+            assert parsed["replication"] == {"oplogSizeMB": 5}
+            assert "setName" not in client.admin.command("hello")
+    finally:
+        server.kill()
+
+
+@pytest.mark.replicaset
+def test_a_start_that_fails_says_why(mongod: ReplicaSet, tmp_path: Path) -> None:
+    """A mongod that ends at once is reported in its own words, and nothing is left running."""
+    replica_set = ReplicaSet(tmp_path, options=["--nosuch=1"])
+    with pytest.raises(ConfigError, match="unrecognised option '--nosuch=1'"):
+        replica_set.start()
+    assert [member.process for member in replica_set.members] == [None]
+
+
+@pytest.mark.replicaset
+def test_no_mongod_outlives_its_starter(mongod: ReplicaSet, tmp_path: Path) -> None:
+    """A set outlives the thread that started it, and dies with the process, however that ends."""
+    command = [sys.executable, "-c", STARTER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
+        assert starter.stdout is not None
+        child = psutil.Process(int(starter.stdout.readline()))
+        assert child.is_running()
+        starter.kill()
+    gone, _ = psutil.wait_procs([child], timeout=20)
+    assert gone == [child]

@@ -1,0 +1,306 @@
+"""Worker processes: what comes back from them, how they die, and that nothing of them is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+
+from caxev import GiveUp, Retry, Skip, crash
+from caxev.config import ConfigError, load_file
+from caxev.workers import Workers
+from tests import worker_jobs as jobs
+
+
+def running(process: int) -> bool:
+    """Whether there is such a process, and it is not a zombie that only waits to be reaped."""
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def becomes(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds; fail the test after 20 s."""
+    with trio.fail_after(20):
+        while not condition():
+            await trio.sleep(0.01)
+
+
+async def test_result_and_reuse() -> None:
+    """A job's result comes back, and the next job runs in the same process."""
+    async with Workers() as workers:
+        assert await workers.run(jobs.add, 1, 2) == 3
+        first = await workers.run(jobs.process_id)
+        assert await workers.run(jobs.process_id) == first != os.getpid()
+        assert workers.alive == 1
+
+
+async def test_one_job_at_a_time() -> None:
+    """Jobs side by side run in processes of their own, and no more of them than the limit."""
+    async with Workers(limit=2) as workers:
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(workers.run, jobs.echo, number)
+        assert workers.alive == 2
+
+
+async def test_large_messages() -> None:
+    """Arguments and results larger than any pipe's buffer come through whole."""
+    value = os.urandom(5_000_000)
+    async with Workers() as workers:
+        assert await workers.run(jobs.echo, value) == value
+
+
+async def test_state_of_a_worker() -> None:
+    """A worker is niced, knows its listener and the handler's scope, and imports little."""
+    token = crash.scope.set("pull")
+    try:
+        async with Workers(niceness=3) as workers:
+            state = await workers.run(jobs.state)
+    finally:
+        crash.scope.reset(token)
+    assert state == {
+        "nice": os.nice(0) + 3,
+        "scope": "pull",
+        "die_with": [os.getpid()],
+        "modules": set(),
+        "stdin": "",
+    }
+
+
+async def test_prints_stay_out(capfd: pytest.CaptureFixture[str]) -> None:
+    """What a job or its programs print goes to standard error and harms no result."""
+    async with Workers() as workers:
+        assert await workers.run(jobs.shout) == "quiet"
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["printed by Python", "printed by C", "printed by a program"]
+
+
+async def test_progress() -> None:
+    """Progress comes in order, far less often than it is reported, and the last for certain."""
+    seen: list[tuple[int, int]] = []
+    async with Workers() as workers:
+        await workers.run(jobs.count, 100_000, on_progress=lambda *pair: seen.append(pair))
+    assert seen == sorted(seen)
+    assert seen[0] == (0, 100_000)
+    assert seen[-1] == (100_000, 100_000)
+    assert len(seen) < 1000
+
+
+async def test_typed_exceptions() -> None:
+    """`Retry`, `GiveUp` and errors of the system come through as themselves, attributes and all."""
+    async with Workers() as workers:
+        with pytest.raises(Retry) as retry:
+            await workers.run(jobs.refuse, "retry")
+        with pytest.raises(GiveUp) as give_up:
+            await workers.run(jobs.refuse, "give up")
+        with pytest.raises(FileNotFoundError) as missing:
+            await workers.run(jobs.refuse, "os")
+        assert await workers.run(jobs.refuse, "skip") == Skip("nothing to do")
+        assert workers.alive == 1
+    assert (retry.value.why, retry.value.after) == ("the link is down", 7.0)
+    assert give_up.value.why == "the disk is full"
+    assert missing.value.filename == "/data/raw"
+    assert "worker_jobs.py" in missing.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"), [("unpicklable", "Unpicklable: 1 and 2"), ("odd", "Local: made here")]
+)
+async def test_unpicklable_exceptions(kind: str, message: str) -> None:
+    """An exception that cannot be pickled becomes a RuntimeError with its class and text."""
+    async with Workers() as workers:
+        with pytest.raises(RuntimeError, match=message):
+            await workers.run(jobs.refuse, kind)
+        assert await workers.run(jobs.add, 1, 1) == 2
+
+
+async def test_unpicklable_results_and_arguments() -> None:
+    """What cannot be pickled is an error that says so; the worker lives on."""
+    async with Workers() as workers:
+        with pytest.raises(TypeError, match="what the job returned cannot be pickled"):
+            await workers.run(jobs.give_unpicklable)
+        with pytest.raises(Exception, match="pickle"):
+            await workers.run(jobs.echo, lambda: None)
+        with pytest.raises(TypeError, match="a module's own function"):
+            await workers.run(lambda *, report: None)
+        assert workers.alive == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+async def test_killed_worker(number: signal.Signals) -> None:
+    """A worker that dies of a signal is a `Retry` that names it, and the next job finds another."""
+    async with Workers() as workers:
+        with pytest.raises(Retry, match=rf"died of signal {number:d} while it ran .*jobs\.die"):
+            await workers.run(jobs.die, int(number))
+        assert workers.alive == 0
+        assert await workers.run(jobs.add, 1, 1) == 2
+
+
+async def test_left_worker() -> None:
+    """A worker that exits in the middle of a job is a `Retry` that names the exit status."""
+    async with Workers() as workers:
+        with pytest.raises(Retry, match="died with exit status 3"):
+            await workers.run(jobs.leave, 3)
+
+
+async def test_signals_are_for_the_listener() -> None:
+    """Ctrl-C and systemd's SIGTERM do not end a job."""
+    async with Workers() as workers:
+        assert await workers.run(jobs.interrupt) == "still here"
+
+
+async def test_cancellation_kills() -> None:
+    """Cancelling a job kills and reaps its worker and the programs that it has started."""
+    seen: list[int] = []
+    async with Workers() as workers:
+        with trio.CancelScope() as scope:
+
+            def cancel(*processes: int) -> None:
+                seen.extend(processes)
+                scope.cancel()
+
+            await workers.run(jobs.hang, on_progress=cancel)
+        assert scope.cancelled_caught
+        assert workers.alive == 0
+        assert not psutil.pid_exists(seen[0])
+        await becomes(lambda: not running(seen[1]))
+
+
+async def test_failing_listener_side() -> None:
+    """An error in `on_progress` comes out, and the worker does not run on unseen."""
+
+    def fail(_done: int, _total: int) -> None:
+        raise ZeroDivisionError
+
+    async with Workers() as workers:
+        with pytest.raises(ZeroDivisionError):
+            await workers.run(jobs.hang, on_progress=fail)
+        assert workers.alive == 0
+
+
+async def test_leaving_kills() -> None:
+    """Leaving the block ends idle workers and busy ones; whoever still waits gets a `Retry`."""
+    busy = trio.Event()
+    ended: list[BaseException] = []
+
+    async def wait_for_it(workers: Workers) -> None:
+        try:
+            await workers.run(jobs.hang, on_progress=lambda *_: busy.set())
+        except Retry as retry:
+            ended.append(retry)
+
+    async with trio.open_nursery() as nursery:
+        async with Workers() as workers:
+            nursery.start_soon(wait_for_it, workers)
+            await busy.wait()
+            await workers.run(jobs.add, 1, 2)
+            assert workers.alive == 2
+        assert workers.alive == 0
+    assert len(ended) == 1
+    with pytest.raises(RuntimeError, match="closed"):
+        await workers.run(jobs.add, 1, 2)
+
+
+async def test_the_blocks_own_error() -> None:
+    """An error in the block comes out as itself, not in a group."""
+    with pytest.raises(ZeroDivisionError):
+        async with Workers() as workers:
+            await workers.run(jobs.add, 1, 2)
+            raise ZeroDivisionError
+
+
+async def test_idle_workers_are_let_go() -> None:
+    """A worker that has had nothing to do for long enough is gone."""
+    async with Workers(idle=0.05) as workers:
+        first = await workers.run(jobs.process_id)
+        await becomes(lambda: workers.alive == 0)
+        assert not psutil.pid_exists(first)
+        assert await workers.run(jobs.process_id) != first
+
+
+async def test_idle_worker_that_dies() -> None:
+    """An idle worker that dies is reaped, and no job is given to it."""
+    async with Workers() as workers:
+        first = await workers.run(jobs.process_id)
+        os.kill(first, signal.SIGKILL)
+        await becomes(lambda: workers.alive == 0)
+        assert await workers.run(jobs.process_id) != first
+
+
+async def test_nothing_leaks() -> None:
+    """After fifty jobs, some of them cut short, there is no more open and nobody left behind."""
+    async with Workers() as workers:
+        await workers.run(jobs.add, 1, 1)
+    me = psutil.Process()
+    before = me.num_fds(), len(me.children())
+    async with Workers(limit=4) as workers:
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(workers.run, jobs.add, number, 1)
+        for _ in range(5):
+            with pytest.raises(Retry):
+                await workers.run(jobs.leave, 1)
+            with trio.CancelScope() as scope:
+                await workers.run(
+                    jobs.hang, on_progress=lambda *_: scope.cancel()
+                )  # called before the next round
+    assert (me.num_fds(), len(me.children())) == before
+
+
+async def test_functions_of_handler_files(tmp_path: Path) -> None:
+    """A function of a handler file is found in the worker, and so are the classes it uses."""
+    file = tmp_path / "my-handlers.py"
+    file.write_text(
+        "from attrs import frozen\n\n\n@frozen\nclass Box:\n    number: int\n\n\n"
+        "def more(box, *, report):\n    return Box(box.number + 1)\n"
+    )
+    module = load_file(file)
+    async with Workers(files=[str(file)]) as workers:
+        assert await workers.run(module.more, module.Box(1)) == module.Box(2)
+
+
+async def test_broken_handler_file(tmp_path: Path) -> None:
+    """A handler file that a worker cannot load is a `ConfigError` for every job."""
+    async with Workers(files=[str(tmp_path / "gone.py")]) as workers:
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=r"gone\.py: no such file"):
+                await workers.run(jobs.add, 1, 1)
+
+
+LISTENER = """
+import sys, trio
+from caxev.workers import Workers
+from tests import worker_jobs
+
+async def main():
+    async with Workers() as workers:
+        await workers.run(worker_jobs.hang_and_note, sys.argv[1])
+
+trio.run(main)
+"""
+
+
+async def test_a_dead_listener_takes_its_workers_along(tmp_path: Path) -> None:
+    """When the listener is killed, its workers and their programs die in the middle of the job."""
+    note = tmp_path / "note"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", LISTENER, str(note)]
+    listener = subprocess.Popen(command, env=environment)
+    try:
+        await becomes(note.exists)
+        worker, program = map(int, note.read_text().split())
+        assert running(worker)
+    finally:
+        listener.kill()
+        listener.wait()
+    await becomes(lambda: not running(worker) and not running(program))
