@@ -19,7 +19,7 @@ from random import random
 from typing import Any, Final, TypeVar
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 from loguru import logger
 
 from caxev import crash, metrics
@@ -325,7 +325,9 @@ class Dispatcher:
         )
         crash.scope.set(handler.name)
         async with self._copies.held(debt, exclusive=handler.exclusive):
-            metrics.latency.labels(debt.site).observe((utcnow() - debt.at).total_seconds())
+            if debt.started is None:
+                debt = evolve(debt, started=utcnow())
+                metrics.latency.labels(debt.site).observe((utcnow() - debt.at).total_seconds())
             outcome, update = await attempt(handler, job, stall)
         if isinstance(outcome, Surprise | Postponed | Spent):
             update = None

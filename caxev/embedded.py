@@ -250,6 +250,12 @@ class ReplicaSet:
             client.admin.command("ping")
             return [member.port for member in self.members].index((client.primary or ("", 0))[1])
 
+    def queries(self, namespace: str) -> int:
+        """How often the collection was queried since the server's start (its `top` counters)."""
+        with self._client() as client:
+            counters = client.admin.command("top")["totals"].get(namespace, {})
+        return int(counters.get("queries", {}).get("count", 0))
+
     def __enter__(self) -> Self:
         self.start()
         return self

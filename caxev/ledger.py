@@ -122,6 +122,7 @@ class Debt:
     `before` and `after` are the aspect's values around the event; `at` is the event's cluster
     time and `due` when to act, both UTC. `attempts` counts failures since the last renewal,
     `interrupted` deaths of the process. `note` says why it waits or failed, or what came of it.
+    `started` is when the first attempt since the renewal began, UTC.
     """
 
     site: str
@@ -139,6 +140,7 @@ class Debt:
     attempts: int = 0
     interrupted: int = 0
     note: str = ""
+    started: datetime | None = None
 
     @property
     def id(self) -> str:

@@ -31,7 +31,6 @@ IDLE: Final = 60.0
 NICENESS: Final = 10
 _BOOT: Final = "import sys; sys.path[:] = {path!r}; from caxev.worker import main; main()"
 _READ: Final = 65536
-_CLOSED: Final = "these workers are closed"
 
 
 def _ignore(_done: int, _total: int) -> None:
@@ -122,8 +121,7 @@ class Workers:
         return result
 
     async def _take(self) -> _Worker:
-        if not self._open:
-            raise RuntimeError(_CLOSED)
+        self._check_open()
         if self._resting:
             worker = self._resting.pop()
             worker.rest.cancel()
@@ -131,11 +129,15 @@ class Workers:
         with trio.CancelScope(shield=True):  # a process that starts is in `_alive`, or is none
             worker = _Worker(await _start())
             self._alive.add(worker)
-            if not self._open:
+            if not self._open:  # closed while it started
                 await self._end(worker)
-                raise RuntimeError(_CLOSED)
+        self._check_open()
         worker.first = frame(self._setup)
         return worker
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise RuntimeError("these workers are closed")
 
     def _rest(self, worker: _Worker) -> None:
         if worker in self._alive:

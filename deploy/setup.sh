@@ -129,7 +129,7 @@ apt_install() {
         trap 'exit 143' TERM
     fi
     installed=0
-    apt_get "$@" || { apt-get -qq update >&2 && apt_get "$@"; } || installed=$?
+    apt_get "$@" 2>/dev/null || { apt-get -qq update >&2 && apt_get "$@"; } || installed=$?
     if [ -n "$policy" ]; then
         rm -f "$policy"
         trap - EXIT INT TERM
@@ -141,5 +141,5 @@ apt_install() {
 }
 apt_get() {
     DEBIAN_FRONTEND=noninteractive \
-        apt-get -qq -y install --no-install-recommends "$@" >/dev/null
+        apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends "$@" >/dev/null
 }

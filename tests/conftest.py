@@ -20,6 +20,7 @@ from pymongo import MongoClient
 
 from caxev.config import ConfigError
 from caxev.embedded import ReplicaSet, find_mongod
+from tests.sshd import sshd  # noqa: F401  # a fixture
 
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)

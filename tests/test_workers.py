@@ -22,7 +22,7 @@ from tests import worker_jobs as jobs
 def running(process: int) -> bool:
     """Whether there is such a process, and it is not a zombie that only waits to be reaped."""
     try:
-        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
@@ -30,7 +30,7 @@ def running(process: int) -> bool:
 async def becomes(condition: Callable[[], bool]) -> None:
     """Wait until the condition holds; fail the test after 20 s."""
     with trio.fail_after(20):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # what is awaited happens in other processes
             await trio.sleep(0.01)
 
 
@@ -132,7 +132,7 @@ async def test_unpicklable_results_and_arguments() -> None:
         with pytest.raises(Exception, match="pickle"):
             await workers.run(jobs.echo, lambda: None)
         with pytest.raises(TypeError, match="a module's own function"):
-            await workers.run(lambda *, report: None)
+            await workers.run(lambda **_: None)
         assert workers.alive == 1
 
 
@@ -213,10 +213,14 @@ async def test_leaving_kills() -> None:
 
 async def test_the_blocks_own_error() -> None:
     """An error in the block comes out as itself, not in a group."""
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail() -> None:
         async with Workers() as workers:
             await workers.run(jobs.add, 1, 2)
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
 
 
 async def test_idle_workers_are_let_go() -> None:
@@ -295,7 +299,7 @@ async def test_a_dead_listener_takes_its_workers_along(tmp_path: Path) -> None:
     note = tmp_path / "note"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", LISTENER, str(note)]
-    listener = subprocess.Popen(command, env=environment)
+    listener = subprocess.Popen(command, env=environment)  # noqa: ASYNC220  # quick enough here
     try:
         await becomes(note.exists)
         worker, program = map(int, note.read_text().split())

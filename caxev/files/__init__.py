@@ -16,7 +16,7 @@ from caxev.files.paths import (
     printable,
     safe_name,
 )
-from caxev.files.publish import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
+from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
 from caxev.files.tree import Seen, check_links, look, manifest_of, scan, shown
 
 __all__ = [

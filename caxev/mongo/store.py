@@ -527,7 +527,7 @@ def _renewal(debt: Debt) -> Document:
     }
     if debt.epoch is not None:  # born claimed
         fields["epoch"] = debt.epoch
-    return {"$set": fields, "$unset": {"progress": ""}}
+    return {"$set": fields, "$unset": {"progress": "", "started": ""}}
 
 
 def _settlement(debt: Debt) -> Document:
@@ -537,6 +537,8 @@ def _settlement(debt: Debt) -> Document:
         # A note may quote a file's name, which need not be valid text.
         "note": debt.note[:2000].encode(errors="backslashreplace").decode(),
     }
+    if debt.started is not None:
+        fields["started"] = debt.started
     if debt.state is State.OPEN:
         fields["due"] = debt.due
     return {
@@ -580,6 +582,7 @@ def _debt(document: Document) -> Debt:
         attempts=document.get("attempts", 0),
         interrupted=document.get("interrupted", 0),
         note=document.get("note", ""),
+        started=document.get("started"),
     )
 
 

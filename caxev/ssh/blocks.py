@@ -36,8 +36,7 @@ _BATCH: Final = 8  # blocks handed to a thread at once
 _BIG_AT_ONCE: Final = 2
 _SMALL_AT_ONCE: Final = 48
 _REPORT_EVERY: Final = 0.2  # seconds
-_STREAM_WORTH: Final = 32 << 20  # bytes that make one more connection worth its set-up
-_FILES_WORTH: Final = 500  # files likewise
+_STREAM_WORTH: Final = 64 << 20  # bytes that make one more connection worth its set-up
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _SECOND: Final = 1_000_000_000
 
@@ -109,8 +108,7 @@ async def lanes_for(
     first: Remote, todo: Plan, nstreams: int, threads: ThreadPoolExecutor
 ) -> AsyncIterator[Lanes]:
     """The sessions for this much work: `first`, and as many more as are worth it."""
-    worth = 1 + max(todo.left // _STREAM_WORTH, len(todo.pieces) // _FILES_WORTH)
-    more = max(0, min(nstreams, worth) - 1)
+    more = max(0, min(nstreams - 1, todo.left // _STREAM_WORTH))
     async with AsyncExitStack() as stack:
         opening = [
             asyncio.create_task(stack.enter_async_context(_session(first.endpoint)))
@@ -224,9 +222,12 @@ class FileSource:
     digest: blake3 = field(factory=blake3)
     _descriptor: int = -1
     _at: int = -1
+    _done: bool = False
 
     def get(self, count: int) -> list[bytes]:
-        """The next `count` blocks, fewer at the end; all but the last are of full size."""
+        """The next `count` blocks, fewer at the end and none after it."""
+        if self._done:
+            return []
         with local(self.path, "read"):
             if self._descriptor < 0:
                 self._open()
@@ -234,6 +235,7 @@ class FileSource:
             if self._at == self.piece.file.size:
                 self._check()
                 self.close()
+                self._done = True
         for block in blocks:
             self.digest.update(block)
         return blocks

@@ -1,0 +1,190 @@
+"""A small collaboration on one machine: a database, SSH servers, and listeners as real processes.
+
+`World` lays it out in one directory and starts and stops its processes. The demo shows it, the
+fault campaigns break it. Everything in it listens on loopback, and ends with the process that made
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Self
+
+from attrs import define, field
+
+from caxev.config import Settings, Sites, load_sites
+from caxev.demo import daq
+from caxev.demo.server import known_hosts_line, make_key
+from caxev.embedded import ReplicaSet
+
+STARTS: Final = 30.0
+"""Seconds that a server may take to start."""
+LEAVES: Final = 20.0
+"""Seconds that a process may take to end when asked."""
+FIRST_START: Final = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
+
+DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees")
+
+
+@define(eq=False)
+class World:
+    """The sites of a sites.json, brought to life below `directory`.
+
+    Host names, ports, keys and directories of the file are replaced by those of this machine. Use
+    it as a context manager: on leaving, every process that it started has ended.
+    """
+
+    directory: Path
+    template: Path
+    data: Path | None = None
+    mongod: ReplicaSet = field(init=False)
+    sites: Sites = field(init=False)
+    listeners: dict[str, subprocess.Popen[bytes]] = field(init=False, factory=dict)
+    _stack: ExitStack = field(init=False, factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.mongod = stack.enter_context(ReplicaSet(self._made("mongod")))
+            entries = json.loads(self.template.read_text())
+            ports = self._start_servers(entries, stack)
+            self.sites = self._write_sites(entries, ports)
+            stack.callback(self.stop_listeners)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.load(mongo_uri=self.mongod.uri, environ={})
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a caxev command needs in its environment to work in this world."""
+        sites = str(self.directory / "sites.json")
+        return {"CAXEV_MONGO_URI": self.mongod.uri, "CAXEV_SITES": sites}
+
+    def _made(self, *names: str) -> Path:
+        path = self.directory.joinpath(*names)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def dir_of(self, site: str, key: str) -> Path:
+        """Return a base directory of a site, made if need be."""
+        path = (self.data or self.directory) / site / key.removeprefix("dir_")
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # -- SSH servers ------------------------------------------------------------------------
+
+    def _start_servers(self, entries: Sequence[Mapping[str, Any]], stack: ExitStack) -> list[int]:
+        keys = self._made("keys")
+        public = [make_key(keys / entry["name"]) for entry in entries]
+        hosts = [make_key(keys / f"{entry['name']}.host") for entry in entries]
+        (keys / "authorized").write_text("\n".join(public) + "\n")
+        started = [self._start_server(entry["name"], stack) for entry in entries]
+        ports = [_port_in(file, process) for file, process in started]
+        lines = [known_hosts_line(port, host) for port, host in zip(ports, hosts, strict=True)]
+        (keys / "known_hosts").write_text("\n".join(lines) + "\n")
+        return ports
+
+    def _start_server(self, name: str, stack: ExitStack) -> tuple[Path, subprocess.Popen[bytes]]:
+        keys = self.directory / "keys"
+        port_file = keys / f"{name}.port"
+        command = [sys.executable, "-m", "caxev.demo.server"]
+        command += ["--directory", str(self._made(name)), "--port-file", str(port_file)]
+        command += ["--host-key", str(keys / f"{name}.host")]
+        command += ["--authorized-keys", str(keys / "authorized")]
+        log = stack.enter_context((self._made("logs") / f"{name}.sshd.log").open("wb"))
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log)  # noqa: S603  # our own module
+        stack.callback(end, process)
+        return port_file, process
+
+    def _write_sites(self, entries: list[dict[str, Any]], ports: list[int]) -> Sites:
+        keys = self.directory / "keys"
+        for entry, port in zip(entries, ports, strict=True):
+            entry.update(
+                hostname="127.0.0.1",
+                port=port,
+                identity=str(keys / entry["name"]),
+                known_hosts=str(keys / "known_hosts"),
+            )
+            for key in DIRECTORIES:
+                if entry.get(key) is not None:
+                    entry[key] = str(self.dir_of(entry["name"], key))
+        file = self.directory / "sites.json"
+        file.write_text(json.dumps(entries, indent=2))
+        return load_sites(file)
+
+    # -- listeners --------------------------------------------------------------------------
+
+    def listen(
+        self, site: str, *options: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start ``caxev listen --site SITE`` as its own process; its log goes to ``logs``."""
+        command = [sys.executable, "-m", "caxev", "--log-level", "DEBUG"]
+        command += ["listen", "--site", site, *options]
+        with (self._made("logs") / f"{site}.log").open("ab") as log:
+            self.listeners[site] = subprocess.Popen(  # noqa: S603  # our own module
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment, **(environment or {})},
+            )
+        return self.listeners[site]
+
+    def stop_listeners(self) -> dict[str, int]:
+        """Ask every listener to leave, and wait; their exit statuses."""
+        for process in self.listeners.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        return {site: end(process) for site, process in self.listeners.items()}
+
+    # -- data -------------------------------------------------------------------------------
+
+    def take_run(self, site: str, number: int, size: int, seed: int) -> dict[str, Any]:
+        """Have the stand-in DAQ write a run of `size` bytes at a site; its document.
+
+        The copy there is ``verifying``: its digests have still to be taken.
+        """
+        start = FIRST_START + timedelta(hours=number)
+        raw = self.dir_of(site, "dir_raw")
+        run = daq.write_run(raw, number, size_bytes=size, seed=seed, start=start)
+        document = daq.run_document(run)
+        document["data"].append(daq.data_entry(run, site, "verifying"))
+        return document
+
+
+def end(process: subprocess.Popen[bytes]) -> int:
+    """End a process that we started: ask, wait, then kill; its exit status."""
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(LEAVES)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
+def _port_in(file: Path, process: subprocess.Popen[bytes]) -> int:
+    deadline = time.monotonic() + STARTS
+    while not file.exists():
+        if process.poll() is not None:
+            raise RuntimeError(f"the SSH server of {file.stem} ended with {process.returncode}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the SSH server of {file.stem} did not start in {STARTS:.0f} s")
+        time.sleep(0.02)
+    return int(file.read_text())

@@ -1,0 +1,569 @@
+"""sites.json, settings and handlers' modules: what is read, and what is said of mistakes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pymongo.uri_parser import parse_uri
+
+from caxev.config import (
+    ConfigError,
+    Settings,
+    Site,
+    Sites,
+    find_sites,
+    load_file,
+    load_handlers,
+    load_sites,
+    secret,
+)
+from caxev.config import handlers as handlers_module
+from caxev.registry import Handler, Here, copy, recorded
+
+EXAMPLE = Path(__file__).parent.parent / "sites.json"
+
+CAX_STYLE: list[dict[str, Any]] = [
+    {
+        "name": "daq",
+        "hostname": "daq.example.org",
+        "username": "mover",
+        "method": "rsync",
+        "dir_raw": "/data/raw/",
+        "dir_tsm": "/data/tsm/",
+        "dir_processed": None,
+        "upload_options": ["tape"],
+        "download_options": None,
+        "task_list": ["CopyPush", "AddChecksum"],
+        "rucio_config_p2": "daq_p2.config",
+    },
+    {
+        "name": "cluster",
+        "method": "scp",
+        "hostname": "cluster.example.org",
+        "username": "analyst",
+        "dir_raw": "/big/raw",
+        "dir_processed": "/big/processed",
+        "dir_minitrees": "/big/minitrees",
+        "data_type": ["raw", "processed"],
+        "upload_options": [],
+        "download_options": ["daq", "long-gone"],
+        "purge": 5,
+        "nstreams": 2,
+        "grid_cert": "/home/analyst/cert",
+        "pax_processing_versions": None,
+        "dataset_list": ["161111_1434"],
+    },
+    {
+        "name": "tape",
+        "hostname": None,
+        "username": None,
+        "method": "tsm",
+        "dir_raw": None,
+        "upload_options": None,
+        "download_options": None,
+    },
+    {"name": "catalogue", "hostname": "", "username": "", "method": "rucio", "rucio_transfer": []},
+    {
+        "name": "grid",
+        "method": "lcg-cp",
+        "hostname": "srm://se.example.org:8443/srm/v2/server?SFN=",
+        "dir_raw": "/grid/raw",
+        "username": None,
+    },
+]
+
+
+def sites_file(directory: Path, content: object) -> Path:
+    file = directory / "sites.json"
+    file.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return file
+
+
+def sites_of(directory: Path, *entries: object) -> Sites:
+    return load_sites(sites_file(directory, list(entries)))
+
+
+def handler(name: str, *aliases: str) -> Handler:
+    async def react(_job: object) -> None: ...
+
+    return Handler(react, name, (copy("transferred"),), aliases=aliases)
+
+
+# --- sites.json ---
+
+
+def test_example() -> None:
+    """The sites.json of this repository loads without a warning and plays its three parts."""
+    sites = load_sites(EXAMPLE)
+    assert list(sites) == ["lngs", "chicago", "stockholm"]
+    assert sites.warnings == ()
+    assert sites.get("lngs").master == ("raw",)
+    assert sites.get("lngs").upload_options == ("stockholm",)
+    assert sites.get("chicago").download_options == ("lngs", "stockholm")
+    assert sites.get("stockholm").download_options == ()
+    assert sites.here("lngs").passive == frozenset()
+    assert sites.get("lngs").identity == str(EXAMPLE.parent / "keys" / "lngs")
+
+
+def test_cax_json(tmp_path: Path) -> None:
+    """A file in cax's form loads unchanged, with cax's meanings and defaults."""
+    sites = sites_of(tmp_path, *CAX_STYLE)
+    daq, cluster = sites.get("daq"), sites.get("cluster")
+    assert daq.roots == ("/data/raw", "/data/tsm")
+    assert daq.data_type == ("raw", "processed", "minitrees")
+    assert (daq.purge, daq.nstreams, daq.task_list) == (None, None, ("CopyPush", "AddChecksum"))
+    assert cluster.data_type == ("raw", "processed")
+    assert (cluster.purge, cluster.nstreams, cluster.upload_options) == (5, 2, ())
+    assert cluster.transport == "sftp"
+    assert sites.get("catalogue").hostname is None
+    assert sites.here("daq").passive == {"tape", "catalogue", "grid"}
+    assert sites.here("tape").passive == {"catalogue", "grid"}
+
+
+def test_warnings(tmp_path: Path) -> None:
+    """What cax's files have and nobody can serve is a warning, not an error."""
+    unknown, method = sites_of(tmp_path, *CAX_STYLE).warnings
+    assert unknown.startswith("site 'cluster': download_options names 'long-gone'")
+    assert method.startswith("site 'grid': method 'lcg-cp'")
+    assert "gfal-copy" in method
+
+
+def test_null_is_the_default(tmp_path: Path) -> None:
+    """Any key that is null is as if it were absent."""
+    nulls = dict.fromkeys(
+        ("purge", "port", "lanes", "handlers", "listener", "data_type", "host_key", "method")
+    )
+    assert sites_of(tmp_path, {"name": "a", **nulls}).get("a") == Site("a")
+
+
+def test_listener(tmp_path: Path) -> None:
+    """The method says whether a site has a listener, unless the site itself says so."""
+    sites = sites_of(
+        tmp_path,
+        {"name": "a", "method": "tsm", "listener": True},
+        {"name": "b", "listener": False},
+        {"name": "c"},
+    )
+    assert [site.listener for site in sites.values()] == [True, False, True]
+
+
+@pytest.mark.parametrize(
+    ("type_", "version", "expected"),
+    [
+        ("raw", None, "/big/raw"),
+        ("raw", "v6.8.0", "/big/raw"),
+        ("processed", "v6.8.0", "/big/processed/pax_v6.8.0"),
+        ("minitrees", "v6.8.0", "/big/minitrees/pax_v6.8.0"),
+        ("processed", None, None),
+        ("processed", "../../etc", None),
+        ("tsm", None, None),
+        ("untriggered", None, None),
+    ],
+)
+def test_directory(tmp_path: Path, type_: str, version: str | None, expected: str | None) -> None:
+    """Each type has its directory, derived data one for each version; others have none."""
+    assert sites_of(tmp_path, *CAX_STYLE).get("cluster").directory(type_, version) == expected
+
+
+@given(version=st.text())
+def test_directory_stays_inside(version: str) -> None:
+    """Whatever version the database names, the directory is a child of the base directory."""
+    directory = Site("a", dir_processed="/p").directory("processed", version)
+    assert directory is None or Path(directory).parent == Path("/p")
+
+
+def test_null_directory(tmp_path: Path) -> None:
+    """A site with a null directory holds none of that type."""
+    assert sites_of(tmp_path, *CAX_STYLE).get("daq").directory("processed", "v6.8.0") is None
+
+
+def test_task_list(tmp_path: Path) -> None:
+    """`task_list` enables by name or alias; without one, everything is enabled."""
+    sites = sites_of(tmp_path, *CAX_STYLE)
+    here: Here = sites.here("daq")
+    assert here.wants(handler("push", "CopyPush"))
+    assert here.wants(handler("AddChecksum"))
+    assert not here.wants(handler("pull", "CopyPull"))
+    assert sites.here("cluster").wants(handler("pull"))
+
+
+def test_dataset_list(tmp_path: Path) -> None:
+    """`dataset_list` names the only runs that a site acts on; without one, it acts on all."""
+    sites = sites_of(tmp_path, *CAX_STYLE)
+    assert sites.get("cluster").wants_run("161111_1434")
+    assert not sites.get("cluster").wants_run("161111_1500")
+    assert sites.get("daq").wants_run("161111_1500")
+
+
+def test_paths_beside_the_file(tmp_path: Path) -> None:
+    """Paths of keys are relative to the file; absolute ones and ~ are kept."""
+    site = sites_of(tmp_path, {"name": "a", "identity": "keys/a", "known_hosts": "~/kh"}).get("a")
+    assert site.identity == str(tmp_path / "keys" / "a")
+    assert site.known_hosts == str(Path.home() / "kh")
+
+
+def test_sites_cross_to_workers() -> None:
+    """A site can be handed to a worker process and compared."""
+    site = load_sites(EXAMPLE).get("chicago")
+    assert pickle.loads(pickle.dumps(site)) == site
+
+
+def test_no_such_site(tmp_path: Path) -> None:
+    """A site that is not there is an error naming the file, the nearest and all known ones."""
+    sites = sites_of(tmp_path, *CAX_STYLE)
+    with pytest.raises(ConfigError) as error:
+        sites.get("clustr")
+    assert str(error.value) == (
+        f"no site 'clustr' in {sites.path} "
+        "(did you mean 'cluster'? known: daq, cluster, tape, catalogue, grid)"
+    )
+    assert sites.find("clustr") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty: "),
+        (" \n", "is empty: "),
+        ("[]", "holds an empty list"),
+        ("{}", "holds an object, not a list of sites"),
+        ("null", "holds null, not a list of sites"),
+        ('[{"name": "a",}]', "is not JSON: .* at line 1, column "),
+        ("[" * 100_000, "is nested too deeply"),
+        ("[5]", "site no. 1: is 5, not an object"),
+        ('[{"method": "scp"}]', "site no. 1: has no name; add"),
+        ('[{"name": ""}]', 'site no. 1: name must be a text that is not empty, not ""'),
+        ('[{"name": null}]', "site no. 1: name must be .*, not null"),
+        ('[{"name": "a"}, {"name": "a"}]', "site 'a': stands 2 times"),
+        ('[{"name": "a", "purg": 5}]', r"unknown key 'purg' \(did you mean 'purge'\?"),
+        ('[{"name": "a", "qqq": 5}]', r"unknown key 'qqq' \(take it out"),
+        ('[{"name": "a", "purge": "five"}]', 'purge must be a number of days or null, not "five"'),
+        ('[{"name": "a", "purge": true}]', "purge must be a number of days or null, not true"),
+        ('[{"name": "a", "purge": -1}]', "purge must be a number of days or null, not -1"),
+        ('[{"name": "a", "purge": NaN}]', "purge must be a number of days or null, not NaN"),
+        ('[{"name": "a", "purge": Infinity}]', "purge must be a number of days"),
+        ('[{"name": "a", "method": "stfp"}]', r'not "stfp" \(did you mean \'sftp\'\?\)'),
+        ('[{"name": "a", "method": ["scp"]}]', r'method must be one of .*, not \["scp"\]'),
+        ('[{"name": "a", "data_type": "raw"}]', 'data_type must be a list of names or null, not "'),
+        ('[{"name": "a", "port": 0}]', "port must be a port, 1 to 65535, not 0"),
+        ('[{"name": "a", "lanes": {"transfer": 0}}]', "lanes must be numbers of workers"),
+        ('[{"name": "a", "host_key": "ab:cd"}]', r"host_key must be .*fingerprint \(SHA256:"),
+        ('[{"name": "a", "listener": 1}]', "listener must be true, false or null, not 1"),
+        (
+            '[{"name": "a", "dir_raw": "raw"}]',
+            'dir_raw must be an absolute path or null, not "raw"',
+        ),
+        ('[{"name": "a", "dir_raw": "/a/../b"}]', "dir_raw must be a path without"),
+    ],
+)
+def test_mistakes(tmp_path: Path, content: str, message: str) -> None:
+    """Each mistake is one line that names the file, the site, the key and the value."""
+    file = sites_file(tmp_path, content)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_sites(file)
+    assert str(error.value).startswith(str(file))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_all_mistakes_at_once(tmp_path: Path) -> None:
+    """Several mistakes are told together; the first line sums them up."""
+    file = sites_file(tmp_path, [{"name": "a", "purge": "x", "port": 0}, {"name": "b", "zzz": 1}])
+    with pytest.raises(ConfigError) as error:
+        load_sites(file)
+    first, *others = str(error.value).splitlines()
+    assert first.startswith(f"{file}: 3 problems, the first: site 'a': purge")
+    assert [line.strip() for line in others] == list(error.value.problems)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    """A file that is missing, a directory or no text is said to be so."""
+    with pytest.raises(ConfigError, match=r"gone\.json does not exist: name your sites\.json by"):
+        load_sites(tmp_path / "gone.json")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_sites(tmp_path)
+    (tmp_path / "latin.json").write_bytes(b'[{"name": "\xe9"}]')
+    with pytest.raises(ConfigError, match=r"is not UTF-8 text \(byte 11\)"):
+        load_sites(tmp_path / "latin.json")
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+site_entries = st.dictionaries(
+    st.sampled_from([field.name for field in Site.__attrs_attrs__]) | st.text(max_size=5),
+    json_values,
+    max_size=4,
+)
+
+
+@given(document=st.lists(site_entries | json_values, max_size=3) | json_values)
+def test_any_document(tmp_path_factory: pytest.TempPathFactory, document: object) -> None:
+    """Any JSON at all is either a set of sites or a `ConfigError`."""
+    file = tmp_path_factory.getbasetemp() / "any.json"
+    file.write_text(json.dumps(document))
+    try:
+        sites = load_sites(file)
+    except ConfigError as error:
+        assert str(error).startswith(str(file))  # noqa: PT017  # either outcome is right
+    else:
+        assert len(sites) > 0
+
+
+def test_finding_sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``--config`` goes before ``CAXEV_SITES``, and this before the file in this directory."""
+    monkeypatch.chdir(tmp_path)
+    sites_file(tmp_path, "[]")
+    environ = {"CAXEV_SITES": "/from/environment.json"}
+    assert find_sites("/given.json", environ) == Path("/given.json")
+    assert find_sites(None, environ) == Path("/from/environment.json")
+    assert find_sites(None, {}) == Path("sites.json")
+
+
+def test_no_sites_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no sites.json is named or found, the error says where it was looked for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("caxev.config.sites.PLACES", ("sites.json", str(tmp_path / "etc.json")))
+    with pytest.raises(ConfigError, match=r"no sites\.json: looked at sites\.json and .*--config"):
+        find_sites(None, {})
+
+
+# --- settings and secrets ---
+
+
+def test_settings_from_environment() -> None:
+    """Arguments go before the environment, and the environment before the defaults."""
+    environ = {"CAXEV_MONGO_URI": "mongodb://h1,h2:27018/?replicaSet=r", "CAXEV_DATABASE": "db"}
+    settings = Settings.load(environ=environ)
+    assert settings.mongo_uri == environ["CAXEV_MONGO_URI"]
+    assert (settings.database, settings.collection, settings.prefix) == ("db", "runs_new", "caxev_")
+    settings = Settings.load(mongo_uri="mongodb://h3", database="other", environ=environ)
+    assert (settings.mongo_uri, settings.database) == ("mongodb://h3", "other")
+
+
+@pytest.mark.parametrize(
+    "uri", ["mongodb://eb@h/run", "mongodb://eb:%s@h/run", "mongodb://eb:@h/run"]
+)
+@given(password=st.text(min_size=1, alphabet=st.characters(codec="utf-8")))
+def test_password_goes_in_and_stays_in(uri: str, password: str) -> None:
+    """Any password arrives at the driver as it is, and is in no text that is shown."""
+    settings = Settings.load(mongo_uri=uri, environ={"MONGO_PASSWORD": password})
+    parsed = parse_uri(settings.mongo_uri)
+    assert (parsed["username"], parsed["password"]) == ("eb", password)
+    assert settings.safe_uri == "mongodb://eb@h/run"
+    assert "mongodb" not in repr(settings)
+
+
+def test_user_from_environment() -> None:
+    """``CAXEV_MONGO_USER`` is the user where the address names none."""
+    environ = {"CAXEV_MONGO_USER": "a:b", "MONGO_PASSWORD": "p@ss"}
+    assert Settings.load(mongo_uri="mongodb://h", environ=environ).mongo_uri == (
+        f"mongodb://{quote_plus('a:b')}:{quote_plus('p@ss')}@h"
+    )
+    given_user = Settings.load(mongo_uri="mongodb://eb@h", environ=environ)
+    assert given_user.mongo_uri == "mongodb://eb:p%40ss@h"
+
+
+def test_password_in_the_address() -> None:
+    """A password that the address holds is kept, and still not shown."""
+    settings = Settings.load(
+        mongo_uri="mongodb+srv://eb:geheim@h.example/run?tlsCertificateKeyFilePassword=geheim",
+        environ={"MONGO_PASSWORD": "other"},
+    )
+    assert ":geheim@" in settings.mongo_uri
+    assert "geheim" not in settings.safe_uri + repr(settings)
+
+
+def test_no_password_needed() -> None:
+    """A user known by a certificate needs no password."""
+    uri = "mongodb://CN%3Dlngs@h/?authMechanism=MONGODB-X509"
+    assert Settings.load(mongo_uri=uri, environ={}).mongo_uri == uri
+
+
+def test_no_password_found() -> None:
+    """A user without any password is an error that says where to put it."""
+    with pytest.raises(ConfigError, match=r"no password for mongodb://eb@h: set MONGO_PASSWORD"):
+        Settings.load(mongo_uri="mongodb://eb@h", environ={})
+
+
+def test_no_database_named() -> None:
+    """Without an address the error names the variable and the option."""
+    with pytest.raises(ConfigError, match=r"set CAXEV_MONGO_URI or give --mongo-uri mongodb://"):
+        Settings.load(environ={})
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "geheim",
+        "http://eb:geheim@h",
+        "mongodb://",
+        "mongodb://eb:geheim@",
+        "mongodb://:geheim@h",
+        "mongodb://eb:ge/heim@h",
+        "mongodb://eb:1?geheim@h",
+        "mongodb://eb:ge@heim@h",
+        "mongodb://eb:ge:heim@h",
+        "mongodb://eb:geheim%@h",
+        "mongodb://eb:geheim@h:port",
+        "mongodb://eb:geheim@h:70000",
+        "mongodb://eb:geheim@h,,i",
+    ],
+)
+def test_bad_addresses(uri: str) -> None:
+    """An address that cannot be used is one line, without the password."""
+    with pytest.raises(ConfigError, match=r"the database's address .* is not usable") as error:
+        Settings.load(mongo_uri=uri, environ={})
+    assert "heim" not in str(error.value)
+    assert "\n" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "a b", "a/b", "x" * 64])
+def test_bad_database_names(name: str) -> None:
+    """A name that MongoDB would refuse is refused here, with the option's name."""
+    with pytest.raises(ConfigError, match="CAXEV_DATABASE or --database"):
+        Settings("mongodb://h", database=name)
+    with pytest.raises(ConfigError, match="CAXEV_COLLECTION or --collection"):
+        Settings("mongodb://h", collection=f"${name}")
+
+
+def test_secret_order(tmp_path: Path) -> None:
+    """The variable goes before the file, the file before systemd's credential; else None."""
+    (tmp_path / "file").write_text("from file\n")
+    (tmp_path / "mongo_password").write_text("from systemd\n")
+    environ = {
+        "MONGO_PASSWORD": "from variable",
+        "MONGO_PASSWORD_FILE": str(tmp_path / "file"),
+        "CREDENTIALS_DIRECTORY": str(tmp_path),
+    }
+    found = []
+    for name in ("MONGO_PASSWORD", "MONGO_PASSWORD_FILE", "CREDENTIALS_DIRECTORY"):
+        found.append(secret("MONGO_PASSWORD", environ))
+        del environ[name]
+    assert found == ["from variable", "from file", "from systemd"]
+    assert secret("MONGO_PASSWORD", environ) is None
+    assert secret("MONGO_PASSWORD", {"CREDENTIALS_DIRECTORY": str(tmp_path / "none")}) is None
+
+
+def test_secret_files_that_fail(tmp_path: Path) -> None:
+    """A file for a secret that is missing, empty or binary is an error that shows none of it."""
+    for name, content in (("empty", b"\n"), ("binary", b"geheim\xff")):
+        (tmp_path / name).write_bytes(content)
+    for name, why in (("gone", "No such file"), ("empty", "is empty"), ("binary", "not UTF-8")):
+        with pytest.raises(ConfigError, match=why) as error:
+            secret("MONGO_PASSWORD", {"MONGO_PASSWORD_FILE": str(tmp_path / name)})
+        assert "MONGO_PASSWORD_FILE" in str(error.value)
+        assert error.value.__cause__ is None
+        assert "geheim" not in str(error.value)
+
+
+# --- handlers ---
+
+REACTION = """
+from caxev import copy, on
+
+@on(copy("transferred"), name="{name}")
+async def react(job):
+    "React."
+"""
+
+
+@pytest.fixture
+def clean() -> Iterator[None]:
+    """Take what a test has loaded out again."""
+    handlers, modules = list(recorded), set(sys.modules)
+    yield
+    recorded[:] = handlers
+    for name in set(sys.modules) - modules:
+        if name.startswith(("caxev_handlers", "some_handlers")):
+            del sys.modules[name]
+
+
+def named(name: str) -> list[Handler]:
+    return [handler for handler in recorded if handler.name == name]
+
+
+def test_handler_files(tmp_path: Path, clean: None) -> None:
+    """A file's handlers are recorded once, however often it is loaded, under a stable module."""
+    file = tmp_path / "my-tags.py"
+    file.write_text(REACTION.format(name="mine"))
+    for _ in range(2):
+        load_handlers(files=[file], default=())
+    (mine,) = named("mine")
+    assert mine.module == "caxev_handlers.my_tags"
+    assert pickle.loads(pickle.dumps(mine.function)) is mine.function
+
+
+def test_handler_modules(tmp_path: Path, clean: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Modules named by a site or by default are imported."""
+    (tmp_path / "some_handlers_a.py").write_text(REACTION.format(name="a"))
+    (tmp_path / "some_handlers_b.py").write_text(REACTION.format(name="b"))
+    monkeypatch.syspath_prepend(tmp_path)
+    load_handlers(["some_handlers_a"], default=["some_handlers_b"])
+    assert named("a")
+    assert named("b")
+
+
+def test_entry_points(tmp_path: Path, clean: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Handlers of installed packages are found by the entry point group ``caxev.handlers``."""
+    (tmp_path / "some_handlers_c.py").write_text(REACTION.format(name="c"))
+    monkeypatch.syspath_prepend(tmp_path)
+    point = EntryPoint("c", "some_handlers_c", "caxev.handlers")
+    monkeypatch.setattr(
+        handlers_module, "entry_points", lambda group: EntryPoints([point]).select(group=group)
+    )
+    load_handlers(default=())
+    assert named("c")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1\n", "registers no handler: decorate an async function with @on"),
+        ("import no_such_thing\n", "cannot be imported: ModuleNotFoundError: .*no_such_thing"),
+        ("def f(:\n", "fails when it is imported: SyntaxError: "),
+        ("1 / 0\n", r"fails when it is imported: ZeroDivisionError: .* \(bad\.py, line 1\)"),
+    ],
+)
+def test_bad_handler_files(tmp_path: Path, clean: None, text: str, message: str) -> None:
+    """A handler file that fails is one line naming it and the error; nothing of it stays."""
+    file = tmp_path / "bad.py"
+    file.write_text(REACTION.format(name="half") + text if "1 / 0" in text else text)
+    message = message.replace("line 1", "line 7")
+    with pytest.raises(ConfigError, match=message) as error:
+        load_handlers(files=[file], default=())
+    assert str(file) in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert not named("half")
+
+
+def test_missing_handlers(tmp_path: Path) -> None:
+    """A missing module or file is named, with the nearest file."""
+    (tmp_path / "tags.py").touch()
+    with pytest.raises(ConfigError, match=r"--handlers .*tag\.py: no such file .*'tags\.py'"):
+        load_file(tmp_path / "tag.py")
+    with pytest.raises(ConfigError, match="handlers module 'no_such_module' cannot be imported"):
+        load_handlers(["no_such_module"], default=())
+
+
+def test_two_files_of_one_name(tmp_path: Path, clean: None) -> None:
+    """Two handler files of one name cannot be told apart in a worker, so the second is refused."""
+    for directory in ("a", "b"):
+        (tmp_path / directory).mkdir()
+        (tmp_path / directory / "same.py").write_text(REACTION.format(name=directory))
+    load_file(tmp_path / "a" / "same.py")
+    with pytest.raises(ConfigError, match="has the same name; rename one"):
+        load_file(tmp_path / "b" / "same.py")

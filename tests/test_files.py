@@ -1,0 +1,466 @@
+"""Copies as files: confinement, manifests, links, digests, publishing."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from caxev import files
+from caxev.files import (
+    Item,
+    Manifest,
+    check_link,
+    confine,
+    digest_tree,
+    link_problem,
+    partial_path,
+    printable,
+    publish,
+    publishing,
+    safe_name,
+    scan,
+    writing,
+)
+from caxev.job import GiveUp, Retry
+
+ODD = [
+    b"with space",
+    b"qu'o\"te",
+    b"new\nline",
+    b"caf\xc3\xa9",
+    b"\xff\xfe",
+    b"back\\slash",
+    b"-rf",
+]
+
+
+def quiet(_done: int, _total: int) -> None:
+    """Report to nobody."""
+
+
+def make_run(root: Path) -> Path:
+    """A run with empty and odd things in it."""
+    (root / "sub" / "deep").mkdir(parents=True)
+    (root / "empty directory").mkdir()
+    (root / "empty file").touch()
+    (root / "sub" / "deep" / "data").write_bytes(os.urandom(300_000))
+    (root / "link").symlink_to("sub/deep/data")
+    (root / "sub" / "up").symlink_to("../empty file")
+    (root / "to directory").symlink_to("sub")
+    for name in ODD:
+        Path(os.fsdecode(os.path.join(os.fsencode(root), name))).write_bytes(name)
+    return root
+
+
+# Paths
+
+
+@pytest.mark.parametrize("path", ["", "n/a", "relative/x", "/root/\0x", "~/x", "../x"])
+def test_confine_refuses_what_is_no_absolute_path(path: str, tmp_path: Path) -> None:
+    """Only absolute paths without NUL are ever resolved."""
+    with pytest.raises(GiveUp, match="not an absolute path"):
+        confine(path, [str(tmp_path), "/"])
+
+
+def test_confine_resolves_links_on_both_sides(tmp_path: Path) -> None:
+    """What counts is where a path really leads, not how it is spelt."""
+    (tmp_path / "real" / "in").mkdir(parents=True)
+    (tmp_path / "root").symlink_to("real")
+    (tmp_path / "real" / "out").symlink_to("/etc")
+    root = str(tmp_path / "root")
+    assert confine(f"{root}/in/new", [root]) == str(tmp_path / "real" / "in" / "new")
+    for bad in (root, f"{root}/out/passwd", f"{root}/in/../..", f"{root}x", "/etc/passwd"):
+        with pytest.raises(GiveUp, match="is not inside") as error:
+            confine(bad, [root])
+        assert "\n" not in error.value.why
+        assert root in error.value.why
+
+
+def test_confine_without_roots_refuses(tmp_path: Path) -> None:
+    """A site that holds no such data has nothing that may be touched."""
+    with pytest.raises(GiveUp, match="it has none"):
+        confine(str(tmp_path), [])
+
+
+@given(parts=st.lists(st.sampled_from(["..", ".", "a", "b", "out", "in", ""]), max_size=8))
+def test_confined_paths_never_lead_out(
+    parts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Whatever is made of dots, names and links: accepted means really inside."""
+    base = tmp_path_factory.getbasetemp() / "confine"
+    (base / "root" / "a").mkdir(parents=True, exist_ok=True)
+    for name, target in (("out", "/"), ("in", "a")):
+        if not os.path.lexists(base / "root" / name):
+            (base / "root" / name).symlink_to(target)
+    root = str(base / "root")
+    try:
+        real = confine("/".join([root, *parts]), [root])
+    except GiveUp:
+        return
+    assert os.path.realpath(real).startswith(os.path.realpath(root) + "/")
+
+
+@pytest.mark.parametrize("location", ["", "/", "a/..", "/x/.", "a\0b"])
+def test_safe_name_refuses(location: str) -> None:
+    """A location that ends in no name is no target."""
+    with pytest.raises(GiveUp):
+        safe_name(location)
+
+
+@given(st.binary())
+@example(b"\xff\n\\")
+def test_printable_never_raises_and_is_one_line(path: bytes) -> None:
+    """Any bytes can be shown on one line."""
+    assert len(printable(path).splitlines()) <= 1
+
+
+# Manifests
+
+names = st.binary(min_size=1, max_size=4).filter(lambda n: n not in {b".", b".."} and b"/" not in n)
+items = st.builds(
+    Item,
+    path=st.lists(names, min_size=1, max_size=3).map(b"/".join),
+    kind=st.sampled_from(["file", "dir", "link"]),
+    size=st.integers(0, 2**62),
+    blake3=st.none() | st.binary(min_size=32, max_size=32),
+    sha512=st.none() | st.binary(min_size=64, max_size=64),
+    target=st.binary(max_size=4),
+)
+manifests = st.lists(items, max_size=6, unique_by=lambda item: item.path).map(Manifest)
+
+
+@given(manifests)
+def test_manifest_survives_its_rows(manifest: Manifest) -> None:
+    """from_rows(to_rows(m)) == m, whatever the order of the rows."""
+    assert Manifest.from_rows(reversed(manifest.to_rows())) == manifest
+    assert Manifest.from_rows(manifest.to_rows()).digest == manifest.digest
+
+
+@given(manifests, manifests)
+def test_same_digest_means_no_difference(one: Manifest, other: Manifest) -> None:
+    """Digests are equal exactly where there is no difference."""
+    assert one.differences(one) == ()
+    assert (one.digest == other.digest) == (one.differences(other) == ())
+
+
+@given(manifests)
+def test_each_item_counts(manifest: Manifest) -> None:
+    """A missing item is missing one way and unexpected the other way."""
+    for item in manifest.items:
+        less = Manifest(other for other in manifest.items if other != item)
+        assert [(d.path, d.why) for d in manifest.differences(less)] == [(item.path, "missing")]
+        assert [d.why for d in less.differences(manifest)] == ["unexpected"]
+
+
+def dirhash(top: Path) -> str:
+    """checksumdir.dirhash(top, "sha512"), from its description."""
+    digests = []
+    for root, _, names in os.walk(os.fsencode(top)):
+        for name in names:
+            path = os.path.join(root, name)
+            content = Path(os.fsdecode(path)).read_bytes() if os.path.exists(path) else b""
+            digests.append(hashlib.sha512(content).hexdigest())
+    return hashlib.sha512("".join(sorted(digests)).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {},
+        {"dangling": "nowhere"},
+        {"circle": "circle"},
+        {"chain": "to directory/deep/data", "chain 2": "chain"},
+        {"through file": "empty file/x", "slash": "sub/deep/", "root": "./"},
+    ],
+)
+def test_cax_checksum_is_checksumdirs(tmp_path: Path, links: dict[str, str]) -> None:
+    """What cax would have written into `checksum` is what we write, links and all."""
+    run = make_run(tmp_path / "run")
+    for name, target in links.items():
+        (run / name).symlink_to(target)
+    manifest = digest_tree(str(run), sha512=True, report=quiet)
+    assert manifest.cax_checksum() == dirhash(run)
+    assert digest_tree(str(run), sha512=False, report=quiet).cax_checksum() is None
+
+
+def test_cax_checksum_of_nothing_and_of_a_file(tmp_path: Path) -> None:
+    """An empty directory, and a single file."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_bytes(b"x")
+    empty = digest_tree(str(tmp_path / "empty"), sha512=True, report=quiet)
+    single = digest_tree(str(tmp_path / "file"), sha512=True, report=quiet)
+    assert empty.cax_checksum() == dirhash(tmp_path / "empty")
+    assert single.cax_checksum() == hashlib.sha512(b"x").hexdigest()
+    assert [item.path for item in single.items] == [b""]
+
+
+# Links
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        (b"l", b"/etc/passwd"),
+        (b"l", b"../x"),
+        (b"a/l", b"../../x"),
+        (b"l", b"a/../b"),
+        (b"a/l", b".././/../x"),
+        (b"l", b""),
+    ],
+)
+def test_links_that_lead_out_are_refused(path: bytes, target: bytes) -> None:
+    """Absolute, climbing, or going up after a name: refused, in one line."""
+    with pytest.raises(GiveUp, match="refused") as error:
+        check_link(path, target)
+    assert "\n" not in error.value.why
+
+
+targets = st.lists(st.sampled_from([b"..", b".", b"a", b"b", b"l0", b"l1"]), min_size=1, max_size=5)
+
+
+@given(links=st.lists(st.tuples(st.sampled_from([b"", b"a/", b"a/b/"]), targets), max_size=3))
+def test_trees_of_accepted_links_never_lead_out(
+    links: list[tuple[bytes, list[bytes]]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """However accepted links point at one another, following one stays in the tree."""
+    top = os.fsencode(tmp_path_factory.mktemp("links"))
+    os.makedirs(top + b"/root/a/b")
+    made = []
+    for number, (directory, target) in enumerate(links):
+        path = directory + b"l%d" % number
+        if link_problem(path, b"/".join(target)) is None:
+            os.symlink(b"/".join(target), top + b"/root/" + path)
+            made.append(path)
+    for path in made:
+        real = os.path.realpath(top + b"/root/" + path)
+        assert (real + b"/").startswith(top + b"/root/")
+
+
+# Looking and reading
+
+
+def test_scan_lists_everything_and_follows_nothing(tmp_path: Path) -> None:
+    """Empty directories, odd names and links are all items; a link stays one."""
+    manifest = scan(str(make_run(tmp_path / "run")))
+    kinds = {item.path: item.kind for item in manifest.items}
+    assert kinds[b"empty directory"] == "dir"
+    assert kinds[b"to directory"] == "link"
+    assert set(ODD) <= kinds.keys()
+    assert manifest.items == tuple(sorted(manifest.items, key=lambda item: item.path))
+
+
+def _fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as it:
+        it.bind(str(path))
+
+
+def _leads_out(path: Path) -> None:
+    path.symlink_to("/etc")
+
+
+@pytest.mark.parametrize("make", [_fifo, _socket, _leads_out])
+def test_what_a_copy_must_not_hold_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """Fifos, sockets and links that lead out: `GiveUp`, and it names the path."""
+    (tmp_path / "r").mkdir()
+    make(tmp_path / "r" / "odd one")
+    for function in (scan, lambda root: digest_tree(root, sha512=False, report=quiet)):
+        with pytest.raises(GiveUp, match="odd one"):
+            function(str(tmp_path / "r"))
+
+
+def test_root_that_is_gone_or_a_link_is_refused(tmp_path: Path) -> None:
+    """The copy itself must be a directory or a file."""
+    (tmp_path / "link").symlink_to(".")
+    with pytest.raises(GiveUp, match="is not there"):
+        digest_tree(str(tmp_path / "gone"), sha512=False, report=quiet)
+    with pytest.raises(GiveUp, match="neither"):
+        scan(str(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_digests_are_those_of_the_files(
+    tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file's BLAKE3 and SHA-512, with one core or several on a file."""
+    monkeypatch.setattr("caxev.files.digest._WIDE", 1 << 20)
+    run = make_run(tmp_path / "run")
+    (run / "big").write_bytes(os.urandom(5_000_000))
+    seen: list[tuple[int, int]] = []
+    manifest = digest_tree(
+        str(run), sha512=True, threads=threads, report=lambda *at: seen.append(at)
+    )
+    for item in manifest.files:
+        content = Path(os.fsdecode(os.fsencode(run) + b"/" + item.path)).read_bytes()
+        assert item.blake3 == blake3(content).digest()
+        assert item.sha512 == hashlib.sha512(content).digest()
+    assert seen[-1] == (manifest.total_bytes, manifest.total_bytes)
+    assert manifest.shape() == scan(str(run))
+
+
+def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
+    """One changed byte: the manifest says in which file."""
+    run = make_run(tmp_path / "run")
+    before = digest_tree(str(run), sha512=False, report=quiet)
+    with (run / "sub/deep/data").open("r+b") as file:
+        byte = file.read(1)
+        file.seek(0)
+        file.write(bytes([byte[0] ^ 1]))
+    after = digest_tree(str(run), sha512=False, report=quiet)
+    assert [str(d) for d in before.differences(after)] == ["sub/deep/data differs"]
+
+
+def test_a_file_that_changes_meanwhile_is_read_again(tmp_path: Path) -> None:
+    """A tree that is still being written is no copy yet: `Retry`."""
+    (tmp_path / "file").write_bytes(bytes(10))
+
+    def grow(_done: int, _total: int) -> None:
+        (tmp_path / "file").write_bytes(bytes(20))
+
+    with pytest.raises(Retry, match="changed while"):
+        digest_tree(str(tmp_path), sha512=False, report=grow)
+
+
+# Publishing
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("kind", ["directory", "file", "many"])
+def test_publish_renames_once_and_can_be_repeated(
+    tmp_path: Path, kind: str, portable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After it, only the final name is there; again, it changes nothing."""
+    if portable:
+        monkeypatch.setattr(publishing, "rename_new", publishing._rename_new_portably)
+    final = tmp_path / "copy"
+    partial = Path(partial_path(str(final)))
+    if kind == "file":
+        partial.write_bytes(b"x")
+    else:
+        make_run(partial)
+    for number in range(100 if kind == "many" else 0):
+        (partial / str(number)).touch()
+    before = scan(str(partial))
+    publish(str(partial), str(final))
+    publish(str(partial), str(final))
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+    assert scan(str(final)) == before
+
+
+@pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("kind", ["directory", "file"])
+def test_publish_never_replaces(
+    tmp_path: Path, kind: str, portable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stands at the final name stays as it is, and so does the partial."""
+    if portable:
+        monkeypatch.setattr(publishing, "rename_new", publishing._rename_new_portably)
+    for path, content in ((tmp_path / "copy", "old"), (tmp_path / "part", "new")):
+        if kind == "directory":
+            path.mkdir()
+            path = path / "in"  # noqa: PLW2901  # the file in it
+        path.write_text(content)
+    with pytest.raises(FileExistsError):
+        publish(str(tmp_path / "part"), str(tmp_path / "copy"))
+    inner = "copy/in" if kind == "directory" else "copy"
+    assert (tmp_path / inner).read_text() == "old"
+    assert (tmp_path / "part").exists()
+    with pytest.raises(FileNotFoundError):
+        publish(str(tmp_path / "nothing"), str(tmp_path / "neither"))
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_one_writer_at_a_time(tmp_path: Path, directory: bool) -> None:
+    """A second writer is told to come back, and nothing but the partial is left behind."""
+    partial = str(tmp_path / ".caxev-part-x")
+    with writing(partial, directory=directory):
+        with (
+            pytest.raises(Retry, match="another process") as busy,
+            writing(partial, directory=directory),
+        ):
+            pass
+        assert busy.value.after == 5
+    with writing(partial, directory=directory):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".caxev-part-x"]
+
+
+@pytest.mark.parametrize("directory", [False, True])
+def test_a_partial_of_another_kind_makes_way(tmp_path: Path, directory: bool) -> None:
+    """A link or a thing of the wrong kind at the partial's name is removed, not followed."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious").touch()
+    partial = tmp_path / "part"
+    makes: list[Callable[[], None]] = [
+        partial.touch,
+        partial.mkdir,
+        lambda: partial.symlink_to(outside),
+    ]
+    for make in makes:
+        make()
+        with writing(str(partial), directory=directory):
+            assert partial.is_dir() == directory
+            assert not partial.is_symlink()
+        partial.rmdir() if directory else partial.unlink()
+    assert (outside / "precious").exists()
+
+
+def _hold(partial: str, ready: multiprocessing.synchronize.Event) -> None:
+    with writing(partial, directory=True):
+        ready.set()
+        multiprocessing.Event().wait()
+
+
+def test_a_killed_writer_leaves_no_lock(tmp_path: Path) -> None:
+    """The lock ends with its process."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(str(tmp_path / "part"), ready))
+    holder.start()
+    assert ready.wait(30)
+    with pytest.raises(Retry), writing(str(tmp_path / "part"), directory=True):
+        pass
+    holder.kill()
+    holder.join()
+    with writing(str(tmp_path / "part"), directory=True):
+        pass
+
+
+_PUBLISH = "import sys; from caxev.files import publish; publish(*sys.argv[1:])"
+
+
+@pytest.mark.parametrize("point", ["files.sync", "files.publish.rename"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_killed_at_any_point_it_can_go_on(tmp_path: Path, point: str, nth: int) -> None:
+    """Before the rename nothing stands under the final name; after it, everything."""
+    make_run(tmp_path / "part")
+    before = scan(str(tmp_path / "part"))
+    arguments = [str(tmp_path / "part"), str(tmp_path / "copy")]
+    command = [sys.executable, "-c", _PUBLISH, *arguments]
+    environment = {**os.environ, "CAXEV_CRASH": f"engine:{point}:{nth}"}
+    assert subprocess.run(command, env=environment, check=False).returncode == -9
+    there = [name for name in ("part", "copy") if (tmp_path / name).exists()]
+    assert there == (["copy"] if (point, nth) == ("files.publish.rename", 2) else ["part"])
+    publish(*arguments)
+    assert scan(str(tmp_path / "copy")) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_public_names_are_there() -> None:
+    """`from caxev.files import *` gives what it promises."""
+    assert all(hasattr(files, name) for name in files.__all__)
