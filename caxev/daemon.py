@@ -13,6 +13,7 @@ leaves; what was cut short is open again and costs no attempt. A second SIGTERM 
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -89,13 +90,24 @@ async def listen(options: Options) -> None:
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
     if options.metrics_port is not None:
         serve_metrics(options.metrics_port)
+    tune_collector()
     leaving = Leaving()
     async with aio.loop(), open_database(options.settings) as database:
         await prepare(database)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leaving.listen)
-            await _serve_tenures(options, database, owner, leaving)
+            await serve_tenures(options, database, owner, leaving)
             nursery.cancel_scope.cancel()
+
+
+def tune_collector() -> None:
+    """Have Python look for reference cycles less often.
+
+    A batch makes ten thousands of objects that live until it is written and are in no cycle; at
+    the usual threshold a third of the intake's time went into looking at them.
+    """
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @asynccontextmanager
@@ -118,9 +130,8 @@ async def prepare(database: Database) -> None:
         logger.warning("indexes are left to an administrator (caxev db init): {}", error)
 
 
-async def _serve_tenures(
-    options: Options, database: Database, owner: str, leaving: Leaving
-) -> None:
+async def serve_tenures(options: Options, database: Database, owner: str, leaving: Leaving) -> None:
+    """Act for the site whenever its lease is ours, until asked to leave or, with once, done."""
     while not leaving.asked.is_set():
         tenure = await _stand_by(options, database, owner, leaving)
         if tenure is None:

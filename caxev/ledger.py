@@ -31,9 +31,10 @@ tests/test_ledger.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
+from functools import cached_property
 from json import dumps
 from typing import Final, TypeAlias
 
@@ -106,13 +107,10 @@ def aspect_row(aspect: Aspect) -> list[str | None]:
 
 def aspect_from(row: Sequence[str | None]) -> Aspect:
     """Return the aspect that `aspect_row` made a row of."""
-    match row:
-        case [str(kind), str(host), version]:
-            return CopyKey(kind, host, version)
-        case [str(tag)]:
-            return Tag(tag)
-        case _:
-            return Existence()
+    return _ASPECTS[len(row)](*row)
+
+
+_ASPECTS: Final[dict[int, Callable[..., Aspect]]] = {3: CopyKey, 1: Tag, 0: Existence}
 
 
 @frozen
@@ -142,7 +140,7 @@ class Debt:
     note: str = ""
     started: datetime | None = None
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The slot, as text: the debt's key in the database."""
         return slot(self.site, self.run, self.aspect, self.handler)

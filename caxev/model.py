@@ -22,6 +22,8 @@ TRANSFERRING: Final = "transferring"
 VERIFYING: Final = "verifying"
 TRANSFERRED: Final = "transferred"
 ERROR: Final = "error"
+UNKNOWN: Final = "unknown"
+"""The status of an entry that names none."""
 
 
 class CopyKey(NamedTuple):
@@ -111,13 +113,10 @@ class Copy:
     @classmethod
     def from_entry(cls, entry: object) -> Copy | None:
         """The copy in an entry; None where it names no type or host, so that nobody can own it."""
-        if not isinstance(entry, Mapping):
+        key = _key(entry)
+        if key is None or not isinstance(entry, Mapping):
             return None
-        kind, host = _text(entry.get("type")), _text(entry.get("host"))
-        if kind is None or host is None:
-            return None
-        key = CopyKey(kind, host, _text(entry.get("pax_version")))
-        return cls(key, _text(entry.get("status")) or "unknown", entry)
+        return cls(key, _text(entry.get("status")) or UNKNOWN, entry)
 
     @property
     def type(self) -> str:
@@ -160,8 +159,7 @@ class Copy:
     @property
     def seen_as(self) -> str:
         """This copy's value in a `Look`."""
-        since = self.since
-        return self.status if since is None else f"{self.status}@{int(since.timestamp() * 1000)}"
+        return _value(self.status, self.fields.get("status_since"))
 
 
 @frozen
@@ -205,14 +203,42 @@ class Run:
 
     def look(self) -> dict[Aspect, str]:
         """Every aspect of this run with its value."""
-        look: dict[Aspect, str] = {Existence(): YES}
-        look.update((Tag(name), YES) for name in self.tags)
-        for copy in self.copies:
-            look.setdefault(copy.key, copy.seen_as)
-        return look
+        return look_at(self.document)
 
     def __str__(self) -> str:
         return f"run {self.number}" if self.number else f"run {self.name or self.id}"
+
+
+def look_at(document: Mapping[str, Any]) -> dict[Aspect, str]:
+    """Every aspect of the run in a document with its value.
+
+    What `Run` and `Copy` would say, without making them: this is done for every change there is.
+    """
+    look: dict[Aspect, str] = {Existence(): YES}
+    for name in _tags(document.get("tags")):
+        look[Tag(name)] = YES
+    data = document.get("data")
+    for entry in data if isinstance(data, list) else ():
+        key = _key(entry)
+        if key is not None and key not in look:
+            status = _text(entry.get("status")) or UNKNOWN
+            look[key] = _value(status, entry.get("status_since"))
+    return look
+
+
+def _key(entry: object) -> CopyKey | None:
+    if not isinstance(entry, Mapping):
+        return None
+    kind, host = _text(entry.get("type")), _text(entry.get("host"))
+    if kind is None or host is None:
+        return None
+    return CopyKey(kind, host, _text(entry.get("pax_version")))
+
+
+def _value(status: str, since: object) -> str:
+    if since is None or (time := as_utc(since)) is None:
+        return status
+    return f"{status}@{int(time.timestamp() * 1000)}"
 
 
 def _tags(value: object) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Change or scan -> diff -> ledger entries.
 
-One code path, `Watcher.look`, serves the first scan, the live stream, a restart, an event that is
+One code path serves the first scan, the live stream, a restart, an event that is
 delivered twice and a month's outage: what differs from the last look that this site stored makes
 events, and those make debts. Looks, debts and the stream's position are written together.
 
@@ -9,13 +9,14 @@ events, and those make debts. Looks, debts and the stream's position are written
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Final, Protocol
 
 import trio
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 from loguru import logger
 
 from caxev import metrics
@@ -72,6 +73,10 @@ class Intake(Protocol):
         """Free what stands as claimed by us and is not running: a reply got lost."""
         ...
 
+    def look_again(self) -> None:
+        """Look for debts that are due in the database: some were opened there."""
+        ...
+
 
 def owed_again(
     registry: Registry,
@@ -99,6 +104,16 @@ def _for_another_state(debt: Debt, value: str) -> bool:
     return debt.after != value and debt.state in (State.DONE, State.FAILED)
 
 
+@frozen
+class _Looked:
+    """A batch with the looks of its runs. `turn` tells whether others have recorded since."""
+
+    batch: Batch
+    now: dict[RunId, dict[Aspect, str]]
+    before: dict[RunId, dict[Aspect, str]]
+    turn: int
+
+
 @define(eq=False)
 class Watcher:
     """Follows the runs collection on behalf of one site."""
@@ -111,6 +126,8 @@ class Watcher:
     _marks: Iterator[int] = field(init=False)
     # One look at a time: two at once could write an older look over a newer one.
     _looking: trio.Lock = field(init=False, factory=trio.Lock)
+    _turn: int = field(init=False, default=0)
+    _recorded: Mapping[RunId, Look | None] = field(init=False, factory=dict)
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
 
@@ -156,7 +173,7 @@ class Watcher:
                 await self.database.close_stream(stream)
                 await self._save(batch.position)
                 return changes
-            await self._take_in(batch)
+            await self.look(batch.runs, position=batch.position)
             changes += batch.changes
 
     async def _locate(self) -> None:
@@ -176,30 +193,55 @@ class Watcher:
         stream = await self.database.open_stream(self._position)
         await self.intake.reconcile()
         self._recovered()
-        send, receive = trio.open_memory_channel[Batch](1)
+        self._recorded = {}
+        read, batches = trio.open_memory_channel[Batch](1)
+        looked, looks = trio.open_memory_channel[_Looked](0)
         try:
             async with trio.open_nursery() as nursery:
-                # The server works on the next batch while this one is being recorded.
-                nursery.start_soon(self._read, stream, send)
-                async with receive:
-                    async for batch in receive:
-                        await self._take_in(batch)
+                # While one batch is recorded the next one is looked at and a third one read.
+                nursery.start_soon(self._read, stream, read)
+                nursery.start_soon(self._look_ahead, batches, looked)
+                async for ahead in looks:
+                    await self._take_in(ahead)
         except* DatabaseError as group:
             raise _worst(group) from group
 
     async def _read(self, stream: Stream, send: trio.MemorySendChannel[Batch]) -> None:
-        async with send:
-            while True:
-                await send.send(await self.database.next_batch(stream))
+        while True:
+            await send.send(await self.database.next_batch(stream))
 
-    async def _take_in(self, batch: Batch) -> None:
+    async def _look_ahead(
+        self, batches: trio.MemoryReceiveChannel[Batch], send: trio.MemorySendChannel[_Looked]
+    ) -> None:
+        async for batch in batches:
+            turn = self._turn
+            now, before = await self.database.look(self.tenure.site, list(batch.runs))
+            await send.send(_Looked(batch, now, before, turn))
+
+    async def _take_in(self, ahead: _Looked) -> None:
+        batch = ahead.batch
         metrics.changes.labels(self.tenure.site).inc(batch.changes)
-        if batch.changes and await self.look(batch.runs, position=batch.position):
+        if batch.changes and await self._record_batch(ahead):
             self._position, self._saved_at = batch.position, trio.current_time()
         elif trio.current_time() - self._saved_at >= SAVE_EVERY:
             await self._save(batch.position)
         else:
             self._position = batch.position
+
+    async def _record_batch(self, ahead: _Looked) -> bool:
+        """Record what a batch shows that is new; False where nothing is."""
+        batch, now, before = ahead.batch, ahead.now, ahead.before
+        async with self._looking:
+            if ahead.turn != self._turn:  # a scan or a replay came between
+                now, before = await self.database.look(self.tenure.site, list(batch.runs))
+            # The last looks were read while the batch before this one was being recorded.
+            before |= {run: look or {} for run, look in self._recorded.items() if run in batch.runs}
+            ingest = self._compare(batch.runs, now, before)
+            self._recorded = ingest.looks
+            if not ingest.looks:
+                return False
+            await self._record(evolve(ingest, position=batch.position))
+            return True
 
     async def _save(self, position: Position) -> None:
         await self.database.save_position(self.tenure, position, utcnow())
@@ -270,18 +312,14 @@ class Watcher:
 
     async def look(
         self, runs: Mapping[RunId, datetime], *, position: Position | None = None
-    ) -> bool:
-        """Look at runs (each with the time of its change) and record what is new.
-
-        Returns False where nothing was, and so nothing was written, the position neither.
-        """
+    ) -> None:
+        """Look at runs (each with the time of its change) and record what is new."""
         async with self._looking:
+            self._turn += 1
             now, before = await self.database.look(self.tenure.site, list(runs))
             ingest = self._compare(runs, now, before)
-            if not ingest.looks:
-                return False
-            await self._record(evolve(ingest, position=position))
-            return True
+            if ingest.looks or position is not None:
+                await self._record(evolve(ingest, position=position))
 
     def _compare(
         self,
@@ -321,8 +359,8 @@ class Watcher:
         if refused is not None:
             await self._record_apart(ingest, refused)
             return
-        for debt in debts:
-            metrics.debts.labels(debt.site, debt.handler).inc()
+        for handler, number in Counter(debt.handler for debt in debts).items():
+            metrics.debts.labels(self.tenure.site, handler).inc(number)
         self.intake.start(debts)
 
     async def _record_apart(self, ingest: Ingest, error: DatabaseError) -> None:
@@ -368,7 +406,7 @@ class Watcher:
             case "retry":
                 opened = await self.database.reopen_failed(self.tenure, request, utcnow())
                 logger.info("{} failed reactions are opened again", opened)
-                self.intake.start(())
+                self.intake.look_again()
             case "replay":
                 await self._replay(request)
             case _:

@@ -13,7 +13,7 @@ from bson import ObjectId
 
 from caxev import aio
 from caxev.config import Settings, Site, Sites
-from caxev.daemon import Leaving, Options, _serve_tenures, open_database, prepare
+from caxev.daemon import Leaving, Options, open_database, prepare, serve_tenures
 from caxev.model import RunUpdate
 from caxev.mongo import Database
 from caxev.registry import Handler, Registry, Trigger
@@ -72,11 +72,13 @@ async def opened(database: Named) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def listener(database: Database, options: Options, owner: str = "test") -> AsyncIterator[Leaving]:
+async def listener(
+    database: Database, options: Options, owner: str = "test"
+) -> AsyncIterator[Leaving]:
     """A listener for the length of the block; asked to leave, and waited for, at its end."""
     leaving = Leaving()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_serve_tenures, options, database, owner, leaving)
+        nursery.start_soon(serve_tenures, options, database, owner, leaving)
         try:
             yield leaving
         finally:

@@ -104,7 +104,7 @@ class Show:
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self.console.print(text, highlight=False)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def table(self, runs: Sequence[Run], progress: Mapping[str, str]) -> Table:
         """Draw runs x sites."""

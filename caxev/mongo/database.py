@@ -19,7 +19,7 @@ from caxev import aio
 from caxev.config import Settings
 from caxev.crash import point
 from caxev.ledger import Debt
-from caxev.model import Aspect, Look, Run, RunId, RunUpdate
+from caxev.model import Aspect, Look, Run, RunId, RunUpdate, look_at
 from caxev.mongo.client import (
     AUTH_CODES,
     Client,
@@ -224,7 +224,7 @@ class Database:
             documents, before = await asyncio.gather(
                 cursor.to_list(None), self._store.looks(site, runs)
             )
-            now = {doc["_id"]: Run.from_document(doc).look() for doc in documents}
+            now = {doc["_id"]: look_at(doc) for doc in documents}
             return now, before
 
         return await self._call(look)
@@ -372,6 +372,7 @@ class Database:
         *,
         run: RunId | None = None,
         state: str | None = None,
+        handler: str | None = None,
         limit: int = 1000,
     ) -> list[tuple[Debt, Document]]:
         """Return debts with their whole documents; `run` needs `site`."""
@@ -380,6 +381,8 @@ class Database:
             query["site"] = site
         if state is not None:
             query["state"] = state
+        if handler is not None:
+            query["handler"] = handler
 
         async def debts() -> list[tuple[Debt, Document]]:
             cursor = self._store.find_debts(query, limit)

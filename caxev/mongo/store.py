@@ -28,7 +28,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from caxev.crash import point
 from caxev.ledger import Debt, State, aspect_from, aspect_row, interrupt, slot_prefix
 from caxev.model import Aspect, Look, RunId
-from caxev.mongo.client import Deposed, Document
+from caxev.mongo.client import DatabaseError, Deposed, Document
 
 Collection = AsyncCollection[Document]
 Session = AsyncClientSession | None
@@ -274,12 +274,11 @@ class Store:
         if gone:
             await self.seen.delete_many({"_id": {"$in": gone}}, session=session)
         writes = [
-            UpdateOne({"_id": {"s": site, "r": run}}, {"$set": {"look": _rows(look)}}, upsert=True)
+            _upsert({"s": site, "r": run}, {"$set": {"look": _rows(look)}})
             for run, look in looks.items()
             if look is not None
         ]
-        if writes:
-            await self.seen.bulk_write(writes, session=session)
+        await _write_all(self.seen, writes, session)
 
     async def seen_between(self, site: str, low: Any, high: Any) -> list[RunId]:
         """Return the runs with low < _id <= high that this site has seen."""
@@ -290,9 +289,7 @@ class Store:
 
     async def owe(self, debts: Iterable[Debt], session: Session) -> None:
         """Write debts: new slots, or a new mark for slots that exist."""
-        writes = [UpdateOne({"_id": debt.id}, _renewal(debt), upsert=True) for debt in debts]
-        if writes:
-            await self.ledger.bulk_write(writes, session=session)
+        await _write_all(self.ledger, [_upsert(debt.id, _renewal(debt)) for debt in debts], session)
 
     async def standing(self, slots: Sequence[str]) -> dict[str, Debt]:
         """Return the debts in these slots."""
@@ -324,22 +321,15 @@ class Store:
 
     async def claim(self, debts: Sequence[Debt], epoch: int) -> list[Debt]:
         """Claim open debts; return those that were still as given."""
+        open_still = {"state": State.OPEN.value, "epoch": {"$exists": False}}
+        claimed = {"$set": {"state": State.RUNNING.value, "epoch": epoch}}
         writes = [
-            UpdateOne(
-                {
-                    "_id": debt.id,
-                    "mark": debt.mark,
-                    "state": State.OPEN.value,
-                    "epoch": {"$exists": False},
-                },
-                {"$set": {"state": State.RUNNING.value, "epoch": epoch}},
-            )
-            for debt in debts
+            {"q": {"_id": debt.id, "mark": debt.mark, **open_still}, "u": claimed} for debt in debts
         ]
         point("mongo.claim.before")
-        done = await self.ledger.bulk_write(writes, ordered=False)
+        matched = await _write_all(self.ledger, writes, None)
         point("mongo.claim.after")
-        if done.matched_count == len(debts):
+        if matched == len(debts):
             return list(debts)
         mine = {"_id": {"$in": [debt.id for debt in debts]}, "epoch": epoch}
         marks = {row["_id"]: row["mark"] async for row in self.ledger.find(mine, {"mark": 1})}
@@ -358,24 +348,18 @@ class Store:
         A debt that was renewed while it ran stays open and is only freed. Neither: deposed.
         """
         point("mongo.settle.before")
-        done = await self.ledger.bulk_write(
-            [
-                UpdateOne({"_id": debt.id, "epoch": epoch, "mark": debt.mark}, _settlement(debt))
-                for debt in settled
-            ],
-            session=session,
-            ordered=False,
-        )
+        ours = [{"_id": debt.id, "epoch": epoch} for debt in settled]
+        writes = [
+            {"q": {**mine, "mark": debt.mark}, "u": _settlement(debt)}
+            for mine, debt in zip(ours, settled, strict=True)
+        ]
+        counted = await _write_all(self.ledger, writes, session)
         renewed = 0
-        if done.matched_count < len(settled):
-            freed = await self.ledger.bulk_write(
-                [UpdateOne({"_id": debt.id, "epoch": epoch}, _FREED) for debt in settled],
-                session=session,
-                ordered=False,
-            )
-            renewed = freed.matched_count
+        if counted < len(settled):
+            freed = [{"q": mine, "u": _FREED} for mine in ours]
+            renewed = await _write_all(self.ledger, freed, session)
         point("mongo.settle.after")
-        return done.matched_count, renewed
+        return counted, renewed
 
     async def fence(self, debt: Debt, epoch: int, session: Session) -> bool:
         """Touch a claimed debt; False where this process no longer holds the claim.
@@ -485,6 +469,31 @@ _SITE_FIELDS: Final = dict.fromkeys(
     ),
     1,
 )
+
+
+def _upsert(key: Any, change: Document) -> Document:
+    return {"q": {"_id": key}, "u": change, "upsert": True}
+
+
+async def _write_all(collection: Collection, updates: Sequence[Document], session: Session) -> int:
+    """Send updates as commands of our own making; returns how many documents they matched.
+
+    pymongo's bulk writes check and wrap each operation; here there are thousands, all our own.
+    """
+    matched = 0
+    for start in range(0, len(updates), _AT_ONCE):
+        some = updates[start : start + _AT_ONCE]
+        command: Document = {"update": collection.name, "updates": some, "ordered": False}
+        if session is None:
+            command["writeConcern"] = {"w": "majority"}
+        reply = await collection.database.command(command, session=session)
+        if reply.get("writeErrors"):
+            raise DatabaseError(str(reply["writeErrors"][0].get("errmsg"))[:300])
+        matched += reply["n"] - len(reply.get("upserted", ()))
+    return matched
+
+
+_AT_ONCE: Final = 2000
 
 
 def _mine(tenure: Tenure) -> Document:

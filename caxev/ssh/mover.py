@@ -129,8 +129,9 @@ async def _pull(work: _Work) -> Moved:
         return _published_before(source, found, shown(final), began)
     _make_parents(final, work.transfer.local_roots)
     with _writing(partial, final, source):
-        todo = plan(source, look(partial, check=False))
-        _enough_space(todo, _free(partial), shown(final))
+        present = look(partial, check=False)
+        todo = plan(source, present)
+        _enough_space(todo, present, _free(partial), shown(final))
         _prepare(os.fsencode(partial), todo)
         progress, digests = await _fetch_all(work, source_path, os.fsencode(partial), todo, source)
         with local(os.fsencode(partial), "write"):
@@ -209,11 +210,14 @@ def _free(path: str) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def _enough_space(todo: Plan, free: int | None, where: str) -> None:
-    need = todo.left + _MARGIN
-    if todo.left and free is not None and need > free:
+def _enough_space(todo: Plan, present: list[Seen], free: int | None, where: str) -> None:
+    """Raise `Retry` where what is to be added to the partial would not leave a margin free."""
+    changing = {s.path for s in (*todo.remove, *(piece.file for piece in todo.pieces))}
+    had = sum(seen.size for seen in present if seen.path in changing)
+    need = sum(piece.file.size for piece in todo.pieces) - had
+    if need > 0 and free is not None and need + _MARGIN > free:
         raise Retry(
-            f"not enough space for {where}: needs {todo.left / 1e6:,.1f} MB and "
+            f"not enough space for {where}: needs {need / 1e6:,.1f} MB and "
             f"{_MARGIN / 1e6:,.1f} MB to spare, has {free / 1e6:,.1f} MB free"
         )
 
@@ -285,8 +289,10 @@ async def _push(work: _Work) -> Moved:
             found = None if await remote.exists(partial) else await remote.look(final, check=False)
             return _published_before(source, found, remote.shown(final), began)
         await remote.make_parents(final)
-        todo = plan(source, await _present(remote, partial, source), unsure=UNSURE * _lanes(work))
-        _enough_space(todo, await remote.free(os.path.dirname(final)), remote.shown(final))
+        present = await _present(remote, partial, source)
+        todo = plan(source, present, unsure=UNSURE * _lanes(work))
+        free = await remote.free(os.path.dirname(final))
+        _enough_space(todo, present, free, remote.shown(final))
         await _prepare_there(remote, partial, todo, source)
         progress, digests = await _send_all(work, source_path, partial, todo, source)
         await each(

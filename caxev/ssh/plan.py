@@ -103,8 +103,8 @@ def _by_path(seen: Iterable[Seen]) -> list[Seen]:
 
 
 def _piece(wanted: Seen, there: Seen | None, unsure: int) -> Piece | None:
-    if there is None:
-        return Piece(wanted)
+    if there is None or wanted.size == 0:
+        return Piece(wanted)  # an empty file costs nothing to make anew
     age, time = wanted.mtime_ns // _SECOND, there.mtime_ns // _SECOND
     if (there.size, time) == (wanted.size, age):
         return None

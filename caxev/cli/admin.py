@@ -1,0 +1,222 @@
+"""What an administrator asks: `caxev sites check`, `caxev handlers`, `caxev db init`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from caxev.cli.errors import CONFIGURATION, FAILED
+from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.output import Table, say, show
+from caxev.config import DEFAULT_HANDLERS, ConfigError, Site, Sites
+
+if TYPE_CHECKING:
+    from caxev.mongo import Database
+    from caxev.registry import Handler, Trigger
+
+
+# -- the database -------------------------------------------------------------------------------
+
+
+@click.group()
+def db() -> None:
+    """Look after the database."""
+
+
+@db.command(
+    "init", epilog=example("caxev db init --mongo-uri mongodb://admin@host/run?replicaSet=runs")
+)
+@global_options(hidden=True)
+def db_init() -> None:
+    """Make the collections and indexes that the listeners need. Repeatable.
+
+    A listener does this by itself where its user may; where it may not, an administrator does.
+    """
+    options = state()
+    options.log("warning")
+    settings = options.settings()
+
+    async def create(database: Database) -> None:
+        await database.create_indexes()
+
+    options.with_database(create)
+    say(f"{settings.database}.{settings.prefix}*: indexes are in place at {settings.safe_uri}")
+
+
+# -- sites.json ---------------------------------------------------------------------------------
+
+
+@click.group()
+def sites() -> None:
+    """Check sites.json, and the ways between the sites."""
+
+
+@sites.command(
+    "check", epilog=example("caxev sites check", "caxev sites check --site lngs --connect")
+)
+@click.option("--site", metavar="S", help="We are at this site: look at its directories.")
+@click.option("--connect", is_flag=True, help="From --site, reach the others by SSH.")
+@as_json
+@global_options(hidden=True)
+def check(site: str | None, connect: bool, as_json: bool) -> None:
+    """Read sites.json and say all that is wrong with it, or the sites if nothing is.
+
+    With --site, that site's directories are looked at on this machine; with --connect, the other
+    sites are reached from it by SSH.
+    """
+    if connect and site is None:
+        raise click.UsageError("--connect needs --site: from where?")
+    options = state()
+    options.log("warning")
+    known = _read(options.sites)
+    rows = [_site_row(one) for one in known.values()]
+    if site is not None:
+        here = known.get(site)
+        rows = [_checked(row, known, here, connect=connect) for row in rows]
+    for warning in known.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    show(Table(_SITES if site is None else (*_SITES, ("state", "STATE")), rows), as_json=as_json)
+    if any(row.get("ok") is False for row in rows):
+        raise click.exceptions.Exit(FAILED)
+
+
+def _read(read: Any) -> Sites:
+    """Read the sites; of a file with several problems, tell them all."""
+    try:
+        loaded: Sites = read()
+    except ConfigError as error:
+        if len(error.problems) == 1:
+            raise
+        for problem in error.problems:
+            click.echo(f"caxev: {problem}", err=True)
+        raise click.exceptions.Exit(CONFIGURATION) from None
+    return loaded
+
+
+_SITES = (
+    ("site", "SITE"),
+    ("method", "METHOD"),
+    ("address", "ADDRESS"),
+    ("listener", "LISTENER"),
+    ("directories", "DIRECTORIES"),
+)
+
+
+def _site_row(site: Site) -> dict[str, Any]:
+    user = f"{site.username}@" if site.username else ""
+    port = f":{site.port}" if site.port != 22 else ""  # noqa: PLR2004  # SSH's own
+    return {
+        "site": site.name,
+        "method": site.method,
+        "address": f"{user}{site.hostname}{port}" if site.hostname else None,
+        "listener": site.listener,
+        "directories": list(site.roots),
+    }
+
+
+def _checked(row: dict[str, Any], known: Sites, here: Site, *, connect: bool) -> dict[str, Any]:
+    there = known.get(row["site"])
+    if there is here:
+        wrong = "; ".join(_directory_problems(here))
+        return {**row, "ok": not wrong, "state": wrong or "ok: we are here"}
+    if not connect:
+        return {**row, "ok": None, "state": None}
+    return {**row, **_connected(here, there)}
+
+
+def _directory_problems(site: Site) -> Iterable[str]:
+    for root in site.roots:
+        if not os.path.isdir(root):  # noqa: PTH112  # kept as the text that sites.json has
+            yield f"{root} is not a directory here"
+        elif not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+            yield f"{root} cannot be read and written by us"
+
+
+def _connected(here: Site, there: Site) -> dict[str, Any]:
+    from caxev import ssh
+    from caxev.job import GiveUp, Retry
+
+    if there.method not in ssh.SERVED:
+        return {"ok": None, "state": f"not reached by SSH but by {there.method}"}
+    try:
+        answer = ssh.check(ssh.endpoint_of(here, there))
+    except (GiveUp, Retry) as error:
+        return {"ok": False, "state": error.why}
+    return {"ok": True, "state": f"ok: {answer}"}
+
+
+# -- handlers -----------------------------------------------------------------------------------
+
+
+@click.command(
+    epilog=example("caxev handlers", "caxev handlers --site lngs --handlers my_handlers.py")
+)
+@click.option("--site", metavar="S", help="With this site's own, and which of them it enables.")
+@as_json
+@global_options(hidden=True)
+def handlers(site: str | None, as_json: bool) -> None:
+    """List the handlers: what triggers each, and what it does."""
+    options = state()
+    options.log("warning")
+    if site is not None:
+        registry = options.registry(site)
+        rows = [_handler_row(one, one in registry.enabled) for one in registry.handlers.values()]
+    else:
+        rows = [_handler_row(one, None) for one in _all_handlers(options.handlers)]
+    columns = _HANDLERS if site is None else (*_HANDLERS, ("enabled", "ENABLED"))
+    show(Table(columns, rows), as_json=as_json, empty="there are no handlers")
+
+
+def _all_handlers(files: Iterable[str]) -> list[Handler]:
+    from caxev.config import load_handlers
+    from caxev.registry import recorded
+
+    load_handlers((), files, default=DEFAULT_HANDLERS)
+    return recorded
+
+
+_HANDLERS = (
+    ("handler", "HANDLER"),
+    ("lane", "LANE"),
+    ("triggers", "TRIGGERS"),
+    ("aliases", "ALIASES"),
+    ("module", "MODULE"),
+    ("does", "DOES"),
+)
+
+
+def _handler_row(handler: Handler, enabled: bool | None) -> dict[str, Any]:
+    return {
+        "handler": handler.name,
+        "lane": handler.lane,
+        "triggers": [in_words(trigger) for trigger in handler.triggers],
+        "aliases": list(handler.aliases),
+        "module": handler.module,
+        "does": handler.summary,
+        "enabled": enabled,
+    }
+
+
+def in_words(trigger: Trigger) -> str:
+    """Return a trigger in words: ``raw copy here becomes transferred``."""
+    from caxev.registry import CopyTrigger, TagTrigger
+
+    match trigger:
+        case CopyTrigger(status, type_, host):
+            where = f" at {_either(host)}" if host else ""
+            kind = f"{_either(type_)} " if type_ else ""
+            return f"{kind}copy{where} is {_either(status)}".replace(" at here", " here").replace(
+                " at elsewhere", " elsewhere"
+            )
+        case TagTrigger(name, gone):
+            which = "any tag" if "*" in name else f"tag {_either(name)}"
+            return f"{which} is {'taken away' if gone else 'there'}"
+        case _:
+            return "the run is deleted" if trigger.gone else "the run is there"
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(sorted(name.strip("<>") for name in names))

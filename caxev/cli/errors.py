@@ -1,0 +1,103 @@
+"""What goes wrong, as one line on stderr and an exit code.
+
+Everything that a command raises ends here, once. A traceback is shown only at
+``--log-level debug``.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import click
+
+from caxev.config import ConfigError
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2  # click's own
+CONFIGURATION: Final = 3
+DATABASE: Final = 4
+NO_SUCH_RUN: Final = 5
+INTERRUPTED: Final = 130
+
+EPILOG: Final = """\b
+Exit codes:
+  0    done
+  1    something failed, or there was nothing of what was asked for
+  2    the command line is wrong
+  3    the configuration is wrong: sites.json, a site's or handler's name, an address
+  4    the database: unreachable, refused us, or is not a replica set
+  5    no such run
+  130  interrupted
+"""
+
+
+class NoSuchRun(Exception):
+    """No run fits what was asked for. The message is one line for a person."""
+
+
+@contextmanager
+def told(*, debug: Callable[[], bool]) -> Iterator[None]:
+    """Turn what is raised inside into a line on stderr and an exit code."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit, click.Abort):
+        raise
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as raised:  # noqa: BLE001  # the last
+        error = leaf(raised)
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:
+            raise error from None  # click ends quietly when the reader of a pipe has left
+        if debug():
+            _show_traceback(raised)
+        line, code = meaning(error)
+        if line:
+            click.echo(f"caxev: {line}", err=True)
+        raise click.exceptions.Exit(code) from None
+
+
+def leaf(error: BaseException) -> BaseException:
+    """Return the first error inside the groups that trio's nurseries make."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def meaning(error: BaseException) -> tuple[str, int]:
+    """Return the line that tells a person of this error, and the exit code."""
+    if isinstance(error, KeyboardInterrupt):
+        return "", INTERRUPTED
+    if isinstance(error, ConfigError):
+        return _line(error.summary), CONFIGURATION
+    if isinstance(error, NoSuchRun):
+        return _line(str(error)), NO_SUCH_RUN
+    if _is_database_error(error):
+        return _line(str(error)), DATABASE
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return _line(f"{where}{error.strerror}"), FAILED
+    return (
+        f"unexpected {type(error).__name__}: {_line(str(error))}; --log-level debug shows where",
+        FAILED,
+    )
+
+
+def _is_database_error(error: BaseException) -> bool:
+    # Only what has been imported can have been raised, and importing it here would take longer
+    # than most commands do.
+    return any(
+        (cls.__module__, cls.__name__) == ("caxev.mongo.client", "DatabaseError")
+        for cls in type(error).__mro__
+    )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _show_traceback(error: BaseException) -> None:
+    from loguru import logger
+
+    logger.opt(exception=error).debug("where it happened")

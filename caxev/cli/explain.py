@@ -1,0 +1,190 @@
+"""``caxev explain``: what each handler of a site makes of a run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+from attrs import define, field
+
+from caxev.cli.errors import NoSuchRun
+from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
+from caxev.cli.output import Table, say, show, time
+
+if TYPE_CHECKING:
+    from caxev.ledger import Debt
+    from caxev.model import Aspect, Run
+    from caxev.mongo import Database
+    from caxev.registry import Handler, Registry, Trigger
+
+
+@click.command(
+    epilog=example(
+        "caxev explain --run 123 --site lngs",
+        "caxev explain --name 161111_1434 --detector tpc --site chicago --json",
+    )
+)
+@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
+@click.option("--name", metavar="X", help="The run of this name.")
+@click.option("--detector", metavar="X", help="Of runs with one name, this detector's.")
+@click.option("--site", required=True, metavar="S", help="The site whose handlers are asked.")
+@as_json
+@global_options(hidden=True)
+def explain(
+    number: int | None, name: str | None, detector: str | None, site: str, as_json: bool
+) -> None:
+    """Say of every handler at a site what it did with a run, or why it did nothing."""
+    if (number is None) == (name is None):
+        raise click.UsageError("say which run: --run or --name")
+    options = state()
+    options.log("warning")
+    registry = options.registry(site)
+
+    async def ask(database: Database) -> tuple[Run, list[tuple[Debt, Mapping[str, Any]]]]:
+        run = await _find(database, number, name, detector)
+        return run, list(await database.debts(site, run=run.id))
+
+    run, debts = options.with_database(ask)
+    wanted = options.sites().get(site).wants_run(run.name)
+    rows = list(Explanation(registry, run, debts).rows())
+    if not as_json:
+        say(f"{run} at {site}")
+        if not wanted:
+            say(f"the run is not in dataset_list of {site}: handlers let it pass")
+    show(Table(_COLUMNS, rows), as_json=as_json, empty="no handlers")
+
+
+_COLUMNS = (("handler", "HANDLER"), ("event", "EVENT"), ("state", "STATE"), ("why", "WHY"))
+
+
+async def _find(
+    database: Database, number: int | None, name: str | None, detector: str | None
+) -> Run:
+    from caxev.cli.runs import one
+
+    found = await one(number, name, detector).find(database, database.settings)
+    if len(found) > 1:
+        detectors = ", ".join(run.detector or "none" for run in found)
+        raise NoSuchRun(f"{len(found)} runs fit ({detectors}): say which by --detector")
+    return found[0]
+
+
+@define
+class Explanation:
+    """What a site's handlers make of a run, given the run and the site's debts for it."""
+
+    registry: Registry
+    run: Run
+    debts: Sequence[tuple[Debt, Mapping[str, Any]]]
+    look: Mapping[Aspect, str] = field(init=False)
+    missing: Mapping[str, Sequence[tuple[str, str]]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.look = self.run.look()
+        self.missing = self._missing()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Return a row for each debt, and at least one for each handler."""
+        known = self.registry.handlers
+        for handler in known.values():
+            yield from self._of(handler)
+        for debt, document in self.debts:
+            if debt.handler not in known:
+                yield _debt_row(self.run, debt, document)
+
+    def _of(self, handler: Handler) -> Iterator[dict[str, Any]]:
+        owed = [pair for pair in self.debts if pair[0].handler == handler.name]
+        for debt, document in owed:
+            yield _debt_row(self.run, debt, document)
+        if handler not in self.registry.enabled:
+            why = f"not enabled: task_list of {self.registry.here.name} leaves it out"
+            yield _row(handler.name, None, "off", why)
+            return
+        missing = self.missing.get(handler.name, ())
+        for event, why in missing:
+            yield _row(handler.name, event, "missing", why)
+        if not owed and not missing:
+            yield _row(handler.name, None, "not triggered", "; ".join(self._unmet(handler)))
+
+    def _missing(self) -> dict[str, list[tuple[str, str]]]:
+        """Return by handler what a replay would fire: (event, what to do)."""
+        from caxev.mongo import Request
+        from caxev.watcher import owed_again
+
+        standing = {debt.id: debt for debt, _ in self.debts}
+        advice = f"would fire: caxev replay {_which(self.run)} --site {self.registry.here.name}"
+        missing: dict[str, list[tuple[str, str]]] = {}
+        fired = owed_again(self.registry, self.run.id, self.look, standing, Request("replay"))
+        for event, name in fired:
+            missing.setdefault(name, []).append((str(event), advice))
+        return missing
+
+    def _unmet(self, handler: Handler) -> Iterator[str]:
+        """Return for each trigger which condition is not met."""
+        from caxev.cli.admin import in_words
+
+        for trigger in handler.triggers:
+            reasons = list(dict.fromkeys(self._reasons(trigger)))
+            shown = ", ".join(reasons[:_SHOWN]) + (", ..." if len(reasons) > _SHOWN else "")
+            yield f"wants: {in_words(trigger)}; but {shown}"
+
+    def _reasons(self, trigger: Trigger) -> Iterator[str]:
+        aspects = [aspect for aspect in self.look if isinstance(aspect, _about(trigger))]
+        for aspect in aspects:
+            status = self.look[aspect].partition("@")[0]
+            yield f"{aspect}: {trigger.unmet(aspect, status, self.registry.here)}"
+        if not aspects:
+            yield "the run has none"
+
+
+_SHOWN = 4
+
+
+def _about(trigger: Trigger) -> type:
+    """Return the kind of aspect that a trigger is about."""
+    from caxev.model import CopyKey, Existence, Tag
+    from caxev.registry import CopyTrigger, TagTrigger
+
+    if isinstance(trigger, CopyTrigger):
+        return CopyKey
+    return Tag if isinstance(trigger, TagTrigger) else Existence
+
+
+def _which(run: Run) -> str:
+    return f"--run {run.number}" if run.number else f"--name {run.name}"
+
+
+def _row(handler: str, event: str | None, what: str, why: str) -> dict[str, Any]:
+    return {"handler": handler, "event": event, "state": what, "why": why}
+
+
+def _debt_row(run: Run, debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
+    row = _row(debt.handler, str(debt.event), str(debt.state), _reason(run, debt, document))
+    return {**row, "due": debt.due, "settled": document.get("settled"), "note": debt.note}
+
+
+def _reason(run: Run, debt: Debt, document: Mapping[str, Any]) -> str:
+    from caxev.cli.status import percentage
+    from caxev.job import utcnow
+
+    match str(debt.state):
+        case "done":
+            return _joined(f"{time(document.get('settled')) or 'a time not known'}", debt.note)
+        case "running":
+            return _joined("at work", percentage(document.get("progress")) or "")
+        case "failed":
+            return f"{debt.note}; to try again: caxev retry {_which(run)} --site {debt.site}"
+        case _:
+            return _waiting(debt, utcnow())
+
+
+def _waiting(debt: Debt, now: datetime) -> str:
+    if debt.due <= now:
+        return _joined("due now, as soon as a worker is free", debt.note)
+    return _joined(f"waits until {time(debt.due)}", debt.note)
+
+
+def _joined(*parts: str) -> str:
+    return ": ".join(part for part in parts if part)

@@ -1,0 +1,156 @@
+"""``caxev listen``: the process that acts for a site, and its dry run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.output import Table, show
+
+if TYPE_CHECKING:
+    from caxev.model import Aspect, RunId
+    from caxev.mongo import Database, Request
+    from caxev.registry import Registry
+
+Looks = Mapping["RunId", Mapping["Aspect", str]]
+
+
+@click.command(
+    epilog=example(
+        "caxev listen --site lngs",
+        "caxev listen --site lngs --once",
+        "caxev listen --site lngs --dry-run --json",
+    )
+)
+@click.option("--site", required=True, metavar="S", help="The site to act for.")
+@click.option("--once", is_flag=True, help="Catch up, do what is due, and leave.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
+@click.option(
+    "--lease",
+    type=click.FloatRange(0.5, 3600),
+    default=15.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Within this time a stand-by takes over from a listener that vanished.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 86400),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long reactions in flight may go on after SIGTERM.",
+)
+@click.option(
+    "--metrics-port",
+    type=click.IntRange(1, 65535),
+    metavar="N",
+    help="Serve metrics for Prometheus on this port of loopback.",
+)
+@as_json
+@global_options(hidden=True)
+def listen(
+    *,
+    site: str,
+    once: bool,
+    dry_run: bool,
+    lease: float,
+    grace: float,
+    metrics_port: int | None,
+    as_json: bool,
+) -> None:
+    """Listen for a site: follow the runs database and react to what changes.
+
+    A second listener for the same site stands by and takes over when the first one is gone.
+    SIGTERM lets reactions in flight end (--grace); a second SIGTERM leaves at once.
+    """
+    options = state()
+    options.log("warning" if dry_run else "info")
+    registry = options.registry(site)
+    if dry_run:
+        rows = options.with_database(lambda database: _would(database, site, registry))
+        show(Table(_COLUMNS, rows), as_json=as_json, empty=f"nothing is due at {site}")
+        return
+    if as_json:
+        raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")
+    from caxev import daemon
+
+    sites = options.sites()
+    daemon.run(
+        daemon.listen,
+        daemon.Options(
+            site=sites.get(site),
+            sites=sites,
+            settings=options.settings(),
+            registry=registry,
+            handler_files=options.handlers,
+            once=once,
+            lease=lease,
+            grace=grace,
+            metrics_port=metrics_port,
+        ),
+    )
+
+
+_COLUMNS = (("run", "RUN"), ("event", "EVENT"), ("handler", "HANDLER"), ("why", "WHY"))
+_PAGE = 1000
+
+
+async def _would(database: Database, site: str, registry: Registry) -> list[dict[str, Any]]:
+    """Return what a listener would do now: what is due, was asked for, and is new."""
+    rows = [row async for row in _due(database, site)]
+    rows += [
+        {"event": None, "handler": request.handler, "why": _asked(request)}
+        for request in await database.pending(site)
+    ]
+    after, more = None, True
+    while more:
+        ids, after = await database.page(site, after)
+        now, before = await database.look(site, ids)
+        rows += new_reactions(registry, ids, now, before)
+        more = after is not None
+    return await _labelled(database, rows)
+
+
+def new_reactions(
+    registry: Registry, ids: list[RunId], now: Looks, before: Looks
+) -> Iterator[dict[str, Any]]:
+    """Return the reactions to what differs between the last looks at runs and those of now."""
+    from caxev.diff import diff
+
+    for run in ids:
+        for event in diff(run, before.get(run, {}), now.get(run, {})):
+            for handler in registry.wanting(event):
+                why = "new" if event.before is None else f"was {event.before.partition('@')[0]}"
+                yield {"id": run, "event": str(event), "handler": handler.name, "why": why}
+
+
+def _asked(request: Request) -> str:
+    what = "all runs" if request.runs is None else f"{len(request.runs)} runs"
+    return f"asked for: {request.kind} of {what}"
+
+
+async def _due(database: Database, site: str) -> AsyncIterator[dict[str, Any]]:
+    from caxev.job import utcnow
+
+    now = utcnow()
+    for lane in await database.lanes(site):
+        for debt in await database.due(site, lane, now, _PAGE):
+            yield {
+                "id": debt.run,
+                "event": str(debt.event),
+                "handler": debt.handler,
+                "due": debt.due,
+                "why": f"due{f': {debt.note}' if debt.note else ''}",
+            }
+
+
+async def _labelled(database: Database, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Say the runs' numbers or names instead of their ids."""
+    from caxev.cli.runs import labels
+
+    named = await labels(database, (row["id"] for row in rows if "id" in row))
+    return [{"run": named.get(row.pop("id", None)), **row} for row in rows]

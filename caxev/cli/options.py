@@ -1,0 +1,180 @@
+"""The options that every command has, and what commands make of them.
+
+The same options stand on the group and on each command, so that they may be given before or after
+the command's name; what is given last counts. `State` holds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+from attrs import define, field
+
+from caxev.config import (
+    DEFAULT_HANDLERS,
+    ConfigError,
+    Settings,
+    Sites,
+    find_sites,
+    load_handlers,
+    load_sites,
+)
+
+if TYPE_CHECKING:
+    from caxev.mongo import Database
+    from caxev.registry import Registry
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+LEVELS: Final = ("trace", "debug", "info", "success", "warning", "error")
+MOST: Final = 2**63 - 1
+"""The largest number that MongoDB can hold."""
+
+
+class RunNumber(click.ParamType):
+    """A run's number: 1 or more, and what MongoDB can hold."""
+
+    name = "run number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number. Raises click's error."""
+        number: int = click.IntRange(1, MOST).convert(value, param, ctx)
+        return number
+
+
+RUN_NUMBER: Final = RunNumber()
+
+
+@define
+class State:
+    """The global options as given, and what is loaded by them, each thing once."""
+
+    config: str | None = None
+    mongo_uri: str | None = None
+    database: str | None = None
+    collection: str | None = None
+    handlers: tuple[str, ...] = ()
+    log_level: str | None = None
+    log_file: str | None = None
+    log_json: bool = False
+    _sites: Sites | None = field(init=False, default=None)
+
+    @property
+    def debug(self) -> bool:
+        return self.log_level in {"trace", "debug"}
+
+    def sites(self) -> Sites:
+        """Load sites.json. Raises `ConfigError`."""
+        if self._sites is None:
+            self._sites = load_sites(find_sites(self.config))
+        return self._sites
+
+    def settings(self) -> Settings:
+        """Return where the database is. Raises `ConfigError`."""
+        return Settings.load(
+            mongo_uri=self.mongo_uri, database=self.database, collection=self.collection
+        )
+
+    def registry(self, name: str) -> Registry:
+        """Return the handlers of a site: the usual ones, its own and ``--handlers``.
+
+        Raises `ConfigError`. Where several sites' handlers are loaded into this process, those
+        that only another site names are left out.
+        """
+        from caxev.registry import Registry, recorded
+
+        sites = self.sites()
+        here = sites.here(name)
+        load_handlers(here.site.handlers, self.handlers)
+        foreign = {module for site in sites.values() for module in site.handlers}
+        foreign -= {*here.site.handlers, *DEFAULT_HANDLERS}
+        try:
+            return Registry((h for h in recorded if h.module not in foreign), here)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def log(self, usual: str) -> None:
+        """Start logging to stderr, at the level asked for or else the usual one."""
+        from caxev import logs
+
+        level = (self.log_level or usual).upper()
+        logs.configure(level, file=self.log_file, as_json=self.log_json)
+
+    def with_database(self, function: Callable[[Database], Awaitable[T]]) -> T:
+        """Run an async function with the database open and checked. Raises `DatabaseError`."""
+        from caxev import aio, daemon
+
+        settings = self.settings()
+
+        async def run() -> T:
+            async with aio.loop(), daemon.open_database(settings) as database:
+                await database.check()
+                return await function(database)
+
+        result: T = daemon.run(run)
+        return result
+
+
+def state() -> State:
+    """Return the state of the command that runs."""
+    found: State = click.get_current_context().find_root().ensure_object(State)
+    return found
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    if value is None or value == () or value is False:
+        return
+    options = context.find_root().ensure_object(State)
+    assert parameter.name is not None
+    if parameter.name == "handlers":
+        value = (*options.handlers, *value)
+    setattr(options, parameter.name, value)
+
+
+def global_options(*, hidden: bool) -> Callable[[F], F]:
+    """Add the options that every command has; they are listed in the group's help alone."""
+
+    def option(*names: str, **attributes: Any) -> Callable[[F], F]:
+        return click.option(
+            *names, callback=_remember, expose_value=False, hidden=hidden, **attributes
+        )
+
+    options = (
+        option("--config", metavar="PATH", help="sites.json (or CAXEV_SITES; else ./sites.json)."),
+        option("--mongo-uri", metavar="URI", help="The database's address (or CAXEV_MONGO_URI)."),
+        option("--database", metavar="NAME", help="The database's name. [default: run]"),
+        option(
+            "--collection", metavar="NAME", help="The runs collection's name. [default: runs_new]"
+        ),
+        option(
+            "--handlers",
+            metavar="PATH.py",
+            multiple=True,
+            help="A file with further handlers; may be given again.",
+        ),
+        option(
+            "--log-level",
+            type=click.Choice(LEVELS, case_sensitive=False),
+            help="What is logged to stderr. [default: info for listen, else warning]",
+        ),
+        option("--log-file", metavar="PATH", help="Log to this file too; it is rotated."),
+        option("--log-json", is_flag=True, help="Log one JSON object a line."),
+    )
+
+    def add(function: F) -> F:
+        for one in reversed(options):
+            function = one(function)
+        return function
+
+    return add
+
+
+def example(*lines: str) -> str:
+    """Return the end of a help text: commands to try."""
+    # A line with a backspace tells click to leave the paragraph as it is.
+    return "\n".join(("\b", "Example:", *(f"  {line}" for line in lines)))
+
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -1,0 +1,202 @@
+"""``caxev reactions`` and ``caxev retry``: what is owed, and failures that are tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from caxev.cli.errors import FAILED
+from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
+from caxev.cli.output import Table, say, show, show_json
+
+if TYPE_CHECKING:
+    from caxev.mongo import Database
+    from caxev.registry import Registry
+
+_STATES = ("failed", "running", "open")
+
+
+@click.command(
+    epilog=example(
+        "caxev reactions --failed", "caxev reactions --open --site lngs --handler pull --json"
+    )
+)
+@click.option("--failed", "states", flag_value="failed", multiple=True, help="Those given up.")
+@click.option("--running", "states", flag_value="running", multiple=True, help="Those at work.")
+@click.option("--open", "states", flag_value="open", multiple=True, help="Those that wait.")
+@click.option("--done", "states", flag_value="done", multiple=True, help="Those through.")
+@click.option("--site", metavar="S", help="Only at this site.")
+@click.option("--handler", metavar="H", help="Only of this handler.")
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1_000_000),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="At most so many of each site and state.",
+)
+@as_json
+@global_options(hidden=True)
+def reactions(
+    states: Sequence[str], site: str | None, handler: str | None, limit: int, as_json: bool
+) -> None:
+    """List reactions; without a state, all that are not done."""
+    options = state()
+    options.log("warning")
+    named = None if handler is None else _handler(handler, site)
+    names = _site_names(site)
+    wanted = tuple(dict.fromkeys(states)) or _STATES
+
+    async def find(database: Database) -> list[dict[str, Any]]:
+        return await _find(database, await _known(database, names, site), wanted, named, limit)
+
+    rows = options.with_database(find)
+    words = " or ".join(wanted)
+    show(Table(_COLUMNS, rows), as_json=as_json, empty=f"no reactions {words}")
+
+
+_COLUMNS = (
+    ("site", "SITE"),
+    ("run", "RUN"),
+    ("handler", "HANDLER"),
+    ("event", "EVENT"),
+    ("state", "STATE"),
+    ("progress", "PROGRESS"),
+    ("due", "DUE"),
+    ("attempts", "ATTEMPTS"),
+    ("note", "NOTE"),
+)
+
+
+def _site_names(site: str | None) -> tuple[str, ...]:
+    known = state().sites()
+    return tuple(known) if site is None else (known.get(site).name,)
+
+
+async def _known(database: Database, names: Iterable[str], site: str | None) -> list[str]:
+    """Return the sites to look at: the one named, or all that are in the file or ever listened."""
+    records = () if site is not None else await database.site_records()
+    return list(dict.fromkeys([*names, *(record.site for record in records)]))
+
+
+def _handler(name: str, site: str | None) -> str:
+    from caxev.cli.replay import handler_called
+
+    return handler_called(name, [state().registry(one) for one in _site_names(site)])
+
+
+async def _find(
+    database: Database,
+    sites: Iterable[str],
+    states: Iterable[str],
+    handler: str | None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    from caxev.cli.runs import labels
+    from caxev.cli.status import reaction_row
+
+    found = [
+        pair
+        for site in sites
+        for one in states
+        for pair in await database.debts(site, state=one, handler=handler, limit=limit)
+    ]
+    named = await labels(database, (debt.run for debt, _ in found))
+    return [{"run": named[debt.run], **reaction_row(debt, document)} for debt, document in found]
+
+
+# -- retry --------------------------------------------------------------------------------------
+
+
+@click.command(
+    epilog=example(
+        "caxev retry --run 123", "caxev retry --site lngs --handler pull", "caxev retry --all"
+    )
+)
+@click.option("--site", metavar="S", help="Only at this site. [default: all with a listener]")
+@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="Those of this run.")
+@click.option("--name", metavar="X", help="Those of the run of this name.")
+@click.option("--handler", metavar="H", help="Those of this handler.")
+@click.option("--all", "everything", is_flag=True, help="All that failed.")
+@as_json
+@global_options(hidden=True)
+def retry(
+    *,
+    site: str | None,
+    number: int | None,
+    name: str | None,
+    handler: str | None,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """Try failed reactions again, as if they had never been tried.
+
+    The sites' listeners do it: what is asked for waits until one runs.
+    """
+    from caxev.cli.replay import handler_called, listening_sites
+
+    if (number, name, handler) == (None, None, None) and not everything:
+        raise click.UsageError("say which: --run, --name, --handler or --all")
+    if everything and (number, name) != (None, None):
+        raise click.UsageError("--all and a run exclude each other")
+    options = state()
+    options.log("warning")
+    registries = {one: options.registry(one) for one in listening_sites(site)}
+    named = None if handler is None else handler_called(handler, registries.values())
+
+    async def ask(database: Database) -> list[dict[str, Any]]:
+        return await _ask(database, registries, (number, name), named)
+
+    told = options.with_database(ask)
+    if as_json:
+        show_json(told)
+    for row in told if not as_json else ():
+        say(_line(row))
+    if not any(row["failed"] for row in told):
+        raise click.exceptions.Exit(FAILED)
+
+
+async def _ask(
+    database: Database,
+    sites: Mapping[str, Registry],
+    which: tuple[int | None, str | None],
+    handler: str | None,
+) -> list[dict[str, Any]]:
+    from caxev.cli.replay import leave
+    from caxev.cli.runs import one
+    from caxev.mongo import Request
+
+    runs: tuple[Any, ...] | None = None
+    if which != (None, None):
+        runs = tuple(run.id for run in await one(*which).find(database, database.settings))
+    told = []
+    for site in sites:
+        failed = await _failed(database, site, runs, handler)
+        requests = [Request("retry", runs=runs, handler=handler)] if failed else []
+        told.append({**await leave(database, site, requests), "failed": failed})
+    return told
+
+
+async def _failed(
+    database: Database, site: str, runs: Sequence[Any] | None, handler: str | None
+) -> int:
+    """Return how many debts have failed; of very many, that there are some."""
+    if runs is None and handler is None:
+        return (await database.tally(site)).get(site, {}).get("failed", 0)
+    found = [
+        await database.debts(site, run=run, state="failed", handler=handler)
+        for run in runs or (None,)
+    ]
+    return sum(map(len, found))
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    from caxev.cli.replay import nobody
+
+    site, failed = row["site"], row["failed"]
+    if not failed:
+        return f"{site}: no such reaction has failed"
+    what = f"{site}: queued {failed} failed reaction{'' if failed == 1 else 's'}"
+    return what if row["listening"] else f"{what}; {nobody(site)}"

@@ -1,0 +1,352 @@
+"""``caxev replay``: the runs' present states fire again, through the listeners of the sites."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+from attrs import frozen
+
+from caxev.cli.options import MOST, RUN_NUMBER, as_json, example, global_options, state
+from caxev.cli.output import Table, say, show, show_json
+from caxev.config import ConfigError
+
+if TYPE_CHECKING:
+    from caxev.cli.runs import Wanted
+    from caxev.ledger import Debt
+    from caxev.model import Aspect, Event, RunId
+    from caxev.mongo import Database, Request
+    from caxev.registry import Registry
+
+_PAGE = 1000
+_CENTURY = 36525.0
+
+
+@click.command(
+    epilog=example(
+        "caxev replay --run 123",
+        "caxev replay --last-days 2 --site lngs --handler push --dry-run",
+        "caxev replay --from-run 100 --to-run 200 --tag _sciencerun0",
+    )
+)
+@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
+@click.option("--name", metavar="X", help="The run of this name, such as 161111_1434.")
+@click.option("--from-run", type=RUN_NUMBER, metavar="A", help="Runs from this number on.")
+@click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number.")
+@click.option(
+    "--last-days",
+    type=click.FloatRange(0, _CENTURY, min_open=True),
+    metavar="D",
+    help="Runs that were started in the last D days.",
+)
+@click.option("--tag", metavar="T", help="Runs with this tag.")
+@click.option("--detector", metavar="X", help="Only runs of this detector: tpc, muon_veto.")
+@click.option("--site", metavar="S", help="Only at this site. [default: all with a listener]")
+@click.option("--handler", metavar="H", help="Only this handler.")
+@click.option("--dry-run", is_flag=True, help="Print what would fire; write nothing.")
+@click.option("--force", is_flag=True, help="Fire what was done already, too.")
+@as_json
+@global_options(hidden=True)
+def replay(
+    *,
+    number: int | None,
+    name: str | None,
+    from_run: int | None,
+    to_run: int | None,
+    last_days: float | None,
+    tag: str | None,
+    detector: str | None,
+    site: str | None,
+    handler: str | None,
+    dry_run: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Fire the reactions to runs as they are now, through the same path as the stream.
+
+    Without --force only what is missing fires. The sites' listeners do it: what is asked for waits
+    until one runs.
+    """
+    from caxev.mongo import Request
+
+    options = state()
+    options.log("warning")
+    wanted = _wanted(
+        number,
+        name,
+        between=(from_run, to_run),
+        last_days=last_days,
+        tag=tag,
+        detector=detector,
+    )
+    places, request = _places(site, handler, Request("replay", handler=handler, force=force))
+    if dry_run:
+        rows = options.with_database(lambda database: _plan(database, places, wanted, request))
+        show(Table(_COLUMNS, rows), as_json=as_json, empty="nothing would fire")
+        return
+    told = options.with_database(lambda database: _ask(database, list(places), wanted, request))
+    if as_json:
+        show_json(told)
+        return
+    for row in told:
+        say(queued(row))
+
+
+_COLUMNS = (
+    ("run", "RUN"),
+    ("site", "SITE"),
+    ("event", "EVENT"),
+    ("handler", "HANDLER"),
+    ("why", "WHY"),
+)
+
+
+def _wanted(
+    number: int | None,
+    name: str | None,
+    *,
+    between: tuple[int | None, int | None],
+    last_days: float | None,
+    tag: str | None,
+    detector: str | None,
+) -> Wanted:
+    """Return the runs that are meant. Raises click's error where none is, or it contradicts."""
+    from caxev.cli.runs import Wanted, one
+    from caxev.mongo import Selection
+
+    chosen = (name, *between, last_days, tag)
+    if number is not None:
+        if any(given is not None for given in chosen):
+            raise click.UsageError("--run names one run: give nothing else that selects runs")
+        return one(number, None, detector)
+    if all(given is None for given in chosen):
+        raise click.UsageError(
+            "say which runs: --run, --name, --from-run, --to-run, --last-days or --tag"
+        )
+    first, last = between[0] or 1, between[1] or MOST
+    if first > last:
+        raise click.UsageError(f"--from-run {first} is after --to-run {last}")
+    numbers = None if between == (None, None) else (first, last)
+    if name is not None and (numbers, last_days, tag) == (None, None, None):
+        return one(None, name, detector)
+    selection = Selection(
+        numbers=numbers, name=name, tag=tag, detector=detector, last_days=last_days
+    )
+    return Wanted(selection, _words(between, last_days, tag, detector))
+
+
+def _words(
+    between: tuple[int | None, int | None],
+    last_days: float | None,
+    tag: str | None,
+    detector: str | None,
+) -> str:
+    parts = ["run"]
+    if between != (None, None):
+        first, last = between
+        parts.append(f"from {first or 1}" + ("" if last is None else f" to {last}"))
+    if tag is not None:
+        parts.append(f"with tag {tag!r}")
+    if detector is not None:
+        parts.append(f"of {detector}")
+    if last_days is not None:
+        parts.append(f"in the last {last_days:g} days")
+    return " ".join(parts)
+
+
+def _places(
+    site: str | None, handler: str | None, request: Request
+) -> tuple[dict[str, Registry], Request]:
+    """Return the sites that are meant, with their handlers, and the request with its handler."""
+    from attrs import evolve
+
+    options = state()
+    registries = {name: options.registry(name) for name in listening_sites(site)}
+    if handler is None:
+        return registries, request
+    known = handler_called(handler, registries.values())
+    enabled = {
+        name: registry
+        for name, registry in registries.items()
+        if any(one.name == known for one in registry.enabled)
+    }
+    if not enabled:
+        raise ConfigError(
+            f"handler {known!r} is enabled at none of {', '.join(registries)}: see their task_list"
+        )
+    return enabled, evolve(request, handler=known)
+
+
+def listening_sites(site: str | None) -> tuple[str, ...]:
+    """Return the sites to ask: the one named, or all with a listener. Raises `ConfigError`."""
+    sites = state().sites()
+    if site is None:
+        return tuple(one.name for one in sites.values() if one.listener)
+    if not sites.get(site).listener:
+        raise ConfigError(f"site {site!r} has no listener of its own, says {sites.path}")
+    return (site,)
+
+
+def handler_called(name: str, registries: Iterable[Registry]) -> str:
+    """Return the handler that has this name or alias. Raises `ConfigError` naming the nearest."""
+    from caxev.config.errors import nearest
+
+    handlers = [handler for registry in registries for handler in registry.handlers.values()]
+    names = {handler.name for handler in handlers}
+    if name in names:
+        return name
+    meant = sorted({handler.name for handler in handlers if name in handler.aliases})
+    if len(meant) == 1:
+        return meant[0]
+    if meant:
+        raise ConfigError(f"{name!r} is the name of several handlers: {', '.join(meant)}")
+    guess = nearest(name, names)
+    hint = f"did you mean {guess!r}? " if guess else ""
+    raise ConfigError(f"no handler {name!r} ({hint}known: {', '.join(sorted(names))})")
+
+
+# -- asking -------------------------------------------------------------------------------------
+
+
+async def _ask(
+    database: Database, sites: Sequence[str], wanted: Wanted, request: Request
+) -> list[dict[str, Any]]:
+    from attrs import evolve
+
+    found = await wanted.find(database, database.settings)
+    ids = [run.id for run in found]
+    requests = [evolve(request, runs=page) for page in _pages(ids)]
+    return [{**await leave(database, site, requests), "runs": len(ids)} for site in sites]
+
+
+async def leave(database: Database, site: str, requests: Sequence[Request]) -> dict[str, Any]:
+    """Leave requests for a site's listener; whether one is there now."""
+    from caxev.job import utcnow
+
+    for request in requests:
+        await database.add_request(site, request, _me(), utcnow())
+    record = await database.site_record(site)
+    return {"site": site, "queued": len(requests), "listening": bool(record and record.active)}
+
+
+def queued(row: Mapping[str, Any]) -> str:
+    """Return the line that tells what was asked of a site."""
+    site, runs = row["site"], row["runs"]
+    what = f"{site}: queued {runs} run{'' if runs == 1 else 's'}"
+    return what if row["listening"] else f"{what}; {nobody(site)}"
+
+
+def nobody(site: str) -> str:
+    """Return what to do about a site that nobody listens for."""
+    return f"nobody listens there now: start caxev listen --site {site}"
+
+
+def _me() -> str:
+    import getpass
+    import os
+    import socket
+
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _pages(ids: Sequence[RunId]) -> Iterator[tuple[RunId, ...]]:
+    return (tuple(ids[i : i + _PAGE]) for i in range(0, len(ids), _PAGE))
+
+
+# -- the dry run --------------------------------------------------------------------------------
+
+
+async def _plan(
+    database: Database, places: Mapping[str, Registry], wanted: Wanted, request: Request
+) -> list[dict[str, Any]]:
+    from caxev.cli.runs import label
+
+    runs = await wanted.find(database, database.settings)
+    names = {run.id: label(run) for run in runs}
+    rows = []
+    for page in _pages(list(names)):
+        for site, registry in places.items():
+            rows += [
+                {
+                    "run": names[planned.event.run],
+                    "site": site,
+                    "event": str(planned.event),
+                    "handler": planned.handler,
+                    "why": planned.why,
+                }
+                for planned in await _plan_page(database, registry, page, request)
+            ]
+    return rows
+
+
+@frozen
+class Planned:
+    """A reaction that would fire."""
+
+    event: Event
+    handler: str
+    why: str
+
+
+async def _plan_page(
+    database: Database, registry: Registry, ids: Sequence[RunId], request: Request
+) -> list[Planned]:
+    site = registry.here.name
+    now, before = await database.look(site, ids)
+    standing = await database.standing(slots(registry, now))
+    planned: list[Planned] = []
+    for run, look in now.items():
+        planned += plan(registry, run, (before.get(run, {}), look), standing, request)
+    return planned
+
+
+def slots(registry: Registry, looks: Mapping[RunId, Mapping[Aspect, str]]) -> list[str]:
+    """Return the ledger's slots for all that these looks trigger."""
+    from caxev.ledger import slot
+
+    site = registry.here.name
+    return [
+        slot(site, run, aspect, handler.name)
+        for run, look in looks.items()
+        for handler in registry.enabled
+        for aspect, _ in registry.owed(look, handler)
+    ]
+
+
+def plan(
+    registry: Registry,
+    run: RunId,
+    looks: tuple[Mapping[Aspect, str], Mapping[Aspect, str]],
+    standing: Mapping[str, Debt],
+    request: Request,
+) -> Iterator[Planned]:
+    """Return what a replay of a run fires, given its (last look, look of now).
+
+    The listener looks first, and what is new fires in any case, whatever handler was asked for.
+    """
+    from caxev.diff import diff
+    from caxev.ledger import slot
+    from caxev.watcher import owed_again
+
+    fired = set()
+    for event in diff(run, *looks):
+        for handler in registry.wanting(event):
+            fired.add((event.aspect, handler.name))
+            yield Planned(event, handler.name, "new since the site last looked")
+    for event, name in owed_again(registry, run, looks[1], standing, request):
+        if (event.aspect, name) not in fired:
+            debt = standing.get(slot(registry.here.name, run, event.aspect, name))
+            yield Planned(event, name, _why(debt, event))
+
+
+def _why(debt: Debt | None, event: Event) -> str:
+    if debt is None:
+        return "no such reaction yet"
+    if debt.after != event.after:
+        return f"{debt.state} for an earlier state"
+    return f"forced: it is {debt.state}"

@@ -1,0 +1,65 @@
+"""Which runs a command is about, and what they are called in its output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from caxev.cli.errors import NoSuchRun
+
+if TYPE_CHECKING:
+    from caxev.config import Settings
+    from caxev.model import Run, RunId
+    from caxev.mongo import Database, Selection
+
+_PAGE = 1000
+
+
+@frozen
+class Wanted:
+    """The runs that a command line names, and the words for it."""
+
+    selection: Selection
+    words: str
+
+    async def find(self, database: Database, settings: Settings, limit: int = 0) -> list[Run]:
+        """Read the runs, without what matching does not need. Raises `NoSuchRun`."""
+        from caxev.job import utcnow
+
+        runs = await database.select(self.selection, utcnow(), limit)
+        if not runs:
+            where = f"{settings.database}.{settings.collection}"
+            raise NoSuchRun(f"no {self.words} in {where}")
+        return runs
+
+
+def one(number: int | None, name: str | None, detector: str | None = None) -> Wanted:
+    """Return the run of that number or name."""
+    from caxev.mongo import Selection
+
+    numbers = None if number is None else (number, number)
+    words = f"run {number}" if number is not None else f"run {name!r}"
+    if number is not None and name is not None:
+        words += f" named {name!r}"
+    if detector is not None:
+        words += f" of {detector}"
+    return Wanted(Selection(numbers=numbers, name=name, detector=detector), words)
+
+
+def label(run: Run) -> str:
+    """Return what a run is called: its number, else its name, else its id."""
+    return str(run.number or run.name or run.id)
+
+
+async def labels(database: Database, ids: Iterable[RunId]) -> dict[Any, str]:
+    """Return what runs are called, by id; those that are no longer stored go by their id."""
+    wanted = dict.fromkeys(ids)
+    named = {run: f"{run} (gone)" for run in wanted}
+    rest = iter(wanted)
+    while page := list(islice(rest, _PAGE)):
+        for run in (await database.runs(page)).values():
+            named[run.id] = label(run)
+    return named

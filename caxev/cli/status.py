@@ -1,0 +1,243 @@
+"""``caxev status``: how the sites are, or where a run is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
+from caxev.cli.output import Table, say, show, show_json, time
+
+if TYPE_CHECKING:
+    from caxev.ledger import Debt
+    from caxev.model import Copy, Run
+    from caxev.mongo import Database, SiteRecord
+
+
+@click.command(
+    epilog=example("caxev status", "caxev status --run 123", "caxev status --site lngs --json")
+)
+@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
+@click.option("--name", metavar="X", help="The run of this name.")
+@click.option("--site", metavar="S", help="Only this site.")
+@as_json
+@global_options(hidden=True)
+def status(*, number: int | None, name: str | None, site: str | None, as_json: bool) -> None:
+    """Show how the sites are; with --run or --name, a run's copies and its reactions."""
+    options = state()
+    options.log("warning")
+    names = _names(site)
+    if number is None and name is None:
+        rows = options.with_database(lambda database: site_rows(database, names, only=site))
+        show(Table(_SITES, rows), as_json=as_json, empty="no site is known")
+        return
+    runs = options.with_database(lambda database: _runs(database, number, name, names, site))
+    if as_json:
+        show_json(runs)
+        return
+    for row in runs:
+        _show_run(row)
+
+
+def _names(site: str | None) -> dict[str, bool]:
+    """Return the sites of sites.json, and whether each has a listener. Raises `ConfigError`."""
+    sites = state().sites()
+    chosen = sites.values() if site is None else (sites.get(site),)
+    return {one.name: one.listener for one in chosen}
+
+
+_SITES = (
+    ("site", "SITE"),
+    ("listening", "LISTENING"),
+    ("owner", "OWNER"),
+    ("epoch", "EPOCH"),
+    ("streamed", "STREAMED"),
+    ("open", "OPEN"),
+    ("running", "RUNNING"),
+    ("failed", "FAILED"),
+    ("requests", "REQUESTS"),
+    ("gap", "LAST GAP"),
+    ("trouble", "TROUBLE"),
+)
+
+
+async def site_rows(
+    database: Database, names: Mapping[str, bool], *, only: str | None = None
+) -> list[dict[str, Any]]:
+    """Return a row for each site of sites.json, and for those that ever listened."""
+    records = {record.site: record for record in await database.site_records()}
+    tally = await database.tally(only)
+    listed = names if only is not None else dict.fromkeys([*names, *records])
+    return [
+        {
+            **_site_row(one, records.get(one), names.get(one, True)),
+            **{
+                key: tally.get(one, {}).get(key, 0) for key in ("open", "running", "failed", "done")
+            },
+            "requests": len(await database.pending(one)),
+        }
+        for one in listed
+    ]
+
+
+def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str, Any]:
+    if record is None or not record.epoch:
+        return {"site": name, "listening": "never did" if listener else "has no listener"}
+    gap = record.gaps[-1] if record.gaps else None
+    return {
+        "site": name,
+        "listening": record.active,
+        "owner": record.owner if record.active else None,
+        "epoch": record.epoch,
+        "streamed": record.streamed,
+        "scanned": record.scanned,
+        "trouble": record.trouble if record.active else None,
+        "gap": None if gap is None else f"{time(gap.found)} {gap.why}",
+        "gaps": [{"found": one.found, "why": one.why} for one in record.gaps],
+    }
+
+
+# -- a run --------------------------------------------------------------------------------------
+
+
+async def _runs(
+    database: Database,
+    number: int | None,
+    name: str | None,
+    names: Iterable[str],
+    site: str | None,
+) -> list[dict[str, Any]]:
+    from caxev.cli.runs import one
+
+    found = await one(number, name).find(database, database.settings)
+    whole = await database.runs([run.id for run in found])
+    records = () if site is not None else await database.site_records()
+    sites = dict.fromkeys([*names, *(record.site for record in records)])
+    return [
+        {**_run_row(run), "reactions": await _reactions(database, run, sites)}
+        for run in whole.values()
+    ]
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    return {
+        "run": run.number,
+        "name": run.name,
+        "detector": run.detector,
+        "id": str(run.id),
+        "start": run.start,
+        "tags": list(run.tags),
+        "copies": [_copy_row(run, copy) for copy in run.copies],
+    }
+
+
+def _copy_row(run: Run, copy: Copy) -> dict[str, Any]:
+    from caxev.model import as_utc
+
+    size = copy.fields.get("size")
+    if size is None and copy.type == "raw" and copy.status == "transferred":
+        size = run.document.get("raw_size_byte")
+    return {
+        "type": copy.type,
+        "version": copy.version,
+        "host": copy.host,
+        "status": copy.status,
+        "since": copy.since or as_utc(copy.fields.get("creation_time")),
+        "size": size,
+        "checksum": copy.checksum,
+        "manifest": copy.manifest,
+        "location": copy.location,
+    }
+
+
+async def _reactions(database: Database, run: Run, sites: Iterable[str]) -> list[dict[str, Any]]:
+    return [
+        reaction_row(debt, document)
+        for site in sites
+        for debt, document in await database.debts(site, run=run.id)
+        if debt.state != "done"
+    ]
+
+
+def reaction_row(debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a debt as it is listed; `progress` is a percentage where it is known."""
+    progress = document.get("progress")
+    return {
+        "site": debt.site,
+        "event": str(debt.event),
+        "handler": debt.handler,
+        "state": str(debt.state),
+        "due": debt.due,
+        "attempts": debt.attempts,
+        "progress": percentage(progress),
+        "progress_at": progress.get("at") if isinstance(progress, dict) else None,
+        "note": debt.note,
+    }
+
+
+def percentage(progress: object) -> str | None:
+    """Return how far a reaction is: ``37 % of 1.2 GB``; None where it has not said."""
+    match progress:
+        case {"done": int(done), "total": int(total)} if total > 0:
+            return f"{min(100 * done // total, 100)} % of {size(total)}"
+        case {"done": int(done)}:
+            return size(done)
+        case _:
+            return None
+
+
+def size(number: object) -> str | None:
+    """Return bytes as people read them: ``1.2 GB`` (powers of 1000)."""
+    if not isinstance(number, int | float):
+        return None
+    value = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:  # noqa: PLR2004  # rounds to 1000
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def _show_run(row: Mapping[str, Any]) -> None:
+    what = f"run {row['run']} {row['name']}" if row["run"] else f"run {row['name'] or row['id']}"
+    tags = f"  tags: {', '.join(row['tags'])}" if row["tags"] else ""
+    say(f"{what}  {row['detector']}  {time(row['start']) or ''}{tags}".rstrip())
+    copies = [
+        {**copy, "size": size(copy["size"]), "checksum": _short(copy), "type": _kind(copy)}
+        for copy in row["copies"]
+    ]
+    show(Table(_COPIES, copies), as_json=False, empty="no copies")
+    click.echo()
+    show(Table(_REACTIONS, row["reactions"]), as_json=False, empty="no reactions open or failed")
+
+
+def _kind(copy: Mapping[str, Any]) -> str:
+    return f"{copy['type']} {copy['version'] or ''}".rstrip()
+
+
+def _short(copy: Mapping[str, Any]) -> str | None:
+    digest = copy["checksum"] or copy["manifest"]
+    return None if digest is None else digest[:12]
+
+
+_COPIES = (
+    ("type", "TYPE"),
+    ("host", "HOST"),
+    ("status", "STATUS"),
+    ("since", "SINCE"),
+    ("size", "SIZE"),
+    ("checksum", "CHECKSUM"),
+    ("location", "LOCATION"),
+)
+_REACTIONS = (
+    ("site", "SITE"),
+    ("handler", "HANDLER"),
+    ("event", "EVENT"),
+    ("state", "STATE"),
+    ("progress", "PROGRESS"),
+    ("due", "DUE"),
+    ("attempts", "ATTEMPTS"),
+    ("note", "NOTE"),
+)

@@ -1,0 +1,562 @@
+"""Transfers against a real OpenSSH server: whole, resumable, confined, sure of the other side."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import shutil
+import signal
+import stat
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+from attrs import define, evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caxev.files import Manifest, Seen, digest_tree, partial_path, scan, writing
+from caxev.job import GiveUp, Retry
+from caxev.ssh import Endpoint, Moved, Plan, Transfer, check, plan, pull, push, remote_manifest
+from caxev.ssh.blocks import UNSURE
+from caxev.ssh.endpoint import sftp_session
+from caxev.ssh.mover import _only_pusher
+from caxev.ssh.plan import BLOCK
+from caxev.ssh.remote import Remote
+from tests import sshd as servers
+from tests.sshd import Server, sshd
+from tests.test_files import make_run, quiet
+
+__all__ = ["sshd"]
+
+pytestmark = pytest.mark.sshd
+
+OLD = 1_480_000_000
+MIB = 1 << 20
+Move = Callable[..., Moved]
+
+
+def digested(path: Path) -> Manifest:
+    return digest_tree(str(path), sha512=False, report=quiet)
+
+
+@define
+class Ways:
+    """A source and a destination directory, with a server that reaches both."""
+
+    server: Server
+    source: Path
+    target: Path
+
+    def transfer(self, move: Move, name: str = "run", to: str | None = None) -> Transfer:
+        """From `source`/name to `target`/to, whichever of them is far for `move`."""
+        source, target = self.source / name, self.target / (to or name)
+        remote, local = (source, target) if move is pull else (target, source)
+        return Transfer(
+            self.server.endpoint,
+            remote_path=str(remote),
+            remote_roots=(str(remote.parent),),
+            local_path=str(local),
+            local_roots=(str(local.parent),),
+            nstreams=3,
+        )
+
+    def move(self, move: Move, name: str = "run") -> Moved:
+        return move(self.transfer(move, name), report=quiet)
+
+    @property
+    def partial(self) -> Path:
+        return Path(partial_path(str(self.target / "run")))
+
+
+@pytest.fixture
+def ways(sshd: Server, tmp_path: Path) -> Ways:
+    for name in ("source", "target"):
+        (tmp_path / name).mkdir()
+    return Ways(sshd, tmp_path / "source", tmp_path / "target")
+
+
+both = pytest.mark.parametrize("move", [pull, push])
+
+
+def big_file(path: Path, mib: int) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(os.urandom(MIB) * mib)
+    os.utime(path, (OLD, OLD))
+    return path
+
+
+def changed(transfer: Transfer, side: str, what: str, value: object) -> Transfer:
+    change: dict[str, Any] = {f"{side}_{what}": value}
+    return evolve(transfer, **change)
+
+
+# Whole copies
+
+
+@both
+def test_a_run_arrives_whole(ways: Ways, move: Move) -> None:
+    """Every file, empty or oddly named, every directory and link; times kept, modes our own."""
+    run = make_run(ways.source / "run")
+    big_file(run / "big", 5)
+    (run / "sub").chmod(0o700)
+    (run / "big").chmod(0o4777)
+    moved = ways.move(move)
+    copy = ways.target / "run"
+    assert moved.manifest == digested(run) == digested(copy)
+    assert moved.bytes_sent == moved.bytes_total == moved.manifest.total_bytes
+    assert moved.files == len(moved.manifest.files)
+    assert [path.name for path in ways.target.iterdir()] == ["run"]
+    assert (copy / "big").stat().st_mtime == OLD
+    assert stat.S_IMODE((copy / "big").stat().st_mode) == 0o644
+    assert stat.S_IMODE((copy / "sub").stat().st_mode) == 0o755
+
+
+@both
+@pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 20 * BLOCK + 7])
+def test_a_single_file_arrives_whole(ways: Ways, move: Move, size: int) -> None:
+    """A copy may be one file, of any size around the block's."""
+    (ways.source / "run").write_bytes(os.urandom(size))
+    moved = ways.move(move)
+    assert moved.manifest == digested(ways.source / "run") == digested(ways.target / "run")
+
+
+@both
+def test_an_empty_run_and_a_crowded_one(ways: Ways, move: Move) -> None:
+    """No file at all, and more small files than are in flight at once."""
+    (ways.source / "run").mkdir()
+    crowd = ways.source / "crowd"
+    for number in range(300):
+        (crowd / str(number % 7)).mkdir(parents=True, exist_ok=True)
+        (crowd / str(number % 7) / str(number)).write_bytes(b"x" * number)
+    for name in ("run", "crowd"):
+        assert ways.move(move, name).manifest == digested(ways.target / name)
+
+
+@both
+def test_missing_parents_are_made(ways: Ways, move: Move) -> None:
+    """Processed data goes into a directory of its version, which may be new."""
+    make_run(ways.source / "run")
+    transfer = ways.transfer(move, to="pax_v6/new/run")
+    move(
+        changed(transfer, "local" if move is pull else "remote", "roots", (str(ways.target),)),
+        report=quiet,
+    )
+    assert digested(ways.target / "pax_v6/new/run") == digested(ways.source / "run")
+
+
+@both
+def test_several_connections_carry_one_file(ways: Ways, move: Move) -> None:
+    """A file large enough for three connections arrives as it was."""
+    big_file(ways.source / "run", 200)
+    seen: list[tuple[int, int]] = []
+    moved = move(ways.transfer(move), report=lambda *at: seen.append(at))
+    assert moved.manifest == digested(ways.target / "run")
+    assert seen == sorted(seen)
+    assert seen[-1] == (200 * MIB, 200 * MIB)
+
+
+def test_reading_back_finds_a_flipped_byte(ways: Ways) -> None:
+    """What is read back over SFTP is compared item by item."""
+    run = make_run(ways.source / "run")
+    transfer = ways.transfer(push)
+    moved = push(transfer, report=quiet)
+    assert moved.manifest is not None
+    assert remote_manifest(transfer, report=quiet) == moved.manifest
+    data = ways.target / "run/sub/deep/data"
+    content = data.read_bytes()
+    data.write_bytes(content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    found = moved.manifest.differences(remote_manifest(transfer, report=quiet))
+    assert [str(difference) for difference in found] == ["sub/deep/data differs"]
+    assert digested(run) == moved.manifest
+
+
+# Links and odd things
+
+
+@both
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../x", "sub/../.."])
+def test_a_link_that_leads_out_is_refused(ways: Ways, move: Move, target: str) -> None:
+    """Nothing is copied of a run with such a link, and it is named."""
+    run = make_run(ways.source / "run")
+    (run / "bad link").symlink_to(target)
+    with pytest.raises(GiveUp, match=r"bad link -> .* refused"):
+        ways.move(move)
+    assert list(ways.target.iterdir()) == []
+
+
+@both
+def test_a_fifo_is_refused(ways: Ways, move: Move) -> None:
+    """A run holds files, directories and links."""
+    make_run(ways.source / "run")
+    os.mkfifo(ways.source / "run" / "pipe")
+    with pytest.raises(GiveUp, match="pipe"):
+        ways.move(move)
+
+
+@both
+def test_links_in_a_partial_are_never_followed(ways: Ways, move: Move) -> None:
+    """Whatever was planted in a partial, or as the partial, what it points to is untouched."""
+    run = make_run(ways.source / "run")
+    outside = ways.target.parent / "outside"
+    outside.mkdir()
+    (outside / "data").write_text("precious")
+    ways.partial.mkdir()
+    (ways.partial / "sub").symlink_to(outside)
+    (ways.partial / "empty file").symlink_to(outside / "data")
+    ways.move(move)
+    assert digested(ways.target / "run") == digested(run)
+    shutil.rmtree(ways.target / "run")
+    ways.partial.symlink_to(outside)
+    ways.move(move)
+    assert digested(ways.target / "run") == digested(run)
+    assert [(path.name, path.read_text()) for path in outside.iterdir()] == [("data", "precious")]
+
+
+class _Liar(asyncssh.SFTPServer):
+    """A server that lists a name which is none."""
+
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        del path
+        attrs = asyncssh.SFTPAttrs(permissions=stat.S_IFREG | 0o644, size=1, mtime=OLD)
+        for name in (b".", b"..", b"fine", b"../../etc/cron.d/x"):
+            yield asyncssh.SFTPName(name, attrs=attrs)
+
+
+def test_an_impossible_name_from_the_server_is_refused(ways: Ways, tmp_path: Path) -> None:
+    """A name with a slash in it would be a path of the server's choosing."""
+    directory = ways.server.directory
+
+    async def look() -> None:
+        listener = await asyncssh.listen(
+            "127.0.0.1",
+            0,
+            server_host_keys=[str(directory / "host_key")],
+            authorized_client_keys=str(directory / "user_key.pub"),
+            sftp_factory=_Liar,
+        )
+        async with listener:
+            endpoint = evolve(
+                ways.server.endpoint,
+                port=listener.get_port(),
+                host_key=ways.server.fingerprint,
+            )
+            async with sftp_session(endpoint) as sftp:
+                await Remote(endpoint, sftp).look(os.fsencode(tmp_path))
+
+    with pytest.raises(GiveUp, match="impossible name"):
+        asyncio.run(look())
+
+
+# Going on after a break
+
+
+def _killed_midway(move: Move, transfer: Transfer, at: float) -> None:
+    def report(done: int, total: int) -> None:
+        if done >= at * total:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    move(transfer, report=report)
+
+
+def kill_midway(move: Move, transfer: Transfer, at: float = 0.5) -> None:
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_killed_midway, args=(move, transfer, at))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@both
+def test_a_killed_transfer_of_one_file_goes_on(ways: Ways, move: Move) -> None:
+    """Killed at half of a file: nothing under the final name; then the other half is sent."""
+    run = big_file(ways.source / "run", 192)
+    kill_midway(move, ways.transfer(move))
+    assert not (ways.target / "run").exists()
+    moved = ways.move(move)
+    assert 0 < moved.bytes_sent < 0.75 * moved.bytes_total
+    assert moved.manifest is None
+    assert digested(ways.target / "run") == digested(run)
+    assert [path.name for path in ways.target.iterdir()] == ["run"]
+
+
+@both
+def test_a_killed_transfer_of_many_files_goes_on(ways: Ways, move: Move) -> None:
+    """Files that were whole are not sent again; those of another content are."""
+    run = make_run(ways.source / "run")
+    for number in range(12):
+        big_file(run / f"{number}", 4)
+    kill_midway(move, ways.transfer(move))
+    os.utime(run / "0")
+    moved = ways.move(move)
+    assert 0 < moved.bytes_sent < 0.9 * moved.bytes_total
+    assert digested(ways.target / "run") == digested(run)
+
+
+@both
+def test_what_no_longer_belongs_into_a_partial_goes(ways: Ways, move: Move) -> None:
+    """The source changed between two attempts: the copy is the source as it is now."""
+    run = make_run(ways.source / "run")
+    shutil.copytree(run, ways.partial, symlinks=True)
+    (ways.partial / "gone" / "deep").mkdir(parents=True)
+    (ways.partial / "gone" / "deep" / "file").touch()
+    (ways.partial / "empty file").unlink()
+    (ways.partial / "empty file").mkdir()
+    os.utime(ways.partial / "sub/deep/data", (OLD, OLD))
+    (ways.partial / "with space").write_bytes(b"much longer than it was before")
+    ways.move(move)
+    assert digested(ways.target / "run") == digested(run)
+
+
+@both
+def test_killed_after_the_rename_it_is_done(ways: Ways, move: Move) -> None:
+    """The copy stands under its name, as the source is: that was us, and nothing is sent."""
+    make_run(ways.source / "run")
+    total = ways.move(move).bytes_total
+    again = ways.move(move)
+    assert (again.bytes_sent, again.bytes_total, again.manifest) == (0, total, None)
+
+
+@both
+@pytest.mark.parametrize("with_partial", [False, True])
+def test_what_stands_at_the_target_is_never_replaced(
+    ways: Ways, move: Move, with_partial: bool
+) -> None:
+    """Something else under the final name stays as it is."""
+    make_run(ways.source / "run")
+    (ways.target / "run").mkdir()
+    (ways.target / "run" / "other").write_text("precious")
+    if with_partial:
+        ways.partial.mkdir()
+    with pytest.raises(GiveUp, match="exists already"):
+        ways.move(move)
+    assert [path.name for path in (ways.target / "run").iterdir()] == ["other"]
+
+
+def test_two_pulls_of_one_copy_never_meet(ways: Ways) -> None:
+    """While another process writes the partial, come back later."""
+    make_run(ways.source / "run")
+    with writing(str(ways.partial), directory=True), pytest.raises(Retry, match="another") as busy:
+        ways.move(pull)
+    assert busy.value.after == 5
+
+
+def test_two_pushes_of_one_copy_never_meet(ways: Ways) -> None:
+    """While another process of this machine pushes it, come back later."""
+    make_run(ways.source / "run")
+    final = os.fsencode(ways.target / "run")
+    with _only_pusher(ways.server.endpoint, final), pytest.raises(Retry, match="another") as busy:
+        ways.move(push)
+    assert busy.value.after == 5
+    ways.move(push)
+
+
+@both
+def test_a_source_that_changes_is_tried_again(ways: Ways, move: Move) -> None:
+    """A file that grows or appears while we copy: `Retry`, and nothing is published."""
+    run = make_run(ways.source / "run")
+    with pytest.raises(Retry, match=r"changed|vanished"):
+        move(ways.transfer(move), report=lambda *_: (run / "new").touch())
+    assert not (ways.target / "run").exists()
+
+
+@both
+def test_a_source_that_is_gone(ways: Ways, move: Move) -> None:
+    """Trying again is of no use."""
+    with pytest.raises(GiveUp, match=r"source directory gone: .*run"):
+        ways.move(move)
+
+
+# Confinement
+
+
+@both
+def test_paths_stay_inside_their_roots(ways: Ways, move: Move) -> None:
+    """Paths that are relative, climb, or leave by a link are refused on either side."""
+    make_run(ways.source / "run")
+    (ways.source / "out").symlink_to("/etc")
+    (ways.target / "out").symlink_to(ways.source)
+    good = ways.transfer(move)
+    for side in ("remote", "local"):
+        (root,) = getattr(good, f"{side}_roots")
+        for bad in ("n/a", "", root, f"{root}/../source", f"{root}/out/x", f"{root}/..", "/"):
+            with pytest.raises(GiveUp, match="is not"):
+                move(changed(good, side, "path", bad), report=quiet)
+        with pytest.raises(GiveUp, match="is not inside"):
+            move(changed(good, side, "roots", ()), report=quiet)
+
+
+# The other side
+
+
+def test_check_says_what_answers(ways: Ways) -> None:
+    """The server's version, and the directory we land in."""
+    assert "OpenSSH" in check(ways.server.endpoint)
+
+
+def refused(endpoint: Endpoint, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match) as raised:
+        check(endpoint)
+    assert "\n" not in str(raised.value)
+    assert f"{endpoint.host}:{endpoint.port}" in str(raised.value)
+
+
+def test_a_changed_host_key_is_refused(sshd: Server) -> None:
+    """Another key in known_hosts than the server's."""
+    servers.make_key(sshd.directory / "other")
+    servers.write_known_hosts(sshd.directory, sshd.port, "other.pub")
+    refused(sshd.endpoint, GiveUp, "is not the one in .*known_hosts")
+
+
+def test_an_unknown_host_is_refused(sshd: Server) -> None:
+    """No key in known_hosts; no such file is an error of its own. ~/.ssh is not asked instead."""
+    (sshd.directory / "known_hosts").write_text("")
+    refused(sshd.endpoint, GiveUp, "is not in .*known_hosts")
+    (sshd.directory / "known_hosts").unlink()
+    with pytest.raises(GiveUp, match="known_hosts is not there"):
+        check(sshd.endpoint)
+
+
+def test_a_pinned_host_key_is_enough_and_is_needed(sshd: Server) -> None:
+    """The fingerprint decides, whatever stands in a file."""
+    endpoint = evolve(sshd.endpoint, known_hosts="/nowhere", host_key=sshd.fingerprint)
+    assert check(endpoint)
+    refused(evolve(endpoint, host_key="SHA256:" + "A" * 43), GiveUp, "is not the one pinned")
+
+
+def test_a_refused_key_is_given_up(sshd: Server) -> None:
+    """A key that the server does not know; and a file that is no key, or is not there."""
+    servers.make_key(sshd.directory / "stranger")
+    stranger = str(sshd.directory / "stranger")
+    refused(evolve(sshd.endpoint, identity=stranger), GiveUp, "refused the key of")
+    no_key = evolve(sshd.endpoint, identity=str(sshd.directory / "config"))
+    refused(no_key, GiveUp, "cannot be used")
+    with pytest.raises(GiveUp, match="is not there"):
+        check(evolve(sshd.endpoint, identity="/nowhere"))
+
+
+def test_nobody_listening_is_tried_again(sshd: Server) -> None:
+    """A host that is down now may be up later."""
+    sshd.stop()
+    refused(sshd.endpoint, Retry, "cannot be reached")
+
+
+@both
+def test_a_server_that_stops_midway(ways: Ways, move: Move) -> None:
+    """The connection is lost: `Retry`, and the partial is there to go on with."""
+    big_file(ways.source / "run", 64)
+
+    def report(done: int, total: int) -> None:
+        if done < total:
+            ways.server.stop()
+
+    with pytest.raises(Retry, match=r"127\.0\.0\.1"):
+        move(ways.transfer(move), report=report)
+    assert [path.name for path in ways.target.iterdir()] == [ways.partial.name]
+
+
+# Space
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 48 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=48m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@both
+def test_too_little_space_is_said_before(ways: Ways, move: Move, small_disk: Path) -> None:
+    """Nothing is written where it cannot fit."""
+    big_file(ways.source / "run", 40)
+    with pytest.raises(Retry, match=r"not enough space .* needs 41.9 MB .* free"):
+        evolve_target(ways, small_disk).move(move)
+    assert [p for p in small_disk.rglob("*") if p.is_file() and p.stat().st_size] == []
+
+
+@both
+def test_a_disk_that_fills_up_midway(ways: Ways, move: Move, small_disk: Path) -> None:
+    """`Retry` in a clear line; the partial stays, and the transfer goes on when there is room."""
+    run = big_file(ways.source / "run", 28)
+    ways = evolve_target(ways, small_disk)
+    filler = small_disk / "filler"
+
+    def report(_done: int, _total: int) -> None:
+        if not filler.exists():
+            filler.write_bytes(bytes(30 * MIB))
+
+    with pytest.raises(Retry, match=r"disk full at .*run"):
+        move(ways.transfer(move), report=report)
+    assert ways.partial.stat().st_size > 0
+    filler.unlink()
+    assert ways.move(move).bytes_sent < 28 * MIB
+    assert digested(ways.target / "run") == digested(run)
+
+
+def evolve_target(ways: Ways, target: Path) -> Ways:
+    return Ways(ways.server, ways.source, target)
+
+
+# The plan
+
+seen = st.builds(
+    Seen,
+    path=st.lists(st.sampled_from([b"a", b"b"]), min_size=1, max_size=2).map(b"/".join),
+    kind=st.sampled_from(["file", "dir", "link"]),
+    size=st.integers(0, 5).map(lambda n: n * BLOCK // 2),
+    mtime_ns=st.integers(0, 3).map(lambda n: n * 1_000_000_000),
+)
+trees = st.lists(seen, max_size=4, unique_by=lambda s: s.path)
+
+
+def after(todo: Plan, present: list[Seen]) -> dict[bytes, str]:
+    there: dict[bytes, str] = {s.path: s.kind for s in present}
+    for s in todo.remove:
+        del there[s.path]
+    there |= {s.path: "dir" for s in todo.directories}
+    there |= {piece.file.path: "file" for piece in todo.pieces}
+    return there | {s.path: "link" for s in todo.links}
+
+
+@given(source=trees, present=trees, unsure=st.sampled_from([0, BLOCK, UNSURE]))
+def test_carrying_out_a_plan_makes_the_source(
+    source: list[Seen], present: list[Seen], unsure: int
+) -> None:
+    """What is there afterwards is the source; what is kept looked the same; pieces are in range."""
+    todo = plan(source, present, unsure=unsure)
+    assert after(todo, present) == {s.path: s.kind for s in source}
+    moved = {piece.file.path for piece in todo.pieces}
+    files = {s.path: s for s in present if s.kind == "file"}
+    for s in source:
+        if s.kind == "file" and s.path not in moved:
+            assert files[s.path] == s
+    for piece in todo.pieces:
+        assert 0 <= piece.start <= piece.file.size
+        if piece.start:
+            assert piece.start % BLOCK == 0
+            assert piece.start <= files[piece.file.path].size - unsure
+            assert files[piece.file.path].mtime_ns >= piece.file.mtime_ns
+
+
+@given(source=trees)
+def test_nothing_is_left_to_do_of_a_whole_copy(source: list[Seen]) -> None:
+    """plan(s, s) moves no byte."""
+    assert plan(source, source).left == 0
+
+
+def test_scan_of_a_copy_is_that_of_its_source(ways: Ways) -> None:
+    """Pulling what was pushed gives the tree one began with."""
+    make_run(ways.source / "run")
+    ways.move(push)
+    shutil.rmtree(ways.source / "run")
+    pull(evolve(ways.transfer(push), nstreams=1), report=quiet)
+    assert scan(str(ways.source / "run")) == scan(str(ways.target / "run"))
