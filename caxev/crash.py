@@ -6,7 +6,7 @@ look at a module variable. `tests/faults` sets the environment:
 
 - ``CAXEV_CRASH=NAME:N``: at the Nth passing of the point NAME, SIGKILL. A worker process first
   kills the listener that started it.
-- ``CAXEV_CRASH_LOG=FILE``: append the name of each point passed to FILE.
+- ``CAXEV_CRASH_LOG=FILE``: append a line for each point passed to FILE: process id and name.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def point(name: str) -> None:
     _passed[name] += 1
     if _LOG:
         with Path(_LOG).open("a") as log:
-            log.write(name + "\n")
+            log.write(f"{os.getpid()} {name}\n")
     wanted, _, nth = _AT.rpartition(":")
     if name == wanted and _passed[name] == int(nth):
         for process in (*die_with, os.getpid()):

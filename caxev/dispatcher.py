@@ -11,9 +11,8 @@ settles and writes progress (it must outlive the attempts), and one task for eac
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from random import random
 from typing import Any, Final, TypeVar
@@ -37,7 +36,7 @@ from caxev.ledger import (
     claim,
     settle,
 )
-from caxev.model import CopyKey, Run, RunId, RunUpdate
+from caxev.model import Aspect, Run, RunId, RunUpdate
 from caxev.mongo import Database, DatabaseError, Deposed, Tenure, Unreachable
 from caxev.registry import Handler, Registry
 from caxev.workers import Workers
@@ -49,17 +48,24 @@ LANES: Final[Mapping[str, int]] = {"default": 64, "transfer": 4, "checksum": 2}
 OTHER_LANE: Final = 4
 PROGRESS_EVERY: Final = 5.0
 """Seconds between two writes of a reaction's progress to the ledger."""
+WINDOW: Final = 1000
+"""Debts of a lane that are fetched at once: each fetch has to pass by what was paid lately."""
 LONGEST_SLEEP: Final = 3600.0
 """Seconds at most that a timer is armed for: the wall clock may be set meanwhile."""
 
 
 @define(eq=False)
 class Lane:
-    """A group of workers. `more`: the database may hold debts that are due in this lane."""
+    """A group of workers.
+
+    `waiting` are debts that were due when they were fetched, oldest first; `more`: the database
+    may hold others that are due in this lane.
+    """
 
     name: str
     workers: int
     running: set[str] = field(factory=set)
+    waiting: deque[Debt] = field(factory=deque)
     more: bool = True
     next_due: datetime | None = None
 
@@ -67,47 +73,63 @@ class Lane:
     def free(self) -> int:
         return self.workers - len(self.running)
 
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, and nothing is due as far as is known."""
+        return not (self.running or self.waiting or self.more)
+
 
 @define(eq=False)
 class Copies:
     """Who is at work on which copy here, so that nothing is deleted under a reader."""
 
-    _readers: Counter[tuple[RunId, CopyKey]] = field(factory=Counter)
-    _writers: set[tuple[RunId, CopyKey]] = field(factory=set)
-    _changed: trio.Condition = field(factory=trio.Condition)
+    _readers: Counter[tuple[RunId, Aspect]] = field(factory=Counter)
+    _writers: set[tuple[RunId, Aspect]] = field(factory=set)
+    _left: trio.Event = field(factory=trio.Event)
 
-    @asynccontextmanager
-    async def held(self, debt: Debt, *, exclusive: bool) -> AsyncIterator[None]:
-        """Hold the debt's copy: together with other readers, or alone."""
-        if not isinstance(debt.aspect, CopyKey):
-            yield
-            return
+    async def enter(self, debt: Debt, *, exclusive: bool) -> None:
+        """Wait until the debt's copy is free, for reading with others or alone; hold it."""
         key = (debt.run, debt.aspect)
-        async with self._changed:
-            while key in self._writers or (exclusive and self._readers[key]):
-                await self._changed.wait()
-            self._enter(key, exclusive=exclusive)
-        try:
-            yield
-        finally:
-            with trio.CancelScope(shield=True):
-                async with self._changed:
-                    self._leave(key, exclusive=exclusive)
-                    self._changed.notify_all()
-
-    def _enter(self, key: tuple[RunId, CopyKey], *, exclusive: bool) -> None:
+        while key in self._writers or (exclusive and key in self._readers):
+            await self._left.wait()
         if exclusive:
             self._writers.add(key)
         else:
             self._readers[key] += 1
 
-    def _leave(self, key: tuple[RunId, CopyKey], *, exclusive: bool) -> None:
+    def leave(self, debt: Debt, *, exclusive: bool) -> None:
+        """Let go of the debt's copy."""
+        key = (debt.run, debt.aspect)
         if exclusive:
             self._writers.discard(key)
         else:
             self._readers[key] -= 1
             if not self._readers[key]:
                 del self._readers[key]
+        self._left.set()
+        self._left = trio.Event()
+
+
+class Watch:
+    """The time that an attempt has: in all, and without progress."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.end = trio.current_time() + (handler.timeout or float("inf"))
+        self.scope = trio.CancelScope(deadline=self.end)
+        self.moved()
+
+    def moved(self) -> None:
+        """Note that there was progress."""
+        if self.handler.stall is not None:
+            self.scope.deadline = min(self.end, trio.current_time() + self.handler.stall)
+
+    @property
+    def verdict(self) -> str:
+        """Say why the attempt was cut short."""
+        if self.scope.deadline >= self.end:
+            return f"not done after {self.handler.timeout:.0f} s"
+        return f"no progress for {self.handler.stall:.0f} s"
 
 
 @define(eq=False)
@@ -137,8 +159,10 @@ class Dispatcher:
     _wake: trio.Event = field(init=False, factory=trio.Event)
     _settle: trio.Event = field(init=False, factory=trio.Event)
     _freed: trio.Event = field(init=False, factory=trio.Event)
+    _latency: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._latency = metrics.latency.labels(self.tenure.site)
         for handler in self.registry.handlers.values():
             self._lane(handler.lane)
 
@@ -162,7 +186,8 @@ class Dispatcher:
     def _reserve(self, debt: Debt) -> Debt:
         lane = self._lane(debt.lane)
         # While older debts wait in the database they go first.
-        if debt.state is not State.OPEN or lane.more or not lane.free or debt.id in lane.running:
+        behind = lane.more or lane.waiting or not lane.free
+        if debt.state is not State.OPEN or behind or debt.id in lane.running:
             return debt
         lane.running.add(debt.id)
         return claim(debt, self.tenure.epoch)
@@ -203,7 +228,9 @@ class Dispatcher:
         await self._retrying(self._find_lanes)
         while True:
             self._wake = trio.Event()
-            busy = [lane for lane in self._lanes.values() if lane.more and lane.free]
+            busy = [
+                lane for lane in self._lanes.values() if lane.free and (lane.waiting or lane.more)
+            ]
             for lane in busy:
                 await self._retrying(self._fill, lane)
             if not busy:
@@ -218,19 +245,26 @@ class Dispatcher:
 
     async def _fill(self, lane: Lane) -> None:
         """Claim for every free worker of a lane."""
+        if not lane.waiting and lane.more:
+            await self._fetch(lane)
+        due = [lane.waiting.popleft() for _ in range(min(lane.free, len(lane.waiting)))]
+        due = [debt for debt in due if debt.id not in lane.running]
+        if due:
+            await self._claim(lane, due)
+
+    async def _fetch(self, lane: Lane) -> None:
+        """Fetch what is due in a lane; where there is nothing, learn when the next debt is."""
         lane.more = False
+        fetched = False
         try:
             now = utcnow()
-            due = await self.database.due(self.tenure.site, lane.name, now, lane.free)
-            due = [debt for debt in due if debt.id not in lane.running][: lane.free]
-            if due:
-                await self._claim(lane, due)
-                lane.more = True  # there may be more, or the claim was not the only one
-            else:
+            due = await self.database.due(self.tenure.site, lane.name, now, WINDOW)
+            lane.waiting.extend(debt for debt in due if debt.id not in lane.running)
+            if len(due) < WINDOW:
                 lane.next_due = await self.database.next_due(self.tenure.site, lane.name, now)
-        except DatabaseError:
-            lane.more = True
-            raise
+            fetched = len(due) < WINDOW
+        finally:
+            lane.more = lane.more or not fetched
 
     async def _claim(self, lane: Lane, due: Sequence[Debt]) -> None:
         slots = {debt.id for debt in due}
@@ -240,6 +274,9 @@ class Dispatcher:
             claimed = await self.database.claim(due, self.tenure.epoch)
         finally:
             lane.running -= slots - {debt.id for debt in claimed}
+            # What was renewed, or may have been claimed unheard, is to be fetched again.
+            lane.more = lane.more or len(claimed) < len(due)
+        self._count(lane)
         if claimed:
             self.attempts.start_soon(self._begin, [claim(d, self.tenure.epoch) for d in claimed])
 
@@ -258,7 +295,7 @@ class Dispatcher:
 
     async def wait_idle(self) -> None:
         """Wait until nothing is running and nothing is due. For ``--once``."""
-        while self.running or any(lane.more for lane in self._lanes.values()):
+        while not all(lane.idle for lane in self._lanes.values()):
             self._freed = trio.Event()
             await self._freed.wait()
 
@@ -292,7 +329,6 @@ class Dispatcher:
     async def _pay_one(self, debt: Debt, run: Run | None) -> None:
         """Attempt one debt; whatever becomes of it, it is handed on to be settled."""
         ended = Ended(debt, Interrupted("the listener was stopped"))
-        metrics.running.labels(debt.site, debt.lane).inc()
         try:
             handler = self.registry.handlers.get(debt.handler)
             if handler is None:
@@ -308,11 +344,10 @@ class Dispatcher:
                 ):
                     ended = await self._attempt(debt, handler, run or Run(debt.run))
         finally:
-            metrics.running.labels(debt.site, debt.lane).dec()
             self._end(ended)
 
     async def _attempt(self, debt: Debt, handler: Handler, run: Run) -> Ended:
-        stall = trio.CancelScope()
+        watch = Watch(handler)
         job = Job(
             run=run,
             event=debt.event,
@@ -321,31 +356,31 @@ class Dispatcher:
             owner=f"{self.tenure.site}#{self.tenure.epoch}",
             log=logger,
             ports=_Ports(self, debt),
-            on_progress=self._progress_of(debt, handler, stall),
+            on_progress=self._progress_of(debt, watch),
         )
         crash.scope.set(handler.name)
-        async with self._copies.held(debt, exclusive=handler.exclusive):
+        await self._copies.enter(debt, exclusive=handler.exclusive)
+        try:
             if debt.started is None:
                 debt = evolve(debt, started=utcnow())
-                metrics.latency.labels(debt.site).observe((utcnow() - debt.at).total_seconds())
-            outcome, update = await attempt(handler, job, stall)
-        if isinstance(outcome, Surprise | Postponed | Spent):
-            update = None
-            settled = settle(debt, outcome, utcnow(), allowed=handler.attempts, jitter=random())  # noqa: S311  # not for secrets
-            if settled.state is State.FAILED:
-                update = job.if_parked
+                self._latency.observe((utcnow() - debt.at).total_seconds())
+            outcome, update = await attempt(handler, job, watch)
+        finally:
+            self._copies.leave(debt, exclusive=handler.exclusive)
+        if not isinstance(outcome, Paid):
+            update = job.if_parked if self._is_last(debt, handler, outcome) else None
         _report(outcome)
         return Ended(debt, outcome, update)
 
-    def _progress_of(
-        self, debt: Debt, handler: Handler, stall: trio.CancelScope
-    ) -> Callable[[int, int], None]:
-        if handler.stall is not None:
-            stall.deadline = trio.current_time() + handler.stall
+    @staticmethod
+    def _is_last(debt: Debt, handler: Handler, outcome: Outcome) -> bool:
+        """Whether this outcome parks the debt."""
+        after = settle(debt, outcome, utcnow(), allowed=handler.attempts, jitter=0.0)
+        return after.state is State.FAILED
 
+    def _progress_of(self, debt: Debt, watch: Watch) -> Callable[[int, int], None]:
         def on_progress(done: int, total: int) -> None:
-            if handler.stall is not None:
-                stall.deadline = trio.current_time() + handler.stall
+            watch.moved()
             row = {"done": done, "total": total, "at": utcnow()}
             self._progress[debt.id] = (debt, row)
 
@@ -380,6 +415,8 @@ class Dispatcher:
     async def _settle_plain(self, ended: Sequence[Ended]) -> None:
         debts = [self._settled(one) for one in ended]
         counted, renewed = await self.database.settle(debts, self.tenure.epoch)
+        for (handler, state), n in Counter((d.handler, d.state.value) for d in debts).items():
+            metrics.outcomes.labels(self.tenure.site, handler, state).inc(n)
         if renewed or any(debt.state is State.OPEN for debt in debts):
             self._rearm(debts, renewed=bool(renewed))
         if counted + renewed < len(debts):
@@ -398,6 +435,7 @@ class Dispatcher:
             await self._settle_plain([Ended(ended.debt, Spent(str(error)))])
             return
         if fitted:
+            metrics.outcomes.labels(debt.site, debt.handler, debt.state.value).inc()
             if renewed or debt.state is State.OPEN:
                 self._rearm([debt], renewed=renewed)
             return
@@ -415,7 +453,6 @@ class Dispatcher:
             allowed=allowed,
             jitter=random(),  # noqa: S311
         )
-        metrics.outcomes.labels(debt.site, debt.handler, debt.state.value).inc()
         return debt
 
     def _rearm(self, debts: Iterable[Debt], *, renewed: bool) -> None:
@@ -429,10 +466,16 @@ class Dispatcher:
         self._wake.set()
 
     def _release(self, ended: Sequence[Ended]) -> None:
+        lanes = {one.debt.lane for one in ended}
         for one in ended:
             self._lane(one.debt.lane).running.discard(one.debt.id)
+        for name in lanes:
+            self._count(self._lane(name))
         self._wake.set()
         self._freed.set()
+
+    def _count(self, lane: Lane) -> None:
+        metrics.running.labels(self.tenure.site, lane.name).set(len(lane.running))
 
     async def show_progress(self) -> None:
         """Write the progress of running reactions to the ledger every few seconds, for ever."""
@@ -481,20 +524,15 @@ class _Ports:
         return await self._dispatcher.database.load_manifest(digest)
 
 
-async def attempt(
-    handler: Handler, job: Job, stall: trio.CancelScope
-) -> tuple[Outcome, RunUpdate | None]:
+async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:
     """Run a handler once and say what came of it. The one place where any error is caught.
 
     Cancellation from outside passes through.
     """
-    timeout = float("inf") if handler.timeout is None else handler.timeout
     try:
-        with trio.move_on_after(timeout) as clock, stall:
+        with watch.scope:
             return _outcome_of(await handler.function(job))
-        if clock.cancelled_caught:
-            return Postponed(f"not done after {timeout:.0f} s"), None
-        return Postponed(f"no progress for {handler.stall:.0f} s"), None
+        return Postponed(watch.verdict), None
     except Exception as error:  # noqa: BLE001  # a failure is data
         return failure(error), None
 

@@ -7,6 +7,7 @@ are printed, `errors` the exit codes. Commands import what is heavy when they ru
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib import import_module
 from typing import Any, Final
@@ -93,4 +94,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A name may hold what the terminal's encoding does not.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    logging.captureWarnings(True)  # a driver's warnings go where the log goes
     cli(prog_name="caxev")

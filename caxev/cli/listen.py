@@ -129,8 +129,12 @@ def new_reactions(
 
 
 def _asked(request: Request) -> str:
-    what = "all runs" if request.runs is None else f"{len(request.runs)} runs"
+    what = "all runs" if request.runs is None else _runs(len(request.runs))
     return f"asked for: {request.kind} of {what}"
+
+
+def _runs(number: int) -> str:
+    return "1 run" if number == 1 else f"{number} runs"
 
 
 async def _due(database: Database, site: str) -> AsyncIterator[dict[str, Any]]:

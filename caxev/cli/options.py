@@ -33,7 +33,7 @@ MOST: Final = 2**63 - 1
 """The largest number that MongoDB can hold."""
 
 
-class RunNumber(click.ParamType):
+class RunNumber(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
     """A run's number: 1 or more, and what MongoDB can hold."""
 
     name = "run number"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from caxev.registry import Registry
 
 _STATES = ("failed", "running", "open")
+_COUNTED = 1000
 
 
 @click.command(
@@ -182,11 +183,11 @@ async def _ask(
 async def _failed(
     database: Database, site: str, runs: Sequence[Any] | None, handler: str | None
 ) -> int:
-    """Return how many debts have failed; of very many, that there are some."""
+    """Return how many debts have failed; of one handler's, counted up to `_COUNTED`."""
     if runs is None and handler is None:
         return (await database.tally(site)).get(site, {}).get("failed", 0)
     found = [
-        await database.debts(site, run=run, state="failed", handler=handler)
+        await database.debts(site, run=run, state="failed", handler=handler, limit=_COUNTED)
         for run in runs or (None,)
     ]
     return sum(map(len, found))
@@ -198,5 +199,6 @@ def _line(row: Mapping[str, Any]) -> str:
     site, failed = row["site"], row["failed"]
     if not failed:
         return f"{site}: no such reaction has failed"
-    what = f"{site}: queued {failed} failed reaction{'' if failed == 1 else 's'}"
+    number = f"{failed} or more" if failed >= _COUNTED else f"{failed}"
+    what = f"{site}: queued {number} failed reaction{'' if failed == 1 else 's'}"
     return what if row["listening"] else f"{what}; {nobody(site)}"

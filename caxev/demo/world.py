@@ -147,9 +147,8 @@ class World:
     def stop_listeners(self) -> dict[str, int]:
         """Ask every listener to leave, and wait; their exit statuses."""
         for process in self.listeners.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        return {site: end(process) for site, process in self.listeners.items()}
+            ask(process)
+        return {site: left(process) for site, process in self.listeners.items()}
 
     # -- data -------------------------------------------------------------------------------
 
@@ -170,8 +169,18 @@ def end(process: subprocess.Popen[bytes]) -> int:
     """End a process that we started: ask, wait, then kill; its exit status."""
     if process.stdin is not None:
         process.stdin.close()
+    ask(process)
+    return left(process)
+
+
+def ask(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end. Asked twice, a listener leaves at once: see `left` for waiting."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
+
+
+def left(process: subprocess.Popen[bytes]) -> int:
+    """Wait until a process that was asked has ended, then kill it; its exit status."""
     try:
         return process.wait(LEAVES)
     except subprocess.TimeoutExpired:

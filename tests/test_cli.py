@@ -1,0 +1,758 @@
+"""The command line: what each command does, and what it says of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import pytest
+import trio
+from bson import encode
+from loguru import logger
+from pymongo import MongoClient
+
+from caxev import Job, tag
+from caxev.cli import COMMANDS, cli
+from caxev.cli.errors import told
+from caxev.cli.output import Table, cell, printable, show
+from caxev.cli.status import percentage, size
+from caxev.config import Settings
+from caxev.embedded import Mongod, ReplicaSet
+from caxev.registry import recorded
+from tests import engine
+from tests.conftest import Database as Named
+
+SITES: list[dict[str, Any]] = [
+    {"name": "lngs", "task_list": ["went", "waits", "fails", "stops"]},
+    {"name": "chicago", "task_list": ["went"]},
+    {"name": "tape", "method": "tsm"},
+]
+HANDLERS = '''
+from caxev import GiveUp, Job, Retry, copy, on, tag
+
+@on(tag("go"))
+async def went(job: Job) -> None:
+    """Goes."""
+
+@on(tag("go"))
+async def waits(job: Job) -> None:
+    """Waits."""
+    raise Retry("not yet", after=3600)
+
+@on(tag("go"))
+async def fails(job: Job) -> None:
+    """Fails."""
+    raise GiveUp("no hope")
+
+@on(tag("stop"), copy("error"))
+async def stops(job: Job) -> None:
+    """Stops."""
+'''
+
+
+class Answer(NamedTuple):
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self.out)
+        return rows
+
+
+Caxev = Callable[..., Answer]
+
+
+@pytest.fixture
+def caxev(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Caxev]:
+    """The command line in this process, in a directory with a sites.json and a handlers' file."""
+    for name in [name for name in os.environ if name.startswith(("CAXEV_", "MONGO_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sites.json").write_text(json.dumps(SITES))
+    (tmp_path / "reactions.py").write_text(HANDLERS)
+
+    def run(*args: str) -> Answer:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main(args=list(args), prog_name="caxev")
+        return Answer(int(left.value.code or 0), *capsys.readouterr())
+
+    with untouched():
+        yield run
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Leave handlers, modules and logging as they were."""
+    handlers, modules, roots = list(recorded), set(sys.modules), list(logging.root.handlers)
+    recorded[:] = [handler for handler in handlers if handler.module.startswith("handlers.")]
+    try:
+        yield
+    finally:
+        ours = [h for h in recorded if h.module.startswith("handlers.") and h not in handlers]
+        recorded[:] = [*handlers, *ours]
+        for name in set(sys.modules) - modules:
+            if name.startswith("caxev_handlers"):
+                del sys.modules[name]
+        logging.root.handlers[:] = roots
+        logger.remove()
+
+
+@pytest.fixture
+def online(caxev: Caxev, database: Named, monkeypatch: pytest.MonkeyPatch) -> Caxev:
+    """The command line with a database and the handlers of `HANDLERS`."""
+    monkeypatch.setenv("CAXEV_MONGO_URI", database.uri)
+    monkeypatch.setenv("CAXEV_DATABASE", database.name)
+    return lambda *args: caxev(*args, "--handlers", "reactions.py")
+
+
+def insert(database: Named, *numbers: int, **fields: Any) -> None:
+    copies = (("raw", "lngs", "transferred"),)
+    given = {"tags": [{"name": "go"}], **fields}
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].insert_many(
+            [engine.run_document(number, *copies, **given) for number in numbers]
+        )
+
+
+def contents(database: Named) -> dict[str, Any]:
+    """All that stands in the database, to the byte."""
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        there = client[database.name]
+        return {
+            name: (
+                [encode(document) for document in there[name].find().sort("_id")],
+                sorted(there[name].index_information()),
+            )
+            for name in there.list_collection_names()
+        }
+
+
+def assert_one_line(answer: Answer, code: int, *words: str) -> None:
+    assert answer.code == code, answer
+    assert answer.out == ""
+    assert answer.err.startswith("caxev: ")
+    assert answer.err.count("\n") == 1
+    assert "Traceback" not in answer.err
+    for word in words:
+        assert word in answer.err
+
+
+# -- help -----------------------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`caxev --help` lists every command and the exit codes, and loads no driver."""
+    code = (
+        "import sys\nfrom caxev.cli import main\n"
+        "try: main()\nfinally: print(sorted({'pymongo', 'asyncssh', 'trio', 'rich', 'loguru'}"
+        " & set(sys.modules)), file=sys.stderr)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=True
+    )
+    assert run.stderr.strip() == "[]"
+    assert all(f"  {name} " in run.stdout for name in COMMANDS)
+    assert "no such run" in run.stdout
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["listen"],
+        ["replay"],
+        ["status"],
+        ["explain"],
+        ["reactions"],
+        ["retry"],
+        ["sites", "check"],
+        ["handlers"],
+        ["db", "init"],
+        ["demo"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_has_help(caxev: Caxev, command: list[str]) -> None:
+    """Every command's help works, and all but the demo's show an example."""
+    answer = caxev(*command, "--help")
+    assert answer.code == 0
+    assert f"caxev {' '.join(command)}" in answer.out
+    assert "Example:" in answer.out or command == ["demo"]
+
+
+def test_runs_as_a_module() -> None:
+    """`python -m caxev` is `caxev`."""
+    command = [sys.executable, "-m", "caxev", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("caxev, version")
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def test_no_such_site(caxev: Caxev) -> None:
+    """A site that is not in sites.json: the nearest is named."""
+    assert_one_line(caxev("listen", "--site", "lgns"), 3, "no site 'lgns'", "mean 'lngs'")
+
+
+def test_unknown_key(caxev: Caxev) -> None:
+    """An unknown key of sites.json: the nearest known one is named."""
+    Path("sites.json").write_text('[{"name": "lngs", "hostnam": "localhost"}]')
+    answer = caxev("listen", "--site", "lngs")
+    assert_one_line(answer, 3, "sites.json", "site 'lngs'", "'hostnam'", "mean 'hostname'")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "no sites.json"),
+        ("", "is empty"),
+        ("[{]", "is not JSON"),
+        ('{"name": "lngs"}', "not a list of sites"),
+    ],
+    ids=["missing", "empty", "not JSON", "not a list"],
+)
+def test_unusable_sites_file(caxev: Caxev, text: str | None, words: str) -> None:
+    """A sites.json that is missing, empty, not JSON or not a list is told in one line."""
+    if text is None:
+        Path("sites.json").unlink()
+    else:
+        Path("sites.json").write_text(text)
+    assert_one_line(caxev("listen", "--site", "lngs"), 3, words)
+
+
+def test_named_sites_file_is_missing(caxev: Caxev) -> None:
+    """A sites.json that was named, before or after the command, is not looked for elsewhere."""
+    for args in (("--config", "no.json", "status"), ("status", "--config", "no.json")):
+        assert_one_line(caxev(*args), 3, "no.json does not exist")
+
+
+def test_several_problems_are_one_line_and_all_in_check(caxev: Caxev) -> None:
+    """`sites check` tells all that is wrong; elsewhere one line sums it up."""
+    Path("sites.json").write_text('[{"name": "a", "metod": 1}, {"name": "b", "purge": "x"}]')
+    assert_one_line(caxev("status"), 3, "2 problems")
+    check = caxev("sites", "check")
+    assert check.code == 3
+    assert check.err.count("\n") == 2
+
+
+def test_no_database_named(caxev: Caxev) -> None:
+    """Without a database's address, what to set is said."""
+    assert_one_line(caxev("status"), 3, "CAXEV_MONGO_URI")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["listen", "--site", "lngs"], ["listen", "--site", "lngs", "--dry-run"], ["status"]],
+    ids=" ".join,
+)
+def test_database_unreachable(caxev: Caxev, command: list[str]) -> None:
+    """A database that does not answer: one line, and nothing of its password."""
+    uri = "mongodb://me:geheim@127.0.0.1:9/?serverSelectionTimeoutMS=100"
+    answer = caxev(*command, "--mongo-uri", uri)
+    assert answer.code == 4
+    assert "no answer from the database at mongodb://me@127.0.0.1:9" in answer.err
+    assert answer.err.count("\n") == 1
+    assert "geheim" not in answer.err
+
+
+@pytest.mark.replicaset
+def test_wrong_password(caxev: Caxev, mongod: ReplicaSet, tmp_path: Path) -> None:
+    """A wrong password: one line, which does not show it."""
+    (tmp_path / "auth").mkdir()
+    with ReplicaSet(tmp_path / "auth", auth=True) as replica_set:
+        uri = replica_set.uri.replace(replica_set.password, "falsch")
+        answer = caxev("status", "--mongo-uri", uri)
+        shown = caxev("status", "--mongo-uri", uri, "--log-level", "debug")
+    assert_one_line(answer, 4, "refused us", "MONGO_PASSWORD")
+    assert "falsch" not in answer.err + shown.err
+
+
+@pytest.mark.replicaset
+def test_not_a_replica_set(caxev: Caxev, mongod: ReplicaSet, tmp_path: Path) -> None:
+    """A plain server: how to make it a replica set is said."""
+    server = Mongod(tmp_path / "plain")
+    server.start()
+    try:
+        server.wait()
+        listening = caxev("listen", "--site", "lngs", "--mongo-uri", server.uri)
+        asking = caxev("status", "--mongo-uri", server.uri)
+    finally:
+        server.kill()
+    assert_one_line(listening, 4, "not a replica set", "--replSet", "rs.initiate()")
+    assert_one_line(asking, 4, "not a replica set")
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["replay", "--run", "404"],
+        ["replay", "--run", "404", "--dry-run"],
+        ["status", "--run", "404"],
+        ["explain", "--run", "404", "--site", "lngs"],
+        ["retry", "--run", "404"],
+    ],
+    ids=" ".join,
+)
+def test_no_such_run(online: Caxev, database: Named, command: list[str]) -> None:
+    """A run that is not there: which, and where it was looked for; nothing is asked for."""
+    insert(database, 1)
+    assert_one_line(online(*command), 5, f"no run 404 in {database.name}.runs_new")
+    assert "caxev_requests" not in contents(database)
+
+
+def test_no_such_handler(caxev: Caxev) -> None:
+    """A handler that nobody wrote: the nearest is named."""
+    assert_one_line(caxev("replay", "--run", "1", "--handler", "psh"), 3, "mean 'push'")
+
+
+def test_handler_enabled_nowhere(caxev: Caxev) -> None:
+    """A handler that every task_list leaves out is an error, not silence."""
+    assert_one_line(caxev("replay", "--run", "1", "--handler", "push"), 3, "task_list")
+
+
+def test_site_without_listener(caxev: Caxev) -> None:
+    """A site that has no listener cannot be asked for anything."""
+    assert_one_line(caxev("replay", "--run", "1", "--site", "tape"), 3, "no listener of its own")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["replay"], "say which runs"),
+        (["replay", "--run", "1", "--tag", "x"], "--run names one run"),
+        (["replay", "--from-run", "9", "--to-run", "1"], "is after"),
+        (["replay", "--run", "0"], "not in the range"),
+        (["replay", "--run", str(2**63)], "not in the range"),
+        (["retry"], "say which"),
+        (["explain", "--site", "lngs"], "say which run"),
+        (["sites", "check", "--connect"], "needs --site"),
+        (["lisen"], "Did you mean 'listen'"),
+        (["listen"], "--site"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_usage(caxev: Caxev, args: list[str], words: str) -> None:
+    """A wrong command line is told as such, before anything is reached for."""
+    answer = caxev(*args)
+    assert answer.code == 2
+    assert words in answer.err
+
+
+def test_unexpected_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """What nobody foresaw is one line too, and comes out of a nursery's group."""
+    with pytest.raises(click.exceptions.Exit) as left, told(debug=lambda: False):
+        raise ExceptionGroup("nursery", [ZeroDivisionError("division\nby zero")])
+    assert left.value.exit_code == 1
+    line = "caxev: unexpected ZeroDivisionError: division by zero; --log-level debug shows where\n"
+    assert capsys.readouterr().err == line
+
+
+def test_interrupt() -> None:
+    """Ctrl-C is no error, and has its own exit code."""
+    with pytest.raises(click.exceptions.Exit) as left, told(debug=lambda: False):
+        raise KeyboardInterrupt
+    assert left.value.exit_code == 130
+
+
+# -- output ---------------------------------------------------------------------------------------
+
+TABLE = Table(
+    (("what", "WHAT"), ("when", "WHEN")),
+    [{"what": "x" * 300, "when": datetime(2016, 11, 11, tzinfo=UTC), "more": 1}, {"what": None}],
+)
+
+
+def test_plain_output_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a pipe: a line for each row, nothing cut, no boxes, no colours."""
+    show(TABLE, as_json=False)
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert "\x1b" not in out
+    assert [line.split() for line in out.splitlines()] == [
+        ["WHAT", "WHEN"],
+        ["x" * 300, "2016-11-11T00:00:00Z"],
+        ["-", "-"],
+    ]
+
+
+def test_json_output_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --json: all there is, as one list of objects; also where there is nothing."""
+    show(TABLE, as_json=True)
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0] == {"what": "x" * 300, "when": "2016-11-11T00:00:00Z", "more": 1}
+    show(Table((), ()), as_json=True, empty="nothing")
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_what_others_wrote_cannot_steer_a_terminal() -> None:
+    """Control characters and bytes that are no text are shown escaped."""
+    assert printable("a\x1b[2Jb\nc\udcff") == r"a\x1b[2Jb\nc\udcff"
+    assert cell(["a\x07", "b"]) == r"a\x07, b"
+
+
+def on_terminal(**environ: str) -> str:
+    """What `caxev handlers` prints on a terminal."""
+    ours, theirs = pty.openpty()
+    env = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "200", **environ}
+    command = [sys.executable, "-m", "caxev", "handlers"]
+    with subprocess.Popen(command, stdout=theirs, env=env) as process:
+        os.close(theirs)
+        text = b"".join(iter(lambda: _read(ours), b"")).decode()
+        os.close(ours)
+        assert process.wait() == 0
+    return text
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # the other end was closed
+        return b""
+
+
+def test_terminal_gets_a_rich_table() -> None:
+    """On a terminal tables are rich, and NO_COLOR is respected."""
+    assert "─" in (plain := on_terminal(NO_COLOR="1"))
+    assert "─" in on_terminal()
+    assert "checksum" in plain
+    assert "\x1b[3" not in plain
+
+
+@pytest.mark.parametrize(
+    ("progress", "shown"),
+    [
+        ({"done": 1, "total": 3}, "33 % of 3 B"),
+        ({"done": 7, "total": 3}, "100 % of 3 B"),
+        ({"done": 2_000_000, "total": 0}, "2 MB"),
+        (None, None),
+        ({"done": "x"}, None),
+    ],
+)
+def test_percentage(progress: object, shown: str | None) -> None:
+    """Progress is a percentage where the total is known, and never fails."""
+    assert percentage(progress) == shown
+
+
+def test_size() -> None:
+    """Sizes are in powers of 1000."""
+    given = (0, 999, 1000, 1_230_000_000, 5 * 10**15, None)
+    assert [size(n) for n in given] == ["0 B", "999 B", "1 kB", "1.23 GB", "5e+03 TB", None]
+
+
+# -- sites, handlers ------------------------------------------------------------------------------
+
+
+def test_sites_check(caxev: Caxev) -> None:
+    """The sites of the file, with its warnings on stderr."""
+    Path("sites.json").write_text('[{"name": "lngs", "upload_options": ["chicgo"]}]')
+    answer = caxev("sites", "check", "--json")
+    assert answer.code == 0
+    assert [row["site"] for row in answer.rows] == ["lngs"]
+    assert "'chicgo'" in answer.err
+
+
+def test_sites_check_looks_at_directories(caxev: Caxev, tmp_path: Path) -> None:
+    """With --site, a directory that is not there is found."""
+    there, absent = str(tmp_path), str(tmp_path / "absent")
+    for root, code in ((there, 0), (absent, 1)):
+        Path("sites.json").write_text(json.dumps([{"name": "lngs", "dir_raw": root}]))
+        answer = caxev("sites", "check", "--site", "lngs")
+        assert answer.code == code
+        assert ("is not a directory" in answer.out) == bool(code)
+
+
+def test_sites_check_connects(caxev: Caxev) -> None:
+    """With --connect, what keeps us from a site is said in its row."""
+    sites = [
+        {"name": "lngs"},
+        {"name": "nowhere"},
+        {"name": "closed", "hostname": "127.0.0.1", "port": 1},
+    ]
+    Path("sites.json").write_text(json.dumps(sites))
+    answer = caxev("sites", "check", "--site", "lngs", "--connect", "--json")
+    state = {row["site"]: (row["ok"], row["state"]) for row in answer.rows}
+    assert answer.code == 1
+    assert state["lngs"] == (True, "ok: we are here")
+    assert state["nowhere"] == (False, "site 'nowhere' has no hostname in sites.json")
+    assert not state["closed"][0]
+
+
+def test_handlers(caxev: Caxev) -> None:
+    """Handlers with their triggers in words, and whether the site enables them."""
+    answer = caxev("handlers", "--site", "chicago", "--handlers", "reactions.py", "--json")
+    rows = {row["handler"]: row for row in answer.rows}
+    assert rows["went"]["enabled"]
+    assert not rows["push"]["enabled"]
+    assert rows["stops"]["triggers"] == ["tag stop is there", "copy is error"]
+    assert rows["stops"]["does"] == "Stops."
+    assert "CopyPush" in rows["push"]["aliases"]
+
+
+def test_handlers_need_no_sites(caxev: Caxev) -> None:
+    """Without --site no sites.json is needed."""
+    Path("sites.json").unlink()
+    assert {"pull", "push", "checksum"} <= {
+        row["handler"] for row in caxev("handlers", "--json").rows
+    }
+
+
+# -- with a database ------------------------------------------------------------------------------
+
+
+@pytest.mark.replicaset
+def test_db_init_is_repeatable(online: Caxev, database: Named) -> None:
+    """`db init` makes the indexes; again it changes nothing."""
+    assert online("db", "init").code == 0
+    made = contents(database)
+    assert "due" in made["caxev_ledger"][1]
+    assert online("db", "init").code == 0
+    assert contents(database) == made
+
+
+@pytest.mark.replicaset
+def test_listen_once_does_what_its_dry_run_said(online: Caxev, database: Named) -> None:
+    """The dry run names what `--once` then does, and writes nothing."""
+    insert(database, 1, 2)
+    before = contents(database)
+    planned = online("listen", "--site", "lngs", "--dry-run", "--json").rows
+    assert contents(database) == before
+    assert {(row["run"], row["handler"]) for row in planned} == {
+        (run, handler) for run in ("1", "2") for handler in ("went", "waits", "fails")
+    }
+    assert online("listen", "--site", "lngs", "--once").code == 0
+    ended = online("reactions", "--done", "--failed", "--open", "--json").rows
+    assert {(row["run"], row["handler"], row["state"]) for row in ended} == {
+        (run, *end)
+        for run in ("1", "2")
+        for end in (("went", "done"), ("waits", "open"), ("fails", "failed"))
+    }
+    assert online("listen", "--site", "lngs", "--dry-run", "--json").rows == []
+
+
+@pytest.mark.replicaset
+def test_dry_runs_write_nothing(online: Caxev, database: Named) -> None:
+    """No dry run changes a byte, on a fresh database or on one in use."""
+    insert(database, 1)
+    for prepare in ((), ("listen", "--site", "lngs", "--once")):
+        if prepare:
+            assert online(*prepare).code == 0
+            insert(database, 2)
+        before = contents(database)
+        for command in (
+            ("listen", "--site", "lngs"),
+            ("listen", "--site", "lngs", "--once"),
+            ("replay", "--run", "1"),
+            ("replay", "--last-days", "36525", "--force"),
+        ):
+            assert online(*command, "--dry-run").code == 0
+        assert contents(database) == before
+
+
+@pytest.mark.replicaset
+async def test_replay_is_paid_by_the_listener(online: Caxev, database: Named) -> None:
+    """What replay asks for is done at once by the listener there is: only what is missing."""
+    seen: list[str] = []
+
+    async def went(job: Job) -> None:
+        seen.append(f"went {job.run.number}")
+
+    async def waits(job: Job) -> None:
+        seen.append(f"waits {job.run.number}")
+
+    def asked(*args: str) -> Answer:
+        return online("replay", "--site", "lngs", *args)
+
+    first = [engine.handler(went, tag("go"))]
+    both = [*first, engine.handler(waits, tag("go"))]
+    insert(database, 1, 2)
+    async with engine.opened(database) as db:
+        async with engine.listener(db, engine.options_for(database, first)):
+            await engine.until(lambda: len(seen) == 2)
+        async with engine.listener(db, engine.options_for(database, both)):
+            await engine.until(lambda: _listening(db))
+            seen.clear()
+            answer = await trio.to_thread.run_sync(asked, "--from-run", "1")
+            assert answer.out == "lngs: queued 2 runs\n"
+            await engine.until(lambda: sorted(seen) == ["waits 1", "waits 2"])
+            seen.clear()
+            await trio.to_thread.run_sync(asked, "--run", "2", "--handler", "went", "--force")
+            await engine.until(lambda: seen)
+            await engine.until(lambda: _no_requests(db))
+    assert seen == ["went 2"]
+
+
+async def _listening(db: Any) -> bool:
+    record = await db.site_record("lngs")
+    return record is not None and record.active
+
+
+async def _no_requests(db: Any) -> bool:
+    return not await db.pending("lngs")
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize(
+    ("chosen", "runs"),
+    [
+        (["--run", "2"], {"2"}),
+        (["--name", "161111_0003"], {"3"}),
+        (["--from-run", "2"], {"2", "3"}),
+        (["--to-run", "2"], {"1", "2"}),
+        (["--from-run", "2", "--to-run", "2"], {"2"}),
+        (["--tag", "go", "--detector", "tpc"], {"1", "2", "3"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_replay_selects(online: Caxev, database: Named, chosen: list[str], runs: set[str]) -> None:
+    """Every way to say which runs are meant selects those."""
+    insert(database, 1, 2, 3)
+    rows = online("replay", *chosen, "--site", "chicago", "--dry-run", "--json").rows
+    assert {row["run"] for row in rows} == runs
+    assert {row["handler"] for row in rows} == {"went"}
+
+
+@pytest.mark.replicaset
+def test_replay_asks_all_sites_with_a_listener(online: Caxev, database: Named) -> None:
+    """Without --site, all sites that can are asked; where nobody listens it is said."""
+    insert(database, 1)
+    lines = online("replay", "--run", "1").out.splitlines()
+    assert lines == [
+        f"{site}: queued 1 run; nobody listens there now: start caxev listen --site {site}"
+        for site in ("lngs", "chicago")
+    ]
+    rows = online("status", "--json").rows
+    assert {row["site"]: row["requests"] for row in rows} == {"lngs": 1, "chicago": 1, "tape": 0}
+    (planned,) = (
+        row
+        for row in online("listen", "--site", "lngs", "--dry-run", "--json").rows
+        if row["run"] is None
+    )
+    assert planned["why"] == "asked for: replay of 1 run"
+
+
+@pytest.mark.replicaset
+def test_retry_tries_failures_again(online: Caxev, database: Named) -> None:
+    """A retry opens what failed, the next listener tries it; nothing failed: exit code 1."""
+    insert(database, 1, 2)
+    assert online("retry", "--all").code == 1
+    online("listen", "--site", "lngs", "--once")
+    before = online("reactions", "--failed", "--json").rows
+    assert len(before) == 2
+    answer = online("retry", "--run", "1", "--handler", "fails", "--json")
+    assert answer.code == 0
+    assert {row["site"]: row["failed"] for row in answer.rows} == {"lngs": 1, "chicago": 0}
+    once = online("listen", "--site", "lngs", "--once")
+    assert once.err.count("failed: no hope") == 1
+    assert online("reactions", "--failed", "--json").rows[0]["note"] == "no hope"
+
+
+@pytest.mark.replicaset
+def test_explain(online: Caxev, database: Named) -> None:
+    """For every handler: done, waiting, failed, off, not triggered or missing, and why."""
+    insert(database, 1)
+    online("listen", "--site", "lngs", "--once")
+    rows = {
+        row["handler"]: row
+        for row in online("explain", "--run", "1", "--site", "lngs", "--json").rows
+    }
+    states = {handler: row["state"] for handler, row in rows.items()}
+    assert states == {
+        "pull": "off",
+        "push": "off",
+        "checksum": "off",
+        "went": "done",
+        "waits": "open",
+        "fails": "failed",
+        "stops": "not triggered",
+    }
+    assert rows["waits"]["why"].startswith("waits until 20")
+    assert rows["waits"]["why"].endswith(": not yet")
+    assert rows["fails"]["why"] == "no hope; to try again: caxev retry --run 1 --site lngs"
+    assert "raw at lngs: the status is transferred, not error" in rows["stops"]["why"]
+    there = online("explain", "--name", "161111_0001", "--site", "chicago", "--json").rows
+    missing = next(row for row in there if row["handler"] == "went")
+    assert missing["why"] == "would fire: caxev replay --run 1 --site chicago"
+
+
+@pytest.mark.replicaset
+def test_explain_asks_which_of_two_runs(online: Caxev, database: Named) -> None:
+    """A name that two detectors share is not guessed at."""
+    insert(database, 1)
+    insert(database, 1, detector="muon_veto")
+    args = ("explain", "--name", "161111_0001", "--site", "lngs")
+    assert_one_line(online(*args), 5, "2 runs fit", "--detector")
+    assert online(*args, "--detector", "tpc").code == 0
+
+
+@pytest.mark.replicaset
+def test_status_of_a_run(online: Caxev, database: Named) -> None:
+    """A run's copies and what is not done at any site, with progress."""
+    insert(database, 1)
+    online("listen", "--site", "lngs", "--once")
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["caxev_ledger"].update_one(
+            {"handler": "waits"},
+            {"$set": {"state": "running", "progress": {"done": 1_000, "total": 4_000}}},
+        )
+    (run,) = online("status", "--run", "1", "--json").rows
+    assert (run["run"], run["name"], run["tags"]) == (1, "161111_0001", ["go"])
+    assert [(c["type"], c["host"], c["status"]) for c in run["copies"]] == [
+        ("raw", "lngs", "transferred")
+    ]
+    reactions = {row["handler"]: (row["state"], row["progress"]) for row in run["reactions"]}
+    assert reactions == {"waits": ("running", "25 % of 4 kB"), "fails": ("failed", None)}
+    plain = online("status", "--name", "161111_0001").out
+    assert plain.startswith("run 1 161111_0001  tpc  2016-11-11T00:00:00Z  tags: go\n")
+
+
+@pytest.mark.replicaset
+async def test_status_of_sites(online: Caxev, database: Named) -> None:
+    """A row for each site: who listens, and what it owes."""
+    async with (
+        engine.opened(database) as db,
+        engine.listener(db, engine.options_for(database, []), owner="me"),
+    ):
+        await engine.until(lambda: _listening(db))
+        rows = (await trio.to_thread.run_sync(online, "status", "--json")).rows
+    sites = {row["site"]: row for row in rows}
+    assert (sites["lngs"]["listening"], sites["lngs"]["owner"]) == (True, "me")
+    assert sites["chicago"]["listening"] == "never did"
+    assert sites["tape"]["listening"] == "has no listener"
+    assert sites["lngs"]["failed"] == 0
+
+
+@pytest.mark.replicaset
+def test_log_file_and_json(online: Caxev, database: Named, tmp_path: Path) -> None:
+    """The log goes to the file too, and as JSON where that is asked for."""
+    log = tmp_path / "log"
+    answer = online("listen", "--site", "lngs", "--once", "--log-json", "--log-file", str(log))
+    assert answer.code == 0
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert any(r["record"]["message"].startswith("listening for lngs") for r in records)
+    assert answer.out == ""
+
+
+def test_settings_are_not_shown(caxev: Caxev) -> None:
+    """A password in the address is in no message, whatever is wrong with the address."""
+    answer = caxev("status", "--mongo-uri", "mongodb://me:ge@heim@host/")
+    assert_one_line(answer, 3, "percent-encoded")
+    assert "heim" not in answer.err
+    assert "geheim" not in repr(Settings("mongodb://me:geheim@host/"))
