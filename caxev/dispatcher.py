@@ -198,11 +198,11 @@ class Dispatcher:
             if debt.state is State.RUNNING:
                 self._lane(debt.lane).running.discard(debt.id)
 
-    def start(self, debts: Sequence[Debt]) -> None:
+    def start(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
         """Start the claimed debts, and see to it that the others are fetched."""
         claimed = [debt for debt in debts if debt.state is State.RUNNING]
         if claimed:
-            self.attempts.start_soon(self._begin, claimed)
+            self.attempts.start_soon(self._begin, claimed, runs)
         for debt in debts:
             if debt.state is State.OPEN:
                 self._lane(debt.lane).more = True
@@ -278,7 +278,8 @@ class Dispatcher:
             lane.more = lane.more or len(claimed) < len(due)
         self._count(lane)
         if claimed:
-            self.attempts.start_soon(self._begin, [claim(d, self.tenure.epoch) for d in claimed])
+            mine = [claim(debt, self.tenure.epoch) for debt in claimed]
+            self.attempts.start_soon(self._begin, mine, {})
 
     def _until_due(self) -> float:
         times = [lane.next_due for lane in self._lanes.values() if lane.next_due]
@@ -307,12 +308,13 @@ class Dispatcher:
 
     # -- attempting -------------------------------------------------------------------------
 
-    async def _begin(self, debts: Sequence[Debt]) -> None:
+    async def _begin(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
         """Read the runs of claimed debts, all at once, and attempt each."""
-        runs: dict[RunId, Run] = {}
+        unread = {debt.run for debt in debts} - runs.keys()
         why = "the listener was stopped"
         try:
-            runs = await self.database.runs({debt.run for debt in debts})
+            if unread:
+                runs = {**runs, **await self.database.runs(unread)}
             why = ""
         except DatabaseError as error:
             why = str(error)
@@ -446,14 +448,8 @@ class Dispatcher:
     def _settled(self, ended: Ended) -> Debt:
         handler = self.registry.handlers.get(ended.debt.handler)
         allowed = handler.attempts if handler else 1
-        debt = settle(
-            ended.debt,
-            ended.outcome,
-            utcnow(),
-            allowed=allowed,
-            jitter=random(),  # noqa: S311
-        )
-        return debt
+        jitter = random()  # noqa: S311  # not for secrets
+        return settle(ended.debt, ended.outcome, utcnow(), allowed=allowed, jitter=jitter)
 
     def _rearm(self, debts: Iterable[Debt], *, renewed: bool) -> None:
         """Arm the timers for debts that are open again."""

@@ -23,7 +23,7 @@ from caxev import metrics
 from caxev.diff import diff
 from caxev.job import utcnow
 from caxev.ledger import Debt, Spent, State, claim, owe, settle, slot
-from caxev.model import Aspect, Event, Existence, Look, RunId
+from caxev.model import Event, Existence, Look, Run, RunId
 from caxev.mongo import (
     Batch,
     Database,
@@ -32,6 +32,7 @@ from caxev.mongo import (
     Gap,
     HistoryLost,
     Ingest,
+    Looked,
     Position,
     Refused,
     Request,
@@ -50,6 +51,11 @@ LONGEST_WAIT: Final = 30.0
 CAUGHT_UP: Final = 0.3
 """Seconds without a change after which ``--once`` takes the stream for read."""
 
+KNOWN: Final = 5000
+"""Last looks that are kept in memory, those of the runs that changed last..."""
+KNOWN_SIZE: Final = 100
+"""...unless they have more aspects than this."""
+
 UNREADABLE: Final = "caxev.unreadable"
 """The handler's name in the debt that shows a run which could not be recorded."""
 
@@ -61,8 +67,11 @@ class Intake(Protocol):
         """Return the debts, some of them claimed already because there is room to start them."""
         ...
 
-    def start(self, debts: Sequence[Debt]) -> None:
-        """Take over debts that are recorded now: start the claimed, remember the others."""
+    def start(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
+        """Take over debts that are recorded now: start the claimed, remember the others.
+
+        `runs` are some of the runs, as they are now.
+        """
         ...
 
     def cancel(self, debts: Sequence[Debt]) -> None:
@@ -105,12 +114,11 @@ def _for_another_state(debt: Debt, value: str) -> bool:
 
 
 @frozen
-class _Looked:
+class _Ahead:
     """A batch with the looks of its runs. `turn` tells whether others have recorded since."""
 
     batch: Batch
-    now: dict[RunId, dict[Aspect, str]]
-    before: dict[RunId, dict[Aspect, str]]
+    looked: Looked
     turn: int
 
 
@@ -127,6 +135,7 @@ class Watcher:
     # One look at a time: two at once could write an older look over a newer one.
     _looking: trio.Lock = field(init=False, factory=trio.Lock)
     _turn: int = field(init=False, default=0)
+    _known: dict[RunId, Look] = field(init=False, factory=dict)
     _recorded: Mapping[RunId, Look | None] = field(init=False, factory=dict)
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
@@ -193,9 +202,9 @@ class Watcher:
         stream = await self.database.open_stream(self._position)
         await self.intake.reconcile()
         self._recovered()
-        self._recorded = {}
+        self._recorded, self._known = {}, {}
         read, batches = trio.open_memory_channel[Batch](1)
-        looked, looks = trio.open_memory_channel[_Looked](0)
+        looked, looks = trio.open_memory_channel[_Ahead](0)
         try:
             async with trio.open_nursery() as nursery:
                 # While one batch is recorded the next one is looked at and a third one read.
@@ -211,14 +220,14 @@ class Watcher:
             await send.send(await self.database.next_batch(stream))
 
     async def _look_ahead(
-        self, batches: trio.MemoryReceiveChannel[Batch], send: trio.MemorySendChannel[_Looked]
+        self, batches: trio.MemoryReceiveChannel[Batch], send: trio.MemorySendChannel[_Ahead]
     ) -> None:
         async for batch in batches:
             turn = self._turn
-            now, before = await self.database.look(self.tenure.site, list(batch.runs))
-            await send.send(_Looked(batch, now, before, turn))
+            looked = await self._read_looks(batch.runs)
+            await send.send(_Ahead(batch, looked, turn))
 
-    async def _take_in(self, ahead: _Looked) -> None:
+    async def _take_in(self, ahead: _Ahead) -> None:
         batch = ahead.batch
         metrics.changes.labels(self.tenure.site).inc(batch.changes)
         if batch.changes and await self._record_batch(ahead):
@@ -228,15 +237,17 @@ class Watcher:
         else:
             self._position = batch.position
 
-    async def _record_batch(self, ahead: _Looked) -> bool:
+    async def _record_batch(self, ahead: _Ahead) -> bool:
         """Record what a batch shows that is new; False where nothing is."""
-        batch, now, before = ahead.batch, ahead.now, ahead.before
+        batch, looked = ahead.batch, ahead.looked
         async with self._looking:
             if ahead.turn != self._turn:  # a scan or a replay came between
-                now, before = await self.database.look(self.tenure.site, list(batch.runs))
+                looked = await self._read_looks(batch.runs)
             # The last looks were read while the batch before this one was being recorded.
-            before |= {run: look or {} for run, look in self._recorded.items() if run in batch.runs}
-            ingest = self._compare(batch.runs, now, before)
+            for run, look in self._recorded.items():
+                if run in batch.runs:
+                    looked.before[run] = dict(look or {})
+            ingest = self._compare(batch.runs, looked)
             self._recorded = ingest.looks
             if not ingest.looks:
                 return False
@@ -316,26 +327,33 @@ class Watcher:
         """Look at runs (each with the time of its change) and record what is new."""
         async with self._looking:
             self._turn += 1
-            now, before = await self.database.look(self.tenure.site, list(runs))
-            ingest = self._compare(runs, now, before)
+            looked = await self._read_looks(runs)
+            ingest = self._compare(runs, looked)
             if ingest.looks or position is not None:
                 await self._record(evolve(ingest, position=position))
 
-    def _compare(
-        self,
-        runs: Mapping[RunId, datetime],
-        now: Mapping[RunId, dict[Aspect, str]],
-        before: Mapping[RunId, dict[Aspect, str]],
-    ) -> Ingest:
+    async def _read_looks(self, runs: Iterable[RunId]) -> Looked:
+        return await self.database.look(self.tenure.site, list(runs), self._known)
+
+    def _remember(self, looks: Mapping[RunId, Look | None]) -> None:
+        """Keep looks that were recorded: a run that changed will soon change again."""
+        for run, look in looks.items():
+            self._known.pop(run, None)
+            if look is not None and len(look) <= KNOWN_SIZE:
+                self._known[run] = look
+        while len(self._known) > KNOWN:
+            del self._known[next(iter(self._known))]
+
+    def _compare(self, runs: Mapping[RunId, datetime], looked: Looked) -> Ingest:
         looks: dict[RunId, Look | None] = {}
         debts: list[Debt] = []
         for run, at in runs.items():
-            events = diff(run, before.get(run, {}), now.get(run, {}))
+            events = diff(run, looked.before.get(run, {}), looked.now.get(run, {}))
             if events:
-                looks[run] = now.get(run)
+                looks[run] = looked.now.get(run)
             for event in events:
                 debts.extend(self._debts(event, at))
-        return Ingest(looks, debts)
+        return Ingest(looks, debts, runs=looked.whole)
 
     def _debts(self, event: Event, at: datetime) -> Iterator[Debt]:
         for handler in self.registry.wanting(event):
@@ -359,9 +377,10 @@ class Watcher:
         if refused is not None:
             await self._record_apart(ingest, refused)
             return
+        self._remember(ingest.looks)
         for handler, number in Counter(debt.handler for debt in debts).items():
             metrics.debts.labels(self.tenure.site, handler).inc(number)
-        self.intake.start(debts)
+        self.intake.start(debts, ingest.runs)
 
     async def _record_apart(self, ingest: Ingest, error: DatabaseError) -> None:
         """Record a batch that the database will not take run by run, and park what is at fault.
@@ -424,7 +443,7 @@ class Watcher:
 
     async def _fire_again(self, ids: Sequence[RunId], request: Request) -> None:
         async with self._looking:
-            now, _ = await self.database.look(self.tenure.site, ids)
+            now = (await self.database.look(self.tenure.site, ids)).now
             possible = [
                 slot(self.tenure.site, run, aspect, handler.name)
                 for run, look in now.items()

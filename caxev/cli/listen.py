@@ -109,8 +109,8 @@ async def _would(database: Database, site: str, registry: Registry) -> list[dict
     after, more = None, True
     while more:
         ids, after = await database.page(site, after)
-        now, before = await database.look(site, ids)
-        rows += new_reactions(registry, ids, now, before)
+        looked = await database.look(site, ids)
+        rows += new_reactions(registry, ids, looked.now, looked.before)
         more = after is not None
     return await _labelled(database, rows)
 

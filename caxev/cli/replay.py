@@ -297,7 +297,8 @@ async def _plan_page(
     database: Database, registry: Registry, ids: Sequence[RunId], request: Request
 ) -> list[Planned]:
     site = registry.here.name
-    now, before = await database.look(site, ids)
+    looked = await database.look(site, ids)
+    now, before = looked.now, looked.before
     standing = await database.standing(slots(registry, now))
     planned: list[Planned] = []
     for run, look in now.items():

@@ -15,7 +15,7 @@ from caxev.mongo.client import (
     Refused,
     Unreachable,
 )
-from caxev.mongo.database import Database, Ingest
+from caxev.mongo.database import Database, Ingest, Looked
 from caxev.mongo.runs import Selection
 from caxev.mongo.store import Gap, Position, Request, SiteRecord, Tenure
 from caxev.mongo.stream import Batch, Stream
@@ -28,6 +28,7 @@ __all__ = [
     "Gap",
     "HistoryLost",
     "Ingest",
+    "Looked",
     "NotReplicaSet",
     "Position",
     "Refused",

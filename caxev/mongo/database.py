@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
-from attrs import define, field
+from attrs import Factory, define, field
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
 from bson.timestamp import Timestamp
@@ -40,6 +40,7 @@ from caxev.mongo.store import (
     Store,
     Tenure,
     debt_from,
+    position_fields,
     run_slots,
 )
 from caxev.mongo.stream import AWAIT, Batch, Stream
@@ -48,13 +49,30 @@ T = TypeVar("T")
 PAGE: Final = 1000
 
 
+FEW: Final = 16
+"""Runs of a batch up to which they are read whole."""
+
+
+@define
+class Looked:
+    """Looks of now and last looks, of the runs that exist or were seen; and runs read whole."""
+
+    now: dict[RunId, dict[Aspect, str]]
+    before: dict[RunId, dict[Aspect, str]]
+    whole: Mapping[RunId, Run]
+
+
 @define
 class Ingest:
-    """What one batch of changes leads to; written in one transaction."""
+    """What one batch of changes leads to; written in one transaction.
+
+    `runs` are those that were read whole; they are not written but passed on with the debts.
+    """
 
     looks: Mapping[RunId, Look | None]
     debts: Sequence[Debt] = ()
     position: Position | None = None
+    runs: Mapping[RunId, Run] = Factory(dict)
 
 
 @define(eq=False)
@@ -215,17 +233,30 @@ class Database:
         await self._call(stream.close)
 
     async def look(
-        self, site: str, runs: Sequence[RunId]
-    ) -> tuple[dict[RunId, dict[Aspect, str]], dict[RunId, dict[Aspect, str]]]:
-        """Return (looks of now, last looks): those of the runs that exist, or were seen."""
+        self,
+        site: str,
+        runs: Sequence[RunId],
+        known: Mapping[RunId, Mapping[Aspect, str]] | None = None,
+    ) -> Looked:
+        """Look at runs as they are now, and at what the site last saw of them.
 
-        async def look() -> tuple[dict[RunId, dict[Aspect, str]], dict[RunId, dict[Aspect, str]]]:
-            cursor = self._runs.find({"_id": {"$in": list(runs)}}, LOOK_PROJECTION)
-            documents, before = await asyncio.gather(
-                cursor.to_list(None), self._store.looks(site, runs)
-            )
-            now = {doc["_id"]: look_at(doc) for doc in documents}
-            return now, before
+        `known` are last looks that the caller has and that need not be read.
+        """
+        known = known or {}
+
+        async def before() -> dict[RunId, dict[Aspect, str]]:
+            unknown = [run for run in runs if run not in known]
+            found = await self._store.looks(site, unknown) if unknown else {}
+            return found | {run: dict(known[run]) for run in runs if run in known}
+
+        async def look() -> Looked:
+            # Few runs are read whole, so that their handlers can start without another question.
+            few = len(runs) <= FEW
+            cursor = self._runs.find({"_id": {"$in": list(runs)}}, None if few else LOOK_PROJECTION)
+            documents, last = await asyncio.gather(cursor.to_list(None), before())
+            now = {document["_id"]: look_at(document) for document in documents}
+            whole = {doc["_id"]: Run.from_document(doc) for doc in documents} if few else {}
+            return Looked(now, last, whole)
 
         return await self._call(look)
 
@@ -234,13 +265,8 @@ class Database:
 
         async def write(session: AsyncClientSession) -> None:
             point("mongo.ingest.begin")
-            await self._store.save_looks(tenure.site, ingest.looks, session)
-            await self._store.owe(ingest.debts, session)
-            # The guard comes last: the shorter it is held, the better for whoever waits for it.
-            if ingest.position is not None:
-                await self._store.save_position(tenure, ingest.position, now, session)
-            else:
-                await self._store.hold(tenure, session)
+            position = {} if ingest.position is None else position_fields(ingest.position, now)
+            await self._store.ingest(tenure, ingest.looks, ingest.debts, position, session)
             point("mongo.ingest.commit")
 
         await self._call(self._transaction, write)
@@ -394,9 +420,9 @@ class Database:
         """Return, for each site, how many debts stand in each state."""
 
         async def tally() -> dict[str, dict[str, int]]:
-            match: list[Document] = [] if site is None else [{"$match": {"site": site}}]
+            match = {"$match": {"handler": {"$exists": True}, **({"site": site} if site else {})}}
             group = {"_id": {"site": "$site", "state": "$state"}, "n": {"$sum": 1}}
-            cursor = await self._store.ledger.aggregate([*match, {"$group": group}])
+            cursor = await self._store.ledger.aggregate([match, {"$group": group}])
             counts: dict[str, dict[str, int]] = {}
             for row in await cursor.to_list(None):
                 counts.setdefault(row["_id"]["site"], {})[row["_id"]["state"]] = row["n"]

@@ -1,11 +1,12 @@
 """What a site keeps for itself: its lease and position, its last looks, its debts, its requests.
 
-Four collections beside the runs collection, all with the prefix ``caxev_``:
+Three collections beside the runs collection, all with the prefix ``caxev_``:
 
-- ``sites``: one document a site: lease with epoch, position in the stream, gaps of history;
-- ``seen``: the last look at each run, by (site, run);
-- ``ledger``: the debts, by slot;
-- ``requests``: what people asked a site's listener to do (replay, retry, scan).
+- ``ledger``: the debts, by slot; the last look at each run, by (site, run); and for each site, by
+  its name, its lease with epoch, its position in the stream and its gaps of history. They stand
+  together so that what a change leads to is one write and a commit;
+- ``requests``: what people asked a site's listener to do (replay, retry, scan);
+- ``manifests``: what copies consist of, by digest.
 
 Everything here is asyncio and takes part in a transaction where a session is passed. The epoch of
 the process stands in the filter of every write, so a deposed process can record nothing.
@@ -110,6 +111,7 @@ class Request:
 
 
 GAPS_KEPT: Final = 20
+_SITE: Final = "site"
 _ACTIVE: Final = {"$gt": ["$expires", "$$NOW"]}
 
 
@@ -117,8 +119,6 @@ class Store:
     """The four collections."""
 
     def __init__(self, database: AsyncDatabase[Document], prefix: str) -> None:
-        self.sites: Collection = database[f"{prefix}sites"]
-        self.seen: Collection = database[f"{prefix}seen"]
         self.ledger: Collection = database[f"{prefix}ledger"]
         self.requests: Collection = database[f"{prefix}requests"]
         self.manifests: Collection = database[f"{prefix}manifests"]
@@ -140,6 +140,11 @@ class Store:
                     partialFilterExpression={"epoch": {"$exists": True}},
                 ),
                 IndexModel(
+                    [("kind", ASCENDING)],
+                    name="kind",
+                    partialFilterExpression={"kind": {"$exists": True}},
+                ),
+                IndexModel(
                     [("site", ASCENDING), ("due", ASCENDING)],
                     name="failed",
                     partialFilterExpression={"state": State.FAILED.value},
@@ -158,22 +163,24 @@ class Store:
 
     async def records(self, query: Document) -> list[SiteRecord]:
         """Read sites' documents; whether a lease is active, the server's clock decides."""
-        cursor = self.sites.find(query, {"active": _ACTIVE, **_SITE_FIELDS}).sort("_id")
+        query = {"kind": _SITE, **query}
+        cursor = self.ledger.find(query, {"active": _ACTIVE, **_SITE_FIELDS}).sort("_id")
         return [SiteRecord.from_document(document) async for document in cursor]
 
     async def register(self, site: str) -> None:
         """See to it that the site has a document."""
-        await self.sites.update_one({"_id": site}, {"$setOnInsert": {"epoch": 0}}, upsert=True)
+        fresh = {"epoch": 0, "kind": _SITE}
+        await self.ledger.update_one({"_id": site}, {"$setOnInsert": fresh}, upsert=True)
 
     async def predecessor(self, site: str) -> Document | None:
         """Return the site's document if its lease has lapsed, else None."""
-        return await self.sites.find_one({"_id": site, "$expr": {"$not": [_ACTIVE]}})
+        return await self.ledger.find_one({"_id": site, "$expr": {"$not": [_ACTIVE]}})
 
     async def take_over(
         self, site: str, owner: str, lease: float, lsid: Any, session: Session
     ) -> int | None:
         """Take a lapsed lease: the new epoch, or None where it has not lapsed."""
-        document = await self.sites.find_one_and_update(
+        document = await self.ledger.find_one_and_update(
             {"_id": site, "$expr": {"$not": [_ACTIVE]}},
             [
                 {
@@ -193,7 +200,7 @@ class Store:
 
     async def renew(self, tenure: Tenure, lease: float, trouble: str | None) -> SiteRecord:
         """Prolong the lease. Raises `Deposed` where the site has another epoch by now."""
-        document = await self.sites.find_one_and_update(
+        document = await self.ledger.find_one_and_update(
             _mine(tenure),
             [
                 {
@@ -211,7 +218,7 @@ class Store:
 
     async def release(self, tenure: Tenure) -> None:
         """End the lease now, so that a stand-by need not wait for it to lapse."""
-        await self.sites.update_one(_mine(tenure), [{"$set": {"expires": "$$NOW"}}])
+        await self.ledger.update_one(_mine(tenure), [{"$set": {"expires": "$$NOW"}}])
 
     async def interrupt_claims(self, site: str, now: datetime, session: Session) -> int:
         """Open every claim again that a former process left; how many there were."""
@@ -226,13 +233,9 @@ class Store:
 
     # -- position ---------------------------------------------------------------------------
 
-    async def save_position(
-        self, tenure: Tenure, position: Position, now: datetime, session: Session = None
-    ) -> None:
+    async def save_position(self, tenure: Tenure, position: Position, now: datetime) -> None:
         """Remember where to go on. Raises `Deposed`."""
-        await self._set_site(
-            tenure, {"position": _position_row(position), "streamed": now}, session
-        )
+        await self._set_site(tenure, position_fields(position, now), None)
 
     async def finish_scan(
         self, tenure: Tenure, start: Timestamp | None, now: datetime, gap: Gap | None
@@ -244,52 +247,54 @@ class Store:
         row = [] if gap is None else [{"found": gap.found, "why": gap.why}]
         push = {"gaps": {"$each": row, "$slice": -GAPS_KEPT}}
         point("mongo.scanned.before")
-        done = await self.sites.update_one(_mine(tenure), {"$set": fields, "$push": push})
+        done = await self.ledger.update_one(_mine(tenure), {"$set": fields, "$push": push})
         point("mongo.scanned.after")
         _check(done.matched_count, tenure)
-
-    async def hold(self, tenure: Tenure, session: Session) -> None:
-        """Make a transaction depend on the lease. Raises `Deposed`."""
-        await self._set_site(tenure, {}, session)
 
     async def _set_site(self, tenure: Tenure, fields: Document, session: Session) -> None:
         change: Document = {"$currentDate": {"touched": True}}
         if fields:
             change["$set"] = fields
-        done = await self.sites.update_one(_mine(tenure), change, session=session)
+        done = await self.ledger.update_one(_mine(tenure), change, session=session)
         _check(done.matched_count, tenure)
 
     # -- looks ------------------------------------------------------------------------------
 
     async def looks(self, site: str, runs: Sequence[RunId]) -> dict[RunId, dict[Aspect, str]]:
         """Return the last look at each of these runs that this site has seen."""
-        cursor = self.seen.find({"_id": {"$in": [{"s": site, "r": run} for run in runs]}})
+        cursor = self.ledger.find({"_id": {"$in": [{"s": site, "r": run} for run in runs]}})
         return {row["_id"]["r"]: _look(row["look"]) for row in await cursor.to_list(None)}
 
-    async def save_looks(
-        self, site: str, looks: Mapping[RunId, Look | None], session: Session
+    async def ingest(
+        self,
+        tenure: Tenure,
+        looks: Mapping[RunId, Look | None],
+        debts: Iterable[Debt],
+        position: Mapping[str, Any],
+        session: Session,
     ) -> None:
-        """Replace the last looks; None: the run is gone."""
-        gone = [{"s": site, "r": run} for run, look in looks.items() if look is None]
+        """Write looks (None: the run is gone), debts and position. Raises `Deposed`."""
+        gone = [{"s": tenure.site, "r": run} for run, look in looks.items() if look is None]
         if gone:
-            await self.seen.delete_many({"_id": {"$in": gone}}, session=session)
+            await self.ledger.delete_many({"_id": {"$in": gone}}, session=session)
         writes = [
-            _upsert({"s": site, "r": run}, {"$set": {"look": _rows(look)}})
+            _upsert({"s": tenure.site, "r": run}, {"$set": {"look": _rows(look)}})
             for run, look in looks.items()
             if look is not None
         ]
-        await _write_all(self.seen, writes, session)
+        writes += [_upsert(debt.id, _renewal(debt)) for debt in debts]
+        # The guard comes last: the shorter it is held, the better for whoever waits for it.
+        touch = {"$currentDate": {"touched": True}, **({"$set": position} if position else {})}
+        writes.append({"q": _mine(tenure), "u": touch})
+        if await _write_all(self.ledger, writes, session) < len(writes):
+            raise Deposed(f"another process has taken over {tenure.site}")
 
     async def seen_between(self, site: str, low: Any, high: Any) -> list[RunId]:
         """Return the runs with low < _id <= high that this site has seen."""
         bounds = {"$gt": {"s": site, "r": low}, "$lte": {"s": site, "r": high}}
-        return [row["_id"]["r"] async for row in self.seen.find({"_id": bounds}, {"_id": 1})]
+        return [row["_id"]["r"] async for row in self.ledger.find({"_id": bounds}, {"_id": 1})]
 
     # -- debts ------------------------------------------------------------------------------
-
-    async def owe(self, debts: Iterable[Debt], session: Session) -> None:
-        """Write debts: new slots, or a new mark for slots that exist."""
-        await _write_all(self.ledger, [_upsert(debt.id, _renewal(debt)) for debt in debts], session)
 
     async def standing(self, slots: Sequence[str]) -> dict[str, Debt]:
         """Return the debts in these slots."""
@@ -379,6 +384,7 @@ class Store:
 
     def find_debts(self, query: Document, limit: int) -> Any:
         """Return a cursor over ledger documents, newest first."""
+        query = {"handler": {"$exists": True}, **query}
         return self.ledger.find(query).sort("due", -1).limit(limit)
 
     # -- requests ---------------------------------------------------------------------------
@@ -397,7 +403,7 @@ class Store:
                 "at": now,
             }
         )
-        await self.sites.update_one({"_id": site}, {"$inc": {"requests": 1}})
+        await self.ledger.update_one({"_id": site}, {"$inc": {"requests": 1}})
 
     async def pending(self, site: str) -> list[Request]:
         """Return the requests that wait for this site, oldest first."""
@@ -476,11 +482,11 @@ def _upsert(key: Any, change: Document) -> Document:
 
 
 async def _write_all(collection: Collection, updates: Sequence[Document], session: Session) -> int:
-    """Send updates as commands of our own making; returns how many documents they matched.
+    """Send updates as commands of our own making; returns how many of them found their document.
 
     pymongo's bulk writes check and wrap each operation; here there are thousands, all our own.
     """
-    matched = 0
+    found = 0
     for start in range(0, len(updates), _AT_ONCE):
         some = updates[start : start + _AT_ONCE]
         command: Document = {"update": collection.name, "updates": some, "ordered": False}
@@ -489,8 +495,8 @@ async def _write_all(collection: Collection, updates: Sequence[Document], sessio
         reply = await collection.database.command(command, session=session)
         if reply.get("writeErrors"):
             raise DatabaseError(str(reply["writeErrors"][0].get("errmsg"))[:300])
-        matched += reply["n"] - len(reply.get("upserted", ()))
-    return matched
+        found += reply["n"]
+    return found
 
 
 _AT_ONCE: Final = 2000
@@ -503,6 +509,11 @@ def _mine(tenure: Tenure) -> Document:
 def _check(matched: int, tenure: Tenure) -> None:
     if not matched:
         raise Deposed(f"another process has taken over {tenure.site}")
+
+
+def position_fields(position: Position, now: datetime) -> Document:
+    """Return what a site's document says about its position."""
+    return {"position": _position_row(position), "streamed": now}
 
 
 def _position_row(position: Position) -> Document:

@@ -84,8 +84,11 @@ class NoIntake:
     def reserve(self, debts: Sequence[Debt]) -> list[Debt]:
         return list(debts)
 
-    def start(self, debts: Sequence[Debt]) -> None:
+    def start(self, debts: Sequence[Debt], runs: object) -> None:
         self.count += len(debts)
+
+    def look_again(self) -> None:
+        return
 
     def cancel(self, debts: Sequence[Debt]) -> None:
         raise AssertionError("nothing is to fail here")
@@ -189,17 +192,15 @@ def ingest(bench: Bench, count: int, rounds: int) -> dict[str, float]:
     """Drain the same backlog with the bare loops and with ours, in turn."""
     ids = bench.fill(count)
     trio.run(first_look, bench)
-    seen = bench.client[bench.name]["caxev_seen"]
     ledger = bench.client[bench.name]["caxev_ledger"]
-    seen.aggregate([{"$out": "seen_kept"}])
+    ledger.aggregate([{"$out": "ledger_kept"}])
     start = bench.now()
     bench.set_status(ids, "verifying")
     rates: dict[str, list[float]] = {"bare": [], "lookup": [], "ours": []}
     for _ in range(rounds):
         rates["bare"].append(drain_bare(bench, start, count))
         rates["lookup"].append(drain_bare(bench, start, count, full_document="updateLookup"))
-        ledger.delete_many({})
-        bench.client[bench.name]["seen_kept"].aggregate([{"$out": "caxev_seen"}])
+        bench.client[bench.name]["ledger_kept"].aggregate([{"$out": "caxev_ledger"}])
         rates["ours"].append(trio.run(drain_ours, bench, start, count))
         assert ledger.count_documents({"state": "open"}) == count
     return {name: statistics.median(found) for name, found in rates.items()}
@@ -232,11 +233,12 @@ async def pay_all(bench: Bench, count: int) -> float:
 def reactions(bench: Bench, count: int, rounds: int) -> float:
     """Time no-op reactions; the ledger must hold `count` open debts or more."""
     ledger = bench.client[bench.name]["caxev_ledger"]
-    keep = [row["_id"] for row in ledger.find({}, {"_id": 1}).limit(count)]
-    ledger.delete_many({"_id": {"$nin": keep}})
+    debts = {"handler": {"$exists": True}}
+    keep = [row["_id"] for row in ledger.find(debts, {"_id": 1}).limit(count)]
+    ledger.delete_many({**debts, "_id": {"$nin": keep}})
     rates = []
     for _ in range(rounds):
-        ledger.update_many({}, {"$set": {"state": "open"}, "$unset": {"epoch": ""}})
+        ledger.update_many(debts, {"$set": {"state": "open"}, "$unset": {"epoch": ""}})
         rates.append(trio.run(pay_all, bench, len(keep)))
         assert ledger.count_documents({"state": "done"}) == len(keep)
     return statistics.median(rates)
@@ -392,7 +394,9 @@ def idle(directory: Path, seconds: int) -> tuple[int, float]:
         for site in world.sites:
             world.listen(site)
         with Client(world.mongod.uri) as client:
-            while client["run"]["caxev_sites"].count_documents({"position": {"$exists": True}}) < 3:
+            while (
+                client["run"]["caxev_ledger"].count_documents({"position": {"$exists": True}}) < 3
+            ):
                 time.sleep(0.1)
             time.sleep(3)
             before, asked = _counters(client), world.mongod.queries("run.runs_new")

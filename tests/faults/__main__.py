@@ -1,0 +1,73 @@
+"""`python -m tests.faults NAME`: play a campaign.
+
+Progress goes to stderr, a line a round; with ``--json`` the last line on stdout is one object. The
+exit status is 1 where something was lost, doubled, accepted though corrupt, or late.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from tests.faults.campaign import play
+from tests.faults.crash import crash
+from tests.faults.kill import kill
+from tests.faults.takeover import takeover
+
+MEGABYTE = 1_000_000
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    commands = parser.add_subparsers(dest="name", required=True)
+    one = commands.add_parser("crash", help="kill -9 at every crash point, and at random moments")
+    _shared(one, rounds=20)
+    one.add_argument("--points", type=int, help="only so many points, chosen by the seed")
+    one.add_argument("--together", action="store_true", help="kill at all sites in one round")
+    one = commands.add_parser("kill", help="kill -9 during the transfer of a large run")
+    _shared(one, rounds=10)
+    one.add_argument("--size-mb", type=float, default=500.0)
+    one = commands.add_parser("takeover", help="kill -9 the leader of two listeners")
+    _shared(one, rounds=3)
+    one.add_argument("--lease", type=float, default=15.0)
+    return parser
+
+
+def _shared(parser: argparse.ArgumentParser, *, rounds: int) -> None:
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line above."""
+    given = _parser().parse_args(arguments)
+    match given.name:
+        case "crash":
+            return play(
+                lambda ground: crash(
+                    ground,
+                    rounds=given.rounds,
+                    seed=given.seed,
+                    points=given.points,
+                    together=given.together,
+                ),
+                as_json=given.json,
+            )
+        case "kill":
+            size = int(given.size_mb * MEGABYTE)
+            return play(
+                lambda ground: kill(ground, rounds=given.rounds, size=size, seed=given.seed),
+                as_json=given.json,
+            )
+        case _:
+            return play(
+                lambda ground: takeover(ground, rounds=given.rounds),
+                lease=given.lease,
+                as_json=given.json,
+            )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,385 @@
+"""What all campaigns share: a collaboration to break, and the comparison of its end.
+
+A campaign takes runs on a `Ground`, breaks something, has `Ground.finish` wait until nothing moves
+any more, and adds what `compare` finds to its `Tally`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from itertools import count
+from pathlib import Path
+from shutil import rmtree
+from typing import Any, Final, Literal, NamedTuple
+
+import trio
+from attrs import define, field, frozen
+from rich.console import Console
+from rich.table import Table
+
+from caxev import aio
+from caxev.config import DEFAULT_HANDLERS, load_handlers
+from caxev.daemon import open_database, prepare, run
+from caxev.demo.command import ended_by_signals
+from caxev.demo.world import World, ask, left
+from caxev.files import PART_PREFIX, digest_tree
+from caxev.model import TRANSFERRED, CopyKey, Run, RunId
+from caxev.mongo import Database
+
+ROOT: Final = Path(__file__).parents[2]
+EFFECTS: Final = Path(__file__).parent / "effects.py"
+BIRTH: Final = "lngs"
+"""The site where runs are taken; the others pull from it, or are pushed to."""
+PATIENCE: Final = 90.0
+"""Seconds after which what has not come to its end is lost."""
+LOOK_EVERY: Final = 0.1
+
+Kind = Literal["lost", "duplicated", "corrupt_accepted"]
+
+
+class Problem(NamedTuple):
+    """One thing that is not as it should be."""
+
+    kind: Kind
+    what: str
+
+
+@define
+class Tally:
+    """The sum of a campaign.
+
+    `lost`: what did not come to its end: a copy, a handler's effect, a debt, a partial that nobody
+    took away. `duplicated`: a second entry for one copy, a second effect. `corrupt_accepted`:
+    a copy that is said to be good and is not what the source is.
+    """
+
+    rounds: int = 0
+    faults: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    corrupt_accepted: int = 0
+
+    def add(self, problems: Iterable[Problem]) -> None:
+        """Count one round's problems."""
+        self.rounds += 1
+        for problem in problems:
+            setattr(self, problem.kind, getattr(self, problem.kind) + 1)
+
+    @property
+    def good(self) -> bool:
+        return not (self.lost or self.duplicated or self.corrupt_accepted)
+
+    def row(self) -> dict[str, int]:
+        """Return the figures by name."""
+        return {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
+
+
+@frozen
+class Born:
+    """A run as it was taken: its id, and the digest of the source's manifest."""
+
+    id: RunId
+    number: int
+    digest: str
+
+
+@frozen
+class End:
+    """How runs end where nothing is broken: their copies, with statuses, and their tags."""
+
+    copies: Mapping[CopyKey, str]
+    tags: Counter[str]
+
+    @classmethod
+    def of(cls, one: Run) -> End:
+        """Return the end that a run has come to."""
+        return cls({copy.key: copy.status for copy in one.copies}, Counter(one.tags))
+
+
+def compare(one: Run, born: Born, end: End) -> Iterator[Problem]:
+    """Say how a run's document differs from the end that it should have come to. Pure."""
+    for key, status in end.copies.items():
+        found = one.copy(key)
+        if found is None or found.status != status:
+            yield Problem("lost", f"{one}: {key} is {found.status if found else 'not there'}")
+        elif status == TRANSFERRED and found.manifest != born.digest:
+            yield Problem("corrupt_accepted", f"{one}: {key} is good with {found.manifest}")
+    for key, entries in Counter(copy.key for copy in one.copies).items():
+        if entries > 1:
+            yield Problem("duplicated", f"{one}: {entries} entries for {key}")
+    tags = Counter(one.tags)
+    for tag in end.tags | tags:
+        if tags[tag] != end.tags[tag]:
+            kind: Kind = "lost" if tags[tag] < end.tags[tag] else "duplicated"
+            yield Problem(kind, f"{one}: tag {tag} stands there {tags[tag]} times")
+
+
+def digest_of(path: str) -> str:
+    """Return the digest of the manifest of what is at `path`."""
+    return digest_tree(path, sha512=False, report=lambda _done, _total: None).digest
+
+
+def corrupt(one: Run, born: Born) -> Iterator[Problem]:
+    """Read every copy that is said to be good. Blocks."""
+    for copy in one.copies:
+        if copy.status != TRANSFERRED:
+            continue
+        if not copy.location or not os.path.lexists(copy.location):
+            yield Problem("lost", f"{one}: the bytes of {copy.key}")
+        elif digest_of(copy.location) != born.digest:
+            yield Problem("corrupt_accepted", f"{one}: the bytes of {copy.key} differ")
+
+
+def add_oddities(path: Path) -> None:
+    """Put into a run what real ones hold once in a while."""
+    (path / "empty").mkdir()
+    (path / "newest").symlink_to("pax_info.json")
+    odd = os.fsencode(path) + b"/odd \xff 'name'\n\".dat"
+    with Path(os.fsdecode(odd)).open("wb") as file:
+        file.write(b"odd" * 1000)
+
+
+@define(eq=False)
+class Listener:
+    """A ``caxev listen`` process and its log."""
+
+    site: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def killed(self) -> bool:
+        return self.process.poll() == -signal.SIGKILL
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self.process.send_signal(number)
+
+    def said(self, text: str) -> bool:
+        """Whether it has logged that."""
+        return self.log.exists() and text in self.log.read_text(errors="replace")
+
+
+@define(eq=False)
+class Ground:
+    """A `World` with its database open, on which runs are taken and listeners come and go."""
+
+    world: World
+    database: Database
+    lease: float = 2.0
+    listeners: dict[str, Listener] = field(init=False, factory=dict)
+    _numbers: Iterator[int] = field(init=False)
+    _started: list[Listener] = field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        raw = self.world.dir_of(BIRTH, "dir_raw")
+        self._numbers = count(1 + sum(1 for _ in raw.parent.glob("taken-*")))
+
+    # -- listeners --------------------------------------------------------------------------
+
+    def listen(self, site: str, *options: str, **environment: str) -> Listener:
+        """Start a listener; it is the site's one from now on."""
+        log = self.world.directory / "logs" / f"{site}.{len(self._started)}.{os.urandom(2).hex()}"
+        lease = ("--lease", str(self.lease))
+        files = ("--handlers", str(EFFECTS), "--log-file", str(log))
+        process = self.world.listen(site, *lease, *files, *options, environment=environment)
+        listener = self.listeners[site] = Listener(site, process, log)
+        self._started.append(listener)
+        return listener
+
+    async def leading(self, listener: Listener) -> bool:
+        """Whether it is this one that acts for its site, and it has found its place."""
+        record = await self.database.site_record(listener.site)
+        if record is None or record.position is None or not record.active:
+            return False
+        return f":{listener.pid}:" in (record.owner or "")
+
+    async def ready(self, *listeners: Listener) -> None:
+        """Wait until each acts for its site, or has died by SIGKILL."""
+        for listener in listeners:
+
+            async def settled(one: Listener = listener) -> bool:
+                return one.killed or await self.leading(one)
+
+            await self.until(settled, f"the listener of {listener.site} did not get ready")
+
+    async def until(
+        self, condition: Callable[[], Awaitable[bool]], why: str, *, within: float = PATIENCE
+    ) -> None:
+        """Wait for a condition. Raises TimeoutError."""
+        with trio.move_on_after(within):
+            while not await condition():  # noqa: ASYNC110  # of another process
+                await trio.sleep(LOOK_EVERY)
+            return
+        raise TimeoutError(why)
+
+    async def stop(self, *listeners: Listener) -> None:
+        """Have listeners leave in good order, and wait for them."""
+        for listener in listeners:
+            ask(listener.process)
+        for listener in listeners:
+            await trio.to_thread.run_sync(left, listener.process)
+
+    def close(self) -> None:
+        """End every listener that was started here, in good order if it can."""
+        for listener in self._started:
+            if listener.process.poll() is None:
+                listener.signal(signal.SIGCONT)
+            ask(listener.process)
+        for listener in self._started:
+            left(listener.process)
+
+    # -- runs -------------------------------------------------------------------------------
+
+    async def take(self, size: int, **fields: Any) -> Born:
+        """Have the DAQ take a run of about `size` bytes; `fields` go into its document."""
+        number = next(self._numbers)
+        document = await trio.to_thread.run_sync(self._write, number, size)
+        digest = await trio.to_thread.run_sync(digest_of, document["data"][0]["location"])
+        return Born(await self.database.insert_run({**document, **fields}), number, digest)
+
+    def _write(self, number: int, size: int) -> dict[str, Any]:
+        document = self.world.take_run(BIRTH, number, size, number)
+        add_oddities(Path(document["data"][0]["location"]))
+        (self.world.directory / BIRTH / f"taken-{number}").touch()
+        return document
+
+    async def finish(self, runs: Sequence[Born], end: End | None) -> list[Problem]:
+        """Wait until the runs have come to their end and nothing is owed; what is wrong then.
+
+        Without `end`: until every site has a good copy and has left its tag.
+        """
+        end = end or self.wanted
+        with suppress(TimeoutError):  # what is missing is found below
+            await self.until(lambda: self._at_end(runs, end), "not at the end")
+        problems = await self._owed(("open", "running", "failed"))
+        found = await self.database.runs([born.id for born in runs])
+        for born in runs:
+            problems += compare(found[born.id], born, end)
+            problems += await trio.to_thread.run_sync(
+                lambda one, born: list(corrupt(one, born)), found[born.id], born
+            )
+        return [*problems, *self._partials()]
+
+    @property
+    def wanted(self) -> End:
+        """The end that every run comes to here."""
+        sites = self.world.sites
+        return End(
+            {CopyKey("raw", site): TRANSFERRED for site in sites},
+            Counter(f"seen-{site}" for site in sites),
+        )
+
+    async def _at_end(self, runs: Sequence[Born], end: End) -> bool:
+        found = await self.database.runs([born.id for born in runs])
+        if any(next(compare(found[born.id], born, end), None) for born in runs):
+            return False
+        return not await self._owed(("open", "running"))
+
+    async def _owed(self, states: Iterable[str]) -> list[Problem]:
+        return [
+            Problem("lost", f"{debt.site}: {debt.handler} of {debt.event} is {state}: {debt.note}")
+            for state in states
+            for debt, _ in await self.database.debts(state=state)
+        ]
+
+    def _partials(self) -> Iterator[Problem]:
+        for site in self.world.sites:
+            for path in (self.world.directory / site).rglob(f"{PART_PREFIX}*"):
+                yield Problem("lost", f"left over: {path.relative_to(self.world.directory)!r}")
+
+    async def forget(self, runs: Sequence[Born]) -> None:
+        """Take the bytes of runs off the disk. Their documents stay."""
+        found = await self.database.runs([born.id for born in runs])
+        for one in found.values():
+            for copy in one.copies:
+                if copy.location:
+                    await trio.to_thread.run_sync(
+                        partial(rmtree, copy.location, ignore_errors=True)
+                    )
+
+
+@asynccontextmanager
+async def ground_in(world: World, *, lease: float = 2.0) -> AsyncIterator[Ground]:
+    """A ground for the length of a block; its listeners have ended afterwards."""
+    load_handlers(default=DEFAULT_HANDLERS)
+    async with aio.loop(), open_database(world.settings) as database:
+        await prepare(database)
+        ground = Ground(world, database, lease)
+        try:
+            yield ground
+        finally:
+            ground.close()
+
+
+@contextmanager
+def new_world() -> Iterator[World]:
+    """A world in a temporary directory, gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="caxev-faults-") as directory,
+        World(Path(directory), ROOT / "sites.json") as world,
+    ):
+        yield world
+
+
+def say(text: str) -> None:
+    """Print a line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def say_round(what: str, problems: Sequence[Problem], seconds: float) -> None:
+    """Print how a round went."""
+    say(f"{what}: {'good' if not problems else f'{len(problems)} problems'}, {seconds:.1f} s")
+    for problem in problems:
+        say(f"    {problem.kind}: {problem.what}")
+
+
+def play(
+    campaign: Callable[[Ground], Awaitable[Mapping[str, Any]]],
+    *,
+    lease: float = 2.0,
+    as_json: bool = False,
+) -> int:
+    """Play a campaign in a world of its own and print its figures; its exit status.
+
+    The status is 1 where a figure that must be 0 is not.
+    """
+
+    async def main(world: World) -> Mapping[str, Any]:
+        async with ground_in(world, lease=lease) as ground:
+            return await campaign(ground)
+
+    with ended_by_signals(), new_world() as world:
+        figures = run(main, world)
+    _print_table(figures)
+    if as_json:
+        print(json.dumps(figures))
+    bad = [figures.get(name) for name in ("lost", "duplicated", "corrupt_accepted", "late")]
+    return 1 if any(bad) else 0
+
+
+def _print_table(figures: Mapping[str, Any]) -> None:
+    table = Table(*figures)
+    table.add_row(*(str(value) for value in figures.values()))
+    Console(stderr=True).print(table)

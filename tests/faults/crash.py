@@ -1,0 +1,187 @@
+"""kill -9 at every named point between two durable writes, and at random moments.
+
+The points are read from the log of an undisturbed pass, so handlers that are written later are
+covered as they are. A point that is passed often is tried at its first passing and at a middle one.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import trio
+from attrs import frozen
+
+from caxev.job import utcnow
+from caxev.mongo import Request
+from tests.faults.campaign import Born, End, Ground, Listener, Problem, Tally, say, say_round
+
+SMALL: Final = 300_000
+"""Bytes in a run for the kills at points."""
+LARGER: Final = 8_000_000
+"""Bytes in a run for the kills at random moments."""
+RUNS: Final = 2
+
+
+@frozen
+class Fault:
+    """SIGKILL of a site's listener when it (or a worker of it) passes `point` the `nth` time."""
+
+    site: str
+    point: str
+    nth: int
+
+    def __str__(self) -> str:
+        return f"{self.site} {self.point}:{self.nth}"
+
+
+def faults_in(site: str, log: str) -> Iterator[Fault]:
+    """Return the faults to try, from a log of lines ``pid point``. Pure.
+
+    Passings are counted in each process for itself, as `caxev.crash` does.
+    """
+    most: Counter[str] = Counter()
+    for (_, point), times in Counter(map(_pair, log.splitlines())).items():
+        most[point] = max(most[point], times)
+    for point, times in sorted(most.items()):
+        yield Fault(site, point, 1)
+        if times > 1:
+            yield Fault(site, point, times // 2 + 1)
+
+
+def _pair(line: str) -> tuple[str, str]:
+    pid, _, point = line.partition(" ")
+    return pid, point
+
+
+async def crash(
+    ground: Ground, *, rounds: int, seed: int, points: int | None = None, together: bool = False
+) -> dict[str, Any]:
+    """Kill at each point (or at `points` of them, chosen by `seed`), then `rounds` times at random.
+
+    With `together`, a round has a fault at every site.
+    """
+    random = Random(seed)
+    tally = Tally()
+    faults, end, seconds = await reference(ground)
+    if points is not None:
+        faults = chosen(faults, points, random)
+    unreached = 0
+    for wave in waves(faults, together=together):
+        began = trio.current_time()
+        reached, problems = await at_points(ground, wave, end)
+        tally.add(problems)
+        tally.faults += len(reached)
+        unreached += len(wave) - len(reached)
+        told = ", ".join(f"{one}{'' if one in reached else ' (not reached)'}" for one in wave)
+        say_round(f"{tally.rounds}. {told}", problems, trio.current_time() - began)
+    for _ in range(rounds):
+        began = trio.current_time()
+        what, problems = await at_random(ground, random, end, seconds)
+        tally.add(problems)
+        tally.faults += 1
+        say_round(f"{tally.rounds}. {what}", problems, trio.current_time() - began)
+    say(f"{len(faults)} points, {unreached} of them not reached; {rounds} random moments")
+    return tally.row()
+
+
+async def reference(ground: Ground) -> tuple[list[Fault], End, float]:
+    """Play undisturbed: the faults to try, the end to expect, and how many seconds it took."""
+    logs = {site: ground.world.directory / f"{site}.points" for site in ground.world.sites}
+    started = [ground.listen(site, CAXEV_CRASH_LOG=str(log)) for site, log in logs.items()]
+    await ground.ready(*started)
+    began = trio.current_time()
+    runs = await take(ground, SMALL, started)
+    problems = await ground.finish(runs, None)
+    seconds = trio.current_time() - began
+    if problems:
+        raise RuntimeError(f"undisturbed, it comes to no good end: {problems}")
+    faults = [fault for site, log in logs.items() for fault in faults_in(site, _read(log))]
+    say(f"undisturbed: {seconds:.1f} s, {len(faults)} points to kill at")
+    end = End.of((await ground.database.runs([runs[0].id]))[runs[0].id])
+    await ground.forget(runs)
+    return faults, end, seconds
+
+
+def _read(log: Path) -> str:
+    return log.read_text()
+
+
+def chosen(faults: Sequence[Fault], points: int, random: Random) -> list[Fault]:
+    """Choose `points` faults, as many at each site as at any other. Pure."""
+    mixed = random.sample(faults, len(faults))
+    return [fault for wave in waves(mixed, together=True) for fault in wave][:points]
+
+
+def waves(faults: Sequence[Fault], *, together: bool) -> Iterator[list[Fault]]:
+    """Return the faults round by round: one, or (`together`) at most one at each site. Pure."""
+    rest = list(faults)
+    while rest:
+        sites = dict.fromkeys(fault.site for fault in (rest if together else rest[:1]))
+        wave = [next(fault for fault in rest if fault.site == site) for site in sites]
+        rest = [fault for fault in rest if fault not in wave]
+        yield wave
+
+
+async def take(ground: Ground, size: int, listeners: Sequence[Listener]) -> list[Born]:
+    """Take runs, and ask the sites of these listeners for what people ask for."""
+    runs = [await ground.take(size) for _ in range(RUNS)]
+    for listener in listeners:
+        for request in (Request("scan"), Request("replay", tuple(born.id for born in runs))):
+            await ground.database.add_request(listener.site, request, "tests", utcnow())
+    return runs
+
+
+async def at_points(
+    ground: Ground, wave: Sequence[Fault], end: End
+) -> tuple[list[Fault], list[Problem]]:
+    """Play with listeners that kill themselves; which of them did, and what is wrong at the end."""
+    await ground.stop(*(ground.listeners[fault.site] for fault in wave))
+    armed = [ground.listen(f.site, CAXEV_CRASH=f"{f.point}:{f.nth}") for f in wave]
+    await ground.ready(*armed)
+    async with trio.open_nursery() as nursery:
+        for listener in armed:
+            nursery.start_soon(_restart_when_killed, ground, listener)
+        runs = await take(ground, SMALL, armed)
+        problems = await ground.finish(runs, end)
+        nursery.cancel_scope.cancel()
+    await ground.forget(runs)
+    alive = [listener for listener in armed if not listener.killed]
+    await ground.stop(*alive)
+    for listener in armed:
+        if ground.listeners[listener.site] is listener:
+            ground.listen(listener.site)
+    await ground.ready(*ground.listeners.values())
+    return [fault for fault, one in zip(wave, armed, strict=True) if one.killed], problems
+
+
+async def _restart_when_killed(ground: Ground, listener: Listener) -> None:
+    while not listener.killed:  # noqa: ASYNC110  # trio could not tell us
+        await trio.sleep(0.05)
+    ground.listen(listener.site)
+
+
+async def at_random(
+    ground: Ground, random: Random, end: End, seconds: float
+) -> tuple[str, list[Problem]]:
+    """Kill one listener at a random moment of a pass with larger runs."""
+    site = random.choice(list(ground.world.sites))
+    delay = random.uniform(0, 1.5 * seconds)
+    runs: list[Born] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_kill_later, ground, site, delay)
+        runs += await take(ground, LARGER, ())
+    problems = await ground.finish(runs, end)
+    await ground.forget(runs)
+    return f"{site} after {delay:.2f} s", problems
+
+
+async def _kill_later(ground: Ground, site: str, delay: float) -> None:
+    await trio.sleep(delay)
+    ground.listeners[site].signal(signal.SIGKILL)
+    await trio.to_thread.run_sync(ground.listeners[site].process.wait)
+    ground.listen(site)

@@ -1,0 +1,103 @@
+"""The short forms of the fault campaigns, and the laws of their own parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from caxev.config import ConfigError
+from caxev.demo.world import World
+from caxev.embedded import find_mongod
+from caxev.model import CopyKey, Run
+from tests.faults.campaign import Born, End, compare, ground_in, new_world
+from tests.faults.crash import Fault, crash, faults_in, waves
+from tests.faults.kill import kill
+
+GOOD = {"type": "raw", "host": "lngs", "status": "transferred", "manifest": "b3:1"}
+BORN = Born("id", 1, "b3:1")
+END = End.of(Run.from_document({"_id": "id", "data": [GOOD], "tags": [{"name": "seen"}]}))
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A small collaboration of its own."""
+    try:
+        find_mongod()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with new_world() as world:
+        yield world
+
+
+def problems(data: list[dict[str, str]], *tags: str) -> list[str]:
+    document = {"_id": "id", "data": data, "tags": [{"name": name} for name in tags]}
+    return [problem.kind for problem in compare(Run.from_document(document), BORN, END)]
+
+
+def test_the_same_end_is_no_problem() -> None:
+    """A run at its end compares equal with it."""
+    assert problems([GOOD], "seen") == []
+
+
+@pytest.mark.parametrize(
+    ("data", "tags", "kind"),
+    [
+        ([], ["seen"], "lost"),
+        ([{**GOOD, "status": "verifying"}], ["seen"], "lost"),
+        ([GOOD], [], "lost"),
+        ([GOOD, GOOD], ["seen"], "duplicated"),
+        ([GOOD], ["seen", "seen"], "duplicated"),
+        ([{**GOOD, "manifest": "b3:2"}], ["seen"], "corrupt_accepted"),
+    ],
+)
+def test_a_problem_is_called_by_its_name(
+    data: list[dict[str, str]], tags: list[str], kind: str
+) -> None:
+    """What is missing is lost, what is there twice is duplicated, what differs is corrupt."""
+    assert problems(data, *tags) == [kind]
+
+
+def test_points_are_read_from_the_log() -> None:
+    """Each point is tried at its first passing, and at the middle one of the busiest process."""
+    log = "1 a\n1 b\n1 b\n1 b\n2 a\n2 b\n"
+    assert list(faults_in("lngs", log)) == [
+        Fault("lngs", "a", 1),
+        Fault("lngs", "b", 1),
+        Fault("lngs", "b", 2),
+    ]
+
+
+def test_every_fault_is_in_one_wave() -> None:
+    """Waves hold all faults once, apart one each, together at most one for each site."""
+    faults = [Fault(site, point, 1) for site in ("lngs", "chicago") for point in "abc"]
+    apart, together = (list(waves(faults, together=value)) for value in (False, True))
+    assert [wave[0] for wave in apart] == faults
+    assert len(together) == 3
+    assert {fault for wave in together for fault in wave} == set(faults)
+    assert all(len({fault.site for fault in wave}) == len(wave) for wave in together)
+
+
+def test_the_birth_copy_is_part_of_the_end() -> None:
+    """An end names every copy of the run."""
+    assert END.copies == {CopyKey("raw", "lngs"): "transferred"}
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_killed_at_points_and_at_random_moments(world: World) -> None:
+    """Killed anywhere, every site comes to the end that it would have come to."""
+    async with ground_in(world) as ground:
+        figures = await crash(ground, rounds=2, seed=1, points=6, together=True)
+    assert figures["faults"] >= 6
+    assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_killed_during_a_large_transfer(world: World) -> None:
+    """Killed in the midst of moving bytes, the copy ends verified and nothing partial is named."""
+    async with ground_in(world) as ground:
+        figures = await kill(ground, rounds=3, size=60_000_000, seed=1)
+    assert figures["faults"] >= 2
+    assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0

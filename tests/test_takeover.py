@@ -1,0 +1,179 @@
+"""Two listeners for one site, as real processes: one acts, whatever is done to it."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+import trio
+from pymongo import MongoClient
+
+from caxev.config import ConfigError
+from caxev.demo.world import World
+from caxev.embedded import find_mongod
+from caxev.ledger import Debt
+from caxev.model import CopyKey
+from tests.faults.campaign import BIRTH, Born, Ground, Listener, ground_in, new_world
+from tests.faults.takeover import SITE, epoch_of, new_epoch, pair, takeover
+
+pytestmark = [pytest.mark.replicaset, pytest.mark.campaign]
+
+LEASE = 3.0
+# What the holder of a lease goes on writing while nothing happens.
+_ALIVE = ("expires", "touched", "trouble", "position", "streamed")
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """A small collaboration for all tests here."""
+    try:
+        find_mongod()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with new_world() as world:
+        yield world
+
+
+def written(world: World) -> dict[str, list[dict[str, Any]]]:
+    """Everything that stands in the database, but for signs of life."""
+    with MongoClient[dict[str, Any]](world.mongod.uri) as client:
+        database = client[world.settings.database]
+        found = {name: list(database[name].find()) for name in database.list_collection_names()}
+    for site in found["caxev_sites"]:
+        for name in _ALIVE:
+            site.pop(name, None)
+    return {name: sorted(rows, key=lambda row: str(row["_id"])) for name, rows in found.items()}
+
+
+async def nap_of(ground: Ground, born: Born, site: str = SITE) -> Debt | None:
+    """The debt of the handler that sleeps."""
+    found = await ground.database.debts(site, run=born.id, handler="nap")
+    return found[0][0] if found else None
+
+
+def napping(ground: Ground, born: Born, *states: str) -> Callable[[], Awaitable[bool]]:
+    async def in_state() -> bool:
+        debt = await nap_of(ground, born)
+        return debt is not None and debt.state.value in states
+
+    return in_state
+
+
+async def tags_of(ground: Ground, born: Born) -> list[str]:
+    return list((await ground.database.runs([born.id]))[born.id].tags)
+
+
+async def napper(ground: Ground, seconds: float) -> Born:
+    """A run at whose tag a handler sleeps for so long."""
+    return await ground.take(100_000, tags=[{"name": "nap"}], nap=seconds)
+
+
+async def test_the_other_one_takes_over_within_the_lease(world: World) -> None:
+    """One acts; when it is killed the other has the site before the lease has passed."""
+    async with ground_in(world, lease=LEASE) as ground:
+        figures = await takeover(ground, rounds=1)
+    assert figures["late"] == 0
+
+
+async def test_a_leader_that_slept_through_its_lease_writes_nothing(world: World) -> None:
+    """Stopped in mid-transfer and woken after the take-over, a process records nothing at all."""
+    async with ground_in(world, lease=LEASE) as ground:
+        leader, heir = await pair(ground)
+        epoch = await epoch_of(ground)
+        # Its nap and its transfer are in flight when it stops.
+        born = await ground.take(30_000_000, tags=[{"name": "nap"}], nap=2.0)
+        await ground.ready(ground.listen(BIRTH), ground.listen("stockholm"))
+        await ground.until(napping(ground, born, "running"), "nobody naps")
+        await ground.until(_claimed(ground, born), "nobody fetches")
+        leader.signal(signal.SIGSTOP)
+        assert await epoch_of(ground) == epoch
+        await new_epoch(ground, epoch)
+        await ground.ready(heir)
+        await ground.until(napping(ground, born, "done"), "the nap is not over")
+        await ground.finish([born], None)
+        before = await trio.to_thread.run_sync(written, world)
+        leader.signal(signal.SIGCONT)
+        await ground.until(_has_said(leader, "taken over chicago; standing by"), "it acts on")
+        assert await trio.to_thread.run_sync(written, world) == before
+        assert await ground.leading(heir)
+        assert epoch not in {row.get("epoch") for row in before["caxev_ledger"]}
+        assert sorted(await tags_of(ground, born)) == sorted(
+            ["nap", *(f"napped-{site}" for site in world.sites), *ground.wanted.tags]
+        )
+        after = await ground.take(100_000)
+        assert await ground.finish([after], None) == []
+
+
+def _claimed(ground: Ground, born: Born) -> Callable[[], Awaitable[bool]]:
+    async def claimed() -> bool:
+        one = (await ground.database.runs([born.id]))[born.id]
+        return one.copy(CopyKey("raw", SITE)) is not None
+
+    return claimed
+
+
+def _has_said(listener: Listener, text: str) -> Callable[[], Awaitable[bool]]:
+    async def said() -> bool:
+        return listener.said(text)
+
+    return said
+
+
+async def test_asked_to_leave_it_ends_what_is_in_flight(world: World) -> None:
+    """SIGTERM: a reaction that ends within the grace is settled, and the status is 0."""
+    async with ground_in(world, lease=LEASE) as ground:
+        listener = ground.listen(SITE)
+        await ground.ready(listener)
+        born = await napper(ground, 2.0)
+        await ground.until(napping(ground, born, "running"), "nobody naps")
+        await ground.stop(listener)
+        assert listener.process.returncode == 0
+        debt = await nap_of(ground, born)
+        assert debt is not None
+        assert (debt.state.value, debt.attempts) == ("done", 0)
+        assert (await tags_of(ground, born)).count(f"napped-{SITE}") == 1
+        record = await ground.database.site_record(SITE)
+        assert record is not None
+        assert not record.active
+
+
+async def test_what_outlasts_the_grace_is_due_again(world: World) -> None:
+    """SIGTERM: a reaction that is cut short is open, costs no attempt, and the status is 0."""
+    async with ground_in(world, lease=LEASE) as ground:
+        listener = ground.listen(SITE, "--grace", "0.5")
+        await ground.ready(listener)
+        born = await napper(ground, 3.0)
+        await ground.until(napping(ground, born, "running"), "nobody naps")
+        await ground.stop(listener)
+        assert listener.process.returncode == 0
+        debt = await nap_of(ground, born)
+        assert debt is not None
+        assert (debt.state.value, debt.attempts, debt.interrupted) == ("open", 0, 0)
+        await ground.ready(ground.listen(SITE))
+        await ground.until(napping(ground, born, "done"), "it is not done in the end")
+        assert (await tags_of(ground, born)).count(f"napped-{SITE}") == 1
+
+
+async def test_asked_twice_it_leaves_at_once(world: World) -> None:
+    """A second SIGTERM: it is gone while the reaction still runs, which is due again afterwards."""
+    async with ground_in(world, lease=LEASE) as ground:
+        listener = ground.listen(SITE)
+        await ground.ready(listener)
+        born = await napper(ground, 4.0)
+        await ground.until(napping(ground, born, "running"), "nobody naps")
+        listener.signal(signal.SIGTERM)
+        await ground.until(_has_said(listener, "finishing what is in flight"), "it did not hear")
+        listener.signal(signal.SIGTERM)
+        status = await trio.to_thread.run_sync(listener.process.wait)
+        assert status == 128 + signal.SIGTERM
+        debt = await nap_of(ground, born)
+        assert debt is not None
+        assert debt.state.value == "running"
+        await ground.ready(ground.listen(SITE))
+        await ground.until(napping(ground, born, "done"), "it is not done in the end")
+        debt = await nap_of(ground, born)
+        assert debt is not None
+        assert debt.interrupted == 1
+        assert (await tags_of(ground, born)).count(f"napped-{SITE}") == 1
