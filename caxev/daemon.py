@@ -154,6 +154,7 @@ async def _stand_by(
     told = False
     site, held = options.site.name, options.lease * _HELD
     while not leaving.asked.is_set():
+        notify("WATCHDOG=1")
         try:
             taken = await database.acquire(site, owner, held, utcnow())
         except Unreachable as error:
@@ -289,6 +290,7 @@ class _Tenancy:
                 # Nobody else can take the site over either, unless they still reach the database;
                 # then the renewal will tell.
                 logger.debug("the lease is not renewed: {}", error)
+                notify("WATCHDOG=1")  # we are well; a restart would only cut transfers short
                 await trio.sleep(min(every, LONGEST_WAIT) / 4)
                 continue
             await trio.sleep(every)

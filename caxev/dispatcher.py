@@ -349,6 +349,17 @@ class Dispatcher:
             self._end(ended)
 
     async def _attempt(self, debt: Debt, handler: Handler, run: Run) -> Ended:
+        crash.scope.set(handler.name)
+        await self._copies.enter(debt, exclusive=handler.exclusive)
+        try:
+            if debt.started is None:
+                debt = evolve(debt, started=utcnow())
+                self._latency.observe((utcnow() - debt.at).total_seconds())
+            return await self._try(debt, handler, run)
+        finally:
+            self._copies.leave(debt, exclusive=handler.exclusive)
+
+    async def _try(self, debt: Debt, handler: Handler, run: Run) -> Ended:
         watch = Watch(handler)
         job = Job(
             run=run,
@@ -360,15 +371,7 @@ class Dispatcher:
             ports=_Ports(self, debt),
             on_progress=self._progress_of(debt, watch),
         )
-        crash.scope.set(handler.name)
-        await self._copies.enter(debt, exclusive=handler.exclusive)
-        try:
-            if debt.started is None:
-                debt = evolve(debt, started=utcnow())
-                self._latency.observe((utcnow() - debt.at).total_seconds())
-            outcome, update = await attempt(handler, job, watch)
-        finally:
-            self._copies.leave(debt, exclusive=handler.exclusive)
+        outcome, update = await attempt(handler, job, watch)
         if not isinstance(outcome, Paid):
             update = job.if_parked if self._is_last(debt, handler, outcome) else None
         _report(outcome)

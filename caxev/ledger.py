@@ -153,12 +153,17 @@ class Debt:
 
 def slot(site: str, run: RunId, aspect: Aspect, handler: str) -> str:
     """Return the key of a slot: all keys of one run share the prefix `slot_prefix`."""
-    return dumps([site, str(run), *aspect, handler])
+    return dumps([site, _run_text(run), *aspect, handler])
 
 
 def slot_prefix(site: str, run: RunId) -> str:
     """Return what the keys of all slots of a run at a site begin with."""
-    return dumps([site, str(run)])[:-1] + ","
+    return dumps([site, _run_text(run)])[:-1] + ","
+
+
+def _run_text(run: RunId) -> str:
+    # An ObjectId's own text; of any other id one that tells 1 from "1".
+    return str(run) if type(run).__name__ == "ObjectId" else repr(run)
 
 
 def owe(site: str, event: Event, handler: str, *, lane: str, mark: int, at: datetime) -> Debt:

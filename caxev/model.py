@@ -157,6 +157,13 @@ class Copy:
         return as_utc(self.fields.get("status_since"))
 
     @property
+    def as_seen(self) -> CopyIs:
+        """The expectation that this copy still has the status and owner that it has here."""
+        # An entry without a status is `unknown` to us, which is not what stands in the document.
+        status = self.fields.get("status") if self.status == UNKNOWN else self.status
+        return CopyIs(self.key, {"status": status, "owner": self.fields.get("owner")})
+
+    @property
     def seen_as(self) -> str:
         """This copy's value in a `Look`."""
         return _value(self.status, self.fields.get("status_since"))
@@ -323,13 +330,13 @@ class RunUpdate:
         cls, run: Run, copy: Copy, status: str, *expect: Expectation, **fields: Any
     ) -> RunUpdate:
         """Change a copy that still has the status and the owner that `copy` was seen with."""
-        seen = CopyIs(copy.key, {"status": copy.status, "owner": copy.fields.get("owner")})
+        seen = copy.as_seen
         return cls(run.id, (seen, *expect), change=(seen, {"status": status, **fields}))
 
     @classmethod
     def remove_copy(cls, run: Run, copy: Copy, *expect: Expectation) -> RunUpdate:
         """Take a copy's entry out, if it still has the status and owner it was seen with."""
-        seen = CopyIs(copy.key, {"status": copy.status, "owner": copy.fields.get("owner")})
+        seen = copy.as_seen
         return cls(run.id, (seen, *expect), remove=seen)
 
     @classmethod

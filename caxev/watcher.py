@@ -243,10 +243,11 @@ class Watcher:
         async with self._looking:
             if ahead.turn != self._turn:  # a scan or a replay came between
                 looked = await self._read_looks(batch.runs)
-            # The last looks were read while the batch before this one was being recorded.
-            for run, look in self._recorded.items():
-                if run in batch.runs:
-                    looked.before[run] = dict(look or {})
+            else:
+                # The last looks were read while the batch before this one was being recorded.
+                for run, look in self._recorded.items():
+                    if run in batch.runs:
+                        looked.before[run] = dict(look or {})
             ingest = self._compare(batch.runs, looked)
             self._recorded = ingest.looks
             if not ingest.looks:
@@ -374,6 +375,8 @@ class Watcher:
         finally:
             if not recorded:
                 self.intake.cancel(debts)
+                for run in ingest.looks:  # recorded or not, we cannot say
+                    self._known.pop(run, None)
         if refused is not None:
             await self._record_apart(ingest, refused)
             return

@@ -82,9 +82,9 @@ async def test_a_leader_that_slept_through_its_lease_writes_nothing(world: World
     async with ground_in(world, lease=LEASE) as ground:
         leader, heir = await pair(ground)
         epoch = await epoch_of(ground)
-        # Its nap and its transfer are in flight when it stops.
-        born = await ground.take(30_000_000, tags=[{"name": "nap"}], nap=2.0)
         await ground.ready(ground.listen(BIRTH), ground.listen("stockholm"))
+        # Its nap and its transfer are in flight when it stops.
+        born = await ground.take(30_000_000, tags=[{"name": "nap"}], nap=4.0)
         await ground.until(napping(ground, born, "running"), "nobody naps")
         await ground.until(_claimed(ground, born), "nobody fetches")
         leader.signal(signal.SIGSTOP)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from bson.codec_options import CodecOptions
+from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from pymongo import AsyncMongoClient
 from pymongo.errors import (
@@ -69,6 +69,9 @@ def connect(settings: Settings) -> Client:
             settings.mongo_uri,
             **_options(settings),
             tz_aware=True,
+            # One document with a date beyond year 9999, or broken text, must not stop a batch.
+            datetime_conversion="DATETIME_AUTO",
+            unicode_decode_error_handler="replace",
             appname="caxev",
         )
     except (InvalidURI, ConfigurationError, ValueError) as error:
@@ -145,4 +148,8 @@ def _first_line(error: BaseException) -> str:
     return text[:300]
 
 
-PLAIN: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
+PLAIN: Final[CodecOptions[Document]] = CodecOptions(
+    tz_aware=True,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
+)

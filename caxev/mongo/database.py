@@ -136,6 +136,9 @@ class Database:
             if self._session is not None:
                 await self._session.end_session()
             await self._client.close()
+            # A transport closes its socket one turn of the loop after it was told to.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
         await aio.call(close)
 
@@ -146,8 +149,8 @@ class Database:
     ) -> tuple[Tenure, int] | None:
         """Take the site over if nobody holds it: our tenure and how many claims were interrupted.
 
-        None where another process's lease has not lapsed. What the former process left claimed
-        is opened in the same transaction, so that from then on it can settle nothing.
+        None where another process's lease has not lapsed. From the new epoch on the former process
+        can begin nothing, and once its claims are opened it can settle nothing.
         """
 
         async def acquire() -> tuple[Tenure, int] | None:
@@ -156,19 +159,17 @@ class Database:
             if former is None:
                 return None
             await self._end_session(former.get("lsid"))
-            session = self._session = self._client.start_session()
-
-            async def take(session: AsyncClientSession) -> tuple[Tenure, int] | None:
-                lsid = session.session_id
-                epoch = await self._store.take_over(site, owner, lease, lsid, session)
-                if epoch is None:
-                    return None
-                point("mongo.takeover")
-                claims = await self._store.interrupt_claims(site, now, session)
-                return Tenure(site, epoch, owner), claims
-
-            async with self._pen:
-                return await session.with_transaction(take)
+            self._session = self._client.start_session()
+            # Not a transaction: one that we were killed in would lock the site's document for a
+            # minute, and the next process could not know whose session it has to end.
+            lsid = self._session.session_id
+            epoch = await self._store.take_over(site, owner, lease, lsid)
+            if epoch is None:
+                return None
+            point("mongo.takeover.epoch")
+            claims = await self._store.interrupt_claims(site, epoch, now)
+            point("mongo.takeover.claims")
+            return Tenure(site, epoch, owner), claims
 
         return await self._call(acquire)
 
@@ -202,12 +203,17 @@ class Database:
     # -- watching ---------------------------------------------------------------------------
 
     async def cluster_time(self) -> Timestamp:
-        """Return the time of the last operation that the server knows of."""
+        """Return a time such that whatever comes before it can be read from now on.
+
+        That is just after the last operation that a majority has: a stream that starts there
+        does not meet again what ended the one before, such as the drop of the collection.
+        """
 
         async def cluster_time() -> Timestamp:
             reply = await self._client.admin.command("hello")
-            time: Timestamp = reply["operationTime"]
-            return time
+            majority = reply.get("lastWrite", {}).get("majorityOpTime")  # a mongos gives none
+            last: Timestamp = majority["ts"] if majority else reply["operationTime"]
+            return Timestamp(last.time, last.inc + 1)
 
         return await self._call(cluster_time)
 
@@ -258,7 +264,8 @@ class Database:
             whole = {doc["_id"]: Run.from_document(doc) for doc in documents} if few else {}
             return Looked(now, last, whole)
 
-        return await self._call(look)
+        # An idle stream's empty batches must not become queries.
+        return await self._call(look) if runs else Looked({}, {}, {})
 
     async def ingest(self, tenure: Tenure, ingest: Ingest, now: datetime) -> None:
         """Record what changes led to, all of it or nothing. Raises `Deposed`."""
@@ -283,21 +290,20 @@ class Database:
         await self._call(self._store.finish_scan, tenure, start, now, gap)
 
     async def page(self, site: str, after: RunId | None) -> tuple[list[RunId], RunId | None]:
-        """Return a page of run ids, stored or seen, after the given one; and the page's last.
+        """Return a page of run ids, stored or seen, and the `after` with which to ask for the next.
 
-        The last is None when there are no more. Runs that were seen but are no longer stored are
+        That is None when there are no more. Runs that were seen but are no longer stored are
         among them, so that a scan also finds what was deleted.
         """
 
         async def page() -> tuple[list[RunId], RunId | None]:
             low = MinKey() if after is None else after
-            query = {} if after is None else {"_id": {"$gt": after}}
-            cursor = self._runs.find(query, {"_id": 1}).sort("_id").limit(PAGE)
-            ids = [document["_id"] for document in await cursor.to_list(None)]
-            last = ids[-1] if len(ids) == PAGE else None
-            high = MaxKey() if last is None else last
-            seen = await self._store.seen_between(site, low, high)
-            return list(dict.fromkeys([*ids, *seen])), last
+            # By the index's bounds: a filter would stop where ids begin to be of another type.
+            cursor = self._runs.find({}, {"_id": 1}).hint([("_id", 1)]).min([("_id", low)])
+            ids = [row["_id"] for row in await cursor.limit(PAGE + 1).to_list(None)]
+            more = ids.pop() if len(ids) > PAGE else None
+            seen = await self._store.seen_between(site, low, MaxKey() if more is None else more)
+            return list(dict.fromkeys([*ids, *seen])), more
 
         return await self._call(page)
 

@@ -59,9 +59,14 @@ class Selection:
 
 
 def key_filter(key: CopyKey, prefix: str = "") -> Document:
-    """Return what an entry of ``data`` with this key matches. No version: null or absent."""
-    parts = {"type": key.type, "host": key.host, "pax_version": key.version}
-    return {prefix + name: {"$eq": value} for name, value in parts.items()}
+    """Return what an entry of ``data`` with this key matches. No version: no text, or an empty one."""
+    return {
+        prefix + "type": {"$eq": key.type},
+        prefix + "host": {"$eq": key.host},
+        prefix + "pax_version": {"$not": {"$gt": ""}}
+        if key.version is None
+        else {"$eq": key.version},
+    }
 
 
 def _copy_filter(expected: CopyIs, prefix: str = "") -> Document:

@@ -176,9 +176,7 @@ class Store:
         """Return the site's document if its lease has lapsed, else None."""
         return await self.ledger.find_one({"_id": site, "$expr": {"$not": [_ACTIVE]}})
 
-    async def take_over(
-        self, site: str, owner: str, lease: float, lsid: Any, session: Session
-    ) -> int | None:
+    async def take_over(self, site: str, owner: str, lease: float, lsid: Any) -> int | None:
         """Take a lapsed lease: the new epoch, or None where it has not lapsed."""
         document = await self.ledger.find_one_and_update(
             {"_id": site, "$expr": {"$not": [_ACTIVE]}},
@@ -194,7 +192,6 @@ class Store:
                 }
             ],
             return_document=ReturnDocument.AFTER,
-            session=session,
         )
         return None if document is None else int(document["epoch"])
 
@@ -220,15 +217,17 @@ class Store:
         """End the lease now, so that a stand-by need not wait for it to lapse."""
         await self.ledger.update_one(_mine(tenure), [{"$set": {"expires": "$$NOW"}}])
 
-    async def interrupt_claims(self, site: str, now: datetime, session: Session) -> int:
-        """Open every claim again that a former process left; how many there were."""
-        claimed = {"site": site, "epoch": {"$exists": True}}
-        found = [_debt(document) async for document in self.ledger.find(claimed, session=session)]
-        if found:
-            await self.ledger.bulk_write(
-                [UpdateOne({"_id": debt.id}, _interruption(debt, now)) for debt in found],
-                session=session,
-            )
+    async def interrupt_claims(self, site: str, epoch: int, now: datetime) -> int:
+        """Open every claim again that older epochs than this left; how many there were."""
+        claimed = {"site": site, "epoch": {"$lt": epoch}}
+        found = [_debt(document) async for document in self.ledger.find(claimed)]
+        writes = [
+            # What its process has settled meanwhile, if it lives after all, stays settled.
+            UpdateOne({"_id": debt.id, "epoch": debt.epoch}, _interruption(debt, now))
+            for debt in found
+        ]
+        if writes:
+            await self.ledger.bulk_write(writes, ordered=False)
         return len(found)
 
     # -- position ---------------------------------------------------------------------------
@@ -325,7 +324,11 @@ class Store:
         return sorted(await self.ledger.distinct("lane", query))
 
     async def claim(self, debts: Sequence[Debt], epoch: int) -> list[Debt]:
-        """Claim open debts; return those that were still as given."""
+        """Claim open debts of one site; return those that were still as given. Raises `Deposed`.
+
+        A successor writes its epoch before it opens what is claimed. So whoever still finds its own
+        epoch after a claim has either claimed in its right, or will have the claim opened.
+        """
         open_still = {"state": State.OPEN.value, "epoch": {"$exists": False}}
         claimed = {"$set": {"state": State.RUNNING.value, "epoch": epoch}}
         writes = [
@@ -334,15 +337,25 @@ class Store:
         point("mongo.claim.before")
         matched = await _write_all(self.ledger, writes, None)
         point("mongo.claim.after")
+        await self._check_claims(debts, epoch)
         if matched == len(debts):
             return list(debts)
         mine = {"_id": {"$in": [debt.id for debt in debts]}, "epoch": epoch}
         marks = {row["_id"]: row["mark"] async for row in self.ledger.find(mine, {"mark": 1})}
         return [debt for debt in debts if marks.get(debt.id) == debt.mark]
 
+    async def _check_claims(self, debts: Sequence[Debt], epoch: int) -> None:
+        """Give claims back that a successor cannot have seen. Raises `Deposed`."""
+        for site in {debt.site for debt in debts}:
+            if await self.ledger.find_one({"_id": site, "epoch": epoch}, {"_id": 1}) is None:
+                late = {"_id": {"$in": [debt.id for debt in debts]}, "epoch": epoch}
+                await self.ledger.update_many(late, _FREED)
+                raise Deposed(f"another process has taken over {site}")
+
     async def free_claims(self, tenure: Tenure, running: Sequence[str]) -> int:
-        """Open what stands as claimed by this process but is not among `running`."""
-        claimed = {"site": tenure.site, "epoch": tenure.epoch, "_id": {"$nin": list(running)}}
+        """Open what stands as claimed, by this process or a former one, but is not among `running`."""
+        ours = {"$lte": tenure.epoch}
+        claimed = {"site": tenure.site, "epoch": ours, "_id": {"$nin": list(running)}}
         return (await self.ledger.update_many(claimed, _FREED)).modified_count
 
     async def settle(

@@ -1,0 +1,71 @@
+"""The laws of `diff`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caxev.diff import diff, replay
+from caxev.model import Aspect, look_at
+from tests import strategies as make
+
+
+@given(make.looks())
+def test_nothing_lies_between_a_look_and_itself(look: dict[Aspect, str]) -> None:
+    """``diff(run, a, a) == ()``."""
+    assert diff("run", look, dict(look)) == ()
+
+
+@given(make.looks(), make.looks())
+def test_the_events_lead_from_one_look_to_the_other(
+    before: dict[Aspect, str], after: dict[Aspect, str]
+) -> None:
+    """``replay(a, diff(run, a, b)) == b``."""
+    assert replay(before, diff("run", before, after)) == after
+
+
+@given(make.looks(), make.looks())
+def test_an_event_is_a_change_of_one_aspect(
+    before: dict[Aspect, str], after: dict[Aspect, str]
+) -> None:
+    """Each aspect makes one event at most, which says truly what was and what is."""
+    events = diff("run", before, after)
+    assert len({event.aspect for event in events}) == len(events)
+    for event in events:
+        assert event.before == before.get(event.aspect)
+        assert event.after == after.get(event.aspect)
+        assert event.before != event.after
+        assert (event.status is None) == (event.aspect not in after)
+        assert event.run == "run"
+
+
+@given(make.looks(), make.looks(), make.looks())
+def test_a_look_left_out_hides_no_end_state(
+    one: dict[Aspect, str], two: dict[Aspect, str], three: dict[Aspect, str]
+) -> None:
+    """However many looks lie between, the same state is reached: scan and stream agree."""
+    by_way = replay(replay(one, diff("run", one, two)), diff("run", two, three))
+    assert by_way == replay(one, diff("run", one, three))
+
+
+@given(make.looks(), st.randoms())
+def test_the_order_makes_no_event(look: dict[Aspect, str], random: Any) -> None:
+    """Aspects in another order are the same look."""
+    items = list(look.items())
+    assert diff("run", look, dict(random.sample(items, len(items)))) == ()
+
+
+@given(make.documents, st.randoms())
+def test_the_order_of_tags_and_copies_makes_no_event(document: dict[str, Any], random: Any) -> None:
+    """A `$pull` and a `$push` of the same entry are no event."""
+    keyed = {(e["type"], e["host"], e.get("pax_version")): e for e in document.get("data", [])}
+    data, tags = list(keyed.values()), document.get("tags", [])
+    before = {**document, "data": data}
+    after = {
+        **document,
+        "data": random.sample(data, len(data)),
+        "tags": random.sample(tags, len(tags)),
+    }
+    assert diff("run", look_at(before), look_at(after)) == ()

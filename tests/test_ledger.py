@@ -1,0 +1,320 @@
+"""The life of a debt, as a state machine beside a store that keeps `mongo`'s rules."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from itertools import count
+from typing import Any
+
+import pytest
+from attrs import evolve, frozen
+from bson import ObjectId
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from caxev.ledger import (
+    FIRST_DELAY,
+    INTERRUPTIONS,
+    LONGEST_DELAY,
+    SURPRISES,
+    Debt,
+    Interrupted,
+    Outcome,
+    Paid,
+    Postponed,
+    Spent,
+    State,
+    Surprise,
+    aspect_from,
+    aspect_row,
+    claim,
+    delay,
+    interrupt,
+    owe,
+    settle,
+    slot,
+    slot_prefix,
+)
+from caxev.model import Aspect, CopyKey, Event, Tag
+from tests import strategies as make
+
+ALLOWED = 7
+FINAL = (State.DONE, State.FAILED)
+jitters = st.floats(0, 1, exclude_max=True)
+outcomes = st.one_of(
+    st.builds(Paid, make.texts),
+    st.builds(Postponed, make.texts),
+    st.builds(Postponed, make.texts, st.floats(-10, 1e12)),
+    st.builds(Surprise, make.texts),
+    st.builds(Spent, make.texts),
+    st.builds(Interrupted, make.texts),
+)
+
+
+def debt_of(aspect: Aspect = Tag("go"), mark: int = 1) -> Debt:  # noqa: B008  # immutable
+    event = Event("run", aspect, None, "yes")
+    return owe("lngs", event, "react", lane="default", mark=mark, at=make.EPOCH)
+
+
+class Store:
+    """The ledger's rules as `caxev.mongo.store` has them in its filters, in memory."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Debt] = {}
+
+    def owe(self, debt: Debt) -> None:
+        standing = self.rows.get(debt.id)
+        # A renewal leaves a claim as it is: the attempt that holds it is still under way.
+        epoch = debt.epoch or (standing.epoch if standing else None)
+        self.rows[debt.id] = evolve(debt, epoch=epoch)
+
+    def claim(self, debt: Debt, epoch: int) -> bool:
+        row = self.rows[debt.id]
+        if (row.mark, row.state, row.epoch) != (debt.mark, State.OPEN, None):
+            return False
+        self.rows[debt.id] = claim(row, epoch)
+        return True
+
+    def settle(self, debt: Debt, epoch: int) -> str:
+        row = self.rows[debt.id]
+        if row.epoch != epoch:
+            return "late"
+        if row.mark != debt.mark:
+            self.rows[debt.id] = evolve(row, state=State.OPEN, epoch=None)
+            return "renewed"
+        self.rows[debt.id] = debt
+        return "counted"
+
+    def interrupt_claims(self, now: datetime) -> None:
+        for id_, row in self.rows.items():
+            if row.epoch is not None:
+                running = row.state is State.RUNNING
+                self.rows[id_] = interrupt(row, now) if running else evolve(row, epoch=None)
+
+
+@frozen
+class Attempt:
+    """A claimed debt under way in the process of that epoch."""
+
+    debt: Debt
+    epoch: int
+
+
+class Ledger(RuleBasedStateMachine):
+    """Processes come and go; events, attempts and late settlements in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.store = Store()
+        self.marks = count(1)
+        self.now = make.EPOCH
+        self.epoch = 1
+        self.attempts: list[Attempt] = []
+        self.final: dict[str, Debt] = {}
+        self.failures: dict[str, int] = {}
+
+    def live(self, slot: str) -> list[Attempt]:
+        return [a for a in self.attempts if a.debt.id == slot and a.epoch == self.epoch]
+
+    @rule(name=st.sampled_from("abc"), born_claimed=st.booleans())
+    def owe(self, name: str, *, born_claimed: bool) -> None:
+        """An event makes a debt, or renews the one that is there."""
+        debt = evolve(debt_of(Tag(name), next(self.marks)), due=self.now)
+        if born_claimed and not self.live(debt.id):
+            debt = claim(debt, self.epoch)
+            self.attempts.append(Attempt(debt, self.epoch))
+        self.store.owe(debt)
+        self.final.pop(debt.id, None)
+        self.failures[debt.id] = 0
+
+    @precondition(lambda self: self.store.rows)
+    @rule(data=st.data(), stale=st.booleans())
+    def claim(self, data: Any, *, stale: bool) -> None:
+        """A claim counts where the debt is as it was read, due or not."""
+        row = data.draw(st.sampled_from(list(self.store.rows.values())))
+        seen = evolve(row, mark=row.mark - 1) if stale else row
+        free = row.state is State.OPEN and row.epoch is None
+        assert self.store.claim(seen, self.epoch) == (free and not stale)
+        if free and not stale:
+            self.attempts.append(Attempt(claim(row, self.epoch), self.epoch))
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data(), outcome=outcomes, jitter=jitters)
+    def settle(self, data: Any, outcome: Outcome, jitter: float) -> None:
+        """An attempt ends; where its process was deposed meanwhile, nothing changes."""
+        attempt = data.draw(st.sampled_from(self.attempts))
+        self.attempts.remove(attempt)
+        before = self.store.rows[attempt.debt.id]
+        settled = settle(attempt.debt, outcome, self.now, allowed=ALLOWED, jitter=jitter)
+        done = self.store.settle(settled, attempt.epoch)
+        after = self.store.rows[attempt.debt.id]
+        if attempt.epoch != self.epoch:
+            assert (done, after) == ("late", before)
+        elif before.mark != attempt.debt.mark:
+            assert (done, after.state, after.epoch) == ("renewed", State.OPEN, None)
+        else:
+            assert done == "counted"
+            self.failures[settled.id] += settled.attempts - attempt.debt.attempts
+        if after.state in FINAL:
+            self.final[after.id] = after
+
+    @rule()
+    def take_over(self) -> None:
+        """Another process takes the site; the old one's attempts go on, and count no more."""
+        self.epoch += 1
+        self.store.interrupt_claims(self.now)
+        self.final |= {id_: row for id_, row in self.store.rows.items() if row.state in FINAL}
+
+    @rule(seconds=st.floats(0, 10_000))
+    def wait(self, seconds: float) -> None:
+        """Time goes by."""
+        self.now += timedelta(seconds=seconds)
+
+    @invariant()
+    def what_is_final_stays(self) -> None:
+        """DONE and FAILED are final for their mark."""
+        for id_, row in self.final.items():
+            assert self.store.rows[id_] == row
+
+    @invariant()
+    def a_claim_has_its_attempt(self) -> None:
+        """What is claimed is under way in the process of now, one attempt a slot."""
+        for id_, row in self.store.rows.items():
+            assert len(self.live(id_)) == (row.epoch is not None)
+            assert row.epoch in (None, self.epoch)
+            assert row.state is not State.RUNNING or row.epoch == self.epoch
+            assert row.state not in FINAL or row.epoch is None
+
+    @invariant()
+    def attempts_are_bounded(self) -> None:
+        """Only so many failures and deaths, then the debt is parked."""
+        for row in self.store.rows.values():
+            assert row.attempts <= ALLOWED
+            assert row.attempts == self.failures[row.id]
+            assert row.attempts < ALLOWED or row.state is State.FAILED
+            assert row.interrupted <= INTERRUPTIONS
+            assert row.interrupted < INTERRUPTIONS or row.state is State.FAILED
+
+    def teardown(self) -> None:
+        """Nothing is lost: whatever came before, every debt can be brought to its end."""
+        self.take_over()
+        for row in list(self.store.rows.values()):
+            if row.state not in FINAL:
+                assert self.store.claim(row, self.epoch)
+                taken = claim(row, self.epoch)
+                paid = settle(taken, Paid(), self.now, allowed=ALLOWED, jitter=0)
+                assert self.store.settle(paid, self.epoch) == "counted"
+        assert all(row.state in FINAL for row in self.store.rows.values())
+
+
+TestLedger = Ledger.TestCase
+TestLedger.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+@given(outcomes, jitters)
+def test_a_settlement_frees_and_is_never_early(outcome: Outcome, jitter: float) -> None:
+    """A settled debt is claimed by nobody, and if open again is due now or later."""
+    taken = claim(debt_of(), 3)
+    after = settle(taken, outcome, make.EPOCH, allowed=ALLOWED, jitter=jitter)
+    assert after.epoch is None
+    assert after.state in (State.OPEN, *FINAL)
+    assert after.due >= make.EPOCH
+    assert (after.id, after.mark, after.event) == (taken.id, taken.mark, taken.event)
+
+
+@given(st.sampled_from([Surprise("x"), Postponed("x")]), st.integers(1, 30))
+def test_failures_park_after_their_number(outcome: Outcome, allowed: int) -> None:
+    """Surprises and back-offs are tried so often, then parked with the reason."""
+    bound = min(allowed, SURPRISES) if isinstance(outcome, Surprise) else allowed
+    debt, tries = debt_of(), 0
+    while debt.state is State.OPEN:
+        debt = settle(claim(debt, 1), outcome, make.EPOCH, allowed=allowed, jitter=0.5)
+        tries += 1
+    assert (tries, debt.state, debt.attempts) == (bound, State.FAILED, bound)
+    assert debt.note == f"x (given up after {bound} attempts)"
+
+
+@pytest.mark.parametrize("outcome", [Postponed("later", 60.0), Interrupted()])
+def test_what_costs_nothing(outcome: Outcome) -> None:
+    """A delay that the handler asked for, and a process that left, cost no attempt."""
+    debt = debt_of()
+    for _ in range(100):
+        debt = settle(claim(debt, 1), outcome, make.EPOCH, allowed=1, jitter=0)
+    assert (debt.state, debt.attempts) == (State.OPEN, 0)
+
+
+def test_what_kills_its_process_is_parked() -> None:
+    """A debt that is running whenever the process dies is suspected in the end."""
+    debt, deaths = debt_of(), 0
+    while debt.state is State.OPEN:
+        debt = interrupt(claim(debt, deaths), make.EPOCH)
+        deaths += 1
+    assert (deaths, debt.state, debt.epoch) == (INTERRUPTIONS, State.FAILED, None)
+    assert debt.note == f"the listener died {INTERRUPTIONS} times while this ran"
+
+
+def test_only_what_is_open_is_claimed_and_what_runs_is_settled() -> None:
+    """The transitions that do not exist raise."""
+    taken = claim(debt_of(), 1)
+    done = settle(taken, Paid(), make.EPOCH, allowed=1, jitter=0)
+    for debt in (taken, done):
+        with pytest.raises(ValueError, match=f"cannot claim a debt that is {debt.state}"):
+            claim(debt, 2)
+    for debt in (debt_of(), done):
+        with pytest.raises(ValueError, match=f"cannot settle a debt that is {debt.state}"):
+            settle(debt, Paid(), make.EPOCH, allowed=1, jitter=0)
+
+
+@given(st.integers(1, 10**6), jitters)
+def test_delays_are_bounded(attempts: int, jitter: float) -> None:
+    """Back-off lies between half the first delay and one and a half times the longest."""
+    assert FIRST_DELAY / 2 <= delay(attempts, jitter) <= LONGEST_DELAY * 1.5
+    assert delay(attempts, jitter) <= delay(attempts + 1, jitter)
+
+
+runs = st.one_of(
+    st.binary(min_size=12, max_size=12).map(ObjectId), make.texts, st.integers(0, 3), st.booleans()
+)
+slots = st.tuples(make.names, runs, make.aspects, make.names)
+
+
+def _other(one: Any) -> tuple[Any, ...]:
+    return (one[0], type(one[1]), one[1], tuple(one[2]), one[3])
+
+
+@given(slots, slots)
+def test_slots_are_unambiguous(one: Any, two: Any) -> None:
+    """Two slots have one key only if they are one slot, whatever the names."""
+    assert (slot(*one) == slot(*two)) == (_other(one) == _other(two))
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (("s", "1", Tag("a"), "h"), ("s", 1, Tag("a"), "h")),
+        (("s", "0" * 24, Tag("a"), "h"), ("s", ObjectId("0" * 24), Tag("a"), "h")),
+        (("s", 1, Tag('a", "b'), "h"), ("s", 1, CopyKey("a", "b"), "h")),
+        (("s", 1, CopyKey("a", "b"), "h"), ("s", 1, CopyKey("a", "b", "None"), "h")),
+    ],
+)
+def test_slots_that_look_alike(one: Any, two: Any) -> None:
+    """A run's id keeps its type, and a name stays inside its quotes."""
+    assert slot(*one) != slot(*two)
+
+
+@given(slots, make.names, runs)
+def test_a_prefix_finds_the_slots_of_one_run(one: Any, site: str, run: Any) -> None:
+    """A run's prefix begins its own slots, and no other's."""
+    here, its = one[:2]
+    assert slot(*one).startswith(slot_prefix(here, its))
+    mine = (site, type(run), run) == (here, type(its), its)
+    assert slot(*one).startswith(slot_prefix(site, run)) == mine
+
+
+@given(make.aspects)
+def test_an_aspect_comes_back_from_its_row(aspect: Aspect) -> None:
+    """The database's row of an aspect is that aspect."""
+    again = aspect_from(aspect_row(aspect))
+    assert again == aspect
+    assert type(again) is type(aspect)

@@ -1,0 +1,160 @@
+"""What is made of a run document, whatever it holds."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from bson import ObjectId
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caxev.model import (
+    UNKNOWN,
+    YES,
+    Aspect,
+    Copy,
+    CopyAbsent,
+    CopyIs,
+    CopyKey,
+    Event,
+    Existence,
+    Run,
+    RunUpdate,
+    Tag,
+    as_utc,
+    look_at,
+)
+from tests import strategies as make
+
+RAW = CopyKey("raw", "lngs")
+
+
+def run_with(*entries: Any, **fields: Any) -> Run:
+    return Run.from_document({"_id": ObjectId(), "data": list(entries), **fields})
+
+
+def told_by(run: Run) -> dict[Aspect, str]:
+    look: dict[Aspect, str] = {Existence(): YES}
+    look |= {Tag(name): YES for name in run.tags}
+    for copy in reversed(run.copies):  # of two with one key, the first counts
+        look[copy.key] = copy.seen_as
+    return look
+
+
+@given(make.run_documents)
+def test_any_document_is_a_run(document: dict[str, Any]) -> None:
+    """`from_document` and everything that is asked of its run take any document."""
+    run = Run.from_document(document)
+    assert str(run)
+    assert run.start is None or run.start.tzinfo is not None
+    for copy in run.copies:
+        assert run.copy(copy.key) is not None
+        assert copy.status
+        assert (copy.type, copy.host, copy.version) == copy.key
+        for told in (copy.location, copy.checksum, copy.manifest, copy.source, copy.owner):
+            assert told is None or (isinstance(told, str) and told)
+
+
+@given(make.run_documents)
+def test_a_look_is_what_run_and_copies_say(document: dict[str, Any]) -> None:
+    """`look_at(document)` is what `Run` and `Copy` say, without making them."""
+    assert look_at(document) == told_by(Run.from_document(document))
+
+
+@given(make.run_documents)
+def test_looking_changes_nothing(document: dict[str, Any]) -> None:
+    """The document is kept as it is: the run's and each copy's fields are the very ones."""
+    before = repr(document)
+    run = Run.from_document(document)
+    assert run.look() == look_at(document)
+    assert run.document is document
+    assert all(any(copy.fields is entry for entry in document["data"]) for copy in run.copies)
+    assert repr(document) == before
+
+
+@given(make.documents, st.randoms())
+def test_the_order_of_entries_makes_no_difference(document: dict[str, Any], random: Any) -> None:
+    """A copy is known by its key: shuffled entries (each of its own key) look the same."""
+    unique = {str(Copy.from_entry(entry)): entry for entry in document.get("data", [])}
+    keyed = {(e["type"], e["host"], e.get("pax_version")): e for e in unique.values()}
+    there = list(keyed.values())
+    shuffled = random.sample(there, len(there))
+    assert look_at({**document, "data": there}) == look_at({**document, "data": shuffled})
+
+
+def test_of_two_entries_with_one_key_the_first_counts() -> None:
+    """A duplicate is no second copy."""
+    first = {"type": "raw", "host": "lngs", "status": "transferred"}
+    run = run_with(first, {**first, "status": "error"})
+    assert run.look()[RAW] == "transferred"
+    assert (copy := run.copy(RAW)) is not None
+    assert copy.status == "transferred"
+
+
+@pytest.mark.parametrize(
+    "entry", [None, 5, "raw", ["raw", "lngs"], {}, {"type": "raw"}, {"type": "raw", "host": ""}]
+)
+def test_an_entry_without_type_and_host_is_no_copy(entry: object) -> None:
+    """What names no owner is left in the document and is no copy."""
+    run = run_with(entry)
+    assert run.copies == ()
+    assert run.document["data"] == [entry]
+    assert run.look() == {Existence(): YES}
+
+
+@pytest.mark.parametrize("location", ["n/a", "N/A", "NA", "na", "", None, 5, ["/data"]])
+def test_no_location_is_none(location: object) -> None:
+    """`n/a` and its kin, and what is no text, are no location."""
+    (copy,) = run_with({"type": "raw", "host": "lngs", "location": location}).copies
+    assert copy.location is None
+    assert copy.status == UNKNOWN
+
+
+def test_times_of_old_documents() -> None:
+    """A time may be a list that holds one, may lack its zone, or may be no time at all."""
+    plain = datetime(2016, 11, 11)  # noqa: DTZ001  # as old documents come
+    known = datetime(2016, 11, 11, tzinfo=UTC)
+    assert as_utc(plain) == as_utc([plain, 5]) == as_utc(known) == known
+    assert as_utc([]) is as_utc("2016-11-11") is as_utc([[known]]) is as_utc(None) is None
+
+
+@given(make.statuses, make.times, make.times)
+def test_a_status_that_came_back_is_a_change(status: str, one: datetime, two: datetime) -> None:
+    """The same status set at another millisecond is another value, and the same status."""
+    entry = {"type": "raw", "host": "lngs", "status": status}
+    values = [run_with({**entry, "status_since": at}).look()[RAW] for at in (one, two)]
+    ms = [int(at.timestamp() * 1000) for at in (one, two)]
+    assert (values[0] == values[1]) == (ms[0] == ms[1])
+    assert {Event(None, RAW, None, value).status for value in values} == {status}
+
+
+@pytest.mark.parametrize("number", [0, None, -1, "7", 7.0])
+def test_a_run_without_number_is_known_by_name(number: object) -> None:
+    """The muon veto's runs have number 0, or none."""
+    run = run_with(number=number, name="161111_1434")
+    assert run.number is None
+    assert str(run) == "run 161111_1434"
+
+
+def test_a_claim_expects_no_such_copy() -> None:
+    """`add_copy` carries the absence that it relies on, and writes the version it names."""
+    run, key = run_with(), CopyKey("processed", "lngs", "v6.8.0")
+    update = RunUpdate.add_copy(run, key, "transferring", checksum=None)
+    assert update.expect == (CopyAbsent(key),)
+    assert update.add is not None
+    entry = Copy.from_entry(update.add)
+    assert entry is not None
+    assert (entry.key, entry.status) == (key, "transferring")
+
+
+@pytest.mark.parametrize("status", ["verifying", None, "", 5])
+def test_a_change_expects_what_was_seen(status: object) -> None:
+    """`change_copy` and `remove_copy` expect the status and owner as the document holds them."""
+    run = run_with({"type": "raw", "host": "lngs", "status": status, "owner": "lngs#3"})
+    seen = CopyIs(RAW, {"status": status, "owner": "lngs#3"})
+    update = RunUpdate.change_copy(run, run.copies[0], "error", checksum="ab")
+    assert update.expect == (seen,)
+    assert update.change == (seen, {"status": "error", "checksum": "ab"})
+    assert RunUpdate.remove_copy(run, run.copies[0]).remove == seen

@@ -1,0 +1,175 @@
+"""Which handlers an event concerns."""
+
+from __future__ import annotations
+
+import pytest
+from attrs import frozen
+from hypothesis import given
+
+from caxev import ELSEWHERE, GONE, HERE, PASSIVE, Job, copy, new_run, on, tag
+from caxev.model import YES, Aspect, CopyKey, Event, Existence, Tag
+from caxev.registry import Handler, Registry, Trigger, recorded
+from tests import strategies as make
+
+
+@frozen
+class Here:
+    """A site as triggers see it."""
+
+    name: str = "lngs"
+    passive: frozenset[str] = frozenset({"tape"})
+    tasks: tuple[str, ...] = ()
+
+    def wants(self, handler: Handler) -> bool:
+        return not self.tasks or not {handler.name, *handler.aliases}.isdisjoint(self.tasks)
+
+
+async def react(job: Job) -> None:
+    """React. And so on."""
+
+
+def handler(*triggers: Trigger, name: str = "react", aliases: tuple[str, ...] = ()) -> Handler:
+    return Handler(react, name, triggers, aliases=aliases)
+
+
+def fires(trigger: Trigger, aspect: Aspect, value: str | None) -> bool:
+    return handler(trigger).wants(Event("run", aspect, None, value), Here())
+
+
+@pytest.mark.parametrize(
+    ("host", "at"),
+    [
+        (HERE, {"lngs"}),
+        (ELSEWHERE, {"tape", "chicago"}),
+        (PASSIVE, {"tape"}),
+        ("chicago", {"chicago"}),
+        ((HERE, PASSIVE), {"lngs", "tape"}),
+        (None, {"lngs", "tape", "chicago"}),
+    ],
+)
+def test_hosts(host: str | tuple[str, ...] | None, at: set[str]) -> None:
+    """HERE, ELSEWHERE, PASSIVE, a name, several of them, or any host."""
+    trigger = copy("transferred", host=host)
+    everywhere = ("lngs", "tape", "chicago")
+    assert {h for h in everywhere if fires(trigger, CopyKey("raw", h), "transferred@1")} == at
+
+
+def test_statuses_and_types() -> None:
+    """A copy triggers by its status, without its time, and by its type."""
+    trigger = copy(("error", "transferred"), type=("raw", "minitrees"))
+    assert fires(trigger, CopyKey("raw", "lngs"), "error@1478822400000")
+    assert fires(trigger, CopyKey("minitrees", "lngs", "v1"), "transferred")
+    assert not fires(trigger, CopyKey("raw", "lngs"), "verifying")
+    assert not fires(trigger, CopyKey("processed", "lngs", "v1"), "error")
+    assert not fires(trigger, CopyKey("raw", "lngs"), None)
+
+
+def test_gone() -> None:
+    """GONE is the status of what is no longer there, of a copy, a tag or a run."""
+    raw = CopyKey("raw", "lngs")
+    assert fires(copy(GONE, host=HERE), raw, None)
+    assert not fires(copy(GONE), raw, "transferred")
+    assert fires(tag("x", gone=True), Tag("x"), None)
+    assert not fires(tag("x", gone=True), Tag("x"), YES)
+    assert not fires(tag("x"), Tag("x"), None)
+    assert fires(new_run(), Existence(), YES)
+    assert not fires(new_run(), Existence(), None)
+
+
+def test_any_tag() -> None:
+    """`*` is any tag; any other name is only itself."""
+    assert fires(tag("*"), Tag("whatever"), YES)
+    assert fires(tag(("a", "b")), Tag("b"), YES)
+    assert not fires(tag("a"), Tag("*"), YES)
+
+
+@given(make.aspects)
+def test_one_kind_of_aspect_meets_one_kind_of_trigger(aspect: Aspect) -> None:
+    """What is about a copy never triggers what waits for a tag or a run, and so on."""
+    triggers: dict[type, Trigger] = {
+        CopyKey: copy("transferred"),
+        Tag: tag("*"),
+        Existence: new_run(),
+    }
+    value = "transferred" if isinstance(aspect, CopyKey) else YES
+    met = [kind for kind, trigger in triggers.items() if fires(trigger, aspect, value)]
+    assert met == [type(aspect)]
+
+
+@given(make.aspects, make.statuses)
+def test_it_fires_or_says_why_not(aspect: Aspect, status: str) -> None:
+    """`unmet` gives a reason exactly where `wants` says no."""
+    one = handler(copy("error", type="raw", host=HERE), tag("x"))
+    reason = one.unmet(aspect, status, Here())
+    assert (reason is None) == one.wants(Event("run", aspect, None, status), Here())
+    assert reason is None or reason
+
+
+@pytest.mark.parametrize(
+    ("trigger", "aspect", "value", "reason"),
+    [
+        (copy("error", host=HERE), CopyKey("raw", "x"), "error", "the host is x, not here"),
+        (copy(GONE), CopyKey("raw", "x"), "error", "the status is error, not gone"),
+        (copy("error"), CopyKey("raw", "x"), None, "the status is gone, not error"),
+        (copy("error", type="raw"), CopyKey("a", "x"), "error", "the type is a, not raw"),
+        (copy("error"), Tag("x"), YES, "not a copy"),
+        (tag(("b", "a")), Tag("x"), YES, "the tag is 'x', not a or b"),
+        (tag("x"), Tag("x"), None, "the tag is not there"),
+        (tag("x", gone=True), Tag("x"), YES, "the tag is still there"),
+        (new_run(), Existence(), None, "the run is gone"),
+        (new_run(), Tag("x"), YES, "not about the run itself"),
+    ],
+)
+def test_reasons(trigger: Trigger, aspect: Aspect, value: str | None, reason: str) -> None:
+    """A reason names what is, and what would be needed."""
+    assert handler(trigger).unmet(aspect, value, Here()) == reason
+
+
+def test_on_records_and_returns_the_function() -> None:
+    """The decorated function is the function; what was recorded says how to run it."""
+    before = len(recorded)
+    decorated = on(new_run(), name="greet", lane="tape", aliases=["Greet"], exclusive=True)(react)
+    (made,) = recorded[before:]
+    del recorded[before:]
+    assert decorated is react
+    assert (made.name, made.lane, made.aliases, made.exclusive) == (
+        "greet",
+        "tape",
+        ("Greet",),
+        True,
+    )
+    assert (made.summary, made.module) == ("React. And so on.", __name__)
+
+
+def test_on_needs_a_trigger() -> None:
+    """A handler that nothing can trigger is a mistake."""
+    with pytest.raises(TypeError, match="at least one trigger"):
+        on()
+
+
+def test_two_handlers_of_one_name() -> None:
+    """The error names both modules and what to do: their debts could not be told apart."""
+    with pytest.raises(ValueError, match=f"'react'.*{__name__} and in {__name__}.*name="):
+        Registry([handler(new_run()), handler(tag("x"))], Here())
+
+
+def test_task_list_enables_by_name_or_alias() -> None:
+    """A handler that the site does not want is known, and wants nothing."""
+    one, two = handler(new_run(), name="one", aliases=("One",)), handler(new_run(), name="two")
+    for tasks, enabled in [((), [one, two]), (("One",), [one]), (("two",), [two]), (("x",), [])]:
+        registry = Registry([one, two], Here(tasks=tasks))
+        assert list(registry.wanting(Event("run", Existence(), None, YES))) == enabled
+        assert set(registry.handlers) == {"one", "two"}
+
+
+@given(make.looks())
+def test_owed_is_what_a_first_look_would_fire(look: dict[Aspect, str]) -> None:
+    """`owed` names the aspects for which an event of now would want the handler."""
+    one = handler(copy("transferred", host=(HERE, ELSEWHERE)), tag("*"))
+    registry = Registry([one], Here())
+    wanted = [
+        (aspect, value)
+        for aspect, value in look.items()
+        if one in registry.wanting(Event("run", aspect, None, value))
+    ]
+    assert list(registry.owed(look, one)) == wanted
