@@ -353,7 +353,7 @@ class Store:
                 raise Deposed(f"another process has taken over {site}")
 
     async def free_claims(self, tenure: Tenure, running: Sequence[str]) -> int:
-        """Open what stands as claimed, by this process or a former one, but is not among `running`."""
+        """Open what this process or a former one has claimed and is not among `running`."""
         ours = {"$lte": tenure.epoch}
         claimed = {"site": tenure.site, "epoch": ours, "_id": {"$nin": list(running)}}
         return (await self.ledger.update_many(claimed, _FREED)).modified_count

@@ -1,0 +1,128 @@
+"""What an operator installs: the systemd unit, its environment file, and the scripts."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from caxev import daemon
+from caxev.cli.listen import listen
+from caxev.config import Settings
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+UNIT = DEPLOY / "caxev@.service"
+EXAMPLE = DEPLOY / "caxev.env.example"
+SCRIPTS = [
+    path
+    for path in sorted([*DEPLOY.iterdir(), ROOT / ".ci" / "run"])
+    if path.suffix == ".sh" or path.read_bytes().startswith(b"#!/bin/sh")
+]
+VARIABLE = re.compile(r"#?([A-Z_]+)=(.*)")
+
+
+def settings(name: str) -> list[str]:
+    """Every value that the unit gives to a setting."""
+    lines = UNIT.read_text().splitlines()
+    return [line.partition("=")[2] for line in lines if line.startswith(f"{name}=")]
+
+
+def seconds(name: str) -> float:
+    (value,) = settings(name)
+    return float(value)
+
+
+def command() -> list[str]:
+    (line,) = settings("ExecStart")
+    return shlex.split(line)
+
+
+def example() -> dict[str, str]:
+    """The variables of the example, those in comments too."""
+    found = map(VARIABLE.fullmatch, EXAMPLE.read_text().splitlines())
+    return {match[1]: " ".join(shlex.split(match[2])) for match in found if match}
+
+
+def option_of(name: str) -> click.Option:
+    (option,) = (one for one in listen.params if isinstance(one, click.Option) and one.name == name)
+    return option
+
+
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """Verifying the unit says nothing: of a wrong key it would warn, and end with 0."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    installed = tmp_path / UNIT.name
+    installed.write_text(UNIT.read_text().replace(command()[0], sys.executable))
+    said = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--generators=no", str(installed)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (said.returncode, said.stderr.strip()) == (0, "")
+
+
+def test_the_unit_starts_a_command_that_there_is() -> None:
+    """The unit's command line is one that `caxev listen` takes."""
+    _caxev, name, *rest = command()
+    given = [part for part in rest if part != "$CAXEV_OPTIONS"]
+    assert name == "listen"
+    with listen.make_context("listen", given) as context:
+        assert context.params["site"] == "%i"
+
+
+def test_the_example_s_options_are_there() -> None:
+    """The options that the environment file proposes are ones that `caxev listen` takes."""
+    given = ["--site", "lngs", *shlex.split(example()["CAXEV_OPTIONS"])]
+    with listen.make_context("listen", given) as context:
+        assert context.params["metrics_port"] == 9101
+
+
+def test_the_times_fit_together() -> None:
+    """The unit waits longer than a listener that is well needs to renew its lease, or to leave."""
+    with listen.make_context("listen", command()[2:-1]) as context:
+        lease, grace = context.params["lease"], context.params["grace"]
+    assert lease == option_of("lease").default == daemon.LEASE
+    assert grace == option_of("grace").default == daemon.GRACE
+    assert seconds("WatchdogSec") >= 2 * lease
+    assert seconds("TimeoutStopSec") > grace + 2 * daemon.FLUSH
+
+
+def test_the_unit_runs_as_nobody_in_particular_with_no_secret() -> None:
+    """The service is not root's, and neither file holds a password."""
+    assert settings("User") == ["caxev"]
+    assert not settings("LoadCredential")
+    assert not {"MONGO_PASSWORD", "CAXEV_MONGO_PASSWORD"} & example().keys()
+    assert not any("PASSWORD" in value for value in settings("Environment"))
+
+
+def test_the_example_s_settings_are_usable() -> None:
+    """The environment file's variables are known, and its address is one, with a password."""
+    source = "".join(path.read_text() for path in (ROOT / "caxev" / "config").glob("*.py"))
+    ours = example().keys() - {"CAXEV_OPTIONS"}
+    assert [name for name in ours if name.removesuffix("_FILE") not in source] == []
+    password = {"MONGO_PASSWORD": "a secret"}
+    loaded = Settings.load(environ={**example(), "MONGO_PASSWORD_FILE": "", **password})
+    assert (loaded.database, loaded.collection) == ("run", "runs_new")
+
+
+def test_a_shell_reads_the_example() -> None:
+    """A shell that sources the environment file gets what systemd gets."""
+    script = f'set -eu; . "{EXAMPLE}"; printf %s "$CAXEV_MONGO_URI"'
+    said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert said.stdout == example()["CAXEV_MONGO_URI"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_shell(script: Path) -> None:
+    """A POSIX shell can read every script."""
+    said = subprocess.run(["sh", "-n", script], capture_output=True, text=True, check=False)
+    assert (said.returncode, said.stderr) == (0, "")
