@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from caxev.model import Copy, CopyKey, Event, Run, RunUpdate
 
@@ -71,22 +71,33 @@ class Ports(Protocol):
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None: ...
 
 
+def _logger() -> Logger:
+    from loguru import logger
+
+    return logger
+
+
+class _NoPorts:
+    def __getattr__(self, name: str) -> Any:
+        raise TypeError(f"this job was made without ports: it has no {name}")
+
+
 @define
 class Job:
     """One attempt at one reaction.
 
     `run` is the run as it is now; `event` says why we look. `site` is the site that this process
     serves, `sites` all of them by name (`caxev.config.Site`). `owner` marks entries that this
-    process works on (``lngs#7``: site and epoch).
+    process works on (``lngs#7``: site and epoch). A test needs to give `run` and `event` only.
     """
 
     run: Run
     event: Event
-    site: Any
-    sites: Any
-    owner: str
-    log: Logger
-    ports: Ports
+    site: Any = None
+    sites: Any = None
+    owner: str = ""
+    log: Logger = field(factory=_logger)
+    ports: Ports = field(factory=_NoPorts)
     on_progress: Callable[[int, int], None] = lambda _done, _total: None
     if_parked: RunUpdate | None = None
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -15,6 +18,9 @@ import pytest
 from caxev import daemon
 from caxev.cli.listen import listen
 from caxev.config import Settings
+from caxev.job import utcnow
+from tests import engine
+from tests.conftest import Database as Named
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
@@ -126,3 +132,51 @@ def test_scripts_are_shell(script: Path) -> None:
     """A POSIX shell can read every script."""
     said = subprocess.run(["sh", "-n", script], capture_output=True, text=True, check=False)
     assert (said.returncode, said.stderr) == (0, "")
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The socket at which systemd hears how a service is."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield listening
+
+
+async def heard(listening: socket.socket, *wanted: str) -> None:
+    """Wait until all that is wanted has been heard, in any order."""
+    missing = set(wanted)
+
+    def complete() -> bool:
+        with suppress(BlockingIOError):
+            while True:
+                missing.difference_update(listening.recv(4096).decode().splitlines())
+        return not missing
+
+    await engine.until(complete)
+
+
+@pytest.mark.replicaset
+async def test_systemd_hears_that_a_listener_is_well(
+    database: Named, systemd: socket.socket
+) -> None:
+    """A listener says when it is ready, that it is well, and that it leaves."""
+    async with engine.opened(database) as db:
+        async with engine.listener(db, engine.options_for(database, [])):
+            await heard(systemd, "READY=1", "STATUS=listening for lngs")
+            await heard(systemd, "WATCHDOG=1")
+        await heard(systemd, "STOPPING=1")
+
+
+@pytest.mark.replicaset
+async def test_systemd_hears_that_a_stand_by_is_well(
+    database: Named, systemd: socket.socket
+) -> None:
+    """One that stands by is ready, too, and goes on saying that it is well."""
+    async with engine.opened(database) as db:
+        assert await db.acquire("lngs", "somebody else", 60.0, utcnow()) is not None
+        async with engine.listener(db, engine.options_for(database, [])):
+            await heard(systemd, "READY=1", "STATUS=standing by")
+            await heard(systemd, "WATCHDOG=1")
+            await heard(systemd, "WATCHDOG=1")

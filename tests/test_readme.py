@@ -32,85 +32,44 @@ from tests.conftest import Database as Named
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-CAX_COMMANDS = [
-    "cax",
-    "caxer",
-    "massive-cax",
-    "cax-process",
-    "cax-mv",
-    "cax-rm",
-    "cax-stray",
-    "cax-status",
-    "massive-tsm",
-    "cax-tsm-remove",
-    "cax-tsm-watch",
-    "ruciax",
-    "ruciax-rm",
-    "massive-ruciax",
-    "ruciax-check",
-    "ruciax-purge",
-    "ruciax-download",
-    "ruciax-locator",
-]
-CAX_FLAGS = [
-    "--once",
-    "--run",
-    "--name",
-    "--host",
-    "--config",
-    "--log",
-    "--log-file",
-    "--disable_database_update",
-    "--ncpu",
-    "--version",
-    "--start",
-    "--stop",
-    "--tag",
-    "--mem_per_cpu",
-    "--walltime",
-    "--partition",
-    "--reservation",
-    "--from-run",
-    "--to-run",
-    "--last-days",
-    "--rucio-rule",
-    "--rucio-scope",
-    "--rucio-rse",
-    "--rucio-upload",
-]
-CAX_TASKS = [
-    "CopyPush",
-    "CopyPull",
-    "AddChecksum",
-    "CompareChecksums",
-    "RetryStalledTransfer",
-    "RetryBadChecksumTransfer",
-    "SetPermission",
-    "AddSize",
-    "ProcessBatchQueue",
-    "ProcessBatchQueueHax",
-    "PurgeProcessed",
-    "BufferPurger",
-    "AddGains",
-    "AddDriftVelocity",
-    "SetNeuralNetwork",
-    "AddTSMChecksum",
-    "RucioRule",
-]
 
 
-def section(title: str, level: int = 2) -> str:
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+CAX_COMMANDS = words("""
+    cax caxer massive-cax cax-process cax-mv cax-rm cax-stray cax-status massive-tsm
+    cax-tsm-remove cax-tsm-watch ruciax ruciax-rm massive-ruciax ruciax-check ruciax-purge
+    ruciax-download ruciax-locator
+""")
+CAX_FLAGS = words("""
+    --once --run --name --host --config --log --log-file --disable_database_update --ncpu
+    --version --start --stop --tag --mem_per_cpu --walltime --partition --reservation
+    --from-run --to-run --last-days --rucio-rule --rucio-scope --rucio-rse --rucio-upload
+""")
+CAX_TASKS = words("""
+    CopyPush CopyPull AddChecksum CompareChecksums RetryStalledTransfer
+    RetryBadChecksumTransfer SetPermission AddSize ProcessBatchQueue ProcessBatchQueueHax
+    PurgeProcessed BufferPurger AddGains AddDriftVelocity SetNeuralNetwork AddTSMChecksum
+    RucioRule
+""")
+
+
+LINES = re.MULTILINE | re.DOTALL
+"""How the text is searched: ^ and $ fit at each line, and . fits all."""
+
+
+def section(title: str) -> str:
     """A section's text, without its heading."""
-    match = re.search(
-        rf"^{'#' * level} {re.escape(title)}\n(.*?)(?=^##? |\Z)", README, re.MULTILINE | re.DOTALL
-    )
+    match = re.search(rf"^## {re.escape(title)}\n(.*?)(?=^##? |\Z)", README, LINES)
     assert match, title
     return match[1]
 
 
 def blocks(language: str, text: str = README) -> list[str]:
     """The code blocks in a language, without their indentation."""
-    found = re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL)
+    found = re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, LINES)
     return ["\n".join(line.strip() for line in block.splitlines()) for block in found]
 
 
@@ -119,7 +78,7 @@ def file(name: str) -> str:
     match = re.search(
         rf"[Ww]rite (?:it|this) to\s+`{name}`.*?^```python\n(.*?)^```$",
         README,
-        re.MULTILINE | re.DOTALL,
+        LINES,
     )
     assert match, name
     return match[1]
@@ -145,19 +104,19 @@ def typed() -> list[str]:
 
 def mentioned() -> list[str]:
     """The commands in backquotes, which may have placeholders."""
-    prose = re.sub(r"^ *```.*?^ *```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^ *```.*?^ *```$", "", README, flags=LINES)
     return [text for text in marked(prose) if text.startswith("caxev ")]
 
 
-def command_of(words: list[str]) -> tuple[click.Command, list[str]]:
+def command_of(line: list[str]) -> tuple[click.Command, list[str]]:
     """The command that the words begin with, and the words that are left."""
     command: click.Command = cli
     context = click.Context(cli)
-    while words and isinstance(command, click.Group):
-        found = command.get_command(context, words[0])
-        assert found is not None, words
-        command, words = found, words[1:]
-    return command, words
+    while line and isinstance(command, click.Group):
+        found = command.get_command(context, line[0])
+        assert found is not None, line
+        command, line = found, line[1:]
+    return command, line
 
 
 @pytest.fixture
@@ -236,9 +195,9 @@ def test_every_command_is_there() -> None:
     """Commands and options that the text names exist."""
     named = set()
     for line in [*typed(), *mentioned()]:
-        command, words = command_of(shlex.split(line)[1:])
+        command, rest = command_of(shlex.split(line)[1:])
         known = {name for one in command.params for name in one.opts} | {"--help"}
-        options = {word for word in words if word.startswith("--")}
+        options = {word for word in rest if word.startswith("--")}
         assert options <= known, line
         named.add(command.name)
     assert named >= COMMANDS.keys() - {"sites", "db"}
@@ -248,8 +207,8 @@ def test_every_command_to_be_typed_is_accepted() -> None:
     """The command line takes what the text's shell blocks say."""
     assert typed()
     for line in typed():
-        command, words = command_of(shlex.split(line)[1:])
-        command.make_context("caxev", words)
+        command, rest = command_of(shlex.split(line)[1:])
+        command.make_context("caxev", rest)
 
 
 def test_every_option_of_a_command_is_told() -> None:
@@ -257,8 +216,7 @@ def test_every_option_of_a_command_is_told() -> None:
     (commands, _codes) = tables(section("Commands"))
     told: dict[str, set[str]] = {}
     for row in commands:
-        words = shlex.split(marked(row[0])[0])[1:]
-        command, _words = command_of(words)
+        command, _rest = command_of(shlex.split(marked(row[0])[0])[1:])
         told.setdefault(str(command.name), set()).update(re.findall(r"--[a-z-]+", " ".join(row)))
     general = {"--json", "--lease", "--grace", "--metrics-port", "--limit", "--help"}
     for name in COMMANDS.keys() - {"sites", "db", "demo"}:
