@@ -159,6 +159,7 @@ class Dispatcher:
     _wake: trio.Event = field(init=False, factory=trio.Event)
     _settle: trio.Event = field(init=False, factory=trio.Event)
     _freed: trio.Event = field(init=False, factory=trio.Event)
+    _claiming: trio.Lock = field(init=False, factory=trio.Lock)
     _latency: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -211,9 +212,13 @@ class Dispatcher:
 
     async def reconcile(self) -> None:
         """Free what stands as claimed by us and is not running."""
-        running = [slot for lane in self._lanes.values() for slot in lane.running]
-        if await self.database.free_claims(self.tenure, running):
+        async with self._claiming:  # else a claim made just now could pass for a stale one
+            freed = await self.database.free_claims(self.tenure, self._slots)
+        if freed:
             self.look_again()
+
+    def _slots(self) -> set[str]:
+        return {slot for lane in self._lanes.values() for slot in lane.running}
 
     def look_again(self) -> None:
         """Ask the database for due debts in all lanes."""
@@ -271,7 +276,8 @@ class Dispatcher:
         lane.running |= slots
         claimed: list[Debt] = []
         try:
-            claimed = await self.database.claim(due, self.tenure.epoch)
+            async with self._claiming:
+                claimed = await self.database.claim(due, self.tenure.epoch)
         finally:
             lane.running -= slots - {debt.id for debt in claimed}
             # What was renewed, or may have been claimed unheard, is to be fetched again.

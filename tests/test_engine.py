@@ -27,9 +27,7 @@ def recorder() -> tuple[list[str], Any]:
 async def test_first_scan_fires_what_is_there(database: Named) -> None:
     """A site that never listened reacts to what it finds, once."""
     seen, record = recorder()
-    options = engine.options_for(
-        database, [engine.handler(record, copy("transferred", host=HERE))]
-    )
+    options = engine.options_for(database, [engine.handler(record, copy("transferred", host=HERE))])
     async with engine.opened(database) as db:
         for number in range(1, 4):
             await db.insert_run(engine.run_document(number, ("raw", "lngs", "transferred")))
@@ -63,9 +61,7 @@ async def test_one_update_triggers_the_next(database: Named) -> None:
         async with engine.listener(db, options):
             run = await db.insert_run(engine.run_document(1, ("raw", "lngs", "verifying")))
             await engine.until(lambda: order == ["first", "second"])
-            await engine.until(
-                lambda: _states(db, ["done", "done"])
-            )
+            await engine.until(lambda: _states(db, ["done", "done"]))
         after = (await db.runs([run]))[run]
         assert after.copies[0].status == "transferred"
         assert after.copies[0].since is not None

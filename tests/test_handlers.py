@@ -135,7 +135,8 @@ def test_pull_of_derived_data_matches_its_version() -> None:
 )
 def test_pull_needs_a_good_source(fields: dict[str, Any], reason: str) -> None:
     """A source is transferred, has a place, and a digest to compare the copy with."""
-    assert reason in why(pull(run_of(entry("xenon", **fields))))
+    here = site("lngs", download_options=("xenon",))
+    assert reason in why(pull(run_of(entry("xenon", **fields)), here=here))
 
 
 def test_pull_takes_a_manifest_for_a_digest() -> None:
@@ -298,11 +299,12 @@ def test_what_a_copy_is_not_compared_with(fields: dict[str, Any]) -> None:
 
 def test_the_sha512_is_carried_over_where_it_can_be() -> None:
     """It is computed only where the other copy lacks it, or has no manifest to trust."""
-    for fields, wanted in [
+    cases: list[tuple[dict[str, Any], bool]] = [
         ({"checksum": "ab", "manifest": "b3:00"}, False),
         ({"checksum": "ab"}, True),
         ({"checksum": None, "manifest": "b3:00"}, True),
-    ]:
+    ]
+    for fields, wanted in cases:
         plan = check(run_of(entry("xenon", **fields), entry("lngs", "verifying")), "lngs")
         assert isinstance(plan, verify.Plan)
         assert plan.sha512 == wanted
@@ -419,7 +421,7 @@ async def test_a_copy_of_caxs_is_compared_by_checksum() -> None:
 
 
 async def test_an_equal_checksum_does_not_outweigh_another_manifest() -> None:
-    """cax's checksum ignores names: two files swapped have it alike, and are an error."""
+    """The checksum of cax ignores names: two files swapped have it alike, and are an error."""
     swapped = manifest_of(a="22", b="1")
     assert swapped.cax_checksum() == GOOD.cax_checksum()
     known = {"manifest": GOOD.digest, "checksum": GOOD.cax_checksum()}

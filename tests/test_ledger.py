@@ -209,7 +209,7 @@ class Ledger(RuleBasedStateMachine):
 
 
 TestLedger = Ledger.TestCase
-TestLedger.settings = settings(max_examples=60, stateful_step_count=40)
+TestLedger.settings = settings(max_examples=150, stateful_step_count=50)
 
 
 @given(outcomes, jitters)

@@ -15,8 +15,12 @@ from pymongo import MongoClient
 from caxev.config import ConfigError
 from caxev.demo.world import World
 from caxev.embedded import find_mongod
-from caxev.ledger import Debt
-from caxev.model import CopyKey
+from caxev.job import utcnow
+from caxev.ledger import Debt, owe
+from caxev.model import YES, CopyKey, Event, Tag
+from caxev.mongo import Ingest
+from tests import engine
+from tests.conftest import Database as Named
 from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, ground_in, new_world
 from tests.faults.takeover import SITE, epoch_of, new_epoch, pair, takeover
 
@@ -125,6 +129,35 @@ def _has_said(listener: Listener, text: str) -> Callable[[], Awaitable[bool]]:
         return listener.said(text)
 
     return said
+
+
+@pytest.mark.parametrize("point", ["epoch", "claims"])
+async def test_who_dies_taking_over_blocks_nobody(world: World, point: str) -> None:
+    """Killed in the midst of taking over, a process holds the site no longer than its lease."""
+    async with ground_in(world, lease=LEASE) as ground:
+        doomed = ground.listen(SITE, CAXEV_CRASH=f"engine:mongo.takeover.{point}:1")
+        await ground.ready(doomed)
+        assert doomed.killed
+        heir = ground.listen(SITE)
+        # A transaction left open would lock the site for a minute.
+        await ground.until(lambda: ground.leading(heir), "the site is blocked", within=30.0)
+
+
+async def test_only_stale_claims_are_opened(database: Named) -> None:
+    """After a lost reply, what stands as claimed and is not running is open again, no more."""
+    async with engine.opened(database) as db:
+        taken = await db.acquire("lngs", "one", 60.0, utcnow())
+        assert taken is not None
+        tenure = taken[0]
+        debts = [
+            owe("lngs", Event(1, Tag(name), None, YES), name, lane="a", mark=mark, at=utcnow())
+            for mark, name in enumerate("xyz")
+        ]
+        await db.ingest(tenure, Ingest({}, debts), utcnow())
+        assert len(await db.claim(debts, tenure.epoch)) == 3
+        assert await db.free_claims(tenure, lambda: {debts[0].id}) == 2
+        standing = await db.standing([debt.id for debt in debts])
+    assert [standing[debt.id].state.value for debt in debts] == ["running", "open", "open"]
 
 
 async def test_asked_to_leave_it_ends_what_is_in_flight(world: World) -> None:

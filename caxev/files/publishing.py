@@ -42,6 +42,7 @@ def writing(partial: str, *, directory: bool) -> Iterator[None]:
     descriptor = _made(partial, directory=directory)
     try:
         _lock(descriptor, partial)
+        crash.point("files.partial")
         yield
     finally:
         os.close(descriptor)

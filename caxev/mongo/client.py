@@ -35,6 +35,8 @@ LOST_CODES: Final = {286, 136, 280, 260, 10334}
 ChangeStreamFatalError, InvalidResumeToken, BSONObjectTooLarge: the stream cannot go on."""
 TRANSIENT_CODES: Final = {6, 7, 43, 89, 91, 175, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
 """A primary that steps down, shuts down or was away, and cursors that died with it."""
+BAD_TOKEN_CODES: Final = {9, 40647, 40648, 40649, 50811}
+"""A resume token that is none: FailedToParse, and what the parts of the token's parser say."""
 NOT_REPLICA_SET: Final = 40573
 
 

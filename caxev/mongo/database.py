@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
@@ -43,7 +43,7 @@ from caxev.mongo.store import (
     position_fields,
     run_slots,
 )
-from caxev.mongo.stream import AWAIT, Batch, Stream
+from caxev.mongo.stream import AWAIT, Batch, Stream, is_usable
 
 T = TypeVar("T")
 PAGE: Final = 1000
@@ -190,6 +190,7 @@ class Database:
 
     async def release(self, tenure: Tenure) -> None:
         """End the lease now."""
+        point("mongo.release.before")
         await self._call(self._store.release, tenure)
 
     async def site_records(self) -> list[SiteRecord]:
@@ -227,12 +228,12 @@ class Database:
 
         return await self._call(open_stream)
 
-    async def next_batch(self, stream: Stream, wait: float = AWAIT) -> Batch:
-        """Wait for the stream's next batch; empty after `wait` seconds without a change.
+    async def next_batch(self, stream: Stream, wait: float | None = None) -> Batch:
+        """Wait for the stream's next batch; empty after `wait` (`AWAIT`) seconds without a change.
 
         Cancelling this ends the stream. Raises `HistoryLost`.
         """
-        return await self._call(stream.next, wait)
+        return await self._call(stream.next, AWAIT if wait is None else wait)
 
     async def close_stream(self, stream: Stream) -> None:
         """Close the stream."""
@@ -282,6 +283,7 @@ class Database:
     async def save_position(self, tenure: Tenure, position: Position, now: datetime) -> None:
         """Remember an idle stream's position. Raises `Deposed`."""
         await self._call(self._store.save_position, tenure, position, now)
+        point("mongo.position.after")
 
     async def finish_scan(
         self, tenure: Tenure, start: Timestamp | None, now: datetime, gap: Gap | None
@@ -297,13 +299,13 @@ class Database:
         """
 
         async def page() -> tuple[list[RunId], RunId | None]:
-            low = MinKey() if after is None else after
+            low: Any = MinKey() if after is None else after
             # By the index's bounds: a filter would stop where ids begin to be of another type.
             cursor = self._runs.find({}, {"_id": 1}).hint([("_id", 1)]).min([("_id", low)])
             ids = [row["_id"] for row in await cursor.limit(PAGE + 1).to_list(None)]
             more = ids.pop() if len(ids) > PAGE else None
             seen = await self._store.seen_between(site, low, MaxKey() if more is None else more)
-            return list(dict.fromkeys([*ids, *seen])), more
+            return list(dict.fromkeys([*filter(is_usable, ids), *seen])), more
 
         return await self._call(page)
 
@@ -329,8 +331,8 @@ class Database:
         """Claim open debts in one write; return those that were still as given."""
         return await self._call(self._store.claim, debts, epoch)
 
-    async def free_claims(self, tenure: Tenure, running: Sequence[str]) -> int:
-        """Open what stands as claimed by this process but is not among `running`; how many."""
+    async def free_claims(self, tenure: Tenure, running: Callable[[], Container[str]]) -> int:
+        """Open what stands as claimed and nobody runs; see `Store.free_claims`."""
         return await self._call(self._store.free_claims, tenure, running)
 
     async def settle(self, debts: Sequence[Debt], epoch: int) -> tuple[int, int]:

@@ -59,7 +59,7 @@ class Selection:
 
 
 def key_filter(key: CopyKey, prefix: str = "") -> Document:
-    """Return what an entry of ``data`` with this key matches. No version: no text, or an empty one."""
+    """Return what an entry of ``data`` with this key matches. No version: no text, or empty."""
     return {
         prefix + "type": {"$eq": key.type},
         prefix + "host": {"$eq": key.host},

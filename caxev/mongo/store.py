@@ -15,7 +15,7 @@ the process stands in the filter of every write, so a deposed process can record
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -116,7 +116,7 @@ _ACTIVE: Final = {"$gt": ["$expires", "$$NOW"]}
 
 
 class Store:
-    """The four collections."""
+    """The three collections."""
 
     def __init__(self, database: AsyncDatabase[Document], prefix: str) -> None:
         self.ledger: Collection = database[f"{prefix}ledger"]
@@ -352,11 +352,20 @@ class Store:
                 await self.ledger.update_many(late, _FREED)
                 raise Deposed(f"another process has taken over {site}")
 
-    async def free_claims(self, tenure: Tenure, running: Sequence[str]) -> int:
-        """Open what this process or a former one has claimed and is not among `running`."""
-        ours = {"$lte": tenure.epoch}
-        claimed = {"site": tenure.site, "epoch": ours, "_id": {"$nin": list(running)}}
-        return (await self.ledger.update_many(claimed, _FREED)).modified_count
+    async def free_claims(self, tenure: Tenure, running: Callable[[], Container[str]]) -> int:
+        """Open what this process or a former one has claimed and nobody runs; how many.
+
+        `running` gives the slots that this process runs. It is asked once the claims are read, and
+        nothing may be claimed from the database meanwhile.
+        """
+        query = {"site": tenure.site, "epoch": {"$lte": tenure.epoch}}
+        claimed = await self.ledger.find(query, {"mark": 1, "epoch": 1}).to_list(None)
+        here = running()
+        # The mark: a new debt in that slot is claimed as it is recorded.
+        writes = [UpdateOne(row, _FREED) for row in claimed if row["_id"] not in here]
+        if not writes:
+            return 0
+        return (await self.ledger.bulk_write(writes, ordered=False)).matched_count
 
     async def settle(
         self, settled: Sequence[Debt], epoch: int, session: Session = None
@@ -473,7 +482,8 @@ class Store:
         return [item for part in parts for item in part["items"]]
 
 
-_PART: Final = 20_000
+_PART: Final = 3000
+"""Items in a part: as many as fit into a document where each path is as long as a path can be."""
 _SITE_FIELDS: Final = dict.fromkeys(
     (
         "epoch",
@@ -556,7 +566,7 @@ def _renewal(debt: Debt) -> Document:
         "state": debt.state.value,
         "attempts": 0,
         "interrupted": 0,
-        "note": "",
+        "note": debt.note,
     }
     if debt.epoch is not None:  # born claimed
         fields["epoch"] = debt.epoch

@@ -8,17 +8,19 @@ whole batch at once, so an event is small whatever the document's size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from attrs import frozen
 from bson import Int64
+from loguru import logger
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import OperationFailure
 
 from caxev.model import RunId
-from caxev.mongo.client import PLAIN, Document, HistoryLost
+from caxev.mongo.client import BAD_TOKEN_CODES, PLAIN, Document, HistoryLost
 from caxev.mongo.store import Position
 
 BATCH: Final = 1000
@@ -84,7 +86,7 @@ class Stream:
         self._first: Document | None = None
 
     async def open(self, position: Position) -> None:
-        """Start after `position`. Raises pymongo's errors; `HistoryLost` after `next`."""
+        """Start after `position`. Raises pymongo's errors; `HistoryLost` for what is no token."""
         # getMore must come from the session that opened the cursor.
         self._session = self._database.client.start_session()
         where: Document = (
@@ -92,16 +94,20 @@ class Stream:
             if position.token is not None
             else {"startAtOperationTime": position.start}
         )
-        reply = await self._database.command(
-            {
-                "aggregate": self._collection,
-                "pipeline": [{"$changeStream": where}, *PIPELINE],
-                "cursor": {"batchSize": BATCH},
-                "readConcern": {"level": "majority"},
-            },
-            session=self._session,
-            codec_options=PLAIN,
-        )
+        command = {
+            "aggregate": self._collection,
+            "pipeline": [{"$changeStream": where}, *PIPELINE],
+            "cursor": {"batchSize": BATCH},
+            "readConcern": {"level": "majority"},
+        }
+        try:
+            reply = await self._database.command(
+                command, session=self._session, codec_options=PLAIN
+            )
+        except OperationFailure as error:
+            if position.token is None or error.code not in BAD_TOKEN_CODES:
+                raise
+            raise HistoryLost(f"the saved position is unusable (code {error.code})") from error
         self._first = reply["cursor"]
         self._cursor = reply["cursor"]["id"]
 
@@ -136,6 +142,14 @@ class Stream:
             self._session = None
 
 
+def is_usable(run: Any) -> bool:
+    """Whether a run can be known by this id: a document as an id is nobody's run."""
+    if not isinstance(run, Hashable):
+        logger.warning("a run is passed over: its _id {!r} is not a plain value", run)
+        return False
+    return True
+
+
 def _when(change: Document) -> datetime:
     # Servers before 6.0 give no wallTime, and a cluster time counts whole seconds.
     wall: datetime | None = change.get("wallTime")
@@ -147,6 +161,8 @@ def _batch(changes: Sequence[Document], cursor: Document) -> Batch:
     for change in changes:
         if change["operationType"] in _ENDS:
             raise HistoryLost(f"the runs collection met {change['operationType']!r}")
-        runs.setdefault(change["documentKey"]["_id"], _when(change))
+        run = change["documentKey"]["_id"]
+        if is_usable(run):
+            runs.setdefault(run, _when(change))
     token = cursor.get("postBatchResumeToken") or (changes[-1]["_id"] if changes else None)
     return Batch(runs, Position(token=token), len(changes))

@@ -20,6 +20,7 @@ from typing import Final, TypeVar
 from attrs import evolve, frozen
 from blake3 import blake3
 
+from caxev import crash
 from caxev.files import (
     DIR_MODE,
     Manifest,
@@ -133,6 +134,7 @@ async def _pull(work: _Work) -> Moved:
         todo = plan(source, present)
         _enough_space(todo, present, _free(partial), shown(final))
         _prepare(os.fsencode(partial), todo)
+        crash.point("files.prepare")
         progress, digests = await _fetch_all(work, source_path, os.fsencode(partial), todo, source)
         with local(os.fsencode(partial), "write"):
             _make_links(os.fsencode(partial), todo)
@@ -165,6 +167,7 @@ async def _fetch_all(
         async def move(piece: Piece) -> None:
             sink = FileSink(join(partial, piece.file.path), piece)
             await fetch(lanes, join(source_path, piece.file.path), piece, sink, progress)
+            crash.point("files.file")
             if piece.start == 0:
                 digests[piece.file.path] = sink.digest.digest()
 
@@ -294,6 +297,7 @@ async def _push(work: _Work) -> Moved:
         free = await remote.free(os.path.dirname(final))
         _enough_space(todo, present, free, remote.shown(final))
         await _prepare_there(remote, partial, todo, source)
+        crash.point("ssh.prepare")
         progress, digests = await _send_all(work, source_path, partial, todo, source)
         await each(
             lambda link: remote.sftp.symlink(link.target, join(partial, link.path)), todo.links
@@ -366,6 +370,7 @@ async def _send_all(
         async def move(piece: Piece) -> None:
             file = FileSource(join(os.fsencode(source_path), piece.file.path), piece)
             await send(lanes, join(partial, piece.file.path), piece, file, progress)
+            crash.point("ssh.file")
             if piece.start == 0:
                 digests[piece.file.path] = file.digest.digest()
 

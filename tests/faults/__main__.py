@@ -24,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("crash", help="kill -9 at every crash point, and at random moments")
     _shared(one, rounds=20)
     one.add_argument("--points", type=int, help="only so many points, chosen by the seed")
+    one.add_argument("--only", default="", help="only points in whose name this stands")
     one.add_argument("--together", action="store_true", help="kill at all sites in one round")
     one = commands.add_parser("kill", help="kill -9 during the transfer of a large run")
     _shared(one, rounds=10)
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     rounds=given.rounds,
                     seed=given.seed,
                     points=given.points,
+                    only=given.only,
                     together=given.together,
                 ),
                 as_json=given.json,

@@ -59,15 +59,22 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 async def crash(
-    ground: Ground, *, rounds: int, seed: int, points: int | None = None, together: bool = False
+    ground: Ground,
+    *,
+    rounds: int,
+    seed: int,
+    points: int | None = None,
+    only: str = "",
+    together: bool = False,
 ) -> dict[str, Any]:
     """Kill at each point (or at `points` of them, chosen by `seed`), then `rounds` times at random.
 
-    With `together`, a round has a fault at every site.
+    `only`: at points in whose name this stands. With `together`, a round has a fault at every site.
     """
     random = Random(seed)
     tally = Tally()
     faults, end, seconds = await reference(ground)
+    faults = [fault for fault in faults if only in fault.point]
     if points is not None:
         faults = chosen(faults, points, random)
     unreached = 0

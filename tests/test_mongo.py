@@ -1,0 +1,784 @@
+"""The database edge, on a real replica set: what wins, what loses, and what writes nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import bson
+import pytest
+import trio
+from attrs import evolve
+from bson import ObjectId
+from bson.datetime_ms import DatetimeMS
+from bson.raw_bson import RawBSONDocument
+from bson.timestamp import Timestamp
+from pymongo import MongoClient
+from pymongo.collection import Collection
+from pymongo.synchronous.database import Database as MongoDatabase
+
+from caxev.config import Settings
+from caxev.daemon import open_database
+from caxev.job import utcnow
+from caxev.ledger import Debt, Paid, claim, owe, settle
+from caxev.model import Aspect, CopyIs, CopyKey, Event, FieldIs, Run, RunUpdate, Tag
+from caxev.mongo import (
+    Database,
+    Deposed,
+    Gap,
+    HistoryLost,
+    Ingest,
+    Position,
+    Request,
+    Selection,
+    Stream,
+    Tenure,
+)
+from tests import engine
+from tests.conftest import Database as Named
+
+pytestmark = pytest.mark.replicaset
+
+SITE = "lngs"
+RAW = CopyKey("raw", "lngs")
+Runs = Collection[dict[str, Any]]
+HOSTILE = ("$set", "$$NOW", "$where", "a.b", "a\0b", '{"$ne": null}', "Zürich 🦆", "lngs/../x")
+
+
+@pytest.fixture
+def server(database: Named) -> Iterator[MongoDatabase[dict[str, Any]]]:
+    """The test's database as a plain client sees it."""
+    with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
+        yield client[database.name]
+
+
+@pytest.fixture
+def runs(server: MongoDatabase[dict[str, Any]]) -> Runs:
+    """The runs collection as a plain client, an old program for one, sees it."""
+    return server["runs_new"]
+
+
+@asynccontextmanager
+async def two(database: Named) -> AsyncIterator[tuple[Database, Database]]:
+    """Two processes' views of one database."""
+    async with (
+        engine.opened(database) as one,
+        open_database(engine.settings_for(database)) as other,
+    ):
+        yield one, other
+
+
+def everything(server: MongoDatabase[dict[str, Any]]) -> dict[str, list[bytes]]:
+    """All documents there are, as bytes."""
+    return {
+        name: sorted(bson.encode(document) for document in server[name].find())
+        for name in server.list_collection_names()
+    }
+
+
+async def added(db: Database, *entries: dict[str, Any], **fields: Any) -> Run:
+    document = {**engine.run_document(1), "data": list(entries), **fields}
+    return await read(db, await db.insert_run(document))
+
+
+async def read(db: Database, run: Any) -> Run:
+    return (await db.runs([run]))[run]
+
+
+def entry(status: str = "verifying", **fields: Any) -> dict[str, Any]:
+    return {"type": "raw", "host": "lngs", "status": status, **fields}
+
+
+async def racing(number: int, function: Callable[[int], Awaitable[Any]]) -> list[Any]:
+    """Call a function so many times at once; returns what it returned."""
+    results: list[Any] = []
+
+    async def one(i: int) -> None:
+        results.append(await function(i))
+
+    async with trio.open_nursery() as nursery:
+        for i in range(number):
+            nursery.start_soon(one, i)
+    return results
+
+
+# -- updates of runs --------------------------------------------------------------------------
+
+
+async def test_of_many_claims_one_wins(database: Named) -> None:
+    """Twenty that add the same copy at once: one entry, one winner."""
+    async with engine.opened(database) as db:
+        run = await added(db)
+
+        async def add(i: int) -> Run | None:
+            update = RunUpdate.add_copy(run, RAW, "transferring", owner=f"site{i}")
+            return await db.update_run(update, utcnow())
+
+        won = [one for one in await racing(20, add) if one is not None]
+        assert len(won) == 1
+        assert (await read(db, run.id)).copies == won[0].copies
+        assert len(won[0].copies) == 1
+        assert await add(99) is None
+
+
+async def test_of_many_that_take_a_copy_on_one_wins(database: Named) -> None:
+    """Twenty that change one copy at once: one does, and the others learn that they lost."""
+    async with engine.opened(database) as db:
+        run = await added(db, entry())
+
+        async def take(i: int) -> Run | None:
+            update = RunUpdate.change_copy(run, run.copies[0], "verifying", owner=f"site{i}")
+            return await db.update_run(update, utcnow())
+
+        won = [one for one in await racing(20, take) if one is not None]
+        assert len(won) == 1
+        assert (await read(db, run.id)).copies[0].owner == won[0].copies[0].owner
+
+
+@pytest.mark.parametrize("fields", [{"status": "transferred"}, {"owner": "chicago#2"}])
+async def test_a_stale_change_changes_nothing(
+    database: Named, runs: Runs, fields: dict[str, Any]
+) -> None:
+    """Where status or owner is no longer as seen, neither change nor removal happens."""
+    async with engine.opened(database) as db:
+        seen = await added(db, entry(owner="lngs#1"))
+        runs.update_one({}, {"$set": {f"data.0.{name}": value for name, value in fields.items()}})
+        before = runs.find_one()
+        for update in (
+            RunUpdate.change_copy(seen, seen.copies[0], "error", checksum="ab"),
+            RunUpdate.remove_copy(seen, seen.copies[0]),
+        ):
+            assert await db.update_run(update, utcnow()) is None
+        assert runs.find_one() == before
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"pax_version": None}, {"pax_version": ""}, {"pax_version": 6.8}]
+)
+async def test_no_version_is_null_absent_or_no_text(database: Named, odd: dict[str, Any]) -> None:
+    """A copy without a version is found however its entry says so; one with a version is not."""
+    async with engine.opened(database) as db:
+        run = await added(db, entry(**odd), entry(pax_version="v6.8.0"))
+        assert [copy.version for copy in run.copies] == [None, "v6.8.0"]
+        again = RunUpdate.add_copy(run, RAW, "transferring")
+        assert await db.update_run(again, utcnow()) is None
+        changed = await db.update_run(
+            RunUpdate.change_copy(run, run.copies[0], "transferred"), utcnow()
+        )
+        assert changed is not None
+        assert [copy.status for copy in changed.copies] == ["transferred", "verifying"]
+        left = await db.update_run(RunUpdate.remove_copy(changed, changed.copies[0]), utcnow())
+        assert left is not None
+        assert [copy.version for copy in left.copies] == ["v6.8.0"]
+        assert await db.update_run(again, utcnow()) is not None
+
+
+@pytest.mark.parametrize("odd", [{}, {"status": None}, {"status": ""}, {"status": 5}])
+async def test_a_copy_without_status_can_be_changed(database: Named, odd: dict[str, Any]) -> None:
+    """What is `unknown` to us is expected as it stands in the document."""
+    async with engine.opened(database) as db:
+        run = await added(db, {"type": "raw", "host": "lngs", **odd})
+        assert run.copies[0].status == "unknown"
+        after = await db.update_run(RunUpdate.change_copy(run, run.copies[0], "error"), utcnow())
+        assert after is not None
+        assert after.copies[0].status == "error"
+
+
+async def test_a_removal_takes_that_entry_alone(database: Named) -> None:
+    """Of several copies, and things that are none, only the one goes."""
+    async with engine.opened(database) as db:
+        others = [entry(host="chicago"), "nonsense", entry(type="processed", pax_version="v1")]
+        run = await added(db, others[0], entry(), *others[1:])  # type: ignore[arg-type]
+        copy = run.copy(RAW)
+        assert copy is not None
+        update = RunUpdate.remove_copy(run, copy)
+        after = await db.update_run(update, utcnow())
+        assert after is not None
+        assert after.document["data"] == others
+        assert await db.update_run(update, utcnow()) is None
+
+
+async def test_a_tag_is_added_once(database: Named) -> None:
+    """The second of two that add a tag learns that it is there."""
+    async with engine.opened(database) as db:
+        run = await added(db)
+        update = RunUpdate.add_tag(run, "bad", user="me")
+        assert (
+            sum(r is not None for r in await racing(5, lambda _: db.update_run(update, utcnow())))
+            == 1
+        )
+        assert (await read(db, run.id)).tags == ("bad",)
+
+
+async def test_fields_are_set_where_they_are_as_expected(database: Named) -> None:
+    """`FieldIs` without a value stands for null or absent; unknown fields stay."""
+    async with engine.opened(database) as db:
+        run = await added(db, x_unknown={"kept": [1]})
+        update = RunUpdate.set_fields(run, FieldIs("raw_size_byte"), raw_size_byte=7)
+        after = await db.update_run(update, utcnow())
+        assert after is not None
+        assert after.document["raw_size_byte"] == 7
+        assert after.document["x_unknown"] == {"kept": [1]}
+        assert await db.update_run(update, utcnow()) is None
+        on = RunUpdate.set_fields(run, FieldIs("raw_size_byte", 7), raw_size_byte=8)
+        assert await db.update_run(on, utcnow()) is not None
+
+
+async def test_a_status_brings_its_time(database: Named) -> None:
+    """Whoever sets a status sets `status_since`; whoever does not, does not."""
+    now = datetime(2020, 1, 1, tzinfo=UTC)
+    async with engine.opened(database) as db:
+        run = await added(db, entry("transferred"))
+        again = await db.update_run(RunUpdate.change_copy(run, run.copies[0], "transferred"), now)
+        assert again is not None
+        assert again.copies[0].since == now
+        assert again.look() != run.look()
+
+
+async def test_an_expectation_of_another_copy_is_part_of_the_write(database: Named) -> None:
+    """A claim that relies on a good source fails with it."""
+    async with engine.opened(database) as db:
+        run = await added(db, entry(host="chicago", status="error"))
+        good = CopyIs(CopyKey("raw", "chicago"), {"status": "transferred"})
+        claiming = RunUpdate.add_copy(run, RAW, "transferring", good)
+        assert await db.update_run(claiming, utcnow()) is None
+        assert (await read(db, run.id)).copy(RAW) is None
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+async def test_values_are_data_and_never_operators(database: Named, text: str) -> None:
+    """A host, version, status, tag or field value from anywhere is compared and stored as text."""
+    key = CopyKey(text, text, text)
+    async with engine.opened(database) as db:
+        run = await added(db, entry(), tags=[{"name": "innocent"}])
+        now = utcnow()
+        run = await made(db, RunUpdate.add_copy(run, key, text, location=text, owner=text), now)
+        assert await db.update_run(RunUpdate.add_copy(run, key, "x"), now) is None
+        copy = run.copy(key)
+        assert copy is not None
+        assert (copy.status, copy.location, copy.owner) == (text, text, text)
+        run = await made(db, RunUpdate.change_copy(run, copy, text, error=text), now)
+        run = await made(db, RunUpdate.add_tag(run, text, user=text), now)
+        assert await db.update_run(RunUpdate.add_tag(run, text), now) is None
+        run = await made(db, RunUpdate.set_fields(run, FieldIs("name", run.name), name=text), now)
+        assert [one.id for one in await db.select(Selection(name=text, tag=text), now)] == [run.id]
+        assert await db.select(Selection(name=text, tag="$gone"), now) == []
+        copy = run.copy(key)
+        assert copy is not None
+        run = await made(db, RunUpdate.remove_copy(run, copy), now)
+        assert [one.key for one in run.copies] == [RAW]
+
+
+async def made(db: Database, update: RunUpdate, now: datetime) -> Run:
+    run = await db.update_run(update, now)
+    assert run is not None
+    return run
+
+
+# -- the lease and the fence ------------------------------------------------------------------
+
+
+async def taken(db: Database, owner: str = "one", lease: float = 0.0) -> Tenure:
+    """The site's tenure; a lease of no length has lapsed at once, and nobody has noticed."""
+    found = await db.acquire(SITE, owner, lease, utcnow())
+    assert found is not None
+    return found[0]
+
+
+def debt_of(run: Run, tenure: Tenure, number: int = 0, aspect: Aspect = RAW) -> Debt:
+    event = Event(run.id, aspect, None, "verifying")
+    mark = (tenure.epoch << 40) + number
+    return owe(SITE, event, f"handler{number}", lane="default", mark=mark, at=utcnow())
+
+
+async def owed(
+    db: Database, run: Run, tenure: Tenure, *, claimed: int = 0, free: int = 0
+) -> list[Debt]:
+    """Debts in the ledger, some of them claimed."""
+    debts = [debt_of(run, tenure, number) for number in range(claimed + free)]
+    debts = [claim(debt, tenure.epoch) for debt in debts[:claimed]] + debts[claimed:]
+    await db.ingest(tenure, Ingest({run.id: run.look()}, debts), utcnow())
+    return debts
+
+
+async def test_one_holds_the_lease(database: Named) -> None:
+    """While it is active nobody else gets it, nor its holder again; twenty at once: one."""
+    async with two(database) as (db, other):
+        tenures = await racing(20, lambda i: other.acquire(SITE, f"p{i}", 60.0, utcnow()))
+        assert len([one for one in tenures if one is not None]) == 1
+        assert await db.acquire(SITE, "late", 60.0, utcnow()) is None
+        record = await db.site_record(SITE)
+        assert record is not None
+        assert (record.active, record.epoch) == (True, 1)
+        assert await db.acquire("chicago", "late", 60.0, utcnow()) is not None
+
+
+async def test_a_lapsed_lease_goes_to_the_next(database: Named) -> None:
+    """The epoch grows by one, and what was claimed is open again, due now, as interrupted."""
+    async with two(database) as (one, other):
+        tenure = await taken(one)
+        run = await added(one, entry())
+        debts = await owed(one, run, tenure, claimed=2, free=1)
+        found = await other.acquire(SITE, "other", 60.0, utcnow())
+        assert found == (Tenure(SITE, 2, "other"), 2)
+        standing = await other.standing([debt.id for debt in debts])
+        assert {debt.state.value for debt in standing.values()} == {"open"}
+        assert {debt.epoch for debt in standing.values()} == {None}
+        assert sorted(debt.interrupted for debt in standing.values()) == [0, 1, 1]
+        assert len(await other.due(SITE, "default", utcnow(), 10)) == 3
+
+
+async def test_a_released_lease_is_free_at_once(database: Named) -> None:
+    """Nobody waits for a lease that was given back; a deposed process cannot give it back."""
+    async with two(database) as (one, other):
+        first = await taken(one, lease=60.0)
+        await one.release(first)
+        await taken(other, lease=60.0)
+        await one.release(first)
+        record = await one.site_record(SITE)
+        assert record is not None
+        assert (record.active, record.epoch) == (True, 2)
+
+
+async def test_a_renewal_keeps_the_lease(database: Named) -> None:
+    """Renewed, a lapsed lease that nobody took is active again."""
+    async with two(database) as (one, other):
+        tenure = await taken(one)
+        record = await one.renew(tenure, 60.0, "$trouble")
+        assert record.active
+        assert await other.acquire(SITE, "other", 60.0, utcnow()) is None
+        again = await other.site_record(SITE)
+        assert again is not None
+        assert again.trouble == "$trouble"
+
+
+@pytest.mark.parametrize("deed", range(10))
+async def test_a_deposed_process_raises_and_writes_nothing(
+    database: Named, server: MongoDatabase[dict[str, Any]], deed: int
+) -> None:
+    """Whatever it tries, every document stays as it is to the byte, and it learns why."""
+    async with two(database) as (one, other):
+        old = await taken(one)
+        run = await added(one, entry())
+        running, free = await owed(one, run, old, claimed=1, free=1)
+        await one.add_request(SITE, Request("scan"), "me", utcnow())
+        (request,) = await one.pending(SITE)
+        await taken(other, "other", 60.0)
+        now = utcnow()
+        changing = RunUpdate.change_copy(run, run.copies[0], "transferred")
+        paid = settle(running, Paid(), now, allowed=3, jitter=0)
+        look: dict[Aspect, str] = {RAW: "error"}
+        new = claim(debt_of(run, old, 7), old.epoch)
+        start = Timestamp(5, 5)
+        deeds: list[Callable[[], Awaitable[Any]]] = [
+            lambda: one.ingest(old, Ingest({run.id: look}, [new], Position(start=start)), now),
+            lambda: one.ingest(old, Ingest({run.id: None}, []), now),
+            lambda: one.ingest(old, Ingest({ObjectId(): look for _ in range(2500)}, []), now),
+            lambda: one.save_position(old, Position(start=start), now),
+            lambda: one.finish_scan(old, start, now, Gap(now, "lost")),
+            lambda: one.renew(old, 60.0, None),
+            lambda: one.finish_request(old, request),
+            lambda: one.update(running, old.epoch, changing, now),
+            lambda: one.settle_with(paid, old.epoch, changing, now),
+            lambda: one.claim([free], old.epoch),
+        ]
+        before = everything(server)
+        with pytest.raises(Deposed, match="another process has taken over lngs"):
+            await deeds[deed]()
+        assert everything(server) == before
+
+
+async def test_a_late_settlement_changes_nothing(
+    database: Named, server: MongoDatabase[dict[str, Any]]
+) -> None:
+    """Settling, freeing and showing progress after the take-over match no document."""
+    async with two(database) as (one, other):
+        old = await taken(one)
+        run = await added(one, entry())
+        debts = await owed(one, run, old, claimed=3)
+        heir = await taken(other, "other", 60.0)
+        mine = await other.due(SITE, "default", utcnow(), 1)
+        assert await other.claim(mine, heir.epoch) == mine
+        before = everything(server)
+        paid = [settle(debt, Paid(), utcnow(), allowed=3, jitter=0) for debt in debts]
+        assert await one.settle(paid, old.epoch) == (0, 0)
+        assert await one.free_claims(old, set) == 0
+        await one.progress(debts[0], old.epoch, {"done": 1})
+        await one.release(old)
+        assert everything(server) == before
+
+
+def die_in_transaction(uri: str, name: str) -> None:
+    """Take the site over for a second, and begin to record (for a process of its own)."""
+
+    async def begin() -> None:
+        async with engine.opened(Named(uri, name)) as db:
+            tenure = await taken(db, "doomed", lease=1.0)
+            run = await added(db, entry())
+            await owed(db, run, tenure, claimed=1)
+
+    trio.run(begin)
+
+
+async def test_who_dies_in_a_transaction_blocks_nobody(database: Named) -> None:
+    """Its locks go with its session, not after the minute that the server would wait."""
+    root = Path(__file__).parent.parent
+    program = f"from tests.test_mongo import *; die_in_transaction{tuple(database)!r}"
+    environ = {**os.environ, "CAXEV_CRASH": "engine:mongo.ingest.commit:1"}
+    done = await trio.to_thread.run_sync(
+        lambda: subprocess.run([sys.executable, "-c", program], cwd=root, env=environ, check=False)
+    )
+    assert done.returncode == -signal.SIGKILL
+    async with engine.opened(database) as db:
+        found = await engine.until(lambda: db.acquire(SITE, "heir", 60.0, utcnow()), within=10.0)
+        assert found == (Tenure(SITE, 2, "heir"), 0)
+        assert await db.debts(SITE) == []
+        (run,) = await db.select(Selection(), utcnow())
+        await owed(db, run, found[0], claimed=1)
+
+
+# -- debts ------------------------------------------------------------------------------------
+
+
+async def test_a_claim_counts_for_what_is_still_as_given(database: Named) -> None:
+    """Of debts that were renewed or claimed meanwhile, only the others are ours."""
+    async with engine.opened(database) as db:
+        tenure = await taken(db)
+        run = await added(db, entry())
+        debts = await owed(db, run, tenure, free=4)
+        await db.claim(debts[:1], tenure.epoch)
+        renewed = evolve(debts[1], mark=debts[1].mark + 100)
+        await db.ingest(tenure, Ingest({}, [renewed]), utcnow())
+        assert await db.claim([*debts[1:], renewed], tenure.epoch) == [debts[2], debts[3], renewed]
+
+
+async def test_a_debt_renewed_while_it_ran_stays_open(database: Named) -> None:
+    """Its settlement only frees it, and so does an update with it; the update counts."""
+    async with engine.opened(database) as db:
+        tenure = await taken(db)
+        run = await added(db, entry())
+        plain, updating = await owed(db, run, tenure, claimed=2)
+        fresh = [
+            evolve(debt, mark=debt.mark + 100, state=type(debt.state).OPEN, epoch=None)
+            for debt in (plain, updating)
+        ]
+        await db.ingest(tenure, Ingest({}, fresh), utcnow())
+        assert await db.due(SITE, "default", utcnow(), 10) == []
+        now = utcnow()
+        paid = [settle(debt, Paid(), now, allowed=3, jitter=0) for debt in (plain, updating)]
+        assert await db.settle(paid[:1], tenure.epoch) == (0, 1)
+        update = RunUpdate.change_copy(run, run.copies[0], "transferred")
+        assert await db.settle_with(paid[1], tenure.epoch, update, now) == (True, True)
+        due = await db.due(SITE, "default", utcnow(), 10)
+        assert sorted(debt.mark for debt in due) == [debt.mark for debt in fresh]
+        assert (await read(db, run.id)).copies[0].status == "transferred"
+
+
+async def test_an_update_and_its_settlement_are_one(
+    database: Named, server: MongoDatabase[dict[str, Any]]
+) -> None:
+    """An update that no longer fits leaves the debt as it is."""
+    async with engine.opened(database) as db:
+        tenure = await taken(db)
+        run = await added(db, entry())
+        (debt,) = await owed(db, run, tenure, claimed=1)
+        changing = RunUpdate.change_copy(run, run.copies[0], "transferred")
+        assert await db.update_run(changing, utcnow()) is not None
+        before = everything(server)
+        paid = settle(debt, Paid(), utcnow(), allowed=3, jitter=0)
+        assert await db.settle_with(paid, tenure.epoch, changing, utcnow()) == (False, False)
+        assert everything(server) == before
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+async def test_debts_with_odd_names(database: Named, text: str) -> None:
+    """Slots, looks and filters take any text, and find a run's debts and no other's."""
+    async with engine.opened(database) as db:
+        tenure = await taken(db)
+        one, other = await added(db), await added(db, _id=text)
+        aspects: list[Aspect] = [CopyKey(text, text, text), CopyKey(text, text), Tag(text)]
+        debts = [debt_of(run, tenure, 0, aspect) for run in (one, other) for aspect in aspects]
+        look = dict.fromkeys(aspects, text)
+        await db.ingest(tenure, Ingest({one.id: look, other.id: look}, debts), utcnow())
+        assert (await db.look(SITE, [one.id, other.id])).before == {one.id: look, other.id: look}
+        found = [debt for debt, _ in await db.debts(SITE, run=other.id)]
+        assert sorted(debt.id for debt in found) == sorted(debt.id for debt in debts[3:])
+        assert {debt.aspect for debt in found} == set(aspects)
+        assert len(await db.claim(debts, tenure.epoch)) == 6
+
+
+# -- the stream -------------------------------------------------------------------------------
+
+
+async def follow(db: Database, stream: Stream, last: Any) -> tuple[list[Any], Position]:
+    """The runs that the stream speaks of, up to the run `last`; where it goes on."""
+    seen: list[Any] = []
+    with trio.fail_after(20):
+        while last not in seen:
+            batch = await db.next_batch(stream, 1.0)
+            seen += batch.runs
+    return seen, batch.position
+
+
+async def test_only_what_matters_comes_through(database: Named, runs: Runs) -> None:
+    """Changes of `data`, of `tags` and of existence; nothing else, whatever its name."""
+    quiet: list[dict[str, Any]] = [
+        {"$set": {"comments": ["x"], "datatype": 1, "tagsize": 2, "trigger.data": 3}},
+        {"$unset": {"detector": ""}},
+        {"$set": {"x.tags": [], "Data": []}},
+    ]
+    loud: list[dict[str, Any]] = [
+        {"$set": {"data.0.status": "error"}},
+        {"$push": {"data": entry()}},
+        {"$push": {"data": {"$each": [], "$slice": 1}}},
+        {"$set": {"tags": [{"name": "x"}]}},
+        {"$unset": {"data": ""}},
+        {"$unset": {"tags": ""}},
+    ]
+    async with engine.opened(database) as db:
+        ids = [(await added(db, entry(), entry(), number=number)).id for number in range(12)]
+        stream = await db.open_stream(Position(start=await db.cluster_time()))
+        for run, change in zip(ids, quiet, strict=False):
+            runs.update_one({"_id": run}, change)
+        for run, change in zip(ids[3:], loud, strict=False):
+            runs.update_one({"_id": run}, change)
+        runs.replace_one({"_id": ids[9]}, {"number": 9})
+        runs.delete_one({"_id": ids[10]})
+        new = (await added(db)).id
+        seen, _ = await follow(db, stream, new)
+        assert seen == [*ids[3:11], new]
+        await db.close_stream(stream)
+
+
+async def test_a_batch_holds_each_run_once(database: Named, runs: Runs) -> None:
+    """However often it changed; in the order, and with the time, of its first change."""
+    async with engine.opened(database) as db:
+        one, other = await added(db, entry()), await added(db, entry())
+        start = await db.cluster_time()
+        for status in "abc":
+            for run in (one, other):
+                runs.update_one({"_id": run.id}, {"$set": {"data.0.status": status}})
+        stream = await db.open_stream(Position(start=start))
+        batch = await engine.until(lambda: _full(db, stream, 6))
+        assert list(batch.runs) == [one.id, other.id]
+        first, second = batch.runs.values()
+        assert first <= second
+        assert abs(first - datetime.now(UTC)) < timedelta(minutes=1)
+        await db.close_stream(stream)
+
+
+async def _full(db: Database, stream: Stream, changes: int) -> Any:
+    batch = await db.next_batch(stream, 1.0)
+    assert batch.changes in (0, changes)
+    return batch if batch.changes else None
+
+
+async def test_a_position_goes_on_where_it_was(database: Named) -> None:
+    """After a token nothing comes twice and nothing is left out, also after an idle time."""
+    async with engine.opened(database) as db:
+        stream = await db.open_stream(Position(start=await db.cluster_time()))
+        first = (await added(db)).id
+        seen, position = await follow(db, stream, first)
+        idle = await db.next_batch(stream, 0.1)
+        assert (idle.changes, seen) == (0, [first])
+        await db.close_stream(stream)
+        second = (await added(db)).id
+        for where in (position, idle.position):
+            stream = await db.open_stream(where)
+            assert (await follow(db, stream, second))[0] == [second]
+            await db.close_stream(stream)
+
+
+async def test_a_start_is_after_what_is_known(database: Named) -> None:
+    """What was written before `cluster_time` is not met again; what comes after is."""
+    async with engine.opened(database) as db:
+        for _ in range(5):
+            await added(db)
+            position = Position(start=await db.cluster_time())
+            after = (await added(db)).id
+            stream = await db.open_stream(position)
+            assert (await follow(db, stream, after))[0] == [after]
+            await db.close_stream(stream)
+
+
+async def first_batch(db: Database, position: Position) -> None:
+    await db.next_batch(await db.open_stream(position), 0.1)
+
+
+@pytest.mark.parametrize("where", ["long ago", "garbage", "no hex", "no token"])
+async def test_an_impossible_position_is_history_lost(database: Named, where: str) -> None:
+    """A token that the oplog no longer knows, or that is none, ends in `HistoryLost`."""
+    async with engine.opened(database) as db:
+        stream = await db.open_stream(Position(start=await db.cluster_time()))
+        _, position = await follow(db, stream, (await added(db)).id)
+        await db.close_stream(stream)
+        assert position.token is not None
+        data = position.token["_data"]
+        bad = {
+            "long ago": Position({"_data": data[:2] + "00000001" + data[10:]}),
+            "garbage": Position({"_data": "82" + "ff" * 20}),
+            "no hex": Position({"_data": "zz"}),
+            "no token": Position({"x": 1}),
+        }[where]
+        with pytest.raises(HistoryLost):
+            await first_batch(db, bad)
+
+
+@pytest.mark.parametrize("end", ["drop", "rename", "overwrite", "drop database"])
+async def test_the_end_of_a_collection_is_history_lost(
+    database: Named, server: MongoDatabase[dict[str, Any]], end: str
+) -> None:
+    """Dropped, renamed, replaced by another, or gone with its database."""
+    async with engine.opened(database) as db:
+        await added(db)
+        stream = await db.open_stream(Position(start=await db.cluster_time()))
+        if end == "drop":
+            server["runs_new"].drop()
+        elif end == "rename":
+            server["runs_new"].rename("elsewhere")
+        elif end == "overwrite":
+            server["other"].insert_one({})
+            server["other"].rename("runs_new", dropTarget=True)
+        else:
+            server.client.drop_database(server.name)
+        with pytest.raises(HistoryLost):
+            await follow(db, stream, None)
+        again = await db.open_stream(Position(start=await db.cluster_time()))
+        after = (await added(db)).id
+        assert (await follow(db, again, after))[0] == [after]
+
+
+# -- odd documents ----------------------------------------------------------------------------
+
+
+async def test_what_cannot_be_decoded_stops_nothing(database: Named, runs: Runs) -> None:
+    """A date beyond the calendar and text that is no UTF-8 are read as well as can be."""
+    async with engine.opened(database) as db:
+        stream = await db.open_stream(Position(start=await db.cluster_time()))
+        far = DatetimeMS(2**62)
+        beyond = {**engine.run_document(1), "start": far, "data": [entry(status_since=far)]}
+        broken = {**engine.run_document(2), "data": [entry("XXXX")], "tags": [{"name": "XXXX"}]}
+        raw = RawBSONDocument(bson.encode(broken).replace(b"XXXX", b"\xff\xfe\xff\xfe"))
+        runs.insert_many([beyond, raw])
+        last = (await added(db)).id
+        ids = [beyond["_id"], broken["_id"], last]
+        assert (await follow(db, stream, last))[0] == ids
+        looked = await db.look(SITE, ids)
+        assert looked.now[beyond["_id"]][RAW] == "verifying"
+        assert len(looked.now[broken["_id"]]) == 3
+        assert set(await db.runs(ids)) == set(ids)
+        assert (await db.runs(ids))[beyond["_id"]].start is None
+        tenure = await taken(db)
+        await db.ingest(tenure, Ingest(looked.now), utcnow())
+        assert (await db.look(SITE, ids)).before == looked.now
+
+
+async def test_a_document_as_id_is_passed_over(database: Named, runs: Runs) -> None:
+    """Nobody can know such a run; those before and after it come through."""
+    async with engine.opened(database) as db:
+        stream = await db.open_stream(Position(start=await db.cluster_time()))
+        first = (await added(db)).id
+        runs.insert_one({"_id": {"a": 1}, "data": [entry()]})
+        last = (await added(db)).id
+        assert (await follow(db, stream, last))[0] == [first, last]
+        assert (await db.page(SITE, None))[0] == [first, last]
+
+
+# -- looks and pages --------------------------------------------------------------------------
+
+
+async def paged(db: Database, site: str = SITE) -> list[Any]:
+    found, (ids, after) = [], await db.page(site, None)
+    found += ids
+    while after is not None:
+        ids, after = await db.page(site, after)
+        found += ids
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 100])
+async def test_pages_hold_every_run_stored_or_seen(
+    database: Named, runs: Runs, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Whatever the page's size and the ids' types, deleted runs included, other sites' not."""
+    monkeypatch.setattr("caxev.mongo.database.PAGE", size)
+    async with engine.opened(database) as db:
+        tenure = await taken(db)
+        odd: list[Any] = [5, "name", 7.5, utcnow()]
+        ids = [(await added(db)).id for _ in range(4)]
+        ids += [(await added(db, _id=one)).id for one in odd]
+        looks: Any = {run: {RAW: "transferred"} for run in ids}
+        await db.ingest(tenure, Ingest(looks), utcnow())
+        gone = [ids[0], ids[3], "name"]
+        runs.delete_many({"_id": {"$in": gone}})
+        assert set(await paged(db)) == set(ids)
+        assert set(await paged(db, "chicago")) == set(ids) - set(gone)
+        looked = await db.look(SITE, ids)
+        assert set(looked.now) == set(ids) - set(gone)
+        assert looked.before == looks
+        await db.ingest(tenure, Ingest(dict.fromkeys(gone)), utcnow())
+        assert set(await paged(db)) == set(ids) - set(gone)
+        assert set((await db.look(SITE, ids)).before) == set(ids) - set(gone)
+
+
+# -- manifests --------------------------------------------------------------------------------
+
+
+def rows_of(number: int, length: int = 20) -> list[dict[str, Any]]:
+    return [
+        {"path": b"%0*d" % (length, i), "kind": "file", "size": i, "blake3": bytes(32)}
+        for i in range(number)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "length"), [(0, 1), (1, 1), (20_000, 20), (45_001, 20), (5000, 4096)]
+)
+async def test_a_manifest_comes_back(database: Named, number: int, length: int) -> None:
+    """However many files, and however long their names; stored twice it is the same."""
+    rows = rows_of(number, length)
+    async with engine.opened(database) as db:
+        assert await db.load_manifest("b3:00") is None
+        for _ in range(2):
+            await db.store_manifest("b3:00", rows)
+            assert await db.load_manifest("b3:00") == rows
+        assert await db.load_manifest("b3:01") is None
+
+
+async def test_half_a_manifest_is_none(
+    database: Named, server: MongoDatabase[dict[str, Any]]
+) -> None:
+    """Where its last part is missing it is not there; storing it again completes it."""
+    rows = rows_of(45_001)
+    async with engine.opened(database) as db:
+        await db.store_manifest("b3:00", rows)
+        server["caxev_manifests"].delete_one({"_id.last": True})
+        assert await db.load_manifest("b3:00") is None
+        await db.store_manifest("b3:00", rows)
+        assert await db.load_manifest("b3:00") == rows
+
+
+# -- the settings -----------------------------------------------------------------------------
+
+
+async def test_names_of_collections_are_configurable(
+    database: Named, server: MongoDatabase[dict[str, Any]]
+) -> None:
+    """The runs' collection and the prefix of ours are the settings'."""
+    plain = engine.settings_for(database)
+    settings: Settings = evolve(plain, collection="runs_test", prefix="x_")
+    async with engine.opened(database), open_database(settings) as db:
+        await db.create_indexes()
+        await taken(db)
+        await added(db)
+        await db.store_manifest("b3:00", [])
+    names = set(server.list_collection_names())
+    assert {"runs_test", "x_ledger", "x_manifests"} <= names
+    assert "runs_new" not in names

@@ -1,0 +1,689 @@
+"""A listener through trouble: nothing is missed, nothing fires twice, one bad run stops nobody."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from attrs import evolve
+from bson import ObjectId
+from bson.datetime_ms import DatetimeMS
+from pymongo import MongoClient
+from pymongo.synchronous.database import Database as MongoDatabase
+
+from caxev import ELSEWHERE, GONE, HERE, GiveUp, Job, Retry, RunUpdate, Skip, copy, new_run, tag
+from caxev.daemon import Options
+from caxev.dispatcher import Dispatcher, Lane
+from caxev.embedded import ReplicaSet
+from caxev.ledger import SURPRISES, Debt
+from caxev.model import Run
+from caxev.mongo import Batch, Database, Position, Request, SiteRecord
+from caxev.watcher import Watcher
+from caxev.watcher import _Ahead as Ahead
+from tests import engine
+from tests.conftest import Database as Named
+
+pytestmark = pytest.mark.replicaset
+
+SITE = "lngs"
+Server = MongoDatabase[dict[str, Any]]
+
+
+@pytest.fixture
+def server(database: Named) -> Iterator[Server]:
+    """The test's database as a plain client sees it."""
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        yield client[database.name]
+
+
+class Recorder:
+    """A handler that notes each reaction."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, str]] = []
+
+    async def record(self, job: Job) -> None:
+        self.seen.append((job.run.number or 0, str(job.event)))
+
+    @property
+    def numbers(self) -> Counter[int]:
+        return Counter(number for number, _ in self.seen)
+
+    def options(self, database: Named, **options: Any) -> Options:
+        one = engine.handler(self.record, copy("transferred", host=HERE))
+        return engine.options_for(database, [one], **options)
+
+
+async def add(db: Database, *numbers: int, status: str = "transferred") -> list[Any]:
+    return [
+        await db.insert_run(engine.run_document(number, ("raw", SITE, status)))
+        for number in numbers
+    ]
+
+
+async def go(db: Database, number: int = 1, *tags: str) -> Any:
+    """Add a run with tags; `go` is what most handlers here wait for."""
+    names = [{"name": name} for name in tags or ("go",)]
+    return await db.insert_run(engine.run_document(number, tags=names))
+
+
+async def record_of(db: Database) -> SiteRecord:
+    record = await db.site_record(SITE)
+    assert record is not None
+    return record
+
+
+async def debts(db: Database, *states: str) -> list[Debt]:
+    """The debts in the ledger, once they stand in these states."""
+
+    async def found() -> list[Debt] | None:
+        now = [debt for debt, _ in await db.debts(SITE)]
+        return now if sorted(d.state.value for d in now) == sorted(states) else None
+
+    standing: list[Debt] = await engine.until(found)
+    return standing
+
+
+def lose(server: Server, position: dict[str, Any]) -> None:
+    """Put another position in place of the site's."""
+    assert server["caxev_ledger"].update_one({"_id": SITE}, {"$set": position}).matched_count
+
+
+# -- history ----------------------------------------------------------------------------------
+
+
+async def test_lost_history_is_made_up_for(database: Named, server: Server) -> None:
+    """After a stop, what changed fires once although the position is unusable; the gap is told."""
+    record = Recorder()
+    async with engine.opened(database) as db:
+        async with engine.listener(db, record.options(database)):
+            await ready(db)
+            ids = await add(db, 1, 2, 3)
+            await engine.until(lambda: len(record.seen) == 3)
+            await engine.until(lambda: _has_token(db))
+        await add(db, 4, 5)
+        server["runs_new"].update_one({"_id": ids[0]}, {"$set": {"data.0.status": "error"}})
+        server["runs_new"].delete_one({"_id": ids[1]})
+        lose(server, {"position.token._data": "zz"})
+        async with engine.listener(db, record.options(database)):
+            await engine.until(lambda: len(record.seen) == 5)
+            await add(db, 6)
+            await engine.until(lambda: len(record.seen) == 6)
+        assert record.numbers == Counter(range(1, 7))
+        (gap,) = (await record_of(db)).gaps
+        assert gap.why
+        assert (await db.page(SITE, None))[0].count(ids[1]) == 0
+
+
+async def ready(db: Database) -> None:
+    """Wait until the first scan is through: what comes from now on comes by the stream."""
+
+    async def scanned() -> bool:
+        record = await db.site_record(SITE)
+        return record is not None and record.position is not None
+
+    await engine.until(scanned)
+
+
+async def _has_token(db: Database) -> bool:
+    position = (await record_of(db)).position
+    return position is not None and position.token is not None
+
+
+async def test_an_oplog_that_rolled_over(tmp_path: Any) -> None:
+    """The real thing: the oplog no longer reaches back to the position."""
+    record = Recorder()
+    options = ("--oplogSize=1", "--syncdelay=1")
+    with ReplicaSet(tmp_path, options=options) as replica_set:
+        database = Named(replica_set.uri, "rolled")
+        async with engine.opened(database) as db:
+            async with engine.listener(db, record.options(database)):
+                await ready(db)
+                await add(db, 1)
+                await engine.until(lambda: len(record.seen) == 1)
+                await engine.until(lambda: _has_token(db))
+            await add(db, 2)
+            with MongoClient[dict[str, Any]](replica_set.uri) as client:
+                await trio.to_thread.run_sync(_roll, client)
+            async with engine.listener(db, record.options(database)):
+                await engine.until(lambda: len(record.seen) == 2)
+                await add(db, 3)
+                await engine.until(lambda: len(record.seen) == 3)
+            assert record.numbers == Counter([1, 2, 3])
+            (gap,) = (await record_of(db)).gaps
+            assert "286" in gap.why
+
+
+def _roll(client: MongoClient[dict[str, Any]]) -> None:
+    """Write until the oplog's first entry is another one."""
+    oplog = client["local"]["oplog.rs"]
+    oldest = oplog.find_one(sort=[("$natural", 1)])
+    ballast = b"\0" * 1_000_000
+    for _ in range(400):
+        client["other"]["ballast"].replace_one({"_id": 1}, {"x": ballast}, upsert=True)
+        now = oplog.find_one(sort=[("$natural", 1)])
+        assert oldest is not None
+        assert now is not None
+        if now["ts"] > oldest["ts"] and _passed(client):
+            return
+    raise AssertionError("the oplog did not roll over")
+
+
+def _passed(client: MongoClient[dict[str, Any]]) -> bool:
+    site = client["rolled"]["caxev_ledger"].find_one({"_id": SITE})
+    first = client["local"]["oplog.rs"].find_one(sort=[("$natural", 1)])
+    assert site is not None
+    assert first is not None
+    token = site["position"]["token"]["_data"]
+    return bool(first["ts"].time > int(token[2:10], 16))
+
+
+@pytest.mark.parametrize("end", ["drop", "overwrite"])
+async def test_a_collection_that_is_made_anew(database: Named, server: Server, end: str) -> None:
+    """Dropped, or replaced by another, under a live listener: one gap, each run fires once."""
+    record = Recorder()
+    async with engine.opened(database) as db:
+        async with engine.listener(db, record.options(database)):
+            (kept, _) = await add(db, 1, 2)
+            await engine.until(lambda: len(record.seen) == 2)
+            documents = [
+                {**engine.run_document(1, ("raw", SITE, "transferred")), "_id": kept},
+                engine.run_document(3, ("raw", SITE, "transferred")),
+            ]
+            if end == "drop":
+                server["runs_new"].drop()
+                await engine.until(lambda: _gaps(db, 1))
+                server["runs_new"].insert_many(documents)
+            else:
+                server["fresh"].insert_many(documents)
+                server["fresh"].rename("runs_new", dropTarget=True)
+            await engine.until(lambda: 3 in record.numbers)
+            await add(db, 4)
+            await engine.until(lambda: 4 in record.numbers)
+        # Where the run was gone for a while, it came to that state once more.
+        assert record.numbers == Counter({1: 2 if end == "drop" else 1, 2: 1, 3: 1, 4: 1})
+        assert len((await record_of(db)).gaps) == 1
+
+
+async def _gaps(db: Database, number: int) -> bool:
+    return len((await record_of(db)).gaps) >= number
+
+
+async def test_an_event_that_comes_twice_fires_once(database: Named, server: Server) -> None:
+    """Started again from an older position, the stream repeats itself, and nothing fires."""
+    record = Recorder()
+    async with engine.opened(database) as db:
+        start = await db.cluster_time()
+        async with engine.listener(db, record.options(database)):
+            await add(db, 1, 2)
+            await engine.until(lambda: len(record.seen) == 2)
+        older = {"token": None, "start": start}
+        lose(server, {"position": older})
+        async with engine.listener(db, record.options(database)):
+            await add(db, 3)
+            await engine.until(lambda: len(record.seen) == 3)
+        assert record.numbers == Counter([1, 2, 3])
+
+
+async def test_an_idle_streams_position_is_saved(
+    database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing changes for the site the position moves on all the same, now and then."""
+    monkeypatch.setattr("caxev.watcher.SAVE_EVERY", 0.05)
+    monkeypatch.setattr("caxev.mongo.database.AWAIT", 0.05)
+    record = Recorder()
+    async with (
+        engine.opened(database) as db,
+        engine.listener(db, record.options(database)),
+    ):
+        await ready(db)
+        await add(db, 1)
+        await engine.until(lambda: len(record.seen) == 1)
+        before = await record_of(db)
+
+        async def moved() -> bool:
+            # No change for us, but the server's time goes on.
+            server["runs_new"].update_many({}, {"$inc": {"x": 1}})
+            return (await record_of(db)).position != before.position
+
+        await engine.until(moved)
+        assert (await record_of(db)).position is not None
+
+
+class Counting:
+    """An intake that starts nothing and counts what was recorded."""
+
+    def __init__(self) -> None:
+        self.started: list[Debt] = []
+
+    def reserve(self, debts: Sequence[Debt]) -> list[Debt]:
+        return list(debts)
+
+    def start(self, debts: Sequence[Debt], runs: Mapping[Any, Run]) -> None:
+        del runs
+        self.started += debts
+
+    def cancel(self, debts: Sequence[Debt]) -> None:
+        pass
+
+    async def reconcile(self) -> None:
+        pass
+
+    def look_again(self) -> None:
+        pass
+
+
+async def test_a_scan_between_two_batches_fires_nothing_twice(
+    database: Named, server: Server
+) -> None:
+    """What a scan recorded while a batch was looked at ahead is not news to that batch."""
+
+    async def react(job: Job) -> None:
+        """Wanted for every status."""
+
+    statuses = ("transferred", "error", "verifying")
+    options = engine.options_for(database, [engine.handler(react, copy(statuses))])
+    intake = Counting()
+    async with engine.opened(database) as db:
+        found = await db.acquire(SITE, "one", 60.0, Job.now())
+        assert found is not None
+        watcher = Watcher(db, found[0], options.registry, intake)
+        (run,) = await add(db, 1)
+
+        async def ahead() -> Ahead:
+            batch = Batch({run: Job.now()}, Position(start=await db.cluster_time()), 1)
+            return Ahead(batch, await watcher._read_looks(batch.runs), watcher._turn)
+
+        assert await watcher._record_batch(await ahead())
+        server["runs_new"].update_one({}, {"$set": {"data.0.status": "error"}})
+        late = await ahead()
+        await watcher.look({run: Job.now()})
+        assert not await watcher._record_batch(late)
+        server["runs_new"].update_one({}, {"$set": {"data.0.status": "verifying"}})
+        assert await watcher._record_batch(await ahead())
+    assert [debt.after for debt in intake.started] == ["transferred", "error", "verifying"]
+
+
+async def test_a_scan_finds_what_the_stream_did_not_say(database: Named) -> None:
+    """Asked for a scan, a listener that was moved past a change makes up for it, once."""
+    record = Recorder()
+    async with engine.opened(database) as db:
+        async with engine.listener(db, record.options(database)):
+            await add(db, 1)
+            await engine.until(lambda: len(record.seen) == 1)
+        await add(db, 2)
+        found = await db.acquire(SITE, "other", 0.0, Job.now())
+        assert found is not None
+        await db.save_position(found[0], Position(start=await db.cluster_time()), Job.now())
+        async with engine.listener(db, record.options(database)):
+            await add(db, 3)
+            await engine.until(lambda: len(record.seen) == 2)
+            for _ in range(2):
+                await db.add_request(SITE, Request("scan"), "me", Job.now())
+                await engine.until(lambda: _served(db))
+            await engine.until(lambda: len(record.seen) == 3)
+        assert record.numbers == Counter([1, 2, 3])
+
+
+async def _served(db: Database) -> bool:
+    return not await db.pending(SITE)
+
+
+# -- bad runs ---------------------------------------------------------------------------------
+
+
+async def test_malformed_runs_stop_nobody(database: Named, server: Server) -> None:
+    """Runs that anything happened to come and go; those around them are served."""
+    record = Recorder()
+    async with engine.opened(database) as db, engine.listener(db, record.options(database)):
+        await add(db, 1)
+        server["runs_new"].insert_many(
+            [
+                {"data": "no list", "tags": 5, "number": "x", "start": [None]},
+                {"data": [None, 5, [], {"type": 5, "host": {}}, {"type": "raw"}]},
+                {"data": [{"type": "raw", "host": SITE, "status": {"$ne": 1}}], "tags": [{}, 7]},
+                {"data": [{"type": "raw", "host": SITE, "status_since": DatetimeMS(2**62)}]},
+                {"_id": {"a": 1}},
+                {"_id": "text"},
+            ]
+        )
+        await add(db, 2)
+        await engine.until(lambda: record.numbers == Counter([1, 2]))
+        server["runs_new"].delete_many({"number": {"$exists": False}})
+        await add(db, 3)
+        await engine.until(lambda: record.numbers == Counter([1, 2, 3]))
+
+
+async def test_a_run_that_cannot_be_recorded_is_parked(database: Named, server: Server) -> None:
+    """What it owes is larger than a document can be: it is shown as failed, the others fire."""
+    record = Recorder()
+    one = engine.handler(record.record, copy("transferred", host=HERE), tag("*"))
+    options = engine.options_for(database, [one])
+    ducks = "🦆" * 1_500_000  # three times as long in the key of a slot
+    async with engine.opened(database) as db:
+        bad = engine.run_document(2, ("raw", SITE, "transferred"), tags=[{"name": ducks}])
+        first, last = (engine.run_document(i, ("raw", SITE, "transferred")) for i in (1, 3))
+        server["runs_new"].insert_many([first, bad, last])
+        async with engine.listener(db, options):
+            await engine.until(lambda: record.numbers == Counter([1, 3]))
+            parked = await debts(db, "done", "done", "failed")
+            await add(db, 4)
+            await engine.until(lambda: record.numbers == Counter([1, 3, 4]))
+        (shown,) = [debt for debt in parked if debt.state.value == "failed"]
+        assert shown.run == bad["_id"]
+        assert "too large" in shown.note
+
+
+async def test_a_run_deleted_while_a_debt_is_open(database: Named, server: Server) -> None:
+    """The debt is paid with the reason; who waits for the run to be gone is called without it."""
+    tries: list[int] = []
+    gone: list[str] = []
+
+    async def stubborn(job: Job) -> None:
+        tries.append(1)
+        raise Retry("not yet", after=0.5)
+
+    async def mourn(job: Job) -> None:
+        assert job.copy is None
+        gone.append(str(job.event))
+
+    handlers = [
+        engine.handler(stubborn, tag("go")),
+        engine.handler(mourn, copy(GONE, host=ELSEWHERE)),
+    ]
+    async with engine.opened(database) as db:
+        async with engine.listener(db, engine.options_for(database, handlers)):
+            document = engine.run_document(1, ("raw", "chicago", "error"), tags=[{"name": "go"}])
+            run = await db.insert_run(document)
+            await engine.until(lambda: tries)
+            server["runs_new"].delete_one({"_id": run})
+            done = await debts(db, "done", "done")
+        assert gone == ["raw at chicago: gone"]
+        assert "the run is no longer in the database" in {debt.note for debt in done}
+
+
+# -- outcomes ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back-off of a hundredth of a second and more."""
+    monkeypatch.setattr("caxev.ledger.FIRST_DELAY", 0.01)
+
+
+@asynccontextmanager
+async def listening(
+    database: Named, function: Any, *triggers: Any, **options: Any
+) -> AsyncIterator[Database]:
+    """A listener with one handler, by default of the tag `go`."""
+    one = engine.handler(function, *(triggers or (tag("go"),)), **options)
+    async with (
+        engine.opened(database) as db,
+        engine.listener(db, engine.options_for(database, [one])),
+    ):
+        yield db
+
+
+async def test_a_debt_renewed_while_it_runs_runs_again(database: Named, server: Server) -> None:
+    """What changed during a reaction is reacted to afterwards, not beside it."""
+    running = 0
+    seen: list[str] = []
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def slow(job: Job) -> None:
+        nonlocal running
+        running += 1
+        assert running == 1
+        assert job.copy is not None
+        seen.append(job.copy.status)
+        begun.set()
+        await go_on.wait()
+        running -= 1
+
+    async with listening(database, slow, copy(("transferred", "error"))) as db:
+        (run,) = await add(db, 1)
+        await begun.wait()
+        (first,) = await debts(db, "running")
+        for status in ("error", "transferred", "error"):
+            server["runs_new"].update_one({"_id": run}, {"$set": {"data.0.status": status}})
+        await engine.until(lambda: _renewed(db, first))
+        go_on.set()
+        await engine.until(lambda: len(seen) >= 2)
+        await debts(db, "done")
+    assert seen[0] == "transferred"
+    assert seen[-1] == "error"
+
+
+async def _renewed(db: Database, debt: Debt) -> bool:
+    return (await db.standing([debt.id]))[debt.id].after == "error"
+
+
+async def test_spent_attempts_park(database: Named, impatient: None) -> None:
+    """`Retry` is tried as often as the handler allows; then it is failed, and a person decides."""
+    tries: list[int] = []
+
+    async def never(job: Job) -> RunUpdate | None:
+        job.park_with(RunUpdate.add_tag(job.run, "parked"))
+        tries.append(1)
+        if len(tries) <= 3:
+            raise Retry("not yet")
+        return None
+
+    async with listening(database, never, attempts=3) as db:
+        run = await go(db)
+        (parked,) = await debts(db, "failed")
+        assert parked.note == "not yet (given up after 3 attempts)"
+        assert (await db.runs([run]))[run].tags == ("go", "parked")
+        assert len(tries) == 3
+        await db.add_request(SITE, Request("retry"), "me", Job.now())
+        await debts(db, "done")
+    assert len(tries) == 4
+
+
+async def test_a_surprise_is_tried_again_a_few_times(database: Named, impatient: None) -> None:
+    """An error that nobody foresaw is bounded on its own, and its text is kept."""
+    tries: list[int] = []
+
+    async def broken(job: Job) -> None:
+        tries.append(1)
+        raise ZeroDivisionError("by nothing")
+
+    async with listening(database, broken) as db:
+        await go(db)
+        (parked,) = await debts(db, "failed")
+    assert len(tries) == SURPRISES
+    assert parked.note.startswith("ZeroDivisionError: by nothing")
+
+
+@pytest.mark.parametrize(
+    ("result", "state", "note"),
+    [
+        (None, "done", ""),
+        (Skip("not mine"), "done", "nothing to do: not mine"),
+        (GiveUp("hopeless"), "failed", "hopeless"),
+        (5, "failed", "the handler returned a int, not a RunUpdate, a Skip or None"),
+        (ExceptionGroup("two", [GiveUp("one"), Retry("two")]), "failed", "one"),
+        (GiveUp("bad name \udcff\0"), "failed", "bad name \\udcff\0"),
+    ],
+)
+async def test_outcomes(database: Named, result: Any, state: str, note: str) -> None:
+    """What a handler returns or raises stands in the ledger, and it is called once."""
+    calls: list[int] = []
+
+    async def react(job: Job) -> Any:
+        calls.append(1)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async with listening(database, react) as db:
+        await go(db)
+        (debt,) = await debts(db, state)
+    assert (debt.note, len(calls), debt.attempts) == (note, 1, 0)
+
+
+async def test_an_update_that_no_longer_fits(database: Named, impatient: None) -> None:
+    """Somebody else was first: within a handler it is done, at its end it looks again."""
+    looks: list[str] = []
+
+    async def late(job: Job) -> RunUpdate:
+        stale = evolve(job.run.copies[0], status="stale")
+        looks.append("late")
+        if len(looks) == 1:
+            return RunUpdate.change_copy(job.run, stale, "error")
+        await job.update(RunUpdate.change_copy(job.run, stale, "error"))
+        raise AssertionError("unreachable")
+
+    async with listening(database, late, copy("transferred")) as db:
+        (run,) = await add(db, 1)
+        (debt,) = await debts(db, "done")
+        assert (await db.runs([run]))[run].copies[0].status == "transferred"
+    assert len(looks) == 2
+    assert debt.note.startswith("nothing to do: run 1 is no longer as it was")
+
+
+@pytest.mark.parametrize(
+    ("limits", "note"),
+    [({"timeout": 0.2}, "not done after 0 s"), ({"stall": 0.2}, "no progress for 0 s")],
+)
+async def test_timeout_and_stall(database: Named, limits: dict[str, float], note: str) -> None:
+    """An attempt that takes too long, or stands still, is broken off and counts as a failure."""
+
+    async def hang(job: Job) -> None:
+        await trio.sleep_forever()
+
+    async with listening(database, hang, attempts=1, **limits) as db:
+        await go(db)
+        (debt,) = await debts(db, "failed")
+    assert debt.note == f"{note} (given up after 1 attempts)"
+
+
+async def test_progress_keeps_a_slow_one_alive(database: Named) -> None:
+    """Longer than `stall` in all, but never without progress for so long."""
+
+    async def slow(job: Job) -> None:
+        for done in range(8):
+            job.progress(done, 8)
+            await trio.sleep(0.1)
+
+    async with listening(database, slow, stall=0.5, attempts=1) as db:
+        await go(db)
+        await debts(db, "done")
+
+
+# -- side by side -----------------------------------------------------------------------------
+
+
+async def test_an_exclusive_reaction_waits_for_readers(database: Named) -> None:
+    """Nothing else runs on the copy meanwhile; waiting does not count as its time."""
+    inside: Counter[str] = Counter()
+    order: list[str] = []
+    reading, go_on = trio.Event(), trio.Event()
+
+    async def read(job: Job) -> None:
+        assert not inside["delete"]
+        inside["read"] += 1
+        reading.set()
+        await go_on.wait()
+        inside["read"] -= 1
+        order.append("read")
+
+    async def delete(job: Job) -> None:
+        assert not +inside
+        inside["delete"] += 1
+        await trio.lowlevel.checkpoint()
+        inside["delete"] -= 1
+        order.append("delete")
+
+    waited = 0.5
+    handlers = [
+        engine.handler(read, copy("transferred")),
+        engine.handler(delete, copy(("transferred", "error")), exclusive=True, timeout=waited),
+    ]
+    async with engine.opened(database) as db:
+        async with engine.listener(db, engine.options_for(database, handlers)):
+            (run,) = await add(db, 1)
+            await reading.wait()
+            started = trio.current_time()
+            await engine.until(lambda: trio.current_time() > started + 2 * waited)
+            assert order in ([], ["delete"])
+            go_on.set()
+            done = await debts(db, "done", "done")
+        assert {debt.run for debt in done} == {run}
+        assert sorted(order) == ["delete", "read"]
+        assert {debt.attempts for debt in done} == {0}
+
+
+async def test_different_copies_do_not_wait(database: Named) -> None:
+    """An exclusive reaction on one copy leaves the others alone."""
+    first = trio.Event()
+
+    async def alone(job: Job) -> None:
+        if job.run.number == 1:
+            await first.wait()
+        first.set()
+
+    async with listening(database, alone, copy("transferred"), exclusive=True) as db:
+        await add(db, 1, 2)
+        await debts(db, "done", "done")
+
+
+async def test_a_burst_is_served_within_its_lanes(
+    database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3000 runs at once: each reaction once, never more at a time than workers, few in memory."""
+    window = 200
+    monkeypatch.setattr("caxev.dispatcher.WINDOW", window)
+    sizes = {"wide": 40, "narrow": 3}
+    inside: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+    waiting: list[int] = []
+    done: Counter[tuple[str, int]] = Counter()
+    filling = Dispatcher._fill
+
+    async def fill(self: Dispatcher, lane: Lane) -> None:
+        await filling(self, lane)
+        waiting.append(len(lane.waiting))
+        assert len(lane.running) <= lane.workers
+
+    monkeypatch.setattr(Dispatcher, "_fill", fill)
+
+    async def attempt(lane: str, job: Job) -> None:
+        inside[lane] += 1
+        most[lane] = max(most[lane], inside[lane])
+        await trio.lowlevel.checkpoint()
+        inside[lane] -= 1
+        done[lane, job.run.number or 0] += 1
+
+    async def wide(job: Job) -> None:
+        await attempt("wide", job)
+
+    async def narrow(job: Job) -> None:
+        await attempt("narrow", job)
+
+    handlers = [
+        engine.handler(wide, new_run(), lane="wide"),
+        engine.handler(narrow, tag("narrow"), lane="narrow"),
+    ]
+    options = engine.options_for(database, handlers)
+    options = evolve(options, site=evolve(options.site, lanes=sizes))
+    number = 3000
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await ready(db)
+        server["runs_new"].insert_many(
+            {"_id": ObjectId(), "number": i, "tags": [{"name": "narrow"}] if i % 20 == 0 else []}
+            for i in range(1, number + 1)
+        )
+        await engine.until(lambda: len(done) == number + number // 20, within=60)
+        await engine.until(lambda: _all_done(db))
+    assert set(done.values()) == {1}
+    assert all(0 < most[lane] <= size for lane, size in sizes.items())
+    assert max(waiting) <= window
+
+
+async def _all_done(db: Database) -> bool:
+    return set((await db.tally(SITE))[SITE]) == {"done"}
