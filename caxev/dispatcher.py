@@ -37,7 +37,7 @@ from caxev.ledger import (
     settle,
 )
 from caxev.model import Aspect, Run, RunId, RunUpdate
-from caxev.mongo import Database, DatabaseError, Deposed, Tenure, Unreachable
+from caxev.mongo import Database, DatabaseError, Deposed, Tenure, Unstorable, passing
 from caxev.registry import Handler, Registry
 from caxev.workers import Workers
 
@@ -59,19 +59,26 @@ class Lane:
     """A group of workers.
 
     `waiting` are debts that were due when they were fetched, oldest first; `more`: the database
-    may hold others that are due in this lane.
+    may hold others that are due in this lane. `passed` are slots that were found due while their
+    former reaction was still running.
     """
 
     name: str
     workers: int
     running: set[str] = field(factory=set)
     waiting: deque[Debt] = field(factory=deque)
+    passed: set[str] = field(factory=set)
     more: bool = True
     next_due: datetime | None = None
 
     @property
     def free(self) -> int:
         return self.workers - len(self.running)
+
+    def arm(self, due: datetime | None) -> None:
+        """See to it that the lane is looked into at that time, or before."""
+        if due is not None:
+            self.next_due = min(self.next_due or due, due)
 
     @property
     def idle(self) -> bool:
@@ -138,7 +145,7 @@ class Ended:
 
     debt: Debt
     outcome: Outcome
-    update: RunUpdate | None = None
+    updates: tuple[RunUpdate, ...] = ()
 
 
 @define(eq=False)
@@ -160,6 +167,10 @@ class Dispatcher:
     _settle: trio.Event = field(init=False, factory=trio.Event)
     _freed: trio.Event = field(init=False, factory=trio.Event)
     _claiming: trio.Lock = field(init=False, factory=trio.Lock)
+    # Whether a claim of ours may stand in the database unheard of, and whether lanes that no
+    # handler uses may hold debts.
+    _doubtful: bool = field(init=False, default=False)
+    _unsurveyed: bool = field(init=False, default=True)
     _latency: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -194,10 +205,13 @@ class Dispatcher:
         return claim(debt, self.tenure.epoch)
 
     def cancel(self, debts: Sequence[Debt]) -> None:
-        """Give the reservations back."""
+        """Give the reservations back; whether they were recorded, only the database knows."""
         for debt in debts:
             if debt.state is State.RUNNING:
                 self._lane(debt.lane).running.discard(debt.id)
+        self._doubtful = True
+        self._wake.set()
+        self._freed.set()
 
     def start(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
         """Start the claimed debts, and see to it that the others are fetched."""
@@ -213,7 +227,12 @@ class Dispatcher:
     async def reconcile(self) -> None:
         """Free what stands as claimed by us and is not running."""
         async with self._claiming:  # else a claim made just now could pass for a stale one
-            freed = await self.database.free_claims(self.tenure, self._slots)
+            self._doubtful = False
+            try:
+                freed = await self.database.free_claims(self.tenure, self._slots)
+            except BaseException:
+                self._doubtful = True
+                raise
         if freed:
             self.look_again()
 
@@ -222,6 +241,7 @@ class Dispatcher:
 
     def look_again(self) -> None:
         """Ask the database for due debts in all lanes."""
+        self._unsurveyed = True
         for lane in self._lanes.values():
             lane.more = True
         self._wake.set()
@@ -230,9 +250,12 @@ class Dispatcher:
 
     async def take(self) -> None:
         """Claim what is due and start it, for ever: when a debt comes, or its time does."""
-        await self._retrying(self._find_lanes)
         while True:
             self._wake = trio.Event()
+            if self._doubtful:
+                await self._retrying(self.reconcile)
+            if self._unsurveyed:
+                await self._retrying(self._find_lanes)
             busy = [
                 lane for lane in self._lanes.values() if lane.free and (lane.waiting or lane.more)
             ]
@@ -245,6 +268,7 @@ class Dispatcher:
                 self._ring()
 
     async def _find_lanes(self) -> None:
+        self._unsurveyed = False
         for name in await self.database.lanes(self.tenure.site):
             self._lane(name)
 
@@ -253,20 +277,28 @@ class Dispatcher:
         if not lane.waiting and lane.more:
             await self._fetch(lane)
         due = [lane.waiting.popleft() for _ in range(min(lane.free, len(lane.waiting)))]
-        due = [debt for debt in due if debt.id not in lane.running]
+        due = self._not_running(lane, due)
         if due:
             await self._claim(lane, due)
 
+    @staticmethod
+    def _not_running(lane: Lane, debts: Iterable[Debt]) -> list[Debt]:
+        """Leave out slots whose former reaction has not been settled, and remember them."""
+        found = list(debts)
+        lane.passed |= {debt.id for debt in found} & lane.running
+        return [debt for debt in found if debt.id not in lane.running]
+
     async def _fetch(self, lane: Lane) -> None:
         """Fetch what is due in a lane; where there is nothing, learn when the next debt is."""
-        lane.more = False
+        lane.more, lane.next_due = False, None
         fetched = False
         try:
             now = utcnow()
             due = await self.database.due(self.tenure.site, lane.name, now, WINDOW)
-            lane.waiting.extend(debt for debt in due if debt.id not in lane.running)
+            lane.waiting.extend(self._not_running(lane, due))
             if len(due) < WINDOW:
-                lane.next_due = await self.database.next_due(self.tenure.site, lane.name, now)
+                # A settlement may arm the timer meanwhile: the earlier time counts.
+                lane.arm(await self.database.next_due(self.tenure.site, lane.name, now))
             fetched = len(due) < WINDOW
         finally:
             lane.more = lane.more or not fetched
@@ -275,10 +307,13 @@ class Dispatcher:
         slots = {debt.id for debt in due}
         lane.running |= slots
         claimed: list[Debt] = []
+        heard = False
         try:
             async with self._claiming:
                 claimed = await self.database.claim(due, self.tenure.epoch)
+            heard = True
         finally:
+            self._doubtful = self._doubtful or not heard
             lane.running -= slots - {debt.id for debt in claimed}
             # What was renewed, or may have been claimed unheard, is to be fetched again.
             lane.more = lane.more or len(claimed) < len(due)
@@ -378,10 +413,11 @@ class Dispatcher:
             on_progress=self._progress_of(debt, watch),
         )
         outcome, update = await attempt(handler, job, watch)
+        updates: tuple[RunUpdate, ...] = () if update is None else (update,)
         if not isinstance(outcome, Paid):
-            update = job.if_parked if self._is_last(debt, handler, outcome) else None
+            updates = job.if_parked if self._is_last(debt, handler, outcome) else ()
         _report(outcome)
-        return Ended(debt, outcome, update)
+        return Ended(debt, outcome, updates)
 
     @staticmethod
     def _is_last(debt: Debt, handler: Handler, outcome: Outcome) -> bool:
@@ -414,35 +450,40 @@ class Dispatcher:
         """Settle all attempts that have ended by now."""
         self._settle = trio.Event()
         ended, self._ended = self._ended, []
-        plain = [one for one in ended if one.update is None]
-        if plain:
-            await self._retrying(self._settle_plain, plain)
-            self._release(plain)
-        for one in ended:
-            if one.update is not None:
-                await self._retrying(self._settle_with_update, one)
-                self._release([one])
+        try:
+            plain = [one for one in ended if not one.updates]
+            if plain:
+                await self._retrying(self._settle_plain, plain)
+                self._release(plain)
+                ended = [one for one in ended if one.updates]
+            while ended:
+                await self._retrying(self._settle_with_updates, ended[0])
+                self._release(ended[:1])
+                del ended[0]
+        finally:
+            self._ended[:0] = ended  # if cancelled: for the last settlement before we leave
 
     async def _settle_plain(self, ended: Sequence[Ended]) -> None:
         debts = [self._settled(one) for one in ended]
         counted, renewed = await self.database.settle(debts, self.tenure.epoch)
         for (handler, state), n in Counter((d.handler, d.state.value) for d in debts).items():
             metrics.outcomes.labels(self.tenure.site, handler, state).inc(n)
-        if renewed or any(debt.state is State.OPEN for debt in debts):
-            self._rearm(debts, renewed=bool(renewed))
+        # A settlement that did not count may have done so before, unheard of: look again as well.
+        missed = counted < len(debts)
+        if missed or any(debt.state is State.OPEN for debt in debts):
+            self._rearm(debts, renewed=missed)
         if counted + renewed < len(debts):
-            logger.warning("{} settlements came too late", len(debts) - counted - renewed)
+            logger.warning("{} settlements did not count", len(debts) - counted - renewed)
 
-    async def _settle_with_update(self, ended: Ended) -> None:
-        assert ended.update is not None
+    async def _settle_with_updates(self, ended: Ended) -> None:
+        *first, last = ended.updates
         debt = self._settled(ended)
+        epoch = self.tenure.epoch
         try:
-            fitted, renewed = await self.database.settle_with(
-                debt, self.tenure.epoch, ended.update, utcnow()
-            )
-        except (Unreachable, Deposed):
-            raise
-        except DatabaseError as error:
+            for update in first:
+                await self.database.update(ended.debt, epoch, update, utcnow())
+            fitted, renewed = await self.database.settle_with(debt, epoch, last, utcnow())
+        except Unstorable as error:
             await self._settle_plain([Ended(ended.debt, Spent(str(error)))])
             return
         if fitted:
@@ -467,13 +508,17 @@ class Dispatcher:
             if renewed:
                 lane.more = True
             elif debt.state is State.OPEN:
-                lane.next_due = min(lane.next_due or debt.due, debt.due)
+                lane.arm(debt.due)
         self._wake.set()
 
     def _release(self, ended: Sequence[Ended]) -> None:
         lanes = {one.debt.lane for one in ended}
         for one in ended:
-            self._lane(one.debt.lane).running.discard(one.debt.id)
+            lane = self._lane(one.debt.lane)
+            lane.running.discard(one.debt.id)
+            if one.debt.id in lane.passed:
+                lane.passed.discard(one.debt.id)
+                lane.more = True
         for name in lanes:
             self._count(self._lane(name))
         self._wake.set()
@@ -500,7 +545,9 @@ class Dispatcher:
         while True:
             try:
                 await function(*args)
-            except Unreachable as error:
+            except DatabaseError as error:
+                if not passing(error):
+                    raise
                 logger.debug("trying again: {}", error)
                 await trio.sleep(wait)
                 wait = min(wait * 2, 5.0)
@@ -564,10 +611,12 @@ def failure(error: Exception) -> Outcome:
             return Spent(error.why)
         case Superseded():
             return Paid(f"nothing to do: {error}")
-        case Unreachable():
-            return Postponed(str(error), 5.0)
+        case Unstorable():
+            return Spent(str(error))
         case Deposed():
             return Interrupted(str(error))
+        case DatabaseError():
+            return Postponed(str(error), 5.0)
         case ExceptionGroup():
             outcomes = [failure(one) for one in error.exceptions]
             order = (Surprise, Spent, Interrupted, Postponed, Paid)

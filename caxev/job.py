@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from attrs import define, field, frozen
@@ -32,8 +33,10 @@ class Retry(Exception):
 
     def __init__(self, why: str, *, after: float | None = None) -> None:
         super().__init__(why)
-        self.why = why
-        self.after = after
+        self.why = str(why)
+        self.after = None if after is None else float(after)
+        if self.after is not None and not isfinite(self.after):
+            raise ValueError(f"Retry(after={after}): not a number of seconds")
 
 
 class GiveUp(Exception):
@@ -41,7 +44,7 @@ class GiveUp(Exception):
 
     def __init__(self, why: str) -> None:
         super().__init__(why)
-        self.why = why
+        self.why = str(why)
 
 
 class Superseded(Exception):
@@ -99,7 +102,7 @@ class Job:
     log: Logger = field(factory=_logger)
     ports: Ports = field(factory=_NoPorts)
     on_progress: Callable[[int, int], None] = lambda _done, _total: None
-    if_parked: RunUpdate | None = None
+    if_parked: tuple[RunUpdate, ...] = ()
 
     @property
     def copy(self) -> Copy | None:
@@ -137,9 +140,9 @@ class Job:
         """Say how far it is, in bytes; keeps the stall detector quiet."""
         self.on_progress(done, total)
 
-    def park_with(self, update: RunUpdate | None) -> None:
-        """What to write to the run if this reaction is parked as failed."""
-        self.if_parked = update
+    def park_with(self, *updates: RunUpdate) -> None:
+        """Say what to write to the run if this reaction is parked as failed; replaces the last."""
+        self.if_parked = updates
 
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
         """Keep a manifest's items in the database, under its digest. Repeatable."""

@@ -16,7 +16,7 @@ from itertools import count
 from typing import Final, Protocol
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 from loguru import logger
 
 from caxev import metrics
@@ -28,17 +28,16 @@ from caxev.mongo import (
     Batch,
     Database,
     DatabaseError,
-    Deposed,
     Gap,
     HistoryLost,
     Ingest,
     Looked,
     Position,
-    Refused,
     Request,
     Stream,
     Tenure,
-    Unreachable,
+    Unstorable,
+    passing,
 )
 from caxev.registry import Registry
 
@@ -48,9 +47,13 @@ SCAN_EVERY: Final = 86400.0
 """Seconds between scans that are made as a safety net."""
 LONGEST_WAIT: Final = 30.0
 """Seconds at most between attempts to reach the database again."""
+CLOSING: Final = 2.0
+"""Seconds that closing a stream may take."""
 CAUGHT_UP: Final = 0.3
 """Seconds without a change after which ``--once`` takes the stream for read."""
 
+BACKLOG: Final = 100
+"""Changes in a batch from which on the next one is read while this one is recorded."""
 KNOWN: Final = 5000
 """Last looks that are kept in memory, those of the runs that changed last..."""
 KNOWN_SIZE: Final = 100
@@ -113,13 +116,17 @@ def _for_another_state(debt: Debt, value: str) -> bool:
     return debt.after != value and debt.state in (State.DONE, State.FAILED)
 
 
-@frozen
+@define(eq=False)
 class _Ahead:
-    """A batch with the looks of its runs. `turn` tells whether others have recorded since."""
+    """A batch on its way: with the looks of its runs, and word when it is recorded.
+
+    `turn` tells whether a scan or a replay has recorded anything since the looks were read.
+    """
 
     batch: Batch
     looked: Looked
     turn: int
+    recorded: trio.Event = field(factory=trio.Event)
 
 
 @define(eq=False)
@@ -161,7 +168,7 @@ class Watcher:
             except HistoryLost as lost:
                 await self._persist(self._make_up, str(lost))
                 failures = 0
-            except Unreachable as error:
+            except DatabaseError as error:
                 failures = 0 if self.trouble is None else failures + 1
                 await self._wait_out(error, failures)
 
@@ -171,10 +178,13 @@ class Watcher:
             await self._locate()
         assert self._position is not None
         try:
-            stream = await self.database.open_stream(self._position)
+            return await self._read_to_end(self._position)
         except HistoryLost as lost:
             await self._make_up(str(lost))
             return 1
+
+    async def _read_to_end(self, position: Position) -> int:
+        stream = await self.database.open_stream(position)
         changes = 0
         while True:
             batch = await self.database.next_batch(stream, CAUGHT_UP)
@@ -202,30 +212,37 @@ class Watcher:
         stream = await self.database.open_stream(self._position)
         await self.intake.reconcile()
         self._recovered()
-        self._recorded, self._known = {}, {}
-        read, batches = trio.open_memory_channel[Batch](1)
-        looked, looks = trio.open_memory_channel[_Ahead](0)
+        send, receive = trio.open_memory_channel[_Ahead](0)
         try:
             async with trio.open_nursery() as nursery:
-                # While one batch is recorded the next one is looked at and a third one read.
-                nursery.start_soon(self._read, stream, read)
-                nursery.start_soon(self._look_ahead, batches, looked)
-                async for ahead in looks:
+                # While one batch is recorded the next one is read and looked at.
+                nursery.start_soon(self._read, stream, send)
+                async for ahead in receive:
                     await self._take_in(ahead)
+                    ahead.recorded.set()
         except* DatabaseError as group:
             raise _worst(group) from group
+        finally:
+            # Whether what was being recorded now is, only the database knows.
+            self._recorded, self._known = {}, {}
+            with trio.move_on_after(CLOSING, shield=True):
+                await self._forget(stream)
 
-    async def _read(self, stream: Stream, send: trio.MemorySendChannel[Batch]) -> None:
+    async def _forget(self, stream: Stream) -> None:
+        try:
+            await self.database.close_stream(stream)
+        except DatabaseError as error:
+            logger.debug("the stream's cursor is left to the server: {}", error)
+
+    async def _read(self, stream: Stream, send: trio.MemorySendChannel[_Ahead]) -> None:
         while True:
-            await send.send(await self.database.next_batch(stream))
-
-    async def _look_ahead(
-        self, batches: trio.MemoryReceiveChannel[Batch], send: trio.MemorySendChannel[_Ahead]
-    ) -> None:
-        async for batch in batches:
             turn = self._turn
-            looked = await self._read_looks(batch.runs)
-            await send.send(_Ahead(batch, looked, turn))
+            found = await self.database.next_look(stream, self.tenure.site, self._known)
+            ahead = _Ahead(*found, turn)
+            await send.send(ahead)
+            if ahead.batch.changes < BACKLOG:
+                # To ask for more at once would only get into the way of these few.
+                await ahead.recorded.wait()
 
     async def _take_in(self, ahead: _Ahead) -> None:
         batch = ahead.batch
@@ -273,7 +290,7 @@ class Watcher:
         while True:
             try:
                 await function(*args)  # type: ignore[operator]
-            except Unreachable as error:
+            except DatabaseError as error:
                 await self._wait_out(error, failures)
                 failures += 1
             else:
@@ -281,6 +298,8 @@ class Watcher:
                 return
 
     async def _wait_out(self, error: DatabaseError, failures: int) -> None:
+        if not passing(error):
+            raise error
         if self.trouble is None:
             logger.warning("{}; trying again until it answers", error)
         self.trouble = f"since {utcnow():%Y-%m-%d %H:%M:%S} UTC: {error}"
@@ -327,11 +346,15 @@ class Watcher:
     ) -> None:
         """Look at runs (each with the time of its change) and record what is new."""
         async with self._looking:
+            # Before and after: a look-ahead may begin at any time in between.
             self._turn += 1
-            looked = await self._read_looks(runs)
-            ingest = self._compare(runs, looked)
-            if ingest.looks or position is not None:
-                await self._record(evolve(ingest, position=position))
+            try:
+                looked = await self._read_looks(runs)
+                ingest = self._compare(runs, looked)
+                if ingest.looks or position is not None:
+                    await self._record(evolve(ingest, position=position))
+            finally:
+                self._turn += 1
 
     async def _read_looks(self, runs: Iterable[RunId]) -> Looked:
         return await self.database.look(self.tenure.site, list(runs), self._known)
@@ -363,14 +386,12 @@ class Watcher:
 
     async def _record(self, ingest: Ingest) -> None:
         debts = self.intake.reserve(ingest.debts)
-        refused: DatabaseError | None = None
+        refused: Unstorable | None = None
         recorded = False
         try:
             await self.database.ingest(self.tenure, evolve(ingest, debts=debts), utcnow())
             recorded = True
-        except (Unreachable, Deposed, Refused):
-            raise
-        except DatabaseError as error:
+        except Unstorable as error:
             refused = error
         finally:
             if not recorded:
@@ -390,7 +411,9 @@ class Watcher:
 
         The position goes with the last piece, so that nothing is passed over.
         """
-        runs = list(ingest.looks)
+        runs = list(dict.fromkeys([*ingest.looks, *(debt.run for debt in ingest.debts)]))
+        if not runs:
+            raise error
         if len(runs) == 1:
             logger.error("run {} cannot be recorded: {}", runs[0], error)
             parked = self._parked(runs[0], str(error))
@@ -418,7 +441,10 @@ class Watcher:
     async def serve_requests(self) -> None:
         """Carry out what people asked for, oldest first."""
         for request in await self.database.pending(self.tenure.site):
-            await self._serve(request)
+            try:
+                await self._serve(request)
+            except Unstorable as error:
+                logger.error("a request to {} cannot be carried out: {}", request.kind, error)
             await self.database.finish_request(self.tenure, request)
 
     async def _serve(self, request: Request) -> None:
@@ -488,5 +514,4 @@ def _worst(group: BaseExceptionGroup[DatabaseError]) -> DatabaseError:
             stack.extend(error.exceptions)
         elif isinstance(error, DatabaseError):
             leaves.append(error)
-    order = (Deposed, Refused, HistoryLost, Unreachable, DatabaseError)
-    return min(leaves, key=lambda e: next(i for i, cls in enumerate(order) if isinstance(e, cls)))
+    return min(leaves, key=lambda error: (passing(error), isinstance(error, HistoryLost)))

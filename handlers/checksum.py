@@ -3,7 +3,8 @@
 `checksum` reacts to a copy that is ``verifying`` at this site, or at a host without a listener
 where this site put it. It reads the copy once, makes its manifest, and compares that with the copy
 it came from. Where that one has no manifest (cax made it), the cax-compatible checksum is compared
-instead. The first copy of a run, where the data was born, is what others are compared with.
+instead. The first copy of a run, where the data was born, is what others are compared with; any
+other needs something to be compared with, and is not accepted without.
 
 A copy that is ``transferred`` here and has no checksum yet is given one.
 
@@ -68,11 +69,11 @@ class Plan:
 )
 async def checksum(job: Job) -> Result:
     """Verify a copy against the one it came from; give a first copy its digests."""
+    if job.copy is not None and job.copy.status == VERIFYING:
+        job.park_with(RunUpdate.change_copy(job.run, job.copy, ERROR))
     plan = plan_checksum(job.run, job.copy, job.site, job.sites)
     if isinstance(plan, Skip):
         return plan
-    if plan.copy.status == VERIFYING:
-        job.park_with(RunUpdate.change_copy(job.run, plan.copy, ERROR))
     manifest = await read(job, plan)
     await job.store_manifest(manifest.digest, manifest.to_rows())
     return await verdict(job, plan, manifest)
@@ -137,14 +138,28 @@ def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Plan
         return Skip("the DAQ's buffer is never touched")
     if site.name not in (seen.host, seen.source):
         return Skip(f"{seen.source or 'the site that pushed it'} verifies it")
-    return Plan(seen, reference(run, seen, sites))
+    known = reference(run, seen, sites)
+    if known is None and not is_first(run, seen, sites):
+        raise GiveUp(f"there is no good copy to compare {seen.key} with")
+    return Plan(seen, known)
+
+
+def is_first(run: Run, seen: Copy, sites: Sites) -> bool:
+    """Whether this copy is where the data was born, so that others are compared with it."""
+    if seen.source is not None:
+        return False
+    alone = not any(_same_data(one, seen) for one in run.copies)
+    return alone or seen.host in masters(seen.type, sites)
 
 
 def reference(run: Run, seen: Copy, sites: Sites) -> Copy | None:
-    """Find the copy to compare with: the one it came from, else the master, else any good one."""
+    """Find the copy to compare with: the one it came from, else the master, else any good one.
+
+    Where none is left, what the entry remembers of the one it came from.
+    """
     others = [one for one in run.copies if _comparable(one, seen)]
     first = [seen.source, *masters(seen.type, sites)]
-    return min(others, key=lambda one: _rank(one.host, first), default=None)
+    return min(others, key=lambda one: _rank(one.host, first), default=_remembered(seen))
 
 
 def _rank(host: str, first: Sequence[str | None]) -> int:
@@ -158,5 +173,15 @@ def masters(kind: str, sites: Sites) -> list[str]:
 
 def _comparable(one: Copy, seen: Copy) -> bool:
     good = one.status == TRANSFERRED and (one.manifest or one.checksum)
-    same = one.key[0::2] == CopyKey(seen.type, "", seen.version)[0::2]
-    return bool(good) and same and one.host != seen.host
+    return bool(good) and _same_data(one, seen)
+
+
+def _same_data(one: Copy, seen: Copy) -> bool:
+    return (one.type, one.version) == (seen.type, seen.version) and one.host != seen.host
+
+
+def _remembered(seen: Copy) -> Copy | None:
+    fields = {name: seen.fields.get(f"source_{name}") for name in ("manifest", "checksum")}
+    if seen.source is None or not any(fields.values()):
+        return None
+    return Copy(CopyKey(seen.type, seen.source, seen.version), TRANSFERRED, fields)

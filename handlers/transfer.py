@@ -37,6 +37,7 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    Superseded,
     copy,
     on,
 )
@@ -73,11 +74,11 @@ async def pull(job: Job) -> Result:
 
     The new copy is ``transferring``, then ``verifying``; ``error`` where it is given up.
     """
-    plan = plan_pull(
-        job.run, _key(job), job.site, job.sites, trigger=str(job.event.aspect), now=job.now()
-    )
+    trigger = str(job.event.aspect)
+    plan = plan_pull(job.run, _key(job), job.site, job.sites, trigger=trigger, now=job.now())
     if isinstance(plan, Skip):
-        return plan
+        wanted = CopyKey(_key(job).type, job.site.name, _key(job).version)
+        return _withdrawal(job.run, wanted, trigger) or plan
     mine = await claim(job, plan)
     there = job.sites.get(plan.source.host)
     assert plan.source.location is not None
@@ -102,40 +103,72 @@ async def push(job: Job) -> Result:
     key = _key(job)
     wanted = (key.host,) if key.host != job.site.name else job.site.upload_options
     skipped: list[str] = []
-    failed: Retry | None = None
+    failed: list[Retry | GiveUp] = []
     for name in wanted:
-        trigger = str(job.event.aspect)
-        plan = plan_push(job.run, key, job.site, job.sites, name=name, trigger=trigger)
-        if isinstance(plan, Skip):
-            skipped.append(plan.why)
-            continue
         try:
-            await _push_one(job, plan)
-        except Retry as error:
-            failed = error
-    if failed is not None:
-        raise failed
+            if (why := await _push_to(job, name, key)) is not None:
+                skipped.append(why)
+        except Superseded as lost:
+            skipped.append(str(lost))
+        except (Retry, GiveUp) as error:
+            failed.append(error)
+    if failed:
+        # What may still come right is tried again before anything is given up.
+        raise min(failed, key=lambda error: isinstance(error, GiveUp))
     return Skip("; ".join(skipped) or "upload_options names no site") if skipped else None
 
 
-async def _push_one(job: Job, plan: Plan) -> None:
+async def _push_to(job: Job, name: str, key: CopyKey) -> str | None:
+    """Bring the copy to one site; says why not, where there is nothing to do."""
+    trigger = str(job.event.aspect)
+    plan = plan_push(job.run, key, job.site, job.sites, name=name, trigger=trigger)
+    if isinstance(plan, Skip):
+        withdrawal = _withdrawal(job.run, CopyKey(key.type, name, key.version), trigger)
+        if withdrawal is not None:
+            await job.update(withdrawal)
+        return plan.why
+    others = job.if_parked
     mine = await claim(job, plan)
+    job.park_with(*others, *job.if_parked)
     there = job.sites.get(plan.key.host)
     assert plan.source.location is not None
     transfer = transfer_between(job.site, there, plan.source.location, plan.location)
     await job.work(push_bytes, transfer)
     await job.update(RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None))
-    job.park_with(None)
+    job.park_with(*others)
+    return None
+
+
+def _withdrawal(run: Run, key: CopyKey, trigger: str) -> RunUpdate | None:
+    """Take back an entry that this reaction made and can no longer bring to its end.
+
+    Its vanishing is an event: whoever else can make that copy starts then.
+    """
+    entry = run.copy(key)
+    if entry is None or entry.status != TRANSFERRING or not _ours(entry, trigger):
+        return None
+    return RunUpdate.remove_copy(run, entry)
 
 
 async def claim(job: Job, plan: Plan) -> Copy:
     """Make the planned copy ours in the run document, anew or again; returns its entry.
 
-    Raises `Superseded` where somebody else was first, or the source is no longer good.
+    The digests of the source go with it, so that what arrives can be compared with what was
+    meant even where the source is gone by then. Raises `Superseded` where somebody else was
+    first, `Retry` where we were and the source is no longer good.
     """
     good = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
     if plan.resume is not None:
-        update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, owner=job.owner)
+        update = RunUpdate.change_copy(
+            job.run,
+            plan.resume,
+            TRANSFERRING,
+            good,
+            owner=job.owner,
+            source=plan.source.host,
+            source_manifest=plan.source.manifest,
+            source_checksum=plan.source.checksum,
+        )
     else:
         update = RunUpdate.add_copy(
             job.run,
@@ -147,10 +180,17 @@ async def claim(job: Job, plan: Plan) -> Copy:
             creation_time=job.now(),
             creation_place=job.site.name,
             source=plan.source.host,
+            source_manifest=plan.source.manifest,
+            source_checksum=plan.source.checksum,
             owner=job.owner,
             trigger=str(job.event.aspect),
         )
-    mine = (await job.update(update)).copy(plan.key)
+    try:
+        mine = (await job.update(update)).copy(plan.key)
+    except Superseded as lost:
+        if plan.resume is None:
+            raise
+        raise Retry(str(lost), after=1.0) from lost
     if mine is None:
         raise Retry(f"the entry of {plan.key} vanished while it was claimed")
     job.park_with(RunUpdate.change_copy(job.run, mine, ERROR, owner=None))

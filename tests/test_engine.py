@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from caxev import HERE, Job, Retry, RunUpdate, copy, on, tag
-from caxev.model import CopyKey, Run
+from caxev import HERE, Job, Retry, RunUpdate, copy, tag
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -36,7 +35,7 @@ async def test_first_scan_fires_what_is_there(database: Named) -> None:
         async with engine.listener(db, options):
             await db.insert_run(engine.run_document(9, ("raw", "lngs", "transferred")))
             await engine.until(lambda: len(seen) == 4)
-    assert sorted(seen)[0] == "1 raw at lngs: transferred"
+    assert min(seen) == "1 raw at lngs: transferred"
     assert seen[-1].startswith("9")
 
 

@@ -279,22 +279,32 @@ def test_a_copy_is_compared_with_the_one_it_came_from() -> None:
     assert order == ["chicago", "xenon", "remote"]
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"status": "error"},
-        {"checksum": None},
-        {"type": "processed"},
-        {"pax_version": "v1"},
-    ],
-)
-def test_what_a_copy_is_not_compared_with(fields: dict[str, Any]) -> None:
-    """Only good copies with a digest, of the same type and version, tell what is right."""
+@pytest.mark.parametrize("fields", [{"type": "processed"}, {"pax_version": "v1"}])
+def test_other_data_is_no_reference(fields: dict[str, Any]) -> None:
+    """A copy beside which there is only other data is the first of its kind."""
     run = run_of(entry("xenon", **fields), entry("lngs", "verifying"))
     plan = check(run, "lngs")
     assert isinstance(plan, verify.Plan)
     assert plan.reference is None
     assert plan.sha512
+
+
+@pytest.mark.parametrize("fields", [{"status": "error"}, {"checksum": None}])
+def test_a_copy_is_not_accepted_without_a_comparison(fields: dict[str, Any]) -> None:
+    """Where there are other copies and none of them tells what is right, a person must decide."""
+    with pytest.raises(GiveUp, match="no good copy"):
+        check(run_of(entry("xenon", **fields), entry("lngs", "verifying")), "lngs")
+
+
+def test_the_source_is_remembered() -> None:
+    """A copy whose source is gone is compared with what its entry says of the source."""
+    fields = {"source": "xenon", "source_manifest": "b3:00", "source_checksum": "ab"}
+    plan = check(run_of(entry("lngs", "verifying", **fields)), "lngs")
+    assert isinstance(plan, verify.Plan)
+    assert plan.reference is not None
+    assert (plan.reference.host, plan.reference.manifest) == ("xenon", "b3:00")
+    with pytest.raises(GiveUp, match="no good copy"):
+        check(run_of(entry("lngs", "verifying", source="xenon")), "lngs")
 
 
 def test_the_sha512_is_carried_over_where_it_can_be() -> None:

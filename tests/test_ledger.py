@@ -228,7 +228,7 @@ def test_failures_park_after_their_number(outcome: Outcome, allowed: int) -> Non
     """Surprises and back-offs are tried so often, then parked with the reason."""
     bound = min(allowed, SURPRISES) if isinstance(outcome, Surprise) else allowed
     debt, tries = debt_of(), 0
-    while debt.state is State.OPEN:
+    while debt.state is State.OPEN and tries <= bound:
         debt = settle(claim(debt, 1), outcome, make.EPOCH, allowed=allowed, jitter=0.5)
         tries += 1
     assert (tries, debt.state, debt.attempts) == (bound, State.FAILED, bound)
@@ -247,7 +247,7 @@ def test_what_costs_nothing(outcome: Outcome) -> None:
 def test_what_kills_its_process_is_parked() -> None:
     """A debt that is running whenever the process dies is suspected in the end."""
     debt, deaths = debt_of(), 0
-    while debt.state is State.OPEN:
+    while debt.state is State.OPEN and deaths <= INTERRUPTIONS:
         debt = interrupt(claim(debt, deaths), make.EPOCH)
         deaths += 1
     assert (deaths, debt.state, debt.epoch) == (INTERRUPTIONS, State.FAILED, None)

@@ -14,6 +14,8 @@ from caxev.mongo.client import (
     NotReplicaSet,
     Refused,
     Unreachable,
+    Unstorable,
+    passing,
 )
 from caxev.mongo.database import Database, Ingest, Looked
 from caxev.mongo.runs import Selection
@@ -38,4 +40,6 @@ __all__ = [
     "Stream",
     "Tenure",
     "Unreachable",
+    "Unstorable",
+    "passing",
 ]

@@ -14,9 +14,9 @@ from bson.errors import BSONError
 from pymongo import AsyncMongoClient
 from pymongo.errors import (
     AutoReconnect,
-    BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
+    DocumentTooLarge,
     InvalidOperation,
     InvalidURI,
     OperationFailure,
@@ -30,13 +30,15 @@ Document = dict[str, Any]
 Client = AsyncMongoClient[Document]
 
 AUTH_CODES: Final = {8000, 18, 13, 11}
-LOST_CODES: Final = {286, 136, 280, 260, 10334}
+LOST_CODES: Final = {286, 136, 280, 260, 10334}  # the last one: only of a stream
 """ChangeStreamHistoryLost, CappedPositionLost (a live stream overtaken by the oplog),
 ChangeStreamFatalError, InvalidResumeToken, BSONObjectTooLarge: the stream cannot go on."""
 TRANSIENT_CODES: Final = {6, 7, 43, 89, 91, 175, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
 """A primary that steps down, shuts down or was away, and cursors that died with it."""
 BAD_TOKEN_CODES: Final = {9, 40647, 40648, 40649, 50811}
 """A resume token that is none: FailedToParse, and what the parts of the token's parser say."""
+UNSTORABLE_CODES: Final = {2, 9, 14, 28, 40, 52, 54, 56, 57, 66, 11000, 17280, 17419, 17420}
+"""Values, types and paths that an update cannot have, documents that became too large."""
 NOT_REPLICA_SET: Final = 40573
 
 
@@ -60,8 +62,17 @@ class HistoryLost(DatabaseError):
     """The stream cannot be continued from that position: scan, then start anew."""
 
 
+class Unstorable(DatabaseError):
+    """What was to be written cannot be stored, however often one tries."""
+
+
 class Deposed(DatabaseError):
     """Another process has taken this site over. Stop acting for it."""
+
+
+def passing(error: DatabaseError) -> bool:
+    """Whether to wait and try again: true of all but what trying again cannot change."""
+    return not isinstance(error, Deposed | HistoryLost | NotReplicaSet | Refused | Unstorable)
 
 
 def connect(settings: Settings) -> Client:
@@ -75,6 +86,10 @@ def connect(settings: Settings) -> Client:
             datetime_conversion="DATETIME_AUTO",
             unicode_decode_error_handler="replace",
             appname="caxev",
+            # Not the address's to choose: a look at a lagging secondary would miss its change,
+            # and a write that a new primary does not know would be undone.
+            readPreference="primary",
+            w="majority",
         )
     except (InvalidURI, ConfigurationError, ValueError) as error:
         message = f"{settings.safe_uri} is not a usable database address: {_first_line(error)}"
@@ -95,8 +110,8 @@ def translated(settings: Settings) -> Iterator[None]:
         yield
     except PyMongoError as error:
         raise meaning(error, settings) from error
-    except BSONError as error:
-        raise DatabaseError(f"not storable in the database: {_first_line(error)}") from error
+    except (BSONError, OverflowError, UnicodeError) as error:
+        raise Unstorable(f"not storable in the database: {_first_line(error)}") from error
 
 
 def meaning(error: PyMongoError, settings: Settings) -> DatabaseError:
@@ -105,10 +120,10 @@ def meaning(error: PyMongoError, settings: Settings) -> DatabaseError:
     match error:
         case ServerSelectionTimeoutError():
             return Unreachable(f"no answer from the database at {where}: {_first_line(error)}")
+        case DocumentTooLarge():
+            return Unstorable(f"too large for the database: {_first_line(error)}")
         case AutoReconnect() | ConnectionFailure() | InvalidOperation():
             return Unreachable(f"the connection to {where} broke: {_first_line(error)}")
-        case BulkWriteError():
-            return DatabaseError(f"a write to {where} failed: {_bulk_reason(error)}")
         case OperationFailure():
             return _of_operation(error, where)
         case _:
@@ -126,6 +141,8 @@ def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
         return NotReplicaSet(not_replica_set(where))
     if code in LOST_CODES or error.has_error_label("NonResumableChangeStreamError"):
         return HistoryLost(f"the change stream cannot go on: {reason} (code {code})")
+    if code in UNSTORABLE_CODES:
+        return Unstorable(f"not storable in the database: {reason} (code {code})")
     if code in TRANSIENT_CODES or error.has_error_label("TransientTransactionError"):
         return Unreachable(f"the database at {where} is changing over: {reason}")
     return DatabaseError(f"the database at {where}: {reason} (code {code})")
@@ -138,11 +155,6 @@ def not_replica_set(where: str) -> str:
         'with --replSet rs0 and run rs.initiate() once (MongoDB manual: "Convert a Standalone '
         'to a Replica Set")'
     )
-
-
-def _bulk_reason(error: BulkWriteError) -> str:
-    errors = (error.details or {}).get("writeErrors") or [{}]
-    return str(errors[0].get("errmsg", error))[:300]
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from bson.timestamp import Timestamp
 from pymongo import ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import OperationFailure
+from pymongo.read_concern import ReadConcern
 
 from caxev import aio
 from caxev.config import Settings
@@ -75,6 +76,10 @@ class Ingest:
     runs: Mapping[RunId, Run] = Factory(dict)
 
 
+class _ClaimGone(Exception):
+    """The claim on whose behalf a transaction wrote is not there: nothing was written."""
+
+
 @define(eq=False)
 class Database:
     """The runs database and this site's ledger in it.
@@ -95,7 +100,9 @@ class Database:
     def __attrs_post_init__(self) -> None:
         self._client = connect(self.settings)
         database = self._client[self.settings.database]
-        self._runs = database[self.settings.collection]
+        # What could still be rolled back must not be taken for seen.
+        concern = ReadConcern("majority")
+        self._runs = database.get_collection(self.settings.collection, read_concern=concern)
         self._store = Store(database, self.settings.prefix)
 
     async def _call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -249,24 +256,39 @@ class Database:
 
         `known` are last looks that the caller has and that need not be read.
         """
-        known = known or {}
+        return await self._call(self._look, site, runs, known or {})
 
-        async def before() -> dict[RunId, dict[Aspect, str]]:
-            unknown = [run for run in runs if run not in known]
-            found = await self._store.looks(site, unknown) if unknown else {}
-            return found | {run: dict(known[run]) for run in runs if run in known}
+    async def next_look(
+        self, stream: Stream, site: str, known: Mapping[RunId, Mapping[Aspect, str]]
+    ) -> tuple[Batch, Looked]:
+        """Wait for the stream's next batch and look at its runs: `next_batch` and `look` in one."""
 
-        async def look() -> Looked:
-            # Few runs are read whole, so that their handlers can start without another question.
-            few = len(runs) <= FEW
-            cursor = self._runs.find({"_id": {"$in": list(runs)}}, None if few else LOOK_PROJECTION)
-            documents, last = await asyncio.gather(cursor.to_list(None), before())
-            now = {document["_id"]: look_at(document) for document in documents}
-            whole = {doc["_id"]: Run.from_document(doc) for doc in documents} if few else {}
-            return Looked(now, last, whole)
+        async def next_look() -> tuple[Batch, Looked]:
+            batch = await stream.next(AWAIT)
+            return batch, await self._look(site, list(batch.runs), known)
 
-        # An idle stream's empty batches must not become queries.
-        return await self._call(look) if runs else Looked({}, {}, {})
+        return await self._call(next_look)
+
+    async def _look(
+        self, site: str, runs: Sequence[RunId], known: Mapping[RunId, Mapping[Aspect, str]]
+    ) -> Looked:
+        if not runs:  # an idle stream's empty batches must not become queries
+            return Looked({}, {}, {})
+        last = {run: dict(known[run]) for run in runs if run in known}
+        unknown = [run for run in runs if run not in last]
+        # Few runs are read whole, so that their handlers can start without another question.
+        few = len(runs) <= FEW
+        reading = self._runs.find(
+            {"_id": {"$in": list(runs)}}, None if few else LOOK_PROJECTION
+        ).to_list(None)
+        if unknown:
+            documents, found = await asyncio.gather(reading, self._store.looks(site, unknown))
+            last.update(found)
+        else:
+            documents = await reading
+        now = {document["_id"]: look_at(document) for document in documents}
+        whole = {doc["_id"]: Run.from_document(doc) for doc in documents} if few else {}
+        return Looked(now, last, whole)
 
     async def ingest(self, tenure: Tenure, ingest: Ingest, now: datetime) -> None:
         """Record what changes led to, all of it or nothing. Raises `Deposed`."""
@@ -353,17 +375,27 @@ class Database:
             point("mongo.update.settle")
             settled, renewed = await self._store.settle([debt], epoch, session)
             if not settled + renewed:
-                raise Deposed(f"another process has taken over {debt.site}")
+                raise _ClaimGone
             return True, bool(renewed)
 
-        done: tuple[bool, bool] = await self._call(self._transaction, write)
+        try:
+            done: tuple[bool, bool] = await self._call(self._transaction, write)
+        except _ClaimGone:
+            await self._check_epoch(debt.site, epoch)
+            return True, True  # settled before, and the reply got lost
         point("mongo.update.after")
         return done
+
+    async def _check_epoch(self, site: str, epoch: int) -> None:
+        record = await self.site_record(site)
+        if record is None or record.epoch != epoch:
+            raise Deposed(f"another process has taken over {site}")
 
     async def update(self, debt: Debt, epoch: int, update: RunUpdate, now: datetime) -> Run | None:
         """Write a run update on behalf of a claimed debt; the run as it is then.
 
-        None where the run is no longer what the update expects. Raises `Deposed`.
+        None where the run is no longer what the update expects, or the claim was given back.
+        Raises `Deposed`.
         """
 
         async def write(session: AsyncClientSession) -> Document | None:
@@ -371,11 +403,15 @@ class Database:
             if document is None:
                 return None
             if not await self._store.fence(debt, epoch, session):
-                raise Deposed(f"another process has taken over {debt.site}")
+                raise _ClaimGone
             return document
 
         point("mongo.update.before")
-        document = await self._call(self._transaction, write)
+        try:
+            document = await self._call(self._transaction, write)
+        except _ClaimGone:
+            await self._check_epoch(debt.site, epoch)
+            return None
         point("mongo.update.after")
         return None if document is None else Run.from_document(document)
 

@@ -25,11 +25,12 @@ from pymongo import ASCENDING, IndexModel, ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import AutoReconnect, OperationFailure
 
 from caxev.crash import point
 from caxev.ledger import Debt, State, aspect_from, aspect_row, interrupt, slot_prefix
 from caxev.model import Aspect, Look, RunId
-from caxev.mongo.client import DatabaseError, Deposed, Document
+from caxev.mongo.client import Deposed, Document
 
 Collection = AsyncCollection[Document]
 Session = AsyncClientSession | None
@@ -297,8 +298,11 @@ class Store:
 
     async def standing(self, slots: Sequence[str]) -> dict[str, Debt]:
         """Return the debts in these slots."""
-        cursor = self.ledger.find({"_id": {"$in": list(slots)}})
-        return {row["_id"]: _debt(row) for row in await cursor.to_list(None)}
+        found: dict[str, Debt] = {}
+        for start in range(0, len(slots), _AT_ONCE):
+            cursor = self.ledger.find({"_id": {"$in": list(slots[start : start + _AT_ONCE])}})
+            found |= {row["_id"]: _debt(row) for row in await cursor.to_list(None)}
+        return found
 
     async def due(
         self, site: str, lane: str, now: datetime, limit: int, skip: Sequence[str] = ()
@@ -516,10 +520,18 @@ async def _write_all(collection: Collection, updates: Sequence[Document], sessio
         if session is None:
             command["writeConcern"] = {"w": "majority"}
         reply = await collection.database.command(command, session=session)
-        if reply.get("writeErrors"):
-            raise DatabaseError(str(reply["writeErrors"][0].get("errmsg"))[:300])
+        _check_reply(reply)
         found += reply["n"]
     return found
+
+
+def _check_reply(reply: Document) -> None:
+    """Raise what pymongo would have raised for a write of its own."""
+    for error in reply.get("writeErrors", ())[:1]:
+        raise OperationFailure(error.get("errmsg", "a write failed"), error.get("code"))
+    concern = reply.get("writeConcernError")
+    if concern:  # a majority does not have it yet, and perhaps never will
+        raise AutoReconnect(concern.get("errmsg", "a majority did not confirm a write"))
 
 
 _AT_ONCE: Final = 2000

@@ -422,7 +422,7 @@ def benches() -> Iterator[Callable[[str], Bench]]:
 
 
 def p(values: Sequence[float], percent: int) -> float:
-    return statistics.quantiles(values, n=100)[percent - 1]
+    return float(statistics.quantiles(values, n=100)[percent - 1])
 
 
 def measure(sizes: Sizes) -> dict[str, float]:
@@ -482,7 +482,7 @@ def _growth(small: dict[str, Any], large: dict[str, Any], result: dict[str, floa
         "growth_latency": p(large["latency"]["ours"], 50) / p(small["latency"]["ours"], 50),
     }
     result |= ratios
-    return max(ratios.values())
+    return float(max(ratios.values()))
 
 
 def main(*, as_json: bool, quick: bool) -> None:

@@ -229,7 +229,7 @@ class Ground:
     ) -> None:
         """Wait for a condition. Raises TimeoutError."""
         with trio.move_on_after(within):
-            while not await condition():  # noqa: ASYNC110  # of another process
+            while not await condition():  # of another process
                 await trio.sleep(LOOK_EVERY)
             return
         raise TimeoutError(why)

@@ -167,7 +167,7 @@ async def at_points(
 
 
 async def _restart_when_killed(ground: Ground, listener: Listener) -> None:
-    while not listener.killed:  # noqa: ASYNC110  # trio could not tell us
+    while not listener.killed:  # trio could not tell us
         await trio.sleep(0.05)
     ground.listen(listener.site)
 
