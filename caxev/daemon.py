@@ -30,7 +30,7 @@ from caxev import aio, metrics
 from caxev.config import Settings, Site, Sites
 from caxev.dispatcher import Dispatcher
 from caxev.job import utcnow
-from caxev.mongo import Database, DatabaseError, Deposed, Refused, SiteRecord, Tenure, Unreachable
+from caxev.mongo import Database, DatabaseError, Deposed, Refused, SiteRecord, Tenure, passing
 from caxev.registry import Registry
 from caxev.watcher import LONGEST_WAIT, Watcher
 from caxev.workers import Workers
@@ -157,7 +157,9 @@ async def _stand_by(
         notify("WATCHDOG=1")
         try:
             taken = await database.acquire(site, owner, held, utcnow())
-        except Unreachable as error:
+        except DatabaseError as error:
+            if not passing(error):
+                raise
             logger.warning("{}", error)
             taken = None
         if taken is not None:
@@ -270,8 +272,10 @@ class _Tenancy:
             try:
                 await watcher.serve_requests()
                 wait = float("inf")
-            except Unreachable:
-                logger.debug("requests wait for the database")
+            except DatabaseError as error:
+                if not passing(error):
+                    raise
+                logger.debug("requests wait for the database: {}", error)
             with trio.move_on_after(wait):
                 await self._poked.wait()
 
@@ -286,7 +290,9 @@ class _Tenancy:
                     )
                 )
                 notify("WATCHDOG=1")
-            except Unreachable as error:
+            except DatabaseError as error:
+                if not passing(error):
+                    raise
                 # Nobody else can take the site over either, unless they still reach the database;
                 # then the renewal will tell.
                 logger.debug("the lease is not renewed: {}", error)

@@ -69,6 +69,7 @@ class Lane:
     waiting: deque[Debt] = field(factory=deque)
     passed: set[str] = field(factory=set)
     more: bool = True
+    fetching: bool = False
     next_due: datetime | None = None
 
     @property
@@ -83,7 +84,7 @@ class Lane:
     @property
     def idle(self) -> bool:
         """Nothing runs, and nothing is due as far as is known."""
-        return not (self.running or self.waiting or self.more)
+        return not (self.running or self.waiting or self.more or self.fetching)
 
 
 @define(eq=False)
@@ -290,7 +291,7 @@ class Dispatcher:
 
     async def _fetch(self, lane: Lane) -> None:
         """Fetch what is due in a lane; where there is nothing, learn when the next debt is."""
-        lane.more, lane.next_due = False, None
+        lane.more, lane.next_due, lane.fetching = False, None, True
         fetched = False
         try:
             now = utcnow()
@@ -301,7 +302,7 @@ class Dispatcher:
                 lane.arm(await self.database.next_due(self.tenure.site, lane.name, now))
             fetched = len(due) < WINDOW
         finally:
-            lane.more = lane.more or not fetched
+            lane.more, lane.fetching = lane.more or not fetched, False
 
     async def _claim(self, lane: Lane, due: Sequence[Debt]) -> None:
         slots = {debt.id for debt in due}
