@@ -59,8 +59,8 @@ class Lane:
     """A group of workers.
 
     `waiting` are debts that were due when they were fetched, oldest first; `more`: the database
-    may hold others that are due in this lane. `passed` are slots that were found due while their
-    former reaction was still running.
+    may hold others that are due in this lane, all or most of them not before `since`. `passed`
+    are slots that were found due while their former reaction was still running.
     """
 
     name: str
@@ -70,6 +70,7 @@ class Lane:
     passed: set[str] = field(factory=set)
     more: bool = True
     fetching: bool = False
+    since: datetime | None = None
     next_due: datetime | None = None
 
     @property
@@ -295,12 +296,15 @@ class Dispatcher:
         fetched = False
         try:
             now = utcnow()
-            due = await self.database.due(self.tenure.site, lane.name, now, WINDOW)
+            site, since = self.tenure.site, lane.since
+            due = await self.database.due(site, lane.name, now, WINDOW, since)
             lane.waiting.extend(self._not_running(lane, due))
-            if len(due) < WINDOW:
+            # At the end of the row, one look without `since` makes sure that it was the end.
+            fetched = len(due) < WINDOW and since is None
+            lane.since = due[-1].due if len(due) == WINDOW else None
+            if fetched:
                 # A settlement may arm the timer meanwhile: the earlier time counts.
-                lane.arm(await self.database.next_due(self.tenure.site, lane.name, now))
-            fetched = len(due) < WINDOW
+                lane.arm(await self.database.next_due(site, lane.name, now))
         finally:
             lane.more, lane.fetching = lane.more or not fetched, False
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import trio
 
-from caxev import HERE, Job, Retry, RunUpdate, copy, tag
+from caxev import HERE, Job, Retry, RunUpdate, copy, dispatcher, tag
+from caxev.daemon import Leaving, serve_tenures
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -89,3 +90,18 @@ async def test_retry_comes_back_and_is_durable(database: Named) -> None:
         async with engine.listener(db, options):
             await engine.until(lambda: len(tries) == 2)
     assert tries[1] - tries[0] > 0.9
+
+
+async def test_once_leaves_nothing_due(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--once` ends only when all that is due is done, however often more must be fetched."""
+    monkeypatch.setattr(dispatcher, "WINDOW", 3)
+    seen, record = recorder()
+    handlers = [engine.handler(record, copy("transferred", host=HERE))]
+    options = engine.options_for(database, handlers, once=True)
+    async with engine.opened(database) as db:
+        for number in range(1, 201):
+            await db.insert_run(engine.run_document(number, ("raw", "lngs", "transferred")))
+        await serve_tenures(options, db, "test", Leaving())
+        states = {debt.state.value for debt, _ in await db.debts("lngs")}
+    assert len(seen) == 200
+    assert states == {"done"}

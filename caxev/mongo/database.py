@@ -337,9 +337,11 @@ class Database:
         """Return the debts in these slots."""
         return await self._call(self._store.standing, slots)
 
-    async def due(self, site: str, lane: str, now: datetime, limit: int) -> list[Debt]:
-        """Return debts of a lane that are due and unclaimed, oldest first."""
-        return await self._call(self._store.due, site, lane, now, limit)
+    async def due(
+        self, site: str, lane: str, now: datetime, limit: int, since: datetime | None = None
+    ) -> list[Debt]:
+        """Return debts of a lane that are due and unclaimed, oldest first; see `Store.due`."""
+        return await self._call(self._store.due, site, lane, now, limit, since)
 
     async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
         """Return when a lane's next debt falls due after `now`."""

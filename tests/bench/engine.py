@@ -58,8 +58,9 @@ Sizes = dict[str, int]
 FULL: Sizes = {
     "changes": 40_000,
     "growth_changes": 10_000,
+    "growth_reactions": 10_000,
     "reactions": 20_000,
-    "samples": 200,
+    "samples": 150,
     "rounds": 3,
     "filler": 100_000,
     "idle": 60,
@@ -67,6 +68,7 @@ FULL: Sizes = {
 QUICK: Sizes = {
     "changes": 2_000,
     "growth_changes": 1_000,
+    "growth_reactions": 1_000,
     "reactions": 1_000,
     "samples": 20,
     "rounds": 1,
@@ -189,20 +191,18 @@ async def first_look(bench: Bench) -> None:
 
 
 def ingest(bench: Bench, count: int, rounds: int) -> dict[str, float]:
-    """Drain the same backlog with the bare loops and with ours, in turn."""
-    ids = bench.fill(count)
+    """Drain a backlog with the bare loops and with ours, in turn; other runs in each round."""
+    ids = bench.fill(count * rounds)
     trio.run(first_look, bench)
     ledger = bench.client[bench.name]["caxev_ledger"]
-    ledger.aggregate([{"$out": "ledger_kept"}])
-    start = bench.now()
-    bench.set_status(ids, "verifying")
     rates: dict[str, list[float]] = {"bare": [], "lookup": [], "ours": []}
-    for _ in range(rounds):
+    for n in range(rounds):
+        start = bench.now()
+        bench.set_status(ids[n * count : (n + 1) * count], "verifying")
         rates["bare"].append(drain_bare(bench, start, count))
         rates["lookup"].append(drain_bare(bench, start, count, full_document="updateLookup"))
-        bench.client[bench.name]["ledger_kept"].aggregate([{"$out": "caxev_ledger"}])
         rates["ours"].append(trio.run(drain_ours, bench, start, count))
-        assert ledger.count_documents({"state": "open"}) == count
+        assert ledger.count_documents({"state": "open"}) == count * (n + 1)
     return {name: statistics.median(found) for name, found in rates.items()}
 
 
@@ -234,13 +234,15 @@ def reactions(bench: Bench, count: int, rounds: int) -> float:
     """Time no-op reactions; the ledger must hold `count` open debts or more."""
     ledger = bench.client[bench.name]["caxev_ledger"]
     debts = {"handler": {"$exists": True}}
-    keep = [row["_id"] for row in ledger.find(debts, {"_id": 1}).limit(count)]
-    ledger.delete_many({**debts, "_id": {"$nin": keep}})
+    slots = [row["_id"] for row in ledger.find(debts, {"_id": 1})]
+    # All but the first part wait until their round has come.
+    ledger.update_many(debts, {"$set": {"state": "kept"}})
     rates = []
-    for _ in range(rounds):
-        ledger.update_many(debts, {"$set": {"state": "open"}, "$unset": {"epoch": ""}})
-        rates.append(trio.run(pay_all, bench, len(keep)))
-        assert ledger.count_documents({"state": "done"}) == len(keep)
+    for n in range(rounds):
+        part = slots[n * count : (n + 1) * count]
+        ledger.update_many({"_id": {"$in": part}}, {"$set": {"state": "open"}})
+        rates.append(trio.run(pay_all, bench, len(part)))
+        assert ledger.count_documents({"state": "done"}) == len(part) * (n + 1)
     return statistics.median(rates)
 
 
@@ -327,12 +329,15 @@ def our_latency(bench: Bench, samples: int, status: str) -> list[float]:
 
 
 def latency(bench: Bench, samples: int, rounds: int) -> dict[str, list[float]]:
+    """Time from the writer's call, in milliseconds, for the bare loop and for ours, in turn."""
+    first = bench.runs.find({}, {"_id": 1}).sort("number", 1).limit(samples)
+    ids = [row["_id"] for row in first]
     found: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(rounds):
+        bench.set_status(ids, "new")
         found["bare"] += bare_latency(bench, samples, "verifying")
-        bench.runs.update_many({}, {"$set": {"data.0.status": "new"}})
+        bench.set_status(ids, "new")
         found["ours"] += our_latency(bench, samples, "verifying")
-        bench.runs.update_many({}, {"$set": {"data.0.status": "new"}})
     return found
 
 
@@ -416,7 +421,7 @@ def _counters(client: Client) -> dict[str, int]:
 @contextmanager
 def benches() -> Iterator[Callable[[str], Bench]]:
     with tempfile.TemporaryDirectory(prefix="caxev-bench-") as directory:
-        options = ("--wiredTigerCacheSizeGB=1", "--oplogSize=512")
+        options = ("--wiredTigerCacheSizeGB=2", "--oplogSize=512")
         with ReplicaSet(Path(directory), options=options) as mongod, Client(mongod.uri) as client:
             yield lambda name: Bench(mongod, client, name)
 
@@ -457,7 +462,7 @@ def _at_size(bench: Bench, filler: int, sizes: Sizes) -> dict[str, Any]:
     bench.fill(filler, first=1_000_000)
     rounds, samples = sizes["rounds"], sizes["samples"]
     found: dict[str, Any] = {"ingest": ingest(bench, sizes["growth_changes"], rounds)["ours"]}
-    found["reactions"] = reactions(bench, sizes["growth_changes"], rounds)
+    found["reactions"] = reactions(bench, sizes["growth_reactions"], rounds)
     found["latency"] = latency(bench, samples, rounds)
     return found
 
