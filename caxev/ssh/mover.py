@@ -12,10 +12,10 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from attrs import evolve, frozen
 from blake3 import blake3
@@ -70,22 +70,29 @@ def pull(transfer: Transfer, *, report: Report) -> Moved:
     something else stands at `local_path`; `Retry` for all that may pass. Then the partial
     stays to be gone on with.
     """
-    return asyncio.run(_run(transfer, _pull, report))
+    return _in_loop(_run(transfer, _pull, report))
 
 
 def push(transfer: Transfer, *, report: Report) -> Moved:
     """Copy the tree at `local_path` to `remote_path`, which must not be there yet. As `pull`."""
-    return asyncio.run(_run(transfer, _push, report))
+    return _in_loop(_run(transfer, _push, report))
 
 
 def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
     """Read the copy at `remote_path` back and take its BLAKE3 digests. Raises as `pull` does."""
-    return asyncio.run(_run(transfer, _remote_manifest, report))
+    return _in_loop(_run(transfer, _remote_manifest, report))
 
 
 def check(endpoint: Endpoint) -> str:
     """Connect and start SFTP; the server's version and where we land. Raises as `pull` does."""
-    return asyncio.run(_check(endpoint))
+    return _in_loop(_check(endpoint))
+
+
+def _in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
+    # Of our own making: asyncio.run would take the loop that trio_asyncio offers where that was
+    # imported, which has no threads.
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        return runner.run(coroutine)
 
 
 @frozen
