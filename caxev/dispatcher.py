@@ -43,7 +43,7 @@ from caxev.workers import Workers
 
 T = TypeVar("T")
 
-LANES: Final[Mapping[str, int]] = {"default": 64, "transfer": 4, "checksum": 2}
+LANES: Final[Mapping[str, int]] = {"default": 192, "transfer": 4, "checksum": 2}
 """Workers in each lane unless sites.json says otherwise; a lane not named here has 4."""
 OTHER_LANE: Final = 4
 PROGRESS_EVERY: Final = 5.0

@@ -188,10 +188,10 @@ def settle(debt: Debt, outcome: Outcome, now: datetime, *, allowed: int, jitter:
     """
     if debt.state is not State.RUNNING:
         raise ValueError(f"cannot settle a debt that is {debt.state}")
+    if isinstance(outcome, Paid):
+        return evolve(debt, epoch=None, state=State.DONE, note=outcome.note)
     free = evolve(debt, epoch=None)
     match outcome:
-        case Paid(note):
-            return evolve(free, state=State.DONE, note=note)
         case Spent(why):
             return evolve(free, state=State.FAILED, note=why)
         case Interrupted(why):

@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("--directory", "--host-key", "--authorized-keys", "--port-file"):
         parser.add_argument(name, type=Path, required=True)
     given = parser.parse_args(arguments)
+    os.nice(10)  # it stands for another machine: the listeners' processor is not its to take
     paths = (given.directory, given.host_key, given.authorized_keys, given.port_file)
     asyncio.run(serve(*(path.absolute() for path in paths)))
 
