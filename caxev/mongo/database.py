@@ -91,6 +91,7 @@ class Database:
     settings: Settings
     _client: Client = field(init=False)
     _runs: Collection = field(init=False)
+    _confirmed: Collection = field(init=False)
     _store: Store = field(init=False)
     # All transactions of this process use one session, one at a time: the next process ends it
     # when it takes over, so that nothing half-written can block it.
@@ -100,9 +101,9 @@ class Database:
     def __attrs_post_init__(self) -> None:
         self._client = connect(self.settings)
         database = self._client[self.settings.database]
+        self._runs = database[self.settings.collection]
         # What could still be rolled back must not be taken for seen.
-        concern = ReadConcern("majority")
-        self._runs = database.get_collection(self.settings.collection, read_concern=concern)
+        self._confirmed = self._runs.with_options(read_concern=ReadConcern("majority"))
         self._store = Store(database, self.settings.prefix)
 
     async def _call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -278,7 +279,7 @@ class Database:
         unknown = [run for run in runs if run not in last]
         # Few runs are read whole, so that their handlers can start without another question.
         few = len(runs) <= FEW
-        reading = self._runs.find(
+        reading = self._confirmed.find(
             {"_id": {"$in": list(runs)}}, None if few else LOOK_PROJECTION
         ).to_list(None)
         if unknown:
