@@ -136,8 +136,12 @@ async def test_who_dies_taking_over_blocks_nobody(world: World, point: str) -> N
     """Killed in the midst of taking over, a process holds the site no longer than its lease."""
     async with ground_in(world, lease=LEASE) as ground:
         doomed = ground.listen(SITE, CAXEV_CRASH=f"engine:mongo.takeover.{point}:1")
-        await ground.ready(doomed)
-        assert doomed.killed
+
+        async def dead() -> bool:
+            return doomed.killed
+
+        # Its epoch may be seen before the signal has done its work.
+        await ground.until(dead, "it was not killed", within=30.0)
         heir = ground.listen(SITE)
         # A transaction left open would lock the site for a minute.
         await ground.until(lambda: ground.leading(heir), "the site is blocked", within=30.0)
