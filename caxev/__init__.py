@@ -9,6 +9,7 @@ from caxev.files import Manifest
 from caxev.job import GiveUp, Job, Result, Retry, Skip, Superseded
 from caxev.model import (
     ERROR,
+    REQUESTED,
     TRANSFERRED,
     TRANSFERRING,
     VERIFYING,
@@ -33,6 +34,7 @@ __all__ = [
     "GONE",
     "HERE",
     "PASSIVE",
+    "REQUESTED",
     "TRANSFERRED",
     "TRANSFERRING",
     "VERIFYING",

@@ -217,7 +217,14 @@ class _Tenancy:
 
     async def _act(self, dispatcher: Dispatcher, outer: trio.Nursery) -> None:
         """Run the intake until asked to leave, then give what is in flight its grace."""
-        watcher = Watcher(self.database, self.tenure, self.options.registry, dispatcher)
+        options = self.options
+        watcher = Watcher(
+            self.database,
+            self.tenure,
+            options.registry,
+            dispatcher,
+            urgent=options.site.priority,
+        )
         outer.start_soon(dispatcher.pay)
         outer.start_soon(dispatcher.show_progress)
         outer.start_soon(self._keep_lease, watcher)

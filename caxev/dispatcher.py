@@ -2,7 +2,7 @@
 
 `watcher` hands over debts as they are recorded, some of them claimed already because a lane has
 room: those start without another round trip. What there is no room for stays in the database and
-is fetched, oldest first, when a worker is free, so that a million open debts cost no memory.
+is fetched, in the lane's order, when a worker is free, so that a million open debts cost no memory.
 Claims, reads of runs and settlements are done in groups.
 
 Tasks, all started by `daemon`: `Dispatcher.take` claims what is due (intake), `Dispatcher.pay`
@@ -25,6 +25,7 @@ from caxev import crash, metrics
 from caxev.config import Site, Sites
 from caxev.job import GiveUp, Job, Retry, Skip, Superseded, utcnow
 from caxev.ledger import (
+    NEWEST_FIRST,
     Debt,
     Interrupted,
     Outcome,
@@ -37,19 +38,33 @@ from caxev.ledger import (
     settle,
 )
 from caxev.model import Aspect, Run, RunId, RunUpdate
-from caxev.mongo import Database, DatabaseError, Deposed, Tenure, Unstorable, passing
+from caxev.mongo import (
+    OLDEST_FIRST,
+    URGENT_FIRST,
+    Database,
+    DatabaseError,
+    Deposed,
+    Order,
+    Tenure,
+    Unstorable,
+    passing,
+)
 from caxev.registry import Handler, Registry
 from caxev.workers import Workers
 
 T = TypeVar("T")
 
-LANES: Final[Mapping[str, int]] = {"default": 192, "transfer": 4, "checksum": 2}
+LANES: Final[Mapping[str, int]] = {"default": 512, "transfer": 4, "checksum": 2}
 """Workers in each lane unless sites.json says otherwise; a lane not named here has 4."""
 OTHER_LANE: Final = 4
 PROGRESS_EVERY: Final = 5.0
 """Seconds between two writes of a reaction's progress to the ledger."""
+LATELY: Final = 30.0
+"""Seconds over which a reaction's rate is taken."""
 WINDOW: Final = 1000
 """Debts of a lane that are fetched at once: each fetch has to pass by what was paid lately."""
+AHEAD: Final = 4
+"""In lanes that go newest first, debts for each worker that are fetched at once."""
 LONGEST_SLEEP: Final = 3600.0
 """Seconds at most that a timer is armed for: the wall clock may be set meanwhile."""
 
@@ -58,24 +73,56 @@ LONGEST_SLEEP: Final = 3600.0
 class Lane:
     """A group of workers.
 
-    `waiting` are debts that were due when they were fetched, oldest first; `more`: the database
-    may hold others that are due in this lane, all or most of them not before `since`. `passed`
-    are slots that were found due while their former reaction was still running.
+    `running` are the slots that are claimed, `ended` how many of these are over and only wait to
+    be settled. `waiting` are debts that were due when they were fetched, in the lane's order;
+    `more`: the database may hold others that are due in this lane, where it goes oldest first all
+    or most of them not before `since`; `news`: some of those came after the last fetch.
+    `passed` are slots that were found due while their former reaction was still running.
     """
 
     name: str
     workers: int
     running: set[str] = field(factory=set)
+    ended: int = 0
     waiting: deque[Debt] = field(factory=deque)
     passed: set[str] = field(factory=set)
     more: bool = True
+    news: bool = True
     fetching: bool = False
     since: datetime | None = None
     next_due: datetime | None = None
 
     @property
     def free(self) -> int:
-        return self.workers - len(self.running)
+        # While some are settled others can work, up to as many again.
+        return self.workers - len(self.running) + min(self.ended, self.workers)
+
+    @property
+    def newest_first(self) -> bool:
+        return self.name in NEWEST_FIRST
+
+    @property
+    def order(self) -> Order:
+        return URGENT_FIRST if self.newest_first else OLDEST_FIRST
+
+    @property
+    def window(self) -> int:
+        return min(AHEAD * self.workers, WINDOW) if self.newest_first else WINDOW
+
+    @property
+    def stale(self) -> bool:
+        """Whether debts must be fetched before one is taken: none waits, or newer ones came."""
+        return self.more and (not self.waiting or (self.newest_first and self.news))
+
+    def look(self) -> None:
+        """See to it that the database is asked what is due."""
+        self.more = self.news = True
+
+    def keep(self, debts: Sequence[Debt]) -> None:
+        """Have fetched debts wait; what waited goes where the newest come first."""
+        if self.newest_first:
+            self.waiting.clear()
+        self.waiting.extend(debts)
 
     def arm(self, due: datetime | None) -> None:
         """See to it that the lane is looked into at that time, or before."""
@@ -139,6 +186,24 @@ class Watch:
         if self.scope.deadline >= self.end:
             return f"not done after {self.handler.timeout:.0f} s"
         return f"no progress for {self.handler.stall:.0f} s"
+
+
+@define(eq=False)
+class Pace:
+    """How fast bytes go. Times are in seconds, by any clock that does not go back."""
+
+    _seen: deque[tuple[float, int]] = field(init=False, factory=deque)
+
+    def moved(self, done: int, now: float) -> float | None:
+        """Note how far it is; the bytes a second of late, None where that is too early to say."""
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()  # begun anew
+        if not self._seen or now >= self._seen[-1][0] + 1.0:
+            self._seen.append((now, done))
+        while len(self._seen) > 1 and self._seen[1][0] <= now - LATELY:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return (done - before) / (now - since) if now >= since + 1.0 else None
 
 
 @define(eq=False)
@@ -222,7 +287,7 @@ class Dispatcher:
             self.attempts.start_soon(self._begin, claimed, runs)
         for debt in debts:
             if debt.state is State.OPEN:
-                self._lane(debt.lane).more = True
+                self._lane(debt.lane).look()
         if len(claimed) < len(debts):
             self._wake.set()
 
@@ -231,21 +296,21 @@ class Dispatcher:
         async with self._claiming:  # else a claim made just now could pass for a stale one
             self._doubtful = False
             try:
-                freed = await self.database.free_claims(self.tenure, self._slots)
+                claims = await self.database.claims(self.tenure)
+                running = {slot for lane in self._lanes.values() for slot in lane.running}
+                stale = [claim for claim in claims if claim["_id"] not in running]
+                freed = await self.database.free(stale)
             except BaseException:
                 self._doubtful = True
                 raise
         if freed:
             self.look_again()
 
-    def _slots(self) -> set[str]:
-        return {slot for lane in self._lanes.values() for slot in lane.running}
-
     def look_again(self) -> None:
         """Ask the database for due debts in all lanes."""
         self._unsurveyed = True
         for lane in self._lanes.values():
-            lane.more = True
+            lane.look()
         self._wake.set()
 
     # -- taking -----------------------------------------------------------------------------
@@ -276,7 +341,7 @@ class Dispatcher:
 
     async def _fill(self, lane: Lane) -> None:
         """Claim for every free worker of a lane."""
-        if not lane.waiting and lane.more:
+        if lane.stale:
             await self._fetch(lane)
         due = [lane.waiting.popleft() for _ in range(min(lane.free, len(lane.waiting)))]
         due = self._not_running(lane, due)
@@ -292,21 +357,27 @@ class Dispatcher:
 
     async def _fetch(self, lane: Lane) -> None:
         """Fetch what is due in a lane; where there is nothing, learn when the next debt is."""
-        lane.more, lane.next_due, lane.fetching = False, None, True
-        fetched = False
+        lane.more, lane.news, lane.next_due, lane.fetching = False, False, None, True
+        fetched = heard = False
         try:
             now = utcnow()
             site, since = self.tenure.site, lane.since
-            due = await self.database.due(site, lane.name, now, WINDOW, since)
-            lane.waiting.extend(self._not_running(lane, due))
+            window = lane.window
+            due = await self.database.due(
+                site, lane.name, now, window, since=since, order=lane.order
+            )
+            heard = True
+            lane.keep(self._not_running(lane, due))
             # At the end of the row, one look without `since` makes sure that it was the end.
-            fetched = len(due) < WINDOW and since is None
-            lane.since = due[-1].due if len(due) == WINDOW else None
+            fetched = len(due) < window and since is None
+            goes_on = len(due) == window and not lane.newest_first
+            lane.since = due[-1].due if goes_on else None
             if fetched:
                 # A settlement may arm the timer meanwhile: the earlier time counts.
                 lane.arm(await self.database.next_due(site, lane.name, now))
         finally:
             lane.more, lane.fetching = lane.more or not fetched, False
+            lane.news = lane.news or not heard
 
     async def _claim(self, lane: Lane, due: Sequence[Debt]) -> None:
         slots = {debt.id for debt in due}
@@ -321,7 +392,8 @@ class Dispatcher:
             self._doubtful = self._doubtful or not heard
             lane.running -= slots - {debt.id for debt in claimed}
             # What was renewed, or may have been claimed unheard, is to be fetched again.
-            lane.more = lane.more or len(claimed) < len(due)
+            if len(claimed) < len(due):
+                lane.look()
         self._count(lane)
         if claimed:
             mine = [claim(debt, self.tenure.epoch) for debt in claimed]
@@ -338,7 +410,8 @@ class Dispatcher:
         now = utcnow()
         for lane in self._lanes.values():
             if lane.next_due is not None and lane.next_due <= now:
-                lane.next_due, lane.more = None, True
+                lane.next_due = None
+                lane.look()
 
     async def wait_idle(self) -> None:
         """Wait until nothing is running and nothing is due. For ``--once``."""
@@ -431,9 +504,12 @@ class Dispatcher:
         return after.state is State.FAILED
 
     def _progress_of(self, debt: Debt, watch: Watch) -> Callable[[int, int], None]:
+        pace = Pace()
+
         def on_progress(done: int, total: int) -> None:
             watch.moved()
-            row = {"done": done, "total": total, "at": utcnow()}
+            rate = pace.moved(done, trio.current_time())
+            row = {"done": done, "total": total, "rate": rate, "at": utcnow()}
             self._progress[debt.id] = (debt, row)
 
         return on_progress
@@ -441,7 +517,9 @@ class Dispatcher:
     def _end(self, ended: Ended) -> None:
         self._progress.pop(ended.debt.id, None)
         self._ended.append(ended)
+        self._lane(ended.debt.lane).ended += 1
         self._settle.set()
+        self._wake.set()
 
     # -- settling ---------------------------------------------------------------------------
 
@@ -511,7 +589,7 @@ class Dispatcher:
         for debt in debts:
             lane = self._lane(debt.lane)
             if renewed:
-                lane.more = True
+                lane.look()
             elif debt.state is State.OPEN:
                 lane.arm(debt.due)
         self._wake.set()
@@ -521,9 +599,10 @@ class Dispatcher:
         for one in ended:
             lane = self._lane(one.debt.lane)
             lane.running.discard(one.debt.id)
+            lane.ended -= 1
             if one.debt.id in lane.passed:
                 lane.passed.discard(one.debt.id)
-                lane.more = True
+                lane.look()
         for name in lanes:
             self._count(self._lane(name))
         self._wake.set()

@@ -31,7 +31,7 @@ tests/test_ledger.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import cached_property
@@ -46,6 +46,8 @@ FIRST_DELAY: Final = 5.0
 """Seconds before the second attempt; each further one waits twice as long..."""
 LONGEST_DELAY: Final = 3600.0
 """...up to this many seconds."""
+NEWEST_FIRST: Final = frozenset({"transfer"})
+"""Lanes in which what is due goes by priority, then newest first; in all others oldest first."""
 SURPRISES: Final = 5
 """How often an unexpected error is tried again before the debt is parked."""
 INTERRUPTIONS: Final = 20
@@ -120,7 +122,8 @@ class Debt:
     `before` and `after` are the aspect's values around the event; `at` is the event's cluster
     time and `due` when to act, both UTC. `attempts` counts failures since the last renewal,
     `interrupted` deaths of the process. `note` says why it waits or failed, or what came of it.
-    `started` is when the first attempt since the renewal began, UTC.
+    `started` is when the first attempt since the renewal began, UTC. Where a lane goes by
+    `priority`, the higher is due first.
     """
 
     site: str
@@ -139,6 +142,7 @@ class Debt:
     interrupted: int = 0
     note: str = ""
     started: datetime | None = None
+    priority: int = 0
 
     @cached_property
     def id(self) -> str:
@@ -166,11 +170,38 @@ def _run_text(run: RunId) -> str:
     return str(run) if type(run).__name__ == "ObjectId" else repr(run)
 
 
-def owe(site: str, event: Event, handler: str, *, lane: str, mark: int, at: datetime) -> Debt:
+def owe(
+    site: str,
+    event: Event,
+    handler: str,
+    *,
+    lane: str,
+    mark: int,
+    at: datetime,
+    priority: int = 0,
+) -> Debt:
     """Return the debt that an event makes, due at once. `mark` must never have been used."""
     return Debt(
-        site, event.run, event.aspect, handler, lane, event.before, event.after, mark, at, at
+        site=site,
+        run=event.run,
+        aspect=event.aspect,
+        handler=handler,
+        lane=lane,
+        before=event.before,
+        after=event.after,
+        mark=mark,
+        at=at,
+        due=at,
+        priority=priority,
     )
+
+
+def priority_of(look: Container[Aspect], tags: Sequence[str]) -> int:
+    """Return the priority of a run that looks so: of these tags the first counts most; 0: none."""
+    for place, name in enumerate(tags):
+        if Tag(name) in look:
+            return len(tags) - place
+    return 0
 
 
 def claim(debt: Debt, epoch: int) -> Debt:

@@ -18,6 +18,8 @@ from attrs import Factory, field, frozen
 
 RunId: TypeAlias = Any  # a document's _id, usually a bson.ObjectId
 
+REQUESTED: Final = "requested"
+"""A copy that a person asked for; nobody has begun it."""
 TRANSFERRING: Final = "transferring"
 VERIFYING: Final = "verifying"
 TRANSFERRED: Final = "transferred"

@@ -9,8 +9,9 @@ events, and those make debts. Looks, debts and the stream's position are written
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from itertools import count
 from typing import Final, Protocol
@@ -22,8 +23,8 @@ from loguru import logger
 from caxev import metrics
 from caxev.diff import diff
 from caxev.job import utcnow
-from caxev.ledger import Debt, Spent, State, claim, owe, settle, slot
-from caxev.model import Event, Existence, Look, Run, RunId
+from caxev.ledger import Debt, Spent, State, claim, owe, priority_of, settle, slot
+from caxev.model import Event, Existence, Look, Run, RunId, Tag
 from caxev.mongo import (
     Batch,
     Database,
@@ -39,7 +40,7 @@ from caxev.mongo import (
     Unstorable,
     passing,
 )
-from caxev.registry import Registry
+from caxev.registry import Handler, Registry
 
 SAVE_EVERY: Final = 60.0
 """Seconds after which a stream that led to nothing has its position saved all the same."""
@@ -131,18 +132,22 @@ class _Ahead:
 
 @define(eq=False)
 class Watcher:
-    """Follows the runs collection on behalf of one site."""
+    """Follows the runs collection on behalf of one site.
+
+    `urgent` are the tags whose runs go first, the most urgent before the others.
+    """
 
     database: Database
     tenure: Tenure
     registry: Registry
     intake: Intake
     trouble: str | None = None
+    urgent: Sequence[str] = ()
     _marks: Iterator[int] = field(init=False)
     # One look at a time: two at once could write an older look over a newer one.
     _looking: trio.Lock = field(init=False, factory=trio.Lock)
     _turn: int = field(init=False, default=0)
-    _known: dict[RunId, Look] = field(init=False, factory=dict)
+    _known: OrderedDict[RunId, Look] = field(init=False, factory=OrderedDict)
     _recorded: Mapping[RunId, Look | None] = field(init=False, factory=dict)
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
@@ -224,7 +229,8 @@ class Watcher:
             raise _worst(group) from group
         finally:
             # Whether what was being recorded now is, only the database knows.
-            self._recorded, self._known = {}, {}
+            self._recorded = {}
+            self._known.clear()
             with trio.move_on_after(CLOSING, shield=True):
                 await self._forget(stream)
 
@@ -345,14 +351,19 @@ class Watcher:
         self, runs: Mapping[RunId, datetime], *, position: Position | None = None
     ) -> None:
         """Look at runs (each with the time of its change) and record what is new."""
+        async with self._looking_apart():
+            ingest = self._compare(runs, await self._read_looks(runs))
+            if ingest.looks or position is not None:
+                await self._record(evolve(ingest, position=position))
+
+    @asynccontextmanager
+    async def _looking_apart(self) -> AsyncIterator[None]:
+        """Look at runs beside the stream: what it has read ahead meanwhile is read anew."""
         async with self._looking:
             # Before and after: a look-ahead may begin at any time in between.
             self._turn += 1
             try:
-                looked = await self._read_looks(runs)
-                ingest = self._compare(runs, looked)
-                if ingest.looks or position is not None:
-                    await self._record(evolve(ingest, position=position))
+                yield
             finally:
                 self._turn += 1
 
@@ -362,27 +373,49 @@ class Watcher:
     def _remember(self, looks: Mapping[RunId, Look | None]) -> None:
         """Keep looks that were recorded: a run that changed will soon change again."""
         for run, look in looks.items():
-            self._known.pop(run, None)
+            # One step each: the next look may be read in the database's thread meanwhile.
             if look is not None and len(look) <= KNOWN_SIZE:
                 self._known[run] = look
+                self._known.move_to_end(run)
+            else:
+                self._known.pop(run, None)
         while len(self._known) > KNOWN:
-            del self._known[next(iter(self._known))]
+            self._known.popitem(last=False)
 
     def _compare(self, runs: Mapping[RunId, datetime], looked: Looked) -> Ingest:
         looks: dict[RunId, Look | None] = {}
         debts: list[Debt] = []
+        priorities: dict[RunId, int] = {}
         for run, at in runs.items():
-            events = diff(run, looked.before.get(run, {}), looked.now.get(run, {}))
-            if events:
-                looks[run] = looked.now.get(run)
+            now = looked.now.get(run, {})
+            events = diff(run, looked.before.get(run, {}), now)
+            if not events:
+                continue
+            looks[run] = looked.now.get(run)
+            priority = priority_of(now, self.urgent)
             for event in events:
-                debts.extend(self._debts(event, at))
-        return Ingest(looks, debts, runs=looked.whole)
+                debts.extend(self._debts(event, at, priority))
+            if self.urgent and any(self._is_urgent(event) for event in events):
+                priorities[run] = priority
+        return Ingest(looks, debts, runs=looked.whole, priorities=priorities)
 
-    def _debts(self, event: Event, at: datetime) -> Iterator[Debt]:
+    def _is_urgent(self, event: Event) -> bool:
+        return isinstance(event.aspect, Tag) and event.aspect.tag in self.urgent
+
+    def _debts(self, event: Event, at: datetime, priority: int) -> Iterator[Debt]:
         for handler in self.registry.wanting(event):
-            mark = next(self._marks)
-            yield owe(self.tenure.site, event, handler.name, lane=handler.lane, mark=mark, at=at)
+            yield self._owe(event, handler, at, priority)
+
+    def _owe(self, event: Event, handler: Handler, at: datetime, priority: int) -> Debt:
+        return owe(
+            self.tenure.site,
+            event,
+            handler.name,
+            lane=handler.lane,
+            mark=next(self._marks),
+            at=at,
+            priority=priority,
+        )
 
     async def _record(self, ingest: Ingest) -> None:
         debts = self.intake.reserve(ingest.debts)
@@ -405,6 +438,8 @@ class Watcher:
         for handler, number in Counter(debt.handler for debt in debts).items():
             metrics.debts.labels(self.tenure.site, handler).inc(number)
         self.intake.start(debts, ingest.runs)
+        if ingest.priorities:  # what was due before may now go first, or last
+            self.intake.look_again()
 
     async def _record_apart(self, ingest: Ingest, error: DatabaseError) -> None:
         """Record a batch that the database will not take run by run, and park what is at fault.
@@ -465,34 +500,40 @@ class Watcher:
         while True:
             if request.runs is None:
                 ids, after = await self.database.page(self.tenure.site, after)
-            await self.look(dict.fromkeys(ids, utcnow()))
             await self._fire_again(ids, request)
             if after is None:
                 return
 
     async def _fire_again(self, ids: Sequence[RunId], request: Request) -> None:
-        async with self._looking:
-            now = (await self.database.look(self.tenure.site, ids)).now
+        """Record what is new of these runs, and with it what their present states fire again.
+
+        One look for both: what is fired for a state counts as seen, and the stream does not fire
+        it once more.
+        """
+        async with self._looking_apart():
+            looked = await self._read_looks(ids)
+            ingest = self._compare(dict.fromkeys(ids, utcnow()), looked)
+            new = {debt.id for debt in ingest.debts}
             possible = [
                 slot(self.tenure.site, run, aspect, handler.name)
-                for run, look in now.items()
+                for run, look in looked.now.items()
                 for handler in self.registry.enabled
                 for aspect, _ in self.registry.owed(look, handler)
             ]
             standing = await self.database.standing(possible)
-            debts = [
-                self._fired(event, handler)
-                for run, look in now.items()
+            again = [
+                self._fired(event, handler, look)
+                for run, look in looked.now.items()
                 for event, handler in owed_again(self.registry, run, look, standing, request)
             ]
-            if debts:
-                await self._record(Ingest({}, debts))
-        logger.info("replayed {} runs: {} reactions", len(now), len(debts))
+            again = [debt for debt in again if debt.id not in new]
+            if ingest.looks or again:
+                await self._record(evolve(ingest, debts=[*ingest.debts, *again]))
+        logger.info("replayed {} runs: {} reactions", len(looked.now), len(again))
 
-    def _fired(self, event: Event, handler: str) -> Debt:
-        lane = self.registry.handlers[handler].lane
-        mark = next(self._marks)
-        return owe(self.tenure.site, event, handler, lane=lane, mark=mark, at=utcnow())
+    def _fired(self, event: Event, handler: str, look: Look) -> Debt:
+        priority = priority_of(look, self.urgent)
+        return self._owe(event, self.registry.handlers[handler], utcnow(), priority)
 
 
 def _part(ingest: Ingest, runs: Iterable[RunId], *, position: bool) -> Ingest:
@@ -501,6 +542,7 @@ def _part(ingest: Ingest, runs: Iterable[RunId], *, position: bool) -> Ingest:
         {run: look for run, look in ingest.looks.items() if run in chosen},
         [debt for debt in ingest.debts if debt.run in chosen],
         ingest.position if position else None,
+        priorities={run: n for run, n in ingest.priorities.items() if run in chosen},
     )
 
 

@@ -26,16 +26,21 @@ from caxev import crash
 
 HEADER: Final = struct.Struct(">Q")
 """A frame's length in bytes."""
+_BOOT: Final = "import sys; sys.path[:] = {path!r}; from caxev.worker import main; main()"
 PROGRESS_EVERY: Final = 0.25
 """Seconds between two reports of progress."""
 
 
 class Setup(NamedTuple):
-    """The first frame to a worker: whose it is, how nice it is, which handler files to load."""
+    """The first frame to a worker: whose it is, how nice it is, which handler files to load.
+
+    `kin`: processes above `parent` that a campaign's crash takes along.
+    """
 
     parent: int
     niceness: int
     files: tuple[str, ...]
+    kin: tuple[int, ...] = ()
 
 
 class Task(NamedTuple):
@@ -65,6 +70,11 @@ class Raised(NamedTuple):
 
     error: Exception
     trace: str
+
+
+def command() -> list[str]:
+    """The command that starts a worker; what is imported here can be imported there."""
+    return [sys.executable, "-c", _BOOT.format(path=sys.path), "caxev worker"]
 
 
 def frame(message: object) -> bytes:
@@ -103,7 +113,7 @@ def _settle(message: bytes) -> tuple[str, ...]:
     os.nice(setup.niceness)
     if os.getppid() != setup.parent:
         _die()
-    crash.die_with[:] = [setup.parent]
+    crash.die_with[:] = [*setup.kin, setup.parent]
     return setup.files
 
 

@@ -11,7 +11,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from types import TracebackType
@@ -22,14 +21,13 @@ from loguru import logger
 
 from caxev import crash
 from caxev.job import Retry
-from caxev.worker import HEADER, Progress, Raised, Returned, Setup, Task, frame
+from caxev.worker import HEADER, Progress, Raised, Returned, Setup, Task, command, frame
 
 T = TypeVar("T")
 
 IDLE: Final = 60.0
 """Seconds after which a worker without a job is let go."""
 NICENESS: Final = 10
-_BOOT: Final = "import sys; sys.path[:] = {path!r}; from caxev.worker import main; main()"
 _READ: Final = 65536
 
 
@@ -225,9 +223,8 @@ class _Worker:
 
 
 async def _start() -> trio.Process:
-    command = [sys.executable, "-c", _BOOT.format(path=sys.path), "caxev worker"]
     return await trio.lowlevel.open_process(
-        command,
+        command(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         process_group=0,

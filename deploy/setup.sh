@@ -2,7 +2,8 @@
 # Sourced by deploy/demo and deploy/test: everything that must be there before caxev can run.
 #
 #   set_up EXTRA PAIR...    makes $venv with caxev[EXTRA] in it, then sees to Debian packages;
-#                           each PAIR is COMMAND:PACKAGE, and may be missing without harm
+#                           each PAIR is COMMAND:PACKAGE[,PACKAGE...], and may be missing
+#                           without harm
 #
 # Needs $root, the checkout. Everything it says goes to stderr. Where something is missing that it
 # cannot install, it says what to install, in one line, and ends with status 3.
@@ -22,8 +23,10 @@ set_up() {
         fingerprint >"$(stamp)"
     fi
     for pair; do
-        has "${pair%%:*}" || apt_install "${pair#*:}" ||
-            say "no ${pair%%:*}, so some tests are skipped: as root, apt-get install ${pair#*:}"
+        packages=$(printf '%s' "${pair#*:}" | tr ',' ' ')
+        # shellcheck disable=SC2086  # several words
+        has "${pair%%:*}" || apt_install $packages ||
+            say "no ${pair%%:*}, so some tests are skipped: as root, apt-get install $packages"
     done
 }
 

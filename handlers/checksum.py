@@ -37,7 +37,8 @@ from caxev import (
 )
 from caxev.config import Site, Sites
 from caxev.files import confine, digest_tree, printable
-from caxev.ssh import remote_manifest, transfer_between
+from caxev.movers import Route
+from caxev.movers import manifest as remote_manifest
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which reading is broken off and tried again."""
@@ -87,8 +88,7 @@ async def read(job: Job, plan: Plan) -> Manifest:
     if plan.copy.host == job.site.name:
         return await job.work(digest_copy, location, job.site.roots, plan.sha512)
     there = job.sites.get(plan.copy.host)
-    transfer = transfer_between(job.site, there, local_path="", remote_path=location)
-    return await job.work(remote_manifest, transfer)
+    return await job.work(remote_manifest, Route(job.site, there, "", location))
 
 
 def digest_copy(location: str, roots: tuple[str, ...], sha512: bool, *, report: object) -> Manifest:
@@ -121,6 +121,8 @@ async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
 
 def _update(job: Job, plan: Plan, status: str, manifest: Manifest, **fields: object) -> RunUpdate:
     now = job.now()
+    if status == TRANSFERRED and plan.copy.fields.get("checksumproblem"):
+        fields |= {"checksumproblem": False, "error": None}
     return RunUpdate.change_copy(
         job.run, plan.copy, status, manifest=manifest.digest, verified_at=now, **fields
     )

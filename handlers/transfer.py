@@ -1,29 +1,37 @@
-"""Copies are made: pulled from where they are good, or pushed to where they are wanted.
+"""Copies are made and mended: pulled from where they are good, or pushed to where they are wanted.
 
 - `pull` reacts to a copy that became good elsewhere: where this site's ``download_options`` name
-  that site and this site wants such data, it fetches a copy of its own.
+  that site and this site wants such data, it fetches a copy of its own. It also reacts to a copy
+  that a person has requested here.
 - `push` reacts to a copy that became good here: it brings it to the sites that ``upload_options``
-  names and that have none.
+  names and that have none; and to a copy requested at a site without a listener.
+- `repair` reacts to a copy that was found to be bad: what is wrong of it is brought again.
 
-Both leave the new copy ``verifying``; `handlers.checksum`, at the copy's own host, does the rest.
+All leave the copy ``verifying``; `handlers.checksum`, at the copy's own host, does the rest.
 
 Safe to repeat: the claim adds an entry only where the run has no such copy, so of two sites one
-wins. The bytes go to a temporary name and appear under the final one only when they are whole and
-on the disk. A broken transfer is continued by the same reaction, which knows its entry by the
-``trigger`` that stands in it.
+wins; nothing is claimed before the link is open and has a place free. The bytes go to a temporary
+name and appear under the final one only when they are whole and on the disk. A broken transfer is
+continued by the same reaction, which knows its entry by the ``trigger`` that stands in it: the
+site, the handler and what it reacted to (``chicago: pull: raw at lngs``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
+from math import inf
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from caxev import (
     ELSEWHERE,
     ERROR,
     GONE,
     HERE,
+    PASSIVE,
+    REQUESTED,
     TRANSFERRED,
     TRANSFERRING,
     VERIFYING,
@@ -32,6 +40,7 @@ from caxev import (
     CopyKey,
     GiveUp,
     Job,
+    Manifest,
     Result,
     Retry,
     Run,
@@ -41,29 +50,41 @@ from caxev import (
     copy,
     on,
 )
-from caxev.config import Site, Sites
-from caxev.files import safe_name
-from caxev.ssh import SERVED, transfer_between
-from caxev.ssh import pull as pull_bytes
-from caxev.ssh import push as push_bytes
+from caxev.config import Site, Sites, link_between
+from caxev.files import Moved, safe_name
+from caxev.movers import Route, Traffic, methods
+from caxev.movers import pull as pull_bytes
+from caxev.movers import push as push_bytes
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
+REPAIRS = 3
+"""How often a copy is mended before it is left to a person."""
+
+traffic = Traffic()
+"""What this process is moving, by the other site's name."""
 
 
 @frozen
 class Plan:
-    """A copy to be made: from which one, to which place; `resume` is its entry if we began it."""
+    """A copy to be made: from which one, to which place; `resume` is its entry if there is one.
+
+    `trigger` is the reaction that makes it. `others` are good copies from which it can be had as
+    well.
+    """
 
     source: Copy
     key: CopyKey
     location: str
+    trigger: str
     resume: Copy | None
+    others: tuple[Copy, ...] = ()
 
 
 @on(
     copy(TRANSFERRED, host=ELSEWHERE),
     copy(GONE, host=HERE),
+    copy(REQUESTED, host=HERE),
     lane="transfer",
     timeout=None,
     stall=STALLED,
@@ -74,22 +95,18 @@ async def pull(job: Job) -> Result:
 
     The new copy is ``transferring``, then ``verifying``; ``error`` where it is given up.
     """
-    trigger = str(job.event.aspect)
+    trigger = _trigger("pull", job)
     plan = plan_pull(job.run, _key(job), job.site, job.sites, trigger=trigger, now=job.now())
     if isinstance(plan, Skip):
         wanted = CopyKey(_key(job).type, job.site.name, _key(job).version)
         return _withdrawal(job.run, wanted, trigger) or plan
-    mine = await claim(job, plan)
-    there = job.sites.get(plan.source.host)
-    assert plan.source.location is not None
-    transfer = transfer_between(job.site, there, plan.location, plan.source.location)
-    await job.work(pull_bytes, transfer)
-    return RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None)
+    return RunUpdate.change_copy(job.run, await fetch(job, plan), VERIFYING, owner=None)
 
 
 @on(
     copy(TRANSFERRED, host=HERE),
     copy(GONE, host=ELSEWHERE),
+    copy(REQUESTED, host=PASSIVE),
     lane="transfer",
     timeout=None,
     stall=STALLED,
@@ -113,30 +130,151 @@ async def push(job: Job) -> Result:
         except (Retry, GiveUp) as error:
             failed.append(error)
     if failed:
-        # What may still come right is tried again before anything is given up.
-        raise min(failed, key=lambda error: isinstance(error, GiveUp))
+        raise _worst(failed)
     return Skip("; ".join(skipped) or "upload_options names no site") if skipped else None
 
 
 async def _push_to(job: Job, name: str, key: CopyKey) -> str | None:
     """Bring the copy to one site; says why not, where there is nothing to do."""
-    trigger = str(job.event.aspect)
-    plan = plan_push(job.run, key, job.site, job.sites, name=name, trigger=trigger)
+    trigger = _trigger("push", job)
+    plan = plan_push(job.run, key, job.site, job.sites, name=name, trigger=trigger, now=job.now())
     if isinstance(plan, Skip):
         withdrawal = _withdrawal(job.run, CopyKey(key.type, name, key.version), trigger)
         if withdrawal is not None:
             await job.update(withdrawal)
         return plan.why
     others = job.if_parked
-    mine = await claim(job, plan)
-    job.park_with(*others, *job.if_parked)
-    there = job.sites.get(plan.key.host)
-    assert plan.source.location is not None
-    transfer = transfer_between(job.site, there, plan.source.location, plan.location)
-    await job.work(push_bytes, transfer)
+    mine = await bring(job, plan, others)
     await job.update(RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None))
     job.park_with(*others)
     return None
+
+
+@on(
+    copy(ERROR, host=(HERE, PASSIVE)),
+    lane="transfer",
+    timeout=None,
+    stall=STALLED,
+    aliases=("RetryBadChecksumTransfer",),
+)
+async def repair(job: Job) -> Result:
+    """Bring again what is wrong of a copy that a checksum found to be bad.
+
+    The copy is ``transferring``, then ``verifying`` again; ``error`` where it is given up.
+    """
+    trigger = _trigger("repair", job)
+    plan = plan_repair(job.run, job.copy, job.site, job.sites, trigger=trigger)
+    if isinstance(plan, Skip):
+        return plan
+    mend = fetch if plan.key.host == job.site.name else bring
+    return RunUpdate.change_copy(job.run, await mend(job, plan, again=True), VERIFYING, owner=None)
+
+
+# -- doing --------------------------------------------------------------------------------------
+
+
+async def fetch(job: Job, plan: Plan, *, again: bool = False) -> Copy:
+    """Bring the copy here, from the best source that gives it; returns its entry.
+
+    What one source has given is kept for the next; one whose link is closed is passed over.
+    Raises what the last one did, or `Retry` where one of them may still come right: when the first
+    link opens, if it is only for that.
+    """
+    sources = {source.key.host: source for source in (plan.source, *plan.others)}
+    failed: list[Retry | GiveUp] = []
+    closed: list[Retry | GiveUp] = []
+    for name in traffic.order([*sources]):
+        if (shut := _closed(job, name)) is not None:
+            closed.append(shut)
+            continue
+        try:
+            one = evolve(plan, source=sources[name])
+            mine = await _move(job, one, name, pull_bytes, again=again)
+        except (Retry, GiveUp) as error:
+            failed.append(error)
+            plan = evolve(plan, resume=job.run.copy(plan.key))
+            job.log.warning(f"{plan.key} was not to be had from {name}: {error}")
+        else:
+            return mine
+    hopeful = any(isinstance(error, Retry) for error in failed)
+    raise _worst(failed if hopeful else [*failed, *closed])
+
+
+async def bring(
+    job: Job, plan: Plan, others: tuple[RunUpdate, ...] = (), *, again: bool = False
+) -> Copy:
+    """Bring the copy from here to where it is wanted; returns its entry.
+
+    `others` are written as well if this reaction is parked. Raises `Retry` where the link is
+    closed.
+    """
+    name = plan.key.host
+    if (shut := _closed(job, name)) is not None:
+        raise shut
+    return await _move(job, plan, name, push_bytes, others, again=again)
+
+
+def _closed(job: Job, name: str) -> Retry | None:
+    """What to raise where the link to that site is closed now; None where it is open."""
+    wait = link_between(job.site, job.sites.get(name)).opens_in(job.now())
+    why = f"the link to {name} opens in {wait / 60:.0f} min"
+    return Retry(why, after=wait) if wait > 0 else None
+
+
+async def _move(
+    job: Job,
+    plan: Plan,
+    name: str,
+    move: Callable[..., Moved],
+    others: tuple[RunUpdate, ...] = (),
+    *,
+    again: bool,
+) -> Copy:
+    """Claim the copy and move its bytes once the link has a place free; returns its entry.
+
+    To wait for a place is no stall, and leaves the run as it is.
+    """
+    here, there = job.site, job.sites.get(name)
+    pulling = plan.key.host == here.name
+    source = plan.source.location
+    assert source is not None
+    async with traffic.slot(name, link_between(here, there), partial(job.progress, 0, 0)) as rate:
+        if (shut := _closed(job, name)) is not None:  # the place may have been hours in coming
+            raise shut
+        mine = await claim(job, plan, others)
+        route = Route(
+            here,
+            there,
+            local_path=plan.location if pulling else source,
+            remote_path=source if pulling else plan.location,
+            expected=await known(job, plan.source.manifest),
+            max_rate=rate,
+            min_free=(here if pulling else there).min_free,
+            again=again,
+            found=await known(job, plan.resume.manifest) if again and plan.resume else None,
+        )
+        with traffic.attempt(name):
+            moved = await job.work(move, route)
+    traffic.note(name, moved.bytes_sent, moved.seconds)
+    job.log.info(f"moved {moved.bytes_sent} of {moved.bytes_total} bytes in {moved.seconds:.1f} s")
+    return mine
+
+
+async def known(job: Job, digest: str | None) -> Manifest | None:
+    """The manifest of that digest, where the database has it."""
+    rows = None if digest is None else await job.load_manifest(digest)
+    return None if rows is None else Manifest.from_rows(rows)
+
+
+def _worst(failed: Sequence[Retry | GiveUp]) -> Retry | GiveUp:
+    """What to raise of several, one at least: what may still come right, the soonest first.
+
+    A `Retry` that names no time is later than any that does. Without any, the last `GiveUp`.
+    """
+    retries = [error for error in failed if isinstance(error, Retry)]
+    return min(
+        retries, key=lambda error: inf if error.after is None else error.after, default=failed[-1]
+    )
 
 
 def _withdrawal(run: Run, key: CopyKey, trigger: str) -> RunUpdate | None:
@@ -150,51 +288,49 @@ def _withdrawal(run: Run, key: CopyKey, trigger: str) -> RunUpdate | None:
     return RunUpdate.remove_copy(run, entry)
 
 
-async def claim(job: Job, plan: Plan) -> Copy:
+async def claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Copy:
     """Make the planned copy ours in the run document, anew or again; returns its entry.
 
     The digests of the source go with it, so that what arrives can be compared with what was
-    meant even where the source is gone by then. Raises `Superseded` where somebody else was
-    first, `Retry` where we were and the source is no longer good.
+    meant even where the source is gone by then. If this reaction is parked, the copy becomes
+    ``error``, and `others` are written before.
+
+    Raises `Retry` where the run is no longer as it was seen. The next attempt sees it anew, and
+    whether somebody else was first or only the source is no longer good.
     """
     good = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
+    fields: dict[str, object] = {
+        "location": plan.location,
+        "source": plan.source.host,
+        "source_manifest": plan.source.manifest,
+        "source_checksum": plan.source.checksum,
+        "owner": job.owner,
+        "trigger": plan.trigger,
+    }
     if plan.resume is not None:
-        update = RunUpdate.change_copy(
-            job.run,
-            plan.resume,
-            TRANSFERRING,
-            good,
-            owner=job.owner,
-            source=plan.source.host,
-            source_manifest=plan.source.manifest,
-            source_checksum=plan.source.checksum,
-        )
+        if plan.resume.status == REQUESTED:
+            fields["requested"] = True
+        if plan.resume.status == ERROR and plan.resume.fields.get("checksumproblem"):
+            fields["repairs"] = _repairs(plan.resume) + 1
+        update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
     else:
-        update = RunUpdate.add_copy(
-            job.run,
-            plan.key,
-            TRANSFERRING,
-            good,
-            location=plan.location,
-            checksum=None,
-            creation_time=job.now(),
-            creation_place=job.site.name,
-            source=plan.source.host,
-            source_manifest=plan.source.manifest,
-            source_checksum=plan.source.checksum,
-            owner=job.owner,
-            trigger=str(job.event.aspect),
-        )
+        fields |= {
+            "checksum": None,
+            "creation_time": job.now(),
+            "creation_place": job.site.name,
+        }
+        update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
     try:
         mine = (await job.update(update)).copy(plan.key)
     except Superseded as lost:
-        if plan.resume is None:
-            raise
         raise Retry(str(lost), after=1.0) from lost
     if mine is None:
         raise Retry(f"the entry of {plan.key} vanished while it was claimed")
-    job.park_with(RunUpdate.change_copy(job.run, mine, ERROR, owner=None))
+    job.park_with(*others, RunUpdate.change_copy(job.run, mine, ERROR, owner=None))
     return mine
+
+
+# -- deciding -----------------------------------------------------------------------------------
 
 
 def plan_pull(
@@ -202,74 +338,151 @@ def plan_pull(
 ) -> Plan | Skip:
     """Decide whether `site` fetches data of this type and version, and from where. Pure."""
     key = CopyKey(seen.type, site.name, seen.version)
-    source = best_source(run, key, site, sites)
-    if isinstance(source, Skip):
-        return source
-    if seen.host not in (source.host, site.name):
-        return Skip(f"{source.host} has it too, and comes first in download_options")
-    if to_be_purged(run, key, site, now):
+    entry = run.copy(key)
+    asked = _asked(entry, trigger)
+    good = sources(run, key, site, sites, asked)
+    if isinstance(good, Skip):
+        return good
+    if seen.host in [source.host for source in good[1:]]:
+        return Skip(f"{good[0].host} has it too, and comes first in download_options")
+    if asked is None and to_be_purged(run, key, site, now):
         return Skip(f"it would be purged at once (purge: {site.purge:g} days)")
-    return _plan(run, source, key, site, trigger)
+    return _plan(run, good, key, site, trigger)
+
+
+def _asked(entry: Copy | None, trigger: str) -> str | None:
+    """From where a person wants this copy; None where nobody asked for it."""
+    if entry is None or not (entry.status == REQUESTED or _ours(entry, trigger)):
+        return None
+    return entry.source if entry.status == REQUESTED or entry.fields.get("requested") else None
 
 
 def plan_push(
-    run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str
+    run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str, now: datetime
 ) -> Plan | Skip:
     """Decide whether `site` brings its copy of this type and version to the site `name`. Pure."""
-    if name not in site.upload_options:
+    key = CopyKey(seen.type, name, seen.version)
+    asked = _asked(run.copy(key), trigger)
+    if asked not in (None, site.name):
+        return Skip(f"it is to come from {asked}")
+    if asked is None and name not in site.upload_options:
         return Skip(f"upload_options does not name {name}")
-    there = sites.find(name)
-    if there is None:
-        return Skip(f"{name} is not in sites.json")
-    if there.method not in SERVED:
-        return Skip(f"{name} is reached by {there.method}, which this reaction does not serve")
-    if seen.type not in site.data_type or seen.type not in there.data_type:
-        return Skip(f"{seen.type} data does not go to {name} (data_type)")
+    there = _target(seen.type, site, sites, name)
+    if isinstance(there, Skip):
+        return there
     source = run.copy(CopyKey(seen.type, site.name, seen.version))
     if source is None:
         return Skip(f"there is no copy at {site.name}")
     if why := unfit(source):
         return Skip(why)
-    return _plan(run, source, CopyKey(seen.type, name, seen.version), there, trigger)
+    if asked is None and to_be_purged(run, key, there, now):
+        return Skip(f"it would be purged at once at {name} (purge: {there.purge:g} days)")
+    return _plan(run, [source], key, there, trigger)
 
 
-def _plan(run: Run, source: Copy, key: CopyKey, owner: Site, trigger: str) -> Plan | Skip:
-    """Plan a copy of `source` as `key` in the directories of `owner`, its site."""
-    there_already = run.copy(key)
-    if there_already is not None and not _ours(there_already, trigger):
-        return Skip(f"{key} is {there_already.status} already")
+def _target(kind: str, site: Site, sites: Sites, name: str) -> Site | Skip:
+    """The site `name`, where data of this type can be brought to it from `site`."""
+    there = sites.find(name)
+    if there is None:
+        return Skip(f"{name} is not in sites.json")
+    if there.method not in methods():
+        return Skip(f"{name} is reached by {there.method}, which this reaction does not serve")
+    if kind not in site.data_type or kind not in there.data_type:
+        return Skip(f"{kind} data does not go to {name} (data_type)")
+    return there
+
+
+def plan_repair(
+    run: Run, bad: Copy | None, site: Site, sites: Sites, *, trigger: str
+) -> Plan | Skip:
+    """Decide whether `site` mends this copy, and from where. Pure."""
+    if bad is None:
+        return Skip("the copy is gone")
+    ours = bad.status == TRANSFERRING and _ours(bad, trigger)
+    if not ours and (bad.status != ERROR or not bad.fields.get("checksumproblem")):
+        return Skip(f"it is {bad.status}, and not for what is in it")
+    if not ours and _repairs(bad) >= REPAIRS:
+        return Skip(f"it was mended {REPAIRS} times: a person must look at it")
+    if bad.location is None:
+        return Skip(f"{bad.key} has no location")
+    good = _to_mend_from(run, bad, site, sites)
+    if not good:
+        return Skip("no good copy with a manifest is within reach")
+    return Plan(good[0], bad.key, bad.location, trigger, bad, tuple(good[1:]))
+
+
+def _repairs(entry: Copy) -> int:
+    count = entry.fields.get("repairs", 0)
+    return count if isinstance(count, int) else 0
+
+
+def _to_mend_from(run: Run, bad: Copy, site: Site, sites: Sites) -> list[Copy]:
+    """Good copies with a manifest, the one it came from first; ours alone where we pushed it."""
+    if bad.host == site.name:
+        names = dict.fromkeys([bad.source or "", *site.download_options, *sites])
+    elif bad.source == site.name:
+        names = dict.fromkeys([site.name])
+    else:
+        return []
+    found = (run.copy(CopyKey(bad.type, name, bad.version)) for name in names if name != bad.host)
+    return [
+        one
+        for one in found
+        if one is not None and not unfit(one) and one.manifest and _served(one.host, site, sites)
+    ]
+
+
+def _served(name: str, site: Site, sites: Sites) -> bool:
+    there = sites.find(name)
+    return there is not None and (name == site.name or there.method in methods())
+
+
+def _plan(run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str) -> Plan | Skip:
+    """Plan a copy of the first of `good` as `key` in the directories of `owner`, its site."""
+    there = run.copy(key)
+    if there is not None and not (there.status == REQUESTED or _ours(there, trigger)):
+        return Skip(f"{key} is {there.status} already")
     base = owner.directory(key.type, key.version)
     if base is None:
         return Skip(f"{owner.name} has no directory for {key.type} data")
-    assert source.location is not None
-    location = f"{base.rstrip('/')}/{safe_name(source.location)}"
-    if there_already is not None and there_already.location != location:
-        raise GiveUp(f"the entry of {key} says {there_already.location!r}, not {location!r}")
-    return Plan(source, key, location, there_already)
+    assert good[0].location is not None
+    location = f"{base.rstrip('/')}/{safe_name(good[0].location)}"
+    if there is not None and there.status != REQUESTED and there.location != location:
+        raise GiveUp(f"the entry of {key} says {there.location!r}, not {location!r}")
+    return Plan(good[0], key, location, trigger, there, tuple(good[1:]))
 
 
 def _ours(entry: Copy, trigger: str) -> bool:
-    """Whether this very reaction began that copy and has not brought it to its end."""
-    return entry.status in (TRANSFERRING, ERROR) and entry.fields.get("trigger") == trigger
+    """Whether this very reaction began that copy and has not brought it to its end.
+
+    One whose bytes were found to be bad was brought to its end: `repair` is for that.
+    """
+    begun = entry.status == TRANSFERRING or (
+        entry.status == ERROR and not entry.fields.get("checksumproblem")
+    )
+    return begun and entry.fields.get("trigger") == trigger
 
 
-def best_source(run: Run, key: CopyKey, site: Site, sites: Sites) -> Copy | Skip:
-    """Find the good copy that comes first in the site's ``download_options``. Pure."""
+def sources(
+    run: Run, key: CopyKey, site: Site, sites: Sites, asked: str | None = None
+) -> list[Copy] | Skip:
+    """Find the good copies in the order of ``download_options``; only that `asked` for, if any."""
     if key.type not in site.data_type:
         return Skip(f"{site.name} does not move {key.type} data (data_type)")
-    why = "download_options names no site"
-    for name in site.download_options:
+    good: list[Copy] = []
+    why: list[str] = []
+    for name in site.download_options if asked is None else (asked,):
         found = run.copy(CopyKey(key.type, name, key.version))
         there = sites.find(name)
         if found is None:
-            why = f"{name} has no such copy"
-        elif there is None or there.method not in SERVED:
-            why = f"{name} is not reached by {', '.join(SERVED)}"
+            why.append(f"{name} has no such copy")
+        elif there is None or there.method not in methods():
+            why.append(f"{name} is not reached by any of {', '.join(sorted(methods()))}")
         elif (problem := unfit(found)) is not None:
-            why = problem
+            why.append(problem)
         else:
-            return found
-    return Skip(f"no source: {why}")
+            good.append(found)
+    return good or Skip(f"no source: {'; '.join(why) or 'download_options names no site'}")
 
 
 def unfit(source: Copy) -> str | None:
@@ -288,6 +501,11 @@ def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
     if key.type != "raw" or site.purge is None or run.start is None:
         return False
     return run.start + timedelta(days=site.purge) < now
+
+
+def _trigger(handler: str, job: Job) -> str:
+    """What stands in the entries that this reaction makes, and by which it knows them again."""
+    return f"{job.site.name}: {handler}: {job.event.aspect}"
 
 
 def _key(job: Job) -> CopyKey:

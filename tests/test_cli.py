@@ -23,9 +23,9 @@ from pymongo import MongoClient
 
 from caxev import Job, tag
 from caxev.cli import COMMANDS, cli
+from caxev.cli.debts import Progress, progress_cells
 from caxev.cli.errors import told
-from caxev.cli.output import Table, cell, printable, show
-from caxev.cli.status import percentage, size
+from caxev.cli.output import Table, cell, lasting, printable, show, size
 from caxev.config import Settings
 from caxev.embedded import Mongod, ReplicaSet
 from caxev.registry import recorded
@@ -176,6 +176,7 @@ def test_help_imports_nothing_heavy() -> None:
     "command",
     [
         ["listen"],
+        ["copy"],
         ["replay"],
         ["status"],
         ["explain"],
@@ -439,16 +440,39 @@ def test_terminal_gets_a_rich_table() -> None:
 @pytest.mark.parametrize(
     ("progress", "shown"),
     [
-        ({"done": 1, "total": 3}, "33 % of 3 B"),
-        ({"done": 7, "total": 3}, "100 % of 3 B"),
-        ({"done": 2_000_000, "total": 0}, "2 MB"),
+        (
+            {"done": 12_300_000_000, "total": 40_000_000_000, "rate": 210e6},
+            "12.3 GB of 40 GB, 210 MB/s, 2 min left",
+        ),
+        ({"done": 1, "total": 3}, "1 B of 3 B"),
+        ({"done": 7, "total": 3, "rate": 1}, "7 B of 3 B, 1 B/s, 0 s left"),
+        ({"done": 2_000_000, "total": 0, "rate": 0.0}, "2 MB, 0 B/s"),
+        ({"done": 1, "total": 3, "rate": None}, "1 B of 3 B"),
+        ({"done": 1, "total": "x", "rate": "x"}, "1 B"),
+        ({"done": 1, "total": 3, "rate": float("nan")}, "1 B of 3 B"),
         (None, None),
         ({"done": "x"}, None),
+        (5, None),
     ],
 )
-def test_percentage(progress: object, shown: str | None) -> None:
-    """Progress is a percentage where the total is known, and never fails."""
-    assert percentage(progress) == shown
+def test_progress(progress: object, shown: str | None) -> None:
+    """Progress says bytes, rate and time left as far as they are known, and never fails."""
+    assert progress_cells(Progress.of(progress))["progress"] == shown
+
+
+def test_progress_of_several() -> None:
+    """The sum of several is of those that know."""
+    several = [Progress(1, 10, 2.0), Progress(5), Progress(2, 20, 1.0)]
+    assert Progress.sum(several) == Progress(8, 30, 3.0)
+    assert Progress.sum(several).left == pytest.approx(22 / 3)
+    assert Progress.sum(several[1:2]) == Progress(5)
+
+
+def test_lasting() -> None:
+    """Lengths of time are in the largest unit of which there are two."""
+    given = (0, 119, 120, 7199, 7200, 172_799, 172_800)
+    shown = ["0 s", "119 s", "2 min", "120 min", "2 h", "48 h", "2 days"]
+    assert [lasting(seconds) for seconds in given] == shown
 
 
 def test_size() -> None:
@@ -674,10 +698,10 @@ def test_explain(online: Caxev, database: Named) -> None:
         for row in online("explain", "--run", "1", "--site", "lngs", "--json").rows
     }
     states = {handler: row["state"] for handler, row in rows.items()}
+    shipped = {name: states.pop(name) for name in states.keys() - {*SITES[0]["task_list"]}}
+    assert shipped.keys() >= {"pull", "push", "checksum"}
+    assert set(shipped.values()) == {"off"}
     assert states == {
-        "pull": "off",
-        "push": "off",
-        "checksum": "off",
         "went": "done",
         "waits": "open",
         "fails": "failed",
@@ -710,7 +734,13 @@ def test_status_of_a_run(online: Caxev, database: Named) -> None:
     with MongoClient[dict[str, Any]](database.uri) as client:
         client[database.name]["caxev_ledger"].update_one(
             {"handler": "waits"},
-            {"$set": {"state": "running", "progress": {"done": 1_000, "total": 4_000}}},
+            {
+                "$set": {
+                    "state": "running",
+                    "epoch": 1,
+                    "progress": {"done": 1_000, "total": 4_000, "rate": 50.0},
+                }
+            },
         )
     (run,) = online("status", "--run", "1", "--json").rows
     assert (run["run"], run["name"], run["tags"]) == (1, "161111_0001", ["go"])
@@ -718,7 +748,15 @@ def test_status_of_a_run(online: Caxev, database: Named) -> None:
         ("raw", "lngs", "transferred")
     ]
     reactions = {row["handler"]: (row["state"], row["progress"]) for row in run["reactions"]}
-    assert reactions == {"waits": ("running", "25 % of 4 kB"), "fails": ("failed", None)}
+    assert reactions == {
+        "waits": ("running", "1 kB of 4 kB, 50 B/s, 60 s left"),
+        "fails": ("failed", None),
+    }
+    (sites, *_) = online("status", "--json").rows
+    (listed,) = online("reactions", "--running", "--json").rows
+    for row in (sites, listed, *(one for one in run["reactions"] if one["handler"] == "waits")):
+        told = [row[key] for key in ("bytes_done", "bytes_total", "bytes_per_s", "eta_s")]
+        assert told == [1_000, 4_000, 50.0, 60]
     plain = online("status", "--name", "161111_0001").out
     assert plain.startswith("run 1 161111_0001  tpc  2016-11-11T00:00:00Z  tags: go\n")
 

@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,19 @@ from pymongo.uri_parser import parse_uri
 
 from caxev.config import (
     ConfigError,
+    Link,
     Settings,
     Site,
     Sites,
     find_sites,
+    link_between,
     load_file,
     load_handlers,
     load_sites,
     secret,
 )
 from caxev.config import handlers as handlers_module
+from caxev.config.links import LinkProblems, read_links
 from caxev.registry import Handler, Here, copy, recorded
 
 EXAMPLE = Path(__file__).parent.parent / "sites.json"
@@ -210,6 +214,188 @@ def test_paths_beside_the_file(tmp_path: Path) -> None:
     site = sites_of(tmp_path, {"name": "a", "identity": "keys/a", "known_hosts": "~/kh"}).get("a")
     assert site.identity == str(tmp_path / "keys" / "a")
     assert site.known_hosts == str(Path.home() / "kh")
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [
+        ("1B/s", 1),
+        ("200MB/s", 200e6),
+        ("200 MB/s", 200e6),
+        ("1.5GB/s", 1.5e9),
+        ("10kB/s", 10e3),
+        ("2MiB/s", 2 * 2**20),
+        ("", None),
+        ("0B/s", None),
+        ("200", None),
+        ("200MB", None),
+        ("200mb/s", None),
+        ("-1MB/s", None),
+        ("1e3MB/s", None),
+        ("infB/s", None),
+        (" 200MB/s", None),
+        ("٣MB/s", None),
+        (200, None),
+        (True, None),
+        ([], None),
+    ],
+)
+def test_rates(tmp_path: Path, text: object, rate: float | None) -> None:
+    """A rate is bytes a second, in powers of 1000 or 1024; anything else is a mistake."""
+    entry = {"name": "a", "max_rate": text}
+    if rate is None:
+        with pytest.raises(ConfigError, match='max_rate must be a rate, as "200MB/s", or null'):
+            sites_of(tmp_path, entry)
+    else:
+        found = sites_of(tmp_path, entry).get("a").max_rate
+        assert (found, type(found)) == (rate, float)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        (None, 0),
+        ("0B", 0),
+        ("500GB", 500 * 10**9),
+        ("1 PB", 10**15),
+        ("1.5TB", 15 * 10**11),
+        ("4KiB", 4096),
+        ("1PiB", 2**50),
+        ("4kiB", ""),
+        ("4KB", ""),
+        ("500GB/s", ""),
+        ("9" * 400 + "B", ""),
+        (500, ""),
+        ({}, ""),
+    ],
+)
+def test_free_space(tmp_path: Path, text: object, amount: int | str) -> None:
+    """What must stay free is whole bytes; anything else is a mistake."""
+    entry = {"name": "a", "min_free": text}
+    if amount == "":
+        with pytest.raises(ConfigError, match='min_free must be an amount, as "500GB", or null'):
+            sites_of(tmp_path, entry)
+    else:
+        found = sites_of(tmp_path, entry).get("a").min_free
+        assert (found, type(found)) == (amount, int)
+
+
+def test_receiver(tmp_path: Path) -> None:
+    """The receiver is one line of a command, or null."""
+    named = {"name": "a", "receiver": "/opt/caxev/bin/caxev"}
+    assert sites_of(tmp_path, named).get("a").receiver == "/opt/caxev/bin/caxev"
+    for none in (None, ""):
+        assert sites_of(tmp_path, {"name": "a", "receiver": none}).get("a").receiver is None
+    for bad in ("a\nb", "a\rb", "a\0b", 5, ["caxev"]):
+        with pytest.raises(ConfigError, match="receiver must be a command in one line or null"):
+            sites_of(tmp_path, {"name": "a", "receiver": bad})
+
+
+def test_priority(tmp_path: Path) -> None:
+    """The earlier a tag stands in ``priority``, the more urgent is a run that has it."""
+    site = sites_of(tmp_path, {"name": "a", "priority": ["calibration", "blinded"]}).get("a")
+    assert site.priority == ("calibration", "blinded")
+    bad: object
+    for bad in ("calibration", [""], [5], {}):
+        with pytest.raises(ConfigError, match="priority must be a list of names or null"):
+            sites_of(tmp_path, {"name": "a", "priority": bad})
+
+
+def test_links(tmp_path: Path) -> None:
+    """A way's own limits go before the site's, and of two ends' numbers the smaller counts."""
+    limits = {
+        "max_rate": "10MB/s",
+        "hours": "20:00-06:00",
+        "transfers": 2,
+        "nstreams": None,
+        "x_note": 1,
+    }
+    sites = sites_of(
+        tmp_path,
+        {"name": "a", "max_rate": "50MB/s", "nstreams": 8, "links": {"b": limits}},
+        {"name": "b", "max_rate": "5MB/s", "links": {"c": {}, "nowhere": {}}},
+        {"name": "c", "links": {"b": {"transfers": 1, "hours": "01:00-02:00"}}},
+    )
+    a, b, c = sites.values()
+    to_b = a.link("b")
+    assert (to_b.max_rate, to_b.transfers, to_b.nstreams) == (10e6, 2, 8)
+    assert a.link("c") == Link(max_rate=50e6, nstreams=8)
+    assert link_between(a, b) == Link(5e6, to_b.hours, 2, 8)
+    assert link_between(b, a) == link_between(a, b)
+    assert link_between(c, b) == link_between(b, c) == Link(5e6, c.link("b").hours, 1, None)
+    assert link_between(a, c).max_rate == 50e6
+    (warning,) = sites.warnings
+    assert warning.startswith("site 'b': links names 'nowhere', which is no site of this file")
+    assert pickle.loads(pickle.dumps(a)) == a
+
+
+@pytest.mark.parametrize(
+    ("links", "message"),
+    [
+        ([], "links must be limits by site, as"),
+        ({"": {}}, "links must be limits by site, as"),
+        ({"b": 5}, "links: 'b': must be an object with limits, not 5"),
+        ({"b": {"max_rat": "1B/s"}}, r"'b': unknown key 'max_rat' \(did you mean 'max_rate'\?"),
+        ({"b": {"qqq": 1}}, r"'b': unknown key 'qqq' \(take it out"),
+        ({"b": {"max_rate": 5}}, "'b': max_rate must be a rate, as \"200MB/s\", or null, not 5"),
+        ({"b": {"transfers": 0}}, "'b': transfers must be a whole number, 1 or more, or null"),
+        ({"b": {"nstreams": True}}, "'b': nstreams must be a whole number"),
+        ({"b": {"hours": "8-9"}}, "'b': hours must be a time of day in UTC"),
+        ({"b": {"hours": "08:60-09:00"}}, "'b': hours must be"),
+        ({"b": {"hours": "08:00-24:01"}}, "'b': hours must be"),
+        ({"b": {"hours": "24:00-08:00"}}, "'b': hours must be"),
+        ({"b": {"hours": "08:00-08:00"}}, "'b': hours must be"),
+        ({"b": {"hours": ["08:00", "09:00"]}}, "'b': hours must be"),
+        ({"b": {"transfers": 0}, "c": {"x": 1}}, "2 problems, the first: site 'a': links: 'b'"),
+    ],
+)
+def test_mistakes_in_links(tmp_path: Path, links: object, message: str) -> None:
+    """Each mistake within ``links`` is a line of its own that names the other site and the key."""
+    with pytest.raises(ConfigError, match=message):
+        sites_of(tmp_path, {"name": "a", "links": links})
+
+
+@pytest.mark.parametrize(
+    ("hours", "now", "seconds"),
+    [
+        (None, "12:00:00", 0),
+        ("20:00-06:00", "20:00:00", 0),
+        ("20:00-06:00", "05:59:59", 0),
+        ("20:00-06:00", "06:00:00", 14 * 3600),
+        ("20:00-06:00", "19:59:30", 30),
+        ("08:00-09:30", "07:00:00", 3600),
+        ("08:00-09:30", "09:29:59", 0),
+        ("08:00-09:30", "09:30:00", 22.5 * 3600),
+        ("18:00-24:00", "23:59:59", 0),
+        ("18:00-24:00", "00:00:00", 18 * 3600),
+        ("00:00-24:00", "13:00:00", 0),
+    ],
+)
+def test_hours(tmp_path: Path, hours: str | None, now: str, seconds: float) -> None:
+    """Hours are of the day in UTC, with their beginning and without their end, over midnight."""
+    link = sites_of(tmp_path, {"name": "a", "links": {"b": {"hours": hours}}}).get("a").link("b")
+    moment = datetime.fromisoformat(f"2016-11-11T{now}+00:00")
+    assert link.opens_in(moment) == seconds
+
+
+@given(
+    begin=st.integers(0, 1439),
+    end=st.integers(0, 1440),
+    now=st.datetimes(timezones=st.just(UTC), max_value=datetime(2100, 1, 1)),  # noqa: DTZ001
+)
+def test_hours_open_when_they_say(begin: int, end: int, now: datetime) -> None:
+    """After the seconds that a link says, it is open; and a second before, it was not."""
+    text = f"{begin // 60:02}:{begin % 60:02}-{end // 60:02}:{end % 60:02}"
+    try:
+        link = read_links({"b": {"hours": text}})["b"]
+    except LinkProblems:
+        assert begin == end
+        return
+    wait = link.opens_in(now)
+    assert 0 <= wait < 86400
+    assert link.opens_in(now + timedelta(seconds=wait, microseconds=1)) == 0
+    if wait > 1:
+        assert link.opens_in(now + timedelta(seconds=wait - 1)) == pytest.approx(1, abs=1e-3)
 
 
 def test_sites_cross_to_workers() -> None:

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from random import Random
 from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+from pymongo import MongoClient
 
-from caxev import HERE, Job, Retry, RunUpdate, copy, dispatcher, tag
-from caxev.daemon import Leaving, serve_tenures
+from caxev import HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, copy, dispatcher, new_run, tag
+from caxev.daemon import Leaving, Options, serve_tenures
+from caxev.dispatcher import LATELY, Pace
+from caxev.ledger import Debt, owe
+from caxev.mongo import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
+from caxev.registry import Handler
+from caxev.watcher import Watcher
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -105,3 +116,246 @@ async def test_once_leaves_nothing_due(database: Named, monkeypatch: pytest.Monk
         states = {debt.state.value for debt, _ in await db.debts("lngs")}
     assert len(seen) == 200
     assert states == {"done"}
+
+
+# -- order ----------------------------------------------------------------------------------------
+
+
+def _urgent_options(database: Named, *handlers: Handler) -> Options:
+    """One worker for transfers, and two tags that make runs urgent."""
+    options = engine.options_for(database, handlers)
+    site = evolve(options.site, lanes={"transfer": 1}, priority=("urgent", "soon"))
+    return evolve(options, site=site)
+
+
+async def test_the_urgent_and_the_newest_are_moved_first(database: Named) -> None:
+    """However long the row is: by tag, also a tag that comes later; then the newest first."""
+    moved: list[int] = []
+    noticed: list[str] = []
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def move(job: Job) -> None:
+        moved.append(job.run.number or 0)
+        begun.set()
+        await go_on.wait()
+
+    async def notice(job: Job) -> None:
+        noticed.append(f"{job.run.number} {job.event}")
+
+    backlog = range(2, 302)
+    options = _urgent_options(
+        database,
+        engine.handler(move, copy("transferred", host=HERE), lane="transfer"),
+        engine.handler(notice, new_run(), tag("*")),
+    )
+
+    def run(number: int, *tags: str) -> dict[str, Any]:
+        names = [{"name": name} for name in tags]
+        return engine.run_document(number, ("raw", "lngs", "transferred"), tags=names)
+
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        server = client[database.name]
+        async with engine.opened(database) as db, engine.listener(db, options):
+            await db.insert_run(run(1))
+            await begun.wait()
+            server["runs_new"].insert_many([run(number) for number in backlog])
+            await engine.until(lambda: len(noticed) == 301)
+            # As an older caxev wrote them.
+            server["caxev_ledger"].update_many({"lane": "transfer"}, {"$unset": {"priority": ""}})
+            await db.insert_run(run(400, "urgent"))
+            await db.insert_run(run(401))
+            (late,) = await _runs(db, 5)
+            await engine.write(db, RunUpdate.add_tag(late, "soon"))
+            wanted = {"400 tag 'urgent': yes", "401 the run: yes", "5 tag 'soon': yes"}
+            await engine.until(lambda: wanted <= set(noticed))
+            go_on.set()
+            await engine.until(lambda: len(moved) == 303, within=60)
+    rest = [number for number in reversed(backlog) if number != 5]
+    assert moved == [1, 400, 5, 401, *rest]
+
+
+async def _runs(db: Any, number: int) -> list[Any]:
+    found: list[Any] = await db.select(Selection(numbers=(number, number)), Job.now())
+    return found
+
+
+async def test_other_lanes_go_oldest_first(database: Named) -> None:
+    """Where no bytes are moved, what came first is first, whatever its tags."""
+    seen: list[int] = []
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def react(job: Job) -> None:
+        seen.append(job.run.number or 0)
+        begun.set()
+        await go_on.wait()
+
+    options = _urgent_options(database, engine.handler(react, new_run(), lane="narrow"))
+    options = evolve(options, site=evolve(options.site, lanes={"narrow": 1}))
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await db.insert_run(engine.run_document(1))
+        await begun.wait()
+        for number in range(2, 8):
+            urgent = [{"name": "urgent"}] if number > 5 else []
+            await db.insert_run(engine.run_document(number, tags=urgent))
+        await engine.until(lambda: _count(db, 7))
+        go_on.set()
+        await engine.until(lambda: len(seen) == 7)
+    assert seen == list(range(1, 8))
+
+
+async def _count(db: Any, number: int) -> bool:
+    return len(await db.debts("lngs")) == number
+
+
+async def test_a_replay_beside_the_stream_fires_a_state_once(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that changes while a replay looks at it: the replay sees that, the stream tells it."""
+    fired: list[str | None] = []
+    replaying: list[bool] = []
+    looking, firing = Database.look, Watcher._fire_again
+
+    async def note(job: Job) -> None:
+        fired.append(job.event.after)
+
+    async def fire(self: Watcher, ids: Any, request: Request) -> None:
+        replaying.append(True)
+        await firing(self, ids, request)
+
+    async def look(self: Database, site: str, runs: Any, known: Any = None) -> Any:
+        if replaying and replaying.pop():
+            run = (await self.runs(runs))[runs[0]]
+            await engine.write(self, RunUpdate.change_copy(run, run.copies[0], "transferred"))
+        return await looking(self, site, runs, known)
+
+    monkeypatch.setattr(Database, "look", look)
+    monkeypatch.setattr(Watcher, "_fire_again", fire)
+    handler = engine.handler(note, copy("transferred", host=HERE))
+    async with engine.opened(database) as db:
+        run = await db.insert_run(engine.run_document(1, ("raw", "lngs", "verifying")))
+        async with engine.listener(db, engine.options_for(database, [handler])):
+            await engine.until(lambda: _seen(db))
+            await db.add_request("lngs", Request("replay", (run,)), "tests", Job.now())
+            await engine.until(lambda: fired)
+            await trio.sleep(0.5)  # what the stream has still to tell
+    assert len(fired) == 1
+
+
+async def _seen(db: Database) -> bool:
+    record = await db.site_record("lngs")
+    return record is not None and record.position is not None
+
+
+async def test_priority_outlives_retry_and_replay(database: Named) -> None:
+    """A failed debt that is opened again, and one that is fired again, are as urgent as before."""
+    tries: list[int] = []
+
+    async def fail(job: Job) -> None:
+        tries.append(1)
+        raise GiveUp("no hope")
+
+    failing = engine.handler(fail, copy("transferred", host=HERE), lane="transfer")
+    options = _urgent_options(database, failing)
+    async with engine.opened(database) as db, engine.listener(db, options):
+        tags = [{"name": "soon"}, {"name": "other"}]
+        copies = ("raw", "lngs", "transferred")
+        await db.insert_run(engine.run_document(1, copies, tags=tags))
+        await engine.until(lambda: _states(db, ["failed"]))
+        kinds = ["first"]
+        for kind in ("retry", "replay"):
+            kinds.append(kind)
+            await db.add_request("lngs", Request(kind, force=True), "me", Job.now())
+            await engine.until(lambda: len(tries) == len(kinds))
+            await engine.until(lambda: _states(db, ["failed"]))
+            ((debt, _),) = await db.debts("lngs")
+            assert debt.priority == 1
+
+
+async def test_due_debts_come_in_the_order_asked_for(database: Named) -> None:
+    """What is due, and only that, in each order; debts without a priority are found, too."""
+    chance = Random(1)
+    now = Job.now()
+
+    def debt(mark: int) -> Debt:
+        event = Event(mark, Tag("go"), None, "yes")
+        at = now + timedelta(seconds=chance.randrange(-300, 100))
+        return owe(
+            "lngs", event, "move", lane="transfer", mark=mark, at=at, priority=chance.randrange(4)
+        )
+
+    debts = [debt(mark) for mark in range(1, 200)]
+    async with engine.opened(database) as db:
+        taken = await db.acquire("lngs", "me", 60.0, now)
+        assert taken is not None
+        await db.ingest(taken[0], Ingest({}, debts), now)
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            client[database.name]["caxev_ledger"].update_many(
+                {"priority": 0}, {"$unset": {"priority": ""}}
+            )
+        due = [one for one in debts if one.due <= now]
+        urgent = await db.due("lngs", "transfer", now, 500, order=URGENT_FIRST)
+        oldest = await db.due("lngs", "transfer", now, 500, order=OLDEST_FIRST)
+        first = await db.due("lngs", "transfer", now, 7, order=URGENT_FIRST)
+    assert urgent == sorted(due, key=lambda one: (-one.priority, -one.mark))
+    assert [one.due for one in oldest] == sorted(one.due for one in due)
+    assert first == urgent[:7]
+
+
+# -- progress -------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 40), st.integers(0, 10**12)), max_size=40),
+    st.floats(0, 1e6),
+)
+def test_a_rate_is_that_of_late(steps: list[tuple[float, int]], start: float) -> None:
+    """It is never negative, is there after a while, and costs little memory however long."""
+    pace, now, done = Pace(), start, 0
+    assert pace.moved(0, now) is None
+    for seconds, more in steps:
+        now, done = now + seconds, done + more
+        rate = pace.moved(done, now)
+        assert rate is None or 0 <= rate <= done
+        assert (rate is None) <= (now - start < LATELY)
+        assert len(pace._seen) <= LATELY + 2
+
+
+def test_a_steady_rate() -> None:
+    """Equal steps give their rate; after a change of pace, the new one; anew, what was is gone."""
+    pace = Pace()
+    for second in range(100):
+        rate = pace.moved(1000 * second, float(second))
+    assert rate == pytest.approx(1000)
+    for second in range(100, 140):
+        rate = pace.moved(99_000, float(second))
+    assert rate == 0
+    assert pace.moved(10, 141.0) is None
+    assert pace.moved(20, 143.0) == pytest.approx(5)
+
+
+async def test_progress_stands_in_the_ledger(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a reaction says of its bytes is there to be read while it runs, with its rate."""
+    monkeypatch.setattr(dispatcher, "PROGRESS_EVERY", 0.05)
+    go_on = trio.Event()
+
+    async def move(job: Job) -> None:
+        begun = trio.current_time()
+        while not go_on.is_set():
+            job.progress(int(1e6 * (trio.current_time() - begun)), 10**9)
+            await trio.sleep(0.05)
+
+    options = engine.options_for(database, [engine.handler(move, tag("go"))])
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await db.insert_run(engine.run_document(1, tags=[{"name": "go"}]))
+
+        async def told() -> Any:
+            rows = [document["progress"] for _, document in await db.moving(["lngs"])]
+            return [row for row in rows if row["rate"]]
+
+        (row,) = await engine.until(told)
+        go_on.set()
+        await engine.until(lambda: _states(db, ["done"]))
+        assert await db.moving(["lngs", "chicago"]) == []
+    assert (row["total"], row["rate"] > 0) == (10**9, True)

@@ -5,24 +5,32 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from blake3 import blake3
-from hypothesis import example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from caxev import files
 from caxev.files import (
+    PART,
     Item,
     Manifest,
+    PartDigest,
+    Range,
     check_link,
     confine,
     digest_tree,
+    item_digest,
     link_problem,
     partial_path,
     printable,
@@ -32,6 +40,9 @@ from caxev.files import (
     scan,
     writing,
 )
+from caxev.files.digest import wrong_below
+from caxev.files.reading import read_all, stretches
+from caxev.files.tree import look
 from caxev.job import GiveUp, Retry
 
 ODD = [
@@ -136,6 +147,7 @@ items = st.builds(
     blake3=st.none() | st.binary(min_size=32, max_size=32),
     sha512=st.none() | st.binary(min_size=64, max_size=64),
     target=st.binary(max_size=4),
+    parts=st.integers(0, 3).flatmap(lambda n: st.binary(min_size=32 * n, max_size=32 * n)),
 )
 manifests = st.lists(items, max_size=6, unique_by=lambda item: item.path).map(Manifest)
 
@@ -203,6 +215,135 @@ def test_cax_checksum_of_nothing_and_of_a_file(tmp_path: Path) -> None:
     assert empty.cax_checksum() == dirhash(tmp_path / "empty")
     assert single.cax_checksum() == hashlib.sha512(b"x").hexdigest()
     assert [item.path for item in single.items] == [b""]
+
+
+# Parts
+
+CONTENT = random.Random(4).randbytes(3 * PART + 1234)
+lengths = st.integers(0, len(CONTENT)) | st.builds(
+    lambda part, more: part * PART + more, st.integers(1, 2), st.integers(-1, 1)
+)
+few = settings(max_examples=30, deadline=None)
+
+
+def parts_of(content: bytes) -> list[bytes]:
+    return [blake3(content[at : at + PART]).digest() for at in range(0, len(content), PART)]
+
+
+def file_of(content: bytes, path: bytes = b"f") -> Item:
+    digest, parts = item_digest(parts_of(content))
+    return Item(path, "file", len(content), digest, parts=parts)
+
+
+def wrong_in(wanted: bytes, found: bytes) -> list[Range]:
+    return file_of(wanted).wrong_in(file_of(found))
+
+
+def repaired(wanted: bytes, found: bytes, ranges: Iterable[Range]) -> bytes:
+    made = bytearray(found[: len(wanted)].ljust(len(wanted), b"\0"))
+    for start, stop in ranges:
+        made[start:stop] = wanted[start:stop]
+    return bytes(made)
+
+
+def numbers_of(ranges: Iterable[Range]) -> list[int]:
+    return [at // PART for start, stop in ranges for at in range(start, stop, PART)]
+
+
+@few
+@given(size=lengths, cuts=st.lists(lengths, max_size=5))
+@example(size=0, cuts=[])
+@example(size=PART, cuts=[])
+@example(size=2 * PART, cuts=[PART])
+def test_parts_are_the_same_however_the_bytes_come(size: int, cuts: list[int]) -> None:
+    """Blocks of any length give the BLAKE3 of each part, and the file's from them."""
+    digest = PartDigest()
+    bounds = [0, *sorted(min(cut, size) for cut in cuts), size]
+    for start, stop in pairwise(bounds):
+        digest.update(CONTENT[start:stop])
+        assert digest.parts() == parts_of(CONTENT[:stop])
+    whole, parts = item_digest(digest.parts())
+    if size <= PART:
+        assert (whole, parts) == (blake3(CONTENT[:size]).digest(), b"")
+    else:
+        assert (whole, parts) == (blake3(parts).digest(), b"".join(digest.parts()))
+    assert file_of(CONTENT[:size]).part_digests() == parts_of(CONTENT[:size])
+
+
+@given(st.sampled_from([b"", bytes(32), bytes(31), bytes(96), bytes(128)]))
+def test_parts_that_the_digest_does_not_cover_are_not_known(parts: bytes) -> None:
+    """Parts are believed only where the file's own digest was taken over them."""
+    known = file_of(CONTENT)
+    assert Item(b"f", "file", len(CONTENT), known.blake3, parts=parts).part_digests() is None
+    assert Item(b"f", "file", len(CONTENT), parts=known.parts).part_digests() is None
+
+
+@few
+@given(size=lengths, flips=st.lists(lengths, min_size=1, max_size=4))
+def test_flipped_bytes_are_exactly_those_parts(size: int, flips: list[int]) -> None:
+    """Only the parts with bad bytes are brought again, neighbours as one range."""
+    assume(size > 0)
+    found = bytearray(CONTENT[:size])
+    for at in {flip % size for flip in flips}:
+        found[at] ^= 1
+    ranges = wrong_in(CONTENT[:size], bytes(found))
+    assert numbers_of(ranges) == sorted({flip % size // PART for flip in flips})
+    assert all(stop < start for (_, stop), (start, _) in pairwise(ranges))
+    assert repaired(CONTENT[:size], bytes(found), ranges) == CONTENT[:size]
+
+
+@few
+@given(one=lengths, other=lengths)
+@example(one=2 * PART, other=3 * PART)
+@example(one=3 * PART, other=2 * PART)
+@example(one=0, other=PART)
+@example(one=PART, other=0)
+def test_cut_and_grown_files_become_whole(one: int, other: int) -> None:
+    """A file that lacks its end, or has too much of it, needs no part that is whole in both."""
+    ranges = wrong_in(CONTENT[:one], CONTENT[:other])
+    assert repaired(CONTENT[:one], CONTENT[:other], ranges) == CONTENT[:one]
+    if one != other:
+        assert numbers_of(ranges) == list(range(min(one, other) // PART, -(-one // PART)))
+    else:
+        assert ranges == []
+
+
+def test_whole_files_are_brought_where_parts_say_nothing() -> None:
+    """Without digests on either side: all of it."""
+    wanted = file_of(CONTENT)
+    bare = Item(b"f", "file", len(CONTENT))
+    for one, other in (
+        (wanted, bare),
+        (bare, wanted),
+        (bare, bare),
+        (wanted, Item(b"f", "file", len(CONTENT), bytes(32))),
+    ):
+        assert one.wrong_in(other) == [(0, len(CONTENT))]
+
+
+@pytest.mark.parametrize(
+    ("found", "bad"),
+    [
+        (CONTENT, []),
+        (CONTENT + b"more", []),
+        (b"", [(0, len(CONTENT))]),
+        (CONTENT[: PART + 1], [(PART, len(CONTENT))]),
+        (CONTENT[:-1], [(3 * PART, len(CONTENT))]),
+        (CONTENT[:PART] + bytes(PART) + CONTENT[2 * PART :], [(PART, 2 * PART)]),
+        (bytes(PART) + CONTENT[PART : 3 * PART], [(0, PART), (3 * PART, len(CONTENT))]),
+    ],
+)
+def test_wrong_is_what_the_disk_lacks(
+    tmp_path: Path, found: bytes, bad: list[Range], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is on the disk part by part, in a file that is shorter, longer, or wrong inside."""
+    monkeypatch.setattr("caxev.files.reading._STRETCH", PART)
+    (tmp_path / "f").write_bytes(found)
+    (tmp_path / "good").write_bytes(CONTENT)
+    (tmp_path / "empty").touch()
+    items = {b"f": file_of(CONTENT), b"good": file_of(CONTENT), b"empty": file_of(b"")}
+    wrong = wrong_below(os.fsencode(tmp_path), look(str(tmp_path)), items, quiet)
+    assert wrong == {b"f": bad, b"good": [], b"empty": []}
 
 
 # Links
@@ -293,23 +434,28 @@ def test_root_that_is_gone_or_a_link_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(("sha512", "b3"), [(True, True), (True, False), (False, True)])
 def test_digests_are_those_of_the_files(
-    tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, threads: int, sha512: bool, b3: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every file's BLAKE3 and SHA-512, with one core or several on a file."""
-    monkeypatch.setattr("caxev.files.digest._WIDE", 1 << 20)
+    """Every file's BLAKE3, its parts', and SHA-512, with one core or several on a file."""
+    monkeypatch.setattr("caxev.files.reading._WIDE", 1 << 20)
+    monkeypatch.setattr("caxev.files.reading._STRETCH", PART)
     run = make_run(tmp_path / "run")
-    (run / "big").write_bytes(os.urandom(5_000_000))
+    (run / "big").write_bytes(CONTENT)
+    (run / "one part").write_bytes(CONTENT[:PART])
     seen: list[tuple[int, int]] = []
     manifest = digest_tree(
-        str(run), sha512=True, threads=threads, report=lambda *at: seen.append(at)
+        str(run), sha512=sha512, blake3=b3, threads=threads, report=lambda *at: seen.append(at)
     )
     for item in manifest.files:
         content = Path(os.fsdecode(os.fsencode(run) + b"/" + item.path)).read_bytes()
-        assert item.blake3 == blake3(content).digest()
-        assert item.sha512 == hashlib.sha512(content).digest()
+        expected = file_of(content, item.path) if b3 else Item(item.path, "file", len(content))
+        digest = hashlib.sha512(content).digest() if sha512 else None
+        assert item == evolve(expected, sha512=digest)
     assert seen[-1] == (manifest.total_bytes, manifest.total_bytes)
     assert manifest.shape() == scan(str(run))
+    assert manifest.cax_checksum() == (dirhash(run) if sha512 else None)
 
 
 def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
@@ -333,6 +479,37 @@ def test_a_file_that_changes_meanwhile_is_read_again(tmp_path: Path) -> None:
 
     with pytest.raises(Retry, match="changed while"):
         digest_tree(str(tmp_path), sha512=False, report=grow)
+
+
+@pytest.mark.parametrize("name", ["file 1", "file 5"])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_the_file_that_cannot_be_read_is_named(tmp_path: Path, threads: int, name: str) -> None:
+    """Gone, grown or cut since it was seen: `Retry` says which, whatever the others do."""
+    for number in range(9):
+        (tmp_path / f"file {number}").write_bytes(CONTENT[: number * PART // 2])
+    seen = [one for one in look(str(tmp_path)) if one.kind == "file"]
+    for change, why in (
+        (lambda path: path.write_bytes(CONTENT), f"{name} changed while"),
+        (lambda path: os.truncate(path, 1), f"{name} changed while"),
+        (Path.unlink, f"cannot read .*{name}: No such file"),
+    ):
+        change(tmp_path / name)
+        todo = [one for each in seen for one in stretches(each, each.size)]
+        with pytest.raises(Retry, match=why):
+            read_all(os.fsencode(tmp_path), todo, threads, quiet)
+
+
+def test_who_reports_can_end_the_reading(tmp_path: Path) -> None:
+    """What `report` raises comes out, and no thread is left."""
+    (tmp_path / "file").write_bytes(CONTENT)
+
+    def enough(_done: int, _total: int) -> None:
+        raise KeyError("enough")
+
+    before = threading.active_count()
+    with pytest.raises(KeyError, match="enough"):
+        digest_tree(str(tmp_path), sha512=False, report=enough)
+    assert threading.active_count() == before
 
 
 # Publishing

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from attrs import evolve
 from blake3 import blake3
 from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
+from trio.testing import MockClock
 
-from caxev import CopyKey, GiveUp, Job, Manifest, Skip
-from caxev.config import Site, Sites
-from caxev.files import Item
-from caxev.model import Copy, Event, Run
+from caxev import CopyKey, GiveUp, Job, Manifest, Retry, RunUpdate, Skip
+from caxev.config import Link, Site, Sites
+from caxev.config.links import Hours
+from caxev.dispatcher import Watch, attempt
+from caxev.files import Item, Moved
+from caxev.ledger import Paid, Postponed
+from caxev.model import Copy, CopyAbsent, CopyIs, Event, Expectation, Run
+from caxev.movers import Route, Traffic
+from caxev.registry import recorded
 from handlers import checksum as verify
 from handlers import transfer
 from tests import strategies as make
 
 NOW = make.EPOCH
 RAW = CopyKey("raw", "lngs")
-TRIGGER = "raw at xenon: transferred"
+TRIGGER = "lngs: pull: raw at xenon"
 NAME = "161111_1434"
 
 
@@ -53,6 +61,10 @@ def entry(host: str, status: str = "transferred", **fields: Any) -> dict[str, An
     return {"type": "raw", "host": host, "status": status, **place, **fields}
 
 
+ASKED = {"location": None, "checksum": None}
+"""What the entry of a copy lacks that a person has asked for."""
+
+
 def run_of(*entries: dict[str, Any], **fields: Any) -> Run:
     document = {"_id": ObjectId(), "name": NAME, "start": NOW, "data": list(entries)}
     return Run.from_document({**document, **fields})
@@ -72,9 +84,18 @@ def pull(
     return transfer.plan_pull(run, seen, here, ALL, trigger=TRIGGER, now=now)
 
 
-def push(run: Run, name: str = "chicago", here: Site = LNGS, kind: str = "raw") -> Any:
+def push(
+    run: Run,
+    name: str = "chicago",
+    here: Site = LNGS,
+    kind: str = "raw",
+    *,
+    sites: Sites = ALL,
+    days: float = 0,
+) -> Any:
     seen = CopyKey(kind, here.name)
-    return transfer.plan_push(run, seen, here, ALL, name=name, trigger=TRIGGER)
+    now = NOW + timedelta(days=days)
+    return transfer.plan_push(run, seen, here, sites, name=name, trigger=TRIGGER, now=now)
 
 
 def why(plan: object) -> str:
@@ -88,7 +109,8 @@ def why(plan: object) -> str:
 def test_pull_plans_a_copy_under_the_sites_own_directory() -> None:
     """The first good source, our directory for that type, the run's own directory name."""
     run = run_of(entry("xenon"))
-    assert pull(run) == transfer.Plan(copy_of(run, "xenon"), RAW, f"/lngs/raw/{NAME}", None)
+    plan = transfer.Plan(copy_of(run, "xenon"), RAW, f"/lngs/raw/{NAME}", TRIGGER, None)
+    assert pull(run) == plan
 
 
 def test_pull_prefers_the_order_of_download_options() -> None:
@@ -103,6 +125,14 @@ def test_pull_prefers_the_order_of_download_options() -> None:
 def test_pull_falls_back_to_the_next_source() -> None:
     """A first source that is not good yet does not stop the second."""
     plan = pull(run_of(entry("xenon", "verifying"), entry("chicago")), "chicago")
+    assert isinstance(plan, transfer.Plan)
+    assert plan.source.host == "chicago"
+
+
+def test_pull_after_the_first_source_vanished_takes_another() -> None:
+    """Its own event is left where the other source's has been passed over, and finds that one."""
+    assert "comes first" in why(pull(run_of(entry("xenon"), entry("chicago")), "chicago"))
+    plan = pull(run_of(entry("chicago")), "xenon")
     assert isinstance(plan, transfer.Plan)
     assert plan.source.host == "chicago"
 
@@ -191,9 +221,15 @@ def test_only_ones_own_copy_is_resumed(status: str) -> None:
     plan = pull(run)
     assert isinstance(plan, transfer.Plan)
     assert plan.resume == copy_of(run, "lngs")
-    for other in ("raw at chicago: transferred", None):
+    for other in ("pull: raw at chicago", "push: raw at xenon", "raw at xenon", None):
         theirs = run_of(entry("xenon"), entry("lngs", status, trigger=other))
         assert why(pull(theirs)) == f"raw at lngs is {status} already"
+
+
+def test_a_copy_that_was_found_bad_is_not_taken_up_again() -> None:
+    """Not even by the reaction that made it: it would pass for new."""
+    ours = entry("lngs", "error", trigger=TRIGGER, checksumproblem=True)
+    assert "is error already" in why(pull(run_of(entry("xenon"), ours)))
 
 
 @pytest.mark.parametrize("status", ["verifying", "transferred", "RSEreupload", None])
@@ -224,7 +260,7 @@ def test_push_plans_a_copy_in_the_other_sites_directory() -> None:
     """The plan's place is the other site's, the source ours."""
     run = run_of(entry("lngs"))
     wanted = CopyKey("raw", "chicago")
-    plan = transfer.Plan(copy_of(run, "lngs"), wanted, f"/chicago/raw/{NAME}", None)
+    plan = transfer.Plan(copy_of(run, "lngs"), wanted, f"/chicago/raw/{NAME}", TRIGGER, None)
     assert push(run) == plan
 
 
@@ -244,6 +280,21 @@ def test_push_says_why_not(name: str, entries: list[dict[str, Any]], reason: str
     assert reason in why(push(run_of(*entries), name))
 
 
+@given(purge=st.floats(0.1, 100), days=st.floats(0, 200))
+def test_raw_data_that_would_be_purged_there_at_once_is_not_brought(
+    purge: float, days: float
+) -> None:
+    """By the purge of the site where it would go, and not where a person asks for it."""
+    sites = sites_of(evolve(LNGS, purge=0.01), site("chicago", purge=purge))
+    plan = push(run_of(entry("lngs")), sites=sites, days=days)
+    assert isinstance(plan, Skip) == (timedelta(days=purge) < timedelta(days=days))
+    if isinstance(plan, Skip):
+        assert "purged at once at chicago" in plan.why
+    wish = entry("chicago", "requested", source="lngs", **ASKED)
+    asked = push(run_of(entry("lngs"), wish), sites=sites, days=days)
+    assert isinstance(asked, transfer.Plan)
+
+
 def test_push_to_a_site_that_is_not_described() -> None:
     """An upload option without a site is no reason to fail the others."""
     assert "not in sites.json" in why(
@@ -251,11 +302,395 @@ def test_push_to_a_site_that_is_not_described() -> None:
     )
 
 
+# -- what a person asks for -----------------------------------------------------------------------
+
+
+def test_a_requested_copy_comes_from_where_it_was_asked() -> None:
+    """Whatever download_options say, and whatever would be purged."""
+    wish = entry("lngs", "requested", source="remote", **ASKED)
+    run = run_of(entry("xenon"), entry("remote"), wish)
+    here = evolve(LNGS, purge=1.0)
+    plan = pull(run, at="lngs", here=here, days=9)
+    assert isinstance(plan, transfer.Plan)
+    assert (plan.source.host, plan.location) == ("remote", f"/lngs/raw/{NAME}")
+    assert plan.resume == copy_of(run, "lngs")
+    begun = entry("lngs", "transferring", source="remote", trigger=TRIGGER, requested=True)
+    again = pull(run_of(entry("xenon"), entry("remote"), begun), at="lngs", here=here, days=9)
+    assert isinstance(again, transfer.Plan)
+    assert again.source.host == "remote"
+
+
+def test_a_requested_copy_is_pushed_by_the_site_that_was_asked() -> None:
+    """Upload options do not matter, and nobody else pushes it."""
+    for source, expected in (("lngs", transfer.Plan), ("xenon", Skip)):
+        wish = entry("remote", "requested", source=source, **ASKED)
+        assert isinstance(push(run_of(entry("lngs"), entry("xenon"), wish), "remote"), expected)
+
+
+# -- repair ---------------------------------------------------------------------------------------
+
+
+def mend(run: Run, host: str = "lngs", here: Site = LNGS) -> transfer.Plan | Skip:
+    return transfer.plan_repair(run, copy_of(run, host), here, ALL, trigger=TRIGGER)
+
+
+def bad(host: str, status: str = "error", **fields: Any) -> dict[str, Any]:
+    return entry(host, status, **{"checksumproblem": True, "source": "chicago", **fields})
+
+
+def test_a_bad_copy_is_mended_from_the_one_it_came_from_or_any_other() -> None:
+    """Where it is, and only from copies whose manifests say what is wrong."""
+    good = [entry(host, manifest=f"b3:{host}") for host in ("remote", "chicago", "xenon")]
+    run = run_of(bad("lngs", location="/lngs/raw/odd"), *good, entry("tape", manifest="b3:t"))
+    plan = mend(run)
+    assert isinstance(plan, transfer.Plan)
+    assert plan.location == "/lngs/raw/odd"
+    assert [one.host for one in (plan.source, *plan.others)] == ["chicago", "xenon", "remote"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"status": "transferred"}, "it is transferred"),
+        ({"checksumproblem": None}, "not for what is in it"),
+        ({"repairs": 3}, "a person must look"),
+        ({"location": None}, "no location"),
+        ({"status": "transferring", "trigger": "another"}, "it is transferring"),
+    ],
+)
+def test_what_is_not_mended(fields: dict[str, Any], reason: str) -> None:
+    """Only what a checksum found bad, a bounded number of times, and what we began ourselves."""
+    good = entry("chicago", manifest="b3:0")
+    assert reason in why(mend(run_of(good, {**bad("lngs"), **fields})))
+    ours = {**bad("lngs"), "status": "transferring", "trigger": TRIGGER, "repairs": 3}
+    assert isinstance(mend(run_of(good, ours)), transfer.Plan)
+
+
+def test_a_copy_without_listener_is_mended_by_its_pusher_alone() -> None:
+    """From the pusher's own copy."""
+    run = run_of(entry("lngs", manifest="b3:0"), bad("remote", source="lngs"))
+    plan = mend(run, "remote")
+    assert isinstance(plan, transfer.Plan)
+    assert plan.source.host == "lngs"
+    theirs = run_of(entry("lngs", manifest="b3:0"), bad("remote", source="xenon"))
+    assert "within reach" in why(mend(theirs, "remote"))
+    without = run_of(entry("chicago"), bad("lngs"))
+    assert "within reach" in why(mend(without))
+
+
+def test_a_repair_and_a_pull_of_the_same_copy_are_told_apart() -> None:
+    """Both may have reacted to that very copy; neither goes on with what the other began."""
+    began = {"status": "transferring", "checksumproblem": True}
+    for name in ("pull", "repair"):
+        theirs = {**bad("lngs", trigger=f"{name}: raw at lngs"), **began}
+        run = run_of(entry("chicago", manifest="b3:0"), theirs)
+        pulled = transfer.plan_pull(run, RAW, LNGS, ALL, trigger="pull: raw at lngs", now=NOW)
+        ours = run.copy(RAW)
+        mended = transfer.plan_repair(run, ours, LNGS, ALL, trigger="repair: raw at lngs")
+        assert isinstance(pulled, transfer.Plan) == (name == "pull")
+        assert isinstance(mended, transfer.Plan) == (name == "repair")
+
+
 @pytest.mark.parametrize("plan", [pull, push])
 def test_untriggered_is_never_moved(plan: Any) -> None:
     """The DAQ's buffer is in nobody's `data_type`."""
     run = run_of(*(entry(host, type="untriggered") for host in ("xenon", "lngs")))
     assert "data_type" in why(plan(run, kind="untriggered"))
+
+
+# -- what is done of it ---------------------------------------------------------------------------
+
+
+class Shelf:
+    """The ports of a job that needs only manifests."""
+
+    def __init__(self, *manifests: Manifest) -> None:
+        self.rows = {one.digest: one.to_rows() for one in manifests}
+
+    async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
+        return self.rows.get(digest)
+
+
+class Yard(Shelf):
+    """The ports of a job that moves copies: one run, and what comes of moving from or to a site."""
+
+    def __init__(self, run: Run, outcomes: Mapping[str, Exception | None] | None = None) -> None:
+        super().__init__()
+        self.run = run
+        self.outcomes = dict(outcomes or {})
+        self.tried: list[str] = []
+
+    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
+        if not all(fits(self.run, one) for one in update.expect):
+            return None
+        entries = [dict(one.fields) for one in self.run.copies]
+        if update.add is not None:
+            entries.append(dict(update.add))
+        if update.change is not None:
+            place = [one.key for one in self.run.copies].index(update.change[0].key)
+            entries[place] |= update.change[1]
+        self.run = Run.from_document({**self.run.document, "data": entries})
+        return self.run
+
+    async def work(self, function: object, route: Route, *, job: Job) -> Moved:
+        """Move nothing; where there is no outcome, hang."""
+        name = route.there.name
+        self.tried.append(name)
+        outcome = self.outcomes.get(name, Moved(1, 1, 1, 1.0))
+        if outcome is None:
+            await trio.sleep_forever()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def fits(run: Run, expectation: Expectation) -> bool:
+    match expectation:
+        case CopyAbsent(key):
+            return run.copy(key) is None
+        case CopyIs(key, fields):
+            there = run.copy(key)
+            return there is not None and all(
+                there.fields.get(name) == value for name, value in fields.items()
+            )
+    raise AssertionError(expectation)
+
+
+class Still(Job):
+    """A job in a world without time."""
+
+    @staticmethod
+    def now() -> datetime:
+        return NOW
+
+
+def job_of(yard: Yard, seen: CopyKey, here: Site = LNGS, kind: type[Job] = Still) -> Job:
+    ports: Any = yard
+    event = Event(yard.run.id, seen, None, "transferred")
+    return kind(yard.run, event, here, ALL, "lngs#1", logger, ports)
+
+
+def opening(**hours: float) -> Site:
+    """The site, with links to some others that open in so many hours, for one."""
+    day = (NOW - NOW.replace(hour=0, minute=0, second=0, microsecond=0)).total_seconds()
+    begins = {name: (day + 3600 * wait) % 86400 for name, wait in hours.items()}
+    links = {
+        name: Link(hours=Hours(begin, (begin + 3600) % 86400)) for name, begin in begins.items()
+    }
+    return evolve(LNGS, links=links)
+
+
+AT_XENON = CopyKey("raw", "xenon")
+BOTH = (entry("xenon"), entry("chicago"))
+
+
+@pytest.fixture(autouse=True)
+def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
+    """What this process is moving: nothing yet."""
+    fresh = Traffic()
+    monkeypatch.setattr(transfer, "traffic", fresh)
+    return fresh
+
+
+def in_no_time(main: Callable[[], Awaitable[None]]) -> None:
+    """Run it by a clock that goes on as soon as all wait."""
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+async def test_nothing_is_claimed_for_a_closed_link() -> None:
+    """Neither a pull nor a push leaves a trace in the run, and both come when the link opens."""
+    pushing = evolve(opening(chicago=2), upload_options=("chicago",))
+    for handler, seen, here in (
+        (transfer.pull, AT_XENON, opening(xenon=2)),
+        (transfer.push, RAW, pushing),
+    ):
+        yard = Yard(run_of(entry(seen.host)))
+        before = yard.run
+        job = job_of(yard, seen, here)
+        with pytest.raises(Retry) as error:
+            await handler(job)
+        assert error.value.after == 7200
+        assert (yard.run, yard.tried, job.if_parked) == (before, [], ())
+
+
+def test_nobody_waits_for_a_place_on_a_closed_link() -> None:
+    """It is put off at once, and its worker is free for others."""
+    link = Link(transfers=1, hours=opening(chicago=2).link("chicago").hours)
+    here = evolve(LNGS, links={"chicago": link}, upload_options=("chicago",))
+
+    async def main() -> None:
+        begin = trio.current_time()
+        async with transfer.traffic.slot("chicago", link):
+            with pytest.raises(Retry, match="opens in 120 min"), trio.fail_after(9):
+                await transfer.push(job_of(Yard(run_of(entry("lngs"))), RAW, here))
+        assert trio.current_time() == begin
+
+    in_no_time(main)
+
+
+async def test_a_source_behind_a_closed_link_is_passed_over() -> None:
+    """The next one is taken, and the entry names that one alone."""
+    yard = Yard(run_of(*BOTH))
+    await transfer.pull(job_of(yard, AT_XENON, opening(xenon=2)))
+    assert yard.tried == ["chicago"]
+    assert copy_of(yard.run, "lngs").source == "chicago"
+
+
+async def test_where_all_links_are_closed_the_first_to_open_counts() -> None:
+    """Whatever their order in download_options."""
+    for first, second in ((5, 3), (3, 5)):
+        here = opening(xenon=first, chicago=second)
+        with pytest.raises(Retry) as error:
+            await transfer.pull(job_of(Yard(run_of(*BOTH)), AT_XENON, here))
+        assert error.value.after == 3 * 3600
+
+
+async def test_an_open_source_is_not_kept_waiting_by_a_closed_one() -> None:
+    """What may come right at once is tried again soon; what will not waits for the other link."""
+    cases: list[tuple[Retry | GiveUp, float | None]] = [
+        (Retry("no connection"), None),
+        (GiveUp("a refused key"), 7200),
+    ]
+    for outcome, after in cases:
+        yard = Yard(run_of(*BOTH), {"chicago": outcome})
+        with pytest.raises(Retry) as error:
+            await transfer.pull(job_of(yard, AT_XENON, opening(xenon=2)))
+        assert error.value.after == after
+
+
+def test_the_soonest_retry_counts() -> None:
+    """One that names no time is later than any that does; giving up comes last."""
+    soon, late, some = Retry("soon", after=0.0), Retry("late", after=9.0), Retry("some day")
+    first, last = GiveUp("first"), GiveUp("last")
+    assert transfer._worst([first, some, late, soon, last]) is soon
+    assert transfer._worst([first, some, last]) is some
+    assert transfer._worst([first, last]) is last
+
+
+async def attempted(job: Job) -> object:
+    """What comes of one attempt at a pull, with the time that it has for it."""
+    (handler,) = (one for one in recorded if one.function is transfer.pull)
+    watch = Watch(handler)
+    job.on_progress = lambda _done, _total: watch.moved()
+    outcome, _update = await attempt(handler, job, watch)
+    return outcome
+
+
+def test_waiting_for_a_place_is_no_stall() -> None:
+    """For hours, and without a claim; then it goes on as if nothing had been."""
+    link = Link(transfers=1)
+    yard = Yard(run_of(entry("xenon")))
+    outcomes: list[object] = []
+
+    async def wait() -> None:
+        outcomes.append(
+            await attempted(job_of(yard, AT_XENON, evolve(LNGS, links={"xenon": link})))
+        )
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery, transfer.traffic.slot("xenon", link):
+            nursery.start_soon(wait)
+            await trio.sleep(10 * transfer.STALLED)
+            assert (yard.run.copy(RAW), yard.tried, outcomes) == (None, [], [])
+
+    in_no_time(main)
+    assert outcomes == [Paid()]
+    assert copy_of(yard.run, "lngs").source == "xenon"
+
+
+def test_a_link_that_has_closed_while_one_waited_is_left_alone() -> None:
+    """The place comes too late: nothing is claimed, nothing moved."""
+    hours = opening(xenon=0).link("xenon").hours
+    link = Link(transfers=1, hours=hours)
+    yard = Yard(run_of(entry("xenon")))
+    outcomes: list[object] = []
+    begin = 0.0
+
+    class Timed(Still):
+        @staticmethod
+        def now() -> datetime:
+            return NOW + timedelta(seconds=trio.current_time() - begin)
+
+    async def wait() -> None:
+        job = job_of(yard, AT_XENON, evolve(LNGS, links={"xenon": link}), kind=Timed)
+        outcomes.append(await attempted(job))
+
+    async def main() -> None:
+        nonlocal begin
+        begin = trio.current_time()
+        async with trio.open_nursery() as nursery, transfer.traffic.slot("xenon", link):
+            nursery.start_soon(wait)
+            await trio.sleep(2 * 3600)
+
+    in_no_time(main)
+    assert outcomes == [Postponed("the link to xenon opens in 1320 min", 22 * 3600)]
+    assert (yard.run.copy(RAW), yard.tried) == (None, [])
+
+
+def test_a_hanging_source_is_tried_last_the_next_time() -> None:
+    """What a stall has cut short goes on from another source."""
+    yard = Yard(run_of(*BOTH), {"xenon": None})
+
+    async def main() -> None:
+        stalled = await attempted(job_of(yard, AT_XENON))
+        assert stalled == Postponed(f"no progress for {transfer.STALLED:.0f} s")
+        assert await attempted(job_of(yard, AT_XENON)) == Paid()
+
+    in_no_time(main)
+    assert yard.tried == ["xenon", "chicago"]
+    assert copy_of(yard.run, "lngs").source == "chicago"
+
+
+async def test_one_that_was_second_looks_again() -> None:
+    """Whether another was first, or only the source is no longer good, the next attempt sees."""
+    for now, reason in (
+        ([entry("xenon"), entry("lngs", "transferring", trigger="push: raw at xenon")], "already"),
+        ([entry("xenon", "error")], "is error"),
+    ):
+        yard = Yard(run_of(entry("xenon")))
+        job = job_of(yard, AT_XENON)
+        yard.run = run_of(*now, _id=yard.run.id)
+        with pytest.raises(Retry) as error:
+            await transfer.pull(job)
+        assert error.value.after == 1.0
+        again = await transfer.pull(job_of(yard, AT_XENON))
+        assert reason in why(again)
+        assert yard.tried == []
+
+
+async def test_a_source_that_is_no_longer_good_is_passed_over() -> None:
+    """The run has changed since it was read: the next source is claimed in the same attempt."""
+    yard = Yard(run_of(*BOTH))
+    job = job_of(yard, AT_XENON)
+    yard.run = run_of(entry("xenon", "error"), entry("chicago"), _id=yard.run.id)
+    await transfer.pull(job)
+    assert yard.tried == ["chicago"]
+
+
+async def test_an_entry_names_the_reaction_that_made_it() -> None:
+    """The site, the handler and what it reacted to."""
+    mended = run_of(bad("lngs"), entry("chicago", manifest="b3:0"))
+    for handler, seen, run, at in (
+        (transfer.pull, AT_XENON, run_of(entry("xenon")), "lngs"),
+        (transfer.push, RAW, run_of(entry("lngs")), "chicago"),
+        (transfer.repair, RAW, mended, "lngs"),
+    ):
+        yard = Yard(run)
+        await handler(job_of(yard, seen))
+        trigger = copy_of(yard.run, at).fields["trigger"]
+        assert trigger == f"lngs: {handler.__name__}: {seen}"
+
+
+async def test_all_copies_that_a_push_has_begun_are_parked_with_it() -> None:
+    """Where it is given up, none of them is left transferring."""
+    here = evolve(LNGS, upload_options=("chicago", "remote"))
+    yard = Yard(run_of(entry("lngs")), {"chicago": GiveUp("no"), "remote": GiveUp("no")})
+    job = job_of(yard, RAW, here)
+    with pytest.raises(GiveUp):
+        await transfer.push(job)
+    for update in job.if_parked:
+        assert await yard.update(update, now=NOW)
+    assert [copy_of(yard.run, name).status for name in here.upload_options] == ["error"] * 2
 
 
 # -- checksum ---------------------------------------------------------------------------------
@@ -362,16 +797,6 @@ def test_masters() -> None:
 
 
 # -- verdict ----------------------------------------------------------------------------------
-
-
-class Shelf:
-    """The ports of a job that needs only manifests."""
-
-    def __init__(self, *manifests: Manifest) -> None:
-        self.rows = {one.digest: one.to_rows() for one in manifests}
-
-    async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
-        return self.rows.get(digest)
 
 
 def manifest_of(**files: str) -> Manifest:

@@ -32,6 +32,7 @@ from caxev.ledger import (
     delay,
     interrupt,
     owe,
+    priority_of,
     settle,
     slot,
     slot_prefix,
@@ -210,6 +211,15 @@ class Ledger(RuleBasedStateMachine):
 
 TestLedger = Ledger.TestCase
 TestLedger.settings = settings(max_examples=150, stateful_step_count=50)
+
+
+@given(st.lists(make.names, unique=True, max_size=4), st.lists(make.names, max_size=4))
+def test_the_first_tag_counts_most(urgent: list[str], tags: list[str]) -> None:
+    """A run is as urgent as the most urgent of its tags; without one it is 0, the least."""
+    priority = priority_of({Tag(name): "yes" for name in tags}, urgent)
+    places = [urgent.index(name) for name in tags if name in urgent]
+    assert priority == (len(urgent) - min(places) if places else 0)
+    assert (priority > 0) == bool(places)
 
 
 @given(outcomes, jitters)

@@ -409,7 +409,7 @@ async def test_a_late_settlement_changes_nothing(
         before = everything(server)
         paid = [settle(debt, Paid(), utcnow(), allowed=3, jitter=0) for debt in debts]
         assert await one.settle(paid, old.epoch) == (0, 0)
-        assert await one.free_claims(old, set) == 0
+        assert await one.free(await one.claims(old)) == 0
         await one.progress(debts[0], old.epoch, {"done": 1})
         await one.release(old)
         assert everything(server) == before
@@ -752,6 +752,14 @@ async def test_a_manifest_comes_back(database: Named, number: int, length: int) 
         assert await db.load_manifest("b3:01") is None
 
 
+async def test_a_manifest_of_large_files_comes_back(database: Named) -> None:
+    """The digests of parts take far more room than the names: no document outgrows its limit."""
+    rows = [{**row, "parts": bytes(16_384)} for row in rows_of(1500)]
+    async with engine.opened(database) as db:
+        await db.store_manifest("b3:00", rows)
+        assert await db.load_manifest("b3:00") == rows
+
+
 async def test_half_a_manifest_is_none(
     database: Named, server: MongoDatabase[dict[str, Any]]
 ) -> None:
@@ -782,3 +790,39 @@ async def test_names_of_collections_are_configurable(
     names = set(server.list_collection_names())
     assert {"runs_test", "x_ledger", "x_manifests"} <= names
     assert "runs_new" not in names
+
+
+# -- following a run --------------------------------------------------------------------------
+
+
+async def test_what_is_followed_is_told_and_nothing_else(database: Named) -> None:
+    """A run's changes and those of its debts at these sites; not another run's, nor a site's."""
+    async with engine.opened(database) as db:
+        tenure = await taken(db, lease=60.0)
+        run, other = await added(db, entry()), await added(db, entry())
+        (debt,) = await owed(db, run, tenure, claimed=1)
+        told: list[int] = []
+
+        async def listen(changed: Callable[[], Awaitable[None]]) -> None:
+            while True:
+                await changed()
+                told.append(1)
+
+        async with db.follow(run.id, [SITE]) as changed, trio.open_nursery() as nursery:
+            nursery.start_soon(listen, changed)
+            # In the stream these come first: were they told, there would be more in the end.
+            await made(db, RunUpdate.add_tag(other, "x"), utcnow())
+            await owed(db, other, tenure, free=1)
+            await db.renew(tenure, 60.0, None)
+            await made(db, RunUpdate.add_tag(run, "x"), utcnow())
+            await engine.until(lambda: told)
+            await db.progress(debt, tenure.epoch, {"done": 1})
+            await engine.until(lambda: len(told) > 1)
+            await db.settle([_paid(debt)], tenure.epoch)
+            await engine.until(lambda: len(told) > 2)
+            nursery.cancel_scope.cancel()
+        assert len(told) == 3
+
+
+def _paid(debt: Debt) -> Debt:
+    return settle(debt, Paid(), utcnow(), allowed=3, jitter=0)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import stat
 import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +24,28 @@ from attrs import define, evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev.files import Manifest, Seen, digest_tree, partial_path, scan, writing
+from caxev.files import (
+    PART,
+    Damaged,
+    Manifest,
+    Moved,
+    Piece,
+    Plan,
+    Seen,
+    digest_tree,
+    partial_path,
+    plan,
+    scan,
+    shares,
+    writing,
+)
 from caxev.job import GiveUp, Retry
-from caxev.ssh import Endpoint, Moved, Plan, Transfer, check, plan, pull, push, remote_manifest
+from caxev.ssh import Endpoint, Transfer, check, pull, push, remote_manifest
 from caxev.ssh.blocks import UNSURE
 from caxev.ssh.endpoint import sftp_session
-from caxev.ssh.mover import _only_pusher
 from caxev.ssh.plan import BLOCK
 from caxev.ssh.remote import Remote
+from caxev.ssh.tree import only_pusher
 from tests import sshd as servers
 from tests.sshd import Server, sshd
 from tests.test_files import make_run, quiet
@@ -38,6 +57,20 @@ pytestmark = pytest.mark.sshd
 OLD = 1_480_000_000
 MIB = 1 << 20
 Move = Callable[..., Moved]
+AGENT = f"{shlex.quote(sys.executable)} -m caxev"
+
+
+def fast_pull(transfer: Transfer, **options: Any) -> Moved:
+    """Pull from an account that may run a command."""
+    return pull(evolve(transfer, agent=AGENT), **options)
+
+
+def fast_push(transfer: Transfer, **options: Any) -> Moved:
+    """Push to an account that may run a command."""
+    return push(evolve(transfer, agent=AGENT), **options)
+
+
+PULLS = (pull, fast_pull)
 
 
 def digested(path: Path) -> Manifest:
@@ -55,7 +88,7 @@ class Ways:
     def transfer(self, move: Move, name: str = "run", to: str | None = None) -> Transfer:
         """From `source`/name to `target`/to, whichever of them is far for `move`."""
         source, target = self.source / name, self.target / (to or name)
-        remote, local = (source, target) if move is pull else (target, source)
+        remote, local = (source, target) if move in PULLS else (target, source)
         return Transfer(
             self.server.endpoint,
             remote_path=str(remote),
@@ -80,7 +113,8 @@ def ways(sshd: Server, tmp_path: Path) -> Ways:
     return Ways(sshd, tmp_path / "source", tmp_path / "target")
 
 
-both = pytest.mark.parametrize("move", [pull, push])
+both = pytest.mark.parametrize("move", [pull, push, fast_pull, fast_push])
+slow_and_fast = pytest.mark.parametrize("agent", [None, AGENT])
 
 
 def big_file(path: Path, mib: int) -> Path:
@@ -143,7 +177,7 @@ def test_missing_parents_are_made(ways: Ways, move: Move) -> None:
     make_run(ways.source / "run")
     transfer = ways.transfer(move, to="pax_v6/new/run")
     move(
-        changed(transfer, "local" if move is pull else "remote", "roots", (str(ways.target),)),
+        changed(transfer, "local" if move in PULLS else "remote", "roots", (str(ways.target),)),
         report=quiet,
     )
     assert digested(ways.target / "pax_v6/new/run") == digested(ways.source / "run")
@@ -160,10 +194,11 @@ def test_several_connections_carry_one_file(ways: Ways, move: Move) -> None:
     assert seen[-1] == (200 * MIB, 200 * MIB)
 
 
-def test_reading_back_finds_a_flipped_byte(ways: Ways) -> None:
-    """What is read back over SFTP is compared item by item."""
+@slow_and_fast
+def test_reading_back_finds_a_flipped_byte(ways: Ways, agent: str | None) -> None:
+    """What is read back over SFTP, or by the far end, is compared item by item."""
     run = make_run(ways.source / "run")
-    transfer = ways.transfer(push)
+    transfer = evolve(ways.transfer(push), agent=agent)
     moved = push(transfer, report=quiet)
     assert moved.manifest is not None
     assert remote_manifest(transfer, report=quiet) == moved.manifest
@@ -337,19 +372,23 @@ def test_what_stands_at_the_target_is_never_replaced(
     assert [path.name for path in (ways.target / "run").iterdir()] == ["other"]
 
 
-def test_two_pulls_of_one_copy_never_meet(ways: Ways) -> None:
+@pytest.mark.parametrize("move", [pull, fast_pull, fast_push])
+def test_two_that_make_one_copy_never_meet(ways: Ways, move: Move) -> None:
     """While another process writes the partial, come back later."""
     make_run(ways.source / "run")
-    with writing(str(ways.partial), directory=True), pytest.raises(Retry, match="another") as busy:
-        ways.move(pull)
-    assert busy.value.after == 5
+    with writing(str(ways.partial), directory=True), pytest.raises(Retry, match="another"):
+        ways.move(move)
+    ways.move(move)
 
 
 def test_two_pushes_of_one_copy_never_meet(ways: Ways) -> None:
     """While another process of this machine pushes it, come back later."""
     make_run(ways.source / "run")
     final = os.fsencode(ways.target / "run")
-    with _only_pusher(ways.server.endpoint, final), pytest.raises(Retry, match="another") as busy:
+    with (
+        only_pusher(str(ways.server.endpoint), final),
+        pytest.raises(Retry, match="another") as busy,
+    ):
         ways.move(push)
     assert busy.value.after == 5
     ways.move(push)
@@ -369,6 +408,218 @@ def test_a_source_that_is_gone(ways: Ways, move: Move) -> None:
     """Trying again is of no use."""
     with pytest.raises(GiveUp, match=r"source directory gone: .*run"):
         ways.move(move)
+
+
+# What is expected
+
+
+def flip(path: Path, at: int) -> None:
+    """Flip one bit, and leave no trace of it in the file's time."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(at)
+        byte = file.read(1)[0]
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+
+
+expecting = pytest.mark.parametrize("move", [pull, fast_pull, fast_push])
+
+
+@expecting
+def test_killed_at_half_few_bytes_are_sent_twice(ways: Ways, move: Move) -> None:
+    """With the digests known, what is right is kept, wherever in the file it is."""
+    run = big_file(ways.source / "run", 256)
+    transfer = evolve(ways.transfer(move), expected=digested(run))
+    kill_midway(move, transfer)
+    moved = move(transfer, report=quiet)
+    assert 0 < moved.bytes_sent < 0.75 * moved.bytes_total
+    assert moved.manifest == digested(ways.target / "run") == digested(run)
+
+
+@expecting
+def test_only_what_is_wrong_is_sent_again(ways: Ways, move: Move) -> None:
+    """One flipped bit costs one file of many, and one part of a large one."""
+    run = ways.source / "run"
+    run.mkdir()
+    for number in range(20):
+        (run / f"{number}").write_bytes(os.urandom(50_000))
+    big_file(run / "big", 24)
+    transfer = evolve(ways.transfer(move), expected=digested(run))
+    move(transfer, report=quiet)
+    flip(ways.target / "run/7", 31_000)
+    flip(ways.target / "run/big", 2 * PART + 5)
+    (ways.target / "run").rename(ways.partial)
+    moved = move(transfer, report=quiet)
+    assert moved.bytes_sent == 50_000 + PART
+    assert moved.manifest == digested(ways.target / "run") == transfer.expected
+
+
+@pytest.mark.parametrize("move", [push, fast_push])
+@pytest.mark.parametrize("read_back", [False, True])
+def test_a_bad_copy_that_was_pushed_is_mended(ways: Ways, move: Move, read_back: bool) -> None:
+    """What has its name already becomes whole again, also where several parts of a file are bad."""
+    run = make_run(ways.source / "run")
+    big_file(run / "big", 41)
+    big_file(run / "even", 2 * PART // MIB)
+    expected = digested(run)
+    transfer = evolve(ways.transfer(move), expected=expected, again=True)
+    move(evolve(transfer, again=False), report=quiet)
+    copy = ways.target / "run"
+    for at in (0, 5 * PART, 7 * PART + 3):
+        flip(copy / "big", at)
+    for longer in ("with space", "even"):
+        with (copy / longer).open("ab") as file:
+            file.write(b"more")
+    (copy / "sub/deep/data").unlink()
+    moved = move(evolve(transfer, found=digested(copy) if read_back else None), report=quiet)
+    assert digested(copy) == expected
+    assert (copy / "big").stat().st_mtime == (copy / "even").stat().st_mtime == OLD
+    if read_back or move is fast_push:
+        small = sum((run / name).stat().st_size for name in ("with space", "sub/deep/data"))
+        assert 3 * PART <= moved.bytes_sent <= 3 * PART + small
+
+
+@both
+def test_a_damaged_source_is_not_copied(ways: Ways, move: Move) -> None:
+    """What passes is compared with what was to pass: nothing is published, and the file named."""
+    run = make_run(ways.source / "run")
+    big_file(run / "big", 12)
+    transfer = evolve(ways.transfer(move), expected=digested(run))
+    flip(run / "big", PART + 1)
+    with pytest.raises(Damaged, match=r"big in .* is not what it was"):
+        move(transfer, report=quiet)
+    flip(run / "big", PART + 1)
+    (run / "with space").unlink()
+    with pytest.raises(Damaged, match="with space is missing"):
+        move(transfer, report=quiet)
+    assert not (ways.target / "run").exists()
+
+
+@expecting
+def test_a_bad_part_is_had_from_another_source(ways: Ways, move: Move) -> None:
+    """What a damaged source has given is kept, but for the part that was bad."""
+    run = big_file(ways.source / "run", 24)
+    expected = digested(run)
+    shutil.copy2(run, ways.source / "good")
+    flip(run, 3 * PART)
+    transfer = evolve(ways.transfer(move), expected=expected)
+    with pytest.raises(Damaged):
+        move(transfer, report=quiet)
+    good = evolve(ways.transfer(move, "good", to="run"), expected=expected)
+    assert move(good, report=quiet).bytes_sent == PART
+    assert digested(ways.target / "run") == expected
+
+
+# The receiver
+
+
+@pytest.mark.parametrize("command", ["/no/such/program", "echo noise;", "exit 3;"])
+@pytest.mark.parametrize("move", [pull, push])
+def test_without_a_receiver_sftp_does(ways: Ways, move: Move, command: str) -> None:
+    """An account that starts no caxev is served all the same."""
+    run = make_run(ways.source / "run")
+    move(evolve(ways.transfer(move), agent=command), report=quiet)
+    assert digested(ways.target / "run") == digested(run)
+
+
+@pytest.mark.parametrize("move", [pull, push])
+def test_a_talkative_login_shell_does_no_harm(ways: Ways, move: Move) -> None:
+    """What is said before the receiver says hello is passed over."""
+    run = make_run(ways.source / "run")
+    moved = move(evolve(ways.transfer(move), agent=f"echo welcome; {AGENT}"), report=quiet)
+    assert moved.manifest == digested(ways.target / "run") == digested(run)
+
+
+@pytest.mark.parametrize("move", [pull, push])
+def test_a_receiver_may_be_kept_inside_directories(ways: Ways, move: Move) -> None:
+    """``caxev receive --root``, as a forced command has it, holds whatever the other side asks."""
+    make_run(ways.source / "run")
+    for number in range(20):  # so that the receiver is asked
+        (ways.source / "run" / str(number)).touch()
+    elsewhere = shlex.quote(str(ways.server.directory))
+    wrapped = f"sh -c 'exec {AGENT} receive --root {elsewhere}' --"
+    with pytest.raises(GiveUp, match="is not inside"):
+        move(evolve(ways.transfer(move), agent=wrapped), report=quiet)
+
+
+LIAR = """
+import json, sys
+print("caxev receive 1", flush=True)
+sys.stdin.buffer.read(int(sys.stdin.buffer.readline()))
+body = json.dumps({"source": json.loads(sys.argv[1])})
+print(len(body), body, sep="\\n", end="", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [["../evil", "file", 3, 0, ""]],
+        [["a/../../evil", "file", 3, 0, ""]],
+        [["/tmp/evil", "file", 3, 0, ""]],
+        [["", "file", 3, 0, ""], ["x", "file", 3, 0, ""]],
+        [["a", "file", 3, 0, ""], ["a", "link", 0, 0, "x"]],
+        [["a", "fifo", 3, 0, ""]],
+        [["a", "link", 0, 0, "../../etc"]],
+    ],
+)
+def test_a_receivers_listing_is_not_believed(ways: Ways, rows: list[Any]) -> None:
+    """The far end does not choose where we write."""
+    make_run(ways.source / "run")
+    for number in range(20):  # so that the receiver is asked
+        (ways.source / "run" / str(number)).touch()
+    liar = shlex.join([sys.executable, "-c", LIAR, json.dumps(rows)])
+    with pytest.raises(GiveUp, match=r"impossible name|listed twice|refused"):
+        pull(evolve(ways.transfer(pull), agent=liar), report=quiet)
+    assert list(ways.target.iterdir()) == []
+
+
+# Limits
+
+
+@both
+def test_a_limited_rate_is_kept(ways: Ways, move: Move) -> None:
+    """So many bytes a second and not more, whatever the number of processes."""
+    ways_run = ways.source / "run"
+    ways_run.mkdir()
+    for number in range(40):
+        (ways_run / f"{number}").write_bytes(os.urandom(100_000))
+    big_file(ways_run / "big", 6)
+    began = time.monotonic()
+    moved = move(evolve(ways.transfer(move), max_rate=8e6), report=quiet)
+    # Both kinds of files have that rate each, and up to a second of it is ahead of the time.
+    assert time.monotonic() - began > moved.bytes_total / 8e6 / 2 - 1
+    assert moved.manifest == digested(ways.target / "run")
+
+
+@both
+def test_what_must_stay_free_stays_free(ways: Ways, move: Move, small_disk: Path) -> None:
+    """A copy that fits is not begun where too little would be left."""
+    big_file(ways.source / "run", 8)
+    ways = evolve_target(ways, small_disk)
+    with pytest.raises(Retry, match=r"not enough space"):
+        move(evolve(ways.transfer(move), min_free=42 * MIB), report=quiet)
+    move(evolve(ways.transfer(move), min_free=20 * MIB), report=quiet)
+
+
+@both
+def test_space_is_looked_at_meanwhile(
+    ways: Ways, move: Move, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else fills the disk: the transfer ends before it is full, to go on later."""
+    monkeypatch.setattr("caxev.ssh.mover._LOOK_AT_DISK", 0.05)
+    run = big_file(ways.source / "run", 10)
+    ways = evolve_target(ways, small_disk)
+    filler = small_disk / "filler"
+    slow = evolve(ways.transfer(move), min_free=20 * MIB, max_rate=5e6)
+    with pytest.raises(Retry, match=r"must stay so"):
+        move(slow, report=lambda *_: filler.write_bytes(bytes(26 * MIB)))
+    filler.unlink()
+    move(evolve(slow, max_rate=None), report=quiet)
+    assert digested(ways.target / "run") == digested(run)
 
 
 # Confinement
@@ -512,7 +763,7 @@ seen = st.builds(
     Seen,
     path=st.lists(st.sampled_from([b"a", b"b"]), min_size=1, max_size=2).map(b"/".join),
     kind=st.sampled_from(["file", "dir", "link"]),
-    size=st.integers(0, 5).map(lambda n: n * BLOCK // 2),
+    size=st.integers(0, 5).map(lambda n: n * PART // 2),
     mtime_ns=st.integers(0, 3).map(lambda n: n * 1_000_000_000),
 )
 trees = st.lists(seen, max_size=4, unique_by=lambda s: s.path)
@@ -527,7 +778,7 @@ def after(todo: Plan, present: list[Seen]) -> dict[bytes, str]:
     return there | {s.path: "link" for s in todo.links}
 
 
-@given(source=trees, present=trees, unsure=st.sampled_from([0, BLOCK, UNSURE]))
+@given(source=trees, present=trees, unsure=st.sampled_from([0, PART, UNSURE]))
 def test_carrying_out_a_plan_makes_the_source(
     source: list[Seen], present: list[Seen], unsure: int
 ) -> None:
@@ -542,9 +793,28 @@ def test_carrying_out_a_plan_makes_the_source(
     for piece in todo.pieces:
         assert 0 <= piece.start <= piece.file.size
         if piece.start:
-            assert piece.start % BLOCK == 0
+            assert piece.start % PART == 0
             assert piece.start <= files[piece.file.path].size - unsure
             assert files[piece.file.path].mtime_ns >= piece.file.mtime_ns
+
+
+@given(
+    sizes=st.lists(st.integers(0, 200 * PART), max_size=6),
+    count=st.integers(1, 4),
+    split=st.booleans(),
+)
+def test_shares_are_all_of_it_once(sizes: list[int], count: int, split: bool) -> None:
+    """Every byte is in one share; without `split` no file is cut; cuts are between parts."""
+    files = [Seen(str(n).encode(), "file", size) for n, size in enumerate(sizes)]
+    lots = shares([Piece(file, 0, file.size) for file in files], count, split=split)
+    assert len(lots) == count
+    spans = sorted((p.file.path, p.start, p.stop) for lot in lots for p in lot)
+    for file in files:
+        mine = [(start, stop) for path, start, stop in spans if path == file.path]
+        assert mine[0][0] == 0
+        assert mine[-1][1] == file.size
+        assert all(one[1] == two[0] and two[0] % PART == 0 for one, two in pairwise(mine))
+        assert split or len(mine) == 1
 
 
 @given(source=trees)

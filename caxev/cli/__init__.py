@@ -20,6 +20,7 @@ from caxev.cli.options import State, example, global_options
 
 COMMANDS: Final = {
     "listen": ("caxev.cli.listen:listen", "Listen for a site: react to what happens to runs."),
+    "copy": ("caxev.cli.copy:copy", "Have one copy of a run made, and watch it."),
     "replay": ("caxev.cli.replay:replay", "Fire the reactions to runs as they are now again."),
     "status": ("caxev.cli.status:status", "How the sites are, or where a run is."),
     "explain": ("caxev.cli.explain:explain", "What each handler makes of a run, and why."),
@@ -28,6 +29,7 @@ COMMANDS: Final = {
     "sites": ("caxev.cli.admin:sites", "Check sites.json, and the ways between the sites."),
     "handlers": ("caxev.cli.admin:handlers", "Which handlers there are."),
     "db": ("caxev.cli.admin:db", "Look after the database."),
+    "receive": ("caxev.cli.receive:receive", "The far end of a transfer, started over SSH."),
     "demo": ("caxev.demo.command:demo", "Three sites, a database and a DAQ on this machine."),
 }
 """Where each command is, and what ``--help`` says of it."""

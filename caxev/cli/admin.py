@@ -136,13 +136,13 @@ def _directory_problems(site: Site) -> Iterable[str]:
 
 
 def _connected(here: Site, there: Site) -> dict[str, Any]:
-    from caxev import ssh
+    from caxev import movers
     from caxev.job import GiveUp, Retry
 
-    if there.method not in ssh.SERVED:
-        return {"ok": None, "state": f"not reached by SSH but by {there.method}"}
+    if there.method not in movers.methods():
+        return {"ok": None, "state": f"reached by {there.method}, which is not checked here"}
     try:
-        answer = ssh.check(ssh.endpoint_of(here, there))
+        answer = movers.check(here, there)
     except (GiveUp, Retry) as error:
         return {"ok": False, "state": error.why}
     return {"ok": True, "state": f"ok: {answer}"}

@@ -39,6 +39,17 @@ class NoSuchRun(Exception):
     """No run fits what was asked for. The message is one line for a person."""
 
 
+class NothingToDo(Exception):
+    """What was asked for cannot be done, or is there already. The message is one line.
+
+    `status` is that of the copy that was asked for, where the answer is about one.
+    """
+
+    def __init__(self, why: str, status: str | None = None) -> None:
+        super().__init__(why)
+        self.status = status
+
+
 @contextmanager
 def told(*, debug: Callable[[], bool]) -> Iterator[None]:
     """Turn what is raised inside into a line on stderr and an exit code."""
@@ -73,6 +84,8 @@ def meaning(error: BaseException) -> tuple[str, int]:
         return _line(error.summary), CONFIGURATION
     if isinstance(error, NoSuchRun):
         return _line(str(error)), NO_SUCH_RUN
+    if isinstance(error, NothingToDo):
+        return _line(str(error)), FAILED
     if _is_database_error(error):
         return _line(str(error)), DATABASE
     if isinstance(error, OSError) and error.strerror:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import define, field
 
-from caxev.cli.errors import NoSuchRun
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, say, show, time
 
 if TYPE_CHECKING:
     from caxev.ledger import Debt
-    from caxev.model import Aspect, Run
+    from caxev.model import Aspect, Copy, Run
     from caxev.mongo import Database
     from caxev.registry import Handler, Registry, Trigger
 
@@ -36,6 +35,8 @@ def explain(
     number: int | None, name: str | None, detector: str | None, site: str, as_json: bool
 ) -> None:
     """Say of every handler at a site what it did with a run, or why it did nothing."""
+    from caxev.cli.runs import one
+
     if (number is None) == (name is None):
         raise click.UsageError("say which run: --run or --name")
     options = state()
@@ -43,7 +44,7 @@ def explain(
     registry = options.registry(site)
 
     async def ask(database: Database) -> tuple[Run, list[tuple[Debt, Mapping[str, Any]]]]:
-        run = await _find(database, number, name, detector)
+        run = await one(number, name, detector).find_one(database, database.settings)
         return run, list(await database.debts(site, run=run.id))
 
     run, debts = options.with_database(ask)
@@ -53,22 +54,22 @@ def explain(
         say(f"{run} at {site}")
         if not wanted:
             say(f"the run is not in dataset_list of {site}: handlers let it pass")
+        for copy in run.copies:
+            say(_asked_for(copy))
     show(Table(_COLUMNS, rows), as_json=as_json, empty="no handlers")
 
 
+def _asked_for(copy: Copy) -> str:
+    """Return who wants a copy that is only requested yet; no text for any other."""
+    from caxev.model import REQUESTED
+
+    if copy.status != REQUESTED:
+        return ""
+    who, since = copy.fields.get("creation_place") or "somebody", time(copy.since)
+    return f"{copy.key}: asked for by {who}, from {copy.source}, {since or 'a time not known'}"
+
+
 _COLUMNS = (("handler", "HANDLER"), ("event", "EVENT"), ("state", "STATE"), ("why", "WHY"))
-
-
-async def _find(
-    database: Database, number: int | None, name: str | None, detector: str | None
-) -> Run:
-    from caxev.cli.runs import one
-
-    found = await one(number, name, detector).find(database, database.settings)
-    if len(found) > 1:
-        detectors = ", ".join(run.detector or "none" for run in found)
-        raise NoSuchRun(f"{len(found)} runs fit ({detectors}): say which by --detector")
-    return found[0]
 
 
 @define
@@ -166,14 +167,14 @@ def _debt_row(run: Run, debt: Debt, document: Mapping[str, Any]) -> dict[str, An
 
 
 def _reason(run: Run, debt: Debt, document: Mapping[str, Any]) -> str:
-    from caxev.cli.status import percentage
+    from caxev.cli.debts import Progress
     from caxev.job import utcnow
 
     match str(debt.state):
         case "done":
             return _joined(f"{time(document.get('settled')) or 'a time not known'}", debt.note)
         case "running":
-            return _joined("at work", percentage(document.get("progress")) or "")
+            return _joined("at work", str(Progress.of(document.get("progress")) or ""))
         case "failed":
             return f"{debt.note}; to try again: caxev retry {_which(run)} --site {debt.site}"
         case _:

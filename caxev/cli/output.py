@@ -75,6 +75,26 @@ def cell(value: Any) -> str:
     return printable(str(value))
 
 
+def size(number: object) -> str | None:
+    """Return bytes as people read them: ``1.2 GB`` (powers of 1000)."""
+    if not isinstance(number, int | float):
+        return None
+    value = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:  # noqa: PLR2004  # rounds to 1000
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def lasting(seconds: float) -> str:
+    """Return a length of time as people say it, in the largest unit of which there are two."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def _json(value: Any) -> Any:
     return time(value) if isinstance(value, datetime) else str(value)
 
@@ -113,6 +133,7 @@ _STYLES = {
     "running": "cyan",
     "transferring": "cyan",
     "verifying": "cyan",
+    "requested": "yellow",
     "failed": "red",
     "error": "red",
 }

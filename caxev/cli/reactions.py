@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from caxev.cli.debts import COLUMNS, RUN_COLUMN, reaction_row
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, say, show, show_json
@@ -58,17 +59,7 @@ def reactions(
     show(Table(_COLUMNS, rows), as_json=as_json, empty=f"no reactions {words}")
 
 
-_COLUMNS = (
-    ("site", "SITE"),
-    ("run", "RUN"),
-    ("handler", "HANDLER"),
-    ("event", "EVENT"),
-    ("state", "STATE"),
-    ("progress", "PROGRESS"),
-    ("due", "DUE"),
-    ("attempts", "ATTEMPTS"),
-    ("note", "NOTE"),
-)
+_COLUMNS = (COLUMNS[0], RUN_COLUMN, *COLUMNS[1:])
 
 
 def _site_names(site: str | None) -> tuple[str, ...]:
@@ -96,7 +87,6 @@ async def _find(
     limit: int,
 ) -> list[dict[str, Any]]:
     from caxev.cli.runs import labels
-    from caxev.cli.status import reaction_row
 
     found = [
         pair

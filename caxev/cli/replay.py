@@ -225,7 +225,7 @@ async def leave(database: Database, site: str, requests: Sequence[Request]) -> d
     from caxev.job import utcnow
 
     for request in requests:
-        await database.add_request(site, request, _me(), utcnow())
+        await database.add_request(site, request, me(), utcnow())
     record = await database.site_record(site)
     return {"site": site, "queued": len(requests), "listening": bool(record and record.active)}
 
@@ -242,7 +242,8 @@ def nobody(site: str) -> str:
     return f"nobody listens there now: start caxev listen --site {site}"
 
 
-def _me() -> str:
+def me() -> str:
+    """Return who asks: user@host."""
     import getpass
     import os
     import socket

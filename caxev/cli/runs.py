@@ -35,6 +35,14 @@ class Wanted:
             raise NoSuchRun(f"no {self.words} in {where}")
         return runs
 
+    async def find_one(self, database: Database, settings: Settings) -> Run:
+        """Read the one run that is meant. Raises `NoSuchRun`, also where several fit."""
+        found = await self.find(database, settings)
+        if len(found) > 1:
+            detectors = ", ".join(run.detector or "none" for run in found)
+            raise NoSuchRun(f"{len(found)} runs fit ({detectors}): say which by --detector")
+        return found[0]
+
 
 def one(number: int | None, name: str | None, detector: str | None = None) -> Wanted:
     """Return the run of that number or name."""
@@ -47,6 +55,14 @@ def one(number: int | None, name: str | None, detector: str | None = None) -> Wa
     if detector is not None:
         words += f" of {detector}"
     return Wanted(Selection(numbers=numbers, name=name, detector=detector), words)
+
+
+def which(run: Run) -> str:
+    """Return the options that name a run to another command."""
+    if run.number:
+        return f"--run {run.number}"
+    detector = f" --detector {run.detector}" if run.detector else ""
+    return f"--name {run.name}{detector}"
 
 
 def label(run: Run) -> str:

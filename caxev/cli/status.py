@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from caxev.cli.debts import COLUMNS, Progress, progress_cells, reaction_row
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import Table, say, show, show_json, time
+from caxev.cli.output import Table, say, show, show_json, size, time
 
 if TYPE_CHECKING:
-    from caxev.ledger import Debt
     from caxev.model import Copy, Run
     from caxev.mongo import Database, SiteRecord
 
@@ -57,6 +57,7 @@ _SITES = (
     ("open", "OPEN"),
     ("running", "RUNNING"),
     ("failed", "FAILED"),
+    ("progress", "PROGRESS"),
     ("requests", "REQUESTS"),
     ("gap", "LAST GAP"),
     ("trouble", "TROUBLE"),
@@ -70,16 +71,34 @@ async def site_rows(
     records = {record.site: record for record in await database.site_records()}
     tally = await database.tally(only)
     listed = names if only is not None else dict.fromkeys([*names, *records])
+    moving = await _moving(database, listed)
     return [
         {
             **_site_row(one, records.get(one), names.get(one, True)),
             **{
                 key: tally.get(one, {}).get(key, 0) for key in ("open", "running", "failed", "done")
             },
+            **_moving_cells(moving.get(one, ())),
             "requests": len(await database.pending(one)),
         }
         for one in listed
     ]
+
+
+async def _moving(database: Database, sites: Iterable[str]) -> dict[str, list[Progress]]:
+    """Return for each site how far its reactions at work are, as far as they say."""
+    found: dict[str, list[Progress]] = {}
+    for debt, document in await database.moving(sites):
+        if (progress := Progress.of(document.get("progress"))) is not None:
+            found.setdefault(debt.site, []).append(progress)
+    return found
+
+
+def _moving_cells(moving: Sequence[Progress]) -> dict[str, Any]:
+    cells = progress_cells(Progress.sum(moving) if moving else None)
+    if len(moving) > 1:
+        cells["progress"] = f"{len(moving)} at work: {cells['progress']}"
+    return {**cells, "moving": len(moving)}
 
 
 def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str, Any]:
@@ -161,45 +180,6 @@ async def _reactions(database: Database, run: Run, sites: Iterable[str]) -> list
     ]
 
 
-def reaction_row(debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a debt as it is listed; `progress` is a percentage where it is known."""
-    progress = document.get("progress")
-    return {
-        "site": debt.site,
-        "event": str(debt.event),
-        "handler": debt.handler,
-        "state": str(debt.state),
-        "due": debt.due,
-        "attempts": debt.attempts,
-        "progress": percentage(progress),
-        "progress_at": progress.get("at") if isinstance(progress, dict) else None,
-        "note": debt.note,
-    }
-
-
-def percentage(progress: object) -> str | None:
-    """Return how far a reaction is: ``37 % of 1.2 GB``; None where it has not said."""
-    match progress:
-        case {"done": int(done), "total": int(total)} if total > 0:
-            return f"{min(100 * done // total, 100)} % of {size(total)}"
-        case {"done": int(done)}:
-            return size(done)
-        case _:
-            return None
-
-
-def size(number: object) -> str | None:
-    """Return bytes as people read them: ``1.2 GB`` (powers of 1000)."""
-    if not isinstance(number, int | float):
-        return None
-    value = float(number)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:  # noqa: PLR2004  # rounds to 1000
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
-
-
 def _show_run(row: Mapping[str, Any]) -> None:
     what = f"run {row['run']} {row['name']}" if row["run"] else f"run {row['name'] or row['id']}"
     tags = f"  tags: {', '.join(row['tags'])}" if row["tags"] else ""
@@ -210,7 +190,7 @@ def _show_run(row: Mapping[str, Any]) -> None:
     ]
     show(Table(_COPIES, copies), as_json=False, empty="no copies")
     click.echo()
-    show(Table(_REACTIONS, row["reactions"]), as_json=False, empty="no reactions open or failed")
+    show(Table(COLUMNS, row["reactions"]), as_json=False, empty="no reactions open or failed")
 
 
 def _kind(copy: Mapping[str, Any]) -> str:
@@ -230,14 +210,4 @@ _COPIES = (
     ("size", "SIZE"),
     ("checksum", "CHECKSUM"),
     ("location", "LOCATION"),
-)
-_REACTIONS = (
-    ("site", "SITE"),
-    ("handler", "HANDLER"),
-    ("event", "EVENT"),
-    ("state", "STATE"),
-    ("progress", "PROGRESS"),
-    ("due", "DUE"),
-    ("attempts", "ATTEMPTS"),
-    ("note", "NOTE"),
 )

@@ -7,17 +7,20 @@ what to do. `sites` reads sites.json, `settings` the environment, `handlers` the
 
 from caxev.config.errors import ConfigError
 from caxev.config.handlers import DEFAULT_HANDLERS, load_file, load_handlers
+from caxev.config.links import Link
 from caxev.config.settings import Settings, secret
-from caxev.config.sites import Here, Site, Sites, find_sites, load_sites
+from caxev.config.sites import Here, Site, Sites, find_sites, link_between, load_sites
 
 __all__ = [
     "DEFAULT_HANDLERS",
     "ConfigError",
     "Here",
+    "Link",
     "Settings",
     "Site",
     "Sites",
     "find_sites",
+    "link_between",
     "load_file",
     "load_handlers",
     "load_sites",

@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, NamedTuple, get_args
 
@@ -20,10 +21,13 @@ from cattrs import AttributeValidationNote, ClassValidationError, Converter, For
 from cattrs.gen import make_dict_structure_fn
 
 from caxev.config.errors import ConfigError, nearest
+from caxev.config.links import Link, LinkProblems, read_amount, read_links, read_rate
 from caxev.registry import Handler
 
 METHODS: Final = ("sftp", "scp", "rsync", "local", "gfal-copy", "lcg-cp", "tsm", "rucio")
 """How a site can be reached. ``scp`` is served as ``sftp``."""
+MOVERS: Final = "caxev.movers"
+"""The entry point group in which others name methods of their own; see `caxev.movers`."""
 WITHOUT_LISTENER: Final = frozenset({"gfal-copy", "lcg-cp", "tsm", "rucio"})
 GRID: Final = frozenset({"gfal-copy", "lcg-cp"})
 TYPES: Final = ("raw", "processed", "minitrees")
@@ -93,7 +97,10 @@ def _lanes(value: Any) -> dict[str, int]:
 
 
 def _method(value: Any) -> str:
-    _sure(value in METHODS)
+    _sure(
+        isinstance(value, str)
+        and (value in METHODS or bool(entry_points(group=MOVERS, name=value)))
+    )
     return str(value)
 
 
@@ -101,6 +108,12 @@ def _directory(value: Any) -> str | None:
     path = _text(value)
     _sure(path is None or ".." not in PurePosixPath(path).parts)
     return path if path is None else path.rstrip("/") or "/"
+
+
+def _line(value: Any) -> str | None:
+    text = _text(value)
+    _sure(text is None or not {"\n", "\r"}.intersection(text))
+    return text
 
 
 def _fingerprint(value: Any) -> str:
@@ -116,6 +129,13 @@ Days = Annotated[float | None, Shape("a number of days or null", _days)]
 Count = Annotated[int | None, Shape("a whole number, 1 or more, or null", _count)]
 Port = Annotated[int, Shape("a port, 1 to 65535", _port)]
 Lanes = Annotated[Mapping[str, int], Shape('numbers of workers, as {"transfer": 2}', _lanes)]
+Links = Annotated[
+    Mapping[str, Link],
+    Shape('limits by site, as {"chicago": {"max_rate": "200MB/s"}}, or null', read_links),
+]
+Rate = Annotated[float | None, Shape('a rate, as "200MB/s", or null', read_rate)]
+Amount = Annotated[int, Shape('an amount, as "500GB", or null', read_amount)]
+Line = Annotated[str | None, Shape("a command in one line or null", _line)]
 Method = Annotated[str, Shape("one of " + ", ".join(METHODS), _method)]
 Directory = Annotated[str | None, Shape("a path without '..' or null", _directory)]
 Fingerprint = Annotated[
@@ -132,7 +152,12 @@ class Site:
     none does, the site that pushed verifies. `host_key` is the pinned fingerprint of its SSH host
     key, `identity` and `known_hosts` are absolute paths at this machine. `lanes` says how many
     reactions run side by side in each lane, `handlers` names further modules to load, and
-    `master` the types of data of which this site holds the master copy.
+    `master` the types of data of which this site holds the master copy. `max_rate` is in bytes a
+    second; `min_free` are the bytes that must stay free here; `receiver` is the command that
+    starts caxev at this site's account. `links` are limits of the ways to other sites, as seen
+    from here; `priority` names tags, the most urgent first. `hard_links` lets copies of method
+    ``local`` share their bytes with their source where both are on one file system: off by
+    default, since two links are one copy, and what harms one harms both.
     """
 
     name: Name
@@ -169,6 +194,12 @@ class Site:
     lanes: Lanes = field(default=Factory(dict), hash=False)
     handlers: Names = ()
     master: Names = ()
+    max_rate: Rate = None
+    min_free: Amount = 0
+    receiver: Line = None
+    links: Links = field(default=Factory(dict), hash=False)
+    priority: Names = ()
+    hard_links: Flag = False
 
     @property
     def transport(self) -> str:
@@ -192,6 +223,15 @@ class Site:
             return None
         return f"{root.rstrip('/')}/pax_{version}"
 
+    def link(self, name: str) -> Link:
+        """The limits of the way to that site, as seen from here: its own, else this site's."""
+        own = self.links.get(name, Link())
+        return evolve(
+            own,
+            max_rate=self.max_rate if own.max_rate is None else own.max_rate,
+            nstreams=own.nstreams or self.nstreams,
+        )
+
     def wants(self, handler: Handler) -> bool:
         """Whether ``task_list`` enables this handler, by its name or an alias."""
         names = {handler.name, *handler.aliases}
@@ -200,6 +240,14 @@ class Site:
     def wants_run(self, run_name: str) -> bool:
         """Whether ``dataset_list`` lets this site act on the run of that name."""
         return not self.dataset_list or run_name in self.dataset_list
+
+
+def link_between(here: Site, there: Site) -> Link:
+    """The limits of the way between two sites: of two numbers the smaller, hours as `here` says.
+
+    Where `here` names no hours, those that `there` names count.
+    """
+    return here.link(there.name).within(there.link(here.name))
 
 
 @frozen
@@ -377,6 +425,9 @@ def _told(error: BaseException, label: str, entry: Mapping[str, Any]) -> Iterato
         if isinstance(note, AttributeValidationNote):
             key, shape = note.name, get_args(note.type)[1]
             guess = _guess(entry[key]) if shape.read is _method else ""
+            if isinstance(error, LinkProblems):
+                yield from (f"{label}: {key}: {line}" for line in error.lines)
+                continue
             yield f"{label}: {key} must be {shape.words}, not {_shown(entry[key])}{guess}"
 
 
@@ -419,7 +470,7 @@ def _at(base: Path, path: str | None) -> str | None:
 def _warnings(sites: Sequence[Site]) -> Iterator[str]:
     names = {site.name for site in sites}
     for site in sites:
-        for key in ("upload_options", "download_options"):
+        for key in ("upload_options", "download_options", "links"):
             for name in getattr(site, key):
                 if name not in names:
                     yield _unknown_site(site, key, name, names)

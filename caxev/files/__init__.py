@@ -4,8 +4,29 @@ Which paths may be touched, what a tree holds, its digests, and how a copy is ma
 under its final name. Knows neither the database nor the network.
 """
 
-from caxev.files.digest import Report, digest_tree
-from caxev.files.manifest import Difference, Item, Kind, Manifest
+from caxev.files.arrival import (
+    Arrival,
+    check_expected,
+    check_standing,
+    enough_space,
+    is_file,
+    join,
+    known_items,
+    make_parents,
+)
+from caxev.files.digest import digest_tree
+from caxev.files.errors import Damaged, local
+from caxev.files.manifest import (
+    PART,
+    Difference,
+    Item,
+    Kind,
+    Manifest,
+    Range,
+    item_digest,
+)
+from caxev.files.moved import Moved
+from caxev.files.parts import PartDigest
 from caxev.files.paths import (
     PART_PREFIX,
     check_link,
@@ -16,34 +37,57 @@ from caxev.files.paths import (
     printable,
     safe_name,
 )
+from caxev.files.plan import Piece, Plan, plan, shares, to_the_second
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
-from caxev.files.tree import Seen, check_links, look, manifest_of, scan, shown
+from caxev.files.reading import Report
+from caxev.files.tree import Seen, check_links, check_paths, look, manifest_of, scan, shown
 
 __all__ = [
     "DIR_MODE",
     "FILE_MODE",
+    "PART",
     "PART_PREFIX",
+    "Arrival",
+    "Damaged",
     "Difference",
     "Item",
     "Kind",
     "Manifest",
+    "Moved",
+    "PartDigest",
+    "Piece",
+    "Plan",
+    "Range",
     "Report",
     "Seen",
+    "check_expected",
     "check_link",
     "check_links",
+    "check_paths",
+    "check_standing",
     "confine",
     "digest_tree",
+    "enough_space",
     "inside",
+    "is_file",
+    "item_digest",
+    "join",
+    "known_items",
     "link_problem",
+    "local",
     "look",
+    "make_parents",
     "manifest_of",
     "partial_path",
+    "plan",
     "printable",
     "publish",
     "rename_new",
     "safe_name",
     "scan",
+    "shares",
     "shown",
     "sync_tree",
+    "to_the_second",
     "writing",
 ]

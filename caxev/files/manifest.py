@@ -7,7 +7,7 @@ manifests and keep them in the database under their own digest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from attrs import evolve, field, frozen, validators
@@ -16,7 +16,14 @@ from blake3 import blake3 as _blake3
 from caxev.files.paths import printable
 
 Kind: TypeAlias = Literal["file", "dir", "link"]
+Range: TypeAlias = tuple[int, int]
+"""Bytes of a file, from the first number on and up to the second."""
+
 KINDS: Final = ("file", "dir", "link")
+_MOST_PARTS: Final = 6 << 20  # bytes; those of a file of 768 GiB
+PART: Final = 4 << 20
+"""Bytes of a file that are checked, and brought again, alone; the last part may be shorter."""
+_LENGTH: Final = 32  # bytes of a BLAKE3 digest
 _EMPTY: Final = hashlib.sha512().hexdigest()
 _HOPS: Final = 40  # links in a row that the kernel follows
 
@@ -28,6 +35,9 @@ class Item:
     `path` is relative to the copy's root, ``/``-separated; ``b""`` is the copy itself where that is
     a single file. `size` is in bytes, 0 but for files. `blake3` (32 bytes) and `sha512` (64) are
     None where they were not computed. `target` is where a link points.
+
+    The `blake3` of a file of at most one `PART` is that of its content; that of a larger file is
+    taken over the BLAKE3 digests of its parts, which stand one after the other in `parts`.
     """
 
     path: bytes
@@ -36,11 +46,14 @@ class Item:
     blake3: bytes | None = None
     sha512: bytes | None = None
     target: bytes = b""
+    parts: bytes = b""
 
     def to_row(self) -> dict[str, Any]:
-        """As a document; what is empty is left out."""
+        """As a document; what is empty is left out, and parts that would not fit into one."""
         row: dict[str, Any] = {"path": self.path, "kind": self.kind}
-        for name in ("size", "blake3", "sha512", "target"):
+        if len(self.parts) > _MOST_PARTS:
+            return evolve(self, parts=b"").to_row()
+        for name in ("size", "blake3", "sha512", "target", "parts"):
             if getattr(self, name):
                 row[name] = getattr(self, name)
         return row
@@ -50,16 +63,52 @@ class Item:
         """The inverse of `to_row`."""
         return cls(**{name: row[name] for name in _FIELDS if row.get(name) is not None})
 
+    def wrong_in(self, found: Item) -> list[Range]:
+        """The bytes of this file that must be brought again where `found` stands in its place.
+
+        Of a file whose parts are known on both sides only the bad ones, those beyond its end
+        included; of any other the whole, unless both digests say the same.
+        """
+        if None not in (self.blake3, found.blake3) and self.same(found):
+            return []
+        wanted, there = self.part_digests(), found.part_digests()
+        if wanted is None or there is None:
+            return [(0, self.size)]
+        return wrong_ranges(self.size, wanted, there)
+
     def same(self, other: Item) -> bool:
         """Whether both say the same content; the SHA-512 is left out, as either may lack it."""
         return self._content == other._content
+
+    def part_digests(self) -> list[bytes] | None:
+        """The BLAKE3 of each part of this file; None where they are not known.
+
+        Nor are they where `parts` is not what `blake3` was taken over.
+        """
+        if self.blake3 is None:
+            return None
+        found = _cut(self.parts) if self.size > PART else [self.blake3] * (self.size > 0)
+        known = len(found) == -(-self.size // PART) and item_digest(found)[0] == self.blake3
+        return found if known else None
 
     @property
     def _content(self) -> tuple[object, ...]:
         return (self.kind, self.size, self.blake3, self.target)
 
 
-_FIELDS: Final = ("path", "kind", "size", "blake3", "sha512", "target")
+_FIELDS: Final = ("path", "kind", "size", "blake3", "sha512", "target", "parts")
+
+
+def item_digest(parts: Sequence[bytes]) -> tuple[bytes, bytes]:
+    """The `blake3` and the `parts` of a file, given the BLAKE3 of each of its parts in turn."""
+    joined = b"".join(parts)
+    if len(parts) == 1:
+        return joined, b""
+    return _blake3(joined).digest(), joined
+
+
+def _cut(parts: bytes) -> list[bytes]:
+    return [parts[at : at + _LENGTH] for at in range(0, len(parts), _LENGTH)]
 
 
 class Difference(NamedTuple):
@@ -73,6 +122,22 @@ class Difference(NamedTuple):
 
 
 _SAID: Final = {"missing": "is missing", "unexpected": "is unexpected", "differs": "differs"}
+
+
+def wrong_ranges(size: int, wanted: Sequence[bytes], found: Sequence[bytes]) -> list[Range]:
+    """The parts of a file of `size` bytes that are not in `found` as `wanted`, neighbours joined.
+
+    Both are the digests of parts in turn; `found` may have more or fewer.
+    """
+    ranges: list[Range] = []
+    for number, digest in enumerate(wanted):
+        if number < len(found) and found[number] == digest:
+            continue
+        start, stop = number * PART, min((number + 1) * PART, size)
+        if ranges and ranges[-1][1] == start:
+            start = ranges.pop()[0]
+        ranges.append((start, stop))
+    return ranges
 
 
 def _by_path(items: Iterable[Item]) -> tuple[Item, ...]:
@@ -107,7 +172,7 @@ class Manifest:
 
     def shape(self) -> Manifest:
         """The same without digests: what a look at the tree shows without reading the files."""
-        return Manifest(evolve(item, blake3=None, sha512=None) for item in self.items)
+        return Manifest(evolve(item, blake3=None, sha512=None, parts=b"") for item in self.items)
 
     def differences(self, other: Manifest) -> tuple[Difference, ...]:
         """How `other`, a copy, differs from this one, by path.

@@ -91,10 +91,13 @@ def publish(partial: str, final: str) -> None:
     """Bring all of `partial` to the disk and rename it to `final`, replacing nothing.
 
     Where `final` is there and `partial` is not, an earlier attempt was killed after the rename:
-    that counts as done. Raises FileExistsError where both are there, FileNotFoundError where
-    neither is, OSError where the disk fails. Killed at any point, it can be called again.
+    that counts as done, and so it does where both name the same file. Raises FileExistsError where
+    two are there, FileNotFoundError where neither is, OSError where the disk fails. Killed at any
+    point, it can be called again.
     """
-    if os.path.lexists(partial):
+    if _are_one(partial, final):
+        os.unlink(partial)
+    elif os.path.lexists(partial):
         crash.point("files.sync")
         sync_tree(partial)
         crash.point("files.sync")
@@ -104,6 +107,49 @@ def publish(partial: str, final: str) -> None:
     elif not os.path.lexists(final):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), partial)
     _fsync(os.path.dirname(final))
+
+
+def withdraw(final: str, partial: str) -> None:
+    """Take its name from the copy at `final`: it is a partial again. The inverse of `publish`.
+
+    Raises `Retry` where a process holds it, FileExistsError where there is another partial,
+    OSError where the disk fails.
+    """
+    with _holding(final):
+        crash.point("files.withdraw.rename")
+        rename_new(final, partial)
+        crash.point("files.withdraw.rename")
+
+
+def end_rename(partial: str, final: str) -> None:
+    """Take away `partial` where `final` names the same file: a rename in two steps was cut off.
+
+    Raises `Retry` where its process still lives, OSError where the disk fails.
+    """
+    if _are_one(partial, final):
+        with _holding(partial):
+            if _are_one(partial, final):
+                os.unlink(partial)
+                _fsync(os.path.dirname(final))
+
+
+@contextmanager
+def _holding(path: str) -> Iterator[None]:
+    """Hold the only right to write what is at `path`, whichever of its names that is."""
+    flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR
+    descriptor = os.open(path, flags | os.O_NOFOLLOW)
+    try:
+        _lock(descriptor, path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _are_one(one: str, other: str) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except FileNotFoundError:
+        return False
 
 
 def sync_tree(root: str) -> None:
@@ -166,4 +212,5 @@ def _rename_new_portably(old: str, new: str) -> None:
         os.rename(old, new)
     else:
         os.link(old, new, follow_symlinks=False)
+        crash.point("files.link")
         os.unlink(old)

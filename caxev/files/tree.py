@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import frozen
 
-from caxev.files.manifest import Item, Kind, Manifest
+from caxev.files.manifest import KINDS, Item, Kind, Manifest
 from caxev.files.paths import check_link, printable
 from caxev.job import GiveUp, Retry
 
@@ -71,6 +71,22 @@ def check_links(found: Iterable[Seen]) -> None:
             check_link(seen.path, seen.target)
 
 
+def check_paths(found: Sequence[Seen]) -> None:
+    """Raise `GiveUp` for a listing from elsewhere that is not of one tree.
+
+    Such has a path that leads out, a path twice, an unknown kind, or a link that leads out.
+    """
+    alone = len(found) == 1 and found[0].path == b"" and found[0].kind == "file"
+    for seen in found:
+        parts = seen.path.split(b"/")
+        plain = b"\0" not in seen.path and not {b"", b".", b".."} & {*parts}
+        if not (plain or alone) or seen.kind not in KINDS or seen.size < 0:
+            raise GiveUp(f"the impossible name {printable(seen.path)} ({seen.kind}) was listed")
+    if len({seen.path for seen in found}) < len(found):
+        raise GiveUp("the same name was listed twice")
+    check_links(found)
+
+
 def shown(path: str) -> str:
     """A path of this machine in a message."""
     return printable(os.fsencode(path))
@@ -87,9 +103,10 @@ def _walk(top: bytes) -> Iterator[Seen]:
 
 def _directory(top: bytes, path: bytes) -> list[Seen]:
     full = os.path.join(top, path)
+    above = path + b"/" if path else b""
     try:
         with os.scandir(full) as entries:
-            return [_seen(os.path.join(path, entry.name), entry) for entry in entries]
+            return [_seen(above + entry.name, entry) for entry in entries]
     except FileNotFoundError as exc:
         raise Retry(f"{printable(full)} changed while it was read") from exc
     except OSError as exc:

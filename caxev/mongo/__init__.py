@@ -19,10 +19,21 @@ from caxev.mongo.client import (
 )
 from caxev.mongo.database import Database, Ingest, Looked
 from caxev.mongo.runs import Selection
-from caxev.mongo.store import Gap, Position, Request, SiteRecord, Tenure
+from caxev.mongo.store import (
+    OLDEST_FIRST,
+    URGENT_FIRST,
+    Gap,
+    Order,
+    Position,
+    Request,
+    SiteRecord,
+    Tenure,
+)
 from caxev.mongo.stream import Batch, Stream
 
 __all__ = [
+    "OLDEST_FIRST",
+    "URGENT_FIRST",
     "Batch",
     "Database",
     "DatabaseError",
@@ -32,6 +43,7 @@ __all__ = [
     "Ingest",
     "Looked",
     "NotReplicaSet",
+    "Order",
     "Position",
     "Refused",
     "Request",

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
+import trio
 from attrs import Factory, define, field
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
@@ -33,8 +42,10 @@ from caxev.mongo.client import (
 )
 from caxev.mongo.runs import LOOK_PROJECTION, Selection, write_of
 from caxev.mongo.store import (
+    OLDEST_FIRST,
     Collection,
     Gap,
+    Order,
     Position,
     Request,
     SiteRecord,
@@ -44,10 +55,12 @@ from caxev.mongo.store import (
     position_fields,
     run_slots,
 )
-from caxev.mongo.stream import AWAIT, Batch, Stream, is_usable
+from caxev.mongo.stream import AWAIT, Batch, Following, Stream, is_usable
 
 T = TypeVar("T")
 PAGE: Final = 1000
+_CLOSING: Final = 2.0
+"""Seconds that closing a stream may take."""
 
 
 FEW: Final = 16
@@ -68,12 +81,14 @@ class Ingest:
     """What one batch of changes leads to; written in one transaction.
 
     `runs` are those that were read whole; they are not written but passed on with the debts.
+    `priorities` are those of runs whose tags changed them, for the debts that stand already.
     """
 
     looks: Mapping[RunId, Look | None]
     debts: Sequence[Debt] = ()
     position: Position | None = None
     runs: Mapping[RunId, Run] = Factory(dict)
+    priorities: Mapping[RunId, int] = Factory(dict)
 
 
 class _ClaimGone(Exception):
@@ -275,7 +290,8 @@ class Database:
     ) -> Looked:
         if not runs:  # an idle stream's empty batches must not become queries
             return Looked({}, {}, {})
-        last = {run: dict(known[run]) for run in runs if run in known}
+        # `known` is the caller's, who may change it meanwhile, in another thread.
+        last = {run: dict(look) for run in runs if (look := known.get(run)) is not None}
         unknown = [run for run in runs if run not in last]
         # Few runs are read whole, so that their handlers can start without another question.
         few = len(runs) <= FEW
@@ -297,6 +313,8 @@ class Database:
         async def write(session: AsyncClientSession) -> None:
             point("mongo.ingest.begin")
             position = {} if ingest.position is None else position_fields(ingest.position, now)
+            for run, priority in ingest.priorities.items():
+                await self._store.set_priority(tenure.site, run, priority, session)
             await self._store.ingest(tenure, ingest.looks, ingest.debts, position, session)
             point("mongo.ingest.commit")
 
@@ -339,10 +357,21 @@ class Database:
         return await self._call(self._store.standing, slots)
 
     async def due(
-        self, site: str, lane: str, now: datetime, limit: int, since: datetime | None = None
+        self,
+        site: str,
+        lane: str,
+        now: datetime,
+        limit: int,
+        *,
+        since: datetime | None = None,
+        order: Order = OLDEST_FIRST,
     ) -> list[Debt]:
-        """Return debts of a lane that are due and unclaimed, oldest first; see `Store.due`."""
-        return await self._call(self._store.due, site, lane, now, limit, since)
+        """Return debts of a lane that are due and unclaimed, in that order; see `Store.due`."""
+
+        async def due() -> list[Debt]:
+            return await self._store.due(site, lane, now, limit, since=since, order=order)
+
+        return await self._call(due)
 
     async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
         """Return when a lane's next debt falls due after `now`."""
@@ -356,9 +385,13 @@ class Database:
         """Claim open debts in one write; return those that were still as given."""
         return await self._call(self._store.claim, debts, epoch)
 
-    async def free_claims(self, tenure: Tenure, running: Callable[[], Container[str]]) -> int:
-        """Open what stands as claimed and nobody runs; see `Store.free_claims`."""
-        return await self._call(self._store.free_claims, tenure, running)
+    async def claims(self, tenure: Tenure) -> list[Document]:
+        """Return what the site has claimed; see `Store.claims`."""
+        return await self._call(self._store.claims, tenure)
+
+    async def free(self, claims: Sequence[Document]) -> int:
+        """Open claims again; see `Store.free`."""
+        return await self._call(self._store.free, claims)
 
     async def settle(self, debts: Sequence[Debt], epoch: int) -> tuple[int, int]:
         """Settle debts in one write: how many counted, and how many had been renewed."""
@@ -463,6 +496,18 @@ class Database:
 
         return await self._call(debts)
 
+    async def moving(self, sites: Iterable[str]) -> list[tuple[Debt, Document]]:
+        """Return the claimed debts of these sites that say how far they are."""
+        # By the index of what is claimed.
+        claimed = {"site": {"$in": list(sites)}, "epoch": {"$exists": True}}
+        query = {**claimed, "state": "running", "progress": {"$exists": True}}
+
+        async def moving() -> list[tuple[Debt, Document]]:
+            documents = await self._store.ledger.find(query).to_list(None)
+            return [(debt_from(document), document) for document in documents]
+
+        return await self._call(moving)
+
     async def tally(self, site: str | None = None) -> dict[str, dict[str, int]]:
         """Return, for each site, how many debts stand in each state."""
 
@@ -511,6 +556,27 @@ class Database:
             return {doc["_id"]: Run.from_document(doc) for doc in await cursor.to_list(None)}
 
         return await self._call(runs)
+
+    @asynccontextmanager
+    async def follow(
+        self, run: RunId, sites: Sequence[str]
+    ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Follow a run and what these sites owe it: a function that waits for the next change.
+
+        What changes after the block was entered is not missed: look first, then wait. Cancelling
+        the wait ends the stream, and so does any error.
+        """
+        which: list[Document] = [{"ns.coll": self._runs.name, "documentKey._id": run}]
+        for site in sites:
+            slots = run_slots(site, run)["_id"]
+            which.append({"ns.coll": self._store.ledger.name, "documentKey._id": slots})
+        following = Following(self._client[self.settings.database], which)
+        await self._call(following.open)
+        try:
+            yield lambda: self._call(following.changed)
+        finally:
+            with trio.move_on_after(_CLOSING, shield=True):
+                await self._call(following.close)
 
     async def select(self, selection: Selection, now: datetime, limit: int = 0) -> list[Run]:
         """Read the runs that are meant, in the order of their numbers; 0: no limit."""

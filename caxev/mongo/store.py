@@ -15,20 +15,28 @@ the process stands in the filter of every write, so a deposed process can record
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from attrs import frozen
 from bson.timestamp import Timestamp
-from pymongo import ASCENDING, IndexModel, ReturnDocument, UpdateOne
+from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import AutoReconnect, OperationFailure
 
 from caxev.crash import point
-from caxev.ledger import Debt, State, aspect_from, aspect_row, interrupt, slot_prefix
+from caxev.ledger import (
+    NEWEST_FIRST,
+    Debt,
+    State,
+    aspect_from,
+    aspect_row,
+    interrupt,
+    slot_prefix,
+)
 from caxev.model import Aspect, Look, RunId
 from caxev.mongo.client import Deposed, Document
 
@@ -111,6 +119,11 @@ class Request:
     id: Any = None
 
 
+Order = Sequence[tuple[str, int]]
+OLDEST_FIRST: Final[Order] = (("due", ASCENDING),)
+URGENT_FIRST: Final[Order] = (("priority", DESCENDING), ("mark", DESCENDING))
+"""By priority, then newest first: the order of `NEWEST_FIRST` lanes."""
+
 GAPS_KEPT: Final = 20
 _SITE: Final = "site"
 _ACTIVE: Final = {"$gt": ["$expires", "$$NOW"]}
@@ -150,6 +163,7 @@ class Store:
                     name="failed",
                     partialFilterExpression={"state": State.FAILED.value},
                 ),
+                *map(_newest_first, sorted(NEWEST_FIRST)),
             ]
         )
         await self.requests.create_indexes([IndexModel([("site", ASCENDING)], name="site")])
@@ -304,18 +318,31 @@ class Store:
             found |= {row["_id"]: _debt(row) for row in await cursor.to_list(None)}
         return found
 
+    async def set_priority(self, site: str, run: RunId, priority: int, session: Session) -> None:
+        """Give all debts of a run this priority."""
+        change = {"$set": {"priority": priority}}
+        await self.ledger.update_many(run_slots(site, run), change, session=session)
+
     async def due(
-        self, site: str, lane: str, now: datetime, limit: int, since: datetime | None = None
+        self,
+        site: str,
+        lane: str,
+        now: datetime,
+        limit: int,
+        *,
+        since: datetime | None = None,
+        order: Order = OLDEST_FIRST,
     ) -> list[Debt]:
-        """Return up to `limit` debts of a lane that are due and unclaimed, oldest first.
+        """Return up to `limit` debts of a lane that are due and unclaimed, in that order.
 
         `since` passes by what fell due before: the index keeps the places of what was paid lately
-        for some minutes, and reading over them takes time.
+        for some minutes, and reading over them takes time. By priority, debts that were recorded
+        without one come last.
         """
         query: Document = {"site": site, "lane": lane, "state": State.OPEN.value}
         query["due"] = {"$lte": now} if since is None else {"$lte": now, "$gte": since}
         query["epoch"] = {"$exists": False}
-        cursor = self.ledger.find(query).sort("due", ASCENDING).limit(limit)
+        cursor = self.ledger.find(query).sort(order).limit(limit)
         return [_debt(document) for document in await cursor.to_list(None)]
 
     async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
@@ -358,19 +385,17 @@ class Store:
                 await self.ledger.update_many(late, _FREED)
                 raise Deposed(f"another process has taken over {site}")
 
-    async def free_claims(self, tenure: Tenure, running: Callable[[], Container[str]]) -> int:
-        """Open what this process or a former one has claimed and nobody runs; how many.
-
-        `running` gives the slots that this process runs. It is asked once the claims are read, and
-        nothing may be claimed from the database meanwhile.
-        """
+    async def claims(self, tenure: Tenure) -> list[Document]:
+        """Return what this process or a former one has claimed: slot, mark and epoch of each."""
         query = {"site": tenure.site, "epoch": {"$lte": tenure.epoch}}
-        claimed = await self.ledger.find(query, {"mark": 1, "epoch": 1}).to_list(None)
-        here = running()
-        # The mark: a new debt in that slot is claimed as it is recorded.
-        writes = [UpdateOne(row, _FREED) for row in claimed if row["_id"] not in here]
-        if not writes:
+        return await self.ledger.find(query, {"mark": 1, "epoch": 1}).to_list(None)
+
+    async def free(self, claims: Sequence[Document]) -> int:
+        """Open these claims again, where they still stand; how many."""
+        if not claims:
             return 0
+        # The mark: a new debt in that slot is claimed as it is recorded.
+        writes = [UpdateOne(claim, _FREED) for claim in claims]
         return (await self.ledger.bulk_write(writes, ordered=False)).matched_count
 
     async def settle(
@@ -471,7 +496,7 @@ class Store:
         """Keep a manifest's items under its digest, in parts that fit into a document."""
         if await self.manifests.find_one({"_id": {"m": digest, "last": True}}, {"_id": 1}):
             return
-        parts = [rows[i : i + _PART] for i in range(0, len(rows), _PART)] or [[]]
+        parts = list(_in_parts(rows))
         for number, part in enumerate(parts):
             # The part that is marked last is written last: its presence means all are there.
             last = number == len(parts) - 1
@@ -488,8 +513,22 @@ class Store:
         return [item for part in parts for item in part["items"]]
 
 
-_PART: Final = 3000
-"""Items in a part: as many as fit into a document where each path is as long as a path can be."""
+_PART: Final = 8 << 20
+"""Bytes of a manifest's items in one document, about; the largest item is about as large."""
+
+
+def _in_parts(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    part: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        part.append(row)
+        size += 256 + sum(len(value) for value in row.values() if isinstance(value, bytes))
+        if size >= _PART:
+            yield part
+            part, size = [], 0
+    yield part
+
+
 _SITE_FIELDS: Final = dict.fromkeys(
     (
         "epoch",
@@ -504,6 +543,16 @@ _SITE_FIELDS: Final = dict.fromkeys(
     ),
     1,
 )
+
+
+def _newest_first(lane: str) -> IndexModel:
+    """Return the index in a lane's order; `due` is in it so that what is not due costs no read.
+
+    One for each such lane: the debts of all others are spared the upkeep.
+    """
+    keys = [("site", ASCENDING), ("lane", ASCENDING), *URGENT_FIRST, ("due", ASCENDING)]
+    only = {"state": State.OPEN.value, "lane": lane}
+    return IndexModel(keys, name=f"newest_{lane}", partialFilterExpression=only)
 
 
 def _upsert(key: Any, change: Document) -> Document:
@@ -581,6 +630,7 @@ def _renewal(debt: Debt) -> Document:
         "attempts": 0,
         "interrupted": 0,
         "note": debt.note,
+        "priority": debt.priority,
     }
     if debt.epoch is not None:  # born claimed
         fields["epoch"] = debt.epoch
@@ -640,6 +690,7 @@ def _debt(document: Document) -> Debt:
         interrupted=document.get("interrupted", 0),
         note=document.get("note", ""),
         started=document.get("started"),
+        priority=document.get("priority", 0),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from attrs import frozen
 from bson import Int64
 from loguru import logger
+from pymongo.asynchronous.change_stream import AsyncDatabaseChangeStream
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
@@ -140,6 +141,36 @@ class Stream:
         if self._session is not None:
             await self._session.end_session()
             self._session = None
+
+
+class Following:
+    """Whether a run, or one of its debts, changes. All methods are asyncio functions."""
+
+    def __init__(self, database: AsyncDatabase[Document], which: Sequence[Document]) -> None:
+        self._database = database
+        self._pipeline: list[Document] = [
+            {"$match": {"$or": list(which)}},
+            {"$project": {"operationType": 1}},
+        ]
+        self._stream: AsyncDatabaseChangeStream[Document] | None = None
+
+    async def open(self) -> None:
+        """Begin: what changes from now on is told."""
+        wait = int(AWAIT * 1000)
+        self._stream = await self._database.watch(self._pipeline, max_await_time_ms=wait)
+
+    async def changed(self) -> None:
+        """Wait until something has changed since the last call, or since `open`."""
+        assert self._stream is not None
+        try:
+            await self._stream.next()
+        except StopAsyncIteration:
+            raise HistoryLost("the database was dropped") from None
+
+    async def close(self) -> None:
+        """End the stream."""
+        if self._stream is not None:
+            await self._stream.close()
 
 
 def is_usable(run: Any) -> bool:

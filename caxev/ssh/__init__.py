@@ -4,23 +4,25 @@
 raise `caxev.job.Retry` and `GiveUp` only.
 """
 
-from caxev.ssh.endpoint import Endpoint
+from caxev.ssh.endpoint import Endpoint, pinned_known_hosts
 from caxev.ssh.mover import check, pull, push, remote_manifest
-from caxev.ssh.plan import Moved, Piece, Plan, Transfer, plan
-from caxev.ssh.sites import SERVED, endpoint_of, transfer_between
+from caxev.ssh.plan import STREAMS, Transfer
+from caxev.ssh.sites import endpoint_of
+from caxev.ssh.tree import Landing, land_there, look_there, only_pusher, publish_there
 
 __all__ = [
-    "SERVED",
+    "STREAMS",
     "Endpoint",
-    "Moved",
-    "Piece",
-    "Plan",
+    "Landing",
     "Transfer",
     "check",
     "endpoint_of",
-    "plan",
+    "land_there",
+    "look_there",
+    "only_pusher",
+    "pinned_known_hosts",
+    "publish_there",
     "pull",
     "push",
     "remote_manifest",
-    "transfer_between",
 ]

@@ -7,25 +7,22 @@ Memory is bounded by structure: `_BIG_AT_ONCE` files with a window of blocks on 
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from itertools import cycle
 from typing import Final, Protocol, TypeVar
 
 import asyncssh
-from asyncssh import FXF_CREAT, FXF_READ, FXF_TRUNC, FXF_WRITE, SFTPAttrs, SFTPClientFile
+from asyncssh import FXF_CREAT, FXF_READ, FXF_WRITE, SFTPAttrs, SFTPClientFile
 from attrs import define, field
-from blake3 import blake3
 
-from caxev.files import FILE_MODE, Report, Seen, printable
+from caxev.files import FILE_MODE, PartDigest, Piece, Report, local, printable
 from caxev.job import Retry
-from caxev.ssh.endpoint import Endpoint, sftp_session
-from caxev.ssh.plan import BLOCK, Piece, Plan
+from caxev.ssh.plan import BLOCK
 from caxev.ssh.remote import GONE, Remote, cancelled, each
 
 T = TypeVar("T")
@@ -36,22 +33,7 @@ _BATCH: Final = 8  # blocks handed to a thread at once
 _BIG_AT_ONCE: Final = 2
 _SMALL_AT_ONCE: Final = 48
 _REPORT_EVERY: Final = 0.2  # seconds
-_STREAM_WORTH: Final = 64 << 20  # bytes that make one more connection worth its set-up
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _SECOND: Final = 1_000_000_000
-
-
-@contextmanager
-def local(path: bytes, doing: str) -> Iterator[None]:
-    """Turn what this machine's disk raises into `Retry`, naming the path."""
-    try:
-        yield
-    except FileNotFoundError as exc:
-        raise Retry(f"{printable(path)} vanished meanwhile") from exc
-    except OSError as exc:
-        if exc.errno in _FULL:
-            raise Retry(f"disk full at {printable(path)}: {exc.strerror}") from exc
-        raise Retry(f"cannot {doing} {printable(path)}: {exc.strerror}") from exc
 
 
 @define
@@ -73,25 +55,63 @@ class Progress:
             self._last = now
             self.report(self.done, self.total)
 
+    def share(self) -> Report:
+        """A report for another process that moves some of it."""
+        before = 0
+
+        def report(done: int, _total: int) -> None:
+            nonlocal before
+            self.add(done - before)
+            before = done
+
+        return report
+
+
+@define
+class Pace:
+    """Keeps what is moved to so many bytes a second; None: as fast as it goes."""
+
+    rate: float | None = None
+    _free_at: float = 0.0
+
+    async def take(self, count: int) -> None:
+        """Wait until so many bytes more may be moved."""
+        if self.rate is not None:
+            now = time.monotonic()
+            wait = self._free_at - now
+            self._free_at = max(now, self._free_at) + count / self.rate
+            if wait > 0:
+                await asyncio.sleep(wait)
+
 
 @define
 class Lanes:
-    """The sessions that a transfer uses, and the threads that do what would block the loop."""
+    """The sessions that one process uses, and the threads that do what would block its loop.
+
+    With `finishing`, a file whose end was sent is given its time and brought to the disk over SFTP.
+    `large` is the number of large stretches to move.
+    """
 
     remotes: Sequence[Remote]
     threads: ThreadPoolExecutor
+    pace: Pace = field(factory=Pace)
+    finishing: bool = True
+    large: int = 0
     _turn: int = 0
 
     @property
     def first(self) -> Remote:
         return self.remotes[0]
 
-    def of(self, size: int) -> Sequence[Remote]:
-        """Those to use for a file of this size: all for a large one, else one in turn."""
-        if size > UNSURE:
-            return self.remotes
+    def of(self, piece: Piece) -> Sequence[Remote]:
+        """Those to use for this stretch: some where there are more than large stretches, else one.
+
+        Each has its turn.
+        """
+        count = len(self.remotes) // max(1, self.large) if piece.left > UNSURE else 1
         self._turn += 1
-        return [self.remotes[self._turn % len(self.remotes)]]
+        turned = [*self.remotes[self._turn % len(self.remotes) :], *self.remotes]
+        return turned[: max(1, count)]
 
     async def thread(self, function: Callable[..., T], *args: object) -> T:
         """Run `function` in a thread. It is waited for even where we are cancelled meanwhile."""
@@ -103,37 +123,16 @@ class Lanes:
             raise
 
 
-@asynccontextmanager
-async def lanes_for(
-    first: Remote, todo: Plan, nstreams: int, threads: ThreadPoolExecutor
-) -> AsyncIterator[Lanes]:
-    """The sessions for this much work: `first`, and as many more as are worth it."""
-    more = max(0, min(nstreams - 1, todo.left // _STREAM_WORTH))
-    async with AsyncExitStack() as stack:
-        opening = [
-            asyncio.create_task(stack.enter_async_context(_session(first.endpoint)))
-            for _ in range(more)
-        ]
-        try:
-            others = await asyncio.gather(*opening)
-        finally:
-            await cancelled(opening)
-        yield Lanes([first, *others], threads)
-
-
-@asynccontextmanager
-async def _session(endpoint: Endpoint) -> AsyncIterator[Remote]:
-    async with sftp_session(endpoint) as sftp:
-        yield Remote(endpoint, sftp)
-
-
-async def move_all(pieces: Iterable[Piece], move: Callable[[Piece], Awaitable[None]]) -> None:
+async def move_all(
+    lanes: Lanes, pieces: Iterable[Piece], move: Callable[[Piece], Awaitable[None]]
+) -> None:
     """Move every piece: a few large ones at a time, and many small ones beside them."""
     pieces = list(pieces)
     big = [piece for piece in pieces if piece.left > BLOCK]
     small = [piece for piece in pieces if piece.left <= BLOCK]
+    lanes.large = len(big)
     tasks = [
-        asyncio.create_task(each(move, big, _BIG_AT_ONCE)),
+        asyncio.create_task(each(move, big, max(_BIG_AT_ONCE, len(lanes.remotes)))),
         asyncio.create_task(each(move, small, _SMALL_AT_ONCE)),
     ]
     try:
@@ -145,7 +144,9 @@ async def move_all(pieces: Iterable[Piece], move: Callable[[Piece], Awaitable[No
 class Sink(Protocol):
     """Where the blocks of one file go, in their order. Called in threads, one call at a time."""
 
-    def put(self, blocks: Sequence[bytes], *, last: bool) -> None: ...
+    digest: PartDigest
+
+    def put(self, blocks: Sequence[bytes]) -> None: ...
     def close(self) -> None: ...
 
 
@@ -153,11 +154,10 @@ class Sink(Protocol):
 class DigestSink:
     """Takes the BLAKE3 of what passes and keeps nothing."""
 
-    digest: blake3 = field(factory=blake3)
+    digest: PartDigest = field(factory=PartDigest)
 
-    def put(self, blocks: Sequence[bytes], *, last: bool) -> None:
+    def put(self, blocks: Sequence[bytes]) -> None:
         """Take the next blocks."""
-        del last
         for block in blocks:
             self.digest.update(block)
 
@@ -167,35 +167,30 @@ class DigestSink:
 
 @define
 class FileSink:
-    """Writes one file of a partial, from `piece.start` on, and takes the BLAKE3 of what passes.
+    """Writes one stretch of a file of a partial, and takes the BLAKE3 of its parts as they pass.
 
-    Blocks are written in their order, so a file that was cut off is right as far as it goes.
-    Its time and mode are set when it is whole. Raises `Retry`.
+    Blocks are written in their order, so a stretch that was cut off is right as far as it goes.
+    Raises `Retry`.
     """
 
     path: bytes
     piece: Piece
-    digest: blake3 = field(factory=blake3)
+    digest: PartDigest = field(factory=PartDigest)
     _descriptor: int = -1
 
-    def put(self, blocks: Sequence[bytes], *, last: bool) -> None:
-        """Write the next blocks; with `last`, finish the file."""
+    def put(self, blocks: Sequence[bytes]) -> None:
+        """Write the next blocks."""
         with local(self.path, "write"):
             if self._descriptor < 0:
                 self._open()
             for block in blocks:
                 self._write(block)
-            if last:
-                os.fchmod(self._descriptor, FILE_MODE)
-                os.utime(self._descriptor, ns=(self.piece.file.mtime_ns,) * 2)
-                self.close()
         for block in blocks:
             self.digest.update(block)
 
     def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor = os.open(self.path, flags, FILE_MODE)
-        os.ftruncate(self._descriptor, self.piece.start)
         os.lseek(self._descriptor, self.piece.start, os.SEEK_SET)
 
     def _write(self, block: bytes) -> None:
@@ -212,14 +207,14 @@ class FileSink:
 
 @define
 class FileSource:
-    """Reads one file that is to be sent, from `piece.start` on, and takes its BLAKE3.
+    """Reads a stretch of a file that is to be sent, and takes the BLAKE3 of its parts.
 
     Raises `Retry` where it is no longer what it was when the tree was looked at.
     """
 
     path: bytes
     piece: Piece
-    digest: blake3 = field(factory=blake3)
+    digest: PartDigest = field(factory=PartDigest)
     _descriptor: int = -1
     _at: int = -1
     _done: bool = False
@@ -232,7 +227,7 @@ class FileSource:
             if self._descriptor < 0:
                 self._open()
             blocks = [block for _ in range(count) if (block := self._read())]
-            if self._at == self.piece.file.size:
+            if self._at == self.piece.stop:
                 self._check()
                 self.close()
                 self._done = True
@@ -247,8 +242,8 @@ class FileSource:
         self._check()
 
     def _read(self) -> bytes:
-        block = os.pread(self._descriptor, min(BLOCK, self.piece.file.size - self._at), self._at)
-        if not block and self._at < self.piece.file.size:
+        block = os.pread(self._descriptor, min(BLOCK, self.piece.stop - self._at), self._at)
+        if not block and self._at < self.piece.stop:
             raise changed(printable(self.path))
         self._at += len(block)
         return block
@@ -272,10 +267,10 @@ def changed(shown: str) -> Retry:
 
 
 async def fetch(lanes: Lanes, path: bytes, piece: Piece, sink: Sink, progress: Progress) -> None:
-    """Read the file at `path` there into `sink`, from `piece.start` on."""
+    """Read a stretch of the file at `path` there into `sink`."""
     try:
         if piece.left == 0:
-            await lanes.thread(_put, sink, [], True)
+            await lanes.thread(sink.put, [])
         else:
             await _fetch(lanes, path, piece, sink, progress)
     except GONE as exc:
@@ -286,7 +281,7 @@ async def fetch(lanes: Lanes, path: bytes, piece: Piece, sink: Sink, progress: P
 
 async def _fetch(lanes: Lanes, path: bytes, piece: Piece, sink: Sink, progress: Progress) -> None:
     shown = lanes.first.shown(path)
-    async with _opened(lanes.of(piece.left), path, FXF_READ) as files:
+    async with _opened(lanes.of(piece), path, FXF_READ) as files:
         turn = cycle(files)
         ranges = iter(_ranges(piece))
         window: deque[asyncio.Task[bytes]] = deque()
@@ -294,11 +289,12 @@ async def _fetch(lanes: Lanes, path: bytes, piece: Piece, sink: Sink, progress: 
         try:
             while True:
                 while len(window) < WINDOW * len(files) and (block := next(ranges, None)):
+                    await lanes.pace.take(block[1])
                     window.append(asyncio.create_task(_read(next(turn), *block, shown)))
                 if window:
                     batch.append(await window.popleft())
                 if len(batch) >= _BATCH or not window:
-                    await lanes.thread(_put, sink, batch, not window)
+                    await lanes.thread(sink.put, batch)
                     progress.add(sum(map(len, batch)))
                     batch = []
                 if not window:
@@ -307,13 +303,8 @@ async def _fetch(lanes: Lanes, path: bytes, piece: Piece, sink: Sink, progress: 
             await cancelled(window)
 
 
-def _put(sink: Sink, blocks: Sequence[bytes], last: bool) -> None:
-    sink.put(blocks, last=last)
-
-
 def _ranges(piece: Piece) -> Iterable[tuple[int, int]]:
-    size = piece.file.size
-    return ((at, min(BLOCK, size - at)) for at in range(piece.start, size, BLOCK))
+    return ((at, min(BLOCK, piece.stop - at)) for at in range(piece.start, piece.stop, BLOCK))
 
 
 async def _read(file: SFTPClientFile, offset: int, length: int, shown: str) -> bytes:
@@ -336,7 +327,7 @@ async def _read_some(file: SFTPClientFile, length: int, offset: int) -> bytes:
 async def send(
     lanes: Lanes, path: bytes, piece: Piece, source: FileSource, progress: Progress
 ) -> None:
-    """Write `source` to the file at `path` there, from `piece.start` on, to the disk."""
+    """Write `source` to its stretch of the file at `path` there."""
     try:
         await _send(lanes, path, piece, source, progress)
     except asyncssh.SFTPNoSpaceOnFilesystem as exc:
@@ -358,18 +349,16 @@ async def _failure(remote: Remote, path: bytes, exc: asyncssh.SFTPFailure) -> Re
 async def _send(
     lanes: Lanes, path: bytes, piece: Piece, source: FileSource, progress: Progress
 ) -> None:
-    flags = FXF_WRITE | FXF_CREAT | (0 if piece.start else FXF_TRUNC)
-    async with _opened(lanes.of(piece.left), path, flags) as files:
-        if piece.start:
-            await files[0].setstat(SFTPAttrs(size=piece.start))
+    async with _opened(lanes.of(piece), path, FXF_WRITE | FXF_CREAT) as files:
         if piece.left > BLOCK:
             await _send_blocks(lanes, files, source, progress)
-            await asyncio.gather(*_finishing(files[0], piece.file))
+            await asyncio.gather(*_finishing(lanes, files[0], piece))
         else:
+            await lanes.pace.take(piece.left)
             blocks = await lanes.thread(source.get, 1)
             # A session is served in order, so nothing here needs to wait for what is before it.
             writes = [files[0].write(block, piece.start) for block in blocks]
-            await asyncio.gather(*writes, *_finishing(files[0], piece.file))
+            await asyncio.gather(*writes, *_finishing(lanes, files[0], piece))
             progress.add(piece.left)
 
 
@@ -386,6 +375,7 @@ async def _send_blocks(
     try:
         while blocks := await lanes.thread(source.get, _BATCH):
             for block in blocks:
+                await lanes.pace.take(len(block))
                 if len(window) >= WINDOW * len(files):
                     progress.add(await window.popleft())
                 window.append(asyncio.create_task(next(turn).write(block, at)))
@@ -396,8 +386,10 @@ async def _send_blocks(
         await cancelled(window)
 
 
-def _finishing(file: SFTPClientFile, seen: Seen) -> list[Awaitable[None]]:
-    when = seen.mtime_ns // _SECOND
+def _finishing(lanes: Lanes, file: SFTPClientFile, piece: Piece) -> list[Awaitable[None]]:
+    if not lanes.finishing or piece.stop < piece.file.size:
+        return []
+    when = piece.file.mtime_ns // _SECOND
     attrs = SFTPAttrs(permissions=FILE_MODE, atime=when, mtime=when)
     return [file.setstat(attrs), _fsync(file)]
 
@@ -413,12 +405,16 @@ async def _fsync(file: SFTPClientFile) -> None:
 async def _opened(
     remotes: Sequence[Remote], path: bytes, flags: int
 ) -> AsyncIterator[list[SFTPClientFile]]:
-    """The file, open in each of these sessions; the first may create it."""
-    files: list[SFTPClientFile] = []
+    """The file, open in each of these sessions."""
+    opening = [
+        remote.sftp.open(path, flags, _NEW, block_size=None, encoding=None) for remote in remotes
+    ]
+    others = await asyncio.gather(*opening, return_exceptions=True)
+    files = [file for file in others if not isinstance(file, BaseException)]
     try:
-        for remote in remotes:
-            files.append(await remote.sftp.open(path, flags, _NEW, block_size=None, encoding=None))
-            flags &= ~(FXF_CREAT | FXF_TRUNC)
+        for failed in others:
+            if isinstance(failed, BaseException):
+                raise failed
         yield files
     finally:
         await asyncio.gather(*(file.close() for file in files), return_exceptions=True)

@@ -42,6 +42,8 @@ _HOST_KEYS: Final = (
 )
 _SIGNATURES: Final = (*_HOST_KEYS, "sk-ssh-ed25519@openssh.com")
 _KEEPALIVE: Final = 15.0  # seconds; four unanswered ones and the connection is lost
+_RECEIVE_WINDOW: Final = 16 << 20  # bytes, on each channel
+_PACKET: Final = 224 << 10  # bytes; OpenSSH takes up to 256 KiB with all that is around them
 _FAREWELL: Final = 5.0  # seconds
 _KNOWN_HOSTS: Final = "~/.ssh/known_hosts"
 
@@ -131,6 +133,9 @@ def _options(endpoint: Endpoint) -> dict[str, Any]:
         "connect_timeout": endpoint.connect_timeout,
         "login_timeout": endpoint.connect_timeout,
         "keepalive_interval": _KEEPALIVE,
+        # What comes is cheapest in few large packets, and a far server may send much ahead.
+        "window": _RECEIVE_WINDOW,
+        "max_pktsize": _PACKET,
         **_host_key_options(endpoint),
     }
     if endpoint.username is not None:
@@ -151,6 +156,33 @@ def _host_key_options(endpoint: Endpoint) -> dict[str, Any]:
         "server_host_key_algs": _HOST_KEYS,
         "client_factory": lambda: _Pinned(pin),
     }
+
+
+def pinned_known_hosts(endpoint: Endpoint) -> str:
+    """The line of a known_hosts file that says the pinned key of `endpoint`: host, type and key.
+
+    For programs that know no fingerprints. The server is asked for its key, which is believed only
+    where its fingerprint is the pinned one; else raises as `connected` does.
+    """
+    return asyncio.run(_pinned_known_hosts(endpoint))
+
+
+async def _pinned_known_hosts(endpoint: Endpoint) -> str:
+    with translated(endpoint):
+        asking = asyncssh.get_server_host_key(
+            endpoint.host,
+            endpoint.port,
+            kex_algs=_KEX,
+            server_host_key_algs=_HOST_KEYS,
+            config=None,
+        )
+        key = await asyncio.wait_for(asking, endpoint.connect_timeout)
+    pin = (endpoint.host_key or "").strip()
+    if key is None or key.get_fingerprint("sha256") != pin:
+        raise GiveUp(_distrust(endpoint))
+    kind, public = key.export_public_key("openssh").decode().split()[:2]
+    port = _port(endpoint)
+    return f"{endpoint.host if port is None else f'[{endpoint.host}]:{port}'} {kind} {public}\n"
 
 
 def _readable(path: str, what: str) -> str:

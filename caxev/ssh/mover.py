@@ -3,63 +3,91 @@
 Both write to a hidden partial beside the copy's final name, bring it to the disk, and rename it
 there. Killed anywhere, the partial stays and the next attempt goes on with it; where the rename had
 happened, the next attempt finds the copy and is done.
+
+Large files go through SFTP, by several processes where that is worth it. Where the far account
+starts ``caxev receive``, small ones go through that in one stream, and it looks at the far disk.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import socket
-import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Any, Final, TypeVar
+from collections import Counter
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial as bound
+from typing import Final, Literal, TypeVar
 
-from attrs import evolve, frozen
-from blake3 import blake3
+import asyncssh
+from attrs import evolve, field, frozen
 
 from caxev import crash
 from caxev.files import (
-    DIR_MODE,
+    PART,
+    Arrival,
+    Damaged,
+    Item,
     Manifest,
+    Moved,
+    Piece,
+    Plan,
+    Range,
     Report,
     Seen,
+    check_expected,
     confine,
-    inside,
+    item_digest,
+    known_items,
     look,
     manifest_of,
     partial_path,
+    plan,
     printable,
-    publish,
+    shares,
     shown,
-    writing,
 )
 from caxev.job import GiveUp, Retry
-from caxev.ssh.blocks import (
-    UNSURE,
-    DigestSink,
-    FileSink,
-    FileSource,
-    Lanes,
-    Progress,
-    changed,
-    fetch,
-    lanes_for,
-    local,
-    move_all,
-    send,
+from caxev.receive import (
+    STREAMED,
+    item_rows,
+    manifest_from,
+    piece_rows,
+    pieces_from,
+    seen_from,
+    seen_rows,
 )
-from caxev.ssh.endpoint import Endpoint, connected, sftp_session, started, translated
-from caxev.ssh.plan import Moved, Piece, Plan, Transfer, plan, to_the_second
-from caxev.ssh.remote import GONE, Remote, each, join
+from caxev.ssh.agent import Agent, agent_on
+from caxev.ssh.blocks import UNSURE, Pace, Progress, changed
+from caxev.ssh.crew import (
+    ON_ONE,
+    Crew,
+    Digests,
+    Share,
+    Way,
+    merged,
+    processes_for,
+    sessions_for,
+    way_on,
+    weight_of,
+)
+from caxev.ssh.endpoint import Endpoint, connected, started, translated
+from caxev.ssh.plan import Transfer
+from caxev.ssh.remote import GONE, Remote, cancelled
+from caxev.ssh.streams import receive_stream, send_stream
+from caxev.ssh.tree import land, only_pusher, publish
 
 T = TypeVar("T")
 
-_MARGIN: Final = 16 << 20  # bytes that a transfer leaves free
-_THREADS: Final = 4
-_BUSY_AFTER: Final = 5.0  # seconds
+_MANY: Final = 16  # small files that are worth waiting for a receiver
+_LOOK_AT_DISK: Final = 5.0  # seconds between two looks at the free space
 
 
 def pull(transfer: Transfer, *, report: Report) -> Moved:
@@ -67,47 +95,59 @@ def pull(transfer: Transfer, *, report: Report) -> Moved:
 
     Files keep their times; modes are 0644 and 0755. Raises `GiveUp` where a path leads out of its
     roots, the source is gone or holds what a copy must not, the host or our key is refused, or
-    something else stands at `local_path`; `Retry` for all that may pass. Then the partial
-    stays to be gone on with.
+    something else stands at `local_path`, and its `Damaged` where the source is not what is
+    expected; `Retry` for all that may pass. Then the partial stays to be gone on with.
     """
-    return _in_loop(_run(transfer, _pull, report))
+    return asyncio.run(_run(transfer, _pull, report, do="send"))
 
 
 def push(transfer: Transfer, *, report: Report) -> Moved:
     """Copy the tree at `local_path` to `remote_path`, which must not be there yet. As `pull`."""
-    return _in_loop(_run(transfer, _push, report))
+    here = confine(transfer.local_path, transfer.local_roots)
+    source = _look_here(here)
+    check_expected(source, transfer.expected, shown(here))
+    request = {
+        "do": "receive",
+        "source": seen_rows(source),
+        "expected": item_rows(transfer.expected) if transfer.expected is not None else None,
+        "min_free": transfer.min_free,
+        "unsure": _unsure(transfer),
+        "again": transfer.again,
+    }
+    return asyncio.run(_run(transfer, bound(_push, here, source), report, **request))
 
 
 def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
-    """Read the copy at `remote_path` back and take its BLAKE3 digests. Raises as `pull` does."""
-    return _in_loop(_run(transfer, _remote_manifest, report))
+    """Take the BLAKE3 digests of the copy at `remote_path`, from its disk. Raises as `pull`.
+
+    ``caxev receive`` does so there, if there is one; else the copy is read back.
+    """
+    return asyncio.run(_run(transfer, _remote_manifest, report, do="digest"))
 
 
 def check(endpoint: Endpoint) -> str:
     """Connect and start SFTP; the server's version and where we land. Raises as `pull` does."""
-    return _in_loop(_check(endpoint))
-
-
-def _in_loop(coroutine: Coroutine[Any, Any, T]) -> T:
-    # Of our own making: asyncio.run would take the loop that trio_asyncio offers where that was
-    # imported, which has no threads.
-    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        return runner.run(coroutine)
+    return asyncio.run(_check(endpoint))
 
 
 @frozen
 class _Work:
-    """What every transfer needs: itself, the first session, threads, and whom to tell."""
+    """What every transfer needs: itself, the way there, and whom to tell."""
 
     transfer: Transfer
-    remote: Remote
-    threads: ThreadPoolExecutor
-    report: Report
+    way: Way
+    crew: Crew
+    starting: asyncio.Task[Agent | None] | None
+    report: Report = field(repr=False)
+    agent: Agent | None = None
 
-    @asynccontextmanager
-    async def lanes(self, todo: Plan) -> AsyncIterator[Lanes]:
-        async with lanes_for(self.remote, todo, self.transfer.nstreams, self.threads) as lanes:
-            yield lanes
+    @property
+    def remote(self) -> Remote:
+        return self.way.first
+
+    async def with_agent(self) -> _Work:
+        """The same with the receiver, if the far account has started one."""
+        return evolve(self, agent=None if self.starting is None else await self.starting)
 
     async def confined(self) -> bytes:
         return await self.remote.confine(self.transfer.remote_path, self.transfer.remote_roots)
@@ -118,206 +158,353 @@ class _Work:
         except GONE as exc:
             raise GiveUp(f"source directory gone: {self.remote.shown(path)}") from exc
 
+    def progress(self, todo: Plan, source: Sequence[Seen]) -> Progress:
+        total = sum(seen.size for seen in source)
+        return Progress(self.report, total, total - todo.left)
 
-async def _run(transfer: Transfer, function: Callable[[_Work], Awaitable[T]], report: Report) -> T:
+    def shares(
+        self,
+        do: Literal["pull", "push", "read"],
+        local: bytes,
+        remote: bytes,
+        pieces: Sequence[Piece],
+        *,
+        split: bool,
+        beside: Sequence[Piece] = (),
+    ) -> list[Share]:
+        """What each process is to move of these pieces, while those `beside` go another way."""
+        transfer = self.transfer
+        rate = _part_of_rate(transfer, pieces, beside)
+        weight = weight_of(piece.left for piece in pieces)
+        count = processes_for(weight, transfer.nstreams)
+        # Where a file may be moved out of order, its time must not say that it is whole.
+        finishing = do == "push" and not split
+        return [
+            Share(
+                transfer.endpoint,
+                do,
+                local,
+                remote,
+                tuple(lot),
+                transfer.nstreams,
+                count,
+                None if rate is None else rate / count,
+                finishing,
+            )
+            for lot in shares(pieces, count, split=split)
+            if lot
+        ]
+
+    async def move(self, shares: Sequence[Share], progress: Progress) -> Digests:
+        if not shares:
+            return {}
+        return await self.crew.move(shares, self.way, progress)
+
+
+async def _run(
+    transfer: Transfer,
+    function: Callable[[_Work], Awaitable[T]],
+    report: Report,
+    **request: object,
+) -> T:
+    """Reach the other side and call `function`; `request`: what a receiver there is asked."""
     endpoint = transfer.endpoint
-    with ThreadPoolExecutor(_THREADS) as threads, translated(endpoint, transfer.remote_path):
-        async with sftp_session(endpoint) as sftp:
-            return await function(_Work(transfer, Remote(endpoint, sftp), threads, report))
+    crew = Crew(endpoint, transfer.nstreams)
+    with translated(endpoint, transfer.remote_path):
+        crew.call(processes := _processes(transfer))
+        try:
+            async with (
+                connected(endpoint) as connection,
+                _starting(transfer, connection, request) as starting,
+                way_on(connection, endpoint, sessions_for(transfer.nstreams, processes)) as way,
+            ):
+                return await function(_Work(transfer, way, crew, starting, report))
+        finally:
+            await crew.dismiss()
+
+
+def _processes(transfer: Transfer) -> int:
+    """How many processes the work is worth, as far as can be known before a look at it."""
+    if transfer.expected is None or transfer.again:
+        return 1
+    sizes = (item.size for item in transfer.expected.files)
+    if transfer.agent is not None:
+        sizes = (size for size in sizes if size > STREAMED)
+    return processes_for(weight_of(sizes), transfer.nstreams)
+
+
+@asynccontextmanager
+async def _starting(
+    transfer: Transfer,
+    connection: asyncssh.SSHClientConnection,
+    request: Mapping[str, object],
+) -> AsyncIterator[asyncio.Task[Agent | None] | None]:
+    """While this lasts, a receiver is started at the far account; None where none is named."""
+    if transfer.agent is None:
+        yield None
+        return
+    where = {"path": transfer.remote_path, "roots": transfer.remote_roots}
+    agent = agent_on(connection, transfer.endpoint, transfer.agent, {**where, **request})
+    starting = asyncio.create_task(agent)
+    try:
+        yield starting
+    finally:
+        await cancelled([starting])
+
+
+# -- pulling ----------------------------------------------------------------------------------
 
 
 async def _pull(work: _Work) -> Moved:
     began = time.monotonic()
-    final = confine(work.transfer.local_path, work.transfer.local_roots)
-    source_path = await work.confined()
-    source = await work.look(source_path)
-    partial = partial_path(final)
-    if _exists(final):
-        found = None if _exists(partial) else look(final, check=False)
-        return _published_before(source, found, shown(final), began)
-    _make_parents(final, work.transfer.local_roots)
-    with _writing(partial, final, source):
-        present = look(partial, check=False)
-        todo = plan(source, present)
-        _enough_space(todo, present, _free(partial), shown(final))
-        _prepare(os.fsencode(partial), todo)
-        crash.point("files.prepare")
-        progress, digests = await _fetch_all(work, source_path, os.fsencode(partial), todo, source)
-        with local(os.fsencode(partial), "write"):
-            _make_links(os.fsencode(partial), todo)
-        if await work.look(source_path) != source:
-            raise changed(work.remote.shown(source_path))
-        await asyncio.to_thread(_publish, partial, final)
-    return _moved(source, progress, digests, began)
-
-
-_exists = os.path.lexists
-
-
-@contextmanager
-def _writing(partial: str, final: str, source: list[Seen]) -> Iterator[None]:
+    transfer = work.transfer
+    final = confine(transfer.local_path, transfer.local_roots)
+    work, there, source = await _listed(work)
+    check_expected(source, transfer.expected, _place(work))
+    arrival = Arrival(
+        final,
+        transfer.local_roots,
+        source,
+        transfer.expected,
+        transfer.min_free,
+        again=transfer.again,
+        report=work.report,
+    )
+    if arrival.stands():
+        return _stood(source, began)
     with ExitStack() as held:
-        with local(os.fsencode(partial), "write"):
-            held.enter_context(writing(partial, directory=not _is_file(source)))
-        if os.path.lexists(final):
-            raise Retry(f"{shown(final)} has just appeared", after=_BUSY_AFTER)
-        yield
+        # In a thread: what is there may have to be read, and the connection must be kept alive.
+        todo = await asyncio.to_thread(held.enter_context, arrival.opened())
+        crash.point("files.prepare")
+        progress = work.progress(todo, source)
+        digests = await _while_space(
+            _fetch_all(work, there, arrival, todo, progress),
+            transfer.min_free,
+            bound(asyncio.to_thread, arrival.free),
+            final,
+        )
+        _check_digests(digests, transfer.expected, _place(work))
+        await asyncio.to_thread(arrival.finish, todo)
+        if not await _unchanged(work, there, source):
+            raise changed(_place(work))
+        await asyncio.to_thread(arrival.publish)
+    return _moved(source, progress, digests, transfer.expected, began)
+
+
+def _place(work: _Work) -> str:
+    return f"{work.transfer.endpoint}:{printable(os.fsencode(work.transfer.remote_path))}"
+
+
+async def _listed(work: _Work) -> tuple[_Work, bytes, list[Seen]]:
+    """What is there, from whoever answers first, and the work as it is best done then.
+
+    A receiver takes its time to start, but then a single question is enough.
+    """
+    if work.starting is None:
+        return work, *await _listed_over_sftp(work)
+    over_sftp = asyncio.create_task(_listed_over_sftp(work))
+    by_agent = asyncio.create_task(_listed_by_agent(work.starting))
+    try:
+        await asyncio.wait([over_sftp, by_agent], return_when=asyncio.FIRST_COMPLETED)
+        if over_sftp.done() and _count_small((await over_sftp)[1]) < _MANY:
+            return work, *over_sftp.result()
+        agent = await by_agent
+        if agent is None:
+            return work, *await over_sftp
+        return evolve(work, agent=agent[0]), os.fsencode(work.transfer.remote_path), agent[1]
+    finally:
+        await cancelled([over_sftp, by_agent])
+
+
+async def _listed_over_sftp(work: _Work) -> tuple[bytes, list[Seen]]:
+    path = await work.confined()
+    return path, await work.look(path)
+
+
+async def _listed_by_agent(
+    starting: asyncio.Task[Agent | None],
+) -> tuple[Agent, list[Seen]] | None:
+    agent = await starting
+    if agent is None:
+        return None
+    return agent, seen_from((await agent.answer())["source"])
+
+
+def _count_small(source: Iterable[Seen]) -> int:
+    return sum(seen.kind == "file" and seen.size <= STREAMED for seen in source)
+
+
+async def _unchanged(work: _Work, path: bytes, source: list[Seen]) -> bool:
+    if work.agent is None:
+        return await work.look(path) == source
+    await work.agent.ask(check=True)
+    return bool((await work.agent.answer())["same"])
 
 
 async def _fetch_all(
-    work: _Work, source_path: bytes, partial: bytes, todo: Plan, source: list[Seen]
-) -> tuple[Progress, dict[bytes, bytes]]:
-    progress = _progress(work, todo, source)
-    digests: dict[bytes, bytes] = {}
-    async with work.lanes(todo) as lanes:
-
-        async def move(piece: Piece) -> None:
-            sink = FileSink(join(partial, piece.file.path), piece)
-            await fetch(lanes, join(source_path, piece.file.path), piece, sink, progress)
-            crash.point("files.file")
-            if piece.start == 0:
-                digests[piece.file.path] = sink.digest.digest()
-
-        await move_all(todo.pieces, move)
-    return progress, digests
-
-
-def _progress(work: _Work, todo: Plan, source: list[Seen]) -> Progress:
-    total = sum(seen.size for seen in source)
-    return Progress(work.report, total, total - todo.left)
-
-
-def _is_file(source: list[Seen]) -> bool:
-    return len(source) == 1 and source[0].path == b""
-
-
-def _make_parents(final: str, roots: tuple[str, ...]) -> None:
-    """Make what is missing between a root, which must be there, and the copy."""
-    if not any(os.path.isdir(root) and _above(root, final) for root in roots):
-        raise Retry(f"no directory to hold {shown(final)}: {' or '.join(roots)} is not there")
-    missing = []
-    parent = os.path.dirname(final)
-    while not os.path.isdir(parent):
-        missing.append(parent)
-        parent = os.path.dirname(parent)
-    with local(os.fsencode(parent), "make a directory in"):
-        for path in reversed(missing):
-            _make_directory(os.fsencode(path))
-
-
-def _above(root: str, path: str) -> bool:
-    return inside(os.fsencode(path), os.fsencode(os.path.realpath(root)))
-
-
-def _make_directory(path: bytes) -> None:
-    with suppress(FileExistsError):
-        os.mkdir(path, DIR_MODE)
-    os.chmod(path, DIR_MODE)
-
-
-def _free(path: str) -> int:
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize
-
-
-def _enough_space(todo: Plan, present: list[Seen], free: int | None, where: str) -> None:
-    """Raise `Retry` where what is to be added to the partial would not leave a margin free."""
-    changing = {s.path for s in (*todo.remove, *(piece.file for piece in todo.pieces))}
-    had = sum(seen.size for seen in present if seen.path in changing)
-    need = sum(piece.file.size for piece in todo.pieces) - had
-    if need > 0 and free is not None and need + _MARGIN > free:
-        raise Retry(
-            f"not enough space for {where}: needs {need / 1e6:,.1f} MB and "
-            f"{_MARGIN / 1e6:,.1f} MB to spare, has {free / 1e6:,.1f} MB free"
-        )
-
-
-def _prepare(partial: bytes, todo: Plan) -> None:
-    with local(partial, "prepare"):
-        for seen in todo.remove:
-            path = join(partial, seen.path)
-            os.rmdir(path) if seen.kind == "dir" else os.unlink(path)
-        for seen in todo.directories:
-            _make_directory(join(partial, seen.path))
-
-
-def _make_links(partial: bytes, todo: Plan) -> None:
-    for seen in todo.links:
-        os.symlink(seen.target, join(partial, seen.path))
-
-
-def _publish(partial: str, final: str) -> None:
-    with local(os.fsencode(final), "publish"):
-        try:
-            publish(partial, final)
-        except FileExistsError as exc:
-            raise GiveUp(f"{shown(final)} exists already and is not replaced") from exc
-
-
-def _published_before(
-    source: list[Seen], found: list[Seen] | None, where: str, began: float
-) -> Moved:
-    """Whether what stands under the final name is the work of an attempt killed after its rename.
-
-    By names, kinds, sizes and times; its content is verified afterwards like any copy's. `found`
-    is None where there is a partial too: then it is not.
-    """
-    if found is None or to_the_second(found) != to_the_second(source):
-        raise GiveUp(f"{where} exists already and is not replaced")
-    total = sum(seen.size for seen in source)
-    return Moved(total, 0, _count(source), time.monotonic() - began)
-
-
-def _count(source: list[Seen]) -> int:
-    return sum(seen.kind == "file" for seen in source)
-
-
-def _moved(
-    source: list[Seen], progress: Progress, digests: Mapping[bytes, bytes], began: float
-) -> Moved:
-    files = _count(source)
-    manifest = _digested(source, digests) if len(digests) == files else None
-    return Moved(progress.total, progress.sent, files, time.monotonic() - began, manifest)
-
-
-def _digested(source: list[Seen], digests: Mapping[bytes, bytes]) -> Manifest:
-    items = manifest_of(source).items
-    return Manifest(
-        evolve(item, blake3=digests[item.path]) if item.kind == "file" else item for item in items
+    work: _Work, there: bytes, arrival: Arrival, todo: Plan, progress: Progress
+) -> Digests:
+    transfer, partial = work.transfer, arrival.partial
+    small, large = _sorted_out(todo.pieces, work.agent)
+    if work.agent is None:
+        split = _is_known(transfer)
+        return await work.move(work.shares("pull", partial, there, large, split=split), progress)
+    await work.agent.ask(pieces=piece_rows(small, arrival.source))
+    if large:
+        there = await work.remote.confine_known(there, transfer.remote_roots)
+    shares = work.shares("pull", partial, there, large, split=_is_known(transfer), beside=small)
+    pace = Pace(_part_of_rate(transfer, small, large))
+    return await _both(
+        receive_stream(work.agent, partial, small, pace, progress), work.move(shares, progress)
     )
 
 
-async def _push(work: _Work) -> Moved:
+def _is_known(transfer: Transfer) -> bool:
+    """Whether files may be moved out of order: a broken transfer can tell what is there of each."""
+    expected = transfer.expected
+    return expected is not None and len(known_items(expected)) == len(expected.files)
+
+
+def _sorted_out(pieces: Sequence[Piece], agent: Agent | None) -> tuple[list[Piece], list[Piece]]:
+    """Those that go through the agent's stream, and those that go through SFTP."""
+    if agent is None:
+        return [], list(pieces)
+    return (
+        [piece for piece in pieces if piece.left <= STREAMED],
+        [piece for piece in pieces if piece.left > STREAMED],
+    )
+
+
+async def _both(*moving: Awaitable[Digests]) -> Digests:
+    tasks = [asyncio.ensure_future(one) for one in moving]
+    try:
+        return merged(await asyncio.gather(*tasks))
+    finally:
+        await cancelled(tasks)
+
+
+# -- pushing ----------------------------------------------------------------------------------
+
+
+async def _push(here: str, source: list[Seen], work: _Work) -> Moved:
     began = time.monotonic()
-    remote = work.remote
-    source_path = confine(work.transfer.local_path, work.transfer.local_roots)
-    source = await asyncio.to_thread(_look_here, source_path)
-    final = await work.confined()
-    partial = os.fsencode(partial_path(os.fsdecode(final)))
-    with _only_pusher(work.transfer.endpoint, final):
-        if await remote.exists(final):
-            found = None if await remote.exists(partial) else await remote.look(final, check=False)
-            return _published_before(source, found, remote.shown(final), began)
-        await remote.make_parents(final)
-        present = await _present(remote, partial, source)
-        todo = plan(source, present, unsure=UNSURE * _lanes(work))
-        free = await remote.free(os.path.dirname(final))
-        _enough_space(todo, present, free, remote.shown(final))
-        await _prepare_there(remote, partial, todo, source)
-        crash.point("ssh.prepare")
-        progress, digests = await _send_all(work, source_path, partial, todo, source)
-        await each(
-            lambda link: remote.sftp.symlink(link.target, join(partial, link.path)), todo.links
+    work = await work.with_agent()
+    push = _push_to_agent if work.agent is not None else _push_over_sftp
+    moved = await push(work, here, source)
+    if moved is None:
+        return _stood(source, began)
+    progress, digests = moved
+    return _moved(source, progress, digests, work.transfer.expected, began)
+
+
+async def _push_to_agent(
+    work: _Work, here: str, source: list[Seen]
+) -> tuple[Progress, Digests] | None:
+    agent, transfer = work.agent, work.transfer
+    assert agent is not None
+    answer = await agent.answer(work.report)
+    if answer.get("stands"):
+        return None
+    crash.point("ssh.prepare")
+    partial = os.fsencode(answer["partial"])
+    pieces = pieces_from(answer["pieces"], source)
+    todo = Plan((), (), tuple(pieces), ())
+    progress = work.progress(todo, source)
+    small, large = _sorted_out(pieces, agent)
+    if large:
+        await _check_partial(work, partial)
+    root, pace = os.fsencode(here), Pace(_part_of_rate(transfer, small, large))
+    shares = work.shares("push", root, partial, large, split=_is_known(transfer), beside=small)
+    digests = await _while_space(
+        _both(send_stream(agent, root, small, pace, progress), work.move(shares, progress)),
+        transfer.min_free,
+        bound(work.remote.free, os.path.dirname(partial)),
+        _place(work),
+    )
+    await _check_source(here, source, digests, transfer.expected)
+    await agent.ask(publish=True)
+    crash.point("ssh.publish.rename")
+    await agent.answer()
+    return progress, digests
+
+
+async def _check_partial(work: _Work, partial: bytes) -> None:
+    """See that what the far end says it writes to is what SFTP may write to as well."""
+    directory, name = os.path.split(partial)
+    wanted = os.path.basename(partial_path(work.transfer.remote_path))
+    real = await work.remote.confine_known(directory, work.transfer.remote_roots, at=True)
+    if name != os.fsencode(wanted) or real != directory:
+        raise GiveUp(f"{_place(work)} is another place over SFTP than where commands run")
+
+
+async def _check_source(
+    here: str, source: list[Seen], digests: Digests, expected: Manifest | None
+) -> None:
+    """See that what was sent is what was to be sent."""
+    _check_digests(digests, expected, shown(here))
+    if await asyncio.to_thread(_look_here, here) != source:
+        raise changed(shown(here))
+
+
+async def _push_over_sftp(
+    work: _Work, here: str, source: list[Seen]
+) -> tuple[Progress, Digests] | None:
+    transfer, remote = work.transfer, work.remote
+    wrong = _wrong(transfer, source)
+    with only_pusher(str(transfer.endpoint), os.fsencode(transfer.remote_path)):
+        landing = await land(
+            remote,
+            transfer.remote_path,
+            transfer.remote_roots,
+            source,
+            min_free=transfer.min_free,
+            again=transfer.again,
+            unsure=_unsure(transfer),
+            wrong=wrong,
         )
-        if await asyncio.to_thread(_look_here, source_path) != source:
-            raise changed(shown(source_path))
-        await _sync_directories(remote, partial, source)
-        await remote.publish(partial, final)
-    return _moved(source, progress, digests, began)
+        todo = landing.todo
+        if todo is None:
+            return None
+        crash.point("ssh.prepare")
+        progress = work.progress(todo, source)
+        shares = work.shares("push", os.fsencode(here), landing.partial, todo.pieces, split=False)
+        digests = await _while_space(
+            work.move(shares, progress),
+            transfer.min_free,
+            bound(remote.free, os.path.dirname(landing.final)),
+            remote.shown(landing.final),
+        )
+        await _check_source(here, source, digests, transfer.expected)
+        await publish(remote, landing, source, unsynced=_unsynced(source, todo, wrong))
+    return progress, digests
 
 
-def _lanes(work: _Work) -> int:
-    return max(1, work.transfer.nstreams)
+def _unsure(transfer: Transfer) -> int:
+    """How many bytes at the end of a cut-off file may not all be there."""
+    return UNSURE * min(transfer.nstreams, ON_ONE)
+
+
+def _unsynced(
+    source: Sequence[Seen], todo: Plan, wrong: Mapping[bytes, Sequence[Range]]
+) -> list[Seen]:
+    """Files that were not written in one go up to their end: these were finished by that."""
+    pieces = Counter(piece.file.path for piece in todo.pieces)
+    ended = {piece.file.path for piece in todo.pieces if piece.stop == piece.file.size}
+    done = {path for path, count in pieces.items() if count == 1} & ended
+    return [s for s in source if s.path in pieces.keys() | wrong.keys() and s.path not in done]
+
+
+def _wrong(transfer: Transfer, source: Sequence[Seen]) -> Mapping[bytes, Sequence[Range]]:
+    """What is wrong with a copy that is to be mended: all of it, unless it was read back."""
+    if not transfer.again:
+        return {}
+    wrong: dict[bytes, Sequence[Range]] = {
+        seen.path: [(0, seen.size)] for seen in source if seen.kind == "file"
+    }
+    good, found = known_items(transfer.expected), known_items(transfer.found)
+    for path in wrong.keys() & good.keys() & found.keys():
+        wrong[path] = good[path].wrong_in(found[path])
+    return wrong
 
 
 def _look_here(path: str) -> list[Seen]:
@@ -326,88 +513,125 @@ def _look_here(path: str) -> list[Seen]:
     return look(path)
 
 
-@contextmanager
-def _only_pusher(endpoint: Endpoint, final: bytes) -> Iterator[None]:
-    """Keep a second process of this machine from pushing the same copy.
-
-    A name in Linux's abstract socket namespace is free again when its holder dies, and leaves
-    no file behind.
-    """
-    name = blake3(f"{endpoint}\0".encode() + final).hexdigest()
-    with socket.socket(socket.AF_UNIX) as lock:
-        try:
-            lock.bind(f"\0caxev-push-{name}")
-        except OSError as exc:
-            busy = f"{endpoint}:{printable(final)} is being pushed by another process"
-            raise Retry(busy, after=_BUSY_AFTER) from exc
-        yield
+# -- both ways --------------------------------------------------------------------------------
 
 
-async def _present(remote: Remote, partial: bytes, source: list[Seen]) -> list[Seen]:
-    """What is in the partial there; one that cannot become this copy is removed."""
+async def _while_space(
+    moving: Awaitable[T], min_free: int, free: Callable[[], Awaitable[int | None]], where: str
+) -> T:
+    """Await `moving` while `min_free` bytes stay free; else raise `Retry`."""
+    if not min_free:
+        return await moving
+    mover = asyncio.ensure_future(moving)
+    watch = asyncio.create_task(_until_full(min_free, free, where))
     try:
-        mode = (await remote.sftp.lstat(partial)).permissions or 0
-    except GONE:
-        return []
-    if stat.S_ISREG(mode) if _is_file(source) else stat.S_ISDIR(mode):
-        return await remote.look(partial, check=False)
-    if stat.S_ISDIR(mode):
-        await remote.remove_tree(partial)
-    else:
-        await remote.sftp.remove(partial)
-    return []
+        await asyncio.wait([mover, watch], return_when=asyncio.FIRST_COMPLETED)
+        if mover.done():
+            return mover.result()
+        raise watch.result()
+    finally:
+        await cancelled([mover, watch])
 
 
-async def _prepare_there(remote: Remote, partial: bytes, todo: Plan, source: list[Seen]) -> None:
-    for seen in todo.remove:
-        await remote.remove(partial, seen)
-    if not _is_file(source):
-        await remote.make_directory(partial)
-    for seen in todo.directories:
-        await remote.make_directory(join(partial, seen.path))
+async def _until_full(
+    min_free: int, free: Callable[[], Awaitable[int | None]], where: str
+) -> Retry:
+    while True:
+        await asyncio.sleep(_LOOK_AT_DISK)
+        found = await free()
+        if found is not None and found < min_free:
+            return Retry(
+                f"not enough space for {where}: {found / 1e6:,.1f} MB free, "
+                f"{min_free / 1e6:,.1f} MB must stay so"
+            )
 
 
-async def _send_all(
-    work: _Work, source_path: str, partial: bytes, todo: Plan, source: list[Seen]
-) -> tuple[Progress, dict[bytes, bytes]]:
-    progress = _progress(work, todo, source)
-    digests: dict[bytes, bytes] = {}
-    async with work.lanes(todo) as lanes:
-
-        async def move(piece: Piece) -> None:
-            file = FileSource(join(os.fsencode(source_path), piece.file.path), piece)
-            await send(lanes, join(partial, piece.file.path), piece, file, progress)
-            crash.point("ssh.file")
-            if piece.start == 0:
-                digests[piece.file.path] = file.digest.digest()
-
-        await move_all(todo.pieces, move)
-    return progress, digests
+def _part_of_rate(
+    transfer: Transfer, these: Sequence[Piece], rest: Sequence[Piece]
+) -> float | None:
+    """What `these` may move in a second, in bytes, while the `rest` is moved as well."""
+    if transfer.max_rate is None:
+        return None
+    left = [sum(piece.left for piece in pieces) or 1 for pieces in (these, rest)]
+    return transfer.max_rate * left[0] / sum(left)
 
 
-async def _sync_directories(remote: Remote, partial: bytes, source: list[Seen]) -> None:
-    if not _is_file(source):
-        directories = [seen.path for seen in source if seen.kind == "dir"]
-        await each(lambda path: remote.fsync_directory(join(partial, path)), [*directories, b""])
+def _stood(source: list[Seen], began: float) -> Moved:
+    total = sum(seen.size for seen in source)
+    return Moved(total, 0, _count(source), time.monotonic() - began)
+
+
+def _count(source: list[Seen]) -> int:
+    return sum(seen.kind == "file" for seen in source)
+
+
+def _check_digests(digests: Digests, expected: Manifest | None, where: str) -> None:
+    """Raise `Damaged` where what passed is not what was to pass."""
+    items = known_items(expected)
+    for path, stretches in digests.items():
+        wanted = (path in items and items[path].part_digests()) or None
+        for start, parts in stretches.items():
+            first = start // PART
+            if wanted and list(parts) != list(wanted[first : first + len(parts)]):
+                name = printable(path) or "the file"
+                raise Damaged(f"the source is damaged: {name} in {where} is not what it was")
+
+
+def _moved(
+    source: list[Seen],
+    progress: Progress,
+    digests: Digests,
+    expected: Manifest | None,
+    began: float,
+) -> Moved:
+    manifest = _assembled(source, digests, known_items(expected))
+    seconds = time.monotonic() - began
+    return Moved(progress.total, progress.sent, _count(source), seconds, manifest)
+
+
+def _assembled(
+    source: list[Seen], digests: Digests, known: Mapping[bytes, Item]
+) -> Manifest | None:
+    """The manifest of what was copied; None where some of it was there and is not known."""
+    items: list[Item] = []
+    for item in manifest_of(source).items:
+        if item.kind != "file":
+            items.append(item)
+        elif item.path in known:
+            items.append(known[item.path])
+        elif (parts := _all_parts(item.size, digests.get(item.path, {}))) is not None:
+            digest, several = item_digest(parts)
+            items.append(Item(item.path, "file", item.size, digest, parts=several))
+        else:
+            return None
+    return Manifest(items)
+
+
+def _all_parts(size: int, stretches: Mapping[int, list[bytes]]) -> list[bytes] | None:
+    parts: list[bytes] = []
+    for start in sorted(stretches):
+        if start != len(parts) * PART:
+            return None
+        parts += stretches[start]
+    return parts if stretches and len(parts) == -(-size // PART) else None
 
 
 async def _remote_manifest(work: _Work) -> Manifest:
+    work = await work.with_agent()
+    if work.agent is not None:
+        while "manifest" not in (answer := await work.agent.answer()):
+            work.report(answer["done"], answer["total"])
+        return manifest_from(answer["manifest"])
     path = await work.confined()
     source = await work.look(path)
     todo = plan(source, ())
-    progress = _progress(work, todo, source)
-    digests: dict[bytes, bytes] = {}
-    async with work.lanes(todo) as lanes:
-
-        async def move(piece: Piece) -> None:
-            sink = DigestSink()
-            await fetch(lanes, join(path, piece.file.path), piece, sink, progress)
-            digests[piece.file.path] = sink.digest.digest()
-
-        await move_all(todo.pieces, move)
+    progress = work.progress(todo, source)
+    digests = await work.move(work.shares("read", b"", path, todo.pieces, split=True), progress)
     if await work.look(path) != source:
         raise Retry(f"{work.remote.shown(path)} changed while it was read")
-    return _digested(source, digests)
+    manifest = _assembled(source, digests, {})
+    assert manifest is not None
+    return manifest
 
 
 async def _check(endpoint: Endpoint) -> str:

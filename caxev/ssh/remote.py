@@ -18,7 +18,7 @@ from asyncssh import SFTPAttrs, SFTPClient
 from attrs import define
 
 from caxev import crash
-from caxev.files import DIR_MODE, Seen, check_links, inside, printable
+from caxev.files import DIR_MODE, Seen, check_links, inside, join, printable
 from caxev.job import GiveUp
 from caxev.ssh.endpoint import Endpoint
 
@@ -58,11 +58,6 @@ async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def join(root: bytes, path: bytes) -> bytes:
-    """A path inside a tree as the server knows it; ``b""`` is the root."""
-    return root.rstrip(b"/") + b"/" + path if path else root
-
-
 @define
 class Remote:
     """One SFTP session at `endpoint`."""
@@ -89,6 +84,22 @@ class Remote:
                 if inside(real, await self._real(os.fsencode(root))):
                     return real
         raise GiveUp(f"{self.shown(real)} is not inside {' or '.join(roots) or 'any directory'}")
+
+    async def confine_known(self, path: bytes, roots: Iterable[str], *, at: bool = False) -> bytes:
+        """`confine` in one round trip, for a path that must exist. Raises the same.
+
+        With `at` it may also be one of the roots itself.
+        """
+        names = [os.fsencode(root) for root in roots if root.startswith("/")]
+        real, *tops = await asyncio.gather(
+            *(self._real(name) for name in (path, *names)), return_exceptions=True
+        )
+        if isinstance(real, BaseException):
+            raise real
+        known = [top for top in tops if isinstance(top, bytes)]
+        if not (any(inside(real, top) for top in known) or (at and real in known)):
+            raise GiveUp(f"{self.shown(real)} is not inside {' or '.join(roots)}")
+        return real
 
     async def _real(self, path: bytes) -> bytes:
         return posixpath.normpath(await self.sftp.realpath(path))
@@ -186,6 +197,13 @@ class Remote:
         with suppress(asyncssh.SFTPError):
             async with self.sftp.open(path, asyncssh.FXF_READ, block_size=None) as directory:
                 await directory.fsync()
+
+    async def withdraw(self, final: bytes, partial: bytes) -> None:
+        """Take the name from a copy that is to be mended: it is a partial again. Repeatable."""
+        if await self.exists(final) and not await self.exists(partial):
+            crash.point("ssh.withdraw.rename")
+            await self.sftp.rename(final, partial)
+            crash.point("ssh.withdraw.rename")
 
     async def publish(self, partial: bytes, final: bytes) -> None:
         """Rename `partial` to `final`, replacing nothing. Its files must be on the disk already.

@@ -43,8 +43,8 @@ from caxev.embedded import ReplicaSet
 from caxev.files import digest_tree
 from caxev.ledger import Debt
 from caxev.mongo import Database, Position
+from caxev.movers import Route, pull
 from caxev.registry import Registry
-from caxev.ssh import pull, transfer_between
 from caxev.watcher import Watcher
 from caxev.workers import Workers
 from tests import engine
@@ -365,8 +365,8 @@ def _load(world: World, source: Path, stop: threading.Event) -> None:
         here, there = world.sites.get("chicago"), world.sites.get(SITE)
         final = world.dir_of("chicago", "dir_raw") / "big"
         while True:
-            transfer = transfer_between(here, there, str(final), str(source))
-            await workers.run(pull, transfer)
+            route = Route(here, there, str(final), str(source))
+            await workers.run(pull, route)
             for file in final.iterdir():
                 file.unlink()
             final.rmdir()
@@ -448,6 +448,7 @@ def measure(sizes: Sizes) -> dict[str, float]:
         result["loaded_bare_p50_ms"] = p(loaded["bare"], 50)
         result["loaded_p50_ms"] = p(loaded["ours"], 50)
         result["loaded_latency_p50_ratio"] = p(loaded["ours"], 50) / p(found["bare"], 50)
+        result["loaded_over_idle_p50"] = p(loaded["ours"], 50) / p(found["ours"], 50)
         large = _at_size(bench_of("large"), sizes["filler"], sizes)
         result["growth_ratio"] = _growth(small, large, result)
     with tempfile.TemporaryDirectory(prefix="caxev-idle-") as directory:

@@ -97,8 +97,9 @@ def _under_final(final: Path, born: Born) -> Iterator[Problem]:
 
 
 def _bytes_in(path: Path) -> int:
+    """What has been written: a file may be longer than that before it is whole."""
     try:
         with os.scandir(path) as entries:
-            return sum(entry.stat(follow_symlinks=False).st_size for entry in entries)
+            return sum(entry.stat(follow_symlinks=False).st_blocks * 512 for entry in entries)
     except FileNotFoundError:
         return 0

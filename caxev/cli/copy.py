@@ -1,0 +1,472 @@
+"""``caxev copy``: ask for one copy of a run, and watch until it is there.
+
+What is written is an entry with the status ``requested``. That is a change like any other: the
+listener of the site that is to have the copy reacts to it, or, where that site has none, the
+listener of the site that it comes from.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import click
+from attrs import define, field, frozen
+
+from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
+from caxev.cli.options import RUN_NUMBER, example, global_options, state
+from caxev.cli.output import printable
+from caxev.config import ConfigError
+
+if TYPE_CHECKING:
+    import rich.progress
+
+    from caxev.cli.debts import Progress
+    from caxev.cli.runs import Wanted
+    from caxev.config import Site, Sites
+    from caxev.ledger import Debt
+    from caxev.model import Copy, CopyKey, Run, RunUpdate
+    from caxev.mongo import Database
+
+GONE = "gone"
+CANCELLED = "cancelled"
+
+
+@click.command(
+    epilog=example(
+        "caxev copy --run 123 --from lngs --to chicago",
+        "caxev copy --run 123 --from lngs --to chicago --type processed --version v6.8.0",
+        "caxev copy --run 123 --from lngs --to chicago --cancel",
+    )
+)
+@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
+@click.option("--name", metavar="X", help="The run of this name.")
+@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
+@click.option("--from", "source", required=True, metavar="A", help="The site that has it.")
+@click.option("--to", "target", required=True, metavar="B", help="The site that is to have it.")
+@click.option("--type", "kind", default="raw", show_default=True, help="The type of data.")
+@click.option("--version", metavar="V", help="Of derived data, this version.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Watch until it is there.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Watch no longer than that; the request stands.",
+)
+@click.option("--cancel", is_flag=True, help="Take back what nobody has begun.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
+@global_options(hidden=True)
+def copy(
+    *,
+    number: int | None,
+    name: str | None,
+    detector: str | None,
+    source: str,
+    target: str,
+    kind: str,
+    version: str | None,
+    wait: bool,
+    timeout: float | None,
+    cancel: bool,
+    as_json: bool,
+) -> None:
+    """Have a copy of a run made at another site, and watch until it is there and verified.
+
+    A site's listener makes it; what is asked for waits until one runs. Ctrl-C ends the watching
+    and leaves the request.
+    """
+    from caxev.cli.runs import one
+
+    if (number is None) == (name is None):
+        raise click.UsageError("say which run: --run or --name")
+    if source == target:
+        raise click.UsageError(f"--from and --to are both {source}")
+    options = state()
+    options.log("warning")
+    errand = Errand(
+        options.sites(),
+        one(number, name, detector),
+        Wish(kind, version, options.sites().get(source), options.sites().get(target)),
+        Telling(as_json=as_json),
+    )
+    with errand.summed_up():
+        if cancel:
+            options.with_database(errand.cancel)
+        else:
+            patience = (timeout or float("inf")) if wait else 0.0
+            options.with_database(lambda database: errand.run(database, patience))
+
+
+@frozen
+class Wish:
+    """Data of which type and version is wanted, from which site, at which site."""
+
+    kind: str
+    version: str | None
+    source: Site
+    target: Site
+
+    @property
+    def doer(self) -> Site:
+        """The site whose listener makes the copy. Raises `ConfigError` where there is none."""
+        for site in (self.target, self.source):
+            if site.listener:
+                return site
+        names = f"{self.source.name} nor {self.target.name}"
+        raise ConfigError(f"neither {names} has a listener of its own, says sites.json")
+
+    def way(self, run: Run) -> Way:
+        """Return the copies of this run that are meant.
+
+        Raises `NothingToDo` where the run has none at the source, `ConfigError` where the target
+        keeps no such data.
+        """
+        from caxev.model import CopyKey
+
+        version = self.version or _only_version(run, self.kind, self.source.name)
+        source = CopyKey(self.kind, self.source.name, version)
+        if run.copy(source) is None:
+            raise NothingToDo(f"{run} has no copy: {source}", GONE)
+        target = self.target
+        if target.listener and target.directory(self.kind, version) is None:
+            raise ConfigError(f"{target.name} has no directory for {self.kind} data in sites.json")
+        return Way(source, CopyKey(self.kind, target.name, version))
+
+
+def _only_version(run: Run, kind: str, host: str) -> str | None:
+    versions = {one.version for one in run.copies if (one.type, one.host) == (kind, host)}
+    if len(versions) > 1:
+        named = ", ".join(sorted(version or "none" for version in versions))
+        raise click.UsageError(f"{host} has several versions ({named}): say which by --version")
+    return next(iter(versions), None)
+
+
+@frozen
+class Way:
+    """From which copy to which."""
+
+    source: CopyKey
+    target: CopyKey
+
+
+def why_not(run: Run, way: Way) -> str | None:
+    """Say why that copy cannot be asked for; None where it can. Pure."""
+    from caxev.model import TRANSFERRED
+
+    source, target = run.copy(way.source), run.copy(way.target)
+    if target is not None:
+        return f"{run} has that copy: {target.key} is {_standing_of(target)}"
+    if source is None:
+        return f"{run} has no copy: {way.source}"
+    if source.status != TRANSFERRED:
+        return f"{source.key} is {_standing_of(source)}, and only what is transferred is copied"
+    return None
+
+
+def _standing_of(copy: Copy) -> str:
+    error = copy.fields.get("error")
+    return f"{copy.status} ({error})" if error else copy.status
+
+
+def asked_for(run: Run, way: Way, who: str, now: datetime) -> RunUpdate:
+    """Return the request: an entry that is added where the source is still as it was seen. Pure."""
+    from caxev.model import REQUESTED, RunUpdate
+
+    source = run.copy(way.source)
+    assert source is not None
+    return RunUpdate.add_copy(
+        run,
+        way.target,
+        REQUESTED,
+        source.as_seen,
+        location=None,
+        checksum=None,
+        source=source.host,
+        creation_time=now,
+        creation_place=who,
+    )
+
+
+@frozen
+class Standing:
+    """How the copy is: its status, `words` about it, and how far; `over`: nothing more comes."""
+
+    status: str
+    words: str = ""
+    progress: Progress | None = None
+    over: bool = False
+
+    @property
+    def line(self) -> str:
+        parts = (self.status, self.words, str(self.progress or ""))
+        return ": ".join(part for part in parts if part)
+
+
+def standing(run: Run | None, key: CopyKey, debts: Iterable[tuple[Debt, Any]]) -> Standing:
+    """Return how a copy that was asked for is, by the run and the debts as they are now. Pure."""
+    from caxev.model import ERROR, TRANSFERRED
+
+    copy = None if run is None else run.copy(key)
+    if copy is None:
+        return Standing(GONE, "the request was taken back", over=True)
+    if copy.status == TRANSFERRED:
+        return Standing(copy.status, over=True)
+    if copy.status == ERROR:
+        return Standing(copy.status, str(copy.fields.get("error") or ""), over=True)
+    return _under_way(copy, [pair for pair in debts if pair[0].aspect == key])
+
+
+def _under_way(copy: Copy, debts: Sequence[tuple[Debt, Any]]) -> Standing:
+    from caxev.cli.debts import Progress
+    from caxev.ledger import State
+    from caxev.model import REQUESTED
+
+    # Only these react to the status of now: the others are of a former life of the entry.
+    reactions = [debt for debt, _ in debts if debt.after == copy.seen_as]
+    notes = [f"{d.handler} at {d.site}: {d.note}" for d in reactions if d.note]
+    words, states = "; ".join(notes), {debt.state for debt in reactions}
+    ended = {State.FAILED} if copy.status != REQUESTED else {State.FAILED, State.DONE}
+    if states and states <= ended:
+        return Standing(copy.status, words or "nobody makes this copy", over=True)
+    told = [Progress.of(document.get("progress")) for _, document in debts]
+    moving = [progress for progress in told if progress is not None]
+    return Standing(copy.status, words, Progress.sum(moving) if moving else None)
+
+
+# -- doing it -----------------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Errand:
+    """One call of the command; `last` is how the copy was when it was last looked at."""
+
+    sites: Sites
+    wanted: Wanted
+    wish: Wish
+    telling: Telling
+    last: Standing | None = None
+    found: Run | None = None
+    size: int | None = None
+    _begun: float = field(init=False, factory=monotonic)
+
+    async def run(self, database: Database, patience: float) -> None:
+        """Ask for the copy, and watch it for so many seconds at most."""
+        import trio
+
+        doer = self.wish.doer.name
+        way = await self._ask(database)
+        record = await database.site_record(doer)
+        if record is None or not record.active:
+            from caxev.cli.replay import nobody
+
+            self.telling.say(f"{doer}: {nobody(doer)}")
+        if not patience:
+            return
+        with trio.move_on_after(patience) as scope:
+            await self._watch(database, way)
+        if scope.cancelled_caught:
+            raise NothingToDo(f"not done after {patience:g} s; {self._left()}")
+
+    async def _ask(self, database: Database) -> Way:
+        from caxev.cli.replay import me
+        from caxev.job import utcnow
+        from caxev.model import REQUESTED
+
+        run = await self._find(database)
+        way = self.wish.way(run)
+        while (why := why_not(run, way)) is None:
+            update = asked_for(run, way, me(), utcnow())
+            if await database.update_run(update, utcnow()) is not None:
+                self._note(Standing(REQUESTED))
+                return way
+            run = await self._read(database, run)
+        there = run.copy(way.target)
+        raise NothingToDo(why, GONE if there is None else there.status)
+
+    async def _find(self, database: Database) -> Run:
+        self.found = await self.wanted.find_one(database, database.settings)
+        return self.found
+
+    async def _read(self, database: Database, run: Run) -> Run:
+        found = (await database.runs([run.id])).get(run.id)
+        if found is None:
+            raise NoSuchRun(f"{run} was deleted")
+        return found
+
+    async def _watch(self, database: Database, way: Way) -> None:
+        """Show how the copy is with each change, until nothing more comes."""
+        import trio
+
+        from caxev.mongo import DatabaseError, passing
+
+        trouble = ""
+        with self.telling.live():
+            while True:
+                try:
+                    await self._follow(database, way)
+                except DatabaseError as error:
+                    if not passing(error):
+                        raise
+                    if str(error) != trouble:
+                        trouble = str(error)
+                        self.telling.say(f"{trouble}; trying again")
+                    await trio.sleep(1.0)
+                else:
+                    return
+
+    async def _follow(self, database: Database, way: Way) -> None:
+        assert self.found is not None
+        run, sites = self.found.id, (self.wish.source.name, self.wish.target.name)
+        async with database.follow(run, sites) as changed:
+            while True:
+                # First the debts: what is settled has written what it had to write to the run.
+                debts = [pair for site in sites for pair in await database.debts(site, run=run)]
+                found = (await database.runs([run])).get(run)
+                self._weigh(found, way)
+                self._note(standing(found, way.target, debts))
+                if self.last is None or self.last.over:
+                    return
+                await changed()
+
+    def _weigh(self, run: Run | None, way: Way) -> None:
+        """Learn the copy's size from its entry, or from the run's document."""
+        copy = None if run is None else run.copy(way.target)
+        if run is None or copy is None:
+            return
+        size = copy.fields.get("size")
+        if size is None and copy.type == "raw":
+            size = run.document.get("raw_size_byte")
+        if isinstance(size, int):
+            self.size = size
+
+    def _note(self, now: Standing) -> None:
+        if now.progress is not None and now.progress.total is not None:
+            self.size = self.size or now.progress.total
+        if now != self.last:
+            self.telling.show(now)
+        self.last = now
+
+    async def cancel(self, database: Database) -> None:
+        """Take the request back. Raises `NothingToDo` where there is none any more."""
+        from caxev.job import utcnow
+        from caxev.model import REQUESTED, CopyKey, RunUpdate
+
+        run, name = await self._find(database), self.wish.target.name
+        version = self.wish.version or _only_version(run, self.wish.kind, name)
+        key = CopyKey(self.wish.kind, name, version)
+        while (there := run.copy(key)) is not None:
+            if there.status != REQUESTED:
+                raise NothingToDo(f"{key} is {_standing_of(there)}: too late", there.status)
+            if there.source != self.wish.source.name:
+                raise NothingToDo(f"{key} was asked for from {there.source}", there.status)
+            if await database.update_run(RunUpdate.remove_copy(run, there), utcnow()) is not None:
+                self._note(Standing(CANCELLED))
+                return
+            run = await self._read(database, run)
+        raise NothingToDo(f"nobody asks for {key} of {run}", GONE)
+
+    def _left(self) -> str:
+        """Return what an end of the watching leaves behind."""
+        from caxev.cli.runs import which
+        from caxev.model import REQUESTED
+
+        if self.last is None or self.found is None:
+            return "nothing was asked for"
+        if self.last.status != REQUESTED:
+            return "the copying goes on"
+        wish = self.wish
+        kind = "" if wish.kind == "raw" else f" --type {wish.kind}"
+        version = "" if wish.version is None else f" --version {wish.version}"
+        where = f"--from {wish.source.name} --to {wish.target.name}"
+        back = f"caxev copy {which(self.found)} {where}{kind}{version} --cancel"
+        return f"the request stands; to take it back: {back}"
+
+    @contextmanager
+    def summed_up(self) -> Iterator[None]:
+        """End with the JSON object, if wanted, and with an exit code that tells how it went."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.telling.say(f"interrupted: {self._left()}")
+            self._sum_up(None)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        except NothingToDo as nothing:
+            self._sum_up(nothing.status)
+            raise
+        self._sum_up(None)
+        if self.last is not None and self.last.over and self.last.status != "transferred":
+            raise click.exceptions.Exit(FAILED)
+
+    def _sum_up(self, status: str | None) -> None:
+        from caxev.cli.runs import label
+
+        if not self.telling.as_json or self.found is None:
+            return
+        summary = {
+            "run": self.found.number or label(self.found),
+            "from": self.wish.source.name,
+            "to": self.wish.target.name,
+            "status": status or (None if self.last is None else self.last.status),
+            "bytes": self.size,
+            "seconds": round(monotonic() - self._begun, 3),
+        }
+        click.echo(json.dumps(summary))
+
+
+@define(eq=False)
+class Telling:
+    """What people see: a bar on a terminal, plain lines in a pipe; on stderr beside JSON."""
+
+    as_json: bool
+    _bar: rich.progress.Progress | None = field(init=False, default=None)
+
+    def say(self, line: str) -> None:
+        """Print a line."""
+        if self._bar is not None:
+            self._bar.console.print(printable(line), highlight=False, markup=False)
+        else:
+            click.echo(printable(line), err=self.as_json)
+
+    def show(self, now: Standing) -> None:
+        """Show how the copy is."""
+        if self._bar is None:
+            self.say(now.line)
+            return
+        progress, (task,) = now.progress, self._bar.task_ids
+        self._bar.update(
+            task,
+            description=now.status,
+            words=printable(now.words or str(progress or "")),
+            completed=0 if progress is None else progress.done,
+            total=None if progress is None else progress.total,
+        )
+        if now.over:
+            self.say(now.line)
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Draw a bar for the length of the block, where this is a terminal."""
+        if not (sys.stderr if self.as_json else sys.stdout).isatty():
+            yield
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), _words(TextColumn))
+        with Progress(*columns, console=Console(stderr=self.as_json), transient=True) as bar:
+            bar.add_task("requested", total=None, words="")
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
+
+
+def _words(column: type[rich.progress.TextColumn]) -> rich.progress.TextColumn:
+    # Others wrote these: they are no mark-up.
+    return column("{task.fields[words]}", markup=False)

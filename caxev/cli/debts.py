@@ -1,0 +1,109 @@
+"""Reactions as ``caxev status``, ``caxev reactions`` and ``caxev explain`` list them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import frozen
+
+from caxev.cli.output import lasting, size
+
+if TYPE_CHECKING:
+    from caxev.ledger import Debt
+
+RUN_COLUMN: Final = ("run", "RUN")
+COLUMNS: Final = (
+    ("site", "SITE"),
+    ("handler", "HANDLER"),
+    ("event", "EVENT"),
+    ("state", "STATE"),
+    ("progress", "PROGRESS"),
+    ("due", "DUE"),
+    ("attempts", "ATTEMPTS"),
+    ("note", "NOTE"),
+)
+"""What people see of a `reaction_row`; where runs differ, `RUN_COLUMN` goes after the site."""
+
+
+@frozen
+class Progress:
+    """How far reactions are: bytes, and bytes a second; None where that is not known."""
+
+    done: int
+    total: int | None = None
+    rate: float | None = None
+
+    @classmethod
+    def of(cls, row: object) -> Progress | None:
+        """What a reaction has said in its ledger document; None where it has not, or nonsense."""
+        match row:
+            case {"done": int(done)}:
+                assert isinstance(row, Mapping)
+                return cls(done, _total(row.get("total")), _rate(row.get("rate")))
+            case _:
+                return None
+
+    @classmethod
+    def sum(cls, several: Iterable[Progress]) -> Progress:
+        """How far all of them are together, as far as they know."""
+        found = list(several)
+        rates = [one.rate for one in found if one.rate is not None]
+        return cls(
+            sum(one.done for one in found),
+            sum(one.total or 0 for one in found) or None,
+            sum(rates) if rates else None,
+        )
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until it is done at this rate."""
+        if self.total is None or not self.rate:
+            return None
+        return max(self.total - self.done, 0) / self.rate
+
+    def __str__(self) -> str:
+        whole = "" if self.total is None else f" of {size(self.total)}"
+        rate = "" if self.rate is None else f", {size(self.rate)}/s"
+        left = "" if self.left is None else f", {lasting(self.left)} left"
+        return f"{size(self.done)}{whole}{rate}{left}"
+
+
+def _total(value: object) -> int | None:
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _rate(value: object) -> float | None:
+    if not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return max(float(value), 0.0)
+
+
+def progress_cells(progress: Progress | None) -> dict[str, Any]:
+    """Return the parts of a row that say how far it is, for people and for programs."""
+    left = None if progress is None else progress.left
+    return {
+        "progress": None if progress is None else str(progress),
+        "bytes_done": None if progress is None else progress.done,
+        "bytes_total": None if progress is None else progress.total,
+        "bytes_per_s": None if progress is None else progress.rate,
+        "eta_s": None if left is None else round(left),
+    }
+
+
+def reaction_row(debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a debt as it is listed, with how far it is where that is known."""
+    progress = document.get("progress")
+    return {
+        "site": debt.site,
+        "event": str(debt.event),
+        "handler": debt.handler,
+        "state": str(debt.state),
+        "due": debt.due,
+        "priority": debt.priority,
+        "attempts": debt.attempts,
+        **progress_cells(Progress.of(progress)),
+        "progress_at": progress.get("at") if isinstance(progress, dict) else None,
+        "note": debt.note,
+    }

@@ -1,0 +1,29 @@
+"""``caxev receive``, as it is called through the command line's library: for its help alone.
+
+`caxev.__main__` starts it without that, since another site waits for it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.command(short_help="The far end of a transfer, started over SSH.")
+@click.option(
+    "--root",
+    "roots",
+    multiple=True,
+    metavar="DIR",
+    help="Act only inside this directory. May be given again.",
+)
+def receive(roots: tuple[str, ...]) -> None:
+    """Take or give one copy over standard input and output.
+
+    Another site's caxev starts this over SSH where sites.json names it in `receiver`. It is not
+    for people.
+    """
+    from caxev.receive import serve
+
+    sys.exit(serve(roots))

@@ -1,0 +1,181 @@
+"""Reading stretches of files for their digests, in several threads. Used by `digest`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
+
+from attrs import define, field
+
+from caxev.files.manifest import PART
+from caxev.files.parts import PartDigest
+from caxev.files.paths import printable
+from caxev.files.tree import Seen
+from caxev.job import Retry
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+Report: TypeAlias = Callable[[int, int], None]
+"""Called as ``report(done, total)``, in bytes."""
+
+CHUNK: Final = 2 << 20  # bytes read at once; larger ones fall out of a core's cache
+_STRETCH: Final = 16 * PART
+_TICK: Final = 0.5  # seconds between two reports
+_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_WIDE: Final = 64 << 20  # bytes from which one file is worth several cores
+
+
+@define(eq=False)
+class Stretch:
+    """Bytes `start` to `stop` of a file, which digests of them are wanted, and what they are.
+
+    `start` is the first byte of a part; a SHA-512 needs the whole file.
+    """
+
+    seen: Seen
+    start: int
+    stop: int
+    blake3: bool = True
+    sha512: bool = False
+    part_digests: list[bytes] = field(factory=list)
+    sha512_digest: bytes | None = None
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+
+class _Hash(Protocol):
+    def update(self, data: ReadableBuffer, /) -> object: ...
+
+
+def stretches(seen: Seen, stop: int) -> list[Stretch]:
+    """The file up to `stop`, cut between parts for several threads; one for an empty file."""
+    starts = range(0, max(stop, 1), _STRETCH)
+    return [Stretch(seen, at, min(at + _STRETCH, stop)) for at in starts]
+
+
+def read_all(root: bytes, todo: Sequence[Stretch], threads: int | None, report: Report) -> None:
+    """Feed every stretch of the files below `root` to its hashes.
+
+    Raises `Retry` where a file cannot be read or is not what was seen. Every thread has ended
+    when this ends, however it ends.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as helpers:
+        readers = _Readers(root, todo, threads, helpers)
+        futures = [pool.submit(readers.run, number) for number in range(threads)]
+        _wait(futures, readers, report)
+
+
+def _wait(futures: Sequence[Future[None]], readers: _Readers, report: Report) -> None:
+    pending = set(futures)
+    try:
+        while pending:
+            done, pending = wait(pending, _TICK, FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            report(sum(readers.counts), readers.total)
+    finally:
+        readers.stopped = True
+
+
+class _Stopped(Exception):  # never seen outside: another thread's error is raised
+    """Another file could not be read, or nobody waits for the digests any more."""
+
+
+@define(eq=False)
+class _Readers:
+    """What the threads share. Each takes the next stretch, and has a buffer and a count of its own.
+
+    The largest come first, so that all threads end at about the same time. An iterator over a
+    list hands out each once, whoever asks.
+    """
+
+    root: bytes
+    todo: Sequence[Stretch]
+    threads: int
+    helpers: ThreadPoolExecutor
+    total: int = field(init=False)
+    counts: list[int] = field(init=False)
+    stopped: bool = False
+    _wide: int = field(init=False)
+    _above: bytes = field(init=False)
+    _left: Iterator[Stretch] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.total = sum(one.size for one in self.todo)
+        self.counts = [0] * self.threads
+        self._wide = max(self.total // self.threads - 1, _WIDE)
+        self._above = os.path.join(self.root, b"")
+        self._left = iter(sorted(self.todo, key=lambda one: one.size, reverse=True))
+
+    def run(self, number: int) -> None:
+        """What thread `number` does."""
+        buffer = memoryview(bytearray(CHUNK))
+        for one in self._left:
+            self._digest(one, buffer, number)
+
+    def _digest(self, one: Stretch, buffer: memoryview, number: int) -> None:
+        path = self._above + one.seen.path if one.seen.path else self.root
+        parts = PartDigest() if one.blake3 else None
+        sha512 = hashlib.sha512() if one.sha512 else None
+        hashes: list[_Hash] = [each for each in (parts, sha512) if each is not None]
+        try:
+            self._feed_all(path, one, hashes, buffer, number)
+        except OSError as exc:
+            raise Retry(f"cannot read {printable(path)}: {exc.strerror}") from exc
+        one.part_digests = parts.parts() if parts else []
+        one.sha512_digest = sha512.digest() if sha512 else None
+
+    def _feed_all(
+        self, path: bytes, one: Stretch, hashes: list[_Hash], buffer: memoryview, number: int
+    ) -> None:
+        descriptor = os.open(path, _FLAGS)
+        try:
+            if one.size > CHUNK:
+                os.posix_fadvise(descriptor, one.start, one.size, os.POSIX_FADV_SEQUENTIAL)
+                _unchanged(descriptor, path, one.seen)  # before much is read in vain
+            helpers = self.helpers if one.size > self._wide else None
+            for chunk in _chunks(descriptor, path, one, buffer):
+                if self.stopped:
+                    raise _Stopped
+                _feed(chunk, hashes, helpers)
+                self.counts[number] += len(chunk)
+            _unchanged(descriptor, path, one.seen)
+        finally:
+            os.close(descriptor)
+
+
+def _chunks(descriptor: int, path: bytes, one: Stretch, buffer: memoryview) -> Iterator[memoryview]:
+    at = one.start
+    while at < one.stop:
+        count = os.preadv(descriptor, [buffer[: one.stop - at]], at)
+        if count == 0:
+            raise _changed(path)
+        yield buffer[:count]
+        at += count
+
+
+def _feed(chunk: memoryview, hashes: Sequence[_Hash], helpers: ThreadPoolExecutor | None) -> None:
+    """Feed all hashes; with `helpers`, each in a thread of its own."""
+    beside = [helpers.submit(each.update, chunk) for each in hashes[1:]] if helpers else []
+    for each in hashes[:1] if helpers else hashes:
+        each.update(chunk)
+    for future in beside:
+        future.result()
+
+
+def _unchanged(descriptor: int, path: bytes, seen: Seen) -> None:
+    """Raise unless the file is what was seen, so that all that was read of it till now is too."""
+    status = os.fstat(descriptor)
+    if (status.st_size, status.st_mtime_ns) != (seen.size, seen.mtime_ns):
+        raise _changed(path)
+
+
+def _changed(path: bytes) -> Retry:
+    return Retry(f"{printable(path)} changed while it was read")

@@ -1,0 +1,85 @@
+"""Running the programs that move bytes for us: no shell, no input, and they end when we do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from attrs import frozen
+
+from caxev.job import GiveUp
+
+_TAIL: Final = 16 << 10  # bytes of what a program complained that are kept
+_CHUNK: Final = 1 << 16
+_LINES: Final = b"\r\n"
+_LONGEST: Final = 1 << 20
+
+
+@frozen
+class Ended:
+    """How a program ended, and the end of what it wrote to its standard error."""
+
+    status: int
+    said: str
+
+    @property
+    def last(self) -> str:
+        """The last line of it, or what the status tells."""
+        lines = [" ".join(line.split()) for line in self.said.splitlines() if line.strip()]
+        return lines[-1] if lines else f"it ended with status {self.status}"
+
+
+def run(
+    command: Sequence[str | bytes],
+    *,
+    package: str,
+    output: Callable[[bytes], object],
+    environment: Mapping[str, str] | None = None,
+) -> Ended:
+    """Run a program to its end, handing on what it writes to standard output as it comes.
+
+    Raises `GiveUp`, naming the Debian `package`, where the program is not installed. However this
+    ends, the program has ended by then.
+    """
+    environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC", **(environment or {})}
+    with tempfile.TemporaryFile() as complaints:
+        try:
+            process = subprocess.Popen(  # noqa: S603  # an argument list, no shell
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                env=environment,
+            )
+        except FileNotFoundError as exc:
+            name = os.fsdecode(command[0])
+            raise GiveUp(f"{name} is not installed here (Debian: {package})") from exc
+        with process:
+            try:
+                assert process.stdout is not None
+                while chunk := process.stdout.read1(_CHUNK):  # type: ignore[attr-defined]  # it is buffered
+                    output(chunk)
+                process.wait()
+            except BaseException:
+                process.kill()
+                raise
+        complaints.seek(max(0, os.fstat(complaints.fileno()).st_size - _TAIL))
+        return Ended(process.returncode, complaints.read().decode(errors="replace"))
+
+
+class Lines:
+    """Cuts what a program writes into lines, as its terminal would, and hands them on."""
+
+    def __init__(self, take: Callable[[str], object]) -> None:
+        self._take = take
+        self._rest = b""
+
+    def __call__(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        lines = (self._rest + chunk).replace(b"\r", b"\n").split(b"\n")
+        self._rest = lines.pop()[-_LONGEST:]
+        for line in lines:
+            self._take(line.decode(errors="surrogateescape"))

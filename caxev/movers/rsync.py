@@ -1,0 +1,321 @@
+"""Method ``rsync``: rsync over OpenSSH moves the bytes of files, SFTP sees to all the rest."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Final
+
+from attrs import define, frozen
+
+from caxev import crash, ssh
+from caxev.config import Site
+from caxev.files import (
+    DIR_MODE,
+    FILE_MODE,
+    Arrival,
+    Manifest,
+    Moved,
+    Report,
+    check_expected,
+    confine,
+    is_file,
+    look,
+    printable,
+    shown,
+)
+from caxev.job import GiveUp, Retry
+from caxev.movers.base import Route
+from caxev.movers.here import Meter, changed, look_here
+from caxev.movers.program import Ended, Lines, run
+from caxev.movers.sftp import Sftp
+
+_CIPHERS: Final = (
+    "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,"
+    "aes256-ctr,aes128-ctr"
+)
+_SSH: Final = {
+    "BatchMode": "yes",
+    "StrictHostKeyChecking": "yes",
+    "GlobalKnownHostsFile": "none",
+    "UpdateHostKeys": "no",
+    "PreferredAuthentications": "publickey",
+    "IdentityAgent": "none",
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
+    "ClearAllForwardings": "yes",
+    "ControlMaster": "no",
+    "ControlPath": "none",
+    "PermitLocalCommand": "no",
+    "RequestTTY": "no",
+    "Compression": "no",
+    "ConnectTimeout": "15",
+    "ServerAliveInterval": "15",
+    "ServerAliveCountMax": "4",
+    "LogLevel": "ERROR",
+}
+_SILENCE: Final = 300  # seconds without a byte after which rsync leaves, at either end
+_RSYNC: Final = (
+    "rsync",
+    "--recursive",
+    "--no-links",  # SFTP makes them, when it has seen where they lead
+    "--times",
+    "--omit-dir-times",
+    "--perms",
+    f"--chmod=D{DIR_MODE:o},F{FILE_MODE:o}",
+    # A file that was cut off is gone on with: rsync compares what is there block by block. Until
+    # a file is whole its time is not the source's, so it never passes for it.
+    "--inplace",
+    "--secluded-args",
+    "--no-inc-recursive",
+    "--info=progress2",
+    "--stats",
+    "--no-human-readable",
+    "--outbuf=N",
+    f"--timeout={_SILENCE}",
+)
+_PROGRESS: Final = re.compile(r"\s*([0-9]+)\s+[0-9]+%")
+_LITERAL: Final = re.compile(r"Literal data: ([0-9]+)")
+_WILD: Final = re.compile(r"([*?\[\\])")
+
+_NOT_THERE: Final = 127
+_OUR_FAULT: Final = {1, 2, 4, 6}
+_MEANING: Final = {
+    10: "the connection was lost",
+    11: "disk full or failing",
+    12: "the connection was lost",
+    24: "a file vanished meanwhile",
+    30: "no answer in time",
+    35: "no answer in time",
+    255: "the connection was lost",
+}
+"""What rsync's exit status says; others are told in its own words."""
+
+
+class Rsync:
+    """Moves copies by rsync; see `caxev.movers.base.Mover`.
+
+    rsync must be installed at both ends. `manifest` reads the copy back over SFTP. To mend a copy
+    both ends read all of it, and what differs is sent.
+    """
+
+    def pull(self, route: Route, *, report: Report) -> Moved:
+        """Fetch a copy from there."""
+        endpoint = ssh.endpoint_of(route.here, route.there)
+        final = confine(route.local_path, route.here.roots)
+        path, source = ssh.look_there(endpoint, route.remote_path, route.there.roots)
+        where = f"{endpoint}:{printable(path)}"
+        check_expected(source, route.expected, where)
+        arrival = Arrival(
+            final, route.here.roots, source, min_free=route.min_free, again=route.again
+        )
+        meter = Meter.of(source, report)
+        if arrival.stands():
+            return meter.moved(source)
+        with arrival.opened() as todo, _shell(endpoint) as shell:
+            crash.point("files.prepare")
+            meter.left(todo)
+            slash = b"" if is_file(source) else b"/"
+            far = _far(endpoint, _plain(path) + slash)
+            _Run(route, endpoint, shell, meter).move(far, arrival.partial + slash)
+            arrival.finish(todo)
+            if ssh.look_there(endpoint, route.remote_path, route.there.roots) != (path, source):
+                raise changed(where)
+            arrival.publish()
+        return meter.moved(source)
+
+    def push(self, route: Route, *, report: Report) -> Moved:
+        """Bring a copy there."""
+        endpoint = ssh.endpoint_of(route.here, route.there)
+        here, source = look_here(route.local_path, route.here.roots)
+        check_expected(source, route.expected, shown(here))
+        meter = Meter.of(source, report)
+        name = os.fsencode(route.remote_path)
+        with ssh.only_pusher(str(endpoint), name), _shell(endpoint) as shell:
+            landing = ssh.land_there(
+                endpoint,
+                route.remote_path,
+                route.there.roots,
+                source,
+                min_free=route.min_free,
+                again=route.again,
+            )
+            if landing.todo is None:
+                return meter.moved(source)
+            crash.point("ssh.prepare")
+            meter.left(landing.todo)
+            slash = b"" if is_file(source) else b"/"
+            far = _far(endpoint, _plain(landing.partial) + slash)
+            _Run(route, endpoint, shell, meter).move(os.fsencode(here) + slash, far)
+            if look(here) != source:
+                raise changed(shown(here))
+            ssh.publish_there(endpoint, landing, source)
+        return meter.moved(source)
+
+    def manifest(self, route: Route, *, report: Report) -> Manifest:
+        """Read a copy back from there."""
+        return Sftp().manifest(route, report=report)
+
+    def check(self, here: Site, there: Site) -> str:
+        """Start SFTP, and rsync at both ends; say who answered."""
+        endpoint = ssh.endpoint_of(here, there)
+        answer = Sftp().check(here, there)
+        ours = _first_line(["rsync", "--version"], endpoint)
+        with _shell(endpoint) as shell:
+            theirs = _first_line([*shell, _name(endpoint), "rsync --version"], endpoint)
+        return f"{answer}; {theirs} there, {ours} here"
+
+
+def _first_line(command: Sequence[str], endpoint: ssh.Endpoint) -> str:
+    lines: list[str] = []
+    package = "rsync" if command[0] == "rsync" else "openssh-client"
+    ended = run(command, package=package, output=Lines(lines.append))
+    _check(ended, endpoint)
+    return " ".join(lines[0].split()[:3]) if lines else "rsync"
+
+
+@contextmanager
+def _shell(endpoint: ssh.Endpoint) -> Iterator[list[str]]:
+    """The command that reaches the account: ssh, with everything said and nothing configured."""
+    options = dict(_SSH)
+    with ExitStack() as held:
+        if endpoint.host_key is not None:
+            line = ssh.pinned_known_hosts(endpoint)
+            options["UserKnownHostsFile"] = _quoted(held.enter_context(_in_memory(line)))
+            options["HostKeyAlgorithms"] = _algorithms(line.split()[1])
+        else:
+            options["UserKnownHostsFile"] = _quoted(endpoint.known_hosts_file)
+        if endpoint.identity is not None:
+            options["IdentityFile"] = _quoted(os.path.expanduser(endpoint.identity))
+            options["IdentitiesOnly"] = "yes"
+        if endpoint.username is not None:
+            options["User"] = endpoint.username
+        said = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
+        yield ["ssh", "-F", "none", "-p", str(endpoint.port), "-c", _CIPHERS, *said]
+
+
+@contextmanager
+def _in_memory(text: str) -> Iterator[str]:
+    """The path of a file that is gone with this process, however that ends."""
+    descriptor = os.memfd_create("known_hosts")
+    try:
+        os.write(descriptor, text.encode())
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _algorithms(kind: str) -> str:
+    return "rsa-sha2-512,rsa-sha2-256" if kind == "ssh-rsa" else kind
+
+
+def _quoted(path: str) -> str:
+    """A path as the value of an option of ssh: one word, and nothing in it to be filled in."""
+    return '"' + path.replace("%", "%%") + '"'
+
+
+def _name(endpoint: ssh.Endpoint) -> str:
+    if endpoint.host.startswith("-"):
+        raise GiveUp(f"{endpoint.host!r} is no host name")
+    return endpoint.host
+
+
+def _far(endpoint: ssh.Endpoint, path: bytes) -> bytes:
+    name = _name(endpoint)
+    return f"[{name}]:".encode() + path if ":" in name else f"{name}:".encode() + path
+
+
+def _plain(path: bytes) -> bytes:
+    """A far path of which rsync there takes nothing for a pattern.
+
+    Within a component that has no ``*``, ``?`` or ``[`` it takes a backslash as it is.
+    """
+    return b"/".join(
+        _WILD.sub(r"\\\1", part.decode("latin-1")).encode("latin-1")
+        if any(mark in part for mark in b"*?[")
+        else part
+        for part in path.split(b"/")
+    )
+
+
+@frozen
+class _Run:
+    """One call of rsync."""
+
+    route: Route
+    endpoint: ssh.Endpoint
+    shell: Sequence[str]
+    meter: Meter
+
+    def move(self, source: bytes, target: bytes) -> None:
+        """Copy the files of a tree into a partial. Raises `Retry` or `GiveUp`."""
+        options = [] if self.route.max_rate is None else [f"--bwlimit={self._kilobytes}"]
+        if self.route.again:
+            options.append("--checksum")
+        shell = "--rsh=" + " ".join("'" + word.replace("'", "''") + "'" for word in self.shell)
+        command: list[str | bytes] = [*_RSYNC, *options, shell, "--", source, target]
+        before = self.meter.done
+        ended = run(
+            command,
+            package="rsync",
+            output=Lines(_Told(self.meter, before).line),
+            environment={"RSYNC_RSH": "", "RSYNC_OLD_ARGS": "", "RSYNC_PROTECT_ARGS": "1"},
+        )
+        _check(ended, self.endpoint)
+
+    @property
+    def _kilobytes(self) -> int:
+        """The limit, in units of 1024 bytes a second, as rsync takes it; 0 would be none."""
+        return max(1, int((self.route.max_rate or 0) // 1024))
+
+
+@define
+class _Told:
+    """What rsync says while it runs."""
+
+    meter: Meter
+    before: int
+
+    def line(self, text: str) -> None:
+        """Take one line."""
+        if progress := _PROGRESS.match(text):
+            self.meter.at(self.before + int(progress[1]))
+        elif literal := _LITERAL.match(text):
+            self.meter.sent = int(literal[1])
+
+
+def _check(ended: Ended, endpoint: ssh.Endpoint) -> None:
+    """Raise what rsync's status and its complaints mean to us."""
+    if ended.status != 0:
+        _check_complaints(ended.said, endpoint)
+        raise _error(ended, endpoint)
+
+
+def _check_complaints(said: str, endpoint: ssh.Endpoint) -> None:
+    if full := _line(said, "No space left on device", "Disk quota exceeded"):
+        raise Retry(f"disk full ({endpoint}): {full}")
+    if _line(said, "Failed to exec ssh"):
+        raise GiveUp("ssh is not installed here (Debian: openssh-client)")
+    if _line(said, "rsync: command not found", "rsync: not found"):
+        raise GiveUp(f"rsync is not installed there ({endpoint})")
+    if refusal := _line(said, "Host key verification failed", "Permission denied (publickey"):
+        raise GiveUp(f"{endpoint} or we refused: {refusal}")
+
+
+def _error(ended: Ended, endpoint: ssh.Endpoint) -> Retry | GiveUp:
+    why = _line(ended.said, "vanished", "rsync: ", "ssh: ") or ended.last
+    if ended.status == _NOT_THERE:
+        return GiveUp(f"rsync is not installed there ({endpoint})")
+    if ended.status in _OUR_FAULT:
+        return GiveUp(f"rsync cannot do this with {endpoint}: {why}")
+    return Retry(f"{_MEANING.get(ended.status, 'rsync failed')} ({endpoint}): {why}")
+
+
+def _line(said: str, *marks: str) -> str:
+    """The first line that holds one of these."""
+    for line in said.splitlines():
+        if any(mark in line for mark in marks):
+            return " ".join(line.split())
+    return ""

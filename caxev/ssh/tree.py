@@ -1,0 +1,239 @@
+"""A copy that is being made at the far end of an SFTP session, from its partial to its name.
+
+`land` and `publish` work in a session that is there. The functions whose names end in ``_there``
+have one of their own, for a program that moves the bytes by itself: they are plain functions that
+run in a worker process, and raise `Retry` and `GiveUp` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final, TypeVar
+
+import asyncssh
+from attrs import frozen
+from blake3 import blake3
+
+from caxev.files import (
+    FILE_MODE,
+    Plan,
+    Range,
+    Seen,
+    check_standing,
+    enough_space,
+    is_file,
+    join,
+    partial_path,
+    plan,
+    printable,
+    to_the_second,
+)
+from caxev.job import GiveUp, Retry
+from caxev.ssh.endpoint import Endpoint, sftp_session, translated
+from caxev.ssh.remote import GONE, Remote, each
+
+T = TypeVar("T")
+
+_BUSY_AFTER: Final = 5.0  # seconds
+_SECOND: Final = 1_000_000_000
+
+
+@frozen
+class Landing:
+    """Where a copy is to appear there, and what is left to do in its partial.
+
+    `todo` is None where the copy has its name already.
+    """
+
+    final: bytes
+    partial: bytes
+    todo: Plan | None
+
+
+def look_there(endpoint: Endpoint, path: str, roots: Sequence[str]) -> tuple[bytes, list[Seen]]:
+    """The real path of a copy there, inside one of `roots`, and what it holds, to the second.
+
+    Raises `GiveUp` where it is gone, leads out of the roots or holds what a copy must not.
+    """
+
+    async def look(remote: Remote) -> tuple[bytes, list[Seen]]:
+        real = await remote.confine(path, roots)
+        try:
+            return real, await remote.look(real)
+        except GONE as exc:
+            raise GiveUp(f"source directory gone: {remote.shown(real)}") from exc
+
+    return _with_session(endpoint, path, look)
+
+
+async def land(
+    remote: Remote,
+    path: str,
+    roots: Sequence[str],
+    source: Sequence[Seen],
+    *,
+    min_free: int,
+    again: bool = False,
+    unsure: int = 0,
+    wrong: Mapping[bytes, Sequence[Range]] | None = None,
+) -> Landing:
+    """Make ready the partial of `path` there: directories made, what does not belong gone.
+
+    Only files and links are left to do. With `again` a copy that has its name is to be mended, and
+    becomes a partial first; `wrong` is what is known of it. Raises `GiveUp` where something else
+    than `source` stands at `path`, `Retry` where fewer than `min_free` bytes would stay free.
+    """
+    final = await remote.confine(path, roots)
+    partial = os.fsencode(partial_path(os.fsdecode(final)))
+    if again:
+        await remote.withdraw(final, partial)
+    if await remote.exists(final):
+        found = None if await remote.exists(partial) else await remote.look(final, check=False)
+        check_standing(source, found, remote.shown(final))
+        return Landing(final, partial, None)
+    await remote.make_parents(final)
+    present = await _present(remote, partial, source)
+    todo = plan(source, present, unsure=unsure, wrong=wrong)
+    free = await remote.free(posixpath.dirname(final))
+    enough_space(todo, present, free, min_free, remote.shown(final))
+    await _prepare(remote, partial, todo, source)
+    await _cut(remote, partial, todo, present, _sizes(source, wrong or {}))
+    return Landing(final, partial, todo)
+
+
+async def publish(
+    remote: Remote, landing: Landing, source: Sequence[Seen], *, unsynced: Iterable[Seen]
+) -> None:
+    """Make the links, bring the partial there to the disk and rename it, replacing nothing.
+
+    `unsynced`: files whose time is to be set, and which are to be brought to the disk, still.
+    Raises `Retry` where the partial is then not what `source` says, to the second.
+    """
+    for link in landing.todo.links if landing.todo else ():
+        await remote.sftp.symlink(link.target, join(landing.partial, link.path))
+    await each(lambda seen: _finish(remote, join(landing.partial, seen.path), seen), unsynced)
+    found = await remote.look(landing.partial, check=False)
+    if to_the_second(found) != to_the_second(source):
+        raise Retry(f"{remote.shown(landing.partial)} is not what was to be written to it")
+    if not is_file(source):
+        below = [seen.path for seen in source if seen.kind == "dir"]
+        paths = [join(landing.partial, inner) for inner in (*below[::-1], b"")]
+        await each(remote.fsync_directory, paths)
+    await remote.publish(landing.partial, landing.final)
+
+
+def land_there(
+    endpoint: Endpoint,
+    path: str,
+    roots: Sequence[str],
+    source: Sequence[Seen],
+    *,
+    min_free: int,
+    again: bool = False,
+) -> Landing:
+    """`land` in a session of its own."""
+
+    async def in_session(remote: Remote) -> Landing:
+        return await land(remote, path, roots, source, min_free=min_free, again=again)
+
+    return _with_session(endpoint, path, in_session)
+
+
+def publish_there(endpoint: Endpoint, landing: Landing, source: Sequence[Seen]) -> None:
+    """`publish` in a session of its own; nothing has been brought to the disk before."""
+    files = [seen for seen in source if seen.kind == "file"]
+
+    async def in_session(remote: Remote) -> None:
+        await publish(remote, landing, source, unsynced=files)
+
+    _with_session(endpoint, os.fsdecode(landing.final), in_session)
+
+
+@contextmanager
+def only_pusher(where: str, final: bytes) -> Iterator[None]:
+    """Keep a second process of this machine from pushing the same copy to `where`.
+
+    A name in Linux's abstract socket namespace is free again when its holder dies, and leaves
+    no file behind. `final` as it was given. Raises `Retry` where somebody holds it.
+    """
+    name = blake3(f"{where}\0".encode() + final).hexdigest()
+    with socket.socket(socket.AF_UNIX) as lock:
+        try:
+            lock.bind(f"\0caxev-push-{name}")
+        except OSError as exc:
+            busy = f"{where}:{printable(final)} is being pushed by another process"
+            raise Retry(busy, after=_BUSY_AFTER) from exc
+        yield
+
+
+def _with_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], Awaitable[T]]) -> T:
+    async def run() -> T:
+        with translated(endpoint, printable(os.fsencode(doing))):
+            async with sftp_session(endpoint) as sftp:
+                return await function(Remote(endpoint, sftp))
+
+    return asyncio.run(run())
+
+
+async def _present(remote: Remote, partial: bytes, source: Sequence[Seen]) -> list[Seen]:
+    """What is in the partial there; one that cannot become this copy is removed."""
+    try:
+        mode = (await remote.sftp.lstat(partial)).permissions or 0
+    except GONE:
+        return []
+    if stat.S_ISREG(mode) if is_file(source) else stat.S_ISDIR(mode):
+        return await remote.look(partial, check=False)
+    if stat.S_ISDIR(mode):
+        await remote.remove_tree(partial)
+    else:
+        await remote.sftp.remove(partial)
+    return []
+
+
+async def _prepare(remote: Remote, partial: bytes, todo: Plan, source: Sequence[Seen]) -> None:
+    for seen in todo.remove:
+        await remote.remove(partial, seen)
+    if not is_file(source):
+        await remote.make_directory(partial)
+    elif not await remote.exists(partial):
+        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
+        attrs = asyncssh.SFTPAttrs(permissions=FILE_MODE)
+        async with remote.sftp.open(partial, flags, attrs, encoding=None):
+            pass
+    for seen in todo.directories:
+        await remote.make_directory(join(partial, seen.path))
+
+
+def _sizes(source: Iterable[Seen], wrong: Container[bytes]) -> dict[bytes, int]:
+    """How long those files are to be of which it is known what is wrong."""
+    return {seen.path: seen.size for seen in source if seen.path in wrong}
+
+
+async def _cut(
+    remote: Remote,
+    partial: bytes,
+    todo: Plan,
+    present: Iterable[Seen],
+    sizes: Mapping[bytes, int],
+) -> None:
+    """Cut off what is of no use in files that are there: at `sizes`, else where they go on."""
+    ends = {**{piece.file.path: piece.start for piece in todo.pieces}, **sizes}
+    for seen in present:
+        size = ends.get(seen.path)
+        if seen.kind == "file" and size is not None and size < seen.size:
+            await remote.sftp.setstat(join(partial, seen.path), asyncssh.SFTPAttrs(size=size))
+
+
+async def _finish(remote: Remote, path: bytes, seen: Seen) -> None:
+    when = seen.mtime_ns // _SECOND
+    attrs = asyncssh.SFTPAttrs(permissions=FILE_MODE, atime=when, mtime=when)
+    await remote.sftp.setstat(path, attrs)
+    async with remote.sftp.open(path, asyncssh.FXF_READ, block_size=None, encoding=None) as file:
+        with suppress(asyncssh.SFTPOpUnsupported):
+            await file.fsync()

@@ -1,0 +1,120 @@
+"""Copies that went bad are mended by real listeners: what is wrong is brought again, no more."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define
+from pymongo import MongoClient
+from pymongo.collection import Collection
+
+from caxev.demo.world import World
+from tests.test_ssh import flip
+
+pytestmark = [pytest.mark.replicaset, pytest.mark.sshd]
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 60.0  # seconds
+SIZE = 3_000_000
+
+
+@define
+class Ground:
+    """Three sites that have copied one run, and are idle."""
+
+    world: World
+    runs: Collection[dict[str, Any]]
+    run: Any
+
+    def entry(self, host: str) -> dict[str, Any]:
+        document = self.runs.find_one({"_id": self.run})
+        assert document is not None
+        return next((one for one in document["data"] if one["host"] == host), {})
+
+    def is_good(self, host: str) -> bool:
+        return self.entry(host).get("status") == "transferred"
+
+    def wait(self, what: str, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not holds():
+            assert time.monotonic() < deadline, f"{what}: {self.runs.find_one({'_id': self.run})}"
+            time.sleep(0.05)
+
+    def verify_again(self, host: str) -> None:
+        """Have a person doubt a copy."""
+        self.runs.update_one(
+            {"_id": self.run, "data.host": host}, {"$set": {"data.$.status": "verifying"}}
+        )
+
+    def files(self, host: str) -> list[Path]:
+        return sorted(Path(self.entry(host)["location"]).iterdir())
+
+    def largest(self, host: str) -> Path:
+        return max(self.files(host), key=lambda file: (file.stat().st_size, file.name))
+
+    def contents(self, host: str) -> list[bytes]:
+        return [file.read_bytes() for file in self.files(host)]
+
+    def moved(self, site: str) -> list[int]:
+        """The bytes of each transfer that the site's listener has logged."""
+        log = (self.world.directory / "logs" / f"{site}.log").read_text()
+        return [int(count) for count in re.findall(r"moved (\d+) of", log)]
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Iterator[Ground]:
+    with (
+        World(tmp_path, ROOT / "sites.json") as world,
+        MongoClient[dict[str, Any]](world.mongod.uri, w="majority") as client,
+    ):
+        for site in world.sites:
+            world.listen(site)
+        runs = client["run"]["runs_new"]
+        document = world.take_run("lngs", 1, SIZE, seed=1)
+        runs.insert_one(document)
+        ground = Ground(world, runs, document["_id"])
+        ground.wait("not copied", lambda: all(map(ground.is_good, world.sites)))
+        yield ground
+
+
+def test_a_flipped_bit_costs_one_file(ground: Ground) -> None:
+    """Found by a re-check, the bad file alone is fetched again, and the copy is good as before."""
+    before = ground.contents("chicago")
+    bad = ground.largest("chicago")
+    flip(bad, 100)
+    ground.verify_again("chicago")
+    ground.wait("not mended", lambda: ground.entry("chicago").get("repairs") == 1)
+    ground.wait("not good", lambda: ground.is_good("chicago"))
+    assert ground.contents("chicago") == before
+    assert ground.moved("chicago") == [sum(map(len, before)), bad.stat().st_size]
+    assert not ground.entry("chicago")["checksumproblem"]
+    assert ground.entry("chicago")["error"] is None
+
+
+def test_a_damaged_source_is_passed_over(ground: Ground) -> None:
+    """The same file is bad at the first source too: it is had from the next one."""
+    before = ground.contents("chicago")
+    flip(ground.largest("chicago"), 100)
+    flip(ground.largest("lngs"), 200)
+    ground.verify_again("chicago")
+    ground.wait("not mended", lambda: ground.entry("chicago").get("source") == "stockholm")
+    ground.wait("not good", lambda: ground.is_good("chicago"))
+    assert ground.contents("chicago") == before
+    assert ground.entry("chicago")["manifest"] == ground.entry("stockholm")["manifest"]
+
+
+def test_a_copy_that_nobody_can_mend_is_left_to_a_person(ground: Ground) -> None:
+    """Bad at every place: tried, given up, and said so; nothing is deleted."""
+    for host in ("chicago", "lngs", "stockholm"):
+        flip(ground.largest(host), 100)
+    ground.verify_again("chicago")
+    ground.wait("not given up", lambda: ground.entry("chicago").get("repairs") == 3)
+    ground.wait("not given up", lambda: ground.entry("chicago")["status"] == "error")
+    time.sleep(1)  # nothing more may follow
+    assert (ground.entry("chicago")["repairs"], ground.entry("chicago")["status"]) == (3, "error")
+    assert "differs" in ground.entry("chicago")["error"]

@@ -1,0 +1,137 @@
+"""What is remembered of a site's links, and who has to wait."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from caxev.config import Link
+from caxev.movers import Traffic
+
+MANY = 1 << 30
+
+
+def test_the_order_counts_where_nothing_is_known() -> None:
+    """As sites.json has it; and a little faster is not enough to change that."""
+    traffic = Traffic()
+    assert traffic.order(["a", "b", "c"]) == ["a", "b", "c"]
+    traffic.note("a", MANY, 10.0)
+    traffic.note("b", MANY, 9.0)
+    assert traffic.order(["a", "b", "c"]) == ["a", "b", "c"]
+
+
+def test_a_much_faster_source_comes_first() -> None:
+    """What was moved lately tells; trifles do not."""
+    traffic = Traffic()
+    traffic.note("a", MANY, 100.0)
+    traffic.note("b", 1000, 0.000_001)
+    assert traffic.order(["b", "a"]) == ["b", "a"]
+    for _ in range(5):
+        traffic.note("b", MANY, 10.0)
+    assert traffic.order(["a", "b"]) == ["b", "a"]
+    assert traffic.order(["a"]) == ["a"]
+
+
+async def test_a_busy_link_is_passed_by() -> None:
+    """Two transfers from the first, and the second is worth as much."""
+    traffic = Traffic()
+    async with traffic.slot("a", Link()), traffic.slot("a", Link()):
+        assert traffic.order(["a", "b"]) == ["b", "a"]
+    assert traffic.order(["a", "b"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("link", "most", "rate"),
+    [
+        (Link(transfers=2), 2, None),
+        (Link(max_rate=8e6), 1, 8e6),
+        (Link(max_rate=8e6, transfers=2), 2, 4e6),
+    ],
+)
+async def test_a_link_has_so_many_places(link: Link, most: int, rate: float | None) -> None:
+    """Others wait until one is free, and what is allowed in a second is shared out."""
+    traffic = Traffic()
+    inside: list[int] = []
+    count = 0
+
+    async def move() -> None:
+        nonlocal count
+        async with traffic.slot("a", link) as mine:
+            assert mine == rate
+            count += 1
+            inside.append(count)
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            count -= 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(7):
+            nursery.start_soon(move)
+    assert len(inside) == 7
+    assert max(inside) == most
+
+
+def test_one_that_waits_gives_a_sign_of_life_each_minute() -> None:
+    """As long as there is no place, and not once it has one."""
+    signs: list[float] = []
+
+    async def main() -> None:
+        traffic, link, begin = Traffic(), Link(transfers=1), trio.current_time()
+
+        async def wait() -> None:
+            async with traffic.slot("a", link, lambda: signs.append(trio.current_time() - begin)):
+                await trio.sleep(600)
+
+        async with trio.open_nursery() as nursery, traffic.slot("a", link):
+            nursery.start_soon(wait)
+            await trio.sleep(150)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert signs == [0, 60, 120]
+
+
+async def test_one_that_is_cancelled_while_it_waits_takes_no_place() -> None:
+    """The place that is free then is another's."""
+    traffic, link = Traffic(), Link(transfers=1)
+    async with traffic.slot("a", link):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            async with traffic.slot("a", link):
+                raise AssertionError("unreachable")
+    async with traffic.slot("a", link):
+        assert traffic._active["a"] == 1
+    assert traffic._active["a"] == 0
+
+
+def test_a_site_where_transfers_fail_comes_last_for_a_while() -> None:
+    """However fast it is, for ten minutes from its last failure."""
+    clock = MockClock()
+
+    async def main() -> None:
+        traffic = Traffic()
+        traffic.note("a", MANY, 1.0)
+        traffic.failed("a")
+        assert traffic.order(["a", "b", "c"]) == ["b", "c", "a"]
+        clock.jump(400)
+        traffic.failed("a")
+        clock.jump(400)
+        assert traffic.order(["a", "b", "c"]) == ["b", "c", "a"]
+        clock.jump(200)
+        assert traffic.order(["a", "b", "c"]) == ["a", "b", "c"]
+
+    trio.run(main, clock=clock)
+
+
+async def test_all_that_does_not_come_to_its_end_has_failed() -> None:
+    """An error, and being cancelled for a stall; a success makes up for them."""
+    traffic = Traffic()
+    with pytest.raises(OSError, match="gone"), traffic.attempt("a"):
+        raise OSError("gone")
+    with trio.CancelScope() as scope, traffic.attempt("b"):
+        scope.cancel()
+        await trio.sleep_forever()
+    assert traffic.order(["a", "b", "c"]) == ["c", "a", "b"]
+    with traffic.attempt("b"):
+        await trio.lowlevel.checkpoint()
+    assert traffic.order(["a", "b", "c"]) == ["b", "c", "a"]
