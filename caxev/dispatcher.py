@@ -37,7 +37,7 @@ from caxev.ledger import (
     claim,
     settle,
 )
-from caxev.model import Aspect, Run, RunId, RunUpdate
+from caxev.model import Run, RunId, RunUpdate
 from caxev.mongo import (
     OLDEST_FIRST,
     URGENT_FIRST,
@@ -136,32 +136,40 @@ class Lane:
 
 
 @define(eq=False)
-class Copies:
-    """Who is at work on which copy here, so that nothing is deleted under a reader."""
+class Occupancy:
+    """Who is at work on which run here, so that nothing is deleted under a reader.
 
-    _readers: Counter[tuple[RunId, Aspect]] = field(factory=Counter)
-    _writers: set[tuple[RunId, Aspect]] = field(factory=set)
+    By the run and not by the copy: a reaction to a copy elsewhere, a tag or a field may read the
+    copy that stands here.
+    """
+
+    _readers: Counter[RunId] = field(factory=Counter)
+    _writers: set[RunId] = field(factory=set)
     _left: trio.Event = field(factory=trio.Event)
 
-    async def enter(self, debt: Debt, *, exclusive: bool) -> None:
-        """Wait until the debt's copy is free, for reading with others or alone; hold it."""
-        key = (debt.run, debt.aspect)
-        while key in self._writers or (exclusive and key in self._readers):
+    async def enter(self, debt: Debt, *, exclusive: bool) -> bool:
+        """Wait until the run is free, for reading with others or alone; hold it.
+
+        Returns whether it had to wait.
+        """
+        waited = False
+        while debt.run in self._writers or (exclusive and debt.run in self._readers):
             await self._left.wait()
+            waited = True
         if exclusive:
-            self._writers.add(key)
+            self._writers.add(debt.run)
         else:
-            self._readers[key] += 1
+            self._readers[debt.run] += 1
+        return waited
 
     def leave(self, debt: Debt, *, exclusive: bool) -> None:
-        """Let go of the debt's copy."""
-        key = (debt.run, debt.aspect)
+        """Let go of the run."""
         if exclusive:
-            self._writers.discard(key)
+            self._writers.discard(debt.run)
         else:
-            self._readers[key] -= 1
-            if not self._readers[key]:
-                del self._readers[key]
+            self._readers[debt.run] -= 1
+            if not self._readers[debt.run]:
+                del self._readers[debt.run]
         self._left.set()
         self._left = trio.Event()
 
@@ -228,7 +236,7 @@ class Dispatcher:
     attempts: trio.Nursery
     _lanes: dict[str, Lane] = field(init=False, factory=dict)
     _ended: list[Ended] = field(init=False, factory=list)
-    _copies: Copies = field(init=False, factory=Copies)
+    _occupancy: Occupancy = field(init=False, factory=Occupancy)
     _progress: dict[str, tuple[Debt, dict[str, Any]]] = field(init=False, factory=dict)
     _wake: trio.Event = field(init=False, factory=trio.Event)
     _settle: trio.Event = field(init=False, factory=trio.Event)
@@ -469,14 +477,20 @@ class Dispatcher:
 
     async def _attempt(self, debt: Debt, handler: Handler, run: Run) -> Ended:
         crash.scope.set(handler.name)
-        await self._copies.enter(debt, exclusive=handler.exclusive)
+        waited = await self._occupancy.enter(debt, exclusive=handler.exclusive)
         try:
+            if waited:  # for what may have changed the run
+                try:
+                    runs = await self.database.runs([debt.run])
+                except DatabaseError as error:
+                    return Ended(debt, Interrupted(str(error)))
+                run = runs.get(debt.run, Run(debt.run))
             if debt.started is None:
                 debt = evolve(debt, started=utcnow())
                 self._latency.observe((utcnow() - debt.at).total_seconds())
             return await self._try(debt, handler, run)
         finally:
-            self._copies.leave(debt, exclusive=handler.exclusive)
+            self._occupancy.leave(debt, exclusive=handler.exclusive)
 
     async def _try(self, debt: Debt, handler: Handler, run: Run) -> Ended:
         watch = Watch(handler)

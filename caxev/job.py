@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
-from caxev.model import Copy, CopyKey, Event, Run, RunUpdate
+from caxev.model import Copy, CopyField, CopyKey, Event, Run, RunUpdate
 
 if TYPE_CHECKING:
     from loguru import Logger
@@ -108,6 +108,8 @@ class Job:
     def copy(self) -> Copy | None:
         """The copy that the event speaks of, as it is now; None if it is gone or no copy."""
         aspect = self.event.aspect
+        if isinstance(aspect, CopyField):
+            aspect = aspect.key
         return self.run.copy(aspect) if isinstance(aspect, CopyKey) else None
 
     @staticmethod

@@ -40,7 +40,7 @@ from typing import Final, TypeAlias
 
 from attrs import evolve, frozen
 
-from caxev.model import Aspect, CopyKey, Event, Existence, RunId, Tag
+from caxev.model import Aspect, CopyField, CopyKey, Event, Existence, Field, RunId, Tag
 
 FIRST_DELAY: Final = 5.0
 """Seconds before the second attempt; each further one waits twice as long..."""
@@ -103,7 +103,7 @@ Outcome: TypeAlias = Paid | Postponed | Surprise | Spent | Interrupted
 
 
 def aspect_row(aspect: Aspect) -> list[str | None]:
-    """Return an aspect as the database keeps it: three texts, one, or none."""
+    """Return an aspect as the database keeps it: texts, of each kind another number."""
     return list(aspect)
 
 
@@ -112,7 +112,13 @@ def aspect_from(row: Sequence[str | None]) -> Aspect:
     return _ASPECTS[len(row)](*row)
 
 
-_ASPECTS: Final[dict[int, Callable[..., Aspect]]] = {3: CopyKey, 1: Tag, 0: Existence}
+_ASPECTS: Final[dict[int, Callable[..., Aspect]]] = {
+    4: CopyField,
+    3: CopyKey,
+    2: Field,
+    1: Tag,
+    0: Existence,
+}
 
 
 @frozen

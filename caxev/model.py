@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, TypeAlias
+from hashlib import blake2b
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from attrs import Factory, field, frozen
 
@@ -24,6 +25,8 @@ TRANSFERRING: Final = "transferring"
 VERIFYING: Final = "verifying"
 TRANSFERRED: Final = "transferred"
 ERROR: Final = "error"
+DELETING: Final = "deleting"
+"""The status of a copy that is to go: nobody counts on it any more."""
 UNKNOWN: Final = "unknown"
 """The status of an entry that names none."""
 
@@ -56,15 +59,60 @@ class Existence(NamedTuple):
         return "the run"
 
 
-Aspect: TypeAlias = CopyKey | Tag | Existence
+class Field(NamedTuple):
+    """One of a run's fields, by its dotted path."""
+
+    path: str
+    of: Literal["run"] = "run"  # no tag is equal to it
+
+    def __str__(self) -> str:
+        return f"field {self.path}"
+
+
+class CopyField(NamedTuple):
+    """A field of one copy's entry."""
+
+    type: str
+    host: str
+    version: str | None
+    field: str
+
+    @property
+    def key(self) -> CopyKey:
+        """The copy that it is a field of."""
+        return CopyKey(self.type, self.host, self.version)
+
+    def __str__(self) -> str:
+        return f"{self.field} of {self.key}"
+
+
+Aspect: TypeAlias = CopyKey | Tag | Existence | Field | CopyField
 """One thing about a run that reactions can be tied to."""
 
 Look: TypeAlias = Mapping[Aspect, str]
 """A run as one site saw it: every aspect with its value. A copy's value is its status, followed
 by ``@`` and the milliseconds since 1970 of its ``status_since`` where there is one, so that a
-status that went and came back is a change. Tags and existence have the value ``yes``."""
+status that went and came back is a change. Tags and existence have the value ``yes``, fields a
+digest of what stands in them; a field that is null is not there."""
 
 YES: Final = "yes"
+
+
+@frozen
+class Watched:
+    """Which fields a look takes in: paths of a run's fields, and names of its copies' fields."""
+
+    run: frozenset[str] = frozenset()
+    copies: frozenset[str] = frozenset()
+
+    def __or__(self, other: Watched) -> Watched:
+        return Watched(self.run | other.run, self.copies | other.copies)
+
+    def __le__(self, other: Watched) -> bool:
+        return self.run <= other.run and self.copies <= other.copies
+
+
+NO_FIELDS: Final = Watched()
 
 
 @frozen
@@ -210,15 +258,15 @@ class Run:
         """The copy known by `key`, if the run has one."""
         return next((copy for copy in self.copies if copy.key == key), None)
 
-    def look(self) -> dict[Aspect, str]:
-        """Every aspect of this run with its value."""
-        return look_at(self.document)
+    def look(self, watched: Watched = NO_FIELDS) -> dict[Aspect, str]:
+        """Every aspect of this run with its value; of the fields, those that are watched."""
+        return look_at(self.document, watched)
 
     def __str__(self) -> str:
         return f"run {self.number}" if self.number else f"run {self.name or self.id}"
 
 
-def look_at(document: Mapping[str, Any]) -> dict[Aspect, str]:
+def look_at(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> dict[Aspect, str]:
     """Every aspect of the run in a document with its value.
 
     What `Run` and `Copy` would say, without making them: this is done for every change there is.
@@ -232,7 +280,25 @@ def look_at(document: Mapping[str, Any]) -> dict[Aspect, str]:
         if key is not None and key not in look:
             status = _text(entry.get("status")) or UNKNOWN
             look[key] = _value(status, entry.get("status_since"))
+            for name in watched.copies:
+                if (value := entry.get(name)) is not None:
+                    look[CopyField(*key, name)] = _digest(value)
+    for path in watched.run:
+        if (value := field_of(document, path)) is not None:
+            look[Field(path)] = _digest(value)
     return look
+
+
+def field_of(document: Mapping[str, Any], path: str) -> Any:
+    """The value of a document's field, by dotted path; None where it is absent."""
+    value: Any = document
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _digest(value: object) -> str:
+    return blake2b(repr(value).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
 def _key(entry: object) -> CopyKey | None:
@@ -297,7 +363,62 @@ class TagAbsent:
     name: str
 
 
-Expectation: TypeAlias = CopyIs | CopyAbsent | FieldIs | TagAbsent
+@frozen
+class CopiesAtLeast:
+    """An expectation: so many good copies of this copy's data exist at other hosts.
+
+    Good is what is ``transferred`` with this copy's `manifest` or, where the manifest or the
+    other's is not known, with its `checksum`; and, with `verified_since` (UTC), what was read
+    again since then. `hosts` names the only ones that count; None: all.
+    """
+
+    number: int
+    key: CopyKey
+    manifest: str | None = None
+    checksum: str | None = None
+    verified_since: datetime | None = None
+    hosts: frozenset[str] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        copy: Copy,
+        verified_since: datetime | None = None,
+        hosts: frozenset[str] | None = None,
+    ) -> CopiesAtLeast:
+        """Expect so many copies that are what `copy` is."""
+        return cls(number, copy.key, copy.manifest, copy.checksum, verified_since, hosts)
+
+    def holds(self, run: Run) -> bool:
+        """Whether the run is so; several entries of one host are one copy."""
+        return len({copy.host for copy in run.copies if self.counts(copy)}) >= self.number
+
+    def counts(self, other: Copy) -> bool:
+        """Whether that is one of them."""
+        key = self.key
+        if (other.type, other.version) != (key.type, key.version) or other.host == key.host:
+            return False
+        if other.status != TRANSFERRED or (self.hosts is not None and other.host not in self.hosts):
+            return False
+        if self.verified_since is not None:
+            field_ = other.fields.get("verified_at")
+            verified = None if isinstance(field_, list) else as_utc(field_)  # never cax's
+            if verified is None or verified < self.verified_since:
+                return False
+        if self.manifest and other.manifest:
+            return self.manifest == other.manifest
+        return self.checksum is not None and self.checksum == other.checksum
+
+
+@frozen
+class NobodyReads:
+    """An expectation: nobody is making a copy of this copy's data from this one."""
+
+    key: CopyKey
+
+
+Expectation: TypeAlias = CopyIs | CopyAbsent | FieldIs | TagAbsent | CopiesAtLeast | NobodyReads
 
 
 @frozen
@@ -306,7 +427,8 @@ class RunUpdate:
 
     The expectations go into the write's own filter, so of two sites that try the same change one
     wins and the other learns that it lost. At most one of `add`, `change` and `remove` is used.
-    Make one with `add_copy`, `change_copy`, `remove_copy`, `add_tag` or `set_fields`.
+    Make one with `add_copy`, `change_copy`, `remove_copy`, `add_tag` or `set_fields`. `tombstone`
+    goes to the run's ``deleted_data``.
     """
 
     run: RunId
@@ -316,6 +438,7 @@ class RunUpdate:
     remove: CopyIs | None = None
     tag: Mapping[str, Any] | None = None
     fields: Mapping[str, Any] = Factory(dict)
+    tombstone: Mapping[str, Any] | None = None
 
     @classmethod
     def add_copy(
@@ -336,10 +459,29 @@ class RunUpdate:
         return cls(run.id, (seen, *expect), change=(seen, {"status": status, **fields}))
 
     @classmethod
-    def remove_copy(cls, run: Run, copy: Copy, *expect: Expectation) -> RunUpdate:
-        """Take a copy's entry out, if it still has the status and owner it was seen with."""
+    def remove_copy(
+        cls,
+        run: Run,
+        copy: Copy,
+        *expect: Expectation,
+        tombstone: Mapping[str, Any] | None = None,
+    ) -> RunUpdate:
+        """Take a copy's entry out, if it still has the status and owner it was seen with.
+
+        With `tombstone` (who, when, why, on what proof) it is remembered in ``deleted_data``.
+        """
         seen = copy.as_seen
-        return cls(run.id, (seen, *expect), remove=seen)
+        if tombstone is not None:
+            tombstone = {
+                "type": copy.type,
+                "host": copy.host,
+                "pax_version": copy.version,
+                "location": copy.location,
+                "checksum": copy.checksum,
+                "manifest": copy.manifest,
+                **tombstone,
+            }
+        return cls(run.id, (seen, *expect), remove=seen, tombstone=tombstone)
 
     @classmethod
     def add_tag(cls, run: Run, name: str, **fields: Any) -> RunUpdate:

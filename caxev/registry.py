@@ -10,9 +10,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from typing import Any, Final, Protocol, TypeVar
 
-from attrs import field, frozen
+import attrs
+from attrs import frozen
 
-from caxev.model import Aspect, CopyKey, Event, Existence, Look, Tag
+from caxev.model import (
+    NO_FIELDS,
+    Aspect,
+    CopyField,
+    CopyKey,
+    Event,
+    Existence,
+    Field,
+    Look,
+    Tag,
+    Watched,
+)
 
 HERE: Final = "<here>"
 """Stands for the site's own name in a trigger."""
@@ -45,9 +57,9 @@ def _set(value: str | Iterable[str] | None) -> frozenset[str]:
 class CopyTrigger:
     """A copy of one of these types, at one of these hosts, came to one of these statuses."""
 
-    status: frozenset[str] = field(converter=_set)
-    type: frozenset[str] = field(converter=_set, default=None)
-    host: frozenset[str] = field(converter=_set, default=None)
+    status: frozenset[str] = attrs.field(converter=_set)
+    type: frozenset[str] = attrs.field(converter=_set, default=None)
+    host: frozenset[str] = attrs.field(converter=_set, default=None)
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
         """Why this aspect in this status does not trigger; None where it does."""
@@ -66,7 +78,7 @@ class CopyTrigger:
 class TagTrigger:
     """A run was given one of these tags (`*`: any), or, with `gone`, lost it."""
 
-    name: frozenset[str] = field(converter=_set)
+    name: frozenset[str] = attrs.field(converter=_set)
     gone: bool = False
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
@@ -97,7 +109,52 @@ class RunTrigger:
         return None
 
 
-Trigger = CopyTrigger | TagTrigger | RunTrigger
+@frozen
+class FieldTrigger:
+    """One of these fields of the run (dotted paths) was set or changed."""
+
+    path: frozenset[str] = attrs.field(converter=_set)
+
+    def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
+        """Why this aspect in this status does not trigger; None where it does."""
+        del here
+        if not isinstance(aspect, Field):
+            return "not a field of the run"
+        if aspect.path not in self.path:
+            return f"the field is {aspect.path}, not {_either(self.path)}"
+        return "the field is gone" if status is None else None
+
+    @property
+    def watched(self) -> Watched:
+        return Watched(run=self.path)
+
+
+@frozen
+class CopyFieldTrigger:
+    """One of these fields of a copy's entry, at one of these hosts, was set or changed."""
+
+    name: frozenset[str] = attrs.field(converter=_set)
+    type: frozenset[str] = attrs.field(converter=_set, default=None)
+    host: frozenset[str] = attrs.field(converter=_set, default=None)
+
+    def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
+        """Why this aspect in this status does not trigger; None where it does."""
+        if not isinstance(aspect, CopyField):
+            return "not a field of a copy"
+        if aspect.field not in self.name:
+            return f"the field is {aspect.field}, not {_either(self.name)}"
+        if self.type and aspect.type not in self.type:
+            return f"the type is {aspect.type}, not {_either(self.type)}"
+        if self.host and not any(_host_is(aspect.host, host, here) for host in self.host):
+            return f"the host is {aspect.host}, not {_either(self.host)}"
+        return "the field is gone" if status is None else None
+
+    @property
+    def watched(self) -> Watched:
+        return Watched(copies=self.name)
+
+
+Trigger = CopyTrigger | TagTrigger | RunTrigger | FieldTrigger | CopyFieldTrigger
 
 
 def copy(
@@ -121,6 +178,20 @@ def tag(name: str | Iterable[str], *, gone: bool = False) -> TagTrigger:
 def new_run() -> RunTrigger:
     """Trigger on a run's first appearance."""
     return RunTrigger()
+
+
+def field(*paths: str) -> FieldTrigger:
+    """Trigger on a field of the run being set or changed: ``field("processor.DEFAULT.gains")``."""
+    return FieldTrigger(paths)
+
+
+def copy_field(
+    *names: str,
+    type: str | Iterable[str] | None = None,  # noqa: A002  # the field's own name
+    host: str | Iterable[str] | None = None,
+) -> CopyFieldTrigger:
+    """Trigger on a field of a copy's entry being set or changed; `type`, `host` as in `copy`."""
+    return CopyFieldTrigger(names, type, host)
 
 
 def _either(names: frozenset[str]) -> str:
@@ -148,7 +219,7 @@ class Handler:
     runs on that copy meanwhile.
     """
 
-    function: HandlerFunction = field(repr=False)
+    function: HandlerFunction = attrs.field(repr=False)
     name: str
     triggers: tuple[Trigger, ...]
     lane: str = "default"
@@ -179,6 +250,15 @@ class Handler:
             if reason is None:
                 return None
         return reason
+
+
+def _watched(handlers: Iterable[Handler]) -> Watched:
+    watched = NO_FIELDS
+    for handler in handlers:
+        for trigger in handler.triggers:
+            if isinstance(trigger, FieldTrigger | CopyFieldTrigger):
+                watched |= trigger.watched
+    return watched
 
 
 recorded: list[Handler] = []
@@ -239,6 +319,7 @@ class Registry:
                 )
             self.handlers[handler.name] = handler
         self.enabled = tuple(h for h in self.handlers.values() if here.wants(h))
+        self.watched = _watched(self.enabled)
 
     def wanting(self, event: Event) -> Iterator[Handler]:
         """The enabled handlers that the event concerns."""

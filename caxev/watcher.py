@@ -189,7 +189,7 @@ class Watcher:
             return 1
 
     async def _read_to_end(self, position: Position) -> int:
-        stream = await self.database.open_stream(position)
+        stream = await self.database.open_stream(position, self.registry.watched)
         changes = 0
         while True:
             batch = await self.database.next_batch(stream, CAUGHT_UP)
@@ -206,15 +206,19 @@ class Watcher:
         async def locate() -> None:
             record = await self.database.site_record(self.tenure.site)
             self._position = record.position if record else None
-            if self._position is None:
+            if record is None or self._position is None:
                 logger.info("first look at the runs database: scanning all runs")
                 await self.scan(gap=None, restart=True)
+            elif not self.registry.watched <= record.watched:
+                # What these fields were before nobody noted: the stream goes on where it was.
+                logger.info("handlers watch fields that were not watched: scanning all runs")
+                await self.scan()
 
         await self._persist(locate)
 
     async def _follow(self) -> None:
         assert self._position is not None
-        stream = await self.database.open_stream(self._position)
+        stream = await self.database.open_stream(self._position, self.registry.watched)
         await self.intake.reconcile()
         self._recovered()
         send, receive = trio.open_memory_channel[_Ahead](0)
@@ -243,7 +247,9 @@ class Watcher:
     async def _read(self, stream: Stream, send: trio.MemorySendChannel[_Ahead]) -> None:
         while True:
             turn = self._turn
-            found = await self.database.next_look(stream, self.tenure.site, self._known)
+            found = await self.database.next_look(
+                stream, self.tenure.site, self._known, self.registry.watched
+            )
             ahead = _Ahead(*found, turn)
             await send.send(ahead)
             if ahead.batch.changes < BACKLOG:
@@ -330,7 +336,7 @@ class Watcher:
             runs += len(ids)
             if after is None:
                 break
-        await self.database.finish_scan(self.tenure, start, utcnow(), gap)
+        await self.database.finish_scan(self.tenure, start, utcnow(), gap, self.registry.watched)
         if start is not None:
             self._position = Position(start=start)
         logger.info("scanned {} runs", runs)
@@ -368,7 +374,9 @@ class Watcher:
                 self._turn += 1
 
     async def _read_looks(self, runs: Iterable[RunId]) -> Looked:
-        return await self.database.look(self.tenure.site, list(runs), self._known)
+        return await self.database.look(
+            self.tenure.site, list(runs), self._known, self.registry.watched
+        )
 
     def _remember(self, looks: Mapping[RunId, Look | None]) -> None:
         """Keep looks that were recorded: a run that changed will soon change again."""

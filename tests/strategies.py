@@ -8,7 +8,7 @@ from typing import Any
 from bson import Int64, ObjectId
 from hypothesis import strategies as st
 
-from caxev.model import YES, Aspect, CopyKey, Existence, Tag
+from caxev.model import YES, Aspect, CopyField, CopyKey, Existence, Field, Tag
 
 ODD_TEXTS = (
     "",
@@ -126,7 +126,13 @@ hostile_documents = _document(
 
 run_documents = documents | hostile_documents
 
-aspects: st.SearchStrategy[Aspect] = st.one_of(keys, names.map(Tag), st.just(Existence()))
+aspects: st.SearchStrategy[Aspect] = st.one_of(
+    keys,
+    names.map(Tag),
+    st.just(Existence()),
+    names.map(Field),
+    st.builds(CopyField, kinds, hosts, versions, names),
+)
 
 
 @st.composite

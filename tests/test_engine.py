@@ -222,11 +222,11 @@ async def test_a_replay_beside_the_stream_fires_a_state_once(
         replaying.append(True)
         await firing(self, ids, request)
 
-    async def look(self: Database, site: str, runs: Any, known: Any = None) -> Any:
+    async def look(self: Database, site: str, runs: Any, *more: Any) -> Any:
         if replaying and replaying.pop():
             run = (await self.runs(runs))[runs[0]]
             await engine.write(self, RunUpdate.change_copy(run, run.copies[0], "transferred"))
-        return await looking(self, site, runs, known)
+        return await looking(self, site, runs, *more)
 
     monkeypatch.setattr(Database, "look", look)
     monkeypatch.setattr(Watcher, "_fire_again", fire)

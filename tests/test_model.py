@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -14,21 +14,27 @@ from caxev.model import (
     UNKNOWN,
     YES,
     Aspect,
+    CopiesAtLeast,
     Copy,
     CopyAbsent,
+    CopyField,
     CopyIs,
     CopyKey,
     Event,
     Existence,
+    Field,
     Run,
     RunUpdate,
     Tag,
+    Watched,
     as_utc,
+    field_of,
     look_at,
 )
 from tests import strategies as make
 
 RAW = CopyKey("raw", "lngs")
+AT = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 def run_with(*entries: Any, **fields: Any) -> Run:
@@ -158,3 +164,70 @@ def test_a_change_expects_what_was_seen(status: object) -> None:
     assert update.expect == (seen,)
     assert update.change == (seen, {"status": "error", "checksum": "ab"})
     assert RunUpdate.remove_copy(run, run.copies[0]).remove == seen
+
+
+# -- fields -----------------------------------------------------------------------------------
+
+WATCHED = Watched(frozenset({"start", "tags", "x.y"}), frozenset({"status", "owner", "location"}))
+
+
+@given(make.run_documents)
+def test_watched_fields_are_aspects(document: dict[str, Any]) -> None:
+    """Whatever they hold; what is absent or null is none; the rest of the look is the same."""
+    run = Run.from_document(document)
+    look = run.look(WATCHED)
+    plain = {key: v for key, v in look.items() if not isinstance(key, Field | CopyField)}
+    assert plain == run.look()
+    there = {path for path in WATCHED.run if field_of(document, path) is not None}
+    assert {key.path for key in look if isinstance(key, Field)} == there
+    of_copies = {
+        CopyField(*copy.key, name)
+        for copy in reversed(run.copies)
+        for name in WATCHED.copies
+        if run.copy(copy.key).fields.get(name) is not None  # type: ignore[union-attr]  # it is there
+    }
+    assert {key for key in look if isinstance(key, CopyField)} == of_copies
+
+
+@given(make.values.filter(lambda value: value is not None), make.values)
+def test_a_field_that_changes_is_a_change(one: Any, other: Any) -> None:
+    """Equal values look equal, and values that are written differently do not."""
+    watched = Watched(frozenset({"a.b"}))
+    looks = [look_at({"a": {"b": value}}, watched).get(Field("a.b")) for value in (one, other)]
+    assert (looks[0] == looks[1]) == (repr(one) == repr(other))
+
+
+@pytest.mark.parametrize(
+    ("others", "enough"),
+    [
+        ([{}, {"host": "chicago"}], True),
+        ([{}], False),
+        ([{}, {}], False),  # two entries of one host are one copy
+        ([{}, {"host": "chicago", "status": "deleting"}], False),
+        ([{}, {"host": "chicago", "manifest": "other"}], False),
+        ([{}, {"host": "chicago", "manifest": None}], True),  # cax wrote it
+        ([{}, {"host": "chicago", "manifest": None, "checksum": None}], False),
+        ([{}, {"host": "chicago", "manifest": None, "checksum": "other"}], False),
+        ([{}, {"host": "chicago", "pax_version": "v1"}], False),
+        ([{}, {"host": "chicago", "type": "processed"}], False),
+        ([{}, {"host": "lngs"}], False),  # the copy itself is none of the others
+        ([{}, {"host": "chicago", "verified_at": AT - timedelta(1)}], False),
+        ([{}, {"host": "chicago", "verified_at": None}], False),
+        ([{}, {"host": "nowhere"}], False),
+    ],
+)
+def test_how_many_good_copies(others: list[dict[str, Any]], enough: bool) -> None:
+    """`CopiesAtLeast` counts hosts with a good copy of the same data, freshly verified."""
+    usual = {
+        "type": "raw",
+        "host": "tape",
+        "status": "transferred",
+        "manifest": "m",
+        "checksum": "c",
+        "verified_at": AT,
+    }
+    document = {"_id": 1, "data": [{**usual, "host": "lngs"}, *({**usual, **o} for o in others)]}
+    run = Run.from_document(document)
+    hosts = frozenset({"tape", "chicago", "lngs"})
+    wanted = CopiesAtLeast.of(2, run.copies[0], verified_since=AT, hosts=hosts)
+    assert wanted.holds(run) == enough

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import bson
@@ -28,7 +29,21 @@ from caxev.config import Settings
 from caxev.daemon import open_database
 from caxev.job import utcnow
 from caxev.ledger import Debt, Paid, claim, owe, settle
-from caxev.model import Aspect, CopyIs, CopyKey, Event, FieldIs, Run, RunUpdate, Tag
+from caxev.model import (
+    DELETING,
+    Aspect,
+    CopiesAtLeast,
+    CopyIs,
+    CopyKey,
+    Event,
+    Field,
+    FieldIs,
+    NobodyReads,
+    Run,
+    RunUpdate,
+    Tag,
+    Watched,
+)
 from caxev.mongo import (
     Database,
     Deposed,
@@ -48,6 +63,7 @@ pytestmark = pytest.mark.replicaset
 
 SITE = "lngs"
 RAW = CopyKey("raw", "lngs")
+AT = datetime(2020, 1, 1, tzinfo=UTC)
 Runs = Collection[dict[str, Any]]
 HOSTILE = ("$set", "$$NOW", "$where", "a.b", "a\0b", '{"$ne": null}', "Zürich 🦆", "lngs/../x")
 
@@ -250,6 +266,111 @@ async def test_an_expectation_of_another_copy_is_part_of_the_write(database: Nam
         claiming = RunUpdate.add_copy(run, RAW, "transferring", good)
         assert await db.update_run(claiming, utcnow()) is None
         assert (await read(db, run.id)).copy(RAW) is None
+
+
+def odd_runs(number: int) -> Iterator[dict[str, Any]]:
+    """Runs whose copies are good, bad or nothing that anybody understands."""
+    random = Random(1)
+    usual: dict[str, list[Any]] = {
+        "type": ["raw"],
+        "host": ["chicago", "tape", "$$copy"],
+        "status": ["transferred"],
+        "manifest": ["m", None],
+        "checksum": ["c"],
+        "pax_version": [None],
+        "verified_at": [AT],
+    }
+    odd: dict[str, list[Any]] = {
+        "type": ["processed"],
+        "host": ["lngs", 5, None],
+        "status": ["deleting", None, ["transferred"]],
+        "manifest": ["other", "", 5, ["m"], {"m": 1}, "$m"],
+        "checksum": ["other", None, "", 5],
+        "pax_version": ["", 5, "v1"],
+        "verified_at": [AT - timedelta(days=1), None, "today", [AT]],
+    }
+    for _ in range(number):
+        entries: list[Any] = [
+            {
+                name: random.choice(odd[name] if random.random() < 0.1 else usual[name])
+                for name in odd
+            }
+            for _ in range(random.randrange(5))
+        ]
+        yield engine.run_document(1, data=random.choice([entries, [*entries, "x", ["y"], None]]))
+
+
+@pytest.mark.parametrize("manifest", ["m", None, "$m"])
+@pytest.mark.parametrize("since", [None, AT])
+async def test_so_many_good_copies_are_part_of_the_write(
+    database: Named, manifest: str | None, since: datetime | None
+) -> None:
+    """The database counts exactly the copies that `CopiesAtLeast` says it counts."""
+    documents = [*odd_runs(150), {**engine.run_document(1), "data": {"host": "chicago"}}]
+    hosts = frozenset({"chicago", "tape", "$$copy"})
+    for limit in (None, hosts):
+        wanted = CopiesAtLeast(2, RAW, manifest, "c", since, limit)
+        expected = [wanted.holds(Run.from_document(document)) for document in documents]
+        assert 0 < sum(expected) < len(expected)
+        async with engine.opened(database) as db:
+            for document, holds in zip(documents, expected, strict=True):
+                document["_id"] = ObjectId()
+                run = await read(db, await db.insert_run(document))
+                written = await db.update_run(RunUpdate(run.id, (wanted,), fields={"x": 1}), AT)
+                assert (written is not None) == holds, (wanted, document["data"])
+
+
+async def test_of_three_copies_two_remain(database: Named) -> None:
+    """All three sites mean to delete at once: exactly one may."""
+    good = [entry("transferred", checksum="c") | {"host": host} for host in "abc"]
+    async with engine.opened(database) as db:
+        for _ in range(20):
+            run = await added(db, *good)
+
+            async def delete(i: int, run: Run = run) -> Run | None:
+                mine = run.copies[i]
+                update = RunUpdate.change_copy(run, mine, DELETING, CopiesAtLeast.of(2, mine))
+                return await db.update_run(update, utcnow())
+
+            assert sum(one is not None for one in await racing(3, delete)) == 1
+
+
+async def test_nobody_reads(database: Named) -> None:
+    """A copy from which another is being made does not go; another's source is no matter."""
+    async with engine.opened(database) as db:
+        reading = entry("transferring", source="lngs") | {"host": "chicago"}
+        run = await added(db, entry("transferred"), reading)
+        update = RunUpdate.change_copy(run, run.copies[0], DELETING, NobodyReads(RAW))
+        assert await db.update_run(update, utcnow()) is None
+        for change in ({"source": "tape"}, {"status": "error"}, {"pax_version": "v1"}):
+            run = await added(db, entry("transferred"), {**reading, **change})
+            update = RunUpdate.change_copy(run, run.copies[0], DELETING, NobodyReads(RAW))
+            assert await db.update_run(update, utcnow()) is not None
+
+
+async def test_a_removal_can_leave_a_tombstone(database: Named) -> None:
+    """The entry goes and is remembered in one write: which copy it was, and what else is said."""
+    async with engine.opened(database) as db:
+        run = await added(db, entry("deleting", location="/data/1", checksum="c"))
+        copy = run.copies[0]
+        update = RunUpdate.remove_copy(run, copy, tombstone={"by": "lngs#1", "why": "purge"})
+        after = await db.update_run(update, AT)
+        assert after is not None
+        assert after.copies == ()
+        assert after.document["deleted_data"] == [
+            {
+                "date": AT,
+                "type": "raw",
+                "host": "lngs",
+                "pax_version": None,
+                "location": "/data/1",
+                "checksum": "c",
+                "manifest": None,
+                "by": "lngs#1",
+                "why": "purge",
+            }
+        ]
+        assert await db.update_run(update, AT) is None
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -555,6 +676,36 @@ async def test_only_what_matters_comes_through(database: Named, runs: Runs) -> N
         seen, _ = await follow(db, stream, new)
         assert seen == [*ids[3:11], new]
         await db.close_stream(stream)
+
+
+async def test_watched_fields_come_through(database: Named, runs: Runs) -> None:
+    """What is within them, and what they lie in; a name that only begins so is another."""
+    changes: list[dict[str, Any]] = [
+        {"$set": {"endings": 1}},
+        {"$set": {"end": 1}},
+        {"$set": {"trigger.events_built": 2}},
+        {"$unset": {"trigger": ""}},
+    ]
+    watched = Watched(frozenset({"end", "trigger.events_built"}), frozenset({"size"}))
+    async with engine.opened(database) as db:
+        ids = [(await added(db, trigger={}, number=number)).id for number in range(4)]
+        stream = await db.open_stream(Position(start=await db.cluster_time()), watched)
+        for run, change in zip(ids, changes, strict=True):
+            runs.update_one({"_id": run}, change)
+        seen, _ = await follow(db, stream, ids[-1])
+        assert seen == ids[1:]
+        await db.close_stream(stream)
+
+
+@pytest.mark.parametrize("number", [1, 40])
+async def test_a_look_takes_in_what_is_watched(database: Named, number: int) -> None:
+    """Whether few runs are read whole or many by projection, also a path beside one it lies in."""
+    watched = Watched(frozenset({"x", "x.y", "data", "tags"}), frozenset({"size", "status"}))
+    async with engine.opened(database) as db:
+        runs = [await added(db, entry(size=1), x={"y": 5}, number=n) for n in range(number)]
+        looked = await db.look("lngs", [run.id for run in runs], watched=watched)
+        assert looked.now == {run.id: run.look(watched) for run in runs}
+        assert Field("x.y") in looked.now[runs[0].id]
 
 
 async def test_a_batch_holds_each_run_once(database: Named, runs: Runs) -> None:

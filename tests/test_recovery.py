@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,8 +16,22 @@ from bson.datetime_ms import DatetimeMS
 from pymongo import MongoClient
 from pymongo.synchronous.database import Database as MongoDatabase
 
-from caxev import ELSEWHERE, GONE, HERE, GiveUp, Job, Retry, RunUpdate, Skip, copy, new_run, tag
-from caxev.daemon import Options
+from caxev import (
+    ELSEWHERE,
+    GONE,
+    HERE,
+    GiveUp,
+    Job,
+    Retry,
+    RunUpdate,
+    Skip,
+    copy,
+    copy_field,
+    field,
+    new_run,
+    tag,
+)
+from caxev.daemon import Leaving, Options, serve_tenures
 from caxev.dispatcher import Dispatcher, Lane
 from caxev.embedded import ReplicaSet
 from caxev.ledger import SURPRISES, Debt
@@ -86,6 +101,11 @@ async def debts(db: Database, *states: str) -> list[Debt]:
 
     standing: list[Debt] = await engine.until(found)
     return standing
+
+
+async def once(db: Database, options: Options) -> None:
+    """Catch up, do what is due, leave."""
+    await serve_tenures(evolve(options, once=True), db, "once", Leaving())
 
 
 def lose(server: Server, position: dict[str, Any]) -> None:
@@ -575,6 +595,57 @@ async def test_progress_keeps_a_slow_one_alive(database: Named) -> None:
         await debts(db, "done")
 
 
+# -- fields -----------------------------------------------------------------------------------
+
+
+async def test_a_field_that_is_set_fires(database: Named, server: Server) -> None:
+    """Of the run and of a copy; once for each value, also over a restart."""
+    seen: list[str] = []
+
+    async def see(job: Job) -> None:
+        seen.append(f"{job.event.aspect}")
+        assert job.copy is None or job.copy.host == "chicago"
+
+    def reached(times: int) -> bool:
+        return len(seen) >= (1, 1, 2, 3)[times]
+
+    triggers = (field("processor.gains"), copy_field("asked", host=ELSEWHERE))
+    options = engine.options_for(database, [engine.handler(see, *triggers)])
+    changes: list[dict[str, Any]] = [
+        {"$set": {"processor": {"gains": 1, "other": 1}}},
+        {"$set": {"processor.other": 2}},
+        {"$set": {"data.0.asked": True, "data.1.asked": True}},
+        {"$set": {"processor.gains": 2}},
+    ]
+    async with engine.opened(database) as db:
+        copies = [("raw", SITE, "transferred"), ("raw", "chicago", "transferred")]
+        run = await db.insert_run(engine.run_document(1, *copies))
+        for times, change in enumerate(changes):
+            async with engine.listener(db, options):
+                await ready(db)
+                server["runs_new"].update_one({"_id": run}, change)
+                await engine.until(partial(reached, times))
+        await once(db, options)
+    assert seen == ["field processor.gains", "asked of raw at chicago", "field processor.gains"]
+
+
+async def test_a_field_watched_for_the_first_time_fires(database: Named) -> None:
+    """A handler installed later reacts to what was there before, once."""
+    recorder = Recorder()
+    later = engine.handler(recorder.record, field("end"))
+    async with engine.opened(database) as db:
+        for number in (1, 2):
+            await db.insert_run(engine.run_document(number, end=5 if number == 1 else None))
+        await once(db, engine.options_for(database, []))
+        before = (await record_of(db)).position
+        await once(db, engine.options_for(database, [later]))
+        assert before is not None
+        assert before.token is not None
+        assert recorder.numbers == {1: 1}
+        await once(db, engine.options_for(database, [later]))
+        assert recorder.numbers == {1: 1}
+
+
 # -- side by side -----------------------------------------------------------------------------
 
 
@@ -616,6 +687,33 @@ async def test_an_exclusive_reaction_waits_for_readers(database: Named) -> None:
         assert {debt.run for debt in done} == {run}
         assert sorted(order) == ["delete", "read"]
         assert {debt.attempts for debt in done} == {0}
+
+
+async def test_who_waited_sees_what_was_done_meanwhile(database: Named) -> None:
+    """The run is read again after a wait for an exclusive reaction."""
+    seen: list[Any] = []
+
+    async def alone(job: Job) -> None:
+        await job.update(RunUpdate.add_tag(job.run, "read"))
+        await engine.until(lambda: claimed(job.ports))
+        await job.update(RunUpdate.set_fields(job.run, x=1))
+
+    async def claimed(ports: Any) -> bool:
+        owed = await ports._dispatcher.database.debts(SITE, handler="read", state="running")
+        return bool(owed)
+
+    async def read(job: Job) -> None:
+        seen.append(job.run.document.get("x"))
+
+    handlers = [
+        engine.handler(alone, tag("go"), exclusive=True),
+        engine.handler(read, tag("read")),
+    ]
+    options = engine.options_for(database, handlers)
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await go(db)
+        await debts(db, "done", "done")
+    assert seen == [1]
 
 
 async def test_different_copies_do_not_wait(database: Named) -> None:

@@ -6,8 +6,30 @@ import pytest
 from attrs import frozen
 from hypothesis import given
 
-from caxev import ELSEWHERE, GONE, HERE, PASSIVE, Job, copy, new_run, on, tag
-from caxev.model import YES, Aspect, CopyKey, Event, Existence, Tag
+from caxev import (
+    ELSEWHERE,
+    GONE,
+    HERE,
+    PASSIVE,
+    Job,
+    copy,
+    copy_field,
+    field,
+    new_run,
+    on,
+    tag,
+)
+from caxev.model import (
+    YES,
+    Aspect,
+    CopyField,
+    CopyKey,
+    Event,
+    Existence,
+    Field,
+    Tag,
+    Watched,
+)
 from caxev.registry import Handler, Registry, Trigger, recorded
 from tests import strategies as make
 
@@ -90,6 +112,8 @@ def test_one_kind_of_aspect_meets_one_kind_of_trigger(aspect: Aspect) -> None:
         CopyKey: copy("transferred"),
         Tag: tag("*"),
         Existence: new_run(),
+        Field: field(getattr(aspect, "path", "")),
+        CopyField: copy_field(getattr(aspect, "field", "")),
     }
     value = "transferred" if isinstance(aspect, CopyKey) else YES
     met = [kind for kind, trigger in triggers.items() if fires(trigger, aspect, value)]
@@ -173,3 +197,32 @@ def test_owed_is_what_a_first_look_would_fire(look: dict[Aspect, str]) -> None:
         if one in registry.wanting(Event("run", aspect, None, value))
     ]
     assert list(registry.owed(look, one)) == wanted
+
+
+def test_fields() -> None:
+    """A field of the run triggers by its path, one of a copy by its name, type and host."""
+    assert fires(field("end", "trigger.events_built"), Field("trigger.events_built"), "ab")
+    assert not fires(field("end"), Field("start"), "ab")
+    assert not fires(field("end"), Field("end"), None)
+    assert not fires(field("end"), Tag("end"), YES)
+    asked = copy_field("check_asked", host=HERE, type="raw")
+    assert fires(asked, CopyField("raw", "lngs", None, "check_asked"), "ab")
+    assert not fires(asked, CopyField("raw", "chicago", None, "check_asked"), "ab")
+    assert not fires(asked, CopyField("processed", "lngs", "v1", "check_asked"), "ab")
+    assert not fires(asked, CopyField("raw", "lngs", None, "job_ended"), "ab")
+    assert not fires(asked, CopyField("raw", "lngs", None, "check_asked"), None)
+    assert not fires(asked, CopyKey("raw", "lngs"), "transferred")
+
+
+def test_only_fields_of_enabled_handlers_are_watched() -> None:
+    """What nobody here waits for is not looked at."""
+    handlers = [
+        handler(field("end"), copy_field("a", "b"), name="one"),
+        handler(field("start"), copy_field("c"), name="other"),
+    ]
+    everything = Registry(handlers, Here()).watched
+    assert everything == Watched(frozenset({"end", "start"}), frozenset("abc"))
+    few = Registry(handlers, Here(tasks=("one",))).watched
+    assert few == Watched(frozenset({"end"}), frozenset("ab"))
+    assert few <= everything
+    assert not everything <= few

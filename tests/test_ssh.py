@@ -299,6 +299,8 @@ def _killed_midway(move: Move, transfer: Transfer, at: float) -> None:
 
 
 def kill_midway(move: Move, transfer: Transfer, at: float = 0.5) -> None:
+    # Slowly, so that much is left when it dies, however late the kill comes.
+    transfer = evolve(transfer, max_rate=60e6)
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=_killed_midway, args=(move, transfer, at))
     process.start()

@@ -202,20 +202,26 @@ def _handler_row(handler: Handler, enabled: bool | None) -> dict[str, Any]:
 
 def in_words(trigger: Trigger) -> str:
     """Return a trigger in words: ``raw copy here becomes transferred``."""
-    from caxev.registry import CopyTrigger, TagTrigger
+    from caxev.registry import CopyFieldTrigger, CopyTrigger, FieldTrigger, TagTrigger
 
     match trigger:
         case CopyTrigger(status, type_, host):
-            where = f" at {_either(host)}" if host else ""
-            kind = f"{_either(type_)} " if type_ else ""
-            return f"{kind}copy{where} is {_either(status)}".replace(" at here", " here").replace(
-                " at elsewhere", " elsewhere"
-            )
+            return f"{_copy(type_, host)} is {_either(status)}"
+        case CopyFieldTrigger(name, type_, host):
+            return f"{_either(name)} of {_copy(type_, host)} is set or changed"
+        case FieldTrigger(path):
+            return f"field {_either(path)} is set or changed"
         case TagTrigger(name, gone):
             which = "any tag" if "*" in name else f"tag {_either(name)}"
             return f"{which} is {'taken away' if gone else 'there'}"
         case _:
             return "the run is deleted" if trigger.gone else "the run is there"
+
+
+def _copy(kinds: Iterable[str], hosts: Iterable[str]) -> str:
+    where = f" at {_either(hosts)}" if hosts else ""
+    where = where.replace(" at here", " here").replace(" at elsewhere", " elsewhere")
+    return f"{_either(kinds)} copy{where}".lstrip()
 
 
 def _either(names: Iterable[str]) -> str:

@@ -83,7 +83,7 @@ class Explanation:
     missing: Mapping[str, Sequence[tuple[str, str]]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.look = self.run.look()
+        self.look = self.run.look(self.registry.watched)
         self.missing = self._missing()
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -145,12 +145,20 @@ _SHOWN = 4
 
 def _about(trigger: Trigger) -> type:
     """Return the kind of aspect that a trigger is about."""
-    from caxev.model import CopyKey, Existence, Tag
-    from caxev.registry import CopyTrigger, TagTrigger
+    from caxev.model import CopyField, CopyKey, Existence, Field, Tag
+    from caxev.registry import CopyFieldTrigger, CopyTrigger, FieldTrigger, TagTrigger
 
-    if isinstance(trigger, CopyTrigger):
-        return CopyKey
-    return Tag if isinstance(trigger, TagTrigger) else Existence
+    match trigger:
+        case CopyTrigger():
+            return CopyKey
+        case TagTrigger():
+            return Tag
+        case FieldTrigger():
+            return Field
+        case CopyFieldTrigger():
+            return CopyField
+        case _:
+            return Existence
 
 
 def _which(run: Run) -> str:

@@ -109,7 +109,7 @@ async def _would(database: Database, site: str, registry: Registry) -> list[dict
     after, more = None, True
     while more:
         ids, after = await database.page(site, after)
-        looked = await database.look(site, ids)
+        looked = await database.look(site, ids, watched=registry.watched)
         rows += new_reactions(registry, ids, looked.now, looked.before)
         more = after is not None
     return await _labelled(database, rows)

@@ -298,7 +298,7 @@ async def _plan_page(
     database: Database, registry: Registry, ids: Sequence[RunId], request: Request
 ) -> list[Planned]:
     site = registry.here.name
-    looked = await database.look(site, ids)
+    looked = await database.look(site, ids, watched=registry.watched)
     now, before = looked.now, looked.before
     standing = await database.standing(slots(registry, now))
     planned: list[Planned] = []

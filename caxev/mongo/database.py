@@ -29,7 +29,7 @@ from caxev import aio
 from caxev.config import Settings
 from caxev.crash import point
 from caxev.ledger import Debt
-from caxev.model import Aspect, Look, Run, RunId, RunUpdate, look_at
+from caxev.model import NO_FIELDS, Aspect, Look, Run, RunId, RunUpdate, Watched, look_at
 from caxev.mongo.client import (
     AUTH_CODES,
     Client,
@@ -40,7 +40,7 @@ from caxev.mongo.client import (
     not_replica_set,
     translated,
 )
-from caxev.mongo.runs import LOOK_PROJECTION, Selection, write_of
+from caxev.mongo.runs import Selection, look_projection, write_of
 from caxev.mongo.store import (
     OLDEST_FIRST,
     Collection,
@@ -241,11 +241,12 @@ class Database:
 
         return await self._call(cluster_time)
 
-    async def open_stream(self, position: Position) -> Stream:
+    async def open_stream(self, position: Position, watched: Watched = NO_FIELDS) -> Stream:
         """Open the change stream after `position`. Raises `HistoryLost`."""
 
         async def open_stream() -> Stream:
-            stream = Stream(self._client[self.settings.database], self.settings.collection)
+            database = self._client[self.settings.database]
+            stream = Stream(database, self.settings.collection, watched)
             await stream.open(position)
             return stream
 
@@ -267,26 +268,35 @@ class Database:
         site: str,
         runs: Sequence[RunId],
         known: Mapping[RunId, Mapping[Aspect, str]] | None = None,
+        watched: Watched = NO_FIELDS,
     ) -> Looked:
         """Look at runs as they are now, and at what the site last saw of them.
 
         `known` are last looks that the caller has and that need not be read.
         """
-        return await self._call(self._look, site, runs, known or {})
+        return await self._call(self._look, site, runs, known or {}, watched)
 
     async def next_look(
-        self, stream: Stream, site: str, known: Mapping[RunId, Mapping[Aspect, str]]
+        self,
+        stream: Stream,
+        site: str,
+        known: Mapping[RunId, Mapping[Aspect, str]],
+        watched: Watched = NO_FIELDS,
     ) -> tuple[Batch, Looked]:
         """Wait for the stream's next batch and look at its runs: `next_batch` and `look` in one."""
 
         async def next_look() -> tuple[Batch, Looked]:
             batch = await stream.next(AWAIT)
-            return batch, await self._look(site, list(batch.runs), known)
+            return batch, await self._look(site, list(batch.runs), known, watched)
 
         return await self._call(next_look)
 
     async def _look(
-        self, site: str, runs: Sequence[RunId], known: Mapping[RunId, Mapping[Aspect, str]]
+        self,
+        site: str,
+        runs: Sequence[RunId],
+        known: Mapping[RunId, Mapping[Aspect, str]],
+        watched: Watched,
     ) -> Looked:
         if not runs:  # an idle stream's empty batches must not become queries
             return Looked({}, {}, {})
@@ -296,14 +306,14 @@ class Database:
         # Few runs are read whole, so that their handlers can start without another question.
         few = len(runs) <= FEW
         reading = self._confirmed.find(
-            {"_id": {"$in": list(runs)}}, None if few else LOOK_PROJECTION
+            {"_id": {"$in": list(runs)}}, None if few else look_projection(watched)
         ).to_list(None)
         if unknown:
             documents, found = await asyncio.gather(reading, self._store.looks(site, unknown))
             last.update(found)
         else:
             documents = await reading
-        now = {document["_id"]: look_at(document) for document in documents}
+        now = {document["_id"]: look_at(document, watched) for document in documents}
         whole = {doc["_id"]: Run.from_document(doc) for doc in documents} if few else {}
         return Looked(now, last, whole)
 
@@ -327,10 +337,15 @@ class Database:
         point("mongo.position.after")
 
     async def finish_scan(
-        self, tenure: Tenure, start: Timestamp | None, now: datetime, gap: Gap | None
+        self,
+        tenure: Tenure,
+        start: Timestamp | None,
+        now: datetime,
+        gap: Gap | None,
+        watched: Watched = NO_FIELDS,
     ) -> None:
         """Note a completed scan; see `Store.finish_scan`. Raises `Deposed`."""
-        await self._call(self._store.finish_scan, tenure, start, now, gap)
+        await self._call(self._store.finish_scan, tenure, start, now, gap, watched)
 
     async def page(self, site: str, after: RunId | None) -> tuple[list[RunId], RunId | None]:
         """Return a page of run ids, stored or seen, and the `after` with which to ask for the next.

@@ -9,17 +9,22 @@ from typing import Any, Final
 from attrs import frozen
 
 from caxev.model import (
+    TRANSFERRED,
+    TRANSFERRING,
+    CopiesAtLeast,
     CopyAbsent,
     CopyIs,
     CopyKey,
     Expectation,
     FieldIs,
+    NobodyReads,
     RunUpdate,
     TagAbsent,
+    Watched,
 )
 from caxev.mongo.client import Document
 
-LOOK_FIELDS: Final = (
+_LOOK_FIELDS: Final = (
     "tags.name",
     "data.type",
     "data.host",
@@ -27,9 +32,18 @@ LOOK_FIELDS: Final = (
     "data.status",
     "data.status_since",
 )
-"""What a look is made of; `data` entries can be large and many, and this is all matching needs."""
 
-LOOK_PROJECTION: Final = dict.fromkeys(LOOK_FIELDS, 1)
+
+def look_projection(watched: Watched) -> Document:
+    """Return what a look is made of; entries can be large and many, and this is all that counts."""
+    copies = (f"data.{name}" for name in watched.copies)
+    paths = [*_LOOK_FIELDS, *copies, *watched.run]
+    # MongoDB takes no path beside one that it lies in.
+    return {path: 1 for path in paths if not any(_within(path, other) for other in paths)}
+
+
+def _within(path: str, other: str) -> bool:
+    return path.startswith(other + ".")
 
 
 @frozen
@@ -84,6 +98,55 @@ def _condition(expectation: Expectation) -> Document:
             return {path: {"$eq": value}}
         case TagAbsent(name):
             return {"tags.name": {"$ne": name}}
+        case CopiesAtLeast():
+            return _at_least(expectation)
+        case NobodyReads(key):
+            reader = {
+                "type": {"$eq": key.type},
+                "pax_version": key_filter(key)["pax_version"],
+                "status": TRANSFERRING,
+                "source": {"$eq": key.host},
+            }
+            return {"data": {"$not": {"$elemMatch": reader}}}
+
+
+def _at_least(wanted: CopiesAtLeast) -> Document:
+    """As `CopiesAtLeast.counts` says, in the database's language."""
+
+    def text(name: str) -> Document:  # null where it is none
+        value = f"$$copy.{name}"
+        is_text = {"$and": [{"$eq": [{"$type": value}, "string"]}, {"$ne": [value, ""]}]}
+        return {"$cond": [is_text, value, None]}
+
+    conditions: list[Document] = [
+        {"$eq": ["$$copy.type", {"$literal": wanted.key.type}]},
+        {"$eq": [text("pax_version"), {"$literal": wanted.key.version}]},
+        {"$ne": [text("host"), {"$literal": wanted.key.host}]},
+        {"$ne": [text("host"), None]},
+        {"$eq": ["$$copy.status", TRANSFERRED]},
+    ]
+    if wanted.hosts is not None:
+        conditions.append({"$in": ["$$copy.host", {"$literal": sorted(wanted.hosts)}]})
+    if wanted.verified_since is not None:
+        dated = {"$eq": [{"$type": "$$copy.verified_at"}, "date"]}
+        conditions += [dated, {"$gte": ["$$copy.verified_at", wanted.verified_since]}]
+    by_checksum: Document = {
+        "$and": [
+            {"$ne": [{"$literal": wanted.checksum}, None]},
+            {"$eq": [text("checksum"), {"$literal": wanted.checksum}]},
+        ]
+    }
+    if wanted.manifest is None:
+        conditions.append(by_checksum)
+    else:
+        same = {"$eq": [text("manifest"), {"$literal": wanted.manifest}]}
+        unknown = {"$and": [{"$eq": [text("manifest"), None]}, by_checksum]}
+        conditions.append({"$or": [same, unknown]})
+    entries = {"$cond": [{"$isArray": "$data"}, "$data", []]}
+    good = {"$filter": {"input": entries, "as": "copy", "cond": {"$and": conditions}}}
+    # Several entries of one host are one copy.
+    hosts = {"$setUnion": [{"$map": {"input": good, "as": "copy", "in": "$$copy.host"}}, []]}
+    return {"$expr": {"$gte": [{"$size": hosts}, wanted.number]}}
 
 
 def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list[Document] | None]:
@@ -107,6 +170,8 @@ def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list
         array_filters = [_copy_filter(which, "copy.")]
     if update.tag is not None:
         change.setdefault("$push", {})["tags"] = {"date": now, **update.tag}
+    if update.tombstone is not None:
+        change.setdefault("$push", {})["deleted_data"] = {"date": now, **update.tombstone}
     if update.fields:
         change.setdefault("$set", {}).update(update.fields)
     return query, change, array_filters

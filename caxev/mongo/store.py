@@ -37,7 +37,7 @@ from caxev.ledger import (
     interrupt,
     slot_prefix,
 )
-from caxev.model import Aspect, Look, RunId
+from caxev.model import NO_FIELDS, Aspect, Look, RunId, Watched
 from caxev.mongo.client import Deposed, Document
 
 Collection = AsyncCollection[Document]
@@ -84,11 +84,13 @@ class SiteRecord:
     trouble: str | None
     gaps: tuple[Gap, ...]
     requests: int
+    watched: Watched = NO_FIELDS
 
     @classmethod
     def from_document(cls, document: Document) -> SiteRecord:
         """Return the record; `active` must have been computed by the server's clock."""
         position = document.get("position")
+        watched = document.get("watched", {})
         return cls(
             site=document["_id"],
             epoch=document.get("epoch", 0),
@@ -101,6 +103,9 @@ class SiteRecord:
             trouble=document.get("trouble"),
             gaps=tuple(Gap(gap["found"], gap["why"]) for gap in document.get("gaps", ())),
             requests=document.get("requests", 0),
+            watched=Watched(
+                frozenset(watched.get("run", ())), frozenset(watched.get("copies", ()))
+            ),
         )
 
 
@@ -252,10 +257,19 @@ class Store:
         await self._set_site(tenure, position_fields(position, now), None)
 
     async def finish_scan(
-        self, tenure: Tenure, start: Timestamp | None, now: datetime, gap: Gap | None
+        self,
+        tenure: Tenure,
+        start: Timestamp | None,
+        now: datetime,
+        gap: Gap | None,
+        watched: Watched,
     ) -> None:
-        """Note a completed scan: stream on from `start`, if given; `gap` is what it made up for."""
-        fields: Document = {"scanned": now}
+        """Note a completed scan, which took in the fields that are `watched`.
+
+        Stream on from `start`, if given; `gap` is what it made up for.
+        """
+        seen = {"run": sorted(watched.run), "copies": sorted(watched.copies)}
+        fields: Document = {"scanned": now, "watched": seen}
         if start is not None:
             fields["position"] = _position_row(Position(start=start))
         row = [] if gap is None else [{"found": gap.found, "why": gap.why}]

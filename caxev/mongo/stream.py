@@ -8,6 +8,7 @@ whole batch at once, so an event is small whatever the document's size.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -20,7 +21,7 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from caxev.model import RunId
+from caxev.model import NO_FIELDS, RunId, Watched
 from caxev.mongo.client import BAD_TOKEN_CODES, PLAIN, Document, HistoryLost
 from caxev.mongo.store import Position
 
@@ -28,38 +29,27 @@ BATCH: Final = 1000
 AWAIT: Final = 30.0
 """Seconds that the server holds an empty answer back: an idle site asks twice a minute."""
 
-_OURS: Final = r"^(data|tags)(\.|$)"
-
-
-def _any_key(path: str, key: Any) -> Document:
-    touched = {"$regexMatch": {"input": key, "regex": _OURS}}
-    return {"$anyElementTrue": [{"$map": {"input": path, "as": "f", "in": touched}}]}
-
-
 _UPDATED: Final = {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}}
 _REMOVED: Final = {"$ifNull": ["$updateDescription.removedFields", []]}
 _TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays", []]}
 
-PIPELINE: Final[list[Document]] = [
-    {
-        "$match": {
-            "$or": [
-                {"operationType": {"$ne": "update"}},
-                {
-                    "$expr": {
-                        "$or": [
-                            _any_key(_UPDATED, "$$f.k"),  # type: ignore[arg-type]
-                            _any_key(_REMOVED, "$$f"),  # type: ignore[arg-type]
-                            _any_key(_TRUNCATED, "$$f.field"),  # type: ignore[arg-type]
-                        ]
-                    }
-                },
-            ]
-        }
-    },
-    {"$project": {"operationType": 1, "documentKey": 1, "clusterTime": 1, "wallTime": 1}},
-]
-"""Lets through changes of ``data``, of ``tags`` and of a run's existence, and little of them."""
+
+def pipeline(watched: Watched = NO_FIELDS) -> list[Document]:
+    """Let through what changes ``data``, ``tags``, a watched field or a run's existence."""
+    names = {"data", "tags", *(path.partition(".")[0] for path in watched.run)}
+    ours = rf"^({'|'.join(re.escape(name) for name in sorted(names))})(\.|$)"
+
+    def any_of(paths: Document, key: str) -> Document:
+        touched = {"$regexMatch": {"input": key, "regex": ours}}
+        return {"$anyElementTrue": [{"$map": {"input": paths, "as": "f", "in": touched}}]}
+
+    touching = [any_of(_UPDATED, "$$f.k"), any_of(_REMOVED, "$$f"), any_of(_TRUNCATED, "$$f.field")]
+    wanted = [{"operationType": {"$ne": "update"}}, {"$expr": {"$or": touching}}]
+    return [
+        {"$match": {"$or": wanted}},
+        {"$project": {"operationType": 1, "documentKey": 1, "clusterTime": 1, "wallTime": 1}},
+    ]
+
 
 _ENDS: Final = {"drop", "rename", "dropDatabase", "invalidate"}
 
@@ -79,9 +69,12 @@ class Batch:
 class Stream:
     """An open change stream on the runs collection. All methods are asyncio functions."""
 
-    def __init__(self, database: AsyncDatabase[Document], collection: str) -> None:
+    def __init__(
+        self, database: AsyncDatabase[Document], collection: str, watched: Watched = NO_FIELDS
+    ) -> None:
         self._database = database
         self._collection = collection
+        self._pipeline = pipeline(watched)
         self._session: AsyncClientSession | None = None
         self._cursor = 0
         self._first: Document | None = None
@@ -97,7 +90,7 @@ class Stream:
         )
         command = {
             "aggregate": self._collection,
-            "pipeline": [{"$changeStream": where}, *PIPELINE],
+            "pipeline": [{"$changeStream": where}, *self._pipeline],
             "cursor": {"batchSize": BATCH},
             "readConcern": {"level": "majority"},
         }
