@@ -239,3 +239,12 @@ def test_memory_reports() -> None:
     rows = bench("transfer", "--memory-gb", "0.02")["memory"]
     assert {row["direction"] for row in rows} == {"pull", "push"}
     assert all(row["peak_mb"] > 0 for row in rows)
+
+
+@pytest.mark.replicaset
+def test_backlog_reports() -> None:
+    """A thousand times as much is owed; what is held in memory is bounded."""
+    found = bench("backlog", "--debts", "20000", "--seconds", "2")
+    assert found["debts"] == 20_000
+    assert found["reactions_per_s"] > 0
+    assert found["peak_mb"] < found["peak_mb_of_few"] + 50

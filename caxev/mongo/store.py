@@ -628,7 +628,8 @@ def _look(rows: list[list[Any]]) -> dict[Aspect, str]:
     return {aspect_from(row[:-1]): row[-1] for row in rows}
 
 
-def _renewal(debt: Debt) -> Document:
+def debt_row(debt: Debt) -> Document:
+    """Return an open debt as the ledger keeps it, without its slot."""
     fields: Document = {
         "site": debt.site,
         "run": debt.run,
@@ -648,7 +649,11 @@ def _renewal(debt: Debt) -> Document:
     }
     if debt.epoch is not None:  # born claimed
         fields["epoch"] = debt.epoch
-    return {"$set": fields, "$unset": {"progress": "", "started": ""}}
+    return fields
+
+
+def _renewal(debt: Debt) -> Document:
+    return {"$set": debt_row(debt), "$unset": {"progress": "", "started": ""}}
 
 
 def _settlement(debt: Debt) -> Document:
