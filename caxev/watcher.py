@@ -222,6 +222,7 @@ class Watcher:
         await self.intake.reconcile()
         self._recovered()
         send, receive = trio.open_memory_channel[_Ahead](0)
+        failed: DatabaseError | None = None
         try:
             async with trio.open_nursery() as nursery:
                 # While one batch is recorded the next one is read and looked at.
@@ -230,13 +231,15 @@ class Watcher:
                     await self._take_in(ahead)
                     ahead.recorded.set()
         except* DatabaseError as group:
-            raise _worst(group) from group
+            failed = _worst(group)  # raised here, Python before 3.11.4 would put it into a group
         finally:
             # Whether what was being recorded now is, only the database knows.
             self._recorded = {}
             self._known.clear()
             with trio.move_on_after(CLOSING, shield=True):
                 await self._forget(stream)
+        if failed is not None:
+            raise failed
 
     async def _forget(self, stream: Stream) -> None:
         try:

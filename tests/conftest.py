@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,6 +26,9 @@ from tests.sshd import sshd  # noqa: F401  # a fixture
 hypothesis.settings.register_profile("default", deadline=None)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+# A shell that starts the tests in the background has their processes ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Database(NamedTuple):
