@@ -85,7 +85,7 @@ async def listener(
             leaving.asked.set()
 
 
-async def until(condition: Callable[[], Any], *, within: float = 20.0) -> Any:
+async def until(condition: Callable[[], Any], *, within: float = 60.0) -> Any:
     """Wait for a condition (plain or async) to hold, and return what it returned."""
     with trio.fail_after(within):
         while True:
