@@ -86,7 +86,7 @@ def test_changes_are_streamed(database: Database) -> None:
 @pytest.mark.replicaset
 async def test_async_tests_run_under_trio(database: Database) -> None:
     """An async test gets its fixtures, and trio."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await trio.lowlevel.checkpoint()
     assert database.name.startswith("test_")
 
@@ -159,5 +159,5 @@ def test_no_mongod_outlives_its_starter(mongod: ReplicaSet, tmp_path: Path) -> N
         child = psutil.Process(int(starter.stdout.readline()))
         assert child.is_running()
         starter.kill()
-    gone, _ = psutil.wait_procs([child], timeout=20)
+    gone, _ = psutil.wait_procs([child], timeout=60)
     assert gone == [child]

@@ -558,7 +558,7 @@ async def test_who_dies_in_a_transaction_blocks_nobody(database: Named) -> None:
     )
     assert done.returncode == -signal.SIGKILL
     async with engine.opened(database) as db:
-        found = await engine.until(lambda: db.acquire(SITE, "heir", 60.0, utcnow()), within=10.0)
+        found = await engine.until(lambda: db.acquire(SITE, "heir", 60.0, utcnow()), within=40.0)
         assert found == (Tenure(SITE, 2, "heir"), 0)
         assert await db.debts(SITE) == []
         (run,) = await db.select(Selection(), utcnow())
@@ -641,7 +641,7 @@ async def test_debts_with_odd_names(database: Named, text: str) -> None:
 async def follow(db: Database, stream: Stream, last: Any) -> tuple[list[Any], Position]:
     """The runs that the stream speaks of, up to the run `last`; where it goes on."""
     seen: list[Any] = []
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while last not in seen:
             batch = await db.next_batch(stream, 1.0)
             seen += batch.runs

@@ -141,10 +141,10 @@ async def test_who_dies_taking_over_blocks_nobody(world: World, point: str) -> N
             return doomed.killed
 
         # Its epoch may be seen before the signal has done its work.
-        await ground.until(dead, "it was not killed", within=30.0)
+        await ground.until(dead, "it was not killed", within=90.0)
         heir = ground.listen(SITE)
         # A transaction left open would lock the site for a minute.
-        await ground.until(lambda: ground.leading(heir), "the site is blocked", within=30.0)
+        await ground.until(lambda: ground.leading(heir), "the site is blocked", within=45.0)
 
 
 async def test_only_stale_claims_are_opened(database: Named) -> None:

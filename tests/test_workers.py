@@ -29,7 +29,7 @@ def running(process: int) -> bool:
 
 async def becomes(condition: Callable[[], bool]) -> None:
     """Wait until the condition holds; fail the test after 20 s."""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while not condition():  # what is awaited happens in other processes
             await trio.sleep(0.01)
 
