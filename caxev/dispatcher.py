@@ -54,7 +54,12 @@ from caxev.workers import Workers
 
 T = TypeVar("T")
 
-LANES: Final[Mapping[str, int]] = {"default": 512, "transfer": 4, "checksum": 2}
+LANES: Final[Mapping[str, int]] = {
+    "default": 512,
+    "transfer": 4,
+    "checksum": 2,
+    "processing": 256,
+}
 """Workers in each lane unless sites.json says otherwise; a lane not named here has 4."""
 OTHER_LANE: Final = 4
 PROGRESS_EVERY: Final = 5.0

@@ -216,7 +216,8 @@ class Handler:
     and `stall` the time without `job.progress()`, both in seconds, None: unbounded. `attempts`
     is how often it is tried before it is parked as failed. `aliases` are other names by which
     ``task_list`` may enable it. An `exclusive` one deletes or replaces the copy: nothing else
-    runs on that copy meanwhile.
+    runs on that copy meanwhile. `needs` are keys of sites.json: only sites that give one of them
+    enable it.
     """
 
     function: HandlerFunction = attrs.field(repr=False)
@@ -228,6 +229,7 @@ class Handler:
     attempts: int = 24
     aliases: tuple[str, ...] = ()
     exclusive: bool = False
+    needs: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -274,6 +276,7 @@ def on(
     attempts: int = 24,
     aliases: Collection[str] = (),
     exclusive: bool = False,
+    needs: Collection[str] = (),
 ) -> Callable[[F], F]:
     """Record the decorated coroutine function as a handler and return it untouched.
 
@@ -294,6 +297,7 @@ def on(
                 attempts=attempts,
                 aliases=tuple(aliases),
                 exclusive=exclusive,
+                needs=tuple(needs),
             )
         )
         return function

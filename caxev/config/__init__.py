@@ -8,6 +8,7 @@ what to do. `sites` reads sites.json, `settings` the environment, `handlers` the
 from caxev.config.errors import ConfigError
 from caxev.config.handlers import DEFAULT_HANDLERS, load_file, load_handlers
 from caxev.config.links import Link
+from caxev.config.processing import Processing
 from caxev.config.settings import Settings, secret
 from caxev.config.sites import Here, Site, Sites, find_sites, link_between, load_sites
 
@@ -16,6 +17,7 @@ __all__ = [
     "ConfigError",
     "Here",
     "Link",
+    "Processing",
     "Settings",
     "Site",
     "Sites",

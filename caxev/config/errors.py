@@ -24,6 +24,14 @@ class ConfigError(Exception):
         return "\n".join((self.summary, *(f"  {problem}" for problem in self.problems)))
 
 
+class Problems(ValueError):
+    """What is wrong with a value of several parts, a line each, to stand after the key's name."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines
+
+
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that `word` was probably meant to be."""
     names = {name.lower(): name for name in known}

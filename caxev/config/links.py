@@ -16,7 +16,7 @@ from typing import Any, Final
 import attrs
 from attrs import evolve, frozen
 
-from caxev.config.errors import nearest
+from caxev.config.errors import Problems, nearest
 
 DAY: Final = 86400.0
 _UNITS: Final = {
@@ -26,14 +26,6 @@ _UNITS: Final = {
 }
 _AMOUNT: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([A-Za-z]+)")
 _HOURS: Final = re.compile(r"([0-9]{2}):([0-9]{2})-([0-9]{2}):([0-9]{2})")
-
-
-class LinkProblems(ValueError):
-    """What is wrong with ``links``, a line each, to stand after the key's name."""
-
-    def __init__(self, lines: list[str]) -> None:
-        super().__init__("; ".join(lines))
-        self.lines = lines
 
 
 @frozen
@@ -136,14 +128,14 @@ _keys: Final = tuple(attribute.name for attribute in attrs.fields(Link))
 def read_links(value: Any) -> dict[str, Link]:
     """Read a site's ``links``: limits by the other site's name.
 
-    Raises ValueError where it is no such object, `LinkProblems` where its inner values are wrong.
+    Raises ValueError where it is no such object, `Problems` where its inner values are wrong.
     """
     if not isinstance(value, dict) or not all(value):
         raise ValueError
     problems: list[str] = []
     links = {name: _link(name, entry, problems) for name, entry in value.items()}
     if problems:
-        raise LinkProblems(problems)
+        raise Problems(problems)
     return links
 
 

@@ -20,8 +20,9 @@ from attrs import Factory, evolve, field, frozen
 from cattrs import AttributeValidationNote, ClassValidationError, Converter, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
-from caxev.config.errors import ConfigError, nearest
-from caxev.config.links import Link, LinkProblems, read_amount, read_links, read_rate
+from caxev.config.errors import ConfigError, Problems, nearest
+from caxev.config.links import Link, read_amount, read_links, read_rate
+from caxev.config.processing import Processing, read_processing
 from caxev.registry import Handler
 
 METHODS: Final = ("sftp", "scp", "rsync", "local", "gfal-copy", "lcg-cp", "tsm", "rucio")
@@ -135,6 +136,9 @@ Links = Annotated[
 ]
 Rate = Annotated[float | None, Shape('a rate, as "200MB/s", or null', read_rate)]
 Amount = Annotated[int, Shape('an amount, as "500GB", or null', read_amount)]
+Made = Annotated[
+    Processing | None, Shape('how it is made, as {"command": ["pax", "{input}"]}', read_processing)
+]
 Line = Annotated[str | None, Shape("a command in one line or null", _line)]
 Method = Annotated[str, Shape("one of " + ", ".join(METHODS), _method)]
 Directory = Annotated[str | None, Shape("a path without '..' or null", _directory)]
@@ -200,6 +204,8 @@ class Site:
     links: Links = field(default=Factory(dict), hash=False)
     priority: Names = ()
     hard_links: Flag = False
+    processing: Made = None
+    minitrees: Made = None
 
     @property
     def transport(self) -> str:
@@ -233,7 +239,12 @@ class Site:
         )
 
     def wants(self, handler: Handler) -> bool:
-        """Whether ``task_list`` enables this handler, by its name or an alias."""
+        """Whether this site has what the handler needs, and ``task_list`` enables it.
+
+        There it stands by its name or an alias.
+        """
+        if handler.needs and all(getattr(self, key, None) is None for key in handler.needs):
+            return False
         names = {handler.name, *handler.aliases}
         return not self.task_list or not names.isdisjoint(self.task_list)
 
@@ -425,7 +436,7 @@ def _told(error: BaseException, label: str, entry: Mapping[str, Any]) -> Iterato
         if isinstance(note, AttributeValidationNote):
             key, shape = note.name, get_args(note.type)[1]
             guess = _guess(entry[key]) if shape.read is _method else ""
-            if isinstance(error, LinkProblems):
+            if isinstance(error, Problems):
                 yield from (f"{label}: {key}: {line}" for line in error.lines)
                 continue
             yield f"{label}: {key} must be {shape.words}, not {_shown(entry[key])}{guess}"

@@ -1,0 +1,234 @@
+"""A real Slurm on loopback: munged, slurmctld and slurmd with a configuration of their own.
+
+The programs by which a site talks to Slurm are reached through small wrappers that note each call,
+so that a test can say which were made.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from attrs import define
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "deploy" / "slurm.conf.example"
+PROGRAMS = ("sbatch", "scancel", "scontrol", "squeue", "sacct", "srun", "strigger")
+DAEMONS = ("munged", "slurmctld", "slurmd")
+PATIENCE = 60.0  # seconds
+
+_OURS = """\
+# -- what is particular to a test: after the example's settings
+ClusterName=caxev
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={directory}/munge.sock
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+SlurmctldPort={controller}
+SlurmdPort={node}
+StateSaveLocation={directory}/state
+SlurmdSpoolDir={directory}/spool
+SlurmctldPidFile={directory}/slurmctld.pid
+SlurmdPidFile={directory}/slurmd.pid
+SlurmctldLogFile={directory}/slurmctld.log
+SlurmdLogFile={directory}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MailProg=/bin/true
+SchedulerType=sched/backfill
+SchedulerParameters=batch_sched_delay=0,bf_interval=1
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+MpiDefault=none
+SwitchType=switch/none
+KillWait=1
+OverTimeLimit=0
+NodeName={host} NodeAddr=127.0.0.1 CPUs=16 Boards=1 SocketsPerBoard=1 CoresPerSocket=16 \\
+ThreadsPerCore=1 RealMemory=4000 State=UNKNOWN
+PartitionName=work Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+_WRAPPER = """\
+#!/bin/sh
+echo "$(date +%s.%N) {name} $*" >> {log}
+exec {program} "$@"
+"""
+
+
+@define
+class Slurm:
+    """A cluster of one node. `environment` is what a client needs; `directory` holds its things."""
+
+    directory: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{self.directory / 'bin'}:{os.environ['PATH']}"
+        return {"SLURM_CONF": str(self.directory / "slurm.conf"), "PATH": path}
+
+    def calls(self, *names: str) -> list[str]:
+        """The calls of these programs, or of all, as they were noted: name and arguments."""
+        log = self.directory / "calls"
+        lines = log.read_text().splitlines() if log.exists() else []
+        calls = [line.partition(" ")[2] for line in lines]
+        return [call for call in calls if not names or call.split()[0] in names]
+
+    def ask(self, *command: str) -> str:
+        """Run a program of Slurm's, unnoted."""
+        return subprocess.run(
+            command,
+            env={**os.environ, "SLURM_CONF": self.environment["SLURM_CONF"]},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PATIENCE,
+        ).stdout
+
+    def jobs(self) -> list[str]:
+        """What Slurm knows of its jobs, a line each."""
+        return [line for line in self.ask("scontrol", "-o", "show", "job").splitlines() if line]
+
+    def start_controller(self) -> None:
+        """Start slurmctld."""
+        conf = str(self.directory / "slurm.conf")
+        subprocess.run([_found("slurmctld"), "-f", conf], check=True, timeout=PATIENCE)
+
+    def stop(self, daemon: str) -> None:
+        """End a daemon, and wait until it is gone."""
+        try:
+            pid = int((self.directory / f"{daemon}.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + 15
+            while time.monotonic() < deadline:
+                os.kill(pid, 0)
+                time.sleep(0.02)
+            os.kill(pid, signal.SIGKILL)
+
+
+def missing() -> str | None:
+    """Why there can be no Slurm here; None where there can."""
+    if os.geteuid() != 0:
+        return "Slurm's daemons need root"
+    absent = [name for name in (*DAEMONS, "sbatch", "scontrol") if not _program(name)]
+    if absent:
+        return f"{', '.join(absent)} not installed (Debian: slurm-wlm, munge)"
+    return None
+
+
+def _program(name: str) -> str | None:
+    return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
+
+
+def _found(name: str) -> str:
+    program = _program(name)
+    assert program is not None
+    return program
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[Slurm]:
+    """Start a cluster that keeps its things in `directory`; it is stopped when the block ends."""
+    slurm = Slurm(directory)
+    for name in ("state", "spool", "bin"):
+        (directory / name).mkdir()
+    _write_wrappers(slurm)
+    _write_configuration(slurm)
+    environment = {**os.environ, **slurm.environment}
+    try:
+        _start_munge(directory)
+        slurm.start_controller()
+        subprocess.run(
+            [_found("slurmd"), "-f", environment["SLURM_CONF"]], check=True, timeout=PATIENCE
+        )
+        _wait_until_idle(slurm)
+        yield slurm
+    finally:
+        for daemon in reversed(DAEMONS):
+            slurm.stop(daemon)
+
+
+def _write_wrappers(slurm: Slurm) -> None:
+    for name in PROGRAMS:
+        wrapper = slurm.directory / "bin" / name
+        log = slurm.directory / "calls"
+        wrapper.write_text(_WRAPPER.format(name=name, program=_program(name), log=log))
+        wrapper.chmod(0o755)
+
+
+def _write_configuration(slurm: Slurm) -> None:
+    host = socket.gethostname().partition(".")[0]
+    controller, node = _free_ports()
+    ours = _OURS.format(host=host, directory=slurm.directory, controller=controller, node=node)
+    taken = {line.partition("=")[0].lower() for line in ours.splitlines()}
+    example = [
+        line
+        for line in EXAMPLE.read_text().splitlines()
+        if line and not line.startswith("#") and line.partition("=")[0].lower() not in taken
+    ]
+    (slurm.directory / "slurm.conf").write_text("\n".join([*example, ours]))
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], other.getsockname()[1]
+
+
+def _start_munge(directory: Path) -> None:
+    key = directory / "munge.key"
+    key.write_bytes(os.urandom(128))
+    key.chmod(0o400)
+    subprocess.run(
+        [
+            _found("munged"),
+            f"--key-file={key}",
+            f"--socket={directory}/munge.sock",
+            f"--pid-file={directory}/munged.pid",
+            f"--log-file={directory}/munged.log",
+            f"--seed-file={directory}/munged.seed",
+            "--force",
+        ],
+        check=True,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+
+
+def _wait_until_idle(slurm: Slurm) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with suppress(subprocess.CalledProcessError):
+            if "idle" in slurm.ask("sinfo", "-h", "-o", "%T"):
+                return
+        if time.monotonic() > deadline:
+            log = (slurm.directory / "slurmctld.log").read_text()
+            raise RuntimeError(f"Slurm did not start: {log[-2000:]}")
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A cluster, shared by the whole session; mark the test `slurm`."""
+    reason = missing()
+    if reason:
+        pytest.skip(reason)
+    directory = tmp_path_factory.mktemp("slurm")
+    for parent in (directory, directory.parent):
+        parent.chmod(0o755)
+    with running(directory) as cluster:
+        yield cluster
