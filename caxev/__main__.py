@@ -4,11 +4,15 @@ import sys
 
 
 def main() -> None:
-    """Run the command line; ``receive`` without it, as another site waits for that to start."""
+    """Run the command line; without it what machines start: they wait for it, or do so often."""
     if sys.argv[1:2] == ["receive"]:
         from caxev import receive
 
         sys.exit(receive.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["batch"] and not {"-h", "--help"}.intersection(sys.argv):
+        from caxev.batch import runner
+
+        sys.exit(runner.main(sys.argv[2:]))
     from caxev.cli import main as command_line
 
     command_line()

@@ -413,7 +413,7 @@ class CopiesAtLeast:
 
 @frozen
 class NobodyReads:
-    """An expectation: nobody is making a copy of this copy's data from this one."""
+    """An expectation: nobody is copying this copy, and no job at its host reads it."""
 
     key: CopyKey
 

@@ -13,7 +13,7 @@ Safe to repeat: it only reads, and its update names the status that it found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
@@ -140,7 +140,7 @@ def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Plan
         return Skip("the DAQ's buffer is never touched")
     if site.name not in (seen.host, seen.source):
         return Skip(f"{seen.source or 'the site that pushed it'} verifies it")
-    known = reference(run, seen, sites)
+    known = None if is_made_here(seen) else reference(run, seen, sites)
     if known is None and not is_first(run, seen, sites):
         raise GiveUp(f"there is no good copy to compare {seen.key} with")
     return Plan(seen, known)
@@ -150,8 +150,15 @@ def is_first(run: Run, seen: Copy, sites: Sites) -> bool:
     """Whether this copy is where the data was born, so that others are compared with it."""
     if seen.source is not None:
         return False
+    if is_made_here(seen):
+        return True
     alone = not any(_same_data(one, seen) for one in run.copies)
     return alone or seen.host in masters(seen.type, sites)
+
+
+def is_made_here(seen: Copy) -> bool:
+    """Whether a job at its own site has made this copy: such data differ from site to site."""
+    return seen.source is None and isinstance(seen.fields.get("job"), Mapping)
 
 
 def reference(run: Run, seen: Copy, sites: Sites) -> Copy | None:

@@ -31,7 +31,8 @@ from caxev.config import (
     secret,
 )
 from caxev.config import handlers as handlers_module
-from caxev.config.links import LinkProblems, read_links
+from caxev.config.errors import Problems
+from caxev.config.links import read_links
 from caxev.registry import Handler, Here, copy, recorded
 
 EXAMPLE = Path(__file__).parent.parent / "sites.json"
@@ -388,7 +389,7 @@ def test_hours_open_when_they_say(begin: int, end: int, now: datetime) -> None:
     text = f"{begin // 60:02}:{begin % 60:02}-{end // 60:02}:{end % 60:02}"
     try:
         link = read_links({"b": {"hours": text}})["b"]
-    except LinkProblems:
+    except Problems:
         assert begin == end
         return
     wait = link.opens_in(now)

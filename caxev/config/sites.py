@@ -463,6 +463,9 @@ def _site_problems(site: Site) -> Iterator[str]:
         path = getattr(site, key)
         if path is not None and not path.startswith("/") and site.method not in GRID:
             yield f"site {site.name!r}: {key} must be an absolute path or null, not {_shown(path)}"
+    for key, directory in (("processing", "dir_processed"), ("minitrees", "dir_minitrees")):
+        if getattr(site, key) is not None and getattr(site, directory) is None:
+            yield f"site {site.name!r}: {key} needs {directory}, where the results go"
 
 
 def _resolved(site: Site, base: Path) -> Site:

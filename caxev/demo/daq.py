@@ -26,7 +26,7 @@ EVENTS_PER_FILE: Final = 1000
 EVENT_BYTES: Final = 5000
 
 _CHANNELS: Final = 248
-_HEADER: Final = struct.Struct("<QIHH")  # time (ns), event number, channel, samples of the pulse
+HEADER: Final = struct.Struct("<QIHH")  # time (ns), event number, channel, samples of the pulse
 _BASELINE: Final = 16000
 _PULSE: Final = array(
     "H", (_BASELINE - round(9000 * t / 60 * math.exp(1 - t / 60)) for t in range(400))
@@ -60,7 +60,7 @@ def write_run(
     run.path.mkdir(parents=True)
     _write_info(run)
     _write_monitor(run)
-    length = max(_HEADER.size, size_bytes // events - _MEMBER_OVERHEAD)
+    length = max(HEADER.size, size_bytes // events - _MEMBER_OVERHEAD)
     build = partial(_event, Random(f"{seed} {number}"), length)  # noqa: S311  # noise, no secret
     for first in range(0, events, EVENTS_PER_FILE):
         _write_events(run, range(first, min(first + EVENTS_PER_FILE, events)), build)
@@ -153,7 +153,7 @@ def _write_events(run: RawRun, numbers: range, build: Callable[[int], bytes]) ->
 
 def _event(random: Random, length: int, number: int) -> bytes:
     """An event of `length` bytes: a header, a pulse in one channel, and noise."""
-    header = _HEADER.pack(number * 10_000_000, number, number % _CHANNELS, len(_PULSE) // 2)
+    header = HEADER.pack(number * 10_000_000, number, number % _CHANNELS, len(_PULSE) // 2)
     return (header + _PULSE + random.randbytes(length))[:length]
 
 

@@ -4,6 +4,7 @@
 - `runs`: run documents: reading them, and updates that happen only where they still fit;
 - `stream`: the change stream in batches;
 - `store`: what a site keeps for itself: lease, position, last looks, debts, requests;
+- `single`: one update by a process without an event loop;
 - `Database`: all of it, as trio functions that each cross into asyncio once.
 """
 
@@ -19,6 +20,7 @@ from caxev.mongo.client import (
 )
 from caxev.mongo.database import Database, Ingest, Looked
 from caxev.mongo.runs import Selection
+from caxev.mongo.single import amend, id_from, id_text
 from caxev.mongo.store import (
     OLDEST_FIRST,
     URGENT_FIRST,
@@ -53,5 +55,8 @@ __all__ = [
     "Tenure",
     "Unreachable",
     "Unstorable",
+    "amend",
+    "id_from",
+    "id_text",
     "passing",
 ]

@@ -101,12 +101,18 @@ def _condition(expectation: Expectation) -> Document:
         case CopiesAtLeast():
             return _at_least(expectation)
         case NobodyReads(key):
-            reader = {
+            version = key_filter(key)["pax_version"]
+            copier = {
                 "type": {"$eq": key.type},
-                "pax_version": key_filter(key)["pax_version"],
-                "status": TRANSFERRING,
+                "pax_version": version,
                 "source": {"$eq": key.host},
             }
+            processor = {
+                "host": {"$eq": key.host},
+                "job.input": {"$eq": key.type},
+                "job.input_version": version,
+            }
+            reader = {"status": TRANSFERRING, "$or": [copier, processor]}
             return {"data": {"$not": {"$elemMatch": reader}}}
 
 

@@ -1,0 +1,195 @@
+"""What jobs keep on a disk that this site and its nodes see.
+
+::
+
+    HOME/names/JOB           the group that the job was filed in, and its place there
+    HOME/groups/GROUP/       the jobs that are sent at once
+        job.sh, watch.sh     what a batch system starts: it does as its arguments say
+        sent                 the id that the batch system gave
+        0.json               a job: `JobSpec`
+        0.log                what it says
+        0.ended              how it ended, as it saw that itself
+        0.reported           there once the database knows
+    HOME/logs/JOB.log        the log of a job that has been taken stock of
+
+A job is filed before it is sent, so one that was sent without its id being noted is known by its
+name. What is written is written whole: each file appears by a rename.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, Final
+
+from attrs import asdict, frozen
+
+from caxev import crash
+from caxev.batch.base import Ended, JobSpec
+from caxev.model import CopyKey
+from caxev.mongo import id_from, id_text
+
+JOB: Final = """\
+#!/bin/sh
+# Runs a job of caxev; its files are beside this one. What it is to do are its arguments.
+exec "$@"
+"""
+WATCH: Final = """\
+#!/bin/sh
+# Tells of a job of caxev that could not tell of its own end. $1 is there once it has, and $2
+# until its end has been taken stock of.
+if [ -e "$1" ] || [ ! -e "$2" ]; then exit 0; fi
+shift 2
+exec "$@"
+"""
+_TAIL: Final = 4096
+"""Bytes of the end of a log that are looked at."""
+_SHOWN: Final = 400
+"""Characters of the end of a log that are shown."""
+
+
+@frozen
+class Place:
+    """Where a job's files are: its group, and its number there."""
+
+    group: Path
+    index: int
+
+    def file(self, kind: str) -> Path:
+        """One of its files: json, log, ended, reported."""
+        return self.group / f"{self.index}.{kind}"
+
+    def load(self) -> JobSpec:
+        """The job. Raises FileNotFoundError where it has been taken stock of."""
+        row = json.loads(self.file("json").read_text())
+        row |= {"run": id_from(row["run"]), "key": CopyKey(*row["key"])}
+        return JobSpec(**{**row, "argv": tuple(row["argv"]), "roots": tuple(row["roots"])})
+
+    def note(self, ended: Ended) -> None:
+        """Keep how it ended."""
+        row = {**ended.as_row(), "at": None}
+        _write(self.file("ended"), json.dumps(row))
+
+    @property
+    def ended(self) -> Ended | None:
+        """How it ended, where it could say so itself."""
+        with suppress(FileNotFoundError, ValueError):
+            return Ended.from_row(json.loads(self.file("ended").read_text()))
+        return None
+
+    def command(self, *words: str) -> list[str]:
+        """The command line that has caxev do something about this job, at any node."""
+        return [sys.executable, "-m", "caxev", "batch", *words]
+
+
+@frozen
+class Folder:
+    """The files of all jobs of one kind of one site."""
+
+    home: Path
+
+    @property
+    def _names(self) -> Path:
+        return self.home / "names"
+
+    def _logs(self) -> Path:
+        logs = self.home / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        return logs
+
+    def names(self, prefix: str = "") -> list[str]:
+        """The names of the jobs that are filed and have not been taken stock of."""
+        with suppress(FileNotFoundError):
+            return sorted(
+                name
+                for name in os.listdir(self._names)
+                if name.startswith(prefix) and name[0] != "."
+            )
+        return []
+
+    def place(self, name: str) -> Place | None:
+        """Where a job is filed; None where it is not."""
+        with suppress(FileNotFoundError):
+            group, _, index = (self._names / name).read_text().partition("/")
+            if index.isdigit():
+                return Place(self.home / "groups" / group, int(index))
+        return None
+
+    def file(self, jobs: Sequence[JobSpec]) -> Path:
+        """File jobs that are to be sent at once; their group, which has a name of its own."""
+        group = self.home / "groups" / f"{jobs[0].name}.{token_hex(3)}"
+        group.mkdir(parents=True)
+        self._names.mkdir(exist_ok=True)
+        _write(group / "job.sh", JOB)
+        _write(group / "watch.sh", WATCH)
+        for index, job in enumerate(jobs):
+            row: dict[str, Any] = {**asdict(job), "run": id_text(job.run), "key": list(job.key)}
+            _write(group / f"{index}.json", json.dumps(row))
+        for index, job in enumerate(jobs):
+            _write(self._names / job.name, f"{group.name}/{index}")
+        crash.point("batch.filed")
+        return group
+
+    def note_sent(self, group: Path, job: str) -> None:
+        """Keep the id that the batch system gave to the group."""
+        crash.point("batch.sent")
+        _write(group / "sent", job)
+
+    def sent(self, group: Path) -> str | None:
+        """The id that the batch system gave to the group, if it was heard."""
+        with suppress(FileNotFoundError):
+            return (group / "sent").read_text().strip() or None
+        return None
+
+    def close(self, name: str) -> str:
+        """Take a job's files away but for its log; where that is. Repeatable."""
+        log = self._logs() / f"{name}.log"
+        place = self.place(name)
+        if place is not None:
+            with suppress(FileNotFoundError):
+                os.replace(place.file("log"), log)
+            for kind in ("json", "ended", "reported"):
+                place.file(kind).unlink(missing_ok=True)
+            if not any(place.group.glob("*.json")):
+                shutil.rmtree(place.group, ignore_errors=True)
+            crash.point("batch.closed")
+            (self._names / name).unlink(missing_ok=True)
+        return str(log)
+
+    def log(self, name: str) -> Path:
+        """Where a job's log is."""
+        place = self.place(name)
+        return self._logs() / f"{name}.log" if place is None else place.file("log")
+
+    def tail(self, name: str) -> str:
+        """The end of a job's log, on one line."""
+        return " | ".join(_last_lines(self.log(name)))[-_SHOWN:]
+
+
+def _last_lines(log: Path) -> Iterator[str]:
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        words = "".join(c if c.isprintable() else " " for c in line).split()
+        if words:
+            yield " ".join(words)
+
+
+def _write(path: Path, text: str) -> None:
+    """Make a file appear with all that is in it."""
+    writing = path.with_name(f".{path.name}.{token_hex(3)}")
+    with writing.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(writing, path)

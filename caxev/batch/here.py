@@ -1,0 +1,43 @@
+"""A job as a process of this machine: ``system`` is ``local``. Runs in a worker process.
+
+It ends with the listener; the next listener runs it anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import Final
+
+from caxev.batch.base import Ended, JobSpec
+from caxev.batch.folder import Folder
+from caxev.batch.runner import end_of, execute
+from caxev.batch.work import check
+from caxev.files import Report
+from caxev.job import Retry
+
+_BUSY: Final = 2.0
+"""Seconds until it is looked again whether a former attempt has ended."""
+
+
+def run_here(home: str, spec: JobSpec, *, report: Report) -> Ended:
+    """Run a job to its end.
+
+    Raises what `check` does, and `Retry` while a process of a former attempt still runs, which
+    outlives the listener where that was killed. Cancellation kills the job.
+    """
+    del report
+    check(spec)
+    folder = Folder(Path(home))
+    place = folder.place(spec.name)
+    if place is None:
+        folder.file([spec])
+        place = folder.place(spec.name)
+    assert place is not None
+    # The job inherits the lock with its output: it is held until its last process has ended.
+    with place.file("log").open("ab", buffering=0) as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Retry(f"an earlier process of {spec.name} still runs", after=_BUSY) from error
+        return end_of(execute(spec, log))

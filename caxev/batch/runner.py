@@ -1,0 +1,127 @@
+"""``caxev batch``: what runs beside a job, started by the batch system; not for people.
+
+- ``run GROUP``: runs the job with this task's number (SLURM_ARRAY_TASK_ID) and tells of its end;
+- ``watch GROUP NUMBER ID SYSTEM``: tells of the end of a job that could not do so itself.
+
+The end is told by one conditional update of the job's entry in the runs database. Where that is
+and how to log in comes from the environment, as for every command.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from caxev import crash
+from caxev.batch.base import End, Ended, JobSpec
+from caxev.batch.folder import Folder, Place
+from caxev.batch.systems import system
+from caxev.config import ConfigError, Settings
+from caxev.job import utcnow
+from caxev.model import TRANSFERRING, CopyIs, RunUpdate
+from caxev.mongo import DatabaseError, amend, passing
+
+TELL_FOR: Final = 600.0
+"""Seconds for which a job waits for the database to tell it of its end."""
+_SECRETS: Final = ("MONGO_PASSWORD", "MONGO_PASSWORD_FILE", "CAXEV_MONGO_URI", "CAXEV_MONGO_USER")
+"""Variables that are not the processing program's to know."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Serve ``caxev batch``; its exit status: of ``run`` that of the job."""
+    match list(arguments):
+        case ["run", group, *number] if len(number) <= 1:
+            index = number[0] if number else os.environ.get("SLURM_ARRAY_TASK_ID", "0")
+            return run(Place(Path(group), int(index)))
+        case ["watch", group, number, job, name]:
+            return watch(Place(Path(group), int(number)), job, name)
+    sys.stderr.write("caxev batch is started by a batch system: run GROUP, or watch GROUP ...\n")
+    return 2
+
+
+def run(place: Place) -> int:
+    """Run a job to its end, note that beside it, and tell the database."""
+    spec = place.load()
+    status = execute(spec)
+    ended = end_of(status)
+    place.note(ended)
+    crash.point("batch.noted")
+    tell(place, spec, ended)
+    return status if status >= 0 else 128 - status
+
+
+def watch(place: Place, job: str, name: str) -> int:
+    """Tell of a job that has ended and could not."""
+    try:
+        spec = place.load()
+    except FileNotFoundError:
+        return 0  # its end has been taken stock of
+    ended = place.ended
+    if ended is None:
+        home = place.group.parents[1]
+        ended = system(name, str(home)).outcome(job, Folder(home).tail(spec.name))
+    if ended is None:
+        return 0  # it runs again
+    tell(place, spec, ended)
+    return 0
+
+
+def execute(spec: JobSpec, output: BinaryIO | None = None) -> int:
+    """Run a job's command; its status, negative for a signal. What it says goes to `output`."""
+    command = list(spec.argv)
+    if spec.setup:
+        # The operator's lines are for a shell; the command's words are only handed on.
+        command = ["/bin/bash", "-c", f'{spec.setup}\nexec "$@"', "caxev", *command]
+    environment = {k: v for k, v in os.environ.items() if k not in _SECRETS}
+    try:
+        return subprocess.run(  # noqa: S603  # an argument list
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**environment, **spec.environment},
+            check=False,
+        ).returncode
+    except OSError as error:
+        said = f"caxev: {spec.argv[0]} cannot be started: {error.strerror}\n"
+        (output or sys.stderr.buffer).write(said.encode())
+        return 127
+
+
+def end_of(status: int) -> Ended:
+    """What an exit status says of how a job ended."""
+    how = End.EXIT if status else End.DONE
+    said = f"signal {-status}" if status < 0 else f"exit status {status}"
+    return Ended(how, status, said if status else "", socket.gethostname(), utcnow())
+
+
+def report(spec: JobSpec, ended: Ended, job: str | None = None) -> RunUpdate:
+    """The update that tells of a job's end, if nobody has."""
+    is_its = CopyIs(spec.key, {"status": TRANSFERRING, "job.name": spec.name, "job_ended": None})
+    row = {"name": spec.name, "job": job, **ended.as_row(), "at": ended.at or utcnow()}
+    return RunUpdate(spec.run, (is_its,), change=(is_its, {"job_ended": row}))
+
+
+def tell(place: Place, spec: JobSpec, ended: Ended) -> None:
+    """Tell the database of a job's end, for as long as it takes to let us, within reason."""
+    deadline, wait = time.monotonic() + TELL_FOR, 1.0
+    environ: Mapping[str, str] = {**os.environ, **spec.environment}
+    while True:
+        try:
+            amend(Settings.load(environ=environ), report(spec, ended), utcnow())
+        except (DatabaseError, ConfigError) as error:
+            hopeless = isinstance(error, ConfigError) or not passing(error)
+            if hopeless or time.monotonic() + wait > deadline:
+                sys.stderr.write(f"caxev: the end of {spec.name} is not told: {error}\n")
+                return
+        else:
+            place.file("reported").touch()
+            return
+        time.sleep(wait)
+        wait = min(2 * wait, 60.0)

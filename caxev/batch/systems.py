@@ -1,0 +1,21 @@
+"""Which batch systems there are: ours, and those of third parties."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from caxev.batch.base import BatchSystem
+from caxev.config.processing import BATCH
+from caxev.job import GiveUp
+
+
+def system(name: str, home: str) -> BatchSystem:
+    """The batch system of that name. Raises `GiveUp` where there is none."""
+    if name == "slurm":
+        from caxev.batch.slurm import Slurm
+
+        return Slurm(home)
+    for point in entry_points(group=BATCH, name=name):
+        theirs: BatchSystem = point.load()(home)
+        return theirs
+    raise GiveUp(f"no batch system is named {name!r}: name one in processing, system")

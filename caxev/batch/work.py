@@ -1,0 +1,176 @@
+"""What handlers have worker processes do about jobs: send them, look after them, take stock.
+
+Plain functions for ``job.work``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from attrs import frozen
+
+from caxev.batch.base import End, Ended, JobSpec
+from caxev.batch.folder import Folder
+from caxev.batch.systems import system
+from caxev.files import Report, confine, local, make_parents, publish, shown
+from caxev.job import GiveUp, Retry
+
+
+@frozen
+class Found:
+    """A job that was sent: its id, and how it ended if it has."""
+
+    id: str
+    ended: Ended | None = None
+
+
+@frozen
+class Stock:
+    """What is left of a job: its log, the end of it, and the bytes of its result, if it is good."""
+
+    log: str
+    said: str
+    size: int | None = None
+    problem: str = ""
+
+
+def check(spec: JobSpec, *, report: Report | None = None) -> None:
+    """See that a job touches nothing that is not ours, and make room for its result.
+
+    Raises `GiveUp`, or `Retry` where a directory is not there.
+    """
+    del report
+    real = confine(spec.input, spec.roots)
+    if not os.path.lexists(real):
+        raise Retry(f"{shown(spec.input)} is not there")
+    confine(spec.output, spec.roots)
+    make_parents(spec.output, spec.roots)
+
+
+def send(
+    name: str, home: str, most: int, specs: Sequence[JobSpec], *, report: Report
+) -> list[Found | GiveUp | Retry | None]:
+    """Send jobs of the same needs to the batch system; what became of each, in order.
+
+    None: there is no room now, as `most` are out. One that was sent before is found again and not
+    sent twice. Raises `Retry` where the batch system does not answer.
+    """
+    del report
+    batch, folder = system(name, home), Folder(Path(home))
+    found: dict[str, Found | GiveUp | Retry] = {}
+    ours = [spec.name for spec in specs]
+    out = set(folder.names())
+    for job, number in batch.find([one for one in ours if one in out]).items():
+        ended = _ended(folder, job)
+        found[job] = Found(number, ended or batch.outcome(number, folder.tail(job)))
+    room = most - len(out - {*ours} | found.keys())
+    fresh: list[JobSpec] = []
+    for spec in specs:
+        if spec.name in found or len(fresh) >= room:
+            continue
+        try:
+            check(spec)
+        except (GiveUp, Retry) as error:
+            found[spec.name] = error
+        else:
+            folder.close(spec.name)  # filed, and never sent
+            fresh.append(spec)
+    if fresh:
+        try:
+            ids = batch.submit(fresh)
+        except GiveUp:  # it was not sent, and never will be
+            for spec in fresh:
+                folder.close(spec.name)
+            raise
+        found |= {spec.name: Found(number) for spec, number in zip(fresh, ids, strict=True)}
+    return [found.get(one) for one in ours]
+
+
+def look(name: str, home: str, job: str, number: str, *, report: Report) -> Ended | None:
+    """How a job ended that should have told us; None while it waits or runs."""
+    del report
+    folder = Folder(Path(home))
+    return _ended(folder, job) or system(name, home).outcome(number, folder.tail(job))
+
+
+def _ended(folder: Folder, job: str) -> Ended | None:
+    place = folder.place(job)
+    return None if place is None else place.ended
+
+
+def take_stock(
+    home: str, job: str, output: str, final: str, good: bool, *, report: Report
+) -> Stock:
+    """Publish a job's result as `final` if it ended well, else take it away; close its files.
+
+    Repeatable: what is done stays done.
+    """
+    del report
+    folder = Folder(Path(home))
+    size, problem = None, ""
+    if good:
+        size, problem = _published(output, final)
+    if size is None:
+        remove(output)
+    said = folder.tail(job)
+    return Stock(folder.close(job), said, size, problem)
+
+
+def _published(output: str, final: str) -> tuple[int | None, str]:
+    with local(os.fsencode(final), "publish"):
+        if os.path.lexists(output) and not _size(output):
+            return None, f"it left nothing in {shown(output)}"
+        try:
+            publish(output, final)
+        except FileExistsError:
+            raise GiveUp(f"something else stands at {shown(final)}: take it away") from None
+        except FileNotFoundError:
+            return None, "it ended well and left no result"
+        return _size(final), ""
+
+
+def _size(path: str) -> int:
+    """Bytes of a file, or of all files below a directory."""
+    if not os.path.isdir(path):
+        return os.lstat(path).st_size
+    return sum(
+        os.lstat(os.path.join(top, name)).st_size
+        for top, _, names in os.walk(path)
+        for name in names
+    )
+
+
+def remove(output: str) -> None:
+    """Take away what a job has written of its result."""
+    with suppress(FileNotFoundError):
+        if os.path.isdir(output) and not os.path.islink(output):
+            shutil.rmtree(output)
+        else:
+            os.unlink(output)
+
+
+def withdraw(name: str, home: str, prefix: str, *, report: Report) -> int:
+    """Cancel the jobs whose names begin so, and take away what is of them; how many."""
+    del report
+    folder = Folder(Path(home))
+    jobs = folder.names(prefix)
+    if jobs and name != "local":
+        batch = system(name, home)
+        for number in batch.find(jobs).values():
+            batch.cancel(number)
+    for job in jobs:
+        place = folder.place(job)
+        if place is not None:
+            with suppress(FileNotFoundError):
+                remove(place.load().output)
+        folder.close(job)
+    return len(jobs)
+
+
+def good(ended: Ended) -> bool:
+    """Whether it ended well."""
+    return ended.how is End.DONE

@@ -1,0 +1,23 @@
+"""``caxev batch``, as it is called through the command line's library: for its help alone.
+
+`caxev.__main__` starts it without that, since it runs beside each job.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.command(short_help="What runs beside a job, started by a batch system.")
+@click.argument("arguments", nargs=-1, metavar="run GROUP | watch GROUP NUMBER ID SYSTEM")
+def batch(arguments: tuple[str, ...]) -> None:
+    """Run a job that was filed in a directory, or tell of the end of one that was killed.
+
+    A batch system starts this at its nodes, where caxev must be installed at the same path as
+    here and find the runs database by its environment. It is not for people.
+    """
+    from caxev.batch.runner import main
+
+    sys.exit(main(arguments))

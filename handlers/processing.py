@@ -1,0 +1,625 @@
+"""Derived data is made: raw becomes processed, processed becomes minitrees.
+
+- `process` reacts to raw data that is good here, and to what makes a run fit to be processed:
+  it claims a ``processed`` entry for each version that is wanted. `minitrees` reacts to processed
+  data in the same way.
+- `submit` reacts to such an entry: it runs the site's command as a process here, or sends it to
+  the batch system, together with others that come at the same moment.
+- `collect` reacts to the end of a job, which the job itself has written into the entry
+  (``job_ended``): it publishes the result, and the copy is ``verifying``, for `handlers.checksum`;
+  or it has the job tried again, as the site's ``retries`` say; or the copy is ``error``.
+- `withdraw` reacts to the tag ``donotprocess`` and to an entry that was taken out: the job is
+  cancelled.
+
+Safe to repeat: the claim adds an entry only where the run has none. A job's name tells site, run,
+type, version and attempt; jobs are filed under their names before they are sent, so one that was
+sent before is found and not sent again. The result is written beside its final name, to a place of
+that attempt's own, and published once. Nothing is polled: a job reports its own end, or the watch
+beside it does. One of which nobody tells is looked for every `LOOK_EVERY` seconds.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import Any, Final
+
+import trio
+from attrs import evolve, frozen
+
+from caxev import (
+    ERROR,
+    GONE,
+    HERE,
+    TRANSFERRED,
+    TRANSFERRING,
+    VERIFYING,
+    Copy,
+    CopyIs,
+    CopyKey,
+    GiveUp,
+    Job,
+    Result,
+    Retry,
+    Run,
+    RunUpdate,
+    Skip,
+    Superseded,
+    Tag,
+    copy,
+    copy_field,
+    field,
+    on,
+    tag,
+)
+from caxev.batch import (
+    End,
+    Ended,
+    JobSpec,
+    Queue,
+    Sent,
+    look,
+    report,
+    run_here,
+    send,
+    take_stock,
+)
+from caxev.batch import withdraw as cancel
+from caxev.config import Processing, Site
+from caxev.files import partial_path, safe_name
+
+DERIVED: Final = ("processed", "minitrees")
+KEYS: Final = ("processing", "minitrees")
+"""The keys of sites.json by which a site makes such data."""
+DO_NOT: Final = "donotprocess"
+LOOK_EVERY: Final = 6 * 3600.0
+"""Seconds after which a job that has told nothing is looked for."""
+FEW: Final = 1000
+"""Events below which one core is enough."""
+WRITE_MODE: Final = 2
+"""What the DAQ notes where it has written events."""
+
+queue = Queue()
+"""Jobs on their way to the batch system."""
+at_work: dict[str, trio.CancelScope] = {}
+"""Jobs that run here as processes of this listener's, by name."""
+_left = trio.lowlevel.ParkingLot()
+
+
+@frozen
+class Claim:
+    """Data to be made of `source` as `key`; `again` is the entry of an earlier failure."""
+
+    key: CopyKey
+    location: str
+    source: Copy
+    again: Copy | None = None
+
+
+@on(
+    copy(TRANSFERRED, type="raw", host=HERE),
+    field("processor.DEFAULT", "trigger.events_built", "reader.ini.write_mode"),
+    tag(DO_NOT, gone=True),
+    needs=("processing",),
+    aliases=("ProcessBatchQueue",),
+)
+async def process(job: Job) -> Result:
+    """Have raw data that is good here processed, once the run has what that needs.
+
+    The new copy is ``transferring``; `submit` goes on with it.
+    """
+    return await claim(job, plan_process(job.run, job.site))
+
+
+@on(
+    copy(TRANSFERRED, type="processed", host=HERE),
+    tag(DO_NOT, gone=True),
+    needs=("minitrees",),
+    aliases=("ProcessBatchQueueHax",),
+)
+async def minitrees(job: Job) -> Result:
+    """Have minitrees made of processed data that is good here.
+
+    The new copy is ``transferring``; `submit` goes on with it.
+    """
+    return await claim(job, plan_minitrees(job.run, job.site))
+
+
+async def claim(job: Job, plans: Sequence[Claim] | Skip) -> Result:
+    """Claim what is planned, each copy for itself; the last claim is left to be returned."""
+    if isinstance(plans, Skip):
+        return plans
+    updates = [claiming(job, plan) for plan in plans]
+    for number, update in enumerate(updates[:-1]):
+        try:
+            await job.update(update)
+        except Superseded as lost:
+            job.log.info(f"{plans[number].key}: {lost}")
+    return updates[-1]
+
+
+def claiming(job: Job, plan: Claim) -> RunUpdate:
+    """The update that claims a planned copy, if the run is still as it was seen."""
+    how = processing_of(plan.key.type, job.site)
+    assert how is not None
+    source = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
+    row = new_job(job.run, plan.key, how, plan.source)
+    fields: dict[str, Any] = {
+        "location": plan.location,
+        "owner": job.owner,
+        "trigger": f"{job.site.name}: {plan.source.key}",
+        "pax_hash": how.pax_hash.get(plan.key.version or "", "n/a"),
+        "job": row,
+    }
+    if plan.again is not None:
+        row["attempt"] = attempt_of(plan.again) + 1
+        row["name"] = job_name(job.run, plan.key, row["attempt"])
+        fields |= {"job_ended": None, "error": None}
+        return RunUpdate.change_copy(job.run, plan.again, TRANSFERRING, source, **fields)
+    fields |= {
+        "checksum": None,
+        "creation_time": job.now(),
+        "creation_place": job.site.name,
+    }
+    return RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, source, **fields)
+
+
+# -- jobs -----------------------------------------------------------------------------------------
+
+
+@on(
+    # The last three end the look that the first leaves due.
+    copy((TRANSFERRING, VERIFYING, ERROR, GONE), type=DERIVED, host=HERE),
+    lane="processing",
+    timeout=None,
+    needs=KEYS,
+    aliases=("ProcessBatchQueue", "ProcessBatchQueueHax"),
+)
+async def submit(job: Job) -> Result:
+    """Run the job of a claimed copy here, or send it to the batch system and look after it."""
+    plan = plan_submit(job.run, job.copy, job.site, job.now())
+    if isinstance(plan, Skip):
+        return plan
+    entry, how, spec = plan.entry, plan.how, plan.spec
+    if plan.wait > 0:
+        raise Retry(f"to be tried again: {entry.fields.get('error')}", after=plan.wait)
+    if how.system == "local":
+        return report(spec, await run_in_turn(job, how, home_of(how, spec.key, job.site), spec))
+    home = home_of(how, spec.key, job.site)
+    number = entry.fields["job"].get("id")
+    if number is None:
+        found = await queue.place(spec, how.system, sender(job, how, home))
+        number, ended = found.id, found.ended
+        await note(job, spec, {"job.id": number, "job.submitted": job.now()})
+    else:
+        ended = await job.work(look, how.system, home, spec.name, number)
+    if ended is not None:
+        return report(spec, ended, number)
+    raise Retry(f"{how.system} has it as job {number}", after=LOOK_EVERY)
+
+
+async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> Ended:
+    """Run a job as a process of this machine when it is its turn, for as long as it may."""
+    while len(at_work) >= how.most or spec.name in at_work:
+        await _left.park()
+    scope = at_work[spec.name] = trio.CancelScope()
+    try:
+        with scope, trio.move_on_after(how_long(spec)) as limit:
+            return await job.work(run_here, home, spec)
+    finally:
+        del at_work[spec.name]
+        _left.unpark_all()
+    if limit.cancelled_caught:
+        return Ended(End.TIMEOUT, why=f"not done after {spec.walltime} s")
+    return Ended(End.CANCELLED, why="it was withdrawn")
+
+
+def how_long(spec: JobSpec) -> float:
+    """Seconds that a job may take."""
+    return float("inf") if spec.walltime is None else float(spec.walltime)
+
+
+def sender(job: Job, how: Processing, home: str) -> Any:
+    """What sends several jobs at once."""
+
+    async def together(specs: Sequence[JobSpec]) -> list[Sent]:
+        return await job.work(send, how.system, home, how.most, specs)
+
+    return together
+
+
+async def note(job: Job, spec: JobSpec, fields: Mapping[str, object]) -> None:
+    """Write something about its job into the entry, if it still is that one's."""
+    its = CopyIs(spec.key, {"status": TRANSFERRING, "job.name": spec.name})
+    try:
+        await job.update(RunUpdate(job.run.id, (its,), change=(its, fields)))
+    except Superseded:
+        job.log.info(f"{spec.key}: its job has ended already")
+
+
+@on(
+    copy_field("job_ended", type=DERIVED, host=HERE),
+    lane="results",
+    timeout=None,
+    needs=KEYS,
+    aliases=("ProcessBatchQueue", "ProcessBatchQueueHax"),
+)
+async def collect(job: Job) -> Result:
+    """Publish what a job has made; have one that failed tried again, as `retries` say.
+
+    The copy is ``verifying`` then, or ``transferring`` again, or ``error``.
+    """
+    plan = plan_collect(job.run, job.copy, job.site)
+    if isinstance(plan, Skip):
+        return plan
+    entry, how, ended = plan.entry, plan.how, plan.ended
+    home = home_of(how, entry.key, job.site)
+    name = entry.fields["job"]["name"]
+    good = ended.how is End.DONE
+    stock = await job.work(take_stock, home, name, plan.output, plan.location, good)
+    queue.left()
+    if stock.size is not None:
+        fields = {"size": stock.size, "error": None, "job.log": stock.log, "owner": None}
+        return RunUpdate.change_copy(job.run, entry, VERIFYING, **fields)
+    failed = evolve(ended, how=End.EXIT, why=stock.problem) if stock.problem else ended
+    why = in_words(failed, stock.said, stock.log)
+    again = plan_again(job.run, entry, failed, how)
+    if again is None:
+        last = RunUpdate.change_copy(
+            job.run, entry, ERROR, error=why, owner=None, **{"job.log": stock.log}
+        )
+        job.park_with(last)
+        raise GiveUp(f"{entry.key}: {why}")
+    job.log.warning(f"{entry.key} is tried again: {why}")
+    after = job.now() + timedelta(seconds=how.retry_after)
+    return RunUpdate.change_copy(
+        job.run,
+        entry,
+        TRANSFERRING,
+        error=why,
+        job={**again, "not_before": after},
+        job_ended=None,
+        owner=job.owner,
+    )
+
+
+@on(
+    tag(DO_NOT),
+    copy(GONE, type=DERIVED, host=HERE),
+    lane="results",
+    needs=KEYS,
+    aliases=("ProcessBatchQueue", "ProcessBatchQueueHax"),
+)
+async def withdraw(job: Job) -> Result:
+    """Cancel the jobs of a run that is not to be processed, or of a copy whose entry is gone."""
+    aspect = job.event.aspect
+    if isinstance(aspect, Tag):
+        for entry in jobs_of(job.run, job.site):
+            await job.update(RunUpdate.remove_copy(job.run, entry))
+        return None  # their vanishing is an event of its own
+    assert isinstance(aspect, CopyKey)
+    how = processing_of(aspect.type, job.site)
+    if job.copy is not None or how is None:
+        return Skip("it is there" if job.copy else f"this site makes no {aspect.type} data")
+    prefix = job_name(job.run, aspect, None)
+    for name in [name for name in at_work if name.startswith(prefix)]:
+        at_work[name].cancel()
+    count = await job.work(cancel, how.system, home_of(how, aspect, job.site), prefix)
+    queue.left()
+    return None if count else Skip("it had no job")
+
+
+# -- deciding -------------------------------------------------------------------------------------
+
+
+def processing_of(kind: str, site: Site) -> Processing | None:
+    """How this site makes data of that type."""
+    return {"processed": site.processing, "minitrees": site.minitrees}.get(kind)
+
+
+def plan_process(run: Run, site: Site) -> list[Claim] | Skip:
+    """Decide which versions of processed data this site makes of a run now. Pure."""
+    how = site.processing
+    if how is None:
+        return Skip(f"{site.name} processes nothing")
+    raw = run.copy(CopyKey("raw", site.name))
+    if (why := unready(run, how)) is not None:
+        return Skip(why)
+    versions = site.pax_processing_versions or (() if how.version is None else (how.version,))
+    if not versions:
+        return Skip("no version is named: pax_processing_versions, or version in processing")
+    return _claims(
+        [plan_claim(run, CopyKey("processed", site.name, one), raw, how, site) for one in versions]
+    )
+
+
+def plan_minitrees(run: Run, site: Site) -> list[Claim] | Skip:
+    """Decide of which processed data here minitrees are made. Pure."""
+    how = site.minitrees
+    if how is None:
+        return Skip(f"{site.name} makes no minitrees")
+    if DO_NOT in run.tags:
+        return Skip(f"it is tagged {DO_NOT}")
+    found = [one for one in run.copies if (one.type, one.host) == ("processed", site.name)]
+    if how.version is not None:
+        found = [one for one in found if one.version == how.version]
+    if not found:
+        return Skip("there is no processed data here")
+    return _claims(
+        [
+            plan_claim(run, CopyKey("minitrees", site.name, one.version), one, how, site)
+            for one in found
+        ]
+    )
+
+
+def _claims(plans: Sequence[Claim | Skip]) -> list[Claim] | Skip:
+    claims = [plan for plan in plans if isinstance(plan, Claim)]
+    whys = [plan.why for plan in plans if isinstance(plan, Skip)]
+    return claims or Skip("; ".join(dict.fromkeys(whys)))
+
+
+def unready(run: Run, how: Processing) -> str | None:
+    """Say why a run cannot be processed yet; None where it can."""
+    if DO_NOT in run.tags:
+        return f"it is tagged {DO_NOT}"
+    missing = [path for path in how.inputs if value_at(run.document, path) is None]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    mode = value_at(run.document, "reader.ini.write_mode")
+    if mode != WRITE_MODE:
+        return f"its write mode is {mode}, not {WRITE_MODE}"
+    return None if events_of(run) else "it has no events"
+
+
+def value_at(document: Mapping[str, Any], path: str) -> Any:
+    """What stands in a document at a dotted path; None where nothing does."""
+    value: Any = document
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def events_of(run: Run) -> int:
+    """How many events were built."""
+    events = value_at(run.document, "trigger.events_built")
+    return int(events) if isinstance(events, int | float) and events > 0 else 0
+
+
+def plan_claim(
+    run: Run, key: CopyKey, source: Copy | None, how: Processing, site: Site
+) -> Claim | Skip:
+    """Decide whether this copy is to be made of that one. Pure."""
+    if source is None or source.status != TRANSFERRED or source.location is None:
+        seen = "not here" if source is None else source.status
+        return Skip(f"what it is made of is {seen}")
+    if key.version is not None and key.version == site.pax_version_purge:
+        return Skip(f"{key.version} is to be purged (pax_version_purge)")
+    directory = site.directory(key.type, key.version)
+    if directory is None:
+        return Skip(f"{site.name} has no directory for {key.type} data of {key.version}")
+    there = run.copy(key)
+    if there is not None and not failed_before(there):
+        return Skip(f"{key} is {there.status} already")
+    name = safe_name(how.fill(how.output, values_of(run, key, how)))
+    return Claim(key, f"{directory}/{name}", source, there)
+
+
+def failed_before(entry: Copy) -> bool:
+    """Whether a job has failed to make this copy, and was given up."""
+    ended = entry.fields.get("job_ended")
+    how = ended.get("how") if isinstance(ended, Mapping) else None
+    return entry.status == ERROR and not entry.fields.get("checksumproblem") and how is not None
+
+
+def values_of(run: Run, key: CopyKey, how: Processing) -> dict[str, object]:
+    """What stands for the words in braces, but for the paths."""
+    return {
+        "run": run.number or run.name,
+        "name": run.name,
+        "version": key.version or "",
+        "events": events_of(run),
+        "detector": run.detector,
+        "cores": cores_for(run, how),
+        "python": sys.executable,
+    }
+
+
+def cores_for(run: Run, how: Processing) -> int:
+    """How many cores a run is worth."""
+    return 1 if events_of(run) < FEW else how.cores
+
+
+def job_name(run: Run, key: CopyKey, attempt: int | None) -> str:
+    """The name of the job that makes this copy at that attempt; None: how all of them begin.
+
+    Where something had to be left out of it, a digest stands for all of it.
+    """
+    words = (key.host, str(run.id), key.type, key.version or "-")
+    plain = [re.sub(r"[^A-Za-z0-9+_.-]", "_", word)[:60] for word in words]
+    if plain != list(words):
+        plain.append(blake2b(repr(words).encode(), digest_size=6).hexdigest())
+    return f"{'.'.join(plain)}.{'' if attempt is None else attempt}"
+
+
+def new_job(run: Run, key: CopyKey, how: Processing, source: Copy) -> dict[str, Any]:
+    """What an entry says of its job, at the first attempt."""
+    cores = cores_for(run, how)
+    return {
+        "name": job_name(run, key, 1),
+        "system": how.system,
+        "attempt": 1,
+        "tries": {},
+        "cores": cores,
+        "memory": None if how.memory_per_core is None else how.memory_per_core * cores,
+        "walltime": how.walltime,
+        "input": source.type,
+        "input_version": source.version,
+        "reads": source.location,
+        "id": None,
+    }
+
+
+def attempt_of(entry: Copy) -> int:
+    """Which attempt at its job an entry tells of."""
+    job = entry.fields.get("job")
+    attempt = job.get("attempt") if isinstance(job, Mapping) else None
+    return attempt if isinstance(attempt, int) else 0
+
+
+def output_of(location: str, attempt: int) -> str:
+    """Where the result of that attempt is written: beside the final name, which it ends in."""
+    directory, _, name = location.rpartition("/")
+    return partial_path(f"{directory}/{attempt}-{name}")
+
+
+def home_of(how: Processing, key: CopyKey, site: Site) -> str:
+    """Where the jobs that make such data keep their files."""
+    if how.directory is not None:
+        return f"{how.directory}/{site.name}/{key.type}"
+    return f"{getattr(site, f'dir_{key.type}')}/.caxev-jobs"
+
+
+@frozen
+class Task:
+    """A job to be sent: its entry, how, and after how many seconds."""
+
+    entry: Copy
+    how: Processing
+    spec: JobSpec
+    wait: float = 0.0
+
+
+def plan_submit(run: Run, entry: Copy | None, site: Site, now: datetime) -> Task | Skip:
+    """Decide whether the job of this copy is to be sent, and which it is. Pure."""
+    if entry is None or entry.status != TRANSFERRING:
+        return Skip("its job is over" if entry is None else f"it is {entry.status}")
+    how = processing_of(entry.type, site)
+    job = entry.fields.get("job")
+    if how is None or not isinstance(job, Mapping) or "name" not in job:
+        return Skip("it is not made here, but copied")
+    if entry.fields.get("job_ended") is not None:
+        return Skip("its job has ended")
+    spec = spec_of(run, entry, how, site)
+    not_before = job.get("not_before")
+    wait = 0.0
+    if isinstance(not_before, datetime) and job.get("id") is None:
+        wait = max(0.0, (not_before - now).total_seconds())
+    return Task(entry, how, spec, wait)
+
+
+def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
+    """The job that makes this copy, as its entry and sites.json say. Pure.
+
+    Raises `GiveUp` where the entry lacks what it should have.
+    """
+    job = entry.fields["job"]
+    if entry.location is None or not isinstance(job.get("reads"), str):
+        raise GiveUp(f"the entry of {entry.key} does not say what is made of what")
+    output = output_of(entry.location, attempt_of(entry))
+    values = values_of(run, entry.key, how) | {"input": job["reads"], "output": output}
+    if any(str(value).startswith("-") for value in values.values()):
+        raise GiveUp(f"a name or version of {run} begins with -, as options of commands do")
+    return JobSpec(
+        name=job["name"],
+        argv=tuple(how.fill(word, values) for word in how.command),
+        run=run.id,
+        key=entry.key,
+        input=job["reads"],
+        output=output,
+        roots=site.roots,
+        cores=job.get("cores") or 1,
+        memory=job.get("memory"),
+        walltime=job.get("walltime"),
+        partition=how.partition,
+        account=how.account,
+        reservation=how.reservation,
+        setup=how.setup,
+        environment={**told(values), **how.environment},
+    )
+
+
+def told(values: Mapping[str, object]) -> dict[str, str]:
+    """What a job's `setup` may want to know, as variables: a shell must not see it otherwise."""
+    names = ("run", "name", "version", "events", "detector", "cores")
+    return {f"CAXEV_{name.upper()}": str(values[name]) for name in names}
+
+
+@frozen
+class Collection:
+    """A job that has ended, and where its result is and is to be."""
+
+    entry: Copy
+    how: Processing
+    ended: Ended
+    output: str
+    location: str
+
+
+def plan_collect(run: Run, entry: Copy | None, site: Site) -> Collection | Skip:
+    """Decide whether stock is to be taken of the job of this copy. Pure.
+
+    Of one that was given up, too: a person has asked for that.
+    """
+    del run
+    if entry is None:
+        return Skip("the copy is gone")
+    how, job = processing_of(entry.type, site), entry.fields.get("job")
+    ended = entry.fields.get("job_ended")
+    if how is None or entry.location is None:
+        return Skip("it is not made here")
+    if not isinstance(job, Mapping) or not isinstance(ended, Mapping):
+        return Skip("no job has ended")
+    if ended.get("name") != job.get("name"):
+        return Skip("that job is not this copy's any more")
+    if entry.status != TRANSFERRING and not failed_before(entry):
+        return Skip(f"it is {entry.status}")
+    output = output_of(entry.location, attempt_of(entry))
+    return Collection(entry, how, Ended.from_row(ended), output, entry.location)
+
+
+def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[str, Any] | None:
+    """The next attempt at a job that failed so, as the entry will say; None: no further. Pure.
+
+    One that was given up, and that a person fires again, has all its tries anew. What ran out of
+    time or memory gets more of it.
+    """
+    job = dict(entry.fields["job"])
+    tries = {} if entry.status == ERROR else dict(job.get("tries") or {})
+    count = tries.get(failed.how, 0)
+    if entry.status != ERROR:
+        if count >= how.retries.get(failed.how, 0):
+            return None
+        tries[str(failed.how)] = count + 1
+    more = {End.MEMORY: "memory", End.TIMEOUT: "walltime"}.get(failed.how)
+    if more is not None and job.get(more):
+        job[more] = int(job[more] * how.grow)
+    attempt = attempt_of(entry) + 1
+    name = job_name(run, entry.key, attempt)
+    return {**job, "attempt": attempt, "name": name, "tries": tries, "id": None}
+
+
+def in_words(ended: Ended, said: str, log: str) -> str:
+    """How a job failed, for people."""
+    what = {
+        End.EXIT: "the job failed",
+        End.TIMEOUT: "the job ran out of time",
+        End.MEMORY: "the job ran out of memory",
+        End.CANCELLED: "the job was cancelled",
+        End.NODE: "the job's node failed",
+        End.LOST: "the job is lost",
+    }.get(ended.how, "the job ended")
+    where = f" at {ended.host}" if ended.host else ""
+    why = f" ({ended.why})" if ended.why else ""
+    return f"{what}{where}{why}; {log}{': ' if said else ''}{said}"
+
+
+def jobs_of(run: Run, site: Site) -> Iterator[Copy]:
+    """The copies of a run that jobs of this site are making."""
+    for one in run.copies:
+        mine = one.host == site.name and one.type in DERIVED and one.status == TRANSFERRING
+        if mine and isinstance(one.fields.get("job"), Mapping):
+            yield one

@@ -1,0 +1,904 @@
+"""Derived data: what the processing reactions decide, and jobs as processes of this machine."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from attrs import evolve, frozen
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from caxev import CopyKey, GiveUp, Retry, Run, RunUpdate, Skip
+from caxev.batch import (
+    End,
+    Ended,
+    Folder,
+    Found,
+    JobSpec,
+    Queue,
+    Sent,
+    report,
+    run_here,
+    take_stock,
+    withdraw,
+)
+from caxev.batch.slurm import end_of, explained
+from caxev.config import ConfigError, Processing, Site, Sites, load_handlers, load_sites
+from caxev.daemon import Options
+from caxev.demo import daq, processor
+from caxev.mongo import Database, Request, id_from, id_text
+from caxev.registry import Registry, recorded
+from handlers import processing as made
+from tests import engine
+from tests.conftest import Database as Named
+
+START = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
+DEFAULT = {"gains": [1.0], "drift_velocity_liquid": 1.4, "electron_lifetime_liquid": 600.0}
+HOW = Processing(command=("pax", "{input}", "{output}", "{cores}"), version="v6.8.0", cores=4)
+SITE = Site(
+    name="chicago",
+    dir_raw="/data/raw",
+    dir_processed="/data/processed",
+    dir_minitrees="/data/minitrees",
+    processing=HOW,
+    minitrees=Processing(command=("hax", "{input}", "{output}")),
+)
+PROCESSED = CopyKey("processed", "chicago", "v6.8.0")
+
+
+def raw(status: str = "transferred", **fields: Any) -> dict[str, Any]:
+    return {
+        "type": "raw",
+        "host": "chicago",
+        "status": status,
+        "location": "/data/raw/161111_1434",
+        **fields,
+    }
+
+
+def run_of(*entries: dict[str, Any], events: Any = 5000, **fields: Any) -> Run:
+    document = {
+        "_id": "r",
+        "number": 7,
+        "name": "161111_1434",
+        "detector": "tpc",
+        "processor": {"DEFAULT": DEFAULT},
+        "trigger": {"events_built": events},
+        "reader": {"ini": {"write_mode": 2}},
+        "data": list(entries),
+    }
+    return Run.from_document({**document, **fields})
+
+
+def entry_of(run: Run, **fields: Any) -> dict[str, Any]:
+    """The entry that a claim leads to."""
+    (claim,) = claims(made.plan_process(run, SITE))
+    return {
+        "type": "processed",
+        "host": "chicago",
+        "pax_version": "v6.8.0",
+        "status": "transferring",
+        "location": claim.location,
+        "job": made.new_job(run, claim.key, HOW, claim.source),
+        **fields,
+    }
+
+
+def claims(plan: list[made.Claim] | Skip) -> list[made.Claim]:
+    assert not isinstance(plan, Skip), plan.why
+    return plan
+
+
+# -- what is processed -------------------------------------------------------------------------
+
+
+def test_a_run_that_is_ready_is_processed() -> None:
+    """Raw here, inputs, events, write mode, no tag: the version that is wanted is claimed."""
+    (claim,) = claims(made.plan_process(run_of(raw()), SITE))
+    assert claim.key == PROCESSED
+    assert claim.location == "/data/processed/pax_v6.8.0/161111_1434.root"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"data": []}, "not here"),
+        ({"data": [raw("verifying")]}, "is verifying"),
+        ({"tags": [{"name": "donotprocess"}]}, "tagged donotprocess"),
+        ({"processor": {"DEFAULT": {**DEFAULT, "gains": None}}}, "lacks processor.DEFAULT.gains"),
+        ({"processor": "odd"}, "lacks processor.DEFAULT.gains, processor.DEFAULT.drift"),
+        ({"reader": {"ini": {"write_mode": 1}}}, "write mode is 1"),
+        ({"trigger": {"events_built": 0}}, "no events"),
+        ({"trigger": {}}, "no events"),
+    ],
+)
+def test_a_run_that_is_not_ready_is_not(change: dict[str, Any], why: str) -> None:
+    """Of cax's conditions each is told by its name where it does not hold."""
+    plan = made.plan_process(run_of(raw(), **change), SITE)
+    assert isinstance(plan, Skip)
+    assert why in plan.why
+
+
+@pytest.mark.parametrize("status", ["transferring", "verifying", "transferred", "error"])
+def test_a_version_that_is_there_is_not_made_again(status: str) -> None:
+    """Whatever an entry of that version says, it is somebody's already."""
+    run = run_of(
+        raw(), {"type": "processed", "host": "chicago", "status": status, "pax_version": "v6.8.0"}
+    )
+    assert isinstance(made.plan_process(run, SITE), Skip)
+
+
+def test_each_version_is_for_itself() -> None:
+    """`pax_processing_versions` says which; one that is there or is to be purged is left out."""
+    site = evolve(
+        SITE, pax_processing_versions=("v6.7.0", "v6.8.0", "v6.9.0"), pax_version_purge="v6.7.0"
+    )
+    run = run_of(raw())
+    run = run_of(raw(), entry_of(run, status="transferred"))
+    plan = claims(made.plan_process(run, site))
+    assert [claim.key.version for claim in plan] == ["v6.9.0"]
+
+
+def test_what_failed_is_claimed_again_under_another_name() -> None:
+    """An entry whose job was given up is claimed anew where the run changes: next attempt."""
+    run = run_of(raw())
+    failed = entry_of(run, status="error", job_ended={"how": "exit"})
+    (claim,) = claims(made.plan_process(run_of(raw(), failed), SITE))
+    assert claim.again is not None
+
+
+def test_minitrees_follow_each_processed_version() -> None:
+    """Minitrees have the version of what they are made of."""
+    run = run_of(raw())
+    good = entry_of(run, status="transferred")
+    other = {**good, "pax_version": "v6.6.0", "status": "verifying"}
+    (claim,) = claims(made.plan_minitrees(run_of(raw(), good, other), SITE))
+    assert claim.key == CopyKey("minitrees", "chicago", "v6.8.0")
+    assert claim.location == "/data/minitrees/pax_v6.8.0/161111_1434.root"
+
+
+# -- which job it is -----------------------------------------------------------------------------
+
+
+def task(run: Run, **fields: Any) -> made.Task:
+    run = run_of(raw(), entry_of(run, **fields), trigger=run.document["trigger"])
+    plan = made.plan_submit(run, run.copy(PROCESSED), SITE, START)
+    assert isinstance(plan, made.Task)
+    return plan
+
+
+@pytest.mark.parametrize(("events", "cores"), [(999, 1), (1000, 4)])
+def test_few_events_have_one_core(events: int, cores: int) -> None:
+    """Below 1000 events a run is worth one core; the command is told."""
+    spec = task(run_of(raw(), events=events)).spec
+    assert (spec.cores, spec.argv[-1]) == (cores, str(cores))
+
+
+def test_the_command_is_filled_word_by_word() -> None:
+    """Each argument stays one, whatever a path holds; the result goes beside its final name."""
+    odd = "/data/raw/a b;$(reboot)\n'\""
+    run = run_of(raw(location=odd))
+    spec = task(run, job={**made.new_job(run, PROCESSED, HOW, run.copies[0])}).spec
+    output = "/data/processed/pax_v6.8.0/.caxev-part-1-161111_1434.root"
+    assert spec.argv == ("pax", odd, output, "4")
+    assert spec.environment["CAXEV_VERSION"] == "v6.8.0"
+
+
+def test_no_name_becomes_an_option() -> None:
+    """A name from the database that begins with - is refused."""
+    run = run_of(raw(), name="-rf")
+    run = run_of(raw(), entry_of(run), name="-rf")
+    with pytest.raises(GiveUp, match="begins with -"):
+        made.plan_submit(run, run.copy(PROCESSED), SITE, START)
+
+
+def test_copies_made_otherwise_are_left_alone() -> None:
+    """A processed copy that is fetched from elsewhere has no job here."""
+    entry = {**entry_of(run_of(raw())), "job": None}
+    run = run_of(raw(), entry)
+    assert isinstance(made.plan_submit(run, run.copy(PROCESSED), SITE, START), Skip)
+
+
+def test_a_retry_waits() -> None:
+    """The next attempt is due when its entry says so, and then at once."""
+    run = run_of(raw())
+    job = entry_of(run)["job"] | {"not_before": START + timedelta(seconds=60)}
+    assert task(run, job=job).wait == 60.0
+    assert task(run, job=job | {"not_before": START}).wait == 0.0
+
+
+NAMES = st.text(min_size=1, max_size=80)
+
+
+@given(one=st.tuples(NAMES, NAMES, NAMES), other=st.tuples(NAMES, NAMES, NAMES))
+def test_names_tell_jobs_apart(one: tuple[str, ...], other: tuple[str, ...]) -> None:
+    """Two jobs have one name only if they are one; a name is plain, and begins as all of its."""
+
+    def name(words: tuple[str, ...], attempt: int | None) -> str:
+        run = Run(words[0])
+        return made.job_name(run, CopyKey("processed", words[1], words[2]), attempt)
+
+    assert (name(one, 1) == name(other, 1)) == (one == other)
+    assert name(one, 12).startswith(name(one, None))
+    assert not name(one, 12).startswith(name(one, 1) + ".")
+    assert set(name(one, 3)) <= set(
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+_.-"
+    )
+
+
+# -- what becomes of failures -----------------------------------------------------------------
+
+
+def again(how: End, tries: dict[str, int] | None = None, status: str = "transferring") -> Any:
+    run = run_of(raw())
+    entry = entry_of(run, status=status)
+    entry["job"] |= {"tries": tries or {}, "memory": 1000, "walltime": 600, "id": "17_0"}
+    run = run_of(raw(), entry)
+    copy = run.copy(PROCESSED)
+    assert copy is not None
+    return made.plan_again(run, copy, Ended(how), HOW)
+
+
+@pytest.mark.parametrize("how", [how for how in End if how is not End.DONE])
+def test_each_kind_of_failure_has_its_tries(how: End) -> None:
+    """A failure is tried again as often as `retries` say of its kind, then no more."""
+    allowed = HOW.retries[how]
+    spent = {how.value: allowed}
+    assert again(how, spent) is None
+    if allowed:
+        job = again(how, {how.value: allowed - 1})
+        assert job["attempt"] == 2
+        assert job["tries"] == spent
+        assert job["name"].endswith(".2")
+        assert job["id"] is None
+
+
+def test_what_ran_out_gets_more() -> None:
+    """Out of memory: more memory. Out of time: more time. Else as before."""
+    assert [
+        (job["memory"], job["walltime"])
+        for job in (again(End.MEMORY), again(End.TIMEOUT), again(End.EXIT))
+    ] == [(1500, 600), (1000, 900), (1000, 600)]
+
+
+def test_a_person_may_ask_for_one_that_was_given_up() -> None:
+    """Fired again by hand, it has all its tries anew."""
+    job = again(End.EXIT, {"exit": 5}, status="error")
+    assert (job["attempt"], job["tries"]) == (2, {})
+
+
+def test_another_attempts_end_is_not_this_ones() -> None:
+    """An end that tells of an earlier attempt changes nothing."""
+    run = run_of(raw())
+    entry = entry_of(run, job_ended={"name": "another", "how": "done"})
+    run = run_of(raw(), entry)
+    assert isinstance(made.plan_collect(run, run.copy(PROCESSED), SITE), Skip)
+
+
+@given(row=st.dictionaries(st.sampled_from(["how", "exit", "why", "host"]), st.none() | st.text()))
+def test_any_end_can_be_read(row: dict[str, Any]) -> None:
+    """Whatever stands there, it is an end; what makes no sense is a job that was lost."""
+    ended = Ended.from_row(row)
+    assert ended.how in End
+
+
+# -- what Slurm says ------------------------------------------------------------------------------
+
+SHOWN = (
+    "JobId=5 ArrayJobId=1 ArrayTaskId=2 JobName=x JobState={state} Reason=Why ExitCode={code} "
+    "BatchHost=node1 Command=/x/job.sh sh -c JobState=COMPLETED; exit WorkDir=/x Power=\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "how", "status"),
+    [
+        ("COMPLETED", "0:0", End.DONE, 0),
+        ("FAILED", "7:0", End.EXIT, 7),
+        ("FAILED", "0:9", End.EXIT, -9),
+        ("TIMEOUT", "0:15", End.TIMEOUT, -15),
+        ("OUT_OF_MEMORY", "0:125", End.MEMORY, -125),
+        ("CANCELLED", "0:15", End.CANCELLED, -15),
+        ("NODE_FAIL", "1:0", End.NODE, 1),
+    ],
+)
+def test_slurm_s_words_are_told_apart(state: str, code: str, how: End, status: int) -> None:
+    """Each of Slurm's ends is one of ours, whatever the command in the line says."""
+    ended = end_of(SHOWN.format(state=state, code=code))
+    assert ended is not None
+    assert (ended.how, ended.exit, ended.host) == (how, status, "node1")
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "NEW_ONE"])
+def test_a_job_that_has_not_ended_has_no_end(state: str) -> None:
+    """Any other state, also one that is not known yet, is that of a job that goes on."""
+    assert end_of(SHOWN.format(state=state, code="0:0")) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "log", "after"),
+    [
+        (End.LOST, "*** JOB 6 ON n CANCELLED AT 2026 DUE TO TIME LIMIT ***", End.TIMEOUT),
+        (End.LOST, "slurmstepd-n: error: *** JOB 6 ON n CANCELLED AT 2026 ***", End.CANCELLED),
+        (End.LOST, "nothing", End.LOST),
+        (End.EXIT, "slurmstepd: error: Detected 1 oom-kill event(s)", End.MEMORY),
+        (End.EXIT, "CANCELLED AT DUE TO TIME LIMIT", End.EXIT),
+        (End.DONE, "oom-kill DUE TO TIME LIMIT", End.DONE),
+    ],
+)
+def test_a_log_may_say_more(before: End, log: str, after: End) -> None:
+    """What Slurm wrote into the log counts where it knows no more, or says too little."""
+    assert explained(Ended(before), log).how is after
+
+
+# -- sites.json -----------------------------------------------------------------------------------
+
+
+def loaded(tmp_path: Path, **processing: Any) -> Processing:
+    file = tmp_path / "sites.json"
+    entry = {"name": "a", "dir_processed": "/p", "processing": processing}
+    file.write_text(json.dumps([entry]))
+    found = load_sites(file).get("a").processing
+    assert found is not None
+    return found
+
+
+def test_processing_is_read(tmp_path: Path) -> None:
+    """Amounts and times are bytes and seconds; retries by kind complete the defaults."""
+    how = loaded(
+        tmp_path,
+        command=["pax", "{input}"],
+        memory_per_core="2GB",
+        walltime="1-02:00:30",
+        retries={"exit": 5},
+        x_mine=1,
+    )
+    assert (how.memory_per_core, how.walltime) == (2_000_000_000, 93_630)
+    assert (how.retries["exit"], how.retries["node"]) == (5, 3)
+    assert loaded(tmp_path, command=["pax"], retries=0).retries["node"] == 0
+
+
+@pytest.mark.parametrize(
+    ("processing", "said"),
+    [
+        ({"comand": ["x"]}, "unknown key 'comand' (did you mean 'command'?"),
+        ({"cores": 2}, "has no command"),
+        ({"command": ["pax", "{inptu}"]}, "command must be a list of arguments"),
+        ({"command": "pax {input}"}, "command must be a list of arguments"),
+        ({"command": ["x"], "walltime": "2h"}, 'walltime must be a time, as "12:00:00"'),
+        ({"command": ["x"], "system": "slrm"}, "system must be one of local, slurm"),
+        ({"command": ["x"], "partition": "-x"}, "partition must be a name"),
+        ({"command": ["x"], "output": "../{name}"}, "output must be a file's name"),
+        ({"command": ["x"], "retries": {"exot": 1}}, "retries must be"),
+        ({"command": ["x"], "directory": "/a%b"}, "directory must be an absolute path"),
+    ],
+)
+def test_what_is_wrong_with_it_is_told(
+    tmp_path: Path, processing: dict[str, Any], said: str
+) -> None:
+    """File, site, key and value are named, and the nearest key that there is."""
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, **processing)
+    assert "site 'a': processing: " in str(error.value)
+    assert said in str(error.value)
+
+
+def test_results_need_a_directory(tmp_path: Path) -> None:
+    """A site that processes says where the results go."""
+    file = tmp_path / "sites.json"
+    file.write_text(json.dumps([{"name": "a", "processing": {"command": ["x"]}}]))
+    with pytest.raises(ConfigError, match="processing needs dir_processed"):
+        load_sites(file)
+
+
+def test_only_sites_that_process_have_the_reactions() -> None:
+    """A handler that needs a key is not enabled where the site does not give it."""
+    load_handlers()
+    ours = [handler for handler in recorded if handler.module == made.__name__]
+    assert len(ours) == 5
+    assert all(SITE.wants(handler) for handler in ours)
+    assert not any(Site(name="plain").wants(handler) for handler in ours)
+
+
+# -- the files of jobs ----------------------------------------------------------------------------
+
+
+def spec_in(directory: Path, name: str = "job.1", **fields: Any) -> JobSpec:
+    (directory / "raw").mkdir(exist_ok=True)
+    (directory / "made").mkdir(exist_ok=True)
+    return JobSpec(
+        **{
+            "name": name,
+            "argv": ("true",),
+            "run": 7,
+            "key": PROCESSED,
+            "input": str(directory / "raw" / "one"),
+            "output": str(directory / "made" / f".caxev-part-{name}"),
+            "roots": (str(directory / "raw"), str(directory / "made")),
+            **fields,
+        }
+    )
+
+
+def quiet(_done: int, _total: int) -> None:
+    pass
+
+
+def test_a_job_is_filed_as_it_is(tmp_path: Path) -> None:
+    """What is read at the node is what was filed, also ids and odd bytes in paths."""
+    odd = os.fsdecode(b"/data/\xff \n'")
+    specs = [spec_in(tmp_path, f"job.{n}", argv=("x", odd, ""), setup="a\nb") for n in range(3)]
+    folder = Folder(tmp_path / "jobs")
+    group = folder.file(specs)
+    places = [folder.place(spec.name) for spec in specs]
+    assert [place.load() for place in places if place] == specs
+    assert folder.names() == ["job.0", "job.1", "job.2"]
+    for spec in specs:
+        assert group.exists()
+        folder.close(spec.name)
+    assert (folder.names(), group.exists()) == ([], False)
+
+
+@pytest.mark.parametrize("run", [7, "161111", 3.5, START])
+def test_ids_keep_their_type(run: Any) -> None:
+    """The id of a run comes back from its text as it was."""
+    assert id_from(id_text(run)) == run
+
+
+def test_a_job_runs_here(tmp_path: Path) -> None:
+    """It gets its words as they are, its variables and the operator's lines."""
+    source = tmp_path / "raw" / "one"
+    script = "import os, sys; open(sys.argv[2], 'w').write(sys.argv[1] + os.environ['A'])"
+    spec = spec_in(tmp_path, environment={"A": "b"}, setup="A=$A$A; export A")
+    spec = evolve(spec, argv=(sys.executable, "-c", script, "$(x) 'y'", spec.output))
+    source.touch()
+    ended = run_here(str(tmp_path / "jobs"), spec, report=quiet)
+    assert (ended.how, ended.exit) == (End.DONE, 0)
+    assert Path(spec.output).read_text() == "$(x) 'y'bb"
+
+
+def test_a_job_knows_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the listener logs in with is not in the environment of a processing program."""
+    monkeypatch.setenv("MONGO_PASSWORD", "secret")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "one").touch()
+    spec = spec_in(tmp_path, argv=("sh", "-c", 'test -z "$MONGO_PASSWORD"'))
+    assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
+
+
+@pytest.mark.parametrize(
+    ("argv", "status"),
+    [(("sh", "-c", "exit 7"), 7), (("sh", "-c", "kill -9 $$"), -9), (("/no/such/program",), 127)],
+)
+def test_a_failure_here_is_told(tmp_path: Path, argv: tuple[str, ...], status: int) -> None:
+    """Exit status, signal, and a program that is not there."""
+    spec = spec_in(tmp_path, argv=argv)
+    Path(spec.input).touch()
+    ended = run_here(str(tmp_path / "jobs"), spec, report=quiet)
+    assert (ended.how, ended.exit) == (End.EXIT, status)
+
+
+def test_only_ours_is_read_and_written(tmp_path: Path) -> None:
+    """Input and output lie in the site's directories, links followed, or nothing is begun."""
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "one").symlink_to("/etc/passwd")
+    with pytest.raises(GiveUp, match="not inside"):
+        run_here(str(tmp_path / "jobs"), spec_in(tmp_path), report=quiet)
+
+
+def test_a_job_that_still_runs_is_not_run_beside(tmp_path: Path) -> None:
+    """A process that outlived its listener is waited for; it is known by what it inherited."""
+    spec = spec_in(tmp_path)
+    Path(spec.input).touch()
+    folder = Folder(tmp_path / "jobs")
+    folder.file([spec])
+    place = folder.place(spec.name)
+    assert place is not None
+    read, write = os.pipe()
+    with place.file("log").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        orphan = subprocess.Popen(["cat"], stdin=read, stdout=log, pass_fds=())
+    os.close(read)
+    with pytest.raises(Retry, match="still runs"):
+        run_here(str(tmp_path / "jobs"), spec, report=quiet)
+    os.close(write)
+    orphan.wait()
+    assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
+
+
+def stock(directory: Path, spec: JobSpec, *, good: bool = True) -> Any:
+    final = str(directory / "made" / "final")
+    return take_stock(str(directory / "jobs"), spec.name, spec.output, final, good, report=quiet)
+
+
+def test_a_result_is_published_once(tmp_path: Path) -> None:
+    """Taking stock twice is as once: the result has its name, the log is kept, files are gone."""
+    spec = spec_in(tmp_path)
+    Folder(tmp_path / "jobs").file([spec])
+    Path(spec.output).write_text("result")
+    first, second = stock(tmp_path, spec), stock(tmp_path, spec)
+    assert (first.size, second.size) == (6, 6)
+    assert Folder(tmp_path / "jobs").names() == []
+    assert (tmp_path / "made" / "final").read_text() == "result"
+
+
+@pytest.mark.parametrize(("content", "problem"), [(None, "left no result"), ("", "left nothing")])
+def test_a_job_without_a_result_has_failed(
+    tmp_path: Path, content: str | None, problem: str
+) -> None:
+    """That it ended well is not enough."""
+    spec = spec_in(tmp_path)
+    if content is not None:
+        Path(spec.output).write_text(content)
+    found = stock(tmp_path, spec)
+    assert found.size is None
+    assert problem in found.problem
+    assert not Path(spec.output).exists()
+
+
+def test_a_failed_result_is_taken_away(tmp_path: Path) -> None:
+    """What a job that failed has written does not stay."""
+    spec = spec_in(tmp_path)
+    Path(spec.output).mkdir()
+    (Path(spec.output) / "half").touch()
+    assert stock(tmp_path, spec, good=False).size is None
+    assert not Path(spec.output).exists()
+
+
+def test_nothing_is_replaced(tmp_path: Path) -> None:
+    """Where something else has the final name, a person is told."""
+    spec = spec_in(tmp_path)
+    Path(spec.output).write_text("result")
+    (tmp_path / "made" / "final").write_text("another")
+    with pytest.raises(GiveUp, match="something else stands"):
+        stock(tmp_path, spec)
+
+
+def test_withdrawn_jobs_leave_nothing(tmp_path: Path) -> None:
+    """All jobs that begin so are closed, and what they had written is gone; no others."""
+    specs = [spec_in(tmp_path, name) for name in ("a.1", "a.2", "b.1")]
+    for spec in specs:
+        Folder(tmp_path / "jobs").file([spec])
+        Path(spec.output).touch()
+    assert withdraw("local", str(tmp_path / "jobs"), "a.", report=quiet) == 2
+    assert Folder(tmp_path / "jobs").names() == ["b.1"]
+    assert [Path(spec.output).exists() for spec in specs] == [False, False, True]
+
+
+# -- sending together -----------------------------------------------------------------------------
+
+
+@frozen
+class Sender:
+    """Stands in for a batch system: notes what is sent at once. `room` jobs find a place."""
+
+    sent: list[list[str]]
+    room: int = 10**6
+
+    async def __call__(self, specs: Any) -> list[Sent]:
+        free = self.room - sum(map(len, self.sent))
+        names = [spec.name for spec in specs]
+        self.sent.append(names[: max(free, 0)])
+        return [Found(name) if n < free else None for n, name in enumerate(names)]
+
+
+def sent_by(number: int, send: Any, queue: Queue | None = None) -> Callable[[], Awaitable[None]]:
+    queue = queue or Queue()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for n in range(number):
+                spec = JobSpec(f"j{n}", (), 1, PROCESSED, "", "", (), cores=1 + n % 2)
+                nursery.start_soon(queue.place, spec, "slurm", send)
+
+    return main
+
+
+def test_what_comes_at_once_goes_together() -> None:
+    """Jobs of one moment and the same needs are one submission."""
+    sender = Sender([])
+    trio.run(sent_by(50, sender), clock=MockClock(autojump_threshold=0))
+    assert sorted(map(len, sender.sent)) == [25, 25]
+    assert {len({int(name[1:]) % 2 for name in names}) for names in sender.sent} == {1}
+
+
+def test_a_failed_submission_is_everybody_s() -> None:
+    """What hinders all is raised by all, once each."""
+
+    async def down(_specs: Any) -> list[Sent]:
+        raise Retry("slurmctld is down")
+
+    with pytest.raises(ExceptionGroup) as errors:
+        trio.run(sent_by(10, down), clock=MockClock(autojump_threshold=0))
+    assert all(isinstance(error, Retry) for error in errors.value.exceptions)
+
+
+async def test_jobs_wait_until_there_is_room() -> None:
+    """While the queue is full a job waits, and goes when another has ended."""
+    queue, sent = Queue(), []
+
+    async def send(specs: Any) -> list[Sent]:
+        sent.append([spec.name for spec in specs])
+        return [Found("1") if len(sent) > 1 else None for _ in specs]
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sent_by(1, send, queue))
+            await engine.until(lambda: sent)
+            await wait_all_tasks_blocked(0.01)
+            queue.left()
+    assert sent == [["j0"], ["j0"]]
+
+
+# -- the demo's processor -------------------------------------------------------------------------
+
+
+def test_the_processor_finds_the_peaks(tmp_path: Path) -> None:
+    """Of every event the stand-in DAQ wrote, the one pulse is found, and summed up by channel."""
+    run = daq.write_run(tmp_path, 1, size_bytes=1_500_000, seed=1, start=START)
+    peaks, summary = tmp_path / "peaks", tmp_path / "summary"
+    assert processor.main(["peaks", str(run.path), str(peaks)]) == 0
+    rows = [json.loads(line) for line in peaks.read_text().splitlines()]
+    assert [row["number"] for row in rows] == list(range(run.events))
+    assert {len(row["peaks"]) for row in rows} == {1}
+    assert {row["peaks"][0]["height"] for row in rows} == {9000}
+    assert processor.main(["summary", str(peaks), str(summary)]) == 0
+    channels = [json.loads(line) for line in summary.read_text().splitlines()]
+    assert sum(row["events"] for row in channels) == run.events
+
+
+# -- all of it, on a real database ----------------------------------------------------------------
+
+
+@frozen
+class Ground:
+    """A site that processes, its database and its directories."""
+
+    database: Database
+    site: Site
+    directory: Path
+    named: Named
+
+    @property
+    def options(self) -> Options:
+        load_handlers()
+        sites = Sites(Path("sites.json"), {self.site.name: self.site})
+        return Options(
+            site=self.site,
+            sites=sites,
+            settings=engine.settings_for(self.named),
+            registry=Registry(
+                [h for h in recorded if h.module.startswith("handlers.")], sites.here("chicago")
+            ),
+            lease=3.0,
+            grace=0.0,
+        )
+
+    async def take(self, number: int, **fields: Any) -> Any:
+        """A run whose raw data is good here."""
+        start = START + timedelta(minutes=number)
+        run = daq.write_run(
+            self.directory / "raw", number, size_bytes=20_000, seed=number, start=start
+        )
+        document = daq.run_document(run)
+        document["data"].append({**daq.data_entry(run, "chicago", "transferred"), "checksum": "ab"})
+        return await self.database.insert_run({**document, **fields})
+
+    async def run(self, id: Any) -> Run:  # noqa: A002
+        return (await self.database.runs([id]))[id]
+
+    async def entry(self, id: Any, kind: str = "processed") -> Any:  # noqa: A002
+        return (await self.run(id)).copy(CopyKey(kind, "chicago", "v1"))
+
+    async def becomes(self, id: Any, status: str, kind: str = "processed") -> Any:  # noqa: A002
+        """Wait until its copy of that kind has that status."""
+
+        async def there() -> Any:
+            entry = await self.entry(id, kind)
+            return entry if entry is not None and entry.status == status else None
+
+        return await engine.until(there, within=60)
+
+    async def paid(self) -> None:
+        """Wait until nothing is owed, and nothing has failed."""
+
+        async def nothing() -> bool:
+            owed = [await self.database.debts(state=state) for state in ("open", "running")]
+            return not any(owed)
+
+        await engine.until(nothing, within=60)
+
+
+KINDS = ("raw", "processed", "minitrees")
+
+
+def made_in(directory: Path, name: str) -> str:
+    (directory / name).mkdir()
+    return str(directory / name)
+
+
+@asynccontextmanager
+async def ground_of(
+    database: Named, tmp_path: Path, *command: str, **processing: Any
+) -> AsyncIterator[Ground]:
+    dirs: dict[str, Any] = {f"dir_{kind}": made_in(tmp_path, kind) for kind in KINDS}
+    peaks = ("{python}", "-m", "caxev.demo.processor", "peaks", "{input}", "{output}")
+    how = Processing(command=command or peaks, version="v1", retry_after=0.0, **processing)
+    summary = (*peaks[:3], "summary", *peaks[4:])
+    trees = evolve(how, command=summary, version=None) if not command else None
+    site = Site(name="chicago", processing=how, minitrees=trees, master=("raw",), **dirs)
+    async with engine.opened(database) as db:
+        yield Ground(db, site, tmp_path, database)
+
+
+def read(path: str) -> str:
+    return Path(path).read_text()
+
+
+def half_of(directory: Path) -> list[str]:
+    return [path.name for path in directory.rglob(".caxev-part-*")]
+
+
+@pytest.mark.replicaset
+async def test_raw_becomes_processed_becomes_minitrees(database: Named, tmp_path: Path) -> None:
+    """Each is made once the one before is good here, published, sized, and verified."""
+    async with ground_of(database, tmp_path) as ground:
+        async with engine.listener(ground.database, ground.options):
+            runs = [await ground.take(number) for number in (1, 2)]
+            for run in runs:
+                await ground.becomes(run, "transferred", "minitrees")
+            await ground.paid()
+        for run in runs:
+            for kind in ("processed", "minitrees"):
+                entry = await ground.entry(run, kind)
+                assert Path(entry.location).parent == tmp_path / kind / "pax_v1"
+                assert entry.fields["size"] == os.lstat(entry.location).st_size > 0
+                assert entry.checksum
+                assert entry.fields["creation_place"] == "chicago"
+                assert entry.fields["owner"] is None
+    assert half_of(tmp_path) == []
+
+
+@pytest.mark.replicaset
+async def test_a_run_is_processed_when_it_is_fit(database: Named, tmp_path: Path) -> None:
+    """What was missing comes, or the tag goes: that is the event."""
+    async with (
+        ground_of(database, tmp_path, "cp", "{input}/pax_info.json", "{output}") as ground,
+        engine.listener(ground.database, ground.options),
+    ):
+        bare = await ground.take(1, processor=None)
+        tagged = await ground.take(2, tags=[{"name": "donotprocess"}])
+        await ground.becomes(await ground.take(3), "transferred")
+        assert await ground.entry(bare) is await ground.entry(tagged) is None
+        run = await ground.run(bare)
+        await engine.write(
+            ground.database, RunUpdate.set_fields(run, processor={"DEFAULT": DEFAULT})
+        )
+        await engine.write(ground.database, RunUpdate.set_fields(await ground.run(tagged), tags=[]))
+        await ground.becomes(bare, "transferred")
+        await ground.becomes(tagged, "transferred")
+
+
+@pytest.mark.replicaset
+async def test_a_failure_is_kept_and_tried_again(database: Named, tmp_path: Path) -> None:
+    """As often as `retries` say; then entry, log and reaction tell; a person can ask again."""
+    script = f'echo trouble; [ -e "{tmp_path}/mended" ] && cp "$1" "$2" || exit 7'
+    command = ("sh", "-c", script, "sh", "{input}/pax_info.json", "{output}")
+    async with (
+        ground_of(database, tmp_path, *command, retries={"exit": 1}) as ground,
+        engine.listener(ground.database, ground.options),
+    ):
+        id_ = await ground.take(1)
+        entry = await ground.becomes(id_, "error")
+        assert entry.fields["job"]["attempt"] == 2
+        assert entry.fields["job_ended"]["exit"] == 7
+        assert "exit status 7" in entry.fields["error"]
+        assert "trouble" in entry.fields["error"]
+        assert read(entry.fields["job"]["log"]) == "trouble\n"
+        (found,) = await ground.database.debts(state="failed")
+        assert found[0].handler == "collect"
+        (tmp_path / "mended").touch()
+        request = Request("replay", (id_,), handler="collect", force=True)
+        await ground.database.add_request("chicago", request, "test", datetime.now(UTC))
+        entry = await ground.becomes(id_, "transferred")
+        assert entry.fields["job"]["attempt"] == 3
+        assert entry.fields["error"] is None
+
+
+@pytest.mark.replicaset
+async def test_a_job_has_its_time(database: Named, tmp_path: Path) -> None:
+    """One that takes longer than `walltime` is ended, with all that it started, and told apart."""
+    pid = tmp_path / "pid"
+    script = f'sleep 600 & echo $! > "{pid}"; wait'
+    async with (
+        ground_of(database, tmp_path, "sh", "-c", script, walltime=1, retries={}) as ground,
+        engine.listener(ground.database, ground.options),
+    ):
+        entry = await ground.becomes(await ground.take(1), "error")
+        assert entry.fields["job_ended"]["how"] == "timeout"
+        assert "out of time" in entry.fields["error"]
+        await engine.until(lambda: gone(int(pid.read_text())), within=60)
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.replicaset
+async def test_a_run_is_withdrawn(database: Named, tmp_path: Path) -> None:
+    """Tagged `donotprocess` in the midst of it, the job ends, the entry goes, nothing is left."""
+    script = f'echo half > "$1"; echo $$ > "{tmp_path}/pid"; exec sleep 600'
+    async with (
+        ground_of(database, tmp_path, "sh", "-c", script, "sh", "{output}") as ground,
+        engine.listener(ground.database, ground.options),
+    ):
+        id_ = await ground.take(1)
+        await engine.until((tmp_path / "pid").exists, within=60)
+        await engine.write(
+            ground.database, RunUpdate.add_tag(await ground.run(id_), "donotprocess")
+        )
+
+        async def withdrawn() -> bool:
+            names = Folder(tmp_path / "processed" / ".caxev-jobs").names()
+            return await ground.entry(id_) is None and not names
+
+        await engine.until(withdrawn, within=60)
+        await ground.paid()
+    assert gone(int((tmp_path / "pid").read_text()))
+    assert half_of(tmp_path) == []
+
+
+@pytest.mark.replicaset
+async def test_a_job_cut_short_is_run_anew(database: Named, tmp_path: Path) -> None:
+    """A listener that leaves takes its processes along; the next one begins that attempt again."""
+    script = (
+        f'echo run >> "{tmp_path}/runs"; [ -e "{tmp_path}/go" ] || exec sleep 600; cp "$1" "$2"'
+    )
+    command = ("sh", "-c", script, "sh", "{input}/pax_info.json", "{output}")
+    async with ground_of(database, tmp_path, *command) as ground:
+        async with engine.listener(ground.database, ground.options):
+            id_ = await ground.take(1)
+            await engine.until((tmp_path / "runs").exists, within=60)
+        (tmp_path / "go").touch()
+        async with engine.listener(ground.database, ground.options, "another"):
+            entry = await ground.becomes(id_, "transferred")
+            await ground.paid()
+    assert entry.fields["job"]["attempt"] == 1
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
+@pytest.mark.replicaset
+async def test_an_end_is_told_once(database: Named, tmp_path: Path) -> None:
+    """Of two reports on one job the first counts, and none on a job that is not the entry's."""
+    async with ground_of(database, tmp_path) as ground:
+        id_ = await ground.take(1)
+        run = await ground.run(id_)
+        key = CopyKey("processed", "chicago", "v1")
+        await engine.write(
+            ground.database,
+            RunUpdate.add_copy(run, key, "transferring", job={"name": "a.1"}),
+        )
+        spec = spec_in(tmp_path, "a.1", run=id_, key=key)
+        now = datetime.now(UTC)
+        other = report(evolve(spec, name="a.2"), Ended(End.DONE))
+        assert await ground.database.update_run(other, now) is None
+        assert await ground.database.update_run(report(spec, Ended(End.EXIT, 7)), now) is not None
+        assert await ground.database.update_run(report(spec, Ended(End.DONE)), now) is None
+        entry = await ground.entry(id_)
+        assert entry.fields["job_ended"]["exit"] == 7
