@@ -642,8 +642,10 @@ async def test_a_field_watched_for_the_first_time_fires(database: Named) -> None
         assert before is not None
         assert before.token is not None
         assert recorder.numbers == {1: 1}
+        scanned = (await record_of(db)).scanned
         await once(db, engine.options_for(database, [later]))
         assert recorder.numbers == {1: 1}
+        assert (await record_of(db)).scanned == scanned  # nothing new to watch: no scan
 
 
 # -- side by side -----------------------------------------------------------------------------

@@ -554,6 +554,7 @@ _SITE_FIELDS: Final = dict.fromkeys(
         "trouble",
         "gaps",
         "requests",
+        "watched",
     ),
     1,
 )
