@@ -129,16 +129,18 @@ async def minitrees(job: Job) -> Result:
 
 
 async def claim(job: Job, plans: Sequence[Claim] | Skip) -> Result:
-    """Claim what is planned, each copy for itself; the last claim is left to be returned."""
+    """Claim what is planned, each copy for itself.
+
+    A new run has several events at once that all lead here: the first one wins.
+    """
     if isinstance(plans, Skip):
         return plans
-    updates = [claiming(job, plan) for plan in plans]
-    for number, update in enumerate(updates[:-1]):
+    for plan in plans:
         try:
-            await job.update(update)
+            await job.update(claiming(job, plan))
         except Superseded as lost:
-            job.log.info(f"{plans[number].key}: {lost}")
-    return updates[-1]
+            job.log.info(f"{plan.key}: {lost}")
+    return None
 
 
 def claiming(job: Job, plan: Claim) -> RunUpdate:
