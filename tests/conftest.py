@@ -21,6 +21,7 @@ from pymongo import MongoClient
 
 from caxev.config import ConfigError
 from caxev.embedded import ReplicaSet, find_mongod
+from tests.slurm import slurm  # noqa: F401  # a fixture
 from tests.sshd import sshd  # noqa: F401  # a fixture
 
 hypothesis.settings.register_profile("default", deadline=None)

@@ -10,6 +10,7 @@
         0.log                what it says
         0.ended              how it ended, as it saw that itself
         0.reported           there once the database knows
+    HOME/watches.log         what watches had to say
     HOME/logs/JOB.log        the log of a job that has been taken stock of
 
 A job is filed before it is sent, so one that was sent without its id being noted is known by its

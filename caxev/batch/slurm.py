@@ -27,7 +27,7 @@ MOST: Final = 1000
 PASSED: Final = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE"),
     *("CAXEV_MONGO_URI", "CAXEV_MONGO_USER", "CAXEV_DATABASE", "CAXEV_COLLECTION"),
-    *("MONGO_PASSWORD", "MONGO_PASSWORD_FILE", "CAXEV_CRASH_LOG"),
+    *("MONGO_PASSWORD", "MONGO_PASSWORD_FILE"),
 )
 """Variables that a job gets of ours, by name: their values stand in no argument."""
 ENDS: Final[Mapping[str, End]] = {
@@ -94,13 +94,14 @@ class Slurm:
         """
         options = [f"--dependency=afterany:{job}", *_WATCH, *_where(spec)]
         options += [f"--job-name={place.group.name}.watch", f"--chdir={self.home}"]
-        options += [f"--output={place.file('watch')}"]
+        options += [f"--output={self.home}/watches.log", "--open-mode=append"]
         marks = [str(place.file("reported")), str(place.file("json"))]
         command = place.command("watch", str(place.group), str(place.index), job, self.name)
         try:
             _sbatch(options, [str(place.group / "watch.sh"), *marks, *command])
         except (GiveUp, Retry) as error:
-            place.file("watch").write_text(f"no watch: {error}\n")
+            with Path(self.home, "watches.log").open("a") as log:
+                log.write(f"no watch for {spec.name}: {error}\n")
 
     name = "slurm"
 
