@@ -104,6 +104,15 @@ class Slurm:
         conf = str(self.directory / "slurm.conf")
         subprocess.run([_found("slurmctld"), "-f", conf], check=True, timeout=PATIENCE)
 
+    def end_jobs(self) -> None:
+        """Cancel all jobs, and wait until none runs: they would outlive the daemons."""
+        self.ask("scancel", f"--user={os.getuid()}")
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            if not any("=RUNNING" in job or "=COMPLETING" in job for job in self.jobs()):
+                return
+            time.sleep(0.1)
+
     def stop(self, daemon: str) -> None:
         """End a daemon, and wait until it is gone."""
         try:
@@ -111,12 +120,11 @@ class Slurm:
         except (FileNotFoundError, ValueError):
             return
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGKILL)  # asked, it first waits for answers that do not come
             deadline = time.monotonic() + 15
             while time.monotonic() < deadline:
                 os.kill(pid, 0)
                 time.sleep(0.02)
-            os.kill(pid, signal.SIGKILL)
 
 
 def missing() -> str | None:
@@ -157,6 +165,8 @@ def running(directory: Path) -> Iterator[Slurm]:
         _wait_until_idle(slurm)
         yield slurm
     finally:
+        with suppress(subprocess.SubprocessError):
+            slurm.end_jobs()
         for daemon in reversed(DAEMONS):
             slurm.stop(daemon)
 

@@ -27,7 +27,7 @@ from caxev.daemon import open_database, prepare, run
 from caxev.demo.world import World
 from caxev.job import utcnow
 from caxev.ledger import Debt
-from caxev.model import ERROR, TRANSFERRED, CopyKey, Run
+from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run
 from caxev.mongo import Database, Selection
 
 BIRTH: Final = "lngs"
@@ -75,8 +75,18 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
     show.summary(summary)
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
-    wanted = runs * len(world.sites)
-    sys.exit(0 if summary["verified"] == wanted and not summary["reactions"]["failed"] else 1)
+    complete = all(summary[name] == count for name, count in wanted(world, runs).items())
+    sys.exit(0 if complete and not summary["reactions"]["failed"] else 1)
+
+
+def wanted(world: World, runs: int) -> dict[str, int]:
+    """How many copies of each kind there are when all is done, by their names in the summary."""
+    sites = world.sites.values()
+    return {
+        "verified": runs * len(sites),
+        "processed": runs * sum(site.processing is not None for site in sites),
+        "minitrees": runs * sum(site.minitrees is not None for site in sites),
+    }
 
 
 @contextmanager
@@ -118,16 +128,18 @@ class Show:
         """Print what is new since the last call, a line each."""
         for one in runs:
             for copy in one.copies:
-                news = (one.name, copy.host, copy.status)
+                what = "" if copy.type == "raw" else f" {copy.type}"
+                news = (f"{one.name}{what}", copy.host, copy.status)
                 if news not in self._told:
                     self._told.add(news)
-                    self.say(f"{utcnow():%H:%M:%S} {one.name} {copy.host}: {copy.status}")
+                    self.say(f"{utcnow():%H:%M:%S} {news[0]} {copy.host}: {copy.status}")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Print how it went."""
         reactions, latency = summary["reactions"], summary["latency_ms"]
         self.say(
             f"{summary['runs']} runs: {summary['copies']} copies, {summary['verified']} verified, "
+            f"{summary['processed']} processed, {summary['minitrees']} with minitrees, "
             f"in {summary['seconds']} s"
         )
         self.say(
@@ -139,11 +151,18 @@ class Show:
         self.say(f"queries to the runs collection in {IDLE:.0f} s of idling: {asked}")
 
 
+def good(copy: Copy) -> bool:
+    """Whether a copy is at its good end."""
+    return copy.status == TRANSFERRED
+
+
 def _cell(one: Run, site: str, progress: Mapping[str, str]) -> str:
     copy = one.copy(CopyKey("raw", site))
     if copy is None:
         return "[dim]-[/dim]"
     text = f"[{MARKS.get(copy.status, 'magenta')}]{copy.status}[/]"
+    made = [c.type for c in one.copies if c.host == site and c.type != "raw" and good(c)]
+    text = " + ".join((text, *made))
     return f"{text} {progress.get(f'{one.id} {site}', '')}".rstrip()
 
 
@@ -208,7 +227,7 @@ async def _watch(world: World, show: Show, database: Database, count: int) -> No
                 live.update(show.table(runs, _progress(debts)), refresh=True)
             else:
                 show.lines(runs)
-            if _finished(runs, count * len(world.sites)) and not debts:
+            if _finished(runs, sum(wanted(world, count).values())) and not debts:
                 return
             now = ([[c.seen_as for c in one.copies] for one in runs], _progress(debts))
             if now != state:
@@ -247,6 +266,7 @@ def _progress(debts: Sequence[tuple[Debt, Mapping[str, Any]]]) -> dict[str, str]
 async def _summary(world: World, database: Database, seconds: float) -> dict[str, Any]:
     runs = await database.select(Selection(), utcnow())
     copies = [copy for one in runs for copy in one.copies]
+    raw = [copy for copy in copies if copy.type == "raw"]
     tally = await database.tally()
     debts = await database.debts(state="done", limit=100_000)
     waits = [1000 * (d.started - d.at).total_seconds() for d, _ in debts if d.started]
@@ -255,8 +275,12 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
     after = await trio.to_thread.run_sync(_queries, world)
     return {
         "runs": len(runs),
-        "copies": len(copies),
-        "verified": sum(one.status == TRANSFERRED for one in copies),
+        "copies": len(raw),
+        "verified": sum(map(good, raw)),
+        **{
+            kind: sum(one.type == kind and good(one) for one in copies)
+            for kind in ("processed", "minitrees")
+        },
         "reactions": {
             "done": sum(states.get("done", 0) for states in tally.values()),
             "failed": sum(states.get("failed", 0) for states in tally.values()),
