@@ -119,7 +119,7 @@ def compare(one: Run, born: Born, end: End) -> Iterator[Problem]:
         found = one.copy(key)
         if found is None or found.status != status:
             yield Problem("lost", f"{one}: {key} is {found.status if found else 'not there'}")
-        elif status == TRANSFERRED and found.manifest != born.digest:
+        elif (status, key.type) == (TRANSFERRED, "raw") and found.manifest != born.digest:
             yield Problem("corrupt_accepted", f"{one}: {key} is good with {found.manifest}")
     for key, entries in Counter(copy.key for copy in one.copies).items():
         if entries > 1:
@@ -143,7 +143,7 @@ def corrupt(one: Run, born: Born) -> Iterator[Problem]:
             continue
         if not copy.location or not os.path.lexists(copy.location):
             yield Problem("lost", f"{one}: the bytes of {copy.key}")
-        elif digest_of(copy.location) != born.digest:
+        elif digest_of(copy.location) != (born.digest if copy.type == "raw" else copy.manifest):
             yield Problem("corrupt_accepted", f"{one}: the bytes of {copy.key} differ")
 
 
@@ -285,11 +285,12 @@ class Ground:
     @property
     def wanted(self) -> End:
         """The end that every run comes to here."""
-        sites = self.world.sites
-        return End(
-            {CopyKey("raw", site): TRANSFERRED for site in sites},
-            Counter(f"seen-{site}" for site in sites),
-        )
+        keys = [CopyKey("raw", site) for site in self.world.sites]
+        for site in self.world.sites.values():
+            version = site.processing.version if site.processing else None
+            keys += [CopyKey("processed", site.name, version)] if site.processing else []
+            keys += [CopyKey("minitrees", site.name, version)] if site.minitrees else []
+        return End(dict.fromkeys(keys, TRANSFERRED), Counter(f"seen-{key.host}" for key in keys))
 
     async def _at_end(self, runs: Sequence[Born], end: End) -> bool:
         found = await self.database.runs([born.id for born in runs])
