@@ -137,10 +137,14 @@ apt_install() {
         rm -f "$policy"
         trap - EXIT INT TERM
     fi
-    case " $* " in *" openssh-server "*)
-        if [ -d /run/systemd/system ]; then systemctl --quiet disable ssh.service >&2 || :; fi ;;
+    case " $* " in
+    *" openssh-server "*) not_at_boot ssh.service ;;
+    *" slurm-wlm "*) not_at_boot munge.service slurmctld.service slurmd.service ;;
     esac
     return "$installed"
+}
+not_at_boot() {
+    if [ -d /run/systemd/system ]; then systemctl --quiet disable "$@" >&2 || :; fi
 }
 apt_get() {
     DEBIAN_FRONTEND=noninteractive \

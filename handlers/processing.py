@@ -546,8 +546,14 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
 
 def told(values: Mapping[str, object]) -> dict[str, str]:
     """What a job's `setup` may want to know, as variables: a shell must not see it otherwise."""
-    names = ("run", "name", "version", "events", "detector", "cores")
-    return {f"CAXEV_{name.upper()}": str(values[name]) for name in names}
+    return {
+        "CAXEV_RUN": str(values["run"]),
+        "CAXEV_NAME": str(values["name"]),
+        "CAXEV_VERSION": str(values["version"]),
+        "CAXEV_EVENTS": str(values["events"]),
+        "CAXEV_DETECTOR": str(values["detector"]),
+        "CAXEV_CORES": str(values["cores"]),
+    }
 
 
 @frozen

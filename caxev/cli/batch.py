@@ -10,9 +10,13 @@ import sys
 import click
 
 
-@click.command(short_help="What runs beside a job, started by a batch system.")
-@click.argument("arguments", nargs=-1, metavar="run GROUP | watch GROUP NUMBER ID SYSTEM")
-def batch(arguments: tuple[str, ...]) -> None:
+@click.command(
+    short_help="What runs beside a job, started by a batch system.",
+    context_settings={"allow_extra_args": True},
+    options_metavar="run GROUP | watch GROUP NUMBER ID SYSTEM",
+)
+@click.pass_context
+def batch(context: click.Context) -> None:
     """Run a job that was filed in a directory, or tell of the end of one that was killed.
 
     A batch system starts this at its nodes, where caxev must be installed at the same path as
@@ -20,4 +24,4 @@ def batch(arguments: tuple[str, ...]) -> None:
     """
     from caxev.batch.runner import main
 
-    sys.exit(main(arguments))
+    sys.exit(main(context.args))
