@@ -27,6 +27,7 @@ from caxev.batch import (
     Folder,
     Found,
     JobSpec,
+    Place,
     Queue,
     Sent,
     report,
@@ -672,6 +673,11 @@ class Ground:
     named: Named
 
     @property
+    def how(self) -> Processing:
+        assert self.site.processing is not None
+        return self.site.processing
+
+    @property
     def options(self) -> Options:
         load_handlers()
         sites = Sites(Path("sites.json"), {self.site.name: self.site})
@@ -709,7 +715,7 @@ class Ground:
             entry = await self.entry(id, kind)
             return entry if entry is not None and entry.status == status else None
 
-        return await engine.until(there, within=60)
+        return await engine.until(there, within=120)
 
     async def paid(self) -> None:
         """Wait until nothing is owed, and nothing has failed."""
@@ -891,6 +897,35 @@ async def test_a_job_cut_short_is_run_anew(database: Named, tmp_path: Path) -> N
             await ground.paid()
     assert entry.fields["job"]["attempt"] == 1
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize("how", ["run", "watch"])
+async def test_a_batch_job_tells_of_its_end(database: Named, tmp_path: Path, how: str) -> None:
+    """The job itself tells; where it could only note it, the watch beside it does."""
+    async with ground_of(database, tmp_path) as ground:
+        id_ = await ground.take(1)
+        key = CopyKey("processed", "chicago", "v1")
+        claim = RunUpdate.add_copy(
+            await ground.run(id_), key, "transferring", job={"name": "job.1"}
+        )
+        await engine.write(ground.database, claim)
+        command = ("sh", "-c", 'test -z "$CAXEV_MONGO_URI" && exit 7')
+        group = Folder(tmp_path / "jobs").file([spec_in(tmp_path, run=id_, key=key, argv=command)])
+        words = ["run", str(group), "0"]
+        if how == "watch":
+            Place(group, 0).note(Ended(End.EXIT, 7))
+            words = ["watch", str(group), "0", "17_0", "nowhere"]
+        where = {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name}
+        process = await trio.run_process(
+            [sys.executable, "-m", "caxev", "batch", *words],
+            env={**os.environ, **where},
+            check=False,
+        )
+        assert process.returncode == (7 if how == "run" else 0)
+        told = (await ground.entry(id_)).fields["job_ended"]
+        assert (told["name"], told["how"], told["exit"]) == ("job.1", "exit", 7)
+        assert Place(group, 0).file("reported").exists()
 
 
 @pytest.mark.replicaset

@@ -22,14 +22,15 @@ from caxev.batch import End, Folder, JobSpec
 from caxev.batch.slurm import Slurm as System
 from caxev.config import load_sites
 from caxev.mongo import Database
+from handlers import processing as made
 from tests import engine, slurm
 from tests.conftest import Database as Named
-from tests.test_processing import Ground, spec_in
+from tests.test_processing import Ground, claims, spec_in
 
 pytestmark = [pytest.mark.slurm]
 RUNS = 50
 MOST = 30
-PATIENCE = 60.0
+PATIENCE = 60.0  # seconds
 
 
 @pytest.fixture
@@ -131,7 +132,9 @@ async def test_fifty_runs_and_a_listener_that_is_killed(
         with listener(ground):
             await engine.until(lambda: len(folder.names()) >= MOST, within=PATIENCE)
             await engine.until(lambda: len(noted(folder)) >= MOST, within=PATIENCE)
-            await engine.until(lambda: "RUNNING" in " ".join(our_jobs(cluster, folder)))
+            await engine.until(
+                lambda: "RUNNING" in " ".join(our_jobs(cluster, folder)), within=PATIENCE
+            )
         assert len(folder.names()) == MOST
         (tmp_path / "go").touch()
         with listener(ground):
@@ -139,7 +142,7 @@ async def test_fifty_runs_and_a_listener_that_is_killed(
             async def done() -> bool:
                 return await statuses(ground) == {"transferred": RUNS}
 
-            await engine.until(done, within=2 * PATIENCE)
+            await engine.until(done, within=4 * PATIENCE)
             await ground_paid(ground.database)
         assert await ground.database.debts(state="failed") == []
     assert sorted(map(int, lines(tmp_path / "ran"))) == list(range(1, RUNS + 1))
@@ -233,6 +236,25 @@ def job_line(cluster: slurm.Slurm, number: str) -> str:
 def soon() -> str:
     """A time that is over in a moment, as the cluster's clock shows it."""
     return subprocess.check_output(["date", "-d", "+1 sec", "+%FT%T"], text=True).strip()
+
+
+@pytest.mark.replicaset
+async def test_a_job_that_is_lost_is_sent_again(
+    cluster: slurm.Slurm, database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of which Slurm knows nothing, and nobody has told: that is found out, and noted."""
+    monkeypatch.setenv("CAXEV_MONGO_URI", database.uri)
+    monkeypatch.setenv("CAXEV_DATABASE", database.name)
+    async with ground_on(database, tmp_path, 'cp "$1/pax_info.json" "$2"') as ground:
+        id_ = await ground.take(1)
+        run = await ground.run(id_)
+        (plan,) = claims(made.plan_process(run, ground.site))
+        job = {**made.new_job(run, plan.key, ground.how, plan.source), "id": "999999_0"}
+        update = RunUpdate.add_copy(run, plan.key, "transferring", location=plan.location, job=job)
+        await engine.write(ground.database, update)
+        async with engine.listener(ground.database, ground.options):
+            entry = await ground.becomes(id_, "transferred")
+        assert entry.fields["job"]["tries"] == {"lost": 1}
 
 
 @pytest.mark.replicaset

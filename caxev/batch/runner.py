@@ -27,7 +27,7 @@ from caxev.job import utcnow
 from caxev.model import TRANSFERRING, CopyIs, RunUpdate
 from caxev.mongo import DatabaseError, amend, passing
 
-TELL_FOR: Final = 600.0
+TELL_FOR: Final = 300.0
 """Seconds for which a job waits for the database to tell it of its end."""
 _SECRETS: Final = ("MONGO_PASSWORD", "MONGO_PASSWORD_FILE", "CAXEV_MONGO_URI", "CAXEV_MONGO_USER")
 """Variables that are not the processing program's to know."""
