@@ -12,7 +12,7 @@
   cancelled.
 
 Safe to repeat: the claim adds an entry only where the run has none. A job's name tells site, run,
-type, version and attempt; jobs are filed under their names before they are sent, so one that was
+type, version, claim and attempt; jobs are filed under it before they are sent, so one that was
 sent before is found and not sent again. The result is written beside its final name, to a place of
 that attempt's own, and published once. Nothing is polled: a job reports its own end, or the watch
 beside it does. One of which nobody tells is looked for every `LOOK_EVERY` seconds.
@@ -148,7 +148,7 @@ def claiming(job: Job, plan: Claim) -> RunUpdate:
     how = processing_of(plan.key.type, job.site)
     assert how is not None
     source = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
-    row = new_job(job.run, plan.key, how, plan.source)
+    row = new_job(job.run, plan.key, how, plan.source, claimed=job.now())
     fields: dict[str, Any] = {
         "location": plan.location,
         "owner": job.owner,
@@ -157,8 +157,7 @@ def claiming(job: Job, plan: Claim) -> RunUpdate:
         "job": row,
     }
     if plan.again is not None:
-        row["attempt"] = attempt_of(plan.again) + 1
-        row["name"] = job_name(job.run, plan.key, row["attempt"])
+        row |= attempt_at(job.run, plan.key, row["claimed"], attempt_of(plan.again) + 1)
         fields |= {"job_ended": None, "error": None}
         return RunUpdate.change_copy(job.run, plan.again, TRANSFERRING, source, **fields)
     fields |= {
@@ -188,14 +187,18 @@ async def submit(job: Job) -> Result:
     entry, how, spec = plan.entry, plan.how, plan.spec
     if plan.wait > 0:
         raise Retry(f"to be tried again: {entry.fields.get('error')}", after=plan.wait)
-    if how.system == "local":
-        return report(spec, await run_in_turn(job, how, home_of(how, spec.key, job.site), spec))
     home = home_of(how, spec.key, job.site)
+    if how.system == "local":
+        return report(spec, await run_in_turn(job, how, home, spec))
     number = entry.fields["job"].get("id")
     if number is None:
         found = await queue.place(spec, how.system, sender(job, how, home))
         number, ended = found.id, found.ended
-        await note(job, spec, {"job.id": number, "job.submitted": job.now()})
+        try:
+            await note(job, spec, {"job.id": number, "job.submitted": job.now()})
+        except Superseded:
+            await job.work(cancel, how.system, home, spec.name)
+            return Skip("it was withdrawn before it was sent")
     else:
         ended = await job.work(look, how.system, home, spec.name, number)
     if ended is not None:
@@ -209,6 +212,8 @@ async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> En
         await _left.park()
     scope = at_work[spec.name] = trio.CancelScope()
     try:
+        # The run may be another by now: this is the last moment to find out.
+        await note(job, spec, {"job.submitted": job.now()}, status=TRANSFERRING, job_ended=None)
         with scope, trio.move_on_after(how_long(spec)) as limit:
             return await job.work(run_here, home, spec)
     finally:
@@ -233,13 +238,13 @@ def sender(job: Job, how: Processing, home: str) -> Any:
     return together
 
 
-async def note(job: Job, spec: JobSpec, fields: Mapping[str, object]) -> None:
-    """Write something about its job into the entry, if it still is that one's."""
-    its = CopyIs(spec.key, {"status": TRANSFERRING, "job.name": spec.name})
-    try:
-        await job.update(RunUpdate(job.run.id, (its,), change=(its, fields)))
-    except Superseded:
-        job.log.info(f"{spec.key}: its job has ended already")
+async def note(job: Job, spec: JobSpec, fields: Mapping[str, object], **expected: object) -> None:
+    """Write something about its job into an entry. Raises `Superseded` where it is not that one's.
+
+    So it does where the entry's fields are not as `expected`.
+    """
+    its = CopyIs(spec.key, {"job.name": spec.name, **expected})
+    await job.update(RunUpdate(job.run.id, (its,), change=(its, fields)))
 
 
 @on(
@@ -306,7 +311,7 @@ async def withdraw(job: Job) -> Result:
     how = processing_of(aspect.type, job.site)
     if job.copy is not None or how is None:
         return Skip("it is there" if job.copy else f"this site makes no {aspect.type} data")
-    prefix = job_name(job.run, aspect, None)
+    prefix = names_of(job.run, aspect)
     for name in [name for name in at_work if name.startswith(prefix)]:
         at_work[name].cancel()
     count = await job.work(cancel, how.system, home_of(how, aspect, job.site), prefix)
@@ -435,8 +440,13 @@ def cores_for(run: Run, how: Processing) -> int:
     return 1 if events_of(run) < FEW else how.cores
 
 
-def job_name(run: Run, key: CopyKey, attempt: int | None) -> str:
-    """The name of the job that makes this copy at that attempt; None: how all of them begin.
+def attempt_at(run: Run, key: CopyKey, claimed: int, attempt: int) -> dict[str, Any]:
+    """Number and name of an attempt. No two have one name: of each claim they are counted."""
+    return {"attempt": attempt, "name": f"{names_of(run, key)}{claimed:x}.{attempt}"}
+
+
+def names_of(run: Run, key: CopyKey) -> str:
+    """How the names of all jobs begin that make this copy.
 
     Where something had to be left out of it, a digest stands for all of it.
     """
@@ -444,16 +454,19 @@ def job_name(run: Run, key: CopyKey, attempt: int | None) -> str:
     plain = [re.sub(r"[^A-Za-z0-9+_.-]", "_", word)[:60] for word in words]
     if plain != list(words):
         plain.append(blake2b(repr(words).encode(), digest_size=6).hexdigest())
-    return f"{'.'.join(plain)}.{'' if attempt is None else attempt}"
+    return f"{'.'.join(plain)}."
 
 
-def new_job(run: Run, key: CopyKey, how: Processing, source: Copy) -> dict[str, Any]:
-    """What an entry says of its job, at the first attempt."""
+def new_job(
+    run: Run, key: CopyKey, how: Processing, source: Copy, *, claimed: datetime
+) -> dict[str, Any]:
+    """What an entry says of its job, at the first attempt of a claim made at that time."""
     cores = cores_for(run, how)
+    number = int(claimed.timestamp() * 1000)
     return {
-        "name": job_name(run, key, 1),
+        **attempt_at(run, key, number, 1),
+        "claimed": number,
         "system": how.system,
-        "attempt": 1,
         "tries": {},
         "cores": cores,
         "memory": None if how.memory_per_core is None else how.memory_per_core * cores,
@@ -605,9 +618,10 @@ def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[st
     more = {End.MEMORY: "memory", End.TIMEOUT: "walltime"}.get(failed.how)
     if more is not None and job.get(more):
         job[more] = int(job[more] * how.grow)
-    attempt = attempt_of(entry) + 1
-    name = job_name(run, entry.key, attempt)
-    return {**job, "attempt": attempt, "name": name, "tries": tries, "id": None}
+    claimed = job.get("claimed")
+    number = claimed if isinstance(claimed, int) else 0
+    fresh = attempt_at(run, entry.key, number, attempt_of(entry) + 1)
+    return {**job, **fresh, "tries": tries, "id": None}
 
 
 def in_words(ended: Ended, said: str, log: str) -> str:

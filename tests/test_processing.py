@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from caxev import CopyKey, GiveUp, Retry, Run, RunUpdate, Skip
+from caxev import CopyKey, GiveUp, NobodyReads, Retry, Run, RunUpdate, Skip
 from caxev.batch import (
     End,
     Ended,
@@ -92,7 +92,7 @@ def entry_of(run: Run, **fields: Any) -> dict[str, Any]:
         "pax_version": "v6.8.0",
         "status": "transferring",
         "location": claim.location,
-        "job": made.new_job(run, claim.key, HOW, claim.source),
+        "job": made.new_job(run, claim.key, HOW, claim.source, claimed=START),
         **fields,
     }
 
@@ -191,7 +191,7 @@ def test_the_command_is_filled_word_by_word() -> None:
     """Each argument stays one, whatever a path holds; the result goes beside its final name."""
     odd = "/data/raw/a b;$(reboot)\n'\""
     run = run_of(raw(location=odd))
-    spec = task(run, job={**made.new_job(run, PROCESSED, HOW, run.copies[0])}).spec
+    spec = task(run, job={**made.new_job(run, PROCESSED, HOW, run.copies[0], claimed=START)}).spec
     output = "/data/processed/pax_v6.8.0/.caxev-part-1-161111_1434.root"
     assert spec.argv == ("pax", odd, output, "4")
     assert spec.environment["CAXEV_VERSION"] == "v6.8.0"
@@ -227,14 +227,15 @@ NAMES = st.text(min_size=1, max_size=80)
 def test_names_tell_jobs_apart(one: tuple[str, ...], other: tuple[str, ...]) -> None:
     """Two jobs have one name only if they are one; a name is plain, and begins as all of its."""
 
-    def name(words: tuple[str, ...], attempt: int | None) -> str:
-        run = Run(words[0])
-        return made.job_name(run, CopyKey("processed", words[1], words[2]), attempt)
+    def name(words: tuple[str, ...], claimed: int = 1, attempt: int = 1) -> str:
+        key = CopyKey("processed", words[1], words[2])
+        found: str = made.attempt_at(Run(words[0]), key, claimed, attempt)["name"]
+        assert found.startswith(made.names_of(Run(words[0]), key))
+        return found
 
-    assert (name(one, 1) == name(other, 1)) == (one == other)
-    assert name(one, 12).startswith(name(one, None))
-    assert not name(one, 12).startswith(name(one, 1) + ".")
-    assert set(name(one, 3)) <= set(
+    assert (name(one) == name(other)) == (one == other)
+    assert len({name(one, claimed, attempt) for claimed in (1, 2) for attempt in (1, 2, 12)}) == 6
+    assert set(name(one)) <= set(
         "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+_.-"
     )
 
@@ -926,6 +927,33 @@ async def test_a_batch_job_tells_of_its_end(database: Named, tmp_path: Path, how
         told = (await ground.entry(id_)).fields["job_ended"]
         assert (told["name"], told["how"], told["exit"]) == ("job.1", "exit", 7)
         assert Place(group, 0).file("reported").exists()
+
+
+@pytest.mark.replicaset
+async def test_what_a_job_reads_is_not_deleted(database: Named, tmp_path: Path) -> None:
+    """While a job is to read a copy here, nobody can write that it is to go."""
+    async with ground_of(database, tmp_path) as ground:
+        run = await ground.run(await ground.take(1))
+        source = CopyKey("raw", "chicago")
+        (plan,) = claims(made.plan_process(run, ground.site))
+        job = made.new_job(run, plan.key, ground.how, plan.source, claimed=START)
+        await engine.write(
+            ground.database, RunUpdate.add_copy(run, plan.key, "transferring", job=job)
+        )
+
+        async def delete() -> Run | None:
+            now = await ground.run(run.id)
+            copy = now.copy(source)
+            assert copy is not None
+            update = RunUpdate.change_copy(now, copy, "deleting", NobodyReads(source))
+            return await ground.database.update_run(update, datetime.now(UTC))
+
+        assert await delete() is None
+        now = await ground.run(run.id)
+        made_of_it = now.copy(plan.key)
+        assert made_of_it is not None
+        await engine.write(ground.database, RunUpdate.change_copy(now, made_of_it, "verifying"))
+        assert await delete() is not None
 
 
 @pytest.mark.replicaset

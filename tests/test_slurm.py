@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -18,14 +19,14 @@ import pytest
 from attrs import evolve
 
 from caxev import CopyKey, GiveUp, Retry, RunUpdate
-from caxev.batch import End, Folder, JobSpec
+from caxev.batch import End, Folder, Found, JobSpec, send, withdraw
 from caxev.batch.slurm import Slurm as System
 from caxev.config import load_sites
 from caxev.mongo import Database
 from handlers import processing as made
 from tests import engine, slurm
 from tests.conftest import Database as Named
-from tests.test_processing import Ground, claims, spec_in
+from tests.test_processing import Ground, claims, quiet, spec_in
 
 pytestmark = [pytest.mark.slurm]
 RUNS = 50
@@ -115,13 +116,12 @@ async def test_fifty_runs_and_a_listener_that_is_killed(
     The listener is killed between sending jobs and noting so, and again while they run: the next
     one finds them. No more jobs are out than there may be, and many went as one array.
     """
-    script = (
-        'while [ ! -e "$DIR/go" ]; do sleep 0.2; done; '
-        'echo "$3" >> "$DIR/ran"; cp "$1/pax_info.json" "$2"'
-    )
+    script = 'flock --shared "$DIR/gate" true; echo "$3" >> "$DIR/ran"; cp "$1/pax_info.json" "$2"'
     before = len(cluster.calls())
     async with ground_on(database, tmp_path, script, max_jobs=MOST) as ground:
         folder = Folder(tmp_path / "processed" / ".caxev-jobs")
+        gate = os.open(tmp_path / "gate", os.O_CREAT | os.O_RDWR)
+        fcntl.flock(gate, fcntl.LOCK_EX)
         for number in range(1, RUNS + 1):
             await ground.take(number)
         with listener(ground, CAXEV_CRASH="submit:batch.sent:1") as first:
@@ -136,7 +136,7 @@ async def test_fifty_runs_and_a_listener_that_is_killed(
                 lambda: "RUNNING" in " ".join(our_jobs(cluster, folder)), within=PATIENCE
             )
         assert len(folder.names()) == MOST
-        (tmp_path / "go").touch()
+        os.close(gate)
         with listener(ground):
 
             async def done() -> bool:
@@ -249,7 +249,9 @@ async def test_a_job_that_is_lost_is_sent_again(
         id_ = await ground.take(1)
         run = await ground.run(id_)
         (plan,) = claims(made.plan_process(run, ground.site))
-        job = {**made.new_job(run, plan.key, ground.how, plan.source), "id": "999999_0"}
+        now = datetime.now(UTC)
+        job = made.new_job(run, plan.key, ground.how, plan.source, claimed=now)
+        job["id"] = "999999_0"
         update = RunUpdate.add_copy(run, plan.key, "transferring", location=plan.location, job=job)
         await engine.write(ground.database, update)
         async with engine.listener(ground.database, ground.options):
@@ -305,6 +307,31 @@ def test_jobs_are_found_by_name(cluster: slurm.Slurm, tmp_path: Path) -> None:
     assert [system.outcome(number, "") for number in ids] == [None] * 3
     for number in ids:
         system.cancel(number)
+
+
+def test_what_has_ended_is_not_sent_again(cluster: slurm.Slurm, tmp_path: Path) -> None:
+    """One whose end was taken stock of, while its run still looked as if it had to be sent."""
+    home = str(tmp_path / "jobs")
+    spec = held(tmp_path, "ended.1")
+    (first,) = send("slurm", home, 10, [spec], report=quiet)
+    (again,) = send("slurm", home, 10, [spec], report=quiet)
+    assert isinstance(first, Found)
+    assert again == first
+    assert withdraw("slurm", home, "ended.1", report=quiet) == 1
+    (after,) = send("slurm", home, 10, [spec], report=quiet)
+    assert isinstance(after, Retry)
+    assert "over already" in after.why
+
+
+def test_no_more_are_sent_than_there_is_room_for(cluster: slurm.Slurm, tmp_path: Path) -> None:
+    """Those that are out count, whoever sent them; what finds no room is told so."""
+    home = str(tmp_path / "jobs")
+    specs = [held(tmp_path, f"room.{n}") for n in range(5)]
+    sent = send("slurm", home, 2, specs[:1], report=quiet)
+    sent += send("slurm", home, 2, specs[1:], report=quiet)
+    assert [isinstance(one, Found) for one in sent] == [True, True, False, False, False]
+    assert sent[2:] == [None] * 3
+    assert withdraw("slurm", home, "room.", report=quiet) == 2
 
 
 def test_what_slurm_does_not_know_is_lost(cluster: slurm.Slurm, tmp_path: Path) -> None:

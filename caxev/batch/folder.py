@@ -155,13 +155,24 @@ class Folder:
         if place is not None:
             with suppress(FileNotFoundError):
                 os.replace(place.file("log"), log)
+        log.touch()
+        crash.point("batch.closed")
+        self.forget(name)
+        return str(log)
+
+    def closed(self, name: str) -> bool:
+        """Whether a job of that name was closed: there is never another one of that name."""
+        return (self._logs() / f"{name}.log").exists()
+
+    def forget(self, name: str) -> None:
+        """Take all of a job's files away, as if it had never been filed."""
+        place = self.place(name)
+        if place is not None:
             for kind in ("json", "ended", "reported"):
                 place.file(kind).unlink(missing_ok=True)
             if not any(place.group.glob("*.json")):
                 shutil.rmtree(place.group, ignore_errors=True)
-            crash.point("batch.closed")
             (self._names / name).unlink(missing_ok=True)
-        return str(log)
 
     def log(self, name: str) -> Path:
         """Where a job's log is."""

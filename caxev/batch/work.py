@@ -57,7 +57,8 @@ def send(
     """Send jobs of the same needs to the batch system; what became of each, in order.
 
     None: there is no room now, as `most` are out. One that was sent before is found again and not
-    sent twice. Raises `Retry` where the batch system does not answer.
+    sent twice; nor is one that ended since the run was looked at. Raises `Retry` where the batch
+    system does not answer.
     """
     del report
     batch, folder = system(name, home), Folder(Path(home))
@@ -67,6 +68,8 @@ def send(
     for job, number in batch.find([one for one in ours if one in out]).items():
         ended = _ended(folder, job)
         found[job] = Found(number, ended or batch.outcome(number, folder.tail(job)))
+    over = [one for one in ours if one not in found and folder.closed(one)]
+    found |= {one: Retry("its job is over already", after=0.0) for one in over}
     room = most - len(out - {*ours} | found.keys())
     fresh: list[JobSpec] = []
     for spec in specs:
@@ -77,14 +80,14 @@ def send(
         except (GiveUp, Retry) as error:
             found[spec.name] = error
         else:
-            folder.close(spec.name)  # filed, and never sent
+            folder.forget(spec.name)  # where it was filed, and never sent
             fresh.append(spec)
     if fresh:
         try:
             ids = batch.submit(fresh)
         except GiveUp:  # it was not sent, and never will be
             for spec in fresh:
-                folder.close(spec.name)
+                folder.forget(spec.name)
             raise
         found |= {spec.name: Found(number) for spec, number in zip(fresh, ids, strict=True)}
     return [found.get(one) for one in ours]
@@ -154,10 +157,13 @@ def remove(output: str) -> None:
 
 
 def withdraw(name: str, home: str, prefix: str, *, report: Report) -> int:
-    """Cancel the jobs whose names begin so, and take away what is of them; how many."""
+    """Cancel the jobs whose names begin so, and take away what is of them; how many.
+
+    A name ends in a dot only where it is the beginning of several.
+    """
     del report
     folder = Folder(Path(home))
-    jobs = folder.names(prefix)
+    jobs = [job for job in folder.names(prefix) if job == prefix or prefix.endswith(".")]
     if jobs and name != "local":
         batch = system(name, home)
         for number in batch.find(jobs).values():
