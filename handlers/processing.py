@@ -84,8 +84,8 @@ WRITE_MODE: Final = 2
 
 queue = Queue()
 """Jobs on their way to the batch system."""
-at_work: dict[str, trio.CancelScope] = {}
-"""Jobs that run here as processes of this listener's, by name."""
+at_work: dict[tuple[str, str], trio.CancelScope] = {}
+"""Jobs that run here as processes of this listener's, by where they keep their files and name."""
 _left = trio.lowlevel.ParkingLot()
 
 
@@ -192,7 +192,7 @@ async def submit(job: Job) -> Result:
         return report(spec, await run_in_turn(job, how, home, spec))
     number = entry.fields["job"].get("id")
     if number is None:
-        found = await queue.place(spec, how.system, sender(job, how, home))
+        found = await queue.place(spec, home, sender(job, how, home))
         number, ended = found.id, found.ended
         try:
             await note(job, spec, {"job.id": number, "job.submitted": job.now()})
@@ -208,16 +208,17 @@ async def submit(job: Job) -> Result:
 
 async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> Ended:
     """Run a job as a process of this machine when it is its turn, for as long as it may."""
-    while len(at_work) >= how.most or spec.name in at_work:
+    here = (home, spec.name)
+    while here in at_work or sum(place == home for place, _ in at_work) >= how.most:
         await _left.park()
-    scope = at_work[spec.name] = trio.CancelScope()
+    scope = at_work[here] = trio.CancelScope()
     try:
         # The run may be another by now: this is the last moment to find out.
         await note(job, spec, {"job.submitted": job.now()}, status=TRANSFERRING, job_ended=None)
         with scope, trio.move_on_after(how_long(spec)) as limit:
             return await job.work(run_here, home, spec)
     finally:
-        del at_work[spec.name]
+        del at_work[here]
         _left.unpark_all()
     if limit.cancelled_caught:
         return Ended(End.TIMEOUT, why=f"not done after {spec.walltime} s")
@@ -311,10 +312,11 @@ async def withdraw(job: Job) -> Result:
     how = processing_of(aspect.type, job.site)
     if job.copy is not None or how is None:
         return Skip("it is there" if job.copy else f"this site makes no {aspect.type} data")
-    prefix = names_of(job.run, aspect)
-    for name in [name for name in at_work if name.startswith(prefix)]:
-        at_work[name].cancel()
-    count = await job.work(cancel, how.system, home_of(how, aspect, job.site), prefix)
+    home, prefix = home_of(how, aspect, job.site), names_of(job.run, aspect)
+    for (place, name), scope in at_work.items():
+        if place == home and name.startswith(prefix):
+            scope.cancel()
+    count = await job.work(cancel, how.system, home, prefix)
     queue.left()
     return None if count else Skip("it had no job")
 

@@ -616,6 +616,21 @@ def test_what_comes_at_once_goes_together() -> None:
     assert {len({int(name[1:]) % 2 for name in names}) for names in sender.sent} == {1}
 
 
+def test_only_what_goes_the_same_way_goes_together() -> None:
+    """Jobs that keep their files at different places are never one submission."""
+    queue, first, second = Queue(), Sender([]), Sender([])
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for n in range(10):
+                spec = JobSpec(f"j{n}", (), 1, PROCESSED, "", "", ())
+                nursery.start_soon(queue.place, spec, n % 2, (first, second)[n % 2])
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert [sorted(names) for names in first.sent] == [["j0", "j2", "j4", "j6", "j8"]]
+    assert [sorted(names) for names in second.sent] == [["j1", "j3", "j5", "j7", "j9"]]
+
+
 def test_a_failed_submission_is_everybody_s() -> None:
     """What hinders all is raised by all, once each."""
 

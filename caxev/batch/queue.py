@@ -43,15 +43,15 @@ class Queue:
         self._left.set()
         self._left = trio.Event()
 
-    async def place(self, spec: JobSpec, system: str, send: Send) -> Found:
-        """Send a job, together with those that come at the same moment and need the same.
+    async def place(self, spec: JobSpec, where: Hashable, send: Send) -> Found:
+        """Send a job, with those that come at the same moment, need the same and go the same way.
 
         Waits while there is no room. `send` sends several; of those who come together only one's
         is called, and what it raises is raised by all. Raises what `send` says of this job.
         """
         while True:
             left = self._left
-            sent = await self._together((system, spec.needs), _Seat(spec), send)
+            sent = await self._together((where, spec.needs), _Seat(spec), send)
             if isinstance(sent, Found):
                 return sent
             if sent is not None:

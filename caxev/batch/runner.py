@@ -78,14 +78,14 @@ def execute(spec: JobSpec, output: BinaryIO | None = None) -> int:
     if spec.setup:
         # The operator's lines are for a shell; the command's words are only handed on.
         command = ["/bin/bash", "-c", f'{spec.setup}\nexec "$@"', "caxev", *command]
-    environment = {k: v for k, v in os.environ.items() if k not in _SECRETS}
+    environment = {**os.environ, **spec.environment}
     try:
         return subprocess.run(  # noqa: S603  # an argument list
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**environment, **spec.environment},
+            env={name: value for name, value in environment.items() if name not in _SECRETS},
             check=False,
         ).returncode
     except OSError as error:
