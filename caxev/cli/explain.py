@@ -100,8 +100,7 @@ class Explanation:
         for debt, document in owed:
             yield _debt_row(self.run, debt, document)
         if handler not in self.registry.enabled:
-            why = f"not enabled: task_list of {self.registry.here.name} leaves it out"
-            yield _row(handler.name, None, "off", why)
+            yield _row(handler.name, None, "off", _off(handler, self.registry.here.name))
             return
         missing = self.missing.get(handler.name, ())
         for event, why in missing:
@@ -138,6 +137,12 @@ class Explanation:
             yield f"{aspect}: {trigger.unmet(aspect, status, self.registry.here)}"
         if not aspects:
             yield "the run has none"
+
+
+def _off(handler: Handler, site: str) -> str:
+    """Say why a site has not enabled a handler."""
+    needs = f"{site} gives no {' or '.join(handler.needs)}, or " if handler.needs else ""
+    return f"not enabled: {needs}task_list of {site} leaves it out"
 
 
 _SHOWN = 4
