@@ -740,7 +740,7 @@ class Ground:
             owed = [await self.database.debts(state=state) for state in ("open", "running")]
             return not any(owed)
 
-        await engine.until(nothing, within=60)
+        await engine.until(nothing, within=120)
 
 
 KINDS = ("raw", "processed", "minitrees")
@@ -850,15 +850,15 @@ async def test_a_job_has_its_time(database: Named, tmp_path: Path) -> None:
         engine.listener(ground.database, ground.options),
     ):
         id_ = await ground.take(1)
-        await engine.until(pid.exists, within=60)  # a first time may be over before it begins
+        await engine.until(pid.exists, within=120)  # a first time may be over before it begins
         first = int(pid.read_text())
-        await engine.until(lambda: gone(first), within=60)
+        await engine.until(lambda: gone(first), within=120)
 
         async def again() -> Any:
             entry = await ground.entry(id_)
             return entry.fields["job"]["attempt"] > 1 and entry
 
-        entry = await engine.until(again, within=60)
+        entry = await engine.until(again, within=120)
         assert "out of time" in entry.fields["error"]
         assert entry.fields["job"]["walltime"] >= 2
         assert entry.fields["job"]["tries"]["timeout"] >= 1
@@ -881,7 +881,7 @@ async def test_a_run_is_withdrawn(database: Named, tmp_path: Path) -> None:
         engine.listener(ground.database, ground.options),
     ):
         id_ = await ground.take(1)
-        await engine.until((tmp_path / "pid").exists, within=60)
+        await engine.until((tmp_path / "pid").exists, within=120)
         await engine.write(
             ground.database, RunUpdate.add_tag(await ground.run(id_), "donotprocess")
         )
@@ -890,7 +890,7 @@ async def test_a_run_is_withdrawn(database: Named, tmp_path: Path) -> None:
             names = Folder(tmp_path / "processed" / ".caxev-jobs").names()
             return await ground.entry(id_) is None and not names
 
-        await engine.until(withdrawn, within=60)
+        await engine.until(withdrawn, within=120)
         await ground.paid()
     assert gone(int((tmp_path / "pid").read_text()))
     assert half_of(tmp_path) == []
@@ -906,7 +906,7 @@ async def test_a_job_cut_short_is_run_anew(database: Named, tmp_path: Path) -> N
     async with ground_of(database, tmp_path, *command) as ground:
         async with engine.listener(ground.database, ground.options):
             id_ = await ground.take(1)
-            await engine.until((tmp_path / "runs").exists, within=60)
+            await engine.until((tmp_path / "runs").exists, within=120)
         (tmp_path / "go").touch()
         async with engine.listener(ground.database, ground.options, "another"):
             entry = await ground.becomes(id_, "transferred")
