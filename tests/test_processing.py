@@ -7,9 +7,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from caxev.batch import (
     Sent,
     report,
     run_here,
+    send,
     take_stock,
     withdraw,
 )
@@ -657,6 +659,44 @@ async def test_jobs_wait_until_there_is_room() -> None:
             await wait_all_tasks_blocked(0.01)
             queue.left()
     assert sent == [["j0"], ["j0"]]
+
+
+class Another:
+    """A third party's batch system, as far as it goes."""
+
+    def __init__(self, home: str) -> None:
+        self.folder = Folder(Path(home))
+
+    def submit(self, jobs: Sequence[JobSpec]) -> list[str]:
+        group = self.folder.file(jobs)
+        self.folder.note_sent(group, "another")
+        return ["another" for _ in jobs]
+
+    def find(self, names: Sequence[str]) -> dict[str, str]:
+        return dict.fromkeys(names, "another")
+
+    def outcome(self, job: str, log: str) -> Ended | None:
+        return None
+
+    def cancel(self, job: str) -> None:
+        pass
+
+
+def test_third_parties_add_batch_systems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A class that an entry point names serves sites.json's `system` of that name."""
+    point = EntryPoint("another", f"{__name__}:Another", "caxev.batch")
+
+    def points(*, group: str, name: str) -> list[EntryPoint]:
+        return [point] if (group, name) == ("caxev.batch", "another") else []
+
+    monkeypatch.setattr("caxev.batch.systems.entry_points", points)
+    monkeypatch.setattr("caxev.config.processing.entry_points", points)
+    assert loaded(tmp_path, command=["x"], system="another").system == "another"
+    spec = spec_in(tmp_path)
+    Path(spec.input).touch()
+    assert send("another", str(tmp_path / "jobs"), 1, [spec], report=quiet) == [Found("another")]
+    with pytest.raises(GiveUp, match="no batch system is named 'nowhere'"):
+        send("nowhere", str(tmp_path / "jobs"), 1, [spec], report=quiet)
 
 
 # -- the demo's processor -------------------------------------------------------------------------
