@@ -10,6 +10,7 @@ from caxev.job import GiveUp, Job, Result, Retry, Skip, Superseded
 from caxev.model import (
     DELETING,
     ERROR,
+    MOVING,
     REQUESTED,
     TRANSFERRED,
     TRANSFERRING,
@@ -30,6 +31,7 @@ from caxev.model import (
     TagAbsent,
 )
 from caxev.registry import (
+    CORRECTION_INPUTS,
     ELSEWHERE,
     GONE,
     HERE,
@@ -45,11 +47,13 @@ from caxev.registry import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CORRECTION_INPUTS",
     "DELETING",
     "ELSEWHERE",
     "ERROR",
     "GONE",
     "HERE",
+    "MOVING",
     "PASSIVE",
     "REQUESTED",
     "TRANSFERRED",

@@ -678,6 +678,9 @@ class _Ports:
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
         return await self._dispatcher.database.load_manifest(digest)
 
+    async def table(self, name: str) -> list[dict[str, Any]]:
+        return await self._dispatcher.database.table(name)
+
 
 async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:
     """Run a handler once and say what came of it. The one place where any error is caught.

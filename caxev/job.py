@@ -72,6 +72,7 @@ class Ports(Protocol):
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T: ...
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None: ...
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None: ...
+    async def table(self, name: str) -> list[dict[str, Any]]: ...
 
 
 def _logger() -> Logger:
@@ -153,6 +154,10 @@ class Job:
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
         """The items of the manifest with that digest, or None."""
         return await self.ports.load_manifest(digest)
+
+    async def table(self, name: str) -> list[dict[str, Any]]:
+        """All rows of a collection beside the runs, as it is now; none where there is no such."""
+        return await self.ports.table(name)
 
 
 Result = RunUpdate | Skip | None

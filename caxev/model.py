@@ -27,6 +27,8 @@ TRANSFERRED: Final = "transferred"
 ERROR: Final = "error"
 DELETING: Final = "deleting"
 """The status of a copy that is to go: nobody counts on it any more."""
+MOVING: Final = "moving"
+"""The status of a copy whose files are on their way to another directory of its own host."""
 UNKNOWN: Final = "unknown"
 """The status of an entry that names none."""
 

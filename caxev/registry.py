@@ -32,6 +32,8 @@ ELSEWHERE: Final = "<elsewhere>"
 """Stands for every host but the site's own."""
 PASSIVE: Final = "<passive>"
 """Stands for the hosts that have no listener of their own."""
+CORRECTION_INPUTS: Final = "<inputs of corrections>"
+"""Stands for the fields of a run that the site's ``corrections`` wait for."""
 GONE: Final = "gone"
 """Stands for the status of a copy, or the presence of a tag, that is no longer there."""
 
@@ -46,6 +48,8 @@ class Here(Protocol):
     def name(self) -> str: ...
     @property
     def passive(self) -> Collection[str]: ...
+    @property
+    def correction_inputs(self) -> frozenset[str]: ...
     def wants(self, handler: Handler) -> bool: ...
 
 
@@ -117,16 +121,21 @@ class FieldTrigger:
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
         """Why this aspect in this status does not trigger; None where it does."""
-        del here
         if not isinstance(aspect, Field):
             return "not a field of the run"
-        if aspect.path not in self.path:
-            return f"the field is {aspect.path}, not {_either(self.path)}"
+        if aspect.path not in self.paths(here):
+            return f"the field is {aspect.path}, not {_either(self.paths(here) or self.path)}"
         return "the field is gone" if status is None else None
 
-    @property
-    def watched(self) -> Watched:
-        return Watched(run=self.path)
+    def paths(self, here: Here) -> frozenset[str]:
+        """The paths that are meant at this site."""
+        if CORRECTION_INPUTS not in self.path:
+            return self.path
+        return self.path - {CORRECTION_INPUTS} | here.correction_inputs
+
+    def watched(self, here: Here) -> Watched:
+        """What a look of this site must take in for it."""
+        return Watched(run=self.paths(here))
 
 
 @frozen
@@ -149,8 +158,9 @@ class CopyFieldTrigger:
             return f"the host is {aspect.host}, not {_either(self.host)}"
         return "the field is gone" if status is None else None
 
-    @property
-    def watched(self) -> Watched:
+    def watched(self, here: Here) -> Watched:
+        """What a look of this site must take in for it."""
+        del here
         return Watched(copies=self.name)
 
 
@@ -181,7 +191,10 @@ def new_run() -> RunTrigger:
 
 
 def field(*paths: str) -> FieldTrigger:
-    """Trigger on a field of the run being set or changed: ``field("processor.DEFAULT.gains")``."""
+    """Trigger on a field of the run being set or changed: ``field("processor.DEFAULT.gains")``.
+
+    `CORRECTION_INPUTS` stands for those that the site's ``corrections`` wait for.
+    """
     return FieldTrigger(paths)
 
 
@@ -254,12 +267,12 @@ class Handler:
         return reason
 
 
-def _watched(handlers: Iterable[Handler]) -> Watched:
+def _watched(handlers: Iterable[Handler], here: Here) -> Watched:
     watched = NO_FIELDS
     for handler in handlers:
         for trigger in handler.triggers:
             if isinstance(trigger, FieldTrigger | CopyFieldTrigger):
-                watched |= trigger.watched
+                watched |= trigger.watched(here)
     return watched
 
 
@@ -323,7 +336,7 @@ class Registry:
                 )
             self.handlers[handler.name] = handler
         self.enabled = tuple(h for h in self.handlers.values() if here.wants(h))
-        self.watched = _watched(self.enabled)
+        self.watched = _watched(self.enabled, here)
 
     def wanting(self, event: Event) -> Iterator[Handler]:
         """The enabled handlers that the event concerns."""

@@ -41,6 +41,7 @@ class Here:
     name: str = "lngs"
     passive: frozenset[str] = frozenset({"tape"})
     tasks: tuple[str, ...] = ()
+    correction_inputs: frozenset[str] = frozenset({"start"})
 
     def wants(self, handler: Handler) -> bool:
         return not self.tasks or not {handler.name, *handler.aliases}.isdisjoint(self.tasks)

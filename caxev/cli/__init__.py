@@ -21,8 +21,12 @@ from caxev.cli.options import State, example, global_options
 COMMANDS: Final = {
     "listen": ("caxev.cli.listen:listen", "Listen for a site: react to what happens to runs."),
     "copy": ("caxev.cli.copy:copy", "Have one copy of a run made, and watch it."),
+    "register": ("caxev.cli.register:register", "Tell the database of a copy that is there."),
+    "mv": ("caxev.cli.mv:mv", "Move a copy's files to another directory of its site."),
+    "verify": ("caxev.cli.verify:verify", "See whether copies are what the database says."),
+    "stray": ("caxev.cli.stray:stray", "Files nobody knows, and copies without files."),
     "replay": ("caxev.cli.replay:replay", "Fire the reactions to runs as they are now again."),
-    "status": ("caxev.cli.status:status", "How the sites are, or where a run is."),
+    "status": ("caxev.cli.status:status", "How the sites are, or where copies are."),
     "explain": ("caxev.cli.explain:explain", "What each handler makes of a run, and why."),
     "reactions": ("caxev.cli.reactions:reactions", "Which reactions are open, running or failed."),
     "retry": ("caxev.cli.reactions:retry", "Try failed reactions again."),

@@ -14,6 +14,7 @@ from typing import Final
 import click
 
 from caxev.config import ConfigError
+from caxev.job import GiveUp, Retry
 
 OK: Final = 0
 FAILED: Final = 1
@@ -84,7 +85,7 @@ def meaning(error: BaseException) -> tuple[str, int]:
         return _line(error.summary), CONFIGURATION
     if isinstance(error, NoSuchRun):
         return _line(str(error)), NO_SUCH_RUN
-    if isinstance(error, NothingToDo):
+    if isinstance(error, NothingToDo | GiveUp | Retry):
         return _line(str(error)), FAILED
     if _is_database_error(error):
         return _line(str(error)), DATABASE

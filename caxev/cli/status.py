@@ -1,4 +1,4 @@
-"""``caxev status``: how the sites are, or where a run is."""
+"""``caxev status``: how the sites are, where a run is, or which copies there are."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from attrs import frozen
 
 from caxev.cli.debts import COLUMNS, Progress, progress_cells, reaction_row
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
@@ -13,21 +14,54 @@ from caxev.cli.output import Table, say, show, show_json, size, time
 
 if TYPE_CHECKING:
     from caxev.model import Copy, Run
-    from caxev.mongo import Database, SiteRecord
+    from caxev.mongo import Database, Selection, SiteRecord
 
 
 @click.command(
-    epilog=example("caxev status", "caxev status --run 123", "caxev status --site lngs --json")
+    epilog=example(
+        "caxev status",
+        "caxev status --run 123",
+        "caxev status --site lngs --json",
+        "caxev status --host chicago --status error",
+        "caxev status --totals",
+        "caxev status --totals --host chicago --type raw",
+    )
 )
 @click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
 @click.option("--name", metavar="X", help="The run of this name.")
 @click.option("--site", metavar="S", help="Only this site.")
+@click.option("--host", metavar="H", help="Copies at this host.")
+@click.option("--status", "wanted", metavar="X", help="Copies with this status.")
+@click.option("--type", "kind", metavar="T", help="Copies of this type of data.")
+@click.option("--totals", is_flag=True, help="How many copies there are, and their bytes.")
 @as_json
 @global_options(hidden=True)
-def status(*, number: int | None, name: str | None, site: str | None, as_json: bool) -> None:
-    """Show how the sites are; with --run or --name, a run's copies and its reactions."""
+def status(
+    *,
+    number: int | None,
+    name: str | None,
+    site: str | None,
+    host: str | None,
+    wanted: str | None,
+    kind: str | None,
+    totals: bool,
+    as_json: bool,
+) -> None:
+    """Show how the sites are; with --run or --name, a run's copies and its reactions.
+
+    With --host, --status or --type: the copies that fit, of all runs. With --totals: how many those
+    are for each host, type and status, and their bytes as far as they are known.
+    """
     options = state()
     options.log("warning")
+    if totals or (host, wanted, kind) != (None, None, None):
+        if number is not None or name is not None or site is not None:
+            raise click.UsageError(
+                "--host, --status, --type and --totals are of all runs: leave out --run, --name "
+                "and --site"
+            )
+        _show_copies(Sought(host, wanted, kind), totals=totals, as_json=as_json)
+        return
     names = _names(site)
     if number is None and name is None:
         rows = options.with_database(lambda database: site_rows(database, names, only=site))
@@ -116,6 +150,75 @@ def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str,
         "gap": None if gap is None else f"{time(gap.found)} {gap.why}",
         "gaps": [{"found": one.found, "why": one.why} for one in record.gaps],
     }
+
+
+# -- the copies of all runs ---------------------------------------------------------------------
+
+
+@frozen
+class Sought:
+    """Copies that somebody looks for, at one host, with one status, of one type; None: any."""
+
+    host: str | None
+    status: str | None
+    type: str | None
+
+    def means(self, copy: Copy) -> bool:
+        """Whether that is one of them."""
+        wanted = ((self.host, copy.host), (self.status, copy.status), (self.type, copy.type))
+        return all(one is None or one == other for one, other in wanted)
+
+    async def copies(self, database: Database) -> list[dict[str, Any]]:
+        """Return a row for each, in the order in which the runs were stored."""
+        from caxev.cli.runs import label
+        from caxev.job import utcnow
+
+        return [
+            {"run": run.number or label(run), "name": run.name, **_copy_row(run, copy)}
+            async for page in database.pages(self._selection(), utcnow())
+            for run in page
+            for copy in run.copies
+            if self.means(copy)
+        ]
+
+    async def totals(self, database: Database) -> list[dict[str, Any]]:
+        """Return a row for each host, type and status."""
+        from caxev.job import utcnow
+
+        return await database.totals(self._selection(), utcnow())
+
+    def _selection(self) -> Selection:
+        from caxev.mongo import Selection
+
+        return Selection(host=self.host, status=self.status, type=self.type)
+
+
+def _show_copies(sought: Sought, *, totals: bool, as_json: bool) -> None:
+    rows = state().with_database(sought.totals if totals else sought.copies)
+    if not as_json:
+        which = "bytes" if totals else "size"
+        rows = [{**row, which: size(row[which])} for row in rows]
+    columns = _TOTALS if totals else (("run", "RUN"), ("name", "NAME"), *_PLACES)
+    show(Table(columns, rows), as_json=as_json, empty="there are no such copies")
+
+
+_TOTALS = (
+    ("host", "HOST"),
+    ("type", "TYPE"),
+    ("status", "STATUS"),
+    ("copies", "COPIES"),
+    ("bytes", "BYTES"),
+    ("sized", "OF COPIES"),
+)
+_PLACES = (
+    ("type", "TYPE"),
+    ("version", "VERSION"),
+    ("host", "HOST"),
+    ("status", "STATUS"),
+    ("since", "SINCE"),
+    ("size", "SIZE"),
+    ("location", "LOCATION"),
+)
 
 
 # -- a run --------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ wrong is a `ConfigError`: its message is for a person, and names file, site, key
 what to do. `sites` reads sites.json, `settings` the environment, `handlers` the handlers' modules.
 """
 
+from caxev.config.corrections import Correction
 from caxev.config.errors import ConfigError
 from caxev.config.handlers import DEFAULT_HANDLERS, load_file, load_handlers
 from caxev.config.links import Link
+from caxev.config.permissions import Permission
 from caxev.config.processing import Processing
 from caxev.config.settings import Settings, secret
 from caxev.config.sites import Here, Site, Sites, find_sites, link_between, load_sites
@@ -15,8 +17,10 @@ from caxev.config.sites import Here, Site, Sites, find_sites, link_between, load
 __all__ = [
     "DEFAULT_HANDLERS",
     "ConfigError",
+    "Correction",
     "Here",
     "Link",
+    "Permission",
     "Processing",
     "Settings",
     "Site",

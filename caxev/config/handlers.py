@@ -20,7 +20,14 @@ from typing import Final
 from caxev.config.errors import ConfigError, nearest, one_line
 from caxev.registry import recorded
 
-DEFAULT_HANDLERS: Final = ("handlers.transfer", "handlers.checksum", "handlers.processing")
+DEFAULT_HANDLERS: Final = (
+    "handlers.transfer",
+    "handlers.checksum",
+    "handlers.processing",
+    "handlers.completeness",
+    "handlers.permissions",
+    "handlers.corrections",
+)
 """The modules that every site loads."""
 ENTRY_POINTS: Final = "caxev.handlers"
 """The entry point group by which an installed package offers a handlers' module."""

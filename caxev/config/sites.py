@@ -20,8 +20,10 @@ from attrs import Factory, evolve, field, frozen
 from cattrs import AttributeValidationNote, ClassValidationError, Converter, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from caxev.config.corrections import Correction, read_corrections
 from caxev.config.errors import ConfigError, Problems, nearest
 from caxev.config.links import Link, read_amount, read_links, read_rate
+from caxev.config.permissions import Permission, read_permissions
 from caxev.config.processing import Processing, read_processing
 from caxev.registry import Handler
 
@@ -34,6 +36,8 @@ GRID: Final = frozenset({"gfal-copy", "lcg-cp"})
 TYPES: Final = ("raw", "processed", "minitrees")
 VERSIONED: Final = frozenset({"processed", "minitrees"})
 DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees", "dir_tsm")
+CORRECTIONS: Final = ("AddGains", "AddDriftVelocity", "SetNeuralNetwork")
+"""The tasks of cax that are ``corrections`` here."""
 PLACES: Final = ("sites.json", "/etc/caxev/sites.json")
 """Where sites.json is looked for when neither ``--config`` nor ``CAXEV_SITES`` names it."""
 
@@ -134,6 +138,17 @@ Links = Annotated[
     Mapping[str, Link],
     Shape('limits by site, as {"chicago": {"max_rate": "200MB/s"}}, or null', read_links),
 ]
+Permissions = Annotated[
+    Mapping[str, Permission],
+    Shape(
+        'who may read, as {"mode": "0750", "group": "xenon"}, or null',
+        lambda value: read_permissions(value, TYPES),
+    ),
+]
+Corrections = Annotated[
+    tuple[Correction, ...],
+    Shape('a list, as [{"name": ..., "field": ..., "table": ...}], or null', read_corrections),
+]
 Rate = Annotated[float | None, Shape('a rate, as "200MB/s", or null', read_rate)]
 Amount = Annotated[int, Shape('an amount, as "500GB", or null', read_amount)]
 Made = Annotated[
@@ -161,7 +176,8 @@ class Site:
     starts caxev at this site's account. `links` are limits of the ways to other sites, as seen
     from here; `priority` names tags, the most urgent first. `hard_links` lets copies of method
     ``local`` share their bytes with their source where both are on one file system: off by
-    default, since two links are one copy, and what harms one harms both.
+    default, since two links are one copy, and what harms one harms both. `permissions` are what
+    copies get here, by their type; `corrections` are the fields of runs that are computed here.
     """
 
     name: Name
@@ -206,6 +222,8 @@ class Site:
     hard_links: Flag = False
     processing: Made = None
     minitrees: Made = None
+    permissions: Permissions = field(default=Factory(dict), hash=False)
+    corrections: Corrections = ()
 
     @property
     def transport(self) -> str:
@@ -243,10 +261,16 @@ class Site:
 
         There it stands by its name or an alias.
         """
-        if handler.needs and all(getattr(self, key, None) is None for key in handler.needs):
+        if handler.needs and not any(getattr(self, key, None) for key in handler.needs):
             return False
         names = {handler.name, *handler.aliases}
         return not self.task_list or not names.isdisjoint(self.task_list)
+
+    def correcting(self) -> tuple[Correction, ...]:
+        """The corrections that ``task_list`` enables, by their own name or all by ``correct``."""
+        if not self.task_list or "correct" in self.task_list:
+            return self.corrections
+        return tuple(one for one in self.corrections if one.name in self.task_list)
 
     def wants_run(self, run_name: str) -> bool:
         """Whether ``dataset_list`` lets this site act on the run of that name."""
@@ -271,6 +295,11 @@ class Here:
     @property
     def name(self) -> str:
         return self.site.name
+
+    @property
+    def correction_inputs(self) -> frozenset[str]:
+        """The fields of runs that this site's corrections wait for."""
+        return frozenset(path for one in self.site.correcting() for path in one.when)
 
     def wants(self, handler: Handler) -> bool:
         """Whether the site has enabled this handler."""
@@ -488,6 +517,9 @@ def _warnings(sites: Sequence[Site]) -> Iterator[str]:
             for name in getattr(site, key):
                 if name not in names:
                     yield _unknown_site(site, key, name, names)
+        for name in CORRECTIONS:
+            if name in site.task_list and name not in {one.name for one in site.corrections}:
+                yield f"site {site.name!r}: task_list names {name!r}, but corrections does not"
         if site.method == "lcg-cp":
             yield f"site {site.name!r}: method 'lcg-cp' is no longer to be had: use 'gfal-copy'"
 

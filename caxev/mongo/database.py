@@ -40,7 +40,7 @@ from caxev.mongo.client import (
     not_replica_set,
     translated,
 )
-from caxev.mongo.runs import Selection, look_projection, write_of
+from caxev.mongo.runs import Selection, look_projection, totals_pipeline, write_of
 from caxev.mongo.store import (
     OLDEST_FIRST,
     Collection,
@@ -602,6 +602,78 @@ class Database:
 
         return await self._call(select)
 
+    async def pages(self, selection: Selection, now: datetime) -> AsyncIterator[list[Run]]:
+        """Read the runs that are meant page by page, in the order of their ids.
+
+        Of each what `select` reads. A run that changes meanwhile is read once, before or after.
+        """
+        after: RunId | None = None
+        query = selection.query(now)
+
+        async def page() -> list[Document]:
+            low: Any = MinKey() if after is None else after
+            # By the index's bounds, as in `page`.
+            cursor = self._runs.find(query, _SHOWN).hint([("_id", 1)]).min([("_id", low)])
+            return await cursor.limit(PAGE + 1).to_list(None)
+
+        while True:
+            documents = await self._call(page)
+            more = documents.pop() if len(documents) > PAGE else None
+            yield [Run.from_document(document) for document in documents]
+            if more is None:
+                return
+            after = more["_id"]
+
+    async def totals(self, selection: Selection, now: datetime) -> list[dict[str, Any]]:
+        """Count the copies that are meant, for each host, type and status.
+
+        Each row has `host`, `type`, `status`, `copies`, their `bytes`, and in `sized` of how many
+        copies these are.
+        """
+
+        async def totals() -> list[dict[str, Any]]:
+            pipeline = totals_pipeline(selection, now)
+            cursor = await self._runs.aggregate(pipeline, allowDiskUse=True)
+            return [{**row.pop("_id"), **row} for row in await cursor.to_list(None)]
+
+        return await self._call(totals)
+
+    async def located(self, host: str, locations: Sequence[str]) -> list[Run]:
+        """Read the runs that have a copy at that host in one of these places."""
+        wanted = {"host": {"$eq": host}, "location": {"$in": list(locations)}}
+
+        async def located() -> list[Run]:
+            cursor = self._runs.find({"data": {"$elemMatch": wanted}}, _SHOWN)
+            return [Run.from_document(document) for document in await cursor.to_list(None)]
+
+        return await self._call(located)
+
+    async def table(self, name: str) -> list[Document]:
+        """Read all rows of a collection beside the runs; none where there is no such."""
+
+        async def table() -> list[Document]:
+            collection = self._client[self.settings.database][name]
+            return await collection.find({}).to_list(None)
+
+        return await self._call(table)
+
+    async def new_run(self, name: str, detector: str, fields: Document) -> RunId:
+        """Add a run of that name and detector, unless there is one; its id."""
+
+        async def new_run() -> RunId:
+            which = {"name": name, "detector": detector}
+            found = await self._runs.find_one_and_update(
+                which,
+                {"$setOnInsert": {**fields, "data": []}},
+                {"_id": 1},
+                upsert=True,
+                return_document=ReturnDocument.AFTER,
+            )
+            assert found is not None  # it was made
+            return found["_id"]
+
+        return await self._call(new_run)
+
     async def insert_run(self, document: Document) -> RunId:
         """Add a run document."""
 
@@ -621,4 +693,6 @@ class Database:
         return await self._call(self._store.load_manifest, digest)
 
 
-_SHOWN: Final = dict.fromkeys(("number", "name", "detector", "start", "end", "tags", "data"), 1)
+_SHOWN: Final = dict.fromkeys(
+    ("number", "name", "detector", "start", "end", "tags", "data", "raw_size_byte"), 1
+)

@@ -48,13 +48,25 @@ def _within(path: str, other: str) -> bool:
 
 @frozen
 class Selection:
-    """Which runs are meant: all conditions hold together; without any, all runs."""
+    """Which runs are meant: all conditions hold together; without any, all runs.
+
+    `host`, `status` and `type` are of one copy that the run must have.
+    """
 
     numbers: tuple[int, int] | None = None
     name: str | None = None
     tag: str | None = None
     detector: str | None = None
     last_days: float | None = None
+    host: str | None = None
+    status: str | None = None
+    type: str | None = None
+
+    @property
+    def entry(self) -> Document:
+        """Return what an entry of ``data`` must match that is meant."""
+        wanted = {"host": self.host, "status": self.status, "type": self.type}
+        return {name: {"$eq": value} for name, value in wanted.items() if value is not None}
 
     def query(self, now: datetime) -> Document:
         """Return the filter for MongoDB; `last_days` counts back from `now` (UTC)."""
@@ -69,7 +81,52 @@ class Selection:
             query["detector"] = {"$eq": self.detector}
         if self.last_days is not None:
             query["start"] = {"$gte": now - timedelta(days=self.last_days)}
+        if self.entry:
+            query["data"] = {"$elemMatch": self.entry}
         return query
+
+
+def totals_pipeline(selection: Selection, now: datetime) -> list[Document]:
+    """Return the aggregation that counts copies, and their bytes as far as they are known.
+
+    A raw copy's bytes are the run's ``raw_size_byte``, once the copy is whole.
+    """
+    entry = {f"data.{name}": condition for name, condition in selection.entry.items()}
+    names = {"data.host": {"$type": "string"}, "data.type": {"$type": "string"}}
+    of_the_run = {"$and": [{"$eq": ["$data.type", "raw"]}, {"$eq": ["$data.status", TRANSFERRED]}]}
+    size = {
+        "$switch": {
+            "branches": [
+                {"case": {"$isNumber": "$data.size"}, "then": "$data.size"},
+                {
+                    "case": {"$and": [of_the_run, {"$isNumber": "$raw_size_byte"}]},
+                    "then": "$raw_size_byte",
+                },
+            ],
+            "default": None,
+        }
+    }
+    which = {"host": "$data.host", "type": "$data.type", "status": "$data.status"}
+    known = {"$cond": [{"$isNumber": "$size"}, 1, 0]}
+    return [
+        {"$match": selection.query(now)},
+        {"$project": {"raw_size_byte": 1, **dict.fromkeys(_COUNTED, 1)}},
+        {"$unwind": "$data"},
+        {"$match": {**names, **entry}},
+        {"$project": {**which, "size": size}},
+        {
+            "$group": {
+                "_id": {name: f"${name}" for name in which},
+                "copies": {"$sum": 1},
+                "sized": {"$sum": known},
+                "bytes": {"$sum": "$size"},
+            }
+        },
+        {"$sort": {"_id.host": 1, "_id.type": 1, "_id.status": 1}},
+    ]
+
+
+_COUNTED: Final = ("data.host", "data.type", "data.status", "data.size")
 
 
 def key_filter(key: CopyKey, prefix: str = "") -> Document:

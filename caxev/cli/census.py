@@ -1,0 +1,268 @@
+"""What stands in a site's directories, beside what the database says should: for ``caxev stray``.
+
+Both sides go into a temporary SQLite database on the disk, so that memory is bounded however many
+files there are: first what the database claims, page by page, then what a walk finds that no
+claim covers. What stands inside a copy is the copy's own affair: ``caxev verify`` looks at that.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple, Self
+
+from attrs import define, field, frozen
+
+from caxev.config import Site
+from caxev.config.sites import VERSIONED
+from caxev.files import PART_PREFIX
+
+PAGE: Final = 1000
+_OURS: Final = b".caxev-"
+_PART: Final = PART_PREFIX.encode()
+_HELD: Final = ("dir_raw", "dir_processed", "dir_minitrees")
+"""The directories whose contents are copies."""
+
+Kind = Literal["stray", "leftover"]
+
+
+class Claim(NamedTuple):
+    """A place that an entry names; `must`: its files have to be there."""
+
+    path: bytes
+    must: bool = False
+    run: str = ""
+    name: str = ""
+    type: str = ""
+    version: str | None = None
+    location: str = ""
+
+
+class Find(NamedTuple):
+    """Something that no entry names, as a whole: a directory with all that is in it, or a file.
+
+    `leftover`: a partial that nobody goes on with. `size` is in bytes; `changed` is when anything
+    of it was last changed, renamed or moved here, in seconds since 1970. `trouble`: why not all of
+    it could be looked at.
+    """
+
+    path: bytes
+    kind: Kind
+    files: int
+    size: int
+    changed: float
+    trouble: str | None = None
+
+
+@define
+class Census:
+    """The temporary database. Use it as a context manager."""
+
+    _db: sqlite3.Connection = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # The empty name is that of a database on the disk that is gone when it is closed.
+        self._db = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._db.executescript(
+            "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384;"
+            "CREATE TABLE claims(path BLOB PRIMARY KEY, must INT, run TEXT, name TEXT, type TEXT,"
+            " version TEXT, location TEXT, seen INT DEFAULT 0) WITHOUT ROWID;"
+            "CREATE TABLE finds(id INTEGER PRIMARY KEY, path BLOB, kind TEXT, files INT, size INT,"
+            " changed REAL, trouble TEXT);"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    # -- claims -----------------------------------------------------------------------------
+
+    def claim(self, claims: Iterable[Claim]) -> None:
+        """Take in what entries name. Of two claims on one place that counts which must be."""
+        self._db.execute("BEGIN")
+        self._db.executemany(
+            "INSERT INTO claims VALUES(?,?,?,?,?,?,?,0) ON CONFLICT(path) DO UPDATE SET "
+            "must=excluded.must, run=excluded.run, name=excluded.name, type=excluded.type, "
+            "version=excluded.version, location=excluded.location WHERE excluded.must > must",
+            claims,
+        )
+        self._db.execute("COMMIT")
+
+    def claimed(self, path: bytes) -> bool:
+        """Whether an entry names that place."""
+        found = self._db.execute("SELECT 1 FROM claims WHERE path=?", (path,)).fetchone()
+        return found is not None
+
+    def see(self, path: bytes) -> bool:
+        """Whether an entry names that place, which is seen now."""
+        if not self.claimed(path):
+            return False
+        self._db.execute("UPDATE claims SET seen=1 WHERE path=?", (path,))
+        return True
+
+    def claimed_below(self, path: bytes) -> bool:
+        """Whether an entry names a place inside of that directory."""
+        between = (path + b"/", path + b"0")  # the character after the slash
+        query = "SELECT 1 FROM claims WHERE path>? AND path<? LIMIT 1"
+        return self._db.execute(query, between).fetchone() is not None
+
+    def musts(self) -> int:
+        """Count the copies whose files have to be there."""
+        return int(self._db.execute("SELECT COUNT(*) FROM claims WHERE must").fetchone()[0])
+
+    def settle(self) -> int:
+        """See for each place that was not walked past whether it is there; how many are not."""
+        after = b""
+        while page := self._unseen(after):
+            for claim in page:
+                after = claim.path
+                if os.path.lexists(claim.path):
+                    self._db.execute("UPDATE claims SET seen=1 WHERE path=?", (claim.path,))
+        query = "SELECT COUNT(*) FROM claims WHERE must AND NOT seen"
+        return int(self._db.execute(query).fetchone()[0])
+
+    def gone(self) -> Iterator[list[Claim]]:
+        """Return the copies whose files are not there, in pages; after `settle`."""
+        after = b""
+        while page := self._unseen(after):
+            after = page[-1].path
+            yield page
+
+    def _unseen(self, after: bytes) -> list[Claim]:
+        query = (
+            "SELECT path, must, run, name, type, version, location FROM claims "
+            "WHERE path>? AND must AND NOT seen ORDER BY path LIMIT ?"
+        )
+        return [Claim(*row) for row in self._db.execute(query, (after, PAGE))]
+
+    # -- finds ------------------------------------------------------------------------------
+
+    def walk(self, site: Site) -> None:
+        """Walk through the directories of a site, which must all be there. Raises OSError."""
+        self._db.execute("BEGIN")
+        walk = _Walk(self, _held(site), frozenset(map(_real, site.roots)))
+        self._db.executemany(
+            "INSERT INTO finds(path, kind, files, size, changed, trouble) VALUES(?,?,?,?,?,?)",
+            walk.finds(),
+        )
+        self._db.execute("COMMIT")
+
+    def finds(self) -> Iterator[list[Find]]:
+        """Return what no entry names, in pages."""
+        last = 0
+        query = "SELECT * FROM finds WHERE id>? ORDER BY id LIMIT ?"
+        while page := self._db.execute(query, (last, PAGE)).fetchall():
+            last = page[-1][0]
+            yield [Find(*row[1:]) for row in page]
+
+
+def _held(site: Site) -> dict[bytes, bool]:
+    """Return the directories of a site that hold copies, and whether there are versions."""
+    named = {key.removeprefix("dir_"): getattr(site, key) for key in _HELD}
+    return {_real(root): kind in VERSIONED for kind, root in named.items() if root is not None}
+
+
+def _real(path: str) -> bytes:
+    return os.fsencode(os.path.realpath(path))
+
+
+@frozen
+class _Walk:
+    """A walk through the directories of a site."""
+
+    census: Census
+    held: dict[bytes, bool]
+    roots: frozenset[bytes]
+
+    def finds(self) -> Iterator[Find]:
+        """Return what no entry names."""
+        for root, versioned in self.held.items():
+            yield from self._below(root, versioned=versioned)
+
+    def _below(self, directory: bytes, *, versioned: bool = False) -> Iterator[Find]:
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.name.startswith(_OURS):
+                    yield from self._of_ours(directory, entry)
+                elif self.census.see(entry.path):
+                    continue
+                elif not entry.is_dir(follow_symlinks=False):
+                    yield measured(entry.path, "stray")
+                elif (versioned and entry.name.startswith(b"pax_")) or self._leads_on(entry.path):
+                    yield from self._below(entry.path)
+                elif entry.path not in self.roots:
+                    yield from self._stray(entry.path, "stray")
+
+    def _leads_on(self, path: bytes) -> bool:
+        if path in self.roots:
+            return False  # it is walked by itself, or holds no copies
+        inner = any(root.startswith(path + b"/") for root in self.roots)
+        return inner or self.census.claimed_below(path)
+
+    def _of_ours(self, directory: bytes, entry: os.DirEntry[bytes]) -> Iterator[Find]:
+        """Pass over what has a keeper: all but partials, and those of copies that are known."""
+        final = directory + b"/" + entry.name.removeprefix(_PART)
+        if entry.name.startswith(_PART) and not self.census.claimed(final):
+            yield from self._stray(entry.path, "leftover")
+
+    @staticmethod
+    def _stray(path: bytes, kind: Kind) -> Iterator[Find]:
+        find = measured(path, kind)
+        if find.files or find.trouble:  # an empty directory takes nothing from anybody
+            yield find
+
+
+def measured(path: bytes, kind: Kind) -> Find:
+    """Count all that is at a path, without following links, in bounded memory."""
+    files, size, changed = 0, 0, 0.0
+    trouble: str | None = None
+    open_: list[Iterator[os.DirEntry[bytes]]] = []
+    try:
+        status = os.lstat(path)
+        files, size, changed = 1, status.st_size, status.st_ctime
+        if os.path.isdir(path) and not os.path.islink(path):
+            files = size = 0
+            open_.append(os.scandir(path))
+        while open_:
+            entry = next(open_[-1], None)
+            if entry is None:
+                open_.pop().close()  # type: ignore[attr-defined]  # what scandir returns
+                continue
+            status = entry.stat(follow_symlinks=False)
+            changed = max(changed, status.st_ctime)
+            if entry.is_dir(follow_symlinks=False):
+                open_.append(os.scandir(entry.path))
+            else:
+                files, size = files + 1, size + status.st_size
+    except OSError as error:
+        trouble = error.strerror or "it cannot be read"
+    finally:
+        for entries in open_:
+            entries.close()  # type: ignore[attr-defined]  # the same
+    return Find(path, kind, files, size, changed, trouble)
+
+
+@lru_cache(maxsize=1024)
+def _directory(path: str) -> str:
+    return os.path.realpath(path)
+
+
+def places(location: object) -> Sequence[bytes]:
+    """Return where a location of an entry is on this disk: as it is named, and as links lead.
+
+    Nothing for what is no absolute path.
+    """
+    if not isinstance(location, str) or not os.path.isabs(location) or "\0" in location:
+        return ()
+    directory, name = os.path.split(os.path.normpath(location))
+    path = os.path.join(_directory(directory), name)
+    try:
+        if os.path.islink(path):
+            return (os.fsencode(path), os.fsencode(os.path.realpath(path)))
+        return (os.fsencode(path),)
+    except UnicodeEncodeError:
+        return ()

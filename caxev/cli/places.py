@@ -1,0 +1,74 @@
+"""This machine's side of a command: a site's own directories, and what stands where in them.
+
+`mv`, `register`, `stray` and `verify` act on files; they do so at the machine of the site alone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from caxev.cli.options import state
+from caxev.config import ConfigError
+from caxev.config.sites import TYPES, VERSIONED
+from caxev.job import GiveUp
+
+if TYPE_CHECKING:
+    from caxev.config import Site
+    from caxev.model import CopyKey
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def ours(name: str) -> Site:
+    """Return the site of that name. Raises `ConfigError` unless its directories are here."""
+    site = state().sites().get(name)
+    if not stands_here(site):
+        where = ", ".join(site.roots) or "it has none"
+        raise ConfigError(
+            f"no directory of {name} is on this machine ({where}): run this at {name} itself"
+        )
+    return site
+
+
+def stands_here(site: Site) -> bool:
+    """Whether a directory of the site is there on this machine."""
+    return any(os.path.isdir(root) for root in site.roots)
+
+
+def is_here(site: Site) -> bool:
+    """Whether this machine is that site's, as far as sites.json and the disk can tell."""
+    names = {None, *_LOOPBACK, socket.gethostname(), socket.getfqdn()}
+    return stands_here(site) and (site.hostname in names or site.method == "local")
+
+
+def key_of(site: Site, path: str) -> CopyKey:
+    """Say what a copy at this (resolved) path would be, by the directory that it stands in.
+
+    Raises `GiveUp` where a copy of this site cannot stand there.
+    """
+    from caxev.model import CopyKey
+
+    for kind in TYPES:
+        root = getattr(site, f"dir_{kind}")
+        if root is None:
+            continue
+        directory = os.path.dirname(path)
+        if kind not in VERSIONED and directory == os.path.realpath(root):
+            return CopyKey(kind, site.name)
+        above, _, version = directory.rpartition("/pax_")
+        is_version = bool(version) and "/" not in version
+        if kind in VERSIONED and is_version and above == os.path.realpath(root):
+            return CopyKey(kind, site.name, version)
+    expected = ", ".join(
+        f"{root}/{'pax_VERSION/' if kind in VERSIONED else ''}NAME"
+        for kind in TYPES
+        if (root := getattr(site, f"dir_{kind}")) is not None
+    )
+    raise GiveUp(f"{path} is no place of a copy of {site.name}: those are {expected or 'none'}")
+
+
+def run_name(path: str) -> str:
+    """Return the name of the run whose copy stands at this path: that of raw data is the run's."""
+    return os.path.basename(path).partition(".")[0]

@@ -1,0 +1,180 @@
+"""``caxev register``: the database is told of a copy that stands at a site already.
+
+The run gets an entry that is ``transferred`` and has no digests yet. That is a change like any
+other: the site's listener reads the copy and gives it its digests, or finds that it is not what the
+other copies are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+from attrs import frozen
+
+from caxev.cli.errors import NoSuchRun, NothingToDo
+from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
+from caxev.cli.output import printable, say, show_json
+from caxev.config import Site
+
+if TYPE_CHECKING:
+    from caxev.model import CopyKey, Run, RunUpdate
+    from caxev.mongo import Database
+
+
+@click.command(
+    epilog=example(
+        "caxev register /data/raw/161111_1434 --site lngs",
+        "caxev register /data/raw/161111_1434 --site lngs --run 123 --dry-run",
+        "caxev register /data/raw/161111_1434 --site lngs --run 123 --create",
+        "caxev register /data/processed/pax_v6.8.0/161111_1434.root --site chicago",
+    )
+)
+@click.argument("path")
+@click.option("--site", required=True, metavar="S", help="We are at this site.")
+@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="It is of this run.")
+@click.option("--name", metavar="X", help="It is of this run. [default: by the name of PATH]")
+@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
+@click.option("--create", is_flag=True, help="Make the run where there is none.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
+@as_json
+@global_options(hidden=True)
+def register(
+    *,
+    path: str,
+    site: str,
+    number: int | None,
+    name: str | None,
+    detector: str | None,
+    create: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Tell the database of the copy at PATH: a run's directory, or a file of derived data.
+
+    Run it at the site's own machine. What type of data it is follows from the directory that it
+    stands in. The site's listener reads it then and gives it its digests.
+    """
+    from caxev.cli.places import key_of, ours, run_name
+    from caxev.files import confine
+
+    options = state()
+    options.log("warning")
+    here = ours(site)
+    real = confine(os.path.abspath(path), here.roots)
+    if not os.path.lexists(real):
+        raise NothingToDo(f"there is nothing at {printable(real)}")
+    if number is None and name is None:
+        name = run_name(real)
+    birth = Birth(number, name or run_name(real), detector or "tpc") if create else None
+    found = Found(here, key_of(here, real), real)
+    row = options.with_database(
+        lambda database: found.told(database, (number, name, detector), birth, dry_run=dry_run)
+    )
+    if as_json:
+        show_json([row])
+    else:
+        say(f"{row['state']}: {found.key} of {row['name']} ({row['location']})")
+
+
+@frozen
+class Birth:
+    """A run that is to be made for what was found: how it is called."""
+
+    number: int | None
+    name: str
+    detector: str
+
+    @property
+    def start(self) -> datetime | None:
+        """When it was started, as its name says; None where that is no such name."""
+        try:
+            return datetime.strptime(self.name, "%y%m%d_%H%M").replace(tzinfo=UTC)
+        except ValueError:
+            return None
+
+    async def give(self, database: Database) -> None:
+        """Make the run, unless there is one of that name and detector."""
+        fields: dict[str, Any] = {"tags": []}
+        if self.number is not None:
+            fields["number"] = self.number
+        if self.start is not None:
+            fields["start"] = self.start
+        await database.new_run(self.name, self.detector, fields)
+
+
+@frozen
+class Found:
+    """A copy that stands at `location` of a site and is to have an entry."""
+
+    site: Site
+    key: CopyKey
+    location: str
+
+    async def told(
+        self,
+        database: Database,
+        which: tuple[int | None, str | None, str | None],
+        birth: Birth | None,
+        *,
+        dry_run: bool,
+    ) -> Mapping[str, Any]:
+        """Tell the database. Raises `NoSuchRun`, or `NothingToDo` where it knows already."""
+        from caxev.cli.runs import one
+        from caxev.job import utcnow
+
+        wanted = one(*which)
+        try:
+            run = await wanted.find_one(database, database.settings)
+        except NoSuchRun:
+            if birth is None:
+                raise
+            if dry_run:
+                return self._row(None, birth.name, "would be registered, with its run")
+            await birth.give(database)
+            run = await wanted.find_one(database, database.settings)
+        update = entry_for(run, self.key, self.location, utcnow())
+        if dry_run:
+            return self._row(run.number, run.name, "would be registered")
+        if await database.update_run(update, utcnow()) is None:
+            raise NothingToDo(f"{run} has just been given a copy: {self.key}")
+        return self._row(run.number, run.name, "registered")
+
+    def _row(self, number: int | None, name: str, what: str) -> Mapping[str, Any]:
+        return {
+            "run": number,
+            "name": name,
+            "type": self.key.type,
+            "version": self.key.version,
+            "host": self.key.host,
+            "location": self.location,
+            "state": what,
+        }
+
+
+def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate:
+    """Return the entry of a copy that was found. Raises `NothingToDo` where there is one. Pure."""
+    from caxev.model import TRANSFERRED, RunUpdate
+
+    known = run.copy(key)
+    if known is not None:
+        where = printable(known.location or "no place")
+        raise NothingToDo(f"{run} has that copy: {key} is {known.status} ({where})")
+    try:
+        location.encode()
+    except UnicodeEncodeError:
+        raise NothingToDo(
+            f"{printable(location)} is no text that the database can hold: rename it"
+        ) from None
+    return RunUpdate.add_copy(
+        run,
+        key,
+        TRANSFERRED,
+        location=location,
+        checksum=None,
+        creation_time=now,
+        creation_place=key.host,
+    )

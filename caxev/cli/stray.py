@@ -1,0 +1,304 @@
+"""``caxev stray``: files here that the database does not know, and copies whose files are gone.
+
+The order makes it safe beside listeners that go on: what the database claims is read first, then
+the directories, and before anything is told or done of a find the database is asked once more.
+What has changed lately is left alone: it may be a copy that is being made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time as clock
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import trio
+from attrs import define, field, frozen
+
+from caxev.cli.census import Census, Claim, Find, measured, places
+from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
+from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.output import cell, size, time
+from caxev.config import ConfigError, Site
+from caxev.job import GiveUp
+
+if TYPE_CHECKING:
+    from caxev.model import Copy, Run
+    from caxev.mongo import Database
+
+Row = Mapping[str, Any]
+NICENESS: Final = 19
+_HOUR: Final = 3600.0
+
+
+@click.command(
+    epilog=example(
+        "caxev stray --site lngs",
+        "caxev stray --site lngs --delete --dry-run",
+        "caxev stray --site lngs --register",
+    )
+)
+@click.option("--site", required=True, metavar="S", help="We are at this site.")
+@click.option("--delete", is_flag=True, help="Delete the files that nobody knows.")
+@click.option("--register", is_flag=True, help="Tell the database of those that are a run's.")
+@click.option(
+    "--age",
+    type=click.FloatRange(0),
+    default=24.0,
+    show_default=True,
+    metavar="HOURS",
+    help="Touch nothing that has changed since.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done; do nothing.")
+@as_json
+@global_options(hidden=True)
+def stray(
+    *, site: str, delete: bool, register: bool, age: float, dry_run: bool, as_json: bool
+) -> None:
+    """Find the files in a site's directories that no copy accounts for, and the opposite.
+
+    Run it at the site's own machine, beside its listener: it is a process of its own, of the lowest
+    priority, and needs little memory for a million files. A directory of which nothing is known is
+    one find. Partials (leftover) that belong to no copy are found as well. Copies whose files are
+    gone are only told: caxev verify --deep has the site look. Exit code 1 where something could not
+    be read or done.
+    """
+    from caxev.cli.places import ours
+
+    if delete and register:
+        raise click.UsageError("--delete and --register: only one of them")
+    options = state()
+    options.log("warning")
+    os.nice(NICENESS)
+    act = "delete" if delete else "register" if register else ""
+    search = Search(ours(site), act, clock.time() - age * _HOUR, dry_run, Telling(as_json))
+    if not options.with_database(search.run):
+        raise click.exceptions.Exit(FAILED)
+
+
+@define
+class Telling:
+    """Prints rows as they come, so that none has to be kept."""
+
+    as_json: bool
+    _told: int = field(init=False, default=0)
+
+    def row(self, row: Row) -> None:
+        """Print one."""
+        if self.as_json:
+            click.echo((",\n" if self._told else "[\n") + json.dumps(row), nl=False)
+        else:
+            if not self._told:
+                click.echo(_LINE.format("WHAT", "FILES", "SIZE", "PATH", "STATE"))
+            cells = (row["what"], row["files"], size(row["bytes"]), row["path"], row["state"])
+            click.echo(_LINE.format(*map(cell, cells)))
+        self._told += 1
+
+    def end(self) -> None:
+        """Print what comes last."""
+        if self.as_json:
+            click.echo("\n]" if self._told else "[]")
+        elif not self._told:
+            click.echo("all files are known, and all copies have theirs")
+
+
+_LINE: Final = "{:8}  {:>7}  {:>8}  {}  ({})"
+
+
+@frozen
+class Search:
+    """What is looked for at which site, and what is done: `act` is ``delete``, ``register`` or ``.
+
+    `before`: what has changed since (seconds since 1970) is left alone.
+    """
+
+    site: Site
+    act: str
+    before: float
+    dry_run: bool
+    telling: Telling
+
+    async def run(self, database: Database) -> bool:
+        """Search, tell and act; whether all went well."""
+        for root in self.site.roots:
+            if not await trio.to_thread.run_sync(os.path.isdir, root):
+                raise ConfigError(f"{root} of {self.site.name} is not there: is it mounted?")
+        well = True
+        with Census() as census:
+            await self._claim(database, census)
+            await trio.to_thread.run_sync(census.walk, self.site)
+            gone = await trio.to_thread.run_sync(census.settle)
+            self._sure(census.musts(), gone)
+            async for finds in _paged(census.finds()):
+                for find in await self._unknown(database, finds):
+                    row = await self._done(database, find)
+                    well = well and row.pop("ok")
+                    self.telling.row(row)
+            async for claims in _paged(census.gone()):
+                for claim in await self._still(database, claims):
+                    self.telling.row(_gone_row(claim))
+        self.telling.end()
+        return well
+
+    async def _claim(self, database: Database, census: Census) -> None:
+        from caxev.job import utcnow
+        from caxev.mongo import Selection
+
+        async for page in database.pages(Selection(host=self.site.name), utcnow()):
+            claims = [claim for run in page for claim in claims_of(run, self.site.name)]
+            await trio.to_thread.run_sync(census.claim, claims)
+
+    def _sure(self, known: int, gone: int) -> None:
+        """Raise `NothingToDo` rather than delete where this can hardly be the right place."""
+        if self.act != "delete" or (known and 2 * gone <= known):
+            return
+        name = self.site.name
+        raise NothingToDo(
+            f"{gone} of the {known} copies that the database knows at {name} are not here: is "
+            f"this {name}, the right database, and all mounted? Nothing was deleted"
+        )
+
+    async def _unknown(self, database: Database, finds: Sequence[Find]) -> list[Find]:
+        """Return those finds that the database does not know by now either."""
+        names = {name for find in finds for name in self._names(find.path)}
+        runs = await database.located(self.site.name, sorted(names))
+        claims = [claim for run in runs for claim in claims_of(run, self.site.name)]
+        known = {claim.path for claim in claims}
+        return [find for find in finds if find.path not in known]
+
+    def _names(self, path: bytes) -> Iterator[str]:
+        """Return how an entry may name this place: by its resolved path, or by the site's."""
+        try:
+            text = path.decode()
+        except UnicodeDecodeError:
+            return  # no text of the database is that
+        yield text
+        for root in self.site.roots:
+            real = os.path.realpath(root)
+            if real != root and text.startswith(f"{real}/"):
+                yield root.rstrip("/") + text.removeprefix(real)
+
+    async def _still(self, database: Database, claims: Sequence[Claim]) -> list[Claim]:
+        """Return those copies that are still said to be where nothing is."""
+        runs = await database.located(self.site.name, [claim.location for claim in claims])
+        known = {
+            claim.path for run in runs for claim in claims_of(run, self.site.name) if claim.must
+        }
+        gone = [claim for claim in claims if claim.path in known]
+        return await trio.to_thread.run_sync(
+            lambda: [claim for claim in gone if not os.path.lexists(claim.path)]
+        )
+
+    async def _done(self, database: Database, find: Find) -> dict[str, Any]:
+        """Do with a find what is to be done with it, and return its row."""
+        row = _find_row(find)
+        if find.trouble is not None:
+            return {**row, "state": find.trouble, "ok": False}
+        if not self.act:
+            return {**row, "state": "unknown"}
+        latest = await trio.to_thread.run_sync(measured, find.path, find.kind)  # just before
+        if latest.trouble is not None or latest.changed > self.before:
+            return {**row, "state": f"left alone: {latest.trouble or 'it has changed lately'}"}
+        if self.act == "delete":
+            return {**row, **await self._deleted(find)}
+        return {**row, **await self._registered(database, find)}
+
+    async def _deleted(self, find: Find) -> dict[str, Any]:
+        if self.dry_run:
+            return {"state": "would be deleted"}
+        try:
+            await trio.to_thread.run_sync(erase, find.path, self.site.roots)
+        except OSError as error:
+            return {"state": f"not deleted: {error.strerror}", "ok": False}
+        return {"state": "deleted"}
+
+    async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
+        from caxev.cli.places import key_of, run_name
+        from caxev.cli.register import Found
+
+        path = os.fsdecode(find.path)
+        if find.kind != "stray":
+            return {"state": "left alone: it is no copy"}
+        try:
+            found = Found(self.site, key_of(self.site, path), path)
+            which = (None, run_name(path), None)
+            told = await found.told(database, which, None, dry_run=self.dry_run)
+        except (NoSuchRun, NothingToDo, GiveUp) as error:
+            return {"state": f"left alone: {error}"}
+        return {"run": told["run"], "state": told["state"]}
+
+
+async def _paged(pages: Iterator[list[Any]]) -> AsyncIterator[list[Any]]:
+    """Return the pages of a blocking iterator."""
+    while (page := await trio.to_thread.run_sync(next, pages, None)) is not None:
+        yield page
+
+
+def claims_of(run: Run, host: str) -> Iterator[Claim]:
+    """Return the places at that host that a run's entries name. Asks where links lead."""
+    from caxev.cli.runs import label
+
+    for copy in run.copies:
+        if copy.host != host:
+            continue
+        for number, path in enumerate(places(copy.location)):
+            must = _must(copy) and number == 0
+            about = (label(run), run.name, copy.type, copy.version, copy.location or "")
+            yield Claim(path, must, *about)
+        for name in ("moving_to", "moved_from"):
+            for path in places(copy.fields.get(name)):
+                yield Claim(path)
+
+
+def _must(copy: Copy) -> bool:
+    from caxev.model import TRANSFERRED
+
+    return copy.status == TRANSFERRED
+
+
+def _find_row(find: Find) -> dict[str, Any]:
+    return {
+        "what": find.kind,
+        "path": os.fsdecode(find.path),
+        "files": find.files,
+        "bytes": find.size,
+        "changed": time(datetime.fromtimestamp(find.changed, UTC)),
+        "run": None,
+        "type": None,
+        "version": None,
+        "ok": True,
+    }
+
+
+def _gone_row(claim: Claim) -> Row:
+    return {
+        "what": "gone",
+        "path": claim.location,
+        "files": 0,
+        "bytes": None,
+        "changed": None,
+        "run": claim.run,
+        "type": claim.type,
+        "version": claim.version,
+        "state": f"{' '.join(filter(None, (claim.type, claim.version)))} of run {claim.run}",
+    }
+
+
+def erase(path: bytes, roots: Sequence[str]) -> None:
+    """Delete what is at a resolved path inside one of these roots; of a link, the link.
+
+    Raises OSError; `GiveUp` where the path leads out of the roots.
+    """
+    from caxev.files import confine
+
+    directory, name = os.path.split(path)
+    inside = confine(os.path.join(os.fsdecode(directory), "x"), roots)
+    real = os.path.join(os.fsencode(os.path.dirname(inside)), name)
+    if os.path.isdir(real) and not os.path.islink(real):
+        shutil.rmtree(real)
+    else:
+        os.unlink(real)

@@ -1,0 +1,215 @@
+"""``caxev verify``: whether copies are what the database says of them.
+
+Of a copy of this machine's site the files are looked at from here. That of another site is read by
+its own listener, which is asked to by a field of the entry, ``check_asked``, and answers in the
+entry: ``verified_at``, or the status ``error``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+import trio
+from attrs import frozen
+
+from caxev.cli.errors import FAILED
+from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
+from caxev.cli.output import Table, show
+from caxev.job import GiveUp, Retry
+
+if TYPE_CHECKING:
+    from caxev.config import Site, Sites
+    from caxev.files import Manifest
+    from caxev.model import Copy, Run
+    from caxev.mongo import Database, Selection
+
+BAD: Final = frozenset({"bad", "gone"})
+_NAMED: Final = 3
+"""How many differences a row names."""
+
+
+@click.command(
+    epilog=example(
+        "caxev verify --run 123",
+        "caxev verify --run 123 --run 124 --deep",
+        "caxev verify --site lngs --type raw",
+    )
+)
+@click.option(
+    "--run", "numbers", type=RUN_NUMBER, multiple=True, metavar="N", help="Runs of these numbers."
+)
+@click.option("--name", metavar="X", help="The run of this name.")
+@click.option("--site", metavar="S", help="Only copies at this site.")
+@click.option("--type", "kind", metavar="T", help="Only copies of this type of data.")
+@click.option("--deep", is_flag=True, help="Read the files and compare their digests.")
+@as_json
+@global_options(hidden=True)
+def verify(
+    *,
+    numbers: tuple[int, ...],
+    name: str | None,
+    site: str | None,
+    kind: str | None,
+    deep: bool,
+    as_json: bool,
+) -> None:
+    """See whether the files of good copies are there: all of them, each of its size.
+
+    With --deep they are read, and compared by their digests. Copies of sites that are not on this
+    machine are only looked at with --deep: then each site is asked to read its own; its answer
+    stands in the entry later (caxev status --run N). Exit code 1 where a copy is bad or gone.
+    """
+    if not numbers and name is None and site is None:
+        raise click.UsageError("say which copies: --run, --name or --site")
+    options = state()
+    options.log("warning")
+    sites = options.sites()
+    if site is not None:
+        sites.get(site)
+    look = Look(sites, site, kind, deep)
+    rows = options.with_database(lambda database: look.rows(database, numbers, name))
+    show(Table(_COLUMNS, rows), as_json=as_json, empty="there are no such copies")
+    if any(row["found"] in BAD for row in rows):
+        raise click.exceptions.Exit(FAILED)
+
+
+_COLUMNS = (
+    ("run", "RUN"),
+    ("type", "TYPE"),
+    ("version", "VERSION"),
+    ("host", "HOST"),
+    ("found", "FOUND"),
+    ("why", "WHY"),
+    ("location", "LOCATION"),
+)
+
+
+@frozen
+class Look:
+    """Which copies are looked at, and how."""
+
+    sites: Sites
+    site: str | None
+    kind: str | None
+    deep: bool
+
+    async def rows(
+        self, database: Database, numbers: Sequence[int], name: str | None
+    ) -> list[Mapping[str, Any]]:
+        """Return a row for each copy. Raises `NoSuchRun` where a run that was named is none."""
+        return [
+            _row(run, copy, *await self._verdict(database, run, copy))
+            async for run in self._runs(database, numbers, name)
+            for copy in run.copies
+            if self._means(copy)
+        ]
+
+    async def _runs(
+        self, database: Database, numbers: Sequence[int], name: str | None
+    ) -> AsyncIterator[Run]:
+        from caxev.cli.runs import one
+        from caxev.job import utcnow
+        from caxev.model import TRANSFERRED
+        from caxev.mongo import Selection
+
+        if numbers or name is not None:
+            for number in numbers or (None,):
+                for run in await one(number, name).find(database, database.settings):
+                    yield run
+            return
+        wanted: Selection = Selection(host=self.site, type=self.kind, status=TRANSFERRED)
+        async for page in database.pages(wanted, utcnow()):
+            for run in page:
+                yield run
+
+    def _means(self, copy: Copy) -> bool:
+        from caxev.model import TRANSFERRED
+
+        return (
+            copy.status == TRANSFERRED
+            and self.site in (None, copy.host)
+            and self.kind in (None, copy.type)
+        )
+
+    async def _verdict(self, database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
+        from caxev.cli.places import is_here
+        from caxev.files import Manifest
+
+        site = self.sites.find(copy.host)
+        if site is None:
+            return "not looked at", "sites.json has no such site"
+        if copy.location is None:
+            return "not looked at", "it has no location"
+        if is_here(site):
+            rows = None if copy.manifest is None else await database.load_manifest(copy.manifest)
+            known = None if rows is None else Manifest.from_rows(rows)
+            return await trio.to_thread.run_sync(looked, copy, site, known, self.deep)
+        if not self.deep:
+            return "not looked at", f"{copy.host} is not this machine: --deep asks it"
+        return await _asked(database, run, copy)
+
+
+def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]:
+    from caxev.cli.runs import label
+
+    return {
+        "run": run.number or label(run),
+        "name": run.name,
+        "type": copy.type,
+        "version": copy.version,
+        "host": copy.host,
+        "found": found,
+        "why": why,
+        "location": copy.location,
+    }
+
+
+async def _asked(database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
+    """Ask the copy's own site, or the one that answers for it, to read it afresh."""
+    from caxev.job import utcnow
+    from caxev.model import RunUpdate
+
+    now = utcnow()
+    seen = copy.as_seen
+    update = RunUpdate(run.id, (seen,), change=(seen, {"check_asked": now}))
+    if await database.update_run(update, now) is None:
+        return "not looked at", "it has just changed"
+    return "asked", f"{copy.host} is to read it: see caxev status"
+
+
+def looked(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> tuple[str, str | None]:
+    """Compare a copy that is here with what is known of it: what was found, and why."""
+    from caxev.files import confine, digest_tree, scan
+
+    assert copy.location is not None
+    try:
+        path = confine(copy.location, site.roots)
+        if not os.path.lexists(path):
+            return "gone", "nothing is there"
+        if not deep:
+            return _compared(known and known.shape(), scan(path))
+        sha512 = known is None
+        found = digest_tree(path, sha512=sha512, report=lambda _done, _total: None)
+    except GiveUp as error:
+        return "bad", error.why
+    except Retry as error:
+        return "not looked at", error.why
+    if known is not None:
+        return _compared(known, found)
+    if copy.checksum is None:
+        return "not compared", "the database has no digest of it yet"
+    same = found.cax_checksum() == copy.checksum
+    return ("good", None) if same else ("bad", "its checksum differs")
+
+
+def _compared(known: Manifest | None, found: Manifest) -> tuple[str, str | None]:
+    if known is None:
+        return "there", "the database has no manifest to compare it with"
+    differ = known.differences(found)
+    if not differ:
+        return "good", None
+    more = ", ..." if len(differ) > _NAMED else ""
+    return "bad", f"{len(differ)} files: {', '.join(map(str, differ[:_NAMED]))}{more}"

@@ -1,0 +1,149 @@
+"""Arithmetic that stands in a database: expressions of a few numbers, evaluated by us alone.
+
+``handlers.corrections`` evaluates what calibrators wrote. Only what is named here has a meaning:
+numbers, the names that are given, arithmetic, comparisons and a few functions; so nothing can be
+reached that was not given. The forms of sympy's ``Piecewise`` are understood::
+
+    Piecewise((1.44e-4, t < 1478000000), (1.45e-4 + 1e-12 * (t - 1.478e9), True))
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+LONGEST: Final = 100_000
+"""Characters that an expression may have."""
+
+_OPERATORS: Final[Mapping[type[ast.AST], Callable[..., Any]]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.Mod: operator.mod,
+    ast.Pow: operator.pow,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+_LOGIC: Final[Mapping[type[ast.AST], Callable[..., bool]]] = {
+    ast.BitAnd: operator.and_,
+    ast.BitOr: operator.or_,
+    ast.Invert: operator.not_,
+    ast.Not: operator.not_,
+}
+_FUNCTIONS: Final[Mapping[str, Callable[..., float]]] = {
+    "exp": math.exp,
+    "log": math.log,
+    "sqrt": math.sqrt,
+    "sin": math.sin,
+    "cos": math.cos,
+    "tanh": math.tanh,
+    "abs": abs,
+    "Abs": abs,
+    "min": min,
+    "Min": min,
+    "max": max,
+    "Max": max,
+}
+
+
+class ExpressionError(ValueError):
+    """The expression has no value: the message says why, in one line."""
+
+
+def evaluate(text: str, names: Mapping[str, float]) -> float:
+    """Return the value of an expression, a finite number, where `names` have these values.
+
+    Raises `ExpressionError` for what is no such expression, and where it has no value.
+    """
+    if len(text) > LONGEST:
+        raise ExpressionError(f"it has {len(text)} characters, more than {LONGEST}")
+    try:
+        value = _number(ast.parse(text.strip(), mode="eval").body, names)
+    except ExpressionError:
+        raise
+    except SyntaxError as error:
+        raise ExpressionError(f"it is no expression: {error.msg}") from error
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise ExpressionError(f"it has no value: {error}") from error
+    except (RecursionError, MemoryError) as error:
+        raise ExpressionError("it is nested too deeply") from error
+    if not math.isfinite(value):
+        raise ExpressionError(f"its value is {value}")
+    return value
+
+
+def _number(node: ast.expr, names: Mapping[str, float]) -> float:
+    match node:
+        case ast.Constant(int(value) | float(value)) if not isinstance(value, bool):
+            return float(value)  # also an integer: its powers stay small
+        case ast.Name(name) if name in names:
+            return float(names[name])
+        case ast.Name(name):
+            known = ", ".join(sorted(names)) or "none"
+            raise ExpressionError(f"{name!r} is not known here (known: {known})")
+        case ast.BinOp(left, sign, right) if type(sign) in _OPERATORS:
+            return _real(_OPERATORS[type(sign)](_number(left, names), _number(right, names)))
+        case ast.UnaryOp(sign, operand) if type(sign) in _OPERATORS:
+            return _real(_OPERATORS[type(sign)](_number(operand, names)))
+        case ast.IfExp(test, body, orelse):
+            return _number(body if _truth(test, names) else orelse, names)
+        case ast.Call(ast.Name("Piecewise"), pieces, []):
+            return _piecewise(pieces, names)
+        case ast.Call(ast.Name(name), arguments, []) if name in _FUNCTIONS:
+            return _real(_FUNCTIONS[name](*(_number(one, names) for one in arguments)))
+        case _:
+            raise ExpressionError(f"{_shown(node)} is not to be used here")
+
+
+def _piecewise(pieces: Sequence[ast.expr], names: Mapping[str, float]) -> float:
+    for piece in pieces:
+        match piece:
+            case ast.Tuple([value, condition]):
+                if _truth(condition, names):
+                    return _number(value, names)
+            case _:
+                raise ExpressionError(f"{_shown(piece)} is no (value, condition)")
+    raise ExpressionError("no piece of it fits")
+
+
+def _truth(node: ast.expr, names: Mapping[str, float]) -> bool:
+    match node:
+        case ast.Constant(bool(value)):
+            return value
+        case ast.Compare(first, signs, rest) if all(type(sign) in _OPERATORS for sign in signs):
+            values = [_number(one, names) for one in (first, *rest)]
+            pairs = zip(signs, values, values[1:], strict=False)
+            return all(_OPERATORS[type(sign)](one, other) for sign, one, other in pairs)
+        case ast.BoolOp(ast.And(), parts):
+            return all(_truth(part, names) for part in parts)
+        case ast.BoolOp(ast.Or(), parts):
+            return any(_truth(part, names) for part in parts)
+        case ast.BinOp(left, sign, right) if type(sign) in _LOGIC:
+            return _LOGIC[type(sign)](_truth(left, names), _truth(right, names))
+        case ast.UnaryOp(sign, operand) if type(sign) in _LOGIC:
+            return _LOGIC[type(sign)](_truth(operand, names))
+        case _:
+            raise ExpressionError(f"{_shown(node)} is no condition")
+
+
+def _real(value: object) -> float:
+    if not isinstance(value, float):
+        raise ExpressionError(f"{value} is not a real number")
+    return value
+
+
+def _shown(node: ast.expr) -> str:
+    text = ast.unparse(node)
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")  # noqa: PLR2004  # so that it stays a line

@@ -1,0 +1,112 @@
+"""Raw data is complete: its size is noted in the run.
+
+`add_size` reacts to a raw copy that became good at this site, and to the end of a run and the
+number of its events. The files that hold events are counted, in the copy's manifest where there is
+one and else on the disk; where they are as many as the events fill, `raw_size_byte` is set to the
+bytes of all files of the copy. The run is left as it was otherwise.
+
+Safe to repeat: it only reads, and the size is set where there is none.
+"""
+
+from __future__ import annotations
+
+import re
+
+from attrs import frozen
+
+from caxev import (
+    HERE,
+    TRANSFERRED,
+    Copy,
+    CopyKey,
+    FieldIs,
+    GiveUp,
+    Job,
+    Manifest,
+    Result,
+    Run,
+    RunUpdate,
+    Skip,
+    copy,
+    field,
+    on,
+)
+from caxev.config import Site
+from caxev.files import confine, scan
+from caxev.model import field_of
+
+EVENTS_PER_FILE = 1000
+"""What the DAQ writes into one file unless the run says otherwise."""
+PER_FILE = "reader.ini.trigger_config_override.Zip.events_per_file"
+EVENT_FILE = re.compile(rb".+-\d+-\d+-\d+-\d+\.zip")
+"""Names of files that hold events: experiment, run, first and last event, how many."""
+
+
+@frozen
+class Plan:
+    """A copy to be counted, and how many files with events it must have."""
+
+    copy: Copy
+    files: int
+
+
+@on(
+    copy(TRANSFERRED, type="raw", host=HERE),
+    field("trigger.events_built", "end"),
+    aliases=("AddSize",),
+)
+async def add_size(job: Job) -> Result:
+    """Note the size of a run in `raw_size_byte` once its raw data is complete here."""
+    plan = plan_size(job.run, job.site)
+    if isinstance(plan, Skip):
+        return plan
+    manifest = await shape(job, plan.copy)
+    found = event_files(manifest)
+    if found != plan.files:
+        raise GiveUp(
+            f"{plan.copy.key} has {found} files with events, but its events fill {plan.files}: "
+            "see whether data is missing, or events_built is wrong"
+        )
+    size = manifest.total_bytes
+    expected = (FieldIs("raw_size_byte"), plan.copy.as_seen)
+    return RunUpdate.set_fields(job.run, *expected, raw_size_byte=size)
+
+
+async def shape(job: Job, copy: Copy) -> Manifest:
+    """List the files of a copy that is here, with their sizes."""
+    rows = None if copy.manifest is None else await job.load_manifest(copy.manifest)
+    if rows is not None:
+        return Manifest.from_rows(rows)
+    return await job.work(scan_copy, copy.location, job.site.roots)
+
+
+def scan_copy(location: str, roots: tuple[str, ...], *, report: object) -> Manifest:
+    """List the files of the copy that the database says is at `location`, if that is ours."""
+    del report
+    return scan(confine(location, roots))
+
+
+def event_files(manifest: Manifest) -> int:
+    """Count the files that hold events. Pure."""
+    names = (item.path.rpartition(b"/")[2] for item in manifest.files)
+    return sum(EVENT_FILE.fullmatch(name) is not None for name in names)
+
+
+def plan_size(run: Run, site: Site) -> Plan | Skip:
+    """Decide whether this site can tell the run's size, and from which copy. Pure."""
+    if field_of(run.document, "raw_size_byte") is not None:
+        return Skip("the run has raw_size_byte")
+    if field_of(run.document, "end") is None:
+        return Skip("the run has no end yet")
+    events = field_of(run.document, "trigger.events_built")
+    if not isinstance(events, int) or events <= 0:
+        return Skip("the run has no events_built")
+    raw = run.copy(CopyKey("raw", site.name))
+    if raw is None:
+        return Skip("there is no raw copy here")
+    if raw.status != TRANSFERRED or raw.location is None:
+        return Skip(f"the raw copy here is {raw.status}")
+    per_file = field_of(run.document, PER_FILE)
+    if not isinstance(per_file, int) or per_file <= 0:
+        per_file = EVENTS_PER_FILE
+    return Plan(raw, -(-events // per_file))

@@ -1,0 +1,178 @@
+"""Fields of a run are computed from versioned tables, so that processing finds its inputs.
+
+`correct` reacts to the fields that the site's ``corrections`` wait for, and sets the field of each
+that the run lacks; the version that was used is kept in the run as
+``processor.correction_versions.<name>``. A value that stands without a version is somebody else's
+and is left alone; one of another version than is wanted now is computed anew.
+
+A table is a collection beside the runs. Each row says for which runs it is:
+
+| field | value |
+| --- | --- |
+| `version` | a text |
+| `from`, `until` | the first run and the first that it is no longer for: both by start (UTC) or \
+both by number; absent: no limit |
+| `value` | what the field becomes: a number, a text, a list, an object; or instead |
+| `function` | an expression (`caxev.expressions`), or a list of them and of numbers |
+| `creation_time` | UTC; of two rows that fit, the later counts |
+
+Expressions know `t` (the run's start, seconds since 1970), `run_number`, and the last name of each
+field in ``when`` that holds a number or a time. The version is the one that the correction
+names, or else that of the row that was made last.
+
+Safe to repeat: all fields are set in one update that expects the versions that were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from attrs import frozen
+
+from caxev import CORRECTION_INPUTS, FieldIs, GiveUp, Job, Result, Retry, Run, RunUpdate, Skip, on
+from caxev import field as on_field
+from caxev.config import Correction, Site
+from caxev.expressions import ExpressionError, evaluate
+from caxev.model import as_utc, field_of
+
+LATER = 6 * 3600.0
+"""Seconds after which a table is looked at again that had nothing for the run."""
+Row = Mapping[str, Any]
+
+
+@frozen
+class Wanted:
+    """A correction that the run lacks, or may have of another version."""
+
+    correction: Correction
+    version: str | None
+
+
+@on(on_field(CORRECTION_INPUTS), aliases=("AddGains", "AddDriftVelocity", "SetNeuralNetwork"))
+async def correct(job: Job) -> Result:
+    """Compute the fields of ``corrections`` from their tables."""
+    plan = plan_corrections(job.run, job.site)
+    if isinstance(plan, Skip):
+        return plan
+    fields: dict[str, Any] = {}
+    expected: list[FieldIs] = []
+    failed: list[Retry | GiveUp] = []
+    for wanted in plan:
+        one = wanted.correction
+        try:
+            row = row_for(job.run, one, await job.table(one.table))
+            if row["version"] == wanted.version:
+                continue
+            fields |= {one.field: value_of(job.run, one, row), one.version_field: row["version"]}
+        except (Retry, GiveUp) as error:
+            failed.append(error)
+            continue
+        expected.append(FieldIs(one.version_field, wanted.version))
+        if wanted.version is None:
+            expected.append(FieldIs(one.field))
+    update = RunUpdate.set_fields(job.run, *expected, **fields)
+    if not failed:
+        return update if fields else Skip("it has these corrections already")
+    if fields:  # one that cannot be had keeps no other back
+        await job.update(update)
+    raise _worst(failed)
+
+
+def _worst(failed: Sequence[Retry | GiveUp]) -> Retry | GiveUp:
+    """What to raise of several, one at least: what a person must mend comes first."""
+    return next((error for error in failed if isinstance(error, GiveUp)), failed[0])
+
+
+def plan_corrections(run: Run, site: Site) -> list[Wanted] | Skip:
+    """Decide which corrections this run may lack. Pure."""
+    why: list[str] = []
+    plan: list[Wanted] = []
+    for one in site.correcting():
+        version = field_of(run.document, one.version_field)
+        missing = [path for path in one.when if field_of(run.document, path) is None]
+        if missing:
+            why.append(f"{one.name} waits for {', '.join(missing)}")
+        elif version is None and field_of(run.document, one.field) is not None:
+            why.append(f"{one.field} is there, and not from a table")
+        elif one.version is not None and version == one.version:
+            why.append(f"{one.name} is of {version} already")
+        else:
+            plan.append(Wanted(one, version))
+    return plan or Skip("; ".join(why) or f"corrections of {site.name} names none")
+
+
+def row_for(run: Run, correction: Correction, rows: Sequence[Row]) -> Row:
+    """Find the row of a table that is for this run. Raises `Retry` where there is none. Pure."""
+    known = sorted((row for row in rows if isinstance(row.get("version"), str)), key=_made)
+    version = correction.version or (known[-1]["version"] if known else None)
+    fits = [row for row in known if row["version"] == version and _is_for(run, row)]
+    if not fits:
+        why = f"table {correction.table} has no row of version {version or 'any'} for {run}"
+        raise Retry(why, after=LATER)
+    return fits[-1]
+
+
+def _made(row: Row) -> datetime:
+    return as_utc(row.get("creation_time")) or datetime.min.replace(tzinfo=UTC)
+
+
+def _is_for(run: Run, row: Row) -> bool:
+    for name, passed in (("from", True), ("until", False)):
+        if (limit := row.get(name)) is not None and _passed(run, limit) is not passed:
+            return False
+    return True
+
+
+def _passed(run: Run, limit: object) -> bool | None:
+    """Whether the run is not before a limit; None where it has nothing to compare with it."""
+    if (moment := as_utc(limit)) is not None:
+        return None if run.start is None else run.start >= moment
+    if isinstance(limit, int | float):
+        return None if run.number is None else run.number >= limit
+    raise GiveUp(f"a row's limit is {limit!r}, neither a time nor a run's number")
+
+
+def value_of(run: Run, correction: Correction, row: Row) -> Any:
+    """Compute what a row says for this run. Raises `GiveUp` where it says nothing. Pure."""
+    if "function" not in row:
+        if row.get("value") is None:
+            raise GiveUp(f"{_named(correction, row)} has neither value nor function")
+        return row["value"]
+    names = inputs(run, correction)
+    function = row["function"]
+    try:
+        if isinstance(function, list):
+            return [_evaluated(one, names) for one in function]
+        return _evaluated(function, names)
+    except ExpressionError as error:
+        raise GiveUp(f"the function of {_named(correction, row)}: {error}") from error
+
+
+def _named(correction: Correction, row: Row) -> str:
+    return f"row {row.get('_id')} of {correction.table} ({row['version']})"
+
+
+def _evaluated(function: object, names: Mapping[str, float]) -> float:
+    if isinstance(function, int | float) and not isinstance(function, bool):
+        return float(function)
+    if not isinstance(function, str):
+        raise ExpressionError(f"{function!r} is neither a number nor a text")
+    return evaluate(function, names)
+
+
+def inputs(run: Run, correction: Correction) -> dict[str, float]:
+    """Return the numbers that expressions may name. Pure."""
+    names: dict[str, float] = {}
+    for path in correction.when:
+        value = field_of(run.document, path)
+        if (moment := as_utc(value)) is not None:
+            value = moment.timestamp()
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            names[path.rpartition(".")[2]] = float(value)
+    if run.start is not None:
+        names["t"] = run.start.timestamp()
+    if run.number is not None:
+        names["run_number"] = float(run.number)
+    return names

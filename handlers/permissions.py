@@ -1,0 +1,139 @@
+"""Copies get the mode, the group and the ACL that the site gives to their type of data.
+
+`set_permission` reacts to a copy that became good at this site, and does what ``permissions`` in
+sites.json says of such data. The run is left as it was.
+
+Safe to repeat: it sets what is set already. Links are neither followed nor changed, and nothing
+outside of the site's directories is touched. Nothing depends on the umask of this process.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from caxev import HERE, TRANSFERRED, Copy, GiveUp, Job, Result, Retry, Skip, copy, on
+from caxev.config import Permission, Site
+from caxev.files import confine, printable
+
+KEPT = 0o2000
+"""The bit of a directory by which what is made in it gets its group."""
+
+
+@on(copy(TRANSFERRED, host=HERE), aliases=("SetPermission",), needs=("permissions",))
+async def set_permission(job: Job) -> Result:
+    """Give a new copy the mode, the group and the ACL of ``permissions``."""
+    plan = plan_permission(job.copy, job.site)
+    if isinstance(plan, Skip):
+        return plan
+    assert job.copy is not None
+    await job.work(apply, job.copy.location, job.site.roots, plan)
+    return None
+
+
+def plan_permission(seen: Copy | None, site: Site) -> Permission | Skip:
+    """Decide what a copy gets at this site. Pure."""
+    if seen is None or seen.status != TRANSFERRED:
+        return Skip("the copy is gone" if seen is None else f"it is {seen.status} now")
+    permission: Permission | None = site.permissions.get(seen.type)
+    if permission is None:
+        return Skip(f"permissions of {site.name} says nothing of {seen.type} data")
+    if seen.location is None:
+        return Skip(f"{seen.key} has no location")
+    return permission
+
+
+def apply(location: str, roots: tuple[str, ...], permission: Permission, *, report: object) -> None:
+    """Give all of the copy at `location` this permission; in a worker process.
+
+    Raises `GiveUp` where we may not, or where there is no such group or no ``setfacl``.
+    """
+    del report
+    path = os.fsencode(confine(location, roots))
+    group = -1 if permission.group is None else _group(permission.group)
+    with _said(path):
+        for descriptor, status in _walk(path):
+            if group not in (-1, status.st_gid):
+                os.fchown(descriptor, -1, group)
+            if (mode := _mode(permission, status)) is not None:
+                os.fchmod(descriptor, mode)
+    if permission.acl is not None:
+        _set_acl(path, permission.acl)
+
+
+def _group(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise GiveUp(f"there is no group {name!r} here: see permissions in sites.json") from None
+
+
+def _mode(permission: Permission, status: os.stat_result) -> int | None:
+    if permission.mode is None or not stat.S_ISDIR(status.st_mode):
+        return permission.file_mode
+    return permission.mode | status.st_mode & KEPT
+
+
+def _walk(path: bytes) -> Iterator[tuple[int, os.stat_result]]:
+    """Open each file and directory in turn, itself and never what a link in its place leads to."""
+    status = os.lstat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        with _opened(path, None) as (descriptor, found):
+            yield descriptor, found
+        return
+    for _, _, names, directory in os.fwalk(path, onerror=_raise):
+        yield directory, os.fstat(directory)
+        for name in names:
+            if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                continue
+            with _opened(name, directory) as (descriptor, found):
+                yield descriptor, found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+@contextmanager
+def _opened(name: bytes, directory: int | None) -> Iterator[tuple[int, os.stat_result]]:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(name, flags, dir_fd=directory)
+    try:
+        yield descriptor, os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _said(path: bytes) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise GiveUp(
+            f"not permitted to set permissions in {printable(path)}: the listener's user must own "
+            "the files and be in the group"
+        ) from error
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise Retry(f"{printable(path)} changed while its permissions were set") from error
+        why = f"cannot set permissions in {printable(path)}: {error.strerror}"
+        raise Retry(why) from error
+
+
+def _set_acl(path: bytes, acl: str) -> None:
+    program = shutil.which("setfacl")
+    if program is None:
+        raise GiveUp("there is no setfacl here, which permissions in sites.json asks for (acl)")
+    command = [program, "--recursive", "--physical", "--modify", acl, "--", os.fsdecode(path)]
+    done = subprocess.run(  # noqa: S603  # no shell
+        command, capture_output=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+        raise GiveUp(f"setfacl fails at {printable(path)}: {said}")
