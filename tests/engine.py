@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import trio
+from attrs import evolve
 from bson import ObjectId
 
 from caxev import aio
@@ -51,9 +52,16 @@ def run_document(number: int, *copies: tuple[str, str, str], **fields: Any) -> d
 
 
 def options_for(
-    database: Named, handlers: Iterable[Handler], *, site: str = "lngs", **options: Any
+    database: Named,
+    handlers: Iterable[Handler],
+    *,
+    site: str = "lngs",
+    site_fields: Mapping[str, Any] | None = None,
+    **options: Any,
 ) -> Options:
-    sites = sites_of("lngs", "chicago", "stockholm")
+    known = {one.name: one for one in sites_of("lngs", "chicago", "stockholm").values()}
+    known[site] = evolve(known[site], **(site_fields or {}))
+    sites = Sites(Path("sites.json"), known)
     return Options(
         site=sites.get(site),
         sites=sites,
