@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Ground:
         with self._runs() as runs:
             found = runs.find_one({"number": number})
         assert found is not None
-        return found
+        return dict(found)
 
     def entry(self, number: int = 1) -> dict[str, Any]:
         (entry,) = self.run(number)["data"]
@@ -286,8 +286,8 @@ async def test_mv_waits_for_reactions_that_read_the_copy(
     options = engine.options_for(database, [handler], site_fields={"dir_raw": str(raw)})
     entry = {"type": "raw", "host": "lngs", "status": "transferred", "location": str(old)}
     document = engine.run_document(1, data=[{**entry, "check_asked": datetime.now(UTC)}])
-    monkeypatch.setattr(mv_module.click, "echo", lambda *_, **__: waiting.set())
     waiting = trio.Event()
+    monkeypatch.setattr("click.echo", lambda *_, **__: waiting.set())
     async with engine.opened(database) as db:
         await db.insert_run(document)
         async with engine.listener(db, options), trio.open_nursery() as nursery:
@@ -627,6 +627,3 @@ def test_measured_follows_no_link(tmp_path: Path) -> None:
 def test_what_is_no_place_claims_none(location: Any) -> None:
     """Whatever stands in an entry, only an absolute path is a place."""
     assert places(location) == ()
-
-
-Wait = Callable[[], bool]

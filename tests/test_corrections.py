@@ -15,6 +15,8 @@ from pymongo import MongoClient
 
 from caxev import FieldIs, GiveUp, Job, Retry, RunUpdate, Skip
 from caxev.config import Correction, Site
+from caxev.config.corrections import read_corrections
+from caxev.config.errors import Problems
 from caxev.expressions import ExpressionError, evaluate
 from caxev.model import Event, Field, Run
 from caxev.registry import Registry, recorded
@@ -55,6 +57,51 @@ class Tables:
 async def corrected(run: Run, ports: Tables, site: Site = SITE) -> Any:
     event = Event(run.id, Field("end"), None, "ab")
     return await corrections.correct(Job(run, event, site=site, ports=ports))  # type: ignore[arg-type]
+
+
+# -- configuration --------------------------------------------------------------------------------
+
+
+def test_corrections_are_read() -> None:
+    """What is not named has its default; keys that begin with x_ are passed over."""
+    given = {"name": "AddGains", "field": "processor.DEFAULT.gains", "table": "gains", "x_by": "me"}
+    assert read_corrections([given]) == (
+        Correction("AddGains", "processor.DEFAULT.gains", "gains"),
+    )
+    assert read_corrections([{**given, "version": None}])[0].version is None
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"name": "a.b"}, "name must be a name of letters"),
+        ({"field": "data.0.status"}, "field must be a dotted path"),
+        ({"field": "$x"}, "field must be"),
+        ({"table": "system.users"}, "table must be the name of a collection"),
+        ({"when": []}, "when must be a list"),
+        ({"version": 3}, "version must be a text or null"),
+        ({"tabel": "x"}, "did you mean 'table'?"),
+    ],
+)
+def test_wrong_corrections_are_told(change: dict[str, Any], line: str) -> None:
+    """What is wrong is named with the correction, the key, the value and what it must be."""
+    given = {"name": "AddGains", "field": "processor.x", "table": "gains", **change}
+    with pytest.raises(Problems) as wrong:
+        read_corrections([given])
+    assert any(line in one for one in wrong.value.lines)
+
+
+def test_corrections_are_one_to_a_field() -> None:
+    """Two of one name or field, an item that is none, and one that lacks a key are told."""
+    given = {"name": "AddGains", "field": "processor.x", "table": "gains"}
+    with pytest.raises(Problems, match="two have the field 'processor.x'; two have the name"):
+        read_corrections([given, given])
+    with pytest.raises(Problems, match="no. 1: must be an object"):
+        read_corrections([3])
+    with pytest.raises(Problems, match="'AddGains': has no table"):
+        read_corrections([{"name": "AddGains", "field": "processor.x"}])
+    with pytest.raises(ValueError):  # noqa: PT011  # the caller says which key
+        read_corrections({})
 
 
 # -- expressions ----------------------------------------------------------------------------------

@@ -23,9 +23,10 @@ import trio
 import caxev
 from caxev.cli import COMMANDS, cli
 from caxev.cli.errors import EPILOG
-from caxev.config import Site, load_sites
+from caxev.config import Site, load_handlers, load_sites
 from caxev.config.sites import METHODS
 from caxev.dispatcher import LANES, OTHER_LANE
+from caxev.expressions import evaluate
 from caxev.model import RunUpdate
 from tests import engine
 from tests.conftest import Database as Named
@@ -221,7 +222,8 @@ def test_every_option_of_a_command_is_told() -> None:
     general = {"--json", "--lease", "--grace", "--metrics-port", "--limit", "--help"}
     for name in COMMANDS.keys() - {"sites", "db", "demo"}:
         command, _ = command_of([name])
-        there = {one.opts[0] for one in command.params if not getattr(one, "hidden", False)}
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        there = {one.opts[0] for one in options if not one.hidden}
         assert there - general <= told[name], name
 
 
@@ -248,11 +250,20 @@ def test_the_lanes_are_those_of_the_engine() -> None:
 
 
 def test_the_sites_in_the_text_load(tmp_path: Path) -> None:
-    """The example of a sites.json is one, and nothing is wrong with it."""
-    (text,) = blocks("json")
-    (tmp_path / "sites.json").write_text(text)
-    sites = load_sites(tmp_path / "sites.json")
-    assert (list(sites), sites.warnings) == (["lngs", "chicago"], ())
+    """The examples of a sites.json are such, and nothing is wrong with them."""
+    names = []
+    for text in blocks("json"):
+        (tmp_path / "sites.json").write_text(text)
+        sites = load_sites(tmp_path / "sites.json")
+        assert sites.warnings == ()
+        names.append(list(sites))
+    assert names == [["lngs", "chicago"], ["lngs"]]
+
+
+def test_the_function_in_the_text_has_a_value() -> None:
+    """The example of a correction's function is one."""
+    (text,) = blocks("text", section("sites.json"))
+    assert evaluate(text, {"t": 1478000001.0}) == pytest.approx(1.45e-4)
 
 
 def test_every_variable_is_known() -> None:
@@ -285,11 +296,9 @@ def test_nothing_of_cax_is_left_out(place: int, names: list[str]) -> None:
 
 def test_tasks_of_cax_enable_what_the_text_says() -> None:
     """A task that has a successor enables it in ``task_list``, and no other task does."""
-    import handlers.checksum  # records its handlers
-    import handlers.processing
-    import handlers.transfer  # noqa: F401  # the same
     from caxev.registry import recorded
 
+    load_handlers()
     shipped = [one for one in recorded if one.module.startswith("handlers.")]
     successors = {alias: one.name for one in shipped for alias in one.aliases}
     table = list(tables(section("Migrating from cax")))[2]
