@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
+from loguru import logger
 from pymongo import MongoClient
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(*, as_json: bool, quick: bool, files: int | None, directory: str | None) -> None:
+    logger.remove()
     number = files or (QUICK if quick else FILES)
     with (
         tempfile.TemporaryDirectory(prefix="caxev-stray-", dir=directory) as root,
