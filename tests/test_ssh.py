@@ -36,13 +36,12 @@ from caxev.files import (
     partial_path,
     plan,
     scan,
-    shares,
     writing,
 )
 from caxev.job import GiveUp, Retry
 from caxev.ssh import Endpoint, Transfer, check, pull, push, remote_manifest
-from caxev.ssh.blocks import UNSURE
 from caxev.ssh.endpoint import sftp_session
+from caxev.ssh.handout import Handout
 from caxev.ssh.plan import BLOCK
 from caxev.ssh.remote import Remote
 from caxev.ssh.tree import only_pusher
@@ -780,7 +779,7 @@ def after(todo: Plan, present: list[Seen]) -> dict[bytes, str]:
     return there | {s.path: "link" for s in todo.links}
 
 
-@given(source=trees, present=trees, unsure=st.sampled_from([0, PART, UNSURE]))
+@given(source=trees, present=trees, unsure=st.sampled_from([0, PART, 3 * PART]))
 def test_carrying_out_a_plan_makes_the_source(
     source: list[Seen], present: list[Seen], unsure: int
 ) -> None:
@@ -801,22 +800,32 @@ def test_carrying_out_a_plan_makes_the_source(
 
 
 @given(
-    sizes=st.lists(st.integers(0, 200 * PART), max_size=6),
-    count=st.integers(1, 4),
-    split=st.booleans(),
+    sizes=st.lists(st.integers(0, 8 * PART), max_size=3),
+    ahead=st.none() | st.integers(1, 5).map(lambda n: n * PART),
+    data=st.data(),
 )
-def test_shares_are_all_of_it_once(sizes: list[int], count: int, split: bool) -> None:
-    """Every byte is in one share; without `split` no file is cut; cuts are between parts."""
+def test_all_is_handed_out_once(sizes: list[int], ahead: int | None, data: st.DataObject) -> None:
+    """Every byte is in one span, cut between parts; `ahead` bounds how far on a span may end."""
     files = [Seen(str(n).encode(), "file", size) for n, size in enumerate(sizes)]
-    lots = shares([Piece(file, 0, file.size) for file in files], count, split=split)
-    assert len(lots) == count
-    spans = sorted((p.file.path, p.start, p.stop) for lot in lots for p in lot)
+    handout = Handout.of((Piece(file, 0, file.size) for file in files), ahead=ahead)
+    begun: list[Piece] = []
+    moved: list[Piece] = []
+    ended: list[bytes] = []
+    while not handout.finished:
+        if data.draw(st.booleans()) and (span := handout.take(wait=False)) is not None:
+            begun.append(span)
+            first = min(one.start for one in begun if one.file is span.file)
+            assert ahead is None or span.stop <= first + ahead
+        elif begun:
+            span = begun.pop(data.draw(st.integers(0, len(begun) - 1)))
+            moved.append(span)
+            if handout.done(span):
+                ended.append(span.file.path)
+    assert sorted(ended) == sorted(file.path for file in files)
     for file in files:
-        mine = [(start, stop) for path, start, stop in spans if path == file.path]
-        assert mine[0][0] == 0
-        assert mine[-1][1] == file.size
+        mine = sorted((span.start, span.stop) for span in moved if span.file is file)
+        assert (mine[0][0], mine[-1][1]) == (0, file.size)
         assert all(one[1] == two[0] and two[0] % PART == 0 for one, two in pairwise(mine))
-        assert split or len(mine) == 1
 
 
 @given(source=trees)

@@ -37,7 +37,7 @@ from caxev.files.paths import (
     printable,
     safe_name,
 )
-from caxev.files.plan import Piece, Plan, plan, shares, to_the_second
+from caxev.files.plan import Piece, Plan, plan, to_the_second
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
 from caxev.files.reading import Report
 from caxev.files.tree import Seen, check_links, check_paths, look, manifest_of, scan, shown
@@ -85,7 +85,6 @@ __all__ = [
     "rename_new",
     "safe_name",
     "scan",
-    "shares",
     "shown",
     "sync_tree",
     "to_the_second",

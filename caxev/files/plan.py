@@ -1,18 +1,15 @@
-"""What is left to do where a copy is being made, and who does which part of it. Pure."""
+"""What is left to do where a copy is being made. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
 from typing import Final
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from caxev.files.manifest import PART
 from caxev.files.tree import Seen
 
-SPAN: Final = 16 * PART  # bytes of one file that go to the same process
-_FILE: Final = 32 << 10  # bytes that could be moved in the time that a file takes, however small
 _SECOND: Final = 1_000_000_000
 
 Ranges = Sequence[tuple[int, int]]
@@ -101,27 +98,6 @@ def _pieces(wanted: Seen, there: Seen | None, unsure: int, wrong: Ranges | None)
     if there.size > wanted.size or time < age:
         return [Piece(wanted, 0, wanted.size)]
     return [Piece(wanted, max(0, there.size - unsure) // PART * PART, wanted.size)]
-
-
-def shares(pieces: Iterable[Piece], count: int, *, split: bool) -> list[list[Piece]]:
-    """The pieces in `count` lots of about the same size, each in the order in which to move it.
-
-    With `split` a large piece may be cut. Without, a file is moved from its beginning to its end by
-    one process, so that what there is of it when that is killed is right.
-    """
-    spans = [span for piece in pieces for span in (_spans(piece) if split else [piece])]
-    lots: list[list[Piece]] = [[] for _ in range(count)]
-    sizes = [0] * count
-    for span in sorted(spans, key=lambda s: -s.left):
-        lightest = sizes.index(min(sizes))
-        lots[lightest].append(span)
-        sizes[lightest] += span.left + _FILE
-    return lots
-
-
-def _spans(piece: Piece) -> list[Piece]:
-    cuts = [*range(piece.start, piece.stop, SPAN), piece.stop]
-    return [evolve(piece, start=start, stop=stop) for start, stop in pairwise(cuts)] or [piece]
 
 
 def to_the_second(seen: Iterable[Seen]) -> list[Seen]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Final
 
 from attrs import define, frozen
@@ -32,30 +31,6 @@ from caxev.movers.here import Meter, changed, look_here
 from caxev.movers.program import Ended, Lines, run
 from caxev.movers.sftp import Sftp
 
-_CIPHERS: Final = (
-    "aes128-gcm@openssh.com,aes256-gcm@openssh.com,chacha20-poly1305@openssh.com,"
-    "aes256-ctr,aes128-ctr"
-)
-_SSH: Final = {
-    "BatchMode": "yes",
-    "StrictHostKeyChecking": "yes",
-    "GlobalKnownHostsFile": "none",
-    "UpdateHostKeys": "no",
-    "PreferredAuthentications": "publickey",
-    "IdentityAgent": "none",
-    "ForwardAgent": "no",
-    "ForwardX11": "no",
-    "ClearAllForwardings": "yes",
-    "ControlMaster": "no",
-    "ControlPath": "none",
-    "PermitLocalCommand": "no",
-    "RequestTTY": "no",
-    "Compression": "no",
-    "ConnectTimeout": "15",
-    "ServerAliveInterval": "15",
-    "ServerAliveCountMax": "4",
-    "LogLevel": "ERROR",
-}
 _SILENCE: Final = 300  # seconds without a byte after which rsync leaves, at either end
 _RSYNC: Final = (
     "rsync",
@@ -114,7 +89,7 @@ class Rsync:
         meter = Meter.of(source, report)
         if arrival.stands():
             return meter.moved(source)
-        with arrival.opened() as todo, _shell(endpoint) as shell:
+        with arrival.opened() as todo, ssh.shell(endpoint) as shell:
             crash.point("files.prepare")
             meter.left(todo)
             slash = b"" if is_file(source) else b"/"
@@ -133,7 +108,7 @@ class Rsync:
         check_expected(source, route.expected, shown(here))
         meter = Meter.of(source, report)
         name = os.fsencode(route.remote_path)
-        with ssh.only_pusher(str(endpoint), name), _shell(endpoint) as shell:
+        with ssh.only_pusher(str(endpoint), name), ssh.shell(endpoint) as shell:
             landing = ssh.land_there(
                 endpoint,
                 route.remote_path,
@@ -163,8 +138,8 @@ class Rsync:
         endpoint = ssh.endpoint_of(here, there)
         answer = Sftp().check(here, there)
         ours = _first_line(["rsync", "--version"], endpoint)
-        with _shell(endpoint) as shell:
-            theirs = _first_line([*shell, _name(endpoint), "rsync --version"], endpoint)
+        with ssh.shell(endpoint) as shell:
+            theirs = _first_line([*shell, ssh.host_name(endpoint), "rsync --version"], endpoint)
         return f"{answer}; {theirs} there, {ours} here"
 
 
@@ -176,54 +151,8 @@ def _first_line(command: Sequence[str], endpoint: ssh.Endpoint) -> str:
     return " ".join(lines[0].split()[:3]) if lines else "rsync"
 
 
-@contextmanager
-def _shell(endpoint: ssh.Endpoint) -> Iterator[list[str]]:
-    """The command that reaches the account: ssh, with everything said and nothing configured."""
-    options = dict(_SSH)
-    with ExitStack() as held:
-        if endpoint.host_key is not None:
-            line = ssh.pinned_known_hosts(endpoint)
-            options["UserKnownHostsFile"] = _quoted(held.enter_context(_in_memory(line)))
-            options["HostKeyAlgorithms"] = _algorithms(line.split()[1])
-        else:
-            options["UserKnownHostsFile"] = _quoted(endpoint.known_hosts_file)
-        if endpoint.identity is not None:
-            options["IdentityFile"] = _quoted(os.path.expanduser(endpoint.identity))
-            options["IdentitiesOnly"] = "yes"
-        if endpoint.username is not None:
-            options["User"] = endpoint.username
-        said = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]
-        yield ["ssh", "-F", "none", "-p", str(endpoint.port), "-c", _CIPHERS, *said]
-
-
-@contextmanager
-def _in_memory(text: str) -> Iterator[str]:
-    """The path of a file that is gone with this process, however that ends."""
-    descriptor = os.memfd_create("known_hosts")
-    try:
-        os.write(descriptor, text.encode())
-        yield f"/proc/{os.getpid()}/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
-
-
-def _algorithms(kind: str) -> str:
-    return "rsa-sha2-512,rsa-sha2-256" if kind == "ssh-rsa" else kind
-
-
-def _quoted(path: str) -> str:
-    """A path as the value of an option of ssh: one word, and nothing in it to be filled in."""
-    return '"' + path.replace("%", "%%") + '"'
-
-
-def _name(endpoint: ssh.Endpoint) -> str:
-    if endpoint.host.startswith("-"):
-        raise GiveUp(f"{endpoint.host!r} is no host name")
-    return endpoint.host
-
-
 def _far(endpoint: ssh.Endpoint, path: bytes) -> bytes:
-    name = _name(endpoint)
+    name = ssh.host_name(endpoint)
     return f"[{name}]:".encode() + path if ":" in name else f"{name}:".encode() + path
 
 

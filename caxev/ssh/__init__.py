@@ -4,8 +4,9 @@
 raise `caxev.job.Retry` and `GiveUp` only.
 """
 
-from caxev.ssh.endpoint import Endpoint, pinned_known_hosts
+from caxev.ssh.endpoint import Endpoint
 from caxev.ssh.mover import check, pull, push, remote_manifest
+from caxev.ssh.openssh import host_name, shell
 from caxev.ssh.plan import STREAMS, Transfer
 from caxev.ssh.sites import endpoint_of
 from caxev.ssh.tree import Landing, land_there, look_there, only_pusher, publish_there
@@ -17,12 +18,13 @@ __all__ = [
     "Transfer",
     "check",
     "endpoint_of",
+    "host_name",
     "land_there",
     "look_there",
     "only_pusher",
-    "pinned_known_hosts",
     "publish_there",
     "pull",
     "push",
     "remote_manifest",
+    "shell",
 ]

@@ -1,7 +1,10 @@
-"""Several processes that move one copy together.
+"""Several lanes that move one copy together, over the best ways there are to the far end.
 
-Packing and unpacking what goes through SSH keeps a core busy, so large work is shared out: the
-first share is moved in this process, each other one in a helper with a connection of its own.
+On a short link what limits a transfer is the work of packing and unpacking what goes through SSH.
+OpenSSH's own program does it with half of asyncssh's, so large work goes through `ssh`, a process
+for each core. On a long link it is how much the far end lets a channel have under way: so there
+further channels on the connection that there is already help, and they are open long before
+another connection is. Where there is no such program, or little to move, channels do it all.
 """
 
 from __future__ import annotations
@@ -9,67 +12,33 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final, Literal, TypeAlias, TypeVar
+from contextlib import ExitStack, asynccontextmanager
+from contextvars import copy_context
+from functools import partial
+from typing import Final
 
 import asyncssh
-from asyncssh import SFTPClient
-from attrs import define, field, frozen
+from attrs import define, field
+from loguru import logger
 
-from caxev import crash
-from caxev.files import Piece, Report, join
-from caxev.helpers import Helper
-from caxev.ssh.blocks import (
-    DigestSink,
-    FileSink,
-    FileSource,
-    Lanes,
-    Pace,
-    Progress,
-    fetch,
-    move_all,
-    send,
-)
-from caxev.ssh.endpoint import Endpoint, connected, started, translated
+from caxev.job import Retry
+from caxev.ssh.endpoint import Endpoint, one_line, started
+from caxev.ssh.lane import Digests, Haul, Lane, Refused
+from caxev.ssh.lines import Line, Program, channel_on
+from caxev.ssh.openssh import host_name, shell
+from caxev.ssh.plan import BLOCK, ON_ONE
 from caxev.ssh.remote import Remote, cancelled
+from caxev.ssh.sftp import Lost
 
-T = TypeVar("T")
-
-Digests: TypeAlias = dict[bytes, dict[int, list[bytes]]]
-"""The BLAKE3 of parts, by the file's path and the stretch's first byte."""
-
-THREADS: Final = 4
-_MOST: Final = 4  # processes
-_WORTH: Final = 48 << 20  # bytes that make one more process worth its connection
+_MOST: Final = 4  # programs
+_WORTH: Final = 48 << 20  # bytes that make one more connection worth it
 _FILE: Final = 64 << 10  # bytes
-_FRESH: Final = 20.0  # seconds after which a way is not trusted to be open still
-ON_ONE: Final = 8
-"""Channels on a connection at most; OpenSSH allows 10 unless told otherwise."""
 _WINDOW: Final = 2 << 20  # bytes that OpenSSH lets a channel have under way
-_RATE: Final = 400e6  # bytes a second that the channels together should be able to carry
-
-
-@frozen
-class Share:
-    """What one process moves of a copy.
-
-    `local` and `remote` are the trees on both sides. `do`: pull, push, or only read for digests.
-    `nstreams` are for all `processes` together. `finishing`: a pushed file gets its time, and is
-    brought to the disk, over SFTP.
-    """
-
-    endpoint: Endpoint
-    do: Literal["pull", "push", "read"]
-    local: bytes
-    remote: bytes
-    pieces: tuple[Piece, ...]
-    nstreams: int
-    processes: int
-    rate: float | None = None
-    finishing: bool = True
+_RATE: Final = 400e6  # bytes a second that the lanes together should be able to carry
 
 
 def weight_of(sizes: Iterable[int]) -> int:
@@ -77,134 +46,150 @@ def weight_of(sizes: Iterable[int]) -> int:
     return sum(size + _FILE for size in sizes)
 
 
-def processes_for(weight: int, nstreams: int) -> int:
-    """How many processes so much work is worth, in bytes."""
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(_MOST, cores, nstreams, weight // _WORTH))
+def lanes_for(weight: int, round_trip: float, nstreams: int, *, cores: int) -> tuple[int, int]:
+    """How many programs and how many channels to use, `nstreams` together at most.
+
+    `weight` in bytes, `round_trip` in seconds. No `cores`: there are no programs to be had.
+    """
+    programs = min(_MOST, cores, nstreams, weight // _WORTH)
+    wanted = min(nstreams, math.ceil(_RATE * round_trip / _WINDOW))
+    return programs, min(ON_ONE, max(wanted - programs, 0 if programs else 1))
 
 
-def channels_for(round_trip: float, nstreams: int, processes: int) -> int:
-    """How many channels each process should have where an answer takes `round_trip` seconds."""
-    wanted = math.ceil(_RATE * round_trip / _WINDOW)
-    return min(ON_ONE, max(1, -(-min(wanted, nstreams) // processes)))
+@define(eq=False)
+class Crew:
+    """The lanes of one transfer, beside the session `remote` on `connection`. Use `crew_on`."""
 
-
-@define
-class Way:
-    """A connection, and the sessions on it. Use `way_on`."""
-
-    endpoint: Endpoint
+    remote: Remote
     connection: asyncssh.SSHClientConnection
-    first: Remote
+    nstreams: int
     round_trip: float
-    _opening: list[asyncio.Task[SFTPClient]]
+    _held: ExitStack
+    _programs: list[asyncio.Task[Line]] = field(init=False, factory=list)
+    _channels: list[asyncio.Task[Line]] = field(init=False, factory=list)
 
-    async def remotes(self, nstreams: int, processes: int) -> list[Remote]:
-        """As many sessions as each of so many processes should have."""
-        count = channels_for(self.round_trip, nstreams, processes)
-        while len(self._opening) < count - 1:
-            self._opening.append(asyncio.create_task(started(self.endpoint, self.connection)))
-        opened = await asyncio.gather(*self._opening[: count - 1], return_exceptions=True)
-        # A server that allows fewer is served by fewer.
-        return [
-            self.first,
-            *(Remote(self.endpoint, one) for one in opened if isinstance(one, SFTPClient)),
-        ]
+    def call(self, weight: int) -> None:
+        """See to it that there will soon be lanes enough for so many bytes."""
+        cores = len(os.sched_getaffinity(0)) if shutil.which("ssh") else 0
+        programs, channels = lanes_for(weight, self.round_trip, self.nstreams, cores=cores)
+        while len(self._programs) < programs:
+            self._programs.append(asyncio.create_task(self._program()))
+        while len(self._channels) < channels:
+            self._channels.append(asyncio.create_task(channel_on(self.connection)))
+
+    async def _program(self) -> Line:
+        key = self.connection.get_server_host_key()
+        command = self._held.enter_context(shell(self.remote.endpoint, key))
+        return Program([*command, "-s", host_name(self.remote.endpoint), "sftp"])
+
+    async def move(self, haul: Haul) -> Digests:
+        """Move all of it. The first error ends it; a line that cannot be had is done without."""
+        try:
+            excuses = await self._over([*self._programs, *self._channels], haul)
+            if excuses and not haul.handout.finished and not self._channels:
+                shown = str(self.remote.endpoint)
+                logger.warning("{}: our ssh does not get there: {}", shown, "; ".join(excuses))
+                self._channels.append(asyncio.create_task(channel_on(self.connection)))
+                excuses = await self._over(self._channels, haul)
+        except Refused as refused:
+            raise await self._meaning(refused) from refused
+        if not haul.handout.finished:
+            raise Retry(f"{self.remote.endpoint} gives us no SFTP: {'; '.join(excuses)}")
+        return haul.digests
+
+    async def _over(self, lines: Sequence[asyncio.Task[Line]], haul: Haul) -> list[str]:
+        """Move all of it, if any of these lines is to be had; why some were not."""
+        with ThreadPoolExecutor(len(lines)) as threads:
+            using = {asyncio.create_task(self._use(line, haul, threads)): line for line in lines}
+            try:
+                return await _all_moved(haul, using)
+            except BaseException:
+                haul.handout.stop()
+                raise
+            finally:
+                await cancelled(using)
+
+    async def _use(
+        self, coming: asyncio.Task[Line], haul: Haul, threads: ThreadPoolExecutor
+    ) -> str | None:
+        """Move spans over one line; why it could not be had."""
+        try:
+            line = await coming
+        except (asyncssh.Error, OSError) as exc:
+            return one_line(exc)
+        where = str(self.remote.endpoint)
+        carry = partial(copy_context().run, _carry, line, haul, where)
+        thread = asyncio.get_running_loop().run_in_executor(threads, carry)
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            line.halt()
+            await asyncio.gather(thread, return_exceptions=True)
+            raise
+
+    async def _meaning(self, refused: Refused) -> Retry:
+        """Version 3 has one code for every failure: find out whether the disk is full."""
+        shown = self.remote.shown(refused.path)
+        free = await self.remote.free(os.path.dirname(refused.path))
+        if free is not None and free < BLOCK:
+            return Retry(f"disk full at {shown}: {free} bytes free")
+        return Retry(f"cannot write {shown}: {refused}")
+
+    async def dismiss(self) -> None:
+        """Let every line go."""
+        lines = [*self._programs, *self._channels]
+        await cancelled(lines)
+        for line in lines:
+            if not line.cancelled() and line.exception() is None:
+                line.result().close()
 
 
 @asynccontextmanager
-async def way_on(
-    connection: asyncssh.SSHClientConnection, endpoint: Endpoint, sessions: int = 1
-) -> AsyncIterator[Way]:
-    """Start SFTP on a connection, and see how long an answer takes.
-
-    `sessions` are opened at once, as each takes four round trips; more can be had later. They
-    end with their connection.
-    """
-    opening = [asyncio.create_task(started(endpoint, connection)) for _ in range(sessions)]
-    try:
-        sftp = await opening.pop(0)
-        began = time.monotonic()
-        await sftp.realpath(b".")
-        yield Way(endpoint, connection, Remote(endpoint, sftp), time.monotonic() - began, opening)
-    finally:
-        await cancelled(opening)
-
-
-def sessions_for(nstreams: int, processes: int) -> int:
-    """How many sessions a process opens before it knows how long answers take."""
-    return max(1, min(ON_ONE, nstreams // processes)) if processes > 1 else 1
-
-
-# -- helpers ------------------------------------------------------------------------------------
-
-
-@define
-class Crew:
-    """Helpers for one transfer. They connect while it is still being found out what to move."""
-
-    endpoint: Endpoint
-    nstreams: int
-    _coming: list[asyncio.Task[Helper]] = field(init=False, factory=list)
-
-    def call(self, processes: int) -> None:
-        """See to it that there are helpers enough for so many processes."""
-        self._coming += [
-            asyncio.create_task(self._connected(processes))
-            for _ in range(processes - 1 - len(self._coming))
-        ]
-
-    async def _connected(self, processes: int) -> Helper:
-        helper = Helper.take()
-        await _told(helper, connect, self.endpoint, self.nstreams, processes)
-        return helper
-
-    async def move(self, shares: Sequence[Share], way: Way, progress: Progress) -> Digests:
-        """Move all shares at once, the first over this way. The first error ends them all."""
-        self.call(len(shares))
-        moving = [asyncio.create_task(move_here(shares[0], way, progress))]
-        moving += [asyncio.create_task(self._helped(one, progress)) for one in shares[1:]]
+async def crew_on(
+    connection: asyncssh.SSHClientConnection, endpoint: Endpoint, nstreams: int
+) -> AsyncIterator[Crew]:
+    """Start SFTP on a connection, and see how long an answer takes."""
+    sftp = await started(endpoint, connection)
+    began = time.monotonic()
+    await sftp.realpath(b".")
+    round_trip = time.monotonic() - began
+    with ExitStack() as held:
+        crew = Crew(Remote(endpoint, sftp), connection, nstreams, round_trip, held)
         try:
-            return merged(await asyncio.gather(*moving))
+            yield crew
         finally:
-            await cancelled(moving)
-
-    async def _helped(self, share: Share, progress: Progress) -> Digests:
-        helper = await self._coming.pop()
-        found = await _told(helper, move_share, share, on_progress=progress.share())
-        helper.rest()
-        return found
-
-    async def dismiss(self) -> None:
-        """Let those go that were not needed."""
-        await cancelled(self._coming)
-        for coming in self._coming:
-            if not coming.cancelled() and coming.exception() is None:
-                await asyncio.to_thread(coming.result().close)
+            await crew.dismiss()
 
 
-async def _told(
-    helper: Helper,
-    function: Callable[..., T],
-    *args: object,
-    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-) -> T:
-    """Have a helper do something. Where that fails, or is cancelled, the helper is ended."""
-    loop = asyncio.get_running_loop()
+async def _all_moved(
+    haul: Haul, using: Mapping[asyncio.Task[str | None], asyncio.Task[Line]]
+) -> list[str]:
+    """Wait until all is moved and those who did it have come to their end; see `Crew._over`."""
+    pending = dict(using)
+    excuses: list[str] = []
+    while pending and not (haul.handout.finished and not any(map(_is_up, pending.values()))):
+        done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        excuses += [why for task in done if (why := task.result()) is not None]
+        pending = {task: line for task, line in pending.items() if task not in done}
+    return sorted(set(excuses))
 
-    def report(done: int, total: int) -> None:
-        loop.call_soon_threadsafe(on_progress, done, total)
 
-    running = asyncio.ensure_future(
-        asyncio.to_thread(helper.run, function, *args, on_progress=report)
-    )
+def _is_up(coming: asyncio.Task[Line]) -> bool:
+    gone = not coming.done() or coming.cancelled() or coming.exception() is not None
+    return not gone and coming.result().sftp.up
+
+
+def _carry(line: Line, haul: Haul, where: str) -> str | None:
+    """Move spans over a line; why it could not be had. In a thread."""
     try:
-        return await asyncio.shield(running)
-    except BaseException:
-        helper.kill()
-        await asyncio.gather(running, return_exceptions=True)
-        helper.close()
-        raise
+        line.sftp.greet()
+    except Lost:
+        return line.why()
+    try:
+        Lane(line.sftp, haul, where).carry()
+    except Lost as exc:
+        raise Retry(f"the connection to {where} was lost: {line.why()}") from exc
+    return None
 
 
 def merged(found: Iterable[Digests]) -> Digests:
@@ -214,98 +199,3 @@ def merged(found: Iterable[Digests]) -> Digests:
         for path, parts in digests.items():
             every.setdefault(path, {}).update(parts)
     return every
-
-
-class _Far:
-    """A helper's way, open from `connect` to the end of `move_share`."""
-
-    def __init__(self, endpoint: Endpoint, nstreams: int, processes: int) -> None:
-        self._since = time.monotonic()
-        self._runner = asyncio.Runner()
-        self._held = AsyncExitStack()
-        try:
-            self._way = self._runner.run(self._open(endpoint, nstreams, processes))
-        except BaseException:
-            self._runner.close()
-            raise
-
-    async def _open(self, endpoint: Endpoint, nstreams: int, processes: int) -> Way:
-        connection = await self._held.enter_async_context(connected(endpoint))
-        sessions = sessions_for(nstreams, processes)
-        return await self._held.enter_async_context(way_on(connection, endpoint, sessions))
-
-    @property
-    def age(self) -> float:
-        """Seconds for which nobody has answered the server on this way."""
-        return time.monotonic() - self._since
-
-    def close(self) -> None:
-        """Give the way up."""
-        self._runner.close()
-
-    def move(self, share: Share, report: Report) -> Digests:
-        """Move a share, and close the way."""
-        try:
-            return self._runner.run(self._move(share, report))
-        finally:
-            self.close()
-
-    async def _move(self, share: Share, report: Report) -> Digests:
-        total = sum(piece.left for piece in share.pieces)
-        async with self._held:
-            return await move_here(share, self._way, Progress(report, total))
-
-
-_far: list[_Far] = []
-
-
-def connect(endpoint: Endpoint, nstreams: int, processes: int, *, report: Report) -> None:
-    """Make ready to move a share. Runs in a helper process."""
-    del report
-    with translated(endpoint):
-        _far[:] = [_Far(endpoint, nstreams, processes)]
-
-
-def move_share(share: Share, *, report: Report) -> Digests:
-    """Move one share over the way that is open. Runs in a helper process, after `connect`."""
-    with translated(share.endpoint, os.fsdecode(share.remote)):
-        far = _far.pop()
-        if far.age > _FRESH:
-            far.close()
-            far = _Far(share.endpoint, share.nstreams, share.processes)
-        return far.move(share, report)
-
-
-# -- moving -------------------------------------------------------------------------------------
-
-
-async def move_here(share: Share, way: Way, progress: Progress) -> Digests:
-    """Move one share over this way."""
-    digests: Digests = {}
-    with ThreadPoolExecutor(THREADS) as threads:
-        lanes = Lanes(
-            await way.remotes(share.nstreams, share.processes),
-            threads,
-            Pace(share.rate),
-            share.finishing,
-        )
-
-        async def move(piece: Piece) -> None:
-            parts = await _move(share, lanes, piece, progress)
-            digests.setdefault(piece.file.path, {})[piece.start] = parts
-
-        await move_all(lanes, share.pieces, move)
-    return digests
-
-
-async def _move(share: Share, lanes: Lanes, piece: Piece, progress: Progress) -> list[bytes]:
-    there, here = join(share.remote, piece.file.path), join(share.local, piece.file.path)
-    if share.do == "push":
-        source = FileSource(here, piece)
-        await send(lanes, there, piece, source, progress)
-        crash.point("ssh.file")
-        return source.digest.parts()
-    sink = DigestSink() if share.do == "read" else FileSink(here, piece)
-    await fetch(lanes, there, piece, sink, progress)
-    crash.point("files.file")
-    return sink.digest.parts()

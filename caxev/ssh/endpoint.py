@@ -14,7 +14,7 @@ from attrs import frozen
 from caxev.files import shown
 from caxev.job import GiveUp, Retry
 
-_CIPHERS: Final = (
+CIPHERS: Final = (
     "aes128-gcm@openssh.com",
     "aes256-gcm@openssh.com",
     "chacha20-poly1305@openssh.com",
@@ -126,7 +126,7 @@ def _options(endpoint: Endpoint) -> dict[str, Any]:
         "agent_forwarding": False,
         "x11_forwarding": False,
         "kex_algs": _KEX,
-        "encryption_algs": _CIPHERS,
+        "encryption_algs": CIPHERS,
         "mac_algs": _MACS,
         "compression_algs": ["none"],
         "signature_algs": _SIGNATURES,
@@ -158,16 +158,16 @@ def _host_key_options(endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def pinned_known_hosts(endpoint: Endpoint) -> str:
-    """The line of a known_hosts file that says the pinned key of `endpoint`: host, type and key.
+def pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
+    """The key that is pinned for `endpoint`.
 
-    For programs that know no fingerprints. The server is asked for its key, which is believed only
-    where its fingerprint is the pinned one; else raises as `connected` does.
+    The server is asked for its key, which is believed only where its fingerprint is the pinned one;
+    else raises as `connected` does.
     """
-    return asyncio.run(_pinned_known_hosts(endpoint))
+    return asyncio.run(_pinned_key(endpoint))
 
 
-async def _pinned_known_hosts(endpoint: Endpoint) -> str:
+async def _pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
     with translated(endpoint):
         asking = asyncssh.get_server_host_key(
             endpoint.host,
@@ -180,9 +180,7 @@ async def _pinned_known_hosts(endpoint: Endpoint) -> str:
     pin = (endpoint.host_key or "").strip()
     if key is None or key.get_fingerprint("sha256") != pin:
         raise GiveUp(_distrust(endpoint))
-    kind, public = key.export_public_key("openssh").decode().split()[:2]
-    port = _port(endpoint)
-    return f"{endpoint.host if port is None else f'[{endpoint.host}]:{port}'} {kind} {public}\n"
+    return key
 
 
 def _readable(path: str, what: str) -> str:
@@ -240,7 +238,7 @@ def _distrust(endpoint: Endpoint) -> str:
         return f"host key of {endpoint} is not the one pinned for it ({endpoint.host_key})"
     file = endpoint.known_hosts_file
     try:
-        known = asyncssh.match_known_hosts(file, endpoint.host, "", _port(endpoint))
+        known = asyncssh.match_known_hosts(file, endpoint.host, "", host_port(endpoint))
     except (OSError, ValueError):
         return f"known_hosts file {shown(file)} cannot be read"
     if not any(known):
@@ -251,7 +249,8 @@ def _distrust(endpoint: Endpoint) -> str:
     )
 
 
-def _port(endpoint: Endpoint) -> int | None:
+def host_port(endpoint: Endpoint) -> int | None:
+    """The port where it is not the usual one, as known_hosts files say it."""
     return None if endpoint.port == asyncssh.DEFAULT_PORT else endpoint.port
 
 

@@ -4,8 +4,8 @@ Both write to a hidden partial beside the copy's final name, bring it to the dis
 there. Killed anywhere, the partial stays and the next attempt goes on with it; where the rename had
 happened, the next attempt finds the copy and is done.
 
-Large files go through SFTP, by several processes where that is worth it. Where the far account
-starts ``caxev receive``, small ones go through that in one stream, and it looks at the far disk.
+Bytes go through SFTP, over several connections where that is worth it. Where the far account
+starts ``caxev receive``, small files go through that in one stream, and it looks at the far disk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -51,7 +50,6 @@ from caxev.files import (
     partial_path,
     plan,
     printable,
-    shares,
     shown,
 )
 from caxev.job import GiveUp, Retry
@@ -65,20 +63,10 @@ from caxev.receive import (
     seen_rows,
 )
 from caxev.ssh.agent import Agent, agent_on
-from caxev.ssh.blocks import UNSURE, Pace, Progress, changed
-from caxev.ssh.crew import (
-    ON_ONE,
-    Crew,
-    Digests,
-    Share,
-    Way,
-    merged,
-    processes_for,
-    sessions_for,
-    way_on,
-    weight_of,
-)
+from caxev.ssh.crew import Crew, crew_on, merged, weight_of
 from caxev.ssh.endpoint import Endpoint, connected, started, translated
+from caxev.ssh.handout import Handout, Pace, Progress
+from caxev.ssh.lane import Digests, Haul, changed
 from caxev.ssh.plan import Transfer
 from caxev.ssh.remote import GONE, Remote, cancelled
 from caxev.ssh.streams import receive_stream, send_stream
@@ -111,7 +99,7 @@ def push(transfer: Transfer, *, report: Report) -> Moved:
         "source": seen_rows(source),
         "expected": item_rows(transfer.expected) if transfer.expected is not None else None,
         "min_free": transfer.min_free,
-        "unsure": _unsure(transfer),
+        "unsure": transfer.unsure,
         "again": transfer.again,
     }
     return asyncio.run(_run(transfer, bound(_push, here, source), report, **request))
@@ -132,10 +120,9 @@ def check(endpoint: Endpoint) -> str:
 
 @frozen
 class _Work:
-    """What every transfer needs: itself, the way there, and whom to tell."""
+    """What every transfer needs: itself, those who move the bytes, and whom to tell."""
 
     transfer: Transfer
-    way: Way
     crew: Crew
     starting: asyncio.Task[Agent | None] | None
     report: Report = field(repr=False)
@@ -143,7 +130,7 @@ class _Work:
 
     @property
     def remote(self) -> Remote:
-        return self.way.first
+        return self.crew.remote
 
     async def with_agent(self) -> _Work:
         """The same with the receiver, if the far account has started one."""
@@ -162,43 +149,24 @@ class _Work:
         total = sum(seen.size for seen in source)
         return Progress(self.report, total, total - todo.left)
 
-    def shares(
+    async def move(
         self,
         do: Literal["pull", "push", "read"],
-        local: bytes,
-        remote: bytes,
+        ends: tuple[bytes, bytes],
         pieces: Sequence[Piece],
+        progress: Progress,
         *,
-        split: bool,
-        beside: Sequence[Piece] = (),
-    ) -> list[Share]:
-        """What each process is to move of these pieces, while those `beside` go another way."""
-        transfer = self.transfer
-        rate = _part_of_rate(transfer, pieces, beside)
-        weight = weight_of(piece.left for piece in pieces)
-        count = processes_for(weight, transfer.nstreams)
-        # Where a file may be moved out of order, its time must not say that it is whole.
-        finishing = do == "push" and not split
-        return [
-            Share(
-                transfer.endpoint,
-                do,
-                local,
-                remote,
-                tuple(lot),
-                transfer.nstreams,
-                count,
-                None if rate is None else rate / count,
-                finishing,
-            )
-            for lot in shares(pieces, count, split=split)
-            if lot
-        ]
-
-    async def move(self, shares: Sequence[Share], progress: Progress) -> Digests:
-        if not shares:
+        ordered: bool = False,
+        pace: Pace | None = None,
+    ) -> Digests:
+        """Move these pieces of the trees at the two `ends`, here and there, over SFTP."""
+        if not pieces:
             return {}
-        return await self.crew.move(shares, self.way, progress)
+        self.crew.call(weight_of(piece.left for piece in pieces))
+        pace = pace or Pace(self.transfer.max_rate)
+        handout = Handout.of(pieces, ahead=self.transfer.unsure if ordered else None)
+        # Where files are moved in no order, no time must say that one is whole before all are.
+        return await self.crew.move(Haul(do, *ends, handout, pace, progress, finishing=ordered))
 
 
 async def _run(
@@ -209,28 +177,25 @@ async def _run(
 ) -> T:
     """Reach the other side and call `function`; `request`: what a receiver there is asked."""
     endpoint = transfer.endpoint
-    crew = Crew(endpoint, transfer.nstreams)
     with translated(endpoint, transfer.remote_path):
-        crew.call(processes := _processes(transfer))
-        try:
-            async with (
-                connected(endpoint) as connection,
-                _starting(transfer, connection, request) as starting,
-                way_on(connection, endpoint, sessions_for(transfer.nstreams, processes)) as way,
-            ):
-                return await function(_Work(transfer, way, crew, starting, report))
-        finally:
-            await crew.dismiss()
+        async with (
+            connected(endpoint) as connection,
+            _starting(transfer, connection, request) as starting,
+            crew_on(connection, endpoint, transfer.nstreams) as crew,
+        ):
+            if weight := _weight(transfer):
+                crew.call(weight)
+            return await function(_Work(transfer, crew, starting, report))
 
 
-def _processes(transfer: Transfer) -> int:
-    """How many processes the work is worth, as far as can be known before a look at it."""
+def _weight(transfer: Transfer) -> int:
+    """What the work is, as far as can be known before a look at it."""
     if transfer.expected is None or transfer.again:
-        return 1
+        return 0
     sizes = (item.size for item in transfer.expected.files)
     if transfer.agent is not None:
         sizes = (size for size in sizes if size > STREAMED)
-    return processes_for(weight_of(sizes), transfer.nstreams)
+    return weight_of(sizes)
 
 
 @asynccontextmanager
@@ -267,6 +232,7 @@ async def _pull(work: _Work) -> Moved:
         source,
         transfer.expected,
         transfer.min_free,
+        unsure=transfer.unsure,
         again=transfer.again,
         report=work.report,
     )
@@ -346,16 +312,16 @@ async def _fetch_all(
 ) -> Digests:
     transfer, partial = work.transfer, arrival.partial
     small, large = _sorted_out(todo.pieces, work.agent)
+    ordered = not _is_known(transfer)
     if work.agent is None:
-        split = _is_known(transfer)
-        return await work.move(work.shares("pull", partial, there, large, split=split), progress)
+        return await work.move("pull", (partial, there), large, progress, ordered=ordered)
     await work.agent.ask(pieces=piece_rows(small, arrival.source))
     if large:
         there = await work.remote.confine_known(there, transfer.remote_roots)
-    shares = work.shares("pull", partial, there, large, split=_is_known(transfer), beside=small)
-    pace = Pace(_part_of_rate(transfer, small, large))
+    pace = Pace(transfer.max_rate)
     return await _both(
-        receive_stream(work.agent, partial, small, pace, progress), work.move(shares, progress)
+        receive_stream(work.agent, partial, small, pace, progress),
+        work.move("pull", (partial, there), large, progress, ordered=ordered, pace=pace),
     )
 
 
@@ -413,10 +379,12 @@ async def _push_to_agent(
     small, large = _sorted_out(pieces, agent)
     if large:
         await _check_partial(work, partial)
-    root, pace = os.fsencode(here), Pace(_part_of_rate(transfer, small, large))
-    shares = work.shares("push", root, partial, large, split=_is_known(transfer), beside=small)
+    root, pace, ordered = os.fsencode(here), Pace(transfer.max_rate), not _is_known(transfer)
     digests = await _while_space(
-        _both(send_stream(agent, root, small, pace, progress), work.move(shares, progress)),
+        _both(
+            send_stream(agent, root, small, pace, progress),
+            work.move("push", (root, partial), large, progress, ordered=ordered, pace=pace),
+        ),
         transfer.min_free,
         bound(work.remote.free, os.path.dirname(partial)),
         _place(work),
@@ -459,7 +427,7 @@ async def _push_over_sftp(
             source,
             min_free=transfer.min_free,
             again=transfer.again,
-            unsure=_unsure(transfer),
+            unsure=transfer.unsure,
             wrong=wrong,
         )
         todo = landing.todo
@@ -467,9 +435,9 @@ async def _push_over_sftp(
             return None
         crash.point("ssh.prepare")
         progress = work.progress(todo, source)
-        shares = work.shares("push", os.fsencode(here), landing.partial, todo.pieces, split=False)
+        ends = os.fsencode(here), landing.partial
         digests = await _while_space(
-            work.move(shares, progress),
+            work.move("push", ends, todo.pieces, progress, ordered=True),
             transfer.min_free,
             bound(remote.free, os.path.dirname(landing.final)),
             remote.shown(landing.final),
@@ -479,19 +447,12 @@ async def _push_over_sftp(
     return progress, digests
 
 
-def _unsure(transfer: Transfer) -> int:
-    """How many bytes at the end of a cut-off file may not all be there."""
-    return UNSURE * min(transfer.nstreams, ON_ONE)
-
-
 def _unsynced(
     source: Sequence[Seen], todo: Plan, wrong: Mapping[bytes, Sequence[Range]]
 ) -> list[Seen]:
-    """Files that were not written in one go up to their end: these were finished by that."""
-    pieces = Counter(piece.file.path for piece in todo.pieces)
-    ended = {piece.file.path for piece in todo.pieces if piece.stop == piece.file.size}
-    done = {path for path, count in pieces.items() if count == 1} & ended
-    return [s for s in source if s.path in pieces.keys() | wrong.keys() and s.path not in done]
+    """Files that are not as they were, and of which nothing was sent: that would have ended it."""
+    sent = {piece.file.path for piece in todo.pieces}
+    return [seen for seen in source if seen.path in wrong.keys() - sent]
 
 
 def _wrong(transfer: Transfer, source: Sequence[Seen]) -> Mapping[bytes, Sequence[Range]]:
@@ -544,16 +505,6 @@ async def _until_full(
                 f"not enough space for {where}: {found / 1e6:,.1f} MB free, "
                 f"{min_free / 1e6:,.1f} MB must stay so"
             )
-
-
-def _part_of_rate(
-    transfer: Transfer, these: Sequence[Piece], rest: Sequence[Piece]
-) -> float | None:
-    """What `these` may move in a second, in bytes, while the `rest` is moved as well."""
-    if transfer.max_rate is None:
-        return None
-    left = [sum(piece.left for piece in pieces) or 1 for pieces in (these, rest)]
-    return transfer.max_rate * left[0] / sum(left)
 
 
 def _stood(source: list[Seen], began: float) -> Moved:
@@ -626,7 +577,7 @@ async def _remote_manifest(work: _Work) -> Manifest:
     source = await work.look(path)
     todo = plan(source, ())
     progress = work.progress(todo, source)
-    digests = await work.move(work.shares("read", b"", path, todo.pieces, split=True), progress)
+    digests = await work.move("read", (b"", path), todo.pieces, progress)
     if await work.look(path) != source:
         raise Retry(f"{work.remote.shown(path)} changed while it was read")
     manifest = _assembled(source, digests, {})

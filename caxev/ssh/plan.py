@@ -6,10 +6,12 @@ from typing import Final
 
 from attrs import field, frozen
 
-from caxev.files import Manifest
+from caxev.files import PART, Manifest
 from caxev.ssh.endpoint import Endpoint
 
 STREAMS: Final = 16
+ON_ONE: Final = 8
+"""Channels on a connection beside the first; OpenSSH allows 10 in all unless told otherwise."""
 BLOCK: Final = 255 * 1024  # bytes; the most that OpenSSH's server takes or gives in one request
 
 
@@ -37,3 +39,8 @@ class Transfer:
     min_free: int = 0
     again: bool = False
     found: Manifest | None = field(default=None, repr=False)
+
+    @property
+    def unsure(self) -> int:
+        """Bytes at the end of a file of unknown digests, cut off, that may not all be there."""
+        return PART * min(self.nstreams, ON_ONE)

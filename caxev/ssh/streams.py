@@ -12,8 +12,8 @@ from caxev import crash
 from caxev.files import PartDigest, Piece, join
 from caxev.receive import CHUNK, read_piece, write_piece
 from caxev.ssh.agent import Agent
-from caxev.ssh.blocks import Pace, Progress
-from caxev.ssh.crew import Digests
+from caxev.ssh.handout import Pace, Progress
+from caxev.ssh.lane import Digests
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ async def send_stream(
     try:
         while data := await coming:
             coming = asyncio.create_task(_in_thread(packer.take))
-            await pace.take(len(data))
+            await _paced(pace, len(data))
             await agent.write(data)
             progress.add(len(data))
     finally:
@@ -48,7 +48,7 @@ async def receive_stream(
         while left:
             data = await agent.read(min(left, CHUNK))
             left -= len(data)
-            await pace.take(len(data))
+            await _paced(pace, len(data))
             await writing
             writing = asyncio.create_task(_in_thread(unpacker.put, data))
             progress.add(len(data))
@@ -56,6 +56,11 @@ async def receive_stream(
     finally:
         await asyncio.wait([writing])
     return digests
+
+
+async def _paced(pace: Pace, count: int) -> None:
+    while wait := pace.take(count):  # noqa: ASYNC110  # nothing else says that time has passed
+        await asyncio.sleep(wait)
 
 
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:

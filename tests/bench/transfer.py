@@ -2,7 +2,7 @@
 
 Everybody has the same key, the same known hosts and no configuration file. Peers are timed from
 their start to their end. Ours is called in a worker process that is up and has its code loaded, as
-those of a listener are after a first large job, and the manifest of what is to be copied is known,
+those of a listener are after a first job, and the manifest of what is to be copied is known,
 as it is of every run from its birth on: *caxev sftp* at an account that has nothing but SFTP,
 *caxev receiver* at one where caxev is installed. Trees cannot be compressed, lie in memory, and
 their copies are removed after each timing. Contenders take turns in every round, and each round
@@ -44,7 +44,6 @@ from rich.console import Console
 from rich.table import Table
 
 from caxev.files import Manifest, Moved
-from caxev.helpers import Helper
 from caxev.ssh import Endpoint, Transfer, pull, push, remote_manifest
 from caxev.workers import Workers
 from tests import sshd
@@ -201,16 +200,9 @@ def peers() -> dict[str, Contender]:
 # -- ours -----------------------------------------------------------------------------------------
 
 
-def warm_up(transfer: Transfer, *, report: Any) -> None:
-    """Leave the worker as it is after a first large job: the code loaded, and a helper at rest."""
-    helper = Helper.take()
-    helper.run(nothing, transfer, on_progress=report)
-    helper.rest()
-
-
 async def _timed(case: Case, transfer: Transfer) -> Seconds:
     async with Workers(niceness=0) as workers:
-        await workers.run(warm_up, transfer)
+        await workers.run(nothing, transfer)
         began = time.perf_counter()
         moved = await workers.run(DIRECTIONS[case.direction], transfer)
         copied = time.perf_counter() - began

@@ -1,0 +1,143 @@
+"""What is to be moved, handed out a span at a time to whoever has room, and how fast and far it is.
+
+Shared by the threads that move the bytes of one copy and the event loop beside them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from threading import Condition, Lock
+from typing import Final
+
+from attrs import define, evolve, field
+
+from caxev.files import PART, Piece, Report
+
+_REPORT_EVERY: Final = 0.2  # seconds
+
+
+@define(eq=False)
+class Progress:
+    """Counts bytes, and passes the count on a few times a second. For any thread."""
+
+    report: Report
+    total: int
+    done: int = 0
+    sent: int = 0
+    _last: float = 0.0
+    _lock: Lock = field(factory=Lock, init=False, repr=False)
+
+    def add(self, count: int) -> None:
+        """So many bytes more have been moved."""
+        with self._lock:
+            self.done += count
+            self.sent += count
+            now = time.monotonic()
+            if now - self._last >= _REPORT_EVERY or self.done >= self.total:
+                self._last = now
+                self.report(self.done, self.total)
+
+
+@define(eq=False)
+class Pace:
+    """Keeps what is moved to so many bytes a second; None: as fast as it goes. For any thread."""
+
+    rate: float | None = None
+    _free_at: float = 0.0
+    _lock: Lock = field(factory=Lock, init=False, repr=False)
+
+    def take(self, count: int) -> float:
+        """So many bytes more are to be moved: 0 where they may, else the seconds to wait."""
+        if self.rate is None:
+            return 0.0
+        with self._lock:
+            now = time.monotonic()
+            if self._free_at > now:
+                return self._free_at - now
+            self._free_at = max(now, self._free_at) + count / self.rate
+            return 0.0
+
+
+@define(eq=False)
+class Handout:
+    """Hands out pieces, cut into spans of one `PART` of a file at most.
+
+    With `ahead` nothing of a file is handed out that ends more than so many bytes beyond what is
+    not there yet. So what there is of a cut-off file is right, but for that much at its end.
+    """
+
+    ahead: int | None
+    _left: deque[Piece]
+    _spans: Counter[bytes] = field(factory=Counter, init=False)
+    _begun: dict[bytes, set[int]] = field(factory=dict, init=False)
+    _stopped: bool = field(default=False, init=False)
+    _changed: Condition = field(factory=Condition, init=False, repr=False)
+
+    @classmethod
+    def of(cls, pieces: Iterable[Piece], *, ahead: int | None = None) -> Handout:
+        """To be handed out in this order, as far as it can be."""
+        handout = cls(ahead, deque(pieces))
+        for piece in handout._left:
+            handout._spans[piece.file.path] += max(1, -(-piece.left // PART))
+        return handout
+
+    @property
+    def finished(self) -> bool:
+        """Whether all has been moved."""
+        return not self._spans
+
+    def take(self, *, wait: bool) -> Piece | None:
+        """The next span; None where there is none, now or, with `wait`, ever again."""
+        with self._changed:
+            while not self._stopped and self._left:
+                for place, piece in enumerate(self._left):
+                    if self._may_begin(span := _first(piece)):
+                        self._begin(place, span)
+                        return span
+                if not wait:
+                    break
+                self._changed.wait()
+            return None
+
+    def _may_begin(self, span: Piece) -> bool:
+        begun = self._begun.get(span.file.path)
+        return self.ahead is None or not begun or span.stop <= min(begun) + self.ahead
+
+    def _begin(self, place: int, span: Piece) -> None:
+        piece = self._left[place]
+        if span.stop < piece.stop:
+            self._left[place] = evolve(piece, start=span.stop)
+        else:
+            del self._left[place]
+        self._begun.setdefault(span.file.path, set()).add(span.start)
+
+    def done(self, span: Piece) -> bool:
+        """A span has been moved; whether it was the last of its file."""
+        path = span.file.path
+        with self._changed:
+            self._begun[path].discard(span.start)
+            self._spans[path] -= 1
+            self._changed.notify_all()
+            if self._spans[path]:
+                return False
+            del self._spans[path], self._begun[path]
+            return True
+
+    def pause(self, seconds: float) -> bool:
+        """Wait so long, or until something has changed; whether to go on at all."""
+        with self._changed:
+            if not self._stopped:
+                self._changed.wait(seconds)
+            return not self._stopped
+
+    def stop(self) -> None:
+        """Hand out no more."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+
+def _first(piece: Piece) -> Piece:
+    return evolve(piece, stop=min(piece.start + PART, piece.stop))

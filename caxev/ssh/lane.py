@@ -1,0 +1,299 @@
+"""Moving the bytes of files over one SFTP session, in a thread.
+
+Requests are pipelined within a file and across files. Memory and what is in flight are bounded by
+structure: a lane takes another span only while less than `WINDOW` is to come of those that it has.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from threading import Lock
+from typing import Final, Literal
+
+import asyncssh
+from attrs import define, field, frozen
+from blake3 import blake3
+
+from caxev import crash
+from caxev.files import FILE_MODE, Piece, join, local, printable
+from caxev.job import Retry
+from caxev.ssh.handout import Handout, Pace, Progress
+from caxev.ssh.plan import BLOCK
+from caxev.ssh.remote import GONE
+from caxev.ssh.sftp import READ, WRITE, Answer, Sftp
+
+Digests = dict[bytes, dict[int, list[bytes]]]
+"""The BLAKE3 of parts, by the file's path and the stretch's first byte."""
+
+WINDOW: Final = 4 << 20  # bytes; twice what OpenSSH lets a channel have under way
+_FILES: Final = 64  # spans begun at once
+_SECOND: Final = 1_000_000_000
+
+
+class Refused(Exception):
+    """The far end does not let us write a file, and does not say why."""
+
+    def __init__(self, path: bytes, why: asyncssh.SFTPError) -> None:
+        super().__init__(str(why))
+        self.path = path
+
+
+@frozen
+class Haul:
+    """What all lanes move together: the trees on both sides, what of them, and how fast.
+
+    `do`: pull, push, or only read for digests. `finishing`: a file that is whole is given its time,
+    and brought to the disk where it was pushed.
+    """
+
+    do: Literal["pull", "push", "read"]
+    local: bytes
+    remote: bytes
+    handout: Handout
+    pace: Pace
+    progress: Progress
+    finishing: bool
+    digests: Digests = field(factory=dict, init=False, repr=False)
+    _lock: Lock = field(factory=Lock, init=False, repr=False)
+
+    def moved(self, span: Piece, digest: bytes) -> bool:
+        """Take note of a span; whether it was the last of its file."""
+        with self._lock:
+            parts = [digest] if span.left else []
+            self.digests.setdefault(span.file.path, {})[span.start] = parts
+        return self.handout.done(span)
+
+
+@define(eq=False)
+class _Span:
+    """A span that is being moved, its file open at both ends."""
+
+    span: Piece
+    here: bytes
+    there: bytes
+    left: int
+    handle: bytes = b""
+    descriptor: int = -1
+    digest: blake3 = field(factory=blake3)
+    at: int = field(init=False)
+    early: dict[int, bytes] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.at = self.span.start
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            descriptor, self.descriptor = self.descriptor, -1
+            os.close(descriptor)
+
+    # -- what is read here
+
+    def open_source(self) -> None:
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        with local(self.here, "read"):
+            self.descriptor = os.open(self.here, flags)
+        self.check_source()
+
+    def check_source(self) -> None:
+        status, seen = os.fstat(self.descriptor), self.span.file
+        if (status.st_size, status.st_mtime_ns) != (seen.size, seen.mtime_ns):
+            raise changed(printable(self.here))
+
+    def read(self, buffer: memoryview) -> None:
+        """Fill the buffer with what comes next."""
+        with local(self.here, "read"):
+            count = os.preadv(self.descriptor, [buffer], self.at)
+        if count < len(buffer):
+            raise changed(printable(self.here))
+        self.digest.update(buffer)
+        self.at += count
+
+    # -- what is written here
+
+    def open_target(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        with local(self.here, "write"):
+            self.descriptor = os.open(self.here, flags, FILE_MODE)
+
+    def put(self, at: int, data: memoryview) -> None:
+        """Take bytes, which a server may give in any order."""
+        if at != self.at:
+            self.early[at] = bytes(data)
+            return
+        self._write(data)
+        while (later := self.early.pop(self.at, None)) is not None:
+            self._write(memoryview(later))
+
+    def _write(self, data: memoryview) -> None:
+        if self.descriptor >= 0:
+            with local(self.here, "write"):
+                rest = data
+                while rest:
+                    rest = rest[os.pwrite(self.descriptor, rest, self.at + len(data) - len(rest)) :]
+        self.digest.update(data)
+        self.at += len(data)
+
+    def settle(self) -> None:
+        with local(self.here, "finish"):
+            os.utime(self.descriptor, ns=(self.span.file.mtime_ns, self.span.file.mtime_ns))
+
+
+@define(eq=False)
+class Lane:
+    """One session, and what is under way on it."""
+
+    sftp: Sftp
+    haul: Haul
+    where: str
+    _asked: dict[int, Callable[[Answer], None]] = field(factory=dict, init=False)
+    _blocks: deque[tuple[_Span, int, int]] = field(factory=deque, init=False)
+    _under_way: set[_Span] = field(factory=set, init=False)
+    _to_come: int = field(default=0, init=False)
+    _block: memoryview = field(factory=lambda: memoryview(bytearray(BLOCK)), init=False)
+
+    def carry(self) -> None:
+        """Move spans until none is left to take.
+
+        Raises `Lost`, `Refused`, asyncssh's errors and `Retry`.
+        """
+        try:
+            while True:
+                wait = self._fill()
+                if self._asked:
+                    if wait is None or self.sftp.answered(wait):
+                        answer = self.sftp.answer()
+                        self._asked.pop(answer.number)(answer)
+                elif wait is None or not self.haul.handout.pause(wait):
+                    return
+        finally:
+            for one in self._under_way:
+                one.close()
+
+    def _fill(self) -> float | None:
+        """Ask for what there is room for; the seconds until more may be, None: nothing to wait for.
+
+        Where nothing is asked, waits for something to be had.
+        """
+        ask = self._push if self.haul.do == "push" else self._pull
+        while self._blocks or self._begin_another():
+            if self._blocks:
+                one, at, count = self._blocks[0]
+                if wait := self.haul.pace.take(count):
+                    return wait
+                self._blocks.popleft()
+                ask(one, at, count)
+        return None
+
+    def _begin_another(self) -> bool:
+        if self._to_come >= WINDOW or len(self._under_way) >= _FILES:
+            return False
+        span = self.haul.handout.take(wait=not self._asked)
+        if span is not None:
+            self._begin(span)
+        return span is not None
+
+    def _ask(self, number: int, then: Callable[[Answer], None]) -> None:
+        self._asked[number] = then
+
+    def _begin(self, span: Piece) -> None:
+        here = join(self.haul.local, span.file.path)
+        there = join(self.haul.remote, span.file.path)
+        one = _Span(span, here, there, span.left)
+        self._under_way.add(one)
+        self._to_come += span.left
+        if self.haul.do == "push":
+            one.open_source()
+        elif self.haul.do == "pull":
+            one.open_target()
+        if span.left or self.haul.do == "push":
+            flags = WRITE if self.haul.do == "push" else READ
+            self._ask(self.sftp.open(there, flags), partial(self._opened, one))
+        else:
+            self._end(one)
+
+    def _opened(self, one: _Span, answer: Answer) -> None:
+        self._check(one, answer)
+        one.handle = bytes(answer.body)
+        span = one.span
+        for at in range(span.start, span.stop, BLOCK):
+            self._blocks.append((one, at, min(BLOCK, span.stop - at)))
+        if not span.left:
+            self._end(one)
+
+    def _check(self, one: _Span, answer: Answer) -> None:
+        if answer.error is None:
+            return
+        if self.haul.do != "push" and isinstance(answer.error, GONE):
+            raise Retry(f"{self._shown(one)} vanished meanwhile") from answer.error
+        if self.haul.do == "push" and isinstance(answer.error, asyncssh.SFTPFailure):
+            raise Refused(one.there, answer.error)
+        raise answer.error
+
+    def _shown(self, one: _Span) -> str:
+        return f"{self.where}:{printable(one.there)}"
+
+    def _pull(self, one: _Span, at: int, count: int) -> None:
+        number = self.sftp.read(one.handle, at, count)
+        self._ask(number, partial(self._pulled, one, at, count))
+
+    def _pulled(self, one: _Span, at: int, count: int, answer: Answer) -> None:
+        self._check(one, answer)
+        some = len(answer.body)
+        if not 0 < some <= count:
+            raise changed(self._shown(one))
+        one.put(at, answer.body)
+        if some < count:  # servers may give fewer than asked for
+            self._pull(one, at + some, count - some)
+        self._moved(one, some)
+
+    def _push(self, one: _Span, at: int, count: int) -> None:
+        block = self._block[:count]
+        one.read(block)
+        number = self.sftp.write(one.handle, at, block)
+        self._ask(number, partial(self._pushed, one, count))
+
+    def _pushed(self, one: _Span, count: int, answer: Answer) -> None:
+        self._check(one, answer)
+        self._moved(one, count)
+
+    def _moved(self, one: _Span, count: int) -> None:
+        one.left -= count
+        self._to_come -= count
+        if not one.left:
+            self._end(one)
+        self.haul.progress.add(count)
+
+    def _end(self, one: _Span) -> None:
+        """All of a span is at the other end."""
+        if self.haul.do == "push":
+            one.check_source()
+        last = self.haul.moved(one.span, one.digest.digest())
+        if last and self.haul.finishing:
+            self._finish(one)
+        one.close()
+        self._under_way.discard(one)
+        if one.handle:
+            self._ask(self.sftp.close(one.handle), _ignored)
+        if last:
+            crash.point("ssh.file" if self.haul.do == "push" else "files.file")
+
+    def _finish(self, one: _Span) -> None:
+        if self.haul.do == "pull":
+            one.settle()
+        elif self.haul.do == "push":
+            when = one.span.file.mtime_ns // _SECOND
+            self._ask(self.sftp.settle(one.handle, when), partial(self._check, one))
+            if self.sftp.can_fsync:
+                self._ask(self.sftp.fsync(one.handle), partial(self._check, one))
+
+
+def _ignored(_answer: Answer) -> None:
+    """What a server says to a file's being closed."""
+
+
+def changed(shown: str) -> Retry:
+    """What to raise where a source is not what it was."""
+    return Retry(f"{shown} changed while it was copied")
