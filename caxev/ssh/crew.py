@@ -60,41 +60,44 @@ def lanes_for(weight: int, round_trip: float, nstreams: int, *, cores: int) -> t
 class Crew:
     """The lanes of one transfer, beside the session `remote` on `connection`. Use `crew_on`."""
 
-    remote: Remote
+    endpoint: Endpoint
     connection: asyncssh.SSHClientConnection
     nstreams: int
     round_trip: float
     _held: ExitStack
+    remote: Remote = field(init=False)
     _programs: list[asyncio.Task[Line]] = field(init=False, factory=list)
     _channels: list[asyncio.Task[Line]] = field(init=False, factory=list)
+    _lines: list[asyncio.Task[Line]] = field(init=False, factory=list)
 
     def call(self, weight: int) -> None:
-        """See to it that there will soon be lanes enough for so many bytes."""
+        """See to it that there will soon be lanes for so many bytes, and use these."""
         cores = len(os.sched_getaffinity(0)) if shutil.which("ssh") else 0
         programs, channels = lanes_for(weight, self.round_trip, self.nstreams, cores=cores)
         while len(self._programs) < programs:
             self._programs.append(asyncio.create_task(self._program()))
         while len(self._channels) < channels:
             self._channels.append(asyncio.create_task(channel_on(self.connection)))
+        self._lines = [*self._programs[:programs], *self._channels[:channels]]
 
     async def _program(self) -> Line:
         key = self.connection.get_server_host_key()
-        command = self._held.enter_context(shell(self.remote.endpoint, key))
-        return Program([*command, "-s", host_name(self.remote.endpoint), "sftp"])
+        command = self._held.enter_context(shell(self.endpoint, key))
+        return Program([*command, "-s", host_name(self.endpoint), "sftp"])
 
     async def move(self, haul: Haul) -> Digests:
         """Move all of it. The first error ends it; a line that cannot be had is done without."""
         try:
-            excuses = await self._over([*self._programs, *self._channels], haul)
-            if excuses and not haul.handout.finished and not self._channels:
-                shown = str(self.remote.endpoint)
+            excuses = await self._over(self._lines, haul)
+            if excuses and not haul.handout.finished and self._lines == self._programs:
+                shown = str(self.endpoint)
                 logger.warning("{}: our ssh does not get there: {}", shown, "; ".join(excuses))
                 self._channels.append(asyncio.create_task(channel_on(self.connection)))
-                excuses = await self._over(self._channels, haul)
+                excuses = await self._over(self._channels[-1:], haul)
         except Refused as refused:
             raise await self._meaning(refused) from refused
         if not haul.handout.finished:
-            raise Retry(f"{self.remote.endpoint} gives us no SFTP: {'; '.join(excuses)}")
+            raise Retry(f"{self.endpoint} gives us no SFTP: {'; '.join(excuses)}")
         return haul.digests
 
     async def _over(self, lines: Sequence[asyncio.Task[Line]], haul: Haul) -> list[str]:
@@ -117,7 +120,7 @@ class Crew:
             line = await coming
         except (asyncssh.Error, OSError) as exc:
             return one_line(exc)
-        where = str(self.remote.endpoint)
+        where = str(self.endpoint)
         carry = partial(copy_context().run, _carry, line, haul, where)
         thread = asyncio.get_running_loop().run_in_executor(threads, carry)
         try:
@@ -146,16 +149,26 @@ class Crew:
 
 @asynccontextmanager
 async def crew_on(
-    connection: asyncssh.SSHClientConnection, endpoint: Endpoint, nstreams: int
+    connection: asyncssh.SSHClientConnection,
+    endpoint: Endpoint,
+    nstreams: int,
+    *,
+    weight: int,
+    round_trip: float,
 ) -> AsyncIterator[Crew]:
-    """Start SFTP on a connection, and see how long an answer takes."""
-    sftp = await started(endpoint, connection)
-    began = time.monotonic()
-    await sftp.realpath(b".")
-    round_trip = time.monotonic() - began
+    """Start SFTP on a connection, and at once the lanes for so many bytes, as far as is known.
+
+    `round_trip`: a guess. How long an answer takes is seen then, and says what will be used.
+    """
     with ExitStack() as held:
-        crew = Crew(Remote(endpoint, sftp), connection, nstreams, round_trip, held)
+        crew = Crew(endpoint, connection, nstreams, round_trip, held)
         try:
+            if weight:
+                crew.call(weight)
+            crew.remote = Remote(endpoint, await started(endpoint, connection))
+            began = time.monotonic()
+            await crew.remote.sftp.realpath(b".")
+            crew.round_trip = time.monotonic() - began
             yield crew
         finally:
             await crew.dismiss()

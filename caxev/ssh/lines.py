@@ -26,7 +26,7 @@ _TAIL: Final = 1 << 10  # bytes of what a program complained that are kept
 
 
 class Line(Protocol):
-    """A way to an SFTP server at the far end."""
+    """A way to an SFTP server at the far end, which is greeted already."""
 
     sftp: Sftp
 
@@ -60,6 +60,7 @@ class Program:
             with suppress(OSError):
                 fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE)
         self.sftp = Sftp(self._pipes[0].fileno(), self._pipes[1].fileno())
+        self.sftp.hello()
 
     def halt(self) -> None:
         """End it at once."""
@@ -131,6 +132,7 @@ class Channel:
     def __init__(self, ours: socket.socket, here: _Here) -> None:
         self._ours, self._here = ours, here
         self.sftp = Sftp(ours.fileno(), ours.fileno())
+        self.sftp.hello()
 
     def halt(self) -> None:
         """End it at once."""

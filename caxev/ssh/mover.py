@@ -75,6 +75,7 @@ from caxev.ssh.tree import land, only_pusher, publish
 T = TypeVar("T")
 
 _MANY: Final = 16  # small files that are worth waiting for a receiver
+_HANDSHAKE: Final = 8  # round trips until a connection is there
 _LOOK_AT_DISK: Final = 5.0  # seconds between two looks at the free space
 
 
@@ -176,16 +177,17 @@ async def _run(
     **request: object,
 ) -> T:
     """Reach the other side and call `function`; `request`: what a receiver there is asked."""
-    endpoint = transfer.endpoint
+    endpoint, weight, began = transfer.endpoint, _weight(transfer), time.monotonic()
     with translated(endpoint, transfer.remote_path):
-        async with (
-            connected(endpoint) as connection,
-            _starting(transfer, connection, request) as starting,
-            crew_on(connection, endpoint, transfer.nstreams) as crew,
-        ):
-            if weight := _weight(transfer):
-                crew.call(weight)
-            return await function(_Work(transfer, crew, starting, report))
+        async with connected(endpoint) as connection:
+            guess = (time.monotonic() - began) / _HANDSHAKE
+            async with (
+                _starting(transfer, connection, request) as starting,
+                crew_on(
+                    connection, endpoint, transfer.nstreams, weight=weight, round_trip=guess
+                ) as crew,
+            ):
+                return await function(_Work(transfer, crew, starting, report))
 
 
 def _weight(transfer: Transfer) -> int:

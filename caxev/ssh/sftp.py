@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import select
 import struct
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import asyncssh
@@ -65,9 +66,13 @@ class Sftp:
     _number: int = field(default=0, init=False)
     _buffer: memoryview = field(factory=lambda: memoryview(bytearray(_LONGEST)), init=False)
 
+    def hello(self) -> None:
+        """Say hello. Waits for nobody, and leaves it to `greet` to find that nobody is there."""
+        with suppress(Lost):
+            self._write(_LONG.pack(5) + bytes([_INIT]) + _LONG.pack(3))
+
     def greet(self) -> None:
-        """Say hello, and wait for the server to do so."""
-        self._write(_LONG.pack(5) + bytes([_INIT]) + _LONG.pack(3))
+        """Wait for the server to say hello."""
         (length,) = _LONG.unpack(self._read(_LONG.size))
         hello = bytes(self._read(length))
         if hello[:1] != bytes([_VERSION]):
