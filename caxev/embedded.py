@@ -103,16 +103,18 @@ class Mongod:
         self.directory = directory
         self.options = (*options, f"--replSet={replset}") if replset else tuple(options)
         self.port = _free_port()
+        self.front: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        """Where clients and other members reach it: at `front`, if something stands before it."""
+        return f"127.0.0.1:{self.front or self.port}"
 
     @property
     def uri(self) -> str:
         """The URI of this one server, whatever set it is a member of."""
-        return f"mongodb://{self.address}/?directConnection=true"
+        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
 
     def start(self) -> None:
         """Start it; `wait` for it before use. It dies when this process dies."""
@@ -248,7 +250,8 @@ class ReplicaSet:
         """Which member is the primary now; waits for an election to end."""
         with self._client() as client:
             client.admin.command("ping")
-            return [member.port for member in self.members].index((client.primary or ("", 0))[1])
+            host, port = client.primary or ("", 0)
+            return [member.address for member in self.members].index(f"{host}:{port}")
 
     def queries(self, namespace: str) -> int:
         """How often the collection was queried since the server's start (its `top` counters)."""

@@ -145,7 +145,8 @@ def as_utc(value: object) -> datetime | None:
 
 
 def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
+    # No subclass: BSON's code is a text that is not hashable, and so can be no key.
+    return value if type(value) is str and value else None
 
 
 @frozen

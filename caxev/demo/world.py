@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,12 +40,14 @@ class World:
     """The sites of a sites.json, brought to life below `directory`.
 
     Host names, ports, keys and directories of the file are replaced by those of this machine. Use
-    it as a context manager: on leaving, every process that it started has ended.
+    it as a context manager: on leaving, every process that it started has ended. `server` makes
+    the database in a directory.
     """
 
     directory: Path
     template: Path
     data: Path | None = None
+    server: Callable[[Path], ReplicaSet] = ReplicaSet
     mongod: ReplicaSet = field(init=False)
     sites: Sites = field(init=False)
     listeners: dict[str, subprocess.Popen[bytes]] = field(init=False, factory=dict)
@@ -53,7 +55,7 @@ class World:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self.mongod = stack.enter_context(ReplicaSet(self._made("mongod")))
+            self.mongod = stack.enter_context(self.server(self._made("mongod")))
             entries = json.loads(self.template.read_text())
             ports = self._start_servers(entries, stack)
             self.sites = self._write_sites(entries, ports)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from tests.faults.campaign import play
 from tests.faults.crash import crash
+from tests.faults.database import FAULTS, Fronted, database
 from tests.faults.kill import kill
 from tests.faults.takeover import takeover
 
@@ -32,6 +33,9 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("takeover", help="kill -9 the leader of two listeners")
     _shared(one, rounds=3)
     one.add_argument("--lease", type=float, default=15.0)
+    one = commands.add_parser("database", help="everything that can happen to the database")
+    _shared(one, rounds=50)
+    one.add_argument("--only", nargs="+", default=(), choices=sorted(FAULTS), help="only these")
     return parser
 
 
@@ -62,6 +66,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return play(
                 lambda ground: kill(ground, rounds=given.rounds, size=size, seed=given.seed),
                 as_json=given.json,
+            )
+        case "database":
+            return play(
+                lambda ground: database(
+                    ground, rounds=given.rounds, seed=given.seed, only=tuple(given.only)
+                ),
+                as_json=given.json,
+                server=Fronted,
             )
         case _:
             return play(

@@ -39,9 +39,10 @@ from caxev.config import DEFAULT_HANDLERS, load_handlers
 from caxev.daemon import open_database, prepare, run
 from caxev.demo.command import ended_by_signals
 from caxev.demo.world import World, ask, left
+from caxev.embedded import ReplicaSet
 from caxev.files import PART_PREFIX, digest_tree
 from caxev.model import TRANSFERRED, CopyKey, Run, RunId
-from caxev.mongo import Database
+from caxev.mongo import Database, DatabaseError, passing
 
 ROOT: Final = Path(__file__).parents[2]
 EFFECTS: Final = Path(__file__).parent / "effects.py"
@@ -50,6 +51,8 @@ BIRTH: Final = "lngs"
 PATIENCE: Final = 90.0
 """Seconds after which what has not come to its end is lost."""
 LOOK_EVERY: Final = 0.1
+SHOWN: Final = 10
+"""Problems of a round that are told one by one."""
 
 Kind = Literal["lost", "duplicated", "corrupt_accepted"]
 
@@ -229,7 +232,7 @@ class Ground:
     ) -> None:
         """Wait for a condition. Raises TimeoutError."""
         with trio.move_on_after(within):
-            while not await condition():  # of another process
+            while not await _holds(condition):  # of another process
                 await trio.sleep(LOOK_EVERY)
             return
         raise TimeoutError(why)
@@ -321,6 +324,15 @@ class Ground:
                     )
 
 
+async def _holds(condition: Callable[[], Awaitable[bool]]) -> bool:
+    try:
+        return await condition()
+    except DatabaseError as error:
+        if not passing(error):
+            raise
+        return False
+
+
 @asynccontextmanager
 async def ground_in(world: World, *, lease: float = 2.0) -> AsyncIterator[Ground]:
     """A ground for the length of a block; its listeners have ended afterwards."""
@@ -335,11 +347,11 @@ async def ground_in(world: World, *, lease: float = 2.0) -> AsyncIterator[Ground
 
 
 @contextmanager
-def new_world() -> Iterator[World]:
-    """A world in a temporary directory, gone afterwards."""
+def new_world(server: Callable[[Path], ReplicaSet] = ReplicaSet) -> Iterator[World]:
+    """A world in a temporary directory, gone afterwards; `server` makes its database."""
     with (
         tempfile.TemporaryDirectory(prefix="caxev-faults-") as directory,
-        World(Path(directory), ROOT / "sites.json") as world,
+        World(Path(directory), ROOT / "sites.json", server=server) as world,
     ):
         yield world
 
@@ -352,7 +364,7 @@ def say(text: str) -> None:
 def say_round(what: str, problems: Sequence[Problem], seconds: float) -> None:
     """Print how a round went."""
     say(f"{what}: {'good' if not problems else f'{len(problems)} problems'}, {seconds:.1f} s")
-    for problem in problems:
+    for problem in problems[:SHOWN]:
         say(f"    {problem.kind}: {problem.what}")
 
 
@@ -361,6 +373,7 @@ def play(
     *,
     lease: float = 2.0,
     as_json: bool = False,
+    server: Callable[[Path], ReplicaSet] = ReplicaSet,
 ) -> int:
     """Play a campaign in a world of its own and print its figures; its exit status.
 
@@ -371,7 +384,7 @@ def play(
         async with ground_in(world, lease=lease) as ground:
             return await campaign(ground)
 
-    with ended_by_signals(), new_world() as world:
+    with ended_by_signals(), new_world(server) as world:
         figures = run(main, world)
     _print_table(figures)
     if as_json:

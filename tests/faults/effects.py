@@ -21,3 +21,9 @@ async def nap(job: Job) -> RunUpdate:
     """Sleep for as many seconds as the run says, then leave a tag. Done twice, it leaves two."""
     await trio.sleep(job.run.document["nap"])
     return RunUpdate(job.run.id, tag={"name": f"napped-{job.site.name}"})
+
+
+@on(tag("tick"))
+async def tick(job: Job) -> RunUpdate:
+    """Leave a tag for a run that the load has added. Done twice, it leaves two."""
+    return RunUpdate(job.run.id, tag={"name": f"ticked-{job.site.name}"})
