@@ -51,6 +51,7 @@ class World:
     mongod: ReplicaSet = field(init=False)
     sites: Sites = field(init=False)
     listeners: dict[str, subprocess.Popen[bytes]] = field(init=False, factory=dict)
+    _servers: dict[str, subprocess.Popen[bytes]] = field(init=False, factory=dict)
     _stack: ExitStack = field(init=False, factory=ExitStack)
 
     def __enter__(self) -> Self:
@@ -110,7 +111,15 @@ class World:
         log = stack.enter_context((self._made("logs") / f"{name}.sshd.log").open("wb"))
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log)  # noqa: S603  # our own module
         stack.callback(end, process)
+        self._servers[name] = process
         return port_file, process
+
+    def restart_server(self, name: str) -> int:
+        """Kill a site's SSH server and start another one; its port, which is not the former."""
+        self._servers[name].kill()
+        self._servers[name].wait()
+        (self.directory / "keys" / f"{name}.port").unlink()
+        return _port_in(*self._start_server(name, self._stack))
 
     def _write_sites(self, entries: list[dict[str, Any]], ports: list[int]) -> Sites:
         keys = self.directory / "keys"

@@ -10,9 +10,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tests.faults.campaign import play
+from tests.faults import transfers
+from tests.faults.campaign import play, say
 from tests.faults.crash import crash
 from tests.faults.database import FAULTS, Fronted, database
+from tests.faults.documents import documents_campaign
+from tests.faults.fuzz import fuzz
 from tests.faults.kill import kill
 from tests.faults.takeover import takeover
 
@@ -36,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("database", help="everything that can happen to the database")
     _shared(one, rounds=50)
     one.add_argument("--only", nargs="+", default=(), choices=sorted(FAULTS), help="only these")
+    one = commands.add_parser("documents", help="hostile and broken runs among good ones")
+    _shared(one, rounds=5)
+    one.add_argument("--fuzz", type=int, default=0, help="first, so many through the model alone")
+    one = commands.add_parser("transfers", help="what disks and networks do to copies")
+    _shared(one, rounds=24)
+    one.add_argument("--only", nargs="+", default=(), choices=sorted(transfers.FAULTS))
     return parser
 
 
@@ -65,6 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             size = int(given.size_mb * MEGABYTE)
             return play(
                 lambda ground: kill(ground, rounds=given.rounds, size=size, seed=given.seed),
+                as_json=given.json,
+            )
+        case "transfers":
+            return play(
+                lambda ground: transfers.transfers(
+                    ground, rounds=given.rounds, seed=given.seed, only=tuple(given.only)
+                ),
+                as_json=given.json,
+            )
+        case "documents":
+            if given.fuzz:
+                say(f"{fuzz(given.fuzz, given.seed)} documents through the model: nothing raised")
+            return play(
+                lambda ground: documents_campaign(ground, rounds=given.rounds, seed=given.seed),
                 as_json=given.json,
             )
         case "database":

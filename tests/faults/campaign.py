@@ -186,11 +186,15 @@ class Listener:
 
 @define(eq=False)
 class Ground:
-    """A `World` with its database open, on which runs are taken and listeners come and go."""
+    """A `World` with its database open, on which runs are taken and listeners come and go.
+
+    `outcasts` are runs that are broken on purpose: what they owe is no loss.
+    """
 
     world: World
     database: Database
     lease: float = 2.0
+    outcasts: set[RunId] = field(init=False, factory=set)
     listeners: dict[str, Listener] = field(init=False, factory=dict)
     _numbers: Iterator[int] = field(init=False)
     _started: list[Listener] = field(init=False, factory=list)
@@ -243,6 +247,13 @@ class Ground:
             ask(listener.process)
         for listener in listeners:
             await trio.to_thread.run_sync(left, listener.process)
+
+    def ended(self) -> Iterator[Problem]:
+        """Say which listeners have ended by themselves, and start others."""
+        for site, listener in list(self.listeners.items()):
+            if listener.process.poll() is not None:
+                yield Problem("lost", f"the listener of {site} has ended")
+                self.listen(site)
 
     def close(self) -> None:
         """End every listener that was started here, in good order if it can."""
@@ -306,6 +317,7 @@ class Ground:
             Problem("lost", f"{debt.site}: {debt.handler} of {debt.event} is {state}: {debt.note}")
             for state in states
             for debt, _ in await self.database.debts(state=state)
+            if debt.run not in self.outcasts
         ]
 
     def _partials(self) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from pymongo.errors import AutoReconnect, PyMongoError
 from caxev.embedded import ReplicaSet
 from caxev.job import utcnow
 from tests.faults.campaign import PATIENCE, Born, Ground, Problem, Tally, say_round
-from tests.faults.load import Document, Load
+from tests.faults.load import Document, Load, in_turn
 from tests.faults.proxy import Proxy
 
 SIZE: Final = 300_000
@@ -261,7 +261,9 @@ async def rolled_over(stage: Stage) -> float | None:
         return await _gaps(stage, site, since) > 0
 
     await stage.ground.until(told, f"{site} does not report the gap")
+    await stage.load.rest()
     await stage.load.counted(stage.ground)
+    stage.load.go()
     if (found := await _gaps(stage, site, since)) != 1:
         raise RuntimeError(f"{site} reports {found} gaps for one")
     return None
@@ -331,16 +333,6 @@ async def database(
     }
 
 
-def in_turn(
-    names: tuple[str, ...], rounds: int, random: Random, *, shuffled: bool
-) -> Iterator[str]:
-    """Return `rounds` names, each as often as any other. Pure."""
-    for number in range(rounds):
-        if number % len(names) == 0 and shuffled:
-            names = tuple(random.sample(names, len(names)))
-        yield names[number % len(names)]
-
-
 async def _round(stage: Stage, play: Fault) -> tuple[list[Problem], float | None]:
     """Play a fault under load: what is wrong at the end, and how late the slowest site was."""
     ground, load = stage.ground, stage.load
@@ -357,10 +349,7 @@ async def _round(stage: Stage, play: Fault) -> tuple[list[Problem], float | None
     await stage.load.counted(stage.ground)
     problems = await ground.finish(stage.born, None)
     problems += await stage.load.missing(ground)
-    for site, listener in ground.listeners.items():
-        if listener.process.poll() is not None:
-            problems.append(Problem("lost", f"the listener of {site} has ended"))
-            ground.listen(site)
+    problems += ground.ended()
     await ground.ready(*ground.listeners.values())
     await ground.forget(stage.born)
     return problems, delay

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from random import Random
 from typing import Any, Final
 
 import trio
@@ -120,3 +121,13 @@ class Load:
                 if times != 1:
                     kind: Kind = "lost" if times == 0 else "duplicated"
                     yield Problem(kind, f"{one} was reacted to {times} times at {site}")
+
+
+def in_turn(
+    names: tuple[str, ...], rounds: int, random: Random, *, shuffled: bool
+) -> Iterator[str]:
+    """Return `rounds` names, each as often as any other. Pure."""
+    for number in range(rounds):
+        if number % len(names) == 0 and shuffled:
+            names = tuple(random.sample(names, len(names)))
+        yield names[number % len(names)]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from attrs import define, field
+
+from caxev.config import load_sites
+from caxev.demo.world import World
 
 Way = Literal["there", "back"]
 Meddler = Callable[[Way, int, bytes], bytes]
@@ -136,3 +140,23 @@ def _reset(one: socket.socket) -> None:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         one.shutdown(socket.SHUT_RDWR)
     one.close()
+
+
+def front_ssh(world: World, **fields: Any) -> dict[str, Proxy]:
+    """Put a proxy before each site's SSH server, in sites.json; `fields` are added to each site.
+
+    Do it before any listener is started.
+    """
+    file, known = world.directory / "sites.json", world.directory / "keys" / "known_hosts"
+    entries = json.loads(file.read_text())
+    proxies = {entry["name"]: Proxy(entry["port"]) for entry in entries}
+    lines = known.read_text()
+    for entry in entries:
+        port = proxies[entry["name"]].port
+        same = [line for line in lines.splitlines() if f"]:{entry['port']} " in line]
+        lines += "".join(f"{line.replace(str(entry['port']), str(port), 1)}\n" for line in same)
+        entry.update(port=port, **fields)
+    known.write_text(lines)
+    file.write_text(json.dumps(entries))
+    world.sites = load_sites(file)
+    return proxies
