@@ -97,10 +97,14 @@ class Mongod:
 
     Without a replica set's name it is a plain server, on which no change stream can be opened.
     `options` are flags as ``--name=value``; they take the place of our own flags of that name.
+    `query` is what a URI says beyond that, as ``&tls=true``.
     """
 
-    def __init__(self, directory: Path, options: Sequence[str] = (), replset: str = "") -> None:
+    def __init__(
+        self, directory: Path, options: Sequence[str] = (), replset: str = "", query: str = ""
+    ) -> None:
         self.directory = directory
+        self.query = query
         self.options = (*options, f"--replSet={replset}") if replset else tuple(options)
         self.port = _free_port()
         self.front: int | None = None
@@ -114,7 +118,7 @@ class Mongod:
     @property
     def uri(self) -> str:
         """The URI of this one server, whatever set it is a member of."""
-        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
+        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true{self.query}"
 
     def start(self) -> None:
         """Start it; `wait` for it before use. It dies when this process dies."""
@@ -188,26 +192,40 @@ class ReplicaSet:
 
     `start` returns when a majority write has worked; `stop` kills every member. As a context
     manager it does both. What was acknowledged survives `stop`: `start` goes on from there.
-    With ``auth`` there is one user, `user` with `password`, and `uri` holds both.
+    With ``auth`` there is one user, `user` with `password`, and `uri` holds both. `query`: as for
+    `Mongod`.
     """
 
     user: Final = _USER
 
     def __init__(
-        self, directory: Path, members: int = 1, options: Sequence[str] = (), *, auth: bool = False
+        self,
+        directory: Path,
+        members: int = 1,
+        options: Sequence[str] = (),
+        *,
+        auth: bool = False,
+        query: str = "",
     ) -> None:
         self.directory = directory
+        self.query = query
         self.password = secrets.token_urlsafe(12) if auth else ""
         key = (f"--keyFile={directory / 'key'}",) if auth else ()
         self.members = tuple(
-            Mongod(directory / f"member-{i}", (*options, *key), _NAME) for i in range(members)
+            Mongod(directory / f"member-{i}", (*options, *key), _NAME, query)
+            for i in range(members)
         )
 
     @property
     def uri(self) -> str:
         """How clients reach the set, with user and password where it asks for them."""
         login = f"{self.user}:{self.password}@" if self.password else ""
-        return f"mongodb://{login}{self.hosts}/?replicaSet={_NAME}"
+        return f"mongodb://{login}{self.address}"
+
+    @property
+    def address(self) -> str:
+        """What follows ``mongodb://`` and the login in a URI of this set."""
+        return f"{self.hosts}/?replicaSet={_NAME}{self.query}"
 
     @property
     def hosts(self) -> str:

@@ -763,7 +763,7 @@ async def first_batch(db: Database, position: Position) -> None:
     await db.next_batch(await db.open_stream(position), 0.1)
 
 
-@pytest.mark.parametrize("where", ["long ago", "garbage", "no hex", "no token"])
+@pytest.mark.parametrize("where", ["long ago", "garbage", "cut short", "no hex", "no token"])
 async def test_an_impossible_position_is_history_lost(database: Named, where: str) -> None:
     """A token that the oplog no longer knows, or that is none, ends in `HistoryLost`."""
     async with engine.opened(database) as db:
@@ -775,6 +775,7 @@ async def test_an_impossible_position_is_history_lost(database: Named, where: st
         bad = {
             "long ago": Position({"_data": data[:2] + "00000001" + data[10:]}),
             "garbage": Position({"_data": "82" + "ff" * 20}),
+            "cut short": Position({"_data": data[:2]}),
             "no hex": Position({"_data": "zz"}),
             "no token": Position({"x": 1}),
         }[where]

@@ -1,7 +1,8 @@
-"""What an administrator asks: `caxev sites check`, `caxev handlers`, `caxev db init`."""
+"""What an administrator asks: `caxev sites check`, `handlers`, `db init` and `db grants`."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,8 @@ import click
 
 from caxev.cli.errors import CONFIGURATION, FAILED
 from caxev.cli.options import as_json, example, global_options, state
-from caxev.cli.output import Table, say, show
-from caxev.config import DEFAULT_HANDLERS, ConfigError, Site, Sites
+from caxev.cli.output import Table, say, show, show_json
+from caxev.config import DEFAULT_HANDLERS, ConfigError, Site, Sites, secret
 
 if TYPE_CHECKING:
     from caxev.mongo import Database
@@ -44,6 +45,54 @@ def db_init() -> None:
 
     options.with_database(create)
     say(f"{settings.database}.{settings.prefix}*: indexes are in place at {settings.safe_uri}")
+
+
+@db.command(
+    "grants",
+    epilog=example("caxev db grants --site lngs", "caxev db grants --site lngs --apply"),
+)
+@click.option("--site", required=True, metavar="S", help="Whose user.")
+@click.option("--x509", metavar="SUBJECT", help="A certificate's subject, in place of a password.")
+@click.option("--apply", "apply_", is_flag=True, help="Make them, or bring them up to date.")
+@as_json
+@global_options(hidden=True)
+def db_grants(*, site: str, x509: str | None, apply_: bool, as_json: bool) -> None:
+    """Show the role and the user that a site needs of the database; with --apply make them.
+
+    The role allows what a listener does and no more. The address is an administrator's; the new
+    user's password is taken from NEW_PASSWORD or the file that NEW_PASSWORD_FILE names.
+    """
+    from caxev.mongo.grants import commands
+
+    options = state()
+    options.log("warning")
+    options.sites().get(site)
+    settings = options.settings()
+    user = x509 or f"{settings.prefix}{site}"
+    if not apply_:
+        rows = commands(settings, user, None, x509=x509 is not None)
+        if as_json:
+            show_json([{"database": name, "command": command} for name, command in rows])
+        else:
+            say("\n".join(_in_shell(name, command) for name, command in rows))
+        return
+    password = None if x509 else secret("NEW_PASSWORD")
+    if password is None and x509 is None:
+        raise ConfigError(
+            f"there is no password for {user}: set NEW_PASSWORD_FILE to a file that holds it"
+        )
+
+    async def grant(database: Database) -> None:
+        await database.grant(user, password, x509=x509 is not None)
+
+    options.with_database(grant)
+    say(f"{user} may do at {settings.safe_uri} what the listener of {site} does")
+
+
+def _in_shell(database: str, command: dict[str, Any]) -> str:
+    """Return a command as mongosh takes it; it asks for a password there."""
+    text = json.dumps(command, indent=2).replace('"pwd": null', '"pwd": passwordPrompt()')
+    return f"db.getSiblingDB({json.dumps(database)}).runCommand({text})"
 
 
 # -- sites.json ---------------------------------------------------------------------------------

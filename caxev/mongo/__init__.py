@@ -5,6 +5,7 @@
 - `stream`: the change stream in batches;
 - `store`: what a site keeps for itself: lease, position, last looks, debts, requests;
 - `single`: one update by a process without an event loop;
+- `grants`: what a site's user may do;
 - `Database`: all of it, as trio functions that each cross into asyncio once.
 """
 

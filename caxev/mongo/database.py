@@ -40,6 +40,7 @@ from caxev.mongo.client import (
     not_replica_set,
     translated,
 )
+from caxev.mongo.grants import carry_out, commands
 from caxev.mongo.runs import Selection, look_projection, totals_pipeline, write_of
 from caxev.mongo.store import (
     OLDEST_FIRST,
@@ -151,6 +152,15 @@ class Database:
     async def create_indexes(self) -> None:
         """Make what the ledger needs. A site user who may not is told by `Refused`."""
         await self._call(self._store.create_indexes)
+
+    async def grant(self, user: str, password: str | None, *, x509: bool) -> None:
+        """Make a site's user with its role, or bring them up to date; see `grants`."""
+
+        async def grant() -> None:
+            for name, command in commands(self.settings, user, password, x509=x509):
+                await carry_out(self._client[name], command)
+
+        await self._call(grant)
 
     async def close(self) -> None:
         """Close all connections."""

@@ -1,0 +1,345 @@
+"""Nobody gets in: rights at the database, TLS, and secrets that show nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+import pytest
+from attrs import evolve
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure
+
+from caxev import ELSEWHERE, GONE, HERE, CopyKey, Job, RunUpdate, aio, copy, tag
+from caxev.config import ConfigError, Settings
+from caxev.daemon import open_database, prepare
+from caxev.embedded import ReplicaSet, find_mongod
+from caxev.model import CopyIs
+from caxev.mongo import Refused, Request, Unreachable
+from tests import engine
+from tests.certificates import SUBJECT, Certificates, make_certificates
+from tests.conftest import Database as Named
+from tests.test_cli import Caxev, caxev
+
+__all__ = ["caxev"]
+
+pytestmark = pytest.mark.replicaset
+
+PASSWORD = "p/ss:w@rd %41 of lngs"
+Admin = MongoClient[dict[str, Any]]
+
+
+class Secured(NamedTuple):
+    """A server that asks for TLS and a login, and the files that clients need."""
+
+    server: ReplicaSet
+    files: Certificates
+
+    @property
+    def address(self) -> str:
+        return self.server.address
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """A replica set with --auth and --tlsMode requireTLS."""
+    try:
+        find_mongod()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    directory = tmp_path_factory.mktemp("secured")
+    files = make_certificates(directory)
+    options = [
+        "--tlsMode=requireTLS",
+        f"--tlsCertificateKeyFile={files.server}",
+        f"--tlsCAFile={files.authority}",
+        "--tlsAllowConnectionsWithoutCertificates",
+        "--setParameter=authenticationMechanisms=SCRAM-SHA-256,MONGODB-X509",
+    ]
+    query = f"&tls=true&tlsCAFile={files.authority}"
+    with ReplicaSet(directory, options=options, auth=True, query=query) as server:
+        yield Secured(server, files)
+
+
+@pytest.fixture
+def admin(secured: Secured) -> Iterator[Admin]:
+    with MongoClient[dict[str, Any]](secured.server.uri) as client:
+        yield client
+
+
+@pytest.fixture
+def named(secured: Secured, admin: Admin) -> Iterator[Named]:
+    """A database of the test's own, by the address that a site uses: its login is elsewhere."""
+    name = f"test_{os.urandom(6).hex()}"
+    yield Named(f"mongodb://caxev_lngs@{secured.address}&authSource=admin", name)
+    admin.drop_database(name)
+    for database, user in (("admin", "caxev_lngs"), ("$external", SUBJECT)):
+        if admin[database].command("usersInfo", user)["users"]:
+            admin[database].command("dropUser", user)
+    if admin.admin.command("rolesInfo", "caxev_site")["roles"]:
+        admin.admin.command("dropRole", "caxev_site")
+
+
+def granted(
+    caxev: Caxev, secured: Secured, named: Named, monkeypatch: pytest.MonkeyPatch, *options: str
+) -> None:
+    """As the administrator does it."""
+    monkeypatch.setenv("CAXEV_MONGO_URI", secured.server.uri)
+    monkeypatch.setenv("CAXEV_DATABASE", named.name)
+    monkeypatch.setenv("NEW_PASSWORD", PASSWORD)
+    assert caxev("db", "init").code == 0
+    answer = caxev("db", "grants", "--site", "lngs", "--apply", *options)
+    assert answer.code == 0, answer
+    assert PASSWORD not in answer.out + answer.err
+
+
+def settings(named: Named, **environ: str) -> Settings:
+    return Settings.load(mongo_uri=named.uri, database=named.name, environ=environ)
+
+
+@pytest.fixture
+def site(caxev: Caxev, secured: Secured, named: Named, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """What a site's listener is given, whose user has been made."""
+    granted(caxev, secured, named, monkeypatch)
+    return settings(named, MONGO_PASSWORD=PASSWORD)
+
+
+# -- rights -----------------------------------------------------------------------------------
+
+
+def insert(admin: Admin, named: Named, number: int, *copies: tuple[str, str, str], **f: Any) -> Any:
+    document = engine.run_document(number, *copies, **f)
+    return admin[named.name]["runs_new"].insert_one(document).inserted_id
+
+
+def options_of(site: Settings, *handlers: Any, **options: Any) -> Any:
+    named = Named("mongodb://unused/", site.database)
+    return evolve(engine.options_for(named, handlers, **options), settings=site)
+
+
+async def test_a_site_needs_no_more_than_it_is_granted(
+    site: Settings, named: Named, admin: Admin
+) -> None:
+    """Everything that a listener does is done by a user with that role, and nothing is refused."""
+    told: list[str] = []
+
+    async def claims(job: Job) -> RunUpdate:
+        await job.store_manifest("b3:1", [{"path": b"x", "size": 1}])
+        assert await job.load_manifest("b3:1")
+        key = CopyKey("raw", "lngs")
+        source = CopyIs(CopyKey("raw", "chicago"), {"status": "transferred"})
+        run = await job.update(RunUpdate.add_copy(job.run, key, "transferring", source))
+        mine = run.copy(key)
+        assert mine is not None
+        return RunUpdate.change_copy(run, mine, "transferred")
+
+    async def drops(job: Job) -> RunUpdate:
+        assert job.copy is not None
+        return RunUpdate.remove_copy(job.run, job.copy, tombstone={"by": "test"})
+
+    async def tells(job: Job) -> None:
+        told.append(str(job.event))
+
+    handlers = (
+        engine.handler(claims, copy("transferred", host=ELSEWHERE)),
+        engine.handler(drops, copy("transferred", host=HERE)),
+        engine.handler(tells, copy(GONE, host=HERE), tag("go")),
+    )
+    options = options_of(site, *handlers)
+    async with aio.loop(), open_database(site) as db:
+        await prepare(db)  # may not make the indexes, and says so
+        with pytest.raises(Refused):
+            await db.create_indexes()
+        first = insert(admin, named, 1, ("raw", "chicago", "transferred"))
+        async with engine.listener(db, options, "one"):
+            await engine.until(lambda: "raw at lngs: gone" in told)
+            ledger = {"_id": "lngs"}
+            gone = {"$set": {"expires": datetime(2000, 1, 1, tzinfo=UTC)}}
+            admin[named.name]["caxev_ledger"].update_one(ledger, gone)
+        # Another process takes over, and its place in the stream is lost.
+        lost = {"$set": {"position": {"token": {"_data": "82"}, "start": None}}}
+        admin[named.name]["caxev_ledger"].update_one({"_id": "lngs"}, lost)
+        async with engine.listener(db, options, "two"):
+            insert(admin, named, 2, tags=[{"name": "go"}])
+            await engine.until(lambda: "tag 'go': yes" in told)
+            again = Request("replay", (first,), force=True)
+            await db.add_request("lngs", again, "me", Job.now())
+            await engine.until(lambda: told.count("raw at lngs: gone") == 2)
+            admin[named.name]["runs_new"].delete_one({"_id": first})
+        record = await db.site_record("lngs")
+        assert record is not None
+        assert len(record.gaps) == 1
+        assert not await db.debts(state="failed")
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        lambda db: db["runs_new"].insert_one({}),
+        lambda db: db["runs_new"].delete_one({}),
+        lambda db: db["runs_new"].drop(),
+        lambda db: db["runs_new"].rename("mine"),
+        lambda db: db["runs_new"].create_index("x"),
+        lambda db: db["other"].insert_one({}),
+        lambda db: db["caxev_ledger"].drop(),
+        lambda db: db["caxev_ledger"].create_index("x"),
+        lambda db: db.client["another"]["x"].find_one(),
+        lambda db: db.client["local"]["oplog.rs"].find_one(),
+        lambda db: db.client.admin["system.users"].find_one(),
+        lambda db: db.client.admin.command("createUser", "me", pwd="x", roles=["root"]),
+        lambda db: db.client.admin.command("replSetStepDown", 1),
+        lambda db: db.client.admin.command("killAllSessions", []),
+        lambda db: db.client.admin.command("shutdown"),
+        lambda db: db.client.drop_database(db.name),
+    ],
+)
+def test_a_site_can_do_nothing_else(site: Settings, deed: Callable[[Any], Any]) -> None:
+    """Adding, deleting, dropping, indexes, other databases, users and the server itself."""
+    with MongoClient[dict[str, Any]](site.mongo_uri) as client:
+        with pytest.raises(OperationFailure) as refused:
+            deed(client[site.database])
+        assert refused.value.code == 13
+
+
+def test_granting_again_brings_up_to_date(
+    site: Settings, caxev: Caxev, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second --apply changes the password and leaves one user with one role."""
+    monkeypatch.setenv("NEW_PASSWORD", "another")
+    assert caxev("db", "grants", "--site", "lngs", "--apply").code == 0
+    with MongoClient[dict[str, Any]](site.mongo_uri) as client, pytest.raises(OperationFailure):
+        client[site.database]["runs_new"].find_one()
+
+
+def test_without_apply_the_grants_are_only_shown(caxev: Caxev, secured: Secured) -> None:
+    """What is shown is what mongosh takes, and it asks for the password itself."""
+    uri = ("--mongo-uri", "mongodb://localhost/")
+    shown = caxev("db", "grants", "--site", "lngs", *uri)
+    assert shown.code == 0
+    assert "passwordPrompt()" in shown.out
+    rows = json.loads(caxev("db", "grants", "--site", "lngs", "--json", *uri).out)
+    assert [next(iter(row["command"])) for row in rows] == ["createRole", "createUser"]
+    answer = caxev("db", "grants", "--site", "lngs", "--apply", *uri)
+    assert (answer.code, "NEW_PASSWORD_FILE" in answer.err) == (3, True)
+    assert caxev("db", "grants", "--site", "nowhere", *uri).code == 3
+
+
+# -- TLS --------------------------------------------------------------------------------------
+
+
+async def reach(settings: Settings) -> None:
+    async with aio.loop(), open_database(settings) as db:
+        await db.check()
+
+
+@pytest.fixture
+def certified(
+    caxev: Caxev, secured: Secured, named: Named, monkeypatch: pytest.MonkeyPatch
+) -> Settings:
+    """What a site's listener is given, whose certificate is its login."""
+    granted(caxev, secured, named, monkeypatch, "--x509", SUBJECT)
+    login = "&authMechanism=MONGODB-X509&authSource=$external"
+    login += f"&tlsCertificateKeyFile={secured.files.client}"
+    return settings(named._replace(uri=f"mongodb://{secured.address}{login}"))
+
+
+async def test_a_certificate_is_a_login(certified: Settings) -> None:
+    """X.509: the certificate's subject is the user, and there is no password."""
+    await reach(certified)
+    with MongoClient[dict[str, Any]](certified.mongo_uri) as client:
+        (who,) = client.admin.command("connectionStatus")["authInfo"]["authenticatedUsers"]
+        assert who["user"] == SUBJECT
+
+
+async def test_no_tls_no_answer(site: Settings, secured: Secured) -> None:
+    """Without TLS, or with an authority that did not sign the server's certificate: nothing."""
+    quick = "&serverSelectionTimeoutMS=1000&authSource=admin"
+    plain = f"mongodb://caxev_lngs:x@{secured.server.hosts}/?replicaSet=caxev{quick}"
+    for address in (plain, f"{plain}&tls=true"):
+        with pytest.raises(Unreachable):
+            await reach(evolve(site, mongo_uri=address))
+
+
+async def test_a_wrong_password_is_told_without_it(named: Named, site: Settings) -> None:
+    """Who is refused reads why, and neither the right nor the wrong password."""
+    with pytest.raises(Refused) as refused:
+        await reach(settings(named, MONGO_PASSWORD="wrong-and-secret"))
+    assert "MONGO_PASSWORD" in str(refused.value)
+    chain: BaseException | None = refused.value
+    while chain is not None:
+        assert "wrong-and-secret" not in f"{chain!r} {chain}"
+        chain = chain.__cause__ or chain.__context__
+
+
+# -- secrets ----------------------------------------------------------------------------------
+
+
+def test_a_password_shows_nowhere(
+    site: Settings, named: Named, admin: Admin, tmp_path: Path
+) -> None:
+    """Not in logs at their finest, tracebacks, --json, process lists, or the database."""
+    (tmp_path / "sites.json").write_text(json.dumps([{"name": "lngs"}]))
+    (tmp_path / "broken.py").write_text(BROKEN)
+    secret = tmp_path / "password"
+    secret.touch(mode=0o600)
+    secret.write_text(PASSWORD)
+    environ = {name: value for name, value in os.environ.items() if "MONGO" not in name}
+    environ |= {"CAXEV_MONGO_URI": named.uri, "CAXEV_DATABASE": named.name}
+    environ |= {"MONGO_PASSWORD_FILE": str(secret), "PYTHONFAULTHANDLER": "1"}
+    insert(admin, named, 1, ("raw", "lngs", "transferred"), tags=[{"name": "go"}])
+    log = tmp_path / "log"
+    command = [sys.executable, "-m", "caxev", "--log-level", "trace", "--log-file", str(log)]
+    command += ["--handlers", "broken.py"]
+
+    def run(*args: str) -> str:
+        with subprocess.Popen(
+            [*command, *args],
+            cwd=tmp_path,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            seen = json.dumps(_arguments(process))
+            said, _ = process.communicate(timeout=60)
+        return f"{seen}{said}"
+
+    said = run("listen", "--site", "lngs", "--once")
+    assert "unforeseen" in said
+    assert "surprise of a handler" in said
+    for args in (("status",), ("reactions", "--failed"), ("status", "--run", "1")):
+        said += run(*args, "--json")
+    with MongoClient[dict[str, Any]](site.mongo_uri) as client:
+        database = client[named.name]
+        said += repr([list(database[name].find()) for name in ("runs_new", "caxev_ledger")])
+    said += log.read_text()
+    for secret_text in (PASSWORD, "p%2Fss", PASSWORD.split(maxsplit=1)[0]):
+        assert secret_text not in said
+
+
+def _arguments(process: subprocess.Popen[str]) -> list[list[str]]:
+    """The arguments of a process and its children, as anybody can read them."""
+    whole = psutil.Process(process.pid)
+    return [one.cmdline() for one in (whole, *whole.children(recursive=True))]
+
+
+BROKEN = """
+import os
+from caxev import Job, on, tag
+
+
+@on(tag("go"))
+async def broken(job: Job) -> None:
+    await job.work(worse)
+
+
+def worse(*, report) -> None:
+    raise RuntimeError(f"surprise of a handler, {os.getpid()}")
+"""
