@@ -77,14 +77,17 @@ def missing() -> str | None:
 
 
 @contextmanager
-def running(directory: Path) -> Iterator[Server]:
-    """Start a server that keeps its things in `directory`; it is stopped when the block ends."""
+def running(directory: Path, more: str = "") -> Iterator[Server]:
+    """Start a server that keeps its things in `directory`; it is stopped when the block ends.
+
+    `more` is added to its configuration.
+    """
     for key in ("host_key", "user_key"):
         make_key(directory / key)
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     port = _free_port()
-    (directory / "config").write_text(_CONFIG.format(port=port, directory=directory))
+    (directory / "config").write_text(_CONFIG.format(port=port, directory=directory) + more)
     write_known_hosts(directory, port)
     with (directory / "log").open("wb") as log:
         command = [_program("sshd") or "sshd", "-D", "-e", "-f", str(directory / "config")]

@@ -36,7 +36,7 @@ ChangeStreamFatalError, InvalidResumeToken, BSONObjectTooLarge: the stream canno
 TRANSIENT_CODES: Final = {6, 7, 43, 89, 91, 175, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
 """A primary that steps down, shuts down or was away, and cursors that died with it."""
 BAD_TOKEN_CODES: Final = {9, 15, 40647, 40648, 40649, 50811}
-"""A resume token that is none: FailedToParse, Overflow, and what the parts of the token's parser say."""
+"""A resume token that is none: FailedToParse, Overflow, and what the token's parser says."""
 UNSTORABLE_CODES: Final = {2, 9, 14, 28, 40, 52, 54, 56, 57, 66, 11000, 17280, 17419, 17420}
 """Values, types and paths that an update cannot have, documents that became too large."""
 NOT_REPLICA_SET: Final = 40573
