@@ -86,6 +86,7 @@ def frame(message: object) -> bytes:
 def main() -> NoReturn:
     """Serve tasks until standard input ends. Never returns."""
     requests, replies = _take_pipes()
+    os.umask(0o022)  # copies are for others to read, whoever started us
     # Ctrl-C and systemd's SIGTERM may reach every process of a service, but when to stop is for
     # the listener to say. Unlike SIG_IGN a handler is not passed on to programs that a job starts.
     for number in (signal.SIGINT, signal.SIGTERM):

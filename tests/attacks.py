@@ -83,7 +83,7 @@ def _attacks(root: Path, outside: Path) -> Iterator[Attack]:
     away = str(outside).lstrip("/")
     yield from _climbing(root, outside, up, away)
     yield from _of_links(root, outside)
-    yield from _of_names(root, outside, up)
+    yield from _of_names(root, outside)
 
 
 def _climbing(root: Path, outside: Path, up: str, away: str) -> Iterator[Attack]:
@@ -139,7 +139,7 @@ def _of_links(root: Path, outside: Path) -> Iterator[Attack]:
     yield Attack("a link, then up", f"{root}/linked-directory/../{outside.name}/run")
 
 
-def _of_names(root: Path, outside: Path, up: str) -> Iterator[Attack]:
+def _of_names(root: Path, outside: Path) -> Iterator[Attack]:
     yield Attack("NUL", f"{root}/run\0")
     yield Attack("NUL before the climb", f"{root}/run\0/../../{outside.name}/run")
     yield Attack("nothing but NUL", "\0")
@@ -159,6 +159,4 @@ def _of_names(root: Path, outside: Path, up: str) -> Iterator[Attack]:
     yield Attack("right to left", f"{root}/\u202enur", kept=True)
     yield Attack("overlong UTF-8", f"{root}/\udcc0\udcae\udcc0\udcae/{outside.name}", kept=True)
     yield Attack("far too long", f"{root}/{'x' * 5000}", kept=True)
-    yield Attack("far too deep", f"{root}/{'x/' * 3000}x", kept=True)
-    yield Attack("a lone surrogate", f"{root}/\ud800")
-    del up
+    yield Attack("deep", f"{root}/{'x/' * 100}x", kept=True)
