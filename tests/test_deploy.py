@@ -8,12 +8,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import click
 import pytest
+from packaging.requirements import Requirement
 
 from caxev import daemon
 from caxev.cli.listen import listen
@@ -125,6 +127,18 @@ def test_a_shell_reads_the_example() -> None:
     script = f'set -eu; . "{EXAMPLE}"; printf %s "$CAXEV_MONGO_URI"'
     said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
     assert said.stdout == example()["CAXEV_MONGO_URI"]
+
+
+def test_the_lock_fits_the_project() -> None:
+    """Each dependency is locked, by version and hashes, in the range that pyproject.toml gives."""
+    text = (DEPLOY / "requirements.lock").read_text()
+    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\\n    --hash=sha256:", text, re.MULTILINE))
+    assert len(locked) == text.count("==")
+    assert "//" not in text  # nobody's index
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in project["dependencies"]:
+        wanted = Requirement(line)
+        assert wanted.specifier.contains(locked[wanted.name]), line
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from random import Random
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,14 @@ from caxev.embedded import find_mongod
 from caxev.model import CopyKey, Run
 from tests.faults.campaign import Born, End, compare, ground_in, new_world
 from tests.faults.crash import Fault, crash, faults_in, waves
+from tests.faults.database import Fronted, database
+from tests.faults.documents import documents_campaign
+from tests.faults.fuzz import fuzz
 from tests.faults.kill import kill
+from tests.faults.load import in_turn
+from tests.faults.races import races
+from tests.faults.soak import soak
+from tests.faults.transfers import transfers
 
 GOOD = {"type": "raw", "host": "lngs", "status": "transferred", "manifest": "b3:1"}
 BORN = Born("id", 1, "b3:1")
@@ -27,6 +36,17 @@ def world() -> Iterator[World]:
     except ConfigError as error:
         pytest.skip(str(error))
     with new_world() as world:
+        yield world
+
+
+@pytest.fixture
+def fronted() -> Iterator[World]:
+    """The same on a replica set of three members that can be cut off."""
+    try:
+        find_mongod()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with new_world(Fronted) as world:
         yield world
 
 
@@ -81,6 +101,69 @@ def test_every_fault_is_in_one_wave() -> None:
 def test_the_birth_copy_is_part_of_the_end() -> None:
     """An end names every copy of the run."""
     assert END.copies == {CopyKey("raw", "lngs"): "transferred"}
+
+
+def test_faults_come_in_turn() -> None:
+    """Each as often as any other, in an order that the seed chooses unless it is given."""
+    assert list(in_turn(("a", "b"), 3, Random(1), shuffled=False)) == ["a", "b", "a"]
+    assert sorted(in_turn(("a", "b", "c"), 6, Random(1), shuffled=True)) == [*"aabbcc"]
+
+
+def test_any_documents_can_be_looked_at() -> None:
+    """Whatever BSON holds makes a run and a look, and the laws of `diff` hold between any two."""
+    assert fuzz(4000) >= 4000
+
+
+def assert_nothing_happened(figures: Mapping[str, Any], faults: int) -> None:
+    assert figures["faults"] >= faults
+    assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_broken_databases(fronted: World) -> None:
+    """Whatever the database does, each change is reacted to once, and no listener ends."""
+    faults = ("primary_killed", "aborted", "dropped")
+    async with ground_in(fronted) as ground:
+        figures = await database(ground, rounds=3, seed=1, only=faults, long=False)
+    assert_nothing_happened(figures, 3)
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_broken_documents(world: World) -> None:
+    """Whatever stands in the collection, the good runs are copied, and no listener ends."""
+    async with ground_in(world) as ground:
+        figures = await documents_campaign(ground, rounds=1, seed=1)
+    assert_nothing_happened(figures, 50)
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_broken_ways(world: World) -> None:
+    """Bits that flip, and servers that die: each copy ends verified."""
+    async with ground_in(world) as ground:
+        faults = ("target_flipped", "server_killed")
+        figures = await transfers(ground, rounds=2, seed=1, only=faults, long=False)
+    assert_nothing_happened(figures, 2)
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_races(world: World) -> None:
+    """Wanted by several ways and by several people at once, there is one of each copy."""
+    async with ground_in(world) as ground:
+        figures = await races(ground, rounds=1, seed=1)
+    assert_nothing_happened(figures, 1)
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_soak(world: World) -> None:
+    """Under mixed load with faults nothing is lost."""
+    async with ground_in(world) as ground:
+        figures = await soak(ground, seconds=8, seed=1)
+    assert_nothing_happened(figures, 1)
 
 
 @pytest.mark.replicaset

@@ -9,13 +9,11 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
-from attrs import define, evolve
 
 from caxev import movers
-from caxev.config import Site
 from caxev.files import confine
 from caxev.job import GiveUp, Retry
 from caxev.model import CopyKey
@@ -23,46 +21,10 @@ from caxev.movers import Route
 from caxev.workers import Workers
 from handlers import checksum, transfer
 from tests import sshd as servers
-from tests.attacks import SECRET, Attack, Watched, attacks
+from tests.attacks import SECRET
+from tests.faults.paths import DEEDS, Deed, Place, over_ssh, placed, problems
 from tests.test_files import quiet
 from tests.test_handlers import ALL, LNGS, NOW, TRIGGER, entry, run_of
-
-Deed = Literal["pull from", "pull to", "push from", "push to", "read"]
-DEEDS: tuple[Deed, ...] = ("pull from", "pull to", "push from", "push to", "read")
-
-
-@define
-class Place:
-    """Two sites below one directory, what lies outside of both, and the attacks on either."""
-
-    here: Site
-    there: Site
-    watched: Watched
-    against_here: list[Attack]
-    against_there: list[Attack]
-
-    def do(self, deed: Deed, path: str) -> object:
-        route = Route(
-            self.here, self.there, f"{self.here.roots[0]}/run", f"{self.there.roots[0]}/run"
-        )
-        match deed:
-            case "pull from":
-                fresh = f"{self.here.roots[0]}/new-{os.urandom(4).hex()}"
-                route = evolve(route, remote_path=path, local_path=fresh)
-                return movers.pull(route, report=quiet)
-            case "pull to":
-                return movers.pull(evolve(route, local_path=path), report=quiet)
-            case "push from":
-                fresh = f"{self.there.roots[0]}/new-{os.urandom(4).hex()}"
-                route = evolve(route, local_path=path, remote_path=fresh)
-                return movers.push(route, report=quiet)
-            case "push to":
-                return movers.push(evolve(route, remote_path=path), report=quiet)
-            case "read":
-                return movers.manifest(evolve(route, remote_path=path), report=quiet)
-
-    def attacks(self, deed: Deed) -> list[Attack]:
-        return self.against_here if deed in ("pull to", "push from") else self.against_there
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +35,6 @@ def ssh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
         yield server
 
 
-def placed(base: Path, **there: Any) -> Place:
-    """Lay out sites, secrets and traps."""
-    roots = [base / name for name in ("here", "there")]
-    for root in roots:
-        (root / "run").mkdir(parents=True)
-        (root / "run" / "data").write_bytes(b"what anybody may have")
-    watched = Watched(base / "outside")
-    traps = [attacks(root, watched.outside) for root in roots]
-    sites = [Site(name=root.name, dir_raw=str(root)) for root in roots]
-    return Place(sites[0], evolve(sites[1], **there), watched, *traps)
-
-
 @pytest.fixture
 def local(tmp_path: Path) -> Place:
     return placed(tmp_path, method="local")
@@ -92,31 +42,12 @@ def local(tmp_path: Path) -> Place:
 
 @pytest.fixture
 def sftp(tmp_path: Path, ssh: servers.Server) -> Place:
-    end = ssh.endpoint
-    place = placed(tmp_path, method="sftp", hostname=end.host, port=end.port, username=end.username)
-    here = evolve(place.here, identity=end.identity, known_hosts=end.known_hosts)
-    return evolve(place, here=here)
+    return over_ssh(tmp_path, ssh)
 
 
 def attacked(place: Place, deed: Deed, every: int = 1) -> None:
-    """Try attacks: each is refused for good, or leads to something inside.
-
-    `every`: how many deeds share the attacks between them; each is still tried by one.
-    """
-    tried = place.attacks(deed)
-    assert len(tried) >= 40
-    for attack in tried[DEEDS.index(deed) % every :: every]:
-        try:
-            place.do(deed, attack.path)
-        except (GiveUp, Retry) as error:
-            refused = isinstance(error, GiveUp)
-            kept = attack.kept  # a name that the disk does not take may be refused for now
-        else:
-            refused, kept = False, attack.kept
-        assert refused or kept, f"{attack}: {deed} {attack.path!r} was not refused"
-        assert place.watched.untouched, attack
-    for site in (place.here, place.there):
-        assert not place.watched.leaked(Path(site.roots[0]))
+    assert len(place.attacks(deed)) >= 40
+    assert list(problems(place, deed, every)) == []
 
 
 @pytest.mark.parametrize("deed", DEEDS)
@@ -129,7 +60,7 @@ def test_no_path_leads_out_on_one_machine(local: Place, deed: Deed) -> None:
 @pytest.mark.parametrize("deed", DEEDS)
 def test_no_path_leads_out_over_ssh(sftp: Place, deed: Deed) -> None:
     """Pulling and pushing over SSH: the far end is not trusted to look."""
-    attacked(sftp, deed, every=int(os.environ.get("CAXEV_ATTACKS_EVERY", len(DEEDS))))
+    attacked(sftp, deed, every=len(DEEDS))
 
 
 def test_what_is_confined_lies_inside(tmp_path: Path) -> None:

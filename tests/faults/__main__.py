@@ -8,102 +8,158 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
 
-from tests.faults import transfers
-from tests.faults.campaign import play, say
+from attrs import frozen
+
+from caxev.embedded import ReplicaSet
+from tests.faults.campaign import Ground, play, say, told
 from tests.faults.crash import crash
 from tests.faults.database import FAULTS, Fronted, database
 from tests.faults.documents import documents_campaign
 from tests.faults.fuzz import fuzz
 from tests.faults.kill import kill
+from tests.faults.paths import paths
+from tests.faults.races import races
+from tests.faults.soak import soak
 from tests.faults.takeover import takeover
+from tests.faults.transfers import FAULTS as ON_THE_WAY
+from tests.faults.transfers import transfers
 
 MEGABYTE = 1_000_000
+Figures = Awaitable[Mapping[str, Any]]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+@frozen
+class Campaign:
+    """What the command line knows of a campaign: its options, and how it is played on a ground."""
+
+    help: str
+    rounds: int
+    play: Callable[[Ground, Namespace], Figures]
+    options: Callable[[ArgumentParser], object] = lambda _: None
+    server: Callable[[Path], ReplicaSet] = ReplicaSet
+
+
+def _crash_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--points", type=int, help="only so many points, chosen by the seed")
+    parser.add_argument("--only", default="", help="only points in whose name this stands")
+    parser.add_argument("--together", action="store_true", help="kill at all sites in one round")
+
+
+def _crash(ground: Ground, given: Namespace) -> Figures:
+    return crash(
+        ground,
+        rounds=given.rounds,
+        seed=given.seed,
+        points=given.points,
+        only=given.only,
+        together=given.together,
+    )
+
+
+def _documents(ground: Ground, given: Namespace) -> Figures:
+    if given.fuzz:
+        say(f"{fuzz(given.fuzz, given.seed)} documents through the model: nothing raised")
+    return documents_campaign(ground, rounds=given.rounds, seed=given.seed)
+
+
+CAMPAIGNS: Final = {
+    "crash": Campaign(
+        "kill -9 at every crash point, and at random moments", 20, _crash, _crash_options
+    ),
+    "kill": Campaign(
+        "kill -9 during the transfer of a large run",
+        10,
+        lambda ground, given: kill(
+            ground, rounds=given.rounds, size=int(given.size_mb * MEGABYTE), seed=given.seed
+        ),
+        lambda parser: parser.add_argument("--size-mb", type=float, default=500.0),
+    ),
+    "takeover": Campaign(
+        "kill -9 the leader of two listeners",
+        3,
+        lambda ground, given: takeover(ground, rounds=given.rounds),
+        lambda parser: parser.add_argument("--lease", type=float, default=15.0),
+    ),
+    "database": Campaign(
+        "everything that can happen to the database",
+        50,
+        lambda ground, given: database(
+            ground, rounds=given.rounds, seed=given.seed, only=tuple(given.only)
+        ),
+        lambda parser: parser.add_argument(
+            "--only", nargs="+", default=(), choices=sorted(FAULTS), help="only these"
+        ),
+        Fronted,
+    ),
+    "documents": Campaign(
+        "hostile and broken runs among good ones",
+        5,
+        _documents,
+        lambda parser: parser.add_argument(
+            "--fuzz", type=int, default=0, help="first, so many through the model alone"
+        ),
+    ),
+    "transfers": Campaign(
+        "what disks and networks do to copies on their way",
+        24,
+        lambda ground, given: transfers(
+            ground, rounds=given.rounds, seed=given.seed, only=tuple(given.only)
+        ),
+        lambda parser: parser.add_argument(
+            "--only", nargs="+", default=(), choices=sorted(ON_THE_WAY), help="only these"
+        ),
+    ),
+    "races": Campaign(
+        "several that want the same",
+        20,
+        lambda ground, given: races(ground, rounds=given.rounds, seed=given.seed),
+    ),
+    "soak": Campaign(
+        "mixed load for long, after which nothing has grown",
+        0,
+        lambda ground, given: soak(ground, seconds=60 * given.minutes, seed=given.seed),
+        lambda parser: parser.add_argument("--minutes", type=float, default=60.0),
+    ),
+}
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m tests.faults", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True)
-    one = commands.add_parser("crash", help="kill -9 at every crash point, and at random moments")
-    _shared(one, rounds=20)
-    one.add_argument("--points", type=int, help="only so many points, chosen by the seed")
-    one.add_argument("--only", default="", help="only points in whose name this stands")
-    one.add_argument("--together", action="store_true", help="kill at all sites in one round")
-    one = commands.add_parser("kill", help="kill -9 during the transfer of a large run")
-    _shared(one, rounds=10)
-    one.add_argument("--size-mb", type=float, default=500.0)
-    one = commands.add_parser("takeover", help="kill -9 the leader of two listeners")
-    _shared(one, rounds=3)
-    one.add_argument("--lease", type=float, default=15.0)
-    one = commands.add_parser("database", help="everything that can happen to the database")
-    _shared(one, rounds=50)
-    one.add_argument("--only", nargs="+", default=(), choices=sorted(FAULTS), help="only these")
-    one = commands.add_parser("documents", help="hostile and broken runs among good ones")
-    _shared(one, rounds=5)
-    one.add_argument("--fuzz", type=int, default=0, help="first, so many through the model alone")
-    one = commands.add_parser("transfers", help="what disks and networks do to copies")
-    _shared(one, rounds=24)
-    one.add_argument("--only", nargs="+", default=(), choices=sorted(transfers.FAULTS))
+    as_json = ArgumentParser(add_help=False)
+    as_json.add_argument("--json", action="store_true")
+    for name, one in CAMPAIGNS.items():
+        command = commands.add_parser(
+            name,
+            help=one.help,
+            parents=[as_json],
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        if one.rounds:
+            command.add_argument("--rounds", type=int, default=one.rounds)
+        command.add_argument("--seed", type=int, default=1)
+        one.options(command)
+    commands.add_parser("paths", help="every attack by a path", parents=[as_json])
     return parser
-
-
-def _shared(parser: argparse.ArgumentParser, *, rounds: int) -> None:
-    parser.add_argument("--rounds", type=int, default=rounds)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", action="store_true")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line above."""
     given = _parser().parse_args(arguments)
-    match given.name:
-        case "crash":
-            return play(
-                lambda ground: crash(
-                    ground,
-                    rounds=given.rounds,
-                    seed=given.seed,
-                    points=given.points,
-                    only=given.only,
-                    together=given.together,
-                ),
-                as_json=given.json,
-            )
-        case "kill":
-            size = int(given.size_mb * MEGABYTE)
-            return play(
-                lambda ground: kill(ground, rounds=given.rounds, size=size, seed=given.seed),
-                as_json=given.json,
-            )
-        case "transfers":
-            return play(
-                lambda ground: transfers.transfers(
-                    ground, rounds=given.rounds, seed=given.seed, only=tuple(given.only)
-                ),
-                as_json=given.json,
-            )
-        case "documents":
-            if given.fuzz:
-                say(f"{fuzz(given.fuzz, given.seed)} documents through the model: nothing raised")
-            return play(
-                lambda ground: documents_campaign(ground, rounds=given.rounds, seed=given.seed),
-                as_json=given.json,
-            )
-        case "database":
-            return play(
-                lambda ground: database(
-                    ground, rounds=given.rounds, seed=given.seed, only=tuple(given.only)
-                ),
-                as_json=given.json,
-                server=Fronted,
-            )
-        case _:
-            return play(
-                lambda ground: takeover(ground, rounds=given.rounds),
-                lease=given.lease,
-                as_json=given.json,
-            )
+    if given.name == "paths":
+        return told(paths(), as_json=given.json)
+    one = CAMPAIGNS[given.name]
+    return play(
+        lambda ground: one.play(ground, given),
+        lease=getattr(given, "lease", 2.0),
+        as_json=given.json,
+        server=one.server,
+    )
 
 
 if __name__ == "__main__":

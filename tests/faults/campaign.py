@@ -66,7 +66,7 @@ class Problem(NamedTuple):
 
 @define
 class Tally:
-    """The sum of a campaign.
+    """The sum of a campaign, over so many `runs` where they are counted.
 
     `lost`: what did not come to its end: a copy, a handler's effect, a debt, a partial that nobody
     took away. `duplicated`: a second entry for one copy, a second effect. `corrupt_accepted`:
@@ -78,6 +78,7 @@ class Tally:
     lost: int = 0
     duplicated: int = 0
     corrupt_accepted: int = 0
+    runs: int = 0
 
     def add(self, problems: Iterable[Problem]) -> None:
         """Count one round's problems."""
@@ -398,11 +399,18 @@ def play(
 
     with ended_by_signals(), new_world(server) as world:
         figures = run(main, world)
+    return told(figures, as_json=as_json)
+
+
+MUST_BE_0: Final = ("lost", "duplicated", "corrupt_accepted", "late", "outside")
+
+
+def told(figures: Mapping[str, Any], *, as_json: bool) -> int:
+    """Print a campaign's figures; its exit status."""
     _print_table(figures)
     if as_json:
         print(json.dumps(figures))
-    bad = [figures.get(name) for name in ("lost", "duplicated", "corrupt_accepted", "late")]
-    return 1 if any(bad) else 0
+    return 1 if any(figures.get(name) for name in MUST_BE_0) else 0
 
 
 def _print_table(figures: Mapping[str, Any]) -> None:

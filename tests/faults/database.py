@@ -301,7 +301,6 @@ async def database(
     assert isinstance(mongod, Fronted)
     random, tally = Random(seed), Tally()
     delays: list[float] = []
-    runs_added = 0
     settings = ground.world.settings
     await ground.ready(*[ground.listen(site) for site in ground.world.sites])
     plain: MongoClient[Document] = MongoClient(
@@ -318,7 +317,7 @@ async def database(
                 problems, delay = await _round(stage, FAULTS[name])
                 tally.add(problems)
                 tally.faults += 1
-                runs_added += len(load.added) + len(stage.born)
+                tally.runs += len(load.added) + len(stage.born)
                 delays += [] if delay is None else [delay]
                 told = "" if delay is None else f", first reactions {delay:.2f} s after its return"
                 took = trio.current_time() - began
@@ -326,7 +325,6 @@ async def database(
     middle = round(median(delays), 2) if delays else None
     return {
         **tally.row(),
-        "runs": runs_added,
         "reaction_median_s": middle,
         "reaction_longest_s": round(max(delays), 2) if delays else None,
         "late": int(middle is not None and middle > LATE),
