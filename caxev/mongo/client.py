@@ -97,8 +97,13 @@ def connect(settings: Settings) -> Client:
 
 
 def _options(settings: Settings) -> Document:
-    # A watcher waits this long for a dead primary before it looks for the new one.
-    defaults = {"serverSelectionTimeoutMS": 5000, "connectTimeoutMS": 5000}
+    # A watcher waits this long for a dead primary before it looks for the new one; one that hangs
+    # is given up when it has not answered a heartbeat in time (both together).
+    defaults = {
+        "serverSelectionTimeoutMS": 5000,
+        "connectTimeoutMS": 5000,
+        "heartbeatFrequencyMS": 2000,
+    }
     given = settings.mongo_uri.lower()
     return {name: value for name, value in defaults.items() if name.lower() not in given}
 

@@ -69,10 +69,10 @@ def placed(base: Path, **there: Any) -> Place:
     return Place(sites[0], evolve(sites[1], **there), watched, *traps)
 
 
-def over_ssh(base: Path, server: servers.Server) -> Place:
+def over_ssh(base: Path, server: servers.Server, method: str = "sftp") -> Place:
     """Lay out the same, with an SSH server between the two."""
     end = server.endpoint
-    place = placed(base, method="sftp", hostname=end.host, port=end.port, username=end.username)
+    place = placed(base, method=method, hostname=end.host, port=end.port, username=end.username)
     here = evolve(place.here, identity=end.identity, known_hosts=end.known_hosts)
     return evolve(place, here=here)
 
@@ -102,18 +102,17 @@ def problems(place: Place, deed: Deed, every: int = 1) -> Iterator[str]:
 
 
 def paths() -> dict[str, Any]:
-    """Try all attacks with every deed, on one machine and over SSH."""
+    """Try all attacks with every deed, on one machine, by SFTP and by rsync."""
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="caxev-paths-") as directory:
         keys = Path(directory) / "sshd"
         keys.mkdir()
         with servers.running(keys) as server:
             for deed in DEEDS:
-                for method in ("local", "sftp"):
+                for method in ("local", "sftp", "rsync"):
                     base = Path(directory) / f"{method}-{deed}"
-                    place = (
-                        over_ssh(base, server) if method == "sftp" else placed(base, method="local")
-                    )
+                    near = method == "local"
+                    place = placed(base, method=method) if near else over_ssh(base, server, method)
                     found = [Problem("corrupt_accepted", what) for what in problems(place, deed)]
                     tally.add(found)
                     tally.faults += len(place.attacks(deed))
