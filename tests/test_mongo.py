@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -31,11 +31,13 @@ from caxev.job import utcnow
 from caxev.ledger import Debt, Paid, claim, owe, settle
 from caxev.model import (
     DELETING,
+    YES,
     Aspect,
     CopiesAtLeast,
     CopyIs,
     CopyKey,
     Event,
+    Existence,
     Field,
     FieldIs,
     NobodyReads,
@@ -46,6 +48,7 @@ from caxev.model import (
 )
 from caxev.mongo import (
     Database,
+    DatabaseError,
     Deposed,
     Gap,
     HistoryLost,
@@ -563,6 +566,32 @@ async def test_who_dies_in_a_transaction_blocks_nobody(database: Named) -> None:
         assert await db.debts(SITE) == []
         (run,) = await db.select(Selection(), utcnow())
         await owed(db, run, found[0], claimed=1)
+
+
+async def test_a_large_record_is_made_while_the_lease_is_renewed(database: Named) -> None:
+    """However often the lease is renewed meanwhile, thousands of debts get into the ledger."""
+    async with engine.opened(database) as db:
+        found = await db.acquire(SITE, "me", 60.0, utcnow())
+        assert found is not None
+        tenure = found[0]
+        aspects = [CopyKey("raw", f"site{number}") for number in range(4000)]
+        debts = [
+            owe(SITE, Event("run", one, None, YES), "go", lane="default", mark=mark, at=utcnow())
+            for mark, one in enumerate(aspects)
+        ]
+
+        async def renew() -> None:
+            while True:
+                with suppress(DatabaseError):
+                    await db.renew(tenure, 60.0, None)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(renew)
+            with trio.fail_after(100):
+                await db.ingest(tenure, Ingest({"run": {Existence(): YES}}, debts), utcnow())
+            nursery.cancel_scope.cancel()
+        assert sum((await db.tally(SITE))[SITE].values()) == len(debts)
 
 
 # -- debts ------------------------------------------------------------------------------------

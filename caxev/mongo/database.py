@@ -13,6 +13,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from datetime import datetime
+from itertools import count
 from typing import Any, Final, TypeVar
 
 import trio
@@ -329,13 +330,21 @@ class Database:
 
     async def ingest(self, tenure: Tenure, ingest: Ingest, now: datetime) -> None:
         """Record what changes led to, all of it or nothing. Raises `Deposed`."""
+        attempts = count()
 
         async def write(session: AsyncClientSession) -> None:
             point("mongo.ingest.begin")
             position = {} if ingest.position is None else position_fields(ingest.position, now)
+            await self._store.ingest(
+                tenure,
+                ingest.looks,
+                ingest.debts,
+                position,
+                session,
+                guard_first=next(attempts) > 0,
+            )
             for run, priority in ingest.priorities.items():
                 await self._store.set_priority(tenure.site, run, priority, session)
-            await self._store.ingest(tenure, ingest.looks, ingest.debts, position, session)
             point("mongo.ingest.commit")
 
         await self._call(self._transaction, write)

@@ -300,22 +300,28 @@ class Store:
         debts: Iterable[Debt],
         position: Mapping[str, Any],
         session: Session,
+        *,
+        guard_first: bool = False,
     ) -> None:
-        """Write looks (None: the run is gone), debts and position. Raises `Deposed`."""
-        gone = [{"s": tenure.site, "r": run} for run, look in looks.items() if look is None]
-        if gone:
-            await self.ledger.delete_many({"_id": {"$in": gone}}, session=session)
+        """Write looks (None: the run is gone), debts and position. Raises `Deposed`.
+
+        The guard, which is the site's document, comes last: the shorter it is held, the better for
+        whoever waits for it. But whoever renews the lease before it is written makes it conflict:
+        with `guard_first` nobody can, and they wait.
+        """
         writes = [
             _upsert({"s": tenure.site, "r": run}, {"$set": {"look": _rows(look)}})
             for run, look in looks.items()
             if look is not None
         ]
         writes += [_upsert(debt.id, _renewal(debt)) for debt in debts]
-        # The guard comes last: the shorter it is held, the better for whoever waits for it.
         touch = {"$currentDate": {"touched": True}, **({"$set": position} if position else {})}
-        writes.append({"q": _mine(tenure), "u": touch})
+        writes.insert(0 if guard_first else len(writes), {"q": _mine(tenure), "u": touch})
         if await _write_all(self.ledger, writes, session) < len(writes):
             raise Deposed(f"another process has taken over {tenure.site}")
+        gone = [{"s": tenure.site, "r": run} for run, look in looks.items() if look is None]
+        if gone:
+            await self.ledger.delete_many({"_id": {"$in": gone}}, session=session)
 
     async def seen_between(self, site: str, low: Any, high: Any) -> list[RunId]:
         """Return the runs with low < _id <= high that this site has seen."""
