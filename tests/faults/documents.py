@@ -47,8 +47,12 @@ def entry(location: Any = "/data/raw/161111_1434", **fields: Any) -> Document:
     return {**good, "location": location, **fields}
 
 
-def entries(outside: str, random: Random) -> Iterator[tuple[str, list[Any]]]:
-    """Return what `data` may hold, by name. `outside` is a path that no site owns."""
+def entries(outside: str, random: Random, *, long: bool) -> Iterator[tuple[str, list[Any]]]:
+    """Return what `data` may hold, by name. `outside` is a path that no site owns.
+
+    Not `long`: what is large is a tenth of that.
+    """
+    share = 1 if long else 10
     yield "no entries", [None, 5, "text", [], [[entry()]], True, ObjectId()]
     yield "no status", [{"type": "raw", "host": BIRTH, "location": "/data"}]
     yield "unknown status", [entry(status="perhaps")]
@@ -63,10 +67,10 @@ def entries(outside: str, random: Random) -> Iterator[tuple[str, list[Any]]]:
     )
     yield "code", [entry(host=Code("lngs")), {"type": Code("raw"), "host": "lngs"}]
     yield "operators", [entry(host="$set", status="$$NOW"), {"$where": "1", "type": "raw"}]
-    yield "10 MB", [entry("/" + "x" * 10 * MEGABYTE)]
-    yield "10 MB of a host", [entry(host="x" * 10 * MEGABYTE)]
-    yield "10,000 entries", [entry(host=f"site{n}") for n in range(10_000)]
-    yield "just below 16 MB", [entry(), "x" * (16 * MEGABYTE - 1000)]
+    yield "10 MB", [entry("/" + "x" * (10 * MEGABYTE // share))]
+    yield "10 MB of a host", [entry(host="x" * (10 * MEGABYTE // share))]
+    yield "10,000 entries", [entry(host=f"site{n}") for n in range(10_000 // share)]
+    yield "just below 16 MB", [entry(), "x" * (16 * MEGABYTE // share - 1000)]
     places: list[Any] = [
         "n/a",
         "NA",
@@ -83,9 +87,9 @@ def entries(outside: str, random: Random) -> Iterator[tuple[str, list[Any]]]:
         yield f"{status} at {place!r}", [entry(place, host=host, status=status)]
 
 
-def documents(outside: str, random: Random) -> Iterator[Document]:
+def documents(outside: str, random: Random, *, long: bool) -> Iterator[Document]:
     """Return broken runs."""
-    for name, data in entries(outside, random):
+    for name, data in entries(outside, random, long=long):
         yield {"_id": ObjectId(), "name": name, "start": [None], "tags": [{}], "data": data}
     for tags in (5, "tick", [5, None], [{"name": 5}, {"name": Code("tick")}, {"name": ["tick"]}]):
         yield {"_id": ObjectId(), "number": "x", "detector": 5, "data": "none", "tags": tags}
@@ -114,7 +118,9 @@ def arbitrary(number: int, start: int) -> list[Document]:
     return found
 
 
-async def documents_campaign(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
+async def documents_campaign(
+    ground: Ground, *, rounds: int, seed: int, long: bool = True
+) -> dict[str, Any]:
     """Add broken runs in each round; `late`: rounds in which a good one waited too long."""
     random, tally = Random(seed), Tally()
     late, longest, broken = 0, 0.0, 0
@@ -131,7 +137,7 @@ async def documents_campaign(ground: Ground, *, rounds: int, seed: int) -> dict[
                 born = await ground.take(SIZE)
                 wicked = [
                     *documents(str(world.directory), random),
-                    *arbitrary(FUZZED, seed + number),
+                    *arbitrary(FUZZED if long else 10, seed + number),
                 ]
                 random.shuffle(wicked)
                 added = await trio.to_thread.run_sync(_add, runs, wicked, ground)
@@ -146,6 +152,7 @@ async def documents_campaign(ground: Ground, *, rounds: int, seed: int) -> dict[
                 await ground.forget([born])
                 tally.add(problems)
                 tally.faults += added
+                tally.runs += len(load.added) + 1
                 took = trio.current_time() - began
                 say_round(f"{tally.rounds}. {added} broken runs, {waited:.1f} s", problems, took)
     return {**tally.row(), "longest_wait_s": round(longest, 2), "late": late}

@@ -57,6 +57,7 @@ async def races(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
         await ground.forget(runs)
         tally.add(problems)
         tally.faults += 2 * REQUESTS
+        tally.runs += RUNS
         say_round(f"{tally.rounds}. {RUNS} runs", problems, trio.current_time() - began)
     return tally.row()
 

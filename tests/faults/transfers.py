@@ -301,6 +301,7 @@ async def transfers(
             problems, said = await _round(ground, proxies, name, random, disk, long=long)
             tally.add(problems)
             tally.faults += 1
+            tally.runs += 1
             stated += bool(said)
             took = trio.current_time() - began
             told = f", stated: {said[0][:90]}" if said else ""
