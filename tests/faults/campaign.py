@@ -48,7 +48,7 @@ ROOT: Final = Path(__file__).parents[2]
 EFFECTS: Final = Path(__file__).parent / "effects.py"
 BIRTH: Final = "lngs"
 """The site where runs are taken; the others pull from it, or are pushed to."""
-PATIENCE: Final = 90.0
+PATIENCE: Final = 300.0
 """Seconds after which what has not come to its end is lost."""
 LOOK_EVERY: Final = 0.1
 SHOWN: Final = 10

@@ -136,7 +136,7 @@ async def documents_campaign(
                 load.go()
                 born = await ground.take(SIZE)
                 wicked = [
-                    *documents(str(world.directory), random),
+                    *documents(str(world.directory), random, long=long),
                     *arbitrary(FUZZED if long else 10, seed + number),
                 ]
                 random.shuffle(wicked)
