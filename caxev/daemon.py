@@ -31,6 +31,7 @@ from caxev.config import Settings, Site, Sites
 from caxev.dispatcher import Dispatcher
 from caxev.job import utcnow
 from caxev.mongo import Database, DatabaseError, Deposed, Refused, SiteRecord, Tenure, passing
+from caxev.notifiers import Addressee, Desk, Pulse, Vitals, addressees
 from caxev.registry import Registry
 from caxev.watcher import LONGEST_WAIT, Watcher
 from caxev.workers import Workers
@@ -41,6 +42,8 @@ GRACE: Final = 30.0
 """Seconds that reactions in flight get to end after SIGTERM."""
 FLUSH: Final = 10.0
 """Seconds that the last settlements may take."""
+TELLING: Final = 30.0
+"""Seconds that the last alarms may take, where a listener leaves by itself (``--once``)."""
 
 _STAND_BY: Final = 0.1  # of the lease: how often a stand-by looks
 _HELD: Final = 0.8  # of the lease: how long it is held without renewal
@@ -60,6 +63,10 @@ class Options:
     lease: float = LEASE
     grace: float = GRACE
     metrics_port: int | None = None
+
+    def addressees(self) -> list[Addressee]:
+        """Who is told of alarms. Raises `ConfigError` where a secret is missing."""
+        return addressees(self.site.name, self.site.alarms)
 
 
 @define(eq=False)
@@ -87,6 +94,7 @@ async def listen(options: Options) -> None:
     Raises `DatabaseError` where the database cannot be used at the start; afterwards it waits out
     any trouble.
     """
+    options.addressees()  # a mistake there is told now, and not when the lease is ours
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
     if options.metrics_port is not None:
         serve_metrics(options.metrics_port)
@@ -187,6 +195,7 @@ class _Tenancy:
         self.database = database
         self.tenure = tenure
         self.leaving = leaving
+        self.desk = Desk(database, tenure, options.addressees())
         self._requests = 0
         self._poked = trio.Event()
 
@@ -197,9 +206,13 @@ class _Tenancy:
                 async with trio.open_nursery() as outer:
                     dispatcher = self._dispatcher(workers, outer)
                     await self._act(dispatcher, outer)
+                    if self.options.once:
+                        with trio.move_on_after(TELLING):
+                            await self.desk.leave(telling=True)
                     outer.cancel_scope.cancel()
                 with trio.move_on_after(FLUSH, shield=True):
                     await dispatcher.settle_ended()
+                    await self.desk.leave(telling=False)
                     await self.database.release(self.tenure)
         logger.info("left {} in good order", self.tenure.site)
 
@@ -213,6 +226,7 @@ class _Tenancy:
             options.sites,
             workers,
             outer,
+            self.desk,
         )
 
     async def _act(self, dispatcher: Dispatcher, outer: trio.Nursery) -> None:
@@ -224,7 +238,11 @@ class _Tenancy:
             options.registry,
             dispatcher,
             urgent=options.site.priority,
+            alarms=self.desk,
         )
+        await self._open_desk()
+        outer.start_soon(self.desk.run)
+        outer.start_soon(self._vitals(watcher).run)
         outer.start_soon(dispatcher.pay)
         outer.start_soon(dispatcher.show_progress)
         outer.start_soon(self._keep_lease, watcher)
@@ -238,6 +256,26 @@ class _Tenancy:
         notify("STOPPING=1")
         with trio.move_on_after(self.options.grace):
             await dispatcher.drained()
+
+    async def _open_desk(self) -> None:
+        while True:
+            try:
+                await self.desk.open()
+            except DatabaseError as error:
+                if not passing(error):
+                    raise
+                logger.debug("alarms wait for the database: {}", error)
+                await trio.sleep(1.0)
+            else:
+                return
+
+    def _vitals(self, watcher: Watcher) -> Vitals:
+        site = self.options.site
+
+        def pulse() -> Pulse:
+            return Pulse(watcher.trouble, watcher.troubled, watcher.behind)
+
+        return Vitals(site.name, site.roots, site.min_free, pulse, self.desk)
 
     async def _until_asked(self, watcher: Watcher, inner: trio.Nursery) -> None:
         ready = trio.Event()

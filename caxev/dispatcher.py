@@ -22,6 +22,7 @@ from attrs import define, evolve, field
 from loguru import logger
 
 from caxev import crash, metrics
+from caxev.alarms import Alarm, Alarms, Silent, parked, parked_key
 from caxev.config import Site, Sites
 from caxev.job import GiveUp, Job, Retry, Skip, Superseded, utcnow
 from caxev.ledger import (
@@ -221,11 +222,12 @@ class Pace:
 
 @define(eq=False)
 class Ended:
-    """An attempt that is over and has to be settled."""
+    """An attempt that is over and has to be settled. `run` is the run's label for people."""
 
     debt: Debt
     outcome: Outcome
     updates: tuple[RunUpdate, ...] = ()
+    run: str = ""
 
 
 @define(eq=False)
@@ -239,6 +241,7 @@ class Dispatcher:
     sites: Sites
     workers: Workers
     attempts: trio.Nursery
+    alarms: Alarms = field(factory=Silent)
     _lanes: dict[str, Lane] = field(init=False, factory=dict)
     _ended: list[Ended] = field(init=False, factory=list)
     _occupancy: Occupancy = field(init=False, factory=Occupancy)
@@ -514,7 +517,7 @@ class Dispatcher:
         if not isinstance(outcome, Paid):
             updates = job.if_parked if self._is_last(debt, handler, outcome) else ()
         _report(outcome)
-        return Ended(debt, outcome, updates)
+        return Ended(debt, outcome, updates, str(run))
 
     @staticmethod
     def _is_last(debt: Debt, handler: Handler, outcome: Outcome) -> bool:
@@ -570,6 +573,8 @@ class Dispatcher:
         counted, renewed = await self.database.settle(debts, self.tenure.epoch)
         for (handler, state), n in Counter((d.handler, d.state.value) for d in debts).items():
             metrics.outcomes.labels(self.tenure.site, handler, state).inc(n)
+        for one, debt in zip(ended, debts, strict=True):
+            self._report_failed(debt, one.run)
         # A settlement that did not count may have done so before, unheard of: look again as well.
         missed = counted < len(debts)
         if missed or any(debt.state is State.OPEN for debt in debts):
@@ -586,16 +591,24 @@ class Dispatcher:
                 await self.database.update(ended.debt, epoch, update, utcnow())
             fitted, renewed = await self.database.settle_with(debt, epoch, last, utcnow())
         except Unstorable as error:
-            await self._settle_plain([Ended(ended.debt, Spent(str(error)))])
+            await self._settle_plain([Ended(ended.debt, Spent(str(error)), run=ended.run)])
             return
         if fitted:
             metrics.outcomes.labels(debt.site, debt.handler, debt.state.value).inc()
+            self._report_failed(debt, ended.run)
             if renewed or debt.state is State.OPEN:
                 self._rearm([debt], renewed=renewed)
             return
         # The run has moved on since the handler looked: look again, a bounded number of times.
         again = Postponed("the run changed meanwhile") if debt.state is State.DONE else None
-        await self._settle_plain([Ended(ended.debt, again or ended.outcome)])
+        await self._settle_plain([Ended(ended.debt, again or ended.outcome, run=ended.run)])
+
+    def _report_failed(self, debt: Debt, run: str) -> None:
+        """Have people told of a reaction that was parked, until it is done after all."""
+        if debt.state is State.DONE:
+            self.alarms.clear(parked_key(debt))
+        elif debt.state is State.FAILED:
+            self.alarms.sound(parked(debt, run or f"run {debt.run}"))
 
     def _settled(self, ended: Ended) -> Debt:
         handler = self.registry.handlers.get(ended.debt.handler)
@@ -680,6 +693,12 @@ class _Ports:
 
     async def table(self, name: str) -> list[dict[str, Any]]:
         return await self._dispatcher.database.table(name)
+
+    async def alarm(self, alarm: Alarm) -> None:
+        await self._dispatcher.alarms.raise_and_keep(alarm)
+
+    async def all_clear(self, key: str) -> None:
+        await self._dispatcher.alarms.clear_and_keep(key)
 
 
 async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:

@@ -8,12 +8,13 @@ passes in functions that write to the database or run work in another process.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
+from caxev.alarms import Alarm, Severity
 from caxev.model import Copy, CopyField, CopyKey, Event, Run, RunUpdate
 
 if TYPE_CHECKING:
@@ -22,9 +23,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@define
+class Clock:
+    """How far the time of `utcnow` is ahead of the machine's; only `caxev.testing` moves it."""
+
+    ahead: timedelta = timedelta()
+
+
+clock: Final = Clock()
+
+
 def utcnow() -> datetime:
     """Return the time, UTC, to the millisecond (as the database keeps it)."""
-    now = datetime.now(UTC)
+    now = datetime.now(UTC) + clock.ahead
     return now.replace(microsecond=now.microsecond // 1000 * 1000)
 
 
@@ -73,6 +84,8 @@ class Ports(Protocol):
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None: ...
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None: ...
     async def table(self, name: str) -> list[dict[str, Any]]: ...
+    async def alarm(self, alarm: Alarm) -> None: ...
+    async def all_clear(self, key: str) -> None: ...
 
 
 def _logger() -> Logger:
@@ -108,10 +121,15 @@ class Job:
     @property
     def copy(self) -> Copy | None:
         """The copy that the event speaks of, as it is now; None if it is gone or no copy."""
+        key = self._copy_key
+        return None if key is None else self.run.copy(key)
+
+    @property
+    def _copy_key(self) -> CopyKey | None:
         aspect = self.event.aspect
         if isinstance(aspect, CopyField):
-            aspect = aspect.key
-        return self.run.copy(aspect) if isinstance(aspect, CopyKey) else None
+            return aspect.key
+        return aspect if isinstance(aspect, CopyKey) else None
 
     @staticmethod
     def now() -> datetime:
@@ -146,6 +164,33 @@ class Job:
     def park_with(self, *updates: RunUpdate) -> None:
         """Say what to write to the run if this reaction is parked as failed; replaces the last."""
         self.if_parked = updates
+
+    async def alarm(
+        self,
+        name: str,
+        summary: str,
+        *,
+        severity: Severity | str = Severity.ERROR,
+        **details: object,
+    ) -> None:
+        """Have people told, by all that the site's ``alarms`` name; `details` are further lines.
+
+        The alarm is kept before this returns, and told in its own time. It is known by `name` and
+        by the copy that the event is about (else the run): raised again it is the same one, and
+        it stands until a reaction to the same copy (or run) calls `all_clear` with that name.
+        """
+        site = getattr(self.site, "name", "")
+        key = self._alarm_key(name)
+        level = Severity(severity)
+        await self.ports.alarm(Alarm(site, key, summary, level, str(self.run), details))
+
+    async def all_clear(self, name: str) -> None:
+        """Say that what `alarm` was raised for is over. Costs nothing where none stands."""
+        await self.ports.all_clear(self._alarm_key(name))
+
+    def _alarm_key(self, name: str) -> str:
+        about = self._copy_key
+        return f"{name}: {self.run.id}{'' if about is None else f': {about}'}"
 
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
         """Keep a manifest's items in the database, under its digest. Repeatable."""

@@ -13,6 +13,10 @@ running: Final = Gauge("caxev_running", "Reactions running now", ["site", "lane"
 gaps: Final = Counter("caxev_history_gaps_total", "Gaps of history made up by a scan", ["site"])
 leading: Final = Gauge("caxev_leading", "1 where this process acts for the site", ["site"])
 troubled: Final = Gauge("caxev_database_trouble", "1 while the database is not reached", ["site"])
+alarms: Final = Gauge("caxev_alarms", "Alarms that stand", ["site"])
+untold: Final = Gauge(
+    "caxev_alarms_untold", "Alarms of which a sink could not be told", ["site", "sink"]
+)
 latency: Final = Histogram(
     "caxev_latency_seconds",
     "From a change to the start of its handler",

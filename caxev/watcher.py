@@ -21,6 +21,7 @@ from attrs import define, evolve, field
 from loguru import logger
 
 from caxev import metrics
+from caxev.alarms import Alarms, Silent, gap, parked
 from caxev.diff import diff
 from caxev.job import utcnow
 from caxev.ledger import Debt, Spent, State, claim, owe, priority_of, settle, slot
@@ -134,7 +135,9 @@ class _Ahead:
 class Watcher:
     """Follows the runs collection on behalf of one site.
 
-    `urgent` are the tags whose runs go first, the most urgent before the others.
+    `urgent` are the tags whose runs go first, the most urgent before the others. `trouble` says
+    what ails the database, and since when; `behind` is how old, in seconds, the newest change of
+    the last batch was when that was taken in.
     """
 
     database: Database
@@ -143,6 +146,8 @@ class Watcher:
     intake: Intake
     trouble: str | None = None
     urgent: Sequence[str] = ()
+    alarms: Alarms = field(factory=Silent)
+    behind: float = field(init=False, default=0.0)
     _marks: Iterator[int] = field(init=False)
     # One look at a time: two at once could write an older look over a newer one.
     _looking: trio.Lock = field(init=False, factory=trio.Lock)
@@ -151,6 +156,7 @@ class Watcher:
     _recorded: Mapping[RunId, Look | None] = field(init=False, factory=dict)
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
+    _troubled_at: datetime = field(init=False, factory=utcnow)
 
     def __attrs_post_init__(self) -> None:
         # Unique over all processes that ever acted for the site: the epoch is part of it.
@@ -261,6 +267,8 @@ class Watcher:
 
     async def _take_in(self, ahead: _Ahead) -> None:
         batch = ahead.batch
+        newest = max(batch.runs.values(), default=None)
+        self.behind = 0.0 if newest is None else (utcnow() - newest).total_seconds()
         metrics.changes.labels(self.tenure.site).inc(batch.changes)
         if batch.changes and await self._record_batch(ahead):
             self._position, self._saved_at = batch.position, trio.current_time()
@@ -297,6 +305,7 @@ class Watcher:
         """Make up for lost history: scan, and stream on from before the scan."""
         logger.warning("{}; scanning all runs to make up for it", why)
         metrics.gaps.labels(self.tenure.site).inc()
+        self.alarms.sound(gap(self.tenure.site, why))
         await self.scan(gap=Gap(utcnow(), why), restart=True)
 
     async def _persist(self, function: object, *args: object) -> None:
@@ -317,9 +326,17 @@ class Watcher:
             raise error
         if self.trouble is None:
             logger.warning("{}; trying again until it answers", error)
-        self.trouble = f"since {utcnow():%Y-%m-%d %H:%M:%S} UTC: {error}"
+            self._troubled_at = utcnow()
+        self.trouble = f"since {self._troubled_at:%Y-%m-%d %H:%M:%S} UTC: {error}"
         metrics.troubled.labels(self.tenure.site).set(1)
         await trio.sleep(min(0.2 * 2 ** min(failures, 20), LONGEST_WAIT))
+
+    @property
+    def troubled(self) -> float:
+        """For how many seconds the database has not been reached; 0.0: it is."""
+        if self.trouble is None:
+            return 0.0
+        return (utcnow() - self._troubled_at).total_seconds()
 
     def _recovered(self) -> None:
         if self.trouble is not None:
@@ -462,8 +479,9 @@ class Watcher:
             raise error
         if len(runs) == 1:
             logger.error("run {} cannot be recorded: {}", runs[0], error)
-            parked = self._parked(runs[0], str(error))
-            await self.database.ingest(self.tenure, Ingest({}, [parked], ingest.position), utcnow())
+            debt = self._parked(runs[0], str(error))
+            await self.database.ingest(self.tenure, Ingest({}, [debt], ingest.position), utcnow())
+            self.alarms.sound(parked(debt, f"run {runs[0]}"))
             return
         middle = len(runs) // 2
         await self._record(_part(ingest, runs[:middle], position=False))
@@ -503,6 +521,8 @@ class Watcher:
                 self.intake.look_again()
             case "replay":
                 await self._replay(request)
+            case "clear":
+                await self.alarms.clear_and_keep(request.alarm or "")
             case _:
                 logger.error("a request of an unknown kind, {!r}, is passed over", request.kind)
 

@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "explain": ("caxev.cli.explain:explain", "What each handler makes of a run, and why."),
     "reactions": ("caxev.cli.reactions:reactions", "Which reactions are open, running or failed."),
     "retry": ("caxev.cli.reactions:retry", "Try failed reactions again."),
+    "alarms": ("caxev.cli.alarms:alarms", "What people are told of; a test that it reaches them."),
     "sites": ("caxev.cli.admin:sites", "Check sites.json, and the ways between the sites."),
     "handlers": ("caxev.cli.admin:handlers", "Which handlers there are."),
     "db": ("caxev.cli.admin:db", "Look after the database."),

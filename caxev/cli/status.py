@@ -13,6 +13,7 @@ from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, stat
 from caxev.cli.output import Table, say, show, show_json, size, time
 
 if TYPE_CHECKING:
+    from caxev.alarms import Standing
     from caxev.model import Copy, Run
     from caxev.mongo import Database, Selection, SiteRecord
 
@@ -93,6 +94,7 @@ _SITES = (
     ("failed", "FAILED"),
     ("progress", "PROGRESS"),
     ("requests", "REQUESTS"),
+    ("alarms", "ALARMS"),
     ("gap", "LAST GAP"),
     ("trouble", "TROUBLE"),
 )
@@ -106,6 +108,7 @@ async def site_rows(
     tally = await database.tally(only)
     listed = names if only is not None else dict.fromkeys([*names, *records])
     moving = await _moving(database, listed)
+    alarms = await database.alarms(only)
     return [
         {
             **_site_row(one, records.get(one), names.get(one, True)),
@@ -114,6 +117,7 @@ async def site_rows(
             },
             **_moving_cells(moving.get(one, ())),
             "requests": len(await database.pending(one)),
+            **_alarm_cells([alarm for alarm in alarms if alarm.alarm.site == one]),
         }
         for one in listed
     ]
@@ -133,6 +137,14 @@ def _moving_cells(moving: Sequence[Progress]) -> dict[str, Any]:
     if len(moving) > 1:
         cells["progress"] = f"{len(moving)} at work: {cells['progress']}"
     return {**cells, "moving": len(moving)}
+
+
+def _alarm_cells(known: Sequence[Standing]) -> dict[str, Any]:
+    """Say how many alarms stand, and of how many somebody could not be told."""
+    standing = sum(one.stands for one in known)
+    untold = sum(bool(one.untold) for one in known)
+    cell = f"{standing}, {untold} not told" if untold else standing
+    return {"alarms": cell, "alarms_standing": standing, "alarms_untold": untold}
 
 
 def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str, Any]:

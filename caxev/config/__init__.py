@@ -5,6 +5,7 @@ wrong is a `ConfigError`: its message is for a person, and names file, site, key
 what to do. `sites` reads sites.json, `settings` the environment, `handlers` the handlers' modules.
 """
 
+from caxev.config.alarms import Email, Sink, Webhook
 from caxev.config.corrections import Correction
 from caxev.config.errors import ConfigError
 from caxev.config.handlers import DEFAULT_HANDLERS, load_file, load_handlers
@@ -18,13 +19,16 @@ __all__ = [
     "DEFAULT_HANDLERS",
     "ConfigError",
     "Correction",
+    "Email",
     "Here",
     "Link",
     "Permission",
     "Processing",
     "Settings",
+    "Sink",
     "Site",
     "Sites",
+    "Webhook",
     "find_sites",
     "link_between",
     "load_file",

@@ -1,4 +1,4 @@
-"""The one error of this package, and the words that its messages share."""
+"""The errors of this package, and the words that its messages share."""
 
 from __future__ import annotations
 

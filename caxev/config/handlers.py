@@ -27,6 +27,7 @@ DEFAULT_HANDLERS: Final = (
     "handlers.completeness",
     "handlers.permissions",
     "handlers.corrections",
+    "handlers.alarms",
 )
 """The modules that every site loads."""
 ENTRY_POINTS: Final = "caxev.handlers"

@@ -20,6 +20,7 @@ from attrs import Factory, evolve, field, frozen
 from cattrs import AttributeValidationNote, ClassValidationError, Converter, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from caxev.config.alarms import Sink, read_alarms
 from caxev.config.corrections import Correction, read_corrections
 from caxev.config.errors import ConfigError, Problems, nearest
 from caxev.config.links import Link, read_amount, read_links, read_rate
@@ -149,6 +150,12 @@ Corrections = Annotated[
     tuple[Correction, ...],
     Shape('a list, as [{"name": ..., "field": ..., "table": ...}], or null', read_corrections),
 ]
+Sinks = Annotated[
+    tuple[Sink, ...],
+    Shape(
+        'addresses of people, as [{"email": {"to": ["shift@example.org"]}}], or null', read_alarms
+    ),
+]
 Rate = Annotated[float | None, Shape('a rate, as "200MB/s", or null', read_rate)]
 Amount = Annotated[int, Shape('an amount, as "500GB", or null', read_amount)]
 Made = Annotated[
@@ -224,6 +231,7 @@ class Site:
     minitrees: Made = None
     permissions: Permissions = field(default=Factory(dict), hash=False)
     corrections: Corrections = ()
+    alarms: Sinks = field(default=(), hash=False)
 
     @property
     def transport(self) -> str:

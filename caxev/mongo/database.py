@@ -27,6 +27,7 @@ from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 
 from caxev import aio
+from caxev.alarms import Standing
 from caxev.config import Settings
 from caxev.crash import point
 from caxev.ledger import Debt
@@ -555,6 +556,24 @@ class Database:
             return counts
 
         return await self._call(tally)
+
+    # -- alarms -----------------------------------------------------------------------------
+
+    async def alarms(self, site: str | None = None) -> list[Standing]:
+        """Return the alarms of a site, or of all, as they were last kept."""
+        return await self._call(self._store.alarms, site)
+
+    async def keep_alarms(
+        self, tenure: Tenure, kept: Sequence[Standing], gone: Sequence[str] = ()
+    ) -> None:
+        """Write how alarms stand, and forget others, by their keys. Raises `Deposed`."""
+
+        async def keep(session: AsyncClientSession) -> None:
+            await self._store.keep_alarms(tenure, kept, gone, session)
+
+        point("mongo.alarms.before")
+        await self._call(self._transaction, keep)
+        point("mongo.alarms.after")
 
     # -- requests ---------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ Three collections beside the runs collection, all with the prefix ``caxev_``:
 
 - ``ledger``: the debts, by slot; the last look at each run, by (site, run); and for each site, by
   its name, its lease with epoch, its position in the stream and its gaps of history. They stand
-  together so that what a change leads to is one write and a commit;
+  together so that what a change leads to is one write and a commit. Its alarms are there as well;
 - ``requests``: what people asked a site's listener to do (replay, retry, scan);
 - ``manifests``: what copies consist of, by digest.
 
@@ -27,6 +27,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import AutoReconnect, OperationFailure
 
+from caxev.alarms import Standing
 from caxev.crash import point
 from caxev.ledger import (
     NEWEST_FIRST,
@@ -38,6 +39,7 @@ from caxev.ledger import (
     slot_prefix,
 )
 from caxev.model import NO_FIELDS, Aspect, Look, RunId, Watched
+from caxev.mongo import alarms
 from caxev.mongo.client import Deposed, Document
 
 Collection = AsyncCollection[Document]
@@ -114,7 +116,8 @@ class Request:
     """Something a person asked a site's listener to do.
 
     `kind`: ``replay`` (fire the present states of `runs`, None: of all), ``retry`` (open failed
-    debts again) or ``scan``. `handler` narrows the first two. `force` fires what was done, too.
+    debts again), ``scan``, or ``clear`` (the alarm with the key `alarm` is over). `handler` narrows
+    the first two. `force` fires what was done, too.
     """
 
     kind: str
@@ -122,6 +125,7 @@ class Request:
     handler: str | None = None
     force: bool = False
     id: Any = None
+    alarm: str | None = None
 
 
 Order = Sequence[tuple[str, int]]
@@ -460,6 +464,32 @@ class Store:
         query = {"handler": {"$exists": True}, **query}
         return self.ledger.find(query).sort("due", -1).limit(limit)
 
+    # -- alarms -----------------------------------------------------------------------------
+
+    async def alarms(self, site: str | None) -> list[Standing]:
+        """Return the alarms of a site, or of all, as they were last kept."""
+        query: Document = {"kind": alarms.KIND, **({} if site is None else {"site": site})}
+        return [alarms.standing_from(row) for row in await self.ledger.find(query).to_list(None)]
+
+    async def keep_alarms(
+        self,
+        tenure: Tenure,
+        kept: Iterable[Standing],
+        gone: Iterable[str],
+        session: Session,
+    ) -> None:
+        """Write how alarms stand, and forget others, by their keys. Raises `Deposed`."""
+        writes = [
+            _upsert(alarms.alarm_id(tenure.site, one.alarm.key), {"$set": alarms.alarm_row(one)})
+            for one in kept
+        ]
+        if writes:
+            await _write_all(self.ledger, writes, session)
+        forgotten = [alarms.alarm_id(tenure.site, key) for key in gone]
+        if forgotten:
+            await self.ledger.delete_many({"_id": {"$in": forgotten}}, session=session)
+        await self._set_site(tenure, {}, session)
+
     # -- requests ---------------------------------------------------------------------------
 
     async def add_request(self, site: str, request: Request, by: str, now: datetime) -> None:
@@ -472,6 +502,7 @@ class Store:
                 "runs": None if request.runs is None else list(request.runs),
                 "handler": request.handler,
                 "force": request.force,
+                "alarm": request.alarm,
                 "by": by,
                 "at": now,
             }
@@ -488,6 +519,7 @@ class Store:
                 handler=row.get("handler"),
                 force=bool(row.get("force")),
                 id=row["_id"],
+                alarm=row.get("alarm"),
             )
             for row in rows
         ]

@@ -1,0 +1,157 @@
+"""``caxev alarms``: what people are told of, whether it reached them, and a test that it does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from caxev.cli.errors import FAILED, NothingToDo
+from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.output import Table, say, show
+
+if TYPE_CHECKING:
+    from caxev.alarms import Standing
+    from caxev.config import Site
+    from caxev.mongo import Database
+
+
+@click.group(
+    invoke_without_command=True,
+    epilog=example("caxev alarms", "caxev alarms test --site lngs", "caxev alarms clear 3f9ac0d1"),
+)
+@click.option("--site", metavar="S", help="Only of this site.")
+@click.option("--all", "everything", is_flag=True, help="Those that are over, too.")
+@as_json
+@global_options(hidden=True)
+@click.pass_context
+def alarms(context: click.Context, site: str | None, everything: bool, as_json: bool) -> None:
+    """List the alarms that stand: what they say, and whom they did not reach."""
+    if context.invoked_subcommand is not None:
+        return
+    options = state()
+    options.log("warning")
+    if site is not None:
+        site = options.sites().get(site).name
+    found = options.with_database(lambda database: database.alarms(site))
+    rows = alarm_rows([one for one in found if everything or one.stands])
+    show(Table(_ALARMS, rows), as_json=as_json, empty="no alarm stands")
+
+
+_ALARMS = (
+    ("id", "ID"),
+    ("site", "SITE"),
+    ("severity", "SEVERITY"),
+    ("since", "SINCE"),
+    ("over", "OVER"),
+    ("summary", "ALARM"),
+    ("why", "WHY"),
+    ("untold", "NOT TOLD"),
+)
+
+
+def alarm_rows(found: Sequence[Standing]) -> list[dict[str, Any]]:
+    """Return a row for each alarm, the worst first."""
+    from caxev.alarms import urgency
+
+    return [_row(one) for one in sorted(found, key=urgency)]
+
+
+def _row(standing: Standing) -> dict[str, Any]:
+    alarm = standing.alarm
+    return {
+        "id": alarm.id,
+        "site": alarm.site,
+        "severity": alarm.severity.value,
+        "since": standing.since,
+        "over": standing.over,
+        "summary": alarm.summary,
+        "why": alarm.details.get("why") or alarm.details.get("more"),
+        "untold": [f"{sink}: {why}" for sink, why in standing.untold.items()],
+        "run": alarm.run or None,
+        "key": alarm.key,
+        "details": dict(alarm.details),
+        "told": {sink: told.raised for sink, told in standing.told.items()},
+    }
+
+
+# -- test ---------------------------------------------------------------------------------------
+
+
+@alarms.command("test", epilog=example("caxev alarms test --site lngs"))
+@click.option("--site", required=True, metavar="S", help="The site whose `alarms` are tried.")
+@as_json
+@global_options(hidden=True)
+def test(site: str, as_json: bool) -> None:
+    """Send a test to each address of a site, from here, and say which took it."""
+    import trio
+
+    options = state()
+    options.log("warning")
+    rows = trio.run(_tried, options.sites().get(site))
+    show(Table(_TESTED, rows), as_json=as_json, empty=f"{site} names no `alarms` in sites.json")
+    if not all(row["ok"] for row in rows) or not rows:
+        raise click.exceptions.Exit(FAILED)
+
+
+_TESTED = (("sink", "SINK"), ("kind", "KIND"), ("ok", "OK"), ("why", "WHY"))
+
+
+async def _tried(site: Site) -> list[dict[str, Any]]:
+    import trio
+
+    from caxev.alarms import Alarm, Severity
+    from caxev.notifiers import addressees, attempted
+
+    alarm = Alarm(
+        site.name,
+        "test",
+        f"a test of the alarms of {site.name}: nothing is wrong",
+        Severity.WARNING,
+        once=True,
+    )
+    rows: list[dict[str, Any]] = [
+        {"sink": sink.name, "kind": sink.kind, "ok": False, "why": None} for sink in site.alarms
+    ]
+
+    async def one(row: dict[str, Any], notifier: Any) -> None:
+        row["why"] = await attempted(notifier, alarm, over=False)
+        row["ok"] = row["why"] is None
+        if row["ok"] and notifier.resolves:
+            row["why"] = await attempted(notifier, alarm, over=True)
+            row["ok"] = row["why"] is None
+
+    async with trio.open_nursery() as nursery:
+        for row, addressee in zip(rows, addressees(site.name, site.alarms), strict=True):
+            nursery.start_soon(one, row, addressee.notifier)
+    return rows
+
+
+# -- clear --------------------------------------------------------------------------------------
+
+
+@alarms.command("clear", epilog=example("caxev alarms clear 3f9ac0d1"))
+@click.argument("alarm", metavar="ID")
+@global_options(hidden=True)
+def clear(alarm: str) -> None:
+    """Say that an alarm is over: one that nothing clears by itself any more.
+
+    The site's listener does it: what is asked for waits until one runs.
+    """
+    options = state()
+    options.log("warning")
+    say(options.with_database(lambda database: _clear(database, alarm)))
+
+
+async def _clear(database: Database, name: str) -> str:
+    from caxev.cli.replay import leave, nobody
+    from caxev.mongo import Request
+
+    found = [one.alarm for one in await database.alarms() if one.stands]
+    alarm = next((alarm for alarm in found if alarm.id == name), None)
+    if alarm is None:
+        raise NothingToDo(f"no alarm {name!r} stands: caxev alarms lists those that do")
+    told = await leave(database, alarm.site, [Request("clear", alarm=alarm.key)])
+    line = f"{alarm.site}: asked to clear: {alarm.summary}"
+    return line if told["listening"] else f"{line}; {nobody(alarm.site)}"

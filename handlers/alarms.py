@@ -1,0 +1,35 @@
+"""People are told of copies that are bad.
+
+`bad_copy` reacts to ``checksumproblem`` being set in the entry of a copy here, or at a host without
+a listener that this site looks after. It raises an alarm that stands until the copy is good again,
+or gone. It changes nothing.
+
+Safe to repeat: an alarm that is raised again is the same one.
+"""
+
+from __future__ import annotations
+
+from caxev import GONE, HERE, PASSIVE, Copy, Job, Result, Skip, copy, copy_field, on
+
+NAME = "bad copy"
+
+
+@on(
+    copy_field("checksumproblem", host=(HERE, PASSIVE)),
+    copy(GONE, host=(HERE, PASSIVE)),
+)
+async def bad_copy(job: Job) -> Result:
+    """Have people told that a copy is bad, until it is good again or gone."""
+    bad = job.copy
+    if bad is None or not bad.fields.get("checksumproblem"):
+        await job.all_clear(NAME)
+        return None
+    if job.site.name not in {bad.host, bad.source}:
+        return Skip(f"{bad.source or 'the site that pushed it'} tells of it")
+    why = bad.fields.get("error")
+    await job.alarm(NAME, _summary(job, bad), why=why, location=bad.location, source=bad.source)
+    return None
+
+
+def _summary(job: Job, bad: Copy) -> str:
+    return f"the copy of {job.run}, {bad.key}, is not what it should be"
