@@ -30,11 +30,17 @@ die_with: list[int] = []
 """Processes to take along: a worker puts its listener's process id here."""
 
 
+errors: dict[str, Exception] = {}
+"""What is raised at points of this process, once each; `caxev.testing` puts it here."""
+
+
 def point(name: str) -> None:
-    """Pass the point ``<scope>:<name>``; does nothing unless a campaign has armed it."""
-    if not _ARMED:
+    """Pass the point ``<scope>:<name>``; does nothing unless a campaign or a test has armed it."""
+    if not (_ARMED or errors):
         return
     name = f"{scope.get()}:{name}"
+    if name in errors:
+        raise errors.pop(name)
     _passed[name] += 1
     if _LOG:
         with Path(_LOG).open("a") as log:

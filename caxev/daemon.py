@@ -33,7 +33,7 @@ from caxev.job import utcnow
 from caxev.mongo import Database, DatabaseError, Deposed, Refused, SiteRecord, Tenure, passing
 from caxev.notifiers import Addressee, Desk, Pulse, Vitals, addressees
 from caxev.registry import Registry
-from caxev.watcher import LONGEST_WAIT, Watcher
+from caxev.watcher import CAUGHT_UP, LONGEST_WAIT, Watcher
 from caxev.workers import Workers
 
 LEASE: Final = 15.0
@@ -52,7 +52,10 @@ _RENEW: Final = 0.2  # of the lease: how often it is renewed
 
 @frozen
 class Options:
-    """How a site is listened for. Times in seconds."""
+    """How a site is listened for. Times in seconds.
+
+    With `once` the stream counts as read where nothing comes for `caught_up`.
+    """
 
     site: Site
     sites: Sites
@@ -63,6 +66,7 @@ class Options:
     lease: float = LEASE
     grace: float = GRACE
     metrics_port: int | None = None
+    caught_up: float = CAUGHT_UP
 
     def addressees(self) -> list[Addressee]:
         """Who is told of alarms. Raises `ConfigError` where a secret is missing."""
@@ -239,6 +243,7 @@ class _Tenancy:
             dispatcher,
             urgent=options.site.priority,
             alarms=self.desk,
+            caught_up=options.caught_up,
         )
         await self._open_desk()
         outer.start_soon(self.desk.run)

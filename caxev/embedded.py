@@ -320,6 +320,12 @@ class ReplicaSet:
             client.admin["caxev_ready"].drop()
 
 
+def drop(uri: str, database: str) -> None:
+    """Drop a whole database: one that a test made. Blocks."""
+    with MongoClient[dict[str, Any]](uri) as client:
+        client.drop_database(database)
+
+
 def _leads(member: Mongod) -> bool:
     try:
         with MongoClient[dict[str, Any]](member.uri, serverSelectionTimeoutMS=1000) as client:

@@ -147,6 +147,7 @@ class Watcher:
     trouble: str | None = None
     urgent: Sequence[str] = ()
     alarms: Alarms = field(factory=Silent)
+    caught_up: float = CAUGHT_UP
     behind: float = field(init=False, default=0.0)
     _marks: Iterator[int] = field(init=False)
     # One look at a time: two at once could write an older look over a newer one.
@@ -198,7 +199,7 @@ class Watcher:
         stream = await self.database.open_stream(position, self.registry.watched)
         changes = 0
         while True:
-            batch = await self.database.next_batch(stream, CAUGHT_UP)
+            batch = await self.database.next_batch(stream, self.caught_up)
             if not batch.changes:
                 await self.database.close_stream(stream)
                 await self._save(batch.position)

@@ -153,7 +153,8 @@ class Desk:
     async def keep(self) -> None:
         """Write what is not in the database yet. Raises `DatabaseError`."""
         async with self._pen:
-            await self._write()
+            if self._unkept:
+                await self._write()
 
     async def _write(self) -> None:
         keys, self._unkept = self._unkept, set()

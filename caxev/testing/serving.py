@@ -1,0 +1,134 @@
+"""One site's listener, until nothing is left to do: in this process, or in one that is killed.
+
+`Lab` calls `serve` for a site's turn, and `serve_apart` where the listener is to die at a crash
+point, by SIGKILL as in production. `main` is that process's end of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+
+import trio
+from attrs import frozen
+
+from caxev import aio
+from caxev.config import Settings, Sites, load_sites
+from caxev.daemon import Leaving, Options, open_database, serve_tenures
+from caxev.job import clock
+from caxev.mongo import Database, Tenure
+from caxev.registry import Handler, Registry, recorded
+
+QUIET: Final = 0.03
+"""Seconds without a change after which the stream is taken for read: the server is next door."""
+OWNER: Final = "lab"
+_BOOT: Final = "import sys; sys.path[:] = {path!r}; from caxev.testing.serving import main; main()"
+
+
+@frozen
+class Bench:
+    """What a listener of a lab needs to know."""
+
+    settings: Settings
+    sites: Sites
+    handlers: Sequence[Handler]
+
+
+async def serve(bench: Bench, database: Database, site: str) -> None:
+    """Listen for a site until nothing is left to do."""
+    here = bench.sites.here(site)
+    options = Options(
+        site=here.site,
+        sites=bench.sites,
+        settings=bench.settings,
+        registry=Registry(bench.handlers, here),
+        once=True,
+        caught_up=QUIET,
+    )
+    await serve_tenures(options, database, OWNER, Leaving())
+
+
+@frozen
+class Ended:
+    """How a listener of its own ended: whether it was killed, and the crash points it passed."""
+
+    killed: bool
+    points: tuple[str, ...]
+
+
+async def serve_apart(bench: Bench, database: Database, site: str, crash: str = "") -> Ended:
+    """Listen as `serve` does, in a process of its own; it is killed at ``crash`` (``POINT:N``).
+
+    Raises RuntimeError where it ends in any other way than well or killed.
+    """
+    with tempfile.NamedTemporaryFile("r", prefix="caxev-points-") as log:
+        armed = {"CAXEV_CRASH": crash, "CAXEV_CRASH_LOG": log.name}
+        done = await trio.run_process(
+            [sys.executable, "-c", _BOOT.format(path=sys.path)],
+            stdin=json.dumps(_errand(bench, site)).encode(),
+            capture_stderr=True,
+            check=False,
+            env={**os.environ, **armed},
+        )
+        points = [line.split(" ", 1)[1] for line in log.read().splitlines()]
+    killed = done.returncode == -signal.SIGKILL
+    if killed:
+        await _expire(database, site)
+    elif done.returncode:
+        raise RuntimeError(f"the listener failed:\n{done.stderr.decode(errors='replace')}")
+    return Ended(killed, tuple(dict.fromkeys(points)))
+
+
+async def _expire(database: Database, site: str) -> None:
+    """End the lease of a process that is known to be dead."""
+    record = await database.site_record(site)
+    if record is not None:
+        await database.release(Tenure(site, record.epoch, OWNER))
+
+
+def _errand(bench: Bench, site: str) -> dict[str, object]:
+    for handler in bench.handlers:
+        name = handler.function.__qualname__
+        if "<" in name:
+            raise TypeError(
+                f"{handler.name} cannot run in a process of its own: {name} stands inside a "
+                "function; move it to the top level of a module"
+            )
+    return {
+        "uri": bench.settings.mongo_uri,
+        "database": bench.settings.database,
+        "sites": str(bench.sites.path),
+        "site": site,
+        "handlers": [[one.module, one.name] for one in bench.handlers],
+        "ahead": clock.ahead.total_seconds(),
+    }
+
+
+def main() -> None:
+    """Be that process: the errand stands on the standard input."""
+    errand = json.load(sys.stdin)
+    clock.ahead = timedelta(seconds=errand["ahead"])
+    bench = Bench(
+        Settings.load(mongo_uri=errand["uri"], database=errand["database"], environ={}),
+        load_sites(Path(errand["sites"])),
+        [_found(module, name) for module, name in errand["handlers"]],
+    )
+
+    async def listen() -> None:
+        async with aio.loop(), open_database(bench.settings) as database:
+            await serve(bench, database, errand["site"])
+
+    trio.run(listen)
+
+
+def _found(module: str, name: str) -> Handler:
+    import_module(module)
+    return next(one for one in recorded if (one.module, one.name) == (module, name))
