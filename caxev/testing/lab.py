@@ -252,11 +252,14 @@ class Lab:
 
     async def _turn(self, site: str) -> None:
         with trio.fail_after(PATIENCE):
-            if site not in self._crash:
-                await serve(self.bench, self.database, site)
-                return
-            wanted = self._crash.pop(site)
-            ended = await serve_apart(self.bench, self.database, site, wanted)
+            if site in self._crash:
+                await self._killed(site, self._crash.pop(site))
+            # After a kill at once, as systemd would: a transaction that was killed is ended by the
+            # site's next listener, and others wait for what it wrote until then.
+            await serve(self.bench, self.database, site)
+
+    async def _killed(self, site: str, wanted: str) -> None:
+        ended = await serve_apart(self.bench, self.database, site, wanted)
         if not ended.killed:
             passed = "\n  ".join(ended.points)
             raise AssertionError(f"{site} never passed {wanted}; what it passed:\n  {passed}")
