@@ -26,6 +26,7 @@ from caxev.cli.errors import EPILOG
 from caxev.config import Site, load_handlers, load_sites
 from caxev.config.sites import METHODS
 from caxev.dispatcher import LANES, OTHER_LANE
+from caxev.embedded import ReplicaSet
 from caxev.expressions import evaluate
 from caxev.model import RunUpdate
 from tests import engine
@@ -138,12 +139,13 @@ def test_the_example_is_short() -> None:
     assert len([line for line in file("count_copies.py").splitlines() if line]) <= 10
 
 
-def test_the_example_s_own_test_passes(example: Path) -> None:
+@pytest.mark.replicaset
+def test_the_example_s_own_test_passes(example: Path, mongod: ReplicaSet) -> None:
     """The test that the text shows runs by the command that the text gives, and passes."""
     said = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
         cwd=example,
-        env=environment(),
+        env=environment(CAXEV_LAB_MONGO_URI=mongod.uri),
         capture_output=True,
         text=True,
         check=False,
