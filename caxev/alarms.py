@@ -85,7 +85,7 @@ class Alarm:
     """
 
     site: str
-    key: str = field(converter=_line)
+    key: str
     summary: str = field(converter=_line)
     severity: Severity = field(default=Severity.ERROR, converter=Severity)
     run: str = ""

@@ -245,12 +245,12 @@ class _Tenancy:
             alarms=self.desk,
             caught_up=options.caught_up,
         )
-        await self._open_desk()
-        outer.start_soon(self.desk.run)
-        outer.start_soon(self._vitals(watcher).run)
         outer.start_soon(dispatcher.pay)
         outer.start_soon(dispatcher.show_progress)
         outer.start_soon(self._keep_lease, watcher)
+        await self._open_desk()
+        outer.start_soon(self.desk.run)
+        outer.start_soon(self._vitals(watcher).run)
         async with trio.open_nursery() as inner:
             inner.start_soon(dispatcher.take)
             if self.options.once:
@@ -263,14 +263,15 @@ class _Tenancy:
             await dispatcher.drained()
 
     async def _open_desk(self) -> None:
-        while True:
+        while not self.leaving.asked.is_set():
             try:
                 await self.desk.open()
             except DatabaseError as error:
                 if not passing(error):
                     raise
                 logger.debug("alarms wait for the database: {}", error)
-                await trio.sleep(1.0)
+                with trio.move_on_after(1.0):
+                    await self.leaving.asked.wait()
             else:
                 return
 

@@ -426,6 +426,18 @@ def test_what_ails_a_listener() -> None:
         assert seen.get("disk /data") == wanted
 
 
+async def test_old_batches_after_an_outage_are_no_alarm() -> None:
+    """The stream is late only where it stays late."""
+    desk = Desk(None, Tenure("lngs", 1, "me"), [])  # type: ignore[arg-type]  # not used
+    behind = [3600.0] * 4 + [0.0] + [3600.0] * 5
+    watching = Vitals("lngs", [], 0, lambda: Pulse(behind=behind.pop(0)), desk)
+    for _ in range(9):
+        await watching.look()
+        assert desk.standing == []
+    await watching.look()
+    assert [one.alarm.key for one in desk.standing] == ["stream"]
+
+
 async def test_a_full_disk_is_seen(tmp_path: Path) -> None:
     """Each file system is looked at once; a directory that is not there is told of, too."""
     desk = Desk(None, Tenure("lngs", 1, "me"), [])  # type: ignore[arg-type]  # not used
@@ -583,9 +595,9 @@ async def test_a_failed_reaction_is_told_until_it_is_done(
         if hopeless:
             raise GiveUp("the disk is read-only")
 
-    options = _site_with(database, web, engine.handler(process, tag("go")))
+    options = _site_with(database, web, engine.handler(process, tag("*")))
     async with engine.opened(database) as db:
-        await db.insert_run(engine.run_document(7, tags=[{"name": "go"}]))
+        await db.insert_run(engine.run_document(7, tags=[{"name": "odd  \n tag"}]))
         async with engine.listener(db, options):
             await engine.until(lambda: web.posts, within=60)
         async with engine.listener(db, options):
@@ -593,7 +605,7 @@ async def test_a_failed_reaction_is_told_until_it_is_done(
             await db.add_request("lngs", Request("retry"), "me", utcnow())
             await engine.until(lambda: len(web.posts) > 1, within=60)
     told, over = web.bodies
-    assert told["summary"] == "process has failed for run 7 (tag 'go': yes)"
+    assert told["summary"] == "process has failed for run 7 (tag 'odd \\n tag': yes)"
     assert told["details"]["why"] == "the disk is read-only"
     assert (told["run"], told["state"], over["state"]) == ("run 7", "raised", "over")
     assert over["key"] == told["key"]

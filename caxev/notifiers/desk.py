@@ -39,6 +39,7 @@ from caxev.alarms import (
 )
 from caxev.config.errors import one_line
 from caxev.job import utcnow
+from caxev.ledger import State
 from caxev.mongo import Database, DatabaseError, Tenure, Unstorable, passing
 from caxev.notifiers.base import Notifier, Undelivered
 
@@ -101,13 +102,16 @@ class Desk:
 
     def clear(self, key: str) -> None:
         """Say that an alarm is over; nothing where none stands."""
-        before = self._known.get(key)
-        if before is None or not before.stands:
+        if not self._stands(key):
             return
+        before = self._known[key]
         self._known[key] = after = cleared(before, utcnow())
         if not after.stands:
             logger.info("over: {}", before.alarm.summary)
             self._note(key)
+
+    def _stands(self, key: str) -> bool:
+        return key in self._known and self._known[key].stands
 
     async def raise_and_keep(self, alarm: Alarm) -> None:
         """Raise an alarm; returns when it is kept. Raises `DatabaseError` where it may not be."""
@@ -140,15 +144,16 @@ class Desk:
         site = self.tenure.site
         self._known = {one.alarm.key: one for one in await self.database.alarms(site)}
         failed = await self.database.debts(site, state="failed", limit=MOST)
-        runs = await self.database.runs([debt.run for debt, _ in failed])
-        slots = {parked_key(debt) for debt, _ in failed}
-        if len(failed) < MOST:
-            for key in [key for key in self._known if key.startswith(PARKED)]:
-                if key not in slots:
-                    self.clear(key)
-        for debt, _ in failed:
-            if parked_key(debt) not in self._known or not self._known[parked_key(debt)].stands:
-                self.sound(parked(debt, str(runs.get(debt.run, f"run {debt.run}"))))
+        about = [key for key in self._known if key.startswith(PARKED) and self._stands(key)]
+        debts = await self.database.standing([key.removeprefix(PARKED) for key in about])
+        for key in about:
+            debt = debts.get(key.removeprefix(PARKED))
+            if debt is None or debt.state is State.DONE:
+                self.clear(key)
+        untold = [debt for debt, _ in failed if not self._stands(parked_key(debt))]
+        runs = await self.database.runs([debt.run for debt in untold]) if untold else {}
+        for debt in untold:
+            self.sound(parked(debt, str(runs.get(debt.run, f"run {debt.run}"))))
 
     async def keep(self) -> None:
         """Write what is not in the database yet. Raises `DatabaseError`."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,9 @@ EVERY: Final = 15.0
 TROUBLED: Final = 300.0
 """Seconds without the database after which people are told: an election takes a few."""
 LATE: Final = 600.0
-"""Seconds that the stream may be behind."""
+"""Seconds that the stream may be behind..."""
+LOOKS: Final = 5
+"""...at one of so many looks: after an outage the first batches are old."""
 ROOM: Final = 1.05
 """A disk is no longer full when this much of `min_free` is free."""
 ANSWERS: Final = 10.0
@@ -98,6 +101,7 @@ class Vitals:
     database: Callable[[], Pulse]
     alarms: Alarms
     every: float = EVERY
+    _behind: deque[float] = field(init=False, factory=lambda: deque([0.0] * LOOKS, LOOKS))
     _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(1))
 
     async def run(self) -> None:
@@ -110,7 +114,8 @@ class Vitals:
         """Look once, raise what is to be raised and clear what is over."""
         free = await self._free() if self.min_free else {}
         seen = self.database()
-        pulse = Pulse(seen.trouble, seen.troubled, seen.behind, free, self.min_free)
+        self._behind.append(seen.behind)
+        pulse = Pulse(seen.trouble, seen.troubled, min(self._behind), free, self.min_free)
         for key, alarm in ailments(self.site, pulse):
             if alarm is None:
                 self.alarms.clear(key)
