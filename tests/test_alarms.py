@@ -157,6 +157,15 @@ def test_what_comes_and_goes_is_one_alarm() -> None:
     assert news(standing, rule) == (NOW + DAY, False)
 
 
+def test_who_was_told_that_it_is_over_hears_at_once_that_it_is_not() -> None:
+    """After word of its end a new beginning is new; a sink without such word waits for its day."""
+    standing = cleared(delivered(raised(None, FULL, NOW), "mail", NOW, over=False), NOW + HOUR)
+    told = raised(delivered(standing, "mail", NOW + HOUR, over=True), FULL, NOW + 2 * HOUR)
+    assert news(told, Rule("mail")) == (NOW + 2 * HOUR, False)
+    untold = raised(standing, FULL, NOW + 2 * HOUR)
+    assert news(untold, Rule("mail", resolves=False)) == (NOW + DAY, False)
+
+
 def test_a_sink_is_told_only_of_what_is_bad_enough() -> None:
     """A sink for errors hears of no warning; of one that became an error it does."""
     rule = Rule("pager", severity=Severity.ERROR)
