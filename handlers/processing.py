@@ -189,7 +189,8 @@ async def submit(job: Job) -> Result:
         raise Retry(f"to be tried again: {entry.fields.get('error')}", after=plan.wait)
     home = home_of(how, spec.key, job.site)
     if how.system == "local":
-        return report(spec, await run_in_turn(job, how, home, spec))
+        await job.update(report(spec, await run_in_turn(job, how, home, spec)))
+        return None
     number = entry.fields["job"].get("id")
     if number is None:
         found = await queue.place(spec, home, sender(job, how, home))
@@ -201,9 +202,10 @@ async def submit(job: Job) -> Result:
             return Skip("it was withdrawn before it was sent")
     else:
         ended = await job.work(look, how.system, home, spec.name, number)
-    if ended is not None:
-        return report(spec, ended, number)
-    raise Retry(f"{how.system} has it as job {number}", after=LOOK_EVERY)
+    if ended is None:
+        raise Retry(f"{how.system} has it as job {number}", after=LOOK_EVERY)
+    await job.update(report(spec, ended, number))
+    return None
 
 
 async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> Ended:
