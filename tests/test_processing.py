@@ -809,6 +809,10 @@ def read(path: str) -> str:
     return Path(path).read_text()
 
 
+def said(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 def half_of(directory: Path) -> list[str]:
     return [path.name for path in directory.rglob(".caxev-part-*")]
 
@@ -915,7 +919,7 @@ def gone(pid: int) -> bool:
 @pytest.mark.replicaset
 async def test_a_run_is_withdrawn(database: Named, tmp_path: Path) -> None:
     """Tagged `donotprocess` in the midst of it, the job ends, the entry goes, nothing is left."""
-    script = f'echo half > "$1"; echo $$ > "{tmp_path}/pid"; exec sleep 600'
+    script = f'echo half > "$1"; cd "{tmp_path}"; echo $$ > new; mv new pid; exec sleep 600'
     async with (
         ground_of(database, tmp_path, "sh", "-c", script, "sh", "{output}") as ground,
         engine.listener(ground.database, ground.options),
@@ -946,7 +950,7 @@ async def test_a_job_cut_short_is_run_anew(database: Named, tmp_path: Path) -> N
     async with ground_of(database, tmp_path, *command) as ground:
         async with engine.listener(ground.database, ground.options):
             id_ = await ground.take(1)
-            await engine.until((tmp_path / "runs").exists, within=120)
+            await engine.until(lambda: said(tmp_path / "runs") == "run\n", within=120)
         (tmp_path / "go").touch()
         async with engine.listener(ground.database, ground.options, "another"):
             entry = await ground.becomes(id_, "transferred")
