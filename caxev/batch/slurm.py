@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from attrs import define, field
 
+from caxev import crash
 from caxev.batch.base import End, Ended, JobSpec
 from caxev.batch.folder import Folder, Place
 from caxev.batch.program import call
@@ -81,11 +83,20 @@ class Slurm:
         script = [str(group / "job.sh"), *Place(group, 0).command("run", str(group))]
         options = [*_needs(jobs[0]), f"--array=0-{len(jobs) - 1}", f"--output={group}/%a.log"]
         job = _sbatch([*options, f"--job-name={group.name}", f"--chdir={group}"], script)
+        crash.point("batch.sent")
+        self._watched(group, job)
+        return [f"{job}_{index}" for index in range(len(jobs))]
+
+    def _watched(self, group: Path, job: str) -> None:
+        """Give each job of a group that was sent its watch; then note that it was sent.
+
+        In this order: cut short in between, the group is found by its name, and this is done again.
+        """
+        for file in group.glob("[0-9]*.json"):
+            place = Place(group, int(file.stem))
+            with suppress(FileNotFoundError):  # its end has been taken stock of
+                self._watch(place.load(), place, f"{job}_{place.index}")
         self.folder.note_sent(group, job)
-        ids = [f"{job}_{index}" for index in range(len(jobs))]
-        for index, (spec, one) in enumerate(zip(jobs, ids, strict=True)):
-            self._watch(spec, Place(group, index), one)
-        return ids
 
     def _watch(self, spec: JobSpec, place: Place, job: str) -> None:
         """Have a tiny job tell of this one's end, if it cannot itself.
@@ -118,11 +129,9 @@ class Slurm:
             job = groups[place.group]
             if job is not None:
                 found[name] = f"{job}_{place.index}"
-                if place.group.name in unheard:
-                    self._watch(place.load(), place, found[name])
         for group, job in groups.items():
             if job is not None and group.name in unheard:
-                self.folder.note_sent(group, job)
+                self._watched(group, job)
         return found
 
     def outcome(self, job: str, log: str) -> Ended | None:
