@@ -35,6 +35,8 @@ ALONE: Final = 20
 """Files that are a copy, or a stray, by themselves, for each in a directory of that many."""
 PROBES: Final = 200
 BATCH: Final = 1000
+PATIENCE: Final = 900.0
+"""Seconds that the first scan may take on a busy machine."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +148,7 @@ async def _round(db: Any) -> float:
     async def answered() -> bool:
         return "pong" in (await db.runs([run]))[run].tags
 
-    await engine.until(answered, within=60)
+    await engine.until(answered, within=PATIENCE)
     return time.monotonic() - began
 
 
