@@ -15,7 +15,9 @@ from caxev.files.arrival import (
     make_parents,
 )
 from caxev.files.digest import digest_tree
+from caxev.files.erasing import GONE_PREFIX, QUARANTINE, empty_quarantine, erase, set_aside
 from caxev.files.errors import Damaged, local
+from caxev.files.gentle import idle_disk
 from caxev.files.manifest import (
     PART,
     Difference,
@@ -31,6 +33,7 @@ from caxev.files.paths import (
     PART_PREFIX,
     check_link,
     confine,
+    confine_mounted,
     inside,
     link_problem,
     partial_path,
@@ -40,13 +43,16 @@ from caxev.files.paths import (
 from caxev.files.plan import Piece, Plan, plan, to_the_second
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
 from caxev.files.reading import Report
+from caxev.files.space import lacking
 from caxev.files.tree import Seen, check_links, check_paths, look, manifest_of, scan, shown
 
 __all__ = [
     "DIR_MODE",
     "FILE_MODE",
+    "GONE_PREFIX",
     "PART",
     "PART_PREFIX",
+    "QUARANTINE",
     "Arrival",
     "Damaged",
     "Difference",
@@ -66,13 +72,18 @@ __all__ = [
     "check_paths",
     "check_standing",
     "confine",
+    "confine_mounted",
     "digest_tree",
+    "empty_quarantine",
     "enough_space",
+    "erase",
+    "idle_disk",
     "inside",
     "is_file",
     "item_digest",
     "join",
     "known_items",
+    "lacking",
     "link_problem",
     "local",
     "look",
@@ -85,6 +96,7 @@ __all__ = [
     "rename_new",
     "safe_name",
     "scan",
+    "set_aside",
     "shown",
     "sync_tree",
     "to_the_second",

@@ -13,18 +13,25 @@ from caxev.job import Retry
 
 
 def digest_tree(
-    root: str, *, sha512: bool, blake3: bool = True, threads: int | None = None, report: Report
+    root: str,
+    *,
+    sha512: bool,
+    blake3: bool = True,
+    threads: int | None = None,
+    max_rate: float | None = None,
+    report: Report,
 ) -> Manifest:
     """The manifest of the copy at `root` with those digests of each file that are wanted.
 
     Each file is read once, by `threads` threads (default: one a core): with `sha512` a file by
-    one of them, else the parts of one also by several. Memory stays below 4 MiB a thread.
+    one of them, else the parts of one also by several. Memory stays below 4 MiB a thread. At most
+    `max_rate` bytes a second are read.
     Raises `GiveUp` as `scan` does; `Retry` where a file cannot be read, or anything in the tree
     changes meanwhile. Leaves nothing behind, however it ends.
     """
     before = look(root)
     files = [_wanted(s, sha512=sha512, blake3=blake3) for s in before if s.kind == "file"]
-    read_all(os.fsencode(root), [one for file in files for one in file], threads, report)
+    read_all(os.fsencode(root), [one for file in files for one in file], threads, report, max_rate)
     if look(root) != before:
         raise Retry(f"{printable(os.fsencode(root))} changed while it was read")
     rest = [item for item in manifest_of(before).items if item.kind != "file"]

@@ -1,6 +1,6 @@
 """Which paths may be touched, and how a path made of any bytes is shown to people.
 
-Pure but for `confine`, which asks the file system where links lead.
+Pure but for those that confine, which ask the file system where links lead.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from caxev.job import GiveUp
+from caxev.job import GiveUp, Retry
 
 PART_PREFIX = ".caxev-part-"
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("\\")}
@@ -27,6 +27,15 @@ def confine(path: str, roots: Sequence[str]) -> str:
         return real
     leads = f" leads to {_shown(real)}, which" if real != os.path.normpath(path) else ""
     raise GiveUp(f"{_shown(path)}{leads} is not inside {_listed(roots)}")
+
+
+def confine_mounted(path: str, roots: Sequence[str]) -> str:
+    """As `confine`; raises `Retry` where `path` is gone and with it one of the `roots`."""
+    real = confine(path, roots)
+    gone = next((root for root in roots if not os.path.isdir(root)), None)
+    if gone is not None and not os.path.lexists(real):
+        raise Retry(f"{_shown(gone)} is not there: is its disk mounted?")
+    return real
 
 
 def _inside(real: str, root: str) -> bool:

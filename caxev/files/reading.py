@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from attrs import define, field
 
+from caxev.files.gentle import Brake
 from caxev.files.manifest import PART
 from caxev.files.parts import PartDigest
 from caxev.files.paths import printable
@@ -59,15 +60,21 @@ def stretches(seen: Seen, stop: int) -> list[Stretch]:
     return [Stretch(seen, at, min(at + _STRETCH, stop)) for at in starts]
 
 
-def read_all(root: bytes, todo: Sequence[Stretch], threads: int | None, report: Report) -> None:
-    """Feed every stretch of the files below `root` to its hashes.
+def read_all(
+    root: bytes,
+    todo: Sequence[Stretch],
+    threads: int | None,
+    report: Report,
+    max_rate: float | None = None,
+) -> None:
+    """Feed every stretch of the files below `root` to its hashes, at `max_rate` bytes a second.
 
     Raises `Retry` where a file cannot be read or is not what was seen. Every thread has ended
     when this ends, however it ends.
     """
     threads = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as helpers:
-        readers = _Readers(root, todo, threads, helpers)
+        readers = _Readers(root, todo, threads, helpers, Brake(max_rate))
         futures = [pool.submit(readers.run, number) for number in range(threads)]
         _wait(futures, readers, report)
 
@@ -100,6 +107,7 @@ class _Readers:
     todo: Sequence[Stretch]
     threads: int
     helpers: ThreadPoolExecutor
+    brake: Brake
     total: int = field(init=False)
     counts: list[int] = field(init=False)
     stopped: bool = False
@@ -145,6 +153,7 @@ class _Readers:
                 if self.stopped:
                     raise _Stopped
                 _feed(chunk, hashes, helpers)
+                self.brake.passed(len(chunk))
                 self.counts[number] += len(chunk)
             _unchanged(descriptor, path, one.seen)
         finally:

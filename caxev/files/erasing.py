@@ -1,0 +1,154 @@
+"""Taking a copy off the disk, or aside: names first, bytes later, and never anything else's.
+
+Runs in a worker process. Each function can be called again where it was killed at any point.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Final
+
+from caxev import crash
+from caxev.files.paths import confine, inside, printable, safe_name
+from caxev.files.publishing import DIR_MODE, rename_new
+from caxev.files.reading import Report
+from caxev.job import GiveUp, Retry
+
+GONE_PREFIX: Final = ".caxev-gone-"
+"""What stands before the name of a copy that is being erased: no program takes it for one."""
+QUARANTINE: Final = ".caxev-quarantine"
+"""The directory, below one of the site's own, where files are kept on which no majority agrees."""
+
+
+def erase(location: str, roots: Sequence[str], *, report: Report) -> None:
+    """Erase the copy at `location`, a directory or a file strictly inside one of `roots`.
+
+    It loses its name in one step; what is on the disk then is nobody's copy. A link is erased and
+    not followed. Where nothing is there any more, that is well. Raises `GiveUp` for a path that
+    leads out of the roots, `Retry` where the disk fails.
+    """
+    path = _own(location, roots)
+    directory, name = os.path.split(path)
+    gone = os.path.join(directory, GONE_PREFIX + name)
+    try:
+        if os.path.lexists(path):
+            _remove(gone)  # what an earlier copy of that name left when it was erased
+            crash.point("files.erase.rename")
+            os.rename(path, gone)
+            _sync(directory)
+            crash.point("files.erase.rename")
+        report(0, 1)
+        _remove(gone)
+        if os.path.isdir(directory):
+            _sync(directory)
+        crash.point("files.erase.done")
+    except OSError as error:
+        raise Retry(f"cannot erase {_shown(path)}: {error.strerror}") from error
+    report(1, 1)
+
+
+def set_aside(
+    location: str, roots: Sequence[str], paths: Sequence[bytes], *, report: Report
+) -> str:
+    """Move these files of the copy at `location` (all: ``b""``) into the quarantine; where that is.
+
+    `paths` are relative to the copy. What is not there, or is there already, is passed by. Raises
+    `GiveUp` for a path that leads out of the copy or of the roots, `Retry` where the disk fails.
+    """
+    path = _own(location, roots)
+    target = os.path.join(_root_of(path, roots), QUARANTINE, _flat(path, roots))
+    try:
+        for number, one in enumerate(paths):
+            old = os.path.join(os.fsencode(path), one) if one else os.fsencode(path)
+            new = os.path.join(os.fsencode(target), one or os.fsencode(os.path.basename(path)))
+            _check_within(old, os.fsencode(path))
+            _check_within(new, os.fsencode(target))
+            _move(os.fsdecode(old), os.fsdecode(new))
+            report(number + 1, len(paths))
+    except OSError as error:
+        raise Retry(f"cannot set {_shown(path)} aside: {error.strerror}") from error
+    return target
+
+
+def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> None:
+    """Remove what was set aside at `place`, which is where `set_aside` said.
+
+    Raises `GiveUp` where that is no quarantine of these roots, `Retry` where the disk fails.
+    """
+    path = confine(place, roots)
+    homes = [os.path.join(os.path.realpath(root), QUARANTINE) for root in roots]
+    if not any(os.path.dirname(path) == home for home in homes):
+        raise GiveUp(f"{_shown(path)} is in no quarantine of this site")
+    try:
+        _remove(path)
+    except OSError as error:
+        raise Retry(f"cannot remove {_shown(path)}: {error.strerror}") from error
+    report(1, 1)
+
+
+def _own(location: str, roots: Sequence[str]) -> str:
+    """The path of a copy, its directory resolved and inside the roots, its own name as it is."""
+    name = safe_name(location)
+    if not location.startswith("/"):
+        raise GiveUp(f"{_shown(location)} is not an absolute path")
+    directory = os.path.realpath(os.path.dirname(location.rstrip("/")))
+    path = os.path.join(directory, name)
+    if not os.path.islink(path):
+        return confine(path, roots)
+    if not any(inside(os.fsencode(path), os.fsencode(os.path.realpath(root))) for root in roots):
+        raise GiveUp(f"{_shown(path)} is not inside any directory of this site")
+    return path
+
+
+def _root_of(path: str, roots: Sequence[str]) -> str:
+    real = [os.path.realpath(root) for root in roots]
+    holding = [root for root in real if inside(os.fsencode(path), os.fsencode(root))]
+    return max(holding, key=len)
+
+
+def _flat(path: str, roots: Sequence[str]) -> str:
+    """A copy's place below its root, as one name."""
+    return os.path.relpath(path, _root_of(path, roots)).replace("/", "%")
+
+
+def _check_within(path: bytes, top: bytes) -> None:
+    above = os.path.realpath(os.path.dirname(path))
+    if top not in (path, above) and not inside(above, top):
+        raise GiveUp(f"{printable(path)} leads out of {printable(top)}")
+
+
+def _move(old: str, new: str) -> None:
+    if not os.path.lexists(old) or os.path.lexists(new):
+        return
+    os.makedirs(os.path.dirname(new), DIR_MODE, exist_ok=True)
+    crash.point("files.aside.rename")
+    rename_new(old, new)
+    _sync(os.path.dirname(new))
+    _sync(os.path.dirname(old))
+    crash.point("files.aside.rename")
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        try:
+            shutil.rmtree(path)
+        except PermissionError:  # directories of ours that were made read-only
+            for directory, _, _ in os.walk(path):
+                os.chmod(directory, 0o700)
+            shutil.rmtree(path)
+    elif os.path.lexists(path):
+        os.unlink(path)
+
+
+def _sync(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _shown(path: str) -> str:
+    return printable(os.fsencode(path))

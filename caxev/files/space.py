@@ -1,0 +1,44 @@
+"""How much room there is on the disk where a copy goes. Runs in a worker process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+
+from caxev.files.paths import confine, inside, partial_path
+from caxev.files.reading import Report
+from caxev.job import Retry
+
+_BLOCK = 512  # bytes
+
+
+def lacking(
+    location: str, roots: Sequence[str], min_free: int, coming: int, *, report: Report
+) -> int:
+    """How many bytes are lacking where a copy of `coming` bytes goes; below 0: so many to spare.
+
+    What has come of it already is counted as it is. Raises `GiveUp` for a path that leads out of
+    the roots, `Retry` where the disk cannot be asked.
+    """
+    path = os.fsencode(confine(location, roots))
+    try:
+        real = [os.path.realpath(os.fsencode(root)) for root in roots]
+        disk = os.statvfs(next(root for root in real if inside(path, root)))
+    except OSError as error:
+        raise Retry(f"cannot ask how full the disk is: {error.strerror}") from error
+    there = _taken(path) + _taken(os.fsencode(partial_path(os.fsdecode(path))))
+    report(there, coming)
+    return min_free + max(0, coming - there) - disk.f_bavail * disk.f_frsize
+
+
+def _taken(path: bytes) -> int:
+    """The bytes that a tree takes on the disk; 0 where there is none."""
+    if not os.path.lexists(path):
+        return 0
+    blocks = os.lstat(path).st_blocks
+    for directory, _, files in os.walk(path):
+        for name in files:
+            with suppress(FileNotFoundError):
+                blocks += os.lstat(os.path.join(directory, name)).st_blocks
+    return blocks * _BLOCK
