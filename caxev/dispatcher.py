@@ -12,8 +12,8 @@ settles and writes progress (it must outlive the attempts), and one task for eac
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from random import random
 from typing import Any, Final, TypeVar
 
@@ -38,7 +38,7 @@ from caxev.ledger import (
     claim,
     settle,
 )
-from caxev.model import Run, RunId, RunUpdate
+from caxev.model import Run, RunId, RunUpdate, as_utc
 from caxev.mongo import (
     OLDEST_FIRST,
     URGENT_FIRST,
@@ -59,12 +59,15 @@ LANES: Final[Mapping[str, int]] = {
     "default": 512,
     "transfer": 4,
     "checksum": 2,
+    "patrol": 1,
     "processing": 256,
 }
 """Workers in each lane unless sites.json says otherwise; a lane not named here has 4."""
 OTHER_LANE: Final = 4
 PROGRESS_EVERY: Final = 5.0
 """Seconds between two writes of a reaction's progress to the ledger."""
+ALIVE: Final = 15 * 60.0
+"""Seconds for which progress that was written shows that a reaction is at work."""
 LATELY: Final = 30.0
 """Seconds over which a reaction's rate is taken."""
 WINDOW: Final = 1000
@@ -699,6 +702,23 @@ class _Ports:
 
     async def all_clear(self, key: str) -> None:
         await self._dispatcher.alarms.clear_and_keep(key)
+
+    async def is_live(self, owner: str, run: RunId) -> bool:
+        site, _, epoch = owner.rpartition("#")
+        database = self._dispatcher.database
+        record = await database.site_record(site)
+        if record is None:
+            return False
+        if record.active and str(record.epoch) == epoch:
+            return True
+        since = utcnow() - timedelta(seconds=ALIVE)
+        return any(
+            debt.run == run and (as_utc(document["progress"].get("at")) or since) > since
+            for debt, document in await database.moving([site])
+        )
+
+    async def oldest(self, type: str, without: Collection[str]) -> list[Run]:  # noqa: A002
+        return await self._dispatcher.database.oldest(self._debt.site, type, without)
 
 
 async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:

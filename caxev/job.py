@@ -7,7 +7,7 @@ passes in functions that write to the database or run work in another process.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from attrs import define, field, frozen
 
 from caxev.alarms import Alarm, Severity
-from caxev.model import Copy, CopyField, CopyKey, Event, Run, RunUpdate
+from caxev.model import Copy, CopyField, CopyKey, Event, Run, RunId, RunUpdate
 
 if TYPE_CHECKING:
     from loguru import Logger
@@ -86,6 +86,8 @@ class Ports(Protocol):
     async def table(self, name: str) -> list[dict[str, Any]]: ...
     async def alarm(self, alarm: Alarm) -> None: ...
     async def all_clear(self, key: str) -> None: ...
+    async def is_live(self, owner: str, run: RunId) -> bool: ...
+    async def oldest(self, type: str, without: Collection[str]) -> list[Run]: ...  # noqa: A002
 
 
 def _logger() -> Logger:
@@ -147,6 +149,24 @@ class Job:
             raise Superseded(f"{self.run} is no longer as it was when this began")
         self.run = run
         return run
+
+    async def update_other(self, update: RunUpdate) -> bool:
+        """Write to another run's document; False where it is no longer what `update` expects."""
+        return await self.ports.update(update, now=self.now()) is not None
+
+    async def is_live(self, owner: str) -> bool:
+        """Whether the process that marked an entry of this run as its own may still work on it.
+
+        It does while it acts for its site, or shows progress with this run.
+        """
+        return await self.ports.is_live(owner, self.run.id)
+
+    async def oldest(self, type: str, without: Collection[str] = ()) -> list[Run]:  # noqa: A002  # the field's own name
+        """The runs of which this site has such data, the first to be taken first; 1000 at most.
+
+        Such whose copy here is good or about to go, and that have none of the tags `without`.
+        """
+        return await self.ports.oldest(type, without)
 
     async def work(self, function: Callable[..., T], *args: object) -> T:
         """Run ``function(*args, report=...)`` in a worker process and return what it returns.

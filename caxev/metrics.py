@@ -23,3 +23,7 @@ latency: Final = Histogram(
     ["site"],
     buckets=(0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5, 30, 300, 3600),
 )
+patrolled: Final = Counter("caxev_patrol_bytes_total", "Bytes read again by the patrol", ["site"])
+rotten: Final = Counter(
+    "caxev_patrol_failures_total", "Copies that the patrol could not read or found bad", ["site"]
+)

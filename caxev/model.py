@@ -210,6 +210,12 @@ class Copy:
         return as_utc(self.fields.get("status_since"))
 
     @property
+    def verified_at(self) -> datetime | None:
+        """When its bytes were last read and found to be right, UTC; cax wrote no such time."""
+        value = self.fields.get("verified_at")
+        return None if isinstance(value, list) else as_utc(value)
+
+    @property
     def as_seen(self) -> CopyIs:
         """The expectation that this copy still has the status and owner that it has here."""
         # An entry without a status is `unknown` to us, which is not what stands in the document.
@@ -405,8 +411,7 @@ class CopiesAtLeast:
         if other.status != TRANSFERRED or (self.hosts is not None and other.host not in self.hosts):
             return False
         if self.verified_since is not None:
-            field_ = other.fields.get("verified_at")
-            verified = None if isinstance(field_, list) else as_utc(field_)  # never cax's
+            verified = other.verified_at
             if verified is None or verified < self.verified_since:
                 return False
         if self.manifest and other.manifest:
@@ -416,9 +421,27 @@ class CopiesAtLeast:
 
 @frozen
 class NobodyReads:
-    """An expectation: nobody is copying this copy, and no job at its host reads it."""
+    """An expectation: nobody makes a copy of this copy's data, or other data, from this one.
+
+    Who does so has an entry that is ``transferring``: a copy names its `source`, derived data says
+    in its ``job`` what it is made of.
+    """
 
     key: CopyKey
+
+    def holds(self, run: Run) -> bool:
+        """Whether the run is so."""
+        return not any(map(self._reads, run.copies))
+
+    def _reads(self, one: Copy) -> bool:
+        if one.status != TRANSFERRING:
+            return False
+        key, job = self.key, one.fields.get("job")
+        if one.host == key.host and isinstance(job, Mapping):
+            made_of = (job.get("input"), _text(job.get("input_version")))
+            if made_of == (key.type, key.version):
+                return True
+        return (one.type, one.version, one.source) == (key.type, key.version, key.host)
 
 
 Expectation: TypeAlias = CopyIs | CopyAbsent | FieldIs | TagAbsent | CopiesAtLeast | NobodyReads
@@ -430,8 +453,8 @@ class RunUpdate:
 
     The expectations go into the write's own filter, so of two sites that try the same change one
     wins and the other learns that it lost. At most one of `add`, `change` and `remove` is used.
-    Make one with `add_copy`, `change_copy`, `remove_copy`, `add_tag` or `set_fields`. `tombstone`
-    goes to the run's ``deleted_data``.
+    Make one with `add_copy`, `change_copy`, `note`, `remove_copy`, `add_tag` or `set_fields`.
+    `tombstone` goes to the run's ``deleted_data``.
     """
 
     run: RunId
@@ -460,6 +483,12 @@ class RunUpdate:
         """Change a copy that still has the status and the owner that `copy` was seen with."""
         seen = copy.as_seen
         return cls(run.id, (seen, *expect), change=(seen, {"status": status, **fields}))
+
+    @classmethod
+    def note(cls, run: Run, copy: Copy, *expect: Expectation, **fields: Any) -> RunUpdate:
+        """Set fields of a copy's entry that are not its status: no event of the copy's own."""
+        seen = copy.as_seen
+        return cls(run.id, (seen, *expect), change=(seen, fields))
 
     @classmethod
     def remove_copy(

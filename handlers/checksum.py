@@ -8,17 +8,24 @@ other needs something to be compared with, and is not accepted without.
 
 A copy that is ``transferred`` here and has no checksum yet is given one.
 
-Safe to repeat: it only reads, and its update names the status that it found.
+`recheck` reads a copy afresh for whoever asks by ``check_asked``, and answers by ``verified_at``
+and ``check_answered``; `patrol` does so by itself every ``patrol.days``. A copy that is no longer
+what its entry says becomes ``error``; `handlers.judge` says who is right where copies contradict
+one another.
+
+Safe to repeat: they only read, and their updates name the status that they found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 
 from attrs import frozen
 
 from caxev import (
     ERROR,
+    GONE,
     HERE,
     PASSIVE,
     TRANSFERRED,
@@ -29,21 +36,27 @@ from caxev import (
     Job,
     Manifest,
     Result,
+    Retry,
     Run,
     RunUpdate,
     Skip,
     copy,
+    copy_field,
+    metrics,
     on,
 )
 from caxev.config import Site, Sites
-from caxev.files import confine, digest_tree, printable
+from caxev.files import Report, confine_mounted, digest_tree, idle_disk, printable
+from caxev.model import as_utc
 from caxev.movers import Route
 from caxev.movers import manifest as remote_manifest
+from caxev.quorum import DISPUTED, VOUCHED, at_odds, is_disputed
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which reading is broken off and tried again."""
 NAMED = 5
 """How many bad files an entry's ``error`` names."""
+_LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @frozen
@@ -75,38 +88,164 @@ async def checksum(job: Job) -> Result:
     plan = plan_checksum(job.run, job.copy, job.site, job.sites)
     if isinstance(plan, Skip):
         return plan
-    manifest = await read(job, plan)
+    began = job.now()
+    manifest = await read(job, plan.copy, sha512=plan.sha512)
     await job.store_manifest(manifest.digest, manifest.to_rows())
-    return await verdict(job, plan, manifest)
+    return await verdict(job, plan, manifest, began)
 
 
-async def read(job: Job, plan: Plan) -> Manifest:
+@on(copy_field("check_asked", host=(HERE, PASSIVE)), lane="checksum", timeout=None, stall=STALLED)
+async def recheck(job: Job) -> Result:
+    """Read a copy afresh because somebody asks whether it is still good."""
+    seen = plan_recheck(job.copy, job.site, job.sites)
+    if isinstance(seen, Skip):
+        return seen
+    if _answered(seen):
+        return Skip("that was answered")
+    job.park_with(_unreadable(job, seen))
+    began = max(job.now(), _asked(seen) or job.now())
+    manifest = await read(job, seen, sha512=seen.manifest is None)
+    await job.store_manifest(manifest.digest, manifest.to_rows())
+    return await told(job, seen, manifest, began)
+
+
+@on(
+    copy((TRANSFERRED, GONE), host=(HERE, PASSIVE)),  # the last ends a waiting
+    lane="patrol",
+    timeout=None,
+    stall=STALLED,
+)
+async def patrol(job: Job) -> Result:
+    """Read every copy again after so many days, gently, so that rot is found in time."""
+    seen = plan_recheck(job.copy, job.site, job.sites)
+    if isinstance(seen, Skip):
+        return seen
+    rules = job.sites.get(seen.host).patrol
+    if rules is None:
+        return Skip("patrol is null: it is not read again by itself")
+    due = _last_read(job.run, seen) + timedelta(days=rules.days)
+    if seen.status == TRANSFERRED and due > job.now():
+        raise Retry(f"to be read again on {due:%Y-%m-%d}", after=(due - job.now()).total_seconds())
+    job.park_with(_unreadable(job, seen))
+    began = job.now()
+    failures = metrics.rotten.labels(job.site.name)
+    try:
+        manifest = await _read_gently(job, seen, rules.max_rate)
+    except (Retry, GiveUp):
+        failures.inc()
+        raise
+    metrics.patrolled.labels(job.site.name).inc(manifest.total_bytes)
+    await job.store_manifest(manifest.digest, manifest.to_rows())
+    update = await told(job, seen, manifest, began)
+    if _is_same(seen, manifest):
+        await job.update(update)
+        raise Retry(f"good; to be read again in {rules.days:g} days", after=rules.days * 86400)
+    failures.inc()
+    return update
+
+
+async def read(job: Job, seen: Copy, *, sha512: bool) -> Manifest:
     """Make the copy's manifest, here or over SSH, from what is on its disk."""
-    location = plan.copy.location
+    location = seen.location
     if location is None:
-        raise GiveUp(f"{plan.copy.key} has no location")
-    if plan.copy.host == job.site.name:
-        return await job.work(digest_copy, location, job.site.roots, plan.sha512)
-    there = job.sites.get(plan.copy.host)
+        raise GiveUp(f"{seen.key} has no location")
+    if seen.host == job.site.name:
+        return await job.work(digest_copy, location, job.site.roots, sha512)
+    there = job.sites.get(seen.host)
     return await job.work(remote_manifest, Route(job.site, there, "", location))
 
 
-def digest_copy(location: str, roots: tuple[str, ...], sha512: bool, *, report: object) -> Manifest:
+async def _read_gently(job: Job, seen: Copy, max_rate: float | None) -> Manifest:
+    if seen.host != job.site.name or seen.location is None:
+        return await read(job, seen, sha512=seen.manifest is None)
+    location, roots = seen.location, job.site.roots
+    return await job.work(digest_gently, location, roots, seen.manifest is None, max_rate)
+
+
+def digest_copy(location: str, roots: tuple[str, ...], sha512: bool, *, report: Report) -> Manifest:
     """Make the manifest of a copy that the database says is at `location`, if that is ours."""
-    return digest_tree(confine(location, roots), sha512=sha512, report=report)  # type: ignore[arg-type]
+    return digest_tree(confine_mounted(location, roots), sha512=sha512, report=report)
 
 
-async def verdict(job: Job, plan: Plan, manifest: Manifest) -> RunUpdate:
-    """Say what the copy is, given its manifest."""
+def digest_gently(
+    location: str, roots: tuple[str, ...], sha512: bool, max_rate: float | None, *, report: Report
+) -> Manifest:
+    """As `digest_copy`, by one thread that gives way to every other use of the disk."""
+    path = confine_mounted(location, roots)
+    with idle_disk():
+        return digest_tree(path, sha512=sha512, threads=1, max_rate=max_rate, report=report)
+
+
+async def verdict(
+    job: Job, plan: Plan, manifest: Manifest, began: datetime | None = None
+) -> RunUpdate:
+    """Say what the copy is, given its manifest, which was read from `began` on."""
     known, ours = plan.reference, manifest.cax_checksum()
+    seen, began = plan.copy, began or job.now()
     if known is None or known.manifest == manifest.digest:
         value = ours if known is None or ours is not None else known.checksum
-        return _update(job, plan, TRANSFERRED, manifest, checksum=value)
+        return _update(job, seen, TRANSFERRED, manifest, began, checksum=value)
     if known.manifest is None and known.checksum == ours:
-        return _update(job, plan, TRANSFERRED, manifest, checksum=ours)
+        return _update(job, seen, TRANSFERRED, manifest, began, checksum=ours)
     why = await difference(job, known, manifest)
-    job.log.error(f"{plan.copy.key} is not what {known.key} is: {why}")
-    return _update(job, plan, ERROR, manifest, checksum=ours, checksumproblem=True, error=why)
+    job.log.error(f"{seen.key} is not what {known.key} is: {why}")
+    bad: dict[str, object] = {"checksumproblem": True, "error": why}
+    if keeps_its_word(seen, manifest):
+        bad |= {DISPUTED: True, "check_answered": began}  # so that all judge their copies
+    return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad)
+
+
+async def told(job: Job, seen: Copy, manifest: Manifest, began: datetime) -> RunUpdate:
+    """Say what a copy is that was good: as it was, or bad, by its own entry."""
+    if _is_same(seen, manifest):
+        fields = {"manifest": manifest.digest, "verified_at": began}
+        if (asked := _asked(seen)) is not None or at_odds(job.run, seen.key):
+            fields["check_answered"] = asked or began
+        return RunUpdate.note(job.run, seen, **fields)
+    why = await difference(job, seen, manifest)
+    job.log.error(f"{seen.key} of {job.run} is no longer what it was: {why}")
+    ours = manifest.cax_checksum()
+    bad = {"checksumproblem": True, DISPUTED: None, VOUCHED: None, "error": why}
+    return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad)
+
+
+def _is_same(seen: Copy, manifest: Manifest) -> bool:
+    """Whether a copy's entry says the same as what was read of it."""
+    if seen.manifest is not None:
+        return seen.manifest == manifest.digest
+    return seen.checksum == manifest.cax_checksum()
+
+
+def keeps_its_word(seen: Copy, manifest: Manifest) -> bool:
+    """Whether nothing that the entry said of this copy before contradicts what was read of it."""
+    manifests = (seen.manifest, seen.fields.get("source_manifest"))
+    said = [one for one in manifests if one]
+    if said:
+        return all(one == manifest.digest for one in said)
+    checksums = (seen.checksum, seen.fields.get("source_checksum"))
+    ours = manifest.cax_checksum()
+    return ours is None or all(one == ours for one in checksums if one)
+
+
+def _unreadable(job: Job, seen: Copy) -> RunUpdate:
+    """What to write where a copy cannot be read: nobody may count on it, and a person must look."""
+    why = "it cannot be read (caxev reactions --failed); once it can, make its status verifying"
+    return RunUpdate.change_copy(job.run, seen, ERROR, error=why)
+
+
+def _asked(seen: Copy) -> datetime | None:
+    return as_utc(seen.fields.get("check_asked"))
+
+
+def _answered(seen: Copy) -> bool:
+    asked, answered = _asked(seen), as_utc(seen.fields.get("check_answered"))
+    return asked is None or (answered is not None and answered >= asked)
+
+
+def _last_read(run: Run, seen: Copy) -> datetime:
+    """When it was read last or, of one that cax made, came to be."""
+    known = (seen.verified_at, as_utc(seen.fields.get("creation_time")), run.start, _LONG_AGO)
+    return next(time for time in known if time is not None)
 
 
 async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
@@ -119,13 +258,37 @@ async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
     return f"{len(found)} files: {names}{', ...' if len(found) > NAMED else ''}"
 
 
-def _update(job: Job, plan: Plan, status: str, manifest: Manifest, **fields: object) -> RunUpdate:
-    now = job.now()
-    if status == TRANSFERRED and plan.copy.fields.get("checksumproblem"):
-        fields |= {"checksumproblem": False, "error": None}
+def _update(
+    job: Job, seen: Copy, status: str, manifest: Manifest, began: datetime, **fields: object
+) -> RunUpdate:
+    if status == TRANSFERRED and seen.fields.get("checksumproblem"):
+        fields |= {"checksumproblem": False, DISPUTED: None, "error": None}
+    if (asked := _asked(seen)) is not None:
+        began = max(began, asked)
+        fields["check_answered"] = began if fields.get(DISPUTED) else asked
     return RunUpdate.change_copy(
-        job.run, plan.copy, status, manifest=manifest.digest, verified_at=now, **fields
+        job.run, seen, status, manifest=manifest.digest, verified_at=began, **fields
     )
+
+
+def plan_recheck(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
+    """Decide whether this site reads that copy again. Pure."""
+    if seen is None:
+        return Skip("the copy is gone")
+    if seen.type == "untriggered":
+        return Skip("the DAQ's buffer is never touched")
+    if seen.status != TRANSFERRED and not is_disputed(seen):
+        return Skip(f"it is {seen.status}")
+    if seen.manifest is None and seen.checksum is None:
+        return Skip("nothing is known of it to compare it with")
+    there = sites.find(seen.host)
+    if there is None or not there.readable:
+        return Skip(f"the files at {seen.host} cannot be read")
+    if site.name not in (seen.host, seen.source):
+        return Skip(f"{seen.source or 'the site that pushed it'} reads it")
+    if seen.host != site.name and seen.manifest is None:
+        return Skip("it has no manifest, and its SHA-512 cannot be taken from here")
+    return seen
 
 
 def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Plan | Skip:

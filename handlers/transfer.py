@@ -5,7 +5,11 @@
   that a person has requested here.
 - `push` reacts to a copy that became good here: it brings it to the sites that ``upload_options``
   names and that have none; and to a copy requested at a site without a listener.
-- `repair` reacts to a copy that was found to be bad: what is wrong of it is brought again.
+- `repair` reacts to a copy that was found to be bad: what is wrong of it is brought again, from a
+  copy that says what most say.
+
+What was deleted on purpose (it has a tombstone in ``deleted_data``) comes again only where a person
+asks for it.
 
 All leave the copy ``verifying``; `handlers.checksum`, at the copy's own host, does the rest.
 
@@ -55,11 +59,16 @@ from caxev.files import Moved, safe_name
 from caxev.movers import Route, Traffic, methods
 from caxev.movers import pull as pull_bytes
 from caxev.movers import push as push_bytes
+from caxev.quorum import VOUCHED, is_disputed, majority, voters
+from caxev.retention import was_deleted
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
 REPAIRS = 3
 """How often a copy is mended before it is left to a person."""
+
+JUDGED = 600.0
+"""Seconds between two looks at whether other copies still contradict one another."""
 
 traffic = Traffic()
 """What this process is moving, by the other site's name."""
@@ -345,6 +354,8 @@ def plan_pull(
         return good
     if seen.host in [source.host for source in good[1:]]:
         return Skip(f"{good[0].host} has it too, and comes first in download_options")
+    if asked is None and (why := was_deleted(run, key)):
+        return Skip(why)
     if asked is None and to_be_purged(run, key, site, now):
         return Skip(f"it would be purged at once (purge: {site.purge:g} days)")
     return _plan(run, good, key, site, trigger)
@@ -374,6 +385,8 @@ def plan_push(
     if source is None:
         return Skip(f"there is no copy at {site.name}")
     if why := unfit(source):
+        return Skip(why)
+    if asked is None and (why := was_deleted(run, key)):
         return Skip(why)
     if asked is None and to_be_purged(run, key, there, now):
         return Skip(f"it would be purged at once at {name} (purge: {there.purge:g} days)")
@@ -405,6 +418,13 @@ def plan_repair(
         return Skip(f"it was mended {REPAIRS} times: a person must look at it")
     if bad.location is None:
         return Skip(f"{bad.key} has no location")
+    if is_disputed(bad):
+        return Skip("it contradicts others, and it is open who is right")
+    most = majority(run, bad.key)
+    if bad.fields.get("quarantine") and not any(one.fields.get(VOUCHED) for one in most):
+        return Skip("no majority says what is right: a person must vouch for a copy")
+    if not most and voters(run, bad.key):
+        raise Retry("the other copies contradict one another", after=JUDGED)
     good = _to_mend_from(run, bad, site, sites)
     if not good:
         return Skip("no good copy with a manifest is within reach")
@@ -417,18 +437,22 @@ def _repairs(entry: Copy) -> int:
 
 
 def _to_mend_from(run: Run, bad: Copy, site: Site, sites: Sites) -> list[Copy]:
-    """Good copies with a manifest, the one it came from first; ours alone where we pushed it."""
+    """Good copies with a manifest, the one it came from first; ours alone where we pushed it.
+
+    Only such as say what most say.
+    """
     if bad.host == site.name:
         names = dict.fromkeys([bad.source or "", *site.download_options, *sites])
     elif bad.source == site.name:
         names = dict.fromkeys([site.name])
     else:
         return []
+    most = majority(run, bad.key)
     found = (run.copy(CopyKey(bad.type, name, bad.version)) for name in names if name != bad.host)
     return [
         one
         for one in found
-        if one is not None and not unfit(one) and one.manifest and _served(one.host, site, sites)
+        if one in most and not unfit(one) and one.manifest and _served(one.host, site, sites)
     ]
 
 

@@ -25,6 +25,8 @@ COMMANDS: Final = {
     "mv": ("caxev.cli.mv:mv", "Move a copy's files to another directory of its site."),
     "verify": ("caxev.cli.verify:verify", "See whether copies are what the database says."),
     "stray": ("caxev.cli.stray:stray", "Files nobody knows, and copies without files."),
+    "rm": ("caxev.cli.rm:rm", "Have a copy of a run deleted, if enough others are good."),
+    "vouch": ("caxev.cli.vouch:vouch", "Say which copy is right where no majority decides."),
     "replay": ("caxev.cli.replay:replay", "Fire the reactions to runs as they are now again."),
     "status": ("caxev.cli.status:status", "How the sites are, or where copies are."),
     "explain": ("caxev.cli.explain:explain", "What each handler makes of a run, and why."),

@@ -6,6 +6,7 @@ what to do. `sites` reads sites.json, `settings` the environment, `handlers` the
 """
 
 from caxev.config.alarms import Email, Sink, Webhook
+from caxev.config.care import Deletion, Patrol, Stalled
 from caxev.config.corrections import Correction
 from caxev.config.errors import ConfigError
 from caxev.config.handlers import DEFAULT_HANDLERS, load_file, load_handlers
@@ -19,15 +20,18 @@ __all__ = [
     "DEFAULT_HANDLERS",
     "ConfigError",
     "Correction",
+    "Deletion",
     "Email",
     "Here",
     "Link",
+    "Patrol",
     "Permission",
     "Processing",
     "Settings",
     "Sink",
     "Site",
     "Sites",
+    "Stalled",
     "Webhook",
     "find_sites",
     "link_between",

@@ -23,6 +23,9 @@ from caxev.registry import recorded
 DEFAULT_HANDLERS: Final = (
     "handlers.transfer",
     "handlers.checksum",
+    "handlers.judge",
+    "handlers.stalled",
+    "handlers.deletion",
     "handlers.processing",
     "handlers.completeness",
     "handlers.permissions",

@@ -21,6 +21,14 @@ from cattrs import AttributeValidationNote, ClassValidationError, Converter, For
 from cattrs.gen import make_dict_structure_fn
 
 from caxev.config.alarms import Sink, read_alarms
+from caxev.config.care import (
+    Deletion,
+    Patrol,
+    Stalled,
+    read_deletion,
+    read_patrol,
+    read_stalled,
+)
 from caxev.config.corrections import Correction, read_corrections
 from caxev.config.errors import ConfigError, Problems, nearest
 from caxev.config.links import Link, read_amount, read_links, read_rate
@@ -33,6 +41,8 @@ METHODS: Final = ("sftp", "scp", "rsync", "local", "gfal-copy", "lcg-cp", "tsm",
 MOVERS: Final = "caxev.movers"
 """The entry point group in which others name methods of their own; see `caxev.movers`."""
 WITHOUT_LISTENER: Final = frozenset({"gfal-copy", "lcg-cp", "tsm", "rucio"})
+ARCHIVES: Final = frozenset({"tsm", "rucio"})
+"""Methods of what keeps copies without letting their files be read."""
 GRID: Final = frozenset({"gfal-copy", "lcg-cp"})
 TYPES: Final = ("raw", "processed", "minitrees")
 VERSIONED: Final = frozenset({"processed", "minitrees"})
@@ -161,6 +171,13 @@ Amount = Annotated[int, Shape('an amount, as "500GB", or null', read_amount)]
 Made = Annotated[
     Processing | None, Shape('how it is made, as {"command": ["pax", "{input}"]}', read_processing)
 ]
+PatrolRule = Annotated[
+    Patrol | None, Shape('as {"days": 90, "max_rate": "50MB/s"}, or null', read_patrol)
+]
+DeletionRule = Annotated[
+    Deletion, Shape('as {"copies": 3, "protect": ["keep"]}, or null', read_deletion)
+]
+StalledRule = Annotated[Stalled, Shape('as {"warn": 2, "retry": 24}, or null', read_stalled)]
 Line = Annotated[str | None, Shape("a command in one line or null", _line)]
 Method = Annotated[str, Shape("one of " + ", ".join(METHODS), _method)]
 Directory = Annotated[str | None, Shape("a path without '..' or null", _directory)]
@@ -185,6 +202,8 @@ class Site:
     ``local`` share their bytes with their source where both are on one file system: off by
     default, since two links are one copy, and what harms one harms both. `permissions` are what
     copies get here, by their type; `corrections` are the fields of runs that are computed here.
+    `patrol`, `deletion` and `stalled` say how its copies are looked after; `quarantine_days`, for
+    how many days files are kept on which no majority could agree.
     """
 
     name: Name
@@ -232,11 +251,20 @@ class Site:
     permissions: Permissions = field(default=Factory(dict), hash=False)
     corrections: Corrections = ()
     alarms: Sinks = field(default=(), hash=False)
+    patrol: PatrolRule = None
+    deletion: DeletionRule = field(factory=Deletion)
+    stalled: StalledRule = field(factory=Stalled)
+    quarantine_days: Days = 30.0
 
     @property
     def transport(self) -> str:
         """The method that serves this site: ``scp`` is spoken no longer, ``sftp`` is."""
         return "sftp" if self.method == "scp" else self.method
+
+    @property
+    def readable(self) -> bool:
+        """Whether the files of its copies can be read: not where they are on tape, for one."""
+        return self.method not in ARCHIVES
 
     @property
     def roots(self) -> tuple[str, ...]:

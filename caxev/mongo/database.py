@@ -31,7 +31,18 @@ from caxev.alarms import Standing
 from caxev.config import Settings
 from caxev.crash import point
 from caxev.ledger import Debt
-from caxev.model import NO_FIELDS, Aspect, Look, Run, RunId, RunUpdate, Watched, look_at
+from caxev.model import (
+    DELETING,
+    NO_FIELDS,
+    TRANSFERRED,
+    Aspect,
+    Look,
+    Run,
+    RunId,
+    RunUpdate,
+    Watched,
+    look_at,
+)
 from caxev.mongo.client import (
     AUTH_CODES,
     Client,
@@ -711,6 +722,20 @@ class Database:
             return found["_id"]
 
         return await self._call(new_run)
+
+    async def oldest(self, site: str, type: str, without: Iterable[str]) -> list[Run]:  # noqa: A002
+        """Read the runs of which the site has such data, good or about to go, oldest first.
+
+        None that has one of the tags `without`; `PAGE` at most.
+        """
+        here = {"type": type, "host": site, "status": {"$in": [TRANSFERRED, DELETING]}}
+        query = {"data": {"$elemMatch": here}, "tags.name": {"$nin": list(without)}}
+
+        async def oldest() -> list[Run]:
+            cursor = self._runs.find(query).sort("start").limit(PAGE)
+            return [Run.from_document(document) for document in await cursor.to_list(None)]
+
+        return await self._call(oldest)
 
     async def insert_run(self, document: Document) -> RunId:
         """Add a run document."""

@@ -158,19 +158,20 @@ def _condition(expectation: Expectation) -> Document:
         case CopiesAtLeast():
             return _at_least(expectation)
         case NobodyReads(key):
-            version = key_filter(key)["pax_version"]
-            copier = {
-                "type": {"$eq": key.type},
-                "pax_version": version,
-                "source": {"$eq": key.host},
-            }
-            processor = {
-                "host": {"$eq": key.host},
-                "job.input": {"$eq": key.type},
-                "job.input_version": version,
-            }
-            reader = {"status": TRANSFERRING, "$or": [copier, processor]}
-            return {"data": {"$not": {"$elemMatch": reader}}}
+            return _unread(key)
+
+
+def _unread(key: CopyKey) -> Document:
+    """As `NobodyReads.holds` says, in the database's language."""
+    version = key_filter(key)["pax_version"]
+    copying = {"type": {"$eq": key.type}, "pax_version": version, "source": {"$eq": key.host}}
+    deriving = {
+        "host": {"$eq": key.host},
+        "job.input": {"$eq": key.type},
+        "job.input_version": version,
+    }
+    readers = ({"status": TRANSFERRING, **one} for one in (copying, deriving))
+    return {"$nor": [{"data": {"$elemMatch": one}} for one in readers]}
 
 
 def _at_least(wanted: CopiesAtLeast) -> Document:

@@ -1,0 +1,220 @@
+"""``caxev rm``: have a copy deleted.
+
+What is written is an intent, as the site's own rules write it: the listener of the site that has
+the copy proves that enough others are good, and deletes it. `caxev.retention` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+from attrs import frozen
+
+from caxev.cli.errors import NothingToDo
+from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
+from caxev.cli.output import Table, say, show
+from caxev.config import ConfigError
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from caxev.cli.runs import Wanted
+    from caxev.config import Site, Sites
+    from caxev.model import Copy, Run
+    from caxev.mongo import Database
+    from caxev.retention import Plan
+
+_COLUMNS = (
+    ("run", "RUN"),
+    ("type", "TYPE"),
+    ("version", "VERSION"),
+    ("goes", "GOES"),
+    ("why", "WHY"),
+)
+
+
+@click.command(
+    epilog=example(
+        "caxev rm --run 123 --site lngs --dry-run",
+        "caxev rm --run 123 --site lngs",
+        "caxev rm --run 123 --site lngs --type processed --version v6.8.0",
+        "caxev rm --site lngs --dry-run",
+    )
+)
+@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
+@click.option("--name", metavar="X", help="The run of this name.")
+@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
+@click.option("--site", required=True, metavar="S", help="The site that has the copy.")
+@click.option("--type", "kind", default="raw", show_default=True, help="The type of data.")
+@click.option("--version", metavar="V", help="Of derived data, this version.")
+@click.option(
+    "--force-less",
+    is_flag=True,
+    help="Though fewer good copies remain than the site asks for; of raw data, at least one.",
+)
+@click.option("--cancel", is_flag=True, help="Take it back, while its bytes are there.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Only say what would go, and why not; without a run, what the site's rules would delete.",
+)
+@as_json
+@global_options(hidden=True)
+def rm(
+    *,
+    number: int | None,
+    name: str | None,
+    detector: str | None,
+    site: str,
+    kind: str,
+    version: str | None,
+    force_less: bool,
+    cancel: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Have a copy of a run deleted, if enough others are good.
+
+    The site's listener has the others read afresh first, and deletes it only on that proof.
+    """
+    from caxev.cli.runs import one
+
+    options = state()
+    options.log("warning")
+    sites = options.sites()
+    here = sites.get(site)
+    if number is None and name is None:
+        if not dry_run:
+            raise click.UsageError("say which run: --run or --name (--dry-run shows all)")
+        rows = options.with_database(lambda database: _by_rules(database, here, sites))
+        show(Table(_COLUMNS, rows), as_json=as_json, empty=f"{site} has no copies")
+        return
+    if not here.listener:
+        raise ConfigError(f"{site} has no listener of its own, says sites.json: nobody deletes")
+    errand = Errand(here, sites, one(number, name, detector), kind, version, force_less)
+    if dry_run:
+        row = options.with_database(errand.look)
+    elif cancel:
+        row = options.with_database(errand.cancel)
+    else:
+        row = options.with_database(errand.delete)
+    show(Table(_COLUMNS, [row]), as_json=as_json)
+    if not (dry_run or cancel or as_json):
+        say(f"its entry says how far that is: caxev status --run {row['run']}")
+
+
+@frozen
+class Errand:
+    """One call of the command: which copy is meant."""
+
+    here: Site
+    sites: Sites
+    wanted: Wanted
+    kind: str
+    version: str | None
+    force_less: bool = False
+
+    async def look(self, database: Database) -> dict[str, Any]:
+        """Say what would become of it."""
+        run = await self.find(database)
+        return _row(run, self.copy(run), self._plan(run))
+
+    async def delete(self, database: Database) -> dict[str, Any]:
+        """Write the intent. Raises `NothingToDo` where it may not go."""
+        from caxev.job import utcnow
+        from caxev.retention import Plan, intent
+
+        while True:
+            run = await self.find(database)
+            plan = self._plan(run)
+            if not isinstance(plan, Plan):
+                raise NothingToDo(f"{plan.why}", self.copy(run).status)
+            now = utcnow()
+            if await database.update_run(intent(run, plan, self.sites, now), now) is not None:
+                return _row(run, plan.copy, plan)
+
+    async def cancel(self, database: Database) -> dict[str, Any]:
+        """Take the intent back. Raises `NothingToDo` where it is too late, or there is none."""
+        from caxev.cli.replay import me
+        from caxev.job import Skip, utcnow
+        from caxev.retention import Intent, withdraw
+
+        while True:
+            run = await self.find(database)
+            copy = self.copy(run)
+            wanted = Intent.of(copy)
+            if wanted is None:
+                raise NothingToDo(f"{copy.key} is {copy.status}", copy.status)
+            if copy.fields.get("erasing"):
+                raise NothingToDo(f"{copy.key} is being erased: too late", copy.status)
+            why, now = f"taken back by {me()}", utcnow()
+            update = withdraw(run, copy, wanted, why, now)
+            if await database.update_run(update, now) is not None:
+                return _row(run, copy, Skip(why))
+
+    async def find(self, database: Database) -> Run:
+        """Read the run. Raises `NoSuchRun`."""
+        found = await self.wanted.find_one(database, database.settings)
+        return (await database.runs([found.id]))[found.id]
+
+    def copy(self, run: Run) -> Copy:
+        """The copy that is meant. Raises `NothingToDo` where there is none."""
+        here = [one for one in run.copies if (one.type, one.host) == (self.kind, self.here.name)]
+        if self.version is None and len(here) > 1:
+            named = ", ".join(sorted(one.version or "none" for one in here))
+            raise click.UsageError(
+                f"{self.here.name} has several versions ({named}): say which by --version"
+            )
+        fit = [one for one in here if self.version in (None, one.version)]
+        if not fit:
+            raise NothingToDo(f"{run} has no {self.kind} copy at {self.here.name}", "gone")
+        return fit[0]
+
+    def _plan(self, run: Run) -> Any:
+        from caxev.cli.replay import me
+        from caxev.retention import RAW, plan
+
+        copy = self.copy(run)
+        usual, least = (self.here.deletion.copies, 1) if copy.type == RAW else (1, 0)
+        keep = least if self.force_less else usual
+        return plan(run, copy, self.here, self.sites, by=me(), why="caxev rm", keep=keep)
+
+
+async def _by_rules(database: Database, here: Site, sites: Sites) -> list[dict[str, Any]]:
+    """What the site's rules would delete now, and why the rest stays."""
+    from caxev.job import utcnow
+    from caxev.mongo import Selection
+
+    now = utcnow()
+    return [
+        _row(run, copy, decision)
+        for run in await database.select(Selection(), now)
+        for copy, decision in decisions(run, here, sites, now)
+    ]
+
+
+def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tuple[Copy, Any]]:
+    """What the site's rules say of each of its copies of a run. Pure."""
+    from caxev.retention import plan_processed, plan_purge
+
+    for copy in run.copies:
+        if copy.host == here.name:
+            rule = plan_processed if copy.type == "processed" else plan_purge
+            yield copy, rule(run, copy, here, sites, now)
+
+
+def _row(run: Run, copy: Copy, decision: Plan | Any) -> dict[str, Any]:
+    from caxev.cli.runs import label
+    from caxev.retention import Plan
+
+    return {
+        "run": label(run),
+        "type": copy.type,
+        "version": copy.version,
+        "status": copy.status,
+        "location": copy.location,
+        "goes": isinstance(decision, Plan),
+        "why": decision.why,
+    }

@@ -1,0 +1,90 @@
+"""``caxev vouch``: a person says which copy is right where copies contradict one another.
+
+What is written is a mark in that copy's entry; `handlers.judge` at each site does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from caxev.cli.errors import NothingToDo
+from caxev.cli.options import RUN_NUMBER, example, global_options, state
+from caxev.cli.output import say
+from caxev.cli.rm import Errand
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from caxev.model import Copy, Run, RunUpdate
+    from caxev.mongo import Database
+
+
+@click.command(epilog=example("caxev vouch --run 123 --site lngs"))
+@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
+@click.option("--name", metavar="X", help="The run of this name.")
+@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
+@click.option("--site", required=True, metavar="S", help="The site whose copy is right.")
+@click.option("--type", "kind", default="raw", show_default=True, help="The type of data.")
+@click.option("--version", metavar="V", help="Of derived data, this version.")
+@global_options(hidden=True)
+def vouch(
+    *,
+    number: int | None,
+    name: str | None,
+    detector: str | None,
+    site: str,
+    kind: str,
+    version: str | None,
+) -> None:
+    """Say that a copy is right where copies contradict one another and no majority decides.
+
+    Those that say something else are bad from then on, and are mended from it.
+    """
+    from caxev.cli.runs import one
+
+    if (number is None) == (name is None):
+        raise click.UsageError("say which run: --run or --name")
+    options = state()
+    options.log("warning")
+    sites = options.sites()
+    errand = Errand(sites.get(site), sites, one(number, name, detector), kind, version)
+    said = options.with_database(lambda database: _vouch_for(errand, database))
+    say(said)
+
+
+async def _vouch_for(errand: Errand, database: Database) -> str:
+    """Mark the copy, and have every other judged again by its own site."""
+    from caxev.cli.replay import me
+    from caxev.job import utcnow
+    from caxev.model import RunUpdate
+    from caxev.quorum import VOUCHED, voters
+
+    while True:
+        run = await errand.find(database)
+        copy = errand.copy(run)
+        if copy not in voters(run, copy.key):
+            raise NothingToDo(f"{copy.key} is {copy.status}: there is nothing to vouch for")
+        now = utcnow()
+        mark = RunUpdate.note(run, copy, **{VOUCHED: {"by": me(), "at": now}})
+        marked = await database.update_run(mark, now)
+        if marked is not None:
+            break
+    for update in again(marked, copy, now):
+        await database.update_run(update, now)
+    return f"{copy.key} of {run} counts as right; the others are judged by it"
+
+
+def again(run: Run, right: Copy, now: datetime) -> Iterator[RunUpdate]:
+    """What has each copy judged again: a fresh reading, or, of a bad one, its status anew. Pure."""
+    from caxev.model import ERROR, RunUpdate
+    from caxev.quorum import same_data, voters
+
+    those = voters(run, right.key)
+    for one in run.copies:
+        if one in those:
+            yield RunUpdate.note(run, one, check_asked=now)
+        elif same_data(one, right.key) and one.status == ERROR:
+            yield RunUpdate.change_copy(run, one, ERROR)

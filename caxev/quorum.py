@@ -1,0 +1,70 @@
+"""Which copies of the same data say the same, and what most of them say.
+
+Handlers ask before they believe a copy. Each copy whose digests are its own reading has one voice;
+one that is not what its own entry said before has none: it has changed, and that much is certain.
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run
+
+DISPUTED = "disputed"
+"""The field of an entry in ``error`` that contradicts others, but nothing that it said before."""
+
+VOUCHED = "vouched"
+"""The field of an entry that a person has looked at and found to be right."""
+
+
+def same_data(one: Copy, key: CopyKey) -> bool:
+    """Whether that is a copy of this data, wherever it is."""
+    return (one.type, one.version) == (key.type, key.version)
+
+
+def agree(one: Copy, other: Copy) -> bool:
+    """Whether two copies say the same content; where not both have a manifest, by checksum."""
+    if one.manifest and other.manifest:
+        return one.manifest == other.manifest
+    return one.checksum is not None and one.checksum == other.checksum
+
+
+def is_disputed(one: Copy) -> bool:
+    """Whether it contradicts others, and it is open who is right."""
+    return one.status == ERROR and bool(one.fields.get(DISPUTED))
+
+
+def voters(run: Run, key: CopyKey) -> tuple[Copy, ...]:
+    """The copies of this data that have a voice: of each host the first entry."""
+    found: dict[str, Copy] = {}
+    for one in run.copies:
+        has_digest = one.manifest is not None or one.checksum is not None
+        speaks = one.status == TRANSFERRED or is_disputed(one)
+        if same_data(one, key) and speaks and has_digest:
+            found.setdefault(one.host, one)
+    return tuple(found.values())
+
+
+def at_odds(run: Run, key: CopyKey) -> bool:
+    """Whether the copies of this data contradict one another."""
+    those = voters(run, key)
+    return any(not agree(those[0], one) for one in those[1:])
+
+
+def majority(run: Run, key: CopyKey, without: Collection[str] = ()) -> tuple[Copy, ...]:
+    """The copies that say what more than half of all say; none where there is no such half.
+
+    Where a person vouches for a copy, they are those that say what it says. The hosts `without`
+    have no voice.
+    """
+    those = [one for one in voters(run, key) if one.host not in without]
+    for one in those:
+        party = tuple(other for other in those if other is one or agree(one, other))
+        if one.fields.get(VOUCHED) or (2 * len(party) > len(those) and not _vouched(those)):
+            return party
+    return ()
+
+
+def _vouched(those: Iterable[Copy]) -> bool:
+    return any(one.fields.get(VOUCHED) for one in those)

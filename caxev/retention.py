@@ -1,0 +1,434 @@
+"""Which copies may go, and what proves it.
+
+`handlers.deletion` acts on these decisions, ``caxev rm`` shows them. A copy goes in four steps,
+each by a conditional write: the *intent* (it is ``deleting``, and nobody counts on it from then
+on), the *proof* (so many others were read afresh), the point of no return (``erasing``), and, the
+bytes gone, the entry's end, which leaves a tombstone. Until the third step all can be taken back.
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from attrs import evolve, frozen
+
+from caxev.config import Site, Sites
+from caxev.job import Skip
+from caxev.model import (
+    DELETING,
+    ERROR,
+    TRANSFERRED,
+    CopiesAtLeast,
+    Copy,
+    CopyIs,
+    CopyKey,
+    Expectation,
+    NobodyReads,
+    Run,
+    RunUpdate,
+    as_utc,
+)
+from caxev.quorum import majority, same_data
+
+RAW: Final = "raw"
+NEVER: Final = "untriggered"
+"""The DAQ's buffer: never touched."""
+READING: Final = timedelta(hours=1)
+"""When a copy that is being read is looked at again."""
+
+
+@frozen
+class Plan:
+    """A copy that may go: who wants it and why, and how many others must remain.
+
+    `like` is what those others must be: this copy itself or, where it is bad, a good one.
+    """
+
+    copy: Copy
+    by: str
+    why: str
+    keep: int
+    like: Copy
+
+
+@frozen
+class NotYet:
+    """It may go, but not before `at` (UTC)."""
+
+    why: str
+    at: datetime
+
+
+def plan_purge(
+    run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime, *, full: bool = False
+) -> Plan | Skip | NotYet:
+    """Decide whether a raw copy at `site` has come to its age; `full`: its age does not count."""
+    if copy is None or copy.status == DELETING:
+        return Skip("the copy is gone, or about to go")
+    if copy.type != RAW:
+        return Skip("only raw data has an age")
+    if site.purge is None and not full:
+        return Skip("purge is null: raw data stays")
+    due = _due(run, site)
+    if due is None:
+        return Skip("the run has no start, and so no age")
+    if not full and now < due:
+        return NotYet(f"it stays until {due:%Y-%m-%d %H:%M} UTC", due)
+    again = _withdrawn(copy, site)
+    if again is not None and now < again:
+        return NotYet(f"its deletion was withdrawn: {copy.fields['withdrawn'].get('why')}", again)
+    if not NobodyReads(copy.key).holds(run):
+        return NotYet("it is being read", now + READING)
+    why = "the disk is full" if full else f"purge: older than {site.purge:g} days"
+    by = f"{site.name}: {'make_room' if full else 'purge'}"
+    return plan(run, copy, site, sites, by=by, why=why, keep=site.deletion.copies)
+
+
+def plan_processed(
+    run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime
+) -> Plan | Skip | NotYet:
+    """Decide whether a processed copy at `site` is of the version that is to go."""
+    if copy is None or copy.status == DELETING:
+        return Skip("the copy is gone, or about to go")
+    if copy.type != "processed" or site.pax_version_purge is None:
+        return Skip("pax_version_purge is null: processed data stays")
+    if copy.version != site.pax_version_purge:
+        return Skip(f"pax_version_purge is {site.pax_version_purge}, not {copy.version}")
+    again = _withdrawn(copy, site)
+    if again is not None and now < again:
+        return NotYet(f"its deletion was withdrawn: {copy.fields['withdrawn'].get('why')}", again)
+    if not NobodyReads(copy.key).holds(run):
+        return NotYet("it is being read", now + READING)
+    by, why = f"{site.name}: purge_processed", f"pax_version_purge: {copy.version}"
+    return plan(run, copy, site, sites, by=by, why=why, keep=0)
+
+
+def plan(
+    run: Run, copy: Copy, site: Site, sites: Sites, *, by: str, why: str, keep: int
+) -> Plan | Skip:
+    """Decide whether a copy may go while `keep` good ones remain elsewhere.
+
+    Of raw data at least one does, whatever `keep` says.
+    """
+    if copy.type == RAW:
+        keep = max(keep, 1)
+    if (no := _never(run, copy, site)) is not None:
+        return Skip(no)
+    like = _like(run, copy)
+    if like is None:
+        return Skip("no majority of its copies says what is right")
+    wanted = Plan(copy, by, why, keep, like)
+    if not all(one.holds(run) for one in enough(run, copy.key, keep, like, sites)):
+        have = good(run, like, copy.key, sites)
+        named = ", ".join(one.host for one in have) or "none"
+        return Skip(f"{keep} good copies must remain elsewhere, and there are {len(have)}: {named}")
+    if not NobodyReads(copy.key).holds(run):
+        return Skip("it is being read: something is made from it")
+    return wanted
+
+
+def _never(run: Run, copy: Copy, site: Site) -> str | None:
+    if copy.type == NEVER:
+        return "the DAQ's buffer is never touched"
+    if not site.readable:
+        return f"what is at {site.name} ({site.method}) is not deleted by this"
+    tags = [tag for tag in site.deletion.protect if tag in run.tags]
+    if tags:
+        return f"the run is tagged {', '.join(tags)} (deletion.protect)"
+    if copy.status not in (TRANSFERRED, ERROR):
+        return f"it is {copy.status}"
+    return _misplaced(run, copy, site)
+
+
+def _misplaced(run: Run, copy: Copy, site: Site) -> str | None:
+    """Why its place cannot be this copy's alone."""
+    base = site.directory(copy.type, copy.version)
+    if copy.location is None:
+        return "it has no location"
+    if PurePosixPath(copy.location) == PurePosixPath(base or "/"):
+        return f"{copy.location} is no place of its own"
+    if base is None or not copy.location.startswith(f"{base.rstrip('/')}/"):
+        return f"{copy.location} is not inside {base or f'a directory for {copy.type} data'}"
+    if _shares(run, copy):
+        return f"another entry is at, above or below {copy.location}, too"
+    return None
+
+
+def _shares(run: Run, copy: Copy) -> bool:
+    """Whether another copy at this host has its files at, below or above those of this one."""
+    mine = (copy.location or "").rstrip("/") + "/"
+    others = [one for one in run.copies if one.host == copy.host and one is not copy]
+    theirs = [one.location.rstrip("/") + "/" for one in others if one.location]
+    return any(place.startswith(mine) or mine.startswith(place) for place in theirs)
+
+
+def _like(run: Run, copy: Copy) -> Copy | None:
+    if copy.status == TRANSFERRED and (copy.manifest or copy.checksum):
+        return copy
+    return next(iter(majority(run, copy.key)), None) or (None if copy.type == RAW else copy)
+
+
+def _due(run: Run, site: Site) -> datetime | None:
+    if run.start is None:
+        return None
+    return run.start + timedelta(days=site.purge or 0.0)
+
+
+def _withdrawn(copy: Copy, site: Site) -> datetime | None:
+    """When it may be tried again, where it was tried and withdrawn."""
+    withdrawn = copy.fields.get("withdrawn")
+    at = as_utc(withdrawn.get("at")) if isinstance(withdrawn, Mapping) else None
+    return None if at is None else at + timedelta(days=site.deletion.patience)
+
+
+# -- counting the others --------------------------------------------------------------------------
+
+
+def counted(run: Run, key: CopyKey, sites: Sites, *, readable: bool) -> frozenset[str]:
+    """The other hosts whose copies count: those whose files can be read again, or the archives.
+
+    A copy at the very place of this one, as where two sites share a directory, is no other copy.
+    """
+    mine = run.copy(key)
+    there = {one.host: one for one in run.copies if same_data(one, key) and one.host != key.host}
+    here = sites.find(key.host)
+    return frozenset(
+        name
+        for name, one in there.items()
+        if (site := sites.find(name)) is not None
+        and site.readable == readable
+        and not (
+            mine is not None
+            and one.location == mine.location
+            and here is not None
+            and site.hostname == here.hostname
+        )
+    )
+
+
+def good(run: Run, like: Copy, key: CopyKey, sites: Sites) -> list[Copy]:
+    """The good copies elsewhere, archives among them."""
+    hosts = counted(run, key, sites, readable=True) | counted(run, key, sites, readable=False)
+    test = CopiesAtLeast(1, key, like.manifest, like.checksum, None, hosts)
+    found = {one.host: one for one in reversed(run.copies) if test.counts(one)}
+    return [one for one in run.copies if found.get(one.host) is one]
+
+
+def enough(
+    run: Run,
+    key: CopyKey,
+    keep: int,
+    like: Copy,
+    sites: Sites,
+    *,
+    since: datetime | None = None,
+) -> tuple[CopiesAtLeast, ...]:
+    """What must hold so that `keep` good copies remain, those that can be read read `since`.
+
+    What is in an archive counts by its entry, but never alone.
+    """
+    if keep == 0:
+        return ()
+    archives = counted(run, key, sites, readable=False)
+    readable = counted(run, key, sites, readable=True)
+    stored = CopiesAtLeast(1, key, like.manifest, like.checksum, None, archives)
+    have = len({one.host for one in run.copies if stored.counts(one)})
+    by_entry = min(have, keep - 1)
+    fresh = CopiesAtLeast(keep - by_entry, key, like.manifest, like.checksum, since, readable)
+    if by_entry == 0:
+        return (fresh,)
+    return fresh, CopiesAtLeast(by_entry, key, like.manifest, like.checksum, None, archives)
+
+
+# -- the steps ------------------------------------------------------------------------------------
+
+
+def intent(run: Run, wanted: Plan, sites: Sites, now: datetime) -> RunUpdate:
+    """The first step: from now on nobody counts on this copy, and nobody begins to read it."""
+    copy = wanted.copy
+    deletion = {
+        "by": wanted.by,
+        "why": wanted.why,
+        "keep": wanted.keep,
+        "at": now,
+        "was": copy.status,
+        "manifest": wanted.like.manifest,
+        "checksum": wanted.like.checksum,
+    }
+    return RunUpdate.change_copy(
+        run,
+        copy,
+        DELETING,
+        *enough(run, copy.key, wanted.keep, wanted.like, sites),
+        NobodyReads(copy.key),
+        *(CopyIs(copy.key, {name: copy.fields.get(name)}) for name in ("location", "manifest")),
+        deletion=deletion,
+        proof=None,
+        erasing=None,
+        withdrawn=None,
+    )
+
+
+@frozen
+class Intent:
+    """What the entry of a copy that is ``deleting`` says of it."""
+
+    by: str
+    why: str
+    keep: int
+    at: datetime
+    was: str
+    like: Copy
+
+    @classmethod
+    def of(cls, copy: Copy) -> Intent | None:
+        """Read it; None where it is not there, or cannot be understood."""
+        row = copy.fields.get("deletion")
+        if copy.status != DELETING or not isinstance(row, Mapping):
+            return None
+        keep, at, was = row.get("keep"), as_utc(row.get("at")), row.get("was")
+        if not isinstance(keep, int) or at is None or was not in (TRANSFERRED, ERROR):
+            return None
+        if copy.type == RAW:
+            keep = max(keep, 1)
+        digests = {name: row.get(name) for name in ("manifest", "checksum")}
+        like = Copy(copy.key, TRANSFERRED, digests)
+        return cls(str(row.get("by")), str(row.get("why")), keep, at, was, like)
+
+    def since(self, site: Site) -> datetime:
+        """From when on a reading of another copy is a proof."""
+        return self.at - timedelta(days=site.deletion.proof_days)
+
+    def enough(self, run: Run, copy: Copy, site: Site, sites: Sites) -> tuple[CopiesAtLeast, ...]:
+        """What must hold of the others, freshly read, for this copy to go."""
+        return enough(run, copy.key, self.keep, self.like, sites, since=self.since(site))
+
+
+@frozen
+class Proven:
+    """The others are good: the copy may go."""
+
+    proof: list[dict[str, Any]]
+
+
+@frozen
+class Ask:
+    """These must be read afresh first."""
+
+    copies: tuple[Copy, ...]
+
+
+@frozen
+class Wait:
+    """Others are being read afresh; at `until` (UTC) it is given up."""
+
+    why: str
+    until: datetime
+
+
+@frozen
+class Withdraw:
+    """The copy is needed, or nobody can say that it is not."""
+
+    why: str
+
+
+def weigh(
+    run: Run, copy: Copy, site: Site, sites: Sites, now: datetime
+) -> Proven | Ask | Wait | Withdraw | Skip:
+    """Decide what is next for a copy that is to go."""
+    wanted = Intent.of(copy)
+    if wanted is None:
+        return Skip(f"it is {copy.status}, and does not say by whose wish")
+    if copy.fields.get("erasing"):
+        return Skip("its bytes are going")
+    tags = [tag for tag in site.deletion.protect if tag in run.tags]
+    if tags:
+        return Withdraw(f"the run was tagged {', '.join(tags)} meanwhile")
+    needed = wanted.enough(run, copy, site, sites)
+    if all(one.holds(run) for one in needed):
+        return Proven(_proof(run, needed))
+    if not all(_ever(one).holds(run) for one in needed):
+        return Withdraw(f"fewer than {wanted.keep} good copies are left elsewhere")
+    until = wanted.at + timedelta(days=site.deletion.patience)
+    stale = _stale(run, needed, wanted.since(site))
+    if until <= now:
+        names = ", ".join(sorted(one.host for one in stale))
+        return Withdraw(f"no answer from {names} for {site.deletion.patience:g} days")
+    unasked = tuple(one for one in stale if not _asked(one, wanted.at))
+    if unasked:
+        return Ask(unasked)
+    return Wait(f"waits for a fresh reading at {', '.join(one.host for one in stale)}", until)
+
+
+def _ever(one: CopiesAtLeast) -> CopiesAtLeast:
+    return evolve(one, verified_since=None)
+
+
+def _stale(run: Run, needed: tuple[CopiesAtLeast, ...], since: datetime) -> list[Copy]:
+    """Good copies that can be read again and were not since then."""
+    fresh = needed[0]
+    return [
+        copy
+        for copy in run.copies
+        if _ever(fresh).counts(copy) and (copy.verified_at is None or copy.verified_at < since)
+    ]
+
+
+def _asked(copy: Copy, since: datetime) -> bool:
+    asked = as_utc(copy.fields.get("check_asked"))
+    return asked is not None and asked >= since
+
+
+def _proof(run: Run, needed: tuple[CopiesAtLeast, ...]) -> list[dict[str, Any]]:
+    return [
+        {
+            "host": copy.host,
+            "manifest": copy.manifest,
+            "checksum": copy.checksum,
+            "verified_at": copy.verified_at,
+        }
+        for copy in run.copies
+        if any(one.counts(copy) for one in needed)
+    ]
+
+
+def still(copy: Copy) -> CopyIs:
+    """The expectation that nothing of this copy has been erased, and all can be taken back."""
+    return CopyIs(copy.key, {"status": DELETING, "erasing": None})
+
+
+def prove(
+    run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any
+) -> RunUpdate:
+    """The second step: write down what proves that the copy may go, if it still does."""
+    expect: list[Expectation] = [still(copy), *wanted.enough(run, copy, site, sites)]
+    return RunUpdate.note(run, copy, *expect, proof=proof)
+
+
+def withdraw(run: Run, copy: Copy, wanted: Intent, why: str, now: datetime) -> RunUpdate:
+    """Take the intent back: the copy is what it was, and its entry says why."""
+    return RunUpdate.change_copy(
+        run,
+        copy,
+        wanted.was,
+        still(copy),
+        deletion=None,
+        proof=None,
+        withdrawn={"at": now, "why": why},
+    )
+
+
+def was_deleted(run: Run, key: CopyKey) -> str | None:
+    """Say who deleted such a copy on purpose; None where nobody did."""
+    rows = run.document.get("deleted_data")
+    for row in reversed(rows) if isinstance(rows, list) else ():
+        if not isinstance(row, Mapping):
+            continue
+        if (row.get("type"), row.get("host"), row.get("pax_version")) == key:
+            return f"{row.get('by') or 'somebody'} deleted it ({row.get('why') or 'no reason'})"
+    return None

@@ -1,0 +1,247 @@
+"""Copies are deleted, each with a proof that enough others are good.
+
+- `purge` and `purge_processed` want a copy gone by the site's rules: raw data by its age
+  (``purge``), processed data by its version (``pax_version_purge``); `make_room` the oldest where
+  the disk is full (``deletion.when_full``); a person by ``caxev rm``. All record the same intent:
+  the copy is ``deleting`` from then on, by a write that counts the other good copies.
+- `prove` asks the others to be read afresh, waits for that, and writes down the proof; where too
+  few of them are left it takes the intent back, and the copy is what it was.
+- `erase` takes away the bytes, then the entry, and leaves a tombstone in ``deleted_data``.
+
+What may go is decided in `caxev.retention`. Safe to repeat: each step is a conditional write, and
+until `erase` has written ``erasing`` nothing has been touched. After that it is gone through with,
+whoever was killed in between.
+"""
+
+from __future__ import annotations
+
+from caxev import (
+    DELETING,
+    ELSEWHERE,
+    ERROR,
+    GONE,
+    HERE,
+    TRANSFERRED,
+    TRANSFERRING,
+    CopyField,
+    CopyKey,
+    Job,
+    NobodyReads,
+    Result,
+    Retry,
+    Run,
+    RunUpdate,
+    Skip,
+    Superseded,
+    copy,
+    copy_field,
+    on,
+    tag,
+)
+from caxev.files import erase as erase_files
+from caxev.files import lacking as lacking_bytes
+from caxev.retention import (
+    Ask,
+    Intent,
+    NotYet,
+    Plan,
+    Proven,
+    Wait,
+    Withdraw,
+    intent,
+    plan_processed,
+    plan_purge,
+    still,
+    weigh,
+    withdraw,
+)
+from caxev.retention import prove as proven
+
+SOON = 1.0
+"""Seconds after which a step is tried again that another write came before."""
+LOOK_AGAIN = 15 * 60.0
+"""Seconds between two looks at a disk that is too full for a copy that is coming."""
+
+
+# -- who wants it ---------------------------------------------------------------------------------
+
+
+@on(
+    copy((TRANSFERRED, DELETING, GONE), type="raw", host=HERE),  # the last two end a waiting
+    copy((TRANSFERRED, ERROR, GONE), type="raw", host=ELSEWHERE),
+    tag("*", gone=True),
+    aliases=("BufferPurger",),
+)
+async def purge(job: Job) -> Result:
+    """Want raw data gone that is older than ``purge`` days and good at enough other sites."""
+    mine = job.run.copy(CopyKey("raw", job.site.name))
+    return _wanted(job, plan_purge(job.run, mine, job.site, job.sites, job.now()))
+
+
+@on(
+    copy((TRANSFERRED, DELETING, GONE), type="processed", host=HERE),
+    copy((TRANSFERRED, ERROR, GONE), type="processed", host=ELSEWHERE),
+    aliases=("PurgeProcessed",),
+)
+async def purge_processed(job: Job) -> Result:
+    """Want processed data gone that is of the version ``pax_version_purge``."""
+    mine = job.run.copy(_ours(job))
+    return _wanted(job, plan_processed(job.run, mine, job.site, job.sites, job.now()))
+
+
+def _wanted(job: Job, plan: Plan | Skip | NotYet) -> Result:
+    if isinstance(plan, Plan):
+        job.log.info(f"{plan.copy.key} of {job.run} is to go: {plan.why}")
+        return intent(job.run, plan, job.sites, job.now())
+    if isinstance(plan, Skip):
+        return plan
+    if job.copy is not None and job.copy.host == job.site.name:
+        raise Retry(plan.why, after=(plan.at - job.now()).total_seconds())
+    return Skip(plan.why)  # the reaction to our own copy waits for that
+
+
+# -- what proves that it may ----------------------------------------------------------------------
+
+
+@on(
+    copy((DELETING, GONE), host=HERE),
+    copy_field("check_answered", host=ELSEWHERE),
+    copy((ERROR, DELETING, GONE), host=ELSEWHERE),
+)
+async def prove(job: Job) -> Result:
+    """Have the other copies read afresh, and write down what proves that ours may go."""
+    mine = job.run.copy(_ours(job))
+    if mine is None:
+        return Skip("the copy is gone")
+    found = weigh(job.run, mine, job.site, job.sites, job.now())
+    if isinstance(found, Ask):
+        await _ask(job, found)
+        found = weigh(job.run, mine, job.site, job.sites, job.now())
+    match found:
+        case Skip():
+            return found
+        case Wait(why, until):
+            if job.copy is None or job.copy.key != mine.key:
+                return Skip(why)
+            raise Retry(why, after=(until - job.now()).total_seconds())
+        case Ask():
+            raise Retry("another copy came meanwhile", after=SOON)
+    wanted = Intent.of(mine)
+    assert wanted is not None
+    if isinstance(found, Withdraw):
+        job.log.warning(f"{mine.key} of {job.run} is not deleted: {found.why}")
+        await _write(job, withdraw(job.run, mine, wanted, found.why, job.now()))
+    else:
+        update = proven(job.run, mine, wanted, job.site, job.sites, proof=found.proof)
+        await _write(job, update)
+    return None
+
+
+async def _ask(job: Job, wanted: Ask) -> None:
+    for one in wanted.copies:
+        await _write(job, RunUpdate.note(job.run, one, check_asked=job.now()))
+
+
+async def _write(job: Job, update: RunUpdate) -> Run:
+    """Write a step; where the run has changed meanwhile, it is looked at again soon."""
+    try:
+        return await job.update(update)
+    except Superseded as lost:
+        raise Retry(str(lost), after=SOON) from lost
+
+
+def _ours(job: Job) -> CopyKey:
+    """Our copy of the data of which the event speaks."""
+    aspect = job.event.aspect
+    assert isinstance(aspect, CopyKey | CopyField)
+    return CopyKey(aspect.type, job.site.name, aspect.version)
+
+
+# -- doing it -------------------------------------------------------------------------------------
+
+
+@on(copy_field("proof", host=HERE), lane="deletion", timeout=None, exclusive=True)
+async def erase(job: Job) -> Result:
+    """Erase a copy whose proof stands: its bytes, then its entry; a tombstone remains."""
+    mine = job.copy
+    if mine is None:
+        return Skip("the copy is gone")
+    wanted = Intent.of(mine)
+    if wanted is None or mine.fields.get("proof") is None:
+        return Skip(f"it is {mine.status}, without a proof that it may go")
+    if mine.location is None:
+        return withdraw(job.run, mine, wanted, "it has no location", job.now())
+    if not mine.fields.get("erasing"):
+        found = weigh(job.run, mine, job.site, job.sites, job.now())
+        if not isinstance(found, Proven):
+            # What was proven does not hold any more: begin again from the intent.
+            job.log.warning(f"{mine.key} of {job.run}: its proof no longer holds")
+            return withdraw(job.run, mine, wanted, "its proof no longer holds", job.now())
+        begin = RunUpdate.note(
+            job.run,
+            mine,
+            still(mine),
+            *wanted.enough(job.run, mine, job.site, job.sites),
+            NobodyReads(mine.key),
+            erasing=job.now(),
+            proof=found.proof,
+        )
+        mine = (await _write(job, begin)).copy(mine.key) or mine
+    assert mine.location is not None
+    await job.work(erase_files, mine.location, job.site.roots)
+    tombstone = {
+        "by": wanted.by,
+        "why": wanted.why,
+        "asked": wanted.at,
+        "site": job.owner,
+        "proof": mine.fields.get("proof"),
+    }
+    job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
+    return RunUpdate.remove_copy(job.run, mine, tombstone=tombstone)
+
+
+# -- where the disk is full -----------------------------------------------------------------------
+
+
+@on(copy(TRANSFERRING, host=HERE))
+async def make_room(job: Job) -> Result:
+    """Want the oldest raw data gone that may go, where a coming copy would fill the disk."""
+    mine, rules = job.copy, job.site.deletion
+    if mine is None or mine.status != TRANSFERRING:
+        return Skip("nothing is coming")
+    if not (rules.when_full and job.site.min_free and mine.location):
+        return Skip("deletion.when_full is not set, or no min_free")
+    coming = _size(job.run) if mine.type == "raw" else 0
+    there = (mine.location, job.site.roots, job.site.min_free)
+    lacking = await job.work(lacking_bytes, *there, coming)
+    if lacking <= 0:
+        return Skip("there is room")
+    freed = 0
+    for run in await job.oldest("raw", rules.protect):
+        if freed < lacking and await _goes(job, run):
+            freed += _size(run)
+    if freed < lacking:
+        job.log.error(
+            f"the disk of {job.site.name} is full: {lacking - freed} bytes are lacking, and no "
+            f"more raw data may go (caxev rm --site {job.site.name} --dry-run says why)"
+        )
+    raise Retry(f"{lacking} bytes were lacking", after=LOOK_AGAIN)
+
+
+async def _goes(job: Job, run: Run) -> bool:
+    """Whether our copy of that run goes, or is going already."""
+    one = run.copy(CopyKey("raw", job.site.name))
+    if run.id == job.run.id or one is None:
+        return False
+    plan = plan_purge(run, one, job.site, job.sites, job.now(), full=True)
+    if not isinstance(plan, Plan):
+        return one.status == DELETING
+    if not await job.update_other(intent(run, plan, job.sites, job.now())):
+        return False
+    job.log.info(f"{one.key} of {run} is to go: {plan.why}")
+    return True
+
+
+def _size(run: Run) -> int:
+    size = run.document.get("raw_size_byte")
+    return size if isinstance(size, int) else 0

@@ -1,0 +1,286 @@
+"""Copies that contradict one another are judged by the majority of their digests.
+
+`judge` reacts to a copy that was found bad here (or at a host without a listener where this site
+put it), and to every fresh reading of a copy by whoever was asked for one. Where the copies do not
+all say the same, those that were not read lately are asked to be; when all have answered, each
+site judges its own copy: in the majority it is good, whatever the master says; outside of it it
+becomes ``error``, the master as well, and `repair` mends it from one of the majority.
+
+Where there is no majority nothing is deleted and nothing overwritten. The files by which a copy
+differs from the master are moved to ``.caxev-quarantine/`` below the site's directory, its entry
+says so, and a person is told, who can vouch for one of them (``caxev vouch``): then the others are
+bad. When the copy has been mended, `release` removes them after ``quarantine_days``.
+
+Safe to repeat: readings are asked for once, each verdict names the status that it found, and a file
+that has been moved is passed by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+from attrs import frozen
+
+from caxev import (
+    ERROR,
+    HERE,
+    PASSIVE,
+    TRANSFERRED,
+    VERIFYING,
+    Copy,
+    CopyField,
+    CopyKey,
+    Job,
+    Manifest,
+    Result,
+    Retry,
+    Run,
+    RunUpdate,
+    Skip,
+    Superseded,
+    copy,
+    copy_field,
+    on,
+)
+from caxev.config import Sites
+from caxev.files import empty_quarantine, set_aside
+from caxev.model import as_utc
+from caxev.quorum import DISPUTED, agree, at_odds, is_disputed, majority, same_data, voters
+
+FRESH = timedelta(days=7)
+"""A reading counts for so long, and so long is waited for one that was asked for."""
+VERIFIED = timedelta(minutes=10)
+"""After that it is looked again whether a copy that was being verified has a voice by now."""
+SOON = 1.0
+
+
+@frozen
+class Ask:
+    """These copies must be read afresh before anything can be said."""
+
+    copies: tuple[Copy, ...]
+
+
+@frozen
+class Wait:
+    """Some are being read afresh; who does not answer by `until` (UTC) has no voice."""
+
+    why: str
+    until: datetime
+
+
+@frozen
+class Acquit:
+    """The copy is good: most others say the same."""
+
+
+@frozen
+class Convict:
+    """The copy is bad: most others say something else."""
+
+    why: str
+
+
+@frozen
+class Hung:
+    """As many say one thing as another. `master`: what this copy differs from, if there is one."""
+
+    why: str
+    master: Copy | None
+
+
+Verdict = Ask | Wait | Acquit | Convict | Hung | Skip
+
+
+@on(
+    copy(ERROR, host=(HERE, PASSIVE)),
+    copy_field("check_answered"),
+)
+async def judge(job: Job) -> Result:
+    """Judge our copy where the copies of a run contradict one another."""
+    for mine in _ours(job):
+        verdict = plan_judgement(job.run, mine, job.sites, job.now())
+        if isinstance(verdict, Ask):
+            await _ask(job, verdict)
+            again = job.run.copy(mine.key)
+            assert again is not None
+            verdict = plan_judgement(job.run, again, job.sites, job.now())
+        match verdict:
+            case Acquit():
+                good = {"checksumproblem": False, DISPUTED: None, "error": None}
+                await _write(job, RunUpdate.change_copy(job.run, mine, TRANSFERRED, **good))
+            case Convict(why):
+                job.log.error(f"{mine.key} of {job.run} is bad: {why}")
+                bad = {"checksumproblem": True, DISPUTED: None, "error": why}
+                await _write(job, RunUpdate.change_copy(job.run, mine, ERROR, **bad))
+            case Hung():
+                await _set_aside(job, mine, verdict)
+            case Wait(why, until):
+                raise Retry(why, after=(until - job.now()).total_seconds())
+            case Ask():
+                raise Retry("another copy came meanwhile", after=SOON)
+    return None
+
+
+async def _ask(job: Job, wanted: Ask) -> None:
+    for one in wanted.copies:
+        await _write(job, RunUpdate.note(job.run, one, check_asked=job.now()))
+
+
+async def _write(job: Job, update: RunUpdate) -> None:
+    """Write it; where the run has changed meanwhile, it is looked at again soon."""
+    try:
+        await job.update(update)
+    except Superseded as lost:
+        raise Retry(str(lost), after=SOON) from lost
+
+
+def _ours(job: Job) -> list[Copy]:
+    """The copies of this data that this site answers for: its own, and those that it pushed."""
+    aspect = job.event.aspect
+    assert isinstance(aspect, CopyKey | CopyField)
+    found = []
+    for one in job.run.copies:
+        there = job.sites.find(one.host)
+        passive = there is not None and not there.listener and one.source == job.site.name
+        if (one.type, one.version) == (aspect.type, aspect.version) and (
+            one.host == job.site.name or passive
+        ):
+            found.append(one)
+    return found
+
+
+def plan_judgement(run: Run, mine: Copy, sites: Sites, now: datetime) -> Verdict:
+    """Decide what is to be said of a copy. Pure."""
+    those = voters(run, mine.key)
+    if not at_odds(run, mine.key):
+        if is_disputed(mine) and len(those) > 1:
+            return Acquit()
+        return Skip("the copies do not contradict one another")
+    stale = [one for one in those if _can_be_read(one, sites) and not _is_fresh(one, now)]
+    unasked = tuple(one for one in stale if not _waits(one))
+    if unasked:
+        return Ask(unasked)
+    asked = [since for one in stale if (since := as_utc(one.fields.get("check_asked")))]
+    late = [one.host for one in stale if _since(one) + FRESH <= now]
+    if len(late) < len(stale):
+        names = ", ".join(one.host for one in stale)
+        return Wait(f"waits for a fresh reading at {names}", max(asked) + FRESH)
+    verdict = _count(run, mine, late, sites)
+    if isinstance(verdict, Hung) and (coming := _coming(run, mine.key)):
+        return Wait(f"waits for what is being verified at {', '.join(coming)}", now + VERIFIED)
+    return verdict
+
+
+def _coming(run: Run, key: CopyKey) -> list[str]:
+    """Where copies are verified that will have a voice soon."""
+    return [one.host for one in run.copies if same_data(one, key) and one.status == VERIFYING]
+
+
+def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Verdict:
+    """Count the voices of those who have answered."""
+    most = majority(run, mine.key, late)
+    names = ", ".join(sorted(one.host for one in most))
+    if mine not in voters(run, mine.key):
+        return Skip("it is bad in any case")
+    if not most:
+        return _hung(run, mine, sites)
+    if any(agree(mine, one) for one in most):
+        return Acquit() if mine.status == ERROR else Skip(f"most say the same: {names}")
+    return Convict(f"most of its copies say something else: {names}")
+
+
+def _hung(run: Run, mine: Copy, sites: Sites) -> Hung:
+    those = voters(run, mine.key)
+    master = next((one for one in those if mine.type in _master_of(one, sites)), None)
+    said = "; ".join(f"{one.host}: {one.manifest or one.checksum}" for one in those)
+    return Hung(
+        f"no majority of the copies says what is right ({said})",
+        None if master is None or master.host == mine.host or agree(master, mine) else master,
+    )
+
+
+def _master_of(one: Copy, sites: Sites) -> tuple[str, ...]:
+    site = sites.find(one.host)
+    return () if site is None else site.master
+
+
+def _can_be_read(one: Copy, sites: Sites) -> bool:
+    """Whether anybody would answer who is asked for a fresh reading."""
+    site = sites.find(one.host)
+    if site is None or not site.readable:
+        return False
+    return site.listener or (one.manifest is not None and one.source in sites)
+
+
+def _since(one: Copy) -> datetime:
+    asked = as_utc(one.fields.get("check_asked"))
+    assert asked is not None
+    return asked
+
+
+def _waits(one: Copy) -> bool:
+    """Whether it was asked for and has not answered yet."""
+    asked = as_utc(one.fields.get("check_asked"))
+    return asked is not None and (one.verified_at is None or one.verified_at < asked)
+
+
+def _is_fresh(one: Copy, now: datetime) -> bool:
+    read = one.verified_at
+    return read is not None and read > now - FRESH and not _waits(one)
+
+
+# -- where there is no majority -------------------------------------------------------------------
+
+
+async def _set_aside(job: Job, mine: Copy, hung: Hung) -> None:
+    """Keep the files by which our copy differs from the master's safe, and tell a person."""
+    job.log.error(
+        f"{mine.key} of {job.run}: {hung.why}. Look at the files, then say which copy is right: "
+        f"caxev vouch --run {job.run.number} --site SITE; the others are mended from that"
+    )
+    if mine.host != job.site.name or hung.master is None or mine.location is None:
+        return
+    paths = await _differing(job, mine, hung.master)
+    place = await job.work(set_aside, mine.location, job.site.roots, paths)
+    fields = {
+        "checksumproblem": True,
+        DISPUTED: None,
+        "error": hung.why,
+        "quarantine": {"at": job.now(), "place": place, "files": len(paths)},
+    }
+    await _write(job, RunUpdate.change_copy(job.run, mine, ERROR, **fields))
+
+
+async def _differing(job: Job, mine: Copy, master: Copy) -> list[bytes]:
+    """The files of our copy that are not what the master has; all where that cannot be known."""
+    rows = [
+        None if one.manifest is None else await job.load_manifest(one.manifest)
+        for one in (master, mine)
+    ]
+    if rows[0] is None or rows[1] is None:
+        return [b""]
+    theirs, ours = (Manifest.from_rows(one) for one in rows if one is not None)
+    there = {item.path: item.kind for item in ours.items}
+    return [one.path for one in theirs.differences(ours) if there.get(one.path) in ("file", "link")]
+
+
+@on(copy_field("quarantine", host=HERE))
+async def release(job: Job) -> Result:
+    """Remove what was set aside, after some days, if the copy has been mended by then."""
+    mine = job.copy
+    kept = None if mine is None else mine.fields.get("quarantine")
+    if mine is None or not isinstance(kept, Mapping):
+        return Skip("nothing of it is set aside")
+    days, since = job.site.quarantine_days, as_utc(kept.get("at"))
+    if days is None or since is None:
+        return Skip("quarantine_days is null: it is kept")
+    left = (since + timedelta(days=days) - job.now()).total_seconds()
+    if left > 0:
+        raise Retry(f"it is kept for {days:g} days", after=left)
+    if mine.status != TRANSFERRED:
+        job.log.error(f"{mine.key} of {job.run} is {mine.status}: {kept.get('place')} is kept")
+        raise Retry("the copy has not been mended", after=86400.0)
+    await job.work(empty_quarantine, str(kept.get("place")), job.site.roots)
+    return RunUpdate.note(job.run, mine, quarantine=None)

@@ -1,0 +1,118 @@
+"""Copies that nobody brings to their end are given up, so that they can be made again.
+
+`stalled` reacts to a copy that is ``transferring`` or ``verifying`` at this site or at a host
+without a listener. After ``stalled.warn`` hours in that state it warns; after ``stalled.retry``
+hours it takes the entry of a ``transferring`` one out: its vanishing has whoever can make that copy
+begin again, and what has come of it stays and is gone on with.
+
+A copy is not given up for its age alone: while the process that marked it as its own acts for its
+site, or shows progress, it is let be. Entries of old cax name no owner: of these the age decides.
+What is ``verifying`` is read by the listener of its own site, whose ledger knows how that goes: it
+is warned of and left.
+
+Safe to repeat: the update names the status and the owner that were found.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from attrs import frozen
+
+from caxev import (
+    ERROR,
+    GONE,
+    HERE,
+    PASSIVE,
+    TRANSFERRED,
+    TRANSFERRING,
+    VERIFYING,
+    Copy,
+    Job,
+    Result,
+    Retry,
+    RunUpdate,
+    Skip,
+    copy,
+    on,
+)
+from caxev.config import Stalled
+from caxev.model import as_utc
+
+
+@frozen
+class Wait:
+    """Nothing is to be said before `at` (UTC)."""
+
+    at: datetime
+
+
+@frozen
+class Late:
+    """It has been so for `hours`; it is looked at again at `again` (UTC)."""
+
+    hours: float
+    again: datetime
+
+
+@frozen
+class TooLate:
+    """It has been so for `hours`: it is given up, unless somebody is at work on it."""
+
+    hours: float
+
+
+@on(
+    copy((TRANSFERRING, VERIFYING), host=(HERE, PASSIVE)),
+    copy((TRANSFERRED, ERROR, GONE), host=(HERE, PASSIVE)),  # so that the waiting has an end
+    aliases=("RetryStalledTransfer",),
+)
+async def stalled(job: Job) -> Result:
+    """Warn of a copy that stands still, and take it out so that it is made again."""
+    seen, now = job.copy, job.now()
+    if seen is None:
+        return Skip("the copy is gone")
+    rules = job.sites.get(seen.host).stalled
+    match plan_stalled(seen, rules, now):
+        case Skip() as nothing:
+            return nothing
+        case Wait(at):
+            raise Retry(f"it is {seen.status} since lately", after=_seconds(at, now))
+        case Late(hours, again):
+            if await _is_live(job, seen):
+                raise Retry("somebody is at work on it", after=_seconds(again, now))
+            job.log.warning(f"{seen.key} of {job.run} is {seen.status} for {hours:.0f} h")
+            raise Retry(f"{seen.status} for {hours:.0f} h", after=_seconds(again, now))
+        case TooLate(hours):
+            if await _is_live(job, seen):
+                raise Retry("somebody is at work on it", after=rules.warn * 3600 or 3600.0)
+            job.log.error(f"{seen.key} of {job.run} is {seen.status} for {hours:.0f} h: given up")
+            return RunUpdate.remove_copy(job.run, seen)
+
+
+async def _is_live(job: Job, seen: Copy) -> bool:
+    return seen.owner is not None and await job.is_live(seen.owner)
+
+
+def plan_stalled(seen: Copy, rules: Stalled, now: datetime) -> Wait | Late | TooLate | Skip:
+    """Decide by its age what is to be said of a copy that is not at its end. Pure."""
+    if seen.type == "untriggered":
+        return Skip("the DAQ's buffer is never touched")
+    if seen.status not in (TRANSFERRING, VERIFYING):
+        return Skip(f"it is {seen.status}")
+    since = seen.since
+    if since is None and seen.status == TRANSFERRING:  # old cax made it when it began
+        since = as_utc(seen.fields.get("creation_time"))
+    if since is None:
+        return Skip("its entry does not say since when")
+    age = (now - since).total_seconds() / 3600
+    warn, retry = since + timedelta(hours=rules.warn), since + timedelta(hours=rules.retry)
+    if now < min(warn, retry):
+        return Wait(min(warn, retry))
+    if seen.status == VERIFYING:
+        return Late(age, now + timedelta(hours=max(rules.retry, 1.0)))
+    return Late(age, retry) if now < retry else TooLate(age)
+
+
+def _seconds(at: datetime, now: datetime) -> float:
+    return max((at - now).total_seconds(), 1.0)
