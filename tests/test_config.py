@@ -19,10 +19,13 @@ from pymongo.uri_parser import parse_uri
 
 from caxev.config import (
     ConfigError,
+    Deletion,
     Link,
+    Patrol,
     Settings,
     Site,
     Sites,
+    Stalled,
     find_sites,
     link_between,
     load_file,
@@ -754,3 +757,45 @@ def test_two_files_of_one_name(tmp_path: Path, clean: None) -> None:
     load_file(tmp_path / "a" / "same.py")
     with pytest.raises(ConfigError, match="has the same name; rename one"):
         load_file(tmp_path / "b" / "same.py")
+
+
+# -- how copies are looked after ------------------------------------------------------------------
+
+
+def test_how_copies_are_looked_after(tmp_path: Path) -> None:
+    """Without a word cax's rules hold: three others, 2 h and 24 h, and nothing is read again."""
+    (plain,) = sites_of(tmp_path, {"name": "a"}).values()
+    assert (plain.patrol, plain.deletion, plain.stalled) == (None, Deletion(), Stalled())
+    assert (plain.deletion.copies, plain.stalled) == (3, Stalled(2.0, 24.0))
+    keys = {
+        "patrol": {"days": 90, "max_rate": "50MB/s", "x_why": "rot"},
+        "deletion": {"copies": 2, "protect": ["keep"], "proof_days": 30, "when_full": True},
+        "stalled": {"retry": 48, "warn": None},
+    }
+    (site,) = sites_of(tmp_path, {"name": "a", **keys}).values()
+    assert site.patrol == Patrol(90.0, 50e6)
+    assert site.deletion == Deletion(2, ("keep",), 30.0, 7.0, when_full=True)
+    assert site.stalled == Stalled(2.0, 48.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("patrol", 90, 'patrol must be as {"days": 90'),
+        ("patrol", {}, "patrol: days is missing"),
+        ("patrol", {"days": 0}, "patrol: days must be a number of days above 0, not 0"),
+        ("patrol", {"days": 9, "rate": 1}, "patrol: unknown key 'rate' (did you mean 'max_rate'?"),
+        ("deletion", {"copies": 0}, "deletion: copies must be a whole number, 1 or more, not 0"),
+        ("deletion", {"protect": "keep"}, "deletion: protect must be a list of tags"),
+        ("deletion", {"proof_days": -1}, "deletion: proof_days must be a number of days, not -1"),
+        ("deletion", {"when_full": 1}, "deletion: when_full must be true or false, not 1"),
+        ("stalled", {"warn": "2h"}, 'stalled: warn must be a number of hours, not "2h"'),
+    ],
+)
+def test_mistakes_in_how_copies_are_looked_after(
+    tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    """Each names the key within the key, its value, and what it must be."""
+    with pytest.raises(ConfigError) as error:
+        sites_of(tmp_path, {"name": "a", key: value})
+    assert message in str(error.value)

@@ -13,8 +13,11 @@ from caxev.demo.world import World
 from caxev.embedded import find_mongod
 from caxev.model import CopyKey, Run
 from tests.faults.campaign import Born, End, compare, ground_in, new_world
+from tests.faults.crash import SITES as PURGING
 from tests.faults.crash import Fault, crash, faults_in, waves
 from tests.faults.database import Fronted, database
+from tests.faults.deletion import SITES as DELETING
+from tests.faults.deletion import deletion
 from tests.faults.documents import documents_campaign
 from tests.faults.fuzz import fuzz
 from tests.faults.kill import kill
@@ -36,6 +39,28 @@ def world() -> Iterator[World]:
     except ConfigError as error:
         pytest.skip(str(error))
     with new_world() as world:
+        yield world
+
+
+@pytest.fixture
+def purging_world() -> Iterator[World]:
+    """One where the raw data is purged at the site where it is taken."""
+    try:
+        find_mongod()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with new_world(sites=PURGING) as world:
+        yield world
+
+
+@pytest.fixture
+def deleting_world() -> Iterator[World]:
+    """One whose sites delete what two others have."""
+    try:
+        find_mongod()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with new_world(sites=DELETING) as world:
         yield world
 
 
@@ -69,12 +94,13 @@ def test_the_same_end_is_no_problem() -> None:
         ([GOOD, GOOD], ["seen"], "duplicated"),
         ([GOOD], ["seen", "seen"], "duplicated"),
         ([{**GOOD, "manifest": "b3:2"}], ["seen"], "corrupt_accepted"),
+        ([GOOD, {**GOOD, "host": "chicago"}], ["seen"], "lost"),
     ],
 )
 def test_a_problem_is_called_by_its_name(
     data: list[dict[str, str]], tags: list[str], kind: str
 ) -> None:
-    """What is missing is lost, what is there twice is duplicated, what differs is corrupt."""
+    """Missing, or not gone: lost. There twice: duplicated. Not what the source is: corrupt."""
     assert problems(data, *tags) == [kind]
 
 
@@ -168,9 +194,9 @@ async def test_soak(world: World) -> None:
 
 @pytest.mark.replicaset
 @pytest.mark.campaign
-async def test_killed_at_points_and_at_random_moments(world: World) -> None:
+async def test_killed_at_points_and_at_random_moments(purging_world: World) -> None:
     """Killed anywhere, every site comes to the end that it would have come to."""
-    async with ground_in(world) as ground:
+    async with ground_in(purging_world) as ground:
         figures = await crash(ground, rounds=2, seed=1, points=6, together=True)
     assert figures["faults"] >= 6
     assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0
@@ -184,3 +210,14 @@ async def test_killed_during_a_large_transfer(world: World) -> None:
         figures = await kill(ground, rounds=3, size=60_000_000, seed=1)
     assert figures["faults"] >= 2
     assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_deleted_in_a_race_and_beside_a_bad_master(deleting_world: World) -> None:
+    """One of two may delete, killed in the midst of it or not; a bad master costs no good copy."""
+    async with ground_in(deleting_world) as ground:
+        figures = await deletion(ground, rounds=2, seed=1)
+    assert figures["faults"] >= 2
+    assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0
+    assert figures["quorum_broken"] == 0

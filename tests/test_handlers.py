@@ -340,8 +340,8 @@ def bad(host: str, status: str = "error", **fields: Any) -> dict[str, Any]:
 
 def test_a_bad_copy_is_mended_from_the_one_it_came_from_or_any_other() -> None:
     """Where it is, and only from copies whose manifests say what is wrong."""
-    good = [entry(host, manifest=f"b3:{host}") for host in ("remote", "chicago", "xenon")]
-    run = run_of(bad("lngs", location="/lngs/raw/odd"), *good, entry("tape", manifest="b3:t"))
+    good = [entry(host, manifest="b3:0") for host in ("remote", "chicago", "xenon")]
+    run = run_of(bad("lngs", location="/lngs/raw/odd"), *good, entry("tape", manifest="b3:0"))
     plan = mend(run)
     assert isinstance(plan, transfer.Plan)
     assert plan.location == "/lngs/raw/odd"
@@ -376,6 +376,45 @@ def test_a_copy_without_listener_is_mended_by_its_pusher_alone() -> None:
     assert "within reach" in why(mend(theirs, "remote"))
     without = run_of(entry("chicago"), bad("lngs"))
     assert "within reach" in why(mend(without))
+
+
+def test_a_copy_is_mended_as_most_say() -> None:
+    """Not from the one it came from where that is outvoted; not before it is known who is right."""
+    good = [entry(host, manifest="b3:0") for host in ("xenon", "remote")]
+    outvoted = entry("chicago", manifest="b3:1")
+    plan = mend(run_of(bad("lngs"), outvoted, *good))
+    assert isinstance(plan, transfer.Plan)
+    assert [one.host for one in (plan.source, *plan.others)] == ["xenon", "remote"]
+    with pytest.raises(Retry, match="contradict one another"):
+        mend(run_of(bad("lngs"), outvoted, good[0]))
+    assert "who is right" in why(mend(run_of(bad("lngs", disputed=True), *good)))
+    aside = bad("lngs", quarantine={"place": "/lngs"})
+    assert "vouch" in why(mend(run_of(aside, *good)))
+    sure = entry("chicago", manifest="b3:1", vouched={"by": "me"})
+    plan = mend(run_of(aside, sure, *good))
+    assert isinstance(plan, transfer.Plan)
+    assert (plan.source.host, plan.others) == ("chicago", ())
+
+
+def test_what_was_deleted_on_purpose_comes_again_only_where_a_person_asks() -> None:
+    """Neither pulled nor pushed: the tombstone says who deleted it."""
+    stones = [
+        {"type": "raw", "host": host, "pax_version": None, "by": "lngs: purge", "why": "old"}
+        for host in ("lngs", "chicago")
+    ]
+    assert why(pull(run_of(entry("xenon"), deleted_data=stones))) == (
+        "lngs: purge deleted it (old)"
+    )
+    assert "deleted it" in why(push(run_of(entry("lngs"), deleted_data=stones)))
+    wish = entry("lngs", "requested", source="xenon", **ASKED)
+    asked = pull(run_of(entry("xenon"), wish, deleted_data=stones), at="lngs")
+    assert isinstance(asked, transfer.Plan)
+
+
+def test_nothing_is_copied_from_what_is_to_go() -> None:
+    """A copy that is ``deleting`` is no source."""
+    assert "is deleting" in why(pull(run_of(entry("xenon", "deleting"))))
+    assert "is deleting" in why(push(run_of(entry("lngs", "deleting"))))
 
 
 def test_a_repair_and_a_pull_of_the_same_copy_are_told_apart() -> None:
@@ -794,6 +833,97 @@ def test_masters() -> None:
     """The sites that say so hold the masters of that type."""
     assert verify.masters("raw", ALL) == ["xenon"]
     assert verify.masters("processed", ALL) == []
+
+
+# -- reading again ------------------------------------------------------------------------------
+
+
+def again(run: Run, host: str = "lngs", here: str = "lngs") -> Copy | Skip:
+    return verify.plan_recheck(run.copy(CopyKey("raw", host)), ALL.get(here), ALL)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"status": "deleting"}, "it is deleting"),
+        ({"status": "verifying"}, "it is verifying"),
+        ({"status": "error"}, "it is error"),
+        ({"checksum": None}, "nothing is known of it"),
+    ],
+)
+def test_what_is_not_read_again(fields: dict[str, Any], reason: str) -> None:
+    """Only what is good, or contradicts others, and what something is known of."""
+    assert reason in why(again(run_of(entry("lngs", **fields))))
+
+
+def test_who_reads_a_copy_again() -> None:
+    """Its own site or, without a listener there, the one that pushed; on tape, nobody."""
+    run = run_of(
+        entry("lngs", "error", disputed=True),
+        entry("chicago"),
+        entry("remote", source="lngs", manifest="b3:0"),
+        entry("tape", source="lngs"),
+    )
+    assert again(run) == copy_of(run, "lngs")
+    assert again(run, "remote") == copy_of(run, "remote")
+    assert "reads it" in why(again(run, "chicago"))
+    assert "cannot be read" in why(again(run, "tape"))
+    assert "no manifest" in why(again(run_of(entry("remote", source="lngs")), "remote"))
+
+
+async def reread(found: Manifest, *others: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    """What the entry is given when its copy was read again."""
+    run = run_of(entry("lngs", **fields), *others)
+    seen = copy_of(run, "lngs")
+    ports: Any = Shelf(GOOD)
+    job = Job(run, Event(run.id, RAW, None, "x"), LNGS, ALL, "lngs#1", logger, ports)
+    update = await verify.told(job, seen, found, NOW)
+    assert update.change is not None
+    assert update.change[0] == seen.as_seen
+    return dict(update.change[1])
+
+
+async def test_a_good_copy_that_was_read_again_has_no_event() -> None:
+    """Its status is not touched: nobody reacts to what is as it was."""
+    fields = await reread(GOOD, manifest=GOOD.digest, check_asked=NOW)
+    assert fields == {"manifest": GOOD.digest, "verified_at": NOW, "check_answered": NOW}
+    fields = await reread(GOOD, manifest=GOOD.digest)
+    assert fields == {"manifest": GOOD.digest, "verified_at": NOW}
+    fields = await reread(GOOD, checksum=GOOD.cax_checksum())
+    assert fields == {"manifest": GOOD.digest, "verified_at": NOW}
+
+
+async def test_a_copy_that_contradicts_others_calls_for_a_judgement() -> None:
+    """Even where nobody asked for the reading."""
+    other = entry("chicago", manifest="b3:1")
+    fields = await reread(GOOD, other, manifest=GOOD.digest)
+    assert fields["check_answered"] == NOW
+    assert "status" not in fields
+
+
+async def test_a_copy_that_is_not_what_it_was_is_bad() -> None:
+    """By its own record: whatever others say, and whoever vouched for it."""
+    rotten = manifest_of(a="1", b="2!")
+    fields = await reread(rotten, manifest=GOOD.digest, vouched={"by": "me"}, check_asked=NOW)
+    assert (fields["status"], fields["checksumproblem"]) == ("error", True)
+    assert (fields["disputed"], fields["vouched"]) == (None, None)
+    assert fields["error"] == "1 files: b (differs)"
+    assert fields["check_answered"] == NOW
+
+
+def test_who_keeps_its_word() -> None:
+    """A copy disputes another's word only where its own and its source's were the same."""
+    kept = verify.keeps_its_word
+    for fields, expected in (
+        ({"checksum": None}, True),
+        ({"manifest": GOOD.digest}, True),
+        ({"manifest": "b3:1"}, False),
+        ({"checksum": None, "source_manifest": "b3:1"}, False),
+        ({"checksum": GOOD.cax_checksum()}, True),
+        ({"checksum": "other"}, False),
+        ({"checksum": None, "source_checksum": "other"}, False),
+    ):
+        assert kept(copy_of(run_of(entry("lngs", **fields)), "lngs"), GOOD) == expected, fields
 
 
 # -- verdict ----------------------------------------------------------------------------------

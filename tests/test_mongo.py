@@ -351,6 +351,25 @@ async def test_nobody_reads(database: Named) -> None:
             assert await db.update_run(update, utcnow()) is not None
 
 
+async def test_a_copy_that_something_is_made_of_is_read(database: Named) -> None:
+    """A job at the same site that is not at its end; model and filter are of one mind."""
+    async with engine.opened(database) as db:
+        job = {"input": "raw", "input_version": None}
+        making = entry("transferring", type="processed", pax_version="v1", job=job)
+        for change, free in (
+            ({}, False),
+            ({"host": "chicago"}, True),
+            ({"status": "verifying"}, True),
+            ({"job": {**job, "input": "processed"}}, True),
+            ({"job": {**job, "input_version": "v1"}}, True),
+            ({"job": None}, True),
+        ):
+            run = await added(db, entry("transferred"), {**making, **change})
+            assert NobodyReads(RAW).holds(run) == free, change
+            update = RunUpdate.change_copy(run, run.copies[0], DELETING, NobodyReads(RAW))
+            assert (await db.update_run(update, utcnow()) is not None) == free, change
+
+
 async def test_a_removal_can_leave_a_tombstone(database: Named) -> None:
     """The entry goes and is remembered in one write: which copy it was, and what else is said."""
     async with engine.opened(database) as db:

@@ -17,8 +17,11 @@ from attrs import frozen
 
 from caxev.embedded import ReplicaSet
 from tests.faults.campaign import Ground, play, say, told
+from tests.faults.crash import SITES as PURGING
 from tests.faults.crash import crash
 from tests.faults.database import FAULTS, Fronted, database
+from tests.faults.deletion import SITES as DELETING
+from tests.faults.deletion import deletion
 from tests.faults.documents import documents_campaign
 from tests.faults.fuzz import fuzz
 from tests.faults.kill import kill
@@ -42,6 +45,7 @@ class Campaign:
     play: Callable[[Ground, Namespace], Figures]
     options: Callable[[ArgumentParser], object] = lambda _: None
     server: Callable[[Path], ReplicaSet] = ReplicaSet
+    sites: Mapping[str, Mapping[str, Any]] | None = None
 
 
 def _crash_options(parser: ArgumentParser) -> None:
@@ -69,7 +73,17 @@ def _documents(ground: Ground, given: Namespace) -> Figures:
 
 CAMPAIGNS: Final = {
     "crash": Campaign(
-        "kill -9 at every crash point, and at random moments", 20, _crash, _crash_options
+        "kill -9 at every crash point, and at random moments",
+        20,
+        _crash,
+        _crash_options,
+        sites=PURGING,
+    ),
+    "deletion": Campaign(
+        "races for the last copies, and a corrupt master",
+        100,
+        lambda ground, given: deletion(ground, rounds=given.rounds, seed=given.seed),
+        sites=DELETING,
     ),
     "kill": Campaign(
         "kill -9 during the transfer of a large run",
@@ -159,6 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lease=getattr(given, "lease", 2.0),
         as_json=given.json,
         server=one.server,
+        sites=one.sites,
     )
 
 

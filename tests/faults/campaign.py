@@ -23,6 +23,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -40,7 +41,8 @@ from caxev.daemon import open_database, prepare, run
 from caxev.demo.command import ended_by_signals
 from caxev.demo.world import World, ask, left
 from caxev.embedded import ReplicaSet
-from caxev.files import PART_PREFIX, digest_tree
+from caxev.files import GONE_PREFIX, PART_PREFIX, digest_tree
+from caxev.job import utcnow
 from caxev.model import TRANSFERRED, CopyKey, Run, RunId
 from caxev.mongo import Database, DatabaseError, passing
 
@@ -53,8 +55,10 @@ PATIENCE: Final = 300.0
 LOOK_EVERY: Final = 0.1
 SHOWN: Final = 10
 """Problems of a round that are told one by one."""
+LATER: Final = timedelta(hours=1)
+"""What is due after that only waits for its time: a copy to be stalled, or read again."""
 
-Kind = Literal["lost", "duplicated", "corrupt_accepted"]
+Kind = Literal["lost", "duplicated", "corrupt_accepted", "quorum_broken"]
 
 
 class Problem(NamedTuple):
@@ -70,7 +74,8 @@ class Tally:
 
     `lost`: what did not come to its end: a copy, a handler's effect, a debt, a partial that nobody
     took away. `duplicated`: a second entry for one copy, a second effect. `corrupt_accepted`:
-    a copy that is said to be good and is not what the source is.
+    a copy that is said to be good and is not what the source is. `quorum_broken`: fewer good copies
+    than must remain.
     """
 
     rounds: int = 0
@@ -78,6 +83,7 @@ class Tally:
     lost: int = 0
     duplicated: int = 0
     corrupt_accepted: int = 0
+    quorum_broken: int = 0
     runs: int = 0
 
     def add(self, problems: Iterable[Problem]) -> None:
@@ -88,7 +94,7 @@ class Tally:
 
     @property
     def good(self) -> bool:
-        return not (self.lost or self.duplicated or self.corrupt_accepted)
+        return not (self.lost or self.duplicated or self.corrupt_accepted or self.quorum_broken)
 
     def row(self) -> dict[str, int]:
         """Return the figures by name."""
@@ -125,6 +131,8 @@ def compare(one: Run, born: Born, end: End) -> Iterator[Problem]:
             yield Problem("lost", f"{one}: {key} is {found.status if found else 'not there'}")
         elif (status, key.type) == (TRANSFERRED, "raw") and found.manifest != born.digest:
             yield Problem("corrupt_accepted", f"{one}: {key} is good with {found.manifest}")
+    for key in {copy.key for copy in one.copies} - end.copies.keys():
+        yield Problem("lost", f"{one}: {key} is not gone")
     for key, entries in Counter(copy.key for copy in one.copies).items():
         if entries > 1:
             yield Problem("duplicated", f"{one}: {entries} entries for {key}")
@@ -283,7 +291,8 @@ class Ground:
     async def finish(self, runs: Sequence[Born], end: End | None) -> list[Problem]:
         """Wait until the runs have come to their end and nothing is owed; what is wrong then.
 
-        Without `end`: until every site has a good copy and has left its tag.
+        Without `end`: until every site has left its tag and, but where raw data is purged, has a
+        good copy.
         """
         end = end or self.wanted
         with suppress(TimeoutError):  # what is missing is found below
@@ -305,7 +314,9 @@ class Ground:
             version = site.processing.version if site.processing else None
             keys += [CopyKey("processed", site.name, version)] if site.processing else []
             keys += [CopyKey("minitrees", site.name, version)] if site.minitrees else []
-        return End(dict.fromkeys(keys, TRANSFERRED), Counter(f"seen-{key.host}" for key in keys))
+        purged = {site.name for site in self.world.sites.values() if site.purge is not None}
+        stay = [key for key in keys if key.type != "raw" or key.host not in purged]
+        return End(dict.fromkeys(stay, TRANSFERRED), Counter(f"seen-{key.host}" for key in keys))
 
     async def _at_end(self, runs: Sequence[Born], end: End) -> bool:
         found = await self.database.runs([born.id for born in runs])
@@ -319,12 +330,14 @@ class Ground:
             for state in states
             for debt, _ in await self.database.debts(state=state)
             if debt.run not in self.outcasts
+            if debt.due < utcnow() + LATER or state != "open"
         ]
 
     def _partials(self) -> Iterator[Problem]:
         for site in self.world.sites:
-            for path in (self.world.directory / site).rglob(f"{PART_PREFIX}*"):
-                yield Problem("lost", f"left over: {path.relative_to(self.world.directory)!r}")
+            for prefix in (PART_PREFIX, GONE_PREFIX):
+                for path in (self.world.directory / site).rglob(f"{prefix}*"):
+                    yield Problem("lost", f"left over: {path.relative_to(self.world.directory)!r}")
 
     async def forget(self, runs: Sequence[Born]) -> None:
         """Take the bytes of runs off the disk. Their documents stay."""
@@ -360,13 +373,21 @@ async def ground_in(world: World, *, lease: float = 2.0) -> AsyncIterator[Ground
 
 
 @contextmanager
-def new_world(server: Callable[[Path], ReplicaSet] = ReplicaSet) -> Iterator[World]:
-    """A world in a temporary directory, gone afterwards; `server` makes its database."""
-    with (
-        tempfile.TemporaryDirectory(prefix="caxev-faults-") as directory,
-        World(Path(directory), ROOT / "sites.json", server=server) as world,
-    ):
-        yield world
+def new_world(
+    server: Callable[[Path], ReplicaSet] = ReplicaSet,
+    sites: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Iterator[World]:
+    """A world in a temporary directory, gone afterwards; `server` makes its database.
+
+    `sites`: further keys of sites in sites.json, by name.
+    """
+    with tempfile.TemporaryDirectory(prefix="caxev-faults-") as directory:
+        template = Path(directory) / "template.json"
+        entries = json.loads((ROOT / "sites.json").read_text())
+        more = sites or {}
+        template.write_text(json.dumps([one | dict(more.get(one["name"], {})) for one in entries]))
+        with World(Path(directory), template, server=server) as world:
+            yield world
 
 
 def say(text: str) -> None:
@@ -387,8 +408,11 @@ def play(
     lease: float = 2.0,
     as_json: bool = False,
     server: Callable[[Path], ReplicaSet] = ReplicaSet,
+    sites: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> int:
     """Play a campaign in a world of its own and print its figures; its exit status.
+
+    `sites`: keys of sites in sites.json, by name.
 
     The status is 1 where a figure that must be 0 is not.
     """
@@ -397,12 +421,19 @@ def play(
         async with ground_in(world, lease=lease) as ground:
             return await campaign(ground)
 
-    with ended_by_signals(), new_world(server) as world:
+    with ended_by_signals(), new_world(server, sites) as world:
         figures = run(main, world)
     return told(figures, as_json=as_json)
 
 
-MUST_BE_0: Final = ("lost", "duplicated", "corrupt_accepted", "late", "outside")
+MUST_BE_0: Final = (
+    "lost",
+    "duplicated",
+    "corrupt_accepted",
+    "quorum_broken",
+    "late",
+    "outside",
+)
 
 
 def told(figures: Mapping[str, Any], *, as_json: bool) -> int:

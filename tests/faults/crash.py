@@ -18,13 +18,17 @@ from attrs import frozen
 
 from caxev.job import utcnow
 from caxev.mongo import Request
-from tests.faults.campaign import Born, End, Ground, Listener, Problem, Tally, say, say_round
+from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, Problem, Tally, say, say_round
 
 SMALL: Final = 300_000
 """Bytes in a run for the kills at points."""
 LARGER: Final = 8_000_000
 """Bytes in a run for the kills at random moments."""
 RUNS: Final = 2
+SITES: Final = {
+    BIRTH: {"purge": 1, "deletion": {"copies": 2}},
+}
+"""What the world's sites do besides: where the runs are taken, they are purged in the end."""
 
 
 @frozen

@@ -1,0 +1,236 @@
+"""Deleting where it could be fatal: races for the last copies, and a master that is the bad one.
+
+A round takes two runs, which come to stand at three sites, two of which must remain. Of the first,
+two sites are asked for their copies at once, in some rounds with listeners that are killed at a
+named point while they delete. Of the second the copy of the master goes bad: its bytes only, or its
+bytes and all that the database says of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import trio
+
+from caxev.files import digest_tree
+from caxev.job import Skip, utcnow
+from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate
+from caxev.retention import Plan, intent, plan
+from tests.faults.campaign import (
+    BIRTH,
+    Born,
+    End,
+    Ground,
+    Listener,
+    Problem,
+    Tally,
+    corrupt,
+    say,
+    say_round,
+)
+
+KEEP: Final = 2
+SITES: Final = {
+    name: {"deletion": {"copies": KEEP}, "master": ["raw"] if name == BIRTH else []}
+    for name in (BIRTH, "chicago", "stockholm")
+}
+SIZE: Final = 300_000
+POINTS: Final = (
+    None,
+    "erase:files.erase.rename:1",
+    "erase:files.erase.rename:2",
+    "erase:files.erase.done:1",
+    "prove:mongo.update.before:1",
+    "recheck:mongo.manifest.after:1",
+    "erase:mongo.update.after:1",
+)
+"""Where the listeners of those that are asked are killed, in turn."""
+
+
+async def deletion(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
+    """Play so many rounds; each is a race, and a corrupt master."""
+    random = Random(seed)
+    tally = Tally()
+    await ground.ready(*[ground.listen(site) for site in ground.world.sites])
+    points = cycle(POINTS)
+    for number in range(rounds):
+        began = trio.current_time()
+        runs = [await ground.take(SIZE) for _ in range(2)]
+        problems = await ground.finish(runs, None)
+        first, second = random.sample(list(ground.world.sites), 2)
+        point, silently = next(points), bool(number % 2)
+        kills, broken = await _armed(ground, runs[0], (first, second), point)
+        problems += broken
+        problems += await _corrupt_master(ground, runs[1], silently=silently)
+        await ground.forget(runs)
+        tally.add(problems)
+        tally.faults += kills + 1
+        how = "with its record" if silently else "its bytes"
+        what = (
+            f"{tally.rounds}. {first} and {second} asked, {point or 'nobody killed'}; master: {how}"
+        )
+        say_round(what, problems, trio.current_time() - began)
+    say(f"{rounds} races, {rounds} corrupt masters, {tally.faults - rounds} kills")
+    return tally.row()
+
+
+async def _armed(
+    ground: Ground, born: Born, asked: Sequence[str], point: str | None
+) -> tuple[int, list[Problem]]:
+    """Have two sites race, whose listeners kill themselves at `point`: how many did, problems."""
+    if point is None:
+        return 0, await _race(ground, born, asked)
+    await ground.stop(*(ground.listeners[site] for site in asked))
+    armed = [ground.listen(site, CAXEV_CRASH=point) for site in asked]
+    await ground.ready(*armed)
+    async with trio.open_nursery() as nursery:
+        for listener in armed:
+            nursery.start_soon(_again_when_killed, ground, listener)
+        problems = await _race(ground, born, asked)
+        nursery.cancel_scope.cancel()
+    await ground.stop(*(one for one in armed if not one.killed))
+    for listener in armed:
+        if ground.listeners[listener.site] is listener:
+            ground.listen(listener.site)
+    await ground.ready(*ground.listeners.values())
+    return sum(listener.killed for listener in armed), problems
+
+
+async def _again_when_killed(ground: Ground, listener: Listener) -> None:
+    while not listener.killed:
+        await trio.sleep(0.05)
+    ground.listen(listener.site)
+
+
+# -- the race -------------------------------------------------------------------------------------
+
+
+async def _race(ground: Ground, born: Born, asked: Sequence[str]) -> list[Problem]:
+    """Ask two sites for their copies, both with the run as it was before; what is wrong then."""
+    run = await _read(ground, born)
+    gone: list[CopyKey] = []
+
+    async def ask(name: str) -> None:
+        site = ground.world.sites.get(name)
+        copy = run.copy(CopyKey("raw", name))
+        assert copy is not None
+        plan_ = plan(run, copy, site, ground.world.sites, by="tests", why="a race", keep=KEEP)
+        assert isinstance(plan_, Plan), plan_
+        wish = intent(run, plan_, ground.world.sites, utcnow())
+        if await ground.database.update_run(wish, utcnow()) is not None:
+            gone.append(copy.key)
+
+    async with trio.open_nursery() as nursery:
+        for name in asked:
+            nursery.start_soon(ask, name)
+    problems = []
+    if len(gone) != 1:
+        problems.append(Problem("quorum_broken", f"{run}: {len(gone)} were let delete"))
+    left = {copy.key: TRANSFERRED for copy in run.copies if copy.key not in gone}
+    problems += await ground.finish([born], End(left, _tags(run)))
+    return [*problems, *_erased(run, await _read(ground, born), gone)]
+
+
+def _tags(run: Run) -> Any:
+    return End.of(run).tags
+
+
+def _erased(before: Run, after: Run, gone: Sequence[CopyKey]) -> Iterator[Problem]:
+    """Say what is left of copies that were deleted, and whether a tombstone tells of each."""
+    stones = [row["host"] for row in after.document.get("deleted_data", [])]
+    if sorted(stones) != sorted(key.host for key in gone):
+        kind = "duplicated" if len(stones) > len(gone) else "lost"
+        yield Problem(kind, f"{after}: tombstones of {stones}")  # type: ignore[arg-type]
+    for row in after.document.get("deleted_data", []):
+        if len(row["proof"]) < KEEP:
+            yield Problem("quorum_broken", f"{after}: proven by {row['proof']}")
+    for copy in before.copies:
+        if copy.key in gone and Path(copy.location or "/").exists():
+            yield Problem("lost", f"{after}: the bytes of {copy.key} are still there")
+    if sum(copy.type == "raw" and copy.status == TRANSFERRED for copy in after.copies) < KEEP:
+        yield Problem("quorum_broken", f"{after}: too few copies are left")
+
+
+async def _read(ground: Ground, born: Born) -> Run:
+    return (await ground.database.runs([born.id]))[born.id]
+
+
+# -- the corrupt master ---------------------------------------------------------------------------
+
+
+async def _corrupt_master(ground: Ground, born: Born, *, silently: bool) -> list[Problem]:
+    """Harm the master, have somebody look, and wait until it is mended; what is wrong then.
+
+    `silently`: so that its entry says what its bytes are, and it is the others that contradict it.
+    """
+    run = await _read(ground, born)
+    master = _copy(run, BIRTH)
+    await trio.to_thread.run_sync(harm, Path(master.location or ""))
+    doubted = master
+    if silently:
+        await _record(ground, run, master)
+        doubted = _copy(run, "chicago")
+        site = ground.world.sites.get("chicago")
+        now = await _read(ground, born)
+        there = _copy(now, "chicago")
+        may = plan(now, there, site, ground.world.sites, by="tests", why="no", keep=KEEP)
+        if not isinstance(may, Skip):
+            return [Problem("quorum_broken", f"{run}: a good copy may go beside a bad master")]
+    now = await _read(ground, born)
+    asked = RunUpdate.note(now, _copy(now, doubted.host), check_asked=utcnow())
+    assert await ground.database.update_run(asked, utcnow()) is not None
+
+    async def mended() -> bool:
+        found = _copy(await _read(ground, born), BIRTH)
+        return found.status == TRANSFERRED and found.manifest == born.digest and _was_mended(found)
+
+    try:
+        await ground.until(mended, f"{run}: the master was not mended")
+    except TimeoutError as error:
+        entries = (await _read(ground, born)).document["data"]
+        return [Problem("lost", f"{error}: {entries}")]
+    end = End.of(run)
+    # Its status came back: what reacts to that has done so again.
+    tags = end.tags + type(end.tags)([f"seen-{BIRTH}"])
+    problems = await ground.finish([born], End(end.copies, tags))
+    after = await _read(ground, born)
+    if after.document.get("deleted_data"):
+        problems.append(Problem("quorum_broken", f"{run}: a copy was deleted for a bad master"))
+    return [*problems, *await trio.to_thread.run_sync(lambda: list(corrupt(after, born)))]
+
+
+def _was_mended(copy: Copy) -> bool:
+    return bool(copy.fields.get("repairs"))
+
+
+def _copy(run: Run, host: str) -> Copy:
+    copy = run.copy(CopyKey("raw", host))
+    assert copy is not None
+    return copy
+
+
+def harm(path: Path) -> None:
+    """Flip a bit of a copy's largest file, and keep its time."""
+    file = max(path.iterdir(), key=lambda one: one.lstat().st_size)
+    times = file.stat()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+async def _record(ground: Ground, run: Run, master: Copy) -> None:
+    """Have the master's entry say what its bytes are now."""
+
+    def read() -> Any:
+        return digest_tree(master.location or "", sha512=True, report=lambda _done, _total: None)
+
+    found = await trio.to_thread.run_sync(read)
+    await ground.database.store_manifest(found.digest, found.to_rows())
+    said = RunUpdate.note(run, master, manifest=found.digest, checksum=found.cax_checksum())
+    assert await ground.database.update_run(said, utcnow()) is not None

@@ -1,0 +1,258 @@
+"""Copies that are erased or set aside: what goes, what stays, and what happens after a kill."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from caxev import GiveUp, Retry, crash
+from caxev.files import GONE_PREFIX, QUARANTINE, empty_quarantine, erase, lacking, set_aside
+from caxev.files.gentle import Brake, idle_disk
+from tests.faults.campaign import add_oddities
+
+
+def to_nobody(done: int, total: int) -> None:
+    """Progress that nobody asks for."""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A site's directory with two runs, of many kinds of files."""
+    for name in ("one", "two"):
+        run = tmp_path / "raw" / name
+        (run / "deep").mkdir(parents=True)
+        for file in ("a.zip", "pax_info.json", "deep/b.zip"):
+            (run / file).write_text(f"{name} {file}")
+        add_oddities(run)
+    return tmp_path / "raw"
+
+
+def names(root: Path) -> set[str]:
+    return {one.name for one in root.iterdir()}
+
+
+def test_a_copy_is_erased_and_nothing_else(root: Path, tmp_path: Path) -> None:
+    """Links are erased and not followed; its neighbours stay; again, it is nothing to do."""
+    (root / "one" / "out").symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("kept")
+    before = sorted(map(str, (root / "two").rglob("*")))
+    for _ in range(2):
+        erase(str(root / "one"), (str(root),), report=to_nobody)
+        assert names(root) == {"two"}
+    assert sorted(map(str, (root / "two").rglob("*"))) == before
+    assert (tmp_path / "precious" / "file").read_text() == "kept"
+
+
+def test_a_single_file_is_erased(root: Path) -> None:
+    """A processed file is a copy as well."""
+    erase(str(root / "two" / "a.zip"), (str(root),), report=to_nobody)
+    assert "a.zip" not in names(root / "two")
+    assert "pax_info.json" in names(root / "two")
+
+
+def test_a_link_at_a_copys_place_is_erased_itself(root: Path) -> None:
+    """Not what it leads to, even inside the roots."""
+    (root / "link").symlink_to(root / "two")
+    erase(str(root / "link"), (str(root),), report=to_nobody)
+    assert names(root) == {"one", "two"}
+    assert (root / "two" / "a.zip").exists()
+
+
+def test_a_read_only_copy_is_erased(root: Path) -> None:
+    """Directories that their owner made read-only are no obstacle."""
+    (root / "one" / "deep").chmod(0o555)
+    (root / "one").chmod(0o555)
+    erase(str(root / "one"), (str(root),), report=to_nobody)
+    assert names(root) == {"two"}
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "{root}",
+        "{root}/",
+        "{root}/..",
+        "{root}/../raw",
+        "{root}/one/../../other",
+        "{root}/out/other",
+        "/",
+        "",
+        "n/a",
+        "one",
+        "{root}/one\0",
+        "{tmp}/other",
+    ],
+)
+def test_nothing_outside_is_erased(root: Path, tmp_path: Path, location: str) -> None:
+    """Whatever the database says a copy's place is."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    (root / "out").symlink_to(tmp_path)
+    place = location.format(root=root, tmp=tmp_path)
+    for function in (
+        lambda: erase(place, (str(root),), report=to_nobody),
+        lambda: set_aside(place, (str(root),), [b""], report=to_nobody),
+    ):
+        with pytest.raises(GiveUp):
+            function()
+    assert (tmp_path / "other" / "file").exists()
+    assert names(root) == {"one", "two", "out"}
+
+
+class Killed(BaseException):
+    """The process was killed at a point."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> list[str]:
+    """Die at the nth point that is passed from now on."""
+    passed: list[str] = []
+
+    def point(name: str) -> None:
+        passed.append(name)
+        if len(passed) == nth:
+            raise Killed(name)
+
+    monkeypatch.setattr(crash, "point", point)
+    return passed
+
+
+def through_all_kills(
+    monkeypatch: pytest.MonkeyPatch, act: Callable[[], object], begin: Callable[[], None]
+) -> int:
+    """Kill it at each point in turn, and let it go on; how many points there are."""
+    for nth in range(1, 50):
+        begin()
+        killed_at(monkeypatch, nth)
+        try:
+            act()
+        except Killed:
+            monkeypatch.undo()
+            act()
+        else:
+            monkeypatch.undo()
+            return nth - 1
+    raise AssertionError("it never came through")
+
+
+def test_killed_anywhere_it_is_erased_in_the_end(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never half a copy under its name: it is there, or it is not."""
+
+    def begin() -> None:
+        (root / "new").mkdir()
+        (root / "new" / "file").write_text("x")
+
+    def act() -> None:
+        assert not (root / "new").exists() or (root / "new" / "file").exists()
+        erase(str(root / "new"), (str(root),), report=to_nobody)
+        assert names(root) == {"one", "two"}
+
+    assert through_all_kills(monkeypatch, act, begin) == 3
+
+
+def test_what_an_earlier_copy_left_goes_too(root: Path) -> None:
+    """A name under which a former copy was being erased is free again."""
+    (root / f"{GONE_PREFIX}one").mkdir()
+    (root / f"{GONE_PREFIX}one" / "file").touch()
+    erase(str(root / "one"), (str(root),), report=to_nobody)
+    assert names(root) == {"two"}
+
+
+def test_files_are_set_aside_and_released(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are named and no others, killed anywhere; then they are gone."""
+    place = ""
+
+    def begin() -> None:
+        (root / "one" / "deep").mkdir(exist_ok=True)
+        for file in ("a.zip", "deep/b.zip"):
+            (root / "one" / file).write_text(f"one {file}")
+        if place:
+            empty_quarantine(place, (str(root),), report=to_nobody)
+
+    def act() -> None:
+        nonlocal place
+        paths = [b"a.zip", b"deep/b.zip", b"not-there"]
+        place = set_aside(str(root / "one"), (str(root),), paths, report=to_nobody)
+        kept = Path(place)
+        assert kept == root / QUARANTINE / "one"
+        assert (kept / "a.zip").read_text() == "one a.zip"
+        assert (kept / "deep" / "b.zip").read_text() == "one deep/b.zip"
+        assert not (root / "one" / "a.zip").exists()
+        assert (root / "one" / "pax_info.json").exists()
+
+    assert through_all_kills(monkeypatch, act, begin) == 4
+    empty_quarantine(place, (str(root),), report=to_nobody)
+    assert names(root / QUARANTINE) == set()
+
+
+def test_a_whole_copy_is_set_aside(root: Path) -> None:
+    """Where it cannot be known which files differ."""
+    place = set_aside(str(root / "one"), (str(root),), [b""], report=to_nobody)
+    assert names(root) == {"two", QUARANTINE}
+    assert (Path(place) / "one" / "a.zip").exists()
+
+
+@pytest.mark.parametrize("path", [b"../two/a.zip", b"/etc/passwd", b"deep/../../two/a.zip"])
+def test_nothing_but_the_copys_own_is_set_aside(root: Path, path: bytes) -> None:
+    """Whatever a manifest names."""
+    with pytest.raises(GiveUp):
+        set_aside(str(root / "one"), (str(root),), [path], report=to_nobody)
+    assert (root / "two" / "a.zip").exists()
+
+
+@pytest.mark.parametrize("place", ["{root}/two", "{root}/.caxev-quarantine", "{root}", "/etc"])
+def test_only_a_quarantine_is_emptied(root: Path, place: str) -> None:
+    """A place from the database that is none is refused."""
+    (root / QUARANTINE).mkdir()
+    with pytest.raises(GiveUp):
+        empty_quarantine(place.format(root=root), (str(root),), report=to_nobody)
+    assert names(root) == {"one", "two", QUARANTINE}
+
+
+def test_a_disk_that_fails_is_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the disk is no reason to give up, and is told in words."""
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(Retry, match=r"cannot erase .*one: Input/output error"):
+        erase(str(root / "one"), (str(root),), report=to_nobody)
+
+
+def test_what_is_lacking_on_a_disk(root: Path) -> None:
+    """What must stay free, and what is coming and not there yet, less what is free."""
+
+    def need(min_free: int, coming: int) -> int:
+        return lacking(str(root / "one"), (str(root),), min_free, coming, report=to_nobody)
+
+    assert need(0, 0) < 0
+    assert need(1 << 60, 0) > 0
+    blocks = 512 * (root / "one" / "a.zip").stat().st_blocks
+    assert need(1 << 60, blocks) < need(1 << 60, 0) + blocks  # some of it is there already
+
+
+def test_a_brake_keeps_its_rate() -> None:
+    """So many bytes take so long at least, whoever reads them; without a rate, no time."""
+    import time
+
+    brake, began = Brake(1e6), time.monotonic()
+    for _ in range(4):
+        brake.passed(25_000)
+    assert time.monotonic() - began >= 0.099
+    Brake(None).passed(1 << 60)
+
+
+def test_the_disk_is_left_to_others_for_a_while() -> None:
+    """And to us as before, afterwards."""
+    import psutil
+
+    before = psutil.Process().ionice()
+    with idle_disk():
+        assert psutil.Process().ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
+    assert psutil.Process().ionice() == before

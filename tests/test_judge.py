@@ -1,0 +1,147 @@
+"""What is said of copies that contradict one another, as a pure function of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bson import ObjectId
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caxev import Copy, CopyKey, Run, Skip
+from caxev.config import Site, Sites
+from handlers.judge import FRESH, Acquit, Ask, Convict, Hung, Wait, plan_judgement
+from tests import strategies as make
+
+NOW = make.EPOCH
+SITES = Sites(
+    Path("sites.json"),
+    {
+        "lngs": Site(name="lngs", master=("raw",)),
+        "chicago": Site(name="chicago"),
+        "stockholm": Site(name="stockholm"),
+        "depot": Site(name="depot", listener=False),
+        "tape": Site(name="tape", method="tsm"),
+    },
+)
+
+
+def entry(host: str, says: str = "good", **fields: Any) -> dict[str, Any]:
+    usual = {"type": "raw", "host": host, "status": "transferred", "manifest": says}
+    return {**usual, "verified_at": NOW, **fields}
+
+
+def run_of(*entries: dict[str, Any]) -> Run:
+    return Run.from_document({"_id": ObjectId(), "data": list(entries)})
+
+
+def mine(run: Run, host: str) -> Copy:
+    copy = run.copy(CopyKey("raw", host))
+    assert copy is not None
+    return copy
+
+
+def judged(run: Run, host: str = "lngs") -> Any:
+    return plan_judgement(run, mine(run, host), SITES, NOW)
+
+
+BAD_MASTER = (entry("lngs", "bad"), entry("chicago"), entry("stockholm"))
+DISPUTED: dict[str, Any] = {"status": "error", "checksumproblem": True, "disputed": True}
+
+
+def test_the_majority_decides_against_the_master() -> None:
+    """It is convicted, and the others are let be."""
+    run = run_of(*BAD_MASTER)
+    assert judged(run) == Convict("most of its copies say something else: chicago, stockholm")
+    for host in ("chicago", "stockholm"):
+        assert isinstance(judged(run, host), Skip)
+
+
+def test_who_was_accused_by_a_bad_master_is_acquitted() -> None:
+    """In any order of the sites' judgements."""
+    run = run_of(entry("lngs", "bad"), *(entry(h, **DISPUTED) for h in ("chicago", "stockholm")))
+    assert [judged(run, host) for host in ("chicago", "stockholm")] == [Acquit()] * 2
+    assert isinstance(judged(run), Convict)
+    convicted = {"status": "error", "checksumproblem": True, "disputed": None}
+    after = run_of(entry("lngs", "bad", **convicted), *(dict(c.fields) for c in run.copies[1:]))
+    assert judged(after, "chicago") == Acquit()
+
+
+def test_nobody_is_judged_before_all_were_read_afresh() -> None:
+    """Those that were not are asked, once; then they are waited for."""
+    old: dict[str, Any] = {"verified_at": NOW - FRESH}
+    run = run_of(entry("lngs", "bad", **old), entry("chicago", **old), entry("stockholm"))
+    asked = judged(run)
+    assert isinstance(asked, Ask)
+    assert [one.host for one in asked.copies] == ["lngs", "chicago"]
+    wait: dict[str, Any] = {**old, "check_asked": NOW}
+    run = run_of(entry("lngs", "bad"), entry("chicago", **wait), entry("stockholm"))
+    assert judged(run) == Wait("waits for a fresh reading at chicago", NOW + FRESH)
+
+
+def test_who_does_not_answer_loses_its_voice() -> None:
+    """So two of one mind outvote... one that answered and one that did not."""
+    silent: dict[str, Any] = {"verified_at": None, "check_asked": NOW - FRESH}
+    run = run_of(entry("lngs", "bad"), entry("chicago", **silent), entry("stockholm"))
+    assert isinstance(judged(run), Hung)
+    run = run_of(*run.document["data"], entry("depot", source="lngs"))
+    assert judged(run) == Convict("most of its copies say something else: depot, stockholm")
+
+
+def test_a_jury_is_not_hung_while_one_is_still_to_speak() -> None:
+    """What is being verified will have a voice, and may decide."""
+    run = run_of(entry("lngs", "bad"), entry("chicago"), entry("stockholm", status="verifying"))
+    verdict = judged(run, "chicago")
+    assert isinstance(verdict, Wait)
+    assert verdict.why == "waits for what is being verified at stockholm"
+
+
+def test_where_nobody_can_read_a_copy_it_counts_as_it_stands() -> None:
+    """What is on tape, and what is at a site that no file describes."""
+    old: dict[str, Any] = {"verified_at": None}
+    run = run_of(entry("lngs", "bad"), entry("tape", **old), entry("nowhere", **old))
+    assert isinstance(judged(run), Convict)
+
+
+def test_a_hung_jury_names_the_master() -> None:
+    """What differs from the master knows from what; the master itself is left as it is."""
+    run = run_of(entry("lngs"), entry("chicago", "bad"))
+    verdict = judged(run, "chicago")
+    assert isinstance(verdict, Hung)
+    assert verdict.master == mine(run, "lngs")
+    assert "lngs: good; chicago: bad" in verdict.why
+    own = judged(run)
+    assert isinstance(own, Hung)
+    assert own.master is None
+    without = run_of(entry("stockholm"), entry("chicago", "bad"))
+    assert judged(without, "chicago").master is None
+
+
+def test_where_all_agree_there_is_nothing_to_judge() -> None:
+    """And one that is bad by its own record is for `repair`."""
+    assert isinstance(judged(run_of(entry("lngs"), entry("chicago"))), Skip)
+    rotten = entry("lngs", "bad", status="error", checksumproblem=True)
+    assert isinstance(judged(run_of(rotten, entry("chicago"), entry("stockholm"))), Skip)
+    alone = run_of(entry("lngs", **DISPUTED))
+    assert isinstance(judged(alone), Skip)
+
+
+votes = st.builds(
+    entry,
+    st.sampled_from(["lngs", "chicago", "stockholm", "depot", "tape"]),
+    st.sampled_from(["good", "bad", "worse"]),
+    status=st.sampled_from(["transferred", "error", "deleting"]),
+    disputed=st.booleans(),
+)
+
+
+@given(entries=st.lists(votes, max_size=6, unique_by=lambda one: one["host"]))
+def test_all_sites_come_to_one_verdict(entries: list[dict[str, Any]]) -> None:
+    """Whoever judges: those that are found good say the same, and nobody is both."""
+    run = run_of(*entries)
+    verdicts = {copy: judged(run, copy.host) for copy in run.copies}
+    good = {copy.manifest for copy, verdict in verdicts.items() if verdict == Acquit()}
+    bad = {copy.manifest for copy, verdict in verdicts.items() if isinstance(verdict, Convict)}
+    assert len(good) <= 1
+    assert not good & bad

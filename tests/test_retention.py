@@ -1,0 +1,447 @@
+"""Which copies may go: the decisions, as pure functions of a run and the sites."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from bson import ObjectId
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caxev.config import Deletion, Site, Sites
+from caxev.job import Skip
+from caxev.model import DELETING, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
+from caxev.quorum import agree, at_odds, majority, voters
+from caxev.retention import (
+    Ask,
+    Intent,
+    NotYet,
+    Plan,
+    Proven,
+    Wait,
+    Withdraw,
+    intent,
+    plan,
+    plan_processed,
+    plan_purge,
+    prove,
+    was_deleted,
+    weigh,
+    withdraw,
+)
+from tests import strategies as make
+
+NOW = make.EPOCH + timedelta(days=100)
+DAY = timedelta(days=1)
+RAW = CopyKey("raw", "lngs")
+HOSTS = ("lngs", "chicago", "stockholm", "depot", "rucio-catalogue")
+
+
+def site(name: str, **fields: Any) -> Site:
+    return Site(
+        **{
+            "name": name,
+            "hostname": name,
+            "dir_raw": f"/{name}",
+            "dir_processed": f"/{name}/processed",
+            "purge": 5.0,
+            **fields,
+        }
+    )
+
+
+def sites_with(**deletion: Any) -> Sites:
+    rules = Deletion(**{"copies": 2, **deletion})
+    sites = [site(name, deletion=rules) for name in HOSTS[:4]]
+    sites += [site("rucio-catalogue", method="rucio"), site("tape", method="tsm")]
+    return Sites(Path("sites.json"), {one.name: one for one in sites})
+
+
+ALL = sites_with()
+
+
+def entry(host: str, status: str = TRANSFERRED, **fields: Any) -> dict[str, Any]:
+    place = {"location": f"/{host}/run", "manifest": "b3:good", "checksum": "good"}
+    return {"type": "raw", "host": host, "status": status, **place, **fields}
+
+
+def run_of(*entries: dict[str, Any], **fields: Any) -> Run:
+    document = {"_id": ObjectId(), "number": 1, "start": make.EPOCH, "data": list(entries)}
+    return Run.from_document({**document, **fields})
+
+
+def decided(run: Run, sites: Sites = ALL, *, full: bool = False, now: datetime = NOW) -> Any:
+    here = sites.get("lngs")
+    return plan_purge(run, run.copy(RAW), here, sites, now, full=full)
+
+
+def why(decision: object) -> str:
+    assert isinstance(decision, Skip | NotYet), decision
+    return decision.why
+
+
+THREE = (entry("lngs"), entry("chicago"), entry("stockholm"))
+
+
+# -- who may go -----------------------------------------------------------------------------------
+
+
+def test_raw_data_goes_at_its_age() -> None:
+    """Where enough good copies are elsewhere, `purge` days after the start and not before."""
+    run = run_of(*THREE)
+    due = make.EPOCH + 5 * DAY
+    assert isinstance(decided(run), Plan)
+    early = decided(run, now=due - timedelta(seconds=1))
+    assert isinstance(early, NotYet)
+    assert early.at == due
+    assert isinstance(decided(run, now=due), Plan)
+    assert isinstance(decided(run, full=True, now=make.EPOCH), Plan)
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (run_of(entry("lngs"), entry("chicago")), "there are 1: chicago"),
+        (run_of(entry("lngs"), entry("chicago"), entry("stockholm", "error")), "there are 1"),
+        (run_of(entry("lngs"), entry("chicago"), entry("stockholm", DELETING)), "there are 1"),
+        (
+            run_of(entry("lngs"), entry("chicago"), entry("stockholm", manifest="b3:bad")),
+            "there are 1",
+        ),
+        (run_of(entry("lngs"), entry("chicago"), entry("nowhere")), "there are 1"),
+        (run_of(entry("lngs"), entry("chicago"), entry("chicago")), "there are 1"),
+        (run_of(entry("lngs", "verifying"), *THREE[1:]), "it is verifying"),
+        (run_of(entry("lngs", location=None), *THREE[1:]), "no location"),
+        (run_of(*THREE, tags=[{"name": "keep"}]), "tagged keep"),
+        (run_of(*THREE, start=None), "no age"),
+        (run_of(*THREE[1:]), "gone"),
+        (run_of(*THREE, entry("depot", "transferring", source="lngs")), "it is being read"),
+        (
+            run_of(*THREE, entry("lngs", "transferring", type="processed", job={"input": "raw"})),
+            "it is being read",
+        ),
+        (run_of(*THREE, entry("lngs", type="x", location="/lngs/run/x")), "another entry"),
+        (run_of(*THREE, entry("lngs", location="/lngs/run")), "another entry"),
+        (run_of(entry("lngs", location="/other/run"), *THREE[1:]), "not inside /lngs"),
+        (run_of(entry("lngs", location="/lngs"), *THREE[1:]), "place of its own"),
+        (run_of(entry("lngs", location="/lngs/"), *THREE[1:]), "place of its own"),
+    ],
+)
+def test_what_stays(run: Run, reason: str) -> None:
+    """Whatever is needed, protected, read, or cannot be told from something else."""
+    assert reason in why(decided(run, sites_with(protect=("keep",))))
+
+
+def test_without_a_rule_nothing_goes() -> None:
+    """`purge` null keeps raw data, and so does `pax_version_purge` processed data."""
+    here = evolve(ALL.get("lngs"), purge=None)
+    run = run_of(*THREE)
+    assert "purge is null" in why(plan_purge(run, run.copy(RAW), here, ALL, NOW))
+    place = "/lngs/processed/pax_v1/run.root"
+    derived = run_of(entry("lngs", type="processed", pax_version="v1", location=place))
+    key = CopyKey("processed", "lngs", "v1")
+    assert "is null" in why(plan_processed(derived, derived.copy(key), here, ALL, NOW))
+    ruled = evolve(here, pax_version_purge="v1")
+    assert isinstance(plan_processed(derived, derived.copy(key), ruled, ALL, NOW), Plan)
+    ruled = evolve(here, pax_version_purge="v2")
+    assert "not v1" in why(plan_processed(derived, derived.copy(key), ruled, ALL, NOW))
+
+
+@pytest.mark.parametrize(
+    ("fields", "at"),
+    [({"type": "untriggered"}, "lngs"), ({"host": "tape"}, "tape")],
+)
+def test_what_never_goes(fields: dict[str, Any], at: str) -> None:
+    """Neither the DAQ's buffer nor what is on tape, whoever asks."""
+    run = run_of(entry("lngs") | fields, *THREE[1:])
+    copy = run.copies[0]
+    answer = plan(run, copy, ALL.get(at), ALL, by="me", why="", keep=0)
+    assert isinstance(answer, Skip)
+
+
+@given(keep=st.integers(-5, 0))
+def test_the_last_raw_copy_never_goes(keep: int) -> None:
+    """Whatever number of others is asked for."""
+    run = run_of(entry("lngs"))
+    answer = plan(run, run.copies[0], ALL.get("lngs"), ALL, by="me", why="", keep=keep)
+    assert "1 good copies must remain" in why(answer)
+
+
+def test_an_archive_counts_by_its_entry_but_never_alone() -> None:
+    """Rucio's copy is one of those that must remain; it cannot be the only one."""
+    run = run_of(entry("lngs"), entry("chicago"), entry("rucio-catalogue"))
+    assert isinstance(decided(run), Plan)
+    alone = run_of(entry("lngs"), entry("rucio-catalogue"))
+    here = ALL.get("lngs")
+    answer = plan(alone, alone.copies[0], here, ALL, by="me", why="", keep=1)
+    assert "there are 1: rucio-catalogue" in why(answer)
+
+
+def test_one_place_under_two_names_is_one_copy() -> None:
+    """Where two sites share a directory, deleting the one would delete the other."""
+    twin = evolve(ALL.get("chicago"), hostname="lngs")
+    sites = Sites(ALL.path, {**ALL.by_name, "chicago": twin})
+    run = run_of(entry("lngs"), entry("chicago", location="/lngs/run"), entry("stockholm"))
+    assert "there are 1: stockholm" in why(decided(run, sites))
+
+
+def test_a_bad_copy_may_go_beside_good_ones() -> None:
+    """What must remain is what the majority says, not what the bad one says."""
+    bad = entry("lngs", "error", manifest="b3:bad", checksum=None, checksumproblem=True)
+    wanted = decided(run_of(bad, *THREE[1:]))
+    assert isinstance(wanted, Plan)
+    assert wanted.like.manifest == "b3:good"
+    assert "no majority" in why(decided(run_of(bad)))
+
+
+# -- what proves it -------------------------------------------------------------------------------
+
+
+def applied(run: Run, update: RunUpdate) -> Run:
+    """The run after an update of a copy's fields, if it fits."""
+    assert update.change is not None
+    which, fields = update.change
+    for one in update.expect:
+        if hasattr(one, "holds"):
+            assert one.holds(run)
+    data = [dict(copy.fields) for copy in run.copies]
+    place = [copy.key for copy in run.copies].index(which.key)
+    for name, value in which.fields.items():
+        assert data[place].get(name) == value
+    data[place] |= fields
+    return Run.from_document({**run.document, "data": data})
+
+
+def wanted_gone(run: Run, sites: Sites = ALL, keep: int = 2) -> Run:
+    here = sites.get("lngs")
+    wanted = plan(run, mine(run), here, sites, by="me", why="test", keep=keep)
+    assert isinstance(wanted, Plan), wanted
+    return applied(run, intent(run, wanted, sites, NOW))
+
+
+def mine(run: Run) -> Copy:
+    copy = run.copy(RAW)
+    assert copy is not None
+    return copy
+
+
+def weighed(run: Run, sites: Sites = ALL, now: datetime = NOW) -> Any:
+    return weigh(run, mine(run), sites.get("lngs"), sites, now)
+
+
+def changed(run: Run, host: str, **fields: Any) -> Run:
+    data = [{**copy.fields, **(fields if copy.host == host else {})} for copy in run.copies]
+    return Run.from_document({**run.document, "data": data})
+
+
+def test_the_others_are_asked_then_waited_for_then_believed() -> None:
+    """Each is asked once; the proof names them with the times of their readings."""
+    run = wanted_gone(run_of(*THREE))
+    asked = weighed(run)
+    assert isinstance(asked, Ask)
+    assert [one.host for one in asked.copies] == ["chicago", "stockholm"]
+    for host in ("chicago", "stockholm"):
+        run = changed(run, host, check_asked=NOW)
+    waiting = weighed(run)
+    assert isinstance(waiting, Wait)
+    assert waiting.until == NOW + 7 * DAY
+    run = changed(run, "chicago", verified_at=NOW)
+    assert isinstance(weighed(run), Wait)
+    run = changed(run, "stockholm", verified_at=NOW)
+    proven = weighed(run)
+    assert isinstance(proven, Proven)
+    assert [(row["host"], row["verified_at"]) for row in proven.proof] == [
+        ("chicago", NOW),
+        ("stockholm", NOW),
+    ]
+    wanted = Intent.of(mine(run))
+    assert wanted is not None
+    after = applied(run, prove(run, mine(run), wanted, ALL.get("lngs"), ALL, proof=proven.proof))
+    assert mine(after).fields["proof"] == proven.proof
+    assert mine(after).status == DELETING
+
+
+def test_a_late_reading_counts_for_some_days() -> None:
+    """As many as `proof_days` says, before the intent."""
+    sites = sites_with(proof_days=10)
+    read: dict[str, Any] = {"verified_at": NOW - 9 * DAY}
+    run = wanted_gone(run_of(entry("lngs"), *(entry(h, **read) for h in HOSTS[1:3])), sites)
+    assert isinstance(weighed(run, sites), Proven)
+    assert isinstance(weighed(changed(run, "chicago", verified_at=NOW - 11 * DAY), sites), Ask)
+
+
+def test_an_archive_needs_no_reading() -> None:
+    """The readable one is asked, the archive is not."""
+    run = run_of(entry("lngs"), entry("chicago"), entry("rucio-catalogue"))
+    run = wanted_gone(run)
+    asked = weighed(run)
+    assert isinstance(asked, Ask)
+    assert [one.host for one in asked.copies] == ["chicago"]
+    assert isinstance(weighed(changed(run, "chicago", verified_at=NOW)), Proven)
+    gone = changed(run, "rucio-catalogue", status="STUCK")
+    assert isinstance(weighed(changed(gone, "chicago", verified_at=NOW)), Withdraw)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"status": "error"}, "fewer than 2 good copies"),
+        ({"status": DELETING}, "fewer than 2 good copies"),
+        ({"manifest": "b3:bad"}, "fewer than 2 good copies"),
+    ],
+)
+def test_an_intent_is_withdrawn_when_too_few_are_left(change: dict[str, Any], reason: str) -> None:
+    """The copy is what it was before, and its entry says why."""
+    run = changed(wanted_gone(run_of(*THREE)), "chicago", **change)
+    verdict = weighed(run)
+    assert isinstance(verdict, Withdraw)
+    assert reason in verdict.why
+    wanted = Intent.of(mine(run))
+    assert wanted is not None
+    after = applied(run, withdraw(run, mine(run), wanted, verdict.why, NOW))
+    assert mine(after).status == TRANSFERRED
+    assert mine(after).fields["withdrawn"] == {"at": NOW, "why": verdict.why}
+    healed = changed(after, "chicago", status=TRANSFERRED, manifest="b3:good")
+    again = decided(healed)
+    assert isinstance(again, NotYet)
+    assert again.at == NOW + 7 * DAY
+    assert isinstance(decided(healed, now=NOW + 7 * DAY), Plan)
+
+
+def test_who_does_not_answer_is_not_waited_for_for_ever() -> None:
+    """After `patience` days the copy stays."""
+    run = wanted_gone(run_of(*THREE))
+    for host in ("chicago", "stockholm"):
+        run = changed(run, host, check_asked=NOW)
+    run = changed(run, "chicago", verified_at=NOW)
+    verdict = weighed(run, now=NOW + 7 * DAY)
+    assert isinstance(verdict, Withdraw)
+    assert verdict.why == "no answer from stockholm for 7 days"
+
+
+def test_a_tag_protects_to_the_last() -> None:
+    """Given after the intent, it has it withdrawn."""
+    sites = sites_with(protect=("keep",))
+    run = wanted_gone(run_of(*THREE), sites)
+    tagged = Run.from_document({**run.document, "tags": [{"name": "keep"}]})
+    assert isinstance(weighed(tagged, sites), Withdraw)
+
+
+def test_what_is_erased_already_is_not_taken_back() -> None:
+    """Neither weighed again, nor withdrawn."""
+    run = changed(wanted_gone(run_of(*THREE)), "lngs", erasing=NOW)
+    assert isinstance(weighed(run), Skip)
+    wanted = Intent.of(mine(run))
+    assert wanted is not None
+    update = withdraw(run, mine(run), wanted, "", NOW)
+    assert any(getattr(one, "fields", {}).get("erasing", 1) is None for one in update.expect)
+
+
+@given(row=make.values)
+def test_any_deletion_field_is_met_calmly(row: object) -> None:
+    """What cannot be understood is no intent, and nothing is done about it."""
+    run = run_of(entry("lngs", DELETING, deletion=row), *THREE[1:])
+    assert Intent.of(mine(run)) is None
+    assert isinstance(weighed(run), Skip)
+
+
+def test_a_tombstone_tells_what_was_deleted_on_purpose() -> None:
+    """By type, host and version; rows that are none are passed by."""
+    stone = {"type": "raw", "host": "lngs", "pax_version": None, "by": "me", "why": "old"}
+    run = run_of(deleted_data=[stone, "odd", {}])
+    assert was_deleted(run, RAW) == "me deleted it (old)"
+    assert was_deleted(run, CopyKey("raw", "chicago")) is None
+    assert was_deleted(run, CopyKey("raw", "lngs", "v1")) is None
+    assert was_deleted(run_of(deleted_data="odd"), RAW) is None
+
+
+# -- the laws -------------------------------------------------------------------------------------
+
+entries = st.builds(
+    entry,
+    st.sampled_from([*HOSTS, "tape", "nowhere"]),
+    st.sampled_from([TRANSFERRED, "error", DELETING, "transferring"]),
+    manifest=st.sampled_from(["b3:good", "b3:bad", None]),
+    checksum=st.sampled_from(["good", "bad", None]),
+    verified_at=st.sampled_from([NOW, NOW - DAY, None]),
+)
+
+
+@given(others=st.lists(entries, max_size=7), keep=st.integers(0, 4))
+def test_what_goes_leaves_enough_behind(others: list[dict[str, Any]], keep: int) -> None:
+    """A proof holds only where so many others, at other hosts, are good and were read."""
+    run = run_of(entry("lngs"), *(one for one in others if one["host"] != "lngs"))
+    wanted = plan(run, mine(run), ALL.get("lngs"), ALL, by="me", why="", keep=keep)
+    good = {
+        copy.host
+        for copy in run.copies
+        if copy.host != "lngs" and copy.status == TRANSFERRED and copy.host in ALL
+        if (copy.manifest or "b3:good") == "b3:good" and (copy.manifest or copy.checksum == "good")
+    }
+    least = max(keep, 1)
+    if len(good) < least:
+        assert isinstance(wanted, Skip)
+        return
+    if isinstance(wanted, Skip):
+        return
+    row = {"by": "", "why": "", "keep": keep, "at": NOW, "was": TRANSFERRED}
+    digests = {"manifest": "b3:good", "checksum": "good"}
+    begun = changed(run, "lngs", status=DELETING, deletion={**row, **digests})
+    verdict = weighed(begun)
+    if isinstance(verdict, Proven):
+        hosts = {one["host"] for one in verdict.proof}
+        assert len(hosts) >= least
+        assert hosts <= good
+        read = {copy.host for copy in run.copies if copy.verified_at == NOW}
+        archives = {"rucio-catalogue", "tape"}
+        assert hosts - archives <= read
+        assert hosts & read - archives
+
+
+# -- who says what --------------------------------------------------------------------------------
+
+
+def test_who_changed_has_no_voice() -> None:
+    """A copy that is not what its entry said; one that contradicts only others has one."""
+    bad: dict[str, Any] = {"status": "error", "checksumproblem": True, "manifest": "b3:bad"}
+    run = run_of(entry("lngs", **bad), entry("chicago"), entry("depot", disputed=True, **bad))
+    assert [one.host for one in voters(run, RAW)] == ["chicago", "depot"]
+    assert at_odds(run, RAW)
+    assert majority(run, RAW) == ()
+    more = run_of(*run.document["data"], entry("stockholm"))
+    assert [one.host for one in majority(more, RAW)] == ["chicago", "stockholm"]
+
+
+def test_a_person_outweighs_a_majority() -> None:
+    """Where one vouches for a copy, it is those that say the same."""
+    run = run_of(*THREE, entry("depot", manifest="b3:bad", vouched={"by": "me"}))
+    assert [one.host for one in majority(run, RAW)] == ["depot"]
+    assert [one.host for one in majority(run, RAW, without=["depot"])] == [
+        "lngs",
+        "chicago",
+        "stockholm",
+    ]
+
+
+@given(others=st.lists(entries, max_size=7))
+def test_a_majority_is_of_one_mind_and_more_than_half(others: list[dict[str, Any]]) -> None:
+    """It has more than half of all voices, and the order of entries does not matter to it."""
+    run = run_of(*others)
+    most, all_ = majority(run, RAW), voters(run, RAW)
+    assert not most or 2 * len(most) > len(all_)
+    assert set(most) <= set(all_)
+    if most and all(one.manifest for one in all_):
+        assert len({one.manifest for one in most}) == 1
+
+
+def test_copies_of_cax_agree_by_checksum() -> None:
+    """Where not both have a manifest; without any digest nothing agrees."""
+    run = run_of(entry("lngs", manifest=None), entry("chicago"), entry("depot", checksum=None))
+    ours, theirs, third = run.copies
+    assert agree(ours, theirs)
+    assert agree(theirs, third)
+    assert not agree(ours, third)

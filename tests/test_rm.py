@@ -1,0 +1,179 @@
+"""`caxev rm` and `caxev vouch`: what is asked for, what is refused, and what is written."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pymongo import MongoClient
+
+from tests import engine
+from tests.conftest import Database as Named
+from tests.test_cli import Answer, Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
+
+pytestmark = pytest.mark.replicaset
+
+SITES: list[dict[str, Any]] = [
+    {"name": "lngs", "dir_raw": "/lngs", "purge": 5, "deletion": {"copies": 2}},
+    {"name": "chicago", "dir_raw": "/chicago", "deletion": {"copies": 2}},
+    {
+        "name": "stockholm",
+        "dir_raw": "/stockholm",
+        "dir_processed": "/processed",
+        "pax_version_purge": "v1",
+    },
+    {"name": "depot", "dir_raw": "/depot", "listener": False},
+]
+HOSTS = ("lngs", "chicago", "stockholm")
+RM = ("rm", "--run", "1", "--site", "lngs")
+
+
+@pytest.fixture
+def asking(online: Caxev) -> Caxev:  # noqa: F811  # the fixture
+    """The command line with a database and sites that delete."""
+    Path("sites.json").write_text(json.dumps(SITES))
+    return online
+
+
+def entry(host: str, **fields: Any) -> dict[str, Any]:
+    place = {"location": f"/{host}/run", "manifest": "b3:0", "checksum": "ab"}
+    return {"type": "raw", "host": host, "status": "transferred", **place, **fields}
+
+
+def insert(database: Named, *entries: dict[str, Any], **fields: Any) -> None:
+    data = list(entries) or [entry(host) for host in HOSTS]
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        document = {**engine.run_document(fields.pop("number", 1)), "data": data, **fields}
+        client[database.name]["runs_new"].insert_one(document)
+
+
+def entries(database: Named) -> dict[str, dict[str, Any]]:
+    with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
+        run = client[database.name]["runs_new"].find_one({"number": 1})
+    assert run is not None
+    return {one["host"]: one for one in run["data"]}
+
+
+def rows(answer: Answer) -> list[dict[str, Any]]:
+    assert answer.code == 0, answer
+    found: list[dict[str, Any]] = json.loads(answer.out)
+    return found
+
+
+def test_the_intent_is_written_once(asking: Caxev, database: Named) -> None:
+    """It says who, when, why, and how many must remain; a second one is refused."""
+    insert(database)
+    (row,) = rows(asking(*RM, "--json"))
+    assert (row["run"], row["goes"]) == ("1", True)
+    there = entries(database)
+    wanted = there["lngs"]["deletion"]
+    assert there["lngs"]["status"] == "deleting"
+    assert "@" in wanted["by"]
+    assert (wanted["why"], wanted["keep"], wanted["was"]) == ("caxev rm", 2, "transferred")
+    assert (wanted["manifest"], wanted["checksum"]) == ("b3:0", "ab")
+    assert {there[host]["status"] for host in HOSTS[1:]} == {"transferred"}
+    assert_one_line(asking(*RM), 1, "it is deleting")
+    chicago = asking("rm", "--run", "1", "--site", "chicago")
+    assert_one_line(chicago, 1, "2 good copies must remain elsewhere, and there are 1: stockholm")
+
+
+def test_it_can_be_taken_back(asking: Caxev, database: Named) -> None:
+    """While its bytes are there, and not after."""
+    insert(database)
+    assert_one_line(asking(*RM, "--cancel"), 1, "raw at lngs is transferred")
+    assert asking(*RM).code == 0
+    assert asking(*RM, "--cancel").code == 0
+    there = entries(database)["lngs"]
+    assert (there["status"], there["deletion"]) == ("transferred", None)
+    assert "taken back by" in there["withdrawn"]["why"]
+    insert_erasing(database)
+    assert_one_line(asking(*RM, "--cancel"), 1, "too late")
+
+
+def insert_erasing(database: Named) -> None:
+    wanted = {"by": "", "why": "", "keep": 2, "at": datetime.now(UTC), "was": "transferred"}
+    fields = {"status": "deleting", "deletion": wanted, "erasing": datetime.now(UTC)}
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].update_one(
+            {"data.host": "lngs"}, {"$set": {f"data.0.{k}": v for k, v in fields.items()}}
+        )
+
+
+def test_a_dry_run_writes_nothing(asking: Caxev, database: Named) -> None:
+    """It says what would go, or why not."""
+    insert(database, *(entry(host) for host in HOSTS[:2]))
+    before = entries(database)
+    (row,) = rows(asking(*RM, "--dry-run", "--json"))
+    assert (row["goes"], row["why"]) == (
+        False,
+        "2 good copies must remain elsewhere, and there are 1: chicago",
+    )
+    (row,) = rows(asking(*RM, "--force-less", "--dry-run", "--json"))
+    assert row["goes"]
+    assert entries(database) == before
+
+
+def test_less_by_force_but_never_the_last(asking: Caxev, database: Named) -> None:
+    """One other good copy of raw data must remain, whoever asks."""
+    insert(database, entry("lngs"))
+    assert_one_line(asking(*RM, "--force-less"), 1, "1 good copies must remain")
+
+
+def test_what_the_rules_would_delete(asking: Caxev, database: Named) -> None:
+    """Each copy at the site, with the reason of its staying."""
+    insert(database)
+    insert(database, entry("lngs"), number=2)
+    derived = {"type": "processed", "pax_version": "v1", "location": "/processed/pax_v1/x"}
+    insert(database, entry("stockholm", **derived), number=3)
+    found = {row["run"]: row for row in rows(asking("rm", "--site", "lngs", "--dry-run", "--json"))}
+    assert found.keys() == {"1", "2"}
+    assert (found["1"]["goes"], found["1"]["why"]) == (True, "purge: older than 5 days")
+    assert not found["2"]["goes"]
+    found_ = rows(asking("rm", "--site", "stockholm", "--dry-run", "--json"))
+    assert [(row["run"], row["type"], row["goes"]) for row in found_] == [
+        ("1", "raw", False),
+        ("3", "processed", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--site", "lngs"), 2, "say which run"),
+        (("--run", "9", "--site", "lngs"), 5, "no run 9"),
+        (("--run", "1", "--site", "depot"), 3, "no listener"),
+        (("--run", "1", "--site", "lngs", "--type", "processed"), 1, "no processed copy"),
+        (("--run", "1", "--site", "nowhere"), 3, "no site"),
+    ],
+)
+def test_what_cannot_be_asked(
+    asking: Caxev, database: Named, options: tuple[str, ...], code: int, said: str
+) -> None:
+    """Told in a line, and nothing is written."""
+    insert(database)
+    answer = asking("rm", *options)
+    assert answer.code == code
+    assert said in answer.err
+    assert "deleting" not in str(entries(database))
+
+
+def test_vouching_marks_a_copy_and_has_all_judged_again(asking: Caxev, database: Named) -> None:
+    """Those that have a voice are read afresh, and a bad one gets its event again."""
+    bad = {
+        "status": "error",
+        "checksumproblem": True,
+        "status_since": datetime(2020, 1, 1, tzinfo=UTC),
+    }
+    insert(database, entry("lngs"), entry("chicago", manifest="b3:1"), entry("stockholm", **bad))
+    answer = asking("vouch", "--run", "1", "--site", "lngs")
+    assert (answer.code, "counts as right" in answer.out) == (0, True)
+    there = entries(database)
+    assert "@" in there["lngs"]["vouched"]["by"]
+    assert there["lngs"]["check_asked"] == there["chicago"]["check_asked"]
+    assert "check_asked" not in there["stockholm"]
+    assert there["stockholm"]["status_since"].year > 2020
+    nothing = asking("vouch", "--run", "1", "--site", "stockholm")
+    assert_one_line(nothing, 1, "nothing to vouch for")

@@ -1,0 +1,72 @@
+"""When a copy that is not at its end is warned of and given up, as a pure function of its age."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caxev import Skip
+from caxev.config import Stalled
+from caxev.model import Copy
+from handlers.stalled import Late, TooLate, Wait, plan_stalled
+from tests import strategies as make
+
+NOW = make.EPOCH
+RULES = Stalled()
+
+
+def copy(status: str = "transferring", hours: float | None = 1.0, **fields: Any) -> Copy:
+    since = None if hours is None else NOW - timedelta(hours=hours)
+    entry = {"type": "raw", "host": "lngs", "status": status, "status_since": since, **fields}
+    found = Copy.from_entry(entry)
+    assert found is not None
+    return found
+
+
+def test_an_age_is_judged_by_the_rules() -> None:
+    """Below the warning nothing; then a warning; then it is given up."""
+    assert plan_stalled(copy(), RULES, NOW) == Wait(NOW + timedelta(hours=1))
+    assert plan_stalled(copy(hours=2.0), RULES, NOW) == Late(2.0, NOW + timedelta(hours=22))
+    assert plan_stalled(copy(hours=24.0), RULES, NOW) == TooLate(24.0)
+
+
+def test_what_is_verifying_is_never_given_up() -> None:
+    """Its own site's ledger knows how that goes; it is warned of once a day."""
+    assert plan_stalled(copy("verifying"), RULES, NOW) == Wait(NOW + timedelta(hours=1))
+    late = plan_stalled(copy("verifying", 1000.0), RULES, NOW)
+    assert late == Late(1000.0, NOW + timedelta(hours=24))
+
+
+def test_entries_of_old_cax_go_by_their_creation() -> None:
+    """A list that holds one time, as its oldest ones have; of what it verified nothing is known."""
+    made: dict[str, Any] = {"creation_time": [NOW - timedelta(hours=30)]}
+    assert plan_stalled(copy(hours=None, **made), RULES, NOW) == TooLate(30.0)
+    assert isinstance(plan_stalled(copy("verifying", None, **made), RULES, NOW), Skip)
+    assert isinstance(plan_stalled(copy(hours=None), RULES, NOW), Skip)
+
+
+@pytest.mark.parametrize("fields", [{"status": "transferred"}, {"type": "untriggered"}])
+def test_what_is_left_alone(fields: dict[str, Any]) -> None:
+    """What is at its end, and the DAQ's buffer."""
+    assert isinstance(plan_stalled(copy(hours=99.0, **fields), RULES, NOW), Skip)
+
+
+@given(
+    hours=st.floats(0, 1e5),
+    warn=st.floats(0, 1e4),
+    retry=st.floats(0, 1e4),
+    status=st.sampled_from(["transferring", "verifying"]),
+)
+def test_a_next_look_is_never_in_the_past(
+    hours: float, warn: float, retry: float, status: str
+) -> None:
+    """Whatever the rules say, nothing is looked at again at once, for ever."""
+    match plan_stalled(copy(status, hours), Stalled(warn, retry), NOW):
+        case Wait(at) | Late(_, at):
+            assert at > NOW
+        case TooLate(age):
+            assert age >= retry or age == pytest.approx(retry, abs=1e-3)
