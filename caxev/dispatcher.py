@@ -61,6 +61,7 @@ LANES: Final[Mapping[str, int]] = {
     "checksum": 2,
     "patrol": 1,
     "processing": 256,
+    "tape": 1,
 }
 """Workers in each lane unless sites.json says otherwise; a lane not named here has 4."""
 OTHER_LANE: Final = 4
@@ -687,6 +688,10 @@ class _Ports:
 
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
         return await self._dispatcher.workers.run(function, *args, on_progress=job.progress)
+
+    async def keep(self, said: str) -> None:
+        dispatcher = self._dispatcher
+        await dispatcher.database.keep(self._debt, dispatcher.tenure.epoch, said)
 
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
         await self._dispatcher.database.store_manifest(digest, items)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from loguru import Logger
 
 T = TypeVar("T")
+KEPT: Final = 64 << 10
+"""Characters of what a program said that are kept with a reaction."""
 
 
 @define
@@ -81,6 +83,7 @@ class Ports(Protocol):
 
     async def update(self, update: RunUpdate, *, now: datetime) -> Run | None: ...
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T: ...
+    async def keep(self, said: str) -> None: ...
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None: ...
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None: ...
     async def table(self, name: str) -> list[dict[str, Any]]: ...
@@ -211,6 +214,15 @@ class Job:
     def _alarm_key(self, name: str) -> str:
         about = self._copy_key
         return f"{name}: {self.run.id}{'' if about is None else f': {about}'}"
+
+    async def keep(self, said: str) -> None:
+        """Keep with this reaction what a program said, for people; replaces the last.
+
+        Of more than `KEPT` characters the middle is left out. `caxev reactions --json` shows it.
+        """
+        if len(said) > KEPT:
+            said = f"{said[: KEPT // 2]}\n[...]\n{said[-KEPT // 2 :]}"
+        await self.ports.keep(said)
 
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
         """Keep a manifest's items in the database, under its digest. Repeatable."""

@@ -48,7 +48,7 @@ from caxev import (
 from caxev.config import Site, Sites
 from caxev.files import Report, confine_mounted, digest_tree, idle_disk, printable
 from caxev.model import as_utc
-from caxev.movers import Route
+from caxev.movers import Route, methods
 from caxev.movers import manifest as remote_manifest
 from caxev.quorum import DISPUTED, VOUCHED, at_odds, is_disputed
 
@@ -303,6 +303,9 @@ def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Plan
         return Skip("the DAQ's buffer is never touched")
     if site.name not in (seen.host, seen.source):
         return Skip(f"{seen.source or 'the site that pushed it'} verifies it")
+    there = sites.find(seen.host)
+    if seen.host != site.name and there is not None and there.method not in methods():
+        return Skip(f"{seen.host} is reached by {there.method}, which this reaction does not serve")
     known = None if is_made_here(seen) else reference(run, seen, sites)
     if known is None and not is_first(run, seen, sites):
         raise GiveUp(f"there is no good copy to compare {seen.key} with")

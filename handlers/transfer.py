@@ -411,13 +411,8 @@ def plan_repair(
     """Decide whether `site` mends this copy, and from where. Pure."""
     if bad is None:
         return Skip("the copy is gone")
-    ours = bad.status == TRANSFERRING and _ours(bad, trigger)
-    if not ours and (bad.status != ERROR or not bad.fields.get("checksumproblem")):
-        return Skip(f"it is {bad.status}, and not for what is in it")
-    if not ours and _repairs(bad) >= REPAIRS:
-        return Skip(f"it was mended {REPAIRS} times: a person must look at it")
-    if bad.location is None:
-        return Skip(f"{bad.key} has no location")
+    if why := _past_mending(bad, site, sites, trigger):
+        return Skip(why)
     if is_disputed(bad):
         return Skip("it contradicts others, and it is open who is right")
     most = majority(run, bad.key)
@@ -428,7 +423,21 @@ def plan_repair(
     good = _to_mend_from(run, bad, site, sites)
     if not good:
         return Skip("no good copy with a manifest is within reach")
+    assert bad.location is not None  # else it were past mending
     return Plan(good[0], bad.key, bad.location, trigger, bad, tuple(good[1:]))
+
+
+def _past_mending(bad: Copy, site: Site, sites: Sites, trigger: str) -> str | None:
+    ours = bad.status == TRANSFERRING and _ours(bad, trigger)
+    if not ours and (bad.status != ERROR or not bad.fields.get("checksumproblem")):
+        return f"it is {bad.status}, and not for what is in it"
+    if not ours and _repairs(bad) >= REPAIRS:
+        return f"it was mended {REPAIRS} times: a person must look at it"
+    if bad.location is None:
+        return f"{bad.key} has no location"
+    if not _served(bad.host, site, sites):
+        return f"{bad.host} is not reached by any of {', '.join(sorted(methods()))}"
+    return None
 
 
 def _repairs(entry: Copy) -> int:

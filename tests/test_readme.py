@@ -23,7 +23,7 @@ import trio
 import caxev
 from caxev.cli import COMMANDS, cli
 from caxev.cli.errors import EPILOG
-from caxev.config import Site, load_handlers, load_sites
+from caxev.config import ArchiveOptions, Site, load_handlers, load_sites
 from caxev.config.sites import METHODS
 from caxev.dispatcher import LANES, OTHER_LANE
 from caxev.embedded import ReplicaSet
@@ -60,6 +60,11 @@ CAX_TASKS = words("""
 
 LINES = re.MULTILINE | re.DOTALL
 """How the text is searched: ^ and $ fit at each line, and . fits all."""
+
+
+GROUPS = {"sites", "db", "tape"}
+"""Commands that only hold others."""
+TAPE = [["tape", name] for name in ("put", "get", "ls", "check", "status", "forget")]
 
 
 def section(title: str) -> str:
@@ -203,7 +208,7 @@ def test_every_command_is_there() -> None:
         options = {word for word in rest if word.startswith("--")}
         assert options <= known, line
         named.add(command.name)
-    assert named >= COMMANDS.keys() - {"sites", "db"}
+    assert named >= COMMANDS.keys() - GROUPS
 
 
 def test_every_command_to_be_typed_is_accepted() -> None:
@@ -222,11 +227,13 @@ def test_every_option_of_a_command_is_told() -> None:
         command, _rest = command_of(shlex.split(marked(row[0])[0])[1:])
         told.setdefault(str(command.name), set()).update(re.findall(r"--[a-z-]+", " ".join(row)))
     general = {"--json", "--lease", "--grace", "--metrics-port", "--limit", "--help"}
-    for name in COMMANDS.keys() - {"sites", "db", "demo"}:
-        command, _ = command_of([name])
+    for line in [[name] for name in COMMANDS.keys() - GROUPS - {"demo"}] + TAPE:
+        command, _ = command_of(line)
+        name = str(command.name)
         options = [one for one in command.params if isinstance(one, click.Option)]
         there = {one.opts[0] for one in options if not one.hidden}
-        assert there - general <= told[name], name
+        selecting = told["put"] if line[0] == "tape" else set()
+        assert there - general <= told[name] | selecting, name
 
 
 def test_exit_codes_are_those_of_the_help() -> None:
@@ -259,13 +266,20 @@ def test_the_sites_in_the_text_load(tmp_path: Path) -> None:
         sites = load_sites(tmp_path / "sites.json")
         assert sites.warnings == ()
         names.append(list(sites))
-    assert names == [["lngs", "chicago"], ["lngs"]]
+    assert names == [["lngs", "chicago"], ["lngs"], ["lngs", "tsm-server"]]
 
 
 def test_the_function_in_the_text_has_a_value() -> None:
     """The example of a correction's function is one."""
     (text,) = blocks("text", section("sites.json"))
     assert evaluate(text, {"t": 1478000001.0}) == pytest.approx(1.45e-4)
+
+
+def test_every_key_of_an_archive_is_told() -> None:
+    """The table of an archive's keys has each once, and no other."""
+    (table,) = tables(section("Tape"))
+    keys = [key for row in table for key in marked(row[0])]
+    assert sorted(keys) == sorted(one.name for one in attrs.fields(ArchiveOptions))
 
 
 def test_every_variable_is_known() -> None:

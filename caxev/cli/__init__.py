@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "stray": ("caxev.cli.stray:stray", "Files nobody knows, and copies without files."),
     "rm": ("caxev.cli.rm:rm", "Have a copy of a run deleted, if enough others are good."),
     "vouch": ("caxev.cli.vouch:vouch", "Say which copy is right where no majority decides."),
+    "tape": ("caxev.cli.tape:tape", "Backups on tape: make, restore, list and compare them."),
     "replay": ("caxev.cli.replay:replay", "Fire the reactions to runs as they are now again."),
     "status": ("caxev.cli.status:status", "How the sites are, or where copies are."),
     "explain": ("caxev.cli.explain:explain", "What each handler makes of a run, and why."),

@@ -107,7 +107,7 @@ def sites() -> None:
     "check", epilog=example("caxev sites check", "caxev sites check --site lngs --connect")
 )
 @click.option("--site", metavar="S", help="We are at this site: look at its directories.")
-@click.option("--connect", is_flag=True, help="From --site, reach the others by SSH.")
+@click.option("--connect", is_flag=True, help="From --site, reach the others.")
 @as_json
 @global_options(hidden=True)
 def check(site: str | None, connect: bool, as_json: bool) -> None:
@@ -185,13 +185,16 @@ def _directory_problems(site: Site) -> Iterable[str]:
 
 
 def _connected(here: Site, there: Site) -> dict[str, Any]:
-    from caxev import movers
+    from caxev import archives, movers
     from caxev.job import GiveUp, Retry
 
-    if there.method not in movers.methods():
+    if there.method not in movers.methods() | archives.methods():
         return {"ok": None, "state": f"reached by {there.method}, which is not checked here"}
     try:
-        answer = movers.check(here, there)
+        if there.method in archives.methods():
+            answer = archives.directly(archives.check, archives.Reach(here, there)).get()
+        else:
+            answer = movers.check(here, there)
     except (GiveUp, Retry) as error:
         return {"ok": False, "state": error.why}
     return {"ok": True, "state": f"ok: {answer}"}

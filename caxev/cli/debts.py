@@ -106,4 +106,5 @@ def reaction_row(debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
         **progress_cells(Progress.of(progress)),
         "progress_at": progress.get("at") if isinstance(progress, dict) else None,
         "note": debt.note,
+        **({"said": document["said"]} if document.get("said") else {}),
     }

@@ -6,6 +6,7 @@ what to do. `sites` reads sites.json, `settings` the environment, `handlers` the
 """
 
 from caxev.config.alarms import Email, Sink, Webhook
+from caxev.config.archive import ArchiveOptions
 from caxev.config.care import Deletion, Patrol, Stalled
 from caxev.config.corrections import Correction
 from caxev.config.errors import ConfigError
@@ -14,10 +15,19 @@ from caxev.config.links import Link
 from caxev.config.permissions import Permission
 from caxev.config.processing import Processing
 from caxev.config.settings import Settings, secret
-from caxev.config.sites import Here, Site, Sites, find_sites, link_between, load_sites
+from caxev.config.sites import (
+    Here,
+    Site,
+    Sites,
+    archive_between,
+    find_sites,
+    link_between,
+    load_sites,
+)
 
 __all__ = [
     "DEFAULT_HANDLERS",
+    "ArchiveOptions",
     "ConfigError",
     "Correction",
     "Deletion",
@@ -33,6 +43,7 @@ __all__ = [
     "Sites",
     "Stalled",
     "Webhook",
+    "archive_between",
     "find_sites",
     "link_between",
     "load_file",

@@ -31,6 +31,7 @@ DEFAULT_HANDLERS: Final = (
     "handlers.permissions",
     "handlers.corrections",
     "handlers.alarms",
+    "handlers.tape",
 )
 """The modules that every site loads."""
 ENTRY_POINTS: Final = "caxev.handlers"

@@ -21,6 +21,7 @@ from cattrs import AttributeValidationNote, ClassValidationError, Converter, For
 from cattrs.gen import make_dict_structure_fn
 
 from caxev.config.alarms import Sink, read_alarms
+from caxev.config.archive import ARCHIVES, ArchiveOptions, read_archive
 from caxev.config.care import (
     Deletion,
     Patrol,
@@ -36,12 +37,23 @@ from caxev.config.permissions import Permission, read_permissions
 from caxev.config.processing import Processing, read_processing
 from caxev.registry import Handler
 
-METHODS: Final = ("sftp", "scp", "rsync", "local", "gfal-copy", "lcg-cp", "tsm", "rucio")
+METHODS: Final = (
+    "sftp",
+    "scp",
+    "rsync",
+    "local",
+    "gfal-copy",
+    "lcg-cp",
+    "tsm",
+    "directory",
+    "rucio",
+)
 """How a site can be reached. ``scp`` is served as ``sftp``."""
 MOVERS: Final = "caxev.movers"
 """The entry point group in which others name methods of their own; see `caxev.movers`."""
-WITHOUT_LISTENER: Final = frozenset({"gfal-copy", "lcg-cp", "tsm", "rucio"})
-ARCHIVES: Final = frozenset({"tsm", "rucio"})
+OTHERS: Final = (MOVERS, ARCHIVES)
+WITHOUT_LISTENER: Final = frozenset({"gfal-copy", "lcg-cp", "tsm", "directory", "rucio"})
+UNREADABLE: Final = frozenset({"tsm", "directory", "rucio"})
 """Methods of what keeps copies without letting their files be read."""
 GRID: Final = frozenset({"gfal-copy", "lcg-cp"})
 TYPES: Final = ("raw", "processed", "minitrees")
@@ -115,7 +127,7 @@ def _lanes(value: Any) -> dict[str, int]:
 def _method(value: Any) -> str:
     _sure(
         isinstance(value, str)
-        and (value in METHODS or bool(entry_points(group=MOVERS, name=value)))
+        and (value in METHODS or any(entry_points(group=g, name=value) for g in OTHERS))
     )
     return str(value)
 
@@ -178,12 +190,23 @@ DeletionRule = Annotated[
     Deletion, Shape('as {"copies": 3, "protect": ["keep"]}, or null', read_deletion)
 ]
 StalledRule = Annotated[Stalled, Shape('as {"warn": 2, "retry": 24}, or null', read_stalled)]
+Archive = Annotated[
+    ArchiveOptions, Shape('an object, as {"server": "TSM1"}, or null', read_archive)
+]
 Line = Annotated[str | None, Shape("a command in one line or null", _line)]
 Method = Annotated[str, Shape("one of " + ", ".join(METHODS), _method)]
 Directory = Annotated[str | None, Shape("a path without '..' or null", _directory)]
 Fingerprint = Annotated[
     str | None, Shape("a host key's fingerprint (SHA256:...) or null", _fingerprint)
 ]
+
+
+def _listens(method: str) -> bool:
+    """Whether a caxev process serves a site of that method, unless it is said."""
+    known = method in METHODS
+    return method not in WITHOUT_LISTENER and (
+        known or not entry_points(group=ARCHIVES, name=method)
+    )
 
 
 @frozen
@@ -203,7 +226,8 @@ class Site:
     default, since two links are one copy, and what harms one harms both. `permissions` are what
     copies get here, by their type; `corrections` are the fields of runs that are computed here.
     `patrol`, `deletion` and `stalled` say how its copies are looked after; `quarantine_days`, for
-    how many days files are kept on which no majority could agree.
+    how many days files are kept on which no majority could agree. `archive` says how tape is
+    reached; see `archive_between`.
     """
 
     name: Name
@@ -230,9 +254,7 @@ class Site:
     rucio_transfer: Names = ()
     rucio_config_p2: Text = None
     rucio_config_p3: Text = None
-    listener: Flag = field(
-        default=Factory(lambda self: self.method not in WITHOUT_LISTENER, takes_self=True)
-    )
+    listener: Flag = field(default=Factory(lambda self: _listens(self.method), takes_self=True))
     port: Port = 22
     known_hosts: Text = None
     identity: Text = None
@@ -255,6 +277,7 @@ class Site:
     deletion: DeletionRule = field(factory=Deletion)
     stalled: StalledRule = field(factory=Stalled)
     quarantine_days: Days = 30.0
+    archive: Archive = field(default=ArchiveOptions(), hash=False)
 
     @property
     def transport(self) -> str:
@@ -264,7 +287,7 @@ class Site:
     @property
     def readable(self) -> bool:
         """Whether the files of its copies can be read: not where they are on tape, for one."""
-        return self.method not in ARCHIVES
+        return self.method not in UNREADABLE
 
     @property
     def roots(self) -> tuple[str, ...]:
@@ -319,6 +342,11 @@ def link_between(here: Site, there: Site) -> Link:
     Where `here` names no hours, those that `there` names count.
     """
     return here.link(there.name).within(there.link(here.name))
+
+
+def archive_between(here: Site, there: Site) -> ArchiveOptions:
+    """How the archive at `there` is reached from `here`: as `here` says, else as `there` does."""
+    return here.archive.over(there.archive)
 
 
 @frozen

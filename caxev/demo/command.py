@@ -27,7 +27,7 @@ from caxev.daemon import open_database, prepare, run
 from caxev.demo.world import World
 from caxev.job import utcnow
 from caxev.ledger import Debt
-from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run
+from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
 from caxev.mongo import Database, Selection
 
 BIRTH: Final = "lngs"
@@ -51,17 +51,18 @@ MARKS: Final[Mapping[str, str]] = {
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 @click.option("--keep", is_flag=True, help="Leave it running until Ctrl-C.")
 def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
-    """Watch runs being taken, copied and verified at three sites on this machine.
+    """Watch runs being taken, copied and verified at three sites, and on a simulated tape.
 
     Starts an embedded MongoDB, three SSH servers and three listeners, all on loopback, in a
-    temporary directory. Nothing of it is left behind.
+    temporary directory. Nothing of it is left behind. At the end the first run is deleted at the
+    first site, and comes back from tape.
 
     Example:  caxev demo --runs 5 --size-mb 20
     """
     template = Path(__file__).parents[2] / "sites.json"
     if not template.exists():
         raise ConfigError(f"{template} is not there: run the demo from a checkout of caxev")
-    needed = int(runs * size_mb * MEGABYTE * 3.2) + (1 << 30)
+    needed = int(runs * size_mb * MEGABYTE * 5.5) + (1 << 30)
     with tempfile.TemporaryDirectory(prefix="caxev-demo-") as directory:
         free = shutil.disk_usage(directory).free
         if free < needed:
@@ -69,7 +70,7 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
                 f"{directory} has {free >> 20} MiB free and the demo needs {needed >> 20}: "
                 "ask for less by --runs or --size-mb, or name another place by TMPDIR"
             )
-        with ended_by_signals(), World(Path(directory), template) as world:
+        with ended_by_signals(), World(Path(directory), template, tape=True) as world:
             show = Show(Console(stderr=as_json), world)
             summary = run(_main, world, show, runs, int(size_mb * MEGABYTE), keep)
     show.summary(summary)
@@ -134,6 +135,10 @@ class Show:
                     self._told.add(news)
                     self.say(f"{utcnow():%H:%M:%S} {news[0]} {copy.host}: {copy.status}")
 
+    def forget(self, name: str, host: str) -> None:
+        """Tell of this copy again, as of a new one."""
+        self._told = {news for news in self._told if news[:2] != (name, host)}
+
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Print how it went."""
         reactions, latency = summary["reactions"], summary["latency_ms"]
@@ -170,12 +175,14 @@ async def _main(world: World, show: Show, count: int, size: int, keep: bool) -> 
     async with aio.loop(), open_database(world.settings) as database:
         await prepare(database)
         show.say(f"MongoDB at {world.mongod.uri}; sites: {', '.join(world.sites)}")
-        for site in world.sites:
+        for site in world.listening:
             world.listen(site)
         await _listening(world, database)
         began = time.monotonic()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_take_data, world, database, count, size)
+            await _watch(world, show, database, count)
+            await _lose(show, database)
             await _watch(world, show, database, count)
             nursery.cancel_scope.cancel()
         seconds = time.monotonic() - began
@@ -192,7 +199,7 @@ async def _listening(world: World, database: Database) -> None:
             _check_alive(world)
             records = await database.site_records()
             ready = {one.site for one in records if one.active and one.position is not None}
-            if ready >= set(world.sites):
+            if ready >= set(world.listening):
                 return
             await trio.sleep(0.05)
 
@@ -209,6 +216,18 @@ async def _take_data(world: World, database: Database, count: int, size: int) ->
     for number in range(1, count + 1):
         document = await trio.to_thread.run_sync(world.take_run, BIRTH, number, size, number)
         await database.insert_run(document)
+
+
+async def _lose(show: Show, database: Database) -> None:
+    """Delete a copy at the site that can take it from tape again, as a person might."""
+    for one in (await database.select(Selection(), utcnow()))[:1]:
+        lost = one.copy(CopyKey("raw", BIRTH))
+        if lost is None or lost.location is None:
+            continue
+        await trio.to_thread.run_sync(shutil.rmtree, lost.location)
+        await database.update_run(RunUpdate.remove_copy(one, lost), utcnow())
+        show.forget(one.name, BIRTH)
+        show.say(f"{utcnow():%H:%M:%S} {one.name} {BIRTH}: deleted")
 
 
 async def _watch(world: World, show: Show, database: Database, count: int) -> None:

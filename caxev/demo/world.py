@@ -32,22 +32,27 @@ LEAVES: Final = 20.0
 """Seconds that a process may take to end when asked."""
 FIRST_START: Final = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
 
-DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees")
+DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees", "dir_tsm")
+TAPE: Final = "tsm-server"
+"""What cax called its tape archive."""
+SIMULATOR: Final = Path(__file__).with_name("dsmc_simulator.py")
 
 
 @define(eq=False)
 class World:
     """The sites of a sites.json, brought to life below `directory`.
 
-    Host names, ports, keys and directories of the file are replaced by those of this machine. Use
-    it as a context manager: on leaving, every process that it started has ended. `server` makes
-    the database in a directory.
+    Host names, ports, keys and directories of the file are replaced by those of this machine, and
+    the client of a tape archive by a simulator. With `tape` the first site is given such an
+    archive. Use it as a context manager: on leaving, every process that it started has ended.
+    `server` makes the database in a directory.
     """
 
     directory: Path
     template: Path
     data: Path | None = None
     server: Callable[[Path], ReplicaSet] = ReplicaSet
+    tape: bool = field(default=False, kw_only=True)
     mongod: ReplicaSet = field(init=False)
     sites: Sites = field(init=False)
     listeners: dict[str, subprocess.Popen[bytes]] = field(init=False, factory=dict)
@@ -58,14 +63,22 @@ class World:
         with ExitStack() as stack:
             self.mongod = stack.enter_context(self.server(self._made("mongod")))
             entries = json.loads(self.template.read_text())
-            ports = self._start_servers(entries, stack)
-            self.sites = self._write_sites(entries, ports)
+            if self.tape:
+                add_tape(entries)
+            reached = [entry for entry in entries if entry.get("method") != "tsm"]
+            ports = self._start_servers(reached, stack)
+            self.sites = self._write_sites(entries, reached, ports)
             stack.callback(self.stop_listeners)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @property
+    def listening(self) -> list[str]:
+        """The names of the sites that a listener can be started for."""
+        return [site.name for site in self.sites.values() if site.listener]
 
     @property
     def settings(self) -> Settings:
@@ -121,9 +134,14 @@ class World:
         (self.directory / "keys" / f"{name}.port").unlink()
         return _port_in(*self._start_server(name, self._stack))
 
-    def _write_sites(self, entries: list[dict[str, Any]], ports: list[int]) -> Sites:
+    def _write_sites(
+        self, entries: list[dict[str, Any]], reached: list[dict[str, Any]], ports: list[int]
+    ) -> Sites:
         keys = self.directory / "keys"
-        for entry, port in zip(entries, ports, strict=True):
+        for entry in entries:
+            if entry not in reached:
+                entry["archive"] = {**self.simulator(entry["name"]), **entry.get("archive", {})}
+        for entry, port in zip(reached, ports, strict=True):
             entry.update(
                 hostname="127.0.0.1",
                 port=port,
@@ -136,6 +154,13 @@ class World:
         file = self.directory / "sites.json"
         file.write_text(json.dumps(entries, indent=2))
         return load_sites(file)
+
+    def simulator(self, name: str) -> dict[str, Any]:
+        """Return how the simulated tapes of an archive are reached: ``archive`` of its entry."""
+        return {
+            "command": [sys.executable, "-S", str(SIMULATOR)],
+            "environment": {"DSMC_SIMULATOR_TAPES": str(self._made(name, "tapes"))},
+        }
 
     # -- listeners --------------------------------------------------------------------------
 
@@ -174,6 +199,16 @@ class World:
         document = daq.run_document(run)
         document["data"].append(daq.data_entry(run, site, "verifying"))
         return document
+
+
+def add_tape(entries: list[dict[str, Any]]) -> None:
+    """Give the first site of a sites.json a tape archive, from which it takes what it has lost."""
+    first = entries[0]
+    first["dir_tsm"] = "/data/tsm"
+    first["lanes"] = {"tape": 3, **first.get("lanes", {})}
+    for key in ("upload_options", "download_options"):
+        first[key] = [*(first.get(key) or ()), TAPE]
+    entries.append({"name": TAPE, "method": "tsm"})
 
 
 def end(process: subprocess.Popen[bytes]) -> int:

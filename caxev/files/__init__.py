@@ -14,7 +14,7 @@ from caxev.files.arrival import (
     known_items,
     make_parents,
 )
-from caxev.files.digest import digest_tree
+from caxev.files.digest import digest_tree, to_nobody
 from caxev.files.erasing import GONE_PREFIX, QUARANTINE, empty_quarantine, erase, set_aside
 from caxev.files.errors import Damaged, local
 from caxev.files.gentle import idle_disk
@@ -99,6 +99,7 @@ __all__ = [
     "set_aside",
     "shown",
     "sync_tree",
+    "to_nobody",
     "to_the_second",
     "writing",
 ]

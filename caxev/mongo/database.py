@@ -518,6 +518,10 @@ class Database:
         """Show in the ledger how far a running reaction is."""
         await self._call(self._store.progress, debt, epoch, progress)
 
+    async def keep(self, debt: Debt, epoch: int, said: str) -> None:
+        """Keep with a running reaction what a program said that it has run."""
+        await self._call(self._store.keep, debt, epoch, said)
+
     async def debts(
         self,
         site: str | None = None,

@@ -366,7 +366,7 @@ class Store:
         query: Document = {"site": site, "lane": lane, "state": State.OPEN.value}
         query["due"] = {"$lte": now} if since is None else {"$lte": now, "$gte": since}
         query["epoch"] = {"$exists": False}
-        cursor = self.ledger.find(query).sort(order).limit(limit)
+        cursor = self.ledger.find(query, {"said": 0}).sort(order).limit(limit)
         return [_debt(document) for document in await cursor.to_list(None)]
 
     async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
@@ -458,6 +458,11 @@ class Store:
         """Show in the ledger how far a running reaction is."""
         mine = {"_id": debt.id, "epoch": epoch}
         await self.ledger.update_one(mine, {"$set": {"progress": progress}})
+
+    async def keep(self, debt: Debt, epoch: int, said: str) -> None:
+        """Keep with a running reaction what a program said that it has run."""
+        mine = {"_id": debt.id, "epoch": epoch}
+        await self.ledger.update_one(mine, {"$set": {"said": said}})
 
     def find_debts(self, query: Document, limit: int) -> Any:
         """Return a cursor over ledger documents, newest first."""

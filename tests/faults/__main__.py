@@ -29,10 +29,12 @@ from tests.faults.paths import paths
 from tests.faults.races import races
 from tests.faults.soak import soak
 from tests.faults.takeover import takeover
+from tests.faults.tape import TEMPLATE, TapeGround, tape
 from tests.faults.transfers import FAULTS as ON_THE_WAY
 from tests.faults.transfers import transfers
 
 MEGABYTE = 1_000_000
+ON_TAPE: Final[dict[str, Any]] = {"template": TEMPLATE, "kind": TapeGround}
 Figures = Awaitable[Mapping[str, Any]]
 
 
@@ -46,12 +48,14 @@ class Campaign:
     options: Callable[[ArgumentParser], object] = lambda _: None
     server: Callable[[Path], ReplicaSet] = ReplicaSet
     sites: Mapping[str, Mapping[str, Any]] | None = None
+    on_tape: bool = False
 
 
 def _crash_options(parser: ArgumentParser) -> None:
     parser.add_argument("--points", type=int, help="only so many points, chosen by the seed")
     parser.add_argument("--only", default="", help="only points in whose name this stands")
     parser.add_argument("--together", action="store_true", help="kill at all sites in one round")
+    parser.add_argument("--tape", action="store_true", help="with backup to tape, and recall")
 
 
 def _crash(ground: Ground, given: Namespace) -> Figures:
@@ -133,6 +137,17 @@ CAMPAIGNS: Final = {
         20,
         lambda ground, given: races(ground, rounds=given.rounds, seed=given.seed),
     ),
+    "tape": Campaign(
+        "everything that can go wrong with a tape archive",
+        100,
+        lambda ground, given: tape(
+            ground, rounds=given.rounds, seed=given.seed, chance=given.chance
+        ),
+        lambda parser: parser.add_argument(
+            "--chance", type=float, default=0.15, help="of a fault in each command"
+        ),
+        on_tape=True,
+    ),
     "soak": Campaign(
         "mixed load for long, after which nothing has grown",
         0,
@@ -174,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         as_json=given.json,
         server=one.server,
         sites=one.sites,
+        **(ON_TAPE if one.on_tape or getattr(given, "tape", False) else {}),
     )
 
 

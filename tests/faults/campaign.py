@@ -17,6 +17,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Collection,
     Iterable,
     Iterator,
     Mapping,
@@ -148,10 +149,10 @@ def digest_of(path: str) -> str:
     return digest_tree(path, sha512=False, report=lambda _done, _total: None).digest
 
 
-def corrupt(one: Run, born: Born) -> Iterator[Problem]:
-    """Read every copy that is said to be good. Blocks."""
+def corrupt(one: Run, born: Born, sites: Collection[str]) -> Iterator[Problem]:
+    """Read every copy on the disks of these sites that is said to be good. Blocks."""
     for copy in one.copies:
-        if copy.status != TRANSFERRED:
+        if copy.status != TRANSFERRED or copy.host not in sites:
             continue
         if not copy.location or not os.path.lexists(copy.location):
             yield Problem("lost", f"{one}: the bytes of {copy.key}")
@@ -198,11 +199,13 @@ class Ground:
     """A `World` with its database open, on which runs are taken and listeners come and go.
 
     `outcasts` are runs that are broken on purpose: what they owe is no loss.
+    Runs are `odd` as real ones are once in a while, where every site of the world takes such.
     """
 
     world: World
     database: Database
     lease: float = 2.0
+    odd: bool = True
     outcasts: set[RunId] = field(init=False, factory=set)
     listeners: dict[str, Listener] = field(init=False, factory=dict)
     _numbers: Iterator[int] = field(init=False)
@@ -284,7 +287,8 @@ class Ground:
 
     def _write(self, number: int, size: int) -> dict[str, Any]:
         document = self.world.take_run(BIRTH, number, size, number)
-        add_oddities(Path(document["data"][0]["location"]))
+        if self.odd:
+            add_oddities(Path(document["data"][0]["location"]))
         (self.world.directory / BIRTH / f"taken-{number}").touch()
         return document
 
@@ -302,7 +306,9 @@ class Ground:
         for born in runs:
             problems += compare(found[born.id], born, end)
             problems += await trio.to_thread.run_sync(
-                lambda one, born: list(corrupt(one, born)), found[born.id], born
+                lambda one, born: list(corrupt(one, born, self.world.listening)),
+                found[born.id],
+                born,
             )
         return [*problems, *self._partials()]
 
@@ -316,7 +322,8 @@ class Ground:
             keys += [CopyKey("minitrees", site.name, version)] if site.minitrees else []
         purged = {site.name for site in self.world.sites.values() if site.purge is not None}
         stay = [key for key in keys if key.type != "raw" or key.host not in purged]
-        return End(dict.fromkeys(stay, TRANSFERRED), Counter(f"seen-{key.host}" for key in keys))
+        seen = [key.host for key in keys if key.host in self.world.listening]
+        return End(dict.fromkeys(stay, TRANSFERRED), Counter(f"seen-{host}" for host in seen))
 
     async def _at_end(self, runs: Sequence[Born], end: End) -> bool:
         found = await self.database.runs([born.id for born in runs])
@@ -360,12 +367,14 @@ async def _holds(condition: Callable[[], Awaitable[bool]]) -> bool:
 
 
 @asynccontextmanager
-async def ground_in(world: World, *, lease: float = 2.0) -> AsyncIterator[Ground]:
+async def ground_in(
+    world: World, *, lease: float = 2.0, kind: type[Ground] = Ground
+) -> AsyncIterator[Ground]:
     """A ground for the length of a block; its listeners have ended afterwards."""
     load_handlers(default=DEFAULT_HANDLERS)
     async with aio.loop(), open_database(world.settings) as database:
         await prepare(database)
-        ground = Ground(world, database, lease)
+        ground = kind(world, database, lease)
         try:
             yield ground
         finally:
@@ -375,18 +384,19 @@ async def ground_in(world: World, *, lease: float = 2.0) -> AsyncIterator[Ground
 @contextmanager
 def new_world(
     server: Callable[[Path], ReplicaSet] = ReplicaSet,
+    template: Path = ROOT / "sites.json",
     sites: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[World]:
     """A world in a temporary directory, gone afterwards; `server` makes its database.
 
-    `sites`: further keys of sites in sites.json, by name.
+    `sites`: further keys of the template's sites, by name.
     """
     with tempfile.TemporaryDirectory(prefix="caxev-faults-") as directory:
-        template = Path(directory) / "template.json"
-        entries = json.loads((ROOT / "sites.json").read_text())
+        copied = Path(directory) / "template.json"
+        entries = json.loads(template.read_text())
         more = sites or {}
-        template.write_text(json.dumps([one | dict(more.get(one["name"], {})) for one in entries]))
-        with World(Path(directory), template, server=server) as world:
+        copied.write_text(json.dumps([one | dict(more.get(one["name"], {})) for one in entries]))
+        with World(Path(directory), copied, server=server) as world:
             yield world
 
 
@@ -408,6 +418,8 @@ def play(
     lease: float = 2.0,
     as_json: bool = False,
     server: Callable[[Path], ReplicaSet] = ReplicaSet,
+    template: Path = ROOT / "sites.json",
+    kind: type[Ground] = Ground,
     sites: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> int:
     """Play a campaign in a world of its own and print its figures; its exit status.
@@ -418,10 +430,10 @@ def play(
     """
 
     async def main(world: World) -> Mapping[str, Any]:
-        async with ground_in(world, lease=lease) as ground:
+        async with ground_in(world, lease=lease, kind=kind) as ground:
             return await campaign(ground)
 
-    with ended_by_signals(), new_world(server, sites) as world:
+    with ended_by_signals(), new_world(server, template, sites) as world:
         figures = run(main, world)
     return told(figures, as_json=as_json)
 

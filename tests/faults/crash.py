@@ -102,7 +102,7 @@ async def crash(
 
 async def reference(ground: Ground) -> tuple[list[Fault], End, float]:
     """Play undisturbed: the faults to try, the end to expect, and how many seconds it took."""
-    logs = {site: ground.world.directory / f"{site}.points" for site in ground.world.sites}
+    logs = {site: ground.world.directory / f"{site}.points" for site in ground.world.listening}
     started = [ground.listen(site, CAXEV_CRASH_LOG=str(log)) for site, log in logs.items()]
     await ground.ready(*started)
     began = trio.current_time()
@@ -180,7 +180,7 @@ async def at_random(
     ground: Ground, random: Random, end: End, seconds: float
 ) -> tuple[str, list[Problem]]:
     """Kill one listener at a random moment of a pass with larger runs."""
-    site = random.choice(list(ground.world.sites))
+    site = random.choice(ground.world.listening)
     delay = random.uniform(0, 1.5 * seconds)
     runs: list[Born] = []
     async with trio.open_nursery() as nursery:

@@ -33,7 +33,7 @@ async def kill(ground: Ground, *, rounds: int, size: int, seed: int) -> dict[str
     """Kill the puller and the pusher in turn, each time during the transfer of a new run."""
     random = Random(seed)
     tally = Tally()
-    await ground.ready(*[ground.listen(site) for site in ground.world.sites])
+    await ground.ready(*[ground.listen(site) for site in ground.world.listening])
     for number in range(rounds):
         began = trio.current_time()
         to = list(MOVERS)[number % len(MOVERS)]

@@ -336,7 +336,7 @@ async def _round(
     try:
         said = await _settled(ground, born)
         one = await _now(ground, born)
-        problems = await trio.to_thread.run_sync(_accepted, one, born, name)
+        problems = await trio.to_thread.run_sync(_accepted, ground, one, born, name)
     finally:
         lift()
     for site in ground.world.sites:
@@ -370,9 +370,9 @@ async def _settled(ground: Ground, born: Born) -> list[str]:
     return [text for text in said if text]
 
 
-def _accepted(one: Run, born: Born, name: str) -> list[Problem]:
+def _accepted(ground: Ground, one: Run, born: Born, name: str) -> list[Problem]:
     """Read what is said to be good while the fault lasts; the source is what we broke ourselves."""
-    found = list(corrupt(one, born))
+    found = list(corrupt(one, born, ground.world.listening))
     if name.startswith("source_"):
         found = [problem for problem in found if f"at {BIRTH}" not in problem.what]
     return found

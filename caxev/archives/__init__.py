@@ -1,0 +1,39 @@
+"""Tape: where copies go to stay. One class for each kind of archive, all behind one interface.
+
+`steps` has what is done with an archive, for `handlers.tape` and the command line. An archive of
+your own is found by the entry point group ``caxev.archives``: the method's name, and the class.
+"""
+
+from caxev.archives.base import Archive, Reach, Stored, Talk
+from caxev.archives.find import archive, methods
+from caxev.archives.steps import (
+    Copied,
+    Data,
+    Told,
+    back_up,
+    check,
+    compare,
+    contents,
+    directly,
+    holdings,
+    recall,
+)
+
+__all__ = [
+    "Archive",
+    "Copied",
+    "Data",
+    "Reach",
+    "Stored",
+    "Talk",
+    "Told",
+    "archive",
+    "back_up",
+    "check",
+    "compare",
+    "contents",
+    "directly",
+    "holdings",
+    "methods",
+    "recall",
+]

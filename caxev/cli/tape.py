@@ -1,0 +1,583 @@
+"""``caxev tape``: what is on tape, what should be, and what to do about it.
+
+`put`, `get` and `check` write what the listeners react to. `ls`, `status` and ``get --to DIR`` talk
+to the archive from here, so they are for the machine that has its client. `forget` takes an entry
+out of the database; nothing on tape is ever deleted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+from attrs import frozen
+
+from caxev.cli.errors import FAILED, NothingToDo
+from caxev.cli.options import MOST, RUN_NUMBER, as_json, example, global_options, state
+from caxev.cli.output import Table, printable, say, show, size
+from caxev.config import ConfigError
+
+if TYPE_CHECKING:
+    from caxev.archives import Reach, Stored, Told
+    from caxev.cli.runs import Wanted
+    from caxev.config import Site, Sites
+    from caxev.model import Copy, CopyKey, Run, RunUpdate
+    from caxev.mongo import Database
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+_CENTURY: Final = 36525.0
+_HANDLERS: Final = ("backup", "recall", "tape_checksum")
+
+
+@click.group()
+def tape() -> None:
+    """Backups on tape: make them, bring them back, list and compare them."""
+
+
+def _selection(*, required: bool) -> Callable[[F], F]:
+    """Add the options that say which runs are meant, as one argument `wanted`."""
+    options = (
+        click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="This run."),
+        click.option("--name", metavar="X", help="The run of this name."),
+        click.option("--detector", metavar="D", help="Only runs of this detector."),
+        click.option("--from-run", type=RUN_NUMBER, metavar="A", help="Runs from this number on."),
+        click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number."),
+        click.option(
+            "--last-days",
+            type=click.FloatRange(0, _CENTURY, min_open=True),
+            metavar="D",
+            help="Runs that were started in the last D days.",
+        ),
+        click.option("--tag", metavar="T", help="Runs with this tag."),
+    )
+
+    def add(function: F) -> F:
+        def command(**given: Any) -> None:
+            chosen = {name: given.pop(name) for name in _CHOICE}
+            function(wanted=_wanted(**chosen, required=required), **given)
+
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        chosen: Any = command
+        chosen.__click_params__ = getattr(function, "__click_params__", [])
+        for option in reversed(options):
+            chosen = option(chosen)
+        return chosen  # type: ignore[no-any-return]  # click's decorators keep the function
+
+    return add
+
+
+_CHOICE: Final = ("number", "name", "detector", "from_run", "to_run", "last_days", "tag")
+
+
+def _wanted(
+    *,
+    number: int | None,
+    name: str | None,
+    detector: str | None,
+    from_run: int | None,
+    to_run: int | None,
+    last_days: float | None,
+    tag: str | None,
+    required: bool,
+) -> Wanted:
+    from caxev.cli.runs import Wanted, one
+    from caxev.mongo import Selection
+
+    between = (from_run, to_run)
+    several = (*between, last_days, tag)
+    alone = all(given is None for given in several)
+    if (number is not None or name is not None) and not alone:
+        raise click.UsageError("--run and --name name one run: give nothing else that selects")
+    if number is not None or name is not None:
+        return one(number, name, detector)
+    if alone and required:
+        raise click.UsageError(
+            "say which runs: --run, --name, --from-run, --to-run, --last-days or --tag"
+        )
+    first, last = between[0] or 1, between[1] or MOST
+    if first > last:
+        raise click.UsageError(f"--from-run {first} is after --to-run {last}")
+    numbers = None if between == (None, None) else (first, last)
+    selection = Selection(numbers=numbers, tag=tag, detector=detector, last_days=last_days)
+    return Wanted(selection, "run that fits")
+
+
+_archive = click.option(
+    "--archive", "tape_name", metavar="S", help="The archive. [default: the only one]"
+)
+_site = click.option(
+    "--site", "here_name", metavar="S", help="The site that this is. [default: the only one]"
+)
+_dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done; do nothing.")
+
+
+# -- where ----------------------------------------------------------------------------------------
+
+
+def archive_called(sites: Sites, name: str | None) -> Site:
+    """Return the archive that is meant. Raises `ConfigError` where that is not clear."""
+    from caxev.archives import methods
+
+    known = [site for site in sites.values() if site.method in methods() and not site.listener]
+    if name is not None:
+        if sites.get(name) not in known:
+            raise ConfigError(f"{name} is no archive, says {sites.path}")
+        return sites.get(name)
+    if len(known) != 1:
+        names = ", ".join(site.name for site in known) or "none"
+        raise ConfigError(f"say which archive by --archive (known: {names})")
+    return known[0]
+
+
+def reach_called(sites: Sites, tape_name: str | None, here_name: str | None) -> Reach:
+    """Return the archive that is meant, as it is reached from the site that is meant."""
+    from caxev.archives import Reach
+
+    there = archive_called(sites, tape_name)
+    if here_name is not None:
+        return Reach(sites.get(here_name), there)
+    options = [
+        site
+        for site in sites.values()
+        if there.name in (*site.upload_options, *site.download_options)
+    ]
+    if len(options) != 1:
+        names = ", ".join(site.name for site in options) or "none names it"
+        raise ConfigError(f"say which site this is by --site ({there.name} is used by: {names})")
+    return Reach(options[0], there)
+
+
+def _raw(site: str) -> CopyKey:
+    from caxev.model import CopyKey
+
+    return CopyKey("raw", site)
+
+
+# -- asking ---------------------------------------------------------------------------------------
+
+
+@frozen
+class Ask:
+    """What is to be done about one run: a write, or why there is none."""
+
+    run: Run
+    what: str
+    update: RunUpdate | None = None
+
+
+async def _carry_out(
+    database: Database, asks: Iterable[Ask], *, dry_run: bool
+) -> list[dict[str, Any]]:
+    from caxev.cli.runs import label
+    from caxev.job import utcnow
+
+    rows = []
+    for ask in asks:
+        what = ask.what
+        if ask.update is not None and not dry_run:
+            done = await database.update_run(ask.update, utcnow())
+            what = what if done is not None else "the run has just changed: try again"
+        rows.append({"run": label(ask.run), "asked": ask.update is not None, "what": what})
+    return rows
+
+
+_ASKED: Final = (("run", "RUN"), ("what", "WHAT"))
+
+
+def _ask_for(wanted: Wanted, plan: Callable[[Run], Ask], *, dry_run: bool, as_json: bool) -> None:
+    """Plan for every run that is meant, and write it; ends with 1 where there was nothing."""
+
+    async def run(database: Database) -> list[dict[str, Any]]:
+        found = await wanted.find(database, database.settings)
+        return await _carry_out(database, map(plan, found), dry_run=dry_run)
+
+    rows = state().with_database(run)
+    show(Table(_ASKED, rows), as_json=as_json)
+    if not any(row["asked"] for row in rows):
+        raise click.exceptions.Exit(FAILED)
+
+
+@tape.command(
+    epilog=example("caxev tape put --run 123", "caxev tape put --from-run 100 --to-run 200")
+)
+@_selection(required=True)
+@_archive
+@click.option("--from", "source", metavar="S", help="From this site. [default: any that can]")
+@_dry_run
+@as_json
+@global_options(hidden=True)
+def put(
+    *, wanted: Wanted, tape_name: str | None, source: str | None, dry_run: bool, as_json: bool
+) -> None:
+    """Ask for raw data to be brought to tape.
+
+    The listener of the site that it comes from does it.
+    """
+    options = state()
+    options.log("warning")
+    sites = options.sites()
+    there = archive_called(sites, tape_name)
+    names = (
+        [sites.get(source).name]
+        if source is not None
+        else [one.name for one in sites.values() if there.name in one.upload_options]
+    )
+    _ask_for(wanted, lambda run: put_ask(run, names, there.name), dry_run=dry_run, as_json=as_json)
+
+
+def put_ask(run: Run, names: Sequence[str], tape_name: str) -> Ask:
+    """Return what asks for a copy on tape, from the first of these sites that has one. Pure."""
+    from caxev.cli.copy import Way, asked_for, why_not
+    from caxev.cli.replay import me
+    from caxev.job import utcnow
+
+    reasons = []
+    for name in names:
+        way = Way(_raw(name), _raw(tape_name))
+        if (why := why_not(run, way)) is None:
+            return Ask(run, f"from {name} to {tape_name}", asked_for(run, way, me(), utcnow()))
+        reasons.append(why)
+    return Ask(run, reasons[0] if reasons else f"no site brings data to {tape_name}")
+
+
+@tape.command(
+    epilog=example("caxev tape get --run 123 --site lngs", "caxev tape get --run 123 --to /scratch")
+)
+@_selection(required=True)
+@_archive
+@_site
+@click.option("--to", "directory", metavar="DIR", help="Restore into this directory, here and now.")
+@_dry_run
+@as_json
+@global_options(hidden=True)
+def get(
+    *,
+    wanted: Wanted,
+    tape_name: str | None,
+    here_name: str | None,
+    directory: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Have raw data brought back from tape, and compared.
+
+    The site's listener does it and registers the copy. With --to it is restored by this command,
+    and nothing is registered.
+    """
+    options = state()
+    options.log("warning")
+    reach = reach_called(options.sites(), tape_name, here_name)
+    if directory is None:
+        target, source = reach.here.name, [reach.there.name]
+        _ask_for(wanted, lambda run: put_ask(run, source, target), dry_run=dry_run, as_json=as_json)
+        return
+    place = Path(directory).absolute()
+    if not place.is_dir():
+        raise ConfigError(f"{place} is no directory: make it first")
+    pairs = options.with_database(lambda database: _on_tape(database, wanted, reach.there.name))
+    rows = [_restore(run, copy, rows_, reach, place, dry_run=dry_run) for run, copy, rows_ in pairs]
+    show(Table(_ASKED, rows), as_json=as_json)
+    if not all(row["asked"] for row in rows):
+        raise click.exceptions.Exit(FAILED)
+
+
+async def _on_tape(
+    database: Database, wanted: Wanted, host: str
+) -> list[tuple[Run, Copy | None, list[dict[str, Any]] | None]]:
+    """Return the runs that are meant, with their copies on tape and the manifests of these."""
+    found = []
+    for run in await wanted.find(database, database.settings):
+        copy = run.copy(_raw(host))
+        digest = None if copy is None else copy.manifest
+        found.append((run, copy, await database.load_manifest(digest) if digest else None))
+    return found
+
+
+def _restore(
+    run: Run,
+    copy: Copy | None,
+    rows: list[dict[str, Any]] | None,
+    reach: Reach,
+    place: Path,
+    *,
+    dry_run: bool,
+) -> dict[str, Any]:
+    from caxev.archives import Data, directly, recall
+    from caxev.cli.runs import label
+    from caxev.files import Manifest, safe_name
+    from caxev.job import GiveUp, Retry
+    from caxev.model import TRANSFERRED
+
+    if copy is None or copy.status != TRANSFERRED or copy.location is None:
+        standing = "is not there" if copy is None else f"is {copy.status}"
+        return {"run": label(run), "asked": False, "what": f"the copy on tape {standing}"}
+    folder = copy.location.rstrip("/")
+    target = str(place / safe_name(folder))
+    if not dry_run:
+        expected = None if rows is None else Manifest.from_rows(rows)
+        data = Data(safe_name(folder), folder, expected, copy.checksum)
+        try:
+            directly(recall, reach, data, target, [str(place)]).get()
+        except (Retry, GiveUp) as error:
+            return {"run": label(run), "asked": False, "what": str(error)}
+    return {"run": label(run), "asked": True, "what": target}
+
+
+@tape.command(epilog=example("caxev tape check --run 123", "caxev tape check --last-days 30"))
+@_selection(required=True)
+@_archive
+@_dry_run
+@as_json
+@global_options(hidden=True)
+def check(*, wanted: Wanted, tape_name: str | None, dry_run: bool, as_json: bool) -> None:
+    """Ask for copies on tape to be restored to scratch and compared again.
+
+    The listener of the site that brought them there does it. `verified_at` is the answer.
+    """
+    options = state()
+    options.log("warning")
+    host = archive_called(options.sites(), tape_name).name
+    _ask_for(wanted, lambda run: check_ask(run, host), dry_run=dry_run, as_json=as_json)
+
+
+def check_ask(run: Run, host: str) -> Ask:
+    """Return what asks for a copy on tape to be read again. Pure but for the time."""
+    from caxev.job import utcnow
+    from caxev.model import TRANSFERRED, RunUpdate
+
+    copy = run.copy(_raw(host))
+    if copy is None or copy.status != TRANSFERRED:
+        return Ask(run, "no good copy on tape" if copy is None else f"{copy.key} is {copy.status}")
+    update = RunUpdate.note(run, copy, check_asked=utcnow())
+    return Ask(run, f"to be read again at {host}", update)
+
+
+@tape.command(epilog=example("caxev tape forget --run 123 --why 'the tape is lost'"))
+@_selection(required=True)
+@_archive
+@click.option("--why", required=True, metavar="TEXT", help="The reason, which is written down.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_dry_run
+@as_json
+@global_options(hidden=True)
+def forget(
+    *,
+    wanted: Wanted,
+    tape_name: str | None,
+    why: str,
+    yes: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Take the entries of copies on tape out of the database. What is on tape stays there.
+
+    Where a site's upload_options name the archive, its listener brings the data there again.
+    """
+    options = state()
+    options.log("warning")
+    host = archive_called(options.sites(), tape_name).name
+    if not (yes or dry_run):
+        words = printable(wanted.words)
+        click.confirm(f"Forget that {words} is at {host}?", abort=True, err=as_json)
+    _ask_for(wanted, lambda run: forget_ask(run, host, why), dry_run=dry_run, as_json=as_json)
+
+
+def forget_ask(run: Run, host: str, why: str) -> Ask:
+    """Return what takes an entry out, with a tombstone. Pure but for the time."""
+    from caxev.cli.replay import me
+    from caxev.job import utcnow
+    from caxev.model import RunUpdate
+
+    copy = run.copy(_raw(host))
+    if copy is None:
+        return Ask(run, f"no entry for {host}")
+    proof = f"status {copy.status}; nothing on tape was deleted"
+    tombstone = {"by": me(), "at": utcnow(), "why": why, "proof": proof}
+    return Ask(run, f"forgotten at {host}", RunUpdate.remove_copy(run, copy, tombstone=tombstone))
+
+
+# -- looking --------------------------------------------------------------------------------------
+
+
+@tape.command("ls", epilog=example("caxev tape ls --run 123", "caxev tape ls --name 161111_1434"))
+@_selection(required=True)
+@_archive
+@_site
+@as_json
+@global_options(hidden=True)
+def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_json: bool) -> None:
+    """List the files that the archive itself says it has of runs."""
+    from caxev.archives import contents, directly
+    from caxev.cli.runs import label
+
+    options = state()
+    options.log("warning")
+    reach = reach_called(options.sites(), tape_name, here_name)
+    pairs = options.with_database(lambda database: _on_tape(database, wanted, reach.there.name))
+    rows: list[dict[str, Any]] = []
+    for run, copy, _ in pairs:
+        if copy is not None and copy.location is not None:
+            found = _told(directly(contents, reach, copy.location.rstrip("/")))
+            rows += [
+                {"run": label(run), "file": one.name, "bytes": one.size, "time": one.time}
+                for one in found
+            ]
+    columns = (("run", "RUN"), ("bytes", "BYTES"), ("time", "TIME"), ("file", "FILE"))
+    show(Table(columns, rows), as_json=as_json, empty="nothing on tape")
+    if not rows:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _told(told: Told[T]) -> T:
+    from caxev.job import GiveUp, Retry
+
+    try:
+        return told.get()
+    except (GiveUp, Retry) as error:
+        raise NothingToDo(str(error)) from error
+
+
+@tape.command(epilog=example("caxev tape status", "caxev tape status --last-days 30 --by-day"))
+@_selection(required=False)
+@_archive
+@_site
+@click.option("--offline", is_flag=True, help="Ask the database alone, not the archive.")
+@click.option("--by-day", is_flag=True, help="Runs and bytes by the day on which they got there.")
+@as_json
+@global_options(hidden=True)
+def status(
+    *,
+    wanted: Wanted,
+    tape_name: str | None,
+    here_name: str | None,
+    offline: bool,
+    by_day: bool,
+    as_json: bool,
+) -> None:
+    """Compare the database with the archive: what should be on tape and is not.
+
+    Ends with 1 where something is missing there, or is there in another size.
+    """
+    from caxev.archives import directly, holdings
+
+    options = state()
+    options.log("warning")
+    sites = options.sites()
+    there = archive_called(sites, tape_name)
+    rows = options.with_database(lambda database: _standing(database, wanted, there.name))
+    if not offline and not by_day:
+        reach = reach_called(sites, tape_name, here_name)
+        held = _told(directly(holdings, reach))
+        rows = [{**row, **on_tape(row, held)} for row in rows]
+    if by_day:
+        show(Table(_DAYS, list(days(rows))), as_json=as_json, empty="nothing on tape")
+        return
+    show(Table(_STATUS, rows), as_json=as_json, empty="no raw data")
+    if not as_json:
+        say(summary(rows))
+    if any(row.get("missing") for row in rows):
+        raise click.exceptions.Exit(FAILED)
+
+
+_STATUS: Final = (
+    ("run", "RUN"),
+    ("status", "STATUS"),
+    ("size", "SIZE"),
+    ("on_tape", "ON TAPE"),
+    ("note", "NOTE"),
+)
+_DAYS: Final = (("day", "DAY"), ("runs", "RUNS"), ("size", "SIZE"), ("rate", "RATE"))
+
+
+async def _standing(database: Database, wanted: Wanted, host: str) -> list[dict[str, Any]]:
+    """Return what the database knows of each run's copy on tape, and what the ledger says of it."""
+    from caxev.cli.runs import label
+
+    runs = await wanted.find(database, database.settings)
+    notes: dict[Any, str] = {}
+    for standing in ("open", "running", "failed"):
+        for handler in _HANDLERS:
+            for debt, _ in await database.debts(state=standing, handler=handler):
+                notes[debt.run] = f"{handler} {standing}: {debt.note}" if debt.note else standing
+    rows = []
+    for run in runs:
+        raw = [copy for copy in run.copies if copy.type == "raw" and copy.host != host]
+        copy = run.copy(_raw(host))
+        if copy is None and not raw:
+            continue
+        rows.append(row_of(run, copy, notes.get(run.id), label(run)))
+    return rows
+
+
+def row_of(run: Run, copy: Copy | None, note: str | None, label: str) -> dict[str, Any]:
+    """Return a run's row. Pure."""
+    fields: Mapping[str, Any] = {} if copy is None else copy.fields
+    bytes_ = fields.get("size") or run.document.get("raw_size_byte")
+    return {
+        "run": label,
+        "status": "not on tape" if copy is None else copy.status,
+        "location": None if copy is None else copy.location,
+        "bytes": bytes_,
+        "size": size(bytes_),
+        "since": fields.get("creation_time"),
+        "verified_at": fields.get("verified_at"),
+        "note": note or fields.get("error"),
+    }
+
+
+def on_tape(row: Mapping[str, Any], held: Mapping[str, Sequence[Stored]]) -> dict[str, Any]:
+    """Return what the archive says of a row: so many bytes, or that it is missing. Pure."""
+    from caxev.model import TRANSFERRED
+
+    location = (row["location"] or "").rstrip("/")
+    found = held.get(location)
+    total = None if found is None else sum(one.size for one in found)
+    good = row["status"] == TRANSFERRED
+    differs = total is not None and row["bytes"] is not None and total != row["bytes"]
+    words = "no" if total is None else f"{size(total)} in {len(found or ())} files"
+    note = row["note"]
+    if good and (total is None or differs):
+        note = "missing on tape" if total is None else "another size on tape"
+    missing = good and (total is None or differs)
+    return {"on_tape": words, "bytes_on_tape": total, "missing": missing, "note": note}
+
+
+def days(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Return runs, bytes and rate by the day on which copies were found good on tape. Pure."""
+    runs: Counter[str] = Counter()
+    amount: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    for row in rows:
+        since, verified = row["since"], row["verified_at"]
+        if not isinstance(verified, datetime):
+            continue
+        day = f"{verified:%Y-%m-%d}"
+        runs[day] += 1
+        amount[day] += row["bytes"] or 0
+        if isinstance(since, datetime) and verified > since:
+            seconds[day] += round((verified - since).total_seconds())
+    for day in sorted(runs):
+        rate = amount[day] / seconds[day] if seconds[day] else None
+        yield {
+            "day": day,
+            "runs": runs[day],
+            "bytes": amount[day],
+            "size": size(amount[day]),
+            "bytes_per_s": rate,
+            "rate": None if rate is None else f"{size(rate)}/s for each run",
+        }
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the last line of `status`: how many runs are how. Pure."""
+    states = Counter(row["status"] for row in rows)
+    missing = sum(bool(row.get("missing")) for row in rows)
+    total = sum(row["bytes"] or 0 for row in rows if row["status"] == "transferred")
+    words = ", ".join(f"{count} {name}" for name, count in sorted(states.items()))
+    lost = f"; {missing} of them are missing on tape" if missing else ""
+    return f"{len(rows)} runs: {words}; {size(total)} on tape{lost}"

@@ -1,0 +1,535 @@
+"""Copies on tape are made, compared, and brought back to disk.
+
+- `backup` reacts to raw data that became good here: it goes to the archives that
+  ``upload_options`` names. It also reacts to a copy on tape that a person has requested.
+- `recall` reacts to raw data that is good on tape and that this site wants: ``download_options``
+  names the archive, the run has the tag ``recall``, or a person has requested it.
+- `tape_checksum` reads a copy on tape again where somebody asks for that, or where it has no
+  checksum.
+
+A copy on tape is ``transferring`` until the archive says that it has it, ``verifying`` until it was
+restored to scratch and compared file by file, and only then ``transferred``. What comes back to
+disk is compared before it gets its name. Nothing on tape is ever deleted or replaced.
+
+Safe to repeat: the claim adds an entry only where the run has no such copy, and each step finds
+what an earlier attempt has done: what is staged, what the archive lists, what was restored. An
+attempt knows its entry by the ``trigger`` that stands in it. All that the archive's client wrote in
+the last step is kept with the reaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Final, TypeVar
+
+from attrs import frozen
+
+from caxev import (
+    ELSEWHERE,
+    ERROR,
+    GONE,
+    HERE,
+    PASSIVE,
+    REQUESTED,
+    TRANSFERRED,
+    TRANSFERRING,
+    VERIFYING,
+    Copy,
+    CopyField,
+    CopyIs,
+    CopyKey,
+    GiveUp,
+    Job,
+    Manifest,
+    Result,
+    Retry,
+    Run,
+    RunUpdate,
+    Skip,
+    Superseded,
+    copy,
+    copy_field,
+    on,
+    tag,
+)
+from caxev.archives import Data, Reach, Told, archive, back_up, compare, methods
+from caxev.archives import recall as bring_back
+from caxev.config import Site, Sites
+from caxev.files import safe_name
+from caxev.model import as_utc
+from caxev.movers import methods as disks
+
+T = TypeVar("T")
+STALLED: Final = 15 * 60.0
+"""Seconds without a sign of life after which an attempt is broken off. A client that is waited for
+gives such signs for us, as long as ``archive.patience`` allows."""
+RESENDS: Final = 3
+"""How often data is sent again that came back from tape as something else."""
+TAG: Final = "recall"
+
+
+@frozen
+class Plan:
+    """A copy to be made of `source` as `key`, in a folder of the archive at `tape`.
+
+    `location` is where the copy will be: that folder, or a place on this site's disk. `resume` is
+    its entry, if there is one, `trigger` the reaction that makes it.
+    """
+
+    source: Copy
+    key: CopyKey
+    tape: str
+    folder: str
+    location: str
+    trigger: str
+    resume: Copy | None
+
+
+@on(
+    copy(TRANSFERRED, type="raw", host=HERE),
+    copy(GONE, type="raw", host=PASSIVE),
+    copy(REQUESTED, type="raw", host=PASSIVE),
+    lane="tape",
+    timeout=None,
+    stall=STALLED,
+)
+async def backup(job: Job) -> Result:
+    """Bring raw data that is good here to tape, and compare what the tape gives.
+
+    Each new copy is ``transferring``, ``verifying``, ``transferred``; ``error`` where it is given
+    up.
+    """
+    key = _key(job)
+    wanted = job.site.upload_options if key.host == job.site.name else (key.host,)
+    skipped: list[str] = []
+    failed: list[Retry | GiveUp] = []
+    for name in wanted:
+        try:
+            if (why := await _back_up_to(job, name, key)) is not None:
+                skipped.append(why)
+        except Superseded as lost:
+            skipped.append(str(lost))
+        except (Retry, GiveUp) as error:
+            failed.append(error)
+    if failed:
+        raise next((error for error in failed if isinstance(error, Retry)), failed[0])
+    return Skip("; ".join(skipped) or "upload_options names no site") if skipped else None
+
+
+async def _back_up_to(job: Job, name: str, key: CopyKey) -> str | None:
+    """Bring the copy to one archive; says why not, where there is nothing to do."""
+    trigger = _trigger("backup", job)
+    plan = plan_backup(job.run, key, job.site, job.sites, name=name, trigger=trigger)
+    if isinstance(plan, Skip):
+        withdrawn = _withdrawal(job.run, CopyKey(key.type, name, key.version), trigger)
+        if withdrawn is not None:
+            await job.update(withdrawn)
+        return plan.why
+    others = job.if_parked
+    with _parking(job, plan.key, others):
+        await _verify(job, plan, await _sent(job, plan))
+    job.park_with(*others)
+    return None
+
+
+async def _sent(job: Job, plan: Plan) -> Copy:
+    """Have the archive take the data, if it has not; the copy's entry, ``verifying`` then."""
+    if plan.resume is not None and plan.resume.status == VERIFYING:
+        ours = RunUpdate.change_copy(job.run, plan.resume, VERIFYING, owner=job.owner)
+        return _entry((await job.update(ours)).copy(plan.key))
+    mine = await claim(job, plan)
+    source = plan.source
+    data = await _data(job, plan, source.manifest, source.checksum)
+    assert source.location is not None
+    again = bool(mine.fields.get("resends"))
+    reach = Reach(job.site, job.sites.get(plan.tape))
+    manifest = await _step(job, back_up, reach, source.location, data, again)
+    await job.store_manifest(manifest.digest, manifest.to_rows())
+    update = RunUpdate.change_copy(
+        job.run,
+        mine,
+        VERIFYING,
+        location=plan.folder,
+        source_manifest=manifest.digest,
+        source_checksum=source.checksum or manifest.cax_checksum(),
+        size=manifest.total_bytes,
+    )
+    return _entry((await job.update(update)).copy(plan.key))
+
+
+async def _verify(job: Job, plan: Plan, mine: Copy) -> None:
+    """Compare what the tape gives with what was sent."""
+    digest, checksum = (mine.fields.get(f"source_{name}") for name in ("manifest", "checksum"))
+    data = await _data(job, plan, digest, checksum)
+    if data.expected is None and data.checksum is None:
+        raise GiveUp(f"there is nothing to compare {plan.key} with")
+    reach, began = Reach(job.site, job.sites.get(plan.tape)), job.now()
+    why, copied = await _step(job, compare, reach, data)
+    if why is None:
+        await job.update(_good(mine, job.run, copied.manifest, checksum, began))
+        return
+    resends = int(mine.fields.get("resends") or 0) + 1
+    again = RunUpdate.change_copy(job.run, mine, TRANSFERRING, resends=resends, error=why)
+    await job.update(again)
+    if resends > RESENDS:
+        raise GiveUp(f"tape gave something else {resends} times, at last: {why}")
+    raise Retry(f"tape gives something else, so it is sent again: {why}")
+
+
+@on(
+    copy(TRANSFERRED, type="raw", host=ELSEWHERE),
+    copy(GONE, type="raw", host=HERE),
+    copy(REQUESTED, type="raw", host=HERE),
+    tag(TAG),
+    lane="tape",
+    timeout=None,
+    stall=STALLED,
+)
+async def recall(job: Job) -> Result:
+    """Bring raw data back from tape to this site's disk.
+
+    The new copy is ``transferring``, then ``transferred``; ``error`` where it is given up.
+    """
+    trigger = _trigger("recall", job)
+    seen = job.event.aspect if isinstance(job.event.aspect, CopyKey) else None
+    plan = plan_recall(job.run, seen, job.site, job.sites, trigger=trigger, now=job.now())
+    if isinstance(plan, Skip):
+        return _withdrawal(job.run, CopyKey("raw", job.site.name), trigger) or plan
+    with _parking(job, plan.key):
+        mine = await claim(job, plan)
+        data = await _data(job, plan, plan.source.manifest, plan.source.checksum)
+        began = job.now()
+        reach = Reach(job.site, job.sites.get(plan.tape))
+        copied = await _step(job, bring_back, reach, data, plan.location, job.site.roots)
+    manifest = copied.manifest
+    await job.store_manifest(manifest.digest, manifest.to_rows())
+    checksum = plan.source.checksum or manifest.cax_checksum()
+    return _good(mine, job.run, manifest, checksum, began)
+
+
+@on(
+    copy_field("check_asked", type="raw", host=PASSIVE),
+    copy(TRANSFERRED, type="raw", host=PASSIVE),
+    lane="tape",
+    timeout=None,
+    stall=STALLED,
+    aliases=("AddTSMChecksum",),
+)
+async def tape_checksum(job: Job) -> Result:
+    """Read a copy on tape again, where that is asked for or it has no checksum.
+
+    It is ``transferred`` and was ``verified_at`` the time when that began, or is an ``error``.
+    """
+    seen = job.copy
+    plan = plan_check(seen, job.site, job.sites)
+    if isinstance(plan, Skip):
+        return plan
+    assert seen is not None
+    # Whoever asks may have a clock that is ahead of ours, and waits for this.
+    began = max(job.now(), as_utc(seen.fields.get("check_asked")) or job.now())
+    known = seen if seen.manifest or seen.checksum else _any_good(job.run, seen)
+    digest, checksum = (known.manifest, known.checksum) if known else (None, None)
+    data = await _data(job, plan, digest, checksum)
+    why, copied = await _step(job, compare, Reach(job.site, job.sites.get(plan.tape)), data)
+    await job.store_manifest(copied.manifest.digest, copied.manifest.to_rows())
+    if why is not None:
+        job.log.error(f"{seen.key} is not what it was: {why}")
+        bad = {"checksumproblem": True, "error": why, "verified_at": began}
+        return RunUpdate.change_copy(job.run, seen, ERROR, **bad)
+    value = checksum or copied.manifest.cax_checksum()
+    return _good(seen, job.run, copied.manifest, value, began)
+
+
+# -- doing ----------------------------------------------------------------------------------------
+
+
+async def _step(job: Job, function: Callable[..., Told[T]], *args: object) -> T:
+    """Run a step in a worker process, and keep what the archive's client wrote."""
+    outcome = await job.work(function, *args)
+    if outcome.said:
+        job.log.debug("the archive's client:\n{}", outcome.said)
+        await job.keep(outcome.said)
+    return outcome.get()
+
+
+@contextmanager
+def _parking(job: Job, key: CopyKey, others: Sequence[RunUpdate] = ()) -> Iterator[None]:
+    """If this reaction is parked for what is raised inside, its copy is an ``error`` that says so.
+
+    `others` are written as well.
+    """
+    why: dict[str, object] = {}
+    try:
+        yield
+    except (Retry, GiveUp) as error:
+        why = {"error": str(error)}
+        raise
+    finally:
+        mine = job.run.copy(key)
+        if mine is not None and mine.owner == job.owner:
+            parked = RunUpdate.change_copy(job.run, mine, ERROR, owner=None, **why)
+            job.park_with(*others, parked)
+
+
+async def claim(job: Job, plan: Plan) -> Copy:
+    """Make the planned copy ours in the run document, anew or again; its entry.
+
+    Raises `Retry` where the run is no longer as it was seen.
+    """
+    good = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
+    fields: dict[str, object] = {
+        "source": plan.source.host,
+        "source_manifest": plan.source.manifest,
+        "source_checksum": plan.source.checksum,
+        "owner": job.owner,
+        "trigger": plan.trigger,
+    }
+    on_disk = plan.key.host == job.site.name
+    if plan.resume is not None:
+        if on_disk:
+            fields["location"] = plan.location
+        if plan.resume.status == REQUESTED:
+            fields["requested"] = True
+        update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
+    else:
+        fields |= {
+            "location": plan.location if on_disk else "n/a",
+            "checksum": None,
+            "creation_time": job.now(),
+            "creation_place": job.site.name,
+        }
+        update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
+    try:
+        return _entry((await job.update(update)).copy(plan.key))
+    except Superseded as lost:
+        raise Retry(str(lost), after=1.0) from lost
+
+
+def _entry(found: Copy | None) -> Copy:
+    if found is None:
+        raise Retry("the entry vanished while it was written")
+    return found
+
+
+def _good(
+    mine: Copy, run: Run, manifest: Manifest, checksum: str | None, began: datetime
+) -> RunUpdate:
+    """Say that a copy is good, by what was read of it since `began`."""
+    fields: dict[str, object] = {
+        "manifest": manifest.digest,
+        "checksum": checksum,
+        "verified_at": began,
+        "owner": None,
+        "error": None,
+    }
+    if mine.fields.get("checksumproblem"):
+        fields["checksumproblem"] = False
+    if (asked := mine.fields.get("check_asked")) is not None:
+        fields["check_answered"] = asked
+    if mine.status == TRANSFERRED:
+        return RunUpdate.note(run, mine, **fields)
+    return RunUpdate.change_copy(run, mine, TRANSFERRED, **fields)
+
+
+async def _data(job: Job, plan: Plan, digest: str | None, checksum: str | None) -> Data:
+    """What is meant, with its manifest where the database has it."""
+    rows = None if digest is None else await job.load_manifest(digest)
+    expected = None if rows is None else Manifest.from_rows(rows)
+    return Data(safe_name(plan.folder), plan.folder, expected, checksum)
+
+
+def _withdrawal(run: Run, key: CopyKey, trigger: str) -> RunUpdate | None:
+    """Take back an entry that this reaction made and can no longer bring to its end.
+
+    One on tape stays once the archive may hold something of it.
+    """
+    entry = run.copy(key)
+    if entry is None or entry.status != TRANSFERRING or entry.fields.get("trigger") != trigger:
+        return None
+    return RunUpdate.remove_copy(run, entry)
+
+
+# -- deciding -------------------------------------------------------------------------------------
+
+
+def plan_backup(
+    run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str
+) -> Plan | Skip:
+    """Decide whether `site` brings its copy of this data to the archive `name`. Pure.
+
+    A copy that has only to be compared needs its source no longer.
+    """
+    key = CopyKey(seen.type, name, seen.version)
+    entry = run.copy(key)
+    if why := _not_wanted(entry, site, name) or _not_to_be_begun(entry, trigger):
+        return Skip(why)
+    there = _archive(name, site, sites)
+    if isinstance(there, Skip):
+        return there
+    if entry is not None and entry.status == VERIFYING and entry.location is not None:
+        folder = _folder(entry.location)
+        return Plan(entry, key, name, folder, folder, trigger, entry)
+    source = run.copy(CopyKey("raw", site.name))
+    if source is None or source.location is None:
+        return Skip(f"there is no copy at {site.name}")
+    if why := _unfit(source):
+        return Skip(why)
+    base = archive(there.method).folder(Reach(site, there), safe_name(source.location))
+    if base is None:
+        return Skip(f"neither {site.name} nor {name} says where data for tape goes (dir_tsm)")
+    return Plan(source, key, name, base, base, trigger, entry)
+
+
+def _not_wanted(entry: Copy | None, site: Site, name: str) -> str | None:
+    if not _asked(entry):
+        return None if name in site.upload_options else f"upload_options does not name {name}"
+    assert entry is not None
+    return None if entry.source in (None, site.name) else f"it is to come from {entry.source}"
+
+
+def _asked(entry: Copy | None) -> bool:
+    """Whether a person wants this copy."""
+    return entry is not None and (entry.status == REQUESTED or bool(entry.fields.get("requested")))
+
+
+def _not_to_be_begun(entry: Copy | None, trigger: str) -> str | None:
+    if entry is None or entry.status == REQUESTED or _ours(entry, trigger):
+        return None
+    return f"{entry.key} is {entry.status} already"
+
+
+def plan_recall(
+    run: Run, seen: CopyKey | None, site: Site, sites: Sites, *, trigger: str, now: datetime
+) -> Plan | Skip:
+    """Decide whether `site` brings raw data back from tape, and from which archive. Pure.
+
+    `seen` is the copy whose change is the reason; None: it is the tag.
+    """
+    key = CopyKey("raw", site.name)
+    entry = run.copy(key)
+    if why := _not_to_be_begun(entry, trigger):
+        return Skip(why)
+    source = _first_good(run, _tapes(entry, seen, site, sites), site, sites)
+    if isinstance(source, Skip):
+        return source
+    if seen is not None and not _asked(entry) and to_be_purged(run, site, now):
+        return Skip(f"it would be purged at once (purge: {site.purge:g} days)")
+    if site.dir_raw is None:
+        return Skip(f"{site.name} has no directory for raw data")
+    assert source.location is not None
+    folder = _folder(source.location)
+    location = f"{site.dir_raw.rstrip('/')}/{safe_name(folder)}"
+    return Plan(source, key, source.host, folder, location, trigger, entry)
+
+
+def _tapes(entry: Copy | None, seen: CopyKey | None, site: Site, sites: Sites) -> list[str]:
+    """Where to look for data, best first. The tag wants it from any archive within reach."""
+    if entry is not None and _asked(entry):
+        return [entry.source or ""]
+    if seen is not None:
+        return list(site.download_options)
+    names = dict.fromkeys((*site.download_options, *site.upload_options))
+    return [name for name in names if (there := sites.find(name)) and there.method in methods()]
+
+
+def to_be_purged(run: Run, site: Site, now: datetime) -> bool:
+    """Whether raw data of this age is purged at the site, so that fetching it is of no use."""
+    if site.purge is None or run.start is None:
+        return False
+    return run.start + timedelta(days=site.purge) < now
+
+
+def _first_good(run: Run, names: Sequence[str], site: Site, sites: Sites) -> Copy | Skip:
+    """The first good copy by the order of `names`, where that one is on tape."""
+    if "raw" not in site.data_type:
+        return Skip(f"{site.name} does not move raw data (data_type)")
+    why: list[str] = []
+    for name in names:
+        found, there = run.copy(CopyKey("raw", name)), sites.find(name)
+        if found is None or there is None:
+            why.append(f"{name} has no such copy")
+        elif (problem := _unfit(found)) is not None:
+            why.append(problem)
+        elif there.method in disks():
+            return Skip(f"{name} has it too, and comes first")
+        elif there.method not in methods():
+            why.append(f"{name} is no archive")
+        else:
+            return found
+    return Skip(f"no copy on tape: {'; '.join(why) or 'download_options names no site'}")
+
+
+def _folder(location: str) -> str:
+    """A location on tape, as the archive lists it: cax wrote slashes twice, and at the end."""
+    return "/" + "/".join(part for part in location.split("/") if part)
+
+
+def plan_check(seen: Copy | None, site: Site, sites: Sites) -> Plan | Skip:
+    """Decide whether `site` reads that copy on tape again. Pure."""
+    if seen is None:
+        return Skip("the copy is gone")
+    there = _archive(seen.host, site, sites)
+    if isinstance(there, Skip):
+        return there
+    if seen.status != TRANSFERRED:
+        return Skip(f"it is {seen.status} now")
+    if seen.source != site.name and not (seen.source is None and seen.host in site.upload_options):
+        return Skip(f"{seen.source or 'a site that brings data there'} reads it")
+    asked, verified = (as_utc(seen.fields.get(name)) for name in ("check_asked", "verified_at"))
+    due = asked is not None and (verified is None or verified < asked)
+    if not due and (seen.checksum or seen.manifest):
+        return Skip("it has a checksum, and nobody asks for it to be read again")
+    if seen.location is None:
+        return Skip(f"{seen.key} has no location")
+    folder = _folder(seen.location)
+    return Plan(seen, seen.key, seen.host, folder, folder, "", seen)
+
+
+def _archive(name: str, site: Site, sites: Sites) -> Site | Skip:
+    """The site `name`, where it is an archive that raw data of `site` goes to."""
+    there = sites.find(name)
+    if there is None:
+        return Skip(f"{name} is not in sites.json")
+    if there.method not in methods():
+        return Skip(f"{name} is reached by {there.method}, which is no archive")
+    if "raw" not in site.data_type or "raw" not in there.data_type:
+        return Skip(f"raw data does not go to {name} (data_type)")
+    return there
+
+
+def _unfit(source: Copy) -> str | None:
+    """Say why nothing can be copied from there; None where it can."""
+    if source.status != TRANSFERRED:
+        return f"{source.key} is {source.status}"
+    if source.location is None:
+        return f"{source.key} has no location"
+    if source.manifest is None and source.checksum is None:
+        return f"{source.key} has no digest yet to compare a copy with"
+    return None
+
+
+def _ours(entry: Copy, trigger: str) -> bool:
+    """Whether this very reaction began that copy and has not brought it to its end."""
+    begun = entry.status in (TRANSFERRING, VERIFYING, ERROR)
+    return begun and entry.fields.get("trigger") == trigger
+
+
+def _any_good(run: Run, seen: Copy) -> Copy | None:
+    """A good copy of that data at another host."""
+    others = (one for one in run.copies if one.type == seen.type and one.host != seen.host)
+    return next((one for one in others if _unfit(one) is None), None)
+
+
+def _trigger(handler: str, job: Job) -> str:
+    """What stands in the entries that this reaction makes, and by which it knows them again."""
+    return f"{job.site.name}: {handler}: {job.event.aspect}"
+
+
+def _key(job: Job) -> CopyKey:
+    aspect = job.event.aspect
+    if isinstance(aspect, CopyField):
+        aspect = aspect.key
+    assert isinstance(aspect, CopyKey)
+    return aspect

@@ -1,0 +1,146 @@
+"""Backups to simulated tapes that fail in every way there is, at random.
+
+Every run must end on tape, verified, or parked with what the archive's client said; and nothing
+wrong may be taken for right, on tape or back on disk.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from attrs import define
+
+from caxev.archives import Data, Reach, directly, recall
+from caxev.config import Site
+from caxev.demo.world import TAPE
+from caxev.files import safe_name
+from caxev.model import ERROR, TRANSFERRED, CopyKey, Run
+from tests.faults.campaign import (
+    BIRTH,
+    Born,
+    End,
+    Ground,
+    Problem,
+    Tally,
+    compare,
+    corrupt,
+    digest_of,
+    say,
+    say_round,
+)
+
+TEMPLATE: Final = Path(__file__).with_suffix(".json")
+SIZE: Final = 200_000
+BACK: Final = "chicago"
+"""The site that has its copies from tape alone."""
+PATIENCE: Final = 1800.0
+"""Seconds for all of it: what fails is tried again later and later."""
+_REASON: Final = re.compile(
+    r"AN[A-Z]\d{4}[A-Z]|return code|signal|sign of life|question|breaks off"
+)
+
+
+@define(eq=False)
+class TapeGround(Ground):
+    """A ground with a tape archive, to which only flat runs go."""
+
+    odd: bool = False
+
+    async def finish(self, runs: Sequence[Born], end: End | None) -> list[Problem]:
+        """Wait as any ground does, and read what is on tape as well."""
+        problems = await super().finish(runs, end)
+        found = await self.database.runs([born.id for born in runs])
+        for born in runs:
+            problems += await trio.to_thread.run_sync(
+                lambda one, born: list(self.on_tape(one, born)), found[born.id], born
+            )
+        return [*problems, *self.left_over()]
+
+    def on_tape(self, one: Run, born: Born) -> Iterator[Problem]:
+        """Read a run's copy on tape, if it is said to be good. Blocks."""
+        copy = one.copy(CopyKey("raw", TAPE))
+        if copy is None or copy.status != TRANSFERRED or copy.location is None:
+            return
+        with tempfile.TemporaryDirectory(prefix="caxev-tape-") as directory:
+            here = Site(name="reader", dir_raw=directory, dir_tsm=directory)
+            reach = Reach(here, self.world.sites.get(TAPE))
+            data = Data(safe_name(copy.location), copy.location)
+            told = directly(recall, reach, data, f"{directory}/back", [directory])
+            if told.failed is not None:
+                yield Problem("lost", f"{one}: on tape: {told.failed}")
+            elif digest_of(f"{directory}/back") != born.digest:
+                yield Problem("corrupt_accepted", f"{one}: on tape: the bytes differ")
+
+    def left_over(self) -> Iterator[Problem]:
+        """Say what is left in the directories for staging and comparing."""
+        for site in self.world.listening:
+            for path in self.world.dir_of(site, "dir_tsm").rglob("*"):
+                if path.name != ".caxev-restored":
+                    yield Problem("lost", f"left over: {path}")
+
+
+async def tape(ground: Ground, *, rounds: int, seed: int, chance: float) -> dict[str, Any]:
+    """Take so many runs, while each command of the client fails with that probability."""
+    assert isinstance(ground, TapeGround)
+    faults = {"DSMC_SIMULATOR_CHANCE": str(chance), "DSMC_SIMULATOR_SEED": str(seed)}
+    started = [ground.listen(site, **faults) for site in ground.world.listening]
+    await ground.ready(*started)
+    began = trio.current_time()
+    runs = [await ground.take(SIZE) for _ in range(rounds)]
+    await ground.until(lambda: _over(ground, runs), "not all runs came to an end", within=PATIENCE)
+    tally, parked = Tally(), 0
+    found = await ground.database.runs([born.id for born in runs])
+    for born in runs:
+        one = found[born.id]
+        problems = await trio.to_thread.run_sync(lambda o, b: list(judge(ground, o, b)), one, born)
+        status = getattr(one.copy(CopyKey("raw", TAPE)), "status", None)
+        parked += status == ERROR
+        tally.add(problems)
+        if problems or status == ERROR:
+            say_round(f"{one}: {status}", problems, trio.current_time() - began)
+    tally.faults = _struck(ground)
+    seconds = round(trio.current_time() - began, 1)
+    say(f"{rounds} runs, {tally.faults} faults, {parked} parked, {seconds} s")
+    return {**tally.row(), "parked": parked, "seconds": seconds}
+
+
+async def _over(ground: Ground, runs: Sequence[Born]) -> bool:
+    found = await ground.database.runs([born.id for born in runs])
+    if any(_unsettled(one) for one in found.values()):
+        return False
+    states = ("open", "running")
+    return not [debt for state in states for debt in await ground.database.debts(state=state)]
+
+
+def _unsettled(one: Run) -> bool:
+    copy = one.copy(CopyKey("raw", TAPE))
+    return copy is None or copy.status not in (TRANSFERRED, ERROR)
+
+
+def judge(ground: TapeGround, one: Run, born: Born) -> Iterator[Problem]:
+    """Say what is wrong with a run's end. Blocks."""
+    copies = {CopyKey("raw", BIRTH): TRANSFERRED}
+    on_tape = one.copy(CopyKey("raw", TAPE))
+    if on_tape is not None and on_tape.status == ERROR:
+        if not _REASON.search(str(on_tape.fields.get("error"))):
+            yield Problem("lost", f"{one}: parked without a reason: {on_tape.fields}")
+        copies[on_tape.key] = ERROR
+    else:
+        copies[CopyKey("raw", TAPE)] = TRANSFERRED
+    back = one.copy(CopyKey("raw", BACK))
+    given_up = back is not None and back.status == ERROR and _REASON.search(str(back.fields))
+    if on_tape is not None and on_tape.status == TRANSFERRED and not given_up:
+        copies[CopyKey("raw", BACK)] = TRANSFERRED
+    yield from compare(one, born, End(copies, End.of(one).tags))
+    yield from corrupt(one, born, ground.world.listening)
+    yield from ground.on_tape(one, born)
+
+
+def _struck(ground: Ground) -> int:
+    struck = ground.world.directory / TAPE / "tapes" / "struck"
+    return len(struck.read_text().splitlines()) if struck.exists() else 0

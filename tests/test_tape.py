@@ -1,0 +1,736 @@
+"""Tape: what dsmc's output means, what is decided, and what the archives do, on simulated tapes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caxev.archives import (
+    Data,
+    Reach,
+    Stored,
+    Told,
+    archive,
+    back_up,
+    check,
+    compare,
+    contents,
+    directly,
+    holdings,
+    methods,
+    recall,
+)
+from caxev.archives.base import Talk
+from caxev.archives.output import (
+    Said,
+    asks,
+    backup_problem,
+    bytes_sent,
+    listing,
+    restore_problem,
+)
+from caxev.archives.staging import fit_for_tape, name_off_tape, name_on_tape
+from caxev.archives.tsm import Tsm
+from caxev.config import ArchiveOptions, ConfigError, Site, load_sites
+from caxev.demo.world import SIMULATOR
+from caxev.files import Item, Manifest, digest_tree, to_nobody
+from caxev.job import GiveUp, Retry
+
+BANNER = """\
+IBM Storage Protect
+Command Line Backup-Archive Client Interface
+  Client Version 8, Release 1, Level 25.0
+  Client date/time: 2024-12-17 16:52:58
+(c) Copyright IBM Corp. 1990, 2024. All Rights Reserved.
+
+Node Name: TESTING_NODE
+Session established with server SERVER-2: Linux/x86_64
+  Server Version 8, Release 1, Level 21.000
+  Server date/time: 2024-12-17 17:52:58  Last access: 2024-12-17 17:52:50
+
+Accessing as node: OTHER_NODE
+"""
+BACKUP = """\
+Incremental backup of volume '/data'
+Normal File-->            85,113 /data/a [Sent]
+Normal File-->         1,756,058 /data/b  Changed
+Retry # 1  Normal File-->         1,758,725 /data/b [Sent]
+ANS1898I ***** Processed     3,000 files *****
+Successful incremental backup of '/data'
+
+Total number of objects inspected:        3,002
+Total number of objects backed up:            2
+Total number of objects updated:              0
+Total number of objects rebound:              0
+Total number of objects deleted:              0
+Total number of objects expired:              0
+Total number of objects failed:               0
+Total number of objects encrypted:            0
+Total number of objects grew:                 0
+Total number of retries:                      0
+Total number of bytes inspected:           4.00 KB
+Total number of bytes transferred:            0  B
+Data transfer time:                        0.00 sec
+Network data transfer rate:                0.00 KB/sec
+Aggregate data transfer rate:              0.00 KB/sec
+Objects compressed by:                        0%
+Total data reduction ratio:              100.00%
+Elapsed processing time:               00:00:19
+"""
+FAILED_BACKUP = BACKUP.replace(
+    "ANS1898I",
+    "ANS1228E Sending of object '/data/c' failed.\n"
+    "ANS4037E Object '/data/c' changed during processing.\nObject skipped.\nANS1898I",
+).replace(
+    "Successful incremental backup of '/data'",
+    "ANS1802E Incremental backup of '/data' finished with 1 failure(s)",
+)
+RESTORE = """\
+Restore function invoked.
+
+ANS1247I Waiting for files from the server...
+Restoring         1,200,227 /fs0/x --> /fs1/x [Done]
+
+Restore processing finished.
+
+Total number of objects restored:       6,491
+Total number of objects failed:             0
+Total number of bytes transferred:       2.37 GB
+Data transfer time:                      9.74 sec
+Network data transfer rate:        254,743.14 KB/sec
+Aggregate data transfer rate:       79,174.32 KB/sec
+Elapsed processing time:             00:00:31
+"""
+INTERRUPTED = """\
+Restore function invoked.
+
+ANS1247I Waiting for files from the server...
+Restoring         1,200,227 /fs0/x --> /fs1/x [Done]
+>>>>>> Restore Processing Interrupted!! <<<<<<
+ANS1330S This node currently has a pending restartable restore session.
+"""
+QUERY = """\
+           Size        Backup Date                Mgmt Class           A/I File
+           ----        -----------                ----------           --- ----
+         4,096  B  07/12/2020 14:09:12             STANDARD             A  /backup/x
+"""
+DETAIL = """\
+             Size        Backup Date                Mgmt Class           A/I File
+             ----        -----------                ----------           --- ----
+        72,191  B  2016-04-01 02:17:31             STANDARD             A  /grid/0000ABCD
+         Modified: 2016-04-01 01:52:11  Accessed: 2016-04-01 01:05:51  Inode changed: 2016-04-01
+         Compression Type: None  Encryption Type:        None  Client-deduplicated: NO
+  Media Class: Library  Volume ID: 724216  Restore Order: 00000000-00000002-00000000-00CEF5A1
+"""
+QUESTION = """\
+--- User Action is Required ---
+File '/fs1/x' exists
+Select an appropriate action
+Action [1,2,3,A] : """
+
+
+def said(text: str, status: int = 0) -> Said:
+    return Said.of(status, (BANNER + text).splitlines())
+
+
+# -- what dsmc says -------------------------------------------------------------------------------
+
+
+def test_a_backup_that_went_well() -> None:
+    """Return code 0, all counts, none failed, the word for success: it is one."""
+    assert backup_problem(said(BACKUP), 3000) is None
+    assert said(BACKUP).totals["inspected"] == 3002
+    assert bytes_sent(BACKUP.splitlines()) == 85_113 + 1_758_725
+
+
+def test_the_counts_of_an_old_client() -> None:
+    """Older versions do not count what grew, was tried again or was encrypted."""
+    rare = ("encrypted", "grew", "retries")
+    lines = [line for line in BACKUP.splitlines() if not any(word in line for word in rare)]
+    assert backup_problem(Said.of(0, lines), 3000) is None
+
+
+def test_a_restore_that_went_well() -> None:
+    """Return code 0, the last line of the counts, as many as were wanted."""
+    assert restore_problem(said(RESTORE), 6491) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "files", "why"),
+    [
+        (BACKUP, 4, 2, "return code 4"),
+        (BACKUP, 8, 2, "warns of something that it does not name"),
+        (BACKUP, 12, 2, "return code 12"),
+        (BACKUP, -9, 2, "ended by signal 9"),
+        (BACKUP, 0, 3003, "inspected 3002 objects of 3003"),
+        (FAILED_BACKUP, 4, 2, "ANS1228E Sending of object '/data/c' failed."),
+        (FAILED_BACKUP, 0, 2, "ANS1228E"),
+        (BACKUP.replace("failed:               0", "failed:               1"), 0, 2, "1 objects"),
+        (BACKUP.replace("3,002", "3.002"), 0, 2, "no inspected"),
+        (BACKUP.replace("3,002", "30,02"), 0, 2, "no inspected"),
+        ("ANS1017E Session rejected: TCP/IP connection failure.", 12, 2, "ANS1017E Session"),
+        ("", 0, 2, "no inspected"),
+    ],
+)
+def test_a_backup_that_is_none(text: str, status: int, files: int, why: str) -> None:
+    """Any return code but 0, any message of trouble, any count that is not as it must be."""
+    assert why in (backup_problem(said(text, status), files) or "")
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "why"),
+    [
+        (RESTORE, 4, "return code 4"),
+        (RESTORE.replace("6,491", "6,490"), 0, "restored 6490 objects of 6491"),
+        (INTERRUPTED, 12, "ANS1330S This node currently has a pending restartable"),
+        (INTERRUPTED, 0, "ANS1330S"),
+        (BACKUP, 0, "no restored"),
+    ],
+)
+def test_a_restore_that_is_none(text: str, status: int, why: str) -> None:
+    """Interrupted, partial, or the output of another command."""
+    assert why in (restore_problem(said(text, status), 6491) or "")
+
+
+def test_a_harmless_warning_is_no_failure() -> None:
+    """ANS1278W, with the return code that goes with it, says nothing about what was done."""
+    text = "ANS1278W Virtual mount point is a file system. It will be backed up.\n"
+    assert backup_problem(said(text + BACKUP, 8), 2) is None
+    assert backup_problem(said("ANS1999W Something else.\n" + BACKUP, 8), 2) is not None
+
+
+def test_a_message_goes_on_in_the_next_line() -> None:
+    """A wrapped message is one; what follows it is none of it."""
+    text = "ANS1228E Sending of object\n'/data/a/very/long/name' failed.\nObject skipped.\n"
+    (message,) = said(text).messages
+    assert str(message) == "ANS1228E Sending of object '/data/a/very/long/name' failed."
+
+
+def test_the_worst_message_is_told() -> None:
+    """An error goes before a warning; a severity that nobody knows goes before both."""
+    text = "ANS1111W a\nANS2222E b\nANS3333I c\n"
+    assert str(said(text).trouble) == "ANS2222E b"
+    assert str(said(f"{text}ANS4444X d\n").trouble) == "ANS4444X d"
+    assert said("ANS1898I ***** Processed 3,000 files *****").trouble is None
+
+
+def test_a_question_is_noticed() -> None:
+    """It asks even where nobody is there, and waits."""
+    assert [asks(line) for line in QUESTION.splitlines()] == [True, False, False, True]
+    assert not any(asks(line) for line in (BACKUP + RESTORE + QUERY).splitlines())
+
+
+def test_a_list() -> None:
+    """Size, time and name of each object; details and the heading are passed over."""
+    assert listing(said(QUERY)) == [("/backup", Stored("x", 4096, "07/12/2020 14:09:12"))]
+    assert listing(said(DETAIL)) == [("/grid", Stored("0000ABCD", 72_191, "2016-04-01 02:17:31"))]
+    wrapped = QUERY.replace("A  /backup/x", "A\n     /backup/x y")
+    assert listing(said(wrapped)) == [("/backup", Stored("x y", 4096, "07/12/2020 14:09:12"))]
+
+
+def test_a_list_has_the_newest_version() -> None:
+    """The active one; where none is, the first that is listed."""
+    row = QUERY.splitlines()[-1]
+    older, old = row.replace("4,096", "1,000").replace(" A ", " I "), row.replace(" A ", " I ")
+    text = "\n".join([*QUERY.splitlines()[:2], old, older])
+    assert [one.size for _, one in listing(said(text))] == [4096]
+    assert [one.size for _, one in listing(said(f"{text}\n{row.replace('4,096', '7')}"))] == [7]
+
+
+def test_nothing_found_is_an_empty_list() -> None:
+    """ANS1092W with return code 8, and nothing but that."""
+    nothing = "ANS1092W No files matching search criteria were found"
+    assert listing(said(nothing, 8)) == []
+    for text, status in ((nothing, 0), (nothing, 12), ("", 8), ("", 0), (nothing + QUERY, 4)):
+        with pytest.raises(ValueError, match="dsmc"):
+            listing(said(text, status))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        QUERY.replace("4,096  B", "4.0 KB"),
+        QUERY.replace("4,096", "4,09"),
+        QUERY.replace(" A  /backup/x", " A"),
+        QUERY.replace(" A  /backup/x", " A\n   backup/x"),
+        QUERY + "something else\n",
+        QUERY + "ANS1029E Communication is lost\n",
+        "\n".join(QUERY.splitlines()[:2]),
+        QUERY.splitlines()[-1],
+    ],
+)
+def test_a_list_that_is_not_understood(text: str) -> None:
+    """A line that could be anything makes the list none."""
+    with pytest.raises(ValueError, match="dsmc"):
+        listing(said(text))
+
+
+@given(st.integers(0, len(BACKUP) - 4))
+def test_a_backup_cut_off_anywhere_is_none(length: int) -> None:
+    """Whatever is missing at the end, it is no success, whatever the return code."""
+    assert backup_problem(said(BACKUP[:length]), 2) is not None
+
+
+@given(st.integers(0, len(RESTORE) - 4))
+def test_a_restore_cut_off_anywhere_is_none(length: int) -> None:
+    """The same of a restore."""
+    assert restore_problem(said(RESTORE[:length]), 6491) is not None
+
+
+@given(st.text(), st.integers(-20, 20))
+def test_any_other_text_is_no_success(text: str, status: int) -> None:
+    """Nothing that dsmc did not write passes for what it would have written, and nothing raises."""
+    one = Said.of(status, text.splitlines())
+    assert backup_problem(one, 1) is not None
+    assert restore_problem(one, 1) is not None
+    with pytest.raises(ValueError, match="dsmc"):
+        listing(one)
+
+
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=20), st.data())
+def test_a_list_cut_off_lacks_a_file(sizes: list[int], data: st.DataObject) -> None:
+    """Cut off anywhere, it is no list, or one in which the last name is missing."""
+    rows = [
+        f"{size:>14,}  B  2024-01-01 00:00:00             STANDARD             A  /tsm/r/r_{n:04}"
+        for n, size in enumerate(sizes)
+    ]
+    text = "\n".join(rows)
+    cut = data.draw(st.integers(0, len(text) - 1))
+    whole = [one for _, one in listing(said("\n".join([*HEAD, text])))]
+    assert [one.size for one in whole] == sizes
+    try:
+        found = [one for _, one in listing(said("\n".join([*HEAD, text[:cut]])))]
+    except ValueError:
+        return
+    assert whole[-1].name not in [one.name for one in found]
+
+
+HEAD = QUERY.splitlines()[:2]
+
+
+# -- what is fit for tape -------------------------------------------------------------------------
+
+
+def item(path: bytes, kind: Any = "file", digest: int = 0) -> Item:
+    return Item(path, kind, 10 if kind == "file" else 0, bytes([digest] * 32))
+
+
+@pytest.mark.parametrize(
+    ("items", "why"),
+    [
+        ([item(b"a", digest=1), item(b"b", digest=2)], None),
+        ([], "it holds no file"),
+        ([item(b"")], "not a directory"),
+        ([item(b"a"), item(b"d", "dir")], "d is a directory"),
+        ([item(b"a"), Item(b"l", "link", target=b"a")], "l is a link"),
+        ([item(b"a", digest=1), item(b"c", digest=2), item(b"b", digest=1)], "a and b are alike"),
+    ],
+)
+def test_what_goes_to_tape(items: list[Item], why: str | None) -> None:
+    """Flat, not empty, no two files alike: cax's rules."""
+    problem = fit_for_tape(Manifest(items))
+    assert problem is None if why is None else why in (problem or "")
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="/"), min_size=1))
+def test_a_name_on_tape_leads_back(name: str) -> None:
+    """The run's name stands before each file's; a name that is not printable is refused."""
+    if name.isprintable():
+        assert name_on_tape("161111_1434", name.encode()) == f"161111_1434_{name}"
+        assert name_off_tape("161111_1434", f"161111_1434_{name}") == name.encode()
+    else:
+        with pytest.raises(GiveUp):
+            name_on_tape("161111_1434", name.encode())
+
+
+@pytest.mark.parametrize("name", ["161111_1435_a", "161111_1434_", "a", "161111_1434_a/b", ""])
+def test_a_name_of_another_run_is_refused(name: str) -> None:
+    """What a tape gives must be of the run that was asked for."""
+    with pytest.raises(GiveUp, match="not of 161111_1434"):
+        name_off_tape("161111_1434", name)
+
+
+# -- the steps, on simulated tapes ----------------------------------------------------------------
+
+RUN = "161111_1434"
+
+
+@define
+class Ground:
+    """A site with a run, and an archive that it reaches."""
+
+    path: Path
+    reach: Reach
+
+    @property
+    def source(self) -> Path:
+        return self.path / "raw" / RUN
+
+    @property
+    def staged(self) -> Path:
+        return self.path / "tsm" / RUN
+
+    @property
+    def data(self) -> Data:
+        return Data(RUN, self.folder, self.manifest)
+
+    @property
+    def folder(self) -> str:
+        tape = self.reach.there.method == "tsm"
+        return str(self.staged if tape else self.path / "archive" / RUN)
+
+    @property
+    def manifest(self) -> Manifest:
+        return manifest_of(self.source)
+
+    def fault(self, *faults: str) -> None:
+        (self.path / "faults").write_text("".join(f"{fault}\n" for fault in faults))
+
+    def back_up(self, *, again: bool = False) -> Told[Manifest]:
+        return directly(back_up, self.reach, str(self.source), self.data, again)
+
+    def compare(self, data: Data | None = None) -> str | None:
+        return directly(compare, self.reach, data or self.data).get()[0]
+
+    def recall(self, data: Data | None = None, target: str = "back") -> Told[Any]:
+        home = self.path / "raw"
+        final = str(home / target / RUN)
+        return directly(recall, self.reach, data or self.data, final, [str(home)])
+
+    def restored(self, target: str = "back") -> Path:
+        return self.path / "raw" / target / RUN
+
+
+def manifest_of(path: Path) -> Manifest:
+    return digest_tree(str(path), sha512=True, report=to_nobody)
+
+
+def ground_in(path: Path, method: str, **options: Any) -> Ground:
+    for name in ("raw", "tsm", "archive", "tapes"):
+        (path / name).mkdir()
+    (path / "raw" / RUN).mkdir()
+    for number, name in enumerate(("one.zip", "two words.zip", "three.json")):
+        (path / "raw" / RUN / name).write_bytes(bytes([number]) * (3000 + number))
+    environment = {
+        "DSMC_SIMULATOR_TAPES": str(path / "tapes"),
+        "DSMC_SIMULATOR_FAULTS": str(path / "faults"),
+    }
+    settings = ArchiveOptions(
+        command=(sys.executable, "-S", str(SIMULATOR)), environment=environment, **options
+    )
+    here = Site(name="lngs", dir_raw=str(path / "raw"), dir_tsm=str(path / "tsm"))
+    there = Site(name="tape", method=method, dir_raw=str(path / "archive"), archive=settings)
+    return Ground(path, Reach(here, there))
+
+
+@pytest.fixture
+def tape(tmp_path: Path) -> Ground:
+    """A site that reaches simulated tapes."""
+    return ground_in(tmp_path, "tsm")
+
+
+@pytest.fixture(params=["tsm", "directory"])
+def ground(tmp_path: Path, request: pytest.FixtureRequest) -> Ground:
+    """A site that reaches an archive of each kind."""
+    return ground_in(tmp_path, request.param)
+
+
+@pytest.mark.tape
+def test_there_and_back(ground: Ground) -> None:
+    """What was backed up is listed, compares equal and comes back; nothing else is left behind."""
+    manifest = ground.back_up().get()
+    assert manifest == ground.manifest
+    names = {f"{RUN}_{path.name}": path.stat().st_size for path in ground.source.iterdir()}
+    found = directly(contents, ground.reach, ground.folder).get()
+    assert {one.name: one.size for one in found} == names
+    assert directly(check, ground.reach).get()
+    assert directly(holdings, ground.reach).get().keys() == {ground.folder}
+    assert ground.compare() is None
+    assert not ground.staged.exists()
+    assert not list((ground.path / "tsm" / ".caxev-restored").iterdir())
+    assert ground.recall().get().manifest.digest == manifest.digest
+    assert manifest_of(ground.restored()) == ground.manifest
+    assert [path.name for path in ground.restored().parent.iterdir()] == [RUN]
+
+
+@pytest.mark.tape
+def test_steps_are_repeatable(ground: Ground) -> None:
+    """Done twice, each ends as done once."""
+    ground.back_up().get()
+    ground.back_up().get()
+    assert ground.compare() is None
+    assert ground.compare() is None
+    ground.recall().get()
+    assert ground.recall().get().moved == 0
+    assert manifest_of(ground.restored()) == ground.manifest
+
+
+@pytest.mark.tape
+def test_staging_takes_no_room(tape: Ground) -> None:
+    """What is staged on one file system with the source is the same files by other names."""
+    tape.fault("incremental killed")
+    assert isinstance(tape.back_up().failed, Retry)
+    for path in tape.source.iterdir():
+        assert (tape.staged / f"{RUN}_{path.name}").samefile(path)
+
+
+@pytest.mark.tape
+def test_staging_holds_nothing_else(tape: Ground) -> None:
+    """What an earlier attempt, or somebody else, has left in staging does not go to tape."""
+    tape.staged.mkdir()
+    (tape.staged / "stray").write_text("stray")
+    (tape.staged / f"{RUN}_one.zip").write_text("half of it")
+    tape.back_up().get()
+    assert tape.compare() is None
+    names = [one.name for one in directly(contents, tape.reach, tape.folder).get()]
+    assert sorted(names) == sorted(f"{RUN}_{path.name}" for path in tape.source.iterdir())
+
+
+PASSING = [
+    ("incremental lost", "ANS1029E"),
+    ("incremental media", "ANS1312E"),
+    ("incremental quota", "ANS1311E"),
+    ("incremental changed", "ANS1228E"),
+    ("incremental unreachable", "ANS1017E"),
+    ("incremental killed", "signal 9"),
+    ("incremental truncated", "breaks off"),
+    ("incremental question", "asks a question"),
+    ("query unreachable", "ANS1017E"),
+    ("query lost", "ANS1029E"),
+]
+
+
+@pytest.mark.tape
+@pytest.mark.parametrize(("fault", "why"), PASSING)
+def test_a_backup_goes_wrong(tape: Ground, fault: str, why: str) -> None:
+    """It is told by the code and the text, with all that dsmc wrote; the next one makes it good."""
+    tape.fault(*(["query none"] if fault.startswith("query") else []), fault)
+    told = tape.back_up()
+    assert isinstance(told.failed, Retry)
+    assert why in str(told.failed)
+    assert "Node Name: SIMULATOR" in told.said
+    tape.back_up().get()
+    assert tape.compare() is None
+
+
+@pytest.mark.tape
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("lost", "ANS1029E"),
+        ("media", "ANS1312E"),
+        ("partial", "ANS1228E"),
+        ("killed", "signal 9"),
+        ("truncated", "breaks off"),
+        ("question", "asks a question"),
+        ("wrong-byte", "differs"),
+    ],
+)
+def test_a_recall_goes_wrong(tape: Ground, fault: str, why: str) -> None:
+    """Nothing gets its name; the next one keeps what is right, and makes it good."""
+    tape.back_up().get()
+    tape.fault(f"restore {fault}")
+    told = tape.recall()
+    assert isinstance(told.failed, Retry)
+    assert why in str(told.failed)
+    assert not tape.restored().exists()
+    copied = tape.recall().get()
+    assert manifest_of(tape.restored()) == tape.manifest
+    if fault in ("lost", "partial", "killed"):
+        assert copied.moved < copied.bytes_total
+
+
+@pytest.mark.tape
+def test_a_wrong_byte_on_tape_is_found(tape: Ground) -> None:
+    """It is named, never accepted, and sent again only where that is asked for."""
+    tape.fault("incremental wrong-byte")
+    tape.back_up().get()
+    assert f"1 files: {tape.manifest.files[1].path.decode()} differs" in (tape.compare() or "")
+    tape.back_up().get()
+    assert "differs" in (tape.compare() or "")
+    tape.back_up(again=True).get()
+    assert tape.compare() is None
+
+
+@pytest.mark.tape
+def test_a_list_that_breaks_off_is_no_list(tape: Ground) -> None:
+    """A file that is not listed is not on tape, whatever the return code."""
+    tape.fault("query none", "query truncated")
+    assert "lacks" in str(tape.back_up().failed)
+
+
+@pytest.mark.tape
+def test_nothing_on_tape_is_replaced(tape: Ground) -> None:
+    """Where the folder holds something else, nothing is sent."""
+    tape.back_up().get()
+    tape.compare()
+    (tape.source / "one.zip").write_bytes(b"another run of that name")
+    told = tape.back_up()
+    assert isinstance(told.failed, GiveUp)
+    assert "nothing on tape is replaced" in str(told.failed)
+
+
+@pytest.mark.tape
+def test_what_is_inactive_is_still_there(tape: Ground) -> None:
+    """A later backup of the emptied directory makes files inactive: they come back all the same."""
+    tape.back_up().get()
+    tape.compare()
+    tape.staged.mkdir()
+    command = (*(tape.reach.options.command or ()), "incremental", f"{tape.staged}/")
+    subprocess.run(command, env={**os.environ, **tape.reach.options.environment}, check=True)
+    assert tape.recall().get().manifest.digest == tape.manifest.digest
+
+
+@pytest.mark.tape
+def test_a_source_that_is_not_what_it_was(tape: Ground) -> None:
+    """It does not go to tape: by its manifest, or where only cax knew it, by its checksum."""
+    data = Data(RUN, tape.folder, None, tape.manifest.cax_checksum())
+    directly(back_up, tape.reach, str(tape.source), data, False).get()
+    assert tape.compare(data) is None
+    expected = tape.data
+    (tape.source / "one.zip").write_bytes(b"other")
+    for one in (data, expected):
+        told = directly(back_up, tape.reach, str(tape.source), one, False)
+        assert isinstance(told.failed, GiveUp)
+
+
+@pytest.mark.tape
+def test_what_cax_has_brought_there_comes_back(tape: Ground) -> None:
+    """Without a manifest the names are those on tape, and the checksum tells."""
+    tape.back_up().get()
+    data = Data(RUN, tape.folder, None, tape.manifest.cax_checksum())
+    tape.recall(data).get()
+    assert manifest_of(tape.restored()) == tape.manifest
+    other = tape.recall(evolve(data, checksum="ab" * 64), "other")
+    assert "its checksum differs" in str(other.failed)
+    assert not tape.restored("other").exists()
+
+
+@pytest.mark.tape
+def test_what_is_not_on_tape_does_not_come_back(ground: Ground) -> None:
+    """It is given up, and no directory is left behind under its name."""
+    told = ground.recall()
+    assert isinstance(told.failed, GiveUp)
+    assert "is not on tape" in str(told.failed)
+    assert not ground.restored().exists()
+
+
+@pytest.mark.tape
+def test_what_stands_there_is_not_replaced(tape: Ground) -> None:
+    """Something else under the name is left as it is."""
+    tape.back_up().get()
+    tape.restored().mkdir(parents=True)
+    (tape.restored() / "mine").write_text("mine")
+    assert isinstance(tape.recall().failed, GiveUp)
+    assert (tape.restored() / "mine").read_text() == "mine"
+
+
+@pytest.mark.tape
+def test_a_client_that_hangs_is_killed(tmp_path: Path) -> None:
+    """Without a sign of life it is killed, and that is told."""
+    tape = ground_in(tmp_path, "tsm", patience=2.0)
+    tape.staged.mkdir()
+    tape.fault("incremental hang")
+    with pytest.raises(Retry, match="gave no sign of life for 2 s"):
+        Tsm().put(tape.reach, tape.folder, tape.folder, [], again=False, talk=Talk(to_nobody))
+    assert not simulators(tmp_path)
+
+
+@pytest.mark.tape
+def test_no_room_to_restore(tape: Ground) -> None:
+    """What would not leave enough free is not begun."""
+    tape.back_up().get()
+    tape.reach = evolve(tape.reach, here=evolve(tape.reach.here, min_free=1 << 62))
+    assert "not enough space" in str(tape.recall().failed)
+
+
+@pytest.mark.tape
+@pytest.mark.parametrize("name", ["*", "a?b", 'quo"te', "brace{1}"])
+def test_a_name_that_means_something_to_the_client(tape: Ground, name: str) -> None:
+    """Wildcards and quotes would name other files: they are refused before anything is sent."""
+    (tape.source / name).write_bytes(name.encode())
+    told = tape.back_up()
+    assert isinstance(told.failed, GiveUp)
+    assert "cannot be told of the name" in str(told.failed)
+
+
+_SHELF = """
+from caxev.archives import Stored
+class Shelf:
+    def folder(self, reach, name): return f"/shelf/{name}"
+    def listed(self, reach, folder, talk): return [Stored("box", 1)]
+"""
+
+
+def test_an_archive_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package adds a method by an entry point; no listener is looked for there."""
+    (tmp_path / "shelf.py").write_text(_SHELF)
+    info = tmp_path / "shelf-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[caxev.archives]\nshelf = shelf:Shelf\n")
+    (tmp_path / "sites.json").write_text('[{"name": "cellar", "method": "shelf"}]')
+    with pytest.raises(ConfigError, match="method must be"):
+        load_sites(tmp_path / "sites.json")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    cellar = load_sites(tmp_path / "sites.json").get("cellar")
+    assert not cellar.listener
+    assert "shelf" in methods()
+    reach = Reach(Site(name="here"), cellar)
+    assert directly(contents, reach, "/shelf/a").get() == [Stored("box", 1)]
+    with pytest.raises(GiveUp, match="no archive is reached by 'attic'"):
+        archive("attic")
+
+
+def simulators(path: Path) -> list[int]:
+    """The simulators that work on the tapes there."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = str(path).encode() in (process / "environ").read_bytes()
+            if ours and b"dsmc_simulator" in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def wait(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+_STEP = """
+import sys
+from pathlib import Path
+from tests.test_tape import ground_in
+ground_in(Path(sys.argv[1]), "tsm").back_up()
+"""
+
+
+@pytest.mark.tape
+def test_the_client_dies_with_us(tmp_path: Path) -> None:
+    """However the process that runs it is killed, dsmc does not go on alone."""
+    (tmp_path / "faults").write_text("incremental hang\n")
+    command = [sys.executable, "-c", _STEP, str(tmp_path)]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1]) as process:
+        try:
+            wait(lambda: simulators(tmp_path) and (tmp_path / "faults").read_text() == "")
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            wait(lambda: not simulators(tmp_path))
+        finally:
+            process.kill()

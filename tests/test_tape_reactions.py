@@ -1,0 +1,423 @@
+"""What the reactions to data on tape decide, and what they and ``caxev tape`` do with listeners."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, evolve
+from pymongo import MongoClient
+from pymongo.collection import Collection
+
+from caxev import CopyKey, Run, RunUpdate, Skip
+from caxev.archives import Stored
+from caxev.cli.tape import check_ask, days, forget_ask, on_tape, put_ask, summary
+from caxev.config import ConfigError, archive_between, load_sites
+from caxev.config.archive import read_archive
+from caxev.demo.world import TAPE, World
+from caxev.model import CopyIs
+from handlers import checksum, tape, transfer
+from tests.faults.campaign import ground_in, new_world
+from tests.faults.crash import crash
+from tests.faults.tape import TEMPLATE, TapeGround
+from tests.faults.tape import tape as campaign
+from tests.test_cli import Caxev, caxev  # noqa: F401  # a fixture
+from tests.test_handlers import ALL, LNGS, NAME, NOW, entry, run_of, site, sites_of, why
+
+TRIGGER = "lngs: backup: raw at lngs"
+HERE = evolve(LNGS, dir_tsm="/lngs/tsm", upload_options=("chicago", "tape"))
+SITES = sites_of(HERE, *(one for one in ALL.values() if one.name != "lngs"))
+
+
+def backup(run: Run, name: str = "tape", here: Any = HERE, seen: str = "lngs") -> Any:
+    key = CopyKey("raw", seen)
+    return tape.plan_backup(run, key, here, SITES, name=name, trigger=TRIGGER)
+
+
+def recall(run: Run, seen: str | None = "tape", here: Any = HERE, days: float = 0) -> Any:
+    key = None if seen is None else CopyKey("raw", seen)
+    now = NOW + timedelta(days=days)
+    return tape.plan_recall(run, key, here, SITES, trigger=TRIGGER, now=now)
+
+
+# -- backup ---------------------------------------------------------------------------------------
+
+
+def test_a_backup_is_planned_as_cax_named_it() -> None:
+    """The folder is that of the data's own name below dir_tsm of the site that brings it."""
+    plan = backup(run_of(entry("lngs")))
+    assert isinstance(plan, tape.Plan)
+    assert (plan.folder, plan.tape, plan.key) == (
+        f"/lngs/tsm/{NAME}",
+        "tape",
+        ("raw", "tape", None),
+    )
+    assert plan.resume is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "name", "reason"),
+    [
+        ([entry("lngs")], "xenon", "upload_options does not name xenon"),
+        ([entry("lngs")], "chicago", "reached by sftp, which is no archive"),
+        ([entry("xenon")], "tape", "no copy at lngs"),
+        ([entry("lngs", "deleting")], "tape", "is deleting"),
+        ([entry("lngs", checksum=None)], "tape", "no digest yet"),
+        ([entry("lngs"), entry("tape")], "tape", "is transferred already"),
+        ([entry("lngs"), entry("tape", "verifying", trigger="x")], "tape", "verifying already"),
+        ([entry("lngs"), entry("tape", "requested", source="xenon")], "tape", "come from xenon"),
+    ],
+)
+def test_what_is_not_backed_up(entries: list[dict[str, Any]], name: str, reason: str) -> None:
+    """Only what is good here, to an archive that wants it, and that no one else is bringing."""
+    assert reason in why(backup(run_of(*entries), name))
+
+
+def test_a_backup_needs_a_place() -> None:
+    """Without dir_tsm nobody knows where data for tape is staged."""
+    assert "dir_tsm" in why(backup(run_of(entry("lngs")), here=evolve(HERE, dir_tsm=None)))
+
+
+def test_a_backup_goes_on_where_it_was() -> None:
+    """Its own entry, by the trigger; what has only to be compared needs no source any more."""
+    for status in ("transferring", "error"):
+        ours = entry("tape", status, trigger=TRIGGER, location="n/a")
+        plan = backup(run_of(entry("lngs"), ours))
+        assert plan.resume.status == status
+        assert why(backup(run_of(ours))) == "there is no copy at lngs"
+    sent = entry("tape", "verifying", trigger=TRIGGER, location="/old/tsm/x")
+    plan = backup(run_of(sent))
+    assert (plan.folder, plan.resume.status) == ("/old/tsm/x", "verifying")
+
+
+def test_what_a_person_asks_for_is_backed_up() -> None:
+    """Whatever upload_options name."""
+    wish = entry("tape", "requested", source="lngs", location=None)
+    plan = backup(run_of(entry("lngs"), wish), here=evolve(HERE, upload_options=()), seen="tape")
+    assert plan.resume.status == "requested"
+
+
+# -- recall ---------------------------------------------------------------------------------------
+
+WANTS = evolve(HERE, download_options=("tape",))
+ON_TAPE = entry("tape", location="/data/xenon/tsm//161111_1434/")
+
+
+def test_a_recall_is_planned_from_where_cax_left_it() -> None:
+    """To the site's own directory, from the folder that the entry names."""
+    plan = recall(run_of(ON_TAPE), here=WANTS)
+    assert (plan.folder, plan.location) == (f"/data/xenon/tsm/{NAME}", f"/lngs/raw/{NAME}")
+
+
+@pytest.mark.parametrize(
+    ("entries", "fields", "reason"),
+    [
+        ([entry("tape", "verifying")], {}, "is verifying"),
+        ([ON_TAPE, entry("lngs")], {}, "transferred already"),
+        ([ON_TAPE, entry("lngs", "transferring", trigger="pull")], {}, "transferring already"),
+        ([ON_TAPE], {"download_options": ()}, "names no site"),
+        ([ON_TAPE], {"dir_raw": None}, "no directory"),
+        ([ON_TAPE], {"data_type": ("processed",)}, "data_type"),
+        ([ON_TAPE], {"purge": 1.0}, "purged at once"),
+        ([ON_TAPE, entry("xenon")], {"download_options": ("xenon", "tape")}, "comes first"),
+    ],
+)
+def test_what_is_not_recalled(
+    entries: list[dict[str, Any]], fields: dict[str, Any], reason: str
+) -> None:
+    """Only what is wanted here and not to be had sooner from a disk."""
+    here = evolve(WANTS, **fields)
+    assert reason in why(recall(run_of(*entries), here=here, days=2))
+
+
+def test_the_tag_asks_any_site_that_reaches_tape() -> None:
+    """Also one that only brings data there, and what would be purged; a disk does not count."""
+    here = evolve(HERE, purge=1.0, download_options=("xenon",))
+    assert isinstance(recall(run_of(ON_TAPE, entry("xenon")), None, here, days=9), tape.Plan)
+    away = evolve(here, upload_options=())
+    assert isinstance(recall(run_of(ON_TAPE), None, away), Skip)
+
+
+def test_a_person_s_wish_names_the_archive() -> None:
+    """What was asked for comes from where it was asked for."""
+    wish = entry("lngs", "requested", source="tape", location=None)
+    here = evolve(HERE, download_options=("xenon",), purge=1.0)
+    plan = recall(run_of(ON_TAPE, entry("xenon"), wish), "lngs", here, days=9)
+    assert (plan.tape, plan.resume.status) == ("tape", "requested")
+    other = entry("lngs", "requested", source="xenon", location=None)
+    assert "comes first" in why(recall(run_of(ON_TAPE, entry("xenon"), other), "lngs", here))
+
+
+# -- reading again --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "planned"),
+    [
+        ({}, False),
+        ({"checksum": None}, True),
+        ({"check_asked": NOW}, True),
+        ({"check_asked": NOW, "verified_at": NOW - timedelta(1)}, True),
+        ({"check_asked": NOW, "verified_at": NOW}, False),
+        ({"check_asked": NOW, "source": "xenon"}, False),
+        ({"check_asked": NOW, "status": "error"}, False),
+        ({"check_asked": NOW, "location": "n/a"}, False),
+    ],
+)
+def test_what_is_read_again(fields: dict[str, Any], planned: bool) -> None:
+    """What has no digest, or was asked for since; by the site that brought it there."""
+    copy = run_of({**entry("tape", source="lngs"), **fields}).copies[0]
+    assert isinstance(tape.plan_check(copy, HERE, SITES), tape.Plan) == planned
+
+
+def test_an_entry_of_cax_is_read_by_who_brings_data_there() -> None:
+    """Those of cax did not say where a copy came from."""
+    copy = run_of(entry("tape", checksum=None)).copies[0]
+    assert isinstance(tape.plan_check(copy, HERE, SITES), tape.Plan)
+    assert isinstance(tape.plan_check(copy, evolve(HERE, upload_options=()), SITES), Skip)
+
+
+def test_other_reactions_leave_tape_alone() -> None:
+    """Nobody verifies or mends a copy on tape over SSH."""
+    seen = run_of(entry("lngs"), entry("tape", "verifying", source="lngs")).copies[1]
+    verdict = checksum.plan_checksum(run_of(entry("lngs")), seen, HERE, SITES)
+    assert "which this reaction does not serve" in why(verdict)
+    bad = entry("tape", "error", source="lngs", checksumproblem=True)
+    run = run_of(entry("lngs", manifest="b3:1"), bad)
+    plan = transfer.plan_repair(run, run.copies[1], HERE, SITES, trigger="x")
+    assert "is not reached by" in why(plan)
+
+
+# -- sites.json -----------------------------------------------------------------------------------
+
+
+def test_an_archive_s_options() -> None:
+    """The machine's own go before those of the archive; variables are put together."""
+    here = site("a", archive=read_archive({"optfile": "/a.opt", "environment": {"A": "1"}}))
+    there = site(
+        "t",
+        method="tsm",
+        archive=read_archive(
+            {"server": "S", "optfile": "/t.opt", "patience": "2h", "environment": {"B": "2"}}
+        ),
+    )
+    options = archive_between(here, there)
+    assert (options.server, options.optfile, options.patience) == ("S", "/a.opt", 7200.0)
+    assert options.environment == {"A": "1", "B": "2"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"patience": "soon"}, 'patience must be a length of time, as "6h"'),
+        ({"patience": "0s"}, "patience must be"),
+        ({"command": "dsmc -x"}, "command must be a list of words"),
+        ({"optfile": "dsm.opt"}, "optfile must be an absolute path"),
+        ({"scratch": "/a/../b"}, "scratch must be an absolute path"),
+        ({"environment": {"LANG": "de"}}, "environment must be"),
+        ({"server": "two words"}, "server must be a name without spaces"),
+        ({"optfiel": "/x"}, "unknown key 'optfiel' (did you mean 'optfile'?"),
+        ("dsmc", "archive must be an object"),
+    ],
+)
+def test_what_is_wrong_with_an_archive_is_told(tmp_path: Path, value: Any, message: str) -> None:
+    """By file, site, key and value."""
+    file = tmp_path / "sites.json"
+    file.write_text(json.dumps([{"name": "t", "method": "tsm", "archive": value}]))
+    with pytest.raises(ConfigError) as told:
+        load_sites(file)
+    assert str(told.value).startswith(f"{file}: site 't': archive")
+    assert message in str(told.value)
+
+
+# -- caxev tape, pure -----------------------------------------------------------------------------
+
+
+def test_what_put_check_and_forget_write() -> None:
+    """A request, a field, a removal with a tombstone; where there is nothing to do, why."""
+    run = run_of(entry("lngs"), entry("xenon", "error"))
+    asked = put_ask(run, ["xenon", "lngs"], "tape")
+    assert asked.update is not None
+    assert (asked.update.add or {}).items() >= {"host": "tape", "status": "requested"}.items()
+    assert put_ask(run, ["xenon"], "tape").update is None
+    assert check_ask(run, "tape").update is None
+    assert forget_ask(run, "tape", "lost").update is None
+    run = run_of(entry("tape"))
+    update = check_ask(run, "tape").update
+    assert isinstance(update, RunUpdate)
+    assert update.change is not None
+    assert isinstance(update.change[1]["check_asked"], datetime)
+    update = forget_ask(run, "tape", "the tape is lost").update
+    assert isinstance(update, RunUpdate)
+    assert isinstance(update.remove, CopyIs)
+    assert (update.tombstone or {})["why"] == "the tape is lost"
+
+
+def test_the_database_against_the_tape() -> None:
+    """What should be there and is not, or in another size, is missing."""
+    row = {"status": "transferred", "location": "/tsm/r/", "bytes": 3, "note": None}
+    held = {"/tsm/r": [Stored("a", 1), Stored("b", 2)]}
+    assert not on_tape(row, held)["missing"]
+    assert on_tape(row, {})["note"] == "missing on tape"
+    assert on_tape({**row, "bytes": 4}, held)["note"] == "another size on tape"
+    assert not on_tape({**row, "status": "error"}, {})["missing"]
+    assert summary([{**row, "missing": True}]) == (
+        "1 runs: 1 transferred; 3 B on tape; 1 of them are missing on tape"
+    )
+
+
+def test_rates_by_day() -> None:
+    """Runs and bytes count on the day on which they were found good on tape."""
+    row = {"since": NOW, "verified_at": NOW + timedelta(seconds=10), "bytes": 1000}
+    (day,) = days([row, row, {**row, "verified_at": None}])
+    assert (day["runs"], day["bytes"], day["bytes_per_s"]) == (2, 2000, 100.0)
+
+
+# -- with listeners -------------------------------------------------------------------------------
+
+PATIENCE = 90.0  # seconds
+
+
+@define
+class Ground:
+    """Two sites with listeners and a tape archive: one brings data there, the other takes it."""
+
+    world: World
+    runs: Collection[dict[str, Any]]
+    ledger: Collection[dict[str, Any]]
+    run: Any = None
+
+    def take(self, number: int = 1) -> None:
+        document = self.world.take_run("lngs", number, 300_000, seed=number)
+        self.runs.insert_one(document)
+        self.run = document["_id"]
+
+    @property
+    def document(self) -> dict[str, Any]:
+        document = self.runs.find_one({"_id": self.run})
+        assert document is not None
+        return document
+
+    def entry(self, host: str) -> dict[str, Any]:
+        return next((one for one in self.document["data"] if one["host"] == host), {})
+
+    def wait(self, what: str, holds: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not holds():
+            assert time.monotonic() < deadline, f"{what}: {self.document['data']}"
+            time.sleep(0.05)
+
+    def is_good(self, host: str) -> bool:
+        return self.entry(host).get("status") == "transferred"
+
+    def contents(self, host: str) -> dict[str, bytes]:
+        path = Path(self.entry(host)["location"])
+        return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Iterator[Ground]:
+    """Two sites that are idle, and tapes that fail as planned in the file ``faults``."""
+    with (
+        World(tmp_path / "world", TEMPLATE) as world,
+        MongoClient[dict[str, Any]](world.mongod.uri, w="majority", tz_aware=True) as client,
+    ):
+        for name in world.listening:
+            faults = {"DSMC_SIMULATOR_FAULTS": str(tmp_path / f"faults-{name}")}
+            world.listen(name, environment=faults)
+        yield Ground(world, client["run"]["runs_new"], client["run"]["caxev_ledger"])
+
+
+@pytest.mark.replicaset
+@pytest.mark.tape
+def test_to_tape_and_back(ground: Ground, tmp_path: Path, caxev: Caxev) -> None:  # noqa: F811  # the fixture
+    """A run goes to tape, comes back elsewhere, is checked, listed, forgotten; a wrong byte shows.
+
+    A first backup that puts a wrong byte on tape is found out and made again.
+    """
+    (tmp_path / "faults-lngs").write_text("incremental wrong-byte\n")
+    ground.take()
+    ground.wait("not on tape", lambda: ground.is_good(TAPE))
+    there, lngs = ground.entry(TAPE), ground.entry("lngs")
+    name = Path(lngs["location"]).name
+    assert there["resends"] == 1
+    assert there["location"] == str(ground.world.dir_of("lngs", "dir_tsm") / name)
+    assert (there["manifest"], there["checksum"]) == (lngs["manifest"], lngs["checksum"])
+    assert not Path(there["location"]).exists()
+    said = ground.ledger.find_one({"handler": "backup", "state": "done", "said": {"$exists": True}})
+    assert said is not None
+    assert "Restore processing finished." in said["said"]
+    ground.wait("not back", lambda: ground.is_good("chicago"))
+    assert ground.contents("chicago") == ground.contents("lngs")
+
+    more = ("--mongo-uri", ground.world.mongod.uri, "--config", str(ground.world.sites.path))
+    answer = caxev("tape", "status", "--site", "lngs", "--json", *more)
+    assert (answer.code, answer.rows[0]["missing"]) == (0, False)
+    answer = caxev("tape", "ls", "--run", "1", "--site", "lngs", "--json", *more)
+    files = {f"{name}_{file}": len(data) for file, data in ground.contents("lngs").items()}
+    assert {row["file"]: row["bytes"] for row in answer.rows} == files
+    (tmp_path / "out").mkdir()
+    out = ("--to", str(tmp_path / "out"))
+    answer = caxev("tape", "get", "--run", "1", "--site", "lngs", *out, *more)
+    assert answer.code == 0
+    assert {f.name: f.read_bytes() for f in (tmp_path / "out" / name).iterdir()} == (
+        ground.contents("lngs")
+    )
+
+    assert caxev("tape", "check", "--run", "1", *more).code == 0
+    asked = ground.entry(TAPE)["check_asked"]
+    ground.wait("not read again", lambda: ground.entry(TAPE)["verified_at"] >= asked)
+    assert ground.is_good(TAPE)
+    for stored in (ground.world.directory / TAPE / "tapes" / "objects").iterdir():
+        stored.write_bytes(bytes(stored.stat().st_size))
+    assert caxev("tape", "check", "--run", "1", *more).code == 0
+    ground.wait("not found out", lambda: ground.entry(TAPE)["status"] == "error")
+    assert ground.entry(TAPE)["checksumproblem"]
+
+    answer = caxev("tape", "forget", "--run", "1", "--why", "spoilt", "--yes", *more)
+    assert answer.code == 0
+    (tombstone,) = ground.document["deleted_data"]
+    assert (tombstone["host"], tombstone["why"]) == (TAPE, "spoilt")
+
+
+@pytest.mark.replicaset
+@pytest.mark.tape
+def test_a_run_that_is_not_fit_is_parked(ground: Ground) -> None:
+    """Two files alike: the copy on tape is an error that says so, and the reaction failed."""
+    document = ground.world.take_run("lngs", 1, 300_000, seed=1)
+    raw = Path(document["data"][0]["location"])
+    (raw / "copy.json").write_bytes((raw / "pax_info.json").read_bytes())
+    ground.runs.insert_one(document)
+    ground.run = document["_id"]
+    ground.wait("not parked", lambda: ground.entry(TAPE).get("status") == "error")
+    assert "copy.json and pax_info.json are alike" in ground.entry(TAPE)["error"]
+    debt = ground.ledger.find_one({"handler": "backup", "state": "failed"})
+    assert debt is not None
+
+
+@pytest.mark.replicaset
+@pytest.mark.tape
+@pytest.mark.campaign
+async def test_killed_at_points_of_backup_and_recall() -> None:
+    """Killed between any two steps on the way to tape and back, the end is the same."""
+    with new_world(template=TEMPLATE) as world:
+        async with ground_in(world, kind=TapeGround) as ground:
+            figures = await crash(ground, rounds=0, seed=1, points=6, only=":tape.", together=True)
+    assert figures["faults"] >= 4
+    assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0
+
+
+@pytest.mark.replicaset
+@pytest.mark.tape
+@pytest.mark.campaign
+async def test_tapes_that_fail_at_random() -> None:
+    """Whatever fails, every run ends on tape or parked, and nothing wrong is accepted."""
+    with new_world(template=TEMPLATE) as world:
+        async with ground_in(world, kind=TapeGround) as ground:
+            figures = await campaign(ground, rounds=3, seed=3, chance=0.1)
+    assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0
