@@ -338,7 +338,8 @@ def ground(tmp_path: Path) -> Iterator[Ground]:
 def test_to_tape_and_back(ground: Ground, tmp_path: Path, caxev: Caxev) -> None:  # noqa: F811  # the fixture
     """A run goes to tape, comes back elsewhere, is checked, listed, forgotten; a wrong byte shows.
 
-    A first backup that puts a wrong byte on tape is found out and made again.
+    A first backup that puts a wrong byte on tape is found out and made again. A run that is not
+    fit for tape is parked, and its entry says why.
     """
     (tmp_path / "faults-lngs").write_text("incremental wrong-byte\n")
     ground.take()
@@ -384,20 +385,15 @@ def test_to_tape_and_back(ground: Ground, tmp_path: Path, caxev: Caxev) -> None:
     (tombstone,) = ground.document["deleted_data"]
     assert (tombstone["host"], tombstone["why"]) == (TAPE, "spoilt")
 
-
-@pytest.mark.replicaset
-@pytest.mark.tape
-def test_a_run_that_is_not_fit_is_parked(ground: Ground) -> None:
-    """Two files alike: the copy on tape is an error that says so, and the reaction failed."""
-    document = ground.world.take_run("lngs", 1, 300_000, seed=1)
+    document = ground.world.take_run("lngs", 2, 300_000, seed=2)
     raw = Path(document["data"][0]["location"])
     (raw / "copy.json").write_bytes((raw / "pax_info.json").read_bytes())
     ground.runs.insert_one(document)
     ground.run = document["_id"]
     ground.wait("not parked", lambda: ground.entry(TAPE).get("status") == "error")
     assert "copy.json and pax_info.json are alike" in ground.entry(TAPE)["error"]
-    debt = ground.ledger.find_one({"handler": "backup", "state": "failed"})
-    assert debt is not None
+    parked = {"handler": "backup", "state": "failed"}
+    ground.wait("not failed", lambda: ground.ledger.find_one(parked))
 
 
 @pytest.mark.replicaset
@@ -407,8 +403,8 @@ async def test_killed_at_points_of_backup_and_recall() -> None:
     """Killed between any two steps on the way to tape and back, the end is the same."""
     with new_world(template=TEMPLATE) as world:
         async with ground_in(world, kind=TapeGround) as ground:
-            figures = await crash(ground, rounds=0, seed=1, points=6, only=":tape.", together=True)
-    assert figures["faults"] >= 4
+            figures = await crash(ground, rounds=0, seed=1, points=2, only=":tape.", together=True)
+    assert figures["faults"] == 2
     assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0
 
 
@@ -419,5 +415,5 @@ async def test_tapes_that_fail_at_random() -> None:
     """Whatever fails, every run ends on tape or parked, and nothing wrong is accepted."""
     with new_world(template=TEMPLATE) as world:
         async with ground_in(world, kind=TapeGround) as ground:
-            figures = await campaign(ground, rounds=3, seed=3, chance=0.1)
+            figures = await campaign(ground, rounds=2, seed=3, chance=0.1)
     assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0

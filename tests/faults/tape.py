@@ -118,8 +118,11 @@ async def _over(ground: Ground, runs: Sequence[Born]) -> bool:
 
 
 def _unsettled(one: Run) -> bool:
-    copy = one.copy(CopyKey("raw", TAPE))
-    return copy is None or copy.status not in (TRANSFERRED, ERROR)
+    """Whether something more must come, whatever the ledger says between two looks."""
+    there, back = (one.copy(CopyKey("raw", host)) for host in (TAPE, BACK))
+    if there is not None and there.status == ERROR:
+        return False
+    return any(copy is None or copy.status not in (TRANSFERRED, ERROR) for copy in (there, back))
 
 
 def judge(ground: TapeGround, one: Run, born: Born) -> Iterator[Problem]:
