@@ -201,7 +201,10 @@ async def _corrupt_master(ground: Ground, born: Born, *, silently: bool) -> list
     after = await _read(ground, born)
     if after.document.get("deleted_data"):
         problems.append(Problem("quorum_broken", f"{run}: a copy was deleted for a bad master"))
-    return [*problems, *await trio.to_thread.run_sync(lambda: list(corrupt(after, born, ground.world.listening)))]
+    return [
+        *problems,
+        *await trio.to_thread.run_sync(lambda: list(corrupt(after, born, ground.world.listening))),
+    ]
 
 
 def _was_mended(copy: Copy) -> bool:
