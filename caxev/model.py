@@ -190,7 +190,10 @@ class Copy:
 
     @property
     def checksum(self) -> str | None:
-        return _text(self.fields.get("checksum"))
+        checksum = _text(self.fields.get("checksum"))
+        # At a catalogue cax joined the files' ADLER32s by colons, and it wrote n/a for none.
+        no_digest = checksum is None or ":" in checksum or checksum.lower() == "n/a"
+        return None if no_digest else checksum
 
     @property
     def manifest(self) -> str | None:

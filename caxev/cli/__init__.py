@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "vouch": ("caxev.cli.vouch:vouch", "Say which copy is right where no majority decides."),
     "tape": ("caxev.cli.tape:tape", "Backups on tape: make, restore, list and compare them."),
     "replay": ("caxev.cli.replay:replay", "Fire the reactions to runs as they are now again."),
+    "rucio": ("caxev.cli.rucio:rucio", "Data in the Rucio catalogue: bring, fetch, check it."),
     "status": ("caxev.cli.status:status", "How the sites are, or where copies are."),
     "explain": ("caxev.cli.explain:explain", "What each handler makes of a run, and why."),
     "reactions": ("caxev.cli.reactions:reactions", "Which reactions are open, running or failed."),

@@ -12,7 +12,7 @@ import click
 from caxev.cli.errors import CONFIGURATION, FAILED
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import Table, say, show, show_json
-from caxev.config import DEFAULT_HANDLERS, ConfigError, Site, Sites, secret
+from caxev.config import BY_METHOD, DEFAULT_HANDLERS, ConfigError, Site, Sites, secret
 
 if TYPE_CHECKING:
     from caxev.mongo import Database
@@ -169,7 +169,7 @@ def _site_row(site: Site) -> dict[str, Any]:
 def _checked(row: dict[str, Any], known: Sites, here: Site, *, connect: bool) -> dict[str, Any]:
     there = known.get(row["site"])
     if there is here:
-        wrong = "; ".join(_directory_problems(here))
+        wrong = "; ".join((*_directory_problems(here), *catalogue_problems(here, known)))
         return {**row, "ok": not wrong, "state": wrong or "ok: we are here"}
     if not connect:
         return {**row, "ok": None, "state": None}
@@ -184,15 +184,34 @@ def _directory_problems(site: Site) -> Iterable[str]:
             yield f"{root} cannot be read and written by us"
 
 
+def catalogue_problems(here: Site, known: Sites) -> Iterable[str]:
+    """Say what keeps a site from the catalogues that it brings data to or fetches it from."""
+    from caxev import catalogue
+
+    catalogues = [site for site in known.values() if site.method == "rucio"]
+    names = [*here.upload_options, *here.download_options]
+    needed = here.rucio_tags or any(known.find(name) in catalogues for name in names)
+    if needed and (why := catalogue.missing()) is not None:
+        yield f"{here.name} needs a catalogue, but {why}"
+    for there in catalogues:
+        if there.rucio.rules is not None:
+            try:
+                catalogue.load_rules(there.rucio.rules)
+            except ConfigError as error:
+                yield from error.problems
+
+
 def _connected(here: Site, there: Site) -> dict[str, Any]:
-    from caxev import archives, movers
+    from caxev import archives, catalogue, movers
     from caxev.job import GiveUp, Retry
 
-    if there.method not in movers.methods() | archives.methods():
+    if there.method not in {*movers.methods(), *archives.methods(), "rucio"}:
         return {"ok": None, "state": f"reached by {there.method}, which is not checked here"}
     try:
         if there.method in archives.methods():
             answer = archives.directly(archives.check, archives.Reach(here, there)).get()
+        elif there.method == "rucio":
+            answer = catalogue.check(there)
         else:
             answer = movers.check(here, there)
     except (GiveUp, Retry) as error:
@@ -226,7 +245,7 @@ def _all_handlers(files: Iterable[str]) -> list[Handler]:
     from caxev.config import load_handlers
     from caxev.registry import recorded
 
-    load_handlers((), files, default=DEFAULT_HANDLERS)
+    load_handlers(BY_METHOD.values(), files, default=DEFAULT_HANDLERS)
     return recorded
 
 

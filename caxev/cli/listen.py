@@ -9,6 +9,7 @@ import click
 
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import Table, show
+from caxev.config import ConfigError
 
 if TYPE_CHECKING:
     from caxev.model import Aspect, RunId
@@ -77,8 +78,11 @@ def listen(
     if as_json:
         raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")
     from caxev import daemon
+    from caxev.cli.admin import catalogue_problems
 
     sites = options.sites()
+    if problems := list(catalogue_problems(sites.get(site), sites)):
+        raise ConfigError("; ".join(problems))
     daemon.run(
         daemon.listen,
         daemon.Options(

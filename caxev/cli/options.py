@@ -13,6 +13,7 @@ import click
 from attrs import define, field
 
 from caxev.config import (
+    BY_METHOD,
     DEFAULT_HANDLERS,
     ConfigError,
     Settings,
@@ -78,7 +79,7 @@ class State:
         )
 
     def registry(self, name: str) -> Registry:
-        """Return the handlers of a site: the usual ones, its own and ``--handlers``.
+        """Return a site's handlers: the usual ones, those of methods, its own and ``--handlers``.
 
         Raises `ConfigError`. Where several sites' handlers are loaded into this process, those
         that only another site names are left out.
@@ -87,9 +88,11 @@ class State:
 
         sites = self.sites()
         here = sites.here(name)
-        load_handlers(here.site.handlers, self.handlers)
+        by_method = {BY_METHOD[one.method] for one in sites.values() if one.method in BY_METHOD}
+        load_handlers((*sorted(by_method), *here.site.handlers), self.handlers)
         foreign = {module for site in sites.values() for module in site.handlers}
-        foreign -= {*here.site.handlers, *DEFAULT_HANDLERS}
+        foreign |= {*BY_METHOD.values()}
+        foreign -= {*by_method, *here.site.handlers, *DEFAULT_HANDLERS}
         try:
             return Registry((h for h in recorded if h.module not in foreign), here)
         except ValueError as error:

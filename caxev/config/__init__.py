@@ -8,9 +8,10 @@ what to do. `sites` reads sites.json, `settings` the environment, `handlers` the
 from caxev.config.alarms import Email, Sink, Webhook
 from caxev.config.archive import ArchiveOptions
 from caxev.config.care import Deletion, Patrol, Stalled
+from caxev.config.catalogue import Catalogue, Period
 from caxev.config.corrections import Correction
-from caxev.config.errors import ConfigError
-from caxev.config.handlers import DEFAULT_HANDLERS, load_file, load_handlers
+from caxev.config.errors import ConfigError, nearest
+from caxev.config.handlers import BY_METHOD, DEFAULT_HANDLERS, load_file, load_handlers
 from caxev.config.links import Link
 from caxev.config.permissions import Permission
 from caxev.config.processing import Processing
@@ -26,8 +27,10 @@ from caxev.config.sites import (
 )
 
 __all__ = [
+    "BY_METHOD",
     "DEFAULT_HANDLERS",
     "ArchiveOptions",
+    "Catalogue",
     "ConfigError",
     "Correction",
     "Deletion",
@@ -35,6 +38,7 @@ __all__ = [
     "Here",
     "Link",
     "Patrol",
+    "Period",
     "Permission",
     "Processing",
     "Settings",
@@ -49,5 +53,6 @@ __all__ = [
     "load_file",
     "load_handlers",
     "load_sites",
+    "nearest",
     "secret",
 ]

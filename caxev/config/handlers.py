@@ -34,6 +34,8 @@ DEFAULT_HANDLERS: Final = (
     "handlers.tape",
 )
 """The modules that every site loads."""
+BY_METHOD: Final = {"rucio": "handlers.rucio"}
+"""The modules that are loaded where sites.json has a site of that method."""
 ENTRY_POINTS: Final = "caxev.handlers"
 """The entry point group by which an installed package offers a handlers' module."""
 FILES: Final = "caxev_handlers"

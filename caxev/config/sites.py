@@ -30,6 +30,7 @@ from caxev.config.care import (
     read_patrol,
     read_stalled,
 )
+from caxev.config.catalogue import Catalogue, read_catalogue
 from caxev.config.corrections import Correction, read_corrections
 from caxev.config.errors import ConfigError, Problems, nearest
 from caxev.config.links import Link, read_amount, read_links, read_rate
@@ -161,6 +162,9 @@ Links = Annotated[
     Mapping[str, Link],
     Shape('limits by site, as {"chicago": {"max_rate": "200MB/s"}}, or null', read_links),
 ]
+Rucio = Annotated[
+    Catalogue, Shape('how the catalogue is reached, as {"auth_type": "userpass"}', read_catalogue)
+]
 Permissions = Annotated[
     Mapping[str, Permission],
     Shape(
@@ -227,7 +231,8 @@ class Site:
     copies get here, by their type; `corrections` are the fields of runs that are computed here.
     `patrol`, `deletion` and `stalled` say how its copies are looked after; `quarantine_days`, for
     how many days files are kept on which no majority could agree. `archive` says how tape is
-    reached; see `archive_between`.
+    reached; see `archive_between`. `rucio` says how a catalogue is reached; runs with one of
+    `rucio_tags` are fetched here.
     """
 
     name: Name
@@ -254,6 +259,8 @@ class Site:
     rucio_transfer: Names = ()
     rucio_config_p2: Text = None
     rucio_config_p3: Text = None
+    rucio_tags: Names = ()
+    rucio: Rucio = field(default=Catalogue())
     listener: Flag = field(default=Factory(lambda self: _listens(self.method), takes_self=True))
     port: Port = 22
     known_hosts: Text = None
@@ -567,6 +574,7 @@ def _resolved(site: Site, base: Path) -> Site:
         identity=_at(base, site.identity),
         known_hosts=_at(base, site.known_hosts),
         grid_cert=_at(base, site.grid_cert),
+        rucio=site.rucio.resolved(base),
     )
 
 

@@ -27,6 +27,7 @@ from tests.faults.fuzz import fuzz
 from tests.faults.kill import kill
 from tests.faults.paths import paths
 from tests.faults.races import races
+from tests.faults.rucio import rucio
 from tests.faults.soak import soak
 from tests.faults.takeover import takeover
 from tests.faults.tape import TEMPLATE, TapeGround, tape
@@ -147,6 +148,11 @@ CAMPAIGNS: Final = {
             "--chance", type=float, default=0.15, help="of a fault in each command"
         ),
         on_tape=True,
+    ),
+    "rucio": Campaign(
+        "kill -9 of Rucio's server during uploads",
+        3,
+        lambda ground, given: rucio(ground, rounds=given.rounds, seed=given.seed),
     ),
     "soak": Campaign(
         "mixed load for long, after which nothing has grown",

@@ -278,16 +278,19 @@ class Ground:
 
     # -- runs -------------------------------------------------------------------------------
 
-    async def take(self, size: int, **fields: Any) -> Born:
-        """Have the DAQ take a run of about `size` bytes; `fields` go into its document."""
+    async def take(self, size: int, *, odd: bool = True, **fields: Any) -> Born:
+        """Have the DAQ take a run of about `size` bytes; `fields` go into its document.
+
+        Without `odd` it holds files of plain names alone.
+        """
         number = next(self._numbers)
-        document = await trio.to_thread.run_sync(self._write, number, size)
+        document = await trio.to_thread.run_sync(self._write, number, size, odd)
         digest = await trio.to_thread.run_sync(digest_of, document["data"][0]["location"])
         return Born(await self.database.insert_run({**document, **fields}), number, digest)
 
-    def _write(self, number: int, size: int) -> dict[str, Any]:
+    def _write(self, number: int, size: int, odd: bool) -> dict[str, Any]:
         document = self.world.take_run(BIRTH, number, size, number)
-        if self.odd:
+        if odd and self.odd:
             add_oddities(Path(document["data"][0]["location"]))
         (self.world.directory / BIRTH / f"taken-{number}").touch()
         return document

@@ -1,0 +1,103 @@
+"""Rucio's errors, as what the caller can do: `Retry`, `OverQuota` or `GiveUp`, in Rucio's words.
+
+Used by `caxev.catalogue.client` alone. Known by the names of their classes, so that nothing of
+Rucio's needs to be imported for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from caxev.job import GiveUp, Retry
+
+_LONGEST: Final = 500
+
+HOPELESS: Final = frozenset(
+    {
+        "AccessDenied",
+        "AccountNotFound",
+        "ClientProtocolNotFound",
+        "ClientProtocolNotSupported",
+        "ConfigNotFound",
+        "ConfigurationError",
+        "ConfigLoadingError",
+        "DataIdentifierNotFound",
+        "IdentityError",
+        "IdentityNotFound",
+        "InputValidationError",
+        "InvalidMetadata",
+        "InvalidObject",
+        "InvalidReplicationRule",
+        "InvalidRSEExpression",
+        "InvalidValueForKey",
+        "ManualRuleApprovalBlocked",
+        "MissingClientParameter",
+        "MissingDependency",
+        "NoAuthInformation",
+        "RSEFileNameNotSupported",
+        "RSENotFound",
+        "RSEOperationNotSupported",
+        "RSEProtocolDomainNotSupported",
+        "RSEProtocolNotSupported",
+        "ScopeAccessDenied",
+        "ScopeNotFound",
+        "StagingAreaRuleRequiresLifetime",
+        "UnsupportedDIDType",
+    }
+)
+"""What will not change by itself. A refused login is not here: proxies and tokens are renewed."""
+
+FULL: Final = frozenset({"FullStorage", "InsufficientAccountLimit", "RSEOverQuota"})
+
+
+class OverQuota(Retry):
+    """There is no room for it at the RSE: by the account's limit there, or at all."""
+
+
+@contextmanager
+def translated(what: str, away: float) -> Iterator[None]:
+    """Raise Rucio's errors as ours; `what` was being done.
+
+    A server that cannot be reached is asked again after `away` seconds; this costs no attempt.
+    """
+    try:
+        yield
+    except (Retry, GiveUp):
+        raise
+    except Exception as error:
+        meaning = meaning_of(error, what, away)
+        if meaning is None:
+            raise
+        raise meaning from error
+
+
+def meaning_of(error: BaseException, what: str, away: float) -> Retry | GiveUp | None:
+    """What an error means to the caller; None for one of neither Rucio nor the network."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
+    text = f"{what}: {_text(error)}"
+    if "rucio" in modules:
+        if names & FULL:
+            return OverQuota(text)
+        if names & HOPELESS:
+            return GiveUp(text)
+        gone = names & {"ServerConnectionException", "ServiceUnavailable"}
+        return Retry(text, after=away if gone else None)
+    if modules & {"requests", "urllib3"}:
+        return Retry(text, after=away)
+    return Retry(text) if isinstance(error, OSError) else None
+
+
+def is_called(error: BaseException, name: str) -> bool:
+    """Whether it is Rucio's error of that name, or a kind of it."""
+    return any(cls.__name__ == name for cls in type(error).__mro__)
+
+
+def _text(error: BaseException) -> str:
+    """Rucio's own message on one line, without what its schema validator adds below."""
+    said = str(error).strip().split("\n\nFailed validating")[0]
+    words = " ".join(said.split()) or "no message"
+    name = type(error).__name__
+    return f"{name}: {words[:_LONGEST]}"

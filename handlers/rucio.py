@@ -1,0 +1,669 @@
+"""Data goes into the catalogue (Rucio), is replicated by rules, compared, and fetched from it.
+
+- `rucio_upload` reacts to a copy that became good here: it brings it to the catalogues that
+  ``upload_options`` names. It also reacts to one that a person has requested, and to cax's states
+  ``RSEreupload`` and ``RSEquota``, in which an upload waits to be tried again.
+- `rucio_rules` makes the replication rules what the rule file wants, and writes how they stand
+  into the entry: ``rse``, ``rule_info``. It looks again, at growing intervals, while rules are not
+  OK, and never at those that are.
+- `rucio_check` compares all replicas when a person or a deletion asks for it (``check_asked``).
+- `rucio_rm` gives up a dataset that ``caxev rucio rm`` has marked ``deleting``, on proof.
+- `rucio_pull` fetches a copy from a catalogue that ``download_options`` names, for a run that has
+  one of ``rucio_tags``, or because a person has requested it.
+
+An entry at a catalogue has the location ``scope:dataset``. It is ``transferring`` until every file
+is available at the entrance RSE and the storage there has told the right size and checksum, and
+only then ``transferred``; nobody else verifies it.
+
+Safe to repeat: an entry is claimed by a conditional update and written by compare-and-set; what
+`caxev.catalogue` does is found done when it is done again. A broken upload is continued by the
+same reaction, which knows its entry by the ``trigger`` that stands in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from typing import Any
+
+from attrs import frozen
+
+from caxev import (
+    DELETING,
+    ERROR,
+    GONE,
+    HERE,
+    PASSIVE,
+    REQUESTED,
+    TRANSFERRED,
+    TRANSFERRING,
+    VERIFYING,
+    Copy,
+    CopyIs,
+    CopyKey,
+    GiveUp,
+    Job,
+    Manifest,
+    Result,
+    Retry,
+    Run,
+    RunUpdate,
+    Skip,
+    Superseded,
+    copy,
+    copy_field,
+    on,
+    tag,
+)
+from caxev import catalogue as rucio
+from caxev.catalogue import Checked, Did, Names, OverQuota, Standing
+from caxev.config import ConfigError, Site, Sites
+
+STALLED = 15 * 60.0
+"""Seconds without a byte after which a transfer is broken off and tried again."""
+LONGEST_WAIT = 6 * 3600.0
+"""Seconds after which a rule that is not OK is looked at again at the latest."""
+REUPLOAD = "RSEreupload"
+QUOTA = "RSEquota"
+WAITING = (REUPLOAD, QUOTA)
+"""cax's states of an entry whose upload is to be tried again."""
+
+
+# -- upload ---------------------------------------------------------------------------------------
+
+
+@frozen
+class Plan:
+    """A copy to be brought into a catalogue; `resume` is its entry if there is one."""
+
+    source: Copy
+    key: CopyKey
+    names: Names
+    trigger: str
+    resume: Copy | None
+
+
+@on(
+    copy(TRANSFERRED, host=HERE),
+    copy((REQUESTED, *WAITING), host=PASSIVE),
+    lane="transfer",
+    timeout=None,
+    stall=STALLED,
+    aliases=("CopyPush",),
+)
+async def rucio_upload(job: Job) -> Result:
+    """Bring data that is good here into the catalogues that want it.
+
+    The entry is ``transferring``, then ``transferred``; ``RSEreupload`` or ``RSEquota`` while it
+    waits for another try, ``error`` where it is given up.
+    """
+    key = _key(job)
+    wanted = (key.host,) if key.host != job.site.name else job.site.upload_options
+    skipped: list[str] = []
+    for name in wanted:
+        plan = plan_upload(job.run, key, job.site, job.sites, name=name, trigger=_trigger(job))
+        if isinstance(plan, Skip):
+            skipped.append(plan.why)
+            continue
+        await job.update(await _upload(job, plan))
+        job.park_with()
+    return Skip("; ".join(skipped) or "upload_options names no site") if skipped else None
+
+
+async def _upload(job: Job, plan: Plan) -> RunUpdate:
+    """Bring the copy into the catalogue; returns what its entry becomes then."""
+    mine = await _claim(job, plan)
+    assert plan.source.location is not None
+    order = rucio.Upload(
+        here=job.site,
+        there=job.sites.get(plan.key.host),
+        names=plan.names,
+        location=plan.source.location,
+        manifest=plan.source.manifest,
+        checksum=plan.source.checksum,
+        metadata=metadata_of(job.run, plan),
+    )
+    try:
+        read, found = await job.work(rucio.upload, order)
+    except Retry as error:
+        await _wait(job, mine, QUOTA if isinstance(error, OverQuota) else REUPLOAD, error)
+        raise
+    digest = read.manifest.digest
+    await job.store_manifest(digest, read.manifest.to_rows())
+    await job.store_manifest(rucio.stored_as(digest), [one.to_row() for one in read.files])
+    return RunUpdate.change_copy(
+        job.run,
+        mine,
+        TRANSFERRED,
+        owner=None,
+        error=None,
+        checksumproblem=None,
+        manifest=digest,
+        checksum=plan.source.checksum or read.manifest.cax_checksum(),
+        verified_at=job.now(),
+        rse=list(found.rses),
+        rule_info=[one.to_row() for one in found.rules],
+    )
+
+
+async def _claim(job: Job, plan: Plan) -> Copy:
+    """Make the planned entry ours in the run document, anew or again; returns it.
+
+    Raises `Retry` where the run is no longer as it was seen.
+    """
+    source = plan.source
+    assert source.location is not None
+    good = CopyIs(source.key, {"status": TRANSFERRED, "location": source.location})
+    fields: dict[str, object] = {
+        "location": str(plan.names.dataset),
+        "source": source.host,
+        "source_name": source.location.rstrip("/").rpartition("/")[2],
+        "owner": job.owner,
+        "trigger": plan.trigger,
+    }
+    if plan.resume is not None:
+        update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
+    else:
+        fields |= {"checksum": None, "rse": [], "rule_info": []}
+        fields |= {"creation_time": job.now(), "creation_place": job.site.name}
+        update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
+    mine = _there(await _updated(job, update), plan.key)
+    job.park_with(RunUpdate.change_copy(job.run, mine, ERROR, owner=None))
+    return mine
+
+
+async def _wait(job: Job, mine: Copy, status: str, why: Retry) -> None:
+    """Say in the entry, as cax did, that the upload is to be tried again."""
+    update = RunUpdate.change_copy(job.run, mine, status, owner=None, error=str(why))
+    waiting = _there(await _updated(job, update), mine.key)
+    job.park_with(RunUpdate.change_copy(job.run, waiting, ERROR))
+
+
+async def _updated(job: Job, update: RunUpdate) -> Run:
+    try:
+        return await job.update(update)
+    except Superseded as lost:
+        raise Retry(str(lost), after=1.0) from lost
+
+
+def _there(run: Run, key: CopyKey) -> Copy:
+    found = run.copy(key)
+    if found is None:
+        raise Retry(f"the entry of {key} vanished meanwhile")
+    return found
+
+
+def plan_upload(
+    run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str
+) -> Plan | Skip:
+    """Decide whether `site` brings its copy of this type and version to the catalogue `name`."""
+    there = sites.find(name)
+    if there is None or there.method != "rucio":
+        return Skip(f"{name} is no catalogue in sites.json")
+    key = CopyKey(seen.type, name, seen.version)
+    entry = run.copy(key)
+    asked = entry is not None and entry.status == REQUESTED and entry.source == site.name
+    if name not in site.upload_options and not asked and not _ours(entry, trigger):
+        return Skip(f"upload_options does not name {name}")
+    if seen.type not in site.data_type or seen.type not in there.data_type:
+        return Skip(f"{seen.type} data does not go to {name} (data_type)")
+    source = run.copy(CopyKey(seen.type, site.name, seen.version))
+    if why := _unfit(source, CopyKey(seen.type, site.name, seen.version)):
+        return Skip(why)
+    assert source is not None
+    if entry is not None and not (asked or _ours(entry, trigger) or _free(entry)):
+        return Skip(f"{key} is {entry.status} already")
+    return Plan(source, key, _names(run, key, there, entry), trigger, entry)
+
+
+def _unfit(source: Copy | None, key: CopyKey) -> str | None:
+    """Say why that copy cannot be brought anywhere; None where it can."""
+    if source is None:
+        return f"there is no copy: {key}"
+    if source.status != TRANSFERRED:
+        return f"{key} is {source.status}"
+    if source.location is None:
+        return f"{key} has no location"
+    if source.manifest is None and source.checksum is None:
+        return f"{key} has no digest yet to compare with"
+    return None
+
+
+def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
+    """The names of the copy; the dataset that an entry names already is kept."""
+    names = rucio.names_of(run, key, there.rucio)
+    if entry is None or entry.location is None:
+        return names
+    dataset = Did.of(entry.location)
+    return Names(dataset, Did(names.run.scope, dataset.scope), names.period, names.campaign)
+
+
+def _ours(entry: Copy | None, trigger: str) -> bool:
+    """Whether this very reaction began that entry and has not brought it to its end."""
+    begun = entry is not None and entry.status in (TRANSFERRING, ERROR, *WAITING)
+    return begun and entry is not None and entry.fields.get("trigger") == trigger
+
+
+def _free(entry: Copy) -> bool:
+    """Whether the entry waits for an upload that nobody is to try again: cax's, or a repair's."""
+    return entry.status in WAITING and not entry.fields.get("trigger")
+
+
+def metadata_of(run: Run, plan: Plan) -> dict[str, object]:
+    """What the catalogue is told about the dataset, in the words that cax used."""
+    user = run.document.get("user")
+    metadata = {
+        "phys_group": user if isinstance(user, str) else None,
+        "provenance": run.detector or None,
+        "datatype": rucio.source_of(run) or None,
+        "campaign": plan.names.campaign,
+        "run_number": run.number,
+        "prod_step": plan.key.type,
+        "version": plan.key.version,
+    }
+    return {name: value for name, value in metadata.items() if value is not None}
+
+
+# -- rules ----------------------------------------------------------------------------------------
+
+
+@on(
+    copy((TRANSFERRED, GONE)),
+    tag("*"),
+    tag("*", gone=True),
+    lane="rucio",
+    timeout=3600.0,
+    attempts=100,
+    aliases=("RucioRule",),
+)
+async def rucio_rules(job: Job) -> Result:
+    """Make the replication rules of this run's datasets what is wanted, and watch them till OK.
+
+    Leaves the entries ``transferred``; their ``rse`` and ``rule_info`` say how it stands.
+    """
+    skipped: list[str] = []
+    waits: list[Retry] = []
+    for entry in _catalogued(job.run, job.site, job.sites):
+        plan = plan_rules(job, entry)
+        if isinstance(plan, Skip):
+            skipped.append(plan.why)
+        elif (wait := await _settle(job, entry, plan)) is not None:
+            waits.append(wait)
+    if waits:
+        raise min(waits, key=lambda wait: wait.after or 0.0)
+    return Skip("; ".join(skipped)) if skipped else None
+
+
+def _catalogued(run: Run, site: Site, sites: Sites) -> Iterator[Copy]:
+    """The run's good entries at catalogues that this site looks after."""
+    for entry in run.copies:
+        there = sites.find(entry.host)
+        if there is None or there.method != "rucio" or entry.status != TRANSFERRED:
+            continue
+        if entry.location is not None and keeper(entry, sites) == site.name:
+            yield entry
+
+
+def keeper(entry: Copy, sites: Sites) -> str | None:
+    """Which site looks after an entry at a catalogue: the one that brought it there.
+
+    Of an entry that does not say so (cax's), the first site that brings data to that catalogue.
+    """
+    bringing = [one.name for one in sites.values() if entry.host in one.upload_options]
+    source = sites.find(entry.source or "")
+    if source is not None and source.listener and (source.name in bringing or not bringing):
+        return source.name
+    return next((name for name in bringing if sites.get(name).listener), None)
+
+
+@frozen
+class Settling:
+    """What is wanted of one entry, the digest of that, and the rules that the entry knows."""
+
+    wishes: rucio.Wishes
+    digest: str
+    remembered: tuple[Standing, ...]
+
+
+def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
+    """Decide whether the catalogue is to be asked about this entry.
+
+    It is where the entry itself became good, where what is wanted has changed, and while a rule is
+    not OK yet. Raises `Retry` where the rule file is in error.
+    """
+    there = job.sites.get(entry.host)
+    wishes = wishes_of(job.run, entry, there)
+    digest = blake2b(repr(wishes).encode(), digest_size=8).hexdigest()
+    remembered = remembered_in(entry)
+    settled = all(one.ok or one.state == rucio.ENDED for one in remembered)
+    if job.event.aspect != entry.key and settled and entry.fields.get("rules") == digest:
+        return Skip(f"the rules of {entry.location} are what they should be")
+    return Settling(wishes, digest, remembered)
+
+
+def wishes_of(run: Run, entry: Copy, there: Site) -> rucio.Wishes:
+    """What the rule file and sites.json want of this entry. Raises `Retry` for a bad file."""
+    always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
+    try:
+        rules = rucio.load_rules(there.rucio.rules) if there.rucio.rules else ()
+    except ConfigError as error:
+        raise Retry("; ".join(error.problems), after=600.0) from error
+    return rucio.wishes_for(rules, run, entry.key, always=always)
+
+
+def remembered_in(entry: Copy) -> tuple[Standing, ...]:
+    """The rules that an entry's ``rule_info`` tells of; cax's texts tell of none."""
+    info = entry.fields.get("rule_info")
+    rows = map(Standing.from_row, info if isinstance(info, list) else ())
+    return tuple(row for row in rows if row is not None)
+
+
+async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
+    """Bring rules and entry up to date; returns when to look again, None: never."""
+    there = job.sites.get(entry.host)
+    order = rucio.Settlement(
+        there=there,
+        dataset=Did.of(entry.location),
+        run_name=job.run.name or str(job.run),
+        wishes=plan.wishes,
+        remembered=plan.remembered,
+        files=await _checked(job, entry) if plan.wishes.remove else None,
+    )
+    found = await job.work(rucio.settle, order)
+    if found.done != "nothing":
+        job.log.info(f"{entry.location}: {found.done}")
+    rows = [one.to_row() for one in found.rules]
+    fields = {"rse": list(found.rses), "rule_info": rows, "rules": plan.digest}
+    if any(entry.fields.get(name) != value for name, value in fields.items()):
+        await _updated(job, _fields(job.run, entry, **fields))
+    for one in found.unfinished:
+        if one.state == "STUCK":
+            job.log.warning(f"{entry.location}: {one}")
+    if not found.unfinished:
+        return None
+    told = ", ".join(map(str, found.unfinished))
+    return Retry(told, after=look_again(found.unfinished, there, job.now()))
+
+
+def look_again(rules: tuple[Standing, ...], there: Site, now: datetime) -> float:
+    """Seconds until rules that are not OK are looked at: a quarter of the youngest one's age."""
+    age = min((now - one.created).total_seconds() for one in rules)
+    return min(max(float(there.rucio.ask_after), age / 4), LONGEST_WAIT)
+
+
+def _fields(run: Run, entry: Copy, **fields: object) -> RunUpdate:
+    """Set fields of an entry whose status stays, if nobody has written them meanwhile."""
+    seen = entry.as_seen
+    expected = {name: entry.fields.get(name) for name in fields}
+    which = CopyIs(seen.key, {**seen.fields, **expected})
+    return RunUpdate(run.id, (which,), change=(which, fields))
+
+
+# -- comparing ------------------------------------------------------------------------------------
+
+
+@on(copy_field("check_asked", host=PASSIVE), lane="rucio", timeout=None, stall=4 * STALLED)
+async def rucio_check(job: Job) -> Result:
+    """Compare every replica with what it must be, as a person or a deletion has asked.
+
+    The entry stays ``transferred``, with a new ``verified_at``, if one RSE has all of it; else it
+    becomes ``error``.
+    """
+    entry = job.copy
+    if entry is None:
+        return Skip("the entry is gone")
+    there = job.sites.find(entry.host)
+    if there is None or there.method != "rucio":
+        return Skip(f"{entry.host} is no catalogue in sites.json")
+    if entry.status != TRANSFERRED:
+        return Skip(f"it is {entry.status}")
+    if (who := keeper(entry, job.sites)) != job.site.name:
+        return Skip(f"{who or 'no site'} looks after it")
+    return await _check(job, entry, there)
+
+
+async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
+    asked, began = entry.fields.get("check_asked"), job.now()
+    files = await _checked(job, entry)
+    if files is None:
+        raise GiveUp(f"no good copy here tells the checksums that {entry.location} must have")
+    verdict = await job.work(rucio.verify, there, Did.of(entry.location), files, True)
+    for line in verdict.bad:
+        job.log.error(f"{entry.location}: {line}")
+    error = "; ".join(verdict.bad[:5]) or None
+    if verdict.good:
+        known = _digests(job.run, entry)
+        # The asker's clock may be ahead of ours: what was read after it asked is no older.
+        since = max(began, asked) if isinstance(asked, datetime) else began
+        return _fields(job.run, entry, verified_at=since, error=error, **known)
+    if not verdict.bad:
+        raise Retry(f"{entry.location}: {'; '.join(verdict.unseen)}")
+    return RunUpdate.change_copy(job.run, entry, ERROR, error=error, checksumproblem=True)
+
+
+async def _checked(job: Job, entry: Copy) -> tuple[Checked, ...] | None:
+    """What the entry's files must be: as it was brought, or as a good copy here has it."""
+    manifest = _digests(job.run, entry).get("manifest")
+    if manifest is None:
+        return None
+    rows = await job.load_manifest(rucio.stored_as(str(manifest)))
+    if rows is not None:
+        return tuple(map(Checked.from_row, rows))
+    here = job.run.copy(CopyKey(entry.type, job.site.name, entry.version))
+    if here is None or here.status != TRANSFERRED or here.location is None:
+        return None
+    names = _names(job.run, entry.key, job.sites.get(entry.host), entry)
+    read = await job.work(rucio.read_copy, job.site, here.location, names)
+    if read.manifest.digest != manifest:
+        raise GiveUp(f"{here.location} is not what the database says: {read.manifest.digest}")
+    await job.store_manifest(rucio.stored_as(str(manifest)), [one.to_row() for one in read.files])
+    return tuple(read.files)
+
+
+def _digests(run: Run, entry: Copy) -> Mapping[str, Any]:
+    """The manifest and checksum of the data: the entry's, else those of another good copy."""
+    same = [one for one in run.copies if (one.type, one.version) == (entry.type, entry.version)]
+    for one in (entry, *(other for other in same if other.status == TRANSFERRED)):
+        if one.manifest is not None:
+            return {"manifest": one.manifest, "checksum": one.checksum}
+    return {}
+
+
+# -- giving up ------------------------------------------------------------------------------------
+
+
+@on(copy(DELETING, host=PASSIVE), lane="rucio", timeout=3600.0, exclusive=True)
+async def rucio_rm(job: Job) -> Result:
+    """Give up a dataset that is to go: all its rules, and then its entry. Leaves a tombstone."""
+    entry = job.copy
+    there = None if entry is None else job.sites.find(entry.host)
+    if entry is None or entry.status != DELETING or there is None or there.method != "rucio":
+        return Skip("nothing is to be given up at a catalogue")
+    if (who := keeper(entry, job.sites)) != job.site.name:
+        return Skip(f"{who or 'no site'} looks after it")
+    if entry.location is not None:
+        await job.work(rucio.give_up, there, Did.of(entry.location))
+    intent = entry.fields.get("deleting")
+    stone = {"site": job.site.name, **(intent if isinstance(intent, Mapping) else {})}
+    return RunUpdate.remove_copy(job.run, entry, tombstone=stone)
+
+
+# -- download -------------------------------------------------------------------------------------
+
+
+@frozen
+class Fetch:
+    """A copy to be fetched from a catalogue; `resume` is its entry if there is one."""
+
+    source: Copy
+    key: CopyKey
+    location: str
+    trigger: str
+    resume: Copy | None
+    rse: str | None
+
+
+@on(
+    copy(TRANSFERRED, host=PASSIVE),
+    copy(GONE, host=HERE),
+    copy(REQUESTED, host=HERE),
+    tag("*"),
+    lane="transfer",
+    timeout=None,
+    stall=STALLED,
+    aliases=("CopyPull",),
+)
+async def rucio_pull(job: Job) -> Result:
+    """Fetch a copy of data that a catalogue has.
+
+    The new copy is ``transferring``, then ``verifying``; ``error`` where it is given up.
+    """
+    skipped: list[str] = []
+    for key in _catalogue_keys(job):
+        plan = plan_fetch(job.run, key, job.site, job.sites, trigger=_trigger(job), now=job.now())
+        if isinstance(plan, Skip):
+            skipped.append(plan.why)
+            continue
+        mine = await _fetch(job, plan)
+        await job.update(RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None))
+        job.park_with()
+    return Skip("; ".join(dict.fromkeys(skipped)) or "no catalogue has it") if skipped else None
+
+
+def _catalogue_keys(job: Job) -> list[CopyKey]:
+    """The entries at catalogues that the event may be about."""
+    aspect = job.event.aspect
+    found = []
+    for entry in job.run.copies:
+        there = job.sites.find(entry.host)
+        if there is None or there.method != "rucio":
+            continue
+        if isinstance(aspect, CopyKey):
+            same = (entry.type, entry.version) == (aspect.type, aspect.version)
+            if not same or aspect.host not in (job.site.name, entry.host):
+                continue
+        found.append(entry.key)
+    return found
+
+
+async def _fetch(job: Job, plan: Fetch) -> Copy:
+    """Bring the copy here; returns its entry."""
+    mine = await _claim_fetch(job, plan)
+    source = plan.source
+    digest = source.manifest
+    rows = await job.load_manifest(digest) if digest else None
+    files = await job.load_manifest(rucio.stored_as(digest)) if digest else None
+    order = rucio.Download(
+        here=job.site,
+        there=job.sites.get(source.host),
+        dataset=Did.of(source.location),
+        location=plan.location,
+        taken=rucio.taken_at(job.run) or job.now(),
+        files=None if files is None else tuple(map(Checked.from_row, files)),
+        expected=None if rows is None else Manifest.from_rows(rows),
+        rse=plan.rse,
+        single=source.type != "raw",
+    )
+    moved = await job.work(rucio.download, order)
+    job.log.info(f"fetched {moved.bytes_sent} of {moved.bytes_total} bytes from {source.host}")
+    return mine
+
+
+async def _claim_fetch(job: Job, plan: Fetch) -> Copy:
+    """Make the planned copy ours in the run document, anew or again; returns its entry."""
+    good = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
+    fields: dict[str, object] = {
+        "location": plan.location,
+        "source": plan.source.host,
+        "source_manifest": plan.source.manifest,
+        "source_checksum": plan.source.checksum,
+        "owner": job.owner,
+        "trigger": plan.trigger,
+    }
+    if plan.resume is not None:
+        if plan.resume.status == REQUESTED:
+            fields["requested"] = True
+        update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
+    else:
+        fields |= {"checksum": None}
+        fields |= {"creation_time": job.now(), "creation_place": job.site.name}
+        update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
+    mine = _there(await _updated(job, update), plan.key)
+    job.park_with(RunUpdate.change_copy(job.run, mine, ERROR, owner=None))
+    return mine
+
+
+def plan_fetch(
+    run: Run, seen: CopyKey, site: Site, sites: Sites, *, trigger: str, now: datetime
+) -> Fetch | Skip:
+    """Decide whether `site` fetches from the catalogue entry `seen`. Pure."""
+    source = run.copy(seen)
+    if source is None or source.status != TRANSFERRED or source.location is None:
+        return Skip(f"{seen} is {source.status if source else 'gone'}")
+    key = CopyKey(seen.type, site.name, seen.version)
+    entry = run.copy(key)
+    ours = entry is not None and _ours_to_fetch(entry, trigger)
+    asked = entry is not None and entry.source == seen.host
+    asked = (
+        asked
+        and entry is not None
+        and (entry.status == REQUESTED or (ours and bool(entry.fields.get("requested"))))
+    )
+    if not asked and (why := _unwanted(run, seen, site, sites, now)):
+        return Skip(why)
+    if entry is not None and not (ours or asked):
+        return Skip(f"{key} is {entry.status} already")
+    base = site.directory(key.type, key.version)
+    if base is None:
+        return Skip(f"{site.name} has no directory for {key.type} data")
+    name = str(source.fields.get("source_name") or run.name)
+    if name in {"", ".", ".."} or "/" in name or "\0" in name:
+        raise GiveUp(f"{name!r} is no usable name for the copy")
+    rse = entry.fields.get("from_rse") if entry is not None else None
+    return Fetch(source, key, f"{base.rstrip('/')}/{name}", trigger, entry, rse)
+
+
+def _ours_to_fetch(entry: Copy, trigger: str) -> bool:
+    begun = entry.status == TRANSFERRING or (
+        entry.status == ERROR and not entry.fields.get("checksumproblem")
+    )
+    return begun and entry.fields.get("trigger") == trigger
+
+
+def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) -> str | None:
+    """Why this site does not want the data of itself; None where it does."""
+    tagged = not {*site.rucio_tags}.isdisjoint(run.tags)
+    if seen.host not in site.download_options and not tagged:
+        return f"download_options does not name {seen.host}"
+    if seen.type not in site.data_type:
+        return f"{site.name} does not move {seen.type} data (data_type)"
+    if _to_be_purged(run, seen, site, now):
+        return f"it would be purged at once (purge: {site.purge:g} days)"
+    for name in site.download_options:
+        if name == seen.host:
+            break
+        other, there = run.copy(CopyKey(seen.type, name, seen.version)), sites.find(name)
+        fit = other is not None and other.status == TRANSFERRED and other.location
+        if fit and there is not None and there.method != "tsm":
+            return f"{name} has it too, and comes first in download_options"
+    return None
+
+
+def _to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
+    if key.type != "raw" or site.purge is None or run.start is None:
+        return False
+    return run.start + timedelta(days=site.purge) < now
+
+
+# -- shared ---------------------------------------------------------------------------------------
+
+
+def _trigger(job: Job) -> str:
+    """What stands in the entries that a reaction makes, and by which it knows them again."""
+    return f"{job.site.name}: rucio: {job.event.aspect}"
+
+
+def _key(job: Job) -> CopyKey:
+    assert isinstance(job.event.aspect, CopyKey)
+    return job.event.aspect

@@ -1,0 +1,121 @@
+"""kill -9 of the Rucio server at random moments while runs are brought into the catalogue.
+
+The listener goes on by itself when the server is there again. At the end every run must be whole in
+the catalogue: `caxev rucio check` finds no difference, by the storage's own checksums.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from random import Random
+from typing import Any, Final
+
+import trio
+
+from caxev.model import TRANSFERRED, CopyKey, Run
+from tests.faults.campaign import BIRTH, Born, Ground, Problem, Tally, say_round
+from tests.rucio_server import RucioServer, running
+
+RUNS: Final = 30
+SIZE: Final = 60_000
+KILLS: Final = 4
+ENTRY: Final = CopyKey("raw", "rucio-catalogue")
+
+
+async def rucio(ground: Ground, *, rounds: int, seed: int, runs: int = RUNS) -> dict[str, Any]:
+    """Bring so many runs in each round, while the server dies again and again."""
+    random = Random(seed)
+    tally = Tally()
+    with running(ground.world.directory / "rucio") as server:
+        _describe(ground, server)
+        environment = server.environment
+        listener = ground.listen(BIRTH, **environment)
+        await ground.ready(listener)
+        for _ in range(rounds):
+            began = trio.current_time()
+            born = [await ground.take(SIZE, odd=False) for _ in range(runs)]
+            kills = await _during(ground, server, born, random)
+            problems = await _wrong(ground, server, born, environment)
+            tally.add(problems)
+            tally.faults += kills
+            what = f"{tally.rounds}. {kills} kills during {runs} uploads"
+            say_round(what, problems, trio.current_time() - began)
+    return tally.row()
+
+
+def _describe(ground: Ground, server: RucioServer) -> None:
+    """Make the catalogue a site of this world, which the birth site brings its data to."""
+    file = ground.world.directory / "sites.json"
+    entries = [one for one in json.loads(file.read_text()) if one["name"] == BIRTH]
+    entries[0]["upload_options"] = ["rucio-catalogue"]
+    file.write_text(json.dumps([*entries, server.site(rucio={"ask_after": 1})]))
+
+
+async def _during(ground: Ground, server: RucioServer, born: list[Born], random: Random) -> int:
+    """Kill the server and start it again, until all is there; how often."""
+    kills = 0
+    with trio.move_on_after(300):
+        while not await _all_there(ground, born):
+            if kills < KILLS:
+                await trio.sleep(random.uniform(0.2, 2.0))
+                server.stop()
+                kills += 1
+                await trio.sleep(random.uniform(0.0, 1.0))
+                await trio.to_thread.run_sync(server.start)
+            else:
+                await trio.sleep(0.2)
+    return kills
+
+
+async def _all_there(ground: Ground, born: list[Born]) -> bool:
+    return not [one for one in (await _entries(ground, born)) if one != TRANSFERRED]
+
+
+async def _entries(ground: Ground, born: list[Born]) -> list[str | None]:
+    found = await ground.database.runs([one.id for one in born])
+    entries = [run.copy(ENTRY) for run in found.values()]
+    return [None if entry is None else entry.status for entry in entries]
+
+
+async def _wrong(
+    ground: Ground, server: RucioServer, born: list[Born], environment: dict[str, str]
+) -> list[Problem]:
+    found = await ground.database.runs([one.id for one in born])
+    problems = [problem for one in born for problem in _of_run(found[one.id], one)]
+    problems += [
+        Problem("lost" if "is there" in row["problem"] else "corrupt_accepted", row["problem"])
+        for row in await trio.to_thread.run_sync(_differences, ground, born, environment)
+    ]
+    counts = await trio.to_thread.run_sync(server.counts)
+    for name, per_run in (("dataset", 1), ("rules", 1)):
+        if counts[name] > per_run * counts["dataset"]:
+            problems.append(Problem("duplicated", f"{counts[name]} {name}"))
+    return problems
+
+
+def _of_run(run: Run, born: Born) -> list[Problem]:
+    entries = [one for one in run.copies if one.key == ENTRY]
+    if not entries or entries[0].status != TRANSFERRED:
+        return [Problem("lost", f"{run}: {entries[0].status if entries else 'no entry'}")]
+    if len(entries) > 1:
+        return [Problem("duplicated", f"{run}: {len(entries)} entries")]
+    if entries[0].manifest != born.digest:
+        return [Problem("corrupt_accepted", f"{run}: {entries[0].manifest}")]
+    return []
+
+
+def _differences(
+    ground: Ground, born: list[Born], environment: dict[str, str]
+) -> list[dict[str, Any]]:
+    """What ``caxev rucio check`` finds, by the storage's own checksums."""
+    command = [sys.executable, "-m", "caxev", "rucio", "check", "--deep", "--json"]
+    command += ["--from-run", str(born[0].number), "--to-run", str(born[-1].number)]
+    whole = {**os.environ, **ground.world.environment, **environment}
+    done = subprocess.run(command, env=whole, capture_output=True, check=False)
+    rows: list[dict[str, Any]] = json.loads(done.stdout or b"[]")
+    if done.returncode and not rows:
+        return [{"problem": done.stderr.decode(errors="replace").strip()}]
+    return rows

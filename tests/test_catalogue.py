@@ -1,0 +1,459 @@
+"""Names in the catalogue, rule files, and what the reactions decide: pure, without a server."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caxev import Copy, CopyKey, GiveUp, Run, Skip
+from caxev.catalogue import (
+    ENDED,
+    Changes,
+    Checked,
+    Did,
+    Rule,
+    Standing,
+    Wanted,
+    Wishes,
+    changes,
+    load_rules,
+    names_of,
+    wishes_for,
+)
+from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
+from handlers import rucio
+
+NOW = datetime(2017, 3, 1, 12, tzinfo=UTC)
+KEY = CopyKey("raw", "rucio-catalogue")
+CATALOGUE = Site(name="rucio-catalogue", method="rucio", rucio_upload_rse="A_DISK")
+LNGS = Site(name="lngs", dir_raw="/raw", upload_options=("rucio-catalogue",))
+CHICAGO = Site(name="chicago", dir_raw="/c", download_options=("rucio-catalogue",))
+SITES = Sites(Path("sites.json"), {one.name: one for one in (LNGS, CHICAGO, CATALOGUE)})
+TRIGGER = "lngs: rucio: raw at lngs"
+
+
+def run_of(*entries: dict[str, Any], **fields: Any) -> Run:
+    document = {
+        "_id": 1,
+        "number": 5207,
+        "name": "170301_1200",
+        "detector": "tpc",
+        "start": NOW,
+        "source": {"type": "Kr83m"},
+        "tags": [{"name": "good"}],
+        "data": list(entries),
+    }
+    return Run.from_document({**document, **fields})
+
+
+def entry(host: str, status: str = "transferred", **fields: Any) -> dict[str, Any]:
+    place = "xe1t_SR001_170301_1200_tpc:raw" if host == KEY.host else f"/{host}/170301_1200"
+    known = {"location": place, "manifest": "b3:1"}
+    return {"type": "raw", "host": host, "status": status, **known, **fields}
+
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "dataset"),
+    [
+        ({}, "xe1t_SR001_170301_1200_tpc:raw"),
+        ({"detector": "muon_veto"}, "xe1t_SR001_170301_1200_muon_veto:raw"),
+        (
+            {"name": "170202_1739", "start": datetime(2017, 2, 2, 17, 39, tzinfo=UTC)},
+            "xe1t_SR000_170202_1739_tpc:raw",
+        ),
+        (
+            {"name": "170202_1740", "start": datetime(2017, 2, 2, 17, 40, tzinfo=UTC)},
+            "xe1t_SR001_170202_1740_tpc:raw",
+        ),
+        ({"name": "161111_1434", "start": None}, "xe1t_SR000_161111_1434_tpc:raw"),
+    ],
+)
+def test_scopes_and_datasets(fields: dict[str, Any], dataset: str) -> None:
+    """The science run by the time, the run by its name, the detector as it is called."""
+    names = names_of(run_of(**fields), KEY, Catalogue())
+    assert str(names.dataset) == dataset
+    scope = names.dataset.scope
+    assert str(names.run) == f"{scope[:10]}:{scope}"
+    assert str(names.period) == f"{scope[:10]}:{scope[:10]}_data"
+
+
+def test_names_of_derived_data_and_of_other_experiments() -> None:
+    """A version is part of the dataset; experiment, periods and detectors are configurable."""
+    key = CopyKey("processed", "rucio-catalogue", "v6.8.0")
+    settings = Catalogue(experiment="xnt", periods=(), detectors={"muon_veto": "mv"})
+    settings = evolve(settings, periods=(Catalogue().periods[0],))
+    names = names_of(run_of(detector="muon_veto"), key, settings)
+    assert str(names.dataset) == "xnt_SR000_170301_1200_mv:processed_pax_v6.8.0"
+
+
+def test_a_run_without_a_time_has_no_name() -> None:
+    """Neither start nor a name that tells it."""
+    with pytest.raises(GiveUp, match="can have no scope"):
+        names_of(run_of(name="test", start=None), KEY, Catalogue())
+
+
+@pytest.mark.parametrize("location", [None, "", "raw", ":raw", "a:", "a:b:c", "/data/raw"])
+def test_what_is_no_place_in_a_catalogue(location: str | None) -> None:
+    """Anything but scope:name."""
+    with pytest.raises(GiveUp, match="no place in a catalogue"):
+        Did.of(location)
+
+
+# -- rule files -----------------------------------------------------------------------------------
+
+
+def rules_of(tmp_path: Path, *rules: dict[str, Any]) -> tuple[Rule, ...]:
+    file = tmp_path / "rules.json"
+    file.write_text(json.dumps(rules))
+    return load_rules(file)
+
+
+SIMPLE = {
+    "version": "1.0",
+    "verification_only": False,
+    "run_nb": None,
+    "run_nb_exclude": None,
+    "run_name": None,
+    "run_name_exclude": None,
+    "detector_type": None,
+    "source_type": None,
+    "destination_rse": ["B_DISK", "C_DISK"],
+    "destination_livetime": {"B_DISK": "-1", "C_DISK": "3600"},
+    "destination_condition": "blabla",
+    "remove_rse": None,
+}
+"""A rule as cax's own files have it."""
+
+
+def test_a_rule_of_cax(tmp_path: Path) -> None:
+    """Replicas for ever and for an hour, and what sites.json wants."""
+    rules = rules_of(tmp_path, SIMPLE)
+    assert wishes_for(rules, run_of(), KEY, always=["A_DISK"]).keep == (
+        Wanted(("B_DISK",), None, "rule 1"),
+        Wanted(("C_DISK",), 3600, "rule 1"),
+        Wanted(("A_DISK",), None, "sites.json"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("condition", "met"),
+    [
+        ({"run_nb": "5207"}, True),
+        ({"run_nb": "5200, 5205, 5207"}, True),
+        ({"run_nb": "5200-5207"}, True),
+        ({"run_nb": "5207 - 5210, 7"}, True),
+        ({"run_nb": "5200-5206"}, False),
+        ({"run_nb": 5207}, True),
+        ({"run_nb": "5200-5300", "run_nb_exclude": "5207"}, False),
+        ({"run_nb_exclude": "5200-5206"}, True),
+        ({"run_name": "170301_1200"}, True),
+        ({"run_name": "170301_1100-170301_1200"}, True),
+        ({"run_name": "all"}, True),
+        ({"run_name": "161111_1434"}, False),
+        ({"run_nb": "1", "run_name": "170301_1200"}, True),
+        ({"run_nb": "1", "run_name": "161111_1434"}, False),
+        ({"run_name_exclude": "170301_0000-170301_2359"}, False),
+        ({"detector_type": "tpc"}, True),
+        ({"detector_type": ["muon_veto"]}, False),
+        ({"source_type": "Kr83m, Rn220"}, True),
+        ({"source_type": "AmBe"}, False),
+        ({"tags": "good"}, True),
+        ({"tags": ["bad", "worse"]}, False),
+        ({"tags_exclude": "good"}, False),
+        ({"data_type": "processed"}, False),
+        ({"after": "2017-03-01 12:00"}, True),
+        ({"after": "2017-03-01T12:00:01Z"}, False),
+        ({"before": "2017-03-01 12:00"}, False),
+        ({"min_copies": 2}, False),
+        ({"min_copies": 1, "max_copies": 1}, True),
+        ({"max_copies": 0}, False),
+    ],
+)
+def test_conditions(tmp_path: Path, condition: dict[str, Any], met: bool) -> None:
+    """Each form of each condition; several hold together, but run_nb and run_name either."""
+    (rule,) = rules_of(tmp_path, {**SIMPLE, **condition})
+    run = run_of(entry("lngs"), entry(KEY.host), entry("chicago", "error"))
+    assert (rule.unmet(run, KEY) is None) == met
+
+
+@pytest.mark.parametrize("value", [True, None])
+def test_only_to_verify(tmp_path: Path, value: bool | None) -> None:
+    """A rule that only verifies ends the list: nothing is wanted, nothing is removed."""
+    rules = rules_of(tmp_path, {**SIMPLE, "verification_only": value}, SIMPLE)
+    wishes = wishes_for(rules, run_of(), KEY, always=["A_DISK"])
+    assert (wishes.keep, wishes.only_verify) == ((), "rule 1")
+    assert changes(wishes, [], [], run_name="x", now=NOW) == Changes()
+
+
+def test_one_of_several(tmp_path: Path) -> None:
+    """By chance, but the same for a run always; and where there is a rule already, that one."""
+    rules = rules_of(
+        tmp_path,
+        {
+            **SIMPLE,
+            "destination_rse": ["random: B_DISK, C_DISK"],
+            "destination_livetime": {"random: B_DISK, C_DISK": "-1"},
+        },
+    )
+    wishes = wishes_for(rules, run_of(), KEY)
+    taken = {
+        changes(wishes, [], [], run_name=f"run {number}", now=NOW).add[0][0] for number in range(50)
+    }
+    assert taken == {"B_DISK", "C_DISK"}
+    for rse in taken:
+        done = changes(wishes, [standing(rse)], [], run_name="run 1", now=NOW)
+        assert done == Changes()
+
+
+def test_the_higher_priority_speaks_for_an_rse(tmp_path: Path) -> None:
+    """Then the first in the file; of an RSE that nobody speaks of, sites.json does."""
+    low = {**SIMPLE, "name": "low", "destination_livetime": {"B_DISK": 60}}
+    high = {**SIMPLE, "name": "high", "priority": 5, "destination_rse": []}
+    high |= {"destination_livetime": {}, "remove_rse": ["B_DISK", "A_DISK"]}
+    wishes = wishes_for(rules_of(tmp_path, low, high), run_of(), KEY, always=["A_DISK"])
+    assert wishes.keep == (Wanted(("C_DISK",), None, "rule 1 (low)"),)
+    assert dict(wishes.remove) == dict.fromkeys(("A_DISK", "B_DISK"), "rule 2 (high)")
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"run_nb": "5200-5100"}, "rule 1: run_nb must be run numbers"),
+        ({"run_nb": "many"}, "rule 1: run_nb must be run numbers"),
+        ({"run_name": "yesterday"}, "rule 1: run_name must be run names"),
+        ({"destination_rse": ["b disk"]}, "rule 1: destination_rse must be a list of RSEs"),
+        ({"destination_rse": ["B_DISK", "B_DISK"]}, "each once"),
+        ({"destination_livetime": {"D_DISK": 1}}, "'D_DISK' is not in destination_rse"),
+        ({"destination_livetime": {"B_DISK": "soon"}}, "destination_livetime must be seconds"),
+        ({"remove_rse": ["B_DISK"]}, "remove_rse: 'B_DISK' is in destination_rse too"),
+        ({"verification_only": "no"}, "verification_only must be true, false"),
+        ({"priority": "high"}, "priority must be a whole number"),
+        ({"after": "soon"}, "after must be a moment"),
+        ({"source_typ": "x"}, "unknown key 'source_typ' (did you mean 'source_type'?"),
+    ],
+)
+def test_an_error_names_file_rule_and_key(
+    tmp_path: Path, fields: dict[str, Any], told: str
+) -> None:
+    """Everything that is wrong is told at once."""
+    with pytest.raises(ConfigError) as raised:
+        rules_of(tmp_path, {**SIMPLE, **fields})
+    assert told in str(raised.value)
+    assert str(tmp_path / "rules.json") in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]"])
+def test_what_is_no_rule_file(tmp_path: Path, text: str) -> None:
+    """It is told as what it is."""
+    (tmp_path / "rules.json").write_text(text)
+    with pytest.raises(ConfigError, match="rule file"):
+        load_rules(tmp_path / "rules.json")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_rules(tmp_path / "none.json")
+
+
+# -- what is to be done ---------------------------------------------------------------------------
+
+
+def standing(rse: str, state: str = "OK", **fields: Any) -> Standing:
+    return Standing(f"id of {rse}", rse, state, NOW, **fields)
+
+
+RSES = ("A_DISK", "B_DISK", "C_DISK")
+wanted_sets = st.dictionaries(st.sampled_from(RSES), st.none() | st.integers(100, 10**6))
+standing_sets = st.dictionaries(
+    st.sampled_from(RSES), st.none() | st.integers(0, 10**6).map(lambda s: timedelta(seconds=s))
+)
+
+
+@given(wanted_sets, standing_sets, st.integers(0, 10**6))
+def test_what_is_done_leaves_nothing_to_do(
+    wanted: dict[str, int | None], there: dict[str, timedelta | None], age: int
+) -> None:
+    """Applied to rules, the changes make a state in which there are none, at any later time."""
+    now = NOW + timedelta(seconds=age)
+    wishes = Wishes(tuple(Wanted((rse,), lifetime, "x") for rse, lifetime in wanted.items()))
+    rules = [
+        standing(rse, expires=None if end is None else now + end) for rse, end in there.items()
+    ]
+    todo = changes(wishes, rules, [], run_name="x", now=now)
+    ends = dict(todo.expire)
+    after = [
+        evolve(one, expires=_until(now, ends[one.id])) if one.id in ends else one for one in rules
+    ]
+    after += [evolve(standing(rse), created=now, expires=_until(now, s)) for rse, s in todo.add]
+    assert changes(wishes, after, [], run_name="x", now=now) == Changes()
+    later = now + timedelta(seconds=50)
+    assert changes(wishes, after, [], run_name="x", now=later) == Changes()
+
+
+def _until(now: datetime, seconds: int | None) -> datetime | None:
+    return None if seconds is None else now + timedelta(seconds=seconds)
+
+
+def test_a_rule_that_came_to_its_end_is_not_made_anew() -> None:
+    """As the entry remembers it; a longer lifetime makes it live again."""
+    gone = [standing("B_DISK", ENDED)]
+    hour = Wishes((Wanted(("B_DISK",), 3600, "x"),))
+    later = NOW + timedelta(hours=2)
+    assert changes(hour, [], gone, run_name="x", now=later) == Changes()
+    day = Wishes((Wanted(("B_DISK",), 86400, "x"),))
+    assert changes(day, [], gone, run_name="x", now=later).add == (("B_DISK", 86400),)
+
+
+def test_a_rule_survives_being_written_down() -> None:
+    """What stands in rule_info is read again; cax's texts tell of no rule."""
+    one = standing("B_DISK", "STUCK", expires=NOW, stuck=3, error="no space")
+    assert Standing.from_row(one.to_row()) == one
+    assert str(one) == "B_DISK STUCK until 2017-03-01 12:00 (3 files to go): no space"
+    assert Standing.from_row("B_DISK:valid") is None
+    assert Standing.from_row({"rse": "B_DISK"}) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "adler32", "md5", "why"),
+    [
+        (5, "0000000a", None, None),
+        (5, "A", None, None),
+        (5, "0000000b", None, "has ADLER32 0000000b, not 0000000a"),
+        (4, "0000000a", None, "has 4 bytes, not 5"),
+        (5, None, "FF", None),
+        (5, "", "fe", "has MD5 fe, not ff"),
+        (5, None, None, "has no checksum"),
+        (None, "0000000a", None, "has None bytes, not 5"),
+    ],
+)
+def test_when_a_replica_is_the_file(size: Any, adler32: Any, md5: Any, why: str | None) -> None:
+    """By size and one checksum at least: a row alone proves nothing."""
+    assert Checked(b"a", "a", 5, "0000000a", "ff").differs(size, adler32, md5) == why
+
+
+# -- what the reactions decide --------------------------------------------------------------------
+
+
+def upload(run: Run, site: Site = LNGS, name: str = KEY.host) -> rucio.Plan | str:
+    seen = CopyKey("raw", site.name)
+    plan = rucio.plan_upload(run, seen, site, SITES, name=name, trigger=TRIGGER)
+    return plan.why if isinstance(plan, Skip) else plan
+
+
+def test_an_upload_is_planned() -> None:
+    """Where the copy is good here and the catalogue has none."""
+    run = run_of(entry("lngs"))
+    plan = upload(run)
+    assert isinstance(plan, rucio.Plan)
+    assert (plan.key, plan.resume) == (KEY, None)
+    assert rucio.metadata_of(run, plan)["run_number"] == 5207
+
+
+@pytest.mark.parametrize(
+    ("entries", "why"),
+    [
+        ([entry("lngs", "error")], "is error"),
+        ([entry("lngs", location="n/a")], "no location"),
+        ([entry("lngs", manifest=None)], "no digest yet"),
+        ([entry("lngs"), entry(KEY.host)], "is transferred already"),
+        ([entry("lngs"), entry(KEY.host, "transferring", trigger="x")], "is transferring already"),
+        ([entry("lngs"), entry(KEY.host, "RSEquota", trigger="x")], "is RSEquota already"),
+        ([], "there is no copy"),
+    ],
+)
+def test_an_upload_says_why_not(entries: list[dict[str, Any]], why: str) -> None:
+    """What is not good is not brought, and what another reaction brings is left to it."""
+    found = upload(run_of(*entries))
+    assert isinstance(found, str)
+    assert why in found
+
+
+@pytest.mark.parametrize("status", ["RSEreupload", "RSEquota"])
+def test_an_upload_of_cax_that_waits_is_taken_up(status: str) -> None:
+    """Into the dataset that its entry names."""
+    waiting = entry(KEY.host, status, location="x1t_SR001_170301_1200_tpc:raw")
+    plan = upload(run_of(entry("lngs"), waiting))
+    assert isinstance(plan, rucio.Plan)
+    assert plan.resume is not None
+    assert str(plan.names.dataset) == "x1t_SR001_170301_1200_tpc:raw"
+
+
+def fetch(run: Run, site: Site = CHICAGO) -> rucio.Fetch | str:
+    plan = rucio.plan_fetch(run, KEY, site, SITES, trigger=TRIGGER, now=NOW)
+    return plan.why if isinstance(plan, Skip) else plan
+
+
+def test_a_download_is_planned_by_option_tag_or_request() -> None:
+    """Any of the three is enough; without, nothing is fetched."""
+    run = run_of(entry(KEY.host))
+    plan = fetch(run)
+    assert isinstance(plan, rucio.Fetch)
+    assert plan.location == "/c/170301_1200"
+    bare = evolve(CHICAGO, download_options=())
+    assert "does not name" in str(fetch(run, bare))
+    assert isinstance(fetch(run, evolve(bare, rucio_tags=("good",))), rucio.Fetch)
+    asked = entry("chicago", "requested", source=KEY.host, location=None, from_rse="B_DISK")
+    plan = fetch(run_of(entry(KEY.host), asked), bare)
+    assert isinstance(plan, rucio.Fetch)
+    assert plan.rse == "B_DISK"
+
+
+def test_who_looks_after_an_entry() -> None:
+    """Who brought it there; of an entry that does not tell, the first site that brings data."""
+    for source in ("lngs", "nobody", None):
+        found = Copy.from_entry(entry(KEY.host, source=source))
+        assert found is not None
+        assert rucio.keeper(found, SITES) == "lngs"
+
+
+# -- sites.json -----------------------------------------------------------------------------------
+
+
+def test_the_catalogue_in_sites_json(tmp_path: Path) -> None:
+    """Paths are relative to the file; a wrong value is told with its key; secrets are refused."""
+    file = tmp_path / "sites.json"
+    good = {"rules": "rules.json", "periods": {"SR0": None, "SR1": "2020-01-01"}}
+    file.write_text(json.dumps([{"name": "c", "method": "rucio", "rucio": good}]))
+    settings = load_sites(file).get("c").rucio
+    assert settings.rules == str(tmp_path / "rules.json")
+    assert settings.periods[1].begins == datetime(2020, 1, 1, tzinfo=UTC)
+    bad = {"auth_type": "magic", "password": "x", "timeot": 5, "periods": {"SR1": "2020-01-01"}}
+    file.write_text(json.dumps([{"name": "c", "method": "rucio", "rucio": bad}]))
+    with pytest.raises(ConfigError) as raised:
+        load_sites(file)
+    told = str(raised.value)
+    assert "rucio: auth_type must be one of userpass" in told
+    assert "set RUCIO_PASSWORD" in told
+    assert "did you mean 'timeout'?" in told
+    assert "rucio: periods must be science runs" in told
+
+
+def test_the_sites_of_ruciax_load_unchanged(tmp_path: Path) -> None:
+    """A site of method rucio without an RSE is a site; the catalogue is what others bring to."""
+    file = tmp_path / "cax_ruciax.json"
+    file.write_text(
+        json.dumps(
+            [
+                {
+                    "name": "rucio-catalogue",
+                    "hostname": "",
+                    "username": "",
+                    "method": "rucio",
+                    "dir_raw": "/data/xenon/raw",
+                    "upload_options": None,
+                    "download_options": None,
+                    "rucio_upload_rse": "NIKHEF_USERDISK",
+                    "rucio_account": "production",
+                    "rucio_transfer": [],
+                }
+            ]
+        )
+    )
+    assert load_sites(file).get("rucio-catalogue").rucio == Catalogue()

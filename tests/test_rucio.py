@@ -1,0 +1,568 @@
+"""The catalogue with a real Rucio server: from a run that was taken to its copy somewhere else."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from attrs import define, evolve, field
+from pymongo import MongoClient
+
+from caxev import CopyKey, GiveUp, Retry, Run, catalogue
+from caxev.catalogue import Did, OverQuota
+from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
+from caxev.daemon import Options
+from caxev.files import digest_tree
+from caxev.job import utcnow
+from caxev.mongo import Database, Request
+from caxev.registry import Registry, recorded
+from tests import engine
+from tests.conftest import Database as Named
+from tests.rucio_server import ACCOUNT, PASSWORD, RucioServer, rucio_server  # noqa: F401  # a fixture
+from tests.test_cli import Caxev, caxev, online  # noqa: F401  # fixtures
+
+pytestmark = [pytest.mark.rucio]
+IN_RUCIO = CopyKey("raw", "rucio-catalogue")
+FIRST = datetime(2017, 3, 1, tzinfo=UTC)
+_numbers = count(1)
+
+
+def nobody(_done: int, _total: int) -> None:
+    """Take a report."""
+
+
+# -- what the client does -------------------------------------------------------------------------
+
+
+@define(eq=False)
+class Bench:
+    """A catalogue, two sites' directories, and runs that no other test has."""
+
+    server: RucioServer
+    directory: Path
+    sites: Sites = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.set_sites()
+
+    def set_sites(self, **catalogue_fields: Any) -> None:
+        entries = [
+            self.server.site(**catalogue_fields),
+            {
+                "name": "lngs",
+                "dir_raw": self.made("lngs"),
+                "upload_options": ["rucio-catalogue"],
+                "master": ["raw"],
+            },
+            {
+                "name": "chicago",
+                "dir_raw": self.made("chicago"),
+                "download_options": ["rucio-catalogue"],
+            },
+        ]
+        file = self.directory / "sites.json"
+        file.write_text(json.dumps(entries))
+        self.sites = load_sites(file)
+
+    def made(self, name: str) -> str:
+        (self.directory / name).mkdir(exist_ok=True)
+        return str(self.directory / name)
+
+    @property
+    def there(self) -> Any:
+        return self.sites.get("rucio-catalogue")
+
+    def run(self, *names: str, size: int = 1000) -> Run:
+        """Take a run of these files; small ones, each of its own bytes."""
+        number = next(_numbers)
+        start = FIRST + timedelta(minutes=number)
+        path = self.directory / "lngs" / f"{start:%y%m%d_%H%M}"
+        for name in names or ("XENON1T-0.zip", "XENON1T-1.zip", "pax_info.json"):
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(os.urandom(size + number))
+        document = {
+            "_id": number,
+            "number": number,
+            "name": path.name,
+            "detector": "tpc",
+            "start": start,
+            "source": {"type": "Kr83m"},
+            "user": "shifter",
+            "data": [
+                {
+                    "type": "raw",
+                    "host": "lngs",
+                    "status": "verifying",
+                    "location": str(path),
+                    "checksum": None,
+                }
+            ],
+        }
+        return Run.from_document(document)
+
+    def order(self, run: Run, **fields: Any) -> catalogue.Upload:
+        location = run.copies[0].location
+        assert location is not None
+        return catalogue.Upload(
+            here=self.sites.get("lngs"),
+            there=self.there,
+            names=catalogue.names_of(run, IN_RUCIO, self.there.rucio),
+            location=location,
+            manifest=digest_tree(location, sha512=False, report=nobody).digest,
+            checksum=None,
+            metadata={"run_number": run.number, "campaign": "SR001"},
+            **fields,
+        )
+
+    def fetch(self, order: catalogue.Upload, **fields: Any) -> Path:
+        target = self.directory / "chicago" / order.names.dataset.scope
+        wanted = catalogue.Download(
+            here=self.sites.get("chicago"),
+            there=self.there,
+            dataset=order.names.dataset,
+            location=str(target),
+            taken=FIRST,
+            **fields,
+        )
+        catalogue.download(wanted, report=nobody)
+        return target
+
+    def settle(self, order: catalogue.Upload, *always: str, **fields: Any) -> catalogue.Found:
+        wishes = catalogue.Wishes(
+            tuple(catalogue.Wanted((rse,), fields.get("lifetime"), "a test") for rse in always),
+            dict.fromkeys(fields.get("remove", ()), "a test"),
+        )
+        return catalogue.settle(
+            catalogue.Settlement(
+                self.there,
+                order.names.dataset,
+                "a run",
+                wishes,
+                fields.get("remembered", ()),
+                fields.get("files"),
+            ),
+            report=nobody,
+        )
+
+
+@pytest.fixture
+def bench(
+    rucio_server: RucioServer,  # noqa: F811  # the fixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Bench:
+    """A bench with the password where the library's user has it."""
+    monkeypatch.setenv("RUCIO_PASSWORD", PASSWORD)
+    return Bench(rucio_server, tmp_path)
+
+
+def test_an_upload_is_whole_closed_and_described(bench: Bench) -> None:
+    """Every file is available at the entrance, attached, under one rule; nothing is made twice."""
+    order = bench.order(bench.run("a.zip", "below/b.zip", "below/further/c.json"))
+    read, found = catalogue.upload(order, report=nobody)
+    assert [one.name for one in read.files] == ["a.zip", "below/b.zip", "below/further/c.json"]
+    assert (found.rses, [one.state for one in found.rules]) == (("DISK1",), ["OK"])
+    client, dataset = bench.server.client, order.names.dataset
+    assert client.get_did(*dataset)["open"] is False
+    assert client.get_metadata(*dataset)["run_number"] == order.metadata["run_number"]
+    parents = [Did(row["scope"], row["name"]) for row in client.list_parent_dids(*dataset)]
+    assert parents == [order.names.run]
+    before = bench.server.counts()
+    assert catalogue.upload(order, report=nobody)[1] == found
+    assert bench.server.counts() == before
+
+
+def test_what_was_fetched_is_what_was_brought(bench: Bench) -> None:
+    """Byte by byte, directories and all; the catalogue alone is enough to know what to fetch."""
+    run = bench.run("a.zip", "below/b.zip")
+    order = bench.order(run)
+    catalogue.upload(order, report=nobody)
+    assert same(Path(order.location), bench.fetch(order))
+
+
+def same(one: Path, other: Path) -> bool:
+    files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
+    there = sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())
+    assert files == there
+    return all(filecmp.cmp(one / name, other / name, shallow=False) for name in files)
+
+
+def _half_way(bench: Bench, order: catalogue.Upload, rows: Mapping[str, Any]) -> None:
+    client = bench.server.client
+    client.add_replicas("DISK1", [*rows.values()])
+    name = next(iter(rows))
+    target = bench.server.path(order.names.dataset.scope, name)
+    target.parent.mkdir(parents=True)
+    target.write_bytes((Path(order.location) / name).read_bytes())
+    client.update_replicas_states("DISK1", [{**_did(order, name), "state": "A"}])
+
+
+def _attached(bench: Bench, order: catalogue.Upload, rows: Mapping[str, Any]) -> None:
+    client = bench.server.client
+    client.add_dataset(*order.names.dataset)
+    client.add_replicas("DISK1", [*rows.values()])
+    client.attach_dids(*order.names.dataset, [_did(order, name) for name in rows])
+    client.close(*order.names.dataset)
+
+
+def _did(order: catalogue.Upload, name: str) -> dict[str, str]:
+    return {"scope": order.names.dataset.scope, "name": name}
+
+
+BREAKS: dict[str, Callable[[Bench, catalogue.Upload, Mapping[str, Any]], None]] = {
+    "names only": lambda bench, order, rows: bench.server.client.add_dataset(*order.names.dataset),
+    "registered": lambda bench, order, rows: bench.server.client.add_replicas(
+        "DISK1", [*rows.values()]
+    ),
+    "one available, not attached": _half_way,
+    "attached, not sent": _attached,
+}
+"""Where a former upload can have broken off."""
+
+
+@pytest.mark.parametrize("where", BREAKS)
+def test_an_upload_that_broke_off_goes_on(bench: Bench, where: str) -> None:
+    """Whatever of it is there, it ends whole: replicas, attachments, rule, closed."""
+    order = bench.order(bench.run())
+    read = catalogue.read_copy(order.here, order.location, order.names, report=nobody)
+    rows = {
+        one.name: {
+            **_did(order, one.name),
+            "bytes": one.size,
+            "adler32": one.adler32,
+            "md5": one.md5,
+            "state": "C",
+        }
+        for one in read.files
+    }
+    bench.server.client.add_scope(ACCOUNT, order.names.dataset.scope)
+    BREAKS[where](bench, order, rows)
+    _, found = catalogue.upload(order, report=nobody)
+    assert found.rses == ("DISK1",)
+    verdict = catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
+    assert verdict == catalogue.Verdict(good=("DISK1",))
+    assert bench.server.client.get_did(*order.names.dataset)["open"] is False
+
+
+def test_bytes_that_are_wrong_at_the_storage_are_brought_again(bench: Bench) -> None:
+    """A replica counts by what the storage tells of it, and not because a row exists."""
+    order = bench.order(bench.run())
+    read, _ = catalogue.upload(order, report=nobody)
+    bad = bench.server.path(order.names.dataset.scope, "XENON1T-1.zip")
+    bad.write_bytes(bad.read_bytes()[::-1])
+    verdict = catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
+    assert verdict.good == ()
+    assert verdict.replicas == (("DISK1", "XENON1T-1.zip"),)
+    assert "XENON1T-1.zip at DISK1 has ADLER32" in verdict.bad[0]
+    catalogue.upload(order, report=nobody)
+    verdict = catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
+    assert verdict.good == ("DISK1",)
+
+
+def test_a_download_takes_another_replica_for_a_bad_one(bench: Bench) -> None:
+    """A file whose bytes are wrong at one RSE comes from the next; from one alone it does not."""
+    order = bench.order(bench.run())
+    catalogue.upload(order, report=nobody)
+    bench.settle(order, "DISK1", "DISK2")
+    bench.server.replicate()
+    bench.server.path(order.names.dataset.scope, "XENON1T-0.zip").write_bytes(b"bad")
+    with pytest.raises(Retry, match=r"XENON1T-0\.zip: DISK1: has 3 bytes"):
+        bench.fetch(order, rse="DISK1")
+    assert same(Path(order.location), bench.fetch(order))
+
+
+def test_other_bytes_never_get_a_name_that_is_taken(bench: Bench) -> None:
+    """Rucio itself would take them without a word; what it has stays as it was."""
+    run = bench.run()
+    read, _ = catalogue.upload(bench.order(run), report=nobody)
+    (Path(bench.order(run).location) / "pax_info.json").write_bytes(b"other")
+    with pytest.raises(GiveUp, match=r"pax_info\.json has \d+ bytes, not 5 in the catalogue"):
+        catalogue.upload(bench.order(run), report=nobody)
+    dataset = bench.order(run).names.dataset
+    verdict = catalogue.verify(bench.there, dataset, read.files, True, report=nobody)
+    assert verdict.good == ("DISK1",)
+
+
+def test_a_copy_that_is_not_what_the_database_says_is_not_brought(bench: Bench) -> None:
+    """The bytes are compared with the entry's manifest as they are read for the catalogue."""
+    order = bench.order(bench.run())
+    (Path(order.location) / "XENON1T-0.zip").write_bytes(b"rot")
+    before = bench.server.counts()
+    with pytest.raises(GiveUp, match="is not what the database says"):
+        catalogue.upload(order, report=nobody)
+    assert bench.server.counts() == before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: (path / "link").symlink_to("a.zip"), "no link"),
+        (lambda path: (path / "empty").mkdir(), "no empty directory"),
+        (lambda path: (path / "of Saturday").touch(), "no file named"),
+        (lambda path: (path / ("a" * 251)).touch(), "no file named"),
+    ],
+)
+def test_what_a_catalogue_cannot_hold(
+    bench: Bench, spoil: Callable[[Path], None], reason: str
+) -> None:
+    """Links, empty directories and names that Rucio refuses are told before anything is brought."""
+    order = bench.order(bench.run("a.zip"))
+    spoil(Path(order.location))
+    before = bench.server.counts()
+    with pytest.raises(GiveUp, match=reason):
+        catalogue.upload(order, report=nobody)
+    assert bench.server.counts() == before
+
+
+def test_rules_are_made_once_and_their_ends_moved(bench: Bench) -> None:
+    """A lifetime that changes moves the rule's end; done again, there is nothing to do."""
+    order = bench.order(bench.run())
+    catalogue.upload(order, report=nobody)
+    first = bench.settle(order, "DISK1", "DISK2")
+    assert first.done == "add DISK2 for ever"
+    assert [str(one) for one in first.unfinished] == ["DISK2 REPLICATING (3 files to go)"]
+    assert bench.settle(order, "DISK1", "DISK2").done == "nothing"
+    shorter = bench.settle(order, "DISK2", lifetime=86400)
+    (rule,) = (one for one in shorter.rules if one.rse == "DISK2")
+    assert rule.id in {one.id for one in first.rules}
+    assert rule.expires is not None
+    assert abs(rule.expires - rule.created - timedelta(days=1)) < timedelta(minutes=1)
+    assert bench.settle(order, "DISK2", lifetime=86400).done == "nothing"
+    for_ever = bench.settle(order, "DISK2")
+    assert [one.expires for one in for_ever.rules] == [None, None]
+
+
+def test_replicas_are_given_up_only_on_proof(bench: Bench) -> None:
+    """Not the last, not while another RSE's bytes are not compared or not right; and once."""
+    order = bench.order(bench.run())
+    read, _ = catalogue.upload(order, report=nobody)
+    bench.settle(order, "DISK1", "DISK2")
+    stays = bench.settle(order, remove=["DISK1"], files=read.files)
+    assert stays.done == "DISK1 stays: no other RSE has all of it for ever"
+    bench.server.replicate()
+    with pytest.raises(Retry, match="checksums are unknown"):
+        bench.settle(order, remove=["DISK1"])
+    other = bench.server.path(order.names.dataset.scope, "pax_info.json", "DISK2")
+    good = other.read_bytes()
+    other.write_bytes(b"bad")
+    with pytest.raises(Retry, match=r"pax_info\.json at DISK2 has 3 bytes"):
+        bench.settle(order, remove=["DISK1"], files=read.files)
+    other.write_bytes(good)
+    assert bench.settle(order, remove=["DISK1"], files=read.files).done == "remove DISK1"
+    assert bench.settle(order, remove=["DISK1"], files=read.files).done == "nothing"
+
+
+def test_no_room_no_rse_no_server_no_password(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may pass is tried again, what a person must mend is given up, in Rucio's own words."""
+    order = bench.order(bench.run())
+    bench.server.client.set_local_account_limit(ACCOUNT, "DISK3", 10)
+    full = evolve(order, there=evolve(bench.there, rucio_upload_rse="DISK3"))
+    with pytest.raises(OverQuota, match="not enough quota left"):
+        catalogue.upload(full, report=nobody)
+    nowhere = evolve(order, there=evolve(bench.there, rucio_upload_rse="NOWHERE"))
+    with pytest.raises(GiveUp, match="RSE does not exist"):
+        catalogue.upload(nowhere, report=nobody)
+    away = evolve(order, there=evolve(bench.there, hostname="http://127.0.0.1:9"))
+    with pytest.raises(Retry, match="Connection refused") as refused:
+        catalogue.upload(away, report=nobody)
+    assert refused.value.after is not None
+    monkeypatch.setenv("RUCIO_PASSWORD", "wrong")
+    (bench.server.home / "token").unlink(missing_ok=True)
+    with pytest.raises(Retry, match="Cannot authenticate") as stranger:
+        catalogue.check(bench.there)
+    assert "wrong" not in str(stranger.value)
+    monkeypatch.setenv("RUCIO_PASSWORD", PASSWORD)
+    assert catalogue.check(bench.there).endswith(f"knows us as {ACCOUNT}")
+
+
+# -- what the listeners do ------------------------------------------------------------------------
+
+SITES = ("lngs", "chicago")
+RUNS = 30
+
+
+@asynccontextmanager
+async def collaboration(bench: Bench, database: Named, *sites: str) -> AsyncIterator[Database]:
+    """Listeners for these sites in this process, until the block ends."""
+    load_handlers(BY_METHOD.values())
+    ours = [one for one in recorded if one.module in {*DEFAULT_HANDLERS, *BY_METHOD.values()}]
+    async with engine.opened(database) as db, AsyncExitStack() as stack:
+        for name in sites or SITES:
+            options = Options(
+                site=bench.sites.get(name),
+                sites=bench.sites,
+                settings=engine.settings_for(database),
+                registry=Registry(ours, bench.sites.here(name)),
+                lease=30.0,
+                grace=5.0,
+            )
+            await stack.enter_async_context(engine.listener(db, options, owner=f"test {name}"))
+        yield db
+
+
+async def settled(db: Database, runs: Sequence[Run], *hosts: str, **fields: Any) -> list[Run]:
+    """Wait until each run has a good copy at each host, and these fields at the catalogue."""
+    found: list[Run] = []
+
+    async def all_there() -> bool:
+        found[:] = (await db.runs([run.id for run in runs])).values()
+        return all(is_so(run) for run in found)
+
+    def is_so(run: Run) -> bool:
+        good = {one.host for one in run.copies if one.status == "transferred"}
+        entry = run.copy(IN_RUCIO)
+        has = entry is not None and all(entry.fields.get(n) == v for n, v in fields.items())
+        return good >= {*hosts} and (has or not fields)
+
+    with trio.fail_after(300):
+        while not await all_there():
+            await trio.sleep(0.1)
+    return sorted(found, key=lambda run: run.number or 0)
+
+
+async def rules_known(db: Database, runs: Sequence[Run], number: int = 2) -> None:
+    """Wait until every entry tells of so many rules."""
+
+    async def told() -> bool:
+        found = await db.runs([run.id for run in runs])
+        entries = [run.copy(IN_RUCIO) for run in found.values()]
+        return all(e is not None and len(e.fields.get("rule_info", ())) >= number for e in entries)
+
+    with trio.fail_after(300):
+        while not await told():
+            await trio.sleep(0.1)
+
+
+async def replayed(db: Database, site: str, **request: Any) -> None:
+    """Have a site fire again, and wait until all of that is done."""
+    handler = request.get("handler")
+    marks = {debt.id: debt.mark for debt, _ in await db.debts(site, handler=handler)}
+    await db.add_request(site, Request("replay", **request), "tests", utcnow())
+
+    async def all_paid() -> bool:
+        now = [debt for debt, _ in await db.debts(site, handler=handler)]
+        fired = any(debt.mark != marks.get(debt.id) for debt in now)
+        waiting = any(
+            debt.state == "running" or debt.due <= utcnow()
+            for debt in now
+            if debt.state not in ("done", "failed")
+        )
+        return fired and not waiting and not await db.pending(site)
+
+    with trio.fail_after(300):
+        while not await all_paid():
+            await trio.sleep(0.1)
+
+
+@pytest.mark.replicaset
+async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, database: Named) -> None:
+    """Byte by byte what they were; done again there is no new name, replica or rule."""
+    bench.set_sites(rucio_transfer=["DISK2"], rucio={"ask_after": 3600})
+    runs = [bench.run("XENON1T-0.zip", "pax_info.json", size=300) for _ in range(RUNS)]
+    async with collaboration(bench, database) as db:
+        for run in runs:
+            await db.insert_run(dict(run.document))
+        await settled(db, runs, "lngs", "chicago", "rucio-catalogue")
+        await rules_known(db, runs)
+        await trio.to_thread.run_sync(bench.server.replicate)
+        await replayed(db, "lngs", handler="rucio_rules", force=True)
+        found = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
+        before = await trio.to_thread.run_sync(bench.server.counts)
+        for site in SITES:
+            await replayed(db, site, force=True)
+        again = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
+    assert await trio.to_thread.run_sync(bench.server.counts) == before
+    assert [run.document["data"] for run in again] == [run.document["data"] for run in found]
+    for run in found:
+        entry, copy = run.copy(IN_RUCIO), run.copy(CopyKey("raw", "chicago"))
+        assert entry is not None
+        assert copy is not None
+        assert copy.location is not None
+        assert [(row["rse"], row["state"]) for row in entry.fields["rule_info"]] == [
+            ("DISK1", "OK"),
+            ("DISK2", "OK"),
+        ]
+        assert entry.location == f"xe1t_SR001_{run.name}_tpc:raw"
+        assert (copy.manifest, copy.checksum) == (entry.manifest, entry.checksum)
+        assert same(bench.directory / "lngs" / run.name, Path(copy.location))
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+def stored(database: Named, bench: Bench, run: Run) -> Run:
+    """A run that is in the catalogue, and whose document says so."""
+    order = bench.order(run)
+    read, found = catalogue.upload(order, report=nobody)
+    entry = {
+        "type": "raw",
+        "host": "rucio-catalogue",
+        "status": "transferred",
+        "location": str(order.names.dataset),
+        "manifest": read.manifest.digest,
+        "source": "lngs",
+        "source_name": run.name,
+        "rse": list(found.rses),
+        "rule_info": [one.to_row() for one in found.rules],
+    }
+    here = {**run.document["data"][0], "status": "transferred", "manifest": order.manifest}
+    document = {**run.document, "data": [here, entry]}
+    rows = [one.to_row() for one in read.files]
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].insert_one(document)
+        key = {"m": catalogue.stored_as(read.manifest.digest), "last": True}
+        part = {"_id": key, "m": key["m"], "part": 0, "items": rows}
+        client[database.name]["caxev_manifests"].insert_one(part)
+    return Run.from_document(document)
+
+
+@pytest.mark.replicaset
+def test_what_the_commands_tell(bench: Bench, database: Named, online: Caxev) -> None:  # noqa: F811  # the fixture
+    """Where a run is, what is wanted of it, whether it is whole; and it can be had from there."""
+    bench.set_sites()  # in place of the usual ones
+    run = stored(database, bench, bench.run())
+    (number,) = [str(run.number)]
+    place = f"xe1t_SR001_{run.name}_tpc:raw"
+    assert place in online("rucio", "locate", "--run", number, "--rse", "DISK1").out
+    assert online("rucio", "locate", "--run", number, "--copies", "2").out == "no such run\n"
+    wanted = online("rucio", "rules", "--dry-run", "--run", number, "--json")
+    assert json.loads(wanted.out)[0]["change"] == "nothing"
+    assert online("rucio", "check", "--deep", "--run", number).out == "0 differences\n"
+    target = bench.directory / "fetched"
+    target.mkdir()
+    assert online("rucio", "get", "--run", number, "--to", str(target)).code == 0
+    assert same(bench.directory / "lngs" / run.name, target / run.name)
+    bench.server.path(place.partition(":")[0], "pax_info.json").write_bytes(b"bad")
+    found = online("rucio", "check", "--deep", "--repair", "--run", number)
+    assert (found.code, "pax_info.json at DISK1 has 3 bytes" in found.out) == (1, True)
+    assert "to be brought again" in found.out
+    (row,) = json.loads(online("rucio", "locate", "--run", number, "--json").out)
+    assert row["status"] == "RSEreupload"
+
+
+@pytest.mark.replicaset
+def test_giving_a_dataset_up_needs_proof(
+    bench: Bench,
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+) -> None:
+    """Without two other copies that were compared today nothing happens but that they are asked."""
+    bench.set_sites()
+    run = stored(database, bench, bench.run())
+    answer = online("rucio", "rm", "--run", str(run.number), "--why", "a test")
+    assert (answer.code, "asked lngs" in answer.out) == (1, True)
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        (document,) = client[database.name]["runs_new"].find()
+    assert [one["status"] for one in document["data"]] == ["transferred", "transferred"]
+    assert "check_asked" in document["data"][0]
