@@ -199,8 +199,8 @@ async def told(job: Job, seen: Copy, manifest: Manifest, began: datetime) -> Run
     """Say what a copy is that was good: as it was, or bad, by its own entry."""
     if _is_same(seen, manifest):
         fields = {"manifest": manifest.digest, "verified_at": began}
-        if (asked := _asked(seen)) is not None or at_odds(job.run, seen.key):
-            fields["check_answered"] = asked or began
+        if _asked(seen) is not None or at_odds(job.run, seen.key):
+            fields["check_answered"] = began
         return RunUpdate.note(job.run, seen, **fields)
     why = await difference(job, seen, manifest)
     job.log.error(f"{seen.key} of {job.run} is no longer what it was: {why}")
@@ -265,7 +265,7 @@ def _update(
         fields |= {"checksumproblem": False, DISPUTED: None, "error": None}
     if (asked := _asked(seen)) is not None:
         began = max(began, asked)
-        fields["check_answered"] = began if fields.get(DISPUTED) else asked
+        fields["check_answered"] = began
     return RunUpdate.change_copy(
         job.run, seen, status, manifest=manifest.digest, verified_at=began, **fields
     )

@@ -53,6 +53,7 @@ FRESH = timedelta(days=7)
 VERIFIED = timedelta(minutes=10)
 """After that it is looked again whether a copy that was being verified has a voice by now."""
 SOON = 1.0
+ALARM = "no_majority"
 
 
 @frozen
@@ -106,6 +107,8 @@ async def judge(job: Job) -> Result:
             again = job.run.copy(mine.key)
             assert again is not None
             verdict = plan_judgement(job.run, again, job.sites, job.now())
+        if not _troubled(job.run, mine.key):
+            await job.all_clear(ALARM)
         match verdict:
             case Acquit():
                 good = {"checksumproblem": False, DISPUTED: None, "error": None}
@@ -149,6 +152,12 @@ def _ours(job: Job) -> list[Copy]:
         ):
             found.append(one)
     return found
+
+
+def _troubled(run: Run, key: CopyKey) -> bool:
+    """Whether it is open what this data is to be."""
+    aside = (one for one in run.copies if same_data(one, key) and one.fields.get("quarantine"))
+    return at_odds(run, key) or any(one.status == ERROR for one in aside)
 
 
 def plan_judgement(run: Run, mine: Copy, sites: Sites, now: datetime) -> Verdict:
@@ -236,9 +245,11 @@ def _is_fresh(one: Copy, now: datetime) -> bool:
 
 async def _set_aside(job: Job, mine: Copy, hung: Hung) -> None:
     """Keep the files by which our copy differs from the master's safe, and tell a person."""
-    job.log.error(
-        f"{mine.key} of {job.run}: {hung.why}. Look at the files, then say which copy is right: "
-        f"caxev vouch --run {job.run.number} --site SITE; the others are mended from that"
+    await job.alarm(
+        ALARM,
+        f"{mine.key} of {job.run}: {hung.why}",
+        todo="look at the files, then say which copy is right: "
+        f"caxev vouch --run {job.run.number} --site SITE; the others are mended from that",
     )
     if mine.host != job.site.name or hung.master is None or mine.location is None:
         return
