@@ -67,6 +67,8 @@ STALLED = 15 * 60.0
 REPAIRS = 3
 """How often a copy is mended before it is left to a person."""
 
+ACQUITTED = 5.0
+"""Seconds after which copies that the majority found good are looked at again."""
 JUDGED = 600.0
 """Seconds between two looks at whether other copies still contradict one another."""
 
@@ -421,6 +423,8 @@ def plan_repair(
     if not most and voters(run, bad.key):
         raise Retry("the other copies contradict one another", after=JUDGED)
     good = _to_mend_from(run, bad, site, sites)
+    if not good and any(map(is_disputed, most)):
+        raise Retry("the copies to mend it from are about to be acquitted", after=ACQUITTED)
     if not good:
         return Skip("no good copy with a manifest is within reach")
     assert bad.location is not None  # else it were past mending

@@ -388,6 +388,9 @@ def test_a_copy_is_mended_as_most_say() -> None:
     with pytest.raises(Retry, match="contradict one another"):
         mend(run_of(bad("lngs"), outvoted, good[0]))
     assert "who is right" in why(mend(run_of(bad("lngs", disputed=True), *good)))
+    accused = [{**one, "status": "error", "disputed": True} for one in good]
+    with pytest.raises(Retry, match="about to be acquitted"):
+        mend(run_of(bad("lngs"), *accused))
     aside = bad("lngs", quarantine={"place": "/lngs"})
     assert "vouch" in why(mend(run_of(aside, *good)))
     sure = entry("chicago", manifest="b3:1", vouched={"by": "me"})

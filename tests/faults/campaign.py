@@ -304,6 +304,8 @@ class Ground:
         end = end or self.wanted
         with suppress(TimeoutError):  # what is missing is found below
             await self.until(lambda: self._at_end(runs, end), "not at the end")
+            # The last change may have come to the sites only now.
+            await self.until(self._nothing_owed, "something is owed")
         problems = await self._owed(("open", "running", "failed"))
         found = await self.database.runs([born.id for born in runs])
         for born in runs:
@@ -332,6 +334,9 @@ class Ground:
         found = await self.database.runs([born.id for born in runs])
         if any(next(compare(found[born.id], born, end), None) for born in runs):
             return False
+        return await self._nothing_owed()
+
+    async def _nothing_owed(self) -> bool:
         return not await self._owed(("open", "running"))
 
     async def _owed(self, states: Iterable[str]) -> list[Problem]:
