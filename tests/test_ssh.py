@@ -21,7 +21,7 @@ from typing import Any
 import asyncssh
 import pytest
 from attrs import define, evolve
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caxev.files import (
@@ -799,6 +799,7 @@ def test_carrying_out_a_plan_makes_the_source(
             assert files[piece.file.path].mtime_ns >= piece.file.mtime_ns
 
 
+@settings(max_examples=30)
 @given(
     sizes=st.lists(st.integers(0, 8 * PART), max_size=3),
     ahead=st.none() | st.integers(1, 5).map(lambda n: n * PART),
