@@ -53,6 +53,7 @@ class Plan:
 @on(
     copy(TRANSFERRED, type="raw", host=HERE),
     field("trigger.events_built", "end"),
+    lane="disk",  # each works in a process of its own: a backlog must not start hundreds
     aliases=("AddSize",),
 )
 async def add_size(job: Job) -> Result:

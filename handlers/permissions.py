@@ -26,7 +26,12 @@ KEPT = 0o2000
 """The bit of a directory by which what is made in it gets its group."""
 
 
-@on(copy(TRANSFERRED, host=HERE), aliases=("SetPermission",), needs=("permissions",))
+@on(
+    copy(TRANSFERRED, host=HERE),
+    lane="disk",
+    aliases=("SetPermission",),
+    needs=("permissions",),
+)
 async def set_permission(job: Job) -> Result:
     """Give a new copy the mode, the group and the ACL of ``permissions``."""
     plan = plan_permission(job.copy, job.site)

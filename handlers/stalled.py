@@ -7,14 +7,16 @@ begin again, and what has come of it stays and is gone on with.
 
 A copy is not given up for its age alone: while the process that marked it as its own acts for its
 site, or shows progress, it is let be. Entries of old cax name no owner: of these the age decides.
-What is ``verifying`` is read by the listener of its own site, whose ledger knows how that goes: it
-is warned of and left.
+What a
+job makes may wait in a queue for days: `handlers.processing` looks after it. What is ``verifying``
+is read by the listener of its own site, whose ledger knows how that goes: it is warned of and left.
 
 Safe to repeat: the update names the status and the owner that were found.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from attrs import frozen
@@ -100,6 +102,8 @@ def plan_stalled(seen: Copy, rules: Stalled, now: datetime) -> Wait | Late | Too
         return Skip("the DAQ's buffer is never touched")
     if seen.status not in (TRANSFERRING, VERIFYING):
         return Skip(f"it is {seen.status}")
+    if seen.status == TRANSFERRING and isinstance(seen.fields.get("job"), Mapping):
+        return Skip("a job makes it, and may wait and run for days: it is looked after as a job")
     since = seen.since
     if since is None and seen.status == TRANSFERRING:  # old cax made it when it began
         since = as_utc(seen.fields.get("creation_time"))

@@ -41,6 +41,12 @@ def test_what_is_verifying_is_never_given_up() -> None:
     assert late == Late(1000.0, NOW + timedelta(hours=24))
 
 
+def test_what_a_job_makes_is_never_given_up() -> None:
+    """A job may wait and run for longer than any transfer; its entry is not taken from it."""
+    made = copy(hours=1000.0, type="processed", job={"name": "j"})
+    assert isinstance(plan_stalled(made, RULES, NOW), Skip)
+
+
 def test_entries_of_old_cax_go_by_their_creation() -> None:
     """A list that holds one time, as its oldest ones have; of what it verified nothing is known."""
     made: dict[str, Any] = {"creation_time": [NOW - timedelta(hours=30)]}
