@@ -84,7 +84,8 @@ def wanted(world: World, runs: int) -> dict[str, int]:
     """How many copies of each kind there are when all is done, by their names in the summary."""
     sites = world.sites.values()
     return {
-        "verified": runs * len(sites),
+        "verified": runs * len(world.listening),
+        "on_tape": runs * (len(sites) - len(world.listening)),
         "processed": runs * sum(site.processing is not None for site in sites),
         "minitrees": runs * sum(site.minitrees is not None for site in sites),
     }
@@ -285,7 +286,8 @@ def _progress(debts: Sequence[tuple[Debt, Mapping[str, Any]]]) -> dict[str, str]
 async def _summary(world: World, database: Database, seconds: float) -> dict[str, Any]:
     runs = await database.select(Selection(), utcnow())
     copies = [copy for one in runs for copy in one.copies]
-    raw = [copy for copy in copies if copy.type == "raw"]
+    everywhere = [copy for copy in copies if copy.type == "raw"]
+    raw = [copy for copy in everywhere if copy.host in world.listening]
     tally = await database.tally()
     debts = await database.debts(state="done", limit=100_000)
     waits = [1000 * (d.started - d.at).total_seconds() for d, _ in debts if d.started]
@@ -296,6 +298,7 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
         "runs": len(runs),
         "copies": len(raw),
         "verified": sum(map(good, raw)),
+        "on_tape": sum(map(good, everywhere)) - sum(map(good, raw)),
         **{
             kind: sum(one.type == kind and good(one) for one in copies)
             for kind in ("processed", "minitrees")
