@@ -145,7 +145,7 @@ class Show:
         reactions, latency = summary["reactions"], summary["latency_ms"]
         self.say(
             f"{summary['runs']} runs: {summary['copies']} copies, {summary['verified']} verified, "
-            f"{summary['processed']} processed, {summary['minitrees']} with minitrees, "
+            f"{summary['on_tape']} on tape, {summary['processed']} processed, {summary['minitrees']} with minitrees, "
             f"in {summary['seconds']} s"
         )
         self.say(
