@@ -145,8 +145,8 @@ class Show:
         reactions, latency = summary["reactions"], summary["latency_ms"]
         self.say(
             f"{summary['runs']} runs: {summary['copies']} copies, {summary['verified']} verified, "
-            f"{summary['on_tape']} on tape, {summary['processed']} processed, {summary['minitrees']} with minitrees, "
-            f"in {summary['seconds']} s"
+            f"{summary['on_tape']} on tape, {summary['processed']} processed, "
+            f"{summary['minitrees']} with minitrees, in {summary['seconds']} s"
         )
         self.say(
             f"reactions: {reactions['done']} done, {reactions['failed']} failed, "
