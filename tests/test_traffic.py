@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import trio
 from trio.testing import MockClock
 
 from caxev.config import Link
-from caxev.movers import Traffic
+from caxev.movers import Traffic, program
 
 MANY = 1 << 30
 
@@ -135,3 +137,10 @@ async def test_all_that_does_not_come_to_its_end_has_failed() -> None:
     with traffic.attempt("b"):
         await trio.lowlevel.checkpoint()
     assert traffic.order(["a", "b", "c"]) == ["b", "c", "a"]
+
+
+def test_a_program_that_takes_too_long_is_ended() -> None:
+    """It is killed, and its end says that no answer came; one in time is left alone."""
+    late = program.run(["sleep", "600"], package="coreutils", output=print, limit=0.05)
+    assert late.status == errno.ETIMEDOUT
+    assert program.run(["true"], package="coreutils", output=print, limit=600).status == 0

@@ -52,7 +52,8 @@ _AT_ONCE: Final = 4
 _MANY: Final = 50  # directories in one call
 _DEEPEST: Final = 64
 _CHUNK: Final = 1 << 20
-_TAKING: Final = 120.0  # seconds for which a checksum that is being taken is waited for
+_TAKING: Final = 600.0  # seconds for which a checksum that is being taken is waited for
+_ANSWER: Final = 20.0  # seconds for which the answer to one question is waited for
 _ASK_AGAIN: Final = 0.5  # seconds
 _PATIENCE: Final = 600  # seconds for a file, before its bytes count
 _SLOWEST: Final = 100_000  # bytes a second; what is slower has stalled
@@ -210,14 +211,23 @@ class _Far:
         return plain
 
     def ended(
-        self, *command: str, output: Callable[[bytes], object] = lambda _chunk: None
+        self,
+        *command: str,
+        output: Callable[[bytes], object] = lambda _chunk: None,
+        limit: float | None = None,
     ) -> Ended:
-        """Run one of gfal2's programs, however it ends."""
-        return run(command, package=_PACKAGES, output=output, environment=self.environment)
+        """Run one of gfal2's programs, however it ends; `limit` as `program.run` has it."""
+        environment = self.environment
+        return run(command, package=_PACKAGES, output=output, environment=environment, limit=limit)
 
-    def run(self, *command: str, output: Callable[[bytes], object] = lambda _chunk: None) -> None:
+    def run(
+        self,
+        *command: str,
+        output: Callable[[bytes], object] = lambda _chunk: None,
+        limit: float | None = None,
+    ) -> None:
         """Run one of gfal2's programs; its failure is raised."""
-        ended = self.ended(*command, output=output)
+        ended = self.ended(*command, output=output, limit=limit)
         if ended.status:
             raise _error(ended, command)
 
@@ -276,13 +286,16 @@ class _Far:
     def adler32(self, path: bytes) -> int:
         """The ADLER32 that the far side has for a file, once it has it.
 
-        It may still be taking that of a large file, or waiting for a writer that was cut off.
+        It may still be taking that of a large file, or waiting for a writer that was cut off. The
+        answer to a question that came at such a moment may never come: it is asked anew.
         """
         lines: list[str] = []
         until = time.monotonic() + _TAKING
         while True:
             try:
-                self.run("gfal-sum", self.url(path), "ADLER32", output=Lines(lines.append))
+                command = ("gfal-sum", self.url(path), "ADLER32")
+                lines.clear()
+                self.run(*command, output=Lines(lines.append), limit=_ANSWER)
                 break
             except _Unready:
                 if time.monotonic() > until:
@@ -534,7 +547,7 @@ def _error(ended: Ended, command: Sequence[str]) -> Retry | GiveUp:
     what = f"{command[0]} {printable(os.fsencode(command[-1]))}"
     if ended.status in _FULL:
         return Retry(f"disk full ({what}): {ended.last}")
-    if ended.status == errno.EINPROGRESS:
+    if ended.status in {errno.EINPROGRESS, errno.ETIMEDOUT}:
         return _Unready(f"the far side is not ready ({what}): {ended.last}")
     if ended.status in _GONE:
         return Retry(f"something vanished meanwhile ({what}): {ended.last}")

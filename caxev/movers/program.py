@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Event, Timer
 from typing import Final
 
 from attrs import frozen
@@ -38,9 +41,11 @@ def run(
     package: str,
     output: Callable[[bytes], object],
     environment: Mapping[str, str] | None = None,
+    limit: float | None = None,
 ) -> Ended:
     """Run a program to its end, handing on what it writes to standard output as it comes.
 
+    One that takes longer than `limit` seconds is killed, and counts as ended with ETIMEDOUT.
     Raises `GiveUp`, naming the Debian `package`, where the program is not installed. However this
     ends, the program has ended by then.
     """
@@ -57,7 +62,7 @@ def run(
         except FileNotFoundError as exc:
             name = os.fsdecode(command[0])
             raise GiveUp(f"{name} is not installed here (Debian: {package})") from exc
-        with process:
+        with process, _killing(process, limit) as late:
             try:
                 assert process.stdout is not None
                 while chunk := process.stdout.read1(_CHUNK):  # type: ignore[attr-defined]  # it is buffered
@@ -66,8 +71,30 @@ def run(
             except BaseException:
                 process.kill()
                 raise
+        if late.is_set():
+            return Ended(errno.ETIMEDOUT, f"no answer within {limit} s")
         complaints.seek(max(0, os.fstat(complaints.fileno()).st_size - _TAIL))
         return Ended(process.returncode, complaints.read().decode(errors="replace"))
+
+
+@contextmanager
+def _killing(process: subprocess.Popen[bytes], limit: float | None) -> Iterator[Event]:
+    """Kill the process if the block lasts longer than that; the event tells of it."""
+    late = Event()
+
+    def kill() -> None:
+        late.set()
+        process.kill()
+
+    timer = None if limit is None else Timer(limit, kill)
+    if timer is not None:
+        timer.start()
+    try:
+        yield late
+    finally:
+        if timer is not None:
+            timer.cancel()
+            timer.join()
 
 
 class Lines:
