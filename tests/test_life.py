@@ -409,7 +409,9 @@ async def test_what_a_dead_site_left_is_made_again(database: Named, tmp_path: Pa
         run = await stalled_run(three, utcnow() - OLD, owner="stockholm#3", trigger="other")
         await three.listen("chicago")
         copy = await three.becomes(run, "chicago", status=TRANSFERRED)
-        assert copy.fields["trigger"] == "chicago: pull: raw at chicago"
+        assert copy.fields["trigger"] in {
+            f"chicago: pull: raw at {host}" for host in ("chicago", "lngs")
+        }
 
 
 @pytest.mark.parametrize(("hours", "stays"), [(3.0, True), (30.0, False)])

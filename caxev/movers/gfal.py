@@ -52,8 +52,8 @@ _AT_ONCE: Final = 4
 _MANY: Final = 50  # directories in one call
 _DEEPEST: Final = 64
 _CHUNK: Final = 1 << 20
-_TAKING: Final = 600.0  # seconds for which a checksum that is being taken is waited for
-_ANSWER: Final = 20.0  # seconds for which the answer to one question is waited for
+_TAKING = 120.0  # seconds for which a checksum that is being taken is waited for
+_ANSWER = 20.0  # seconds for which the answer to one question is waited for
 _ASK_AGAIN: Final = 0.5  # seconds
 _PATIENCE: Final = 600  # seconds for a file, before its bytes count
 _SLOWEST: Final = 100_000  # bytes a second; what is slower has stalled
@@ -286,8 +286,9 @@ class _Far:
     def adler32(self, path: bytes) -> int:
         """The ADLER32 that the far side has for a file, once it has it.
 
-        It may still be taking that of a large file, or waiting for a writer that was cut off. The
-        answer to a question that came at such a moment may never come: it is asked anew.
+        It may still be taking that of a large file, or hold what a writer that was cut off has left
+        open, and an answer to a question of such a moment may never come: it is asked anew. Raises
+        `Retry` where it takes too long.
         """
         lines: list[str] = []
         until = time.monotonic() + _TAKING
