@@ -7,7 +7,6 @@ at the site that is there, and counts before it. Pure.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -15,7 +14,7 @@ from typing import Any, Final
 import attrs
 from attrs import field, frozen
 
-from caxev.config.errors import Problems, nearest
+from caxev.config.errors import Problems, read_keys
 
 ARCHIVES: Final = "caxev.archives"
 """The entry point group in which others name archives of their own; see `caxev.archives`."""
@@ -113,30 +112,7 @@ def read_archive(value: Any) -> ArchiveOptions:
     """
     if not isinstance(value, dict):
         raise ValueError  # noqa: TRY004  # as every reader here
-    problems: list[str] = []
-    options: dict[str, Any] = {}
-    for key, inner in value.items():
-        if key not in _READ:
-            problems.extend(_unknown(key))
-        elif inner is not None:
-            words, read = _READ[key]
-            try:
-                options[key] = read(inner)
-            except ValueError:
-                problems.append(f"{key} must be {words}, not {_shown(inner)}")
+    options, problems = read_keys(value, _READ)
     if problems:
         raise Problems(problems)
     return ArchiveOptions(**options)
-
-
-def _unknown(key: str) -> list[str]:
-    if key.startswith("x_"):
-        return []
-    guess = nearest(key, _keys)
-    hint = f"did you mean {guess!r}?" if guess else "take it out"
-    return [f"unknown key {key!r} ({hint}; a key of your own begins with x_)"]
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  # so that it stays a line

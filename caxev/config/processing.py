@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -13,10 +12,9 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any, Final
 
-import attrs
 from attrs import field, frozen
 
-from caxev.config.errors import Problems, nearest
+from caxev.config.errors import Problems, read_keys
 from caxev.config.links import read_amount
 
 SYSTEMS: Final = ("local", "slurm")
@@ -212,7 +210,6 @@ _READ: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "grow": ("a number, 1 to 10", _growth),
     "pax_hash": ('hashes by version, as {"v6.8.0": "5b3d..."}', _hashes),
 }
-_keys: Final = tuple(attribute.name for attribute in attrs.fields(Processing))
 
 
 def read_processing(value: Any) -> Processing:
@@ -222,32 +219,9 @@ def read_processing(value: Any) -> Processing:
     """
     if not isinstance(value, dict) or not value:
         raise ValueError
-    problems: list[str] = []
-    read: dict[str, Any] = {}
-    for key, given in value.items():
-        if key not in _READ:
-            problems.extend(_unknown(key))
-        elif given is not None:
-            words, reader = _READ[key]
-            try:
-                read[key] = reader(given)
-            except ValueError:
-                problems.append(f"{key} must be {words}, not {_shown(given)}")
+    read, problems = read_keys(value, _READ)
     if value.get("command") is None:
         problems.append("has no command: give it as a list of arguments")
     if problems:
         raise Problems(problems)
     return Processing(**read)
-
-
-def _unknown(key: str) -> list[str]:
-    if key.startswith("x_"):
-        return []
-    guess = nearest(key, _keys)
-    hint = f"did you mean {guess!r}?" if guess else "take it out"
-    return [f"unknown key {key!r} ({hint}; a key of your own begins with x_)"]
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  # so that it stays a line
