@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, Final, NamedTuple, TypeVar
 
 from attrs import frozen
 
-from caxev.config.errors import Problems, nearest
+from caxev.config.errors import Problems, read_keys
 from caxev.config.links import read_rate
 
 T = TypeVar("T")
@@ -125,21 +124,7 @@ def read_stalled(value: Any) -> Stalled:
 def _read(kind: Callable[..., T], value: Any, shapes: Mapping[str, _Shape]) -> T:
     if not isinstance(value, dict):
         raise ValueError  # noqa: TRY004  # as every reader of a shape
-    problems: list[str] = []
-    found: dict[str, Any] = {}
-    for key, given in value.items():
-        if key.startswith("x_"):
-            continue
-        if key not in shapes:
-            guess = nearest(key, shapes)
-            hint = f"did you mean {guess!r}?" if guess else "take it out"
-            problems.append(f"unknown key {key!r} ({hint}; a key of your own begins with x_)")
-        elif given is not None:
-            try:
-                found[key] = shapes[key].read(given)
-            except ValueError:
-                shown = json.dumps(given, ensure_ascii=False)[:60]
-                problems.append(f"{key} must be {shapes[key].words}, not {shown}")
+    found, problems = read_keys(value, shapes)
     if problems:
         raise Problems(problems)
     return kind(**found)

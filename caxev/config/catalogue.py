@@ -10,14 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from json import dumps
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
 from attrs import Factory, evolve, field, frozen
 
-from caxev.config.errors import Problems, nearest
+from caxev.config.errors import Problems, read_keys
 
 AUTH_TYPES: Final = ("userpass", "x509", "x509_proxy", "gss", "ssh", "oidc", "saml")
 """The ways in which a Rucio client proves who it is."""
@@ -137,7 +135,6 @@ _READ: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "detectors": ('short names of detectors, as {"muon_veto": "mv"}, or null', _detectors),
     "rules": ("a path or null", _text),
 }
-_keys: Final = tuple(attribute.name for attribute in attrs.fields(Catalogue))
 
 
 def read_catalogue(value: Any) -> Catalogue:
@@ -147,32 +144,12 @@ def read_catalogue(value: Any) -> Catalogue:
     """
     if not isinstance(value, dict):
         raise ValueError  # noqa: TRY004  # what every reader of a value raises
-    problems: list[str] = []
-    known: dict[str, Any] = {}
-    for key, inner in value.items():
-        if key not in _READ:
-            problems.extend(_unknown(key))
-        elif inner is not None:
-            words, read = _READ[key]
-            try:
-                known[key] = read(inner)
-            except ValueError:
-                problems.append(f"{key} must be {words}, not {_shown(inner)}")
+    secrets = [key for key in value if "password" in key.lower() and not key.startswith("x_")]
+    others = {key: inner for key, inner in value.items() if key not in secrets}
+    known, problems = read_keys(others, _READ)
+    problems += [
+        f"{key!r}: a secret does not stand in this file: set RUCIO_PASSWORD" for key in secrets
+    ]
     if problems:
         raise Problems(problems)
     return Catalogue(**known)
-
-
-def _unknown(key: str) -> list[str]:
-    if key.startswith("x_"):
-        return []
-    if "password" in key.lower():
-        return [f"{key!r}: a secret does not stand in this file: set RUCIO_PASSWORD"]
-    guess = nearest(key, _keys)
-    hint = f"did you mean {guess!r}?" if guess else "take it out"
-    return [f"unknown key {key!r} ({hint}; a key of your own begins with x_)"]
-
-
-def _shown(value: object) -> str:
-    text = dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  # so that it stays a line
