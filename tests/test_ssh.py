@@ -9,14 +9,17 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import asyncssh
 import pytest
@@ -42,6 +45,7 @@ from caxev.job import GiveUp, Retry
 from caxev.ssh import Endpoint, Transfer, check, pull, push, remote_manifest
 from caxev.ssh.endpoint import sftp_session
 from caxev.ssh.handout import Handout
+from caxev.ssh.lines import Channel, _Here
 from caxev.ssh.plan import BLOCK
 from caxev.ssh.remote import Remote
 from caxev.ssh.tree import only_pusher
@@ -695,6 +699,26 @@ def test_nobody_listening_is_tried_again(sshd: Server) -> None:
     """A host that is down now may be up later."""
     sshd.stop()
     refused(sshd.endpoint, Retry, "cannot be reached")
+
+
+def test_a_channel_that_the_far_end_closed_first_is_let_go() -> None:
+    """With something still to be handed over when both ends went: no error of the event loop's."""
+
+    async def let_go() -> None:
+        ours, theirs = socket.socketpair()
+        loop = asyncio.get_running_loop()
+        _, here = await loop.connect_accepted_socket(lambda: _Here(Mock()), theirs)
+        channel = Channel(ours, here)
+        ours.setblocking(False)
+        here.transport.write(bytes(16 << 20))
+        here.transport.close()
+        while here.transport.get_write_buffer_size():
+            with suppress(BlockingIOError):
+                ours.recv(1 << 20)
+            await asyncio.sleep(0)
+        channel.close()
+
+    asyncio.run(let_go())
 
 
 @both

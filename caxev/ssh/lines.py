@@ -141,8 +141,10 @@ class Channel:
 
     def close(self) -> None:
         """Let it go."""
-        self._here.transport.abort()
         self._ours.close()
+        # Python 3.11 cannot abort what has been closed with something still to be written.
+        if not self._here.transport.is_closing():
+            self._here.transport.abort()
 
     def why(self) -> str:
         """What it said at last."""

@@ -44,7 +44,7 @@ from caxev.demo.world import World, ask, left
 from caxev.embedded import ReplicaSet
 from caxev.files import GONE_PREFIX, PART_PREFIX, digest_tree
 from caxev.job import utcnow
-from caxev.model import TRANSFERRED, CopyKey, Run, RunId
+from caxev.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate, Tag
 from caxev.mongo import Database, DatabaseError, passing
 
 ROOT: Final = Path(__file__).parents[2]
@@ -54,6 +54,7 @@ BIRTH: Final = "lngs"
 PATIENCE: Final = 300.0
 """Seconds after which what has not come to its end is lost."""
 LOOK_EVERY: Final = 0.1
+UNSETTLED: Final = ("open", "running")
 SHOWN: Final = 10
 """Problems of a round that are told one by one."""
 LATER: Final = timedelta(hours=1)
@@ -209,6 +210,8 @@ class Ground:
     outcasts: set[RunId] = field(init=False, factory=set)
     listeners: dict[str, Listener] = field(init=False, factory=dict)
     _numbers: Iterator[int] = field(init=False)
+    _marks: Iterator[int] = field(init=False, factory=lambda: count(1))
+    _marker: RunId | None = field(init=False, default=None)
     _started: list[Listener] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
@@ -303,9 +306,7 @@ class Ground:
         """
         end = end or self.wanted
         with suppress(TimeoutError):  # what is missing is found below
-            await self.until(lambda: self._at_end(runs, end), "not at the end")
-            # The last change may have come to the sites only now.
-            await self.until(self._nothing_owed, "something is owed")
+            await self.until(lambda: self._at_rest(runs, end), "not at rest")
         problems = await self._owed(("open", "running", "failed"))
         found = await self.database.runs([born.id for born in runs])
         for born in runs:
@@ -330,14 +331,41 @@ class Ground:
         seen = [key.host for key in keys if key.host in self.world.listening]
         return End(dict.fromkeys(stay, TRANSFERRED), Counter(f"seen-{host}" for host in seen))
 
-    async def _at_end(self, runs: Sequence[Born], end: End) -> bool:
-        found = await self.database.runs([born.id for born in runs])
+    async def _at_rest(self, runs: Sequence[Born], end: End) -> bool:
+        """Whether the runs are at their end, and every site has seen that and owes nothing.
+
+        What a site settles may make a change that another has yet to see: a mark in the stream
+        comes to it after that. Where nothing has changed meanwhile, nothing is under way.
+        """
+        ids = [born.id for born in runs]
+        found = await self.database.runs(ids)
         if any(next(compare(found[born.id], born, end), None) for born in runs):
             return False
-        return await self._nothing_owed()
+        if await self._owed(UNSETTLED):
+            return False
+        await self._heard()
+        return not await self._owed(UNSETTLED) and await self.database.runs(ids) == found
 
-    async def _nothing_owed(self) -> bool:
-        return not await self._owed(("open", "running"))
+    async def _heard(self) -> None:
+        """Wait until every listener has taken in all changes there are: a new mark is the last."""
+        mark = f"mark-{next(self._marks)}"
+        if self._marker is None or await self._mark(self._marker, mark) is None:
+            document = {"name": "marker", "number": 0, "data": [], "tags": [{"name": mark}]}
+            self._marker = await self.database.insert_run(document)
+            self.outcasts.add(self._marker)
+        for site, listener in list(self.listeners.items()):
+            while listener is self.listeners[site] and listener.process.poll() is None:
+                looked = await self.database.look(site, [self._marker])
+                if Tag(mark) in looked.before.get(self._marker, {}):
+                    break
+                await trio.sleep(LOOK_EVERY)
+
+    async def _mark(self, marker: RunId, mark: str) -> Run | None:
+        found = (await self.database.runs([marker])).get(marker)
+        if found is None:
+            return None
+        update = RunUpdate.set_fields(found, tags=[{"name": mark}])
+        return await self.database.update_run(update, utcnow())
 
     async def _owed(self, states: Iterable[str]) -> list[Problem]:
         return [
