@@ -31,7 +31,10 @@ PermitRootLogin prohibit-password
 PermitUserEnvironment no
 MaxStartups 100
 Subsystem sftp internal-sftp
+SetEnv HOME={directory}/home
 """
+# An empty home: start-up files of a shell here take their time, and one that is killed in the midst
+# of them may leave a lock behind.
 _PATIENCE = 20.0  # seconds
 
 
@@ -84,6 +87,7 @@ def running(directory: Path, more: str = "") -> Iterator[Server]:
     """
     for key in ("host_key", "user_key"):
         make_key(directory / key)
+    (directory / "home").mkdir(exist_ok=True)
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     port = _free_port()

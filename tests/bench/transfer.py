@@ -23,7 +23,6 @@ import argparse
 import json
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -72,7 +71,6 @@ DIRECTIONS: Final = {"pull": pull, "push": push}
 GCM: Final = "scp GCM"
 FAST_CIPHER: Final = ("-c", "aes128-gcm@openssh.com")
 RCLONE: Final = "rclone"
-_PATIENCE: Final = 20.0  # seconds
 _EVERY: Final = 0.05  # seconds between two looks at the memory in use
 _MARGIN: Final = 256 * MIB
 
@@ -295,31 +293,10 @@ class Bench:
 
 
 @contextmanager
-def server(directory: Path) -> Iterator[sshd.Server]:
-    """An sshd at whose accounts a shell finds no start-up file of the user's to run."""
-    home = directory / "home"
-    home.mkdir()
-    with sshd.running(directory) as running:
-        with (directory / "config").open("a") as config:
-            config.write(f"SetEnv HOME={home}\n")
-        running.process.send_signal(signal.SIGHUP)
-        _wait_for_restart(directory / "log")
-        yield running
-
-
-def _wait_for_restart(log: Path) -> None:
-    deadline = time.monotonic() + _PATIENCE
-    while log.read_text().count("Server listening") < 2:
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"sshd did not start again: {log.read_text()}")
-        time.sleep(0.02)
-
-
-@contextmanager
 def bench(works: Sequence[Work], rounds: int, *, wan: bool) -> Iterator[Bench]:
     with ExitStack() as held:
         keys = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        reached = held.enter_context(server(keys))
+        reached = held.enter_context(sshd.running(keys))
         if wan:
             reached.port = held.enter_context(proxy.running(reached.port, DELAY, RATE))
             sshd.write_known_hosts(keys, reached.port)
@@ -386,7 +363,7 @@ def peaks(gigabytes: float) -> list[dict[str, Any]]:
         directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         if shutil.disk_usage(directory).free < size + _MARGIN:
             raise OSError(f"{directory} has no room for {gigabytes:g} GB")
-        endpoint = held.enter_context(server(directory)).endpoint
+        endpoint = held.enter_context(sshd.running(directory)).endpoint
         for name in ("source", "target"):
             (directory / name).mkdir()
         source = directory / "source" / "run"
