@@ -566,3 +566,41 @@ def test_giving_a_dataset_up_needs_proof(
         (document,) = client[database.name]["runs_new"].find()
     assert [one["status"] for one in document["data"]] == ["transferred", "transferred"]
     assert "check_asked" in document["data"][0]
+
+
+@pytest.mark.replicaset
+def test_copies_on_disk_are_purged_only_for_a_dataset_that_was_compared(
+    bench: Bench,
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+) -> None:
+    """A row in the catalogue is no reason, too few others are none; with both the copy goes."""
+    bench.set_sites()
+    file = bench.directory / "sites.json"
+    catalogue_, lngs, chicago = json.loads(file.read_text())
+    lngs["deletion"] = {"copies": 2}
+    file.write_text(json.dumps([catalogue_, lngs, chicago]))
+    run = stored(database, bench, bench.run())
+    purge = ("rucio", "purge", "--site", "lngs", "--run", str(run.number))
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+
+        def entry(host: str) -> dict[str, Any]:
+            (document,) = runs.find()
+            return next(one for one in document["data"] if one["host"] == host)
+
+        answer = online(*purge)
+        assert (answer.code, "never compared: asked" in answer.out) == (1, True)
+        assert "check_asked" in entry("rucio-catalogue")
+        compared = {"data.$.verified_at": datetime.now(UTC)}
+        runs.update_one({"data.host": "rucio-catalogue"}, {"$set": compared})
+        answer = online(*purge)
+        assert (answer.code, "2 good copies must remain" in answer.out) == (0, True)
+        assert entry("lngs")["status"] == "transferred"
+        other = {**entry("lngs"), "host": "chicago", "location": f"{chicago['dir_raw']}/run"}
+        runs.update_one({}, {"$push": {"data": other}})
+        assert "would go" in online(*purge, "--dry-run").out
+        assert entry("lngs")["status"] == "transferred"
+        assert online(*purge).code == 0
+        assert entry("lngs")["status"] == "deleting"
+        assert entry("lngs")["deletion"]["why"] == "caxev rucio purge"

@@ -1,0 +1,134 @@
+"""The group of commands, and what all of them are given: runs, data, a catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+from attrs import define
+
+from caxev.cli.errors import FAILED
+from caxev.cli.options import RUN_NUMBER, state
+from caxev.cli.output import Table, show
+from caxev.config import ConfigError
+
+if TYPE_CHECKING:
+    from caxev.cli.runs import Wanted
+    from caxev.config import Site
+    from caxev.model import Copy, Run
+    from caxev.mongo import Database
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.group()
+def rucio() -> None:
+    """Bring data to the Rucio catalogue, look after it there, and fetch it."""
+
+
+def selecting(function: F) -> F:
+    """Add the options that say which runs and which data are meant."""
+    options = (
+        click.option(
+            "--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number."
+        ),
+        click.option("--name", metavar="X", help="The run of this name."),
+        click.option("--from-run", type=RUN_NUMBER, metavar="A", help="Runs from this number on."),
+        click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number."),
+        click.option(
+            "--last-days",
+            type=click.FloatRange(0, 36525, min_open=True),
+            metavar="D",
+            help="Runs that were started in the last D days.",
+        ),
+        click.option("--tag", metavar="T", help="Runs with this tag."),
+        click.option("--detector", metavar="D", help="Only runs of this detector."),
+        click.option("--type", "kind", default="raw", show_default=True, help="The type of data."),
+        click.option("--version", metavar="V", help="Of derived data, this version."),
+        click.option("--catalogue", metavar="C", help="The catalogue's name in sites.json."),
+    )
+    for one in reversed(options):
+        function = one(function)
+    return function
+
+
+def catalogue_called(name: str | None) -> Site:
+    """Return the catalogue of that name, or the only one. Raises `ConfigError`."""
+    sites = state().sites()
+    if name is not None:
+        site = sites.get(name)
+        if site.method != "rucio":
+            raise ConfigError(f"site {name!r} is of method {site.method}, not rucio")
+        return site
+    brought = {to for one in sites.values() for to in one.upload_options}
+    found = [one for one in sites.values() if one.method == "rucio"]
+    found = [one for one in found if one.name in brought] or found
+    if len(found) != 1:
+        known = ", ".join(one.name for one in found) or "none"
+        raise ConfigError(
+            f"{sites.path} has {len(found)} catalogues ({known}): say which, or add one"
+        )
+    return found[0]
+
+
+@define
+class Chosen:
+    """What a command line means: runs, a type and version of data, and the catalogue."""
+
+    wanted: Wanted
+    kind: str
+    version: str | None
+    there: Site
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> Chosen:
+        """Take the options of `selecting` out of a command's."""
+        from caxev.cli.replay import _wanted
+
+        between = (options.pop("from_run"), options.pop("to_run"))
+        wanted = _wanted(
+            options.pop("number"),
+            options.pop("name"),
+            between=between,
+            last_days=options.pop("last_days"),
+            tag=options.pop("tag"),
+            detector=options.pop("detector"),
+        )
+        there = catalogue_called(options.pop("catalogue"))
+        return cls(wanted, options.pop("kind"), options.pop("version"), there)
+
+    def entry(self, run: Run) -> Copy | None:
+        """The run's entry at the catalogue."""
+        same = (one for one in run.copies if one.host == self.there.name and one.type == self.kind)
+        return next((one for one in same if self.version in (None, one.version)), None)
+
+    async def runs(self, database: Database) -> list[Run]:
+        """Read the runs whole."""
+        found = await self.wanted.find(database, database.settings)
+        whole = await database.runs([run.id for run in found])
+        return [whole[run.id] for run in found if run.id in whole]
+
+
+_COLUMNS: Final = (("run", "RUN"), ("what", "WHAT"), ("state", "STATE"))
+
+
+def told(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+    """Print the rows; ends with failure where one of them is not ok."""
+    show(Table(_COLUMNS, rows), as_json=as_json, empty="nothing to do")
+    if any(row["ok"] is False for row in rows):
+        raise click.exceptions.Exit(FAILED)
+
+
+def nobody(_done: int, _total: int) -> None:
+    """Take a report."""
+
+
+async def checked(database: Database, entry: Copy) -> Any:
+    """Read what an entry's files must be; None where that is not known."""
+    from caxev import catalogue
+
+    if entry.manifest is None:
+        return None
+    rows = await database.load_manifest(catalogue.stored_as(entry.manifest))
+    return None if rows is None else tuple(map(catalogue.Checked.from_row, rows))

@@ -1,0 +1,250 @@
+"""``caxev rucio locate`` and ``check``: what the database knows, and if the catalogue agrees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from attrs import define, field
+
+from caxev.cli.errors import FAILED
+from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.output import Table, show
+from caxev.cli.rucio.chosen import Chosen, checked, nobody, rucio, selecting
+
+if TYPE_CHECKING:
+    from caxev.catalogue import Found, Verdict
+    from caxev.model import Copy, Run
+    from caxev.mongo import Database
+
+
+@rucio.command(epilog=example("caxev rucio locate --last-days 30 --rse NIKHEF_USERDISK --copies 1"))
+@selecting
+@click.option("--rse", multiple=True, metavar="R", help="Only what this RSE has; may be repeated.")
+@click.option("--copies", type=click.IntRange(0), metavar="N", help="Only what N RSEs have.")
+@click.option("--status", metavar="X", help="Only entries of this status.")
+@click.option(
+    "--method",
+    type=click.Choice(("entries", "rules", "absent")),
+    default="entries",
+    show_default=True,
+    help="List entries, their rules, or runs without an entry.",
+)
+@as_json
+@global_options(hidden=True)
+def locate(
+    *,
+    rse: tuple[str, ...],
+    copies: int | None,
+    status: str | None,
+    method: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """List where the catalogue has runs, as the database knows it."""
+    state().log("warning")
+    chosen = Chosen.of(options)
+    runs = state().with_database(chosen.runs)
+    rows = [row for run in runs for row in located(chosen, run, method)]
+    rows = [
+        row
+        for row in rows
+        if {*rse} <= {*row["rse"]}
+        and copies in (None, len(row["rse"]))
+        and status in (None, row["status"])
+    ]
+    columns = _PLACES if method != "rules" else (*_PLACES, ("rule", "RULE"))
+    show(Table(columns, rows), as_json=as_json, empty="no such run")
+
+
+_PLACES: Final = (
+    ("run", "RUN"),
+    ("name", "NAME"),
+    ("status", "STATUS"),
+    ("rse", "RSE"),
+    ("location", "LOCATION"),
+)
+
+
+def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
+    """Return the rows about one run. Pure."""
+    from caxev import catalogue
+    from caxev.cli.runs import label
+
+    entry = chosen.entry(run)
+    row: dict[str, Any] = {"run": label(run), "name": run.name}
+    row |= {"status": None, "rse": [], "location": None}
+    if entry is None:
+        if method == "absent":
+            yield row
+        return
+    rse = entry.fields.get("rse")
+    row |= {"status": entry.status, "location": entry.location}
+    row |= {"rse": rse if isinstance(rse, list) else []}
+    if method == "entries":
+        yield row
+    info = entry.fields.get("rule_info") if method == "rules" else None
+    for one in info if isinstance(info, list) else ():
+        yield {**row, "rule": str(catalogue.Standing.from_row(one) or one)}
+
+
+@rucio.command(
+    epilog=example("caxev rucio check --last-days 7 --deep", "caxev rucio check --run 5")
+)
+@selecting
+@click.option("--deep", is_flag=True, help="Ask the storage of every RSE for sizes and checksums.")
+@click.option("--all", "everything", is_flag=True, help="Look for datasets without a run, too.")
+@click.option("--repair", is_flag=True, help="Have what is missing brought again; declare bad.")
+@as_json
+@global_options(hidden=True)
+def check(*, deep: bool, everything: bool, repair: bool, as_json: bool, **options: Any) -> None:
+    """Compare database and catalogue both ways: what is missing, double, or of other bytes.
+
+    Ends with 1 where there is a difference.
+    """
+    state().log("warning")
+    chosen = Chosen.of(options)
+    checking = Checking(chosen, deep=deep, repair=repair)
+    rows = state().with_database(lambda database: checking.run(database, everything=everything))
+    show(Table(_DIFFERENCES, rows), as_json=as_json, empty="0 differences")
+    if rows:
+        raise click.exceptions.Exit(FAILED)
+
+
+_DIFFERENCES: Final = (
+    ("run", "RUN"),
+    ("location", "LOCATION"),
+    ("problem", "PROBLEM"),
+    ("repair", "REPAIR"),
+)
+
+
+@define
+class Checking:
+    """One comparison; it collects a row for each difference."""
+
+    chosen: Chosen
+    deep: bool = False
+    repair: bool = False
+    rows: list[dict[str, Any]] = field(factory=list)
+
+    async def run(self, database: Database, *, everything: bool) -> list[dict[str, Any]]:
+        """Compare, and repair where that is asked for."""
+        import trio
+
+        from caxev import catalogue
+
+        known: set[str] = set()
+        for run in await self.chosen.runs(database):
+            known |= {str(one.location) for one in run.copies if one.host == self.chosen.there.name}
+            await self._compare(database, run)
+        if everything:
+            there = self.chosen.there
+            list_all = trio.to_thread.run_sync
+            datasets = await list_all(lambda: catalogue.datasets(there, report=nobody))
+            wanted = [one for one in datasets if one.name == self.chosen.kind]
+            for dataset in wanted:
+                if str(dataset) not in known:
+                    self._note(None, str(dataset), "no run that was asked for has this dataset")
+        return self.rows
+
+    def _note(
+        self, run: Run | None, location: str | None, problem: str, repair: str | None = None
+    ) -> None:
+        from caxev.cli.runs import label
+
+        name = None if run is None else label(run)
+        self.rows.append({"run": name, "location": location, "problem": problem, "repair": repair})
+
+    async def _compare(self, database: Database, run: Run) -> None:
+        import trio
+
+        from caxev import catalogue
+        from caxev.job import GiveUp, Retry
+        from caxev.model import TRANSFERRED
+
+        entry, there = self.chosen.entry(run), self.chosen.there
+        if entry is None:
+            return
+        if (entries := sum(one.key == entry.key for one in run.copies)) > 1:
+            self._note(run, entry.location, f"{entries} entries for one dataset")
+        if entry.status != TRANSFERRED:
+            repair = await self._again(database, run, entry)
+            self._note(run, entry.location, f"the entry is {entry.status}", repair)
+            return
+        files = await checked(database, entry)
+        if files is None:
+            why = "what its files must be is not known: ask for a check where a good copy is"
+            self._note(run, entry.location, why)
+            return
+        dataset = catalogue.Did.of(entry.location)
+        compare, ask = trio.to_thread.run_sync, catalogue.verify
+        try:
+            verdict = await compare(lambda: ask(there, dataset, files, self.deep, report=nobody))
+            found = await compare(lambda: catalogue.look(there, dataset, report=nobody))
+        except (GiveUp, Retry) as error:
+            self._note(run, entry.location, error.why, await self._again(database, run, entry))
+            return
+        await self._judge(database, run, entry, verdict, found)
+
+    async def _judge(
+        self, database: Database, run: Run, entry: Copy, verdict: Verdict, found: Found
+    ) -> None:
+        lines = (*verdict.bad, *(() if verdict.good else verdict.unseen))
+        repair = None
+        if lines and verdict.good:
+            repair = await self._declare(entry, verdict)
+        elif lines:
+            repair = await self._again(database, run, entry)
+        for line in lines:
+            self._note(run, entry.location, line, repair)
+        told = entry.fields.get("rse") or []
+        if list(found.rses) != list(told):
+            where = f"at {_listed(found.rses)} in the catalogue, at {_listed(told)} in the database"
+            self._note(run, entry.location, where, await self._look(database, run))
+
+    async def _declare(self, entry: Copy, verdict: Verdict) -> str | None:
+        """Have Rucio make bad replicas anew from the good ones."""
+        import trio
+
+        from caxev import catalogue
+
+        if not self.repair or not verdict.replicas:
+            return None
+        dataset, there = catalogue.Did.of(entry.location), self.chosen.there
+        await trio.to_thread.run_sync(
+            lambda: catalogue.declare_bad(there, dataset, verdict.replicas, report=nobody)
+        )
+        return "declared bad: Rucio makes it anew"
+
+    async def _again(self, database: Database, run: Run, entry: Copy) -> str | None:
+        """Have the upload tried again by whoever has a good copy."""
+        from caxev.job import utcnow
+        from caxev.model import RunUpdate
+
+        if not self.repair or entry.status == "transferring":
+            return None
+        update = RunUpdate.change_copy(
+            run, entry, "RSEreupload", trigger=None, owner=None, checksumproblem=None
+        )
+        done = await database.update_run(update, utcnow())
+        return "to be brought again" if done is not None else "has changed meanwhile"
+
+    async def _look(self, database: Database, run: Run) -> str | None:
+        """Have the site that looks after the entry look again."""
+        from caxev.cli.replay import me
+        from caxev.job import utcnow
+        from caxev.mongo import Request
+
+        if not self.repair:
+            return None
+        for one in state().sites().values():
+            if self.chosen.there.name in one.upload_options and one.listener:
+                request = Request("replay", (run.id,), handler="rucio_rules", force=True)
+                await database.add_request(one.name, request, me(), utcnow())
+        return "its site looks again"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "no RSE"

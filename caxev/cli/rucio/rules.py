@@ -1,0 +1,125 @@
+"""``caxev rucio rules``: check a rule file, explain what it means, have it applied."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from caxev.cli.errors import NothingToDo
+from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.output import Table, say, show
+from caxev.cli.rucio.chosen import Chosen, rucio, selecting
+
+if TYPE_CHECKING:
+    from caxev.model import Copy, Run
+    from caxev.mongo import Database
+
+
+@rucio.command(
+    epilog=example(
+        "caxev rucio rules --check rules.json",
+        "caxev rucio rules --from-run 100 --to-run 200 --dry-run",
+        "caxev rucio rules --apply --last-days 30",
+    )
+)
+@selecting
+@click.option("--check", "file", metavar="FILE", help="Say whether this rule file can be used.")
+@click.option(
+    "--dry-run", is_flag=True, help="Explain what is wanted of each run, and by which rule."
+)
+@click.option("--apply", "applying", is_flag=True, help="Have the listeners apply the file anew.")
+@as_json
+@global_options(hidden=True)
+def rules(
+    *, file: str | None, dry_run: bool, applying: bool, as_json: bool, **options: Any
+) -> None:
+    """Check the rule file, explain it for runs, or have it applied to them.
+
+    A listener applies it by itself to what changes; --apply is for when the file has changed.
+    """
+    from caxev import catalogue
+
+    state().log("warning")
+    if file is not None and not (dry_run or applying):
+        loaded = catalogue.load_rules(file)
+        say(f"{file}: {len(loaded)} rules, all can be used")
+        return
+    if dry_run == applying:
+        raise click.UsageError("say one of --check FILE, --dry-run and --apply")
+    chosen = Chosen.of(options)
+    path = file or chosen.there.rucio.rules
+    loaded = catalogue.load_rules(path) if path else ()
+    if applying:
+        say(state().with_database(lambda database: _apply(database, chosen)))
+        return
+    rows = state().with_database(lambda database: _explain(database, chosen, loaded))
+    show(Table(_RULES, rows), as_json=as_json, empty="no run is in the catalogue")
+
+
+_RULES: Final = (
+    ("run", "RUN"),
+    ("wanted", "WANTED"),
+    ("removed", "REMOVED"),
+    ("change", "TO BE DONE"),
+    ("unmet", "RULES THAT DO NOT APPLY"),
+)
+
+
+async def _explain(
+    database: Database, chosen: Chosen, loaded: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """What the rules want of each run, and what would be done, by what the entry tells."""
+    runs = await chosen.runs(database)
+    return [explained(chosen, run, entry, loaded) for run in runs if (entry := chosen.entry(run))]
+
+
+def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> dict[str, Any]:
+    """One row of the explanation. Pure but for the time."""
+    from caxev import catalogue
+    from caxev.cli.runs import label
+    from caxev.job import utcnow
+
+    there = chosen.there
+    always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
+    wishes = catalogue.wishes_for(loaded, run, entry.key, always=always)
+    info = entry.fields.get("rule_info")
+    known = [catalogue.Standing.from_row(row) for row in (info if isinstance(info, list) else ())]
+    told = [one for one in known if one is not None]
+    change = catalogue.changes(
+        wishes,
+        [one for one in told if one.state != catalogue.ENDED],
+        [one for one in told if one.state == catalogue.ENDED],
+        run_name=run.name or str(run),
+        now=utcnow(),
+    )
+    unmet = [f"{one.label}: {why}" for one in loaded if (why := one.unmet(run, entry.key))]
+    wanted = [f"{' or '.join(one.rses)} ({one.rule})" for one in wishes.keep]
+    if wishes.only_verify:
+        wanted = [f"only a look ({wishes.only_verify})"]
+    return {
+        "run": label(run),
+        "wanted": wanted,
+        "removed": [f"{rse} ({rule})" for rse, rule in wishes.remove.items()],
+        "change": str(change),
+        "unmet": unmet,
+    }
+
+
+async def _apply(database: Database, chosen: Chosen) -> str:
+    from caxev.cli.replay import me
+    from caxev.job import utcnow
+    from caxev.mongo import Request
+
+    runs = [run.id for run in await chosen.runs(database) if chosen.entry(run) is not None]
+    sites = [one for one in state().sites().values() if chosen.there.name in one.upload_options]
+    listening = [one.name for one in sites if one.listener]
+    if not runs or not listening:
+        raise NothingToDo(
+            "no run is in the catalogue" if listening else "no site brings data there"
+        )
+    for name in listening:
+        request = Request("replay", tuple(runs), handler="rucio_rules", force=True)
+        await database.add_request(name, request, me(), utcnow())
+    return f"{len(runs)} runs: asked {', '.join(listening)}"
