@@ -48,6 +48,8 @@ LONGEST_DELAY: Final = 3600.0
 """...up to this many seconds."""
 NEWEST_FIRST: Final = frozenset({"transfer"})
 """Lanes in which what is due goes by priority, then newest first; in all others oldest first."""
+UNREADABLE: Final = "caxev.unreadable"
+"""The handler's name in a debt that nobody pays: it shows a run which could not be recorded."""
 SURPRISES: Final = 5
 """How often an unexpected error is tried again before the debt is parked."""
 INTERRUPTIONS: Final = 20

@@ -21,10 +21,22 @@ from attrs import define, evolve, field
 from loguru import logger
 
 from caxev import metrics
-from caxev.alarms import Alarms, Silent, gap, parked
+from caxev.alarms import Alarms, Silent, gap, parked, parked_key
 from caxev.diff import diff
 from caxev.job import utcnow
-from caxev.ledger import Debt, Spent, State, claim, owe, priority_of, settle, slot
+from caxev.ledger import (
+    UNREADABLE,
+    Debt,
+    Outcome,
+    Paid,
+    Spent,
+    State,
+    claim,
+    owe,
+    priority_of,
+    settle,
+    slot,
+)
 from caxev.model import Event, Existence, Look, Run, RunId, Tag
 from caxev.mongo import (
     Batch,
@@ -60,9 +72,6 @@ KNOWN: Final = 5000
 """Last looks that are kept in memory, those of the runs that changed last..."""
 KNOWN_SIZE: Final = 100
 """...unless they have more aspects than this."""
-
-UNREADABLE: Final = "caxev.unreadable"
-"""The handler's name in the debt that shows a run which could not be recorded."""
 
 
 class Intake(Protocol):
@@ -154,6 +163,7 @@ class Watcher:
     _looking: trio.Lock = field(init=False, factory=trio.Lock)
     _turn: int = field(init=False, default=0)
     _known: OrderedDict[RunId, Look] = field(init=False, factory=OrderedDict)
+    _unreadable: set[RunId] = field(init=False, factory=set)
     _recorded: Mapping[RunId, Look | None] = field(init=False, factory=dict)
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
@@ -211,7 +221,10 @@ class Watcher:
         """Find the position to start from; without one, scan."""
 
         async def locate() -> None:
-            record = await self.database.site_record(self.tenure.site)
+            site = self.tenure.site
+            shown = await self.database.debts(site, state="failed", handler=UNREADABLE)
+            self._unreadable = {debt.run for debt, _ in shown}
+            record = await self.database.site_record(site)
             self._position = record.position if record else None
             if record is None or self._position is None:
                 logger.info("first look at the runs database: scanning all runs")
@@ -448,10 +461,13 @@ class Watcher:
 
     async def _record(self, ingest: Ingest) -> None:
         debts = self.intake.reserve(ingest.debts)
+        readable = ingest.looks.keys() & self._unreadable
+        settled = [self._shown(run, Paid("it can be recorded again")) for run in readable]
         refused: Unstorable | None = None
         recorded = False
         try:
-            await self.database.ingest(self.tenure, evolve(ingest, debts=debts), utcnow())
+            everything = evolve(ingest, debts=[*debts, *settled])
+            await self.database.ingest(self.tenure, everything, utcnow())
             recorded = True
         except Unstorable as error:
             refused = error
@@ -464,6 +480,9 @@ class Watcher:
             await self._record_apart(ingest, refused)
             return
         self._remember(ingest.looks)
+        self._unreadable -= readable
+        for debt in settled:
+            self.alarms.clear(parked_key(debt))
         for handler, number in Counter(debt.handler for debt in debts).items():
             metrics.debts.labels(self.tenure.site, handler).inc(number)
         self.intake.start(debts, ingest.runs)
@@ -480,15 +499,17 @@ class Watcher:
             raise error
         if len(runs) == 1:
             logger.error("run {} cannot be recorded: {}", runs[0], error)
-            debt = self._parked(runs[0], str(error))
+            debt = self._shown(runs[0], Spent(str(error)))
             await self.database.ingest(self.tenure, Ingest({}, [debt], ingest.position), utcnow())
+            self._unreadable.add(runs[0])
             self.alarms.sound(parked(debt, f"run {runs[0]}"))
             return
         middle = len(runs) // 2
         await self._record(_part(ingest, runs[:middle], position=False))
         await self._record(_part(ingest, runs[middle:], position=True))
 
-    def _parked(self, run: RunId, why: str) -> Debt:
+    def _shown(self, run: RunId, outcome: Outcome) -> Debt:
+        """The debt that shows whether a run can be recorded."""
         event = Event(run, Existence(), None, None)
         debt = owe(
             self.tenure.site,
@@ -499,7 +520,7 @@ class Watcher:
             at=utcnow(),
         )
         claimed = claim(debt, self.tenure.epoch)
-        return settle(claimed, Spent(why), utcnow(), allowed=1, jitter=0.0)
+        return settle(claimed, outcome, utcnow(), allowed=1, jitter=0.0)
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -517,6 +538,7 @@ class Watcher:
             case "scan":
                 await self.scan()
             case "retry":
+                await self._look_again(request)
                 opened = await self.database.reopen_failed(self.tenure, request, utcnow())
                 logger.info("{} failed reactions are opened again", opened)
                 self.intake.look_again()
@@ -526,6 +548,20 @@ class Watcher:
                 await self.alarms.clear_and_keep(request.alarm or "")
             case _:
                 logger.error("a request of an unknown kind, {!r}, is passed over", request.kind)
+
+    async def _look_again(self, request: Request) -> None:
+        """Look at runs that could not be recorded: they may have been mended, or deleted."""
+        runs = self._unreadable & set(self._unreadable if request.runs is None else request.runs)
+        if not runs or request.handler not in (None, UNREADABLE):
+            return
+        await self.look(dict.fromkeys(runs, utcnow()))
+        gone = (runs & self._unreadable) - (await self.database.runs(runs)).keys()
+        if gone:
+            settled = [self._shown(run, Paid("the run is no longer there")) for run in gone]
+            await self.database.ingest(self.tenure, Ingest({}, settled), utcnow())
+            self._unreadable -= gone
+            for debt in settled:
+                self.alarms.clear(parked_key(debt))
 
     async def _replay(self, request: Request) -> None:
         after, ids = None, list(request.runs or ())

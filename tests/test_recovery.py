@@ -398,6 +398,34 @@ async def test_a_run_that_cannot_be_recorded_is_parked(database: Named, server: 
         assert "too large" in shown.note
 
 
+@pytest.mark.parametrize("mend", ["mended", "deleted"])
+async def test_a_run_that_can_be_recorded_again_is_shown_no_more(
+    database: Named, server: Server, mend: str
+) -> None:
+    """Mended it fires, and deleted it is gone, at a retry too."""
+    record = Recorder()
+    one = engine.handler(record.record, copy("transferred", host=HERE), tag("*"))
+    options = engine.options_for(database, [one])
+    async with engine.opened(database) as db:
+        bad = engine.run_document(
+            2, ("raw", SITE, "transferred"), tags=[{"name": "🦆" * 1_500_000}]
+        )
+        server["runs_new"].insert_one(bad)
+        async with engine.listener(db, options):
+            await debts(db, "failed")
+            await db.add_request(SITE, Request("retry"), "me", Job.now())
+            await engine.until(lambda: server["caxev_requests"].count_documents({}) == 0)
+            await debts(db, "failed")
+        if mend == "mended":
+            server["runs_new"].update_one({"_id": bad["_id"]}, {"$set": {"tags": []}})
+        else:
+            server["runs_new"].delete_one({"_id": bad["_id"]})
+        async with engine.listener(db, options):
+            await db.add_request(SITE, Request("retry"), "me", Job.now())
+            await debts(db, *(["done", "done"] if mend == "mended" else ["done"]))
+    assert record.numbers == Counter([2] if mend == "mended" else [])
+
+
 async def test_a_run_deleted_while_a_debt_is_open(database: Named, server: Server) -> None:
     """The debt is paid with the reason; who waits for the run to be gone is called without it."""
     tries: list[int] = []

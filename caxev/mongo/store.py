@@ -31,6 +31,7 @@ from caxev.alarms import Standing
 from caxev.crash import point
 from caxev.ledger import (
     NEWEST_FIRST,
+    UNREADABLE,
     Debt,
     State,
     aspect_from,
@@ -537,12 +538,14 @@ class Store:
     async def reopen_failed(
         self, site: str, runs: Sequence[RunId] | None, handler: str | None, now: datetime
     ) -> int:
-        """Open failed debts again, due now; returns how many."""
+        """Open failed debts again, due now; returns how many.
+
+        Not those that only show a run which could not be recorded: nobody pays these.
+        """
         query: Document = {"site": site, "state": State.FAILED.value}
         if runs is not None:
             query["run"] = {"$in": list(runs)}
-        if handler is not None:
-            query["handler"] = handler
+        query["handler"] = {"$ne": UNREADABLE} | ({} if handler is None else {"$eq": handler})
         fresh = {"state": State.OPEN.value, "due": now, "attempts": 0, "interrupted": 0}
         done = await self.ledger.update_many(query, {"$set": fresh})
         return done.modified_count
