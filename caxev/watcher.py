@@ -303,10 +303,12 @@ class Watcher:
                     if run in batch.runs:
                         looked.before[run] = dict(look or {})
             ingest = self._compare(batch.runs, looked)
-            self._recorded = ingest.looks
+            self._recorded = {}
             if not ingest.looks:
                 return False
             await self._record(evolve(ingest, position=batch.position))
+            refused = self._unreadable
+            self._recorded = {run: one for run, one in ingest.looks.items() if run not in refused}
             return True
 
     async def _save(self, position: Position) -> None:
@@ -380,6 +382,8 @@ class Watcher:
         while True:
             await self._persist(self._sleep_until_scan)
             await self._persist(self.scan)
+            # A deposed process that woke up late may have claimed what it will never settle.
+            await self._persist(self.intake.reconcile)
 
     async def _sleep_until_scan(self) -> None:
         record = await self.database.site_record(self.tenure.site)

@@ -27,6 +27,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from math import inf
 
+import trio
 from attrs import evolve, frozen
 
 from caxev import (
@@ -243,13 +244,15 @@ async def _move(
 ) -> Copy:
     """Claim the copy and move its bytes once the link has a place free; returns its entry.
 
-    To wait for a place is no stall, and leaves the run as it is.
+    To wait for a place is no stall, and leaves the run as it is. Where the link closes meanwhile
+    the transfer is broken off, to go on when it opens again.
     """
     here, there = job.site, job.sites.get(name)
+    link = link_between(here, there)
     pulling = plan.key.host == here.name
     source = plan.source.location
     assert source is not None
-    async with traffic.slot(name, link_between(here, there), partial(job.progress, 0, 0)) as rate:
+    async with traffic.slot(name, link, partial(job.progress, 0, 0)) as rate:
         if (shut := _closed(job, name)) is not None:  # the place may have been hours in coming
             raise shut
         mine = await claim(job, plan, others)
@@ -264,8 +267,11 @@ async def _move(
             again=again,
             found=await known(job, plan.resume.manifest) if again and plan.resume else None,
         )
-        with traffic.attempt(name):
+        moved = None
+        with traffic.attempt(name), trio.move_on_after(link.closes_in(job.now())):
             moved = await job.work(move, route)
+    if moved is None:
+        raise _closed(job, name) or Retry(f"the link to {name} has closed", after=1.0)
     traffic.note(name, moved.bytes_sent, moved.seconds)
     job.log.info(f"moved {moved.bytes_sent} of {moved.bytes_total} bytes in {moved.seconds:.1f} s")
     return mine

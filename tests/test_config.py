@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint, EntryPoints
+from math import inf
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
@@ -380,6 +381,17 @@ def test_hours(tmp_path: Path, hours: str | None, now: str, seconds: float) -> N
     link = sites_of(tmp_path, {"name": "a", "links": {"b": {"hours": hours}}}).get("a").link("b")
     moment = datetime.fromisoformat(f"2016-11-11T{now}+00:00")
     assert link.opens_in(moment) == seconds
+    assert (link.closes_in(moment) == 0) == (seconds > 0)
+
+
+@pytest.mark.parametrize(
+    ("hours", "seconds"),
+    [(None, inf), ("20:00-06:00", 1800), ("05:00-24:00", 18.5 * 3600), ("00:00-24:00", inf)],
+)
+def test_when_a_link_closes(tmp_path: Path, hours: str | None, seconds: float) -> None:
+    """At the end of its hours, of the next day where they wrap."""
+    link = sites_of(tmp_path, {"name": "a", "links": {"b": {"hours": hours}}}).get("a").link("b")
+    assert link.closes_in(datetime.fromisoformat("2016-11-11T05:30:00+00:00")) == seconds
 
 
 @given(

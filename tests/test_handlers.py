@@ -506,6 +506,16 @@ class Still(Job):
         return NOW
 
 
+class Timed(Still):
+    """A job whose clock is trio's: see `in_no_time`."""
+
+    began = 0.0
+
+    @classmethod
+    def now(cls) -> datetime:
+        return NOW + timedelta(seconds=trio.current_time() - cls.began)
+
+
 def job_of(yard: Yard, seen: CopyKey, here: Site = LNGS, kind: type[Job] = Still) -> Job:
     ports: Any = yard
     event = Event(yard.run.id, seen, None, "transferred")
@@ -535,8 +545,13 @@ def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
 
 
 def in_no_time(main: Callable[[], Awaitable[None]]) -> None:
-    """Run it by a clock that goes on as soon as all wait."""
-    trio.run(main, clock=MockClock(autojump_threshold=0))
+    """Run it by a clock that goes on as soon as all wait, and that `Timed` jobs go by."""
+
+    async def timed() -> None:
+        Timed.began = trio.current_time()
+        await main()
+
+    trio.run(timed, clock=MockClock(autojump_threshold=0))
 
 
 async def test_nothing_is_claimed_for_a_closed_link() -> None:
@@ -640,26 +655,34 @@ def test_waiting_for_a_place_is_no_stall() -> None:
     assert copy_of(yard.run, "lngs").source == "xenon"
 
 
+def test_a_transfer_is_broken_off_when_its_link_closes() -> None:
+    """It goes on from there when the link opens again, and the link is not blamed for it."""
+    begin = opening(xenon=0).link("xenon").hours.begin  # type: ignore[union-attr]
+    here = evolve(LNGS, links={"xenon": Link(hours=Hours(begin, begin + 300))})
+    yard = Yard(run_of(entry("xenon")), {"xenon": None})
+    outcomes: list[object] = []
+
+    async def main() -> None:
+        outcomes.append(await attempted(job_of(yard, AT_XENON, here, kind=Timed)))
+
+    in_no_time(main)
+    assert outcomes == [Postponed("the link to xenon opens in 1435 min", 86400 - 300)]
+    assert copy_of(yard.run, "lngs").status == "transferring"
+    assert transfer.traffic.order(["xenon", "chicago"]) == ["xenon", "chicago"]
+
+
 def test_a_link_that_has_closed_while_one_waited_is_left_alone() -> None:
     """The place comes too late: nothing is claimed, nothing moved."""
     hours = opening(xenon=0).link("xenon").hours
     link = Link(transfers=1, hours=hours)
     yard = Yard(run_of(entry("xenon")))
     outcomes: list[object] = []
-    begin = 0.0
-
-    class Timed(Still):
-        @staticmethod
-        def now() -> datetime:
-            return NOW + timedelta(seconds=trio.current_time() - begin)
 
     async def wait() -> None:
         job = job_of(yard, AT_XENON, evolve(LNGS, links={"xenon": link}), kind=Timed)
         outcomes.append(await attempted(job))
 
     async def main() -> None:
-        nonlocal begin
-        begin = trio.current_time()
         async with trio.open_nursery() as nursery, transfer.traffic.slot("xenon", link):
             nursery.start_soon(wait)
             await trio.sleep(2 * 3600)

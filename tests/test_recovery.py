@@ -398,6 +398,22 @@ async def test_a_run_that_cannot_be_recorded_is_parked(database: Named, server: 
         assert "too large" in shown.note
 
 
+async def test_a_run_that_is_mended_at_once_fires(database: Named, server: Server) -> None:
+    """What could not be recorded was not seen, also by the very next batch."""
+    record = Recorder()
+    one = engine.handler(record.record, copy("transferred", host=HERE), tag("*"))
+    options = engine.options_for(database, [one])
+    async with engine.opened(database) as db, engine.listener(db, options):
+        bad = engine.run_document(
+            2, ("raw", SITE, "transferred"), tags=[{"name": "🦆" * 1_500_000}]
+        )
+        server["runs_new"].insert_one(bad)
+        await debts(db, "failed")
+        server["runs_new"].update_one({"_id": bad["_id"]}, {"$set": {"tags": []}})
+        await debts(db, "done", "done")
+    assert record.numbers == Counter([2])
+
+
 @pytest.mark.parametrize("mend", ["mended", "deleted"])
 async def test_a_run_that_can_be_recorded_again_is_shown_no_more(
     database: Named, server: Server, mend: str

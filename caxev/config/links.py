@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
+from math import inf
 from typing import Any, Final
 
 import attrs
@@ -37,17 +38,28 @@ class Hours:
 
     def opens_in(self, now: datetime) -> float:
         """Seconds until these hours begin; 0.0 within them."""
+        since = self._since(now)
+        return 0.0 if since < self._length else DAY - since
+
+    def closes_in(self, now: datetime) -> float:
+        """Seconds until these hours end; 0.0 outside of them, infinite for all of the day."""
+        return inf if self._length == DAY else max(self._length - self._since(now), 0.0)
+
+    @property
+    def _length(self) -> float:
+        return (self.end - self.begin) % DAY or DAY
+
+    def _since(self, now: datetime) -> float:
         utc = now.astimezone(UTC)
         time = utc.hour * 3600 + utc.minute * 60 + utc.second + utc.microsecond / 1e6
-        since = (time - self.begin) % DAY
-        return 0.0 if since < ((self.end - self.begin) % DAY or DAY) else DAY - since
+        return (time - self.begin) % DAY
 
 
 @frozen
 class Link:
     """The limits of the way between two sites. None: no limit is named.
 
-    `max_rate` is in bytes a second, `hours` when transfers may begin, `transfers` how many may run
+    `max_rate` is in bytes a second, `hours` when it is open, `transfers` how many may run
     at once, `nstreams` how many connections one of them may have.
     """
 
@@ -59,6 +71,10 @@ class Link:
     def opens_in(self, now: datetime) -> float:
         """Seconds from `now` until the hours of this link begin; 0.0: it is open."""
         return 0.0 if self.hours is None else self.hours.opens_in(now)
+
+    def closes_in(self, now: datetime) -> float:
+        """Seconds from `now` until the hours of this link end; infinite where it is always open."""
+        return inf if self.hours is None else self.hours.closes_in(now)
 
     def within(self, other: Link) -> Link:
         """This link's limits with the other's: the smaller of two numbers, our hours first."""

@@ -14,6 +14,7 @@ import trio
 from attrs import define, field
 
 from caxev.config import Link
+from caxev.job import GiveUp
 
 _MEMORY: Final = 0.7
 """How much of the known rate of a link the latest transfer leaves as it was."""
@@ -50,17 +51,17 @@ class Traffic:
     def attempt(self, name: str) -> Iterator[None]:
         """One transfer from or to there: it has failed unless this comes to its end.
 
-        So does one that hangs and is cancelled for that. A success makes up for failures.
+        So does one that hangs and is cancelled for that. A success makes up for failures. A
+        `GiveUp` is about the data, and says nothing of the way.
         """
-        done = False
         try:
             yield
-            done = True
-        finally:
-            if done:
-                self._failures.pop(name, None)
-            else:
-                self.failed(name)
+        except GiveUp:
+            raise
+        except BaseException:
+            self.failed(name)
+            raise
+        self._failures.pop(name, None)
 
     def _avoided(self, name: str) -> bool:
         since = self._failures.get(name)
