@@ -37,7 +37,7 @@ from caxev.ledger import (
     settle,
     slot,
 )
-from caxev.model import Event, Existence, Look, Run, RunId, Tag
+from caxev.model import YES, Event, Existence, Look, Run, RunId, Tag
 from caxev.mongo import (
     Batch,
     Database,
@@ -514,7 +514,7 @@ class Watcher:
 
     def _shown(self, run: RunId, outcome: Outcome) -> Debt:
         """The debt that shows whether a run can be recorded."""
-        event = Event(run, Existence(), None, None)
+        event = Event(run, Existence(), None, YES)
         debt = owe(
             self.tenure.site,
             event,
