@@ -29,7 +29,9 @@ END: Final = End(
 )
 
 
-async def rucio(ground: Ground, *, rounds: int, seed: int, runs: int = RUNS) -> dict[str, Any]:
+async def rucio(
+    ground: Ground, *, rounds: int, seed: int, runs: int = RUNS, kills: int = KILLS
+) -> dict[str, Any]:
     """Bring so many runs in each round, while the server dies again and again."""
     random = Random(seed)
     tally = Tally(ground.compared)
@@ -41,12 +43,12 @@ async def rucio(ground: Ground, *, rounds: int, seed: int, runs: int = RUNS) -> 
         for _ in range(rounds):
             began = trio.current_time()
             born = [await ground.take(SIZE, odd=False) for _ in range(runs)]
-            kills = await _during(ground, server, born, random)
+            killed = await _during(ground, server, born, random, kills)
             problems = await ground.finish(born, END)
             problems += await _wrong(ground, server, born, environment)
             tally.add(problems)
-            tally.faults += kills
-            what = f"{tally.rounds}. {kills} kills during {runs} uploads"
+            tally.faults += killed
+            what = f"{tally.rounds}. {killed} kills during {runs} uploads"
             say_round(what, problems, trio.current_time() - began)
     return tally.row()
 
@@ -59,12 +61,14 @@ def _describe(ground: Ground, server: RucioServer) -> None:
     file.write_text(json.dumps([*entries, server.site(rucio={"ask_after": 1})]))
 
 
-async def _during(ground: Ground, server: RucioServer, born: list[Born], random: Random) -> int:
+async def _during(
+    ground: Ground, server: RucioServer, born: list[Born], random: Random, most: int
+) -> int:
     """Kill the server and start it again, until all is there; how often."""
     kills = 0
     with trio.move_on_after(300):
         while not await _all_there(ground, born):
-            if kills < KILLS:
+            if kills < most:
                 await trio.sleep(random.uniform(0.2, 2.0))
                 server.stop()
                 kills += 1
