@@ -1,7 +1,7 @@
 """`python -m tests.faults NAME`: play a campaign.
 
 Progress goes to stderr, a line a round; with ``--json`` the last line on stdout is one object. The
-exit status is 1 where something was lost, doubled, accepted though corrupt, or late.
+exit status is 1 where something was lost, doubled, accepted though corrupt, late, or has grown.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.faults.deletion import deletion
 from tests.faults.documents import documents_campaign
 from tests.faults.fuzz import fuzz
 from tests.faults.kill import kill
-from tests.faults.paths import paths
+from tests.faults.paths import TRIED, paths
 from tests.faults.races import races
 from tests.faults.rucio import rucio
 from tests.faults.soak import soak
@@ -101,7 +101,7 @@ CAMPAIGNS: Final = {
     "takeover": Campaign(
         "kill -9 the leader of two listeners",
         3,
-        lambda ground, given: takeover(ground, rounds=given.rounds),
+        lambda ground, given: takeover(ground, rounds=given.rounds, seed=given.seed),
         lambda parser: parser.add_argument("--lease", type=float, default=15.0),
     ),
     "database": Campaign(
@@ -157,8 +157,12 @@ CAMPAIGNS: Final = {
     "soak": Campaign(
         "mixed load for long, after which nothing has grown",
         0,
-        lambda ground, given: soak(ground, seconds=60 * given.minutes, seed=given.seed),
-        lambda parser: parser.add_argument("--minutes", type=float, default=60.0),
+        lambda ground, given: soak(
+            ground, seconds=60 * given.minutes, seed=given.seed, rounds=given.rounds
+        ),
+        lambda parser: parser.add_argument(
+            "--minutes", type=float, default=60.0, help="how long, where no rounds are given"
+        ),
     ),
 }
 
@@ -166,28 +170,28 @@ CAMPAIGNS: Final = {
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(prog="python -m tests.faults", description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True)
-    as_json = ArgumentParser(add_help=False)
-    as_json.add_argument("--json", action="store_true")
     for name, one in CAMPAIGNS.items():
-        command = commands.add_parser(
-            name,
-            help=one.help,
-            parents=[as_json],
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        if one.rounds:
-            command.add_argument("--rounds", type=int, default=one.rounds)
-        command.add_argument("--seed", type=int, default=1)
-        one.options(command)
-    commands.add_parser("paths", help="every attack by a path", parents=[as_json])
+        one.options(_command(commands, name, one.help, one.rounds))
+    _command(commands, "paths", "every attack by a path, a deed by one way in a round", len(TRIED))
     return parser
+
+
+def _command(commands: Any, name: str, what: str, rounds: int) -> ArgumentParser:
+    """Add a campaign, with the options that each has."""
+    command: ArgumentParser = commands.add_parser(
+        name, help=what, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    command.add_argument("--rounds", type=int, default=rounds, help="how many rounds")
+    command.add_argument("--seed", type=int, default=1, help="what is chosen at random")
+    command.add_argument("--json", action="store_true", help="print the figures on stdout")
+    return command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line above."""
     given = _parser().parse_args(arguments)
     if given.name == "paths":
-        return told(paths(), as_json=given.json)
+        return told(paths(rounds=given.rounds, seed=given.seed), as_json=given.json)
     one = CAMPAIGNS[given.name]
     return play(
         lambda ground: one.play(ground, given),

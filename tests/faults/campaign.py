@@ -70,9 +70,13 @@ class Problem(NamedTuple):
     what: str
 
 
+Compared = dict[RunId, set[CopyKey]]
+"""Of each run that was compared with what it should be, the entries that it had."""
+
+
 @define
 class Tally:
-    """The sum of a campaign, over so many `runs` where they are counted.
+    """The sum of a campaign, over all runs and their copies that were `compared`.
 
     `lost`: what did not come to its end: a copy, a handler's effect, a debt, a partial that nobody
     took away. `duplicated`: a second entry for one copy, a second effect. `corrupt_accepted`:
@@ -80,13 +84,13 @@ class Tally:
     than must remain.
     """
 
+    compared: Compared
     rounds: int = 0
     faults: int = 0
     lost: int = 0
     duplicated: int = 0
     corrupt_accepted: int = 0
     quorum_broken: int = 0
-    runs: int = 0
 
     def add(self, problems: Iterable[Problem]) -> None:
         """Count one round's problems."""
@@ -94,13 +98,18 @@ class Tally:
         for problem in problems:
             setattr(self, problem.kind, getattr(self, problem.kind) + 1)
 
-    @property
-    def good(self) -> bool:
-        return not (self.lost or self.duplicated or self.corrupt_accepted or self.quorum_broken)
-
     def row(self) -> dict[str, int]:
         """Return the figures by name."""
-        return {name: getattr(self, name) for name in self.__slots__ if not name.startswith("_")}
+        return {
+            "rounds": self.rounds,
+            "faults": self.faults,
+            "runs": len(self.compared),
+            "copies": sum(map(len, self.compared.values())),
+            "lost": self.lost,
+            "duplicated": self.duplicated,
+            "corrupt_accepted": self.corrupt_accepted,
+            "quorum_broken": self.quorum_broken,
+        }
 
 
 @frozen
@@ -199,7 +208,8 @@ class Listener:
 class Ground:
     """A `World` with its database open, on which runs are taken and listeners come and go.
 
-    `outcasts` are runs that are broken on purpose: what they owe is no loss.
+    `outcasts` are runs that are broken on purpose: what they owe is no loss. `compared` are those
+    that were compared with what they should be, however often.
     Runs are `odd` as real ones are once in a while, where every site of the world takes such.
     """
 
@@ -208,6 +218,7 @@ class Ground:
     lease: float = 2.0
     odd: bool = True
     outcasts: set[RunId] = field(init=False, factory=set)
+    compared: Compared = field(init=False, factory=dict)
     listeners: dict[str, Listener] = field(init=False, factory=dict)
     _numbers: Iterator[int] = field(init=False)
     _marks: Iterator[int] = field(init=False, factory=lambda: count(1))
@@ -310,13 +321,13 @@ class Ground:
         problems = await self._owed(("open", "running", "failed"))
         found = await self.database.runs([born.id for born in runs])
         for born in runs:
-            problems += compare(found[born.id], born, end)
-            problems += await trio.to_thread.run_sync(
-                lambda one, born: list(corrupt(one, born, self.world.listening)),
-                found[born.id],
-                born,
-            )
+            problems += await trio.to_thread.run_sync(self.judged, found[born.id], born, end)
         return [*problems, *self._partials()]
+
+    def judged(self, one: Run, born: Born, end: End) -> list[Problem]:
+        """Compare a run with its end, and read every copy that is said to be good. Blocks."""
+        self.compared.setdefault(one.id, set()).update(copy.key for copy in one.copies)
+        return [*compare(one, born, end), *corrupt(one, born, self.world.listening)]
 
     @property
     def wanted(self) -> End:
@@ -481,6 +492,7 @@ MUST_BE_0: Final = (
     "quorum_broken",
     "late",
     "outside",
+    "grown",
 )
 
 

@@ -76,7 +76,7 @@ async def crash(
     `only`: at points in whose name this stands. With `together`, a round has a fault at every site.
     """
     random = Random(seed)
-    tally = Tally()
+    tally = Tally(ground.compared)
     faults, end, seconds = await reference(ground)
     faults = [fault for fault in faults if only in fault.point]
     if points is not None:

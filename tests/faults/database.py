@@ -299,7 +299,7 @@ async def database(
     """
     mongod = ground.world.mongod
     assert isinstance(mongod, Fronted)
-    random, tally = Random(seed), Tally()
+    random, tally = Random(seed), Tally(ground.compared)
     delays: list[float] = []
     settings = ground.world.settings
     await ground.ready(*[ground.listen(site) for site in ground.world.sites])
@@ -317,7 +317,6 @@ async def database(
                 problems, delay = await _round(stage, FAULTS[name])
                 tally.add(problems)
                 tally.faults += 1
-                tally.runs += len(load.added) + len(stage.born)
                 delays += [] if delay is None else [delay]
                 told = "" if delay is None else f", first reactions {delay:.2f} s after its return"
                 took = trio.current_time() - began

@@ -122,7 +122,7 @@ async def documents_campaign(
     ground: Ground, *, rounds: int, seed: int, long: bool = True
 ) -> dict[str, Any]:
     """Add broken runs in each round; `late`: rounds in which a good one waited too long."""
-    random, tally = Random(seed), Tally()
+    random, tally = Random(seed), Tally(ground.compared)
     late, longest, broken = 0, 0.0, 0
     await ground.ready(*[ground.listen(site) for site in ground.world.sites])
     world = ground.world
@@ -152,7 +152,6 @@ async def documents_campaign(
                 await ground.forget([born])
                 tally.add(problems)
                 tally.faults += added
-                tally.runs += len(load.added) + 1
                 took = trio.current_time() - began
                 say_round(f"{tally.rounds}. {added} broken runs, {waited:.1f} s", problems, took)
     return {**tally.row(), "longest_wait_s": round(longest, 2), "late": late}

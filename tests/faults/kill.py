@@ -32,7 +32,7 @@ MOVERS = {"chicago": "chicago", "stockholm": BIRTH}
 async def kill(ground: Ground, *, rounds: int, size: int, seed: int) -> dict[str, Any]:
     """Kill the puller and the pusher in turn, each time during the transfer of a new run."""
     random = Random(seed)
-    tally = Tally()
+    tally = Tally(ground.compared)
     await ground.ready(*[ground.listen(site) for site in ground.world.listening])
     for number in range(rounds):
         began = trio.current_time()

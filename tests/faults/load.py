@@ -105,6 +105,7 @@ class Load:
 
     async def missing(self, ground: Ground) -> list[Problem]:
         """Say which of the added runs have not been reacted to once at each site."""
+        ground.compared.update((one, set()) for one in self.added)
         sites = list(ground.world.sites)
         return await trio.to_thread.run_sync(lambda: list(self._missing(sites)))
 

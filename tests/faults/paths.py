@@ -4,36 +4,73 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, Literal
+from random import Random
+from time import monotonic
+from typing import Any, Final, Literal, TypeVar
 
+import trio
 from attrs import define, evolve
+from loguru import logger
 
 from caxev import movers
-from caxev.config import Site
-from caxev.job import GiveUp, Retry
+from caxev.cli.errors import NothingToDo
+from caxev.cli.mv import bring, plan_move
+from caxev.config import Deletion, Site, Sites
+from caxev.job import GiveUp, Job, Retry, utcnow
+from caxev.model import TRANSFERRED, CopyField, CopyKey, Event, Run, RunUpdate
 from caxev.movers import Route
+from caxev.retention import Plan, intent, plan_purge
+from handlers.deletion import erase
 from tests import sshd as servers
 from tests.attacks import Attack, Watched, attacks
-from tests.faults.campaign import Problem, Tally, say_round
+from tests.faults.campaign import Problem, Tally, say, say_round
 from tests.test_files import quiet
 
-Deed = Literal["pull from", "pull to", "push from", "push to", "read"]
-DEEDS: tuple[Deed, ...] = ("pull from", "pull to", "push from", "push to", "read")
+T = TypeVar("T")
+Deed = Literal["pull from", "pull to", "push from", "push to", "read", "mv", "rm", "purge"]
+MOVED: Final[tuple[Deed, ...]] = ("pull from", "pull to", "push from", "push to", "read")
+"""Deeds with two ends, which are tried by every way of moving copies."""
+OWN: Final[tuple[Deed, ...]] = ("mv", "rm", "purge")
+"""Deeds at a site itself."""
+DEEDS: Final = (*MOVED, *OWN)
+TRIED: Final = [(deed, way) for deed in MOVED for way in ("local", "sftp", "rsync")] + [
+    (deed, "local") for deed in OWN
+]
+CONTENT: Final = b"what anybody may have"
+GOOD: Final = (CopyKey("raw", "here"), CopyKey("raw", "there"))
+"""The copies that nobody may harm: they are named by no attack."""
 
 
 @define
 class Place:
-    """Two sites below one directory, what lies outside of both, and the attacks on either."""
+    """Two sites below one directory, what lies outside of both, and the attacks on either.
+
+    `tried`: how many attacks have been tried.
+    """
 
     here: Site
     there: Site
     watched: Watched
     against_here: list[Attack]
     against_there: list[Attack]
+    tried: int = 0
 
     def do(self, deed: Deed, path: str) -> object:
+        """Do it with what that path names. Raises `GiveUp` or `Retry`."""
+        match deed:
+            case "mv":
+                return self._moved(path)
+            case "rm" | "purge":
+                return self._deleted(deed, path)
+            case _:
+                return self._copied(deed, path)
+
+    def _copied(self, deed: Deed, path: str) -> object:
         route = Route(
             self.here, self.there, f"{self.here.roots[0]}/run", f"{self.there.roots[0]}/run"
         )
@@ -50,11 +87,83 @@ class Place:
                 return movers.push(route, report=quiet)
             case "push to":
                 return movers.push(evolve(route, remote_path=path), report=quiet)
-            case "read":
+            case _:
                 return movers.manifest(evolve(route, remote_path=path), report=quiet)
 
+    def _moved(self, path: str) -> object:
+        """Move the copy that is said to be there, as ``caxev mv`` does."""
+        to = f"{self.here.roots[0]}/moved-{os.urandom(4).hex()}"
+        try:
+            move = plan_move(_run(path), GOOD[0], self.here, to)
+        except NothingToDo as error:
+            raise GiveUp(str(error)) from error
+        return bring(move, self.here, None)
+
+    def _deleted(self, deed: Deed, path: str) -> object:
+        """Delete the copy that is said to be there, which the rules want or somebody asked for.
+
+        The rules look at where it is said to be; what is asked for stands in the entry already, by
+        whoever wrote that, and `erase` alone looks.
+        """
+        run, now = _run(path), utcnow()
+        sites = Sites(Path("sites.json"), {site.name: site for site in (self.here, self.there)})
+        mine = run.copy(GOOD[0])
+        assert mine is not None
+        wanted: object = Plan(mine, by="tests", why="asked for", keep=1, like=mine)
+        if deed == "purge":
+            wanted = plan_purge(run, mine, self.here, sites, now)
+        if not isinstance(wanted, Plan):
+            raise GiveUp(f"it does not go: {wanted}")
+        paper = Paper(run)
+        trio.run(paper.update, intent(run, wanted, sites, now))
+        trio.run(paper.update, RunUpdate.note(run, mine, proof=[]))
+        event = Event(run.id, CopyField(*mine.key, "proof"), None, "yes")
+        job = Job(paper.run, event, self.here, sites, "here#1", ports=paper)  # type: ignore[arg-type]
+        done = trio.run(erase, job)
+        if not isinstance(done, RunUpdate) or done.remove is None:
+            raise GiveUp(f"it is not erased: {done}")
+        return done
+
     def attacks(self, deed: Deed) -> list[Attack]:
-        return self.against_here if deed in ("pull to", "push from") else self.against_there
+        ours = deed in ("pull to", "push from", *OWN)
+        return self.against_here if ours else self.against_there
+
+    def harmed(self) -> list[str]:
+        """The sites whose good copy is not as it was."""
+        sites = (self.here, self.there)
+        return [site.name for site in sites if not _is_good(Path(site.roots[0]) / "run")]
+
+
+def _is_good(copy: Path) -> bool:
+    return [one.name for one in copy.iterdir()] == ["data"] and (
+        (copy / "data").read_bytes() == CONTENT
+    )
+
+
+@define
+class Paper:
+    """What a job can do to a run that stands on paper only: each update is written."""
+
+    run: Run
+
+    async def update(self, update: RunUpdate, *, now: datetime | None = None) -> Run:
+        assert update.change is not None
+        entries = [dict(one) for one in self.run.document["data"]]
+        entries[0].update(update.change[1])
+        self.run = Run.from_document({**self.run.document, "data": entries})
+        return self.run
+
+    async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
+        return function(*args, report=quiet)
+
+
+def _run(path: str) -> Run:
+    """A run that is old enough to be purged, whose copy here is said to be at that path."""
+    good = {"type": "raw", "status": TRANSFERRED, "manifest": "b3:1", "verified_at": utcnow()}
+    entries = [{**good, "host": key.host, "location": path} for key in GOOD]
+    entries[1]["location"] = "/there/run"
+    start = datetime(2016, 11, 11, tzinfo=UTC)
+    return Run.from_document({"_id": "run", "number": 1, "start": start, "data": entries})
 
 
 def placed(base: Path, **there: Any) -> Place:
@@ -62,11 +171,12 @@ def placed(base: Path, **there: Any) -> Place:
     roots = [base / name for name in ("here", "there")]
     for root in roots:
         (root / "run").mkdir(parents=True)
-        (root / "run" / "data").write_bytes(b"what anybody may have")
+        (root / "run" / "data").write_bytes(CONTENT)
     watched = Watched(base / "outside")
     traps = [attacks(root, watched.outside) for root in roots]
-    sites = [Site(name=root.name, dir_raw=str(root)) for root in roots]
-    return Place(sites[0], evolve(sites[1], **there), watched, *traps)
+    rules = Deletion(copies=1, proof_days=1.0)
+    sites = [Site(name=root.name, dir_raw=str(root), purge=1.0, deletion=rules) for root in roots]
+    return Place(sites[0], evolve(sites[1], **there), watched, traps[0], traps[1])
 
 
 def over_ssh(base: Path, server: servers.Server, method: str = "sftp") -> Place:
@@ -77,22 +187,11 @@ def over_ssh(base: Path, server: servers.Server, method: str = "sftp") -> Place:
     return evolve(place, here=here)
 
 
-def problems(place: Place, deed: Deed, every: int = 1) -> Iterator[str]:
-    """Try attacks; say which were not refused for good, or led to something outside.
-
-    `every`: how many deeds share the attacks between them; each is still tried by one.
-    """
-    for attack in place.attacks(deed)[DEEDS.index(deed) % every :: every]:
-        try:
-            place.do(deed, attack.path)
-        except GiveUp:
-            pass
-        except Retry as error:
-            if not attack.kept:  # such a name may be more than the disk takes
-                yield f"{deed}: {attack} is tried again: {error}"
-        else:
-            if not attack.kept:
-                yield f"{deed}: {attack} was not refused"
+def problems(place: Place, deed: Deed, given: Iterable[Attack]) -> Iterator[str]:
+    """Try attacks; say which were not refused for good, or led to something outside."""
+    for attack in given:
+        if (why := _not_refused(place, deed, attack)) is not None and not attack.kept:
+            yield f"{deed}: {attack} {why}"
         if not place.watched.untouched:
             yield f"{deed}: {attack} touched something outside"
             return
@@ -101,21 +200,55 @@ def problems(place: Place, deed: Deed, every: int = 1) -> Iterator[str]:
             yield f"{deed}: something from outside is now inside {site.name}"
 
 
-def paths() -> dict[str, Any]:
-    """Try all attacks with every deed, on one machine, by SFTP and by rsync."""
-    tally = Tally()
+def _not_refused(place: Place, deed: Deed, attack: Attack) -> str | None:
+    """Try an attack; what was done instead of refusing it for good, if anything."""
+    place.tried += 1
+    if deed in OWN and attack.kept:
+        _put(Path(attack.path))
+    link = attack.path.rstrip("/")
+    to = os.readlink(link) if os.path.islink(link) else None
+    try:
+        place.do(deed, attack.path)
+    except GiveUp:
+        return None
+    except Retry as error:  # such a name may be more than the disk takes
+        return f"is tried again: {error}"
+    if to is not None and not os.path.lexists(link):
+        os.symlink(to, link)
+        return None  # it was a link that was deleted, and not what it leads to
+    return "was not refused"
+
+
+def _put(copy: Path) -> None:
+    """Have a copy stand where an attack that stays inside says, if the disk takes such a name."""
+    with suppress(OSError):
+        copy.mkdir(parents=True, exist_ok=True)
+        (copy / "data").write_bytes(CONTENT)
+
+
+def paths(*, rounds: int, seed: int) -> dict[str, Any]:
+    """Try all attacks with one deed by one way in each round, in an order that the seed chooses.
+
+    Beside the traps each site has a good copy, which must be whole in the end.
+    """
+    logger.disable("handlers")  # each copy that is deleted
+    random, tally, outside = Random(seed), Tally({}), 0
     with tempfile.TemporaryDirectory(prefix="caxev-paths-") as directory:
         keys = Path(directory) / "sshd"
         keys.mkdir()
         with servers.running(keys) as server:
-            for deed in DEEDS:
-                for method in ("local", "sftp", "rsync"):
-                    base = Path(directory) / f"{method}-{deed}"
-                    near = method == "local"
-                    place = placed(base, method=method) if near else over_ssh(base, server, method)
-                    found = [Problem("corrupt_accepted", what) for what in problems(place, deed)]
-                    tally.add(found)
-                    tally.faults += len(place.attacks(deed))
-                    say_round(f"{deed}, {method}: {len(place.attacks(deed))} attacks", found, 0.0)
-    row = tally.row()
-    return {"attacks": row["faults"], "outside": row["corrupt_accepted"]}
+            for deed, way in islice(cycle(random.sample(TRIED, len(TRIED))), rounds):
+                base = Path(directory) / f"{tally.rounds}"
+                near = way == "local"
+                place = placed(base, method=way) if near else over_ssh(base, server, way)
+                began = monotonic()
+                told = list(problems(place, deed, place.attacks(deed)))
+                outside += len(told)
+                harmed = [Problem("lost", f"the good copy of {name}") for name in place.harmed()]
+                tally.compared[f"{deed}, {way}, {tally.rounds}"] = {*GOOD}
+                tally.add(harmed)
+                tally.faults += place.tried
+                say_round(f"{deed}, {way}: {place.tried} attacks", harmed, monotonic() - began)
+                for what in told:
+                    say(f"    outside: {what}")
+    return {**tally.row(), "outside": outside}

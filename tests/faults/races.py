@@ -44,7 +44,7 @@ def every_way(world: World) -> None:
 
 async def races(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
     """Take runs, and have everything happen to them at once; `faults` are the requests made."""
-    random, tally = Random(seed), Tally()
+    random, tally = Random(seed), Tally(ground.compared)
     every_way(ground.world)
     await ground.ready(*[ground.listen(site) for site in ground.world.sites])
     for _ in range(rounds):
@@ -57,7 +57,6 @@ async def races(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
         await ground.forget(runs)
         tally.add(problems)
         tally.faults += 2 * REQUESTS
-        tally.runs += RUNS
         say_round(f"{tally.rounds}. {RUNS} runs", problems, trio.current_time() - began)
     return tally.row()
 

@@ -10,25 +10,31 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from random import Random
 from typing import Any, Final
 
 import trio
 
-from caxev.model import TRANSFERRED, CopyKey, Run
-from tests.faults.campaign import BIRTH, Born, Ground, Problem, Tally, say_round
+from caxev.model import TRANSFERRED, CopyKey
+from tests.faults.campaign import BIRTH, Born, End, Ground, Problem, Tally, say_round
 from tests.rucio_server import RucioServer, running
 
 RUNS: Final = 30
 SIZE: Final = 60_000
 KILLS: Final = 4
 ENTRY: Final = CopyKey("raw", "rucio-catalogue")
+END: Final = End(
+    {CopyKey("raw", BIRTH): TRANSFERRED, ENTRY: TRANSFERRED}, Counter([f"seen-{BIRTH}"])
+)
 
 
-async def rucio(ground: Ground, *, rounds: int, seed: int, runs: int = RUNS) -> dict[str, Any]:
+async def rucio(
+    ground: Ground, *, rounds: int, seed: int, runs: int = RUNS, kills: int = KILLS
+) -> dict[str, Any]:
     """Bring so many runs in each round, while the server dies again and again."""
     random = Random(seed)
-    tally = Tally()
+    tally = Tally(ground.compared)
     with running(ground.world.directory / "rucio") as server:
         _describe(ground, server)
         environment = server.environment
@@ -37,11 +43,12 @@ async def rucio(ground: Ground, *, rounds: int, seed: int, runs: int = RUNS) -> 
         for _ in range(rounds):
             began = trio.current_time()
             born = [await ground.take(SIZE, odd=False) for _ in range(runs)]
-            kills = await _during(ground, server, born, random)
-            problems = await _wrong(ground, server, born, environment)
+            killed = await _during(ground, server, born, random, kills)
+            problems = await ground.finish(born, END)
+            problems += await _wrong(ground, server, born, environment)
             tally.add(problems)
-            tally.faults += kills
-            what = f"{tally.rounds}. {kills} kills during {runs} uploads"
+            tally.faults += killed
+            what = f"{tally.rounds}. {killed} kills during {runs} uploads"
             say_round(what, problems, trio.current_time() - began)
     return tally.row()
 
@@ -54,12 +61,14 @@ def _describe(ground: Ground, server: RucioServer) -> None:
     file.write_text(json.dumps([*entries, server.site(rucio={"ask_after": 1})]))
 
 
-async def _during(ground: Ground, server: RucioServer, born: list[Born], random: Random) -> int:
+async def _during(
+    ground: Ground, server: RucioServer, born: list[Born], random: Random, most: int
+) -> int:
     """Kill the server and start it again, until all is there; how often."""
     kills = 0
     with trio.move_on_after(300):
         while not await _all_there(ground, born):
-            if kills < KILLS:
+            if kills < most:
                 await trio.sleep(random.uniform(0.2, 2.0))
                 server.stop()
                 kills += 1
@@ -83,28 +92,16 @@ async def _entries(ground: Ground, born: list[Born]) -> list[str | None]:
 async def _wrong(
     ground: Ground, server: RucioServer, born: list[Born], environment: dict[str, str]
 ) -> list[Problem]:
-    found = await ground.database.runs([one.id for one in born])
-    problems = [problem for one in born for problem in _of_run(found[one.id], one)]
-    problems += [
+    problems = [
         Problem("lost" if "is there" in row["problem"] else "corrupt_accepted", row["problem"])
         for row in await trio.to_thread.run_sync(_differences, ground, born, environment)
     ]
     counts = await trio.to_thread.run_sync(server.counts)
-    for name, per_run in (("dataset", 1), ("rules", 1)):
-        if counts[name] > per_run * counts["dataset"]:
-            problems.append(Problem("duplicated", f"{counts[name]} {name}"))
-    return problems
-
-
-def _of_run(run: Run, born: Born) -> list[Problem]:
-    entries = [one for one in run.copies if one.key == ENTRY]
-    if not entries or entries[0].status != TRANSFERRED:
-        return [Problem("lost", f"{run}: {entries[0].status if entries else 'no entry'}")]
-    if len(entries) > 1:
-        return [Problem("duplicated", f"{run}: {len(entries)} entries")]
-    if entries[0].manifest != born.digest:
-        return [Problem("corrupt_accepted", f"{run}: {entries[0].manifest}")]
-    return []
+    return problems + [
+        Problem("duplicated", f"{counts[name]} {name}")
+        for name in ("dataset", "rules")
+        if counts[name] > len(ground.compared)
+    ]
 
 
 def _differences(

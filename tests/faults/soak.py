@@ -46,9 +46,9 @@ class Held:
         return cls(one.memory_info().rss, one.num_fds(), one.num_threads(), workers)
 
 
-async def soak(ground: Ground, *, seconds: float, seed: int) -> dict[str, Any]:
-    """Go on for so long; `grown` are the things of which a listener holds more than it did."""
-    random, tally = Random(seed), Tally()
+async def soak(ground: Ground, *, seconds: float, seed: int, rounds: int = 0) -> dict[str, Any]:
+    """Go on for so long, or for so many `rounds`; `late`: of what a listener holds more now."""
+    random, tally = Random(seed), Tally(ground.compared)
     world = ground.world
     proxies = front_ssh(world)
     listeners = [ground.listen(site) for site in world.sites]
@@ -58,10 +58,13 @@ async def soak(ground: Ground, *, seconds: float, seed: int) -> dict[str, Any]:
     with MongoClient[Document](world.mongod.uri, serverSelectionTimeoutMS=1000) as client:
         load = Load(client[world.settings.database][world.settings.collection])
         with load.running():
-            while (passed := trio.current_time() - began) < seconds or not warm:
-                if passed >= WARM * seconds and not warm:
+            done = 0.0
+            while done < 1 or not warm:
+                if done >= WARM and not warm:
                     warm = {one.site: Held.by(one.pid) for one in listeners}
                 await _round(ground, load, proxies, random, tally)
+                passed = trio.current_time() - began
+                done = tally.rounds / rounds if rounds else passed / seconds
     now = {one.site: Held.by(one.pid) for one in listeners}
     for proxy in proxies.values():
         proxy.close()
@@ -78,7 +81,7 @@ async def soak(ground: Ground, *, seconds: float, seed: int) -> dict[str, Any]:
         name: max(asdict(one)[name] - asdict(warm[site])[name] for site, one in now.items())
         for name in SPARE
     }
-    per_run = round(debts / tally.runs, 2)
+    per_run = round(debts / len(ground.compared), 2)
     more = {f"{name}_more": value for name, value in held.items()}
     return {**tally.row(), **more, "debts_per_run": per_run, "late": len(grown)}
 
@@ -100,7 +103,6 @@ async def _round(
     await ground.forget(born)
     tally.add(problems)
     tally.faults += 1
-    tally.runs += len(load.added) + len(born)
     say_round(f"{tally.rounds}. {what}", problems, trio.current_time() - began)
 
 

@@ -1,15 +1,20 @@
-"""Two listeners for one site: one acts, and when it is killed the other takes over in time."""
+"""Two listeners for one site: one acts, and when it is killed the other takes over in time.
+
+What the one was doing when it was killed the other brings to its end.
+"""
 
 from __future__ import annotations
 
 import signal
-from typing import Any
+from random import Random
+from typing import Any, Final
 
 import trio
 
-from tests.faults.campaign import Ground, Listener, say
+from tests.faults.campaign import Ground, Listener, Tally, say_round
 
-SITE = "chicago"
+SITE: Final = "chicago"
+SIZE: Final = 300_000
 
 
 async def pair(ground: Ground, site: str = SITE) -> tuple[Listener, Listener]:
@@ -47,17 +52,27 @@ async def new_epoch(ground: Ground, former: int, site: str = SITE) -> float:
     return trio.current_time() - began
 
 
-async def takeover(ground: Ground, *, rounds: int) -> dict[str, Any]:
-    """Kill the leader again and again, and measure how long the site was without one."""
+async def takeover(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
+    """Kill the leader while it copies, and measure how long the site was without one."""
+    random, tally = Random(seed), Tally(ground.compared)
+    await ground.ready(*[ground.listen(site) for site in ground.world.sites if site != SITE])
     leader, heir = await pair(ground)
     took: list[float] = []
-    for number in range(rounds):
+    for _ in range(rounds):
+        began = trio.current_time()
         epoch = await epoch_of(ground)
+        born = await ground.take(SIZE)
+        await trio.sleep(random.uniform(0, 1))
         leader.signal(signal.SIGKILL)
         took.append(await new_epoch(ground, epoch))
-        say(f"{number + 1}. taken over after {took[-1]:.2f} s")
         await ground.ready(heir)
+        problems = [*await ground.finish([born], None), *ground.ended()]
+        await ground.forget([born])
+        tally.add(problems)
+        tally.faults += 1
+        told = f"{tally.rounds}. taken over after {took[-1]:.2f} s"
+        say_round(told, problems, trio.current_time() - began)
         leader, heir = heir, await standby(ground)
     late = sum(seconds > ground.lease for seconds in took)
     longest = round(max(took, default=0.0), 2)
-    return {"rounds": rounds, "lease_s": ground.lease, "longest_s": longest, "late": late}
+    return {**tally.row(), "lease_s": ground.lease, "longest_s": longest, "late": late}

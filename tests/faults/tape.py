@@ -27,8 +27,6 @@ from tests.faults.campaign import (
     Ground,
     Problem,
     Tally,
-    compare,
-    corrupt,
     digest_of,
     say,
     say_round,
@@ -52,14 +50,12 @@ class TapeGround(Ground):
     odd: bool = False
 
     async def finish(self, runs: Sequence[Born], end: End | None) -> list[Problem]:
-        """Wait as any ground does, and read what is on tape as well."""
-        problems = await super().finish(runs, end)
-        found = await self.database.runs([born.id for born in runs])
-        for born in runs:
-            problems += await trio.to_thread.run_sync(
-                lambda one, born: list(self.on_tape(one, born)), found[born.id], born
-            )
-        return [*problems, *self.left_over()]
+        """Wait as any ground does, and look at what is left over as well."""
+        return [*await super().finish(runs, end), *self.left_over()]
+
+    def judged(self, one: Run, born: Born, end: End) -> list[Problem]:
+        """Compare as any ground does, and read what is on tape as well. Blocks."""
+        return [*super().judged(one, born, end), *self.on_tape(one, born)]
 
     def on_tape(self, one: Run, born: Born) -> Iterator[Problem]:
         """Read a run's copy on tape, if it is said to be good. Blocks."""
@@ -93,7 +89,7 @@ async def tape(ground: Ground, *, rounds: int, seed: int, chance: float) -> dict
     began = trio.current_time()
     runs = [await ground.take(SIZE) for _ in range(rounds)]
     await ground.until(lambda: _over(ground, runs), "not all runs came to an end", within=PATIENCE)
-    tally, parked = Tally(), 0
+    tally, parked = Tally(ground.compared), 0
     found = await ground.database.runs([born.id for born in runs])
     for born in runs:
         one = found[born.id]
@@ -139,9 +135,7 @@ def judge(ground: TapeGround, one: Run, born: Born) -> Iterator[Problem]:
     given_up = back is not None and back.status == ERROR and _REASON.search(str(back.fields))
     if on_tape is not None and on_tape.status == TRANSFERRED and not given_up:
         copies[CopyKey("raw", BACK)] = TRANSFERRED
-    yield from compare(one, born, End(copies, End.of(one).tags))
-    yield from corrupt(one, born, ground.world.listening)
-    yield from ground.on_tape(one, born)
+    yield from ground.judged(one, born, End(copies, End.of(one).tags))
 
 
 def _struck(ground: Ground) -> int:

@@ -288,7 +288,7 @@ async def transfers(
     ground: Ground, *, rounds: int, seed: int, only: tuple[str, ...] = (), long: bool = True
 ) -> dict[str, Any]:
     """Play faults (`only` these, in this order again and again; else all, in a random order)."""
-    random, tally = Random(seed), Tally()
+    random, tally = Random(seed), Tally(ground.compared)
     stated = 0
     proxies = front_ssh(ground.world, max_rate=RATE)
     with small_disk(ground.world) as disk:
@@ -301,7 +301,6 @@ async def transfers(
             problems, said = await _round(ground, proxies, name, random, disk, long=long)
             tally.add(problems)
             tally.faults += 1
-            tally.runs += 1
             stated += bool(said)
             took = trio.current_time() - began
             told = f", stated: {said[0][:90]}" if said else ""
