@@ -25,6 +25,7 @@ from caxev import (
     TRANSFERRING,
     CopyField,
     CopyKey,
+    GiveUp,
     Job,
     NobodyReads,
     Result,
@@ -38,6 +39,7 @@ from caxev import (
     on,
     tag,
 )
+from caxev.files import check_erasable
 from caxev.files import erase as erase_files
 from caxev.files import lacking as lacking_bytes
 from caxev.retention import (
@@ -177,6 +179,10 @@ async def erase(job: Job) -> Result:
             # What was proven does not hold any more: begin again from the intent.
             job.log.warning(f"{mine.key} of {job.run}: its proof no longer holds")
             return withdraw(job.run, mine, wanted, "its proof no longer holds", job.now())
+        try:  # while it can be taken back: afterwards nobody could
+            await job.work(check_erasable, mine.location, job.site.roots)
+        except GiveUp as no:
+            return withdraw(job.run, mine, wanted, no.why, job.now())
         begin = RunUpdate.note(
             job.run,
             mine,

@@ -43,9 +43,10 @@ from caxev.files import (
 )
 from caxev.job import GiveUp, Retry
 from caxev.ssh import Endpoint, Transfer, check, pull, push, remote_manifest
-from caxev.ssh.endpoint import sftp_session
+from caxev.ssh.endpoint import KEX, MACS, _options, sftp_session
 from caxev.ssh.handout import Handout
 from caxev.ssh.lines import Channel, _Here
+from caxev.ssh.openssh import shell
 from caxev.ssh.plan import BLOCK
 from caxev.ssh.remote import Remote
 from caxev.ssh.tree import only_pusher
@@ -866,3 +867,35 @@ def test_scan_of_a_copy_is_that_of_its_source(ways: Ways) -> None:
     shutil.rmtree(ways.source / "run")
     pull(evolve(ways.transfer(push), nstreams=1), report=quiet)
     assert scan(str(ways.source / "run")) == scan(str(ways.target / "run"))
+
+
+# What is spoken
+
+
+def test_openssh_speaks_nothing_that_asyncssh_would_not(sshd: Server) -> None:
+    """Its own lists have SHA-1 in them yet; ours go to both."""
+    with shell(sshd.endpoint) as command:
+        told = subprocess.check_output([*command, "-G", "127.0.0.1"], text=True)
+    spoken = dict(line.partition(" ")[::2] for line in told.splitlines())
+    assert spoken["macs"] == ",".join(MACS)
+    assert spoken["kexalgorithms"] == ",".join(KEX)
+    hostkeys = spoken["hostkeyalgorithms"].split(",")
+    assert "ssh-ed25519" in hostkeys
+    assert not {"ssh-rsa", "ssh-dss"} & {*hostkeys, *spoken["pubkeyacceptedalgorithms"].split(",")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "algorithms"),
+    [
+        ("ssh-rsa", ["rsa-sha2-512", "rsa-sha2-256"]),
+        ("ecdsa-sha2-nistp256", ["ecdsa-sha2-nistp256"]),
+    ],
+)
+def test_an_rsa_key_signs_by_no_sha1(tmp_path: Path, kind: str, algorithms: list[str]) -> None:
+    """What known_hosts has is asked for, and of an RSA key no SHA-1."""
+    key = asyncssh.generate_private_key(kind).export_public_key("openssh").decode()
+    known = tmp_path / "known_hosts"
+    known.write_text(f"[site.example.org]:2222 {key}\nother.example.org {key}\n")
+    for host, port in (("site.example.org", 2222), ("other.example.org", 22)):
+        endpoint = Endpoint(host, port=port, known_hosts=str(known))
+        assert _options(endpoint)["server_host_key_algs"] == algorithms

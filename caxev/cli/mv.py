@@ -171,7 +171,18 @@ class Errand:
         return move.row(run, "it is there" if move.old == move.new else "would be moved")
 
     async def go(self, database: Database) -> Mapping[str, Any]:
-        """Move it. Raises `NothingToDo`, or what the disk says as `Retry` or `GiveUp`."""
+        """Move it. Raises `NothingToDo`, or what the disk says as `Retry` or `GiveUp`.
+
+        One process of this machine at a time: a second one would take back what the first has
+        claimed.
+        """
+        from caxev.ssh import only_pusher
+
+        run = await self.wanted.find_one(database, database.settings)
+        with only_pusher(f"caxev mv at {self.site.name}", f"{run.id} {self.key}".encode()):
+            return await self._go(database)
+
+    async def _go(self, database: Database) -> Mapping[str, Any]:
         run = await self.wanted.find_one(database, database.settings)
         move = plan_move(run, self.key, self.site, self.to)
         if move.old == move.new:

@@ -15,7 +15,14 @@ from caxev.files.arrival import (
     make_parents,
 )
 from caxev.files.digest import digest_tree, to_nobody
-from caxev.files.erasing import GONE_PREFIX, QUARANTINE, empty_quarantine, erase, set_aside
+from caxev.files.erasing import (
+    GONE_PREFIX,
+    QUARANTINE,
+    check_erasable,
+    empty_quarantine,
+    erase,
+    set_aside,
+)
 from caxev.files.errors import Damaged, local
 from caxev.files.gentle import idle_disk
 from caxev.files.manifest import (
@@ -66,6 +73,7 @@ __all__ = [
     "Range",
     "Report",
     "Seen",
+    "check_erasable",
     "check_expected",
     "check_link",
     "check_links",

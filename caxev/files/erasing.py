@@ -49,6 +49,12 @@ def erase(location: str, roots: Sequence[str], *, report: Report) -> None:
     report(1, 1)
 
 
+def check_erasable(location: str, roots: Sequence[str], *, report: Report) -> None:
+    """Raise `GiveUp`, as `erase` would, for a path that is not strictly inside the roots."""
+    _own(location, roots)
+    report(1, 1)
+
+
 def set_aside(
     location: str, roots: Sequence[str], paths: Sequence[bytes], *, report: Report
 ) -> str:
@@ -91,7 +97,7 @@ def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> Non
 def _own(location: str, roots: Sequence[str]) -> str:
     """The path of a copy, its directory resolved and inside the roots, its own name as it is."""
     name = safe_name(location)
-    if not location.startswith("/"):
+    if not location.startswith("/") or "\0" in location:
         raise GiveUp(f"{_shown(location)} is not an absolute path")
     directory = os.path.realpath(os.path.dirname(location.rstrip("/")))
     path = os.path.join(directory, name)

@@ -21,8 +21,8 @@ CIPHERS: Final = (
     "aes256-ctr",
     "aes128-ctr",
 )
-_MACS: Final = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256")
-_KEX: Final = (
+MACS: Final = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256")
+KEX: Final = (
     "curve25519-sha256",
     "curve25519-sha256@libssh.org",
     "ecdh-sha2-nistp256",
@@ -40,7 +40,7 @@ _HOST_KEYS: Final = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
-_SIGNATURES: Final = (*_HOST_KEYS, "sk-ssh-ed25519@openssh.com")
+SIGNATURES: Final = (*_HOST_KEYS, "sk-ssh-ed25519@openssh.com")
 _KEEPALIVE: Final = 15.0  # seconds; four unanswered ones and the connection is lost
 _RECEIVE_WINDOW: Final = 16 << 20  # bytes, on each channel
 _PACKET: Final = 224 << 10  # bytes; OpenSSH takes up to 256 KiB with all that is around them
@@ -125,11 +125,11 @@ def _options(endpoint: Endpoint) -> dict[str, Any]:
         "x509_trusted_certs": None,
         "agent_forwarding": False,
         "x11_forwarding": False,
-        "kex_algs": _KEX,
+        "kex_algs": KEX,
         "encryption_algs": CIPHERS,
-        "mac_algs": _MACS,
+        "mac_algs": MACS,
         "compression_algs": ["none"],
-        "signature_algs": _SIGNATURES,
+        "signature_algs": SIGNATURES,
         "connect_timeout": endpoint.connect_timeout,
         "login_timeout": endpoint.connect_timeout,
         "keepalive_interval": _KEEPALIVE,
@@ -148,7 +148,8 @@ def _options(endpoint: Endpoint) -> dict[str, Any]:
 def _host_key_options(endpoint: Endpoint) -> dict[str, Any]:
     pin = endpoint.host_key
     if pin is None:
-        return {"known_hosts": _readable(endpoint.known_hosts_file, "the known_hosts file")}
+        known = _readable(endpoint.known_hosts_file, "the known_hosts file")
+        return {"known_hosts": known, **_known_algorithms(known, endpoint)}
     # Empty bytes would make asyncssh fall back on ~/.ssh/known_hosts, and None would make it trust
     # anyone. A function that knows no key leaves the decision to the client's callback.
     return {
@@ -156,6 +157,22 @@ def _host_key_options(endpoint: Endpoint) -> dict[str, Any]:
         "server_host_key_algs": _HOST_KEYS,
         "client_factory": lambda: _Pinned(pin),
     }
+
+
+def _known_algorithms(known: str, endpoint: Endpoint) -> dict[str, Any]:
+    """Of our algorithms those of the keys that stand in the file, so that one of these is shown.
+
+    asyncssh by itself would take SHA-1 for an RSA key. What is wrong with the file, it tells.
+    """
+    try:
+        keys = asyncssh.match_known_hosts(known, endpoint.host, "", host_port(endpoint))[0]
+    except (ValueError, OSError):
+        return {}
+    kinds = {key.get_algorithm() for key in keys}
+    found = [
+        name for name in _HOST_KEYS if ("ssh-rsa" if name.startswith("rsa-") else name) in kinds
+    ]
+    return {"server_host_key_algs": found} if found else {}
 
 
 def pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
@@ -172,7 +189,7 @@ async def _pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
         asking = asyncssh.get_server_host_key(
             endpoint.host,
             endpoint.port,
-            kex_algs=_KEX,
+            kex_algs=KEX,
             server_host_key_algs=_HOST_KEYS,
             config=None,
         )

@@ -13,7 +13,7 @@ from typing import Final
 import asyncssh
 
 from caxev.job import GiveUp
-from caxev.ssh.endpoint import CIPHERS, Endpoint, host_port, pinned_key
+from caxev.ssh.endpoint import CIPHERS, KEX, MACS, SIGNATURES, Endpoint, host_port, pinned_key
 
 _SSH: Final = {
     "BatchMode": "yes",
@@ -30,6 +30,12 @@ _SSH: Final = {
     "PermitLocalCommand": "no",
     "RequestTTY": "no",
     "Compression": "no",
+    "Ciphers": ",".join(CIPHERS),
+    "MACs": ",".join(MACS),
+    "KexAlgorithms": ",".join(KEX),
+    "PubkeyAcceptedAlgorithms": ",".join(SIGNATURES),
+    # What is taken out of ssh's own list leaves it free to prefer what known_hosts has.
+    "HostKeyAlgorithms": "-ssh-rsa*,ssh-dss*",
     "ConnectTimeout": "15",
     "ServerAliveInterval": "15",
     "ServerAliveCountMax": "4",
@@ -57,7 +63,7 @@ def shell(endpoint: Endpoint, key: asyncssh.SSHKey | None = None) -> Iterator[li
         if endpoint.username is not None:
             options["User"] = endpoint.username
         said = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-        yield ["ssh", "-F", "none", "-p", str(endpoint.port), "-c", ",".join(CIPHERS), *said]
+        yield ["ssh", "-F", "none", "-p", str(endpoint.port), *said]
 
 
 def host_name(endpoint: Endpoint) -> str:
