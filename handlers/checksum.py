@@ -94,7 +94,13 @@ async def checksum(job: Job) -> Result:
     return await verdict(job, plan, manifest, began)
 
 
-@on(copy_field("check_asked", host=(HERE, PASSIVE)), lane="checksum", timeout=None, stall=STALLED)
+@on(
+    copy_field("check_asked", host=(HERE, PASSIVE)),
+    lane="checksum",
+    timeout=None,
+    stall=STALLED,
+    aliases=("AddChecksum", "CompareChecksums"),
+)
 async def recheck(job: Job) -> Result:
     """Read a copy afresh because somebody asks whether it is still good."""
     seen = plan_recheck(job.copy, job.site, job.sites)

@@ -109,6 +109,8 @@ def _wanted(job: Job, plan: Plan | Skip | NotYet) -> Result:
     copy((DELETING, GONE), host=HERE),
     copy_field("check_answered", host=ELSEWHERE),
     copy((ERROR, DELETING, GONE), host=ELSEWHERE),
+    # A site that wants copies gone by cax's names must also be able to bring that to its end.
+    aliases=("BufferPurger", "PurgeProcessed"),
 )
 async def prove(job: Job) -> Result:
     """Have the other copies read afresh, and write down what proves that ours may go."""
@@ -162,7 +164,13 @@ def _ours(job: Job) -> CopyKey:
 # -- doing it -------------------------------------------------------------------------------------
 
 
-@on(copy_field("proof", host=HERE), lane="deletion", timeout=None, exclusive=True)
+@on(
+    copy_field("proof", host=HERE),
+    lane="deletion",
+    timeout=None,
+    exclusive=True,
+    aliases=("BufferPurger", "PurgeProcessed"),
+)
 async def erase(job: Job) -> Result:
     """Erase a copy whose proof stands: its bytes, then its entry; a tombstone remains."""
     mine = job.copy

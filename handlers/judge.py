@@ -97,6 +97,7 @@ Verdict = Ask | Wait | Acquit | Convict | Hung | Skip
 @on(
     copy(ERROR, host=(HERE, PASSIVE)),
     copy_field("check_answered"),
+    aliases=("CompareChecksums",),
 )
 async def judge(job: Job) -> Result:
     """Judge our copy where the copies of a run contradict one another."""
@@ -277,7 +278,7 @@ async def _differing(job: Job, mine: Copy, master: Copy) -> list[bytes]:
     return [one.path for one in theirs.differences(ours) if there.get(one.path) in ("file", "link")]
 
 
-@on(copy_field("quarantine", host=HERE))
+@on(copy_field("quarantine", host=HERE), aliases=("CompareChecksums",))
 async def release(job: Job) -> Result:
     """Remove what was set aside, after some days, if the copy has been mended by then."""
     mine = job.copy

@@ -19,7 +19,7 @@ from loguru import logger
 from trio.testing import MockClock
 
 from caxev import CopyKey, GiveUp, Job, Manifest, Retry, RunUpdate, Skip
-from caxev.config import Link, Site, Sites
+from caxev.config import DEFAULT_HANDLERS, Link, Site, Sites, load_handlers
 from caxev.config.links import Hours
 from caxev.dispatcher import Watch, attempt
 from caxev.files import Item, Moved
@@ -1030,3 +1030,11 @@ async def test_bad_files_are_named_but_not_all() -> None:
     assert fields["error"] == f"7 files: {named}, ..."
     fields = await judge(known, manifest_of(f0="x"))
     assert "its checksum differs" in fields["error"]
+
+
+@pytest.mark.parametrize("task", ["BufferPurger", "PurgeProcessed"])
+def test_what_begins_a_deletion_can_end_it(task: str) -> None:
+    """With cax's names alone a copy that is to go is proven and erased, and not left for ever."""
+    load_handlers(default=DEFAULT_HANDLERS)
+    enabled = {one.name for one in recorded if evolve(LNGS, task_list=(task,)).wants(one)}
+    assert enabled >= {"prove", "erase"}
