@@ -59,6 +59,7 @@ from caxev import (
 from caxev import catalogue as rucio
 from caxev.catalogue import Checked, Did, Names, OverQuota, Standing
 from caxev.config import ConfigError, Site, Sites
+from caxev.retention import was_deleted
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
@@ -214,6 +215,8 @@ def plan_upload(
     assert source is not None
     if entry is not None and not (asked or _ours(entry, trigger) or _free(entry)):
         return Skip(f"{key} is {entry.status} already")
+    if entry is None and (why := was_deleted(run, key)):
+        return Skip(why)
     return Plan(source, key, _names(run, key, there, entry), trigger, entry)
 
 
@@ -638,6 +641,9 @@ def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) 
         return f"download_options does not name {seen.host}"
     if seen.type not in site.data_type:
         return f"{site.name} does not move {seen.type} data (data_type)"
+    here = CopyKey(seen.type, site.name, seen.version)
+    if not tagged and (why := was_deleted(run, here)):
+        return why
     if _to_be_purged(run, seen, site, now):
         return f"it would be purged at once (purge: {site.purge:g} days)"
     for name in site.download_options:

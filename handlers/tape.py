@@ -60,6 +60,7 @@ from caxev.config import Site, Sites
 from caxev.files import safe_name
 from caxev.model import as_utc
 from caxev.movers import methods as disks
+from caxev.retention import was_deleted
 
 T = TypeVar("T")
 STALLED: Final = 15 * 60.0
@@ -414,6 +415,8 @@ def plan_recall(
     source = _first_good(run, _tapes(entry, seen, site, sites), site, sites)
     if isinstance(source, Skip):
         return source
+    if seen is not None and not _asked(entry) and (why := was_deleted(run, key)):
+        return Skip(why)
     if seen is not None and not _asked(entry) and to_be_purged(run, site, now):
         return Skip(f"it would be purged at once (purge: {site.purge:g} days)")
     if site.dir_raw is None:

@@ -405,6 +405,25 @@ def test_a_download_is_planned_by_option_tag_or_request() -> None:
     assert plan.rse == "B_DISK"
 
 
+def test_what_was_deleted_on_purpose_does_not_come_again() -> None:
+    """Neither from the catalogue nor into it, unless a person asks for it."""
+    stones = [
+        {"type": "raw", "host": host, "pax_version": None, "by": "me", "why": "a test"}
+        for host in ("chicago", KEY.host)
+    ]
+
+    def after(*entries: dict[str, Any]) -> Run:
+        run = run_of(*entries)
+        return Run.from_document({**run.document, "deleted_data": stones})
+
+    assert "me deleted it" in str(fetch(after(entry(KEY.host))))
+    assert "me deleted it" in str(upload(after(entry("lngs"))))
+    asked = entry("chicago", "requested", source=KEY.host, location=None)
+    assert isinstance(fetch(after(entry(KEY.host), asked)), rucio.Fetch)
+    wish = entry(KEY.host, "requested", source="lngs", location=None)
+    assert isinstance(upload(after(entry("lngs"), wish)), rucio.Plan)
+
+
 def test_who_looks_after_an_entry() -> None:
     """Who brought it there; of an entry that does not tell, the first site that brings data."""
     for source in ("lngs", "nobody", None):

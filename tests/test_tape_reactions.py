@@ -108,6 +108,14 @@ WANTS = evolve(HERE, download_options=("tape",))
 ON_TAPE = entry("tape", location="/data/xenon/tsm//161111_1434/")
 
 
+def test_what_was_deleted_on_purpose_is_recalled_only_for_a_person() -> None:
+    """Its vanishing is no reason to bring it back; a tag is."""
+    stone = {"type": "raw", "host": "lngs", "pax_version": None, "by": "me", "why": "a test"}
+    run = Run.from_document({**run_of(ON_TAPE).document, "deleted_data": [stone]})
+    assert "me deleted it" in why(recall(run, seen="lngs", here=WANTS))
+    assert isinstance(recall(run, seen=None, here=WANTS), tape.Plan)
+
+
 def test_a_recall_is_planned_from_where_cax_left_it() -> None:
     """To the site's own directory, from the folder that the entry names."""
     plan = recall(run_of(ON_TAPE), here=WANTS)

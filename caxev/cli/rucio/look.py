@@ -183,7 +183,10 @@ class Checking:
         try:
             verdict = await compare(lambda: ask(there, dataset, files, self.deep, report=nobody))
             found = await compare(lambda: catalogue.look(there, dataset, report=nobody))
-        except (GiveUp, Retry) as error:
+        except Retry as error:  # the server is away, which says nothing of the dataset
+            self._note(run, entry.location, error.why)
+            return
+        except GiveUp as error:
             self._note(run, entry.location, error.why, await self._again(database, run, entry))
             return
         await self._judge(database, run, entry, verdict, found)
@@ -195,7 +198,7 @@ class Checking:
         repair = None
         if lines and verdict.good:
             repair = await self._declare(entry, verdict)
-        elif lines:
+        elif verdict.bad:  # what could not be seen may be good
             repair = await self._again(database, run, entry)
         for line in lines:
             self._note(run, entry.location, line, repair)
@@ -221,9 +224,9 @@ class Checking:
     async def _again(self, database: Database, run: Run, entry: Copy) -> str | None:
         """Have the upload tried again by whoever has a good copy."""
         from caxev.job import utcnow
-        from caxev.model import RunUpdate
+        from caxev.model import ERROR, TRANSFERRED, RunUpdate
 
-        if not self.repair or entry.status == "transferring":
+        if not self.repair or entry.status not in (TRANSFERRED, ERROR, "RSEreupload"):
             return None
         update = RunUpdate.change_copy(
             run, entry, "RSEreupload", trigger=None, owner=None, checksumproblem=None
