@@ -24,7 +24,7 @@ from caxev.cli.census import Census, Claim, measured, places
 from caxev.cli.mv import Move, bring, plan_move
 from caxev.cli.places import key_of
 from caxev.config import Site
-from caxev.files import digest_tree
+from caxev.files import alone, digest_tree
 from caxev.model import Copy, CopyKey, Run
 from tests import engine
 from tests.conftest import Database as Named
@@ -201,6 +201,21 @@ def test_mv_refuses(ground: Ground) -> None:
     ground.change(status="verifying")
     assert_one_line(refused("--to", str(ground.raw / "x")), 1, "only what is transferred")
     assert sorted(path.name for path in old.iterdir()) == [f"XENON1T-1-{i}.zip" for i in range(3)]
+
+
+@pytest.mark.replicaset
+def test_two_mv_of_one_copy_never_meet(ground: Ground) -> None:
+    """While another process moves it, a second one takes nothing back of what that has claimed."""
+    old = write_run(ground.raw / NAME)
+    to = ground.raw / "x"
+    moving = {"status": "moving", "moving_to": str(to / NAME), "owner": "another"}
+    run = ground.insert({"location": str(old), **moving})
+    before = ground.entry()
+    with alone(f"mv {run} {CopyKey('raw', 'lngs')}".encode(), "busy"):
+        answer = move_to(ground, to)
+    assert (answer.code, "moved by another process" in answer.err) == (1, True)
+    assert (ground.entry(), old.exists()) == (before, True)
+    assert rows(move_to(ground, to))[0]["state"] == "moved"
 
 
 @pytest.mark.replicaset

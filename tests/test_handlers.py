@@ -27,8 +27,9 @@ from caxev.ledger import Paid, Postponed
 from caxev.model import Copy, CopyAbsent, CopyIs, Event, Expectation, Run
 from caxev.movers import Route, Traffic
 from caxev.registry import recorded
+from caxev.retention import Proven
 from handlers import checksum as verify
-from handlers import transfer
+from handlers import deletion, transfer
 from tests import strategies as make
 
 NOW = make.EPOCH
@@ -1038,3 +1039,33 @@ def test_what_begins_a_deletion_can_end_it(task: str) -> None:
     load_handlers(default=DEFAULT_HANDLERS)
     enabled = {one.name for one in recorded if evolve(LNGS, task_list=(task,)).wants(one)}
     assert enabled >= {"prove", "erase"}
+
+
+class Working(Yard):
+    """The ports of a job whose work is done at once, in this process."""
+
+    async def work(self, function: Any, *args: object, job: Job) -> Any:
+        return function(*args, report=lambda _done, _total: None)
+
+
+@pytest.mark.parametrize("name", ["link/run", "a\0b/run"])
+async def test_what_cannot_be_erased_is_not_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A place that leads out, or is none: the copy is as it was before, and its entry says why."""
+    root = tmp_path / "raw"
+    for path in (root, tmp_path / "away" / "run"):
+        path.mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path / "away")
+    wish = {"by": "me", "why": "a test", "keep": 1, "at": NOW, "was": "transferred"}
+    going = entry("lngs", "deleting", location=f"{root}/{name}", deletion=wish, proof=[])
+    yard = Working(run_of(going))
+    before = yard.run
+    monkeypatch.setattr(deletion, "weigh", lambda *_: Proven([]))
+    update = await deletion.erase(job_of(yard, RAW, evolve(LNGS, dir_raw=str(root))))
+    assert isinstance(update, RunUpdate)
+    assert update.change is not None
+    assert update.change[1]["status"] == "transferred"
+    assert str(root) in update.change[1]["withdrawn"]["why"]
+    assert yard.run is before
+    assert (tmp_path / "away" / "run").is_dir()

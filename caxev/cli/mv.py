@@ -176,10 +176,11 @@ class Errand:
         One process of this machine at a time: a second one would take back what the first has
         claimed.
         """
-        from caxev.ssh import only_pusher
+        from caxev.files import alone
 
         run = await self.wanted.find_one(database, database.settings)
-        with only_pusher(f"caxev mv at {self.site.name}", f"{run.id} {self.key}".encode()):
+        busy = f"{run}: {self.key} is being moved by another process"
+        with alone(f"mv {run.id} {self.key}".encode(), busy):
             return await self._go(database)
 
     async def _go(self, database: Database) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ Which paths may be touched, what a tree holds, its digests, and how a copy is ma
 under its final name. Knows neither the database nor the network.
 """
 
+from caxev.files.alone import alone
 from caxev.files.arrival import (
     Arrival,
     check_expected,
@@ -73,6 +74,7 @@ __all__ = [
     "Range",
     "Report",
     "Seen",
+    "alone",
     "check_erasable",
     "check_expected",
     "check_link",

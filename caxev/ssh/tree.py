@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import posixpath
-import socket
 import stat
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,13 +17,13 @@ from typing import Final, TypeVar
 
 import asyncssh
 from attrs import frozen
-from blake3 import blake3
 
 from caxev.files import (
     FILE_MODE,
     Plan,
     Range,
     Seen,
+    alone,
     check_standing,
     enough_space,
     is_file,
@@ -40,7 +39,6 @@ from caxev.ssh.remote import GONE, Remote, each
 
 T = TypeVar("T")
 
-_BUSY_AFTER: Final = 5.0  # seconds
 _SECOND: Final = 1_000_000_000
 
 
@@ -159,16 +157,10 @@ def publish_there(endpoint: Endpoint, landing: Landing, source: Sequence[Seen]) 
 def only_pusher(where: str, final: bytes) -> Iterator[None]:
     """Keep a second process of this machine from pushing the same copy to `where`.
 
-    A name in Linux's abstract socket namespace is free again when its holder dies, and leaves
-    no file behind. `final` as it was given. Raises `Retry` where somebody holds it.
+    `final` as it was given. Raises `Retry` where somebody else is at it.
     """
-    name = blake3(f"{where}\0".encode() + final).hexdigest()
-    with socket.socket(socket.AF_UNIX) as lock:
-        try:
-            lock.bind(f"\0caxev-push-{name}")
-        except OSError as exc:
-            busy = f"{where}:{printable(final)} is being pushed by another process"
-            raise Retry(busy, after=_BUSY_AFTER) from exc
+    busy = f"{where}:{printable(final)} is being pushed by another process"
+    with alone(f"{where}\0".encode() + final, busy):
         yield
 
 

@@ -81,19 +81,24 @@ async def _remove(
 
 
 async def _ask_for_proof(database: Database, run: Run, gone: CopyKey) -> str:
-    from caxev.job import utcnow
-    from caxev.model import TRANSFERRED, RunUpdate
+    from caxev.model import TRANSFERRED
 
     asked = []
     for one in run.copies:
         same = (one.type, one.version) == (gone.type, gone.version) and one.host != gone.host
-        if same and one.status == TRANSFERRED:
-            seen = one.as_seen
-            fields = {"check_asked": utcnow()}
-            update = RunUpdate(run.id, (seen,), change=(seen, fields))
-            if await database.update_run(update, utcnow()) is not None:
-                asked.append(one.host)
+        if same and one.status == TRANSFERRED and await _ask_to_look(database, run, one):
+            asked.append(one.host)
     return ", ".join(asked) or "nobody, there is none"
+
+
+async def _ask_to_look(database: Database, run: Run, copy: Copy) -> bool:
+    """Have a copy read or compared afresh; whether that could be written."""
+    from caxev.job import utcnow
+    from caxev.model import RunUpdate
+
+    now = utcnow()
+    update = RunUpdate.note(run, copy, check_asked=now)
+    return await database.update_run(update, now) is not None
 
 
 @rucio.command(epilog=example("caxev rucio purge --site lngs --to-run 1000 --dry-run"))
@@ -138,8 +143,9 @@ async def _purge(
     if copy is None:
         return {**row, "state": "there is none", "ok": True}
     if entry.verified_at is None:
-        asked = "" if dry_run else await _ask_for_comparison(database, run, entry)
-        return {**row, "state": f"stays: its replicas were never compared{asked}", "ok": False}
+        asked = not dry_run and await _ask_to_look(database, run, entry)
+        state_ = f"stays: its replicas were never compared{': asked' if asked else ''}"
+        return {**row, "state": state_, "ok": False}
     keep = here.deletion.copies
     sites, why = state().sites(), "caxev rucio purge"
     wanted = plan(run, copy, here, sites, by=me(), why=why, keep=keep)
@@ -151,12 +157,3 @@ async def _purge(
     if await database.update_run(intent(run, wanted, sites, now), now) is None:
         return {**row, "state": "has changed meanwhile: ask again", "ok": False}
     return {**row, "state": "goes, once the others were read", "ok": True}
-
-
-async def _ask_for_comparison(database: Database, run: Run, entry: Copy) -> str:
-    from caxev.job import utcnow
-    from caxev.model import RunUpdate
-
-    update = RunUpdate.note(run, entry, check_asked=utcnow())
-    done = await database.update_run(update, utcnow())
-    return ": asked" if done is not None else ""
