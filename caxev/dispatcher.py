@@ -725,6 +725,9 @@ class _Ports:
     async def oldest(self, type: str, without: Collection[str]) -> list[Run]:  # noqa: A002
         return await self._dispatcher.database.oldest(self._debt.site, type, without)
 
+    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
+        return await self._dispatcher.database.overlapping(hosts, location)
+
 
 async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:
     """Run a handler once and say what came of it. The one place where any error is caught.

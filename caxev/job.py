@@ -91,6 +91,7 @@ class Ports(Protocol):
     async def all_clear(self, key: str) -> None: ...
     async def is_live(self, owner: str, run: RunId) -> bool: ...
     async def oldest(self, type: str, without: Collection[str]) -> list[Run]: ...  # noqa: A002
+    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]: ...
 
 
 def _logger() -> Logger:
@@ -170,6 +171,10 @@ class Job:
         Such whose copy here is good or about to go, and that have none of the tags `without`.
         """
         return await self.ports.oldest(type, without)
+
+    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
+        """The runs that have a copy at one of these hosts at, above or below that place."""
+        return await self.ports.overlapping(hosts, location)
 
     async def work(self, function: Callable[..., T], *args: object) -> T:
         """Run ``function(*args, report=...)`` in a worker process and return what it returns.

@@ -9,7 +9,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any, Final
@@ -164,6 +164,30 @@ def _shares(run: Run, copy: Copy) -> bool:
     others = [one for one in run.copies if one.host == copy.host and one is not copy]
     theirs = [one.location.rstrip("/") + "/" for one in others if one.location]
     return any(place.startswith(mine) or mine.startswith(place) for place in theirs)
+
+
+def beside(site: Site, sites: Sites) -> frozenset[str]:
+    """The sites on the same machine, which may have the same directories; this one among them."""
+    there = (one.name for one in sites.values() if one.hostname == site.hostname is not None)
+    return frozenset({site.name, *there})
+
+
+def sharing(runs: Iterable[Run], run: Run, copy: Copy, hosts: Collection[str]) -> list[str]:
+    """Other entries at these hosts with their files at, above or below those of a run's copy."""
+    mine = f"{PurePosixPath(copy.location or '/')}/"
+    found = []
+    for one in runs:
+        for other in one.copies:
+            theirs = f"{PurePosixPath(other.location or '/')}/"
+            itself = (one.id, other.key) == (run.id, copy.key)
+            if (
+                other.host in hosts
+                and other.location
+                and not itself
+                and (mine.startswith(theirs) or theirs.startswith(mine))
+            ):
+                found.append(f"{other.key} of {one}")
+    return found
 
 
 def _like(run: Run, copy: Copy) -> Copy | None:

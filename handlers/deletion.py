@@ -50,9 +50,11 @@ from caxev.retention import (
     Proven,
     Wait,
     Withdraw,
+    beside,
     intent,
     plan_processed,
     plan_purge,
+    sharing,
     still,
     weigh,
     withdraw,
@@ -191,6 +193,11 @@ async def erase(job: Job) -> Result:
             await job.work(check_erasable, mine.location, job.site.roots)
         except GiveUp as no:
             return withdraw(job.run, mine, wanted, no.why, job.now())
+        hosts = beside(job.site, job.sites)
+        near = await job.overlapping(hosts, mine.location)
+        if others := sharing(near, job.run, mine, hosts):
+            why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
+            return withdraw(job.run, mine, wanted, why, job.now())
         begin = RunUpdate.note(
             job.run,
             mine,

@@ -6,10 +6,11 @@ all say the same, those that were not read lately are asked to be; when all have
 site judges its own copy: in the majority it is good, whatever the master says; outside of it it
 becomes ``error``, the master as well, and `repair` mends it from one of the majority.
 
-Where there is no majority nothing is deleted and nothing overwritten. The files by which a copy
-differs from the master are moved to ``.caxev-quarantine/`` below the site's directory, its entry
-says so, and a person is told, who can vouch for one of them (``caxev vouch``): then the others are
-bad. When the copy has been mended, `release` removes them after ``quarantine_days``.
+Where there is no majority nothing is deleted and nothing overwritten. A copy that differs from the
+master is ``error`` then, and a person is told, who can vouch for one of them (``caxev vouch``):
+then the others are bad. `quarantine` moves the files by which it differs to
+``.caxev-quarantine/`` below the site's directory, once nobody here reads the run; when the copy has
+been mended, `release` removes them after ``quarantine_days``.
 
 Safe to repeat: readings are asked for once, each verdict names the status that it found, and a file
 that has been moved is passed by.
@@ -30,6 +31,7 @@ from caxev import (
     VERIFYING,
     Copy,
     CopyField,
+    CopyIs,
     CopyKey,
     Job,
     Manifest,
@@ -119,7 +121,7 @@ async def judge(job: Job) -> Result:
                 bad = {"checksumproblem": True, DISPUTED: None, "error": why}
                 await _write(job, RunUpdate.change_copy(job.run, mine, ERROR, **bad))
             case Hung():
-                await _set_aside(job, mine, verdict)
+                await _hang(job, mine, verdict)
             case Wait(why, until):
                 raise Retry(why, after=(until - job.now()).total_seconds())
             case Ask():
@@ -244,8 +246,8 @@ def _is_fresh(one: Copy, now: datetime) -> bool:
 # -- where there is no majority -------------------------------------------------------------------
 
 
-async def _set_aside(job: Job, mine: Copy, hung: Hung) -> None:
-    """Keep the files by which our copy differs from the master's safe, and tell a person."""
+async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
+    """Tell a person, and have the files by which our copy differs from the master's kept safe."""
     await job.alarm(
         ALARM,
         f"{mine.key} of {job.run}: {hung.why}",
@@ -254,15 +256,36 @@ async def _set_aside(job: Job, mine: Copy, hung: Hung) -> None:
     )
     if mine.host != job.site.name or hung.master is None or mine.location is None:
         return
-    paths = await _differing(job, mine, hung.master)
-    place = await job.work(set_aside, mine.location, job.site.roots, paths)
     fields = {
         "checksumproblem": True,
         DISPUTED: None,
         "error": hung.why,
-        "quarantine": {"at": job.now(), "place": place, "files": len(paths)},
+        "quarantine": {"at": job.now(), "place": None, "from": hung.master.host},
     }
     await _write(job, RunUpdate.change_copy(job.run, mine, ERROR, **fields))
+
+
+@on(
+    copy_field("quarantine", host=HERE),
+    timeout=None,
+    exclusive=True,
+    aliases=("CompareChecksums",),
+)
+async def quarantine(job: Job) -> Result:
+    """Move the files by which our copy differs from the master's out of it, to be kept safe."""
+    mine = job.copy
+    wanted = None if mine is None else mine.fields.get("quarantine")
+    if mine is None or not isinstance(wanted, Mapping):
+        return Skip("nothing of it is to be set aside")
+    if wanted.get("place") is not None:
+        return Skip("it is set aside")
+    if mine.status != ERROR or mine.location is None:
+        return RunUpdate.note(job.run, mine, quarantine=None)  # it has been decided otherwise
+    master = job.run.copy(CopyKey(mine.type, str(wanted.get("from")), mine.version))
+    paths = [b""] if master is None else await _differing(job, mine, master)
+    place = await job.work(set_aside, mine.location, job.site.roots, paths)
+    kept = {"at": wanted.get("at"), "place": place, "files": len(paths)}
+    return RunUpdate.note(job.run, mine, CopyIs(mine.key, {"status": ERROR}), quarantine=kept)
 
 
 async def _differing(job: Job, mine: Copy, master: Copy) -> list[bytes]:
@@ -285,6 +308,8 @@ async def release(job: Job) -> Result:
     kept = None if mine is None else mine.fields.get("quarantine")
     if mine is None or not isinstance(kept, Mapping):
         return Skip("nothing of it is set aside")
+    if kept.get("place") is None:
+        return Skip("its files are about to be set aside")
     days, since = job.site.quarantine_days, as_utc(kept.get("at"))
     if days is None or since is None:
         return Skip("quarantine_days is null: it is kept")

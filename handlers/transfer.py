@@ -22,7 +22,7 @@ site, the handler and what it reacted to (``chicago: pull: raw at lngs``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from math import inf
@@ -424,8 +424,11 @@ def plan_repair(
     if is_disputed(bad):
         return Skip("it contradicts others, and it is open who is right")
     most = majority(run, bad.key)
-    if bad.fields.get("quarantine") and not any(one.fields.get(VOUCHED) for one in most):
+    aside = bad.fields.get("quarantine")
+    if aside and not any(one.fields.get(VOUCHED) for one in most):
         return Skip("no majority says what is right: a person must vouch for a copy")
+    if isinstance(aside, Mapping) and aside.get("place") is None:
+        raise Retry("what differs is about to be set aside", after=JUDGED)
     if not most and voters(run, bad.key):
         raise Retry("the other copies contradict one another", after=JUDGED)
     good = _to_mend_from(run, bad, site, sites)

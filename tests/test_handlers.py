@@ -395,6 +395,8 @@ def test_a_copy_is_mended_as_most_say() -> None:
     aside = bad("lngs", quarantine={"place": "/lngs"})
     assert "vouch" in why(mend(run_of(aside, *good)))
     sure = entry("chicago", manifest="b3:1", vouched={"by": "me"})
+    with pytest.raises(Retry, match="about to be set aside"):
+        mend(run_of(bad("lngs", quarantine={"place": None}), sure, *good))
     plan = mend(run_of(aside, sure, *good))
     assert isinstance(plan, transfer.Plan)
     assert (plan.source.host, plan.others) == ("chicago", ())

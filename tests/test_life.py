@@ -203,6 +203,30 @@ async def test_old_raw_data_goes_with_a_proof(database: Named, tmp_path: Path) -
         assert three.path("stockholm").exists()
 
 
+async def test_what_another_run_s_entry_names_too_stays(database: Named, tmp_path: Path) -> None:
+    """Where the files of two entries are the same, or one's within the other's, neither goes."""
+    async with lab(database, tmp_path, lngs={"purge": 1000.0}) as three:
+        runs = [await three.take(*HOSTS, number=number) for number in (1, 2, 3)]
+        for number, place in ((1, "run1/"), (2, "run2/deep")):
+            location = f"{tmp_path}/lngs/{place}"
+            other = {"type": "raw", "host": "lngs", "status": "error", "location": location}
+            document = {**engine.run_document(90 + number), "data": [other]}
+            await three.database.insert_run(document)
+        await three.listen(*HOSTS)
+        await three.gone(runs[2], "lngs")
+
+        for number in (1, 2):
+
+            async def stays(number: int = number) -> Copy | None:
+                copy = await three.copy(runs[number - 1], "lngs")
+                return copy if copy and copy.fields.get("withdrawn") else None
+
+            copy = await three.until(stays)
+            assert f"raw at lngs of run {90 + number}, too" in copy.fields["withdrawn"]["why"]
+            assert copy.status == TRANSFERRED
+            assert (three.path("lngs", number) / "a.zip").exists()
+
+
 async def test_of_two_sites_that_delete_one_may(database: Named, tmp_path: Path) -> None:
     """In each of 100 races for the third copy, both with the run as it was before."""
     async with lab(database, tmp_path) as three:
@@ -364,6 +388,8 @@ async def test_without_a_majority_nothing_is_lost(database: Named, tmp_path: Pat
         copy = await three.becomes(run, "chicago", status="error", disputed=None)
         await three.settled()
         assert "no majority" in copy.fields["error"]
+        copy = await three.copy(run, "chicago")
+        assert copy is not None
         kept = Path(copy.fields["quarantine"]["place"])
         assert (kept / "a.zip").read_bytes() == bad
         assert kept.parent == tmp_path / "chicago" / QUARANTINE

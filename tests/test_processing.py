@@ -37,6 +37,7 @@ from caxev.batch import (
     take_stock,
     withdraw,
 )
+from caxev.batch.runner import run as run_job
 from caxev.batch.slurm import end_of, explained
 from caxev.config import ConfigError, Processing, Site, Sites, load_handlers, load_sites
 from caxev.daemon import Options
@@ -986,6 +987,17 @@ async def test_a_batch_job_tells_of_its_end(database: Named, tmp_path: Path, how
         told = (await ground.entry(id_)).fields["job_ended"]
         assert (told["name"], told["how"], told["exit"]) == ("job.1", "exit", 7)
         assert Place(group, 0).file("reported").exists()
+
+
+@pytest.mark.parametrize("command", [("sh", "-c", "kill -9 $$"), ("sh", "-c", "exit 137")])
+def test_of_one_that_was_killed_the_batch_system_tells(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """Whether it was for memory, the job itself cannot know: the watch asks."""
+    group = Folder(tmp_path / "jobs").file([spec_in(tmp_path, argv=command)])
+    assert run_job(Place(group, 0)) == 137
+    assert Place(group, 0).ended is None
+    assert not Place(group, 0).file("reported").exists()
 
 
 @pytest.mark.replicaset

@@ -10,6 +10,7 @@ and how to log in comes from the environment, as for every command.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -31,6 +32,8 @@ TELL_FOR: Final = 300.0
 """Seconds for which a job waits for the database to tell it of its end."""
 _SECRETS: Final = ("MONGO_PASSWORD", "MONGO_PASSWORD_FILE", "CAXEV_MONGO_URI", "CAXEV_MONGO_USER")
 """Variables that are not the processing program's to know."""
+_KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""How a program ends that was killed outright, and how a shell says so that ran it."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -46,9 +49,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(place: Place) -> int:
-    """Run a job to its end, note that beside it, and tell the database."""
+    """Run a job to its end, note that beside it, and tell the database.
+
+    Who killed it, and what for, only the batch system knows: of that the watch tells.
+    """
     spec = place.load()
     status = execute(spec)
+    if status in _KILLED:
+        return 128 + signal.SIGKILL
     ended = end_of(status)
     place.note(ended)
     crash.point("batch.noted")

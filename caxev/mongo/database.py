@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -14,12 +15,14 @@ from collections.abc import (
 from contextlib import asynccontextmanager
 from datetime import datetime
 from itertools import count
+from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar
 
 import trio
 from attrs import Factory, define, field
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
+from bson.regex import Regex
 from bson.timestamp import Timestamp
 from pymongo import ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -700,6 +703,20 @@ class Database:
             return [Run.from_document(document) for document in await cursor.to_list(None)]
 
         return await self._call(located)
+
+    async def overlapping(self, hosts: Iterable[str], location: str) -> list[Run]:
+        """Read the runs that have a copy at one of these hosts at, above or below that place."""
+        path = PurePosixPath(location)
+        places = [str(one) for one in (path, *path.parents)]
+        below = Regex(f"^{re.escape(str(path))}/")
+        at = [{"location": {"$in": [*places, *(f"{one}/" for one in places)]}}, {"location": below}]
+        wanted = {"host": {"$in": list(hosts)}, "$or": at}
+
+        async def overlapping() -> list[Run]:
+            cursor = self._runs.find({"data": {"$elemMatch": wanted}}, _SHOWN)
+            return [Run.from_document(document) for document in await cursor.to_list(None)]
+
+        return await self._call(overlapping)
 
     async def table(self, name: str) -> list[Document]:
         """Read all rows of a collection beside the runs; none where there is no such."""
