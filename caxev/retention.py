@@ -88,6 +88,12 @@ def plan_purge(
     return plan(run, copy, site, sites, by=by, why=why, keep=site.deletion.copies)
 
 
+def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
+    """Whether such data goes at the site for its age, so that fetching it is of no use."""
+    due = _due(run, site) if key.type == RAW and site.purge is not None else None
+    return due is not None and due < now and not any(t in run.tags for t in site.deletion.protect)
+
+
 def plan_processed(
     run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime
 ) -> Plan | Skip | NotYet:

@@ -23,7 +23,7 @@ async def bad_copy(job: Job) -> Result:
     bad = job.copy
     if bad is None or not bad.fields.get("checksumproblem"):
         await job.all_clear(NAME)
-        return None
+        return Skip("it is gone" if bad is None else "it is good")
     if job.site.name not in {bad.host, bad.source}:
         return Skip(f"{bad.source or 'the site that pushed it'} tells of it")
     why = bad.fields.get("error")

@@ -103,29 +103,39 @@ Verdict = Ask | Wait | Acquit | Convict | Hung | Skip
 )
 async def judge(job: Job) -> Result:
     """Judge our copy where the copies of a run contradict one another."""
-    for mine in _ours(job):
-        verdict = plan_judgement(job.run, mine, job.sites, job.now())
-        if isinstance(verdict, Ask):
-            await _ask(job, verdict)
-            again = job.run.copy(mine.key)
-            assert again is not None
-            verdict = plan_judgement(job.run, again, job.sites, job.now())
-        if not _troubled(job.run, mine.key):
-            await job.all_clear(ALARM)
-        match verdict:
-            case Acquit():
-                good = {"checksumproblem": False, DISPUTED: None, "error": None}
-                await _write(job, RunUpdate.change_copy(job.run, mine, TRANSFERRED, **good))
-            case Convict(why):
-                job.log.error(f"{mine.key} of {job.run} is bad: {why}")
-                bad = {"checksumproblem": True, DISPUTED: None, "error": why}
-                await _write(job, RunUpdate.change_copy(job.run, mine, ERROR, **bad))
-            case Hung():
-                await _hang(job, mine, verdict)
-            case Wait(why, until):
-                raise Retry(why, after=(until - job.now()).total_seconds())
-            case Ask():
-                raise Retry("another copy came meanwhile", after=SOON)
+    ours = _ours(job)
+    passed = [why for mine in ours if (why := await _judge(job, mine)) is not None]
+    if len(passed) < len(ours):
+        return None
+    return Skip("; ".join(dict.fromkeys(passed)) or "there is no copy of ours")
+
+
+async def _judge(job: Job, mine: Copy) -> str | None:
+    """Judge one of our copies; says why there is nothing to be said, if so."""
+    verdict = plan_judgement(job.run, mine, job.sites, job.now())
+    if isinstance(verdict, Ask):
+        await _ask(job, verdict)
+        again = job.run.copy(mine.key)
+        assert again is not None
+        verdict = plan_judgement(job.run, again, job.sites, job.now())
+    if not _troubled(job.run, mine.key):
+        await job.all_clear(ALARM)
+    match verdict:
+        case Acquit():
+            good = {"checksumproblem": False, DISPUTED: None, "error": None}
+            await _write(job, RunUpdate.change_copy(job.run, mine, TRANSFERRED, **good))
+        case Convict(why):
+            job.log.error(f"{mine.key} of {job.run} is bad: {why}")
+            bad = {"checksumproblem": True, DISPUTED: None, "error": why}
+            await _write(job, RunUpdate.change_copy(job.run, mine, ERROR, **bad))
+        case Hung():
+            await _hang(job, mine, verdict)
+        case Wait(why, until):
+            raise Retry(why, after=(until - job.now()).total_seconds())
+        case Ask():
+            raise Retry("another copy came meanwhile", after=SOON)
+        case Skip(why):
+            return why
     return None
 
 

@@ -23,7 +23,7 @@ same reaction, which knows its entry by the ``trigger`` that stands in it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any
 
@@ -59,7 +59,7 @@ from caxev import (
 from caxev import catalogue as rucio
 from caxev.catalogue import Checked, Did, Names, OverQuota, Standing
 from caxev.config import ConfigError, Site, Sites
-from caxev.retention import was_deleted
+from caxev.retention import to_be_purged, was_deleted
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
@@ -109,7 +109,9 @@ async def rucio_upload(job: Job) -> Result:
             continue
         await job.update(await _upload(job, plan))
         job.park_with()
-    return Skip("; ".join(skipped) or "upload_options names no site") if skipped else None
+    if len(skipped) < len(wanted):
+        return None  # at least one was served
+    return Skip("; ".join(skipped) or "upload_options names no site")
 
 
 async def _upload(job: Job, plan: Plan) -> RunUpdate:
@@ -644,7 +646,7 @@ def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) 
     here = CopyKey(seen.type, site.name, seen.version)
     if not tagged and (why := was_deleted(run, here)):
         return why
-    if _to_be_purged(run, seen, site, now):
+    if to_be_purged(run, seen, site, now):
         return f"it would be purged at once (purge: {site.purge:g} days)"
     for name in site.download_options:
         if name == seen.host:
@@ -654,12 +656,6 @@ def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) 
         if fit and there is not None and there.method != "tsm":
             return f"{name} has it too, and comes first in download_options"
     return None
-
-
-def _to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
-    if key.type != "raw" or site.purge is None or run.start is None:
-        return False
-    return run.start + timedelta(days=site.purge) < now
 
 
 # -- shared ---------------------------------------------------------------------------------------

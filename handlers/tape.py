@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final, TypeVar
 
 from attrs import frozen
@@ -60,7 +60,7 @@ from caxev.config import Site, Sites
 from caxev.files import safe_name
 from caxev.model import as_utc
 from caxev.movers import methods as disks
-from caxev.retention import was_deleted
+from caxev.retention import to_be_purged, was_deleted
 
 T = TypeVar("T")
 STALLED: Final = 15 * 60.0
@@ -116,7 +116,9 @@ async def backup(job: Job) -> Result:
             failed.append(error)
     if failed:
         raise next((error for error in failed if isinstance(error, Retry)), failed[0])
-    return Skip("; ".join(skipped) or "upload_options names no site") if skipped else None
+    if len(skipped) < len(wanted):
+        return None  # at least one was served
+    return Skip("; ".join(skipped) or "upload_options names no site")
 
 
 async def _back_up_to(job: Job, name: str, key: CopyKey) -> str | None:
@@ -417,7 +419,7 @@ def plan_recall(
         return source
     if seen is not None and not _asked(entry) and (why := was_deleted(run, key)):
         return Skip(why)
-    if seen is not None and not _asked(entry) and to_be_purged(run, site, now):
+    if seen is not None and not _asked(entry) and to_be_purged(run, key, site, now):
         return Skip(f"it would be purged at once (purge: {site.purge:g} days)")
     if site.dir_raw is None:
         return Skip(f"{site.name} has no directory for raw data")
@@ -435,13 +437,6 @@ def _tapes(entry: Copy | None, seen: CopyKey | None, site: Site, sites: Sites) -
         return list(site.download_options)
     names = dict.fromkeys((*site.download_options, *site.upload_options))
     return [name for name in names if (there := sites.find(name)) and there.method in methods()]
-
-
-def to_be_purged(run: Run, site: Site, now: datetime) -> bool:
-    """Whether raw data of this age is purged at the site, so that fetching it is of no use."""
-    if site.purge is None or run.start is None:
-        return False
-    return run.start + timedelta(days=site.purge) < now
 
 
 def _first_good(run: Run, names: Sequence[str], site: Site, sites: Sites) -> Copy | Skip:

@@ -23,7 +23,7 @@ site, the handler and what it reacted to (``chicago: pull: raw at lngs``).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import partial
 from math import inf
 
@@ -61,7 +61,7 @@ from caxev.movers import Route, Traffic, methods
 from caxev.movers import pull as pull_bytes
 from caxev.movers import push as push_bytes
 from caxev.quorum import VOUCHED, is_disputed, majority, voters
-from caxev.retention import was_deleted
+from caxev.retention import to_be_purged, was_deleted
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
@@ -143,7 +143,9 @@ async def push(job: Job) -> Result:
             failed.append(error)
     if failed:
         raise _worst(failed)
-    return Skip("; ".join(skipped) or "upload_options names no site") if skipped else None
+    if len(skipped) < len(wanted):
+        return None  # at least one was served
+    return Skip("; ".join(skipped) or "upload_options names no site")
 
 
 async def _push_to(job: Job, name: str, key: CopyKey) -> str | None:
@@ -540,13 +542,6 @@ def unfit(source: Copy) -> str | None:
     if source.manifest is None and source.checksum is None:
         return f"{source.key} has no digest yet to compare a copy with"
     return None
-
-
-def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
-    """Whether raw data of this age is purged at the site, so that fetching it is of no use."""
-    if key.type != "raw" or site.purge is None or run.start is None:
-        return False
-    return run.start + timedelta(days=site.purge) < now
 
 
 def _trigger(handler: str, job: Job) -> str:

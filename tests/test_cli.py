@@ -347,6 +347,7 @@ def test_site_without_listener(caxev: Caxev) -> None:
         (["replay", "--run", str(2**63)], "not in the range"),
         (["retry"], "say which"),
         (["explain", "--site", "lngs"], "say which run"),
+        (["explain", "--run", "1"], "--timeline"),
         (["sites", "check", "--connect"], "needs --site"),
         (["lisen"], "Did you mean 'listen'"),
         (["listen"], "--site"),
@@ -717,6 +718,24 @@ def test_explain(online: Caxev, database: Named) -> None:
     there = online("explain", "--name", "161111_0001", "--site", "chicago", "--json").rows
     missing = next(row for row in there if row["handler"] == "went")
     assert missing["why"] == "would fire: caxev replay --run 1 --site chicago"
+
+
+@pytest.mark.replicaset
+def test_explain_tells_what_happened_in_order(online: Caxev, database: Named) -> None:
+    """Of all sites, or one: what reactions did or failed at, and where the copies stand."""
+    insert(database, 1)
+    insert(database, 2)
+    online("listen", "--site", "lngs", "--once")
+    rows = online("explain", "--run", "1", "--timeline", "--json").rows
+    assert [row["time"] for row in rows] == sorted(row["time"] for row in rows)
+    assert [row["handler"] for row in rows].count("went") == 1  # of this run alone
+    failed = next(row for row in rows if row.get("handler") == "fails")
+    assert (failed["site"], failed["state"], failed["why"]) == ("lngs", "failed", "no hope")
+    there = online("explain", "--run", "1", "--timeline", "--site", "chicago").out
+    assert "fails" not in there
+    assert_one_line(
+        online("explain", "--run", "1", "--timeline", "--site", "chicgo"), 3, "'chicago'"
+    )
 
 
 @pytest.mark.replicaset

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -209,3 +211,33 @@ def test_it_ends_when_told(site: Site, how: str) -> None:
             return await asyncio.to_thread(site.process.wait, 20)
 
     assert asyncio.run(hold()) == 0
+
+
+@pytest.mark.replicaset
+@pytest.mark.tape
+def test_a_run_s_whole_life(tmp_path: Path) -> None:
+    """Copied, verified, processed, lost and back from tape, purged, told of; nothing is left."""
+    command = [sys.executable, "-m", "caxev", "demo", "--runs", "1", "--size-mb", "1", "--json"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    summary = json.loads(ended.stdout.splitlines()[-1])
+    wanted = {"runs": 1, "copies": 3, "verified": 3, "on_tape": 1, "purged": 1}
+    wanted |= {"processed": 1, "minitrees": 1, "runs_queries_while_idle": 0}
+    assert {name: summary[name] for name in wanted} == wanted
+    assert {summary["reactions"][name] for name in ("failed", "open")} == {0}
+    said = ended.stderr
+    lost = said.index("161111_1534 lngs: deleted")
+    back = said.index("161111_1534 lngs: transferred", lost)
+    told = said.index("caxev explain --run 1 --timeline", back)
+    history = [line.split() for line in said[told:].splitlines()[3:]]
+    there = [(row[1], " ".join(row)) for row in history if len(row) > 1]
+    for site, words in (
+        ("chicago", "begun from lngs"),
+        ("chicago", "process raw at chicago"),
+        ("chicago", "minitrees v6.8.0 at chicago transferred"),
+        ("tsm-server", "raw at tsm-server transferred"),
+        ("lngs", "raw at lngs deleted purge: older than 30 days; good at"),
+    ):
+        assert any(one == site and words in line for one, line in there), (words, said[told:])
+    assert list(tmp_path.iterdir()) == []

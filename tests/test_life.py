@@ -221,9 +221,9 @@ async def test_what_another_run_s_entry_names_too_stays(database: Named, tmp_pat
                 copy = await three.copy(runs[number - 1], "lngs")
                 return copy if copy and copy.fields.get("withdrawn") else None
 
-            copy = await three.until(stays)
-            assert f"raw at lngs of run {90 + number}, too" in copy.fields["withdrawn"]["why"]
-            assert copy.status == TRANSFERRED
+            held: Copy = await three.until(stays)
+            assert f"raw at lngs of run {90 + number}, too" in held.fields["withdrawn"]["why"]
+            assert held.status == TRANSFERRED
             assert (three.path("lngs", number) / "a.zip").exists()
 
 
@@ -388,9 +388,9 @@ async def test_without_a_majority_nothing_is_lost(database: Named, tmp_path: Pat
         copy = await three.becomes(run, "chicago", status="error", disputed=None)
         await three.settled()
         assert "no majority" in copy.fields["error"]
-        copy = await three.copy(run, "chicago")
-        assert copy is not None
-        kept = Path(copy.fields["quarantine"]["place"])
+        after = await three.copy(run, "chicago")
+        assert after is not None
+        kept = Path(after.fields["quarantine"]["place"])
         assert (kept / "a.zip").read_bytes() == bad
         assert kept.parent == tmp_path / "chicago" / QUARANTINE
         assert not (three.path("chicago") / "a.zip").exists()

@@ -23,31 +23,55 @@ if TYPE_CHECKING:
     epilog=example(
         "caxev explain --run 123 --site lngs",
         "caxev explain --name 161111_1434 --detector tpc --site chicago --json",
+        "caxev explain --run 123 --timeline",
     )
 )
 @click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
 @click.option("--name", metavar="X", help="The run of this name.")
 @click.option("--detector", metavar="X", help="Of runs with one name, this detector's.")
-@click.option("--site", required=True, metavar="S", help="The site whose handlers are asked.")
+@click.option("--site", metavar="S", help="The site whose handlers are asked.")
+@click.option("--timeline", "as_timeline", is_flag=True, help="What happened, in order of time.")
 @as_json
 @global_options(hidden=True)
-def explain(
-    number: int | None, name: str | None, detector: str | None, site: str, as_json: bool
+def explain(  # noqa: PLR0917  # the options
+    number: int | None,
+    name: str | None,
+    detector: str | None,
+    site: str | None,
+    as_timeline: bool,
+    as_json: bool,
 ) -> None:
-    """Say of every handler at a site what it did with a run, or why it did nothing."""
+    """Say of every handler at a site what it did with a run, or why it did nothing.
+
+    With --timeline: what has happened to the run, at all sites if none is named.
+    """
     from caxev.cli.runs import one
+    from caxev.cli.timeline import COLUMNS, timeline
 
     if (number is None) == (name is None):
         raise click.UsageError("say which run: --run or --name")
+    if site is None and not as_timeline:
+        raise click.UsageError("say which site's handlers: --site (or --timeline, for all)")
     options = state()
     options.log("warning")
-    registry = options.registry(site)
 
     async def ask(database: Database) -> tuple[Run, list[tuple[Debt, Mapping[str, Any]]]]:
-        run = await one(number, name, detector).find_one(database, database.settings)
-        return run, list(await database.debts(site, run=run.id))
+        found = await one(number, name, detector).find_one(database, database.settings)
+        run = (await database.runs([found.id])).get(found.id, found)  # with all its fields
+        sites = [site] if site is not None else [one.site for one in await database.site_records()]
+        return run, [debt for one in sites for debt in await database.debts(one, run=run.id)]
 
     run, debts = options.with_database(ask)
+    if as_timeline:
+        if site is not None:
+            options.sites().get(site)
+        if not as_json:
+            say(f"{run}{f' at {site}' if site else ''}")
+        rows = timeline(run, debts, site)
+        show(Table(COLUMNS, rows), as_json=as_json, empty="nothing has happened")
+        return
+    assert site is not None
+    registry = options.registry(site)
     wanted = options.sites().get(site).wants_run(run.name)
     rows = list(Explanation(registry, run, debts).rows())
     if not as_json:

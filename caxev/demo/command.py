@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import statistics
@@ -32,6 +33,8 @@ from caxev.mongo import Database, Selection
 
 BIRTH: Final = "lngs"
 """The site of sites.json where the stand-in DAQ writes."""
+PROTECTED: Final = "keep"
+"""The tag of runs that stay where they were born."""
 IDLE: Final = 5.0
 """Seconds for which the demo looks on while nothing happens."""
 PATIENCE: Final = 60.0
@@ -54,8 +57,9 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
     """Watch runs being taken, copied and verified at three sites, and on a simulated tape.
 
     Starts an embedded MongoDB, three SSH servers and three listeners, all on loopback, in a
-    temporary directory. Nothing of it is left behind. At the end the first run is deleted at the
-    first site, and comes back from tape.
+    temporary directory. Nothing of it is left behind. At the end the first run is lost at the
+    first site and comes back from tape; then it is no longer protected there, is purged with a
+    proof, and its history is told.
 
     Example:  caxev demo --runs 5 --size-mb 20
     """
@@ -88,6 +92,7 @@ def wanted(world: World, runs: int) -> dict[str, int]:
         "on_tape": runs * (len(sites) - len(world.listening)),
         "processed": runs * sum(site.processing is not None for site in sites),
         "minitrees": runs * sum(site.minitrees is not None for site in sites),
+        "purged": min(runs, 1),
     }
 
 
@@ -146,7 +151,8 @@ class Show:
         self.say(
             f"{summary['runs']} runs: {summary['copies']} copies, {summary['verified']} verified, "
             f"{summary['on_tape']} on tape, {summary['processed']} processed, "
-            f"{summary['minitrees']} with minitrees, in {summary['seconds']} s"
+            f"{summary['minitrees']} with minitrees, in {summary['seconds']} s; "
+            f"{summary['purged']} purged"
         )
         self.say(
             f"reactions: {reactions['done']} done, {reactions['failed']} failed, "
@@ -188,6 +194,7 @@ async def _main(world: World, show: Show, count: int, size: int, keep: bool) -> 
             nursery.cancel_scope.cancel()
         seconds = time.monotonic() - began
         summary = await _summary(world, database, seconds)
+        summary["purged"] = await _purge(world, show, database)
         if keep:
             await _keep(world, show)
         return summary
@@ -216,6 +223,7 @@ def _check_alive(world: World) -> None:
 async def _take_data(world: World, database: Database, count: int, size: int) -> None:
     for number in range(1, count + 1):
         document = await trio.to_thread.run_sync(world.take_run, BIRTH, number, size, number)
+        document["tags"] = [{"name": PROTECTED}]
         await database.insert_run(document)
 
 
@@ -229,6 +237,35 @@ async def _lose(show: Show, database: Database) -> None:
         await database.update_run(RunUpdate.remove_copy(one, lost), utcnow())
         show.forget(one.name, BIRTH)
         show.say(f"{utcnow():%H:%M:%S} {one.name} {BIRTH}: deleted")
+
+
+async def _purge(world: World, show: Show, database: Database) -> int:
+    """Let the first run go where it was born, as it is old enough; how many copies went."""
+    gone = 0
+    for one in (await database.select(Selection(), utcnow()))[:1]:
+        await database.update_run(RunUpdate.set_fields(one, tags=[]), utcnow())
+        show.say(f"{utcnow():%H:%M:%S} {one.name} is no longer tagged {PROTECTED}")
+        with trio.move_on_after(PATIENCE):
+            while (now := (await database.runs([one.id]))[one.id]).copy(CopyKey("raw", BIRTH)):
+                _check_alive(world)
+                show.lines([now])
+                await trio.sleep(0.2)
+            gone += 1
+        await _tell(world, show, one)
+    return gone
+
+
+async def _tell(world: World, show: Show, one: Run) -> None:
+    """Print a run's history, as anybody can have it."""
+    words = ["explain", "--run", str(one.number), "--timeline"]
+    show.say(f"\ncaxev {' '.join(words)}")
+    told = await trio.run_process(
+        [sys.executable, "-m", "caxev", *words],
+        env={**os.environ, **world.environment},
+        capture_stdout=True,
+        check=False,
+    )
+    show.say(told.stdout.decode())
 
 
 async def _watch(world: World, show: Show, database: Database, count: int) -> None:
@@ -247,7 +284,7 @@ async def _watch(world: World, show: Show, database: Database, count: int) -> No
                 live.update(show.table(runs, _progress(debts)), refresh=True)
             else:
                 show.lines(runs)
-            if _finished(runs, sum(wanted(world, count).values())) and not debts:
+            if _finished(runs, sum(wanted(world, count).values()) - min(count, 1)) and not debts:
                 return
             now = ([[c.seen_as for c in one.copies] for one in runs], _progress(debts))
             if now != state:

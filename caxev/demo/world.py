@@ -202,9 +202,13 @@ class World:
 
 
 def add_tape(entries: list[dict[str, Any]]) -> None:
-    """Give the first site of a sites.json a tape archive, from which it takes what it has lost."""
+    """Give the first site of a sites.json a tape archive, from which it takes what it has lost.
+
+    With that there are enough copies for old data to go there, but for what is tagged ``keep``.
+    """
     first = entries[0]
     first["dir_tsm"] = "/data/tsm"
+    first |= {"purge": 30, "deletion": {"protect": ["keep"]}}
     first["lanes"] = {"tape": 3, **first.get("lanes", {})}
     for key in ("upload_options", "download_options"):
         first[key] = [*(first.get(key) or ()), TAPE]

@@ -1,0 +1,79 @@
+"""A run's history in the order of time: what the ledger, the entries and the tombstones know of it.
+
+Of each handler and aspect the ledger keeps the last reaction only. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from caxev.ledger import Debt
+    from caxev.model import Run
+
+COLUMNS: Final = (
+    ("time", "TIME"),
+    ("site", "SITE"),
+    ("handler", "WHO"),
+    ("event", "WHAT"),
+    ("state", "STATE"),
+    ("why", "WHY"),
+)
+
+
+def timeline(
+    run: Run, debts: Sequence[tuple[Debt, Mapping[str, Any]]], site: str | None = None
+) -> list[dict[str, Any]]:
+    """Rows by time (UTC), the first first, of all sites or one; no reactions that did nothing."""
+    rows = [*_of_run(run), *_of_debts(debts), *_of_tombstones(run)]
+    ours = (row for row in rows if row["time"] is not None and site in (None, row["site"]))
+    return sorted(ours, key=lambda row: row["time"])
+
+
+def _of_run(run: Run) -> Iterator[dict[str, Any]]:
+    from caxev.model import as_utc
+
+    for copy in run.copies:
+        row = {"site": copy.host, "event": str(copy.key)}
+        begun = as_utc(copy.fields.get("creation_time"))
+        source = f"from {copy.source}" if copy.source else ""
+        yield {**row, "time": begun, "state": "begun", "why": source}
+        said = copy.fields.get("error") or ""
+        yield {**row, "time": copy.since, "state": copy.status, "why": said}
+        if copy.verified_at != copy.since:
+            yield {**row, "time": copy.verified_at, "state": "verified", "why": ""}
+
+
+def _of_debts(debts: Sequence[tuple[Debt, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
+    for debt, document in debts:
+        state = str(debt.state)
+        if state == "done" and debt.note:
+            continue  # there was nothing to do
+        yield {
+            "time": document.get("settled") or debt.started or debt.at,
+            "site": debt.site,
+            "handler": debt.handler,
+            "event": str(debt.event),
+            "state": state,
+            "why": debt.note,
+        }
+
+
+def _of_tombstones(run: Run) -> Iterator[dict[str, Any]]:
+    from caxev.model import CopyKey, as_utc
+
+    rows = run.document.get("deleted_data")
+    for row in rows if isinstance(rows, list) else ():
+        if not isinstance(row, Mapping):
+            continue
+        kind, host, version = (row.get(name) for name in ("type", "host", "pax_version"))
+        proof = [str(one.get("host")) for one in row.get("proof") or () if isinstance(one, Mapping)]
+        yield {
+            "time": as_utc(row.get("date")),
+            "site": host,
+            "handler": row.get("by"),
+            "event": str(CopyKey(str(kind), str(host), version)),
+            "state": "deleted",
+            "why": f"{row.get('why') or ''}{'; good at ' if proof else ''}{', '.join(proof)}",
+        }
