@@ -228,9 +228,10 @@ def test_unknown_key(caxev: Caxev) -> None:
         (None, "no sites.json"),
         ("", "is empty"),
         ("[{]", "is not JSON"),
+        (f'[{{"port": {"9" * 5000}}}]', "too long"),
         ('{"name": "lngs"}', "not a list of sites"),
     ],
-    ids=["missing", "empty", "not JSON", "not a list"],
+    ids=["missing", "empty", "not JSON", "a number without end", "not a list"],
 )
 def test_unusable_sites_file(caxev: Caxev, text: str | None, words: str) -> None:
     """A sites.json that is missing, empty, not JSON or not a list is told in one line."""
@@ -239,6 +240,12 @@ def test_unusable_sites_file(caxev: Caxev, text: str | None, words: str) -> None
     else:
         Path("sites.json").write_text(text)
     assert_one_line(caxev("listen", "--site", "lngs"), 3, words)
+
+
+def test_a_certificate_that_is_missing(caxev: Caxev) -> None:
+    """An address that names a file that is not there is told with that file."""
+    uri = "mongodb://localhost:1/?tls=true&tlsCAFile=/no/ca.pem"
+    assert_one_line(caxev("status", "--mongo-uri", uri), 3, "tlsCAFile=/no/ca.pem", "not readable")
 
 
 def test_named_sites_file_is_missing(caxev: Caxev) -> None:
@@ -347,6 +354,8 @@ def test_site_without_listener(caxev: Caxev) -> None:
         (["replay", "--run", str(2**63)], "not in the range"),
         (["retry"], "say which"),
         (["explain", "--site", "lngs"], "say which run"),
+        (["demo", "--runs", "-1"], "not in the range"),
+        (["demo", "--size-mb", "nan"], "must be a number"),
         (["explain", "--run", "1"], "--timeline"),
         (["sites", "check", "--connect"], "needs --site"),
         (["lisen"], "Did you mean 'listen'"),

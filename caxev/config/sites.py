@@ -474,6 +474,8 @@ def _parse(file: Path, text: str) -> list[Any]:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ConfigError(f"{file} is not JSON: {error.msg} at {where}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{file} holds a number that is too long: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"{file} is nested too deeply to be a list of sites") from error
     if not isinstance(document, list):

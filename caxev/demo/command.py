@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -48,9 +49,28 @@ MARKS: Final[Mapping[str, str]] = {
 }
 
 
+def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter("it must be a number.")
+    return value
+
+
 @click.command()
-@click.option("--runs", default=5, show_default=True, help="How many runs the DAQ takes.")
-@click.option("--size-mb", default=20.0, show_default=True, help="Megabytes in each run.")
+@click.option(
+    "--runs",
+    type=click.IntRange(1, 10_000),
+    default=5,
+    show_default=True,
+    help="How many runs the DAQ takes.",
+)
+@click.option(
+    "--size-mb",
+    type=click.FloatRange(0, 1e6),
+    default=20.0,
+    show_default=True,
+    callback=_finite,
+    help="Megabytes in each run.",
+)
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 @click.option("--keep", is_flag=True, help="Leave it running until Ctrl-C.")
 def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:

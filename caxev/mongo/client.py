@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
@@ -91,9 +92,21 @@ def connect(settings: Settings) -> Client:
             readPreference="primary",
             w="majority",
         )
+    except OSError as error:  # of a certificate
+        raise ConfigError(
+            f"{settings.safe_uri} is not a usable database address: {error.strerror or error}"
+            f"{_files_named(settings.mongo_uri)}"
+        ) from None
     except (InvalidURI, ConfigurationError, ValueError) as error:
         message = f"{settings.safe_uri} is not a usable database address: {_first_line(error)}"
         raise ConfigError(message) from None  # the chain would show the password
+
+
+def _files_named(uri: str) -> str:
+    """The certificate files that an address names, for people."""
+    options = parse_qsl(urlsplit(uri).query)
+    files = [f"{name}={value}" for name, value in options if name.lower().endswith("file")]
+    return f" ({', '.join(files)})" if files else ""
 
 
 def _options(settings: Settings) -> Document:
