@@ -349,7 +349,7 @@ def test_a_move_keeps_the_name(tmp_path: Path) -> None:
 
 @pytest.mark.replicaset
 def test_register_adds_an_entry(ground: Ground) -> None:
-    """The run of that name gets a good entry without digests; a second time there is one."""
+    """The run of that name gets an entry whose files are yet to be read; a second time it has."""
     ground.insert(host_free := {"host": "chicago", "location": "/c"})
     path = write_run(ground.raw / NAME)
     before = contents(ground.database)
@@ -363,7 +363,7 @@ def test_register_adds_an_entry(ground: Ground) -> None:
     assert entry == {
         "type": "raw",
         "host": "lngs",
-        "status": "transferred",
+        "status": "verifying",
         "location": str(path),
         "checksum": None,
         "creation_place": "lngs",
@@ -567,6 +567,20 @@ def test_stray_deletes_what_nobody_knows_and_nothing_else(ground: Ground) -> Non
     assert [path.name for path in (ground.raw / "deep").iterdir()] == ["known"]
     assert len(list((ground.raw / NAME).iterdir())) == 3
     assert stray(ground) == {"gone": "raw of run 2"}
+
+
+@pytest.mark.replicaset
+def test_what_another_site_on_the_machine_knows_is_no_stray(ground: Ground) -> None:
+    """Two sites of one host name may have one directory: neither deletes what the other has."""
+    littered(ground)
+    theirs = {"host": "chicago", "location": str(ground.raw / "stray")}
+    ground.insert(theirs, number=6, name="theirs")
+    entries = json.loads(Path("sites.json").read_text())
+    for entry in entries:
+        entry["hostname"] = "data1.example.org"
+    Path("sites.json").write_text(json.dumps(entries))
+    assert {"stray", "other"} & stray(ground, "--delete").keys() == {"other"}
+    assert (ground.raw / "stray").exists()
 
 
 @pytest.mark.replicaset

@@ -156,8 +156,11 @@ class Found:
 
 
 def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate:
-    """Return the entry of a copy that was found. Raises `NothingToDo` where there is one. Pure."""
-    from caxev.model import TRANSFERRED, RunUpdate
+    """Return the entry of a copy that was found, to be read yet. Pure.
+
+    Raises `NothingToDo` where there is one.
+    """
+    from caxev.model import VERIFYING, RunUpdate
 
     known = run.copy(key)
     if known is not None:
@@ -172,7 +175,7 @@ def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate
     return RunUpdate.add_copy(
         run,
         key,
-        TRANSFERRED,
+        VERIFYING,  # nobody goes by it before its own site has read it
         location=location,
         checksum=None,
         creation_time=now,

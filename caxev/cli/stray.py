@@ -68,6 +68,7 @@ def stray(
     be read or done.
     """
     from caxev.cli.places import ours
+    from caxev.retention import beside
 
     if delete and register:
         raise click.UsageError("--delete and --register: only one of them")
@@ -75,7 +76,9 @@ def stray(
     options.log("warning")
     os.nice(NICENESS)
     act = "delete" if delete else "register" if register else ""
-    search = Search(ours(site), act, clock.time() - age * _HOUR, dry_run, Telling(as_json))
+    here = ours(site)
+    hosts = beside(here, options.sites())
+    search = Search(here, hosts, act, clock.time() - age * _HOUR, dry_run, Telling(as_json))
     if not options.with_database(search.run):
         raise click.exceptions.Exit(FAILED)
 
@@ -113,10 +116,12 @@ _LINE: Final = "{:8}  {:>7}  {:>8}  {}  ({})"
 class Search:
     """What is looked for at which site, and what is done: `act` is ``delete``, ``register`` or ``.
 
-    `before`: what has changed since (seconds since 1970) is left alone.
+    `before`: what has changed since (seconds since 1970) is left alone. `hosts` are the sites on
+    this machine: what one of them knows is nobody's stray.
     """
 
     site: Site
+    hosts: frozenset[str]
     act: str
     before: float
     dry_run: bool
@@ -148,9 +153,15 @@ class Search:
         from caxev.job import utcnow
         from caxev.mongo import Selection
 
-        async for page in database.pages(Selection(host=self.site.name), utcnow()):
-            claims = [claim for run in page for claim in claims_of(run, self.site.name)]
-            await trio.to_thread.run_sync(census.claim, claims)
+        for host in self.hosts:
+            async for page in database.pages(Selection(host=host), utcnow()):
+                claims = [claim for run in page for claim in self._claims_of(run, host)]
+                await trio.to_thread.run_sync(census.claim, claims)
+
+    def _claims_of(self, run: Run, host: str) -> Iterator[Claim]:
+        """Return the places that a run's entries name; only ours must be there."""
+        for claim in claims_of(run, host):
+            yield claim if host == self.site.name else claim._replace(must=False)
 
     def _sure(self, known: int, gone: int) -> None:
         """Raise `NothingToDo` rather than delete where this can hardly be the right place."""
@@ -165,9 +176,10 @@ class Search:
     async def _unknown(self, database: Database, finds: Sequence[Find]) -> list[Find]:
         """Return those finds that the database does not know by now either."""
         names = {name for find in finds for name in self._names(find.path)}
-        runs = await database.located(self.site.name, sorted(names))
-        claims = [claim for run in runs for claim in claims_of(run, self.site.name)]
-        known = {claim.path for claim in claims}
+        runs = await database.located(self.hosts, sorted(names))
+        known = {
+            claim.path for run in runs for host in self.hosts for claim in claims_of(run, host)
+        }
         return [find for find in finds if find.path not in known]
 
     def _names(self, path: bytes) -> Iterator[str]:
@@ -184,7 +196,7 @@ class Search:
 
     async def _still(self, database: Database, claims: Sequence[Claim]) -> list[Claim]:
         """Return those copies that are still said to be where nothing is."""
-        runs = await database.located(self.site.name, [claim.location for claim in claims])
+        runs = await database.located([self.site.name], [claim.location for claim in claims])
         known = {
             claim.path for run in runs for claim in claims_of(run, self.site.name) if claim.must
         }

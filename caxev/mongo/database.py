@@ -694,9 +694,9 @@ class Database:
 
         return await self._call(totals)
 
-    async def located(self, host: str, locations: Sequence[str]) -> list[Run]:
-        """Read the runs that have a copy at that host in one of these places."""
-        wanted = {"host": {"$eq": host}, "location": {"$in": list(locations)}}
+    async def located(self, hosts: Iterable[str], locations: Sequence[str]) -> list[Run]:
+        """Read the runs that have a copy at one of these hosts in one of these places."""
+        wanted = {"host": {"$in": list(hosts)}, "location": {"$in": list(locations)}}
 
         async def located() -> list[Run]:
             cursor = self._runs.find({"data": {"$elemMatch": wanted}}, _SHOWN)
