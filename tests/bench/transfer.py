@@ -31,7 +31,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache, partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -71,6 +70,8 @@ DIRECTIONS: Final = {"pull": pull, "push": push}
 GCM: Final = "scp GCM"
 FAST_CIPHER: Final = ("-c", "aes128-gcm@openssh.com")
 RCLONE: Final = "rclone"
+SFTP: Final = "caxev sftp"
+RECEIVER: Final = "caxev receiver"
 _EVERY: Final = 0.05  # seconds between two looks at the memory in use
 _MARGIN: Final = 256 * MIB
 
@@ -237,7 +238,7 @@ def known(source: Path) -> Manifest:
 
 def agents() -> dict[str, str | None]:
     """The command at the far account, for each of our variants."""
-    return {"caxev sftp": None, "caxev receiver": shlex.join([sys.executable, "-m", "caxev"])}
+    return {SFTP: None, RECEIVER: shlex.join([sys.executable, "-m", "caxev"])}
 
 
 def variants() -> dict[str, Contender]:
@@ -274,10 +275,9 @@ class Bench:
             what = {"work": work.name, "direction": direction, "link": self.link}
             found = {name: [pair[verified] for pair in pairs] for name, pairs in times.items()}
             seconds = {name: round(taken, 4) for name, taken in medians(found).items()}
+            mine = {"seconds": seconds[RECEIVER], "sftp_seconds": seconds[SFTP]}
             beside = {name: seconds[name] for name in theirs}
-            for name in ours:
-                mine = {"seconds": seconds[name], "variant": name, "peers": beside}
-                yield what | {"verified": verified} | mine
+            yield what | {"verified": verified} | mine | {"peers": beside}
 
     def _times(self, case: Case, everybody: Mapping[str, Contender]) -> dict[str, list[Seconds]]:
         times: dict[str, list[Seconds]] = {name: [] for name in everybody}
@@ -315,12 +315,16 @@ def speed(works: Sequence[Work], rounds: int, *, wan: bool) -> list[dict[str, An
 
 @define
 class Watch:
-    """The most memory (bytes, RSS) that our processes have had in use at once."""
+    """The most memory (bytes, RSS) that our processes have had in use at once, this one included.
+
+    It stands for the listener, and has more loaded than that.
+    """
 
     peak: int = 0
 
     def look(self) -> None:
-        self.peak = max(self.peak, sum(map(_resident, psutil.Process().children(recursive=True))))
+        me = psutil.Process()
+        self.peak = max(self.peak, sum(map(_resident, [me, *me.children(recursive=True)])))
 
 
 def _resident(process: psutil.Process) -> int:
@@ -380,7 +384,8 @@ def peaks(gigabytes: float) -> list[dict[str, Any]]:
 def _peak(case: Case, variant: str, gigabytes: float) -> dict[str, Any]:
     began = time.perf_counter()
     try:
-        peak = trio.run(_moved, case.direction, case.transfer(agents()[variant]))
+        transfer = evolve(case.transfer(agents()[variant]), expected=known(case.source))
+        peak = trio.run(_moved, case.direction, transfer)
     finally:
         case.clear()
     seconds = round(time.perf_counter() - began, 2)
@@ -452,18 +457,19 @@ def speed_table(rows: Sequence[Mapping[str, Any]], works: Sequence[Work], link: 
     for heading in ("s", "MB/s", "best", "GCM"):
         table.add_column(heading, justify="right")
     sizes = {work.name: work.total for work in works}
-    cases = groupby(rows, key=lambda row: [row[name] for name in ("work", "direction", "verified")])
-    for (work, direction, verified), found in cases:
+    for row in rows:
         table.add_section()
-        for line in _lines(list(found), sizes[work]):
-            table.add_row(work, direction + " + verify" * verified, *line)
+        for line in _lines(row, sizes[row["work"]]):
+            copied = row["direction"] + " + verify" * row["verified"]
+            table.add_row(row["work"], copied, *line)
     return table
 
 
-def _lines(rows: Sequence[Mapping[str, Any]], size: int) -> Iterator[tuple[str, ...]]:
-    theirs: Mapping[str, float] = rows[0]["peers"]
+def _lines(row: Mapping[str, Any], size: int) -> Iterator[tuple[str, ...]]:
+    theirs: Mapping[str, float] = row["peers"]
     best = min(theirs.values(), default=None)
-    for who, seconds in [*theirs.items(), *((row["variant"], row["seconds"]) for row in rows)]:
+    ours = {RECEIVER: row["seconds"], SFTP: row["sftp_seconds"]}
+    for who, seconds in {**theirs, **ours}.items():
         ratios = (f"{peer / seconds:.2f}" if peer else "" for peer in (best, theirs.get(GCM)))
         yield (who, f"{seconds:.2f}", f"{size / seconds / 1e6:.1f}", *ratios)
 
