@@ -199,25 +199,27 @@ class Job:
         summary: str,
         *,
         severity: Severity | str = Severity.ERROR,
+        about: object = None,
         **details: object,
     ) -> None:
         """Have people told, by all that the site's ``alarms`` name; `details` are further lines.
 
         The alarm is kept before this returns, and told in its own time. It is known by `name` and
-        by the copy that the event is about (else the run): raised again it is the same one, and
-        it stands until a reaction to the same copy (or run) calls `all_clear` with that name.
+        by the copy that the event is about (else the run), or by the run and what `about` says:
+        raised again it is the same one, and it stands until a reaction to the same calls
+        `all_clear` with that name.
         """
         site = getattr(self.site, "name", "")
-        key = self._alarm_key(name)
+        key = self._alarm_key(name, about)
         level = Severity(severity)
         await self.ports.alarm(Alarm(site, key, summary, level, str(self.run), details))
 
-    async def all_clear(self, name: str) -> None:
+    async def all_clear(self, name: str, *, about: object = None) -> None:
         """Say that what `alarm` was raised for is over. Costs nothing where none stands."""
-        await self.ports.all_clear(self._alarm_key(name))
+        await self.ports.all_clear(self._alarm_key(name, about))
 
-    def _alarm_key(self, name: str) -> str:
-        about = self._copy_key
+    def _alarm_key(self, name: str, about: object) -> str:
+        about = about or self._copy_key
         return f"{name}: {self.run.id}{'' if about is None else f': {about}'}"
 
     async def keep(self, said: str) -> None:

@@ -119,7 +119,7 @@ async def _judge(job: Job, mine: Copy) -> str | None:
         assert again is not None
         verdict = plan_judgement(job.run, again, job.sites, job.now())
     if not _troubled(job.run, mine.key):
-        await job.all_clear(ALARM)
+        await job.all_clear(ALARM, about=_data(mine))
     match verdict:
         case Acquit():
             good = {"checksumproblem": False, DISPUTED: None, "error": None}
@@ -256,11 +256,17 @@ def _is_fresh(one: Copy, now: datetime) -> bool:
 # -- where there is no majority -------------------------------------------------------------------
 
 
+def _data(one: Copy) -> str:
+    """What a copy is a copy of: one alarm tells of all."""
+    return " ".join(filter(None, (one.type, one.version)))
+
+
 async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
     """Tell a person, and have the files by which our copy differs from the master's kept safe."""
     await job.alarm(
         ALARM,
-        f"{mine.key} of {job.run}: {hung.why}",
+        f"{_data(mine)} of {job.run}: {hung.why}",
+        about=_data(mine),
         todo="look at the files, then say which copy is right: "
         f"caxev vouch --run {job.run.number} --site SITE; the others are mended from that",
     )

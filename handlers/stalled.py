@@ -74,6 +74,8 @@ async def stalled(job: Job) -> Result:
     seen, now = job.copy, job.now()
     if seen is None:
         return Skip("the copy is gone")
+    if seen.host != job.site.name and seen.source not in (None, job.site.name):
+        return Skip(f"{seen.source} put it there, and looks after it")
     rules = job.sites.get(seen.host).stalled
     match plan_stalled(seen, rules, now):
         case Skip() as nothing:

@@ -29,7 +29,7 @@ from caxev.movers import Route, Traffic
 from caxev.registry import recorded
 from caxev.retention import Proven
 from handlers import checksum as verify
-from handlers import deletion, transfer
+from handlers import deletion, stalled, transfer
 from tests import strategies as make
 
 NOW = make.EPOCH
@@ -700,8 +700,8 @@ def test_a_hanging_source_is_tried_last_the_next_time() -> None:
     yard = Yard(run_of(*BOTH), {"xenon": None})
 
     async def main() -> None:
-        stalled = await attempted(job_of(yard, AT_XENON))
-        assert stalled == Postponed(f"no progress for {transfer.STALLED:.0f} s")
+        ended = await attempted(job_of(yard, AT_XENON))
+        assert ended == Postponed(f"no progress for {transfer.STALLED:.0f} s")
         assert await attempted(job_of(yard, AT_XENON)) == Paid()
 
     in_no_time(main)
@@ -1071,3 +1071,18 @@ async def test_what_cannot_be_erased_is_not_begun_with(
     assert str(root) in update.change[1]["withdrawn"]["why"]
     assert yard.run is before
     assert (tmp_path / "away" / "run").is_dir()
+
+
+@pytest.mark.parametrize("pusher", ["chicago", "lngs", None])
+async def test_a_copy_that_was_pushed_is_its_pusher_s_to_give_up(pusher: str | None) -> None:
+    """At a host without a listener; an old program's, of which that is not known, anybody's."""
+    since = NOW - timedelta(days=3)
+    made = {"status_since": since, "source": pusher, "owner": None}
+    there = entry("remote", "transferring", **made)
+    seen = CopyKey("raw", "remote")
+    result = await stalled.stalled(job_of(Yard(run_of(there)), seen))
+    if pusher == "chicago":
+        assert result == Skip("chicago put it there, and looks after it")
+    else:
+        assert isinstance(result, RunUpdate)
+        assert result.remove is not None
