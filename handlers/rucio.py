@@ -7,7 +7,8 @@
   into the entry: ``rse``, ``rule_info``. It looks again, at growing intervals, while rules are not
   OK, and never at those that are.
 - `rucio_check` compares all replicas when a person or a deletion asks for it (``check_asked``).
-- `rucio_rm` gives up a dataset that ``caxev rucio rm`` has marked ``deleting``, on proof.
+- `rucio_rm` gives up a dataset that ``caxev rucio rm`` wants gone, once `handlers.deletion` has
+  written the proof that it may.
 - `rucio_pull` fetches a copy from a catalogue that ``download_options`` names, for a run that has
   one of ``rucio_tags``, or because a person has requested it.
 
@@ -30,7 +31,6 @@ from typing import Any
 from attrs import frozen
 
 from caxev import (
-    DELETING,
     ERROR,
     GONE,
     HERE,
@@ -59,7 +59,17 @@ from caxev import (
 from caxev import catalogue as rucio
 from caxev.catalogue import Checked, Did, Names, OverQuota, Standing
 from caxev.config import ConfigError, Site, Sites
-from caxev.retention import was_deleted
+from caxev.model import as_utc
+from caxev.retention import (
+    Intent,
+    Proven,
+    begin,
+    keeper,
+    tombstone,
+    was_deleted,
+    weigh,
+    withdraw,
+)
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
@@ -114,7 +124,7 @@ async def rucio_upload(job: Job) -> Result:
 
 async def _upload(job: Job, plan: Plan) -> RunUpdate:
     """Bring the copy into the catalogue; returns what its entry becomes then."""
-    mine = await _claim(job, plan)
+    mine, began = await _claim(job, plan), job.now()
     assert plan.source.location is not None
     order = rucio.Upload(
         here=job.site,
@@ -142,7 +152,7 @@ async def _upload(job: Job, plan: Plan) -> RunUpdate:
         checksumproblem=None,
         manifest=digest,
         checksum=plan.source.checksum or read.manifest.cax_checksum(),
-        verified_at=job.now(),
+        verified_at=began,
         rse=list(found.rses),
         rule_info=[one.to_row() for one in found.rules],
     )
@@ -308,18 +318,6 @@ def _catalogued(run: Run, site: Site, sites: Sites) -> Iterator[Copy]:
             yield entry
 
 
-def keeper(entry: Copy, sites: Sites) -> str | None:
-    """Which site looks after an entry at a catalogue: the one that brought it there.
-
-    Of an entry that does not say so (cax's), the first site that brings data to that catalogue.
-    """
-    bringing = [one.name for one in sites.values() if entry.host in one.upload_options]
-    source = sites.find(entry.source or "")
-    if source is not None and source.listener and (source.name in bringing or not bringing):
-        return source.name
-    return next((name for name in bringing if sites.get(name).listener), None)
-
-
 @frozen
 class Settling:
     """What is wanted of one entry, the digest of that, and the rules that the entry knows."""
@@ -410,8 +408,8 @@ def _fields(run: Run, entry: Copy, **fields: object) -> RunUpdate:
 async def rucio_check(job: Job) -> Result:
     """Compare every replica with what it must be, as a person or a deletion has asked.
 
-    The entry stays ``transferred``, with a new ``verified_at``, if one RSE has all of it; else it
-    becomes ``error``.
+    The entry stays ``transferred``, with a new ``verified_at`` and ``check_answered``, if one RSE
+    has all of it; else it becomes ``error``.
     """
     entry = job.copy
     if entry is None:
@@ -427,7 +425,8 @@ async def rucio_check(job: Job) -> Result:
 
 
 async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
-    asked, began = entry.fields.get("check_asked"), job.now()
+    # The asker's clock may be ahead of ours: what is read after it asked is no older.
+    began = max(job.now(), as_utc(entry.fields.get("check_asked")) or job.now())
     files = await _checked(job, entry)
     if files is None:
         raise GiveUp(f"no good copy here tells the checksums that {entry.location} must have")
@@ -436,10 +435,8 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
         job.log.error(f"{entry.location}: {line}")
     error = "; ".join(verdict.bad[:5]) or None
     if verdict.good:
-        known = _digests(job.run, entry)
-        # The asker's clock may be ahead of ours: what was read after it asked is no older.
-        since = max(began, asked) if isinstance(asked, datetime) else began
-        return _fields(job.run, entry, verified_at=since, error=error, **known)
+        answer = {"verified_at": began, "check_answered": began, "error": error}
+        return _fields(job.run, entry, **answer, **_digests(job.run, entry))
     if not verdict.bad:
         raise Retry(f"{entry.location}: {'; '.join(verdict.unseen)}")
     return RunUpdate.change_copy(job.run, entry, ERROR, error=error, checksumproblem=True)
@@ -476,20 +473,28 @@ def _digests(run: Run, entry: Copy) -> Mapping[str, Any]:
 # -- giving up ------------------------------------------------------------------------------------
 
 
-@on(copy(DELETING, host=PASSIVE), lane="rucio", timeout=3600.0, exclusive=True)
+@on(copy_field("proof", host=PASSIVE), lane="rucio", timeout=3600.0, exclusive=True)
 async def rucio_rm(job: Job) -> Result:
-    """Give up a dataset that is to go: all its rules, and then its entry. Leaves a tombstone."""
+    """Give up a dataset whose proof stands: all its rules, then its entry. Leaves a tombstone."""
     entry = job.copy
     there = None if entry is None else job.sites.find(entry.host)
-    if entry is None or entry.status != DELETING or there is None or there.method != "rucio":
+    if entry is None or there is None or there.method != "rucio":
         return Skip("nothing is to be given up at a catalogue")
+    wanted = Intent.of(entry)
+    if wanted is None or entry.fields.get("proof") is None:
+        return Skip(f"it is {entry.status}, without a proof that it may go")
     if (who := keeper(entry, job.sites)) != job.site.name:
         return Skip(f"{who or 'no site'} looks after it")
-    if entry.location is not None:
-        await job.work(rucio.give_up, there, Did.of(entry.location))
-    intent = entry.fields.get("deleting")
-    stone = {"site": job.site.name, **(intent if isinstance(intent, Mapping) else {})}
-    return RunUpdate.remove_copy(job.run, entry, tombstone=stone)
+    if not entry.fields.get("erasing"):
+        found = weigh(job.run, entry, there, job.sites, job.now())
+        if not isinstance(found, Proven):
+            job.log.warning(f"{entry.key} of {job.run}: its proof no longer holds")
+            return withdraw(job.run, entry, wanted, "its proof no longer holds", job.now())
+        sure = begin(job.run, entry, wanted, there, job.sites, proof=found.proof, now=job.now())
+        entry = _there(await _updated(job, sure), entry.key)
+    await job.work(rucio.give_up, there, Did.of(entry.location))
+    job.log.info(f"{entry.key} of {job.run} is given up: {wanted.why}")
+    return RunUpdate.remove_copy(job.run, entry, tombstone=tombstone(entry, wanted, job.owner))
 
 
 # -- download -------------------------------------------------------------------------------------

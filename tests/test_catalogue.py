@@ -28,6 +28,7 @@ from caxev.catalogue import (
     wishes_for,
 )
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
+from caxev.retention import keeper
 from handlers import rucio
 
 NOW = datetime(2017, 3, 1, 12, tzinfo=UTC)
@@ -429,7 +430,7 @@ def test_who_looks_after_an_entry() -> None:
     for source in ("lngs", "nobody", None):
         found = Copy.from_entry(entry(KEY.host, source=source))
         assert found is not None
-        assert rucio.keeper(found, SITES) == "lngs"
+        assert keeper(found, SITES) == "lngs"
 
 
 # -- sites.json -----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -25,6 +26,7 @@ from caxev.files import digest_tree
 from caxev.job import utcnow
 from caxev.mongo import Database, Request
 from caxev.registry import Registry, recorded
+from caxev.retention import Plan, intent, plan
 from tests import engine
 from tests.conftest import Database as Named
 from tests.rucio_server import ACCOUNT, PASSWORD, RucioServer, rucio_server  # noqa: F401  # a fixture
@@ -501,8 +503,11 @@ async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, datab
 # -- the command line -----------------------------------------------------------------------------
 
 
-def stored(database: Named, bench: Bench, run: Run) -> Run:
-    """A run that is in the catalogue, and whose document says so."""
+def stored(database: Named, bench: Bench, run: Run, *others: str, **fields: Any) -> Run:
+    """A run that is in the catalogue and at lngs, and whose document says so; `others` have it too.
+
+    `fields` go into the catalogue's entry, which does not say that it was compared.
+    """
     order = bench.order(run)
     read, found = catalogue.upload(order, report=nobody)
     entry = {
@@ -515,9 +520,15 @@ def stored(database: Named, bench: Bench, run: Run) -> Run:
         "source_name": run.name,
         "rse": list(found.rses),
         "rule_info": [one.to_row() for one in found.rules],
+        **fields,
     }
     here = {**run.document["data"][0], "status": "transferred", "manifest": order.manifest}
-    document = {**run.document, "data": [here, entry]}
+    data = [here, entry]
+    for host in others:
+        place = bench.directory / host / run.name
+        shutil.copytree(here["location"], place)
+        data.append({**here, "host": host, "location": str(place)})
+    document = {**run.document, "data": data}
     rows = [one.to_row() for one in read.files]
     with MongoClient[dict[str, Any]](database.uri) as client:
         client[database.name]["runs_new"].insert_one(document)
@@ -551,21 +562,101 @@ def test_what_the_commands_tell(bench: Bench, database: Named, online: Caxev) ->
     assert row["status"] == "RSEreupload"
 
 
+def ruled(bench: Bench, site: str, **fields: Any) -> None:
+    """Give a site further keys in sites.json."""
+    file = bench.directory / "sites.json"
+    entries = json.loads(file.read_text())
+    entries = [{**one, **(fields if one["name"] == site else {})} for one in entries]
+    file.write_text(json.dumps(entries))
+    bench.sites = load_sites(file)
+
+
 @pytest.mark.replicaset
-def test_giving_a_dataset_up_needs_proof(
+def test_giving_a_dataset_up_is_decided_as_any_deletion(
     bench: Bench,
     database: Named,
     online: Caxev,  # noqa: F811  # the fixture
 ) -> None:
-    """Without two other copies that were compared today nothing happens but that they are asked."""
+    """Not with too few others, not with a protecting tag, not while it is fetched; then it may."""
     bench.set_sites()
     run = stored(database, bench, bench.run())
-    answer = online("rucio", "rm", "--run", str(run.number), "--why", "a test")
-    assert (answer.code, "asked lngs" in answer.out) == (1, True)
+    rm = ("rucio", "rm", "--run", str(run.number), "--why", "a test")
+    answer = online(*rm)
+    assert (answer.code, "3 good copies must remain" in answer.out) == (1, True)
+    ruled(bench, "rucio-catalogue", deletion={"copies": 1, "protect": ["keep"]})
     with MongoClient[dict[str, Any]](database.uri) as client:
-        (document,) = client[database.name]["runs_new"].find()
-    assert [one["status"] for one in document["data"]] == ["transferred", "transferred"]
-    assert "check_asked" in document["data"][0]
+        runs = client[database.name]["runs_new"]
+        runs.update_one({}, {"$set": {"tags": [{"name": "keep"}]}})
+        answer = online(*rm)
+        assert (answer.code, "is tagged keep" in answer.out) == (1, True)
+        coming = {"type": "raw", "host": "chicago", "status": "transferring"}
+        coming |= {"source": "rucio-catalogue"}
+        runs.update_one({}, {"$set": {"tags": []}, "$push": {"data": coming}})
+        answer = online(*rm)
+        assert (answer.code, "being read" in answer.out) == (1, True)
+        runs.update_one({}, {"$pull": {"data": {"host": "chicago"}}})
+        assert "would go" in online(*rm, "--dry-run").out
+        assert entry_at(runs, "rucio-catalogue")["status"] == "transferred"
+        assert online(*rm).code == 0
+        assert entry_at(runs, "rucio-catalogue")["status"] == "deleting"
+        assert "going already" in online(*rm).out
+        cancel = ("rm", "--run", str(run.number), "--site", "rucio-catalogue", "--cancel")
+        assert online(*cancel).code == 0
+        assert entry_at(runs, "rucio-catalogue")["status"] == "transferred"
+
+
+def entry_at(runs: Any, host: str) -> dict[str, Any]:
+    """The only run's entry of that host."""
+    (document,) = runs.find()
+    found: dict[str, Any] = next(one for one in document["data"] if one["host"] == host)
+    return found
+
+
+@pytest.mark.replicaset
+async def test_what_goes_goes_on_a_proof_that_compared_the_replicas(
+    bench: Bench, database: Named
+) -> None:
+    """A copy on disk, for which the catalogue's counts; then the dataset, for which others do.
+
+    The catalogue's entry does not say that it was ever compared: that is asked for and done first.
+    """
+    bench.set_sites()
+    for name in ("lngs", "rucio-catalogue"):
+        ruled(bench, name, deletion={"copies": 2})
+    first = stored(database, bench, bench.run(), "chicago")
+    second = stored(database, bench, bench.run(), "chicago")
+    async with collaboration(bench, database) as db:
+        for run, host in ((first, "lngs"), (second, "rucio-catalogue")):
+            site = bench.sites.get(host)
+            mine = run.copy(CopyKey("raw", host))
+            assert mine is not None
+            wanted = plan(run, mine, site, bench.sites, by="me", why="a test", keep=2)
+            assert isinstance(wanted, Plan), wanted
+            now = utcnow()
+            assert await db.update_run(intent(run, wanted, bench.sites, now), now) is not None
+
+        async def gone(run: Run, host: str) -> Run | None:
+            now = (await db.runs([run.id]))[run.id]
+            return now if now.copy(CopyKey("raw", host)) is None else None
+
+        first = await engine.until(lambda: gone(first, "lngs"))
+        second = await engine.until(lambda: gone(second, "rucio-catalogue"))
+    assert not (bench.directory / "lngs" / first.name).exists()
+    compared = first.copy(IN_RUCIO)
+    assert compared is not None
+    assert compared.verified_at is not None
+    (stone,) = first.document["deleted_data"]
+    proof = {row["host"]: row["verified_at"] for row in stone["proof"]}
+    assert proof.keys() == {"chicago", "rucio-catalogue"}
+    assert proof["rucio-catalogue"] == compared.fields["verified_at"]
+    (stone,) = second.document["deleted_data"]
+    assert {row["host"] for row in stone["proof"]} == {"lngs", "chicago"}
+    assert (stone["by"], stone["why"]) == ("me", "a test")
+    dataset = Did.of(f"xe1t_SR001_{second.name}_tpc:raw")
+    (rule,) = await trio.to_thread.run_sync(
+        lambda: list(bench.server.client.list_did_rules(*dataset))
+    )
+    assert rule["expires_at"] is not None
 
 
 @pytest.mark.replicaset
@@ -576,31 +667,27 @@ def test_copies_on_disk_are_purged_only_for_a_dataset_that_was_compared(
 ) -> None:
     """A row in the catalogue is no reason, too few others are none; with both the copy goes."""
     bench.set_sites()
-    file = bench.directory / "sites.json"
-    catalogue_, lngs, chicago = json.loads(file.read_text())
-    lngs["deletion"] = {"copies": 2}
-    file.write_text(json.dumps([catalogue_, lngs, chicago]))
+    ruled(bench, "lngs", deletion={"copies": 2})
     run = stored(database, bench, bench.run())
     purge = ("rucio", "purge", "--site", "lngs", "--run", str(run.number))
     with MongoClient[dict[str, Any]](database.uri) as client:
         runs = client[database.name]["runs_new"]
-
-        def entry(host: str) -> dict[str, Any]:
-            (document,) = runs.find()
-            return next(one for one in document["data"] if one["host"] == host)
-
         answer = online(*purge)
         assert (answer.code, "never compared: asked" in answer.out) == (1, True)
-        assert "check_asked" in entry("rucio-catalogue")
+        assert "check_asked" in entry_at(runs, "rucio-catalogue")
         compared = {"data.$.verified_at": datetime.now(UTC)}
         runs.update_one({"data.host": "rucio-catalogue"}, {"$set": compared})
         answer = online(*purge)
         assert (answer.code, "2 good copies must remain" in answer.out) == (0, True)
-        assert entry("lngs")["status"] == "transferred"
-        other = {**entry("lngs"), "host": "chicago", "location": f"{chicago['dir_raw']}/run"}
+        assert entry_at(runs, "lngs")["status"] == "transferred"
+        other = {
+            **entry_at(runs, "lngs"),
+            "host": "chicago",
+            "location": f"{bench.made('chicago')}/run",
+        }
         runs.update_one({}, {"$push": {"data": other}})
         assert "would go" in online(*purge, "--dry-run").out
-        assert entry("lngs")["status"] == "transferred"
+        assert entry_at(runs, "lngs")["status"] == "transferred"
         assert online(*purge).code == 0
-        assert entry("lngs")["status"] == "deleting"
-        assert entry("lngs")["deletion"]["why"] == "caxev rucio purge"
+        assert entry_at(runs, "lngs")["status"] == "deleting"
+        assert entry_at(runs, "lngs")["deletion"]["why"] == "caxev rucio purge"
