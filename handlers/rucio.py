@@ -374,8 +374,7 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
     found = await job.work(rucio.settle, order)
     if found.done != "nothing":
         job.log.info(f"{entry.location}: {found.done}")
-    rows = [one.to_row() for one in found.rules]
-    fields = {"rse": list(found.rses), "rule_info": rows, "rules": plan.digest}
+    fields = {**standing(entry, found), "rules": plan.digest}
     if any(entry.fields.get(name) != value for name, value in fields.items()):
         await _updated(job, _fields(job.run, entry, **fields))
     for one in found.unfinished:
@@ -385,6 +384,22 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
         return None
     told = ", ".join(map(str, found.unfinished))
     return Retry(told, after=look_again(found.unfinished, there, job.now()))
+
+
+def standing(entry: Copy, found: rucio.Found) -> dict[str, object]:
+    """What an entry says of a dataset that stands so.
+
+    What was compared may have been at an RSE that has it no more, and what only rules with an end
+    keep goes by itself: then nothing is proven until it is compared again.
+    """
+    fields: dict[str, object] = {
+        "rse": list(found.rses),
+        "rule_info": [one.to_row() for one in found.rules],
+    }
+    told = entry.fields.get("rse")
+    if not found.lasting or not {*found.rses}.issuperset(told if isinstance(told, list) else ()):
+        fields["verified_at"] = None
+    return fields
 
 
 def look_again(rules: tuple[Standing, ...], there: Site, now: datetime) -> float:
@@ -409,7 +424,7 @@ async def rucio_check(job: Job) -> Result:
     """Compare every replica with what it must be, as a person or a deletion has asked.
 
     The entry stays ``transferred``, with a new ``verified_at`` and ``check_answered``, if one RSE
-    has all of it; else it becomes ``error``.
+    has all of it (without ``verified_at`` if none will keep it); else it becomes ``error``.
     """
     entry = job.copy
     if entry is None:
@@ -435,7 +450,11 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
         job.log.error(f"{entry.location}: {line}")
     error = "; ".join(verdict.bad[:5]) or None
     if verdict.good:
-        answer = {"verified_at": began, "check_answered": began, "error": error}
+        found = await job.work(rucio.look, there, Did.of(entry.location))
+        stays = not found.lasting.isdisjoint(verdict.good)
+        if not stays:
+            error = "no rule without an end keeps what was compared: it proves nothing"
+        answer = {"verified_at": began if stays else None, "check_answered": began, "error": error}
         return _fields(job.run, entry, **answer, **_digests(job.run, entry))
     if not verdict.bad:
         raise Retry(f"{entry.location}: {'; '.join(verdict.unseen)}")

@@ -18,6 +18,7 @@ from caxev.catalogue import (
     Changes,
     Checked,
     Did,
+    Found,
     Rule,
     Standing,
     Wanted,
@@ -423,6 +424,29 @@ def test_what_was_deleted_on_purpose_does_not_come_again() -> None:
     assert isinstance(fetch(after(entry(KEY.host), asked)), rucio.Fetch)
     wish = entry(KEY.host, "requested", source="lngs", location=None)
     assert isinstance(upload(after(entry("lngs"), wish)), rucio.Plan)
+
+
+@pytest.mark.parametrize(
+    ("rses", "rules", "proves"),
+    [
+        (["A_DISK"], {"A_DISK": None}, True),
+        (["A_DISK", "B_DISK"], {"A_DISK": NOW, "B_DISK": None}, True),
+        (["A_DISK"], {"A_DISK": NOW}, False),
+        (["A_DISK"], {"A_DISK": NOW, "B_DISK": None}, False),
+        (["B_DISK"], {"B_DISK": None}, False),
+        ([], {}, False),
+    ],
+)
+def test_what_was_compared_proves_nothing_once_it_goes(
+    rses: list[str], rules: dict[str, datetime | None], proves: bool
+) -> None:
+    """Where an RSE has it no more that had it, or only rules with an end keep it."""
+    known = Copy.from_entry(entry(KEY.host, rse=["A_DISK"], verified_at=NOW))
+    assert known is not None
+    found = Found(tuple(rses), tuple(standing(rse, expires=end) for rse, end in rules.items()))
+    fields = rucio.standing(known, found)
+    assert fields["rse"] == rses
+    assert ("verified_at" not in fields) == proves
 
 
 def test_who_looks_after_an_entry() -> None:

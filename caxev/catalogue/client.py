@@ -106,6 +106,12 @@ class Found:
         """The rules that are not OK yet."""
         return tuple(one for one in self.rules if not one.ok and one.state != ENDED)
 
+    @property
+    def lasting(self) -> frozenset[str]:
+        """The RSEs that have all of it and keep it: by a rule without an end."""
+        kept = {one.rse for one in self.rules if one.ok and one.expires is None}
+        return frozenset(kept.intersection(self.rses))
+
 
 @frozen
 class Settlement:
