@@ -331,12 +331,15 @@ def test_a_rule_survives_being_written_down() -> None:
         (4, "0000000a", None, "has 4 bytes, not 5"),
         (5, None, "FF", None),
         (5, "", "fe", "has MD5 fe, not ff"),
+        (5, "0000000a", "FF", None),
+        (5, "0000000a", "fe", "has MD5 fe, not ff"),
+        (5, "0000000b", "ff", "has ADLER32 0000000b, not 0000000a"),
         (5, None, None, "has no checksum"),
         (None, "0000000a", None, "has None bytes, not 5"),
     ],
 )
 def test_when_a_replica_is_the_file(size: Any, adler32: Any, md5: Any, why: str | None) -> None:
-    """By size and one checksum at least: a row alone proves nothing."""
+    """By size and every checksum that is known, one at least: a row alone proves nothing."""
     assert Checked(b"a", "a", 5, "0000000a", "ff").differs(size, adler32, md5) == why
 
 

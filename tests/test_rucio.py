@@ -270,6 +270,16 @@ def test_bytes_that_are_wrong_at_the_storage_are_brought_again(bench: Bench) -> 
     assert verdict.good == ("DISK1",)
 
 
+def test_the_catalogue_has_both_checksums_right(bench: Bench) -> None:
+    """An MD5 that is not the file's is told, though the ADLER32 is the same."""
+    order = bench.order(bench.run("a.zip"))
+    read, _ = catalogue.upload(order, report=nobody)
+    (one,) = read.files
+    other = evolve(one, md5="0" * 32)
+    verdict = catalogue.verify(bench.there, order.names.dataset, (other,), False, report=nobody)
+    assert verdict.bad == (f"a.zip has MD5 {one.md5}, not {'0' * 32} in the catalogue",)
+
+
 def test_a_download_takes_another_replica_for_a_bad_one(bench: Bench) -> None:
     """A file whose bytes are wrong at one RSE comes from the next; from one alone it does not."""
     order = bench.order(bench.run())

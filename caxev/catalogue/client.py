@@ -549,8 +549,10 @@ class _Rucio:
         if self._exists(dataset) is None:
             return Verdict(bad=(f"{dataset} is not in the catalogue",))
         wanted = {one.name: one for one in files}
-        bad = _unlike(wanted, self.client.list_files(*dataset))
         rows = self.replicas([dataset])
+        md5 = {row["name"]: row.get("md5") for row in rows}  # which list_files does not tell
+        listed = ({**row, "md5": md5.get(row["name"])} for row in self.client.list_files(*dataset))
+        bad = _unlike(wanted, listed)
         rses = [rse for rse in _complete({*wanted}, rows) if rse not in {*without}]
         if bad or not deep:
             return Verdict(() if bad else tuple(rses), tuple(bad))
@@ -596,7 +598,8 @@ def _unlike(wanted: Mapping[str, Checked], rows: Iterable[Row]) -> list[str]:
     bad = [f"{name} is missing" for name in sorted(wanted.keys() - listed.keys())]
     bad += [f"{name} is not one of the run's" for name in sorted(listed.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & listed.keys()):
-        why = wanted[name].differs(listed[name]["bytes"], listed[name]["adler32"])
+        row = listed[name]
+        why = wanted[name].differs(row["bytes"], row["adler32"], row.get("md5"))
         bad += [f"{name} {why} in the catalogue"] if why else []
     return bad
 
