@@ -155,6 +155,7 @@ async def _upload(job: Job, plan: Plan) -> RunUpdate:
         verified_at=began,
         rse=list(found.rses),
         rule_info=[one.to_row() for one in found.rules],
+        rules=None,
     )
 
 
@@ -330,15 +331,16 @@ class Settling:
 def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
     """Decide whether the catalogue is to be asked about this entry.
 
-    It is where the entry itself became good, where what is wanted has changed, and while a rule is
-    not OK yet. Raises `Retry` where the rule file is in error.
+    It is where the entry has become good, or somebody has taken its ``rules`` away, where what is
+    wanted has changed, and while a rule is not OK yet. Raises `Retry` where the rule file is in
+    error.
     """
     there = job.sites.get(entry.host)
     wishes = wishes_of(job.run, entry, there)
     digest = blake2b(repr(wishes).encode(), digest_size=8).hexdigest()
     remembered = remembered_in(entry)
     settled = all(one.ok or one.state == rucio.ENDED for one in remembered)
-    if job.event.aspect != entry.key and settled and entry.fields.get("rules") == digest:
+    if settled and entry.fields.get("rules") == digest:
         return Skip(f"the rules of {entry.location} are what they should be")
     return Settling(wishes, digest, remembered)
 

@@ -18,8 +18,9 @@ import trio
 from attrs import define, evolve, field
 from pymongo import MongoClient
 
-from caxev import CopyKey, GiveUp, Retry, Run, catalogue
+from caxev import CopyKey, GiveUp, Retry, Run, RunUpdate, catalogue, rulefiles
 from caxev.catalogue import Did, OverQuota
+from caxev.cli.admin import catalogue_problems
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
 from caxev.daemon import Options
 from caxev.files import digest_tree
@@ -491,6 +492,10 @@ async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, datab
         await replayed(db, "lngs", handler="rucio_rules", force=True)
         found = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
         before = await trio.to_thread.run_sync(bench.server.counts)
+        for run in found:  # so that the rules are looked at again, though nothing has changed
+            entry = run.copy(IN_RUCIO)
+            assert entry is not None
+            await db.update_run(RunUpdate.note(run, entry, rules=None), utcnow())
         for site in SITES:
             await replayed(db, site, force=True)
         again = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
@@ -508,6 +513,83 @@ async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, datab
         assert entry.location == f"xe1t_SR001_{run.name}_tpc:raw"
         assert (copy.manifest, copy.checksum) == (entry.manifest, entry.checksum)
         assert same(bench.directory / "lngs" / run.name, Path(copy.location))
+
+
+@pytest.mark.replicaset
+async def test_a_rule_file_that_changes_is_applied(
+    bench: Bench, database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a listener runs, and after it did not; one in error is told and changes nothing."""
+    monkeypatch.setattr(rulefiles, "EVERY", 0.05)
+    file = bench.directory / "rules.json"
+    bench.set_sites(rucio={"rules": str(file), "ask_after": 3600})
+
+    def wanted(**rses: int) -> str:
+        return json.dumps([{"destination_rse": [*rses], "destination_livetime": rses}])
+
+    file.write_text(wanted(DISK1=-1))
+    run = stored(database, bench, bench.run())
+
+    async def rule_at(db: Database, rse: str, *, ends: bool) -> None:
+        async def there() -> bool:
+            entry = (await db.runs([run.id]))[run.id].copy(IN_RUCIO)
+            assert entry is not None
+            found = {row["rse"]: row["expires"] for row in entry.fields["rule_info"]}
+            return rse in found and (found[rse] is not None) == ends
+
+        await engine.until(there)
+
+    async with collaboration(bench, database, "lngs") as db:
+        await rule_at(db, "DISK1", ends=False)
+        file.write_text("no rules")
+        file.write_text(wanted(DISK1=-1, DISK2=-1))
+        await rule_at(db, "DISK2", ends=False)
+    file.write_text(wanted(DISK1=-1, DISK2=86400))
+    async with collaboration(bench, database, "lngs") as db:
+        await rule_at(db, "DISK2", ends=True)
+    dataset = Did.of(f"xe1t_SR001_{run.name}_tpc:raw")
+    rules = await trio.to_thread.run_sync(
+        lambda: list(bench.server.client.list_did_rules(*dataset))
+    )
+    assert sorted(one["rse_expression"] for one in rules) == ["DISK1", "DISK2"]
+
+
+@pytest.mark.replicaset
+async def test_an_unchanged_rule_file_asks_for_nothing(bench: Bench, database: Named) -> None:
+    """Not in the next process either; nor does one that is in error or away."""
+    file = bench.directory / "rules.json"
+    bench.set_sites(rucio={"rules": str(file)})
+    run = stored(database, bench, bench.run())
+    site = bench.sites.get("lngs")
+    async with engine.opened(database) as db:
+        taken = await db.acquire("lngs", "a test", 60.0, utcnow())
+        assert taken is not None
+        tenure = taken[0]
+
+        async def asked_for() -> list[Any]:
+            files = rulefiles.RuleFiles(db, tenure, site, bench.sites)
+            before = len(await db.pending("lngs"))
+            await files.look()
+            await files.look()
+            return [one.runs for one in (await db.pending("lngs"))[before:]]
+
+        assert await asked_for() == []
+        file.write_text("[]")
+        assert await asked_for() == [(run.id,)]
+        assert await asked_for() == []
+        file.write_text("[{}, 1]")
+        assert await asked_for() == []
+        file.write_text("[{}]")
+        assert await asked_for() == [(run.id,)]
+
+
+def test_only_who_applies_the_rules_needs_their_file(bench: Bench) -> None:
+    """Who fetches from a catalogue is not kept from that by an error in its rule file."""
+    (bench.directory / "rules.json").write_text("[{}, 1]")
+    bench.set_sites(rucio={"rules": "rules.json"})
+    assert not list(catalogue_problems(bench.sites.get("chicago"), bench.sites))
+    (problem,) = catalogue_problems(bench.sites.get("lngs"), bench.sites)
+    assert "rules.json: rule 2" in problem
 
 
 # -- the command line -----------------------------------------------------------------------------

@@ -132,3 +132,23 @@ async def checked(database: Database, entry: Copy) -> Any:
         return None
     rows = await database.load_manifest(catalogue.stored_as(entry.manifest))
     return None if rows is None else tuple(map(catalogue.Checked.from_row, rows))
+
+
+async def look_again(database: Database, chosen: Chosen, runs: Sequence[Run]) -> list[str]:
+    """Have the rules of these runs looked at anew, by the sites that bring data there: which."""
+    from caxev.cli.replay import me
+    from caxev.job import utcnow
+    from caxev.model import RunUpdate
+    from caxev.mongo import Request
+
+    now = utcnow()
+    for run in runs:
+        entry = chosen.entry(run)
+        if entry is not None:
+            await database.update_run(RunUpdate.note(run, entry, rules=None), now)
+    sites = [one for one in state().sites().values() if chosen.there.name in one.upload_options]
+    request = Request("replay", tuple(run.id for run in runs), handler="rucio_rules", force=True)
+    asked = [one.name for one in sites if one.listener]
+    for name in asked:
+        await database.add_request(name, request, me(), now)
+    return asked

@@ -11,7 +11,7 @@ from attrs import define, field
 from caxev.cli.errors import FAILED
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import Table, show
-from caxev.cli.rucio.chosen import Chosen, checked, nobody, rucio, selecting
+from caxev.cli.rucio.chosen import Chosen, checked, look_again, nobody, rucio, selecting
 
 if TYPE_CHECKING:
     from caxev.catalogue import Found, Verdict
@@ -236,17 +236,10 @@ class Checking:
 
     async def _look(self, database: Database, run: Run) -> str | None:
         """Have the site that looks after the entry look again."""
-        from caxev.cli.replay import me
-        from caxev.job import utcnow
-        from caxev.mongo import Request
-
         if not self.repair:
             return None
-        for one in state().sites().values():
-            if self.chosen.there.name in one.upload_options and one.listener:
-                request = Request("replay", (run.id,), handler="rucio_rules", force=True)
-                await database.add_request(one.name, request, me(), utcnow())
-        return "its site looks again"
+        asked = await look_again(database, self.chosen, [run])
+        return f"{_listed(asked)} looks again" if asked else "no site brings data there"
 
 
 def _listed(names: Sequence[str]) -> str:
