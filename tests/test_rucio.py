@@ -21,6 +21,7 @@ from pymongo import MongoClient
 from caxev import CopyKey, GiveUp, Retry, Run, RunUpdate, catalogue, rulefiles
 from caxev.catalogue import Did, OverQuota
 from caxev.cli.admin import catalogue_problems
+from caxev.cli.errors import NO_SUCH_RUN
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
 from caxev.daemon import Options
 from caxev.files import digest_tree
@@ -28,6 +29,8 @@ from caxev.job import utcnow
 from caxev.mongo import Database, Request
 from caxev.registry import Registry, recorded
 from caxev.retention import Plan, intent, plan
+from handlers import rucio
+from handlers.rucio import plan_upload
 from tests import engine
 from tests.conftest import Database as Named
 from tests.rucio_server import ACCOUNT, PASSWORD, RucioServer, rucio_server  # noqa: F401  # a fixture
@@ -386,7 +389,9 @@ def test_no_room_no_rse_no_server_no_password(
     nowhere = evolve(order, there=evolve(bench.there, rucio_upload_rse="NOWHERE"))
     with pytest.raises(GiveUp, match="RSE does not exist"):
         catalogue.upload(nowhere, report=nobody)
-    away = evolve(order, there=evolve(bench.there, hostname="http://127.0.0.1:9"))
+    # Before anything is read: here there is nothing to read.
+    unread = evolve(order, location=f"{order.location}-not-there")
+    away = evolve(unread, there=evolve(bench.there, hostname="http://127.0.0.1:9"))
     with pytest.raises(Retry, match="Connection refused") as refused:
         catalogue.upload(away, report=nobody)
     assert refused.value.after is not None
@@ -661,6 +666,150 @@ def ruled(bench: Bench, site: str, **fields: Any) -> None:
     entries = [{**one, **(fields if one["name"] == site else {})} for one in entries]
     file.write_text(json.dumps(entries))
     bench.sites = load_sites(file)
+
+
+@pytest.mark.replicaset
+def test_locate_takes_its_filters_together(
+    bench: Bench,
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+) -> None:
+    """By RSE, number of RSEs, status, time, tag and number; entries, rules, or what is absent."""
+    bench.set_sites()
+    run, other = stored(database, bench, bench.run()), bench.run()
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        runs.insert_one({**other.document, "start": datetime.now(UTC)})
+        runs.update_one({"_id": run.number}, {"$set": {"tags": [{"name": "good"}]}})
+    every = ("--from-run", str(run.number), "--to-run", str(other.number))
+
+    def located(*options: str) -> list[int]:
+        answer = online("rucio", "locate", *options, "--json")
+        assert answer.code == 0
+        return [int(row["run"]) for row in json.loads(answer.out)]
+
+    assert located(*every) == [run.number]
+    assert located(*every, "--method", "absent") == [other.number]
+    assert located(*every, "--rse", "DISK1", "--copies", "1", "--status", "transferred")
+    for unmet in (("--rse", "DISK2"), ("--copies", "2"), ("--status", "error")):
+        assert located(*every, *unmet) == []
+    assert located("--tag", "good") == [run.number]
+    assert located("--tag", "good", "--detector", "tpc") == [run.number]
+    assert online("rucio", "locate", "--tag", "good", "--detector", "muon_veto").code == NO_SUCH_RUN
+    assert located("--last-days", "7") == []
+    assert located("--last-days", "7", "--method", "absent") == [other.number]
+    rules = json.loads(online("rucio", "locate", *every, "--method", "rules", "--json").out)
+    assert [row["rule"] for row in rules] == ["DISK1 OK"]
+    wrong = online("rucio", "locate", "--from-run", "2", "--to-run", "1")
+    assert (wrong.code, "--from-run 2 is after --to-run 1" in wrong.err) == (2, True)
+
+
+@pytest.mark.replicaset
+def test_get_and_put_ask_for_what_is_not_there(
+    bench: Bench,
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+) -> None:
+    """A dry run asks for nothing; what was given up, or waits, is tried again; all else stays."""
+    bench.set_sites()
+    run = stored(database, bench, bench.run())
+    number = str(run.number)
+    get = ("rucio", "get", "--run", number, "--to", "chicago", "--rse", "DISK1")
+    put = ("rucio", "put", "--run", number, "--from", "lngs")
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        for command in (get, (*get[:-1], "DISK2"), put):
+            assert online(*command, "--dry-run").code == 0
+        (document,) = runs.find()
+        assert [one["host"] for one in document["data"]] == ["lngs", "rucio-catalogue"]
+        assert online(*get).code == 0
+        wish = entry_at(runs, "chicago")
+        assert (wish["status"], wish["source"]) == ("requested", "rucio-catalogue")
+        assert wish["from_rse"] == "DISK1"
+        assert "there already: transferred" in online(*put).out
+        for status in ("error", "RSEquota", "RSEreupload"):
+            then = {"data.$.status": status, "data.$.trigger": "x"}
+            runs.update_one({"data.host": "rucio-catalogue"}, {"$set": then})
+            assert "would be asked for" in online(*put, "--dry-run").out
+            assert entry_at(runs, "rucio-catalogue")["status"] == status
+            assert online(*put).code == 0
+            again = entry_at(runs, "rucio-catalogue")
+            assert (again["status"], again["source"]) == ("requested", "lngs")
+            (document,) = runs.find()
+            planned = plan_upload(
+                Run.from_document(document),
+                IN_RUCIO,
+                bench.sites.get("lngs"),
+                bench.sites,
+                name=IN_RUCIO.host,
+                trigger="y",
+            )
+            assert isinstance(planned, rucio.Plan)
+    target = bench.directory / "fetched"
+    target.mkdir()
+    here = ("rucio", "get", "--run", number, "--to", str(target))
+    assert online(*here, "--dry-run").code == 0
+    answer = online(*here, "--rse", "DISK2")
+    assert (answer.code, "no replica is available at DISK2" in answer.out) == (1, True)
+    assert list(target.glob("[!.]*")) == []
+
+
+@pytest.mark.replicaset
+def test_check_compares_both_ways(
+    bench: Bench,
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+) -> None:
+    """A dataset that no run at all has, two entries for one, and every version of derived data."""
+    bench.set_sites()
+    run, other = (stored(database, bench, bench.run()) for _ in range(2))
+    check = ("rucio", "check", "--run", str(run.number), "--json")
+    told = [row["location"] for row in json.loads(online(*check, "--all").out)]
+    places = {one: f"xe1t_SR001_{one.name}_tpc:raw" for one in (run, other)}
+    assert not {*places.values()}.intersection(told)
+    order = bench.order(bench.run("a.root"))
+    derived = evolve(order.names, dataset=Did(order.names.dataset.scope, "processed_pax_v1"))
+    catalogue.upload(evolve(order, names=derived), report=nobody)
+    processed = (*check, "--type", "processed")
+    told = [row["location"] for row in json.loads(online(*processed, "--all").out)]
+    assert str(derived.dataset) in told
+    assert json.loads(online(*processed, "--all", "--version", "v2").out) == []
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        entry = {"type": "processed", "host": "rucio-catalogue", "status": "error"}
+        versions = [{**entry, "pax_version": one} for one in ("v1", "v2")]
+        twice = next(one for one in run.document["data"] if one["host"] == "rucio-catalogue")
+        added = {"$push": {"data": {"$each": [*versions, twice]}}}
+        runs.update_one({"_id": run.number}, added)
+    assert [row["problem"] for row in json.loads(online(*processed).out)] == [
+        "the entry is error",
+        "the entry is error",
+    ]
+    (row,) = json.loads(online(*check).out)
+    assert row["problem"] == "2 entries for one dataset"
+    bench.server.client.get_did(*derived.dataset)
+
+
+@pytest.mark.replicaset
+def test_rules_are_looked_at_anew_when_a_person_asks(
+    bench: Bench,
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+) -> None:
+    """For the runs that are meant; without --apply nothing is written."""
+    bench.set_sites()
+    run = stored(database, bench, bench.run(), rules="a digest")
+    rules = ("rucio", "rules", "--run", str(run.number))
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        assert online(*rules, "--dry-run").code == 0
+        assert entry_at(runs, "rucio-catalogue")["rules"] == "a digest"
+        assert online(*rules, "--apply").out == "1 runs: asked lngs\n"
+        assert entry_at(runs, "rucio-catalogue")["rules"] is None
+        assert client[database.name]["caxev_requests"].count_documents({}) == 1
+    assert online("rucio", "rules", "--apply", "--last-days", "1").code == NO_SUCH_RUN
+    both = online(*rules, "--apply", "--dry-run")
+    assert (both.code, "say one of" in both.err) == (2, True)
 
 
 @pytest.mark.replicaset

@@ -184,12 +184,14 @@ def upload(order: Upload, *, report: Report) -> tuple[Digested, Found]:
     if entrance is None:
         raise GiveUp(f"{order.there.name} names no rucio_upload_rse in sites.json")
     root = confine(order.location, order.here.roots)
-    sha512 = order.manifest is None
-    read = digest_for_catalogue(root, order.names, sha512=sha512, report=report)
-    _check_digest(order, read.manifest)
     with connected(order.there, f"upload of {order.names.dataset}") as rucio:
+        # First, so that a server that is away, or no such RSE, costs no reading.
+        storage = rucio.storage(entrance)
+        sha512 = order.manifest is None
+        read = digest_for_catalogue(root, order.names, sha512=sha512, report=report)
+        _check_digest(order, read.manifest)
         is_new = rucio.make(order.names)
-        sending = _Sending(rucio, rucio.storage(entrance), root, order.names.dataset, report)
+        sending = _Sending(rucio, storage, root, order.names.dataset, report)
         sending.send(read.files, known=not is_new)
         rucio.attach(order.names.dataset, read.files)
         if not any(one.rse == entrance for one in rucio.rules(order.names.dataset)):

@@ -135,19 +135,32 @@ class Checking:
 
         from caxev import catalogue
 
-        known: set[str] = set()
         for run in await self.chosen.runs(database):
-            known |= {str(one.location) for one in run.copies if one.host == self.chosen.there.name}
-            await self._compare(database, run)
+            for entry in self.chosen.entries(run):
+                await self._compare(database, run, entry)
         if everything:
             there = self.chosen.there
             list_all = trio.to_thread.run_sync
             datasets = await list_all(lambda: catalogue.datasets(there, report=nobody))
-            wanted = [one for one in datasets if one.name == self.chosen.kind]
-            for dataset in wanted:
-                if str(dataset) not in known:
-                    self._note(None, str(dataset), "no run that was asked for has this dataset")
+            known = await self._known(database)  # afterwards: what has come meanwhile is there
+            for dataset in datasets:
+                if self.chosen.means(dataset.name) and str(dataset) not in known:
+                    self._note(None, str(dataset), "no run has this dataset")
         return self.rows
+
+    async def _known(self, database: Database) -> set[str]:
+        """The datasets of all runs, also of those that were not asked for."""
+        from caxev.job import utcnow
+        from caxev.mongo import Selection
+
+        name = self.chosen.there.name
+        return {
+            str(one.location)
+            async for page in database.pages(Selection(host=name), utcnow())
+            for run in page
+            for one in run.copies
+            if one.host == name
+        }
 
     def _note(
         self, run: Run | None, location: str | None, problem: str, repair: str | None = None
@@ -157,16 +170,14 @@ class Checking:
         name = None if run is None else label(run)
         self.rows.append({"run": name, "location": location, "problem": problem, "repair": repair})
 
-    async def _compare(self, database: Database, run: Run) -> None:
+    async def _compare(self, database: Database, run: Run, entry: Copy) -> None:
         import trio
 
         from caxev import catalogue
         from caxev.job import GiveUp, Retry
         from caxev.model import TRANSFERRED
 
-        entry, there = self.chosen.entry(run), self.chosen.there
-        if entry is None:
-            return
+        there = self.chosen.there
         if (entries := sum(one.key == entry.key for one in run.copies)) > 1:
             self._note(run, entry.location, f"{entries} entries for one dataset")
         if entry.status != TRANSFERRED:

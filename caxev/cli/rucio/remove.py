@@ -48,6 +48,9 @@ async def _remove(
     row = {"run": label(run), "what": f"{chosen.kind} at {there.name}"}
     if entry is None:
         return {**row, "state": "the catalogue has no such copy", "ok": False}
+    if len(several := chosen.entries(run)) > 1:
+        versions = ", ".join(one.version or "none" for one in several)
+        return {**row, "state": f"there are several ({versions}): say --version", "ok": False}
     found = await _wanted(database, run, entry, there, why, dry_run=dry_run)
     return {**row, **found, "ok": bool(found["ok"])}
 
