@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import importlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from pymongo import MongoClient
 
 from caxev import CopyKey, GiveUp, Retry, Run, RunUpdate, catalogue, rulefiles
 from caxev.catalogue import Did, OverQuota
+from caxev.catalogue.errors import meaning_of
 from caxev.cli.admin import catalogue_problems
 from caxev.cli.errors import NO_SUCH_RUN
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
@@ -402,6 +404,48 @@ def test_no_room_no_rse_no_server_no_password(
     assert "wrong" not in str(stranger.value)
     monkeypatch.setenv("RUCIO_PASSWORD", PASSWORD)
     assert catalogue.check(bench.there).endswith(f"knows us as {ACCOUNT}")
+
+
+def test_a_token_that_expired_is_renewed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word; where that is refused, it is tried again later, in Rucio's own words."""
+    token = bench.server.home / "token"
+    gone = f"{ACCOUNT}-tester-unknown-{'0' * 32}"  # the server answers to it as to an expired one
+    token.write_text(gone)
+    assert catalogue.check(bench.there).endswith(f"knows us as {ACCOUNT}")
+    assert token.read_text() != gone
+    token.write_text(gone)
+    monkeypatch.setenv("RUCIO_PASSWORD", "wrong")
+    with pytest.raises(Retry, match=r"CannotAuthenticate: .*Cannot authenticate") as refused:
+        catalogue.check(bench.there)
+    assert not isinstance(refused.value, OverQuota)
+    token.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "counted"),
+    [
+        ("CannotAuthenticate", Retry, True),
+        ("DatabaseException", Retry, True),
+        ("ReplicaUnAvailable", Retry, True),
+        ("ServiceUnavailable", Retry, False),
+        ("ServerConnectionException", Retry, False),
+        ("InsufficientAccountLimit", OverQuota, False),
+        ("RSEOverQuota", OverQuota, False),
+        ("FullStorage", OverQuota, False),
+        ("RSENotFound", GiveUp, None),
+        ("AccessDenied", GiveUp, None),
+        ("InvalidReplicationRule", GiveUp, None),
+    ],
+)
+def test_what_an_error_of_rucio_means(name: str, kind: type[Exception], counted: bool) -> None:
+    """Its own class and words are told; what waits for others to do something costs no attempt."""
+    theirs = importlib.import_module("rucio.common.exception")
+    meaning = meaning_of(getattr(theirs, name)("some words"), "upload of x", 60.0)
+    assert type(meaning) is kind
+    assert str(meaning).startswith(f"upload of x: {name}: ")
+    assert "some words" in str(meaning)
+    if isinstance(meaning, Retry):
+        assert (meaning.after is None) == counted
 
 
 # -- what the listeners do ------------------------------------------------------------------------
