@@ -422,6 +422,34 @@ def test_a_token_that_expired_is_renewed(bench: Bench, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
+    ("auth_type", "kind", "reason"),
+    [
+        ("x509_proxy", GiveUp, "finds no 'client_proxy' for x509_proxy"),
+        ("x509", GiveUp, "MissingClientParameter: .*'client_cert'"),
+        ("ssh", GiveUp, "MissingClientParameter: .*'ssh_private_key'"),
+        ("oidc", Retry, "OIDC authentication failed"),
+    ],
+)
+def test_each_way_to_log_in_says_what_is_lacking(
+    bench: Bench,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    auth_type: str,
+    kind: type[Exception],
+    reason: str,
+) -> None:
+    """In one line, and nothing of it on stdout, where a command's answer goes."""
+    for name in ("RUCIO_CLIENT_PROXY", "X509_USER_PROXY", "RUCIO_CLIENT_CERT"):
+        monkeypatch.delenv(name, raising=False)
+    bench.set_sites(rucio={"auth_type": auth_type})
+    (bench.server.home / "token").unlink(missing_ok=True)
+    with pytest.raises(kind, match=reason) as told:
+        catalogue.check(bench.there)
+    assert "\n" not in str(told.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
     ("name", "kind", "counted"),
     [
         ("CannotAuthenticate", Retry, True),

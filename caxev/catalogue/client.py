@@ -18,10 +18,11 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import UTC, datetime
 from threading import Lock
 from time import monotonic
@@ -396,17 +397,24 @@ def _client(there: Site) -> Any:
         "password": secret("RUCIO_PASSWORD"),
         "client_proxy": there.grid_cert,
     }
-    return Client(
-        rucio_host=there.hostname,
-        auth_host=settings.auth_host or there.hostname,
-        account=there.rucio_account,
-        ca_cert=settings.ca_cert,
-        auth_type=settings.auth_type,
-        creds={name: value for name, value in credentials.items() if value is not None},
-        timeout=settings.timeout,
-        user_agent="caxev",
-        logger=_quiet,
-    )
+    try:
+        with redirect_stdout(sys.stderr):  # where it tells a person how to log in
+            return Client(
+                rucio_host=there.hostname,
+                auth_host=settings.auth_host or there.hostname,
+                account=there.rucio_account,
+                ca_cert=settings.ca_cert,
+                auth_type=settings.auth_type,
+                creds={name: value for name, value in credentials.items() if value is not None},
+                timeout=settings.timeout,
+                user_agent="caxev",
+                logger=_quiet,
+            )
+    except KeyError as lacking:  # as it says that there is no proxy
+        how = settings.auth_type or "what rucio.cfg says"
+        raise GiveUp(f"Rucio's client finds no {lacking} for {how}") from lacking
+    except EOFError as alone:  # it asks a person, and there is none
+        raise Retry("Rucio's client asks a person to log in: do so once with its own") from alone
 
 
 @define(eq=False)

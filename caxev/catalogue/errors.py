@@ -37,6 +37,7 @@ HOPELESS: Final = frozenset(
         "ManualRuleApprovalBlocked",
         "MissingClientParameter",
         "MissingDependency",
+        "MissingModuleException",
         "NoAuthInformation",
         "RSEFileNameNotSupported",
         "RSENotFound",

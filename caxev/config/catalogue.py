@@ -17,7 +17,7 @@ from attrs import Factory, evolve, field, frozen
 
 from caxev.config.errors import Problems, read_keys
 
-AUTH_TYPES: Final = ("userpass", "x509", "x509_proxy", "gss", "ssh", "oidc", "saml")
+AUTH_TYPES: Final = ("userpass", "x509", "x509_proxy", "gss", "ssh", "oidc")
 """The ways in which a Rucio client proves who it is."""
 _PART: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
