@@ -168,8 +168,10 @@ def bench(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Bench:
-    """A bench with the password where the library's user has it."""
+    """A bench with the password where the library's user has it, and no other way to log in."""
     monkeypatch.setenv("RUCIO_PASSWORD", PASSWORD)
+    for name in ("RUCIO_CLIENT_PROXY", "X509_USER_PROXY", "RUCIO_CLIENT_CERT"):
+        monkeypatch.delenv(name, raising=False)
     return Bench(rucio_server, tmp_path)
 
 
@@ -433,14 +435,11 @@ def test_a_token_that_expired_is_renewed(bench: Bench, monkeypatch: pytest.Monke
 def test_each_way_to_log_in_says_what_is_lacking(
     bench: Bench,
     capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
     auth_type: str,
     kind: type[Exception],
     reason: str,
 ) -> None:
     """In one line, and nothing of it on stdout, where a command's answer goes."""
-    for name in ("RUCIO_CLIENT_PROXY", "X509_USER_PROXY", "RUCIO_CLIENT_CERT"):
-        monkeypatch.delenv(name, raising=False)
     bench.set_sites(rucio={"auth_type": auth_type})
     (bench.server.home / "token").unlink(missing_ok=True)
     with pytest.raises(kind, match=reason) as told:
