@@ -852,13 +852,18 @@ def test_check_compares_both_ways(
         twice = next(one for one in run.document["data"] if one["host"] == "rucio-catalogue")
         added = {"$push": {"data": {"$each": [*versions, twice]}}}
         runs.update_one({"_id": run.number}, added)
-    assert [row["problem"] for row in json.loads(online(*processed).out)] == [
-        "the entry is error",
-        "the entry is error",
-    ]
-    (row,) = json.loads(online(*check).out)
-    assert row["problem"] == "2 entries for one dataset"
-    bench.server.client.get_did(*derived.dataset)
+        told = [row["problem"] for row in json.loads(online(*processed).out)]
+        assert told == ["the entry is error"] * 2
+        (row,) = json.loads(online(*check).out)
+        assert row["problem"] == "2 entries for one dataset"
+        client[database.name]["caxev_manifests"].delete_many({})
+        check = ("rucio", "check", "--run", str(other.number), "--json")
+        (row,) = json.loads(online(*check, "--repair").out)
+        assert "what its files must be is not known" in row["problem"]
+        assert row["repair"] == "its site compares it"
+        document = runs.find_one({"_id": other.number})
+        assert document is not None
+        assert "check_asked" in document["data"][1]
 
 
 @pytest.mark.replicaset

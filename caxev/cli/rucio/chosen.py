@@ -144,6 +144,15 @@ async def checked(database: Database, entry: Copy) -> Any:
     return None if rows is None else tuple(map(catalogue.Checked.from_row, rows))
 
 
+async def ask_to_compare(database: Database, run: Run, entry: Copy) -> bool:
+    """Have an entry's replicas compared by its site; whether that could be written."""
+    from caxev.job import utcnow
+    from caxev.model import RunUpdate
+
+    now = utcnow()
+    return await database.update_run(RunUpdate.note(run, entry, check_asked=now), now) is not None
+
+
 async def look_again(database: Database, chosen: Chosen, runs: Sequence[Run]) -> list[str]:
     """Have the rules of these runs looked at anew, by the sites that bring data there: which."""
     from caxev.cli.replay import leave, pages

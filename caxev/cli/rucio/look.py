@@ -11,7 +11,15 @@ from attrs import define, field
 from caxev.cli.errors import FAILED
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import Table, show
-from caxev.cli.rucio.chosen import Chosen, checked, look_again, nobody, rucio, selecting
+from caxev.cli.rucio.chosen import (
+    Chosen,
+    ask_to_compare,
+    checked,
+    look_again,
+    nobody,
+    rucio,
+    selecting,
+)
 
 if TYPE_CHECKING:
     from caxev.catalogue import Found, Verdict
@@ -186,8 +194,8 @@ class Checking:
             return
         files = await checked(database, entry)
         if files is None:
-            why = "what its files must be is not known: ask for a check where a good copy is"
-            self._note(run, entry.location, why)
+            why = "what its files must be is not known: its site compares them if asked (--repair)"
+            self._note(run, entry.location, why, await self._ask(database, run, entry))
             return
         dataset = catalogue.Did.of(entry.location)
         compare, ask = trio.to_thread.run_sync, catalogue.verify
@@ -244,6 +252,13 @@ class Checking:
         )
         done = await database.update_run(update, utcnow())
         return "to be brought again" if done is not None else "has changed meanwhile"
+
+    async def _ask(self, database: Database, run: Run, entry: Copy) -> str | None:
+        """Have the site that looks after the entry compare all replicas."""
+        if not self.repair:
+            return None
+        asked = await ask_to_compare(database, run, entry)
+        return "its site compares it" if asked else "has changed meanwhile"
 
     async def _look(self, database: Database, run: Run) -> str | None:
         """Have the site that looks after the entry look again."""

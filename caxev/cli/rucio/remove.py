@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caxev.cli.options import as_json, example, global_options, state
-from caxev.cli.rucio.chosen import Chosen, rucio, selecting, told
+from caxev.cli.rucio.chosen import Chosen, ask_to_compare, rucio, selecting, told
 from caxev.config import ConfigError
 
 if TYPE_CHECKING:
@@ -117,19 +117,10 @@ async def _purge(
     if copy is None:
         return {**row, "state": "there is none", "ok": True}
     if entry.verified_at is None:
-        asked = not dry_run and await _ask_to_look(database, run, entry)
+        asked = not dry_run and await ask_to_compare(database, run, entry)
         state_ = f"stays: its replicas were never compared{': asked' if asked else ''}"
         return {**row, "state": state_, "ok": False}
     return {
         **row,
         **await _wanted(database, run, copy, here, "caxev rucio purge", dry_run=dry_run),
     }
-
-
-async def _ask_to_look(database: Database, run: Run, copy: Copy) -> bool:
-    """Have the replicas compared; whether that could be written."""
-    from caxev.job import utcnow
-    from caxev.model import RunUpdate
-
-    now = utcnow()
-    return await database.update_run(RunUpdate.note(run, copy, check_asked=now), now) is not None
