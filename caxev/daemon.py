@@ -29,6 +29,7 @@ from loguru import logger
 from caxev import aio, metrics
 from caxev.config import Settings, Site, Sites
 from caxev.dispatcher import Dispatcher
+from caxev.hermes import Messages
 from caxev.job import utcnow
 from caxev.mongo import Database, DatabaseError, Deposed, Refused, SiteRecord, Tenure, passing
 from caxev.notifiers import Addressee, Desk, Pulse, Vitals, addressees
@@ -291,6 +292,7 @@ class _Tenancy:
         inner.start_soon(self._serve_requests, watcher, ready)
         inner.start_soon(self._scan_daily, watcher, ready)
         inner.start_soon(self._follow_rules, ready)
+        inner.start_soon(self._messages().serve)
         await self.leaving.asked.wait()
 
     async def _once(self, watcher: Watcher, dispatcher: Dispatcher) -> None:
@@ -321,6 +323,10 @@ class _Tenancy:
     async def _follow_rules(self, ready: trio.Event) -> None:
         await ready.wait()
         await self._rule_files().follow()
+
+    def _messages(self) -> Messages:
+        options = self.options
+        return Messages(self.database, options.site, options.sites, self.tenure.owner)
 
     def _rule_files(self) -> RuleFiles:
         options = self.options

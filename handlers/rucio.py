@@ -405,7 +405,13 @@ def standing(entry: Copy, found: rucio.Found) -> dict[str, object]:
 
 
 def look_again(rules: tuple[Standing, ...], there: Site, now: datetime) -> float:
-    """Seconds until rules that are not OK are looked at: a quarter of the youngest one's age."""
+    """Seconds until rules that are not OK are looked at: a quarter of the youngest one's age.
+
+    Where the catalogue tells by a message when they are, only at long last: one may get lost, and
+    that a rule is stuck it does not tell.
+    """
+    if there.rucio.messages:
+        return LONGEST_WAIT
     age = min((now - one.created).total_seconds() for one in rules)
     return min(max(float(there.rucio.ask_after), age / 4), LONGEST_WAIT)
 

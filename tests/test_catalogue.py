@@ -29,6 +29,7 @@ from caxev.catalogue import (
     wishes_for,
 )
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
+from caxev.hermes import datasets_in
 from caxev.retention import keeper
 from handlers import rucio
 
@@ -460,16 +461,45 @@ def test_who_looks_after_an_entry() -> None:
         assert keeper(found, SITES) == "lngs"
 
 
+# -- messages -------------------------------------------------------------------------------------
+
+
+def test_what_messages_tell_of() -> None:
+    """Datasets of rules, as hermes posts them, each once; whatever else comes is passed over."""
+    rule = {"scope": "s", "name": "raw", "rule_id": "1"}
+    told = [
+        {"index": {}},
+        {"event_type": "rule_ok", "payload": rule},
+        {"event_type": "datasetlock_ok", "payload": {**rule, "rse": "A_DISK"}},
+        {"event_type": "transfer-done", "payload": {"scope": "s", "name": "a.zip"}},
+        {"event_type": "rule_ok", "payload": {**rule, "name": 5}},
+        5,
+    ]
+    body = "\n".join(map(json.dumps, told)).encode()
+    assert [*datasets_in(body + b"\n{\n\xff\n" + b"[" * 100_000)] == ["s:raw"]
+
+
+@given(st.binary(max_size=200))
+def test_any_post_is_met_calmly(body: bytes) -> None:
+    """Nothing is raised."""
+    assert not [*datasets_in(body)]
+
+
 # -- sites.json -----------------------------------------------------------------------------------
 
 
 def test_the_catalogue_in_sites_json(tmp_path: Path) -> None:
     """Paths are relative to the file; a wrong value is told with its key; secrets are refused."""
     file = tmp_path / "sites.json"
-    good = {"rules": "rules.json", "periods": {"SR0": None, "SR1": "2020-01-01"}}
+    good = {
+        "rules": "rules.json",
+        "messages": "[::1]:9201",
+        "periods": {"SR0": None, "SR1": "2020-01-01"},
+    }
     file.write_text(json.dumps([{"name": "c", "method": "rucio", "rucio": good}]))
     settings = load_sites(file).get("c").rucio
     assert settings.rules == str(tmp_path / "rules.json")
+    assert settings.messages == ("::1", 9201)
     assert settings.periods[1].begins == datetime(2020, 1, 1, tzinfo=UTC)
     bad = {"auth_type": "magic", "password": "x", "timeot": 5, "periods": {"SR1": "2020-01-01"}}
     file.write_text(json.dumps([{"name": "c", "method": "rucio", "rucio": bad}]))

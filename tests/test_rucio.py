@@ -631,6 +631,19 @@ async def test_a_rule_file_that_changes_is_applied(
 
 
 @pytest.mark.replicaset
+async def test_a_rule_that_became_ok_is_told_by_a_message(bench: Bench, database: Named) -> None:
+    """By Rucio's own hermes: nobody asks meanwhile, and the entry says it before its due time."""
+    address = f"127.0.0.1:{bench.server.messages}"
+    bench.set_sites(rucio_transfer=["DISK2"], rucio={"messages": address})
+    run = stored(database, bench, bench.run())
+    async with collaboration(bench, database, "lngs") as db:
+        await rules_known(db, [run])
+        await trio.to_thread.run_sync(bench.server.replicate)
+        await trio.to_thread.run_sync(bench.server.deliver)
+        await settled(db, [run], "lngs", "rucio-catalogue", rse=["DISK1", "DISK2"])
+
+
+@pytest.mark.replicaset
 async def test_an_unchanged_rule_file_asks_for_nothing(bench: Bench, database: Named) -> None:
     """Not in the next process either; nor does one that is in error or away."""
     file = bench.directory / "rules.json"

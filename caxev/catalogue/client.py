@@ -535,8 +535,9 @@ class _Rucio:
 
     def add_rule(self, dataset: Did, rse: str, lifetime: int | None) -> None:
         """Ask for a replica at an RSE, unless that has been asked for."""
-        add = self.client.add_replication_rule
-        _unless("DuplicateRule", add, [_row(dataset)], 1, rse, lifetime=lifetime)
+        add, notify = self.client.add_replication_rule, "Y" if self.there.rucio.messages else "N"
+        options = {"lifetime": lifetime, "notify": notify}
+        _unless("DuplicateRule", add, [_row(dataset)], 1, rse, **options)
 
     def look(self, dataset: Did) -> Found:
         """How the dataset stands."""
