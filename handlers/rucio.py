@@ -5,7 +5,7 @@
   ``RSEreupload`` and ``RSEquota``, in which an upload waits to be tried again.
 - `rucio_rules` makes the replication rules what the rule file wants, and writes how they stand
   into the entry: ``rse``, ``rule_info``. It looks again, at growing intervals, while rules are not
-  OK, and never at those that are.
+  OK, and at those that are only when they have come to their end.
 - `rucio_check` compares all replicas when a person or a deletion asks for it (``check_asked``).
 - `rucio_rm` gives up a dataset that ``caxev rucio rm`` wants gone, once `handlers.deletion` has
   written the proof that it may.
@@ -75,6 +75,8 @@ STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
 LONGEST_WAIT = 6 * 3600.0
 """Seconds after which a rule that is not OK is looked at again at the latest."""
+GOING = 15 * 60.0
+"""Seconds after a rule's end when the catalogue is asked whether the replicas are gone."""
 REUPLOAD = "RSEreupload"
 QUOTA = "RSEquota"
 WAITING = (REUPLOAD, QUOTA)
@@ -339,7 +341,7 @@ def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
     wishes = wishes_of(job.run, entry, there)
     digest = blake2b(repr(wishes).encode(), digest_size=8).hexdigest()
     remembered = remembered_in(entry)
-    settled = all(one.ok or one.state == rucio.ENDED for one in remembered)
+    settled = all(is_settled(one, job.now()) for one in remembered)
     if settled and entry.fields.get("rules") == digest:
         return Skip(f"the rules of {entry.location} are what they should be")
     return Settling(wishes, digest, remembered)
@@ -382,10 +384,13 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
     for one in found.unfinished:
         if one.state == "STUCK":
             job.log.warning(f"{entry.location}: {one}")
-    if not found.unfinished:
-        return None
-    told = ", ".join(map(str, found.unfinished))
-    return Retry(told, after=look_again(found.unfinished, there, job.now()))
+    after = look_again(found, there, job.now())
+    return None if after is None else Retry(", ".join(map(str, found.rules)), after=after)
+
+
+def is_settled(rule: Standing, now: datetime) -> bool:
+    """Whether nothing is to be heard of a rule: it is gone, or OK and has not come to its end."""
+    return rule.state == rucio.ENDED or (rule.ok and (rule.expires is None or now < rule.expires))
 
 
 def standing(entry: Copy, found: rucio.Found) -> dict[str, object]:
@@ -404,16 +409,21 @@ def standing(entry: Copy, found: rucio.Found) -> dict[str, object]:
     return fields
 
 
-def look_again(rules: tuple[Standing, ...], there: Site, now: datetime) -> float:
-    """Seconds until rules that are not OK are looked at: a quarter of the youngest one's age.
+def look_again(found: rucio.Found, there: Site, now: datetime) -> float | None:
+    """Seconds until the rules are looked at again; None where nothing is to be heard of them.
 
-    Where the catalogue tells by a message when they are, only at long last: one may get lost, and
-    that a rule is stuck it does not tell.
+    Those that are not OK after a quarter of the youngest one's age. Where the catalogue tells by a
+    message when they are, only at long last: one may get lost, and that a rule is stuck it does not
+    tell. Those that are OK once they have come to their ends, and their replicas go.
     """
-    if there.rucio.messages:
-        return LONGEST_WAIT
-    age = min((now - one.created).total_seconds() for one in rules)
-    return min(max(float(there.rucio.ask_after), age / 4), LONGEST_WAIT)
+    waits: list[float] = []
+    if found.unfinished:
+        age = min((now - one.created).total_seconds() for one in found.unfinished)
+        soon = min(max(float(there.rucio.ask_after), age / 4), LONGEST_WAIT)
+        waits.append(LONGEST_WAIT if there.rucio.messages else soon)
+    ends = (one.expires for one in found.rules if one.ok and one.expires is not None)
+    waits += [(end - now).total_seconds() + GOING if now < end else LONGEST_WAIT for end in ends]
+    return min(waits, default=None)
 
 
 def _fields(run: Run, entry: Copy, **fields: object) -> RunUpdate:

@@ -453,6 +453,29 @@ def test_what_was_compared_proves_nothing_once_it_goes(
     assert ("verified_at" not in fields) == proves
 
 
+@pytest.mark.parametrize(
+    ("one", "after"),
+    [
+        (standing("A_DISK"), None),
+        (standing("A_DISK", ENDED, expires=NOW), None),
+        (standing("A_DISK", "REPLICATING"), 60.0),
+        (evolve(standing("A_DISK", "STUCK"), created=NOW - timedelta(hours=2)), 1800.0),
+        (evolve(standing("A_DISK", "STUCK"), created=NOW - timedelta(days=9)), rucio.LONGEST_WAIT),
+        (standing("A_DISK", expires=NOW + timedelta(hours=1)), 3600 + rucio.GOING),
+        (standing("A_DISK", expires=NOW), rucio.LONGEST_WAIT),
+    ],
+)
+def test_when_rules_are_looked_at_again(one: Standing, after: float | None) -> None:
+    """While they are not OK, at growing intervals; then not before they end, or never."""
+    found = Found((), (one, standing("B_DISK")))
+    assert rucio.look_again(found, CATALOGUE, NOW) == after
+    there = evolve(CATALOGUE, rucio=Catalogue(messages=("::1", 1)))
+    told = after if after is None or one.ok else rucio.LONGEST_WAIT
+    assert rucio.look_again(found, there, NOW) == told
+    if after is not None:
+        assert not rucio.is_settled(one, NOW + timedelta(seconds=after))
+
+
 def test_who_looks_after_an_entry() -> None:
     """Who brought it there; of an entry that does not tell, the first site that brings data."""
     for source in ("lngs", "nobody", None):
