@@ -554,6 +554,13 @@ async def replayed(db: Database, site: str, **request: Any) -> None:
             await trio.sleep(0.1)
 
 
+def verified(bench: Bench, run: Run) -> catalogue.Verdict:
+    """What the storage of every RSE says of a run, compared with what is at lngs."""
+    order = bench.order(run)
+    read = catalogue.read_copy(order.here, order.location, order.names, report=nobody)
+    return catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
+
+
 @pytest.mark.replicaset
 async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, database: Named) -> None:
     """Byte by byte what they were; done again there is no new name, replica or rule."""
@@ -567,7 +574,8 @@ async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, datab
         await trio.to_thread.run_sync(bench.server.replicate)
         await replayed(db, "lngs", handler="rucio_rules", force=True)
         found = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
-        before = await trio.to_thread.run_sync(bench.server.counts)
+        scopes = {scope for run in runs for scope in bench.order(run).names.scopes}
+        before = await trio.to_thread.run_sync(bench.server.counts, scopes)
         for run in found:  # so that the rules are looked at again, though nothing has changed
             entry = run.copy(IN_RUCIO)
             assert entry is not None
@@ -575,7 +583,9 @@ async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, datab
         for site in SITES:
             await replayed(db, site, force=True)
         again = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
-    assert await trio.to_thread.run_sync(bench.server.counts) == before
+    assert await trio.to_thread.run_sync(bench.server.counts, scopes) == before
+    verdicts = await trio.to_thread.run_sync(lambda: [verified(bench, run) for run in runs])
+    assert verdicts == [catalogue.Verdict(good=("DISK1", "DISK2"))] * RUNS
     assert [run.document["data"] for run in again] == [run.document["data"] for run in found]
     for run in found:
         entry, copy = run.copy(IN_RUCIO), run.copy(CopyKey("raw", "chicago"))
