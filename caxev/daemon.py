@@ -29,10 +29,12 @@ from loguru import logger
 from caxev import aio, metrics
 from caxev.config import Settings, Site, Sites
 from caxev.dispatcher import Dispatcher
+from caxev.hermes import Messages
 from caxev.job import utcnow
 from caxev.mongo import Database, DatabaseError, Deposed, Refused, SiteRecord, Tenure, passing
 from caxev.notifiers import Addressee, Desk, Pulse, Vitals, addressees
 from caxev.registry import Registry
+from caxev.rulefiles import RuleFiles
 from caxev.watcher import CAUGHT_UP, LONGEST_WAIT, Watcher
 from caxev.workers import Workers
 
@@ -289,12 +291,15 @@ class _Tenancy:
         inner.start_soon(self._say_ready, ready)
         inner.start_soon(self._serve_requests, watcher, ready)
         inner.start_soon(self._scan_daily, watcher, ready)
+        inner.start_soon(self._follow_rules, ready)
+        inner.start_soon(self._messages().serve)
         await self.leaving.asked.wait()
 
     async def _once(self, watcher: Watcher, dispatcher: Dispatcher) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_when_asked, nursery.cancel_scope)
             await watcher.catch_up()
+            await self._rule_files().look()
             await watcher.serve_requests()
             await dispatcher.wait_idle()
             # What was done here may have made more to do here.
@@ -314,6 +319,18 @@ class _Tenancy:
     async def _scan_daily(self, watcher: Watcher, ready: trio.Event) -> None:
         await ready.wait()
         await watcher.scan_daily()
+
+    async def _follow_rules(self, ready: trio.Event) -> None:
+        await ready.wait()
+        await self._rule_files().follow()
+
+    def _messages(self) -> Messages:
+        options = self.options
+        return Messages(self.database, options.site, options.sites, self.tenure.owner)
+
+    def _rule_files(self) -> RuleFiles:
+        options = self.options
+        return RuleFiles(self.database, self.tenure, options.site, options.sites)
 
     async def _serve_requests(self, watcher: Watcher, ready: trio.Event) -> None:
         await ready.wait()

@@ -380,27 +380,23 @@ class CopiesAtLeast:
     """An expectation: so many good copies of this copy's data exist at other hosts.
 
     Good is what is ``transferred`` with this copy's `manifest` or, where the manifest or the
-    other's is not known, with its `checksum`; and, with `verified_since` (UTC), what was read
-    again since then. `hosts` names the only ones that count; None: all.
+    other's is not known, with its `checksum`. `hosts` names the only ones that count, each with
+    the time (UTC) since when its copy must have been verified, None: by its entry. Without, all
+    hosts count by their entries.
     """
 
     number: int
     key: CopyKey
     manifest: str | None = None
     checksum: str | None = None
-    verified_since: datetime | None = None
-    hosts: frozenset[str] | None = None
+    hosts: Mapping[str, datetime | None] | None = None
 
     @classmethod
     def of(
-        cls,
-        number: int,
-        copy: Copy,
-        verified_since: datetime | None = None,
-        hosts: frozenset[str] | None = None,
+        cls, number: int, copy: Copy, hosts: Mapping[str, datetime | None] | None = None
     ) -> CopiesAtLeast:
         """Expect so many copies that are what `copy` is."""
-        return cls(number, copy.key, copy.manifest, copy.checksum, verified_since, hosts)
+        return cls(number, copy.key, copy.manifest, copy.checksum, hosts)
 
     def holds(self, run: Run) -> bool:
         """Whether the run is so; several entries of one host are one copy."""
@@ -413,10 +409,9 @@ class CopiesAtLeast:
             return False
         if other.status != TRANSFERRED or (self.hosts is not None and other.host not in self.hosts):
             return False
-        if self.verified_since is not None:
-            verified = other.verified_at
-            if verified is None or verified < self.verified_since:
-                return False
+        since = None if self.hosts is None else self.hosts[other.host]
+        if since is not None and (other.verified_at is None or other.verified_at < since):
+            return False
         if self.manifest and other.manifest:
             return self.manifest == other.manifest
         return self.checksum is not None and self.checksum == other.checksum

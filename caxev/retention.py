@@ -1,6 +1,7 @@
 """Which copies may go, and what proves it.
 
-`handlers.deletion` acts on these decisions, ``caxev rm`` shows them. A copy goes in four steps,
+`handlers.deletion` and, for datasets of a catalogue, `handlers.rucio` act on these decisions,
+``caxev rm`` and ``caxev rucio`` show them. A copy goes in four steps,
 each by a conditional write: the *intent* (it is ``deleting``, and nobody counts on it from then
 on), the *proof* (so many others were read afresh), the point of no return (``erasing``), and, the
 bytes gone, the entry's end, which leaves a tombstone. Until the third step all can be taken back.
@@ -10,11 +11,11 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from caxev.config import Site, Sites
 from caxev.job import Skip
@@ -37,6 +38,8 @@ from caxev.quorum import majority, same_data
 RAW: Final = "raw"
 NEVER: Final = "untriggered"
 """The DAQ's buffer: never touched."""
+EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
+"""Since then: at any time at all, if only it was."""
 READING: Final = timedelta(hours=1)
 """When a copy that is being read is looked at again."""
 
@@ -140,7 +143,7 @@ def plan(
 def _never(run: Run, copy: Copy, site: Site) -> str | None:
     if copy.type == NEVER:
         return "the DAQ's buffer is never touched"
-    if not site.readable:
+    if not site.readable and site.method != "rucio":
         return f"what is at {site.name} ({site.method}) is not deleted by this"
     tags = [tag for tag in site.deletion.protect if tag in run.tags]
     if tags:
@@ -152,9 +155,11 @@ def _never(run: Run, copy: Copy, site: Site) -> str | None:
 
 def _misplaced(run: Run, copy: Copy, site: Site) -> str | None:
     """Why its place cannot be this copy's alone."""
-    base = site.directory(copy.type, copy.version)
     if copy.location is None:
         return "it has no location"
+    if not site.readable:
+        return None  # a dataset is a name, and no directory
+    base = site.directory(copy.type, copy.version)
     if PurePosixPath(copy.location) == PurePosixPath(base or "/"):
         return f"{copy.location} is no place of its own"
     if base is None or not copy.location.startswith(f"{base.rstrip('/')}/"):
@@ -218,32 +223,40 @@ def _withdrawn(copy: Copy, site: Site) -> datetime | None:
 # -- counting the others --------------------------------------------------------------------------
 
 
-def counted(run: Run, key: CopyKey, sites: Sites, *, readable: bool) -> frozenset[str]:
-    """The other hosts whose copies count: those whose files can be read again, or the archives.
+def others(
+    run: Run, key: CopyKey, sites: Sites, since: datetime | None = None
+) -> dict[str, datetime | None]:
+    """The other hosts whose copies count, each with the time since when it must be verified.
 
-    A copy at the very place of this one, as where two sites share a directory, is no other copy.
+    With `since` a copy that can be read again must have been read since then, and one at a
+    catalogue must have been compared there at some time; what is on tape was restored and compared
+    before it was good, and counts by its entry. A copy at the very place of this one, as where two
+    sites share a directory, is no other copy.
     """
-    mine = run.copy(key)
+    mine, here = run.copy(key), sites.find(key.host)
     there = {one.host: one for one in run.copies if same_data(one, key) and one.host != key.host}
-    here = sites.find(key.host)
-    return frozenset(
-        name
+    return {
+        name: None if since is None else _since(site, since)
         for name, one in there.items()
         if (site := sites.find(name)) is not None
-        and site.readable == readable
         and not (
             mine is not None
             and one.location == mine.location
             and here is not None
             and site.hostname == here.hostname
         )
-    )
+    }
+
+
+def _since(site: Site, since: datetime) -> datetime | None:
+    if site.readable:
+        return since
+    return EVER if site.method == "rucio" else None
 
 
 def good(run: Run, like: Copy, key: CopyKey, sites: Sites) -> list[Copy]:
     """The good copies elsewhere, archives among them."""
-    hosts = counted(run, key, sites, readable=True) | counted(run, key, sites, readable=False)
-    test = CopiesAtLeast(1, key, like.manifest, like.checksum, None, hosts)
+    test = CopiesAtLeast(1, key, like.manifest, like.checksum, others(run, key, sites))
     found = {one.host: one for one in reversed(run.copies) if test.counts(one)}
     return [one for one in run.copies if found.get(one.host) is one]
 
@@ -257,21 +270,37 @@ def enough(
     *,
     since: datetime | None = None,
 ) -> tuple[CopiesAtLeast, ...]:
-    """What must hold so that `keep` good copies remain, those that can be read read `since`.
+    """What must hold so that `keep` good copies remain, verified as `others` says.
 
-    What is in an archive counts by its entry, but never alone.
+    One of them at least can be read again: archives never count alone.
     """
     if keep == 0:
         return ()
-    archives = counted(run, key, sites, readable=False)
-    readable = counted(run, key, sites, readable=True)
-    stored = CopiesAtLeast(1, key, like.manifest, like.checksum, None, archives)
-    have = len({one.host for one in run.copies if stored.counts(one)})
-    by_entry = min(have, keep - 1)
-    fresh = CopiesAtLeast(keep - by_entry, key, like.manifest, like.checksum, since, readable)
-    if by_entry == 0:
-        return (fresh,)
-    return fresh, CopiesAtLeast(by_entry, key, like.manifest, like.checksum, None, archives)
+    hosts = others(run, key, sites, since)
+    readable = {name: at for name, at in hosts.items() if sites.get(name).readable}
+    digests = (like.manifest, like.checksum)
+    return CopiesAtLeast(keep, key, *digests, hosts), CopiesAtLeast(1, key, *digests, readable)
+
+
+# -- whose it is ----------------------------------------------------------------------------------
+
+
+def keeper(copy: Copy, sites: Sites) -> str | None:
+    """Which site looks after a copy, and deletes it: the one that has it, if it has a listener.
+
+    At a catalogue it is the site that brought it there; of an entry that does not say so (cax's),
+    the first that brings data to that catalogue.
+    """
+    there = sites.find(copy.host)
+    if there is None or there.listener:
+        return copy.host
+    if there.method != "rucio":
+        return None
+    bringing = [one.name for one in sites.values() if copy.host in one.upload_options]
+    source = sites.find(copy.source or "")
+    if source is not None and source.listener and (source.name in bringing or not bringing):
+        return source.name
+    return next((name for name in bringing if sites.get(name).listener), None)
 
 
 # -- the steps ------------------------------------------------------------------------------------
@@ -382,10 +411,11 @@ def weigh(
     needed = wanted.enough(run, copy, site, sites)
     if all(one.holds(run) for one in needed):
         return Proven(_proof(run, needed))
-    if not all(_ever(one).holds(run) for one in needed):
+    by_entry = enough(run, copy.key, wanted.keep, wanted.like, sites)
+    if not all(one.holds(run) for one in by_entry):
         return Withdraw(f"fewer than {wanted.keep} good copies are left elsewhere")
     until = wanted.at + timedelta(days=site.deletion.patience)
-    stale = _stale(run, needed, wanted.since(site))
+    stale = [one for one in run.copies if by_entry[0].counts(one) and not needed[0].counts(one)]
     if until <= now:
         names = ", ".join(sorted(one.host for one in stale))
         return Withdraw(f"no answer from {names} for {site.deletion.patience:g} days")
@@ -393,20 +423,6 @@ def weigh(
     if unasked:
         return Ask(unasked)
     return Wait(f"waits for a fresh reading at {', '.join(one.host for one in stale)}", until)
-
-
-def _ever(one: CopiesAtLeast) -> CopiesAtLeast:
-    return evolve(one, verified_since=None)
-
-
-def _stale(run: Run, needed: tuple[CopiesAtLeast, ...], since: datetime) -> list[Copy]:
-    """Good copies that can be read again and were not since then."""
-    fresh = needed[0]
-    return [
-        copy
-        for copy in run.copies
-        if _ever(fresh).counts(copy) and (copy.verified_at is None or copy.verified_at < since)
-    ]
 
 
 def _asked(copy: Copy, since: datetime) -> bool:
@@ -438,6 +454,25 @@ def prove(
     """The second step: write down what proves that the copy may go, if it still does."""
     expect: list[Expectation] = [still(copy), *wanted.enough(run, copy, site, sites)]
     return RunUpdate.note(run, copy, *expect, proof=proof)
+
+
+def begin(
+    run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any, now: datetime
+) -> RunUpdate:
+    """The third step: from now on its bytes go, if `proof` still holds and nobody reads it."""
+    expect: list[Expectation] = [still(copy), *wanted.enough(run, copy, site, sites)]
+    return RunUpdate.note(run, copy, *expect, NobodyReads(copy.key), erasing=now, proof=proof)
+
+
+def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
+    """What the last step leaves behind: who wanted it gone and why, who did it, on what proof."""
+    return {
+        "by": wanted.by,
+        "why": wanted.why,
+        "asked": wanted.at,
+        "site": owner,
+        "proof": copy.fields.get("proof"),
+    }
 
 
 def withdraw(run: Run, copy: Copy, wanted: Intent, why: str, now: datetime) -> RunUpdate:

@@ -23,11 +23,11 @@ from caxev import (
     HERE,
     TRANSFERRED,
     TRANSFERRING,
+    Copy,
     CopyField,
     CopyKey,
     GiveUp,
     Job,
-    NobodyReads,
     Result,
     Retry,
     Run,
@@ -42,6 +42,7 @@ from caxev import (
 from caxev.files import check_erasable
 from caxev.files import erase as erase_files
 from caxev.files import lacking as lacking_bytes
+from caxev.quorum import same_data
 from caxev.retention import (
     Ask,
     Intent,
@@ -50,12 +51,14 @@ from caxev.retention import (
     Proven,
     Wait,
     Withdraw,
+    begin,
     beside,
     intent,
+    keeper,
     plan_processed,
     plan_purge,
     sharing,
-    still,
+    tombstone,
     weigh,
     withdraw,
 )
@@ -89,7 +92,8 @@ async def purge(job: Job) -> Result:
 )
 async def purge_processed(job: Job) -> Result:
     """Want processed data gone that is of the version ``pax_version_purge``."""
-    mine = job.run.copy(_ours(job))
+    data = _data(job)
+    mine = job.run.copy(CopyKey(data.type, job.site.name, data.version))
     return _wanted(job, plan_processed(job.run, mine, job.site, job.sites, job.now()))
 
 
@@ -108,39 +112,61 @@ def _wanted(job: Job, plan: Plan | Skip | NotYet) -> Result:
 
 
 @on(
-    copy((DELETING, GONE), host=HERE),
-    copy_field("check_answered", host=ELSEWHERE),
-    copy((ERROR, DELETING, GONE), host=ELSEWHERE),
+    copy((ERROR, DELETING, GONE)),
+    copy_field("check_answered"),
     # A site that wants copies gone by cax's names must also be able to bring that to its end.
     aliases=("BufferPurger", "PurgeProcessed"),
 )
 async def prove(job: Job) -> Result:
-    """Have the other copies read afresh, and write down what proves that ours may go."""
-    mine = job.run.copy(_ours(job))
-    if mine is None:
-        return Skip("the copy is gone")
-    found = weigh(job.run, mine, job.site, job.sites, job.now())
+    """Have the other copies read afresh, and write down what proves that ours may go.
+
+    Ours are the one here, and one at a catalogue that this site looks after.
+    """
+    going = [one.key for one in job.run.copies if _is_ours_to_delete(job, one)]
+    if not going:
+        return Skip("nothing of it is to go by us")
+    waiting = {key: wait for key in going if (wait := await _prove(job, key)) is not None}
+    if job.copy is not None and job.copy.key in waiting:
+        raise waiting[job.copy.key]
+    return Skip("; ".join(wait.why for wait in waiting.values())) if waiting else None
+
+
+def _is_ours_to_delete(job: Job, one: Copy) -> bool:
+    is_going = one.status == DELETING and same_data(one, _data(job))
+    return is_going and keeper(one, job.sites) == job.site.name
+
+
+async def _prove(job: Job, key: CopyKey) -> Retry | None:
+    """Do what is next for a copy that is to go; returns until when others are waited for."""
+    found = _weighed(job, key)
     if isinstance(found, Ask):
         await _ask(job, found)
-        found = weigh(job.run, mine, job.site, job.sites, job.now())
+        found = _weighed(job, key)
     match found:
         case Skip():
-            return found
+            return None
         case Wait(why, until):
-            if job.copy is None or job.copy.key != mine.key:
-                return Skip(why)
-            raise Retry(why, after=(until - job.now()).total_seconds())
+            return Retry(why, after=(until - job.now()).total_seconds())
         case Ask():
             raise Retry("another copy came meanwhile", after=SOON)
-    wanted = Intent.of(mine)
+    mine = job.run.copy(key)
+    wanted = None if mine is None else Intent.of(mine)
+    assert mine is not None
     assert wanted is not None
     if isinstance(found, Withdraw):
-        job.log.warning(f"{mine.key} of {job.run} is not deleted: {found.why}")
+        job.log.warning(f"{key} of {job.run} is not deleted: {found.why}")
         await _write(job, withdraw(job.run, mine, wanted, found.why, job.now()))
     else:
-        update = proven(job.run, mine, wanted, job.site, job.sites, proof=found.proof)
-        await _write(job, update)
+        there = job.sites.get(key.host)
+        await _write(job, proven(job.run, mine, wanted, there, job.sites, proof=found.proof))
     return None
+
+
+def _weighed(job: Job, key: CopyKey) -> Proven | Ask | Wait | Withdraw | Skip:
+    mine = job.run.copy(key)
+    if mine is None:
+        return Skip("the copy is gone")
+    return weigh(job.run, mine, job.sites.get(key.host), job.sites, job.now())
 
 
 async def _ask(job: Job, wanted: Ask) -> None:
@@ -156,11 +182,11 @@ async def _write(job: Job, update: RunUpdate) -> Run:
         raise Retry(str(lost), after=SOON) from lost
 
 
-def _ours(job: Job) -> CopyKey:
-    """Our copy of the data of which the event speaks."""
+def _data(job: Job) -> CopyKey:
+    """The copy of which the event speaks."""
     aspect = job.event.aspect
     assert isinstance(aspect, CopyKey | CopyField)
-    return CopyKey(aspect.type, job.site.name, aspect.version)
+    return CopyKey(aspect.type, aspect.host, aspect.version)
 
 
 # -- doing it -------------------------------------------------------------------------------------
@@ -198,27 +224,12 @@ async def erase(job: Job) -> Result:
         if others := sharing(near, job.run, mine, hosts):
             why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
             return withdraw(job.run, mine, wanted, why, job.now())
-        begin = RunUpdate.note(
-            job.run,
-            mine,
-            still(mine),
-            *wanted.enough(job.run, mine, job.site, job.sites),
-            NobodyReads(mine.key),
-            erasing=job.now(),
-            proof=found.proof,
-        )
-        mine = (await _write(job, begin)).copy(mine.key) or mine
+        sure = begin(job.run, mine, wanted, job.site, job.sites, proof=found.proof, now=job.now())
+        mine = (await _write(job, sure)).copy(mine.key) or mine
     assert mine.location is not None
     await job.work(erase_files, mine.location, job.site.roots)
-    tombstone = {
-        "by": wanted.by,
-        "why": wanted.why,
-        "asked": wanted.at,
-        "site": job.owner,
-        "proof": mine.fields.get("proof"),
-    }
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
-    return RunUpdate.remove_copy(job.run, mine, tombstone=tombstone)
+    return RunUpdate.remove_copy(job.run, mine, tombstone=tombstone(mine, wanted, job.owner))
 
 
 # -- where the disk is full -----------------------------------------------------------------------

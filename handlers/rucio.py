@@ -5,9 +5,10 @@
   ``RSEreupload`` and ``RSEquota``, in which an upload waits to be tried again.
 - `rucio_rules` makes the replication rules what the rule file wants, and writes how they stand
   into the entry: ``rse``, ``rule_info``. It looks again, at growing intervals, while rules are not
-  OK, and never at those that are.
+  OK, and at those that are only when they have come to their end.
 - `rucio_check` compares all replicas when a person or a deletion asks for it (``check_asked``).
-- `rucio_rm` gives up a dataset that ``caxev rucio rm`` has marked ``deleting``, on proof.
+- `rucio_rm` gives up a dataset that ``caxev rucio rm`` wants gone, once `handlers.deletion` has
+  written the proof that it may.
 - `rucio_pull` fetches a copy from a catalogue that ``download_options`` names, for a run that has
   one of ``rucio_tags``, or because a person has requested it.
 
@@ -30,7 +31,6 @@ from typing import Any
 from attrs import frozen
 
 from caxev import (
-    DELETING,
     ERROR,
     GONE,
     HERE,
@@ -59,12 +59,25 @@ from caxev import (
 from caxev import catalogue as rucio
 from caxev.catalogue import Checked, Did, Names, OverQuota, Standing
 from caxev.config import ConfigError, Site, Sites
-from caxev.retention import to_be_purged, was_deleted
+from caxev.model import as_utc
+from caxev.retention import (
+    Intent,
+    Proven,
+    begin,
+    keeper,
+    to_be_purged,
+    tombstone,
+    was_deleted,
+    weigh,
+    withdraw,
+)
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
 LONGEST_WAIT = 6 * 3600.0
 """Seconds after which a rule that is not OK is looked at again at the latest."""
+GOING = 15 * 60.0
+"""Seconds after a rule's end when the catalogue is asked whether the replicas are gone."""
 REUPLOAD = "RSEreupload"
 QUOTA = "RSEquota"
 WAITING = (REUPLOAD, QUOTA)
@@ -116,7 +129,7 @@ async def rucio_upload(job: Job) -> Result:
 
 async def _upload(job: Job, plan: Plan) -> RunUpdate:
     """Bring the copy into the catalogue; returns what its entry becomes then."""
-    mine = await _claim(job, plan)
+    mine, began = await _claim(job, plan), job.now()
     assert plan.source.location is not None
     order = rucio.Upload(
         here=job.site,
@@ -144,9 +157,10 @@ async def _upload(job: Job, plan: Plan) -> RunUpdate:
         checksumproblem=None,
         manifest=digest,
         checksum=plan.source.checksum or read.manifest.cax_checksum(),
-        verified_at=job.now(),
+        verified_at=began,
         rse=list(found.rses),
         rule_info=[one.to_row() for one in found.rules],
+        rules=None,
     )
 
 
@@ -310,18 +324,6 @@ def _catalogued(run: Run, site: Site, sites: Sites) -> Iterator[Copy]:
             yield entry
 
 
-def keeper(entry: Copy, sites: Sites) -> str | None:
-    """Which site looks after an entry at a catalogue: the one that brought it there.
-
-    Of an entry that does not say so (cax's), the first site that brings data to that catalogue.
-    """
-    bringing = [one.name for one in sites.values() if entry.host in one.upload_options]
-    source = sites.find(entry.source or "")
-    if source is not None and source.listener and (source.name in bringing or not bringing):
-        return source.name
-    return next((name for name in bringing if sites.get(name).listener), None)
-
-
 @frozen
 class Settling:
     """What is wanted of one entry, the digest of that, and the rules that the entry knows."""
@@ -334,15 +336,16 @@ class Settling:
 def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
     """Decide whether the catalogue is to be asked about this entry.
 
-    It is where the entry itself became good, where what is wanted has changed, and while a rule is
-    not OK yet. Raises `Retry` where the rule file is in error.
+    It is where the entry has become good, or somebody has taken its ``rules`` away, where what is
+    wanted has changed, and while a rule is not OK yet. Raises `Retry` where the rule file is in
+    error.
     """
     there = job.sites.get(entry.host)
     wishes = wishes_of(job.run, entry, there)
     digest = blake2b(repr(wishes).encode(), digest_size=8).hexdigest()
     remembered = remembered_in(entry)
-    settled = all(one.ok or one.state == rucio.ENDED for one in remembered)
-    if job.event.aspect != entry.key and settled and entry.fields.get("rules") == digest:
+    settled = all(is_settled(one, job.now()) for one in remembered)
+    if settled and entry.fields.get("rules") == digest:
         return Skip(f"the rules of {entry.location} are what they should be")
     return Settling(wishes, digest, remembered)
 
@@ -378,23 +381,52 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
     found = await job.work(rucio.settle, order)
     if found.done != "nothing":
         job.log.info(f"{entry.location}: {found.done}")
-    rows = [one.to_row() for one in found.rules]
-    fields = {"rse": list(found.rses), "rule_info": rows, "rules": plan.digest}
+    fields = {**standing(entry, found), "rules": plan.digest}
     if any(entry.fields.get(name) != value for name, value in fields.items()):
         await _updated(job, _fields(job.run, entry, **fields))
     for one in found.unfinished:
         if one.state == "STUCK":
             job.log.warning(f"{entry.location}: {one}")
-    if not found.unfinished:
-        return None
-    told = ", ".join(map(str, found.unfinished))
-    return Retry(told, after=look_again(found.unfinished, there, job.now()))
+    after = look_again(found, there, job.now())
+    return None if after is None else Retry(", ".join(map(str, found.rules)), after=after)
 
 
-def look_again(rules: tuple[Standing, ...], there: Site, now: datetime) -> float:
-    """Seconds until rules that are not OK are looked at: a quarter of the youngest one's age."""
-    age = min((now - one.created).total_seconds() for one in rules)
-    return min(max(float(there.rucio.ask_after), age / 4), LONGEST_WAIT)
+def is_settled(rule: Standing, now: datetime) -> bool:
+    """Whether nothing is to be heard of a rule: it is gone, or OK and has not come to its end."""
+    return rule.state == rucio.ENDED or (rule.ok and (rule.expires is None or now < rule.expires))
+
+
+def standing(entry: Copy, found: rucio.Found) -> dict[str, object]:
+    """What an entry says of a dataset that stands so.
+
+    What was compared may have been at an RSE that has it no more, and what only rules with an end
+    keep goes by itself: then nothing is proven until it is compared again.
+    """
+    fields: dict[str, object] = {
+        "rse": list(found.rses),
+        "rule_info": [one.to_row() for one in found.rules],
+    }
+    told = entry.fields.get("rse")
+    if not found.lasting or not {*found.rses}.issuperset(told if isinstance(told, list) else ()):
+        fields["verified_at"] = None
+    return fields
+
+
+def look_again(found: rucio.Found, there: Site, now: datetime) -> float | None:
+    """Seconds until the rules are looked at again; None where nothing is to be heard of them.
+
+    Those that are not OK after a quarter of the youngest one's age. Where the catalogue tells by a
+    message when they are, only at long last: one may get lost, and that a rule is stuck it does not
+    tell. Those that are OK once they have come to their ends, and their replicas go.
+    """
+    waits: list[float] = []
+    if found.unfinished:
+        age = min((now - one.created).total_seconds() for one in found.unfinished)
+        soon = min(max(float(there.rucio.ask_after), age / 4), LONGEST_WAIT)
+        waits.append(LONGEST_WAIT if there.rucio.messages else soon)
+    ends = (one.expires for one in found.rules if one.ok and one.expires is not None)
+    waits += [(end - now).total_seconds() + GOING if now < end else LONGEST_WAIT for end in ends]
+    return min(waits, default=None)
 
 
 def _fields(run: Run, entry: Copy, **fields: object) -> RunUpdate:
@@ -412,8 +444,8 @@ def _fields(run: Run, entry: Copy, **fields: object) -> RunUpdate:
 async def rucio_check(job: Job) -> Result:
     """Compare every replica with what it must be, as a person or a deletion has asked.
 
-    The entry stays ``transferred``, with a new ``verified_at``, if one RSE has all of it; else it
-    becomes ``error``.
+    The entry stays ``transferred``, with a new ``verified_at`` and ``check_answered``, if one RSE
+    has all of it (without ``verified_at`` if none will keep it); else it becomes ``error``.
     """
     entry = job.copy
     if entry is None:
@@ -429,7 +461,8 @@ async def rucio_check(job: Job) -> Result:
 
 
 async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
-    asked, began = entry.fields.get("check_asked"), job.now()
+    # The asker's clock may be ahead of ours: what is read after it asked is no older.
+    began = max(job.now(), as_utc(entry.fields.get("check_asked")) or job.now())
     files = await _checked(job, entry)
     if files is None:
         raise GiveUp(f"no good copy here tells the checksums that {entry.location} must have")
@@ -438,10 +471,12 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
         job.log.error(f"{entry.location}: {line}")
     error = "; ".join(verdict.bad[:5]) or None
     if verdict.good:
-        known = _digests(job.run, entry)
-        # The asker's clock may be ahead of ours: what was read after it asked is no older.
-        since = max(began, asked) if isinstance(asked, datetime) else began
-        return _fields(job.run, entry, verified_at=since, error=error, **known)
+        found = await job.work(rucio.look, there, Did.of(entry.location))
+        stays = not found.lasting.isdisjoint(verdict.good)
+        if not stays:
+            error = "no rule without an end keeps what was compared: it proves nothing"
+        answer = {"verified_at": began if stays else None, "check_answered": began, "error": error}
+        return _fields(job.run, entry, **answer, **_digests(job.run, entry))
     if not verdict.bad:
         raise Retry(f"{entry.location}: {'; '.join(verdict.unseen)}")
     return RunUpdate.change_copy(job.run, entry, ERROR, error=error, checksumproblem=True)
@@ -478,20 +513,28 @@ def _digests(run: Run, entry: Copy) -> Mapping[str, Any]:
 # -- giving up ------------------------------------------------------------------------------------
 
 
-@on(copy(DELETING, host=PASSIVE), lane="rucio", timeout=3600.0, exclusive=True)
+@on(copy_field("proof", host=PASSIVE), lane="rucio", timeout=3600.0, exclusive=True)
 async def rucio_rm(job: Job) -> Result:
-    """Give up a dataset that is to go: all its rules, and then its entry. Leaves a tombstone."""
+    """Give up a dataset whose proof stands: all its rules, then its entry. Leaves a tombstone."""
     entry = job.copy
     there = None if entry is None else job.sites.find(entry.host)
-    if entry is None or entry.status != DELETING or there is None or there.method != "rucio":
+    if entry is None or there is None or there.method != "rucio":
         return Skip("nothing is to be given up at a catalogue")
+    wanted = Intent.of(entry)
+    if wanted is None or entry.fields.get("proof") is None:
+        return Skip(f"it is {entry.status}, without a proof that it may go")
     if (who := keeper(entry, job.sites)) != job.site.name:
         return Skip(f"{who or 'no site'} looks after it")
-    if entry.location is not None:
-        await job.work(rucio.give_up, there, Did.of(entry.location))
-    intent = entry.fields.get("deleting")
-    stone = {"site": job.site.name, **(intent if isinstance(intent, Mapping) else {})}
-    return RunUpdate.remove_copy(job.run, entry, tombstone=stone)
+    if not entry.fields.get("erasing"):
+        found = weigh(job.run, entry, there, job.sites, job.now())
+        if not isinstance(found, Proven):
+            job.log.warning(f"{entry.key} of {job.run}: its proof no longer holds")
+            return withdraw(job.run, entry, wanted, "its proof no longer holds", job.now())
+        sure = begin(job.run, entry, wanted, there, job.sites, proof=found.proof, now=job.now())
+        entry = _there(await _updated(job, sure), entry.key)
+    await job.work(rucio.give_up, there, Did.of(entry.location))
+    job.log.info(f"{entry.key} of {job.run} is given up: {wanted.why}")
+    return RunUpdate.remove_copy(job.run, entry, tombstone=tombstone(entry, wanted, job.owner))
 
 
 # -- download -------------------------------------------------------------------------------------

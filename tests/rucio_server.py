@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -69,6 +69,9 @@ support = nobody@localhost
 support_rucio = nobody@localhost
 [core]
 default_mail_from = rucio@localhost
+[hermes]
+services_list = elastic
+elastic_endpoint = http://127.0.0.1:{messages}/
 [trace]
 tracedir = {home}/log
 trace_host = {url}
@@ -135,6 +138,7 @@ class RucioServer:
 
     home: Path
     port: int
+    messages: int
     python: Path
     process: subprocess.Popen[bytes] | None = None
     _client: Any = field(init=False, default=None)
@@ -191,7 +195,7 @@ class RucioServer:
         for name in ("etc", "log", *(rse.lower() for rse in RSES)):
             (self.home / name).mkdir(parents=True)
         names = {"home": self.home, "url": self.url, "username": USERNAME, "password": PASSWORD}
-        config = _CONFIG.format(**names, account=ACCOUNT)
+        config = _CONFIG.format(**names, account=ACCOUNT, messages=self.messages)
         (self.home / "etc" / "rucio.cfg").write_text(config)
         packages = next((self.python.parents[1] / "lib").glob("python3.*")) / "site-packages"
         migrations = packages / "rucio" / "db" / "sqla" / "migrate_repo"
@@ -298,16 +302,24 @@ class RucioServer:
             self.client.update_replicas_states(rse, files)
         return len(waiting)
 
+    def deliver(self) -> None:
+        """Have hermes, Rucio's own daemon, deliver what messages there are."""
+        once = "from rucio.daemons.hermes.hermes import run; run(once=True)"
+        command = [str(self.python), "-W", "ignore", "-c", once]
+        subprocess.run(command, env=self._env(), check=True, capture_output=True, timeout=60)
+
     def path(self, scope: str, name: str, rse: str = RSES[0]) -> Path:
         """Where an RSE keeps, or would keep, a file: Rucio's ``hash`` algorithm."""
         digest = hashlib.md5(f"{scope}:{name}".encode(), usedforsecurity=False).hexdigest()
         return self.disk(rse) / scope.replace(".", "/") / digest[:2] / digest[2:4] / name
 
-    def counts(self) -> dict[str, int]:
-        """How many of what there is in the catalogue."""
+    def counts(self, within: Collection[str] | None = None) -> dict[str, int]:
+        """How many of what there is in the catalogue; of names, those of the scopes `within`."""
         # A stream that is not read to its end holds the only worker for two seconds.
+        scopes = list(self.client.list_scopes())
         found = {"rules": len(list(self.client.list_replication_rules())), "replicas": 0}
-        for scope in list(self.client.list_scopes()):
+        found["scopes"] = len(scopes)
+        for scope in scopes if within is None else within:
             for kind in ("file", "dataset", "container"):
                 names = list(self.client.list_dids(scope, {}, did_type=kind))
                 found[kind] = found.get(kind, 0) + len(names)
@@ -320,10 +332,11 @@ class RucioServer:
 @contextmanager
 def running(home: Path) -> Iterator[RucioServer]:
     """A new server that keeps its things in `home`."""
-    with socket.socket() as probe:
+    with socket.socket() as probe, socket.socket() as other:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = RucioServer(home, port, server_python())
+        other.bind(("127.0.0.1", 0))
+        port, messages = probe.getsockname()[1], other.getsockname()[1]
+    server = RucioServer(home, port, messages, server_python())
     try:
         server.prepare()
         server.start()

@@ -18,6 +18,7 @@ from caxev.catalogue import (
     Changes,
     Checked,
     Did,
+    Found,
     Rule,
     Standing,
     Wanted,
@@ -28,6 +29,8 @@ from caxev.catalogue import (
     wishes_for,
 )
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
+from caxev.hermes import datasets_in
+from caxev.retention import keeper
 from handlers import rucio
 
 NOW = datetime(2017, 3, 1, 12, tzinfo=UTC)
@@ -329,12 +332,15 @@ def test_a_rule_survives_being_written_down() -> None:
         (4, "0000000a", None, "has 4 bytes, not 5"),
         (5, None, "FF", None),
         (5, "", "fe", "has MD5 fe, not ff"),
+        (5, "0000000a", "FF", None),
+        (5, "0000000a", "fe", "has MD5 fe, not ff"),
+        (5, "0000000b", "ff", "has ADLER32 0000000b, not 0000000a"),
         (5, None, None, "has no checksum"),
         (None, "0000000a", None, "has None bytes, not 5"),
     ],
 )
 def test_when_a_replica_is_the_file(size: Any, adler32: Any, md5: Any, why: str | None) -> None:
-    """By size and one checksum at least: a row alone proves nothing."""
+    """By size and every checksum that is known, one at least: a row alone proves nothing."""
     assert Checked(b"a", "a", 5, "0000000a", "ff").differs(size, adler32, md5) == why
 
 
@@ -424,12 +430,82 @@ def test_what_was_deleted_on_purpose_does_not_come_again() -> None:
     assert isinstance(upload(after(entry("lngs"), wish)), rucio.Plan)
 
 
+@pytest.mark.parametrize(
+    ("rses", "rules", "proves"),
+    [
+        (["A_DISK"], {"A_DISK": None}, True),
+        (["A_DISK", "B_DISK"], {"A_DISK": NOW, "B_DISK": None}, True),
+        (["A_DISK"], {"A_DISK": NOW}, False),
+        (["A_DISK"], {"A_DISK": NOW, "B_DISK": None}, False),
+        (["B_DISK"], {"B_DISK": None}, False),
+        ([], {}, False),
+    ],
+)
+def test_what_was_compared_proves_nothing_once_it_goes(
+    rses: list[str], rules: dict[str, datetime | None], proves: bool
+) -> None:
+    """Where an RSE has it no more that had it, or only rules with an end keep it."""
+    known = Copy.from_entry(entry(KEY.host, rse=["A_DISK"], verified_at=NOW))
+    assert known is not None
+    found = Found(tuple(rses), tuple(standing(rse, expires=end) for rse, end in rules.items()))
+    fields = rucio.standing(known, found)
+    assert fields["rse"] == rses
+    assert ("verified_at" not in fields) == proves
+
+
+@pytest.mark.parametrize(
+    ("one", "after"),
+    [
+        (standing("A_DISK"), None),
+        (standing("A_DISK", ENDED, expires=NOW), None),
+        (standing("A_DISK", "REPLICATING"), 60.0),
+        (evolve(standing("A_DISK", "STUCK"), created=NOW - timedelta(hours=2)), 1800.0),
+        (evolve(standing("A_DISK", "STUCK"), created=NOW - timedelta(days=9)), rucio.LONGEST_WAIT),
+        (standing("A_DISK", expires=NOW + timedelta(hours=1)), 3600 + rucio.GOING),
+        (standing("A_DISK", expires=NOW), rucio.LONGEST_WAIT),
+    ],
+)
+def test_when_rules_are_looked_at_again(one: Standing, after: float | None) -> None:
+    """While they are not OK, at growing intervals; then not before they end, or never."""
+    found = Found((), (one, standing("B_DISK")))
+    assert rucio.look_again(found, CATALOGUE, NOW) == after
+    there = evolve(CATALOGUE, rucio=Catalogue(messages=("::1", 1)))
+    told = after if after is None or one.ok else rucio.LONGEST_WAIT
+    assert rucio.look_again(found, there, NOW) == told
+    if after is not None:
+        assert not rucio.is_settled(one, NOW + timedelta(seconds=after))
+
+
 def test_who_looks_after_an_entry() -> None:
     """Who brought it there; of an entry that does not tell, the first site that brings data."""
     for source in ("lngs", "nobody", None):
         found = Copy.from_entry(entry(KEY.host, source=source))
         assert found is not None
-        assert rucio.keeper(found, SITES) == "lngs"
+        assert keeper(found, SITES) == "lngs"
+
+
+# -- messages -------------------------------------------------------------------------------------
+
+
+def test_what_messages_tell_of() -> None:
+    """Datasets of rules, as hermes posts them, each once; whatever else comes is passed over."""
+    rule = {"scope": "s", "name": "raw", "rule_id": "1"}
+    told = [
+        {"index": {}},
+        {"event_type": "rule_ok", "payload": rule},
+        {"event_type": "datasetlock_ok", "payload": {**rule, "rse": "A_DISK"}},
+        {"event_type": "transfer-done", "payload": {"scope": "s", "name": "a.zip"}},
+        {"event_type": "rule_ok", "payload": {**rule, "name": 5}},
+        5,
+    ]
+    body = "\n".join(map(json.dumps, told)).encode()
+    assert [*datasets_in(body + b"\n{\n\xff\n" + b"[" * 100_000)] == ["s:raw"]
+
+
+@given(st.binary(max_size=200))
+def test_any_post_is_met_calmly(body: bytes) -> None:
+    """Nothing is raised."""
+    assert not [*datasets_in(body)]
 
 
 # -- sites.json -----------------------------------------------------------------------------------
@@ -438,10 +514,15 @@ def test_who_looks_after_an_entry() -> None:
 def test_the_catalogue_in_sites_json(tmp_path: Path) -> None:
     """Paths are relative to the file; a wrong value is told with its key; secrets are refused."""
     file = tmp_path / "sites.json"
-    good = {"rules": "rules.json", "periods": {"SR0": None, "SR1": "2020-01-01"}}
+    good = {
+        "rules": "rules.json",
+        "messages": "[::1]:9201",
+        "periods": {"SR0": None, "SR1": "2020-01-01"},
+    }
     file.write_text(json.dumps([{"name": "c", "method": "rucio", "rucio": good}]))
     settings = load_sites(file).get("c").rucio
     assert settings.rules == str(tmp_path / "rules.json")
+    assert settings.messages == ("::1", 9201)
     assert settings.periods[1].begins == datetime(2020, 1, 1, tzinfo=UTC)
     bad = {"auth_type": "magic", "password": "x", "timeot": 5, "periods": {"SR1": "2020-01-01"}}
     file.write_text(json.dumps([{"name": "c", "method": "rucio", "rucio": bad}]))

@@ -213,6 +213,7 @@ def test_a_field_that_changes_is_a_change(one: Any, other: Any) -> None:
         ([{}, {"host": "lngs"}], False),  # the copy itself is none of the others
         ([{}, {"host": "chicago", "verified_at": AT - timedelta(1)}], False),
         ([{}, {"host": "chicago", "verified_at": None}], False),
+        ([{"verified_at": None}, {"host": "chicago"}], True),  # that one counts by its entry
         ([{}, {"host": "nowhere"}], False),
     ],
 )
@@ -228,6 +229,5 @@ def test_how_many_good_copies(others: list[dict[str, Any]], enough: bool) -> Non
     }
     document = {"_id": 1, "data": [{**usual, "host": "lngs"}, *({**usual, **o} for o in others)]}
     run = Run.from_document(document)
-    hosts = frozenset({"tape", "chicago", "lngs"})
-    wanted = CopiesAtLeast.of(2, run.copies[0], verified_since=AT, hosts=hosts)
+    wanted = CopiesAtLeast.of(2, run.copies[0], {"tape": None, "chicago": AT, "lngs": AT})
     assert wanted.holds(run) == enough

@@ -171,8 +171,8 @@ def test_the_last_raw_copy_never_goes(keep: int) -> None:
     assert "1 good copies must remain" in why(answer)
 
 
-def test_an_archive_counts_by_its_entry_but_never_alone() -> None:
-    """Rucio's copy is one of those that must remain; it cannot be the only one."""
+def test_an_archive_never_counts_alone() -> None:
+    """Rucio's copy can be one of those that must remain; it cannot be the only one."""
     run = run_of(entry("lngs"), entry("chicago"), entry("rucio-catalogue"))
     assert isinstance(decided(run), Plan)
     alone = run_of(entry("lngs"), entry("rucio-catalogue"))
@@ -274,16 +274,48 @@ def test_a_late_reading_counts_for_some_days() -> None:
     assert isinstance(weighed(changed(run, "chicago", verified_at=NOW - 11 * DAY), sites), Ask)
 
 
-def test_an_archive_needs_no_reading() -> None:
-    """The readable one is asked, the archive is not."""
-    run = run_of(entry("lngs"), entry("chicago"), entry("rucio-catalogue"))
-    run = wanted_gone(run)
+def test_a_copy_on_tape_needs_no_reading() -> None:
+    """It was restored and compared before it was good: the readable one is asked, it is not."""
+    run = wanted_gone(run_of(entry("lngs"), entry("chicago"), entry("tape")))
     asked = weighed(run)
     assert isinstance(asked, Ask)
     assert [one.host for one in asked.copies] == ["chicago"]
     assert isinstance(weighed(changed(run, "chicago", verified_at=NOW)), Proven)
-    gone = changed(run, "rucio-catalogue", status="STUCK")
+    gone = changed(run, "tape", status="error")
     assert isinstance(weighed(changed(gone, "chicago", verified_at=NOW)), Withdraw)
+
+
+def test_a_copy_at_rucio_counts_once_it_was_compared() -> None:
+    """Not because an entry says that it is there: it is asked for, and waited for, as the others.
+
+    Once it was, however long ago, it proves what a copy on tape does.
+    """
+    run = wanted_gone(run_of(entry("lngs"), entry("chicago"), entry("rucio-catalogue")))
+    asked = weighed(run)
+    assert isinstance(asked, Ask)
+    assert [one.host for one in asked.copies] == ["chicago", "rucio-catalogue"]
+    run = changed(run, "chicago", verified_at=NOW)
+    asked = weighed(run)
+    assert isinstance(asked, Ask)
+    assert [one.host for one in asked.copies] == ["rucio-catalogue"]
+    run = changed(run, "rucio-catalogue", check_asked=NOW)
+    assert isinstance(weighed(run), Wait)
+    verdict = weighed(run, now=NOW + 7 * DAY)
+    assert isinstance(verdict, Withdraw)
+    assert verdict.why == "no answer from rucio-catalogue for 7 days"
+    compared = changed(run, "rucio-catalogue", verified_at=NOW - 300 * DAY)
+    assert isinstance(weighed(compared), Proven)
+    assert isinstance(weighed(changed(run, "rucio-catalogue", status="error")), Withdraw)
+
+
+def test_rucio_is_not_waited_for_where_others_are_enough() -> None:
+    """As many that can be read prove it without what was never compared."""
+    run = wanted_gone(run_of(*THREE, entry("rucio-catalogue")))
+    for host in ("chicago", "stockholm"):
+        run = changed(run, host, verified_at=NOW)
+    proven = weighed(run)
+    assert isinstance(proven, Proven)
+    assert [row["host"] for row in proven.proof] == ["chicago", "stockholm"]
 
 
 @pytest.mark.parametrize(
@@ -397,9 +429,10 @@ def test_what_goes_leaves_enough_behind(others: list[dict[str, Any]], keep: int)
         assert len(hosts) >= least
         assert hosts <= good
         read = {copy.host for copy in run.copies if copy.verified_at == NOW}
-        archives = {"rucio-catalogue", "tape"}
-        assert hosts - archives <= read
-        assert hosts & read - archives
+        compared = {copy.host for copy in run.copies if copy.verified_at is not None}
+        assert hosts - {"rucio-catalogue", "tape"} <= read
+        assert hosts - {"tape"} <= compared
+        assert hosts & read - {"rucio-catalogue", "tape"}
 
 
 # -- who says what --------------------------------------------------------------------------------

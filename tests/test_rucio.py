@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import filecmp
+import importlib
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -17,14 +19,20 @@ import trio
 from attrs import define, evolve, field
 from pymongo import MongoClient
 
-from caxev import CopyKey, GiveUp, Retry, Run, catalogue
+from caxev import CopyKey, GiveUp, Retry, Run, RunUpdate, catalogue, rulefiles
 from caxev.catalogue import Did, OverQuota
+from caxev.catalogue.errors import meaning_of
+from caxev.cli.admin import catalogue_problems
+from caxev.cli.errors import NO_SUCH_RUN
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
 from caxev.daemon import Options
 from caxev.files import digest_tree
 from caxev.job import utcnow
 from caxev.mongo import Database, Request
 from caxev.registry import Registry, recorded
+from caxev.retention import Plan, intent, plan
+from handlers import rucio
+from handlers.rucio import plan_upload
 from tests import engine
 from tests.conftest import Database as Named
 from tests.rucio_server import ACCOUNT, PASSWORD, RucioServer, rucio_server  # noqa: F401  # a fixture
@@ -160,8 +168,10 @@ def bench(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Bench:
-    """A bench with the password where the library's user has it."""
+    """A bench with the password where the library's user has it, and no other way to log in."""
     monkeypatch.setenv("RUCIO_PASSWORD", PASSWORD)
+    for name in ("RUCIO_CLIENT_PROXY", "X509_USER_PROXY", "RUCIO_CLIENT_CERT"):
+        monkeypatch.delenv(name, raising=False)
     return Bench(rucio_server, tmp_path)
 
 
@@ -266,6 +276,16 @@ def test_bytes_that_are_wrong_at_the_storage_are_brought_again(bench: Bench) -> 
     catalogue.upload(order, report=nobody)
     verdict = catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
     assert verdict.good == ("DISK1",)
+
+
+def test_the_catalogue_has_both_checksums_right(bench: Bench) -> None:
+    """An MD5 that is not the file's is told, though the ADLER32 is the same."""
+    order = bench.order(bench.run("a.zip"))
+    read, _ = catalogue.upload(order, report=nobody)
+    (one,) = read.files
+    other = evolve(one, md5="0" * 32)
+    verdict = catalogue.verify(bench.there, order.names.dataset, (other,), False, report=nobody)
+    assert verdict.bad == (f"a.zip has MD5 {one.md5}, not {'0' * 32} in the catalogue",)
 
 
 def test_a_download_takes_another_replica_for_a_bad_one(bench: Bench) -> None:
@@ -373,7 +393,9 @@ def test_no_room_no_rse_no_server_no_password(
     nowhere = evolve(order, there=evolve(bench.there, rucio_upload_rse="NOWHERE"))
     with pytest.raises(GiveUp, match="RSE does not exist"):
         catalogue.upload(nowhere, report=nobody)
-    away = evolve(order, there=evolve(bench.there, hostname="http://127.0.0.1:9"))
+    # Before anything is read: here there is nothing to read.
+    unread = evolve(order, location=f"{order.location}-not-there")
+    away = evolve(unread, there=evolve(bench.there, hostname="http://127.0.0.1:9"))
     with pytest.raises(Retry, match="Connection refused") as refused:
         catalogue.upload(away, report=nobody)
     assert refused.value.after is not None
@@ -384,6 +406,73 @@ def test_no_room_no_rse_no_server_no_password(
     assert "wrong" not in str(stranger.value)
     monkeypatch.setenv("RUCIO_PASSWORD", PASSWORD)
     assert catalogue.check(bench.there).endswith(f"knows us as {ACCOUNT}")
+
+
+def test_a_token_that_expired_is_renewed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word; where that is refused, it is tried again later, in Rucio's own words."""
+    token = bench.server.home / "token"
+    gone = f"{ACCOUNT}-tester-unknown-{'0' * 32}"  # the server answers to it as to an expired one
+    token.write_text(gone)
+    assert catalogue.check(bench.there).endswith(f"knows us as {ACCOUNT}")
+    assert token.read_text() != gone
+    token.write_text(gone)
+    monkeypatch.setenv("RUCIO_PASSWORD", "wrong")
+    with pytest.raises(Retry, match=r"CannotAuthenticate: .*Cannot authenticate") as refused:
+        catalogue.check(bench.there)
+    assert not isinstance(refused.value, OverQuota)
+    token.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("auth_type", "kind", "reason"),
+    [
+        ("x509_proxy", GiveUp, "finds no 'client_proxy' for x509_proxy"),
+        ("x509", GiveUp, "MissingClientParameter: .*'client_cert'"),
+        ("ssh", GiveUp, "MissingClientParameter: .*'ssh_private_key'"),
+        ("oidc", Retry, "OIDC authentication failed"),
+    ],
+)
+def test_each_way_to_log_in_says_what_is_lacking(
+    bench: Bench,
+    capsys: pytest.CaptureFixture[str],
+    auth_type: str,
+    kind: type[Exception],
+    reason: str,
+) -> None:
+    """In one line, and nothing of it on stdout, where a command's answer goes."""
+    bench.set_sites(rucio={"auth_type": auth_type})
+    (bench.server.home / "token").unlink(missing_ok=True)
+    with pytest.raises(kind, match=reason) as told:
+        catalogue.check(bench.there)
+    assert "\n" not in str(told.value)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "counted"),
+    [
+        ("CannotAuthenticate", Retry, True),
+        ("DatabaseException", Retry, True),
+        ("ReplicaUnAvailable", Retry, True),
+        ("ServiceUnavailable", Retry, False),
+        ("ServerConnectionException", Retry, False),
+        ("InsufficientAccountLimit", OverQuota, False),
+        ("RSEOverQuota", OverQuota, False),
+        ("FullStorage", OverQuota, False),
+        ("RSENotFound", GiveUp, None),
+        ("AccessDenied", GiveUp, None),
+        ("InvalidReplicationRule", GiveUp, None),
+    ],
+)
+def test_what_an_error_of_rucio_means(name: str, kind: type[Exception], counted: bool) -> None:
+    """Its own class and words are told; what waits for others to do something costs no attempt."""
+    theirs = importlib.import_module("rucio.common.exception")
+    meaning = meaning_of(getattr(theirs, name)("some words"), "upload of x", 60.0)
+    assert type(meaning) is kind
+    assert str(meaning).startswith(f"upload of x: {name}: ")
+    assert "some words" in str(meaning)
+    if isinstance(meaning, Retry):
+        assert (meaning.after is None) == counted
 
 
 # -- what the listeners do ------------------------------------------------------------------------
@@ -465,6 +554,13 @@ async def replayed(db: Database, site: str, **request: Any) -> None:
             await trio.sleep(0.1)
 
 
+def verified(bench: Bench, run: Run) -> catalogue.Verdict:
+    """What the storage of every RSE says of a run, compared with what is at lngs."""
+    order = bench.order(run)
+    read = catalogue.read_copy(order.here, order.location, order.names, report=nobody)
+    return catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
+
+
 @pytest.mark.replicaset
 async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, database: Named) -> None:
     """Byte by byte what they were; done again there is no new name, replica or rule."""
@@ -478,11 +574,18 @@ async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, datab
         await trio.to_thread.run_sync(bench.server.replicate)
         await replayed(db, "lngs", handler="rucio_rules", force=True)
         found = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
-        before = await trio.to_thread.run_sync(bench.server.counts)
+        scopes = {scope for run in runs for scope in bench.order(run).names.scopes}
+        before = await trio.to_thread.run_sync(bench.server.counts, scopes)
+        for run in found:  # so that the rules are looked at again, though nothing has changed
+            entry = run.copy(IN_RUCIO)
+            assert entry is not None
+            await db.update_run(RunUpdate.note(run, entry, rules=None), utcnow())
         for site in SITES:
             await replayed(db, site, force=True)
         again = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
-    assert await trio.to_thread.run_sync(bench.server.counts) == before
+    assert await trio.to_thread.run_sync(bench.server.counts, scopes) == before
+    verdicts = await trio.to_thread.run_sync(lambda: [verified(bench, run) for run in runs])
+    assert verdicts == [catalogue.Verdict(good=("DISK1", "DISK2"))] * RUNS
     assert [run.document["data"] for run in again] == [run.document["data"] for run in found]
     for run in found:
         entry, copy = run.copy(IN_RUCIO), run.copy(CopyKey("raw", "chicago"))
@@ -498,11 +601,104 @@ async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, datab
         assert same(bench.directory / "lngs" / run.name, Path(copy.location))
 
 
+@pytest.mark.replicaset
+async def test_a_rule_file_that_changes_is_applied(
+    bench: Bench, database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a listener runs, and after it did not; one in error is told and changes nothing."""
+    monkeypatch.setattr(rulefiles, "EVERY", 0.05)
+    file = bench.directory / "rules.json"
+    bench.set_sites(rucio={"rules": str(file), "ask_after": 3600})
+
+    def wanted(**rses: int) -> str:
+        return json.dumps([{"destination_rse": [*rses], "destination_livetime": rses}])
+
+    file.write_text(wanted(DISK1=-1))
+    run = stored(database, bench, bench.run())
+
+    async def rule_at(db: Database, rse: str, *, ends: bool) -> None:
+        async def there() -> bool:
+            entry = (await db.runs([run.id]))[run.id].copy(IN_RUCIO)
+            assert entry is not None
+            found = {row["rse"]: row["expires"] for row in entry.fields["rule_info"]}
+            return rse in found and (found[rse] is not None) == ends
+
+        await engine.until(there)
+
+    async with collaboration(bench, database, "lngs") as db:
+        await rule_at(db, "DISK1", ends=False)
+        file.write_text("no rules")
+        file.write_text(wanted(DISK1=-1, DISK2=-1))
+        await rule_at(db, "DISK2", ends=False)
+    file.write_text(wanted(DISK1=-1, DISK2=86400))
+    async with collaboration(bench, database, "lngs") as db:
+        await rule_at(db, "DISK2", ends=True)
+    dataset = Did.of(f"xe1t_SR001_{run.name}_tpc:raw")
+    rules = await trio.to_thread.run_sync(
+        lambda: list(bench.server.client.list_did_rules(*dataset))
+    )
+    assert sorted(one["rse_expression"] for one in rules) == ["DISK1", "DISK2"]
+
+
+@pytest.mark.replicaset
+async def test_a_rule_that_became_ok_is_told_by_a_message(bench: Bench, database: Named) -> None:
+    """By Rucio's own hermes: nobody asks meanwhile, and the entry says it before its due time."""
+    address = f"127.0.0.1:{bench.server.messages}"
+    bench.set_sites(rucio_transfer=["DISK2"], rucio={"messages": address})
+    run = stored(database, bench, bench.run())
+    async with collaboration(bench, database, "lngs") as db:
+        await rules_known(db, [run])
+        await trio.to_thread.run_sync(bench.server.replicate)
+        await trio.to_thread.run_sync(bench.server.deliver)
+        await settled(db, [run], "lngs", "rucio-catalogue", rse=["DISK1", "DISK2"])
+
+
+@pytest.mark.replicaset
+async def test_an_unchanged_rule_file_asks_for_nothing(bench: Bench, database: Named) -> None:
+    """Not in the next process either; nor does one that is in error or away."""
+    file = bench.directory / "rules.json"
+    bench.set_sites(rucio={"rules": str(file)})
+    run = stored(database, bench, bench.run())
+    site = bench.sites.get("lngs")
+    async with engine.opened(database) as db:
+        taken = await db.acquire("lngs", "a test", 60.0, utcnow())
+        assert taken is not None
+        tenure = taken[0]
+
+        async def asked_for() -> list[Any]:
+            files = rulefiles.RuleFiles(db, tenure, site, bench.sites)
+            before = len(await db.pending("lngs"))
+            await files.look()
+            await files.look()
+            return [one.runs for one in (await db.pending("lngs"))[before:]]
+
+        assert await asked_for() == []
+        file.write_text("[]")
+        assert await asked_for() == [(run.id,)]
+        assert await asked_for() == []
+        file.write_text("[{}, 1]")
+        assert await asked_for() == []
+        file.write_text("[{}]")
+        assert await asked_for() == [(run.id,)]
+
+
+def test_only_who_applies_the_rules_needs_their_file(bench: Bench) -> None:
+    """Who fetches from a catalogue is not kept from that by an error in its rule file."""
+    (bench.directory / "rules.json").write_text("[{}, 1]")
+    bench.set_sites(rucio={"rules": "rules.json"})
+    assert not list(catalogue_problems(bench.sites.get("chicago"), bench.sites))
+    (problem,) = catalogue_problems(bench.sites.get("lngs"), bench.sites)
+    assert "rules.json: rule 2" in problem
+
+
 # -- the command line -----------------------------------------------------------------------------
 
 
-def stored(database: Named, bench: Bench, run: Run) -> Run:
-    """A run that is in the catalogue, and whose document says so."""
+def stored(database: Named, bench: Bench, run: Run, *others: str, **fields: Any) -> Run:
+    """A run that is in the catalogue and at lngs, and whose document says so; `others` have it too.
+
+    `fields` go into the catalogue's entry, which does not say that it was compared.
+    """
     order = bench.order(run)
     read, found = catalogue.upload(order, report=nobody)
     entry = {
@@ -515,9 +711,15 @@ def stored(database: Named, bench: Bench, run: Run) -> Run:
         "source_name": run.name,
         "rse": list(found.rses),
         "rule_info": [one.to_row() for one in found.rules],
+        **fields,
     }
     here = {**run.document["data"][0], "status": "transferred", "manifest": order.manifest}
-    document = {**run.document, "data": [here, entry]}
+    data = [here, entry]
+    for host in others:
+        place = bench.directory / host / run.name
+        shutil.copytree(here["location"], place)
+        data.append({**here, "host": host, "location": str(place)})
+    document = {**run.document, "data": data}
     rows = [one.to_row() for one in read.files]
     with MongoClient[dict[str, Any]](database.uri) as client:
         client[database.name]["runs_new"].insert_one(document)
@@ -551,21 +753,250 @@ def test_what_the_commands_tell(bench: Bench, database: Named, online: Caxev) ->
     assert row["status"] == "RSEreupload"
 
 
+def ruled(bench: Bench, site: str, **fields: Any) -> None:
+    """Give a site further keys in sites.json."""
+    file = bench.directory / "sites.json"
+    entries = json.loads(file.read_text())
+    entries = [{**one, **(fields if one["name"] == site else {})} for one in entries]
+    file.write_text(json.dumps(entries))
+    bench.sites = load_sites(file)
+
+
 @pytest.mark.replicaset
-def test_giving_a_dataset_up_needs_proof(
+def test_locate_takes_its_filters_together(
     bench: Bench,
     database: Named,
     online: Caxev,  # noqa: F811  # the fixture
 ) -> None:
-    """Without two other copies that were compared today nothing happens but that they are asked."""
+    """By RSE, number of RSEs, status, time, tag and number; entries, rules, or what is absent."""
+    bench.set_sites()
+    run, other = stored(database, bench, bench.run()), bench.run()
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        runs.insert_one({**other.document, "start": datetime.now(UTC)})
+        runs.update_one({"_id": run.number}, {"$set": {"tags": [{"name": "good"}]}})
+    every = ("--from-run", str(run.number), "--to-run", str(other.number))
+
+    def located(*options: str) -> list[int]:
+        answer = online("rucio", "locate", *options, "--json")
+        assert answer.code == 0
+        return [int(row["run"]) for row in json.loads(answer.out)]
+
+    assert located(*every) == [run.number]
+    assert located(*every, "--method", "absent") == [other.number]
+    assert located(*every, "--rse", "DISK1", "--copies", "1", "--status", "transferred")
+    for unmet in (("--rse", "DISK2"), ("--copies", "2"), ("--status", "error")):
+        assert located(*every, *unmet) == []
+    assert located("--tag", "good") == [run.number]
+    assert located("--tag", "good", "--detector", "tpc") == [run.number]
+    assert online("rucio", "locate", "--tag", "good", "--detector", "muon_veto").code == NO_SUCH_RUN
+    assert located("--last-days", "7") == []
+    assert located("--last-days", "7", "--method", "absent") == [other.number]
+    rules = json.loads(online("rucio", "locate", *every, "--method", "rules", "--json").out)
+    assert [row["rule"] for row in rules] == ["DISK1 OK"]
+    wrong = online("rucio", "locate", "--from-run", "2", "--to-run", "1")
+    assert (wrong.code, "--from-run 2 is after --to-run 1" in wrong.err) == (2, True)
+
+
+@pytest.mark.replicaset
+def test_get_and_put_ask_for_what_is_not_there(
+    bench: Bench,
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+) -> None:
+    """A dry run asks for nothing; what was given up, or waits, is tried again; all else stays."""
     bench.set_sites()
     run = stored(database, bench, bench.run())
-    answer = online("rucio", "rm", "--run", str(run.number), "--why", "a test")
-    assert (answer.code, "asked lngs" in answer.out) == (1, True)
+    number = str(run.number)
+    get = ("rucio", "get", "--run", number, "--to", "chicago", "--rse", "DISK1")
+    put = ("rucio", "put", "--run", number, "--from", "lngs")
     with MongoClient[dict[str, Any]](database.uri) as client:
-        (document,) = client[database.name]["runs_new"].find()
-    assert [one["status"] for one in document["data"]] == ["transferred", "transferred"]
-    assert "check_asked" in document["data"][0]
+        runs = client[database.name]["runs_new"]
+        for command in (get, (*get[:-1], "DISK2"), put):
+            assert online(*command, "--dry-run").code == 0
+        (document,) = runs.find()
+        assert [one["host"] for one in document["data"]] == ["lngs", "rucio-catalogue"]
+        assert online(*get).code == 0
+        wish = entry_at(runs, "chicago")
+        assert (wish["status"], wish["source"]) == ("requested", "rucio-catalogue")
+        assert wish["from_rse"] == "DISK1"
+        assert "there already: transferred" in online(*put).out
+        for status in ("error", "RSEquota", "RSEreupload"):
+            then = {"data.$.status": status, "data.$.trigger": "x"}
+            runs.update_one({"data.host": "rucio-catalogue"}, {"$set": then})
+            assert "would be asked for" in online(*put, "--dry-run").out
+            assert entry_at(runs, "rucio-catalogue")["status"] == status
+            assert online(*put).code == 0
+            again = entry_at(runs, "rucio-catalogue")
+            assert (again["status"], again["source"]) == ("requested", "lngs")
+            (document,) = runs.find()
+            planned = plan_upload(
+                Run.from_document(document),
+                IN_RUCIO,
+                bench.sites.get("lngs"),
+                bench.sites,
+                name=IN_RUCIO.host,
+                trigger="y",
+            )
+            assert isinstance(planned, rucio.Plan)
+    target = bench.directory / "fetched"
+    target.mkdir()
+    here = ("rucio", "get", "--run", number, "--to", str(target))
+    assert online(*here, "--dry-run").code == 0
+    answer = online(*here, "--rse", "DISK2")
+    assert (answer.code, "no replica is available at DISK2" in answer.out) == (1, True)
+    assert list(target.glob("[!.]*")) == []
+
+
+@pytest.mark.replicaset
+def test_check_compares_both_ways(
+    bench: Bench,
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+) -> None:
+    """A dataset that no run at all has, two entries for one, and every version of derived data."""
+    bench.set_sites()
+    run, other = (stored(database, bench, bench.run()) for _ in range(2))
+    check = ("rucio", "check", "--run", str(run.number), "--json")
+    told = [row["location"] for row in json.loads(online(*check, "--all").out)]
+    places = {one: f"xe1t_SR001_{one.name}_tpc:raw" for one in (run, other)}
+    assert not {*places.values()}.intersection(told)
+    order = bench.order(bench.run("a.root"))
+    derived = evolve(order.names, dataset=Did(order.names.dataset.scope, "processed_pax_v1"))
+    catalogue.upload(evolve(order, names=derived), report=nobody)
+    processed = (*check, "--type", "processed")
+    told = [row["location"] for row in json.loads(online(*processed, "--all").out)]
+    assert str(derived.dataset) in told
+    assert json.loads(online(*processed, "--all", "--version", "v2").out) == []
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        entry = {"type": "processed", "host": "rucio-catalogue", "status": "error"}
+        versions = [{**entry, "pax_version": one} for one in ("v1", "v2")]
+        twice = next(one for one in run.document["data"] if one["host"] == "rucio-catalogue")
+        added = {"$push": {"data": {"$each": [*versions, twice]}}}
+        runs.update_one({"_id": run.number}, added)
+        told = [row["problem"] for row in json.loads(online(*processed).out)]
+        assert told == ["the entry is error"] * 2
+        (row,) = json.loads(online(*check).out)
+        assert row["problem"] == "2 entries for one dataset"
+        client[database.name]["caxev_manifests"].delete_many({})
+        check = ("rucio", "check", "--run", str(other.number), "--json")
+        (row,) = json.loads(online(*check, "--repair").out)
+        assert "what its files must be is not known" in row["problem"]
+        assert row["repair"] == "its site compares it"
+        document = runs.find_one({"_id": other.number})
+        assert document is not None
+        assert "check_asked" in document["data"][1]
+
+
+@pytest.mark.replicaset
+def test_rules_are_looked_at_anew_when_a_person_asks(
+    bench: Bench,
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+) -> None:
+    """For the runs that are meant; without --apply nothing is written."""
+    bench.set_sites()
+    run = stored(database, bench, bench.run(), rules="a digest")
+    rules = ("rucio", "rules", "--run", str(run.number))
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        assert online(*rules, "--dry-run").code == 0
+        assert entry_at(runs, "rucio-catalogue")["rules"] == "a digest"
+        assert online(*rules, "--apply").out == "1 runs: asked lngs\n"
+        assert entry_at(runs, "rucio-catalogue")["rules"] is None
+        assert client[database.name]["caxev_requests"].count_documents({}) == 1
+    assert online("rucio", "rules", "--apply", "--last-days", "1").code == NO_SUCH_RUN
+    both = online(*rules, "--apply", "--dry-run")
+    assert (both.code, "say one of" in both.err) == (2, True)
+
+
+@pytest.mark.replicaset
+def test_giving_a_dataset_up_is_decided_as_any_deletion(
+    bench: Bench,
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+) -> None:
+    """Not with too few others, not with a protecting tag, not while it is fetched; then it may."""
+    bench.set_sites()
+    run = stored(database, bench, bench.run())
+    rm = ("rucio", "rm", "--run", str(run.number), "--why", "a test")
+    answer = online(*rm)
+    assert (answer.code, "3 good copies must remain" in answer.out) == (1, True)
+    ruled(bench, "rucio-catalogue", deletion={"copies": 1, "protect": ["keep"]})
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        runs.update_one({}, {"$set": {"tags": [{"name": "keep"}]}})
+        answer = online(*rm)
+        assert (answer.code, "is tagged keep" in answer.out) == (1, True)
+        coming = {"type": "raw", "host": "chicago", "status": "transferring"}
+        coming |= {"source": "rucio-catalogue"}
+        runs.update_one({}, {"$set": {"tags": []}, "$push": {"data": coming}})
+        answer = online(*rm)
+        assert (answer.code, "being read" in answer.out) == (1, True)
+        runs.update_one({}, {"$pull": {"data": {"host": "chicago"}}})
+        assert "would go" in online(*rm, "--dry-run").out
+        assert entry_at(runs, "rucio-catalogue")["status"] == "transferred"
+        assert online(*rm).code == 0
+        assert entry_at(runs, "rucio-catalogue")["status"] == "deleting"
+        assert "going already" in online(*rm).out
+        cancel = ("rm", "--run", str(run.number), "--site", "rucio-catalogue", "--cancel")
+        assert online(*cancel).code == 0
+        assert entry_at(runs, "rucio-catalogue")["status"] == "transferred"
+
+
+def entry_at(runs: Any, host: str) -> dict[str, Any]:
+    """The only run's entry of that host."""
+    (document,) = runs.find()
+    found: dict[str, Any] = next(one for one in document["data"] if one["host"] == host)
+    return found
+
+
+@pytest.mark.replicaset
+async def test_what_goes_goes_on_a_proof_that_compared_the_replicas(
+    bench: Bench, database: Named
+) -> None:
+    """A copy on disk, for which the catalogue's counts; then the dataset, for which others do.
+
+    The catalogue's entry does not say that it was ever compared: that is asked for and done first.
+    """
+    bench.set_sites()
+    for name in ("lngs", "rucio-catalogue"):
+        ruled(bench, name, deletion={"copies": 2})
+    first = stored(database, bench, bench.run(), "chicago")
+    second = stored(database, bench, bench.run(), "chicago")
+    async with collaboration(bench, database) as db:
+        for run, host in ((first, "lngs"), (second, "rucio-catalogue")):
+            site = bench.sites.get(host)
+            mine = run.copy(CopyKey("raw", host))
+            assert mine is not None
+            wanted = plan(run, mine, site, bench.sites, by="me", why="a test", keep=2)
+            assert isinstance(wanted, Plan), wanted
+            now = utcnow()
+            assert await db.update_run(intent(run, wanted, bench.sites, now), now) is not None
+
+        async def gone(run: Run, host: str) -> Run | None:
+            now = (await db.runs([run.id]))[run.id]
+            return now if now.copy(CopyKey("raw", host)) is None else None
+
+        first = await engine.until(lambda: gone(first, "lngs"))
+        second = await engine.until(lambda: gone(second, "rucio-catalogue"))
+    assert not (bench.directory / "lngs" / first.name).exists()
+    compared = first.copy(IN_RUCIO)
+    assert compared is not None
+    assert compared.verified_at is not None
+    (stone,) = first.document["deleted_data"]
+    proof = {row["host"]: row["verified_at"] for row in stone["proof"]}
+    assert proof.keys() == {"chicago", "rucio-catalogue"}
+    assert proof["rucio-catalogue"] == compared.fields["verified_at"]
+    (stone,) = second.document["deleted_data"]
+    assert {row["host"] for row in stone["proof"]} == {"lngs", "chicago"}
+    assert (stone["by"], stone["why"]) == ("me", "a test")
+    dataset = Did.of(f"xe1t_SR001_{second.name}_tpc:raw")
+    (rule,) = await trio.to_thread.run_sync(
+        lambda: list(bench.server.client.list_did_rules(*dataset))
+    )
+    assert rule["expires_at"] is not None
 
 
 @pytest.mark.replicaset
@@ -576,31 +1007,27 @@ def test_copies_on_disk_are_purged_only_for_a_dataset_that_was_compared(
 ) -> None:
     """A row in the catalogue is no reason, too few others are none; with both the copy goes."""
     bench.set_sites()
-    file = bench.directory / "sites.json"
-    catalogue_, lngs, chicago = json.loads(file.read_text())
-    lngs["deletion"] = {"copies": 2}
-    file.write_text(json.dumps([catalogue_, lngs, chicago]))
+    ruled(bench, "lngs", deletion={"copies": 2})
     run = stored(database, bench, bench.run())
     purge = ("rucio", "purge", "--site", "lngs", "--run", str(run.number))
     with MongoClient[dict[str, Any]](database.uri) as client:
         runs = client[database.name]["runs_new"]
-
-        def entry(host: str) -> dict[str, Any]:
-            (document,) = runs.find()
-            return next(one for one in document["data"] if one["host"] == host)
-
         answer = online(*purge)
         assert (answer.code, "never compared: asked" in answer.out) == (1, True)
-        assert "check_asked" in entry("rucio-catalogue")
+        assert "check_asked" in entry_at(runs, "rucio-catalogue")
         compared = {"data.$.verified_at": datetime.now(UTC)}
         runs.update_one({"data.host": "rucio-catalogue"}, {"$set": compared})
         answer = online(*purge)
         assert (answer.code, "2 good copies must remain" in answer.out) == (0, True)
-        assert entry("lngs")["status"] == "transferred"
-        other = {**entry("lngs"), "host": "chicago", "location": f"{chicago['dir_raw']}/run"}
+        assert entry_at(runs, "lngs")["status"] == "transferred"
+        other = {
+            **entry_at(runs, "lngs"),
+            "host": "chicago",
+            "location": f"{bench.made('chicago')}/run",
+        }
         runs.update_one({}, {"$push": {"data": other}})
         assert "would go" in online(*purge, "--dry-run").out
-        assert entry("lngs")["status"] == "transferred"
+        assert entry_at(runs, "lngs")["status"] == "transferred"
         assert online(*purge).code == 0
-        assert entry("lngs")["status"] == "deleting"
-        assert entry("lngs")["deletion"]["why"] == "caxev rucio purge"
+        assert entry_at(runs, "lngs")["status"] == "deleting"
+        assert entry_at(runs, "lngs")["deletion"]["why"] == "caxev rucio purge"

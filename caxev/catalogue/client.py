@@ -18,10 +18,11 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import UTC, datetime
 from threading import Lock
 from time import monotonic
@@ -106,6 +107,12 @@ class Found:
         """The rules that are not OK yet."""
         return tuple(one for one in self.rules if not one.ok and one.state != ENDED)
 
+    @property
+    def lasting(self) -> frozenset[str]:
+        """The RSEs that have all of it and keep it: by a rule without an end."""
+        kept = {one.rse for one in self.rules if one.ok and one.expires is None}
+        return frozenset(kept.intersection(self.rses))
+
 
 @frozen
 class Settlement:
@@ -178,12 +185,14 @@ def upload(order: Upload, *, report: Report) -> tuple[Digested, Found]:
     if entrance is None:
         raise GiveUp(f"{order.there.name} names no rucio_upload_rse in sites.json")
     root = confine(order.location, order.here.roots)
-    sha512 = order.manifest is None
-    read = digest_for_catalogue(root, order.names, sha512=sha512, report=report)
-    _check_digest(order, read.manifest)
     with connected(order.there, f"upload of {order.names.dataset}") as rucio:
+        # First, so that a server that is away, or no such RSE, costs no reading.
+        storage = rucio.storage(entrance)
+        sha512 = order.manifest is None
+        read = digest_for_catalogue(root, order.names, sha512=sha512, report=report)
+        _check_digest(order, read.manifest)
         is_new = rucio.make(order.names)
-        sending = _Sending(rucio, rucio.storage(entrance), root, order.names.dataset, report)
+        sending = _Sending(rucio, storage, root, order.names.dataset, report)
         sending.send(read.files, known=not is_new)
         rucio.attach(order.names.dataset, read.files)
         if not any(one.rse == entrance for one in rucio.rules(order.names.dataset)):
@@ -388,17 +397,24 @@ def _client(there: Site) -> Any:
         "password": secret("RUCIO_PASSWORD"),
         "client_proxy": there.grid_cert,
     }
-    return Client(
-        rucio_host=there.hostname,
-        auth_host=settings.auth_host or there.hostname,
-        account=there.rucio_account,
-        ca_cert=settings.ca_cert,
-        auth_type=settings.auth_type,
-        creds={name: value for name, value in credentials.items() if value is not None},
-        timeout=settings.timeout,
-        user_agent="caxev",
-        logger=_quiet,
-    )
+    try:
+        with redirect_stdout(sys.stderr):  # where it tells a person how to log in
+            return Client(
+                rucio_host=there.hostname,
+                auth_host=settings.auth_host or there.hostname,
+                account=there.rucio_account,
+                ca_cert=settings.ca_cert,
+                auth_type=settings.auth_type,
+                creds={name: value for name, value in credentials.items() if value is not None},
+                timeout=settings.timeout,
+                user_agent="caxev",
+                logger=_quiet,
+            )
+    except KeyError as lacking:  # as it says that there is no proxy
+        how = settings.auth_type or "what rucio.cfg says"
+        raise GiveUp(f"Rucio's client finds no {lacking} for {how}") from lacking
+    except EOFError as alone:  # it asks a person, and there is none
+        raise Retry("Rucio's client asks a person to log in: do so once with its own") from alone
 
 
 @define(eq=False)
@@ -519,8 +535,9 @@ class _Rucio:
 
     def add_rule(self, dataset: Did, rse: str, lifetime: int | None) -> None:
         """Ask for a replica at an RSE, unless that has been asked for."""
-        add = self.client.add_replication_rule
-        _unless("DuplicateRule", add, [_row(dataset)], 1, rse, lifetime=lifetime)
+        add, notify = self.client.add_replication_rule, "Y" if self.there.rucio.messages else "N"
+        options = {"lifetime": lifetime, "notify": notify}
+        _unless("DuplicateRule", add, [_row(dataset)], 1, rse, **options)
 
     def look(self, dataset: Did) -> Found:
         """How the dataset stands."""
@@ -543,8 +560,10 @@ class _Rucio:
         if self._exists(dataset) is None:
             return Verdict(bad=(f"{dataset} is not in the catalogue",))
         wanted = {one.name: one for one in files}
-        bad = _unlike(wanted, self.client.list_files(*dataset))
         rows = self.replicas([dataset])
+        md5 = {row["name"]: row.get("md5") for row in rows}  # which list_files does not tell
+        listed = ({**row, "md5": md5.get(row["name"])} for row in self.client.list_files(*dataset))
+        bad = _unlike(wanted, listed)
         rses = [rse for rse in _complete({*wanted}, rows) if rse not in {*without}]
         if bad or not deep:
             return Verdict(() if bad else tuple(rses), tuple(bad))
@@ -590,7 +609,8 @@ def _unlike(wanted: Mapping[str, Checked], rows: Iterable[Row]) -> list[str]:
     bad = [f"{name} is missing" for name in sorted(wanted.keys() - listed.keys())]
     bad += [f"{name} is not one of the run's" for name in sorted(listed.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & listed.keys()):
-        why = wanted[name].differs(listed[name]["bytes"], listed[name]["adler32"])
+        row = listed[name]
+        why = wanted[name].differs(row["bytes"], row["adler32"], row.get("md5"))
         bad += [f"{name} {why} in the catalogue"] if why else []
     return bad
 

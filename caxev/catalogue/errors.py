@@ -13,6 +13,8 @@ from typing import Final
 from caxev.job import GiveUp, Retry
 
 _LONGEST: Final = 500
+ROOM_AGAIN: Final = 3600.0
+"""Seconds after which an RSE that was full is tried again."""
 
 HOPELESS: Final = frozenset(
     {
@@ -35,6 +37,7 @@ HOPELESS: Final = frozenset(
         "ManualRuleApprovalBlocked",
         "MissingClientParameter",
         "MissingDependency",
+        "MissingModuleException",
         "NoAuthInformation",
         "RSEFileNameNotSupported",
         "RSENotFound",
@@ -53,7 +56,13 @@ FULL: Final = frozenset({"FullStorage", "InsufficientAccountLimit", "RSEOverQuot
 
 
 class OverQuota(Retry):
-    """There is no room for it at the RSE: by the account's limit there, or at all."""
+    """There is no room for it at the RSE: by the account's limit there, or at all.
+
+    It is tried again for ever, since somebody will make room, but not often.
+    """
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, after=ROOM_AGAIN)
 
 
 @contextmanager

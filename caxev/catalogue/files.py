@@ -52,16 +52,17 @@ class Checked:
     def differs(self, size: object, adler32: object, md5: object = None) -> str | None:
         """Why what has this size and these checksums is not this file; None where it is.
 
-        A checksum that is not known on either side says nothing; without any, nothing is proven.
+        Every checksum that is known on both sides must be the same; without any, nothing is proven.
         """
         if size != self.size:
             return f"has {size} bytes, not {self.size}"
-        if isinstance(adler32, str) and adler32:
-            same = adler32.lower().rjust(8, "0") == self.adler32
-            return None if same else f"has ADLER32 {adler32}, not {self.adler32}"
-        if isinstance(md5, str) and md5 and self.md5:
-            return None if md5.lower() == self.md5 else f"has MD5 {md5}, not {self.md5}"
-        return "has no checksum"
+        has_adler32 = isinstance(adler32, str) and adler32 != ""
+        has_md5 = isinstance(md5, str) and md5 != "" and self.md5 != ""
+        if has_adler32 and str(adler32).lower().rjust(8, "0") != self.adler32:
+            return f"has ADLER32 {adler32}, not {self.adler32}"
+        if has_md5 and str(md5).lower() != self.md5:
+            return f"has MD5 {md5}, not {self.md5}"
+        return None if has_adler32 or has_md5 else "has no checksum"
 
     def to_row(self) -> dict[str, Any]:
         """As a document."""

@@ -194,7 +194,8 @@ def catalogue_problems(here: Site, known: Sites) -> Iterable[str]:
     if needed and (why := catalogue.missing()) is not None:
         yield f"{here.name} needs a catalogue, but {why}"
     for there in catalogues:
-        if there.rucio.rules is not None:
+        # Only who brings data there applies the rules.
+        if there.rucio.rules is not None and there.name in here.upload_options:
             try:
                 catalogue.load_rules(there.rucio.rules)
             except ConfigError as error:

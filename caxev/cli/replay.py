@@ -216,7 +216,7 @@ async def _ask(
 
     found = await wanted.find(database, database.settings)
     ids = [run.id for run in found]
-    requests = [evolve(request, runs=page) for page in _pages(ids)]
+    requests = [evolve(request, runs=page) for page in pages(ids)]
     return [{**await leave(database, site, requests), "runs": len(ids)} for site in sites]
 
 
@@ -255,7 +255,8 @@ def me() -> str:
     return f"{user}@{socket.gethostname()}"
 
 
-def _pages(ids: Sequence[RunId]) -> Iterator[tuple[RunId, ...]]:
+def pages(ids: Sequence[RunId]) -> Iterator[tuple[RunId, ...]]:
+    """As many runs as one request can name, and again."""
     return (tuple(ids[i : i + _PAGE]) for i in range(0, len(ids), _PAGE))
 
 
@@ -270,7 +271,7 @@ async def _plan(
     runs = await wanted.find(database, database.settings)
     names = {run.id: label(run) for run in runs}
     rows = []
-    for page in _pages(list(names)):
+    for page in pages(list(names)):
         for site, registry in places.items():
             rows += [
                 {

@@ -91,7 +91,7 @@ def rm(
         rows = options.with_database(lambda database: _by_rules(database, here, sites))
         show(Table(_COLUMNS, rows), as_json=as_json, empty=f"{site} has no copies")
         return
-    if not here.listener:
+    if not here.listener and here.method != "rucio":
         raise ConfigError(f"{site} has no listener of its own, says sites.json: nobody deletes")
     errand = Errand(here, sites, one(number, name, detector), kind, version, force_less)
     if dry_run:

@@ -17,7 +17,7 @@ from attrs import Factory, evolve, field, frozen
 
 from caxev.config.errors import Problems, read_keys
 
-AUTH_TYPES: Final = ("userpass", "x509", "x509_proxy", "gss", "ssh", "oidc", "saml")
+AUTH_TYPES: Final = ("userpass", "x509", "x509_proxy", "gss", "ssh", "oidc")
 """The ways in which a Rucio client proves who it is."""
 _PART: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -47,7 +47,7 @@ class Catalogue:
     not OK is first looked at again.
     `experiment` begins every scope; `periods` are the science runs in the order of time,
     `detectors` the short names that detectors have in scopes. `rules`: the rule file, None: what
-    ``rucio_transfer`` names.
+    ``rucio_transfer`` names. `messages`: the address at which Rucio's hermes is listened to.
     """
 
     auth_type: str | None = None
@@ -61,6 +61,7 @@ class Catalogue:
     periods: tuple[Period, ...] = FIRST_PERIODS
     detectors: Mapping[str, str] = field(default=Factory(dict), hash=False)
     rules: str | None = None
+    messages: tuple[str, int] | None = None
 
     def resolved(self, base: Path) -> Catalogue:
         """The same with paths below `base` where they are relative."""
@@ -94,6 +95,13 @@ def _auth_type(value: Any) -> str:
 def _seconds(value: Any) -> int:
     _sure(isinstance(value, int) and not isinstance(value, bool) and value > 0)
     return int(value)
+
+
+def _address(value: Any) -> tuple[str, int]:
+    _sure(isinstance(value, str))
+    host, colon, port = value.rpartition(":")
+    _sure(host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16)
+    return host.strip("[]"), int(port)
 
 
 def _detectors(value: Any) -> dict[str, str]:
@@ -134,6 +142,7 @@ _READ: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     ),
     "detectors": ('short names of detectors, as {"muon_veto": "mv"}, or null', _detectors),
     "rules": ("a path or null", _text),
+    "messages": ('host and port, as "127.0.0.1:9201", or null', _address),
 }
 
 

@@ -370,6 +370,10 @@ class Database:
         await self._call(self._store.save_position, tenure, position, now)
         point("mongo.position.after")
 
+    async def rules_applied(self, tenure: Tenure, digests: Mapping[str, str]) -> None:
+        """Note the digests of the rule files that were applied, by catalogue. Raises `Deposed`."""
+        await self._call(self._store.rules_applied, tenure, digests)
+
     async def finish_scan(
         self,
         tenure: Tenure,

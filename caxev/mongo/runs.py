@@ -182,6 +182,10 @@ def _at_least(wanted: CopiesAtLeast) -> Document:
         is_text = {"$and": [{"$eq": [{"$type": value}, "string"]}, {"$ne": [value, ""]}]}
         return {"$cond": [is_text, value, None]}
 
+    def verified(since: datetime) -> Document:
+        dated = {"$eq": [{"$type": "$$copy.verified_at"}, "date"]}
+        return {"$and": [dated, {"$gte": ["$$copy.verified_at", since]}]}
+
     conditions: list[Document] = [
         {"$eq": ["$$copy.type", {"$literal": wanted.key.type}]},
         {"$eq": [text("pax_version"), {"$literal": wanted.key.version}]},
@@ -191,9 +195,11 @@ def _at_least(wanted: CopiesAtLeast) -> Document:
     ]
     if wanted.hosts is not None:
         conditions.append({"$in": ["$$copy.host", {"$literal": sorted(wanted.hosts)}]})
-    if wanted.verified_since is not None:
-        dated = {"$eq": [{"$type": "$$copy.verified_at"}, "date"]}
-        conditions += [dated, {"$gte": ["$$copy.verified_at", wanted.verified_since]}]
+        conditions += [
+            {"$or": [{"$ne": ["$$copy.host", {"$literal": host}]}, verified(since)]}
+            for host, since in sorted(wanted.hosts.items())
+            if since is not None
+        ]
     by_checksum: Document = {
         "$and": [
             {"$ne": [{"$literal": wanted.checksum}, None]},

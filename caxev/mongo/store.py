@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 from bson.timestamp import Timestamp
 from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -74,7 +74,10 @@ class Tenure:
 
 @frozen
 class SiteRecord:
-    """A site's document. `expires`: when the lease lapses unless renewed, UTC."""
+    """A site's document. `expires`: when the lease lapses unless renewed, UTC.
+
+    `rules` are the digests of the rule files that were applied last, by catalogue.
+    """
 
     site: str
     epoch: int
@@ -88,6 +91,7 @@ class SiteRecord:
     gaps: tuple[Gap, ...]
     requests: int
     watched: Watched = NO_FIELDS
+    rules: Mapping[str, str] = field(factory=dict)
 
     @classmethod
     def from_document(cls, document: Document) -> SiteRecord:
@@ -109,6 +113,7 @@ class SiteRecord:
             watched=Watched(
                 frozenset(watched.get("run", ())), frozenset(watched.get("copies", ()))
             ),
+            rules={row["catalogue"]: row["digest"] for row in document.get("rules", ())},
         )
 
 
@@ -260,6 +265,11 @@ class Store:
     async def save_position(self, tenure: Tenure, position: Position, now: datetime) -> None:
         """Remember where to go on. Raises `Deposed`."""
         await self._set_site(tenure, position_fields(position, now), None)
+
+    async def rules_applied(self, tenure: Tenure, digests: Mapping[str, str]) -> None:
+        """Note which rule files were applied last. Raises `Deposed`."""
+        rows = [{"catalogue": name, "digest": digest} for name, digest in digests.items()]
+        await self._set_site(tenure, {"rules": rows}, None)
 
     async def finish_scan(
         self,
@@ -597,6 +607,7 @@ _SITE_FIELDS: Final = dict.fromkeys(
         "position",
         "scanned",
         "streamed",
+        "rules",
         "trouble",
         "gaps",
         "requests",

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def put(*, source: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Have runs brought into the catalogue by the listener of the site that has them.
 
-    What waits there as RSEreupload or RSEquota is tried again at once.
+    What waits there as RSEreupload or RSEquota, and what was given up, is tried again at once.
     """
     state().log("warning")
     chosen, site = Chosen.of(options), state().sites().get(source)
@@ -84,8 +84,9 @@ class Wish:
             return f"{self.source} has {f'it as {good[0].status}' if good else 'no such copy'}"
         key = CopyKey(kind, self.target, good[0].version)
         there = run.copy(key)
-        if there is not None and there.status in WAITING:
-            return RunUpdate.change_copy(run, there, WAITING[0], trigger=None, owner=None)
+        if there is not None and there.status in AGAIN and self.target == self.chosen.there.name:
+            anew = {"source": self.source, "trigger": None, "owner": None, "error": None}
+            return RunUpdate.change_copy(run, there, REQUESTED, checksumproblem=None, **anew)
         if there is not None:
             return f"it is there already: {there.status}"
         return RunUpdate.add_copy(
@@ -102,8 +103,8 @@ class Wish:
         )
 
 
-WAITING: Final = ("RSEreupload", "RSEquota")
-"""States of an entry whose upload is to be tried again."""
+AGAIN: Final = ("RSEreupload", "RSEquota", "error")
+"""States of an entry whose upload can be tried again."""
 
 
 def _request(wish: Wish, *, dry_run: bool, as_json: bool) -> None:

@@ -100,8 +100,18 @@ class Chosen:
 
     def entry(self, run: Run) -> Copy | None:
         """The run's entry at the catalogue."""
-        same = (one for one in run.copies if one.host == self.there.name and one.type == self.kind)
-        return next((one for one in same if self.version in (None, one.version)), None)
+        return next(iter(self.entries(run)), None)
+
+    def entries(self, run: Run) -> list[Copy]:
+        """The run's entries at the catalogue: of derived data one for each version."""
+        same = [one for one in run.copies if one.host == self.there.name and one.type == self.kind]
+        found = {one.key: one for one in reversed(same) if self.version in (None, one.version)}
+        return [*reversed(found.values())]
+
+    def means(self, dataset: str) -> bool:
+        """Whether a dataset of this name holds such data."""
+        kind, _, version = dataset.partition("_pax_")
+        return kind == self.kind and self.version in (None, version)
 
     async def runs(self, database: Database) -> list[Run]:
         """Read the runs whole."""
@@ -132,3 +142,33 @@ async def checked(database: Database, entry: Copy) -> Any:
         return None
     rows = await database.load_manifest(catalogue.stored_as(entry.manifest))
     return None if rows is None else tuple(map(catalogue.Checked.from_row, rows))
+
+
+async def ask_to_compare(database: Database, run: Run, entry: Copy) -> bool:
+    """Have an entry's replicas compared by its site; whether that could be written."""
+    from caxev.job import utcnow
+    from caxev.model import RunUpdate
+
+    now = utcnow()
+    return await database.update_run(RunUpdate.note(run, entry, check_asked=now), now) is not None
+
+
+async def look_again(database: Database, chosen: Chosen, runs: Sequence[Run]) -> list[str]:
+    """Have the rules of these runs looked at anew, by the sites that bring data there: which."""
+    from caxev.cli.replay import leave, pages
+    from caxev.job import utcnow
+    from caxev.model import RunUpdate
+    from caxev.mongo import Request
+
+    for run in runs:
+        for entry in chosen.entries(run):
+            await database.update_run(RunUpdate.note(run, entry, rules=None), utcnow())
+    sites = [one for one in state().sites().values() if chosen.there.name in one.upload_options]
+    asked = [one.name for one in sites if one.listener]
+    requests = [
+        Request("replay", page, handler="rucio_rules", force=True)
+        for page in pages([run.id for run in runs])
+    ]
+    for name in asked:
+        await leave(database, name, requests)
+    return asked

@@ -11,7 +11,15 @@ from attrs import define, field
 from caxev.cli.errors import FAILED
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import Table, show
-from caxev.cli.rucio.chosen import Chosen, checked, nobody, rucio, selecting
+from caxev.cli.rucio.chosen import (
+    Chosen,
+    ask_to_compare,
+    checked,
+    look_again,
+    nobody,
+    rucio,
+    selecting,
+)
 
 if TYPE_CHECKING:
     from caxev.catalogue import Found, Verdict
@@ -135,19 +143,32 @@ class Checking:
 
         from caxev import catalogue
 
-        known: set[str] = set()
         for run in await self.chosen.runs(database):
-            known |= {str(one.location) for one in run.copies if one.host == self.chosen.there.name}
-            await self._compare(database, run)
+            for entry in self.chosen.entries(run):
+                await self._compare(database, run, entry)
         if everything:
             there = self.chosen.there
             list_all = trio.to_thread.run_sync
             datasets = await list_all(lambda: catalogue.datasets(there, report=nobody))
-            wanted = [one for one in datasets if one.name == self.chosen.kind]
-            for dataset in wanted:
-                if str(dataset) not in known:
-                    self._note(None, str(dataset), "no run that was asked for has this dataset")
+            known = await self._known(database)  # afterwards: what has come meanwhile is there
+            for dataset in datasets:
+                if self.chosen.means(dataset.name) and str(dataset) not in known:
+                    self._note(None, str(dataset), "no run has this dataset")
         return self.rows
+
+    async def _known(self, database: Database) -> set[str]:
+        """The datasets of all runs, also of those that were not asked for."""
+        from caxev.job import utcnow
+        from caxev.mongo import Selection
+
+        name = self.chosen.there.name
+        return {
+            str(one.location)
+            async for page in database.pages(Selection(host=name), utcnow())
+            for run in page
+            for one in run.copies
+            if one.host == name
+        }
 
     def _note(
         self, run: Run | None, location: str | None, problem: str, repair: str | None = None
@@ -157,16 +178,14 @@ class Checking:
         name = None if run is None else label(run)
         self.rows.append({"run": name, "location": location, "problem": problem, "repair": repair})
 
-    async def _compare(self, database: Database, run: Run) -> None:
+    async def _compare(self, database: Database, run: Run, entry: Copy) -> None:
         import trio
 
         from caxev import catalogue
         from caxev.job import GiveUp, Retry
         from caxev.model import TRANSFERRED
 
-        entry, there = self.chosen.entry(run), self.chosen.there
-        if entry is None:
-            return
+        there = self.chosen.there
         if (entries := sum(one.key == entry.key for one in run.copies)) > 1:
             self._note(run, entry.location, f"{entries} entries for one dataset")
         if entry.status != TRANSFERRED:
@@ -175,8 +194,8 @@ class Checking:
             return
         files = await checked(database, entry)
         if files is None:
-            why = "what its files must be is not known: ask for a check where a good copy is"
-            self._note(run, entry.location, why)
+            why = "what its files must be is not known: its site compares them if asked (--repair)"
+            self._note(run, entry.location, why, await self._ask(database, run, entry))
             return
         dataset = catalogue.Did.of(entry.location)
         compare, ask = trio.to_thread.run_sync, catalogue.verify
@@ -234,19 +253,19 @@ class Checking:
         done = await database.update_run(update, utcnow())
         return "to be brought again" if done is not None else "has changed meanwhile"
 
-    async def _look(self, database: Database, run: Run) -> str | None:
-        """Have the site that looks after the entry look again."""
-        from caxev.cli.replay import me
-        from caxev.job import utcnow
-        from caxev.mongo import Request
-
+    async def _ask(self, database: Database, run: Run, entry: Copy) -> str | None:
+        """Have the site that looks after the entry compare all replicas."""
         if not self.repair:
             return None
-        for one in state().sites().values():
-            if self.chosen.there.name in one.upload_options and one.listener:
-                request = Request("replay", (run.id,), handler="rucio_rules", force=True)
-                await database.add_request(one.name, request, me(), utcnow())
-        return "its site looks again"
+        asked = await ask_to_compare(database, run, entry)
+        return "its site compares it" if asked else "has changed meanwhile"
+
+    async def _look(self, database: Database, run: Run) -> str | None:
+        """Have the site that looks after the entry look again."""
+        if not self.repair:
+            return None
+        asked = await look_again(database, self.chosen, [run])
+        return f"{_listed(asked)} looks again" if asked else "no site brings data there"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,103 +2,80 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from caxev.cli.options import as_json, example, global_options, state
-from caxev.cli.rucio.chosen import Chosen, rucio, selecting, told
+from caxev.cli.rucio.chosen import Chosen, ask_to_compare, rucio, selecting, told
 from caxev.config import ConfigError
 
 if TYPE_CHECKING:
     from caxev.config import Site
-    from caxev.model import Copy, CopyKey, Run
+    from caxev.model import Copy, Run
     from caxev.mongo import Database
-
-PROOF: Final = timedelta(hours=24)
-"""How fresh the comparison of other copies must be before a dataset is given up."""
-OTHERS: Final = 2
-"""How many other good copies there must be."""
 
 
 @rucio.command(epilog=example("caxev rucio rm --run 123 --why 'taken in error'"))
 @selecting
 @click.option("--why", required=True, metavar="TEXT", help="Why it goes; kept for ever.")
-@click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print what would go, and why not; write nothing.")
 @as_json
 @global_options(hidden=True)
 def rm(*, why: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Give datasets up, so that the catalogue deletes every replica; on proof, by a listener.
+    """Give datasets up, so that the catalogue deletes every replica, if enough copies are good.
 
-    At least two other good copies must have been compared within a day: where they have not, that
-    is asked for, and the command is to be given again.
+    As `caxev rm`: the site that brought a dataset there has the other copies read afresh, and gives
+    it up only on that proof. How many must remain says `deletion` of the catalogue in sites.json.
+    `caxev rm --site C --cancel` takes it back until then.
     """
     state().log("warning")
     chosen = Chosen.of(options)
 
     async def remove(database: Database) -> list[dict[str, Any]]:
         runs = await chosen.runs(database)
-        return [await _remove(database, chosen, run, why, dry_run) for run in runs]
+        return [await _remove(database, chosen, run, why, dry_run=dry_run) for run in runs]
 
     told(state().with_database(remove), as_json=as_json)
 
 
 async def _remove(
-    database: Database, chosen: Chosen, run: Run, why: str, dry_run: bool
+    database: Database, chosen: Chosen, run: Run, why: str, *, dry_run: bool
 ) -> dict[str, Any]:
-    from caxev.cli.replay import me
     from caxev.cli.runs import label
-    from caxev.job import utcnow
-    from caxev.model import DELETING, CopiesAtLeast, RunUpdate
 
-    entry, now = chosen.entry(run), utcnow()
-    row = {"run": label(run), "what": f"{chosen.kind} at {chosen.there.name}"}
+    entry, there = chosen.entry(run), chosen.there
+    row = {"run": label(run), "what": f"{chosen.kind} at {there.name}"}
     if entry is None:
         return {**row, "state": "the catalogue has no such copy", "ok": False}
-    proof = CopiesAtLeast(
-        OTHERS,
-        entry.key,
-        manifest=entry.manifest,
-        checksum=entry.checksum,
-        verified_since=now - PROOF,
-    )
-    if dry_run:
-        enough = proof.holds(run)
-        state = "would be given up" if enough else "other copies would be compared first"
-        return {**row, "state": state, "ok": True}
-    intent = RunUpdate.change_copy(
-        run, entry, DELETING, proof, deleting={"by": me(), "why": why, "since": now}, owner=None
-    )
-    if await database.update_run(intent, now) is not None:
-        return {**row, "state": "being given up", "ok": True}
-    asked = await _ask_for_proof(database, run, entry.key)
-    return {
-        **row,
-        "state": f"not enough good copies were compared today: asked {asked}",
-        "ok": False,
-    }
+    if len(several := chosen.entries(run)) > 1:
+        versions = ", ".join(one.version or "none" for one in several)
+        return {**row, "state": f"there are several ({versions}): say --version", "ok": False}
+    found = await _wanted(database, run, entry, there, why, dry_run=dry_run)
+    return {**row, **found, "ok": bool(found["ok"])}
 
 
-async def _ask_for_proof(database: Database, run: Run, gone: CopyKey) -> str:
-    from caxev.model import TRANSFERRED
-
-    asked = []
-    for one in run.copies:
-        same = (one.type, one.version) == (gone.type, gone.version) and one.host != gone.host
-        if same and one.status == TRANSFERRED and await _ask_to_look(database, run, one):
-            asked.append(one.host)
-    return ", ".join(asked) or "nobody, there is none"
-
-
-async def _ask_to_look(database: Database, run: Run, copy: Copy) -> bool:
-    """Have a copy read or compared afresh; whether that could be written."""
+async def _wanted(
+    database: Database, run: Run, copy: Copy, here: Site, why: str, *, dry_run: bool
+) -> dict[str, Any]:
+    """Want a copy gone, if that may be; returns how that stands, `ok` None where it stays."""
+    from caxev.cli.replay import me
     from caxev.job import utcnow
-    from caxev.model import RunUpdate
+    from caxev.model import DELETING
+    from caxev.retention import RAW, Plan, intent, plan
 
-    now = utcnow()
-    update = RunUpdate.note(run, copy, check_asked=now)
-    return await database.update_run(update, now) is not None
+    if copy.status == DELETING:
+        return {"state": "is going already", "ok": True}
+    keep = here.deletion.copies if copy.type == RAW else 1
+    sites, now = state().sites(), utcnow()
+    wanted = plan(run, copy, here, sites, by=me(), why=why, keep=keep)
+    if not isinstance(wanted, Plan):
+        return {"state": f"stays: {wanted.why}", "ok": None}
+    if dry_run:
+        return {"state": "would go, once the others were read", "ok": True}
+    if await database.update_run(intent(run, wanted, sites, now), now) is None:
+        return {"state": "has changed meanwhile: ask again", "ok": False}
+    return {"state": "goes, once the others were read", "ok": True}
 
 
 @rucio.command(epilog=example("caxev rucio purge --site lngs --to-run 1000 --dry-run"))
@@ -128,11 +105,8 @@ def purge(*, site: str, dry_run: bool, as_json: bool, **options: Any) -> None:
 async def _purge(
     database: Database, chosen: Chosen, here: Site, run: Run, *, dry_run: bool
 ) -> dict[str, Any]:
-    from caxev.cli.replay import me
     from caxev.cli.runs import label
-    from caxev.job import utcnow
     from caxev.model import TRANSFERRED, CopyKey
-    from caxev.retention import Plan, intent, plan
 
     row = {"run": label(run), "what": f"{chosen.kind} at {here.name}"}
     entry = chosen.entry(run)
@@ -143,17 +117,10 @@ async def _purge(
     if copy is None:
         return {**row, "state": "there is none", "ok": True}
     if entry.verified_at is None:
-        asked = not dry_run and await _ask_to_look(database, run, entry)
+        asked = not dry_run and await ask_to_compare(database, run, entry)
         state_ = f"stays: its replicas were never compared{': asked' if asked else ''}"
         return {**row, "state": state_, "ok": False}
-    keep = here.deletion.copies
-    sites, why = state().sites(), "caxev rucio purge"
-    wanted = plan(run, copy, here, sites, by=me(), why=why, keep=keep)
-    if not isinstance(wanted, Plan):
-        return {**row, "state": f"stays: {wanted.why}", "ok": True}
-    if dry_run:
-        return {**row, "state": "would go", "ok": True}
-    now = utcnow()
-    if await database.update_run(intent(run, wanted, sites, now), now) is None:
-        return {**row, "state": "has changed meanwhile: ask again", "ok": False}
-    return {**row, "state": "goes, once the others were read", "ok": True}
+    return {
+        **row,
+        **await _wanted(database, run, copy, here, "caxev rucio purge", dry_run=dry_run),
+    }

@@ -10,7 +10,7 @@ import click
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import Table, say, show
-from caxev.cli.rucio.chosen import Chosen, rucio, selecting
+from caxev.cli.rucio.chosen import Chosen, look_again, rucio, selecting
 
 if TYPE_CHECKING:
     from caxev.model import Copy, Run
@@ -37,7 +37,8 @@ def rules(
 ) -> None:
     """Check the rule file, explain it for runs, or have it applied to them.
 
-    A listener applies it by itself to what changes; --apply is for when the file has changed.
+    A listener applies it by itself, to runs that change and when the file has changed; --apply has
+    the catalogue asked how the rules stand, whether anything has changed or not.
     """
     from caxev import catalogue
 
@@ -108,18 +109,10 @@ def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> d
 
 
 async def _apply(database: Database, chosen: Chosen) -> str:
-    from caxev.cli.replay import me
-    from caxev.job import utcnow
-    from caxev.mongo import Request
-
-    runs = [run.id for run in await chosen.runs(database) if chosen.entry(run) is not None]
-    sites = [one for one in state().sites().values() if chosen.there.name in one.upload_options]
-    listening = [one.name for one in sites if one.listener]
-    if not runs or not listening:
-        raise NothingToDo(
-            "no run is in the catalogue" if listening else "no site brings data there"
-        )
-    for name in listening:
-        request = Request("replay", tuple(runs), handler="rucio_rules", force=True)
-        await database.add_request(name, request, me(), utcnow())
-    return f"{len(runs)} runs: asked {', '.join(listening)}"
+    runs = [run for run in await chosen.runs(database) if chosen.entry(run) is not None]
+    if not runs:
+        raise NothingToDo("no run is in the catalogue")
+    asked = await look_again(database, chosen, runs)
+    if not asked:
+        raise NothingToDo("no site brings data there")
+    return f"{len(runs)} runs: asked {', '.join(asked)}"

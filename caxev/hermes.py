@@ -1,0 +1,155 @@
+"""Takes the messages of a catalogue: Rucio's hermes posts them, and what they name is looked at.
+
+Rucio has no change stream. Its daemon hermes delivers, among others by plain HTTP (its service
+``elastic``), that a rule has become OK. `daemon` runs `Messages.serve` where the catalogue's
+``rucio.messages`` names an address: each dataset of a message is then looked at by the site that
+looks after it. A message is taken for no more than word to look; the catalogue is asked. It is
+answered once that stands in the database, so that hermes delivers it again where it got lost.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any, Final
+
+import trio
+from attrs import define
+from loguru import logger
+
+from caxev.config import Site, Sites
+from caxev.job import utcnow
+from caxev.model import TRANSFERRED, RunId
+from caxev.mongo import Database, DatabaseError, Request
+from caxev.retention import keeper
+
+LONGEST: Final = 64 << 20
+"""Bytes of a post that are read; hermes sends a thousand messages of some hundred bytes."""
+QUIET: Final = 30.0
+"""Seconds after which a sender that says nothing is let go."""
+
+
+def datasets_in(body: bytes) -> Iterator[str]:
+    """The datasets whose rules the messages of a post tell of: ``scope:name``, each once."""
+    found: dict[str, None] = {}
+    for line in body.splitlines():
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        payload = message.get("payload") if isinstance(message, Mapping) else None
+        if not isinstance(payload, Mapping) or not payload.get("rule_id"):
+            continue
+        scope, name = payload.get("scope"), payload.get("name")
+        if isinstance(scope, str) and isinstance(name, str):
+            found[f"{scope}:{name}"] = None
+    yield from found
+
+
+@define(eq=False)
+class Messages:
+    """What the catalogues that `site` brings data to send it."""
+
+    database: Database
+    site: Site
+    sites: Sites
+    by: str
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """Where messages of each catalogue are taken, by its name."""
+        found = [one for name in self.site.upload_options if (one := self.sites.find(name))]
+        return {one.name: one.rucio.messages for one in found if one.rucio.messages}
+
+    async def serve(self) -> None:
+        """Take messages until cancelled. An address that cannot be had is told in the log."""
+        token = trio.lowlevel.current_trio_token()
+        servers = []
+        for name, address in self.addresses.items():
+            try:
+                server = _Server(address, partial(self._take, name), token)
+            except OSError as error:
+                logger.error("messages of {} cannot be taken at {}: {}", name, address, error)
+                continue
+            servers.append(server)
+            Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+            logger.info("takes messages of {} at {}:{}", name, *server.server_address[:2])
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                for server in servers:
+                    await trio.to_thread.run_sync(server.close)
+
+    async def _take(self, name: str, body: bytes) -> None:
+        """Have the datasets of a post looked at. Raises `DatabaseError`."""
+        places = [*datasets_in(body)]
+        wanted: dict[str, list[RunId]] = {}
+        for run in await self.database.located(name, places) if places else ():
+            for one in run.copies:
+                if one.host == name and one.status == TRANSFERRED and one.location in places:
+                    wanted.setdefault(keeper(one, self.sites) or self.site.name, []).append(run.id)
+        for who, runs in wanted.items():
+            request = Request("replay", tuple(runs), handler="rucio_rules", force=True)
+            await self.database.add_request(who, request, self.by, utcnow())
+        if wanted:
+            logger.info("{} tells of {} datasets", name, sum(map(len, wanted.values())))
+
+
+class _Server(ThreadingHTTPServer):
+    """Serves one address, in threads of its own; what was posted is taken in trio."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        take: Callable[[bytes], Awaitable[None]],
+        token: trio.lowlevel.TrioToken,
+    ) -> None:
+        self.take = take
+        self.token = token
+        if ":" in address[0]:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, _Post)
+
+    def close(self) -> None:
+        self.shutdown()
+        self.server_close()
+
+
+class _Post(BaseHTTPRequestHandler):
+    """One request: a POST with the messages, a line each."""
+
+    server: _Server
+    timeout = QUIET
+
+    def do_POST(self) -> None:
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+        except ValueError:
+            length = -1
+        if not 0 <= length <= LONGEST:
+            self._answer(400)
+            return
+        body = self.rfile.read(length)
+        try:
+            trio.from_thread.run(self.server.take, body, trio_token=self.server.token)
+        except (DatabaseError, trio.RunFinishedError, trio.Cancelled) as error:
+            logger.debug("messages are to be sent again: {}", error)
+            self._answer(503)
+        else:
+            self._answer(200)
+
+    def _answer(self, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base's own name
+        logger.debug(format.replace("%s", "{}"), *args)
