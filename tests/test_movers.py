@@ -20,7 +20,7 @@ from attrs import define, evolve, frozen
 
 from caxev import movers
 from caxev.config import Site, load_sites
-from caxev.files import Manifest, Moved, digest_tree, look, partial_path, to_the_second
+from caxev.files import Arrival, Manifest, Moved, digest_tree, look, partial_path, to_the_second
 from caxev.job import GiveUp, Retry
 from caxev.movers import Route, gfal
 from caxev.movers.here import Meter
@@ -502,6 +502,24 @@ def test_room_is_left_free(world: World, way: Way) -> None:
     with pytest.raises(Retry, match="not enough space"):
         mover(way)(evolve(world.route(), min_free=1 << 60), report=quiet)
     assert not (world.target(way) / "run").exists()
+
+
+@both
+def test_a_disk_that_fills_up_meanwhile_breaks_it_off(
+    world: World, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others write there, too: `min_free` holds while bytes move; later it goes on."""
+    if world.method in {"sftp", "scp"} or (way == "push" and world.method != "local"):
+        pytest.skip("looked at there every few seconds, or not at all")
+    big_file(world.source(way) / "run", 24)
+    found = iter([1 << 62])  # as it begins
+    monkeypatch.setattr(Arrival, "free", lambda _self: next(found, 5))
+    with pytest.raises(Retry, match=r"not enough space.*must stay so"):
+        mover(way)(evolve(world.route(), min_free=10), report=quiet)
+    assert not (world.target(way) / "run").exists()
+    monkeypatch.undo()
+    world.move(way)
+    assert digested(world.target(way) / "run") == digested(world.source(way) / "run")
 
 
 # Of one method alone

@@ -173,6 +173,11 @@ class Arrival:
             status = os.statvfs(os.path.dirname(self.partial))
         return status.f_bavail * status.f_frsize
 
+    def check_space(self) -> None:
+        """Raise `Retry` where fewer than `min_free` bytes are free by now: others write, too."""
+        if self.min_free and (free := self.free()) < self.min_free:
+            raise Retry(filling_up(shown(self.final), free, self.min_free))
+
     def _on_disk(self) -> list[Seen]:
         """What is there; a file that is kept longer counts as what it takes of the disk."""
         with local(self.partial, "look at"):
@@ -296,6 +301,14 @@ def enough_space(
             f"not enough space for {where}: needs {need / 1e6:,.1f} MB and "
             f"{spare / 1e6:,.1f} MB to spare, has {free / 1e6:,.1f} MB free"
         )
+
+
+def filling_up(where: str, free: int, min_free: int) -> str:
+    """Why a copy that is under way is broken off."""
+    return (
+        f"not enough space for {where}: {free / 1e6:,.1f} MB free, "
+        f"{min_free / 1e6:,.1f} MB must stay so"
+    )
 
 
 def make_parents(final: str, roots: Sequence[str]) -> None:

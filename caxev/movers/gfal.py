@@ -101,6 +101,7 @@ class Gfal:
             report=report,
         )
         meter = Meter.of(source, report)
+        meter.guard = arrival.check_space
         if arrival.stands():
             return meter.moved(source)
         _check_names(arrival.partial, [])

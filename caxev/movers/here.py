@@ -18,12 +18,16 @@ _REPORT_EVERY: Final = 0.2  # seconds
 
 @define
 class Meter:
-    """Counts bytes from any thread, and passes the count on a few times a second."""
+    """Counts bytes from any thread, and passes the count on a few times a second.
+
+    At the same times `guard` is called, whose errors break the move off.
+    """
 
     report: Callable[[int, int], None]
     total: int
     done: int = 0
     sent: int = 0
+    guard: Callable[[], object] = field(default=lambda: None, kw_only=True)
     _began: float = field(factory=time.monotonic)
     _last: float = 0.0
     _lock: Lock = field(factory=Lock)
@@ -58,6 +62,7 @@ class Meter:
         now = time.monotonic()
         if now - self._last >= _REPORT_EVERY:
             self._last = now
+            self.guard()
             self.report(self.done, self.total)
 
     def moved(self, source: Sequence[Seen]) -> Moved:

@@ -104,6 +104,7 @@ def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
         report=report,
     )
     meter = Meter.of(tree, report)
+    meter.guard = arrival.check_space
     if arrival.stands():
         return meter.moved(tree)
     linking = route.there.hard_links and not is_file(tree)

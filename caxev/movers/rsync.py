@@ -87,6 +87,7 @@ class Rsync:
             final, route.here.roots, source, min_free=route.min_free, again=route.again
         )
         meter = Meter.of(source, report)
+        meter.guard = arrival.check_space
         if arrival.stands():
             return meter.moved(source)
         with arrival.opened() as todo, ssh.shell(endpoint) as shell:

@@ -43,6 +43,7 @@ from caxev.files import (
     Seen,
     check_expected,
     confine,
+    filling_up,
     item_digest,
     known_items,
     look,
@@ -503,10 +504,7 @@ async def _until_full(
         await asyncio.sleep(_LOOK_AT_DISK)
         found = await free()
         if found is not None and found < min_free:
-            return Retry(
-                f"not enough space for {where}: {found / 1e6:,.1f} MB free, "
-                f"{min_free / 1e6:,.1f} MB must stay so"
-            )
+            return Retry(filling_up(where, found, min_free))
 
 
 def _stood(source: list[Seen], began: float) -> Moved:
