@@ -645,6 +645,17 @@ def test_a_failed_submission_is_everybody_s() -> None:
     assert all(isinstance(error, Retry) for error in errors.value.exceptions)
 
 
+def test_who_waits_long_for_room_lets_others_pass() -> None:
+    """A lane full of jobs that wait must not keep back the looks for those that were lost."""
+
+    async def full(specs: Any) -> list[Sent]:
+        return [None for _ in specs]
+
+    with pytest.raises(ExceptionGroup) as errors:
+        trio.run(sent_by(3, full), clock=MockClock(autojump_threshold=0))
+    assert all("no room" in str(error) for error in errors.value.exceptions)
+
+
 async def test_jobs_wait_until_there_is_room() -> None:
     """While the queue is full a job waits, and goes when another has ended."""
     queue, sent = Queue(), []

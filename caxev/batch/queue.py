@@ -17,6 +17,9 @@ from caxev.job import GiveUp, Retry
 
 GATHER: Final = 0.25
 """Seconds for which a job waits for others to go with."""
+PATIENCE: Final = 600.0
+"""Seconds that a job waits here for room; then it lets others of its lane pass, such as the looks
+for jobs that were lost, by which there may come to be room."""
 MOST: Final = 500
 """Jobs that are sent at once at most."""
 
@@ -46,7 +49,7 @@ class Queue:
     async def place(self, spec: JobSpec, where: Hashable, send: Send) -> Found:
         """Send a job, with those that come at the same moment, need the same and go the same way.
 
-        Waits while there is no room. `send` sends several; of those who come together only one's
+        Waits while there is no room, but for `PATIENCE` only. `send` sends several; of those who come together only one's
         is called, and what it raises is raised by all. Raises what `send` says of this job.
         """
         while True:
@@ -56,7 +59,10 @@ class Queue:
                 return sent
             if sent is not None:
                 raise sent
-            await left.wait()
+            with trio.move_on_after(PATIENCE) as waited:
+                await left.wait()
+            if waited.cancelled_caught:
+                raise Retry("the batch system has no room", after=PATIENCE / 10)
 
     async def _together(self, key: Hashable, seat: _Seat, send: Send) -> Sent:
         seats = self._gathering.setdefault(key, [])
