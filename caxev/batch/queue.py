@@ -49,8 +49,9 @@ class Queue:
     async def place(self, spec: JobSpec, where: Hashable, send: Send) -> Found:
         """Send a job, with those that come at the same moment, need the same and go the same way.
 
-        Waits while there is no room, but for `PATIENCE` only. `send` sends several; of those who come together only one's
-        is called, and what it raises is raised by all. Raises what `send` says of this job.
+        Waits while there is no room, but for `PATIENCE` only. `send` sends several; of those who
+        come together only one's is called, and what it raises is raised by all. Raises what `send`
+        says of this job.
         """
         while True:
             left = self._left
