@@ -157,15 +157,24 @@ def _misplaced(run: Run, copy: Copy, site: Site) -> str | None:
     """Why its place cannot be this copy's alone."""
     if copy.location is None:
         return "it has no location"
-    if not site.readable:
-        return None  # a dataset is a name, and no directory
-    base = site.directory(copy.type, copy.version)
-    if PurePosixPath(copy.location) == PurePosixPath(base or "/"):
-        return f"{copy.location} is no place of its own"
-    if base is None or not copy.location.startswith(f"{base.rstrip('/')}/"):
-        return f"{copy.location} is not inside {base or f'a directory for {copy.type} data'}"
+    if (why := _no_place(copy.location, site.directory(copy.type, copy.version), site)) is not None:
+        return why
     if _shares(run, copy):
         return f"another entry is at, above or below {copy.location}, too"
+    return None
+
+
+def _no_place(location: str, base: str | None, site: Site) -> str | None:
+    """Why that is nowhere below a directory of the site or, at a catalogue, no dataset."""
+    if not site.readable:
+        scope, colon, name = location.partition(":")
+        is_name = bool(scope and colon and name) and ":" not in name
+        return None if is_name else f"{location} is not scope:dataset"
+    if PurePosixPath(location) == PurePosixPath(base or "/"):
+        return f"{location} is no place of its own"
+    if base is None or not location.startswith(f"{base.rstrip('/')}/"):
+        where = base or "a directory for such data"
+        return f"{location} is not inside {where}"
     return None
 
 

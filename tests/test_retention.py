@@ -163,6 +163,31 @@ def test_what_never_goes(fields: dict[str, Any], at: str) -> None:
     assert isinstance(answer, Skip)
 
 
+@pytest.mark.parametrize(
+    ("location", "others", "reason"),
+    [
+        ("scope:raw", (), None),
+        ("scope", (), "is not scope:dataset"),
+        ("/rucio/raw", (), "is not scope:dataset"),
+        (None, (), "no location"),
+        ("scope:raw", ({"type": "processed", "location": "scope:raw"},), "another entry"),
+        ("scope:raw", ({"type": "processed", "location": "scope:raw_pax_v1"},), None),
+    ],
+)
+def test_a_dataset_goes_as_a_copy_does(
+    location: str | None, others: tuple[dict[str, Any], ...], reason: str | None
+) -> None:
+    """Where it has a name of its own, and enough copies that can be read are elsewhere."""
+    here = entry("rucio-catalogue", location=location)
+    run = run_of(here, *THREE, *(entry("rucio-catalogue", **one) for one in others))
+    there = ALL.get("rucio-catalogue")
+    answer = plan(run, run.copies[0], there, ALL, by="me", why="", keep=3)
+    assert isinstance(answer, Plan) if reason is None else reason in why(answer)
+    fewer = run_of(here, *THREE[:2], entry("tape"))
+    answer = plan(fewer, fewer.copies[0], there, ALL, by="me", why="", keep=4)
+    assert isinstance(answer, Skip)
+
+
 @given(keep=st.integers(-5, 0))
 def test_the_last_raw_copy_never_goes(keep: int) -> None:
     """Whatever number of others is asked for."""
