@@ -13,8 +13,8 @@ disk is compared before it gets its name. Nothing on tape is ever deleted or rep
 
 Safe to repeat: the claim adds an entry only where the run has no such copy, and each step finds
 what an earlier attempt has done: what is staged, what the archive lists, what was restored. An
-attempt knows its entry by the ``trigger`` that stands in it. All that the archive's client wrote in
-the last step is kept with the reaction.
+attempt knows its entry by the ``trigger`` that stands in it. All that the archive's client wrote
+is kept with the reaction, each of its runs with its command and return code.
 """
 
 from __future__ import annotations

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from caxev.cli.tape import check_ask, days, forget_ask, on_tape, put_ask, summar
 from caxev.config import ConfigError, archive_between, load_sites
 from caxev.config.archive import read_archive
 from caxev.demo.world import TAPE, World
+from caxev.job import KEPT, packed, unpacked
 from caxev.model import CopyIs
 from handlers import checksum, tape, transfer
 from tests.faults.campaign import ground_in, new_world
@@ -201,6 +204,32 @@ def test_other_reactions_leave_tape_alone() -> None:
     assert "is not reached by" in why(plan)
 
 
+# -- what is kept of the client's output ----------------------------------------------------------
+
+
+def test_all_that_the_client_wrote_is_kept() -> None:
+    """The output for a run of many files, step after step, with nothing left out."""
+    lines = [
+        f"Restoring 1,000,000 /tsm/{NAME}/{n:06} --> /raw/{n:06} [Done]" for n in range(20_000)
+    ]
+    steps = ["$ dsmc incremental\nreturn code 0", "\n".join(["$ dsmc restore", *lines])]
+    assert unpacked([packed(step) for step in steps], 2) == "\n".join(steps)
+    assert unpacked([packed("b")], 3) == "[... 2 earlier parts left out ...]\nb"
+
+
+def test_of_too_much_output_the_ends_are_kept() -> None:
+    """What can be kept of a program that went mad is bounded, and says how much is not there."""
+    noise = Random(1).randbytes(2 * KEPT).hex()
+    said = f"$ dsmc restore\n{noise}\nANS1029E Lost.\nreturn code 12"
+    assert len(packed(said)) <= KEPT
+    text = unpacked([packed(said)], 1)
+    head, number, tail = re.split(r"\n\[\.\.\. (\d+) bytes left out \.\.\.\]\n", text)
+    assert said.startswith(head)
+    assert said.endswith(tail)
+    assert "ANS1029E Lost." in tail
+    assert len(head) + len(tail) + int(number) == len(said)
+
+
 # -- sites.json -----------------------------------------------------------------------------------
 
 
@@ -358,13 +387,16 @@ def test_to_tape_and_back(ground: Ground, tmp_path: Path, caxev: Caxev) -> None:
     assert there["location"] == str(ground.world.dir_of("lngs", "dir_tsm") / name)
     assert (there["manifest"], there["checksum"]) == (lngs["manifest"], lngs["checksum"])
     assert not Path(there["location"]).exists()
-    said = ground.ledger.find_one({"handler": "backup", "state": "done", "said": {"$exists": True}})
-    assert said is not None
-    assert "Restore processing finished." in said["said"]
     ground.wait("not back", lambda: ground.is_good("chicago"))
     assert ground.contents("chicago") == ground.contents("lngs")
 
     more = ("--mongo-uri", ground.world.mongod.uri, "--config", str(ground.world.sites.path))
+    answer = caxev("reactions", "--done", "--handler", "backup", "--json", *more)
+    (said,) = [row["said"] for row in answer.rows if "said" in row]
+    for word in ("incremental", "query backup", "restore"):  # twice each: it was made again
+        assert len(re.findall(rf"^\$ .*{word} ", said, re.MULTILINE)) >= 2
+    assert said.count("\n$ ") + 1 == said.count("\nreturn code 0") + said.count("\nreturn code 8")
+
     answer = caxev("tape", "status", "--site", "lngs", "--json", *more)
     assert (answer.code, answer.rows[0]["missing"]) == (0, False)
     answer = caxev("tape", "ls", "--run", "1", "--site", "lngs", "--json", *more)
