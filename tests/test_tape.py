@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from attrs import define, evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caxev import crash
 from caxev.archives import (
     Data,
     Reach,
@@ -434,6 +436,10 @@ def ground_in(path: Path, method: str, **options: Any) -> Ground:
     (path / "raw" / RUN).mkdir()
     for number, name in enumerate(("one.zip", "two words.zip", "three.json")):
         (path / "raw" / RUN / name).write_bytes(bytes([number]) * (3000 + number))
+    return Ground(path, reach_in(path, method, **options))
+
+
+def reach_in(path: Path, method: str, **options: Any) -> Reach:
     environment = {
         "DSMC_SIMULATOR_TAPES": str(path / "tapes"),
         "DSMC_SIMULATOR_FAULTS": str(path / "faults"),
@@ -443,7 +449,7 @@ def ground_in(path: Path, method: str, **options: Any) -> Ground:
     )
     here = Site(name="lngs", dir_raw=str(path / "raw"), dir_tsm=str(path / "tsm"))
     there = Site(name="tape", method=method, dir_raw=str(path / "archive"), archive=settings)
-    return Ground(path, Reach(here, there))
+    return Reach(here, there)
 
 
 @pytest.fixture
@@ -731,6 +737,69 @@ from pathlib import Path
 from tests.test_tape import ground_in
 ground_in(Path(sys.argv[1]), "tsm").back_up()
 """
+
+
+# -- killed ---------------------------------------------------------------------------------------
+
+
+def go(ground: Ground) -> None:
+    """To tape by way of something left in staging, compared, and back."""
+    ground.back_up().get()
+    assert ground.compare() is None
+    ground.recall().get()
+
+
+@pytest.mark.tape
+def test_killed_at_each_point_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any of the points that a backup, a comparison and a recall pass.
+
+    The next attempt ends as if nothing had been: the same on tape, back under its name, and
+    nothing left over in staging or scratch.
+    """
+    log = tmp_path / "points"
+    monkeypatch.setattr(crash, "_ARMED", True)
+    monkeypatch.setattr(crash, "_LOG", str(log))
+    go(whole := prepared(tmp_path / "whole"))
+    monkeypatch.setattr(crash, "_LOG", "")
+    passed = Counter(line.split()[1] for line in log.read_text().splitlines())
+    assert len(passed) >= 10
+    for point, times in passed.items():
+        ground = prepared(tmp_path / point.replace(":", "-"))
+        assert killed_at(ground, f"{point}:{times // 2 + 1}"), point
+        go(ground)
+        assert left_in(ground) == left_in(whole), point
+
+
+def killed_at(ground: Ground, at: str) -> bool:
+    """Go in a process of its own until it passes that point; whether it was killed there."""
+    child = os.fork()
+    if child == 0:
+        crash._passed.clear()
+        setattr(crash, "_AT", at)  # noqa: B010  # mypy: a constant
+        try:
+            go(ground)
+        finally:
+            os._exit(1)
+    return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def prepared(path: Path) -> Ground:
+    path.mkdir()
+    ground = ground_in(path, "tsm")
+    ground.staged.mkdir()
+    (ground.staged / "stray").write_text("left by somebody")
+    return ground
+
+
+def left_in(ground: Ground) -> dict[str, Any]:
+    """What stands everywhere in the end."""
+    found = directly(contents, ground.reach, ground.folder).get()
+    return {
+        "on tape": sorted((one.name, one.size) for one in found),
+        "staging": sorted(path.name for path in (ground.path / "tsm").rglob("*")),
+        "back": manifest_of(ground.restored()).digest,
+        "beside": sorted(path.name for path in ground.restored().parent.iterdir()),
+    }
 
 
 @pytest.mark.tape

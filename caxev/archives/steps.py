@@ -235,13 +235,16 @@ def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[st
         with writing(partial, directory=True):
             for item in copied.manifest.files:
                 name = os.path.join(partial, os.fsdecode(item.path))
+                crash.point("tape.rename")
                 os.rename(os.path.join(folder, name_on_tape(data.name, item.path)), name)
+                crash.point("tape.rename")
                 os.chmod(name, FILE_MODE)
             crash.point("tape.renamed")
             try:
                 publish(partial, final)
             except FileExistsError as exc:
                 raise GiveUp(f"{shown(final)} exists already and is not replaced") from exc
+        crash.point("tape.recalled")
         os.rmdir(folder)
         crash.point("tape.recalled")
     return copied
@@ -261,6 +264,7 @@ def _rename_back(name: str, partial: str, folder: str) -> None:
     """Put what had its own name already with the rest, to be looked at again."""
     if os.path.isdir(partial):
         for one in os.listdir(partial):
+            crash.point("tape.rename_back")
             os.rename(
                 os.path.join(partial, one),
                 os.path.join(folder, name_on_tape(name, os.fsencode(one))),
@@ -276,6 +280,7 @@ def _restored(talk: Talk, reach: Reach, data: Data, folder: str) -> Copied:
     files = _files(place, reach, data, talk)
     right = _right(data, folder, talk)
     for name in set(os.listdir(folder)) - right:
+        crash.point("tape.unlink")
         os.unlink(os.path.join(folder, name))
     missing = [one for one in files if one.name not in right]
     talk.total = sum(one.size for one in files)
