@@ -29,6 +29,7 @@ from caxev.archives import (
     compare,
     contents,
     directly,
+    folder_of,
     holdings,
     methods,
     recall,
@@ -652,6 +653,23 @@ def test_what_stands_there_is_not_replaced(tape: Ground) -> None:
     (tape.restored() / "mine").write_text("mine")
     assert isinstance(tape.recall().failed, GiveUp)
     assert (tape.restored() / "mine").read_text() == "mine"
+
+
+@pytest.mark.tape
+def test_without_a_digest_nothing_is_taken_for_it(tape: Ground) -> None:
+    """It can be fetched, but what stands under its name already is not called this copy."""
+    tape.back_up().get()
+    data = Data(RUN, tape.folder)
+    assert not data.is_known
+    assert tape.recall(data).get().manifest.digest == tape.manifest.digest
+    (tape.restored() / "one.zip").write_bytes(b"other")
+    assert "nothing tells whether" in str(tape.recall(data).failed)
+
+
+@pytest.mark.parametrize("location", ["/tsm/name", "/tsm//name/", "//tsm/name//"])
+def test_a_location_as_cax_wrote_it(location: str) -> None:
+    """Slashes twice, and at the end."""
+    assert folder_of(location) == "/tsm/name"
 
 
 @pytest.mark.tape

@@ -17,11 +17,22 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from caxev import CopyKey, Run, RunUpdate, Skip
-from caxev.archives import Stored
-from caxev.cli.tape import check_ask, days, forget_ask, on_tape, put_ask, summary
+from caxev.archives import Reach, Stored
+from caxev.cli.tape import (
+    _restore,
+    check_ask,
+    days,
+    forget_ask,
+    on_tape,
+    put_ask,
+    row_of,
+    should_be_there,
+    summary,
+)
 from caxev.config import ConfigError, archive_between, load_sites
 from caxev.config.archive import read_archive
 from caxev.demo.world import TAPE, World
+from caxev.files import Item, Manifest
 from caxev.job import KEPT, packed, unpacked
 from caxev.model import CopyIs
 from handlers import checksum, tape, transfer
@@ -297,7 +308,7 @@ def test_what_put_check_and_forget_write() -> None:
 
 def test_the_database_against_the_tape() -> None:
     """What should be there and is not, or in another size, is missing."""
-    row = {"status": "transferred", "location": "/tsm/r/", "bytes": 3, "note": None}
+    row = {"status": "transferred", "location": "/tsm//r/", "bytes": 3, "note": None}
     held = {"/tsm/r": [Stored("a", 1), Stored("b", 2)]}
     assert not on_tape(row, held)["missing"]
     assert on_tape(row, {})["note"] == "missing on tape"
@@ -308,11 +319,49 @@ def test_the_database_against_the_tape() -> None:
     )
 
 
+def test_what_is_fetched_without_a_digest_says_so(tmp_path: Path) -> None:
+    """Neither is a location of cax taken as it was written."""
+    reach = Reach(HERE, SITES.get("tape"))
+    for digest, ending in (("ab" * 64, ""), (None, " (unverified: no digest is known)")):
+        run = run_of(entry("tape", location="/tsm//x/", checksum=digest))
+        row = _restore(run, run.copies[0], None, reach, tmp_path, dry_run=True)
+        assert (row["verified"], row["what"]) == (digest is not None, f"{tmp_path / 'x'}{ending}")
+
+
+def test_what_is_read_without_a_digest_is_not_called_verified() -> None:
+    """What a tape gives is recorded, so that the next reading can be compared with it."""
+    run = run_of(entry("tape", checksum=None, check_asked=NOW))
+    manifest = Manifest([Item(b"a", "file", 1, bytes(32), sha512=bytes(64))])
+    update = tape._good(run.copies[0], run, manifest, manifest.cax_checksum(), None)
+    assert update.change is not None
+    assert update.change[1]["manifest"] == manifest.digest
+    assert "verified_at" not in update.change[1]
+
+
 def test_rates_by_day() -> None:
     """Runs and bytes count on the day on which they were found good on tape."""
-    row = {"since": NOW, "verified_at": NOW + timedelta(seconds=10), "bytes": 1000}
-    (day,) = days([row, row, {**row, "verified_at": None}])
-    assert (day["runs"], day["bytes"], day["bytes_per_s"]) == (2, 2000, 100.0)
+    good = {"status": "transferred", "since": NOW, "bytes": 1000}
+    row = {**good, "arrived_at": NOW + timedelta(seconds=10)}
+    (day,) = days([row, row, {**row, "arrived_at": None}, {**row, "status": "verifying"}])
+    assert (day["runs"], day["bytes"], day["bytes_per_s"]) == (3, 3000, 100.0)
+
+
+def test_a_run_that_should_be_on_tape_counts() -> None:
+    """A site that brings data there has it, and it is not good there: missing, archive or not."""
+    raw = run_of(entry("lngs"), entry("xenon", "error"), entry("tape", "error"))
+    copies = {copy.host: copy for copy in raw.copies}
+    disks = [copies["lngs"], copies["xenon"]]
+    for copy, bringing, owed in (
+        (None, ["lngs"], True),
+        (copies["tape"], ["lngs"], True),
+        (copies["lngs"], ["lngs"], False),
+        (None, ["xenon"], False),
+        (None, [], False),
+    ):
+        assert should_be_there(copy, disks, bringing) == owed
+    row = row_of(raw, None, None, "1", owed=True)
+    assert (row["note"], on_tape(row, {})["missing"]) == ("should be on tape", True)
+    assert summary([row]) == "1 runs: 1 not on tape; 0 B on tape; 1 of them are missing on tape"
 
 
 # -- with listeners -------------------------------------------------------------------------------

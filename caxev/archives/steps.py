@@ -82,6 +82,11 @@ class Data:
     expected: Manifest | None = field(default=None, repr=False)
     checksum: str | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything to compare it with."""
+        return self.expected is not None or self.checksum is not None
+
 
 @frozen
 class Copied:
@@ -252,6 +257,8 @@ def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[st
 
 def _standing(data: Data, final: str, talk: Talk) -> Copied:
     """A copy that got its name before we were killed."""
+    if not data.is_known:
+        raise GiveUp(f"{shown(final)} exists already, and nothing tells whether it is this copy")
     found = digest_tree(final, sha512=data.expected is None, report=talk.report)
     if (why := difference(data, found)) is not None:
         raise GiveUp(f"{shown(final)} exists already and is not this copy: {why}")
