@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import sys
 import tempfile
@@ -209,3 +210,14 @@ def test_it_ends_when_told(site: Site, how: str) -> None:
             return await asyncio.to_thread(site.process.wait, 20)
 
     assert asyncio.run(hold()) == 0
+
+
+@pytest.mark.replicaset
+@pytest.mark.tape
+def test_what_is_deleted_in_the_demo_comes_back_from_tape() -> None:
+    """Its whole is good only if the run that it deletes from a disk is there again, by the tape."""
+    command = [sys.executable, "-m", "caxev", "demo", "--runs", "1", "--size-mb", "1", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert (found["back_from_tape"], found["on_tape"], found["reactions"]["failed"]) == (1, 1, 0)

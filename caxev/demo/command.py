@@ -24,7 +24,7 @@ from rich.table import Table
 from caxev import aio
 from caxev.config import ConfigError
 from caxev.daemon import open_database, prepare, run
-from caxev.demo.world import World
+from caxev.demo.world import TAPE, World
 from caxev.job import utcnow
 from caxev.ledger import Debt
 from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
@@ -76,7 +76,8 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
     show.summary(summary)
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
-    complete = all(summary[name] == count for name, count in wanted(world, runs).items())
+    ends = {**wanted(world, runs), "back_from_tape": 1}
+    complete = all(summary[name] == count for name, count in ends.items())
     sys.exit(0 if complete and not summary["reactions"]["failed"] else 1)
 
 
@@ -145,7 +146,8 @@ class Show:
         reactions, latency = summary["reactions"], summary["latency_ms"]
         self.say(
             f"{summary['runs']} runs: {summary['copies']} copies, {summary['verified']} verified, "
-            f"{summary['on_tape']} on tape, {summary['processed']} processed, "
+            f"{summary['on_tape']} on tape, {summary['back_from_tape']} back from it, "
+            f"{summary['processed']} processed, "
             f"{summary['minitrees']} with minitrees, in {summary['seconds']} s"
         )
         self.say(
@@ -299,6 +301,7 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
         "copies": len(raw),
         "verified": sum(map(good, raw)),
         "on_tape": sum(map(good, everywhere)) - sum(map(good, raw)),
+        "back_from_tape": sum(good(copy) and copy.source == TAPE for copy in raw),
         **{
             kind: sum(one.type == kind and good(one) for one in copies)
             for kind in ("processed", "minitrees")
