@@ -217,6 +217,16 @@ def test_a_list_that_is_not_understood(text: str) -> None:
         listing(said(text))
 
 
+def test_wrapped_lines_are_understood() -> None:
+    """A file's line and a message go on in the next; each must come to its end."""
+    wrapped = RESTORE.replace("/fs0/x --> /fs1/x", "/fs0/a/long/name -->\n/fs1/a/long/name")
+    assert restore_problem(said(wrapped), 6491) is None
+    message = RESTORE.replace("files from the", "files\nfrom the")
+    assert restore_problem(said(message), 6491) is None
+    cut = wrapped.replace("/fs1/a/long/name [Done]\n", "")
+    assert "what became of the file" in (restore_problem(said(cut), 6491) or "")
+
+
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda one: one.name)
 def test_what_a_sample_is(sample: Sample) -> None:
     """Each sample is what it is a sample of, and nothing else; its messages are read."""
