@@ -593,6 +593,14 @@ def test_a_wrong_byte_on_tape_is_found(tape: Ground) -> None:
 
 
 @pytest.mark.tape
+def test_two_wrong_bytes_do_not_make_a_right_one(tape: Ground) -> None:
+    """One on tape and one on the way back, in the same place."""
+    tape.fault("incremental wrong-byte", "restore wrong-byte")
+    tape.back_up().get()
+    assert "differs" in (tape.compare() or "")
+
+
+@pytest.mark.tape
 def test_a_list_that_breaks_off_is_no_list(tape: Ground) -> None:
     """A file that is not listed is not on tape, whatever the return code."""
     tape.fault("query none", "query truncated")

@@ -123,13 +123,13 @@ class Tapes:
             versions.append(version)
 
 
-def flip(path: Path) -> None:
-    """Change a byte in the middle of a file."""
+def flip(path: Path, mask: int = 0xFF) -> None:
+    """Change a byte in the middle of a file; two changes with other masks do not make it good."""
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         byte = file.read(1) or b"\0"
         file.seek(path.stat().st_size // 2)
-        file.write(bytes([byte[0] ^ 0xFF]))
+        file.write(bytes([byte[0] ^ mask]))
 
 
 class Client:
@@ -309,7 +309,7 @@ class Client:
                     continue
             new = self._place(path, version, target)
             if self.fault == "wrong-byte" and number == middle:
-                flip(new)
+                flip(new, 0x55)
             say(f"Restoring      {version['size']:>14,} {path} --> {new} [Done]")
             done, amount = done + 1, amount + version["size"]
         failed = len(found) - done
