@@ -689,7 +689,7 @@ class _Ports:
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
         return await self._dispatcher.workers.run(function, *args, on_progress=job.progress)
 
-    async def keep(self, said: str) -> None:
+    async def keep(self, said: bytes) -> None:
         dispatcher = self._dispatcher
         await dispatcher.database.keep(self._debt, dispatcher.tenure.epoch, said)
 

@@ -7,7 +7,8 @@ passes in functions that write to the database or run work in another process.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+import zlib
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -21,8 +22,10 @@ if TYPE_CHECKING:
     from loguru import Logger
 
 T = TypeVar("T")
-KEPT: Final = 64 << 10
-"""Characters of what a program said that are kept with a reaction."""
+KEPT: Final = 512 << 10
+"""Bytes, compressed, that are kept with a reaction of what `Job.keep` is given at once."""
+KEPT_PARTS: Final = 16
+"""So often, the latest of it: together that fits into one document of the ledger."""
 
 
 @define
@@ -39,6 +42,28 @@ def utcnow() -> datetime:
     """Return the time, UTC, to the millisecond (as the database keeps it)."""
     now = datetime.now(UTC) + clock.ahead
     return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+def packed(said: str) -> bytes:
+    """Compress text to `KEPT` bytes at most; of more, the middle is left out, which it then says.
+
+    Pure.
+    """
+    whole = said.encode(errors="backslashreplace")
+    done, ends = zlib.compress(whole), len(whole)
+    while len(done) > KEPT:
+        ends //= 2
+        head, tail = whole[: ends // 2], whole[-(ends // 2) :]
+        left_out = len(whole) - len(head) - len(tail)
+        done = zlib.compress(head + b"\n[... %d bytes left out ...]\n" % left_out + tail)
+    return done
+
+
+def unpacked(parts: Sequence[bytes], number: int) -> str:
+    """Return the text of parts that are kept of `number`, one after the other. Pure."""
+    texts = [zlib.decompress(part).decode(errors="replace") for part in parts]
+    lost = number - len(texts)
+    return "\n".join([f"[... {lost} earlier parts left out ...]"] * (lost > 0) + texts)
 
 
 class Retry(Exception):
@@ -83,7 +108,7 @@ class Ports(Protocol):
 
     async def update(self, update: RunUpdate, *, now: datetime) -> Run | None: ...
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T: ...
-    async def keep(self, said: str) -> None: ...
+    async def keep(self, said: bytes) -> None: ...
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None: ...
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None: ...
     async def table(self, name: str) -> list[dict[str, Any]]: ...
@@ -223,13 +248,11 @@ class Job:
         return f"{name}: {self.run.id}{'' if about is None else f': {about}'}"
 
     async def keep(self, said: str) -> None:
-        """Keep with this reaction what a program said, for people; replaces the last.
+        """Keep with this reaction, for people, what a program said; added to what is kept already.
 
-        Of more than `KEPT` characters the middle is left out. `caxev reactions --json` shows it.
+        See `packed` and `unpacked` for what is left out. `caxev reactions --json` shows it.
         """
-        if len(said) > KEPT:
-            said = f"{said[: KEPT // 2]}\n[...]\n{said[-KEPT // 2 :]}"
-        await self.ports.keep(said)
+        await self.ports.keep(packed(said))
 
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
         """Keep a manifest's items in the database, under its digest. Repeatable."""

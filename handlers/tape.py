@@ -13,8 +13,8 @@ disk is compared before it gets its name. Nothing on tape is ever deleted or rep
 
 Safe to repeat: the claim adds an entry only where the run has no such copy, and each step finds
 what an earlier attempt has done: what is staged, what the archive lists, what was restored. An
-attempt knows its entry by the ``trigger`` that stands in it. All that the archive's client wrote in
-the last step is kept with the reaction.
+attempt knows its entry by the ``trigger`` that stands in it. All that the archive's client wrote
+is kept with the reaction, each of its runs with its command and return code.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from caxev import (
     on,
     tag,
 )
-from caxev.archives import Data, Reach, Told, archive, back_up, compare, methods
+from caxev.archives import Data, Reach, Told, archive, back_up, compare, folder_of, methods
 from caxev.archives import recall as bring_back
 from caxev.config import Site, Sites
 from caxev.files import safe_name
@@ -166,7 +166,7 @@ async def _verify(job: Job, plan: Plan, mine: Copy) -> None:
     """Compare what the tape gives with what was sent."""
     digest, checksum = (mine.fields.get(f"source_{name}") for name in ("manifest", "checksum"))
     data = await _data(job, plan, digest, checksum)
-    if data.expected is None and data.checksum is None:
+    if not data.is_known:
         raise GiveUp(f"there is nothing to compare {plan.key} with")
     reach, began = Reach(job.site, job.sites.get(plan.tape)), job.now()
     why, copied = await _step(job, compare, reach, data)
@@ -224,6 +224,7 @@ async def tape_checksum(job: Job) -> Result:
     """Read a copy on tape again, where that is asked for or it has no checksum.
 
     It is ``transferred`` and was ``verified_at`` the time when that began, or is an ``error``.
+    Where there is nothing to compare it with, what was read is recorded and not called verified.
     """
     seen = job.copy
     plan = plan_check(seen, job.site, job.sites)
@@ -242,7 +243,7 @@ async def tape_checksum(job: Job) -> Result:
         bad = {"checksumproblem": True, "error": why, "verified_at": began}
         return RunUpdate.change_copy(job.run, seen, ERROR, **bad)
     value = checksum or copied.manifest.cax_checksum()
-    return _good(seen, job.run, copied.manifest, value, began)
+    return _good(seen, job.run, copied.manifest, value, began if data.is_known else None)
 
 
 # -- doing ----------------------------------------------------------------------------------------
@@ -317,23 +318,24 @@ def _entry(found: Copy | None) -> Copy:
 
 
 def _good(
-    mine: Copy, run: Run, manifest: Manifest, checksum: str | None, began: datetime
+    mine: Copy, run: Run, manifest: Manifest, checksum: str | None, began: datetime | None
 ) -> RunUpdate:
-    """Say that a copy is good, by what was read of it since `began`."""
+    """Say that a copy is good, by what was read of it since `began`; None: it was not compared."""
     fields: dict[str, object] = {
         "manifest": manifest.digest,
         "checksum": checksum,
-        "verified_at": began,
         "owner": None,
         "error": None,
     }
+    if began is not None:
+        fields["verified_at"] = began
     if mine.fields.get("checksumproblem"):
         fields["checksumproblem"] = False
     if (asked := mine.fields.get("check_asked")) is not None:
         fields["check_answered"] = asked
     if mine.status == TRANSFERRED:
         return RunUpdate.note(run, mine, **fields)
-    return RunUpdate.change_copy(run, mine, TRANSFERRED, **fields)
+    return RunUpdate.change_copy(run, mine, TRANSFERRED, arrived_at=began, **fields)
 
 
 async def _data(job: Job, plan: Plan, digest: str | None, checksum: str | None) -> Data:
@@ -372,7 +374,7 @@ def plan_backup(
     if isinstance(there, Skip):
         return there
     if entry is not None and entry.status == VERIFYING and entry.location is not None:
-        folder = _folder(entry.location)
+        folder = folder_of(entry.location)
         return Plan(entry, key, name, folder, folder, trigger, entry)
     source = run.copy(CopyKey("raw", site.name))
     if source is None or source.location is None:
@@ -424,7 +426,7 @@ def plan_recall(
     if site.dir_raw is None:
         return Skip(f"{site.name} has no directory for raw data")
     assert source.location is not None
-    folder = _folder(source.location)
+    folder = folder_of(source.location)
     location = f"{site.dir_raw.rstrip('/')}/{safe_name(folder)}"
     return Plan(source, key, source.host, folder, location, trigger, entry)
 
@@ -459,11 +461,6 @@ def _first_good(run: Run, names: Sequence[str], site: Site, sites: Sites) -> Cop
     return Skip(f"no copy on tape: {'; '.join(why) or 'download_options names no site'}")
 
 
-def _folder(location: str) -> str:
-    """A location on tape, as the archive lists it: cax wrote slashes twice, and at the end."""
-    return "/" + "/".join(part for part in location.split("/") if part)
-
-
 def plan_check(seen: Copy | None, site: Site, sites: Sites) -> Plan | Skip:
     """Decide whether `site` reads that copy on tape again. Pure."""
     if seen is None:
@@ -481,7 +478,7 @@ def plan_check(seen: Copy | None, site: Site, sites: Sites) -> Plan | Skip:
         return Skip("it has a checksum, and nobody asks for it to be read again")
     if seen.location is None:
         return Skip(f"{seen.key} has no location")
-    folder = _folder(seen.location)
+    folder = folder_of(seen.location)
     return Plan(seen, seen.key, seen.host, folder, folder, "", seen)
 
 

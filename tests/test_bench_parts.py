@@ -248,3 +248,11 @@ def test_backlog_reports() -> None:
     assert found["debts"] == 20_000
     assert found["reactions_per_s"] > 0
     assert found["peak_mb"] < found["peak_mb_of_few"] + 50
+
+
+@pytest.mark.tape
+def test_tape_reports() -> None:
+    """Staging by hard links writes next to nothing, whatever the size."""
+    found = bench("tape")
+    assert found["written_bytes"] <= 1.05 * found["run_bytes"]
+    assert found["run_bytes"] == 16 << 20

@@ -222,7 +222,7 @@ def test_a_run_s_whole_life(tmp_path: Path) -> None:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     summary = json.loads(ended.stdout.splitlines()[-1])
-    wanted = {"runs": 1, "copies": 3, "verified": 3, "on_tape": 1, "purged": 1}
+    wanted = {"runs": 1, "copies": 3, "verified": 3, "on_tape": 1, "purged": 1, "back_from_tape": 1}
     wanted |= {"processed": 1, "minitrees": 1, "runs_queries_while_idle": 0}
     assert {name: summary[name] for name in wanted} == wanted
     assert {summary["reactions"][name] for name in ("failed", "open")} == {0}

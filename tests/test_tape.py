@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from attrs import define, evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caxev import crash
 from caxev.archives import (
     Data,
     Reach,
@@ -27,6 +29,7 @@ from caxev.archives import (
     compare,
     contents,
     directly,
+    folder_of,
     holdings,
     methods,
     recall,
@@ -39,6 +42,7 @@ from caxev.archives.output import (
     bytes_sent,
     listing,
     restore_problem,
+    session,
 )
 from caxev.archives.staging import fit_for_tape, name_off_tape, name_on_tape
 from caxev.archives.tsm import Tsm
@@ -46,98 +50,19 @@ from caxev.config import ArchiveOptions, ConfigError, Site, load_sites
 from caxev.demo.world import SIMULATOR
 from caxev.files import Item, Manifest, digest_tree, to_nobody
 from caxev.job import GiveUp, Retry
-
-BANNER = """\
-IBM Storage Protect
-Command Line Backup-Archive Client Interface
-  Client Version 8, Release 1, Level 25.0
-  Client date/time: 2024-12-17 16:52:58
-(c) Copyright IBM Corp. 1990, 2024. All Rights Reserved.
-
-Node Name: TESTING_NODE
-Session established with server SERVER-2: Linux/x86_64
-  Server Version 8, Release 1, Level 21.000
-  Server date/time: 2024-12-17 17:52:58  Last access: 2024-12-17 17:52:50
-
-Accessing as node: OTHER_NODE
-"""
-BACKUP = """\
-Incremental backup of volume '/data'
-Normal File-->            85,113 /data/a [Sent]
-Normal File-->         1,756,058 /data/b  Changed
-Retry # 1  Normal File-->         1,758,725 /data/b [Sent]
-ANS1898I ***** Processed     3,000 files *****
-Successful incremental backup of '/data'
-
-Total number of objects inspected:        3,002
-Total number of objects backed up:            2
-Total number of objects updated:              0
-Total number of objects rebound:              0
-Total number of objects deleted:              0
-Total number of objects expired:              0
-Total number of objects failed:               0
-Total number of objects encrypted:            0
-Total number of objects grew:                 0
-Total number of retries:                      0
-Total number of bytes inspected:           4.00 KB
-Total number of bytes transferred:            0  B
-Data transfer time:                        0.00 sec
-Network data transfer rate:                0.00 KB/sec
-Aggregate data transfer rate:              0.00 KB/sec
-Objects compressed by:                        0%
-Total data reduction ratio:              100.00%
-Elapsed processing time:               00:00:19
-"""
-FAILED_BACKUP = BACKUP.replace(
-    "ANS1898I",
-    "ANS1228E Sending of object '/data/c' failed.\n"
-    "ANS4037E Object '/data/c' changed during processing.\nObject skipped.\nANS1898I",
-).replace(
-    "Successful incremental backup of '/data'",
-    "ANS1802E Incremental backup of '/data' finished with 1 failure(s)",
+from tests.dsmc_samples import (
+    BACKUP,
+    BANNER,
+    DETAIL,
+    FAILED_BACKUP,
+    INTERRUPTED,
+    QUERY,
+    QUESTION,
+    RESTORE,
+    SAMPLES,
+    SESSION,
+    Sample,
 )
-RESTORE = """\
-Restore function invoked.
-
-ANS1247I Waiting for files from the server...
-Restoring         1,200,227 /fs0/x --> /fs1/x [Done]
-
-Restore processing finished.
-
-Total number of objects restored:       6,491
-Total number of objects failed:             0
-Total number of bytes transferred:       2.37 GB
-Data transfer time:                      9.74 sec
-Network data transfer rate:        254,743.14 KB/sec
-Aggregate data transfer rate:       79,174.32 KB/sec
-Elapsed processing time:             00:00:31
-"""
-INTERRUPTED = """\
-Restore function invoked.
-
-ANS1247I Waiting for files from the server...
-Restoring         1,200,227 /fs0/x --> /fs1/x [Done]
->>>>>> Restore Processing Interrupted!! <<<<<<
-ANS1330S This node currently has a pending restartable restore session.
-"""
-QUERY = """\
-           Size        Backup Date                Mgmt Class           A/I File
-           ----        -----------                ----------           --- ----
-         4,096  B  07/12/2020 14:09:12             STANDARD             A  /backup/x
-"""
-DETAIL = """\
-             Size        Backup Date                Mgmt Class           A/I File
-             ----        -----------                ----------           --- ----
-        72,191  B  2016-04-01 02:17:31             STANDARD             A  /grid/0000ABCD
-         Modified: 2016-04-01 01:52:11  Accessed: 2016-04-01 01:05:51  Inode changed: 2016-04-01
-         Compression Type: None  Encryption Type:        None  Client-deduplicated: NO
-  Media Class: Library  Volume ID: 724216  Restore Order: 00000000-00000002-00000000-00CEF5A1
-"""
-QUESTION = """\
---- User Action is Required ---
-File '/fs1/x' exists
-Select an appropriate action
-Action [1,2,3,A] : """
 
 
 def said(text: str, status: int = 0) -> Said:
@@ -196,6 +121,22 @@ def test_a_backup_that_is_none(text: str, status: int, files: int, why: str) -> 
         (INTERRUPTED, 12, "ANS1330S This node currently has a pending restartable"),
         (INTERRUPTED, 0, "ANS1330S"),
         (BACKUP, 0, "no restored"),
+        (INTERRUPTED + RESTORE.partition("\n")[2], 0, "ANS1330S"),
+        (
+            RESTORE.replace("[Done]\n", "[Done]\n>>>> Restore Processing Interrupted!! <<<<\n"),
+            0,
+            "i",
+        ),
+        (RESTORE.replace("[Done]", "[Skipped]"), 0, "what became of the file"),
+        (RESTORE.replace("[Done]\n", "[Done]\nThe drive is on fire.\n"), 0, "drive is on fire"),
+        (
+            RESTORE.replace("server...\n", "server...\nThe drive is on fire\n"),
+            0,
+            "drive is on fire",
+        ),
+        (f"2024-12-17 16:52:58 ANS1029E Lost.\n{RESTORE}", 0, "ANS1029E Lost."),
+        (f"12/17/2024 04:52:58 PM ANS1029E Lost.\n{RESTORE}", 0, "ANS1029E Lost."),
+        (RESTORE + RESTORE, 0, "not understood there: 'Restore function"),
     ],
 )
 def test_a_restore_that_is_none(text: str, status: int, why: str) -> None:
@@ -274,6 +215,90 @@ def test_a_list_that_is_not_understood(text: str) -> None:
     """A line that could be anything makes the list none."""
     with pytest.raises(ValueError, match="dsmc"):
         listing(said(text))
+
+
+def test_wrapped_lines_are_understood() -> None:
+    """A file's line and a message go on in the next; each must come to its end."""
+    wrapped = RESTORE.replace("/fs0/x --> /fs1/x", "/fs0/a/long/name -->\n/fs1/a/long/name")
+    assert restore_problem(said(wrapped), 6491) is None
+    message = RESTORE.replace("files from the", "files\nfrom the")
+    assert restore_problem(said(message), 6491) is None
+    cut = wrapped.replace("/fs1/a/long/name [Done]\n", "")
+    assert "what became of the file" in (restore_problem(said(cut), 6491) or "")
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda one: one.name)
+def test_what_a_sample_is(sample: Sample) -> None:
+    """Each sample is what it is a sample of, and nothing else; its messages are read."""
+    one = said(sample.text, sample.status)
+    assert {name for name, good in VERDICTS.items() if good(one)} == set(sample.good_as)
+    assert [message.code for message in one.messages] == sample.codes.split()
+    assert any(asks(line) for line in one.lines) == sample.asks
+
+
+def _is(read: Callable[[Said], object]) -> Callable[[Said], bool]:
+    def good(one: Said) -> bool:
+        try:
+            read(one)
+        except ValueError:
+            return False
+        return True
+
+    return good
+
+
+VERDICTS: dict[str, Callable[[Said], bool]] = {
+    "backup": lambda one: backup_problem(one, 1) is None,
+    "restore": lambda one: restore_problem(one, 1) is None,
+    "list": _is(listing),
+    "session": _is(session),
+}
+
+
+def test_which_server_answered() -> None:
+    """Its name, its version and ours; the greeting's line about the node does not count."""
+    text = "Home Server Name SERVER_A, Server Version Ver. 8, Rel. 1, Lev. 4.0, Node Name NODE"
+    assert session(said(SESSION)) == text
+    with pytest.raises(ValueError, match="no Node Name"):
+        session(said(SESSION.partition("Node Name")[0]))
+
+
+def lines_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line]
+
+
+@given(st.data())
+def test_lines_in_another_order_are_no_success(data: st.DataObject) -> None:
+    """Where what was done, or its end, comes before what it follows from."""
+    for text, verdict, done in (
+        (BACKUP, "backup", "Successful"),
+        (RESTORE, "restore", "processing"),
+    ):
+        lines = [line for line in lines_of(text) if not line.startswith("ANS")]
+        end = next(number for number, line in enumerate(lines) if done in line)
+        first = data.draw(st.integers(0, end - 1))
+        then = data.draw(st.integers(end, len(lines) - 1))
+        lines[first], lines[then] = lines[then], lines[first]
+        assert not VERDICTS[verdict](said("\n".join(lines)))
+
+
+@given(st.data())
+def test_a_line_that_is_missing_or_foreign_is_noticed(data: st.DataObject) -> None:
+    """Without its beginning, its word for the end or a needed count; or with any word between."""
+    words = st.text(st.characters(codec="ascii", categories=["L", "P", "S"]), min_size=1)
+    needed = ("Incremental", "Successful", "inspected", "backed", "failed", "Elapsed", "Restor")
+    for text, verdict in ((BACKUP, "backup"), (RESTORE, "restore")):
+        lines = lines_of(text)
+        gone = data.draw(st.sampled_from([n for n, line in enumerate(lines) if _has(line, needed)]))
+        if not lines[gone].endswith("[Done]"):
+            assert not VERDICTS[verdict](said("\n".join([*lines[:gone], *lines[gone + 1 :]])))
+        place, foreign = data.draw(st.integers(1, len(lines))), data.draw(words)
+        lines.insert(place, foreign)
+        assert not VERDICTS[verdict](said("\n".join(lines)))
+
+
+def _has(line: str, words: Sequence[str]) -> bool:
+    return any(word in line for word in words) and "bytes" not in line
 
 
 @given(st.integers(0, len(BACKUP) - 4))
@@ -422,6 +447,10 @@ def ground_in(path: Path, method: str, **options: Any) -> Ground:
     (path / "raw" / RUN).mkdir()
     for number, name in enumerate(("one.zip", "two words.zip", "three.json")):
         (path / "raw" / RUN / name).write_bytes(bytes([number]) * (3000 + number))
+    return Ground(path, reach_in(path, method, **options))
+
+
+def reach_in(path: Path, method: str, **options: Any) -> Reach:
     environment = {
         "DSMC_SIMULATOR_TAPES": str(path / "tapes"),
         "DSMC_SIMULATOR_FAULTS": str(path / "faults"),
@@ -431,7 +460,7 @@ def ground_in(path: Path, method: str, **options: Any) -> Ground:
     )
     here = Site(name="lngs", dir_raw=str(path / "raw"), dir_tsm=str(path / "tsm"))
     there = Site(name="tape", method=method, dir_raw=str(path / "archive"), archive=settings)
-    return Ground(path, Reach(here, there))
+    return Reach(here, there)
 
 
 @pytest.fixture
@@ -564,6 +593,14 @@ def test_a_wrong_byte_on_tape_is_found(tape: Ground) -> None:
 
 
 @pytest.mark.tape
+def test_two_wrong_bytes_do_not_make_a_right_one(tape: Ground) -> None:
+    """One on tape and one on the way back, in the same place."""
+    tape.fault("incremental wrong-byte", "restore wrong-byte")
+    tape.back_up().get()
+    assert "differs" in (tape.compare() or "")
+
+
+@pytest.mark.tape
 def test_a_list_that_breaks_off_is_no_list(tape: Ground) -> None:
     """A file that is not listed is not on tape, whatever the return code."""
     tape.fault("query none", "query truncated")
@@ -634,6 +671,23 @@ def test_what_stands_there_is_not_replaced(tape: Ground) -> None:
     (tape.restored() / "mine").write_text("mine")
     assert isinstance(tape.recall().failed, GiveUp)
     assert (tape.restored() / "mine").read_text() == "mine"
+
+
+@pytest.mark.tape
+def test_without_a_digest_nothing_is_taken_for_it(tape: Ground) -> None:
+    """It can be fetched, but what stands under its name already is not called this copy."""
+    tape.back_up().get()
+    data = Data(RUN, tape.folder)
+    assert not data.is_known
+    assert tape.recall(data).get().manifest.digest == tape.manifest.digest
+    (tape.restored() / "one.zip").write_bytes(b"other")
+    assert "nothing tells whether" in str(tape.recall(data).failed)
+
+
+@pytest.mark.parametrize("location", ["/tsm/name", "/tsm//name/", "//tsm/name//"])
+def test_a_location_as_cax_wrote_it(location: str) -> None:
+    """Slashes twice, and at the end."""
+    assert folder_of(location) == "/tsm/name"
 
 
 @pytest.mark.tape
@@ -719,6 +773,69 @@ from pathlib import Path
 from tests.test_tape import ground_in
 ground_in(Path(sys.argv[1]), "tsm").back_up()
 """
+
+
+# -- killed ---------------------------------------------------------------------------------------
+
+
+def go(ground: Ground) -> None:
+    """To tape by way of something left in staging, compared, and back."""
+    ground.back_up().get()
+    assert ground.compare() is None
+    ground.recall().get()
+
+
+@pytest.mark.tape
+def test_killed_at_each_point_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at any of the points that a backup, a comparison and a recall pass.
+
+    The next attempt ends as if nothing had been: the same on tape, back under its name, and
+    nothing left over in staging or scratch.
+    """
+    log = tmp_path / "points"
+    monkeypatch.setattr(crash, "_ARMED", True)
+    monkeypatch.setattr(crash, "_LOG", str(log))
+    go(whole := prepared(tmp_path / "whole"))
+    monkeypatch.setattr(crash, "_LOG", "")
+    passed = Counter(line.split()[1] for line in log.read_text().splitlines())
+    assert len(passed) >= 10
+    for point, times in passed.items():
+        ground = prepared(tmp_path / point.replace(":", "-"))
+        assert killed_at(ground, f"{point}:{times // 2 + 1}"), point
+        go(ground)
+        assert left_in(ground) == left_in(whole), point
+
+
+def killed_at(ground: Ground, at: str) -> bool:
+    """Go in a process of its own until it passes that point; whether it was killed there."""
+    child = os.fork()
+    if child == 0:
+        crash._passed.clear()
+        setattr(crash, "_AT", at)  # noqa: B010  # mypy: a constant
+        try:
+            go(ground)
+        finally:
+            os._exit(1)
+    return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+def prepared(path: Path) -> Ground:
+    path.mkdir()
+    ground = ground_in(path, "tsm")
+    ground.staged.mkdir()
+    (ground.staged / "stray").write_text("left by somebody")
+    return ground
+
+
+def left_in(ground: Ground) -> dict[str, Any]:
+    """What stands everywhere in the end."""
+    found = directly(contents, ground.reach, ground.folder).get()
+    return {
+        "on tape": sorted((one.name, one.size) for one in found),
+        "staging": sorted(path.name for path in (ground.path / "tsm").rglob("*")),
+        "back": manifest_of(ground.restored()).digest,
+        "beside": sorted(path.name for path in ground.restored().parent.iterdir()),
+    }
 
 
 @pytest.mark.tape

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,11 +17,23 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from caxev import CopyKey, Run, RunUpdate, Skip
-from caxev.archives import Stored
-from caxev.cli.tape import check_ask, days, forget_ask, on_tape, put_ask, summary
+from caxev.archives import Reach, Stored
+from caxev.cli.tape import (
+    _restore,
+    check_ask,
+    days,
+    forget_ask,
+    on_tape,
+    put_ask,
+    row_of,
+    should_be_there,
+    summary,
+)
 from caxev.config import ConfigError, archive_between, load_sites
 from caxev.config.archive import read_archive
 from caxev.demo.world import TAPE, World
+from caxev.files import Item, Manifest
+from caxev.job import KEPT, packed, unpacked
 from caxev.model import CopyIs
 from handlers import checksum, tape, transfer
 from tests.faults.campaign import ground_in, new_world
@@ -201,6 +215,32 @@ def test_other_reactions_leave_tape_alone() -> None:
     assert "is not reached by" in why(plan)
 
 
+# -- what is kept of the client's output ----------------------------------------------------------
+
+
+def test_all_that_the_client_wrote_is_kept() -> None:
+    """The output for a run of many files, step after step, with nothing left out."""
+    lines = [
+        f"Restoring 1,000,000 /tsm/{NAME}/{n:06} --> /raw/{n:06} [Done]" for n in range(20_000)
+    ]
+    steps = ["$ dsmc incremental\nreturn code 0", "\n".join(["$ dsmc restore", *lines])]
+    assert unpacked([packed(step) for step in steps], 2) == "\n".join(steps)
+    assert unpacked([packed("b")], 3) == "[... 2 earlier parts left out ...]\nb"
+
+
+def test_of_too_much_output_the_ends_are_kept() -> None:
+    """What can be kept of a program that went mad is bounded, and says how much is not there."""
+    noise = Random(1).randbytes(2 * KEPT).hex()
+    said = f"$ dsmc restore\n{noise}\nANS1029E Lost.\nreturn code 12"
+    assert len(packed(said)) <= KEPT
+    text = unpacked([packed(said)], 1)
+    head, number, tail = re.split(r"\n\[\.\.\. (\d+) bytes left out \.\.\.\]\n", text)
+    assert said.startswith(head)
+    assert said.endswith(tail)
+    assert "ANS1029E Lost." in tail
+    assert len(head) + len(tail) + int(number) == len(said)
+
+
 # -- sites.json -----------------------------------------------------------------------------------
 
 
@@ -268,7 +308,7 @@ def test_what_put_check_and_forget_write() -> None:
 
 def test_the_database_against_the_tape() -> None:
     """What should be there and is not, or in another size, is missing."""
-    row = {"status": "transferred", "location": "/tsm/r/", "bytes": 3, "note": None}
+    row = {"status": "transferred", "location": "/tsm//r/", "bytes": 3, "note": None}
     held = {"/tsm/r": [Stored("a", 1), Stored("b", 2)]}
     assert not on_tape(row, held)["missing"]
     assert on_tape(row, {})["note"] == "missing on tape"
@@ -279,11 +319,49 @@ def test_the_database_against_the_tape() -> None:
     )
 
 
+def test_what_is_fetched_without_a_digest_says_so(tmp_path: Path) -> None:
+    """Neither is a location of cax taken as it was written."""
+    reach = Reach(HERE, SITES.get("tape"))
+    for digest, ending in (("ab" * 64, ""), (None, " (unverified: no digest is known)")):
+        run = run_of(entry("tape", location="/tsm//x/", checksum=digest))
+        row = _restore(run, run.copies[0], None, reach, tmp_path, dry_run=True)
+        assert (row["verified"], row["what"]) == (digest is not None, f"{tmp_path / 'x'}{ending}")
+
+
+def test_what_is_read_without_a_digest_is_not_called_verified() -> None:
+    """What a tape gives is recorded, so that the next reading can be compared with it."""
+    run = run_of(entry("tape", checksum=None, check_asked=NOW))
+    manifest = Manifest([Item(b"a", "file", 1, bytes(32), sha512=bytes(64))])
+    update = tape._good(run.copies[0], run, manifest, manifest.cax_checksum(), None)
+    assert update.change is not None
+    assert update.change[1]["manifest"] == manifest.digest
+    assert "verified_at" not in update.change[1]
+
+
 def test_rates_by_day() -> None:
     """Runs and bytes count on the day on which they were found good on tape."""
-    row = {"since": NOW, "verified_at": NOW + timedelta(seconds=10), "bytes": 1000}
-    (day,) = days([row, row, {**row, "verified_at": None}])
-    assert (day["runs"], day["bytes"], day["bytes_per_s"]) == (2, 2000, 100.0)
+    good = {"status": "transferred", "since": NOW, "bytes": 1000}
+    row = {**good, "arrived_at": NOW + timedelta(seconds=10)}
+    (day,) = days([row, row, {**row, "arrived_at": None}, {**row, "status": "verifying"}])
+    assert (day["runs"], day["bytes"], day["bytes_per_s"]) == (3, 3000, 100.0)
+
+
+def test_a_run_that_should_be_on_tape_counts() -> None:
+    """A site that brings data there has it, and it is not good there: missing, archive or not."""
+    raw = run_of(entry("lngs"), entry("xenon", "error"), entry("tape", "error"))
+    copies = {copy.host: copy for copy in raw.copies}
+    disks = [copies["lngs"], copies["xenon"]]
+    for copy, bringing, owed in (
+        (None, ["lngs"], True),
+        (copies["tape"], ["lngs"], True),
+        (copies["lngs"], ["lngs"], False),
+        (None, ["xenon"], False),
+        (None, [], False),
+    ):
+        assert should_be_there(copy, disks, bringing) == owed
+    row = row_of(raw, None, None, "1", owed=True)
+    assert (row["note"], on_tape(row, {})["missing"]) == ("should be on tape", True)
+    assert summary([row]) == "1 runs: 1 not on tape; 0 B on tape; 1 of them are missing on tape"
 
 
 # -- with listeners -------------------------------------------------------------------------------
@@ -358,13 +436,16 @@ def test_to_tape_and_back(ground: Ground, tmp_path: Path, caxev: Caxev) -> None:
     assert there["location"] == str(ground.world.dir_of("lngs", "dir_tsm") / name)
     assert (there["manifest"], there["checksum"]) == (lngs["manifest"], lngs["checksum"])
     assert not Path(there["location"]).exists()
-    said = ground.ledger.find_one({"handler": "backup", "state": "done", "said": {"$exists": True}})
-    assert said is not None
-    assert "Restore processing finished." in said["said"]
     ground.wait("not back", lambda: ground.is_good("chicago"))
     assert ground.contents("chicago") == ground.contents("lngs")
 
     more = ("--mongo-uri", ground.world.mongod.uri, "--config", str(ground.world.sites.path))
+    answer = caxev("reactions", "--done", "--handler", "backup", "--json", *more)
+    (said,) = [row["said"] for row in answer.rows if "said" in row]
+    for word in ("incremental", "query backup", "restore"):  # twice each: it was made again
+        assert len(re.findall(rf"^\$ .*{word} ", said, re.MULTILINE)) >= 2
+    assert said.count("\n$ ") + 1 == said.count("\nreturn code 0") + said.count("\nreturn code 8")
+
     answer = caxev("tape", "status", "--site", "lngs", "--json", *more)
     assert (answer.code, answer.rows[0]["missing"]) == (0, False)
     answer = caxev("tape", "ls", "--run", "1", "--site", "lngs", "--json", *more)
@@ -420,8 +501,13 @@ async def test_killed_at_points_of_backup_and_recall() -> None:
 @pytest.mark.tape
 @pytest.mark.campaign
 async def test_tapes_that_fail_at_random() -> None:
-    """Whatever fails, every run ends on tape or parked, and nothing wrong is accepted."""
+    """Whatever fails, every run ends on tape or parked, and nothing wrong is accepted.
+
+    One is refused for ever, and is parked with the code and the text of that.
+    """
     with new_world(template=TEMPLATE) as world:
         async with ground_in(world, kind=TapeGround) as ground:
             figures = await campaign(ground, rounds=2, seed=3, chance=0.1)
+    assert figures["refused"] == 1
+    assert figures["parked"] >= 1
     assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0

@@ -4,7 +4,7 @@
 your own is found by the entry point group ``caxev.archives``: the method's name, and the class.
 """
 
-from caxev.archives.base import Archive, Reach, Stored, Talk
+from caxev.archives.base import Archive, Reach, Stored, Talk, folder_of
 from caxev.archives.find import archive, methods
 from caxev.archives.steps import (
     Copied,
@@ -33,6 +33,7 @@ __all__ = [
     "compare",
     "contents",
     "directly",
+    "folder_of",
     "holdings",
     "methods",
     "recall",

@@ -11,6 +11,11 @@ from caxev.config import ArchiveOptions, Site, archive_between
 from caxev.files import Report
 
 
+def folder_of(location: str) -> str:
+    """A location on tape, as the archive lists it: cax wrote slashes twice, and at the end."""
+    return "/" + "/".join(part for part in location.split("/") if part)
+
+
 @frozen
 class Stored:
     """A file as the archive lists it: its name, bytes, and when it came there, as that says it."""

@@ -60,6 +60,9 @@ def converse(
                 asks=asks,
                 progress=progress,
             )
+        except Retry as error:
+            talk.said.append(f"killed: {error}")
+            raise
         finally:
             process.kill()  # once it has ended that does nothing
     talk.said.append(f"return code {process.returncode}")

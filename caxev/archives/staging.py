@@ -110,9 +110,11 @@ def _place(old: str, new: str) -> int:
         same_time = (there.st_size, there.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
         if os.path.samestat(there, status) or same_time:
             return status.st_size
-        os.unlink(new)
+        _take_away(new)
+    crash.point("tape.link")
     if not _tried(lambda: os.link(old, new, follow_symlinks=False)):
         _copy(old, new, status)
+    crash.point("tape.link")
     return status.st_size
 
 
@@ -127,6 +129,7 @@ def _copy(old: str, new: str, status: os.stat_result) -> None:
     if os.stat(old).st_mtime_ns != status.st_mtime_ns:
         raise Retry(f"{shown(old)} changed while it was staged")
     os.utime(unfinished, ns=(status.st_atime_ns, status.st_mtime_ns))
+    crash.point("tape.copied")
     os.rename(unfinished, new)
 
 
@@ -144,7 +147,9 @@ def _tried(function: Callable[[], object]) -> bool:
 def _take_away(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         raise Retry(f"there is a directory in {shown(os.path.dirname(path))}, which is for staging")
+    crash.point("tape.unlink")
     os.unlink(path)
+    crash.point("tape.unlink")
 
 
 def clear(path: str) -> None:
@@ -154,5 +159,6 @@ def clear(path: str) -> None:
         with suppress(FileNotFoundError):
             for name in os.listdir(path):
                 _take_away(os.path.join(path, name))
+            crash.point("tape.rmdir")
             os.rmdir(path)
         crash.point("tape.clear")

@@ -82,6 +82,11 @@ class Data:
     expected: Manifest | None = field(default=None, repr=False)
     checksum: str | None = None
 
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything to compare it with."""
+        return self.expected is not None or self.checksum is not None
+
 
 @frozen
 class Copied:
@@ -235,13 +240,16 @@ def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[st
         with writing(partial, directory=True):
             for item in copied.manifest.files:
                 name = os.path.join(partial, os.fsdecode(item.path))
+                crash.point("tape.rename")
                 os.rename(os.path.join(folder, name_on_tape(data.name, item.path)), name)
+                crash.point("tape.rename")
                 os.chmod(name, FILE_MODE)
             crash.point("tape.renamed")
             try:
                 publish(partial, final)
             except FileExistsError as exc:
                 raise GiveUp(f"{shown(final)} exists already and is not replaced") from exc
+        crash.point("tape.recalled")
         os.rmdir(folder)
         crash.point("tape.recalled")
     return copied
@@ -249,6 +257,8 @@ def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[st
 
 def _standing(data: Data, final: str, talk: Talk) -> Copied:
     """A copy that got its name before we were killed."""
+    if not data.is_known:
+        raise GiveUp(f"{shown(final)} exists already, and nothing tells whether it is this copy")
     found = digest_tree(final, sha512=data.expected is None, report=talk.report)
     if (why := difference(data, found)) is not None:
         raise GiveUp(f"{shown(final)} exists already and is not this copy: {why}")
@@ -261,6 +271,7 @@ def _rename_back(name: str, partial: str, folder: str) -> None:
     """Put what had its own name already with the rest, to be looked at again."""
     if os.path.isdir(partial):
         for one in os.listdir(partial):
+            crash.point("tape.rename_back")
             os.rename(
                 os.path.join(partial, one),
                 os.path.join(folder, name_on_tape(name, os.fsencode(one))),
@@ -276,6 +287,7 @@ def _restored(talk: Talk, reach: Reach, data: Data, folder: str) -> Copied:
     files = _files(place, reach, data, talk)
     right = _right(data, folder, talk)
     for name in set(os.listdir(folder)) - right:
+        crash.point("tape.unlink")
         os.unlink(os.path.join(folder, name))
     missing = [one for one in files if one.name not in right]
     talk.total = sum(one.size for one in files)

@@ -22,6 +22,7 @@ from caxev.archives.output import (
     bytes_sent,
     listing,
     restore_problem,
+    session,
 )
 from caxev.config.archive import PATIENCE
 from caxev.job import GiveUp, Retry
@@ -130,11 +131,10 @@ class Tsm:
     def check(self, reach: Reach, talk: Talk) -> str:
         """Ask the server who it is."""
         said = _run(reach, talk, "query", "session")
-        if said.status != 0 or said.trouble is not None:
-            raise _failed(said, f"dsmc: {said.ending}")
-        wanted = ("Home Server Name", "Server Version", "Node Name")
-        rows = [line.partition(":") for line in said.lines if line.startswith(wanted)]
-        return ", ".join(f"{name.rstrip('.')} {value.strip()}" for name, _, value in rows)
+        try:
+            return session(said)
+        except ValueError as exc:
+            raise _failed(said, str(exc)) from exc
 
 
 def _plain(path: str) -> str:

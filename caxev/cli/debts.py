@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from caxev.cli.output import lasting, size
+from caxev.job import unpacked
 
 if TYPE_CHECKING:
     from caxev.ledger import Debt
@@ -92,6 +93,12 @@ def progress_cells(progress: Progress | None) -> dict[str, Any]:
     }
 
 
+def _said(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return all that programs said that the reaction has run."""
+    parts = document.get("kept")
+    return {"said": unpacked(parts, document["kept_parts"])} if parts else {}
+
+
 def reaction_row(debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
     """Return a debt as it is listed, with how far it is where that is known."""
     progress = document.get("progress")
@@ -106,5 +113,5 @@ def reaction_row(debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
         **progress_cells(Progress.of(progress)),
         "progress_at": progress.get("at") if isinstance(progress, dict) else None,
         "note": debt.note,
-        **({"said": document["said"]} if document.get("said") else {}),
+        **_said(document),
     }

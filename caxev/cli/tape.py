@@ -8,7 +8,7 @@ out of the database; nothing on tape is ever deleted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -267,7 +267,7 @@ def get(
     """Have raw data brought back from tape, and compared.
 
     The site's listener does it and registers the copy. With --to it is restored by this command,
-    and nothing is registered.
+    and nothing is registered; where no digest is known it says that it is unverified.
     """
     options = state()
     options.log("warning")
@@ -307,7 +307,7 @@ def _restore(
     *,
     dry_run: bool,
 ) -> dict[str, Any]:
-    from caxev.archives import Data, directly, recall
+    from caxev.archives import Data, directly, folder_of, recall
     from caxev.cli.runs import label
     from caxev.files import Manifest, safe_name
     from caxev.job import GiveUp, Retry
@@ -316,16 +316,17 @@ def _restore(
     if copy is None or copy.status != TRANSFERRED or copy.location is None:
         standing = "is not there" if copy is None else f"is {copy.status}"
         return {"run": label(run), "asked": False, "what": f"the copy on tape {standing}"}
-    folder = copy.location.rstrip("/")
+    folder = folder_of(copy.location)
     target = str(place / safe_name(folder))
+    expected = None if rows is None else Manifest.from_rows(rows)
+    data = Data(safe_name(folder), folder, expected, copy.checksum)
     if not dry_run:
-        expected = None if rows is None else Manifest.from_rows(rows)
-        data = Data(safe_name(folder), folder, expected, copy.checksum)
         try:
             directly(recall, reach, data, target, [str(place)]).get()
         except (Retry, GiveUp) as error:
             return {"run": label(run), "asked": False, "what": str(error)}
-    return {"run": label(run), "asked": True, "what": target}
+    what = target if data.is_known else f"{target} (unverified: no digest is known)"
+    return {"run": label(run), "asked": True, "verified": data.is_known, "what": what}
 
 
 @tape.command(epilog=example("caxev tape check --run 123", "caxev tape check --last-days 30"))
@@ -412,7 +413,7 @@ def forget_ask(run: Run, host: str, why: str) -> Ask:
 @global_options(hidden=True)
 def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_json: bool) -> None:
     """List the files that the archive itself says it has of runs."""
-    from caxev.archives import contents, directly
+    from caxev.archives import contents, directly, folder_of
     from caxev.cli.runs import label
 
     options = state()
@@ -422,7 +423,7 @@ def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_js
     rows: list[dict[str, Any]] = []
     for run, copy, _ in pairs:
         if copy is not None and copy.location is not None:
-            found = _told(directly(contents, reach, copy.location.rstrip("/")))
+            found = _told(directly(contents, reach, folder_of(copy.location)))
             rows += [
                 {"run": label(run), "file": one.name, "bytes": one.size, "time": one.time}
                 for one in found
@@ -461,7 +462,8 @@ def status(
 ) -> None:
     """Compare the database with the archive: what should be on tape and is not.
 
-    Ends with 1 where something is missing there, or is there in another size.
+    Ends with 1 where something is missing there, or is there in another size. Missing is also what
+    a site's upload_options want there, and nobody is bringing.
     """
     from caxev.archives import directly, holdings
 
@@ -469,7 +471,8 @@ def status(
     options.log("warning")
     sites = options.sites()
     there = archive_called(sites, tape_name)
-    rows = options.with_database(lambda database: _standing(database, wanted, there.name))
+    bringing = {site.name for site in sites.values() if there.name in site.upload_options}
+    rows = options.with_database(lambda one: _standing(one, wanted, there.name, bringing))
     if not offline and not by_day:
         reach = reach_called(sites, tape_name, here_name)
         held = _told(directly(holdings, reach))
@@ -494,29 +497,48 @@ _STATUS: Final = (
 _DAYS: Final = (("day", "DAY"), ("runs", "RUNS"), ("size", "SIZE"), ("rate", "RATE"))
 
 
-async def _standing(database: Database, wanted: Wanted, host: str) -> list[dict[str, Any]]:
+async def _standing(
+    database: Database, wanted: Wanted, host: str, bringing: Collection[str]
+) -> list[dict[str, Any]]:
     """Return what the database knows of each run's copy on tape, and what the ledger says of it."""
     from caxev.cli.runs import label
 
     runs = await wanted.find(database, database.settings)
     notes: dict[Any, str] = {}
+    on_its_way: set[Any] = set()
     for standing in ("open", "running", "failed"):
         for handler in _HANDLERS:
             for debt, _ in await database.debts(state=standing, handler=handler):
                 notes[debt.run] = f"{handler} {standing}: {debt.note}" if debt.note else standing
+                if handler == "backup" and standing != "failed":
+                    on_its_way.add(debt.run)
     rows = []
     for run in runs:
         raw = [copy for copy in run.copies if copy.type == "raw" and copy.host != host]
         copy = run.copy(_raw(host))
         if copy is None and not raw:
             continue
-        rows.append(row_of(run, copy, notes.get(run.id), label(run)))
+        owed = run.id not in on_its_way and should_be_there(copy, raw, bringing)
+        rows.append(row_of(run, copy, notes.get(run.id), label(run), owed=owed))
     return rows
 
 
-def row_of(run: Run, copy: Copy | None, note: str | None, label: str) -> dict[str, Any]:
-    """Return a run's row. Pure."""
+def should_be_there(copy: Copy | None, raw: Iterable[Copy], bringing: Collection[str]) -> bool:
+    """Whether data is not on tape though one of the sites that bring it there has it. Pure."""
+    from caxev.model import TRANSFERRED
+
+    if copy is not None and copy.status == TRANSFERRED:
+        return False
+    return any(one.host in bringing and one.status == TRANSFERRED for one in raw)
+
+
+def row_of(
+    run: Run, copy: Copy | None, note: str | None, label: str, *, owed: bool = False
+) -> dict[str, Any]:
+    """Return a run's row; `owed`: it should be on tape, and nobody brings it there. Pure."""
     fields: Mapping[str, Any] = {} if copy is None else copy.fields
+    from caxev.model import as_utc
+
     bytes_ = fields.get("size") or run.document.get("raw_size_byte")
     return {
         "run": label,
@@ -524,18 +546,19 @@ def row_of(run: Run, copy: Copy | None, note: str | None, label: str) -> dict[st
         "location": None if copy is None else copy.location,
         "bytes": bytes_,
         "size": size(bytes_),
-        "since": fields.get("creation_time"),
-        "verified_at": fields.get("verified_at"),
-        "note": note or fields.get("error"),
+        "since": as_utc(fields.get("creation_time")),
+        "arrived_at": as_utc(fields.get("arrived_at") or fields.get("verified_at")),
+        "missing": owed,
+        "note": note or fields.get("error") or ("should be on tape" if owed else None),
     }
 
 
 def on_tape(row: Mapping[str, Any], held: Mapping[str, Sequence[Stored]]) -> dict[str, Any]:
     """Return what the archive says of a row: so many bytes, or that it is missing. Pure."""
+    from caxev.archives import folder_of
     from caxev.model import TRANSFERRED
 
-    location = (row["location"] or "").rstrip("/")
-    found = held.get(location)
+    found = held.get(folder_of(row["location"] or ""))
     total = None if found is None else sum(one.size for one in found)
     good = row["status"] == TRANSFERRED
     differs = total is not None and row["bytes"] is not None and total != row["bytes"]
@@ -543,26 +566,31 @@ def on_tape(row: Mapping[str, Any], held: Mapping[str, Sequence[Stored]]) -> dic
     note = row["note"]
     if good and (total is None or differs):
         note = "missing on tape" if total is None else "another size on tape"
-    missing = good and (total is None or differs)
+    missing = row.get("missing") or (good and (total is None or differs))
     return {"on_tape": words, "bytes_on_tape": total, "missing": missing, "note": note}
 
 
 def days(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Return runs, bytes and rate by the day on which copies were found good on tape. Pure."""
+    """Return runs, bytes and rate by the day on which copies were found good on tape. Pure.
+
+    What cax has brought there counts on the day when it was begun, and for no rate.
+    """
     runs: Counter[str] = Counter()
     amount: Counter[str] = Counter()
+    timed: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for row in rows:
-        since, verified = row["since"], row["verified_at"]
-        if not isinstance(verified, datetime):
+        since, arrived = row["since"], row["arrived_at"] or row["since"]
+        if row["status"] != "transferred" or not isinstance(arrived, datetime):
             continue
-        day = f"{verified:%Y-%m-%d}"
+        day = f"{arrived:%Y-%m-%d}"
         runs[day] += 1
         amount[day] += row["bytes"] or 0
-        if isinstance(since, datetime) and verified > since:
-            seconds[day] += round((verified - since).total_seconds())
+        if isinstance(since, datetime) and arrived > since:
+            seconds[day] += round((arrived - since).total_seconds())
+            timed[day] += row["bytes"] or 0
     for day in sorted(runs):
-        rate = amount[day] / seconds[day] if seconds[day] else None
+        rate = timed[day] / seconds[day] if seconds[day] else None
         yield {
             "day": day,
             "runs": runs[day],

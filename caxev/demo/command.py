@@ -26,7 +26,7 @@ from rich.table import Table
 from caxev import aio
 from caxev.config import ConfigError
 from caxev.daemon import open_database, prepare, run
-from caxev.demo.world import World
+from caxev.demo.world import TAPE, World
 from caxev.job import utcnow
 from caxev.ledger import Debt
 from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
@@ -100,7 +100,8 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
     show.summary(summary)
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
-    complete = all(summary[name] == count for name, count in wanted(world, runs).items())
+    ends = {**wanted(world, runs), "back_from_tape": 1, "purged": 1}
+    complete = all(summary[name] == count for name, count in ends.items())
     sys.exit(0 if complete and not summary["reactions"]["failed"] else 1)
 
 
@@ -112,7 +113,6 @@ def wanted(world: World, runs: int) -> dict[str, int]:
         "on_tape": runs * (len(sites) - len(world.listening)),
         "processed": runs * sum(site.processing is not None for site in sites),
         "minitrees": runs * sum(site.minitrees is not None for site in sites),
-        "purged": min(runs, 1),
     }
 
 
@@ -170,7 +170,8 @@ class Show:
         reactions, latency = summary["reactions"], summary["latency_ms"]
         self.say(
             f"{summary['runs']} runs: {summary['copies']} copies, {summary['verified']} verified, "
-            f"{summary['on_tape']} on tape, {summary['processed']} processed, "
+            f"{summary['on_tape']} on tape, {summary['back_from_tape']} back from it, "
+            f"{summary['processed']} processed, "
             f"{summary['minitrees']} with minitrees, in {summary['seconds']} s; "
             f"{summary['purged']} purged"
         )
@@ -304,7 +305,7 @@ async def _watch(world: World, show: Show, database: Database, count: int) -> No
                 live.update(show.table(runs, _progress(debts)), refresh=True)
             else:
                 show.lines(runs)
-            if _finished(runs, sum(wanted(world, count).values()) - min(count, 1)) and not debts:
+            if _finished(runs, sum(wanted(world, count).values())) and not debts:
                 return
             now = ([[c.seen_as for c in one.copies] for one in runs], _progress(debts))
             if now != state:
@@ -356,6 +357,7 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
         "copies": len(raw),
         "verified": sum(map(good, raw)),
         "on_tape": sum(map(good, everywhere)) - sum(map(good, raw)),
+        "back_from_tape": sum(good(copy) and copy.source == TAPE for copy in raw),
         **{
             kind: sum(one.type == kind and good(one) for one in copies)
             for kind in ("processed", "minitrees")

@@ -9,6 +9,8 @@ imports it: it is run as a program, by ``archive.command`` of sites.json. Its en
                             ``restore hang``
     DSMC_SIMULATOR_CHANCE   the probability, 0 to 1, of a fault in any command, by
     DSMC_SIMULATOR_SEED     this seed and how many commands there were
+    DSMC_SIMULATOR_REFUSED  a file with the name of a directory a line, of which nothing is ever
+                            taken: no backup of it gets any further than the login
     DSMC_SIMULATOR_DELAY    seconds that a tape takes to be mounted
 """
 
@@ -56,6 +58,7 @@ MESSAGES = {
     "lost": "ANS1029E Communication with the IBM Storage Protect server is lost.",
     "media": "ANS1312E Server media mount not possible.",
     "quota": "ANS1311E Server out of data storage space.",
+    "refused": "ANS1353E Session rejected: Unknown or incorrect ID entered",
     "unreachable": "ANS1017E Session rejected: TCP/IP connection failure.",
 }
 KNOWN = """
@@ -120,13 +123,13 @@ class Tapes:
             versions.append(version)
 
 
-def flip(path: Path) -> None:
-    """Change a byte in the middle of a file."""
+def flip(path: Path, mask: int = 0xFF) -> None:
+    """Change a byte in the middle of a file; two changes with other masks do not make it good."""
     with path.open("r+b") as file:
         file.seek(path.stat().st_size // 2)
         byte = file.read(1) or b"\0"
         file.seek(path.stat().st_size // 2)
-        file.write(bytes([byte[0] ^ 0xFF]))
+        file.write(bytes([byte[0] ^ mask]))
 
 
 class Client:
@@ -144,6 +147,10 @@ class Client:
                 struck.write(f"{self.command} {self.fault}\n")
 
     def _fault(self) -> str:
+        refused = Path(os.environ.get("DSMC_SIMULATOR_REFUSED", "/nonexistent"))
+        names = refused.read_text().splitlines() if refused.exists() else []
+        if self.command == "incremental" and Path(self.words[0]).name in names:
+            return "refused"
         planned = os.environ.get("DSMC_SIMULATOR_FAULTS")
         if planned and Path(planned).exists():
             with Path(planned).open("r+") as file:
@@ -170,8 +177,8 @@ class Client:
         if unknown := self.options.keys() - set(KNOWN.split()):
             say(f"ANS1036S Invalid option '{min(unknown)}' found in the options")
             return 12
-        if self.fault == "unreachable":
-            say(MESSAGES["unreachable"])
+        if self.fault in ("unreachable", "refused"):
+            say(MESSAGES[self.fault])
             return 12
         say(SESSION.format(now=now))
         action = {"incremental": self.incremental, "restore": self.restore, "query": self.query}
@@ -302,7 +309,7 @@ class Client:
                     continue
             new = self._place(path, version, target)
             if self.fault == "wrong-byte" and number == middle:
-                flip(new)
+                flip(new, 0x55)
             say(f"Restoring      {version['size']:>14,} {path} --> {new} [Done]")
             done, amount = done + 1, amount + version["size"]
         failed = len(found) - done

@@ -525,8 +525,8 @@ class Database:
         """Show in the ledger how far a running reaction is."""
         await self._call(self._store.progress, debt, epoch, progress)
 
-    async def keep(self, debt: Debt, epoch: int, said: str) -> None:
-        """Keep with a running reaction what a program said that it has run."""
+    async def keep(self, debt: Debt, epoch: int, said: bytes) -> None:
+        """Add to what is kept with a running reaction what a program said, packed."""
         await self._call(self._store.keep, debt, epoch, said)
 
     async def debts(

@@ -29,6 +29,7 @@ from pymongo.errors import AutoReconnect, OperationFailure
 
 from caxev.alarms import Standing
 from caxev.crash import point
+from caxev.job import KEPT_PARTS
 from caxev.ledger import (
     NEWEST_FIRST,
     UNREADABLE,
@@ -377,7 +378,7 @@ class Store:
         query: Document = {"site": site, "lane": lane, "state": State.OPEN.value}
         query["due"] = {"$lte": now} if since is None else {"$lte": now, "$gte": since}
         query["epoch"] = {"$exists": False}
-        cursor = self.ledger.find(query, {"said": 0}).sort(order).limit(limit)
+        cursor = self.ledger.find(query, {"kept": 0}).sort(order).limit(limit)
         return [_debt(document) for document in await cursor.to_list(None)]
 
     async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
@@ -470,10 +471,11 @@ class Store:
         mine = {"_id": debt.id, "epoch": epoch}
         await self.ledger.update_one(mine, {"$set": {"progress": progress}})
 
-    async def keep(self, debt: Debt, epoch: int, said: str) -> None:
-        """Keep with a running reaction what a program said that it has run."""
+    async def keep(self, debt: Debt, epoch: int, said: bytes) -> None:
+        """Add to what is kept with a running reaction what a program said, packed."""
         mine = {"_id": debt.id, "epoch": epoch}
-        await self.ledger.update_one(mine, {"$set": {"said": said}})
+        push = {"kept": {"$each": [said], "$slice": -KEPT_PARTS}}
+        await self.ledger.update_one(mine, {"$push": push, "$inc": {"kept_parts": 1}})
 
     def find_debts(self, query: Document, limit: int) -> Any:
         """Return a cursor over ledger documents, newest first."""

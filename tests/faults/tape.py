@@ -1,7 +1,8 @@
 """Backups to simulated tapes that fail in every way there is, at random.
 
 Every run must end on tape, verified, or parked with what the archive's client said; and nothing
-wrong may be taken for right, on tape or back on disk.
+wrong may be taken for right, on tape or back on disk. Every tenth run is refused for ever: that one
+must be parked, with the code and the text of the refusal.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from caxev.archives import Data, Reach, directly, recall
 from caxev.config import Site
@@ -34,8 +36,11 @@ from tests.faults.campaign import (
 
 TEMPLATE: Final = Path(__file__).with_suffix(".json")
 SIZE: Final = 200_000
+REFUSED: Final = 10
+"""One run in so many is refused for ever."""
 BACK: Final = "chicago"
 """The site that has its copies from tape alone."""
+REFUSAL: Final = "ANS1353E Session rejected: Unknown or incorrect ID entered"
 PATIENCE: Final = 1800.0
 """Seconds for all of it: what fails is tried again later and later."""
 _REASON: Final = re.compile(
@@ -48,6 +53,21 @@ class TapeGround(Ground):
     """A ground with a tape archive, to which only flat runs go."""
 
     odd: bool = False
+    refused: set[str] = field(factory=set)
+    """The names of runs that the archive never takes."""
+    refuses: bool = False
+    _taken: Iterator[int] = field(factory=count)
+
+    @property
+    def refused_file(self) -> Path:
+        return self.world.directory / "refused"
+
+    def _write(self, number: int, size: int, odd: bool) -> dict[str, Any]:
+        document = super()._write(number, size, odd)
+        if self.refuses and next(self._taken) % REFUSED == 0:
+            self.refused.add(Path(document["data"][0]["location"]).name)
+            self.refused_file.write_text("".join(f"{name}\n" for name in self.refused))
+        return document
 
     async def finish(self, runs: Sequence[Born], end: End | None) -> list[Problem]:
         """Wait as any ground does, and look at what is left over as well."""
@@ -83,7 +103,12 @@ class TapeGround(Ground):
 async def tape(ground: Ground, *, rounds: int, seed: int, chance: float) -> dict[str, Any]:
     """Take so many runs, while each command of the client fails with that probability."""
     assert isinstance(ground, TapeGround)
-    faults = {"DSMC_SIMULATOR_CHANCE": str(chance), "DSMC_SIMULATOR_SEED": str(seed)}
+    ground.refuses = True
+    faults = {
+        "DSMC_SIMULATOR_CHANCE": str(chance),
+        "DSMC_SIMULATOR_SEED": str(seed),
+        "DSMC_SIMULATOR_REFUSED": str(ground.refused_file),
+    }
     started = [ground.listen(site, **faults) for site in ground.world.listening]
     await ground.ready(*started)
     began = trio.current_time()
@@ -101,8 +126,9 @@ async def tape(ground: Ground, *, rounds: int, seed: int, chance: float) -> dict
             say_round(f"{one}: {status}", problems, trio.current_time() - began)
     tally.faults = _struck(ground)
     seconds = round(trio.current_time() - began, 1)
-    say(f"{rounds} runs, {tally.faults} faults, {parked} parked, {seconds} s")
-    return {**tally.row(), "parked": parked, "seconds": seconds}
+    refused = len(ground.refused)
+    say(f"{rounds} runs, {tally.faults} faults, {parked} parked, {refused} refused, {seconds} s")
+    return {**tally.row(), "parked": parked, "refused": refused, "seconds": seconds}
 
 
 async def _over(ground: Ground, runs: Sequence[Born]) -> bool:
@@ -124,7 +150,11 @@ def _unsettled(one: Run) -> bool:
 def judge(ground: TapeGround, one: Run, born: Born) -> Iterator[Problem]:
     """Say what is wrong with a run's end. Blocks."""
     copies = {CopyKey("raw", BIRTH): TRANSFERRED}
-    on_tape = one.copy(CopyKey("raw", TAPE))
+    on_tape, source = (one.copy(CopyKey("raw", host)) for host in (TAPE, BIRTH))
+    if source is not None and Path(str(source.location)).name in ground.refused:
+        error = "" if on_tape is None else str(on_tape.fields.get("error"))
+        if on_tape is None or on_tape.status != ERROR or REFUSAL not in error:
+            yield Problem("lost", f"{one}: refused, but not parked with that: {on_tape}")
     if on_tape is not None and on_tape.status == ERROR:
         if not _REASON.search(str(on_tape.fields.get("error"))):
             yield Problem("lost", f"{one}: parked without a reason: {on_tape.fields}")
