@@ -23,7 +23,14 @@ from pymongo.errors import (
     PyMongoError,
     ServerSelectionTimeoutError,
 )
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
 
+from caxev import crash
 from caxev.config import ConfigError, Settings
 
 Document = dict[str, Any]
@@ -90,10 +97,35 @@ def connect(settings: Settings) -> Client:
             # and a write that a new primary does not know would be undone.
             readPreference="primary",
             w="majority",
+            event_listeners=listeners(),
         )
     except (InvalidURI, ConfigurationError, ValueError) as error:
         message = f"{settings.safe_uri} is not a usable database address: {_first_line(error)}"
         raise ConfigError(message) from None  # the chain would show the password
+
+
+class Writes(CommandListener):
+    """Passes a crash point before each command that writes; inside a transaction only the end."""
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """Pass it: what is written inside a transaction is not there before its commit."""
+        name = event.command_name
+        if name in _WRITES and (name == "commitTransaction" or "autocommit" not in event.command):
+            crash.before(name)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Nothing."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Nothing."""
+
+
+_WRITES: Final = {"insert", "update", "delete", "findAndModify", "commitTransaction"}
+
+
+def listeners() -> list[CommandListener]:
+    """What any client is made with: nothing, unless a campaign has armed the crash points."""
+    return [Writes()] if crash.ARMED else []
 
 
 def _options(settings: Settings) -> Document:
