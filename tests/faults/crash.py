@@ -71,7 +71,9 @@ async def crash(
     only: str = "",
     together: bool = False,
 ) -> dict[str, Any]:
-    """Kill at each point (or at `points` of them, chosen by `seed`), then `rounds` times at random.
+    """Kill at each point (or at `points` of them, chosen by `seed`), then at random moments.
+
+    That is in `rounds` further passes, in each of them once at every site.
 
     `only`: at points in whose name this stands. With `together`, a round has a fault at every site.
     """
@@ -94,9 +96,11 @@ async def crash(
         began = trio.current_time()
         what, problems = await at_random(ground, random, end, seconds)
         tally.add(problems)
-        tally.faults += 1
+        tally.faults += len(ground.world.listening)
         say_round(f"{tally.rounds}. {what}", problems, trio.current_time() - began)
-    say(f"{len(faults)} points, {unreached} of them not reached; {rounds} random moments")
+    say(
+        f"{len(faults)} points, {unreached} of them not reached; {rounds} passes with random moments"
+    )
     return tally.row()
 
 
@@ -179,16 +183,16 @@ async def _restart_when_killed(ground: Ground, listener: Listener) -> None:
 async def at_random(
     ground: Ground, random: Random, end: End, seconds: float
 ) -> tuple[str, list[Problem]]:
-    """Kill one listener at a random moment of a pass with larger runs."""
-    site = random.choice(ground.world.listening)
-    delay = random.uniform(0, 1.5 * seconds)
+    """Kill each site's listener at a random moment of a pass with larger runs."""
+    delays = {site: random.uniform(0, 1.5 * seconds) for site in ground.world.listening}
     runs: list[Born] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_kill_later, ground, site, delay)
+        for site, delay in delays.items():
+            nursery.start_soon(_kill_later, ground, site, delay)
         runs += await take(ground, LARGER, ())
     problems = await ground.finish(runs, end)
     await ground.forget(runs)
-    return f"{site} after {delay:.2f} s", problems
+    return ", ".join(f"{site} after {delay:.2f} s" for site, delay in delays.items()), problems
 
 
 async def _kill_later(ground: Ground, site: str, delay: float) -> None:
