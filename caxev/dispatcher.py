@@ -517,6 +517,8 @@ class Dispatcher:
             on_progress=self._progress_of(debt, watch),
         )
         outcome, update = await attempt(handler, job, watch)
+        if update is not None or outcome == Paid():
+            crash.point("through")
         updates: tuple[RunUpdate, ...] = () if update is None else (update,)
         if not isinstance(outcome, Paid):
             updates = job.if_parked if self._is_last(debt, handler, outcome) else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,35 @@ async def test_killed_at_a_point(here: Lab) -> None:
         here.crash_at(point)
         assert await here.settle() == []
         assert (await here.look(run)).tags == ("at-lngs",)
+
+
+def test_every_write_has_a_point(tmp_path: Path) -> None:
+    """Whatever a handler does to files passes a point before it; what a library does, none."""
+    source, log = tmp_path / "mine.py", tmp_path / "points"
+    source.write_text(
+        "import os, shutil\nfrom pathlib import Path\nfrom caxev import crash\n"
+        "crash.scope.set('mine')\n"
+        "def act(top):\n"
+        "    (top / 'a').mkdir()\n    (top / 'a' / 'b').touch()\n"
+        "    os.replace(top / 'a', top / 'c')\n    shutil.rmtree(top / 'c')\n"
+        f"act(Path({str(tmp_path)!r}))\n"
+    )
+    subprocess.run(  # our own file
+        [sys.executable, source], env={**os.environ, "CAXEV_CRASH_LOG": str(log)}, check=True
+    )
+    passed = [line.split()[1] for line in log.read_text().splitlines()]
+    writes = ("mkdir", "rename", "remove", "rmdir")
+    assert passed == [f"mine:__main__.act.{write}" for write in writes]
+
+
+@lab(lab_reactions.note)
+async def test_every_write_to_the_database_has_a_point(here: Lab) -> None:
+    """A command that writes passes a point named after the function that gave it."""
+    await here.new_run(at="lngs")
+    passed = await here.points()
+    assert "engine:mongo.database.Database._transaction.commitTransaction" in passed
+    assert "engine:mongo.store.Store.take_over.findAndModify" in passed
+    assert "note:through" in passed
 
 
 @lab(lab_reactions.count)

@@ -191,6 +191,7 @@ def _fsync(path: str | bytes) -> None:
 def rename_new(old: str, new: str) -> None:
     """Rename, or raise FileExistsError: nothing is replaced."""
     flags = (_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE)
+    crash.before("rename")
     if _libc.renameat2(*flags) != 0:
         _raise_unless_unable(old, new)
         _rename_new_portably(old, new)

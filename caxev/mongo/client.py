@@ -24,7 +24,14 @@ from pymongo.errors import (
     PyMongoError,
     ServerSelectionTimeoutError,
 )
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
 
+from caxev import crash
 from caxev.config import ConfigError, Settings
 
 Document = dict[str, Any]
@@ -91,6 +98,7 @@ def connect(settings: Settings) -> Client:
             # and a write that a new primary does not know would be undone.
             readPreference="primary",
             w="majority",
+            event_listeners=listeners(),
         )
     except OSError as error:  # of a certificate
         raise ConfigError(
@@ -107,6 +115,30 @@ def _files_named(uri: str) -> str:
     options = parse_qsl(urlsplit(uri).query)
     files = [f"{name}={value}" for name, value in options if name.lower().endswith("file")]
     return f" ({', '.join(files)})" if files else ""
+
+
+class Writes(CommandListener):
+    """Passes a crash point before each command that writes; inside a transaction only the end."""
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """Pass it: what is written inside a transaction is not there before its commit."""
+        name = event.command_name
+        if name in _WRITES and (name == "commitTransaction" or "autocommit" not in event.command):
+            crash.before(name)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Nothing."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Nothing."""
+
+
+_WRITES: Final = {"insert", "update", "delete", "findAndModify", "commitTransaction"}
+
+
+def listeners() -> list[CommandListener]:
+    """What any client is made with: nothing, unless a campaign has armed the crash points."""
+    return [Writes()] if crash.ARMED else []
 
 
 def _options(settings: Settings) -> Document:

@@ -511,7 +511,12 @@ class Store:
     # -- requests ---------------------------------------------------------------------------
 
     async def add_request(self, site: str, request: Request, by: str, now: datetime) -> None:
-        """Leave a request for the site's listener."""
+        """Leave a request for the site's listener.
+
+        Killed before the second write, it is carried out with the next one, or when the listener
+        starts. Not a transaction: one that was killed would keep the listener from its site's
+        document, and with that from all it does, for a minute.
+        """
         await self.register(site)
         await self.requests.insert_one(
             {

@@ -179,17 +179,20 @@ class Remote:
     async def make_directory(self, path: bytes) -> None:
         """Make one directory, with a mode that owes nothing to the server's umask."""
         # "Failure" may mean that it is there already. If it means another thing, setstat fails.
+        crash.point("ssh.mkdir")
         with suppress(asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
             await self.sftp.mkdir(path, SFTPAttrs(permissions=DIR_MODE))
         await self.sftp.setstat(path, SFTPAttrs(permissions=DIR_MODE))
 
     async def remove(self, root: bytes, seen: Seen) -> None:
         """Take one file, link or empty directory out of a tree."""
+        crash.point("ssh.remove")
         remove = self.sftp.rmdir if seen.kind == "dir" else self.sftp.remove
         await remove(join(root, seen.path))
 
     async def remove_tree(self, root: bytes) -> None:
         """Take a whole tree away; nothing there is no error."""
+        crash.point("ssh.remove")
         await self.sftp.rmtree(root, ignore_errors=True)
 
     async def fsync_directory(self, path: bytes) -> None:

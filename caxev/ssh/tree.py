@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 import asyncssh
 from attrs import frozen
 
+from caxev import crash
 from caxev.files import (
     FILE_MODE,
     Plan,
@@ -114,6 +115,7 @@ async def publish(
     Raises `Retry` where the partial is then not what `source` says, to the second.
     """
     for link in landing.todo.links if landing.todo else ():
+        crash.point("ssh.link")
         await remote.sftp.symlink(link.target, join(landing.partial, link.path))
     await each(lambda seen: _finish(remote, join(landing.partial, seen.path), seen), unsynced)
     found = await remote.look(landing.partial, check=False)
@@ -184,6 +186,7 @@ async def _present(remote: Remote, partial: bytes, source: Sequence[Seen]) -> li
     if stat.S_ISDIR(mode):
         await remote.remove_tree(partial)
     else:
+        crash.point("ssh.remove")
         await remote.sftp.remove(partial)
     return []
 

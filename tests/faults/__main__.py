@@ -57,6 +57,7 @@ def _crash_options(parser: ArgumentParser) -> None:
     parser.add_argument("--only", default="", help="only points in whose name this stands")
     parser.add_argument("--together", action="store_true", help="kill at all sites in one round")
     parser.add_argument("--tape", action="store_true", help="with backup to tape, and recall")
+    parser.add_argument("--damaged", action="store_true", help="with copies that have to be mended")
 
 
 def _crash(ground: Ground, given: Namespace) -> Figures:
@@ -67,6 +68,7 @@ def _crash(ground: Ground, given: Namespace) -> Figures:
         points=given.points,
         only=given.only,
         together=given.together,
+        damaged=given.damaged,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -17,14 +17,18 @@ import trio
 from attrs import frozen
 
 from caxev.job import utcnow
+from caxev.model import CopyKey, RunUpdate
 from caxev.mongo import Request
 from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, Problem, Tally, say, say_round
+from tests.faults.deletion import harm
 
 SMALL: Final = 300_000
 """Bytes in a run for the kills at points."""
 LARGER: Final = 8_000_000
 """Bytes in a run for the kills at random moments."""
 RUNS: Final = 2
+BAD: Final = "chicago"
+"""The site whose copies go bad."""
 SITES: Final = {
     BIRTH: {"purge": 1, "deletion": {"copies": 2}},
 }
@@ -70,21 +74,26 @@ async def crash(
     points: int | None = None,
     only: str = "",
     together: bool = False,
+    damaged: bool = False,
 ) -> dict[str, Any]:
-    """Kill at each point (or at `points` of them, chosen by `seed`), then `rounds` times at random.
+    """Kill at each point (or at `points` of them, chosen by `seed`), then at random moments.
+
+    That is in `rounds` further passes, in each of them once at every site. `damaged`: in each pass
+    the copies of a site go bad, and have to be found out, judged and mended.
 
     `only`: at points in whose name this stands. With `together`, a round has a fault at every site.
     """
     random = Random(seed)
     tally = Tally(ground.compared)
-    faults, end, seconds = await reference(ground)
+    harmed = _harmed if damaged else None
+    faults, end, seconds = await reference(ground, harmed)
     faults = [fault for fault in faults if only in fault.point]
     if points is not None:
         faults = chosen(faults, points, random)
     unreached = 0
     for wave in waves(faults, together=together):
         began = trio.current_time()
-        reached, problems = await at_points(ground, wave, end)
+        reached, problems = await at_points(ground, wave, end, harmed)
         tally.add(problems)
         tally.faults += len(reached)
         unreached += len(wave) - len(reached)
@@ -92,22 +101,48 @@ async def crash(
         say_round(f"{tally.rounds}. {told}", problems, trio.current_time() - began)
     for _ in range(rounds):
         began = trio.current_time()
-        what, problems = await at_random(ground, random, end, seconds)
+        what, problems = await at_random(ground, random, end, seconds, harmed)
         tally.add(problems)
-        tally.faults += 1
+        tally.faults += len(ground.world.listening)
         say_round(f"{tally.rounds}. {what}", problems, trio.current_time() - began)
-    say(f"{len(faults)} points, {unreached} of them not reached; {rounds} random moments")
+    say(f"{len(faults)} points, {unreached} not reached; {rounds} passes with random moments")
     return tally.row()
 
 
-async def reference(ground: Ground) -> tuple[list[Fault], End, float]:
+Act = Callable[[Ground, Sequence[Born]], Awaitable[End]]
+"""What is done to runs that have come to their first end; the end that they come to then."""
+
+
+async def _harmed(ground: Ground, runs: Sequence[Born]) -> End:
+    """Have the copies at `BAD` go bad, and somebody ask for a reading."""
+    for born in runs:
+        run = (await ground.database.runs([born.id]))[born.id]
+        copy = run.copy(CopyKey("raw", BAD))
+        if copy is None or copy.location is None:
+            continue  # what is lost is found out by comparing
+        await trio.to_thread.run_sync(harm, Path(copy.location))
+        await ground.database.update_run(RunUpdate.note(run, copy, check_asked=utcnow()), utcnow())
+    # Its status came back: what reacts to that has done so again.
+    return End(ground.wanted.copies, ground.wanted.tags + Counter([f"seen-{BAD}"]))
+
+
+async def _finished(
+    ground: Ground, runs: Sequence[Born], end: End | None, act: Act | None
+) -> list[Problem]:
+    if act is None:
+        return await ground.finish(runs, end)
+    problems = await ground.finish(runs, None)
+    return [*problems, *await ground.finish(runs, await act(ground, runs))]
+
+
+async def reference(ground: Ground, act: Act | None = None) -> tuple[list[Fault], End, float]:
     """Play undisturbed: the faults to try, the end to expect, and how many seconds it took."""
     logs = {site: ground.world.directory / f"{site}.points" for site in ground.world.listening}
     started = [ground.listen(site, CAXEV_CRASH_LOG=str(log)) for site, log in logs.items()]
     await ground.ready(*started)
     began = trio.current_time()
     runs = await take(ground, SMALL, started)
-    problems = await ground.finish(runs, None)
+    problems = await _finished(ground, runs, None, act)
     seconds = trio.current_time() - began
     if problems:
         raise RuntimeError(f"undisturbed, it comes to no good end: {problems}")
@@ -148,7 +183,7 @@ async def take(ground: Ground, size: int, listeners: Sequence[Listener]) -> list
 
 
 async def at_points(
-    ground: Ground, wave: Sequence[Fault], end: End
+    ground: Ground, wave: Sequence[Fault], end: End, act: Act | None
 ) -> tuple[list[Fault], list[Problem]]:
     """Play with listeners that kill themselves; which of them did, and what is wrong at the end."""
     await ground.stop(*(ground.listeners[fault.site] for fault in wave))
@@ -158,7 +193,7 @@ async def at_points(
         for listener in armed:
             nursery.start_soon(_restart_when_killed, ground, listener)
         runs = await take(ground, SMALL, armed)
-        problems = await ground.finish(runs, end)
+        problems = await _finished(ground, runs, end, act)
         nursery.cancel_scope.cancel()
     await ground.forget(runs)
     alive = [listener for listener in armed if not listener.killed]
@@ -177,18 +212,18 @@ async def _restart_when_killed(ground: Ground, listener: Listener) -> None:
 
 
 async def at_random(
-    ground: Ground, random: Random, end: End, seconds: float
+    ground: Ground, random: Random, end: End, seconds: float, act: Act | None
 ) -> tuple[str, list[Problem]]:
-    """Kill one listener at a random moment of a pass with larger runs."""
-    site = random.choice(ground.world.listening)
-    delay = random.uniform(0, 1.5 * seconds)
+    """Kill each site's listener at a random moment of a pass with larger runs."""
+    delays = {site: random.uniform(0, 1.5 * seconds) for site in ground.world.listening}
     runs: list[Born] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_kill_later, ground, site, delay)
+        for site, delay in delays.items():
+            nursery.start_soon(_kill_later, ground, site, delay)
         runs += await take(ground, LARGER, ())
-    problems = await ground.finish(runs, end)
+    problems = await _finished(ground, runs, end, act)
     await ground.forget(runs)
-    return f"{site} after {delay:.2f} s", problems
+    return ", ".join(f"{site} after {delay:.2f} s" for site, delay in delays.items()), problems
 
 
 async def _kill_later(ground: Ground, site: str, delay: float) -> None:
