@@ -151,6 +151,7 @@ async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
 
     async with engine.opened(database) as db:
         async with engine.listener(db, record.options(database)):
+            await ready(db)
             await add(db, 1)
             await engine.until(lambda: len(record.seen) == 1)
             await engine.until(lambda: _has_token(db))
