@@ -13,6 +13,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from itertools import count
 from typing import Final, Protocol
 
@@ -21,7 +22,8 @@ from attrs import define, evolve, field
 from loguru import logger
 
 from caxev import metrics
-from caxev.alarms import Alarms, Silent, gap, parked, parked_key
+from caxev.alarms import Alarms, Silent, parked, parked_key
+from caxev.alarms import gap as gap_alarm
 from caxev.diff import diff
 from caxev.job import utcnow
 from caxev.ledger import (
@@ -188,7 +190,8 @@ class Watcher:
             try:
                 await self._follow()
             except HistoryLost as lost:
-                await self._persist(self._make_up, str(lost))
+                gap = self._tell_of_gap(str(lost))  # once, however often the scan is begun anew
+                await self._persist(partial(self.scan, gap=gap, restart=True))
                 failures = 0
             except DatabaseError as error:
                 failures = 0 if self.trouble is None else failures + 1
@@ -202,7 +205,7 @@ class Watcher:
         try:
             return await self._read_to_end(self._position)
         except HistoryLost as lost:
-            await self._make_up(str(lost))
+            await self.scan(gap=self._tell_of_gap(str(lost)), restart=True)
             return 1
 
     async def _read_to_end(self, position: Position) -> int:
@@ -317,12 +320,11 @@ class Watcher:
 
     # -- trouble ----------------------------------------------------------------------------
 
-    async def _make_up(self, why: str) -> None:
-        """Make up for lost history: scan, and stream on from before the scan."""
+    def _tell_of_gap(self, why: str) -> Gap:
         logger.warning("{}; scanning all runs to make up for it", why)
         metrics.gaps.labels(self.tenure.site).inc()
-        self.alarms.sound(gap(self.tenure.site, why))
-        await self.scan(gap=Gap(utcnow(), why), restart=True)
+        self.alarms.sound(gap_alarm(self.tenure.site, why))
+        return Gap(utcnow(), why)
 
     async def _persist(self, function: object, *args: object) -> None:
         """Call an async function again until the database lets it through."""

@@ -1,5 +1,8 @@
 """What many tests share: one mongod for the session, a fresh database for each test, and trio.
 
+That mongod asks for a login. Tests set up and look in as its administrator; what listens, in
+`tests.engine`, does so as a site's user, with the rights of `caxev db grants` and no more.
+
 Nothing here acts by itself: a test gets what it asks for by name. An ``async def`` test runs under
 `trio.run`, with its fixtures resolved as for any other test.
 """
@@ -10,8 +13,11 @@ import inspect
 import os
 import secrets
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import hypothesis
@@ -19,8 +25,9 @@ import pytest
 import trio
 from pymongo import MongoClient
 
-from caxev.config import ConfigError
+from caxev.config import ConfigError, Settings
 from caxev.embedded import ReplicaSet, find_mongod
+from caxev.mongo.grants import privileges, role_name
 from tests.slurm import slurm  # noqa: F401  # a fixture
 from tests.sshd import sshd  # noqa: F401  # a fixture
 
@@ -33,10 +40,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Database(NamedTuple):
-    """A database of a test's own: how to reach the server, and the name to use there."""
+    """A database of a test's own: how its administrator and a site reach it, and its name."""
 
     uri: str
     name: str
+    site_uri: str | None = None
+    """As a site's user; None: there is none but the administrator."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,6 +59,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+_FEW_ROUNDS = ("--setParameter=scramSHA256IterationCount=5000",)
+"""So that the many logins of the tests take less time; a server takes no fewer."""
+
+
 @pytest.fixture(scope="session")
 def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaSet]:
     """A replica set of one member, shared by the whole session; mark the test `replicaset`."""
@@ -57,14 +70,30 @@ def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaSet]:
         find_mongod()
     except ConfigError as error:
         pytest.skip(str(error))
-    with ReplicaSet(tmp_path_factory.mktemp("mongod")) as replica_set:
-        yield replica_set
+    with ReplicaSet(tmp_path_factory.mktemp("mongod"), options=_FEW_ROUNDS, auth=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def site_uri(mongod: ReplicaSet) -> str:
+    """How a site's user reaches that server: the user that `caxev db grants --apply` makes."""
+    password = secrets.token_urlsafe(12)
+    command = [sys.executable, "-m", "caxev", "db", "grants", "--site", "lngs", "--apply"]
+    sites = str(Path(__file__).parents[1] / "sites.json")
+    where = {"CAXEV_MONGO_URI": mongod.uri, "CAXEV_SITES": sites, "NEW_PASSWORD": password}
+    subprocess.run(command, env={**os.environ, **where}, check=True, capture_output=True)
+    return f"mongodb://caxev_lngs:{password}@{mongod.address}&authSource=admin"
 
 
 @pytest.fixture
-def database(mongod: ReplicaSet) -> Iterator[Database]:
-    """A fresh, empty database of that server, dropped after the test."""
+def database(mongod: ReplicaSet, site_uri: str) -> Iterator[Database]:
+    """A fresh, empty database of that server, dropped after the test.
+
+    The role of the site's user is brought to this database; it has no right to any other.
+    """
     name = f"test_{secrets.token_hex(6)}"
-    yield Database(mongod.uri, name)
+    granted = Settings(mongo_uri=site_uri, database=name)
     with MongoClient[dict[str, Any]](mongod.uri) as client:
+        client.admin.command("updateRole", role_name(granted), privileges=privileges(granted))
+        yield Database(mongod.uri, name, site_uri)
         client.drop_database(name)

@@ -22,7 +22,8 @@ from tests.conftest import Database as Named
 
 
 def settings_for(database: Named) -> Settings:
-    return Settings.load(mongo_uri=database.uri, database=database.name, environ={})
+    """As a site has them: its user may do what it is granted, and no more."""
+    return Settings(mongo_uri=database.site_uri or database.uri, database=database.name)
 
 
 def sites_of(*names: str) -> Sites:
@@ -73,8 +74,9 @@ def options_for(
 
 @asynccontextmanager
 async def opened(database: Named) -> AsyncIterator[Database]:
-    """The database, for looking in, with its indexes."""
-    async with aio.loop(), open_database(settings_for(database)) as db:
+    """The database as its administrator sees it, for looking in and adding runs; with indexes."""
+    settings = Settings(mongo_uri=database.uri, database=database.name)
+    async with aio.loop(), open_database(settings) as db:
         await prepare(db)
         yield db
 
@@ -83,14 +85,33 @@ async def opened(database: Named) -> AsyncIterator[Database]:
 async def listener(
     database: Database, options: Options, owner: str = "test"
 ) -> AsyncIterator[Leaving]:
-    """A listener for the length of the block; asked to leave, and waited for, at its end."""
+    """A listener for the length of the block; asked to leave, and waited for, at its end.
+
+    It has a connection of its own, as the user of its settings, unless `database` is that.
+    """
     leaving = Leaving()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_tenures, options, database, owner, leaving)
+    async with as_site(database, options) as own, trio.open_nursery() as nursery:
+        nursery.start_soon(serve_tenures, options, own, owner, leaving)
         try:
             yield leaving
         finally:
             leaving.asked.set()
+
+
+async def once(database: Database, options: Options) -> None:
+    """Catch up as a site's user, do what is due, leave."""
+    async with as_site(database, options) as own:
+        await serve_tenures(evolve(options, once=True), own, "once", Leaving())
+
+
+@asynccontextmanager
+async def as_site(database: Database, options: Options) -> AsyncIterator[Database]:
+    """The database as the site of these options reaches it."""
+    if database.settings == options.settings:
+        yield database
+    else:
+        async with open_database(options.settings) as own:
+            yield own
 
 
 async def until(condition: Callable[[], Any], *, within: float = 60.0) -> Any:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from caxev import HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, copy, dispatcher, new_run, tag
-from caxev.daemon import Leaving, Options, serve_tenures
+from caxev.daemon import Options
 from caxev.dispatcher import LATELY, Pace
 from caxev.ledger import Debt, owe
 from caxev.mongo import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
@@ -108,11 +108,11 @@ async def test_once_leaves_nothing_due(database: Named, monkeypatch: pytest.Monk
     monkeypatch.setattr(dispatcher, "WINDOW", 3)
     seen, record = recorder()
     handlers = [engine.handler(record, copy("transferred", host=HERE))]
-    options = engine.options_for(database, handlers, once=True)
+    options = engine.options_for(database, handlers)
     async with engine.opened(database) as db:
         for number in range(1, 201):
             await db.insert_run(engine.run_document(number, ("raw", "lngs", "transferred")))
-        await serve_tenures(options, db, "test", Leaving())
+        await engine.once(db, options)
         states = {debt.state.value for debt, _ in await db.debts("lngs")}
     assert len(seen) == 200
     assert states == {"done"}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -564,11 +564,12 @@ async def test_a_late_settlement_changes_nothing(
         assert everything(server) == before
 
 
-def die_in_transaction(uri: str, name: str) -> None:
+def die_in_transaction() -> None:
     """Take the site over for a second, and begin to record (for a process of its own)."""
+    named = Named(*json.load(sys.stdin))
 
     async def begin() -> None:
-        async with engine.opened(Named(uri, name)) as db:
+        async with engine.opened(named) as db:
             tenure = await taken(db, "doomed", lease=1.0)
             run = await added(db, entry())
             await owed(db, run, tenure, claimed=1)
@@ -579,10 +580,10 @@ def die_in_transaction(uri: str, name: str) -> None:
 async def test_who_dies_in_a_transaction_blocks_nobody(database: Named) -> None:
     """Its locks go with its session, not after the minute that the server would wait."""
     root = Path(__file__).parent.parent
-    program = f"from tests.test_mongo import *; die_in_transaction{tuple(database)!r}"
+    command = [sys.executable, "-c", "from tests.test_mongo import *; die_in_transaction()"]
     environ = {**os.environ, "CAXEV_CRASH": "engine:mongo.ingest.commit:1"}
-    done = await trio.to_thread.run_sync(
-        lambda: subprocess.run([sys.executable, "-c", program], cwd=root, env=environ, check=False)
+    done = await trio.run_process(
+        command, stdin=json.dumps(database).encode(), cwd=root, env=environ, check=False
     )
     assert done.returncode == -signal.SIGKILL
     async with engine.opened(database) as db:
@@ -986,8 +987,7 @@ async def test_names_of_collections_are_configurable(
     database: Named, server: MongoDatabase[dict[str, Any]]
 ) -> None:
     """The runs' collection and the prefix of ours are the settings'."""
-    plain = engine.settings_for(database)
-    settings: Settings = evolve(plain, collection="runs_test", prefix="x_")
+    settings = Settings(database.uri, database.name, collection="runs_test", prefix="x_")
     async with engine.opened(database), open_database(settings) as db:
         await db.create_indexes()
         await taken(db)

@@ -40,6 +40,7 @@ from caxev.batch import (
 from caxev.batch.runner import run as run_job
 from caxev.batch.slurm import end_of, explained
 from caxev.config import ConfigError, Processing, Site, Sites, load_handlers, load_sites
+from caxev.config.alarms import SECRETS
 from caxev.daemon import Options
 from caxev.demo import daq, processor
 from caxev.mongo import Database, Request, id_from, id_text
@@ -474,12 +475,15 @@ def test_a_job_runs_here(tmp_path: Path) -> None:
     assert Path(spec.output).read_text() == "$(x) 'y'bb"
 
 
-def test_a_job_knows_no_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the listener logs in with is not in the environment of a processing program."""
-    monkeypatch.setenv("MONGO_PASSWORD", "secret")
+def test_a_job_knows_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the listener logs in with, anywhere, is not in a processing program's environment."""
+    planted = dict.fromkeys((*SECRETS.values(), "MONGO_PASSWORD", "RUCIO_PASSWORD"), "planted")
+    planted |= {f"{name}_FILE": "planted" for name in planted}
+    for name in (*planted, "CAXEV_MONGO_URI", "CREDENTIALS_DIRECTORY", "NEW_PASSWORD"):
+        monkeypatch.setenv(name, "planted")
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "one").touch()
-    spec = spec_in(tmp_path, argv=("sh", "-c", 'test -z "$MONGO_PASSWORD"'))
+    spec = spec_in(tmp_path, argv=("sh", "-c", 'test -n "$PATH" && ! env | grep planted'))
     assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
 
 

@@ -28,15 +28,16 @@ from caxev import (
     copy,
     copy_field,
     field,
+    metrics,
     new_run,
     tag,
 )
-from caxev.daemon import Leaving, Options, serve_tenures
+from caxev.daemon import Options
 from caxev.dispatcher import Dispatcher, Lane
 from caxev.embedded import ReplicaSet
 from caxev.ledger import SURPRISES, Debt
 from caxev.model import Run
-from caxev.mongo import Batch, Database, Position, Request, SiteRecord
+from caxev.mongo import Batch, Database, Position, Request, SiteRecord, Unreachable
 from caxev.watcher import Watcher
 from caxev.watcher import _Ahead as Ahead
 from tests import engine
@@ -103,11 +104,6 @@ async def debts(db: Database, *states: str) -> list[Debt]:
     return standing
 
 
-async def once(db: Database, options: Options) -> None:
-    """Catch up, do what is due, leave."""
-    await serve_tenures(evolve(options, once=True), db, "once", Leaving())
-
-
 def lose(server: Server, position: dict[str, Any]) -> None:
     """Put another position in place of the site's."""
     assert server["caxev_ledger"].update_one({"_id": SITE}, {"$set": position}).matched_count
@@ -137,6 +133,38 @@ async def test_lost_history_is_made_up_for(database: Named, server: Server) -> N
         (gap,) = (await record_of(db)).gaps
         assert gap.why
         assert (await db.page(SITE, None))[0].count(ids[1]) == 0
+
+
+async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
+    database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scan that the database breaks off, and an end of it whose reply is lost: one gap."""
+    record, finish = Recorder(), Database.finish_scan
+    broken: list[bool] = []
+    sounded = metrics.gaps.labels(SITE)
+
+    async def reply_lost(self: Database, *args: Any) -> None:
+        await finish(self, *args)
+        if len(broken) < 2:
+            broken.append(True)
+            raise Unreachable("the reply is lost")
+
+    async with engine.opened(database) as db:
+        async with engine.listener(db, record.options(database)):
+            await ready(db)
+            await add(db, 1)
+            await engine.until(lambda: len(record.seen) == 1)
+            await engine.until(lambda: _has_token(db))
+        lose(server, {"position.token._data": "zz"})
+        monkeypatch.setattr(Database, "finish_scan", reply_lost)
+        before = sounded._value.get()
+        async with engine.listener(db, record.options(database)):
+            await add(db, 2)
+            await engine.until(lambda: len(record.seen) == 2)
+            await engine.until(lambda: len(broken) == 2)
+            await add(db, 3)
+            await engine.until(lambda: len(record.seen) == 3)
+        assert len((await record_of(db)).gaps) == sounded._value.get() - before == 1
 
 
 async def ready(db: Database) -> None:
@@ -671,7 +699,7 @@ async def test_a_field_that_is_set_fires(database: Named, server: Server) -> Non
                 await ready(db)
                 server["runs_new"].update_one({"_id": run}, change)
                 await engine.until(partial(reached, times))
-        await once(db, options)
+        await engine.once(db, options)
     assert seen == ["field processor.gains", "asked of raw at chicago", "field processor.gains"]
 
 
@@ -682,14 +710,14 @@ async def test_a_field_watched_for_the_first_time_fires(database: Named) -> None
     async with engine.opened(database) as db:
         for number in (1, 2):
             await db.insert_run(engine.run_document(number, end=5 if number == 1 else None))
-        await once(db, engine.options_for(database, []))
+        await engine.once(db, engine.options_for(database, []))
         before = (await record_of(db)).position
-        await once(db, engine.options_for(database, [later]))
+        await engine.once(db, engine.options_for(database, [later]))
         assert before is not None
         assert before.token is not None
         assert recorder.numbers == {1: 1}
         scanned = (await record_of(db)).scanned
-        await once(db, engine.options_for(database, [later]))
+        await engine.once(db, engine.options_for(database, [later]))
         assert recorder.numbers == {1: 1}
         assert (await record_of(db)).scanned == scanned  # nothing new to watch: no scan
 

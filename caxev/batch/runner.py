@@ -23,15 +23,13 @@ from caxev import crash
 from caxev.batch.base import End, Ended, JobSpec
 from caxev.batch.folder import Folder, Place
 from caxev.batch.systems import system
-from caxev.config import ConfigError, Settings
+from caxev.config import ConfigError, Settings, without_secrets
 from caxev.job import utcnow
 from caxev.model import TRANSFERRING, CopyIs, RunUpdate
 from caxev.mongo import DatabaseError, amend, passing
 
 TELL_FOR: Final = 300.0
 """Seconds for which a job waits for the database to tell it of its end."""
-_SECRETS: Final = ("MONGO_PASSWORD", "MONGO_PASSWORD_FILE", "CAXEV_MONGO_URI", "CAXEV_MONGO_USER")
-"""Variables that are not the processing program's to know."""
 _KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """How a program ends that was killed outright, and how a shell says so that ran it."""
 
@@ -93,7 +91,7 @@ def execute(spec: JobSpec, output: BinaryIO | None = None) -> int:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={name: value for name, value in environment.items() if name not in _SECRETS},
+            env=without_secrets(environment),
             check=False,
         ).returncode
     except OSError as error:

@@ -15,7 +15,7 @@ from caxev.config.handlers import BY_METHOD, DEFAULT_HANDLERS, load_file, load_h
 from caxev.config.links import Link
 from caxev.config.permissions import Permission
 from caxev.config.processing import Processing
-from caxev.config.settings import Settings, secret
+from caxev.config.settings import Settings, secret, without_secrets
 from caxev.config.sites import (
     Here,
     Site,
@@ -55,4 +55,5 @@ __all__ = [
     "load_sites",
     "nearest",
     "secret",
+    "without_secrets",
 ]

@@ -21,6 +21,11 @@ URI: Final = "CAXEV_MONGO_URI"
 EXAMPLE: Final = "mongodb://user@host1,host2:27017/run?replicaSet=runs"
 PASSWORDLESS: Final = ("mongodb-x509", "mongodb-aws", "mongodb-oidc", "gssapi")
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:@\[\]\s]+)(:(?P<port>[0-9]+))?")
+_SECRET: Final = re.compile(
+    r"(.*_)?(PASSWORD|TOKEN|SECRET|KEY)(_FILE)?"
+    r"|CAXEV_(MONGO_URI|MONGO_USER|SLACK_URL(_FILE)?)|CREDENTIALS_DIRECTORY"
+)
+"""Names of variables that hold secrets, or say where they are."""
 _QUOTED: Final = re.compile(r"([^%:@/\s]|%[0-9A-Fa-f]{2})*")
 
 
@@ -40,6 +45,14 @@ def secret(name: str, environ: Mapping[str, str] | None = None) -> str | None:
         credential = Path(environ["CREDENTIALS_DIRECTORY"]) / name.lower()
         return _read(credential, "systemd credential") if credential.exists() else None
     return None
+
+
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a program that is not ours may have of an environment: no secret of caxev's. Pure.
+
+    That is whatever is called a password, token, secret or key, and where to find and reach what.
+    """
+    return {name: value for name, value in environ.items() if not _SECRET.fullmatch(name)}
 
 
 def _read(path: Path, what: str) -> str:

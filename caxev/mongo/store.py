@@ -288,10 +288,11 @@ class Store:
         fields: Document = {"scanned": now, "watched": seen}
         if start is not None:
             fields["position"] = _position_row(Position(start=start))
-        row = [] if gap is None else [{"found": gap.found, "why": gap.why}]
-        push = {"gaps": {"$each": row, "$slice": -GAPS_KEPT}}
+        change: Document = {name: {"$literal": value} for name, value in fields.items()}
+        if gap is not None:
+            change["gaps"] = _with_gap({"$literal": {"found": gap.found, "why": gap.why}})
         point("mongo.scanned.before")
-        done = await self.ledger.update_one(_mine(tenure), {"$set": fields, "$push": push})
+        done = await self.ledger.update_one(_mine(tenure), [{"$set": change}])
         point("mongo.scanned.after")
         _check(done.matched_count, tenure)
 
@@ -679,6 +680,13 @@ def _check(matched: int, tenure: Tenure) -> None:
 def position_fields(position: Position, now: datetime) -> Document:
     """Return what a site's document says about its position."""
     return {"position": _position_row(position), "streamed": now}
+
+
+def _with_gap(row: Document) -> Document:
+    """The site's last gaps with this one, which may be there already: its reply was lost."""
+    gaps = {"$ifNull": ["$gaps", []]}
+    more = {"$slice": [{"$concatArrays": [gaps, [row]]}, -GAPS_KEPT]}
+    return {"$cond": [{"$in": [row, gaps]}, gaps, more]}
 
 
 def _position_row(position: Position) -> Document:
