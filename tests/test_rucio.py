@@ -879,6 +879,18 @@ def test_check_compares_both_ways(
         assert told == ["the entry is error"] * 2
         (row,) = json.loads(online(*check).out)
         assert row["problem"] == "2 entries for one dataset"
+        (row,) = json.loads(online(*check, "--repair").out)
+        assert row["repair"] == "one entry is left"
+        assert json.loads(online(*check).out) == []
+        document = runs.find_one({"_id": run.number})
+        assert document is not None
+        kept = [(one["type"], one.get("pax_version")) for one in document["data"]]
+        assert sorted(kept, key=str).count(("raw", None)) == len(run.document["data"])
+        assert kept.count(("processed", "v1")) == kept.count(("processed", "v2")) == 1
+        other_place = {**twice, "location": "xe1t_SR001_elsewhere:raw"}
+        runs.update_one({"_id": run.number}, {"$push": {"data": other_place}})
+        (row,) = json.loads(online(*check, "--repair").out)
+        assert row["repair"] == "left alone: they name several datasets"
         client[database.name]["caxev_manifests"].delete_many({})
         check = ("rucio", "check", "--run", str(other.number), "--json")
         (row,) = json.loads(online(*check, "--repair").out)

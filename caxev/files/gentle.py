@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock
 
-import psutil
 from attrs import define, field
 
 
@@ -39,6 +38,8 @@ def idle_disk() -> Iterator[None]:
 
     Where the system has no such thing, nothing changes.
     """
+    import psutil  # here: every `caxev receive` would wait for it
+
     process = psutil.Process()
     before = None
     with suppress(AttributeError, OSError, psutil.Error):

@@ -187,7 +187,8 @@ class Checking:
 
         there = self.chosen.there
         if (entries := sum(one.key == entry.key for one in run.copies)) > 1:
-            self._note(run, entry.location, f"{entries} entries for one dataset")
+            problem = f"{entries} entries for one dataset"
+            self._note(run, entry.location, problem, await self._single(database, run, entry))
         if entry.status != TRANSFERRED:
             repair = await self._again(database, run, entry)
             self._note(run, entry.location, f"the entry is {entry.status}", repair)
@@ -240,6 +241,21 @@ class Checking:
         )
         return "declared bad: Rucio makes it anew"
 
+    async def _single(self, database: Database, run: Run, entry: Copy) -> str | None:
+        """Take out all entries of a dataset but the best one, if they name no other."""
+        from caxev.job import utcnow
+        from caxev.model import FieldIs, RunUpdate
+
+        if not self.repair:
+            return None
+        data = without_doubles(run, entry)
+        if data is None:
+            return "left alone: they name several datasets"
+        as_seen = FieldIs("data", run.document["data"])
+        update = RunUpdate.set_fields(run, as_seen, data=data)
+        done = await database.update_run(update, utcnow())
+        return "one entry is left" if done is not None else "has changed meanwhile"
+
     async def _again(self, database: Database, run: Run, entry: Copy) -> str | None:
         """Have the upload tried again by whoever has a good copy."""
         from caxev.job import utcnow
@@ -266,6 +282,22 @@ class Checking:
             return None
         asked = await look_again(database, self.chosen, [run])
         return f"{_listed(asked)} looks again" if asked else "no site brings data there"
+
+
+def without_doubles(run: Run, entry: Copy) -> list[Any] | None:
+    """A run's ``data`` with the best entry of this copy alone; None where they name several."""
+    from caxev.model import TRANSFERRED, Copy
+
+    def is_its(one: object) -> bool:
+        found = Copy.from_entry(one)
+        return found is not None and found.key == entry.key
+
+    data: list[Any] = run.document["data"]
+    ours = [one for one in data if is_its(one)]
+    if len({one.get("location") for one in ours} - {None, "n/a"}) > 1:
+        return None
+    best = max(ours, key=lambda one: (one.get("status") == TRANSFERRED, bool(one.get("rse"))))
+    return [one for one in data if one is best or not is_its(one)]
 
 
 def _listed(names: Sequence[str]) -> str:
