@@ -23,6 +23,7 @@ from caxev import (
     HERE,
     TRANSFERRED,
     TRANSFERRING,
+    VERIFYING,
     Copy,
     CopyField,
     CopyKey,
@@ -235,15 +236,19 @@ async def erase(job: Job) -> Result:
 # -- where the disk is full -----------------------------------------------------------------------
 
 
-@on(copy(TRANSFERRING, host=HERE))
+@on(copy((TRANSFERRING, VERIFYING), host=HERE))
 async def make_room(job: Job) -> Result:
-    """Want the oldest raw data gone that may go, where a coming copy would fill the disk."""
+    """Want the oldest raw data gone that may go, where a copy fills the disk or would fill it.
+
+    What is born here is there before anybody is told: then the disk may be too full already.
+    """
     mine, rules = job.copy, job.site.deletion
-    if mine is None or mine.status != TRANSFERRING:
+    if mine is None or mine.status not in (TRANSFERRING, VERIFYING, TRANSFERRED):
         return Skip("nothing is coming")
     if not (rules.when_full and job.site.min_free and mine.location):
         return Skip("deletion.when_full is not set, or no min_free")
-    coming = _size(job.run) if mine.type == "raw" else 0
+    is_coming = mine.status == TRANSFERRING
+    coming = _size(job.run) if is_coming and mine.type == "raw" else 0
     there = (mine.location, job.site.roots, job.site.min_free)
     lacking = await job.work(lacking_bytes, *there, coming)
     if lacking <= 0:
@@ -257,6 +262,8 @@ async def make_room(job: Job) -> Result:
             f"the disk of {job.site.name} is full: {lacking - freed} bytes are lacking, and no "
             f"more raw data may go (caxev rm --site {job.site.name} --dry-run says why)"
         )
+    if not is_coming:
+        return None  # the next one that is born looks again
     raise Retry(f"{lacking} bytes were lacking", after=LOOK_AGAIN)
 
 

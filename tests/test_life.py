@@ -16,7 +16,7 @@ import pytest
 import trio
 from attrs import define
 
-from caxev import DELETING, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Run, RunUpdate
+from caxev import DELETING, TRANSFERRED, TRANSFERRING, VERIFYING, Copy, CopyKey, Run, RunUpdate
 from caxev.cli.vouch import again
 from caxev.config import (
     DEFAULT_HANDLERS,
@@ -299,6 +299,29 @@ async def test_the_oldest_goes_where_the_disk_is_full(database: Named, tmp_path:
         assert copy.status == TRANSFERRED
         (stone,) = (await three.run(runs[1])).document["deleted_data"]
         assert (stone["by"], stone["why"]) == ("lngs: make_room", "the disk is full")
+
+
+async def test_where_data_is_born_the_oldest_goes_as_well(database: Named, tmp_path: Path) -> None:
+    """The DAQ does not ask for room: what it has written fills the disk."""
+    free = os.statvfs(tmp_path)
+    rules = {
+        "min_free": free.f_bavail * free.f_frsize + (1 << 40),
+        "deletion": Deletion(copies=2, proof_days=99.0, when_full=True),
+    }
+    async with lab(database, tmp_path, lngs=rules) as three:
+        sized = {"raw_size_byte": 1 << 50}
+        runs = [
+            await three.take(*HOSTS, number=n, start=utcnow() - n * OLD, **sized) for n in (1, 2)
+        ]
+        born = three.path("lngs", 3)
+        born.mkdir()
+        (born / "a.zip").write_bytes(bytes(1000))
+        entry = {**await three.entry("lngs", 3), "status": VERIFYING, "status_since": utcnow()}
+        await three.database.insert_run({**engine.run_document(3), "data": [entry]})
+        await three.listen(*HOSTS)
+        await three.gone(runs[1], "lngs")
+        (stone,) = (await three.run(runs[1])).document["deleted_data"]
+        assert stone["by"] == "lngs: make_room"
 
 
 # -- reading again --------------------------------------------------------------------------------
