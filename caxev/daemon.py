@@ -29,6 +29,7 @@ from loguru import logger
 from caxev import aio, metrics
 from caxev.config import Settings, Site, Sites
 from caxev.dispatcher import Dispatcher
+from caxev.files import MARGIN
 from caxev.hermes import Messages
 from caxev.job import utcnow
 from caxev.mongo import Database, DatabaseError, Deposed, Refused, SiteRecord, Tenure, passing
@@ -283,7 +284,7 @@ class _Tenancy:
         def pulse() -> Pulse:
             return Pulse(watcher.trouble, watcher.troubled, watcher.behind)
 
-        return Vitals(site.name, site.roots, site.min_free, pulse, self.desk)
+        return Vitals(site.name, site.roots, max(site.min_free, MARGIN), pulse, self.desk)
 
     async def _until_asked(self, watcher: Watcher, inner: trio.Nursery) -> None:
         ready = trio.Event()

@@ -27,6 +27,7 @@ from caxev.archives.staging import (
 )
 from caxev.files import (
     FILE_MODE,
+    MARGIN,
     Damaged,
     Manifest,
     Report,
@@ -47,8 +48,6 @@ from caxev.job import GiveUp, Retry
 
 T = TypeVar("T")
 P = ParamSpec("P")
-MARGIN: Final = 16 << 20
-"""Bytes that a restore leaves free in any case."""
 NAMED: Final = 5
 _SCRATCH: Final = ".caxev-restored"
 _RESTORED: Final = ".tape"

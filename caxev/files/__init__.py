@@ -6,6 +6,7 @@ under its final name. Knows neither the database nor the network.
 
 from caxev.files.alone import alone
 from caxev.files.arrival import (
+    MARGIN,
     Arrival,
     check_expected,
     check_standing,
@@ -59,6 +60,7 @@ __all__ = [
     "DIR_MODE",
     "FILE_MODE",
     "GONE_PREFIX",
+    "MARGIN",
     "PART",
     "PART_PREFIX",
     "QUARANTINE",
