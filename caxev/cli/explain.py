@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import define, field
 
+from caxev.cli import timeline
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, say, show, time
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from caxev.model import Aspect, Copy, Run
     from caxev.mongo import Database
     from caxev.registry import Handler, Registry, Trigger
+
+    Owed = tuple[Debt, Mapping[str, Any]]
 
 
 @click.command(
@@ -46,7 +49,6 @@ def explain(  # noqa: PLR0917  # the options
     With --timeline: what has happened to the run, at all sites if none is named.
     """
     from caxev.cli.runs import one
-    from caxev.cli.timeline import COLUMNS, timeline
 
     if (number is None) == (name is None):
         raise click.UsageError("say which run: --run or --name")
@@ -54,33 +56,35 @@ def explain(  # noqa: PLR0917  # the options
         raise click.UsageError("say which site's handlers: --site (or --timeline, for all)")
     options = state()
     options.log("warning")
+    registry = None if site is None else options.registry(site)
 
-    async def ask(database: Database) -> tuple[Run, list[tuple[Debt, Mapping[str, Any]]]]:
+    async def ask(database: Database) -> tuple[Run, list[Owed]]:
         found = await one(number, name, detector).find_one(database, database.settings)
         run = (await database.runs([found.id])).get(found.id, found)  # with all its fields
         sites = [site] if site is not None else [one.site for one in await database.site_records()]
         return run, [debt for one in sites for debt in await database.debts(one, run=run.id)]
 
     run, debts = options.with_database(ask)
-    if as_timeline:
-        if site is not None:
-            options.sites().get(site)
-        if not as_json:
-            say(f"{run}{f' at {site}' if site else ''}")
-        rows = timeline(run, debts, site)
-        show(Table(COLUMNS, rows), as_json=as_json, empty="nothing has happened")
-        return
-    assert site is not None
-    registry = options.registry(site)
-    wanted = options.sites().get(site).wants_run(run.name)
-    rows = list(Explanation(registry, run, debts).rows())
     if not as_json:
-        say(f"{run} at {site}")
-        if not wanted:
-            say(f"the run is not in dataset_list of {site}: handlers let it pass")
-        for copy in run.copies:
-            say(_asked_for(copy))
-    show(Table(_COLUMNS, rows), as_json=as_json, empty="no handlers")
+        say(f"{run}{f' at {site}' if site else ''}")
+    if as_timeline or registry is None:
+        table, nothing = Table(timeline.COLUMNS, timeline.rows(run, debts, site)), "nothing"
+    else:
+        _say_more(registry, run, as_json=as_json)
+        explanation = Explanation(registry, run, debts)
+        table, nothing = Table(_COLUMNS, list(explanation.rows())), "no handlers"
+    show(table, as_json=as_json, empty=nothing)
+
+
+def _say_more(registry: Registry, run: Run, *, as_json: bool) -> None:
+    """Say what concerns all handlers of a site."""
+    if as_json:
+        return
+    here = registry.here.name
+    if not state().sites().get(here).wants_run(run.name):
+        say(f"the run is not in dataset_list of {here}: handlers let it pass")
+    for copy in run.copies:
+        say(_asked_for(copy))
 
 
 def _asked_for(copy: Copy) -> str:
@@ -102,7 +106,7 @@ class Explanation:
 
     registry: Registry
     run: Run
-    debts: Sequence[tuple[Debt, Mapping[str, Any]]]
+    debts: Sequence[Owed]
     look: Mapping[Aspect, str] = field(init=False)
     missing: Mapping[str, Sequence[tuple[str, str]]] = field(init=False)
 

@@ -22,12 +22,12 @@ COLUMNS: Final = (
 )
 
 
-def timeline(
+def rows(
     run: Run, debts: Sequence[tuple[Debt, Mapping[str, Any]]], site: str | None = None
 ) -> list[dict[str, Any]]:
     """Rows by time (UTC), the first first, of all sites or one; no reactions that did nothing."""
-    rows = [*_of_run(run), *_of_debts(debts), *_of_tombstones(run)]
-    ours = (row for row in rows if row["time"] is not None and site in (None, row["site"]))
+    found = [*_of_run(run), *_of_debts(debts), *_of_tombstones(run)]
+    ours = (row for row in found if row["time"] is not None and site in (None, row["site"]))
     return sorted(ours, key=lambda row: row["time"])
 
 
