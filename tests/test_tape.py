@@ -793,10 +793,10 @@ def test_killed_at_each_point_of_the_steps(tmp_path: Path, monkeypatch: pytest.M
     nothing left over in staging or scratch.
     """
     log = tmp_path / "points"
-    monkeypatch.setattr(crash, "_ARMED", True)
-    monkeypatch.setattr(crash, "_LOG", str(log))
-    go(whole := prepared(tmp_path / "whole"))
-    monkeypatch.setattr(crash, "_LOG", "")
+    monkeypatch.setattr(crash, "ARMED", True)
+    with monkeypatch.context() as recording:
+        recording.setattr(crash, "_LOG", str(log))
+        assert not killed_at(whole := prepared(tmp_path / "whole"), "nowhere:1")
     passed = Counter(line.split()[1] for line in log.read_text().splitlines())
     assert len(passed) >= 10
     for point, times in passed.items():
@@ -811,7 +811,8 @@ def killed_at(ground: Ground, at: str) -> bool:
     child = os.fork()
     if child == 0:
         crash._passed.clear()
-        setattr(crash, "_AT", at)  # noqa: B010  # mypy: a constant
+        setattr(crash, "_AT", frozenset({at}))  # noqa: B010  # mypy: a constant
+        sys.addaudithook(crash._heard)
         try:
             go(ground)
         finally:
