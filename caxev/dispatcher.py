@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from random import random
 from typing import Any, Final, TypeVar
 
@@ -118,6 +119,18 @@ class Lane:
     @property
     def window(self) -> int:
         return min(AHEAD * self.workers, WINDOW) if self.newest_first else WINDOW
+
+    @property
+    def share(self) -> int:
+        """Debts of one run that are fetched at once where others wait, too."""
+        return self.window // 2 if self.newest_first else self.window
+
+    def crowding(self, due: Sequence[Debt]) -> RunId | None:
+        """The run, if any, whose debts keep those of others out of what was fetched."""
+        if len(due) < self.window:
+            return None
+        run, debts = Counter(debt.run for debt in due).most_common(1)[0]
+        return run if debts > self.share else None
 
     @property
     def stale(self) -> bool:
@@ -386,8 +399,11 @@ class Dispatcher:
             due = await self.database.due(
                 site, lane.name, now, window, since=since, order=lane.order
             )
+            others: list[Debt] = []
+            if (run := lane.crowding(due)) is not None:
+                others = await self._of_others(lane, run, now, due[-1].priority)
             heard = True
-            lane.keep(self._not_running(lane, due))
+            lane.keep(self._not_running(lane, in_turns(due, others)))
             # At the end of the row, one look without `since` makes sure that it was the end.
             fetched = len(due) < window and since is None
             goes_on = len(due) == window and not lane.newest_first
@@ -398,6 +414,12 @@ class Dispatcher:
         finally:
             lane.more, lane.fetching = lane.more or not fetched, False
             lane.news = lane.news or not heard
+
+    async def _of_others(self, lane: Lane, run: RunId, now: datetime, least: int) -> list[Debt]:
+        """Fetch what is due in a lane for other runs that are as urgent, the first of it."""
+        site, order = self.tenure.site, lane.order
+        due = await self.database.due(site, lane.name, now, lane.share, order=order, without=run)
+        return [debt for debt in due if debt.priority >= least]
 
     async def _claim(self, lane: Lane, due: Sequence[Debt]) -> None:
         slots = {debt.id for debt in due}
@@ -675,6 +697,17 @@ class Dispatcher:
                 wait = min(wait * 2, 5.0)
             else:
                 return
+
+
+def in_turns(due: Sequence[Debt], others: Sequence[Debt]) -> list[Debt]:
+    """Put debts of others between those of a run that has many, and leave the rest. Pure.
+
+    Nothing is there twice.
+    """
+    if not others:
+        return list(due)
+    mixed = (debt for pair in zip_longest(due, others) for debt in pair if debt is not None)
+    return list({debt.id: debt for debt in mixed}.values())
 
 
 @define

@@ -13,7 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from caxev import HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, copy, dispatcher, new_run, tag
+from caxev import (
+    ELSEWHERE,
+    HERE,
+    Event,
+    GiveUp,
+    Job,
+    Retry,
+    RunUpdate,
+    Tag,
+    copy,
+    dispatcher,
+    new_run,
+    tag,
+)
 from caxev.daemon import Options
 from caxev.dispatcher import LATELY, Pace
 from caxev.ledger import Debt, owe
@@ -244,6 +257,34 @@ async def test_a_replay_beside_the_stream_fires_a_state_once(
 async def _seen(db: Database) -> bool:
     record = await db.site_record("lngs")
     return record is not None and record.position is not None
+
+
+async def test_a_run_with_many_copies_delays_no_other(database: Named) -> None:
+    """Others get their turn between the reactions to its copies, however many and new these are."""
+    moved: list[int] = []
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def move(job: Job) -> None:
+        moved.append(job.run.number or 0)
+        begun.set()
+        await go_on.wait()
+
+    options = _urgent_options(
+        database, engine.handler(move, copy("transferred", host=ELSEWHERE), lane="transfer")
+    )
+    many = [("raw", f"site{number}", "transferred") for number in range(200)]
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await db.insert_run(engine.run_document(1, ("raw", "chicago", "transferred")))
+        await begun.wait()
+        for number in (2, 3):
+            await db.insert_run(engine.run_document(number, ("raw", "chicago", "transferred")))
+        await db.insert_run(engine.run_document(4, *many))
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            ledger = client[database.name]["caxev_ledger"]
+            await engine.until(lambda: ledger.count_documents({"lane": "transfer"}) == 203)
+        go_on.set()
+        await engine.until(lambda: len(moved) == 203)
+    assert max(moved.index(2), moved.index(3)) < 20
 
 
 async def test_priority_outlives_retry_and_replay(database: Named) -> None:
