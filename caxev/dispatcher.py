@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from itertools import zip_longest
 from random import random
 from typing import Any, Final, TypeVar
 
@@ -122,11 +121,11 @@ class Lane:
 
     @property
     def share(self) -> int:
-        """Debts of one run that are fetched at once where others wait, too."""
-        return self.window // 2 if self.newest_first else self.window
+        """How many debts of one run may wait at once: those of others come in between."""
+        return max(AHEAD * self.workers // 2, 1)
 
     def crowding(self, due: Sequence[Debt]) -> RunId | None:
-        """The run, if any, whose debts keep those of others out of what was fetched."""
+        """The run, if any, whose debts may have kept those of others out of what was fetched."""
         if len(due) < self.window:
             return None
         run, debts = Counter(debt.run for debt in due).most_common(1)[0]
@@ -399,13 +398,15 @@ class Dispatcher:
             due = await self.database.due(
                 site, lane.name, now, window, since=since, order=lane.order
             )
-            others: list[Debt] = []
+            found = due
             if (run := lane.crowding(due)) is not None:
-                others = await self._of_others(lane, run, now, due[-1].priority)
+                found = [*due, *await self._of_others(lane, run, now, due)]
             heard = True
-            lane.keep(self._not_running(lane, in_turns(due, others)))
+            found = self._not_running(lane, found)
+            kept = few_of_each(found, lane.share)
+            lane.keep(kept)
             # At the end of the row, one look without `since` makes sure that it was the end.
-            fetched = len(due) < window and since is None
+            fetched = len(due) < window and since is None and len(kept) == len(found)
             goes_on = len(due) == window and not lane.newest_first
             lane.since = due[-1].due if goes_on else None
             if fetched:
@@ -415,11 +416,14 @@ class Dispatcher:
             lane.more, lane.fetching = lane.more or not fetched, False
             lane.news = lane.news or not heard
 
-    async def _of_others(self, lane: Lane, run: RunId, now: datetime, least: int) -> list[Debt]:
-        """Fetch what is due in a lane for other runs that are as urgent, the first of it."""
-        site, order = self.tenure.site, lane.order
-        due = await self.database.due(site, lane.name, now, lane.share, order=order, without=run)
-        return [debt for debt in due if debt.priority >= least]
+    async def _of_others(
+        self, lane: Lane, run: RunId, now: datetime, due: Sequence[Debt]
+    ) -> list[Debt]:
+        """Fetch what else is due in a lane, first of all, for other runs that are as urgent."""
+        site, order, known = self.tenure.site, lane.order, {debt.id for debt in due}
+        more = await self.database.due(site, lane.name, now, lane.share, order=order, without=run)
+        least = due[-1].priority if lane.newest_first else 0
+        return [debt for debt in more if debt.id not in known and debt.priority >= least]
 
     async def _claim(self, lane: Lane, due: Sequence[Debt]) -> None:
         slots = {debt.id for debt in due}
@@ -699,15 +703,15 @@ class Dispatcher:
                 return
 
 
-def in_turns(due: Sequence[Debt], others: Sequence[Debt]) -> list[Debt]:
-    """Put debts of others between those of a run that has many, and leave the rest. Pure.
-
-    Nothing is there twice.
-    """
-    if not others:
-        return list(due)
-    mixed = (debt for pair in zip_longest(due, others) for debt in pair if debt is not None)
-    return list({debt.id: debt for debt in mixed}.values())
+def few_of_each(debts: Iterable[Debt], most: int) -> list[Debt]:
+    """Leave out what is more than so many debts of one run, the last of them. Pure."""
+    seen: Counter[RunId] = Counter()
+    kept: list[Debt] = []
+    for debt in debts:
+        seen[debt.run] += 1
+        if seen[debt.run] <= most:
+            kept.append(debt)
+    return kept
 
 
 @define

@@ -259,8 +259,13 @@ async def _seen(db: Database) -> bool:
     return record is not None and record.position is not None
 
 
-async def test_a_run_with_many_copies_delays_no_other(database: Named) -> None:
-    """Others get their turn between the reactions to its copies, however many and new these are."""
+@pytest.mark.parametrize("lane", ["transfer", "tape"])
+@pytest.mark.parametrize("window", [dispatcher.WINDOW, 50])
+async def test_a_run_with_many_copies_delays_no_other(
+    database: Named, monkeypatch: pytest.MonkeyPatch, lane: str, window: int
+) -> None:
+    """Others get their turn between the reactions to its copies, be these older or newer."""
+    monkeypatch.setattr(dispatcher, "WINDOW", window)
     moved: list[int] = []
     begun, go_on = trio.Event(), trio.Event()
 
@@ -270,21 +275,20 @@ async def test_a_run_with_many_copies_delays_no_other(database: Named) -> None:
         await go_on.wait()
 
     options = _urgent_options(
-        database, engine.handler(move, copy("transferred", host=ELSEWHERE), lane="transfer")
+        database, engine.handler(move, copy("transferred", host=ELSEWHERE), lane=lane)
     )
     many = [("raw", f"site{number}", "transferred") for number in range(200)]
     async with engine.opened(database) as db, engine.listener(db, options):
-        await db.insert_run(engine.run_document(1, ("raw", "chicago", "transferred")))
-        await begun.wait()
-        for number in (2, 3):
-            await db.insert_run(engine.run_document(number, ("raw", "chicago", "transferred")))
-        await db.insert_run(engine.run_document(4, *many))
+        for number in (1, 2, 3, 4):
+            copies = many if number == 3 else [("raw", "chicago", "transferred")]
+            await db.insert_run(engine.run_document(number, *copies))
+            await begun.wait()
         with MongoClient[dict[str, Any]](database.uri) as client:
             ledger = client[database.name]["caxev_ledger"]
-            await engine.until(lambda: ledger.count_documents({"lane": "transfer"}) == 203)
+            await engine.until(lambda: ledger.count_documents({"lane": lane}) == 203)
         go_on.set()
         await engine.until(lambda: len(moved) == 203)
-    assert max(moved.index(2), moved.index(3)) < 20
+    assert max(moved.index(2), moved.index(4)) < 20
 
 
 async def test_priority_outlives_retry_and_replay(database: Named) -> None:
