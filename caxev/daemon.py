@@ -351,7 +351,9 @@ class _Tenancy:
     async def _keep_lease(self, watcher: Watcher) -> None:
         """Renew the lease for ever. Raises `Deposed` where it was lost."""
         every = self.options.lease * _RENEW
+        tasks = metrics.tasks.labels(self.tenure.site)
         while True:
+            tasks.set(trio.lowlevel.current_statistics().tasks_living)
             try:
                 self._heard(
                     await self.database.renew(

@@ -120,6 +120,18 @@ class Lane:
         return min(AHEAD * self.workers, WINDOW) if self.newest_first else WINDOW
 
     @property
+    def share(self) -> int:
+        """How many debts of one run may wait at once: those of others come in between."""
+        return max(AHEAD * self.workers // 2, 1)
+
+    def crowding(self, due: Sequence[Debt]) -> RunId | None:
+        """The run, if any, whose debts may have kept those of others out of what was fetched."""
+        if len(due) < self.window:
+            return None
+        run, debts = Counter(debt.run for debt in due).most_common(1)[0]
+        return run if debts > self.share else None
+
+    @property
     def stale(self) -> bool:
         """Whether debts must be fetched before one is taken: none waits, or newer ones came."""
         return self.more and (not self.waiting or (self.newest_first and self.news))
@@ -386,10 +398,15 @@ class Dispatcher:
             due = await self.database.due(
                 site, lane.name, now, window, since=since, order=lane.order
             )
+            found = due
+            if (run := lane.crowding(due)) is not None:
+                found = [*due, *await self._of_others(lane, run, now, due)]
             heard = True
-            lane.keep(self._not_running(lane, due))
+            found = self._not_running(lane, found)
+            kept = few_of_each(found, lane.share)
+            lane.keep(kept)
             # At the end of the row, one look without `since` makes sure that it was the end.
-            fetched = len(due) < window and since is None
+            fetched = len(due) < window and since is None and len(kept) == len(found)
             goes_on = len(due) == window and not lane.newest_first
             lane.since = due[-1].due if goes_on else None
             if fetched:
@@ -398,6 +415,15 @@ class Dispatcher:
         finally:
             lane.more, lane.fetching = lane.more or not fetched, False
             lane.news = lane.news or not heard
+
+    async def _of_others(
+        self, lane: Lane, run: RunId, now: datetime, due: Sequence[Debt]
+    ) -> list[Debt]:
+        """Fetch what else is due in a lane, first of all, for other runs that are as urgent."""
+        site, order, known = self.tenure.site, lane.order, {debt.id for debt in due}
+        more = await self.database.due(site, lane.name, now, lane.share, order=order, without=run)
+        least = due[-1].priority if lane.newest_first else 0
+        return [debt for debt in more if debt.id not in known and debt.priority >= least]
 
     async def _claim(self, lane: Lane, due: Sequence[Debt]) -> None:
         slots = {debt.id for debt in due}
@@ -675,6 +701,17 @@ class Dispatcher:
                 wait = min(wait * 2, 5.0)
             else:
                 return
+
+
+def few_of_each(debts: Iterable[Debt], most: int) -> list[Debt]:
+    """Leave out what is more than so many debts of one run, the last of them. Pure."""
+    seen: Counter[RunId] = Counter()
+    kept: list[Debt] = []
+    for debt in debts:
+        seen[debt.run] += 1
+        if seen[debt.run] <= most:
+            kept.append(debt)
+    return kept
 
 
 @define

@@ -90,7 +90,7 @@ def running(directory: Path, more: str = "") -> Iterator[Server]:
     (directory / "home").mkdir(exist_ok=True)
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     (directory / "config").write_text(_CONFIG.format(port=port, directory=directory) + more)
     write_known_hosts(directory, port)
     with (directory / "log").open("wb") as log:
@@ -121,7 +121,7 @@ def _program(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -139,6 +140,17 @@ def test_the_lock_fits_the_project() -> None:
     for line in project["dependencies"]:
         wanted = Requirement(line)
         assert wanted.specifier.contains(locked[wanted.name]), line
+
+
+def test_without_a_list_of_vulnerabilities_there_is_no_audit() -> None:
+    """One line says so, and nothing fails; `deploy/test` makes it a step of its own."""
+    nowhere = {**os.environ, "https_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    said = subprocess.run(
+        ["sh", str(DEPLOY / "audit")], env=nowhere, capture_output=True, text=True, check=False
+    )
+    told = "caxev: not audited: no list of vulnerabilities can be reached\n"
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", told)
+    assert "\nsh deploy/audit\n" in (DEPLOY / "test").read_text()
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

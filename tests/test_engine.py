@@ -13,7 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from caxev import HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, copy, dispatcher, new_run, tag
+from caxev import (
+    ELSEWHERE,
+    HERE,
+    Event,
+    GiveUp,
+    Job,
+    Retry,
+    RunUpdate,
+    Tag,
+    copy,
+    dispatcher,
+    new_run,
+    tag,
+)
 from caxev.daemon import Options
 from caxev.dispatcher import LATELY, Pace
 from caxev.ledger import Debt, owe
@@ -244,6 +257,38 @@ async def test_a_replay_beside_the_stream_fires_a_state_once(
 async def _seen(db: Database) -> bool:
     record = await db.site_record("lngs")
     return record is not None and record.position is not None
+
+
+@pytest.mark.parametrize("lane", ["transfer", "tape"])
+@pytest.mark.parametrize("window", [dispatcher.WINDOW, 50])
+async def test_a_run_with_many_copies_delays_no_other(
+    database: Named, monkeypatch: pytest.MonkeyPatch, lane: str, window: int
+) -> None:
+    """Others get their turn between the reactions to its copies, be these older or newer."""
+    monkeypatch.setattr(dispatcher, "WINDOW", window)
+    moved: list[int] = []
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def move(job: Job) -> None:
+        moved.append(job.run.number or 0)
+        begun.set()
+        await go_on.wait()
+
+    options = _urgent_options(
+        database, engine.handler(move, copy("transferred", host=ELSEWHERE), lane=lane)
+    )
+    many = [("raw", f"site{number}", "transferred") for number in range(200)]
+    async with engine.opened(database) as db, engine.listener(db, options):
+        for number in (1, 2, 3, 4):
+            copies = many if number == 3 else [("raw", "chicago", "transferred")]
+            await db.insert_run(engine.run_document(number, *copies))
+            await begun.wait()
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            ledger = client[database.name]["caxev_ledger"]
+            await engine.until(lambda: ledger.count_documents({"lane": lane}) == 203)
+        go_on.set()
+        await engine.until(lambda: len(moved) == 203)
+    assert max(moved.index(2), moved.index(4)) < 20
 
 
 async def test_priority_outlives_retry_and_replay(database: Named) -> None:

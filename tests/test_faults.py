@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from random import Random
 from typing import Any
 
 import pytest
+from attrs import asdict, evolve
+from trio.lowlevel import current_statistics
 
+from caxev import metrics
 from caxev.config import ConfigError
 from caxev.demo.world import World
 from caxev.embedded import find_mongod
 from caxev.model import CopyKey, Run
+from tests import engine
+from tests.conftest import Database as Named
 from tests.faults.campaign import MUST_BE_0, Born, End, compare, ground_in, new_world
 from tests.faults.crash import SITES as PURGING
 from tests.faults.crash import Fault, crash, faults_in, waves
@@ -24,7 +31,7 @@ from tests.faults.kill import kill
 from tests.faults.load import in_turn
 from tests.faults.races import races
 from tests.faults.rucio import rucio
-from tests.faults.soak import soak
+from tests.faults.soak import SPARE, Held, grown, soak
 from tests.faults.transfers import transfers
 from tests.rucio_server import missing
 
@@ -142,6 +149,69 @@ def test_any_documents_can_be_looked_at() -> None:
     assert fuzz(1000) >= 1000
 
 
+REST = Held(memory=100 << 20, descriptors=40, threads=9, tasks=30, workers=2, ledger_per_run=7.0)
+
+
+def test_a_little_more_is_no_growth() -> None:
+    """Pools fill slowly: up to its spare each figure may be higher, and lower by any."""
+    assert list(grown(REST, REST)) == []
+    more = (getattr(REST, name) + spare for name, spare in asdict(SPARE).items())
+    assert list(grown(REST, Held(*more))) == []
+    assert list(grown(REST, Held(0, 0, 0, 0, 0, 0.0))) == []
+
+
+@pytest.mark.parametrize("name", asdict(SPARE))
+def test_each_figure_s_growth_is_told(name: str) -> None:
+    """More than its spare of any of them is told, by its name."""
+    more = evolve(REST, **{name: getattr(REST, name) + getattr(SPARE, name) + 1})
+    assert [what.split()[0] for what in grown(REST, more)] == [name]
+
+
+def test_what_a_process_leaks_is_told() -> None:
+    """Files, threads, memory and tasks that are kept on purpose are seen in a living process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LEAKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        before = Held.by(process.pid, port, 7.0)
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        told = [what.split()[0] for what in grown(before, Held.by(process.pid, port, 7.0))]
+        process.stdin.close()
+    assert told == ["memory", "descriptors", "threads", "tasks", "workers"]
+
+
+LEAKING = """
+import os, subprocess, sys, threading
+from prometheus_client import start_http_server
+from caxev import metrics
+server, _ = start_http_server(0, addr="127.0.0.1")
+metrics.tasks.labels("lngs").set(30)
+print(server.server_port, flush=True)
+sys.stdin.readline()
+memory = bytearray(os.urandom(20 << 20))
+files = [open(os.devnull) for _ in range(8)]
+for _ in range(6):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+metrics.tasks.labels("lngs").set(36)
+child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+print("leaked", flush=True)
+sys.stdin.readline()
+child.communicate()
+"""
+
+
+@pytest.mark.replicaset
+async def test_a_listener_counts_its_tasks(database: Named) -> None:
+    """What it says is what trio counts, with the test's own tasks."""
+    async with engine.opened(database) as db, engine.listener(db, engine.options_for(database, [])):
+        counted = metrics.tasks.labels("lngs")._value.get
+        await engine.until(lambda: counted() == current_statistics().tasks_living)
+
+
 def assert_nothing_happened(figures: Mapping[str, Any], faults: int) -> None:
     assert figures["faults"] >= faults
     assert figures["runs"] > 0
@@ -184,7 +254,7 @@ async def test_broken_ways(world: World) -> None:
 async def test_races(world: World) -> None:
     """Wanted by several ways and by several people at once, there is one of each copy."""
     async with ground_in(world) as ground:
-        figures = await races(ground, rounds=1, seed=1)
+        figures = await races(ground, rounds=2, seed=1)
     assert_nothing_happened(figures, 1)
 
 
@@ -203,9 +273,9 @@ async def test_a_catalogue_that_is_killed(world: World) -> None:
 @pytest.mark.replicaset
 @pytest.mark.campaign
 async def test_soak(world: World) -> None:
-    """Under mixed load with faults nothing is lost."""
+    """Under mixed load with faults nothing is lost, and a listener holds no more at the end."""
     async with ground_in(world) as ground:
-        figures = await soak(ground, seconds=4, seed=1)
+        figures = await soak(ground, seconds=0, seed=18, rounds=2)
     assert_nothing_happened(figures, 1)
 
 

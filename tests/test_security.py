@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote_plus
 
 import psutil
 import pytest
@@ -26,6 +29,7 @@ from caxev.mongo import Refused, Request, Unreachable
 from tests import engine
 from tests.certificates import SUBJECT, Certificates, make_certificates
 from tests.conftest import Database as Named
+from tests.sshd import free_port
 from tests.test_cli import Caxev, caxev
 
 __all__ = ["caxev"]
@@ -33,6 +37,14 @@ __all__ = ["caxev"]
 pytestmark = pytest.mark.replicaset
 
 PASSWORD = "p/ss:w@rd %41 of lngs"
+SECRETS = {
+    "MONGO_PASSWORD": PASSWORD,
+    "CAXEV_SMTP_PASSWORD": "smtp/9f: 3kq%41geheim",
+    "CAXEV_SLACK_URL": "http://127.0.0.1:9/services/T0/B0/slackgeheim7w",
+    "CAXEV_WEBHOOK_TOKEN": "webhook-geheim-2m",
+    "CAXEV_PAGERDUTY_KEY": "pagerduty-geheim-5x",
+    "RUCIO_PASSWORD": "rucio/ge: heim%41-8z",
+}
 Admin = MongoClient[dict[str, Any]]
 
 
@@ -281,63 +293,122 @@ async def test_a_wrong_password_is_told_without_it(named: Named, site: Settings)
 # -- secrets ----------------------------------------------------------------------------------
 
 
-def test_a_password_shows_nowhere(
-    site: Settings, named: Named, admin: Admin, tmp_path: Path
-) -> None:
-    """Not in logs at their finest, tracebacks, --json, process lists, or the database."""
-    (tmp_path / "sites.json").write_text(json.dumps([{"name": "lngs"}]))
-    (tmp_path / "broken.py").write_text(BROKEN)
-    secret = tmp_path / "password"
-    secret.touch(mode=0o600)
-    secret.write_text(PASSWORD)
+@pytest.fixture
+def planted(named: Named, tmp_path: Path) -> dict[str, str]:
+    """The environment of a site with a secret of each kind, some in files, as its unit has them."""
+    sinks = [
+        {"email": {"to": ["a@b"], "host": "127.0.0.1", "port": free_port(), "user": "caxev"}},
+        {"webhook": {"shape": "slack", "name": "slack"}},
+        {"webhook": {"shape": "json", "name": "json", "url": "http://127.0.0.1:9/alarm"}},
+        {"webhook": {"shape": "pagerduty", "name": "pager", "url": "http://127.0.0.1:9/pager"}},
+    ]
+    catalogue = {
+        "name": "rucio-catalogue",
+        "method": "rucio",
+        "hostname": "http://127.0.0.1:9",
+        "rucio_account": "caxev",
+        "rucio_upload_rse": "A_DISK",
+        "rucio": {"auth_type": "userpass", "username": "caxev", "rules": "rules.json"},
+    }
+    lngs = {"name": "lngs", "alarms": sinks, "dir_raw": str(tmp_path / "raw")}
+    lngs["upload_options"] = ["rucio-catalogue"]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "rules.json").write_text("[]")
+    (tmp_path / "sites.json").write_text(json.dumps([lngs, catalogue]))
     environ = {name: value for name, value in os.environ.items() if "MONGO" not in name}
     environ |= {"CAXEV_MONGO_URI": named.uri, "CAXEV_DATABASE": named.name}
-    environ |= {"MONGO_PASSWORD_FILE": str(secret), "PYTHONFAULTHANDLER": "1"}
+    environ |= {"PYTHONFAULTHANDLER": "1"}
+    for name, value in SECRETS.items():
+        if name.startswith(("MONGO", "CAXEV_SMTP")):
+            file = tmp_path / name
+            file.touch(mode=0o600)
+            file.write_text(value)
+            environ[f"{name}_FILE"] = str(file)
+        else:
+            environ[name] = value
+    return environ
+
+
+def test_a_secret_shows_nowhere(
+    site: Settings, named: Named, admin: Admin, tmp_path: Path, planted: dict[str, str]
+) -> None:
+    """Not in logs at their finest, tracebacks, --json, process lists, or the database.
+
+    Reactions fail, alarms are raised and reach nobody, the catalogue is not there: whatever a
+    secret is used for goes wrong, and is told.
+    """
+    (tmp_path / "broken.py").write_text(BROKEN)
     insert(admin, named, 1, ("raw", "lngs", "transferred"), tags=[{"name": "go"}])
     log = tmp_path / "log"
     command = [sys.executable, "-m", "caxev", "--log-level", "trace", "--log-file", str(log)]
     command += ["--handlers", "broken.py"]
+    listed: set[str] = set()
 
     def run(*args: str) -> str:
         with subprocess.Popen(
             [*command, *args],
             cwd=tmp_path,
-            env=environ,
+            env=planted,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         ) as process:
-            seen = json.dumps(_arguments(process))
-            said, _ = process.communicate(timeout=60)
-        return f"{seen}{said}"
+            over = threading.Event()
+            lister = threading.Thread(target=_list, args=(process.pid, over, listed))
+            lister.start()
+            try:
+                said, _ = process.communicate(timeout=60)
+            finally:
+                over.set()
+                lister.join()
+        return said
 
     said = run("listen", "--site", "lngs", "--once")
     assert "unforeseen" in said
     assert "surprise of a handler" in said
-    for args in (("status",), ("reactions", "--failed"), ("status", "--run", "1")):
+    for sink in ("email", "slack", "json", "pager"):
+        assert f"{sink} of 1 alarms could not be told" in said
+    for args in (
+        ("status",),
+        ("status", "--run", "1"),
+        ("reactions", "--failed"),
+        ("alarms",),
+        ("rucio", "check", "--run", "1"),
+    ):
         said += run(*args, "--json")
-    with MongoClient[dict[str, Any]](site.mongo_uri) as client:
-        database = client[named.name]
-        said += repr([list(database[name].find()) for name in ("runs_new", "caxev_ledger")])
+    database = admin[named.name]
+    said += repr([list(database[name].find()) for name in database.list_collection_names()])
     said += log.read_text()
-    for secret_text in (PASSWORD, "p%2Fss", PASSWORD.split(maxsplit=1)[0]):
-        assert secret_text not in said
+    assert any("caxev worker" in line for line in listed)
+    said += "\n".join(listed)
+    for name, value in SECRETS.items():
+        for shown in {value, quote_plus(value), value.split(maxsplit=1)[0], value[-12:]}:
+            assert shown not in said, name
 
 
-def _arguments(process: subprocess.Popen[str]) -> list[list[str]]:
-    """The arguments of a process and its children, as anybody can read them."""
-    whole = psutil.Process(process.pid)
-    return [one.cmdline() for one in (whole, *whole.children(recursive=True))]
+def _list(parent: int, over: threading.Event, listed: set[str]) -> None:
+    """Collect the arguments of a process and its children, as anybody can read them."""
+    whole = psutil.Process(parent)
+    while not over.wait(0.1):
+        with suppress(psutil.Error):
+            for one in (whole, *whole.children(recursive=True)):
+                with suppress(psutil.Error):
+                    listed.add("\0".join(one.cmdline()))
 
 
 BROKEN = """
 import os
-from caxev import Job, on, tag
+from caxev import GiveUp, Job, on, tag
 
 
 @on(tag("go"))
 async def broken(job: Job) -> None:
     await job.work(worse)
+
+
+@on(tag("go"))
+async def spent(job: Job) -> None:
+    raise GiveUp("an alarm is raised")
 
 
 def worse(*, report) -> None:

@@ -418,11 +418,15 @@ class Database:
         *,
         since: datetime | None = None,
         order: Order = OLDEST_FIRST,
+        without: RunId | None = None,
     ) -> list[Debt]:
         """Return debts of a lane that are due and unclaimed, in that order; see `Store.due`."""
 
         async def due() -> list[Debt]:
-            return await self._store.due(site, lane, now, limit, since=since, order=order)
+            store = self._store
+            return await store.due(
+                site, lane, now, limit, since=since, order=order, without=without
+            )
 
         return await self._call(due)
 

@@ -369,16 +369,19 @@ class Store:
         *,
         since: datetime | None = None,
         order: Order = OLDEST_FIRST,
+        without: RunId | None = None,
     ) -> list[Debt]:
         """Return up to `limit` debts of a lane that are due and unclaimed, in that order.
 
-        `since` passes by what fell due before: the index keeps the places of what was paid lately
-        for some minutes, and reading over them takes time. By priority, debts that were recorded
-        without one come last.
+        Those of the run `without` are left out. `since` passes by what fell due before: the index
+        keeps the places of what was paid lately for some minutes, and reading over them takes time.
+        By priority, debts that were recorded without one come last.
         """
         query: Document = {"site": site, "lane": lane, "state": State.OPEN.value}
         query["due"] = {"$lte": now} if since is None else {"$lte": now, "$gte": since}
         query["epoch"] = {"$exists": False}
+        if without is not None:
+            query["run"] = {"$ne": without}
         cursor = self.ledger.find(query, {"kept": 0}).sort(order).limit(limit)
         return [_debt(document) for document in await cursor.to_list(None)]
 

@@ -163,7 +163,7 @@ CAMPAIGNS: Final = {
             ground, seconds=60 * given.minutes, seed=given.seed, rounds=given.rounds
         ),
         lambda parser: parser.add_argument(
-            "--minutes", type=float, default=60.0, help="how long, where no rounds are given"
+            "--minutes", type=float, default=2.0, help="how long, where no rounds are given"
         ),
     ),
 }

@@ -2,12 +2,14 @@
 
 The sites are told to bring every copy by more than one way at once: lngs pushes to chicago, which
 pulls; stockholm is pushed to by both and pulls from both. While a run is on its way, two people
-replay it at every site, and listeners are asked to scan.
+replay it at every site, and listeners are asked to scan. Of one more run the source is deleted as
+soon as there is a second copy.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from random import Random
 from typing import Any, Final
 
@@ -16,10 +18,13 @@ import trio
 from caxev.config import load_sites
 from caxev.demo.world import World
 from caxev.job import utcnow
+from caxev.model import CopyKey
 from caxev.mongo import Request
-from tests.faults.campaign import Born, Ground, Tally, say_round
+from caxev.retention import Plan, intent, plan
+from tests.faults.campaign import BIRTH, Born, End, Ground, Tally, say_round
 
 SIZE: Final = 300_000
+FIRST: Final = CopyKey("raw", BIRTH)
 RUNS: Final = 4
 """Runs on their way at once."""
 WAYS: Final[dict[str, dict[str, list[str]]]] = {
@@ -32,33 +37,69 @@ WAYS: Final[dict[str, dict[str, list[str]]]] = {
 }
 
 
-def every_way(world: World) -> None:
+THIRD: Final[dict[str, dict[str, Any]]] = {
+    "lngs": {"upload_options": ["chicago", "stockholm"]},
+    "chicago": {"download_options": ["lngs", "stockholm"], "upload_options": ["stockholm"]},
+    "stockholm": {"listener": False, "download_options": None, "upload_options": None},
+}
+"""Two sites bring the same copies to a storage at which no caxev runs."""
+
+
+def lead(world: World, ways: Mapping[str, Mapping[str, Any]]) -> None:
     """Rewrite sites.json so that each copy is wanted by several ways."""
     file = world.directory / "sites.json"
     entries = json.loads(file.read_text())
     for entry in entries:
-        entry.update(WAYS[entry["name"]])
+        entry.update(ways[entry["name"]])
     file.write_text(json.dumps(entries))
     world.sites = load_sites(file)
 
 
 async def races(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
-    """Take runs, and have everything happen to them at once; `faults` are the requests made."""
+    """Take runs, and have everything happen to them at once; `faults`: requests and deletions.
+
+    In every second round one of the sites is a storage that two others bring to.
+    """
     random, tally = Random(seed), Tally(ground.compared)
-    every_way(ground.world)
-    await ground.ready(*[ground.listen(site) for site in ground.world.sites])
-    for _ in range(rounds):
+    for number in range(rounds):
         began = trio.current_time()
+        ways = THIRD if number % 2 else WAYS
+        await ground.stop(*ground.listeners.values())
+        ground.listeners.clear()
+        lead(ground.world, {**ways, "stockholm": {"listener": True, **ways["stockholm"]}})
+        await ground.ready(*[ground.listen(site) for site in ground.world.listening])
         runs = [await ground.take(SIZE) for _ in range(RUNS)]
+        doomed = await ground.take(SIZE)
         async with trio.open_nursery() as nursery:
             for person in ("one", "another"):
                 nursery.start_soon(_asks, ground, runs, person, Random(random.random()))
-        problems = [*await ground.finish(runs, None), *ground.ended()]
-        await ground.forget(runs)
+            nursery.start_soon(_delete_the_first, ground, doomed)
+        end = ground.wanted
+        left = {key: status for key, status in end.copies.items() if key != FIRST}
+        problems = await ground.finish(runs, end)
+        problems += [*await ground.finish([doomed], End(left, end.tags)), *ground.ended()]
+        await ground.forget([*runs, doomed])
         tally.add(problems)
-        tally.faults += 2 * REQUESTS
-        say_round(f"{tally.rounds}. {RUNS} runs", problems, trio.current_time() - began)
+        tally.faults += 2 * REQUESTS + 1
+        say_round(f"{tally.rounds}. {RUNS + 1} runs", problems, trio.current_time() - began)
     return tally.row()
+
+
+async def _delete_the_first(ground: Ground, born: Born) -> None:
+    """Ask for the source's end as soon as there is a second copy, while others come to fetch it."""
+
+    async def asked() -> bool:
+        run = (await ground.database.runs([born.id]))[born.id]
+        if (copy := run.copy(FIRST)) is None:
+            return True
+        sites = ground.world.sites
+        wanted = plan(run, copy, sites.get(BIRTH), sites, by="tests", why="a race", keep=1)
+        if not isinstance(wanted, Plan):
+            return False
+        wish = intent(run, wanted, sites, utcnow())
+        return await ground.database.update_run(wish, utcnow()) is not None
+
+    await ground.until(asked, "nothing of it may go")
 
 
 REQUESTS: Final = 12
@@ -69,7 +110,7 @@ async def _asks(ground: Ground, runs: list[Born], who: str, random: Random) -> N
     ids = tuple(born.id for born in runs)
     handlers = [None, "pull", "push", "checksum"]
     for _ in range(REQUESTS):
-        site = random.choice(list(ground.world.sites))
+        site = random.choice(ground.world.listening)
         kind = random.choice(["replay", "replay", "scan", "retry"])
         # Fired by force it does again what was done: only what may be done twice.
         handler = random.choice(handlers)

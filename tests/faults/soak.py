@@ -1,4 +1,4 @@
-"""Mixed load for an hour, with faults at random: at the end nothing has grown.
+"""Mixed load for long, with faults at random: at the end nothing has grown.
 
 Runs are added at a steady rate, others are taken and copied, connections are cut, the database is
 killed and started again, people ask for scans and replays. The listeners live through all of it.
@@ -8,82 +8,134 @@ What they hold when nothing moves is measured after the first rounds and at the 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from random import Random
 from typing import Any, Final
+from urllib.request import urlopen
 
 import psutil
 import trio
-from attrs import asdict, frozen
+from attrs import asdict, astuple, frozen
+from prometheus_client.parser import text_string_to_metric_families
 from pymongo import MongoClient
+from pymongo.collection import Collection
 
 from caxev.job import utcnow
 from caxev.mongo import Request
-from tests.faults.campaign import Ground, Tally, say, say_round
+from tests.faults.campaign import Ground, Listener, Tally, say, say_round
 from tests.faults.load import Document, Load
 from tests.faults.proxy import Proxy, front_ssh
+from tests.sshd import free_port
 
 SIZE: Final = 1_000_000
-WARM: Final = 0.2
+WARM: Final = 0.4
 """The share of the time after which what a listener holds is measured first."""
-SPARE: Final = {"memory": 40 << 20, "descriptors": 12, "threads": 6, "processes": 0}
-"""By how much the end may be above the start: pools of threads and connections fill slowly."""
+LOOKS: Final = 5
+"""How often it is measured then, half a second apart: the least is what it holds at rest."""
 
 
 @frozen
 class Held:
-    """What a listener and its workers hold: bytes, open files, threads, processes."""
+    """What a listener holds at rest.
+
+    Bytes, open files, threads, tasks; its worker processes, which come and go; how many entries of
+    the ledger there are for each run.
+    """
 
     memory: int
     descriptors: int
     threads: int
-    processes: int
+    tasks: int
+    workers: int
+    ledger_per_run: float
 
     @classmethod
-    def by(cls, process: int) -> Held:
-        """Measure one; of its workers only how many there are, for they come and go."""
+    def by(cls, process: int, metrics_port: int, ledger_per_run: float) -> Held:
+        """Measure one. Blocks."""
         one = psutil.Process(process)
         workers = len(one.children(recursive=True))
-        return cls(one.memory_info().rss, one.num_fds(), one.num_threads(), workers)
+        tasks = _tasks(metrics_port)
+        memory = one.memory_info().rss
+        return cls(memory, one.num_fds(), one.num_threads(), tasks, workers, ledger_per_run)
+
+    @classmethod
+    def least(cls, looks: Iterable[Held]) -> Held:
+        """Return the least of each figure."""
+        return cls(*map(min, zip(*map(astuple, looks), strict=True)))
+
+
+SPARE: Final = Held(12 << 20, 4, 3, 2, 0, 0.1)
+"""By how much the end may be above the start: pools of threads and connections fill slowly."""
+
+
+def grown(before: Held, after: Held) -> Iterator[str]:
+    """Say what a listener holds more of than it may. Pure."""
+    for name, spare in asdict(SPARE).items():
+        was, now = getattr(before, name), getattr(after, name)
+        if now > was + spare:
+            yield f"{name} {was} -> {now}"
+
+
+def _tasks(metrics_port: int) -> int:
+    with urlopen(f"http://127.0.0.1:{metrics_port}/metrics") as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    (sample,) = (
+        one for family in families if family.name == "caxev_tasks" for one in family.samples
+    )
+    return int(sample.value)
 
 
 async def soak(ground: Ground, *, seconds: float, seed: int, rounds: int = 0) -> dict[str, Any]:
-    """Go on for so long, or for so many `rounds`; `late`: of what a listener holds more now."""
+    """Go on for so long, or for so many `rounds`; `grown`: of what a listener holds too much."""
     random, tally = Random(seed), Tally(ground.compared)
     world = ground.world
     proxies = front_ssh(world)
-    listeners = [ground.listen(site) for site in world.sites]
+    ports = {site: free_port() for site in world.sites}
+    listeners = [ground.listen(site, "--metrics-port", str(ports[site])) for site in ports]
     await ground.ready(*listeners)
     began = trio.current_time()
-    warm: dict[str, Held] = {}
+    taken: list[dict[str, Held]] = []
     with MongoClient[Document](world.mongod.uri, serverSelectionTimeoutMS=1000) as client:
-        load = Load(client[world.settings.database][world.settings.collection])
+        runs = client[world.settings.database][world.settings.collection]
+        load = Load(runs)
+
+        async def measured() -> dict[str, Held]:
+            looks = [await trio.to_thread.run_sync(_look, runs, listeners, ports)]
+            for _ in range(LOOKS - 1):
+                await trio.sleep(0.5)
+                looks.append(await trio.to_thread.run_sync(_look, runs, listeners, ports))
+            # One that has ended is told as lost, and the one after it holds something else.
+            return {site: Held.least(look[site] for look in looks) for site in looks[-1]}
+
         with load.running():
             done = 0.0
-            while done < 1 or not warm:
-                if done >= WARM and not warm:
-                    warm = {one.site: Held.by(one.pid) for one in listeners}
+            while done < 1 or len(taken) < 2:
                 await _round(ground, load, proxies, random, tally)
                 passed = trio.current_time() - began
                 done = tally.rounds / rounds if rounds else passed / seconds
-    now = {one.site: Held.by(one.pid) for one in listeners}
+                if done >= (1 if taken else WARM):
+                    taken.append(await measured())
+    warm, now = taken
     for proxy in proxies.values():
         proxy.close()
-    grown = [
-        f"{site}: {name} {before} -> {asdict(now[site])[name]}"
-        for site in warm
-        for name, before in asdict(warm[site]).items()
-        if asdict(now[site])[name] > before + max(SPARE[name], 0.1 * before)
-    ]
-    for what in grown:
+    found = [f"{site}: {what}" for site in now for what in grown(warm[site], now[site])]
+    for what in found:
         say(f"    grown: {what}")
-    debts = sum(sum(states.values()) for states in (await ground.database.tally()).values())
-    held = {
-        name: max(asdict(one)[name] - asdict(warm[site])[name] for site, one in now.items())
-        for name in SPARE
+    more = {
+        f"{name}_more": round(max(getattr(now[s], name) - getattr(warm[s], name) for s in now), 2)
+        for name in asdict(SPARE)
     }
-    per_run = round(debts / len(ground.compared), 2)
-    more = {f"{name}_more": value for name, value in held.items()}
-    return {**tally.row(), **more, "debts_per_run": per_run, "late": len(grown)}
+    return {**tally.row(), **(more if now else {}), "grown": len(found)}
+
+
+def _look(
+    runs: Collection[Document], listeners: Sequence[Listener], ports: Mapping[str, int]
+) -> dict[str, Held]:
+    """Measure the listeners that live."""
+    entries = runs.database["caxev_ledger"].count_documents({})
+    per_run = entries / runs.count_documents({})
+    living = [one for one in listeners if one.process.poll() is None]
+    return {one.site: Held.by(one.pid, ports[one.site], per_run) for one in living}
 
 
 async def _round(

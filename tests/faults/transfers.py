@@ -234,6 +234,28 @@ async def disk_full(stage: Stage) -> Callable[[], object]:
 
 
 @fault
+async def quota_hit(stage: Stage) -> Callable[[], object]:
+    """What may be written is cut down to a little more than there is, in mid-write."""
+    disk = os.statvfs(_needed(stage))
+    used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+    return _mounted(stage, f"size={used + 65536}")
+
+
+@fault
+async def permission_lost(stage: Stage) -> Callable[[], object]:
+    """From half-way on nothing may be added where the copy is written, nor be renamed."""
+    disk = _needed(stage)
+    _forbid(disk, "+i")
+    return lambda: _forbid(disk, "-i")
+
+
+def _forbid(disk: Path, flag: str) -> None:
+    """Change what is there and its partial copies; permissions alone do not stop root."""
+    directories = [str(path) for path in (disk, *disk.iterdir()) if path.is_dir()]
+    subprocess.run(["chattr", flag, *directories], check=True)
+
+
+@fault
 async def too_small(stage: Stage) -> Callable[[], object]:
     """The disk is smaller than the run."""
     return _mounted(stage, f"size={SIZE // 2}")
@@ -268,7 +290,14 @@ def mount(disk: Path, options: str) -> bool:
     return subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
-ON_DISK: Final = {"disk_full", "too_small", "no_inodes", "read_only"}
+ON_DISK: Final = {
+    "disk_full",
+    "quota_hit",
+    "permission_lost",
+    "too_small",
+    "no_inodes",
+    "read_only",
+}
 """Faults that need a small disk, which only root can make."""
 
 
@@ -359,7 +388,9 @@ async def _settled(ground: Ground, born: Born) -> list[str]:
         one = await _now(ground, born)
         for state in ("failed", "open"):
             debts = await ground.database.debts(state=state)
-            said.extend(debt.note for debt, _ in debts if debt.run == born.id and debt.note)
+            mine = (debt for debt, _ in debts if debt.run == born.id)
+            # That one waits for its time says nothing of what is wrong.
+            said.extend(debt.note for debt in mine if debt.note and debt.handler != "stalled")
         bad = (copy for copy in one.copies if copy.status == ERROR)
         said.extend(str(copy.fields.get("error") or "") for copy in bad)
         good = [copy for copy in one.copies if copy.status == TRANSFERRED]
