@@ -21,7 +21,7 @@ from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.campaign import MUST_BE_0, Born, End, compare, ground_in, new_world
 from tests.faults.crash import SITES as PURGING
-from tests.faults.crash import Fault, crash, faults_in, waves
+from tests.faults.crash import Fault, crash, faults_in, missed, waves
 from tests.faults.database import Fronted, database
 from tests.faults.deletion import SITES as DELETING
 from tests.faults.deletion import deletion
@@ -121,6 +121,12 @@ def test_points_are_read_from_the_log() -> None:
         Fault("lngs", "b", 1),
         Fault("lngs", "b", 2),
     ]
+
+
+def test_a_handler_that_did_not_run_through_is_missed() -> None:
+    """What a handler writes on the way, or what the engine does, is not a handler's end."""
+    faults = [Fault("lngs", point, 1) for point in ("push:through", "pull:x", "engine:through")]
+    assert missed(faults, ("push", "pull", "erase")) == ["erase", "pull"]
 
 
 def test_every_fault_is_in_one_wave() -> None:
@@ -286,6 +292,9 @@ async def test_killed_at_points_and_at_random_moments(purging_world: World) -> N
     async with ground_in(purging_world) as ground:
         figures = await crash(ground, rounds=2, seed=1, points=6, together=True)
     assert_nothing_happened(figures, 6)
+    assert figures["reached"] + len(figures["unreached"]) == 6
+    assert figures["points"] > 6
+    assert not {"pull", "push", "checksum", "purge", "erase"} & {*figures["handlers_missed"]}
 
 
 @pytest.mark.replicaset

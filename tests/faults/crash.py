@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -16,9 +16,11 @@ from typing import Any, Final
 import trio
 from attrs import frozen
 
+from caxev.config import DEFAULT_HANDLERS
 from caxev.job import utcnow
 from caxev.model import CopyKey, RunUpdate
 from caxev.mongo import Request
+from caxev.registry import recorded
 from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, Problem, Tally, say, say_round
 from tests.faults.deletion import harm
 
@@ -29,6 +31,8 @@ LARGER: Final = 8_000_000
 RUNS: Final = 2
 BAD: Final = "chicago"
 """The site whose copies go bad."""
+THROUGH: Final = "through"
+"""The point that a handler passes when it has run, before that is noted."""
 SITES: Final = {
     BIRTH: {"purge": 1, "deletion": {"copies": 2}},
 }
@@ -82,21 +86,24 @@ async def crash(
     the copies of a site go bad, and have to be found out, judged and mended.
 
     `only`: at points in whose name this stands. With `together`, a round has a fault at every site.
+
+    The figures say besides how many points the undisturbed pass knows, how many of those armed
+    killed, which did not, and which of the shipped handlers the undisturbed pass did not run.
     """
     random = Random(seed)
     tally = Tally(ground.compared)
     harmed = _harmed if damaged else None
-    faults, end, seconds = await reference(ground, harmed)
-    faults = [fault for fault in faults if only in fault.point]
+    known, end, seconds = await reference(ground, harmed)
+    faults = [fault for fault in known if only in fault.point]
     if points is not None:
         faults = chosen(faults, points, random)
-    unreached = 0
+    unreached: list[str] = []
     for wave in waves(faults, together=together):
         began = trio.current_time()
         reached, problems = await at_points(ground, wave, end, harmed)
         tally.add(problems)
         tally.faults += len(reached)
-        unreached += len(wave) - len(reached)
+        unreached += [str(one) for one in wave if one not in reached]
         told = ", ".join(f"{one}{'' if one in reached else ' (not reached)'}" for one in wave)
         say_round(f"{tally.rounds}. {told}", problems, trio.current_time() - began)
     for _ in range(rounds):
@@ -105,8 +112,21 @@ async def crash(
         tally.add(problems)
         tally.faults += len(ground.world.listening)
         say_round(f"{tally.rounds}. {what}", problems, trio.current_time() - began)
-    say(f"{len(faults)} points, {unreached} not reached; {rounds} passes with random moments")
-    return tally.row()
+    say(f"{len(faults)} points, {len(unreached)} not reached; {rounds} passes with random moments")
+    shipped = [handler.name for handler in recorded if handler.module in DEFAULT_HANDLERS]
+    return {
+        **tally.row(),
+        "points": len(known),
+        "reached": len(faults) - len(unreached),
+        "unreached": unreached,
+        "handlers_missed": missed(known, shipped),
+    }
+
+
+def missed(faults: Iterable[Fault], names: Iterable[str]) -> list[str]:
+    """Return the handlers that ran through at no site. Pure."""
+    ran = {fault.point for fault in faults}
+    return sorted(name for name in names if f"{name}:{THROUGH}" not in ran)
 
 
 Act = Callable[[Ground, Sequence[Born]], Awaitable[End]]
