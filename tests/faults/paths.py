@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import cycle, islice
@@ -152,6 +152,11 @@ class Paper:
         entries[0].update(update.change[1])
         self.run = Run.from_document({**self.run.document, "data": entries})
         return self.run
+
+    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
+        """No other run is said to lie there."""
+        del hosts, location
+        return []
 
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
         return function(*args, report=quiet)
