@@ -161,9 +161,6 @@ class Paper:
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
         return function(*args, report=quiet)
 
-    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
-        return [self.run]
-
 
 def _run(path: str) -> Run:
     """A run that is old enough to be purged, whose copy here is said to be at that path."""
