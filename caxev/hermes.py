@@ -9,6 +9,7 @@ answered once that stands in the database, so that hermes delivers it again wher
 
 from __future__ import annotations
 
+import contextvars
 import json
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -114,6 +115,7 @@ class _Server(ThreadingHTTPServer):
     ) -> None:
         self.take = take
         self.token = token
+        self.context = contextvars.copy_context()  # the way to the database is in it
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, _Post)
@@ -139,7 +141,8 @@ class _Post(BaseHTTPRequestHandler):
             return
         body = self.rfile.read(length)
         try:
-            trio.from_thread.run(self.server.take, body, trio_token=self.server.token)
+            take = partial(trio.from_thread.run, self.server.take, body)
+            self.server.context.copy().run(partial(take, trio_token=self.server.token))
         except (DatabaseError, trio.RunFinishedError, trio.Cancelled) as error:
             logger.debug("messages are to be sent again: {}", error)
             self._answer(503)
