@@ -218,7 +218,7 @@ class _Tenancy:
                             await self.desk.leave(telling=True)
                     outer.cancel_scope.cancel()
                 with trio.move_on_after(FLUSH, shield=True):
-                    await dispatcher.settle_ended()
+                    await dispatcher.leave()
                     await self.desk.leave(telling=False)
                     await self.database.release(self.tenure)
         logger.info("left {} in good order", self.tenure.site)

@@ -600,6 +600,15 @@ class Dispatcher:
         finally:
             self._ended[:0] = ended  # if cancelled: for the last settlement before we leave
 
+    async def leave(self) -> None:
+        """Settle what has ended, and open again what stands as claimed by us.
+
+        Such is there where a claim was cut short when it had been written and not been heard of.
+        To be called when no attempt is under way any more.
+        """
+        await self.settle_ended()
+        await self.database.free(await self.database.claims(self.tenure))
+
     async def _settle_plain(self, ended: Sequence[Ended]) -> None:
         debts = [self._settled(one) for one in ended]
         counted, renewed = await self.database.settle(debts, self.tenure.epoch)
