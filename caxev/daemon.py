@@ -216,6 +216,8 @@ class _Tenancy:
                     if self.options.once:
                         with trio.move_on_after(TELLING):
                             await self.desk.leave(telling=True)
+                    with trio.move_on_after(FLUSH):
+                        await self.desk.hang_up()
                     outer.cancel_scope.cancel()
                 with trio.move_on_after(FLUSH, shield=True):
                     await dispatcher.leave()

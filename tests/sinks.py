@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from json import loads
 from pathlib import Path
 from threading import Event, Thread
+from time import sleep
 from typing import Any
 
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
@@ -32,6 +33,8 @@ class Web:
     port: int = 0
     posts: list[tuple[str, dict[str, str], Any]] = field(factory=list)
     answers: list[int] = field(factory=list)
+    after: float = 0.0
+    """Seconds between a post and the answer to it."""
 
     @property
     def url(self) -> str:
@@ -53,6 +56,7 @@ def web() -> Iterator[Web]:
             status = seen.answers.pop(0) if seen.answers else 200
             if status < 300:
                 seen.posts.append((self.path, dict(self.headers), loads(body)))
+            sleep(seen.after)
             self.send_response(status)
             if status in {301, 302, 307}:
                 self.send_header("Location", f"{seen.url}/elsewhere")

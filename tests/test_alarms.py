@@ -621,6 +621,26 @@ async def test_a_failed_reaction_is_told_until_it_is_done(
 
 
 @pytest.mark.replicaset
+async def test_what_is_being_told_when_a_listener_leaves_is_told_once(
+    database: Named, web: sinks.Web, quick: None
+) -> None:
+    """It waits for the sink's answer: without it the next process would tell it again."""
+
+    async def process(job: Job) -> None:
+        raise GiveUp("no hope")
+
+    web.after = 1.0
+    options = _site_with(database, web, engine.handler(process, tag("*")))
+    async with engine.opened(database) as db:
+        await db.insert_run(engine.run_document(7, tags=[{"name": "go"}]))
+        async with engine.listener(db, options):
+            await engine.until(lambda: web.posts, within=60)
+        (kept,) = await db.alarms("lngs")
+    assert [told.raised is not None for told in kept.told.values()] == [True]
+    assert len(web.posts) == 1
+
+
+@pytest.mark.replicaset
 async def test_a_failure_whose_alarm_was_lost_is_told_by_the_next_process(
     database: Named, web: sinks.Web, quick: None
 ) -> None:

@@ -248,6 +248,14 @@ class Desk:
         except DatabaseError as error:
             logger.warning("alarms are not kept: {}", error)
 
+    async def hang_up(self) -> None:
+        """Tell nobody any more, once what is being told now has been told.
+
+        Cut short, it would be told again by the next process.
+        """
+        for addressee in self.addressees:
+            await self._turns[addressee.name].acquire()
+
     async def tell(self, addressee: Addressee) -> None:
         """Tell one sink what is due now; what it could not be told is due again later."""
         async with self._turns[addressee.name]:
