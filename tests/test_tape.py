@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -786,35 +787,38 @@ def go(ground: Ground) -> None:
 
 
 @pytest.mark.tape
-def test_killed_at_each_point_of_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_each_point_of_the_steps(tmp_path: Path) -> None:
     """Killed at any of the points that a backup, a comparison and a recall pass.
 
     The next attempt ends as if nothing had been: the same on tape, back under its name, and
     nothing left over in staging or scratch.
     """
-    log = tmp_path / "points"
-    monkeypatch.setattr(crash, "ARMED", True)
-    with monkeypatch.context() as recording:
-        recording.setattr(crash, "_LOG", str(log))
-        assert not killed_at(whole := prepared(tmp_path / "whole"), "nowhere:1")
-    passed = Counter(line.split()[1] for line in log.read_text().splitlines())
-    assert len(passed) >= 10
-    for point, times in passed.items():
+    whole = prepared(tmp_path / "whole")
+    points = points_of(partial(go, whole), tmp_path / "points")
+    assert len(points) >= 10
+    for point in points:
         ground = prepared(tmp_path / point.replace(":", "-"))
-        assert killed_at(ground, f"{point}:{times // 2 + 1}"), point
+        assert killed_at(point, partial(go, ground)), point
         go(ground)
         assert left_in(ground) == left_in(whole), point
 
 
-def killed_at(ground: Ground, at: str) -> bool:
-    """Go in a process of its own until it passes that point; whether it was killed there."""
+def points_of(act: Callable[[], object], log: Path) -> list[str]:
+    """Act in a process of its own; each point that it passed, at a middle passing."""
+    assert not killed_at("nowhere:1", act, log)
+    passed = Counter(line.split()[1] for line in log.read_text().splitlines())
+    return [f"{point}:{times // 2 + 1}" for point, times in passed.items()]
+
+
+def killed_at(at: str, act: Callable[[], object], log: Path | None = None) -> bool:
+    """Act in a process of its own until it passes that point; whether it was killed there."""
     child = os.fork()
     if child == 0:
         crash._passed.clear()
-        setattr(crash, "_AT", frozenset({at}))  # noqa: B010  # mypy: a constant
+        vars(crash).update(ARMED=True, _AT=frozenset({at}), _LOG=log)
         sys.addaudithook(crash._heard)
         try:
-            go(ground)
+            act()
         finally:
             os._exit(1)
     return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -12,12 +14,14 @@ from random import Random
 from typing import Any
 
 import pytest
+import trio
 from attrs import define, evolve
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from caxev import CopyKey, Run, RunUpdate, Skip
+from caxev import CopyKey, Run, RunUpdate, Skip, aio
 from caxev.archives import Reach, Stored
+from caxev.cli import cli
 from caxev.cli.tape import (
     _restore,
     check_ask,
@@ -31,14 +35,18 @@ from caxev.cli.tape import (
 )
 from caxev.config import ConfigError, archive_between, load_sites
 from caxev.config.archive import read_archive
+from caxev.daemon import open_database
 from caxev.demo.world import TAPE, World
 from caxev.files import Item, Manifest
 from caxev.job import KEPT, packed, unpacked
 from caxev.model import CopyIs
 from handlers import checksum, tape, transfer
+from tests import engine
+from tests import test_tape as steps
+from tests.conftest import Database as Named
 from tests.faults.campaign import ground_in, new_world
 from tests.faults.crash import crash
-from tests.faults.tape import TEMPLATE, TapeGround
+from tests.faults.tape import TEMPLATE, TapeGround, asked
 from tests.faults.tape import tape as campaign
 from tests.test_cli import Caxev, caxev  # noqa: F401  # a fixture
 from tests.test_handlers import ALL, LNGS, NAME, NOW, entry, run_of, site, sites_of, why
@@ -364,6 +372,79 @@ def test_a_run_that_should_be_on_tape_counts() -> None:
     assert summary([row]) == "1 runs: 1 not on tape; 0 B on tape; 1 of them are missing on tape"
 
 
+# -- killed ---------------------------------------------------------------------------------------
+
+
+EACH = 3
+"""Of the points of a command every so-manieth is tried: most are those of the steps."""
+
+
+@pytest.mark.replicaset
+@pytest.mark.tape
+@pytest.mark.parametrize("words", ["get --to out", "get", "put"])
+def test_killed_at_each_point_of_a_command(words: str, tmp_path: Path, database: Named) -> None:
+    """Killed at any of the points that a command passes, and given again: as if nothing had been.
+
+    What it restores stands whole under its name with nothing beside it, and a copy is asked for
+    once.
+    """
+    ground = steps.ground_in(tmp_path, "tsm")
+    manifest = ground.back_up().get()
+    assert ground.compare() is None
+    places = {"lngs": str(ground.source), TAPE: ground.folder}
+    host = "lngs" if words == "put" else TAPE
+    run = engine.run_document(1, ("raw", host, "transferred"), name=steps.RUN)
+    run["data"][0] |= {"location": places[host], "manifest": manifest.digest, "checksum": "ab"}
+    write_sites(tmp_path / "sites.json", ground.reach)
+    out = tmp_path / "out"
+
+    def command() -> None:
+        options = ("--database", database.name, "--config", str(tmp_path / "sites.json"))
+        os.chdir(tmp_path)
+        arguments = ["tape", *words.split(), "--run", "1", "--mongo-uri", database.uri, *options]
+        cli.main(arguments, prog_name="caxev")
+
+    async def kept() -> None:
+        async with aio.loop(), open_database(engine.settings_for(database)) as opened:
+            await opened.store_manifest(manifest.digest, manifest.to_rows())
+
+    trio.run(kept)
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+
+        def begin() -> None:
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            runs.replace_one({"_id": run["_id"]}, run, upsert=True)
+
+        def end() -> object:
+            (found,) = runs.find()
+            staging = sorted(path.name for path in (tmp_path / "tsm").rglob("*"))
+            entries = [(one["host"], one["status"]) for one in found["data"]]
+            return entries, steps.manifest_of(out).digest, staging
+
+        begin()
+        before = end()
+        points = steps.points_of(command, tmp_path / "points")
+        whole = end()
+        assert points
+        assert whole != before
+        for point in points[::EACH]:
+            begin()
+            assert steps.killed_at(point, command), point
+            assert not steps.killed_at("nowhere:1", command)
+            assert end() == whole, point
+
+
+def write_sites(file: Path, reach: Reach) -> None:
+    """A sites.json with the site and the archive of the steps' ground."""
+    options = reach.options
+    archive = {"command": options.command, "environment": options.environment}
+    here = {"name": "lngs", "dir_raw": reach.here.dir_raw, "dir_tsm": reach.here.dir_tsm}
+    there = {"name": TAPE, "method": "tsm", "archive": archive}
+    file.write_text(json.dumps([{**here, "upload_options": [TAPE]}, there]))
+
+
 # -- with listeners -------------------------------------------------------------------------------
 
 PATIENCE = 90.0  # seconds
@@ -489,11 +570,13 @@ def test_to_tape_and_back(ground: Ground, tmp_path: Path, caxev: Caxev) -> None:
 @pytest.mark.tape
 @pytest.mark.campaign
 async def test_killed_at_points_of_backup_and_recall() -> None:
-    """Killed between any two steps on the way to tape and back, the end is the same."""
+    """Killed between two steps on the way to tape and back, or while that is read again."""
     with new_world(template=TEMPLATE) as world:
         async with ground_in(world, kind=TapeGround) as ground:
-            figures = await crash(ground, rounds=0, seed=1, points=2, only=":tape.", together=True)
-    assert figures["faults"] == 2
+            figures = await crash(
+                ground, rounds=0, seed=1, points=3, only=":tape.", together=True, act=asked
+            )
+    assert figures["faults"] == 3
     assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0
 
 

@@ -18,7 +18,7 @@ from attrs import frozen
 from caxev.embedded import ReplicaSet
 from tests.faults.campaign import Ground, play, say, told
 from tests.faults.crash import SITES as PURGING
-from tests.faults.crash import crash
+from tests.faults.crash import crash, harmed
 from tests.faults.database import FAULTS, Fronted, database
 from tests.faults.deletion import SITES as DELETING
 from tests.faults.deletion import deletion
@@ -30,7 +30,7 @@ from tests.faults.races import races
 from tests.faults.rucio import rucio
 from tests.faults.soak import soak
 from tests.faults.takeover import takeover
-from tests.faults.tape import TEMPLATE, TapeGround, tape
+from tests.faults.tape import TEMPLATE, TapeGround, asked, tape
 from tests.faults.transfers import FAULTS as ON_THE_WAY
 from tests.faults.transfers import transfers
 
@@ -56,7 +56,7 @@ def _crash_options(parser: ArgumentParser) -> None:
     parser.add_argument("--points", type=int, help="only so many points, chosen by the seed")
     parser.add_argument("--only", default="", help="only points in whose name this stands")
     parser.add_argument("--together", action="store_true", help="kill at all sites in one round")
-    parser.add_argument("--tape", action="store_true", help="with backup to tape, and recall")
+    parser.add_argument("--tape", action="store_true", help="to tape, read again, and back")
     parser.add_argument("--damaged", action="store_true", help="with copies that have to be mended")
 
 
@@ -68,7 +68,7 @@ def _crash(ground: Ground, given: Namespace) -> Figures:
         points=given.points,
         only=given.only,
         together=given.together,
-        damaged=given.damaged,
+        act=harmed if given.damaged else asked if given.tape else None,
     )
 
 

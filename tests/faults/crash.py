@@ -38,6 +38,9 @@ SITES: Final = {
 }
 """What the world's sites do besides: where the runs are taken, they are purged in the end."""
 
+Act = Callable[[Ground, Sequence[Born]], Awaitable[End]]
+"""What is done to runs that have come to their first end; the end that they come to then."""
+
 
 @frozen
 class Fault:
@@ -78,12 +81,12 @@ async def crash(
     points: int | None = None,
     only: str = "",
     together: bool = False,
-    damaged: bool = False,
+    act: Act | None = None,
 ) -> dict[str, Any]:
     """Kill at each point (or at `points` of them, chosen by `seed`), then at random moments.
 
-    That is in `rounds` further passes, in each of them once at every site. `damaged`: in each pass
-    the copies of a site go bad, and have to be found out, judged and mended.
+    That is in `rounds` further passes, in each of them once at every site. `act` is done in each
+    pass to the runs that have come to their end: `harmed`, for instance.
 
     `only`: at points in whose name this stands. With `together`, a round has a fault at every site.
 
@@ -92,15 +95,14 @@ async def crash(
     """
     random = Random(seed)
     tally = Tally(ground.compared)
-    harmed = _harmed if damaged else None
-    known, end, seconds = await reference(ground, harmed)
+    known, end, seconds = await reference(ground, act)
     faults = [fault for fault in known if only in fault.point]
     if points is not None:
         faults = chosen(faults, points, random)
     unreached: list[str] = []
     for wave in waves(faults, together=together):
         began = trio.current_time()
-        reached, problems = await at_points(ground, wave, end, harmed)
+        reached, problems = await at_points(ground, wave, end, act)
         tally.add(problems)
         tally.faults += len(reached)
         unreached += [str(one) for one in wave if one not in reached]
@@ -108,7 +110,7 @@ async def crash(
         say_round(f"{tally.rounds}. {told}", problems, trio.current_time() - began)
     for _ in range(rounds):
         began = trio.current_time()
-        what, problems = await at_random(ground, random, end, seconds, harmed)
+        what, problems = await at_random(ground, random, end, seconds, act)
         tally.add(problems)
         tally.faults += len(ground.world.listening)
         say_round(f"{tally.rounds}. {what}", problems, trio.current_time() - began)
@@ -129,12 +131,8 @@ def missed(faults: Iterable[Fault], names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if f"{name}:{THROUGH}" not in ran)
 
 
-Act = Callable[[Ground, Sequence[Born]], Awaitable[End]]
-"""What is done to runs that have come to their first end; the end that they come to then."""
-
-
-async def _harmed(ground: Ground, runs: Sequence[Born]) -> End:
-    """Have the copies at `BAD` go bad, and somebody ask for a reading."""
+async def harmed(ground: Ground, runs: Sequence[Born]) -> End:
+    """Have the copies at `BAD` go bad, to be found out, judged and mended; somebody asks for it."""
     for born in runs:
         run = (await ground.database.runs([born.id]))[born.id]
         copy = run.copy(CopyKey("raw", BAD))

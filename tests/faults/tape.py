@@ -21,7 +21,8 @@ from caxev.archives import Data, Reach, directly, recall
 from caxev.config import Site
 from caxev.demo.world import TAPE
 from caxev.files import safe_name
-from caxev.model import ERROR, TRANSFERRED, CopyKey, Run
+from caxev.job import utcnow
+from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
 from tests.faults.campaign import (
     BIRTH,
     Born,
@@ -36,6 +37,7 @@ from tests.faults.campaign import (
 
 TEMPLATE: Final = Path(__file__).with_suffix(".json")
 SIZE: Final = 200_000
+ON_TAPE: Final = CopyKey("raw", TAPE)
 REFUSED: Final = 10
 """One run in so many is refused for ever."""
 BACK: Final = "chicago"
@@ -79,7 +81,7 @@ class TapeGround(Ground):
 
     def on_tape(self, one: Run, born: Born) -> Iterator[Problem]:
         """Read a run's copy on tape, if it is said to be good. Blocks."""
-        copy = one.copy(CopyKey("raw", TAPE))
+        copy = one.copy(ON_TAPE)
         if copy is None or copy.status != TRANSFERRED or copy.location is None:
             return
         with tempfile.TemporaryDirectory(prefix="caxev-tape-") as directory:
@@ -98,6 +100,31 @@ class TapeGround(Ground):
             for path in self.world.dir_of(site, "dir_tsm").rglob("*"):
                 if path.name != ".caxev-restored":
                     yield Problem("lost", f"left over: {path}")
+
+
+async def asked(ground: Ground, runs: Sequence[Born]) -> End:
+    """Ask for what is on tape to be read again, and wait for the answer."""
+    ids = [born.id for born in runs]
+    for run in (await ground.database.runs(ids)).values():
+        update = RunUpdate.note(run, _found(run), check_asked=utcnow())
+        await ground.database.update_run(update, utcnow())
+
+    async def answered() -> bool:
+        return all(map(_answered, (await ground.database.runs(ids)).values()))
+
+    await ground.until(answered, "what is on tape was not read again")
+    return ground.wanted
+
+
+def _found(run: Run) -> Copy:
+    copy = run.copy(ON_TAPE)
+    assert copy is not None
+    return copy
+
+
+def _answered(run: Run) -> bool:
+    fields = _found(run).fields
+    return "check_asked" in fields and fields.get("check_answered") == fields["check_asked"]
 
 
 async def tape(ground: Ground, *, rounds: int, seed: int, chance: float) -> dict[str, Any]:
@@ -119,7 +146,7 @@ async def tape(ground: Ground, *, rounds: int, seed: int, chance: float) -> dict
     for born in runs:
         one = found[born.id]
         problems = await trio.to_thread.run_sync(lambda o, b: list(judge(ground, o, b)), one, born)
-        status = getattr(one.copy(CopyKey("raw", TAPE)), "status", None)
+        status = getattr(one.copy(ON_TAPE), "status", None)
         parked += status == ERROR
         tally.add(problems)
         if problems or status == ERROR:
@@ -160,7 +187,7 @@ def judge(ground: TapeGround, one: Run, born: Born) -> Iterator[Problem]:
             yield Problem("lost", f"{one}: parked without a reason: {on_tape.fields}")
         copies[on_tape.key] = ERROR
     else:
-        copies[CopyKey("raw", TAPE)] = TRANSFERRED
+        copies[ON_TAPE] = TRANSFERRED
     back = one.copy(CopyKey("raw", BACK))
     given_up = back is not None and back.status == ERROR and _REASON.search(str(back.fields))
     if on_tape is not None and on_tape.status == TRANSFERRED and not given_up:
