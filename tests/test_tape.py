@@ -485,7 +485,8 @@ def test_there_and_back(ground: Ground) -> None:
     found = directly(contents, ground.reach, ground.folder).get()
     assert {one.name: one.size for one in found} == names
     assert directly(check, ground.reach).get()
-    assert directly(holdings, ground.reach).get().keys() == {ground.folder}
+    above = [str(Path(ground.folder).parent)]
+    assert directly(holdings, ground.reach, above).get().keys() == {ground.folder}
     assert ground.compare() is None
     assert not ground.staged.exists()
     assert not list((ground.path / "tsm" / ".caxev-restored").iterdir())
@@ -661,7 +662,7 @@ def test_what_is_not_on_tape_does_not_come_back(ground: Ground) -> None:
     told = ground.recall()
     assert isinstance(told.failed, GiveUp)
     assert "is not on tape" in str(told.failed)
-    assert not ground.restored().exists()
+    assert not list(ground.restored().parent.iterdir())
 
 
 @pytest.mark.tape
@@ -700,6 +701,17 @@ def test_a_client_that_hangs_is_killed(tmp_path: Path) -> None:
     with pytest.raises(Retry, match="gave no sign of life for 2 s"):
         Tsm().put(tape.reach, tape.folder, tape.folder, [], again=False, talk=Talk(to_nobody))
     assert not simulators(tmp_path)
+
+
+@pytest.mark.tape
+def test_options_that_cannot_be_read(tmp_path: Path) -> None:
+    """The client is told of the file by ``-optfile``; where it cannot read it, that is given up."""
+    tape = ground_in(tmp_path, "tsm", optfile=str(tmp_path / "dsm.opt"))
+    told = tape.back_up()
+    assert isinstance(told.failed, GiveUp)
+    assert "ANS1035S" in str(told.failed)
+    (tmp_path / "dsm.opt").touch()
+    tape.back_up().get()
 
 
 @pytest.mark.tape

@@ -24,6 +24,7 @@ from caxev.archives import Reach, Stored
 from caxev.cli import cli
 from caxev.cli.tape import (
     _restore,
+    above,
     check_ask,
     days,
     forget_ask,
@@ -320,6 +321,10 @@ def test_the_database_against_the_tape() -> None:
     held = {"/tsm/r": [Stored("a", 1), Stored("b", 2)]}
     assert not on_tape(row, held)["missing"]
     assert on_tape(row, {})["note"] == "missing on tape"
+    assert above([row, {"location": "/old/tsm/r"}, {"location": "n/a"}, {"location": None}]) == [
+        "/old/tsm",
+        "/tsm",
+    ]
     assert on_tape({**row, "bytes": 4}, held)["note"] == "another size on tape"
     assert not on_tape({**row, "status": "error"}, {})["missing"]
     assert summary([{**row, "missing": True}]) == (
@@ -527,8 +532,9 @@ def test_to_tape_and_back(ground: Ground, tmp_path: Path, caxev: Caxev) -> None:
         assert len(re.findall(rf"^\$ .*{word} ", said, re.MULTILINE)) >= 2
     assert said.count("\n$ ") + 1 == said.count("\nreturn code 0") + said.count("\nreturn code 8")
 
-    answer = caxev("tape", "status", "--site", "lngs", "--json", *more)
-    assert (answer.code, answer.rows[0]["missing"]) == (0, False)
+    for here in ("lngs", "chicago"):  # also from where no data was brought there
+        answer = caxev("tape", "status", "--site", here, "--json", *more)
+        assert (answer.code, answer.rows[0]["missing"]) == (0, False)
     answer = caxev("tape", "ls", "--run", "1", "--site", "lngs", "--json", *more)
     files = {f"{name}_{file}": len(data) for file, data in ground.contents("lngs").items()}
     assert {row["file"]: row["bytes"] for row in answer.rows} == files

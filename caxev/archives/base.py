@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol
 
 from attrs import define, field, frozen
@@ -96,8 +96,10 @@ class Archive(Protocol):
         """List what `folder` holds; empty where there is no such folder."""
         ...
 
-    def folders(self, reach: Reach, talk: Talk) -> Mapping[str, Sequence[Stored]]:
-        """List all folders that were filled from here, with what they hold."""
+    def folders(
+        self, reach: Reach, above: Collection[str], talk: Talk
+    ) -> Mapping[str, Sequence[Stored]]:
+        """List all folders below the directories `above`, with what they hold."""
         ...
 
     def check(self, reach: Reach, talk: Talk) -> str:

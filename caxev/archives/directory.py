@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from attrs import evolve
 
@@ -69,8 +69,11 @@ class Directory:
             return []
         return [Stored(os.fsdecode(s.path), s.size) for s in look(real) if s.kind == "file"]
 
-    def folders(self, reach: Reach, talk: Talk) -> Mapping[str, list[Stored]]:
-        """Look into all folders."""
+    def folders(
+        self, reach: Reach, above: Collection[str], talk: Talk
+    ) -> Mapping[str, list[Stored]]:
+        """Look into all folders, which lie in one directory."""
+        del above
         base = reach.there.dir_raw
         if base is None or not os.path.isdir(base):
             raise GiveUp(f"{reach.there.name} has no dir_raw that is there")

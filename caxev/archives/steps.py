@@ -7,8 +7,8 @@ wrong is not raised but told, so that what the client wrote comes along.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import update_wrapper
 from typing import Concatenate, Final, Generic, ParamSpec, TypeVar
 
@@ -199,7 +199,7 @@ def compare(talk: Talk, reach: Reach, data: Data) -> tuple[str | None, Copied]:
     """
     scratch = _scratch(reach)
     folder = os.path.join(scratch, data.name)
-    with writing(folder, directory=True):
+    with _filling(folder):
         copied = _restored(talk, reach, data, folder)
     why = difference(data, copied.manifest)
     clear(folder)
@@ -230,7 +230,7 @@ def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[st
     if os.path.lexists(final) and not os.path.lexists(partial_path(final)):
         return _standing(data, final, talk)
     folder, partial = partial_path(final) + _RESTORED, partial_path(final)
-    with local(os.fsencode(folder), "restore to"), writing(folder, directory=True):
+    with local(os.fsencode(folder), "restore to"), _filling(folder):
         _rename_back(data.name, partial, folder)
         copied = _restored(talk, reach, data, folder)
         if (why := difference(data, copied.manifest)) is not None:
@@ -249,9 +249,18 @@ def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[st
             except FileExistsError as exc:
                 raise GiveUp(f"{shown(final)} exists already and is not replaced") from exc
         crash.point("tape.recalled")
-        os.rmdir(folder)
-        crash.point("tape.recalled")
     return copied
+
+
+@contextmanager
+def _filling(folder: str) -> Iterator[None]:
+    """Hold a directory that data is restored to; it goes where nothing has remained in it."""
+    with writing(folder, directory=True):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.rmdir(folder)
 
 
 def _standing(data: Data, final: str, talk: Talk) -> Copied:
@@ -367,7 +376,7 @@ def contents(talk: Talk, reach: Reach, folder: str) -> list[Stored]:
 
 
 @told
-def holdings(talk: Talk, reach: Reach) -> dict[str, list[Stored]]:
-    """List all folders, with what they hold."""
-    found = archive(reach.there.method).folders(reach, talk)
+def holdings(talk: Talk, reach: Reach, above: Collection[str]) -> dict[str, list[Stored]]:
+    """List all folders below these directories, with what they hold."""
+    found = archive(reach.there.method).folders(reach, above, talk)
     return {folder: list(files) for folder, files in found.items()}

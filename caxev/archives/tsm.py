@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -31,11 +31,13 @@ _FORMATS: Final = ("-dateformat=3", "-timeformat=1", "-numberformat=1")
 _HOPELESS: Final = frozenset(
     {
         "ANS1025E",  # the user's name or password is refused
+        "ANS1035S",  # the options file cannot be read
         "ANS1036S",  # an option is not valid
         "ANS1051I",
         "ANS1063E",  # the path is not valid
         "ANS1064E",
         "ANS1087E",  # access to the file is denied
+        "ANS1217E",  # the server's name is not found in the options
         "ANS1302E",  # no objects on server match query
         "ANS1345E",  # no objects on the server match
         "ANS1353E",  # the session is rejected: unknown node
@@ -109,14 +111,14 @@ class Tsm:
         found = self._query(reach, talk, f"{_plain(folder)}/*")
         return [stored for directory, stored in found if directory == folder]
 
-    def folders(self, reach: Reach, talk: Talk) -> Mapping[str, list[Stored]]:
-        """Query all that lies below ``dir_tsm``."""
-        base = self.folder(reach, "*")
-        if base is None:
-            raise GiveUp(f"{reach.here.name} has no dir_tsm in sites.json")
+    def folders(
+        self, reach: Reach, above: Collection[str], talk: Talk
+    ) -> Mapping[str, list[Stored]]:
+        """Query all that lies below these directories."""
         folders: dict[str, list[Stored]] = {}
-        for directory, stored in self._query(reach, talk, base, "-subdir=yes"):
-            folders.setdefault(directory, []).append(stored)
+        for base in above:
+            for directory, stored in self._query(reach, talk, f"{_plain(base)}/*", "-subdir=yes"):
+                folders.setdefault(directory, []).append(stored)
         return folders
 
     def _query(

@@ -475,7 +475,7 @@ def status(
     rows = options.with_database(lambda one: _standing(one, wanted, there.name, bringing))
     if not offline and not by_day:
         reach = reach_called(sites, tape_name, here_name)
-        held = _told(directly(holdings, reach))
+        held = _told(directly(holdings, reach, above(rows)))
         rows = [{**row, **on_tape(row, held)} for row in rows]
     if by_day:
         show(Table(_DAYS, list(days(rows))), as_json=as_json, empty="nothing on tape")
@@ -551,6 +551,15 @@ def row_of(
         "missing": owed,
         "note": note or fields.get("error") or ("should be on tape" if owed else None),
     }
+
+
+def above(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the directories on tape in which these rows' folders lie: not only one's own. Pure."""
+    from caxev.archives import folder_of
+
+    known = (row["location"] for row in rows)
+    folders = (folder_of(one) for one in known if one is not None and one.startswith("/"))
+    return sorted({folder.rpartition("/")[0] for folder in folders})
 
 
 def on_tape(row: Mapping[str, Any], held: Mapping[str, Sequence[Stored]]) -> dict[str, Any]:

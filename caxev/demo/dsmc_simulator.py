@@ -177,6 +177,9 @@ class Client:
         if unknown := self.options.keys() - set(KNOWN.split()):
             say(f"ANS1036S Invalid option '{min(unknown)}' found in the options")
             return 12
+        if (optfile := self.options.get("optfile")) and not os.access(optfile, os.R_OK):
+            say(f"ANS1035S Options file '{optfile}' could not be found, or it cannot be read.")
+            return 12
         if self.fault in ("unreachable", "refused"):
             say(MESSAGES[self.fault])
             return 12
