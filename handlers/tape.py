@@ -54,7 +54,7 @@ from caxev import (
     on,
     tag,
 )
-from caxev.archives import Data, Reach, Told, archive, back_up, compare, folder_of, methods
+from caxev.archives import Data, Reach, Told, archive, back_up, compare, folder_of, methods, unstage
 from caxev.archives import recall as bring_back
 from caxev.config import Site, Sites
 from caxev.files import safe_name
@@ -128,13 +128,26 @@ async def _back_up_to(job: Job, name: str, key: CopyKey) -> str | None:
     if isinstance(plan, Skip):
         withdrawn = _withdrawal(job.run, CopyKey(key.type, name, key.version), trigger)
         if withdrawn is not None:
+            await _unstaged(job, name, key)
             await job.update(withdrawn)
         return plan.why
     others = job.if_parked
     with _parking(job, plan.key, others):
-        await _verify(job, plan, await _sent(job, plan))
+        try:
+            await _verify(job, plan, await _sent(job, plan))
+        except GiveUp:
+            await _unstaged(job, name, key)
+            raise
     job.park_with(*others)
     return None
+
+
+async def _unstaged(job: Job, name: str, key: CopyKey) -> None:
+    """Leave nothing in staging, whose links would hold the disk space of a source that goes."""
+    entry = job.run.copy(CopyKey(key.type, name, key.version))
+    folder = None if entry is None else entry.fields.get("folder")
+    if isinstance(folder, str) and entry is not None and entry.owner in (None, job.owner):
+        await job.work(unstage, Reach(job.site, job.sites.get(name)), safe_name(folder))
 
 
 async def _sent(job: Job, plan: Plan) -> Copy:
@@ -291,6 +304,8 @@ async def claim(job: Job, plan: Plan) -> Copy:
         "trigger": plan.trigger,
     }
     on_disk = plan.key.host == job.site.name
+    if not on_disk:
+        fields["folder"] = plan.folder
     if plan.resume is not None:
         if on_disk:
             fields["location"] = plan.location

@@ -574,6 +574,29 @@ def test_to_tape_and_back(ground: Ground, tmp_path: Path, caxev: Caxev) -> None:
 
 @pytest.mark.replicaset
 @pytest.mark.tape
+def test_what_does_not_go_on_leaves_nothing_staged(ground: Ground, tmp_path: Path) -> None:
+    """What is given up, or whose source goes bad meanwhile, leaves no links to it behind."""
+    staging = ground.world.dir_of("lngs", "dir_tsm")
+
+    def staged() -> list[Path]:
+        return [path for path in staging.iterdir() if not path.name.startswith(".")]
+
+    (tmp_path / "faults-lngs").write_text("incremental refused\n")
+    ground.take(1)
+    ground.wait("not refused", lambda: ground.entry(TAPE).get("status") == "error")
+    assert "ANS1353E" in ground.entry(TAPE)["error"]
+    assert not staged()
+    (tmp_path / "faults-lngs").write_text("incremental quota\n")
+    ground.take(2)
+    ground.wait("not staged", staged)
+    bad = {"$set": {"data.$.status": "error"}}
+    ground.runs.update_one({"_id": ground.run, "data.host": "lngs"}, bad)
+    ground.wait("not withdrawn", lambda: not ground.entry(TAPE))
+    assert not staged()
+
+
+@pytest.mark.replicaset
+@pytest.mark.tape
 @pytest.mark.campaign
 async def test_killed_at_points_of_backup_and_recall() -> None:
     """Killed between two steps on the way to tape and back, or while that is read again."""

@@ -17,6 +17,7 @@ from caxev.archives.steps import (
     directly,
     holdings,
     recall,
+    unstage,
 )
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "holdings",
     "methods",
     "recall",
+    "unstage",
 ]

@@ -192,6 +192,14 @@ def _check_listed(there: Sequence[Stored], files: Sequence[Stored], folder: str)
 
 
 @told
+def unstage(talk: Talk, reach: Reach, name: str) -> bool:
+    """Take away what is staged of data that does not go on; a later backup stages it anew."""
+    del talk
+    clear(_staged(reach, name))
+    return True
+
+
+@told
 def compare(talk: Talk, reach: Reach, data: Data) -> tuple[str | None, Copied]:
     """Restore data to scratch and compare it; what differs (None: nothing), and what came.
 

@@ -509,7 +509,7 @@ async def _standing(
     for standing in ("open", "running", "failed"):
         for handler in _HANDLERS:
             for debt, _ in await database.debts(state=standing, handler=handler):
-                notes[debt.run] = f"{handler} {standing}: {debt.note}" if debt.note else standing
+                notes[debt.run] = f"{handler} {standing}" + (f": {debt.note}" if debt.note else "")
                 if handler == "backup" and standing != "failed":
                     on_its_way.add(debt.run)
     rows = []
