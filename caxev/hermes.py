@@ -15,6 +15,8 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from random import random
 from threading import Thread
 from typing import Any, Final
 
@@ -24,6 +26,7 @@ from loguru import logger
 
 from caxev.config import Site, Sites
 from caxev.job import utcnow
+from caxev.ledger import delay
 from caxev.model import TRANSFERRED, RunId
 from caxev.mongo import Database, DatabaseError, Request
 from caxev.retention import keeper
@@ -67,30 +70,38 @@ class Messages:
         return {one.name: one.rucio.messages for one in found if one.rucio.messages}
 
     async def serve(self) -> None:
-        """Take messages until cancelled. An address that cannot be had is told in the log."""
-        token = trio.lowlevel.current_trio_token()
-        servers = []
-        for name, address in self.addresses.items():
-            try:
-                server = _Server(address, partial(self._take, name), token)
-            except OSError as error:
-                logger.error("messages of {} cannot be taken at {}: {}", name, address, error)
-                continue
-            servers.append(server)
-            Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
-            logger.info("takes messages of {} at {}:{}", name, *server.server_address[:2])
+        """Take messages until cancelled. An address that cannot be had is tried again."""
+        async with trio.open_nursery() as nursery:
+            for name, address in self.addresses.items():
+                nursery.start_soon(self._serve_at, name, address)
+
+    async def _serve_at(self, name: str, address: tuple[str, int]) -> None:
+        server = await self._opened(name, address)
+        Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+        logger.info("takes messages of {} at {}:{}", name, *server.server_address[:2])
         try:
             await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True):
-                for server in servers:
-                    await trio.to_thread.run_sync(server.close)
+                await trio.to_thread.run_sync(server.close)
+
+    async def _opened(self, name: str, address: tuple[str, int]) -> _Server:
+        token = trio.lowlevel.current_trio_token()
+        for attempt in count(1):
+            try:
+                return _Server(address, partial(self._take, name), token)
+            except OSError as error:
+                wait = delay(attempt, random())  # noqa: S311  # not for secrets
+                told = "messages of {} cannot be taken at {}:{}: {}; tried again in {:.0f} s"
+                logger.error(told, name, *address, error, wait)
+            await trio.sleep(wait)
+        raise AssertionError
 
     async def _take(self, name: str, body: bytes) -> None:
         """Have the datasets of a post looked at. Raises `DatabaseError`."""
         places = [*datasets_in(body)]
         wanted: dict[str, list[RunId]] = {}
-        for run in await self.database.located(name, places) if places else ():
+        for run in await self.database.located([name], places) if places else ():
             for one in run.copies:
                 if one.host == name and one.status == TRANSFERRED and one.location in places:
                     wanted.setdefault(keeper(one, self.sites) or self.site.name, []).append(run.id)

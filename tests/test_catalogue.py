@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import socket
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
+import trio
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev import Copy, CopyKey, GiveUp, Run, Skip
+from caxev import Copy, CopyKey, GiveUp, Run, Skip, ledger
 from caxev.catalogue import (
     ENDED,
     Changes,
@@ -29,9 +34,11 @@ from caxev.catalogue import (
     wishes_for,
 )
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
-from caxev.hermes import datasets_in
+from caxev.hermes import Messages, datasets_in
 from caxev.retention import keeper
 from handlers import rucio
+from tests import engine
+from tests.conftest import Database as Named
 
 NOW = datetime(2017, 3, 1, 12, tzinfo=UTC)
 KEY = CopyKey("raw", "rucio-catalogue")
@@ -506,6 +513,33 @@ def test_what_messages_tell_of() -> None:
 def test_any_post_is_met_calmly(body: bytes) -> None:
     """Nothing is raised."""
     assert not [*datasets_in(body)]
+
+
+@pytest.mark.replicaset
+async def test_an_address_that_is_taken_is_tried_again(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restart beside the process that goes, say: messages are taken once the address is free."""
+    monkeypatch.setattr(ledger, "FIRST_DELAY", 0.05)
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        there = evolve(CATALOGUE, rucio=Catalogue(messages=("127.0.0.1", port)))
+        sites = evolve(SITES, by_name={**SITES.by_name, there.name: there})
+        async with engine.opened(database) as db, trio.open_nursery() as nursery:
+            nursery.start_soon(Messages(db, LNGS, sites, "a test").serve)
+            await trio.sleep(0.2)
+            holder.close()
+
+            def posted() -> bool:
+                url = f"http://127.0.0.1:{port}"
+                with suppress(URLError), urlopen(url, b"{}", timeout=5) as answer:
+                    return bool(answer.status == 200)
+                return False
+
+            await engine.until(lambda: trio.to_thread.run_sync(posted))
+            nursery.cancel_scope.cancel()
 
 
 # -- sites.json -----------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load
 from caxev.daemon import Options
 from caxev.files import digest_tree
 from caxev.job import utcnow
+from caxev.ledger import State
 from caxev.mongo import Database, Request
 from caxev.registry import Registry, recorded
 from caxev.retention import Plan, intent, plan
@@ -640,6 +642,13 @@ async def test_a_rule_file_that_changes_is_applied(
     assert sorted(one["rse_expression"] for one in rules) == ["DISK1", "DISK2"]
 
 
+async def waits_for_long(db: Database) -> bool:
+    """Whether nobody will ask for the rules by himself within the time that a test has."""
+    debts = [debt for debt, _ in await db.debts("lngs", handler="rucio_rules")]
+    late = utcnow() + timedelta(minutes=10)
+    return all(d.state is State.DONE or (d.state is State.OPEN and d.due > late) for d in debts)
+
+
 @pytest.mark.replicaset
 async def test_a_rule_that_became_ok_is_told_by_a_message(bench: Bench, database: Named) -> None:
     """By Rucio's own hermes: nobody asks meanwhile, and the entry says it before its due time."""
@@ -648,6 +657,7 @@ async def test_a_rule_that_became_ok_is_told_by_a_message(bench: Bench, database
     run = stored(database, bench, bench.run())
     async with collaboration(bench, database, "lngs") as db:
         await rules_known(db, [run])
+        await engine.until(partial(waits_for_long, db))
         await trio.to_thread.run_sync(bench.server.replicate)
         await trio.to_thread.run_sync(bench.server.deliver)
         await settled(db, [run], "lngs", "rucio-catalogue", rse=["DISK1", "DISK2"])
