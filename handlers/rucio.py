@@ -78,6 +78,8 @@ LONGEST_WAIT = 6 * 3600.0
 """Seconds after which a rule that is not OK is looked at again at the latest."""
 GOING = 15 * 60.0
 """Seconds after a rule's end when the catalogue is asked whether the replicas are gone."""
+STUCK = "stuck"
+"""The alarm that a rule is."""
 REUPLOAD = "RSEreupload"
 QUOTA = "RSEquota"
 WAITING = (REUPLOAD, QUOTA)
@@ -303,9 +305,13 @@ async def rucio_rules(job: Job) -> Result:
     """
     skipped: list[str] = []
     waits: list[Retry] = []
+    if job.copy is None:
+        await job.all_clear(STUCK)
     for entry in _catalogued(job.run, job.site, job.sites):
         plan = plan_rules(job, entry)
         if isinstance(plan, Skip):
+            # Another reaction to the run may have settled it while one still took it for stuck.
+            await job.all_clear(STUCK, about=entry.key)
             skipped.append(plan.why)
         elif (wait := await _settle(job, entry, plan)) is not None:
             waits.append(wait)
@@ -384,9 +390,12 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
     fields = {**standing(entry, found), "rules": plan.digest}
     if any(entry.fields.get(name) != value for name, value in fields.items()):
         await _updated(job, _fields(job.run, entry, **fields))
-    for one in found.unfinished:
-        if one.state == "STUCK":
-            job.log.warning(f"{entry.location}: {one}")
+    stuck = [str(one) for one in found.unfinished if one.state == "STUCK"]
+    if stuck:
+        summary = f"{entry.location} is stuck on its way to other RSEs"
+        await job.alarm(STUCK, summary, severity="warning", about=entry.key, why="; ".join(stuck))
+    else:
+        await job.all_clear(STUCK, about=entry.key)
     after = look_again(found, there, job.now())
     return None if after is None else Retry(", ".join(map(str, found.rules)), after=after)
 

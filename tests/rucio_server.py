@@ -36,6 +36,8 @@ ACCOUNT: Final = "root"
 USERNAME: Final = "tester"
 PASSWORD: Final = "throw-away"
 _PATIENCE: Final = 60.0
+_TO_DO: Final = ("REPLICATING", "STUCK")
+"""What rules and locks are whose transfers are to be done, or done again."""
 _CONFIG: Final = """\
 [common]
 logdir = {home}/log
@@ -281,11 +283,11 @@ class RucioServer:
     def replicate(self) -> int:
         """Do the transfers that rules wait for, as Rucio's daemons and FTS would; how many."""
         rules = list(self.client.list_replication_rules())
-        return sum(self._transfer(one) for one in rules if one["state"] == "REPLICATING")
+        return sum(self._transfer(one) for one in rules if one["state"] in _TO_DO)
 
     def _transfer(self, rule: Mapping[str, Any]) -> int:
         locks = list(self.client.list_replica_locks(rule["id"]))
-        waiting = [lock for lock in locks if lock["state"] == "REPLICATING"]
+        waiting = [lock for lock in locks if lock["state"] in _TO_DO]
         dataset = {"scope": rule["scope"], "name": rule["name"]}
         rows = list(self.client.list_replicas([dataset], schemes=["file"]))
         sources = {row["name"]: urlsplit(next(iter(row["pfns"]))).path for row in rows}
@@ -304,7 +306,14 @@ class RucioServer:
 
     def deliver(self) -> None:
         """Have hermes, Rucio's own daemon, deliver what messages there are."""
-        once = "from rucio.daemons.hermes.hermes import run; run(once=True)"
+        self._daemon("hermes.hermes")
+
+    def repair(self) -> None:
+        """Have judge-repairer, Rucio's own daemon, look after the rules that are stuck."""
+        self._daemon("judge.repairer")
+
+    def _daemon(self, module: str) -> None:
+        once = f"from rucio.daemons.{module} import run; run(once=True)"
         command = [str(self.python), "-W", "ignore", "-c", once]
         subprocess.run(command, env=self._env(), check=True, capture_output=True, timeout=60)
 

@@ -509,6 +509,12 @@ def test_what_messages_tell_of() -> None:
     assert [*datasets_in(body + b"\n{\n\xff\n" + b"[" * 100_000)] == ["s:raw"]
 
 
+def test_a_rule_tells_why_it_is_stuck() -> None:
+    """In Rucio's own words."""
+    stuck = evolve(standing("A_DISK", "STUCK"), stuck=3, error="the disk is full")
+    assert str(stuck) == "A_DISK STUCK (3 files to go): the disk is full"
+
+
 @given(st.binary(max_size=200))
 def test_any_post_is_met_calmly(body: bytes) -> None:
     """Nothing is raised."""

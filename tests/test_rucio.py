@@ -664,6 +664,39 @@ async def test_a_rule_that_became_ok_is_told_by_a_message(bench: Bench, database
 
 
 @pytest.mark.replicaset
+async def test_a_rule_that_is_stuck_is_told(bench: Bench, database: Named) -> None:
+    """In the entry, and as an alarm, which is over once the rule is OK."""
+    bench.set_sites(rucio_transfer=["DISK2"], rucio={"ask_after": 1})
+    run = stored(database, bench, bench.run())
+    dataset = Did.of(f"xe1t_SR001_{run.name}_tpc:raw")
+
+    def fail() -> None:
+        client = bench.server.client
+        files = list(client.list_files(*dataset))
+        failed = [{"scope": f["scope"], "name": f["name"], "state": "U"} for f in files]
+        client.update_replicas_states("DISK2", failed)
+
+    async with collaboration(bench, database, "lngs") as db:
+
+        async def standing() -> list[Any]:
+            return [one for one in await db.alarms("lngs") if one.stands]
+
+        await rules_known(db, [run])
+        await trio.to_thread.run_sync(fail)
+        (alarm,) = [one.alarm for one in await engine.until(standing)]
+        assert f"{dataset} is stuck" in alarm.summary
+        assert "DISK2 STUCK (3 files to go)" in alarm.details["why"]
+        await trio.to_thread.run_sync(bench.server.replicate)
+        await trio.to_thread.run_sync(bench.server.repair)
+        await settled(db, [run], "lngs", "rucio-catalogue", rse=["DISK1", "DISK2"])
+
+        async def over() -> bool:
+            return not await standing()
+
+        await engine.until(over)
+
+
+@pytest.mark.replicaset
 async def test_an_unchanged_rule_file_asks_for_nothing(bench: Bench, database: Named) -> None:
     """Not in the next process either; nor does one that is in error or away."""
     file = bench.directory / "rules.json"
