@@ -38,17 +38,7 @@ def converse(
     is when this ends in any way. Raises `GiveUp` where it is not installed.
     """
     talk.said.append(f"$ {' '.join(command)}")
-    try:
-        process = subprocess.Popen(  # noqa: S603  # an argument list, no shell
-            _bound(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **environment, "LC_ALL": "C"},
-            cwd=directory,
-        )
-    except OSError as exc:
-        raise GiveUp(f"{command[0]} cannot be started: {exc.strerror}") from exc
+    process = _started(command, {**os.environ, **environment, "LC_ALL": "C"}, directory)
     assert process.stdout is not None
     with process:
         try:
@@ -67,6 +57,22 @@ def converse(
             process.kill()  # once it has ended that does nothing
     talk.said.append(f"return code {process.returncode}")
     return process.returncode, lines
+
+
+def _started(
+    command: Sequence[str], environment: Mapping[str, str], directory: str
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(  # noqa: S603  # an argument list, no shell
+            _bound(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=directory,
+        )
+    except OSError as exc:
+        raise GiveUp(f"{command[0]} cannot be started: {exc.strerror}") from exc
 
 
 def _bound(command: Sequence[str]) -> list[str]:
