@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -573,6 +575,27 @@ def test_the_catalogue_in_sites_json(tmp_path: Path) -> None:
     assert "set RUCIO_PASSWORD" in told
     assert "did you mean 'timeout'?" in told
     assert "rucio: periods must be science runs" in told
+
+
+def test_without_the_client_library_a_site_that_needs_it_does_not_start(tmp_path: Path) -> None:
+    """It says what to install; a site that needs no catalogue does start."""
+    file = tmp_path / "sites.json"
+    here = {"name": "lngs", "dir_raw": str(tmp_path), "upload_options": ["c"]}
+    file.write_text(json.dumps([here, {"name": "c", "method": "rucio"}, {"name": "chicago"}]))
+    without = "import sys; sys.modules['rucio'] = None; from caxev.cli import main; main()"
+    command = [sys.executable, "-c", without, "--config", str(file)]
+    command += ["--mongo-uri", "mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=1"]
+    command += ["listen", "--once"]
+    found = {
+        site: subprocess.run(
+            [*command, "--site", site], capture_output=True, text=True, check=False
+        )
+        for site in ("lngs", "chicago")
+    }
+    assert [one.returncode > 0 for one in found.values()] == [True, True]
+    assert "pip install 'caxev[rucio]'" in found["lngs"].stderr
+    assert "127.0.0.1:1" in found["chicago"].stderr
+    assert "Traceback" not in "".join(one.stderr for one in found.values())
 
 
 def test_the_sites_of_ruciax_load_unchanged(tmp_path: Path) -> None:
