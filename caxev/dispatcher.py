@@ -770,8 +770,8 @@ class _Ports:
             for debt, document in await database.moving([site])
         )
 
-    async def oldest(self, type: str, without: Collection[str]) -> list[Run]:  # noqa: A002
-        return await self._dispatcher.database.oldest(self._debt.site, type, without)
+    async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]:  # noqa: A002
+        return await self._dispatcher.database.oldest(self._debt.site, type, without, skip)
 
     async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
         return await self._dispatcher.database.overlapping(hosts, location)

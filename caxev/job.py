@@ -115,7 +115,7 @@ class Ports(Protocol):
     async def alarm(self, alarm: Alarm) -> None: ...
     async def all_clear(self, key: str) -> None: ...
     async def is_live(self, owner: str, run: RunId) -> bool: ...
-    async def oldest(self, type: str, without: Collection[str]) -> list[Run]: ...  # noqa: A002
+    async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]: ...  # noqa: A002
     async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]: ...
 
 
@@ -190,12 +190,19 @@ class Job:
         """
         return await self.ports.is_live(owner, self.run.id)
 
-    async def oldest(self, type: str, without: Collection[str] = ()) -> list[Run]:  # noqa: A002  # the field's own name
-        """The runs of which this site has such data, the first to be taken first; 1000 at most.
+    async def oldest(
+        self,
+        type: str,  # noqa: A002  # the field's own name
+        without: Collection[str] = (),
+        *,
+        skip: int = 0,
+    ) -> list[Run]:
+        """The runs of which this site has such data, the first to be taken first.
 
-        Such whose copy here is good or about to go, and that have none of the tags `without`.
+        Such whose copy here is good or about to go, and that have none of the tags `without`; 1000
+        at most, after the first `skip`.
         """
-        return await self.ports.oldest(type, without)
+        return await self.ports.oldest(type, without, skip)
 
     async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
         """The runs that have a copy at one of these hosts at, above or below that place."""

@@ -253,10 +253,12 @@ async def make_room(job: Job) -> Result:
     lacking = await job.work(lacking_bytes, *there, coming)
     if lacking <= 0:
         return Skip("there is room")
-    freed = 0
-    for run in await job.oldest("raw", rules.protect):
-        if freed < lacking and await _goes(job, run):
-            freed += _size(run)
+    freed = seen = 0
+    while freed < lacking and (some := await job.oldest("raw", rules.protect, skip=seen)):
+        seen += len(some)
+        for run in some:
+            if freed < lacking and await _goes(job, run):
+                freed += _size(run)
     if freed < lacking:
         job.log.error(
             f"the disk of {job.site.name} is full: {lacking - freed} bytes are lacking, and no "

@@ -752,16 +752,23 @@ class Database:
 
         return await self._call(new_run)
 
-    async def oldest(self, site: str, type: str, without: Iterable[str]) -> list[Run]:  # noqa: A002
+    async def oldest(
+        self,
+        site: str,
+        type: str,  # noqa: A002  # the field's own name
+        without: Iterable[str],
+        skip: int,
+    ) -> list[Run]:
         """Read the runs of which the site has such data, good or about to go, oldest first.
 
-        None that has one of the tags `without`; `PAGE` at most.
+        None that has one of the tags `without`; `PAGE` at most, after the first `skip`.
         """
         here = {"type": type, "host": site, "status": {"$in": [TRANSFERRED, DELETING]}}
         query = {"data": {"$elemMatch": here}, "tags.name": {"$nin": list(without)}}
 
         async def oldest() -> list[Run]:
-            cursor = self._runs.find(query).sort("start").limit(PAGE)
+            cursor = self._runs.find(query).sort({"start": 1, "_id": 1}).allow_disk_use(True)
+            cursor = cursor.skip(skip).limit(PAGE)
             return [Run.from_document(document) for document in await cursor.to_list(None)]
 
         return await self._call(oldest)
