@@ -20,7 +20,6 @@ from caxev.model import CopyKey, Run
 from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.campaign import MUST_BE_0, Born, End, compare, ground_in, new_world
-from tests.faults.crash import SITES as PURGING
 from tests.faults.crash import Fault, crash, faults_in, missed, waves
 from tests.faults.database import Fronted, database
 from tests.faults.deletion import SITES as DELETING
@@ -31,6 +30,7 @@ from tests.faults.kill import kill
 from tests.faults.load import in_turn
 from tests.faults.races import races
 from tests.faults.rucio import rucio
+from tests.faults.scenes import PURGED, SCENES
 from tests.faults.soak import SPARE, Held, grown, soak
 from tests.faults.transfers import transfers
 from tests.rucio_server import missing
@@ -58,7 +58,18 @@ def purging_world() -> Iterator[World]:
         find_mongod()
     except ConfigError as error:
         pytest.skip(str(error))
-    with new_world(sites=PURGING) as world:
+    with new_world(sites=PURGED) as world:
+        yield world
+
+
+@pytest.fixture
+def aged_world() -> Iterator[World]:
+    """One whose copies have been there for years."""
+    try:
+        find_mongod()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with new_world(sites=SCENES["aged"].sites) as world:
         yield world
 
 
@@ -125,8 +136,8 @@ def test_points_are_read_from_the_log() -> None:
 
 def test_a_handler_that_did_not_run_through_is_missed() -> None:
     """What a handler writes on the way, or what the engine does, is not a handler's end."""
-    faults = [Fault("lngs", point, 1) for point in ("push:through", "pull:x", "engine:through")]
-    assert missed(faults, ("push", "pull", "erase")) == ["erase", "pull"]
+    places = [("lngs", point) for point in ("push:through", "pull:x", "engine:through")]
+    assert missed(places, ("push", "pull", "erase")) == ["erase", "pull"]
 
 
 def test_every_fault_is_in_one_wave() -> None:
@@ -295,6 +306,18 @@ async def test_killed_at_points_and_at_random_moments(purging_world: World) -> N
     assert figures["reached"] + len(figures["unreached"]) == 6
     assert figures["points"] > 6
     assert not {"pull", "push", "checksum", "purge", "erase"} & {*figures["handlers_missed"]}
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_killed_where_copies_age(aged_world: World) -> None:
+    """Killed while rot, a stalled copy and an unwanted version are looked after, all are."""
+    async with ground_in(aged_world) as ground:
+        act = SCENES["aged"].act
+        figures = await crash(ground, rounds=0, seed=1, points=3, together=True, act=act)
+    assert_nothing_happened(figures, 1)
+    ran = {"correct", "patrol", "purge_processed", "repair", "set_permission", "stalled"}
+    assert not ran & {*figures["handlers_missed"]}
 
 
 @pytest.mark.replicaset

@@ -17,8 +17,7 @@ from attrs import frozen
 
 from caxev.embedded import ReplicaSet
 from tests.faults.campaign import Ground, play, say, told
-from tests.faults.crash import SITES as PURGING
-from tests.faults.crash import crash, harmed
+from tests.faults.crash import Place, crash
 from tests.faults.database import FAULTS, Fronted, database
 from tests.faults.deletion import SITES as DELETING
 from tests.faults.deletion import deletion
@@ -28,9 +27,10 @@ from tests.faults.kill import kill
 from tests.faults.paths import TRIED, paths
 from tests.faults.races import races
 from tests.faults.rucio import rucio
+from tests.faults.scenes import SCENES
 from tests.faults.soak import soak
 from tests.faults.takeover import takeover
-from tests.faults.tape import TEMPLATE, TapeGround, asked, tape
+from tests.faults.tape import TEMPLATE, TapeGround, tape
 from tests.faults.transfers import FAULTS as ON_THE_WAY
 from tests.faults.transfers import transfers
 
@@ -56,20 +56,39 @@ def _crash_options(parser: ArgumentParser) -> None:
     parser.add_argument("--points", type=int, help="only so many points, chosen by the seed")
     parser.add_argument("--only", default="", help="only points in whose name this stands")
     parser.add_argument("--together", action="store_true", help="kill at all sites in one round")
-    parser.add_argument("--tape", action="store_true", help="to tape, read again, and back")
-    parser.add_argument("--damaged", action="store_true", help="with copies that have to be mended")
-
-
-def _crash(ground: Ground, given: Namespace) -> Figures:
-    return crash(
-        ground,
-        rounds=given.rounds,
-        seed=given.seed,
-        points=given.points,
-        only=given.only,
-        together=given.together,
-        act=harmed if given.damaged else asked if given.tape else None,
+    told = "; ".join(f"{name}: {scene.help}" for name, scene in SCENES.items())
+    parser.add_argument(
+        "--scene", nargs="+", default=(), choices=SCENES, help=f"only these of: {told}"
     )
+
+
+def _crash(given: Namespace) -> dict[str, Any]:
+    """Play the scenes one after another; `rounds` are dealt to them, points are killed at once."""
+    names, met = given.scene or [*SCENES], set[Place]()
+    total: dict[str, Any] = {}
+    for number, name in enumerate(names):
+        scene = SCENES[name]
+        say(f"scene {name}: {scene.help}")
+        figures = play(
+            lambda ground: crash(
+                ground,
+                rounds=len(range(number, given.rounds, len(names))),  # noqa: B023  # played at once
+                seed=given.seed,
+                points=given.points,
+                only=given.only,
+                together=given.together,
+                act=scene.act,  # noqa: B023
+                met=met,
+            ),
+            sites=scene.sites,
+            **scene.options,
+        )
+        missed = figures["handlers_missed"]
+        total = {key: total.get(key, type(value)()) + value for key, value in figures.items()}
+        total["handlers_missed"] = missed
+    if given.scene:  # the others are for the other handlers
+        del total["handlers_missed"]
+    return total
 
 
 def _documents(ground: Ground, given: Namespace) -> Figures:
@@ -79,13 +98,6 @@ def _documents(ground: Ground, given: Namespace) -> Figures:
 
 
 CAMPAIGNS: Final = {
-    "crash": Campaign(
-        "kill -9 at every crash point, and at random moments",
-        20,
-        _crash,
-        _crash_options,
-        sites=PURGING,
-    ),
     "deletion": Campaign(
         "races for the last copies, and a corrupt master",
         100,
@@ -174,6 +186,9 @@ def _parser() -> ArgumentParser:
     commands = parser.add_subparsers(dest="name", required=True)
     for name, one in CAMPAIGNS.items():
         one.options(_command(commands, name, one.help, one.rounds))
+    _crash_options(
+        _command(commands, "crash", "kill -9 at every crash point, and at random moments", 20)
+    )
     _command(commands, "paths", "every attack by a path, a deed by one way in a round", len(TRIED))
     return parser
 
@@ -194,15 +209,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if given.name == "paths":
         return told(paths(rounds=given.rounds, seed=given.seed), as_json=given.json)
+    if given.name == "crash":
+        return told(_crash(given), as_json=given.json)
     one = CAMPAIGNS[given.name]
-    return play(
+    figures = play(
         lambda ground: one.play(ground, given),
         lease=getattr(given, "lease", 2.0),
-        as_json=given.json,
         server=one.server,
         sites=one.sites,
-        **(ON_TAPE if one.on_tape or getattr(given, "tape", False) else {}),
+        **(ON_TAPE if one.on_tape else {}),
     )
+    return told(figures, as_json=given.json)
 
 
 if __name__ == "__main__":

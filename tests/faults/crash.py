@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any, Final
@@ -18,28 +18,20 @@ from attrs import frozen
 
 from caxev.config import DEFAULT_HANDLERS
 from caxev.job import utcnow
-from caxev.model import CopyKey, RunUpdate
 from caxev.mongo import Request
 from caxev.registry import recorded
-from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, Problem, Tally, say, say_round
-from tests.faults.deletion import harm
+from tests.faults.campaign import Born, End, Ground, Listener, Problem, Tally, say, say_round
+from tests.faults.scenes import Act
 
 SMALL: Final = 300_000
 """Bytes in a run for the kills at points."""
 LARGER: Final = 8_000_000
 """Bytes in a run for the kills at random moments."""
 RUNS: Final = 2
-BAD: Final = "chicago"
-"""The site whose copies go bad."""
 THROUGH: Final = "through"
 """The point that a handler passes when it has run, before that is noted."""
-SITES: Final = {
-    BIRTH: {"purge": 1, "deletion": {"copies": 2}},
-}
-"""What the world's sites do besides: where the runs are taken, they are purged in the end."""
-
-Act = Callable[[Ground, Sequence[Born]], Awaitable[End]]
-"""What is done to runs that have come to their first end; the end that they come to then."""
+Place = tuple[str, str]
+"""A point at a site."""
 
 
 @frozen
@@ -52,6 +44,11 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.site} {self.point}:{self.nth}"
+
+    @property
+    def place(self) -> Place:
+        """The site and the point."""
+        return self.site, self.point
 
 
 def faults_in(site: str, log: str) -> Iterator[Fault]:
@@ -82,21 +79,25 @@ async def crash(
     only: str = "",
     together: bool = False,
     act: Act | None = None,
+    met: set[Place] | None = None,
 ) -> dict[str, Any]:
     """Kill at each point (or at `points` of them, chosen by `seed`), then at random moments.
 
     That is in `rounds` further passes, in each of them once at every site. `act` is done in each
-    pass to the runs that have come to their end: `harmed`, for instance.
+    pass to the runs that have come to their end: see `tests.faults.scenes`.
 
     `only`: at points in whose name this stands. With `together`, a round has a fault at every site.
+    `met`: what was tried before, elsewhere, and is not again; what is known here is added to it.
 
-    The figures say besides how many points the undisturbed pass knows, how many of those armed
-    killed, which did not, and which of the shipped handlers the undisturbed pass did not run.
+    The figures say besides how many points were armed, how many of them killed, which did not,
+    and which of the shipped handlers did nothing in any undisturbed pass so far.
     """
     random = Random(seed)
     tally = Tally(ground.compared)
     known, end, seconds = await reference(ground, act)
-    faults = [fault for fault in known if only in fault.point]
+    met = set() if met is None else met
+    faults = [one for one in known if only in one.point and one.place not in met]
+    met |= {one.place for one in known}
     if points is not None:
         faults = chosen(faults, points, random)
     unreached: list[str] = []
@@ -118,30 +119,17 @@ async def crash(
     shipped = [handler.name for handler in recorded if handler.module in DEFAULT_HANDLERS]
     return {
         **tally.row(),
-        "points": len(known),
+        "points": len(faults),
         "reached": len(faults) - len(unreached),
         "unreached": unreached,
-        "handlers_missed": missed(known, shipped),
+        "handlers_missed": missed(met, shipped),
     }
 
 
-def missed(faults: Iterable[Fault], names: Iterable[str]) -> list[str]:
-    """Return the handlers that ran through at no site. Pure."""
-    ran = {fault.point for fault in faults}
+def missed(places: Iterable[Place], names: Iterable[str]) -> list[str]:
+    """Return the handlers that did nothing at any site. Pure."""
+    ran = {point for _, point in places}
     return sorted(name for name in names if f"{name}:{THROUGH}" not in ran)
-
-
-async def harmed(ground: Ground, runs: Sequence[Born]) -> End:
-    """Have the copies at `BAD` go bad, to be found out, judged and mended; somebody asks for it."""
-    for born in runs:
-        run = (await ground.database.runs([born.id]))[born.id]
-        copy = run.copy(CopyKey("raw", BAD))
-        if copy is None or copy.location is None:
-            continue  # what is lost is found out by comparing
-        await trio.to_thread.run_sync(harm, Path(copy.location))
-        await ground.database.update_run(RunUpdate.note(run, copy, check_asked=utcnow()), utcnow())
-    # Its status came back: what reacts to that has done so again.
-    return End(ground.wanted.copies, ground.wanted.tags + Counter([f"seen-{BAD}"]))
 
 
 async def _finished(
@@ -165,7 +153,7 @@ async def reference(ground: Ground, act: Act | None = None) -> tuple[list[Fault]
     if problems:
         raise RuntimeError(f"undisturbed, it comes to no good end: {problems}")
     faults = [fault for site, log in logs.items() for fault in faults_in(site, _read(log))]
-    say(f"undisturbed: {seconds:.1f} s, {len(faults)} points to kill at")
+    say(f"undisturbed: {seconds:.1f} s, {len(faults)} points")
     end = End.of((await ground.database.runs([runs[0].id]))[runs[0].id])
     await ground.forget(runs)
     return faults, end, seconds

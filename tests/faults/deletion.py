@@ -173,7 +173,7 @@ async def _corrupt_master(ground: Ground, born: Born, *, silently: bool) -> list
     await trio.to_thread.run_sync(harm, Path(master.location or ""))
     doubted = master
     if silently:
-        await _record(ground, run, master)
+        await record(ground, run, master)
         doubted = _copy(run, "chicago")
         site = ground.world.sites.get("chicago")
         now = await _read(ground, born)
@@ -227,13 +227,13 @@ def harm(path: Path) -> None:
     os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-async def _record(ground: Ground, run: Run, master: Copy) -> None:
-    """Have the master's entry say what its bytes are now."""
+async def record(ground: Ground, run: Run, copy: Copy) -> None:
+    """Have the entry of a copy say what its bytes are now."""
 
     def read() -> Any:
-        return digest_tree(master.location or "", sha512=True, report=lambda _done, _total: None)
+        return digest_tree(copy.location or "", sha512=True, report=lambda _done, _total: None)
 
     found = await trio.to_thread.run_sync(read)
     await ground.database.store_manifest(found.digest, found.to_rows())
-    said = RunUpdate.note(run, master, manifest=found.digest, checksum=found.cax_checksum())
+    said = RunUpdate.note(run, copy, manifest=found.digest, checksum=found.cax_checksum())
     assert await ground.database.update_run(said, utcnow()) is not None
