@@ -26,7 +26,9 @@ EVENTS_PER_FILE: Final = 1000
 EVENT_BYTES: Final = 5000
 
 _CHANNELS: Final = 248
-HEADER: Final = struct.Struct("<QIHH")  # time (ns), event number, channel, samples of the pulse
+HEADER: Final = struct.Struct(
+    "<QIHH"
+)  # time (ns since 1970), event number, channel, samples of the pulse
 _BASELINE: Final = 16000
 _PULSE: Final = array(
     "H", (_BASELINE - round(9000 * t / 60 * math.exp(1 - t / 60)) for t in range(400))
@@ -61,7 +63,8 @@ def write_run(
     _write_info(run)
     _write_monitor(run)
     length = max(HEADER.size, size_bytes // events - _MEMBER_OVERHEAD)
-    build = partial(_event, Random(f"{seed} {number}"), length)  # noqa: S311  # noise, no secret
+    noise = Random(f"{seed} {number}")  # noqa: S311  # no secret
+    build = partial(_event, noise, length, int(start.timestamp()) * 1_000_000_000)
     for first in range(0, events, EVENTS_PER_FILE):
         _write_events(run, range(first, min(first + EVENTS_PER_FILE, events)), build)
     return run
@@ -151,9 +154,12 @@ def _write_events(run: RawRun, numbers: range, build: Callable[[int], bytes]) ->
     building.rename(run.path / name)
 
 
-def _event(random: Random, length: int, number: int) -> bytes:
-    """An event of `length` bytes: a header, a pulse in one channel, and noise."""
-    header = HEADER.pack(number * 10_000_000, number, number % _CHANNELS, len(_PULSE) // 2)
+def _event(random: Random, length: int, start: int, number: int) -> bytes:
+    """An event of `length` bytes: a header, a pulse in one channel, and noise.
+
+    `start`: of the run, in ns since 1970.
+    """
+    header = HEADER.pack(start + number * 10_000_000, number, number % _CHANNELS, len(_PULSE) // 2)
     return (header + _PULSE + random.randbytes(length))[:length]
 
 

@@ -63,19 +63,22 @@ def write_peaks(raw: Path, output: Path) -> int:
 
 
 def write_summary(peaks: Path, output: Path) -> int:
-    """Write a line for each channel: events, peaks, mean area; how many lines."""
+    """Write a line for each channel: first event, events, peaks, mean area; how many."""
     areas: dict[int, list[int]] = {}
+    first: dict[int, int] = {}
     events: dict[int, int] = {}
     with peaks.open() as file:
         for row in map(json.loads, file):
             channel = row["channel"]
+            first.setdefault(channel, row["time"])
             events[channel] = events.get(channel, 0) + 1
             areas.setdefault(channel, []).extend(peak["area"] for peak in row["peaks"])
     with output.open("w") as file:
         for channel in sorted(events):
             found = areas[channel]
-            row = {"channel": channel, "events": events[channel], "peaks": len(found)}
-            file.write(json.dumps({**row, "area": fmean(found) if found else 0.0}) + "\n")
+            row = {"channel": channel, "first": first[channel], "events": events[channel]}
+            row |= {"peaks": len(found), "area": fmean(found) if found else 0.0}
+            file.write(json.dumps(row) + "\n")
     return len(events)
 
 
