@@ -39,7 +39,6 @@ from rich.table import Table
 from caxev import aio
 from caxev.config import DEFAULT_HANDLERS, load_handlers
 from caxev.daemon import open_database, prepare, run
-from caxev.demo.command import ended_by_signals
 from caxev.demo.world import World, ask, left
 from caxev.embedded import ReplicaSet
 from caxev.files import GONE_PREFIX, PART_PREFIX, digest_tree
@@ -477,9 +476,28 @@ def play(
         async with ground_in(world, lease=lease, kind=kind) as ground:
             return await campaign(ground)
 
-    with ended_by_signals(), new_world(server, template, sites) as world:
+    with _ended_by_signals(), new_world(server, template, sites) as world:
         figures: Mapping[str, Any] = run(main, world)
     return figures
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, for which trio unwinds its tasks."""
+
+    def leave(_number: int, _frame: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    handlers: dict[int, Any] = {signal.SIGTERM: leave, signal.SIGHUP: leave}
+    handlers[signal.SIGINT] = signal.default_int_handler  # a background job ignores it
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 MUST_BE_0: Final = (
