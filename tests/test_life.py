@@ -494,7 +494,17 @@ async def test_an_entry_of_old_cax_goes_by_its_age(
             return debts and debts[0][0].note
 
         assert await three.until(looked) == "transferring for 3 h"
-        await three.becomes(run, "chicago", status=TRANSFERRING)
+        copy = await three.becomes(run, "chicago", status=TRANSFERRING)
+        (standing,) = await three.database.alarms("chicago")
+        assert standing.over is None
+        assert "is transferring for 3 h" in standing.alarm.summary
+        now = await three.run(run)
+        await three.database.update_run(RunUpdate.remove_copy(now, copy), utcnow())
+
+        async def over() -> Any:
+            return all(one.over for one in await three.database.alarms("chicago"))
+
+        await three.until(over)
 
 
 async def test_a_live_transfer_is_never_given_up(database: Named, tmp_path: Path) -> None:

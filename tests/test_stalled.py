@@ -34,10 +34,11 @@ def test_an_age_is_judged_by_the_rules() -> None:
     assert plan_stalled(copy(hours=24.0), RULES, NOW) == TooLate(24.0)
 
 
-def test_what_is_verifying_is_never_given_up() -> None:
-    """Its own site's ledger knows how that goes; it is warned of once a day."""
-    assert plan_stalled(copy("verifying"), RULES, NOW) == Wait(NOW + timedelta(hours=1))
-    late = plan_stalled(copy("verifying", 1000.0), RULES, NOW)
+@pytest.mark.parametrize("status", ["verifying", "moving"])
+def test_what_others_look_after_is_never_given_up(status: str) -> None:
+    """Its own site's ledger, or who moves it, knows how that goes; it is told of all the same."""
+    assert plan_stalled(copy(status), RULES, NOW) == Wait(NOW + timedelta(hours=1))
+    late = plan_stalled(copy(status, 1000.0), RULES, NOW)
     assert late == Late(1000.0, NOW + timedelta(hours=24))
 
 
