@@ -12,7 +12,8 @@ settles and writes progress (it must outlive the attempts), and one task for eac
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from random import random
 from typing import Any, Final, TypeVar
@@ -75,6 +76,8 @@ WINDOW: Final = 1000
 """Debts of a lane that are fetched at once: each fetch has to pass by what was paid lately."""
 AHEAD: Final = 4
 """In lanes that go newest first, debts for each worker that are fetched at once."""
+MOST_ASIDE: Final = 64
+"""Reactions of a lane that may wait for something else than a worker while others work."""
 LONGEST_SLEEP: Final = 3600.0
 """Seconds at most that a timer is armed for: the wall clock may be set meanwhile."""
 
@@ -84,9 +87,10 @@ class Lane:
     """A group of workers.
 
     `running` are the slots that are claimed, `ended` how many of these are over and only wait to
-    be settled. `waiting` are debts that were due when they were fetched, in the lane's order;
-    `more`: the database may hold others that are due in this lane, where it goes oldest first all
-    or most of them not before `since`; `news`: some of those came after the last fetch.
+    be settled, `aside` how many wait for something else than a worker. `waiting` are debts that
+    were due when they were fetched, in the lane's order; `more`: the database may hold others that
+    are due in this lane, where it goes oldest first all or most of them not before `since`;
+    `news`: some of those came after the last fetch.
     `passed` are slots that were found due while their former reaction was still running.
     """
 
@@ -94,6 +98,7 @@ class Lane:
     workers: int
     running: set[str] = field(factory=set)
     ended: int = 0
+    aside: int = 0
     waiting: deque[Debt] = field(factory=deque)
     passed: set[str] = field(factory=set)
     more: bool = True
@@ -105,7 +110,8 @@ class Lane:
     @property
     def free(self) -> int:
         # While some are settled others can work, up to as many again.
-        return self.workers - len(self.running) + min(self.ended, self.workers)
+        idle = min(self.ended, self.workers) + min(self.aside, MOST_ASIDE)
+        return max(self.workers - len(self.running) + idle, 0)
 
     @property
     def newest_first(self) -> bool:
@@ -541,6 +547,7 @@ class Dispatcher:
             log=logger,
             ports=_Ports(self, debt),
             on_progress=self._progress_of(debt, watch),
+            urgency=(debt.priority, debt.mark),
         )
         outcome, update = await attempt(handler, job, watch)
         if update is not None or outcome == Paid():
@@ -556,6 +563,17 @@ class Dispatcher:
         """Whether this outcome parks the debt."""
         after = settle(debt, outcome, utcnow(), allowed=handler.attempts, jitter=0.0)
         return after.state is State.FAILED
+
+    @contextmanager
+    def aside(self, debt: Debt) -> Iterator[None]:
+        """Let others of its lane work while this attempt waits for something else."""
+        lane = self._lane(debt.lane)
+        lane.aside += 1
+        self._wake.set()
+        try:
+            yield
+        finally:
+            lane.aside -= 1
 
     def _progress_of(self, debt: Debt, watch: Watch) -> Callable[[int, int], None]:
         pace = Pace()
@@ -775,6 +793,9 @@ class _Ports:
 
     async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
         return await self._dispatcher.database.overlapping(hosts, location)
+
+    def aside(self) -> AbstractContextManager[None]:
+        return self._dispatcher.aside(self._debt)
 
 
 async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -117,6 +118,7 @@ class Ports(Protocol):
     async def is_live(self, owner: str, run: RunId) -> bool: ...
     async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]: ...  # noqa: A002
     async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]: ...
+    def aside(self) -> AbstractContextManager[None]: ...
 
 
 def _logger() -> Logger:
@@ -136,7 +138,8 @@ class Job:
 
     `run` is the run as it is now; `event` says why we look. `site` is the site that this process
     serves, `sites` all of them by name (`caxev.config.Site`). `owner` marks entries that this
-    process works on (``lngs#7``: site and epoch). A test needs to give `run` and `event` only.
+    process works on (``lngs#7``: site and epoch). Of two jobs the one of the greater `urgency`
+    (priority, then how new) is to go first. A test needs to give `run` and `event` only.
     """
 
     run: Run
@@ -148,6 +151,7 @@ class Job:
     ports: Ports = field(factory=_NoPorts)
     on_progress: Callable[[int, int], None] = lambda _done, _total: None
     if_parked: tuple[RunUpdate, ...] = ()
+    urgency: tuple[int, int] = (0, 0)
 
     @property
     def copy(self) -> Copy | None:
@@ -216,6 +220,13 @@ class Job:
         What it raises is raised here. On cancellation the worker process is killed.
         """
         return await self.ports.work(function, *args, job=self)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Let others of the lane work while the block waits for something that is not a worker.
+
+        For a place on a link, say: at most `caxev.dispatcher.MOST_ASIDE` of a lane wait so.
+        """
+        return self.ports.aside()
 
     def progress(self, done: int, total: int) -> None:
         """Say how far it is, in bytes; keeps the stall detector quiet."""

@@ -246,15 +246,18 @@ async def _move(
 ) -> Copy:
     """Claim the copy and move its bytes once the link has a place free; returns its entry.
 
-    To wait for a place is no stall, and leaves the run as it is. Where the link closes meanwhile
-    the transfer is broken off, to go on when it opens again.
+    To wait for a place is no stall, keeps no worker of the lane, and leaves the run as it is.
+    Where the link closes meanwhile the transfer is broken off, to go on when it opens again.
     """
     here, there = job.site, job.sites.get(name)
     link = link_between(here, there)
     pulling = plan.key.host == here.name
     source = plan.source.location
     assert source is not None
-    async with traffic.slot(name, link, partial(job.progress, 0, 0)) as rate:
+    alive = partial(job.progress, 0, 0)
+    async with traffic.slot(
+        name, link, urgency=job.urgency, aside=job.aside, waiting=alive
+    ) as rate:
         if (shut := _closed(job, name)) is not None:  # the place may have been hours in coming
             raise shut
         mine = await claim(job, plan, others)

@@ -259,6 +259,37 @@ async def _seen(db: Database) -> bool:
     return record is not None and record.position is not None
 
 
+async def test_one_that_stands_aside_keeps_no_worker(database: Named) -> None:
+    """While it waits for something else the others of its lane go on, one at a time."""
+    waits, others = trio.Event(), trio.Event()
+    ended: list[int | None] = []
+    working: list[int] = []
+
+    async def react(job: Job) -> None:
+        if job.run.number == 1:
+            with job.aside():
+                waits.set()
+                await others.wait()
+        else:
+            working.append(1)
+            assert len(working) == 1
+            await trio.sleep(0.01)
+            working.pop()
+        ended.append(job.run.number)
+        if len(ended) == 5:
+            others.set()
+
+    options = _urgent_options(database, engine.handler(react, new_run(), lane="narrow"))
+    options = evolve(options, site=evolve(options.site, lanes={"narrow": 1}))
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await db.insert_run(engine.run_document(1))
+        await waits.wait()
+        for number in range(2, 7):
+            await db.insert_run(engine.run_document(number))
+        await engine.until(lambda: len(ended) == 6)
+    assert ended[-1] == 1
+
+
 @pytest.mark.parametrize("lane", ["transfer", "tape"])
 @pytest.mark.parametrize("window", [dispatcher.WINDOW, 50])
 async def test_a_run_with_many_copies_delays_no_other(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -464,6 +465,7 @@ class Yard(Shelf):
         self.run = run
         self.outcomes = dict(outcomes or {})
         self.tried: list[str] = []
+        self.aside = nullcontext
 
     async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
         if not all(fits(self.run, one) for one in update.expect):
@@ -476,6 +478,9 @@ class Yard(Shelf):
             entries[place] |= update.change[1]
         self.run = Run.from_document({**self.run.document, "data": entries})
         return self.run
+
+    async def all_clear(self, key: str) -> None:
+        """No alarm stands."""
 
     async def work(self, function: object, route: Route, *, job: Job) -> Moved:
         """Move nothing; where there is no outcome, hang."""

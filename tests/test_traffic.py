@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from caxev.config import Link
 from caxev.movers import Traffic, program
@@ -82,7 +84,8 @@ def test_one_that_waits_gives_a_sign_of_life_each_minute() -> None:
         traffic, link, begin = Traffic(), Link(transfers=1), trio.current_time()
 
         async def wait() -> None:
-            async with traffic.slot("a", link, lambda: signs.append(trio.current_time() - begin)):
+            sign = lambda: signs.append(trio.current_time() - begin)  # noqa: E731
+            async with traffic.slot("a", link, waiting=sign):
                 await trio.sleep(600)
 
         async with trio.open_nursery() as nursery, traffic.slot("a", link):
@@ -91,6 +94,32 @@ def test_one_that_waits_gives_a_sign_of_life_each_minute() -> None:
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
     assert signs == [0, 60, 120]
+
+
+async def test_the_most_urgent_is_next() -> None:
+    """By priority, then the newest; of equals who came first. All that wait stand aside."""
+    traffic, link = Traffic(), Link(transfers=1)
+    order: list[tuple[int, int]] = []
+    aside: list[int] = []
+
+    @contextmanager
+    def stand() -> Iterator[None]:
+        aside.append(1)
+        yield
+        aside.pop()
+
+    async def move(urgency: tuple[int, int]) -> None:
+        async with traffic.slot("a", link, urgency=urgency, aside=stand):
+            order.append(urgency)
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery, traffic.slot("a", link, aside=stand):
+        for urgency in ((0, 1), (0, 3), (5, 2), (0, 2)):
+            nursery.start_soon(move, urgency)
+        await wait_all_tasks_blocked()
+        assert len(aside) == 4
+    assert order == [(5, 2), (0, 3), (0, 2), (0, 1)]
+    assert aside == []
 
 
 async def test_one_that_is_cancelled_while_it_waits_takes_no_place() -> None:

@@ -5,9 +5,15 @@ Kept in the listener's memory: it is about the present, and a restart forgets it
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
+from itertools import count
 from typing import Final
 
 import trio
@@ -28,6 +34,10 @@ _SIGN: Final = 60.0
 """Seconds between the signs of life of one that waits for a place."""
 
 
+_Turn = tuple[tuple[int, int], int]
+"""Urgency, and how early it came; the greatest is next."""
+
+
 @define(eq=False)
 class Traffic:
     """The links of one site, each known by the other site's name."""
@@ -36,11 +46,13 @@ class Traffic:
     _rates: dict[str, float] = field(init=False, factory=dict)
     _failures: dict[str, float] = field(init=False, factory=dict)
     _left: trio.Event = field(init=False, factory=trio.Event)
+    _waiting: defaultdict[str, list[_Turn]] = field(init=False, factory=lambda: defaultdict(list))
+    _tickets: Iterator[int] = field(init=False, factory=count)
 
-    def note(self, name: str, count: int, seconds: float) -> None:
+    def note(self, name: str, moved: int, seconds: float) -> None:
         """A transfer from or to there has moved so many bytes."""
-        if count >= _TELLING and seconds > 0:
-            rate = count / seconds
+        if moved >= _TELLING and seconds > 0:
+            rate = moved / seconds
             self._rates[name] = _MEMORY * self._rates.get(name, rate) + (1 - _MEMORY) * rate
 
     def failed(self, name: str) -> None:
@@ -87,22 +99,58 @@ class Traffic:
 
     @asynccontextmanager
     async def slot(
-        self, name: str, link: Link, waiting: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        link: Link,
+        *,
+        urgency: tuple[int, int] = (0, 0),
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+        waiting: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[float | None]:
         """Wait for a place on the link; what one transfer may move in a second, in bytes.
 
-        Where a rate but no number of transfers is given, one at a time has all of it. `waiting` is
-        called at least once a minute while there is no place. Cancelled there, it takes none.
+        Of those that wait the one of the greatest `urgency` is next. Where a rate but no number of
+        transfers is given, one at a time has all of it. While there is no place `aside` is entered,
+        and `waiting` is called at least once a minute. Cancelled there, it takes none.
         """
         most = link.transfers or (1 if link.max_rate else None)
-        while most is not None and self._active[name] >= most:
-            waiting()
-            with trio.move_on_after(_SIGN):
-                await self._left.wait()
+        if most is not None:
+            await self._turn(name, most, (urgency, -next(self._tickets)), aside, waiting)
         self._active[name] += 1
         try:
             yield link.max_rate and link.max_rate / (most or 1)
         finally:
             self._active[name] -= 1
-            self._left.set()
-            self._left = trio.Event()
+            self._look()
+
+    async def _turn(
+        self,
+        name: str,
+        most: int,
+        mine: _Turn,
+        aside: Callable[[], AbstractContextManager[None]],
+        waiting: Callable[[], None],
+    ) -> None:
+        """Wait until a place is free and nobody waits whose turn is before `mine`."""
+        queue = self._waiting[name]
+
+        def is_next() -> bool:
+            return self._active[name] < most and mine >= max(queue, default=mine)
+
+        if is_next():
+            return
+        queue.append(mine)
+        try:
+            with aside():
+                while not is_next():
+                    waiting()
+                    with trio.move_on_after(_SIGN):
+                        await self._left.wait()
+        finally:
+            queue.remove(mine)
+            self._look()  # there may be another place
+
+    def _look(self) -> None:
+        """Have all that wait look whether it is their turn."""
+        self._left.set()
+        self._left = trio.Event()
