@@ -253,9 +253,13 @@ async def _pull(work: _Work) -> Moved:
             final,
         )
         _check_digests(digests, transfer.expected, _place(work))
-        await asyncio.to_thread(arrival.finish, todo)
-        if not await _unchanged(work, there, source):
-            raise changed(_place(work))
+        looking = asyncio.create_task(_unchanged(work, there, source))
+        try:
+            await asyncio.to_thread(arrival.finish, todo)
+            if not await looking:
+                raise changed(_place(work))
+        finally:
+            await cancelled([looking])
         await asyncio.to_thread(arrival.publish)
     return _moved(source, progress, digests, transfer.expected, began)
 
