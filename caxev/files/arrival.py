@@ -259,16 +259,18 @@ def _finish(path: bytes, seen: Seen) -> None:
     os.utime(path, ns=(seen.mtime_ns, seen.mtime_ns))
 
 
-def known_items(expected: Manifest | None) -> dict[bytes, Item]:
-    """The files of a manifest whose parts' digests are known, by path."""
-    files = expected.files if expected is not None else ()
-    return {item.path: item for item in files if item.part_digests() is not None}
+def known_items(expected: Manifest | None) -> Mapping[bytes, Item]:
+    """The files of a manifest, if there is one, whose parts' digests are known, by path."""
+    return {} if expected is None else expected.known_files
 
 
 def check_expected(source: Iterable[Seen], expected: Manifest | None, where: str) -> None:
     """Raise `Damaged` where what is to be copied is not even of the shape that it must have."""
-    if expected is not None and expected.shape() != manifest_of(source):
-        differ = expected.shape().differences(manifest_of(source))
+    if expected is None:
+        return
+    shape, found = expected.shape(), manifest_of(source)
+    if shape != found:
+        differ = shape.differences(found)
         raise Damaged(f"{where} is not what it was: {differ[0]} ({len(differ)} in all)")
 
 

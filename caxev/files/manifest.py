@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from attrs import evolve, field, frozen, validators
@@ -166,13 +167,18 @@ class Manifest:
     def files(self) -> tuple[Item, ...]:
         return tuple(item for item in self.items if item.kind == "file")
 
+    @cached_property
+    def known_files(self) -> Mapping[bytes, Item]:
+        """The files whose parts' digests are known, by path."""
+        return {item.path: item for item in self.files if item.part_digests() is not None}
+
     @property
     def total_bytes(self) -> int:
         return sum(item.size for item in self.items)
 
     def shape(self) -> Manifest:
         """The same without digests: what a look at the tree shows without reading the files."""
-        return Manifest(evolve(item, blake3=None, sha512=None, parts=b"") for item in self.items)
+        return Manifest(Item(i.path, i.kind, i.size, target=i.target) for i in self.items)
 
     def differences(self, other: Manifest) -> tuple[Difference, ...]:
         """How `other`, a copy, differs from this one, by path.

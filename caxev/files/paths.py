@@ -66,7 +66,10 @@ def partial_path(final: str) -> str:
 def printable(path: bytes) -> str:
     """A path on one line: what is not plain ASCII or valid UTF-8 is escaped by a backslash."""
     try:
-        return "".join(map(_character, path.decode()))
+        text = path.decode()
+        if text.isprintable() and "\\" not in text:  # as nearly all are
+            return text
+        return "".join(map(_character, text))
     except UnicodeDecodeError:
         return "".join(chr(byte) if byte in _PLAIN else _escaped(byte) for byte in path)
 

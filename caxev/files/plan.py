@@ -100,6 +100,6 @@ def _pieces(wanted: Seen, there: Seen | None, unsure: int, wrong: Ranges | None)
     return [Piece(wanted, max(0, there.size - unsure) // PART * PART, wanted.size)]
 
 
-def to_the_second(seen: Iterable[Seen]) -> list[Seen]:
-    """As the other side of an SFTP session would see it."""
-    return [Seen(s.path, s.kind, s.size, s.mtime_ns // _SECOND, s.target) for s in seen]
+def to_the_second(seen: Iterable[Seen]) -> list[tuple[object, ...]]:
+    """What two sides of an SFTP session can compare: path, kind, size, time (s) and target."""
+    return [(s.path, s.kind, s.size, s.mtime_ns // _SECOND, s.target) for s in seen]

@@ -23,7 +23,7 @@ from collections.abc import (
 )
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial as bound
-from typing import Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import asyncssh
 from attrs import evolve, field, frozen
@@ -271,22 +271,27 @@ def _place(work: _Work) -> str:
 async def _listed(work: _Work) -> tuple[_Work, bytes, list[Seen]]:
     """What is there, from whoever answers first, and the work as it is best done then.
 
-    A receiver takes its time to start, but then a single question is enough.
+    A receiver takes its time to start, but then a single question is enough. Where many small files
+    are known to come, it alone is asked.
     """
     if work.starting is None:
         return work, *await _listed_over_sftp(work)
-    over_sftp = asyncio.create_task(_listed_over_sftp(work))
+    expected = work.transfer.expected
     by_agent = asyncio.create_task(_listed_by_agent(work.starting))
+    asking: list[asyncio.Task[Any]] = [by_agent]
     try:
-        await asyncio.wait([over_sftp, by_agent], return_when=asyncio.FIRST_COMPLETED)
-        if over_sftp.done() and _count_small((await over_sftp)[1]) < _MANY:
-            return work, *over_sftp.result()
+        if expected is None or _count_small(expected.items) < _MANY:
+            over_sftp = asyncio.create_task(_listed_over_sftp(work))
+            asking.append(over_sftp)
+            await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+            if over_sftp.done() and _count_small((await over_sftp)[1]) < _MANY:
+                return work, *over_sftp.result()
         agent = await by_agent
         if agent is None:
-            return work, *await over_sftp
+            return work, *await _listed_over_sftp(work)
         return evolve(work, agent=agent[0]), os.fsencode(work.transfer.remote_path), agent[1]
     finally:
-        await cancelled([over_sftp, by_agent])
+        await cancelled(asking)
 
 
 async def _listed_over_sftp(work: _Work) -> tuple[bytes, list[Seen]]:
@@ -303,7 +308,7 @@ async def _listed_by_agent(
     return agent, seen_from((await agent.answer())["source"])
 
 
-def _count_small(source: Iterable[Seen]) -> int:
+def _count_small(source: Iterable[Seen | Item]) -> int:
     return sum(seen.kind == "file" and seen.size <= STREAMED for seen in source)
 
 

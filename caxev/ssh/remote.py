@@ -119,7 +119,7 @@ class Remote:
         Raises one of `GONE` where there is nothing, `GiveUp` for what a copy must not hold;
         without `check`, links are listed wherever they lead.
         """
-        top = _seen(b"", await self.sftp.lstat(root), self.shown(root))
+        top = self._seen(root, b"", await self.sftp.lstat(root))
         if top.kind == "file":
             return [top]
         if top.kind != "dir":
@@ -147,7 +147,17 @@ class Remote:
             inner = join(path, name) if path else name
             if not name or b"/" in name or b"\0" in name:
                 raise GiveUp(f"{self.endpoint} listed the impossible name {printable(name)}")
-            found.append(_seen(inner, entry.attrs, self.shown(join(root, inner))))
+            found.append(self._seen(root, inner, entry.attrs))
+
+    def _seen(self, root: bytes, path: bytes, attrs: SFTPAttrs) -> Seen:
+        mode = attrs.permissions or 0
+        if stat.S_ISREG(mode):
+            return Seen(path, "file", attrs.size or 0, (attrs.mtime or 0) * _SECOND)
+        if stat.S_ISDIR(mode):
+            return Seen(path, "dir")
+        if stat.S_ISLNK(mode):
+            return Seen(path, "link")
+        raise GiveUp(f"{self.shown(join(root, path))} is neither a file, a directory nor a link")
 
     async def _read_link(self, root: bytes, link: Seen, read: list[Seen]) -> None:
         target = await self.sftp.readlink(join(root, link.path))
@@ -220,14 +230,3 @@ class Remote:
         await self.sftp.rename(partial, final)
         crash.point("ssh.publish.rename")
         await self.fsync_directory(posixpath.dirname(final))
-
-
-def _seen(path: bytes, attrs: SFTPAttrs, shown: str) -> Seen:
-    mode = attrs.permissions or 0
-    if stat.S_ISREG(mode):
-        return Seen(path, "file", attrs.size or 0, (attrs.mtime or 0) * _SECOND)
-    if stat.S_ISDIR(mode):
-        return Seen(path, "dir")
-    if stat.S_ISLNK(mode):
-        return Seen(path, "link")
-    raise GiveUp(f"{shown} is neither a file, a directory nor a link")
