@@ -83,7 +83,7 @@ def before(write: str) -> None:
 
 _CARRIERS: Final = sys.stdlib_module_names | {"pymongo"}
 """Packages whose functions write on behalf of their callers."""
-_TELLING: Final = (__name__, "caxev.mongo.client")
+_TELLING: Final = (__name__, "caxev.mongo.client", "caxev.files.resolved")
 """Modules that say that somebody writes."""
 
 

@@ -37,12 +37,12 @@ from caxev.files import (
     Manifest,
     Piece,
     Seen,
-    check_paths,
     confine,
     digest_tree,
     join,
     local,
     look,
+    open_resolved,
     shown,
 )
 from caxev.job import GiveUp, Retry
@@ -77,16 +77,11 @@ def seen_rows(seen: Iterable[Seen]) -> list[Row]:
 
 
 def seen_from(rows: Iterable[Row]) -> list[Seen]:
-    """The inverse of `seen_rows`. Raises `GiveUp` for what cannot be a tree of one copy.
-
-    Whoever sent it is not to choose where we write.
-    """
-    seen = [
+    """The inverse of `seen_rows`. Whether that can be a tree of one copy, `Arrival` says."""
+    return [
         Seen(os.fsencode(path), kind, int(size), int(mtime), os.fsencode(target))
         for path, kind, size, mtime, target in rows
     ]
-    check_paths(seen)
-    return seen
 
 
 def item_rows(manifest: Manifest) -> list[Row]:
@@ -263,8 +258,8 @@ def _receive(channel: Channel, request: Mapping[str, Any], final: str) -> None:
 def write_piece(path: bytes, piece: Piece, data: bytes | memoryview) -> None:
     """Write a whole stretch of a file, which is made if it is not there."""
     with local(path, "write"):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(path, flags, FILE_MODE)
+        flags = os.O_WRONLY | os.O_CREAT
+        descriptor = open_resolved(path, flags, FILE_MODE)
         try:
             rest = memoryview(data)
             while rest:
@@ -290,7 +285,7 @@ def _send(channel: Channel, path: str) -> None:
 def read_piece(path: bytes, piece: Piece) -> Iterator[bytes]:
     """The bytes of a stretch. Raises `Retry` where the file is not as it was seen."""
     with local(path, "read"):
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
             at = piece.start
             while at < piece.stop:

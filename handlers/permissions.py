@@ -20,7 +20,7 @@ from contextlib import contextmanager
 
 from caxev import HERE, TRANSFERRED, Copy, GiveUp, Job, Result, Retry, Skip, copy, on
 from caxev.config import Permission, Site
-from caxev.files import confine, printable
+from caxev.files import confine, open_resolved, printable
 
 KEPT = 0o2000
 """The bit of a directory by which what is made in it gets its group."""
@@ -87,18 +87,20 @@ def _mode(permission: Permission, status: os.stat_result) -> int | None:
 
 def _walk(path: bytes) -> Iterator[tuple[int, os.stat_result]]:
     """Open each file and directory in turn, itself and never what a link in its place leads to."""
-    status = os.lstat(path)
-    if not stat.S_ISDIR(status.st_mode):
-        with _opened(path, None) as (descriptor, found):
-            yield descriptor, found
-        return
-    for _, _, names, directory in os.fwalk(path, onerror=_raise):
-        yield directory, os.fstat(directory)
-        for name in names:
-            if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                continue
-            with _opened(name, directory) as (descriptor, found):
-                yield descriptor, found
+    top = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(top)
+        if not stat.S_ISDIR(status.st_mode):
+            yield top, status
+            return
+        for _, _, names, directory in os.fwalk(b".", dir_fd=top, onerror=_raise):
+            yield directory, os.fstat(directory)
+            for name in names:
+                if stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                    with _opened(name, directory) as (descriptor, found):
+                        yield descriptor, found
+    finally:
+        os.close(top)
 
 
 def _raise(error: OSError) -> None:
@@ -106,7 +108,7 @@ def _raise(error: OSError) -> None:
 
 
 @contextmanager
-def _opened(name: bytes, directory: int | None) -> Iterator[tuple[int, os.stat_result]]:
+def _opened(name: bytes, directory: int) -> Iterator[tuple[int, os.stat_result]]:
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = os.open(name, flags, dir_fd=directory)
     try:

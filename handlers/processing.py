@@ -59,6 +59,7 @@ from caxev.batch import (
     End,
     Ended,
     JobSpec,
+    Product,
     Queue,
     Sent,
     look,
@@ -267,9 +268,10 @@ async def collect(job: Job) -> Result:
         return plan
     entry, how, ended = plan.entry, plan.how, plan.ended
     home = home_of(how, entry.key, job.site)
-    name = entry.fields["job"]["name"]
+    name = name_of(job.run, entry)
     good = ended.how is End.DONE
-    stock = await job.work(take_stock, home, name, plan.output, plan.location, good)
+    product = Product(plan.output, plan.location, job.site.roots)
+    stock = await job.work(take_stock, home, name, product, good)
     queue.left()
     if stock.size is not None:
         fields = {"size": stock.size, "error": None, "job.log": stock.log, "owner": None}
@@ -461,6 +463,20 @@ def names_of(run: Run, key: CopyKey) -> str:
     return f"{'.'.join(plain)}."
 
 
+def name_of(run: Run, entry: Copy) -> str:
+    """The name of a copy's job. Raises `GiveUp` where the entry has one that cannot be its own.
+
+    It names files: whoever can write to the database is not to choose which.
+    """
+    job = entry.fields["job"]
+    number, attempt = job.get("claimed"), job.get("attempt")
+    if isinstance(number, int) and isinstance(attempt, int) and number > 0 and attempt > 0:
+        name = attempt_at(run, entry.key, number, attempt)["name"]
+        if name == job.get("name"):
+            return str(name)
+    raise GiveUp(f"the entry of {entry.key} names a job that is not its own")
+
+
 def new_job(
     run: Run, key: CopyKey, how: Processing, source: Copy, *, claimed: datetime
 ) -> dict[str, Any]:
@@ -543,7 +559,7 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
     if any(str(value).startswith("-") for value in values.values()):
         raise GiveUp(f"a name or version of {run} begins with -, as options of commands do")
     return JobSpec(
-        name=job["name"],
+        name=name_of(run, entry),
         argv=tuple(how.fill(word, values) for word in how.command),
         run=run.id,
         key=entry.key,

@@ -29,6 +29,7 @@ from caxev.batch import (
     Found,
     JobSpec,
     Place,
+    Product,
     Queue,
     Sent,
     report,
@@ -529,7 +530,8 @@ def test_a_job_that_still_runs_is_not_run_beside(tmp_path: Path) -> None:
 
 def stock(directory: Path, spec: JobSpec, *, good: bool = True) -> Any:
     final = str(directory / "made" / "final")
-    return take_stock(str(directory / "jobs"), spec.name, spec.output, final, good, report=quiet)
+    product = Product(spec.output, final, spec.roots)
+    return take_stock(str(directory / "jobs"), spec.name, product, good, report=quiet)
 
 
 def test_a_result_is_published_once(tmp_path: Path) -> None:

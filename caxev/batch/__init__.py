@@ -12,7 +12,7 @@ from caxev.batch.here import run_here
 from caxev.batch.queue import Queue, Send, Sent
 from caxev.batch.runner import report
 from caxev.batch.systems import system
-from caxev.batch.work import Found, Stock, check, look, send, take_stock, withdraw
+from caxev.batch.work import Found, Product, Stock, check, look, send, take_stock, withdraw
 
 __all__ = [
     "BatchSystem",
@@ -22,6 +22,7 @@ __all__ = [
     "Found",
     "JobSpec",
     "Place",
+    "Product",
     "Queue",
     "Send",
     "Sent",

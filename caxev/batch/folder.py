@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,7 @@ from attrs import asdict, frozen
 
 from caxev import crash
 from caxev.batch.base import Ended, JobSpec
+from caxev.job import GiveUp
 from caxev.model import CopyKey
 from caxev.mongo import id_from, id_text
 
@@ -49,6 +51,7 @@ if [ -e "$1" ] || [ ! -e "$2" ]; then exit 0; fi
 shift 2
 exec "$@"
 """
+_NAME: Final = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")
 _TAIL: Final = 4096
 """Bytes of the end of a log that are looked at."""
 _SHOWN: Final = 400
@@ -115,15 +118,17 @@ class Folder:
         return []
 
     def place(self, name: str) -> Place | None:
-        """Where a job is filed; None where it is not."""
+        """Where a job is filed; None where it is not. Raises `GiveUp` for what is no job's name."""
         with suppress(FileNotFoundError):
-            group, _, index = (self._names / name).read_text().partition("/")
+            group, _, index = (self._names / _plain(name)).read_text().partition("/")
             if index.isdigit():
-                return Place(self.home / "groups" / group, int(index))
+                return Place(self.home / "groups" / _plain(group), int(index))
         return None
 
     def file(self, jobs: Sequence[JobSpec]) -> Path:
         """File jobs that are to be sent at once; their group, which has a name of its own."""
+        for job in jobs:
+            _plain(job.name)
         group = self.home / "groups" / f"{jobs[0].name}.{token_hex(3)}"
         group.mkdir(parents=True)
         self._names.mkdir(exist_ok=True)
@@ -149,7 +154,7 @@ class Folder:
 
     def close(self, name: str) -> str:
         """Take a job's files away but for its log; where that is. Repeatable."""
-        log = self._logs() / f"{name}.log"
+        log = self._logs() / f"{_plain(name)}.log"
         place = self.place(name)
         if place is not None:
             with suppress(FileNotFoundError):
@@ -161,7 +166,7 @@ class Folder:
 
     def closed(self, name: str) -> bool:
         """Whether a job of that name was closed: there is never another one of that name."""
-        return (self._logs() / f"{name}.log").exists()
+        return (self._logs() / f"{_plain(name)}.log").exists()
 
     def forget(self, name: str) -> None:
         """Take all of a job's files away, as if it had never been filed."""
@@ -181,6 +186,13 @@ class Folder:
     def tail(self, name: str) -> str:
         """The end of a job's log, on one line."""
         return " | ".join(_last_lines(self.log(name)))[-_SHOWN:]
+
+
+def _plain(name: str) -> str:
+    """A name, if it can be one of ours: it comes from a document, and names a file here."""
+    if not _NAME.fullmatch(name):
+        raise GiveUp(f"{name!r} is no name of a job")
+    return name
 
 
 def _last_lines(log: Path) -> Iterator[str]:

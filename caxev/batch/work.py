@@ -6,7 +6,6 @@ Plain functions for ``job.work``.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from caxev.batch.base import End, Ended, JobSpec
 from caxev.batch.folder import Folder
 from caxev.batch.systems import system
 from caxev.files import Report, confine, local, make_parents, publish, shown
+from caxev.files.resolved import remove
 from caxev.job import GiveUp, Retry
 
 
@@ -36,6 +36,15 @@ class Stock:
     said: str
     size: int | None = None
     problem: str = ""
+
+
+@frozen
+class Product:
+    """Where a job writes its result, where that is to stand then, and inside of what both are."""
+
+    output: str
+    final: str
+    roots: Sequence[str]
 
 
 def check(spec: JobSpec, *, report: Report | None = None) -> None:
@@ -105,15 +114,14 @@ def _ended(folder: Folder, job: str) -> Ended | None:
     return None if place is None else place.ended
 
 
-def take_stock(
-    home: str, job: str, output: str, final: str, good: bool, *, report: Report
-) -> Stock:
-    """Publish a job's result as `final` if it ended well, else take it away; close its files.
+def take_stock(home: str, job: str, product: Product, good: bool, *, report: Report) -> Stock:
+    """Publish what a job has made if it ended well, else take it away; close its files.
 
-    Repeatable: what is done stays done.
+    Repeatable: what is done stays done. Raises `GiveUp` where that leads out of the roots.
     """
     del report
     folder = Folder(Path(home))
+    output, final = (confine(path, product.roots) for path in (product.output, product.final))
     size, problem = None, ""
     if good:
         size, problem = _published(output, final)
@@ -147,15 +155,6 @@ def _size(path: str) -> int:
     )
 
 
-def remove(output: str) -> None:
-    """Take away what a job has written of its result."""
-    with suppress(FileNotFoundError):
-        if os.path.isdir(output) and not os.path.islink(output):
-            shutil.rmtree(output)
-        else:
-            os.unlink(output)
-
-
 def withdraw(name: str, home: str, prefix: str, *, report: Report) -> int:
     """Cancel the jobs whose names begin so, and take away what is of them; how many.
 
@@ -172,7 +171,8 @@ def withdraw(name: str, home: str, prefix: str, *, report: Report) -> int:
         place = folder.place(job)
         if place is not None:
             with suppress(FileNotFoundError):
-                remove(place.load().output)
+                spec = place.load()
+                remove(confine(spec.output, spec.roots))
         folder.close(job)
     return len(jobs)
 

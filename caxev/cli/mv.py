@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import socket
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -356,20 +355,17 @@ def _copied(move: Move, site: Site, expected: Manifest | None) -> None:
 
 
 def _synced(move: Move) -> None:
+    from caxev.files.resolved import sync
+
     for path in {os.path.dirname(move.old), os.path.dirname(move.new)}:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(path)
 
 
 def _remove(path: str) -> None:
+    from caxev.files.resolved import remove
+
     try:
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        elif os.path.lexists(path):
-            os.unlink(path)
+        remove(path)
     except OSError as error:
         raise Retry(f"cannot remove {printable(path)}: {error.strerror}") from error
 

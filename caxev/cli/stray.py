@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time as clock
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -306,11 +305,9 @@ def erase(path: bytes, roots: Sequence[str]) -> None:
     Raises OSError; `GiveUp` where the path leads out of the roots.
     """
     from caxev.files import confine
+    from caxev.files.resolved import remove
 
     directory, name = os.path.split(path)
     inside = confine(os.path.join(os.fsdecode(directory), "x"), roots)
     real = os.path.join(os.fsencode(os.path.dirname(inside)), name)
-    if os.path.isdir(real) and not os.path.islink(real):
-        shutil.rmtree(real)
-    else:
-        os.unlink(real)
+    remove(real)

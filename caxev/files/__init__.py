@@ -53,6 +53,7 @@ from caxev.files.paths import (
 from caxev.files.plan import Piece, Plan, plan, to_the_second
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
 from caxev.files.reading import Report
+from caxev.files.resolved import open_resolved
 from caxev.files.space import lacking
 from caxev.files.tree import Seen, check_links, check_paths, look, manifest_of, scan, shown
 
@@ -103,6 +104,7 @@ __all__ = [
     "look",
     "make_parents",
     "manifest_of",
+    "open_resolved",
     "partial_path",
     "plan",
     "printable",

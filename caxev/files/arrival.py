@@ -7,6 +7,7 @@ far end when somebody pushes.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
@@ -27,7 +28,8 @@ from caxev.files.publishing import (
     writing,
 )
 from caxev.files.reading import Report
-from caxev.files.tree import Seen, look, manifest_of, shown
+from caxev.files.resolved import mkdir, open_resolved, rmdir, symlink, unlink
+from caxev.files.tree import Seen, check_paths, look, manifest_of, shown
 from caxev.job import GiveUp, Retry
 
 MARGIN: Final = 16 << 20
@@ -68,6 +70,7 @@ class Arrival:
     _items: Mapping[bytes, Item] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        check_paths(self.source)  # whoever listed them is not to choose where we write
         self._wanted = {seen.path: seen for seen in self.source if seen.kind == "file"}
         self._items = known_items(self.expected)
 
@@ -126,10 +129,10 @@ class Arrival:
             held.enter_context(writing(partial, directory=not self.is_file))
             if os.path.lexists(self.final):
                 with suppress(OSError):  # ours, and empty: it would be in the way of the copy
-                    os.rmdir(partial)
+                    rmdir(partial)
                 raise Retry(f"{shown(self.final)} has just appeared", after=_BUSY_AFTER)
             if self.is_file and os.lstat(partial).st_nlink > 1:
-                os.unlink(partial)
+                unlink(partial)
                 held.enter_context(writing(partial, directory=False))
 
     def _look(self) -> list[Seen]:
@@ -140,7 +143,7 @@ class Arrival:
         with local(self.partial, "prepare"):
             shared = {seen.path for seen in had if seen.kind == "file" and self._is_shared(seen)}
             for path in shared:
-                os.unlink(join(self.partial, path))
+                unlink(join(self.partial, path))
         return [seen for seen in had if seen.path not in shared]
 
     def _is_shared(self, seen: Seen) -> bool:
@@ -163,7 +166,7 @@ class Arrival:
         dropped = {path for path, ranges in self.wrong.items() if ranges}
         with local(self.partial, "remove"):
             for path in dropped:
-                os.unlink(join(self.partial, path))
+                unlink(join(self.partial, path))
         self._had = [seen for seen in self._had if seen.path not in dropped]
         self.wrong = dict.fromkeys(self.wrong.keys() - dropped, ())
 
@@ -198,9 +201,9 @@ class Arrival:
         with local(self.partial, "prepare"):
             for seen in todo.remove:
                 path = join(self.partial, seen.path)
-                os.rmdir(path) if seen.kind == "dir" else os.unlink(path)
+                rmdir(path) if seen.kind == "dir" else unlink(path)
             for seen in todo.directories:
-                _make_directory(join(self.partial, seen.path))
+                mkdir(join(self.partial, seen.path), DIR_MODE)
             had = {seen.path: seen.size for seen in self._had if seen.kind == "file"}
             for path, length in self._lengths(todo, had).items():
                 if had.get(path) != length:
@@ -225,7 +228,7 @@ class Arrival:
         touched = {piece.file.path for piece in todo.pieces} | self.wrong.keys()
         with local(self.partial, "finish"):
             for seen in todo.links:
-                os.symlink(seen.target, join(self.partial, seen.path))
+                symlink(seen.target, join(self.partial, seen.path))
             for path in touched:
                 _finish(join(self.partial, path), self._wanted[path])
         if to_the_second(self.source) != to_the_second(look(os.fsdecode(self.partial))):
@@ -241,8 +244,7 @@ class Arrival:
 
 
 def _resize(path: bytes, length: int) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, FILE_MODE)
+    descriptor = open_resolved(path, os.O_WRONLY | os.O_CREAT, FILE_MODE)
     try:
         os.ftruncate(descriptor, length)
     finally:
@@ -250,13 +252,18 @@ def _resize(path: bytes, length: int) -> None:
 
 
 def _finish(path: bytes, seen: Seen) -> None:
-    status = os.lstat(path)
-    if status.st_nlink > 1:
-        return
-    if status.st_size > seen.size:
-        os.truncate(path, seen.size)
-    os.chmod(path, FILE_MODE)
-    os.utime(path, ns=(seen.mtime_ns, seen.mtime_ns))
+    descriptor = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_nlink > 1:
+            return
+        if status.st_size > seen.size:
+            _resize(path, seen.size)
+        if stat.S_IMODE(status.st_mode) != FILE_MODE:
+            os.fchmod(descriptor, FILE_MODE)
+        os.utime(descriptor, ns=(seen.mtime_ns, seen.mtime_ns))
+    finally:
+        os.close(descriptor)
 
 
 def known_items(expected: Manifest | None) -> Mapping[bytes, Item]:
@@ -324,14 +331,8 @@ def make_parents(final: str, roots: Sequence[str]) -> None:
         parent = os.path.dirname(parent)
     with local(os.fsencode(parent), "make a directory in"):
         for path in reversed(missing):
-            _make_directory(os.fsencode(path))
+            mkdir(path, DIR_MODE)
 
 
 def _above(root: str, path: str) -> bool:
     return inside(os.fsencode(path), os.fsencode(os.path.realpath(root)))
-
-
-def _make_directory(path: bytes) -> None:
-    with suppress(FileExistsError):
-        os.mkdir(path, DIR_MODE)
-    os.chmod(path, DIR_MODE)

@@ -6,7 +6,6 @@ Runs in a worker process. Each function can be called again where it was killed 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,6 +13,7 @@ from caxev import crash
 from caxev.files.paths import confine, inside, printable, safe_name
 from caxev.files.publishing import DIR_MODE, rename_new
 from caxev.files.reading import Report
+from caxev.files.resolved import mkdir, remove, rename, sync
 from caxev.job import GiveUp, Retry
 
 GONE_PREFIX: Final = ".caxev-gone-"
@@ -34,15 +34,15 @@ def erase(location: str, roots: Sequence[str], *, report: Report) -> None:
     gone = os.path.join(directory, GONE_PREFIX + name)
     try:
         if os.path.lexists(path):
-            _remove(gone)  # what an earlier copy of that name left when it was erased
+            remove(gone)  # what an earlier copy of that name left when it was erased
             crash.point("files.erase.rename")
-            os.rename(path, gone)
-            _sync(directory)
+            rename(path, gone)
+            sync(directory)
             crash.point("files.erase.rename")
         report(0, 1)
-        _remove(gone)
+        remove(gone)
         if os.path.isdir(directory):
-            _sync(directory)
+            sync(directory)
         crash.point("files.erase.done")
     except OSError as error:
         raise Retry(f"cannot erase {_shown(path)}: {error.strerror}") from error
@@ -88,7 +88,7 @@ def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> Non
     if not any(os.path.dirname(path) == home for home in homes):
         raise GiveUp(f"{_shown(path)} is in no quarantine of this site")
     try:
-        _remove(path)
+        remove(path)
     except OSError as error:
         raise Retry(f"cannot remove {_shown(path)}: {error.strerror}") from error
     report(1, 1)
@@ -128,32 +128,17 @@ def _check_within(path: bytes, top: bytes) -> None:
 def _move(old: str, new: str) -> None:
     if not os.path.lexists(old) or os.path.lexists(new):
         return
-    os.makedirs(os.path.dirname(new), DIR_MODE, exist_ok=True)
+    missing, above = [], os.path.dirname(new)
+    while not os.path.isdir(above):
+        missing.append(above)
+        above = os.path.dirname(above)
+    for directory in reversed(missing):
+        mkdir(directory, DIR_MODE)
     crash.point("files.aside.rename")
     rename_new(old, new)
-    _sync(os.path.dirname(new))
-    _sync(os.path.dirname(old))
+    sync(os.path.dirname(new))
+    sync(os.path.dirname(old))
     crash.point("files.aside.rename")
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        try:
-            shutil.rmtree(path)
-        except PermissionError:  # directories of ours that were made read-only
-            for directory, _, _ in os.walk(path):
-                os.chmod(directory, 0o700)
-            shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.unlink(path)
-
-
-def _sync(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _shown(path: str) -> str:

@@ -10,13 +10,22 @@ import ctypes
 import errno
 import fcntl
 import os
-import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 from caxev import crash
+from caxev.files.resolved import (
+    directory_of,
+    link,
+    mkdir,
+    open_resolved,
+    remove,
+    rename,
+    sync,
+    unlink,
+)
 from caxev.files.tree import Seen, look, shown
 from caxev.job import Retry
 
@@ -24,7 +33,6 @@ DIR_MODE: Final = 0o755
 FILE_MODE: Final = 0o644
 _MANY: Final = 64  # files from which one sync of the file system is cheaper
 _BUSY_AFTER: Final = 5.0  # seconds
-_AT_FDCWD: Final = -100
 _RENAME_NOREPLACE: Final = 1
 _CANNOT: Final = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -54,19 +62,16 @@ def _clear_other_kind(partial: str, *, directory: bool) -> None:
     except FileNotFoundError:
         return
     if directory and not stat.S_ISDIR(mode):
-        os.unlink(partial)
-    elif not directory and stat.S_ISDIR(mode):
-        shutil.rmtree(partial)
+        unlink(partial)
     elif not directory and not stat.S_ISREG(mode):
-        os.unlink(partial)
+        remove(partial)
 
 
 def _made(partial: str, *, directory: bool) -> int:
     if not directory:
-        return os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
-    with suppress(FileExistsError):
-        os.mkdir(partial, DIR_MODE)
-    return os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        return open_resolved(partial, os.O_RDWR | os.O_CREAT, FILE_MODE)
+    mkdir(partial, DIR_MODE)
+    return open_resolved(partial, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def _lock(descriptor: int, partial: str) -> None:
@@ -96,7 +101,7 @@ def publish(partial: str, final: str) -> None:
     point, it can be called again.
     """
     if _are_one(partial, final):
-        os.unlink(partial)
+        unlink(partial)
     elif os.path.lexists(partial):
         crash.point("files.sync")
         sync_tree(partial)
@@ -106,7 +111,7 @@ def publish(partial: str, final: str) -> None:
         crash.point("files.publish.rename")
     elif not os.path.lexists(final):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), partial)
-    _fsync(os.path.dirname(final))
+    sync(os.path.dirname(final))
 
 
 def withdraw(final: str, partial: str) -> None:
@@ -129,15 +134,15 @@ def end_rename(partial: str, final: str) -> None:
     if _are_one(partial, final):
         with _holding(partial):
             if _are_one(partial, final):
-                os.unlink(partial)
-                _fsync(os.path.dirname(final))
+                unlink(partial)
+                sync(os.path.dirname(final))
 
 
 @contextmanager
 def _holding(path: str) -> Iterator[None]:
     """Hold the only right to write what is at `path`, whichever of its names that is."""
     flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR
-    descriptor = os.open(path, flags | os.O_NOFOLLOW)
+    descriptor = open_resolved(path, flags)
     try:
         _lock(descriptor, path)
         yield
@@ -158,7 +163,7 @@ def sync_tree(root: str) -> None:
     if sum(s.kind == "file" for s in seen) > _MANY and _syncfs(root):
         return
     for path in _inside_out(os.fsencode(root), seen):
-        _fsync(path)
+        sync(path)
 
 
 def _inside_out(top: bytes, seen: list[Seen]) -> Iterator[bytes]:
@@ -170,7 +175,7 @@ def _inside_out(top: bytes, seen: list[Seen]) -> Iterator[bytes]:
 
 
 def _syncfs(root: str) -> bool:
-    descriptor = os.open(root, os.O_RDONLY | os.O_NOFOLLOW)
+    descriptor = open_resolved(root, os.O_RDONLY)
     try:
         if _libc.syncfs(descriptor) == 0:
             return True
@@ -180,21 +185,13 @@ def _syncfs(root: str) -> bool:
         os.close(descriptor)
 
 
-def _fsync(path: str | bytes) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def rename_new(old: str, new: str) -> None:
     """Rename, or raise FileExistsError: nothing is replaced."""
-    flags = (_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), _RENAME_NOREPLACE)
     crash.before("rename")
-    if _libc.renameat2(*flags) != 0:
-        _raise_unless_unable(old, new)
-        _rename_new_portably(old, new)
+    with directory_of(old) as (here, name), directory_of(new) as (there, to):
+        if _libc.renameat2(here, name, there, to, _RENAME_NOREPLACE) != 0:
+            _raise_unless_unable(old, new)
+            _rename_new_portably(old, new)
 
 
 def _raise_unless_unable(old: str, new: str) -> None:
@@ -210,8 +207,8 @@ def _rename_new_portably(old: str, new: str) -> None:
         # lines at worst an empty directory can be replaced.
         if os.path.lexists(new):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
-        os.rename(old, new)
+        rename(old, new)
     else:
-        os.link(old, new, follow_symlinks=False)
+        link(old, new)
         crash.point("files.link")
-        os.unlink(old)
+        unlink(old)

@@ -14,6 +14,7 @@ from caxev.files.gentle import Brake
 from caxev.files.manifest import PART
 from caxev.files.parts import PartDigest
 from caxev.files.paths import printable
+from caxev.files.resolved import open_resolved
 from caxev.files.tree import Seen
 from caxev.job import Retry
 
@@ -26,7 +27,7 @@ Report: TypeAlias = Callable[[int, int], None]
 CHUNK: Final = 2 << 20  # bytes read at once; larger ones fall out of a core's cache
 _STRETCH: Final = 16 * PART
 _TICK: Final = 0.5  # seconds between two reports
-_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK
 _WIDE: Final = 64 << 20  # bytes from which one file is worth several cores
 
 
@@ -143,7 +144,7 @@ class _Readers:
     def _feed_all(
         self, path: bytes, one: Stretch, hashes: list[_Hash], buffer: memoryview, number: int
     ) -> None:
-        descriptor = os.open(path, _FLAGS)
+        descriptor = open_resolved(path, _FLAGS)
         try:
             if one.size > CHUNK:
                 os.posix_fadvise(descriptor, one.start, one.size, os.POSIX_FADV_SEQUENTIAL)

@@ -28,9 +28,11 @@ from caxev.files import (
     join,
     local,
     look,
+    open_resolved,
     printable,
     shown,
 )
+from caxev.files.resolved import link, unlink
 from caxev.job import GiveUp
 from caxev.movers.base import Route
 from caxev.movers.here import Meter, changed, look_here
@@ -159,8 +161,8 @@ class _Copying:
             return False  # half a copy: go on with it
         with local(new, "write"):
             with suppress(FileNotFoundError):
-                os.unlink(new)
-            linked = _tried(lambda: os.link(old, new, follow_symlinks=False))
+                unlink(new)
+            linked = _tried(lambda: link(old, new))
         if linked:
             self.meter.shared(piece.left)
         return linked
@@ -208,7 +210,7 @@ class _Copying:
 
 @contextmanager
 def _opened(path: bytes, flags: int) -> Iterator[int]:
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    descriptor = open_resolved(path, flags, FILE_MODE)
     try:
         yield descriptor
     finally:

@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 from blake3 import blake3
 
 from caxev import crash
-from caxev.files import FILE_MODE, Piece, join, local, printable
+from caxev.files import FILE_MODE, Piece, join, local, open_resolved, printable
 from caxev.job import Retry
 from caxev.ssh.handout import Handout, Pace, Progress
 from caxev.ssh.plan import BLOCK
@@ -92,9 +92,8 @@ class _Span:
     # -- what is read here
 
     def open_source(self) -> None:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
         with local(self.here, "read"):
-            self.descriptor = os.open(self.here, flags)
+            self.descriptor = open_resolved(self.here, os.O_RDONLY | os.O_NONBLOCK)
         self.check_source()
 
     def check_source(self) -> None:
@@ -114,9 +113,9 @@ class _Span:
     # -- what is written here
 
     def open_target(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT
         with local(self.here, "write"):
-            self.descriptor = os.open(self.here, flags, FILE_MODE)
+            self.descriptor = open_resolved(self.here, flags, FILE_MODE)
 
     def put(self, at: int, data: memoryview) -> None:
         """Take bytes, which a server may give in any order."""
