@@ -78,8 +78,9 @@ AHEAD: Final = 4
 """In lanes that go newest first, debts for each worker that are fetched at once."""
 MOST_ASIDE: Final = 64
 """Reactions of a lane that may wait for something else than a worker while others work."""
-LONGEST_SLEEP: Final = 3600.0
-"""Seconds at most that a timer is armed for: the wall clock may be set meanwhile."""
+SURE_FOR: Final = 300.0
+"""Seconds after which the claims in the database are compared with what runs, though nothing was
+heard: a deposed process may have claimed something, and died before it could give that back."""
 
 
 @define(eq=False)
@@ -276,6 +277,7 @@ class Dispatcher:
     # handler uses may hold debts.
     _doubtful: bool = field(init=False, default=False)
     _unsurveyed: bool = field(init=False, default=True)
+    _sure_until: float = field(init=False, factory=lambda: trio.current_time() + SURE_FOR)
     _latency: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -330,9 +332,11 @@ class Dispatcher:
             self._wake.set()
 
     async def reconcile(self) -> None:
-        """Free what stands as claimed by us and is not running."""
+        """Free what stands as claimed by us or a former process, and is not running."""
+        late = trio.current_time() >= self._sure_until
         async with self._claiming:  # else a claim made just now could pass for a stale one
             self._doubtful = False
+            self._sure_until = trio.current_time() + SURE_FOR
             try:
                 claims = await self.database.claims(self.tenure)
                 running = {slot for lane in self._lanes.values() for slot in lane.running}
@@ -341,7 +345,7 @@ class Dispatcher:
             except BaseException:
                 self._doubtful = True
                 raise
-        if freed:
+        if freed or late:  # what was given back is open, and nobody was told
             self.look_again()
 
     def look_again(self) -> None:
@@ -357,7 +361,7 @@ class Dispatcher:
         """Claim what is due and start it, for ever: when a debt comes, or its time does."""
         while True:
             self._wake = trio.Event()
-            if self._doubtful:
+            if self._doubtful or trio.current_time() >= self._sure_until:
                 await self._retrying(self.reconcile)
             if self._unsurveyed:
                 await self._retrying(self._find_lanes)
@@ -453,9 +457,10 @@ class Dispatcher:
 
     def _until_due(self) -> float:
         times = [lane.next_due for lane in self._lanes.values() if lane.next_due]
+        sure = max(self._sure_until - trio.current_time(), 0.0)
         if not times:
-            return float("inf")
-        return min(max((min(times) - utcnow()).total_seconds(), 0.0), LONGEST_SLEEP)
+            return sure
+        return min(max((min(times) - utcnow()).total_seconds(), 0.0), sure)
 
     def _ring(self) -> None:
         """Look into the lanes whose next debt is due by now."""

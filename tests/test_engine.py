@@ -259,6 +259,32 @@ async def _seen(db: Database) -> bool:
     return record is not None and record.position is not None
 
 
+async def test_what_a_deposed_process_has_claimed_is_found(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It woke, claimed and died, or gave it back unheard: its heir pays that without being told."""
+    monkeypatch.setattr("caxev.dispatcher.SURE_FOR", 0.5)
+    seen: list[int | None] = []
+
+    async def react(job: Job) -> None:
+        seen.append(job.run.number)
+        if seen.count(job.run.number) == 1:
+            raise Retry("later", after=3600)
+
+    options = engine.options_for(database, [engine.handler(react, new_run())])
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        ledger = client[database.name]["caxev_ledger"]
+        async with engine.opened(database) as db, engine.listener(db, options):
+            for number in (1, 2):
+                await db.insert_run(engine.run_document(number))
+            await engine.until(lambda: ledger.count_documents({"due": {"$gt": Job.now()}}) == 2)
+            first, second = ledger.find({"handler": "react"})
+            claimed = {"due": Job.now(), "state": "running", "epoch": 0}
+            ledger.update_one({"_id": first["_id"]}, {"$set": claimed})
+            ledger.update_one({"_id": second["_id"]}, {"$set": {"due": Job.now()}})
+            await engine.until(lambda: sorted(seen) == [1, 1, 2, 2])
+
+
 async def test_one_that_stands_aside_keeps_no_worker(database: Named) -> None:
     """While it waits for something else the others of its lane go on, one at a time."""
     waits, others = trio.Event(), trio.Event()

@@ -508,7 +508,7 @@ async def test_a_renewal_keeps_the_lease(database: Named) -> None:
         assert again.trouble == "$trouble"
 
 
-@pytest.mark.parametrize("deed", range(10))
+@pytest.mark.parametrize("deed", range(11))
 async def test_a_deposed_process_raises_and_writes_nothing(
     database: Named, server: MongoDatabase[dict[str, Any]], deed: int
 ) -> None:
@@ -537,6 +537,7 @@ async def test_a_deposed_process_raises_and_writes_nothing(
             lambda: one.update(running, old.epoch, changing, now),
             lambda: one.settle_with(paid, old.epoch, changing, now),
             lambda: one.claim([free], old.epoch),
+            lambda: one.reopen_failed(old, Request("retry"), now),
         ]
         before = everything(server)
         with pytest.raises(Deposed, match="another process has taken over lngs"):

@@ -52,6 +52,7 @@ from caxev.mongo.client import (
     Deposed,
     Document,
     NotReplicaSet,
+    Unreachable,
     connect,
     not_replica_set,
     translated,
@@ -78,7 +79,8 @@ T = TypeVar("T")
 PAGE: Final = 1000
 _CLOSING: Final = 2.0
 """Seconds that closing a stream may take."""
-
+CLAIMING: Final = 10.0
+"""Seconds that claiming debts may take, where nobody waits for it any more."""
 
 FEW: Final = 16
 """Runs of a batch up to which they are read whole."""
@@ -439,8 +441,14 @@ class Database:
         return await self._call(self._store.lanes, site)
 
     async def claim(self, debts: Sequence[Debt], epoch: int) -> list[Debt]:
-        """Claim open debts in one write; return those that were still as given."""
-        return await self._call(self._store.claim, debts, epoch)
+        """Claim open debts in one write; return those that were still as given.
+
+        Cancelled, it goes on for up to `CLAIMING` seconds: who has lost the lease must find that
+        out, and give back what it has claimed.
+        """
+        with trio.move_on_after(CLAIMING, shield=True):
+            return await self._call(self._store.claim, debts, epoch)
+        raise Unreachable(f"claiming took more than {CLAIMING:.0f} s")
 
     async def claims(self, tenure: Tenure) -> list[Document]:
         """Return what the site has claimed; see `Store.claims`."""
@@ -621,9 +629,13 @@ class Database:
         point("mongo.request.after")
 
     async def reopen_failed(self, tenure: Tenure, request: Request, now: datetime) -> int:
-        """Open the failed debts again that a request names; how many."""
+        """Open the failed debts again that a request names; how many. Raises `Deposed`."""
         runs, handler = request.runs, request.handler
-        return await self._call(self._store.reopen_failed, tenure.site, runs, handler, now)
+
+        async def reopen(session: AsyncClientSession) -> int:
+            return await self._store.reopen_failed(tenure, runs, handler, now, session)
+
+        return await self._call(self._transaction, reopen)
 
     # -- runs -------------------------------------------------------------------------------
 

@@ -400,7 +400,9 @@ class Store:
         """Claim open debts of one site; return those that were still as given. Raises `Deposed`.
 
         A successor writes its epoch before it opens what is claimed. So whoever still finds its own
-        epoch after a claim has either claimed in its right, or will have the claim opened.
+        epoch after a claim has either claimed in its right, or will have the claim opened. Who
+        finds another one gives back what it has claimed; where it dies before that, the successor
+        finds it among its `claims`.
         """
         open_still = {"state": State.OPEN.value, "epoch": {"$exists": False}}
         claimed = {"$set": {"state": State.RUNNING.value, "epoch": epoch}}
@@ -557,18 +559,24 @@ class Store:
         await self._set_site(tenure, {}, session)
 
     async def reopen_failed(
-        self, site: str, runs: Sequence[RunId] | None, handler: str | None, now: datetime
+        self,
+        tenure: Tenure,
+        runs: Sequence[RunId] | None,
+        handler: str | None,
+        now: datetime,
+        session: Session,
     ) -> int:
-        """Open failed debts again, due now; returns how many.
+        """Open failed debts again, due now; returns how many. Raises `Deposed`.
 
         Not those that only show a run which could not be recorded: nobody pays these.
         """
-        query: Document = {"site": site, "state": State.FAILED.value}
+        await self._set_site(tenure, {}, session)
+        query: Document = {"site": tenure.site, "state": State.FAILED.value}
         if runs is not None:
             query["run"] = {"$in": list(runs)}
         query["handler"] = {"$ne": UNREADABLE} | ({} if handler is None else {"$eq": handler})
         fresh = {"state": State.OPEN.value, "due": now, "attempts": 0, "interrupted": 0}
-        done = await self.ledger.update_many(query, {"$set": fresh})
+        done = await self.ledger.update_many(query, {"$set": fresh}, session=session)
         return done.modified_count
 
     # -- manifests --------------------------------------------------------------------------
