@@ -1,13 +1,14 @@
 """Which copies of the same data say the same, and what most of them say.
 
-Handlers ask before they believe a copy. Each copy whose digests are its own reading has one voice;
-one that is not what its own entry said before has none: it has changed, and that much is certain.
-Pure.
+Handlers ask before they believe a copy. Data that sites make by jobs of their own differ from site
+to site: only copies of what one `maker` has made are compared. Each copy whose digests are its own
+reading has one voice; one that is not what its own entry said before has none: it has changed, and
+that much is certain. Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run
 
@@ -21,6 +22,25 @@ VOUCHED = "vouched"
 def same_data(one: Copy, key: CopyKey) -> bool:
     """Whether that is a copy of this data, wherever it is."""
     return (one.type, one.version) == (key.type, key.version)
+
+
+def maker(one: Copy) -> str | None:
+    """The site whose job has made what this is a copy of; None where it is the same at all."""
+    known = one.fields.get("maker")
+    if isinstance(known, str):
+        return known
+    return one.host if one.source is None and isinstance(one.fields.get("job"), Mapping) else None
+
+
+def coming_from(source: Copy) -> dict[str, object]:
+    """What the entry of a copy says of the one that it is made from."""
+    made_by = maker(source)
+    return {
+        "source": source.host,
+        "source_manifest": source.manifest,
+        "source_checksum": source.checksum,
+        **({} if made_by is None else {"maker": made_by}),
+    }
 
 
 def agree(one: Copy, other: Copy) -> bool:
@@ -37,11 +57,13 @@ def is_disputed(one: Copy) -> bool:
 
 def voters(run: Run, key: CopyKey) -> tuple[Copy, ...]:
     """The copies of this data that have a voice: of each host the first entry."""
+    mine = run.copy(key)
+    whose = None if mine is None else maker(mine)
     found: dict[str, Copy] = {}
     for one in run.copies:
         has_digest = one.manifest is not None or one.checksum is not None
         speaks = one.status == TRANSFERRED or is_disputed(one)
-        if same_data(one, key) and speaks and has_digest:
+        if same_data(one, key) and maker(one) == whose and speaks and has_digest:
             found.setdefault(one.host, one)
     return tuple(found.values())
 

@@ -31,6 +31,7 @@ from caxev.model import (
     NobodyReads,
     Run,
     RunUpdate,
+    TagAbsent,
     as_utc,
 )
 from caxev.quorum import majority, same_data
@@ -187,9 +188,18 @@ def _shares(run: Run, copy: Copy) -> bool:
 
 
 def beside(site: Site, sites: Sites) -> frozenset[str]:
-    """The sites on the same machine, which may have the same directories; this one among them."""
-    there = (one.name for one in sites.values() if one.hostname == site.hostname is not None)
-    return frozenset({site.name, *there})
+    """The sites that may have the same directories, this one among them.
+
+    Such are on the same machine, or reached by the file system (``local``).
+    """
+    return frozenset(
+        {site.name}
+        | {
+            one.name
+            for one in sites.values()
+            if one.hostname == site.hostname is not None or "local" in (one.method, site.method)
+        }
+    )
 
 
 def sharing(runs: Iterable[Run], run: Run, copy: Copy, hosts: Collection[str]) -> list[str]:
@@ -243,17 +253,13 @@ def others(
     sites share a directory, is no other copy.
     """
     mine, here = run.copy(key), sites.find(key.host)
+    near = frozenset[str]() if here is None else beside(here, sites)
     there = {one.host: one for one in run.copies if same_data(one, key) and one.host != key.host}
     return {
         name: None if since is None else _since(site, since)
         for name, one in there.items()
         if (site := sites.find(name)) is not None
-        and not (
-            mine is not None
-            and one.location == mine.location
-            and here is not None
-            and site.hostname == here.hostname
-        )
+        and not (mine is not None and one.location == mine.location and name in near)
     }
 
 
@@ -452,6 +458,11 @@ def _proof(run: Run, needed: tuple[CopiesAtLeast, ...]) -> list[dict[str, Any]]:
     ]
 
 
+def _untagged(site: Site) -> list[Expectation]:
+    """That the run has none of the tags by which the site keeps data."""
+    return [TagAbsent(tag) for tag in site.deletion.protect]
+
+
 def still(copy: Copy) -> CopyIs:
     """The expectation that nothing of this copy has been erased, and all can be taken back."""
     return CopyIs(copy.key, {"status": DELETING, "erasing": None})
@@ -461,7 +472,7 @@ def prove(
     run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any
 ) -> RunUpdate:
     """The second step: write down what proves that the copy may go, if it still does."""
-    expect: list[Expectation] = [still(copy), *wanted.enough(run, copy, site, sites)]
+    expect = [still(copy), *wanted.enough(run, copy, site, sites), *_untagged(site)]
     return RunUpdate.note(run, copy, *expect, proof=proof)
 
 
@@ -469,7 +480,7 @@ def begin(
     run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any, now: datetime
 ) -> RunUpdate:
     """The third step: from now on its bytes go, if `proof` still holds and nobody reads it."""
-    expect: list[Expectation] = [still(copy), *wanted.enough(run, copy, site, sites)]
+    expect = [still(copy), *wanted.enough(run, copy, site, sites), *_untagged(site)]
     return RunUpdate.note(run, copy, *expect, NobodyReads(copy.key), erasing=now, proof=proof)
 
 

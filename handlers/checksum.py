@@ -18,7 +18,7 @@ Safe to repeat: they only read, and their updates name the status that they foun
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from attrs import frozen
@@ -50,7 +50,7 @@ from caxev.files import Report, confine_mounted, digest_tree, idle_disk, printab
 from caxev.model import as_utc
 from caxev.movers import Route, methods
 from caxev.movers import manifest as remote_manifest
-from caxev.quorum import DISPUTED, VOUCHED, at_odds, is_disputed
+from caxev.quorum import DISPUTED, VOUCHED, at_odds, is_disputed, maker
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which reading is broken off and tried again."""
@@ -315,7 +315,7 @@ def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Plan
     there = sites.find(seen.host)
     if seen.host != site.name and there is not None and there.method not in methods():
         return Skip(f"{seen.host} is reached by {there.method}, which this reaction does not serve")
-    known = None if is_made_here(seen) else reference(run, seen, sites)
+    known = None if maker(seen) == seen.host else reference(run, seen, sites)
     if known is None and not is_first(run, seen, sites):
         raise GiveUp(f"there is no good copy to compare {seen.key} with")
     return Plan(seen, known)
@@ -325,15 +325,10 @@ def is_first(run: Run, seen: Copy, sites: Sites) -> bool:
     """Whether this copy is where the data was born, so that others are compared with it."""
     if seen.source is not None:
         return False
-    if is_made_here(seen):
+    if maker(seen) == seen.host:
         return True
     alone = not any(_same_data(one, seen) for one in run.copies)
     return alone or seen.host in masters(seen.type, sites)
-
-
-def is_made_here(seen: Copy) -> bool:
-    """Whether a job at its own site has made this copy: such data differ from site to site."""
-    return seen.source is None and isinstance(seen.fields.get("job"), Mapping)
 
 
 def reference(run: Run, seen: Copy, sites: Sites) -> Copy | None:
@@ -357,7 +352,7 @@ def masters(kind: str, sites: Sites) -> list[str]:
 
 def _comparable(one: Copy, seen: Copy) -> bool:
     good = one.status == TRANSFERRED and (one.manifest or one.checksum)
-    return bool(good) and _same_data(one, seen)
+    return bool(good) and _same_data(one, seen) and maker(one) == maker(seen)
 
 
 def _same_data(one: Copy, seen: Copy) -> bool:

@@ -40,7 +40,7 @@ from caxev import (
     on,
     tag,
 )
-from caxev.files import check_erasable
+from caxev.files import check_erasable, distinct
 from caxev.files import erase as erase_files
 from caxev.files import lacking as lacking_bytes
 from caxev.quorum import same_data
@@ -225,12 +225,29 @@ async def erase(job: Job) -> Result:
         if others := sharing(near, job.run, mine, hosts):
             why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
             return withdraw(job.run, mine, wanted, why, job.now())
+        if (few := await _too_few(job, mine, wanted, found)) is not None:
+            return withdraw(job.run, mine, wanted, few, job.now())
         sure = begin(job.run, mine, wanted, job.site, job.sites, proof=found.proof, now=job.now())
         mine = (await _write(job, sure)).copy(mine.key) or mine
     assert mine.location is not None
     await job.work(erase_files, mine.location, job.site.roots)
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
     return RunUpdate.remove_copy(job.run, mine, tombstone=tombstone(mine, wanted, job.owner))
+
+
+async def _too_few(job: Job, mine: Copy, wanted: Intent, found: Proven) -> str | None:
+    """Why the copies that are counted are not enough: two names of the same files are one copy."""
+    hosts, near = [row["host"] for row in found.proof], beside(job.site, job.sites)
+    those = [one for name in hosts if (one := job.run.copy(mine.key._replace(host=name)))]
+    here = [one for one in those if one.host in near and one.location]
+    if not (wanted.keep and here and mine.location):
+        return None
+    places = [one.location for one in here]
+    groups = await job.work(distinct, mine.location, job.site.roots, places)
+    if len(those) - len(here) + len({*groups} - {0}) >= wanted.keep:
+        return None
+    names = ", ".join(one.host for one in here)
+    return f"the same files have several names: not all copies at {names} are copies of their own"
 
 
 # -- where the disk is full -----------------------------------------------------------------------

@@ -60,6 +60,7 @@ from caxev import catalogue as rucio
 from caxev.catalogue import Checked, Did, Names, OverQuota, Standing
 from caxev.config import ConfigError, Site, Sites
 from caxev.model import as_utc
+from caxev.quorum import coming_from
 from caxev.retention import (
     Intent,
     Proven,
@@ -632,9 +633,7 @@ async def _claim_fetch(job: Job, plan: Fetch) -> Copy:
     good = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
     fields: dict[str, object] = {
         "location": plan.location,
-        "source": plan.source.host,
-        "source_manifest": plan.source.manifest,
-        "source_checksum": plan.source.checksum,
+        **coming_from(plan.source),
         "owner": job.owner,
         "trigger": plan.trigger,
     }

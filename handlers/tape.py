@@ -60,6 +60,7 @@ from caxev.config import Site, Sites
 from caxev.files import safe_name
 from caxev.model import as_utc
 from caxev.movers import methods as disks
+from caxev.quorum import coming_from
 from caxev.retention import to_be_purged, was_deleted
 
 T = TypeVar("T")
@@ -297,9 +298,7 @@ async def claim(job: Job, plan: Plan) -> Copy:
     """
     good = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
     fields: dict[str, object] = {
-        "source": plan.source.host,
-        "source_manifest": plan.source.manifest,
-        "source_checksum": plan.source.checksum,
+        **coming_from(plan.source),
         "owner": job.owner,
         "trigger": plan.trigger,
     }

@@ -60,7 +60,7 @@ from caxev.files import Moved, safe_name
 from caxev.movers import Route, Traffic, methods
 from caxev.movers import pull as pull_bytes
 from caxev.movers import push as push_bytes
-from caxev.quorum import VOUCHED, is_disputed, majority, voters
+from caxev.quorum import VOUCHED, coming_from, is_disputed, majority, voters
 from caxev.retention import to_be_purged, was_deleted
 
 STALLED = 15 * 60.0
@@ -323,9 +323,7 @@ async def claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Cop
     good = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
     fields: dict[str, object] = {
         "location": plan.location,
-        "source": plan.source.host,
-        "source_manifest": plan.source.manifest,
-        "source_checksum": plan.source.checksum,
+        **coming_from(plan.source),
         "owner": job.owner,
         "trigger": plan.trigger,
     }

@@ -118,6 +118,25 @@ def test_a_hung_jury_names_the_master() -> None:
     assert judged(without, "chicago").master is None
 
 
+def test_what_sites_have_made_themselves_is_not_compared() -> None:
+    """Each has a voice about its own alone, and so has who took a copy of it."""
+    derived: dict[str, Any] = {"type": "processed", "pax_version": "v1"}
+    ours = entry("lngs", "made at lngs", job={}, **derived)
+    theirs = entry("chicago", "made at chicago", job={}, **derived)
+    taken = entry("stockholm", "made at lngs", source="lngs", maker="lngs", **derived)
+
+    def at(run: Run, host: str) -> Any:
+        copy = run.copy(CopyKey("processed", host, "v1"))
+        assert copy is not None
+        return plan_judgement(run, copy, SITES, NOW)
+
+    run = run_of(ours, theirs, taken)
+    assert all(isinstance(at(run, host), Skip) for host in ("lngs", "chicago", "stockholm"))
+    run = run_of(ours, theirs, {**taken, "manifest": "other"})
+    assert isinstance(at(run, "chicago"), Skip)
+    assert isinstance(at(run, "stockholm"), Hung)
+
+
 def test_where_all_agree_there_is_nothing_to_judge() -> None:
     """And one that is bad by its own record is for `repair`."""
     assert isinstance(judged(run_of(entry("lngs"), entry("chicago"))), Skip)

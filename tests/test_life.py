@@ -6,6 +6,7 @@ Listeners inside the test's process, on a real database and real files; sites of
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
@@ -226,6 +227,31 @@ async def test_what_another_run_s_entry_names_too_stays(database: Named, tmp_pat
             assert f"raw at lngs of run {90 + number}, too" in held.fields["withdrawn"]["why"]
             assert held.status == TRANSFERRED
             assert (three.path("lngs", number) / "a.zip").exists()
+
+
+@pytest.mark.parametrize("how", ["hard links", "a linked root"])
+async def test_two_names_of_the_same_files_are_one_copy(
+    database: Named, tmp_path: Path, how: str
+) -> None:
+    """What would be left were two copies by name, and is one or none by its files."""
+    async with lab(database, tmp_path, lngs={"purge": 1000.0}) as three:
+        run = await three.take(*HOSTS)
+        mine, other = three.path("lngs"), three.path("chicago")
+        shutil.rmtree(other)
+        if how == "hard links":
+            shutil.copytree(mine, other, copy_function=os.link)
+        else:
+            other.parent.rmdir()
+            other.parent.symlink_to(mine.parent)
+        await three.listen(*HOSTS)
+
+        async def stays() -> Copy | None:
+            copy = await three.copy(run, "lngs")
+            return copy if copy and copy.fields.get("withdrawn") else None
+
+        held: Copy = await three.until(stays)
+        assert "not all copies at chicago" in held.fields["withdrawn"]["why"]
+        assert mine.exists()
 
 
 async def test_of_two_sites_that_delete_one_may(database: Named, tmp_path: Path) -> None:

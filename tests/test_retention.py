@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from caxev.config import Deletion, Site, Sites
 from caxev.job import Skip
-from caxev.model import DELETING, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
+from caxev.model import DELETING, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, TagAbsent
 from caxev.quorum import agree, at_odds, majority, voters
 from caxev.retention import (
     Ask,
@@ -24,6 +24,7 @@ from caxev.retention import (
     Proven,
     Wait,
     Withdraw,
+    begin,
     intent,
     plan,
     plan_processed,
@@ -386,6 +387,19 @@ def test_a_tag_protects_to_the_last() -> None:
     run = wanted_gone(run_of(*THREE), sites)
     tagged = Run.from_document({**run.document, "tags": [{"name": "keep"}]})
     assert isinstance(weighed(tagged, sites), Withdraw)
+
+
+def test_a_tag_that_comes_last_of_all_protects() -> None:
+    """Set between the last look and the write: neither the proof nor the start of it fits."""
+    sites = sites_with(copies=2, protect=("keep",))
+    run = wanted_gone(run_of(entry("lngs"), entry("chicago"), entry("stockholm")), sites)
+    wanted, here = Intent.of(mine(run)), sites.get("lngs")
+    assert wanted is not None
+    for update in (
+        prove(run, mine(run), wanted, here, sites, proof=[]),
+        begin(run, mine(run), wanted, here, sites, proof=[], now=NOW),
+    ):
+        assert TagAbsent("keep") in update.expect
 
 
 def test_what_is_erased_already_is_not_taken_back() -> None:

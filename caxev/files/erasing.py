@@ -55,6 +55,40 @@ def check_erasable(location: str, roots: Sequence[str], *, report: Report) -> No
     report(1, 1)
 
 
+def distinct(
+    location: str, roots: Sequence[str], others: Sequence[str], *, report: Report
+) -> list[int]:
+    """Which of the copies at these places of this machine are the very files of one another.
+
+    Copies of one number have a file in common, by another name of a directory or by hard links; 0
+    are those that have one in common with the copy at `location`. What cannot be read is by itself.
+    """
+    report(0, 1)
+    groups: list[set[tuple[int, int]]] = [_inodes(_own(location, roots))]
+    numbers = []
+    for other in others:
+        found = _inodes(os.path.realpath(other))
+        number = next((n for n, group in enumerate(groups) if group & found), len(groups))
+        if number == len(groups):
+            groups.append(set())
+        groups[number] |= found
+        numbers.append(number)
+    report(1, 1)
+    return numbers
+
+
+def _inodes(path: str) -> set[tuple[int, int]]:
+    found = set()
+    for top, _, names in os.walk(path):
+        for name in names:
+            status = os.lstat(os.path.join(top, name))
+            found.add((status.st_dev, status.st_ino))
+    if not found and os.path.lexists(path):
+        status = os.lstat(path)
+        found.add((status.st_dev, status.st_ino))
+    return found
+
+
 def set_aside(
     location: str, roots: Sequence[str], paths: Sequence[bytes], *, report: Report
 ) -> str:
