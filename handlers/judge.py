@@ -261,15 +261,23 @@ def _data(one: Copy) -> str:
     return " ".join(filter(None, (one.type, one.version)))
 
 
+def speaker(run: Run, key: CopyKey, sites: Sites) -> str | None:
+    """The one site that tells people of a dispute: the master's or, without, the first that can."""
+    those = [one for one in voters(run, key) if one.host in sites and sites.get(one.host).listener]
+    masters = [one for one in those if one.type in _master_of(one, sites)]
+    return next((one.host for one in (*masters, *those)), None)
+
+
 async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
     """Tell a person, and have the files by which our copy differs from the master's kept safe."""
-    await job.alarm(
-        ALARM,
-        f"{_data(mine)} of {job.run}: {hung.why}",
-        about=_data(mine),
-        todo="look at the files, then say which copy is right: "
-        f"caxev vouch --run {job.run.number} --site SITE; the others are mended from that",
-    )
+    if speaker(job.run, mine.key, job.sites) in (None, job.site.name):
+        await job.alarm(
+            ALARM,
+            f"{_data(mine)} of {job.run}: {hung.why}",
+            about=_data(mine),
+            todo="look at the files, then say which copy is right: "
+            f"caxev vouch --run {job.run.number} --site SITE; the others are mended from that",
+        )
     if mine.host != job.site.name or hung.master is None or mine.location is None:
         return
     fields = {

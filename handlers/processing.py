@@ -269,6 +269,7 @@ async def collect(job: Job) -> Result:
     entry, how, ended = plan.entry, plan.how, plan.ended
     home = home_of(how, entry.key, job.site)
     name = name_of(job.run, entry)
+    job.park_with(RunUpdate.change_copy(job.run, entry, ERROR, owner=None))
     good = ended.how is End.DONE
     product = Product(plan.output, plan.location, job.site.roots)
     stock = await job.work(take_stock, home, name, product, good)
@@ -505,10 +506,14 @@ def attempt_of(entry: Copy) -> int:
     return attempt if isinstance(attempt, int) else 0
 
 
-def output_of(location: str, attempt: int) -> str:
-    """Where the result of that attempt is written: beside the final name, which it ends in."""
+def output_of(location: str, job: str) -> str:
+    """Where that job's result is written: beside the final name, which it ends in.
+
+    By the job's name: runs of one name, of two detectors, may have one place for it.
+    """
     directory, _, name = location.rpartition("/")
-    return partial_path(f"{directory}/{attempt}-{name}")
+    tag = blake2b(job.encode(), digest_size=6).hexdigest()
+    return partial_path(f"{directory}/{tag}-{name}")
 
 
 def home_of(how: Processing, key: CopyKey, site: Site) -> str:
@@ -554,12 +559,13 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
     job = entry.fields["job"]
     if entry.location is None or not isinstance(job.get("reads"), str):
         raise GiveUp(f"the entry of {entry.key} does not say what is made of what")
-    output = output_of(entry.location, attempt_of(entry))
+    name = name_of(run, entry)
+    output = output_of(entry.location, name)
     values = values_of(run, entry.key, how) | {"input": job["reads"], "output": output}
     if any(str(value).startswith("-") for value in values.values()):
         raise GiveUp(f"a name or version of {run} begins with -, as options of commands do")
     return JobSpec(
-        name=name_of(run, entry),
+        name=name,
         argv=tuple(how.fill(word, values) for word in how.command),
         run=run.id,
         key=entry.key,
@@ -605,7 +611,6 @@ def plan_collect(run: Run, entry: Copy | None, site: Site) -> Collection | Skip:
 
     Of one that was given up, too: a person has asked for that.
     """
-    del run
     if entry is None:
         return Skip("the copy is gone")
     how, job = processing_of(entry.type, site), entry.fields.get("job")
@@ -618,7 +623,7 @@ def plan_collect(run: Run, entry: Copy | None, site: Site) -> Collection | Skip:
         return Skip("that job is not this copy's any more")
     if entry.status != TRANSFERRING and not failed_before(entry):
         return Skip(f"it is {entry.status}")
-    output = output_of(entry.location, attempt_of(entry))
+    output = output_of(entry.location, name_of(run, entry))
     return Collection(entry, how, Ended.from_row(ended), output, entry.location)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from caxev import Copy, CopyKey, Run, Skip
 from caxev.config import Site, Sites
-from handlers.judge import FRESH, Acquit, Ask, Convict, Hung, Wait, plan_judgement
+from handlers.judge import FRESH, Acquit, Ask, Convict, Hung, Wait, plan_judgement, speaker
 from tests import strategies as make
 
 NOW = make.EPOCH
@@ -135,6 +135,14 @@ def test_what_sites_have_made_themselves_is_not_compared() -> None:
     run = run_of(ours, theirs, {**taken, "manifest": "other"})
     assert isinstance(at(run, "chicago"), Skip)
     assert isinstance(at(run, "stockholm"), Hung)
+
+
+def test_one_site_tells_of_a_dispute() -> None:
+    """The master's or, where it has no voice or there is none, the first that has a listener."""
+    bad = [entry("depot", "c"), entry("chicago", "a"), entry("stockholm", "b")]
+    assert speaker(run_of(*bad, entry("lngs", "d")), CopyKey("raw", "chicago"), SITES) == "lngs"
+    assert speaker(run_of(*bad), CopyKey("raw", "stockholm"), SITES) == "chicago"
+    assert speaker(run_of(*bad[:1]), CopyKey("raw", "depot"), SITES) is None
 
 
 def test_where_all_agree_there_is_nothing_to_judge() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -197,9 +198,65 @@ def test_the_command_is_filled_word_by_word() -> None:
     odd = "/data/raw/a b;$(reboot)\n'\""
     run = run_of(raw(location=odd))
     spec = task(run, job={**made.new_job(run, PROCESSED, HOW, run.copies[0], claimed=START)}).spec
-    output = "/data/processed/pax_v6.8.0/.caxev-part-1-161111_1434.root"
-    assert spec.argv == ("pax", odd, output, "4")
+    name = r"/data/processed/pax_v6\.8\.0/\.caxev-part-[0-9a-f]{12}-161111_1434\.root"
+    assert spec.argv == ("pax", odd, spec.output, "4")
+    assert re.fullmatch(name, spec.output)
     assert spec.environment["CAXEV_VERSION"] == "v6.8.0"
+
+
+def test_runs_of_one_name_do_not_write_to_one_file() -> None:
+    """Two detectors name their runs alike: each job's result is written to a place of its own."""
+    assert made.output_of("/processed/x", "tpc") != made.output_of("/processed/x", "muon_veto")
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        {"name": "/etc/shadow"},
+        {"name": "../x"},
+        {"name": "lngs.1.processed.v6.8.0.1.1"},
+        {"attempt": "1"},
+        {"attempt": 2},
+        {"claimed": None},
+    ],
+)
+def test_a_job_that_is_not_the_copy_s_own_is_refused(job: dict[str, Any]) -> None:
+    """Its name names files: it follows from the run, and nobody else chooses it."""
+    run = run_of(raw())
+    entry = entry_of(run)
+    entry |= {"job": {**entry["job"], **job}, "job_ended": {"how": "done"}}
+    entry["job_ended"]["name"] = entry["job"]["name"]
+    run = run_of(raw(), entry, trigger=run.document["trigger"])
+    with pytest.raises(GiveUp, match="a job that is not its own"):
+        made.plan_collect(run, run.copy(PROCESSED), SITE)
+    entry["job_ended"] = None
+    run = run_of(raw(), entry, trigger=run.document["trigger"])
+    with pytest.raises(GiveUp, match="a job that is not its own"):
+        made.plan_submit(run, run.copy(PROCESSED), SITE, START)
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "../x", "a/b", ".hidden", "", "..", "a b"])
+def test_no_name_leads_out_of_the_jobs_files(tmp_path: Path, name: str) -> None:
+    """Whatever a document calls a job, its files are where those of jobs are."""
+    folder = Folder(tmp_path / "jobs")
+    for deed in (folder.place, folder.close, folder.closed, folder.forget, folder.log, folder.tail):
+        with pytest.raises(GiveUp, match="no name of a job"):
+            deed(name)
+
+
+def test_stock_is_taken_inside_of_the_site_s_directories(tmp_path: Path) -> None:
+    """Neither what is published nor what is taken away lies anywhere else."""
+    spec, outside = spec_in(tmp_path), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("not ours")
+    roots = (str(tmp_path / "made"),)
+    home, mine = str(tmp_path / "jobs"), str(tmp_path / "made" / "x")
+    for output, final in ((str(outside / "file"), mine), (mine, str(outside / "new"))):
+        for good in (True, False):
+            product = Product(output, final, roots)
+            with pytest.raises(GiveUp, match="not inside"):
+                take_stock(home, spec.name, product, good, report=quiet)
+    assert [one.name for one in outside.iterdir()] == ["file"]
 
 
 def test_no_name_becomes_an_option() -> None:

@@ -186,7 +186,8 @@ async def test_each_end_is_told_apart(
         'echo "$3 $CAXEV_NAME" >> "$DIR/ran"; case "$3" in '
         "1) echo trouble; exit 7;; "
         "2) exec sleep 600;; "
-        '3) case "$2" in *part-1-*) exec sleep 600;; esac;; esac; cp "$1/pax_info.json" "$2"'
+        '3) [ "$(grep -c "^3 " "$DIR/ran")" -gt 1 ] || exec sleep 600;; '
+        'esac; cp "$1/pax_info.json" "$2"'
     )
     retries = {"exit": 1, "cancelled": 0, "timeout": 2}
     async with ground_on(database, tmp_path, script, retries=retries, grow=2) as ground:
