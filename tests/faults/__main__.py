@@ -68,6 +68,9 @@ def _crash(given: Namespace) -> dict[str, Any]:
     total: dict[str, Any] = {}
     for number, name in enumerate(names):
         scene = SCENES[name]
+        if (why := scene.lacks()) is not None:
+            say(f"scene {name} is left out: {why}")
+            continue
         say(f"scene {name}: {scene.help}")
         figures = play(
             lambda ground: crash(

@@ -17,6 +17,7 @@ import trio
 from attrs import frozen
 
 from caxev.config import DEFAULT_HANDLERS
+from caxev.config.handlers import BY_METHOD
 from caxev.job import utcnow
 from caxev.mongo import Request
 from caxev.registry import recorded
@@ -116,7 +117,8 @@ async def crash(
         tally.faults += len(ground.world.listening)
         say_round(f"{tally.rounds}. {what}", problems, trio.current_time() - began)
     say(f"{len(faults)} points, {len(unreached)} not reached; {rounds} passes with random moments")
-    shipped = [handler.name for handler in recorded if handler.module in DEFAULT_HANDLERS]
+    ours = {*DEFAULT_HANDLERS, *BY_METHOD.values()}
+    shipped = [handler.name for handler in recorded if handler.module in ours]
     return {
         **tally.row(),
         "points": len(faults),

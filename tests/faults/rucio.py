@@ -11,15 +11,23 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
 import trio
+from attrs import define, evolve, field
 
-from caxev.model import TRANSFERRED, CopyKey
-from tests.faults.campaign import BIRTH, Born, End, Ground, Problem, Tally, say_round
+from caxev.config import load_handlers, load_sites
+from caxev.config.handlers import BY_METHOD
+from caxev.job import utcnow
+from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate
+from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, Problem, Tally, say_round
 from tests.rucio_server import RucioServer, running
 
+TEMPLATE: Final = Path(__file__).with_suffix(".json")
 RUNS: Final = 30
 SIZE: Final = 60_000
 KILLS: Final = 4
@@ -27,6 +35,62 @@ ENTRY: Final = CopyKey("raw", "rucio-catalogue")
 END: Final = End(
     {CopyKey("raw", BIRTH): TRANSFERRED, ENTRY: TRANSFERRED}, Counter([f"seen-{BIRTH}"])
 )
+
+
+@define(eq=False)
+class CatalogueGround(Ground):
+    """One with a catalogue, of a server of its own, to which only runs of plain names go."""
+
+    odd: bool = False
+    server: RucioServer = field(init=False)
+    _held: ExitStack = field(init=False, factory=ExitStack)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        load_handlers(default=[BY_METHOD["rucio"]])
+        self.server = self._held.enter_context(running(self.world.directory / "rucio"))
+        file = self.world.directory / "sites.json"
+        there = self.server.site(rucio={"ask_after": 1}, deletion={"copies": 2})
+        file.write_text(json.dumps([*json.loads(file.read_text()), there]))
+        self.world.sites = load_sites(file)
+
+    def listen(self, site: str, *options: str, **environment: str) -> Listener:
+        """Start a listener that knows how to log in to the catalogue."""
+        return super().listen(site, *options, **self.server.environment, **environment)
+
+    def close(self) -> None:
+        """End every listener, and the server."""
+        super().close()
+        self._held.close()
+
+
+async def given_up(ground: Ground, runs: Sequence[Born]) -> End:
+    """Ask for what is in the catalogue to be compared, and then have it given up."""
+    assert isinstance(ground, CatalogueGround)
+    ids = [born.id for born in runs]
+    for run in (await ground.database.runs(ids)).values():
+        update = RunUpdate.note(run, _in_catalogue(run), check_asked=utcnow())
+        await ground.database.update_run(update, utcnow())
+
+    async def compared() -> bool:
+        found = map(_in_catalogue, (await ground.database.runs(ids)).values())
+        return all(one.fields.get("check_answered") for one in found)
+
+    await ground.until(compared, "what is in the catalogue was not compared")
+    environment = {**os.environ, **ground.world.environment, **ground.server.environment}
+    for born in runs:
+        command = [sys.executable, "-m", "caxev", "rm", "--run", str(born.number)]
+        command += ["--site", ENTRY.host]
+        await trio.run_process(command, env=environment, capture_stdout=True)
+    wanted = ground.wanted
+    stay = {key: status for key, status in wanted.copies.items() if key != ENTRY}
+    return evolve(wanted, copies=stay)
+
+
+def _in_catalogue(run: Run) -> Copy:
+    copy = run.copy(ENTRY)
+    assert copy is not None
+    return copy
 
 
 async def rucio(

@@ -27,10 +27,12 @@ from caxev.files import digest_tree
 from caxev.job import utcnow
 from caxev.model import TRANSFERRED, VERIFYING, Copy, CopyKey, Run, RunUpdate
 from caxev.mongo import Request
+from tests.faults import rucio
 from tests.faults.campaign import BIRTH, Born, End, Ground
 from tests.faults.deletion import harm, record
 from tests.faults.held import HOLD
 from tests.faults.tape import TEMPLATE, TapeGround, asked
+from tests.rucio_server import missing
 
 Document = dict[str, Any]
 Act = Callable[[Ground, Sequence[Born]], Awaitable[End]]
@@ -51,13 +53,15 @@ TABLE: Final = "gains"
 class Scene:
     """A world's further keys in sites.json, and what is done to runs there.
 
-    `options` are those of `tests.faults.campaign.play` besides.
+    `options` are those of `tests.faults.campaign.play` besides. `lacks` says why it cannot be
+    played on this machine, if so.
     """
 
     help: str
     sites: Mapping[str, Mapping[str, Any]]
     act: Act | None = None
     options: Mapping[str, Any] = {}
+    lacks: Callable[[], str | None] = lambda: None
 
 
 # -- what the acts have in common -----------------------------------------------------------------
@@ -328,6 +332,13 @@ SCENES: Final = {
     ),
     "tape": Scene(
         "to tape, read again, and back", {}, asked, {"template": TEMPLATE, "kind": TapeGround}
+    ),
+    "rucio": Scene(
+        "to a catalogue, compared there, back, and given up there",
+        {},
+        rucio.given_up,
+        {"template": rucio.TEMPLATE, "kind": rucio.CatalogueGround},
+        missing,
     ),
 }
 """By name, in the order in which they are played."""
