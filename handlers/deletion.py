@@ -15,6 +15,8 @@ whoever was killed in between.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from caxev import (
     DELETING,
     ELSEWHERE,
@@ -40,7 +42,7 @@ from caxev import (
     on,
     tag,
 )
-from caxev.files import check_erasable, distinct
+from caxev.files import MOVED_PREFIX, check_erasable, distinct, empty_quarantine
 from caxev.files import erase as erase_files
 from caxev.files import lacking as lacking_bytes
 from caxev.quorum import same_data
@@ -230,9 +232,19 @@ async def erase(job: Job) -> Result:
         sure = begin(job.run, mine, wanted, job.site, job.sites, proof=found.proof, now=job.now())
         mine = (await _write(job, sure)).copy(mine.key) or mine
     assert mine.location is not None
+    await _erase_aside(job, mine)
     await job.work(erase_files, mine.location, job.site.roots)
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
     return RunUpdate.remove_copy(job.run, mine, tombstone=tombstone(mine, wanted, job.owner))
+
+
+async def _erase_aside(job: Job, mine: Copy) -> None:
+    """Erase what was set aside of a copy, or left by a move, and would be nobody's without it."""
+    kept, left = mine.fields.get("quarantine"), mine.fields.get("moved_from")
+    if isinstance(kept, Mapping) and kept.get("place"):
+        await job.work(empty_quarantine, str(kept["place"]), job.site.roots)
+    if isinstance(left, str) and left.rpartition("/")[2].startswith(MOVED_PREFIX):
+        await job.work(erase_files, left, job.site.roots)
 
 
 async def _too_few(job: Job, mine: Copy, wanted: Intent, found: Proven) -> str | None:

@@ -188,13 +188,22 @@ async def test_old_raw_data_goes_with_a_proof(database: Named, tmp_path: Path) -
     async with lab(database, tmp_path, lngs={"purge": 1000.0}) as three:
         run = await three.take(*HOSTS)
         before = utcnow()
+        aside = [tmp_path / "lngs" / name for name in (f"{QUARANTINE}/run1", ".caxev-moved-run1")]
+        for path in aside:
+            (path / "file").parent.mkdir(parents=True)
+            (path / "file").touch()
+        copy = await three.copy(run, "lngs")
+        assert copy is not None
+        left = {"quarantine": {"place": str(aside[0])}, "moved_from": str(aside[1])}
+        update = RunUpdate.note(await three.run(run), copy, **left)
+        await three.database.update_run(update, utcnow())
         await three.listen(*HOSTS)
         await three.gone(run, "lngs")
         await three.settled()
         after = await three.run(run)
         assert after.copy(CopyKey("raw", "lngs")) is None
         assert not three.path("lngs").exists()
-        assert list((tmp_path / "lngs").iterdir()) == []
+        assert [*(tmp_path / "lngs").rglob("*")] == [tmp_path / "lngs" / QUARANTINE]
         (stone,) = after.document["deleted_data"]
         assert (stone["host"], stone["by"]) == ("lngs", "lngs: purge")
         assert stone["why"] == "purge: older than 1000 days"

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from caxev.model import Copy, CopyKey, Run, RunUpdate
     from caxev.mongo import Database
 
-ASIDE: Final = ".caxev-moved-"
-"""How the hidden name of old files begins that were copied and are to be removed."""
 _WITHDRAWING: Final = 10.0
 """Seconds that taking back may take."""
 
@@ -107,8 +105,10 @@ class Move:
 
     @property
     def aside(self) -> str:
+        from caxev.files import MOVED_PREFIX
+
         directory, name = os.path.split(self.old)
-        return f"{directory}/{ASIDE}{name}"
+        return f"{directory}/{MOVED_PREFIX}{name}"
 
     @property
     def untouched(self) -> bool:
@@ -271,11 +271,11 @@ class Errand:
 
     async def _clear(self, database: Database, run: Run, copy: Copy) -> None:
         """Remove what an earlier step has put aside."""
-        from caxev.files import confine
+        from caxev.files import MOVED_PREFIX, confine
         from caxev.model import RunUpdate
 
         aside = copy.fields.get("moved_from")
-        if not isinstance(aside, str) or not os.path.basename(aside).startswith(ASIDE):
+        if not isinstance(aside, str) or not os.path.basename(aside).startswith(MOVED_PREFIX):
             return
         real = confine(aside, self.site.roots)
         await trio.to_thread.run_sync(_remove, real)

@@ -20,6 +20,7 @@ from caxev.files.arrival import (
 from caxev.files.digest import digest_tree, to_nobody
 from caxev.files.erasing import (
     GONE_PREFIX,
+    MOVED_PREFIX,
     QUARANTINE,
     check_erasable,
     distinct,
@@ -63,6 +64,7 @@ __all__ = [
     "FILE_MODE",
     "GONE_PREFIX",
     "MARGIN",
+    "MOVED_PREFIX",
     "PART",
     "PART_PREFIX",
     "QUARANTINE",

@@ -18,6 +18,8 @@ from caxev.job import GiveUp, Retry
 
 GONE_PREFIX: Final = ".caxev-gone-"
 """What stands before the name of a copy that is being erased: no program takes it for one."""
+MOVED_PREFIX: Final = ".caxev-moved-"
+"""What stands before the name of old files that ``caxev mv`` has copied and is to remove."""
 QUARANTINE: Final = ".caxev-quarantine"
 """The directory, below one of the site's own, where files are kept on which no majority agrees."""
 
