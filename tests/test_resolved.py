@@ -67,6 +67,7 @@ DEEDS: dict[str, Callable[[Path], object]] = {
     "link": lambda link: resolved.link(str(link / "file"), str(link.parent / "taken")),
     "rename": lambda link: resolved.rename(str(link / "file"), str(link.parent / "taken")),
     "rename there": lambda link: rename_new(str(link.parent / "mine"), str(link / "new")),
+    "chmod": lambda link: resolved.chmod(str(link / "file"), 0o600),
     "sync": lambda link: resolved.sync(str(link / "file")),
 }
 

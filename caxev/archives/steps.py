@@ -44,6 +44,7 @@ from caxev.files import (
     to_nobody,
     writing,
 )
+from caxev.files.resolved import chmod, rename
 from caxev.job import GiveUp, Retry
 
 T = TypeVar("T")
@@ -248,9 +249,9 @@ def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[st
             for item in copied.manifest.files:
                 name = os.path.join(partial, os.fsdecode(item.path))
                 crash.point("tape.rename")
-                os.rename(os.path.join(folder, name_on_tape(data.name, item.path)), name)
+                rename(os.path.join(folder, name_on_tape(data.name, item.path)), name)
                 crash.point("tape.rename")
-                os.chmod(name, FILE_MODE)
+                chmod(name, FILE_MODE)
             crash.point("tape.renamed")
             try:
                 publish(partial, final)
@@ -288,7 +289,7 @@ def _rename_back(name: str, partial: str, folder: str) -> None:
     if os.path.isdir(partial):
         for one in os.listdir(partial):
             crash.point("tape.rename_back")
-            os.rename(
+            rename(
                 os.path.join(partial, one),
                 os.path.join(folder, name_on_tape(name, os.fsencode(one))),
             )

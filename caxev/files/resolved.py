@@ -146,6 +146,15 @@ def remove(path: str | bytes) -> None:
             shutil.rmtree(name, dir_fd=directory)
 
 
+def chmod(path: str | bytes, mode: int) -> None:
+    """As `os.chmod`, of what can be opened for reading."""
+    descriptor = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        os.fchmod(descriptor, mode)
+    finally:
+        os.close(descriptor)
+
+
 def sync(path: str | bytes) -> None:
     """Bring a file, or a directory's entries, to the disk."""
     descriptor = open_resolved(path, os.O_RDONLY)
