@@ -27,7 +27,7 @@ from caxev.files.erasing import (
     set_aside,
 )
 from caxev.files.errors import Damaged, local
-from caxev.files.gentle import idle_disk
+from caxev.files.gentle import Brake, idle_disk
 from caxev.files.manifest import (
     PART,
     Difference,
@@ -66,6 +66,7 @@ __all__ = [
     "PART_PREFIX",
     "QUARANTINE",
     "Arrival",
+    "Brake",
     "Damaged",
     "Difference",
     "Item",
