@@ -14,6 +14,14 @@ gaps: Final = Counter("caxev_history_gaps_total", "Gaps of history made up by a 
 leading: Final = Gauge("caxev_leading", "1 where this process acts for the site", ["site"])
 tasks: Final = Gauge("caxev_tasks", "Tasks that live in the listener", ["site"])
 troubled: Final = Gauge("caxev_database_trouble", "1 while the database is not reached", ["site"])
+troubled_since: Final = Gauge(
+    "caxev_database_trouble_since_seconds",
+    "Since when the database is not reached, in seconds since 1970; 0 while it is",
+    ["site"],
+)
+database_errors: Final = Counter(
+    "caxev_database_errors_total", "Errors of the database that were waited out", ["site", "kind"]
+)
 alarms: Final = Gauge("caxev_alarms", "Alarms that stand", ["site"])
 untold: Final = Gauge(
     "caxev_alarms_untold", "Alarms of which a sink could not be told", ["site", "sink"]

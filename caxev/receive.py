@@ -11,7 +11,7 @@ since a login shell may have said other things before. One request, then it ends
   meanwhile. ``publish`` brings all of it to the disk and gives it its name.
 - ``send``: give a copy. The answer says what there is; the stretches that are asked for then are
   sent in their order, and ``check`` asks whether anything has changed meanwhile.
-- ``digest``: read a copy and give its manifest.
+- ``digest``: read a copy, at ``max_rate`` bytes a second, and give its manifest.
 
 What goes wrong is told as the last line on standard error, ``{"error": "retry", "why": ...}`` or
 ``giveup``, and by exit status 1. Imports little, so that it is there in 0.1 s.
@@ -217,7 +217,7 @@ def _serve(channel: Channel, request: Mapping[str, Any], roots: Sequence[str]) -
         case "send":
             _send(channel, path)
         case "digest":
-            _digest(channel, path)
+            _digest(channel, path, request.get("max_rate"))
         case other:
             raise GiveUp(f"caxev receive does not know {other!r}")
 
@@ -305,11 +305,12 @@ def read_piece(path: bytes, piece: Piece) -> Iterator[bytes]:
         raise Retry(f"{shown(os.fsdecode(path))} changed while it was copied")
 
 
-def _digest(channel: Channel, path: str) -> None:
+def _digest(channel: Channel, path: str, max_rate: float | None) -> None:
     if not os.path.lexists(path):
         raise GiveUp(f"source directory gone: {shown(path)}")
 
     def report(done: int, total: int) -> None:
         channel.tell(done=done, total=total)
 
-    channel.tell(manifest=item_rows(digest_tree(path, sha512=False, report=report)))
+    found = digest_tree(path, sha512=False, max_rate=max_rate, report=report)
+    channel.tell(manifest=item_rows(found))

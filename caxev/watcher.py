@@ -346,7 +346,10 @@ class Watcher:
             logger.warning("{}; trying again until it answers", error)
             self._troubled_at = utcnow()
         self.trouble = f"since {self._troubled_at:%Y-%m-%d %H:%M:%S} UTC: {error}"
-        metrics.troubled.labels(self.tenure.site).set(1)
+        site = self.tenure.site
+        metrics.troubled.labels(site).set(1)
+        metrics.troubled_since.labels(site).set(self._troubled_at.timestamp())
+        metrics.database_errors.labels(site, type(error).__name__).inc()
         await trio.sleep(min(0.2 * 2 ** min(failures, 20), LONGEST_WAIT))
 
     @property
@@ -361,6 +364,7 @@ class Watcher:
             logger.info("the database answers again")
         self.trouble = None
         metrics.troubled.labels(self.tenure.site).set(0)
+        metrics.troubled_since.labels(self.tenure.site).set(0)
 
     # -- looking ----------------------------------------------------------------------------
 

@@ -146,7 +146,7 @@ class Workers:
     async def _resting_until_due(self, worker: _Worker, rest: trio.CancelScope) -> None:
         """Let a worker go that has rested long enough, or has died."""
         with rest:
-            await worker.process.wait()
+            await worker.ended()
         if worker.rest is rest and worker in self._resting:
             self._resting.remove(worker)
             with trio.CancelScope(shield=True):
@@ -176,6 +176,7 @@ class _Worker:
         self.first = b""
         self._requests, self._replies = process.stdin, process.stdout
         self._buffer = bytearray()
+        self._killed = False
 
     async def work(
         self, task: bytes, on_progress: Callable[[int, int], None]
@@ -211,10 +212,24 @@ class _Worker:
             self._buffer += some
         return True
 
+    async def ended(self) -> None:
+        """Wait until it has ended. It is not reaped, so its number stays its own until `kill`."""
+        with suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(self.process.pid)
+            try:
+                await trio.lowlevel.wait_readable(descriptor)
+            finally:
+                os.close(descriptor)
+
     async def kill(self) -> int:
-        """End it and what it has started, close the pipes, reap it; its exit status."""
-        # Not reaped yet, so its number cannot be another process's by now.
-        if self.process.returncode is None:
+        """End it and what it has started, close the pipes, reap it; its exit status.
+
+        Where it has ended by itself, what it has started may live on, and would go on beside the
+        next attempt.
+        """
+        # Nothing else reaps it, so the first time its number cannot be another process's.
+        if not self._killed:
+            self._killed = True
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         await self._requests.aclose()

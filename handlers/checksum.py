@@ -13,6 +13,9 @@ and ``check_answered``; `patrol` does so by itself every ``patrol.days``. A copy
 what its entry says becomes ``error``; `handlers.judge` says who is right where copies contradict
 one another.
 
+What is read at another host goes over the link to it: in a place, in the hours and at the rate that
+a transfer would have.
+
 Safe to repeat: they only read, and their updates name the status that they found.
 """
 
@@ -48,7 +51,7 @@ from caxev import (
 from caxev.config import Site, Sites
 from caxev.files import Report, confine_mounted, digest_tree, idle_disk, printable
 from caxev.model import as_utc
-from caxev.movers import Route, methods
+from caxev.movers import Route, methods, ways
 from caxev.movers import manifest as remote_manifest
 from caxev.quorum import DISPUTED, VOUCHED, at_odds, is_disputed, maker
 
@@ -137,6 +140,8 @@ async def patrol(job: Job) -> Result:
     failures = metrics.rotten.labels(job.site.name)
     try:
         manifest = await _read_gently(job, seen, rules.max_rate)
+    except ways.Closed:
+        raise
     except (Retry, GiveUp):
         failures.inc()
         raise
@@ -152,20 +157,31 @@ async def patrol(job: Job) -> Result:
 
 async def read(job: Job, seen: Copy, *, sha512: bool) -> Manifest:
     """Make the copy's manifest, here or over SSH, from what is on its disk."""
-    location = seen.location
-    if location is None:
-        raise GiveUp(f"{seen.key} has no location")
-    if seen.host == job.site.name:
-        return await job.work(digest_copy, location, job.site.roots, sha512)
-    there = job.sites.get(seen.host)
-    return await job.work(remote_manifest, Route(job.site, there, "", location))
+    if seen.host != job.site.name:
+        return await _read_back(job, seen)
+    return await job.work(digest_copy, _location(seen), job.site.roots, sha512)
 
 
 async def _read_gently(job: Job, seen: Copy, max_rate: float | None) -> Manifest:
-    if seen.host != job.site.name or seen.location is None:
-        return await read(job, seen, sha512=seen.manifest is None)
-    location, roots = seen.location, job.site.roots
+    if seen.host != job.site.name:
+        return await _read_back(job, seen, max_rate)
+    location, roots = _location(seen), job.site.roots
     return await job.work(digest_gently, location, roots, seen.manifest is None, max_rate)
+
+
+async def _read_back(job: Job, seen: Copy, max_rate: float | None = None) -> Manifest:
+    """Read a copy over the link to its host, as one of the transfers that this carries."""
+    name, location = seen.host, _location(seen)
+    async with ways.place(job, name) as rate:
+        slower = min((one for one in (rate, max_rate) if one is not None), default=None)
+        route = Route(job.site, job.sites.get(name), "", location, max_rate=slower)
+        return await ways.while_open(job, name, remote_manifest, route)
+
+
+def _location(seen: Copy) -> str:
+    if seen.location is None:
+        raise GiveUp(f"{seen.key} has no location")
+    return seen.location
 
 
 def digest_copy(location: str, roots: tuple[str, ...], sha512: bool, *, report: Report) -> Manifest:

@@ -24,10 +24,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from functools import partial
 from math import inf
 
-import trio
 from attrs import evolve, frozen
 
 from caxev import (
@@ -55,9 +53,9 @@ from caxev import (
     copy,
     on,
 )
-from caxev.config import Site, Sites, link_between
+from caxev.config import Site, Sites
 from caxev.files import Moved, safe_name
-from caxev.movers import Route, Traffic, methods
+from caxev.movers import Route, methods, ways
 from caxev.movers import pull as pull_bytes
 from caxev.movers import push as push_bytes
 from caxev.quorum import VOUCHED, coming_from, is_disputed, majority, voters
@@ -72,9 +70,6 @@ ACQUITTED = 5.0
 """Seconds after which copies that the majority found good are looked at again."""
 JUDGED = 600.0
 """Seconds between two looks at whether other copies still contradict one another."""
-
-traffic = Traffic()
-"""What this process is moving, by the other site's name."""
 
 
 @frozen
@@ -197,19 +192,16 @@ async def fetch(job: Job, plan: Plan, *, again: bool = False) -> Copy:
     sources = {source.key.host: source for source in (plan.source, *plan.others)}
     failed: list[Retry | GiveUp] = []
     closed: list[Retry | GiveUp] = []
-    for name in traffic.order([*sources]):
-        if (shut := _closed(job, name)) is not None:
-            closed.append(shut)
-            continue
+    for name in ways.traffic.order([*sources]):
         try:
             one = evolve(plan, source=sources[name])
-            mine = await _move(job, one, name, pull_bytes, again=again)
+            return await _move(job, one, name, pull_bytes, again=again)
+        except ways.Closed as error:
+            closed.append(error)
         except (Retry, GiveUp) as error:
             failed.append(error)
-            plan = evolve(plan, resume=job.run.copy(plan.key))
             job.log.warning(f"{plan.key} was not to be had from {name}: {error}")
-        else:
-            return mine
+        plan = evolve(plan, resume=job.run.copy(plan.key))
     hopeful = any(isinstance(error, Retry) for error in failed)
     raise _worst(failed if hopeful else [*failed, *closed])
 
@@ -222,17 +214,7 @@ async def bring(
     `others` are written as well if this reaction is parked. Raises `Retry` where the link is
     closed.
     """
-    name = plan.key.host
-    if (shut := _closed(job, name)) is not None:
-        raise shut
-    return await _move(job, plan, name, push_bytes, others, again=again)
-
-
-def _closed(job: Job, name: str) -> Retry | None:
-    """What to raise where the link to that site is closed now; None where it is open."""
-    wait = link_between(job.site, job.sites.get(name)).opens_in(job.now())
-    why = f"the link to {name} opens in {wait / 60:.0f} min"
-    return Retry(why, after=wait) if wait > 0 else None
+    return await _move(job, plan, plan.key.host, push_bytes, others, again=again)
 
 
 async def _move(
@@ -246,20 +228,14 @@ async def _move(
 ) -> Copy:
     """Claim the copy and move its bytes once the link has a place free; returns its entry.
 
-    To wait for a place is no stall, keeps no worker of the lane, and leaves the run as it is.
-    Where the link closes meanwhile the transfer is broken off, to go on when it opens again.
+    To wait for a place leaves the run as it is. Where the link closes meanwhile the transfer is
+    broken off, to go on when it opens again.
     """
     here, there = job.site, job.sites.get(name)
-    link = link_between(here, there)
     pulling = plan.key.host == here.name
     source = plan.source.location
     assert source is not None
-    alive = partial(job.progress, 0, 0)
-    async with traffic.slot(
-        name, link, urgency=job.urgency, aside=job.aside, waiting=alive
-    ) as rate:
-        if (shut := _closed(job, name)) is not None:  # the place may have been hours in coming
-            raise shut
+    async with ways.place(job, name) as rate:
         mine = await claim(job, plan, others)
         route = Route(
             here,
@@ -272,12 +248,8 @@ async def _move(
             again=again,
             found=await known(job, plan.resume.manifest) if again and plan.resume else None,
         )
-        moved = None
-        with traffic.attempt(name), trio.move_on_after(link.closes_in(job.now())):
-            moved = await job.work(move, route)
-    if moved is None:
-        raise _closed(job, name) or Retry(f"the link to {name} has closed", after=1.0)
-    traffic.note(name, moved.bytes_sent, moved.seconds)
+        moved = await ways.while_open(job, name, move, route)
+    ways.traffic.note(name, moved.bytes_sent, moved.seconds)
     job.log.info(f"moved {moved.bytes_sent} of {moved.bytes_total} bytes in {moved.seconds:.1f} s")
     return mine
 

@@ -290,10 +290,26 @@ def test_a_missing_secret_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) 
     ):
         with pytest.raises(ConfigError, match=f"site 'lngs': alarms: '{sink.name}': .*{name}_FILE"):
             addressees("lngs", [sink])
-    monkeypatch.setenv("SLACK", "hooks.slack.com/services/geheim")
-    with pytest.raises(ConfigError, match="SLACK holds no address") as raised_:
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("hooks.slack.com/services/geheim", "holds no address"),
+        ("https://geheim\u2100.org/", "holds no address"),  # Python's own message repeats it
+        ("https://hooks.slack.com:geheim/", "holds no address"),
+        ("https://caxev:geheim@hooks.slack.com/services/", "without a user"),
+    ],
+)
+def test_a_secret_address_that_will_not_do_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, url: str, why: str
+) -> None:
+    """It is told at the start what is wrong with it, in a line that does not show it."""
+    monkeypatch.setenv("SLACK", url)
+    with pytest.raises(ConfigError, match=f"SLACK .*{why}") as raised_:
         addressees("lngs", [Sink("webhook", "slack", Webhook("slack", None, "SLACK"))])
-    assert "geheim" not in str(raised_.value)
+    assert "geheim" not in repr(raised_.value) + repr(raised_.value.__cause__)
+    assert "\n" not in str(raised_.value)
 
 
 # -- HTTP ---------------------------------------------------------------------------------------
@@ -340,6 +356,9 @@ async def test_a_refused_post_is_not_delivered(web: sinks.Web, status: int) -> N
     with pytest.raises(Undelivered, match=str(status)) as raised_:
         await Hook("slack", f"{web.url}/services/geheim", "geheim").send(FULL, over=False)
     assert web.posts == []
+    with pytest.raises(Undelivered, match="localhost:1") as refused:
+        await Hook("slack", "http://caxev:geheim@localhost:1/x", "").send(FULL, over=False)
+    assert "geheim" not in str(refused.value)
     assert "geheim" not in str(raised_.value) + repr(Hook("slack", "geheim", "geheim"))
 
 

@@ -5,19 +5,29 @@ from __future__ import annotations
 import asyncio
 import getpass
 import os
+import pwd
+import shlex
 import shutil
+import subprocess
 import tempfile
+import traceback
+import warnings
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import asyncssh
 import pytest
 from attrs import define, evolve
 
+from caxev import movers
+from caxev.config import Permission, Site
+from caxev.files import erase
 from caxev.job import GiveUp, Retry
-from caxev.ssh import Transfer, check, pull, push
+from caxev.movers import Route
+from caxev.ssh import Endpoint, Transfer, check, pull, push
 from caxev.ssh.endpoint import connected, sftp_session
+from handlers import permissions
 from tests import sshd as servers
 from tests.test_files import make_run, quiet
 from tests.test_ssh import AGENT, digested
@@ -36,10 +46,15 @@ class Confined:
 
     server: servers.Server
     root: Path
+    account: str
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return evolve(self.server.endpoint, username=self.account)
 
     def transfer(self, local: Path, remote: str, **fields: object) -> Transfer:
         return Transfer(
-            self.server.endpoint,
+            self.endpoint,
             remote_path=remote,
             remote_roots=("/data/raw",),
             local_path=str(local),
@@ -57,27 +72,38 @@ class Confined:
 
 @pytest.fixture(scope="module")
 def confined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Confined]:
-    """The deployed configuration, with the names of this test in place of those of a site."""
+    """A server whose account has our own name, so that it owns what we do."""
+    with confining(tmp_path_factory.mktemp("confined"), getpass.getuser()) as server:
+        yield server
+
+
+@contextmanager
+def confining(directory: Path, account: str) -> Iterator[Confined]:
+    """Serve by the deployed configuration, with names of ours in place of those of a site."""
     if (reason := servers.missing()) is not None:
         pytest.skip(reason)
     if os.geteuid() != 0:
         pytest.skip("only root can confine an account to a directory")
-    directory = tmp_path_factory.mktemp("confined")
     # Nobody but root may be able to write to any directory above: not so below /tmp.
     root = Path(tempfile.mkdtemp(prefix="caxev-test-", dir="/var/lib"))
     try:
         root.chmod(0o755)
-        (root / "data" / "raw").mkdir(parents=True)
+        raw = root / "data" / "raw"
+        raw.mkdir(parents=True)
+        shutil.chown(raw, account)
+        servers.make_key(directory / "user_key")
+        keys = root / "data" / "keys"  # the account must be able to read them
+        shutil.copy(directory / "user_key.pub", keys)
         text = DEPLOYED.read_text()
         for name, ours in (
-            ("User caxev-data", f"User {getpass.getuser()}"),
-            ("/etc/ssh/caxev/%u", str(directory / "user_key.pub")),
+            ("User caxev-data", f"User {account}"),
+            ("/etc/ssh/caxev/%u", str(keys)),
             ("/srv/caxev\n", f"{root}\n"),
         ):
             assert name in text
             text = text.replace(name, ours)
         with servers.running(directory, text) as server:
-            yield Confined(server, root)
+            yield Confined(server, root, account)
     finally:
         shutil.rmtree(root)
 
@@ -95,6 +121,68 @@ def test_copies_come_and_go(confined: Confined, tmp_path: Path, agent: str | Non
     assert digested(there) == digested(source)
     modes = {path.lstat().st_mode & 0o777 for path in there.rglob("*") if not path.is_symlink()}
     assert modes <= {0o644, 0o755}
+
+
+def test_the_listener_owns_what_is_pushed(tmp_path: Path) -> None:
+    """A process of the account's uid gives it its permissions, mends it and erases it."""
+    source = make_run(tmp_path / "source")
+    with confining(tmp_path, "daemon") as confined:
+        push(confined.transfer(source, "/data/raw/run"), report=quiet)
+        raw = confined.root / "data" / "raw"
+        pushed, good = raw / "run", raw / "good"
+        shutil.copytree(source, good, symlinks=True)
+        assert pushed.stat().st_uid == pwd.getpwnam("daemon").pw_uid
+        data = max(pushed.rglob("*"), key=lambda path: path.lstat().st_size * path.is_file())
+        data.write_bytes(data.read_bytes()[:-1] + b"?")
+        here, there = Site("here", dir_raw=str(raw)), Site("there", "local", dir_raw=str(raw))
+        mending = Route(here, there, str(pushed), str(good), again=True)
+        movers.mover("local")  # what is imported only now may not be readable then
+
+        def listener() -> None:
+            permissions.apply(str(pushed), here.roots, Permission(mode=0o750), report=quiet)
+            movers.pull(mending, report=quiet)
+            assert digested(pushed) == digested(good)
+            erase(str(pushed), here.roots, report=quiet)
+            assert not pushed.exists()
+
+        assert as_account("daemon", listener) == 0
+        assert not pushed.exists()
+
+
+def as_account(name: str, do: Callable[[], None]) -> int:
+    """Have a process of that account's uid do it; its exit status."""
+    account = pwd.getpwnam(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # we may have threads: it needs none
+        child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
+            do()
+            os._exit(0)
+        except BaseException:  # noqa: BLE001  # nothing of it may go on in the test's own code
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_the_receiving_account_has_the_listeners_uid(tmp_path: Path) -> None:
+    """The command that makes it does so, in an empty list of accounts."""
+    if (useradd := shutil.which("useradd", path="/usr/sbin:/sbin")) is None or os.geteuid() != 0:
+        pytest.skip("only root makes accounts, by useradd (Debian: passwd)")
+    (line,) = (one[2:].strip() for one in DEPLOYED.read_text().splitlines() if "useradd" in one)
+    line = line.replace("$(id -u caxev)", "997").replace("$(id -g caxev)", "995")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "shadow").touch()
+    (tmp_path / "etc" / "passwd").write_text("caxev:x:997:995::/var/lib/caxev:/bin/sh\n")
+    (tmp_path / "etc" / "group").write_text("caxev:x:995:\n")
+    command = [useradd, "--prefix", str(tmp_path), *shlex.split(line)[1:]]
+    subprocess.run(command, check=True)
+    _, made = (tmp_path / "etc" / "passwd").read_text().splitlines()
+    assert made == "caxev-data:x:997:995::/:/usr/sbin/nologin"
 
 
 @pytest.mark.parametrize("command", ["id", "cat /etc/passwd", "/bin/sh", ""])

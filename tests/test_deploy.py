@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import click
 import pytest
@@ -130,16 +131,24 @@ def test_a_shell_reads_the_example() -> None:
     assert said.stdout == example()["CAXEV_MONGO_URI"]
 
 
-def test_the_lock_fits_the_project() -> None:
-    """Each dependency is locked, by version and hashes, in the range that pyproject.toml gives."""
-    text = (DEPLOY / "requirements.lock").read_text()
-    locked = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\\n    --hash=sha256:", text, re.MULTILINE))
-    assert len(locked) == text.count("==")
+def locked(name: str) -> dict[str, str]:
+    """The versions in a lock file, each of which has hashes."""
+    text = (DEPLOY / name).read_text()
+    found = dict(re.findall(r"^([a-z0-9-]+)==(\S+) \\\n    --hash=sha256:", text, re.MULTILINE))
+    assert len(found) == text.count("==")
     assert "//" not in text  # nobody's index
+    return found
+
+
+def test_the_locks_fit_the_project() -> None:
+    """Each dependency is locked, by version and hashes, in the range that pyproject.toml gives."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for line in project["dependencies"]:
+    base, rucio = locked("requirements.lock"), locked("requirements-rucio.lock")
+    assert base.items() <= rucio.items()
+    for line in (*project["dependencies"], *project["optional-dependencies"]["rucio"]):
         wanted = Requirement(line)
-        assert wanted.specifier.contains(locked[wanted.name]), line
+        assert wanted.specifier.contains(rucio[wanted.name]), line
+        assert wanted.name in base or line not in project["dependencies"]
 
 
 def test_without_a_list_of_vulnerabilities_there_is_no_audit() -> None:
@@ -151,6 +160,56 @@ def test_without_a_list_of_vulnerabilities_there_is_no_audit() -> None:
     told = "caxev: not audited: no list of vulnerabilities can be reached\n"
     assert (said.returncode, said.stdout, said.stderr) == (0, "", told)
     assert "\nsh deploy/audit\n" in (DEPLOY / "test").read_text()
+
+
+PYTHON: Final = """\
+#!/bin/sh
+[ "$1" = -m ] || exit 0
+mkdir -p "$3/bin"
+ln -s /bin/true "$3/bin/pip"
+ln -s {python} "$3/bin/python"
+cp {audit} "$3/bin/pip-audit"
+"""
+AUDIT: Final = """\
+#!/bin/sh
+while [ $# -gt 1 ]; do [ "$1" = --output ] && output=$2; shift; done
+[ -z '{found}' ] || echo '{found}' >"$output"
+echo 'Traceback:
+{said}' >&2
+exit 1
+"""
+CLEAN: Final = '{"dependencies": [{"name": "a", "version": "1", "vulns": []}]}'
+BAD: Final = CLEAN.replace("[]", '[{"id": "CVE-1", "fix_versions": []}]')
+
+
+@pytest.mark.parametrize(
+    ("found", "said", "status", "told"),
+    [
+        (CLEAN, "", 0, "requirements-rucio.lock: 1 of 1 packages looked up, 0 vulnerabilities"),
+        (CLEAN, "", 0, "requirements.lock: 1 of 1 packages looked up, 0 vulnerabilities"),
+        (BAD, "", 1, "a 1: CVE-1, mended in no version yet"),
+        ("", "requests.exceptions.ConnectionError: refused", 0, "no list of vulnerabilities can"),
+        ("", "requests.exceptions.ReadTimeout: late", 0, "no list of vulnerabilities can"),
+        ("", "ERROR:pip_audit._cli:Could not connect to OSV", 0, "no list of vulnerabilities can"),
+        ("", "requests.exceptions.JSONDecodeError: nonsense", 1, "Error: nonsense"),
+        ("", "pip_audit._service.interface.ServiceError", 1, "pip_audit._service.interface.Servi"),
+        ("", "ERROR:pip_audit._cli:a hash is missing", 1, "a hash is missing"),
+    ],
+)
+def test_an_audit_that_fails_is_no_audit_that_was_skipped(
+    tmp_path: Path, found: str, said: str, status: int, told: str
+) -> None:
+    """Only what the network does is passed over; all else fails, in pip-audit's own words."""
+    (tmp_path / "audit").write_text(AUDIT.format(found=found, said=said))
+    python = PYTHON.format(python=sys.executable, audit=tmp_path / "audit")
+    (tmp_path / "python3").write_text(python)
+    for program in tmp_path.iterdir():
+        program.chmod(0o755)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    ended = subprocess.run(
+        ["sh", str(DEPLOY / "audit")], env=environ, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, told in ended.stdout + ended.stderr) == (status, True), ended
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

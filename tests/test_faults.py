@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from caxev import metrics
 from caxev.config import ConfigError
 from caxev.demo.world import World
 from caxev.embedded import find_mongod
+from caxev.files import partial_path
 from caxev.model import CopyKey, Run
 from tests import engine
 from tests.conftest import Database as Named
@@ -35,7 +37,7 @@ from tests.faults.races import races
 from tests.faults.rucio import rucio
 from tests.faults.scenes import PURGED, SCENES
 from tests.faults.soak import SPARE, Held, grown, soak
-from tests.faults.transfers import transfers
+from tests.faults.transfers import flip_partial, transfers
 from tests.rucio_server import missing
 
 GOOD = {"type": "raw", "host": "lngs", "status": "transferred", "manifest": "b3:1"}
@@ -266,6 +268,26 @@ async def test_broken_documents(world: World) -> None:
     async with ground_in(world) as ground:
         figures = await documents_campaign(ground, rounds=1, seed=1, long=False)
     assert_nothing_happened(figures, 40)
+
+
+def test_only_what_has_come_is_flipped(tmp_path: Path) -> None:
+    """Where nothing has, or only what is still to be written is there, nothing is harmed."""
+    source, target = tmp_path / "run", tmp_path / "there" / "run"
+    source.mkdir()
+    data = os.urandom(200_000)
+    (source / "data").write_bytes(data)
+    assert not flip_partial(target, source)
+    partial = Path(partial_path(str(target)))
+    partial.mkdir(parents=True)
+    (partial / "data").write_bytes(bytes(150_000))
+    assert not flip_partial(target, source)
+    (partial / "data").write_bytes(bytes(100_000) + data[100_000:150_000])
+    before = (partial / "data").stat()
+    assert flip_partial(target, source)
+    after = (partial / "data").stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    found = (partial / "data").read_bytes()
+    assert [at for at in range(100_000, 150_000) if found[at] != data[at]] == [131_072]
 
 
 @pytest.mark.replicaset

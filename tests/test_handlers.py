@@ -19,14 +19,15 @@ from hypothesis import strategies as st
 from loguru import logger
 from trio.testing import MockClock
 
-from caxev import CopyKey, GiveUp, Job, Manifest, Retry, RunUpdate, Skip
+from caxev import CopyKey, GiveUp, Job, Manifest, Retry, RunUpdate, Skip, metrics
 from caxev.config import DEFAULT_HANDLERS, Link, Site, Sites, load_handlers
+from caxev.config.care import Patrol
 from caxev.config.links import Hours
 from caxev.dispatcher import Watch, attempt
 from caxev.files import Item, Moved
 from caxev.ledger import Paid, Postponed
 from caxev.model import Copy, CopyAbsent, CopyIs, Event, Expectation, Run
-from caxev.movers import Route, Traffic
+from caxev.movers import Route, Traffic, ways
 from caxev.registry import recorded
 from caxev.retention import Proven
 from handlers import checksum as verify
@@ -460,9 +461,10 @@ class Shelf:
 class Yard(Shelf):
     """The ports of a job that moves copies: one run, and what comes of moving from or to a site."""
 
-    def __init__(self, run: Run, outcomes: Mapping[str, Exception | None] | None = None) -> None:
+    def __init__(self, run: Run, outcomes: Mapping[str, object] | None = None) -> None:
         super().__init__()
         self.run = run
+        self.rates: list[float | None] = []
         self.outcomes = dict(outcomes or {})
         self.tried: list[str] = []
         self.aside = nullcontext
@@ -482,10 +484,14 @@ class Yard(Shelf):
     async def all_clear(self, key: str) -> None:
         """No alarm stands."""
 
-    async def work(self, function: object, route: Route, *, job: Job) -> Moved:
+    async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
+        """Kept."""
+
+    async def work(self, function: object, route: Route, *, job: Job) -> object:
         """Move nothing; where there is no outcome, hang."""
         name = route.there.name
         self.tried.append(name)
+        self.rates.append(route.max_rate)
         outcome = self.outcomes.get(name, Moved(1, 1, 1, 1.0))
         if outcome is None:
             await trio.sleep_forever()
@@ -548,7 +554,7 @@ BOTH = (entry("xenon"), entry("chicago"))
 def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
     """What this process is moving: nothing yet."""
     fresh = Traffic()
-    monkeypatch.setattr(transfer, "traffic", fresh)
+    monkeypatch.setattr(ways, "traffic", fresh)
     return fresh
 
 
@@ -585,7 +591,7 @@ def test_nobody_waits_for_a_place_on_a_closed_link() -> None:
 
     async def main() -> None:
         begin = trio.current_time()
-        async with transfer.traffic.slot("chicago", link):
+        async with ways.traffic.slot("chicago", link):
             with pytest.raises(Retry, match="opens in 120 min"), trio.fail_after(9):
                 await transfer.push(job_of(Yard(run_of(entry("lngs"))), RAW, here))
         assert trio.current_time() == begin
@@ -653,7 +659,7 @@ def test_waiting_for_a_place_is_no_stall() -> None:
         )
 
     async def main() -> None:
-        async with trio.open_nursery() as nursery, transfer.traffic.slot("xenon", link):
+        async with trio.open_nursery() as nursery, ways.traffic.slot("xenon", link):
             nursery.start_soon(wait)
             await trio.sleep(10 * transfer.STALLED)
             assert (yard.run.copy(RAW), yard.tried, outcomes) == (None, [], [])
@@ -676,7 +682,7 @@ def test_a_transfer_is_broken_off_when_its_link_closes() -> None:
     in_no_time(main)
     assert outcomes == [Postponed("the link to xenon opens in 1435 min", 86400 - 300)]
     assert copy_of(yard.run, "lngs").status == "transferring"
-    assert transfer.traffic.order(["xenon", "chicago"]) == ["xenon", "chicago"]
+    assert ways.traffic.order(["xenon", "chicago"]) == ["xenon", "chicago"]
 
 
 def test_a_link_that_has_closed_while_one_waited_is_left_alone() -> None:
@@ -691,7 +697,7 @@ def test_a_link_that_has_closed_while_one_waited_is_left_alone() -> None:
         outcomes.append(await attempted(job))
 
     async def main() -> None:
-        async with trio.open_nursery() as nursery, transfer.traffic.slot("xenon", link):
+        async with trio.open_nursery() as nursery, ways.traffic.slot("xenon", link):
             nursery.start_soon(wait)
             await trio.sleep(2 * 3600)
 
@@ -903,6 +909,86 @@ def test_who_reads_a_copy_again() -> None:
     assert "reads it" in why(again(run, "chicago"))
     assert "cannot be read" in why(again(run, "tape"))
     assert "no manifest" in why(again(run_of(entry("remote", source="lngs")), "remote"))
+
+
+READERS = pytest.mark.parametrize(
+    ("reader", "status"),
+    [
+        (verify.checksum, "verifying"),
+        (verify.recheck, "transferred"),
+        (verify.patrol, "transferred"),
+    ],
+)
+
+
+def reading_back(status: str, link: Link, found: object) -> tuple[Yard, Job]:
+    """A copy at a site without a listener that is to be read over that link, and what it gives."""
+    digests = {"manifest": GOOD.digest, "verified_at": NOW - timedelta(days=40)}
+    seen = entry("remote", status, source="lngs", check_asked=NOW, **digests)
+    yard = Yard(run_of(entry("lngs", manifest=GOOD.digest), seen), {"remote": found})
+    here = evolve(LNGS, links={"remote": link})
+    job = job_of(yard, CopyKey("raw", "remote"), here, kind=Timed)
+    patrolled = evolve(ALL.get("remote"), patrol=Patrol(days=30.0, max_rate=50e6))
+    job.sites = sites_of(here, patrolled)
+    return yard, job
+
+
+async def outcome_of(reader: Callable[[Job], Awaitable[object]], job: Job) -> Retry | None:
+    """What puts it off; None where it has come to its end."""
+    try:
+        await reader(job)
+    except Retry as error:
+        return error
+    return None
+
+
+@READERS
+def test_a_copy_is_read_back_at_the_rate_of_its_link(reader: Any, status: str) -> None:
+    """The patrol at its own where that is slower."""
+
+    async def main() -> None:
+        for rate, patrolled in ((8e6, 8e6), (90e6, 50e6), (None, 50e6)):
+            yard, job = reading_back(status, Link(max_rate=rate), GOOD)
+            await outcome_of(reader, job)
+            assert yard.rates == [patrolled if reader is verify.patrol else rate]
+
+    in_no_time(main)
+
+
+@READERS
+def test_a_copy_is_read_back_in_a_place_of_its_link(reader: Any, status: str) -> None:
+    """It waits for a transfer that has it, which is no stall."""
+    link = Link(transfers=1)
+    yard, job = reading_back(status, link, GOOD)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery, ways.traffic.slot("remote", link):
+            nursery.start_soon(outcome_of, reader, job)
+            await trio.sleep(10 * verify.STALLED)
+            assert yard.tried == []
+
+    in_no_time(main)
+    assert yard.tried == ["remote"]
+
+
+@READERS
+def test_a_copy_is_read_back_in_the_hours_of_its_link(reader: Any, status: str) -> None:
+    """Before them not at all; what is not done when they end is broken off. No rot is told of."""
+    rotten = metrics.rotten.labels("lngs")._value
+    before = rotten.get()
+    later = opening(remote=2).link("remote")
+    now = opening(remote=0).link("remote")
+
+    async def main() -> None:
+        yard, job = reading_back(status, later, GOOD)
+        put_off = await outcome_of(reader, job)
+        assert (str(put_off), yard.tried) == ("the link to remote opens in 120 min", [])
+        yard, job = reading_back(status, now, None)
+        put_off = await outcome_of(reader, job)
+        assert (str(put_off), yard.tried) == ("the link to remote opens in 1380 min", ["remote"])
+
+    in_no_time(main)
+    assert rotten.get() == before
 
 
 async def reread(found: Manifest, *others: dict[str, Any], **fields: Any) -> dict[str, Any]:

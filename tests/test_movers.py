@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -602,6 +603,19 @@ def test_a_rate_is_kept(local: World) -> None:
     moved = movers.pull(evolve(local.route(), max_rate=8 * MIB), report=quiet)
     assert moved.bytes_sent in {0, 4 * MIB}
     assert moved.bytes_sent == 0 or moved.seconds >= 0.5
+
+
+def test_a_rate_is_kept_in_reading_back(world: World) -> None:
+    """As in moving. What gfal2's programs take before the first byte and after does not count."""
+    big_file(world.root(world.there) / "run" / "data", 2)
+    told: list[float] = []
+    began = time.monotonic()
+    route = evolve(world.route(), max_rate=2 * MIB)
+    movers.manifest(route, report=lambda _done, _total: told.append(time.monotonic()))
+    ended = time.monotonic()
+    if world.method == "gfal-copy":
+        began, ended = told[0], told[-2]
+    assert ended - began > 0.5
 
 
 @pytest.fixture

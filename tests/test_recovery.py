@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -138,15 +139,19 @@ async def test_lost_history_is_made_up_for(database: Named, server: Server) -> N
 async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
     database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scan that the database breaks off, and an end of it whose reply is lost: one gap."""
+    """A scan that the database breaks off, and an end of it whose reply is lost: one gap.
+
+    Metrics say since when there is trouble with the database, and of which kind.
+    """
     record, finish = Recorder(), Database.finish_scan
-    broken: list[bool] = []
+    broken: list[float] = []
     sounded = metrics.gaps.labels(SITE)
+    since, errors = metrics.troubled_since, metrics.database_errors.labels(SITE, "Unreachable")
 
     async def reply_lost(self: Database, *args: Any) -> None:
         await finish(self, *args)
         if len(broken) < 2:
-            broken.append(True)
+            broken.append(since.labels(SITE)._value.get())
             raise Unreachable("the reply is lost")
 
     async with engine.opened(database) as db:
@@ -157,7 +162,7 @@ async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
             await engine.until(lambda: _has_token(db))
         lose(server, {"position.token._data": "zz"})
         monkeypatch.setattr(Database, "finish_scan", reply_lost)
-        before = sounded._value.get()
+        before, waited_out, began = sounded._value.get(), errors._value.get(), time.time()
         async with engine.listener(db, record.options(database)):
             await add(db, 2)
             await engine.until(lambda: len(record.seen) == 2)
@@ -165,6 +170,9 @@ async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
             await add(db, 3)
             await engine.until(lambda: len(record.seen) == 3)
         assert len((await record_of(db)).gaps) == sounded._value.get() - before == 1
+        assert broken[0] == since.labels(SITE)._value.get() == 0
+        assert began - 1 < broken[1] < time.time()
+        assert errors._value.get() == waited_out + 2
 
 
 async def ready(db: Database) -> None:

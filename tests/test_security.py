@@ -45,6 +45,8 @@ SECRETS = {
     "CAXEV_PAGERDUTY_KEY": "pagerduty-geheim-5x",
     "RUCIO_PASSWORD": "rucio/ge: heim%41-8z",
 }
+REFUSED = {"CAXEV_SLACK_URL": "https://hook:hook-geheim-4v@127.0.0.1:9/services/T0/B0/geheim-6w"}
+"""A secret of which no use is made, for it may show where an address is shown."""
 Admin = MongoClient[dict[str, Any]]
 
 
@@ -344,11 +346,11 @@ def test_a_secret_shows_nowhere(
     command += ["--handlers", "broken.py"]
     listed: set[str] = set()
 
-    def run(*args: str) -> str:
+    def run(*args: str, **more: str) -> str:
         with subprocess.Popen(
             [*command, *args],
             cwd=tmp_path,
-            env=planted,
+            env=planted | more,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -376,6 +378,9 @@ def test_a_secret_shows_nowhere(
         ("rucio", "check", "--run", "1"),
     ):
         said += run(*args, "--json")
+    refused = run("listen", "--site", "lngs", "--once", **REFUSED)
+    assert "CAXEV_SLACK_URL must be an address without a user" in refused
+    said += refused
     database = admin[named.name]
     said += repr([list(database[name].find()) for name in database.list_collection_names()])
     said += log.read_text()
@@ -384,6 +389,8 @@ def test_a_secret_shows_nowhere(
     for name, value in SECRETS.items():
         for shown in {value, quote_plus(value), value.split(maxsplit=1)[0], value[-12:]}:
             assert shown not in said, name
+    for shown in ("hook-geheim-4v", "geheim-6w"):
+        assert shown not in said
 
 
 def _list(parent: int, over: threading.Event, listed: set[str]) -> None:

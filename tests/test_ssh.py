@@ -198,6 +198,15 @@ def test_several_connections_carry_one_file(ways: Ways, move: Move) -> None:
     assert seen[-1] == (200 * MIB, 200 * MIB)
 
 
+def test_a_receiver_reads_at_the_rate_that_it_is_given(ways: Ways) -> None:
+    """What it reads for a manifest goes by the same limit as bytes that move."""
+    big_file(ways.target / "run" / "data", 4)
+    transfer = evolve(ways.transfer(push), agent=AGENT, max_rate=3e6)
+    began = time.monotonic()
+    remote_manifest(transfer, report=quiet)
+    assert time.monotonic() - began > 1.2
+
+
 @slow_and_fast
 def test_reading_back_finds_a_flipped_byte(ways: Ways, agent: str | None) -> None:
     """What is read back over SFTP, or by the far end, is compared item by item."""

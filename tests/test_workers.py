@@ -146,6 +146,19 @@ async def test_killed_worker(number: signal.Signals) -> None:
         assert await workers.run(jobs.add, 1, 1) == 2
 
 
+async def test_what_a_dead_worker_has_started_dies(tmp_path: Path) -> None:
+    """A program must not go on beside the next attempt, however its worker came to die."""
+    note = tmp_path / "program"
+    async with Workers() as workers:
+        with pytest.raises(Retry, match="died of signal 9"):
+            await workers.run(jobs.abandon, str(note))
+        await becomes(lambda: not running(int(note.read_text())))
+        program = await workers.run(jobs.leave_running)
+        os.kill(await workers.run(jobs.process_id), signal.SIGKILL)
+        await becomes(lambda: workers.alive == 0)
+        await becomes(lambda: not running(program))
+
+
 async def test_left_worker() -> None:
     """A worker that exits in the middle of a job is a `Retry` that names the exit status."""
     async with Workers() as workers:

@@ -91,6 +91,18 @@ def hang(*, report: Report) -> None:
     time.sleep(1000)
 
 
+def abandon(path: str, *, report: Report) -> None:
+    """As `hang_and_note`, but it dies at once: its program goes on."""
+    program = subprocess.Popen(["/bin/sleep", "1000"])
+    Path(path).write_text(str(program.pid))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_running(*, report: Report) -> int:
+    """Start a program and come to an end before it."""
+    return subprocess.Popen(["/bin/sleep", "1000"]).pid
+
+
 def hang_and_note(path: str, *, report: Report) -> None:
     """As `hang`, with the numbers in a file."""
     program = subprocess.Popen(["/bin/sleep", "1000"])

@@ -29,7 +29,7 @@ from caxev.files.erasing import (
     set_aside,
 )
 from caxev.files.errors import Damaged, local
-from caxev.files.gentle import idle_disk
+from caxev.files.gentle import Brake, idle_disk
 from caxev.files.manifest import (
     PART,
     Difference,
@@ -69,6 +69,7 @@ __all__ = [
     "PART_PREFIX",
     "QUARANTINE",
     "Arrival",
+    "Brake",
     "Damaged",
     "Difference",
     "Item",

@@ -20,6 +20,7 @@ from caxev import crash, ssh
 from caxev.config import Site
 from caxev.files import (
     Arrival,
+    Brake,
     Item,
     Manifest,
     Moved,
@@ -79,8 +80,8 @@ class Gfal:
     into each file, of which four move at once. Every file is compared by its ADLER32, as gfal2 and
     the far side have it and as we have it. Such storage shows no links and has no times or modes
     of ours; what it holds is known by sizes and ADLER32. Names are limited to what URLs carry.
-    `max_rate` is not kept, because gfal2 knows no limit, nor is `min_free` at the far side. A
-    rename there replaces a file that appears in that very moment.
+    `max_rate` is kept only where a copy is read back, because gfal2 knows no limit; nor is
+    `min_free` at the far side. A rename there replaces a file that appears in that very moment.
     """
 
     def pull(self, route: Route, *, report: Report) -> Moved:
@@ -146,7 +147,7 @@ class Gfal:
         far = _far(route.here, route.there)
         path = far.confined(route.remote_path)
         source = far.source(path)
-        reading = _Copying(far, b"", path, Meter.of(source, report))
+        reading = _Copying(far, b"", path, Meter.of(source, report), Brake(route.max_rate))
         items = _side_by_side(reading.digest, [seen for seen in source if seen.kind == "file"])
         if far.source(path) != source:
             raise Retry(f"{far.shown(path)} changed while it was read")
@@ -351,12 +352,16 @@ class _Far:
 
 @frozen
 class _Copying:
-    """Moves the files of one tree between `here`, its root on this machine, and `far_root`."""
+    """Moves the files of one tree between `here`, its root on this machine, and `far_root`.
+
+    `brake` slows what is read back.
+    """
 
     far: _Far
     here: bytes
     far_root: bytes
     meter: Meter
+    brake: Brake = field(factory=lambda: Brake(None))
 
     def fetch(self, seen: Seen) -> None:
         """Bring one file here. Its time says that it is whole."""
@@ -442,6 +447,7 @@ class _Copying:
             digest.update(chunk)
             count += len(chunk)
             self.meter.add(len(chunk))
+            self.brake.passed(len(chunk))
 
         self.far.run("gfal-cat", "-b", self.far.url(path), output=take)
         if count != seen.size:

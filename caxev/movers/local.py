@@ -74,7 +74,7 @@ class Local:
     def manifest(self, route: Route, *, report: Report) -> Manifest:
         """Read the copy in the other site's directory."""
         path, _ = look_here(route.remote_path, route.there.roots)
-        return digest_tree(path, sha512=False, report=report)
+        return digest_tree(path, sha512=False, max_rate=route.max_rate, report=report)
 
     def check(self, here: Site, there: Site) -> str:
         """Say which of the site's directories are there. Raises `GiveUp` naming one that is not."""

@@ -51,9 +51,7 @@ class Hook:
             return cls(options.shape, options.url, found)
         if found is None:
             raise ConfigError(f"there is no url: {where}")
-        parts = urlsplit(found)
-        if parts.scheme not in {"https", "http"} or not parts.hostname or not found.isprintable():
-            raise ConfigError(f"{options.secret} holds no address: it begins with https://")
+        _check(options.secret, found)
         return cls(options.shape, found, None)
 
     async def send(self, alarm: Alarm, *, over: bool) -> None:
@@ -62,7 +60,7 @@ class Hook:
         await in_thread(lambda: self._post(body), self._limiter)
 
     def _post(self, body: bytes) -> None:
-        where = urlsplit(self.url).netloc  # Slack's path is a secret
+        where = urlsplit(self.url).netloc.rpartition("@")[2]  # Slack's path is a secret
         headers = {"Content-Type": "application/json", "User-Agent": "caxev"}
         if self.shape == "json" and self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
@@ -79,6 +77,20 @@ class Hook:
         except (HTTPException, OSError, ValueError) as error:
             # Their messages may hold the address.
             raise Undelivered(f"{where}: {type(error).__name__}") from None
+
+
+def _check(name: str, url: str) -> None:
+    """Raise `ConfigError` where that secret is no address, in words that do not repeat it."""
+    try:
+        parts = urlsplit(url)
+        scheme, host, user = parts.scheme, parts.hostname, parts.username
+        _ = parts.port
+    except ValueError:  # its message may hold the address
+        scheme, host, user = "", None, None
+    if scheme not in {"https", "http"} or not host or not url.isprintable():
+        raise ConfigError(f"{name} holds no address: it begins with https://") from None
+    if user is not None:
+        raise ConfigError(f"{name} must be an address without a user: nothing before an @")
 
 
 def slack(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:

@@ -112,7 +112,8 @@ def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
 
     ``caxev receive`` does so there, if there is one; else the copy is read back.
     """
-    return asyncio.run(_run(transfer, _remote_manifest, report, do="digest"))
+    request = {"do": "digest", "max_rate": transfer.max_rate}
+    return asyncio.run(_run(transfer, _remote_manifest, report, **request))
 
 
 def check(endpoint: Endpoint) -> str:
