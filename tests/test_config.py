@@ -738,12 +738,13 @@ def test_entry_points(tmp_path: Path, clean: None, monkeypatch: pytest.MonkeyPat
         ("import no_such_thing\n", "cannot be imported: ModuleNotFoundError: .*no_such_thing"),
         ("def f(:\n", "fails when it is imported: SyntaxError: "),
         ("1 / 0\n", r"fails when it is imported: ZeroDivisionError: .* \(bad\.py, line 1\)"),
+        ("raise SystemExit(0)\n", r"fails when it is imported: SystemExit: 0 \(bad\.py, line 1\)"),
     ],
 )
 def test_bad_handler_files(tmp_path: Path, clean: None, text: str, message: str) -> None:
     """A handler file that fails is one line naming it and the error; nothing of it stays."""
     file = tmp_path / "bad.py"
-    file.write_text(REACTION.format(name="half") + text if "1 / 0" in text else text)
+    file.write_text(REACTION.format(name="half") + text if "line 1" in message else text)
     message = message.replace("line 1", "line 7")
     with pytest.raises(ConfigError, match=message) as error:
         load_handlers(files=[file], default=())

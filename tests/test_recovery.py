@@ -578,19 +578,30 @@ async def test_spent_attempts_park(database: Named, impatient: None) -> None:
     assert len(tries) == 4
 
 
-async def test_a_surprise_is_tried_again_a_few_times(database: Named, impatient: None) -> None:
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ZeroDivisionError("by nothing"), "ZeroDivisionError: by nothing"),
+        (SystemExit(7), "SystemExit: 7"),
+        (BaseExceptionGroup("of a nursery", [SystemExit(7), Retry("x")]), "SystemExit: 7"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+async def test_a_surprise_is_tried_again_a_few_times(
+    database: Named, impatient: None, error: BaseException, text: str
+) -> None:
     """An error that nobody foresaw is bounded on its own, and its text is kept."""
     tries: list[int] = []
 
     async def broken(job: Job) -> None:
         tries.append(1)
-        raise ZeroDivisionError("by nothing")
+        raise error
 
     async with listening(database, broken) as db:
         await go(db)
         (parked,) = await debts(db, "failed")
     assert len(tries) == SURPRISES
-    assert parked.note.startswith("ZeroDivisionError: by nothing")
+    assert parked.note.startswith(text)
 
 
 @pytest.mark.parametrize(
