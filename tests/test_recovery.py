@@ -37,7 +37,16 @@ from caxev.dispatcher import Dispatcher, Lane
 from caxev.embedded import ReplicaSet
 from caxev.ledger import SURPRISES, Debt
 from caxev.model import Run
-from caxev.mongo import Batch, Database, Position, Request, SiteRecord, Unreachable
+from caxev.mongo import (
+    Batch,
+    Database,
+    DatabaseError,
+    Position,
+    Refused,
+    Request,
+    SiteRecord,
+    Unreachable,
+)
 from caxev.watcher import Watcher
 from caxev.watcher import _Ahead as Ahead
 from tests import engine
@@ -165,6 +174,34 @@ async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
             await add(db, 3)
             await engine.until(lambda: len(record.seen) == 3)
         assert len((await record_of(db)).gaps) == sounded._value.get() - before == 1
+
+
+@pytest.mark.parametrize("error", [Unreachable("stepped down"), Refused("not allowed")], ids=type)
+@pytest.mark.parametrize("call", ["next_batch", "pending"])
+async def test_once_waits_out_trouble_that_passes(
+    database: Named, monkeypatch: pytest.MonkeyPatch, call: str, error: DatabaseError
+) -> None:
+    """`--once` goes on when the database answers again; the site is free, however it ends."""
+    record, method = Recorder(), getattr(Database, call)
+    failed: list[str] = []
+
+    async def fails(self: Database, *args: Any) -> Any:
+        if not failed:
+            failed.append(call)
+            raise error
+        return await method(self, *args)
+
+    monkeypatch.setattr(Database, call, fails)
+    async with engine.opened(database) as db:
+        await add(db, 1)
+        if isinstance(error, Refused):
+            with pytest.RaisesGroup(Refused, flatten_subgroups=True):
+                await engine.once(db, record.options(database))
+        else:
+            await engine.once(db, record.options(database))
+            assert record.numbers == {1: 1}
+        assert failed
+        assert not (await record_of(db)).active
 
 
 async def ready(db: Database) -> None:
