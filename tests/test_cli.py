@@ -154,6 +154,19 @@ def assert_one_line(answer: Answer, code: int, *words: str) -> None:
         assert word in answer.err
 
 
+def every_command(
+    group: click.Group = cli, *names: str
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command and group there is, with its name in full."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield (*names, name), command
+        if isinstance(command, click.Group):
+            yield from every_command(command, *names, name)
+
+
 # -- help -----------------------------------------------------------------------------------------
 
 
@@ -355,7 +368,8 @@ def test_site_without_listener(caxev: Caxev) -> None:
         (["retry"], "say which"),
         (["explain", "--site", "lngs"], "say which run"),
         (["demo", "--runs", "-1"], "not in the range"),
-        (["demo", "--size-mb", "nan"], "must be a number"),
+        (["demo", "--size-mb", "nan"], "not a finite number"),
+        (["listen", "--site", "lngs", "--lease", "nan"], "not a finite number"),
         (["explain", "--run", "1"], "--timeline"),
         (["sites", "check", "--connect"], "needs --site"),
         (["lisen"], "Did you mean 'listen'"),
@@ -368,6 +382,17 @@ def test_usage(caxev: Caxev, args: list[str], words: str) -> None:
     answer = caxev(*args)
     assert answer.code == 2
     assert words in answer.err
+
+
+def test_no_option_takes_what_is_not_finite() -> None:
+    """No command takes ``nan`` or ``inf`` for a number."""
+    types: list[Any] = [one.type for _, command in every_command() for one in command.params]
+    numbers = [one for one in types if isinstance(one, click.types.FloatParamType)]
+    assert len(numbers) > 5
+    for one in numbers:
+        for value in ("nan", "inf", "-inf"):
+            with pytest.raises(click.BadParameter):
+                one.convert(value, None, None)
 
 
 def test_unexpected_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

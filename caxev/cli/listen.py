@@ -10,6 +10,7 @@ import click
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import Table, show
 from caxev.config import ConfigError
+from caxev.finite import Finite
 
 if TYPE_CHECKING:
     from caxev.model import Aspect, RunId
@@ -31,7 +32,7 @@ Looks = Mapping["RunId", Mapping["Aspect", str]]
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @click.option(
     "--lease",
-    type=click.FloatRange(0.5, 3600),
+    type=Finite(0.5, 3600),
     default=15.0,
     show_default=True,
     metavar="SECONDS",
@@ -39,7 +40,7 @@ Looks = Mapping["RunId", Mapping["Aspect", str]]
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(0, 86400),
+    type=Finite(0, 86400),
     default=30.0,
     show_default=True,
     metavar="SECONDS",

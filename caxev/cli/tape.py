@@ -20,6 +20,7 @@ from caxev.cli.errors import FAILED, NothingToDo
 from caxev.cli.options import MOST, RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, printable, say, show, size
 from caxev.config import ConfigError
+from caxev.finite import DAYS
 
 if TYPE_CHECKING:
     from caxev.archives import Reach, Stored, Told
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
-_CENTURY: Final = 36525.0
 _HANDLERS: Final = ("backup", "recall", "tape_checksum")
 
 
@@ -49,7 +49,7 @@ def _selection(*, required: bool) -> Callable[[F], F]:
         click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number."),
         click.option(
             "--last-days",
-            type=click.FloatRange(0, _CENTURY, min_open=True),
+            type=DAYS,
             metavar="D",
             help="Runs that were started in the last D days.",
         ),

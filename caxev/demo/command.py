@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -27,6 +26,7 @@ from caxev import aio
 from caxev.config import ConfigError
 from caxev.daemon import open_database, prepare, run
 from caxev.demo.world import TAPE, World
+from caxev.finite import Finite
 from caxev.job import utcnow
 from caxev.ledger import Debt
 from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
@@ -49,12 +49,6 @@ MARKS: Final[Mapping[str, str]] = {
 }
 
 
-def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
-    if not math.isfinite(value):
-        raise click.BadParameter("it must be a number.")
-    return value
-
-
 @click.command()
 @click.option(
     "--runs",
@@ -65,10 +59,9 @@ def _finite(_context: click.Context, _option: click.Parameter, value: float) -> 
 )
 @click.option(
     "--size-mb",
-    type=click.FloatRange(0, 1e6),
+    type=Finite(0, 1e6),
     default=20.0,
     show_default=True,
-    callback=_finite,
     help="Megabytes in each run.",
 )
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")

@@ -12,6 +12,7 @@ from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, state
 from caxev.cli.output import Table, show
 from caxev.config import ConfigError
+from caxev.finite import DAYS
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
@@ -38,7 +39,7 @@ def selecting(function: F) -> F:
         click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number."),
         click.option(
             "--last-days",
-            type=click.FloatRange(0, 36525, min_open=True),
+            type=DAYS,
             metavar="D",
             help="Runs that were started in the last D days.",
         ),
