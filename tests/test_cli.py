@@ -386,8 +386,8 @@ def test_usage(caxev: Caxev, args: list[str], words: str) -> None:
 
 def test_no_option_takes_what_is_not_finite() -> None:
     """No command takes ``nan`` or ``inf`` for a number."""
-    types: list[Any] = [one.type for _, command in every_command() for one in command.params]
-    numbers = [one for one in types if isinstance(one, click.types.FloatParamType)]
+    types = [one.type for _, command in every_command() for one in command.params]
+    numbers: list[Any] = [one for one in types if isinstance(one, click.types.FloatParamType)]
     assert len(numbers) > 5
     for one in numbers:
         for value in ("nan", "inf", "-inf"):
@@ -607,6 +607,44 @@ def test_listen_once_does_what_its_dry_run_said(online: Caxev, database: Named) 
         for end in (("went", "done"), ("waits", "open"), ("fails", "failed"))
     }
     assert online("listen", "--site", "lngs", "--dry-run", "--json").rows == []
+
+
+@pytest.mark.replicaset
+def test_listens_dry_run_names_all_that_is_due(
+    online: Caxev, database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many fall due at one time: those of every page are named, each once."""
+    monkeypatch.setattr("caxev.cli.listen._PAGE", 2)
+    insert(database, *range(1, 10))
+    online("listen", "--site", "lngs", "--once")
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        ledger = client[database.name]["caxev_ledger"]
+        waiting = list(ledger.find({"handler": "waits"}))
+        for number, one in enumerate(waiting):
+            due = datetime(2020, 1, 1 + number // 5, tzinfo=UTC)
+            ledger.update_one({"_id": one["_id"]}, {"$set": {"due": due}})
+    rows = online("listen", "--site", "lngs", "--dry-run", "--json").rows
+    assert sorted(row["run"] for row in rows) == sorted(map(str, range(1, 10)))
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["listen", "dry run"])
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"alarms": [{"webhook": {"shape": "slack"}}]}, "alarms: 'webhook'"),
+        ({"upload_options": ["cern"]}, "needs a catalogue"),
+    ],
+    ids=["alarms", "catalogue"],
+)
+def test_listen_and_its_dry_run_refuse_alike(
+    caxev: Caxev, monkeypatch: pytest.MonkeyPatch, dry: list[str], entry: Any, words: str
+) -> None:
+    """What keeps a listener from starting keeps its dry run from saying what it would do."""
+    monkeypatch.setattr("caxev.catalogue.missing", lambda: "it is not installed")
+    monkeypatch.setenv("CAXEV_MONGO_URI", "mongodb://127.0.0.1:1/?replicaSet=none")
+    catalogue = {"name": "cern", "method": "rucio"}
+    Path("sites.json").write_text(json.dumps([{"name": "lngs", **entry}, catalogue]))
+    assert_one_line(caxev("listen", "--site", "lngs", *dry), 3, words)
 
 
 @pytest.mark.replicaset
