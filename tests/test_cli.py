@@ -777,6 +777,8 @@ def test_explain(online: Caxev, database: Named) -> None:
     shipped = {name: states.pop(name) for name in states.keys() - {*SITES[0]["task_list"]}}
     assert shipped.keys() >= {"pull", "push", "checksum"}
     assert set(shipped.values()) == {"off"}
+    assert rows["pull"]["why"] == "not enabled: task_list of lngs leaves it out"
+    assert rows["process"]["why"] == "not enabled: lngs gives no processing"
     assert states == {
         "went": "done",
         "waits": "open",
@@ -790,6 +792,27 @@ def test_explain(online: Caxev, database: Named) -> None:
     there = online("explain", "--name", "161111_0001", "--site", "chicago", "--json").rows
     missing = next(row for row in there if row["handler"] == "went")
     assert missing["why"] == "would fire: caxev replay --run 1 --site chicago"
+
+
+@pytest.mark.replicaset
+def test_explain_knows_whether_anybody_listens(online: Caxev, database: Named) -> None:
+    """A dead listener is not at work on anything, and no worker of its will be free."""
+    insert(database, 1)
+    online("listen", "--site", "lngs", "--once")
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        ledger = client[database.name]["caxev_ledger"]
+        ledger.update_one({"handler": "went"}, {"$set": {"state": "running"}})
+        ledger.update_one({"handler": "waits"}, {"$set": {"due": datetime(2020, 1, 1, tzinfo=UTC)}})
+        told = []
+        for expires in (2020, 2200):
+            there = {"expires": datetime(expires, 1, 1, tzinfo=UTC)}
+            ledger.update_one({"_id": "lngs"}, {"$set": there})
+            rows = online("explain", "--run", "1", "--site", "lngs", "--json").rows
+            told.append([r["why"] for r in rows if r["handler"] in {"went", "waits"}])
+    assert told == [
+        ["interrupted: nobody listens for lngs", "waits: nobody listens for lngs: not yet"],
+        ["at work", "due now, as soon as a worker is free: not yet"],
+    ]
 
 
 @pytest.mark.replicaset

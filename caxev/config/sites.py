@@ -323,14 +323,19 @@ class Site:
         )
 
     def wants(self, handler: Handler) -> bool:
-        """Whether this site has what the handler needs, and ``task_list`` enables it.
+        """Whether this site has what the handler needs, and ``task_list`` enables it."""
+        return self.unmet(handler) is None
 
-        There it stands by its name or an alias.
+    def unmet(self, handler: Handler) -> str | None:
+        """Why this site has not enabled the handler; None where it has.
+
+        In ``task_list`` it stands by its name or an alias.
         """
         if handler.needs and not any(getattr(self, key, None) for key in handler.needs):
-            return False
-        names = {handler.name, *handler.aliases}
-        return not self.task_list or not names.isdisjoint(self.task_list)
+            return f"{self.name} gives no {' or '.join(handler.needs)}"
+        if self.task_list and {handler.name, *handler.aliases}.isdisjoint(self.task_list):
+            return f"task_list of {self.name} leaves it out"
+        return None
 
     def correcting(self) -> tuple[Correction, ...]:
         """The corrections that ``task_list`` enables, by their own name or all by ``correct``."""
