@@ -447,12 +447,12 @@ def test_what_others_wrote_cannot_steer_a_terminal() -> None:
     assert cell(["a\x07", "b"]) == r"a\x07, b"
 
 
-def on_terminal(**environ: str) -> str:
-    """What `caxev handlers` prints on a terminal."""
+def on_terminal(*arguments: str, **environ: str) -> str:
+    """What Python prints on a terminal with these arguments; by default `caxev handlers`."""
     ours, theirs = pty.openpty()
     env = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "200", **environ}
-    command = [sys.executable, "-m", "caxev", "handlers"]
-    with subprocess.Popen(command, stdout=theirs, env=env) as process:
+    command = [sys.executable, *(arguments or ("-m", "caxev", "handlers"))]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=env) as process:
         os.close(theirs)
         text = b"".join(iter(lambda: _read(ours), b"")).decode()
         os.close(ours)
@@ -473,6 +473,18 @@ def test_terminal_gets_a_rich_table() -> None:
     assert "─" in on_terminal()
     assert "checksum" in plain
     assert "\x1b[3" not in plain
+
+
+def test_the_log_respects_no_color() -> None:
+    """On a terminal the log has colours, unless NO_COLOR is set to something."""
+    code = (
+        "from caxev import logs; from loguru import logger; "
+        "logs.configure('INFO'); logger.info('said')"
+    )
+    plain = on_terminal("-c", code, NO_COLOR="1")
+    assert "said" in plain
+    assert "\x1b" not in plain
+    assert "\x1b[" in on_terminal("-c", code, NO_COLOR="")
 
 
 @pytest.mark.parametrize(
