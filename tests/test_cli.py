@@ -856,6 +856,34 @@ def test_explain_asks_which_of_two_runs(online: Caxev, database: Named) -> None:
 
 
 @pytest.mark.replicaset
+def test_runs_without_a_number_are_told_apart(online: Caxev, database: Named) -> None:
+    """By name and detector: `status`, `retry` and `verify` of one, and what `explain` advises."""
+    insert(database, 1)
+    insert(database, 1, detector="muon_veto")
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].update_many({}, {"$unset": {"number": 1}})
+    online("listen", "--site", "lngs", "--once")
+    this = ["--name", "161111_0001", "--detector", "muon_veto"]
+    assert [row["detector"] for row in online("status", *this, "--json").rows] == ["muon_veto"]
+    assert len(online("verify", *this, "--json").rows) == 1
+    rows = online("explain", *this, "--site", "lngs", "--json").rows
+    (failed,) = (row["why"] for row in rows if row["state"] == "failed")
+    advised = f"caxev retry {' '.join(this)} --site lngs"
+    assert failed == f"no hope; to try again: {advised}"
+    (row,) = online(*advised.split()[1:], "--json").rows
+    assert row["failed"] == 1
+    there = online("explain", *this, "--site", "chicago", "--json").rows
+    (missing,) = (row["why"] for row in there if row["state"] == "missing")
+    assert missing == f"would fire: caxev replay {' '.join(this)} --site chicago"
+
+
+@pytest.mark.parametrize("command", ["status", "retry --all"])
+def test_a_detector_alone_names_no_run(caxev: Caxev, command: str) -> None:
+    """It says which of several runs is meant: the runs must be named, too."""
+    assert "--run or --name" in caxev(*command.split(), "--detector", "tpc").err
+
+
+@pytest.mark.replicaset
 def test_status_of_a_run(online: Caxev, database: Named) -> None:
     """A run's copies and what is not done at any site, with progress."""
     insert(database, 1)

@@ -152,6 +152,7 @@ class Explanation:
 
     def _reason(self, debt: Debt, document: Mapping[str, Any]) -> str:
         from caxev.cli.debts import Progress
+        from caxev.cli.runs import which
         from caxev.job import utcnow
 
         match str(debt.state):
@@ -162,7 +163,7 @@ class Explanation:
             case "running":
                 return f"interrupted: nobody listens for {debt.site}"
             case "failed":
-                again = f"caxev retry {_which(self.run)} --site {debt.site}"
+                again = f"caxev retry {which(self.run)} --site {debt.site}"
                 return f"{debt.note}; to try again: {again}"
             case _:
                 return _joined(self._waits(debt, utcnow()), debt.note)
@@ -176,11 +177,12 @@ class Explanation:
 
     def _missing(self) -> dict[str, list[tuple[str, str]]]:
         """Return by handler what a replay would fire: (event, what to do)."""
+        from caxev.cli.runs import which
         from caxev.mongo import Request
         from caxev.watcher import owed_again
 
         standing = {debt.id: debt for debt, _ in self.debts}
-        advice = f"would fire: caxev replay {_which(self.run)} --site {self.registry.here.name}"
+        advice = f"would fire: caxev replay {which(self.run)} --site {self.registry.here.name}"
         missing: dict[str, list[tuple[str, str]]] = {}
         fired = owed_again(self.registry, self.run.id, self.look, standing, Request("replay"))
         for event, name in fired:
@@ -224,10 +226,6 @@ def _about(trigger: Trigger) -> type:
             return CopyField
         case _:
             return Existence
-
-
-def _which(run: Run) -> str:
-    return f"--run {run.number}" if run.number else f"--name {run.name}"
 
 
 def _row(handler: str, event: str | None, what: str, why: str) -> dict[str, Any]:
