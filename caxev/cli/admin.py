@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # -- the database -------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(epilog=example("caxev db init", "caxev db grants --site lngs"))
 def db() -> None:
     """Look after the database."""
 
@@ -98,7 +98,7 @@ def _in_shell(database: str, command: dict[str, Any]) -> str:
 # -- sites.json ---------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(epilog=example("caxev sites check --site lngs --connect"))
 def sites() -> None:
     """Check sites.json, and the ways between the sites."""
 

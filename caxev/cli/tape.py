@@ -34,7 +34,7 @@ T = TypeVar("T")
 _HANDLERS: Final = ("backup", "recall", "tape_checksum")
 
 
-@click.group()
+@click.group(epilog=example("caxev tape put --run 123", "caxev tape ls --last-days 30"))
 def tape() -> None:
     """Backups on tape: make them, bring them back, list and compare them."""
 

@@ -9,7 +9,7 @@ import click
 from attrs import define
 
 from caxev.cli.errors import FAILED
-from caxev.cli.options import RUN_NUMBER, state
+from caxev.cli.options import RUN_NUMBER, example, state
 from caxev.cli.output import Table, show
 from caxev.config import ConfigError
 from caxev.finite import DAYS
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.group()
+@click.group(
+    epilog=example("caxev rucio put --run 123 --from lngs", "caxev rucio check --last-days 7")
+)
 def rucio() -> None:
     """Bring data to the Rucio catalogue, look after it there, and fetch it."""
 
