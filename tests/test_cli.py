@@ -254,7 +254,10 @@ def test_several_problems_are_one_line_and_all_in_check(caxev: Caxev) -> None:
     assert_one_line(caxev("status"), 3, "2 problems")
     check = caxev("sites", "check")
     assert check.code == 3
-    assert check.err.count("\n") == 2
+    file = Path("sites.json").absolute()
+    assert [line.startswith(f"caxev: {file}: site ") for line in check.err.splitlines()] == [
+        True
+    ] * 2
 
 
 def test_no_database_named(caxev: Caxev) -> None:
