@@ -194,6 +194,13 @@ def test_every_command_has_help(caxev: Caxev) -> None:
         assert "Example:" in answer.out, names
 
 
+@pytest.mark.parametrize("command", ["receive", "batch"])
+def test_what_machines_start_has_help_as_well(command: str) -> None:
+    """Though it is started without the command line, as it is run often."""
+    asked = [sys.executable, "-m", "caxev", command, "--help"]
+    assert "Example:" in subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+
+
 def test_runs_as_a_module() -> None:
     """`python -m caxev` is `caxev`."""
     command = [sys.executable, "-m", "caxev", "--version"]
