@@ -210,20 +210,33 @@ class _Tenancy:
         """Act for the site until asked to leave, or until there is nothing left to do."""
         with logger.contextualize(site=self.tenure.site):
             async with Workers(files=self.options.handler_files) as workers:
-                async with trio.open_nursery() as outer:
-                    dispatcher = self._dispatcher(workers, outer)
-                    await self._act(dispatcher, outer)
-                    if self.options.once:
-                        with trio.move_on_after(TELLING):
-                            await self.desk.leave(telling=True)
-                    with trio.move_on_after(FLUSH):
-                        await self.desk.hang_up()
-                    outer.cancel_scope.cancel()
-                with trio.move_on_after(FLUSH, shield=True):
-                    await dispatcher.leave()
-                    await self.desk.leave(telling=False)
-                    await self.database.release(self.tenure)
+                ours = True
+                try:
+                    async with trio.open_nursery() as outer:
+                        dispatcher = self._dispatcher(workers, outer)
+                        await self._act(dispatcher, outer)
+                        if self.options.once:
+                            with trio.move_on_after(TELLING):
+                                await self.desk.leave(telling=True)
+                        with trio.move_on_after(FLUSH):
+                            await self.desk.hang_up()
+                        outer.cancel_scope.cancel()
+                except* Deposed:
+                    ours = False
+                    raise
+                finally:
+                    if ours:
+                        await self._let_go(dispatcher)
         logger.info("left {} in good order", self.tenure.site)
+
+    async def _let_go(self, dispatcher: Dispatcher) -> None:
+        """Settle what has ended, and end the lease, whatever we leave for."""
+        with trio.move_on_after(FLUSH, shield=True):
+            try:
+                await dispatcher.leave()
+                await self.desk.leave(telling=False)
+            finally:
+                await self.database.release(self.tenure)
 
     def _dispatcher(self, workers: Workers, outer: trio.Nursery) -> Dispatcher:
         options = self.options
@@ -301,12 +314,12 @@ class _Tenancy:
     async def _once(self, watcher: Watcher, dispatcher: Dispatcher) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._cancel_when_asked, nursery.cancel_scope)
-            await watcher.catch_up()
-            await self._rule_files().look()
-            await watcher.serve_requests()
+            await watcher.persist(watcher.catch_up)
+            await watcher.persist(self._rule_files().look)
+            await watcher.persist(watcher.serve_requests)
             await dispatcher.wait_idle()
             # What was done here may have made more to do here.
-            while await watcher.catch_up():
+            while await watcher.persist(watcher.catch_up):
                 await dispatcher.wait_idle()
             nursery.cancel_scope.cancel()
 

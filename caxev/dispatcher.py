@@ -806,14 +806,20 @@ class _Ports:
 async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:
     """Run a handler once and say what came of it. The one place where any error is caught.
 
-    Cancellation from outside passes through.
+    Cancellation from outside passes through. A `SystemExit` is an error as any: one handler does
+    not end the listener.
     """
     try:
         with watch.scope:
             return _outcome_of(await handler.function(job))
         return Postponed(watch.verdict), None
-    except Exception as error:  # noqa: BLE001  # a failure is data
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # a failure is data
         return failure(error), None
+    except BaseExceptionGroup as group:  # of a nursery in the handler
+        _, others = group.split((Exception, SystemExit))
+        if others is not None:
+            raise others from None
+        return failure(group), None
 
 
 def _outcome_of(result: object) -> tuple[Outcome, RunUpdate | None]:
@@ -829,7 +835,7 @@ def _outcome_of(result: object) -> tuple[Outcome, RunUpdate | None]:
             return Spent(f"the handler returned a {kind}, not a RunUpdate, a Skip or None"), None
 
 
-def failure(error: Exception) -> Outcome:
+def failure(error: BaseException) -> Outcome:
     """Return what an error that a handler raised means for the debt."""
     match error:
         case Retry():
@@ -844,7 +850,7 @@ def failure(error: Exception) -> Outcome:
             return Interrupted(str(error))
         case DatabaseError():
             return Postponed(str(error), 5.0)
-        case ExceptionGroup():
+        case BaseExceptionGroup():
             outcomes = [failure(one) for one in error.exceptions]
             order = (Surprise, Spent, Interrupted, Postponed, Paid)
             return min(outcomes, key=lambda outcome: order.index(type(outcome)))

@@ -47,8 +47,8 @@ _USER: Final = "root"
 _ALREADY_INITIALIZED: Final = 23
 _UNAUTHORIZED: Final = 13
 
-# Runs as `python -c`: PR_SET_PDEATHSIG(SIGKILL), then mongod takes this process's place. It is set
-# here and not in a preexec_fn, which may not run Python in a process that has threads.
+# Runs as `python -c`: PR_SET_PDEATHSIG(SIGKILL), then the program takes this process's place. It is
+# set here and not in a preexec_fn, which may not run Python in a process that has threads.
 _DIE_WITH_PARENT: Final = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
@@ -57,8 +57,21 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 # The kernel sends that signal when the *thread* that started the child ends. This thread ends
-# with the process, whichever thread (trio's come and go) has asked for a mongod.
-_parent = ThreadPoolExecutor(max_workers=1, thread_name_prefix="mongod-parent")
+# with the process, whichever thread (trio's come and go) has asked for a program.
+_parent = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parent")
+
+
+def start_with_us(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a program that is killed when this process ends, however that ends.
+
+    `command` begins with the program's path; `options` are those of `subprocess.Popen`.
+    """
+    wrapper = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*wrapper, *command], **options)  # noqa: S603  # no shell
+
+    return _parent.submit(start).result()
 
 
 def find_mongod() -> str:
@@ -123,7 +136,15 @@ class Mongod:
     def start(self) -> None:
         """Start it; `wait` for it before use. It dies when this process dies."""
         (self.directory / "data").mkdir(parents=True, exist_ok=True)
-        self.process = _parent.submit(self._spawn).result()
+        with (self.directory / "stderr").open("wb") as stderr:
+            self.process = start_with_us(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env={**os.environ, "LC_ALL": "C"},
+                start_new_session=True,  # Ctrl-C on the demo's terminal is the demo's affair
+            )
 
     def wait(self) -> None:
         """Return when it accepts connections.
@@ -144,19 +165,7 @@ class Mongod:
         if self.process is not None:
             self.process.send_signal(number)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        with (self.directory / "stderr").open("wb") as stderr:
-            return subprocess.Popen(  # noqa: S603  # our own interpreter and a mongod: no shell
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-                env={**os.environ, "LC_ALL": "C"},
-                start_new_session=True,  # Ctrl-C on the demo's terminal is the demo's affair
-            )
-
     def _command(self) -> list[str]:
-        wrapper = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
         where = [
             f"--dbpath={self.directory / 'data'}",
             f"--logpath={self.directory / 'log'}",
@@ -165,7 +174,7 @@ class Mongod:
             f"--port={self.port}",
             "--nounixsocket",  # a socket's path may not be longer than 107 bytes
         ]
-        return [*wrapper, find_mongod(), *where, *_merged(self.options)]
+        return [find_mongod(), *where, *_merged(self.options)]
 
     def _is_listening(self) -> bool:
         if self.process is None or self.process.poll() is not None:

@@ -7,6 +7,7 @@ here. Each attempt at a reaction is logged with its run, its event and its handl
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,7 +55,9 @@ def configure(level: str, *, file: str | None = None, as_json: bool = False) -> 
         "backtrace": False,
         "diagnose": False,
     }
-    logger.add(sys.stderr, **common)
+    # loguru itself colours what goes to a terminal, whatever NO_COLOR says.
+    colours = False if os.environ.get("NO_COLOR") else None
+    logger.add(sys.stderr, colorize=colours, **common)
     if file is not None:
         logger.add(file, rotation=ROTATE_AT, retention=KEEP, **common)
     logging.basicConfig(handlers=[_Caught()], level=logging.WARNING, force=True)

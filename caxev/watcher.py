@@ -10,12 +10,20 @@ events, and those make debts. Looks, debts and the stream's position are written
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import partial
 from itertools import count
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import trio
 from attrs import define, evolve, field
@@ -56,6 +64,8 @@ from caxev.mongo import (
     passing,
 )
 from caxev.registry import Handler, Registry
+
+T = TypeVar("T")
 
 SAVE_EVERY: Final = 60.0
 """Seconds after which a stream that led to nothing has its position saved all the same."""
@@ -191,7 +201,7 @@ class Watcher:
                 await self._follow()
             except HistoryLost as lost:
                 gap = self._tell_of_gap(str(lost))  # once, however often the scan is begun anew
-                await self._persist(partial(self.scan, gap=gap, restart=True))
+                await self.persist(partial(self.scan, gap=gap, restart=True))
                 failures = 0
             except DatabaseError as error:
                 failures = 0 if self.trouble is None else failures + 1
@@ -205,20 +215,23 @@ class Watcher:
         try:
             return await self._read_to_end(self._position)
         except HistoryLost as lost:
-            await self.scan(gap=self._tell_of_gap(str(lost)), restart=True)
+            gap = self._tell_of_gap(str(lost))
+            await self.persist(partial(self.scan, gap=gap, restart=True))
             return 1
 
     async def _read_to_end(self, position: Position) -> int:
         stream = await self.database.open_stream(position, self.registry.watched)
         changes = 0
-        while True:
-            batch = await self.database.next_batch(stream, self.caught_up)
-            if not batch.changes:
-                await self.database.close_stream(stream)
-                await self._save(batch.position)
-                return changes
-            await self.look(batch.runs, position=batch.position)
-            changes += batch.changes
+        try:
+            while True:
+                batch = await self.database.next_batch(stream, self.caught_up)
+                if not batch.changes:
+                    await self._save(batch.position)
+                    return changes
+                await self.look(batch.runs, position=batch.position)
+                changes += batch.changes
+        finally:
+            await self._forget(stream)
 
     async def _locate(self) -> None:
         """Find the position to start from; without one, scan."""
@@ -237,7 +250,7 @@ class Watcher:
                 logger.info("handlers watch fields that were not watched: scanning all runs")
                 await self.scan()
 
-        await self._persist(locate)
+        await self.persist(locate)
 
     async def _follow(self) -> None:
         assert self._position is not None
@@ -259,16 +272,16 @@ class Watcher:
             # Whether what was being recorded now is, only the database knows.
             self._recorded = {}
             self._known.clear()
-            with trio.move_on_after(CLOSING, shield=True):
-                await self._forget(stream)
+            await self._forget(stream)
         if failed is not None:
             raise failed
 
     async def _forget(self, stream: Stream) -> None:
-        try:
-            await self.database.close_stream(stream)
-        except DatabaseError as error:
-            logger.debug("the stream's cursor is left to the server: {}", error)
+        with trio.move_on_after(CLOSING, shield=True):
+            try:
+                await self.database.close_stream(stream)
+            except DatabaseError as error:
+                logger.debug("the stream's cursor is left to the server: {}", error)
 
     async def _read(self, stream: Stream, send: trio.MemorySendChannel[_Ahead]) -> None:
         while True:
@@ -326,18 +339,18 @@ class Watcher:
         self.alarms.sound(gap_alarm(self.tenure.site, why))
         return Gap(utcnow(), why)
 
-    async def _persist(self, function: object, *args: object) -> None:
+    async def persist(self, function: Callable[[], Awaitable[T]]) -> T:
         """Call an async function again until the database lets it through."""
         failures = 0
         while True:
             try:
-                await function(*args)  # type: ignore[operator]
+                result = await function()
             except DatabaseError as error:
                 await self._wait_out(error, failures)
                 failures += 1
             else:
                 self._recovered()
-                return
+                return result
 
     async def _wait_out(self, error: DatabaseError, failures: int) -> None:
         if not passing(error):
@@ -386,10 +399,10 @@ class Watcher:
     async def scan_daily(self) -> None:
         """Scan once a day, for ever, as a safety net."""
         while True:
-            await self._persist(self._sleep_until_scan)
-            await self._persist(self.scan)
+            await self.persist(self._sleep_until_scan)
+            await self.persist(self.scan)
             # A deposed process that woke up late may have claimed what it will never settle.
-            await self._persist(self.intake.reconcile)
+            await self.persist(self.intake.reconcile)
 
     async def _sleep_until_scan(self) -> None:
         record = await self.database.site_record(self.tenure.site)

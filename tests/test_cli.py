@@ -154,6 +154,19 @@ def assert_one_line(answer: Answer, code: int, *words: str) -> None:
         assert word in answer.err
 
 
+def every_command(
+    group: click.Group = cli, *names: str
+) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command and group there is, with its name in full."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        yield (*names, name), command
+        if isinstance(command, click.Group):
+            yield from every_command(command, *names, name)
+
+
 # -- help -----------------------------------------------------------------------------------------
 
 
@@ -172,32 +185,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert "no such run" in run.stdout
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["listen"],
-        ["copy"],
-        ["replay"],
-        ["status"],
-        ["explain"],
-        ["reactions"],
-        ["retry"],
-        ["alarms"],
-        ["alarms", "test"],
-        ["alarms", "clear"],
-        ["sites", "check"],
-        ["handlers"],
-        ["db", "init"],
-        ["demo"],
-    ],
-    ids=" ".join,
-)
-def test_every_command_has_help(caxev: Caxev, command: list[str]) -> None:
-    """Every command's help works, and all but the demo's show an example."""
-    answer = caxev(*command, "--help")
-    assert answer.code == 0
-    assert f"caxev {' '.join(command)}" in answer.out
-    assert "Example:" in answer.out or command == ["demo"]
+def test_every_command_has_help(caxev: Caxev) -> None:
+    """The help of every command and group works, and shows an example."""
+    for names, _ in every_command():
+        answer = caxev(*names, "--help")
+        assert answer.code == 0
+        assert f"caxev {' '.join(names)}" in answer.out
+        assert "Example:" in answer.out, names
+
+
+@pytest.mark.parametrize("command", ["receive", "batch"])
+def test_what_machines_start_has_help_as_well(command: str) -> None:
+    """Though it is started without the command line, as it is run often."""
+    asked = [sys.executable, "-m", "caxev", command, "--help"]
+    assert "Example:" in subprocess.run(asked, capture_output=True, text=True, check=True).stdout
 
 
 def test_runs_as_a_module() -> None:
@@ -260,7 +261,10 @@ def test_several_problems_are_one_line_and_all_in_check(caxev: Caxev) -> None:
     assert_one_line(caxev("status"), 3, "2 problems")
     check = caxev("sites", "check")
     assert check.code == 3
-    assert check.err.count("\n") == 2
+    file = Path("sites.json").absolute()
+    assert [line.startswith(f"caxev: {file}: site ") for line in check.err.splitlines()] == [
+        True
+    ] * 2
 
 
 def test_no_database_named(caxev: Caxev) -> None:
@@ -355,7 +359,8 @@ def test_site_without_listener(caxev: Caxev) -> None:
         (["retry"], "say which"),
         (["explain", "--site", "lngs"], "say which run"),
         (["demo", "--runs", "-1"], "not in the range"),
-        (["demo", "--size-mb", "nan"], "must be a number"),
+        (["demo", "--size-mb", "nan"], "not a finite number"),
+        (["listen", "--site", "lngs", "--lease", "nan"], "not a finite number"),
         (["explain", "--run", "1"], "--timeline"),
         (["sites", "check", "--connect"], "needs --site"),
         (["lisen"], "Did you mean 'listen'"),
@@ -368,6 +373,17 @@ def test_usage(caxev: Caxev, args: list[str], words: str) -> None:
     answer = caxev(*args)
     assert answer.code == 2
     assert words in answer.err
+
+
+def test_no_option_takes_what_is_not_finite() -> None:
+    """No command takes ``nan`` or ``inf`` for a number."""
+    types = [one.type for _, command in every_command() for one in command.params]
+    numbers: list[Any] = [one for one in types if isinstance(one, click.types.FloatParamType)]
+    assert len(numbers) > 5
+    for one in numbers:
+        for value in ("nan", "inf", "-inf"):
+            with pytest.raises(click.BadParameter):
+                one.convert(value, None, None)
 
 
 def test_unexpected_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,12 +438,12 @@ def test_what_others_wrote_cannot_steer_a_terminal() -> None:
     assert cell(["a\x07", "b"]) == r"a\x07, b"
 
 
-def on_terminal(**environ: str) -> str:
-    """What `caxev handlers` prints on a terminal."""
+def on_terminal(*arguments: str, **environ: str) -> str:
+    """What Python prints on a terminal with these arguments; by default `caxev handlers`."""
     ours, theirs = pty.openpty()
     env = {"PATH": os.environ["PATH"], "TERM": "xterm", "COLUMNS": "200", **environ}
-    command = [sys.executable, "-m", "caxev", "handlers"]
-    with subprocess.Popen(command, stdout=theirs, env=env) as process:
+    command = [sys.executable, *(arguments or ("-m", "caxev", "handlers"))]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, env=env) as process:
         os.close(theirs)
         text = b"".join(iter(lambda: _read(ours), b"")).decode()
         os.close(ours)
@@ -448,6 +464,18 @@ def test_terminal_gets_a_rich_table() -> None:
     assert "─" in on_terminal()
     assert "checksum" in plain
     assert "\x1b[3" not in plain
+
+
+def test_the_log_respects_no_color() -> None:
+    """On a terminal the log has colours, unless NO_COLOR is set to something."""
+    code = (
+        "from caxev import logs; from loguru import logger; "
+        "logs.configure('INFO'); logger.info('said')"
+    )
+    plain = on_terminal("-c", code, NO_COLOR="1")
+    assert "said" in plain
+    assert "\x1b" not in plain
+    assert "\x1b[" in on_terminal("-c", code, NO_COLOR="")
 
 
 @pytest.mark.parametrize(
@@ -585,6 +613,44 @@ def test_listen_once_does_what_its_dry_run_said(online: Caxev, database: Named) 
 
 
 @pytest.mark.replicaset
+def test_listens_dry_run_names_all_that_is_due(
+    online: Caxev, database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many fall due at one time: those of every page are named, each once."""
+    monkeypatch.setattr("caxev.cli.listen._PAGE", 2)
+    insert(database, *range(1, 10))
+    online("listen", "--site", "lngs", "--once")
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        ledger = client[database.name]["caxev_ledger"]
+        waiting = list(ledger.find({"handler": "waits"}))
+        for number, one in enumerate(waiting):
+            due = datetime(2020, 1, 1 + number // 5, tzinfo=UTC)
+            ledger.update_one({"_id": one["_id"]}, {"$set": {"due": due}})
+    rows = online("listen", "--site", "lngs", "--dry-run", "--json").rows
+    assert sorted(row["run"] for row in rows) == sorted(map(str, range(1, 10)))
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["listen", "dry run"])
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"alarms": [{"webhook": {"shape": "slack"}}]}, "alarms: 'webhook'"),
+        ({"upload_options": ["cern"]}, "needs a catalogue"),
+    ],
+    ids=["alarms", "catalogue"],
+)
+def test_listen_and_its_dry_run_refuse_alike(
+    caxev: Caxev, monkeypatch: pytest.MonkeyPatch, dry: list[str], entry: Any, words: str
+) -> None:
+    """What keeps a listener from starting keeps its dry run from saying what it would do."""
+    monkeypatch.setattr("caxev.catalogue.missing", lambda: "it is not installed")
+    monkeypatch.setenv("CAXEV_MONGO_URI", "mongodb://127.0.0.1:1/?replicaSet=none")
+    catalogue = {"name": "cern", "method": "rucio"}
+    Path("sites.json").write_text(json.dumps([{"name": "lngs", **entry}, catalogue]))
+    assert_one_line(caxev("listen", "--site", "lngs", *dry), 3, words)
+
+
+@pytest.mark.replicaset
 def test_dry_runs_write_nothing(online: Caxev, database: Named) -> None:
     """No dry run changes a byte, on a fresh database or on one in use."""
     insert(database, 1)
@@ -714,6 +780,8 @@ def test_explain(online: Caxev, database: Named) -> None:
     shipped = {name: states.pop(name) for name in states.keys() - {*SITES[0]["task_list"]}}
     assert shipped.keys() >= {"pull", "push", "checksum"}
     assert set(shipped.values()) == {"off"}
+    assert rows["pull"]["why"] == "not enabled: task_list of lngs leaves it out"
+    assert rows["process"]["why"] == "not enabled: lngs gives no processing"
     assert states == {
         "went": "done",
         "waits": "open",
@@ -727,6 +795,27 @@ def test_explain(online: Caxev, database: Named) -> None:
     there = online("explain", "--name", "161111_0001", "--site", "chicago", "--json").rows
     missing = next(row for row in there if row["handler"] == "went")
     assert missing["why"] == "would fire: caxev replay --run 1 --site chicago"
+
+
+@pytest.mark.replicaset
+def test_explain_knows_whether_anybody_listens(online: Caxev, database: Named) -> None:
+    """A dead listener is not at work on anything, and no worker of its will be free."""
+    insert(database, 1)
+    online("listen", "--site", "lngs", "--once")
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        ledger = client[database.name]["caxev_ledger"]
+        ledger.update_one({"handler": "went"}, {"$set": {"state": "running"}})
+        ledger.update_one({"handler": "waits"}, {"$set": {"due": datetime(2020, 1, 1, tzinfo=UTC)}})
+        told = []
+        for expires in (2020, 2200):
+            there = {"expires": datetime(expires, 1, 1, tzinfo=UTC)}
+            ledger.update_one({"_id": "lngs"}, {"$set": there})
+            rows = online("explain", "--run", "1", "--site", "lngs", "--json").rows
+            told.append([r["why"] for r in rows if r["handler"] in {"went", "waits"}])
+    assert told == [
+        ["interrupted: nobody listens for lngs", "waits: nobody listens for lngs: not yet"],
+        ["at work", "due now, as soon as a worker is free: not yet"],
+    ]
 
 
 @pytest.mark.replicaset
@@ -755,6 +844,34 @@ def test_explain_asks_which_of_two_runs(online: Caxev, database: Named) -> None:
     args = ("explain", "--name", "161111_0001", "--site", "lngs")
     assert_one_line(online(*args), 5, "2 runs fit", "--detector")
     assert online(*args, "--detector", "tpc").code == 0
+
+
+@pytest.mark.replicaset
+def test_runs_without_a_number_are_told_apart(online: Caxev, database: Named) -> None:
+    """By name and detector: `status`, `retry` and `verify` of one, and what `explain` advises."""
+    insert(database, 1)
+    insert(database, 1, detector="muon_veto")
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].update_many({}, {"$unset": {"number": 1}})
+    online("listen", "--site", "lngs", "--once")
+    this = ["--name", "161111_0001", "--detector", "muon_veto"]
+    assert [row["detector"] for row in online("status", *this, "--json").rows] == ["muon_veto"]
+    assert len(online("verify", *this, "--json").rows) == 1
+    rows = online("explain", *this, "--site", "lngs", "--json").rows
+    (failed,) = (row["why"] for row in rows if row["state"] == "failed")
+    advised = f"caxev retry {' '.join(this)} --site lngs"
+    assert failed == f"no hope; to try again: {advised}"
+    (row,) = online(*advised.split()[1:], "--json").rows
+    assert row["failed"] == 1
+    there = online("explain", *this, "--site", "chicago", "--json").rows
+    (missing,) = (row["why"] for row in there if row["state"] == "missing")
+    assert missing == f"would fire: caxev replay {' '.join(this)} --site chicago"
+
+
+@pytest.mark.parametrize("command", ["status", "retry --all"])
+def test_a_detector_alone_names_no_run(caxev: Caxev, command: str) -> None:
+    """It says which of several runs is meant: the runs must be named, too."""
+    assert "--run or --name" in caxev(*command.split(), "--detector", "tpc").err
 
 
 @pytest.mark.replicaset

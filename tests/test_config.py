@@ -466,6 +466,15 @@ def test_no_such_site(tmp_path: Path) -> None:
             'dir_raw must be an absolute path or null, not "raw"',
         ),
         ('[{"name": "a", "dir_raw": "/a/../b"}]', "dir_raw must be a path without"),
+        (
+            '[{"name": "a", "purge": 1, "purge": 2}]',
+            "site 'a': 'purge' stands there more than once",
+        ),
+        (
+            '[{"name": "a", "links": {"b": {"transfers": 1, "transfers": 2}}}]',
+            "site 'a': 'links': 'b': 'transfers' stands there more than once",
+        ),
+        ('{"a": 1, "a": 2}', "holds an object, not a list of sites"),
     ],
 )
 def test_mistakes(tmp_path: Path, content: str, message: str) -> None:
@@ -475,6 +484,12 @@ def test_mistakes(tmp_path: Path, content: str, message: str) -> None:
         load_sites(file)
     assert str(error.value).startswith(str(file))
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_notes_of_ones_own_may_stand_twice(tmp_path: Path) -> None:
+    """A key of one's own may be given again, as people do who write notes into JSON."""
+    text = '[{"name": "a", "x_note": 1, "x_note": 2, "x_mine": {"b": 1, "b": 2}}]'
+    assert list(load_sites(sites_file(tmp_path, text))) == ["a"]
 
 
 def test_all_mistakes_at_once(tmp_path: Path) -> None:
@@ -738,12 +753,13 @@ def test_entry_points(tmp_path: Path, clean: None, monkeypatch: pytest.MonkeyPat
         ("import no_such_thing\n", "cannot be imported: ModuleNotFoundError: .*no_such_thing"),
         ("def f(:\n", "fails when it is imported: SyntaxError: "),
         ("1 / 0\n", r"fails when it is imported: ZeroDivisionError: .* \(bad\.py, line 1\)"),
+        ("raise SystemExit(0)\n", r"fails when it is imported: SystemExit: 0 \(bad\.py, line 1\)"),
     ],
 )
 def test_bad_handler_files(tmp_path: Path, clean: None, text: str, message: str) -> None:
     """A handler file that fails is one line naming it and the error; nothing of it stays."""
     file = tmp_path / "bad.py"
-    file.write_text(REACTION.format(name="half") + text if "1 / 0" in text else text)
+    file.write_text(REACTION.format(name="half") + text if "line 1" in message else text)
     message = message.replace("line 1", "line 7")
     with pytest.raises(ConfigError, match=message) as error:
         load_handlers(files=[file], default=())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -211,6 +213,38 @@ def test_it_ends_when_told(site: Site, how: str) -> None:
             return await asyncio.to_thread(site.process.wait, 20)
 
     assert asyncio.run(hold()) == 0
+
+
+@pytest.mark.replicaset
+def test_asked_twice_to_end_the_demo_leaves_nothing(tmp_path: Path) -> None:
+    """The signal's status, no traceback, no process and no directory."""
+    command = [sys.executable, "-m", "caxev", "demo", "--runs", "1", "--size-mb", "1"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as demo:
+        assert demo.stdout is not None
+        assert any("MongoDB at" in line for line in demo.stdout)  # its listeners are being started
+        for _ in range(2):
+            assert len(naming(tmp_path)) > 4
+            demo.terminate()
+            time.sleep(0.2)  # else the two may come as one
+        said = demo.stdout.read()
+    assert demo.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in said
+    assert naming(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def naming(path: Path) -> list[str]:
+    """The processes that have this path in their command line or environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            if os.fsencode(path) in words:
+                found.append(process.name)
+    return found
 
 
 @pytest.mark.replicaset

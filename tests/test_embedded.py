@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,27 @@ from caxev.config import ConfigError
 from caxev.embedded import Mongod, ReplicaSet, find_mongod
 from tests.conftest import Database
 
+SITES = Path(__file__).parents[1] / "sites.json"
 Client = MongoClient[dict[str, Any]]
 
-# Starts a set from a thread that ends, sees that it answers still, says which process it is, and
-# then lives until killed.
+# Starts a set and a listener from a thread that ends, sees that the set answers still, says which
+# processes they are, and then lives until killed.
 STARTER = """
 import sys, threading, pathlib
+from caxev.demo.world import World
 from caxev.embedded import ReplicaSet
-replica_set = ReplicaSet(pathlib.Path(sys.argv[1]))
-thread = threading.Thread(target=replica_set.start)
+directory, sites = map(pathlib.Path, sys.argv[1:])
+replica_set = ReplicaSet(directory)
+world = World(directory, sites)
+world.mongod = replica_set
+def start():
+    replica_set.start()
+    world.listen("lngs", "--config", str(sites))
+thread = threading.Thread(target=start)
 thread.start()
 thread.join()
 replica_set.primary()
-print(replica_set.members[0].process.pid, flush=True)
+print(replica_set.members[0].process.pid, world.listeners["lngs"].pid, flush=True)
 sys.stdin.read()
 """
 
@@ -152,13 +161,18 @@ def test_a_start_that_fails_says_why(mongod: ReplicaSet, tmp_path: Path) -> None
 
 
 @pytest.mark.replicaset
-def test_no_mongod_outlives_its_starter(mongod: ReplicaSet, tmp_path: Path) -> None:
-    """A set outlives the thread that started it, and dies with the process, however that ends."""
-    command = [sys.executable, "-c", STARTER, str(tmp_path)]
+def test_nothing_outlives_its_starter(mongod: ReplicaSet, tmp_path: Path) -> None:
+    """A set and a listener outlive the thread that started them, and die with the process."""
+    command = [sys.executable, "-c", STARTER, str(tmp_path), str(SITES)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:
         assert starter.stdout is not None
-        child = psutil.Process(int(starter.stdout.readline()))
-        assert child.is_running()
+        children = [psutil.Process(int(pid)) for pid in starter.stdout.readline().split()]
+        assert all(child.is_running() for child in children)
+        while children[1].cmdline()[1:3] != ["-m", "caxev"]:  # itself, no longer what starts it
+            time.sleep(0.01)
+        children[1].suspend()  # it cannot end by itself, for want of a database
         starter.kill()
-    gone, _ = psutil.wait_procs([child], timeout=60)
-    assert gone == [child]
+    _, left = psutil.wait_procs(children, timeout=20)
+    for child in left:
+        child.kill()
+    assert left == []

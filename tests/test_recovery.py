@@ -38,7 +38,16 @@ from caxev.dispatcher import Dispatcher, Lane
 from caxev.embedded import ReplicaSet
 from caxev.ledger import SURPRISES, Debt
 from caxev.model import Run
-from caxev.mongo import Batch, Database, Position, Request, SiteRecord, Unreachable
+from caxev.mongo import (
+    Batch,
+    Database,
+    DatabaseError,
+    Position,
+    Refused,
+    Request,
+    SiteRecord,
+    Unreachable,
+)
 from caxev.watcher import Watcher
 from caxev.watcher import _Ahead as Ahead
 from tests import engine
@@ -173,6 +182,34 @@ async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
         assert broken[0] == since.labels(SITE)._value.get() == 0
         assert began - 1 < broken[1] < time.time()
         assert errors._value.get() == waited_out + 2
+
+
+@pytest.mark.parametrize("error", [Unreachable("stepped down"), Refused("not allowed")], ids=type)
+@pytest.mark.parametrize("call", ["next_batch", "pending"])
+async def test_once_waits_out_trouble_that_passes(
+    database: Named, monkeypatch: pytest.MonkeyPatch, call: str, error: DatabaseError
+) -> None:
+    """`--once` goes on when the database answers again; the site is free, however it ends."""
+    record, method = Recorder(), getattr(Database, call)
+    failed: list[str] = []
+
+    async def fails(self: Database, *args: Any) -> Any:
+        if not failed:
+            failed.append(call)
+            raise error
+        return await method(self, *args)
+
+    monkeypatch.setattr(Database, call, fails)
+    async with engine.opened(database) as db:
+        await add(db, 1)
+        if isinstance(error, Refused):
+            with pytest.RaisesGroup(Refused, flatten_subgroups=True):
+                await engine.once(db, record.options(database))
+        else:
+            await engine.once(db, record.options(database))
+            assert record.numbers == {1: 1}
+        assert failed
+        assert not (await record_of(db)).active
 
 
 async def ready(db: Database) -> None:
@@ -586,19 +623,30 @@ async def test_spent_attempts_park(database: Named, impatient: None) -> None:
     assert len(tries) == 4
 
 
-async def test_a_surprise_is_tried_again_a_few_times(database: Named, impatient: None) -> None:
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (ZeroDivisionError("by nothing"), "ZeroDivisionError: by nothing"),
+        (SystemExit(7), "SystemExit: 7"),
+        (BaseExceptionGroup("of a nursery", [SystemExit(7), Retry("x")]), "SystemExit: 7"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+async def test_a_surprise_is_tried_again_a_few_times(
+    database: Named, impatient: None, error: BaseException, text: str
+) -> None:
     """An error that nobody foresaw is bounded on its own, and its text is kept."""
     tries: list[int] = []
 
     async def broken(job: Job) -> None:
         tries.append(1)
-        raise ZeroDivisionError("by nothing")
+        raise error
 
     async with listening(database, broken) as db:
         await go(db)
         (parked,) = await debts(db, "failed")
     assert len(tries) == SURPRISES
-    assert parked.note.startswith("ZeroDivisionError: by nothing")
+    assert parked.note.startswith(text)
 
 
 @pytest.mark.parametrize(

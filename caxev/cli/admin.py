@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caxev.cli.errors import CONFIGURATION, FAILED
-from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.options import State, as_json, example, global_options, state
 from caxev.cli.output import Table, say, show, show_json
-from caxev.config import BY_METHOD, DEFAULT_HANDLERS, ConfigError, Site, Sites, secret
+from caxev.config import BY_METHOD, DEFAULT_HANDLERS, ConfigError, Site, Sites, find_sites, secret
 
 if TYPE_CHECKING:
     from caxev.mongo import Database
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # -- the database -------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(epilog=example("caxev db init", "caxev db grants --site lngs"))
 def db() -> None:
     """Look after the database."""
 
@@ -98,7 +98,7 @@ def _in_shell(database: str, command: dict[str, Any]) -> str:
 # -- sites.json ---------------------------------------------------------------------------------
 
 
-@click.group()
+@click.group(epilog=example("caxev sites check --site lngs --connect"))
 def sites() -> None:
     """Check sites.json, and the ways between the sites."""
 
@@ -120,7 +120,7 @@ def check(site: str | None, connect: bool, as_json: bool) -> None:
         raise click.UsageError("--connect needs --site: from where?")
     options = state()
     options.log("warning")
-    known = _read(options.sites)
+    known = _read(options)
     rows = [_site_row(one) for one in known.values()]
     if site is not None:
         here = known.get(site)
@@ -132,17 +132,17 @@ def check(site: str | None, connect: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(FAILED)
 
 
-def _read(read: Any) -> Sites:
+def _read(options: State) -> Sites:
     """Read the sites; of a file with several problems, tell them all."""
     try:
-        loaded: Sites = read()
+        return options.sites()
     except ConfigError as error:
         if len(error.problems) == 1:
             raise
+        file = find_sites(options.config).absolute()
         for problem in error.problems:
-            click.echo(f"caxev: {problem}", err=True)
+            click.echo(f"caxev: {file}: {problem}", err=True)
         raise click.exceptions.Exit(CONFIGURATION) from None
-    return loaded
 
 
 _SITES = (

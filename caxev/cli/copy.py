@@ -22,6 +22,7 @@ from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
 from caxev.cli.options import RUN_NUMBER, example, global_options, state
 from caxev.cli.output import printable
 from caxev.config import ConfigError
+from caxev.finite import Finite
 
 if TYPE_CHECKING:
     import rich.progress
@@ -54,7 +55,7 @@ CANCELLED = "cancelled"
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch until it is there.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     metavar="SECONDS",
     help="Watch no longer than that; the request stands.",
 )

@@ -33,6 +33,7 @@ Exit codes:
   4    the database: unreachable, refused us, or is not a replica set
   5    no such run
   130  interrupted
+  143  ended by SIGTERM; a listener only by the second one
 """
 
 

@@ -58,20 +58,24 @@ def explain(  # noqa: PLR0917  # the options
     options.log("warning")
     registry = None if site is None else options.registry(site)
 
-    async def ask(database: Database) -> tuple[Run, list[Owed]]:
+    async def ask(database: Database) -> tuple[Run, list[Owed], bool]:
         found = await one(number, name, detector).find_one(database, database.settings)
         run = (await database.runs([found.id])).get(found.id, found)  # with all its fields
-        sites = [site] if site is not None else [one.site for one in await database.site_records()]
-        return run, [debt for one in sites for debt in await database.debts(one, run=run.id)]
+        records = await database.site_records()
+        sites = [site] if site is not None else [one.site for one in records]
+        debts: list[Owed] = [
+            debt for one in sites for debt in await database.debts(one, run=run.id)
+        ]
+        return run, debts, any(one.active and one.site == site for one in records)
 
-    run, debts = options.with_database(ask)
+    run, debts, listening = options.with_database(ask)
     if not as_json:
         say(f"{run}{f' at {site}' if site else ''}")
     if as_timeline or registry is None:
         table, nothing = Table(timeline.COLUMNS, timeline.rows(run, debts, site)), "nothing"
     else:
         _say_more(registry, run, as_json=as_json)
-        explanation = Explanation(registry, run, debts)
+        explanation = Explanation(registry, run, debts, listening)
         table, nothing = Table(_COLUMNS, list(explanation.rows())), "no handlers"
     show(table, as_json=as_json, empty=nothing)
 
@@ -102,11 +106,15 @@ _COLUMNS = (("handler", "HANDLER"), ("event", "EVENT"), ("state", "STATE"), ("wh
 
 @define
 class Explanation:
-    """What a site's handlers make of a run, given the run and the site's debts for it."""
+    """What a site's handlers make of a run, given the run and the site's debts for it.
+
+    `listening`: whether a listener acts for the site now.
+    """
 
     registry: Registry
     run: Run
     debts: Sequence[Owed]
+    listening: bool
     look: Mapping[Aspect, str] = field(init=False)
     missing: Mapping[str, Sequence[tuple[str, str]]] = field(init=False)
 
@@ -121,14 +129,15 @@ class Explanation:
             yield from self._of(handler)
         for debt, document in self.debts:
             if debt.handler not in known:
-                yield _debt_row(self.run, debt, document)
+                yield self._debt_row(debt, document)
 
     def _of(self, handler: Handler) -> Iterator[dict[str, Any]]:
         owed = [pair for pair in self.debts if pair[0].handler == handler.name]
         for debt, document in owed:
-            yield _debt_row(self.run, debt, document)
+            yield self._debt_row(debt, document)
         if handler not in self.registry.enabled:
-            yield _row(handler.name, None, "off", _off(handler, self.registry.here.name))
+            why = state().sites().get(self.registry.here.name).unmet(handler)
+            yield _row(handler.name, None, "off", f"not enabled: {why}")
             return
         missing = self.missing.get(handler.name, ())
         for event, why in missing:
@@ -136,13 +145,44 @@ class Explanation:
         if not owed and not missing:
             yield _row(handler.name, None, "not triggered", "; ".join(self._unmet(handler)))
 
+    def _debt_row(self, debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
+        why = self._reason(debt, document)
+        row = _row(debt.handler, str(debt.event), str(debt.state), why)
+        return {**row, "due": debt.due, "settled": document.get("settled"), "note": debt.note}
+
+    def _reason(self, debt: Debt, document: Mapping[str, Any]) -> str:
+        from caxev.cli.debts import Progress
+        from caxev.cli.runs import which
+        from caxev.job import utcnow
+
+        match str(debt.state):
+            case "done":
+                return _joined(f"{time(document.get('settled')) or 'a time not known'}", debt.note)
+            case "running" if self.listening:
+                return _joined("at work", str(Progress.of(document.get("progress")) or ""))
+            case "running":
+                return f"interrupted: nobody listens for {debt.site}"
+            case "failed":
+                again = f"caxev retry {which(self.run)} --site {debt.site}"
+                return f"{debt.note}; to try again: {again}"
+            case _:
+                return _joined(self._waits(debt, utcnow()), debt.note)
+
+    def _waits(self, debt: Debt, now: datetime) -> str:
+        if debt.due > now:
+            return f"waits until {time(debt.due)}"
+        if not self.listening:
+            return f"waits: nobody listens for {debt.site}"
+        return "due now, as soon as a worker is free"
+
     def _missing(self) -> dict[str, list[tuple[str, str]]]:
         """Return by handler what a replay would fire: (event, what to do)."""
+        from caxev.cli.runs import which
         from caxev.mongo import Request
         from caxev.watcher import owed_again
 
         standing = {debt.id: debt for debt, _ in self.debts}
-        advice = f"would fire: caxev replay {_which(self.run)} --site {self.registry.here.name}"
+        advice = f"would fire: caxev replay {which(self.run)} --site {self.registry.here.name}"
         missing: dict[str, list[tuple[str, str]]] = {}
         fired = owed_again(self.registry, self.run.id, self.look, standing, Request("replay"))
         for event, name in fired:
@@ -167,12 +207,6 @@ class Explanation:
             yield "the run has none"
 
 
-def _off(handler: Handler, site: str) -> str:
-    """Say why a site has not enabled a handler."""
-    needs = f"{site} gives no {' or '.join(handler.needs)}, or " if handler.needs else ""
-    return f"not enabled: {needs}task_list of {site} leaves it out"
-
-
 _SHOWN = 4
 
 
@@ -194,38 +228,8 @@ def _about(trigger: Trigger) -> type:
             return Existence
 
 
-def _which(run: Run) -> str:
-    return f"--run {run.number}" if run.number else f"--name {run.name}"
-
-
 def _row(handler: str, event: str | None, what: str, why: str) -> dict[str, Any]:
     return {"handler": handler, "event": event, "state": what, "why": why}
-
-
-def _debt_row(run: Run, debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
-    row = _row(debt.handler, str(debt.event), str(debt.state), _reason(run, debt, document))
-    return {**row, "due": debt.due, "settled": document.get("settled"), "note": debt.note}
-
-
-def _reason(run: Run, debt: Debt, document: Mapping[str, Any]) -> str:
-    from caxev.cli.debts import Progress
-    from caxev.job import utcnow
-
-    match str(debt.state):
-        case "done":
-            return _joined(f"{time(document.get('settled')) or 'a time not known'}", debt.note)
-        case "running":
-            return _joined("at work", str(Progress.of(document.get("progress")) or ""))
-        case "failed":
-            return f"{debt.note}; to try again: caxev retry {_which(run)} --site {debt.site}"
-        case _:
-            return _waiting(debt, utcnow())
-
-
-def _waiting(debt: Debt, now: datetime) -> str:
-    if debt.due <= now:
-        return _joined("due now, as soon as a worker is free", debt.note)
-    return _joined(f"waits until {time(debt.due)}", debt.note)
 
 
 def _joined(*parts: str) -> str:

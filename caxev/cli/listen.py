@@ -10,8 +10,12 @@ import click
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import Table, show
 from caxev.config import ConfigError
+from caxev.finite import Finite
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
+    from caxev.ledger import Debt
     from caxev.model import Aspect, RunId
     from caxev.mongo import Database, Request
     from caxev.registry import Registry
@@ -31,7 +35,7 @@ Looks = Mapping["RunId", Mapping["Aspect", str]]
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @click.option(
     "--lease",
-    type=click.FloatRange(0.5, 3600),
+    type=Finite(0.5, 3600),
     default=15.0,
     show_default=True,
     metavar="SECONDS",
@@ -39,7 +43,7 @@ Looks = Mapping["RunId", Mapping["Aspect", str]]
 )
 @click.option(
     "--grace",
-    type=click.FloatRange(0, 86400),
+    type=Finite(0, 86400),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
@@ -71,32 +75,31 @@ def listen(
     options = state()
     options.log("warning" if dry_run else "info")
     registry = options.registry(site)
-    if dry_run:
-        rows = options.with_database(lambda database: _would(database, site, registry))
-        show(Table(_COLUMNS, rows), as_json=as_json, empty=f"nothing is due at {site}")
-        return
-    if as_json:
+    if as_json and not dry_run:
         raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")
     from caxev import daemon
     from caxev.cli.admin import catalogue_problems
 
     sites = options.sites()
-    if problems := list(catalogue_problems(sites.get(site), sites)):
-        raise ConfigError("; ".join(problems))
-    daemon.run(
-        daemon.listen,
-        daemon.Options(
-            site=sites.get(site),
-            sites=sites,
-            settings=options.settings(),
-            registry=registry,
-            handler_files=options.handlers,
-            once=once,
-            lease=lease,
-            grace=grace,
-            metrics_port=metrics_port,
-        ),
+    listening = daemon.Options(
+        site=sites.get(site),
+        sites=sites,
+        settings=options.settings(),
+        registry=registry,
+        handler_files=options.handlers,
+        once=once,
+        lease=lease,
+        grace=grace,
+        metrics_port=metrics_port,
     )
+    if problems := list(catalogue_problems(listening.site, sites)):
+        raise ConfigError("; ".join(problems))
+    listening.addressees()
+    if dry_run:
+        rows = options.with_database(lambda database: _would(database, site, registry))
+        show(Table(_COLUMNS, rows), as_json=as_json, empty=f"nothing is due at {site}")
+        return
+    daemon.run(daemon.listen, listening)
 
 
 _COLUMNS = (("run", "RUN"), ("event", "EVENT"), ("handler", "HANDLER"), ("why", "WHY"))
@@ -146,7 +149,7 @@ async def _due(database: Database, site: str) -> AsyncIterator[dict[str, Any]]:
 
     now = utcnow()
     for lane in await database.lanes(site):
-        for debt in await database.due(site, lane, now, _PAGE):
+        async for debt in _due_in(database, site, lane, now):
             yield {
                 "id": debt.run,
                 "event": str(debt.event),
@@ -154,6 +157,24 @@ async def _due(database: Database, site: str) -> AsyncIterator[dict[str, Any]]:
                 "due": debt.due,
                 "why": f"due{f': {debt.note}' if debt.note else ''}",
             }
+
+
+async def _due_in(database: Database, site: str, lane: str, now: datetime) -> AsyncIterator[Debt]:
+    """Read what is due in a lane page by page: each begins at the time where one ended."""
+    since: datetime | None = None
+    told: set[str] = set()  # of those that fell due at that time
+    more = True
+    while more:
+        limit = _PAGE + len(told)
+        page = await database.due(site, lane, now, limit, since=since)
+        for debt in page:
+            if debt.id not in told:
+                yield debt
+        more = len(page) == limit
+        if more:
+            told = told if page[-1].due == since else set()
+            since = page[-1].due
+            told |= {debt.id for debt in page if debt.due == since}
 
 
 async def _labelled(database: Database, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, stat
 from caxev.cli.output import Table, say, show, show_json
 
 if TYPE_CHECKING:
+    from caxev.cli.runs import Wanted
     from caxev.mongo import Database
     from caxev.registry import Registry
 
@@ -109,6 +110,7 @@ async def _find(
 @click.option("--site", metavar="S", help="Only at this site. [default: all with a listener]")
 @click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="Those of this run.")
 @click.option("--name", metavar="X", help="Those of the run of this name.")
+@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
 @click.option("--handler", metavar="H", help="Those of this handler.")
 @click.option("--all", "everything", is_flag=True, help="All that failed.")
 @as_json
@@ -118,6 +120,7 @@ def retry(
     site: str | None,
     number: int | None,
     name: str | None,
+    detector: str | None,
     handler: str | None,
     everything: bool,
     as_json: bool,
@@ -127,18 +130,22 @@ def retry(
     The sites' listeners do it: what is asked for waits until one runs.
     """
     from caxev.cli.replay import handler_called, listening_sites
+    from caxev.cli.runs import one
 
     if (number, name, handler) == (None, None, None) and not everything:
         raise click.UsageError("say which: --run, --name, --handler or --all")
     if everything and (number, name) != (None, None):
         raise click.UsageError("--all and a run exclude each other")
+    if detector is not None and (number, name) == (None, None):
+        raise click.UsageError("--detector says which of several runs: give --run or --name, too")
     options = state()
     options.log("warning")
     registries = {one: options.registry(one) for one in listening_sites(site)}
     named = None if handler is None else handler_called(handler, registries.values())
+    meant = None if (number, name) == (None, None) else one(number, name, detector)
 
     async def ask(database: Database) -> list[dict[str, Any]]:
-        return await _ask(database, registries, (number, name), named)
+        return await _ask(database, registries, meant, named)
 
     told = options.with_database(ask)
     if as_json:
@@ -152,16 +159,15 @@ def retry(
 async def _ask(
     database: Database,
     sites: Mapping[str, Registry],
-    which: tuple[int | None, str | None],
+    meant: Wanted | None,
     handler: str | None,
 ) -> list[dict[str, Any]]:
     from caxev.cli.replay import leave
-    from caxev.cli.runs import one
     from caxev.mongo import Request
 
     runs: tuple[Any, ...] | None = None
-    if which != (None, None):
-        runs = tuple(run.id for run in await one(*which).find(database, database.settings))
+    if meant is not None:
+        runs = tuple(run.id for run in await meant.find(database, database.settings))
     told = []
     for site in sites:
         failed = await _failed(database, site, runs, handler)

@@ -9,8 +9,13 @@ import sys
 
 import click
 
+from caxev.cli.options import example
 
-@click.command(short_help="The far end of a transfer, started over SSH.")
+
+@click.command(
+    short_help="The far end of a transfer, started over SSH.",
+    epilog=example("ssh xe1t@chicago caxev receive --root /data/raw"),
+)
 @click.option(
     "--root",
     "roots",

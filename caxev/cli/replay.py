@@ -11,6 +11,7 @@ from attrs import frozen
 from caxev.cli.options import MOST, RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, say, show, show_json
 from caxev.config import ConfigError
+from caxev.finite import DAYS
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from caxev.registry import Registry
 
 _PAGE = 1000
-_CENTURY = 36525.0
 
 
 @click.command(
@@ -36,7 +36,7 @@ _CENTURY = 36525.0
 @click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number.")
 @click.option(
     "--last-days",
-    type=click.FloatRange(0, _CENTURY, min_open=True),
+    type=DAYS,
     metavar="D",
     help="Runs that were started in the last D days.",
 )

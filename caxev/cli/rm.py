@@ -80,6 +80,7 @@ def rm(
     The site's listener has the others read afresh first, and deletes it only on that proof.
     """
     from caxev.cli.runs import one
+    from caxev.cli.runs import options as named
 
     options = state()
     options.log("warning")
@@ -102,7 +103,8 @@ def rm(
         row = options.with_database(errand.delete)
     show(Table(_COLUMNS, [row]), as_json=as_json)
     if not (dry_run or cancel or as_json):
-        say(f"its entry says how far that is: caxev status --run {row['run']}")
+        run = named(number, name, detector)
+        say(f"its entry says how far that is: caxev status {run}")
 
 
 @frozen

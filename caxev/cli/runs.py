@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import islice
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -59,10 +60,15 @@ def one(number: int | None, name: str | None, detector: str | None = None) -> Wa
 
 def which(run: Run) -> str:
     """Return the options that name a run to another command."""
-    if run.number:
-        return f"--run {run.number}"
-    detector = f" --detector {run.detector}" if run.detector else ""
-    return f"--name {run.name}{detector}"
+    return options(run.number or None, run.name, run.detector)
+
+
+def options(number: int | None, name: str | None, detector: str | None) -> str:
+    """Return the options that name a run; where it has no number, its name needs a detector."""
+    if number is not None:
+        return f"--run {number}"
+    which_detector = f" --detector {quote(detector)}" if detector else ""
+    return f"--name {quote(name or '')}{which_detector}"
 
 
 def label(run: Run) -> str:

@@ -14,6 +14,7 @@ from caxev.cli.output import Table, say, show, show_json, size, time
 
 if TYPE_CHECKING:
     from caxev.alarms import Standing
+    from caxev.cli.runs import Wanted
     from caxev.model import Copy, Run
     from caxev.mongo import Database, Selection, SiteRecord
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 )
 @click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
 @click.option("--name", metavar="X", help="The run of this name.")
+@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
 @click.option("--site", metavar="S", help="Only this site.")
 @click.option("--host", metavar="H", help="Copies at this host.")
 @click.option("--status", "wanted", metavar="X", help="Copies with this status.")
@@ -41,6 +43,7 @@ def status(
     *,
     number: int | None,
     name: str | None,
+    detector: str | None,
     site: str | None,
     host: str | None,
     wanted: str | None,
@@ -53,6 +56,8 @@ def status(
     With --host, --status or --type: the copies that fit, of all runs. With --totals: how many those
     are for each host, type and status, and their bytes as far as they are known.
     """
+    if detector is not None and number is None and name is None:
+        raise click.UsageError("--detector says which of several runs: give --run or --name, too")
     options = state()
     options.log("warning")
     if totals or (host, wanted, kind) != (None, None, None):
@@ -63,12 +68,15 @@ def status(
             )
         _show_copies(Sought(host, wanted, kind), totals=totals, as_json=as_json)
         return
+    from caxev.cli.runs import one
+
     names = _names(site)
     if number is None and name is None:
         rows = options.with_database(lambda database: site_rows(database, names, only=site))
         show(Table(_SITES, rows), as_json=as_json, empty="no site is known")
         return
-    runs = options.with_database(lambda database: _runs(database, number, name, names, site))
+    meant = one(number, name, detector)
+    runs = options.with_database(lambda database: _runs(database, meant, names, site))
     if as_json:
         show_json(runs)
         return
@@ -237,15 +245,9 @@ _PLACES = (
 
 
 async def _runs(
-    database: Database,
-    number: int | None,
-    name: str | None,
-    names: Iterable[str],
-    site: str | None,
+    database: Database, meant: Wanted, names: Iterable[str], site: str | None
 ) -> list[dict[str, Any]]:
-    from caxev.cli.runs import one
-
-    found = await one(number, name).find(database, database.settings)
+    found = await meant.find(database, database.settings)
     whole = await database.runs([run.id for run in found])
     records = () if site is not None else await database.site_records()
     sites = dict.fromkeys([*names, *(record.site for record in records)])

@@ -23,6 +23,7 @@ from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import cell, size, time
 from caxev.config import ConfigError, Site
+from caxev.finite import Finite
 from caxev.job import GiveUp
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ _HOUR: Final = 3600.0
 @click.option("--register", is_flag=True, help="Tell the database of those that are a run's.")
 @click.option(
     "--age",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=24.0,
     show_default=True,
     metavar="HOURS",

@@ -20,6 +20,7 @@ from caxev.cli.errors import FAILED, NothingToDo
 from caxev.cli.options import MOST, RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, printable, say, show, size
 from caxev.config import ConfigError
+from caxev.finite import DAYS
 
 if TYPE_CHECKING:
     from caxev.archives import Reach, Stored, Told
@@ -30,11 +31,10 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
-_CENTURY: Final = 36525.0
 _HANDLERS: Final = ("backup", "recall", "tape_checksum")
 
 
-@click.group()
+@click.group(epilog=example("caxev tape put --run 123", "caxev tape ls --last-days 30"))
 def tape() -> None:
     """Backups on tape: make them, bring them back, list and compare them."""
 
@@ -49,7 +49,7 @@ def _selection(*, required: bool) -> Callable[[F], F]:
         click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number."),
         click.option(
             "--last-days",
-            type=click.FloatRange(0, _CENTURY, min_open=True),
+            type=DAYS,
             metavar="D",
             help="Runs that were started in the last D days.",
         ),

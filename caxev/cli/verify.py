@@ -42,6 +42,7 @@ _NAMED: Final = 3
     "--run", "numbers", type=RUN_NUMBER, multiple=True, metavar="N", help="Runs of these numbers."
 )
 @click.option("--name", metavar="X", help="The run of this name.")
+@click.option("--detector", metavar="D", help="Only runs of this detector.")
 @click.option("--site", metavar="S", help="Only copies at this site.")
 @click.option("--type", "kind", metavar="T", help="Only copies of this type of data.")
 @click.option("--deep", is_flag=True, help="Read the files and compare their digests.")
@@ -51,6 +52,7 @@ def verify(
     *,
     numbers: tuple[int, ...],
     name: str | None,
+    detector: str | None,
     site: str | None,
     kind: str | None,
     deep: bool,
@@ -69,7 +71,7 @@ def verify(
     sites = options.sites()
     if site is not None:
         sites.get(site)
-    look = Look(sites, site, kind, deep)
+    look = Look(sites, site, kind, deep, detector)
     rows = options.with_database(lambda database: look.rows(database, numbers, name))
     show(Table(_COLUMNS, rows), as_json=as_json, empty="there are no such copies")
     if any(row["found"] in BAD for row in rows):
@@ -95,6 +97,7 @@ class Look:
     site: str | None
     kind: str | None
     deep: bool
+    detector: str | None = None
 
     async def rows(
         self, database: Database, numbers: Sequence[int], name: str | None
@@ -117,10 +120,12 @@ class Look:
 
         if numbers or name is not None:
             for number in numbers or (None,):
-                for run in await one(number, name).find(database, database.settings):
+                for run in await one(number, name, self.detector).find(database, database.settings):
                     yield run
             return
-        wanted: Selection = Selection(host=self.site, type=self.kind, status=TRANSFERRED)
+        wanted: Selection = Selection(
+            host=self.site, type=self.kind, status=TRANSFERRED, detector=self.detector
+        )
         async for page in database.pages(wanted, utcnow()):
             for run in page:
                 yield run

@@ -102,7 +102,7 @@ def _load(where: str, load: Callable[[], ModuleType]) -> ModuleType:
             raise
         except ImportError as error:
             raise ConfigError(f"{where} cannot be imported: {one_line(error)}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = f"{where} fails when it is imported: {one_line(error)}{_line_of(error)}"
             raise ConfigError(message) from error
 

@@ -323,14 +323,19 @@ class Site:
         )
 
     def wants(self, handler: Handler) -> bool:
-        """Whether this site has what the handler needs, and ``task_list`` enables it.
+        """Whether this site has what the handler needs, and ``task_list`` enables it."""
+        return self.unmet(handler) is None
 
-        There it stands by its name or an alias.
+    def unmet(self, handler: Handler) -> str | None:
+        """Why this site has not enabled the handler; None where it has.
+
+        In ``task_list`` it stands by its name or an alias.
         """
         if handler.needs and not any(getattr(self, key, None) for key in handler.needs):
-            return False
-        names = {handler.name, *handler.aliases}
-        return not self.task_list or not names.isdisjoint(self.task_list)
+            return f"{self.name} gives no {' or '.join(handler.needs)}"
+        if self.task_list and {handler.name, *handler.aliases}.isdisjoint(self.task_list):
+            return f"task_list of {self.name} leaves it out"
+        return None
 
     def correcting(self) -> tuple[Correction, ...]:
         """The corrections that ``task_list`` enables, by their own name or all by ``correct``."""
@@ -441,8 +446,9 @@ def load_sites(path: str | Path) -> Sites:
     entries = _parse(file, _read(file))
     sites, problems = [], list(_name_problems(entries))
     for place, entry in enumerate(entries, 1):
-        site, wrong = _structure(entry, _label(entry, place))
-        problems += wrong
+        label = _label(entry, place)
+        site, wrong = _structure(entry, label)
+        problems += [*_repeated_keys(entry, label), *wrong]
         if site is not None:
             sites.append(_resolved(site, file.parent))
             problems += _site_problems(site)
@@ -470,7 +476,7 @@ def _read(file: Path) -> str:
 
 def _parse(file: Path, text: str) -> list[Any]:
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise ConfigError(f"{file} is not JSON: {error.msg} at {where}") from error
@@ -479,15 +485,46 @@ def _parse(file: Path, text: str) -> list[Any]:
     except RecursionError as error:
         raise ConfigError(f"{file} is nested too deeply to be a list of sites") from error
     if not isinstance(document, list):
-        what = _kind(document)
+        what = "an object" if isinstance(document, dict) else _kind(document)
         raise ConfigError(f"{file} holds {what}, not a list of sites: put it in [ and ]")
     if not document:
         raise ConfigError(f"{file} holds an empty list: describe at least one site in it")
     return document
 
 
+class _Repeating(dict[str, Any]):
+    """An object in which keys stand more than once: `repeated` says which. The last one counts."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeating = _Repeating(found)
+    times = Counter(key for key, _ in pairs)
+    repeating.repeated = tuple(key for key, number in times.items() if number > 1)
+    return repeating
+
+
+def _repeated_keys(value: object, label: str) -> Iterator[str]:
+    """What is wrong with the keys of an object and of those inside; one's own are left alone."""
+    if isinstance(value, _Repeating):
+        for key in value.repeated:
+            if not key.startswith("x_"):
+                yield f"{label}: {key!r} stands there more than once; keep one of them"
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not key.startswith("x_"):
+                yield from _repeated_keys(inner, f"{label}: {key!r}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _repeated_keys(inner, label)
+
+
 def _kind(value: object) -> str:
-    names = {dict: "an object", str: "a text", bool: "a truth value", type(None): "null"}
+    names = {str: "a text", bool: "a truth value", type(None): "null"}
     return names.get(type(value), "a number")
 
 

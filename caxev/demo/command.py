@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import signal
@@ -11,7 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +26,7 @@ from caxev import aio
 from caxev.config import ConfigError
 from caxev.daemon import open_database, prepare, run
 from caxev.demo.world import TAPE, World
+from caxev.finite import Finite
 from caxev.job import utcnow
 from caxev.ledger import Debt
 from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
@@ -49,12 +49,6 @@ MARKS: Final[Mapping[str, str]] = {
 }
 
 
-def _finite(_context: click.Context, _option: click.Parameter, value: float) -> float:
-    if not math.isfinite(value):
-        raise click.BadParameter("it must be a number.")
-    return value
-
-
 @click.command()
 @click.option(
     "--runs",
@@ -65,10 +59,9 @@ def _finite(_context: click.Context, _option: click.Parameter, value: float) -> 
 )
 @click.option(
     "--size-mb",
-    type=click.FloatRange(0, 1e6),
+    type=Finite(0, 1e6),
     default=20.0,
     show_default=True,
-    callback=_finite,
     help="Megabytes in each run.",
 )
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
@@ -87,16 +80,22 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
     if not template.exists():
         raise ConfigError(f"{template} is not there: run the demo from a checkout of caxev")
     needed = int(runs * size_mb * MEGABYTE * 5.5) + (1 << 30)
-    with tempfile.TemporaryDirectory(prefix="caxev-demo-") as directory:
+    with (
+        ended_by_signals() as tidying_up,
+        tempfile.TemporaryDirectory(prefix="caxev-demo-") as directory,
+    ):
         free = shutil.disk_usage(directory).free
         if free < needed:
             raise ConfigError(
                 f"{directory} has {free >> 20} MiB free and the demo needs {needed >> 20}: "
                 "ask for less by --runs or --size-mb, or name another place by TMPDIR"
             )
-        with ended_by_signals(), World(Path(directory), template, tape=True) as world:
+        with World(Path(directory), template, tape=True) as world:
             show = Show(Console(stderr=as_json), world)
-            summary = run(_main, world, show, runs, int(size_mb * MEGABYTE), keep)
+            try:
+                summary = run(_main, world, show, runs, int(size_mb * MEGABYTE), keep)
+            finally:
+                tidying_up()
     show.summary(summary)
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
@@ -117,18 +116,37 @@ def wanted(world: World, runs: int) -> dict[str, int]:
 
 
 @contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, so that everything is tidied up."""
+def ended_by_signals() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, for which trio unwinds its tasks.
+
+    The process then ends with the signal's status. To be called is what is yielded when all that
+    is left is to tidy up: signals are passed over from then on, and so is all that follows the
+    first SIGTERM or SIGHUP.
+    """
+    asked: list[int] = []
 
     def leave(number: int, _frame: object) -> None:
-        sys.exit(128 + number)
+        if not asked:
+            asked.append(number)
+            signal.raise_signal(signal.SIGINT)
 
-    former = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    def pass_over() -> None:
+        for number in former:
+            signal.signal(number, lambda _number, _frame: None)
+
+    handlers: dict[int, Any] = {signal.SIGTERM: leave, signal.SIGHUP: leave}
+    handlers[signal.SIGINT] = signal.default_int_handler  # a background job ignores it
+    former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield
+        yield pass_over
+    except KeyboardInterrupt:
+        if not asked:
+            raise
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+    if asked:
+        sys.exit(128 + asked[0])
 
 
 @define(eq=False)

@@ -24,7 +24,7 @@ from attrs import define, field
 from caxev.config import Settings, Sites, load_sites
 from caxev.demo import daq
 from caxev.demo.server import known_hosts_line, make_key
-from caxev.embedded import ReplicaSet
+from caxev.embedded import ReplicaSet, start_with_us
 
 STARTS: Final = 30.0
 """Seconds that a server may take to start."""
@@ -167,11 +167,14 @@ class World:
     def listen(
         self, site: str, *options: str, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start ``caxev listen --site SITE`` as its own process; its log goes to ``logs``."""
+        """Start ``caxev listen --site SITE`` as its own process; its log goes to ``logs``.
+
+        It is killed when this process ends without having stopped it.
+        """
         command = [sys.executable, "-m", "caxev", "--log-level", "DEBUG"]
         command += ["listen", "--site", site, *options]
         with (self._made("logs") / f"{site}.log").open("ab") as log:
-            self.listeners[site] = subprocess.Popen(  # noqa: S603  # our own module
+            self.listeners[site] = start_with_us(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -9,9 +9,10 @@ import click
 from attrs import define
 
 from caxev.cli.errors import FAILED
-from caxev.cli.options import RUN_NUMBER, state
+from caxev.cli.options import RUN_NUMBER, example, state
 from caxev.cli.output import Table, show
 from caxev.config import ConfigError
+from caxev.finite import DAYS
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@click.group()
+@click.group(
+    epilog=example("caxev rucio put --run 123 --from lngs", "caxev rucio check --last-days 7")
+)
 def rucio() -> None:
     """Bring data to the Rucio catalogue, look after it there, and fetch it."""
 
@@ -38,7 +41,7 @@ def selecting(function: F) -> F:
         click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number."),
         click.option(
             "--last-days",
-            type=click.FloatRange(0, 36525, min_open=True),
+            type=DAYS,
             metavar="D",
             help="Runs that were started in the last D days.",
         ),

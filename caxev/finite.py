@@ -1,0 +1,25 @@
+"""The type of options that take a number with a fraction, in every command and the demo."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any, Final
+
+import click
+
+
+class Finite(click.FloatRange):
+    """A number within bounds. Python reads ``nan``, too, which is within any, and ``inf``."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the number. Raises click's error."""
+        number: float = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+DAYS: Final = Finite(0, 36525, min_open=True)
+"""So many days back: up to a century."""
