@@ -96,6 +96,10 @@ class Ground:
                 {}, {"$set": {f"data.0.{name}": value for name, value in fields.items()}}
             )
 
+    def remove(self, run: ObjectId) -> None:
+        with self._runs() as runs:
+            runs.delete_one({"_id": run})
+
     def store_manifest(self, path: Path) -> str:
         """Keep the manifest of a tree in the database, as the checksum reaction does."""
         manifest = digest_tree(str(path), sha512=True, report=lambda _done, _total: None)
@@ -368,6 +372,50 @@ def test_register_can_make_the_run(ground: Ground) -> None:
     assert run["start"] == datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
     assert [entry["location"] for entry in run["data"]] == [str(path)]
     assert_one_line(ground.caxev(*there, "--run", "7", "--create"), 1, "has that copy")
+
+
+@pytest.mark.replicaset
+def test_register_takes_no_files_of_another_run(ground: Ground) -> None:
+    """What an entry has already, or has around it, gets no second entry; nor under a wrong name."""
+    path = write_run(ground.raw / NAME)
+    ground.insert(name="another")
+    there = ("register", str(path), "--site", "lngs")
+    other = ground.caxev(*there, "--run", "1")
+    assert_one_line(other, 1, "is not the name of run 1", "--any-name")
+    new = ground.caxev(*there, "--name", "new", "--create")
+    assert_one_line(new, 1, "is not the name of run new")
+    for number, location in enumerate((path, path / "below", f"{path}/"), start=2):
+        id_ = ground.insert({"location": str(location)}, number=number, name=f"r{number}")
+        for more in (("--run", "1", "--any-name"), ("--create", "--dry-run")):
+            assert_one_line(ground.caxev(*there, *more), 1, f"raw at lngs of run {number}")
+        ground.remove(id_)
+    assert ground.caxev(*there, "--run", "1", "--any-name").code == 0
+    assert ground.entry()["location"] == str(path)
+
+
+@pytest.mark.replicaset
+def test_register_and_mv_name_places_as_sites_json_does(ground: Ground) -> None:
+    """Where dir_raw is a link the entries' locations begin with it: so the copies may go again."""
+    link = ground.root / "link"
+    link.symlink_to(ground.raw)
+    entries = json.loads(Path("sites.json").read_text())
+    entries[0]["dir_raw"] = str(link)
+    Path("sites.json").write_text(json.dumps(entries))
+    ground.insert()
+    write_run(ground.raw / NAME)
+    assert ground.caxev("register", str(ground.raw / NAME), "--site", "lngs").code == 0
+    assert ground.entry()["location"] == f"{link}/{NAME}"
+    ground.change(status="transferred")
+    assert move_to(ground, ground.raw / "2016").code == 0
+    assert ground.entry()["location"] == f"{link}/2016/{NAME}"
+    ground.insert(number=2, name="161112_0000")
+    write_run(ground.raw / "161112_0000")
+    assert stray(ground, "--register")["161112_0000"] == "registered"
+    assert ground.entry(2)["location"] == f"{link}/161112_0000"
+    ground.insert({"location": f"{link}/161113_0000"}, number=3, name="known")
+    known = write_run(ground.raw / "161113_0000")
+    taken = ground.caxev("register", str(known), "--site", "lngs", "--create")
+    assert_one_line(taken, 1, "of run 3")
 
 
 @pytest.mark.replicaset

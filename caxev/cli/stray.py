@@ -22,7 +22,7 @@ from caxev.cli.census import Census, Claim, Find, measured, places
 from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import cell, size, time
-from caxev.config import ConfigError, Site
+from caxev.config import ConfigError, Site, Sites
 from caxev.job import GiveUp
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ def stray(
     be read or done.
     """
     from caxev.cli.places import ours
-    from caxev.retention import beside
 
     if delete and register:
         raise click.UsageError("--delete and --register: only one of them")
@@ -75,9 +74,8 @@ def stray(
     options.log("warning")
     os.nice(NICENESS)
     act = "delete" if delete else "register" if register else ""
-    here = ours(site)
-    hosts = beside(here, options.sites())
-    search = Search(here, hosts, act, clock.time() - age * _HOUR, dry_run, Telling(as_json))
+    here, sites = ours(site), options.sites()
+    search = Search(here, sites, act, clock.time() - age * _HOUR, dry_run, Telling(as_json))
     if not options.with_database(search.run):
         raise click.exceptions.Exit(FAILED)
 
@@ -115,16 +113,22 @@ _LINE: Final = "{:8}  {:>7}  {:>8}  {}  ({})"
 class Search:
     """What is looked for at which site, and what is done: `act` is ``delete``, ``register`` or ``.
 
-    `before`: what has changed since (seconds since 1970) is left alone. `hosts` are the sites on
-    this machine: what one of them knows is nobody's stray.
+    `before`: what has changed since (seconds since 1970) is left alone.
     """
 
     site: Site
-    hosts: frozenset[str]
+    sites: Sites
     act: str
     before: float
     dry_run: bool
     telling: Telling
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The sites on this machine: what one of them knows is nobody's stray."""
+        from caxev.retention import beside
+
+        return beside(self.site, self.sites)
 
     async def run(self, database: Database) -> bool:
         """Search, tell and act; whether all went well."""
@@ -182,16 +186,14 @@ class Search:
         return [find for find in finds if find.path not in known]
 
     def _names(self, path: bytes) -> Iterator[str]:
-        """Return how an entry may name this place: by its resolved path, or by the site's."""
+        """Return how an entry may name this place."""
+        from caxev.cli.places import names_of
+
         try:
             text = path.decode()
         except UnicodeDecodeError:
             return  # no text of the database is that
-        yield text
-        for root in self.site.roots:
-            real = os.path.realpath(root)
-            if real != root and text.startswith(f"{real}/"):
-                yield root.rstrip("/") + text.removeprefix(real)
+        yield from names_of(text, map(self.sites.get, self.hosts))
 
     async def _still(self, database: Database, claims: Sequence[Claim]) -> list[Claim]:
         """Return those copies that are still said to be where nothing is."""
@@ -230,13 +232,15 @@ class Search:
     async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
         from caxev.cli.places import key_of, run_name
         from caxev.cli.register import Found
+        from caxev.files import confine
 
         path = os.fsdecode(find.path)
         if find.kind != "stray":
             return {"state": "left alone: it is no copy"}
         try:
-            found = Found(self.site, key_of(self.site, path), path)
-            which = (None, run_name(path), None)
+            real = confine(path, self.site.roots)
+            found = Found(self.site, self.sites, key_of(self.site, real), real)
+            which = (None, run_name(real), None)
             told = await found.told(database, which, None, dry_run=self.dry_run)
         except (NoSuchRun, NothingToDo, GiveUp) as error:
             return {"state": f"left alone: {error}"}
