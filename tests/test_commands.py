@@ -457,8 +457,10 @@ def test_verify_tells_good_from_bad(ground: Ground) -> None:
     assert rows(ground.caxev("verify", "--run", "1", "--deep", "--json"))[0]["found"] == "good"
     (old / "XENON1T-1-0.zip").write_bytes(b"x" * 1000)  # as long as before
     assert rows(ground.caxev("verify", "--site", "lngs", "--json"))[0]["found"] == "good"
+    assert "check_asked" not in ground.entry()
     (row,) = rows(ground.caxev("verify", "--site", "lngs", "--deep", "--json"), 1)
     assert (row["found"], row["why"]) == ("bad", "1 files: XENON1T-1-0.zip differs")
+    assert isinstance(ground.entry()["check_asked"], datetime)  # its listener is to look itself
     (old / "XENON1T-1-1.zip").unlink()
     (row,) = rows(ground.caxev("verify", "--run", "1", "--json"), 1)
     assert row["why"] == "1 files: XENON1T-1-1.zip is missing"
