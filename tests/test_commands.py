@@ -27,6 +27,7 @@ from caxev.cli.places import key_of
 from caxev.config import Site
 from caxev.files import alone, digest_tree
 from caxev.model import Copy, CopyKey, Run
+from handlers.processing import output_of
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import (  # noqa: F401  # fixtures
@@ -553,7 +554,8 @@ def littered(ground: Ground) -> None:
     ground.insert(number=5, name="stray")
     write_run(ground.raw / ".caxev-part-coming")
     write_run(ground.raw / ".caxev-part-left")
-    write_run(ground.raw / ".caxev-quarantine")
+    (ground.raw / ".caxev-jobs").mkdir()
+    (ground.raw / ".caxev-jobs" / "log").touch()
     write_run(ground.raw / "stray" / "sub")
     write_run(ground.raw / "deep" / "other")
     (ground.raw / "empty").mkdir()
@@ -596,7 +598,7 @@ def test_stray_deletes_what_nobody_knows_and_nothing_else(ground: Ground) -> Non
     assert set(stray(ground, "--delete").values()) == {"deleted", "raw of run 2"}
     assert contents(ground.database) == before
     left = {str(path.relative_to(ground.raw)) for path in ground.raw.glob("*")}
-    assert left == {NAME, ".caxev-part-coming", ".caxev-quarantine", "deep", "empty"}
+    assert left == {NAME, ".caxev-part-coming", ".caxev-jobs", "deep", "empty"}
     assert [path.name for path in (ground.raw / "deep").iterdir()] == ["known"]
     assert len(list((ground.raw / NAME).iterdir())) == 3
     assert stray(ground) == {"gone": "raw of run 2"}
@@ -630,6 +632,47 @@ def test_stray_registers_what_is_a_runs(ground: Ground) -> None:
     assert "no place of a copy" in found["other"]
     assert ground.entry(5)["location"] == str(ground.raw / "stray")
     assert "stray" not in stray(ground)
+
+
+@pytest.mark.replicaset
+def test_stray_knows_what_is_hidden_and_whose(ground: Ground) -> None:
+    """What jobs, mv, erasing and quarantine have beside copies is theirs while an entry says so."""
+    made = ground.far / "pax_v1" / f"{NAME}.root"
+    quarantine = ground.raw / ".caxev-quarantine"
+    job = {"type": "processed", "pax_version": "v1", "status": "transferring", "job": {}}
+    entries: dict[str, dict[str, Any]] = {
+        "moving": {"status": "moving", "moving_to": str(ground.raw / "x" / "moving")},
+        "going": {"status": "deleting"},
+        "kept": {"status": "error", "quarantine": {"place": str(quarantine / "once%kept")}},
+        "soon": {"status": "error", "quarantine": {"place": None}},
+    }
+    theirs = [
+        Path(output_of(str(made), "a.job.1")),
+        ground.raw / ".caxev-moved-moving",
+        ground.raw / ".caxev-gone-going",
+        quarantine / "once%kept",
+        quarantine / "soon",
+    ]
+    nobodys = [
+        made.with_name(f".caxev-part-3-other-{made.name}"),
+        ground.raw / f".caxev-part-3-{NAME}",
+        ground.raw / f".caxev-moved-{NAME}",
+        ground.raw / f".caxev-gone-{NAME}",
+        quarantine / NAME,
+    ]
+    ground.insert({"location": str(write_run(ground.raw / NAME))}, {"location": str(made), **job})
+    for number, (name, entry) in enumerate(entries.items(), start=2):
+        ground.insert({"location": str(ground.raw / name), **entry}, number=number, name=name)
+    for path in (*theirs, *nobodys):
+        write_run(path)
+    expected = dict.fromkeys((path.name for path in nobodys), "unknown")
+    assert stray(ground) == expected
+    assert stray(ground, "--delete", "--dry-run") == dict.fromkeys(expected, "would be deleted")
+    rows_ = rows(ground.caxev("stray", "--site", "lngs", "--json"))
+    assert {row["what"] for row in rows_} == {"leftover"}
+    assert stray(ground, "--delete") == dict.fromkeys(expected, "deleted")
+    assert [path.exists() for path in theirs] == [True] * len(theirs)
+    assert stray(ground) == {}
 
 
 @pytest.mark.replicaset

@@ -11,6 +11,7 @@ import json
 import os
 import time as clock
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +19,19 @@ import click
 import trio
 from attrs import define, field, frozen
 
-from caxev.cli.census import Census, Claim, Find, measured, places
+from caxev.cli.census import (
+    GONE,
+    MOVED,
+    OF_JOBS,
+    Census,
+    Claim,
+    Find,
+    copies_of,
+    hidden,
+    keepers,
+    measured,
+    places,
+)
 from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import cell, size, time
@@ -62,9 +75,9 @@ def stray(
 
     Run it at the site's own machine, beside its listener: it is a process of its own, of the lowest
     priority, and needs little memory for a million files. A directory of which nothing is known is
-    one find. Partials (leftover) that belong to no copy are found as well. Copies whose files are
-    gone are only told: caxev verify --deep has the site look. Exit code 1 where something could not
-    be read or done.
+    one find. Partials, and what was put aside (leftover), are found as well where they belong to no
+    copy. Copies whose files are gone are only told: caxev verify --deep has the site look. Exit
+    code 1 where something could not be read or done.
     """
     from caxev.cli.places import ours
 
@@ -163,7 +176,7 @@ class Search:
 
     def _claims_of(self, run: Run, host: str) -> Iterator[Claim]:
         """Return the places that a run's entries name; only ours must be there."""
-        for claim in claims_of(run, host):
+        for claim in claims_of(run, self.sites.get(host)):
             yield claim if host == self.site.name else claim._replace(must=False)
 
     def _sure(self, known: int, gone: int) -> None:
@@ -178,12 +191,12 @@ class Search:
 
     async def _unknown(self, database: Database, finds: Sequence[Find]) -> list[Find]:
         """Return those finds that the database does not know by now either."""
-        names = {name for find in finds for name in self._names(find.path)}
+        paths = {path for find in finds for path in copies_of(find.path)}
+        names = {name for path in paths for name in self._names(path)}
         runs = await database.located(self.hosts, sorted(names))
-        known = {
-            claim.path for run in runs for host in self.hosts for claim in claims_of(run, host)
-        }
-        return [find for find in finds if find.path not in known]
+        there = [self.sites.get(host) for host in self.hosts]
+        known = {claim.path for run in runs for site in there for claim in claims_of(run, site)}
+        return [find for find in finds if known.isdisjoint(keepers(find.path))]
 
     def _names(self, path: bytes) -> Iterator[str]:
         """Return how an entry may name this place."""
@@ -198,9 +211,7 @@ class Search:
     async def _still(self, database: Database, claims: Sequence[Claim]) -> list[Claim]:
         """Return those copies that are still said to be where nothing is."""
         runs = await database.located([self.site.name], [claim.location for claim in claims])
-        known = {
-            claim.path for run in runs for claim in claims_of(run, self.site.name) if claim.must
-        }
+        known = {claim.path for run in runs for claim in claims_of(run, self.site) if claim.must}
         gone = [claim for claim in claims if claim.path in known]
         return await trio.to_thread.run_sync(
             lambda: [claim for claim in gone if not os.path.lexists(claim.path)]
@@ -253,12 +264,12 @@ async def _paged(pages: Iterator[list[Any]]) -> AsyncIterator[list[Any]]:
         yield page
 
 
-def claims_of(run: Run, host: str) -> Iterator[Claim]:
-    """Return the places at that host that a run's entries name. Asks where links lead."""
+def claims_of(run: Run, site: Site) -> Iterator[Claim]:
+    """Return the places at that site that a run's entries name. Asks where links lead."""
     from caxev.cli.runs import label
 
     for copy in run.copies:
-        if copy.host != host:
+        if copy.host != site.name:
             continue
         for number, path in enumerate(places(copy.location)):
             must = _must(copy) and number == 0
@@ -267,6 +278,25 @@ def claims_of(run: Run, host: str) -> Iterator[Claim]:
         for name in ("moving_to", "moved_from"):
             for path in places(copy.fields.get(name)):
                 yield Claim(path)
+        yield from map(Claim, _hidden(copy, site))
+
+
+def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
+    """Return where files are, or may be, of a copy that is being made, moved, erased or mended."""
+    from caxev.files import quarantine_of
+    from caxev.model import DELETING, MOVING, TRANSFERRED
+
+    for path in places(copy.location):
+        if isinstance(copy.fields.get("job"), Mapping) and copy.status != TRANSFERRED:
+            yield hidden(path, OF_JOBS)
+        if copy.status == MOVING:
+            yield hidden(path, MOVED)
+        if copy.status == DELETING:
+            yield hidden(path, GONE)
+    aside = copy.fields.get("quarantine")
+    if isinstance(aside, Mapping):
+        with suppress(GiveUp):
+            yield from places(aside.get("place") or quarantine_of(copy.location or "", site.roots))
 
 
 def _must(copy: Copy) -> bool:
