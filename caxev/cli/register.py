@@ -61,19 +61,14 @@ def register(
     stands in. The site's listener reads it then and gives it its digests. Files of which an entry
     tells already, if another run's, and names that are not the run's are refused.
     """
-    from caxev.cli.places import key_of, ours, run_name
-    from caxev.files import confine
+    from caxev.cli.places import ours, run_name
 
     options = state()
     options.log("warning")
-    here = ours(site)
-    real = confine(os.path.abspath(path), here.roots)
-    if not os.path.lexists(real):
-        raise NothingToDo(f"there is nothing at {printable(real)}")
+    found = found_at(os.path.abspath(path), ours(site), options.sites(), any_name=any_name)
     if number is None and name is None:
-        name = run_name(real)
-    birth = Birth(number, name or run_name(real), detector or "tpc") if create else None
-    found = Found(here, options.sites(), key_of(here, real), real, any_name)
+        name = run_name(found.real)
+    birth = Birth(number, name or run_name(found.real), detector or "tpc") if create else None
     row = options.with_database(
         lambda database: found.told(database, (number, name, detector), birth, dry_run=dry_run)
     )
@@ -201,6 +196,20 @@ class Found:
             "location": self.location,
             "state": what,
         }
+
+
+def found_at(path: str, here: Site, sites: Sites, *, any_name: bool = False) -> Found:
+    """Return the copy that stands at that path, links followed.
+
+    Raises `GiveUp` where no copy of the site can stand, `NothingToDo` where nothing does.
+    """
+    from caxev.cli.places import key_of
+    from caxev.files import confine
+
+    real = confine(path, here.roots)
+    if not os.path.lexists(real):
+        raise NothingToDo(f"there is nothing at {printable(real)}")
+    return Found(here, sites, key_of(here, real), real, any_name)
 
 
 def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate:

@@ -241,17 +241,14 @@ class Search:
         return {"state": "deleted"}
 
     async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
-        from caxev.cli.places import key_of, run_name
-        from caxev.cli.register import Found
-        from caxev.files import confine
+        from caxev.cli.places import run_name
+        from caxev.cli.register import found_at
 
-        path = os.fsdecode(find.path)
         if find.kind != "stray":
             return {"state": "left alone: it is no copy"}
         try:
-            real = confine(path, self.site.roots)
-            found = Found(self.site, self.sites, key_of(self.site, real), real)
-            which = (None, run_name(real), None)
+            found = found_at(os.fsdecode(find.path), self.site, self.sites)
+            which = (None, run_name(found.real), None)
             told = await found.told(database, which, None, dry_run=self.dry_run)
         except (NoSuchRun, NothingToDo, GiveUp) as error:
             return {"state": f"left alone: {error}"}
@@ -338,10 +335,9 @@ def erase(path: bytes, roots: Sequence[str]) -> None:
 
     Raises OSError; `GiveUp` where the path leads out of the roots.
     """
-    from caxev.files import confine
+    from caxev.files import confine, safe_name
     from caxev.files.resolved import remove
 
-    directory, name = os.path.split(path)
-    inside = confine(os.path.join(os.fsdecode(directory), "x"), roots)
-    real = os.path.join(os.fsencode(os.path.dirname(inside)), name)
-    remove(real)
+    directory, name = os.path.split(os.fsdecode(path))
+    inside = confine(os.path.join(directory, "x"), roots)
+    remove(os.path.join(os.path.dirname(inside), safe_name(name)))
