@@ -2,7 +2,8 @@
 
 ``handlers.corrections`` evaluates what calibrators wrote. Only what is named here has a meaning:
 numbers, the names that are given, arithmetic, comparisons and a few functions; so nothing can be
-reached that was not given. The forms of sympy's ``Piecewise`` are understood::
+reached that was not given. What sympy prints of its ``Piecewise`` is understood, with ``Eq``,
+``Ne``, ``And``, ``Or``, ``Not``, ``pi`` and ``E``::
 
     Piecewise((1.44e-4, t < 1478000000), (1.45e-4 + 1e-12 * (t - 1.478e9), True))
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 LONGEST: Final = 100_000
@@ -39,9 +40,14 @@ _OPERATORS: Final[Mapping[type[ast.AST], Callable[..., Any]]] = {
 _LOGIC: Final[Mapping[type[ast.AST], Callable[..., bool]]] = {
     ast.BitAnd: operator.and_,
     ast.BitOr: operator.or_,
-    ast.Invert: operator.not_,
-    ast.Not: operator.not_,
 }
+_RELATIONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
+    "Eq": operator.eq,
+    "Ne": operator.ne,
+}
+# What Python writes as ``and`` and ``or`` is called so as well.
+_JOINED: Final[Mapping[str, Callable[[Iterable[bool]], bool]]] = {"And": all, "Or": any}
+_CONSTANTS: Final[Mapping[str, float]] = {"pi": math.pi, "E": math.e}
 _FUNCTIONS: Final[Mapping[str, Callable[..., float]]] = {
     "exp": math.exp,
     "log": math.log,
@@ -90,6 +96,8 @@ def _number(node: ast.expr, names: Mapping[str, float]) -> float:
             return float(value)  # also an integer: its powers stay small
         case ast.Name(name) if name in names:
             return float(names[name])
+        case ast.Name(name) if name in _CONSTANTS:
+            return _CONSTANTS[name]
         case ast.Name(name):
             known = ", ".join(sorted(names)) or "none"
             raise ExpressionError(f"{name!r} is not known here (known: {known})")
@@ -126,14 +134,18 @@ def _truth(node: ast.expr, names: Mapping[str, float]) -> bool:
             values = [_number(one, names) for one in (first, *rest)]
             pairs = zip(signs, values, values[1:], strict=False)
             return all(_OPERATORS[type(sign)](one, other) for sign, one, other in pairs)
-        case ast.BoolOp(ast.And(), parts):
-            return all(_truth(part, names) for part in parts)
-        case ast.BoolOp(ast.Or(), parts):
-            return any(_truth(part, names) for part in parts)
+        case ast.BoolOp(sign, parts):
+            return _JOINED[type(sign).__name__](_truth(part, names) for part in parts)
         case ast.BinOp(left, sign, right) if type(sign) in _LOGIC:
             return _LOGIC[type(sign)](_truth(left, names), _truth(right, names))
-        case ast.UnaryOp(sign, operand) if type(sign) in _LOGIC:
-            return _LOGIC[type(sign)](_truth(operand, names))
+        case ast.UnaryOp(ast.Invert() | ast.Not(), operand) | ast.Call(
+            ast.Name("Not"), [operand], []
+        ):
+            return not _truth(operand, names)
+        case ast.Call(ast.Name(name), [left, right], []) if name in _RELATIONS:
+            return _RELATIONS[name](_number(left, names), _number(right, names))
+        case ast.Call(ast.Name(name), parts, []) if name in _JOINED:
+            return _JOINED[name](_truth(part, names) for part in parts)
         case _:
             raise ExpressionError(f"{_shown(node)} is no condition")
 

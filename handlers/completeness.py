@@ -99,15 +99,20 @@ def plan_size(run: Run, site: Site) -> Plan | Skip:
         return Skip("the run has raw_size_byte")
     if field_of(run.document, "end") is None:
         return Skip("the run has no end yet")
-    events = field_of(run.document, "trigger.events_built")
-    if not isinstance(events, int) or events <= 0:
+    events = whole(field_of(run.document, "trigger.events_built"))
+    if events is None:
         return Skip("the run has no events_built")
     raw = run.copy(CopyKey("raw", site.name))
     if raw is None:
         return Skip("there is no raw copy here")
     if raw.status != TRANSFERRED or raw.location is None:
         return Skip(f"the raw copy here is {raw.status}")
-    per_file = field_of(run.document, PER_FILE)
-    if not isinstance(per_file, int) or per_file <= 0:
-        per_file = EVENTS_PER_FILE
+    per_file = whole(field_of(run.document, PER_FILE)) or EVENTS_PER_FILE
     return Plan(raw, -(-events // per_file))
+
+
+def whole(value: object) -> int | None:
+    """A whole number above 0, also one written as a double, as mongosh does; else None. Pure."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return int(value) if value > 0 and value % 1 == 0 else None

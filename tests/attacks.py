@@ -34,7 +34,7 @@ class Watched:
     """What lies outside: a directory that an attack would read, write or remove."""
 
     outside: Path
-    _before: dict[str, bytes | str] = field(init=False)
+    _before: dict[str, tuple[bytes | str, ...]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         (self.outside / "run").mkdir(parents=True, exist_ok=True)
@@ -42,13 +42,14 @@ class Watched:
         (self.outside / "secret").write_bytes(SECRET)
         self._before = self._now()
 
-    def _now(self) -> dict[str, bytes | str]:
-        found: dict[str, bytes | str] = {}
+    def _now(self) -> dict[str, tuple[bytes | str, ...]]:
+        found: dict[str, tuple[bytes | str, ...]] = {}
         for directory, names, files in os.walk(self.outside):
             for name in (*names, *files):
                 path = Path(directory) / name
-                link = path.is_symlink()
-                found[str(path)] = str(path.readlink()) if link else _content(path)
+                status = path.lstat()
+                held = str(path.readlink()) if path.is_symlink() else _content(path)
+                found[str(path)] = (held, f"{status.st_mode:o} {status.st_uid}:{status.st_gid}")
         return found
 
     @property

@@ -27,6 +27,7 @@ from caxev.cli.places import key_of
 from caxev.config import Site
 from caxev.files import alone, digest_tree
 from caxev.model import Copy, CopyKey, Run
+from handlers.processing import output_of
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import (  # noqa: F401  # fixtures
@@ -95,6 +96,10 @@ class Ground:
             runs.update_one(
                 {}, {"$set": {f"data.0.{name}": value for name, value in fields.items()}}
             )
+
+    def remove(self, run: ObjectId) -> None:
+        with self._runs() as runs:
+            runs.delete_one({"_id": run})
 
     def store_manifest(self, path: Path) -> str:
         """Keep the manifest of a tree in the database, as the checksum reaction does."""
@@ -371,6 +376,50 @@ def test_register_can_make_the_run(ground: Ground) -> None:
 
 
 @pytest.mark.replicaset
+def test_register_takes_no_files_of_another_run(ground: Ground) -> None:
+    """What an entry has already, or has around it, gets no second entry; nor under a wrong name."""
+    path = write_run(ground.raw / NAME)
+    ground.insert(name="another")
+    there = ("register", str(path), "--site", "lngs")
+    other = ground.caxev(*there, "--run", "1")
+    assert_one_line(other, 1, "is not the name of run 1", "--any-name")
+    new = ground.caxev(*there, "--name", "new", "--create")
+    assert_one_line(new, 1, "is not the name of run new")
+    for number, location in enumerate((path, path / "below", f"{path}/"), start=2):
+        id_ = ground.insert({"location": str(location)}, number=number, name=f"r{number}")
+        for more in (("--run", "1", "--any-name"), ("--create", "--dry-run")):
+            assert_one_line(ground.caxev(*there, *more), 1, f"raw at lngs of run {number}")
+        ground.remove(id_)
+    assert ground.caxev(*there, "--run", "1", "--any-name").code == 0
+    assert ground.entry()["location"] == str(path)
+
+
+@pytest.mark.replicaset
+def test_register_and_mv_name_places_as_sites_json_does(ground: Ground) -> None:
+    """Where dir_raw is a link the entries' locations begin with it: so the copies may go again."""
+    link = ground.root / "link"
+    link.symlink_to(ground.raw)
+    entries = json.loads(Path("sites.json").read_text())
+    entries[0]["dir_raw"] = str(link)
+    Path("sites.json").write_text(json.dumps(entries))
+    ground.insert()
+    write_run(ground.raw / NAME)
+    assert ground.caxev("register", str(ground.raw / NAME), "--site", "lngs").code == 0
+    assert ground.entry()["location"] == f"{link}/{NAME}"
+    ground.change(status="transferred")
+    assert move_to(ground, ground.raw / "2016").code == 0
+    assert ground.entry()["location"] == f"{link}/2016/{NAME}"
+    ground.insert(number=2, name="161112_0000")
+    write_run(ground.raw / "161112_0000")
+    assert stray(ground, "--register")["161112_0000"] == "registered"
+    assert ground.entry(2)["location"] == f"{link}/161112_0000"
+    ground.insert({"location": f"{link}/161113_0000"}, number=3, name="known")
+    known = write_run(ground.raw / "161113_0000")
+    taken = ground.caxev("register", str(known), "--site", "lngs", "--create")
+    assert_one_line(taken, 1, "of run 3")
+
+
+@pytest.mark.replicaset
 def test_register_of_derived_data(ground: Ground) -> None:
     """The type and the version follow from the directory, the run from the file's name."""
     ground.insert()
@@ -409,8 +458,10 @@ def test_verify_tells_good_from_bad(ground: Ground) -> None:
     assert rows(ground.caxev("verify", "--run", "1", "--deep", "--json"))[0]["found"] == "good"
     (old / "XENON1T-1-0.zip").write_bytes(b"x" * 1000)  # as long as before
     assert rows(ground.caxev("verify", "--site", "lngs", "--json"))[0]["found"] == "good"
+    assert "check_asked" not in ground.entry()
     (row,) = rows(ground.caxev("verify", "--site", "lngs", "--deep", "--json"), 1)
     assert (row["found"], row["why"]) == ("bad", "1 files: XENON1T-1-0.zip differs")
+    assert isinstance(ground.entry()["check_asked"], datetime)  # its listener is to look itself
     (old / "XENON1T-1-1.zip").unlink()
     (row,) = rows(ground.caxev("verify", "--run", "1", "--json"), 1)
     assert row["why"] == "1 files: XENON1T-1-1.zip is missing"
@@ -503,7 +554,8 @@ def littered(ground: Ground) -> None:
     ground.insert(number=5, name="stray")
     write_run(ground.raw / ".caxev-part-coming")
     write_run(ground.raw / ".caxev-part-left")
-    write_run(ground.raw / ".caxev-quarantine")
+    (ground.raw / ".caxev-jobs").mkdir()
+    (ground.raw / ".caxev-jobs" / "log").touch()
     write_run(ground.raw / "stray" / "sub")
     write_run(ground.raw / "deep" / "other")
     (ground.raw / "empty").mkdir()
@@ -546,7 +598,7 @@ def test_stray_deletes_what_nobody_knows_and_nothing_else(ground: Ground) -> Non
     assert set(stray(ground, "--delete").values()) == {"deleted", "raw of run 2"}
     assert contents(ground.database) == before
     left = {str(path.relative_to(ground.raw)) for path in ground.raw.glob("*")}
-    assert left == {NAME, ".caxev-part-coming", ".caxev-quarantine", "deep", "empty"}
+    assert left == {NAME, ".caxev-part-coming", ".caxev-jobs", "deep", "empty"}
     assert [path.name for path in (ground.raw / "deep").iterdir()] == ["known"]
     assert len(list((ground.raw / NAME).iterdir())) == 3
     assert stray(ground) == {"gone": "raw of run 2"}
@@ -580,6 +632,47 @@ def test_stray_registers_what_is_a_runs(ground: Ground) -> None:
     assert "no place of a copy" in found["other"]
     assert ground.entry(5)["location"] == str(ground.raw / "stray")
     assert "stray" not in stray(ground)
+
+
+@pytest.mark.replicaset
+def test_stray_knows_what_is_hidden_and_whose(ground: Ground) -> None:
+    """What jobs, mv, erasing and quarantine have beside copies is theirs while an entry says so."""
+    made = ground.far / "pax_v1" / f"{NAME}.root"
+    quarantine = ground.raw / ".caxev-quarantine"
+    job = {"type": "processed", "pax_version": "v1", "status": "transferring", "job": {}}
+    entries: dict[str, dict[str, Any]] = {
+        "moving": {"status": "moving", "moving_to": str(ground.raw / "x" / "moving")},
+        "going": {"status": "deleting"},
+        "kept": {"status": "error", "quarantine": {"place": str(quarantine / "once%kept")}},
+        "soon": {"status": "error", "quarantine": {"place": None}},
+    }
+    theirs = [
+        Path(output_of(str(made), "a.job.1")),
+        ground.raw / ".caxev-moved-moving",
+        ground.raw / ".caxev-gone-going",
+        quarantine / "once%kept",
+        quarantine / "soon",
+    ]
+    nobodys = [
+        made.with_name(f".caxev-part-3-other-{made.name}"),
+        ground.raw / f".caxev-part-3-{NAME}",
+        ground.raw / f".caxev-moved-{NAME}",
+        ground.raw / f".caxev-gone-{NAME}",
+        quarantine / NAME,
+    ]
+    ground.insert({"location": str(write_run(ground.raw / NAME))}, {"location": str(made), **job})
+    for number, (name, entry) in enumerate(entries.items(), start=2):
+        ground.insert({"location": str(ground.raw / name), **entry}, number=number, name=name)
+    for path in (*theirs, *nobodys):
+        write_run(path)
+    expected = dict.fromkeys((path.name for path in nobodys), "unknown")
+    assert stray(ground) == expected
+    assert stray(ground, "--delete", "--dry-run") == dict.fromkeys(expected, "would be deleted")
+    rows_ = rows(ground.caxev("stray", "--site", "lngs", "--json"))
+    assert {row["what"] for row in rows_} == {"leftover"}
+    assert stray(ground, "--delete") == dict.fromkeys(expected, "deleted")
+    assert [path.exists() for path in theirs] == [True] * len(theirs)
+    assert stray(ground) == {}
 
 
 @pytest.mark.replicaset

@@ -115,6 +115,9 @@ def test_corrections_are_one_to_a_field() -> None:
         ("1 if t < 2 else 5", 5.0),
         ("Piecewise((1, t < 2), (2, (t >= 2) & (t < 4)), (3, True))", 2.0),
         ("Piecewise((1, (t < 2) | ~(t > 2)), (t * 10, 1 < t <= 3 and not t == 2))", 30.0),
+        ("Piecewise((1, Ne(t, 3)), (2, Eq(t, 3)), (3, True))", 2.0),
+        ("Piecewise((1, And(t > 1, t < 3, True)), (2, Or(Eq(t, 1), Not(t < 3))))", 2.0),
+        ("cos(pi) + log(E)", 0.0),
     ],
 )
 def test_expressions_have_their_value(text: str, value: float) -> None:
@@ -137,6 +140,10 @@ def test_expressions_have_their_value(text: str, value: float) -> None:
         ("t < 2", "not to be used"),
         ("1 if t else 2", "no condition"),
         ("Piecewise(1, 2)", "no (value, condition)"),
+        ("Piecewise((1, Eq(t)))", "no condition"),
+        ("Piecewise((1, Not(t < 1, t < 2)))", "no condition"),
+        ("Piecewise((1, And(t < 4, t)))", "no condition"),
+        ("Eq(t, 3) + And(True)", "not to be used"),
         ("Piecewise((1, t < 0))", "no piece"),
         ("1 / 0", "no value"),
         ("log(0)", "no value"),

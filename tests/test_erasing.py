@@ -217,7 +217,7 @@ def test_only_a_quarantine_is_emptied(root: Path, place: str) -> None:
 def test_a_disk_that_fails_is_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the disk is no reason to give up, and is told in words."""
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "rename", fail)

@@ -33,6 +33,7 @@ from caxev.batch import (
     Product,
     Queue,
     Sent,
+    memory,
     report,
     run_here,
     send,
@@ -1072,6 +1073,43 @@ def test_of_one_that_was_killed_the_batch_system_tells(
     assert run_job(Place(group, 0)) == 137
     assert Place(group, 0).ended is None
     assert not Place(group, 0).file("reported").exists()
+
+
+CGROUPS = {
+    "0::/job_7\n": "job_7/memory.events",
+    "9:cpu:/x\n4:hugetlb,memory:/job_7\n0::/\n": "memory/job_7/memory.oom_control",
+}
+"""What a process is told of its cgroups, of either version, and where kills are counted then."""
+
+
+@pytest.fixture(params=CGROUPS)
+def kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """The file in which the kernel counts kills for want of memory, after one long ago."""
+    (tmp_path / "cgroup").write_text(request.param)
+    counts = tmp_path / CGROUPS[request.param]
+    counts.parent.mkdir(parents=True)
+    counts.write_text("oom 2\noom_kill 1\n")
+    monkeypatch.setattr(memory, "OURS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    return counts
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_job_whose_worker_was_killed_for_memory(
+    tmp_path: Path, kills: Path, capsys: pytest.CaptureFixture[str], more: int
+) -> None:
+    """Where its own status says nothing of it: the watch tells, or we do of one that runs here."""
+    command = ("sh", "-c", f'echo "oom_kill $(({more} + $1))" > {kills}; exit 1', "x")
+    group = Folder(tmp_path / "jobs").file([spec_in(tmp_path, argv=(*command, "1"))])
+    if more:
+        assert run_job(Place(group, 0)) == 1
+        assert Place(group, 0).ended is None
+        log = capsys.readouterr().err  # which is the job's log
+        assert explained(Ended(End.EXIT, 1), log).how is End.MEMORY
+    spec = spec_in(tmp_path, name="here.1", argv=(*command, str(1 + more)))
+    Path(spec.input).touch()
+    how = run_here(str(tmp_path / "here"), spec, report=quiet).how
+    assert how is (End.MEMORY if more else End.EXIT)
 
 
 @pytest.mark.replicaset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import grp
+import math
 import os
 import shutil
 import stat
@@ -90,9 +91,12 @@ async def test_raw_data_with_other_files_than_its_events_fill_is_told(count: int
 
 @pytest.mark.parametrize(
     ("events", "per_file", "files"),
-    [(1, None, 1), (1000, None, 1), (1001, None, 2), (1001, 500, 3), (10, 0, 1), (10, "x", 1)],
+    [
+        *[(1, None, 1), (1000, None, 1), (1001, None, 2), (1001, 500, 3), (10, 0, 1), (10, "x", 1)],
+        *[(1001.0, 500.0, 3), (1001.0, 0.5, 2), (10, math.nan, 1)],
+    ],
 )
-def test_files_follow_from_events(events: int, per_file: Any, files: int) -> None:
+def test_files_follow_from_events(events: float, per_file: Any, files: int) -> None:
     """Events by events a file, rounded up; 1000 where the run does not say."""
     zipped = {"ini": {"trigger_config_override": {"Zip": {"events_per_file": per_file}}}}
     plan = completeness.plan_size(run_of(events=events, reader=zipped), SITE)
@@ -107,6 +111,8 @@ def test_files_follow_from_events(events: int, per_file: Any, files: int) -> Non
         (run_of(end=None), "no end"),
         (run_of(events=None), "no events_built"),
         (run_of(events=0), "no events_built"),
+        (run_of(events=0.5), "no events_built"),
+        (run_of(events=math.inf), "no events_built"),
         (run_of("verifying"), "is verifying"),
         (run_of(entry={"host": "chicago"}), "no raw copy here"),
     ],

@@ -11,7 +11,7 @@ from typing import Final
 
 from caxev.batch.base import Ended, JobSpec
 from caxev.batch.folder import Folder
-from caxev.batch.runner import end_of, execute
+from caxev.batch.runner import ended_by
 from caxev.batch.work import check
 from caxev.files import Report
 from caxev.job import Retry
@@ -40,4 +40,4 @@ def run_here(home: str, spec: JobSpec, *, report: Report) -> Ended:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Retry(f"an earlier process of {spec.name} still runs", after=_BUSY) from error
-        return end_of(execute(spec, log))
+        return ended_by(spec, log)

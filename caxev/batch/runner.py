@@ -22,6 +22,7 @@ from typing import BinaryIO, Final
 from caxev import crash
 from caxev.batch.base import End, Ended, JobSpec
 from caxev.batch.folder import Folder, Place
+from caxev.batch.memory import oom_kills
 from caxev.batch.systems import system
 from caxev.config import ConfigError, Settings, without_secrets
 from caxev.job import utcnow
@@ -49,17 +50,23 @@ def main(arguments: Sequence[str]) -> int:
 def run(place: Place) -> int:
     """Run a job to its end, note that beside it, and tell the database.
 
-    Who killed it, and what for, only the batch system knows: of that the watch tells.
+    Who killed it, and what for, only the batch system knows: of that the watch tells. So it does
+    where a process of the job was killed for want of memory; of that the log is told here, which
+    the watch reads.
     """
     spec = place.load()
-    status = execute(spec)
+    ended = ended_by(spec)
+    status = ended.exit or 0
+    shown = status if status >= 0 else 128 - status
+    if ended.how is End.MEMORY:
+        sys.stderr.write(f"caxev: {ended.why}\n")
+        return shown
     if status in _KILLED:
-        return 128 + signal.SIGKILL
-    ended = end_of(status)
+        return shown
     place.note(ended)
     crash.point("batch.noted")
     tell(place, spec, ended)
-    return status if status >= 0 else 128 - status
+    return shown
 
 
 def watch(place: Place, job: str, name: str) -> int:
@@ -100,11 +107,17 @@ def execute(spec: JobSpec, output: BinaryIO | None = None) -> int:
         return 127
 
 
-def end_of(status: int) -> Ended:
-    """What an exit status says of how a job ended."""
-    how = End.EXIT if status else End.DONE
-    said = f"signal {-status}" if status < 0 else f"exit status {status}"
-    return Ended(how, status, said if status else "", socket.gethostname(), utcnow())
+def ended_by(spec: JobSpec, output: BinaryIO | None = None) -> Ended:
+    """Run a job's command as `execute` does; how it ended."""
+    before = oom_kills()
+    status = execute(spec, output)
+    how, said = End.DONE, ""
+    if status:
+        how = End.EXIT
+        said = f"signal {-status}" if status < 0 else f"exit status {status}"
+        if oom_kills() > before:
+            how, said = End.MEMORY, f"{said} after an oom_kill in its cgroup"
+    return Ended(how, status, said, socket.gethostname(), utcnow())
 
 
 def report(spec: JobSpec, ended: Ended, job: str | None = None) -> RunUpdate:

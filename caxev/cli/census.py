@@ -17,11 +17,16 @@ from attrs import define, field, frozen
 
 from caxev.config import Site
 from caxev.config.sites import VERSIONED
-from caxev.files import PART_PREFIX
+from caxev.files import GONE_PREFIX, MOVED_PREFIX, PART_PREFIX, QUARANTINE
 
 PAGE: Final = 1000
 _OURS: Final = b".caxev-"
 _PART: Final = PART_PREFIX.encode()
+GONE: Final = GONE_PREFIX.encode()
+MOVED: Final = MOVED_PREFIX.encode()
+OF_JOBS: Final = _PART + b"*-"
+"""What a claim has before a name for all that jobs write of it: no file is called so."""
+_ASIDE: Final = QUARANTINE.encode()
 _HELD: Final = ("dir_raw", "dir_processed", "dir_minitrees")
 """The directories whose contents are copies."""
 
@@ -43,9 +48,9 @@ class Claim(NamedTuple):
 class Find(NamedTuple):
     """Something that no entry names, as a whole: a directory with all that is in it, or a file.
 
-    `leftover`: a partial that nobody goes on with. `size` is in bytes; `changed` is when anything
-    of it was last changed, renamed or moved here, in seconds since 1970. `trouble`: why not all of
-    it could be looked at.
+    `leftover`: a partial that nobody goes on with, or what was put aside and is nobody's any more.
+    `size` is in bytes; `changed` is when anything of it was last changed, renamed or moved here, in
+    seconds since 1970. `trouble`: why not all of it could be looked at.
     """
 
     path: bytes
@@ -187,7 +192,7 @@ class _Walk:
         with os.scandir(directory) as entries:
             for entry in entries:
                 if entry.name.startswith(_OURS):
-                    yield from self._of_ours(directory, entry)
+                    yield from self._of_ours(entry)
                 elif self.census.see(entry.path):
                     continue
                 elif not entry.is_dir(follow_symlinks=False):
@@ -203,17 +208,54 @@ class _Walk:
         inner = any(root.startswith(path + b"/") for root in self.roots)
         return inner or self.census.claimed_below(path)
 
-    def _of_ours(self, directory: bytes, entry: os.DirEntry[bytes]) -> Iterator[Find]:
-        """Pass over what has a keeper: all but partials, and those of copies that are known."""
-        final = directory + b"/" + entry.name.removeprefix(_PART)
-        if entry.name.startswith(_PART) and not self.census.claimed(final):
-            yield from self._stray(entry.path, "leftover")
+    def _of_ours(self, entry: os.DirEntry[bytes]) -> Iterator[Find]:
+        """Pass over what has a keeper: what is not of a copy, and what is of one that is known."""
+        if entry.name == _ASIDE and entry.is_dir(follow_symlinks=False):
+            with os.scandir(entry.path) as kept:
+                found = [one.path for one in kept]
+        else:
+            found = [entry.path] if entry.name.startswith((_PART, GONE, MOVED)) else []
+        for path in found:
+            if not any(map(self.census.claimed, keepers(path))):
+                yield from self._stray(path, "leftover")
 
     @staticmethod
     def _stray(path: bytes, kind: Kind) -> Iterator[Find]:
         find = measured(path, kind)
         if find.files or find.trouble:  # an empty directory takes nothing from anybody
             yield find
+
+
+def keepers(path: bytes) -> Iterator[bytes]:
+    """Return the claims that account for what is at a path: on itself and, of a partial, its copy.
+
+    Each job writes a partial of its own, with something of the job's and a dash before the name.
+    """
+    yield path
+    directory, name = os.path.split(path)
+    if name.startswith(_PART):
+        final = name.removeprefix(_PART)
+        yield os.path.join(directory, final)
+        yield hidden(os.path.join(directory, final.partition(b"-")[2]), OF_JOBS)
+
+
+def hidden(path: bytes, prefix: bytes) -> bytes:
+    """Return the hidden sibling of a path whose name begins so."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, prefix + name)
+
+
+def copies_of(path: bytes) -> Iterator[bytes]:
+    """Return where the copies may stand that account for what is at a path."""
+    yield path
+    directory, name = os.path.split(path)
+    for prefix in (_PART, GONE, MOVED):
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            yield os.path.join(directory, rest)
+            yield os.path.join(directory, rest.partition(b"-")[2] or rest)
+    if os.path.basename(directory) == _ASIDE:
+        yield os.path.join(os.path.dirname(directory), name.replace(b"%", b"/"))
 
 
 def measured(path: bytes, kind: Kind) -> Find:

@@ -183,6 +183,8 @@ class Errand:
             return await self._go(database)
 
     async def _go(self, database: Database) -> Mapping[str, Any]:
+        from caxev.cli.places import own_name
+
         run = await self.wanted.find_one(database, database.settings)
         move = plan_move(run, self.key, self.site, self.to)
         if move.old == move.new:
@@ -196,7 +198,8 @@ class Errand:
             await self._alone(database, run)
             expected = await self._expected(database, moving)
             aside = await trio.to_thread.run_sync(bring, move, self.site, expected)
-            run = await self._tell(database, run, moving, location=move.new, moved_from=aside)
+            place = own_name(move.new, self.site, self.key.type)
+            run = await self._tell(database, run, moving, location=place, moved_from=aside)
             told = True
             point("mv.told")
         finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from caxev.cli.options import state
@@ -67,6 +68,29 @@ def key_of(site: Site, path: str) -> CopyKey:
         if (root := getattr(site, f"dir_{kind}")) is not None
     )
     raise GiveUp(f"{path} is no place of a copy of {site.name}: those are {expected or 'none'}")
+
+
+def own_name(path: str, site: Site, kind: str) -> str:
+    """Return a resolved path of data of that type in the site's own terms.
+
+    That is below a directory as sites.json has it: there the path of a copy must begin so, and
+    where that directory is a link (to where its disk is today) the resolved one does not.
+    """
+    roots = (getattr(site, f"dir_{kind}", None), *site.roots)
+    return next(_below(path, filter(None, roots)), path)
+
+
+def names_of(path: str, sites: Iterable[Site]) -> list[str]:
+    """Return how entries may name a resolved path: as it is, and in the terms of these sites."""
+    roots = (root for site in sites for root in site.roots)
+    return list(dict.fromkeys([path, *_below(path, roots)]))
+
+
+def _below(path: str, roots: Iterable[str]) -> Iterator[str]:
+    for root in roots:
+        real = os.path.realpath(root).rstrip("/")
+        if path.startswith(f"{real}/"):
+            yield root.rstrip("/") + path.removeprefix(real)
 
 
 def run_name(path: str) -> str:

@@ -1,8 +1,8 @@
 """``caxev register``: the database is told of a copy that stands at a site already.
 
-The run gets an entry that is ``transferred`` and has no digests yet. That is a change like any
-other: the site's listener reads the copy and gives it its digests, or finds that it is not what the
-other copies are.
+The run gets an entry that is ``verifying`` and has no digests yet. That is a change like any other:
+the site's listener reads the copy and gives it its digests, or finds that it is not what the other
+copies are. No two entries get the same files: what is an entry's already is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from attrs import frozen
 from caxev.cli.errors import NoSuchRun, NothingToDo
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import printable, say, show_json
-from caxev.config import Site
+from caxev.config import Site, Sites
 
 if TYPE_CHECKING:
     from caxev.model import CopyKey, Run, RunUpdate
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @click.option("--name", metavar="X", help="It is of this run. [default: by the name of PATH]")
 @click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
 @click.option("--create", is_flag=True, help="Make the run where there is none.")
+@click.option("--any-name", is_flag=True, help="Also where PATH is not called as the run is.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
 @as_json
 @global_options(hidden=True)
@@ -50,27 +51,24 @@ def register(
     name: str | None,
     detector: str | None,
     create: bool,
+    any_name: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Tell the database of the copy at PATH: a run's directory, or a file of derived data.
 
     Run it at the site's own machine. What type of data it is follows from the directory that it
-    stands in. The site's listener reads it then and gives it its digests.
+    stands in. The site's listener reads it then and gives it its digests. Files of which an entry
+    tells already, if another run's, and names that are not the run's are refused.
     """
-    from caxev.cli.places import key_of, ours, run_name
-    from caxev.files import confine
+    from caxev.cli.places import ours, run_name
 
     options = state()
     options.log("warning")
-    here = ours(site)
-    real = confine(os.path.abspath(path), here.roots)
-    if not os.path.lexists(real):
-        raise NothingToDo(f"there is nothing at {printable(real)}")
+    found = found_at(os.path.abspath(path), ours(site), options.sites(), any_name=any_name)
     if number is None and name is None:
-        name = run_name(real)
-    birth = Birth(number, name or run_name(real), detector or "tpc") if create else None
-    found = Found(here, key_of(here, real), real)
+        name = run_name(found.real)
+    birth = Birth(number, name or run_name(found.real), detector or "tpc") if create else None
     row = options.with_database(
         lambda database: found.told(database, (number, name, detector), birth, dry_run=dry_run)
     )
@@ -96,6 +94,13 @@ class Birth:
         except ValueError:
             return None
 
+    @property
+    def expected(self) -> Run:
+        """The run as it will be."""
+        from caxev.model import Run
+
+        return Run.from_document({"_id": None, "number": self.number, "name": self.name})
+
     async def give(self, database: Database) -> None:
         """Make the run, unless there is one of that name and detector."""
         fields: dict[str, Any] = {"tags": []}
@@ -108,11 +113,20 @@ class Birth:
 
 @frozen
 class Found:
-    """A copy that stands at `location` of a site and is to have an entry."""
+    """A copy that stands at `real`, a resolved path of a site, and is to have an entry."""
 
     site: Site
+    sites: Sites
     key: CopyKey
-    location: str
+    real: str
+    any_name: bool = False
+
+    @property
+    def location(self) -> str:
+        """Where the entry is to say that it stands."""
+        from caxev.cli.places import own_name
+
+        return own_name(self.real, self.site, self.key.type)
 
     async def told(
         self,
@@ -122,7 +136,10 @@ class Found:
         *,
         dry_run: bool,
     ) -> Mapping[str, Any]:
-        """Tell the database. Raises `NoSuchRun`, or `NothingToDo` where it knows already."""
+        """Tell the database. Raises `NoSuchRun`, or `NothingToDo` where it knows already.
+
+        `NothingToDo` as well where these files may be another run's.
+        """
         from caxev.cli.runs import one
         from caxev.job import utcnow
 
@@ -132,16 +149,42 @@ class Found:
         except NoSuchRun:
             if birth is None:
                 raise
+            await self._sure_its(database, birth.expected)
             if dry_run:
                 return self._row(None, birth.name, "would be registered, with its run")
             await birth.give(database)
             run = await wanted.find_one(database, database.settings)
         update = entry_for(run, self.key, self.location, utcnow())
+        await self._sure_its(database, run)
         if dry_run:
             return self._row(run.number, run.name, "would be registered")
         if await database.update_run(update, utcnow()) is None:
             raise NothingToDo(f"{run} has just been given a copy: {self.key}")
         return self._row(run.number, run.name, "registered")
+
+    async def _sure_its(self, database: Database, run: Run) -> None:
+        """Raise `NothingToDo` where these files may be another's.
+
+        That is where their name is not the run's, and where an entry has its own at that place, or
+        above, or below.
+        """
+        from caxev.cli.places import names_of, run_name
+        from caxev.model import VERIFYING, Copy
+        from caxev.retention import beside, sharing
+
+        if not self.any_name and (called := run_name(self.real)) != run.name:
+            raise NothingToDo(
+                f"{printable(called)} is not the name of {run}: if it is that run's all the same, "
+                "say --any-name"
+            )
+        hosts = beside(self.site, self.sites)
+        for name in names_of(self.real, [self.sites.get(host) for host in hosts]):
+            mine = Copy(self.key, VERIFYING, {"location": name})
+            others = sharing(await database.overlapping(hosts, name), run, mine, hosts)
+            if others:
+                raise NothingToDo(
+                    f"{printable(name)} is at, above or below the files of {others[0]}"
+                )
 
     def _row(self, number: int | None, name: str, what: str) -> Mapping[str, Any]:
         return {
@@ -153,6 +196,20 @@ class Found:
             "location": self.location,
             "state": what,
         }
+
+
+def found_at(path: str, here: Site, sites: Sites, *, any_name: bool = False) -> Found:
+    """Return the copy that stands at that path, links followed.
+
+    Raises `GiveUp` where no copy of the site can stand, `NothingToDo` where nothing does.
+    """
+    from caxev.cli.places import key_of
+    from caxev.files import confine
+
+    real = confine(path, here.roots)
+    if not os.path.lexists(real):
+        raise NothingToDo(f"there is nothing at {printable(real)}")
+    return Found(here, sites, key_of(here, real), real, any_name)
 
 
 def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate:

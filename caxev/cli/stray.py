@@ -11,6 +11,7 @@ import json
 import os
 import time as clock
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,11 +19,23 @@ import click
 import trio
 from attrs import define, field, frozen
 
-from caxev.cli.census import Census, Claim, Find, measured, places
+from caxev.cli.census import (
+    GONE,
+    MOVED,
+    OF_JOBS,
+    Census,
+    Claim,
+    Find,
+    copies_of,
+    hidden,
+    keepers,
+    measured,
+    places,
+)
 from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import cell, size, time
-from caxev.config import ConfigError, Site
+from caxev.config import ConfigError, Site, Sites
 from caxev.finite import Finite
 from caxev.job import GiveUp
 
@@ -63,12 +76,11 @@ def stray(
 
     Run it at the site's own machine, beside its listener: it is a process of its own, of the lowest
     priority, and needs little memory for a million files. A directory of which nothing is known is
-    one find. Partials (leftover) that belong to no copy are found as well. Copies whose files are
-    gone are only told: caxev verify --deep has the site look. Exit code 1 where something could not
-    be read or done.
+    one find. Partials, and what was put aside (leftover), are found as well where they belong to no
+    copy. Copies whose files are gone are only told: caxev verify --deep has the site look. Exit
+    code 1 where something could not be read or done.
     """
     from caxev.cli.places import ours
-    from caxev.retention import beside
 
     if delete and register:
         raise click.UsageError("--delete and --register: only one of them")
@@ -76,9 +88,8 @@ def stray(
     options.log("warning")
     os.nice(NICENESS)
     act = "delete" if delete else "register" if register else ""
-    here = ours(site)
-    hosts = beside(here, options.sites())
-    search = Search(here, hosts, act, clock.time() - age * _HOUR, dry_run, Telling(as_json))
+    here, sites = ours(site), options.sites()
+    search = Search(here, sites, act, clock.time() - age * _HOUR, dry_run, Telling(as_json))
     if not options.with_database(search.run):
         raise click.exceptions.Exit(FAILED)
 
@@ -116,16 +127,22 @@ _LINE: Final = "{:8}  {:>7}  {:>8}  {}  ({})"
 class Search:
     """What is looked for at which site, and what is done: `act` is ``delete``, ``register`` or ``.
 
-    `before`: what has changed since (seconds since 1970) is left alone. `hosts` are the sites on
-    this machine: what one of them knows is nobody's stray.
+    `before`: what has changed since (seconds since 1970) is left alone.
     """
 
     site: Site
-    hosts: frozenset[str]
+    sites: Sites
     act: str
     before: float
     dry_run: bool
     telling: Telling
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """The sites on this machine: what one of them knows is nobody's stray."""
+        from caxev.retention import beside
+
+        return beside(self.site, self.sites)
 
     async def run(self, database: Database) -> bool:
         """Search, tell and act; whether all went well."""
@@ -160,7 +177,7 @@ class Search:
 
     def _claims_of(self, run: Run, host: str) -> Iterator[Claim]:
         """Return the places that a run's entries name; only ours must be there."""
-        for claim in claims_of(run, host):
+        for claim in claims_of(run, self.sites.get(host)):
             yield claim if host == self.site.name else claim._replace(must=False)
 
     def _sure(self, known: int, gone: int) -> None:
@@ -175,31 +192,27 @@ class Search:
 
     async def _unknown(self, database: Database, finds: Sequence[Find]) -> list[Find]:
         """Return those finds that the database does not know by now either."""
-        names = {name for find in finds for name in self._names(find.path)}
+        paths = {path for find in finds for path in copies_of(find.path)}
+        names = {name for path in paths for name in self._names(path)}
         runs = await database.located(self.hosts, sorted(names))
-        known = {
-            claim.path for run in runs for host in self.hosts for claim in claims_of(run, host)
-        }
-        return [find for find in finds if find.path not in known]
+        there = [self.sites.get(host) for host in self.hosts]
+        known = {claim.path for run in runs for site in there for claim in claims_of(run, site)}
+        return [find for find in finds if known.isdisjoint(keepers(find.path))]
 
     def _names(self, path: bytes) -> Iterator[str]:
-        """Return how an entry may name this place: by its resolved path, or by the site's."""
+        """Return how an entry may name this place."""
+        from caxev.cli.places import names_of
+
         try:
             text = path.decode()
         except UnicodeDecodeError:
             return  # no text of the database is that
-        yield text
-        for root in self.site.roots:
-            real = os.path.realpath(root)
-            if real != root and text.startswith(f"{real}/"):
-                yield root.rstrip("/") + text.removeprefix(real)
+        yield from names_of(text, map(self.sites.get, self.hosts))
 
     async def _still(self, database: Database, claims: Sequence[Claim]) -> list[Claim]:
         """Return those copies that are still said to be where nothing is."""
         runs = await database.located([self.site.name], [claim.location for claim in claims])
-        known = {
-            claim.path for run in runs for claim in claims_of(run, self.site.name) if claim.must
-        }
+        known = {claim.path for run in runs for claim in claims_of(run, self.site) if claim.must}
         gone = [claim for claim in claims if claim.path in known]
         return await trio.to_thread.run_sync(
             lambda: [claim for claim in gone if not os.path.lexists(claim.path)]
@@ -229,15 +242,14 @@ class Search:
         return {"state": "deleted"}
 
     async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
-        from caxev.cli.places import key_of, run_name
-        from caxev.cli.register import Found
+        from caxev.cli.places import run_name
+        from caxev.cli.register import found_at
 
-        path = os.fsdecode(find.path)
         if find.kind != "stray":
             return {"state": "left alone: it is no copy"}
         try:
-            found = Found(self.site, key_of(self.site, path), path)
-            which = (None, run_name(path), None)
+            found = found_at(os.fsdecode(find.path), self.site, self.sites)
+            which = (None, run_name(found.real), None)
             told = await found.told(database, which, None, dry_run=self.dry_run)
         except (NoSuchRun, NothingToDo, GiveUp) as error:
             return {"state": f"left alone: {error}"}
@@ -250,12 +262,12 @@ async def _paged(pages: Iterator[list[Any]]) -> AsyncIterator[list[Any]]:
         yield page
 
 
-def claims_of(run: Run, host: str) -> Iterator[Claim]:
-    """Return the places at that host that a run's entries name. Asks where links lead."""
+def claims_of(run: Run, site: Site) -> Iterator[Claim]:
+    """Return the places at that site that a run's entries name. Asks where links lead."""
     from caxev.cli.runs import label
 
     for copy in run.copies:
-        if copy.host != host:
+        if copy.host != site.name:
             continue
         for number, path in enumerate(places(copy.location)):
             must = _must(copy) and number == 0
@@ -264,6 +276,25 @@ def claims_of(run: Run, host: str) -> Iterator[Claim]:
         for name in ("moving_to", "moved_from"):
             for path in places(copy.fields.get(name)):
                 yield Claim(path)
+        yield from map(Claim, _hidden(copy, site))
+
+
+def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
+    """Return where files are, or may be, of a copy that is being made, moved, erased or mended."""
+    from caxev.files import quarantine_of
+    from caxev.model import DELETING, MOVING, TRANSFERRED
+
+    for path in places(copy.location):
+        if isinstance(copy.fields.get("job"), Mapping) and copy.status != TRANSFERRED:
+            yield hidden(path, OF_JOBS)
+        if copy.status == MOVING:
+            yield hidden(path, MOVED)
+        if copy.status == DELETING:
+            yield hidden(path, GONE)
+    aside = copy.fields.get("quarantine")
+    if isinstance(aside, Mapping):
+        with suppress(GiveUp):
+            yield from places(aside.get("place") or quarantine_of(copy.location or "", site.roots))
 
 
 def _must(copy: Copy) -> bool:
@@ -305,10 +336,9 @@ def erase(path: bytes, roots: Sequence[str]) -> None:
 
     Raises OSError; `GiveUp` where the path leads out of the roots.
     """
-    from caxev.files import confine
+    from caxev.files import confine, safe_name
     from caxev.files.resolved import remove
 
-    directory, name = os.path.split(path)
-    inside = confine(os.path.join(os.fsdecode(directory), "x"), roots)
-    real = os.path.join(os.fsencode(os.path.dirname(inside)), name)
-    remove(real)
+    directory, name = os.path.split(os.fsdecode(path))
+    inside = confine(os.path.join(directory, "x"), roots)
+    remove(os.path.join(os.path.dirname(inside), safe_name(name)))

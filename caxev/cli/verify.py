@@ -2,7 +2,8 @@
 
 Of a copy of this machine's site the files are looked at from here. That of another site is read by
 its own listener, which is asked to by a field of the entry, ``check_asked``, and answers in the
-entry: ``verified_at``, or the status ``error``.
+entry: ``verified_at``, or the status ``error``. So is the listener of this site where files that
+were read here are bad or gone: what it finds is what counts.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def verify(
 
     With --deep they are read, and compared by their digests. Copies of sites that are not on this
     machine are only looked at with --deep: then each site is asked to read its own; its answer
-    stands in the entry later (caxev status --run N). Exit code 1 where a copy is bad or gone.
+    stands in the entry later (caxev status --run N). So is this site's listener where one that was
+    read here is bad or gone: once it has found so, too, the copy no longer counts. Exit code 1
+    where a copy is bad or gone.
     """
     if not numbers and name is None and site is None:
         raise click.UsageError("say which copies: --run, --name or --site")
@@ -151,7 +154,10 @@ class Look:
         if is_here(site):
             rows = None if copy.manifest is None else await database.load_manifest(copy.manifest)
             known = None if rows is None else Manifest.from_rows(rows)
-            return await trio.to_thread.run_sync(looked, copy, site, known, self.deep)
+            found, why = await trio.to_thread.run_sync(looked, copy, site, known, self.deep)
+            if self.deep and found in BAD:
+                await _asked(database, run, copy)
+            return found, why
         if not self.deep:
             return "not looked at", f"{copy.host} is not this machine: --deep asks it"
         return await _asked(database, run, copy)

@@ -26,6 +26,7 @@ from caxev.files.erasing import (
     distinct,
     empty_quarantine,
     erase,
+    quarantine_of,
     set_aside,
 )
 from caxev.files.errors import Damaged, local
@@ -114,6 +115,7 @@ __all__ = [
     "plan",
     "printable",
     "publish",
+    "quarantine_of",
     "rename_new",
     "safe_name",
     "scan",

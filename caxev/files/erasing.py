@@ -99,8 +99,7 @@ def set_aside(
     `paths` are relative to the copy. What is not there, or is there already, is passed by. Raises
     `GiveUp` for a path that leads out of the copy or of the roots, `Retry` where the disk fails.
     """
-    path = _own(location, roots)
-    target = os.path.join(_root_of(path, roots), QUARANTINE, _flat(path, roots))
+    path, target = _own(location, roots), quarantine_of(location, roots)
     try:
         for number, one in enumerate(paths):
             old = os.path.join(os.fsencode(path), one) if one else os.fsencode(path)
@@ -112,6 +111,12 @@ def set_aside(
     except OSError as error:
         raise Retry(f"cannot set {_shown(path)} aside: {error.strerror}") from error
     return target
+
+
+def quarantine_of(location: str, roots: Sequence[str]) -> str:
+    """Where `set_aside` puts the files of the copy at `location`. Raises `GiveUp` as it does."""
+    path = _own(location, roots)
+    return os.path.join(_root_of(path, roots), QUARANTINE, _flat(path, roots))
 
 
 def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> None:

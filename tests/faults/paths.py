@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from random import Random
@@ -14,28 +16,64 @@ from time import monotonic
 from typing import Any, Final, Literal, TypeVar
 
 import trio
-from attrs import define, evolve
+from attrs import Factory, define, evolve
 from loguru import logger
 
 from caxev import movers
+from caxev.batch import Product, take_stock
 from caxev.cli.errors import NothingToDo
 from caxev.cli.mv import bring, plan_move
-from caxev.config import Deletion, Site, Sites
+from caxev.cli.register import found_at
+from caxev.cli.stray import Search, Telling
+from caxev.cli.stray import erase as erase_stray
+from caxev.config import Deletion, Permission, Site, Sites
+from caxev.files import confine, empty_quarantine, partial_path, set_aside
 from caxev.job import GiveUp, Job, Retry, utcnow
 from caxev.model import TRANSFERRED, CopyField, CopyKey, Event, Run, RunUpdate
+from caxev.mongo import Selection
 from caxev.movers import Route
 from caxev.retention import Plan, intent, plan_purge
 from handlers.deletion import erase
+from handlers.permissions import apply as give
 from tests import sshd as servers
 from tests.attacks import Attack, Watched, attacks
 from tests.faults.campaign import Problem, Tally, say, say_round
 from tests.test_files import quiet
 
 T = TypeVar("T")
-Deed = Literal["pull from", "pull to", "push from", "push to", "read", "mv", "rm", "purge"]
+Deed = Literal[
+    "pull from",
+    "pull to",
+    "push from",
+    "push to",
+    "read",
+    "mv",
+    "rm",
+    "purge",
+    "register",
+    "stray --register",
+    "stray --delete",
+    "permissions",
+    "set aside",
+    "release",
+    "job's output",
+    "job's result",
+]
 MOVED: Final[tuple[Deed, ...]] = ("pull from", "pull to", "push from", "push to", "read")
 """Deeds with two ends, which are tried by every way of moving copies."""
-OWN: Final[tuple[Deed, ...]] = ("mv", "rm", "purge")
+OWN: Final[tuple[Deed, ...]] = (
+    "mv",
+    "rm",
+    "purge",
+    "register",
+    "stray --register",
+    "stray --delete",
+    "permissions",
+    "set aside",
+    "release",
+    "job's output",
+    "job's result",
+)
 """Deeds at a site itself."""
 DEEDS: Final = (*MOVED, *OWN)
 TRIED: Final = [(deed, way) for deed in MOVED for way in ("local", "sftp", "rsync")] + [
@@ -67,6 +105,14 @@ class Place:
                 return self._moved(path)
             case "rm" | "purge":
                 return self._deleted(deed, path)
+            case "register":
+                return self._registered(path)
+            case "stray --register" | "stray --delete":
+                return self._searched(deed, path)
+            case "permissions" | "set aside" | "release":
+                return self._looked_after(deed, path)
+            case "job's output" | "job's result":
+                return self._made(deed, path)
             case _:
                 return self._copied(deed, path)
 
@@ -105,8 +151,7 @@ class Place:
         The rules look at where it is said to be; what is asked for stands in the entry already, by
         whoever wrote that, and `erase` alone looks.
         """
-        run, now = _run(path), utcnow()
-        sites = Sites(Path("sites.json"), {site.name: site for site in (self.here, self.there)})
+        run, now, sites = _run(path), utcnow(), self.sites
         mine = run.copy(GOOD[0])
         assert mine is not None
         wanted: object = Plan(mine, by="tests", why="asked for", keep=1, like=mine)
@@ -123,6 +168,81 @@ class Place:
         if not isinstance(done, RunUpdate) or done.remove is None:
             raise GiveUp(f"it is not erased: {done}")
         return done
+
+    def _looked_after(self, deed: Deed, path: str) -> object:
+        roots = self.here.roots
+        if deed == "permissions":
+            give(path, roots, Permission(0o700), report=quiet)
+        else:
+            kept = set_aside(path, roots, [b""], report=quiet) if deed == "set aside" else path
+            empty_quarantine(kept, roots, report=quiet)
+        return deed
+
+    def _registered(self, path: str) -> object:
+        """Tell the database of the copy at that path, as ``caxev register`` does."""
+        book = Book([self._known()])
+        try:
+            found = found_at(path, self.here, self.sites, any_name=True)
+            tell = partial(found.told, book, (2, None, None), None, dry_run=False)  # type: ignore[arg-type]
+            trio.run(tell)
+        except NothingToDo as error:
+            raise GiveUp(str(error)) from error
+        return [confine(one, self.here.roots) for one in book.told]
+
+    def _searched(self, deed: Deed, path: str) -> object:
+        """Look for strays while an entry names that path; then delete it as if it were one.
+
+        Links that lead out are strays themselves: what is deleted of them is put back.
+        """
+        root = Path(self.here.roots[0])
+        links = {one: one.readlink() for one in root.iterdir() if one.is_symlink()}
+        coming = {"type": "raw", "host": "here", "status": "transferring"}
+        with suppress(UnicodeEncodeError):  # no text of a database is that
+            coming["location"] = path.encode().decode()
+        named = Run.from_document({"_id": "named", "name": "named", "data": [coming]})
+        book, act = Book([self._known(), named]), deed.removeprefix("stray --")
+        search = Search(self.here, self.sites, act, math.inf, False, Untold(as_json=True))
+        try:
+            assert trio.run(search.run, book)  # type: ignore[arg-type]
+        finally:
+            for link, to in links.items():
+                if not os.path.lexists(link):
+                    link.symlink_to(to)
+        for one in book.told:
+            if not os.path.realpath(one).startswith(f"{root}/"):
+                return one
+        if act == "register":
+            raise GiveUp("nothing is told of what is outside")
+        try:
+            erase_stray(os.fsencode(path), self.here.roots)
+        except OSError as error:
+            raise Retry(f"not deleted: {error.strerror}") from error
+        return None
+
+    def _made(self, deed: Deed, path: str) -> object:
+        """Take stock of a job that is said to have written there, or to make what stands there."""
+        root, done = self.here.roots[0], []
+        for good in (True, False):
+            name = f"1-{os.urandom(4).hex()}"
+            output, final = partial_path(f"{root}/{name}"), f"{root}/made-{name}"
+            Path(output).write_bytes(CONTENT)
+            product = Product(output, path, (root,))
+            if deed == "job's output":
+                product = Product(path, final, (root,))
+            with suppress(GiveUp):
+                home = f"{root}-jobs"
+                done.append(take_stock(home, f"job.{name}", product, good, report=quiet))
+        if not done:
+            raise GiveUp("it is refused, however the job ended")
+        return done
+
+    def _known(self) -> Run:
+        return _run(f"{self.here.roots[0]}/run")
+
+    @property
+    def sites(self) -> Sites:
+        sites = (self.here, self.there)
+        return Sites(Path("sites.json"), {site.name: site for site in sites})
 
     def attacks(self, deed: Deed) -> list[Attack]:
         ours = deed in ("pull to", "push from", *OWN)
@@ -160,6 +280,48 @@ class Paper:
 
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
         return function(*args, report=quiet)
+
+
+@define
+class Book:
+    """A database that stands on paper: its runs, and the places of which it has been told."""
+
+    runs: list[Run]
+    told: list[str] = Factory(list)
+    settings: None = None
+
+    async def pages(self, selection: Selection, now: datetime) -> AsyncIterator[list[Run]]:
+        del selection, now
+        yield self.runs
+
+    async def select(self, selection: Selection, now: datetime, limit: int) -> list[Run]:
+        """Whatever run is asked for is there, and is nowhere yet."""
+        del now, limit
+        return [Run.from_document({"_id": "new", "number": 2, "name": selection.name, "data": []})]
+
+    async def located(self, hosts: Collection[str], locations: Collection[str]) -> list[Run]:
+        del hosts
+        return [run for run in self.runs if any(one.location in locations for one in run.copies)]
+
+    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
+        del hosts, location
+        return self.runs  # who asks looks closer
+
+    async def update_run(self, update: RunUpdate, now: datetime) -> Run:
+        del now
+        assert update.add is not None
+        self.told.append(update.add["location"])
+        return self.runs[0]
+
+
+class Untold(Telling):
+    """Prints nothing."""
+
+    def row(self, row: Any) -> None:
+        del row
+
+    def end(self) -> None:
+        pass
 
 
 def _run(path: str) -> Run:
