@@ -39,7 +39,7 @@ class Held:
     """What a listener holds at rest.
 
     Bytes, open files, threads, tasks; its worker processes, which come and go; how many entries of
-    the ledger there are for each run.
+    the ledger there are for a run (`_ledger_per_run`).
     """
 
     memory: int
@@ -128,12 +128,24 @@ async def soak(ground: Ground, *, seconds: float, seed: int, rounds: int = 0) ->
     return {**tally.row(), **(more if now else {}), "grown": len(found)}
 
 
+def _ledger_per_run(runs: Collection[Document]) -> float:
+    """How many entries of the ledger there are for a run with copies, and for one without.
+
+    Each for itself: how many there are of either is chance.
+    """
+    ledger = runs.database["caxev_ledger"]
+    taken = [row["_id"] for row in runs.find({"data": {"$ne": []}}, {"_id": 1})]
+    theirs = {"$or": [{"run": {"$in": taken}}, {"_id.r": {"$in": taken}}]}
+    of_taken, others = ledger.count_documents(theirs), runs.count_documents({"data": []})
+    rest = ledger.count_documents({}) - of_taken
+    return of_taken / max(len(taken), 1) + rest / max(others, 1)
+
+
 def _look(
     runs: Collection[Document], listeners: Sequence[Listener], ports: Mapping[str, int]
 ) -> dict[str, Held]:
     """Measure the listeners that live."""
-    entries = runs.database["caxev_ledger"].count_documents({})
-    per_run = entries / runs.count_documents({})
+    per_run = _ledger_per_run(runs)
     living = [one for one in listeners if one.process.poll() is None]
     return {one.site: Held.by(one.pid, ports[one.site], per_run) for one in living}
 
