@@ -60,13 +60,22 @@ def _crash_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--scene", nargs="+", default=(), choices=SCENES, help=f"only these of: {told}"
     )
+    parser.add_argument(
+        "--known",
+        nargs="+",
+        default=(),
+        choices=SCENES,
+        help="of these only look which points there are: they were tried before",
+    )
 
 
 def _crash(given: Namespace) -> dict[str, Any]:
     """Play the scenes one after another; `rounds` are dealt to them, points are killed at once."""
     names, met = given.scene or [*SCENES], set[Place]()
     total: dict[str, Any] = {}
-    for number, name in enumerate(names):
+    played = [name for name in names if name not in given.known]
+    for name in names:
+        rounds = len(range(played.index(name), given.rounds, len(played))) if name in played else 0
         scene = SCENES[name]
         if (why := scene.lacks()) is not None:
             say(f"scene {name} is left out: {why}")
@@ -75,9 +84,9 @@ def _crash(given: Namespace) -> dict[str, Any]:
         figures = play(
             lambda ground: crash(
                 ground,
-                rounds=len(range(number, given.rounds, len(names))),  # noqa: B023  # played at once
+                rounds=rounds,  # noqa: B023  # played at once
                 seed=given.seed,
-                points=given.points,
+                points=given.points if name in played else 0,  # noqa: B023
                 only=given.only,
                 together=given.together,
                 act=scene.act,  # noqa: B023
