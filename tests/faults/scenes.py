@@ -25,7 +25,7 @@ from pymongo.database import Database
 
 from caxev.files import digest_tree
 from caxev.job import utcnow
-from caxev.model import TRANSFERRED, VERIFYING, Copy, CopyKey, Run, RunUpdate
+from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate
 from caxev.mongo import Request
 from tests.faults import rucio
 from tests.faults.campaign import BIRTH, Born, End, Ground
@@ -47,6 +47,10 @@ OLD: Final = "v6.0.0"
 """A version that nobody wants any more."""
 FIELD: Final = "processor.caxev.gain"
 TABLE: Final = "gains"
+KEPT: Final = "keep"
+"""The tag of a run that comes to a full disk, and stays."""
+SIZE: Final = 300_000
+"""Its bytes."""
 
 
 @frozen
@@ -235,11 +239,9 @@ def _processed(place: Path) -> Document:
 
 async def full(ground: Ground, runs: Sequence[Born]) -> End:
     """Have another run come to a disk that is full: what is elsewhere goes there."""
-    place = str(ground.world.dir_of(BIRTH, "dir_raw") / "coming")
-    entry = {"type": "raw", "host": BIRTH, "status": VERIFYING, "location": place}
-    coming = {"name": "coming", "number": 0, "start": utcnow(), "data": [entry]}
-    ground.outcasts.add(await ground.database.insert_run(coming))
     wanted = ground.wanted
+    coming = await ground.take(SIZE, tags=[{"name": KEPT}])
+    await ground.finish([coming], End(wanted.copies, wanted.tags + Counter([KEPT])))
     stay = {key: one for key, one in wanted.copies.items() if key != CopyKey("raw", BIRTH)}
     return evolve(wanted, copies=stay)
 
@@ -288,6 +290,7 @@ async def _tagged(ground: Ground, runs: Sequence[Born], *, tagged: bool) -> None
 # -- all of them ----------------------------------------------------------------------------------
 
 PURGED: Final = {BIRTH: {"purge": 1, "deletion": {"copies": 2}}}
+FULL: Final = {"copies": 2, "when_full": True, "protect": [KEPT]}
 HELD: Final = [sys.executable, "-m", "tests.faults.held", "peaks", "{input}", "{output}"]
 SCENES: Final = {
     "plain": Scene("where runs are taken, they are purged in the end", PURGED),
@@ -313,7 +316,7 @@ SCENES: Final = {
     ),
     "full": Scene(
         "the disk is full where runs are taken",
-        {BIRTH: {"min_free": "1000000TB", "deletion": {"copies": 2, "when_full": True}}},
+        {BIRTH: {"min_free": "1000000TB", "deletion": FULL}},
         full,
     ),
     "withdrawn": Scene(
