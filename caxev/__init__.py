@@ -29,6 +29,7 @@ from caxev.model import (
     RunUpdate,
     Tag,
     TagAbsent,
+    TagThere,
 )
 from caxev.registry import (
     CORRECTION_INPUTS,
@@ -80,6 +81,7 @@ __all__ = [
     "Superseded",
     "Tag",
     "TagAbsent",
+    "TagThere",
     "copy",
     "copy_field",
     "field",

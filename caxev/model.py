@@ -376,6 +376,13 @@ class TagAbsent:
 
 
 @frozen
+class TagThere:
+    """An expectation: the run has a tag of this name."""
+
+    name: str
+
+
+@frozen
 class CopiesAtLeast:
     """An expectation: so many good copies of this copy's data exist at other hosts.
 
@@ -442,7 +449,9 @@ class NobodyReads:
         return (one.type, one.version, one.source) == (key.type, key.version, key.host)
 
 
-Expectation: TypeAlias = CopyIs | CopyAbsent | FieldIs | TagAbsent | CopiesAtLeast | NobodyReads
+Expectation: TypeAlias = (
+    CopyIs | CopyAbsent | FieldIs | TagAbsent | TagThere | CopiesAtLeast | NobodyReads
+)
 
 
 @frozen

@@ -49,6 +49,8 @@ from caxev import (
     Skip,
     Superseded,
     Tag,
+    TagAbsent,
+    TagThere,
     copy,
     copy_field,
     field,
@@ -149,6 +151,7 @@ def claiming(job: Job, plan: Claim) -> RunUpdate:
     how = processing_of(plan.key.type, job.site)
     assert how is not None
     source = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
+    fit = (source, TagAbsent(DO_NOT))
     row = new_job(job.run, plan.key, how, plan.source, claimed=job.now())
     fields: dict[str, Any] = {
         "location": plan.location,
@@ -160,13 +163,13 @@ def claiming(job: Job, plan: Claim) -> RunUpdate:
     if plan.again is not None:
         row |= attempt_at(job.run, plan.key, row["claimed"], attempt_of(plan.again) + 1)
         fields |= {"job_ended": None, "error": None}
-        return RunUpdate.change_copy(job.run, plan.again, TRANSFERRING, source, **fields)
+        return RunUpdate.change_copy(job.run, plan.again, TRANSFERRING, *fit, **fields)
     fields |= {
         "checksum": None,
         "creation_time": job.now(),
         "creation_place": job.site.name,
     }
-    return RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, source, **fields)
+    return RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, *fit, **fields)
 
 
 # -- jobs -----------------------------------------------------------------------------------------
@@ -310,8 +313,11 @@ async def withdraw(job: Job) -> Result:
     """Cancel the jobs of a run that is not to be processed, or of a copy whose entry is gone."""
     aspect = job.event.aspect
     if isinstance(aspect, Tag):
+        if DO_NOT not in job.run.tags:
+            return Skip(f"it is no longer tagged {DO_NOT}")
         for entry in jobs_of(job.run, job.site):
-            await job.update(RunUpdate.remove_copy(job.run, entry))
+            # Once the tag is away it is claimed anew, and that claim must stay.
+            await job.update(RunUpdate.remove_copy(job.run, entry, TagThere(DO_NOT)))
         return None  # their vanishing is an event of its own
     assert isinstance(aspect, CopyKey)
     how = processing_of(aspect.type, job.site)

@@ -44,6 +44,7 @@ from caxev.model import (
     Run,
     RunUpdate,
     Tag,
+    TagThere,
     Watched,
 )
 from caxev.mongo import (
@@ -235,6 +236,16 @@ async def test_a_tag_is_added_once(database: Named) -> None:
             == 1
         )
         assert (await read(db, run.id)).tags == ("bad",)
+
+
+async def test_an_update_may_need_a_tag(database: Named) -> None:
+    """It fits while the run has that tag, and not without."""
+    async with engine.opened(database) as db:
+        run = await added(db, entry())
+        needs = RunUpdate(run.id, (TagThere("bad"),), fields={"x": 1})
+        assert await db.update_run(needs, utcnow()) is None
+        await made(db, RunUpdate.add_tag(run, "bad"), utcnow())
+        assert await db.update_run(needs, utcnow()) is not None
 
 
 async def test_fields_are_set_where_they_are_as_expected(database: Named) -> None:

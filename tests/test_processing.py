@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from caxev import CopyKey, GiveUp, NobodyReads, Retry, Run, RunUpdate, Skip
+from caxev import CopyKey, GiveUp, Job, NobodyReads, Retry, Run, RunUpdate, Skip, Tag, TagAbsent
 from caxev.batch import (
     End,
     Ended,
@@ -46,6 +46,7 @@ from caxev.config import ConfigError, Processing, Site, Sites, load_handlers, lo
 from caxev.config.alarms import SECRETS
 from caxev.daemon import Options
 from caxev.demo import daq, processor
+from caxev.model import Event
 from caxev.mongo import Database, Request, id_from, id_text
 from caxev.registry import Registry, recorded
 from handlers import processing as made
@@ -203,6 +204,25 @@ def test_the_command_is_filled_word_by_word() -> None:
     assert spec.argv == ("pax", odd, spec.output, "4")
     assert re.fullmatch(name, spec.output)
     assert spec.environment["CAXEV_VERSION"] == "v6.8.0"
+
+
+async def test_a_tag_that_is_gone_withdraws_nothing() -> None:
+    """A listener that comes late to the tag leaves the claim that followed its end."""
+    run = run_of(raw())
+    run = run_of(raw(), entry_of(run), trigger=run.document["trigger"])
+    event = Event(run.id, Tag("donotprocess"), None, "yes")
+    result = await made.withdraw(Job(run, event, site=SITE))
+    assert result == Skip("it is no longer tagged donotprocess")
+
+
+def test_what_is_not_to_be_processed_is_not_claimed() -> None:
+    """Tagged between the look and the write, the run gets no entry."""
+    run = run_of(raw())
+    plans = made.plan_process(run, SITE)
+    assert not isinstance(plans, Skip)
+    (plan,) = plans
+    event = Event(run.id, CopyKey("raw", SITE.name), None, "transferred")
+    assert TagAbsent("donotprocess") in made.claiming(Job(run, event, site=SITE), plan).expect
 
 
 def test_runs_of_one_name_do_not_write_to_one_file() -> None:

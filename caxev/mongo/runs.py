@@ -20,6 +20,7 @@ from caxev.model import (
     NobodyReads,
     RunUpdate,
     TagAbsent,
+    TagThere,
     Watched,
 )
 from caxev.mongo.client import Document
@@ -155,6 +156,8 @@ def _condition(expectation: Expectation) -> Document:
             return {path: {"$eq": value}}
         case TagAbsent(name):
             return {"tags.name": {"$ne": name}}
+        case TagThere(name):
+            return {"tags.name": name}
         case CopiesAtLeast():
             return _at_least(expectation)
         case NobodyReads(key):
