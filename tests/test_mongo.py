@@ -238,6 +238,34 @@ async def test_a_tag_is_added_once(database: Named) -> None:
         assert (await read(db, run.id)).tags == ("bad",)
 
 
+async def test_many_debts_are_recorded_before_the_look(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few at a time; cut off in the midst, the look is not there, and all is recorded again."""
+    monkeypatch.setattr("caxev.mongo.database.MOST_DEBTS", 3)
+    async with engine.opened(database) as db:
+        tenure = await taken(db)
+        run = await added(db, entry())
+        debts = [evolve(debt_of(run, tenure, n), handler=f"handler{n}") for n in range(1, 9)]
+        ingest = Ingest({run.id: {RAW: "error"}}, debts)
+        inner, calls = Database._ingest, []
+
+        async def cut(self: Database, *given: Any) -> None:
+            calls.append(given)
+            if len(calls) == 3:
+                raise OSError("cut")
+            await inner(self, *given)
+
+        monkeypatch.setattr(Database, "_ingest", cut)
+        with pytest.raises(OSError, match="cut"):
+            await db.ingest(tenure, ingest, utcnow())
+        assert len(await db.debts(SITE)) == 6
+        assert (await db.look(SITE, [run.id])).before == {}
+        await db.ingest(tenure, ingest, utcnow())
+        assert len(await db.debts(SITE)) == 8
+        assert (await db.look(SITE, [run.id])).before == {run.id: {RAW: "error"}}
+
+
 async def test_an_update_may_need_a_tag(database: Named) -> None:
     """It fits while the run has that tag, and not without."""
     async with engine.opened(database) as db:

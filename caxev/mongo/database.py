@@ -19,7 +19,7 @@ from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar
 
 import trio
-from attrs import Factory, define, field
+from attrs import Factory, define, evolve, field
 from bson.max_key import MaxKey
 from bson.min_key import MinKey
 from bson.regex import Regex
@@ -79,6 +79,8 @@ T = TypeVar("T")
 PAGE: Final = 1000
 _CLOSING: Final = 2.0
 """Seconds that closing a stream may take."""
+MOST_DEBTS: Final = 2000
+"""Debts that are recorded in one transaction."""
 CLAIMING: Final = 10.0
 """Seconds that claiming debts may take, where nobody waits for it any more."""
 
@@ -346,7 +348,19 @@ class Database:
         return Looked(now, last, whole)
 
     async def ingest(self, tenure: Tenure, ingest: Ingest, now: datetime) -> None:
-        """Record what changes led to, all of it or nothing. Raises `Deposed`."""
+        """Record what changes led to. Raises `Deposed`.
+
+        All of it in one transaction or, where there are more than `MOST_DEBTS`, the first of these
+        before, as many at a time: a long one would keep the lease from being renewed. Looks and
+        position come last, so what was cut off is found again, and renews what is there.
+        """
+        debts = list(ingest.debts)
+        while len(debts) > MOST_DEBTS:
+            some, debts = debts[:MOST_DEBTS], debts[MOST_DEBTS:]
+            await self._ingest(tenure, Ingest({}, some), now)
+        await self._ingest(tenure, evolve(ingest, debts=debts), now)
+
+    async def _ingest(self, tenure: Tenure, ingest: Ingest, now: datetime) -> None:
         attempts = count()
 
         async def write(session: AsyncClientSession) -> None:
