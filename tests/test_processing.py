@@ -606,6 +606,29 @@ def test_a_job_that_still_runs_is_not_run_beside(tmp_path: Path) -> None:
     assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
 
 
+def test_a_job_that_still_runs_is_withdrawn_when_it_has_ended(tmp_path: Path) -> None:
+    """A process that outlived its listener still writes: what it has written goes after that."""
+    spec = spec_in(tmp_path)
+    folder = Folder(tmp_path / "jobs")
+    folder.file([spec])
+    place = folder.place(spec.name)
+    assert place is not None
+    read, write = os.pipe()
+    with place.file("log").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        orphan = subprocess.Popen(["cat"], stdin=read, stdout=log, pass_fds=())
+    os.close(read)
+    with pytest.raises(Retry, match="still runs"):
+        withdraw("local", str(tmp_path / "jobs"), spec.name, report=quiet)
+    Path(spec.output).parent.mkdir(exist_ok=True)
+    Path(spec.output).touch()
+    os.close(write)
+    orphan.wait()
+    assert withdraw("local", str(tmp_path / "jobs"), spec.name, report=quiet) == 1
+    assert not Path(spec.output).exists()
+    assert folder.names() == []
+
+
 def stock(directory: Path, spec: JobSpec, *, good: bool = True) -> Any:
     final = str(directory / "made" / "final")
     product = Product(spec.output, final, spec.roots)

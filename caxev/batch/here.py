@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import fcntl
 from pathlib import Path
-from typing import Final
 
 from caxev.batch.base import Ended, JobSpec
 from caxev.batch.folder import Folder
 from caxev.batch.runner import ended_by
-from caxev.batch.work import check
+from caxev.batch.work import BUSY, check
 from caxev.files import Report
 from caxev.job import Retry
-
-_BUSY: Final = 2.0
-"""Seconds until it is looked again whether a former attempt has ended."""
 
 
 def run_here(home: str, spec: JobSpec, *, report: Report) -> Ended:
@@ -39,5 +35,5 @@ def run_here(home: str, spec: JobSpec, *, report: Report) -> Ended:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise Retry(f"an earlier process of {spec.name} still runs", after=_BUSY) from error
+            raise Retry(f"an earlier process of {spec.name} still runs", after=BUSY) from error
         return ended_by(spec, log)

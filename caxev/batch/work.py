@@ -5,10 +5,12 @@ Plain functions for ``job.work``.
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from attrs import frozen
 
@@ -18,6 +20,9 @@ from caxev.batch.systems import system
 from caxev.files import Report, confine, local, make_parents, publish, shown
 from caxev.files.resolved import remove
 from caxev.job import GiveUp, Retry
+
+BUSY: Final = 2.0
+"""Seconds until it is looked again whether a former attempt has ended."""
 
 
 @frozen
@@ -158,7 +163,8 @@ def _size(path: str) -> int:
 def withdraw(name: str, home: str, prefix: str, *, report: Report) -> int:
     """Cancel the jobs whose names begin so, and take away what is of them; how many.
 
-    A name ends in a dot only where it is the beginning of several.
+    A name ends in a dot only where it is the beginning of several. Raises `Retry` while a process
+    of one still runs here, which outlives the listener where that was killed: it still writes.
     """
     del report
     folder = Folder(Path(home))
@@ -167,14 +173,29 @@ def withdraw(name: str, home: str, prefix: str, *, report: Report) -> int:
         batch = system(name, home)
         for number in batch.find(jobs).values():
             batch.cancel(number)
+    busy = [job for job in jobs if name == "local" and _runs(folder, job)]
     for job in jobs:
+        if job in busy:
+            continue
         place = folder.place(job)
         if place is not None:
             with suppress(FileNotFoundError):
                 spec = place.load()
                 remove(confine(spec.output, spec.roots))
         folder.close(job)
+    if busy:
+        raise Retry(f"a process of {busy[0]} still runs", after=BUSY)
     return len(jobs)
+
+
+def _runs(folder: Folder, job: str) -> bool:
+    """Whether a process of a job runs on this machine: it holds the lock on the job's log."""
+    with suppress(FileNotFoundError), folder.log(job).open("rb") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def good(ended: Ended) -> bool:
