@@ -321,13 +321,15 @@ async def withdraw(job: Job) -> Result:
         return None  # their vanishing is an event of its own
     assert isinstance(aspect, CopyKey)
     how = processing_of(aspect.type, job.site)
-    if job.copy is not None or how is None:
-        return Skip("it is there" if job.copy else f"this site makes no {aspect.type} data")
+    if how is None:
+        return Skip(f"this site makes no {aspect.type} data")
     home, prefix = home_of(how, aspect, job.site), names_of(job.run, aspect)
+    now = None if job.copy is None else job.copy.fields.get("job")
+    current = str(now.get("name")) if isinstance(now, Mapping) else ""
     for (place, name), scope in at_work.items():
-        if place == home and name.startswith(prefix):
+        if place == home and name.startswith(prefix) and name != current:
             scope.cancel()
-    count = await job.work(cancel, how.system, home, prefix)
+    count = await job.work(cancel, how.system, home, prefix, current)
     queue.left()
     return None if count else Skip("it had no job")
 

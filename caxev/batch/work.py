@@ -160,15 +160,16 @@ def _size(path: str) -> int:
     )
 
 
-def withdraw(name: str, home: str, prefix: str, *, report: Report) -> int:
-    """Cancel the jobs whose names begin so, and take away what is of them; how many.
+def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report) -> int:
+    """Cancel the jobs whose names begin so, `but` one, and take away what is of them; how many.
 
     A name ends in a dot only where it is the beginning of several. Raises `Retry` while a process
     of one still runs here, which outlives the listener where that was killed: it still writes.
     """
     del report
     folder = Folder(Path(home))
-    jobs = [job for job in folder.names(prefix) if job == prefix or prefix.endswith(".")]
+    found = [job for job in folder.names(prefix) if job == prefix or prefix.endswith(".")]
+    jobs = [job for job in found if job != but]
     if jobs and name != "local":
         batch = system(name, home)
         for number in batch.find(jobs).values():
