@@ -8,8 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -586,23 +586,25 @@ def test_only_ours_is_read_and_written(tmp_path: Path) -> None:
         run_here(str(tmp_path / "jobs"), spec_in(tmp_path), report=quiet)
 
 
+@contextmanager
+def outliving(folder: Folder, spec: JobSpec) -> Iterator[None]:
+    """A process of a job that has outlived its listener, for the length of the block."""
+    folder.file([spec])
+    place = folder.place(spec.name)
+    assert place is not None
+    with place.file("log").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        orphan = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=log)
+    with orphan:
+        yield
+
+
 def test_a_job_that_still_runs_is_not_run_beside(tmp_path: Path) -> None:
     """A process that outlived its listener is waited for; it is known by what it inherited."""
     spec = spec_in(tmp_path)
     Path(spec.input).touch()
-    folder = Folder(tmp_path / "jobs")
-    folder.file([spec])
-    place = folder.place(spec.name)
-    assert place is not None
-    read, write = os.pipe()
-    with place.file("log").open("ab") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        orphan = subprocess.Popen(["cat"], stdin=read, stdout=log, pass_fds=())
-    os.close(read)
-    with pytest.raises(Retry, match="still runs"):
+    with outliving(Folder(tmp_path / "jobs"), spec), pytest.raises(Retry, match="still runs"):
         run_here(str(tmp_path / "jobs"), spec, report=quiet)
-    os.close(write)
-    orphan.wait()
     assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
 
 
@@ -610,20 +612,11 @@ def test_a_job_that_still_runs_is_withdrawn_when_it_has_ended(tmp_path: Path) ->
     """A process that outlived its listener still writes: what it has written goes after that."""
     spec = spec_in(tmp_path)
     folder = Folder(tmp_path / "jobs")
-    folder.file([spec])
-    place = folder.place(spec.name)
-    assert place is not None
-    read, write = os.pipe()
-    with place.file("log").open("ab") as log:
-        fcntl.flock(log, fcntl.LOCK_EX)
-        orphan = subprocess.Popen(["cat"], stdin=read, stdout=log, pass_fds=())
-    os.close(read)
-    with pytest.raises(Retry, match="still runs"):
-        withdraw("local", str(tmp_path / "jobs"), spec.name, report=quiet)
-    Path(spec.output).parent.mkdir(exist_ok=True)
-    Path(spec.output).touch()
-    os.close(write)
-    orphan.wait()
+    with outliving(folder, spec):
+        with pytest.raises(Retry, match="still runs"):
+            withdraw("local", str(tmp_path / "jobs"), spec.name, report=quiet)
+        Path(spec.output).parent.mkdir(exist_ok=True)
+        Path(spec.output).touch()
     assert withdraw("local", str(tmp_path / "jobs"), spec.name, report=quiet) == 1
     assert not Path(spec.output).exists()
     assert folder.names() == []

@@ -13,7 +13,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from random import Random
 from time import monotonic
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import trio
 from attrs import Factory, define, evolve
@@ -41,12 +41,8 @@ from tests.faults.campaign import Problem, Tally, say, say_round
 from tests.test_files import quiet
 
 T = TypeVar("T")
-Deed = Literal[
-    "pull from",
-    "pull to",
-    "push from",
-    "push to",
-    "read",
+Moving = Literal["pull from", "pull to", "push from", "push to", "read"]
+Own = Literal[
     "mv",
     "rm",
     "purge",
@@ -59,21 +55,10 @@ Deed = Literal[
     "job's output",
     "job's result",
 ]
-MOVED: Final[tuple[Deed, ...]] = ("pull from", "pull to", "push from", "push to", "read")
+Deed = Moving | Own
+MOVED: Final[tuple[Deed, ...]] = get_args(Moving)
 """Deeds with two ends, which are tried by every way of moving copies."""
-OWN: Final[tuple[Deed, ...]] = (
-    "mv",
-    "rm",
-    "purge",
-    "register",
-    "stray --register",
-    "stray --delete",
-    "permissions",
-    "set aside",
-    "release",
-    "job's output",
-    "job's result",
-)
+OWN: Final[tuple[Deed, ...]] = get_args(Own)
 """Deeds at a site itself."""
 DEEDS: Final = (*MOVED, *OWN)
 TRIED: Final = [(deed, way) for deed in MOVED for way in ("local", "sftp", "rsync")] + [
