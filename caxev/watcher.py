@@ -32,7 +32,7 @@ from loguru import logger
 from caxev import metrics
 from caxev.alarms import Alarms, Silent, parked, parked_key
 from caxev.alarms import gap as gap_alarm
-from caxev.diff import diff
+from caxev.diff import diff, replay
 from caxev.job import utcnow
 from caxev.ledger import (
     UNREADABLE,
@@ -84,6 +84,9 @@ KNOWN: Final = 5000
 """Last looks that are kept in memory, those of the runs that changed last..."""
 KNOWN_SIZE: Final = 100
 """...unless they have more aspects than this."""
+AT_ONCE: Final = 500
+"""Debts of one run that are recorded at once. Those of a run with more of them are recorded piece
+by piece, so that what other runs owe comes in between."""
 
 
 class Intake(Protocol):
@@ -173,6 +176,10 @@ class Watcher:
     _marks: Iterator[int] = field(init=False)
     # One look at a time: two at once could write an older look over a newer one.
     _looking: trio.Lock = field(init=False, factory=trio.Lock)
+    # Runs of which more is new than is recorded at once, each with the time of its change. While
+    # there are any no position is saved: a restart finds them again.
+    _large: dict[RunId, datetime] = field(init=False, factory=dict)
+    _grown: trio.Event = field(init=False, factory=trio.Event)
     _turn: int = field(init=False, default=0)
     _known: OrderedDict[RunId, Look] = field(init=False, factory=OrderedDict)
     _unreadable: set[RunId] = field(init=False, factory=set)
@@ -226,6 +233,7 @@ class Watcher:
             while True:
                 batch = await self.database.next_batch(stream, self.caught_up)
                 if not batch.changes:
+                    await self._finish_large()
                     await self._save(batch.position)
                     return changes
                 await self.look(batch.runs, position=batch.position)
@@ -263,6 +271,7 @@ class Watcher:
             async with trio.open_nursery() as nursery:
                 # While one batch is recorded the next one is read and looked at.
                 nursery.start_soon(self._read, stream, send)
+                nursery.start_soon(self._record_large)
                 async for ahead in receive:
                     await self._take_in(ahead)
                     ahead.recorded.set()
@@ -322,14 +331,19 @@ class Watcher:
             self._recorded = {}
             if not ingest.looks:
                 return False
-            await self._record(evolve(ingest, position=batch.position))
+            await self._record(evolve(ingest, position=self._to_save(batch.position)))
             refused = self._unreadable
             self._recorded = {run: one for run, one in ingest.looks.items() if run not in refused}
             return True
 
+    def _to_save(self, position: Position | None) -> Position | None:
+        return None if self._large else position
+
     async def _save(self, position: Position) -> None:
-        await self.database.save_position(self.tenure, position, utcnow())
-        self._position, self._saved_at = position, trio.current_time()
+        if self._to_save(position) is not None:
+            await self.database.save_position(self.tenure, position, utcnow())
+            self._saved_at = trio.current_time()
+        self._position = position
 
     # -- trouble ----------------------------------------------------------------------------
 
@@ -391,6 +405,7 @@ class Watcher:
             runs += len(ids)
             if after is None:
                 break
+        await self._finish_large()
         await self.database.finish_scan(self.tenure, start, utcnow(), gap, self.registry.watched)
         if start is not None:
             self._position = Position(start=start)
@@ -417,7 +432,31 @@ class Watcher:
         async with self._looking_apart():
             ingest = self._compare(runs, await self._read_looks(runs))
             if ingest.looks or position is not None:
-                await self._record(evolve(ingest, position=position))
+                await self._record(evolve(ingest, position=self._to_save(position)))
+
+    async def _record_large(self) -> None:
+        """Record what is new of large runs, for ever, beside the stream."""
+        while True:
+            await self._finish_large()
+            self._grown = trio.Event()
+            await self._grown.wait()
+
+    async def _finish_large(self) -> None:
+        """Record what is new of large runs: of each in turn a piece, others in between."""
+        while self._large:
+            async with self._looking_apart():
+                if self._large:
+                    await self._record_piece(next(iter(self._large)))
+
+    async def _record_piece(self, run: RunId) -> None:
+        looked, at = await self._read_looks([run]), self._large[run]
+        ingest = self._compare({run: at}, looked, piece=True)
+        if ingest.looks:
+            await self._record(ingest)
+        del self._large[run]
+        rest = ingest.looks and ingest.looks[run] != looked.now.get(run)
+        if rest and run not in self._unreadable:
+            self._large[run] = at
 
     @asynccontextmanager
     async def _looking_apart(self) -> AsyncIterator[None]:
@@ -447,22 +486,44 @@ class Watcher:
         while len(self._known) > KNOWN:
             self._known.popitem(last=False)
 
-    def _compare(self, runs: Mapping[RunId, datetime], looked: Looked) -> Ingest:
+    def _compare(
+        self, runs: Mapping[RunId, datetime], looked: Looked, *, piece: bool = False
+    ) -> Ingest:
+        """What is new of these runs; of a large one nothing, or, with `piece`, as much as goes.
+
+        The look that goes with a piece is the last one and the piece's events.
+        """
         looks: dict[RunId, Look | None] = {}
         debts: list[Debt] = []
         priorities: dict[RunId, int] = {}
         for run, at in runs.items():
-            now = looked.now.get(run, {})
-            events = diff(run, looked.before.get(run, {}), now)
+            now, before = looked.now.get(run, {}), looked.before.get(run, {})
+            events = diff(run, before, now)
             if not events:
                 continue
-            looks[run] = looked.now.get(run)
             priority = priority_of(now, self.urgent)
-            for event in events:
-                debts.extend(self._debts(event, at, priority))
-            if self.urgent and any(self._is_urgent(event) for event in events):
+            taken, owed = self._as_many_as_go(events, at, priority)
+            if len(taken) < len(events) and not piece:
+                self._large.setdefault(run, at)
+                self._grown.set()
+                continue
+            looks[run] = looked.now.get(run) if len(taken) == len(events) else replay(before, taken)
+            debts.extend(owed)
+            if self.urgent and any(self._is_urgent(event) for event in taken):
                 priorities[run] = priority
         return Ingest(looks, debts, runs=looked.whole, priorities=priorities)
+
+    def _as_many_as_go(
+        self, events: Sequence[Event], at: datetime, priority: int
+    ) -> tuple[Sequence[Event], list[Debt]]:
+        """The first of a run's events, up to `AT_ONCE` debts, and these; one event at least."""
+        debts: list[Debt] = []
+        for number, event in enumerate(events):
+            owed = list(self._debts(event, at, priority))
+            if debts and len(debts) + len(owed) > AT_ONCE:
+                return events[:number], debts
+            debts.extend(owed)
+        return events, debts
 
     def _is_urgent(self, event: Event) -> bool:
         return isinstance(event.aspect, Tag) and event.aspect.tag in self.urgent
@@ -604,23 +665,39 @@ class Watcher:
         async with self._looking_apart():
             looked = await self._read_looks(ids)
             ingest = self._compare(dict.fromkeys(ids, utcnow()), looked)
-            new = {debt.id for debt in ingest.debts}
-            possible = [
-                slot(self.tenure.site, run, aspect, handler.name)
-                for run, look in looked.now.items()
-                for handler in self.registry.enabled
-                for aspect, _ in self.registry.owed(look, handler)
-            ]
-            standing = await self.database.standing(possible)
-            again = [
-                self._fired(event, handler, look)
-                for run, look in looked.now.items()
-                for event, handler in owed_again(self.registry, run, look, standing, request)
-            ]
-            again = [debt for debt in again if debt.id not in new]
-            if ingest.looks or again:
-                await self._record(evolve(ingest, debts=[*ingest.debts, *again]))
+            large = not self._large.keys().isdisjoint(ids)
+            if not large:
+                again = await self._again(looked.now, request, but=ingest.debts)
+                if ingest.looks or again:
+                    debts = [*ingest.debts, *again[:AT_ONCE]]
+                    await self._record(evolve(ingest, debts=debts))
+        if large:  # the stream's events first: else they would fire what was fired for a state
+            await self._finish_large()
+            await self._fire_again(ids, request)
+            return
+        for start in range(AT_ONCE, len(again), AT_ONCE):
+            async with self._looking_apart():
+                await self._record(Ingest({}, again[start : start + AT_ONCE]))
         logger.info("replayed {} runs: {} reactions", len(looked.now), len(again))
+
+    async def _again(
+        self, looks: Mapping[RunId, Look], request: Request, *, but: Iterable[Debt]
+    ) -> list[Debt]:
+        """The debts that a replay makes of what these runs look like, but for those."""
+        possible = [
+            slot(self.tenure.site, run, aspect, handler.name)
+            for run, look in looks.items()
+            for handler in self.registry.enabled
+            for aspect, _ in self.registry.owed(look, handler)
+        ]
+        standing = await self.database.standing(possible)
+        again = [
+            self._fired(event, handler, look)
+            for run, look in looks.items()
+            for event, handler in owed_again(self.registry, run, look, standing, request)
+        ]
+        new = {debt.id for debt in but}
+        return [debt for debt in again if debt.id not in new]
 
     def _fired(self, event: Event, handler: str, look: Look) -> Debt:
         priority = priority_of(look, self.urgent)

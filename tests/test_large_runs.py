@@ -1,0 +1,186 @@
+"""A run that owes very many reactions: all of them are made, and nobody else waits for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from bson import ObjectId
+from pymongo import MongoClient
+
+from caxev import Job, copy
+from caxev.mongo import Database, Ingest, Request, Tenure
+from tests import engine
+from tests.conftest import Database as Named
+
+pytestmark = pytest.mark.replicaset
+
+SITE = "lngs"
+COPIES = 45
+PIECE = 10
+
+Recorded = Callable[[Ingest], Any]
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("caxev.watcher.AT_ONCE", PIECE)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
+    """Functions that are called with whatever is recorded, before it is."""
+    called: list[Recorded] = []
+    ingest = Database.ingest
+
+    async def watched(self: Database, tenure: Tenure, what: Ingest, *args: Any) -> None:
+        for function in called:
+            await function(what)
+        await ingest(self, tenure, what, *args)
+
+    monkeypatch.setattr(Database, "ingest", watched)
+    return called
+
+
+class Reactions:
+    """A handler that counts its reactions by run and host."""
+
+    def __init__(self) -> None:
+        self.of: Counter[tuple[Any, str]] = Counter()
+
+    async def react(self, job: Job) -> None:
+        self.of[job.run.id, getattr(job.event.aspect, "host", "")] += 1
+
+    def options(self, database: Named, **options: Any) -> Any:
+        one = engine.handler(self.react, copy(("transferred", "error")))
+        return engine.options_for(database, [one], **options)
+
+
+def large(copies: int = COPIES) -> dict[str, Any]:
+    hosts = [("raw", f"site{number}", "transferred") for number in range(copies)]
+    return engine.run_document(1, *hosts)
+
+
+def once_each(run: ObjectId, times: int = 1) -> Counter[tuple[Any, str]]:
+    return Counter({(run, f"site{number}"): times for number in range(COPIES)})
+
+
+async def test_others_come_in_between(database: Named, recorded: list[Recorded]) -> None:
+    """What another run owes is recorded before the next piece of the large one."""
+    reactions, order = Reactions(), list[tuple[Any, int]]()
+    async with engine.opened(database) as db, engine.listener(db, reactions.options(database)):
+        await engine.until(lambda: _positioned(db))
+
+        async def note(what: Ingest) -> None:
+            order.extend((run, len(what.debts)) for run in what.looks)
+            if len(order) == 2:
+                await db.insert_run(small)
+            await trio.sleep(0.1)  # for the stream to bring it
+
+        recorded.append(note)
+        small = engine.run_document(2, ("raw", SITE, "transferred"))
+        run = await db.insert_run(large())
+        expected = once_each(run) + Counter({(small["_id"], SITE): 1})
+        await engine.until(lambda: reactions.of == expected)
+    assert Counter(name for name, _ in order) == {run: 5, small["_id"]: 1}
+    assert max(debts for _, debts in order) <= PIECE
+    assert order.index((small["_id"], 1)) < 5, "the other run waited for all pieces"
+
+
+async def _positioned(db: Database) -> bool:
+    record = await db.site_record(SITE)
+    return record is not None and record.position is not None
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["scan", "stream"])
+async def test_a_listener_that_ends_between_two_pieces(
+    database: Named, recorded: list[Recorded], *, first: bool
+) -> None:
+    """The next one records the rest, although batches of others were recorded in between."""
+    reactions, pieces = Reactions(), list[int]()
+    stopped = trio.Event()
+
+    async def stop(what: Ingest) -> None:
+        pieces.extend(len(what.debts) for run in what.looks if run == run_id)
+        if len(pieces) == 3 and not stopped.is_set():
+            stopped.set()
+            await trio.sleep_forever()
+        if len(pieces) == 2:
+            await trio.sleep(0.2)  # others come
+
+    async with engine.opened(database) as db:
+        document = large()
+        run_id, other = document["_id"], engine.run_document(2, ("raw", SITE, "transferred"))
+        if first:
+            await db.insert_run(document)
+            await db.insert_run(other)
+            recorded.append(stop)
+        async with engine.listener(db, reactions.options(database, grace=0.5)):
+            if not first:
+                await engine.until(lambda: _positioned(db))
+                recorded.append(stop)
+                await db.insert_run(document)
+                await db.insert_run(other)
+            await stopped.wait()
+        assert sum(reactions.of.values()) < COPIES
+        recorded.clear()
+        expected = once_each(run_id) + Counter({(other["_id"], SITE): 1})
+        async with engine.listener(db, reactions.options(database)):
+            await engine.until(lambda: reactions.of == expected)
+            await db.insert_run(late := engine.run_document(3, ("raw", SITE, "transferred")))
+            await engine.until(lambda: reactions.of[late["_id"], SITE])
+        assert reactions.of == expected + Counter({(late["_id"], SITE): 1})
+
+
+async def test_it_changes_while_it_is_recorded(database: Named, recorded: list[Recorded]) -> None:
+    """A piece is what is new when it is recorded: nothing fires for what has gone by then."""
+    reactions, pieces = Reactions(), list[int]()
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        document = large()
+
+        async def change(what: Ingest) -> None:
+            pieces.extend(len(what.debts) for run in what.looks if run == document["_id"])
+            if len(pieces) == 2:
+                runs.update_one({"_id": document["_id"]}, {"$set": {"data": document["data"][:25]}})
+
+        async with engine.opened(database) as db, engine.listener(db, reactions.options(database)):
+            await engine.until(lambda: _positioned(db))
+            recorded.append(change)
+            await db.insert_run(document)
+            await engine.until(lambda: sum(reactions.of.values()) >= 25)
+            await db.insert_run(late := engine.run_document(3, ("raw", SITE, "transferred")))
+            await engine.until(lambda: reactions.of[late["_id"], SITE])
+    assert pieces[:2] == [PIECE, PIECE]
+    assert sum(pieces) == 25
+    assert sum(reactions.of.values()) == 26
+
+
+async def test_once_and_replay(database: Named) -> None:
+    """`--once` leaves when all of it is done; a replay with force does all of it again."""
+    reactions = Reactions()
+    async with engine.opened(database) as db:
+        await engine.once(db, reactions.options(database))
+        run = await db.insert_run(large())
+        await engine.once(db, reactions.options(database))
+        assert reactions.of == once_each(run)
+        await db.add_request(SITE, Request("replay", (run,), force=True), "me", Job.now())
+        await engine.once(db, reactions.options(database))
+        assert reactions.of == once_each(run, 2)
+        await db.add_request(SITE, Request("replay", (run,)), "me", Job.now())
+        await engine.once(db, reactions.options(database))
+        assert reactions.of == once_each(run, 2)
+
+
+async def test_a_replay_of_what_is_new(database: Named) -> None:
+    """A run that is new and large when it is replayed fires once."""
+    reactions = Reactions()
+    async with engine.opened(database) as db:
+        await engine.once(db, reactions.options(database))
+        run = await db.insert_run(large())
+        await db.add_request(SITE, Request("replay", (run,)), "me", Job.now())
+        await engine.once(db, reactions.options(database))
+        assert reactions.of == once_each(run)
