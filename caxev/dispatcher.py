@@ -12,9 +12,10 @@ settles and writes progress (it must outlive the attempts), and one task for eac
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
+from operator import itemgetter
 from random import random
 from typing import Any, Final, TypeVar
 
@@ -76,8 +77,14 @@ WINDOW: Final = 1000
 """Debts of a lane that are fetched at once: each fetch has to pass by what was paid lately."""
 AHEAD: Final = 4
 """In lanes that go newest first, debts for each worker that are fetched at once."""
+TOGETHER: Final = 32
+"""Reactions whose updates are written in one transaction, where many have ended."""
 MOST_ASIDE: Final = 64
 """Reactions of a lane that may wait for something else than a worker while others work."""
+LARGE: Final = 500
+"""Copies from which on a run takes so long to read that reactions share what was read..."""
+FRESH: Final = 1.0
+"""...for so many seconds, if it was read after their debts were recorded."""
 SURE_FOR: Final = 300.0
 """Seconds after which the claims in the database are compared with what runs, though nothing was
 heard: a deposed process may have claimed something, and died before it could give that back."""
@@ -129,7 +136,7 @@ class Lane:
     @property
     def share(self) -> int:
         """How many debts of one run may wait at once: those of others come in between."""
-        return max(AHEAD * self.workers // 2, 1)
+        return max(min(AHEAD * self.workers, WINDOW) // 2, 1)
 
     def crowding(self, due: Sequence[Debt]) -> RunId | None:
         """The run, if any, whose debts may have kept those of others out of what was fetched."""
@@ -201,6 +208,28 @@ class Occupancy:
                 del self._readers[debt.run]
         self._left.set()
         self._left = trio.Event()
+
+
+@define(eq=False)
+class Shelf:
+    """Large runs as they were read a moment ago, so that not each of many reactions reads them.
+
+    A reaction must see the event that it owes to: what was read before its debt was recorded will
+    not do. Marks grow, so that holds for every debt up to the newest mark at that time.
+    """
+
+    _read: dict[RunId, tuple[float, int, Run]] = field(init=False, factory=dict)
+
+    def put(self, runs: Iterable[Run], at: float, mark: int) -> None:
+        """Keep the large ones of these, which were read at that time, after that mark."""
+        self._read |= {run.id: (at, mark, run) for run in runs if len(run.copies) >= LARGE}
+
+    def take(self, ids: Iterable[RunId], mark: int) -> dict[RunId, Run]:
+        """Return what is fresh enough for debts up to this mark."""
+        since = trio.current_time() - FRESH
+        self._read = {run: read for run, read in self._read.items() if read[0] >= since}
+        read = {run: self._read[run] for run in ids if run in self._read}
+        return {run: one for run, (_, newest, one) in read.items() if newest >= mark}
 
 
 class Watch:
@@ -277,11 +306,15 @@ class Dispatcher:
     # handler uses may hold debts.
     _doubtful: bool = field(init=False, default=False)
     _unsurveyed: bool = field(init=False, default=True)
+    # The newest mark that is recorded. At first: those of former processes are all below it.
+    _recorded: int = field(init=False)
+    _shelf: Shelf = field(init=False, factory=Shelf)
     _sure_until: float = field(init=False, factory=lambda: trio.current_time() + SURE_FOR)
     _latency: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._latency = metrics.latency.labels(self.tenure.site)
+        self._recorded = self.tenure.epoch << 40
         for handler in self.registry.handlers.values():
             self._lane(handler.lane)
 
@@ -322,6 +355,7 @@ class Dispatcher:
 
     def start(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
         """Start the claimed debts, and see to it that the others are fetched."""
+        self._recorded = max((debt.mark for debt in debts), default=self._recorded)
         claimed = [debt for debt in debts if debt.state is State.RUNNING]
         if claimed:
             self.attempts.start_soon(self._begin, claimed, runs)
@@ -414,7 +448,7 @@ class Dispatcher:
             heard = True
             found = self._not_running(lane, found)
             kept = few_of_each(found, lane.share)
-            lane.keep(kept)
+            lane.keep(kept if lane.newest_first else in_turn(kept))
             # At the end of the row, one look without `since` makes sure that it was the end.
             fetched = len(due) < window and since is None and len(kept) == len(found)
             goes_on = len(due) == window and not lane.newest_first
@@ -490,7 +524,7 @@ class Dispatcher:
         why = "the listener was stopped"
         try:
             if unread:
-                runs = {**runs, **await self.database.runs(unread)}
+                runs = {**runs, **await self._read(unread, max(debt.mark for debt in debts))}
             why = ""
         except DatabaseError as error:
             why = str(error)
@@ -503,6 +537,16 @@ class Dispatcher:
         async with trio.open_nursery() as nursery:
             for debt in debts:
                 nursery.start_soon(self._pay_one, debt, runs.get(debt.run))
+
+    async def _read(self, ids: Collection[RunId], mark: int) -> dict[RunId, Run]:
+        """Read runs as they are after the debts up to this mark were recorded."""
+        shelved = self._shelf.take(ids, mark)
+        if len(shelved) == len(ids):
+            return shelved
+        at, recorded = trio.current_time(), self._recorded
+        runs = await self.database.runs(set(ids) - shelved.keys())
+        self._shelf.put(runs.values(), at, recorded)
+        return {**shelved, **runs}
 
     async def _pay_one(self, debt: Debt, run: Run | None) -> None:
         """Attempt one debt; whatever becomes of it, it is handed on to be settled."""
@@ -607,21 +651,25 @@ class Dispatcher:
             await self.settle_ended()
 
     async def settle_ended(self) -> None:
-        """Settle all attempts that have ended by now."""
+        """Settle all attempts that have ended, until none is left."""
         self._settle = trio.Event()
-        ended, self._ended = self._ended, []
-        try:
-            plain = [one for one in ended if not one.updates]
+        while self._ended:
+            plain = [one for one in self._ended if not one.updates]
             if plain:
                 await self._retrying(self._settle_plain, plain)
                 self._release(plain)
-                ended = [one for one in ended if one.updates]
-            while ended:
-                await self._retrying(self._settle_with_updates, ended[0])
-                self._release(ended[:1])
-                del ended[0]
-        finally:
-            self._ended[:0] = ended  # if cancelled: for the last settlement before we leave
+            await self._settle_updates([one for one in self._ended if one.updates][:TOGETHER])
+
+    async def _settle_updates(self, ended: Sequence[Ended]) -> None:
+        """Settle attempts with their updates: at once if that can be done, else by halves."""
+        if len(ended) > 1 and not await self._retrying(self._settle_together, ended):
+            middle = len(ended) // 2
+            await self._settle_updates(ended[:middle])
+            await self._settle_updates(ended[middle:])
+            return
+        if len(ended) == 1:
+            await self._retrying(self._settle_with_updates, ended[0])
+        self._release(ended)
 
     async def leave(self) -> None:
         """Settle what has ended, and open again what stands as claimed by us.
@@ -646,6 +694,20 @@ class Dispatcher:
         if counted + renewed < len(debts):
             logger.warning("{} settlements did not count", len(debts) - counted - renewed)
 
+    async def _settle_together(self, ended: Sequence[Ended]) -> bool:
+        """Write several attempts' updates and settle them; False where it must be one by one."""
+        debts = [self._settled(one) for one in ended]
+        updates = [one.updates[-1] for one in ended]
+        if any(len(one.updates) > 1 for one in ended):
+            return False
+        epoch = self.tenure.epoch
+        renewed = await self.database.settle_together(debts, epoch, updates, utcnow())
+        if renewed is None:
+            return False
+        for one, debt in zip(ended, debts, strict=True):
+            self._with_update(one, debt, renewed=renewed > 0)
+        return True
+
     async def _settle_with_updates(self, ended: Ended) -> None:
         *first, last = ended.updates
         debt = self._settled(ended)
@@ -658,14 +720,18 @@ class Dispatcher:
             await self._settle_plain([Ended(ended.debt, Spent(str(error)), run=ended.run)])
             return
         if fitted:
-            metrics.outcomes.labels(debt.site, debt.handler, debt.state.value).inc()
-            self._report_failed(debt, ended.run)
-            if renewed or debt.state is State.OPEN:
-                self._rearm([debt], renewed=renewed)
+            self._with_update(ended, debt, renewed=renewed)
             return
         # The run has moved on since the handler looked: look again, a bounded number of times.
         again = Postponed("the run changed meanwhile") if debt.state is State.DONE else None
         await self._settle_plain([Ended(ended.debt, again or ended.outcome, run=ended.run)])
+
+    def _with_update(self, ended: Ended, debt: Debt, *, renewed: bool = False) -> None:
+        """See to what follows from a debt that was settled with its update."""
+        metrics.outcomes.labels(debt.site, debt.handler, debt.state.value).inc()
+        self._report_failed(debt, ended.run)
+        if renewed or debt.state is State.OPEN:
+            self._rearm([debt], renewed=renewed)
 
     def _report_failed(self, debt: Debt, run: str) -> None:
         """Have people told of a reaction that was parked, until it is done after all."""
@@ -691,6 +757,9 @@ class Dispatcher:
         self._wake.set()
 
     def _release(self, ended: Sequence[Ended]) -> None:
+        # Not before: what a cancellation leaves is for the last settlement before we leave.
+        settled = set(ended)
+        self._ended = [one for one in self._ended if one not in settled]
         lanes = {one.debt.lane for one in ended}
         for one in ended:
             lane = self._lane(one.debt.lane)
@@ -719,20 +788,18 @@ class Dispatcher:
                     logger.debug("progress is not shown: {}", error)
                     break
 
-    async def _retrying(self, function: Callable[..., Any], *args: object) -> None:
+    async def _retrying(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
         """Call an async function until the database lets it through."""
         wait = 0.1
         while True:
             try:
-                await function(*args)
+                return await function(*args)
             except DatabaseError as error:
                 if not passing(error):
                     raise
                 logger.debug("trying again: {}", error)
                 await trio.sleep(wait)
                 wait = min(wait * 2, 5.0)
-            else:
-                return
 
 
 def few_of_each(debts: Iterable[Debt], most: int) -> list[Debt]:
@@ -744,6 +811,16 @@ def few_of_each(debts: Iterable[Debt], most: int) -> list[Debt]:
         if seen[debt.run] <= most:
             kept.append(debt)
     return kept
+
+
+def in_turn(debts: Iterable[Debt]) -> list[Debt]:
+    """Return the first debt of each run, then the second of each, and so on. Pure."""
+    seen: Counter[RunId] = Counter()
+    places: list[tuple[int, Debt]] = []
+    for debt in debts:
+        places.append((seen[debt.run], debt))
+        seen[debt.run] += 1
+    return [debt for _, debt in sorted(places, key=itemgetter(0))]
 
 
 @define

@@ -53,6 +53,7 @@ from caxev.mongo.client import (
     Document,
     NotReplicaSet,
     Unreachable,
+    Unstorable,
     connect,
     not_replica_set,
     translated,
@@ -114,6 +115,10 @@ class Ingest:
 
 class _ClaimGone(Exception):
     """The claim on whose behalf a transaction wrote is not there: nothing was written."""
+
+
+class _NotTogether(Exception):
+    """Several updates cannot be written at once: nothing was written."""
 
 
 @define(eq=False)
@@ -500,6 +505,35 @@ class Database:
             return True, True  # settled before, and the reply got lost
         point("mongo.update.after")
         return done
+
+    async def settle_together(
+        self, debts: Sequence[Debt], epoch: int, updates: Sequence[RunUpdate], now: datetime
+    ) -> int | None:
+        """Write an update for each of these debts and settle them: how many had been renewed.
+
+        None, and nothing is written, where one of the updates does not fit or cannot be stored, a
+        claim is gone, or somebody else writes to one of these runs now.
+        """
+        attempts = count()
+
+        async def write(session: AsyncClientSession) -> int:
+            if next(attempts):
+                raise _NotTogether
+            for update in updates:
+                if await self._apply(update, now, session) is None:
+                    raise _NotTogether
+            point("mongo.update.settle")
+            settled, renewed = await self._store.settle(debts, epoch, session)
+            if settled + renewed < len(debts):
+                raise _NotTogether
+            return renewed
+
+        try:
+            renewed: int = await self._call(self._transaction, write)
+        except (_NotTogether, Unstorable):
+            return None
+        point("mongo.update.after")
+        return renewed
 
     async def _check_epoch(self, site: str, epoch: int) -> None:
         record = await self.site_record(site)

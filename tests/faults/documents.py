@@ -38,6 +38,8 @@ LATE: Final = 10.0
 MEGABYTE: Final = 1 << 20
 HOSTS: Final = ("lngs", "chicago", "stockholm")
 STATUSES: Final = ("transferred", "verifying", "error", "requested", "transferring", "deleting")
+LASTS: Final = 30.0
+"""Seconds for which good runs come beside the broken ones."""
 FUZZED: Final = 100
 """Arbitrary runs in a round."""
 
@@ -143,6 +145,7 @@ async def documents_campaign(
                 added = await trio.to_thread.run_sync(_add, runs, wicked, ground)
                 broken += added
                 await trio.to_thread.run_sync(_churn, runs, born, random)
+                await trio.sleep(LASTS if long else LASTS / 10)
                 await load.rest()
                 await load.counted(ground)
                 problems = [*await ground.finish([born], None), *await load.missing(ground)]
