@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import trio
 from bson import ObjectId
+from hypothesis import given
+from hypothesis import strategies as st
 from pymongo import MongoClient
+from trio.testing import MockClock
 
 from caxev import Job, copy
+from caxev.dispatcher import FRESH, LARGE, Lane, Shelf, in_turn
+from caxev.ledger import owe
+from caxev.model import Event, Run, Tag
 from caxev.mongo import Database, Ingest, Request, Tenure
 from tests import engine
 from tests.conftest import Database as Named
-
-pytestmark = pytest.mark.replicaset
 
 SITE = "lngs"
 COPIES = 45
@@ -68,6 +72,7 @@ def once_each(run: ObjectId, times: int = 1) -> Counter[tuple[Any, str]]:
     return Counter({(run, f"site{number}"): times for number in range(COPIES)})
 
 
+@pytest.mark.replicaset
 async def test_others_come_in_between(database: Named, recorded: list[Recorded]) -> None:
     """What another run owes is recorded before the next piece of the large one."""
     reactions, order = Reactions(), list[tuple[Any, int]]()
@@ -95,6 +100,7 @@ async def _positioned(db: Database) -> bool:
     return record is not None and record.position is not None
 
 
+@pytest.mark.replicaset
 @pytest.mark.parametrize("first", [True, False], ids=["scan", "stream"])
 async def test_a_listener_that_ends_between_two_pieces(
     database: Named, recorded: list[Recorded], *, first: bool
@@ -135,6 +141,7 @@ async def test_a_listener_that_ends_between_two_pieces(
         assert reactions.of == expected + Counter({(late["_id"], SITE): 1})
 
 
+@pytest.mark.replicaset
 async def test_it_changes_while_it_is_recorded(database: Named, recorded: list[Recorded]) -> None:
     """A piece is what is new when it is recorded: nothing fires for what has gone by then."""
     reactions, pieces = Reactions(), list[int]()
@@ -159,6 +166,7 @@ async def test_it_changes_while_it_is_recorded(database: Named, recorded: list[R
     assert sum(reactions.of.values()) == 26
 
 
+@pytest.mark.replicaset
 async def test_once_and_replay(database: Named) -> None:
     """`--once` leaves when all of it is done; a replay with force does all of it again."""
     reactions = Reactions()
@@ -175,6 +183,7 @@ async def test_once_and_replay(database: Named) -> None:
         assert reactions.of == once_each(run, 2)
 
 
+@pytest.mark.replicaset
 async def test_a_replay_of_what_is_new(database: Named) -> None:
     """A run that is new and large when it is replayed fires once."""
     reactions = Reactions()
@@ -184,3 +193,112 @@ async def test_a_replay_of_what_is_new(database: Named) -> None:
         await db.add_request(SITE, Request("replay", (run,)), "me", Job.now())
         await engine.once(db, reactions.options(database))
         assert reactions.of == once_each(run)
+
+
+# -- its reactions ----------------------------------------------------------------------------
+
+
+@pytest.mark.replicaset
+async def test_others_are_due_in_between(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a lane with more workers than debts are fetched at once, too."""
+    monkeypatch.setattr("caxev.watcher.AT_ONCE", 500)
+    monkeypatch.setattr("caxev.dispatcher.WINDOW", 20)
+    order: list[Any] = []
+
+    async def react(job: Job) -> None:
+        order.append(job.run.id)
+        if len(order) == PIECE:
+            await db.insert_run(small)
+        await trio.sleep(0.2)
+
+    one = engine.handler(react, copy("transferred"))
+    options = engine.options_for(database, [one], site_fields={"lanes": {"default": 16}})
+    small = engine.run_document(2, ("raw", SITE, "transferred"))
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await engine.until(lambda: _positioned(db))
+        run = await db.insert_run(large(300))
+        await engine.until(lambda: len(order) == 301)
+    assert Counter(order) == {run: 300, small["_id"]: 1}
+    assert order.index(small["_id"]) < 200
+
+
+@pytest.mark.replicaset
+async def test_it_is_not_read_for_each(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reactions share what was read a moment ago, but none sees less than its event."""
+    monkeypatch.setattr("caxev.watcher.AT_ONCE", 500)
+    monkeypatch.setattr("caxev.dispatcher.LARGE", 100)
+    reads, stale = list[int](), list[Any]()
+    reading = Database.runs
+
+    async def counted(self: Database, ids: Iterable[Any]) -> Any:
+        reads.append(1)
+        return await reading(self, ids)
+
+    async def react(job: Job) -> None:
+        if job.copy is None or job.copy.status != job.event.after:
+            stale.append(job.event)
+
+    monkeypatch.setattr(Database, "runs", counted)
+    one = engine.handler(react, copy(("transferred", "error")))
+    options = engine.options_for(database, [one], site_fields={"lanes": {"default": 2}})
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        async with engine.opened(database) as db, engine.listener(db, options):
+            await engine.until(lambda: _positioned(db))
+            run = await db.insert_run(large(200))
+
+            async def paid(number: int) -> bool:
+                done = [debt for debt, _ in await db.debts(SITE, state="done")]
+                return sum(debt.after == "error" for debt in done) == number
+
+            for number in range(10):
+                changed = {f"data.{number}.status": "error"}
+                runs.update_one({"_id": run}, {"$set": changed})
+                await trio.sleep(0.05)
+            await engine.until(lambda: paid(10))
+    assert not stale
+    assert len(reads) < 50
+
+
+def test_a_shelf_gives_what_was_read_after_the_debt() -> None:
+    """What was read before a debt was recorded, or a while ago, is not given."""
+
+    async def main() -> None:
+        shelf, now = Shelf(), trio.current_time()
+        run, few = Run.from_document(large(LARGE)), Run.from_document(large(LARGE - 1))
+        shelf.put([run, few], now, 7)
+        assert shelf.take([run.id, few.id], 7) == {run.id: run}
+        assert shelf.take([run.id], 8) == {}
+        await trio.sleep(FRESH + 0.1)
+        assert shelf.take([run.id], 7) == {}
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+@given(st.lists(st.integers(0, 5)))
+def test_all_in_turn(runs: list[int]) -> None:
+    """Each debt once; of each run in its order; the n-th of one before the next of another."""
+    debts = [
+        owe(SITE, Event(run, Tag("x"), None, "yes"), "h", lane="l", mark=mark, at=Job.now())
+        for mark, run in enumerate(runs)
+    ]
+    turned, places = in_turn(debts), list[int]()
+    for place, debt in enumerate(turned):
+        places.append(sum(one.run == debt.run for one in turned[:place]))
+    assert sorted(debt.mark for debt in turned) == list(range(len(runs)))
+    assert places == sorted(places)
+    for run in set(runs):
+        marks = [debt.mark for debt in turned if debt.run == run]
+        assert marks == sorted(marks)
+
+
+@pytest.mark.parametrize("lane", ["default", "transfer"])
+@pytest.mark.parametrize("workers", [1, 4, 512, 5000])
+def test_a_run_cannot_fill_what_is_fetched_unseen(lane: str, workers: int) -> None:
+    """Whatever a lane's size, a run that keeps others out of a window is found to do so."""
+    one = Lane(lane, workers)
+    event = Event(1, Tag("x"), None, "yes")
+    debts = [
+        owe(SITE, event, "h", lane=lane, mark=mark, at=Job.now()) for mark in range(one.window)
+    ]
+    assert one.crowding(debts) == 1

@@ -28,7 +28,7 @@ from pymongo.synchronous.database import Database as MongoDatabase
 from caxev.config import Settings
 from caxev.daemon import open_database
 from caxev.job import utcnow
-from caxev.ledger import Debt, Paid, claim, owe, settle
+from caxev.ledger import Debt, Paid, State, claim, owe, settle
 from caxev.model import (
     DELETING,
     YES,
@@ -711,6 +711,38 @@ async def test_an_update_and_its_settlement_are_one(
         paid = settle(debt, Paid(), utcnow(), allowed=3, jitter=0)
         assert await db.settle_with(paid, tenure.epoch, changing, utcnow()) == (False, False)
         assert everything(server) == before
+
+
+async def test_updates_and_their_settlements_are_one(
+    database: Named, server: MongoDatabase[dict[str, Any]]
+) -> None:
+    """All of several are written, or none: where one does not fit, for instance."""
+    async with engine.opened(database) as db:
+        tenure = await taken(db)
+        runs = [await added(db, entry()) for _ in range(3)]
+        debts = [(await owed(db, run, tenure, claimed=1))[0] for run in runs]
+        paid = [settle(debt, Paid(), utcnow(), allowed=3, jitter=0) for debt in debts]
+        good = [RunUpdate.change_copy(run, run.copies[0], "transferred") for run in runs]
+
+        async def together(updates: list[RunUpdate], epoch: int = tenure.epoch) -> int | None:
+            return await db.settle_together(paid, epoch, updates, utcnow())
+
+        stale = evolve(runs[2].copies[0], status="error")
+        unfit = RunUpdate.change_copy(runs[2], stale, "transferred")
+        before = everything(server)
+        assert await together([*good[:2], unfit]) is None
+        assert await together(good, tenure.epoch + 1) is None
+        with server.client.start_session() as session, session.start_transaction():
+            which = {"_id": runs[1].id}
+            server["runs_new"].update_one(which, {"$set": {"number": 7}}, session=session)
+            assert await together(good) is None
+            session.abort_transaction()
+        assert everything(server) == before
+        fresh = evolve(debts[0], mark=debts[0].mark + 100, state=State.OPEN, epoch=None)
+        await db.ingest(tenure, Ingest({}, [fresh]), utcnow())
+        assert await together(good) == 1
+        assert [(await read(db, run.id)).copies[0].status for run in runs] == ["transferred"] * 3
+        assert (await db.tally(SITE))[SITE] == {"open": 1, "done": 2}
 
 
 @pytest.mark.parametrize("text", HOSTILE)
