@@ -8,7 +8,7 @@ since a login shell may have said other things before. One request, then it ends
 - ``receive``: take a copy. While what is there of it is read, ``checking`` and ``total`` tell how
   far that is, in bytes. The answer says which stretches of which files are wanted. Those of up
   to `STREAMED` bytes follow at once, in that order; larger ones are written by SFTP sessions
-  meanwhile. ``publish`` brings all of it to the disk and gives it its name.
+  meanwhile. ``finish`` brings all of it to the disk, ``publish`` gives it its name.
 - ``send``: give a copy. The answer says what there is; the stretches that are asked for then are
   sent in their order, and ``check`` asks whether anything has changed meanwhile.
 - ``digest``: read a copy, at ``max_rate`` bytes a second, and give its manifest.
@@ -249,8 +249,10 @@ def _receive(channel: Channel, request: Mapping[str, Any], final: str) -> None:
                 write_piece(
                     join(arrival.partial, piece.file.path), piece, channel.exactly(piece.left)
                 )
+        if not channel.hear().get("finish"):
+            return
+        arrival.finish(todo)
         if channel.hear().get("publish"):
-            arrival.finish(todo)
             arrival.publish()
             channel.tell(published=True)
 

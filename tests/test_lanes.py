@@ -43,10 +43,11 @@ sshd_wanted = pytest.mark.sshd
 def test_there_are_lanes_and_not_too_many(
     weight: int, round_trip: float, nstreams: int, cores: int
 ) -> None:
-    """At least one; no more than are allowed, than cores can feed, than a connection holds."""
+    """At least one; no more than are allowed, than a connection holds, than there is `ssh` for."""
     programs, channels = lanes_for(weight, round_trip, nstreams, cores=cores)
     assert 1 <= programs + channels <= nstreams
-    assert programs <= cores
+    assert programs <= 8
+    assert cores or not programs
     assert channels <= ON_ONE
 
 
@@ -54,7 +55,9 @@ def test_lanes_are_for_what_they_are_good_for() -> None:
     """Little work, or a short link: no more than it takes. A long link: channels besides."""
     assert lanes_for(1000, 0.0, 16, cores=2) == (0, 1)
     assert lanes_for(1 << 30, 0.0, 16, cores=2) == (2, 0)
-    assert lanes_for(1 << 30, 0.1, 16, cores=2) == (2, 8)
+    assert lanes_for(1 << 30, 0.1, 16, cores=2) == (8, 8)
+    assert lanes_for(1 << 30, 0.01, 16, cores=2) == (2, 0)
+    assert lanes_for(1 << 30, 0.1, 10, cores=2) == (2, 8)
     assert lanes_for(1000, 0.1, 16, cores=2) == (0, 8)
 
 

@@ -3,8 +3,9 @@
 On a short link what limits a transfer is the work of packing and unpacking what goes through SSH.
 OpenSSH's own program does it with half of asyncssh's, so large work goes through `ssh`, a process
 for each core. On a long link it is how much the far end lets a channel have under way: so there
-further channels on the connection that there is already help, and they are open long before
-another connection is. Where there is no such program, or little to move, channels do it all.
+further channels on the connection that there is already help, which are open long before another
+connection is, and more programs than cores. Where there is no such program, or little to move,
+channels do it all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Final
@@ -34,7 +35,7 @@ from caxev.ssh.plan import BLOCK, ON_ONE
 from caxev.ssh.remote import Remote, cancelled
 from caxev.ssh.sftp import Lost
 
-_MOST: Final = 4  # programs
+_MOST: Final = 8  # programs: sshd lets 10 wait for their log-in
 _WORTH: Final = 48 << 20  # bytes that make one more connection worth it
 _FILE: Final = 64 << 10  # bytes
 _WINDOW: Final = 2 << 20  # bytes that OpenSSH lets a channel have under way
@@ -51,8 +52,9 @@ def lanes_for(weight: int, round_trip: float, nstreams: int, *, cores: int) -> t
 
     `weight` in bytes, `round_trip` in seconds. No `cores`: there are no programs to be had.
     """
-    programs = min(_MOST, cores, nstreams, weight // _WORTH)
     wanted = min(nstreams, math.ceil(_RATE * round_trip / _WINDOW))
+    useful = max(cores, wanted - ON_ONE) if cores else 0
+    programs = min(_MOST, useful, nstreams, weight // _WORTH)
     return programs, min(ON_ONE, max(wanted - programs, 0 if programs else 1))
 
 
@@ -79,6 +81,13 @@ class Crew:
         while len(self._channels) < channels:
             self._channels.append(asyncio.create_task(channel_on(self.connection)))
         self._lines = [*self._programs[:programs], *self._channels[:channels]]
+
+    async def measure(self) -> None:
+        """Find out how long an answer takes. Nobody waits for that: it is a round trip."""
+        began = time.monotonic()
+        with suppress(asyncssh.Error, OSError):  # whoever needs an answer is told
+            await self.remote.sftp.realpath(b".")
+            self.round_trip = time.monotonic() - began
 
     async def _program(self) -> Line:
         key = self.connection.get_server_host_key()
@@ -158,7 +167,7 @@ async def crew_on(
 ) -> AsyncIterator[Crew]:
     """Start SFTP on a connection, and at once the lanes for so many bytes, as far as is known.
 
-    `round_trip`: a guess. How long an answer takes is seen then, and says what will be used.
+    `round_trip`: a guess. How long an answer takes is soon seen, and says what will be used.
     """
     with ExitStack() as held:
         crew = Crew(endpoint, connection, nstreams, round_trip, held)
@@ -166,10 +175,11 @@ async def crew_on(
             if weight:
                 crew.call(weight)
             crew.remote = Remote(endpoint, await started(endpoint, connection))
-            began = time.monotonic()
-            await crew.remote.sftp.realpath(b".")
-            crew.round_trip = time.monotonic() - began
-            yield crew
+            measuring = asyncio.create_task(crew.measure())
+            try:
+                yield crew
+            finally:
+                await cancelled([measuring])
         finally:
             await crew.dismiss()
 

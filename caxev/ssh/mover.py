@@ -402,6 +402,7 @@ async def _push_to_agent(
         bound(work.remote.free, os.path.dirname(partial)),
         _place(work),
     )
+    await agent.ask(finish=True)  # it brings all to its disk while we look at the source
     await _check_source(here, source, digests, transfer.expected)
     await agent.ask(publish=True)
     crash.point("ssh.publish.rename")
