@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
 from typing import Final
 
 from attrs import define, evolve, field
@@ -74,7 +75,7 @@ class Arrival:
         self._wanted = {seen.path: seen for seen in self.source if seen.kind == "file"}
         self._items = known_items(self.expected)
 
-    @property
+    @cached_property
     def partial(self) -> bytes:
         """Where it is written until it is whole."""
         return os.fsencode(partial_path(self.final))
