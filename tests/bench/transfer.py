@@ -184,11 +184,14 @@ def _peer(command_for: Callable[[Case], list[str]], case: Case) -> Seconds:
     return Seconds(copied, verified)
 
 
-def peers() -> dict[str, Contender]:
-    """Those that are installed here."""
+def beside(only: str | None = None) -> dict[str, Contender]:
+    """Those that are installed here; of several names with commas between, those."""
+    wanted = list(PEERS) if only is None else [name for name in only.split(",") if name]
+    if unknown := set(wanted) - PEERS.keys():
+        sys.exit(f"no peer {', '.join(sorted(unknown))} here: {', '.join(PEERS)}")
     found: dict[str, Contender] = {}
-    for name, command_for in PEERS.items():
-        program = name.split()[0]
+    for name in wanted:
+        program, command_for = name.split()[0], PEERS[name]
         if shutil.which(program):
             found[name] = partial(_peer, command_for)
         else:
@@ -256,7 +259,7 @@ class Bench:
     endpoint: Endpoint
     directory: Path
     rounds: int
-    theirs: Mapping[str, Contender] = field(factory=peers)
+    theirs: Mapping[str, Contender] = field(factory=dict)
 
     def measure(self, work: Work) -> list[dict[str, Any]]:
         source = make_tree(self.directory / "source" / work.name, work)
@@ -305,8 +308,11 @@ def bench(works: Sequence[Work], rounds: int, *, wan: bool) -> Iterator[Bench]:
         yield Bench("wan" if wan else "loopback", reached.endpoint, directory, rounds)
 
 
-def speed(works: Sequence[Work], rounds: int, *, wan: bool) -> list[dict[str, Any]]:
+def speed(
+    works: Sequence[Work], rounds: int, theirs: Mapping[str, Contender], *, wan: bool
+) -> list[dict[str, Any]]:
     with bench(works, rounds, wan=wan) as made:
+        made.theirs = theirs
         return [row for work in works for row in made.measure(work)]
 
 
@@ -486,6 +492,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wan", action="store_true", help="on the long link instead of loopback")
     parser.add_argument("--only", metavar="WORK", help=f"one of {', '.join(_names())}")
     parser.add_argument("--rounds", type=int, help="how often (default 3, with --quick 1)")
+    parser.add_argument(
+        "--peers", metavar="NAMES", help=f"only these (none: ''): {', '.join(PEERS)}; default all"
+    )
     parser.add_argument("--memory", action="store_true", help="memory instead of speed")
     parser.add_argument("--resume", action="store_true", help="what a kill costs instead of speed")
     parser.add_argument("--memory-gb", type=float, metavar="N", help="of a file of N GB (10)")
@@ -510,6 +519,7 @@ def main(
     wan: bool = False,
     only: str | None = None,
     rounds: int | None = None,
+    peers: str | None = None,
     memory: bool = False,
     resume: bool = False,
     memory_gb: float | None = None,
@@ -527,7 +537,8 @@ def main(
         console.print(twice_table(found["resume"]))
     else:
         works = _wanted(only, wan=wan, quick=quick)
-        found["rows"] = speed(works, rounds or (1 if quick else 3), wan=wan)
+        theirs = beside(peers)
+        found["rows"] = speed(works, rounds or (1 if quick else 3), theirs, wan=wan)
         console.print(speed_table(found["rows"], works, "long link" if wan else "loopback"))
     if as_json:
         print(json.dumps(found))
