@@ -219,15 +219,25 @@ class Shelf:
     """
 
     _read: dict[RunId, tuple[float, int, Run]] = field(init=False, factory=dict)
+    _ended: dict[str, float] = field(init=False, factory=dict)
+
+    def ended(self, debt: Debt) -> None:
+        """Note that an attempt at this debt is over: the next one must see what it has written."""
+        self._ended[debt.id] = trio.current_time()
 
     def put(self, runs: Iterable[Run], at: float, mark: int) -> None:
         """Keep the large ones of these, which were read at that time, after that mark."""
         self._read |= {run.id: (at, mark, run) for run in runs if len(run.copies) >= LARGE}
 
-    def take(self, ids: Iterable[RunId], mark: int) -> dict[RunId, Run]:
-        """Return what is fresh enough for debts up to this mark."""
+    def take(self, ids: Iterable[RunId], debts: Iterable[Debt]) -> dict[RunId, Run]:
+        """Return those of these runs that are fresh enough for all of these debts."""
         since = trio.current_time() - FRESH
         self._read = {run: read for run, read in self._read.items() if read[0] >= since}
+        self._ended = {slot: at for slot, at in self._ended.items() if at >= since}
+        debts = list(debts)
+        if not self._read or any(debt.id in self._ended for debt in debts):
+            return {}
+        mark = max(debt.mark for debt in debts)
         read = {run: self._read[run] for run in ids if run in self._read}
         return {run: one for run, (_, newest, one) in read.items() if newest >= mark}
 
@@ -314,7 +324,7 @@ class Dispatcher:
 
     def __attrs_post_init__(self) -> None:
         self._latency = metrics.latency.labels(self.tenure.site)
-        self._recorded = self.tenure.epoch << 40
+        self._recorded = (self.tenure.epoch << 40) - 1
         for handler in self.registry.handlers.values():
             self._lane(handler.lane)
 
@@ -384,6 +394,7 @@ class Dispatcher:
 
     def look_again(self) -> None:
         """Ask the database for due debts in all lanes."""
+        self._shelf = Shelf()  # debts may have been opened under marks that they had before
         self._unsurveyed = True
         for lane in self._lanes.values():
             lane.look()
@@ -452,7 +463,10 @@ class Dispatcher:
             # At the end of the row, one look without `since` makes sure that it was the end.
             fetched = len(due) < window and since is None and len(kept) == len(found)
             goes_on = len(due) == window and not lane.newest_first
-            lane.since = due[-1].due if goes_on else None
+            # Not past what is left out: that would wait until all that came later is paid.
+            taken = {debt.id for debt in kept}
+            left_out = [debt.due for debt in found if debt.id not in taken]
+            lane.since = min([*left_out, due[-1].due]) if goes_on else None
             if fetched:
                 # A settlement may arm the timer meanwhile: the earlier time counts.
                 lane.arm(await self.database.next_due(site, lane.name, now))
@@ -524,7 +538,7 @@ class Dispatcher:
         why = "the listener was stopped"
         try:
             if unread:
-                runs = {**runs, **await self._read(unread, max(debt.mark for debt in debts))}
+                runs = {**runs, **await self._read(unread, debts)}
             why = ""
         except DatabaseError as error:
             why = str(error)
@@ -538,14 +552,15 @@ class Dispatcher:
             for debt in debts:
                 nursery.start_soon(self._pay_one, debt, runs.get(debt.run))
 
-    async def _read(self, ids: Collection[RunId], mark: int) -> dict[RunId, Run]:
-        """Read runs as they are after the debts up to this mark were recorded."""
-        shelved = self._shelf.take(ids, mark)
+    async def _read(self, ids: Collection[RunId], debts: Sequence[Debt]) -> dict[RunId, Run]:
+        """Read runs as they are after these debts were recorded."""
+        shelf = self._shelf
+        shelved = shelf.take(ids, debts)
         if len(shelved) == len(ids):
             return shelved
         at, recorded = trio.current_time(), self._recorded
         runs = await self.database.runs(set(ids) - shelved.keys())
-        self._shelf.put(runs.values(), at, recorded)
+        shelf.put(runs.values(), at, recorded)
         return {**shelved, **runs}
 
     async def _pay_one(self, debt: Debt, run: Run | None) -> None:
@@ -572,7 +587,9 @@ class Dispatcher:
         crash.scope.set(handler.name)
         waited = await self._occupancy.enter(debt, exclusive=handler.exclusive)
         try:
-            if waited:  # for what may have changed the run
+            # Who had to wait did so for what may have changed the run; and nothing is deleted by
+            # what was read for others.
+            if waited or (handler.exclusive and len(run.copies) >= LARGE):
                 try:
                     runs = await self.database.runs([debt.run])
                 except DatabaseError as error:
@@ -637,6 +654,7 @@ class Dispatcher:
 
     def _end(self, ended: Ended) -> None:
         self._progress.pop(ended.debt.id, None)
+        self._shelf.ended(ended.debt)
         self._ended.append(ended)
         self._lane(ended.debt.lane).ended += 1
         self._settle.set()
@@ -662,7 +680,7 @@ class Dispatcher:
 
     async def _settle_updates(self, ended: Sequence[Ended]) -> None:
         """Settle attempts with their updates: at once if that can be done, else by halves."""
-        if len(ended) > 1 and not await self._retrying(self._settle_together, ended):
+        if len(ended) > 1 and not await self._settle_together(ended):
             middle = len(ended) // 2
             await self._settle_updates(ended[:middle])
             await self._settle_updates(ended[middle:])
@@ -701,7 +719,12 @@ class Dispatcher:
         if any(len(one.updates) > 1 for one in ended):
             return False
         epoch = self.tenure.epoch
-        renewed = await self.database.settle_together(debts, epoch, updates, utcnow())
+        try:
+            renewed = await self.database.settle_together(debts, epoch, updates, utcnow())
+        except DatabaseError as error:
+            if not passing(error):
+                raise
+            return False  # it may be too much at once
         if renewed is None:
             return False
         for one, debt in zip(ended, debts, strict=True):

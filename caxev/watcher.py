@@ -639,6 +639,7 @@ class Watcher:
         if not runs or request.handler not in (None, UNREADABLE):
             return
         await self.look(dict.fromkeys(runs, utcnow()))
+        await self._finish_large()
         gone = (runs & self._unreadable) - (await self.database.runs(runs)).keys()
         if gone:
             settled = [self._shown(run, Paid("the run is no longer there")) for run in gone]
@@ -665,7 +666,7 @@ class Watcher:
         async with self._looking_apart():
             looked = await self._read_looks(ids)
             ingest = self._compare(dict.fromkeys(ids, utcnow()), looked)
-            large = not self._large.keys().isdisjoint(ids)
+            large = self._large.keys() & set(ids)
             if not large:
                 again = await self._again(looked.now, request, but=ingest.debts)
                 if ingest.looks or again:
@@ -673,11 +674,17 @@ class Watcher:
                     await self._record(evolve(ingest, debts=debts))
         if large:  # the stream's events first: else they would fire what was fired for a state
             await self._finish_large()
-            await self._fire_again(ids, request)
+            hopeless = large & self._unreadable
+            await self._fire_again([run for run in ids if run not in hopeless], request)
             return
         for start in range(AT_ONCE, len(again), AT_ONCE):
             async with self._looking_apart():
-                await self._record(Ingest({}, again[start : start + AT_ONCE]))
+                piece = again[start : start + AT_ONCE]
+                newer = await self.database.standing([debt.id for debt in piece])
+                # What came meanwhile is not to be undone.
+                piece = [d for d in piece if d.id not in newer or newer[d.id].mark < d.mark]
+                if piece:
+                    await self._record(Ingest({}, piece))
         logger.info("replayed {} runs: {} reactions", len(looked.now), len(again))
 
     async def _again(

@@ -18,7 +18,7 @@ from caxev import Job, copy
 from caxev.dispatcher import FRESH, LARGE, Lane, Shelf, in_turn
 from caxev.ledger import owe
 from caxev.model import Event, Run, Tag
-from caxev.mongo import Database, Ingest, Request, Tenure
+from caxev.mongo import Database, Ingest, Request, Tenure, Unstorable
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -266,11 +266,18 @@ def test_a_shelf_gives_what_was_read_after_the_debt() -> None:
     async def main() -> None:
         shelf, now = Shelf(), trio.current_time()
         run, few = Run.from_document(large(LARGE)), Run.from_document(large(LARGE - 1))
+        event = Event(run.id, Tag("x"), None, "yes")
+        first, late = (
+            owe(SITE, event, f"h{mark}", lane="l", mark=mark, at=Job.now()) for mark in (7, 8)
+        )
         shelf.put([run, few], now, 7)
-        assert shelf.take([run.id, few.id], 7) == {run.id: run}
-        assert shelf.take([run.id], 8) == {}
+        assert shelf.take([run.id, few.id], [first]) == {run.id: run}
+        assert shelf.take([run.id], [first, late]) == {}
+        shelf.ended(first)
+        assert shelf.take([run.id], [first]) == {}, "it may have written to the run itself"
         await trio.sleep(FRESH + 0.1)
-        assert shelf.take([run.id], 7) == {}
+        shelf.put([run], trio.current_time() - FRESH - 0.1, 7)
+        assert shelf.take([run.id], [first]) == {}
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
@@ -302,3 +309,66 @@ def test_a_run_cannot_fill_what_is_fetched_unseen(lane: str, workers: int) -> No
         owe(SITE, event, "h", lane=lane, mark=mark, at=Job.now()) for mark in range(one.window)
     ]
     assert one.crowding(debts) == 1
+
+
+# -- what cannot be recorded, and what comes meanwhile ----------------------------------------
+
+
+@pytest.mark.replicaset
+async def test_a_replay_of_one_that_cannot_be_recorded_ends(
+    database: Named, recorded: list[Recorded]
+) -> None:
+    """It is parked; the request is done with, and others of it are served."""
+    reactions = Reactions()
+    async with engine.opened(database) as db:
+        await engine.once(db, reactions.options(database))
+        run = await db.insert_run(large())
+        small = await db.insert_run(engine.run_document(2, ("raw", SITE, "transferred")))
+
+        async def refuse(what: Ingest) -> None:
+            if run in what.looks:
+                raise Unstorable("too large")
+
+        recorded.append(refuse)
+        await db.add_request(SITE, Request("replay", (run, small)), "me", Job.now())
+        await engine.once(db, reactions.options(database))
+        assert await db.pending(SITE) == []
+        assert reactions.of == Counter({(small, SITE): 1})
+        recorded.clear()
+        await db.add_request(SITE, Request("retry"), "me", Job.now())
+        await engine.once(db, reactions.options(database))
+        assert reactions.of == once_each(run) + Counter({(small, SITE): 1})
+
+
+@pytest.mark.replicaset
+async def test_a_replay_does_not_undo_what_came_meanwhile(
+    database: Named, recorded: list[Recorded]
+) -> None:
+    """A debt that the stream renewed between two pieces stands as it is newer."""
+    reactions, pieces = Reactions(), list[int]()
+    async with engine.opened(database) as db:
+        await engine.once(db, reactions.options(database))
+        run = await db.insert_run(large())
+        await engine.once(db, reactions.options(database))
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            runs = client[database.name]["runs_new"]
+
+            async def change(what: Ingest) -> None:
+                pieces.append(len(what.debts))
+                if len(pieces) == 1:
+                    runs.update_one({"_id": run}, {"$set": {"data.44.status": "error"}})
+                    await trio.sleep(0.3)  # for the stream to bring it
+
+            async with engine.listener(db, reactions.options(database)):
+                await engine.until(lambda: _positioned(db))
+                recorded.append(change)
+                request = Request("replay", (run,), force=True)
+                await db.add_request(SITE, request, "me", Job.now())
+
+                async def settled() -> bool:
+                    every = [debt for debt, _ in await db.debts(SITE, run=run)]
+                    return not await db.pending(SITE) and {d.state.value for d in every} == {"done"}
+
+                await engine.until(settled)
+            last = [debt for debt, _ in await db.debts(SITE, run=run) if "site44" in debt.id]
+        assert [debt.after.partition("@")[0] for debt in last if debt.after] == ["error"]
