@@ -392,15 +392,19 @@ class Ground:
                 for path in (self.world.directory / site).rglob(f"{prefix}*"):
                     yield Problem("lost", f"left over: {path.relative_to(self.world.directory)!r}")
 
-    async def forget(self, runs: Sequence[Born]) -> None:
-        """Take the bytes of runs off the disk. Their documents stay."""
+    async def forget(self, runs: Sequence[Born], *, anew: bool = False) -> None:
+        """Take the bytes of runs off the disk. Their documents stay.
+
+        With `anew` all else that stands beside what was made of them goes, too: the next has to
+        make its directory anew.
+        """
         found = await self.database.runs([born.id for born in runs])
         for one in found.values():
             for copy in one.copies:
                 if copy.location:
-                    await trio.to_thread.run_sync(
-                        partial(rmtree, copy.location, ignore_errors=True)
-                    )
+                    place = Path(copy.location)
+                    doomed = place.parent if anew and copy.type != "raw" else place
+                    await trio.to_thread.run_sync(partial(rmtree, doomed, ignore_errors=True))
 
 
 async def _holds(condition: Callable[[], Awaitable[bool]]) -> bool:

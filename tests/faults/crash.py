@@ -164,7 +164,7 @@ async def reference(ground: Ground, act: Act | None = None) -> tuple[list[Fault]
     faults = [fault for site, log in logs.items() for fault in faults_in(site, _read(log))]
     say(f"undisturbed: {seconds:.1f} s, {len(faults)} points")
     end = End.of((await ground.database.runs([runs[0].id]))[runs[0].id])
-    await ground.forget(runs)
+    await ground.forget(runs, anew=True)
     return faults, end, seconds
 
 
@@ -210,7 +210,7 @@ async def at_points(
         runs = await take(ground, SMALL, armed)
         problems = await _finished(ground, runs, end, act)
         nursery.cancel_scope.cancel()
-    await ground.forget(runs)
+    await ground.forget(runs, anew=True)
     alive = [listener for listener in armed if not listener.killed]
     await ground.stop(*alive)
     for listener in armed:
@@ -237,7 +237,7 @@ async def at_random(
             nursery.start_soon(_kill_later, ground, site, delay)
         runs += await take(ground, LARGER, ())
     problems = await _finished(ground, runs, end, act)
-    await ground.forget(runs)
+    await ground.forget(runs, anew=True)
     return ", ".join(f"{site} after {delay:.2f} s" for site, delay in delays.items()), problems
 
 
