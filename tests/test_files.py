@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import pickle
 import random
 import socket
 import subprocess
@@ -157,6 +158,7 @@ def test_manifest_survives_its_rows(manifest: Manifest) -> None:
     """from_rows(to_rows(m)) == m, whatever the order of the rows."""
     assert Manifest.from_rows(reversed(manifest.to_rows())) == manifest
     assert Manifest.from_rows(manifest.to_rows()).digest == manifest.digest
+    assert pickle.loads(pickle.dumps(manifest)) == manifest
 
 
 @given(manifests, manifests)

@@ -425,6 +425,13 @@ def test_a_source_that_is_gone(ways: Ways, move: Move) -> None:
         ways.move(move)
 
 
+def test_what_is_wrong_here_is_said_before_what_is_wrong_there(ways: Ways) -> None:
+    """A source that is gone is no better for a site that is away."""
+    away = evolve(ways.transfer(push).endpoint, port=1)
+    with pytest.raises(GiveUp, match=r"source directory gone: .*run"):
+        push(evolve(ways.transfer(push), endpoint=away), report=quiet)
+
+
 # What is expected
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import starmap
+from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from attrs import evolve, field, frozen, validators
@@ -98,6 +100,7 @@ class Item:
 
 
 _FIELDS: Final = ("path", "kind", "size", "blake3", "sha512", "target", "parts")
+_values: Final = attrgetter(*_FIELDS)
 
 
 def item_digest(parts: Sequence[bytes]) -> tuple[bytes, bytes]:
@@ -222,6 +225,14 @@ class Manifest:
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Manifest:
         """The inverse of `to_rows`."""
         return cls(Item.from_row(row) for row in rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As plain tuples: one goes to a worker, and back, with every transfer."""
+        return _unpickled, ([_values(item) for item in self.items],)
+
+
+def _unpickled(items: Iterable[tuple[Any, ...]]) -> Manifest:
+    return Manifest(starmap(Item, items))
 
 
 def _parts(item: Item) -> tuple[bytes, ...]:

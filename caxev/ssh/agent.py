@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
@@ -86,20 +86,21 @@ async def agent_on(
     connection: asyncssh.SSHClientConnection,
     endpoint: Endpoint,
     command: str,
-    request: Mapping[str, Any],
+    request: Awaitable[Mapping[str, object]],
 ) -> Agent | None:
     """Start ``caxev receive`` over a connection; None where the account does not let us.
 
-    The request is sent at once, so that its answer comes as soon as it can. Ends with the
-    connection.
+    The request is sent as soon as it is known, so that its answer comes as soon as it can. Raises
+    what `request` does. Ends with the connection.
     """
     try:
         process = await connection.create_process(f"{command} receive", encoding=None)
     except asyncssh.ChannelOpenError as exc:
         logger.warning("{} starts no caxev receive, so SFTP must do: {}", endpoint, exc.reason)
         return None
+    said = receive.packed(await request)
     with suppress(OSError):
-        process.stdin.write(receive.packed(request))
+        process.stdin.write(said)
     agent = Agent(endpoint, process)
     try:
         if await asyncio.wait_for(_greeted(process), _PATIENCE):

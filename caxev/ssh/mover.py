@@ -88,23 +88,12 @@ def pull(transfer: Transfer, *, report: Report) -> Moved:
     something else stands at `local_path`, and its `Damaged` where the source is not what is
     expected; `Retry` for all that may pass. Then the partial stays to be gone on with.
     """
-    return asyncio.run(_run(transfer, _pull, report, do="send"))
+    return asyncio.run(_run(transfer, _pull, report, _asking(do="send")))
 
 
 def push(transfer: Transfer, *, report: Report) -> Moved:
     """Copy the tree at `local_path` to `remote_path`, which must not be there yet. As `pull`."""
-    here = confine(transfer.local_path, transfer.local_roots)
-    source = _look_here(here)
-    check_expected(source, transfer.expected, shown(here))
-    request = {
-        "do": "receive",
-        "source": seen_rows(source),
-        "expected": item_rows(transfer.expected) if transfer.expected is not None else None,
-        "min_free": transfer.min_free,
-        "unsure": transfer.unsure,
-        "again": transfer.again,
-    }
-    return asyncio.run(_run(transfer, bound(_push, here, source), report, **request))
+    return asyncio.run(_pushing(transfer, report))
 
 
 def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
@@ -112,8 +101,8 @@ def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
 
     ``caxev receive`` does so there, if there is one; else the copy is read back.
     """
-    request = {"do": "digest", "max_rate": transfer.max_rate}
-    return asyncio.run(_run(transfer, _remote_manifest, report, **request))
+    request = _asking(do="digest", max_rate=transfer.max_rate)
+    return asyncio.run(_run(transfer, _remote_manifest, report, request))
 
 
 def check(endpoint: Endpoint) -> str:
@@ -176,20 +165,28 @@ async def _run(
     transfer: Transfer,
     function: Callable[[_Work], Awaitable[T]],
     report: Report,
-    **request: object,
+    request: Awaitable[Mapping[str, object]],
 ) -> T:
     """Reach the other side and call `function`; `request`: what a receiver there is asked."""
     endpoint, weight, began = transfer.endpoint, _weight(transfer), time.monotonic()
-    with translated(endpoint, transfer.remote_path):
-        async with connected(endpoint) as connection:
-            guess = (time.monotonic() - began) / _HANDSHAKE
-            async with (
-                _starting(transfer, connection, request) as starting,
-                crew_on(
-                    connection, endpoint, transfer.nstreams, weight=weight, round_trip=guess
-                ) as crew,
-            ):
-                return await function(_Work(transfer, crew, starting, report))
+    asking = asyncio.ensure_future(request)
+    try:
+        with translated(endpoint, transfer.remote_path):
+            async with connected(endpoint) as connection:
+                guess = (time.monotonic() - began) / _HANDSHAKE
+                async with (
+                    _starting(transfer, connection, asking) as starting,
+                    crew_on(
+                        connection, endpoint, transfer.nstreams, weight=weight, round_trip=guess
+                    ) as crew,
+                ):
+                    return await function(_Work(transfer, crew, starting, report))
+    finally:
+        await cancelled([asking])
+
+
+async def _asking(**request: object) -> Mapping[str, object]:
+    return request
 
 
 def _weight(transfer: Transfer) -> int:
@@ -206,19 +203,24 @@ def _weight(transfer: Transfer) -> int:
 async def _starting(
     transfer: Transfer,
     connection: asyncssh.SSHClientConnection,
-    request: Mapping[str, object],
+    request: Awaitable[Mapping[str, object]],
 ) -> AsyncIterator[asyncio.Task[Agent | None] | None]:
     """While this lasts, a receiver is started at the far account; None where none is named."""
     if transfer.agent is None:
         yield None
         return
-    where = {"path": transfer.remote_path, "roots": transfer.remote_roots}
-    agent = agent_on(connection, transfer.endpoint, transfer.agent, {**where, **request})
+    agent = agent_on(connection, transfer.endpoint, transfer.agent, _placed(transfer, request))
     starting = asyncio.create_task(agent)
     try:
         yield starting
     finally:
         await cancelled([starting])
+
+
+async def _placed(
+    transfer: Transfer, request: Awaitable[Mapping[str, object]]
+) -> Mapping[str, object]:
+    return {"path": transfer.remote_path, "roots": transfer.remote_roots, **await request}
 
 
 # -- pulling ----------------------------------------------------------------------------------
@@ -365,8 +367,40 @@ async def _both(*moving: Awaitable[Digests]) -> Digests:
 # -- pushing ----------------------------------------------------------------------------------
 
 
-async def _push(here: str, source: list[Seen], work: _Work) -> Moved:
+async def _pushing(transfer: Transfer, report: Report) -> Moved:
+    here = confine(transfer.local_path, transfer.local_roots)
+    looking = asyncio.create_task(asyncio.to_thread(_as_expected, transfer, here))
+    try:
+        request = _offer(transfer, looking)
+        return await _run(transfer, bound(_push, here, looking), report, request)
+    except Retry:
+        await looking  # what is wrong here is said first: it may be for good
+        raise
+    finally:
+        await cancelled([looking])
+
+
+def _as_expected(transfer: Transfer, here: str) -> list[Seen]:
+    source = _look_here(here)
+    check_expected(source, transfer.expected, shown(here))
+    return source
+
+
+async def _offer(transfer: Transfer, looking: Awaitable[list[Seen]]) -> Mapping[str, object]:
+    source = await asyncio.shield(looking)  # whoever asks may go away before the look is done
+    return {
+        "do": "receive",
+        "source": seen_rows(source),
+        "expected": item_rows(transfer.expected) if transfer.expected is not None else None,
+        "min_free": transfer.min_free,
+        "unsure": transfer.unsure,
+        "again": transfer.again,
+    }
+
+
+async def _push(here: str, looking: Awaitable[list[Seen]], work: _Work) -> Moved:
     began = time.monotonic()
+    source = await looking
     work = await work.with_agent()
     push = _push_to_agent if work.agent is not None else _push_over_sftp
     moved = await push(work, here, source)
