@@ -847,14 +847,21 @@ def test_carrying_out_a_plan_makes_the_source(
     data=st.data(),
 )
 def test_all_is_handed_out_once(sizes: list[int], ahead: int | None, data: st.DataObject) -> None:
-    """Every byte is in one span, cut between parts; `ahead` bounds how far on a span may end."""
+    """Every byte is in one span, cut between parts; `ahead` bounds how far on a span may end.
+
+    Nothing goes beyond the room that there is once less is left than is under way.
+    """
     files = [Seen(str(n).encode(), "file", size) for n, size in enumerate(sizes)]
     handout = Handout.of((Piece(file, 0, file.size) for file in files), ahead=ahead)
     begun: list[Piece] = []
     moved: list[Piece] = []
     ended: list[bytes] = []
     while not handout.finished:
-        if data.draw(st.booleans()) and (span := handout.take(wait=False)) is not None:
+        room = data.draw(st.integers(1, PART))
+        left = sum(file.size for file in files) - sum(span.left for span in [*begun, *moved])
+        under_way = sum(span.left for span in begun)
+        if data.draw(st.booleans()) and (span := handout.take(wait=False, room=room)) is not None:
+            assert span.left <= room or left >= under_way
             begun.append(span)
             first = min(one.start for one in begun if one.file is span.file)
             assert ahead is None or span.stop <= first + ahead

@@ -15,9 +15,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager
 from contextvars import copy_context
 from functools import partial
 from typing import Final
@@ -68,6 +68,7 @@ class Crew:
     round_trip: float
     _held: ExitStack
     remote: Remote = field(init=False)
+    _first: asyncio.Task[bytes] = field(init=False)
     _programs: list[asyncio.Task[Line]] = field(init=False, factory=list)
     _channels: list[asyncio.Task[Line]] = field(init=False, factory=list)
     _lines: list[asyncio.Task[Line]] = field(init=False, factory=list)
@@ -82,12 +83,21 @@ class Crew:
             self._channels.append(asyncio.create_task(channel_on(self.connection)))
         self._lines = [*self._programs[:programs], *self._channels[:channels]]
 
-    async def measure(self) -> None:
-        """Find out how long an answer takes. Nobody waits for that: it is a round trip."""
+    def ask(self, first: Callable[[Remote], Awaitable[bytes]]) -> asyncio.Task[bytes]:
+        """Ask what takes a round trip, and take note of how long that is."""
+        self._first = asyncio.create_task(self._measured(first))
+        return self._first
+
+    async def _measured(self, first: Callable[[Remote], Awaitable[bytes]]) -> bytes:
         began = time.monotonic()
-        with suppress(asyncssh.Error, OSError):  # whoever needs an answer is told
-            await self.remote.sftp.realpath(b".")
+        try:
+            return await first(self.remote)
+        finally:
             self.round_trip = time.monotonic() - began
+
+    async def answer(self) -> bytes:
+        """The answer to what was asked first. Raises what that did."""
+        return await asyncio.shield(self._first)
 
     async def _program(self) -> Line:
         key = self.connection.get_server_host_key()
@@ -164,10 +174,12 @@ async def crew_on(
     *,
     weight: int,
     round_trip: float,
+    first: Callable[[Remote], Awaitable[bytes]],
 ) -> AsyncIterator[Crew]:
     """Start SFTP on a connection, and at once the lanes for so many bytes, as far as is known.
 
-    `round_trip`: a guess. How long an answer takes is soon seen, and says what will be used.
+    `round_trip`: a guess. How long it takes to answer what is asked `first` is soon seen, and says
+    what will be used.
     """
     with ExitStack() as held:
         crew = Crew(endpoint, connection, nstreams, round_trip, held)
@@ -175,11 +187,11 @@ async def crew_on(
             if weight:
                 crew.call(weight)
             crew.remote = Remote(endpoint, await started(endpoint, connection))
-            measuring = asyncio.create_task(crew.measure())
+            asked = crew.ask(first)
             try:
                 yield crew
             finally:
-                await cancelled([measuring])
+                await cancelled([asked])
         finally:
             await crew.dismiss()
 

@@ -66,14 +66,22 @@ class Handout:
 
     With `ahead` nothing of a file is handed out that ends more than so many bytes beyond what is
     not there yet. So what there is of a cut-off file is right, but for that much at its end.
+
+    Once less is left than is under way, nobody is given more than there is room for: all are to
+    come to their end together.
     """
 
     ahead: int | None
     _left: deque[Piece]
+    _to_begin: int = field(init=False)
+    _under_way: int = field(default=0, init=False)
     _spans: Counter[bytes] = field(factory=Counter, init=False)
     _begun: dict[bytes, set[int]] = field(factory=dict, init=False)
     _stopped: bool = field(default=False, init=False)
     _changed: Condition = field(factory=Condition, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._to_begin = sum(piece.left for piece in self._left)
 
     @classmethod
     def of(cls, pieces: Iterable[Piece], *, ahead: int | None = None) -> Handout:
@@ -88,12 +96,17 @@ class Handout:
         """Whether all has been moved."""
         return not self._spans
 
-    def take(self, *, wait: bool) -> Piece | None:
-        """The next span; None where there is none, now or, with `wait`, ever again."""
+    def take(self, *, wait: bool, room: int = PART) -> Piece | None:
+        """The next span; None where there is none, now or, with `wait`, ever again.
+
+        `room`: bytes that whoever takes it would rather not go beyond.
+        """
         with self._changed:
             while not self._stopped and self._left:
                 for place, piece in enumerate(self._left):
                     if self._may_begin(span := _first(piece)):
+                        if span.left > room and self._to_begin < self._under_way:
+                            return None
                         self._begin(place, span)
                         return span
                 if not wait:
@@ -111,12 +124,15 @@ class Handout:
             self._left[place] = evolve(piece, start=span.stop)
         else:
             del self._left[place]
+        self._to_begin -= span.left
+        self._under_way += span.left
         self._begun.setdefault(span.file.path, set()).add(span.start)
 
     def done(self, span: Piece) -> bool:
         """A span has been moved; whether it was the last of its file."""
         path = span.file.path
         with self._changed:
+            self._under_way -= span.left
             self._begun[path].discard(span.start)
             self._spans[path] -= 1
             self._changed.notify_all()

@@ -164,7 +164,7 @@ class Lane:
                 if self._asked:
                     if wait is None or self.sftp.answered(wait):
                         answer = self.sftp.answer()
-                        self._asked.pop(answer.number)(answer)
+                        self._asked.pop(answer.number, _ignored)(answer)
                 elif wait is None or not self.haul.handout.pause(wait):
                     return
         finally:
@@ -187,9 +187,10 @@ class Lane:
         return None
 
     def _begin_another(self) -> bool:
-        if self._to_come >= WINDOW or len(self._under_way) >= _FILES:
+        room = WINDOW - self._to_come
+        if room <= 0 or len(self._under_way) >= _FILES:
             return False
-        span = self.haul.handout.take(wait=not self._asked)
+        span = self.haul.handout.take(wait=not self._asked, room=room)
         if span is not None:
             self._begin(span)
         return span is not None
@@ -275,7 +276,7 @@ class Lane:
         one.close()
         self._under_way.discard(one)
         if one.handle:
-            self._ask(self.sftp.close(one.handle), _ignored)
+            self.sftp.close(one.handle)  # nobody need wait for that
         if last:
             crash.point("ssh.file" if self.haul.do == "push" else "files.file")
 

@@ -129,7 +129,10 @@ class _Work:
         return evolve(self, agent=None if self.starting is None else await self.starting)
 
     async def confined(self) -> bytes:
-        return await self.remote.confine(self.transfer.remote_path, self.transfer.remote_roots)
+        try:
+            return await self.crew.answer()
+        except GONE:
+            return await self.remote.confine(self.transfer.remote_path, self.transfer.remote_roots)
 
     async def look(self, path: bytes) -> list[Seen]:
         try:
@@ -166,10 +169,23 @@ async def _run(
     function: Callable[[_Work], Awaitable[T]],
     report: Report,
     request: Awaitable[Mapping[str, object]],
+    *,
+    above: bool = False,
 ) -> T:
-    """Reach the other side and call `function`; `request`: what a receiver there is asked."""
+    """Reach the other side and call `function`; `request`: what a receiver there is asked.
+
+    Which directory the copy's path is there, or with `above` the one that is to hold it, is asked
+    at once: an answer takes its time.
+    """
     endpoint, weight, began = transfer.endpoint, _weight(transfer), time.monotonic()
     asking = asyncio.ensure_future(request)
+    path = os.fsencode(transfer.remote_path)
+    first = bound(
+        Remote.confine_known,
+        path=os.path.dirname(path) if above else path,
+        roots=transfer.remote_roots,
+        at=above,
+    )
     try:
         with translated(endpoint, transfer.remote_path):
             async with connected(endpoint) as connection:
@@ -177,7 +193,12 @@ async def _run(
                 async with (
                     _starting(transfer, connection, asking) as starting,
                     crew_on(
-                        connection, endpoint, transfer.nstreams, weight=weight, round_trip=guess
+                        connection,
+                        endpoint,
+                        transfer.nstreams,
+                        weight=weight,
+                        round_trip=guess,
+                        first=first,
                     ) as crew,
                 ):
                     return await function(_Work(transfer, crew, starting, report))
@@ -332,7 +353,7 @@ async def _fetch_all(
         return await work.move("pull", (partial, there), large, progress, ordered=ordered)
     await work.agent.ask(pieces=piece_rows(small, arrival.source))
     if large:
-        there = await work.remote.confine_known(there, transfer.remote_roots)
+        there = await work.crew.answer()
     pace = Pace(transfer.max_rate)
     return await _both(
         receive_stream(work.agent, partial, small, pace, progress),
@@ -372,7 +393,7 @@ async def _pushing(transfer: Transfer, report: Report) -> Moved:
     looking = asyncio.create_task(asyncio.to_thread(_as_expected, transfer, here))
     try:
         request = _offer(transfer, looking)
-        return await _run(transfer, bound(_push, here, looking), report, request)
+        return await _run(transfer, bound(_push, here, looking), report, request, above=True)
     except Retry:
         await looking  # what is wrong here is said first: it may be for good
         raise
@@ -448,7 +469,10 @@ async def _check_partial(work: _Work, partial: bytes) -> None:
     """See that what the far end says it writes to is what SFTP may write to as well."""
     directory, name = os.path.split(partial)
     wanted = os.path.basename(partial_path(work.transfer.remote_path))
-    real = await work.remote.confine_known(directory, work.transfer.remote_roots, at=True)
+    try:
+        real = await work.crew.answer()
+    except GONE:  # as it was then
+        real = await work.remote.confine_known(directory, work.transfer.remote_roots, at=True)
     if name != os.fsencode(wanted) or real != directory:
         raise GiveUp(f"{_place(work)} is another place over SFTP than where commands run")
 

@@ -75,8 +75,7 @@ class Remote:
         Raises `GiveUp` where it is not, is not absolute, or has a ``..`` in it.
         """
         wanted = os.fsencode(path)
-        if not wanted.startswith(b"/") or b"\0" in wanted or b".." in wanted.split(b"/"):
-            raise GiveUp(f"{self.shown(wanted)} is not a plain absolute path")
+        self._check_plain(wanted)
         real = await self._resolved(posixpath.normpath(wanted))
         roots = [root for root in roots if root.startswith("/")]
         for root in roots:
@@ -90,6 +89,7 @@ class Remote:
 
         With `at` it may also be one of the roots itself.
         """
+        self._check_plain(path)
         names = [os.fsencode(root) for root in roots if root.startswith("/")]
         real, *tops = await asyncio.gather(
             *(self._real(name) for name in (path, *names)), return_exceptions=True
@@ -100,6 +100,10 @@ class Remote:
         if not (any(inside(real, top) for top in known) or (at and real in known)):
             raise GiveUp(f"{self.shown(real)} is not inside {' or '.join(roots)}")
         return real
+
+    def _check_plain(self, path: bytes) -> None:
+        if not path.startswith(b"/") or b"\0" in path or b".." in path.split(b"/"):
+            raise GiveUp(f"{self.shown(path)} is not a plain absolute path")
 
     async def _real(self, path: bytes) -> bytes:
         return posixpath.normpath(await self.sftp.realpath(path))
