@@ -547,6 +547,17 @@ def test_without_a_receiver_sftp_does(ways: Ways, move: Move, command: str) -> N
 
 
 @pytest.mark.parametrize("move", [pull, push])
+def test_an_account_that_has_no_channel_for_a_receiver(tmp_path: Path, move: Move) -> None:
+    """It is served over SFTP as well, without what would have been asked of a receiver."""
+    for name in ("sshd", "target", "source/run/sub"):
+        (tmp_path / name).mkdir(parents=True)
+    with servers.running(tmp_path / "sshd", "MaxSessions 1\n") as server:
+        ways = Ways(server, tmp_path / "source", tmp_path / "target")
+        move(evolve(ways.transfer(move), agent=AGENT), report=quiet)
+    assert digested(ways.target / "run") == digested(ways.source / "run")
+
+
+@pytest.mark.parametrize("move", [pull, push])
 def test_a_talkative_login_shell_does_no_harm(ways: Ways, move: Move) -> None:
     """What is said before the receiver says hello is passed over."""
     run = make_run(ways.source / "run")

@@ -88,7 +88,7 @@ def pull(transfer: Transfer, *, report: Report) -> Moved:
     something else stands at `local_path`, and its `Damaged` where the source is not what is
     expected; `Retry` for all that may pass. Then the partial stays to be gone on with.
     """
-    return asyncio.run(_run(transfer, _pull, report, _asking(do="send")))
+    return asyncio.run(_run(transfer, _pull, report, _asking(transfer, do="send")))
 
 
 def push(transfer: Transfer, *, report: Report) -> Moved:
@@ -101,7 +101,7 @@ def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
 
     ``caxev receive`` does so there, if there is one; else the copy is read back.
     """
-    request = _asking(do="digest", max_rate=transfer.max_rate)
+    request = _asking(transfer, do="digest", max_rate=transfer.max_rate)
     return asyncio.run(_run(transfer, _remote_manifest, report, request))
 
 
@@ -178,7 +178,7 @@ async def _run(
     at once: an answer takes its time.
     """
     endpoint, weight, began = transfer.endpoint, _weight(transfer), time.monotonic()
-    asking = asyncio.ensure_future(request)
+    asking = asyncio.ensure_future(request)  # a task: nobody may ever ask for it
     path = os.fsencode(transfer.remote_path)
     first = bound(
         Remote.confine_known,
@@ -206,8 +206,8 @@ async def _run(
         await cancelled([asking])
 
 
-async def _asking(**request: object) -> Mapping[str, object]:
-    return request
+async def _asking(transfer: Transfer, **request: object) -> Mapping[str, object]:
+    return {"path": transfer.remote_path, "roots": transfer.remote_roots, **request}
 
 
 def _weight(transfer: Transfer) -> int:
@@ -230,18 +230,12 @@ async def _starting(
     if transfer.agent is None:
         yield None
         return
-    agent = agent_on(connection, transfer.endpoint, transfer.agent, _placed(transfer, request))
+    agent = agent_on(connection, transfer.endpoint, transfer.agent, request)
     starting = asyncio.create_task(agent)
     try:
         yield starting
     finally:
         await cancelled([starting])
-
-
-async def _placed(
-    transfer: Transfer, request: Awaitable[Mapping[str, object]]
-) -> Mapping[str, object]:
-    return {"path": transfer.remote_path, "roots": transfer.remote_roots, **await request}
 
 
 # -- pulling ----------------------------------------------------------------------------------
@@ -409,14 +403,15 @@ def _as_expected(transfer: Transfer, here: str) -> list[Seen]:
 
 async def _offer(transfer: Transfer, looking: Awaitable[list[Seen]]) -> Mapping[str, object]:
     source = await asyncio.shield(looking)  # whoever asks may go away before the look is done
-    return {
-        "do": "receive",
-        "source": seen_rows(source),
-        "expected": item_rows(transfer.expected) if transfer.expected is not None else None,
-        "min_free": transfer.min_free,
-        "unsure": transfer.unsure,
-        "again": transfer.again,
-    }
+    return await _asking(
+        transfer,
+        do="receive",
+        source=seen_rows(source),
+        expected=item_rows(transfer.expected) if transfer.expected is not None else None,
+        min_free=transfer.min_free,
+        unsure=transfer.unsure,
+        again=transfer.again,
+    )
 
 
 async def _push(here: str, looking: Awaitable[list[Seen]], work: _Work) -> Moved:
