@@ -145,6 +145,17 @@ class _Full(asyncssh.SFTPServer):
         raise asyncssh.SFTPNoSpaceOnFilesystem("no room")
 
 
+class _Stale(asyncssh.SFTPServer):
+    """Cannot tell what the directory is in which copies are."""
+
+    def realpath(self, path: bytes) -> bytes:
+        if path.endswith(b"/source"):
+            raise asyncssh.SFTPFailure("stale file handle")
+        found = super().realpath(path)
+        assert isinstance(found, bytes)
+        return found
+
+
 @contextmanager
 def serving(server: Server, factory: type[asyncssh.SFTPServer]) -> Iterator[int]:
     """An asyncssh server with the same keys, in a thread; its port."""
@@ -202,3 +213,11 @@ def test_a_server_that_takes_nothing(ways: Ways) -> None:
         pytest.raises(Retry, match=r"cannot write .*: no room"),
     ):
         push(at(port, ways, push), report=quiet)
+
+
+@sshd_wanted
+def test_a_server_that_cannot_tell_where_a_root_is(ways: Ways) -> None:
+    """Nothing says that the copy is outside of it: that may pass."""
+    big_file(ways.source / "run", 1)
+    with serving(ways.server, _Stale) as port, pytest.raises(Retry, match="stale file handle"):
+        pull(at(port, ways, pull), report=quiet)

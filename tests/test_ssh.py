@@ -503,6 +503,23 @@ def test_a_bad_copy_that_was_pushed_is_mended(ways: Ways, move: Move, read_back:
         assert 3 * PART <= moved.bytes_sent <= 3 * PART + small
 
 
+@pytest.mark.parametrize("move", [push, fast_push])
+@pytest.mark.parametrize("root", ["target", "disk"])
+def test_a_bad_copy_behind_a_link_is_mended(ways: Ways, move: Move, root: str) -> None:
+    """It has been taken to another disk, and has left a link: where that leads is what counts."""
+    big_file(ways.source / "run" / "big", 9)
+    transfer = evolve(ways.transfer(move), expected=digested(ways.source / "run"))
+    move(transfer, report=quiet)
+    disk = ways.target.parent / "disk"
+    disk.mkdir()
+    copy = (ways.target / "run").rename(disk / "run")
+    (ways.target / "run").symlink_to(copy)
+    flip(copy / "big", PART)
+    roots = tuple({str(ways.target.parent / root), str(disk)})
+    move(evolve(transfer, again=True, remote_roots=roots), report=quiet)
+    assert digested(copy) == transfer.expected
+
+
 @both
 def test_a_damaged_source_is_not_copied(ways: Ways, move: Move) -> None:
     """What passes is compared with what was to pass: nothing is published, and the file named."""

@@ -466,7 +466,9 @@ async def _check_partial(work: _Work, partial: bytes) -> None:
     wanted = os.path.basename(partial_path(work.transfer.remote_path))
     try:
         real = await work.crew.answer()
-    except GONE:  # as it was then
+    except (*GONE, GiveUp):
+        real = b""
+    if real != directory:  # that was not there yet; or the copy's path is a link
         real = await work.remote.confine_known(directory, work.transfer.remote_roots, at=True)
     if name != os.fsencode(wanted) or real != directory:
         raise GiveUp(f"{_place(work)} is another place over SFTP than where commands run")

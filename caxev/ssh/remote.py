@@ -82,7 +82,7 @@ class Remote:
             with suppress(*GONE):
                 if inside(real, await self._real(os.fsencode(root))):
                     return real
-        raise GiveUp(f"{self.shown(real)} is not inside {' or '.join(roots) or 'any directory'}")
+        raise self._outside(real, roots)
 
     async def confine_known(self, path: bytes, roots: Iterable[str], *, at: bool = False) -> bytes:
         """`confine` in one round trip, for a path that must exist. Raises the same.
@@ -97,9 +97,15 @@ class Remote:
         if isinstance(real, BaseException):
             raise real
         known = [top for top in tops if isinstance(top, bytes)]
-        if not (any(inside(real, top) for top in known) or (at and real in known)):
-            raise GiveUp(f"{self.shown(real)} is not inside {' or '.join(roots)}")
-        return real
+        if any(inside(real, top) for top in known) or (at and real in known):
+            return real
+        for top in tops:
+            if isinstance(top, BaseException) and not isinstance(top, GONE):
+                raise top  # it may be inside that one
+        raise self._outside(real, roots)
+
+    def _outside(self, real: bytes, roots: Iterable[str]) -> GiveUp:
+        return GiveUp(f"{self.shown(real)} is not inside {' or '.join(roots) or 'any directory'}")
 
     def _check_plain(self, path: bytes) -> None:
         if not path.startswith(b"/") or b"\0" in path or b".." in path.split(b"/"):
