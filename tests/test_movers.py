@@ -605,6 +605,14 @@ def test_a_rate_is_kept(local: World) -> None:
     assert moved.bytes_sent == 0 or moved.seconds >= 0.5
 
 
+@pytest.mark.sshd
+def test_rsync_keeps_a_rate(rsync: tuple[World, ssh_servers.Server]) -> None:
+    """It is told so; it may be a little ahead of the time."""
+    world, _ = rsync
+    big_file(world.source("push") / "run", 3)
+    assert movers.push(evolve(world.route(), max_rate=2 * MIB), report=quiet).seconds > 1.2
+
+
 def test_a_rate_is_kept_in_reading_back(world: World) -> None:
     """As in moving. What gfal2's programs take before the first byte and after does not count."""
     big_file(world.root(world.there) / "run" / "data", 2)
