@@ -55,7 +55,7 @@ from caxev import (
 )
 from caxev.config import Site, Sites
 from caxev.files import Moved, safe_name
-from caxev.movers import Route, methods, ways
+from caxev.movers import Route, methods, unserved, ways
 from caxev.movers import pull as pull_bytes
 from caxev.movers import push as push_bytes
 from caxev.quorum import VOUCHED, coming_from, is_disputed, majority, voters
@@ -381,8 +381,8 @@ def _target(kind: str, site: Site, sites: Sites, name: str) -> Site | Skip:
     there = sites.find(name)
     if there is None:
         return Skip(f"{name} is not in sites.json")
-    if there.method not in methods():
-        return Skip(f"{name} is reached by {there.method}, which this reaction does not serve")
+    if (how := unserved(there.method)) is not None:
+        return Skip(f"{name} is reached by {how}")
     if kind not in site.data_type or kind not in there.data_type:
         return Skip(f"{kind} data does not go to {name} (data_type)")
     return there
@@ -497,8 +497,10 @@ def sources(
         there = sites.find(name)
         if found is None:
             why.append(f"{name} has no such copy")
-        elif there is None or there.method not in methods():
-            why.append(f"{name} is not reached by any of {', '.join(sorted(methods()))}")
+        elif there is None:
+            why.append(f"{name} is not in sites.json")
+        elif (how := unserved(there.method)) is not None:
+            why.append(f"{name} is reached by {how}")
         elif (problem := unfit(found)) is not None:
             why.append(problem)
         else:

@@ -194,11 +194,26 @@ def test_pull_goes_by_sites_json(fields: dict[str, Any], reason: str) -> None:
     assert reason in why(pull(run_of(entry("xenon")), here=here))
 
 
-@pytest.mark.parametrize("host", ["tape", "nowhere"])
-def test_pull_from_where_ssh_does_not_reach(host: str) -> None:
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [("tape", "which this reaction does not serve"), ("nowhere", "not in sites.json")],
+)
+def test_pull_from_where_ssh_does_not_reach(host: str, reason: str) -> None:
     """A source that is no SSH site, or that no file describes, is none for this reaction."""
     here = site("lngs", download_options=(host,))
-    assert "is not reached by" in why(pull(run_of(entry(host)), host, here))
+    assert reason in why(pull(run_of(entry(host)), host, here))
+
+
+def test_what_has_taken_the_place_of_an_old_method_is_named() -> None:
+    """By a pull and by a push, not only where sites.json is checked."""
+    here = site("lngs", upload_options=("grid",), download_options=("grid",))
+    grid = site("grid", method="lcg-cp")
+    sites = sites_of(here, grid)
+    run = run_of(entry("grid"), entry("lngs"))
+    found = transfer.sources(run, RAW, here, sites)
+    assert "write gfal-copy" in why(found)
+    verdict = transfer.plan_push(run, RAW, here, sites, name="grid", trigger=TRIGGER, now=NOW)
+    assert "write gfal-copy" in why(verdict)
 
 
 @given(purge=st.floats(0.1, 100), days=st.floats(0, 200))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,6 +44,23 @@ async def test_a_busy_link_is_passed_by() -> None:
     async with traffic.slot("a", Link()), traffic.slot("a", Link()):
         assert traffic.order(["a", "b"]) == ["b", "a"]
     assert traffic.order(["a", "b"]) == ["a", "b"]
+
+
+async def test_those_that_wait_are_load_as_well() -> None:
+    """Of many that come at once not all queue for the first source while the second is idle."""
+    traffic, link = Traffic(), Link(transfers=1)
+    chosen: list[str] = []
+
+    async def move() -> None:
+        name, _ = traffic.order(["a", "b"])
+        async with traffic.slot(name, link):
+            chosen.append(name)
+            await wait_all_tasks_blocked()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(move)
+    assert Counter(chosen) == {"a": 6, "b": 4}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,18 @@ from caxev.job import GiveUp
 from caxev.movers.base import Mover, Route
 from caxev.movers.traffic import Traffic
 
-__all__ = ["Mover", "Route", "Traffic", "check", "manifest", "methods", "mover", "pull", "push"]
+__all__ = [
+    "Mover",
+    "Route",
+    "Traffic",
+    "check",
+    "manifest",
+    "methods",
+    "mover",
+    "pull",
+    "push",
+    "unserved",
+]
 
 _OURS: Final = {
     "sftp": "caxev.movers.sftp:Sftp",
@@ -26,6 +37,7 @@ _OURS: Final = {
     "local": "caxev.movers.local:Local",
     "gfal-copy": "caxev.movers.gfal:Gfal",
 }
+_REPLACED: Final = "lcg-cp"
 _GROUP: Final = "caxev.movers"
 
 
@@ -34,10 +46,17 @@ def methods() -> frozenset[str]:
     return frozenset(_OURS) | entry_points(group=_GROUP).names
 
 
+def unserved(method: str) -> str | None:
+    """The method, and why no copy is moved by it; None where one can be."""
+    if method == _REPLACED:
+        return f"{method}, which is no longer to be had: write gfal-copy in sites.json"
+    return None if method in methods() else f"{method}, which this reaction does not serve"
+
+
 def mover(method: str) -> Mover:
     """The mover of that method. Raises `GiveUp` where there is none."""
-    if method == "lcg-cp":
-        raise GiveUp("lcg-cp is no longer to be had anywhere: write gfal-copy in sites.json")
+    if method == _REPLACED:
+        raise GiveUp(f"{_REPLACED} is no longer to be had anywhere: write gfal-copy in sites.json")
     if method in _OURS:
         module, name = _OURS[method].split(":")
         ours: Mover = getattr(importlib.import_module(module), name)()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Sequence
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from caxev import crash, ssh
 from caxev.config import Site
@@ -20,6 +21,7 @@ from caxev.files import (
     Report,
     check_expected,
     confine,
+    filling_up,
     is_file,
     look,
     printable,
@@ -31,6 +33,7 @@ from caxev.movers.here import Meter, changed, look_here
 from caxev.movers.program import Ended, Lines, run
 from caxev.movers.sftp import Sftp
 
+_LOOK_AT_DISK: Final = 30.0  # seconds between two looks at the far disk: each is a log-in
 _SILENCE: Final = 300  # seconds without a byte after which rsync leaves, at either end
 _RSYNC: Final = (
     "rsync",
@@ -122,6 +125,7 @@ class Rsync:
                 return meter.moved(source)
             crash.point("ssh.prepare")
             meter.left(landing.todo)
+            meter.guard = _Room(endpoint, landing.final, route.min_free).check
             slash = b"" if is_file(source) else b"/"
             far = _far(endpoint, _plain(landing.partial) + slash)
             _Run(route, endpoint, shell, meter).move(os.fsencode(here) + slash, far)
@@ -199,6 +203,26 @@ class _Run:
     def _kilobytes(self) -> int:
         """The limit, in units of 1024 bytes a second, as rsync takes it; 0 would be none."""
         return max(1, int((self.route.max_rate or 0) // 1024))
+
+
+@define
+class _Room:
+    """What must stay free there, in bytes, while a copy comes to be at `final`."""
+
+    endpoint: ssh.Endpoint
+    final: bytes
+    min_free: int
+    _looked: float = field(init=False, factory=time.monotonic)
+
+    def check(self) -> None:
+        """Now and then see whether it still is. Raises `Retry` where it is not."""
+        if not self.min_free or time.monotonic() < self._looked + _LOOK_AT_DISK:
+            return
+        self._looked = time.monotonic()
+        free = ssh.free_there(self.endpoint, os.path.dirname(self.final))
+        if free is not None and free < self.min_free:
+            where = f"{self.endpoint}:{printable(self.final)}"
+            raise Retry(filling_up(where, free, self.min_free))
 
 
 @define

@@ -80,7 +80,7 @@ class Traffic:
         return since is not None and trio.current_time() < since + _AVOIDED
 
     def order(self, names: Sequence[str]) -> list[str]:
-        """The names, best first: by their order, by what goes there now, by how fast it went.
+        """The names, best first: by their order, by what goes or waits there, by how fast it went.
 
         A link of which nothing is known counts as the fastest one that is. Where a transfer has
         failed in the last ten minutes, that one comes after all others.
@@ -89,13 +89,16 @@ class Traffic:
 
         def worth(place: int, name: str) -> float:
             rate = self._rates.get(name, best)
-            return rate / (1 + self._active[name]) / (1 + _ORDER * place)
+            return rate / (1 + self._load(name)) / (1 + _ORDER * place)
 
         def rank(one: tuple[int, str]) -> tuple[bool, float, int]:
             place, name = one
             return self._avoided(name), -worth(place, name), place
 
         return [name for _, name in sorted(enumerate(names), key=rank)]
+
+    def _load(self, name: str) -> int:
+        return self._active[name] + len(self._waiting.get(name, ()))
 
     @asynccontextmanager
     async def slot(

@@ -9,7 +9,14 @@ from caxev.ssh.mover import check, pull, push, remote_manifest
 from caxev.ssh.openssh import host_name, shell
 from caxev.ssh.plan import STREAMS, Transfer
 from caxev.ssh.sites import endpoint_of
-from caxev.ssh.tree import Landing, land_there, look_there, only_pusher, publish_there
+from caxev.ssh.tree import (
+    Landing,
+    free_there,
+    land_there,
+    look_there,
+    only_pusher,
+    publish_there,
+)
 
 __all__ = [
     "STREAMS",
@@ -18,6 +25,7 @@ __all__ = [
     "Transfer",
     "check",
     "endpoint_of",
+    "free_there",
     "host_name",
     "land_there",
     "look_there",

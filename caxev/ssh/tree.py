@@ -155,6 +155,15 @@ def publish_there(endpoint: Endpoint, landing: Landing, source: Sequence[Seen]) 
     _with_session(endpoint, os.fsdecode(landing.final), in_session)
 
 
+def free_there(endpoint: Endpoint, path: bytes) -> int | None:
+    """`Remote.free` in a session of its own."""
+
+    async def in_session(remote: Remote) -> int | None:
+        return await remote.free(path)
+
+    return _with_session(endpoint, os.fsdecode(path), in_session)
+
+
 @contextmanager
 def only_pusher(where: str, final: bytes) -> Iterator[None]:
     """Keep a second process of this machine from pushing the same copy to `where`.
