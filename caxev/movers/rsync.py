@@ -219,7 +219,10 @@ class _Room:
         if not self.min_free or time.monotonic() < self._looked + _LOOK_AT_DISK:
             return
         self._looked = time.monotonic()
-        free = ssh.free_there(self.endpoint, os.path.dirname(self.final))
+        try:
+            free = ssh.free_there(self.endpoint, os.path.dirname(self.final))
+        except Retry:  # that says nothing of the disk, and the bytes may go on
+            return
         if free is not None and free < self.min_free:
             where = f"{self.endpoint}:{printable(self.final)}"
             raise Retry(filling_up(where, free, self.min_free))
