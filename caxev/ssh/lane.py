@@ -18,7 +18,7 @@ from attrs import define, field, frozen
 from blake3 import blake3
 
 from caxev import crash
-from caxev.files import FILE_MODE, Piece, join, local, open_resolved, printable
+from caxev.files import FILE_MODE, PART, Piece, join, local, open_resolved, printable
 from caxev.job import Retry
 from caxev.ssh.handout import Handout, Pace, Progress
 from caxev.ssh.plan import BLOCK
@@ -28,7 +28,8 @@ from caxev.ssh.sftp import READ, WRITE, Answer, Sftp
 Digests = dict[bytes, dict[int, list[bytes]]]
 """The BLAKE3 of parts, by the file's path and the stretch's first byte."""
 
-WINDOW: Final = 4 << 20  # bytes; twice what OpenSSH lets a channel have under way
+# Twice what OpenSSH lets a channel have under way, and room for any span where a lane has nothing.
+WINDOW: Final = max(PART, 4 << 20)  # bytes
 _FILES: Final = 64  # spans begun at once
 _SECOND: Final = 1_000_000_000
 
