@@ -38,6 +38,7 @@ _OURS: Final = {
     "gfal-copy": "caxev.movers.gfal:Gfal",
 }
 _REPLACED: Final = "lcg-cp"
+_ADVICE: Final = "is no longer to be had anywhere: write gfal-copy in sites.json"
 _GROUP: Final = "caxev.movers"
 
 
@@ -49,14 +50,14 @@ def methods() -> frozenset[str]:
 def unserved(method: str) -> str | None:
     """The method, and why no copy is moved by it; None where one can be."""
     if method == _REPLACED:
-        return f"{method}, which is no longer to be had: write gfal-copy in sites.json"
+        return f"{method}, which {_ADVICE}"
     return None if method in methods() else f"{method}, which this reaction does not serve"
 
 
 def mover(method: str) -> Mover:
     """The mover of that method. Raises `GiveUp` where there is none."""
     if method == _REPLACED:
-        raise GiveUp(f"{_REPLACED} is no longer to be had anywhere: write gfal-copy in sites.json")
+        raise GiveUp(f"{_REPLACED} {_ADVICE}")
     if method in _OURS:
         module, name = _OURS[method].split(":")
         ours: Mover = getattr(importlib.import_module(module), name)()
