@@ -23,7 +23,7 @@ same reaction, which knows its entry by the ``trigger`` that stands in it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any
@@ -297,7 +297,7 @@ def metadata_of(run: Run, plan: Plan) -> dict[str, object]:
     lane="rucio",
     timeout=3600.0,
     attempts=100,
-    aliases=("RucioRule",),
+    aliases=("RucioRule", "CopyPush"),  # cax made a dataset's first rules when it had pushed it
 )
 async def rucio_rules(job: Job) -> Result:
     """Make the replication rules of this run's datasets what is wanted, and watch them till OK.
@@ -450,7 +450,13 @@ def _fields(run: Run, entry: Copy, **fields: object) -> RunUpdate:
 # -- comparing ------------------------------------------------------------------------------------
 
 
-@on(copy_field("check_asked", host=PASSIVE), lane="rucio", timeout=None, stall=4 * STALLED)
+@on(
+    copy_field("check_asked", host=PASSIVE),
+    lane="rucio",
+    timeout=None,
+    stall=4 * STALLED,
+    aliases=("CopyPush", "RucioRule"),  # who brings data there, or keeps its rules, answers
+)
 async def rucio_check(job: Job) -> Result:
     """Compare every replica with what it must be, as a person or a deletion has asked.
 
@@ -677,7 +683,15 @@ def plan_fetch(
     if name in {"", ".", ".."} or "/" in name or "\0" in name:
         raise GiveUp(f"{name!r} is no usable name for the copy")
     rse = entry.fields.get("from_rse") if entry is not None else None
+    if rse is None and site.rucio_download_rse in rses_of(source):
+        rse = site.rucio_download_rse
     return Fetch(source, key, f"{base.rstrip('/')}/{name}", trigger, entry, rse)
+
+
+def rses_of(entry: Copy) -> Sequence[object]:
+    """Where the replicas of an entry at a catalogue are, as far as it says so."""
+    found = entry.fields.get("rse")
+    return found if isinstance(found, list) else ()
 
 
 def _ours_to_fetch(entry: Copy, trigger: str) -> bool:

@@ -96,6 +96,7 @@ class Plan:
     lane="tape",
     timeout=None,
     stall=STALLED,
+    aliases=("CopyPush",),
 )
 async def backup(job: Job) -> Result:
     """Bring raw data that is good here to tape, and compare what the tape gives.
@@ -203,6 +204,7 @@ async def _verify(job: Job, plan: Plan, mine: Copy) -> None:
     lane="tape",
     timeout=None,
     stall=STALLED,
+    aliases=("CopyPull",),
 )
 async def recall(job: Job) -> Result:
     """Bring raw data back from tape to this site's disk.

@@ -280,7 +280,7 @@ def test_no_database_named(caxev: Caxev) -> None:
 def test_database_unreachable(caxev: Caxev, command: list[str]) -> None:
     """A database that does not answer: one line, and nothing of its password."""
     uri = "mongodb://me:geheim@127.0.0.1:9/?serverSelectionTimeoutMS=100"
-    answer = caxev(*command, "--mongo-uri", uri)
+    answer = caxev(*command, "--mongo-uri", uri, "--handlers", "reactions.py")
     assert answer.code == 4
     assert "no answer from the database at mongodb://me@127.0.0.1:9" in answer.err
     assert answer.err.count("\n") == 1
@@ -306,7 +306,8 @@ def test_not_a_replica_set(caxev: Caxev, mongod: ReplicaSet, tmp_path: Path) -> 
     server.start()
     try:
         server.wait()
-        listening = caxev("listen", "--site", "lngs", "--mongo-uri", server.uri)
+        given = ("--mongo-uri", server.uri, "--handlers", "reactions.py")
+        listening = caxev("listen", "--site", "lngs", *given)
         asking = caxev("status", "--mongo-uri", server.uri)
     finally:
         server.kill()

@@ -54,6 +54,7 @@ from attrs import evolve, field, fields, frozen
 
 from caxev.catalogue.names import taken_at
 from caxev.config import ConfigError, nearest
+from caxev.config.json_file import parse, repeats
 from caxev.model import TRANSFERRED, CopyKey, Run
 
 Range = tuple[int, int]
@@ -349,7 +350,7 @@ def load_rules(path: str | Path) -> tuple[Rule, ...]:
     """Read a rule file. Raises `ConfigError` naming the file and each rule and key in error."""
     file = Path(path)
     try:
-        document = json.loads(file.read_text("utf-8-sig"))
+        document = parse(file.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"rule file {file} cannot be read: {error.strerror}") from error
     except ValueError as error:
@@ -371,6 +372,7 @@ def _rule(entry: object, place: int, problems: list[str]) -> Rule:
         return Rule(str(place))
     name = entry.get("name")
     label = f"rule {place} ({name})" if isinstance(name, str) and name else f"rule {place}"
+    problems.extend(str(repeat) for repeat in repeats(entry, label) if not repeat.same)
     known: dict[str, Any] = {}
     for key, value in entry.items():
         if key not in _READ:

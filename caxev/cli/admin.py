@@ -125,11 +125,23 @@ def check(site: str | None, connect: bool, as_json: bool) -> None:
     if site is not None:
         here = known.get(site)
         rows = [_checked(row, known, here, connect=connect) for row in rows]
-    for warning in known.warnings:
+    for warning in (*known.warnings, *_unknown_tasks(options, known)):
         click.echo(f"warning: {warning}", err=True)
     show(Table(_SITES if site is None else (*_SITES, ("state", "STATE")), rows), as_json=as_json)
     if any(row.get("ok") is False for row in rows):
         raise click.exceptions.Exit(FAILED)
+
+
+def _unknown_tasks(options: State, known: Sites) -> Iterable[str]:
+    """Say which names in the sites' task_lists are of nothing that there is."""
+    for site in known.values():
+        if site.task_list:
+            try:
+                handlers = options.registry(site.name).handlers.values()
+            except ConfigError as error:  # a module that only that site has
+                yield f"site {site.name!r}: task_list is not checked here: {error.summary}"
+            else:
+                yield from site.unknown_tasks(handlers)
 
 
 def _read(options: State) -> Sites:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
+from loguru import logger
 
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import Table, show
@@ -81,8 +82,16 @@ def listen(
     from caxev.cli.admin import catalogue_problems
 
     sites = options.sites()
+    here = sites.get(site)
+    if not here.listener:
+        raise ConfigError(
+            f"site {site!r} has no listener, says {sites.path}: listen at a site that brings data "
+            f'there or fetches it; or, if that is a site of its own, write "listener": true'
+        )
+    for line in here.unknown_tasks(registry.handlers.values()):
+        logger.warning(line)
     listening = daemon.Options(
-        site=sites.get(site),
+        site=here,
         sites=sites,
         settings=options.settings(),
         registry=registry,

@@ -11,6 +11,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final, NamedTuple, get_args
@@ -33,6 +34,7 @@ from caxev.config.care import (
 from caxev.config.catalogue import Catalogue, read_catalogue
 from caxev.config.corrections import Correction, read_corrections
 from caxev.config.errors import ConfigError, Problems, nearest
+from caxev.config.json_file import read_entries, repeats
 from caxev.config.links import Link, read_amount, read_links, read_rate
 from caxev.config.permissions import Permission, read_permissions
 from caxev.config.processing import Processing, read_processing
@@ -60,8 +62,22 @@ GRID: Final = frozenset({"gfal-copy", "lcg-cp"})
 TYPES: Final = ("raw", "processed", "minitrees")
 VERSIONED: Final = frozenset({"processed", "minitrees"})
 DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees", "dir_tsm")
-CORRECTIONS: Final = ("AddGains", "AddDriftVelocity", "SetNeuralNetwork")
+CORRECTIONS: Final = (
+    "AddGains",
+    "AddDriftVelocity",
+    "AddElectronLifetime",
+    "SetNeuralNetwork",
+    "SetFieldDistortion",
+    "SetLightCollectionEfficiency",
+    "SetS2xyMap",
+)
 """The tasks of cax that are ``corrections`` here."""
+FORMER: Final = {
+    "pax_versions": "pax_processing_versions",
+    "receive": "method",
+    "directory": "dir_raw",
+}
+"""Keys of old versions of cax, and what they became."""
 PLACES: Final = ("sites.json", "/etc/caxev/sites.json")
 """Where sites.json is looked for when neither ``--config`` nor ``CAXEV_SITES`` names it."""
 
@@ -205,12 +221,23 @@ Fingerprint = Annotated[
 ]
 
 
-def _listens(method: str) -> bool:
-    """Whether a caxev process serves a site of that method, unless it is said."""
-    known = method in METHODS
-    return method not in WITHOUT_LISTENER and (
-        known or not entry_points(group=ARCHIVES, name=method)
-    )
+def acts(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is one of a site that copies data by itself, and not only keeps it."""
+    return any(entry.get(key) for key in ("upload_options", "download_options"))
+
+
+def is_archive(method: object) -> bool:
+    """Whether that is the method of what keeps copies without letting their files be read."""
+    if not isinstance(method, str):
+        return False
+    return method in UNREADABLE or bool(entry_points(group=ARCHIVES, name=method))
+
+
+def _listens(site: Site) -> bool:
+    """Whether a caxev process serves a site, unless it is said."""
+    if site.upload_options or site.download_options:
+        return True
+    return site.method not in WITHOUT_LISTENER and not is_archive(site.method)
 
 
 @frozen
@@ -261,7 +288,7 @@ class Site:
     rucio_config_p3: Text = None
     rucio_tags: Names = ()
     rucio: Rucio = field(default=Catalogue())
-    listener: Flag = field(default=Factory(lambda self: _listens(self.method), takes_self=True))
+    listener: Flag = field(default=Factory(_listens, takes_self=True))
     port: Port = 22
     known_hosts: Text = None
     identity: Text = None
@@ -333,9 +360,25 @@ class Site:
         """
         if handler.needs and not any(getattr(self, key, None) for key in handler.needs):
             return f"{self.name} gives no {' or '.join(handler.needs)}"
-        if self.task_list and {handler.name, *handler.aliases}.isdisjoint(self.task_list):
+        if self.task_list and {handler.name, *handler.aliases}.isdisjoint(self._tasks):
             return f"task_list of {self.name} leaves it out"
         return None
+
+    @property
+    def _tasks(self) -> frozenset[str]:
+        """What ``task_list`` names; with a correction it names the handler of all corrections."""
+        computing = any(one.name in self.task_list for one in self.corrections)
+        return frozenset({*self.task_list, *(("correct",) if computing else ())})
+
+    def unknown_tasks(self, handlers: Iterable[Handler]) -> Iterator[str]:
+        """Say which names in ``task_list`` are those of no handler, task of cax or correction."""
+        known = {name for one in handlers for name in (one.name, *one.aliases)}
+        known |= {*CORRECTIONS, *(one.name for one in self.corrections)}
+        for name in self.task_list:
+            if name not in known:
+                guess = nearest(name, known)
+                hint = f"did you mean {guess!r}?" if guess else "caxev handlers lists them"
+                yield f"site {self.name!r}: task_list names {name!r}, which is no reaction ({hint})"
 
     def correcting(self) -> tuple[Correction, ...]:
         """The corrections that ``task_list`` enables, by their own name or all by ``correct``."""
@@ -386,6 +429,8 @@ class Here:
 class Sites:
     """The sites by name, in the file's order. `warnings` are for ``caxev sites check``.
 
+    `digest` differs where another file says something else.
+
     `get` is for names that an operator gave; `find` is for names from the database, where hosts
     turn up that no file describes.
     """
@@ -393,6 +438,7 @@ class Sites:
     path: Path
     by_name: Mapping[str, Site] = field(repr=False)
     warnings: tuple[str, ...] = ()
+    digest: str = ""
 
     def get(self, name: str) -> Site:
         """The site of that name. Raises `ConfigError` naming the nearest one."""
@@ -443,89 +489,29 @@ def find_sites(config: str | None = None, environ: Mapping[str, str] | None = No
 def load_sites(path: str | Path) -> Sites:
     """Read a sites.json. Raises `ConfigError` with everything that is wrong with it."""
     file = Path(path).absolute()
-    entries = _parse(file, _read(file))
-    sites, problems = [], list(_name_problems(entries))
+    entries = read_entries(file)
+    problems = list(_name_problems(entries))
+    sites: list[Site] = []
+    warnings: list[str] = []
     for place, entry in enumerate(entries, 1):
         label = _label(entry, place)
         site, wrong = _structure(entry, label)
-        problems += [*_repeated_keys(entry, label), *wrong]
+        for repeat in repeats(entry, label):
+            (warnings if repeat.same else problems).append(str(repeat))
+        problems += wrong
         if site is not None:
             sites.append(_resolved(site, file.parent))
             problems += _site_problems(site)
     if problems:
         raise _failed(file, problems)
-    return Sites(file, {site.name: site for site in sites}, tuple(_warnings(sites)))
+    by_name = {site.name: site for site in sites}
+    return Sites(file, by_name, (*warnings, *_warnings(sites)), _digest(entries))
 
 
-def _read(file: Path) -> str:
-    try:
-        text = file.read_text("utf-8-sig")
-    except FileNotFoundError:
-        message = f"{file} does not exist: name your sites.json by --config or CAXEV_SITES"
-        raise ConfigError(message) from None
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-        ) from error
-    if not text.strip():
-        raise ConfigError(f"{file} is empty: it must hold a list of sites, as the example's does")
-    return text
-
-
-def _parse(file: Path, text: str) -> list[Any]:
-    try:
-        document = json.loads(text, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise ConfigError(f"{file} is not JSON: {error.msg} at {where}") from error
-    except ValueError as error:  # a number of thousands of digits
-        raise ConfigError(f"{file} holds a number that is too long: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{file} is nested too deeply to be a list of sites") from error
-    if not isinstance(document, list):
-        what = "an object" if isinstance(document, dict) else _kind(document)
-        raise ConfigError(f"{file} holds {what}, not a list of sites: put it in [ and ]")
-    if not document:
-        raise ConfigError(f"{file} holds an empty list: describe at least one site in it")
-    return document
-
-
-class _Repeating(dict[str, Any]):
-    """An object in which keys stand more than once: `repeated` says which. The last one counts."""
-
-    repeated: tuple[str, ...] = ()
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) == len(pairs):
-        return found
-    repeating = _Repeating(found)
-    times = Counter(key for key, _ in pairs)
-    repeating.repeated = tuple(key for key, number in times.items() if number > 1)
-    return repeating
-
-
-def _repeated_keys(value: object, label: str) -> Iterator[str]:
-    """What is wrong with the keys of an object and of those inside; one's own are left alone."""
-    if isinstance(value, _Repeating):
-        for key in value.repeated:
-            if not key.startswith("x_"):
-                yield f"{label}: {key!r} stands there more than once; keep one of them"
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not key.startswith("x_"):
-                yield from _repeated_keys(inner, f"{label}: {key!r}")
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _repeated_keys(inner, label)
-
-
-def _kind(value: object) -> str:
-    names = {str: "a text", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number")
+def _digest(entries: Sequence[object]) -> str:
+    """Return what tells one configuration from another, however it is laid out."""
+    text = json.dumps(entries, sort_keys=True)
+    return blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 def _failed(file: Path, problems: Sequence[str]) -> ConfigError:
@@ -561,6 +547,9 @@ def _structure(entry: object, label: str) -> tuple[Site | None, list[str]]:
         if not key.startswith("x_") and (value is not None or key not in _keys)
     }
     known.setdefault("name", entry["name"])
+    if acts(known) and is_archive(known.get("method")):
+        # As in cax's tape and Rucio files: how it reaches the archive, not how it is reached.
+        del known["method"]
     try:
         return _converter.structure(known, Site), []
     except ClassValidationError as errors:
@@ -587,7 +576,7 @@ def _guess(method: object) -> str:
 
 
 def _unknown_key(label: str, key: str) -> str:
-    guess = nearest(key, _keys)
+    guess = FORMER.get(key) or nearest(key, _keys)
     hint = f"did you mean {guess!r}?" if guess else "take it out"
     return f"{label}: unknown key {key!r} ({hint}; a key of your own begins with x_)"
 

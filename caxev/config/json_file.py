@@ -1,0 +1,116 @@
+"""JSON as people write it: where a key stands twice in an object, that is noticed.
+
+`sites` reads sites.json by this, `merging` other files of its kind, and `caxev.catalogue.rules` the
+rule files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from caxev.config.errors import ConfigError
+
+
+class Repeat(NamedTuple):
+    """A key that stands more than once in an object; `same`: always with the same value."""
+
+    label: str
+    key: str
+    same: bool
+
+    def __str__(self) -> str:
+        what = ", always with the same value" if self.same else " with different values"
+        return f"{self.label}: {self.key!r} stands there more than once{what}; keep one of them"
+
+
+class _Repeating(dict[str, Any]):
+    """An object in which keys stand more than once. The last one counts.
+
+    `repeated` has each of these keys, and whether it always has the same value.
+    """
+
+    repeated: dict[str, bool]
+
+
+def parse(text: str) -> Any:
+    """Parse JSON so that `repeats` finds what stands twice. Raises what `json.loads` raises."""
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    times = Counter(key for key, _ in pairs)
+    repeating = _Repeating(found)
+    repeating.repeated = {
+        # As JSON, because in Python true equals 1.
+        key: len({json.dumps(value, sort_keys=True) for name, value in pairs if name == key}) == 1
+        for key, number in times.items()
+        if number > 1
+    }
+    return repeating
+
+
+def repeats(value: object, label: str) -> Iterator[Repeat]:
+    """Find the repeated keys of an object and of those inside it, but for one's own (``x_``)."""
+    if isinstance(value, _Repeating):
+        for key, same in value.repeated.items():
+            if not key.startswith("x_"):
+                yield Repeat(label, key, same)
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if not key.startswith("x_"):
+                yield from repeats(inner, f"{label}: {key!r}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from repeats(inner, label)
+
+
+def read_entries(file: Path) -> list[Any]:
+    """Read a file that holds a list of sites. Raises `ConfigError` if it holds no such list."""
+    return _parsed(file, _text(file))
+
+
+def _text(file: Path) -> str:
+    try:
+        text = file.read_text("utf-8-sig")
+    except FileNotFoundError:
+        message = f"{file} does not exist: name your sites.json by --config or CAXEV_SITES"
+        raise ConfigError(message) from None
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        ) from error
+    if not text.strip():
+        raise ConfigError(f"{file} is empty: it must hold a list of sites, as the example's does")
+    return text
+
+
+def _parsed(file: Path, text: str) -> list[Any]:
+    try:
+        document = parse(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ConfigError(f"{file} is not JSON: {error.msg} at {where}") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{file} holds a number that is too long: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file} is nested too deeply to be a list of sites") from error
+    if not isinstance(document, list):
+        what = "an object" if isinstance(document, dict) else _kind(document)
+        raise ConfigError(f"{file} holds {what}, not a list of sites: put it in [ and ]")
+    if not document:
+        raise ConfigError(f"{file} holds an empty list: describe at least one site in it")
+    return document
+
+
+def _kind(value: object) -> str:
+    names = {str: "a text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number")
