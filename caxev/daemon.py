@@ -36,6 +36,7 @@ from caxev.mongo import Database, DatabaseError, Deposed, Refused, SiteRecord, T
 from caxev.notifiers import Addressee, Desk, Pulse, Vitals, addressees
 from caxev.registry import Registry
 from caxev.rulefiles import RuleFiles
+from caxev.trouble import Trouble
 from caxev.watcher import CAUGHT_UP, LONGEST_WAIT, Watcher
 from caxev.workers import Workers
 
@@ -94,6 +95,11 @@ class Leaving:
                 logger.info("{}: finishing what is in flight; again to leave at once", name)
                 self.asked.set()
 
+    async def cancel(self, scope: trio.CancelScope) -> None:
+        """Cancel a scope as soon as we are asked to leave."""
+        await self.asked.wait()
+        scope.cancel()
+
 
 async def listen(options: Options) -> None:
     """Listen for a site until asked to leave; with ``once`` until nothing is left to do.
@@ -111,6 +117,7 @@ async def listen(options: Options) -> None:
         await prepare(database)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leaving.listen)
+            nursery.start_soon(keep_watchdog, options.lease * _RENEW)
             await serve_tenures(options, database, owner, leaving)
             nursery.cancel_scope.cancel()
 
@@ -136,26 +143,47 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
             await database.close()
 
 
+async def keep_watchdog(every: float) -> None:
+    """Report to systemd that this process is alive, for ever.
+
+    Whatever the database does: a restart would only cut transfers short.
+    """
+    while True:
+        notify("WATCHDOG=1")
+        await trio.sleep(every)
+
+
 async def prepare(database: Database) -> None:
     """Check the database, and make the indexes if we may."""
     await database.check()
+    await make_indexes(database)
+
+
+async def make_indexes(database: Database) -> None:
+    """Make the indexes if we may: at the start, and after somebody has dropped the ledger."""
     try:
         await database.create_indexes()
     except Refused as error:
         logger.warning("indexes are left to an administrator (caxev db init): {}", error)
+    except DatabaseError as error:
+        if not passing(error):
+            raise
+        logger.warning("the indexes may be missing, which makes everything slow: {}", error)
 
 
 async def serve_tenures(options: Options, database: Database, owner: str, leaving: Leaving) -> None:
     """Act for the site whenever its lease is ours, until asked to leave or, with once, done."""
+    trouble = Trouble(options.site.name)
     while not leaving.asked.is_set():
-        tenure = await _stand_by(options, database, owner, leaving)
+        tenure = await _stand_by(options, database, owner, leaving, trouble)
         if tenure is None:
             return
         metrics.leading.labels(options.site.name).set(1)
         try:
-            await _Tenancy(options, database, tenure, leaving).serve()
+            await _Tenancy(options, database, tenure, leaving, trouble).serve()
         except* Deposed as group:
             logger.warning("{}; standing by", _one_of(group))
+            await make_indexes(database)  # perhaps the ledger was dropped
         else:
             return
         finally:
@@ -163,19 +191,19 @@ async def serve_tenures(options: Options, database: Database, owner: str, leavin
 
 
 async def _stand_by(
-    options: Options, database: Database, owner: str, leaving: Leaving
+    options: Options, database: Database, owner: str, leaving: Leaving, trouble: Trouble
 ) -> Tenure | None:
     """Wait until the site is ours; None if asked to leave first."""
     told = False
     site, held = options.site.name, options.lease * _HELD
     while not leaving.asked.is_set():
-        notify("WATCHDOG=1")
         try:
             taken = await database.acquire(site, owner, held, utcnow())
+            trouble.over("lease")
         except DatabaseError as error:
             if not passing(error):
                 raise
-            logger.warning("{}", error)
+            trouble.meet("lease", error)
             taken = None
         if taken is not None:
             tenure, claims = taken
@@ -183,7 +211,7 @@ async def _stand_by(
             if claims:
                 logger.info("{} reactions were interrupted and are due again", claims)
             return tenure
-        if not told:
+        if not told and not trouble:
             logger.info("another process listens for {}: standing by", site)
             notify("READY=1\nSTATUS=standing by")
             told = True
@@ -196,12 +224,18 @@ class _Tenancy:
     """One stretch of acting for a site."""
 
     def __init__(
-        self, options: Options, database: Database, tenure: Tenure, leaving: Leaving
+        self,
+        options: Options,
+        database: Database,
+        tenure: Tenure,
+        leaving: Leaving,
+        trouble: Trouble,
     ) -> None:
         self.options = options
         self.database = database
         self.tenure = tenure
         self.leaving = leaving
+        self.trouble = trouble
         self.desk = Desk(database, tenure, options.addressees())
         self._requests = 0
         self._poked = trio.Event()
@@ -249,6 +283,7 @@ class _Tenancy:
             workers,
             outer,
             self.desk,
+            self.trouble,
         )
 
     async def _act(self, dispatcher: Dispatcher, outer: trio.Nursery) -> None:
@@ -262,10 +297,11 @@ class _Tenancy:
             urgent=options.site.priority,
             alarms=self.desk,
             caught_up=options.caught_up,
+            trouble=self.trouble,
         )
         outer.start_soon(dispatcher.pay)
         outer.start_soon(dispatcher.show_progress)
-        outer.start_soon(self._keep_lease, watcher)
+        outer.start_soon(self._keep_lease)
         await self._open_desk()
         outer.start_soon(self.desk.run)
         outer.start_soon(self._vitals(watcher).run)
@@ -297,7 +333,7 @@ class _Tenancy:
         site = self.options.site
 
         def pulse() -> Pulse:
-            return Pulse(watcher.trouble, watcher.troubled, watcher.behind)
+            return Pulse(self.trouble.text, self.trouble.seconds, watcher.behind)
 
         return Vitals(site.name, site.roots, max(site.min_free, MARGIN), pulse, self.desk)
 
@@ -313,7 +349,7 @@ class _Tenancy:
 
     async def _once(self, watcher: Watcher, dispatcher: Dispatcher) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cancel_when_asked, nursery.cancel_scope)
+            nursery.start_soon(self.leaving.cancel, nursery.cancel_scope)
             await watcher.persist(watcher.catch_up)
             await watcher.persist(self._rule_files().look)
             await watcher.persist(watcher.serve_requests)
@@ -322,10 +358,6 @@ class _Tenancy:
             while await watcher.persist(watcher.catch_up):
                 await dispatcher.wait_idle()
             nursery.cancel_scope.cancel()
-
-    async def _cancel_when_asked(self, scope: trio.CancelScope) -> None:
-        await self.leaving.asked.wait()
-        scope.cancel()
 
     async def _say_ready(self, ready: trio.Event) -> None:
         await ready.wait()
@@ -363,7 +395,7 @@ class _Tenancy:
             with trio.move_on_after(wait):
                 await self._poked.wait()
 
-    async def _keep_lease(self, watcher: Watcher) -> None:
+    async def _keep_lease(self) -> None:
         """Renew the lease for ever. Raises `Deposed` where it was lost."""
         every = self.options.lease * _RENEW
         tasks = metrics.tasks.labels(self.tenure.site)
@@ -372,17 +404,16 @@ class _Tenancy:
             try:
                 self._heard(
                     await self.database.renew(
-                        self.tenure, self.options.lease * _HELD, watcher.trouble
+                        self.tenure, self.options.lease * _HELD, self.trouble.text
                     )
                 )
-                notify("WATCHDOG=1")
+                self.trouble.over("lease")
             except DatabaseError as error:
                 if not passing(error):
                     raise
                 # Nobody else can take the site over either, unless they still reach the database;
                 # then the renewal will tell.
-                logger.debug("the lease is not renewed: {}", error)
-                notify("WATCHDOG=1")  # we are well; a restart would only cut transfers short
+                self.trouble.meet("lease", error)
                 await trio.sleep(min(every, LONGEST_WAIT) / 4)
                 continue
             await trio.sleep(every)

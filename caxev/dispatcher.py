@@ -20,7 +20,7 @@ from random import random
 from typing import Any, Final, TypeVar
 
 import trio
-from attrs import define, evolve, field
+from attrs import Factory, define, evolve, field
 from loguru import logger
 
 from caxev import crash, metrics
@@ -48,11 +48,13 @@ from caxev.mongo import (
     DatabaseError,
     Deposed,
     Order,
+    Refused,
     Tenure,
-    Unstorable,
+    concerns_one,
     passing,
 )
 from caxev.registry import Handler, Registry
+from caxev.trouble import Trouble
 from caxev.workers import Workers
 
 T = TypeVar("T")
@@ -85,6 +87,8 @@ LARGE: Final = 500
 """Copies from which on a run takes so long to read that reactions share what was read..."""
 FRESH: Final = 1.0
 """...for so many seconds, if it was read after their debts were recorded."""
+BRIEF: Final = 1.0
+"""Seconds for which a write that conflicts with another may be repeated without a report."""
 SURE_FOR: Final = 300.0
 """Seconds after which the claims in the database are compared with what runs, though nothing was
 heard: a deposed process may have claimed something, and died before it could give that back."""
@@ -304,10 +308,15 @@ class Dispatcher:
     workers: Workers
     attempts: trio.Nursery
     alarms: Alarms = field(factory=Silent)
+    trouble: Trouble = field(
+        default=Factory(lambda self: Trouble(self.tenure.site), takes_self=True)
+    )
     _lanes: dict[str, Lane] = field(init=False, factory=dict)
     _ended: list[Ended] = field(init=False, factory=list)
     _occupancy: Occupancy = field(init=False, factory=Occupancy)
     _progress: dict[str, tuple[Debt, dict[str, Any]]] = field(init=False, factory=dict)
+    # Slots whose settlement the ledger refused: claimed there until the next process opens them.
+    _unsettled: set[str] = field(init=False, factory=set)
     _wake: trio.Event = field(init=False, factory=trio.Event)
     _settle: trio.Event = field(init=False, factory=trio.Event)
     _freed: trio.Event = field(init=False, factory=trio.Event)
@@ -384,6 +393,7 @@ class Dispatcher:
             try:
                 claims = await self.database.claims(self.tenure)
                 running = {slot for lane in self._lanes.values() for slot in lane.running}
+                running |= self._unsettled
                 stale = [claim for claim in claims if claim["_id"] not in running]
                 freed = await self.database.free(stale)
             except BaseException:
@@ -525,8 +535,11 @@ class Dispatcher:
             await self._freed.wait()
 
     async def drained(self) -> None:
-        """Wait until nothing is running: every attempt has ended and is settled."""
-        while self.running:
+        """Wait until nothing is running: every attempt has ended.
+
+        Not until all are settled: while the database is away that would take the whole grace.
+        """
+        while any(len(lane.running) > lane.ended for lane in self._lanes.values()):
             self._freed = trio.Event()
             await self._freed.wait()
 
@@ -659,6 +672,7 @@ class Dispatcher:
         self._lane(ended.debt.lane).ended += 1
         self._settle.set()
         self._wake.set()
+        self._freed.set()
 
     # -- settling ---------------------------------------------------------------------------
 
@@ -699,6 +713,27 @@ class Dispatcher:
         await self.database.free(await self.database.claims(self.tenure))
 
     async def _settle_plain(self, ended: Sequence[Ended]) -> None:
+        """Settle attempts without updates in one write; by halves if the ledger refuses one."""
+        try:
+            await self._write_plain(ended)
+        except DatabaseError as error:
+            if not concerns_one(error):
+                raise
+            if len(ended) == 1:
+                self._give_up_settling(ended[0], error)
+                return
+            middle = len(ended) // 2
+            await self._settle_plain(ended[:middle])
+            await self._settle_plain(ended[middle:])
+
+    def _give_up_settling(self, ended: Ended, error: DatabaseError) -> None:
+        """Leave one that cannot be settled claimed, so that it is not run again and again."""
+        self._unsettled.add(ended.debt.id)
+        failed = evolve(ended.debt, state=State.FAILED, note=f"its end cannot be recorded: {error}")
+        logger.error("{}: {}", ended.debt.id, failed.note)
+        self._report_failed(failed, ended.run)
+
+    async def _write_plain(self, ended: Sequence[Ended]) -> None:
         debts = [self._settled(one) for one in ended]
         counted, renewed = await self.database.settle(debts, self.tenure.epoch)
         for (handler, state), n in Counter((d.handler, d.state.value) for d in debts).items():
@@ -721,10 +756,10 @@ class Dispatcher:
         epoch = self.tenure.epoch
         try:
             renewed = await self.database.settle_together(debts, epoch, updates, utcnow())
-        except DatabaseError as error:
-            if not passing(error):
-                raise
-            return False  # it may be too much at once
+        except Deposed:
+            raise
+        except DatabaseError:
+            return False  # it may be too much at once, or one of them may be at fault
         if renewed is None:
             return False
         for one, debt in zip(ended, debts, strict=True):
@@ -739,8 +774,11 @@ class Dispatcher:
             for update in first:
                 await self.database.update(ended.debt, epoch, update, utcnow())
             fitted, renewed = await self.database.settle_with(debt, epoch, last, utcnow())
-        except Unstorable as error:
-            await self._settle_plain([Ended(ended.debt, Spent(str(error)), run=ended.run)])
+        except DatabaseError as error:
+            outcome = refusal(error)
+            if outcome is None:
+                raise
+            await self._settle_plain([Ended(ended.debt, outcome, run=ended.run)])
             return
         if fitted:
             self._with_update(ended, debt, renewed=renewed)
@@ -811,18 +849,23 @@ class Dispatcher:
                     logger.debug("progress is not shown: {}", error)
                     break
 
-    async def _retrying(self, function: Callable[..., Awaitable[T]], *args: object) -> T:
+    async def _retrying(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
         """Call an async function until the database lets it through."""
-        wait = 0.1
+        wait, began, task = 0.1, trio.current_time(), function.__name__
         while True:
             try:
-                return await function(*args)
+                result = await function(*args)
             except DatabaseError as error:
                 if not passing(error):
                     raise
                 logger.debug("trying again: {}", error)
+                if trio.current_time() > began + BRIEF:
+                    self.trouble.meet(task, error)
                 await trio.sleep(wait)
                 wait = min(wait * 2, 5.0)
+            else:
+                self.trouble.over(task)
+                return result
 
 
 def few_of_each(debts: Iterable[Debt], most: int) -> list[Debt]:
@@ -935,6 +978,16 @@ def _outcome_of(result: object) -> tuple[Outcome, RunUpdate | None]:
             return Spent(f"the handler returned a {kind}, not a RunUpdate, a Skip or None"), None
 
 
+def refusal(error: DatabaseError) -> Outcome | None:
+    """Return how a reaction ends whose update the database refused; None: it is to be repeated.
+
+    A right that is missing may be granted later, so that is tried again a few times.
+    """
+    if isinstance(error, Refused) and not passing(error):
+        return Postponed(str(error))
+    return Spent(str(error)) if concerns_one(error) else None
+
+
 def failure(error: BaseException) -> Outcome:
     """Return what an error that a handler raised means for the debt."""
     match error:
@@ -944,12 +997,10 @@ def failure(error: BaseException) -> Outcome:
             return Spent(error.why)
         case Superseded():
             return Paid(f"nothing to do: {error}")
-        case Unstorable():
-            return Spent(str(error))
         case Deposed():
             return Interrupted(str(error))
         case DatabaseError():
-            return Postponed(str(error), 5.0)
+            return refusal(error) or Postponed(str(error), 5.0)
         case BaseExceptionGroup():
             outcomes = [failure(one) for one in error.exceptions]
             order = (Surprise, Spent, Interrupted, Postponed, Paid)

@@ -26,7 +26,7 @@ from itertools import count
 from typing import Final, Protocol, TypeVar
 
 import trio
-from attrs import define, evolve, field
+from attrs import Factory, define, evolve, field
 from loguru import logger
 
 from caxev import metrics
@@ -60,10 +60,11 @@ from caxev.mongo import (
     Request,
     Stream,
     Tenure,
-    Unstorable,
+    concerns_one,
     passing,
 )
 from caxev.registry import Handler, Registry
+from caxev.trouble import Trouble
 
 T = TypeVar("T")
 
@@ -159,19 +160,21 @@ class _Ahead:
 class Watcher:
     """Follows the runs collection on behalf of one site.
 
-    `urgent` are the tags whose runs go first, the most urgent before the others. `trouble` says
-    what ails the database, and since when; `behind` is how old, in seconds, the newest change of
-    the last batch was when that was taken in.
+    `urgent` are the tags whose runs go first, the most urgent before the others. `trouble` gets
+    what ails the database; `behind` is how old, in seconds, the newest change of the last batch was
+    when that was taken in.
     """
 
     database: Database
     tenure: Tenure
     registry: Registry
     intake: Intake
-    trouble: str | None = None
     urgent: Sequence[str] = ()
     alarms: Alarms = field(factory=Silent)
     caught_up: float = CAUGHT_UP
+    trouble: Trouble = field(
+        default=Factory(lambda self: Trouble(self.tenure.site), takes_self=True)
+    )
     behind: float = field(init=False, default=0.0)
     _marks: Iterator[int] = field(init=False)
     # One look at a time: two at once could write an older look over a newer one.
@@ -186,7 +189,6 @@ class Watcher:
     _recorded: Mapping[RunId, Look | None] = field(init=False, factory=dict)
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
-    _troubled_at: datetime = field(init=False, factory=utcnow)
 
     def __attrs_post_init__(self) -> None:
         # Unique over all processes that ever acted for the site: the epoch is part of it.
@@ -211,7 +213,7 @@ class Watcher:
                 await self.persist(partial(self.scan, gap=gap, restart=True))
                 failures = 0
             except DatabaseError as error:
-                failures = 0 if self.trouble is None else failures + 1
+                failures = failures + 1 if self.trouble else 0
                 await self._wait_out(error, failures)
 
     async def catch_up(self) -> int:
@@ -264,7 +266,7 @@ class Watcher:
         assert self._position is not None
         stream = await self.database.open_stream(self._position, self.registry.watched)
         await self.intake.reconcile()
-        self._recovered()
+        self.trouble.over("stream")
         send, receive = trio.open_memory_channel[_Ahead](0)
         failed: DatabaseError | None = None
         try:
@@ -363,35 +365,14 @@ class Watcher:
                 await self._wait_out(error, failures)
                 failures += 1
             else:
-                self._recovered()
+                self.trouble.over("stream")
                 return result
 
     async def _wait_out(self, error: DatabaseError, failures: int) -> None:
         if not passing(error):
             raise error
-        if self.trouble is None:
-            logger.warning("{}; trying again until it answers", error)
-            self._troubled_at = utcnow()
-        self.trouble = f"since {self._troubled_at:%Y-%m-%d %H:%M:%S} UTC: {error}"
-        site = self.tenure.site
-        metrics.troubled.labels(site).set(1)
-        metrics.troubled_since.labels(site).set(self._troubled_at.timestamp())
-        metrics.database_errors.labels(site, type(error).__name__).inc()
+        self.trouble.meet("stream", error)
         await trio.sleep(min(0.2 * 2 ** min(failures, 20), LONGEST_WAIT))
-
-    @property
-    def troubled(self) -> float:
-        """For how many seconds the database has not been reached; 0.0: it is."""
-        if self.trouble is None:
-            return 0.0
-        return (utcnow() - self._troubled_at).total_seconds()
-
-    def _recovered(self) -> None:
-        if self.trouble is not None:
-            logger.info("the database answers again")
-        self.trouble = None
-        metrics.troubled.labels(self.tenure.site).set(0)
-        metrics.troubled_since.labels(self.tenure.site).set(0)
 
     # -- looking ----------------------------------------------------------------------------
 
@@ -547,13 +528,15 @@ class Watcher:
         debts = self.intake.reserve(ingest.debts)
         readable = ingest.looks.keys() & self._unreadable
         settled = [self._shown(run, Paid("it can be recorded again")) for run in readable]
-        refused: Unstorable | None = None
+        refused: DatabaseError | None = None
         recorded = False
         try:
             everything = evolve(ingest, debts=[*debts, *settled])
             await self.database.ingest(self.tenure, everything, utcnow())
             recorded = True
-        except Unstorable as error:
+        except DatabaseError as error:
+            if not concerns_one(error):
+                raise
             refused = error
         finally:
             if not recorded:
@@ -613,7 +596,9 @@ class Watcher:
         for request in await self.database.pending(self.tenure.site):
             try:
                 await self._serve(request)
-            except Unstorable as error:
+            except DatabaseError as error:
+                if not concerns_one(error):
+                    raise
                 logger.error("a request to {} cannot be carried out: {}", request.kind, error)
             await self.database.finish_request(self.tenure, request)
 

@@ -13,10 +13,12 @@ from caxev.mongo.client import (
     DatabaseError,
     Deposed,
     HistoryLost,
+    LoginFailed,
     NotReplicaSet,
     Refused,
     Unreachable,
     Unstorable,
+    concerns_one,
     passing,
 )
 from caxev.mongo.database import Database, Ingest, Looked
@@ -44,6 +46,7 @@ __all__ = [
     "Gap",
     "HistoryLost",
     "Ingest",
+    "LoginFailed",
     "Looked",
     "NotReplicaSet",
     "Order",
@@ -57,6 +60,7 @@ __all__ = [
     "Unreachable",
     "Unstorable",
     "amend",
+    "concerns_one",
     "id_from",
     "id_text",
     "passing",

@@ -5,16 +5,20 @@ Foreign errors are translated here, once, into classes that say what the caller 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
+from loguru import logger
 from pymongo import AsyncMongoClient
 from pymongo.errors import (
     AutoReconnect,
+    BulkWriteError,
     ConfigurationError,
     ConnectionFailure,
     DocumentTooLarge,
@@ -37,16 +41,36 @@ from caxev.config import ConfigError, Settings
 Document = dict[str, Any]
 Client = AsyncMongoClient[Document]
 
-AUTH_CODES: Final = {8000, 18, 13, 11}
-LOST_CODES: Final = {286, 136, 280, 260, 10334}  # the last one: only of a stream
+LOGIN_CODES: Final = {11, 18, 391, 8000}
+"""UserNotFound, AuthenticationFailed, ReauthenticationRequired, AtlasError."""
+AUTH_CODES: Final = {13, *LOGIN_CODES}
+LOST_CODES: Final = {286, 136, 280, 260}
 """ChangeStreamHistoryLost, CappedPositionLost (a live stream overtaken by the oplog),
-ChangeStreamFatalError, InvalidResumeToken, BSONObjectTooLarge: the stream cannot go on."""
-TRANSIENT_CODES: Final = {6, 7, 43, 89, 91, 175, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
-"""A primary that steps down, shuts down or was away, and cursors that died with it."""
+ChangeStreamFatalError, InvalidResumeToken: the stream cannot go on."""
+TOO_LARGE: Final = 10334
+"""BSONObjectTooLarge: ends a change stream; of a write it is the document's fault."""
 BAD_TOKEN_CODES: Final = {9, 15, 40647, 40648, 40649, 50811}
 """A resume token that is none: FailedToParse, Overflow, and what the token's parser says."""
-UNSTORABLE_CODES: Final = {2, 9, 14, 28, 40, 52, 54, 56, 57, 66, 11000, 17280, 17419, 17420}
-"""Values, types and paths that an update cannot have, documents that became too large."""
+WHOLE_CODES: Final = {
+    # A primary that steps down, shuts down or was away, and cursors that died with it.
+    *(6, 7, 43, 89, 91, 175, 189, 202, 262, 9001, 10058, 10107, 11600, 11601, 11602, 13435, 13436),
+    # Locks, time limits, and transactions that the server gave up.
+    *(24, 46, 50, 112, 117, 225, 239, 246, 251, 256, 290, 365),
+    # A majority, or the member that was asked for, that is not there (yet).
+    *(64, 76, 79, 94, 100, 133, 134),
+    # Shards that move: StaleShardVersion, StaleEpoch, RetryChangeStream, StaleDbVersion.
+    *(63, 150, 234, 249, 13388),
+    # Writes are blocked by an administrator; the disk is full.
+    *(371, 14031),
+}
+"""The database as a whole cannot do it now: whatever is written, the next one fares no better."""
+DOCUMENT_CODES: Final = {
+    # Values, types and paths that an update cannot have.
+    *(2, 9, 14, 22, 28, 40, 52, 53, 54, 55, 56, 57, 66),
+    # A validator, a unique index, and documents or index keys that became too large.
+    *(121, 171, TOO_LARGE, 11000, 11001, 12582, 17280, 17419, 17420),
+}
+"""This document, or what was to be done to it, is at fault: others can be written."""
 NOT_REPLICA_SET: Final = 40573
 
 
@@ -60,6 +84,10 @@ class Unreachable(DatabaseError):
 
 class Refused(DatabaseError):
     """Wrong user or password, or a right is missing."""
+
+
+class LoginFailed(Refused):
+    """Wrong user or password, at least now: one that is being renewed may fit again soon."""
 
 
 class NotReplicaSet(DatabaseError):
@@ -80,24 +108,31 @@ class Deposed(DatabaseError):
 
 def passing(error: DatabaseError) -> bool:
     """Whether to wait and try again: true of all but what trying again cannot change."""
+    if isinstance(error, LoginFailed):
+        return True
     return not isinstance(error, Deposed | HistoryLost | NotReplicaSet | Refused | Unstorable)
+
+
+def concerns_one(error: DatabaseError) -> bool:
+    """Whether an error ends only the write that met it, and not what others have to write.
+
+    That is true of an unknown code, too: if it concerned the whole database, the next write would
+    show it.
+    """
+    return not isinstance(error, Deposed | HistoryLost | NotReplicaSet | Refused | Unreachable)
 
 
 def connect(settings: Settings) -> Client:
     """Make a client. Does not wait for the server; must be called inside the asyncio loop."""
     try:
         return AsyncMongoClient(
-            settings.mongo_uri,
-            **_options(settings),
+            address(settings),
+            **{**_defaults(settings), **RELIED_ON},
             tz_aware=True,
             # One document with a date beyond year 9999, or broken text, must not stop a batch.
             datetime_conversion="DATETIME_AUTO",
             unicode_decode_error_handler="replace",
             appname="caxev",
-            # Not the address's to choose: a look at a lagging secondary would miss its change,
-            # and a write that a new primary does not know would be undone.
-            readPreference="primary",
-            w="majority",
             event_listeners=listeners(),
         )
     except OSError as error:  # of a certificate
@@ -141,7 +176,52 @@ def listeners() -> list[CommandListener]:
     return [Writes()] if crash.ARMED else []
 
 
-def _options(settings: Settings) -> Document:
+WRITE_LIMIT: Final = 10.0
+"""Seconds within which a majority must have a write. It may become durable all the same."""
+RELIED_ON: Final[Mapping[str, Any]] = {
+    # A snapshot of a lagging secondary would miss its change, and a write that a new primary does
+    # not know would be undone.
+    "readPreference": "primary",
+    "w": "majority",
+    "wTimeoutMS": int(WRITE_LIMIT * 1000),
+}
+"""What the engine relies on, and the address may not choose."""
+_OVERRIDDEN: Final = {
+    *(name.lower() for name in RELIED_ON),
+    *("readpreferencetags", "maxstalenessseconds", "readconcernlevel", "wtimeout"),
+    *("j", "journal", "timeoutms", "sockettimeoutms"),
+}
+POOL: Final = 10
+"""Connections that a listener needs at least: its streams keep some busy all the time."""
+
+
+def address(settings: Settings) -> str:
+    """Return the address without the options that are not its to choose; log each that is left out.
+
+    Raises `ConfigError` if too few connections are allowed.
+    """
+    uri, mark, query = settings.mongo_uri.partition("?")
+    kept = []
+    for option in re.split("[&;]", query):
+        name, _, value = option.partition("=")
+        if name.lower() in _OVERRIDDEN:
+            _warn_overridden(settings.safe_uri, name)
+        else:
+            kept.append(option)
+        if name.lower() == "maxpoolsize" and value.isdecimal() and 0 < int(value) < POOL:
+            raise ConfigError(
+                f"the address of {settings.safe_uri} has maxPoolSize={value}: caxev needs {POOL} "
+                "connections or more; leave the option out, or raise it"
+            )
+    return f"{uri}{mark}{'&'.join(kept)}"
+
+
+@cache
+def _warn_overridden(where: str, name: str) -> None:
+    logger.warning("the option {} in the address of {} is ignored: caxev sets it", name, where)
+
+
+def _defaults(settings: Settings) -> Document:
     # A watcher waits this long for a dead primary before it looks for the new one; one that hangs
     # is given up when it has not answered a heartbeat in time (both together).
     defaults = {
@@ -174,16 +254,26 @@ def meaning(error: PyMongoError, settings: Settings) -> DatabaseError:
             return Unstorable(f"too large for the database: {_first_line(error)}")
         case AutoReconnect() | ConnectionFailure() | InvalidOperation():
             return Unreachable(f"the connection to {where} broke: {_first_line(error)}")
+        case BulkWriteError():
+            return _of_operation(_first_of(error), where)
         case OperationFailure():
             return _of_operation(error, where)
         case _:
             return DatabaseError(f"{where}: {_first_line(error)}")
 
 
+def _first_of(error: BulkWriteError) -> OperationFailure:
+    """Return what the first write met that failed, else what a majority did."""
+    failed = [*error.details.get("writeErrors", ()), *error.details.get("writeConcernErrors", ())]
+    one = failed[0] if failed else {}
+    return OperationFailure(one.get("errmsg", str(error)), one.get("code"), one)
+
+
 def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
     code, reason = error.code, _first_line(error)
     if code in AUTH_CODES:
-        return Refused(
+        kind = LoginFailed if code in LOGIN_CODES else Refused
+        return kind(
             f"the database at {where} refused us: {reason}; "
             "check the user, and the password in MONGO_PASSWORD"
         )
@@ -191,11 +281,26 @@ def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
         return NotReplicaSet(not_replica_set(where))
     if code in LOST_CODES or error.has_error_label("NonResumableChangeStreamError"):
         return HistoryLost(f"the change stream cannot go on: {reason} (code {code})")
-    if code in UNSTORABLE_CODES:
-        return Unstorable(f"not storable in the database: {reason} (code {code})")
-    if code in TRANSIENT_CODES or error.has_error_label("TransientTransactionError"):
-        return Unreachable(f"the database at {where} is changing over: {reason}")
+    if code in DOCUMENT_CODES:
+        return Unstorable(f"not storable in the database: {reason}{_details(error)} (code {code})")
+    if code in WHOLE_CODES or error.has_error_label("TransientTransactionError"):
+        return Unreachable(f"the database at {where} cannot do it now: {reason} (code {code})")
     return DatabaseError(f"the database at {where}: {reason} (code {code})")
+
+
+def _details(error: OperationFailure) -> str:
+    """Return what a validator objects to: names of rules and fields, without values."""
+    found = (error.details or {}).get("errInfo", {}).get("details", {})
+    rules = found.get("schemaRulesNotSatisfied") if isinstance(found, dict) else None
+    names = [text for rule in rules or () for text in _objections(rule)]
+    return f": {', '.join(names)}"[:300] if names else ""
+
+
+def _objections(rule: Any) -> Iterator[str]:
+    if isinstance(rule, Mapping):
+        for one in rule.get("propertiesNotSatisfied", ()):
+            yield str(one.get("propertyName"))
+        yield from map(str, rule.get("missingProperties", ()))
 
 
 def not_replica_set(where: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -14,6 +15,7 @@ from collections.abc import (
 )
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from itertools import count
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar
@@ -24,6 +26,7 @@ from bson.max_key import MaxKey
 from bson.min_key import MinKey
 from bson.regex import Regex
 from bson.timestamp import Timestamp
+from loguru import logger
 from pymongo import ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.errors import OperationFailure
@@ -78,6 +81,16 @@ from caxev.mongo.stream import AWAIT, Batch, Following, Stream, is_usable
 
 T = TypeVar("T")
 PAGE: Final = 1000
+LIMIT: Final = 120.0
+"""Seconds that a call may take: reading many large runs over a slow link does take long."""
+LONG_LIMIT: Final = 3600.0
+"""Seconds that building indexes, or counting all copies, may take."""
+WRITES_LIMIT: Final = 25.0
+"""Seconds that some writes may take together, such as a transaction."""
+SHORTEST_LIMIT: Final = 2.0
+"""Seconds that renewing a lease gets at least."""
+SLOW: Final = 10.0
+"""Seconds after which a call that has not ended is reported."""
 _CLOSING: Final = 2.0
 """Seconds that closing a stream may take."""
 MOST_DEBTS: Final = 2000
@@ -138,6 +151,7 @@ class Database:
     # when it takes over, so that nothing half-written can block it.
     _session: AsyncClientSession | None = field(init=False, default=None)
     _pen: asyncio.Lock = field(init=False, factory=asyncio.Lock)
+    _warned: float = field(init=False, default=-SLOW)
 
     def __attrs_post_init__(self) -> None:
         self._client = connect(self.settings)
@@ -147,15 +161,49 @@ class Database:
         self._confirmed = self._runs.with_options(read_concern=ReadConcern("majority"))
         self._store = Store(database, self.settings.prefix)
 
-    async def _call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    async def _call(
+        self,
+        function: Callable[..., Awaitable[T]],
+        *args: Any,
+        limit: float = LIMIT,
+        held: float = 0.0,
+    ) -> T:
+        """Await an asyncio function of pymongo's, up to `limit` seconds.
+
+        `held`: so long the server may hold the answer back. A write that was cut short may have
+        been made, or become durable later: callers repeat it.
+        """
+
         async def translating() -> T:
-            with translated(self.settings):
-                return await function(*args)
+            loop = asyncio.get_running_loop()
+            slow = loop.call_later(min(SLOW, limit) + held, self._warn, _name_of(function))
+            try:
+                async with asyncio.timeout(limit + held):
+                    with translated(self.settings):
+                        return await function(*args)
+            except TimeoutError:
+                where = self.settings.safe_uri
+                message = f"the database at {where} did not end {_name_of(function)!r} in time"
+                raise Unreachable(message) from None
+            finally:
+                slow.cancel()
 
         return await aio.call(translating)
 
+    def _warn(self, name: str) -> None:
+        """Log that a call takes long, once in a while: all that wait at one time are slow."""
+        now = time.monotonic()
+        if now >= self._warned + SLOW:
+            self._warned = now
+            where = self.settings.safe_uri
+            logger.warning("the database at {} has not answered {!r} yet", where, name)
+
+    async def _transact(self, function: Callable[[AsyncClientSession], Awaitable[T]]) -> T:
+        """Call an asyncio function in a transaction; see `_call`."""
+        return await self._call(partial(self._transaction, function))
+
     async def _transaction(self, function: Callable[[AsyncClientSession], Awaitable[T]]) -> T:
-        async with self._pen:
+        async with self._pen, asyncio.timeout(WRITES_LIMIT):
             if self._session is None:
                 self._session = self._client.start_session()
             return await self._session.with_transaction(function)
@@ -176,7 +224,7 @@ class Database:
 
     async def create_indexes(self) -> None:
         """Make what the ledger needs. A site user who may not is told by `Refused`."""
-        await self._call(self._store.create_indexes)
+        await self._call(self._store.create_indexes, limit=LONG_LIMIT)
 
     async def grant(self, user: str, password: str | None, *, x509: bool) -> None:
         """Make a site's user with its role, or bring them up to date; see `grants`."""
@@ -229,7 +277,7 @@ class Database:
             point("mongo.takeover.claims")
             return Tenure(site, epoch, owner), claims
 
-        return await self._call(acquire)
+        return await self._call(acquire, limit=WRITES_LIMIT)
 
     async def _end_session(self, lsid: Any) -> None:
         # A process that was killed inside a transaction leaves it open for a minute, and its
@@ -244,7 +292,8 @@ class Database:
 
     async def renew(self, tenure: Tenure, lease: float, trouble: str | None) -> SiteRecord:
         """Prolong the lease, and say what troubles us. Raises `Deposed`."""
-        return await self._call(self._store.renew, tenure, lease, trouble)
+        limit = max(lease / 3, SHORTEST_LIMIT)
+        return await self._call(self._store.renew, tenure, lease, trouble, limit=limit)
 
     async def release(self, tenure: Tenure) -> None:
         """End the lease now."""
@@ -292,7 +341,8 @@ class Database:
 
         Cancelling this ends the stream. Raises `HistoryLost`.
         """
-        return await self._call(stream.next, AWAIT if wait is None else wait)
+        wait = AWAIT if wait is None else wait
+        return await self._call(stream.next, wait, held=wait)
 
     async def close_stream(self, stream: Stream) -> None:
         """Close the stream."""
@@ -324,7 +374,7 @@ class Database:
             batch = await stream.next(AWAIT)
             return batch, await self._look(site, list(batch.runs), known, watched)
 
-        return await self._call(next_look)
+        return await self._call(next_look, held=AWAIT)
 
     async def _look(
         self,
@@ -383,7 +433,7 @@ class Database:
                 await self._store.set_priority(tenure.site, run, priority, session)
             point("mongo.ingest.commit")
 
-        await self._call(self._transaction, write)
+        await self._transact(write)
         point("mongo.ingest.after")
 
     async def save_position(self, tenure: Tenure, position: Position, now: datetime) -> None:
@@ -499,7 +549,7 @@ class Database:
             return True, bool(renewed)
 
         try:
-            done: tuple[bool, bool] = await self._call(self._transaction, write)
+            done: tuple[bool, bool] = await self._transact(write)
         except _ClaimGone:
             await self._check_epoch(debt.site, epoch)
             return True, True  # settled before, and the reply got lost
@@ -529,7 +579,7 @@ class Database:
             return renewed
 
         try:
-            renewed: int = await self._call(self._transaction, write)
+            renewed: int = await self._transact(write)
         except (_NotTogether, Unstorable):
             return None
         point("mongo.update.after")
@@ -557,7 +607,7 @@ class Database:
 
         point("mongo.update.before")
         try:
-            document = await self._call(self._transaction, write)
+            document = await self._transact(write)
         except _ClaimGone:
             await self._check_epoch(debt.site, epoch)
             return None
@@ -654,7 +704,7 @@ class Database:
             await self._store.keep_alarms(tenure, kept, gone, session)
 
         point("mongo.alarms.before")
-        await self._call(self._transaction, keep)
+        await self._transact(keep)
         point("mongo.alarms.after")
 
     # -- requests ---------------------------------------------------------------------------
@@ -673,7 +723,7 @@ class Database:
         async def finish(session: AsyncClientSession) -> None:
             await self._store.finish_request(tenure, request, session)
 
-        await self._call(self._transaction, finish)
+        await self._transact(finish)
         point("mongo.request.after")
 
     async def reopen_failed(self, tenure: Tenure, request: Request, now: datetime) -> int:
@@ -683,7 +733,7 @@ class Database:
         async def reopen(session: AsyncClientSession) -> int:
             return await self._store.reopen_failed(tenure, runs, handler, now, session)
 
-        return await self._call(self._transaction, reopen)
+        return await self._transact(reopen)
 
     # -- runs -------------------------------------------------------------------------------
 
@@ -712,7 +762,7 @@ class Database:
         following = Following(self._client[self.settings.database], which)
         await self._call(following.open)
         try:
-            yield lambda: self._call(following.changed)
+            yield lambda: self._call(following.changed, held=float("inf"))
         finally:
             with trio.move_on_after(_CLOSING, shield=True):
                 await self._call(following.close)
@@ -760,7 +810,7 @@ class Database:
             cursor = await self._runs.aggregate(pipeline, allowDiskUse=True)
             return [{**row.pop("_id"), **row} for row in await cursor.to_list(None)]
 
-        return await self._call(totals)
+        return await self._call(totals, limit=LONG_LIMIT)
 
     async def located(self, hosts: Iterable[str], locations: Sequence[str]) -> list[Run]:
         """Read the runs that have a copy at one of these hosts in one of these places."""
@@ -850,6 +900,13 @@ class Database:
     async def load_manifest(self, digest: str) -> list[Document] | None:
         """Return a manifest's items, or None."""
         return await self._call(self._store.load_manifest, digest)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    """Return what a call is: of a database method's nested function, the method."""
+    inner = function.args[0] if isinstance(function, partial) else function
+    parts: list[str] = inner.__qualname__.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
 
 
 _SHOWN: Final = dict.fromkeys(

@@ -10,7 +10,7 @@ from pymongo import MongoClient
 
 from caxev.config import Settings
 from caxev.model import RunId, RunUpdate
-from caxev.mongo.client import Document, listeners, translated
+from caxev.mongo.client import RELIED_ON, Document, address, listeners, translated
 from caxev.mongo.runs import write_of
 
 
@@ -38,9 +38,9 @@ def amend(settings: Settings, update: RunUpdate, now: datetime) -> bool:
 def connect_plainly(settings: Settings) -> MongoClient[Document]:
     """A client without an event loop. Does not wait for the server."""
     return MongoClient(
-        settings.mongo_uri,
+        address(settings),
+        **RELIED_ON,
         appname="caxev batch",
-        w="majority",
         serverSelectionTimeoutMS=10_000,
         event_listeners=listeners(),
     )

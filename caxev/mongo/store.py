@@ -660,7 +660,7 @@ async def _write_all(collection: Collection, updates: Sequence[Document], sessio
         some = updates[start : start + _AT_ONCE]
         command: Document = {"update": collection.name, "updates": some, "ordered": False}
         if session is None:
-            command["writeConcern"] = {"w": "majority"}
+            command["writeConcern"] = collection.write_concern.document
         reply = await collection.database.command(command, session=session)
         _check_reply(reply)
         found += reply["n"]

@@ -22,7 +22,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from caxev.model import NO_FIELDS, RunId, Watched
-from caxev.mongo.client import BAD_TOKEN_CODES, PLAIN, Document, HistoryLost
+from caxev.mongo.client import BAD_TOKEN_CODES, PLAIN, TOO_LARGE, Document, HistoryLost
 from caxev.mongo.store import Position
 
 BATCH: Final = 1000
@@ -99,6 +99,7 @@ class Stream:
                 command, session=self._session, codec_options=PLAIN
             )
         except OperationFailure as error:
+            self._check_size(error)
             if position.token is None or error.code not in BAD_TOKEN_CODES:
                 raise
             raise HistoryLost(f"the saved position is unusable (code {error.code})") from error
@@ -116,18 +117,26 @@ class Stream:
         return _batch(cursor.get("firstBatch") or cursor.get("nextBatch") or [], cursor)
 
     async def _more(self, wait: float) -> Document:
-        reply = await self._database.command(
-            {
-                "getMore": Int64(self._cursor),
-                "collection": self._collection,
-                "batchSize": BATCH,
-                "maxTimeMS": int(wait * 1000),
-            },
-            session=self._session,
-            codec_options=PLAIN,
-        )
+        command = {
+            "getMore": Int64(self._cursor),
+            "collection": self._collection,
+            "batchSize": BATCH,
+            "maxTimeMS": int(wait * 1000),
+        }
+        try:
+            reply = await self._database.command(
+                command, session=self._session, codec_options=PLAIN
+            )
+        except OperationFailure as error:
+            self._check_size(error)
+            raise
         cursor: Document = reply["cursor"]
         return cursor
+
+    @staticmethod
+    def _check_size(error: OperationFailure) -> None:
+        if error.code == TOO_LARGE:
+            raise HistoryLost(f"a change is too large for the stream: {error}") from error
 
     async def close(self) -> None:
         """Forget the cursor; the server ends it with its session."""

@@ -40,7 +40,7 @@ from caxev.alarms import (
 from caxev.config.errors import one_line
 from caxev.job import utcnow
 from caxev.ledger import State
-from caxev.mongo import Database, DatabaseError, Tenure, Unstorable, passing
+from caxev.mongo import Database, DatabaseError, Tenure, concerns_one, passing
 from caxev.notifiers.base import Notifier, Undelivered
 
 GATHER: Final = 2.0
@@ -158,11 +158,28 @@ class Desk:
     async def keep(self) -> None:
         """Write what is not in the database yet. Raises `DatabaseError`."""
         async with self._pen:
-            if self._unkept:
-                await self._write()
+            try:
+                if self._unkept:
+                    await self._write()
+            except DatabaseError as error:
+                if not concerns_one(error):
+                    raise
+                await self._write_apart()
 
-    async def _write(self) -> None:
-        keys, self._unkept = self._unkept, set()
+    async def _write_apart(self) -> None:
+        """Write one by one: what the database refuses of one keeps no other from being kept."""
+        for key in sorted(self._unkept):
+            try:
+                await self._write({key})
+            except DatabaseError as error:
+                if not concerns_one(error):
+                    raise
+                logger.error("the alarm {!r} cannot be kept: {}", key, error)
+                self._unkept.discard(key)
+
+    async def _write(self, keys: set[str] | None = None) -> None:
+        keys = set(self._unkept) if keys is None else keys
+        self._unkept -= keys
         kept = [self._known[key] for key in keys if key in self._known]
         gone = [key for key in keys if key not in self._known]
         done = False
@@ -193,9 +210,6 @@ class Desk:
         """Write what is to be written; returns in how many seconds to look again."""
         try:
             await self.keep()
-        except Unstorable as error:
-            logger.error("alarms cannot be kept: {}", error)
-            self._unkept.clear()
         except DatabaseError as error:
             if not passing(error):
                 raise

@@ -19,7 +19,7 @@ from caxev.alarms import Alarm, Alarms, Severity
 
 EVERY: Final = 15.0
 """Seconds between two looks. None of them asks the database."""
-TROUBLED: Final = 300.0
+TROUBLED: Final = 60.0
 """Seconds without the database after which people are told: an election takes a few."""
 LATE: Final = 600.0
 """Seconds that the stream may be behind..."""

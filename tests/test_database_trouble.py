@@ -1,0 +1,255 @@
+"""What the database refuses of one run, and what it cannot do at all.
+
+A write that only its own document is to blame for ends one reaction. Everything else is waited for,
+and reported within seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from loguru import logger
+from pymongo import MongoClient
+from pymongo.errors import BulkWriteError, OperationFailure, WTimeoutError
+
+from caxev import HERE, CopyIs, Job, RunUpdate, aio, copy, metrics
+from caxev.config import ConfigError, Settings
+from caxev.dispatcher import failure, refusal
+from caxev.embedded import ReplicaSet
+from caxev.ledger import Postponed, Spent, State
+from caxev.model import CopyKey
+from caxev.mongo import Database, DatabaseError, Unstorable, client, concerns_one, passing
+from caxev.notifiers import Vitals
+from tests import engine
+from tests.conftest import Database as Named
+
+SITE = "lngs"
+RAW = CopyKey("raw", SITE)
+SETTINGS = Settings(mongo_uri="mongodb://db.example.org/?replicaSet=runs")
+
+
+def met(code: int, **details: Any) -> DatabaseError:
+    """What an error of the server with this code means to us."""
+    return client.meaning(OperationFailure("the server's words", code, details), SETTINGS)
+
+
+def outcome_of(code: int) -> str:
+    found = refusal(met(code))
+    return "wait" if found is None else type(found).__name__
+
+
+@pytest.mark.parametrize("code", [2, 9, 52, 121, 10334, 11000, 17280])
+def test_a_document_at_fault_ends_its_reaction(code: int) -> None:
+    """The server's words are kept."""
+    error = met(code)
+    assert isinstance(error, Unstorable)
+    assert refusal(error) == Spent(str(error))
+    assert "the server's words" in str(error)
+
+
+@pytest.mark.parametrize("code", [1, 8, 96, 31_337, 4_242_424])
+def test_an_unknown_code_ends_its_reaction(code: int) -> None:
+    """But whoever has no document to blame, such as the stream, waits."""
+    assert outcome_of(code) == "Spent"
+    assert isinstance(failure(met(code)), Spent)
+    assert passing(met(code))
+
+
+@pytest.mark.parametrize("code", [64, 100, 112, 189, 10107, 11600, 14031, 371])
+def test_the_database_as_a_whole_is_waited_for(code: int) -> None:
+    """No primary, no majority, no room on its disk: the next write would fare no better."""
+    assert outcome_of(code) == "wait"
+    assert passing(met(code))
+    assert not concerns_one(met(code))
+
+
+def test_a_missing_right_is_tried_again_a_few_times() -> None:
+    """With back-off, so attempts are counted; a login that fails is waited for."""
+    assert refusal(met(13)) == Postponed(str(met(13)))
+    assert outcome_of(18) == "wait"
+
+
+def test_of_many_writes_the_one_that_failed_counts() -> None:
+    errors = [{"index": 3, "code": 121, "errmsg": "Document failed validation"}]
+    assert isinstance(client.meaning(BulkWriteError({"writeErrors": errors}), SETTINGS), Unstorable)
+    slow = {"code": 64, "errmsg": "waiting for replication timed out"}
+    whole = client.meaning(BulkWriteError({"writeConcernErrors": [slow]}), SETTINGS)
+    assert not concerns_one(whole)
+    assert not concerns_one(client.meaning(WTimeoutError("timed out", 64), SETTINGS))
+
+
+# -- the address --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def warnings() -> Iterator[list[str]]:
+    """What is logged, from warnings on."""
+    found: list[str] = []
+    number = logger.add(
+        lambda message: found.append(str(message)), level="WARNING", format="{message}"
+    )
+    client._warn_overridden.cache_clear()
+    yield found
+    logger.remove(number)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "readPreference=secondaryPreferred&maxStalenessSeconds=120",
+        "readPreferenceTags=dc:ny&readPreference=nearest",
+        "readConcernLevel=linearizable",
+        "w=1&wtimeoutMS=500&journal=false",
+        "timeoutMS=3000&socketTimeoutMS=10000",
+    ],
+)
+async def test_what_the_engine_relies_on_is_not_the_addresss_to_choose(
+    option: str, warnings: list[str]
+) -> None:
+    """It is left out with one warning for each option, and the rest of the address counts."""
+    uri = f"mongodb://localhost:1/?{option}&appName=x&serverSelectionTimeoutMS=77"
+    async with aio.loop():
+        for _ in range(2):
+            made = await aio.call(_made, Settings(mongo_uri=uri))
+            assert made.write_concern.document == {"w": "majority", "wtimeout": 10_000}
+            assert made.read_preference.name == "Primary"
+            assert made.read_concern.document == {}
+            assert made.options.timeout is None
+            assert made.options.pool_options.socket_timeout is None
+            assert made.options.server_selection_timeout == pytest.approx(0.077)
+    names = [one.partition("=")[0] for one in option.split("&")]
+    assert len(warnings) == len(names)
+    assert all(any(name in text for text in warnings) for name in names)
+
+
+async def _made(settings: Settings) -> client.Client:
+    made = client.connect(settings)
+    await made.close()
+    return made
+
+
+def test_too_few_connections_are_a_configuration_error() -> None:
+    with pytest.raises(ConfigError, match="maxPoolSize=1: caxev needs 10"):
+        client.connect(Settings(mongo_uri="mongodb://localhost/?maxPoolSize=1"))
+
+
+# -- one run that the database refuses ----------------------------------------------------------
+
+
+async def note(job: Job) -> RunUpdate:
+    """Note in the entry of this site's copy that it was here."""
+    is_its = CopyIs(RAW, {"status": "transferred"})
+    return RunUpdate(job.run.id, (is_its,), change=(is_its, {"noted": True}))
+
+
+def numbered(number: int, detector: str = "tpc") -> dict[str, Any]:
+    return engine.run_document(number, ("raw", SITE, "transferred"), detector=detector)
+
+
+@pytest.mark.replicaset
+async def test_a_run_that_a_validator_refuses_stops_no_other(database: Named) -> None:
+    """Its reaction fails with the server's words and an alarm; the others are settled."""
+    options = engine.options_for(database, [engine.handler(note, copy("transferred", host=HERE))])
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            runs = server[database.name]["runs_new"]
+            runs.insert_many(
+                [numbered(number, "nveto" if number % 3 else "tpc") for number in range(1, 10)]
+            )
+            rule = {"$jsonSchema": {"properties": {"detector": {"enum": ["tpc"]}}}}
+            server[database.name].command("collMod", "runs_new", validator=rule)
+            async with engine.listener(db, options):
+                await engine.until(lambda: runs.count_documents({"data.noted": True}) == 3)
+                runs.insert_one(numbered(12))
+                await engine.until(lambda: runs.count_documents({"data.noted": True}) == 4)
+            failed = [debt for debt, _ in await db.debts(SITE, state="failed")]
+            assert len(failed) == 6
+            assert all("detector (code 121)" in debt.note for debt in failed)
+            assert len([one for one in await db.alarms(SITE) if one.stands]) == 6
+
+
+@pytest.mark.replicaset
+async def test_an_end_that_the_ledger_refuses_holds_up_no_other(database: Named) -> None:
+    """The reaction is not run again and again; there is an alarm."""
+    seen: list[int] = []
+
+    async def see(job: Job) -> None:
+        seen.append(job.run.number or 0)
+
+    options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            bad = numbered(1)
+            refused = {"$nor": [{"run": bad["_id"], "state": "done"}]}
+            server[database.name].command("collMod", "caxev_ledger", validator=refused)
+            server[database.name]["runs_new"].insert_many([bad, numbered(2), numbered(3)])
+            async with engine.listener(db, options) as leaving:
+                await engine.until(lambda: _count(db, State.DONE, 2))
+                await engine.until(lambda: _alarms(db, 1))
+                leaving.asked.set()
+        assert sorted(seen) == [1, 2, 3]
+
+
+async def _count(db: Database, state: State, number: int) -> bool:
+    return len(await db.debts(SITE, state=state.value)) == number
+
+
+async def _alarms(db: Database, number: int) -> bool:
+    return len(await db.alarms(SITE)) == number
+
+
+# -- a majority that is never reached -----------------------------------------------------------
+
+
+class WithArbiter(ReplicaSet):
+    """Primary, secondary, arbiter: without the secondary there is a primary, but no majority."""
+
+    def _configuration(self) -> dict[str, Any]:
+        made = super()._configuration()
+        made["members"][0]["priority"] = 5
+        made["members"][2]["arbiterOnly"] = True
+        return made
+
+
+@pytest.mark.replicaset
+async def test_a_majority_that_is_never_reached_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warnings: list[str]
+) -> None:
+    """Log, metric, alarm; the listener leaves when it is asked; all is done once it is back."""
+    monkeypatch.setitem(client.RELIED_ON, "wTimeoutMS", 1000)
+    monkeypatch.setattr("caxev.notifiers.vitals.TROUBLED", 1.0)
+    monkeypatch.setattr(Vitals, "__init__", _impatient(Vitals.__init__))
+    metric = metrics.troubled.labels(SITE)._value
+    with WithArbiter(tmp_path, 3) as server:
+        database = Named(server.uri, "run")
+        one = engine.handler(note, copy("transferred", host=HERE))
+        options = engine.options_for(database, [one], grace=2.0)
+        with MongoClient[dict[str, Any]](server.uri, w=1) as plain:
+            runs = plain["run"]["runs_new"]
+            async with engine.opened(database) as db:
+                with trio.fail_after(90):
+                    async with engine.listener(db, options):
+                        runs.insert_one(numbered(1))
+                        await engine.until(lambda: runs.count_documents({"data.noted": True}) == 1)
+                        assert metric.get() == 0
+                        server.kill(next(i for i in (0, 1) if i != server.primary()))
+                        await engine.until(lambda: metric.get() == 1)
+                        await engine.until(lambda: any("not reached" in one for one in warnings))
+                assert any("trying again until it answers" in one for one in warnings)
+            server.restart(1)
+            runs.insert_one(numbered(2))
+            async with engine.opened(database) as db:
+                await engine.once(db, options)
+            assert runs.count_documents({"data.noted": True}) == 2
+            assert metric.get() == 0
+
+
+def _impatient(make: Callable[..., None]) -> Callable[..., None]:
+    def __init__(self: Vitals, *args: Any) -> None:  # noqa: N807
+        make(self, *args, every=0.1)
+
+    return __init__
