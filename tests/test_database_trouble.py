@@ -222,6 +222,7 @@ async def test_a_majority_that_is_never_reached_is_reported(
     """Log, metric, alarm; the listener leaves when it is asked; all is done once it is back."""
     monkeypatch.setitem(client.RELIED_ON, "wTimeoutMS", 1000)
     monkeypatch.setattr("caxev.notifiers.vitals.TROUBLED", 1.0)
+    monkeypatch.setattr("caxev.daemon.FLUSH", 1.0)
     monkeypatch.setattr(Vitals, "__init__", _impatient(Vitals.__init__))
     metric = metrics.troubled.labels(SITE)._value
     with WithArbiter(tmp_path, 3) as server:
