@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from pymongo import MongoClient
 
 from caxev import CopyKey, GiveUp, Retry, Run, RunUpdate, catalogue, rulefiles
 from caxev.catalogue import Did, OverQuota
+from caxev.catalogue.client import connected
 from caxev.catalogue.errors import meaning_of
 from caxev.cli.admin import catalogue_problems
 from caxev.cli.errors import NO_SUCH_RUN
@@ -37,7 +40,7 @@ from handlers import rucio
 from handlers.rucio import plan_upload
 from tests import engine
 from tests.conftest import Database as Named
-from tests.rucio_server import ACCOUNT, PASSWORD, RucioServer, rucio_server  # noqa: F401  # a fixture
+from tests.rucio_server import ACCOUNT, PASSWORD, RSES, RucioServer, rucio_server  # noqa: F401  # a fixture
 from tests.test_cli import Caxev, caxev, online  # noqa: F401  # fixtures
 
 pytestmark = [pytest.mark.rucio]
@@ -263,6 +266,25 @@ def test_an_upload_that_broke_off_goes_on(bench: Bench, where: str) -> None:
     verdict = catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
     assert verdict == catalogue.Verdict(good=("DISK1",))
     assert bench.server.client.get_did(*order.names.dataset)["open"] is False
+
+
+def test_threads_may_share_a_storage(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call has settings of its own: Rucio's library writes into those that it is given."""
+    from rucio.rse.protocols.posix import Default
+
+    begin = Default.__init__
+
+    def begin_slowly(self: Any, *args: Any, **options: Any) -> None:
+        sleep(0.01)
+        begin(self, *args, **options)
+
+    monkeypatch.setattr(Default, "__init__", begin_slowly)
+    there = bench.server.home / "disk1" / "shared"
+    there.write_bytes(b"x")
+    with connected(bench.there, "test") as connection, ThreadPoolExecutor(8) as pool:
+        storage = connection.storage(RSES[0])
+        found = [*pool.map(storage.stat, [f"file://localhost:0{there}"] * 64)]
+    assert all(one is not None for one in found)
 
 
 def test_bytes_that_are_wrong_at_the_storage_are_brought_again(bench: Bench) -> None:

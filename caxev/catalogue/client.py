@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stdout, suppress
+from copy import deepcopy
 from datetime import UTC, datetime
 from threading import Lock
 from time import monotonic
@@ -677,8 +678,13 @@ class _Storage:
     def _protocol(self, operation: str, scheme: str | None = None) -> Iterator[Any]:
         from rucio.rse import rsemanager
 
+        # Rucio writes the token into the settings and takes it out again: threads need their own.
         protocol = rsemanager.create_protocol(
-            self.settings, operation, scheme=scheme, auth_token=self.token, logger=_quiet.log
+            deepcopy(self.settings),
+            operation,
+            scheme=scheme,
+            auth_token=self.token,
+            logger=_quiet.log,
         )
         protocol.connect()
         try:
@@ -709,7 +715,7 @@ class _Storage:
 
         path = os.path.join(root, os.fsdecode(one.path)) if one.path else root
         rsemanager.upload(
-            self.settings,
+            deepcopy(self.settings),
             {
                 **_row(did),
                 "filename": os.path.basename(path),
