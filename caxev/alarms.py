@@ -294,6 +294,10 @@ PARKED: Final = "failed "
 """The keys of alarms about reactions begin with this; the debt's slot follows."""
 
 
+DEAF: Final = "deaf "
+"""So do those about attempts that do not stop; they end with their process."""
+
+
 def parked_key(debt: Debt) -> str:
     """Return the key of the alarm about a reaction that has failed."""
     return PARKED + debt.id
@@ -307,6 +311,26 @@ def parked(debt: Debt, run: str) -> Alarm:
         f"{debt.handler} has failed for {run} ({debt.event})",
         run=run,
         details={"why": debt.note, "what to do": "caxev explain shows more; then: caxev retry"},
+    )
+
+
+def deaf_key(debt: Debt) -> str:
+    """Return the key of the alarm about a reaction that does not stop."""
+    return DEAF + debt.id
+
+
+def deaf(debt: Debt, why: str) -> Alarm:
+    """A handler goes on after it was cancelled; a shielded wait or a disk that hangs does too."""
+    return Alarm(
+        debt.site,
+        deaf_key(debt),
+        f"{debt.handler} does not stop ({debt.event})",
+        run=f"run {debt.run}",
+        details={
+            "why it should": why,
+            "what to do": "a handler must let trio.Cancelled pass; to be rid of it, restart the "
+            "listener",
+        },
     )
 
 

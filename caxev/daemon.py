@@ -18,7 +18,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from uuid import uuid4
 
@@ -32,11 +32,21 @@ from caxev.dispatcher import Dispatcher
 from caxev.files import MARGIN
 from caxev.hermes import Messages
 from caxev.job import utcnow
-from caxev.mongo import Database, DatabaseError, Deposed, Refused, SiteRecord, Tenure, passing
+from caxev.mongo import (
+    Database,
+    DatabaseError,
+    Deposed,
+    LeaseKeeper,
+    Refused,
+    SiteRecord,
+    Tenure,
+    passing,
+)
 from caxev.notifiers import Addressee, Desk, Pulse, Vitals, addressees
 from caxev.registry import Registry
 from caxev.rulefiles import RuleFiles
 from caxev.trouble import Trouble
+from caxev.watchdog import Watchdog, handlers_by_code
 from caxev.watcher import CAUGHT_UP, LONGEST_WAIT, Watcher
 from caxev.workers import Workers
 
@@ -46,6 +56,8 @@ GRACE: Final = 30.0
 """Seconds that reactions in flight get to end after SIGTERM."""
 FLUSH: Final = 10.0
 """Seconds that the last settlements may take."""
+DEAF: Final = 5.0
+"""Seconds that attempts get to end when they are cancelled, before the process leaves them."""
 TELLING: Final = 30.0
 """Seconds that the last alarms may take, where a listener leaves by itself (``--once``)."""
 
@@ -302,6 +314,8 @@ class _Tenancy:
         outer.start_soon(dispatcher.pay)
         outer.start_soon(dispatcher.show_progress)
         outer.start_soon(self._keep_lease)
+        outer.start_soon(self._watchdog().run)
+        outer.start_soon(self._leave_by_force, dispatcher)
         await self._open_desk()
         outer.start_soon(self.desk.run)
         outer.start_soon(self._vitals(watcher).run)
@@ -315,6 +329,35 @@ class _Tenancy:
         notify("STOPPING=1")
         with trio.move_on_after(self.options.grace):
             await dispatcher.drained()
+
+    async def _leave_by_force(self, dispatcher: Dispatcher) -> None:
+        """When all is cancelled, end the process if attempts go on all the same.
+
+        A handler that swallows cancellation would keep the nursery waiting for ever, and with it
+        a site that has been asked to stop, or has lost its lease.
+        """
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                with trio.move_on_after(DEAF):
+                    await dispatcher.attempts_over()
+                if left := dispatcher.attempting:
+                    logger.error("leaving without {}: cancelled, and still at work", left)
+                    with suppress(DatabaseError):
+                        await self._let_go(dispatcher)
+                    os._exit(1)
+
+    def _watchdog(self) -> Watchdog:
+        options, held = self.options, self.options.lease * _HELD
+        return Watchdog(
+            self.tenure.site,
+            LeaseKeeper(options.settings, self.tenure, held),
+            options.lease,
+            handlers_by_code(options.registry.handlers.values()),
+            self.desk,
+            lambda: notify("WATCHDOG=1"),
+        )
 
     async def _open_desk(self) -> None:
         while not self.leaving.asked.is_set():

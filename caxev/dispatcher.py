@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
+from math import inf
 from operator import itemgetter
 from random import random
 from typing import Any, Final, TypeVar
@@ -24,7 +25,7 @@ from attrs import Factory, define, evolve, field
 from loguru import logger
 
 from caxev import crash, metrics
-from caxev.alarms import Alarm, Alarms, Silent, parked, parked_key
+from caxev.alarms import Alarm, Alarms, Silent, deaf, deaf_key, parked, parked_key
 from caxev.config import Site, Sites
 from caxev.job import GiveUp, Job, Retry, Skip, Superseded, utcnow
 from caxev.ledger import (
@@ -53,6 +54,7 @@ from caxev.mongo import (
     concerns_one,
     passing,
 )
+from caxev.recurrence import Recurrence
 from caxev.registry import Handler, Registry
 from caxev.trouble import Trouble
 from caxev.workers import Workers
@@ -73,6 +75,8 @@ PROGRESS_EVERY: Final = 5.0
 """Seconds between two writes of a reaction's progress to the ledger."""
 ALIVE: Final = 15 * 60.0
 """Seconds for which progress that was written shows that a reaction is at work."""
+DEAF: Final = 30.0
+"""Seconds after which an attempt that was cut short, and still runs, is reported."""
 LATELY: Final = 30.0
 """Seconds over which a reaction's rate is taken."""
 WINDOW: Final = 1000
@@ -261,6 +265,12 @@ class Watch:
             self.scope.deadline = min(self.end, trio.current_time() + self.handler.stall)
 
     @property
+    def ignored(self) -> float:
+        """For how many seconds the attempt has gone on after it was cut short."""
+        late = trio.current_time() - self.scope.deadline
+        return late if self.scope.cancel_called else 0.0
+
+    @property
     def verdict(self) -> str:
         """Say why the attempt was cut short."""
         if self.scope.deadline >= self.end:
@@ -330,6 +340,10 @@ class Dispatcher:
     _shelf: Shelf = field(init=False, factory=Shelf)
     _sure_until: float = field(init=False, factory=lambda: trio.current_time() + SURE_FOR)
     _latency: Any = field(init=False)
+    _recurrence: Recurrence = field(init=False, factory=Recurrence)
+    _attempting: dict[str, tuple[Debt, Watch]] = field(init=False, factory=dict)
+    _deaf: set[str] = field(init=False, factory=set)
+    _attempt_over: trio.Event = field(init=False, factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
         self._latency = metrics.latency.labels(self.tenure.site)
@@ -347,6 +361,12 @@ class Dispatcher:
     def running(self) -> int:
         """How many reactions are claimed by this process now."""
         return sum(len(lane.running) for lane in self._lanes.values())
+
+    @property
+    def attempting(self) -> str:
+        """The attempts under way, for people."""
+        debts = (debt for debt, _ in self._attempting.values())
+        return ", ".join(f"{debt.handler} ({debt.event} of run {debt.run})" for debt in debts)
 
     # -- intake: called by the watcher --------------------------------------------------------
 
@@ -616,6 +636,9 @@ class Dispatcher:
             self._occupancy.leave(debt, exclusive=handler.exclusive)
 
     async def _try(self, debt: Debt, handler: Handler, run: Run) -> Ended:
+        if (why := self._recurrence.excess(debt.id, trio.current_time())) is not None:
+            _report(Spent(why))
+            return Ended(debt, Spent(why), (), str(run))
         watch = Watch(handler)
         job = Job(
             run=run,
@@ -628,7 +651,16 @@ class Dispatcher:
             on_progress=self._progress_of(debt, watch),
             urgency=(debt.priority, debt.mark),
         )
-        outcome, update = await attempt(handler, job, watch)
+        self._attempting[debt.id] = debt, watch
+        try:
+            outcome, update = await attempt(handler, job, watch)
+        finally:
+            del self._attempting[debt.id]
+            self._attempt_over.set()
+            if debt.id in self._deaf:
+                self._deaf.discard(debt.id)
+                self._lane(debt.lane).aside -= 1
+                self.alarms.clear(deaf_key(debt))
         if update is not None or outcome == Paid():
             crash.point("through")
         updates: tuple[RunUpdate, ...] = () if update is None else (update,)
@@ -636,6 +668,22 @@ class Dispatcher:
             updates = job.if_parked if self._is_last(debt, handler, outcome) else ()
         _report(outcome)
         return Ended(debt, outcome, updates, str(run))
+
+    def _report_deaf(self) -> None:
+        """Name the attempts that go on long after they were cut short, and have others work."""
+        for debt, watch in self._attempting.values():
+            if watch.ignored >= DEAF and debt.id not in self._deaf:
+                self._deaf.add(debt.id)
+                self._lane(debt.lane).aside += 1
+                logger.error("{}: {} does not stop", debt.handler, debt.event)
+                self.alarms.sound(deaf(debt, watch.verdict))
+                self._wake.set()
+
+    async def attempts_over(self) -> None:
+        """Wait until no attempt is under way."""
+        while self._attempting:
+            self._attempt_over = trio.Event()
+            await self._attempt_over.wait()
 
     @staticmethod
     def _is_last(debt: Debt, handler: Handler, outcome: Outcome) -> bool:
@@ -841,6 +889,7 @@ class Dispatcher:
         """Write the progress of running reactions to the ledger every few seconds, for ever."""
         while True:
             await trio.sleep(PROGRESS_EVERY)
+            self._report_deaf()
             moved, self._progress = self._progress, {}
             for debt, row in moved.values():
                 try:
@@ -949,20 +998,27 @@ class _Ports:
 async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:
     """Run a handler once and say what came of it. The one place where any error is caught.
 
-    Cancellation from outside passes through. A `SystemExit` is an error as any: one handler does
-    not end the listener.
+    Cancellation from outside passes through, and nothing else does: no handler ends the listener,
+    be it by a `SystemExit`, a `KeyboardInterrupt` or the panic of a library in Rust. A real Ctrl-C
+    does not come this way: `daemon.Leaving` takes the signal.
     """
     try:
         with watch.scope:
             return _outcome_of(await handler.function(job))
         return Postponed(watch.verdict), None
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # a failure is data
+    except BaseException as error:  # noqa: BLE001  # a failure is data
+        cancelled = _cancelled(error)
+        # A handler can keep a `Cancelled` of its own scope and raise it when that is over.
+        if cancelled is not None and trio.current_effective_deadline() == -inf:
+            raise cancelled from None
         return failure(error), None
-    except BaseExceptionGroup as group:  # of a nursery in the handler
-        _, others = group.split((Exception, SystemExit))
-        if others is not None:
-            raise others from None
-        return failure(group), None
+
+
+def _cancelled(error: BaseException) -> BaseException | None:
+    """Return what there is of trio's cancellation in an error, a group of a nursery or one."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(trio.Cancelled)
+    return error if isinstance(error, trio.Cancelled) else None
 
 
 def _outcome_of(result: object) -> tuple[Outcome, RunUpdate | None]:
@@ -1006,8 +1062,17 @@ def failure(error: BaseException) -> Outcome:
             order = (Surprise, Spent, Interrupted, Postponed, Paid)
             return min(outcomes, key=lambda outcome: order.index(type(outcome)))
         case _:
-            logger.opt(exception=error).error("unforeseen: {!r}", error)
-            return Surprise(f"{type(error).__name__}: {error}")
+            text = _text_of(error)
+            logger.opt(exception=error).error("unforeseen: {}", text)
+            return Surprise(text)
+
+
+def _text_of(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception:  # noqa: BLE001  # a class's own __str__ may fail
+        return f"{name}, which cannot be shown"
 
 
 def _report(outcome: Outcome) -> None:

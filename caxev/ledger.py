@@ -46,6 +46,8 @@ FIRST_DELAY: Final = 5.0
 """Seconds before the second attempt; each further one waits twice as long..."""
 LONGEST_DELAY: Final = 3600.0
 """...up to this many seconds."""
+SHORTEST_DELAY: Final = 1.0
+"""Seconds before the next attempt at least, however soon a handler asks for it."""
 NEWEST_FIRST: Final = frozenset({"transfer"})
 """Lanes in which what is due goes by priority, then newest first; in all others oldest first."""
 UNREADABLE: Final = "caxev.unreadable"
@@ -236,7 +238,8 @@ def settle(debt: Debt, outcome: Outcome, now: datetime, *, allowed: int, jitter:
         case Interrupted(why):
             return evolve(free, state=State.OPEN, due=now, note=why)
         case Postponed(why, after) if after is not None:
-            return evolve(free, state=State.OPEN, due=_later(now, after), note=why)
+            due = _later(now, max(after, SHORTEST_DELAY))
+            return evolve(free, state=State.OPEN, due=due, note=why)
         case Surprise(why):
             return _again(free, why, now, min(allowed, SURPRISES), jitter)
         case Postponed(why):
@@ -269,4 +272,4 @@ def _again(debt: Debt, why: str, now: datetime, allowed: int, jitter: float) -> 
 
 def _later(now: datetime, seconds: float) -> datetime:
     # A year is for ever here, and keeps any number that a handler gives inside datetime's range.
-    return now + timedelta(seconds=min(max(seconds, 0.0), 366 * 86400.0))
+    return now + timedelta(seconds=min(seconds, 366 * 86400.0))

@@ -7,6 +7,7 @@ Pure.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from typing import Any, Final, Protocol, TypeVar
 
@@ -253,6 +254,11 @@ class Handler:
     def module(self) -> str:
         return self.function.__module__
 
+    @property
+    def place(self) -> str:
+        """Where the function is defined, for people: ``my_handlers.py, line 3``."""
+        return place_of(self.function)
+
     def wants(self, event: Event, here: Here) -> bool:
         """Whether one of the triggers fits the event."""
         return self.unmet(event.aspect, event.status, here) is None
@@ -276,6 +282,14 @@ def _watched(handlers: Iterable[Handler], here: Here) -> Watched:
     return watched
 
 
+def place_of(function: Callable[..., Any]) -> str:
+    """Return a function's file and line, for people."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return f"module {function.__module__}"
+    return f"{code.co_filename}, line {code.co_firstlineno}"
+
+
 recorded: list[Handler] = []
 """Every handler recorded by `on` in this process, in the order of recording."""
 
@@ -293,12 +307,16 @@ def on(
 ) -> Callable[[F], F]:
     """Record the decorated coroutine function as a handler and return it untouched.
 
-    See `Handler` for the arguments. The name defaults to the function's own.
+    See `Handler` for the arguments. The name defaults to the function's own. Raises TypeError if
+    there is no trigger, or if the function is not a coroutine function: calling it would block the
+    listener or do nothing.
     """
     if not triggers:
         raise TypeError("on() needs at least one trigger, such as on(copy('transferred'))")
 
     def record(function: F) -> F:
+        if (why := _not_async(function)) is not None:
+            raise TypeError(why)
         recorded.append(
             Handler(
                 function=function,
@@ -318,23 +336,37 @@ def on(
     return record
 
 
-class Registry:
-    """The handlers that one site has enabled.
+def _not_async(function: Callable[..., Any]) -> str | None:
+    if inspect.iscoroutinefunction(function):
+        return None
+    name, place = getattr(function, "__name__", repr(function)), place_of(function)
+    if inspect.isasyncgenfunction(function):
+        return f"the handler {name} ({place}) yields: return a RunUpdate, a Skip or None instead"
+    return f"the handler {name} ({place}) is not async: write `async def {name}(job)`"
 
-    Raises ValueError where two handlers share a name: their debts could not be told apart.
+
+def by_name(handlers: Iterable[Handler]) -> dict[str, Handler]:
+    """Return handlers by name.
+
+    Raises ValueError if two share a name: the ledger could not tell their reactions apart.
     """
+    found: dict[str, Handler] = {}
+    for handler in handlers:
+        if handler.name in found:
+            raise ValueError(
+                f"two handlers are named {handler.name!r}: in {found[handler.name].place}, and in "
+                f"{handler.place}; give one of them on(..., name=...)"
+            )
+        found[handler.name] = handler
+    return found
+
+
+class Registry:
+    """The handlers that one site has enabled. Raises ValueError if two share a name."""
 
     def __init__(self, handlers: Iterable[Handler], here: Here) -> None:
         self.here = here
-        self.handlers: dict[str, Handler] = {}
-        for handler in handlers:
-            if handler.name in self.handlers:
-                other = self.handlers[handler.name]
-                raise ValueError(
-                    f"two handlers are named {handler.name!r}: in {other.module} and in "
-                    f"{handler.module}; give one of them on(..., name=...)"
-                )
-            self.handlers[handler.name] = handler
+        self.handlers = by_name(handlers)
         self.enabled = tuple(h for h in self.handlers.values() if here.wants(h))
         self.watched = _watched(self.enabled, here)
 

@@ -148,7 +148,7 @@ def _attempt(message: bytes, files: tuple[str, ...], report: Reporter) -> Return
             _load(files)
         task: Task = pickle.loads(message)  # noqa: S301  # from the process that started us
         return Returned(_run(task, report))
-    except Exception as error:  # noqa: BLE001  # goes to whoever waits for the task
+    except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the task
         return _raised(error)
     finally:
         sys.stdout.flush()
@@ -167,17 +167,17 @@ def _run(task: Task, report: Callable[[int, int], None]) -> object:
     return function(*task.arguments, report=report)
 
 
-def _raised(error: Exception) -> Raised:
+def _raised(error: BaseException) -> Raised:
     return Raised(_portable(error), "".join(traceback.format_exception(error)))
 
 
-def _portable(error: Exception) -> Exception:
-    """The error if it survives pickling, else its text."""
+def _portable(error: BaseException) -> Exception:
+    """The error if it is an `Exception` that survives pickling, else its text."""
     try:
         copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # just made
     except Exception:  # noqa: BLE001  # whatever a class's pickling may raise
         copy = None
-    if type(copy) is type(error) and str(copy) == str(error):
+    if isinstance(error, Exception) and type(copy) is type(error) and str(copy) == str(error):
         return error
     return RuntimeError(f"{type(error).__name__}: {error}")
 

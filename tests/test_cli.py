@@ -580,6 +580,18 @@ def test_handlers_need_no_sites(caxev: Caxev) -> None:
     }
 
 
+def test_two_handlers_of_one_name_are_refused(caxev: Caxev) -> None:
+    """With a site and without: the name, both files and lines, and exit code 3."""
+    twice = "from caxev import on, tag\n@on(tag('x'))\nasync def pull(job): ...\n"
+    Path("twice.py").write_text(twice)
+    for command in (("handlers",), ("handlers", "--site", "chicago")):
+        answer = caxev(*command, "--handlers", "twice.py")
+        assert answer.code == 3
+        assert "two handlers are named 'pull'" in answer.err
+        assert "transfer.py, line " in answer.err
+        assert "twice.py, line 2" in answer.err
+
+
 # -- with a database ------------------------------------------------------------------------------
 
 

@@ -754,6 +754,11 @@ def test_entry_points(tmp_path: Path, clean: None, monkeypatch: pytest.MonkeyPat
         ("def f(:\n", "fails when it is imported: SyntaxError: "),
         ("1 / 0\n", r"fails when it is imported: ZeroDivisionError: .* \(bad\.py, line 1\)"),
         ("raise SystemExit(0)\n", r"fails when it is imported: SystemExit: 0 \(bad\.py, line 1\)"),
+        ("raise GeneratorExit\n", r"fails when it is imported: GeneratorExit.*\(bad\.py, line 1\)"),
+        (
+            "from caxev import new_run, on\n@on(new_run())\ndef react(job): pass\n",
+            r"TypeError: the handler react \(.*bad\.py, line 2\) is not async",
+        ),
     ],
 )
 def test_bad_handler_files(tmp_path: Path, clean: None, text: str, message: str) -> None:

@@ -17,6 +17,7 @@ from caxev.ledger import (
     FIRST_DELAY,
     INTERRUPTIONS,
     LONGEST_DELAY,
+    SHORTEST_DELAY,
     SURPRISES,
     Debt,
     Interrupted,
@@ -252,6 +253,13 @@ def test_what_costs_nothing(outcome: Outcome) -> None:
     for _ in range(100):
         debt = settle(claim(debt, 1), outcome, make.EPOCH, allowed=1, jitter=0)
     assert (debt.state, debt.attempts) == (State.OPEN, 0)
+
+
+@given(st.floats(-1e9, 1e9, allow_nan=False))
+def test_nothing_is_tried_again_at_once(after: float) -> None:
+    """However soon a handler asks for it, or even in the past."""
+    debt = settle(claim(debt_of(), 1), Postponed("x", after), make.EPOCH, allowed=1, jitter=0)
+    assert debt.due >= make.EPOCH + timedelta(seconds=SHORTEST_DELAY)
 
 
 def test_what_kills_its_process_is_parked() -> None:

@@ -624,12 +624,28 @@ async def test_spent_attempts_park(database: Named, impatient: None) -> None:
     assert len(tries) == 4
 
 
+class Panic(BaseException):
+    """As libraries in Rust raise it: no `Exception`."""
+
+
+class Unshowable(Exception):
+    def __str__(self) -> str:
+        raise ValueError("nor can this be shown")
+
+    __repr__ = __str__
+
+
 @pytest.mark.parametrize(
     ("error", "text"),
     [
         (ZeroDivisionError("by nothing"), "ZeroDivisionError: by nothing"),
         (SystemExit(7), "SystemExit: 7"),
         (BaseExceptionGroup("of a nursery", [SystemExit(7), Retry("x")]), "SystemExit: 7"),
+        (KeyboardInterrupt("by a handler"), "KeyboardInterrupt: by a handler"),
+        (GeneratorExit(), "GeneratorExit: "),
+        (Panic("in Rust"), "Panic: in Rust"),
+        (BaseExceptionGroup("of a nursery", [Panic("in Rust"), Retry("x")]), "Panic: in Rust"),
+        (Unshowable(), "Unshowable, which cannot be shown"),
     ],
     ids=lambda one: type(one).__name__,
 )
@@ -648,6 +664,88 @@ async def test_a_surprise_is_tried_again_a_few_times(
         (parked,) = await debts(db, "failed")
     assert len(tries) == SURPRISES
     assert parked.note.startswith(text)
+
+
+async def test_a_cancellation_that_is_over_is_an_error(database: Named, impatient: None) -> None:
+    """A handler that kept a `Cancelled`, and raises it later, fails; the listener goes on."""
+
+    async def late(job: Job) -> None:
+        kept: list[trio.Cancelled] = []
+        with trio.move_on_after(0):
+            try:
+                await trio.sleep_forever()
+            except trio.Cancelled as cancelled:
+                kept.append(cancelled)
+        raise kept[0]
+
+    async with listening(database, late) as db:
+        await go(db)
+        (parked,) = await debts(db, "failed")
+    assert parked.note.startswith("Cancelled: ")
+
+
+@pytest.mark.parametrize("handlers", ["alone", "in turns", "again and again"])
+async def test_what_sets_itself_off_is_stopped(
+    database: Named, monkeypatch: pytest.MonkeyPatch, handlers: str
+) -> None:
+    """A handler whose update triggers it, two that trigger each other, one that never waits."""
+    monkeypatch.setattr("caxev.recurrence.MOST", 5)
+    monkeypatch.setattr("caxev.ledger.SHORTEST_DELAY", 0.0)
+
+    async def ping(job: Job) -> RunUpdate:
+        if handlers == "again and again":
+            raise Retry("at once", after=-5)
+        return RunUpdate.set_fields(job.run, **{into: (job.run.document.get("ping") or 0) + 1})
+
+    async def pong(job: Job) -> RunUpdate:
+        return RunUpdate.set_fields(job.run, ping=job.run.document["pong"] + 1)
+
+    into = "pong" if handlers == "in turns" else "ping"
+    both = [engine.handler(ping, field("ping")), engine.handler(pong, field("pong"))]
+    options = engine.options_for(database, both)
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await db.insert_run(engine.run_document(1, ping=1))
+        (parked,) = await engine.until(lambda: _failed(db))
+        assert parked.note.startswith("it ran 5 times within ")
+        (alarm,) = await engine.until(lambda: db.alarms(SITE))
+    assert alarm.alarm.details["why"] == parked.note
+
+
+async def _failed(db: Database) -> list[Debt]:
+    return [debt for debt, _ in await db.debts(SITE, state="failed")]
+
+
+async def test_an_attempt_that_does_not_stop_is_reported(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that swallows its cancellation keeps no worker of its lane, and raises an alarm."""
+    monkeypatch.setattr("caxev.dispatcher.DEAF", 0.1)
+    monkeypatch.setattr("caxev.dispatcher.PROGRESS_EVERY", 0.1)
+    seen: list[int] = []
+    enough = trio.Event()
+
+    async def swallow(job: Job) -> None:
+        seen.append(job.run.number or 0)
+        while job.run.number == 1 and not enough.is_set():
+            with trio.CancelScope(shield=True):
+                await trio.sleep(0.01)
+
+    async with listening(database, swallow, lane="tape", timeout=0.1) as db:
+        try:
+            await go(db, 1)
+            await engine.until(lambda: seen)
+            await go(db, 2)
+            (alarm,) = await engine.until(lambda: db.alarms(SITE))
+            await engine.until(lambda: seen == [1, 2])
+        finally:
+            enough.set()
+        await engine.until(lambda: _is_settled(db))
+    assert alarm.alarm.summary == "swallow does not stop (tag 'go': yes)"
+    assert alarm.alarm.details["why it should"] == "not done after 0 s"
+
+
+async def _is_settled(db: Database) -> bool:
+    return all(debt.state.value != "running" for debt, _ in await db.debts(SITE))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 from attrs import frozen
 from hypothesis import given
@@ -172,9 +174,27 @@ def test_on_needs_a_trigger() -> None:
         on()
 
 
+def test_on_needs_a_coroutine_function() -> None:
+    """The error names the function, its file and line, and what to write; nothing is recorded."""
+
+    def plain(job: Job) -> None: ...
+
+    async def stream(job: Job) -> AsyncIterator[int]:
+        yield 1
+
+    before = len(recorded)
+    for function, what in ((plain, "is not async: write `async def plain"), (stream, "yields")):
+        with pytest.raises(TypeError, match=what) as error:
+            on(new_run())(function)  # type: ignore[type-var]
+        line = function.__code__.co_firstlineno
+        assert f"{function.__name__} ({__file__}, line {line})" in str(error.value)
+    assert len(recorded) == before
+
+
 def test_two_handlers_of_one_name() -> None:
-    """The error names both modules and what to do: their debts could not be told apart."""
-    with pytest.raises(ValueError, match=f"'react'.*{__name__} and in {__name__}.*name="):
+    """The error names both places and what to do: the ledger could not tell them apart."""
+    place = r"test_registry\.py, line \d+"
+    with pytest.raises(ValueError, match=f"'react'.*{place}, and in .*{place}.*name="):
         Registry([handler(new_run()), handler(tag("x"))], Here())
 
 

@@ -114,7 +114,8 @@ async def test_typed_exceptions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"), [("unpicklable", "Unpicklable: 1 and 2"), ("odd", "Local: made here")]
+    ("kind", "message"),
+    [("unpicklable", "Unpicklable: 1 and 2"), ("odd", "Local: made here"), ("panic", "Panic: x")],
 )
 async def test_unpicklable_exceptions(kind: str, message: str) -> None:
     """An exception that cannot be pickled becomes a RuntimeError with its class and text."""

@@ -20,6 +20,10 @@ class Unpicklable(Exception):
         super().__init__(f"{one} and {two}")
 
 
+class Panic(BaseException):
+    """As libraries in Rust raise it: no `Exception`."""
+
+
 def add(one: int, two: int, *, report: Report) -> int:
     return one + two
 
@@ -63,6 +67,7 @@ def refuse(kind: str, *, report: Report) -> Skip:
         "os": FileNotFoundError(2, "No such file or directory", "/data/raw"),
         "unpicklable": Unpicklable(1, 2),
         "odd": type("Local", (Exception,), {})("made here"),
+        "panic": Panic("x"),
     }[kind]
 
 

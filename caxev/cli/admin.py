@@ -256,10 +256,13 @@ def handlers(site: str | None, as_json: bool) -> None:
 
 def _all_handlers(files: Iterable[str]) -> list[Handler]:
     from caxev.config import load_handlers
-    from caxev.registry import recorded
+    from caxev.registry import by_name, recorded
 
     load_handlers(BY_METHOD.values(), files, default=DEFAULT_HANDLERS)
-    return recorded
+    try:
+        return list(by_name(recorded).values())
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 _HANDLERS = (

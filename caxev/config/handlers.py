@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
+from caxev import registry
 from caxev.config.errors import ConfigError, nearest, one_line
 from caxev.registry import recorded
 
@@ -102,7 +103,9 @@ def _load(where: str, load: Callable[[], ModuleType]) -> ModuleType:
             raise
         except ImportError as error:
             raise ConfigError(f"{where} cannot be imported: {one_line(error)}") from error
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # of a library that panics, too
             message = f"{where} fails when it is imported: {one_line(error)}{_line_of(error)}"
             raise ConfigError(message) from error
 
@@ -144,6 +147,8 @@ def _line_of(error: BaseException) -> str:
         trace = trace.tb_next
     if trace is None or isinstance(error, SyntaxError):
         return ""
+    if trace.tb_frame.f_globals.get("__name__") == registry.__name__:
+        return ""  # `on` names the handler's own place
     return f" ({Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno})"
 
 

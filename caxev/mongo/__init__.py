@@ -23,7 +23,7 @@ from caxev.mongo.client import (
 )
 from caxev.mongo.database import Database, Ingest, Looked
 from caxev.mongo.runs import Selection
-from caxev.mongo.single import amend, id_from, id_text
+from caxev.mongo.single import LeaseKeeper, amend, id_from, id_text
 from caxev.mongo.store import (
     OLDEST_FIRST,
     URGENT_FIRST,
@@ -46,6 +46,7 @@ __all__ = [
     "Gap",
     "HistoryLost",
     "Ingest",
+    "LeaseKeeper",
     "LoginFailed",
     "Looked",
     "NotReplicaSet",

@@ -1,17 +1,24 @@
-"""One update of one run, by a process that does nothing else and has no event loop: a job's end."""
+"""The writes of those who have no event loop: a job's end, a listener whose loop is blocked.
+
+All functions block.
+"""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
+import pymongo
 from bson import json_util
 from pymongo import MongoClient
 
+from caxev.alarms import Standing
 from caxev.config import Settings
 from caxev.model import RunId, RunUpdate
+from caxev.mongo.alarms import alarm_id, alarm_row
 from caxev.mongo.client import RELIED_ON, Document, address, listeners, translated
 from caxev.mongo.runs import write_of
+from caxev.mongo.store import Tenure
 
 
 def id_text(run: RunId) -> str:
@@ -44,3 +51,36 @@ def connect_plainly(settings: Settings) -> MongoClient[Document]:
         serverSelectionTimeoutMS=10_000,
         event_listeners=listeners(),
     )
+
+
+class LeaseKeeper:
+    """Prolongs a lease and keeps alarms while the listener itself cannot. Connects when needed."""
+
+    def __init__(self, settings: Settings, tenure: Tenure, lease: float) -> None:
+        self._settings, self._tenure, self._lease = settings, tenure, lease
+        self._client: MongoClient[Document] | None = None
+
+    def renew(self) -> bool:
+        """Prolong the lease; False if another process holds it by now. Raises `DatabaseError`."""
+        mine = {"_id": self._tenure.site, "epoch": self._tenure.epoch}
+        change = [{"$set": {"expires": {"$add": ["$$NOW", self._lease * 1000]}}}]
+        return self._write(mine, change) > 0
+
+    def keep_alarm(self, standing: Standing) -> None:
+        """Keep an alarm, for this listener or its successor to deliver. Raises `DatabaseError`."""
+        key = alarm_id(self._tenure.site, standing.alarm.key)
+        self._write({"_id": key}, {"$set": alarm_row(standing)}, upsert=True)
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _write(self, query: Document, change: Any, *, upsert: bool = False) -> int:
+        settings = self._settings
+        with translated(settings), pymongo.timeout(self._lease):
+            if self._client is None:
+                self._client = connect_plainly(settings)
+            ledger = self._client[settings.database][f"{settings.prefix}ledger"]
+            return ledger.update_one(query, change, upsert=upsert).matched_count

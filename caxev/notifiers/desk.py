@@ -21,6 +21,7 @@ from loguru import logger
 
 from caxev import metrics
 from caxev.alarms import (
+    DEAF,
     PARKED,
     Alarm,
     Rule,
@@ -145,6 +146,8 @@ class Desk:
         self._known = {one.alarm.key: one for one in await self.database.alarms(site)}
         failed = await self.database.debts(site, state="failed", limit=MOST)
         about = [key for key in self._known if key.startswith(PARKED) and self._stands(key)]
+        for key in [key for key in self._known if key.startswith(DEAF)]:
+            self.clear(key)  # with its process
         debts = await self.database.standing([key.removeprefix(PARKED) for key in about])
         for key in about:
             debt = debts.get(key.removeprefix(PARKED))

@@ -1,0 +1,153 @@
+"""A handler that blocks the listener's loop, and one that does not let it end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from inspect import currentframe
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+import trio
+from pymongo import MongoClient
+
+from caxev import Job, tag
+from caxev.embedded import start_with_us
+from caxev.watchdog import culprit, handlers_by_code
+from tests import engine
+from tests.conftest import Database as Named
+
+SITE = "lngs"
+LEASE = 1.0
+
+
+@contextmanager
+def lease_seen(database: Named) -> Iterator[list[timedelta]]:
+    """How much of the lease was left, as another process sees it during the block."""
+    left: list[timedelta] = []
+    over = Event()
+
+    def look() -> None:
+        with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
+            ledger = client[database.name]["caxev_ledger"]
+            while not over.wait(0.05):
+                if (record := ledger.find_one({"_id": SITE})) and "expires" in record:
+                    left.append(record["expires"] - datetime.now(UTC))
+
+    thread = Thread(target=look)
+    thread.start()
+    try:
+        yield left
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.replicaset
+async def test_a_blocked_listener_keeps_its_lease(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For three times its length; who blocked it, and at which line, is kept while it lasts."""
+    monkeypatch.setattr("caxev.watchdog.BLOCKED", 0.5)
+    ended: list[int] = []
+
+    async def block(job: Job) -> None:
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            end = time.monotonic() + 3 * LEASE
+            while time.monotonic() < end:
+                time.sleep(0.05)  # noqa: ASYNC251  # as a bad handler does
+            kept = client[database.name]["caxev_ledger"].count_documents({"kind": "alarm"})
+        ended.append(kept)
+
+    one = engine.handler(block, tag("go"))
+    async with (
+        engine.opened(database) as db,
+        engine.listener(db, engine.options_for(database, [one], lease=LEASE)),
+    ):
+        epoch = await engine.until(lambda: _epoch(db))
+        with lease_seen(database) as left:
+            await db.insert_run(engine.run_document(1, tags=[{"name": "go"}]))
+            await engine.until(lambda: ended)
+        assert min(left) > timedelta()
+        (alarm,) = await engine.until(lambda: db.alarms(SITE))
+        assert await _epoch(db) == epoch
+    assert ended == [1]
+    assert alarm.alarm.summary == f"{SITE}: the listener is blocked by block"
+    assert alarm.alarm.details["where"].startswith(f"{__file__}, line ")
+
+
+async def _epoch(db: Any) -> int | None:
+    record = await db.site_record(SITE)
+    return None if record is None else record.epoch
+
+
+def test_the_culprit_is_the_handler_at_the_line_of_its_own_module() -> None:
+    """Not the library that it has called; and if no handler is at work, where that is."""
+
+    async def busy(job: Any) -> Any:
+        return sorted([1], key=lambda _: job())
+
+    frame: list[Any] = []
+    one = handlers_by_code([engine.handler(busy, tag("x"))])
+    trio.run(busy, lambda: frame.append(currentframe()))
+    found = culprit(frame[0], one)
+    assert found.handler == "busy"
+    assert found.place == f"{__file__}, line {frame[0].f_lineno}"
+    assert str(culprit(frame[0], {})).startswith(f"caxev itself ({__file__}, line ")
+
+
+HANDLER = """
+import trio
+from caxev import on, tag
+
+@on(tag("go"))
+async def deaf(job):
+    while True:
+        try:
+            await trio.sleep_forever()
+        except trio.Cancelled:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+"""
+
+
+@pytest.mark.replicaset
+async def test_a_listener_leaves_without_what_swallows_its_end(
+    database: Named, tmp_path: Path
+) -> None:
+    """SIGTERM is obeyed; the handler is named, its reaction is due again, the lease is free."""
+    (tmp_path / "sites.json").write_text('[{"name": "lngs", "method": "local"}]')
+    (tmp_path / "bad.py").write_text(HANDLER)
+    command = [sys.executable, "-m", "caxev", "--mongo-uri", str(database.site_uri)]
+    command += ["--database", database.name, "--handlers", "bad.py"]
+    command += ["listen", "--site", SITE, "--grace", "0"]
+    async with engine.opened(database) as db:
+        await db.insert_run(engine.run_document(1, tags=[{"name": "go"}]))
+        with start_with_us(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stderr=subprocess.PIPE,
+        ) as process:
+            await engine.until(lambda: _running(db))
+            process.send_signal(signal.SIGTERM)
+            _, said = await trio.to_thread.run_sync(lambda: process.communicate(timeout=30))
+        assert process.returncode == 1
+        assert b"leaving without deaf (tag 'go'" in said
+        ((debt, _),) = await db.debts(SITE, handler="deaf")
+        assert debt.state.value == "open"
+        record = await db.site_record(SITE)
+        assert record is not None
+        assert not record.active
+
+
+async def _running(db: Any) -> list[Any]:
+    found: list[Any] = await db.debts(SITE, state="running", handler="deaf")
+    return found
