@@ -10,12 +10,13 @@ never by its place, and every field that we do not know is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from uuid import uuid4
 
-from attrs import Factory, field, frozen
+from attrs import Factory, evolve, field, frozen
 
 RunId: TypeAlias = Any  # a document's _id, usually a bson.ObjectId
 
@@ -144,6 +145,30 @@ def as_utc(value: object) -> datetime | None:
     return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
+class Check(NamedTuple):
+    """A request for a fresh reading of a copy: its id, and when it was made (UTC)."""
+
+    id: str
+    at: datetime | None
+
+
+CHECKS_KEPT: Final = 32
+"""Requests for a fresh reading that an entry keeps, and answers: the latest of each."""
+
+
+def new_id() -> str:
+    """Return an id that nobody else has."""
+    return uuid4().hex
+
+
+def _checks(value: object) -> Iterator[Check]:
+    for row in value if isinstance(value, list) else (value,):
+        if isinstance(row, Mapping) and (name := _text(row.get("id"))) is not None:
+            yield Check(name, as_utc(row.get("at")))
+        elif isinstance(row, datetime):  # a person's, or an older version's
+            yield Check(str(row), as_utc(row))
+
+
 def _text(value: object) -> str | None:
     # No subclass: BSON's code is a text that is not hashable, and so can be no key.
     return value if type(value) is str and value else None
@@ -217,6 +242,23 @@ class Copy:
         """When its bytes were last read and found to be right, UTC; cax wrote no such time."""
         value = self.fields.get("verified_at")
         return None if isinstance(value, list) else as_utc(value)
+
+    @property
+    def asked(self) -> tuple[Check, ...]:
+        """The requests for a fresh reading, the latest last."""
+        return tuple(_checks(self.fields.get("check_asked")))
+
+    @property
+    def answered(self) -> frozenset[str]:
+        """The ids of the requests that a reading has answered, which began after they were made."""
+        value = self.fields.get("check_answered")
+        return frozenset(filter(None, map(_text, value if isinstance(value, list) else ())))
+
+    @property
+    def pending(self) -> tuple[Check, ...]:
+        """The requests for a fresh reading that wait for an answer."""
+        answered = self.answered
+        return tuple(one for one in self.asked if one.id not in answered)
 
     @property
     def as_seen(self) -> CopyIs:
@@ -383,24 +425,45 @@ class TagThere:
 
 
 @frozen
+class Fresh:
+    """What makes a reading of a copy count: it answers `request`, whatever any clock shows.
+
+    With `since`, so does one that began between `since` and `until` (UTC): a time in the future
+    proves nothing.
+    """
+
+    request: str
+    since: datetime | None = None
+    until: datetime | None = None
+
+    def counts(self, copy: Copy) -> bool:
+        """Whether the copy was read so."""
+        read = copy.verified_at
+        if read is None:
+            return False
+        if self.request in copy.answered:
+            return True
+        return self.since is not None and self.since <= read <= (self.until or read)
+
+
+@frozen
 class CopiesAtLeast:
     """An expectation: so many good copies of this copy's data exist at other hosts.
 
     Good is what is ``transferred`` with this copy's `manifest` or, where the manifest or the
     other's is not known, with its `checksum`. `hosts` names the only ones that count, each with
-    the time (UTC) since when its copy must have been verified, None: by its entry. Without, all
-    hosts count by their entries.
+    how its copy must have been read, None: by its entry. Without, all hosts count by their entries.
     """
 
     number: int
     key: CopyKey
     manifest: str | None = None
     checksum: str | None = None
-    hosts: Mapping[str, datetime | None] | None = None
+    hosts: Mapping[str, Fresh | None] | None = None
 
     @classmethod
     def of(
-        cls, number: int, copy: Copy, hosts: Mapping[str, datetime | None] | None = None
+        cls, number: int, copy: Copy, hosts: Mapping[str, Fresh | None] | None = None
     ) -> CopiesAtLeast:
         """Expect so many copies that are what `copy` is."""
         return cls(number, copy.key, copy.manifest, copy.checksum, hosts)
@@ -416,8 +479,8 @@ class CopiesAtLeast:
             return False
         if other.status != TRANSFERRED or (self.hosts is not None and other.host not in self.hosts):
             return False
-        since = None if self.hosts is None else self.hosts[other.host]
-        if since is not None and (other.verified_at is None or other.verified_at < since):
+        fresh = None if self.hosts is None else self.hosts[other.host]
+        if fresh is not None and not fresh.counts(other):
             return False
         if self.manifest and other.manifest:
             return self.manifest == other.manifest
@@ -460,14 +523,16 @@ class RunUpdate:
 
     The expectations go into the write's own filter, so of two sites that try the same change one
     wins and the other learns that it lost. At most one of `add`, `change` and `remove` is used.
-    Make one with `add_copy`, `change_copy`, `note`, `remove_copy`, `add_tag` or `set_fields`.
-    `tombstone` goes to the run's ``deleted_data``.
+    Make one with `add_copy`, `change_copy`, `note`, `ask`, `remove_copy`, `add_tag` or
+    `set_fields`. `append` adds to lists in the entry that is changed, of which the last
+    `CHECKS_KEPT` values stay. `tombstone` goes to the run's ``deleted_data``.
     """
 
     run: RunId
     expect: tuple[Expectation, ...] = ()
     add: Mapping[str, Any] | None = None
     change: tuple[CopyIs, Mapping[str, Any]] | None = None
+    append: Mapping[str, Sequence[Any]] = Factory(dict)
     remove: CopyIs | None = None
     tag: Mapping[str, Any] | None = None
     fields: Mapping[str, Any] = Factory(dict)
@@ -496,6 +561,21 @@ class RunUpdate:
         """Set fields of a copy's entry that are not its status: no event of the copy's own."""
         seen = copy.as_seen
         return cls(run.id, (seen, *expect), change=(seen, fields))
+
+    @classmethod
+    def ask(cls, run: Run, copy: Copy, request: str, now: datetime) -> RunUpdate:
+        """Ask for a fresh reading of a copy; the answer names the id `request`."""
+        row = {"id": request, "at": now}
+        return _appended(cls.note(run, copy), copy, "check_asked", [row])
+
+    def answering(self, seen: Copy) -> RunUpdate:
+        """Note that a reading has answered what was asked of the copy as it was `seen` before.
+
+        All requests that stood in the entry when the reading began are answered by it, whoever made
+        them. Without any, the answer has an id of its own: whoever waits for a reading looks again.
+        """
+        ids = [one.id for one in seen.pending] or [new_id()]
+        return _appended(self, seen, "check_answered", ids)
 
     @classmethod
     def remove_copy(
@@ -531,3 +611,13 @@ class RunUpdate:
     def set_fields(cls, run: Run, *expect: Expectation, **fields: Any) -> RunUpdate:
         """Set top-level fields of the run; give what they must be now as `FieldIs`."""
         return cls(run.id, expect, fields=fields)
+
+
+def _appended(update: RunUpdate, copy: Copy, name: str, values: Sequence[Any]) -> RunUpdate:
+    """Append to a list in the copy's entry; what is no list there (an older version's) goes."""
+    there = copy.fields.get(name)
+    if there is None or isinstance(there, list):
+        return evolve(update, append={**update.append, name: values})
+    assert update.change is not None
+    which, fields = update.change
+    return evolve(update, change=(which, {**fields, name: list(values)}))

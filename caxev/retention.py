@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from caxev.config import Site, Sites
 from caxev.job import Skip
@@ -28,11 +28,13 @@ from caxev.model import (
     CopyIs,
     CopyKey,
     Expectation,
+    Fresh,
     NobodyReads,
     Run,
     RunUpdate,
     TagAbsent,
     as_utc,
+    new_id,
 )
 from caxev.quorum import majority, same_data
 
@@ -243,30 +245,30 @@ def _withdrawn(copy: Copy, site: Site) -> datetime | None:
 
 
 def others(
-    run: Run, key: CopyKey, sites: Sites, since: datetime | None = None
-) -> dict[str, datetime | None]:
-    """The other hosts whose copies count, each with the time since when it must be verified.
+    run: Run, key: CopyKey, sites: Sites, fresh: Fresh | None = None
+) -> dict[str, Fresh | None]:
+    """The other hosts whose copies count, each with how it must have been read.
 
-    With `since` a copy that can be read again must have been read since then, and one at a
-    catalogue must have been compared there at some time; what is on tape was restored and compared
-    before it was good, and counts by its entry. A copy at the very place of this one, as where two
+    With `fresh` a copy that can be read again must have been read so, and one at a catalogue must
+    have been compared there at some time; what is on tape was restored and compared before it was
+    good, and counts by its entry. A copy at the very place of this one, as where two
     sites share a directory, is no other copy.
     """
     mine, here = run.copy(key), sites.find(key.host)
     near = frozenset[str]() if here is None else beside(here, sites)
     there = {one.host: one for one in run.copies if same_data(one, key) and one.host != key.host}
     return {
-        name: None if since is None else _since(site, since)
+        name: None if fresh is None else _reading(site, fresh)
         for name, one in there.items()
         if (site := sites.find(name)) is not None
         and not (mine is not None and one.location == mine.location and name in near)
     }
 
 
-def _since(site: Site, since: datetime) -> datetime | None:
+def _reading(site: Site, fresh: Fresh) -> Fresh | None:
     if site.readable:
-        return since
-    return EVER if site.method == "rucio" else None
+        return fresh
+    return evolve(fresh, since=EVER) if site.method == "rucio" else None
 
 
 def good(run: Run, like: Copy, key: CopyKey, sites: Sites) -> list[Copy]:
@@ -283,15 +285,15 @@ def enough(
     like: Copy,
     sites: Sites,
     *,
-    since: datetime | None = None,
+    fresh: Fresh | None = None,
 ) -> tuple[CopiesAtLeast, ...]:
-    """What must hold so that `keep` good copies remain, verified as `others` says.
+    """What must hold so that `keep` good copies remain, read as `others` says.
 
     One of them at least can be read again: archives never count alone.
     """
     if keep == 0:
         return ()
-    hosts = others(run, key, sites, since)
+    hosts = others(run, key, sites, fresh)
     readable = {name: at for name, at in hosts.items() if sites.get(name).readable}
     digests = (like.manifest, like.checksum)
     return CopiesAtLeast(keep, key, *digests, hosts), CopiesAtLeast(1, key, *digests, readable)
@@ -329,6 +331,7 @@ def intent(run: Run, wanted: Plan, sites: Sites, now: datetime) -> RunUpdate:
         "why": wanted.why,
         "keep": wanted.keep,
         "at": now,
+        "request": new_id(),
         "was": copy.status,
         "manifest": wanted.like.manifest,
         "checksum": wanted.like.checksum,
@@ -349,12 +352,16 @@ def intent(run: Run, wanted: Plan, sites: Sites, now: datetime) -> RunUpdate:
 
 @frozen
 class Intent:
-    """What the entry of a copy that is ``deleting`` says of it."""
+    """What the entry of a copy that is ``deleting`` says of it.
+
+    `request` is the id under which it has the other copies read afresh.
+    """
 
     by: str
     why: str
     keep: int
     at: datetime
+    request: str
     was: str
     like: Copy
 
@@ -371,15 +378,24 @@ class Intent:
             keep = max(keep, 1)
         digests = {name: row.get(name) for name in ("manifest", "checksum")}
         like = Copy(copy.key, TRANSFERRED, digests)
-        return cls(str(row.get("by")), str(row.get("why")), keep, at, was, like)
+        request = str(row.get("request") or f"{copy.key} {at}")
+        return cls(str(row.get("by")), str(row.get("why")), keep, at, request, was, like)
 
-    def since(self, site: Site) -> datetime:
-        """From when on a reading of another copy is a proof."""
-        return self.at - timedelta(days=site.deletion.proof_days)
+    def fresh(self, site: Site, now: datetime) -> Fresh:
+        """Which readings of other copies prove something: this deletion's, or lately made ones."""
+        rules = site.deletion
+        if rules.proof_days <= 0:
+            return Fresh(self.request, until=now)
+        # Whoever wrote `at` may have had a clock that was behind.
+        begun = max(self.at, now - timedelta(days=rules.patience))
+        return Fresh(self.request, begun - timedelta(days=rules.proof_days), now)
 
-    def enough(self, run: Run, copy: Copy, site: Site, sites: Sites) -> tuple[CopiesAtLeast, ...]:
+    def enough(
+        self, run: Run, copy: Copy, site: Site, sites: Sites, now: datetime
+    ) -> tuple[CopiesAtLeast, ...]:
         """What must hold of the others, freshly read, for this copy to go."""
-        return enough(run, copy.key, self.keep, self.like, sites, since=self.since(site))
+        fresh = self.fresh(site, now)
+        return enough(run, copy.key, self.keep, self.like, sites, fresh=fresh)
 
 
 @frozen
@@ -391,9 +407,10 @@ class Proven:
 
 @frozen
 class Ask:
-    """These must be read afresh first."""
+    """These must be read afresh first, by a request with this id."""
 
     copies: tuple[Copy, ...]
+    request: str
 
 
 @frozen
@@ -423,7 +440,7 @@ def weigh(
     tags = [tag for tag in site.deletion.protect if tag in run.tags]
     if tags:
         return Withdraw(f"the run was tagged {', '.join(tags)} meanwhile")
-    needed = wanted.enough(run, copy, site, sites)
+    needed = wanted.enough(run, copy, site, sites, now)
     if all(one.holds(run) for one in needed):
         return Proven(_proof(run, needed))
     by_entry = enough(run, copy.key, wanted.keep, wanted.like, sites)
@@ -434,15 +451,14 @@ def weigh(
     if until <= now:
         names = ", ".join(sorted(one.host for one in stale))
         return Withdraw(f"no answer from {names} for {site.deletion.patience:g} days")
-    unasked = tuple(one for one in stale if not _asked(one, wanted.at))
+    unasked = tuple(one for one in stale if not _was_asked(one, wanted.request))
     if unasked:
-        return Ask(unasked)
+        return Ask(unasked, wanted.request)
     return Wait(f"waits for a fresh reading at {', '.join(one.host for one in stale)}", until)
 
 
-def _asked(copy: Copy, since: datetime) -> bool:
-    asked = as_utc(copy.fields.get("check_asked"))
-    return asked is not None and asked >= since
+def _was_asked(copy: Copy, request: str) -> bool:
+    return any(one.id == request for one in copy.asked)
 
 
 def _proof(run: Run, needed: tuple[CopiesAtLeast, ...]) -> list[dict[str, Any]]:
@@ -469,10 +485,10 @@ def still(copy: Copy) -> CopyIs:
 
 
 def prove(
-    run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any
+    run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any, now: datetime
 ) -> RunUpdate:
     """The second step: write down what proves that the copy may go, if it still does."""
-    expect = [still(copy), *wanted.enough(run, copy, site, sites), *_untagged(site)]
+    expect = [still(copy), *wanted.enough(run, copy, site, sites, now), *_untagged(site)]
     return RunUpdate.note(run, copy, *expect, proof=proof)
 
 
@@ -480,7 +496,7 @@ def begin(
     run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any, now: datetime
 ) -> RunUpdate:
     """The third step: from now on its bytes go, if `proof` still holds and nobody reads it."""
-    expect = [still(copy), *wanted.enough(run, copy, site, sites), *_untagged(site)]
+    expect = [still(copy), *wanted.enough(run, copy, site, sites, now), *_untagged(site)]
     return RunUpdate.note(run, copy, *expect, NobodyReads(copy.key), erasing=now, proof=proof)
 
 

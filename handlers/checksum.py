@@ -8,8 +8,9 @@ other needs something to be compared with, and is not accepted without.
 
 A copy that is ``transferred`` here and has no checksum yet is given one.
 
-`recheck` reads a copy afresh for whoever asks by ``check_asked``, and answers by ``verified_at``
-and ``check_answered``; `patrol` does so by itself every ``patrol.days``. A copy that is no longer
+`recheck` reads a copy afresh for whoever asks by ``check_asked``, and answers in
+``check_answered`` with the ids of the requests that stood there when it began to read; `patrol`
+does so by itself every ``patrol.days``. A copy that is no longer
 what its entry says becomes ``error``; `handlers.judge` says who is right where copies contradict
 one another.
 
@@ -109,10 +110,10 @@ async def recheck(job: Job) -> Result:
     seen = plan_recheck(job.copy, job.site, job.sites)
     if isinstance(seen, Skip):
         return seen
-    if _answered(seen):
+    if not seen.pending:
         return Skip("that was answered")
     job.park_with(_unreadable(job, seen))
-    began = max(job.now(), _asked(seen) or job.now())
+    began = job.now()
     manifest = await read(job, seen, sha512=seen.manifest is None)
     await job.store_manifest(manifest.digest, manifest.to_rows())
     return await told(job, seen, manifest, began)
@@ -132,7 +133,7 @@ async def patrol(job: Job) -> Result:
     rules = job.sites.get(seen.host).patrol
     if rules is None:
         return Skip("patrol is null: it is not read again by itself")
-    due = _last_read(job.run, seen) + timedelta(days=rules.days)
+    due = _last_read(job.run, seen, job.now()) + timedelta(days=rules.days)
     if seen.status == TRANSFERRED and due > job.now():
         raise Retry(f"to be read again on {due:%Y-%m-%d}", after=(due - job.now()).total_seconds())
     job.park_with(_unreadable(job, seen))
@@ -212,18 +213,18 @@ async def verdict(
     why = await difference(job, known, manifest)
     job.log.error(f"{seen.key} is not what {known.key} is: {why}")
     bad: dict[str, object] = {"checksumproblem": True, "error": why}
-    if keeps_its_word(seen, manifest):
-        bad |= {DISPUTED: True, "check_answered": began}  # so that all judge their copies
-    return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad)
+    if not keeps_its_word(seen, manifest):
+        return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad)
+    bad[DISPUTED] = True  # and an answer, so that all judge their copies
+    return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad).answering(seen)
 
 
 async def told(job: Job, seen: Copy, manifest: Manifest, began: datetime) -> RunUpdate:
     """Say what a copy is that was good: as it was, or bad, by its own entry."""
     if _is_same(seen, manifest):
-        fields = {"manifest": manifest.digest, "verified_at": began}
-        if _asked(seen) is not None or at_odds(job.run, seen.key):
-            fields["check_answered"] = began
-        return RunUpdate.note(job.run, seen, **fields)
+        read = RunUpdate.note(job.run, seen, manifest=manifest.digest, verified_at=began)
+        is_awaited = seen.pending or at_odds(job.run, seen.key)
+        return read.answering(seen) if is_awaited else read
     why = await difference(job, seen, manifest)
     job.log.error(f"{seen.key} of {job.run} is no longer what it was: {why}")
     ours = manifest.cax_checksum()
@@ -255,19 +256,10 @@ def _unreadable(job: Job, seen: Copy) -> RunUpdate:
     return RunUpdate.change_copy(job.run, seen, ERROR, error=why)
 
 
-def _asked(seen: Copy) -> datetime | None:
-    return as_utc(seen.fields.get("check_asked"))
-
-
-def _answered(seen: Copy) -> bool:
-    asked, answered = _asked(seen), as_utc(seen.fields.get("check_answered"))
-    return asked is None or (answered is not None and answered >= asked)
-
-
-def _last_read(run: Run, seen: Copy) -> datetime:
-    """When it was read last or, of one that cax made, came to be."""
-    known = (seen.verified_at, as_utc(seen.fields.get("creation_time")), run.start, _LONG_AGO)
-    return next(time for time in known if time is not None)
+def _last_read(run: Run, seen: Copy, now: datetime) -> datetime:
+    """When it was read last or, of one that cax made, came to be; in the future it was not."""
+    known = (seen.verified_at, as_utc(seen.fields.get("creation_time")), run.start)
+    return next((time for time in known if time is not None and time <= now), _LONG_AGO)
 
 
 async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
@@ -285,12 +277,10 @@ def _update(
 ) -> RunUpdate:
     if status == TRANSFERRED and seen.fields.get("checksumproblem"):
         fields |= {"checksumproblem": False, DISPUTED: None, "error": None}
-    if (asked := _asked(seen)) is not None:
-        began = max(began, asked)
-        fields["check_answered"] = began
-    return RunUpdate.change_copy(
+    update = RunUpdate.change_copy(
         job.run, seen, status, manifest=manifest.digest, verified_at=began, **fields
     )
+    return update.answering(seen) if seen.pending else update
 
 
 def plan_recheck(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:

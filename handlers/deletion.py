@@ -160,8 +160,9 @@ async def _prove(job: Job, key: CopyKey) -> Retry | None:
         job.log.warning(f"{key} of {job.run} is not deleted: {found.why}")
         await _write(job, withdraw(job.run, mine, wanted, found.why, job.now()))
     else:
-        there = job.sites.get(key.host)
-        await _write(job, proven(job.run, mine, wanted, there, job.sites, proof=found.proof))
+        there, proof = job.sites.get(key.host), found.proof
+        update = proven(job.run, mine, wanted, there, job.sites, proof=proof, now=job.now())
+        await _write(job, update)
     return None
 
 
@@ -174,7 +175,7 @@ def _weighed(job: Job, key: CopyKey) -> Proven | Ask | Wait | Withdraw | Skip:
 
 async def _ask(job: Job, wanted: Ask) -> None:
     for one in wanted.copies:
-        await _write(job, RunUpdate.note(job.run, one, check_asked=job.now()))
+        await _write(job, RunUpdate.ask(job.run, one, wanted.request, job.now()))
 
 
 async def _write(job: Job, update: RunUpdate) -> Run:

@@ -47,7 +47,7 @@ from caxev import (
 )
 from caxev.config import Sites
 from caxev.files import empty_quarantine, set_aside
-from caxev.model import as_utc
+from caxev.model import as_utc, new_id
 from caxev.quorum import DISPUTED, agree, at_odds, is_disputed, majority, same_data, voters
 
 FRESH = timedelta(days=7)
@@ -141,7 +141,7 @@ async def _judge(job: Job, mine: Copy) -> str | None:
 
 async def _ask(job: Job, wanted: Ask) -> None:
     for one in wanted.copies:
-        await _write(job, RunUpdate.note(job.run, one, check_asked=job.now()))
+        await _write(job, RunUpdate.ask(job.run, one, new_id(), job.now()))
 
 
 async def _write(job: Job, update: RunUpdate) -> None:
@@ -181,14 +181,14 @@ def plan_judgement(run: Run, mine: Copy, sites: Sites, now: datetime) -> Verdict
             return Acquit()
         return Skip("the copies do not contradict one another")
     stale = [one for one in those if _can_be_read(one, sites) and not _is_fresh(one, now)]
-    unasked = tuple(one for one in stale if not _waits(one))
+    asked = [(one, _waits_since(one, now)) for one in stale]
+    unasked = tuple(one for one, since in asked if since is None)
     if unasked:
         return Ask(unasked)
-    asked = [since for one in stale if (since := as_utc(one.fields.get("check_asked")))]
-    late = [one.host for one in stale if _since(one) + FRESH <= now]
+    ends = {one.host: since + FRESH for one, since in asked if since is not None}
+    late = [host for host, end in ends.items() if end <= now]
     if len(late) < len(stale):
-        names = ", ".join(one.host for one in stale)
-        return Wait(f"waits for a fresh reading at {names}", max(asked) + FRESH)
+        return Wait(f"waits for a fresh reading at {', '.join(ends)}", max(ends.values()))
     verdict = _count(run, mine, late, sites)
     if isinstance(verdict, Hung) and (coming := _coming(run, mine.key)):
         return Wait(f"waits for what is being verified at {', '.join(coming)}", now + VERIFIED)
@@ -236,21 +236,16 @@ def _can_be_read(one: Copy, sites: Sites) -> bool:
     return site.listener or (one.manifest is not None and one.source in sites)
 
 
-def _since(one: Copy) -> datetime:
-    asked = as_utc(one.fields.get("check_asked"))
-    assert asked is not None
-    return asked
-
-
-def _waits(one: Copy) -> bool:
-    """Whether it was asked for and has not answered yet."""
-    asked = as_utc(one.fields.get("check_asked"))
-    return asked is not None and (one.verified_at is None or one.verified_at < asked)
+def _waits_since(one: Copy, now: datetime) -> datetime | None:
+    """Since when a fresh reading has been asked for; a request from the future is none."""
+    return min((ask.at for ask in one.pending if ask.at and ask.at <= now), default=None)
 
 
 def _is_fresh(one: Copy, now: datetime) -> bool:
-    read = one.verified_at
-    return read is not None and read > now - FRESH and not _waits(one)
+    """Whether it was read lately: by the time of that, or as the answer to a late request."""
+    answered = one.answered
+    times = [one.verified_at, *(ask.at for ask in one.asked if ask.id in answered)]
+    return not one.pending and any(at and now - FRESH < at <= now for at in times)
 
 
 # -- where there is no majority -------------------------------------------------------------------

@@ -59,7 +59,6 @@ from caxev import (
 from caxev import catalogue as rucio
 from caxev.catalogue import Checked, Did, Names, OverQuota, Standing
 from caxev.config import ConfigError, Site, Sites
-from caxev.model import as_utc
 from caxev.quorum import coming_from
 from caxev.retention import (
     Intent,
@@ -477,8 +476,7 @@ async def rucio_check(job: Job) -> Result:
 
 
 async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
-    # The asker's clock may be ahead of ours: what is read after it asked is no older.
-    began = max(job.now(), as_utc(entry.fields.get("check_asked")) or job.now())
+    began = job.now()
     files = await _checked(job, entry)
     if files is None:
         raise GiveUp(f"no good copy here tells the checksums that {entry.location} must have")
@@ -491,8 +489,8 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
         stays = not found.lasting.isdisjoint(verdict.good)
         if not stays:
             error = "no rule without an end keeps what was compared: it proves nothing"
-        answer = {"verified_at": began if stays else None, "check_answered": began, "error": error}
-        return _fields(job.run, entry, **answer, **_digests(job.run, entry))
+        answer = {"verified_at": began if stays else None, "error": error}
+        return _fields(job.run, entry, **answer, **_digests(job.run, entry)).answering(entry)
     if not verdict.bad:
         raise Retry(f"{entry.location}: {'; '.join(verdict.unseen)}")
     return RunUpdate.change_copy(job.run, entry, ERROR, error=error, checksumproblem=True)

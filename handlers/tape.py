@@ -58,7 +58,6 @@ from caxev.archives import Data, Reach, Told, archive, back_up, compare, folder_
 from caxev.archives import recall as bring_back
 from caxev.config import Site, Sites
 from caxev.files import safe_name
-from caxev.model import as_utc
 from caxev.movers import methods as disks
 from caxev.quorum import coming_from
 from caxev.retention import to_be_purged, was_deleted
@@ -247,8 +246,7 @@ async def tape_checksum(job: Job) -> Result:
     if isinstance(plan, Skip):
         return plan
     assert seen is not None
-    # Whoever asks may have a clock that is ahead of ours, and waits for this.
-    began = max(job.now(), as_utc(seen.fields.get("check_asked")) or job.now())
+    began = job.now()
     known = seen if seen.manifest or seen.checksum else _any_good(job.run, seen)
     digest, checksum = (known.manifest, known.checksum) if known else (None, None)
     data = await _data(job, plan, digest, checksum)
@@ -347,10 +345,9 @@ def _good(
         fields["verified_at"] = began
     if mine.fields.get("checksumproblem"):
         fields["checksumproblem"] = False
-    if (asked := mine.fields.get("check_asked")) is not None:
-        fields["check_answered"] = asked
     if mine.status == TRANSFERRED:
-        return RunUpdate.note(run, mine, **fields)
+        read = RunUpdate.note(run, mine, **fields)
+        return read.answering(mine) if mine.pending else read
     return RunUpdate.change_copy(run, mine, TRANSFERRED, arrived_at=began, **fields)
 
 
@@ -488,9 +485,7 @@ def plan_check(seen: Copy | None, site: Site, sites: Sites) -> Plan | Skip:
         return Skip(f"it is {seen.status} now")
     if seen.source != site.name and not (seen.source is None and seen.host in site.upload_options):
         return Skip(f"{seen.source or 'a site that brings data there'} reads it")
-    asked, verified = (as_utc(seen.fields.get(name)) for name in ("check_asked", "verified_at"))
-    due = asked is not None and (verified is None or verified < asked)
-    if not due and (seen.checksum or seen.manifest):
+    if not seen.pending and (seen.checksum or seen.manifest):
         return Skip("it has a checksum, and nobody asks for it to be read again")
     if seen.location is None:
         return Skip(f"{seen.key} has no location")

@@ -1015,13 +1015,16 @@ async def reread(found: Manifest, *others: dict[str, Any], **fields: Any) -> dic
     update = await verify.told(job, seen, found, NOW)
     assert update.change is not None
     assert update.change[0] == seen.as_seen
-    return dict(update.change[1])
+    return {**update.change[1], **update.append}
 
 
 async def test_a_good_copy_that_was_read_again_has_no_event() -> None:
     """Its status is not touched: nobody reacts to what is as it was."""
-    fields = await reread(GOOD, manifest=GOOD.digest, check_asked=NOW)
-    assert fields == {"manifest": GOOD.digest, "verified_at": NOW, "check_answered": NOW}
+    request = [{"id": "x", "at": NOW}]
+    fields = await reread(GOOD, manifest=GOOD.digest, check_asked=request)
+    assert fields == {"manifest": GOOD.digest, "verified_at": NOW, "check_answered": ["x"]}
+    fields = await reread(GOOD, manifest=GOOD.digest, check_asked=NOW)  # as older versions wrote it
+    assert fields["check_answered"] == [str(NOW)]
     fields = await reread(GOOD, manifest=GOOD.digest)
     assert fields == {"manifest": GOOD.digest, "verified_at": NOW}
     fields = await reread(GOOD, checksum=GOOD.cax_checksum())
@@ -1032,18 +1035,19 @@ async def test_a_copy_that_contradicts_others_calls_for_a_judgement() -> None:
     """Even where nobody asked for the reading."""
     other = entry("chicago", manifest="b3:1")
     fields = await reread(GOOD, other, manifest=GOOD.digest)
-    assert fields["check_answered"] == NOW
+    assert len(fields["check_answered"]) == 1
     assert "status" not in fields
 
 
 async def test_a_copy_that_is_not_what_it_was_is_bad() -> None:
     """By its own record: whatever others say, and whoever vouched for it."""
     rotten = manifest_of(a="1", b="2!")
-    fields = await reread(rotten, manifest=GOOD.digest, vouched={"by": "me"}, check_asked=NOW)
+    request = [{"id": "x", "at": NOW}]
+    fields = await reread(rotten, manifest=GOOD.digest, vouched={"by": "me"}, check_asked=request)
     assert (fields["status"], fields["checksumproblem"]) == ("error", True)
     assert (fields["disputed"], fields["vouched"]) == (None, None)
     assert fields["error"] == "1 files: b (differs)"
-    assert fields["check_answered"] == NOW
+    assert fields["check_answered"] == ["x"]
 
 
 def test_who_keeps_its_word() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -111,6 +111,11 @@ class Lab:
     async def run(self, run: Any) -> Run:
         return (await self.database.runs([run]))[run]
 
+    async def entry_of(self, run: Any, host: str) -> Mapping[str, Any]:
+        copy = await self.copy(run, host)
+        assert copy is not None
+        return copy.fields
+
     async def copy(self, run: Any, host: str) -> Copy | None:
         return (await self.run(run)).copy(CopyKey("raw", host))
 
@@ -181,6 +186,44 @@ async def lab(named: Named, root: Path, **keys: dict[str, Any]) -> AsyncIterator
 
 
 # -- deletion -------------------------------------------------------------------------------------
+
+
+async def test_a_time_in_the_future_is_no_proof(database: Named, tmp_path: Path) -> None:
+    """An entry says that a rotten copy was read next month: it is read now, and the other stays."""
+    async with lab(database, tmp_path) as three:
+        run = await three.take("lngs", "chicago")
+        ahead = utcnow() + OLD
+        times = {"verified_at": ahead, "check_asked": ahead, "check_answered": [str(ahead)]}
+        await three.note(run, "chicago", **times)
+        harm(three.path("chicago"))
+        await three.wants_gone(run, "lngs", keep=1)
+        await three.listen("lngs", "chicago")
+        await three.becomes(run, "lngs", status=TRANSFERRED, deletion=None)
+        assert three.path("lngs").exists()
+        assert "fewer than 1 good copies" in (await three.entry_of(run, "lngs"))["withdrawn"]["why"]
+
+
+async def test_two_that_ask_one_copy_are_both_answered(database: Named, tmp_path: Path) -> None:
+    """Of two deletions that need the same third copy each finds its own request answered."""
+    async with lab(database, tmp_path) as three:
+        run = await three.take(*HOSTS)
+        for host in ("lngs", "chicago"):
+            await three.wants_gone(run, host, keep=1)
+        await three.listen("lngs", "chicago")
+        asking = [(await three.entry_of(run, host))["deletion"] for host in ("lngs", "chicago")]
+
+        async def both_asked() -> bool:
+            asked = (await three.entry_of(run, "stockholm")).get("check_asked", ())
+            return {row["id"] for row in asked} == {one["request"] for one in asking}
+
+        await three.until(both_asked)
+        await three.listen("stockholm")
+        for host in ("lngs", "chicago"):
+            await three.gone(run, host)
+        last = await three.copy(run, "stockholm")
+        assert last is not None
+        assert not last.pending
+        assert last.answered >= {one["request"] for one in asking}
 
 
 async def test_old_raw_data_goes_with_a_proof(database: Named, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from caxev.model import (
     Event,
     Existence,
     Field,
+    Fresh,
     Run,
     RunUpdate,
     Tag,
@@ -212,6 +213,12 @@ def test_a_field_that_changes_is_a_change(one: Any, other: Any) -> None:
         ([{}, {"host": "chicago", "type": "processed"}], False),
         ([{}, {"host": "lngs"}], False),  # the copy itself is none of the others
         ([{}, {"host": "chicago", "verified_at": AT - timedelta(1)}], False),
+        ([{}, {"host": "chicago", "verified_at": AT + timedelta(1)}], False),
+        (
+            [{}, {"host": "chicago", "verified_at": AT - timedelta(1), "check_answered": ["x"]}],
+            True,
+        ),
+        ([{}, {"host": "chicago", "verified_at": None, "check_answered": ["x"]}], False),
         ([{}, {"host": "chicago", "verified_at": None}], False),
         ([{"verified_at": None}, {"host": "chicago"}], True),  # that one counts by its entry
         ([{}, {"host": "nowhere"}], False),
@@ -229,5 +236,6 @@ def test_how_many_good_copies(others: list[dict[str, Any]], enough: bool) -> Non
     }
     document = {"_id": 1, "data": [{**usual, "host": "lngs"}, *({**usual, **o} for o in others)]}
     run = Run.from_document(document)
-    wanted = CopiesAtLeast.of(2, run.copies[0], {"tape": None, "chicago": AT, "lngs": AT})
+    lately = Fresh("x", AT, AT)
+    wanted = CopiesAtLeast.of(2, run.copies[0], {"tape": None, "chicago": lately, "lngs": lately})
     assert wanted.holds(run) == enough

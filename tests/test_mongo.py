@@ -40,6 +40,7 @@ from caxev.model import (
     Existence,
     Field,
     FieldIs,
+    Fresh,
     NobodyReads,
     Run,
     RunUpdate,
@@ -322,6 +323,7 @@ def odd_runs(number: int) -> Iterator[dict[str, Any]]:
         "checksum": ["c"],
         "pax_version": [None],
         "verified_at": [AT],
+        "check_answered": [None, ["x"], ["y", "x"]],
     }
     odd: dict[str, list[Any]] = {
         "type": ["processed"],
@@ -330,7 +332,8 @@ def odd_runs(number: int) -> Iterator[dict[str, Any]]:
         "manifest": ["other", "", 5, ["m"], {"m": 1}, "$m"],
         "checksum": ["other", None, "", 5],
         "pax_version": ["", 5, "v1"],
-        "verified_at": [AT - timedelta(days=1), None, "today", [AT]],
+        "verified_at": [AT - timedelta(days=1), AT + timedelta(days=1), None, "today", [AT]],
+        "check_answered": ["x", AT, [["x"]], ["$x"], {"x": 1}],
     }
     for _ in range(number):
         entries: list[Any] = [
@@ -349,12 +352,12 @@ def odd_runs(number: int) -> Iterator[dict[str, Any]]:
     [
         None,
         {"chicago": None, "tape": None, "$$copy": None},
-        {"chicago": AT, "tape": None, "$$copy": AT},
-        {"chicago": AT, "tape": EVER},
+        {"chicago": Fresh("x"), "tape": None, "$$copy": Fresh("x", AT, AT)},
+        {"chicago": Fresh("x", AT, AT), "tape": Fresh("$x", EVER, AT)},
     ],
 )
 async def test_so_many_good_copies_are_part_of_the_write(
-    database: Named, manifest: str | None, hosts: dict[str, datetime | None] | None
+    database: Named, manifest: str | None, hosts: dict[str, Fresh | None] | None
 ) -> None:
     """The database counts exactly the copies that `CopiesAtLeast` says it counts."""
     documents = [*odd_runs(150), {**engine.run_document(1), "data": {"host": "chicago"}}]

@@ -264,20 +264,40 @@ def changed(run: Run, host: str, **fields: Any) -> Run:
     return Run.from_document({**run.document, "data": data})
 
 
+def request_of(run: Run) -> str:
+    wanted = Intent.of(mine(run))
+    assert wanted is not None
+    return wanted.request
+
+
+def asked(run: Run, *hosts: str) -> Run:
+    """The run with this deletion's request at these hosts."""
+    for host in hosts:
+        run = changed(run, host, check_asked=[{"id": request_of(run), "at": NOW}])
+    return run
+
+
+def read(run: Run, *hosts: str) -> Run:
+    """The run once these hosts have answered this deletion's request."""
+    for host in hosts:
+        answers = ["another", request_of(run)]
+        run = changed(asked(run, host), host, verified_at=NOW, check_answered=answers)
+    return run
+
+
 def test_the_others_are_asked_then_waited_for_then_believed() -> None:
     """Each is asked once; the proof names them with the times of their readings."""
     run = wanted_gone(run_of(*THREE))
-    asked = weighed(run)
-    assert isinstance(asked, Ask)
-    assert [one.host for one in asked.copies] == ["chicago", "stockholm"]
-    for host in ("chicago", "stockholm"):
-        run = changed(run, host, check_asked=NOW)
+    wish = weighed(run)
+    assert isinstance(wish, Ask)
+    assert [one.host for one in wish.copies] == ["chicago", "stockholm"]
+    run = asked(run, "chicago", "stockholm")
     waiting = weighed(run)
     assert isinstance(waiting, Wait)
     assert waiting.until == NOW + 7 * DAY
-    run = changed(run, "chicago", verified_at=NOW)
+    run = read(run, "chicago")
     assert isinstance(weighed(run), Wait)
-    run = changed(run, "stockholm", verified_at=NOW)
+    run = read(run, "stockholm")
     proven = weighed(run)
     assert isinstance(proven, Proven)
     assert [(row["host"], row["verified_at"]) for row in proven.proof] == [
@@ -286,16 +306,70 @@ def test_the_others_are_asked_then_waited_for_then_believed() -> None:
     ]
     wanted = Intent.of(mine(run))
     assert wanted is not None
-    after = applied(run, prove(run, mine(run), wanted, ALL.get("lngs"), ALL, proof=proven.proof))
+    here, proof = ALL.get("lngs"), proven.proof
+    after = applied(run, prove(run, mine(run), wanted, here, ALL, proof=proof, now=NOW))
     assert mine(after).fields["proof"] == proven.proof
     assert mine(after).status == DELETING
+
+
+@pytest.mark.parametrize("proof_days", [0.0, 10.0])
+@pytest.mark.parametrize(
+    ("at", "answers"),
+    [
+        (NOW + 40 * DAY, []),
+        (NOW + timedelta(seconds=1), []),
+        (NOW + 40 * DAY, ["another"]),
+        (NOW + 40 * DAY, NOW + 40 * DAY),
+        (None, ["mine"]),
+    ],
+)
+def test_a_time_in_the_future_proves_nothing(
+    proof_days: float, at: datetime | None, answers: Any
+) -> None:
+    """Only the answer to this deletion's own request does, or a reading of the last days."""
+    sites = sites_with(copies=1, proof_days=proof_days)
+    run = wanted_gone(run_of(entry("lngs"), entry("chicago")), sites, keep=1)
+    if answers == ["mine"]:
+        answers = [request_of(run)]
+    read_so = changed(run, "chicago", verified_at=at, check_answered=answers)
+    assert isinstance(weighed(read_so, sites), Ask)
+    assert isinstance(weighed(changed(read_so, "chicago", check_asked=at), sites), Ask)
+    assert isinstance(weighed(read(run, "chicago"), sites), Proven)
+
+
+def test_the_answer_to_a_deletion_is_not_one_to_the_next() -> None:
+    """What was read for a deletion that was withdrawn proves nothing for the one after it."""
+    run = read(wanted_gone(run_of(*THREE)), "chicago", "stockholm")
+    assert isinstance(weighed(run), Proven)
+    wanted = Intent.of(mine(run))
+    assert wanted is not None
+    again = wanted_gone(applied(run, withdraw(run, mine(run), wanted, "", NOW)))
+    assert isinstance(weighed(again), Ask)
+
+
+def test_a_reading_answers_all_who_asked_before_it_began() -> None:
+    """Each of several that ask one copy one after the other is served by its request's id."""
+    run = asked(wanted_gone(run_of(*THREE)), "chicago", "stockholm")
+    ours, theirs = request_of(run), {"id": "theirs", "at": NOW}
+    seen = run.copy(RAW._replace(host="chicago"))
+    assert seen is not None
+    late = RunUpdate.ask(run, seen, "late", NOW)
+    assert late.append == {"check_asked": [{"id": "late", "at": NOW}]}
+    both = changed(run, "chicago", check_asked=[*seen.fields["check_asked"], theirs])
+    before = both.copy(seen.key)
+    assert before is not None
+    answer = RunUpdate.note(both, before, verified_at=NOW).answering(before)
+    assert answer.append == {"check_answered": [ours, "theirs"]}
+    done = changed(both, "chicago", verified_at=NOW, check_answered=[ours, "theirs"])
+    assert isinstance(weighed(done), Wait)  # for stockholm alone
+    assert isinstance(weighed(read(done, "stockholm")), Proven)
 
 
 def test_a_late_reading_counts_for_some_days() -> None:
     """As many as `proof_days` says, before the intent."""
     sites = sites_with(proof_days=10)
-    read: dict[str, Any] = {"verified_at": NOW - 9 * DAY}
-    run = wanted_gone(run_of(entry("lngs"), *(entry(h, **read) for h in HOSTS[1:3])), sites)
+    late: dict[str, Any] = {"verified_at": NOW - 9 * DAY}
+    run = wanted_gone(run_of(entry("lngs"), *(entry(h, **late) for h in HOSTS[1:3])), sites)
     assert isinstance(weighed(run, sites), Proven)
     assert isinstance(weighed(changed(run, "chicago", verified_at=NOW - 11 * DAY), sites), Ask)
 
@@ -303,12 +377,12 @@ def test_a_late_reading_counts_for_some_days() -> None:
 def test_a_copy_on_tape_needs_no_reading() -> None:
     """It was restored and compared before it was good: the readable one is asked, it is not."""
     run = wanted_gone(run_of(entry("lngs"), entry("chicago"), entry("tape")))
-    asked = weighed(run)
-    assert isinstance(asked, Ask)
-    assert [one.host for one in asked.copies] == ["chicago"]
-    assert isinstance(weighed(changed(run, "chicago", verified_at=NOW)), Proven)
+    wish = weighed(run)
+    assert isinstance(wish, Ask)
+    assert [one.host for one in wish.copies] == ["chicago"]
+    assert isinstance(weighed(read(run, "chicago")), Proven)
     gone = changed(run, "tape", status="error")
-    assert isinstance(weighed(changed(gone, "chicago", verified_at=NOW)), Withdraw)
+    assert isinstance(weighed(read(gone, "chicago")), Withdraw)
 
 
 def test_a_copy_at_rucio_counts_once_it_was_compared() -> None:
@@ -317,15 +391,16 @@ def test_a_copy_at_rucio_counts_once_it_was_compared() -> None:
     Once it was, however long ago, it proves what a copy on tape does.
     """
     run = wanted_gone(run_of(entry("lngs"), entry("chicago"), entry("rucio-catalogue")))
-    asked = weighed(run)
-    assert isinstance(asked, Ask)
-    assert [one.host for one in asked.copies] == ["chicago", "rucio-catalogue"]
-    run = changed(run, "chicago", verified_at=NOW)
-    asked = weighed(run)
-    assert isinstance(asked, Ask)
-    assert [one.host for one in asked.copies] == ["rucio-catalogue"]
-    run = changed(run, "rucio-catalogue", check_asked=NOW)
+    wish = weighed(run)
+    assert isinstance(wish, Ask)
+    assert [one.host for one in wish.copies] == ["chicago", "rucio-catalogue"]
+    run = read(run, "chicago")
+    wish = weighed(run)
+    assert isinstance(wish, Ask)
+    assert [one.host for one in wish.copies] == ["rucio-catalogue"]
+    run = asked(run, "rucio-catalogue")
     assert isinstance(weighed(run), Wait)
+    assert isinstance(weighed(changed(run, "rucio-catalogue", verified_at=NOW + DAY)), Wait)
     verdict = weighed(run, now=NOW + 7 * DAY)
     assert isinstance(verdict, Withdraw)
     assert verdict.why == "no answer from rucio-catalogue for 7 days"
@@ -336,9 +411,7 @@ def test_a_copy_at_rucio_counts_once_it_was_compared() -> None:
 
 def test_rucio_is_not_waited_for_where_others_are_enough() -> None:
     """As many that can be read prove it without what was never compared."""
-    run = wanted_gone(run_of(*THREE, entry("rucio-catalogue")))
-    for host in ("chicago", "stockholm"):
-        run = changed(run, host, verified_at=NOW)
+    run = read(wanted_gone(run_of(*THREE, entry("rucio-catalogue"))), "chicago", "stockholm")
     proven = weighed(run)
     assert isinstance(proven, Proven)
     assert [row["host"] for row in proven.proof] == ["chicago", "stockholm"]
@@ -372,10 +445,8 @@ def test_an_intent_is_withdrawn_when_too_few_are_left(change: dict[str, Any], re
 
 def test_who_does_not_answer_is_not_waited_for_for_ever() -> None:
     """After `patience` days the copy stays."""
-    run = wanted_gone(run_of(*THREE))
-    for host in ("chicago", "stockholm"):
-        run = changed(run, host, check_asked=NOW)
-    run = changed(run, "chicago", verified_at=NOW)
+    run = asked(wanted_gone(run_of(*THREE)), "chicago", "stockholm")
+    run = read(run, "chicago")
     verdict = weighed(run, now=NOW + 7 * DAY)
     assert isinstance(verdict, Withdraw)
     assert verdict.why == "no answer from stockholm for 7 days"
@@ -396,7 +467,7 @@ def test_a_tag_that_comes_last_of_all_protects() -> None:
     wanted, here = Intent.of(mine(run)), sites.get("lngs")
     assert wanted is not None
     for update in (
-        prove(run, mine(run), wanted, here, sites, proof=[]),
+        prove(run, mine(run), wanted, here, sites, proof=[], now=NOW),
         begin(run, mine(run), wanted, here, sites, proof=[], now=NOW),
     ):
         assert TagAbsent("keep") in update.expect
@@ -438,7 +509,8 @@ entries = st.builds(
     st.sampled_from([TRANSFERRED, "error", DELETING, "transferring"]),
     manifest=st.sampled_from(["b3:good", "b3:bad", None]),
     checksum=st.sampled_from(["good", "bad", None]),
-    verified_at=st.sampled_from([NOW, NOW - DAY, None]),
+    verified_at=st.sampled_from([NOW, NOW - DAY, NOW + DAY, None]),
+    check_answered=st.sampled_from([["ours"], ["theirs"], NOW, None]),
 )
 
 
@@ -459,7 +531,7 @@ def test_what_goes_leaves_enough_behind(others: list[dict[str, Any]], keep: int)
         return
     if isinstance(wanted, Skip):
         return
-    row = {"by": "", "why": "", "keep": keep, "at": NOW, "was": TRANSFERRED}
+    row = {"by": "", "why": "", "keep": keep, "at": NOW, "was": TRANSFERRED, "request": "ours"}
     digests = {"manifest": "b3:good", "checksum": "good"}
     begun = changed(run, "lngs", status=DELETING, deletion={**row, **digests})
     verdict = weighed(begun)
@@ -467,8 +539,9 @@ def test_what_goes_leaves_enough_behind(others: list[dict[str, Any]], keep: int)
         hosts = {one["host"] for one in verdict.proof}
         assert len(hosts) >= least
         assert hosts <= good
-        read = {copy.host for copy in run.copies if copy.verified_at == NOW}
-        compared = {copy.host for copy in run.copies if copy.verified_at is not None}
+        verified = [copy for copy in run.copies if copy.verified_at is not None]
+        read = {copy.host for copy in verified if "ours" in copy.answered}
+        compared = read | {copy.host for copy in verified if (copy.verified_at or NOW) <= NOW}
         assert hosts - {"rucio-catalogue", "tape"} <= read
         assert hosts - {"tape"} <= compared
         assert hosts & read - {"rucio-catalogue", "tape"}

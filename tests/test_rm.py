@@ -172,7 +172,7 @@ def test_vouching_marks_a_copy_and_has_all_judged_again(asking: Caxev, database:
     assert (answer.code, "counts as right" in answer.out) == (0, True)
     there = entries(database)
     assert "@" in there["lngs"]["vouched"]["by"]
-    assert there["lngs"]["check_asked"] == there["chicago"]["check_asked"]
+    assert len(there["lngs"]["check_asked"]) == len(there["chicago"]["check_asked"]) == 1
     assert "check_asked" not in there["stockholm"]
     assert there["stockholm"]["status_since"].year > 2020
     nothing = asking("vouch", "--run", "1", "--site", "stockholm")

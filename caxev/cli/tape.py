@@ -338,7 +338,8 @@ def _restore(
 def check(*, wanted: Wanted, tape_name: str | None, dry_run: bool, as_json: bool) -> None:
     """Ask for copies on tape to be restored to scratch and compared again.
 
-    The listener of the site that brought them there does it. `verified_at` is the answer.
+    The listener of the site that brought them there does it, and answers in the entry by
+    `check_answered` and `verified_at`.
     """
     options = state()
     options.log("warning")
@@ -349,12 +350,12 @@ def check(*, wanted: Wanted, tape_name: str | None, dry_run: bool, as_json: bool
 def check_ask(run: Run, host: str) -> Ask:
     """Return what asks for a copy on tape to be read again. Pure but for the time."""
     from caxev.job import utcnow
-    from caxev.model import TRANSFERRED, RunUpdate
+    from caxev.model import TRANSFERRED, RunUpdate, new_id
 
     copy = run.copy(_raw(host))
     if copy is None or copy.status != TRANSFERRED:
         return Ask(run, "no good copy on tape" if copy is None else f"{copy.key} is {copy.status}")
-    update = RunUpdate.note(run, copy, check_asked=utcnow())
+    update = RunUpdate.ask(run, copy, new_id(), utcnow())
     return Ask(run, f"to be read again at {host}", update)
 
 

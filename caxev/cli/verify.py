@@ -1,9 +1,9 @@
 """``caxev verify``: whether copies are what the database says of them.
 
 Of a copy of this machine's site the files are looked at from here. That of another site is read by
-its own listener, which is asked to by a field of the entry, ``check_asked``, and answers in the
-entry: ``verified_at``, or the status ``error``. So is the listener of this site where files that
-were read here are bad or gone: what it finds is what counts.
+its own listener: a request goes to ``check_asked`` of the entry, and the answer to
+``check_answered`` and ``verified_at``, or the status becomes ``error``. So is the listener of this
+site if files that were read here are bad or gone: what it finds is what counts.
 """
 
 from __future__ import annotations
@@ -181,12 +181,10 @@ def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]
 async def _asked(database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
     """Ask the copy's own site, or the one that answers for it, to read it afresh."""
     from caxev.job import utcnow
-    from caxev.model import RunUpdate
+    from caxev.model import RunUpdate, new_id
 
     now = utcnow()
-    seen = copy.as_seen
-    update = RunUpdate(run.id, (seen,), change=(seen, {"check_asked": now}))
-    if await database.update_run(update, now) is None:
+    if await database.update_run(RunUpdate.ask(run, copy, new_id(), now), now) is None:
         return "not looked at", "it has just changed"
     return "asked", f"{copy.host} is to read it: see caxev status"
 

@@ -79,12 +79,12 @@ async def _vouch_for(errand: Errand, database: Database) -> str:
 
 def again(run: Run, right: Copy, now: datetime) -> Iterator[RunUpdate]:
     """What has each copy judged again: a fresh reading, or, of a bad one, its status anew. Pure."""
-    from caxev.model import ERROR, RunUpdate
+    from caxev.model import ERROR, RunUpdate, new_id
     from caxev.quorum import same_data, voters
 
     those = voters(run, right.key)
     for one in run.copies:
         if one in those:
-            yield RunUpdate.note(run, one, check_asked=now)
+            yield RunUpdate.ask(run, one, new_id(), now)
         elif same_data(one, right.key) and one.status == ERROR:
             yield RunUpdate.change_copy(run, one, ERROR)

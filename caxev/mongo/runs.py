@@ -9,6 +9,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from caxev.model import (
+    CHECKS_KEPT,
     TRANSFERRED,
     TRANSFERRING,
     CopiesAtLeast,
@@ -17,6 +18,7 @@ from caxev.model import (
     CopyKey,
     Expectation,
     FieldIs,
+    Fresh,
     NobodyReads,
     RunUpdate,
     TagAbsent,
@@ -185,10 +187,6 @@ def _at_least(wanted: CopiesAtLeast) -> Document:
         is_text = {"$and": [{"$eq": [{"$type": value}, "string"]}, {"$ne": [value, ""]}]}
         return {"$cond": [is_text, value, None]}
 
-    def verified(since: datetime) -> Document:
-        dated = {"$eq": [{"$type": "$$copy.verified_at"}, "date"]}
-        return {"$and": [dated, {"$gte": ["$$copy.verified_at", since]}]}
-
     conditions: list[Document] = [
         {"$eq": ["$$copy.type", {"$literal": wanted.key.type}]},
         {"$eq": [text("pax_version"), {"$literal": wanted.key.version}]},
@@ -199,9 +197,9 @@ def _at_least(wanted: CopiesAtLeast) -> Document:
     if wanted.hosts is not None:
         conditions.append({"$in": ["$$copy.host", {"$literal": sorted(wanted.hosts)}]})
         conditions += [
-            {"$or": [{"$ne": ["$$copy.host", {"$literal": host}]}, verified(since)]}
-            for host, since in sorted(wanted.hosts.items())
-            if since is not None
+            {"$or": [{"$ne": ["$$copy.host", {"$literal": host}]}, _is_fresh(fresh)]}
+            for host, fresh in sorted(wanted.hosts.items())
+            if fresh is not None
         ]
     by_checksum: Document = {
         "$and": [
@@ -222,6 +220,17 @@ def _at_least(wanted: CopiesAtLeast) -> Document:
     return {"$expr": {"$gte": [{"$size": hosts}, wanted.number]}}
 
 
+def _is_fresh(wanted: Fresh) -> Document:
+    """As `Fresh.counts` says, in the database's language, and by its clock as well."""
+    read, answers = "$$copy.verified_at", "$$copy.check_answered"
+    listed = {"$cond": [{"$isArray": answers}, answers, []]}
+    ways: list[Document] = [{"$in": [{"$literal": wanted.request}, listed]}]
+    if wanted.since is not None:
+        past = [{"$lte": [read, until]} for until in (wanted.until, "$$NOW") if until is not None]
+        ways.append({"$and": [{"$gte": [read, wanted.since]}, *past]})
+    return {"$and": [{"$eq": [{"$type": read}, "date"]}, {"$or": ways}]}
+
+
 def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list[Document] | None]:
     """Return filter, update and array filters: the whole of a `RunUpdate` as one write.
 
@@ -239,7 +248,11 @@ def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list
         change["$pull"] = {"data": _copy_filter(update.remove)}
     if update.change is not None:
         which, fields = update.change
-        change["$set"] = {f"data.$[copy].{name}": v for name, v in _dated(fields, now).items()}
+        if fields:
+            change["$set"] = {f"data.$[copy].{name}": v for name, v in _dated(fields, now).items()}
+        for name, values in update.append.items():
+            last = {"$each": list(values), "$slice": -CHECKS_KEPT}
+            change.setdefault("$push", {})[f"data.$[copy].{name}"] = last
         array_filters = [_copy_filter(which, "copy.")]
     if update.tag is not None:
         change.setdefault("$push", {})["tags"] = {"date": now, **update.tag}

@@ -19,7 +19,7 @@ import trio
 
 from caxev.files import digest_tree
 from caxev.job import Skip, utcnow
-from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate
+from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
 from caxev.retention import Plan, intent, plan
 from tests.faults.campaign import (
     BIRTH,
@@ -182,7 +182,7 @@ async def _corrupt_master(ground: Ground, born: Born, *, silently: bool) -> list
         if not isinstance(may, Skip):
             return [Problem("quorum_broken", f"{run}: a good copy may go beside a bad master")]
     now = await _read(ground, born)
-    asked = RunUpdate.note(now, _copy(now, doubted.host), check_asked=utcnow())
+    asked = RunUpdate.ask(now, _copy(now, doubted.host), new_id(), utcnow())
     assert await ground.database.update_run(asked, utcnow()) is not None
 
     async def mended() -> bool:

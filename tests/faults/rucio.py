@@ -23,7 +23,7 @@ from attrs import define, evolve, field
 from caxev.config import load_handlers, load_sites
 from caxev.config.handlers import BY_METHOD
 from caxev.job import utcnow
-from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate
+from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
 from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, Problem, Tally, say_round
 from tests.rucio_server import RucioServer, running
 
@@ -69,7 +69,7 @@ async def given_up(ground: Ground, runs: Sequence[Born]) -> End:
     assert isinstance(ground, CatalogueGround)
     ids = [born.id for born in runs]
     for run in (await ground.database.runs(ids)).values():
-        update = RunUpdate.note(run, _in_catalogue(run), check_asked=utcnow())
+        update = RunUpdate.ask(run, _in_catalogue(run), new_id(), utcnow())
         await ground.database.update_run(update, utcnow())
 
     async def compared() -> bool:

@@ -25,7 +25,7 @@ from pymongo.database import Database
 
 from caxev.files import digest_tree
 from caxev.job import utcnow
-from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate
+from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
 from caxev.mongo import Request
 from tests.faults import rucio
 from tests.faults.campaign import BIRTH, Born, End, Ground
@@ -129,7 +129,7 @@ async def damaged(ground: Ground, runs: Sequence[Born]) -> End:
         if copy is None or copy.location is None:
             continue  # what is lost is found out by comparing
         await trio.to_thread.run_sync(harm, Path(copy.location))
-        await ground.database.update_run(RunUpdate.note(run, copy, check_asked=utcnow()), utcnow())
+        await ground.database.update_run(RunUpdate.ask(run, copy, new_id(), utcnow()), utcnow())
     # Its status came back: what reacts to that has done so again.
     return _again(ground, CHICAGO)
 
@@ -145,7 +145,7 @@ async def disputed(ground: Ground, runs: Sequence[Born]) -> End:
                 await trio.to_thread.run_sync(_append, Path(_copy(run, STOCKHOLM).location or ""))
     for born in runs:
         await _changed(
-            ground, born, lambda run: RunUpdate.note(run, _copy(run, CHICAGO), check_asked=utcnow())
+            ground, born, lambda run: RunUpdate.ask(run, _copy(run, CHICAGO), new_id(), utcnow())
         )
 
     def aside(run: Run) -> bool:

@@ -22,7 +22,7 @@ from caxev.config import Site
 from caxev.demo.world import TAPE
 from caxev.files import safe_name
 from caxev.job import utcnow
-from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
+from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
 from tests.faults.campaign import (
     BIRTH,
     Born,
@@ -106,7 +106,7 @@ async def asked(ground: Ground, runs: Sequence[Born]) -> End:
     """Ask for what is on tape to be read again, and wait for the answer."""
     ids = [born.id for born in runs]
     for run in (await ground.database.runs(ids)).values():
-        update = RunUpdate.note(run, _found(run), check_asked=utcnow())
+        update = RunUpdate.ask(run, _found(run), new_id(), utcnow())
         await ground.database.update_run(update, utcnow())
 
     async def answered() -> bool:
@@ -123,8 +123,8 @@ def _found(run: Run) -> Copy:
 
 
 def _answered(run: Run) -> bool:
-    fields = _found(run).fields
-    return "check_asked" in fields and fields.get("check_answered") == fields["check_asked"]
+    found = _found(run)
+    return bool(found.asked) and not found.pending
 
 
 async def tape(ground: Ground, *, rounds: int, seed: int, chance: float) -> dict[str, Any]:

@@ -150,10 +150,10 @@ async def checked(database: Database, entry: Copy) -> Any:
 async def ask_to_compare(database: Database, run: Run, entry: Copy) -> bool:
     """Have an entry's replicas compared by its site; whether that could be written."""
     from caxev.job import utcnow
-    from caxev.model import RunUpdate
+    from caxev.model import RunUpdate, new_id
 
     now = utcnow()
-    return await database.update_run(RunUpdate.note(run, entry, check_asked=now), now) is not None
+    return await database.update_run(RunUpdate.ask(run, entry, new_id(), now), now) is not None
 
 
 async def look_again(database: Database, chosen: Chosen, runs: Sequence[Run]) -> list[str]:
