@@ -15,7 +15,7 @@ from caxev.cli.tape import archive_called, reach_called
 from caxev.config import BY_METHOD, ConfigError, Sites, load_handlers, load_sites
 from caxev.model import Run
 from caxev.registry import Registry, recorded
-from caxev.retention import keeper
+from caxev.retention import Plan, keeper, plan_purge
 from tests.engine import run_document
 from tests.test_cli import Caxev, caxev  # noqa: F401  # a fixture
 
@@ -214,3 +214,29 @@ def test_keys_of_old_versions(tmp_path: Path, key: str, now: str) -> None:
     """The message names what took a key's place, not one that merely looks like it."""
     with pytest.raises(ConfigError, match=f"unknown key '{key}' .did you mean '{now}'"):
         loaded(tmp_path, [{"name": "a", key: None}])
+
+
+@pytest.mark.parametrize(
+    ("deletion", "hosts", "goes"),
+    [
+        ({}, ("b", "catalogue"), True),
+        ({}, ("b",), False),
+        ({"deletion": {"copies": 3}}, ("b", "catalogue"), False),
+        ({"deletion": {"copies": 3}}, ("b", "c", "catalogue"), True),
+        ({"deletion": {"protect": ["keep"]}}, ("b", "catalogue"), True),
+    ],
+)
+def test_purge_counts_as_cax_did(
+    tmp_path: Path, deletion: dict[str, Any], hosts: tuple[str, ...], goes: bool
+) -> None:
+    """Three good copies in all, this one and Rucio's among them, unless `deletion` says more."""
+    names = ({"name": name, "dir_raw": "/data"} for name in ("b", "c"))
+    sites = loaded(
+        tmp_path, [{"name": "a", "dir_raw": "/data", "purge": 5, **deletion}, *names, RUCIO[2]]
+    )
+    run = Run.from_document(run_document(1, *(("raw", x, "transferred") for x in ("a", *hosts))))
+    for entry in run.document["data"]:
+        entry["checksum"] = "c" * 128
+    now = datetime(2017, 1, 1, tzinfo=UTC)
+    decision = plan_purge(run, run.copies[0], sites.get("a"), sites, now)
+    assert isinstance(decision, Plan) is goes, decision

