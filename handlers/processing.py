@@ -13,9 +13,9 @@
 
 Safe to repeat: the claim adds an entry only where the run has none. A job's name tells site, run,
 type, version, claim and attempt; jobs are filed under it before they are sent, so one that was
-sent before is found and not sent again. The result is written beside its final name, to a place of
-that attempt's own, and published once. Nothing is polled: a job reports its own end, or the watch
-beside it does. One of which nobody tells is looked for every `LOOK_EVERY` seconds.
+sent before is found and not sent again. The result is written to a place of that attempt's own,
+where nobody else may write, and published once. Nothing is polled: a job reports its own end, or
+the watch beside it does. One of which nobody tells is looked for every `LOOK_EVERY` seconds.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ from caxev import (
     tag,
 )
 from caxev.batch import (
+    INPUT,
+    OUTPUT,
     End,
     Ended,
     JobSpec,
@@ -69,10 +71,11 @@ from caxev.batch import (
     run_here,
     send,
     take_stock,
+    work_directory,
 )
 from caxev.batch import withdraw as cancel
-from caxev.config import Processing, Site
-from caxev.files import partial_path, safe_name
+from caxev.config import Processing, Site, jobs_directory
+from caxev.files import safe_name
 
 DERIVED: Final = ("processed", "minitrees")
 KEYS: Final = ("processing", "minitrees")
@@ -191,7 +194,7 @@ async def submit(job: Job) -> Result:
     entry, how, spec = plan.entry, plan.how, plan.spec
     if plan.wait > 0:
         raise Retry(f"to be tried again: {entry.fields.get('error')}", after=plan.wait)
-    home = home_of(how, spec.key, job.site)
+    home = jobs_directory(job.site, spec.key.type)
     if how.system == "local":
         await job.update(report(spec, await run_in_turn(job, how, home, spec)))
         return None
@@ -270,12 +273,11 @@ async def collect(job: Job) -> Result:
     if isinstance(plan, Skip):
         return plan
     entry, how, ended = plan.entry, plan.how, plan.ended
-    home = home_of(how, entry.key, job.site)
-    name = name_of(job.run, entry)
+    home = jobs_directory(job.site, entry.key.type)
     job.park_with(RunUpdate.change_copy(job.run, entry, ERROR, owner=None))
     good = ended.how is End.DONE
-    product = Product(plan.output, plan.location, job.site.roots)
-    stock = await job.work(take_stock, home, name, product, good)
+    product = Product(safe_name(plan.location), plan.location, job.site.roots)
+    stock = await job.work(take_stock, home, plan.name, product, good)
     queue.left()
     if stock.size is not None:
         fields = {"size": stock.size, "error": None, "job.log": stock.log, "owner": None}
@@ -323,7 +325,7 @@ async def withdraw(job: Job) -> Result:
     how = processing_of(aspect.type, job.site)
     if how is None:
         return Skip(f"this site makes no {aspect.type} data")
-    home, prefix = home_of(how, aspect, job.site), names_of(job.run, aspect)
+    home, prefix = jobs_directory(job.site, aspect.type), names_of(job.run, aspect)
     now = None if job.copy is None else job.copy.fields.get("job")
     current = str(now.get("name")) if isinstance(now, Mapping) else ""
     for (place, name), scope in at_work.items():
@@ -514,23 +516,6 @@ def attempt_of(entry: Copy) -> int:
     return attempt if isinstance(attempt, int) else 0
 
 
-def output_of(location: str, job: str) -> str:
-    """Where that job's result is written: beside the final name, which it ends in.
-
-    By the job's name: runs of one name, of two detectors, may have one place for it.
-    """
-    directory, _, name = location.rpartition("/")
-    tag = blake2b(job.encode(), digest_size=6).hexdigest()
-    return partial_path(f"{directory}/{tag}-{name}")
-
-
-def home_of(how: Processing, key: CopyKey, site: Site) -> str:
-    """Where the jobs that make such data keep their files."""
-    if how.directory is not None:
-        return f"{how.directory}/{site.name}/{key.type}"
-    return f"{getattr(site, f'dir_{key.type}')}/.caxev-jobs"
-
-
 @frozen
 class Task:
     """A job to be sent: its entry, how, and after how many seconds."""
@@ -568,8 +553,10 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
     if entry.location is None or not isinstance(job.get("reads"), str):
         raise GiveUp(f"the entry of {entry.key} does not say what is made of what")
     name = name_of(run, entry)
-    output = output_of(entry.location, name)
-    values = values_of(run, entry.key, how) | {"input": job["reads"], "output": output}
+    work = work_directory(jobs_directory(site, entry.key.type), name)
+    view = str(work / INPUT / safe_name(job["reads"]))
+    output = str(work / OUTPUT / safe_name(entry.location))
+    values = values_of(run, entry.key, how) | {"input": view, "output": output}
     if any(str(value).startswith("-") for value in values.values()):
         raise GiveUp(f"a name or version of {run} begins with -, as options of commands do")
     return JobSpec(
@@ -578,6 +565,7 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
         run=run.id,
         key=entry.key,
         input=job["reads"],
+        view=view,
         output=output,
         roots=site.roots,
         cores=job.get("cores") or 1,
@@ -605,12 +593,12 @@ def told(values: Mapping[str, object]) -> dict[str, str]:
 
 @frozen
 class Collection:
-    """A job that has ended, and where its result is and is to be."""
+    """A job that has ended, its name, and where its result is to be."""
 
     entry: Copy
     how: Processing
     ended: Ended
-    output: str
+    name: str
     location: str
 
 
@@ -631,8 +619,7 @@ def plan_collect(run: Run, entry: Copy | None, site: Site) -> Collection | Skip:
         return Skip("that job is not this copy's any more")
     if entry.status != TRANSFERRING and not failed_before(entry):
         return Skip(f"it is {entry.status}")
-    output = output_of(entry.location, name_of(run, entry))
-    return Collection(entry, how, Ended.from_row(ended), output, entry.location)
+    return Collection(entry, how, Ended.from_row(ended), name_of(run, entry), entry.location)
 
 
 def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +47,21 @@ class Database(NamedTuple):
     name: str
     site_uri: str | None = None
     """As a site's user; None: there is none but the administrator."""
+
+
+@pytest.fixture(scope="session")
+def states(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Directories for state, one for each test; none is made here."""
+    base = tmp_path_factory.mktemp("state")
+    return (base / str(number) for number in count())
+
+
+@pytest.fixture(autouse=True)
+def state(states: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the sites of a test keep what nobody else may write."""
+    path = next(states)
+    monkeypatch.setenv("CAXEV_STATE", str(path))
+    return path
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -27,7 +27,6 @@ from caxev.cli.places import key_of
 from caxev.config import Site
 from caxev.files import alone, digest_tree
 from caxev.model import Copy, CopyKey, Run
-from handlers.processing import output_of
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import (  # noqa: F401  # fixtures
@@ -636,7 +635,7 @@ def test_stray_registers_what_is_a_runs(ground: Ground) -> None:
 
 @pytest.mark.replicaset
 def test_stray_knows_what_is_hidden_and_whose(ground: Ground) -> None:
-    """What jobs, mv, erasing and quarantine have beside copies is theirs while an entry says so."""
+    """What mv, erasing and quarantine have beside copies is theirs while an entry says so."""
     made = ground.far / "pax_v1" / f"{NAME}.root"
     quarantine = ground.raw / ".caxev-quarantine"
     job = {"type": "processed", "pax_version": "v1", "status": "transferring", "job": {}}
@@ -647,7 +646,6 @@ def test_stray_knows_what_is_hidden_and_whose(ground: Ground) -> None:
         "soon": {"status": "error", "quarantine": {"place": None}},
     }
     theirs = [
-        Path(output_of(str(made), "a.job.1")),
         ground.raw / ".caxev-moved-moving",
         ground.raw / ".caxev-gone-going",
         quarantine / "once%kept",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -42,7 +41,15 @@ from caxev.batch import (
 )
 from caxev.batch.runner import run as run_job
 from caxev.batch.slurm import end_of, explained
-from caxev.config import ConfigError, Processing, Site, Sites, load_handlers, load_sites
+from caxev.config import (
+    ConfigError,
+    Processing,
+    Site,
+    Sites,
+    jobs_directory,
+    load_handlers,
+    load_sites,
+)
 from caxev.config.alarms import SECRETS
 from caxev.daemon import Options
 from caxev.demo import daq, processor
@@ -196,13 +203,15 @@ def test_few_events_have_one_core(events: int, cores: int) -> None:
 
 
 def test_the_command_is_filled_word_by_word() -> None:
-    """Each argument stays one, whatever a path holds; the result goes beside its final name."""
+    """Each argument stays one, whatever a path holds; what a job reads and writes is its own."""
     odd = "/data/raw/a b;$(reboot)\n'\""
     run = run_of(raw(location=odd))
     spec = task(run, job={**made.new_job(run, PROCESSED, HOW, run.copies[0], claimed=START)}).spec
-    name = r"/data/processed/pax_v6\.8\.0/\.caxev-part-[0-9a-f]{12}-161111_1434\.root"
-    assert spec.argv == ("pax", odd, spec.output, "4")
-    assert re.fullmatch(name, spec.output)
+    assert spec.argv == ("pax", spec.view, spec.output, "4")
+    assert spec.input == odd
+    work = f"{jobs_directory(SITE, 'processed')}/work/{spec.name}"
+    assert spec.view == f"{work}/input/a b;$(reboot)\n'\""
+    assert spec.output == f"{work}/output/161111_1434.root"
     assert spec.environment["CAXEV_VERSION"] == "v6.8.0"
 
 
@@ -227,7 +236,14 @@ def test_what_is_not_to_be_processed_is_not_claimed() -> None:
 
 def test_runs_of_one_name_do_not_write_to_one_file() -> None:
     """Two detectors name their runs alike: each job's result is written to a place of its own."""
-    assert made.output_of("/processed/x", "tpc") != made.output_of("/processed/x", "muon_veto")
+    outputs = set()
+    for detector in ("tpc", "muon_veto"):
+        run = run_of(raw(), _id=detector)
+        run = run_of(raw(), entry_of(run), _id=detector)
+        plan = made.plan_submit(run, run.copy(PROCESSED), SITE, START)
+        assert isinstance(plan, made.Task)
+        outputs.add(plan.spec.output)
+    assert len(outputs) == 2
 
 
 @pytest.mark.parametrize(
@@ -272,11 +288,14 @@ def test_stock_is_taken_inside_of_the_site_s_directories(tmp_path: Path) -> None
     (outside / "file").write_text("not ours")
     roots = (str(tmp_path / "made"),)
     home, mine = str(tmp_path / "jobs"), str(tmp_path / "made" / "x")
-    for output, final in ((str(outside / "file"), mine), (mine, str(outside / "new"))):
-        for good in (True, False):
-            product = Product(output, final, roots)
-            with pytest.raises(GiveUp, match="not inside"):
-                take_stock(home, spec.name, product, good, report=quiet)
+    written(spec, "result")
+    with pytest.raises(GiveUp, match="not inside"):
+        take_stock(
+            home, spec.name, Product("job.1", str(outside / "new"), roots), True, report=quiet
+        )
+    for name in ("..", ".", "", "/"):
+        with pytest.raises(GiveUp, match="no usable name"):
+            take_stock(home, spec.name, Product(name, mine, roots), True, report=quiet)
     assert [one.name for one in outside.iterdir()] == ["file"]
 
 
@@ -503,6 +522,7 @@ def test_only_sites_that_process_have_the_reactions() -> None:
 def spec_in(directory: Path, name: str = "job.1", **fields: Any) -> JobSpec:
     (directory / "raw").mkdir(exist_ok=True)
     (directory / "made").mkdir(exist_ok=True)
+    work = directory / "jobs" / "work" / name
     return JobSpec(
         **{
             "name": name,
@@ -510,11 +530,24 @@ def spec_in(directory: Path, name: str = "job.1", **fields: Any) -> JobSpec:
             "run": 7,
             "key": PROCESSED,
             "input": str(directory / "raw" / "one"),
-            "output": str(directory / "made" / f".caxev-part-{name}"),
+            "view": str(work / "input" / "one"),
+            "output": str(work / "output" / name),
             "roots": (str(directory / "raw"), str(directory / "made")),
             **fields,
         }
     )
+
+
+def make_input(directory: Path) -> None:
+    """Let there be what the job of `spec_in` reads."""
+    (directory / "raw").mkdir(exist_ok=True)
+    (directory / "raw" / "one").touch()
+
+
+def written(spec: JobSpec, content: str) -> None:
+    """Let a job have written that."""
+    Path(spec.output).parent.mkdir(parents=True)
+    Path(spec.output).write_text(content)
 
 
 def quiet(_done: int, _total: int) -> None:
@@ -615,8 +648,7 @@ def test_a_job_that_still_runs_is_withdrawn_when_it_has_ended(tmp_path: Path) ->
     with outliving(folder, spec):
         with pytest.raises(Retry, match="still runs"):
             withdraw("local", str(tmp_path / "jobs"), spec.name, report=quiet)
-        Path(spec.output).parent.mkdir(exist_ok=True)
-        Path(spec.output).touch()
+        written(spec, "")
     assert withdraw("local", str(tmp_path / "jobs"), spec.name, report=quiet) == 1
     assert not Path(spec.output).exists()
     assert folder.names() == []
@@ -624,7 +656,7 @@ def test_a_job_that_still_runs_is_withdrawn_when_it_has_ended(tmp_path: Path) ->
 
 def stock(directory: Path, spec: JobSpec, *, good: bool = True) -> Any:
     final = str(directory / "made" / "final")
-    product = Product(spec.output, final, spec.roots)
+    product = Product(Path(spec.output).name, final, spec.roots)
     return take_stock(str(directory / "jobs"), spec.name, product, good, report=quiet)
 
 
@@ -632,7 +664,7 @@ def test_a_result_is_published_once(tmp_path: Path) -> None:
     """Taking stock twice is as once: the result has its name, the log is kept, files are gone."""
     spec = spec_in(tmp_path)
     Folder(tmp_path / "jobs").file([spec])
-    Path(spec.output).write_text("result")
+    written(spec, "result")
     first, second = stock(tmp_path, spec), stock(tmp_path, spec)
     assert (first.size, second.size) == (6, 6)
     assert Folder(tmp_path / "jobs").names() == []
@@ -646,7 +678,7 @@ def test_a_job_without_a_result_has_failed(
     """That it ended well is not enough."""
     spec = spec_in(tmp_path)
     if content is not None:
-        Path(spec.output).write_text(content)
+        written(spec, content)
     found = stock(tmp_path, spec)
     assert found.size is None
     assert problem in found.problem
@@ -656,8 +688,7 @@ def test_a_job_without_a_result_has_failed(
 def test_a_failed_result_is_taken_away(tmp_path: Path) -> None:
     """What a job that failed has written does not stay."""
     spec = spec_in(tmp_path)
-    Path(spec.output).mkdir()
-    (Path(spec.output) / "half").touch()
+    written(spec, "half")
     assert stock(tmp_path, spec, good=False).size is None
     assert not Path(spec.output).exists()
 
@@ -665,7 +696,7 @@ def test_a_failed_result_is_taken_away(tmp_path: Path) -> None:
 def test_nothing_is_replaced(tmp_path: Path) -> None:
     """Where something else has the final name, a person is told."""
     spec = spec_in(tmp_path)
-    Path(spec.output).write_text("result")
+    written(spec, "result")
     (tmp_path / "made" / "final").write_text("another")
     with pytest.raises(GiveUp, match="something else stands"):
         stock(tmp_path, spec)
@@ -676,7 +707,7 @@ def test_withdrawn_jobs_leave_nothing(tmp_path: Path) -> None:
     specs = [spec_in(tmp_path, name) for name in ("a.1", "a.2", "b.1")]
     for spec in specs:
         Folder(tmp_path / "jobs").file([spec])
-        Path(spec.output).touch()
+        written(spec, "")
     assert withdraw("local", str(tmp_path / "jobs"), "a.", report=quiet) == 2
     assert Folder(tmp_path / "jobs").names() == ["b.1"]
     assert [Path(spec.output).exists() for spec in specs] == [False, False, True]
@@ -705,7 +736,7 @@ def sent_by(number: int, send: Any, queue: Queue | None = None) -> Callable[[], 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             for n in range(number):
-                spec = JobSpec(f"j{n}", (), 1, PROCESSED, "", "", (), cores=1 + n % 2)
+                spec = JobSpec(f"j{n}", (), 1, PROCESSED, "", "", "", (), cores=1 + n % 2)
                 nursery.start_soon(queue.place, spec, "slurm", send)
 
     return main
@@ -726,7 +757,7 @@ def test_only_what_goes_the_same_way_goes_together() -> None:
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             for n in range(10):
-                spec = JobSpec(f"j{n}", (), 1, PROCESSED, "", "", ())
+                spec = JobSpec(f"j{n}", (), 1, PROCESSED, "", "", "", ())
                 nursery.start_soon(queue.place, spec, n % 2, (first, second)[n % 2])
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
@@ -926,7 +957,9 @@ def said(path: Path) -> str:
 
 
 def half_of(directory: Path) -> list[str]:
-    return [path.name for path in directory.rglob(".caxev-part-*")]
+    """What is hidden in the site's directories, where other sites may write."""
+    kinds = ("raw", "processed", "minitrees")
+    return [path.name for kind in kinds for path in (directory / kind).rglob(".caxev-*")]
 
 
 @pytest.mark.replicaset
@@ -1043,7 +1076,7 @@ async def test_a_run_is_withdrawn(database: Named, tmp_path: Path) -> None:
         )
 
         async def withdrawn() -> bool:
-            names = Folder(tmp_path / "processed" / ".caxev-jobs").names()
+            names = Folder(Path(jobs_directory(ground.site, "processed"))).names()
             return await ground.entry(id_) is None and not names
 
         await engine.until(withdrawn, within=120)
@@ -1083,6 +1116,7 @@ async def test_a_batch_job_tells_of_its_end(database: Named, tmp_path: Path, how
         )
         await engine.write(ground.database, claim)
         command = ("sh", "-c", 'test -z "$CAXEV_MONGO_URI" && exit 7')
+        make_input(tmp_path)
         group = Folder(tmp_path / "jobs").file([spec_in(tmp_path, run=id_, key=key, argv=command)])
         words = ["run", str(group), "0"]
         if how == "watch":
@@ -1105,6 +1139,7 @@ def test_of_one_that_was_killed_the_batch_system_tells(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     """Whether it was for memory, the job itself cannot know: the watch asks."""
+    make_input(tmp_path)
     group = Folder(tmp_path / "jobs").file([spec_in(tmp_path, argv=command)])
     assert run_job(Place(group, 0)) == 137
     assert Place(group, 0).ended is None
@@ -1136,6 +1171,7 @@ def test_a_job_whose_worker_was_killed_for_memory(
 ) -> None:
     """Where its own status says nothing of it: the watch tells, or we do of one that runs here."""
     command = ("sh", "-c", f'echo "oom_kill $(({more} + $1))" > {kills}; exit 1', "x")
+    make_input(tmp_path)
     group = Folder(tmp_path / "jobs").file([spec_in(tmp_path, argv=(*command, "1"))])
     if more:
         assert run_job(Place(group, 0)) == 1
@@ -1143,8 +1179,7 @@ def test_a_job_whose_worker_was_killed_for_memory(
         log = capsys.readouterr().err  # which is the job's log
         assert explained(Ended(End.EXIT, 1), log).how is End.MEMORY
     spec = spec_in(tmp_path, name="here.1", argv=(*command, str(1 + more)))
-    Path(spec.input).touch()
-    how = run_here(str(tmp_path / "here"), spec, report=quiet).how
+    how = run_here(str(tmp_path / "jobs"), spec, report=quiet).how
     assert how is (End.MEMORY if more else End.EXIT)
 
 

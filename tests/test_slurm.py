@@ -21,7 +21,7 @@ from attrs import evolve
 from caxev import CopyKey, GiveUp, Retry, RunUpdate
 from caxev.batch import End, Folder, Found, JobSpec, send, withdraw
 from caxev.batch.slurm import Slurm as System
-from caxev.config import load_sites
+from caxev.config import jobs_directory, load_sites
 from caxev.mongo import Database
 from handlers import processing as made
 from tests import engine, slurm
@@ -119,7 +119,7 @@ async def test_fifty_runs_and_a_listener_that_is_killed(
     script = 'flock --shared "$DIR/gate" true; echo "$3" >> "$DIR/ran"; cp "$1/pax_info.json" "$2"'
     before = len(cluster.calls())
     async with ground_on(database, tmp_path, script, max_jobs=MOST) as ground:
-        folder = Folder(tmp_path / "processed" / ".caxev-jobs")
+        folder = Folder(Path(jobs_directory(ground.site, "processed")))
         gate = os.open(tmp_path / "gate", os.O_CREAT | os.O_RDWR)
         fcntl.flock(gate, fcntl.LOCK_EX)
         for number in range(1, RUNS + 1):
@@ -277,7 +277,7 @@ async def test_a_withdrawn_run_is_cancelled(
         await engine.until(
             lambda: "JobState=CANCELLED" in job_line(cluster, number), within=PATIENCE
         )
-        folder = Folder(tmp_path / "processed" / ".caxev-jobs")
+        folder = Folder(Path(jobs_directory(ground.site, "processed")))
         await engine.until(lambda: not folder.names(), within=PATIENCE)
         assert await ground.entry(id_) is None
 

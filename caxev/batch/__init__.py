@@ -7,7 +7,7 @@ what runs beside a job, `work` what handlers have worker processes do, `queue` s
 """
 
 from caxev.batch.base import BatchSystem, End, Ended, JobSpec
-from caxev.batch.folder import Folder, Place
+from caxev.batch.folder import INPUT, OUTPUT, Folder, Place, work_directory
 from caxev.batch.here import run_here
 from caxev.batch.queue import Queue, Send, Sent
 from caxev.batch.runner import report
@@ -15,6 +15,8 @@ from caxev.batch.systems import system
 from caxev.batch.work import Found, Product, Stock, check, look, send, take_stock, withdraw
 
 __all__ = [
+    "INPUT",
+    "OUTPUT",
     "BatchSystem",
     "End",
     "Ended",
@@ -35,4 +37,5 @@ __all__ = [
     "system",
     "take_stock",
     "withdraw",
+    "work_directory",
 ]

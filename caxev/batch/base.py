@@ -29,9 +29,9 @@ class JobSpec:
     """One job: a command that makes one copy out of another.
 
     `name` is made of letters, digits and ``._-`` and never used again. `memory` is in bytes for
-    the whole job, `walltime` in seconds. The command reads `input`, which lies in one of `roots`,
-    and writes `output`, a hidden sibling of where the copy is to stand. `run` and `key` say whose
-    entry tells of this job: there its end is reported.
+    the whole job, `walltime` in seconds. `input` lies in one of `roots`. The command finds it at
+    `view` and writes `output`; both lie in a directory of the job's own, where nobody else may
+    write. `run` and `key` name the entry in which the job's end is reported.
     """
 
     name: str
@@ -39,6 +39,7 @@ class JobSpec:
     run: RunId
     key: CopyKey
     input: str
+    view: str
     output: str
     roots: tuple[str, ...]
     cores: int = 1

@@ -1,5 +1,8 @@
 """What jobs keep on a disk that this site and its nodes see.
 
+It is a private directory (`caxev.files.private`): what stands in it is executed. Still it is read
+as data, following no link, since a job writes there too.
+
 ::
 
     HOME/names/JOB           the group that the job was filed in, and its place there
@@ -10,6 +13,7 @@
         0.log                what it says
         0.ended              how it ended, as it saw that itself
         0.reported           there once the database knows
+    HOME/work/JOB/           where a job runs; below it input/ and output/
     HOME/watches.log         what watches had to say
     HOME/logs/JOB.log        the log of a job that has been taken stock of
 
@@ -34,6 +38,8 @@ from attrs import asdict, frozen
 
 from caxev import crash
 from caxev.batch.base import Ended, JobSpec
+from caxev.files import make_private, read_file
+from caxev.files.resolved import remove
 from caxev.job import GiveUp
 from caxev.model import CopyKey
 from caxev.mongo import id_from, id_text
@@ -51,7 +57,12 @@ if [ -e "$1" ] || [ ! -e "$2" ]; then exit 0; fi
 shift 2
 exec "$@"
 """
+INPUT: Final = "input"
+OUTPUT: Final = "output"
+"""The directories, in that in which a job runs, of what it reads and of what it writes."""
 _NAME: Final = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")
+_MOST: Final = 16 << 20
+"""Bytes of a file that are read: no job is described in more."""
 _TAIL: Final = 4096
 """Bytes of the end of a log that are looked at."""
 _SHOWN: Final = 400
@@ -71,7 +82,7 @@ class Place:
 
     def load(self) -> JobSpec:
         """The job. Raises FileNotFoundError where it has been taken stock of."""
-        row = json.loads(self.file("json").read_text())
+        row = _row(self.file("json"))
         row |= {"run": id_from(row["run"]), "key": CopyKey(*row["key"])}
         return JobSpec(**{**row, "argv": tuple(row["argv"]), "roots": tuple(row["roots"])})
 
@@ -83,13 +94,14 @@ class Place:
     @property
     def ended(self) -> Ended | None:
         """How it ended, where it could say so itself."""
-        with suppress(FileNotFoundError, ValueError):
-            return Ended.from_row(json.loads(self.file("ended").read_text()))
+        with suppress(OSError, ValueError):
+            return Ended.from_row(_row(self.file("ended")))
         return None
 
     def command(self, *words: str) -> list[str]:
         """The command line that has caxev do something about this job, at any node."""
-        return [sys.executable, "-m", "caxev", "batch", *words]
+        # -P: nothing is imported from the directory that it is started in.
+        return [sys.executable, "-P", "-m", "caxev", "batch", *words]
 
 
 @frozen
@@ -97,6 +109,11 @@ class Folder:
     """The files of all jobs of one kind of one site."""
 
     home: Path
+
+    @classmethod
+    def opened(cls, home: str) -> Folder:
+        """Open those in a directory, made if need be. Raises `GiveUp` if others may write there."""
+        return cls(Path(make_private(home)))
 
     @property
     def _names(self) -> Path:
@@ -120,7 +137,7 @@ class Folder:
     def place(self, name: str) -> Place | None:
         """Where a job is filed; None where it is not. Raises `GiveUp` for what is no job's name."""
         with suppress(FileNotFoundError):
-            group, _, index = (self._names / _plain(name)).read_text().partition("/")
+            group, _, index = _text(self._names / _plain(name)).partition("/")
             if index.isdigit():
                 return Place(self.home / "groups" / _plain(group), int(index))
         return None
@@ -149,7 +166,7 @@ class Folder:
     def sent(self, group: Path) -> str | None:
         """The id that the batch system gave to the group, if it was heard."""
         with suppress(FileNotFoundError):
-            return (group / "sent").read_text().strip() or None
+            return _text(group / "sent").strip() or None
         return None
 
     def close(self, name: str) -> str:
@@ -168,8 +185,13 @@ class Folder:
         """Whether a job of that name was closed: there is never another one of that name."""
         return (self._logs() / f"{_plain(name)}.log").exists()
 
+    def work(self, name: str) -> Path:
+        """Where a job runs, and what it writes is looked for."""
+        return work_directory(self.home, name)
+
     def forget(self, name: str) -> None:
         """Take all of a job's files away, as if it had never been filed."""
+        remove(str(self.work(name)))
         place = self.place(name)
         if place is not None:
             for kind in ("json", "ended", "reported"):
@@ -188,6 +210,11 @@ class Folder:
         return " | ".join(_last_lines(self.log(name)))[-_SHOWN:]
 
 
+def work_directory(home: str | Path, name: str) -> Path:
+    """Where the job of that name runs, of those that keep their files at `home`."""
+    return Path(home, "work", _plain(name))
+
+
 def _plain(name: str) -> str:
     """A name, if it can be one of ours: it comes from a document, and names a file here."""
     if not _NAME.fullmatch(name):
@@ -197,15 +224,24 @@ def _plain(name: str) -> str:
 
 def _last_lines(log: Path) -> Iterator[str]:
     try:
-        with log.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
-            text = file.read().decode(errors="replace")
+        text = read_file(str(log), _TAIL, end=True).decode(errors="replace")
     except OSError:
         return
     for line in text.splitlines():
         words = "".join(c if c.isprintable() else " " for c in line).split()
         if words:
             yield " ".join(words)
+
+
+def _text(path: Path) -> str:
+    return read_file(str(path), _MOST).decode()
+
+
+def _row(path: Path) -> dict[str, Any]:
+    row = json.loads(_text(path))
+    if not isinstance(row, dict):
+        raise ValueError(f"{path} holds no object")  # noqa: TRY004  # as for what is no JSON
+    return row
 
 
 def _write(path: Path, text: str) -> None:

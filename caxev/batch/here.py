@@ -6,7 +6,6 @@ It ends with the listener; the next listener runs it anew.
 from __future__ import annotations
 
 import fcntl
-from pathlib import Path
 
 from caxev.batch.base import Ended, JobSpec
 from caxev.batch.folder import Folder
@@ -23,8 +22,8 @@ def run_here(home: str, spec: JobSpec, *, report: Report) -> Ended:
     outlives the listener where that was killed. Cancellation kills the job.
     """
     del report
+    folder = Folder.opened(home)
     check(spec)
-    folder = Folder(Path(home))
     place = folder.place(spec.name)
     if place is None:
         folder.file([spec])
@@ -36,4 +35,4 @@ def run_here(home: str, spec: JobSpec, *, report: Report) -> Ended:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Retry(f"an earlier process of {spec.name} still runs", after=BUSY) from error
-        return ended_by(spec, log)
+        return ended_by(folder, spec, log)

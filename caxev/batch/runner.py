@@ -21,16 +21,21 @@ from typing import BinaryIO, Final
 
 from caxev import crash
 from caxev.batch.base import End, Ended, JobSpec
-from caxev.batch.folder import Folder, Place
+from caxev.batch.folder import INPUT, OUTPUT, Folder, Place
 from caxev.batch.memory import oom_kills
 from caxev.batch.systems import system
 from caxev.config import ConfigError, Settings, without_secrets
-from caxev.job import utcnow
+from caxev.files import confine, local, mirror
+from caxev.files.private import MODE
+from caxev.files.resolved import remove
+from caxev.job import GiveUp, Retry, utcnow
 from caxev.model import TRANSFERRING, CopyIs, RunUpdate
 from caxev.mongo import DatabaseError, amend, passing
 
 TELL_FOR: Final = 300.0
 """Seconds for which a job waits for the database to tell it of its end."""
+NOT_STARTED: Final = 127
+"""The status of a job whose command could not be started, as a shell has it."""
 _KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """How a program ends that was killed outright, and how a shell says so that ran it."""
 
@@ -54,8 +59,9 @@ def run(place: Place) -> int:
     where a process of the job was killed for want of memory; of that the log is told here, which
     the watch reads.
     """
+    folder = Folder.opened(str(place.group.parents[1]))
     spec = place.load()
-    ended = ended_by(spec)
+    ended = ended_by(folder, spec)
     status = ended.exit or 0
     shown = status if status >= 0 else 128 - status
     if ended.how is End.MEMORY:
@@ -77,16 +83,25 @@ def watch(place: Place, job: str, name: str) -> int:
         return 0  # its end has been taken stock of
     ended = place.ended
     if ended is None:
-        home = place.group.parents[1]
-        ended = system(name, str(home)).outcome(job, Folder(home).tail(spec.name))
+        home = str(place.group.parents[1])
+        ended = system(name, home).outcome(job, Folder.opened(home).tail(spec.name))
     if ended is None:
         return 0  # it runs again
     tell(place, spec, ended)
     return 0
 
 
-def execute(spec: JobSpec, output: BinaryIO | None = None) -> int:
-    """Run a job's command; its status, negative for a signal. What it says goes to `output`."""
+def execute(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> int:
+    """Run a job's command where nobody else may write; its status, negative for a signal.
+
+    What it prints goes to `output`.
+    """
+    work = folder.work(spec.name)
+    try:
+        prepare(work, spec)
+    except (GiveUp, Retry) as error:
+        (output or sys.stderr.buffer).write(f"caxev: {error}\n".encode())
+        return NOT_STARTED
     command = list(spec.argv)
     if spec.setup:
         # The operator's lines are for a shell; the command's words are only handed on.
@@ -95,6 +110,7 @@ def execute(spec: JobSpec, output: BinaryIO | None = None) -> int:
     try:
         return subprocess.run(  # noqa: S603  # an argument list
             command,
+            cwd=work,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -104,13 +120,27 @@ def execute(spec: JobSpec, output: BinaryIO | None = None) -> int:
     except OSError as error:
         said = f"caxev: {spec.argv[0]} cannot be started: {error.strerror}\n"
         (output or sys.stderr.buffer).write(said.encode())
-        return 127
+        return NOT_STARTED
 
 
-def ended_by(spec: JobSpec, output: BinaryIO | None = None) -> Ended:
+def prepare(work: Path, spec: JobSpec) -> None:
+    """Make the directory that a job runs in, in which it finds its input. Raises `GiveUp`, `Retry`.
+
+    What a former process of it left there is gone then.
+    """
+    source = confine(spec.input, spec.roots)
+    with local(os.fsencode(work), "make"):
+        remove(str(work))
+        work.mkdir(mode=MODE, parents=True)
+        for inner in (INPUT, OUTPUT):
+            (work / inner).mkdir()
+    mirror(source, spec.view)
+
+
+def ended_by(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> Ended:
     """Run a job's command as `execute` does; how it ended."""
     before = oom_kills()
-    status = execute(spec, output)
+    status = execute(folder, spec, output)
     how, said = End.DONE, ""
     if status:
         how = End.EXIT

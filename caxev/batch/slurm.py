@@ -69,7 +69,8 @@ class Slurm:
     folder: Folder = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.folder = Folder(Path(self.home))
+        self.folder = Folder.opened(self.home)
+        self.home = str(self.folder.home)
 
     def submit(self, jobs: Sequence[JobSpec]) -> list[str]:
         """Send jobs as an array, also one alone. See `BatchSystem.submit`."""

@@ -9,16 +9,15 @@ import fcntl
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from attrs import frozen
 
 from caxev.batch.base import End, Ended, JobSpec
-from caxev.batch.folder import Folder
+from caxev.batch.folder import OUTPUT, Folder
 from caxev.batch.systems import system
-from caxev.files import Report, confine, local, make_parents, publish, shown
-from caxev.files.resolved import remove
+from caxev.files import Report, bring_in, confine, safe_name, shown
+from caxev.files import look as look_at
 from caxev.job import GiveUp, Retry
 
 BUSY: Final = 2.0
@@ -45,24 +44,22 @@ class Stock:
 
 @frozen
 class Product:
-    """Where a job writes its result, where that is to stand then, and inside of what both are."""
+    """A job's result: what the job calls it, where it is to stand, and inside of which roots."""
 
-    output: str
+    name: str
     final: str
     roots: Sequence[str]
 
 
 def check(spec: JobSpec, *, report: Report | None = None) -> None:
-    """See that a job touches nothing that is not ours, and make room for its result.
+    """See that a job reads nothing that is not ours.
 
-    Raises `GiveUp`, or `Retry` where a directory is not there.
+    Raises `GiveUp`, or `Retry` if it is not there.
     """
     del report
     real = confine(spec.input, spec.roots)
     if not os.path.lexists(real):
         raise Retry(f"{shown(spec.input)} is not there")
-    confine(spec.output, spec.roots)
-    make_parents(spec.output, spec.roots)
 
 
 def send(
@@ -75,7 +72,7 @@ def send(
     system does not answer.
     """
     del report
-    batch, folder = system(name, home), Folder(Path(home))
+    batch, folder = system(name, home), Folder.opened(home)
     found: dict[str, Found | GiveUp | Retry] = {}
     ours = [spec.name for spec in specs]
     out = set(folder.names())
@@ -110,7 +107,7 @@ def send(
 def look(name: str, home: str, job: str, number: str, *, report: Report) -> Ended | None:
     """How a job ended that should have told us; None while it waits or runs."""
     del report
-    folder = Folder(Path(home))
+    folder = Folder.opened(home)
     return _ended(folder, job) or system(name, home).outcome(number, folder.tail(job))
 
 
@@ -125,39 +122,21 @@ def take_stock(home: str, job: str, product: Product, good: bool, *, report: Rep
     Repeatable: what is done stays done. Raises `GiveUp` where that leads out of the roots.
     """
     del report
-    folder = Folder(Path(home))
-    output, final = (confine(path, product.roots) for path in (product.output, product.final))
+    folder = Folder.opened(home)
     size, problem = None, ""
     if good:
-        size, problem = _published(output, final)
-    if size is None:
-        remove(output)
+        size, problem = _published(
+            str(folder.work(job) / OUTPUT / safe_name(product.name)), product
+        )
     said = folder.tail(job)
     return Stock(folder.close(job), said, size, problem)
 
 
-def _published(output: str, final: str) -> tuple[int | None, str]:
-    with local(os.fsencode(final), "publish"):
-        if os.path.lexists(output) and not _size(output):
-            return None, f"it left nothing in {shown(output)}"
-        try:
-            publish(output, final)
-        except FileExistsError:
-            raise GiveUp(f"something else stands at {shown(final)}: take it away") from None
-        except FileNotFoundError:
-            return None, "it ended well and left no result"
-        return _size(final), ""
-
-
-def _size(path: str) -> int:
-    """Bytes of a file, or of all files below a directory."""
-    if not os.path.isdir(path):
-        return os.lstat(path).st_size
-    return sum(
-        os.lstat(os.path.join(top, name)).st_size
-        for top, _, names in os.walk(path)
-        for name in names
-    )
+def _published(output: str, product: Product) -> tuple[int | None, str]:
+    if os.path.lexists(output) and not any(seen.size for seen in look_at(output)):
+        return None, "it left nothing in its output"
+    size = bring_in(output, product.final, product.roots)
+    return size, "" if size is not None else "it ended well and left no result"
 
 
 def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report) -> int:
@@ -167,7 +146,7 @@ def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report
     of one still runs here, which outlives the listener where that was killed: it still writes.
     """
     del report
-    folder = Folder(Path(home))
+    folder = Folder.opened(home)
     found = [job for job in folder.names(prefix) if job == prefix or prefix.endswith(".")]
     jobs = [job for job in found if job != but]
     if jobs and name != "local":
@@ -178,11 +157,6 @@ def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report
     for job in jobs:
         if job in busy:
             continue
-        place = folder.place(job)
-        if place is not None:
-            with suppress(FileNotFoundError):
-                spec = place.load()
-                remove(confine(spec.output, spec.roots))
         folder.close(job)
     if busy:
         raise Retry(f"a process of {busy[0]} still runs", after=BUSY)

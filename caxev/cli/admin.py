@@ -12,7 +12,16 @@ import click
 from caxev.cli.errors import CONFIGURATION, FAILED
 from caxev.cli.options import State, as_json, example, global_options, state
 from caxev.cli.output import Table, say, show, show_json
-from caxev.config import BY_METHOD, DEFAULT_HANDLERS, ConfigError, Site, Sites, find_sites, secret
+from caxev.config import (
+    BY_METHOD,
+    DEFAULT_HANDLERS,
+    ConfigError,
+    Site,
+    Sites,
+    find_sites,
+    private_directories,
+    secret,
+)
 
 if TYPE_CHECKING:
     from caxev.mongo import Database
@@ -181,11 +190,34 @@ def _site_row(site: Site) -> dict[str, Any]:
 def _checked(row: dict[str, Any], known: Sites, here: Site, *, connect: bool) -> dict[str, Any]:
     there = known.get(row["site"])
     if there is here:
-        wrong = "; ".join((*_directory_problems(here), *catalogue_problems(here, known)))
+        wrong = "; ".join(
+            (
+                *_directory_problems(here),
+                *private_problems(here, known),
+                *catalogue_problems(here, known),
+            )
+        )
         return {**row, "ok": not wrong, "state": wrong or "ok: we are here"}
     if not connect:
         return {**row, "ok": None, "state": None}
     return {**row, **_connected(here, there)}
+
+
+def private_problems(here: Site, known: Sites) -> Iterable[str]:
+    """Say where somebody else may write what only this site's listener should."""
+    from caxev.files import lies_in, not_private
+    from caxev.retention import beside
+
+    names = beside(here, known)
+    shared = [path for one in known.values() if one.name in names for path in one.data_directories]
+    for key, path in private_directories(here, known):
+        if (root := lies_in(path, shared)) is not None:
+            yield (
+                f"{key}: {path} lies in {root}, where other sites may write:"
+                " name a directory beside it"
+            )
+        elif (why := not_private(path)) is not None:
+            yield f"{key}: {why}"
 
 
 def _directory_problems(site: Site) -> Iterable[str]:

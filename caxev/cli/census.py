@@ -24,8 +24,6 @@ _OURS: Final = b".caxev-"
 _PART: Final = PART_PREFIX.encode()
 GONE: Final = GONE_PREFIX.encode()
 MOVED: Final = MOVED_PREFIX.encode()
-OF_JOBS: Final = _PART + b"*-"
-"""What a claim has before a name for all that jobs write of it: no file is called so."""
 _ASIDE: Final = QUARANTINE.encode()
 _HELD: Final = ("dir_raw", "dir_processed", "dir_minitrees")
 """The directories whose contents are copies."""
@@ -227,16 +225,11 @@ class _Walk:
 
 
 def keepers(path: bytes) -> Iterator[bytes]:
-    """Return the claims that account for what is at a path: on itself and, of a partial, its copy.
-
-    Each job writes a partial of its own, with something of the job's and a dash before the name.
-    """
+    """Return the claims that account for what is at a path: itself or, of a partial, its copy."""
     yield path
     directory, name = os.path.split(path)
     if name.startswith(_PART):
-        final = name.removeprefix(_PART)
-        yield os.path.join(directory, final)
-        yield hidden(os.path.join(directory, final.partition(b"-")[2]), OF_JOBS)
+        yield os.path.join(directory, name.removeprefix(_PART))
 
 
 def hidden(path: bytes, prefix: bytes) -> bytes:
@@ -251,9 +244,7 @@ def copies_of(path: bytes) -> Iterator[bytes]:
     directory, name = os.path.split(path)
     for prefix in (_PART, GONE, MOVED):
         if name.startswith(prefix):
-            rest = name.removeprefix(prefix)
-            yield os.path.join(directory, rest)
-            yield os.path.join(directory, rest.partition(b"-")[2] or rest)
+            yield os.path.join(directory, name.removeprefix(prefix))
     if os.path.basename(directory) == _ASIDE:
         yield os.path.join(os.path.dirname(directory), name.replace(b"%", b"/"))
 

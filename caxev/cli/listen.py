@@ -79,7 +79,7 @@ def listen(
     if as_json and not dry_run:
         raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")
     from caxev import daemon
-    from caxev.cli.admin import catalogue_problems
+    from caxev.cli.admin import catalogue_problems, private_problems
 
     sites = options.sites()
     here = sites.get(site)
@@ -101,7 +101,11 @@ def listen(
         grace=grace,
         metrics_port=metrics_port,
     )
-    if problems := list(catalogue_problems(listening.site, sites)):
+    problems = [
+        *private_problems(listening.site, sites),
+        *catalogue_problems(listening.site, sites),
+    ]
+    if problems:
         raise ConfigError("; ".join(problems))
     listening.addressees()
     if dry_run:

@@ -22,7 +22,6 @@ from attrs import define, field, frozen
 from caxev.cli.census import (
     GONE,
     MOVED,
-    OF_JOBS,
     Census,
     Claim,
     Find,
@@ -282,11 +281,9 @@ def claims_of(run: Run, site: Site) -> Iterator[Claim]:
 def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
     """Return where files are, or may be, of a copy that is being made, moved, erased or mended."""
     from caxev.files import quarantine_of
-    from caxev.model import DELETING, MOVING, TRANSFERRED
+    from caxev.model import DELETING, MOVING
 
     for path in places(copy.location):
-        if isinstance(copy.fields.get("job"), Mapping) and copy.status != TRANSFERRED:
-            yield hidden(path, OF_JOBS)
         if copy.status == MOVING:
             yield hidden(path, MOVED)
         if copy.status == DELETING:

@@ -2,7 +2,8 @@
 
 Read by `cli` and `daemon` at the start, and handed down as frozen classes. Everything that is
 wrong is a `ConfigError`: its message is for a person, and names file, site, key and value, and
-what to do. `sites` reads sites.json, `settings` the environment, `handlers` the handlers' modules.
+what to do. `sites` reads sites.json, `settings` the environment, `handlers` the handlers' modules,
+`state` has where a site keeps what only its listener may write.
 """
 
 from caxev.config.alarms import Email, Sink, Webhook
@@ -25,6 +26,7 @@ from caxev.config.sites import (
     link_between,
     load_sites,
 )
+from caxev.config.state import jobs_directory, private_directories, state_directory
 
 __all__ = [
     "BY_METHOD",
@@ -49,11 +51,14 @@ __all__ = [
     "Webhook",
     "archive_between",
     "find_sites",
+    "jobs_directory",
     "link_between",
     "load_file",
     "load_handlers",
     "load_sites",
     "nearest",
+    "private_directories",
     "secret",
+    "state_directory",
     "without_secrets",
 ]

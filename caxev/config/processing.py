@@ -153,7 +153,8 @@ def _environment(value: Any) -> dict[str, str]:
     return {name: str(_text(text)) for name, text in value.items()}
 
 
-def _directory(value: Any) -> str:
+def read_directory(value: Any) -> str:
+    """Read a directory's path, as every program takes it. Raises ValueError for any other."""
     path = _text(value)
     # Slurm would fill in what stands behind a % in a log's path, and end its lines at a newline.
     _sure(path.startswith("/") and ".." not in PurePosixPath(path).parts)
@@ -201,7 +202,7 @@ _READ: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "reservation": ("a name", _word),
     "setup": ("shell lines", _text),
     "environment": ('variables, as {"OMP_NUM_THREADS": "1"}', _environment),
-    "directory": ("an absolute path without '..', '%' or '\\'", _directory),
+    "directory": ("an absolute path without '..', '%' or '\\'", read_directory),
     "output": (f"a file's name, in which braces hold one of {_BY}", _output),
     "inputs": ("a list of fields' paths", _texts),
     "max_jobs": ("a whole number, 1 or more", _count),

@@ -37,7 +37,7 @@ from caxev.config.errors import ConfigError, Problems, nearest
 from caxev.config.json_file import read_entries, repeats
 from caxev.config.links import Link, read_amount, read_links, read_rate
 from caxev.config.permissions import Permission, read_permissions
-from caxev.config.processing import Processing, read_processing
+from caxev.config.processing import Processing, read_directory, read_processing
 from caxev.registry import Handler
 
 METHODS: Final = (
@@ -214,6 +214,9 @@ Archive = Annotated[
     ArchiveOptions, Shape('an object, as {"server": "TSM1"}, or null', read_archive)
 ]
 Line = Annotated[str | None, Shape("a command in one line or null", _line)]
+State = Annotated[
+    str | None, Shape("an absolute path without '..', '%' or '\\', or null", read_directory)
+]
 Method = Annotated[str, Shape("one of " + ", ".join(METHODS), _method)]
 Directory = Annotated[str | None, Shape("a path without '..' or null", _directory)]
 Fingerprint = Annotated[
@@ -259,7 +262,8 @@ class Site:
     `patrol`, `deletion` and `stalled` say how its copies are looked after; `quarantine_days`, for
     how many days files are kept on which no majority could agree. `archive` says how tape is
     reached; see `archive_between`. `rucio` says how a catalogue is reached; runs with one of
-    `rucio_tags` are fetched here.
+    `rucio_tags` are fetched here. `state` is where sites keep what nobody else may write: see
+    `caxev.config.state`.
     """
 
     name: Name
@@ -312,6 +316,7 @@ class Site:
     stalled: StalledRule = field(factory=Stalled)
     quarantine_days: Days = 30.0
     archive: Archive = field(default=ArchiveOptions(), hash=False)
+    state: State = None
 
     @property
     def transport(self) -> str:
@@ -327,6 +332,12 @@ class Site:
     def roots(self) -> tuple[str, ...]:
         """The base directories of this site; nothing outside of them is ever touched."""
         return tuple(root for key in DIRECTORIES if (root := getattr(self, key)) is not None)
+
+    @property
+    def data_directories(self) -> tuple[str, ...]:
+        """The base directories of copies: other sites may write there, too."""
+        found = (self.dir_raw, self.dir_processed, self.dir_minitrees)
+        return tuple(root for root in found if root is not None)
 
     def directory(self, type: str, version: str | None = None) -> str | None:  # noqa: A002  # the field's own name
         """Where this site keeps such data; None where it holds none.

@@ -147,6 +147,7 @@ class World:
                 port=port,
                 identity=str(keys / entry["name"]),
                 known_hosts=str(keys / "known_hosts"),
+                state=str(self.directory / "state"),
             )
             for key in DIRECTORIES:
                 if entry.get(key) is not None:

@@ -31,6 +31,7 @@ from caxev.files.erasing import (
 )
 from caxev.files.errors import Damaged, local
 from caxev.files.gentle import Brake, idle_disk
+from caxev.files.incoming import bring_in, copy_file, link_file, mirror, place_file
 from caxev.files.manifest import (
     PART,
     Difference,
@@ -54,9 +55,10 @@ from caxev.files.paths import (
     safe_name,
 )
 from caxev.files.plan import Piece, Plan, plan, to_the_second
+from caxev.files.private import lies_in, make_private, not_private
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
 from caxev.files.reading import Report
-from caxev.files.resolved import open_resolved
+from caxev.files.resolved import open_resolved, read_file
 from caxev.files.space import lacking
 from caxev.files.tree import Seen, check_links, check_paths, look, manifest_of, scan, shown
 
@@ -84,6 +86,7 @@ __all__ = [
     "Report",
     "Seen",
     "alone",
+    "bring_in",
     "check_erasable",
     "check_expected",
     "check_link",
@@ -92,6 +95,7 @@ __all__ = [
     "check_standing",
     "confine",
     "confine_mounted",
+    "copy_file",
     "digest_tree",
     "distinct",
     "empty_quarantine",
@@ -105,17 +109,24 @@ __all__ = [
     "join",
     "known_items",
     "lacking",
+    "lies_in",
+    "link_file",
     "link_problem",
     "local",
     "look",
     "make_parents",
+    "make_private",
     "manifest_of",
+    "mirror",
+    "not_private",
     "open_resolved",
     "partial_path",
+    "place_file",
     "plan",
     "printable",
     "publish",
     "quarantine_of",
+    "read_file",
     "rename_new",
     "safe_name",
     "scan",

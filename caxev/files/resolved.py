@@ -34,9 +34,9 @@ class _How(ctypes.Structure):
 
 
 def open_resolved(path: str | bytes, flags: int, mode: int = 0) -> int:
-    """As `os.open`, but no part of `path` may be a link. Raises OSError."""
+    """As `os.open`, but no part of `path` may be a link, and no FIFO blocks. Raises OSError."""
     name = os.fsencode(path)
-    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC | (0 if flags & os.O_PATH else os.O_NONBLOCK)
     if not _has_openat2():
         return _open_step_by_step(name, flags, mode)
     while True:
@@ -84,6 +84,20 @@ def directory_of(path: str | bytes) -> Iterator[tuple[int, bytes]]:
         yield descriptor, name
     finally:
         os.close(descriptor)
+
+
+def read_file(path: str | bytes, most: int, *, end: bool = False) -> bytes:
+    """At most so many bytes of a regular file: its first, or with `end` its last.
+
+    Raises OSError, also where something else stands there: a link, a directory, a FIFO.
+    """
+    with os.fdopen(open_resolved(path, os.O_RDONLY), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", os.fsdecode(path))
+        if end:
+            file.seek(max(0, status.st_size - most))
+        return file.read(most)
 
 
 def unlink(path: str | bytes) -> None:

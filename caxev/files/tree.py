@@ -10,6 +10,7 @@ from attrs import frozen
 
 from caxev.files.manifest import KINDS, Item, Kind, Manifest
 from caxev.files.paths import check_link, printable
+from caxev.files.resolved import open_resolved
 from caxev.job import GiveUp, Retry
 
 
@@ -105,20 +106,28 @@ def _directory(top: bytes, path: bytes) -> list[Seen]:
     full = os.path.join(top, path)
     above = path + b"/" if path else b""
     try:
-        with os.scandir(full) as entries:
-            return [_seen(above + entry.name, entry) for entry in entries]
+        # Through a descriptor: whoever swaps the directory for a link shows us nothing of that.
+        descriptor = open_resolved(full, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.scandir(descriptor) as entries:
+                return [_seen(full, above, entry, descriptor) for entry in entries]
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as exc:
         raise Retry(f"{printable(full)} changed while it was read") from exc
     except OSError as exc:
         raise Retry(f"cannot read {printable(full)}: {exc.strerror}") from exc
 
 
-def _seen(path: bytes, entry: os.DirEntry[bytes]) -> Seen:
+def _seen(full: bytes, above: bytes, entry: os.DirEntry[str], directory: int) -> Seen:
+    name = os.fsencode(entry.name)
+    path = above + name
     status = entry.stat(follow_symlinks=False)
     if stat.S_ISREG(status.st_mode):
         return Seen(path, "file", status.st_size, status.st_mtime_ns)
     if stat.S_ISDIR(status.st_mode):
         return Seen(path, "dir")
     if stat.S_ISLNK(status.st_mode):
-        return Seen(path, "link", target=os.readlink(entry.path))
-    raise GiveUp(f"{printable(entry.path)} is neither a file, a directory nor a link")
+        return Seen(path, "link", target=os.readlink(name, dir_fd=directory))
+    where = printable(os.path.join(full, name))
+    raise GiveUp(f"{where} is neither a file, a directory nor a link")

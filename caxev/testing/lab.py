@@ -410,7 +410,8 @@ def _laid_out(directory: Path, sites: Mapping[str, Mapping[str, Any]]) -> Sites:
     for name, given in sites.items():
         base = directory / name
         kept = {f"dir_{kind}": str(base / kind) for kind in ("raw", "processed", "minitrees")}
-        entries.append({"name": name, "method": "local", **kept, **given})
+        state = {"state": str(directory / "state")}
+        entries.append({"name": name, "method": "local", **kept, **state, **given})
     file = directory / "sites.json"
     file.write_text(json.dumps(entries))
     loaded = load_sites(file)

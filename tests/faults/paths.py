@@ -20,14 +20,14 @@ from attrs import Factory, define, evolve
 from loguru import logger
 
 from caxev import movers
-from caxev.batch import Product, take_stock
+from caxev.batch import OUTPUT, Folder, Product, take_stock
 from caxev.cli.errors import NothingToDo
 from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
 from caxev.cli.stray import Search, Telling
 from caxev.cli.stray import erase as erase_stray
 from caxev.config import Deletion, Permission, Site, Sites
-from caxev.files import confine, empty_quarantine, partial_path, set_aside
+from caxev.files import confine, empty_quarantine, set_aside
 from caxev.job import GiveUp, Job, Retry, utcnow
 from caxev.model import TRANSFERRED, CopyField, CopyKey, Event, Run, RunUpdate
 from caxev.mongo import Selection
@@ -52,7 +52,6 @@ Own = Literal[
     "permissions",
     "set aside",
     "release",
-    "job's output",
     "job's result",
 ]
 Deed = Moving | Own
@@ -96,8 +95,8 @@ class Place:
                 return self._searched(deed, path)
             case "permissions" | "set aside" | "release":
                 return self._looked_after(deed, path)
-            case "job's output" | "job's result":
-                return self._made(deed, path)
+            case "job's result":
+                return self._made(path)
             case _:
                 return self._copied(deed, path)
 
@@ -204,22 +203,15 @@ class Place:
             raise Retry(f"not deleted: {error.strerror}") from error
         return None
 
-    def _made(self, deed: Deed, path: str) -> object:
-        """Take stock of a job that is said to have written there, or to make what stands there."""
-        root, done = self.here.roots[0], []
-        for good in (True, False):
-            name = f"1-{os.urandom(4).hex()}"
-            output, final = partial_path(f"{root}/{name}"), f"{root}/made-{name}"
-            Path(output).write_bytes(CONTENT)
-            product = Product(output, path, (root,))
-            if deed == "job's output":
-                product = Product(path, final, (root,))
-            with suppress(GiveUp):
-                home = f"{root}-jobs"
-                done.append(take_stock(home, f"job.{name}", product, good, report=quiet))
-        if not done:
-            raise GiveUp("it is refused, however the job ended")
-        return done
+    def _made(self, path: str) -> object:
+        """Take stock of a job that is said to make what stands there."""
+        root, name = self.here.roots[0], f"job.{os.urandom(4).hex()}"
+        folder = Folder.opened(f"{root}-jobs")
+        output = folder.work(name) / OUTPUT / "made"
+        output.parent.mkdir(parents=True)
+        output.write_bytes(CONTENT)
+        product = Product(output.name, path, (root,))
+        return take_stock(str(folder.home), name, product, True, report=quiet)
 
     def _known(self) -> Run:
         return _run(f"{self.here.roots[0]}/run")

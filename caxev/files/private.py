@@ -1,0 +1,108 @@
+"""Directories in which nobody but this user may write.
+
+What is trusted, followed or executed lies in such a directory: see `caxev.config.state`. Data
+directories are none, even if they are ours: the account that other sites log in to may share our
+uid, and reaches only these.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Final
+
+from caxev.files.paths import inside, printable
+from caxev.files.resolved import chmod
+from caxev.job import GiveUp
+
+MODE: Final = 0o700
+_OTHERS_WRITE: Final = 0o022
+
+
+def make_private(path: str) -> str:
+    """Make a directory, if it is not there, which only we may read and write; its real path.
+
+    Raises `GiveUp` if somebody else may write there, or could put another in its place.
+    """
+    try:
+        _make(path)
+        if (why := not_private(path)) is not None:
+            raise GiveUp(why)
+        real = os.path.realpath(path)
+        chmod(real, MODE)
+    except OSError as error:
+        raise GiveUp(f"cannot make {_shown(path)}: {error.strerror}") from error
+    return real
+
+
+def _make(path: str) -> None:
+    if not os.path.isdir(path):
+        _make(os.path.dirname(path))
+        with suppress(FileExistsError):
+            os.mkdir(path, MODE)
+
+
+def not_private(path: str) -> str | None:
+    """Return why somebody else could write in that directory, or put another there; else None.
+
+    A directory that is not there yet is judged by those above it.
+    """
+    if not os.path.isabs(path):
+        return f"{_shown(path)} is not an absolute path"
+    if os.path.islink(path):
+        return f"{_shown(path)} is a link: name the directory that it leads to"
+    above = {*_above(path), *_above(os.path.realpath(path))}
+    problems = [_writable(one) for one in sorted(above)]
+    problems.append(_not_ours(path))
+    return next((problem for problem in problems if problem), None)
+
+
+def _above(path: str) -> Iterator[str]:
+    while (parent := os.path.dirname(path)) != path:
+        yield parent
+        path = parent
+
+
+def _writable(directory: str) -> str | None:
+    """Why others may rename what is in a directory; None if they may not, or it is not there."""
+    try:
+        status = os.stat(directory)
+    except OSError:
+        return None
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid not in (0, os.geteuid()):
+        return f"{_shown(directory)} belongs to another user, who may replace what is in it"
+    if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
+        return f"others may write in {_shown(directory)} (mode {mode:o}), and replace what is in it"
+    return None
+
+
+def _not_ours(directory: str) -> str | None:
+    try:
+        status = os.lstat(directory)
+    except OSError:
+        return None
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISDIR(status.st_mode):
+        return f"{_shown(directory)} is not a directory"
+    if status.st_uid != os.geteuid():
+        return f"{_shown(directory)} belongs to another user: give it to the one that runs caxev"
+    if mode & _OTHERS_WRITE:
+        return f"others may write in {_shown(directory)} (mode {mode:o}): chmod go-w it"
+    return None
+
+
+def lies_in(path: str, directories: Iterable[str]) -> str | None:
+    """Return the first of these directories that `path` is, or lies in, links resolved; or None."""
+    real = os.fsencode(os.path.realpath(path))
+    for directory in directories:
+        other = os.fsencode(os.path.realpath(directory))
+        if real == other or inside(real, other):
+            return directory
+    return None
+
+
+def _shown(path: str) -> str:
+    return printable(os.fsencode(path))

@@ -1,0 +1,294 @@
+"""Where only the listener may write, and what goes between that and the data directories."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+from caxev.batch import End, Folder, Place, run_here
+from caxev.batch.runner import run as run_job
+from caxev.cli.admin import private_problems
+from caxev.config import Site, load_sites, state_directory
+from caxev.files import bring_in, make_private, mirror, not_private
+from caxev.job import GiveUp
+from tests.test_commands import SHM, elsewhere
+from tests.test_processing import make_input, quiet, spec_in
+
+SECRET = "the password"
+
+
+@pytest.fixture
+def far() -> Iterator[Path]:
+    """A directory on another file system than `tmp_path`."""
+    if not elsewhere():
+        pytest.skip("there is one file system here")
+    with tempfile.TemporaryDirectory(dir=SHM) as directory:
+        yield Path(directory)
+
+
+# -- which directories will do --------------------------------------------------------------------
+
+
+def test_a_private_directory_is_made(tmp_path: Path) -> None:
+    """With all above it, closed to others, whatever the umask; done again it is as it was."""
+    path = tmp_path / "a" / "b"
+    before = os.umask(0)
+    try:
+        assert make_private(str(path)) == str(path)
+        path.chmod(0o755)
+        assert make_private(str(path)) == str(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o700
+
+
+def link(path: Path) -> None:
+    path.symlink_to(path.rename(path.with_name("x")))
+
+
+def file(path: Path) -> None:
+    path.rmdir()
+    path.touch()
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "open to its group": (lambda path: path.chmod(0o770), "chmod go-w"),
+    "below what anybody may write": (lambda path: path.parent.chmod(0o777), "replace what is in"),
+    "another user's": (lambda path: os.chown(path, 12345, -1), "belongs to another user"),
+    "below another user's": (lambda path: os.chown(path.parent, 12345, -1), "may replace"),
+    "a link": (link, "is a link"),
+    "a file": (file, "is not a directory"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_what_others_may_write_is_refused(tmp_path: Path, how: str) -> None:
+    """Whoever can write there, or put another directory in its place, would be obeyed."""
+    if os.geteuid() != 0:
+        pytest.skip("only root gives files away")
+    path = tmp_path / "above" / "state"
+    make_private(str(path))
+    spoil, why = SPOILT[how]
+    spoil(path)
+    assert why in (not_private(str(path)) or "")
+    with pytest.raises(GiveUp):
+        make_private(str(path))
+
+
+def test_a_directory_for_all_in_which_each_keeps_his_own_will_do(tmp_path: Path) -> None:
+    """Below such as /tmp nobody can rename what is another's."""
+    (tmp_path / "above").mkdir()
+    (tmp_path / "above").chmod(0o1777)
+    assert make_private(str(tmp_path / "above" / "state"))
+
+
+WITHIN: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "state": lambda root: {"state": str(root)},
+    "deep below": lambda root: {"state": str(root / "a" / "b")},
+    "by another name": lambda root: {"state": str(root.parent / "alias")},
+    "processing": lambda root: {"processing": {"command": ["x"], "directory": str(root)}},
+    "staging": lambda root: {"dir_tsm": str(root / "tsm")},
+    "scratch": lambda root: {"archive": {"scratch": str(root)}},
+}
+
+
+@pytest.mark.parametrize("what", WITHIN)
+@pytest.mark.parametrize("kind", ["raw", "processed"])
+def test_it_does_not_lie_where_other_sites_may_write(tmp_path: Path, what: str, kind: str) -> None:
+    """Neither in a directory of its own site nor in one of a site on the same machine."""
+    for name in ("raw", "processed"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "alias").symlink_to(tmp_path / kind)
+    mine = {"name": "a", "method": "local", "dir_processed": str(tmp_path / "processed")}
+    other = {"name": "b", "method": "local", "dir_raw": str(tmp_path / "raw")}
+    file = tmp_path / "sites.json"
+    file.write_text(json.dumps([{**mine, **WITHIN[what](tmp_path / kind)}, other]))
+    sites = load_sites(file)
+    (problem,) = private_problems(sites.get("a"), sites)
+    assert "where other sites may write" in problem
+
+
+def test_sites_check_and_the_listener_refuse_it(tmp_path: Path) -> None:
+    """By one line that names the key, and status 3 of the listener."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    file = tmp_path / "sites.json"
+    file.write_text(json.dumps([{"name": "a", "dir_raw": str(raw), "state": str(raw / "state")}]))
+    environment = {**os.environ, "CAXEV_MONGO_URI": "mongodb://127.0.0.1:1/?replicaSet=x"}
+    for words, code in ((["sites", "check"], 1), (["listen"], 3), (["listen", "--dry-run"], 3)):
+        command = [sys.executable, "-m", "caxev", "--config", str(file), *words, "--site", "a"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == code
+        assert "state: " in done.stdout + done.stderr
+        assert "where other sites may write" in done.stdout + done.stderr
+    assert list(raw.iterdir()) == []
+
+
+def test_where_state_is() -> None:
+    """As sites.json says, else CAXEV_STATE, else systemd, else the user's own; each site's own."""
+    site = Site(name="lngs", state="/a")
+    where = {"CAXEV_STATE": "/b", "STATE_DIRECTORY": "/c:/d", "XDG_STATE_HOME": "/e"}
+    assert state_directory(site, where) == "/a/lngs"
+    site = evolve(site, state=None)
+    assert state_directory(site, where) == "/b/lngs"
+    del where["CAXEV_STATE"]
+    assert state_directory(site, where) == "/c/lngs"
+    del where["STATE_DIRECTORY"]
+    assert state_directory(site, where) == "/e/caxev/lngs"
+    assert state_directory(evolve(site, name="../x/y"), where) == "/e/caxev/__x_y"
+
+
+# -- jobs -----------------------------------------------------------------------------------------
+
+
+def test_a_job_s_files_are_not_taken_from_where_others_write(tmp_path: Path) -> None:
+    """What stands there would be executed: at the node, too, it is looked at before."""
+    make_input(tmp_path)
+    group = Folder(tmp_path / "jobs").file([spec_in(tmp_path, argv=("touch", f"{tmp_path}/ran"))])
+    (tmp_path / "jobs").chmod(0o777)
+    for deed in (
+        lambda: run_job(Place(group, 0)),
+        lambda: run_here(str(tmp_path / "jobs"), spec_in(tmp_path), report=quiet),
+    ):
+        with pytest.raises(GiveUp, match="others may write"):
+            deed()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_is_imported_from_where_a_job_is_started(tmp_path: Path) -> None:
+    """A module put there, of any name that caxev imports, is not run."""
+    for name in ("caxev", "json", "attrs"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    command = Place(tmp_path, 0).command("run")
+    done = subprocess.run([*command, "a", "b", "c"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "directory", "huge"])
+def test_what_comes_back_from_a_job_is_read_as_data(tmp_path: Path, kind: str) -> None:
+    """A log or an end that is no plain file, or has no end, shows nothing and blocks nobody."""
+    folder = Folder(tmp_path / "jobs")
+    place = Place(folder.file([spec_in(tmp_path)]), 0)
+    (tmp_path / "secret").write_text(json.dumps({"how": "done", "why": SECRET}))
+    for path in (place.file("log"), place.file("ended")):
+        match kind:
+            case "link":
+                path.symlink_to(tmp_path / "secret")
+            case "fifo":
+                os.mkfifo(path)
+            case "directory":
+                path.mkdir()
+            case _:
+                path.touch()
+                os.truncate(path, 1 << 40)
+    assert folder.tail("job.1").strip(" |") == ""
+    assert place.ended is None
+
+
+def test_a_link_put_into_a_job_s_input_is_not_followed(tmp_path: Path) -> None:
+    """The job reads what was there when it began, and writes where nobody can put a link."""
+    copy = tmp_path / "raw" / "one"
+    (copy / "below").mkdir(parents=True)
+    (copy / "data").write_text("data")
+    (copy / "below" / "more").write_text("more")
+    (copy / "link").symlink_to("data")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    for name in ("data", "more"):
+        (secret / name).write_text(SECRET)
+    script = f"""\
+cd {copy}; rm -r data below; ln -s {secret}/data data; ln -s {secret} below; cd "$OLDPWD"
+cat "$1/data" "$1/link" "$1/below/more" > "$2"; pwd >> "$2"
+"""
+    spec = spec_in(tmp_path)
+    spec = evolve(spec, argv=("sh", "-c", script, "sh", spec.view, spec.output))
+    assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
+    work = tmp_path / "jobs" / "work" / spec.name
+    assert Path(spec.output).read_text() == f"datadatamore{work}\n"
+
+
+@pytest.mark.parametrize("bad", ["link", "fifo"])
+def test_a_job_is_not_begun_on_what_no_copy_holds(tmp_path: Path, bad: str) -> None:
+    """A link that leads out, or a FIFO that would hold it up for ever."""
+    copy = tmp_path / "raw" / "one"
+    copy.mkdir(parents=True)
+    os.mkfifo(copy / "x") if bad == "fifo" else (copy / "x").symlink_to("/etc/passwd")
+    folder = Folder(tmp_path / "jobs")
+    spec = spec_in(tmp_path, argv=("touch", str(tmp_path / "ran")))
+    assert run_here(str(folder.home), spec, report=quiet).exit == 127
+    assert not (tmp_path / "ran").exists()
+    assert ("/etc/passwd" if bad == "link" else f"{copy}/x") in folder.tail(spec.name)
+
+
+# -- between two file systems ---------------------------------------------------------------------
+
+
+def make_tree(top: Path) -> dict[str, str]:
+    (top / "below").mkdir(parents=True)
+    (top / "data").write_text("data")
+    (top / "below" / "more").write_text("more")
+    (top / "link").symlink_to("data")
+    return found(top)
+
+
+def found(top: Path) -> dict[str, str]:
+    files = (one for one in top.rglob("*") if not one.is_dir())
+    return {
+        str(one.relative_to(top)): str(one.readlink()) if one.is_symlink() else one.read_text()
+        for one in files
+    }
+
+
+def test_an_input_on_another_file_system_is_found(tmp_path: Path, far: Path) -> None:
+    """There can be no hard links to it: the job finds it through a link of ours."""
+    wanted = make_tree(far / "one")
+    mirror(str(far / "one"), str(tmp_path / "view"))
+    assert found(tmp_path / "view") == wanted
+    assert (tmp_path / "view").is_symlink()
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_result_is_brought_to_another_file_system(
+    tmp_path: Path, far: Path, single: bool
+) -> None:
+    """By a copy that is renamed; what was made is gone, and done again it is done."""
+    made, final = tmp_path / "made", far / "deep" / "final"
+    wanted: object = make_tree(made) if not single else made.write_text("data")
+    assert bring_in(str(made), str(final), [str(far)]) == (4 if single else 8)
+    assert (final.read_text() if single else found(final)) == ("data" if single else wanted)
+    assert not made.exists()
+    assert bring_in(str(made), str(final), [str(far)]) == (4 if single else 8)
+    assert [one.name for one in final.parent.iterdir()] == ["final"]
+
+
+def test_what_stands_there_is_not_replaced(tmp_path: Path, far: Path) -> None:
+    """Nor does what was made get lost."""
+    (tmp_path / "made").write_text("data")
+    (far / "final").write_text("another")
+    with pytest.raises(GiveUp, match=r"something else stands|exists already"):
+        bring_in(str(tmp_path / "made"), str(far / "final"), [str(far)])
+    assert (tmp_path / "made").read_text() == "data"
+    assert (far / "final").read_text() == "another"
+
+
+def test_nothing_is_brought_out_of_the_roots(tmp_path: Path) -> None:
+    """Also through a directory that is a link."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
+    (tmp_path / "made").touch()
+    with pytest.raises(GiveUp, match="not inside"):
+        bring_in(
+            str(tmp_path / "made"), str(tmp_path / "root" / "link" / "x"), [str(tmp_path / "root")]
+        )
+    assert list((tmp_path / "outside").iterdir()) == []
