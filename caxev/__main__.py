@@ -1,10 +1,12 @@
 """What ``caxev`` and ``python -m caxev`` start."""
 
+import os
 import sys
 
 
 def main() -> None:
     """Run the command line; without it what machines start: they wait for it, or do so often."""
+    _open_closed()
     helping = not {"-h", "--help"}.isdisjoint(sys.argv)
     if sys.argv[1:2] == ["receive"] and not helping:
         from caxev import receive
@@ -17,6 +19,21 @@ def main() -> None:
     from caxev.cli import main as command_line
 
     command_line()
+
+
+def _open_closed() -> None:
+    """Put /dev/null in place of standard streams that are closed.
+
+    Else the next file or connection that is opened would get their number, and our messages.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115  # a descriptor
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 if __name__ == "__main__":

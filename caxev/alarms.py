@@ -33,6 +33,7 @@ from typing import Final, NamedTuple, Protocol
 
 from attrs import Factory, evolve, field, frozen
 
+from caxev.escapes import escaped
 from caxev.ledger import Debt, delay
 
 CALM: Final = timedelta(minutes=5)
@@ -58,18 +59,13 @@ class Severity(StrEnum):
         return list(Severity).index(self)
 
 
-def _plain(text: str) -> str:
-    """Escape what cannot be printed, or stored: names of files may be in it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _line(text: object) -> str:
-    return _plain(" ".join(str(text).split()))[:500]
+    return escaped(" ".join(str(text).split()))[:500]
 
 
 def _details(details: Mapping[str, object]) -> dict[str, str]:
     return {
-        _line(name): "\n".join(map(_plain, str(value).splitlines()))[:5000]
+        _line(name): "\n".join(map(escaped, str(value).splitlines()))[:5000]
         for name, value in details.items()
         if value not in (None, "")
     }

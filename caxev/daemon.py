@@ -19,7 +19,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from uuid import uuid4
 
 import trio
@@ -103,7 +103,7 @@ class Leaving:
                 if self.asked.is_set():
                     logger.warning("{} again: leaving at once", name)
                     # What is in flight is claimed in the ledger: the next process opens it.
-                    os._exit(128 + number)
+                    leave_at_once(128 + number)
                 logger.info("{}: finishing what is in flight; again to leave at once", name)
                 self.asked.set()
 
@@ -132,6 +132,12 @@ async def listen(options: Options) -> None:
             nursery.start_soon(keep_watchdog, options.lease * _RENEW)
             await serve_tenures(options, database, owner, leaving)
             nursery.cancel_scope.cancel()
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """End the process without waiting for anything but its log."""
+    logger.remove()
+    os._exit(status)
 
 
 def tune_collector() -> None:
@@ -346,7 +352,7 @@ class _Tenancy:
                     logger.error("leaving without {}: cancelled, and still at work", left)
                     with suppress(DatabaseError):
                         await self._let_go(dispatcher)
-                    os._exit(1)
+                    leave_at_once(1)
 
     def _watchdog(self) -> Watchdog:
         options, held = self.options, self.options.lease * _HELD

@@ -25,9 +25,10 @@ from caxev import Job, tag
 from caxev.cli import COMMANDS, cli
 from caxev.cli.debts import Progress, progress_cells
 from caxev.cli.errors import told
-from caxev.cli.output import Table, cell, lasting, printable, show, size
+from caxev.cli.output import Table, cell, lasting, show, size
 from caxev.config import Settings
 from caxev.embedded import Mongod, ReplicaSet
+from caxev.escapes import escaped
 from caxev.registry import recorded
 from tests import engine
 from tests.conftest import Database as Named
@@ -435,7 +436,7 @@ def test_json_output_is_one_document(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_what_others_wrote_cannot_steer_a_terminal() -> None:
     """Control characters and bytes that are no text are shown escaped."""
-    assert printable("a\x1b[2Jb\nc\udcff") == r"a\x1b[2Jb\nc\udcff"
+    assert escaped("a\x1b[2Jb\nc\udcff") == r"a\x1b[2Jb\nc\udcff"
     assert cell(["a\x07", "b"]) == r"a\x07, b"
 
 

@@ -135,7 +135,7 @@ def check(site: str | None, connect: bool, as_json: bool) -> None:
         here = known.get(site)
         rows = [_checked(row, known, here, connect=connect) for row in rows]
     for warning in (*known.warnings, *_unknown_tasks(options, known)):
-        click.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     show(Table(_SITES if site is None else (*_SITES, ("state", "STATE")), rows), as_json=as_json)
     if any(row.get("ok") is False for row in rows):
         raise click.exceptions.Exit(FAILED)
@@ -162,7 +162,7 @@ def _read(options: State) -> Sites:
             raise
         file = find_sites(options.config).absolute()
         for problem in error.problems:
-            click.echo(f"caxev: {file}: {problem}", err=True)
+            say(f"caxev: {file}: {problem}", err=True)
         raise click.exceptions.Exit(CONFIGURATION) from None
 
 

@@ -20,8 +20,8 @@ from attrs import define, field, frozen
 
 from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
 from caxev.cli.options import RUN_NUMBER, example, global_options, state
-from caxev.cli.output import printable
 from caxev.config import ConfigError
+from caxev.escapes import escaped
 from caxev.finite import Finite
 
 if TYPE_CHECKING:
@@ -429,9 +429,9 @@ class Telling:
     def say(self, line: str) -> None:
         """Print a line."""
         if self._bar is not None:
-            self._bar.console.print(printable(line), highlight=False, markup=False)
+            self._bar.console.print(escaped(line), highlight=False, markup=False)
         else:
-            click.echo(printable(line), err=self.as_json)
+            click.echo(escaped(line), err=self.as_json)
 
     def show(self, now: Standing) -> None:
         """Show how the copy is."""
@@ -442,7 +442,7 @@ class Telling:
         self._bar.update(
             task,
             description=now.status,
-            words=printable(now.words or str(progress or "")),
+            words=escaped(now.words or str(progress or "")),
             completed=0 if progress is None else progress.done,
             total=None if progress is None else progress.total,
         )

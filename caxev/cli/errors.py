@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import click
 
 from caxev.config import ConfigError
+from caxev.escapes import escaped
 from caxev.job import GiveUp, Retry
 
 OK: Final = 0
@@ -67,7 +68,8 @@ def told(*, debug: Callable[[], bool]) -> Iterator[None]:
             _show_traceback(raised)
         line, code = meaning(error)
         if line:
-            click.echo(f"caxev: {line}", err=True)
+            with suppress(OSError):  # the exit code says it too
+                click.echo(f"caxev: {line}", err=True)
         raise click.exceptions.Exit(code) from None
 
 
@@ -109,7 +111,7 @@ def _is_database_error(error: BaseException) -> bool:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())
+    return escaped(" ".join(text.split()))
 
 
 def _show_traceback(error: BaseException) -> None:

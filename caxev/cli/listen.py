@@ -74,7 +74,7 @@ def listen(
     SIGTERM lets reactions in flight end (--grace); a second SIGTERM leaves at once.
     """
     options = state()
-    options.log("warning" if dry_run else "info")
+    options.log("warning" if dry_run else "info", lasting=not dry_run)
     registry = options.registry(site)
     if as_json and not dry_run:
         raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")

@@ -26,9 +26,10 @@ from attrs import evolve, frozen
 
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import printable, say, show_json
+from caxev.cli.output import say, show_json
 from caxev.config import Site
 from caxev.crash import point
+from caxev.escapes import escaped
 from caxev.job import GiveUp, Retry
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:
     place = os.path.abspath(to)
     new = confine(place if os.path.basename(place) == name else f"{place}/{name}", site.roots)
     if inside(os.fsencode(new), os.fsencode(old)):
-        raise NothingToDo(f"{printable(new)} is inside of what is to be moved")
+        raise NothingToDo(f"{escaped(new)} is inside of what is to be moved")
     heading = copy.fields.get("moving_to")
     if copy.status == MOVING and heading != new:
         raise NothingToDo(f"{run}: {key} is on its way to {heading}: finish that first (--to)")
@@ -215,7 +216,7 @@ class Errand:
         from caxev.model import MOVING
 
         if move.copy.status != MOVING and move.old != move.new and os.path.lexists(move.new):
-            raise NothingToDo(f"{printable(move.new)} exists already and is not replaced")
+            raise NothingToDo(f"{escaped(move.new)} exists already and is not replaced")
 
     async def _claim(self, database: Database, run: Run, move: Move) -> tuple[Run, Copy]:
         from caxev.model import MOVING, NobodyReads, RunUpdate
@@ -249,7 +250,7 @@ class Errand:
         async with database.follow(run.id, [name]) as changed:
             while running := await database.debts(name, run=run.id, state="running"):
                 names = ", ".join(sorted({debt.handler for debt, _ in running}))
-                click.echo(f"caxev: waiting for {names} of {run} at {name}", err=True)
+                say(f"caxev: waiting for {names} of {run} at {name}", err=True)
                 await changed()
 
     async def _expected(self, database: Database, copy: Copy) -> Manifest | None:
@@ -300,7 +301,7 @@ def bring(move: Move, site: Site, expected: Manifest | None) -> str | None:
     here, there = os.path.lexists(move.old), os.path.lexists(move.new)
     if not here:
         if not there:
-            raise GiveUp(f"there is nothing at {printable(move.old)}, nor at {printable(move.new)}")
+            raise GiveUp(f"there is nothing at {escaped(move.old)}, nor at {escaped(move.new)}")
         _sure_shape(move.new, expected)
         return move.aside if os.path.lexists(move.aside) else None
     _sure_shape(move.old, expected)
@@ -332,7 +333,7 @@ def _sure_shape(path: str, expected: Manifest | None) -> None:
         return
     if differ := expected.shape().differences(scan(path)):
         raise GiveUp(
-            f"{printable(path)} is not what its manifest says: {differ[0]} ({len(differ)} in all)"
+            f"{escaped(path)} is not what its manifest says: {differ[0]} ({len(differ)} in all)"
         )
 
 
@@ -352,7 +353,7 @@ def _copied(move: Move, site: Site, expected: Manifest | None) -> None:
         differ = wanted.differences(found)
         _remove(move.new)
         raise GiveUp(
-            f"{printable(move.old)} could not be copied: {differ[0]} ({len(differ)} in all); see "
+            f"{escaped(move.old)} could not be copied: {differ[0]} ({len(differ)} in all); see "
             "caxev verify --deep"
         )
 
@@ -370,7 +371,7 @@ def _remove(path: str) -> None:
     try:
         remove(path)
     except OSError as error:
-        raise Retry(f"cannot remove {printable(path)}: {error.strerror}") from error
+        raise Retry(f"cannot remove {escaped(path)}: {error.strerror}") from error
 
 
 def _to_nobody(_done: int, _total: int) -> None:

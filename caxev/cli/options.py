@@ -98,12 +98,15 @@ class State:
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def log(self, usual: str) -> None:
-        """Start logging to stderr, at the level asked for or else the usual one."""
+    def log(self, usual: str, *, lasting: bool = False) -> None:
+        """Start logging to stderr, at the level asked for or else the usual one.
+
+        A `lasting` process never waits for whoever reads that.
+        """
         from caxev import logs
 
         level = (self.log_level or usual).upper()
-        logs.configure(level, file=self.log_file, as_json=self.log_json)
+        logs.configure(level, file=self.log_file, as_json=self.log_json, lasting=lasting)
 
     def with_database(self, function: Callable[[Database], Awaitable[T]]) -> T:
         """Run an async function with the database open and checked. Raises `DatabaseError`."""

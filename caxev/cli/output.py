@@ -15,6 +15,8 @@ from typing import Any
 import click
 from attrs import frozen
 
+from caxev.escapes import escaped
+
 Row = Mapping[str, Any]
 
 
@@ -44,22 +46,15 @@ def show_json(rows: Sequence[Row]) -> None:
     click.echo(json.dumps(list(rows), default=_json, indent=2))
 
 
-def say(line: str) -> None:
+def say(line: str, *, err: bool = False) -> None:
     """Print a line for people, if there is one."""
     if line:
-        click.echo(printable(line))
+        click.echo(escaped(line), err=err)
 
 
 def time(moment: datetime | None) -> str | None:
     """Return a time as ISO 8601 in UTC, to the second: ``2016-11-11T14:34:05Z``."""
     return None if moment is None else f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
-
-
-def printable(text: str) -> str:
-    """Return the text with whatever is not printable shown as its escape."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def cell(value: Any) -> str:
@@ -71,8 +66,8 @@ def cell(value: Any) -> str:
     if isinstance(value, datetime):
         return time(value) or "-"
     if isinstance(value, list | tuple):
-        return printable(", ".join(map(str, value))) or "-"
-    return printable(str(value))
+        return escaped(", ".join(map(str, value))) or "-"
+    return escaped(str(value))
 
 
 def size(number: object) -> str | None:
@@ -118,7 +113,7 @@ def _show_rich(table: Table) -> None:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(box=SIMPLE_HEAD, title=table.title or None, title_justify="left")
+    shown = RichTable(box=SIMPLE_HEAD, title=escaped(table.title) or None, title_justify="left")
     for _, heading in table.columns:
         shown.add_column(heading, overflow="fold")
     for cells in _cells(table):

@@ -17,8 +17,9 @@ from attrs import frozen
 
 from caxev.cli.errors import NoSuchRun, NothingToDo
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import printable, say, show_json
+from caxev.cli.output import say, show_json
 from caxev.config import Site, Sites
+from caxev.escapes import escaped
 
 if TYPE_CHECKING:
     from caxev.model import CopyKey, Run, RunUpdate
@@ -174,7 +175,7 @@ class Found:
 
         if not self.any_name and (called := run_name(self.real)) != run.name:
             raise NothingToDo(
-                f"{printable(called)} is not the name of {run}: if it is that run's all the same, "
+                f"{escaped(called)} is not the name of {run}: if it is that run's all the same, "
                 "say --any-name"
             )
         hosts = beside(self.site, self.sites)
@@ -182,9 +183,7 @@ class Found:
             mine = Copy(self.key, VERIFYING, {"location": name})
             others = sharing(await database.overlapping(hosts, name), run, mine, hosts)
             if others:
-                raise NothingToDo(
-                    f"{printable(name)} is at, above or below the files of {others[0]}"
-                )
+                raise NothingToDo(f"{escaped(name)} is at, above or below the files of {others[0]}")
 
     def _row(self, number: int | None, name: str, what: str) -> Mapping[str, Any]:
         return {
@@ -208,7 +207,7 @@ def found_at(path: str, here: Site, sites: Sites, *, any_name: bool = False) -> 
 
     real = confine(path, here.roots)
     if not os.path.lexists(real):
-        raise NothingToDo(f"there is nothing at {printable(real)}")
+        raise NothingToDo(f"there is nothing at {escaped(real)}")
     return Found(here, sites, key_of(here, real), real, any_name)
 
 
@@ -221,13 +220,13 @@ def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate
 
     known = run.copy(key)
     if known is not None:
-        where = printable(known.location or "no place")
+        where = escaped(known.location or "no place")
         raise NothingToDo(f"{run} has that copy: {key} is {known.status} ({where})")
     try:
         location.encode()
     except UnicodeEncodeError:
         raise NothingToDo(
-            f"{printable(location)} is no text that the database can hold: rename it"
+            f"{escaped(location)} is no text that the database can hold: rename it"
         ) from None
     return RunUpdate.add_copy(
         run,

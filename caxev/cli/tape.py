@@ -18,8 +18,9 @@ from attrs import frozen
 
 from caxev.cli.errors import FAILED, NothingToDo
 from caxev.cli.options import MOST, RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import Table, printable, say, show, size
+from caxev.cli.output import Table, say, show, size
 from caxev.config import ConfigError
+from caxev.escapes import escaped
 from caxev.finite import DAYS
 
 if TYPE_CHECKING:
@@ -384,7 +385,7 @@ def forget(
     options.log("warning")
     host = archive_called(options.sites(), tape_name).name
     if not (yes or dry_run):
-        words = printable(wanted.words)
+        words = escaped(wanted.words)
         click.confirm(f"Forget that {words} is at {host}?", abort=True, err=as_json)
     _ask_for(wanted, lambda run: forget_ask(run, host, why), dry_run=dry_run, as_json=as_json)
 

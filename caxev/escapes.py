@@ -1,0 +1,14 @@
+"""Text that others wrote, made harmless for logs, terminals and messages. Pure."""
+
+from __future__ import annotations
+
+
+def escaped(text: str) -> str:
+    """Return the text on one line, with whatever is not printable shown as its escape.
+
+    Names of runs and files come from elsewhere: one with a line break could forge a log line, one
+    with a control character could steer the terminal of whoever reads it.
+    """
+    if text.isprintable():  # as nearly all are
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
