@@ -25,6 +25,7 @@ jitter are arguments. Property-tested in tests/test_alarms.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -308,6 +309,26 @@ def parked(debt: Debt, run: str) -> Alarm:
         run=run,
         details={"why": debt.note, "what to do": "caxev explain shows more; then: caxev retry"},
     )
+
+
+def same_cause(one: Alarm, other: Alarm) -> bool:
+    """Whether both are about reactions of one handler to one run that failed for one reason.
+
+    Several changes of a run lead to the same handler: what it cannot do is one trouble.
+    """
+    if one.run != other.run or one.details.get("why") != other.details.get("why"):
+        return False
+    keys = (one.key, other.key)
+    return all(key.startswith(PARKED) for key in keys) and len({*map(_acting, keys)}) == 1
+
+
+def _acting(key: str) -> tuple[str, str, str]:
+    """Site, run and handler of the reaction that such an alarm is about."""
+    try:
+        site, run, *_, handler = json.loads(key.removeprefix(PARKED))
+    except ValueError:  # what somebody wrote into the database is about itself alone
+        return key, "", ""
+    return str(site), str(run), str(handler)
 
 
 def deaf_key(debt: Debt) -> str:

@@ -216,13 +216,14 @@ async def _stand_by(
     site, held = options.site.name, options.lease * _HELD
     while not leaving.asked.is_set():
         try:
-            taken = await database.acquire(site, owner, held, utcnow())
+            taken = await database.acquire(site, owner, held, utcnow(), options.sites.digest)
+            other = None if taken or told else await _other_configuration(options, database)
             trouble.over("lease")
         except DatabaseError as error:
             if not passing(error):
                 raise
             trouble.meet("lease", error)
-            taken = None
+            taken = other = None
         if taken is not None:
             tenure, claims = taken
             logger.info("listening for {} (epoch {})", site, tenure.epoch)
@@ -231,11 +232,27 @@ async def _stand_by(
             return tenure
         if not told and not trouble:
             logger.info("another process listens for {}: standing by", site)
+            if other is not None:
+                logger.warning(
+                    "standing by with another configuration: {} has digest {}, and {} goes by {}; "
+                    "give both one file (caxev sites merge makes one of several)",
+                    options.sites.path,
+                    options.sites.digest,
+                    *other,
+                )
             notify("READY=1\nSTATUS=standing by")
             told = True
         with trio.move_on_after(options.lease * _STAND_BY):
             await leaving.asked.wait()
     return None
+
+
+async def _other_configuration(options: Options, database: Database) -> tuple[str, str] | None:
+    """Return who listens with another sites.json than ours, and the digest of that."""
+    record = await database.site_record(options.site.name)
+    if record is None or record.configuration in ("", options.sites.digest):
+        return None
+    return record.owner or "another process", record.configuration
 
 
 class _Tenancy:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
+from loguru import logger
 
 from caxev.cli.copy import Wish
 from caxev.cli.errors import CONFIGURATION
@@ -16,6 +18,8 @@ from caxev.config import BY_METHOD, ConfigError, Sites, load_handlers, load_site
 from caxev.model import Run
 from caxev.registry import Registry, recorded
 from caxev.retention import Plan, keeper, plan_purge
+from tests import engine
+from tests.conftest import Database as Named
 from tests.engine import run_document
 from tests.test_cli import Caxev, caxev  # noqa: F401  # a fixture
 
@@ -240,3 +244,113 @@ def test_purge_counts_as_cax_did(
     now = datetime(2017, 1, 1, tzinfo=UTC)
     decision = plan_purge(run, run.copies[0], sites.get("a"), sites, now)
     assert isinstance(decision, Plan) is goes, decision
+
+
+# --- several files of one host ---
+
+COPY: list[dict[str, Any]] = [
+    {
+        "name": "daq",
+        "hostname": "daq.example.org",
+        "username": "mover",
+        "method": "rsync",
+        "dir_raw": "/data/raw",
+        "upload_options": ["cluster"],
+        "data_type": ["raw", "processed"],
+        "purge": 30,
+        "identity": "keys/daq",
+        "task_list": ["CopyPush", "BufferPurger"],
+    },
+    {"name": "cluster", "hostname": "cluster.example.org", "dir_raw": "/big/raw"},
+]
+
+
+def several(directory: Path, *files: object) -> list[str]:
+    """Write files, each in a directory of its own; their paths."""
+    paths = []
+    for number, entries in enumerate(files):
+        (directory / str(number)).mkdir()
+        paths.append(str(written(directory / str(number), entries)))
+    return paths
+
+
+def test_merge(tmp_path: Path, caxev: Caxev) -> None:  # noqa: F811  # the fixture
+    """A site may do by the merged file what it may do by any; its archives get what they got."""
+    paths = several(tmp_path, COPY, TAPE, [RUCIO[0], RUCIO[2]])
+    answer = caxev("sites", "merge", *paths)
+    assert (answer.code, answer.err) == (0, "")
+    (tmp_path / "merged").mkdir()
+    sites = loaded(tmp_path / "merged", answer.out)
+    assert list(sites) == ["daq", "cluster", "tape", "catalogue"]
+    daq = sites.get("daq")
+    assert (daq.method, daq.listener, daq.purge) == ("rsync", True, 30)
+    assert (daq.dir_raw, daq.dir_tsm) == ("/data/raw", "/data/tsm")
+    assert daq.upload_options == ("cluster", "tape", "catalogue")
+    assert daq.data_type == ("raw", "processed")
+    assert daq.task_list == ("CopyPush", "BufferPurger", "CopyPull")
+    assert daq.identity == str(tmp_path / "0" / "keys" / "daq")
+    assert sites.get("cluster").data_type == ("raw", "processed", "minitrees")
+    assert [sites.get(name).data_type for name in ("tape", "catalogue")] == [("raw",)] * 2
+    assert {"push", "purge", "backup", "rucio_upload"} <= enabled(sites, "daq")
+
+
+def test_merge_without_a_task_list(tmp_path: Path, caxev: Caxev) -> None:  # noqa: F811  # the fixture
+    """By a file without a list of tasks the site does everything, and so it does by the merged."""
+    paths = several(tmp_path, TAPE, [{**COPY[0], "task_list": None}, COPY[1]])
+    (daq, *_) = json.loads(caxev("sites", "merge", *paths).out)
+    assert "task_list" not in daq
+
+
+def test_merge_of_files_that_disagree(tmp_path: Path, caxev: Caxev) -> None:  # noqa: F811  # the fixture
+    """Each conflict is named with its files and values, and nothing is made unless --first is."""
+    daq = {**COPY[0], "identity": None}
+    other = [{**daq, "purge": 5, "dir_raw": "/data/raw/"}, {**COPY[1], "dir_raw": "/new/raw"}]
+    one, two, three = several(tmp_path, [daq, COPY[1]], other, [daq, COPY[1]])
+    answer = caxev("sites", "merge", one, two, three)
+    assert (answer.code, answer.out) == (CONFIGURATION, "")
+    purge, raw, *_ = answer.err.splitlines()
+    assert purge == f"caxev: site 'daq': purge is 30 in {one} and {three}, but 5 in {two}"
+    assert f'dir_raw is "/big/raw" in {one} and {three}, but "/new/raw" in {two}' in raw
+    first = caxev("sites", "merge", "--first", two, one)
+    assert first.code == 0
+    assert [one["dir_raw"] for one in json.loads(first.out)] == ["/data/raw/", "/new/raw"]
+    assert first.err.count("; the first is taken") == 2
+
+
+def test_a_merged_file_says_what_its_one_part_says(tmp_path: Path, caxev: Caxev) -> None:  # noqa: F811  # the fixture
+    """Merging a file with itself changes nothing that it means."""
+    (path,) = several(tmp_path, [*COPY, RUCIO[2], TAPE[1]])
+    (tmp_path / "merged").mkdir()
+    merged = loaded(tmp_path / "merged", caxev("sites", "merge", path, path).out)
+    assert merged.by_name == load_sites(path).by_name
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize("same", [True, False])
+async def test_standing_by_with_another_configuration(
+    database: Named, tmp_path: Path, same: bool
+) -> None:
+    """A second listener with another sites.json logs both digests; a layout is no difference."""
+    first = loaded(tmp_path, [{"name": "lngs", "purge": 5}, {"name": "b"}])
+    other = json.dumps([{"purge": 5 if same else 6, "name": "lngs"}, {"name": "b"}], indent=3)
+    second = load_sites(written(tmp_path, other, "other.json"))
+    assert (first.digest == second.digest) is same
+    options = engine.options_for(database, [])
+    logged: list[str] = []
+    sink = logger.add(logged.append, level="INFO", format="{message}")
+    try:
+        async with engine.opened(database) as db:
+            one = evolve(options, sites=first, site=first.get("lngs"))
+            async with engine.listener(db, one, "one"):
+                await engine.until(lambda: any("listening for lngs" in line for line in logged))
+                two = evolve(options, sites=second, site=second.get("lngs"))
+                async with engine.listener(db, two, "two"):
+                    await engine.until(lambda: any("standing by" in line for line in logged))
+                record = await db.site_record("lngs")
+        assert record is not None
+        assert record.configuration in (first.digest, second.digest)
+    finally:
+        logger.remove(sink)
+    told = [line for line in logged if "another configuration" in line]
+    assert (len(told) == 0) is same
+    assert same or all(x in told[0] for x in (first.digest, second.digest, "caxev sites merge"))

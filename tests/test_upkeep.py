@@ -23,7 +23,9 @@ from caxev.config.sites import TYPES
 from caxev.demo import daq
 from caxev.files import Item
 from caxev.model import CopyKey, Event, Run
+from caxev.mongo import Request
 from caxev.registry import recorded
+from caxev.testing import lab
 from handlers import completeness, permissions
 from tests import engine
 from tests.conftest import Database as Named
@@ -122,6 +124,33 @@ def test_what_has_no_size_yet(run: Run, why: str) -> None:
     plan = completeness.plan_size(run, SITE)
     assert isinstance(plan, Skip)
     assert why in plan.why
+
+
+@pytest.mark.replicaset
+async def test_one_cause_is_one_alarm() -> None:
+    """Three changes of a run lead here, and it lacks data: that is one alarm, until it is right."""
+    async with lab(completeness) as here:
+        run = await here.new_run(at="lngs", trigger={"events_built": 5000})
+        failed = await here.settle()
+        assert [one.handler for one in failed] == ["add_size"] * 3
+        (alarm,) = await here.alarms()
+        assert "fill 5" in alarm.details["why"]
+        await here.settle()  # the next listener raises no other for those that it finds
+        assert [one.key for one in await here.alarms()] == [alarm.key]
+        await here.set(run, trigger={"events_built": None}, raw_size_byte=1)
+        await here.database.add_request("lngs", Request("retry"), "me", here.now())
+        assert await here.settle() == []
+        assert await here.alarms() == []
+
+
+@pytest.mark.replicaset
+async def test_two_causes_are_two_alarms() -> None:
+    """Of two runs each has its own."""
+    async with lab(completeness) as here:
+        for _ in range(2):
+            await here.new_run(at="lngs", trigger={"events_built": 5000})
+        await here.settle()
+        assert len({one.run for one in await here.alarms()}) == len(await here.alarms()) == 2
 
 
 # -- permissions ----------------------------------------------------------------------------------

@@ -109,7 +109,7 @@ def _in_shell(database: str, command: dict[str, Any]) -> str:
 
 @click.group(epilog=example("caxev sites check --site lngs --connect"))
 def sites() -> None:
-    """Check sites.json, and the ways between the sites."""
+    """Check sites.json and the ways between the sites; merge several files into one."""
 
 
 @sites.command(
@@ -139,6 +139,29 @@ def check(site: str | None, connect: bool, as_json: bool) -> None:
     show(Table(_SITES if site is None else (*_SITES, ("state", "STATE")), rows), as_json=as_json)
     if any(row.get("ok") is False for row in rows):
         raise click.exceptions.Exit(FAILED)
+
+
+@sites.command("merge", epilog=example("caxev sites merge cax.json cax_tsm.json > sites.json"))
+@click.argument("files", nargs=-1, required=True, metavar="FILE...")
+@click.option("--first", is_flag=True, help="If files disagree, take what the first of them says.")
+@global_options(hidden=True)
+def merge(*, files: tuple[str, ...], first: bool) -> None:
+    """Print one sites.json of several: cax has a file for each of its programs.
+
+    Where files disagree nothing is printed but that, unless --first says which of them counts.
+    """
+    from caxev.config.merging import merge as merged
+
+    state().log("warning")
+    entries, conflicts = merged(files)
+    for conflict in conflicts:
+        click.echo(f"caxev: {conflict}{'; the first is taken' if first else ''}", err=True)
+    if conflicts and not first:
+        click.echo(
+            "caxev: make the files agree, or give --first to take what the first says", err=True
+        )
+        raise click.exceptions.Exit(CONFIGURATION)
+    show_json(entries)
 
 
 def _unknown_tasks(options: State, known: Sites) -> Iterable[str]:

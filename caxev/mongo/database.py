@@ -251,9 +251,11 @@ class Database:
     # -- the lease --------------------------------------------------------------------------
 
     async def acquire(
-        self, site: str, owner: str, lease: float, now: datetime
+        self, site: str, owner: str, lease: float, now: datetime, configuration: str = ""
     ) -> tuple[Tenure, int] | None:
         """Take the site over if nobody holds it: our tenure and how many claims were interrupted.
+
+        `configuration` is the digest of our sites.json: others see whether theirs differs.
 
         None where another process's lease has not lapsed. From the new epoch on the former process
         can begin nothing, and once its claims are opened it can settle nothing.
@@ -269,7 +271,7 @@ class Database:
             # Not a transaction: one that we were killed in would lock the site's document for a
             # minute, and the next process could not know whose session it has to end.
             lsid = self._session.session_id
-            epoch = await self._store.take_over(site, owner, lease, lsid)
+            epoch = await self._store.take_over(site, owner, lease, lsid, configuration)
             if epoch is None:
                 return None
             point("mongo.takeover.epoch")

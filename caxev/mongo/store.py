@@ -77,7 +77,8 @@ class Tenure:
 class SiteRecord:
     """A site's document. `expires`: when the lease lapses unless renewed, UTC.
 
-    `rules` are the digests of the rule files that were applied last, by catalogue.
+    `rules` are the digests of the rule files that were applied last, by catalogue;
+    `configuration` is the digest of the sites.json that the owner goes by.
     """
 
     site: str
@@ -93,6 +94,7 @@ class SiteRecord:
     requests: int
     watched: Watched = NO_FIELDS
     rules: Mapping[str, str] = field(factory=dict)
+    configuration: str = ""
 
     @classmethod
     def from_document(cls, document: Document) -> SiteRecord:
@@ -115,6 +117,7 @@ class SiteRecord:
                 frozenset(watched.get("run", ())), frozenset(watched.get("copies", ()))
             ),
             rules={row["catalogue"]: row["digest"] for row in document.get("rules", ())},
+            configuration=str(document.get("configuration") or ""),
         )
 
 
@@ -207,7 +210,9 @@ class Store:
         """Return the site's document if its lease has lapsed, else None."""
         return await self.ledger.find_one({"_id": site, "$expr": {"$not": [_ACTIVE]}})
 
-    async def take_over(self, site: str, owner: str, lease: float, lsid: Any) -> int | None:
+    async def take_over(
+        self, site: str, owner: str, lease: float, lsid: Any, configuration: str
+    ) -> int | None:
         """Take a lapsed lease: the new epoch, or None where it has not lapsed."""
         document = await self.ledger.find_one_and_update(
             {"_id": site, "$expr": {"$not": [_ACTIVE]}},
@@ -219,6 +224,7 @@ class Store:
                         "expires": {"$add": ["$$NOW", lease * 1000]},
                         "lsid": {"$literal": lsid},
                         "lease": lease,
+                        "configuration": {"$literal": configuration},
                     }
                 }
             ],
@@ -631,6 +637,7 @@ _SITE_FIELDS: Final = dict.fromkeys(
         "gaps",
         "requests",
         "watched",
+        "configuration",
     ),
     1,
 )

@@ -35,6 +35,7 @@ from caxev.alarms import (
     parked,
     parked_key,
     raised,
+    same_cause,
     together,
     undelivered,
 )
@@ -91,7 +92,9 @@ class Desk:
     # -- raising ----------------------------------------------------------------------------
 
     def sound(self, alarm: Alarm) -> None:
-        """Raise an alarm; nothing new where it stands."""
+        """Raise an alarm; nothing new if it stands, or another one of the same cause does."""
+        if not self._stands(alarm.key) and any(same_cause(s.alarm, alarm) for s in self.standing):
+            return
         if len(self._known) >= MOST and alarm.key not in self._known:
             alarm = crowded(alarm.site, MOST)
         before = self._known.get(alarm.key)

@@ -1,0 +1,149 @@
+"""Several sites.json into one, as ``caxev sites merge`` does it.
+
+A host with cax has a file for each of its programs: one to copy, one for tape, one for the
+catalogue. caxev has one listener a site, and so one file. What a site may do by any of the files it
+may do by the merged one; of what can only be one, the files must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import frozen
+
+from caxev.config.errors import shown
+from caxev.config.json_file import read_entries
+from caxev.config.sites import TYPES, Sites, acts, is_archive, load_sites
+
+Entry = dict[str, Any]
+PATHS: Final = ("identity", "known_hosts", "grid_cert")
+"""Keys whose paths are relative to their file."""
+RUCIO_PATHS: Final = ("ca_cert", "home", "rules")
+"""The same inside ``rucio``."""
+UNIONS: Final = (
+    "upload_options",
+    "download_options",
+    "data_type",
+    "pax_processing_versions",
+    "rucio_transfer",
+    "rucio_tags",
+    "handlers",
+    "master",
+)
+"""Lists of what a site may do: by several files it may do all of it.
+
+By a file without ``data_type`` cax copied nothing at all, so the other files' lists count.
+"""
+LIMITS: Final = ("task_list", "dataset_list")
+"""Lists of all that a site may do: a file without one allows everything."""
+
+
+@frozen
+class Conflict:
+    """A key of a site on which files disagree: the files and their values, in order."""
+
+    site: str
+    key: str
+    values: tuple[tuple[str, object], ...]
+
+    def __str__(self) -> str:
+        files: dict[str, list[str]] = {}
+        for file, value in self.values:
+            files.setdefault(shown(value), []).append(file)
+        found = ", but ".join(f"{value} in {' and '.join(names)}" for value, names in files.items())
+        return f"site {self.site!r}: {self.key} is {found}"
+
+
+@frozen
+class Part:
+    """One file: its name, what it says as it stands there, and as it is understood."""
+
+    file: str
+    entries: Mapping[str, Entry]
+    sites: Sites
+
+    @classmethod
+    def of(cls, path: str | Path) -> Part:
+        """Read a file. Raises `ConfigError` if it is no sites.json."""
+        sites = load_sites(path)
+        entries = (dict(entry) for entry in read_entries(sites.path))
+        return cls(str(path), {entry["name"]: entry for entry in entries}, sites)
+
+
+def merge(paths: Sequence[str | Path]) -> tuple[list[Entry], list[Conflict]]:
+    """Merge files: the entries of one file, and where these disagree.
+
+    Of a conflict the first file's value is in the entries. Raises `ConfigError` for a file that
+    cannot be read.
+    """
+    parts = [Part.of(path) for path in paths]
+    conflicts: list[Conflict] = []
+    names = dict.fromkeys(name for part in parts for name in part.entries)
+    merged = [_site(name, [p for p in parts if name in p.entries], conflicts) for name in names]
+    for entry in merged:
+        _narrow(entry, parts)
+    return merged, conflicts
+
+
+def _site(name: str, parts: Sequence[Part], conflicts: list[Conflict]) -> Entry:
+    keys = dict.fromkeys(key for part in parts for key in part.entries[name])
+    merged: Entry = {}
+    for key in keys:
+        given = [part for part in parts if _says(part, name, key)]
+        if key in LIMITS and len(given) < len(parts):
+            continue  # by one of the files it may do everything
+        if not given:
+            continue
+        if key in (*UNIONS, *LIMITS):
+            merged[key] = [*dict.fromkeys(one for p in given for one in p.entries[name][key])]
+            continue
+        merged[key] = _written(given[0], name, key)
+        if len({*map(repr, (_meant(part, name, key) for part in given))}) > 1:
+            values = tuple((part.file, part.entries[name][key]) for part in given)
+            conflicts.append(Conflict(name, key, values))
+    return merged
+
+
+def _says(part: Part, name: str, key: str) -> bool:
+    """Whether a file says something by a key. The method of its archive is not a site's own."""
+    entry = part.entries[name]
+    if key == "method" and acts(entry) and is_archive(entry.get("method")):
+        return False
+    return entry.get(key) not in (None, "", [])
+
+
+def _meant(part: Part, name: str, key: str) -> object:
+    """What a key means there, so that two spellings of it are the same."""
+    if key.startswith("x_"):
+        return part.entries[name][key]
+    value = getattr(part.sites.get(name), key)
+    return "gfal-copy" if value == "lcg-cp" else value  # what took its place
+
+
+def _written(part: Part, name: str, key: str) -> object:
+    """What is written for a key: paths as they are wherever the merged file will lie."""
+    given, site = part.entries[name][key], part.sites.get(name)
+    if key in PATHS:
+        return getattr(site, key)
+    if key == "rucio":
+        known = {inner: getattr(site.rucio, inner) for inner in RUCIO_PATHS}
+        return given | {inner: path for inner, path in known.items() if path is not None}
+    return "gfal-copy" if (key, given) == ("method", "lcg-cp") else given
+
+
+def _narrow(entry: Entry, parts: Iterable[Part]) -> None:
+    """Let an archive get no other types of data than those that the files brought there."""
+    name = entry["name"]
+    if entry.get("data_type") or not is_archive(entry.get("method")):
+        return
+    types = {
+        kind
+        for part in parts
+        for site in part.sites.values()
+        if name in (*site.upload_options, *site.download_options)
+        for kind in site.data_type
+    }
+    if types and types != {*TYPES}:
+        entry["data_type"] = [kind for kind in TYPES if kind in types]
