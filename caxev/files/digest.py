@@ -23,9 +23,9 @@ def digest_tree(
 ) -> Manifest:
     """The manifest of the copy at `root` with those digests of each file that are wanted.
 
-    Each file is read once, by `threads` threads (default: one a core): with `sha512` a file by
-    one of them, else the parts of one also by several. Memory stays below 4 MiB a thread. At most
-    `max_rate` bytes a second are read.
+    Each file is read once, from the disk and not from the cache (see `uncached`), by `threads`
+    threads (default: one a core): with `sha512` a file by one of them, else the parts of one also
+    by several. Memory stays below 5 MiB a thread. At most `max_rate` bytes a second are read.
     Raises `GiveUp` as `scan` does; `Retry` where a file cannot be read, or anything in the tree
     changes meanwhile. Leaves nothing behind, however it ends.
     """
@@ -64,13 +64,14 @@ def wrong_below(
     """The bytes of each of these files below `root` that are not what its item says, in order.
 
     Those of whole parts, neighbours joined; what is there beyond an item's size does not count.
-    Every item's digests must be known. Raises `Retry` where a file cannot be read, or changes
-    meanwhile.
+    Every item's digests must be known. What the cache has is not read from the disk: this is about
+    what has passed, and proves nothing of the disk. Raises `Retry` if a file cannot be read, or
+    changes meanwhile.
     """
     todo = {seen.path: _whole_parts(seen, items[seen.path].size) for seen in found}
     reading = [one for file in todo.values() for one in file if one.size]
     if reading:
-        read_all(root, reading, None, report)
+        read_all(root, reading, None, report, cached=True)
     return {
         path: wrong_ranges(
             items[path].size,

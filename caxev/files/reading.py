@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from attrs import define, field
@@ -16,6 +17,7 @@ from caxev.files.parts import PartDigest
 from caxev.files.paths import printable
 from caxev.files.resolved import open_resolved
 from caxev.files.tree import Seen
+from caxev.files.uncached import aligned_buffer, drop, open_uncached, read_into
 from caxev.job import Retry
 
 if TYPE_CHECKING:
@@ -51,6 +53,9 @@ class Stretch:
         return self.stop - self.start
 
 
+_Buffers: TypeAlias = tuple[memoryview, memoryview]
+
+
 class _Hash(Protocol):
     def update(self, data: ReadableBuffer, /) -> object: ...
 
@@ -67,15 +72,22 @@ def read_all(
     threads: int | None,
     report: Report,
     max_rate: float | None = None,
+    *,
+    cached: bool = False,
 ) -> None:
     """Feed every stretch of the files below `root` to its hashes, at `max_rate` bytes a second.
 
+    What is read comes from the disk (see `uncached`), or with `cached` from memory if it is there.
     Raises `Retry` where a file cannot be read or is not what was seen. Every thread has ended
     when this ends, however it ends.
     """
     threads = threads or len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(threads) as helpers:
-        readers = _Readers(root, todo, threads, helpers, Brake(max_rate))
+    with (
+        ThreadPoolExecutor(threads) as ahead,
+        ThreadPoolExecutor(threads) as helpers,
+        ThreadPoolExecutor(threads) as pool,
+    ):
+        readers = _Readers(root, todo, threads, helpers, ahead, Brake(max_rate), cached)
         futures = [pool.submit(readers.run, number) for number in range(threads)]
         _wait(futures, readers, report)
 
@@ -108,7 +120,9 @@ class _Readers:
     todo: Sequence[Stretch]
     threads: int
     helpers: ThreadPoolExecutor
+    ahead: ThreadPoolExecutor
     brake: Brake
+    cached: bool
     total: int = field(init=False)
     counts: list[int] = field(init=False)
     stopped: bool = False
@@ -125,50 +139,74 @@ class _Readers:
 
     def run(self, number: int) -> None:
         """What thread `number` does."""
-        buffer = memoryview(bytearray(CHUNK))
+        buffers = aligned_buffer(CHUNK), aligned_buffer(CHUNK)
         for one in self._left:
-            self._digest(one, buffer, number)
+            self._digest(one, buffers, number)
 
-    def _digest(self, one: Stretch, buffer: memoryview, number: int) -> None:
+    def _digest(self, one: Stretch, buffers: _Buffers, number: int) -> None:
         path = self._above + one.seen.path if one.seen.path else self.root
         parts = PartDigest() if one.blake3 else None
         sha512 = hashlib.sha512() if one.sha512 else None
         hashes: list[_Hash] = [each for each in (parts, sha512) if each is not None]
         try:
-            self._feed_all(path, one, hashes, buffer, number)
+            self._feed_all(path, one, hashes, buffers, number)
         except OSError as exc:
             raise Retry(f"cannot read {printable(path)}: {exc.strerror}") from exc
         one.part_digests = parts.parts() if parts else []
         one.sha512_digest = sha512.digest() if sha512 else None
 
     def _feed_all(
-        self, path: bytes, one: Stretch, hashes: list[_Hash], buffer: memoryview, number: int
+        self, path: bytes, one: Stretch, hashes: list[_Hash], buffers: _Buffers, number: int
     ) -> None:
-        descriptor = open_resolved(path, _FLAGS)
+        descriptor = self._open(path, one)
         try:
             if one.size > CHUNK:
                 os.posix_fadvise(descriptor, one.start, one.size, os.POSIX_FADV_SEQUENTIAL)
                 _unchanged(descriptor, path, one.seen)  # before much is read in vain
             helpers = self.helpers if one.size > self._wide else None
-            for chunk in _chunks(descriptor, path, one, buffer):
-                if self.stopped:
-                    raise _Stopped
-                _feed(chunk, hashes, helpers)
-                self.brake.passed(len(chunk))
-                self.counts[number] += len(chunk)
+            with closing(_chunks(descriptor, path, one, buffers, self.ahead)) as chunks:
+                for chunk in chunks:
+                    if self.stopped:
+                        raise _Stopped
+                    _feed(chunk, hashes, helpers)
+                    self.brake.passed(len(chunk))
+                    self.counts[number] += len(chunk)
             _unchanged(descriptor, path, one.seen)
+            if not self.cached:
+                drop(descriptor, one.start, one.size)  # others' pages are worth more than these
         finally:
             os.close(descriptor)
 
+    def _open(self, path: bytes, one: Stretch) -> int:
+        if self.cached or not one.size:
+            return open_resolved(path, _FLAGS)
+        return open_uncached(path, one.start, one.size)
 
-def _chunks(descriptor: int, path: bytes, one: Stretch, buffer: memoryview) -> Iterator[memoryview]:
-    at = one.start
+
+def _chunks(
+    descriptor: int, path: bytes, one: Stretch, buffers: _Buffers, ahead: ThreadPoolExecutor
+) -> Generator[memoryview]:
+    """The bytes of a stretch in turn. While one chunk is used, `ahead` reads the next.
+
+    A direct read has no read-ahead of the kernel's: without ours disk and hash took turns, at half
+    the speed.
+    """
+
+    def read(at: int, buffer: memoryview) -> int:
+        return read_into(descriptor, buffer, at, min(CHUNK, one.stop - at))
+
+    at, (this, other) = one.start, buffers
+    count = read(at, this) if one.size else 0
     while at < one.stop:
-        count = os.preadv(descriptor, [buffer[: one.stop - at]], at)
         if count == 0:
             raise _changed(path)
-        yield buffer[:count]
-        at += count
+        after = at + count
+        coming = ahead.submit(read, after, other) if after < one.stop else None
+        try:
+            yield this[:count]
+        finally:
+            count = coming.result() if coming else 0  # the descriptor is closed after this
+        at, this, other = after, other, this
 
 
 def _feed(chunk: memoryview, hashes: Sequence[_Hash], helpers: ThreadPoolExecutor | None) -> None:
