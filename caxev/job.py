@@ -8,8 +8,8 @@ passes in functions that write to the database or run work in another process.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from attrs import define, field, frozen
 
 from caxev.alarms import Alarm, Severity
-from caxev.model import Copy, CopyField, CopyKey, Event, Run, RunId, RunUpdate
+from caxev.model import Copy, CopyField, CopyKey, Event, Run, RunId, RunUpdate, new_id
 
 if TYPE_CHECKING:
     from loguru import Logger
@@ -84,6 +84,13 @@ class GiveUp(Exception):
     def __init__(self, why: str) -> None:
         super().__init__(why)
         self.why = str(why)
+
+
+class Damaged(GiveUp):
+    """The source of a copy is not what its manifest says, and nothing of that has been accepted.
+
+    The source may be a bad copy: have it read again (`Job.suspecting`).
+    """
 
 
 class Superseded(Exception):
@@ -186,6 +193,27 @@ class Job:
     async def update_other(self, update: RunUpdate) -> bool:
         """Write to another run's document; False where it is no longer what `update` expects."""
         return await self.ports.update(update, now=self.now()) is not None
+
+    @asynccontextmanager
+    async def suspecting(self, source: Copy) -> AsyncIterator[None]:
+        """Copy from `source` inside: if it turns out to be `Damaged`, `suspect` it and try again.
+
+        By the next attempt its own site has found it good, or it is ``error`` and no source.
+        """
+        try:
+            yield
+        except Damaged as error:
+            await self.suspect(source)
+            raise Retry(error.why) from error
+
+    async def suspect(self, copy: Copy) -> None:
+        """Ask for a fresh reading of a copy that gave something else than it should.
+
+        Whoever keeps it reads it, and makes it ``error`` if it is bad. If it has just changed,
+        nothing is asked.
+        """
+        with suppress(Superseded):
+            await self.update(RunUpdate.ask(self.run, copy, new_id(), self.now()))
 
     async def is_live(self, owner: str) -> bool:
         """Whether the process that marked an entry of this run as its own may still work on it.

@@ -212,6 +212,8 @@ async def verdict(
         return _update(job, seen, TRANSFERRED, manifest, began, checksum=ours)
     why = await difference(job, known, manifest)
     job.log.error(f"{seen.key} is not what {known.key} is: {why}")
+    if (source := job.run.copy(known.key)) is not None and source.status == TRANSFERRED:
+        await job.suspect(source)  # not every way of moving sees what passes
     bad: dict[str, object] = {"checksumproblem": True, "error": why}
     if not keeps_its_word(seen, manifest):
         return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad)

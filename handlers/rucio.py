@@ -143,7 +143,8 @@ async def _upload(job: Job, plan: Plan) -> RunUpdate:
         metadata=metadata_of(job.run, plan),
     )
     try:
-        read, found = await job.work(rucio.upload, order)
+        async with job.suspecting(plan.source):
+            read, found = await job.work(rucio.upload, order)
     except Retry as error:
         await _wait(job, mine, QUOTA if isinstance(error, OverQuota) else REUPLOAD, error)
         raise

@@ -162,7 +162,8 @@ async def _sent(job: Job, plan: Plan) -> Copy:
     assert source.location is not None
     again = bool(mine.fields.get("resends"))
     reach = Reach(job.site, job.sites.get(plan.tape))
-    manifest = await _step(job, back_up, reach, source.location, data, again)
+    async with job.suspecting(source):
+        manifest = await _step(job, back_up, reach, source.location, data, again)
     await job.store_manifest(manifest.digest, manifest.to_rows())
     update = RunUpdate.change_copy(
         job.run,
@@ -187,6 +188,7 @@ async def _verify(job: Job, plan: Plan, mine: Copy) -> None:
     if why is None:
         await job.update(_good(mine, job.run, copied.manifest, checksum, began))
         return
+    await job.suspect(plan.source)  # what was sent was not compared: it may have been bad
     resends = int(mine.fields.get("resends") or 0) + 1
     again = RunUpdate.change_copy(job.run, mine, TRANSFERRING, resends=resends, error=why)
     await job.update(again)

@@ -174,9 +174,16 @@ async def repair(job: Job) -> Result:
     trigger = _trigger("repair", job)
     plan = plan_repair(job.run, job.copy, job.site, job.sites, trigger=trigger)
     if isinstance(plan, Skip):
-        return plan
+        return _still_bad(job.run, job.copy, trigger) or plan
     mend = fetch if plan.key.host == job.site.name else bring
     return RunUpdate.change_copy(job.run, await mend(job, plan, again=True), VERIFYING, owner=None)
+
+
+def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:
+    """Call a copy bad again that this reaction can no longer repair, as when its source went."""
+    if bad is None or bad.status != TRANSFERRING or not _ours(bad, trigger):
+        return None
+    return RunUpdate.change_copy(run, bad, ERROR, owner=None)
 
 
 # -- doing --------------------------------------------------------------------------------------
@@ -248,7 +255,8 @@ async def _move(
             again=again,
             found=await known(job, plan.resume.manifest) if again and plan.resume else None,
         )
-        moved = await ways.while_open(job, name, move, route)
+        async with job.suspecting(plan.source):
+            moved = await ways.while_open(job, name, move, route)
     ways.traffic.note(name, moved.bytes_sent, moved.seconds)
     job.log.info(f"moved {moved.bytes_sent} of {moved.bytes_total} bytes in {moved.seconds:.1f} s")
     return mine

@@ -326,9 +326,9 @@ def test_all_files_are_read_together(run: Place, monkeypatch: pytest.MonkeyPatch
     arrival = run.arrival(run.known, again=True)
     calls: list[int] = []
 
-    def read_all(root: bytes, todo: Sequence[Stretch], *rest: Any) -> None:
+    def read_all(root: bytes, todo: Sequence[Stretch], *rest: Any, **how: Any) -> None:
         calls.append(len(todo))
-        reading.read_all(root, todo, *rest)
+        reading.read_all(root, todo, *rest, **how)
 
     monkeypatch.setattr(digest, "read_all", read_all)
     with arrival.opened() as todo:

@@ -25,6 +25,7 @@ from caxev.config.care import Patrol
 from caxev.config.links import Hours
 from caxev.dispatcher import Watch, attempt
 from caxev.files import Item, Moved
+from caxev.job import Damaged
 from caxev.ledger import Paid, Postponed
 from caxev.model import Copy, CopyAbsent, CopyIs, Event, Expectation, Run
 from caxev.movers import Route, Traffic, ways
@@ -468,9 +469,14 @@ class Shelf:
 
     def __init__(self, *manifests: Manifest) -> None:
         self.rows = {one.digest: one.to_rows() for one in manifests}
+        self.asked: list[RunUpdate] = []
 
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
         return self.rows.get(digest)
+
+    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
+        self.asked.append(update)
+        return None
 
 
 class Yard(Shelf):
@@ -493,6 +499,8 @@ class Yard(Shelf):
         if update.change is not None:
             place = [one.key for one in self.run.copies].index(update.change[0].key)
             entries[place] |= update.change[1]
+            for name, values in update.append.items():
+                entries[place][name] = [*entries[place].get(name, ()), *values]
         self.run = Run.from_document({**self.run.document, "data": entries})
         return self.run
 
@@ -642,6 +650,30 @@ async def test_an_open_source_is_not_kept_waiting_by_a_closed_one() -> None:
         with pytest.raises(Retry) as error:
             await transfer.pull(job_of(yard, AT_XENON, opening(xenon=2)))
         assert error.value.after == after
+
+
+async def test_a_source_that_is_damaged_is_to_be_read_again() -> None:
+    """Each one is asked for a reading, and tried again: by then it is good, or no source."""
+    yard = Yard(run_of(*BOTH), dict.fromkeys(("chicago", "xenon"), Damaged("bad")))
+    with pytest.raises(Retry, match="bad"):
+        await transfer.pull(job_of(yard, AT_XENON, opening()))
+    assert sorted(yard.tried) == ["chicago", "xenon"]
+    assert all(len(copy_of(yard.run, name).pending) == 1 for name in yard.tried)
+    yard = Yard(run_of(entry("lngs")), {"chicago": Damaged("bad")})
+    with pytest.raises(Retry, match="bad"):
+        await transfer.push(job_of(yard, RAW, evolve(LNGS, upload_options=("chicago",))))
+    assert len(copy_of(yard.run, "lngs").pending) == 1
+
+
+async def test_a_repair_whose_source_has_gone_bad_says_so() -> None:
+    """The copy that was being repaired is bad again, not under way for ever."""
+    trigger = f"lngs: repair: {RAW}"
+    mine = entry("lngs", "transferring", trigger=trigger, checksumproblem=True)
+    yard = Yard(run_of(mine, entry("xenon", "error")))
+    result = await transfer.repair(job_of(yard, RAW, LNGS))
+    assert isinstance(result, RunUpdate)
+    assert result.change is not None
+    assert result.change[1]["status"] == "error"
 
 
 def test_the_soonest_retry_counts() -> None:

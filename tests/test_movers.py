@@ -22,7 +22,7 @@ from attrs import define, evolve, frozen
 from caxev import movers
 from caxev.config import Site, load_sites
 from caxev.files import Arrival, Manifest, Moved, digest_tree, look, partial_path, to_the_second
-from caxev.job import GiveUp, Retry
+from caxev.job import Damaged, GiveUp, Retry
 from caxev.movers import Route, gfal
 from caxev.movers.here import Meter
 from caxev.movers.program import Ended
@@ -398,6 +398,33 @@ def test_a_source_that_changes_is_noticed(world: World, way: Way) -> None:
     assert not (world.target(way) / "run").exists()
     world.move(way)
     assert digested(world.target(way) / "run") == digested(run)
+
+
+def flip(path: Path, at: int) -> None:
+    """Change a byte of a file, and nothing that a look at it shows."""
+    times, data = path.stat(), bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.unlink()  # a server may keep a checksum with the file
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@both
+@pytest.mark.parametrize("at", [0, 5 * MIB, 9 * MIB - 1])
+def test_a_damaged_source_is_never_accepted(world: World, way: Way, at: int) -> None:
+    """However often it is tried, and whatever has come of it; once it is repaired, the copy is."""
+    run = world.plain_run(way, 9)
+    (run / "other").write_bytes(b"other")
+    expected = digested(run)
+    route = evolve(world.route(), expected=expected)
+    flip(run / "sub" / "deep" / "data", at)
+    for _ in range(3):
+        with pytest.raises(Damaged, match=r"data in .* is not what it was"):
+            mover(way)(route, report=quiet)
+        assert not (world.target(way) / "run").exists()
+    flip(run / "sub" / "deep" / "data", at)
+    mover(way)(route, report=quiet)
+    assert digested(world.target(way) / "run") == expected
 
 
 @both

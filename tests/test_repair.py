@@ -97,7 +97,10 @@ def test_a_flipped_bit_costs_one_file(ground: Ground) -> None:
 
 
 def test_a_damaged_source_is_passed_over(ground: Ground) -> None:
-    """The same file is bad at the first source too: it is had from the next one."""
+    """The same file is bad at the first source too: it is had from the next one.
+
+    And the first is read again by its own site, found to be bad and repaired as well.
+    """
     before = ground.contents("chicago")
     flip(ground.largest("chicago"), 100)
     flip(ground.largest("lngs"), 200)
@@ -106,15 +109,22 @@ def test_a_damaged_source_is_passed_over(ground: Ground) -> None:
     ground.wait("not good", lambda: ground.is_good("chicago"))
     assert ground.contents("chicago") == before
     assert ground.entry("chicago")["manifest"] == ground.entry("stockholm")["manifest"]
+    ground.wait("not mended", lambda: ground.entry("lngs").get("repairs") == 1)
+    ground.wait("not good", lambda: ground.is_good("lngs"))
+    assert ground.contents("lngs") == before
 
 
 def test_a_copy_that_nobody_can_mend_is_left_to_a_person(ground: Ground) -> None:
-    """Bad at every place: tried, given up, and said so; nothing is deleted."""
-    for host in ("chicago", "lngs", "stockholm"):
+    """Bad at every place: each is found to be, and says so; nothing is deleted."""
+    hosts = ("chicago", "lngs", "stockholm")
+    for host in hosts:
         flip(ground.largest(host), 100)
+    before = [ground.contents(host) for host in ("lngs", "stockholm")]
     ground.verify_again("chicago")
-    ground.wait("not given up", lambda: ground.entry("chicago").get("repairs") == 3)
-    ground.wait("not given up", lambda: ground.entry("chicago")["status"] == "error")
+    ground.wait(
+        "not all found", lambda: all(ground.entry(host)["status"] == "error" for host in hosts)
+    )
     time.sleep(1)  # nothing more may follow
-    assert (ground.entry("chicago")["repairs"], ground.entry("chicago")["status"]) == (3, "error")
-    assert "differs" in ground.entry("chicago")["error"]
+    assert [ground.entry(host)["status"] for host in hosts] == ["error"] * 3
+    assert all("differs" in ground.entry(host)["error"] for host in hosts)
+    assert [ground.contents(host) for host in ("lngs", "stockholm")] == before

@@ -29,7 +29,6 @@ from hypothesis import strategies as st
 
 from caxev.files import (
     PART,
-    Damaged,
     Manifest,
     Moved,
     Piece,
@@ -41,7 +40,7 @@ from caxev.files import (
     scan,
     writing,
 )
-from caxev.job import GiveUp, Retry
+from caxev.job import Damaged, GiveUp, Retry
 from caxev.receive import CHUNK
 from caxev.ssh import Endpoint, Transfer, check, pull, push, remote_manifest
 from caxev.ssh.endpoint import KEX, MACS, _options, sftp_session

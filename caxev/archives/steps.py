@@ -28,7 +28,6 @@ from caxev.archives.staging import (
 from caxev.files import (
     FILE_MODE,
     MARGIN,
-    Damaged,
     Manifest,
     Report,
     check_expected,
@@ -45,7 +44,7 @@ from caxev.files import (
     writing,
 )
 from caxev.files.resolved import chmod, rename
-from caxev.job import GiveUp, Retry
+from caxev.job import Damaged, GiveUp, Retry
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -124,7 +123,9 @@ def directly(step: Callable[..., Told[T]], *args: object) -> Told[T]:
 
 def _plain(error: Retry | GiveUp) -> Retry | GiveUp:
     """The error, as it can be pickled inside of a result."""
-    return Retry(error.why, after=error.after) if isinstance(error, Retry) else GiveUp(error.why)
+    if isinstance(error, Retry):
+        return Retry(error.why, after=error.after)
+    return Damaged(error.why) if isinstance(error, Damaged) else GiveUp(error.why)
 
 
 # -- steps ----------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ from caxev.files import (
     join,
     local,
 )
-from caxev.job import GiveUp, Retry, utcnow
+from caxev.job import Damaged, GiveUp, Retry, utcnow
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -213,7 +213,7 @@ def _check_digest(order: Upload, manifest: Manifest) -> None:
     if wanted is None:
         wanted, is_so = order.checksum, manifest.cax_checksum() or ""
     if wanted != is_so:
-        raise GiveUp(f"{order.location} is not what the database says: {is_so}, not {wanted}")
+        raise Damaged(f"{order.location} is not what the database says: {is_so}, not {wanted}")
 
 
 def look(there: Site, dataset: Did, *, report: Report) -> Found:

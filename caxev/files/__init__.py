@@ -17,7 +17,7 @@ from caxev.files.arrival import (
     known_items,
     make_parents,
 )
-from caxev.files.digest import digest_tree, to_nobody
+from caxev.files.digest import digest_tree, to_nobody, wrong_below
 from caxev.files.erasing import (
     GONE_PREFIX,
     MOVED_PREFIX,
@@ -29,7 +29,7 @@ from caxev.files.erasing import (
     quarantine_of,
     set_aside,
 )
-from caxev.files.errors import Damaged, local
+from caxev.files.errors import damaged, local
 from caxev.files.gentle import Brake, idle_disk
 from caxev.files.incoming import bring_in, copy_file, link_file, mirror, place_file
 from caxev.files.manifest import (
@@ -73,7 +73,6 @@ __all__ = [
     "QUARANTINE",
     "Arrival",
     "Brake",
-    "Damaged",
     "Difference",
     "Item",
     "Kind",
@@ -96,6 +95,7 @@ __all__ = [
     "confine",
     "confine_mounted",
     "copy_file",
+    "damaged",
     "digest_tree",
     "distinct",
     "empty_quarantine",
@@ -136,4 +136,5 @@ __all__ = [
     "to_nobody",
     "to_the_second",
     "writing",
+    "wrong_below",
 ]

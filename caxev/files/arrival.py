@@ -16,7 +16,7 @@ from typing import Final
 from attrs import define, evolve, field
 
 from caxev.files.digest import to_nobody, wrong_below
-from caxev.files.errors import Damaged, local
+from caxev.files.errors import local
 from caxev.files.manifest import PART, Item, Manifest, Range
 from caxev.files.paths import inside, partial_path
 from caxev.files.plan import Plan, plan, to_the_second
@@ -31,7 +31,7 @@ from caxev.files.publishing import (
 from caxev.files.reading import Report
 from caxev.files.resolved import mkdir, open_resolved, rmdir, symlink, unlink
 from caxev.files.tree import Seen, check_paths, look, manifest_of, shown
-from caxev.job import GiveUp, Retry
+from caxev.job import Damaged, GiveUp, Retry
 
 MARGIN: Final = 16 << 20
 """Bytes that a transfer leaves free in any case."""

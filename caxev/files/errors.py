@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from typing import Final
 
 from caxev.files.paths import printable
-from caxev.job import GiveUp, Retry
+from caxev.job import Damaged, Retry
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 
 
-class Damaged(GiveUp):
-    """The source is not what its manifest says: this copy must be had from elsewhere."""
+def damaged(path: bytes, where: str) -> Damaged:
+    """Name the file of the copy at `where` that is not what it was; ``b""`` is the copy itself."""
+    name = printable(path) or "the file"
+    return Damaged(f"the source is damaged: {name} in {where} is not what it was")
 
 
 @contextmanager

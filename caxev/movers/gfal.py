@@ -29,10 +29,12 @@ from caxev.files import (
     Seen,
     check_expected,
     confine,
+    damaged,
     inside,
     is_file,
     item_digest,
     join,
+    known_items,
     local,
     look,
     manifest_of,
@@ -110,7 +112,7 @@ class Gfal:
             crash.point("files.prepare")
             files = {piece.file.path: piece.file for piece in todo.pieces}
             meter.done = meter.total - sum(seen.size for seen in files.values())
-            copying = _Copying(far, arrival.partial, path, meter)
+            copying = _Copying(far, arrival.partial, path, meter, known_items(route.expected))
             _side_by_side(copying.fetch, files.values())
             arrival.finish(todo)
             if far.source(path) != source:
@@ -130,9 +132,11 @@ class Gfal:
         with ssh.only_pusher(far.prefix, final):
             if route.again and far.stat(partial) is None and far.stat(final) is not None:
                 far.rename(final, partial)
-            if far.stands(_Copying(far, os.fsencode(here), final, meter), partial, source):
+            known = known_items(route.expected)
+            standing = _Copying(far, os.fsencode(here), final, meter, known)
+            if far.stands(standing, partial, source):
                 return meter.moved(source)
-            copying = _Copying(far, os.fsencode(here), partial, meter)
+            copying = evolve(standing, far_root=partial)
             files = copying.prepare(source, _suspects(route))
             crash.point("files.prepare")
             meter.done = meter.total - sum(seen.size for seen in files)
@@ -147,7 +151,8 @@ class Gfal:
         far = _far(route.here, route.there)
         path = far.confined(route.remote_path)
         source = far.source(path)
-        reading = _Copying(far, b"", path, Meter.of(source, report), Brake(route.max_rate))
+        meter, brake = Meter.of(source, report), Brake(route.max_rate)
+        reading = _Copying(far, b"", path, meter, brake=brake)
         items = _side_by_side(reading.digest, [seen for seen in source if seen.kind == "file"])
         if far.source(path) != source:
             raise Retry(f"{far.shown(path)} changed while it was read")
@@ -354,13 +359,14 @@ class _Far:
 class _Copying:
     """Moves the files of one tree between `here`, its root on this machine, and `far_root`.
 
-    `brake` slows what is read back.
+    `known`: what the files must be, if that is known. `brake` slows what is read back.
     """
 
     far: _Far
     here: bytes
     far_root: bytes
     meter: Meter
+    known: Mapping[bytes, Item] = field(factory=dict)
     brake: Brake = field(factory=lambda: Brake(None))
 
     def fetch(self, seen: Seen) -> None:
@@ -393,9 +399,17 @@ class _Copying:
             raise Retry(f"{where} and its copy differ by their ADLER32: either may have changed")
 
     def is_same(self, seen: Seen) -> bool:
-        """Whether a file is the same at both ends, by its ADLER32."""
-        ours = _adler32(join(self.here, seen.path))
-        return ours == self.far.adler32(join(self.far_root, seen.path))
+        """Whether a file is the same at both ends, by its ADLER32.
+
+        Raises `Damaged` if it is, and is not what it must be: then neither end is right.
+        """
+        path, item = join(self.here, seen.path), self.known.get(seen.path)
+        ours, parts = _read(path)
+        if ours != self.far.adler32(join(self.far_root, seen.path)):
+            return False
+        if item is not None and parts != item.part_digests():
+            raise damaged(seen.path, f"{printable(self.here)}, as at the other end,")
+        return True
 
     def prepare(self, source: Sequence[Seen], suspects: Suspects) -> list[Seen]:
         """Make ready the far partial: directories made, what does not belong gone; what is left."""
@@ -539,12 +553,14 @@ def _local_url(path: bytes) -> str:
     return "file://" + os.fsdecode(path)
 
 
-def _adler32(path: bytes) -> int:
-    value = 1
+def _read(path: bytes) -> tuple[int, list[bytes]]:
+    """The ADLER32 of a file here, and the BLAKE3 of its parts."""
+    value, parts = 1, PartDigest()
     with local(path, "read"), open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             value = zlib.adler32(chunk, value)
-    return value
+            parts.update(chunk)
+    return value, parts.parts()
 
 
 class _Unready(Retry):

@@ -10,7 +10,19 @@ from typing import Final
 
 from attrs import define, field
 
-from caxev.files import Moved, Plan, Seen, confine, look, shown
+from caxev.files import (
+    Manifest,
+    Moved,
+    Plan,
+    Seen,
+    confine,
+    damaged,
+    known_items,
+    look,
+    shown,
+    to_nobody,
+    wrong_below,
+)
 from caxev.job import GiveUp, Retry
 
 _REPORT_EVERY: Final = 0.2  # seconds
@@ -81,6 +93,20 @@ def look_here(path: str, roots: Sequence[str]) -> tuple[str, list[Seen]]:
     if not os.path.lexists(real):
         raise GiveUp(f"source directory gone: {shown(real)}")
     return real, look(real)
+
+
+def check_content(root: str, expected: Manifest | None, source: str) -> None:
+    """Raise `Damaged` unless the files below `root` hold what they must, as far as that is known.
+
+    For movers that hand bytes on without seeing them: `root` is what they have written, or if that
+    is far away what they have read. `source` is named in the error.
+    """
+    items = known_items(expected)
+    found = [seen for seen in look(root) if seen.path in items]
+    wrong = wrong_below(os.fsencode(root), found, items, to_nobody)
+    for path, ranges in wrong.items():
+        if ranges:
+            raise damaged(path, source)
 
 
 def changed(where: str) -> Retry:

@@ -35,7 +35,7 @@ from caxev.files import (
 from caxev.files.resolved import link, unlink
 from caxev.job import GiveUp
 from caxev.movers.base import Route
-from caxev.movers.here import Meter, changed, look_here
+from caxev.movers.here import Meter, changed, check_content, look_here
 
 _FICLONE: Final = 0x40049409
 _CHUNK: Final = 8 << 20
@@ -121,6 +121,7 @@ def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
         arrival.finish(todo)
         if look(path) != tree:
             raise changed(shown(path))
+        check_content(os.fsdecode(arrival.partial), route.expected, shown(path))
         arrival.publish()
     return meter.moved(tree)
 

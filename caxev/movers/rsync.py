@@ -29,7 +29,7 @@ from caxev.files import (
 )
 from caxev.job import GiveUp, Retry
 from caxev.movers.base import Route
-from caxev.movers.here import Meter, changed, look_here
+from caxev.movers.here import Meter, changed, check_content, look_here
 from caxev.movers.program import Ended, Lines, run
 from caxev.movers.sftp import Sftp
 
@@ -75,8 +75,8 @@ _MEANING: Final = {
 class Rsync:
     """Moves copies by rsync; see `caxev.movers.base.Mover`.
 
-    rsync must be installed at both ends. `manifest` reads the copy back over SFTP. To mend a copy
-    both ends read all of it, and what differs is sent.
+    rsync must be installed at both ends. `manifest` reads the copy back over SFTP. To mend a copy,
+    or to go on with one, both ends read all of it, and what differs is sent.
     """
 
     def pull(self, route: Route, *, report: Report) -> Moved:
@@ -102,6 +102,7 @@ class Rsync:
             arrival.finish(todo)
             if ssh.look_there(endpoint, route.remote_path, route.there.roots) != (path, source):
                 raise changed(where)
+            check_content(os.fsdecode(arrival.partial), route.expected, where)
             arrival.publish()
         return meter.moved(source)
 
@@ -131,6 +132,7 @@ class Rsync:
             _Run(route, endpoint, shell, meter).move(os.fsencode(here) + slash, far)
             if look(here) != source:
                 raise changed(shown(here))
+            check_content(here, route.expected, shown(here))
             ssh.publish_there(endpoint, landing, source)
         return meter.moved(source)
 
@@ -186,11 +188,13 @@ class _Run:
     def move(self, source: bytes, target: bytes) -> None:
         """Copy the files of a tree into a partial. Raises `Retry` or `GiveUp`."""
         options = [] if self.route.max_rate is None else [f"--bwlimit={self._kilobytes}"]
-        if self.route.again:
+        before = self.meter.done
+        if self.route.again or before:
+            # What an earlier attempt brought may be of a source that was damaged then, or has been
+            # repaired since, and both have the same size and time.
             options.append("--checksum")
         shell = "--rsh=" + " ".join("'" + word.replace("'", "''") + "'" for word in self.shell)
         command: list[str | bytes] = [*_RSYNC, *options, shell, "--", source, target]
-        before = self.meter.done
         ended = run(
             command,
             package="rsync",

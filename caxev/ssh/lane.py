@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from threading import Lock
 from typing import Final, Literal
@@ -18,7 +18,17 @@ from attrs import define, field, frozen
 from blake3 import blake3
 
 from caxev import crash
-from caxev.files import FILE_MODE, PART, Piece, join, local, open_resolved, printable
+from caxev.files import (
+    FILE_MODE,
+    PART,
+    Item,
+    Piece,
+    damaged,
+    join,
+    local,
+    open_resolved,
+    printable,
+)
 from caxev.job import Retry
 from caxev.ssh.handout import Handout, Pace, Progress
 from caxev.ssh.plan import BLOCK
@@ -47,7 +57,7 @@ class Haul:
     """What all lanes move together: the trees on both sides, what of them, and how fast.
 
     `do`: pull, push, or only read for digests. `finishing`: a file that is whole is given its time,
-    and brought to the disk where it was pushed.
+    and brought to the disk where it was pushed. `known`: what the files must be, if that is known.
     """
 
     do: Literal["pull", "push", "read"]
@@ -57,15 +67,32 @@ class Haul:
     pace: Pace
     progress: Progress
     finishing: bool
+    known: Mapping[bytes, Item]
     digests: Digests = field(factory=dict, init=False, repr=False)
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
     def moved(self, span: Piece, digest: bytes) -> bool:
-        """Take note of a span; whether it was the last of its file."""
+        """Take note of a span; whether it was the last of its file.
+
+        Raises `Damaged` if it is not what it must be and the next attempt would not see that: it
+        goes by length and time, so this span must count as missing, and its file as unfinished.
+        """
+        if self.finishing and span.left and self._is_wrong(span, digest):
+            raise damaged(span.file.path, printable(self.source))
         with self._lock:
             parts = [digest] if span.left else []
             self.digests.setdefault(span.file.path, {})[span.start] = parts
         return self.handout.done(span)
+
+    @property
+    def source(self) -> bytes:
+        """The tree that the bytes come from."""
+        return self.local if self.do == "push" else self.remote
+
+    def _is_wrong(self, span: Piece, digest: bytes) -> bool:
+        item = self.known.get(span.file.path)
+        wanted = None if item is None else item.part_digests()
+        return wanted is not None and wanted[span.start // PART] != digest
 
 
 @define(eq=False)

@@ -32,7 +32,6 @@ from caxev import crash
 from caxev.files import (
     PART,
     Arrival,
-    Damaged,
     Item,
     Manifest,
     Moved,
@@ -43,6 +42,7 @@ from caxev.files import (
     Seen,
     check_expected,
     confine,
+    damaged,
     filling_up,
     item_digest,
     known_items,
@@ -160,8 +160,10 @@ class _Work:
         self.crew.call(weight_of(piece.left for piece in pieces))
         pace = pace or Pace(self.transfer.max_rate)
         handout = Handout.of(pieces, ahead=self.transfer.unsure if ordered else None)
+        known = {} if do == "read" else known_items(self.transfer.expected)
         # Where files are moved in no order, no time must say that one is whole before all are.
-        return await self.crew.move(Haul(do, *ends, handout, pace, progress, finishing=ordered))
+        haul = Haul(do, *ends, handout, pace, progress, finishing=ordered, known=known)
+        return await self.crew.move(haul)
 
 
 async def _run(
@@ -590,8 +592,7 @@ def _check_digests(digests: Digests, expected: Manifest | None, where: str) -> N
         for start, parts in stretches.items():
             first = start // PART
             if wanted and list(parts) != list(wanted[first : first + len(parts)]):
-                name = printable(path) or "the file"
-                raise Damaged(f"the source is damaged: {name} in {where} is not what it was")
+                raise damaged(path, where)
 
 
 def _moved(
