@@ -25,10 +25,13 @@ from caxev import files
 from caxev.files import (
     PART,
     Item,
+    Kind,
     Manifest,
     PartDigest,
     Range,
+    Seen,
     check_link,
+    check_paths,
     confine,
     digest_tree,
     item_digest,
@@ -76,6 +79,38 @@ def make_run(root: Path) -> Path:
 
 
 # Paths
+
+
+@pytest.mark.parametrize(
+    "name", [".caxev-part-Y", ".caxev-gone-Q", ".caxev-quarantine/Q", "a/.caxev-x/b"]
+)
+def test_a_name_of_our_own_files_is_no_copys(tmp_path: Path, name: str) -> None:
+    """It would be erased or overwritten with the copy whose partial or remains it is taken for."""
+    with pytest.raises(GiveUp, match=r"\.caxev-.* are for caxev's own files"):
+        confine(str(tmp_path / name), [str(tmp_path)])
+    root = tmp_path / ".caxev-state" / "raw"  # below such a root, names are as below any other
+    assert confine(str(root / "run"), [str(root)]) == str(root / "run")
+    assert confine(str(root / "run"), [str(tmp_path), str(root)]) == str(root / "run")
+
+
+def test_a_copy_is_called_like_none_of_our_own_files() -> None:
+    """Its name may be derived from that of another copy."""
+    assert safe_name("/data/raw/.hidden") == ".hidden"
+    for name in (".caxev-part-Y", ".caxev-moved-Y"):
+        with pytest.raises(GiveUp, match="own files"):
+            safe_name(f"/data/raw/{name}/")
+
+
+@pytest.mark.parametrize("kind", ["file", "dir"])
+def test_a_copy_holds_none_of_our_own_names(tmp_path: Path, kind: Kind) -> None:
+    """Neither a tree that is read here nor one that is listed elsewhere."""
+    run = make_run(tmp_path / "run")
+    made = run / "sub" / ".caxev-part-x"
+    made.mkdir() if kind == "dir" else made.touch()
+    with pytest.raises(GiveUp, match=r"sub/\.caxev-part-x is refused"):
+        scan(str(run))
+    with pytest.raises(GiveUp, match=r"sub/\.caxev-part-x is refused"):
+        check_paths([Seen(b"sub", "dir"), Seen(b"sub/.caxev-part-x", kind)])
 
 
 @pytest.mark.parametrize("path", ["", "n/a", "relative/x", "/root/\0x", "~/x", "../x"])

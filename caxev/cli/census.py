@@ -17,10 +17,10 @@ from attrs import define, field, frozen
 
 from caxev.config import Site
 from caxev.config.sites import VERSIONED
-from caxev.files import GONE_PREFIX, MOVED_PREFIX, PART_PREFIX, QUARANTINE
+from caxev.files import GONE_PREFIX, MOVED_PREFIX, PART_PREFIX, QUARANTINE, RESERVED
 
 PAGE: Final = 1000
-_OURS: Final = b".caxev-"
+_OURS: Final = RESERVED.encode()
 _PART: Final = PART_PREFIX.encode()
 GONE: Final = GONE_PREFIX.encode()
 MOVED: Final = MOVED_PREFIX.encode()

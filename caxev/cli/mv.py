@@ -275,13 +275,13 @@ class Errand:
 
     async def _clear(self, database: Database, run: Run, copy: Copy) -> None:
         """Remove what an earlier step has put aside."""
-        from caxev.files import MOVED_PREFIX, confine
+        from caxev.files import MOVED_PREFIX, confine_own
         from caxev.model import RunUpdate
 
         aside = copy.fields.get("moved_from")
         if not isinstance(aside, str) or not os.path.basename(aside).startswith(MOVED_PREFIX):
             return
-        real = confine(aside, self.site.roots)
+        real = confine_own(aside, self.site.roots)
         await trio.to_thread.run_sync(_remove, real)
         point("mv.removed")
         seen = copy.as_seen

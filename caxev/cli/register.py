@@ -63,9 +63,12 @@ def register(
     tells already, if another run's, and names that are not the run's are refused.
     """
     from caxev.cli.places import ours, run_name
+    from caxev.files import safe_name
 
     options = state()
     options.log("warning")
+    if name is not None:
+        safe_name(name)
     found = found_at(os.path.abspath(path), ours(site), options.sites(), any_name=any_name)
     if number is None and name is None:
         name = run_name(found.real)

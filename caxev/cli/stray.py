@@ -333,9 +333,9 @@ def erase(path: bytes, roots: Sequence[str]) -> None:
 
     Raises OSError; `GiveUp` where the path leads out of the roots.
     """
-    from caxev.files import confine, safe_name
+    from caxev.files import confine_own, own_name
     from caxev.files.resolved import remove
 
     directory, name = os.path.split(os.fsdecode(path))
-    inside = confine(os.path.join(directory, "x"), roots)
-    remove(os.path.join(os.path.dirname(inside), safe_name(name)))
+    inside = confine_own(os.path.join(directory, "x"), roots)
+    remove(os.path.join(os.path.dirname(inside), own_name(name)))

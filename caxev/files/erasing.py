@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from caxev import crash
-from caxev.files.paths import confine, inside, printable, safe_name
+from caxev.files.paths import RESERVED, confine_own, inside, own_name, printable
 from caxev.files.publishing import DIR_MODE, rename_new
 from caxev.files.reading import Report
 from caxev.files.resolved import mkdir, remove, rename, sync
 from caxev.job import GiveUp, Retry
 
-GONE_PREFIX: Final = ".caxev-gone-"
+GONE_PREFIX: Final = f"{RESERVED}gone-"
 """What stands before the name of a copy that is being erased: no program takes it for one."""
-MOVED_PREFIX: Final = ".caxev-moved-"
+MOVED_PREFIX: Final = f"{RESERVED}moved-"
 """What stands before the name of old files that ``caxev mv`` has copied and is to remove."""
-QUARANTINE: Final = ".caxev-quarantine"
+QUARANTINE: Final = f"{RESERVED}quarantine"
 """The directory, below one of the site's own, where files are kept on which no majority agrees."""
 
 
@@ -124,7 +124,7 @@ def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> Non
 
     Raises `GiveUp` where that is no quarantine of these roots, `Retry` where the disk fails.
     """
-    path = confine(place, roots)
+    path = confine_own(place, roots)
     homes = [os.path.join(os.path.realpath(root), QUARANTINE) for root in roots]
     if not any(os.path.dirname(path) == home for home in homes):
         raise GiveUp(f"{_shown(path)} is in no quarantine of this site")
@@ -137,13 +137,13 @@ def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> Non
 
 def _own(location: str, roots: Sequence[str]) -> str:
     """The path of a copy, its directory resolved and inside the roots, its own name as it is."""
-    name = safe_name(location)
+    name = own_name(location)
     if not location.startswith("/") or "\0" in location:
         raise GiveUp(f"{_shown(location)} is not an absolute path")
     directory = os.path.realpath(os.path.dirname(location.rstrip("/")))
     path = os.path.join(directory, name)
     if not os.path.islink(path):
-        return confine(path, roots)
+        return confine_own(path, roots)
     if not any(inside(os.fsencode(path), os.fsencode(os.path.realpath(root))) for root in roots):
         raise GiveUp(f"{_shown(path)} is not inside any directory of this site")
     return path

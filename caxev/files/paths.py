@@ -7,19 +7,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Final
 
 from caxev.job import GiveUp, Retry
 
-PART_PREFIX = ".caxev-part-"
+RESERVED: Final = ".caxev-"
+"""How the names of our own files beside copies begin. No run, copy or file of one is called so."""
+PART_PREFIX: Final = f"{RESERVED}part-"
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("\\")}
 
 
 def confine(path: str, roots: Sequence[str]) -> str:
-    """The real path of `path`, which need not exist, strictly inside one of the real `roots`.
+    """The real path of a copy, which need not exist, strictly inside one of the real `roots`.
 
     Symbolic links are resolved on both sides. Raises `GiveUp` for a path that is empty, relative,
-    ``n/a``, holds a NUL byte, or leads out of every root.
+    ``n/a``, holds a NUL byte, leads out of every root, or is that of our own files.
     """
+    real = confine_own(path, roots)
+    below = [
+        real[len(top) :]
+        for top in map(os.path.realpath, roots)
+        if inside(os.fsencode(real), os.fsencode(top))
+    ]
+    # Of roots inside one another the innermost counts: the state of a site may be such a root.
+    check_names(os.fsencode(min(below, key=len)), _shown(path))
+    return real
+
+
+def confine_own(path: str, roots: Sequence[str]) -> str:
+    """As `confine`, for what may be a file of our own beside the copies."""
     if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
         raise GiveUp(f"{_shown(path)} is not an absolute path")
     real = os.path.realpath(path)
@@ -49,8 +65,24 @@ def inside(real: bytes, root: bytes) -> bool:
     return real != root and real.startswith(root.rstrip(b"/") + b"/")
 
 
+def check_names(path: bytes, shown: str) -> None:
+    """Raise `GiveUp` if a part of a path has a name of our own files: it would be taken for one."""
+    if any(name.startswith(RESERVED.encode()) for name in path.split(b"/")):
+        raise GiveUp(
+            f"{shown} is refused: names that begin with {RESERVED} are for caxev's own files; "
+            "rename it"
+        )
+
+
 def safe_name(location: str) -> str:
-    """The last component of a location, fit to be a file name. Else raises `GiveUp`."""
+    """The last component of a location, fit to be the name of a copy. Else raises `GiveUp`."""
+    name = own_name(location)
+    check_names(os.fsencode(name), _shown(location))
+    return name
+
+
+def own_name(location: str) -> str:
+    """As `safe_name`, for what may be a file of our own beside the copies."""
     name = location.rstrip("/").rpartition("/")[2] if isinstance(location, str) else ""
     if name in {"", ".", ".."} or "\0" in name:
         raise GiveUp(f"{_shown(location)} ends in no usable name")

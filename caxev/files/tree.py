@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from attrs import frozen
 
 from caxev.files.manifest import KINDS, Item, Kind, Manifest
-from caxev.files.paths import check_link, printable
+from caxev.files.paths import check_link, check_names, printable
 from caxev.files.resolved import open_resolved
 from caxev.job import GiveUp, Retry
 
@@ -46,7 +46,7 @@ def scan(root: str) -> Manifest:
 def look(root: str, *, check: bool = True) -> list[Seen]:
     """What `scan` sees, with modification times, in the order of the paths. Raises the same.
 
-    Without `check`, links are listed wherever they lead.
+    Without `check`, links are listed wherever they lead, and our own files as well.
     """
     try:
         status = os.lstat(root)
@@ -61,8 +61,15 @@ def look(root: str, *, check: bool = True) -> list[Seen]:
         raise GiveUp(f"{shown(root)} is neither a directory nor a file")
     found = sorted(_walk(top), key=lambda seen: seen.path)
     if check:
-        check_links(found)
+        _check(found)
     return found
+
+
+def _check(found: Iterable[Seen]) -> None:
+    for seen in found:
+        check_names(seen.path, printable(seen.path))
+        if seen.kind == "link":
+            check_link(seen.path, seen.target)
 
 
 def check_links(found: Iterable[Seen]) -> None:
@@ -75,7 +82,8 @@ def check_links(found: Iterable[Seen]) -> None:
 def check_paths(found: Sequence[Seen]) -> None:
     """Raise `GiveUp` for a listing from elsewhere that is not of one tree.
 
-    Such has a path that leads out, a path twice, an unknown kind, or a link that leads out.
+    Such has a path that leads out, a path twice, a name of our own files, an unknown kind, or a
+    link that leads out.
     """
     alone = len(found) == 1 and found[0].path == b"" and found[0].kind == "file"
     for seen in found:
@@ -85,7 +93,7 @@ def check_paths(found: Sequence[Seen]) -> None:
             raise GiveUp(f"the impossible name {printable(seen.path)} ({seen.kind}) was listed")
     if len({seen.path for seen in found}) < len(found):
         raise GiveUp("the same name was listed twice")
-    check_links(found)
+    _check(found)
 
 
 def shown(path: str) -> str:

@@ -28,6 +28,7 @@ from caxev.files import (
     Report,
     Seen,
     check_expected,
+    check_names,
     confine,
     damaged,
     inside,
@@ -214,6 +215,7 @@ class _Far:
         if not any(inside(plain, os.fsencode(posixpath.normpath(root))) for root in roots):
             listed = " or ".join(roots) or "any directory"
             raise GiveUp(f"{self.shown(plain)} is not inside {listed}")
+        check_names(plain, self.shown(plain))
         _check_names(plain, [])
         return plain
 

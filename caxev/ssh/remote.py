@@ -18,7 +18,7 @@ from asyncssh import SFTPAttrs, SFTPClient
 from attrs import define
 
 from caxev import crash
-from caxev.files import DIR_MODE, Seen, check_links, inside, join, printable
+from caxev.files import DIR_MODE, Seen, check_links, check_names, inside, join, printable
 from caxev.job import GiveUp
 from caxev.ssh.endpoint import Endpoint
 
@@ -80,7 +80,8 @@ class Remote:
         roots = [root for root in roots if root.startswith("/")]
         for root in roots:
             with suppress(*GONE):
-                if inside(real, await self._real(os.fsencode(root))):
+                if inside(real, top := await self._real(os.fsencode(root))):
+                    check_names(real[len(top) :], self.shown(real))
                     return real
         raise self._outside(real, roots)
 
@@ -97,7 +98,11 @@ class Remote:
         if isinstance(real, BaseException):
             raise real
         known = [top for top in tops if isinstance(top, bytes)]
-        if any(inside(real, top) for top in known) or (at and real in known):
+        if at and real in known:
+            return real
+        holding = [top for top in known if inside(real, top)]
+        if holding:
+            check_names(real[len(max(holding, key=len)) :], self.shown(real))
             return real
         for top in tops:
             if isinstance(top, BaseException) and not isinstance(top, GONE):
