@@ -362,6 +362,19 @@ def crowded(site: str, number: int) -> Alarm:
     )
 
 
+def malformed(site: str, what: str, why: str) -> Alarm:
+    """A document of caxev's own was not as caxev writes it."""
+    return Alarm(
+        site,
+        f"malformed {what}",
+        f"{what} is malformed: {why}",
+        details={
+            "what to do": "it is set aside in the ledger, and what it was about fires again; find "
+            "out who wrote it, then: caxev alarms clear"
+        },
+    )
+
+
 def gap(site: str, why: str) -> Alarm:
     """A stretch of history was lost; a scan makes up for it."""
     return Alarm(

@@ -27,6 +27,7 @@ from attrs import define, field, frozen
 from loguru import logger
 
 from caxev import aio, metrics
+from caxev.alarms import malformed
 from caxev.config import Settings, Site, Sites
 from caxev.dispatcher import Dispatcher
 from caxev.files import MARGIN
@@ -37,9 +38,12 @@ from caxev.mongo import (
     DatabaseError,
     Deposed,
     LeaseKeeper,
+    Odd,
     Refused,
+    Request,
     SiteRecord,
     Tenure,
+    concerns_one,
     passing,
 )
 from caxev.notifiers import Addressee, Desk, Pulse, Vitals, addressees
@@ -47,7 +51,7 @@ from caxev.registry import Registry
 from caxev.rulefiles import RuleFiles
 from caxev.trouble import Trouble
 from caxev.watchdog import Watchdog, handlers_by_code
-from caxev.watcher import CAUGHT_UP, LONGEST_WAIT, Watcher
+from caxev.watcher import CAUGHT_UP, LONGEST_WAIT, SCAN_EVERY, Watcher
 from caxev.workers import Workers
 
 LEASE: Final = 15.0
@@ -60,6 +64,9 @@ DEAF: Final = 5.0
 """Seconds that attempts get to end when they are cancelled, before the process leaves them."""
 TELLING: Final = 30.0
 """Seconds that the last alarms may take, where a listener leaves by itself (``--once``)."""
+
+TEND_EVERY: Final = 2.0
+"""Seconds between two looks, in memory, at what was found malformed."""
 
 _STAND_BY: Final = 0.1  # of the lease: how often a stand-by looks
 _HELD: Final = 0.8  # of the lease: how long it is held without renewal
@@ -273,6 +280,7 @@ class _Tenancy:
         self.trouble = trouble
         self.desk = Desk(database, tenure, options.addressees())
         self._requests = 0
+        self._reported: set[tuple[str, str]] = set()
         self._poked = trio.Event()
 
     async def serve(self) -> None:
@@ -342,6 +350,7 @@ class _Tenancy:
         await self._open_desk()
         outer.start_soon(self.desk.run)
         outer.start_soon(self._vitals(watcher).run)
+        outer.start_soon(self._tend, dispatcher)
         async with trio.open_nursery() as inner:
             inner.start_soon(dispatcher.take)
             if self.options.once:
@@ -394,6 +403,38 @@ class _Tenancy:
                     await self.leaving.asked.wait()
             else:
                 return
+
+    async def _tend(self, dispatcher: Dispatcher) -> None:
+        """Report malformed documents of this site, and set them aside, for ever."""
+        audited = -SCAN_EVERY
+        while True:
+            try:
+                if trio.current_time() >= audited + SCAN_EVERY:
+                    await self.database.audit(self.tenure.site)
+                    audited = trio.current_time()
+                for odd in self.database.odd:
+                    if odd.site in (None, self.tenure.site) and odd.key not in self._reported:
+                        await self._set_aside(odd)
+                        dispatcher.look_again()
+            except DatabaseError as error:
+                if not passing(error):
+                    raise
+                logger.debug("malformed documents wait for the database: {}", error)
+            await trio.sleep(TEND_EVERY)
+
+    async def _set_aside(self, odd: Odd) -> None:
+        site = self.tenure.site
+        try:
+            await self.database.set_aside(self.tenure, odd)
+            if odd.run is not None:  # what the document was about is not lost with it
+                again = Request("replay", (odd.run,))
+                await self.database.add_request(site, again, self.tenure.owner, utcnow())
+        except DatabaseError as error:
+            if not concerns_one(error):
+                raise
+            logger.error("{} {} cannot be set aside: {}", *odd.key, error)
+            self._reported.add(odd.key)
+        self.desk.sound(malformed(site, " ".join(odd.key), odd.why))
 
     def _vitals(self, watcher: Watcher) -> Vitals:
         site = self.options.site

@@ -175,6 +175,11 @@ def slot_prefix(site: str, run: RunId) -> str:
     return dumps([site, _run_text(run)])[:-1] + ","
 
 
+def site_prefix(site: str) -> str:
+    """Return what the keys of all slots of a site begin with."""
+    return dumps([site])[:-1] + ","
+
+
 def _run_text(run: RunId) -> str:
     # An ObjectId's own text; of any other id one that tells 1 from "1".
     return str(run) if type(run).__name__ == "ObjectId" else repr(run)

@@ -404,7 +404,7 @@ class Watcher:
         record = await self.database.site_record(self.tenure.site)
         last = record.scanned if record else None
         age = 0.0 if last is None else (utcnow() - last).total_seconds()
-        await trio.sleep(max(SCAN_EVERY - age, 0.0))
+        await trio.sleep(min(max(SCAN_EVERY - age, 0.0), SCAN_EVERY))
 
     async def look(
         self, runs: Mapping[RunId, datetime], *, position: Position | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
@@ -96,7 +97,12 @@ def progress_cells(progress: Progress | None) -> dict[str, Any]:
 def _said(document: Mapping[str, Any]) -> dict[str, str]:
     """Return all that programs said that the reaction has run."""
     parts = document.get("kept")
-    return {"said": unpacked(parts, document["kept_parts"])} if parts else {}
+    if not parts:
+        return {}
+    try:
+        return {"said": unpacked(parts, document["kept_parts"])}
+    except (LookupError, TypeError, zlib.error):
+        return {"said": "[what is kept in the ledger cannot be read]"}
 
 
 def reaction_row(debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 - `client`: connecting, and what pymongo's errors mean to us;
 - `runs`: run documents: reading them, and updates that happen only where they still fit;
 - `stream`: the change stream in batches;
+- `rows`: documents of caxev's own collections, read with care;
 - `store`: what a site keeps for itself: lease, position, last looks, debts, requests;
 - `single`: one update by a process without an event loop;
 - `grants`: what a site's user may do;
@@ -28,6 +29,7 @@ from caxev.mongo.store import (
     OLDEST_FIRST,
     URGENT_FIRST,
     Gap,
+    Odd,
     Order,
     Position,
     Request,
@@ -50,6 +52,7 @@ __all__ = [
     "LoginFailed",
     "Looked",
     "NotReplicaSet",
+    "Odd",
     "Order",
     "Position",
     "Refused",

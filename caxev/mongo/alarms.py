@@ -5,12 +5,11 @@ Their keys begin with ``alarm``, so that no scan over runs or debts meets them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from attrs import asdict
 
-from caxev.alarms import Alarm, Standing, Told
+from caxev.alarms import Standing
 from caxev.mongo.client import Document
 
 KIND: Final = "alarm"
@@ -37,22 +36,3 @@ def alarm_row(standing: Standing) -> Document:
         "over": standing.over,
         "told": [{"sink": sink, **asdict(told)} for sink, told in standing.told.items()],
     }
-
-
-def standing_from(row: Mapping[str, Any]) -> Standing:
-    """Return the alarm that `alarm_row` made a row of."""
-    alarm = Alarm(
-        row["site"],
-        row["key"],
-        row["summary"],
-        row["severity"],
-        row["run"],
-        dict(row["details"]),
-        row["once"],
-    )
-    told = {one["sink"]: _told(one) for one in row["told"]}
-    return Standing(alarm, row["since"], row["over"], told)
-
-
-def _told(row: Mapping[str, Any]) -> Told:
-    return Told(row["raised"], row["over"], row["tries"], row["due"], row["why"])

@@ -19,6 +19,7 @@ from functools import partial
 from itertools import count
 from pathlib import PurePosixPath
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import trio
 from attrs import Factory, define, evolve, field
@@ -51,6 +52,7 @@ from caxev.model import (
 )
 from caxev.mongo.client import (
     AUTH_CODES,
+    DOCUMENT_CODES,
     Client,
     Deposed,
     Document,
@@ -62,18 +64,20 @@ from caxev.mongo.client import (
     translated,
 )
 from caxev.mongo.grants import carry_out, commands
+from caxev.mongo.rows import debt_from
 from caxev.mongo.runs import Selection, look_projection, totals_pipeline, write_of
 from caxev.mongo.store import (
     OLDEST_FIRST,
     Collection,
     Gap,
+    Odd,
     Order,
     Position,
     Request,
     SiteRecord,
     Store,
     Tenure,
-    debt_from,
+    is_epoch,
     position_fields,
     run_slots,
 )
@@ -271,7 +275,11 @@ class Database:
             # Not a transaction: one that we were killed in would lock the site's document for a
             # minute, and the next process could not know whose session it has to end.
             lsid = self._session.session_id
-            epoch = await self._store.take_over(site, owner, lease, lsid, configuration)
+            known = is_epoch(former.get("epoch"))
+            least = 0 if known else await self._store.last_epoch(site)
+            epoch = await self._store.take_over(
+                site, owner, lease, lsid, configuration=configuration, least=least
+            )
             if epoch is None:
                 return None
             point("mongo.takeover.epoch")
@@ -284,12 +292,12 @@ class Database:
     async def _end_session(self, lsid: Any) -> None:
         # A process that was killed inside a transaction leaves it open for a minute, and its
         # locks with it. Ending one's own user's sessions needs no right.
-        if not lsid:
+        if not isinstance(lsid, Mapping) or not isinstance(lsid.get("id"), bytes | UUID):
             return
         try:
             await self._client.admin.command({"killSessions": [{"id": lsid["id"]}]})
         except OperationFailure as error:
-            if error.code not in AUTH_CODES:
+            if error.code not in AUTH_CODES | DOCUMENT_CODES:
                 raise
 
     async def renew(self, tenure: Tenure, lease: float, trouble: str | None) -> SiteRecord:
@@ -660,20 +668,22 @@ class Database:
             query["handler"] = handler
 
         async def debts() -> list[tuple[Debt, Document]]:
-            cursor = self._store.find_debts(query, limit)
-            return [(debt_from(document), document) for document in await cursor.to_list(None)]
+            return self._read_debts(await self._store.find_debts(query, limit).to_list(None))
 
         return await self._call(debts)
+
+    def _read_debts(self, documents: Iterable[Document]) -> list[tuple[Debt, Document]]:
+        rows = self._store.read(self._store.ledger, documents, debt_from)
+        return [(debt, document) for document, debt in rows]
 
     async def moving(self, sites: Iterable[str]) -> list[tuple[Debt, Document]]:
         """Return the claimed debts of these sites that say how far they are."""
         # By the index of what is claimed.
         claimed = {"site": {"$in": list(sites)}, "epoch": {"$exists": True}}
-        query = {**claimed, "state": "running", "progress": {"$exists": True}}
+        query = {**claimed, "state": "running", "progress": {"$type": "object"}}
 
         async def moving() -> list[tuple[Debt, Document]]:
-            documents = await self._store.ledger.find(query).to_list(None)
-            return [(debt_from(document), document) for document in documents]
+            return self._read_debts(await self._store.ledger.find(query).to_list(None))
 
         return await self._call(moving)
 
@@ -681,7 +691,8 @@ class Database:
         """Return, for each site, how many debts stand in each state."""
 
         async def tally() -> dict[str, dict[str, int]]:
-            match = {"$match": {"handler": {"$exists": True}, **({"site": site} if site else {})}}
+            named = {name: {"$type": "string"} for name in ("handler", "site", "state")}
+            match = {"$match": {**named, **({"site": site} if site else {})}}
             group = {"_id": {"site": "$site", "state": "$state"}, "n": {"$sum": 1}}
             cursor = await self._store.ledger.aggregate([match, {"$group": group}])
             counts: dict[str, dict[str, int]] = {}
@@ -690,6 +701,30 @@ class Database:
             return counts
 
         return await self._call(tally)
+
+    # -- malformed documents ------------------------------------------------------------------
+
+    @property
+    def odd(self) -> list[Odd]:
+        """The malformed documents that were passed over, each until it is set aside."""
+        return list(self._store.odd.values())
+
+    async def audit(self, site: str) -> None:
+        """Look for malformed debts of a site that nothing else would meet; see `odd`."""
+        await self._call(self._store.audit, site, limit=LONG_LIMIT)
+
+    async def set_aside(self, tenure: Tenure, odd: Odd) -> bool:
+        """Move a malformed document where nothing reads it; False if it is readable by now.
+
+        Raises `Deposed`.
+        """
+
+        async def move(session: AsyncClientSession) -> bool:
+            return await self._store.set_aside(tenure, odd, session)
+
+        moved: bool = await self._transact(move)
+        self._store.odd.pop(odd.key, None)
+        return moved
 
     # -- alarms -----------------------------------------------------------------------------
 

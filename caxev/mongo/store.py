@@ -15,12 +15,16 @@ the process stands in the filter of every write, so a deposed process can record
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from asyncio import to_thread
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from functools import cache
+from typing import Any, Final, TypeVar
 
 from attrs import field, frozen
+from bson import ObjectId
 from bson.timestamp import Timestamp
+from loguru import logger
 from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
@@ -35,17 +39,29 @@ from caxev.ledger import (
     UNREADABLE,
     Debt,
     State,
-    aspect_from,
     aspect_row,
     interrupt,
+    site_prefix,
     slot_prefix,
 )
 from caxev.model import NO_FIELDS, Aspect, Look, RunId, Watched
 from caxev.mongo import alarms
 from caxev.mongo.client import Deposed, Document
+from caxev.mongo.rows import (
+    Malformed,
+    Row,
+    carefully,
+    debt_from,
+    is_plain,
+    items_from,
+    snapshot_from,
+    standing_from,
+    texts,
+)
 
 Collection = AsyncCollection[Document]
 Session = AsyncClientSession | None
+T = TypeVar("T")
 
 
 @frozen
@@ -98,27 +114,68 @@ class SiteRecord:
 
     @classmethod
     def from_document(cls, document: Document) -> SiteRecord:
-        """Return the record; `active` must have been computed by the server's clock."""
-        position = document.get("position")
-        watched = document.get("watched", {})
+        """Return the record; `active` must have been computed by the server's clock.
+
+        What is malformed is as not given: the site's listener writes it anew.
+        """
+        row = Row.of(document)
+        site = str(document["_id"])
+
+        def lenient(read: Callable[..., T], *args: Any, default: T) -> T:
+            try:
+                return carefully(lambda _: read(*args), None)
+            except Malformed as error:
+                _warn_once(f"what is known of site {site} is malformed: {error}")
+                return default
+
         return cls(
-            site=document["_id"],
-            epoch=document.get("epoch", 0),
-            owner=document.get("owner"),
+            site=site,
+            epoch=lenient(row.whole, "epoch", 0, default=0),
+            owner=lenient(row.text, "owner", None, default=None),
             active=bool(document.get("active")),
-            expires=document.get("expires"),
-            position=Position(position.get("token"), position.get("start")) if position else None,
-            scanned=document.get("scanned"),
-            streamed=document.get("streamed"),
-            trouble=document.get("trouble"),
-            gaps=tuple(Gap(gap["found"], gap["why"]) for gap in document.get("gaps", ())),
-            requests=document.get("requests", 0),
-            watched=Watched(
-                frozenset(watched.get("run", ())), frozenset(watched.get("copies", ()))
-            ),
-            rules={row["catalogue"]: row["digest"] for row in document.get("rules", ())},
-            configuration=str(document.get("configuration") or ""),
+            expires=lenient(row.moment, "expires", None, default=None),
+            position=lenient(_position_from, document.get("position"), default=None),
+            scanned=lenient(row.moment, "scanned", None, default=None),
+            streamed=lenient(row.moment, "streamed", None, default=None),
+            trouble=lenient(row.text, "trouble", None, default=None),
+            gaps=lenient(_gaps_from, row, default=()),
+            requests=lenient(row.whole, "requests", 0, default=0),
+            watched=lenient(_watched_from, document.get("watched"), default=NO_FIELDS),
+            rules=lenient(_rules_from, row, default={}),
+            configuration=lenient(row.text, "configuration", "", default=""),
         )
+
+
+def _position_from(value: object) -> Position | None:
+    if not value:
+        return None
+    row = Row.of(value).document
+    token, start = row.get("token"), row.get("start")
+    if not isinstance(token, Mapping | None) or not isinstance(start, Timestamp | None):
+        raise Malformed("position is neither a token nor a timestamp")
+    return None if token is None and start is None else Position(token, start)
+
+
+def _gaps_from(row: Row) -> tuple[Gap, ...]:
+    rows = [Row.of(gap) for gap in row.many("gaps", [])]
+    return tuple(Gap(gap.moment("found"), gap.text("why")) for gap in rows)
+
+
+def _watched_from(value: object) -> Watched:
+    if value is None:
+        return NO_FIELDS
+    row = Row.of(value)
+    return Watched(frozenset(texts(row.many("run", []))), frozenset(texts(row.many("copies", []))))
+
+
+def _rules_from(row: Row) -> dict[str, str]:
+    rows = [Row.of(one) for one in row.many("rules", [])]
+    return {one.text("catalogue"): one.text("digest") for one in rows}
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("{}", message)
 
 
 @frozen
@@ -138,6 +195,38 @@ class Request:
     alarm: str | None = None
 
 
+def request_from(document: Document) -> Request:
+    """Return the request that a document holds."""
+    row = Row.of(document)
+    runs = row.many("runs", None)
+    if runs is not None and not all(is_plain(run) for run in runs):
+        raise Malformed("runs holds what is no run's id")
+    return Request(
+        kind=row.text("kind"),
+        runs=None if runs is None else tuple(runs),
+        handler=row.text("handler", None),
+        force=row.flag("force", default=False),
+        id=document["_id"],
+        alarm=row.text("alarm", None),
+    )
+
+
+@frozen
+class Odd:
+    """A malformed document that was passed over: where it stands, why, and how it is read."""
+
+    collection: str
+    id: Any
+    site: str | None
+    run: RunId | None
+    why: str
+    read: Callable[[Document], object] = field(eq=False, repr=False)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.collection, repr(self.id)
+
+
 Order = Sequence[tuple[str, int]]
 OLDEST_FIRST: Final[Order] = (("due", ASCENDING),)
 URGENT_FIRST: Final[Order] = (("priority", DESCENDING), ("mark", DESCENDING))
@@ -145,7 +234,40 @@ URGENT_FIRST: Final[Order] = (("priority", DESCENDING), ("mark", DESCENDING))
 
 GAPS_KEPT: Final = 20
 _SITE: Final = "site"
-_ACTIVE: Final = {"$gt": ["$expires", "$$NOW"]}
+MALFORMED: Final = "malformed"
+LONGEST_LEASE: Final = 86400.0
+"""Seconds for which a lease is believed: a date further ahead locks nobody out."""
+_ACTIVE: Final = {
+    "$and": [
+        {"$eq": [{"$type": "$expires"}, "date"]},
+        {"$gt": ["$expires", "$$NOW"]},
+        {"$lte": ["$expires", {"$add": ["$$NOW", LONGEST_LEASE * 1000]}]},
+    ]
+}
+_EPOCHS: Final = 2**22
+"""Epochs are below this: they are the upper part of a mark, which has 63 bits."""
+_EPOCH: Final = {
+    "$cond": [
+        {
+            "$and": [
+                {"$isNumber": "$epoch"},
+                {"$gte": ["$epoch", 0]},
+                {"$lt": ["$epoch", _EPOCHS]},
+            ]
+        },
+        {"$toLong": {"$floor": "$epoch"}},
+        0,
+    ]
+}
+
+
+def is_epoch(value: object) -> bool:
+    """Whether this is the epoch of a process that acted for a site."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _EPOCHS
+
+
+def _number(name: str) -> Document:
+    return {"$cond": [{"$isNumber": f"${name}"}, f"${name}", 0]}
 
 
 class Store:
@@ -155,6 +277,74 @@ class Store:
         self.ledger: Collection = database[f"{prefix}ledger"]
         self.requests: Collection = database[f"{prefix}requests"]
         self.manifests: Collection = database[f"{prefix}manifests"]
+        self.odd: dict[tuple[str, str], Odd] = {}
+
+    def read(
+        self, collection: Collection, documents: Iterable[Document], read: Callable[[Document], T]
+    ) -> list[tuple[Document, T]]:
+        """Read documents, each with what it holds; malformed ones are passed over and noted."""
+        found: list[tuple[Document, T]] = []
+        for document in documents:
+            try:
+                found.append((document, carefully(read, document)))
+            except Malformed as error:
+                self._pass_over(collection, document, str(error), read)
+        return found
+
+    def _pass_over(
+        self,
+        collection: Collection,
+        document: Document,
+        why: str,
+        read: Callable[[Document], object],
+    ) -> None:
+        key = document["_id"]
+        inner = key if isinstance(key, dict) else {}
+        site, run = document.get("site", inner.get("s")), document.get("run", inner.get("r"))
+        known_site = site if isinstance(site, str) else None
+        odd = Odd(collection.name, key, known_site, run if is_plain(run) else None, why, read)
+        if odd.key not in self.odd:
+            self.odd[odd.key] = odd
+            logger.warning("{} {} is passed over: {}", collection.name, str(key)[:300], why)
+
+    async def set_aside(self, tenure: Tenure, odd: Odd, session: Session) -> bool:
+        """Move a malformed document where nothing reads it; False if it is readable by now.
+
+        To be done in a transaction. Raises `Deposed`.
+        """
+        collection = self.ledger.database[odd.collection]
+        document = await collection.find_one({"_id": {"$eq": odd.id}}, session=session)
+        if document is None:
+            return False
+        try:
+            carefully(odd.read, document)
+        except Malformed as error:
+            kept = {
+                "_id": {MALFORMED: ObjectId()},
+                "kind": MALFORMED,
+                "from": odd.collection,
+                "by": tenure.site,
+                "why": str(error),
+                "document": document,
+            }
+            await self.ledger.insert_one(kept, session=session)
+            await collection.delete_one({"_id": {"$eq": odd.id}}, session=session)
+            await self._set_site(tenure, {}, session)
+            return True
+        return False
+
+    async def audit(self, site: str) -> None:
+        """Look for debts of a site that no query for what is due or claimed would ever find."""
+        types = {"at": "date", "due": "date", "mark": "number", "lane": "string"}
+        odd: list[Document] = [{name: {"$not": {"$type": kind}}} for name, kind in types.items()]
+        odd += [{"state": {"$nin": [state.value for state in State]}}, {"run": None}]
+        odd += [{"site": {"$ne": site}}, {"handler": {"$not": {"$type": "string"}}}]
+        odd += [{"epoch": {"$exists": True, "$not": {"$type": "number"}}}]
+        odd += [{"epoch": {"$exists": False}, "state": State.RUNNING.value}]
+        query = {"_id": {"$regex": "^" + re.escape(site_prefix(site))}, "$or": odd}
+        self.read(
+            self.ledger, await self.ledger.find(query).limit(_AT_ONCE).to_list(None), debt_from
+        )
 
     async def create_indexes(self) -> None:
         """Make collections and indexes. Repeatable."""
@@ -206,20 +396,44 @@ class Store:
         fresh = {"epoch": 0, "kind": _SITE}
         await self.ledger.update_one({"_id": site}, {"$setOnInsert": fresh}, upsert=True)
 
+    async def last_epoch(self, site: str) -> int:
+        """Return an epoch that none of the site's marks and claims is above.
+
+        For a site whose document was lost: its marks must be new all the same.
+        """
+        top = {"$max": {"$cond": [{"$isNumber": "$mark"}, "$mark", 0]}}
+        claimed = {"$max": {"$cond": [{"$isNumber": "$epoch"}, "$epoch", 0]}}
+        match = {"$match": {"site": site, "handler": {"$exists": True}}}
+        group = {"$group": {"_id": None, "mark": top, "epoch": claimed}}
+        cursor = await self.ledger.aggregate([match, group])
+        for row in await cursor.to_list(None):
+            found = (int(row["mark"]) >> 40, int(row["epoch"]))
+            return max((one for one in found if one < _EPOCHS - 1), default=0)
+        return 0
+
     async def predecessor(self, site: str) -> Document | None:
         """Return the site's document if its lease has lapsed, else None."""
         return await self.ledger.find_one({"_id": site, "$expr": {"$not": [_ACTIVE]}})
 
     async def take_over(
-        self, site: str, owner: str, lease: float, lsid: Any, configuration: str
+        self,
+        site: str,
+        owner: str,
+        lease: float,
+        lsid: Any,
+        *,
+        configuration: str,
+        least: int = 0,
     ) -> int | None:
-        """Take a lapsed lease: the new epoch, or None where it has not lapsed."""
+        """Take a lapsed lease: the new epoch, above `least`, or None where it has not lapsed."""
         document = await self.ledger.find_one_and_update(
             {"_id": site, "$expr": {"$not": [_ACTIVE]}},
             [
                 {
                     "$set": {
-                        "epoch": {"$add": [{"$ifNull": ["$epoch", 0]}, 1]},
+                        "epoch": {"$add": [{"$max": [_EPOCH, least]}, 1]},
+                        "requests": _number("requests"),
+                        "kind": _SITE,
                         "owner": {"$literal": owner},
                         "expires": {"$add": ["$$NOW", lease * 1000]},
                         "lsid": {"$literal": lsid},
@@ -257,7 +471,7 @@ class Store:
     async def interrupt_claims(self, site: str, epoch: int, now: datetime) -> int:
         """Open every claim again that older epochs than this left; how many there were."""
         claimed = {"site": site, "epoch": {"$lt": epoch}}
-        found = [_debt(document) async for document in self.ledger.find(claimed)]
+        found = await self._debts(claimed)
         writes = [
             # What its process has settled meanwhile, if it lives after all, stays settled.
             UpdateOne({"_id": debt.id, "epoch": debt.epoch}, _interruption(debt, now))
@@ -266,6 +480,10 @@ class Store:
         if writes:
             await self.ledger.bulk_write(writes, ordered=False)
         return len(found)
+
+    async def _debts(self, query: Document) -> list[Debt]:
+        documents = await self.ledger.find(query).to_list(None)
+        return [debt for _, debt in self.read(self.ledger, documents, debt_from)]
 
     # -- position ---------------------------------------------------------------------------
 
@@ -314,7 +532,8 @@ class Store:
     async def looks(self, site: str, runs: Sequence[RunId]) -> dict[RunId, dict[Aspect, str]]:
         """Return the last look at each of these runs that this site has seen."""
         cursor = self.ledger.find({"_id": {"$in": [{"s": site, "r": run} for run in runs]}})
-        return {row["_id"]["r"]: _look(row["look"]) for row in await cursor.to_list(None)}
+        found = self.read(self.ledger, await cursor.to_list(None), snapshot_from)
+        return {row["_id"]["r"]: look for row, look in found}
 
     async def ingest(
         self,
@@ -349,7 +568,8 @@ class Store:
     async def seen_between(self, site: str, low: Any, high: Any) -> list[RunId]:
         """Return the runs with low < _id <= high that this site has seen."""
         bounds = {"$gt": {"s": site, "r": low}, "$lte": {"s": site, "r": high}}
-        return [row["_id"]["r"] async for row in self.ledger.find({"_id": bounds}, {"_id": 1})]
+        keys = [row["_id"] async for row in self.ledger.find({"_id": bounds}, {"_id": 1})]
+        return [key["r"] for key in keys if "r" in key and is_plain(key["r"])]
 
     # -- debts ------------------------------------------------------------------------------
 
@@ -357,8 +577,8 @@ class Store:
         """Return the debts in these slots."""
         found: dict[str, Debt] = {}
         for start in range(0, len(slots), _AT_ONCE):
-            cursor = self.ledger.find({"_id": {"$in": list(slots[start : start + _AT_ONCE])}})
-            found |= {row["_id"]: _debt(row) for row in await cursor.to_list(None)}
+            some = await self._debts({"_id": {"$in": list(slots[start : start + _AT_ONCE])}})
+            found |= {debt.id: debt for debt in some}
         return found
 
     async def set_priority(self, site: str, run: RunId, priority: int, session: Session) -> None:
@@ -389,18 +609,21 @@ class Store:
         if without is not None:
             query["run"] = {"$ne": without}
         cursor = self.ledger.find(query, {"kept": 0}).sort(order).limit(limit)
-        return [_debt(document) for document in await cursor.to_list(None)]
+        documents = await cursor.to_list(None)
+        return [debt for _, debt in self.read(self.ledger, documents, debt_from)]
 
     async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
         """Return when the next debt of a lane falls due after `now`, or None."""
         query = {"site": site, "lane": lane, "state": State.OPEN.value, "due": {"$gt": now}}
         document = await self.ledger.find_one(query, {"due": 1}, sort=[("due", ASCENDING)])
-        return None if document is None else document["due"]
+        found = None if document is None else document["due"]
+        return found if isinstance(found, datetime) else None
 
     async def lanes(self, site: str) -> list[str]:
         """Return the lanes in which this site has open debts."""
         query = {"site": site, "state": State.OPEN.value}
-        return sorted(await self.ledger.distinct("lane", query))
+        lanes = await self.ledger.distinct("lane", query)
+        return sorted(lane for lane in lanes if isinstance(lane, str))
 
     async def claim(self, debts: Sequence[Debt], epoch: int) -> list[Debt]:
         """Claim open debts of one site; return those that were still as given. Raises `Deposed`.
@@ -443,7 +666,8 @@ class Store:
         if not claims:
             return 0
         # The mark: a new debt in that slot is claimed as it is recorded.
-        writes = [UpdateOne(claim, _FREED) for claim in claims]
+        found = ({name: {"$eq": value} for name, value in claim.items()} for claim in claims)
+        writes = [UpdateOne(claim, _FREED) for claim in found]
         return (await self.ledger.bulk_write(writes, ordered=False)).matched_count
 
     async def settle(
@@ -499,7 +723,8 @@ class Store:
     async def alarms(self, site: str | None) -> list[Standing]:
         """Return the alarms of a site, or of all, as they were last kept."""
         query: Document = {"kind": alarms.KIND, **({} if site is None else {"site": site})}
-        return [alarms.standing_from(row) for row in await self.ledger.find(query).to_list(None)]
+        documents = await self.ledger.find(query).to_list(None)
+        return [one for _, one in self.read(self.ledger, documents, standing_from)]
 
     async def keep_alarms(
         self,
@@ -542,22 +767,13 @@ class Store:
                 "at": now,
             }
         )
-        await self.ledger.update_one({"_id": site}, {"$inc": {"requests": 1}})
+        asked = {"requests": {"$add": [_number("requests"), 1]}}
+        await self.ledger.update_one({"_id": site}, [{"$set": asked}])
 
     async def pending(self, site: str) -> list[Request]:
         """Return the requests that wait for this site, oldest first."""
         rows = await self.requests.find({"site": site}).sort("_id").to_list(None)
-        return [
-            Request(
-                kind=row["kind"],
-                runs=None if row.get("runs") is None else tuple(row["runs"]),
-                handler=row.get("handler"),
-                force=bool(row.get("force")),
-                id=row["_id"],
-                alarm=row.get("alarm"),
-            )
-            for row in rows
-        ]
+        return [request for _, request in self.read(self.requests, rows, request_from)]
 
     async def finish_request(self, tenure: Tenure, request: Request, session: Session) -> None:
         """Take a request that was carried out off the list. Raises `Deposed`."""
@@ -602,10 +818,31 @@ class Store:
 
     async def load_manifest(self, digest: str) -> list[Document] | None:
         """Return a manifest's items, or None where it is not, or not wholly, there."""
-        parts = await self.manifests.find({"m": digest}).sort("part").to_list(None)
-        if not any(part["_id"].get("last") for part in parts):
+        found = await self.manifests.find({"m": digest}).sort("part").to_list(None)
+        # One that is not as it was written is not there: it is made anew.
+        parts = [part for part, _ in self.read(self.manifests, found, part_from)]
+        if len(parts) < len(found) or not any(part["_id"].get("last") for part in parts):
             return None
-        return [item for part in parts for item in part["items"]]
+        try:
+            # In a thread: the digests of a large run's files would hold up all other calls.
+            return await to_thread(carefully, lambda _: items_from(digest, parts), None)
+        except Malformed as error:
+            for part in parts:
+                self._pass_over(self.manifests, part, str(error), _never)
+            return None
+
+
+def part_from(document: Document) -> None:
+    """Read a part of a manifest."""
+    row = Row.of(document)
+    Row.of(document.get("_id"))
+    row.whole("part")
+    for item in row.many("items"):
+        Row.of(item)
+
+
+def _never(_document: Document) -> None:
+    raise Malformed("its items are not those of its digest")
 
 
 _PART: Final = 8 << 20
@@ -702,7 +939,7 @@ def position_fields(position: Position, now: datetime) -> Document:
 
 def _with_gap(row: Document) -> Document:
     """The site's last gaps with this one, which may be there already: its reply was lost."""
-    gaps = {"$ifNull": ["$gaps", []]}
+    gaps = {"$cond": [{"$isArray": "$gaps"}, "$gaps", []]}
     more = {"$slice": [{"$concatArrays": [gaps, [row]]}, -GAPS_KEPT]}
     return {"$cond": [{"$in": [row, gaps]}, gaps, more]}
 
@@ -713,10 +950,6 @@ def _position_row(position: Position) -> Document:
 
 def _rows(look: Look) -> list[list[Any]]:
     return [[*aspect, value] for aspect, value in look.items()]
-
-
-def _look(rows: list[list[Any]]) -> dict[Aspect, str]:
-    return {aspect_from(row[:-1]): row[-1] for row in rows}
 
 
 def debt_row(debt: Debt) -> Document:
@@ -780,33 +1013,6 @@ def _interruption(debt: Debt, now: datetime) -> Document:
         "note": after.note,
     }
     return {"$set": fields, "$unset": {"epoch": "", "progress": ""}}
-
-
-def _debt(document: Document) -> Debt:
-    return Debt(
-        site=document["site"],
-        run=document["run"],
-        aspect=aspect_from(document["aspect"]),
-        handler=document["handler"],
-        lane=document["lane"],
-        before=document.get("before"),
-        after=document.get("after"),
-        mark=document["mark"],
-        at=document["at"],
-        due=document["due"],
-        state=State(document["state"]),
-        epoch=document.get("epoch"),
-        attempts=document.get("attempts", 0),
-        interrupted=document.get("interrupted", 0),
-        note=document.get("note", ""),
-        started=document.get("started"),
-        priority=document.get("priority", 0),
-    )
-
-
-def debt_from(document: Document) -> Debt:
-    """Return the debt that a ledger document holds."""
-    return _debt(document)
 
 
 def run_slots(site: str, run: RunId) -> Document:

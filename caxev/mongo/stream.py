@@ -9,7 +9,7 @@ whole batch at once, so an event is small whatever the document's size.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from pymongo.errors import OperationFailure
 
 from caxev.model import NO_FIELDS, RunId, Watched
 from caxev.mongo.client import BAD_TOKEN_CODES, PLAIN, TOO_LARGE, Document, HistoryLost
+from caxev.mongo.rows import is_plain
 from caxev.mongo.store import Position
 
 BATCH: Final = 1000
@@ -177,7 +178,7 @@ class Following:
 
 def is_usable(run: Any) -> bool:
     """Whether a run can be known by this id: a document as an id is nobody's run."""
-    if not isinstance(run, Hashable):
+    if not is_plain(run):
         logger.warning("a run is passed over: its _id {!r} is not a plain value", run)
         return False
     return True

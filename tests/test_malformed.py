@@ -1,0 +1,341 @@
+"""Documents of caxev's own collections that are not as caxev writes them.
+
+Whoever wrote them: they are passed over, reported and set aside. Nobody's listener and nobody's
+command ends for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from copy import deepcopy
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import trio
+from bson import Code, ObjectId, Regex, Timestamp
+from bson.datetime_ms import DatetimeMS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pymongo import MongoClient
+
+from caxev import HERE, Job, copy
+from caxev.alarms import Alarm, Standing, Told
+from caxev.cli.alarms import alarm_rows
+from caxev.cli.debts import reaction_row
+from caxev.cli.status import site_rows
+from caxev.files import Manifest
+from caxev.files.manifest import Item
+from caxev.ledger import owe
+from caxev.model import CopyKey, Event
+from caxev.mongo import Database, Request
+from caxev.mongo.alarms import alarm_id, alarm_row
+from caxev.mongo.rows import Malformed, carefully, debt_from, snapshot_from, standing_from
+from caxev.mongo.store import SiteRecord, debt_row, part_from, request_from
+from tests import engine
+from tests.conftest import Database as Named
+
+SITE = "lngs"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+RUN = ObjectId()
+DEBT = owe(
+    SITE,
+    Event(RUN, CopyKey("raw", SITE), None, "transferred"),
+    "see",
+    lane="default",
+    mark=7,
+    at=NOW,
+)
+ALARM = Standing(
+    Alarm(SITE, "disk", "it is full", details={"why": "so"}), NOW, told={"mail": Told(NOW, why="x")}
+)
+FILES = Manifest([Item(b"a", "file", 3, b"b" * 32)])
+
+ODD: tuple[Any, ...] = (
+    *(5, -1, 2**62, 1e300, 0.5, True, "9999", "", [], [5], {}, {"a": 1}, b"x", None),
+    *(
+        Regex("x"),
+        Code("x"),
+        Timestamp(1, 1),
+        DatetimeMS(2**60),
+        NOW,
+        datetime.max.replace(tzinfo=UTC),
+    ),
+)
+"""What may stand in place of anything."""
+
+
+def site_document(site: str = SITE) -> dict[str, Any]:
+    return {
+        "_id": site,
+        "kind": "site",
+        "epoch": 3,
+        "owner": "host:1",
+        "expires": NOW,
+        "position": {"token": None, "start": Timestamp(1, 1)},
+        "scanned": NOW,
+        "streamed": NOW,
+        "rules": [{"catalogue": "rucio", "digest": "ab"}],
+        "trouble": None,
+        "gaps": [{"found": NOW, "why": "286"}],
+        "requests": 1,
+        "watched": {"run": ["x"], "copies": []},
+        "lsid": {"id": b"0" * 16},
+    }
+
+
+def document_of(kind: str) -> dict[str, Any]:
+    """A document of this kind as caxev writes it."""
+    made: dict[str, Any]
+    match kind:
+        case "debt":
+            made = {
+                "_id": DEBT.id,
+                **debt_row(DEBT),
+                "progress": {"done": 1, "at": NOW},
+                "started": NOW,
+            }
+        case "snapshot":
+            made = {
+                "_id": {"s": SITE, "r": RUN},
+                "look": [["raw", SITE, None, "transferred"], ["t", "x"]],
+            }
+        case "alarm":
+            made = {"_id": alarm_id(SITE, "disk"), **alarm_row(ALARM)}
+        case "request":
+            made = {
+                "_id": ObjectId(),
+                "site": SITE,
+                "kind": "replay",
+                "runs": [RUN],
+                "force": False,
+            }
+            made |= {"handler": None, "alarm": None}
+        case "manifest":
+            digest = FILES.digest
+            made = {
+                "_id": {"m": digest, "last": True},
+                "m": digest,
+                "part": 0,
+                "items": FILES.to_rows(),
+            }
+        case _:
+            made = site_document()
+    return made
+
+
+READ: dict[str, Callable[[dict[str, Any]], object]] = {
+    "debt": debt_from,
+    "snapshot": snapshot_from,
+    "alarm": standing_from,
+    "request": request_from,
+    "manifest": part_from,
+    "site": SiteRecord.from_document,
+}
+COLLECTION = {"request": "caxev_requests", "manifest": "caxev_manifests"}
+
+
+def _paths(value: object, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Every place in a document, but for its _id."""
+    pairs: Any = ()
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, list):
+        pairs = enumerate(value)
+    for key, inner in pairs:
+        if key != "_id":
+            yield (*at, key)
+            yield from _paths(inner, (*at, key))
+
+
+@st.composite
+def mutated(draw: st.DrawFn, kinds: tuple[str, ...] = tuple(READ)) -> tuple[str, dict[str, Any]]:
+    """A document of some kind in which a value is another, or missing."""
+    kind = draw(st.sampled_from(kinds))
+    document = deepcopy(document_of(kind))
+    *way, last = draw(st.sampled_from(list(_paths(document))))
+    inner: Any = document
+    for key in way:
+        inner = inner[key]
+    if draw(st.booleans()):
+        del inner[last]
+    else:
+        inner[last] = draw(st.sampled_from(ODD))
+    return kind, document
+
+
+@pytest.mark.parametrize("kind", list(READ))
+def test_what_caxev_writes_is_read(kind: str) -> None:
+    READ[kind](document_of(kind))
+
+
+@given(mutated())
+def test_what_is_malformed_is_read_or_refused(odd: tuple[str, dict[str, Any]]) -> None:
+    """Nothing but `Malformed` comes of it; of a site's document not even that."""
+    kind, document = odd
+    if kind == "site":
+        READ[kind](document)
+    else:
+        with suppress(Malformed):
+            carefully(READ[kind], document)
+
+
+# -- a listener, and the commands ---------------------------------------------------------------
+
+
+async def see(job: Job) -> None:
+    """Do nothing."""
+
+
+@pytest.mark.replicaset
+@settings(
+    max_examples=8,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(odd=st.lists(mutated(), min_size=1, max_size=12), elsewhere=mutated(("site",)))
+def test_listener_and_commands_go_on(
+    database: Named, odd: list[tuple[str, dict[str, Any]]], elsewhere: tuple[str, dict[str, Any]]
+) -> None:
+    """With malformed documents of this site and of another, all is done and shown."""
+    with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
+        server = client[database.name]
+        for name in ("caxev_ledger", "caxev_requests", "caxev_manifests", "runs_new"):
+            server[name].delete_many({})
+        documents = [*odd, ("site", {**elsewhere[1], "_id": "chicago"})]
+        for kind, document in documents:
+            which = {"_id": document["_id"]}
+            server[COLLECTION.get(kind, "caxev_ledger")].replace_one(which, document, upsert=True)
+        trio.run(_goes_on, database)
+
+
+async def _goes_on(database: Named) -> None:
+    options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
+    async with engine.opened(database) as db:
+        number = await db.insert_run(engine.run_document(1, ("raw", SITE, "transferred")))
+        await db.add_request(SITE, Request("scan"), "me", Job.now())
+        async with engine.listener(db, options):
+            await engine.until(lambda: _is_done(db, number), within=20)
+        await _shown(db)
+
+
+async def _is_done(db: Database, run: Any) -> bool:
+    found = await db.debts(SITE, run=run)
+    asked = [one for one in await db.pending(SITE) if one.kind == "scan"]
+    return [debt.state.value for debt, _ in found] == ["done"] and not asked
+
+
+async def _shown(db: Database) -> None:
+    """What ``caxev status``, ``reactions`` and ``alarms`` show."""
+    rows = await site_rows(db, {SITE: True, "chicago": True})
+    assert {row["site"] for row in rows} >= {SITE, "chicago"}
+    alarm_rows(await db.alarms())
+    for debt, document in await db.debts():
+        reaction_row(debt, document)
+
+
+BROKEN: list[tuple[str, dict[str, Any]]] = [
+    ("debt", {"due": 5}),
+    ("debt", {"mark": "x"}),
+    ("debt", {"state": "ajar"}),
+    ("debt", {"aspect": 5}),
+    ("debt", {"site": 5}),
+    ("debt", {"epoch": "old", "state": "running"}),
+    ("snapshot", {"look": 5}),
+    ("alarm", {"told": 5}),
+    ("alarm", {"details": [["a"]]}),
+    ("request", {"runs": 5}),
+    ("request", {"kind": None}),
+]
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize(("kind", "fields"), BROKEN, ids=str)
+async def test_a_malformed_document_is_set_aside(
+    database: Named, kind: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an alarm; what it was about fires again."""
+    monkeypatch.setattr("caxev.daemon.TEND_EVERY", 0.05)
+    options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
+            server = client[database.name]
+            bad = {**document_of(kind), **fields}
+            run = {**engine.run_document(1, ("raw", SITE, "transferred")), "_id": RUN}
+            await db.insert_run(run)
+            if kind == "debt":  # its run was seen
+                async with engine.listener(db, options):
+                    await engine.until(lambda: _is_done(db, RUN))
+            collection = server[COLLECTION.get(kind, "caxev_ledger")]
+            collection.replace_one({"_id": bad["_id"]}, bad, upsert=True)
+            async with engine.listener(db, options):
+                await engine.until(lambda: not collection.find_one({"_id": bad["_id"], **fields}))
+                await engine.until(lambda: _is_done(db, RUN))
+                await engine.until(lambda: _alarmed(db))
+            aside = server["caxev_ledger"].find_one({"kind": "malformed"})
+            if kind != "snapshot":  # that is written anew before
+                assert aside is not None
+                assert aside["document"] == bad
+
+
+async def _alarmed(db: Database) -> bool:
+    return any(one.alarm.key.startswith("malformed caxev_") for one in await db.alarms(SITE))
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize("lost", ["epoch", "document"])
+async def test_epochs_go_on_if_a_sites_document_is_lost(database: Named, lost: str) -> None:
+    """Claims of an older process are opened, and marks are new."""
+    async with engine.opened(database) as db:
+        for _ in range(3):
+            taken = await db.acquire(SITE, "me", 10.0, NOW)
+            assert taken is not None
+            await db.release(taken[0])
+        claimed = {
+            "_id": DEBT.id,
+            **debt_row(DEBT),
+            "state": "running",
+            "epoch": 3,
+            "mark": 3 << 40,
+        }
+        with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
+            ledger = client[database.name]["caxev_ledger"]
+            ledger.insert_one(claimed)
+            if lost == "epoch":
+                ledger.update_one({"_id": SITE}, {"$set": {"epoch": "three"}})
+            else:
+                ledger.delete_one({"_id": SITE})
+        taken = await db.acquire(SITE, "me", 10.0, NOW)
+        assert taken is not None
+        assert (taken[0].epoch, taken[1]) == (4, 1)
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize(
+    "expires", [9999, "9999-12-31", datetime(9999, 1, 1, tzinfo=UTC), Timestamp(2**31, 1), None]
+)
+async def test_a_malformed_lease_locks_nobody_out(database: Named, expires: Any) -> None:
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
+            document = {**site_document(), "expires": expires}
+            client[database.name]["caxev_ledger"].insert_one(document)
+        assert await db.acquire(SITE, "me", 10.0, NOW) is not None
+
+
+@pytest.mark.replicaset
+async def test_a_manifest_that_was_tampered_with_is_not_there(database: Named) -> None:
+    """It is made anew, and can be stored again."""
+    async with engine.opened(database) as db:
+        await db.store_manifest(FILES.digest, FILES.to_rows())
+        assert await db.load_manifest(FILES.digest) == FILES.to_rows()
+        other = Manifest([Item(b"a", "file", 3, b"c" * 32)])
+        with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
+            manifests = client[database.name]["caxev_manifests"]
+            manifests.update_one({"m": FILES.digest}, {"$set": {"items": other.to_rows()}})
+        assert await db.load_manifest(FILES.digest) is None
+        taken = await db.acquire(SITE, "me", 10.0, NOW)
+        assert taken is not None
+        for odd in db.odd:
+            assert await db.set_aside(taken[0], odd)
+        await db.store_manifest(FILES.digest, FILES.to_rows())
+        assert await db.load_manifest(FILES.digest) == FILES.to_rows()
