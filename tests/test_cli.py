@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -818,11 +818,11 @@ def test_explain_knows_whether_anybody_listens(online: Caxev, database: Named) -
     online("listen", "--site", "lngs", "--once")
     with MongoClient[dict[str, Any]](database.uri) as client:
         ledger = client[database.name]["caxev_ledger"]
-        ledger.update_one({"handler": "went"}, {"$set": {"state": "running"}})
+        ledger.update_one({"handler": "went"}, {"$set": {"state": "running", "epoch": 1}})
         ledger.update_one({"handler": "waits"}, {"$set": {"due": datetime(2020, 1, 1, tzinfo=UTC)}})
         told = []
-        for expires in (2020, 2200):
-            there = {"expires": datetime(expires, 1, 1, tzinfo=UTC)}
+        for ahead in (-60, 60):
+            there = {"expires": datetime.now(UTC) + timedelta(minutes=ahead)}
             ledger.update_one({"_id": "lngs"}, {"$set": there})
             rows = online("explain", "--run", "1", "--site", "lngs", "--json").rows
             told.append([r["why"] for r in rows if r["handler"] in {"went", "waits"}])
