@@ -56,6 +56,7 @@ from caxev.mongo import (
 )
 from caxev.recurrence import Recurrence
 from caxev.registry import Handler, Registry
+from caxev.sharing import Neighbours
 from caxev.trouble import Trouble
 from caxev.workers import Workers
 
@@ -988,8 +989,8 @@ class _Ports:
     async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]:  # noqa: A002
         return await self._dispatcher.database.oldest(self._debt.site, type, without, skip)
 
-    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
-        return await self._dispatcher.database.overlapping(hosts, location)
+    async def neighbours(self, wanted: Neighbours) -> list[Run]:
+        return await self._dispatcher.database.neighbours(wanted)
 
     def aside(self) -> AbstractContextManager[None]:
         return self._dispatcher.aside(self._debt)

@@ -124,7 +124,7 @@ class Ports(Protocol):
     async def all_clear(self, key: str) -> None: ...
     async def is_live(self, owner: str, run: RunId) -> bool: ...
     async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]: ...  # noqa: A002
-    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]: ...
+    async def neighbours(self, wanted: Any) -> list[Run]: ...
     def aside(self) -> AbstractContextManager[None]: ...
 
 
@@ -236,9 +236,9 @@ class Job:
         """
         return await self.ports.oldest(type, without, skip)
 
-    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
-        """The runs that have a copy at one of these hosts at, above or below that place."""
-        return await self.ports.overlapping(hosts, location)
+    async def neighbours(self, wanted: Any) -> list[Run]:
+        """Read the runs with entries that `wanted` (`caxev.sharing.Neighbours`) describes."""
+        return await self.ports.neighbours(wanted)
 
     async def work(self, function: Callable[..., T], *args: object) -> T:
         """Run ``function(*args, report=...)`` in a worker process and return what it returns.

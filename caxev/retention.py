@@ -10,9 +10,9 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import posixpath
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import PurePosixPath
 from typing import Any, Final
 
 from attrs import evolve, frozen
@@ -173,20 +173,35 @@ def _no_place(location: str, base: str | None, site: Site) -> str | None:
         scope, colon, name = location.partition(":")
         is_name = bool(scope and colon and name) and ":" not in name
         return None if is_name else f"{location} is not scope:dataset"
-    if PurePosixPath(location) == PurePosixPath(base or "/"):
+    if plain(location) == plain(base or "/"):
         return f"{location} is no place of its own"
-    if base is None or not location.startswith(f"{base.rstrip('/')}/"):
+    if base is None or not plain(location).startswith(f"{plain(base).rstrip('/')}/"):
         where = base or "a directory for such data"
         return f"{location} is not inside {where}"
     return None
 
 
+def plain(location: str) -> str:
+    """The one way of writing a path, as far as that can be known without the disk.
+
+    ``/a//b/./c/`` is ``/a/b/c``. What is no absolute path stays as it is.
+    """
+    if not location.startswith("/"):
+        return location
+    return "/" + posixpath.normpath(location).lstrip("/")
+
+
+def _overlap(one: str, other: str) -> bool:
+    mine, theirs = (f"{plain(place).rstrip('/')}/" for place in (one, other))
+    return mine.startswith(theirs) or theirs.startswith(mine)
+
+
 def _shares(run: Run, copy: Copy) -> bool:
     """Whether another copy at this host has its files at, below or above those of this one."""
-    mine = (copy.location or "").rstrip("/") + "/"
     others = [one for one in run.copies if one.host == copy.host and one is not copy]
-    theirs = [one.location.rstrip("/") + "/" for one in others if one.location]
-    return any(place.startswith(mine) or mine.startswith(place) for place in theirs)
+    return any(
+        _overlap(one.location, copy.location) for one in others if one.location and copy.location
+    )
 
 
 def beside(site: Site, sites: Sites) -> frozenset[str]:
@@ -204,22 +219,9 @@ def beside(site: Site, sites: Sites) -> frozenset[str]:
     )
 
 
-def sharing(runs: Iterable[Run], run: Run, copy: Copy, hosts: Collection[str]) -> list[str]:
-    """Other entries at these hosts with their files at, above or below those of a run's copy."""
-    mine = f"{PurePosixPath(copy.location or '/')}/"
-    found = []
-    for one in runs:
-        for other in one.copies:
-            theirs = f"{PurePosixPath(other.location or '/')}/"
-            itself = (one.id, other.key) == (run.id, copy.key)
-            if (
-                other.host in hosts
-                and other.location
-                and not itself
-                and (mine.startswith(theirs) or theirs.startswith(mine))
-            ):
-                found.append(f"{other.key} of {one}")
-    return found
+def _same_place(one: Copy, other: Copy) -> bool:
+    places = [place and plain(place) for place in (one.location, other.location)]
+    return places[0] == places[1]
 
 
 def _like(run: Run, copy: Copy) -> Copy | None:
@@ -261,7 +263,7 @@ def others(
         name: None if fresh is None else _reading(site, fresh)
         for name, one in there.items()
         if (site := sites.find(name)) is not None
-        and not (mine is not None and one.location == mine.location and name in near)
+        and not (mine is not None and _same_place(one, mine) and name in near)
     }
 
 

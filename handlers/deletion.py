@@ -60,12 +60,12 @@ from caxev.retention import (
     keeper,
     plan_processed,
     plan_purge,
-    sharing,
     tombstone,
     weigh,
     withdraw,
 )
 from caxev.retention import prove as proven
+from caxev.sharing import sharing
 
 SOON = 1.0
 """Seconds after which a step is tried again that another write came before."""
@@ -223,9 +223,7 @@ async def erase(job: Job) -> Result:
             await job.work(check_erasable, mine.location, job.site.roots)
         except GiveUp as no:
             return withdraw(job.run, mine, wanted, no.why, job.now())
-        hosts = beside(job.site, job.sites)
-        near = await job.overlapping(hosts, mine.location)
-        if others := sharing(near, job.run, mine, hosts):
+        if others := await sharing(job, mine):
             why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
             return withdraw(job.run, mine, wanted, why, job.now())
         if (few := await _too_few(job, mine, wanted, found)) is not None:

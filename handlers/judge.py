@@ -33,6 +33,7 @@ from caxev import (
     CopyField,
     CopyIs,
     CopyKey,
+    GiveUp,
     Job,
     Manifest,
     Result,
@@ -49,6 +50,7 @@ from caxev.config import Sites
 from caxev.files import empty_quarantine, set_aside
 from caxev.model import as_utc, new_id
 from caxev.quorum import DISPUTED, agree, at_odds, is_disputed, majority, same_data, voters
+from caxev.sharing import sharing
 
 FRESH = timedelta(days=7)
 """A reading counts for so long, and so long is waited for one that was asked for."""
@@ -300,6 +302,8 @@ async def quarantine(job: Job) -> Result:
         return Skip("it is set aside")
     if mine.status != ERROR or mine.location is None:
         return RunUpdate.note(job.run, mine, quarantine=None)  # it has been decided otherwise
+    if others := await sharing(job, mine):
+        raise GiveUp(f"{mine.location} is at, above or below the files of {others[0]}, too")
     master = job.run.copy(CopyKey(mine.type, str(wanted.get("from")), mine.version))
     paths = [b""] if master is None else await _differing(job, mine, master)
     place = await job.work(set_aside, mine.location, job.site.roots, paths)

@@ -60,6 +60,7 @@ from caxev.movers import pull as pull_bytes
 from caxev.movers import push as push_bytes
 from caxev.quorum import VOUCHED, coming_from, is_disputed, majority, voters
 from caxev.retention import to_be_purged, was_deleted
+from caxev.sharing import sharing
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
@@ -175,8 +176,17 @@ async def repair(job: Job) -> Result:
     plan = plan_repair(job.run, job.copy, job.site, job.sites, trigger=trigger)
     if isinstance(plan, Skip):
         return _still_bad(job.run, job.copy, trigger) or plan
-    mend = fetch if plan.key.host == job.site.name else bring
+    here = plan.key.host == job.site.name
+    if here and (others := await sharing(job, plan.resume or plan.source)):
+        return _shared(job.run, plan, others)
+    mend = fetch if here else bring
     return RunUpdate.change_copy(job.run, await mend(job, plan, again=True), VERIFYING, owner=None)
+
+
+def _shared(run: Run, plan: Plan, others: Sequence[str]) -> RunUpdate | Skip:
+    """Leave files alone that are another entry's as well: what is wrong here may be right there."""
+    why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
+    return _still_bad(run, plan.resume, plan.trigger) or Skip(f"it is not repaired: {why}")
 
 
 def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:

@@ -296,7 +296,9 @@ async def test_mv_waits_for_reactions_that_read_the_copy(
                 await began.wait()
             from caxev.cli.runs import one
 
-            errand = mv_module.Errand(options.site, RAW, one(1, None), str(raw / "x"))
+            errand = mv_module.Errand(
+                options.site, options.sites, RAW, one(1, None), str(raw / "x")
+            )
             nursery.start_soon(errand.go, db)
             with trio.fail_after(60):
                 await waiting.wait()

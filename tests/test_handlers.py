@@ -507,6 +507,10 @@ class Yard(Shelf):
     async def all_clear(self, key: str) -> None:
         """No alarm stands."""
 
+    async def neighbours(self, wanted: object) -> list[Run]:
+        """No other entry has its files there."""
+        return []
+
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
         """Kept."""
 

@@ -15,6 +15,7 @@ from typing import Final, Literal, NamedTuple, Self
 
 from attrs import define, field, frozen
 
+from caxev import files
 from caxev.config import Site
 from caxev.config.sites import VERSIONED
 from caxev.files import GONE_PREFIX, MOVED_PREFIX, PART_PREFIX, QUARANTINE, RESERVED
@@ -285,17 +286,5 @@ def _directory(path: str) -> str:
 
 
 def places(location: object) -> Sequence[bytes]:
-    """Return where a location of an entry is on this disk: as it is named, and as links lead.
-
-    Nothing for what is no absolute path.
-    """
-    if not isinstance(location, str) or not os.path.isabs(location) or "\0" in location:
-        return ()
-    directory, name = os.path.split(os.path.normpath(location))
-    path = os.path.join(_directory(directory), name)
-    try:
-        if os.path.islink(path):
-            return (os.fsencode(path), os.fsencode(os.path.realpath(path)))
-        return (os.fsencode(path),)
-    except UnicodeEncodeError:
-        return ()
+    """As `caxev.files.places`; where a directory is, is looked up once for all that is in it."""
+    return files.places(location, _directory)

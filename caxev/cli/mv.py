@@ -27,7 +27,7 @@ from attrs import evolve, frozen
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import say, show_json
-from caxev.config import Site
+from caxev.config import Site, Sites
 from caxev.crash import point
 from caxev.escapes import escaped
 from caxev.job import GiveUp, Retry
@@ -85,7 +85,9 @@ def mv(
         raise click.UsageError("say which run: --run or --name")
     options = state()
     options.log("warning")
-    errand = Errand(ours(site), CopyKey(kind, site, version), one(number, name, detector), to)
+    errand = Errand(
+        ours(site), options.sites(), CopyKey(kind, site, version), one(number, name, detector), to
+    )
     row = options.with_database(errand.plan if dry_run else errand.go)
     if as_json:
         show_json([row])
@@ -159,6 +161,7 @@ class Errand:
     """One copy to be moved at the site where we are."""
 
     site: Site
+    sites: Sites
     key: CopyKey
     wanted: Wanted
     to: str
@@ -168,6 +171,7 @@ class Errand:
         run = await self.wanted.find_one(database, database.settings)
         move = plan_move(run, self.key, self.site, self.to)
         self._sure_free(move)
+        await self._sure_alone(database, run, move)
         return move.row(run, "it is there" if move.old == move.new else "would be moved")
 
     async def go(self, database: Database) -> Mapping[str, Any]:
@@ -192,6 +196,7 @@ class Errand:
             await self._clear(database, run, move.copy)
             return move.row(run, "it is there")
         self._sure_free(move)
+        await self._sure_alone(database, run, move)
         run, moving = await self._claim(database, run, move)
         point("mv.claimed")
         told = False
@@ -217,6 +222,16 @@ class Errand:
 
         if move.copy.status != MOVING and move.old != move.new and os.path.lexists(move.new):
             raise NothingToDo(f"{escaped(move.new)} exists already and is not replaced")
+
+    async def _sure_alone(self, database: Database, run: Run, move: Move) -> None:
+        """Raise `NothingToDo` if the files are another entry's as well: it would lose its own."""
+        from caxev.sharing import sharing_here
+
+        if others := await sharing_here(database.neighbours, run, move.copy, self.site, self.sites):
+            raise NothingToDo(
+                f"{escaped(move.old)} is at, above or below the files of {others[0]}, which would "
+                "lose them: take that entry out first"
+            )
 
     async def _claim(self, database: Database, run: Run, move: Move) -> tuple[Run, Copy]:
         from caxev.model import MOVING, NobodyReads, RunUpdate

@@ -172,21 +172,21 @@ class Found:
         That is where their name is not the run's, and where an entry has its own at that place, or
         above, or below.
         """
-        from caxev.cli.places import names_of, run_name
+        from caxev.cli.places import run_name
         from caxev.model import VERIFYING, Copy
-        from caxev.retention import beside, sharing
+        from caxev.sharing import sharing_here
 
         if not self.any_name and (called := run_name(self.real)) != run.name:
             raise NothingToDo(
                 f"{escaped(called)} is not the name of {run}: if it is that run's all the same, "
                 "say --any-name"
             )
-        hosts = beside(self.site, self.sites)
-        for name in names_of(self.real, [self.sites.get(host) for host in hosts]):
-            mine = Copy(self.key, VERIFYING, {"location": name})
-            others = sharing(await database.overlapping(hosts, name), run, mine, hosts)
-            if others:
-                raise NothingToDo(f"{escaped(name)} is at, above or below the files of {others[0]}")
+        mine = Copy(self.key, VERIFYING, {"location": self.location})
+        find = database.neighbours
+        if others := await sharing_here(find, run, mine, self.site, self.sites):
+            raise NothingToDo(
+                f"{escaped(self.location)} is at, above or below the files of {others[0]}"
+            )
 
     def _row(self, number: int | None, name: str, what: str) -> Mapping[str, Any]:
         return {

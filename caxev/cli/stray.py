@@ -193,7 +193,8 @@ class Search:
         """Return those finds that the database does not know by now either."""
         paths = {path for find in finds for path in copies_of(find.path)}
         names = {name for path in paths for name in self._names(path)}
-        runs = await database.located(self.hosts, sorted(names))
+        roots = [root for host in self.hosts for root in self.sites.get(host).roots]
+        runs = await database.located(self.hosts, sorted(names), roots)
         there = [self.sites.get(host) for host in self.hosts]
         known = {claim.path for run in runs for site in there for claim in claims_of(run, site)}
         return [find for find in finds if known.isdisjoint(keepers(find.path))]

@@ -58,6 +58,7 @@ from caxev.files.paths import (
     printable,
     safe_name,
 )
+from caxev.files.places import overlapping, places
 from caxev.files.plan import Piece, Plan, plan, to_the_second
 from caxev.files.private import lies_in, make_private, not_private
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
@@ -127,9 +128,11 @@ __all__ = [
     "mirror",
     "not_private",
     "open_resolved",
+    "overlapping",
     "own_name",
     "partial_path",
     "place_file",
+    "places",
     "plan",
     "printable",
     "publish",

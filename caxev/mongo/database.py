@@ -10,6 +10,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Iterator,
     Mapping,
     Sequence,
 )
@@ -82,6 +83,7 @@ from caxev.mongo.store import (
     run_slots,
 )
 from caxev.mongo.stream import AWAIT, Batch, Following, Stream, is_usable
+from caxev.sharing import Neighbours
 
 T = TypeVar("T")
 PAGE: Final = 1000
@@ -849,29 +851,40 @@ class Database:
 
         return await self._call(totals, limit=LONG_LIMIT)
 
-    async def located(self, hosts: Iterable[str], locations: Sequence[str]) -> list[Run]:
-        """Read the runs that have a copy at one of these hosts in one of these places."""
-        wanted = {"host": {"$in": list(hosts)}, "location": {"$in": list(locations)}}
+    async def located(
+        self, hosts: Iterable[str], locations: Sequence[str], roots: Iterable[str] = ()
+    ) -> list[Run]:
+        """Read the runs that have a copy at one of these hosts in one of these places.
 
-        async def located() -> list[Run]:
+        With `roots` also those that have one which may be anywhere, as it is not written plainly
+        as below one of them.
+        """
+        odd = [_oddly_below(roots)] if (roots := tuple(roots)) else []
+        return await self._with_copies(hosts, [{"location": {"$in": list(locations)}}, *odd])
+
+    async def neighbours(self, wanted: Neighbours) -> list[Run]:
+        """Read the runs that have a copy of which files may be where those of another copy are."""
+        above = {str(one) for name in wanted.names for one in _upwards(name)}
+        below = "|".join(map(re.escape, wanted.names))
+        ways: list[Document] = [
+            {"location": {"$in": [*above, *(f"{one}/" for one in above)]}},
+            {"location": Regex(f"^(?:{below})/")},
+            _oddly_below(wanted.roots),
+            {"manifest": None, "checksum": None},
+            *({"manifest": one} for one in (wanted.manifest,) if one),
+            *({"checksum": one} for one in (wanted.checksum,) if one),
+        ]
+        return await self._with_copies(wanted.hosts, ways)
+
+    async def _with_copies(self, hosts: Iterable[str], ways: Sequence[Document]) -> list[Run]:
+        """Read the runs that have a copy at one of these hosts to which one of `ways` applies."""
+        wanted = {"host": {"$in": list(hosts)}, "$or": list(ways)}
+
+        async def find() -> list[Run]:
             cursor = self._runs.find({"data": {"$elemMatch": wanted}}, _SHOWN)
             return [Run.from_document(document) for document in await cursor.to_list(None)]
 
-        return await self._call(located)
-
-    async def overlapping(self, hosts: Iterable[str], location: str) -> list[Run]:
-        """Read the runs that have a copy at one of these hosts at, above or below that place."""
-        path = PurePosixPath(location)
-        places = [str(one) for one in (path, *path.parents)]
-        below = Regex(f"^{re.escape(str(path))}/")
-        at = [{"location": {"$in": [*places, *(f"{one}/" for one in places)]}}, {"location": below}]
-        wanted = {"host": {"$in": list(hosts)}, "$or": at}
-
-        async def overlapping() -> list[Run]:
-            cursor = self._runs.find({"data": {"$elemMatch": wanted}}, _SHOWN)
-            return [Run.from_document(document) for document in await cursor.to_list(None)]
-
-        return await self._call(overlapping)
+        return await self._call(find)
 
     async def table(self, name: str) -> list[Document]:
         """Read all rows of a collection beside the runs; none where there is no such."""
@@ -949,3 +962,16 @@ def _name_of(function: Callable[..., Any]) -> str:
 _SHOWN: Final = dict.fromkeys(
     ("number", "name", "detector", "start", "end", "tags", "data", "raw_size_byte"), 1
 )
+
+
+def _upwards(name: str) -> Iterator[PurePosixPath]:
+    path = PurePosixPath(name)
+    yield path
+    yield from path.parents
+
+
+def _oddly_below(roots: Iterable[str]) -> Document:
+    """Match a location that is not written plainly as below one of these directories."""
+    tops = "|".join(re.escape(root.rstrip("/")) for root in roots)
+    plainly = Regex(rf"^(?:{tops})(?:/(?!\.{{1,2}}(?:/|$))[^/]+)+$")
+    return {"location": {"$regex": "^/", "$not": plainly}}
