@@ -362,15 +362,34 @@ def crowded(site: str, number: int) -> Alarm:
     )
 
 
-def malformed(site: str, what: str, why: str) -> Alarm:
-    """A document of caxev's own was not as caxev writes it."""
+def missing_key(handler: str) -> str:
+    """Return the key of the alarm about a handler that is not installed."""
+    return f"missing {handler}"
+
+
+def missing(site: str, handler: str) -> Alarm:
+    """Reactions wait for a handler that this listener was started without."""
+    return Alarm(
+        site,
+        missing_key(handler),
+        f"{site}: reactions wait for the handler {handler}, which is not installed",
+        details={
+            "what to do": "start the listener with the file of handlers that it had (--handlers)"
+        },
+    )
+
+
+def malformed(site: str, what: str, why: str, run: str) -> Alarm:
+    """A document of caxev's own is malformed; `run` is what it was about, if known."""
     return Alarm(
         site,
         f"malformed {what}",
-        f"{what} is malformed: {why}",
+        f"a document of caxev's own{run and f' about {run}'} is malformed: {why}",
+        run=run,
         details={
+            "document": what,
             "what to do": "it is set aside in the ledger, and what it was about fires again; find "
-            "out who wrote it, then: caxev alarms clear"
+            "out who wrote it, then: caxev alarms clear",
         },
     )
 

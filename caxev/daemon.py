@@ -27,7 +27,7 @@ from attrs import define, field, frozen
 from loguru import logger
 
 from caxev import aio, metrics
-from caxev.alarms import malformed
+from caxev.alarms import malformed, missing_key
 from caxev.config import Settings, Site, Sites
 from caxev.dispatcher import Dispatcher
 from caxev.files import MARGIN
@@ -395,6 +395,8 @@ class _Tenancy:
         while not self.leaving.asked.is_set():
             try:
                 await self.desk.open()
+                for handler in self.options.registry.handlers:
+                    self.desk.clear(missing_key(handler))
             except DatabaseError as error:
                 if not passing(error):
                     raise
@@ -434,7 +436,9 @@ class _Tenancy:
                 raise
             logger.error("{} {} cannot be set aside: {}", *odd.key, error)
             self._reported.add(odd.key)
-        self.desk.sound(malformed(site, " ".join(odd.key), odd.why))
+        runs = {} if odd.run is None else await self.database.runs([odd.run])
+        label = str(runs[odd.run]) if odd.run in runs else ""
+        self.desk.sound(malformed(site, " ".join(odd.key), odd.why, label))
 
     def _vitals(self, watcher: Watcher) -> Vitals:
         site = self.options.site

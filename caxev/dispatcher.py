@@ -25,7 +25,7 @@ from attrs import Factory, define, evolve, field
 from loguru import logger
 
 from caxev import crash, metrics
-from caxev.alarms import Alarm, Alarms, Silent, deaf, deaf_key, parked, parked_key
+from caxev.alarms import Alarm, Alarms, Silent, deaf, deaf_key, missing, parked, parked_key
 from caxev.config import Site, Sites
 from caxev.job import GiveUp, Job, Retry, Skip, Superseded, utcnow
 from caxev.ledger import (
@@ -94,6 +94,9 @@ FRESH: Final = 1.0
 """...for so many seconds, if it was read after their debts were recorded."""
 BRIEF: Final = 1.0
 """Seconds for which a write that conflicts with another may be repeated without a report."""
+WITHOUT_HANDLER: Final = 3600.0
+"""Seconds after which a reaction without its handler is looked at again; a restart does so at once,
+if the handler is there by then."""
 SURE_FOR: Final = 300.0
 """Seconds after which the claims in the database are compared with what runs, though nothing was
 heard: a deposed process may have claimed something, and died before it could give that back."""
@@ -603,8 +606,9 @@ class Dispatcher:
         try:
             handler = self.registry.handlers.get(debt.handler)
             if handler is None:
-                why = f"no handler named {debt.handler!r} is installed here"
-                ended = Ended(debt, Spent(why))
+                self.alarms.sound(missing(debt.site, debt.handler))
+                why = f"no handler named {debt.handler!r} is installed here: it waits for one"
+                ended = Ended(debt, Postponed(why, WITHOUT_HANDLER), run=str(run or ""))
             elif run is None and debt.after is not None:
                 ended = Ended(debt, Paid("the run is no longer in the database"))
             elif run is not None and not self.site.wants_run(run.name):

@@ -565,15 +565,21 @@ class Watcher:
         if not runs:
             raise error
         if len(runs) == 1:
-            logger.error("run {} cannot be recorded: {}", runs[0], error)
+            label = await self._label(runs[0])
+            logger.error("{} cannot be recorded: {}", label, error)
             debt = self._shown(runs[0], Spent(str(error)))
             await self.database.ingest(self.tenure, Ingest({}, [debt], ingest.position), utcnow())
             self._unreadable.add(runs[0])
-            self.alarms.sound(parked(debt, f"run {runs[0]}"))
+            self.alarms.sound(parked(debt, label))
             return
         middle = len(runs) // 2
         await self._record(_part(ingest, runs[:middle], position=False))
         await self._record(_part(ingest, runs[middle:], position=True))
+
+    async def _label(self, run: RunId) -> str:
+        """Return what people call a run; its id if it is no longer there."""
+        found = await self.database.runs([run])
+        return str(found[run]) if run in found else f"run {run}"
 
     def _shown(self, run: RunId, outcome: Outcome) -> Debt:
         """The debt that shows whether a run can be recorded."""

@@ -764,7 +764,7 @@ def test_a_test_goes_to_every_sink(caxev: Path, web: sinks.Web) -> None:
     assert web.bodies[0]["summary"] == "a test of the alarms of lngs: nothing is wrong"
     web.answers.append(503)
     said = _run("alarms", "test", "--site", "lngs")
-    assert (said.exit_code, "answered 503" in said.stdout) == (1, True)
+    assert (said.exit_code, "is away: its gateway answered 503" in said.stdout) == (1, True)
     said = _run("alarms", "test", "--site", "chicago")
     assert (said.exit_code, "names no `alarms`" in said.stdout) == (1, True)
 

@@ -33,6 +33,7 @@ from caxev import (
     new_run,
     tag,
 )
+from caxev.config import Settings
 from caxev.daemon import Options
 from caxev.dispatcher import Dispatcher, Lane
 from caxev.embedded import ReplicaSet
@@ -470,6 +471,61 @@ async def test_a_run_that_cannot_be_recorded_is_parked(database: Named, server: 
         (shown,) = [debt for debt in parked if debt.state.value == "failed"]
         assert shown.run == bad["_id"]
         assert "too large" in shown.note
+        (alarm,) = await db.alarms(SITE)
+        assert alarm.alarm.run == "run 2"
+        assert str(bad["_id"]) not in alarm.alarm.summary
+
+
+async def test_a_reaction_without_its_handler_waits(database: Named, server: Server) -> None:
+    """It is reported, fails never, and is done once the handler is back."""
+    record = Recorder()
+    absent = engine.options_for(database, [engine.handler(_other, tag("other"))])
+    async with engine.opened(database) as db:
+        async with engine.listener(db, record.options(database)):
+            await ready(db)
+        await add(db, 1)
+        held = {"$set": {"state": "open", "due": Job.now(), "attempts": 1}}
+        await engine.once(db, record.options(database))
+        server["caxev_ledger"].update_one({"handler": "record"}, held)
+        async with engine.listener(db, absent):
+            await engine.until(lambda: _missing(db, stands=True))
+        (waiting,) = await debts(db, "open")
+        assert (waiting.attempts, "'record'" in waiting.note) == (1, True)
+        server["caxev_ledger"].update_one({"handler": "record"}, {"$set": {"due": Job.now()}})
+        async with engine.listener(db, record.options(database)):
+            await engine.until(lambda: len(record.seen) == 2)
+            await debts(db, "done")
+            await engine.until(lambda: _missing(db, stands=False))
+
+
+async def _other(job: Job) -> None:
+    """Do nothing."""
+
+
+async def _missing(db: Database, *, stands: bool) -> bool:
+    found = [one for one in await db.alarms(SITE) if one.alarm.key == "missing record"]
+    return any(one.stands for one in found) == stands
+
+
+async def test_indexes_are_made_again_after_the_ledger_was_dropped(
+    database: Named, server: Server
+) -> None:
+    """The listener goes on, from the beginning, with the indexes that it needs."""
+    record = Recorder()
+    options = evolve(record.options(database), settings=settings_of_admin(database))
+    async with engine.opened(database) as db:
+        async with engine.listener(db, options):
+            await ready(db)
+            before = set(server["caxev_ledger"].index_information())
+            server.drop_collection("caxev_ledger")
+            await engine.until(lambda: set(server["caxev_ledger"].index_information()) == before)
+            await add(db, 1)
+            await engine.until(lambda: len(record.seen) == 1)
+        assert len(before) > 1
+
+
+def settings_of_admin(database: Named) -> Settings:
+    return Settings(mongo_uri=database.uri, database=database.name)
 
 
 async def test_a_run_that_is_mended_at_once_fires(database: Named, server: Server) -> None:

@@ -499,6 +499,16 @@ def test_what_an_error_of_rucio_means(name: str, kind: type[Exception], counted:
         assert (meaning.after is None) == counted
 
 
+@pytest.mark.parametrize(("code", "counted"), [(500, True), (502, False), (503, False)])
+def test_a_gateway_without_its_server_is_a_server_that_is_away(code: int, counted: bool) -> None:
+    """Rucio's client knows no class for it, and names the status alone."""
+    theirs = importlib.import_module("rucio.common.exception")
+    words = f"no error information passed (http status code: {code})"
+    meaning = meaning_of(theirs.RucioException(words), "upload of x", 60.0)
+    assert isinstance(meaning, Retry)
+    assert meaning.after == (None if counted else 60.0)
+
+
 # -- what the listeners do ------------------------------------------------------------------------
 
 SITES = ("lngs", "chicago")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -237,9 +238,14 @@ def test_without_apply_the_grants_are_only_shown(caxev: Caxev, secured: Secured)
     uri = ("--mongo-uri", "mongodb://localhost/")
     shown = caxev("db", "grants", "--site", "lngs", *uri)
     assert shown.code == 0
-    assert "passwordPrompt()" in shown.out
+    pattern = r'db\.getSiblingDB\("admin"\)\.runCommand\((\{.*?\n\})\);\n'
+    commands = re.findall(pattern, shown.out, re.DOTALL)
+    assert re.sub(pattern, "", shown.out, flags=re.DOTALL) == ""  # JavaScript, and nothing else
+    assert "passwordPrompt()" in commands[1]
+    read = [json.loads(one.replace("passwordPrompt()", "null")) for one in commands]
     rows = json.loads(caxev("db", "grants", "--site", "lngs", "--json", *uri).out)
     assert [next(iter(row["command"])) for row in rows] == ["createRole", "createUser"]
+    assert [row["command"] for row in rows] == read
     answer = caxev("db", "grants", "--site", "lngs", "--apply", *uri)
     assert (answer.code, "NEW_PASSWORD_FILE" in answer.err) == (3, True)
     assert caxev("db", "grants", "--site", "nowhere", *uri).code == 3

@@ -6,6 +6,7 @@ Rucio's needs to be imported for it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -52,6 +53,9 @@ HOPELESS: Final = frozenset(
 )
 """What will not change by itself. A refused login is not here: proxies and tokens are renewed."""
 
+_GATEWAY: Final = re.compile(r"http status code: 50[234]\b", re.IGNORECASE)
+"""What Rucio's client makes of a gateway's answer while the server behind it is away."""
+
 FULL: Final = frozenset({"FullStorage", "InsufficientAccountLimit", "RSEOverQuota"})
 
 
@@ -92,7 +96,7 @@ def meaning_of(error: BaseException, what: str, away: float) -> Retry | GiveUp |
             return OverQuota(text)
         if names & HOPELESS:
             return GiveUp(text)
-        gone = names & {"ServerConnectionException", "ServiceUnavailable"}
+        gone = names & {"ServerConnectionException", "ServiceUnavailable"} or _GATEWAY.search(text)
         return Retry(text, after=away if gone else None)
     if modules & {"requests", "urllib3"}:
         return Retry(text, after=away)

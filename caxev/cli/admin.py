@@ -83,7 +83,8 @@ def db_grants(*, site: str, x509: str | None, apply_: bool, as_json: bool) -> No
         if as_json:
             show_json([{"database": name, "command": command} for name, command in rows])
         else:
-            say("\n".join(_in_shell(name, command) for name, command in rows))
+            for name, command in rows:
+                click.echo(_in_shell(name, command))
         return
     password = None if x509 else secret("NEW_PASSWORD")
     if password is None and x509 is None:
@@ -101,7 +102,7 @@ def db_grants(*, site: str, x509: str | None, apply_: bool, as_json: bool) -> No
 def _in_shell(database: str, command: dict[str, Any]) -> str:
     """Return a command as mongosh takes it; it asks for a password there."""
     text = json.dumps(command, indent=2).replace('"pwd": null', '"pwd": passwordPrompt()')
-    return f"db.getSiblingDB({json.dumps(database)}).runCommand({text})"
+    return f"db.getSiblingDB({json.dumps(database)}).runCommand({text});"
 
 
 # -- sites.json ---------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from caxev.job import utcnow
 from caxev.notifiers.base import PATIENCE, Undelivered, in_thread, lines, sentence
 
 LONGEST_KEY: Final = 255
+GATEWAY: Final = {502, 503, 504}
+"""What a gateway answers while the server behind it is away."""
 """Characters that PagerDuty takes for the key by which it knows an incident again."""
 
 
@@ -69,6 +71,9 @@ class Hook:
             with urllib.request.build_opener(_Stay).open(request, timeout=PATIENCE) as answer:
                 answer.read(1000)
         except HTTPError as error:
+            if error.code in GATEWAY:
+                error.close()
+                raise Undelivered(f"{where} is away: its gateway answered {error.code}") from None
             with error:
                 said = " ".join(error.read(200).decode(errors="replace").split())
             raise Undelivered(f"{where} answered {error.code} {said}") from None
