@@ -6,7 +6,7 @@ What stands here is all that the author of a handler needs::
 """
 
 from caxev.files import Manifest
-from caxev.job import GiveUp, Job, Result, Retry, Skip, Superseded
+from caxev.job import Denied, GiveUp, Job, Result, Retry, RootAway, Skip, Superseded
 from caxev.model import (
     DELETING,
     ERROR,
@@ -66,6 +66,7 @@ __all__ = [
     "CopyField",
     "CopyIs",
     "CopyKey",
+    "Denied",
     "Event",
     "Field",
     "FieldIs",
@@ -75,6 +76,7 @@ __all__ = [
     "NobodyReads",
     "Result",
     "Retry",
+    "RootAway",
     "Run",
     "RunUpdate",
     "Skip",

@@ -351,6 +351,24 @@ def deaf(debt: Debt, why: str) -> Alarm:
     )
 
 
+def refused_key(debt: Debt) -> str:
+    """Return the key of the alarm about what a debt that is hindered waits for."""
+    return f"refused {debt.note[:200]}"
+
+
+def refused(debt: Debt) -> Alarm:
+    """Somebody must lift something before reactions go on: one alarm, however many wait for it."""
+    return Alarm(
+        debt.site,
+        refused_key(debt),
+        f"{debt.site}: reactions wait until somebody lifts a refusal",
+        details={
+            "why": debt.note,
+            "what to do": "lift it; they go on by themselves within an hour",
+        },
+    )
+
+
 def crowded(site: str, number: int) -> Alarm:
     """More alarms stand than anybody reads one by one."""
     return Alarm(

@@ -48,6 +48,7 @@ from caxev.mongo import (
 )
 from caxev.notifiers import Addressee, Desk, Pulse, Vitals, addressees
 from caxev.registry import Registry
+from caxev.roots import ANSWERS, RootWatch
 from caxev.rulefiles import RuleFiles
 from caxev.trouble import Trouble
 from caxev.watchdog import Watchdog, handlers_by_code
@@ -279,6 +280,7 @@ class _Tenancy:
         self.leaving = leaving
         self.trouble = trouble
         self.desk = Desk(database, tenure, options.addressees())
+        self._roots: RootWatch | None = None
         self._requests = 0
         self._reported: set[tuple[str, str]] = set()
         self._poked = trio.Event()
@@ -290,8 +292,9 @@ class _Tenancy:
                 ours = True
                 try:
                     async with trio.open_nursery() as outer:
-                        dispatcher = self._dispatcher(workers, outer)
-                        await self._act(dispatcher, outer)
+                        roots = self._roots = self._root_watch(workers)
+                        dispatcher = self._dispatcher(workers, outer, roots)
+                        await self._act(dispatcher, outer, roots)
                         if self.options.once:
                             with trio.move_on_after(TELLING):
                                 await self.desk.leave(telling=True)
@@ -315,7 +318,11 @@ class _Tenancy:
             finally:
                 await self.database.release(self.tenure)
 
-    def _dispatcher(self, workers: Workers, outer: trio.Nursery) -> Dispatcher:
+    def _root_watch(self, workers: Workers) -> RootWatch:
+        options = self.options
+        return RootWatch(self.database, self.tenure, options.site, options.sites, workers)
+
+    def _dispatcher(self, workers: Workers, outer: trio.Nursery, roots: RootWatch) -> Dispatcher:
         options = self.options
         return Dispatcher(
             self.database,
@@ -327,9 +334,10 @@ class _Tenancy:
             outer,
             self.desk,
             self.trouble,
+            roots,
         )
 
-    async def _act(self, dispatcher: Dispatcher, outer: trio.Nursery) -> None:
+    async def _act(self, dispatcher: Dispatcher, outer: trio.Nursery, roots: RootWatch) -> None:
         """Run the intake until asked to leave, then give what is in flight its grace."""
         options = self.options
         watcher = Watcher(
@@ -349,8 +357,12 @@ class _Tenancy:
         outer.start_soon(self._leave_by_force, dispatcher)
         await self._open_desk()
         outer.start_soon(self.desk.run)
-        outer.start_soon(self._vitals(watcher).run)
         outer.start_soon(self._tend, dispatcher)
+        roots.woken = dispatcher.look_again
+        outer.start_soon(roots.run)
+        with trio.move_on_after(ANSWERS):  # what is not known by then counts as away
+            await roots.looked.wait()
+        outer.start_soon(self._vitals(watcher, roots).run)
         async with trio.open_nursery() as inner:
             inner.start_soon(dispatcher.take)
             if self.options.once:
@@ -440,13 +452,20 @@ class _Tenancy:
         label = str(runs[odd.run]) if odd.run in runs else ""
         self.desk.sound(malformed(site, " ".join(odd.key), odd.why, label))
 
-    def _vitals(self, watcher: Watcher) -> Vitals:
-        site = self.options.site
+    def _vitals(self, watcher: Watcher, roots: RootWatch) -> Vitals:
+        least = max(self.options.site.min_free, MARGIN)
 
         def pulse() -> Pulse:
-            return Pulse(self.trouble.text, self.trouble.seconds, watcher.behind)
+            return Pulse(
+                self.trouble.text,
+                self.trouble.seconds,
+                watcher.behind,
+                roots.free,
+                roots.away,
+                least,
+            )
 
-        return Vitals(site.name, site.roots, max(site.min_free, MARGIN), pulse, self.desk)
+        return Vitals(self.options.site.name, pulse, self.desk)
 
     async def _until_asked(self, watcher: Watcher, inner: trio.Nursery) -> None:
         ready = trio.Event()
@@ -530,6 +549,8 @@ class _Tenancy:
             await trio.sleep(every)
 
     def _heard(self, record: SiteRecord) -> None:
+        if self._roots is not None:
+            self._roots.heard(record)
         if record.requests != self._requests:
             self._requests = record.requests
             self._poked.set()

@@ -25,12 +25,24 @@ from attrs import Factory, define, evolve, field
 from loguru import logger
 
 from caxev import crash, metrics
-from caxev.alarms import Alarm, Alarms, Silent, deaf, deaf_key, missing, parked, parked_key
+from caxev.alarms import (
+    Alarm,
+    Alarms,
+    Silent,
+    deaf,
+    deaf_key,
+    missing,
+    parked,
+    parked_key,
+    refused,
+    refused_key,
+)
 from caxev.config import Site, Sites
-from caxev.job import GiveUp, Job, Retry, Skip, Superseded, utcnow
+from caxev.job import Denied, GiveUp, Job, Retry, RootAway, Skip, Superseded, utcnow
 from caxev.ledger import (
     NEWEST_FIRST,
     Debt,
+    Hindered,
     Interrupted,
     Outcome,
     Paid,
@@ -56,6 +68,7 @@ from caxev.mongo import (
 )
 from caxev.recurrence import Recurrence
 from caxev.registry import Handler, Registry
+from caxev.roots import RootWatch
 from caxev.sharing import Neighbours
 from caxev.trouble import Trouble
 from caxev.workers import Workers
@@ -78,6 +91,8 @@ ALIVE: Final = 15 * 60.0
 """Seconds for which progress that was written shows that a reaction is at work."""
 DEAF: Final = 30.0
 """Seconds after which an attempt that was cut short, and still runs, is reported."""
+REFUSED: Final = timedelta(minutes=5)
+"""The time after which people are told of a refusal for which reactions wait."""
 LATELY: Final = 30.0
 """Seconds over which a reaction's rate is taken."""
 WINDOW: Final = 1000
@@ -325,6 +340,7 @@ class Dispatcher:
     trouble: Trouble = field(
         default=Factory(lambda self: Trouble(self.tenure.site), takes_self=True)
     )
+    roots: RootWatch | None = None
     _lanes: dict[str, Lane] = field(init=False, factory=dict)
     _ended: list[Ended] = field(init=False, factory=list)
     _occupancy: Occupancy = field(init=False, factory=Occupancy)
@@ -644,12 +660,13 @@ class Dispatcher:
         if (why := self._recurrence.excess(debt.id, trio.current_time())) is not None:
             _report(Spent(why))
             return Ended(debt, Spent(why), (), str(run))
+        sites = self.sites if self.roots is None else await self.roots.known()
         watch = Watch(handler)
         job = Job(
             run=run,
             event=debt.event,
-            site=self.site,
-            sites=self.sites,
+            site=sites.get(self.site.name),
+            sites=sites,
             owner=f"{self.tenure.site}#{self.tenure.epoch}",
             log=logger,
             ports=_Ports(self, debt),
@@ -666,6 +683,7 @@ class Dispatcher:
                 self._deaf.discard(debt.id)
                 self._lane(debt.lane).aside -= 1
                 self.alarms.clear(deaf_key(debt))
+        outcome = self._waiting_for_ours(outcome)
         if update is not None or outcome == Paid():
             crash.point("through")
         updates: tuple[RunUpdate, ...] = () if update is None else (update,)
@@ -793,8 +811,10 @@ class Dispatcher:
             metrics.outcomes.labels(self.tenure.site, handler, state).inc(n)
         for one, debt in zip(ended, debts, strict=True):
             self._report_failed(debt, one.run)
+            self._report_refusal(one, debt)
         # A settlement that did not count may have done so before, unheard of: look again as well.
         missed = counted < len(debts)
+        self._doubt(debts)
         if missed or any(debt.state is State.OPEN for debt in debts):
             self._rearm(debts, renewed=missed)
         if counted + renewed < len(debts):
@@ -844,8 +864,22 @@ class Dispatcher:
         """See to what follows from a debt that was settled with its update."""
         metrics.outcomes.labels(debt.site, debt.handler, debt.state.value).inc()
         self._report_failed(debt, ended.run)
+        self._report_refusal(ended, debt)
         if renewed or debt.state is State.OPEN:
             self._rearm([debt], renewed=renewed)
+
+    def _waiting_for_ours(self, outcome: Outcome) -> Outcome:
+        """Leave out a directory for which nobody here looks out, such as one of another site."""
+        if not isinstance(outcome, Hindered) or not outcome.root:
+            return outcome
+        ours = self.roots is not None and self.roots.looks_after(outcome.root)
+        return outcome if ours else evolve(outcome, root="")
+
+    def _doubt(self, debts: Iterable[Debt]) -> None:
+        """Have the directories looked at that these debts wait for, by now in the ledger."""
+        for root in {debt.root for debt in debts} - {""}:
+            if self.roots is not None:
+                self.roots.doubt(root)
 
     def _report_failed(self, debt: Debt, run: str) -> None:
         """Have people told of a reaction that was parked, until it is done after all."""
@@ -853,6 +887,17 @@ class Dispatcher:
             self.alarms.clear(parked_key(debt))
         elif debt.state is State.FAILED:
             self.alarms.sound(parked(debt, run or f"run {debt.run}"))
+
+    def _report_refusal(self, ended: Ended, debt: Debt) -> None:
+        """Have people told what many reactions wait for, until the first of them goes on.
+
+        Of a disk that is away its own site tells.
+        """
+        if debt.hindered is None and ended.debt.hindered is not None:
+            self.alarms.clear(refused_key(ended.debt))
+        is_refused = isinstance(ended.outcome, Hindered) and ended.outcome.patience < inf
+        if is_refused and debt.hindered and utcnow() >= debt.hindered + REFUSED:
+            self.alarms.sound(refused(debt))
 
     def _settled(self, ended: Ended) -> Debt:
         handler = self.registry.handlers.get(ended.debt.handler)
@@ -1052,10 +1097,12 @@ def refusal(error: DatabaseError) -> Outcome | None:
 def failure(error: BaseException) -> Outcome:
     """Return what an error that a handler raised means for the debt."""
     match error:
+        case RootAway() | Denied():
+            return _hindered(error)
         case Retry():
             return Postponed(error.why, error.after)
         case GiveUp():
-            return Spent(error.why)
+            return Spent(str(error))
         case Superseded():
             return Paid(f"nothing to do: {error}")
         case Deposed():
@@ -1064,7 +1111,7 @@ def failure(error: BaseException) -> Outcome:
             return refusal(error) or Postponed(str(error), 5.0)
         case BaseExceptionGroup():
             outcomes = [failure(one) for one in error.exceptions]
-            order = (Surprise, Spent, Interrupted, Postponed, Paid)
+            order = (Surprise, Spent, Interrupted, Hindered, Postponed, Paid)
             return min(outcomes, key=lambda outcome: order.index(type(outcome)))
         case _:
             text = _text_of(error)
@@ -1080,11 +1127,17 @@ def _text_of(error: BaseException) -> str:
         return f"{name}, which cannot be shown"
 
 
+def _hindered(error: RootAway | Denied) -> Hindered:
+    if isinstance(error, RootAway):
+        return Hindered(error.why, inf, error.root)
+    return Hindered(error.why)
+
+
 def _report(outcome: Outcome) -> None:
     match outcome:
         case Paid(note):
             logger.debug("done. {}", note)
-        case Postponed(why) | Interrupted(why):
+        case Postponed(why) | Interrupted(why) | Hindered(why):
             logger.info("put off: {}", why)
         case Spent(why):
             logger.error("failed: {}", why)

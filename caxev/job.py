@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 from attrs import define, field, frozen
 
@@ -76,6 +76,42 @@ class Retry(Exception):
         self.after = None if after is None else float(after)
         if self.after is not None and not isfinite(self.after):
             raise ValueError(f"Retry(after={after}): not a number of seconds")
+
+
+class Denied(Retry):
+    """Somebody must lift a refusal first: a permission, a key, a quota.
+
+    Tried again at growing intervals; given up after days (`caxev.ledger.PATIENCE`).
+    """
+
+
+class RootAway(Retry):
+    """The disk of a root is not there, so nothing can be known of what is beneath it.
+
+    The reaction waits without an end: of a directory of this site, `root`, until the listener
+    finds it again; of another site's at growing intervals.
+    """
+
+    def __init__(self, why: str, *, root: str = "") -> None:
+        super().__init__(why)
+        self.root = root
+
+
+class Root(str):
+    """A base directory of a site, as its path.
+
+    `marker` is the id of the file that shows that its disk is mounted; None: none is noted, and
+    nothing is checked. See `caxev.files.roots`.
+    """
+
+    __slots__ = ("marker",)
+    marker: str | None
+
+    def __new__(cls, path: str, marker: str | None = None) -> Self:
+        """Return the path with what is known of its marker."""
+        root = super().__new__(cls, path)
+        root.marker = marker
+        return root
 
 
 class GiveUp(Exception):

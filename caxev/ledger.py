@@ -17,6 +17,9 @@ grows with the copies and not with time.
                      │ └──── interrupt ──────────┘                       │    │
                      └───────────────────────── renew ───────────────────┴────┘
 
+A debt that is `Hindered` is OPEN again as one that is `Postponed`; when the disk that it waited for
+is back, it is due at once.
+
 Each renewal gives the debt a new `mark`. A settlement names the mark that was claimed: where the
 debt was renewed meanwhile the settlement changes nothing and the debt stays OPEN, to be looked at
 again. DONE and FAILED are final for their mark: only a renewal opens the slot again.
@@ -54,6 +57,8 @@ UNREADABLE: Final = "caxev.unreadable"
 """The handler's name in a debt that nobody pays: it shows a run which could not be recorded."""
 SURPRISES: Final = 5
 """How often an unexpected error is tried again before the debt is parked."""
+PATIENCE: Final = 7 * 86400.0
+"""Seconds for which a refusal that somebody must lift is waited out before the debt is parked."""
 INTERRUPTIONS: Final = 20
 """How often a debt may be running when its process dies before it is suspected and parked."""
 
@@ -103,7 +108,21 @@ class Interrupted:
     why: str = "interrupted"
 
 
-Outcome: TypeAlias = Paid | Postponed | Surprise | Spent | Interrupted
+@frozen
+class Hindered:
+    """Something outside must change first: a refusal be lifted, a disk be mounted.
+
+    Costs no attempt: it is tried again when half as long again as it has waited is over, and given
+    up when it has waited for `patience` seconds. `root`: a directory of our own that is away; the
+    listener opens the debt when that is back.
+    """
+
+    why: str
+    patience: float = PATIENCE
+    root: str = ""
+
+
+Outcome: TypeAlias = Paid | Postponed | Surprise | Spent | Interrupted | Hindered
 
 
 def aspect_row(aspect: Aspect) -> list[str | None]:
@@ -133,7 +152,8 @@ class Debt:
     time and `due` when to act, both UTC. `attempts` counts failures since the last renewal,
     `interrupted` deaths of the process. `note` says why it waits or failed, or what came of it.
     `started` is when the first attempt since the renewal began, UTC. Where a lane goes by
-    `priority`, the higher is due first.
+    `priority`, the higher is due first. `hindered` is since when it has waited for something
+    outside, UTC, and `root` the directory of ours that it waits for, if any.
     """
 
     site: str
@@ -153,6 +173,8 @@ class Debt:
     note: str = ""
     started: datetime | None = None
     priority: int = 0
+    hindered: datetime | None = None
+    root: str = ""
 
     @cached_property
     def id(self) -> str:
@@ -235,13 +257,16 @@ def settle(debt: Debt, outcome: Outcome, now: datetime, *, allowed: int, jitter:
     if debt.state is not State.RUNNING:
         raise ValueError(f"cannot settle a debt that is {debt.state}")
     if isinstance(outcome, Paid):
-        return evolve(debt, epoch=None, state=State.DONE, note=outcome.note)
-    free = evolve(debt, epoch=None)
+        done = evolve(debt, epoch=None, state=State.DONE, note=outcome.note)
+        return evolve(done, hindered=None, root="")
+    if isinstance(outcome, Hindered):
+        return _hindered(debt, outcome, now, jitter)
+    if isinstance(outcome, Interrupted):
+        return evolve(debt, epoch=None, state=State.OPEN, due=now, note=outcome.why)
+    free = evolve(debt, epoch=None, hindered=None, root="")
     match outcome:
         case Spent(why):
             return evolve(free, state=State.FAILED, note=why)
-        case Interrupted(why):
-            return evolve(free, state=State.OPEN, due=now, note=why)
         case Postponed(why, after) if after is not None:
             due = _later(now, max(after, SHORTEST_DELAY))
             return evolve(free, state=State.OPEN, due=due, note=why)
@@ -264,6 +289,18 @@ def delay(attempts: int, jitter: float) -> float:
     """Return the seconds to wait after the `attempts`-th failure in a row."""
     exponent = min(attempts - 1, 32)
     return float(min(FIRST_DELAY * 2**exponent, LONGEST_DELAY) * (0.5 + jitter))
+
+
+def _hindered(debt: Debt, outcome: Hindered, now: datetime, jitter: float) -> Debt:
+    since = debt.hindered or now
+    waited = max((now - since).total_seconds(), 0.0)
+    if waited >= outcome.patience:
+        note = f"{outcome.why} (given up after {waited / 86400:.0f} days)"
+        return evolve(debt, epoch=None, state=State.FAILED, hindered=None, root="", note=note)
+    pause = LONGEST_DELAY if outcome.root else min(max(waited / 2, FIRST_DELAY), LONGEST_DELAY)
+    due = _later(now, pause * (0.5 + jitter))
+    free = evolve(debt, epoch=None, state=State.OPEN, due=due, note=outcome.why)
+    return evolve(free, hindered=since, root=outcome.root)
 
 
 def _again(debt: Debt, why: str, now: datetime, allowed: int, jitter: float) -> Debt:

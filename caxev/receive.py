@@ -13,8 +13,9 @@ since a login shell may have said other things before. One request, then it ends
   sent in their order, and ``check`` asks whether anything has changed meanwhile.
 - ``digest``: read a copy, at ``max_rate`` bytes a second, and give its manifest.
 
-What goes wrong is told as the last line on standard error, ``{"error": "retry", "why": ...}`` or
-``giveup``, and by exit status 1. Imports little, so that it is there in 0.1 s.
+What goes wrong is told as the last line on standard error, ``{"error": "retry", "why": ...}`` (or
+``giveup``, ``denied``, ``away``), and by exit status 1. Imports little, so that it is there in 0.1
+s.
 """
 
 from __future__ import annotations
@@ -43,9 +44,11 @@ from caxev.files import (
     local,
     look,
     open_resolved,
+    roots_from,
     shown,
+    steady,
 )
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, GiveUp, Retry, Root, RootAway
 
 HELLO: Final = b"caxev receive 1\n"
 """The first line of all, and the version of what follows."""
@@ -190,14 +193,33 @@ def serve(roots: Sequence[str]) -> int:
     channel = Channel(os.fdopen(0, "rb", CHUNK), os.fdopen(1, "wb", CHUNK))
     os.write(1, HELLO)
     try:
-        _serve(channel, channel.hear(), roots)
+        with steady():
+            _serve(channel, channel.hear(), roots)
     except (Retry, GiveUp) as error:
-        return _told("retry" if isinstance(error, Retry) else "giveup", error.why)
+        return _told(kind_of(error), error.why)
     except _MISSHAPEN as error:
         return _told("giveup", f"a message of the wrong shape: {type(error).__name__}: {error}")
     except BrokenPipeError:
         os._exit(1)
     return 0
+
+
+_KINDS: Final[Mapping[str, type[Retry | GiveUp]]] = {
+    "away": RootAway,
+    "denied": Denied,
+    "giveup": GiveUp,
+    "retry": Retry,
+}
+
+
+def kind_of(error: Retry | GiveUp) -> str:
+    """How an error is named to the other side."""
+    return next(name for name, kind in _KINDS.items() if isinstance(error, kind))
+
+
+def error_of(kind: str, why: str) -> Retry | GiveUp:
+    """The error that the other side named."""
+    return _KINDS.get(kind, Retry)(why)
 
 
 def _told(kind: str, why: str) -> int:
@@ -208,12 +230,13 @@ def _told(kind: str, why: str) -> int:
 def _serve(channel: Channel, request: Mapping[str, Any], roots: Sequence[str]) -> None:
     if not request:
         return
-    path = confine(request["path"], request["roots"])
+    allowed = roots_from(request["roots"])
+    path = confine(request["path"], allowed)
     if roots:
         confine(path, roots)
     match request["do"]:
         case "receive":
-            _receive(channel, request, path)
+            _receive(channel, request, path, allowed)
         case "send":
             _send(channel, path)
         case "digest":
@@ -222,7 +245,9 @@ def _serve(channel: Channel, request: Mapping[str, Any], roots: Sequence[str]) -
             raise GiveUp(f"caxev receive does not know {other!r}")
 
 
-def _receive(channel: Channel, request: Mapping[str, Any], final: str) -> None:
+def _receive(
+    channel: Channel, request: Mapping[str, Any], final: str, roots: Sequence[Root]
+) -> None:
     source = seen_from(request["source"])
     expected = manifest_from(request["expected"]) if request.get("expected") else None
 
@@ -231,7 +256,7 @@ def _receive(channel: Channel, request: Mapping[str, Any], final: str) -> None:
 
     arrival = Arrival(
         final,
-        request["roots"],
+        roots,
         source,
         expected,
         request["min_free"],

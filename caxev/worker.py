@@ -164,7 +164,10 @@ def _load(files: tuple[str, ...]) -> None:
 def _run(task: Task, report: Callable[[int, int], None]) -> object:
     crash.scope.set(task.scope)
     function = attrgetter(task.name)(importlib.import_module(task.module))
-    return function(*task.arguments, report=report)
+    from caxev.files.roots import steady  # not before it is needed: it takes time
+
+    with steady():
+        return function(*task.arguments, report=report)
 
 
 def _raised(error: BaseException) -> Raised:

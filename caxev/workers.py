@@ -28,6 +28,8 @@ T = TypeVar("T")
 IDLE: Final = 60.0
 """Seconds after which a worker without a job is let go."""
 NICENESS: Final = 10
+DEATH: Final = 5.0
+"""Seconds that a worker may take to die: one whose disk hangs does so only when that answers."""
 _READ: Final = 65536
 
 
@@ -40,7 +42,8 @@ class Workers:
 
     At most `limit` work at once (None: as many as are asked for). `files` are handler files that
     every worker loads, so that functions in them are found. Leaving the block kills every worker,
-    idle or not, and waits until it is gone; a `run` that still waits for one raises `Retry`.
+    idle or not, and waits until it is gone; a `run` that still waits for one raises `Retry`. One
+    that does not die within `DEATH` is left behind, and named in the log.
     """
 
     def __init__(
@@ -77,8 +80,9 @@ class Workers:
     ) -> None:
         self._open = False
         with trio.CancelScope(shield=True):
-            for worker in tuple(self._alive):
-                await self._end(worker)
+            async with trio.open_nursery() as ending:
+                for worker in tuple(self._alive):
+                    ending.start_soon(self._end, worker)
         self._nursery.cancel_scope.cancel()
         # The block's own error goes on as it is: the nursery would wrap it in a group.
         await self._manager.__aexit__(None, None, None)
@@ -106,6 +110,7 @@ class Workers:
         task = frame(Task(function.__module__, name, args, crash.scope.get()))
         async with self._turn:
             worker = await self._take()
+            worker.doing = f"{function.__module__}.{name}"
             try:
                 outcome = await worker.work(task, on_progress)
             except BaseException:
@@ -113,7 +118,7 @@ class Workers:
                     await self._end(worker)
                 raise
             if outcome is None:
-                raise await self._obituary(worker, f"{function.__module__}.{name}")
+                raise await self._obituary(worker)
             self._rest(worker)
         result: T = _unwrapped(outcome)
         return result
@@ -152,17 +157,27 @@ class Workers:
             with trio.CancelScope(shield=True):
                 await self._end(worker)
 
-    async def _end(self, worker: _Worker) -> int:
-        """Kill and reap it; its exit status."""
+    async def _end(self, worker: _Worker) -> int | None:
+        """Kill and reap it; its exit status, None if it does not die."""
         status = await worker.kill()
-        self._alive.discard(worker)
+        if worker in self._alive:
+            self._alive.discard(worker)
+            if status is None:
+                pid, doing = worker.process.pid, worker.doing
+                logger.error(
+                    "worker process {} does not die: its disk hangs. It ran {}, and is left behind",
+                    pid,
+                    doing,
+                )
+                self._nursery.start_soon(worker.process.wait)
         return status
 
-    async def _obituary(self, worker: _Worker, what: str) -> Retry:
+    async def _obituary(self, worker: _Worker) -> Retry:
         with trio.CancelScope(shield=True):
             status = await self._end(worker)
-        how = f"of signal {-status}" if status < 0 else f"with exit status {status}"
-        return Retry(f"the worker process died {how} while it ran {what}")
+        how = "or hangs" if status is None else f"with exit status {status}"
+        how = f"of signal {-status}" if status is not None and status < 0 else how
+        return Retry(f"the worker process died {how} while it ran {worker.doing}")
 
 
 class _Worker:
@@ -174,6 +189,7 @@ class _Worker:
         self.process = process
         self.rest = trio.CancelScope()
         self.first = b""
+        self.doing = "nothing"
         self._requests, self._replies = process.stdin, process.stdout
         self._buffer = bytearray()
         self._killed = False
@@ -221,8 +237,10 @@ class _Worker:
             finally:
                 os.close(descriptor)
 
-    async def kill(self) -> int:
+    async def kill(self) -> int | None:
         """End it and what it has started, close the pipes, reap it; its exit status.
+
+        None where it is not dead within `DEATH`.
 
         Where it has ended by itself, what it has started may live on, and would go on beside the
         next attempt.
@@ -234,7 +252,9 @@ class _Worker:
                 os.killpg(self.process.pid, signal.SIGKILL)
         await self._requests.aclose()
         await self._replies.aclose()
-        return await self.process.wait()
+        with trio.move_on_after(DEATH):
+            return await self.process.wait()
+        return None
 
 
 async def _start() -> trio.Process:

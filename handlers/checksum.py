@@ -50,7 +50,7 @@ from caxev import (
     on,
 )
 from caxev.config import Site, Sites
-from caxev.files import Report, confine_mounted, digest_tree, idle_disk, printable
+from caxev.files import Report, confine, digest_tree, idle_disk, printable
 from caxev.model import as_utc
 from caxev.movers import Route, methods, ways
 from caxev.movers import manifest as remote_manifest
@@ -187,14 +187,14 @@ def _location(seen: Copy) -> str:
 
 def digest_copy(location: str, roots: tuple[str, ...], sha512: bool, *, report: Report) -> Manifest:
     """Make the manifest of a copy that the database says is at `location`, if that is ours."""
-    return digest_tree(confine_mounted(location, roots), sha512=sha512, report=report)
+    return digest_tree(confine(location, roots), sha512=sha512, report=report)
 
 
 def digest_gently(
     location: str, roots: tuple[str, ...], sha512: bool, max_rate: float | None, *, report: Report
 ) -> Manifest:
     """As `digest_copy`, by one thread that gives way to every other use of the disk."""
-    path = confine_mounted(location, roots)
+    path = confine(location, roots)
     with idle_disk():
         return digest_tree(path, sha512=sha512, threads=1, max_rate=max_rate, report=report)
 

@@ -18,7 +18,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from caxev import HERE, TRANSFERRED, Copy, GiveUp, Job, Result, Retry, Skip, copy, on
+from caxev import HERE, TRANSFERRED, Copy, Denied, GiveUp, Job, Result, Retry, Skip, copy, on
 from caxev.config import Permission, Site
 from caxev.files import confine, open_resolved, printable
 
@@ -76,7 +76,7 @@ def _group(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise GiveUp(f"there is no group {name!r} here: see permissions in sites.json") from None
+        raise Denied(f"there is no group {name!r} here: see permissions in sites.json") from None
 
 
 def _mode(permission: Permission, status: os.stat_result) -> int | None:
@@ -122,7 +122,7 @@ def _said(path: bytes) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
-        raise GiveUp(
+        raise Denied(
             f"not permitted to set permissions in {printable(path)}: the listener's user must own "
             "the files and be in the group"
         ) from error
@@ -136,7 +136,7 @@ def _said(path: bytes) -> Iterator[None]:
 def _set_acl(path: bytes, acl: str) -> None:
     program = shutil.which("setfacl")
     if program is None:
-        raise GiveUp("there is no setfacl here, which permissions in sites.json asks for (acl)")
+        raise Denied("there is no setfacl here, which permissions in sites.json asks for (acl)")
     command = [program, "--recursive", "--physical", "--modify", acl, "--", os.fsdecode(path)]
     done = subprocess.run(  # noqa: S603  # no shell
         command, capture_output=True, check=False, stdin=subprocess.DEVNULL

@@ -46,6 +46,7 @@ from caxev import (
     Manifest,
     Result,
     Retry,
+    RootAway,
     Run,
     RunUpdate,
     Skip,
@@ -216,6 +217,8 @@ async def fetch(job: Job, plan: Plan, *, again: bool = False) -> Copy:
         except ways.Closed as error:
             closed.append(error)
         except (Retry, GiveUp) as error:
+            if isinstance(error, RootAway) and error.root in job.site.roots:
+                raise  # no other source helps
             failed.append(error)
             job.log.warning(f"{plan.key} was not to be had from {name}: {error}")
         plan = evolve(plan, resume=job.run.copy(plan.key))

@@ -407,7 +407,7 @@ def request_of(place: Place, **changes: Any) -> dict[str, Any]:
     return {
         "do": "receive",
         "path": str(place.final),
-        "roots": [str(place.final.parent)],
+        "roots": [[str(place.final.parent), None]],
         "source": seen_rows(look(str(place.source))),
         "expected": item_rows(place.known),
         "min_free": 0,
@@ -425,6 +425,7 @@ ROW: Final = ["", "file", 1, 0, ""]
         {"path": None},
         {"roots": None},
         {"roots": [3]},
+        {"roots": [[3, None]]},
         {"do": ["receive"]},
         {"source": None},
         {"source": [3]},

@@ -23,7 +23,7 @@ from attrs import define, evolve
 from caxev import movers
 from caxev.config import Permission, Site
 from caxev.files import erase
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, GiveUp, Retry
 from caxev.movers import Route
 from caxev.ssh import Endpoint, Transfer, check, pull, push
 from caxev.ssh.endpoint import connected, sftp_session
@@ -257,7 +257,7 @@ def test_the_pinned_key_is_the_only_one(confined: Confined) -> None:
     """A fingerprint in sites.json counts, whatever known_hosts says."""
     server = confined.server
     assert check(evolve(server.endpoint, host_key=server.fingerprint, known_hosts="/none"))
-    with pytest.raises(GiveUp, match="not the one pinned"):
+    with pytest.raises(Denied, match="not the one pinned"):
         check(evolve(server.endpoint, host_key="SHA256:" + "A" * 43))
 
 

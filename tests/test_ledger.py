@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta
 from itertools import count
+from math import inf
 from typing import Any
 
 import pytest
@@ -17,9 +18,11 @@ from caxev.ledger import (
     FIRST_DELAY,
     INTERRUPTIONS,
     LONGEST_DELAY,
+    PATIENCE,
     SHORTEST_DELAY,
     SURPRISES,
     Debt,
+    Hindered,
     Interrupted,
     Outcome,
     Paid,
@@ -51,6 +54,8 @@ outcomes = st.one_of(
     st.builds(Surprise, make.texts),
     st.builds(Spent, make.texts),
     st.builds(Interrupted, make.texts),
+    st.builds(Hindered, make.texts),
+    st.builds(Hindered, make.texts, st.just(inf), st.sampled_from(["", "/data/raw"])),
 )
 
 
@@ -336,3 +341,37 @@ def test_an_aspect_comes_back_from_its_row(aspect: Aspect) -> None:
     again = aspect_from(aspect_row(aspect))
     assert again == aspect
     assert type(again) is type(aspect)
+
+
+def hindered_for(seconds: float, outcome: Hindered, jitter: float = 0.5) -> Debt:
+    """A debt whose attempts have all ended so, the last of them after so many seconds."""
+    debt, now = debt_of(), make.EPOCH
+    while True:
+        debt = settle(claim(debt, 1), outcome, now, allowed=ALLOWED, jitter=jitter)
+        if debt.state is State.FAILED or (now - make.EPOCH).total_seconds() >= seconds:
+            return debt
+        now = debt.due
+
+
+def test_a_refusal_is_waited_out_for_days_and_not_longer() -> None:
+    """It costs no attempt, is tried again ever more rarely, and ends in FAILED after a week."""
+    refused = Hindered("our key is refused")
+    for seconds in (0.0, 20.0, 3600.0, PATIENCE / 2):
+        debt = hindered_for(seconds, refused)
+        assert (debt.state, debt.attempts, debt.hindered) == (State.OPEN, 0, make.EPOCH)
+        assert debt.due - make.EPOCH <= timedelta(seconds=max(20.0, seconds) * 2 + 7200)
+    debt = hindered_for(2 * PATIENCE, refused)
+    assert (debt.state, debt.attempts) == (State.FAILED, 0)
+    assert "given up after 7 days" in debt.note
+    assert hindered_for(2 * PATIENCE, Hindered("it is away", inf)).state is State.OPEN
+
+
+def test_what_waits_for_a_disk_says_for_which() -> None:
+    """Any other end forgets it; a listener that is stopped does not."""
+    away = settle(
+        claim(debt_of(), 1), Hindered("x", inf, "/data"), make.EPOCH, allowed=ALLOWED, jitter=0.5
+    )
+    assert (away.root, away.due) == ("/data", make.EPOCH + timedelta(seconds=LONGEST_DELAY))
+    for outcome, root in ((Interrupted(), "/data"), (Paid(), ""), (Postponed("y"), "")):
+        after = settle(claim(away, 1), outcome, make.EPOCH, allowed=ALLOWED, jitter=0.5)
+        assert (after.root, after.hindered is None) == (root, not root)

@@ -22,7 +22,7 @@ from attrs import define, evolve, frozen
 from caxev import movers
 from caxev.config import Site, load_sites
 from caxev.files import Arrival, Manifest, Moved, digest_tree, look, partial_path, to_the_second
-from caxev.job import Damaged, GiveUp, Retry
+from caxev.job import Damaged, Denied, GiveUp, Retry
 from caxev.movers import Route, gfal
 from caxev.movers.here import Meter
 from caxev.movers.program import Ended
@@ -679,7 +679,7 @@ def test_rsync_believes_a_pinned_key_alone(rsync: tuple[World, ssh_servers.Serve
     here = evolve(world.here, known_hosts="/nowhere")
     evolve(world, here=here, there=pinned).move("push")
     wrong = evolve(world.there, host_key="SHA256:" + "A" * 43)
-    with pytest.raises(GiveUp, match="is not the one pinned"):
+    with pytest.raises(Denied, match="is not the one pinned"):
         evolve(world, there=wrong).move("push")
 
 
@@ -691,7 +691,7 @@ def test_rsync_that_is_missing_is_named(
     world, _ = rsync
     world.run("push")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(GiveUp, match=r"rsync is not installed here \(Debian: rsync\)"):
+    with pytest.raises(Denied, match=r"rsync is not installed here \(Debian: rsync\)"):
         world.move("push")
 
 
@@ -710,11 +710,11 @@ def test_rsync_goes_on_with_half_a_file(rsync: tuple[World, ssh_servers.Server])
 @pytest.mark.parametrize(
     ("status", "said", "error", "match"),
     [
-        (127, "sh: 1: rsync: not found\nrsync error: unexplained", GiveUp, "not installed there"),
-        (12, "bash: line 1: rsync: command not found", GiveUp, "not installed there"),
-        (14, "rsync: [sender] Failed to exec ssh: No such file", GiveUp, "ssh is not installed"),
-        (255, "Host key verification failed.", GiveUp, "Host key verification failed"),
-        (255, "u@h: Permission denied (publickey).", GiveUp, "Permission denied"),
+        (127, "sh: 1: rsync: not found\nrsync error: unexplained", Denied, "not installed there"),
+        (12, "bash: line 1: rsync: command not found", Denied, "not installed there"),
+        (14, "rsync: [sender] Failed to exec ssh: No such file", Denied, "ssh is not installed"),
+        (255, "Host key verification failed.", Denied, "Host key verification failed"),
+        (255, "u@h: Permission denied (publickey).", Denied, "Permission denied"),
         (23, 'rsync: [x] open "/d/f" failed: Permission denied (13)', Retry, "/d/f"),
         (11, 'rsync: write failed on "/d/f": No space left on device (28)', Retry, "disk full"),
         (24, 'file has vanished: "/d/f"', Retry, "vanished meanwhile .*/d/f"),
@@ -777,10 +777,10 @@ def test_gfal_that_is_missing_is_named(
         (evolve(grid.there, hostname="se.example.org"), "is not a URL"),
         (evolve(grid.there, grid_cert="/nowhere/proxy"), "grid_cert /nowhere/proxy is not there"),
     ):
-        with pytest.raises(GiveUp, match=match):
+        with pytest.raises((GiveUp, Denied), match=match):
             evolve(grid, there=site).move("push")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(GiveUp, match=r"gfal-copy is not installed here \(Debian: gfal2-util"):
+    with pytest.raises(Denied, match=r"gfal-copy is not installed here \(Debian: gfal2-util"):
         grid.move("push")
 
 

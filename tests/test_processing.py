@@ -53,6 +53,7 @@ from caxev.config import (
 from caxev.config.alarms import SECRETS
 from caxev.daemon import Options
 from caxev.demo import daq, processor
+from caxev.files import MARKER_PREFIX
 from caxev.model import Event
 from caxev.mongo import Database, Request, id_from, id_text
 from caxev.registry import Registry, recorded
@@ -959,7 +960,8 @@ def said(path: Path) -> str:
 def half_of(directory: Path) -> list[str]:
     """What is hidden in the site's directories, where other sites may write."""
     kinds = ("raw", "processed", "minitrees")
-    return [path.name for kind in kinds for path in (directory / kind).rglob(".caxev-*")]
+    names = [path.name for kind in kinds for path in (directory / kind).rglob(".caxev-*")]
+    return [name for name in names if not name.startswith(MARKER_PREFIX)]
 
 
 @pytest.mark.replicaset

@@ -22,7 +22,7 @@ import trio
 from attrs import define, evolve, field
 from pymongo import MongoClient
 
-from caxev import CopyKey, GiveUp, Retry, Run, RunUpdate, catalogue, rulefiles
+from caxev import CopyKey, Denied, GiveUp, Retry, Run, RunUpdate, catalogue, rulefiles
 from caxev.catalogue import Did, OverQuota
 from caxev.catalogue.client import connected
 from caxev.catalogue.errors import meaning_of
@@ -475,7 +475,7 @@ def test_each_way_to_log_in_says_what_is_lacking(
 @pytest.mark.parametrize(
     ("name", "kind", "counted"),
     [
-        ("CannotAuthenticate", Retry, True),
+        ("CannotAuthenticate", Denied, True),
         ("DatabaseException", Retry, True),
         ("ReplicaUnAvailable", Retry, True),
         ("ServiceUnavailable", Retry, False),
@@ -484,7 +484,7 @@ def test_each_way_to_log_in_says_what_is_lacking(
         ("RSEOverQuota", OverQuota, False),
         ("FullStorage", OverQuota, False),
         ("RSENotFound", GiveUp, None),
-        ("AccessDenied", GiveUp, None),
+        ("AccessDenied", Denied, True),
         ("InvalidReplicationRule", GiveUp, None),
     ],
 )

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from caxev import CopyKey, GiveUp, Retry, RunUpdate
+from caxev import CopyKey, Denied, Retry, RunUpdate
 from caxev.batch import End, Folder, Found, JobSpec, send, withdraw
 from caxev.batch.slurm import Slurm as System
 from caxev.config import jobs_directory, load_sites
@@ -346,7 +346,7 @@ def test_what_slurm_does_not_know_is_lost(cluster: slurm.Slurm, tmp_path: Path) 
 
 def test_what_slurm_will_never_take_is_given_up(cluster: slurm.Slurm, tmp_path: Path) -> None:
     """A partition that is not there is for a person to mend."""
-    with pytest.raises(GiveUp, match="partition"):
+    with pytest.raises(Denied, match="partition"):
         System(str(tmp_path / "jobs")).submit([evolve(held(tmp_path, "x.1"), partition="none")])
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from bson import ObjectId
 
-from caxev import FieldIs, GiveUp, Job, Manifest, RunUpdate, Skip
+from caxev import Denied, FieldIs, GiveUp, Job, Manifest, RunUpdate, Skip
 from caxev.config import Permission, Site
 from caxev.config.errors import Problems
 from caxev.config.permissions import read_permissions
@@ -206,7 +206,7 @@ def test_groups_are_set(tmp_path: Path) -> None:
     group = groups[0] if groups else os.getgid()
     apply(run, tmp_path, Permission(group=grp.getgrgid(group).gr_name))
     assert {path.lstat().st_gid for path in (run, run / "a", run / "sub" / "b")} == {group}
-    with pytest.raises(GiveUp, match="no group 'nobody-has-this'"):
+    with pytest.raises(Denied, match="no group 'nobody-has-this'"):
         apply(run, tmp_path, Permission(group="nobody-has-this"))
 
 

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import IO, Final
 
 from caxev.archives.base import Talk
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, Retry
 
 _LOOK_EVERY: Final = 1.0  # seconds
 _LONGEST: Final = 1 << 16
@@ -72,13 +72,13 @@ def _started(
             cwd=directory,
         )
     except OSError as exc:
-        raise GiveUp(f"{command[0]} cannot be started: {exc.strerror}") from exc
+        raise Denied(f"{command[0]} cannot be started: {exc.strerror}") from exc
 
 
 def _bound(command: Sequence[str]) -> list[str]:
     """The command, so that it dies with this process however that is killed."""
     if shutil.which(command[0]) is None:
-        raise GiveUp(f"{command[0]} is not installed here")
+        raise Denied(f"{command[0]} is not installed here")
     return [_SETPRIV, "--pdeathsig", "KILL", "--", *command] if _SETPRIV else [*command]
 
 

@@ -44,7 +44,7 @@ from caxev.files import (
     writing,
 )
 from caxev.files.resolved import chmod, rename
-from caxev.job import Damaged, GiveUp, Retry
+from caxev.job import Damaged, Denied, GiveUp, Retry, RootAway
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -123,6 +123,10 @@ def directly(step: Callable[..., Told[T]], *args: object) -> Told[T]:
 
 def _plain(error: Retry | GiveUp) -> Retry | GiveUp:
     """The error, as it can be pickled inside of a result."""
+    if isinstance(error, RootAway):
+        return RootAway(error.why, root=error.root)
+    if isinstance(error, Denied):
+        return Denied(error.why)
     if isinstance(error, Retry):
         return Retry(error.why, after=error.after)
     return Damaged(error.why) if isinstance(error, Damaged) else GiveUp(error.why)

@@ -25,12 +25,17 @@ from caxev.archives.output import (
     session,
 )
 from caxev.config.archive import PATIENCE
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, GiveUp, Retry
 
 _FORMATS: Final = ("-dateformat=3", "-timeformat=1", "-numberformat=1")
-_HOPELESS: Final = frozenset(
+_REFUSED: Final = frozenset(
     {
         "ANS1025E",  # the user's name or password is refused
+        "ANS1353E",  # the session is rejected: unknown node
+    }
+)
+_HOPELESS: Final = frozenset(
+    {
         "ANS1035S",  # the options file cannot be read
         "ANS1036S",  # an option is not valid
         "ANS1051I",
@@ -40,7 +45,6 @@ _HOPELESS: Final = frozenset(
         "ANS1217E",  # the server's name is not found in the options
         "ANS1302E",  # no objects on server match query
         "ANS1345E",  # no objects on the server match
-        "ANS1353E",  # the session is rejected: unknown node
     }
 )
 """Messages about what does not change by itself."""
@@ -167,8 +171,10 @@ def _run(reach: Reach, talk: Talk, *words: str, progress: Callable[[], int] | No
 
 
 def _failed(said: Said, why: str) -> GiveUp | Retry:
-    hopeless = _HOPELESS & {message.code for message in said.messages}
-    return GiveUp(why) if hopeless else Retry(why)
+    codes = {message.code for message in said.messages}
+    if _HOPELESS & codes:
+        return GiveUp(why)
+    return Denied(why) if _REFUSED & codes else Retry(why)
 
 
 def _size(directory: str) -> int:

@@ -38,7 +38,7 @@ from attrs import asdict, frozen
 
 from caxev import crash
 from caxev.batch.base import Ended, JobSpec
-from caxev.files import make_private, read_file
+from caxev.files import make_private, read_file, root_rows, roots_from
 from caxev.files.resolved import remove
 from caxev.job import GiveUp
 from caxev.model import CopyKey
@@ -84,7 +84,8 @@ class Place:
         """The job. Raises FileNotFoundError where it has been taken stock of."""
         row = _row(self.file("json"))
         row |= {"run": id_from(row["run"]), "key": CopyKey(*row["key"])}
-        return JobSpec(**{**row, "argv": tuple(row["argv"]), "roots": tuple(row["roots"])})
+        roots = tuple(roots_from(row["roots"]))
+        return JobSpec(**{**row, "argv": tuple(row["argv"]), "roots": roots})
 
     def note(self, ended: Ended) -> None:
         """Keep how it ended."""
@@ -153,6 +154,7 @@ class Folder:
         _write(group / "watch.sh", WATCH)
         for index, job in enumerate(jobs):
             row: dict[str, Any] = {**asdict(job), "run": id_text(job.run), "key": list(job.key)}
+            row["roots"] = root_rows(job.roots)
             _write(group / f"{index}.json", json.dumps(row))
         for index, job in enumerate(jobs):
             _write(self._names / job.name, f"{group.name}/{index}")

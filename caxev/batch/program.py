@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, Retry
 
 PATIENCE: Final = 120.0
 """Seconds that a batch system may take to answer."""
@@ -31,7 +31,7 @@ def call(
             check=False,
         )
     except FileNotFoundError as error:
-        raise GiveUp(f"{name} is not installed here (Debian: {package})") from error
+        raise Denied(f"{name} is not installed here (Debian: {package})") from error
     except subprocess.TimeoutExpired as error:
         raise Retry(f"{name} has not answered for {PATIENCE:.0f} s") from error
     except OSError as error:

@@ -21,7 +21,7 @@ from caxev import crash
 from caxev.batch.base import End, Ended, JobSpec
 from caxev.batch.folder import Folder, Place
 from caxev.batch.program import call
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, GiveUp, Retry
 
 PACKAGE: Final = "slurm-client"
 MOST: Final = 1000
@@ -46,10 +46,12 @@ ENDS: Final[Mapping[str, End]] = {
 }
 """What Slurm calls the ends of jobs. Any other state is that of a job that waits or runs."""
 _WATCH: Final = ("--mem=100M", "--cpus-per-task=1", "--time=10")
+_REFUSED: Final = re.compile(
+    r"invalid (partition|account|qos|reservation|feature|user|node|wckey)", re.IGNORECASE
+)
+"""As Slurm says of all jobs as well while its accounting database is away."""
 _HOPELESS: Final = re.compile(
-    r"invalid (partition|account|qos|reservation|feature|user|node|wckey)"
-    r"|requested (node configuration|partition configuration|time limit) is",
-    re.IGNORECASE,
+    r"requested (node configuration|partition configuration|time limit) is", re.IGNORECASE
 )
 _FIELD: Final = re.compile(r"(?:^|\s)(\w+)=(\S*)")
 _KILLED: Final = {
@@ -166,6 +168,8 @@ def _sbatch(options: Sequence[str], script: Sequence[str]) -> str:
     try:
         said = call([*command, *options, *script], package=PACKAGE)
     except Retry as error:
+        if _REFUSED.search(error.why):
+            raise Denied(error.why) from error
         if _HOPELESS.search(error.why):
             raise GiveUp(error.why) from error
         raise

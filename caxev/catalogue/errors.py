@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, GiveUp, Retry
 
 _LONGEST: Final = 500
 ROOM_AGAIN: Final = 3600.0
@@ -19,7 +19,6 @@ ROOM_AGAIN: Final = 3600.0
 
 HOPELESS: Final = frozenset(
     {
-        "AccessDenied",
         "AccountNotFound",
         "ClientProtocolNotFound",
         "ClientProtocolNotSupported",
@@ -39,19 +38,23 @@ HOPELESS: Final = frozenset(
         "MissingClientParameter",
         "MissingDependency",
         "MissingModuleException",
-        "NoAuthInformation",
         "RSEFileNameNotSupported",
         "RSENotFound",
         "RSEOperationNotSupported",
         "RSEProtocolDomainNotSupported",
         "RSEProtocolNotSupported",
-        "ScopeAccessDenied",
         "ScopeNotFound",
         "StagingAreaRuleRequiresLifetime",
         "UnsupportedDIDType",
     }
 )
-"""What will not change by itself. A refused login is not here: proxies and tokens are renewed."""
+"""What will not change by itself."""
+
+REFUSED: Final = frozenset(
+    {"AccessDenied", "CannotAuthenticate", "CannotAuthorize", "NoAuthInformation"}
+    | {"ScopeAccessDenied"}
+)
+"""What somebody must allow. Proxies and tokens are renewed, too."""
 
 _GATEWAY: Final = re.compile(r"http status code: 50[234]\b", re.IGNORECASE)
 """What Rucio's client makes of a gateway's answer while the server behind it is away."""
@@ -94,6 +97,8 @@ def meaning_of(error: BaseException, what: str, away: float) -> Retry | GiveUp |
     if "rucio" in modules:
         if names & FULL:
             return OverQuota(text)
+        if names & REFUSED:
+            return Denied(text)
         if names & HOPELESS:
             return GiveUp(text)
         gone = names & {"ServerConnectionException", "ServiceUnavailable"} or _GATEWAY.search(text)

@@ -177,6 +177,37 @@ def _unknown_tasks(options: State, known: Sites) -> Iterable[str]:
                 yield from site.unknown_tasks(handlers)
 
 
+@sites.command("init", epilog=example("caxev sites init --site lngs"))
+@click.option("--site", required=True, metavar="S", help="We are at this site.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Though the marker that the database knows, or copies, are not there.",
+)
+@as_json
+@global_options(hidden=True)
+def init(site: str, force: bool, as_json: bool) -> None:
+    """Mark a site's directories, so that an unmounted disk is not taken for an empty one.
+
+    Each gets a small file, whose id the database keeps. Run it at the site's own machine. A
+    listener does so by itself if all copies that the database knows in a directory are there.
+    Repeatable.
+    """
+    from caxev.roots import init_roots
+
+    options = state()
+    options.log("warning")
+    known = options.sites()
+    here = known.get(site)
+    rows = options.with_database(lambda database: init_roots(database, here, known, force=force))
+    show(Table(_ROOTS, rows), as_json=as_json, empty=f"{site} has no directories")
+    if not all(row["ok"] for row in rows):
+        raise click.exceptions.Exit(FAILED)
+
+
+_ROOTS = (("directory", "DIRECTORY"), ("marker", "MARKER"), ("state", "STATE"))
+
+
 def _read(options: State) -> Sites:
     """Read the sites; of a file with several problems, tell them all."""
     try:

@@ -77,7 +77,7 @@ def mv(
     goes to, or ends in the copy's name itself. The database is told when the files are there;
     killed at any point, the same command goes on.
     """
-    from caxev.cli.places import ours
+    from caxev.cli.places import at_disks, ours
     from caxev.cli.runs import one
     from caxev.model import CopyKey
 
@@ -85,10 +85,15 @@ def mv(
         raise click.UsageError("say which run: --run or --name")
     options = state()
     options.log("warning")
-    errand = Errand(
-        ours(site), options.sites(), CopyKey(kind, site, version), one(number, name, detector), to
-    )
-    row = options.with_database(errand.plan if dry_run else errand.go)
+    here = ours(site)
+
+    async def move(database: Database) -> Mapping[str, Any]:
+        async with at_disks(database, here, options.sites()) as (there, sites):
+            key, wanted = CopyKey(kind, site, version), one(number, name, detector)
+            errand = Errand(there, sites, key, wanted, to)
+            return await (errand.plan(database) if dry_run else errand.go(database))
+
+    row = options.with_database(move)
     if as_json:
         show_json([row])
     else:

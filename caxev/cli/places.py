@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from caxev.cli.options import state
@@ -16,8 +17,9 @@ from caxev.config.sites import TYPES, VERSIONED
 from caxev.job import GiveUp
 
 if TYPE_CHECKING:
-    from caxev.config import Site
+    from caxev.config import Site, Sites
     from caxev.model import CopyKey
+    from caxev.mongo import Database
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -31,6 +33,22 @@ def ours(name: str) -> Site:
             f"no directory of {name} is on this machine ({where}): run this at {name} itself"
         )
     return site
+
+
+@asynccontextmanager
+async def at_disks(
+    database: Database, site: Site, sites: Sites
+) -> AsyncIterator[tuple[Site, Sites]]:
+    """The site and all sites with the markers of their directories, for a command on its files.
+
+    Nothing counts of a block that touched a directory whose disk is away: it raises `RootAway`.
+    """
+    from caxev.files import steady
+    from caxev.roots import read_markers
+
+    known = await read_markers(database, sites, site)
+    with steady():
+        yield known.get(site.name), known
 
 
 def stands_here(site: Site) -> bool:

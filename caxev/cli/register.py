@@ -62,20 +62,24 @@ def register(
     stands in. The site's listener reads it then and gives it its digests. Files of which an entry
     tells already, if another run's, and names that are not the run's are refused.
     """
-    from caxev.cli.places import ours, run_name
+    from caxev.cli.places import at_disks, ours, run_name
     from caxev.files import safe_name
 
     options = state()
     options.log("warning")
     if name is not None:
         safe_name(name)
-    found = found_at(os.path.abspath(path), ours(site), options.sites(), any_name=any_name)
-    if number is None and name is None:
-        name = run_name(found.real)
-    birth = Birth(number, name or run_name(found.real), detector or "tpc") if create else None
-    row = options.with_database(
-        lambda database: found.told(database, (number, name, detector), birth, dry_run=dry_run)
-    )
+    here, place = ours(site), os.path.abspath(path)
+
+    async def tell(database: Database) -> tuple[Found, Mapping[str, Any]]:
+        async with at_disks(database, here, options.sites()) as (there, sites):
+            found = found_at(place, there, sites, any_name=any_name)
+            called = run_name(found.real)
+            which = (number, called if number is None and name is None else name, detector)
+            birth = Birth(number, name or called, detector or "tpc") if create else None
+            return found, await found.told(database, which, birth, dry_run=dry_run)
+
+    found, row = options.with_database(tell)
     if as_json:
         show_json([row])
     else:

@@ -133,9 +133,18 @@ class Errand:
             plan = self._plan(run)
             if not isinstance(plan, Plan):
                 raise NothingToDo(f"{plan.why}", self.copy(run).status)
+            await self._check_disk(database, plan.copy)
             now = utcnow()
             if await database.update_run(intent(run, plan, self.sites, now), now) is not None:
                 return _row(run, plan.copy, plan)
+
+    async def _check_disk(self, database: Database, copy: Copy) -> None:
+        """Raise `NothingToDo` where the site's listener finds the disk of the copy away."""
+        record = await database.site_record(self.here.name)
+        away = record.away if record is not None and record.active else {}
+        for root, why in away.items():
+            if f"{copy.location}".startswith(root.rstrip("/") + "/"):
+                raise NothingToDo(f"{why} (so says the listener of {self.here.name})", copy.status)
 
     async def cancel(self, database: Database) -> dict[str, Any]:
         """Take the intent back. Raises `NothingToDo` where it is too late, or there is none."""

@@ -105,6 +105,7 @@ _SITES = (
     ("alarms", "ALARMS"),
     ("gap", "LAST GAP"),
     ("trouble", "TROUBLE"),
+    ("away", "DISKS AWAY"),
 )
 
 
@@ -168,6 +169,7 @@ def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str,
         "streamed": record.streamed,
         "scanned": record.scanned,
         "trouble": record.trouble if record.active else None,
+        "away": list(record.away.values()) if record.active else [],
         "gap": None if gap is None else f"{time(gap.found)} {gap.why}",
         "gaps": [{"found": one.found, "why": one.why} for one in record.gaps],
     }

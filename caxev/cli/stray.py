@@ -34,7 +34,7 @@ from caxev.cli.census import (
 from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import cell, size, time
-from caxev.config import ConfigError, Site, Sites
+from caxev.config import Site, Sites
 from caxev.finite import Finite
 from caxev.job import GiveUp
 
@@ -79,7 +79,7 @@ def stray(
     copy. Copies whose files are gone are only told: caxev verify --deep has the site look. Exit
     code 1 where something could not be read or done.
     """
-    from caxev.cli.places import ours
+    from caxev.cli.places import at_disks, ours
 
     if delete and register:
         raise click.UsageError("--delete and --register: only one of them")
@@ -88,8 +88,14 @@ def stray(
     os.nice(NICENESS)
     act = "delete" if delete else "register" if register else ""
     here, sites = ours(site), options.sites()
-    search = Search(here, sites, act, clock.time() - age * _HOUR, dry_run, Telling(as_json))
-    if not options.with_database(search.run):
+
+    async def look(database: Database) -> bool:
+        async with at_disks(database, here, sites) as (there, known):
+            before = clock.time() - age * _HOUR
+            search = Search(there, known, act, before, dry_run, Telling(as_json))
+            return await search.run(database)
+
+    if not options.with_database(look):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -144,15 +150,18 @@ class Search:
         return beside(self.site, self.sites)
 
     async def run(self, database: Database) -> bool:
-        """Search, tell and act; whether all went well."""
+        """Search, tell and act; whether all went well. Raises `RootAway`."""
+        from caxev.files.roots import check_root
+
         for root in self.site.roots:
-            if not await trio.to_thread.run_sync(os.path.isdir, root):
-                raise ConfigError(f"{root} of {self.site.name} is not there: is it mounted?")
+            await trio.to_thread.run_sync(check_root, root)
         well = True
         with Census() as census:
             await self._claim(database, census)
             await trio.to_thread.run_sync(census.walk, self.site)
             gone = await trio.to_thread.run_sync(census.settle)
+            for root in self.site.roots:
+                await trio.to_thread.run_sync(check_root, root)
             self._sure(census.musts(), gone)
             async for finds in _paged(census.finds()):
                 for find in await self._unknown(database, finds):

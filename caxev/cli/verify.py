@@ -19,7 +19,7 @@ from attrs import frozen
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, show
-from caxev.job import GiveUp, Retry
+from caxev.job import GiveUp, Retry, RootAway
 
 if TYPE_CHECKING:
     from caxev.config import Site, Sites
@@ -67,6 +67,8 @@ def verify(
     read here is bad or gone: once it has found so, too, the copy no longer counts. Exit code 1
     where a copy is bad or gone.
     """
+    from caxev.roots import read_markers
+
     if not numbers and name is None and site is None:
         raise click.UsageError("say which copies: --run, --name or --site")
     options = state()
@@ -74,8 +76,12 @@ def verify(
     sites = options.sites()
     if site is not None:
         sites.get(site)
-    look = Look(sites, site, kind, deep, detector)
-    rows = options.with_database(lambda database: look.rows(database, numbers, name))
+
+    async def find(database: Database) -> list[Mapping[str, Any]]:
+        known = await read_markers(database, sites)
+        return await Look(known, site, kind, deep, detector).rows(database, numbers, name)
+
+    rows = options.with_database(find)
     show(Table(_COLUMNS, rows), as_json=as_json, empty="there are no such copies")
     if any(row["found"] in BAD for row in rows):
         raise click.exceptions.Exit(FAILED)
@@ -190,18 +196,24 @@ async def _asked(database: Database, run: Run, copy: Copy) -> tuple[str, str | N
 
 
 def looked(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> tuple[str, str | None]:
-    """Compare a copy that is here with what is known of it: what was found, and why."""
-    from caxev.files import confine, digest_tree, scan
+    """Compare a copy that is here with what is known of it: what was found, and why.
+
+    Raises `RootAway`.
+    """
+    from caxev.files import confine, digest_tree, scan, steady
 
     assert copy.location is not None
     try:
-        path = confine(copy.location, site.roots)
-        if not os.path.lexists(path):
-            return "gone", "nothing is there"
-        if not deep:
-            return _compared(known and known.shape(), scan(path))
-        sha512 = known is None
-        found = digest_tree(path, sha512=sha512, report=lambda _done, _total: None)
+        with steady():
+            path = confine(copy.location, site.roots)
+            if not os.path.lexists(path):
+                return "gone", "nothing is there"
+            if not deep:
+                return _compared(known and known.shape(), scan(path))
+            sha512 = known is None
+            found = digest_tree(path, sha512=sha512, report=lambda _done, _total: None)
+    except RootAway:
+        raise  # of no copy beneath it anything can be known
     except GiveUp as error:
         return "bad", error.why
     except Retry as error:

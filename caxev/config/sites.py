@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, NamedTuple, get_args
 import attrs
 from attrs import Factory, evolve, field, frozen
 from cattrs import AttributeValidationNote, ClassValidationError, Converter, ForbiddenExtraKeysError
-from cattrs.gen import make_dict_structure_fn
+from cattrs.gen import make_dict_structure_fn, override
 
 from caxev.config.alarms import Sink, read_alarms
 from caxev.config.archive import ARCHIVES, ArchiveOptions, read_archive
@@ -38,6 +38,7 @@ from caxev.config.json_file import read_entries, repeats
 from caxev.config.links import Link, read_amount, read_links, read_rate
 from caxev.config.permissions import Permission, read_permissions
 from caxev.config.processing import Processing, read_directory, read_processing
+from caxev.job import Root
 from caxev.registry import Handler
 
 METHODS: Final = (
@@ -263,7 +264,8 @@ class Site:
     how many days files are kept on which no majority could agree. `archive` says how tape is
     reached; see `archive_between`. `rucio` says how a catalogue is reached; runs with one of
     `rucio_tags` are fetched here. `state` is where sites keep what nobody else may write: see
-    `caxev.config.state`.
+    `caxev.config.state`. `markers` are no key of the file: the
+    ids of the markers that the database has noted for the directories (`caxev.files.roots`).
     """
 
     name: Name
@@ -317,6 +319,7 @@ class Site:
     quarantine_days: Days = 30.0
     archive: Archive = field(default=ArchiveOptions(), hash=False)
     state: State = None
+    markers: Mapping[str, str] = field(default=Factory(dict), hash=False)
 
     @property
     def transport(self) -> str:
@@ -329,9 +332,14 @@ class Site:
         return self.method not in UNREADABLE
 
     @property
-    def roots(self) -> tuple[str, ...]:
+    def roots(self) -> tuple[Root, ...]:
         """The base directories of this site; nothing outside of them is ever touched."""
-        return tuple(root for key in DIRECTORIES if (root := getattr(self, key)) is not None)
+        named = dict.fromkeys(filter(None, (getattr(self, key) for key in DIRECTORIES)))
+        return tuple(Root(path, self.markers.get(path)) for path in named)
+
+    def key_of(self, root: str) -> str:
+        """Return the key under which sites.json names this directory first."""
+        return next(key for key in DIRECTORIES if getattr(self, key) == root)
 
     @property
     def data_directories(self) -> tuple[str, ...]:
@@ -555,7 +563,7 @@ def _structure(entry: object, label: str) -> tuple[Site | None, list[str]]:
     known = {
         key: value
         for key, value in entry.items()
-        if not key.startswith("x_") and (value is not None or key not in _keys)
+        if not key.startswith("x_") and (value is not None or key not in KEYS)
     }
     known.setdefault("name", entry["name"])
     if acts(known) and is_archive(known.get("method")):
@@ -587,7 +595,7 @@ def _guess(method: object) -> str:
 
 
 def _unknown_key(label: str, key: str) -> str:
-    guess = FORMER.get(key) or nearest(key, _keys)
+    guess = FORMER.get(key) or nearest(key, KEYS)
     hint = f"did you mean {guess!r}?" if guess else "take it out"
     return f"{label}: unknown key {key!r} ({hint}; a key of your own begins with x_)"
 
@@ -653,9 +661,12 @@ def _has_shape(type_: Any) -> bool:
 def _make_converter() -> Converter:
     converter = Converter(detailed_validation=True, forbid_extra_keys=True)
     converter.register_structure_hook_factory(_has_shape, _structure_hook)
-    converter.register_structure_hook(Site, make_dict_structure_fn(Site, converter))
+    converter.register_structure_hook(
+        Site, make_dict_structure_fn(Site, converter, markers=override(omit=True))
+    )
     return converter
 
 
 _converter: Final = _make_converter()
-_keys: Final = tuple(attribute.name for attribute in attrs.fields(Site))
+KEYS: Final = tuple(one.name for one in attrs.fields(Site) if one.name != "markers")
+"""The keys of a site in sites.json."""

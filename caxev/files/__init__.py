@@ -49,7 +49,6 @@ from caxev.files.paths import (
     check_link,
     check_names,
     confine,
-    confine_mounted,
     confine_own,
     inside,
     link_problem,
@@ -64,6 +63,7 @@ from caxev.files.private import lies_in, make_private, not_private
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
 from caxev.files.reading import Report
 from caxev.files.resolved import open_resolved, read_file
+from caxev.files.roots import MARKER_PREFIX, root_rows, roots_from, steady
 from caxev.files.space import lacking
 from caxev.files.tree import Seen, check_links, check_paths, look, manifest_of, scan, shown
 
@@ -72,6 +72,7 @@ __all__ = [
     "FILE_MODE",
     "GONE_PREFIX",
     "MARGIN",
+    "MARKER_PREFIX",
     "MOVED_PREFIX",
     "PART",
     "PART_PREFIX",
@@ -100,7 +101,6 @@ __all__ = [
     "check_paths",
     "check_standing",
     "confine",
-    "confine_mounted",
     "confine_own",
     "copy_file",
     "damaged",
@@ -139,10 +139,13 @@ __all__ = [
     "quarantine_of",
     "read_file",
     "rename_new",
+    "root_rows",
+    "roots_from",
     "safe_name",
     "scan",
     "set_aside",
     "shown",
+    "steady",
     "sync_tree",
     "to_nobody",
     "to_the_second",

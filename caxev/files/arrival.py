@@ -31,7 +31,7 @@ from caxev.files.publishing import (
 from caxev.files.reading import Report
 from caxev.files.resolved import mkdir, open_resolved, rmdir, symlink, unlink
 from caxev.files.tree import Seen, check_paths, look, manifest_of, shown
-from caxev.job import Damaged, GiveUp, Retry
+from caxev.job import Damaged, Denied, GiveUp, Retry
 
 MARGIN: Final = 16 << 20
 """Bytes that a transfer leaves free in any case."""
@@ -301,13 +301,13 @@ def check_standing(source: Iterable[Seen], found: Iterable[Seen] | None, where: 
 def enough_space(
     todo: Plan, present: Iterable[Seen], free: int | None, min_free: int, where: str
 ) -> None:
-    """Raise `Retry` where what is to be added to a partial would not leave enough free."""
+    """Raise `Denied` where what is to be added to a partial would not leave enough free."""
     changing = {s.path for s in (*todo.remove, *(piece.file for piece in todo.pieces))}
     had = sum(seen.size for seen in present if seen.path in changing)
     need = sum({piece.file.path: piece.file.size for piece in todo.pieces}.values()) - had
     spare = max(MARGIN, min_free)
     if need > 0 and free is not None and need + spare > free:
-        raise Retry(
+        raise Denied(
             f"not enough space for {where}: needs {need / 1e6:,.1f} MB and "
             f"{spare / 1e6:,.1f} MB to spare, has {free / 1e6:,.1f} MB free"
         )

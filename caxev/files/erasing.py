@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from caxev import crash
-from caxev.files.paths import RESERVED, confine_own, inside, own_name, printable
+from caxev.files.errors import meaning
+from caxev.files.paths import RESERVED, confine_own, inside, is_held, own_name, printable
 from caxev.files.publishing import DIR_MODE, rename_new
 from caxev.files.reading import Report
 from caxev.files.resolved import mkdir, remove, rename, sync
-from caxev.job import GiveUp, Retry
+from caxev.job import GiveUp
 
 GONE_PREFIX: Final = f"{RESERVED}gone-"
 """What stands before the name of a copy that is being erased: no program takes it for one."""
@@ -47,7 +48,7 @@ def erase(location: str, roots: Sequence[str], *, report: Report) -> None:
             sync(directory)
         crash.point("files.erase.done")
     except OSError as error:
-        raise Retry(f"cannot erase {_shown(path)}: {error.strerror}") from error
+        raise meaning(error, f"cannot erase {_shown(path)}") from error
     report(1, 1)
 
 
@@ -109,7 +110,7 @@ def set_aside(
             _move(os.fsdecode(old), os.fsdecode(new))
             report(number + 1, len(paths))
     except OSError as error:
-        raise Retry(f"cannot set {_shown(path)} aside: {error.strerror}") from error
+        raise meaning(error, f"cannot set {_shown(path)} aside") from error
     return target
 
 
@@ -131,7 +132,7 @@ def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> Non
     try:
         remove(path)
     except OSError as error:
-        raise Retry(f"cannot remove {_shown(path)}: {error.strerror}") from error
+        raise meaning(error, f"cannot remove {_shown(path)}") from error
     report(1, 1)
 
 
@@ -144,7 +145,7 @@ def _own(location: str, roots: Sequence[str]) -> str:
     path = os.path.join(directory, name)
     if not os.path.islink(path):
         return confine_own(path, roots)
-    if not any(inside(os.fsencode(path), os.fsencode(os.path.realpath(root))) for root in roots):
+    if not is_held(path, roots):
         raise GiveUp(f"{_shown(path)} is not inside any directory of this site")
     return path
 

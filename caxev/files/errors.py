@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Final
 
 from caxev.files.paths import printable
-from caxev.job import Damaged, Retry
+from caxev.job import Damaged, Denied, GiveUp, Retry
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
+_REFUSED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def damaged(path: bytes, where: str) -> Damaged:
@@ -21,12 +22,23 @@ def damaged(path: bytes, where: str) -> Damaged:
 
 @contextmanager
 def local(path: bytes, doing: str) -> Iterator[None]:
-    """Turn what this machine's disk raises into `Retry`, naming the path."""
+    """Turn what this machine's disk raises into what `meaning` says, naming the path."""
     try:
         yield
     except FileNotFoundError as exc:
         raise Retry(f"{printable(path)} vanished meanwhile") from exc
     except OSError as exc:
-        if exc.errno in _FULL:
-            raise Retry(f"disk full at {printable(path)}: {exc.strerror}") from exc
-        raise Retry(f"cannot {doing} {printable(path)}: {exc.strerror}") from exc
+        raise meaning(exc, f"cannot {doing} {printable(path)}") from exc
+
+
+def meaning(error: OSError, what: str) -> Retry | GiveUp:
+    """What an error of this machine's disk means to us; `what` could not be done.
+
+    `Denied` where somebody must make room or let us, `GiveUp` for a name that is too long.
+    """
+    why = f"{what}: {error.strerror}"
+    if error.errno in _FULL:
+        return Denied(f"disk full: {why}")
+    if error.errno in _REFUSED:
+        return Denied(why)
+    return GiveUp(why) if error.errno == errno.ENAMETOOLONG else Retry(why)

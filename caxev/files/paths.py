@@ -1,6 +1,6 @@
 """Which paths may be touched, and how a path made of any bytes is shown to people.
 
-Pure but for those that confine, which ask the file system where links lead.
+Pure but for `confine`, which asks the file system where links lead, and for the root's marker.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from caxev.job import GiveUp, Retry
+from caxev.files.roots import check_root
+from caxev.job import GiveUp
 
 RESERVED: Final = ".caxev-"
 """How the names of our own files beside copies begin. No run, copy or file of one is called so."""
@@ -21,7 +22,8 @@ def confine(path: str, roots: Sequence[str]) -> str:
     """The real path of a copy, which need not exist, strictly inside one of the real `roots`.
 
     Symbolic links are resolved on both sides. Raises `GiveUp` for a path that is empty, relative,
-    ``n/a``, holds a NUL byte, leads out of every root, or is that of our own files.
+    ``n/a``, holds a NUL byte, leads out of every root, or is that of our own files; `RootAway`
+    where the root's disk is not there.
     """
     real = confine_own(path, roots)
     below = [
@@ -39,19 +41,18 @@ def confine_own(path: str, roots: Sequence[str]) -> str:
     if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
         raise GiveUp(f"{_shown(path)} is not an absolute path")
     real = os.path.realpath(path)
-    if any(_inside(real, root) for root in roots):
+    if is_held(real, roots):
         return real
     leads = f" leads to {_shown(real)}, which" if real != os.path.normpath(path) else ""
     raise GiveUp(f"{_shown(path)}{leads} is not inside {_listed(roots)}")
 
 
-def confine_mounted(path: str, roots: Sequence[str]) -> str:
-    """As `confine`; raises `Retry` where `path` is gone and with it one of the `roots`."""
-    real = confine(path, roots)
-    gone = next((root for root in roots if not os.path.isdir(root)), None)
-    if gone is not None and not os.path.lexists(real):
-        raise Retry(f"{_shown(gone)} is not there: is its disk mounted?")
-    return real
+def is_held(real: str, roots: Sequence[str]) -> bool:
+    """Whether a resolved path lies strictly inside one of `roots`; see `confine` for `RootAway`."""
+    holding = [root for root in roots if _inside(real, root)]
+    for root in holding:
+        check_root(root)
+    return bool(holding)
 
 
 def _inside(real: str, root: str) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from attrs import define, field
 
+from caxev.files.errors import meaning
 from caxev.files.gentle import Brake
 from caxev.files.manifest import PART
 from caxev.files.parts import PartDigest
@@ -151,7 +152,7 @@ class _Readers:
         try:
             self._feed_all(path, one, hashes, buffers, number)
         except OSError as exc:
-            raise Retry(f"cannot read {printable(path)}: {exc.strerror}") from exc
+            raise meaning(exc, f"cannot read {printable(path)}") from exc
         one.part_digests = parts.parts() if parts else []
         one.sha512_digest = sha512.digest() if sha512 else None
 

@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
+from caxev.files.errors import meaning
 from caxev.files.paths import confine, inside, partial_path
 from caxev.files.reading import Report
-from caxev.job import Retry
 
 _BLOCK = 512  # bytes
 
@@ -26,7 +26,7 @@ def lacking(
         real = [os.path.realpath(os.fsencode(root)) for root in roots]
         disk = os.statvfs(next(root for root in real if inside(path, root)))
     except OSError as error:
-        raise Retry(f"cannot ask how full the disk is: {error.strerror}") from error
+        raise meaning(error, "cannot ask how full the disk is") from error
     there = _taken(path) + _taken(os.fsencode(partial_path(os.fsdecode(path))))
     report(there, coming)
     return min_free + max(0, coming - there) - disk.f_bavail * disk.f_frsize

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import frozen
 
+from caxev.files.errors import meaning
 from caxev.files.manifest import KINDS, Item, Kind, Manifest
 from caxev.files.paths import check_link, check_names, printable
 from caxev.files.resolved import open_resolved
@@ -53,7 +54,7 @@ def look(root: str, *, check: bool = True) -> list[Seen]:
     except (FileNotFoundError, NotADirectoryError) as exc:
         raise GiveUp(f"{shown(root)} is not there") from exc
     except OSError as exc:
-        raise Retry(f"cannot read {shown(root)}: {exc.strerror}") from exc
+        raise meaning(exc, f"cannot read {shown(root)}") from exc
     top = os.fsencode(root)
     if stat.S_ISREG(status.st_mode):
         return [Seen(b"", "file", status.st_size, status.st_mtime_ns)]
@@ -124,7 +125,7 @@ def _directory(top: bytes, path: bytes) -> list[Seen]:
     except FileNotFoundError as exc:
         raise Retry(f"{printable(full)} changed while it was read") from exc
     except OSError as exc:
-        raise Retry(f"cannot read {printable(full)}: {exc.strerror}") from exc
+        raise meaning(exc, f"cannot read {printable(full)}") from exc
 
 
 def _seen(full: bytes, above: bytes, entry: os.DirEntry[str], directory: int) -> Seen:

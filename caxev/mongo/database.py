@@ -43,6 +43,7 @@ from caxev.model import (
     DELETING,
     NO_FIELDS,
     TRANSFERRED,
+    VERIFYING,
     Aspect,
     Look,
     Run,
@@ -456,6 +457,36 @@ class Database:
     async def rules_applied(self, tenure: Tenure, digests: Mapping[str, str]) -> None:
         """Note the digests of the rule files that were applied, by catalogue. Raises `Deposed`."""
         await self._call(self._store.rules_applied, tenure, digests)
+
+    async def note_marker(self, site: str, root: str, marker: str) -> None:
+        """Note the id of the marker of a site's directory, in place of any other."""
+        await self._call(self._store.note_marker, site, root, marker)
+
+    async def note_away(self, tenure: Tenure, away: Mapping[str, str]) -> None:
+        """Note which directories of the site are not there, and why. Raises `Deposed`."""
+        await self._call(self._store.note_away, tenure, away)
+
+    async def wake(self, tenure: Tenure, root: str, now: datetime) -> int:
+        """Make due what waits for a directory of the site; how much. Raises `Deposed`."""
+        return await self._call(self._store.wake, tenure, root, now)
+
+    async def good_locations(self, site: str, type: str, limit: int) -> list[str]:  # noqa: A002
+        """Where the entries of good copies at a site say that they are; of the newest runs."""
+        good = {"host": site, "type": type, "status": {"$in": [TRANSFERRED, VERIFYING]}}
+
+        async def good_locations() -> list[str]:
+            cursor = self._runs.find({"data": {"$elemMatch": good}}, _SHOWN).sort("_id", -1)
+            runs = [Run.from_document(row) for row in await cursor.limit(limit).to_list(None)]
+            return [
+                one.location
+                for run in runs
+                for one in run.copies
+                if (one.host, one.type) == (site, type)
+                and one.status in (TRANSFERRED, VERIFYING)
+                and one.location
+            ]
+
+        return await self._call(good_locations)
 
     async def finish_scan(
         self,

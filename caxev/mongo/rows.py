@@ -153,6 +153,8 @@ def debt_from(document: Mapping[str, Any]) -> Debt:
         note=row.text("note", ""),
         started=row.moment("started", None),
         priority=row.whole("priority", 0),
+        hindered=row.moment("hindered", None),
+        root=row.text("root", ""),
     )
     if debt.epoch is None and ("epoch" in document or debt.state is State.RUNNING):
         raise Malformed("epoch is missing")  # nobody could free it, or take it

@@ -94,7 +94,9 @@ class SiteRecord:
     """A site's document. `expires`: when the lease lapses unless renewed, UTC.
 
     `rules` are the digests of the rule files that were applied last, by catalogue;
-    `configuration` is the digest of the sites.json that the owner goes by.
+    `configuration` is the digest of the sites.json that the owner goes by. `markers` are
+    the ids of the markers of its directories, by their paths; `away`, why some of these were not
+    there when its listener last looked.
     """
 
     site: str
@@ -111,6 +113,8 @@ class SiteRecord:
     watched: Watched = NO_FIELDS
     rules: Mapping[str, str] = field(factory=dict)
     configuration: str = ""
+    markers: Mapping[str, str] = field(factory=dict)
+    away: Mapping[str, str] = field(factory=dict)
 
     @classmethod
     def from_document(cls, document: Document) -> SiteRecord:
@@ -143,6 +147,8 @@ class SiteRecord:
             watched=lenient(_watched_from, document.get("watched"), default=NO_FIELDS),
             rules=lenient(_rules_from, row, default={}),
             configuration=lenient(row.text, "configuration", "", default=""),
+            markers=lenient(_roots_from, row, "markers", "id", default={}),
+            away=lenient(_roots_from, row, "away", "why", default={}),
         )
 
 
@@ -166,6 +172,10 @@ def _watched_from(value: object) -> Watched:
         return NO_FIELDS
     row = Row.of(value)
     return Watched(frozenset(texts(row.many("run", []))), frozenset(texts(row.many("copies", []))))
+
+
+def _roots_from(row: Row, name: str, of: str) -> dict[str, str]:
+    return {one.text("root"): one.text(of) for one in map(Row.of, row.many(name, []))}
 
 
 def _rules_from(row: Row) -> dict[str, str]:
@@ -495,6 +505,31 @@ class Store:
         """Note which rule files were applied last. Raises `Deposed`."""
         rows = [{"catalogue": name, "digest": digest} for name, digest in digests.items()]
         await self._set_site(tenure, {"rules": rows}, None)
+
+    async def note_marker(self, site: str, root: str, marker: str) -> None:
+        """Note the id of the marker of a site's directory, in place of any other."""
+        await self.register(site)
+        others = {
+            "$filter": {
+                "input": {"$cond": [{"$isArray": "$markers"}, "$markers", []]},
+                "cond": {"$ne": ["$$this.root", {"$literal": root}]},
+            }
+        }
+        row = {"root": {"$literal": root}, "id": {"$literal": marker}}
+        change = {"$set": {"markers": {"$concatArrays": [others, [row]]}}}
+        await self.ledger.update_one({"_id": site}, [change])
+
+    async def note_away(self, tenure: Tenure, away: Mapping[str, str]) -> None:
+        """Note which directories are not there, and why. Raises `Deposed`."""
+        rows = [{"root": root, "why": why} for root, why in away.items()]
+        await self._set_site(tenure, {"away": rows}, None)
+
+    async def wake(self, tenure: Tenure, root: str, now: datetime) -> int:
+        """Make due what waits for that directory; how much that is. Raises `Deposed`."""
+        await self._set_site(tenure, {}, None)
+        waiting = {"site": tenure.site, "state": State.OPEN.value, "root": root}
+        done = await self.ledger.update_many(waiting, {"$set": {"due": now}})
+        return done.modified_count
 
     async def finish_scan(
         self,
@@ -870,6 +905,8 @@ _SITE_FIELDS: Final = dict.fromkeys(
         "scanned",
         "streamed",
         "rules",
+        "markers",
+        "away",
         "trouble",
         "gaps",
         "requests",
@@ -977,7 +1014,8 @@ def debt_row(debt: Debt) -> Document:
 
 
 def _renewal(debt: Debt) -> Document:
-    return {"$set": debt_row(debt), "$unset": {"progress": "", "started": ""}}
+    fields = ("progress", "started", "hindered", "root")
+    return {"$set": debt_row(debt), "$unset": dict.fromkeys(fields, "")}
 
 
 def _settlement(debt: Debt) -> Document:
@@ -991,11 +1029,10 @@ def _settlement(debt: Debt) -> Document:
         fields["started"] = debt.started
     if debt.state is State.OPEN:
         fields["due"] = debt.due
-    return {
-        "$set": fields,
-        "$unset": {"epoch": "", "progress": ""},
-        "$currentDate": {"settled": True},
-    }
+    waits = {"hindered": debt.hindered, "root": debt.root}
+    fields |= {name: value for name, value in waits.items() if value}
+    gone = ("epoch", "progress", *(name for name, value in waits.items() if not value))
+    return {"$set": fields, "$unset": dict.fromkeys(gone, ""), "$currentDate": {"settled": True}}
 
 
 _FREED: Final = {"$set": {"state": State.OPEN.value}, "$unset": {"epoch": "", "progress": ""}}

@@ -43,7 +43,7 @@ from caxev.files import (
     printable,
     shown,
 )
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, GiveUp, Retry
 from caxev.movers.base import Route
 from caxev.movers.here import Meter, changed, look_here
 from caxev.movers.program import Ended, Lines, run
@@ -174,7 +174,7 @@ class Gfal:
 def _far(here: Site, there: Site) -> _Far:
     """How `here` reaches the storage of `there`. Raises `GiveUp` where it cannot."""
     if shutil.which("gfal-copy") is None:
-        raise GiveUp(f"gfal-copy is not installed here (Debian: {_PACKAGES})")
+        raise Denied(f"gfal-copy is not installed here (Debian: {_PACKAGES})")
     prefix = there.hostname or ""
     if not _URL.fullmatch(prefix) or prefix.startswith("file:"):
         raise GiveUp(f"hostname of site {there.name!r} is not a URL as root://se.example.org/")
@@ -184,7 +184,7 @@ def _far(here: Site, there: Site) -> _Far:
     environment = {k: v for k, v in environment.items() if k not in os.environ}
     if proxy := here.grid_cert or there.grid_cert:
         if not os.access(proxy, os.R_OK):
-            raise GiveUp(f"grid_cert {shown(proxy)} is not there or cannot be read")
+            raise Denied(f"grid_cert {shown(proxy)} is not there or cannot be read")
         environment["X509_USER_PROXY"] = proxy
     slash = "/" if prefix.startswith(_SLASHED) else ""
     return _Far(prefix.rstrip("/") + slash, there.roots, there.nstreams, environment)
@@ -572,13 +572,13 @@ class _Unready(Retry):
 def _error(ended: Ended, command: Sequence[str]) -> Retry | GiveUp:
     what = f"{command[0]} {printable(os.fsencode(command[-1]))}"
     if ended.status in _FULL:
-        return Retry(f"disk full ({what}): {ended.last}")
+        return Denied(f"disk full ({what}): {ended.last}")
     if ended.status in {errno.EINPROGRESS, errno.ETIMEDOUT}:
         return _Unready(f"the far side is not ready ({what}): {ended.last}")
     if ended.status in _GONE:
         return Retry(f"something vanished meanwhile ({what}): {ended.last}")
     if ended.status in _REFUSED:
-        return GiveUp(f"we are refused ({what}): {ended.last}")
+        return Denied(f"we are refused ({what}): {ended.last}")
     if ended.status in _CANNOT:
         return GiveUp(f"that cannot be done ({what}): {ended.last}")
     return Retry(f"failed ({what}): {ended.last}")

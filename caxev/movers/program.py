@@ -13,7 +13,7 @@ from typing import Final
 
 from attrs import frozen
 
-from caxev.job import GiveUp
+from caxev.job import Denied
 
 _TAIL: Final = 16 << 10  # bytes of what a program complained that are kept
 _CHUNK: Final = 1 << 16
@@ -46,7 +46,7 @@ def run(
     """Run a program to its end, handing on what it writes to standard output as it comes.
 
     One that takes longer than `limit` seconds is killed, and counts as ended with ETIMEDOUT.
-    Raises `GiveUp`, naming the Debian `package`, where the program is not installed. However this
+    Raises `Denied`, naming the Debian `package`, where the program is not installed. However this
     ends, the program has ended by then.
     """
     environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC", **(environment or {})}
@@ -61,7 +61,7 @@ def run(
             )
         except FileNotFoundError as exc:
             name = os.fsdecode(command[0])
-            raise GiveUp(f"{name} is not installed here (Debian: {package})") from exc
+            raise Denied(f"{name} is not installed here (Debian: {package})") from exc
         with process, _killing(process, limit) as late:
             try:
                 assert process.stdout is not None

@@ -27,7 +27,7 @@ from caxev.files import (
     printable,
     shown,
 )
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, GiveUp, Retry
 from caxev.movers.base import Route
 from caxev.movers.here import Meter, changed, check_content, look_here
 from caxev.movers.program import Ended, Lines, run
@@ -256,19 +256,19 @@ def _check(ended: Ended, endpoint: ssh.Endpoint) -> None:
 
 def _check_complaints(said: str, endpoint: ssh.Endpoint) -> None:
     if full := _line(said, "No space left on device", "Disk quota exceeded"):
-        raise Retry(f"disk full ({endpoint}): {full}")
+        raise Denied(f"disk full ({endpoint}): {full}")
     if _line(said, "Failed to exec ssh"):
-        raise GiveUp("ssh is not installed here (Debian: openssh-client)")
+        raise Denied("ssh is not installed here (Debian: openssh-client)")
     if _line(said, "rsync: command not found", "rsync: not found"):
-        raise GiveUp(f"rsync is not installed there ({endpoint})")
-    if refusal := _line(said, "Host key verification failed", "Permission denied (publickey"):
-        raise GiveUp(f"{endpoint} or we refused: {refusal}")
+        raise Denied(f"rsync is not installed there ({endpoint})")
+    if refusal := _line(said, "Host key verification failed", "Permission denied"):
+        raise Denied(f"{endpoint} or we refused: {refusal}")
 
 
 def _error(ended: Ended, endpoint: ssh.Endpoint) -> Retry | GiveUp:
     why = _line(ended.said, "vanished", "rsync: ", "ssh: ") or ended.last
     if ended.status == _NOT_THERE:
-        return GiveUp(f"rsync is not installed there ({endpoint})")
+        return Denied(f"rsync is not installed there ({endpoint})")
     if ended.status in _OUR_FAULT:
         return GiveUp(f"rsync cannot do this with {endpoint}: {why}")
     return Retry(f"{_MEANING.get(ended.status, 'rsync failed')} ({endpoint}): {why}")

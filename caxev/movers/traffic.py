@@ -20,7 +20,7 @@ import trio
 from attrs import define, field
 
 from caxev.config import Link
-from caxev.job import GiveUp
+from caxev.job import GiveUp, RootAway
 
 _MEMORY: Final = 0.7
 """How much of the known rate of a link the latest transfer leaves as it was."""
@@ -64,11 +64,11 @@ class Traffic:
         """One transfer from or to there: it has failed unless this comes to its end.
 
         So does one that hangs and is cancelled for that. A success makes up for failures. A
-        `GiveUp` is about the data, and says nothing of the way.
+        `GiveUp` is about the data, a `RootAway` about a disk: neither says anything of the way.
         """
         try:
             yield
-        except GiveUp:
+        except (GiveUp, RootAway):
             raise
         except BaseException:
             self.failed(name)

@@ -76,8 +76,7 @@ class Agent:
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         try:
             error = json.loads(last)
-            kind = GiveUp if error["error"] == "giveup" else Retry
-            return kind(f"{self.endpoint}: {error['why']}")
+            return receive.error_of(error["error"], f"{self.endpoint}: {error['why']}")
         except (ValueError, KeyError, TypeError):
             return Retry(f"{self.endpoint}: caxev receive ended there: {last or 'without a word'}")
 

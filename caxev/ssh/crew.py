@@ -26,7 +26,7 @@ import asyncssh
 from attrs import define, field
 from loguru import logger
 
-from caxev.job import Retry
+from caxev.job import Denied, Retry
 from caxev.ssh.endpoint import Endpoint, one_line, started
 from caxev.ssh.lane import Digests, Haul, Lane, Refused
 from caxev.ssh.lines import Line, Program, channel_on
@@ -154,7 +154,7 @@ class Crew:
         shown = self.remote.shown(refused.path)
         free = await self.remote.free(os.path.dirname(refused.path))
         if free is not None and free < BLOCK:
-            return Retry(f"disk full at {shown}: {free} bytes free")
+            return Denied(f"disk full at {shown}: {free} bytes free")
         return Retry(f"cannot write {shown}: {refused}")
 
     async def dismiss(self) -> None:

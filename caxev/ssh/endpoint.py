@@ -12,7 +12,7 @@ import asyncssh
 from attrs import frozen
 
 from caxev.files import shown
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, Retry
 
 CIPHERS: Final = (
     "aes128-gcm@openssh.com",
@@ -46,6 +46,12 @@ _RECEIVE_WINDOW: Final = 16 << 20  # bytes, on each channel
 _PACKET: Final = 224 << 10  # bytes; OpenSSH takes up to 256 KiB with all that is around them
 _FAREWELL: Final = 5.0  # seconds
 _KNOWN_HOSTS: Final = "~/.ssh/known_hosts"
+_REFUSALS: Final = (
+    asyncssh.SFTPPermissionDenied,
+    asyncssh.SFTPWriteProtect,
+    asyncssh.SFTPNoSpaceOnFilesystem,
+    asyncssh.SFTPQuotaExceeded,
+)
 
 
 @frozen
@@ -92,7 +98,7 @@ async def started(
 async def connected(endpoint: Endpoint) -> AsyncIterator[asyncssh.SSHClientConnection]:
     """Connect, and close the connection on the way out.
 
-    Raises `GiveUp` where the host or our key is refused, `Retry` where it cannot be reached.
+    Raises `Denied` where the host or our key is refused, `Retry` where it cannot be reached.
     """
     connection = await _connection(endpoint)
     try:
@@ -196,14 +202,14 @@ async def _pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
         key = await asyncio.wait_for(asking, endpoint.connect_timeout)
     pin = (endpoint.host_key or "").strip()
     if key is None or key.get_fingerprint("sha256") != pin:
-        raise GiveUp(_distrust(endpoint))
+        raise Denied(_distrust(endpoint))
     return key
 
 
 def _readable(path: str, what: str) -> str:
     path = os.path.expanduser(path)
     if not os.access(path, os.R_OK):
-        raise GiveUp(f"{what} {shown(path)} is not there or cannot be read")
+        raise Denied(f"{what} {shown(path)} is not there or cannot be read")
     return path
 
 
@@ -223,18 +229,20 @@ class _Pinned(asyncssh.SSHClient):
 
 @contextmanager
 def translated(endpoint: Endpoint, doing: str = "") -> Iterator[None]:
-    """Turn what the other side, or the way there, raises into `Retry` or `GiveUp`."""
+    """Turn what the other side, or the way there, raises into `Retry` or `Denied`."""
     at = f" ({doing})" if doing else ""
     try:
         yield
     except asyncssh.HostKeyNotVerifiable as exc:
-        raise GiveUp(_distrust(endpoint)) from exc
+        raise Denied(_distrust(endpoint)) from exc
     except asyncssh.PermissionDenied as exc:
-        raise GiveUp(_refusal(endpoint)) from exc
+        raise Denied(_refusal(endpoint)) from exc
     except asyncssh.KeyExchangeFailed as exc:
-        raise GiveUp(f"{endpoint} and we have no algorithm in common: {one_line(exc)}") from exc
+        raise Denied(f"{endpoint} and we have no algorithm in common: {one_line(exc)}") from exc
     except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as exc:
-        raise GiveUp(f"a key for {endpoint} cannot be used: {one_line(exc)}") from exc
+        raise Denied(f"a key for {endpoint} cannot be used: {one_line(exc)}") from exc
+    except _REFUSALS as exc:
+        raise Denied(f"{endpoint} refuses{at}: {one_line(exc)}") from exc
     except TimeoutError as exc:
         raise Retry(f"{endpoint} did not answer in time{at}") from exc
     except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection, asyncssh.DisconnectError) as e:

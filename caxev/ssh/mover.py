@@ -51,6 +51,7 @@ from caxev.files import (
     partial_path,
     plan,
     printable,
+    root_rows,
     shown,
 )
 from caxev.job import GiveUp, Retry
@@ -202,6 +203,7 @@ async def _run(
                         round_trip=guess,
                         first=first,
                     ) as crew,
+                    crew.remote.steady(),
                 ):
                     return await function(_Work(transfer, crew, starting, report))
     finally:
@@ -209,7 +211,8 @@ async def _run(
 
 
 async def _asking(transfer: Transfer, **request: object) -> Mapping[str, object]:
-    return {"path": transfer.remote_path, "roots": transfer.remote_roots, **request}
+    place = {"path": transfer.remote_path, "roots": root_rows(transfer.remote_roots)}
+    return {**place, **request}
 
 
 def _weight(transfer: Transfer) -> int:

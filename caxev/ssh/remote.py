@@ -9,17 +9,18 @@ import asyncio
 import os
 import posixpath
 import stat
-from collections.abc import Awaitable, Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import asyncssh
 from asyncssh import SFTPAttrs, SFTPClient
-from attrs import define
+from attrs import define, field
 
 from caxev import crash
 from caxev.files import DIR_MODE, Seen, check_links, check_names, inside, join, printable
-from caxev.job import GiveUp
+from caxev.files.roots import marker_path, missing
+from caxev.job import GiveUp, Retry, Root, RootAway
 from caxev.ssh.endpoint import Endpoint
 
 T = TypeVar("T")
@@ -64,6 +65,7 @@ class Remote:
 
     endpoint: Endpoint
     sftp: SFTPClient
+    _entered: set[Root] = field(init=False, factory=set)
 
     def shown(self, path: bytes) -> str:
         """A path at the far end in a message."""
@@ -72,18 +74,32 @@ class Remote:
     async def confine(self, path: str, roots: Iterable[str]) -> bytes:
         """The real path of `path`, which need not exist, strictly inside one of `roots` there.
 
-        Raises `GiveUp` where it is not, is not absolute, or has a ``..`` in it.
+        Raises `GiveUp` where it is not, is not absolute, or has a ``..`` in it; `RootAway` where
+        the root's disk is not there.
         """
         wanted = os.fsencode(path)
         self._check_plain(wanted)
         real = await self._resolved(posixpath.normpath(wanted))
         roots = [root for root in roots if root.startswith("/")]
-        for root in roots:
-            with suppress(*GONE):
-                if inside(real, top := await self._real(os.fsencode(root))):
-                    check_names(real[len(top) :], self.shown(real))
-                    return real
+        tops = {root: await self._top_above(root, real) for root in roots}
+        held = {root: top for root, top in tops.items() if top is not None}
+        for root in held:
+            await self._check_marker(root)
+        if held:
+            check_names(real[len(max(held.values(), key=len)) :], self.shown(real))
+            return real
         raise self._outside(real, roots)
+
+    async def _top_above(self, root: str, real: bytes) -> bytes | None:
+        """Where a root is, if that path is inside it."""
+        named = posixpath.normpath(os.fsencode(root))
+        try:
+            top = await self._real(named)
+        except GONE as exc:
+            if isinstance(root, Root) and inside(real, named):
+                raise self._away(root) from exc
+            return None
+        return top if inside(real, top) else None
 
     async def confine_known(self, path: bytes, roots: Iterable[str], *, at: bool = False) -> bytes:
         """`confine` in one round trip, for a path that must exist. Raises the same.
@@ -91,16 +107,22 @@ class Remote:
         With `at` it may also be one of the roots itself.
         """
         self._check_plain(path)
-        names = [os.fsencode(root) for root in roots if root.startswith("/")]
-        real, *tops = await asyncio.gather(
-            *(self._real(name) for name in (path, *names)), return_exceptions=True
+        named = [root for root in roots if root.startswith("/")]
+        asked = (self._real(path), *(self._real(os.fsencode(root)) for root in named))
+        (real, *tops), markers = await asyncio.gather(
+            asyncio.gather(*asked, return_exceptions=True),
+            asyncio.gather(*map(self._check_marker, named), return_exceptions=True),
         )
         if isinstance(real, BaseException):
             raise real
-        known = [top for top in tops if isinstance(top, bytes)]
-        if at and real in known:
+        found = zip(tops, markers, strict=True)
+        there = {one: why for one, why in found if isinstance(one, bytes)}
+        for known, why in there.items():
+            if why is not None and (known == real or inside(real, known)):
+                raise why
+        if at and real in tops:
             return real
-        holding = [top for top in known if inside(real, top)]
+        holding = [known for known in there if inside(real, known)]
         if holding:
             check_names(real[len(max(holding, key=len)) :], self.shown(real))
             return real
@@ -108,6 +130,37 @@ class Remote:
             if isinstance(top, BaseException) and not isinstance(top, GONE):
                 raise top  # it may be inside that one
         raise self._outside(real, roots)
+
+    async def _check_marker(self, root: str) -> None:
+        """Raise `RootAway` where a marker is noted for the root and is not there."""
+        if not isinstance(root, Root) or root.marker is None:
+            return
+        try:
+            mode = (await self.sftp.lstat(os.fsencode(marker_path(root, root.marker)))).permissions
+        except GONE as exc:
+            raise self._away(root) from exc
+        if not stat.S_ISREG(mode or 0):
+            raise self._away(root)
+        self._entered.add(root)
+
+    def _away(self, root: Root) -> RootAway:
+        return RootAway(f"{self.endpoint}: {missing(root)}")
+
+    @asynccontextmanager
+    async def steady(self) -> AsyncIterator[None]:
+        """Let no end of the block count if a root entered by then is away; see `files.steady`."""
+        try:
+            yield
+        except RootAway:
+            raise
+        except (Retry, GiveUp, asyncssh.SFTPError):
+            await self._check_entered()
+            raise
+        await self._check_entered()
+
+    async def _check_entered(self) -> None:
+        for root in self._entered.copy():
+            await self._check_marker(root)
 
     def _outside(self, real: bytes, roots: Iterable[str]) -> GiveUp:
         return GiveUp(f"{self.shown(real)} is not inside {' or '.join(roots) or 'any directory'}")

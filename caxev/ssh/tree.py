@@ -179,7 +179,9 @@ def _with_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], A
     async def run() -> T:
         with translated(endpoint, printable(os.fsencode(doing))):
             async with sftp_session(endpoint) as sftp:
-                return await function(Remote(endpoint, sftp))
+                remote = Remote(endpoint, sftp)
+                async with remote.steady():
+                    return await function(remote)
 
     return asyncio.run(run())
 

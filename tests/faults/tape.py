@@ -20,7 +20,7 @@ from attrs import define, field
 from caxev.archives import Data, Reach, directly, recall
 from caxev.config import Site
 from caxev.demo.world import TAPE
-from caxev.files import safe_name
+from caxev.files import MARKER_PREFIX, safe_name
 from caxev.job import utcnow
 from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
 from tests.faults.campaign import (
@@ -98,7 +98,7 @@ class TapeGround(Ground):
         """Say what is left in the directories for staging and comparing."""
         for site in self.world.listening:
             for path in self.world.dir_of(site, "dir_tsm").rglob("*"):
-                if path.name != ".caxev-restored":
+                if path.name != ".caxev-restored" and not path.name.startswith(MARKER_PREFIX):
                     yield Problem("lost", f"left over: {path}")
 
 

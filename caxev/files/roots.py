@@ -1,0 +1,227 @@
+"""The markers of roots: what shows that a directory's disk is mounted, and is the right one.
+
+An empty mount point looks like a disk that has lost everything. So each base directory of a site
+holds a small file that a mount point has not, made once by ``caxev sites init`` or by the site's
+first listener. Its name ends in a random id, which the database keeps: one `lstat`, here or over
+SFTP, shows whether that disk is there, and another disk has another id. `caxev.files.confine` looks
+for it before anything beneath a root is touched. Within `steady` it is looked for once more before
+any end counts, as a disk may vanish at any moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import frozen
+
+from caxev.files.resolved import open_resolved, sync
+from caxev.job import Root, RootAway
+
+if TYPE_CHECKING:
+    from caxev.files.reading import Report
+
+MARKER_PREFIX: Final = ".caxev-root-"
+_LONGEST: Final = 4096  # bytes of a marker
+_ID: Final = frozenset("0123456789abcdef")
+_READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+_entered: ContextVar[dict[Root, tuple[int, int]] | None] = ContextVar("_entered", default=None)
+
+
+@frozen
+class Marker:
+    """A marker that was found: its id, and the site and the key of sites.json it was made for."""
+
+    id: str
+    site: str
+    key: str
+
+
+@frozen
+class Probe:
+    """What a look at a root found: free bytes, the device's number, and why it is away, if so."""
+
+    free: int = 0
+    device: int = 0
+    away: str | None = None
+
+
+def marker_path(root: str, marker: str) -> str:
+    """Where the marker of that id is, in that root."""
+    return os.path.join(root, MARKER_PREFIX + marker)
+
+
+def missing(root: str) -> str:
+    """What is to be said of a root without its marker."""
+    return (
+        f"{root} is not the disk that it was: its marker is not there. Mount the disk, or run "
+        "caxev sites init if this is the right directory"
+    )
+
+
+def check_root(root: str) -> None:
+    """Raise `RootAway` unless the root's marker is there; where none is noted, the directory."""
+    if not isinstance(root, Root):
+        return
+    if root.marker is None:
+        if not os.path.isdir(root):
+            raise RootAway(f"{root} is not there: is its disk mounted?", root=root)
+        return
+    seen = _identity(root)
+    if (entered := _entered.get()) is not None and entered.setdefault(root, seen) != seen:
+        raise RootAway(f"the disk of {root} was changed meanwhile", root=root)
+
+
+def _identity(root: Root) -> tuple[int, int]:
+    """The device and inode of the root's marker. Raises `RootAway` where it is not there."""
+    assert root.marker is not None
+    try:
+        status = os.lstat(marker_path(root, root.marker))
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise RootAway(missing(root), root=root) from exc
+    except OSError as exc:
+        raise RootAway(f"{root} cannot be read: {exc.strerror}", root=root) from exc
+    if not stat.S_ISREG(status.st_mode):
+        raise RootAway(missing(root), root=root)
+    return status.st_dev, status.st_ino
+
+
+@contextmanager
+def steady() -> Iterator[None]:
+    """Let no end of the block count if a root that was entered in it is away by then.
+
+    Raises `RootAway` in its place: what was not found, or was written, may have been so in the
+    empty mount point.
+    """
+    entered: dict[Root, tuple[int, int]] = {}
+    token = _entered.set(entered)
+    try:
+        try:
+            yield
+        finally:
+            for root in entered:
+                check_root(root)
+    finally:
+        _entered.reset(token)
+
+
+def root_rows(roots: Iterable[str]) -> list[list[str | None]]:
+    """Roots as JSON has them: each with the id of its marker."""
+    return [[root, getattr(root, "marker", None)] for root in roots]
+
+
+def roots_from(rows: Iterable[Sequence[Any]]) -> list[Root]:
+    """The roots that `root_rows` made rows of. Raises TypeError, ValueError."""
+    return [Root(_text(path), None if marker is None else _text(marker)) for path, marker in rows]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a {type(value).__name__} in place of a text")
+    return value
+
+
+# -- as the listener and `caxev sites init` look after them; all run in a worker process ----------
+
+
+def find_markers(root: str, *, report: Report) -> list[Marker]:
+    """The markers that a root holds. Raises `RootAway` where it is not there or cannot be read."""
+    report(0, 1)
+    try:
+        names = [name for name in os.listdir(root) if name.startswith(MARKER_PREFIX)]
+    except OSError as exc:
+        raise RootAway(f"{root} cannot be read: {exc.strerror}", root=root) from exc
+    return [marker for name in sorted(names) if (marker := _read(root, name)) is not None]
+
+
+def _read(root: str, name: str) -> Marker | None:
+    marker = name.removeprefix(MARKER_PREFIX)
+    if not marker or not _ID.issuperset(marker):
+        return None
+    try:
+        flags = os.O_RDONLY | os.O_NONBLOCK
+        with open(open_resolved(os.path.join(os.path.realpath(root), name), flags), "rb") as file:
+            row = json.loads(file.read(_LONGEST))
+        return Marker(marker, str(row["site"]), str(row["directory"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def are_same(root: str, others: Sequence[str], *, report: Report) -> list[bool]:
+    """Whether each of these paths is that directory: two sites may share one by several names."""
+    report(0, 1)
+    return [_is_same(root, other) for other in others]
+
+
+def _is_same(root: str, other: str) -> bool:
+    try:
+        return os.path.normpath(root) == os.path.normpath(other) or os.path.samefile(root, other)
+    except (OSError, ValueError):
+        return False
+
+
+def make_marker(root: str, site: str, key: str, *, report: Report) -> str:
+    """Make a marker in a root, on its disk; its id. Raises `RootAway` where the disk refuses."""
+    report(0, 1)
+    marker = secrets.token_hex(8)
+    path = marker_path(os.path.realpath(root), marker)
+    about = "caxev knows by this file that the disk is mounted: leave it here"
+    row = {"site": site, "directory": key, "id": marker, "about": about}
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with open(open_resolved(path, flags, 0o644), "w", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync(os.path.dirname(path))
+    except OSError as exc:
+        raise RootAway(f"no marker can be made in {root}: {exc.strerror}", root=root) from exc
+    return marker
+
+
+def probe(root: Root, *, report: Report) -> Probe:
+    """Look whether a root is there and how full its disk is.
+
+    Its marker is touched, where we may: of a disk that hangs, reading alone may go on well. Never
+    returns while the disk does not answer.
+    """
+    report(0, 1)
+    try:
+        check_root(root)
+        if root.marker is not None:
+            _touch(marker_path(root, root.marker))
+        disk = os.statvfs(root)
+        return Probe(disk.f_bavail * disk.f_frsize, os.stat(root).st_dev)
+    except RootAway as away:
+        return Probe(away=away.why)
+    except OSError as exc:
+        return Probe(away=f"{root} cannot be read: {exc.strerror}")
+
+
+def _touch(path: str) -> None:
+    try:
+        os.utime(path, follow_symlinks=False)
+    except OSError as exc:
+        if exc.errno not in _READ_ONLY:
+            raise
+
+
+def absent(root: str, locations: Sequence[str], *, report: Report) -> list[str]:
+    """Those of these copies' places beneath a root at which nothing is."""
+    top = os.path.join(os.path.realpath(root), "")
+    found = []
+    for done, location in enumerate(locations):
+        report(done, len(locations))
+        with suppress(ValueError):  # a NUL byte
+            path = os.path.realpath(location)
+            if path.startswith(top) and not os.path.lexists(path):
+                found.append(location)
+    return found

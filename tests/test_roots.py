@@ -1,0 +1,244 @@
+"""Roots and their markers: what is beneath a disk that is away waits, and nothing is concluded.
+
+A disk is unmounted here by giving its directory another name and putting an empty one in its place,
+which is what an unmounted disk leaves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caxev import CopyKey, GiveUp, RootAway, RunUpdate
+from caxev.files import MARKER_PREFIX, confine, erase, steady, to_nobody
+from caxev.files.roots import absent, find_markers, make_marker, probe
+from caxev.job import Root
+from caxev.ledger import State
+from caxev.retention import Plan, intent, plan
+from caxev.testing import Lab, lab
+from handlers import checksum, deletion, transfer
+from tests.conftest import Database as Named
+from tests.test_cli import Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
+
+
+def marked(directory: Path, key: str = "dir_raw") -> Root:
+    directory.mkdir(exist_ok=True)
+    return Root(str(directory), make_marker(str(directory), "lngs", key, report=to_nobody))
+
+
+@contextmanager
+def unmounted(directory: Path) -> Iterator[None]:
+    """The disk is away for the length of the block, and as it was afterwards."""
+    disk = directory.with_name(directory.name + ".disk")
+    directory.rename(disk)
+    directory.mkdir()
+    try:
+        yield
+    finally:
+        directory.rmdir()  # nothing may have been written there
+        disk.rename(directory)
+
+
+# -- one root -------------------------------------------------------------------------------------
+
+
+def test_nothing_beneath_a_root_without_its_marker(tmp_path: Path) -> None:
+    """Neither an empty mount point, nor another disk, nor a directory that is gone is the root."""
+    root = marked(tmp_path / "raw")
+    path = f"{root}/run"
+    assert confine(path, [root]) == path
+    with unmounted(tmp_path / "raw"), pytest.raises(RootAway, match="Mount the disk"):
+        confine(path, [root])
+    other = Root(str(root), "0123456789abcdef")
+    with pytest.raises(RootAway, match="Mount the disk"):
+        confine(path, [other])
+    with pytest.raises(RootAway, match="is its disk mounted"):
+        confine(f"{root}/gone/x", [Root(f"{root}/gone")])
+    with pytest.raises(GiveUp, match="is not inside"):
+        confine(str(tmp_path / "x"), [root])
+
+
+def _work_until_it_vanishes(root: Root, end: Exception | None) -> None:
+    """Enter a root whose disk is unmounted under way, and come to this end."""
+    with steady():
+        confine(f"{root}/run", [root])
+        Path(root).rename(f"{root}.disk")
+        Path(root).mkdir()
+        if end is not None:
+            raise end
+
+
+@pytest.mark.parametrize("end", [None, GiveUp("nothing is there"), OSError("read error")])
+def test_a_disk_that_vanishes_meanwhile_takes_every_end_along(
+    tmp_path: Path, end: Exception | None
+) -> None:
+    """Neither "it is not there" nor "it is done" counts where the root is away by then."""
+    with pytest.raises(RootAway):
+        _work_until_it_vanishes(marked(tmp_path / "raw"), end)
+
+
+def test_a_disk_that_is_swapped_meanwhile_is_seen(tmp_path: Path) -> None:
+    """A copy of the disk, marker and all, is another disk."""
+    root = marked(tmp_path / "raw")
+    marker = tmp_path / "raw" / f"{MARKER_PREFIX}{root.marker}"
+    with steady():
+        confine(f"{root}/run", [root])
+        marker.rename(tmp_path / "old")
+        marker.write_bytes((tmp_path / "old").read_bytes())
+        with pytest.raises(RootAway, match="changed meanwhile"):
+            confine(f"{root}/run", [root])
+        marker.unlink()
+        (tmp_path / "old").rename(marker)
+
+
+def test_erasing_needs_the_disk(tmp_path: Path) -> None:
+    """What is not there because its disk is not is no copy that has been erased."""
+    root = marked(tmp_path / "raw")
+    (tmp_path / "raw" / "run").mkdir()
+    with unmounted(tmp_path / "raw"), pytest.raises(RootAway):
+        erase(f"{root}/run", [root], report=to_nobody)
+    assert (tmp_path / "raw" / "run").is_dir()
+    erase(f"{root}/run", [root], report=to_nobody)
+    assert not (tmp_path / "raw" / "run").exists()
+
+
+def test_what_a_probe_finds(tmp_path: Path) -> None:
+    """The free bytes where the disk is there, else why not; markers that are none are passed by."""
+    root = marked(tmp_path / "raw")
+    seen = probe(root, report=to_nobody)
+    assert seen.away is None
+    assert seen.free > 0
+    with unmounted(tmp_path / "raw"):
+        assert "Mount the disk" in (probe(root, report=to_nobody).away or "")
+    for name, text in (("zz", "{}"), ("00", "[]"), ("11", "{"), ("22", '{"site": 1}')):
+        (tmp_path / "raw" / f"{MARKER_PREFIX}{name}").write_text(text)
+    (tmp_path / "raw" / f"{MARKER_PREFIX}33").symlink_to("/etc/passwd")
+    assert [one.id for one in find_markers(root, report=to_nobody)] == [root.marker]
+    (tmp_path / "raw" / "there").touch()
+    names = [f"{root}/there", f"{root}/gone", "/elsewhere/gone", "n/a", "\0"]
+    assert absent(root, names, report=to_nobody) == [f"{root}/gone"]
+
+
+# -- a site ---------------------------------------------------------------------------------------
+
+RULES = {"deletion": {"copies": 1}}
+TWO: dict[str, dict[str, Any]] = {
+    "lngs": {"master": ["raw"], **RULES},
+    "chicago": {"download_options": ["lngs"], **RULES},
+}
+two = lab(transfer, checksum, deletion, sites=TWO)
+HERE = CopyKey("raw", "chicago")
+
+
+async def statuses(lab: Lab, run: Any) -> dict[str, str]:
+    return {one.host: one.status for one in (await lab.look(run)).copies}
+
+
+@pytest.mark.replicaset
+@two
+async def test_all_that_needs_an_unmounted_disk_waits_and_goes_on(lab: Lab) -> None:
+    """No copy is written, condemned or dropped; one alarm; mounted again, all comes right."""
+    old, asked, going = [await lab.new_run(at="lngs") for _ in range(3)]
+    await lab.settle()
+    assert await statuses(lab, old) == {"lngs": "transferred", "chicago": "transferred"}
+    disk = lab.path(old, "chicago").parent
+    with unmounted(disk):
+        new = await lab.new_run(at="lngs")
+        run = await lab.look(asked)
+        seen = run.copies[1]
+        await lab.update(RunUpdate.note(run, seen, check_asked=lab.now()))
+        run = await lab.look(going)
+        there = lab.sites.get("chicago")
+        wanted = plan(run, run.copies[1], there, lab.sites, by="me", why="test", keep=1)
+        assert isinstance(wanted, Plan)
+        await lab.update(intent(run, wanted, lab.sites, lab.now()))
+        waiting = await lab.settle()
+        ours = [one for one in waiting if one.site == "chicago"]
+        assert {one.state for one in ours} == {State.OPEN}
+        assert {one.handler for one in ours if one.root} == {"pull", "recheck", "erase"}
+        assert {one.root for one in ours} - {""} == {str(disk)}
+        assert {one.attempts for one in ours} == {0}
+        assert (await statuses(lab, asked))["chicago"] == "transferred"
+        assert (await statuses(lab, going))["chicago"] == "deleting"
+        assert [one.key for one in await lab.alarms()] == [f"root {disk}"]
+        record = await lab.database.site_record("chicago")
+        assert record is not None
+        assert [*record.away] == [str(disk)]
+    await lab.settle()
+    assert await statuses(lab, new) == {"lngs": "transferred", "chicago": "transferred"}
+    assert await statuses(lab, going) == {"lngs": "transferred"}
+    assert not lab.path(going, "chicago").exists()
+    answered = (await lab.look(asked)).copy(HERE)
+    assert answered is not None
+    assert answered.fields["check_answered"] is not None
+    assert [one for one in await lab.debts() if one.state is State.FAILED or one.root] == []
+
+
+@pytest.mark.replicaset
+@two
+async def test_a_source_that_is_unmounted_is_not_gone(lab: Lab) -> None:
+    """What another site cannot show now is fetched when it can: nothing is given up meanwhile."""
+    first = await lab.new_run(at="lngs")
+    await lab.settle()
+    disk = lab.path(first, "lngs").parent
+    run = await lab.new_run(at="lngs")
+    with unmounted(disk):
+        await lab.settle("chicago")
+        assert await statuses(lab, run) == {"lngs": "transferred", "chicago": "transferring"}
+        assert [one for one in await lab.debts() if one.state is State.FAILED] == []
+    lab.later(hours=1)
+    await lab.settle()
+    assert await statuses(lab, run) == {"lngs": "transferred", "chicago": "transferred"}
+
+
+@pytest.mark.replicaset
+@two
+async def test_an_unknown_disk_is_believed_only_where_all_copies_are_there(lab: Lab) -> None:
+    """The first listener marks a directory by itself if it holds what the database knows there."""
+    run = await lab.new_run(at="lngs")
+    disk = lab.path(run, "lngs").parent
+    with unmounted(disk):
+        await lab.settle("lngs")
+        (alarm,) = await lab.alarms()
+        assert alarm.key == f"root {disk}"
+        assert "caxev sites init" in alarm.details["more"]
+        assert list(disk.iterdir()) == []
+    await lab.settle()
+    assert len(find_markers(str(disk), report=to_nobody)) == 1
+    assert await statuses(lab, run) == {"lngs": "transferred", "chicago": "transferred"}
+
+
+# -- commands -------------------------------------------------------------------------------------
+
+
+@pytest.mark.replicaset
+def test_sites_init(online: Caxev, tmp_path: Path, database: Named) -> None:  # noqa: F811
+    """It marks what is there, is repeatable, and wants --force for another disk than is known."""
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    entry = {"name": "lngs", "dir_raw": str(raw), "dir_tsm": str(tmp_path / "none")}
+    Path("sites.json").write_text(json.dumps([entry]))
+    answer = online("sites", "init", "--site", "lngs", "--json")
+    assert answer.code == 1
+    first, second = json.loads(answer.out)
+    assert first["ok"]
+    assert not second["ok"]
+    assert "cannot be read" in second["state"]
+    again = json.loads(online("sites", "init", "--site", "lngs", "--json").out)
+    assert (again[0]["marker"], again[0]["state"]) == (first["marker"], "it is there")
+    with unmounted(raw):
+        for command in (("stray", "--site", "lngs"), ("register", f"{raw}/x", "--site", "lngs")):
+            assert_one_line(online(*command), 1, "Mount the disk")
+        answer = online("sites", "init", "--site", "lngs", "--json")
+        assert json.loads(answer.out)[0]["ok"] is False
+        answer = online("sites", "init", "--site", "lngs", "--force", "--json")
+        forced = json.loads(answer.out)[0]
+        assert forced["ok"]
+        assert forced["marker"] != first["marker"]
+        (raw / f"{MARKER_PREFIX}{forced['marker']}").unlink()
+    assert_one_line(online("stray", "--site", "lngs"), 1, "Mount the disk")
