@@ -32,7 +32,7 @@ from caxev.config import Settings, Site, Sites
 from caxev.dispatcher import Dispatcher
 from caxev.files import MARGIN
 from caxev.hermes import Messages
-from caxev.job import utcnow
+from caxev.job import clock, utcnow
 from caxev.mongo import (
     Database,
     DatabaseError,
@@ -463,6 +463,7 @@ class _Tenancy:
                 roots.free,
                 roots.away,
                 least,
+                clock.skew,
             )
 
         return Vitals(self.options.site.name, pulse, self.desk)
@@ -530,6 +531,7 @@ class _Tenancy:
         every = self.options.lease * _RENEW
         tasks = metrics.tasks.labels(self.tenure.site)
         while True:
+            metrics.skew.labels(self.tenure.site).set(clock.skew)
             tasks.set(trio.lowlevel.current_statistics().tasks_living)
             try:
                 self._heard(

@@ -1029,9 +1029,9 @@ class _Ports:
             return False
         if record.active and str(record.epoch) == epoch:
             return True
-        since = utcnow() - timedelta(seconds=ALIVE)
+        now, alive = utcnow(), timedelta(seconds=ALIVE)
         return any(
-            debt.run == run and (as_utc(document["progress"].get("at")) or since) > since
+            debt.run == run and abs(now - (as_utc(document["progress"].get("at")) or now)) < alive
             for debt, document in await database.moving([site])
         )
 

@@ -12,6 +12,9 @@ outcomes: Final = Counter(
 running: Final = Gauge("caxev_running", "Reactions running now", ["site", "lane"])
 gaps: Final = Counter("caxev_history_gaps_total", "Gaps of history made up by a scan", ["site"])
 leading: Final = Gauge("caxev_leading", "1 where this process acts for the site", ["site"])
+skew: Final = Gauge(
+    "caxev_clock_skew_seconds", "How far this machine's clock is ahead of the database's", ["site"]
+)
 tasks: Final = Gauge("caxev_tasks", "Tasks that live in the listener", ["site"])
 troubled: Final = Gauge("caxev_database_trouble", "1 while the database is not reached", ["site"])
 troubled_since: Final = Gauge(

@@ -8,6 +8,7 @@ meets, and what is over. `daemon` makes one `Trouble` for its site; `daemon` its
 from __future__ import annotations
 
 from datetime import datetime
+from time import monotonic
 
 from attrs import define, field
 from loguru import logger
@@ -23,6 +24,7 @@ class Trouble:
 
     site: str
     _since: datetime | None = field(init=False, default=None)
+    _at: float = field(init=False, default=0.0)
     _met: dict[str, str] = field(init=False, factory=dict)
 
     def meet(self, task: str, error: DatabaseError) -> None:
@@ -30,7 +32,7 @@ class Trouble:
         metrics.database_errors.labels(self.site, type(error).__name__).inc()
         if self._since is None:
             logger.warning("{}; trying again until it answers", error)
-            self._since = utcnow()
+            self._since, self._at = utcnow(), monotonic()
         self._met[task] = str(error)
         self._show()
 
@@ -60,4 +62,4 @@ class Trouble:
     @property
     def seconds(self) -> float:
         """For how long it has lasted; 0.0: there is none."""
-        return 0.0 if self._since is None else (utcnow() - self._since).total_seconds()
+        return 0.0 if self._since is None else monotonic() - self._at

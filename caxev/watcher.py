@@ -309,7 +309,7 @@ class Watcher:
     async def _take_in(self, ahead: _Ahead) -> None:
         batch = ahead.batch
         newest = max(batch.runs.values(), default=None)
-        self.behind = 0.0 if newest is None else (utcnow() - newest).total_seconds()
+        self.behind = 0.0 if newest is None else max((utcnow() - newest).total_seconds(), 0.0)
         metrics.changes.labels(self.tenure.site).inc(batch.changes)
         if batch.changes and await self._record_batch(ahead):
             self._position, self._saved_at = batch.position, trio.current_time()
@@ -520,7 +520,8 @@ class Watcher:
             handler.name,
             lane=handler.lane,
             mark=next(self._marks),
-            at=at,
+            # Due at once, whatever the clock of the server was on which the change was made.
+            at=min(at, utcnow()),
             priority=priority,
         )
 

@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 from caxev import crash
+from caxev.job import Clock, clock
 
 HEADER: Final = struct.Struct(">Q")
 """A frame's length in bytes."""
@@ -44,12 +45,13 @@ class Setup(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A frame to a worker: call this function of this module for that handler."""
+    """A frame to a worker: call this function of this module for that handler, by that clock."""
 
     module: str
     name: str
     arguments: tuple[Any, ...]
     scope: str
+    clock: Clock
 
 
 class Progress(NamedTuple):
@@ -163,6 +165,7 @@ def _load(files: tuple[str, ...]) -> None:
 
 def _run(task: Task, report: Callable[[int, int], None]) -> object:
     crash.scope.set(task.scope)
+    clock.anchor, clock.ahead = task.clock.anchor, task.clock.ahead
     function = attrgetter(task.name)(importlib.import_module(task.module))
     from caxev.files.roots import steady  # not before it is needed: it takes time
 

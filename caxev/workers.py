@@ -20,7 +20,7 @@ import trio
 from loguru import logger
 
 from caxev import crash
-from caxev.job import Retry
+from caxev.job import Retry, clock
 from caxev.worker import HEADER, Progress, Raised, Returned, Setup, Task, command, frame
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class Workers:
         the function had done by then stays done.
         """
         name = _name(function)
-        task = frame(Task(function.__module__, name, args, crash.scope.get()))
+        task = frame(Task(function.__module__, name, args, crash.scope.get(), clock))
         async with self._turn:
             worker = await self._take()
             worker.doing = f"{function.__module__}.{name}"

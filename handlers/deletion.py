@@ -85,7 +85,7 @@ LOOK_AGAIN = 15 * 60.0
 async def purge(job: Job) -> Result:
     """Want raw data gone that is older than ``purge`` days and good at enough other sites."""
     mine = job.run.copy(CopyKey("raw", job.site.name))
-    return _wanted(job, plan_purge(job.run, mine, job.site, job.sites, job.now()))
+    return _wanted(job, plan_purge(job.run, mine, job.site, job.sites, job.safe_now()))
 
 
 @on(
@@ -97,7 +97,7 @@ async def purge_processed(job: Job) -> Result:
     """Want processed data gone that is of the version ``pax_version_purge``."""
     data = _data(job)
     mine = job.run.copy(CopyKey(data.type, job.site.name, data.version))
-    return _wanted(job, plan_processed(job.run, mine, job.site, job.sites, job.now()))
+    return _wanted(job, plan_processed(job.run, mine, job.site, job.sites, job.safe_now()))
 
 
 def _wanted(job: Job, plan: Plan | Skip | NotYet) -> Result:
@@ -107,7 +107,7 @@ def _wanted(job: Job, plan: Plan | Skip | NotYet) -> Result:
     if isinstance(plan, Skip):
         return plan
     if job.copy is not None and job.copy.host == job.site.name:
-        raise Retry(plan.why, after=(plan.at - job.now()).total_seconds())
+        raise Retry(plan.why, after=(plan.at - job.safe_now()).total_seconds())
     return Skip(plan.why)  # the reaction to our own copy waits for that
 
 
@@ -149,7 +149,7 @@ async def _prove(job: Job, key: CopyKey) -> Retry | None:
         case Skip():
             return None
         case Wait(why, until):
-            return Retry(why, after=(until - job.now()).total_seconds())
+            return Retry(why, after=(until - job.safe_now()).total_seconds())
         case Ask():
             raise Retry("another copy came meanwhile", after=SOON)
     mine = job.run.copy(key)
@@ -161,7 +161,7 @@ async def _prove(job: Job, key: CopyKey) -> Retry | None:
         await _write(job, withdraw(job.run, mine, wanted, found.why, job.now()))
     else:
         there, proof = job.sites.get(key.host), found.proof
-        update = proven(job.run, mine, wanted, there, job.sites, proof=proof, now=job.now())
+        update = proven(job.run, mine, wanted, there, job.sites, proof=proof, now=job.safe_now())
         await _write(job, update)
     return None
 
@@ -170,7 +170,7 @@ def _weighed(job: Job, key: CopyKey) -> Proven | Ask | Wait | Withdraw | Skip:
     mine = job.run.copy(key)
     if mine is None:
         return Skip("the copy is gone")
-    return weigh(job.run, mine, job.sites.get(key.host), job.sites, job.now())
+    return weigh(job.run, mine, job.sites.get(key.host), job.sites, job.safe_now())
 
 
 async def _ask(job: Job, wanted: Ask) -> None:
@@ -214,7 +214,7 @@ async def erase(job: Job) -> Result:
     if mine.location is None:
         return withdraw(job.run, mine, wanted, "it has no location", job.now())
     if not mine.fields.get("erasing"):
-        found = weigh(job.run, mine, job.site, job.sites, job.now())
+        found = weigh(job.run, mine, job.site, job.sites, job.safe_now())
         if not isinstance(found, Proven):
             # What was proven does not hold any more: begin again from the intent.
             job.log.warning(f"{mine.key} of {job.run}: its proof no longer holds")
@@ -228,7 +228,8 @@ async def erase(job: Job) -> Result:
             return withdraw(job.run, mine, wanted, why, job.now())
         if (few := await _too_few(job, mine, wanted, found)) is not None:
             return withdraw(job.run, mine, wanted, few, job.now())
-        sure = begin(job.run, mine, wanted, job.site, job.sites, proof=found.proof, now=job.now())
+        now, proof = job.safe_now(), found.proof
+        sure = begin(job.run, mine, wanted, job.site, job.sites, proof=proof, now=now)
         mine = (await _write(job, sure)).copy(mine.key) or mine
     assert mine.location is not None
     await _erase_aside(job, mine)
@@ -302,7 +303,7 @@ async def _goes(job: Job, run: Run) -> bool:
     one = run.copy(CopyKey("raw", job.site.name))
     if run.id == job.run.id or one is None:
         return False
-    plan = plan_purge(run, one, job.site, job.sites, job.now(), full=True)
+    plan = plan_purge(run, one, job.site, job.sites, job.safe_now(), full=True)
     if not isinstance(plan, Plan):
         return one.status == DELETING
     if not await job.update_other(intent(run, plan, job.sites, job.now())):

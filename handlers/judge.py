@@ -114,12 +114,12 @@ async def judge(job: Job) -> Result:
 
 async def _judge(job: Job, mine: Copy) -> str | None:
     """Judge one of our copies; says why there is nothing to be said, if so."""
-    verdict = plan_judgement(job.run, mine, job.sites, job.now())
+    verdict = plan_judgement(job.run, mine, job.sites, job.now(), job.safe_now())
     if isinstance(verdict, Ask):
         await _ask(job, verdict)
         again = job.run.copy(mine.key)
         assert again is not None
-        verdict = plan_judgement(job.run, again, job.sites, job.now())
+        verdict = plan_judgement(job.run, again, job.sites, job.now(), job.safe_now())
     if not _troubled(job.run, mine.key):
         await job.all_clear(ALARM, about=_data(mine))
     match verdict:
@@ -133,7 +133,7 @@ async def _judge(job: Job, mine: Copy) -> str | None:
         case Hung():
             await _hang(job, mine, verdict)
         case Wait(why, until):
-            raise Retry(why, after=(until - job.now()).total_seconds())
+            raise Retry(why, after=(until - job.safe_now()).total_seconds())
         case Ask():
             raise Retry("another copy came meanwhile", after=SOON)
         case Skip(why):
@@ -175,8 +175,13 @@ def _troubled(run: Run, key: CopyKey) -> bool:
     return at_odds(run, key) or any(one.status == ERROR for one in aside)
 
 
-def plan_judgement(run: Run, mine: Copy, sites: Sites, now: datetime) -> Verdict:
-    """Decide what is to be said of a copy. Pure."""
+def plan_judgement(
+    run: Run, mine: Copy, sites: Sites, now: datetime, safe_now: datetime
+) -> Verdict:
+    """Decide what is to be said of a copy. Pure.
+
+    A copy loses its voice by `safe_now`, so that no clock which is ahead takes it away.
+    """
     those = voters(run, mine.key)
     if not at_odds(run, mine.key):
         if is_disputed(mine) and len(those) > 1:
@@ -188,12 +193,12 @@ def plan_judgement(run: Run, mine: Copy, sites: Sites, now: datetime) -> Verdict
     if unasked:
         return Ask(unasked)
     ends = {one.host: since + FRESH for one, since in asked if since is not None}
-    late = [host for host, end in ends.items() if end <= now]
+    late = [host for host, end in ends.items() if end <= safe_now]
     if len(late) < len(stale):
         return Wait(f"waits for a fresh reading at {', '.join(ends)}", max(ends.values()))
     verdict = _count(run, mine, late, sites)
     if isinstance(verdict, Hung) and (coming := _coming(run, mine.key)):
-        return Wait(f"waits for what is being verified at {', '.join(coming)}", now + VERIFIED)
+        return Wait(f"waits for what is being verified at {', '.join(coming)}", safe_now + VERIFIED)
     return verdict
 
 
@@ -336,7 +341,7 @@ async def release(job: Job) -> Result:
     days, since = job.site.quarantine_days, as_utc(kept.get("at"))
     if days is None or since is None:
         return Skip("quarantine_days is null: it is kept")
-    left = (since + timedelta(days=days) - job.now()).total_seconds()
+    left = (since + timedelta(days=days) - job.safe_now()).total_seconds()
     if left > 0:
         raise Retry(f"it is kept for {days:g} days", after=left)
     if mine.status != TRANSFERRED:

@@ -45,6 +45,8 @@ from caxev.config import Stalled
 from caxev.model import as_utc
 
 ALARM = "copy stands still"
+AHEAD = timedelta(minutes=5)
+"""So far may the clocks of two servers be apart that were primary one after the other."""
 
 
 @frozen
@@ -60,6 +62,11 @@ class Late:
 
     hours: float
     again: datetime
+
+
+@frozen
+class Undated:
+    """It says that it will be so from some time in the future on: it counts from now on."""
 
 
 @frozen
@@ -87,6 +94,8 @@ async def stalled(job: Job) -> Result:
         case Skip() as nothing:
             await job.all_clear(ALARM)
             return nothing
+        case Undated():
+            return RunUpdate.change_copy(job.run, seen, seen.status)  # which dates it anew
         case Wait(at):
             await job.all_clear(ALARM)
             raise Retry(f"it is {seen.status} since lately", after=_seconds(at, now))
@@ -122,7 +131,10 @@ async def _is_live(job: Job, seen: Copy) -> bool:
     return seen.owner is not None and await job.is_live(seen.owner)
 
 
-def plan_stalled(seen: Copy, rules: Stalled, now: datetime) -> Wait | Late | TooLate | Skip:
+Verdict = Wait | Late | Undated | TooLate | Skip
+
+
+def plan_stalled(seen: Copy, rules: Stalled, now: datetime) -> Verdict:
     """Decide by its age what is to be said of a copy that is not at its end. Pure."""
     if seen.type == "untriggered":
         return Skip("the DAQ's buffer is never touched")
@@ -135,6 +147,8 @@ def plan_stalled(seen: Copy, rules: Stalled, now: datetime) -> Wait | Late | Too
         since = as_utc(seen.fields.get("creation_time"))
     if since is None:
         return Skip("its entry does not say since when")
+    if since > now + AHEAD:
+        return Undated()
     age = (now - since).total_seconds() / 3600
     warn, retry = since + timedelta(hours=rules.warn), since + timedelta(hours=rules.retry)
     if now < min(warn, retry):

@@ -443,7 +443,9 @@ def _alarmed(pulse: Pulse) -> dict[str, bool]:
 
 def test_what_ails_a_listener() -> None:
     """A short trouble is none; what is neither full nor free enough stays as it is."""
-    assert _alarmed(Pulse()) == {"database": False, "stream": False}
+    assert _alarmed(Pulse()) == {"database": False, "stream": False, "clock": False}
+    for skew, is_wrong in ((5.0, False), (-5.0, False), (5.1, True), (-20.0, True)):
+        assert _alarmed(Pulse(skew=skew))["clock"] == is_wrong
     assert "database" not in _alarmed(Pulse("since noon", troubled=10))
     assert _alarmed(Pulse("since noon", troubled=400))["database"]
     assert _alarmed(Pulse(behind=3600))["stream"]

@@ -25,6 +25,8 @@ from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.__main__ import _parser
 from tests.faults.campaign import MUST_BE_0, Born, End, compare, ground_in, new_world
+from tests.faults.clocks import SITES as WRONG
+from tests.faults.clocks import clocks, library
 from tests.faults.crash import Fault, crash, faults_in, missed, waves
 from tests.faults.database import Fronted, database
 from tests.faults.deletion import SITES as DELETING
@@ -86,6 +88,19 @@ def deleting_world() -> Iterator[World]:
     except ConfigError as error:
         pytest.skip(str(error))
     with new_world(sites=DELETING) as world:
+        yield world
+
+
+@pytest.fixture
+def unpunctual_world() -> Iterator[World]:
+    """One with data that will go for its age in some days, for sites whose clocks are wrong."""
+    if library() is None:
+        pytest.skip("no libfaketime (Debian: faketime)")
+    try:
+        find_mongod()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with new_world(sites=WRONG) as world:
         yield world
 
 
@@ -250,6 +265,16 @@ def assert_nothing_happened(figures: Mapping[str, Any], faults: int) -> None:
     wrong.pop("late", None)  # times are the machine's; the long forms tell
     wrong.pop("handlers_missed", None)  # no scene has all of them act
     assert wrong == {}
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_wrong_clocks(unpunctual_world: World) -> None:
+    """Behind, ahead, or set meanwhile: the end and the time are those of right clocks."""
+    async with ground_in(unpunctual_world) as ground:
+        figures = await clocks(ground, rounds=1, seed=1, runs=2, plain=1)
+    assert_nothing_happened(figures, 3)
+    assert (figures["alarms"], figures["late"]) == (3, 0)
 
 
 @pytest.mark.replicaset

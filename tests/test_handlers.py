@@ -947,6 +947,15 @@ def test_what_is_not_read_again(fields: dict[str, Any], reason: str) -> None:
     assert reason in why(again(run_of(entry("lngs", **fields))))
 
 
+def test_a_reading_from_the_future_was_none() -> None:
+    """The patrol goes by the latest time there is that is past."""
+    ahead = NOW + timedelta(days=40)
+    run = run_of(entry("lngs", verified_at=ahead, creation_time=NOW - timedelta(days=1)))
+    assert verify._last_read(run, copy_of(run, "lngs"), NOW) == NOW - timedelta(days=1)
+    run = run_of(entry("lngs", verified_at=ahead, creation_time=ahead), start=ahead)
+    assert verify._last_read(run, copy_of(run, "lngs"), NOW) < NOW - timedelta(days=365)
+
+
 def test_who_reads_a_copy_again() -> None:
     """Its own site or, without a listener there, the one that pushed; on tape, nobody."""
     run = run_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def mine(run: Run, host: str) -> Copy:
 
 
 def judged(run: Run, host: str = "lngs") -> Any:
-    return plan_judgement(run, mine(run, host), SITES, NOW)
+    return plan_judgement(run, mine(run, host), SITES, NOW, NOW)
 
 
 BAD_MASTER = (entry("lngs", "bad"), entry("chicago"), entry("stockholm"))
@@ -89,6 +90,36 @@ def test_who_does_not_answer_loses_its_voice() -> None:
     assert judged(run) == Convict("most of its copies say something else: depot, stockholm")
 
 
+def test_no_time_in_the_future_counts() -> None:
+    """A reading from there is none, nor is a request; the answer to one of now is a reading."""
+    ahead = NOW + 5 * FRESH
+    others = (entry("lngs", "bad"), entry("stockholm"))
+    times: list[dict[str, Any]] = [
+        {"verified_at": ahead},
+        {"verified_at": None, "check_asked": ahead},
+    ]
+    for fields in times:
+        verdict = judged(run_of(*others, entry("chicago", **fields)))
+        assert isinstance(verdict, Ask)
+        assert [one.host for one in verdict.copies] == ["chicago"]
+    asked = [{"id": "x", "at": NOW}]
+    answered: dict[str, Any] = {"check_asked": asked, "check_answered": ["x"]}
+    verdict = judged(run_of(*others, entry("chicago", verified_at=ahead, **answered)))
+    assert isinstance(verdict, Convict)
+
+
+def test_no_clock_that_is_ahead_takes_a_voice_away() -> None:
+    """By one of two clocks the other copy has been silent for too long, by the other it has not."""
+    silent: dict[str, Any] = {"verified_at": None, "check_asked": NOW - FRESH}
+    run = run_of(entry("lngs", "bad"), entry("chicago", **silent), entry("stockholm"))
+    run = run_of(*run.document["data"], entry("depot", source="lngs"))
+    assert isinstance(judged(run), Convict)
+    safe = NOW - timedelta(seconds=1)
+    verdict = plan_judgement(run, mine(run, "lngs"), SITES, NOW, safe)
+    assert isinstance(verdict, Wait)
+    assert verdict.until > safe
+
+
 def test_a_jury_is_not_hung_while_one_is_still_to_speak() -> None:
     """What is being verified will have a voice, and may decide."""
     run = run_of(entry("lngs", "bad"), entry("chicago"), entry("stockholm", status="verifying"))
@@ -128,7 +159,7 @@ def test_what_sites_have_made_themselves_is_not_compared() -> None:
     def at(run: Run, host: str) -> Any:
         copy = run.copy(CopyKey("processed", host, "v1"))
         assert copy is not None
-        return plan_judgement(run, copy, SITES, NOW)
+        return plan_judgement(run, copy, SITES, NOW, NOW)
 
     run = run_of(ours, theirs, taken)
     assert all(isinstance(at(run, host), Skip) for host in ("lngs", "chicago", "stockholm"))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from caxev import Skip
 from caxev.config import Stalled
 from caxev.model import Copy
-from handlers.stalled import Late, TooLate, Wait, plan_stalled
+from handlers.stalled import AHEAD, Late, TooLate, Undated, Wait, plan_stalled
 from tests import strategies as make
 
 NOW = make.EPOCH
@@ -54,6 +54,15 @@ def test_entries_of_old_cax_go_by_their_creation() -> None:
     assert plan_stalled(copy(hours=None, **made), RULES, NOW) == TooLate(30.0)
     assert isinstance(plan_stalled(copy("verifying", None, **made), RULES, NOW), Skip)
     assert isinstance(plan_stalled(copy(hours=None), RULES, NOW), Skip)
+
+
+def test_a_time_in_the_future_is_none() -> None:
+    """It would keep a copy that stands still for so long: it is dated anew, and counts from now."""
+    assert plan_stalled(copy(hours=-960.0), RULES, NOW) == Undated()
+    made: dict[str, Any] = {"creation_time": NOW + timedelta(days=40)}
+    assert plan_stalled(copy(hours=None, **made), RULES, NOW) == Undated()
+    a_little = -AHEAD.total_seconds() / 3600
+    assert isinstance(plan_stalled(copy(hours=a_little), RULES, NOW), Wait)
 
 
 @pytest.mark.parametrize("fields", [{"status": "transferred"}, {"type": "untriggered"}])

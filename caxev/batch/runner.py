@@ -153,7 +153,7 @@ def ended_by(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> E
 def report(spec: JobSpec, ended: Ended, job: str | None = None) -> RunUpdate:
     """The update that tells of a job's end, if nobody has."""
     is_its = CopyIs(spec.key, {"status": TRANSFERRING, "job.name": spec.name, "job_ended": None})
-    row = {"name": spec.name, "job": job, **ended.as_row(), "at": ended.at or utcnow()}
+    row = {"name": spec.name, "job": job, **ended.as_row(), "at": utcnow()}
     return RunUpdate(spec.run, (is_its,), change=(is_its, {"job_ended": row}))
 
 
@@ -163,7 +163,7 @@ def tell(place: Place, spec: JobSpec, ended: Ended) -> None:
     environ: Mapping[str, str] = {**os.environ, **spec.environment}
     while True:
         try:
-            amend(Settings.load(environ=environ), report(spec, ended), utcnow())
+            amend(Settings.load(environ=environ), lambda: report(spec, ended))
         except (DatabaseError, ConfigError) as error:
             hopeless = isinstance(error, ConfigError) or not passing(error)
             if hopeless or time.monotonic() + wait > deadline:

@@ -103,6 +103,7 @@ _SITES = (
     ("progress", "PROGRESS"),
     ("requests", "REQUESTS"),
     ("alarms", "ALARMS"),
+    ("clock", "CLOCK"),
     ("gap", "LAST GAP"),
     ("trouble", "TROUBLE"),
     ("away", "DISKS AWAY"),
@@ -168,11 +169,17 @@ def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str,
         "configuration": record.configuration or None,
         "streamed": record.streamed,
         "scanned": record.scanned,
+        **_clock_cells(record.skew if record.active else None),
         "trouble": record.trouble if record.active else None,
         "away": list(record.away.values()) if record.active else [],
         "gap": None if gap is None else f"{time(gap.found)} {gap.why}",
         "gaps": [{"found": one.found, "why": one.why} for one in record.gaps],
     }
+
+
+def _clock_cells(skew: float | None) -> dict[str, Any]:
+    """Show how far a listener's clock is ahead of the database's."""
+    return {"clock": None if skew is None else f"{skew:+.1f} s", "skew": skew}
 
 
 # -- the copies of all runs ---------------------------------------------------------------------

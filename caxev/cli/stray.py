@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import time as clock
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -36,7 +35,7 @@ from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import cell, size, time
 from caxev.config import Site, Sites
 from caxev.finite import Finite
-from caxev.job import GiveUp
+from caxev.job import GiveUp, clock
 
 if TYPE_CHECKING:
     from caxev.model import Copy, Run
@@ -91,7 +90,8 @@ def stray(
 
     async def look(database: Database) -> bool:
         async with at_disks(database, here, sites) as (there, known):
-            before = clock.time() - age * _HOUR
+            # Past on both clocks: a file that is being written now must not look old.
+            before = clock.safe_now().timestamp() - age * _HOUR
             search = Search(there, known, act, before, dry_run, Telling(as_json))
             return await search.run(database)
 

@@ -15,7 +15,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import count
 from pathlib import PurePosixPath
@@ -38,6 +38,7 @@ from caxev import aio
 from caxev.alarms import Standing
 from caxev.config import Settings
 from caxev.crash import point
+from caxev.job import clock
 from caxev.ledger import Debt
 from caxev.model import (
     DELETING,
@@ -226,8 +227,20 @@ class Database:
                 raise NotReplicaSet(not_replica_set(self.settings.safe_uri))
             # hello needs no rights: ask something that does.
             await self._runs.find_one({}, {"_id": 1})
+            asked = time.monotonic()  # not before: to connect takes long
+            hello = await self._client.admin.command("hello")
+            self._note_time(hello["localTime"], asked)
 
         await self._call(check)
+
+    @staticmethod
+    def _note_time(server: datetime, asked: float) -> None:
+        # The reply to a command has its times without a zone.
+        if (step := clock.note(server.replace(tzinfo=UTC), asked)) != 0.0:
+            logger.warning(
+                "the database's clock has moved by {:.3f} s: it was set, or its primary is another",
+                step,
+            )
 
     async def create_indexes(self) -> None:
         """Make what the ledger needs. A site user who may not is told by `Refused`."""
@@ -270,8 +283,12 @@ class Database:
 
         async def acquire() -> tuple[Tenure, int] | None:
             await self._store.register(site)
+            asked = time.monotonic()
             former = await self._store.predecessor(site)
             if former is None:
+                return None  # it was dropped just now
+            self._note_time(former["now"], asked)
+            if former["active"]:
                 return None
             await self._end_session(former.get("lsid"))
             self._session = self._client.start_session()
@@ -306,7 +323,11 @@ class Database:
     async def renew(self, tenure: Tenure, lease: float, trouble: str | None) -> SiteRecord:
         """Prolong the lease, and say what troubles us. Raises `Deposed`."""
         limit = max(lease / 3, SHORTEST_LIMIT)
-        return await self._call(self._store.renew, tenure, lease, trouble, limit=limit)
+        asked, skew = time.monotonic(), round(clock.skew, 3)
+        record = await self._call(self._store.renew, tenure, lease, trouble, skew, limit=limit)
+        assert record.expires is not None
+        self._note_time(record.expires - timedelta(seconds=lease), asked)
+        return record
 
     async def release(self, tenure: Tenure) -> None:
         """End the lease now."""

@@ -83,7 +83,7 @@ class Selection:
         if self.detector is not None:
             query["detector"] = {"$eq": self.detector}
         if self.last_days is not None:
-            query["start"] = {"$gte": now - timedelta(days=self.last_days)}
+            query["start"] = {"$gte": now - timedelta(days=self.last_days), "$lte": now}
         if self.entry:
             query["data"] = {"$elemMatch": self.entry}
         return query
@@ -221,12 +221,12 @@ def _at_least(wanted: CopiesAtLeast) -> Document:
 
 
 def _is_fresh(wanted: Fresh) -> Document:
-    """As `Fresh.counts` says, in the database's language, and by its clock as well."""
+    """As `Fresh.counts` says, in the database's language."""
     read, answers = "$$copy.verified_at", "$$copy.check_answered"
     listed = {"$cond": [{"$isArray": answers}, answers, []]}
     ways: list[Document] = [{"$in": [{"$literal": wanted.request}, listed]}]
     if wanted.since is not None:
-        past = [{"$lte": [read, until]} for until in (wanted.until, "$$NOW") if until is not None]
+        past = [] if wanted.until is None else [{"$lte": [read, wanted.until]}]
         ways.append({"$and": [{"$gte": [read, wanted.since]}, *past]})
     return {"$and": [{"$eq": [{"$type": read}, "date"]}, {"$or": ways}]}
 

@@ -5,7 +5,9 @@ All functions block.
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Callable
+from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 import pymongo
@@ -14,6 +16,7 @@ from pymongo import MongoClient
 
 from caxev.alarms import Standing
 from caxev.config import Settings
+from caxev.job import clock, utcnow
 from caxev.model import RunId, RunUpdate
 from caxev.mongo.alarms import alarm_id, alarm_row
 from caxev.mongo.client import RELIED_ON, Document, address, listeners, translated
@@ -33,10 +36,17 @@ def id_from(text: str) -> RunId:
     return run
 
 
-def amend(settings: Settings, update: RunUpdate, now: datetime) -> bool:
-    """Write an update; whether it fitted. Blocks. Raises `DatabaseError`."""
-    query, change, array_filters = write_of(update, now)
+def amend(settings: Settings, update: Callable[[], RunUpdate]) -> bool:
+    """Write an update; whether it fitted. Raises `DatabaseError`.
+
+    It is made when the database's time is known: a node's own clock may be wrong.
+    """
     with translated(settings), connect_plainly(settings) as client:
+        client.admin.command("ping")
+        asked = monotonic()
+        server: datetime = client.admin.command("hello")["localTime"]
+        clock.note(server.replace(tzinfo=UTC), asked)
+        query, change, array_filters = write_of(update(), utcnow())
         runs = client[settings.database][settings.collection]
         done = runs.update_one(query, change, array_filters=array_filters)
     return done.matched_count > 0

@@ -96,7 +96,8 @@ class SiteRecord:
     `rules` are the digests of the rule files that were applied last, by catalogue;
     `configuration` is the digest of the sites.json that the owner goes by. `markers` are
     the ids of the markers of its directories, by their paths; `away`, why some of these were not
-    there when its listener last looked.
+    there when its listener last looked. `skew` is by how many seconds the listener's clock is
+    ahead of the database's.
     """
 
     site: str
@@ -115,6 +116,7 @@ class SiteRecord:
     configuration: str = ""
     markers: Mapping[str, str] = field(factory=dict)
     away: Mapping[str, str] = field(factory=dict)
+    skew: float | None = None
 
     @classmethod
     def from_document(cls, document: Document) -> SiteRecord:
@@ -149,6 +151,7 @@ class SiteRecord:
             configuration=lenient(row.text, "configuration", "", default=""),
             markers=lenient(_roots_from, row, "markers", "id", default={}),
             away=lenient(_roots_from, row, "away", "why", default={}),
+            skew=skew if isinstance(skew := document.get("skew"), float) else None,
         )
 
 
@@ -246,12 +249,15 @@ GAPS_KEPT: Final = 20
 _SITE: Final = "site"
 MALFORMED: Final = "malformed"
 LONGEST_LEASE: Final = 86400.0
-"""Seconds for which a lease is believed: a date further ahead locks nobody out."""
+"""Seconds for which a lease is believed that does not say how long it is."""
+_LEASE: Final = {"$cond": [{"$isNumber": "$lease"}, "$lease", LONGEST_LEASE]}
 _ACTIVE: Final = {
     "$and": [
         {"$eq": [{"$type": "$expires"}, "date"]},
         {"$gt": ["$expires", "$$NOW"]},
-        {"$lte": ["$expires", {"$add": ["$$NOW", LONGEST_LEASE * 1000]}]},
+        # One that ends later than a renewal makes it was written when the server's clock was ahead,
+        # or by nobody: it locks nobody out.
+        {"$lte": ["$expires", {"$add": ["$$NOW", {"$multiply": [2000, _LEASE]}]}]},
     ]
 }
 _EPOCHS: Final = 2**22
@@ -422,8 +428,9 @@ class Store:
         return 0
 
     async def predecessor(self, site: str) -> Document | None:
-        """Return the site's document if its lease has lapsed, else None."""
-        return await self.ledger.find_one({"_id": site, "$expr": {"$not": [_ACTIVE]}})
+        """Return the site's `lsid`, `epoch`, whether the lease is `active`, and the time `now`."""
+        shown = {"lsid": 1, "epoch": 1, "active": _ACTIVE, "now": "$$NOW"}
+        return await self.ledger.find_one({"_id": site}, shown)
 
     async def take_over(
         self,
@@ -456,7 +463,9 @@ class Store:
         )
         return None if document is None else int(document["epoch"])
 
-    async def renew(self, tenure: Tenure, lease: float, trouble: str | None) -> SiteRecord:
+    async def renew(
+        self, tenure: Tenure, lease: float, trouble: str | None, skew: float
+    ) -> SiteRecord:
         """Prolong the lease. Raises `Deposed` where the site has another epoch by now."""
         document = await self.ledger.find_one_and_update(
             _mine(tenure),
@@ -465,6 +474,8 @@ class Store:
                     "$set": {
                         "expires": {"$add": ["$$NOW", lease * 1000]},
                         "trouble": {"$literal": trouble},
+                        "skew": skew,
+                        "lease": lease,
                     }
                 }
             ],
@@ -907,6 +918,7 @@ _SITE_FIELDS: Final = dict.fromkeys(
         "rules",
         "markers",
         "away",
+        "skew",
         "trouble",
         "gaps",
         "requests",

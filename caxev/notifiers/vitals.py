@@ -24,6 +24,8 @@ LOOKS: Final = 5
 """...at one of so many looks: after an outage the first batches are old."""
 ROOM: Final = 1.05
 """A disk is no longer full when this much of `min_free` is free."""
+SKEW: Final = 5.0
+"""Seconds that this machine's clock may differ from the database's."""
 
 
 @frozen
@@ -33,7 +35,8 @@ class Pulse:
     `trouble` says what ails the database, and since when, `troubled` for how many seconds; `behind`
     is how many seconds the stream is late. `free` are the free bytes of each file system, by a
     directory on it; at least `min_free` should be. `away` has each directory, and why it is not
-    there if it is not.
+    there if it is not. `skew` is by how many seconds this machine's clock is ahead of the
+    database's.
     """
 
     trouble: str | None = None
@@ -42,6 +45,7 @@ class Pulse:
     free: Mapping[str, int] = field(factory=dict)
     away: Mapping[str, str | None] = field(factory=dict)
     min_free: int = 0
+    skew: float = 0.0
 
 
 def ailments(site: str, pulse: Pulse) -> Iterator[tuple[str, Alarm | None]]:
@@ -53,6 +57,7 @@ def ailments(site: str, pulse: Pulse) -> Iterator[tuple[str, Alarm | None]]:
         yield _of("database", site, _no_database(pulse))
     if pulse.behind >= LATE or pulse.behind < LATE / 2:
         yield _of("stream", site, _late(pulse))
+    yield _of("clock", site, _skewed(pulse))
     for directory, free in pulse.free.items():
         enough = pulse.min_free * ROOM
         if free < pulse.min_free or free >= enough:
@@ -79,6 +84,14 @@ def _late(pulse: Pulse) -> tuple[str, Severity, str] | None:
         return None
     more = f"the change being recorded is {pulse.behind / 60:.0f} minutes old"
     return "the change stream is late", Severity.WARNING, more
+
+
+def _skewed(pulse: Pulse) -> tuple[str, Severity, str] | None:
+    if abs(pulse.skew) <= SKEW:
+        return None
+    how = f"{abs(pulse.skew):.0f} s {'ahead of' if pulse.skew > 0 else 'behind'} the database's"
+    more = "synchronise both machines by NTP; what goes by its age is not deleted early meanwhile"
+    return f"this machine's clock is {how}", Severity.WARNING, more
 
 
 def _full(directory: str, free: int, min_free: int) -> tuple[str, Severity, str] | None:

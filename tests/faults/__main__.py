@@ -17,6 +17,8 @@ from attrs import frozen
 
 from caxev.embedded import ReplicaSet
 from tests.faults.campaign import Ground, play, say, told
+from tests.faults.clocks import SITES as WRONG
+from tests.faults.clocks import clocks
 from tests.faults.crash import Place, crash
 from tests.faults.database import FAULTS, Fronted, database
 from tests.faults.deletion import SITES as DELETING
@@ -115,6 +117,13 @@ CAMPAIGNS: Final = {
         100,
         lambda ground, given: deletion(ground, rounds=given.rounds, seed=given.seed),
         sites=DELETING,
+    ),
+    "clocks": Campaign(
+        "listeners whose clocks are wrong, and are set while they work",
+        10,
+        lambda ground, given: clocks(ground, rounds=given.rounds, seed=given.seed, runs=given.runs),
+        lambda parser: parser.add_argument("--runs", type=int, default=8, help="a round's runs"),
+        sites=WRONG,
     ),
     "kill": Campaign(
         "kill -9 during the transfer of a large run",

@@ -84,14 +84,14 @@ async def _armed(
 ) -> tuple[int, list[Problem]]:
     """Have two sites race, whose listeners kill themselves at `point`: how many did, problems."""
     if point is None:
-        return 0, await _race(ground, born, asked)
+        return 0, await race(ground, born, asked)
     await ground.stop(*(ground.listeners[site] for site in asked))
     armed = [ground.listen(site, CAXEV_CRASH=point) for site in asked]
     await ground.ready(*armed)
     async with trio.open_nursery() as nursery:
         for listener in armed:
             nursery.start_soon(_again_when_killed, ground, listener)
-        problems = await _race(ground, born, asked)
+        problems = await race(ground, born, asked)
         nursery.cancel_scope.cancel()
     await ground.stop(*(one for one in armed if not one.killed))
     for listener in armed:
@@ -110,7 +110,7 @@ async def _again_when_killed(ground: Ground, listener: Listener) -> None:
 # -- the race -------------------------------------------------------------------------------------
 
 
-async def _race(ground: Ground, born: Born, asked: Sequence[str]) -> list[Problem]:
+async def race(ground: Ground, born: Born, asked: Sequence[str]) -> list[Problem]:
     """Ask two sites for their copies, both with the run as it was before; what is wrong then."""
     run = await _read(ground, born)
     gone: list[CopyKey] = []
