@@ -482,8 +482,15 @@ def _untagged(site: Site) -> list[Expectation]:
 
 
 def still(copy: Copy) -> CopyIs:
-    """The expectation that nothing of this copy has been erased, and all can be taken back."""
-    return CopyIs(copy.key, {"status": DELETING, "erasing": None})
+    """The expectation that nothing of this copy has been erased, and all can be taken back.
+
+    It is the very intent that was seen: a process that was stopped may meet another one's.
+    """
+    return CopyIs(copy.key, {"erasing": None, **_intended(copy)})
+
+
+def _intended(copy: Copy) -> dict[str, Any]:
+    return {"status": DELETING, "deletion": copy.fields.get("deletion")}
 
 
 def prove(
@@ -495,11 +502,32 @@ def prove(
 
 
 def begin(
-    run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any, now: datetime
+    run: Run,
+    copy: Copy,
+    wanted: Intent,
+    site: Site,
+    sites: Sites,
+    *,
+    proof: Any,
+    now: datetime,
+    mark: str | None = None,
 ) -> RunUpdate:
-    """The third step: from now on its bytes go, if `proof` still holds and nobody reads it."""
-    expect = [still(copy), *wanted.enough(run, copy, site, sites, now), *_untagged(site)]
-    return RunUpdate.note(run, copy, *expect, NobodyReads(copy.key), erasing=now, proof=proof)
+    """The third step: from now on its bytes go, if `proof` still holds and nobody reads it.
+
+    `mark`: the very files that go (`caxev.files.identity`).
+    """
+    where = CopyIs(copy.key, {"location": copy.fields.get("location")})
+    expect = [still(copy), where, *wanted.enough(run, copy, site, sites, now), *_untagged(site)]
+    fields = {"erasing": now, "mark": mark, "proof": proof}
+    return RunUpdate.note(run, copy, *expect, NobodyReads(copy.key), **fields)
+
+
+def go_on(run: Run, copy: Copy, mark: str | None) -> RunUpdate:
+    """The third step again, by whoever takes over: these are the files that go."""
+    names = ("erasing", "mark", "location")
+    fields = {name: copy.fields.get(name) for name in names}
+    same = CopyIs(copy.key, {**fields, **_intended(copy)})
+    return RunUpdate.note(run, copy, same, mark=mark)
 
 
 def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:

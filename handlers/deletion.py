@@ -31,6 +31,7 @@ from caxev import (
     CopyKey,
     GiveUp,
     Job,
+    Manifest,
     Result,
     Retry,
     Run,
@@ -42,7 +43,7 @@ from caxev import (
     on,
     tag,
 )
-from caxev.files import MOVED_PREFIX, check_erasable, distinct, empty_quarantine
+from caxev.files import MOVED_PREFIX, distinct, empty_quarantine, standing
 from caxev.files import erase as erase_files
 from caxev.files import lacking as lacking_bytes
 from caxev.quorum import same_data
@@ -56,6 +57,7 @@ from caxev.retention import (
     Withdraw,
     begin,
     beside,
+    go_on,
     intent,
     keeper,
     plan_processed,
@@ -213,14 +215,18 @@ async def erase(job: Job) -> Result:
         return Skip(f"it is {mine.status}, without a proof that it may go")
     if mine.location is None:
         return withdraw(job.run, mine, wanted, "it has no location", job.now())
-    if not mine.fields.get("erasing"):
+    if mine.fields.get("erasing"):
+        mark = await job.work(standing, mine.location, job.site.roots, None)
+        sure = go_on(job.run, mine, mark)
+    else:
         found = weigh(job.run, mine, job.site, job.sites, job.safe_now())
         if not isinstance(found, Proven):
             # What was proven does not hold any more: begin again from the intent.
             job.log.warning(f"{mine.key} of {job.run}: its proof no longer holds")
             return withdraw(job.run, mine, wanted, "its proof no longer holds", job.now())
         try:  # while it can be taken back: afterwards nobody could
-            await job.work(check_erasable, mine.location, job.site.roots)
+            shape = await _shape(job, mine, wanted)
+            mark = await job.work(standing, mine.location, job.site.roots, shape)
         except GiveUp as no:
             return withdraw(job.run, mine, wanted, no.why, job.now())
         if others := await sharing(job, mine):
@@ -228,14 +234,22 @@ async def erase(job: Job) -> Result:
             return withdraw(job.run, mine, wanted, why, job.now())
         if (few := await _too_few(job, mine, wanted, found)) is not None:
             return withdraw(job.run, mine, wanted, few, job.now())
-        now, proof = job.safe_now(), found.proof
-        sure = begin(job.run, mine, wanted, job.site, job.sites, proof=proof, now=now)
-        mine = (await _write(job, sure)).copy(mine.key) or mine
+        those, now = (job.site, job.sites), job.safe_now()
+        sure = begin(job.run, mine, wanted, *those, proof=found.proof, now=now, mark=mark)
+    mine = (await _write(job, sure)).copy(mine.key) or mine
     assert mine.location is not None
     await _erase_aside(job, mine)
-    await job.work(erase_files, mine.location, job.site.roots)
+    await job.work(erase_files, mine.location, job.site.roots, mark)
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
     return RunUpdate.remove_copy(job.run, mine, tombstone=tombstone(mine, wanted, job.owner))
+
+
+async def _shape(job: Job, mine: Copy, wanted: Intent) -> Manifest | None:
+    """What must stand there if it is this copy; None if that is not known, or the copy is bad."""
+    if wanted.was != TRANSFERRED or mine.manifest is None:
+        return None
+    rows = await job.load_manifest(mine.manifest)
+    return None if rows is None else Manifest.from_rows(rows).shape()
 
 
 async def _erase_aside(job: Job, mine: Copy) -> None:
@@ -244,7 +258,8 @@ async def _erase_aside(job: Job, mine: Copy) -> None:
     if isinstance(kept, Mapping) and kept.get("place"):
         await job.work(empty_quarantine, str(kept["place"]), job.site.roots)
     if isinstance(left, str) and left.rpartition("/")[2].startswith(MOVED_PREFIX):
-        await job.work(erase_files, left, job.site.roots)
+        mark = await job.work(standing, left, job.site.roots, None)
+        await job.work(erase_files, left, job.site.roots, mark)
 
 
 async def _too_few(job: Job, mine: Copy, wanted: Intent, found: Proven) -> str | None:

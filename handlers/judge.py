@@ -47,7 +47,7 @@ from caxev import (
     on,
 )
 from caxev.config import Sites
-from caxev.files import empty_quarantine, set_aside
+from caxev.files import empty_quarantine, set_aside, standing
 from caxev.model import as_utc, new_id
 from caxev.quorum import DISPUTED, agree, at_odds, is_disputed, majority, same_data, voters
 from caxev.sharing import sharing
@@ -311,7 +311,13 @@ async def quarantine(job: Job) -> Result:
         raise GiveUp(f"{mine.location} is at, above or below the files of {others[0]}, too")
     master = job.run.copy(CopyKey(mine.type, str(wanted.get("from")), mine.version))
     paths = [b""] if master is None else await _differing(job, mine, master)
-    place = await job.work(set_aside, mine.location, job.site.roots, paths)
+    # Noted before anything moves: if we are stopped here and go on late, the copy that stands there
+    # then is another one, and stays as it is.
+    mark = await job.work(standing, mine.location, job.site.roots, None)
+    same = CopyIs(mine.key, {"status": ERROR, "quarantine": wanted})
+    await _write(job, RunUpdate.note(job.run, mine, same, quarantine={**wanted, "mark": mark}))
+    when = as_utc(wanted.get("at"))
+    place = await job.work(set_aside, mine.location, job.site.roots, paths, when, mark)
     kept = {"at": wanted.get("at"), "place": place, "files": len(paths)}
     return RunUpdate.note(job.run, mine, CopyIs(mine.key, {"status": ERROR}), quarantine=kept)
 

@@ -22,7 +22,7 @@ from attrs import define, evolve
 
 from caxev import movers
 from caxev.config import Permission, Site
-from caxev.files import erase
+from caxev.files import erase, standing
 from caxev.job import Denied, GiveUp, Retry
 from caxev.movers import Route
 from caxev.ssh import Endpoint, Transfer, check, pull, push
@@ -142,7 +142,8 @@ def test_the_listener_owns_what_is_pushed(tmp_path: Path) -> None:
             permissions.apply(str(pushed), here.roots, Permission(mode=0o750), report=quiet)
             movers.pull(mending, report=quiet)
             assert digested(pushed) == digested(good)
-            erase(str(pushed), here.roots, report=quiet)
+            mark = standing(str(pushed), here.roots, None, report=quiet)
+            erase(str(pushed), here.roots, mark, report=quiet)
             assert not pushed.exists()
 
         assert as_account("daemon", listener) == 0

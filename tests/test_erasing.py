@@ -2,20 +2,49 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from caxev import GiveUp, Retry, crash
-from caxev.files import GONE_PREFIX, QUARANTINE, empty_quarantine, erase, lacking, set_aside
+from caxev.files import (
+    GONE_PREFIX,
+    QUARANTINE,
+    Manifest,
+    empty_quarantine,
+    erasing,
+    identity,
+    lacking,
+    resolved,
+    scan,
+    standing,
+)
+from caxev.files import erase as erase_marked
+from caxev.files import set_aside as set_aside_marked
 from caxev.files.gentle import Brake, idle_disk
 from tests.faults.campaign import add_oddities
 
 
 def to_nobody(done: int, total: int) -> None:
     """Progress that nobody asks for."""
+
+
+WHEN = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
+
+
+def erase(place: str, roots: Sequence[str]) -> None:
+    """Erase what stands there now."""
+    mark = standing(place, roots, None, report=to_nobody)
+    erase_marked(place, roots, mark, report=to_nobody)
+
+
+def set_aside(place: str, roots: Sequence[str], paths: Sequence[bytes]) -> str:
+    """Set aside files of what stands there now."""
+    mark = standing(place, roots, None, report=to_nobody)
+    return set_aside_marked(place, roots, paths, WHEN, mark, report=to_nobody)
 
 
 @pytest.fixture
@@ -41,7 +70,7 @@ def test_a_copy_is_erased_and_nothing_else(root: Path, tmp_path: Path) -> None:
     (tmp_path / "precious" / "file").write_text("kept")
     before = sorted(map(str, (root / "two").rglob("*")))
     for _ in range(2):
-        erase(str(root / "one"), (str(root),), report=to_nobody)
+        erase(str(root / "one"), (str(root),))
         assert names(root) == {"two"}
     assert sorted(map(str, (root / "two").rglob("*"))) == before
     assert (tmp_path / "precious" / "file").read_text() == "kept"
@@ -49,7 +78,7 @@ def test_a_copy_is_erased_and_nothing_else(root: Path, tmp_path: Path) -> None:
 
 def test_a_single_file_is_erased(root: Path) -> None:
     """A processed file is a copy as well."""
-    erase(str(root / "two" / "a.zip"), (str(root),), report=to_nobody)
+    erase(str(root / "two" / "a.zip"), (str(root),))
     assert "a.zip" not in names(root / "two")
     assert "pax_info.json" in names(root / "two")
 
@@ -57,7 +86,7 @@ def test_a_single_file_is_erased(root: Path) -> None:
 def test_a_link_at_a_copys_place_is_erased_itself(root: Path) -> None:
     """Not what it leads to, even inside the roots."""
     (root / "link").symlink_to(root / "two")
-    erase(str(root / "link"), (str(root),), report=to_nobody)
+    erase(str(root / "link"), (str(root),))
     assert names(root) == {"one", "two"}
     assert (root / "two" / "a.zip").exists()
 
@@ -66,7 +95,7 @@ def test_a_read_only_copy_is_erased(root: Path) -> None:
     """Directories that their owner made read-only are no obstacle."""
     (root / "one" / "deep").chmod(0o555)
     (root / "one").chmod(0o555)
-    erase(str(root / "one"), (str(root),), report=to_nobody)
+    erase(str(root / "one"), (str(root),))
     assert names(root) == {"two"}
 
 
@@ -94,8 +123,8 @@ def test_nothing_outside_is_erased(root: Path, tmp_path: Path, location: str) ->
     (root / "out").symlink_to(tmp_path)
     place = location.format(root=root, tmp=tmp_path)
     for function in (
-        lambda: erase(place, (str(root),), report=to_nobody),
-        lambda: set_aside(place, (str(root),), [b""], report=to_nobody),
+        lambda: erase(place, (str(root),)),
+        lambda: set_aside(place, (str(root),), [b""]),
     ):
         with pytest.raises(GiveUp):
             function()
@@ -149,7 +178,7 @@ def test_killed_anywhere_it_is_erased_in_the_end(
 
     def act() -> None:
         assert not (root / "new").exists() or (root / "new" / "file").exists()
-        erase(str(root / "new"), (str(root),), report=to_nobody)
+        erase(str(root / "new"), (str(root),))
         assert names(root) == {"one", "two"}
 
     assert through_all_kills(monkeypatch, act, begin) == 3
@@ -159,7 +188,7 @@ def test_what_an_earlier_copy_left_goes_too(root: Path) -> None:
     """A name under which a former copy was being erased is free again."""
     (root / f"{GONE_PREFIX}one").mkdir()
     (root / f"{GONE_PREFIX}one" / "file").touch()
-    erase(str(root / "one"), (str(root),), report=to_nobody)
+    erase(str(root / "one"), (str(root),))
     assert names(root) == {"two"}
 
 
@@ -177,9 +206,9 @@ def test_files_are_set_aside_and_released(root: Path, monkeypatch: pytest.Monkey
     def act() -> None:
         nonlocal place
         paths = [b"a.zip", b"deep/b.zip", b"not-there"]
-        place = set_aside(str(root / "one"), (str(root),), paths, report=to_nobody)
+        place = set_aside(str(root / "one"), (str(root),), paths)
         kept = Path(place)
-        assert kept == root / QUARANTINE / "one"
+        assert kept == root / QUARANTINE / "one@20161111T143400000000"
         assert (kept / "a.zip").read_text() == "one a.zip"
         assert (kept / "deep" / "b.zip").read_text() == "one deep/b.zip"
         assert not (root / "one" / "a.zip").exists()
@@ -192,7 +221,7 @@ def test_files_are_set_aside_and_released(root: Path, monkeypatch: pytest.Monkey
 
 def test_a_whole_copy_is_set_aside(root: Path) -> None:
     """Where it cannot be known which files differ."""
-    place = set_aside(str(root / "one"), (str(root),), [b""], report=to_nobody)
+    place = set_aside(str(root / "one"), (str(root),), [b""])
     assert names(root) == {"two", QUARANTINE}
     assert (Path(place) / "one" / "a.zip").exists()
 
@@ -201,7 +230,7 @@ def test_a_whole_copy_is_set_aside(root: Path) -> None:
 def test_nothing_but_the_copys_own_is_set_aside(root: Path, path: bytes) -> None:
     """Whatever a manifest names."""
     with pytest.raises(GiveUp):
-        set_aside(str(root / "one"), (str(root),), [path], report=to_nobody)
+        set_aside(str(root / "one"), (str(root),), [path])
     assert (root / "two" / "a.zip").exists()
 
 
@@ -214,15 +243,97 @@ def test_only_a_quarantine_is_emptied(root: Path, place: str) -> None:
     assert names(root) == {"one", "two", QUARANTINE}
 
 
+def fresh(root: Path, name: str) -> Path:
+    """A new copy in the place of another, of the same content."""
+    old = root / name
+    new = root / "coming"
+    shutil.copytree(old, new, symlinks=True)
+    shutil.rmtree(old)
+    return new.rename(old)
+
+
+def test_the_same_name_and_number_is_not_the_same_copy(root: Path) -> None:
+    """An inode number is soon used again; links are themselves."""
+    marks = set()
+    for _ in range(20):
+        marks.add(identity(str(root / "one")))
+        fresh(root, "one")
+    assert len(marks) == 20
+    (root / "link").symlink_to("one")
+    assert identity(str(root / "link")) not in {identity(str(root / "one")), None}
+    (root / "one").rename(root / "moved")
+    assert identity(str(root / "one")) is None
+    assert identity(str(root / "moved")) is not None
+
+
+@pytest.mark.parametrize("moment", ["before the look", "before the rename"])
+def test_an_old_intent_erases_no_new_copy(
+    root: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """A process is stopped; another one erases the copy and makes it anew; the first goes on."""
+    place, roots = str(root / "one"), (str(root),)
+    mark = standing(place, roots, None, report=to_nobody)
+    if moment == "before the look":
+        fresh(root, "one")
+    else:
+        rename = resolved.rename
+
+        def late(old: str, new: str) -> None:
+            fresh(root, "one")
+            rename(old, new)
+
+        monkeypatch.setattr(erasing, "rename", late)
+    before = scan(place)
+    with pytest.raises(Retry, match="something else stands there"):
+        erase_marked(place, roots, mark, report=to_nobody)
+    assert scan(place) == before
+    assert names(root) == {"one", "two"}
+
+
+def test_an_old_intent_erases_nothing_that_came_where_nothing_was(root: Path) -> None:
+    """The copy was gone already when it was looked at."""
+    place, roots = str(root / "one"), (str(root),)
+    with pytest.raises(Retry, match="something else stands there"):
+        erase_marked(place, roots, None, report=to_nobody)
+    assert (root / "one" / "a.zip").exists()
+
+
+def test_an_old_intent_sets_nothing_of_a_new_copy_aside(root: Path) -> None:
+    """Nor does one that is late empty the quarantine of a later time."""
+    place, roots = str(root / "one"), (str(root),)
+    mark = standing(place, roots, None, report=to_nobody)
+    fresh(root, "one")
+    with pytest.raises(Retry, match="not what was to be set aside"):
+        set_aside_marked(place, roots, [b"a.zip"], WHEN, mark, report=to_nobody)
+    assert (root / "one" / "a.zip").exists()
+    mark, later = identity(place), WHEN + timedelta(days=1)
+    kept = [
+        set_aside_marked(place, roots, [name], when, mark, report=to_nobody)
+        for name, when in ((b"a.zip", WHEN), (b"deep/b.zip", later))
+    ]
+    empty_quarantine(kept[0], roots, report=to_nobody)
+    assert (Path(kept[1]) / "deep" / "b.zip").exists()
+
+
+def test_what_is_not_what_its_manifest_lists_is_not_erased(root: Path) -> None:
+    """Such as another run's directory that an entry names by mistake."""
+    shape: Manifest = scan(str(root / "one"))
+    (root / "two" / "more").touch()
+    assert standing(str(root / "one"), (str(root),), shape, report=to_nobody)
+    assert standing(str(root / "none"), (str(root),), shape, report=to_nobody) is None
+    with pytest.raises(GiveUp, match="more is unexpected"):
+        standing(str(root / "two"), (str(root),), shape, report=to_nobody)
+
+
 def test_a_disk_that_fails_is_tried_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error of the disk is no reason to give up, and is told in words."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr(erasing, "rename", fail)
     with pytest.raises(Retry, match=r"cannot erase .*one: Input/output error"):
-        erase(str(root / "one"), (str(root),), report=to_nobody)
+        erase(str(root / "one"), (str(root),))
 
 
 def test_what_is_lacking_on_a_disk(root: Path) -> None:

@@ -27,7 +27,16 @@ from caxev.dispatcher import Watch, attempt
 from caxev.files import Item, Moved
 from caxev.job import Damaged
 from caxev.ledger import Paid, Postponed
-from caxev.model import Copy, CopyAbsent, CopyIs, Event, Expectation, Run
+from caxev.model import (
+    CopiesAtLeast,
+    Copy,
+    CopyAbsent,
+    CopyIs,
+    Event,
+    Expectation,
+    NobodyReads,
+    Run,
+)
 from caxev.movers import Route, Traffic, ways
 from caxev.registry import recorded
 from caxev.retention import Proven
@@ -536,6 +545,8 @@ def fits(run: Run, expectation: Expectation) -> bool:
             return there is not None and all(
                 there.fields.get(name) == value for name, value in fields.items()
             )
+        case CopiesAtLeast() | NobodyReads():
+            return True  # a test of who counts looks at them
     raise AssertionError(expectation)
 
 
@@ -1226,6 +1237,63 @@ async def test_what_cannot_be_erased_is_not_begun_with(
     assert str(root) in update.change[1]["withdrawn"]["why"]
     assert yard.run is before
     assert (tmp_path / "away" / "run").is_dir()
+
+
+class Stopped(Working):
+    """A process that is stopped before one step, while all is done and begun anew without it."""
+
+    def __init__(self, run: Run, before: str, meanwhile: Callable[[Run], Run]) -> None:
+        super().__init__(run)
+        self.before, self.meanwhile = before, meanwhile
+
+    def _step(self, name: str) -> None:
+        if name == self.before:
+            self.before, self.run = "", self.meanwhile(self.run)
+
+    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
+        self._step("noting")
+        return await super().update(update, now=now)
+
+    async def work(self, function: Any, *args: object, job: Job) -> Any:
+        self._step(function.__name__)
+        return await super().work(function, *args, job=job)
+
+
+@pytest.mark.parametrize("is_taken_over", [False, True], ids=["begun", "taken over"])
+@pytest.mark.parametrize("goes_again", [False, True], ids=["good", "to go again"])
+@pytest.mark.parametrize("before", ["standing", "noting", "erase"])
+async def test_a_process_that_was_stopped_erases_no_new_copy(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    before: str,
+    *,
+    is_taken_over: bool,
+    goes_again: bool,
+) -> None:
+    """Whatever it does when it goes on, a copy that was made meanwhile stands, if it is good.
+
+    If that is to go as well, that is for its own intent, which is not proven yet.
+    """
+    path = tmp_path / "raw" / "run"
+    path.mkdir(parents=True)
+    wish = {"by": "me", "why": "a test", "keep": 1, "at": NOW, "was": "transferred"}
+    fields = {"erasing": NOW} if is_taken_over else {}
+    going = {"deletion": wish, "proof": [], **fields, "location": str(path)}
+
+    def meanwhile(run: Run) -> Run:
+        path.rmdir()
+        path.mkdir()
+        new = entry("lngs", location=str(path))
+        if goes_again:
+            new = {**new, "status": "deleting", "deletion": {**wish, "at": NOW + timedelta(days=1)}}
+        return run_of(new)
+
+    yard = Stopped(run_of(entry("lngs", "deleting", **going)), before, meanwhile)
+    monkeypatch.setattr(deletion, "weigh", lambda *_: Proven([]))
+    with pytest.raises(Retry):
+        await deletion.erase(job_of(yard, RAW, evolve(LNGS, dir_raw=str(tmp_path / "raw"))))
+    assert path.is_dir()
+    assert not copy_of(yard.run, "lngs").fields.get("erasing")
 
 
 @pytest.mark.parametrize("pusher", ["chicago", "lngs", None])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from caxev import CopyKey, GiveUp, RootAway, RunUpdate
-from caxev.files import MARKER_PREFIX, confine, erase, steady, to_nobody
+from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
 from caxev.files.roots import absent, find_markers, make_marker, probe
 from caxev.job import Root
 from caxev.ledger import State
@@ -100,10 +100,11 @@ def test_erasing_needs_the_disk(tmp_path: Path) -> None:
     """What is not there because its disk is not is no copy that has been erased."""
     root = marked(tmp_path / "raw")
     (tmp_path / "raw" / "run").mkdir()
+    mark = standing(f"{root}/run", [root], None, report=to_nobody)
     with unmounted(tmp_path / "raw"), pytest.raises(RootAway):
-        erase(f"{root}/run", [root], report=to_nobody)
+        erase(f"{root}/run", [root], mark, report=to_nobody)
     assert (tmp_path / "raw" / "run").is_dir()
-    erase(f"{root}/run", [root], report=to_nobody)
+    erase(f"{root}/run", [root], mark, report=to_nobody)
     assert not (tmp_path / "raw" / "run").exists()
 
 

@@ -247,7 +247,8 @@ def copies_of(path: bytes) -> Iterator[bytes]:
         if name.startswith(prefix):
             yield os.path.join(directory, name.removeprefix(prefix))
     if os.path.basename(directory) == _ASIDE:
-        yield os.path.join(os.path.dirname(directory), name.replace(b"%", b"/"))
+        copy = name.rpartition(b"@")[0] or name  # since when it is there
+        yield os.path.join(os.path.dirname(directory), copy.replace(b"%", b"/"))
 
 
 def measured(path: bytes, kind: Kind) -> Find:

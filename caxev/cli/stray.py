@@ -35,7 +35,7 @@ from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import cell, size, time
 from caxev.config import Site, Sites
 from caxev.finite import Finite
-from caxev.job import GiveUp, clock
+from caxev.job import GiveUp, Retry, clock
 
 if TYPE_CHECKING:
     from caxev.model import Copy, Run
@@ -229,25 +229,31 @@ class Search:
 
     async def _done(self, database: Database, find: Find) -> dict[str, Any]:
         """Do with a find what is to be done with it, and return its row."""
+        from caxev.files import identity
+
         row = _find_row(find)
         if find.trouble is not None:
             return {**row, "state": find.trouble, "ok": False}
         if not self.act:
             return {**row, "state": "unknown"}
-        latest = await trio.to_thread.run_sync(measured, find.path, find.kind)  # just before
+        # Whatever comes to stand there after this look is something else, and stays.
+        mark = await trio.to_thread.run_sync(identity, find.path)
+        latest = await trio.to_thread.run_sync(measured, find.path, find.kind)
+        if not await self._unknown(database, [find]):
+            return {**row, "state": "left alone: an entry names it by now"}
         if latest.trouble is not None or latest.changed > self.before:
             return {**row, "state": f"left alone: {latest.trouble or 'it has changed lately'}"}
         if self.act == "delete":
-            return {**row, **await self._deleted(find)}
+            return {**row, **await self._deleted(find, mark)}
         return {**row, **await self._registered(database, find)}
 
-    async def _deleted(self, find: Find) -> dict[str, Any]:
+    async def _deleted(self, find: Find, mark: str | None) -> dict[str, Any]:
         if self.dry_run:
             return {"state": "would be deleted"}
         try:
-            await trio.to_thread.run_sync(erase, find.path, self.site.roots)
-        except OSError as error:
-            return {"state": f"not deleted: {error.strerror}", "ok": False}
+            await trio.to_thread.run_sync(erase, find.path, self.site.roots, mark)
+        except (Retry, GiveUp) as error:
+            return {"state": f"not deleted: {error}", "ok": False}
         return {"state": "deleted"}
 
     async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
@@ -291,7 +297,7 @@ def claims_of(run: Run, site: Site) -> Iterator[Claim]:
 def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
     """Return where files are, or may be, of a copy that is being made, moved, erased or mended."""
     from caxev.files import quarantine_of
-    from caxev.model import DELETING, MOVING
+    from caxev.model import DELETING, MOVING, as_utc
 
     for path in places(copy.location):
         if copy.status == MOVING:
@@ -301,7 +307,8 @@ def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
     aside = copy.fields.get("quarantine")
     if isinstance(aside, Mapping):
         with suppress(GiveUp):
-            yield from places(aside.get("place") or quarantine_of(copy.location or "", site.roots))
+            known, when = aside.get("place"), as_utc(aside.get("at"))
+            yield from places(known or quarantine_of(copy.location or "", site.roots, when))
 
 
 def _must(copy: Copy) -> bool:
@@ -338,14 +345,14 @@ def _gone_row(claim: Claim) -> Row:
     }
 
 
-def erase(path: bytes, roots: Sequence[str]) -> None:
+def erase(path: bytes, roots: Sequence[str], mark: str | None) -> None:
     """Delete what is at a resolved path inside one of these roots; of a link, the link.
 
-    Raises OSError; `GiveUp` where the path leads out of the roots.
+    Raises `Retry` if the disk fails, or that is not what `mark` says (`caxev.files.identity`);
+    `GiveUp` for a path that leads out of the roots.
     """
-    from caxev.files import confine_own, own_name
-    from caxev.files.resolved import remove
+    from caxev.files import confine_own, erase_at, own_name
 
     directory, name = os.path.split(os.fsdecode(path))
     inside = confine_own(os.path.join(directory, "x"), roots)
-    remove(os.path.join(os.path.dirname(inside), own_name(name)))
+    erase_at(os.path.join(os.path.dirname(inside), own_name(name)), mark)

@@ -22,15 +22,17 @@ from caxev.files.erasing import (
     GONE_PREFIX,
     MOVED_PREFIX,
     QUARANTINE,
-    check_erasable,
     distinct,
     empty_quarantine,
     erase,
+    erase_at,
     quarantine_of,
     set_aside,
+    standing,
 )
 from caxev.files.errors import damaged, local
 from caxev.files.gentle import Brake, idle_disk
+from caxev.files.identity import identity
 from caxev.files.incoming import bring_in, copy_file, link_file, mirror, place_file
 from caxev.files.manifest import (
     PART,
@@ -93,7 +95,6 @@ __all__ = [
     "Seen",
     "alone",
     "bring_in",
-    "check_erasable",
     "check_expected",
     "check_link",
     "check_links",
@@ -109,7 +110,9 @@ __all__ = [
     "empty_quarantine",
     "enough_space",
     "erase",
+    "erase_at",
     "filling_up",
+    "identity",
     "idle_disk",
     "inside",
     "is_file",
@@ -145,6 +148,7 @@ __all__ = [
     "scan",
     "set_aside",
     "shown",
+    "standing",
     "steady",
     "sync_tree",
     "to_nobody",

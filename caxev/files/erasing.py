@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from caxev import crash
 from caxev.files.errors import meaning
+from caxev.files.identity import identity
+from caxev.files.manifest import Manifest
 from caxev.files.paths import RESERVED, confine_own, inside, is_held, own_name, printable
 from caxev.files.publishing import DIR_MODE, rename_new
 from caxev.files.reading import Report
 from caxev.files.resolved import mkdir, remove, rename, sync
-from caxev.job import GiveUp
+from caxev.files.tree import scan
+from caxev.job import GiveUp, Retry
 
 GONE_PREFIX: Final = f"{RESERVED}gone-"
 """What stands before the name of a copy that is being erased: no program takes it for one."""
@@ -25,37 +29,74 @@ QUARANTINE: Final = f"{RESERVED}quarantine"
 """The directory, below one of the site's own, where files are kept on which no majority agrees."""
 
 
-def erase(location: str, roots: Sequence[str], *, report: Report) -> None:
-    """Erase the copy at `location`, a directory or a file strictly inside one of `roots`.
+def standing(
+    location: str, roots: Sequence[str], shape: Manifest | None, *, report: Report
+) -> str | None:
+    """Return the `identity` of what is at the place of a copy; None: nothing is there.
 
-    It loses its name in one step; what is on the disk then is nobody's copy. A link is erased and
-    not followed. Where nothing is there any more, that is well. Raises `GiveUp` for a path that
-    leads out of the roots, `Retry` where the disk fails.
+    Raises `GiveUp` for a path that leads out of the roots, or if something else than `shape` (None:
+    anything will do) stands there; `Retry` if the disk fails.
     """
     path = _own(location, roots)
+    mark = _identity(path)
+    if mark is not None and shape is not None and (differ := shape.differences(scan(path))):
+        what = f"{differ[0]} ({len(differ)} in all)"
+        raise GiveUp(f"{_shown(path)} is not what its manifest lists: {what}")
+    report(1, 1)
+    return mark
+
+
+def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Report) -> None:
+    """Erase the copy at `location`, a directory or a file strictly inside one of `roots`.
+
+    It must be what `standing` found there, by its `mark`. It loses its name in one step; what is on
+    the disk then is nobody's copy. A link is erased and not followed. If nothing is there any more,
+    that is well. Raises `GiveUp` for a path that leads out of the roots, `Retry` if the disk fails
+    or something else stands there, which then stays.
+    """
+    erase_at(_own(location, roots), mark)
+    report(1, 1)
+
+
+def erase_at(path: str, mark: str | None) -> None:
+    """`erase` at a path that is resolved, and known to be inside a root but for its last name."""
     directory, name = os.path.split(path)
     gone = os.path.join(directory, GONE_PREFIX + name)
     try:
         if os.path.lexists(path):
-            remove(gone)  # what an earlier copy of that name left when it was erased
-            crash.point("files.erase.rename")
-            rename(path, gone)
-            sync(directory)
-            crash.point("files.erase.rename")
-        report(0, 1)
+            _take_name(path, gone, mark)
         remove(gone)
         if os.path.isdir(directory):
             sync(directory)
         crash.point("files.erase.done")
     except OSError as error:
         raise meaning(error, f"cannot erase {_shown(path)}") from error
-    report(1, 1)
 
 
-def check_erasable(location: str, roots: Sequence[str], *, report: Report) -> None:
-    """Raise `GiveUp`, as `erase` would, for a path that is not strictly inside the roots."""
-    _own(location, roots)
-    report(1, 1)
+def _take_name(path: str, gone: str, mark: str | None) -> None:
+    """Rename to `gone` what is at a path, if it is what `mark` says.
+
+    The rename goes by name, so it may hit what came after the look; a look at what has been renamed
+    shows that, and gives the name back.
+    """
+    other = Retry(f"{_shown(path)} is not erased: something else stands there by now")
+    if identity(path) != mark:
+        raise other
+    remove(gone)  # what an earlier copy of that name left when it was erased
+    crash.point("files.erase.rename")
+    rename(path, gone)
+    if identity(gone) != mark:
+        rename_new(gone, path)
+        raise other
+    sync(os.path.dirname(path))
+    crash.point("files.erase.rename")
+
+
+def _identity(path: str) -> str | None:
+    try:
+        return identity(path)
+    except OSError as error:
+        raise meaning(error, f"cannot look at {_shown(path)}") from error
 
 
 def distinct(
@@ -93,20 +134,30 @@ def _inodes(path: str) -> set[tuple[int, int]]:
 
 
 def set_aside(
-    location: str, roots: Sequence[str], paths: Sequence[bytes], *, report: Report
+    location: str,
+    roots: Sequence[str],
+    paths: Sequence[bytes],
+    when: datetime | None,
+    mark: str | None,
+    *,
+    report: Report,
 ) -> str:
     """Move these files of the copy at `location` (all: ``b""``) into the quarantine; where that is.
 
-    `paths` are relative to the copy. What is not there, or is there already, is passed by. Raises
-    `GiveUp` for a path that leads out of the copy or of the roots, `Retry` where the disk fails.
+    `paths` are relative to the copy, which must be what `standing` found there, by its `mark`;
+    `when` (UTC) that was decided. What is not there, or is there already, is passed by. Raises
+    `GiveUp` for a path that leads out of the copy or of the roots, `Retry` if the disk fails or
+    another copy stands there, which then stays as it is.
     """
-    path, target = _own(location, roots), quarantine_of(location, roots)
+    path, target = _own(location, roots), quarantine_of(location, roots, when)
     try:
         for number, one in enumerate(paths):
             old = os.path.join(os.fsencode(path), one) if one else os.fsencode(path)
             new = os.path.join(os.fsencode(target), one or os.fsencode(os.path.basename(path)))
             _check_within(old, os.fsencode(path))
             _check_within(new, os.fsencode(target))
+            if os.path.lexists(old) and identity(path) != mark:
+                raise Retry(f"{_shown(path)} is not what was to be set aside: look again")
             _move(os.fsdecode(old), os.fsdecode(new))
             report(number + 1, len(paths))
     except OSError as error:
@@ -114,10 +165,15 @@ def set_aside(
     return target
 
 
-def quarantine_of(location: str, roots: Sequence[str]) -> str:
-    """Where `set_aside` puts the files of the copy at `location`. Raises `GiveUp` as it does."""
+def quarantine_of(location: str, roots: Sequence[str], when: datetime | None) -> str:
+    """Where `set_aside` puts the files of the copy at `location`. Raises `GiveUp` as it does.
+
+    Each time has a place of its own: whoever removes an earlier one's late does not hit a later
+    one's.
+    """
     path = _own(location, roots)
-    return os.path.join(_root_of(path, roots), QUARANTINE, _flat(path, roots))
+    stamp = "" if when is None else f"@{when:%Y%m%dT%H%M%S%f}"
+    return os.path.join(_root_of(path, roots), QUARANTINE, _flat(path, roots) + stamp)
 
 
 def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> None:

@@ -27,7 +27,7 @@ from caxev.cli.register import found_at
 from caxev.cli.stray import Search, Telling
 from caxev.cli.stray import erase as erase_stray
 from caxev.config import Deletion, Permission, Site, Sites
-from caxev.files import confine, empty_quarantine, set_aside
+from caxev.files import confine, empty_quarantine, identity, set_aside, standing
 from caxev.job import GiveUp, Job, Retry, utcnow
 from caxev.model import TRANSFERRED, CopyField, CopyKey, Event, Run, RunUpdate
 from caxev.mongo import Selection
@@ -158,7 +158,10 @@ class Place:
         if deed == "permissions":
             give(path, roots, Permission(0o700), report=quiet)
         else:
-            kept = set_aside(path, roots, [b""], report=quiet) if deed == "set aside" else path
+            kept = path
+            if deed == "set aside":
+                mark = standing(path, roots, None, report=quiet)
+                kept = set_aside(path, roots, [b""], None, mark, report=quiet)
             empty_quarantine(kept, roots, report=quiet)
         return deed
 
@@ -197,10 +200,7 @@ class Place:
                 return one
         if act == "register":
             raise GiveUp("nothing is told of what is outside")
-        try:
-            erase_stray(os.fsencode(path), self.here.roots)
-        except OSError as error:
-            raise Retry(f"not deleted: {error.strerror}") from error
+        erase_stray(os.fsencode(path), self.here.roots, identity(path))
         return None
 
     def _made(self, path: str) -> object:
@@ -250,9 +250,13 @@ class Paper:
         self.run = Run.from_document({**self.run.document, "data": entries})
         return self.run
 
-    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
+    async def load_manifest(self, digest: str) -> None:
+        """It is not known what the copy must be."""
+        del digest
+
+    async def neighbours(self, wanted: object) -> list[Run]:
         """No other run is said to lie there."""
-        del hosts, location
+        del wanted
         return []
 
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
@@ -276,12 +280,14 @@ class Book:
         del now, limit
         return [Run.from_document({"_id": "new", "number": 2, "name": selection.name, "data": []})]
 
-    async def located(self, hosts: Collection[str], locations: Collection[str]) -> list[Run]:
-        del hosts
+    async def located(
+        self, hosts: Collection[str], locations: Collection[str], roots: Collection[str]
+    ) -> list[Run]:
+        del hosts, roots
         return [run for run in self.runs if any(one.location in locations for one in run.copies)]
 
-    async def overlapping(self, hosts: Collection[str], location: str) -> list[Run]:
-        del hosts, location
+    async def neighbours(self, wanted: object) -> list[Run]:
+        del wanted
         return self.runs  # who asks looks closer
 
     async def update_run(self, update: RunUpdate, now: datetime) -> Run:

@@ -1,0 +1,48 @@
+"""Which very file or directory stands at a path: what an irreversible step is tied to.
+
+A process may stop between deciding and doing. When it goes on, hours later, another one may have
+finished its work, and a new copy may stand under the same name. What it does then must hit what it
+had decided on, or nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from typing import Final
+
+from caxev.files.resolved import directory_of
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+_NOFOLLOW: Final = 0x100
+_INO: Final = 0x100
+_BIRTH: Final = 0x800
+_SIZE: Final = 256  # bytes of struct statx
+
+
+def identity(path: str | bytes) -> str | None:
+    """Return a word for what stands at a path that fits nothing else, ever; None: nothing does.
+
+    It is made of the device, the inode number and, as that number is used again, the time of birth.
+    A file system that keeps no such time, as NFS may, has the inode number alone. A link is not
+    followed. Raises OSError.
+    """
+    try:
+        with directory_of(path) as (directory, name):
+            found = _statx(directory, name)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    mask, inode = struct.unpack_from("=I", found)[0], struct.unpack_from("=Q", found, 32)[0]
+    seconds, nanoseconds = struct.unpack_from("=qI", found, 80)
+    device = struct.unpack_from("=II", found, 136)
+    born = seconds * 1_000_000_000 + nanoseconds if mask & _BIRTH else 0
+    return f"{device[0]}:{device[1]}:{inode}:{born}"
+
+
+def _statx(directory: int, name: bytes) -> bytes:
+    buffer = ctypes.create_string_buffer(_SIZE)
+    if _libc.statx(directory, name, _NOFOLLOW, _INO | _BIRTH, buffer) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(name))
+    return buffer.raw
