@@ -17,22 +17,24 @@ import gc
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final, NoReturn
 from uuid import uuid4
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 from loguru import logger
 
 from caxev import aio, metrics
 from caxev.alarms import malformed, missing_key
-from caxev.config import Settings, Site, Sites
+from caxev.config import Settings
 from caxev.dispatcher import Dispatcher
 from caxev.files import MARGIN
 from caxev.hermes import Messages
 from caxev.job import clock, utcnow
+from caxev.listening import Options, Reloader
 from caxev.mongo import (
     Database,
     DatabaseError,
@@ -46,19 +48,14 @@ from caxev.mongo import (
     concerns_one,
     passing,
 )
-from caxev.notifiers import Addressee, Desk, Pulse, Vitals, addressees
-from caxev.registry import Registry
+from caxev.notifiers import Desk, Pulse, Vitals
 from caxev.roots import ANSWERS, RootWatch
 from caxev.rulefiles import RuleFiles
 from caxev.trouble import Trouble
 from caxev.watchdog import Watchdog, handlers_by_code
-from caxev.watcher import CAUGHT_UP, LONGEST_WAIT, SCAN_EVERY, Watcher
+from caxev.watcher import LONGEST_WAIT, SCAN_EVERY, Watcher
 from caxev.workers import Workers
 
-LEASE: Final = 15.0
-"""Seconds within which a stand-by takes over from a listener that vanished."""
-GRACE: Final = 30.0
-"""Seconds that reactions in flight get to end after SIGTERM."""
 FLUSH: Final = 10.0
 """Seconds that the last settlements may take."""
 DEAF: Final = 5.0
@@ -74,40 +71,22 @@ _HELD: Final = 0.8  # of the lease: how long it is held without renewal
 _RENEW: Final = 0.2  # of the lease: how often it is renewed
 
 
-@frozen
-class Options:
-    """How a site is listened for. Times in seconds.
-
-    With `once` the stream counts as read where nothing comes for `caught_up`.
-    """
-
-    site: Site
-    sites: Sites
-    settings: Settings
-    registry: Registry
-    handler_files: Sequence[str] = ()
-    once: bool = False
-    lease: float = LEASE
-    grace: float = GRACE
-    metrics_port: int | None = None
-    caught_up: float = CAUGHT_UP
-
-    def addressees(self) -> list[Addressee]:
-        """Who is told of alarms. Raises `ConfigError` where a secret is missing."""
-        return addressees(self.site.name, self.site.alarms)
-
-
 @define(eq=False)
 class Leaving:
-    """Whether we were asked to leave; `again` is called when we are asked twice."""
+    """Whether we were asked to leave. `hangup` is called on SIGHUP."""
 
     asked: trio.Event = field(factory=trio.Event)
+    hangup: Callable[[], Awaitable[None]] = field(default=trio.lowlevel.checkpoint)
 
     async def listen(self) -> None:
-        """Wait for SIGTERM or SIGINT, for ever."""
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        """Wait for signals, for ever: SIGTERM and SIGINT ask us to leave."""
+        received = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        with trio.open_signal_receiver(*received) as signals:
             async for number in signals:
                 name = signal.Signals(number).name
+                if number == signal.SIGHUP:
+                    await self.hangup()
+                    continue
                 if self.asked.is_set():
                     logger.warning("{} again: leaving at once", name)
                     # What is in flight is claimed in the ledger: the next process opens it.
@@ -137,7 +116,6 @@ async def listen(options: Options) -> None:
         await prepare(database)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leaving.listen)
-            nursery.start_soon(keep_watchdog, options.lease * _RENEW)
             await serve_tenures(options, database, owner, leaving)
             nursery.cancel_scope.cancel()
 
@@ -199,14 +177,24 @@ async def make_indexes(database: Database) -> None:
 
 async def serve_tenures(options: Options, database: Database, owner: str, leaving: Leaving) -> None:
     """Act for the site whenever its lease is ours, until asked to leave or, with once, done."""
-    trouble = Trouble(options.site.name)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_watchdog, options.lease * _RENEW)
+        await _serve_tenures(options, database, owner, leaving)
+        nursery.cancel_scope.cancel()
+
+
+async def _serve_tenures(
+    options: Options, database: Database, owner: str, leaving: Leaving
+) -> None:
+    trouble, reloader = Trouble(options.site.name), Reloader(options, database)
+    leaving.hangup = reloader.reload
     while not leaving.asked.is_set():
-        tenure = await _stand_by(options, database, owner, leaving, trouble)
+        tenure = await _stand_by(reloader, database, owner, leaving, trouble)
         if tenure is None:
             return
         metrics.leading.labels(options.site.name).set(1)
         try:
-            await _Tenancy(options, database, tenure, leaving, trouble).serve()
+            await _Tenancy(reloader, database, tenure, leaving, trouble).serve()
         except* Deposed as group:
             logger.warning("{}; standing by", _one_of(group))
             await make_indexes(database)  # perhaps the ledger was dropped
@@ -217,12 +205,13 @@ async def serve_tenures(options: Options, database: Database, owner: str, leavin
 
 
 async def _stand_by(
-    options: Options, database: Database, owner: str, leaving: Leaving, trouble: Trouble
+    reloader: Reloader, database: Database, owner: str, leaving: Leaving, trouble: Trouble
 ) -> Tenure | None:
     """Wait until the site is ours; None if asked to leave first."""
     told = False
-    site, held = options.site.name, options.lease * _HELD
+    site, held = reloader.options.site.name, reloader.options.lease * _HELD
     while not leaving.asked.is_set():
+        options = reloader.options
         try:
             taken = await database.acquire(site, owner, held, utcnow(), options.sites.digest)
             other = None if taken or told else await _other_configuration(options, database)
@@ -268,22 +257,41 @@ class _Tenancy:
 
     def __init__(
         self,
-        options: Options,
+        reloader: Reloader,
         database: Database,
         tenure: Tenure,
         leaving: Leaving,
         trouble: Trouble,
     ) -> None:
-        self.options = options
+        self.reloader = reloader
         self.database = database
         self.tenure = tenure
         self.leaving = leaving
         self.trouble = trouble
-        self.desk = Desk(database, tenure, options.addressees())
+        self.desk = Desk(database, tenure, self.options.addressees())
+        reloader.alarms = self.desk
+        self.rule_files = RuleFiles(database, tenure, self.options.site, self.options.sites)
         self._roots: RootWatch | None = None
         self._requests = 0
         self._reported: set[tuple[str, str]] = set()
         self._poked = trio.Event()
+
+    @property
+    def options(self) -> Options:
+        """What the listener goes by now."""
+        return self.reloader.options
+
+    def _use(
+        self, dispatcher: Dispatcher, watcher: Watcher, roots: RootWatch, options: Options
+    ) -> None:
+        """Go by new options from now on."""
+        dispatcher.site, dispatcher.sites = options.site, options.sites
+        dispatcher.registry = watcher.registry = options.registry
+        watcher.urgent = options.site.priority
+        self.rule_files.site, self.rule_files.sites = options.site, options.sites
+        roots.use(options.site, options.sites)
+        for addressee in self.desk.addressees:
+            addressee.renew()
 
     async def serve(self) -> None:
         """Act for the site until asked to leave, or until there is nothing left to do."""
@@ -363,6 +371,7 @@ class _Tenancy:
         with trio.move_on_after(ANSWERS):  # what is not known by then counts as away
             await roots.looked.wait()
         outer.start_soon(self._vitals(watcher, roots).run)
+        self.reloader.users = [partial(self._use, dispatcher, watcher, roots)]
         async with trio.open_nursery() as inner:
             inner.start_soon(dispatcher.take)
             if self.options.once:
@@ -453,7 +462,6 @@ class _Tenancy:
         self.desk.sound(malformed(site, " ".join(odd.key), odd.why, label))
 
     def _vitals(self, watcher: Watcher, roots: RootWatch) -> Vitals:
-        least = max(self.options.site.min_free, MARGIN)
 
         def pulse() -> Pulse:
             return Pulse(
@@ -462,7 +470,7 @@ class _Tenancy:
                 watcher.behind,
                 roots.free,
                 roots.away,
-                least,
+                max(self.options.site.min_free, MARGIN),
                 clock.skew,
             )
 
@@ -482,7 +490,7 @@ class _Tenancy:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.leaving.cancel, nursery.cancel_scope)
             await watcher.persist(watcher.catch_up)
-            await watcher.persist(self._rule_files().look)
+            await watcher.persist(self.rule_files.look)
             await watcher.persist(watcher.serve_requests)
             await dispatcher.wait_idle()
             # What was done here may have made more to do here.
@@ -501,15 +509,11 @@ class _Tenancy:
 
     async def _follow_rules(self, ready: trio.Event) -> None:
         await ready.wait()
-        await self._rule_files().follow()
+        await self.rule_files.follow()
 
     def _messages(self) -> Messages:
         options = self.options
         return Messages(self.database, options.site, options.sites, self.tenure.owner)
-
-    def _rule_files(self) -> RuleFiles:
-        options = self.options
-        return RuleFiles(self.database, self.tenure, options.site, options.sites)
 
     async def _serve_requests(self, watcher: Watcher, ready: trio.Event) -> None:
         await ready.wait()

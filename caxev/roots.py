@@ -223,6 +223,11 @@ class RootWatch:
                 logger.debug("markers are not read: {}", error)
         return self._known
 
+    def use(self, site: Site, sites: Sites) -> None:
+        """Go by what was read again; the directories that are looked after stay the same."""
+        self.site, self.sites = site, sites
+        self._take_in(list(self._records.values()))
+
     def heard(self, record: SiteRecord) -> None:
         """Take in the site's own record, which comes with each renewal of the lease."""
         known = self._records.get(record.site)

@@ -46,7 +46,7 @@ class RuleFiles:
 
     async def follow(self) -> None:
         """Look at the files for ever. Raises `Deposed`."""
-        while self.files:
+        while True:
             try:
                 await self.look()
             except DatabaseError as error:

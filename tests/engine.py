@@ -14,7 +14,8 @@ from bson import ObjectId
 
 from caxev import aio
 from caxev.config import Settings, Site, Sites
-from caxev.daemon import Leaving, Options, open_database, prepare, serve_tenures
+from caxev.daemon import Leaving, open_database, prepare, serve_tenures
+from caxev.listening import Options
 from caxev.model import RunUpdate
 from caxev.mongo import Database
 from caxev.registry import Handler, Registry, Trigger

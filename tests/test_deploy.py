@@ -19,7 +19,7 @@ import click
 import pytest
 from packaging.requirements import Requirement
 
-from caxev import daemon
+from caxev import daemon, listening
 from caxev.cli.listen import listen
 from caxev.config import Settings
 from caxev.job import utcnow
@@ -100,8 +100,8 @@ def test_the_times_fit_together() -> None:
     """The unit waits longer than a listener that is well needs to renew its lease, or to leave."""
     with listen.make_context("listen", command()[2:-1]) as context:
         lease, grace = context.params["lease"], context.params["grace"]
-    assert lease == option_of("lease").default == daemon.LEASE
-    assert grace == option_of("grace").default == daemon.GRACE
+    assert lease == option_of("lease").default == listening.LEASE
+    assert grace == option_of("grace").default == listening.GRACE
     assert seconds("WatchdogSec") >= 2 * lease
     assert seconds("TimeoutStopSec") > grace + 2 * daemon.FLUSH
 

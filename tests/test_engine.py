@@ -27,9 +27,9 @@ from caxev import (
     new_run,
     tag,
 )
-from caxev.daemon import Options
 from caxev.dispatcher import LATELY, Pace
 from caxev.ledger import Debt, owe
+from caxev.listening import Options
 from caxev.mongo import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
 from caxev.registry import Handler
 from caxev.watcher import Watcher

@@ -28,9 +28,10 @@ from caxev.config import (
     Stalled,
     load_handlers,
 )
-from caxev.daemon import Options, open_database
+from caxev.daemon import open_database
 from caxev.files import MARKER_PREFIX, QUARANTINE, digest_tree
 from caxev.job import utcnow
+from caxev.listening import Options
 from caxev.mongo import Database
 from caxev.mongo import database as mongo_database
 from caxev.registry import Registry, recorded

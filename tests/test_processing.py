@@ -51,9 +51,9 @@ from caxev.config import (
     load_sites,
 )
 from caxev.config.alarms import SECRETS
-from caxev.daemon import Options
 from caxev.demo import daq, processor
 from caxev.files import MARKER_PREFIX
+from caxev.listening import Options
 from caxev.model import Event
 from caxev.mongo import Database, Request, id_from, id_text
 from caxev.registry import Registry, recorded

@@ -34,10 +34,10 @@ from caxev import (
     tag,
 )
 from caxev.config import Settings
-from caxev.daemon import Options
 from caxev.dispatcher import Dispatcher, Lane
 from caxev.embedded import ReplicaSet
 from caxev.ledger import SURPRISES, Debt
+from caxev.listening import Options
 from caxev.model import Run
 from caxev.mongo import (
     Batch,

@@ -29,10 +29,10 @@ from caxev.catalogue.errors import meaning_of
 from caxev.cli.admin import catalogue_problems
 from caxev.cli.errors import NO_SUCH_RUN
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
-from caxev.daemon import Options
 from caxev.files import digest_tree
 from caxev.job import utcnow
 from caxev.ledger import State
+from caxev.listening import Options
 from caxev.mongo import Database, Request
 from caxev.registry import Registry, recorded
 from caxev.retention import Plan, intent, plan

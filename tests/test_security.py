@@ -25,8 +25,10 @@ from caxev import ELSEWHERE, GONE, HERE, CopyKey, Job, RunUpdate, aio, copy, tag
 from caxev.config import ConfigError, Settings
 from caxev.daemon import open_database, prepare
 from caxev.embedded import ReplicaSet, find_mongod
+from caxev.files import Manifest
+from caxev.files.manifest import Item
 from caxev.model import CopyIs
-from caxev.mongo import Refused, Request, Unreachable
+from caxev.mongo import Database, DatabaseError, Refused, Request, Unreachable, passing
 from tests import engine
 from tests.certificates import SUBJECT, Certificates, make_certificates
 from tests.conftest import Database as Named
@@ -146,8 +148,9 @@ async def test_a_site_needs_no_more_than_it_is_granted(
     told: list[str] = []
 
     async def claims(job: Job) -> RunUpdate:
-        await job.store_manifest("b3:1", [{"path": b"x", "size": 1}])
-        assert await job.load_manifest("b3:1")
+        files = Manifest([Item(b"x", "file", 1)])
+        await job.store_manifest(files.digest, files.to_rows())
+        assert await job.load_manifest(files.digest)
         key = CopyKey("raw", "lngs")
         source = CopyIs(CopyKey("raw", "chicago"), {"status": "transferred"})
         run = await job.update(RunUpdate.add_copy(job.run, key, "transferring", source))
@@ -276,6 +279,48 @@ async def test_a_certificate_is_a_login(certified: Settings) -> None:
     with MongoClient[dict[str, Any]](certified.mongo_uri) as client:
         (who,) = client.admin.command("connectionStatus")["authInfo"]["authenticatedUsers"]
         assert who["user"] == SUBJECT
+
+
+# -- what is renewed while a listener runs ----------------------------------------------------
+
+
+async def lets_us_in(db: Database) -> bool:
+    try:
+        await db.check()
+    except DatabaseError as error:
+        if not passing(error):  # a listener would not wait
+            raise
+        return False
+    return True
+
+
+async def test_a_password_is_read_again_when_the_login_fails(
+    site: Settings, secured: Secured, named: Named, admin: Admin, tmp_path: Path
+) -> None:
+    """Changed at the server first, in its file later; old connections are gone with a restart."""
+    file = tmp_path / "password"
+    file.write_text(PASSWORD)
+    async with aio.loop(), open_database(settings(named, MONGO_PASSWORD_FILE=str(file))) as db:
+        await db.check()
+        admin.admin.command("updateUser", "caxev_lngs", pwd="another")
+        secured.server.restart(0)
+        assert not await lets_us_in(db)
+        file.write_text("another")
+        await engine.until(lambda: lets_us_in(db))
+
+
+async def test_a_certificate_is_read_again_when_it_is_refused(
+    certified: Settings, secured: Secured, tmp_path: Path
+) -> None:
+    """One that the server does not take is put right on the disk."""
+    file = tmp_path / "client.pem"
+    file.write_bytes(make_certificates(tmp_path).client.read_bytes())  # of another authority
+    uri = certified.mongo_uri.replace(str(secured.files.client), str(file))
+    uri += "&serverSelectionTimeoutMS=500"
+    async with aio.loop(), open_database(evolve(certified, mongo_uri=uri)) as db:
+        assert not await lets_us_in(db)
+        file.write_bytes(secured.files.client.read_bytes())
+        await engine.until(lambda: lets_us_in(db))
 
 
 async def test_no_tls_no_answer(site: Settings, secured: Secured) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 from loguru import logger
 
-from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.options import State, as_json, example, global_options, state
 from caxev.cli.output import Table, show
-from caxev.config import ConfigError
+from caxev.config import ConfigError, Sites, find_sites, load_sites
 from caxev.finite import Finite
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def listen(
     if as_json and not dry_run:
         raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")
     from caxev import daemon
-    from caxev.cli.admin import catalogue_problems, private_problems
+    from caxev.listening import Options
 
     sites = options.sites()
     here = sites.get(site)
@@ -90,7 +91,7 @@ def listen(
         )
     for line in here.unknown_tasks(registry.handlers.values()):
         logger.warning(line)
-    listening = daemon.Options(
+    listening = Options(
         site=here,
         sites=sites,
         settings=options.settings(),
@@ -100,19 +101,32 @@ def listen(
         lease=lease,
         grace=grace,
         metrics_port=metrics_port,
+        reread=partial(_reread, options, site),
     )
-    problems = [
-        *private_problems(listening.site, sites),
-        *catalogue_problems(listening.site, sites),
-    ]
-    if problems:
-        raise ConfigError("; ".join(problems))
+    _check(site, sites)
     listening.addressees()
     if dry_run:
         rows = options.with_database(lambda database: _would(database, site, registry))
         show(Table(_COLUMNS, rows), as_json=as_json, empty=f"nothing is due at {site}")
         return
     daemon.run(daemon.listen, listening)
+
+
+def _check(site: str, sites: Sites) -> None:
+    """Raise `ConfigError` for what keeps a site from being listened for."""
+    from caxev.cli.admin import catalogue_problems, private_problems
+
+    here = sites.get(site)
+    problems = [*private_problems(here, sites), *catalogue_problems(here, sites)]
+    if problems:
+        raise ConfigError("; ".join(problems))
+
+
+def _reread(options: State, site: str) -> Sites:
+    """Read sites.json again, and check it as at the start."""
+    sites = load_sites(find_sites(options.config))
+    _check(site, sites)
+    return sites
 
 
 _COLUMNS = (("run", "RUN"), ("event", "EVENT"), ("handler", "HANDLER"), ("why", "WHY"))

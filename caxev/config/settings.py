@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote_plus, unquote_plus
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from caxev.config.errors import ConfigError
 
@@ -150,14 +150,15 @@ class Settings:
     """How to reach the runs database, and what it is called there.
 
     `mongo_uri` holds the password and is kept out of ``repr``; `safe_uri` is for messages.
-    `prefix` begins the names of caxev's own collections in that database. Raises `ConfigError`
-    where a value is not usable.
+    `prefix` begins the names of caxev's own collections in that database. `source` loads the
+    settings again. Raises `ConfigError` where a value is not usable.
     """
 
     mongo_uri: str = field(repr=False, converter=_uri)
     database: str = field(default="run")
     collection: str = field(default="runs_new")
     prefix: str = "caxev_"
+    source: Callable[[], Settings] | None = field(default=None, eq=False, repr=False)
 
     @database.validator
     def _check_database(self, _attribute: object, value: str) -> None:
@@ -197,7 +198,14 @@ class Settings:
             mongo_uri=str(_with_login(Address.of(uri), environ)),
             database=database or environ.get("CAXEV_DATABASE") or "run",
             collection=collection or environ.get("CAXEV_COLLECTION") or "runs_new",
+            source=lambda: cls.load(
+                mongo_uri=mongo_uri, database=database, collection=collection, environ=environ
+            ),
         )
+
+    def again(self) -> Settings:
+        """Load them again: a password file may have another content. Raises `ConfigError`."""
+        return self if self.source is None else evolve(self.source(), prefix=self.prefix)
 
     @property
     def safe_uri(self) -> str:

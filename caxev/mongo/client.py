@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -145,11 +146,29 @@ def connect(settings: Settings) -> Client:
         raise ConfigError(message) from None  # the chain would show the password
 
 
+def _certificates(uri: str) -> list[tuple[str, str]]:
+    """Return the options of an address that name files, and these."""
+    options = parse_qsl(urlsplit(uri).query)
+    return [(name, value) for name, value in options if name.lower().endswith("file")]
+
+
 def _files_named(uri: str) -> str:
     """The certificate files that an address names, for people."""
-    options = parse_qsl(urlsplit(uri).query)
-    files = [f"{name}={value}" for name, value in options if name.lower().endswith("file")]
+    files = [f"{name}={value}" for name, value in _certificates(uri)]
     return f" ({', '.join(files)})" if files else ""
+
+
+def credentials(settings: Settings) -> object:
+    """Return what differs once a password, or a file of certificates, is another one."""
+    return settings.mongo_uri, [_version(path) for _, path in _certificates(settings.mongo_uri)]
+
+
+def _version(path: str) -> object:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 class Writes(CommandListener):

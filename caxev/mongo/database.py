@@ -36,7 +36,7 @@ from pymongo.read_concern import ReadConcern
 
 from caxev import aio
 from caxev.alarms import Standing
-from caxev.config import Settings
+from caxev.config import ConfigError, Settings
 from caxev.crash import point
 from caxev.job import clock
 from caxev.ledger import Debt
@@ -59,10 +59,12 @@ from caxev.mongo.client import (
     Client,
     Deposed,
     Document,
+    LoginFailed,
     NotReplicaSet,
     Unreachable,
     Unstorable,
     connect,
+    credentials,
     not_replica_set,
     translated,
 )
@@ -160,14 +162,21 @@ class Database:
     _session: AsyncClientSession | None = field(init=False, default=None)
     _pen: asyncio.Lock = field(init=False, factory=asyncio.Lock)
     _warned: float = field(init=False, default=-SLOW)
+    _odd: dict[tuple[str, str], Odd] = field(init=False, factory=dict)
+    _credentials: object = field(init=False)
+    _closing: set[asyncio.Task[None]] = field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
+        self._connect()
+
+    def _connect(self) -> None:
+        self._credentials = credentials(self.settings)
         self._client = connect(self.settings)
         database = self._client[self.settings.database]
         self._runs = database[self.settings.collection]
         # What could still be rolled back must not be taken for seen.
         self._confirmed = self._runs.with_options(read_concern=ReadConcern("majority"))
-        self._store = Store(database, self.settings.prefix)
+        self._store = Store(database, self.settings.prefix, self._odd)
 
     async def _call(
         self,
@@ -193,10 +202,42 @@ class Database:
                 where = self.settings.safe_uri
                 message = f"the database at {where} did not end {_name_of(function)!r} in time"
                 raise Unreachable(message) from None
+            except (Unreachable, LoginFailed):
+                self._renew_credentials()
+                raise
             finally:
                 slow.cancel()
 
         return await aio.call(translating)
+
+    def _renew_credentials(self) -> None:
+        """Connect anew if the password, or a file of certificates, is another one by now.
+
+        What is under way on the old connections fails, and is repeated by whoever asked for it.
+        """
+        try:
+            settings = self.settings.again()
+            if credentials(settings) == self._credentials:
+                return
+            old, had_session = self._client, self._session is not None
+            self.settings = settings
+            self._connect()
+        except ConfigError as error:
+            logger.warning("the credentials for the database stay as they were: {}", error)
+            return
+        logger.info("the credentials for {} were renewed: connecting anew", settings.safe_uri)
+        self._session = self._client.start_session() if had_session else None
+        closing = asyncio.get_running_loop().create_task(old.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    async def renew_credentials(self) -> None:
+        """Connect anew if the password, or a file of certificates, is another one by now."""
+
+        async def renew() -> None:
+            self._renew_credentials()
+
+        await self._call(renew)
 
     def _warn(self, name: str) -> None:
         """Log that a call takes long, once in a while: all that wait at one time are slow."""
@@ -262,6 +303,7 @@ class Database:
             if self._session is not None:
                 await self._session.end_session()
             await self._client.close()
+            await asyncio.gather(*self._closing)
             # A transport closes its socket one turn of the loop after it was told to.
             await asyncio.sleep(0)
             await asyncio.sleep(0)
@@ -324,7 +366,10 @@ class Database:
         """Prolong the lease, and say what troubles us. Raises `Deposed`."""
         limit = max(lease / 3, SHORTEST_LIMIT)
         asked, skew = time.monotonic(), round(clock.skew, 3)
-        record = await self._call(self._store.renew, tenure, lease, trouble, skew, limit=limit)
+        lsid = None if self._session is None else self._session.session_id
+        record = await self._call(
+            self._store.renew, tenure, lease, trouble, skew, lsid, limit=limit
+        )
         assert record.expires is not None
         self._note_time(record.expires - timedelta(seconds=lease), asked)
         return record

@@ -19,7 +19,7 @@ from caxev.config import Settings
 from caxev.job import clock, utcnow
 from caxev.model import RunId, RunUpdate
 from caxev.mongo.alarms import alarm_id, alarm_row
-from caxev.mongo.client import RELIED_ON, Document, address, listeners, translated
+from caxev.mongo.client import RELIED_ON, DatabaseError, Document, address, listeners, translated
 from caxev.mongo.runs import write_of
 from caxev.mongo.store import Tenure
 
@@ -89,8 +89,13 @@ class LeaseKeeper:
 
     def _write(self, query: Document, change: Any, *, upsert: bool = False) -> int:
         settings = self._settings
-        with translated(settings), pymongo.timeout(self._lease):
-            if self._client is None:
-                self._client = connect_plainly(settings)
-            ledger = self._client[settings.database][f"{settings.prefix}ledger"]
-            return ledger.update_one(query, change, upsert=upsert).matched_count
+        try:
+            with translated(settings), pymongo.timeout(self._lease):
+                if self._client is None:
+                    self._client = connect_plainly(settings)
+                ledger = self._client[settings.database][f"{settings.prefix}ledger"]
+                return ledger.update_one(query, change, upsert=upsert).matched_count
+        except DatabaseError:
+            self.close()  # the next time with credentials that may be new
+            self._settings = settings.again()
+            raise

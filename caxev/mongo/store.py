@@ -289,11 +289,16 @@ def _number(name: str) -> Document:
 class Store:
     """The three collections."""
 
-    def __init__(self, database: AsyncDatabase[Document], prefix: str) -> None:
+    def __init__(
+        self,
+        database: AsyncDatabase[Document],
+        prefix: str,
+        odd: dict[tuple[str, str], Odd] | None = None,
+    ) -> None:
         self.ledger: Collection = database[f"{prefix}ledger"]
         self.requests: Collection = database[f"{prefix}requests"]
         self.manifests: Collection = database[f"{prefix}manifests"]
-        self.odd: dict[tuple[str, str], Odd] = {}
+        self.odd = {} if odd is None else odd
 
     def read(
         self, collection: Collection, documents: Iterable[Document], read: Callable[[Document], T]
@@ -464,7 +469,12 @@ class Store:
         return None if document is None else int(document["epoch"])
 
     async def renew(
-        self, tenure: Tenure, lease: float, trouble: str | None, skew: float
+        self,
+        tenure: Tenure,
+        lease: float,
+        trouble: str | None,
+        skew: float,
+        lsid: Any = None,
     ) -> SiteRecord:
         """Prolong the lease. Raises `Deposed` where the site has another epoch by now."""
         document = await self.ledger.find_one_and_update(
@@ -476,6 +486,7 @@ class Store:
                         "trouble": {"$literal": trouble},
                         "skew": skew,
                         "lease": lease,
+                        **({} if lsid is None else {"lsid": {"$literal": lsid}}),
                     }
                 }
             ],

@@ -12,6 +12,7 @@ It may raise `ConfigError`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, Final
 
@@ -51,11 +52,11 @@ def addressees(site: str, sinks: Iterable[Sink]) -> list[Addressee]:
 
 def _addressee(site: str, sink: Sink) -> Addressee:
     try:
-        make = _OURS.get(sink.kind) or _foreign(sink.kind)
-        notifier = make(sink.options)
+        make = partial(_OURS.get(sink.kind) or _foreign(sink.kind), sink.options)
+        notifier = make()
     except ConfigError as error:
         raise ConfigError(f"site {site!r}: alarms: {sink.name!r}: {error.summary}") from error
-    return Addressee(sink.rule(resolves=notifier.resolves), notifier)
+    return Addressee(sink.rule(resolves=notifier.resolves), notifier, make)
 
 
 def _foreign(kind: str) -> Callable[[Any], Notifier]:

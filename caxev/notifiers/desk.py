@@ -12,11 +12,12 @@ again.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from random import random
 from typing import Final
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 from loguru import logger
 
 from caxev import metrics
@@ -39,6 +40,7 @@ from caxev.alarms import (
     together,
     undelivered,
 )
+from caxev.config import ConfigError
 from caxev.config.errors import one_line
 from caxev.job import utcnow
 from caxev.ledger import State
@@ -57,12 +59,20 @@ SWEEP: Final = 3600.0
 """Seconds at most between two looks at what can be forgotten, and at the clock."""
 
 
-@frozen
+@define(eq=False)
 class Addressee:
-    """A sink: what it is told, and by what."""
+    """A sink: what it is told, and by what. `make` makes the notifier anew, with its secrets."""
 
     rule: Rule
     notifier: Notifier
+    make: Callable[[], Notifier] | None = None
+
+    def renew(self) -> None:
+        """Read its secrets again: a password may have been renewed."""
+        try:
+            self.notifier = self.notifier if self.make is None else self.make()
+        except ConfigError as error:
+            logger.error("{} stays as it was: {}", self.name, error)
 
     @property
     def name(self) -> str:
@@ -288,6 +298,8 @@ class Desk:
             group = [one for one, what in due if what and what.over is over and what.at <= now]
             for batch in messages(group):
                 why = await attempted(addressee.notifier, together(batch), over=over)
+                if why is not None:
+                    addressee.renew()
                 self._told(addressee.name, batch, why, over=over)
 
     def _told(self, sink: str, batch: list[Standing], why: str | None, *, over: bool) -> None:

@@ -22,8 +22,9 @@ from attrs import frozen
 
 from caxev import aio
 from caxev.config import Settings, Sites, load_sites
-from caxev.daemon import Leaving, Options, open_database, serve_tenures
+from caxev.daemon import Leaving, open_database, serve_tenures
 from caxev.job import clock
+from caxev.listening import Options
 from caxev.mongo import Database, Tenure
 from caxev.registry import Handler, Registry, recorded
 

@@ -1,0 +1,164 @@
+"""What a listener goes by is read again while it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from attrs import evolve
+
+from caxev import ELSEWHERE, HERE, Job, copy, field
+from caxev.alarms import Alarm, Rule
+from caxev.config import ConfigError, Sites
+from caxev.daemon import Leaving
+from caxev.listening import KEY, Options, adopted, changed_keys
+from caxev.mongo import Database
+from caxev.notifiers import Addressee
+from tests import engine
+from tests.conftest import Database as Named
+
+SITE = "lngs"
+NOWHERE = Named("mongodb://localhost/", "run")
+
+
+async def see(job: Job) -> None:
+    """Do nothing."""
+
+
+async def weigh(job: Job) -> None:
+    """Do nothing."""
+
+
+def options(*names: str) -> Options:
+    handlers = [
+        engine.handler(see, copy("transferred", host=HERE)),
+        engine.handler(weigh, field("weight")),
+    ]
+    return engine.options_for(NOWHERE, handlers, site_fields={"task_list": names})
+
+
+def with_site(sites: Sites, name: str = SITE, **fields: Any) -> Sites:
+    return evolve(sites, by_name={**sites.by_name, name: evolve(sites.get(name), **fields)})
+
+
+def test_what_can_change_counts_at_once() -> None:
+    """Of this site and of others; handlers are enabled anew."""
+    before = options()
+    after = with_site(with_site(before.sites, purge=5, task_list=("see",)), "chicago", port=23)
+    new, waiting = adopted(before, after)
+    assert (new.site.purge, new.sites.get("chicago").port, waiting) == (5, 23, [])
+    assert [handler.name for handler in new.registry.enabled] == ["see"]
+    assert changed_keys(before.sites, new.sites) == ["lngs.purge", "lngs.task_list", "chicago.port"]
+
+
+def test_what_cannot_change_is_named_and_stays() -> None:
+    """The rest of the file counts all the same."""
+    before = options()
+    after = with_site(before.sites, purge=5, lanes={"transfer": 9}, handlers=("mine",))
+    new, waiting = adopted(before, after)
+    assert waiting == ["handlers", "lanes"]
+    assert (new.site.purge, new.site.lanes, new.site.handlers) == (5, {}, ())
+
+
+def test_a_task_that_watches_more_waits() -> None:
+    """The stream does not bring the fields that it needs."""
+    before = options("see")
+    new, waiting = adopted(before, with_site(before.sites, task_list=(), purge=5))
+    assert waiting == ["task_list"]
+    assert (new.site.task_list, new.site.purge) == (("see",), 5)
+
+
+def test_a_site_that_is_gone_is_an_error() -> None:
+    before = options()
+    rest = {name: site for name, site in before.sites.by_name.items() if name != SITE}
+    with pytest.raises(ConfigError, match=SITE):
+        adopted(before, evolve(before.sites, by_name=rest))
+
+
+async def test_sighup_reads_again_and_does_not_end() -> None:
+    called: list[bool] = []
+
+    async def hangup() -> None:
+        called.append(True)
+
+    leaving = Leaving(hangup=hangup)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leaving.listen)
+        await trio.testing.wait_all_tasks_blocked()
+        os.kill(os.getpid(), signal.SIGHUP)
+        await engine.until(lambda: called)
+        assert not leaving.asked.is_set()
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.replicaset
+async def test_a_listener_goes_by_what_was_read_again(database: Named) -> None:
+    """What is wrong changes nothing, and is an alarm until it is put right."""
+    seen: list[float | None] = []
+    files: list[Sites | ConfigError] = []
+
+    async def note(job: Job) -> None:
+        seen.append(job.site.purge)
+
+    def reread() -> Sites:
+        found = files.pop(0)
+        if isinstance(found, ConfigError):
+            raise found
+        return found
+
+    made = engine.options_for(database, [engine.handler(note, copy("transferred", host=ELSEWHERE))])
+    made = evolve(made, reread=reread)
+    files += [with_site(made.sites, purge=5), ConfigError("purge must be days, not 'x'")]
+    files.append(with_site(made.sites, purge=7))
+    async with engine.opened(database) as db, engine.listener(db, made) as leaving:
+        for number, purge in enumerate((None, 5, 5, 7), 1):
+            await db.insert_run(engine.run_document(number, ("raw", "chicago", "transferred")))
+            await engine.until(partial(_so_many, seen, number), within=10)
+            assert seen[-1] == purge
+            await engine.until(partial(_alarmed, db, stands=number == 3), within=10)
+            if files:
+                await leaving.hangup()
+
+
+def _so_many(seen: list[Any], number: int) -> bool:
+    return len(seen) == number
+
+
+async def _alarmed(db: Database, *, stands: bool) -> bool:
+    found = [one for one in await db.alarms(SITE) if one.alarm.key == KEY]
+    return any(one.stands for one in found) == stands
+
+
+class Sink:
+    """A notifier that knows a secret."""
+
+    resolves = True
+
+    def __init__(self, secret: str) -> None:
+        self.secret = secret
+
+    async def send(self, alarm: Alarm, *, over: bool) -> None:
+        """Do nothing."""
+
+
+def test_a_notifiers_secret_is_read_again(tmp_path: Path) -> None:
+    """One that is not there leaves the notifier as it was."""
+    file = tmp_path / "secret"
+
+    def make() -> Sink:
+        if not file.exists():
+            raise ConfigError("the secret is missing")
+        return Sink(file.read_text())
+
+    one = Addressee(Rule("mail"), Sink("old"), make)
+    one.renew()
+    assert one.notifier.secret == "old"  # type: ignore[attr-defined]
+    file.write_text("new")
+    one.renew()
+    assert one.notifier.secret == "new"  # type: ignore[attr-defined]
