@@ -308,6 +308,11 @@ class Run:
         """When the run was started, UTC."""
         return as_utc(self.document.get("start"))
 
+    @property
+    def suffix(self) -> str:
+        """What cax put behind the name of a muon veto's run, as the TPC has one of that name."""
+        return "_MV" if self.detector == "muon_veto" else ""
+
     def copy(self, key: CopyKey) -> Copy | None:
         """The copy known by `key`, if the run has one."""
         return next((copy for copy in self.copies if copy.key == key), None)

@@ -8,12 +8,15 @@ that much is certain. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run
 
 DISPUTED = "disputed"
 """The field of an entry in ``error`` that contradicts others, but nothing that it said before."""
+
+KEPT = ("creation_place", "pax_hash", "size")
+"""Fields of a processed copy that are those of all its copies."""
 
 VOUCHED = "vouched"
 """The field of an entry that a person has looked at and found to be right."""
@@ -40,7 +43,14 @@ def coming_from(source: Copy) -> dict[str, object]:
         "source_manifest": source.manifest,
         "source_checksum": source.checksum,
         **({} if made_by is None else {"maker": made_by}),
+        **{name: source.fields[name] for name in _kept(source)},
     }
+
+
+def _kept(source: Copy) -> Iterator[str]:
+    """What every copy of derived data says of how that was made, wherever it is."""
+    if source.version is not None:
+        yield from (name for name in KEPT if source.fields.get(name) is not None)
 
 
 def agree(one: Copy, other: Copy) -> bool:

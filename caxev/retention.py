@@ -554,6 +554,18 @@ def withdraw(run: Run, copy: Copy, wanted: Intent, why: str, now: datetime) -> R
     )
 
 
+def unwanted(key: CopyKey, site: Site) -> str | None:
+    """Say why a site wants no processed data of that version; None if it does."""
+    if key.type != "processed" or key.version is None:
+        return None
+    if key.version == site.pax_version_purge:
+        return f"{key.version} is to be purged at {site.name} (pax_version_purge)"
+    wanted = site.pax_processing_versions
+    if wanted and key.version not in wanted:
+        return f"{site.name} wants {', '.join(wanted)}, not {key.version} (pax_processing_versions)"
+    return None
+
+
 def was_deleted(run: Run, key: CopyKey) -> str | None:
     """Say who deleted such a copy on purpose; None where nobody did."""
     rows = run.document.get("deleted_data")

@@ -16,6 +16,13 @@ both by number; absent: no limit |
 | `function` | an expression (`caxev.expressions`), or a list of them and of numbers |
 | `creation_time` | UTC; of two rows that fit, the later counts |
 
+cax's tables are read as well. A row of theirs has a ``calculation_time``, which is its version if
+it names none, and a ``function``, or a ``correction``: a list of ``{min, max, value}``, each for
+the runs from number `min` on and before `max`. cax multiplied what a function gave by a unit that
+stood in its code, so such a row is used only if the correction gives its `factor`. A row that
+cannot be understood, or that names what is not known here (``pmt``, ``v``), is refused: no older
+one is taken in its place.
+
 Expressions know `t` (the run's start, seconds since 1970), `run_number`, and the last name of each
 field in ``when`` that holds a number or a time. The version is the one that the correction
 names, or else that of the row that was made last.
@@ -63,9 +70,10 @@ async def correct(job: Job) -> Result:
         one = wanted.correction
         try:
             row = row_for(job.run, one, await job.table(one.table))
-            if row["version"] == wanted.version:
+            version = version_of(one, row)
+            if version == wanted.version:
                 continue
-            fields |= {one.field: value_of(job.run, one, row), one.version_field: row["version"]}
+            fields |= {one.field: value_of(job.run, one, row), one.version_field: version}
         except (Retry, GiveUp) as error:
             failed.append(error)
             continue
@@ -104,10 +112,12 @@ def plan_corrections(run: Run, site: Site) -> list[Wanted] | Skip:
 
 
 def row_for(run: Run, correction: Correction, rows: Sequence[Row]) -> Row:
-    """Find the row of a table that is for this run. Raises `Retry` where there is none. Pure."""
-    known = sorted((row for row in rows if isinstance(row.get("version"), str)), key=_made)
-    version = correction.version or (known[-1]["version"] if known else None)
-    fits = [row for row in known if row["version"] == version and _is_for(run, row)]
+    """Find the row of a table that is for this run. Raises `Retry` if there is none. Pure."""
+    made = sorted(rows, key=_made)
+    version = correction.version
+    if version is None:  # the newest: it must be known of every row whether it is that
+        version = [version_of(correction, row) for row in made][-1] if made else None
+    fits = [row for row in made if _version(row) == version and _is_for(run, row)]
     if not fits:
         why = f"table {correction.table} has no row of version {version or 'any'} for {run}"
         raise Retry(why, after=LATER)
@@ -115,14 +125,52 @@ def row_for(run: Run, correction: Correction, rows: Sequence[Row]) -> Row:
 
 
 def _made(row: Row) -> datetime:
-    return as_utc(row.get("creation_time")) or datetime.min.replace(tzinfo=UTC)
+    made = as_utc(row.get("creation_time")) or as_utc(row.get("calculation_time"))
+    return made or datetime.min.replace(tzinfo=UTC)
+
+
+def version_of(correction: Correction, row: Row) -> str:
+    """Return the version of a row. Raises `GiveUp` for a row that is of none. Pure."""
+    if (version := _version(row)) is not None:
+        return version
+    raise GiveUp(
+        f"row {row.get('_id')} of {correction.table} has no version, so nothing says whether it "
+        "is the newest: give it one (a text), or take it out"
+    )
+
+
+def _version(row: Row) -> str | None:
+    """A row's version: that of cax's is its time, if it names none."""
+    version = row.get("version")
+    if version is None and (made := as_utc(row.get("calculation_time"))) is not None:
+        return str(made.replace(tzinfo=None))  # as cax wrote it
+    return version if isinstance(version, str) else None
 
 
 def _is_for(run: Run, row: Row) -> bool:
     for name, passed in (("from", True), ("until", False)):
         if (limit := row.get(name)) is not None and _passed(run, limit) is not passed:
             return False
-    return True
+    return "correction" not in row or _range_for(run, row) is not None
+
+
+def _range_for(run: Run, row: Row) -> Row | None:
+    """The range of one of cax's rows that the run's number is in. Raises `GiveUp` for no such."""
+    ranges = row["correction"]
+    for one in ranges if isinstance(ranges, list) else (ranges,):
+        if not isinstance(one, Mapping) or not _is_range(one):
+            raise GiveUp(f"row {row.get('_id')}: {one!r} is no {{min, max, value}}")
+        if run.number is not None and one["min"] <= run.number < one["max"]:
+            return one
+    return None
+
+
+def _is_range(one: Mapping[str, Any]) -> bool:
+    return one.get("value") is not None and all(_is_number(one.get(k)) for k in ("min", "max"))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _passed(run: Run, limit: object) -> bool | None:
@@ -135,23 +183,36 @@ def _passed(run: Run, limit: object) -> bool | None:
 
 
 def value_of(run: Run, correction: Correction, row: Row) -> Any:
-    """Compute what a row says for this run. Raises `GiveUp` where it says nothing. Pure."""
-    if "function" not in row:
-        if row.get("value") is None:
-            raise GiveUp(f"{_named(correction, row)} has neither value nor function")
+    """Compute what a row says for this run. Raises `GiveUp` if it says nothing. Pure."""
+    given = [name for name in ("value", "function", "correction") if row.get(name) is not None]
+    if len(given) != 1:
+        said = " and ".join(given) or "neither value nor function"
+        raise GiveUp(f"{_named(correction, row)} has {said}: it must have one of them")
+    if given == ["value"]:
         return row["value"]
-    names = inputs(run, correction)
-    function = row["function"]
+    if given == ["correction"]:
+        return (_range_for(run, row) or {}).get("value")
+    if correction.factor is None and row.get("calculation_time") is not None:
+        raise GiveUp(
+            f"{_named(correction, row)} is of cax, which multiplied its value by a unit: say by "
+            f"which, as factor of {correction.name} in sites.json"
+        )
+    return _computed(run, correction, row)
+
+
+def _computed(run: Run, correction: Correction, row: Row) -> Any:
+    names, function = inputs(run, correction), row["function"]
+    factor = 1.0 if correction.factor is None else correction.factor
     try:
         if isinstance(function, list):
-            return [_evaluated(one, names) for one in function]
-        return _evaluated(function, names)
+            return [_evaluated(one, names) * factor for one in function]
+        return _evaluated(function, names) * factor
     except ExpressionError as error:
         raise GiveUp(f"the function of {_named(correction, row)}: {error}") from error
 
 
 def _named(correction: Correction, row: Row) -> str:
-    return f"row {row.get('_id')} of {correction.table} ({row['version']})"
+    return f"row {row.get('_id')} of {correction.table} ({version_of(correction, row)})"
 
 
 def _evaluated(function: object, names: Mapping[str, float]) -> float:

@@ -444,6 +444,7 @@ def values_of(run: Run, key: CopyKey, how: Processing) -> dict[str, object]:
     return {
         "run": run.number or run.name,
         "name": run.name,
+        "suffix": run.suffix,
         "version": key.version or "",
         "events": events_of(run),
         "detector": run.detector,

@@ -67,6 +67,7 @@ from caxev.retention import (
     keeper,
     to_be_purged,
     tombstone,
+    unwanted,
     was_deleted,
     weigh,
     withdraw,
@@ -140,7 +141,7 @@ async def _upload(job: Job, plan: Plan) -> RunUpdate:
         location=plan.source.location,
         manifest=plan.source.manifest,
         checksum=plan.source.checksum,
-        metadata=metadata_of(job.run, plan),
+        metadata=metadata_of(job.run, plan, job.sites.get(plan.key.host)),
     )
     try:
         async with job.suspecting(plan.source):
@@ -177,7 +178,7 @@ async def _claim(job: Job, plan: Plan) -> Copy:
     good = CopyIs(source.key, {"status": TRANSFERRED, "location": source.location})
     fields: dict[str, object] = {
         "location": str(plan.names.dataset),
-        "source": source.host,
+        **coming_from(source),
         "source_name": source.location.rstrip("/").rpartition("/")[2],
         "owner": job.owner,
         "trigger": plan.trigger,
@@ -185,8 +186,8 @@ async def _claim(job: Job, plan: Plan) -> Copy:
     if plan.resume is not None:
         update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
     else:
-        fields |= {"checksum": None, "rse": [], "rule_info": []}
-        fields |= {"creation_time": job.now(), "creation_place": job.site.name}
+        made = {"creation_time": job.now(), "creation_place": job.site.name}
+        fields = {"checksum": None, "rse": [], "rule_info": [], **made, **fields}
         update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
     mine = _there(await _updated(job, update), plan.key)
     job.park_with(RunUpdate.change_copy(job.run, mine, ERROR, owner=None))
@@ -272,12 +273,12 @@ def _free(entry: Copy) -> bool:
     return entry.status in WAITING and not entry.fields.get("trigger")
 
 
-def metadata_of(run: Run, plan: Plan) -> dict[str, object]:
+def metadata_of(run: Run, plan: Plan, there: Site) -> dict[str, object]:
     """What the catalogue is told about the dataset, in the words that cax used."""
     user = run.document.get("user")
     metadata = {
         "phys_group": user if isinstance(user, str) else None,
-        "provenance": run.detector or None,
+        "provenance": there.rucio.detectors.get(run.detector, run.detector) or None,
         "datatype": rucio.source_of(run) or None,
         "campaign": plan.names.campaign,
         "run_number": run.number,
@@ -648,8 +649,8 @@ async def _claim_fetch(job: Job, plan: Fetch) -> Copy:
             fields["requested"] = True
         update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
     else:
-        fields |= {"checksum": None}
-        fields |= {"creation_time": job.now(), "creation_place": job.site.name}
+        made = {"creation_time": job.now(), "creation_place": job.site.name}
+        fields = {"checksum": None, **made, **fields}
         update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
     mine = _there(await _updated(job, update), plan.key)
     job.park_with(RunUpdate.change_copy(job.run, mine, ERROR, owner=None))
@@ -679,7 +680,7 @@ def plan_fetch(
     base = site.directory(key.type, key.version)
     if base is None:
         return Skip(f"{site.name} has no directory for {key.type} data")
-    name = str(source.fields.get("source_name") or run.name)
+    name = str(source.fields.get("source_name") or run.name + run.suffix)
     if name in {"", ".", ".."} or "/" in name or "\0" in name:
         raise GiveUp(f"{name!r} is no usable name for the copy")
     rse = entry.fields.get("from_rse") if entry is not None else None
@@ -709,7 +710,7 @@ def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) 
     if seen.type not in site.data_type:
         return f"{site.name} does not move {seen.type} data (data_type)"
     here = CopyKey(seen.type, site.name, seen.version)
-    if not tagged and (why := was_deleted(run, here)):
+    if not tagged and (why := unwanted(here, site) or was_deleted(run, here)):
         return why
     if to_be_purged(run, seen, site, now):
         return f"it would be purged at once (purge: {site.purge:g} days)"

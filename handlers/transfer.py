@@ -60,7 +60,7 @@ from caxev.movers import Route, methods, unserved, ways
 from caxev.movers import pull as pull_bytes
 from caxev.movers import push as push_bytes
 from caxev.quorum import VOUCHED, coming_from, is_disputed, majority, voters
-from caxev.retention import to_be_purged, was_deleted
+from caxev.retention import to_be_purged, unwanted, was_deleted
 from caxev.sharing import sharing
 
 STALLED = 15 * 60.0
@@ -327,11 +327,8 @@ async def claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Cop
             fields["repairs"] = _repairs(plan.resume) + 1
         update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
     else:
-        fields |= {
-            "checksum": None,
-            "creation_time": job.now(),
-            "creation_place": job.site.name,
-        }
+        made = {"creation_time": job.now(), "creation_place": job.site.name}
+        fields = {"checksum": None, **made, **fields}
         update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
     try:
         mine = (await job.update(update)).copy(plan.key)
@@ -358,7 +355,7 @@ def plan_pull(
         return good
     if seen.host in [source.host for source in good[1:]]:
         return Skip(f"{good[0].host} has it too, and comes first in download_options")
-    if asked is None and (why := was_deleted(run, key)):
+    if asked is None and (why := unwanted(key, site) or was_deleted(run, key)):
         return Skip(why)
     if asked is None and to_be_purged(run, key, site, now):
         return Skip(f"it would be purged at once (purge: {site.purge:g} days)")
@@ -390,7 +387,7 @@ def plan_push(
         return Skip(f"there is no copy at {site.name}")
     if why := unfit(source):
         return Skip(why)
-    if asked is None and (why := was_deleted(run, key)):
+    if asked is None and (why := unwanted(key, there) or was_deleted(run, key)):
         return Skip(why)
     if asked is None and to_be_purged(run, key, there, now):
         return Skip(f"it would be purged at once at {name} (purge: {there.purge:g} days)")

@@ -78,7 +78,7 @@ def entry(host: str, status: str = "transferred", **fields: Any) -> dict[str, An
     ("fields", "dataset"),
     [
         ({}, "xe1t_SR001_170301_1200_tpc:raw"),
-        ({"detector": "muon_veto"}, "xe1t_SR001_170301_1200_muon_veto:raw"),
+        ({"detector": "muon_veto"}, "xe1t_SR001_170301_1200_mv:raw"),
         (
             {"name": "170202_1739", "start": datetime(2017, 2, 2, 17, 39, tzinfo=UTC)},
             "xe1t_SR000_170202_1739_tpc:raw",
@@ -368,7 +368,7 @@ def test_an_upload_is_planned() -> None:
     plan = upload(run)
     assert isinstance(plan, rucio.Plan)
     assert (plan.key, plan.resume) == (KEY, None)
-    assert rucio.metadata_of(run, plan)["run_number"] == 5207
+    assert rucio.metadata_of(run, plan, CATALOGUE)["run_number"] == 5207
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from attrs import evolve
 from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,6 +212,77 @@ def test_a_limit_that_is_none_is_named() -> None:
     """A row whose limit is neither time nor number is a person's to mend."""
     with pytest.raises(GiveUp, match="'soon'"):
         corrections.row_for(run_of(), DRIFT, [row(value=1, until="soon")])
+
+
+# -- cax's own tables -----------------------------------------------------------------------------
+
+NET = Correction("SetNeuralNetwork", "processor.net", "neural_network")
+LIFETIME = Correction("AddElectronLifetime", "processor.lifetime", "purity", factor=1000)
+
+
+def of_cax(days: float, version: str | None = None, **fields: Any) -> dict[str, Any]:
+    """A row as cax's users wrote it, calculated so many days after the run."""
+    given = {} if version is None else {"version": version}
+    return {"_id": ObjectId(), "calculation_time": START + timedelta(days), **given, **fields}
+
+
+def ranges(*parts: tuple[int, int, object]) -> list[dict[str, object]]:
+    return [{"min": low, "max": high, "value": value} for low, high, value in parts]
+
+
+async def test_ranges_of_a_row_of_cax() -> None:
+    """The range that the run's number is in, its first and not its last included; else it waits."""
+    newest = of_cax(2, "v2", correction=ranges((0, 5000, "old.net"), (5000, 5001, "new.net")))
+    rows = [newest, of_cax(1, "v1", correction=ranges((0, 9000, "former.net")))]
+    site = Site(name="lngs", corrections=(NET,))
+    update = await corrected(run_of(), Tables(neural_network=rows), site)
+    assert update.fields == {NET.field: "new.net", NET.version_field: "v2"}
+    for number in (5001, 0):
+        with pytest.raises(Retry, match="no row of version v2"):
+            corrections.row_for(run_of(number=number), NET, rows)
+
+
+async def test_a_function_of_a_row_of_cax() -> None:
+    """The newest by `calculation_time`, its version too; times what was in cax's code."""
+    rows = [of_cax(1, "v1", function="1"), of_cax(2, function="t / t + 2"), row(value=7)]
+    site = Site(name="lngs", corrections=(LIFETIME,))
+    update = await corrected(run_of(), Tables(purity=rows), site)
+    assert update.fields == {
+        LIFETIME.field: 3000.0,
+        LIFETIME.version_field: "2016-11-13 14:34:00",
+    }
+
+
+@pytest.mark.parametrize(
+    ("correction", "newest", "why"),
+    [
+        (evolve(LIFETIME, factor=None), of_cax(2, function="1"), "say by which, as factor of Add"),
+        (LIFETIME, of_cax(2, function="v + 1"), "'v' is not known here"),
+        (LIFETIME, of_cax(2, function="pmt * t"), "'pmt' is not known here"),
+        (LIFETIME, of_cax(2), "neither value nor function"),
+        (LIFETIME, of_cax(2, function="1", value=1), "has value and function"),
+        (LIFETIME, of_cax(2, correction=ranges((0, 9000, None))), "is no {min, max, value}"),
+        (LIFETIME, of_cax(2, correction={"min": 1}), "is no {min, max, value}"),
+        (LIFETIME, of_cax(2, correction=[{"min": 1, "max": "9", "value": 1}]), "is no {min"),
+        (LIFETIME, row(None, function="1"), "has no version"),
+        (LIFETIME, row(2.5, function="1"), "has no version"),
+    ],
+)
+async def test_a_row_that_is_not_understood_is_refused(
+    correction: Correction, newest: dict[str, Any], why: str
+) -> None:
+    """No older row is taken in the place of one that is half understood."""
+    older = [of_cax(1, "v1", function="1"), of_cax(0, "v0", value=1)]
+    site = Site(name="lngs", corrections=(correction,))
+    with pytest.raises(GiveUp, match=re.escape(why)):
+        await corrected(run_of(), Tables(purity=[*older, newest]), site)
+
+
+def test_a_version_that_is_named_needs_no_other() -> None:
+    """Where a site wants one version, rows of none are nobody's concern."""
+    fixed = evolve(LIFETIME, version="v1")
+    rows = [of_cax(1, "v1", function="1"), row(None, function="2")]
+    assert corrections.row_for(run_of(), fixed, rows)["function"] == "1"
 
 
 # -- what is written ------------------------------------------------------------------------------

@@ -451,6 +451,22 @@ def test_what_a_copy_must_not_hold_is_refused(world: World, way: Way, what: str)
 
 
 @both
+def test_an_absolute_link_into_the_run_is_kept(world: World, way: Way, tmp_path: Path) -> None:
+    """By any name of its directory: the copy has a relative one, and both are the same data."""
+    if not world.carries_all:
+        pytest.skip("it holds no links")
+    run, alias = world.run(way), tmp_path / "alias"
+    alias.symlink_to(world.source(way))
+    (run / "sub" / "inner").symlink_to(run / "a")
+    (run / "aliased").symlink_to(alias / "run" / "sub")
+    world.move(way)
+    copy = world.target(way) / "run"
+    assert os.readlink(copy / "sub" / "inner") == "../a"
+    assert os.readlink(copy / "aliased") == "sub"
+    assert digested(copy) == digested(run)
+
+
+@both
 def test_paths_stay_inside_their_roots(world: World, way: Way) -> None:
     """Paths that are relative, climb, or are a root itself are refused on either side."""
     world.run(way)

@@ -14,7 +14,7 @@ from typing import Literal
 import pytest
 
 from caxev import movers
-from caxev.files import confine
+from caxev.files import confine, link_problem, within_tree
 from caxev.job import GiveUp, Retry
 from caxev.model import CopyKey
 from caxev.movers import Route
@@ -150,3 +150,22 @@ def modes_below(top: Path) -> set[tuple[str, int]]:
     paths = (top, *top.rglob("*"))
     kinds = ("file", "directory")
     return {(kinds[path.is_dir()], stat.S_IMODE(path.stat().st_mode)) for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("path", "target", "expected"),
+    [
+        (b"a", b"/raw/run/b", b"b"),
+        (b"sub/deep/a", b"/raw/run/b/c", b"../../b/c"),
+        (b"a", b"/raw/run", b"."),
+        (b"sub/a", b"/raw/run/", b"../."),
+        (b"a", b"/raw/run2/b", b"/raw/run2/b"),
+        (b"a", b"/raw/run/../b", b"/raw/run/../b"),
+        (b"a", b"/etc/passwd", b"/etc/passwd"),
+    ],
+)
+def test_an_absolute_link_within_a_tree(path: bytes, target: bytes, expected: bytes) -> None:
+    """It becomes a relative one that may be kept; one that leads out stays what it is, refused."""
+    inner = within_tree(b"/raw/run", path, target)
+    assert inner == expected
+    assert (link_problem(path, inner) is None) is (inner != target)

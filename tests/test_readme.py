@@ -50,6 +50,23 @@ CAX_FLAGS = words("""
     --version --start --stop --tag --mem_per_cpu --walltime --partition --reservation
     --from-run --to-run --last-days --rucio-rule --rucio-scope --rucio-rse --rucio-upload
 """)
+CAX_PROGRAMS = {
+    "massive-cax": "--start --stop --tag --mem_per_cpu --walltime --partition --reservation",
+    "massive-tsm": "--from-run --to-run --last-days --logfile",
+    "massive-ruciax": "--from-run --to-run --last-days --on-disk-only",
+    "cax-mv": "--input --output",
+    "cax-rm": "--location",
+    "cax-stray": "--delete",
+    "cax-status": "--host --status",
+    "cax-tsm-remove": "--location",
+    "cax-tsm-watch": "--monitor --status --log-path",
+    "ruciax-rm": "--location --status",
+    "ruciax-check": "--mode --location",
+    "ruciax-purge": "--purge",
+    "ruciax-download": "--type --rse --dir --restore --overwrite --list --location",
+    "ruciax-locator": "--method --rse --copies --status",
+}
+"""The flags of programs of cax beside those that several have."""
 CAX_TASKS = words("""
     CopyPush CopyPull AddChecksum CompareChecksums RetryStalledTransfer
     RetryBadChecksumTransfer SetPermission AddSize ProcessBatchQueue ProcessBatchQueueHax
@@ -308,6 +325,15 @@ def test_nothing_of_cax_is_left_out(place: int, names: list[str]) -> None:
     told = {word.split()[0] for row in table for word in marked(row[0])}
     assert set(names) <= told
     assert all(row[1] for row in table)
+
+
+@pytest.mark.parametrize(("program", "flags"), CAX_PROGRAMS.items(), ids=CAX_PROGRAMS)
+def test_no_flag_of_a_program_is_left_out(program: str, flags: str) -> None:
+    """Each flag of each program of cax has a row of that program."""
+    table = list(tables(section("Migrating from cax")))[1]
+    of_program = [row for row in table if program in row[0].partition(":")[0].split(", ")]
+    told = {word.split()[0] for row in of_program for word in marked(row[0])}
+    assert told == set(words(flags))
 
 
 def test_tasks_of_cax_enable_what_the_text_says() -> None:

@@ -180,7 +180,8 @@ class Found:
         from caxev.model import VERIFYING, Copy
         from caxev.sharing import sharing_here
 
-        if not self.any_name and (called := run_name(self.real)) != run.name:
+        called = run_name(self.real)
+        if not self.any_name and called not in (run.name, run.name + run.suffix):
             raise NothingToDo(
                 f"{escaped(called)} is not the name of {run}: if it is that run's all the same, "
                 "say --any-name"

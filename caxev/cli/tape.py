@@ -197,7 +197,10 @@ def _ask_for(wanted: Wanted, plan: Callable[[Run], Ask], *, dry_run: bool, as_js
         found = await wanted.find(database, database.settings)
         return await _carry_out(database, map(plan, found), dry_run=dry_run)
 
-    rows = state().with_database(run)
+    _finish(state().with_database(run), as_json)
+
+
+def _finish(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     show(Table(_ASKED, rows), as_json=as_json)
     if not any(row["asked"] for row in rows):
         raise click.exceptions.Exit(FAILED)
@@ -384,24 +387,35 @@ def forget(
     options = state()
     options.log("warning")
     host = archive_called(options.sites(), tape_name).name
-    if not (yes or dry_run):
+    found = options.with_database(lambda database: wanted.find(database, database.settings))
+    asks = [forget_ask(run, host, why) for run in found]
+    number = sum(ask.update is not None for ask in asks)
+    if number and not (yes or dry_run):
         words = escaped(wanted.words)
-        click.confirm(f"Forget that {words} is at {host}?", abort=True, err=as_json)
-    _ask_for(wanted, lambda run: forget_ask(run, host, why), dry_run=dry_run, as_json=as_json)
+        click.confirm(f"Forget that {words} is at {host} ({number})?", abort=True, err=as_json)
+    _finish(options.with_database(lambda one: _carry_out(one, asks, dry_run=dry_run)), as_json)
 
 
 def forget_ask(run: Run, host: str, why: str) -> Ask:
     """Return what takes an entry out, with a tombstone. Pure but for the time."""
+    copy = run.copy(_raw(host))
+    if copy is None:
+        return Ask(run, f"no entry for {host}")
+    return Ask(run, f"forgotten at {host}", forgetting(run, copy, why))
+
+
+def forgetting(run: Run, copy: Copy, why: str) -> RunUpdate:
+    """Return the write that takes an entry out and leaves what it is about. Pure but for the time.
+
+    The tombstone says who did that and why, and that nothing was deleted.
+    """
     from caxev.cli.replay import me
     from caxev.job import utcnow
     from caxev.model import RunUpdate
 
-    copy = run.copy(_raw(host))
-    if copy is None:
-        return Ask(run, f"no entry for {host}")
-    proof = f"status {copy.status}; nothing on tape was deleted"
+    proof = f"status {copy.status}; nothing at {copy.host} was deleted"
     tombstone = {"by": me(), "at": utcnow(), "why": why, "proof": proof}
-    return Ask(run, f"forgotten at {host}", RunUpdate.remove_copy(run, copy, tombstone=tombstone))
+    return RunUpdate.remove_copy(run, copy, tombstone=tombstone)
 
 
 # -- looking --------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from caxev.config.errors import Problems, read_keys
 
 AUTH_TYPES: Final = ("userpass", "x509", "x509_proxy", "gss", "ssh", "oidc")
 """The ways in which a Rucio client proves who it is."""
+DETECTORS: Final[Mapping[str, str]] = {"muon_veto": "mv"}
+"""The short names of detectors, as cax had them."""
 _PART: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -59,7 +61,7 @@ class Catalogue:
     ask_after: int = 60
     experiment: str = "xe1t"
     periods: tuple[Period, ...] = FIRST_PERIODS
-    detectors: Mapping[str, str] = field(default=Factory(dict), hash=False)
+    detectors: Mapping[str, str] = field(default=Factory(lambda: {**DETECTORS}), hash=False)
     rules: str | None = None
     messages: tuple[str, int] | None = None
 
@@ -106,7 +108,7 @@ def _address(value: Any) -> tuple[str, int]:
 
 def _detectors(value: Any) -> dict[str, str]:
     _sure(isinstance(value, dict))
-    return {_text(name): _part(short) for name, short in value.items()}
+    return {**DETECTORS, **{_text(name): _part(short) for name, short in value.items()}}
 
 
 def _periods(value: Any) -> tuple[Period, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from math import isfinite
 from typing import Any, Final
 
 import attrs
@@ -26,7 +27,8 @@ class Correction:
 
     `name` is by which ``task_list`` enables it, and under which the run keeps the version used.
     `field` is the dotted path that is set, `table` the collection beside the runs that has the
-    rows. It is computed once the run has the fields `when`. `version` None: the newest.
+    rows. It is computed once the run has the fields `when`. `version` None: the newest. What a
+    ``function`` gives is multiplied by `factor`, None: it is not said; see `handlers.corrections`.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Correction:
     table: str
     when: tuple[str, ...] = ("start",)
     version: str | None = None
+    factor: float | None = None
 
     @property
     def version_field(self) -> str:
@@ -128,6 +131,13 @@ def _version(value: Any) -> str | None:
     return None if value is None else _text(value)
 
 
+def _factor(value: Any) -> float | None:
+    if value is None:
+        return None
+    _sure(isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value))
+    return float(value)
+
+
 def _shown(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  # so that it stays a line
@@ -139,5 +149,6 @@ _READ: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "table": ("the name of a collection", _table),
     "when": ("a list of dotted paths into the run", _when),
     "version": ("a text or null", _version),
+    "factor": ("a number or null", _factor),
 }
 _NEEDED: Final = {one.name for one in attrs.fields(Correction) if one.default is attrs.NOTHING}

@@ -21,7 +21,7 @@ SYSTEMS: Final = ("local", "slurm")
 BATCH: Final = "caxev.batch"
 """The entry point group in which others name batch systems of their own; see `caxev.batch`."""
 PLACEHOLDERS: Final = frozenset(
-    ("input", "output", "run", "name", "version", "cores", "events", "detector", "python")
+    ("input", "output", "run", "name", "suffix", "version", "cores", "events", "detector", "python")
 )
 """What may stand in braces in ``command`` and ``output``."""
 FAILURES: Final = ("exit", "timeout", "memory", "cancelled", "node", "lost")
@@ -65,7 +65,7 @@ class Processing:
     setup: str | None = None
     environment: Mapping[str, str] = field(factory=dict, hash=False)
     directory: str | None = None
-    output: str = "{name}.root"
+    output: str = "{name}{suffix}.root"
     inputs: tuple[str, ...] = INPUTS
     max_jobs: int | None = None
     retries: Mapping[str, int] = field(default=_RETRIES, hash=False, converter=dict)

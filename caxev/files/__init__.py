@@ -58,6 +58,7 @@ from caxev.files.paths import (
     partial_path,
     printable,
     safe_name,
+    within_tree,
 )
 from caxev.files.places import overlapping, places
 from caxev.files.plan import Piece, Plan, plan, to_the_second
@@ -153,6 +154,7 @@ __all__ = [
     "sync_tree",
     "to_nobody",
     "to_the_second",
+    "within_tree",
     "writing",
     "wrong_below",
 ]

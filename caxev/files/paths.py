@@ -148,6 +148,19 @@ def link_problem(path: bytes, target: bytes) -> str | None:
     return None
 
 
+def within_tree(top: bytes, path: bytes, target: bytes) -> bytes:
+    """A link's target as it holds in every copy of the tree at `top`: relative, if it is inside.
+
+    An absolute target that is not below `top` is returned as it is. Pure.
+    """
+    root = top.rstrip(b"/")
+    if {b".", b".."}.intersection(target.split(b"/")):
+        return target
+    if target.rstrip(b"/") != root and not target.startswith(root + b"/"):
+        return target
+    return b"../" * path.count(b"/") + (target.removeprefix(root).strip(b"/") or b".")
+
+
 def check_link(path: bytes, target: bytes) -> None:
     """Raise `GiveUp` if the link may not be kept; see `link_problem`."""
     problem = link_problem(path, target)

@@ -6,11 +6,11 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from caxev.files.errors import meaning
 from caxev.files.manifest import KINDS, Item, Kind, Manifest
-from caxev.files.paths import check_link, check_names, printable
+from caxev.files.paths import check_link, check_names, printable, within_tree
 from caxev.files.resolved import open_resolved
 from caxev.job import GiveUp, Retry
 
@@ -39,7 +39,7 @@ def scan(root: str) -> Manifest:
 
     Raises `GiveUp` where `root` is not there or is a link, or where the tree holds a socket, a
     fifo, a device or a link that leads out of it; `Retry` where it changes under our eyes or
-    cannot be read.
+    cannot be read. An absolute link into the tree is listed as the relative one that copies get.
     """
     return manifest_of(look(root))
 
@@ -119,7 +119,7 @@ def _directory(top: bytes, path: bytes) -> list[Seen]:
         descriptor = open_resolved(full, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with os.scandir(descriptor) as entries:
-                return [_seen(full, above, entry, descriptor) for entry in entries]
+                return [_inner(top, _seen(full, above, entry, descriptor)) for entry in entries]
         finally:
             os.close(descriptor)
     except FileNotFoundError as exc:
@@ -140,3 +140,14 @@ def _seen(full: bytes, above: bytes, entry: os.DirEntry[str], directory: int) ->
         return Seen(path, "link", target=os.readlink(name, dir_fd=directory))
     where = printable(os.path.join(full, name))
     raise GiveUp(f"{where} is neither a file, a directory nor a link")
+
+
+def _inner(top: bytes, seen: Seen) -> Seen:
+    """The same, but of an absolute link into the tree, by whatever name, the relative one."""
+    if not seen.target.startswith(b"/"):
+        return seen
+    above, name = os.path.split(seen.target.rstrip(b"/"))
+    # What it points to is not followed: only where that stands counts.
+    real = os.path.join(os.path.realpath(above), name)
+    inner = within_tree(os.path.realpath(top), seen.path, real)
+    return seen if inner == real else evolve(seen, target=inner)

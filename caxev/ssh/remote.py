@@ -18,7 +18,16 @@ from asyncssh import SFTPAttrs, SFTPClient
 from attrs import define, field
 
 from caxev import crash
-from caxev.files import DIR_MODE, Seen, check_links, check_names, inside, join, printable
+from caxev.files import (
+    DIR_MODE,
+    Seen,
+    check_links,
+    check_names,
+    inside,
+    join,
+    printable,
+    within_tree,
+)
 from caxev.files.roots import marker_path, missing
 from caxev.job import GiveUp, Retry, Root, RootAway
 from caxev.ssh.endpoint import Endpoint
@@ -229,7 +238,20 @@ class Remote:
 
     async def _read_link(self, root: bytes, link: Seen, read: list[Seen]) -> None:
         target = await self.sftp.readlink(join(root, link.path))
+        assert isinstance(target, bytes)
+        if target.startswith(b"/"):
+            target = await self._inner(root, link.path, target)
         read.append(Seen(link.path, "link", target=target))
+
+    async def _inner(self, root: bytes, path: bytes, target: bytes) -> bytes:
+        """As a look at this machine's disk does it: relative if it is inside the tree."""
+        above, name = posixpath.split(target.rstrip(b"/"))
+        try:
+            real = join(await self._real(above), name)
+        except GONE:
+            return target
+        inner = within_tree(await self._real(root), path, real)
+        return target if inner == real else inner
 
     async def exists(self, path: bytes) -> bool:
         """Whether there is anything, be it a dangling link."""

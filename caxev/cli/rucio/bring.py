@@ -157,7 +157,7 @@ async def _fetch_all(
             here=here,
             there=chosen.there,
             dataset=catalogue.Did.of(entry.location),
-            location=f"{directory}/{entry.fields.get('source_name') or run.name}",
+            location=f"{directory}/{entry.fields.get('source_name') or run.name + run.suffix}",
             taken=catalogue.taken_at(run) or utcnow(),
             files=await checked(database, entry),
             expected=None if known is None else Manifest.from_rows(known),

@@ -1,4 +1,4 @@
-"""``caxev rucio rm`` and ``purge``: give up datasets, or copies on disk that the catalogue has."""
+"""``caxev rucio rm``, ``forget`` and ``purge``: datasets, their entries, or copies on disk go."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.rucio.chosen import Chosen, ask_to_compare, rucio, selecting, told
 from caxev.config import ConfigError
+from caxev.escapes import escaped
 
 if TYPE_CHECKING:
     from caxev.config import Site
@@ -76,6 +77,65 @@ async def _wanted(
     if await database.update_run(intent(run, wanted, sites, now), now) is None:
         return {"state": "has changed meanwhile: ask again", "ok": False}
     return {"state": "goes, once the others were read", "ok": True}
+
+
+@rucio.command(epilog=example("caxev rucio forget --run 123 --status error --why 'never uploaded'"))
+@selecting
+@click.option("--status", metavar="X", help="Only entries with this status.")
+@click.option("--why", required=True, metavar="TEXT", help="The reason, which is written down.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Print what would be forgotten; write nothing.")
+@as_json
+@global_options(hidden=True)
+def forget(
+    *, status: str | None, why: str, yes: bool, dry_run: bool, as_json: bool, **options: Any
+) -> None:
+    """Take entries at the catalogue out of the database. What the catalogue has stays there.
+
+    What was forgotten is brought there again only by `caxev rucio put`.
+    """
+    state().log("warning")
+    chosen = Chosen.of(options)
+    runs = state().with_database(chosen.runs)
+    found = [(run, _with_status(chosen.entries(run), status)) for run in runs]
+    number = sum(len(entries) for _, entries in found)
+    if number and not (yes or dry_run):
+        words = f"{escaped(chosen.wanted.words)} is at {chosen.there.name} ({number})"
+        click.confirm(f"Forget that {words}?", abort=True, err=as_json)
+
+    async def write(database: Database) -> list[dict[str, Any]]:
+        return [
+            row
+            for run, entries in found
+            for row in await _forget(database, chosen, run, entries, why, dry_run=dry_run)
+        ]
+
+    told(state().with_database(write), as_json=as_json)
+
+
+def _with_status(entries: list[Copy], status: str | None) -> list[Copy]:
+    return [entry for entry in entries if status in (None, entry.status)]
+
+
+async def _forget(
+    database: Database, chosen: Chosen, run: Run, entries: list[Copy], why: str, *, dry_run: bool
+) -> list[dict[str, Any]]:
+    from caxev.cli.runs import label
+    from caxev.cli.tape import forgetting
+    from caxev.job import utcnow
+
+    row = {"run": label(run), "what": f"{chosen.kind} at {chosen.there.name}"}
+    if not entries:
+        return [{**row, "state": "there is no such entry", "ok": False}]
+    rows = []
+    for entry in entries:
+        done, state_ = True, f"would be forgotten: it is {entry.status}"
+        if not dry_run:
+            update = forgetting(run, entry, why)
+            done = await database.update_run(update, utcnow()) is not None
+            state_ = "forgotten" if done else "has changed meanwhile: try again"
+        rows.append({**row, "state": state_, "ok": done})
+    return rows
 
 
 @rucio.command(epilog=example("caxev rucio purge --site lngs --to-run 1000 --dry-run"))
