@@ -10,7 +10,7 @@ import pytest
 from pymongo import MongoClient
 
 from caxev import Copy, CopyKey, Run
-from caxev.cli.places import run_name
+from caxev.cli.places import run_called
 from caxev.config import Site, Sites
 from caxev.config.processing import read_processing
 from caxev.testing import Lab, lab
@@ -64,7 +64,7 @@ def test_what_is_fetched_of_runs_of_one_name(detector: str, name: str) -> None:
     plan = plan_fetch(run, run.copies[0].key, site, sites, trigger="t", now=run.start)  # type: ignore[arg-type]
     assert isinstance(plan, Fetch)
     assert plan.location == f"/raw/{name}"
-    assert run_name(plan.location) == run.name + run.suffix
+    assert run_called(plan.location) == (NAME, detector if run.suffix else None)
 
 
 # -- processed copies -----------------------------------------------------------------------------
@@ -178,3 +178,25 @@ def test_an_entry_at_the_catalogue_is_forgotten(database: Named, online: Caxev) 
     (tombstone,) = document["deleted_data"]
     assert (tombstone["host"], tombstone["why"]) == ("c", "never uploaded")
     assert tombstone["proof"] == "status error; nothing at c was deleted"
+
+
+@pytest.mark.replicaset
+def test_the_muon_veto_s_data_is_registered_as_its_own(
+    database: Named,
+    online: Caxev,  # noqa: F811  # the fixture
+    tmp_path: Path,
+) -> None:
+    """Of two runs of one name, what is called _MV is the muon veto's, and no other's."""
+    here = {"name": "lngs", "dir_raw": str(tmp_path / "raw")}
+    Path("sites.json").write_text(json.dumps([here]))
+    (tmp_path / "raw" / f"{NAME}_MV").mkdir(parents=True)
+    (tmp_path / "raw" / f"{NAME}_MV" / "a").write_text("a")
+    tpc, veto = (run_document(n, name=NAME, detector=d) for n, d in ((1, "tpc"), (0, "muon_veto")))
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        runs = client[database.name]["runs_new"]
+        runs.insert_many([tpc, veto])
+        path = str(tmp_path / "raw" / f"{NAME}_MV")
+        refused = online("register", path, "--site", "lngs", "--run", "1")
+        assert (refused.code, "is not the name of run 1" in refused.err) == (1, True)
+        assert online("register", path, "--site", "lngs").code == 0
+        assert [run["detector"] for run in runs.find({"data.location": path})] == ["muon_veto"]

@@ -111,6 +111,11 @@ def _below(path: str, roots: Iterable[str]) -> Iterator[str]:
             yield root.rstrip("/") + path.removeprefix(real)
 
 
-def run_name(path: str) -> str:
-    """Return the name of the run whose copy stands at this path: that of raw data is the run's."""
-    return os.path.basename(path).partition(".")[0]
+def run_called(path: str) -> tuple[str, str | None]:
+    """Return the name of the run whose copy stands at this path, and its detector if that shows.
+
+    Raw data has the run's own name; cax put ``_MV`` behind that of the muon veto's.
+    """
+    name = os.path.basename(path).partition(".")[0]
+    plain = name.removesuffix("_MV")
+    return plain, None if plain == name else "muon_veto"

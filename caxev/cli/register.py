@@ -62,7 +62,7 @@ def register(
     stands in. The site's listener reads it then and gives it its digests. Files of which an entry
     tells already, if another run's, and names that are not the run's are refused.
     """
-    from caxev.cli.places import at_disks, ours, run_name
+    from caxev.cli.places import at_disks, ours, run_called
     from caxev.files import safe_name
 
     options = state()
@@ -74,9 +74,11 @@ def register(
     async def tell(database: Database) -> tuple[Found, Mapping[str, Any]]:
         async with at_disks(database, here, options.sites()) as (there, sites):
             found = found_at(place, there, sites, any_name=any_name)
-            called = run_name(found.real)
-            which = (number, called if number is None and name is None else name, detector)
-            birth = Birth(number, name or called, detector or "tpc") if create else None
+            called, its = run_called(found.real)
+            which = (number, name, detector)
+            if number is None and name is None:
+                which = (None, called, detector or its)
+            birth = Birth(number, name or called, detector or its or "tpc") if create else None
             return found, await found.told(database, which, birth, dry_run=dry_run)
 
     found, row = options.with_database(tell)
@@ -176,15 +178,15 @@ class Found:
         That is where their name is not the run's, and where an entry has its own at that place, or
         above, or below.
         """
-        from caxev.cli.places import run_name
+        from caxev.cli.places import run_called
         from caxev.model import VERIFYING, Copy
         from caxev.sharing import sharing_here
 
-        called = run_name(self.real)
-        if not self.any_name and called not in (run.name, run.name + run.suffix):
+        called, detector = run_called(self.real)
+        if not self.any_name and (called != run.name or detector not in (None, run.detector)):
             raise NothingToDo(
-                f"{escaped(called)} is not the name of {run}: if it is that run's all the same, "
-                "say --any-name"
+                f"{escaped(os.path.basename(self.real))} is not the name of {run}: if it is that "
+                "run's all the same, say --any-name"
             )
         mine = Copy(self.key, VERIFYING, {"location": self.location})
         find = database.neighbours

@@ -257,14 +257,14 @@ class Search:
         return {"state": "deleted"}
 
     async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
-        from caxev.cli.places import run_name
+        from caxev.cli.places import run_called
         from caxev.cli.register import found_at
 
         if find.kind != "stray":
             return {"state": "left alone: it is no copy"}
         try:
             found = found_at(os.fsdecode(find.path), self.site, self.sites)
-            which = (None, run_name(found.real), None)
+            which = (None, *run_called(found.real))
             told = await found.told(database, which, None, dry_run=self.dry_run)
         except (NoSuchRun, NothingToDo, GiveUp) as error:
             return {"state": f"left alone: {error}"}
