@@ -579,9 +579,7 @@ def notify(message: str) -> None:
 
 def serve_metrics(port: int) -> None:
     """Serve metrics for Prometheus on loopback."""
-    from prometheus_client import start_http_server
-
-    start_http_server(port, addr="127.0.0.1")
+    metrics.MetricsServer(("127.0.0.1", port)).begin()
 
 
 def _one_of(group: BaseExceptionGroup[Any]) -> BaseException:

@@ -11,30 +11,26 @@ from __future__ import annotations
 
 import contextvars
 import json
-import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from random import random
-from threading import Thread
-from typing import Any, Final
+from typing import Final
 
 import trio
 from attrs import define
 from loguru import logger
 
 from caxev.config import Site, Sites
+from caxev.http_server import Quiet, SmallServer
 from caxev.job import utcnow
 from caxev.ledger import delay
 from caxev.model import TRANSFERRED, RunId
 from caxev.mongo import Database, DatabaseError, Request
 from caxev.retention import keeper
 
-LONGEST: Final = 64 << 20
+LONGEST: Final = 16 << 20
 """Bytes of a post that are read; hermes sends a thousand messages of some hundred bytes."""
-QUIET: Final = 30.0
-"""Seconds after which a sender that says nothing is let go."""
 
 
 def datasets_in(body: bytes) -> Iterator[str]:
@@ -77,7 +73,7 @@ class Messages:
 
     async def _serve_at(self, name: str, address: tuple[str, int]) -> None:
         server = await self._opened(name, address)
-        Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+        server.begin()
         logger.info("takes messages of {} at {}:{}", name, *server.server_address[:2])
         try:
             await trio.sleep_forever()
@@ -112,11 +108,8 @@ class Messages:
             logger.info("{} tells of {} datasets", name, sum(map(len, wanted.values())))
 
 
-class _Server(ThreadingHTTPServer):
-    """Serves one address, in threads of its own; what was posted is taken in trio."""
-
-    daemon_threads = True
-    block_on_close = False
+class _Server(SmallServer):
+    """Serves one address; what was posted is taken in trio."""
 
     def __init__(
         self,
@@ -127,43 +120,30 @@ class _Server(ThreadingHTTPServer):
         self.take = take
         self.token = token
         self.context = contextvars.copy_context()  # the way to the database is in it
-        if ":" in address[0]:
-            self.address_family = socket.AF_INET6
         super().__init__(address, _Post)
 
-    def close(self) -> None:
-        self.shutdown()
-        self.server_close()
 
-
-class _Post(BaseHTTPRequestHandler):
+class _Post(Quiet):
     """One request: a POST with the messages, a line each."""
 
     server: _Server
-    timeout = QUIET
 
-    def do_POST(self) -> None:
+    def do_POST(self) -> None:  # noqa: N802  # the base's own name
         try:
             length = int(self.headers.get("Content-Length", ""))
         except ValueError:
             length = -1
         if not 0 <= length <= LONGEST:
-            self._answer(400)
+            self.answer(413 if length > LONGEST else 400)
             return
         body = self.rfile.read(length)
+        if len(body) < length:
+            return  # the sender has left, or was let go
         try:
             take = partial(trio.from_thread.run, self.server.take, body)
             self.server.context.copy().run(partial(take, trio_token=self.server.token))
         except (DatabaseError, trio.RunFinishedError, trio.Cancelled) as error:
             logger.debug("messages are to be sent again: {}", error)
-            self._answer(503)
+            self.answer(503)
         else:
-            self._answer(200)
-
-    def _answer(self, status: int) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base's own name
-        logger.debug(format.replace("%s", "{}"), *args)
+            self.answer(200)

@@ -2,7 +2,9 @@
 
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+
+from caxev.http_server import Quiet, SmallServer
 
 changes: Final = Counter("caxev_changes_total", "Changes read from the stream", ["site"])
 debts: Final = Counter("caxev_debts_total", "Reactions that became due", ["site", "handler"])
@@ -39,3 +41,17 @@ patrolled: Final = Counter("caxev_patrol_bytes_total", "Bytes read again by the 
 rotten: Final = Counter(
     "caxev_patrol_failures_total", "Copies that the patrol could not read or found bad", ["site"]
 )
+
+
+class _Scrape(Quiet):
+    """One request: a GET, of whatever path."""
+
+    def do_GET(self) -> None:  # noqa: N802  # the base's own name
+        self.answer(200, generate_latest(), CONTENT_TYPE_LATEST)
+
+
+class MetricsServer(SmallServer):
+    """Serves what is counted. Raises OSError if the address cannot be had."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        super().__init__(address, _Scrape)

@@ -56,8 +56,10 @@ STREAMED: Final = 1 << 20
 """Bytes up to which a stretch goes through this channel."""
 CHUNK: Final = 1 << 20
 """Bytes that are handed on at once."""
-_LONGEST: Final = 1 << 30  # bytes of a message
-_LINE: Final = 32  # bytes of the line before it
+LONGEST: Final = 64 << 20
+"""Bytes of a message: some ten million list a hundred thousand files with their digests."""
+LINE: Final = 32
+"""Bytes of the line before it."""
 _F_SETPIPE_SZ: Final = 1031
 _MISSHAPEN: Final = (ValueError, TypeError, KeyError, OverflowError)
 """What it comes to where a message is not of the shape that it must have."""
@@ -150,8 +152,8 @@ class Channel:
 
     def hear(self) -> dict[str, Any]:
         """The next message; empty where the other side is gone."""
-        length = self.incoming.readline(_LINE)
-        message = json.loads(self.exactly(_length(length))) if length else {}
+        line = self.incoming.readline(LINE)
+        message = json.loads(self.exactly(length(line))) if line else {}
         if not isinstance(message, dict):
             raise TypeError(f"a message that is a {type(message).__name__}")
         return message
@@ -164,12 +166,16 @@ class Channel:
         return data
 
 
-def _length(line: bytes) -> int:
-    """How long a message is, in bytes. Raises ValueError where none can be so long."""
-    length = int(line)
-    if not 0 <= length <= _LONGEST:
-        raise ValueError(f"a message of {length} bytes")
-    return length
+class TooLong(ValueError):
+    """A message is announced that neither side would take."""
+
+
+def length(line: bytes) -> int:
+    """How long a message is, in bytes. Raises ValueError, and `TooLong` if none may be so long."""
+    count = int(line)
+    if not 0 <= count <= LONGEST:
+        raise TooLong(f"a message of {count:,} bytes: at most {LONGEST:,} are taken")
+    return count
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -628,6 +628,49 @@ def test_a_receivers_listing_is_not_believed(ways: Ways, rows: list[Any]) -> Non
     assert list(ways.target.iterdir()) == []
 
 
+HELLO = "echo caxev receive 1;"
+
+
+@pytest.mark.parametrize(
+    ("receiver", "words"),
+    [
+        ("echo 99999999999; exec cat /dev/zero;", "announced a message of 99,999,999,999 bytes"),
+        ("exec cat /dev/zero;", "caxev receive ended there"),
+        ("echo x; exec cat /dev/zero >&2;", "caxev receive ended there"),
+    ],
+)
+def test_a_receiver_that_answers_without_end(ways: Ways, receiver: str, words: str) -> None:
+    """It is given up, and named, before it has taken memory."""
+    make_run(ways.source / "run")
+    for number in range(20):  # so that the receiver is asked
+        (ways.source / "run" / str(number)).touch()
+    transfer = evolve(ways.transfer(pull), agent=HELLO + receiver)
+    with pytest.raises((GiveUp, Retry), match=words) as error:
+        pull(transfer, report=quiet)
+    assert str(ways.server.port) in str(error.value)
+    assert len(str(error.value)) < 3000
+
+
+@pytest.mark.parametrize("command", ["exec cat /dev/zero;", "exec yes;"])
+def test_a_login_shell_that_never_ends_its_welcome(ways: Ways, command: str) -> None:
+    """It is taken for an account without a receiver."""
+    run = make_run(ways.source / "run")
+    for number in range(20):  # so that the receiver is asked
+        (run / str(number)).touch()
+    pull(evolve(ways.transfer(pull), agent=command), report=quiet)
+    assert digested(ways.target / "run") == digested(run)
+
+
+def test_a_tree_is_listed_up_to_a_number(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the far end and the directory."""
+    monkeypatch.setattr("caxev.ssh.remote.MOST", 10)
+    run = make_run(ways.source / "run")
+    for number in range(20):
+        (run / str(number)).touch()
+    with pytest.raises(GiveUp, match=r":\d+:.*run holds more than 10 files"):
+        pull(ways.transfer(pull), report=quiet)
+
+
 # Limits
 
 

@@ -17,6 +17,8 @@ from caxev.job import Denied, Retry
 
 _LOOK_EVERY: Final = 1.0  # seconds
 _LONGEST: Final = 1 << 16
+MOST: Final = 64 << 20
+"""Characters that a client may write in all: some ten million tell of a hundred thousand files."""
 _SETPRIV: Final = shutil.which("setpriv")
 
 
@@ -94,6 +96,7 @@ def _listen(
     heard: SimpleQueue[str | None] = SimpleQueue()
     Thread(target=_read, args=(output, heard), daemon=True).start()
     lines: list[str] = []
+    written = 0
     last_sign, last_look, signs = time.monotonic(), 0.0, (0, 0)
     while True:
         try:
@@ -104,6 +107,9 @@ def _listen(
             if line is None:
                 process.wait()
                 return lines
+            written += len(line)
+            if written > MOST:
+                raise Retry(f"{_name(process)} writes without end: more than {MOST:,} characters")
             lines.append(line)
             talk.said.append(line)
             last_sign = time.monotonic()
@@ -124,12 +130,14 @@ def _listen(
 
 
 def _read(output: IO[bytes], heard: SimpleQueue[str | None]) -> None:
-    """Hand on each line, and None at the end."""
+    """Hand on each line, and None at the end; no more once it is too much."""
+    written = 0
     try:
-        while line := output.readline(_LONGEST):
+        while (line := output.readline(_LONGEST)) and written <= MOST:
             # Progress is drawn over itself on a terminal: what came last counts.
             text = line.decode(errors="surrogateescape").rstrip("\r\n").rpartition("\r")[2]
             heard.put(text)
+            written += len(text)
     except (OSError, ValueError):
         pass  # closed: the client was killed
     heard.put(None)

@@ -7,9 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from caxev.job import Denied, Retry
+from caxev.tails import Tail
 
 PATIENCE: Final = 120.0
 """Seconds that a batch system may take to answer."""
+MOST: Final = 64 << 20
+"""Bytes of an answer: a hundred thousand jobs take some ten million."""
+COMPLAINTS: Final = 64 << 10
+"""Bytes of what it complains of that are kept, the last of it."""
 
 
 def call(
@@ -22,21 +27,30 @@ def call(
     """
     name = command[0]
     try:
-        done = subprocess.run(  # noqa: S603  # an argument list, no shell
+        process = subprocess.Popen(  # noqa: S603  # an argument list, no shell
             command,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env=environment,
-            timeout=PATIENCE,
-            check=False,
         )
     except FileNotFoundError as error:
         raise Denied(f"{name} is not installed here (Debian: {package})") from error
-    except subprocess.TimeoutExpired as error:
-        raise Retry(f"{name} has not answered for {PATIENCE:.0f} s") from error
     except OSError as error:
         raise Retry(f"{name} cannot be started: {error.strerror}") from error
-    if done.returncode != 0:
-        said = " ".join(done.stderr.decode(errors="replace").split())
-        raise Retry(f"{name} failed: {said or f'exit status {done.returncode}'}")
-    return done.stdout.decode(errors="replace")
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        answer, complaints = Tail(process.stdout, MOST), Tail(process.stderr, COMPLAINTS)
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired as error:
+            raise Retry(f"{name} has not answered for {PATIENCE:.0f} s") from error
+        finally:
+            process.kill()  # does nothing once it has ended
+        text, said = answer.text(), " ".join(complaints.text().split())
+    if process.returncode != 0:
+        raise Retry(f"{name} failed: {said or f'exit status {process.returncode}'}")
+    if not answer.whole:
+        raise Retry(f"{name} has written {answer.read:,} bytes: more than {MOST:,} are not read")
+    return text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Event, Timer
@@ -14,6 +13,7 @@ from typing import Final
 from attrs import frozen
 
 from caxev.job import Denied
+from caxev.tails import Tail
 
 _TAIL: Final = 16 << 10  # bytes of what a program complained that are kept
 _CHUNK: Final = 1 << 16
@@ -50,31 +50,32 @@ def run(
     ends, the program has ended by then.
     """
     environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC", **(environment or {})}
-    with tempfile.TemporaryFile() as complaints:
+    try:
+        process = subprocess.Popen(  # noqa: S603  # an argument list, no shell
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
+    except FileNotFoundError as exc:
+        name = os.fsdecode(command[0])
+        raise Denied(f"{name} is not installed here (Debian: {package})") from exc
+    with process, _killing(process, limit) as late:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        complaints = Tail(process.stderr, _TAIL)
         try:
-            process = subprocess.Popen(  # noqa: S603  # an argument list, no shell
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                env=environment,
-            )
-        except FileNotFoundError as exc:
-            name = os.fsdecode(command[0])
-            raise Denied(f"{name} is not installed here (Debian: {package})") from exc
-        with process, _killing(process, limit) as late:
-            try:
-                assert process.stdout is not None
-                while chunk := process.stdout.read1(_CHUNK):  # type: ignore[attr-defined]  # it is buffered
-                    output(chunk)
-                process.wait()
-            except BaseException:
-                process.kill()
-                raise
-        if late.is_set():
-            return Ended(errno.ETIMEDOUT, f"no answer within {limit} s")
-        complaints.seek(max(0, os.fstat(complaints.fileno()).st_size - _TAIL))
-        return Ended(process.returncode, complaints.read().decode(errors="replace"))
+            while chunk := process.stdout.read1(_CHUNK):  # type: ignore[attr-defined]  # it is buffered
+                output(chunk)
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        said = complaints.text()
+    if late.is_set():
+        return Ended(errno.ETIMEDOUT, f"no answer within {limit} s")
+    return Ended(process.returncode, said)
 
 
 @contextmanager

@@ -9,15 +9,54 @@ from contextlib import suppress
 from typing import Any, Final
 
 import asyncssh
-from attrs import define
+from attrs import define, field
 from loguru import logger
 
 from caxev import receive
 from caxev.job import GiveUp, Retry
 from caxev.ssh.endpoint import Endpoint
 
-_NOISE: Final = 50  # lines that a login shell may say before
+_NOISE: Final = 64 << 10  # bytes that a login shell may write before
+_CHUNK: Final = 1 << 16
+_SHOWN: Final = 2000  # characters of them in a message
+_COMPLAINTS: Final = 64 << 10  # bytes of complaints that are kept, the last of them
 _PATIENCE: Final = 20.0  # seconds for the far end to say hello, or why it ended
+
+
+@define
+class Incoming:
+    """What a far end sends. It is not trusted to send any line end, or an end at all."""
+
+    stream: asyncssh.SSHReader[bytes]
+    _held: bytearray = field(factory=bytearray, init=False)
+
+    async def line(self, most: int) -> bytes:
+        """The next line, with its end; what there is of it at the end of all.
+
+        Raises ValueError if it is longer than `most` bytes.
+        """
+        while (end := self._held.find(b"\n")) < 0 and len(self._held) <= most:
+            some = await self.stream.read(_CHUNK)
+            if not some:
+                return self._take(len(self._held))
+            self._held += some
+        if not 0 <= end < most:
+            raise ValueError(f"a line of more than {most} bytes")
+        return self._take(end + 1)
+
+    async def exactly(self, count: int) -> bytes:
+        """So many bytes. Raises `asyncio.IncompleteReadError`."""
+        held = self._take(count)
+        return held + await self.stream.readexactly(count - len(held))
+
+    async def some(self, most: int) -> bytes:
+        """Some bytes; none at the end."""
+        return self._take(most) or await self.stream.read(most)
+
+    def _take(self, most: int) -> bytes:
+        taken = bytes(self._held[:most])
+        del self._held[:most]
+        return taken
 
 
 @define
@@ -26,6 +65,10 @@ class Agent:
 
     endpoint: Endpoint
     process: asyncssh.SSHClientProcess[bytes]
+    incoming: Incoming = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.incoming = Incoming(self.process.stdout)
 
     async def ask(self, **message: Any) -> None:
         """Send a message."""
@@ -44,9 +87,11 @@ class Agent:
 
     async def _next(self) -> dict[str, Any]:
         try:
-            length = await self.process.stdout.readline()
-            message = json.loads(await self.process.stdout.readexactly(int(length)))
-        except (ValueError, asyncio.IncompleteReadError) as exc:
+            length = receive.length(await self.incoming.line(receive.LINE))
+            message = json.loads(await self.incoming.exactly(length))
+        except receive.TooLong as exc:
+            raise GiveUp(f"{self.endpoint}: caxev receive announced {exc}") from exc
+        except (ValueError, RecursionError, asyncio.IncompleteReadError) as exc:
             raise await self.why() from exc
         if not isinstance(message, dict):
             raise Retry(f"{self.endpoint}: caxev receive answered with a {type(message).__name__}")
@@ -62,23 +107,27 @@ class Agent:
 
     async def read(self, most: int) -> bytes:
         """Some bytes of files, at least one."""
-        data = await self.process.stdout.read(most)
+        data = await self.incoming.some(most)
         if not data:
             raise await self.why()
         return data
 
     async def why(self) -> Retry | GiveUp:
         """What the far end said when it ended."""
-        try:
-            said = await asyncio.wait_for(self.process.stderr.read(), _PATIENCE)
-        except (TimeoutError, asyncssh.Error, OSError):
-            said = b""
+        said = bytearray()
+        with suppress(TimeoutError, asyncssh.Error, OSError):
+            async with asyncio.timeout(_PATIENCE):
+                while len(said) < _COMPLAINTS and (some := await self.process.stderr.read(_CHUNK)):
+                    said += some
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         try:
             error = json.loads(last)
-            return receive.error_of(error["error"], f"{self.endpoint}: {error['why']}")
+            return receive.error_of(
+                error["error"], f"{self.endpoint}: {str(error['why'])[:_SHOWN]}"
+            )
         except (ValueError, KeyError, TypeError):
-            return Retry(f"{self.endpoint}: caxev receive ended there: {last or 'without a word'}")
+            last = last[-_SHOWN:] or "without a word"
+            return Retry(f"{self.endpoint}: caxev receive ended there: {last}")
 
 
 async def agent_on(
@@ -102,7 +151,7 @@ async def agent_on(
         process.stdin.write(said)
     agent = Agent(endpoint, process)
     try:
-        if await asyncio.wait_for(_greeted(process), _PATIENCE):
+        if await asyncio.wait_for(_greeted(agent.incoming), _PATIENCE):
             return agent
         why = str(await agent.why())
     except TimeoutError:
@@ -112,12 +161,17 @@ async def agent_on(
     return None
 
 
-async def _greeted(process: asyncssh.SSHClientProcess[bytes]) -> bool:
-    """Whether it says hello, after whatever a login shell says."""
-    for _ in range(_NOISE):
-        said = await process.stdout.readline()
-        if said.endswith(receive.HELLO):
-            return True
-        if not said:
+async def _greeted(incoming: Incoming) -> bool:
+    """Whether it says hello, after whatever a login shell writes."""
+    left = _NOISE
+    while left > 0:
+        try:
+            line = await incoming.line(left)
+        except ValueError:
             break
+        if line.endswith(receive.HELLO):
+            return True
+        if not line:
+            break
+        left -= len(line)
     return False

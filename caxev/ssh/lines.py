@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import os
 import socket
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import IO, Final, Protocol
+from typing import Final, Protocol
 
 import asyncssh
 
 from caxev.ssh.sftp import Sftp
+from caxev.tails import Tail
 
 _PIPE: Final = 1 << 20  # bytes
 _F_SETPIPE_SZ: Final = 1031
@@ -45,18 +44,19 @@ class Program:
 
     def __init__(self, command: Sequence[str]) -> None:
         """Start it. Raises OSError."""
-        self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # see close
         self._process = subprocess.Popen(  # noqa: S603  # an argument list, no shell
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._complaints,
+            stderr=subprocess.PIPE,
             bufsize=0,
         )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._pipes = (self._process.stdout, self._process.stdin)
-        for pipe in self._pipes:
+        assert self._process.stderr is not None
+        self._complaints = Tail(self._process.stderr, _TAIL)
+        self._pipes = (self._process.stdout, self._process.stdin, self._process.stderr)
+        for pipe in self._pipes[:2]:
             with suppress(OSError):
                 fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE)
         self.sftp = Sftp(self._pipes[0].fileno(), self._pipes[1].fileno())
@@ -69,14 +69,13 @@ class Program:
     def close(self) -> None:
         """Let it go."""
         self._process.kill()
-        for pipe in (*self._pipes, self._complaints):
+        for pipe in self._pipes:
             pipe.close()
         self._process.wait()
 
     def why(self) -> str:
         """What it said at last."""
-        self._complaints.seek(max(0, os.fstat(self._complaints.fileno()).st_size - _TAIL))
-        said = self._complaints.read().decode(errors="replace").strip()
+        said = self._complaints.text().strip()
         return " ".join(said.rpartition("\n")[2].split()) or "without a word"
 
 

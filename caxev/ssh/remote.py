@@ -34,6 +34,9 @@ from caxev.ssh.endpoint import Endpoint
 
 T = TypeVar("T")
 
+MOST: Final = 1_000_000
+"""Files, directories and links of one tree that a far end may list."""
+_LONGEST: Final = 4096  # bytes of a path in it, as Linux has it
 _AT_ONCE: Final = 32  # requests in flight while looking at or preparing a tree
 _SECOND: Final = 1_000_000_000
 GONE: Final = (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath, asyncssh.SFTPNotADirectory)
@@ -222,8 +225,11 @@ class Remote:
             if name in {b".", b".."}:
                 continue
             inner = join(path, name) if path else name
-            if not name or b"/" in name or b"\0" in name:
-                raise GiveUp(f"{self.endpoint} listed the impossible name {printable(name)}")
+            if not name or b"/" in name or b"\0" in name or len(inner) > _LONGEST:
+                shown = printable(name[:_LONGEST])
+                raise GiveUp(f"{self.endpoint} listed the impossible name {shown}")
+            if len(found) >= MOST:
+                raise GiveUp(f"{self.shown(root)} holds more than {MOST:,} files")
             found.append(self._seen(root, inner, entry.attrs))
 
     def _seen(self, root: bytes, path: bytes, attrs: SFTPAttrs) -> Seen:

@@ -1,0 +1,192 @@
+"""What comes from outside is taken up to a limit: sizes, numbers, times."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caxev import http_server
+from caxev.archives import client
+from caxev.archives.base import Talk
+from caxev.batch import program as batch_program
+from caxev.http_server import SmallServer
+from caxev.job import Retry
+from caxev.metrics import MetricsServer
+from caxev.movers import program
+from caxev.ssh.agent import Incoming
+from caxev.tails import Tail
+
+# -- ports ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(server: SmallServer) -> Iterator[tuple[str, int]]:
+    server.begin()
+    try:
+        yield server.server_address[0], server.server_address[1]  # type: ignore[misc]
+    finally:
+        server.close()
+
+
+def scraped(address: tuple[str, int]) -> bytes:
+    with (
+        suppress(URLError, OSError),
+        urlopen(f"http://{address[0]}:{address[1]}", timeout=5) as got,
+    ):
+        body: bytes = got.read()
+        return body
+    return b""
+
+
+def becomes_served(address: tuple[str, int]) -> bytes:
+    end = time.monotonic() + 30
+    while not (body := scraped(address)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return body
+
+
+def test_metrics_are_served() -> None:
+    """In Prometheus' own format."""
+    with served(MetricsServer(("127.0.0.1", 0))) as address:
+        assert b"# HELP caxev_leading" in scraped(address)
+
+
+def test_idle_connections_take_no_more_than_their_share() -> None:
+    """However many are opened; after a while they are let go, and others are served."""
+    server = MetricsServer(("127.0.0.1", 0))
+    with served(server) as address, ExitStack() as idle:
+        for _ in range(50):
+            one = idle.enter_context(socket.create_connection(address, 5))
+            with suppress(OSError):
+                one.sendall(b"GET / HT")
+        assert scraped(address) == b""
+        assert len(server._since) <= http_server.MOST
+        server.patience = 0.5
+        assert becomes_served(address)
+
+
+def test_a_sender_that_drips_is_let_go() -> None:
+    """Each byte in time does not make a request in time."""
+    server = MetricsServer(("127.0.0.1", 0))
+    server.patience = 0.5
+    with (
+        served(server) as address,
+        socket.create_connection(address, 5) as dripping,
+        pytest.raises(OSError, match=r"reset|[Bb]roken pipe"),
+    ):
+        drip(dripping)
+
+
+def drip(connection: socket.socket) -> None:
+    """Send a byte now and then, for much longer than is waited for."""
+    for _ in range(200):
+        connection.sendall(b"x")
+        time.sleep(0.05)
+
+
+# -- programs -------------------------------------------------------------------------------------
+
+FLOOD = """
+import sys
+for _ in range(200_000):
+    sys.std{0}.write("x" * 99 + "\\n")
+print("the end", file=sys.std{0})
+"""
+
+
+def flood(stream: str) -> list[str]:
+    """A program that writes 20 MB and then its last word."""
+    return [sys.executable, "-c", FLOOD.format(stream)]
+
+
+def test_the_end_of_complaints_is_kept() -> None:
+    """Of megabytes on standard error the last line is what counts, and little more is kept."""
+    ended = program.run(flood("err"), package="none", output=lambda _: None)
+    assert ended.last == "the end"
+    assert len(ended.said) <= 16 << 10
+
+
+@given(st.lists(st.binary(max_size=300), max_size=20), st.integers(1, 200))
+def test_a_tail_is_what_came_last(parts: list[bytes], most: int) -> None:
+    """Whatever comes in whatever pieces."""
+    whole = b"".join(parts)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        tail = Tail(process.stdout, most)
+        for part in parts:
+            process.stdin.write(part)
+            process.stdin.flush()
+        process.stdin.close()
+        assert tail.bytes() == whole[-most:]
+        assert tail.whole == (len(whole) <= most)
+
+
+def test_a_batch_system_answers_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is cut off is not taken for an answer."""
+    assert "the end" in batch_program.call(flood("out"), package="none")
+    monkeypatch.setattr(batch_program, "MOST", 1000)
+    with pytest.raises(Retry, match="has written 20,000,008 bytes: more than 1,000 are not read"):
+        batch_program.call(flood("out"), package="none")
+
+
+def test_an_archives_client_that_writes_for_ever_is_killed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The error names it."""
+    monkeypatch.setattr(client, "MOST", 10_000)
+    talk = Talk(lambda _done, _total: None)
+    with pytest.raises(Retry, match="yes writes without end"):
+        client.converse(
+            ["yes"],
+            talk,
+            patience=60,
+            environment={},
+            directory=str(tmp_path),
+            asks=lambda _line: False,
+        )
+    assert len(talk.text) < 40_000
+
+
+# -- a far end ------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.binary(min_size=1, max_size=20), max_size=12), st.integers(1, 20), st.data())
+def test_lines_and_bytes_of_a_far_end(parts: list[bytes], most: int, data: st.DataObject) -> None:
+    """Nothing is lost or doubled between lines and bytes, and no line is longer than allowed."""
+
+    async def read_all() -> bytes:
+        stream = asyncio.StreamReader()
+        for part in parts:
+            stream.feed_data(part)
+        stream.feed_eof()
+        incoming = Incoming(stream)  # type: ignore[arg-type]  # of asyncssh's, the same two methods
+        got = b""
+        while True:
+            if data.draw(st.booleans()):
+                some = await incoming.some(most)
+            else:
+                try:
+                    some = await incoming.line(most)
+                except ValueError:
+                    some = await incoming.exactly(most)
+                    assert b"\n" not in some
+            got += some
+            assert len(some) <= most
+            if not some:
+                return got
+
+    assert asyncio.run(read_all()) == b"".join(parts)
