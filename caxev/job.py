@@ -7,6 +7,7 @@ passes in functions that write to the database or run work in another process.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
@@ -131,6 +132,11 @@ def unpacked(parts: Sequence[bytes], number: int) -> str:
     texts = [zlib.decompress(part).decode(errors="replace") for part in parts]
     lost = number - len(texts)
     return "\n".join([f"[... {lost} earlier parts left out ...]"] * (lost > 0) + texts)
+
+
+UNFORESEEN: Final = (ValueError, OverflowError, struct.error)
+"""What libraries raise for input that they were not written for: a date, a byte, a number. At our
+borders with them it becomes `Retry` or `GiveUp`, with the far end or file in its message."""
 
 
 class Retry(Exception):

@@ -61,7 +61,7 @@ LONGEST: Final = 64 << 20
 LINE: Final = 32
 """Bytes of the line before it."""
 _F_SETPIPE_SZ: Final = 1031
-_MISSHAPEN: Final = (ValueError, TypeError, KeyError, OverflowError)
+MISSHAPEN: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 """What it comes to where a message is not of the shape that it must have."""
 
 Row = list[Any]
@@ -84,9 +84,16 @@ def seen_rows(seen: Iterable[Seen]) -> list[Row]:
 def seen_from(rows: Iterable[Row]) -> list[Seen]:
     """The inverse of `seen_rows`. Whether that can be a tree of one copy, `Arrival` says."""
     return [
-        Seen(os.fsencode(path), kind, int(size), int(mtime), os.fsencode(target))
+        Seen(os.fsencode(path), kind, _long(size), _long(mtime), os.fsencode(target))
         for path, kind, size, mtime, target in rows
     ]
+
+
+def _long(value: Any) -> int:
+    """A number as the system takes it. Raises ValueError for any other."""
+    if not -(2**63) <= (number := int(value)) < 2**63:
+        raise ValueError(f"{number} is no size, and no time")
+    return number
 
 
 def item_rows(manifest: Manifest) -> list[Row]:
@@ -203,7 +210,7 @@ def serve(roots: Sequence[str]) -> int:
             _serve(channel, channel.hear(), roots)
     except (Retry, GiveUp) as error:
         return _told(kind_of(error), error.why)
-    except _MISSHAPEN as error:
+    except MISSHAPEN as error:
         return _told("giveup", f"a message of the wrong shape: {type(error).__name__}: {error}")
     except BrokenPipeError:
         os._exit(1)

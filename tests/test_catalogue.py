@@ -264,7 +264,7 @@ def test_an_error_names_file_rule_and_key(
     assert str(tmp_path / "rules.json") in str(raised.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[1]"])
+@pytest.mark.parametrize("text", ["", "{", "{}", "[1]", "[" * 100_000])
 def test_what_is_no_rule_file(tmp_path: Path, text: str) -> None:
     """It is told as what it is."""
     (tmp_path / "rules.json").write_text(text)

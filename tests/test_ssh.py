@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ import pytest
 from attrs import define, evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loguru import logger
 
 from caxev.files import (
     PART,
@@ -44,8 +45,10 @@ from caxev.files.roots import make_marker
 from caxev.job import Damaged, Denied, GiveUp, Retry, Root, RootAway
 from caxev.receive import CHUNK
 from caxev.ssh import Endpoint, Transfer, check, pull, push, remote_manifest
+from caxev.ssh.dialing import dial, in_turn
 from caxev.ssh.endpoint import KEX, MACS, _options, sftp_session
 from caxev.ssh.handout import Handout
+from caxev.ssh.known_hosts import read_known_hosts
 from caxev.ssh.lines import Channel, _Here
 from caxev.ssh.openssh import shell
 from caxev.ssh.plan import BLOCK
@@ -552,6 +555,121 @@ def test_a_bad_part_is_had_from_another_source(ways: Ways, move: Move) -> None:
     assert digested(ways.target / "run") == expected
 
 
+@both
+@pytest.mark.parametrize("year", [1965, 2150])
+def test_a_file_of_any_date_is_moved(ways: Ways, move: Move, year: int) -> None:
+    """SFTP's times are of 32 bits. A copy that was moved is found to stand, and not moved again."""
+    run = make_run(ways.source / "run")
+    when = (year - 1970) * 365.25 * 86400
+    os.utime(next(path for path in sorted(run.rglob("*")) if path.is_file()), (when, when))
+    assert ways.move(move).manifest == digested(ways.target / "run") == digested(run)
+    assert ways.move(move).bytes_sent == 0
+
+
+ODD_LINES = {
+    "odd": b"=",
+    "one word": b"other.example",
+    "marker": b"@tomorrow * ssh-ed25519 AAAA",
+    "hash": b"|1|no|hash ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIM",
+    "Latin-1": b"other.example ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIM J\xfcrgen",
+    "cut off": b"other.example ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIM",
+    "NUL": bytes(64),
+    "separator": "# a comment\x85=".encode(),
+}
+
+
+@pytest.mark.parametrize("line", ODD_LINES.values(), ids=ODD_LINES)
+@pytest.mark.parametrize("last", [False, True])
+def test_a_line_of_known_hosts_that_is_of_no_use_is_passed_over(
+    sshd: Server, tmp_path: Path, line: bytes, *, last: bool
+) -> None:
+    """As OpenSSH does it: no host is lost for what stands there of another."""
+    good = Path(sshd.endpoint.known_hosts_file).read_bytes().strip()
+    known = tmp_path / "known_hosts"
+    known.write_bytes(b"\n".join([good, line] if last else [line, good]))
+    assert "OpenSSH" in check(evolve(sshd.endpoint, known_hosts=str(known)))
+    known.write_bytes(line)
+    with pytest.raises(Denied, match=r"is not in .*known_hosts: add it"):
+        check(evolve(sshd.endpoint, known_hosts=str(known)))
+
+
+def test_a_line_that_is_passed_over_is_reported_once(tmp_path: Path) -> None:
+    """With the file and the number of the line."""
+    known = tmp_path / "known_hosts"
+    known.write_text("# a comment\n=\n")
+    reported: list[str] = []
+    sink = logger.add(lambda line: reported.append(str(line)), format="{message}")
+    for _ in range(2):
+        read_known_hosts(str(known))
+    logger.remove(sink)
+    assert reported == [f"{known}, line 2, is passed over: Invalid known hosts entry: =\n"]
+
+
+@contextmanager
+def hole(port: int, address: str = "127.0.0.66") -> Iterator[None]:
+    """An address whose queue is full: it swallows further connections, as a firewall does."""
+    with ExitStack() as held:
+        full = held.enter_context(socket.socket())
+        full.bind((address, port))
+        full.listen(0)
+        for _ in range(3):
+            one = held.enter_context(socket.socket())
+            one.setblocking(False)
+            with suppress(BlockingIOError):
+                one.connect((address, port))
+        time.sleep(0.1)
+        yield
+
+
+def addressed(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Have every name mean these addresses."""
+
+    def getaddrinfo(_host: object, port: int, *_: object, **__: object) -> list[Any]:
+        kind = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+        return [(*kind, (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+
+@pytest.mark.parametrize("move", [pull, push])
+def test_every_address_of_a_host_is_tried(
+    ways: Ways, move: Move, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first swallows what comes, the second is refused; long before the time is over."""
+    run = make_run(ways.source / "run")
+    big_file(run / "big", 60)  # so that OpenSSH's own client has its part
+    with hole(ways.server.port):
+        addressed(monkeypatch, "127.0.0.66", "127.0.0.67", "127.0.0.1")
+        began = time.monotonic()
+        assert ways.move(move).manifest == digested(run)
+        assert time.monotonic() - began < ways.server.endpoint.connect_timeout
+
+
+def test_an_address_that_fails_is_reported_if_all_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by one, swallowed by the other."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.67", 0))
+        port = taken.getsockname()[1]
+        addressed(monkeypatch, "127.0.0.67")
+        with pytest.raises(ConnectionRefusedError):
+            asyncio.run(dial("any", port, 5.0))
+        addressed(monkeypatch, "127.0.0.66", "127.0.0.67")
+        with hole(port), pytest.raises(TimeoutError):
+            asyncio.run(dial("any", port, 0.5))
+
+
+@given(st.lists(st.tuples(st.sampled_from([4, 6]), st.integers()), min_size=1))
+def test_families_take_turns(addresses: list[tuple[int, int]]) -> None:
+    """None is lost, the first stays first, each family keeps its order."""
+    ordered = in_turn(addresses)
+    assert sorted(ordered) == sorted(addresses)
+    assert ordered[0] == addresses[0]
+    for family in (4, 6):
+        assert [a for a in ordered if a[0] == family] == [a for a in addresses if a[0] == family]
+    fewest = min(sum(a[0] == family for a in addresses) for family in (4, 6))
+    assert all(one[0] != other[0] for one, other in pairwise(ordered[: 2 * fewest]))
+
+
 # The receiver
 
 
@@ -615,15 +733,20 @@ sys.stdin.read()
         [["a", "file", 3, 0, ""], ["a", "link", 0, 0, "x"]],
         [["a", "fifo", 3, 0, ""]],
         [["a", "link", 0, 0, "../../etc"]],
+        [["a", "file", "many", 0, ""]],
+        [["a", "file", 3, 10**30, ""]],
+        [["a", "file", 3]],
+        [5],
+        {"a": 1},
     ],
 )
-def test_a_receivers_listing_is_not_believed(ways: Ways, rows: list[Any]) -> None:
+def test_a_receivers_listing_is_not_believed(ways: Ways, rows: Any) -> None:
     """The far end does not choose where we write."""
     make_run(ways.source / "run")
     for number in range(20):  # so that the receiver is asked
         (ways.source / "run" / str(number)).touch()
     liar = shlex.join([sys.executable, "-c", LIAR, json.dumps(rows)])
-    with pytest.raises(GiveUp, match=r"impossible name|listed twice|refused"):
+    with pytest.raises(GiveUp, match=r"impossible name|listed twice|refused|in a wrong shape"):
         pull(evolve(ways.transfer(pull), agent=liar), report=quiet)
     assert list(ways.target.iterdir()) == []
 

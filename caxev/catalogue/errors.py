@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from caxev.job import Denied, GiveUp, Retry
+from caxev.job import UNFORESEEN, Denied, GiveUp, Retry
 
 _LONGEST: Final = 500
 ROOM_AGAIN: Final = 3600.0
@@ -90,7 +90,7 @@ def translated(what: str, away: float) -> Iterator[None]:
 
 
 def meaning_of(error: BaseException, what: str, away: float) -> Retry | GiveUp | None:
-    """What an error means to the caller; None for one of neither Rucio nor the network."""
+    """What an error means to the caller; None for one that its client does not raise."""
     names = {cls.__name__ for cls in type(error).__mro__}
     modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     text = f"{what}: {_text(error)}"
@@ -105,7 +105,7 @@ def meaning_of(error: BaseException, what: str, away: float) -> Retry | GiveUp |
         return Retry(text, after=away if gone else None)
     if modules & {"requests", "urllib3"}:
         return Retry(text, after=away)
-    return Retry(text) if isinstance(error, OSError) else None
+    return Retry(text) if isinstance(error, (OSError, *UNFORESEEN)) else None
 
 
 def is_called(error: BaseException, name: str) -> bool:

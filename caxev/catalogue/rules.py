@@ -353,7 +353,7 @@ def load_rules(path: str | Path) -> tuple[Rule, ...]:
         document = parse(file.read_text("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"rule file {file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"rule file {file} is not JSON: {error}") from error
     if not isinstance(document, list):
         raise ConfigError(f"rule file {file} holds no list of rules: put it in [ and ]")

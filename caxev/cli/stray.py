@@ -317,13 +317,21 @@ def _must(copy: Copy) -> bool:
     return copy.status == TRANSFERRED
 
 
+def _when(seconds: float) -> str | None:
+    """Return a file's time; None if it is beyond what dates can be, as a disk can hold it."""
+    try:
+        return time(datetime.fromtimestamp(seconds, UTC))
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
 def _find_row(find: Find) -> dict[str, Any]:
     return {
         "what": find.kind,
         "path": os.fsdecode(find.path),
         "files": find.files,
         "bytes": find.size,
-        "changed": time(datetime.fromtimestamp(find.changed, UTC)),
+        "changed": _when(find.changed),
         "run": None,
         "type": None,
         "version": None,

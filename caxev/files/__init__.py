@@ -61,7 +61,7 @@ from caxev.files.paths import (
     within_tree,
 )
 from caxev.files.places import overlapping, places
-from caxev.files.plan import Piece, Plan, plan, to_the_second
+from caxev.files.plan import Piece, Plan, plan, second, to_the_second
 from caxev.files.private import lies_in, make_private, not_private
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
 from caxev.files.reading import Report
@@ -147,6 +147,7 @@ __all__ = [
     "roots_from",
     "safe_name",
     "scan",
+    "second",
     "set_aside",
     "shown",
     "standing",

@@ -92,7 +92,7 @@ def _pieces(wanted: Seen, there: Seen | None, unsure: int, wrong: Ranges | None)
         return [Piece(wanted, 0, wanted.size)]  # an empty file costs nothing to make anew
     if wrong is not None:
         return [Piece(wanted, start, stop) for start, stop in wrong]
-    age, time = wanted.mtime_ns // _SECOND, there.mtime_ns // _SECOND
+    age, time = second(wanted), second(there)
     if (there.size, time) == (wanted.size, age):
         return []
     if there.size > wanted.size or time < age:
@@ -102,4 +102,12 @@ def _pieces(wanted: Seen, there: Seen | None, unsure: int, wrong: Ranges | None)
 
 def to_the_second(seen: Iterable[Seen]) -> list[tuple[object, ...]]:
     """What two sides of an SFTP session can compare: path, kind, size, time (s) and target."""
-    return [(s.path, s.kind, s.size, s.mtime_ns // _SECOND, s.target) for s in seen]
+    return [(s.path, s.kind, s.size, second(s), s.target) for s in seen]
+
+
+def second(seen: Seen) -> int:
+    """Return the second of a file's time as SFTP carries it: in 32 bits, so modulo 136 years.
+
+    A file of before 1970 or after 2106 gets another time at the other side, and is the same file.
+    """
+    return seen.mtime_ns // _SECOND & 0xFFFFFFFF

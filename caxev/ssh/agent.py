@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import asyncssh
@@ -82,7 +82,8 @@ class Agent:
         How far it is while it checks what it has already is passed on to `on_checking`, in bytes.
         """
         while "checking" in (message := await self._next()):
-            on_checking(message["checking"], message["total"])
+            with shaped(self.endpoint):
+                on_checking(int(message["checking"]), int(message["total"]))
         return message
 
     async def _next(self) -> dict[str, Any]:
@@ -128,6 +129,17 @@ class Agent:
         except (ValueError, KeyError, TypeError):
             last = last[-_SHOWN:] or "without a word"
             return Retry(f"{self.endpoint}: caxev receive ended there: {last}")
+
+
+@contextmanager
+def shaped(endpoint: Endpoint) -> Iterator[None]:
+    """Raise `GiveUp` if what a far end answers is not of the shape that it must have."""
+    try:
+        yield
+    except receive.MISSHAPEN as exc:
+        raise GiveUp(
+            f"{endpoint}: caxev receive answered in a wrong shape: {type(exc).__name__}: {exc}"
+        ) from exc
 
 
 async def agent_on(

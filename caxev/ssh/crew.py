@@ -23,7 +23,7 @@ from functools import partial
 from typing import Final
 
 import asyncssh
-from attrs import define, field
+from attrs import define, evolve, field
 from loguru import logger
 
 from caxev.job import Denied, Retry
@@ -101,8 +101,12 @@ class Crew:
 
     async def _program(self) -> Line:
         key = self.connection.get_server_host_key()
-        command = self._held.enter_context(shell(self.endpoint, key))
-        return Program([*command, "-s", host_name(self.endpoint), "sftp"])
+        there = self.endpoint
+        if key is not None:
+            # The address that answers is known: it need not try the others, one after the other.
+            there = evolve(there, host=self.connection.get_extra_info("peername")[0])
+        command = self._held.enter_context(shell(there, key))
+        return Program([*command, "-s", host_name(there), "sftp"])
 
     async def move(self, haul: Haul) -> Digests:
         """Move all of it. The first error ends it; a line that cannot be had is done without."""

@@ -12,7 +12,9 @@ import asyncssh
 from attrs import frozen
 
 from caxev.files import shown
-from caxev.job import Denied, Retry
+from caxev.job import UNFORESEEN, Denied, Retry
+from caxev.ssh.dialing import dial
+from caxev.ssh.known_hosts import read_known_hosts
 
 CIPHERS: Final = (
     "aes128-gcm@openssh.com",
@@ -113,7 +115,12 @@ async def connected(endpoint: Endpoint) -> AsyncIterator[asyncssh.SSHClientConne
 async def _connection(endpoint: Endpoint) -> asyncssh.SSHClientConnection:
     options = _options(endpoint)
     with translated(endpoint):
-        return await asyncssh.connect(endpoint.host, endpoint.port, **options)
+        sock = await dial(endpoint.host, endpoint.port, endpoint.connect_timeout)
+        try:
+            return await asyncssh.connect(endpoint.host, endpoint.port, sock=sock, **options)
+        except BaseException:
+            sock.close()
+            raise
 
 
 def _options(endpoint: Endpoint) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def _options(endpoint: Endpoint) -> dict[str, Any]:
 def _host_key_options(endpoint: Endpoint) -> dict[str, Any]:
     pin = endpoint.host_key
     if pin is None:
-        known = _readable(endpoint.known_hosts_file, "the known_hosts file")
+        known = read_known_hosts(_readable(endpoint.known_hosts_file, "the known_hosts file"))
         return {"known_hosts": known, **_known_algorithms(known, endpoint)}
     # Empty bytes would make asyncssh fall back on ~/.ssh/known_hosts, and None would make it trust
     # anyone. A function that knows no key leaves the decision to the client's callback.
@@ -165,15 +172,12 @@ def _host_key_options(endpoint: Endpoint) -> dict[str, Any]:
     }
 
 
-def _known_algorithms(known: str, endpoint: Endpoint) -> dict[str, Any]:
+def _known_algorithms(known: asyncssh.SSHKnownHosts, endpoint: Endpoint) -> dict[str, Any]:
     """Of our algorithms those of the keys that stand in the file, so that one of these is shown.
 
     asyncssh by itself would take SHA-1 for an RSA key. What is wrong with the file, it tells.
     """
-    try:
-        keys = asyncssh.match_known_hosts(known, endpoint.host, "", host_port(endpoint))[0]
-    except (ValueError, OSError):
-        return {}
+    keys = asyncssh.match_known_hosts(known, endpoint.host, "", host_port(endpoint))[0]
     kinds = {key.get_algorithm() for key in keys}
     found = [
         name for name in _HOST_KEYS if ("ssh-rsa" if name.startswith("rsa-") else name) in kinds
@@ -192,14 +196,17 @@ def pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
 
 async def _pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
     with translated(endpoint):
+        sock = await dial(endpoint.host, endpoint.port, endpoint.connect_timeout)
         asking = asyncssh.get_server_host_key(
             endpoint.host,
             endpoint.port,
+            sock=sock,
             kex_algs=KEX,
             server_host_key_algs=_HOST_KEYS,
             config=None,
         )
-        key = await asyncio.wait_for(asking, endpoint.connect_timeout)
+        with sock:
+            key = await asyncio.wait_for(asking, endpoint.connect_timeout)
     pin = (endpoint.host_key or "").strip()
     if key is None or key.get_fingerprint("sha256") != pin:
         raise Denied(_distrust(endpoint))
@@ -247,7 +254,7 @@ def translated(endpoint: Endpoint, doing: str = "") -> Iterator[None]:
         raise Retry(f"{endpoint} did not answer in time{at}") from exc
     except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection, asyncssh.DisconnectError) as e:
         raise Retry(f"the connection to {endpoint} was lost{at}: {one_line(e)}") from e
-    except (asyncssh.Error, asyncio.IncompleteReadError) as exc:
+    except (asyncssh.Error, asyncio.IncompleteReadError, *UNFORESEEN) as exc:
         raise Retry(f"{endpoint} failed{at}: {one_line(exc)}") from exc
     except OSError as exc:
         raise Retry(f"{endpoint} cannot be reached{at}: {exc.strerror or one_line(exc)}") from exc
@@ -262,11 +269,8 @@ def _distrust(endpoint: Endpoint) -> str:
     if endpoint.host_key:
         return f"host key of {endpoint} is not the one pinned for it ({endpoint.host_key})"
     file = endpoint.known_hosts_file
-    try:
-        known = asyncssh.match_known_hosts(file, endpoint.host, "", host_port(endpoint))
-    except (OSError, ValueError):
-        return f"known_hosts file {shown(file)} cannot be read"
-    if not any(known):
+    known = read_known_hosts(file)
+    if not any(asyncssh.match_known_hosts(known, endpoint.host, "", host_port(endpoint))):
         return f"host key of {endpoint} is not in {shown(file)}: add it after checking it"
     return (
         f"host key of {endpoint} is not the one in {shown(file)}: "

@@ -28,6 +28,7 @@ from caxev.files import (
     local,
     open_resolved,
     printable,
+    second,
 )
 from caxev.job import Retry
 from caxev.ssh.handout import Handout, Pace, Progress
@@ -41,7 +42,6 @@ Digests = dict[bytes, dict[int, list[bytes]]]
 # Twice what OpenSSH lets a channel have under way, and room for any span where a lane has nothing.
 WINDOW: Final = max(PART, 4 << 20)  # bytes
 _FILES: Final = 64  # spans begun at once
-_SECOND: Final = 1_000_000_000
 
 
 class Refused(Exception):
@@ -312,8 +312,8 @@ class Lane:
         if self.haul.do == "pull":
             one.settle()
         elif self.haul.do == "push":
-            when = one.span.file.mtime_ns // _SECOND
-            self._ask(self.sftp.settle(one.handle, when), partial(self._check, one))
+            settling = self.sftp.settle(one.handle, second(one.span.file))
+            self._ask(settling, partial(self._check, one))
             if self.sftp.can_fsync:
                 self._ask(self.sftp.fsync(one.handle), partial(self._check, one))
 

@@ -64,7 +64,7 @@ from caxev.receive import (
     seen_from,
     seen_rows,
 )
-from caxev.ssh.agent import Agent, agent_on
+from caxev.ssh.agent import Agent, agent_on, shaped
 from caxev.ssh.crew import Crew, crew_on, merged, weight_of
 from caxev.ssh.endpoint import Endpoint, connected, started, translated
 from caxev.ssh.handout import Handout, Pace, Progress
@@ -328,7 +328,9 @@ async def _listed_by_agent(
     agent = await starting
     if agent is None:
         return None
-    return agent, seen_from((await agent.answer())["source"])
+    answer = await agent.answer()
+    with shaped(agent.endpoint):
+        return agent, seen_from(answer["source"])
 
 
 def _count_small(source: Iterable[Seen | Item]) -> int:
@@ -339,7 +341,7 @@ async def _unchanged(work: _Work, path: bytes, source: list[Seen]) -> bool:
     if work.agent is None:
         return await work.look(path) == source
     await work.agent.ask(check=True)
-    return bool((await work.agent.answer())["same"])
+    return bool((await work.agent.answer()).get("same"))
 
 
 async def _fetch_all(
@@ -440,8 +442,9 @@ async def _push_to_agent(
     if answer.get("stands"):
         return None
     crash.point("ssh.prepare")
-    partial = os.fsencode(answer["partial"])
-    pieces = pieces_from(answer["pieces"], source)
+    with shaped(agent.endpoint):
+        partial = os.fsencode(answer["partial"])
+        pieces = pieces_from(answer["pieces"], source)
     todo = Plan((), (), tuple(pieces), ())
     progress = work.progress(todo, source)
     small, large = _sorted_out(pieces, agent)
@@ -641,8 +644,10 @@ async def _remote_manifest(work: _Work) -> Manifest:
     work = await work.with_agent()
     if work.agent is not None:
         while "manifest" not in (answer := await work.agent.answer()):
-            work.report(answer["done"], answer["total"])
-        return manifest_from(answer["manifest"])
+            with shaped(work.agent.endpoint):
+                work.report(int(answer["done"]), int(answer["total"]))
+        with shaped(work.agent.endpoint):
+            return manifest_from(answer["manifest"])
     path = await work.confined()
     source = await work.look(path)
     todo = plan(source, ())

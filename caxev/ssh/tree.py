@@ -13,7 +13,7 @@ import posixpath
 import stat
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import asyncssh
 from attrs import frozen
@@ -32,6 +32,7 @@ from caxev.files import (
     partial_path,
     plan,
     printable,
+    second,
     to_the_second,
 )
 from caxev.job import GiveUp, Retry
@@ -39,8 +40,6 @@ from caxev.ssh.endpoint import Endpoint, sftp_session, translated
 from caxev.ssh.remote import GONE, Remote, each
 
 T = TypeVar("T")
-
-_SECOND: Final = 1_000_000_000
 
 
 @frozen
@@ -237,7 +236,7 @@ async def _cut(
 
 
 async def _finish(remote: Remote, path: bytes, seen: Seen) -> None:
-    when = seen.mtime_ns // _SECOND
+    when = second(seen)
     attrs = asyncssh.SFTPAttrs(permissions=FILE_MODE, atime=when, mtime=when)
     await remote.sftp.setstat(path, attrs)
     async with remote.sftp.open(path, asyncssh.FXF_READ, block_size=None, encoding=None) as file:
