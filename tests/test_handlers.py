@@ -1156,6 +1156,19 @@ async def judge(
     return dict(fields)
 
 
+async def test_a_copy_that_came_bad_has_its_source_read_again() -> None:
+    """The source may have been bad: not every way of moving sees what passes."""
+    run = run_of(entry("xenon", manifest=GOOD.digest), entry("lngs", "verifying", source="xenon"))
+    plan = check(run, "lngs")
+    assert isinstance(plan, verify.Plan)
+    for found, asked in ((GOOD, []), (manifest_of(a="1", b="33"), ["xenon"])):
+        ports: Any = Shelf(GOOD)
+        event = Event(run.id, RAW, None, "verifying")
+        await verify.verdict(Job(run, event, LNGS, ALL, "lngs#1", logger, ports), plan, found)
+        changes = [update.change for update in ports.asked]
+        assert [change[0].key.host for change in changes] == asked
+
+
 async def test_a_first_copy_is_what_it_is() -> None:
     """Without another to compare with, a copy is good and its digests are recorded."""
     fields = await judge(None)
