@@ -14,6 +14,7 @@ from pymongo import MongoClient
 from caxev import job
 from caxev.job import DRIFT, Anchor, Clock, Job, clock, utcnow
 from caxev.model import CopyKey, Event, Run
+from caxev.mongo import Selection
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -128,6 +129,12 @@ async def test_a_listener_takes_the_time_of_the_database(
         clock.note(datetime.now(UTC) + DAY, monotonic())
         await db.renew(taken[0], 10.0, None)
         assert abs(utcnow() - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+def test_the_last_days_end_now() -> None:
+    """A run that begins in the future is none of theirs."""
+    wanted = Selection(last_days=2).query(NOW)["start"]
+    assert wanted == {"$gte": NOW - 2 * DAY, "$lte": NOW}
 
 
 @pytest.mark.replicaset

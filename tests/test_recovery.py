@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -370,6 +371,23 @@ class Counting:
 
     def look_again(self) -> None:
         pass
+
+
+async def test_a_change_from_the_future_is_reacted_to_now(database: Named) -> None:
+    """A primary whose clock was ahead dated it: nothing waits until that time has come."""
+
+    async def react(job: Job) -> None:
+        """Wanted for every status."""
+
+    options = engine.options_for(database, [engine.handler(react, copy("transferred"))])
+    intake = Counting()
+    async with engine.opened(database) as db:
+        found = await db.acquire(SITE, "one", 60.0, Job.now())
+        assert found is not None
+        watcher = Watcher(db, found[0], options.registry, intake)
+        (run,) = await add(db, 1)
+        await watcher.look({run: Job.now() + timedelta(days=40)})
+    assert [debt.due <= Job.now() for debt in intake.started] == [True]
 
 
 async def test_a_scan_between_two_batches_fires_nothing_twice(
