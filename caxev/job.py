@@ -52,6 +52,20 @@ class Anchor:
         return self.error + DRIFT * abs(at - self.at)
 
 
+@frozen
+class Clocks:
+    """The shared time `now`, and between which two it is if only one of two clocks is right."""
+
+    now: datetime
+    earliest: datetime
+    latest: datetime
+
+    @classmethod
+    def at(cls, now: datetime) -> Clocks:
+        """Return what clocks show that agree."""
+        return cls(now, now, now)
+
+
 @define
 class Clock:
     """The time that all sites share: the database's, which the monotonic clock carries on.
@@ -87,9 +101,14 @@ class Clock:
         anchor = self.anchor
         return self._local() if anchor is None else anchor.read(monotonic()) + self.ahead
 
+    def both(self) -> Clocks:
+        """Return the time by the database's clock and by this machine's."""
+        shared, local = _to_millisecond(self.now()), _to_millisecond(self._local())
+        return Clocks(shared, min(shared, local), max(shared, local))
+
     def safe_now(self) -> datetime:
         """Return the earlier of the database's time and this machine's: past on both clocks."""
-        return min(self.now(), self._local())
+        return self.both().earliest
 
     @property
     def skew(self) -> float:
@@ -292,7 +311,12 @@ class Job:
 
         For what cannot be undone: no single clock that is wrong brings it about early.
         """
-        return _to_millisecond(clock.safe_now())
+        return clock.safe_now()
+
+    @staticmethod
+    def clocks() -> Clocks:
+        """Return the time by the database's clock and by this machine's."""
+        return clock.both()
 
     async def update(self, update: RunUpdate) -> Run:
         """Write to the run document at once, and go on with the run as it is then.

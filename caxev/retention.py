@@ -18,7 +18,7 @@ from typing import Any, Final
 from attrs import evolve, frozen
 
 from caxev.config import Site, Sites
-from caxev.job import Skip
+from caxev.job import Clocks, Skip
 from caxev.model import (
     DELETING,
     ERROR,
@@ -383,20 +383,20 @@ class Intent:
         request = str(row.get("request") or f"{copy.key} {at}")
         return cls(str(row.get("by")), str(row.get("why")), keep, at, request, was, like)
 
-    def fresh(self, site: Site, now: datetime) -> Fresh:
+    def fresh(self, site: Site, clocks: Clocks) -> Fresh:
         """Which readings of other copies prove something: this deletion's, or lately made ones."""
         rules = site.deletion
         if rules.proof_days <= 0:
-            return Fresh(self.request, until=now)
-        # Whoever wrote `at` may have had a clock that was behind.
-        begun = max(self.at, now - timedelta(days=rules.patience))
-        return Fresh(self.request, begun - timedelta(days=rules.proof_days), now)
+            return Fresh(self.request, until=clocks.earliest)
+        # The clock by which `at` was written may have been behind.
+        begun = max(self.at, clocks.latest - timedelta(days=rules.patience))
+        return Fresh(self.request, begun - timedelta(days=rules.proof_days), clocks.earliest)
 
     def enough(
-        self, run: Run, copy: Copy, site: Site, sites: Sites, now: datetime
+        self, run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks
     ) -> tuple[CopiesAtLeast, ...]:
         """What must hold of the others, freshly read, for this copy to go."""
-        fresh = self.fresh(site, now)
+        fresh = self.fresh(site, clocks)
         return enough(run, copy.key, self.keep, self.like, sites, fresh=fresh)
 
 
@@ -431,7 +431,7 @@ class Withdraw:
 
 
 def weigh(
-    run: Run, copy: Copy, site: Site, sites: Sites, now: datetime
+    run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks
 ) -> Proven | Ask | Wait | Withdraw | Skip:
     """Decide what is next for a copy that is to go."""
     wanted = Intent.of(copy)
@@ -442,7 +442,7 @@ def weigh(
     tags = [tag for tag in site.deletion.protect if tag in run.tags]
     if tags:
         return Withdraw(f"the run was tagged {', '.join(tags)} meanwhile")
-    needed = wanted.enough(run, copy, site, sites, now)
+    needed = wanted.enough(run, copy, site, sites, clocks)
     if all(one.holds(run) for one in needed):
         return Proven(_proof(run, needed))
     by_entry = enough(run, copy.key, wanted.keep, wanted.like, sites)
@@ -450,7 +450,7 @@ def weigh(
         return Withdraw(f"fewer than {wanted.keep} good copies are left elsewhere")
     until = wanted.at + timedelta(days=site.deletion.patience)
     stale = [one for one in run.copies if by_entry[0].counts(one) and not needed[0].counts(one)]
-    if until <= now:
+    if until <= clocks.earliest:
         names = ", ".join(sorted(one.host for one in stale))
         return Withdraw(f"no answer from {names} for {site.deletion.patience:g} days")
     unasked = tuple(one for one in stale if not _was_asked(one, wanted.request))
@@ -494,10 +494,10 @@ def _intended(copy: Copy) -> dict[str, Any]:
 
 
 def prove(
-    run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any, now: datetime
+    run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any, clocks: Clocks
 ) -> RunUpdate:
     """The second step: write down what proves that the copy may go, if it still does."""
-    expect = [still(copy), *wanted.enough(run, copy, site, sites, now), *_untagged(site)]
+    expect = [still(copy), *wanted.enough(run, copy, site, sites, clocks), *_untagged(site)]
     return RunUpdate.note(run, copy, *expect, proof=proof)
 
 
@@ -509,7 +509,7 @@ def begin(
     sites: Sites,
     *,
     proof: Any,
-    now: datetime,
+    clocks: Clocks,
     mark: str | None = None,
 ) -> RunUpdate:
     """The third step: from now on its bytes go, if `proof` still holds and nobody reads it.
@@ -517,8 +517,8 @@ def begin(
     `mark`: the very files that go (`caxev.files.identity`).
     """
     where = CopyIs(copy.key, {"location": copy.fields.get("location")})
-    expect = [still(copy), where, *wanted.enough(run, copy, site, sites, now), *_untagged(site)]
-    fields = {"erasing": now, "mark": mark, "proof": proof}
+    expect = [still(copy), where, *wanted.enough(run, copy, site, sites, clocks), *_untagged(site)]
+    fields = {"erasing": clocks.now, "mark": mark, "proof": proof}
     return RunUpdate.note(run, copy, *expect, NobodyReads(copy.key), **fields)
 
 

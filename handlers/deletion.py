@@ -163,7 +163,7 @@ async def _prove(job: Job, key: CopyKey) -> Retry | None:
         await _write(job, withdraw(job.run, mine, wanted, found.why, job.now()))
     else:
         there, proof = job.sites.get(key.host), found.proof
-        update = proven(job.run, mine, wanted, there, job.sites, proof=proof, now=job.safe_now())
+        update = proven(job.run, mine, wanted, there, job.sites, proof=proof, clocks=job.clocks())
         await _write(job, update)
     return None
 
@@ -172,7 +172,7 @@ def _weighed(job: Job, key: CopyKey) -> Proven | Ask | Wait | Withdraw | Skip:
     mine = job.run.copy(key)
     if mine is None:
         return Skip("the copy is gone")
-    return weigh(job.run, mine, job.sites.get(key.host), job.sites, job.safe_now())
+    return weigh(job.run, mine, job.sites.get(key.host), job.sites, job.clocks())
 
 
 async def _ask(job: Job, wanted: Ask) -> None:
@@ -219,7 +219,7 @@ async def erase(job: Job) -> Result:
         mark = await job.work(standing, mine.location, job.site.roots, None)
         sure = go_on(job.run, mine, mark)
     else:
-        found = weigh(job.run, mine, job.site, job.sites, job.safe_now())
+        found = weigh(job.run, mine, job.site, job.sites, job.clocks())
         if not isinstance(found, Proven):
             # What was proven does not hold any more: begin again from the intent.
             job.log.warning(f"{mine.key} of {job.run}: its proof no longer holds")
@@ -234,8 +234,8 @@ async def erase(job: Job) -> Result:
             return withdraw(job.run, mine, wanted, why, job.now())
         if (few := await _too_few(job, mine, wanted, found)) is not None:
             return withdraw(job.run, mine, wanted, few, job.now())
-        those, now = (job.site, job.sites), job.safe_now()
-        sure = begin(job.run, mine, wanted, *those, proof=found.proof, now=now, mark=mark)
+        those, clocks = (job.site, job.sites), job.clocks()
+        sure = begin(job.run, mine, wanted, *those, proof=found.proof, clocks=clocks, mark=mark)
     mine = (await _write(job, sure)).copy(mine.key) or mine
     assert mine.location is not None
     await _erase_aside(job, mine)

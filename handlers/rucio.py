@@ -542,12 +542,12 @@ async def rucio_rm(job: Job) -> Result:
     if (who := keeper(entry, job.sites)) != job.site.name:
         return Skip(f"{who or 'no site'} looks after it")
     if not entry.fields.get("erasing"):
-        found = weigh(job.run, entry, there, job.sites, job.safe_now())
+        found = weigh(job.run, entry, there, job.sites, job.clocks())
         if not isinstance(found, Proven):
             job.log.warning(f"{entry.key} of {job.run}: its proof no longer holds")
             return withdraw(job.run, entry, wanted, "its proof no longer holds", job.now())
-        now, proof = job.safe_now(), found.proof
-        sure = begin(job.run, entry, wanted, there, job.sites, proof=proof, now=now)
+        clocks, proof = job.clocks(), found.proof
+        sure = begin(job.run, entry, wanted, there, job.sites, proof=proof, clocks=clocks)
         entry = _there(await _updated(job, sure), entry.key)
     await job.work(rucio.give_up, there, Did.of(entry.location))
     job.log.info(f"{entry.key} of {job.run} is given up: {wanted.why}")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev.config import Deletion, Site, Sites
-from caxev.job import Skip
+from caxev.job import Clocks, Skip
 from caxev.model import DELETING, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, TagAbsent
 from caxev.quorum import agree, at_odds, majority, voters
 from caxev.retention import (
@@ -256,7 +256,7 @@ def mine(run: Run) -> Copy:
 
 
 def weighed(run: Run, sites: Sites = ALL, now: datetime = NOW) -> Any:
-    return weigh(run, mine(run), sites.get("lngs"), sites, now)
+    return weigh(run, mine(run), sites.get("lngs"), sites, Clocks.at(now))
 
 
 def changed(run: Run, host: str, **fields: Any) -> Run:
@@ -307,7 +307,9 @@ def test_the_others_are_asked_then_waited_for_then_believed() -> None:
     wanted = Intent.of(mine(run))
     assert wanted is not None
     here, proof = ALL.get("lngs"), proven.proof
-    after = applied(run, prove(run, mine(run), wanted, here, ALL, proof=proof, now=NOW))
+    after = applied(
+        run, prove(run, mine(run), wanted, here, ALL, proof=proof, clocks=Clocks.at(NOW))
+    )
     assert mine(after).fields["proof"] == proven.proof
     assert mine(after).status == DELETING
 
@@ -372,6 +374,22 @@ def test_a_late_reading_counts_for_some_days() -> None:
     run = wanted_gone(run_of(entry("lngs"), *(entry(h, **late) for h in HOSTS[1:3])), sites)
     assert isinstance(weighed(run, sites), Proven)
     assert isinstance(weighed(changed(run, "chicago", verified_at=NOW - 11 * DAY), sites), Ask)
+
+
+def test_a_late_reading_is_late_by_both_clocks() -> None:
+    """One clock that is wrong makes no reading younger, and none from the future past."""
+    sites = sites_with(copies=1, proof_days=10)
+    lately = entry("chicago", verified_at=NOW - 9 * DAY)
+    run = wanted_gone(run_of(entry("lngs"), lately), sites, keep=1)
+    here = sites.get("lngs")
+    for clocks, counts in (
+        (Clocks.at(NOW), True),
+        (Clocks(NOW, NOW, NOW + 40 * DAY), False),  # the intent's clock may have been behind
+        (Clocks(NOW, NOW - 20 * DAY, NOW), False),
+    ):
+        found = weigh(run, mine(run), here, sites, clocks)
+        assert isinstance(found, Proven if counts else Ask)
+        assert isinstance(weigh(read(run, "chicago"), mine(run), here, sites, clocks), Proven)
 
 
 def test_a_copy_on_tape_needs_no_reading() -> None:
@@ -467,8 +485,8 @@ def test_a_tag_that_comes_last_of_all_protects() -> None:
     wanted, here = Intent.of(mine(run)), sites.get("lngs")
     assert wanted is not None
     for update in (
-        prove(run, mine(run), wanted, here, sites, proof=[], now=NOW),
-        begin(run, mine(run), wanted, here, sites, proof=[], now=NOW),
+        prove(run, mine(run), wanted, here, sites, proof=[], clocks=Clocks.at(NOW)),
+        begin(run, mine(run), wanted, here, sites, proof=[], clocks=Clocks.at(NOW)),
     ):
         assert TagAbsent("keep") in update.expect
 
