@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.replicaset, pytest.mark.campaign]
 
 LEASE = 3.0
 # What the holder of a lease goes on writing while nothing happens.
-_ALIVE = ("expires", "touched", "trouble", "position", "streamed")
+_ALIVE = ("expires", "touched", "trouble", "skew", "position", "streamed")
 
 
 @pytest.fixture(scope="module")
