@@ -53,7 +53,7 @@ from caxev.ledger import (
     claim,
     settle,
 )
-from caxev.model import Run, RunId, RunUpdate, as_utc
+from caxev.model import CopyKey, Run, RunId, RunUpdate, as_utc, time_of
 from caxev.mongo import (
     OLDEST_FIRST,
     URGENT_FIRST,
@@ -652,6 +652,8 @@ class Dispatcher:
             if debt.started is None:
                 debt = evolve(debt, started=utcnow())
                 self._latency.observe((utcnow() - debt.at).total_seconds())
+                if (why := no_news(run, debt)) is not None:
+                    return Ended(debt, Spent(why), run=str(run))
             return await self._try(debt, handler, run)
         finally:
             self._occupancy.leave(debt, exclusive=handler.exclusive)
@@ -967,6 +969,27 @@ class Dispatcher:
                 return result
 
 
+def no_news(run: Run, debt: Debt) -> str | None:
+    """Say why nothing has changed for a reaction that gave up the very copy that vanished. Pure.
+
+    Old programs take such entries out, so that the copy is made again. To do that for each such
+    entry would be an endless loop. None if it is not so.
+    """
+    event = debt.event
+    if not isinstance(event.aspect, CopyKey) or event.after is not None:
+        return None
+    seen = time_of(event.before)
+    ours = f"{debt.site}: {debt.handler}: "
+    for one in run.given_up(event.aspect):
+        # What was given up before the state that was seen last is of a former life of the copy.
+        if (one.trigger or "").startswith(ours) and seen is not None and one.at >= seen:
+            return (
+                f"it was given up on {one.at:%Y-%m-%d %H:%M} UTC, and since then only its entry "
+                "was taken out: repair what was wrong, then use caxev retry"
+            )
+    return None
+
+
 def few_of_each(debts: Iterable[Debt], most: int) -> list[Debt]:
     """Leave out what is more than so many debts of one run, the last of them. Pure."""
     seen: Counter[RunId] = Counter()
@@ -1034,6 +1057,10 @@ class _Ports:
             debt.run == run and abs(now - (as_utc(document["progress"].get("at")) or now)) < alive
             for debt, document in await database.moving([site])
         )
+
+    async def has_listened(self, site: str) -> bool:
+        record = await self._dispatcher.database.site_record(site)
+        return record is not None and record.epoch > 0
 
     async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]:  # noqa: A002
         return await self._dispatcher.database.oldest(self._debt.site, type, without, skip)

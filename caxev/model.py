@@ -11,7 +11,7 @@ never by its place, and every field that we do not know is kept.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from uuid import uuid4
@@ -32,6 +32,11 @@ MOVING: Final = "moving"
 """The status of a copy whose files are on their way to another directory of its own host."""
 UNKNOWN: Final = "unknown"
 """The status of an entry that names none."""
+STATUSES: Final = "statuses"
+"""In a look this field of a copy stands for the statuses of its entries, if it has several."""
+
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class CopyKey(NamedTuple):
@@ -238,6 +243,13 @@ class Copy:
         return as_utc(self.fields.get("status_since"))
 
     @property
+    def is_abandoned(self) -> bool:
+        """Whether an old program failed to make it: neither status nor trigger is by one of us."""
+        found_bad = self.fields.get("checksumproblem")
+        ours = self.since is not None or self.fields.get("trigger") is not None
+        return self.status == ERROR and not ours and not found_bad
+
+    @property
     def verified_at(self) -> datetime | None:
         """When its bytes were last read and found to be right, UTC; cax wrote no such time."""
         value = self.fields.get("verified_at")
@@ -271,6 +283,17 @@ class Copy:
     def seen_as(self) -> str:
         """This copy's value in a `Look`."""
         return _value(self.status, self.fields.get("status_since"))
+
+
+class GivenUp(NamedTuple):
+    """A copy was given up `at` that time (UTC), by the reaction that its `trigger` names.
+
+    Without a trigger an old program had begun it: what that left stands at `location`.
+    """
+
+    at: datetime
+    trigger: str | None
+    location: str | None
 
 
 @frozen
@@ -317,6 +340,13 @@ class Run:
         """The copy known by `key`, if the run has one."""
         return next((copy for copy in self.copies if copy.key == key), None)
 
+    def given_up(self, key: CopyKey) -> Iterator[GivenUp]:
+        """Each time that a copy known by `key` was given up, as far as that is kept."""
+        rows = self.document.get("given_up")
+        for row in rows if isinstance(rows, list) else ():
+            if _key(row) == key and (at := as_utc(row.get("date"))) is not None:
+                yield GivenUp(at, _text(row.get("trigger")), _text(row.get("location")))
+
     def look(self, watched: Watched = NO_FIELDS) -> dict[Aspect, str]:
         """Every aspect of this run with its value; of the fields, those that are watched."""
         return look_at(self.document, watched)
@@ -334,14 +364,21 @@ def look_at(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> dict[A
     for name in _tags(document.get("tags")):
         look[Tag(name)] = YES
     data = document.get("data")
+    several: dict[CopyKey, list[str]] = {}
     for entry in data if isinstance(data, list) else ():
         key = _key(entry)
-        if key is not None and key not in look:
-            status = _text(entry.get("status")) or UNKNOWN
-            look[key] = _value(status, entry.get("status_since"))
+        if key is None:
+            continue
+        seen = _value(_text(entry.get("status")) or UNKNOWN, entry.get("status_since"))
+        if key in look:
+            several.setdefault(key, [look[key]]).append(seen)
+        else:
+            look[key] = seen
             for name in watched.copies:
                 if (value := entry.get(name)) is not None:
                     look[CopyField(*key, name)] = _digest(value)
+    for key, statuses in several.items():
+        look[CopyField(*key, STATUSES)] = _digest(statuses)
     for path in watched.run:
         if (value := field_of(document, path)) is not None:
             look[Field(path)] = _digest(value)
@@ -373,6 +410,18 @@ def _value(status: str, since: object) -> str:
     if since is None or (time := as_utc(since)) is None:
         return status
     return f"{status}@{int(time.timestamp() * 1000)}"
+
+
+def time_of(value: str | None) -> datetime | None:
+    """The time (UTC) in a copy's value in a `Look`: since when its status was so, if that is known.
+
+    The inverse of what `Copy.seen_as` makes of ``status_since``.
+    """
+    _, at, milliseconds = (value or "").rpartition("@")
+    try:
+        return _EPOCH + timedelta(milliseconds=int(milliseconds)) if at else None
+    except (ValueError, OverflowError):  # a status may be any text
+        return None
 
 
 def _tags(value: object) -> Iterator[str]:
@@ -497,10 +546,13 @@ class NobodyReads:
     """An expectation: nobody makes a copy of this copy's data, or other data, from this one.
 
     Who does so has an entry that is ``transferring``: a copy names its `source`, derived data says
-    in its ``job`` what it is made of.
+    in its ``job`` what it is made of. Old programs name neither, and may read any copy of the same
+    data: an entry of theirs counts if it was made after `since` (UTC; None: in any case), or if it
+    does not say when.
     """
 
     key: CopyKey
+    since: datetime | None = None
 
     def holds(self, run: Run) -> bool:
         """Whether the run is so."""
@@ -514,7 +566,15 @@ class NobodyReads:
             made_of = (job.get("input"), _text(job.get("input_version")))
             if made_of == (key.type, key.version):
                 return True
-        return (one.type, one.version, one.source) == (key.type, key.version, key.host)
+        if (one.type, one.version) != (key.type, key.version):
+            return False
+        return one.source == key.host or (one.host != key.host and self._may_read(one))
+
+    def _may_read(self, one: Copy) -> bool:
+        if one.source is not None or one.fields.get("job") is not None:
+            return False
+        made = as_utc(one.fields.get("creation_time"))
+        return made is None or self.since is None or made > self.since
 
 
 Expectation: TypeAlias = (
@@ -530,7 +590,8 @@ class RunUpdate:
     wins and the other learns that it lost. At most one of `add`, `change` and `remove` is used.
     Make one with `add_copy`, `change_copy`, `note`, `ask`, `remove_copy`, `add_tag` or
     `set_fields`. `append` adds to lists in the entry that is changed, of which the last
-    `CHECKS_KEPT` values stay. `tombstone` goes to the run's ``deleted_data``.
+    `CHECKS_KEPT` values stay. `tombstone` goes to the run's ``deleted_data``, `given_up` to its
+    list of that name.
     """
 
     run: RunId
@@ -542,6 +603,7 @@ class RunUpdate:
     tag: Mapping[str, Any] | None = None
     fields: Mapping[str, Any] = Factory(dict)
     tombstone: Mapping[str, Any] | None = None
+    given_up: Mapping[str, Any] | None = None
 
     @classmethod
     def add_copy(
@@ -560,6 +622,22 @@ class RunUpdate:
         """Change a copy that still has the status and the owner that `copy` was seen with."""
         seen = copy.as_seen
         return cls(run.id, (seen, *expect), change=(seen, {"status": status, **fields}))
+
+    @classmethod
+    def give_up(cls, run: Run, copy: Copy, **fields: Any) -> RunUpdate:
+        """Make a copy that is not finished an ``error``, and remember it; see `remembered`."""
+        return cls.change_copy(run, copy, ERROR, owner=None, **fields).remembered(copy)
+
+    def remembered(self, copy: Copy) -> RunUpdate:
+        """This update, which also notes in the run that the copy was given up.
+
+        The note outlives the entry, which others may take out. The engine does not start the
+        reaction that gave a copy up again for the entry's vanishing.
+        """
+        names = ("location", "trigger")
+        row = {name: value for name in names if (value := copy.fields.get(name)) is not None}
+        key = {"type": copy.type, "host": copy.host, "pax_version": copy.version}
+        return evolve(self, given_up={**key, **row})
 
     @classmethod
     def note(cls, run: Run, copy: Copy, *expect: Expectation, **fields: Any) -> RunUpdate:

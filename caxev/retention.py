@@ -51,7 +51,8 @@ READING: Final = timedelta(hours=1)
 class Plan:
     """A copy that may go: who wants it and why, and how many others must remain.
 
-    `like` is what those others must be: this copy itself or, where it is bad, a good one.
+    `like` is what those others must be: this copy itself or, where it is bad, a good one. With
+    `by_entries` they count by what their entries say, and are not read afresh first.
     """
 
     copy: Copy
@@ -59,6 +60,7 @@ class Plan:
     why: str
     keep: int
     like: Copy
+    by_entries: bool = False
 
 
 @frozen
@@ -87,11 +89,11 @@ def plan_purge(
     again = _withdrawn(copy, site)
     if again is not None and now < again:
         return NotYet(f"its deletion was withdrawn: {copy.fields['withdrawn'].get('why')}", again)
-    if not NobodyReads(copy.key).holds(run):
+    if not unread(copy.key, sites, now).holds(run):
         return NotYet("it is being read", now + READING)
     why = "the disk is full" if full else f"purge: older than {site.purge:g} days"
     by = f"{site.name}: {'make_room' if full else 'purge'}"
-    return plan(run, copy, site, sites, by=by, why=why, keep=site.deletion.copies)
+    return plan(run, copy, site, sites, now=now, by=by, why=why, keep=site.deletion.copies)
 
 
 def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
@@ -113,32 +115,52 @@ def plan_processed(
     again = _withdrawn(copy, site)
     if again is not None and now < again:
         return NotYet(f"its deletion was withdrawn: {copy.fields['withdrawn'].get('why')}", again)
-    if not NobodyReads(copy.key).holds(run):
+    if not unread(copy.key, sites, now).holds(run):
         return NotYet("it is being read", now + READING)
     by, why = f"{site.name}: purge_processed", f"pax_version_purge: {copy.version}"
-    return plan(run, copy, site, sites, by=by, why=why, keep=0)
+    return plan(run, copy, site, sites, now=now, by=by, why=why, keep=0)
+
+
+def unread(key: CopyKey, sites: Sites, now: datetime) -> NobodyReads:
+    """Return the expectation that nobody reads this copy, nor an old program that does not say.
+
+    Such an entry counts for as long as it may live: until it is given up as stalled.
+    """
+    longest = max((site.stalled.retry for site in sites.values()), default=0.0)
+    return NobodyReads(key, now - timedelta(hours=longest))
 
 
 def plan(
-    run: Run, copy: Copy, site: Site, sites: Sites, *, by: str, why: str, keep: int
+    run: Run,
+    copy: Copy,
+    site: Site,
+    sites: Sites,
+    *,
+    now: datetime,
+    by: str,
+    why: str,
+    keep: int,
+    by_entries: bool = False,
 ) -> Plan | Skip:
     """Decide whether a copy may go while `keep` good ones remain elsewhere.
 
-    Of raw data at least one does, whatever `keep` says.
+    Of raw data at least one does, whatever `keep` says. Only a bad copy goes `by_entries`.
     """
+    if by_entries and copy.status != ERROR:
+        return Skip(f"it is {copy.status}: only a bad copy goes before the others are read")
     if copy.type == RAW:
         keep = max(keep, 1)
     if (no := _never(run, copy, site)) is not None:
         return Skip(no)
     like = _like(run, copy)
     if like is None:
-        return Skip("no majority of its copies says what is right")
-    wanted = Plan(copy, by, why, keep, like)
+        return Skip("no majority of its copies says what is right: caxev vouch names a right one")
+    wanted = Plan(copy, by, why, keep, like, by_entries)
     if not all(one.holds(run) for one in enough(run, copy.key, keep, like, sites)):
         have = good(run, like, copy.key, sites)
         named = ", ".join(one.host for one in have) or "none"
         return Skip(f"{keep} good copies must remain elsewhere, and there are {len(have)}: {named}")
-    if not NobodyReads(copy.key).holds(run):
+    if not unread(copy.key, sites, now).holds(run):
         return Skip("it is being read: something is made from it")
     return wanted
 
@@ -335,6 +357,7 @@ def intent(run: Run, wanted: Plan, sites: Sites, now: datetime) -> RunUpdate:
         "at": now,
         "request": new_id(),
         "was": copy.status,
+        "by_entries": wanted.by_entries,
         "manifest": wanted.like.manifest,
         "checksum": wanted.like.checksum,
     }
@@ -343,7 +366,7 @@ def intent(run: Run, wanted: Plan, sites: Sites, now: datetime) -> RunUpdate:
         copy,
         DELETING,
         *enough(run, copy.key, wanted.keep, wanted.like, sites),
-        NobodyReads(copy.key),
+        unread(copy.key, sites, now),
         *(CopyIs(copy.key, {name: copy.fields.get(name)}) for name in ("location", "manifest")),
         deletion=deletion,
         proof=None,
@@ -366,6 +389,7 @@ class Intent:
     request: str
     was: str
     like: Copy
+    by_entries: bool = False
 
     @classmethod
     def of(cls, copy: Copy) -> Intent | None:
@@ -381,10 +405,17 @@ class Intent:
         digests = {name: row.get(name) for name in ("manifest", "checksum")}
         like = Copy(copy.key, TRANSFERRED, digests)
         request = str(row.get("request") or f"{copy.key} {at}")
-        return cls(str(row.get("by")), str(row.get("why")), keep, at, request, was, like)
+        by_entries = row.get("by_entries") is True and was == ERROR
+        by, why = str(row.get("by")), str(row.get("why"))
+        return cls(by, why, keep, at, request, was, like, by_entries)
 
-    def fresh(self, site: Site, clocks: Clocks) -> Fresh:
-        """Which readings of other copies prove something: this deletion's, or lately made ones."""
+    def fresh(self, site: Site, clocks: Clocks) -> Fresh | None:
+        """Which readings of other copies prove something: this deletion's, or lately made ones.
+
+        None: what their entries say is enough.
+        """
+        if self.by_entries:
+            return None
         rules = site.deletion
         if rules.proof_days <= 0:
             return Fresh(self.request, until=clocks.earliest)
@@ -518,8 +549,8 @@ def begin(
     """
     where = CopyIs(copy.key, {"location": copy.fields.get("location")})
     expect = [still(copy), where, *wanted.enough(run, copy, site, sites, clocks), *_untagged(site)]
-    fields = {"erasing": clocks.now, "mark": mark, "proof": proof}
-    return RunUpdate.note(run, copy, *expect, NobodyReads(copy.key), **fields)
+    expect.append(unread(copy.key, sites, clocks.earliest))
+    return RunUpdate.note(run, copy, *expect, erasing=clocks.now, mark=mark, proof=proof)
 
 
 def go_on(run: Run, copy: Copy, mark: str | None) -> RunUpdate:
@@ -536,6 +567,7 @@ def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
         "by": wanted.by,
         "why": wanted.why,
         "asked": wanted.at,
+        "by_entries": wanted.by_entries,
         "site": owner,
         "proof": copy.fields.get("proof"),
     }
@@ -566,12 +598,29 @@ def unwanted(key: CopyKey, site: Site) -> str | None:
     return None
 
 
+def is_left_over(run: Run, key: CopyKey, location: str) -> bool:
+    """Whether what stands at that place is an unfinished copy that an old program left there."""
+    left = [one.at for one in run.given_up(key) if one.trigger is None and one.location == location]
+    rows = run.document.get("deleted_data")
+    stones = [
+        at
+        for row in (rows if isinstance(rows, list) else ())
+        if _key_of(row) == key and (at := as_utc(row.get("date"))) is not None
+    ]
+    # What was deleted since then was whole: nothing unfinished is left.
+    return bool(left) and (not stones or max(left) > max(stones))
+
+
+def _key_of(row: object) -> tuple[object, object, object] | None:
+    if not isinstance(row, Mapping):
+        return None
+    return row.get("type"), row.get("host"), row.get("pax_version")
+
+
 def was_deleted(run: Run, key: CopyKey) -> str | None:
     """Say who deleted such a copy on purpose; None where nobody did."""
     rows = run.document.get("deleted_data")
     for row in reversed(rows) if isinstance(rows, list) else ():
-        if not isinstance(row, Mapping):
-            continue
-        if (row.get("type"), row.get("host"), row.get("pax_version")) == key:
+        if _key_of(row) == key:
             return f"{row.get('by') or 'somebody'} deleted it ({row.get('why') or 'no reason'})"
     return None

@@ -9,7 +9,8 @@ other needs something to be compared with, and is not accepted without.
 A copy that is ``transferred`` here and has no checksum yet is given one.
 
 `recheck` reads a copy afresh for whoever asks by ``check_asked``, and answers in
-``check_answered`` with the ids of the requests that stood there when it began to read; `patrol`
+``check_answered`` with the ids of the requests that stood there when it began to read. A copy that
+is ``transferred`` though somebody noted a ``checksumproblem`` is read as well. `patrol`
 does so by itself every ``patrol.days``. A copy that is no longer
 what its entry says becomes ``error``; `handlers.judge` says who is right where copies contradict
 one another.
@@ -28,6 +29,7 @@ from datetime import UTC, datetime, timedelta
 from attrs import frozen
 
 from caxev import (
+    DELETING,
     ERROR,
     GONE,
     HERE,
@@ -99,18 +101,18 @@ async def checksum(job: Job) -> Result:
 
 
 @on(
-    copy_field("check_asked", host=(HERE, PASSIVE)),
+    copy_field("check_asked", "checksumproblem", host=(HERE, PASSIVE)),
     lane="checksum",
     timeout=None,
     stall=STALLED,
     aliases=("AddChecksum", "CompareChecksums"),
 )
 async def recheck(job: Job) -> Result:
-    """Read a copy afresh because somebody asks whether it is still good."""
+    """Read a copy afresh because somebody asks, or doubts, whether it is still good."""
     seen = plan_recheck(job.copy, job.site, job.sites)
     if isinstance(seen, Skip):
         return seen
-    if not seen.pending:
+    if not (seen.pending or seen.fields.get("checksumproblem")):
         return Skip("that was answered")
     job.park_with(_unreadable(job, seen))
     began = job.now()
@@ -224,9 +226,11 @@ async def verdict(
 async def told(job: Job, seen: Copy, manifest: Manifest, began: datetime) -> RunUpdate:
     """Say what a copy is that was good: as it was, or bad, by its own entry."""
     if _is_same(seen, manifest):
-        read = RunUpdate.note(job.run, seen, manifest=manifest.digest, verified_at=began)
-        is_awaited = seen.pending or at_odds(job.run, seen.key)
-        return read.answering(seen) if is_awaited else read
+        fields: dict[str, object] = {"manifest": manifest.digest, "verified_at": began}
+        if seen.fields.get("checksumproblem") and seen.status == TRANSFERRED:
+            fields |= {"checksumproblem": False, "error": None}
+        read = RunUpdate.note(job.run, seen, **fields)
+        return read.answering(seen) if _is_awaited(job.run, seen) else read
     why = await difference(job, seen, manifest)
     job.log.error(f"{seen.key} of {job.run} is no longer what it was: {why}")
     ours = manifest.cax_checksum()
@@ -282,7 +286,17 @@ def _update(
     update = RunUpdate.change_copy(
         job.run, seen, status, manifest=manifest.digest, verified_at=began, **fields
     )
-    return update.answering(seen) if seen.pending else update
+    return update.answering(seen) if _is_awaited(job.run, seen) else update
+
+
+def _is_awaited(run: Run, seen: Copy) -> bool:
+    """Whether somebody waits for a reading of this copy, or could do something with one.
+
+    A new voice may decide between copies that contradict one another, and another good copy may
+    prove that one may go, if those that were asked do not answer.
+    """
+    going = (one for one in run.copies if one.status == DELETING)
+    return bool(seen.pending) or at_odds(run, seen.key) or any(_same_data(o, seen) for o in going)
 
 
 def plan_recheck(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:

@@ -18,7 +18,7 @@ that has been moved is passed by.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime, timedelta
 
 from attrs import frozen
@@ -49,7 +49,7 @@ from caxev import (
 from caxev.config import Sites
 from caxev.files import empty_quarantine, set_aside, standing
 from caxev.model import as_utc, new_id
-from caxev.quorum import DISPUTED, agree, at_odds, is_disputed, majority, same_data, voters
+from caxev.quorum import DISPUTED, VOUCHED, agree, at_odds, is_disputed, majority, same_data, voters
 from caxev.sharing import sharing
 
 FRESH = timedelta(days=7)
@@ -114,12 +114,14 @@ async def judge(job: Job) -> Result:
 
 async def _judge(job: Job, mine: Copy) -> str | None:
     """Judge one of our copies; says why there is nothing to be said, if so."""
-    verdict = plan_judgement(job.run, mine, job.sites, job.now(), job.safe_now())
+    hosts = {one.host for one in voters(job.run, mine.key)} if at_odds(job.run, mine.key) else ()
+    mute = [host for host in hosts if not await job.has_listened(host)]
+    verdict = plan_judgement(job.run, mine, job.sites, job.now(), job.safe_now(), mute=mute)
     if isinstance(verdict, Ask):
         await _ask(job, verdict)
         again = job.run.copy(mine.key)
         assert again is not None
-        verdict = plan_judgement(job.run, again, job.sites, job.now(), job.safe_now())
+        verdict = plan_judgement(job.run, again, job.sites, job.now(), job.safe_now(), mute=mute)
     if not _troubled(job.run, mine.key):
         await job.all_clear(ALARM, about=_data(mine))
     match verdict:
@@ -176,18 +178,26 @@ def _troubled(run: Run, key: CopyKey) -> bool:
 
 
 def plan_judgement(
-    run: Run, mine: Copy, sites: Sites, now: datetime, safe_now: datetime
+    run: Run,
+    mine: Copy,
+    sites: Sites,
+    now: datetime,
+    safe_now: datetime,
+    *,
+    mute: Collection[str] = (),
 ) -> Verdict:
     """Decide what is to be said of a copy. Pure.
 
     A copy loses its voice by `safe_now`, so that no clock which is ahead takes it away.
+    At the hosts that are `mute` no caxev has ever listened, so nobody reads a copy there afresh if
+    its own listener would have to: it counts as it stands.
     """
     those = voters(run, mine.key)
     if not at_odds(run, mine.key):
         if is_disputed(mine) and len(those) > 1:
             return Acquit()
         return Skip("the copies do not contradict one another")
-    stale = [one for one in those if _can_be_read(one, sites) and not _is_fresh(one, now)]
+    stale = [one for one in those if _can_be_read(one, sites, mute) and not _is_fresh(one, now)]
     asked = [(one, _waits_since(one, now)) for one in stale]
     unasked = tuple(one for one, since in asked if since is None)
     if unasked:
@@ -213,11 +223,20 @@ def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Verdict:
     names = ", ".join(sorted(one.host for one in most))
     if mine not in voters(run, mine.key):
         return Skip("it is bad in any case")
-    if not most:
+    if not most or _is_alone(run, mine, late, most):
         return _hung(run, mine, sites)
     if any(agree(mine, one) for one in most):
         return Acquit() if mine.status == ERROR else Skip(f"most say the same: {names}")
     return Convict(f"most of its copies say something else: {names}")
+
+
+def _is_alone(run: Run, mine: Copy, late: list[str], most: Collection[Copy]) -> bool:
+    """Whether no other copy has answered: the one that is left is no majority of all.
+
+    But for one that a person vouches for.
+    """
+    others = [one for one in voters(run, mine.key) if one.host not in (mine.host, *late)]
+    return not others and not any(one.fields.get(VOUCHED) for one in most)
 
 
 def _hung(run: Run, mine: Copy, sites: Sites) -> Hung:
@@ -235,12 +254,14 @@ def _master_of(one: Copy, sites: Sites) -> tuple[str, ...]:
     return () if site is None else site.master
 
 
-def _can_be_read(one: Copy, sites: Sites) -> bool:
+def _can_be_read(one: Copy, sites: Sites, mute: Collection[str]) -> bool:
     """Whether anybody would answer who is asked for a fresh reading."""
     site = sites.find(one.host)
     if site is None or not site.readable:
         return False
-    return site.listener or (one.manifest is not None and one.source in sites)
+    if site.listener:
+        return one.host not in mute
+    return one.manifest is not None and one.source in sites
 
 
 def _waits_since(one: Copy, now: datetime) -> datetime | None:

@@ -118,8 +118,9 @@ async def rucio_upload(job: Job) -> Result:
     key = _key(job)
     wanted = (key.host,) if key.host != job.site.name else job.site.upload_options
     skipped: list[str] = []
+    trigger = _trigger("rucio_upload", job)
     for name in wanted:
-        plan = plan_upload(job.run, key, job.site, job.sites, name=name, trigger=_trigger(job))
+        plan = plan_upload(job.run, key, job.site, job.sites, name=name, trigger=trigger)
         if isinstance(plan, Skip):
             skipped.append(plan.why)
             continue
@@ -190,7 +191,7 @@ async def _claim(job: Job, plan: Plan) -> Copy:
         fields = {"checksum": None, "rse": [], "rule_info": [], **made, **fields}
         update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
     mine = _there(await _updated(job, update), plan.key)
-    job.park_with(RunUpdate.change_copy(job.run, mine, ERROR, owner=None))
+    job.park_with(RunUpdate.give_up(job.run, mine))
     return mine
 
 
@@ -198,7 +199,7 @@ async def _wait(job: Job, mine: Copy, status: str, why: Retry) -> None:
     """Say in the entry, as cax did, that the upload is to be tried again."""
     update = RunUpdate.change_copy(job.run, mine, status, owner=None, error=str(why))
     waiting = _there(await _updated(job, update), mine.key)
-    job.park_with(RunUpdate.change_copy(job.run, waiting, ERROR))
+    job.park_with(RunUpdate.give_up(job.run, waiting))
 
 
 async def _updated(job: Job, update: RunUpdate) -> Run:
@@ -585,8 +586,9 @@ async def rucio_pull(job: Job) -> Result:
     The new copy is ``transferring``, then ``verifying``; ``error`` where it is given up.
     """
     skipped: list[str] = []
+    trigger = _trigger("rucio_pull", job)
     for key in _catalogue_keys(job):
-        plan = plan_fetch(job.run, key, job.site, job.sites, trigger=_trigger(job), now=job.now())
+        plan = plan_fetch(job.run, key, job.site, job.sites, trigger=trigger, now=job.now())
         if isinstance(plan, Skip):
             skipped.append(plan.why)
             continue
@@ -653,7 +655,7 @@ async def _claim_fetch(job: Job, plan: Fetch) -> Copy:
         fields = {"checksum": None, **made, **fields}
         update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
     mine = _there(await _updated(job, update), plan.key)
-    job.park_with(RunUpdate.change_copy(job.run, mine, ERROR, owner=None))
+    job.park_with(RunUpdate.give_up(job.run, mine))
     return mine
 
 
@@ -727,9 +729,9 @@ def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) 
 # -- shared ---------------------------------------------------------------------------------------
 
 
-def _trigger(job: Job) -> str:
+def _trigger(handler: str, job: Job) -> str:
     """What stands in the entries that a reaction makes, and by which it knows them again."""
-    return f"{job.site.name}: rucio: {job.event.aspect}"
+    return f"{job.site.name}: {handler}: {job.event.aspect}"
 
 
 def _key(job: Job) -> CopyKey:

@@ -289,7 +289,7 @@ def _parking(job: Job, key: CopyKey, others: Sequence[RunUpdate] = ()) -> Iterat
     finally:
         mine = job.run.copy(key)
         if mine is not None and mine.owner == job.owner:
-            parked = RunUpdate.change_copy(job.run, mine, ERROR, owner=None, **why)
+            parked = RunUpdate.give_up(job.run, mine, **why)
             job.park_with(*others, parked)
 
 

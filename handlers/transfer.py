@@ -5,8 +5,8 @@
   that a person has requested here.
 - `push` reacts to a copy that became good here: it brings it to the sites that ``upload_options``
   names and that have none; and to a copy requested at a site without a listener.
-- `repair` reacts to a copy that was found to be bad: what is wrong of it is brought again, from a
-  copy that says what most say.
+- `repair` reacts to a copy that was found to be bad, or that an old program failed to make: what
+  is wrong of it is brought again, from a copy that says what most say.
 
 What was deleted on purpose (it has a tombstone in ``deleted_data``) comes again only where a person
 asks for it.
@@ -60,8 +60,8 @@ from caxev.movers import Route, methods, unserved, ways
 from caxev.movers import pull as pull_bytes
 from caxev.movers import push as push_bytes
 from caxev.quorum import VOUCHED, coming_from, is_disputed, majority, voters
-from caxev.retention import to_be_purged, unwanted, was_deleted
-from caxev.sharing import sharing
+from caxev.retention import is_left_over, plain, to_be_purged, unwanted, was_deleted
+from caxev.sharing import located, neighbours, sharing
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
@@ -79,7 +79,8 @@ class Plan:
     """A copy to be made: from which one, to which place; `resume` is its entry if there is one.
 
     `trigger` is the reaction that makes it. `others` are good copies from which it can be had as
-    well.
+    well. With `again` what stands at that place is a copy that is bad, or that an old program left
+    unfinished: it is kept as far as its content is right.
     """
 
     source: Copy
@@ -88,6 +89,7 @@ class Plan:
     trigger: str
     resume: Copy | None
     others: tuple[Copy, ...] = ()
+    again: bool = False
 
 
 @on(
@@ -109,7 +111,8 @@ async def pull(job: Job) -> Result:
     if isinstance(plan, Skip):
         wanted = CopyKey(_key(job).type, job.site.name, _key(job).version)
         return _withdrawal(job.run, wanted, trigger) or plan
-    return RunUpdate.change_copy(job.run, await fetch(job, plan), VERIFYING, owner=None)
+    mine = await fetch(job, await _with_care(job, plan))
+    return RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None)
 
 
 @on(
@@ -155,7 +158,7 @@ async def _push_to(job: Job, name: str, key: CopyKey) -> str | None:
             await job.update(withdrawal)
         return plan.why
     others = job.if_parked
-    mine = await bring(job, plan, others)
+    mine = await bring(job, await _with_care(job, plan), others)
     await job.update(RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None))
     job.park_with(*others)
     return None
@@ -181,7 +184,7 @@ async def repair(job: Job) -> Result:
     if here and (others := await sharing(job, plan.resume or plan.source)):
         return _shared(job.run, plan, others)
     mend = fetch if here else bring
-    return RunUpdate.change_copy(job.run, await mend(job, plan, again=True), VERIFYING, owner=None)
+    return RunUpdate.change_copy(job.run, await mend(job, plan), VERIFYING, owner=None)
 
 
 def _shared(run: Run, plan: Plan, others: Sequence[str]) -> RunUpdate | Skip:
@@ -200,7 +203,7 @@ def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:
 # -- doing --------------------------------------------------------------------------------------
 
 
-async def fetch(job: Job, plan: Plan, *, again: bool = False) -> Copy:
+async def fetch(job: Job, plan: Plan) -> Copy:
     """Bring the copy here, from the best source that gives it; returns its entry.
 
     What one source has given is kept for the next; one whose link is closed is passed over.
@@ -213,7 +216,7 @@ async def fetch(job: Job, plan: Plan, *, again: bool = False) -> Copy:
     for name in ways.traffic.order([*sources]):
         try:
             one = evolve(plan, source=sources[name])
-            return await _move(job, one, name, pull_bytes, again=again)
+            return await _move(job, one, name, pull_bytes)
         except ways.Closed as error:
             closed.append(error)
         except (Retry, GiveUp) as error:
@@ -226,15 +229,13 @@ async def fetch(job: Job, plan: Plan, *, again: bool = False) -> Copy:
     raise _worst(failed if hopeful else [*failed, *closed])
 
 
-async def bring(
-    job: Job, plan: Plan, others: tuple[RunUpdate, ...] = (), *, again: bool = False
-) -> Copy:
+async def bring(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Copy:
     """Bring the copy from here to where it is wanted; returns its entry.
 
     `others` are written as well if this reaction is parked. Raises `Retry` where the link is
     closed.
     """
-    return await _move(job, plan, plan.key.host, push_bytes, others, again=again)
+    return await _move(job, plan, plan.key.host, push_bytes, others)
 
 
 async def _move(
@@ -243,8 +244,6 @@ async def _move(
     name: str,
     move: Callable[..., Moved],
     others: tuple[RunUpdate, ...] = (),
-    *,
-    again: bool,
 ) -> Copy:
     """Claim the copy and move its bytes once the link has a place free; returns its entry.
 
@@ -265,14 +264,29 @@ async def _move(
             expected=await known(job, plan.source.manifest),
             max_rate=rate,
             min_free=(here if pulling else there).min_free,
-            again=again,
-            found=await known(job, plan.resume.manifest) if again and plan.resume else None,
+            again=plan.again,
+            found=await known(job, plan.resume.manifest) if plan.again and plan.resume else None,
         )
         async with job.suspecting(plan.source):
             moved = await ways.while_open(job, name, move, route)
     ways.traffic.note(name, moved.bytes_sent, moved.seconds)
     job.log.info(f"moved {moved.bytes_sent} of {moved.bytes_total} bytes in {moved.seconds:.1f} s")
     return mine
+
+
+async def _with_care(job: Job, plan: Plan) -> Plan:
+    """Leave what stands there alone if another entry has its files there as well."""
+    if not plan.again:
+        return plan
+    wanted = Copy(plan.key, TRANSFERRING, {"location": plan.location})
+    if plan.key.host == job.site.name:
+        return evolve(plan, again=not await sharing(job, wanted))
+    near = neighbours(wanted, job.sites.get(plan.key.host), job.sites)
+    others = located(await job.neighbours(near), job.run, wanted, near.hosts)
+    mine = f"{plain(plan.location)}/"  # what links lead to there, nobody can tell from here
+    places = [f"{plain(place)}/" for _, place in others]
+    shared = any(one.startswith(mine) or mine.startswith(one) for one in places)
+    return evolve(plan, again=not shared)
 
 
 async def known(job: Job, digest: str | None) -> Manifest | None:
@@ -323,7 +337,7 @@ async def claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Cop
     if plan.resume is not None:
         if plan.resume.status == REQUESTED:
             fields["requested"] = True
-        if plan.resume.status == ERROR and plan.resume.fields.get("checksumproblem"):
+        if plan.resume.status == ERROR and plan.again:
             fields["repairs"] = _repairs(plan.resume) + 1
         update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
     else:
@@ -336,7 +350,7 @@ async def claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Cop
         raise Retry(str(lost), after=1.0) from lost
     if mine is None:
         raise Retry(f"the entry of {plan.key} vanished while it was claimed")
-    job.park_with(*others, RunUpdate.change_copy(job.run, mine, ERROR, owner=None))
+    job.park_with(*others, RunUpdate.give_up(job.run, mine))
     return mine
 
 
@@ -412,6 +426,9 @@ def plan_repair(
     """Decide whether `site` mends this copy, and from where. Pure."""
     if bad is None:
         return Skip("the copy is gone")
+    others = [one for one in run.copies if one.key == bad.key and one is not bad]
+    if any(one.status in (TRANSFERRING, VERIFYING, TRANSFERRED) for one in others):
+        return Skip("another entry of this copy is good, or on the way")
     if why := _past_mending(bad, site, sites, trigger):
         return Skip(why)
     if is_disputed(bad):
@@ -428,16 +445,17 @@ def plan_repair(
     if not good and any(map(is_disputed, most)):
         raise Retry("the copies to mend it from are about to be acquitted", after=ACQUITTED)
     if not good:
-        return Skip("no good copy with a manifest is within reach")
+        return Skip("no good copy is within reach")
     assert bad.location is not None  # else it were past mending
-    return Plan(good[0], bad.key, bad.location, trigger, bad, tuple(good[1:]))
+    return Plan(good[0], bad.key, bad.location, trigger, bad, tuple(good[1:]), again=True)
 
 
 def _past_mending(bad: Copy, site: Site, sites: Sites, trigger: str) -> str | None:
-    ours = bad.status == TRANSFERRING and _ours(bad, trigger)
-    if not ours and (bad.status != ERROR or not bad.fields.get("checksumproblem")):
+    ours = _ours(bad, trigger)
+    found_bad = bad.status == ERROR and bad.fields.get("checksumproblem")
+    if not (ours or found_bad or bad.is_abandoned):
         return f"it is {bad.status}, and not for what is in it"
-    if not ours and _repairs(bad) >= REPAIRS:
+    if bad.status == ERROR and _repairs(bad) >= REPAIRS:
         return f"it was mended {REPAIRS} times: a person must look at it"
     if bad.location is None:
         return f"{bad.key} has no location"
@@ -452,23 +470,22 @@ def _repairs(entry: Copy) -> int:
 
 
 def _to_mend_from(run: Run, bad: Copy, site: Site, sites: Sites) -> list[Copy]:
-    """Good copies with a manifest, the one it came from first; ours alone where we pushed it.
+    """Good copies, the one it came from first; ours alone where we pushed it, or may push to.
 
-    Only such as say what most say.
+    Only such as say what most say, those with a manifest before the others: of these all is moved.
     """
     if bad.host == site.name:
         names = dict.fromkeys([bad.source or "", *site.download_options, *sites])
-    elif bad.source == site.name:
+    elif bad.source == site.name or (bad.source is None and bad.host in site.upload_options):
         names = dict.fromkeys([site.name])
     else:
         return []
     most = majority(run, bad.key)
     found = (run.copy(CopyKey(bad.type, name, bad.version)) for name in names if name != bad.host)
-    return [
-        one
-        for one in found
-        if one in most and not unfit(one) and one.manifest and _served(one.host, site, sites)
+    good = [
+        one for one in found if one in most and not unfit(one) and _served(one.host, site, sites)
     ]
+    return sorted(good, key=lambda one: one.manifest is None)
 
 
 def _served(name: str, site: Site, sites: Sites) -> bool:
@@ -488,7 +505,8 @@ def _plan(run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str) -
     location = f"{base.rstrip('/')}/{safe_name(good[0].location)}"
     if there is not None and there.status != REQUESTED and there.location != location:
         raise GiveUp(f"the entry of {key} says {there.location!r}, not {location!r}")
-    return Plan(good[0], key, location, trigger, there, tuple(good[1:]))
+    again = is_left_over(run, key, location)
+    return Plan(good[0], key, location, trigger, there, tuple(good[1:]), again)
 
 
 def _ours(entry: Copy, trigger: str) -> bool:

@@ -285,15 +285,27 @@ def test_a_copy_is_withdrawn_by_one(place: Place) -> None:
     assert place.arrival().stands()
 
 
-def test_a_copy_beside_another_partial_is_not_withdrawn(place: Place) -> None:
-    """Where both names are taken nothing is touched."""
+def test_a_copy_takes_the_place_of_another_partial(place: Place) -> None:
+    """If both names are taken it is what stands under the final one that is repaired."""
     place.complete(place.arrival())
     big = big_of(place, place.partial)
     big.parent.mkdir(exist_ok=True)
     big.touch()
     with pytest.raises(GiveUp, match="exists already"):
-        place.arrival(again=True).stands()
-    with pytest.raises(Retry, match="cannot withdraw"), place.arrival(again=True).opened():
+        place.arrival(place.known).stands()
+    assert not place.arrival(place.known, again=True).stands()
+    assert place.complete(place.arrival(place.known, again=True)).left == 0
+
+
+def test_a_partial_that_is_being_written_is_left(place: Place) -> None:
+    """Whoever writes it may be about to give it the name."""
+    place.complete(place.arrival())
+    is_file = not place.source.is_dir()
+    with (
+        writing(str(place.partial), directory=not is_file),
+        pytest.raises(Retry, match="by another process"),
+        place.arrival(again=True).opened(),
+    ):
         pass
     assert digested(place.final) == place.known
 

@@ -219,6 +219,27 @@ def test_a_request_expects_what_was_seen() -> None:
 
 
 @pytest.mark.replicaset
+@pytest.mark.parametrize(
+    ("fields", "left"),
+    [({}, "/data/1"), ({"trigger": "chicago: pull: raw at lngs", "status_since": NOW}, None)],
+    ids=["an old program's", "ours"],
+)
+def test_a_copy_that_failed_can_be_asked_for(
+    asking: Caxev, database: Named, fields: dict[str, Any], left: str | None
+) -> None:
+    """Whoever failed; what an old program left under the name is remembered, to be gone on with."""
+    insert(database, ("raw", "lngs", "transferred"), ("raw", "chicago", "error"))
+    change(database, location="/data/1", **fields)
+    assert asking(*COPY, "--no-wait").code == 0
+    asked = entries(database)[1]
+    assert (asked["status"], asked["source"], asked["location"]) == ("requested", "lngs", None)
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        document = client[database.name]["runs_new"].find_one({"number": 1})
+    assert document is not None
+    assert [row["location"] for row in document.get("given_up", [])] == ([left] if left else [])
+
+
+@pytest.mark.replicaset
 async def test_of_many_who_ask_one_is_heard(database: Named) -> None:
     """However many ask for one copy at once, there is one entry."""
     insert(database)

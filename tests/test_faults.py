@@ -25,6 +25,8 @@ from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.__main__ import _parser
 from tests.faults.campaign import MUST_BE_0, Born, End, compare, ground_in, new_world
+from tests.faults.cax import SITES as BESIDE_CAX
+from tests.faults.cax import beside_cax
 from tests.faults.clocks import SITES as WRONG
 from tests.faults.clocks import clocks, library
 from tests.faults.crash import Fault, crash, faults_in, missed, waves
@@ -101,6 +103,17 @@ def unpunctual_world() -> Iterator[World]:
     except ConfigError as error:
         pytest.skip(str(error))
     with new_world(sites=WRONG) as world:
+        yield world
+
+
+@pytest.fixture
+def world_of_cax() -> Iterator[World]:
+    """One with cax at one of its sites."""
+    try:
+        find_mongod()
+    except ConfigError as error:
+        pytest.skip(str(error))
+    with new_world(sites=BESIDE_CAX) as world:
         yield world
 
 
@@ -395,4 +408,13 @@ async def test_deleted_in_a_race_and_beside_a_bad_master(deleting_world: World) 
     """One of two may delete, killed in the midst of it or not; a bad master costs no good copy."""
     async with ground_in(deleting_world) as ground:
         figures = await deletion(ground, rounds=2, seed=1)
+    assert_nothing_happened(figures, 2)
+
+
+@pytest.mark.replicaset
+@pytest.mark.campaign
+async def test_beside_cax(world_of_cax: World) -> None:
+    """With cax at one of three sites each copy comes right, and nothing is done again and again."""
+    async with ground_in(world_of_cax) as ground:
+        figures = await beside_cax(ground, rounds=2, seed=1, runs=1)
     assert_nothing_happened(figures, 2)

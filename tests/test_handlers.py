@@ -380,7 +380,7 @@ def test_a_bad_copy_is_mended_from_the_one_it_came_from_or_any_other() -> None:
     ("fields", "reason"),
     [
         ({"status": "transferred"}, "it is transferred"),
-        ({"checksumproblem": None}, "not for what is in it"),
+        ({"checksumproblem": None, "trigger": "another"}, "not for what is in it"),
         ({"repairs": 3}, "a person must look"),
         ({"location": None}, "no location"),
         ({"status": "transferring", "trigger": "another"}, "it is transferring"),
@@ -402,8 +402,77 @@ def test_a_copy_without_listener_is_mended_by_its_pusher_alone() -> None:
     assert plan.source.host == "lngs"
     theirs = run_of(entry("lngs", manifest="b3:0"), bad("remote", source="xenon"))
     assert "within reach" in why(mend(theirs, "remote"))
-    without = run_of(entry("chicago"), bad("lngs"))
+    without = run_of(entry("chicago", location=None), bad("lngs"))
     assert "within reach" in why(mend(without))
+
+
+def test_a_copy_is_repaired_from_one_with_a_manifest_first() -> None:
+    """Of one that old programs made no part can be compared: it is taken if there is no other."""
+    made_by_cax = entry("xenon")
+    run = run_of(made_by_cax, entry("chicago", manifest="b3:0"), bad("lngs", source="xenon"))
+    plan = mend(run)
+    assert isinstance(plan, transfer.Plan)
+    assert [one.host for one in (plan.source, *plan.others)] == ["chicago", "xenon"]
+    alone = mend(run_of(made_by_cax, bad("lngs", source=None)))
+    assert isinstance(alone, transfer.Plan)
+    assert alone.source.host == "xenon"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, None),
+        ({"trigger": "chicago: push: raw at chicago"}, "not for what is in it"),
+        ({"status_since": NOW}, "not for what is in it"),
+        ({"repairs": 3}, "3 times"),
+    ],
+)
+def test_what_an_old_program_failed_to_make_is_made_by_us(
+    fields: dict[str, Any], reason: str | None
+) -> None:
+    """An error that names none of us, wherever the data is good; and what is there is kept."""
+    failed = entry("lngs", "error", checksum=None) | fields
+    plan = mend(run_of(entry("chicago", manifest="b3:0"), failed))
+    if reason is not None:
+        assert reason in why(plan)
+        return
+    assert isinstance(plan, transfer.Plan)
+    assert (plan.source.host, plan.again) == ("chicago", True)
+    beside = run_of(entry("chicago", manifest="b3:0"), failed, entry("lngs", "verifying"))
+    assert "another entry" in why(mend(beside))
+
+
+def test_where_no_caxev_listens_it_is_made_by_who_pushes_there() -> None:
+    """From its own copy; a site that does not push there leaves it."""
+    failed = entry("remote", "error", checksum=None)
+    run = run_of(entry("lngs", manifest="b3:0"), failed)
+    here = evolve(LNGS, upload_options=("remote",))
+    plan = transfer.plan_repair(run, copy_of(run, "remote"), here, ALL, trigger=TRIGGER)
+    assert isinstance(plan, transfer.Plan)
+    assert plan.source.host == "lngs"
+    assert "within reach" in why(mend(run, "remote"))
+
+
+def test_what_an_old_program_left_under_the_name_is_gone_on_with() -> None:
+    """It was given up at that place, and nothing whole has been deleted there since."""
+    left = {"type": "raw", "host": "lngs", "pax_version": None, "location": f"/lngs/raw/{NAME}"}
+
+    def again(*rows: dict[str, Any], **fields: Any) -> bool:
+        rows_ = [{"date": NOW, **left, **row} for row in rows]
+        plan = pull(run_of(entry("xenon"), given_up=rows_, **fields))
+        assert isinstance(plan, transfer.Plan)
+        return plan.again
+
+    assert again({})
+    assert not again()
+    assert not again({"location": "/elsewhere"})
+    assert not again({"trigger": TRIGGER})
+    later = NOW + timedelta(days=1)
+    stone = {"type": "raw", "host": "lngs", "pax_version": None, "date": later}
+    asked = entry("lngs", "requested", source="xenon", **ASKED)
+    asked_again = {"data": [entry("xenon"), asked], "deleted_data": [stone]}
+    assert not again({}, **asked_again)
+    assert again({"date": later + timedelta(days=1)}, **asked_again)
 
 
 def test_a_copy_is_mended_as_most_say() -> None:
@@ -1085,6 +1154,16 @@ async def test_a_good_copy_that_was_read_again_has_no_event() -> None:
     assert fields == {"manifest": GOOD.digest, "verified_at": NOW}
     fields = await reread(GOOD, checksum=GOOD.cax_checksum())
     assert fields == {"manifest": GOOD.digest, "verified_at": NOW}
+
+
+async def test_a_good_reading_clears_a_doubt() -> None:
+    """Of a copy that is good but for the mark; with the mark it is read though nobody asks."""
+    doubted: dict[str, Any] = {"checksumproblem": True, "error": "x", "manifest": GOOD.digest}
+    fields = await reread(GOOD, **doubted)
+    assert (fields["checksumproblem"], fields["error"]) == (False, None)
+    assert "status" not in fields
+    seen = copy_of(run_of(entry("lngs", **doubted)), "lngs")
+    assert verify.plan_recheck(seen, LNGS, ALL) == seen
 
 
 async def test_a_copy_that_contradicts_others_calls_for_a_judgement() -> None:

@@ -120,6 +120,25 @@ def test_no_clock_that_is_ahead_takes_a_voice_away() -> None:
     assert verdict.until > safe
 
 
+def test_the_only_one_that_answers_is_no_majority() -> None:
+    """It may be the bad one: nobody acquits itself. A person who vouches for it can."""
+    silent: dict[str, Any] = {"verified_at": None, "check_asked": NOW - FRESH}
+    accused = entry("lngs", "bad", **DISPUTED)
+    assert isinstance(judged(run_of(entry("chicago", **silent), accused)), Hung)
+    vouched = {**accused, "vouched": {"by": "me"}}
+    assert judged(run_of(entry("chicago", **silent), vouched)) == Acquit()
+
+
+def test_nobody_waits_for_an_old_program_s_reading() -> None:
+    """Where no caxev has ever listened a copy counts as it stands."""
+    old: dict[str, Any] = {"verified_at": None, "manifest": None, "checksum": "ab"}
+    others = [entry("chicago", **old), entry("stockholm", checksum="ab")]
+    run = run_of(*others, entry("lngs", "bad", **DISPUTED))
+    assert isinstance(judged(run), Ask)
+    verdict = plan_judgement(run, mine(run, "lngs"), SITES, NOW, NOW, mute=["chicago"])
+    assert verdict == Convict("most of its copies say something else: chicago, stockholm")
+
+
 def test_a_jury_is_not_hung_while_one_is_still_to_speak() -> None:
     """What is being verified will have a voice, and may decide."""
     run = run_of(entry("lngs", "bad"), entry("chicago"), entry("stockholm", status="verifying"))

@@ -131,7 +131,7 @@ class Lab:
         now, site = await self.run(run), self.sites.get(host)
         copy = now.copy(CopyKey("raw", host))
         assert copy is not None
-        wanted = plan(now, copy, site, self.sites, by="test", why="asked", keep=keep)
+        wanted = plan(now, copy, site, self.sites, now=utcnow(), by="test", why="asked", keep=keep)
         assert isinstance(wanted, Plan), wanted
         await engine.write(self.database, intent(now, wanted, self.sites, utcnow()))
 
@@ -320,7 +320,7 @@ async def test_of_two_sites_that_delete_one_may(database: Named, tmp_path: Path)
         async def ask(run: Run, host: str) -> None:
             copy, site = run.copy(CopyKey("raw", host)), three.sites.get(host)
             assert copy is not None
-            wanted = plan(run, copy, site, three.sites, by="test", why="race", keep=2)
+            wanted = plan(run, copy, site, three.sites, now=utcnow(), by="test", why="race", keep=2)
             assert isinstance(wanted, Plan)
             wish = intent(run, wanted, three.sites, utcnow())
             if await three.database.update_run(wish, utcnow()) is not None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev.model import (
+    STATUSES,
     UNKNOWN,
     YES,
     Aspect,
@@ -28,6 +29,7 @@ from caxev.model import (
     RunUpdate,
     Tag,
     Watched,
+    _digest,
     as_utc,
     field_of,
     look_at,
@@ -47,6 +49,10 @@ def told_by(run: Run) -> dict[Aspect, str]:
     look |= {Tag(name): YES for name in run.tags}
     for copy in reversed(run.copies):  # of two with one key, the first counts
         look[copy.key] = copy.seen_as
+    for key in {copy.key for copy in run.copies}:
+        statuses = [copy.seen_as for copy in run.copies if copy.key == key]
+        if len(statuses) > 1:
+            look[CopyField(*key, STATUSES)] = _digest(statuses)
     return look
 
 
@@ -96,6 +102,9 @@ def test_of_two_entries_with_one_key_the_first_counts() -> None:
     first = {"type": "raw", "host": "lngs", "status": "transferred"}
     run = run_with(first, {**first, "status": "error"})
     assert run.look()[RAW] == "transferred"
+    other = run_with(first, {**first, "status": "verifying"})
+    assert run.look()[CopyField(*RAW, STATUSES)] != other.look()[CopyField(*RAW, STATUSES)]
+    assert CopyField(*RAW, STATUSES) not in run_with(first).look()
     assert (copy := run.copy(RAW)) is not None
     assert copy.status == "transferred"
 
@@ -178,7 +187,8 @@ def test_watched_fields_are_aspects(document: dict[str, Any]) -> None:
     run = Run.from_document(document)
     look = run.look(WATCHED)
     plain = {key: v for key, v in look.items() if not isinstance(key, Field | CopyField)}
-    assert plain == run.look()
+    several = {key: v for key, v in look.items() if getattr(key, "field", "") == STATUSES}
+    assert plain | several == run.look()
     there = {path for path in WATCHED.run if field_of(document, path) is not None}
     assert {key.path for key in look if isinstance(key, Field)} == there
     of_copies = {
@@ -187,7 +197,7 @@ def test_watched_fields_are_aspects(document: dict[str, Any]) -> None:
         for name in WATCHED.copies
         if run.copy(copy.key).fields.get(name) is not None  # type: ignore[union-attr]  # it is there
     }
-    assert {key for key in look if isinstance(key, CopyField)} == of_copies
+    assert {key for key in look if isinstance(key, CopyField)} - several.keys() == of_copies
 
 
 @given(make.values.filter(lambda value: value is not None), make.values)

@@ -62,6 +62,7 @@ from caxev.mongo import (
     Stream,
     Tenure,
 )
+from caxev.mongo.runs import GIVEN_UP_KEPT
 from caxev.retention import EVER
 from tests import engine
 from tests.conftest import Database as Named
@@ -417,6 +418,53 @@ async def test_a_copy_that_something_is_made_of_is_read(database: Named) -> None
             assert NobodyReads(RAW).holds(run) == free, change
             update = RunUpdate.change_copy(run, run.copies[0], DELETING, NobodyReads(RAW))
             assert (await db.update_run(update, utcnow()) is not None) == free, change
+
+
+async def test_an_old_program_may_read_any_copy(database: Named) -> None:
+    """It names no source, and counts for as long as it may live; model and filter agree."""
+    since = datetime(2017, 1, 2, tzinfo=UTC)
+    made = {"creation_time": since + timedelta(hours=1)}
+    async with engine.opened(database) as db:
+        reading = entry("transferring", location="/chicago") | {"host": "chicago", **made}
+        for change, free in (
+            ({}, False),
+            ({"creation_time": [made["creation_time"]]}, False),
+            ({"creation_time": None}, False),
+            ({"creation_time": since}, True),
+            ({"creation_time": [since]}, True),
+            ({"source": "tape"}, True),
+            ({"source": "lngs", "creation_time": since}, False),
+            ({"job": {"input": "raw", "input_version": None}}, True),
+            ({"status": "verifying"}, True),
+            ({"type": "processed"}, True),
+            ({"host": "lngs", "location": "/other"}, True),
+        ):
+            unread = NobodyReads(RAW, since)
+            run = await added(db, entry("transferred"), {**reading, **change})
+            assert unread.holds(run) == free, change
+            update = RunUpdate.change_copy(run, run.copies[0], DELETING, unread)
+            assert (await db.update_run(update, utcnow()) is not None) == free, change
+
+
+async def test_a_copy_that_is_given_up_is_remembered(database: Named) -> None:
+    """In the run, where nobody takes it out with the entry; the latest are kept."""
+    trigger = "lngs: push: raw at lngs"
+    async with engine.opened(database) as db:
+        run = await added(db, entry("transferring", owner="lngs#1", trigger=trigger, location="/1"))
+        before = utcnow()
+        for _ in range(GIVEN_UP_KEPT + 2):
+            update = RunUpdate.give_up(run, run.copies[0])
+            found = await db.update_run(update, utcnow())
+            assert found is not None
+            run = found
+        assert (run.copies[0].status, run.copies[0].owner) == ("error", None)
+        gone = await db.update_run(RunUpdate.remove_copy(run, run.copies[0]), utcnow())
+        assert gone is not None
+        kept = list(gone.given_up(RAW))
+        assert len(kept) == GIVEN_UP_KEPT
+        assert all(one.at >= before for one in kept)
+        assert {(one.trigger, one.location) for one in kept} == {(trigger, "/1")}
+        assert list(gone.given_up(CopyKey("raw", "chicago"))) == []
 
 
 async def test_a_removal_can_leave_a_tombstone(database: Named) -> None:

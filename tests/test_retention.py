@@ -30,6 +30,7 @@ from caxev.retention import (
     plan_processed,
     plan_purge,
     prove,
+    tombstone,
     was_deleted,
     weigh,
     withdraw,
@@ -160,7 +161,7 @@ def test_what_never_goes(fields: dict[str, Any], at: str) -> None:
     """Neither the DAQ's buffer nor what is on tape, whoever asks."""
     run = run_of(entry("lngs") | fields, *THREE[1:])
     copy = run.copies[0]
-    answer = plan(run, copy, ALL.get(at), ALL, by="me", why="", keep=0)
+    answer = plan(run, copy, ALL.get(at), ALL, now=NOW, by="me", why="", keep=0)
     assert isinstance(answer, Skip)
 
 
@@ -182,10 +183,10 @@ def test_a_dataset_goes_as_a_copy_does(
     here = entry("rucio-catalogue", location=location)
     run = run_of(here, *THREE, *(entry("rucio-catalogue", **one) for one in others))
     there = ALL.get("rucio-catalogue")
-    answer = plan(run, run.copies[0], there, ALL, by="me", why="", keep=3)
+    answer = plan(run, run.copies[0], there, ALL, now=NOW, by="me", why="", keep=3)
     assert isinstance(answer, Plan) if reason is None else reason in why(answer)
     fewer = run_of(here, *THREE[:2], entry("tape"))
-    answer = plan(fewer, fewer.copies[0], there, ALL, by="me", why="", keep=4)
+    answer = plan(fewer, fewer.copies[0], there, ALL, now=NOW, by="me", why="", keep=4)
     assert isinstance(answer, Skip)
 
 
@@ -193,8 +194,70 @@ def test_a_dataset_goes_as_a_copy_does(
 def test_the_last_raw_copy_never_goes(keep: int) -> None:
     """Whatever number of others is asked for."""
     run = run_of(entry("lngs"))
-    answer = plan(run, run.copies[0], ALL.get("lngs"), ALL, by="me", why="", keep=keep)
+    answer = plan(run, run.copies[0], ALL.get("lngs"), ALL, now=NOW, by="me", why="", keep=keep)
     assert "1 good copies must remain" in why(answer)
+
+
+BAD: dict[str, Any] = {"status": "error", "checksumproblem": True, "manifest": "b3:bad"}
+
+
+def test_a_bad_copy_may_go_by_the_entries_of_others() -> None:
+    """A site with an old program never answers: the copy goes at once, and the reason is kept."""
+    cax: dict[str, Any] = {"manifest": None, "verified_at": None}
+    run = run_of(entry("lngs", **BAD), entry("chicago", **cax))
+    here = ALL.get("lngs")
+    asked: dict[str, Any] = {"now": NOW, "by": "me", "why": "it was pushed damaged"}
+    usual = plan(run, mine(run), here, ALL, keep=1, **asked)
+    assert isinstance(usual, Plan)
+    assert isinstance(weighed(applied(run, intent(run, usual, ALL, NOW))), Ask)
+    wanted = plan(run, mine(run), here, ALL, keep=1, by_entries=True, **asked)
+    assert isinstance(wanted, Plan)
+    going = applied(run, intent(run, wanted, ALL, NOW))
+    verdict = weighed(going)
+    assert isinstance(verdict, Proven)
+    assert [row["host"] for row in verdict.proof] == ["chicago"]
+    read = Intent.of(mine(going))
+    assert read is not None
+    stone = tombstone(mine(going), read, "lngs#1")
+    assert (stone["why"], stone["by_entries"]) == ("it was pushed damaged", True)
+
+
+@pytest.mark.parametrize(
+    ("others", "fields", "reason"),
+    [
+        ((), BAD, "no majority"),
+        (("chicago",), {}, "only a bad copy goes before the others are read"),
+        (("rucio-catalogue",), BAD, "1 good copies must remain"),
+        (("chicago",), {**BAD, "disputed": True}, "no majority"),
+    ],
+)
+def test_a_good_copy_never_goes_by_entries(
+    others: tuple[str, ...], fields: dict[str, Any], reason: str
+) -> None:
+    """Nor one without another, and what is disputed may be the good one."""
+    run = run_of(entry("lngs", **fields), *map(entry, others))
+    answer = plan(
+        run, mine(run), ALL.get("lngs"), ALL, now=NOW, by="me", why="", keep=1, by_entries=True
+    )
+    assert reason in why(answer)
+
+
+def test_an_entry_cannot_claim_that_a_good_copy_was_bad() -> None:
+    """Of a copy that was good before its deletion the others are read, whatever stands there."""
+    run = wanted_gone(run_of(*THREE))
+    row = {**mine(run).fields["deletion"], "by_entries": True}
+    assert isinstance(weighed(changed(run, "lngs", deletion=row)), Ask)
+
+
+def test_what_an_old_program_may_read_stays() -> None:
+    """It says from where it copies in no entry; after it must have ended it is no reader."""
+    reading = entry("depot", status="transferring", manifest=None, checksum=None)
+    young = {**reading, "creation_time": NOW - timedelta(hours=23)}
+    verdict = decided(run_of(*THREE, young))
+    assert isinstance(verdict, NotYet)
+    assert verdict.why == "it is being read"
+    old = {**reading, "creation_time": NOW - timedelta(hours=25)}
+    assert isinstance(decided(run_of(*THREE, old)), Plan)
 
 
 def test_an_archive_never_counts_alone() -> None:
@@ -203,7 +266,7 @@ def test_an_archive_never_counts_alone() -> None:
     assert isinstance(decided(run), Plan)
     alone = run_of(entry("lngs"), entry("rucio-catalogue"))
     here = ALL.get("lngs")
-    answer = plan(alone, alone.copies[0], here, ALL, by="me", why="", keep=1)
+    answer = plan(alone, alone.copies[0], here, ALL, now=NOW, by="me", why="", keep=1)
     assert "there are 1: rucio-catalogue" in why(answer)
 
 
@@ -244,7 +307,7 @@ def applied(run: Run, update: RunUpdate) -> Run:
 
 def wanted_gone(run: Run, sites: Sites = ALL, keep: int = 2) -> Run:
     here = sites.get("lngs")
-    wanted = plan(run, mine(run), here, sites, by="me", why="test", keep=keep)
+    wanted = plan(run, mine(run), here, sites, now=NOW, by="me", why="test", keep=keep)
     assert isinstance(wanted, Plan), wanted
     return applied(run, intent(run, wanted, sites, NOW))
 
@@ -536,7 +599,7 @@ entries = st.builds(
 def test_what_goes_leaves_enough_behind(others: list[dict[str, Any]], keep: int) -> None:
     """A proof holds only where so many others, at other hosts, are good and were read."""
     run = run_of(entry("lngs"), *(one for one in others if one["host"] != "lngs"))
-    wanted = plan(run, mine(run), ALL.get("lngs"), ALL, by="me", why="", keep=keep)
+    wanted = plan(run, mine(run), ALL.get("lngs"), ALL, now=NOW, by="me", why="", keep=keep)
     good = {
         copy.host
         for copy in run.copies

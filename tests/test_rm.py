@@ -29,6 +29,7 @@ SITES: list[dict[str, Any]] = [
 ]
 HOSTS = ("lngs", "chicago", "stockholm")
 RM = ("rm", "--run", "1", "--site", "lngs")
+BY_ENTRIES = ("--force-less", "--by-entries", "--why", "pushed damaged")
 
 
 @pytest.fixture
@@ -120,6 +121,21 @@ def test_less_by_force_but_never_the_last(asking: Caxev, database: Named) -> Non
     """One other good copy of raw data must remain, whoever asks."""
     insert(database, entry("lngs"))
     assert_one_line(asking(*RM, "--force-less"), 1, "1 good copies must remain")
+
+
+def test_a_damaged_copy_goes_without_a_reading_of_the_others(
+    asking: Caxev, database: Named
+) -> None:
+    """With a reason, which is kept; of a good copy, or without a reason, it is refused."""
+    insert(database, entry("lngs", status="error", checksumproblem=True), entry("chicago"))
+    (row,) = rows(asking(*RM, *BY_ENTRIES, "--json"))
+    assert (row["goes"], row["why"]) == (True, "pushed damaged")
+    wanted = entries(database)["lngs"]["deletion"]
+    assert (wanted["by_entries"], wanted["why"], wanted["keep"]) == (True, "pushed damaged", 1)
+    without = asking(*RM, "--force-less", "--by-entries")
+    assert (without.code, "--why" in without.err) == (2, True)
+    good = asking("rm", "--run", "1", "--site", "chicago", *BY_ENTRIES)
+    assert_one_line(good, 1, "only a bad copy")
 
 
 def test_what_the_rules_would_delete(asking: Caxev, database: Named) -> None:

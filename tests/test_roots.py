@@ -155,7 +155,9 @@ async def test_all_that_needs_an_unmounted_disk_waits_and_goes_on(lab: Lab) -> N
         await lab.update(RunUpdate.note(run, seen, check_asked=lab.now()))
         run = await lab.look(going)
         there = lab.sites.get("chicago")
-        wanted = plan(run, run.copies[1], there, lab.sites, by="me", why="test", keep=1)
+        wanted = plan(
+            run, run.copies[1], there, lab.sites, now=lab.now(), by="me", why="test", keep=1
+        )
         assert isinstance(wanted, Plan)
         await lab.update(intent(run, wanted, lab.sites, lab.now()))
         waiting = await lab.settle()

@@ -1057,7 +1057,7 @@ async def test_what_goes_goes_on_a_proof_that_compared_the_replicas(
             site = bench.sites.get(host)
             mine = run.copy(CopyKey("raw", host))
             assert mine is not None
-            wanted = plan(run, mine, site, bench.sites, by="me", why="a test", keep=2)
+            wanted = plan(run, mine, site, bench.sites, now=utcnow(), by="me", why="a test", keep=2)
             assert isinstance(wanted, Plan), wanted
             now = utcnow()
             assert await db.update_run(intent(run, wanted, bench.sites, now), now) is not None

@@ -8,6 +8,7 @@ import pytest
 
 from caxev.config import Site, Sites
 from caxev.files import overlapping, to_nobody
+from caxev.job import utcnow
 from caxev.model import Copy, CopyKey, Run
 from caxev.retention import plain, plan
 from caxev.sharing import neighbours, sharing_here
@@ -85,7 +86,7 @@ def test_a_run_s_own_second_name_is_seen_without_the_disk(root: Path, spelling: 
     known = sites(root)
     mine = run.copy(RAW)
     assert mine is not None
-    found = plan(run, mine, known.get("lngs"), known, by="test", why="asked", keep=0)
+    found = plan(run, mine, known.get("lngs"), known, now=utcnow(), by="test", why="asked", keep=0)
     assert "another entry is at" in str(found)
 
 
@@ -96,7 +97,7 @@ def test_two_names_of_a_shared_directory_are_not_two_copies(root: Path) -> None:
     run = Run.from_document({"_id": 1, "data": [entry(f"{root}/run"), other]})
     mine = run.copy(RAW)
     assert mine is not None
-    found = plan(run, mine, known.get("lngs"), known, by="test", why="asked", keep=1)
+    found = plan(run, mine, known.get("lngs"), known, now=utcnow(), by="test", why="asked", keep=1)
     assert "there are 0" in str(found)
 
 

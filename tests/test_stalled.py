@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 
 from caxev import Skip
 from caxev.config import Stalled
-from caxev.model import Copy
-from handlers.stalled import AHEAD, Late, TooLate, Undated, Wait, plan_stalled
+from caxev.model import Copy, CopyKey, Run
+from handlers.stalled import (
+    AHEAD,
+    Late,
+    Surplus,
+    TooLate,
+    Undated,
+    Wait,
+    plan_merge,
+    plan_stalled,
+)
 from tests import strategies as make
 
 NOW = make.EPOCH
@@ -86,3 +95,83 @@ def test_a_next_look_is_never_in_the_past(
             assert at > NOW
         case TooLate(age):
             assert age >= retry or age == pytest.approx(retry, abs=1e-3)
+
+
+# -- what old programs left, and entries beside one another ---------------------------------------
+
+
+def abandoned(hours: float = 1.0, **fields: Any) -> Copy:
+    return copy("error", None, creation_time=NOW - timedelta(hours=hours), **fields)
+
+
+def test_what_an_old_program_failed_to_make_is_given_up() -> None:
+    """As what it does not finish; but never where nothing else is good."""
+    assert plan_stalled(abandoned(), RULES, NOW) == Wait(NOW + timedelta(hours=1))
+    assert plan_stalled(abandoned(3.0), RULES, NOW) == Late(3.0, NOW + timedelta(hours=21))
+    assert plan_stalled(abandoned(25.0), RULES, NOW) == TooLate(25.0)
+    stays = plan_stalled(abandoned(25.0), RULES, NOW, stays=True)
+    assert stays == Late(25.0, NOW + timedelta(hours=24))
+    for ours in ({"trigger": "lngs: pull: raw at chicago"}, {"checksumproblem": True}):
+        assert isinstance(plan_stalled(abandoned(99.0, **ours), RULES, NOW), Skip)
+    assert isinstance(plan_stalled(copy("error", 99.0), RULES, NOW), Skip)
+
+
+RAW = CopyKey("raw", "lngs")
+GOOD: dict[str, Any] = {
+    "type": "raw",
+    "host": "lngs",
+    "status": "transferred",
+    "location": "/lngs/raw/1",
+    "checksum": "ab",
+}
+
+
+def merged(*entries: dict[str, Any]) -> Surplus | Skip:
+    run = Run.from_document({"_id": 1, "data": [{**GOOD, **entry} for entry in entries]})
+    return plan_merge(run, RAW, RULES, NOW)
+
+
+def taken(*entries: dict[str, Any]) -> list[int]:
+    """The places of the entries that are taken out."""
+    plan = merged(*entries)
+    assert isinstance(plan, Surplus)
+    found = [
+        place
+        for place, entry in enumerate(entries)
+        if any({**GOOD, **entry} == one.fields for one in plan.entries)
+    ]
+    assert len(found) == len(plan.entries)
+    return found
+
+
+ERROR: dict[str, Any] = {"status": "error", "checksum": None}
+
+
+def test_a_failed_entry_beside_another_is_surplus() -> None:
+    """Whichever comes first, and though the other is not good yet."""
+    assert taken({}, ERROR) == [1]
+    assert taken(ERROR, {}) == [0]
+    assert taken(ERROR, {"status": "verifying"}) == [0]
+    assert taken(ERROR, {"status": "transferring"}, ERROR) == [0, 2]
+    assert isinstance(merged(ERROR, ERROR), Skip)
+    assert isinstance(merged({}), Skip)
+    assert isinstance(merged({}, {**ERROR, "disputed": True}), Skip)
+
+
+@pytest.mark.parametrize("status", ["transferring", "verifying"])
+def test_what_may_be_at_work_is_waited_for(status: str) -> None:
+    """For as long as it may live; beside one that is not good it stays."""
+    young = {"status": status, "creation_time": NOW - timedelta(hours=23)}
+    old = {**young, "creation_time": NOW - timedelta(hours=24)}
+    plan = merged({}, young)
+    assert isinstance(plan, Surplus)
+    assert (plan.entries, plan.until) == ((), NOW + timedelta(hours=1))
+    assert taken({}, old) == [1]
+    assert isinstance(merged({"status": "transferring"}, old), Skip)
+
+
+def test_two_good_entries_are_one_if_they_are_the_same_copy() -> None:
+    """Of one place and one content; what contradicts, or cannot be told apart, is left."""
+    assert taken({"manifest": "b3"}, {}) == [1]
+    for other in ({"checksum": "cd"}, {"location": "/lngs/raw/2"}, {}, {"status": "deleting"}):
+        assert isinstance(merged({}, other), Skip)

@@ -160,7 +160,7 @@ def why_not(run: Run, way: Way) -> str | None:
     from caxev.model import TRANSFERRED
 
     source, target = run.copy(way.source), run.copy(way.target)
-    if target is not None:
+    if target is not None and not _has_failed(target):
         return f"{run} has that copy: {target.key} is {_standing_of(target)}"
     if source is None:
         return f"{run} has no copy: {way.source}"
@@ -169,17 +169,33 @@ def why_not(run: Run, way: Way) -> str | None:
     return None
 
 
+def _has_failed(copy: Copy) -> bool:
+    """Whether it was to be made there and was given up, by one of us or by an old program."""
+    from caxev.model import ERROR
+
+    given_up = copy.status == ERROR and copy.fields.get("trigger") is not None
+    return (given_up and not copy.fields.get("checksumproblem")) or copy.is_abandoned
+
+
 def _standing_of(copy: Copy) -> str:
     error = copy.fields.get("error")
     return f"{copy.status} ({error})" if error else copy.status
 
 
 def asked_for(run: Run, way: Way, who: str, now: datetime) -> RunUpdate:
-    """Return the request: an entry that is added where the source is still as it was seen. Pure."""
+    """Return the request: an entry that is added if the source is still as it was seen. Pure.
+
+    One whose copy has failed is asked for anew; what an old program left there is gone on with.
+    """
     from caxev.model import REQUESTED, RunUpdate
 
-    source = run.copy(way.source)
+    source, target = run.copy(way.source), run.copy(way.target)
     assert source is not None
+    if target is not None:
+        again = {"location": None, "source": source.host, "error": None, "trigger": None}
+        again |= {"checksum": None}
+        update = RunUpdate.change_copy(run, target, REQUESTED, source.as_seen, **again)
+        return update.remembered(target) if target.is_abandoned else update
     return RunUpdate.add_copy(
         run,
         way.target,

@@ -239,13 +239,20 @@ class Errand:
             )
 
     async def _claim(self, database: Database, run: Run, move: Move) -> tuple[Run, Copy]:
-        from caxev.model import MOVING, NobodyReads, RunUpdate
+        from caxev.job import utcnow
+        from caxev.model import MOVING, RunUpdate
+        from caxev.retention import unread
 
         if move.copy.status == MOVING:
             return run, move.copy
         who = f"{self.site.name}: caxev mv on {socket.gethostname()}"
         update = RunUpdate.change_copy(
-            run, move.copy, MOVING, NobodyReads(self.key), moving_to=move.new, owner=who
+            run,
+            move.copy,
+            MOVING,
+            unread(self.key, state().sites(), utcnow()),
+            moving_to=move.new,
+            owner=who,
         )
         return await self._written(database, run, update)
 

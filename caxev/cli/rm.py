@@ -40,6 +40,7 @@ _COLUMNS = (
         "caxev rm --run 123 --site lngs --dry-run",
         "caxev rm --run 123 --site lngs",
         "caxev rm --run 123 --site lngs --type processed --version v6.8.0",
+        "caxev rm --run 123 --site lngs --force-less --by-entries --why 'damaged by a pushed copy'",
         "caxev rm --site lngs --dry-run",
     )
 )
@@ -54,6 +55,13 @@ _COLUMNS = (
     is_flag=True,
     help="Though fewer good copies remain than the site asks for; of raw data, at least one.",
 )
+@click.option(
+    "--by-entries",
+    is_flag=True,
+    help="Do not have the others read afresh, as a site that runs cax never answers. Only for a "
+    "bad copy (error), and with --why.",
+)
+@click.option("--why", metavar="TEXT", help="The reason, kept in the run's deleted_data.")
 @click.option("--cancel", is_flag=True, help="Take it back, while its bytes are there.")
 @click.option(
     "--dry-run",
@@ -71,6 +79,8 @@ def rm(
     kind: str,
     version: str | None,
     force_less: bool,
+    by_entries: bool,
+    why: str | None,
     cancel: bool,
     dry_run: bool,
     as_json: bool,
@@ -94,7 +104,10 @@ def rm(
         return
     if not here.listener and here.method != "rucio":
         raise ConfigError(f"{site} has no listener of its own, says sites.json: nobody deletes")
-    errand = Errand(here, sites, one(number, name, detector), kind, version, force_less)
+    if by_entries and not why:
+        raise click.UsageError("--by-entries needs a reason: --why TEXT")
+    force = Force(less=force_less, by_entries=by_entries)
+    errand = Errand(here, sites, one(number, name, detector), kind, version, force, why)
     if dry_run:
         row = options.with_database(errand.look)
     elif cancel:
@@ -108,6 +121,14 @@ def rm(
 
 
 @frozen
+class Force:
+    """Which of the usual conditions are waived: how many must remain, and that they are read."""
+
+    less: bool = False
+    by_entries: bool = False
+
+
+@frozen
 class Errand:
     """One call of the command: which copy is meant."""
 
@@ -116,7 +137,8 @@ class Errand:
     wanted: Wanted
     kind: str
     version: str | None
-    force_less: bool = False
+    force: Force = Force()
+    why: str | None = None
 
     async def look(self, database: Database) -> dict[str, Any]:
         """Say what would become of it."""
@@ -185,12 +207,22 @@ class Errand:
 
     def _plan(self, run: Run) -> Any:
         from caxev.cli.replay import me
+        from caxev.job import utcnow
         from caxev.retention import RAW, plan
 
         copy = self.copy(run)
         usual, least = (self.here.deletion.copies, 1) if copy.type == RAW else (1, 0)
-        keep = least if self.force_less else usual
-        return plan(run, copy, self.here, self.sites, by=me(), why="caxev rm", keep=keep)
+        return plan(
+            run,
+            copy,
+            self.here,
+            self.sites,
+            now=utcnow(),
+            by=me(),
+            why=self.why or "caxev rm",
+            keep=least if self.force.less else usual,
+            by_entries=self.force.by_entries,
+        )
 
 
 async def _by_rules(database: Database, here: Site, sites: Sites) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ from caxev.files.publishing import (
     writing,
 )
 from caxev.files.reading import Report
-from caxev.files.resolved import mkdir, open_resolved, rmdir, symlink, unlink
+from caxev.files.resolved import mkdir, open_resolved, remove, rmdir, symlink, unlink
 from caxev.files.tree import Seen, check_paths, look, manifest_of, shown
 from caxev.job import Damaged, Denied, GiveUp, Retry
 
@@ -95,10 +95,9 @@ class Arrival:
             return False
         with local(self.partial, "remove"):
             end_rename(os.fsdecode(self.partial), self.final)
-        both = os.path.lexists(self.partial)
-        if self.again and not both:
+        if self.again:
             return False
-        found = None if both else look(self.final, check=False)
+        found = None if os.path.lexists(self.partial) else look(self.final, check=False)
         check_standing(self.source, found, shown(self.final))
         return True
 
@@ -112,6 +111,7 @@ class Arrival:
         make_parents(self.final, self.roots)
         if self.again and os.path.lexists(self.final):
             with local(os.fsencode(self.final), "withdraw"):
+                self._drop_partial()
                 withdraw(self.final, os.fsdecode(self.partial))
         with ExitStack() as held:
             self._lock(held)
@@ -123,6 +123,12 @@ class Arrival:
             enough_space(todo, self._on_disk(), self.free(), self.min_free, shown(self.final))
             self._prepare(todo)
             yield todo
+
+    def _drop_partial(self) -> None:
+        """Remove a partial of another attempt: what has the name takes its place."""
+        if os.path.lexists(self.partial):
+            with writing(os.fsdecode(self.partial), directory=os.path.isdir(self.partial)):
+                remove(self.partial)
 
     def _lock(self, held: ExitStack) -> None:
         partial = os.fsdecode(self.partial)

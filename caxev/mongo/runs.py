@@ -27,6 +27,9 @@ from caxev.model import (
 )
 from caxev.mongo.client import Document
 
+GIVEN_UP_KEPT: Final = 20
+"""Notes of copies that were given up that a run keeps, the latest."""
+
 _LOOK_FIELDS: Final = (
     "tags.name",
     "data.type",
@@ -137,9 +140,7 @@ def key_filter(key: CopyKey, prefix: str = "") -> Document:
     return {
         prefix + "type": {"$eq": key.type},
         prefix + "host": {"$eq": key.host},
-        prefix + "pax_version": {"$not": {"$gt": ""}}
-        if key.version is None
-        else {"$eq": key.version},
+        prefix + "pax_version": _NO_TEXT if key.version is None else {"$eq": key.version},
     }
 
 
@@ -162,21 +163,31 @@ def _condition(expectation: Expectation) -> Document:
             return {"tags.name": name}
         case CopiesAtLeast():
             return _at_least(expectation)
-        case NobodyReads(key):
-            return _unread(key)
+        case NobodyReads(key, since):
+            return _unread(key, since)
 
 
-def _unread(key: CopyKey) -> Document:
+def _unread(key: CopyKey, since: datetime | None) -> Document:
     """As `NobodyReads.holds` says, in the database's language."""
     version = key_filter(key)["pax_version"]
-    copying = {"type": {"$eq": key.type}, "pax_version": version, "source": {"$eq": key.host}}
+    same = {"type": {"$eq": key.type}, "pax_version": version}
+    copying = {**same, "source": {"$eq": key.host}}
     deriving = {
         "host": {"$eq": key.host},
         "job.input": {"$eq": key.type},
         "job.input_version": version,
     }
-    readers = ({"status": TRANSFERRING, **one} for one in (copying, deriving))
+    # Of an old program: it names no source, so it may be this one.
+    unnamed = {**same, "host": {"$ne": key.host}, "source": _NO_TEXT, "job": None}
+    if since is not None:
+        is_old = {"creation_time": {"$type": "date", "$lte": since}}
+        unnamed["$nor"] = [is_old]
+    readers = ({"status": TRANSFERRING, **one} for one in (copying, deriving, unnamed))
     return {"$nor": [{"data": {"$elemMatch": one}} for one in readers]}
+
+
+_NO_TEXT: Final = {"$not": {"$gt": ""}}
+"""Matches what is no text, or an empty one."""
 
 
 def _at_least(wanted: CopiesAtLeast) -> Document:
@@ -254,13 +265,22 @@ def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list
             last = {"$each": list(values), "$slice": -CHECKS_KEPT}
             change.setdefault("$push", {})[f"data.$[copy].{name}"] = last
         array_filters = [_copy_filter(which, "copy.")]
-    if update.tag is not None:
-        change.setdefault("$push", {})["tags"] = {"date": now, **update.tag}
-    if update.tombstone is not None:
-        change.setdefault("$push", {})["deleted_data"] = {"date": now, **update.tombstone}
+    if added := _added_to_lists(update, now):
+        change.setdefault("$push", {}).update(added)
     if update.fields:
         change.setdefault("$set", {}).update(update.fields)
     return query, change, array_filters
+
+
+def _added_to_lists(update: RunUpdate, now: datetime) -> Document:
+    """What goes to lists of the run, each row with its date."""
+    rows = {"tags": update.tag, "deleted_data": update.tombstone, "given_up": update.given_up}
+    last = {"given_up": {"$slice": -GIVEN_UP_KEPT}}
+    return {
+        name: {"$each": [{"date": now, **row}], **last.get(name, {})}
+        for name, row in rows.items()
+        if row is not None
+    }
 
 
 def _dated(fields: Mapping[str, Any], now: datetime) -> Document:

@@ -308,8 +308,15 @@ class Remote:
                 await directory.fsync()
 
     async def withdraw(self, final: bytes, partial: bytes) -> None:
-        """Take the name from a copy that is to be mended: it is a partial again. Repeatable."""
-        if await self.exists(final) and not await self.exists(partial):
+        """Take the name from a copy that is to be mended: it is a partial again. Repeatable.
+
+        It takes the place of a partial of another attempt.
+        """
+        if await self.exists(final):
+            if await self.exists(partial):
+                await self.remove_tree(partial)
+                with suppress(*GONE):  # a tree is gone by now, a file is not
+                    await self.sftp.remove(partial)
             crash.point("ssh.withdraw.rename")
             await self.sftp.rename(final, partial)
             crash.point("ssh.withdraw.rename")

@@ -17,6 +17,8 @@ from attrs import frozen
 
 from caxev.embedded import ReplicaSet
 from tests.faults.campaign import Ground, play, say, told
+from tests.faults.cax import SITES as BESIDE_CAX
+from tests.faults.cax import beside_cax
 from tests.faults.clocks import SITES as WRONG
 from tests.faults.clocks import clocks
 from tests.faults.crash import Place, crash
@@ -112,6 +114,15 @@ def _documents(ground: Ground, given: Namespace) -> Figures:
 
 
 CAMPAIGNS: Final = {
+    "cax": Campaign(
+        "cax at one site, with its retries and its purge, and caxev at two",
+        5,
+        lambda ground, given: beside_cax(
+            ground, rounds=given.rounds, seed=given.seed, runs=given.runs
+        ),
+        lambda parser: parser.add_argument("--runs", type=int, default=3, help="of each kind"),
+        sites=BESIDE_CAX,
+    ),
     "deletion": Campaign(
         "races for the last copies, and a corrupt master",
         100,

@@ -219,14 +219,14 @@ class Ground:
     outcasts: set[RunId] = field(init=False, factory=set)
     compared: Compared = field(init=False, factory=dict)
     listeners: dict[str, Listener] = field(init=False, factory=dict)
-    _numbers: Iterator[int] = field(init=False)
+    numbers: Iterator[int] = field(init=False)
     _marks: Iterator[int] = field(init=False, factory=lambda: count(1))
     _marker: RunId | None = field(init=False, default=None)
     _started: list[Listener] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
         raw = self.world.dir_of(BIRTH, "dir_raw")
-        self._numbers = count(1 + sum(1 for _ in raw.parent.glob("taken-*")))
+        self.numbers = count(1 + sum(1 for _ in raw.parent.glob("taken-*")))
 
     # -- listeners --------------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ class Ground:
 
         Without `odd` it holds files of plain names alone.
         """
-        number = next(self._numbers)
+        number = next(self.numbers)
         document = await trio.to_thread.run_sync(self._write, number, size, odd)
         digest = await trio.to_thread.run_sync(digest_of, document["data"][0]["location"])
         return Born(await self.database.insert_run({**document, **fields}), number, digest)
@@ -317,11 +317,11 @@ class Ground:
         end = end or self.wanted
         with suppress(TimeoutError):  # what is missing is found below
             await self.until(lambda: self._at_rest(runs, end), "not at rest")
-        problems = await self._owed(("open", "running", "failed"))
+        problems = await self.owed(("open", "running", "failed"))
         found = await self.database.runs([born.id for born in runs])
         for born in runs:
             problems += await trio.to_thread.run_sync(self.judged, found[born.id], born, end)
-        return [*problems, *self._partials()]
+        return [*problems, *self.partials()]
 
     def judged(self, one: Run, born: Born, end: End) -> list[Problem]:
         """Compare a run with its end, and read every copy that is said to be good. Blocks."""
@@ -351,10 +351,10 @@ class Ground:
         found = await self.database.runs(ids)
         if any(next(compare(found[born.id], born, end), None) for born in runs):
             return False
-        if await self._owed(UNSETTLED):
+        if await self.owed(UNSETTLED):
             return False
         await self.heard()
-        return not await self._owed(UNSETTLED) and await self.database.runs(ids) == found
+        return not await self.owed(UNSETTLED) and await self.database.runs(ids) == found
 
     async def heard(self) -> None:
         """Wait until every listener has taken in all changes there are: a new mark is the last."""
@@ -377,7 +377,8 @@ class Ground:
         update = RunUpdate.set_fields(found, tags=[{"name": mark}])
         return await self.database.update_run(update, utcnow())
 
-    async def _owed(self, states: Iterable[str]) -> list[Problem]:
+    async def owed(self, states: Iterable[str]) -> list[Problem]:
+        """Say which debts are in these states, but those that only wait for a later time."""
         return [
             Problem("lost", f"{debt.site}: {debt.handler} of {debt.event} is {state}: {debt.note}")
             for state in states
@@ -386,7 +387,8 @@ class Ground:
             if debt.due < utcnow() + LATER or state != "open"
         ]
 
-    def _partials(self) -> Iterator[Problem]:
+    def partials(self) -> Iterator[Problem]:
+        """Say what is left of copies that were begun or erased."""
         for site in self.world.sites:
             for prefix in (PART_PREFIX, GONE_PREFIX):
                 for path in (self.world.directory / site).rglob(f"{prefix}*"):

@@ -194,7 +194,7 @@ async def _rotten(ground: Ground, born: Born, doomed: str) -> list[Problem]:
     copy = _copy(run, doomed)
     await trio.to_thread.run_sync(harm, Path(_copy(run, VICTIM).location or ""))
     sites = ground.world.sites
-    wish = plan(run, copy, sites.get(doomed), sites, by="tests", why="rot", keep=KEEP)
+    wish = plan(run, copy, sites.get(doomed), sites, now=utcnow(), by="tests", why="rot", keep=KEEP)
     if isinstance(wish, Skip):
         return [Problem("lost", f"{run}: {wish.why}")]
     if await ground.database.update_run(intent(run, wish, sites, utcnow()), utcnow()) is None:

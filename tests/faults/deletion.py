@@ -119,7 +119,9 @@ async def race(ground: Ground, born: Born, asked: Sequence[str]) -> list[Problem
         site = ground.world.sites.get(name)
         copy = run.copy(CopyKey("raw", name))
         assert copy is not None
-        plan_ = plan(run, copy, site, ground.world.sites, by="tests", why="a race", keep=KEEP)
+        plan_ = plan(
+            run, copy, site, ground.world.sites, now=utcnow(), by="tests", why="a race", keep=KEEP
+        )
         assert isinstance(plan_, Plan), plan_
         wish = intent(run, plan_, ground.world.sites, utcnow())
         if await ground.database.update_run(wish, utcnow()) is not None:
@@ -178,7 +180,9 @@ async def _corrupt_master(ground: Ground, born: Born, *, silently: bool) -> list
         site = ground.world.sites.get("chicago")
         now = await _read(ground, born)
         there = _copy(now, "chicago")
-        may = plan(now, there, site, ground.world.sites, by="tests", why="no", keep=KEEP)
+        may = plan(
+            now, there, site, ground.world.sites, now=utcnow(), by="tests", why="no", keep=KEEP
+        )
         if not isinstance(may, Skip):
             return [Problem("quorum_broken", f"{run}: a good copy may go beside a bad master")]
     now = await _read(ground, born)

@@ -93,7 +93,9 @@ async def _delete_the_first(ground: Ground, born: Born) -> None:
         if (copy := run.copy(FIRST)) is None:
             return True
         sites = ground.world.sites
-        wanted = plan(run, copy, sites.get(BIRTH), sites, by="tests", why="a race", keep=1)
+        wanted = plan(
+            run, copy, sites.get(BIRTH), sites, now=utcnow(), by="tests", why="a race", keep=1
+        )
         if not isinstance(wanted, Plan):
             return False
         wish = intent(run, wanted, sites, utcnow())

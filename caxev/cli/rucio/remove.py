@@ -69,7 +69,7 @@ async def _wanted(
         return {"state": "is going already", "ok": True}
     keep = here.deletion.copies if copy.type == RAW else 1
     sites, now = state().sites(), utcnow()
-    wanted = plan(run, copy, here, sites, by=me(), why=why, keep=keep)
+    wanted = plan(run, copy, here, sites, now=now, by=me(), why=why, keep=keep)
     if not isinstance(wanted, Plan):
         return {"state": f"stays: {wanted.why}", "ok": None}
     if dry_run:
