@@ -389,7 +389,7 @@ async def test_killed_where_copies_age(aged_world: World) -> None:
         act = SCENES["aged"].act
         figures = await crash(ground, rounds=0, seed=1, points=3, together=True, act=act)
     assert_nothing_happened(figures, 1)
-    ran = {"correct", "patrol", "purge_processed", "repair", "set_permission", "stalled"}
+    ran = {"correct", "merge", "patrol", "purge_processed", "repair", "set_permission", "stalled"}
     assert not ran & {*figures["handlers_missed"]}
 
 

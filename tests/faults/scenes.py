@@ -180,8 +180,8 @@ def _append(path: Path) -> None:
 async def aged(ground: Ground, runs: Sequence[Born]) -> End:
     """Have what comes to copies with the years.
 
-    Rot that nobody asked for, an old program that has left a copy half made, processed data that
-    nobody wants any more, and a table for fields of the run.
+    Rot that nobody asked for, an old program that has left a copy half made and a second entry of
+    a good one, processed data that nobody wants any more, and a table for fields of the run.
     """
     directory = ground.world.dir_of(CHICAGO, "dir_processed") / f"pax_{OLD}"
     row = {"version": "v1", "value": 1.25, "creation_time": LONG_AGO}
@@ -190,7 +190,10 @@ async def aged(ground: Ground, runs: Sequence[Born]) -> End:
         for born in runs:
             run = (await ground.database.runs([born.id]))[born.id]
             place = await trio.to_thread.run_sync(_processed, directory / run.name)
-            collection.update_one({"_id": born.id}, {"$push": {"data": place}})
+            twice = {"type": "raw", "host": BIRTH, "status": "error", "creation_time": LONG_AGO}
+            twice["location"] = _copy(run, BIRTH).location
+            more = {"$each": [place, twice]}
+            collection.update_one({"_id": born.id}, {"$push": {"data": more}})
             stopped: Document = {
                 "type": "raw",
                 "host": STOCKHOLM,
