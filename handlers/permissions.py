@@ -24,6 +24,9 @@ from caxev.files import confine, open_resolved, printable
 
 KEPT = 0o2000
 """The bit of a directory by which what is made in it gets its group."""
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MANY = 200
+"""Files that are held open for one call of setfacl."""
 
 
 @on(
@@ -68,8 +71,8 @@ def apply(location: str, roots: tuple[str, ...], permission: Permission, *, repo
                 os.fchown(descriptor, -1, group)
             if (mode := _mode(permission, status)) is not None:
                 os.fchmod(descriptor, mode)
-    if permission.acl is not None:
-        _set_acl(path, permission.acl)
+        if permission.acl is not None:
+            _set_acl(path, permission.acl)
 
 
 def _group(name: str) -> int:
@@ -87,34 +90,24 @@ def _mode(permission: Permission, status: os.stat_result) -> int | None:
 
 def _walk(path: bytes) -> Iterator[tuple[int, os.stat_result]]:
     """Open each file and directory in turn, itself and never what a link in its place leads to."""
-    top = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
+    top = open_resolved(path, os.O_RDONLY)
     try:
-        status = os.fstat(top)
-        if not stat.S_ISDIR(status.st_mode):
-            yield top, status
-            return
-        for _, _, names, directory in os.fwalk(b".", dir_fd=top, onerror=_raise):
-            yield directory, os.fstat(directory)
-            for name in names:
-                if stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                    with _opened(name, directory) as (descriptor, found):
-                        yield descriptor, found
+        yield from _from(top)
     finally:
         os.close(top)
 
 
-def _raise(error: OSError) -> None:
-    raise error
-
-
-@contextmanager
-def _opened(name: bytes, directory: int) -> Iterator[tuple[int, os.stat_result]]:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    descriptor = os.open(name, flags, dir_fd=directory)
-    try:
-        yield descriptor, os.fstat(descriptor)
-    finally:
-        os.close(descriptor)
+def _from(descriptor: int) -> Iterator[tuple[int, os.stat_result]]:
+    status = os.fstat(descriptor)
+    yield descriptor, status
+    for name in os.listdir(descriptor) if stat.S_ISDIR(status.st_mode) else ():
+        mode = os.stat(name, dir_fd=descriptor, follow_symlinks=False).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            inner = os.open(name, _FLAGS, dir_fd=descriptor)
+            try:
+                yield from _from(inner)
+            finally:
+                os.close(inner)
 
 
 @contextmanager
@@ -137,10 +130,40 @@ def _set_acl(path: bytes, acl: str) -> None:
     program = shutil.which("setfacl")
     if program is None:
         raise Denied("there is no setfacl here, which permissions in sites.json asks for (acl)")
-    command = [program, "--recursive", "--physical", "--modify", acl, "--", os.fsdecode(path)]
+    # setfacl goes by names: those of what is open lead nowhere else, whatever is swapped meanwhile.
+    entries = acl.split(",")
+    of_files = [one for one in entries if not one.startswith(("d:", "default:"))]
+    for wanted, is_directory in ((entries, True), (of_files, False)):
+        if wanted:
+            command = [program, "--modify", ",".join(wanted), "--"]
+            _set_each(command, path, is_directory=is_directory)
+
+
+def _set_each(command: list[str], path: bytes, *, is_directory: bool) -> None:
+    """Call setfacl for each directory of a copy, or for each file."""
+    held: list[int] = []
+    try:
+        for descriptor, status in _walk(path):
+            if stat.S_ISDIR(status.st_mode) == is_directory:
+                held.append(os.dup(descriptor))
+            if len(held) == _MANY:
+                _call(command, held, path)
+        _call(command, held, path)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def _call(command: list[str], held: list[int], path: bytes) -> None:
+    """Call setfacl for what is held open, and hold it no more."""
+    if not held:
+        return
+    names = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in held]
     done = subprocess.run(  # noqa: S603  # no shell
-        command, capture_output=True, check=False, stdin=subprocess.DEVNULL
+        [*command, *names], capture_output=True, check=False, stdin=subprocess.DEVNULL
     )
+    while held:
+        os.close(held.pop())
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
         raise GiveUp(f"setfacl fails at {printable(path)}: {said}")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,9 +23,10 @@ from caxev.embedded import find_mongod
 from caxev.files import partial_path
 from caxev.model import CopyKey, Run
 from tests import engine
+from tests import sshd as servers
 from tests.conftest import Database as Named
 from tests.faults.__main__ import _parser
-from tests.faults.campaign import MUST_BE_0, Born, End, compare, ground_in, new_world
+from tests.faults.campaign import MUST_BE_0, ROOT, Born, End, compare, ground_in, new_world
 from tests.faults.cax import SITES as BESIDE_CAX
 from tests.faults.cax import beside_cax
 from tests.faults.clocks import SITES as WRONG
@@ -35,6 +37,7 @@ from tests.faults.deletion import SITES as DELETING
 from tests.faults.deletion import deletion
 from tests.faults.documents import documents_campaign
 from tests.faults.fuzz import fuzz
+from tests.faults.hostile import DEEDS
 from tests.faults.kill import kill
 from tests.faults.load import in_turn
 from tests.faults.races import races
@@ -400,6 +403,22 @@ async def test_killed_during_a_large_transfer(world: World) -> None:
     async with ground_in(world) as ground:
         figures = await kill(ground, rounds=3, size=60_000_000, seed=1)
     assert_nothing_happened(figures, 2)
+
+
+@pytest.mark.sshd
+@pytest.mark.campaign
+@pytest.mark.parametrize(("only", "code"), [((), 0), (("--only", "careless"), 1)])
+def test_an_attacker_gets_nothing_from_outside(only: Sequence[str], code: int) -> None:
+    """Who may write in the data directories; and the campaign notices one who is obeyed."""
+    if (reason := servers.missing()) is not None:
+        pytest.skip(reason)
+    command = [sys.executable, "-m", "tests.faults", "hostile", "--rounds", "10", "--json", *only]
+    played = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert played.returncode == code, played.stderr
+    figures = json.loads(played.stdout)
+    assert bool(figures["outside"]) == bool(code)
+    assert figures["faults"] > 10
+    assert all(figures["done"].get(name) for name in only[1:] or DEEDS)
 
 
 @pytest.mark.replicaset

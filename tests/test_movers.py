@@ -188,6 +188,18 @@ def world(request: pytest.FixtureRequest, space: Path, servers: Servers) -> Worl
 
 both = pytest.mark.parametrize("way", ["pull", "push"])
 
+SWAPPING: Final = """\
+#!/bin/sh
+for one in "{here}"/.caxev-part-*; do
+    if [ -d "$one" ]; then mv "$one" "{here}/aside"; ln -s "{outside}" "$one"; fi
+done
+for one in "{here}"/run/sub/deep; do
+    if [ -d "$one" ]; then mv "$one" "$one.aside"; ln -s "{outside}" "$one"; fi
+done
+exec {program} "$@"
+"""
+"""gfal-copy, once somebody has put links to elsewhere where it is about to read and to write."""
+
 
 def changed(route: Route, side: str, path: str) -> Route:
     return evolve(route, remote_path=path) if side == "remote" else evolve(route, local_path=path)
@@ -859,3 +871,27 @@ def test_a_meter_only_grows() -> None:
     assert meter.done == 10
     assert told == sorted(told)
     assert told[-1] == (10, 10)
+
+
+@pytest.mark.gfal
+@both
+def test_gfal_follows_no_link_of_others(
+    space: Path, servers: Servers, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it fetches goes to a directory of ours; what it sends is what we have open."""
+    world = world_of("gfal-copy", space, servers)
+    world.plain_run(way)
+    program = shutil.which("gfal-copy")
+    outside, programs = space / "outside", space / "programs"
+    for directory in (outside, programs):
+        directory.mkdir()
+    (outside / "data").write_text("not ours")
+    swapping = SWAPPING.format(here=space / "here", outside=outside, program=program)
+    (programs / "gfal-copy").write_text(swapping)
+    (programs / "gfal-copy").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    with pytest.raises((GiveUp, Retry)):
+        world.move(way)
+    assert [(one.name, one.read_text()) for one in outside.iterdir()] == [("data", "not ours")]
+    sent = [one.read_bytes() for one in (space / "there").rglob("*") if one.is_file()]
+    assert b"not ours" not in sent

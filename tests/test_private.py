@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,10 +17,21 @@ from attrs import evolve
 
 from caxev.batch import End, Folder, Place, run_here
 from caxev.batch.runner import run as run_job
+from caxev.catalogue.client import _Counter, _Fetching
+from caxev.catalogue.files import Checked
+from caxev.catalogue.names import Did
 from caxev.cli.admin import private_problems
 from caxev.config import Site, load_sites, state_directory
-from caxev.files import bring_in, make_private, mirror, not_private
-from caxev.job import GiveUp
+from caxev.files import (
+    Seen,
+    bring_in,
+    link_file,
+    make_private,
+    mirror,
+    not_private,
+    pinned,
+)
+from caxev.job import GiveUp, Retry
 from tests.test_commands import SHM, elsewhere
 from tests.test_processing import make_input, quiet, spec_in
 
@@ -228,6 +240,58 @@ def test_a_job_is_not_begun_on_what_no_copy_holds(tmp_path: Path, bad: str) -> N
     assert run_here(str(folder.home), spec, report=quiet).exit == 127
     assert not (tmp_path / "ran").exists()
     assert ("/etc/passwd" if bad == "link" else f"{copy}/x") in folder.tail(spec.name)
+
+
+def test_a_link_is_neither_staged_nor_sent(tmp_path: Path) -> None:
+    """What programs of others are given is a regular file, whatever stands under its name now."""
+    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / "link").symlink_to("secret")
+    os.mkfifo(tmp_path / "fifo")
+    for bad in ("link", "fifo"):
+        path = os.fsencode(tmp_path / bad)
+        with pytest.raises(Retry):
+            link_file(path, os.fsencode(tmp_path / "staged"))
+        with pytest.raises(Retry), pinned(path):
+            pass
+    assert not os.path.lexists(tmp_path / "staged")
+    (tmp_path / "data").write_text("data")
+    with pinned(os.fsencode(tmp_path / "data")) as name:
+        (tmp_path / "data").unlink()
+        (tmp_path / "data").symlink_to("secret")
+        done = subprocess.run(["cat", name], capture_output=True, check=True)
+    assert done.stdout == b"data"
+
+
+def test_rucio_writes_where_nobody_else_may(tmp_path: Path, far: Path) -> None:
+    """Its library would follow a link in the partial; what it brought goes there by no link."""
+    outside = tmp_path / "outside"
+    for name in ("outside", "partial"):
+        (tmp_path / name).mkdir()
+    one = Checked(b"data", "data", 4, "0400019b")
+    client = SimpleNamespace(list_replicas=lambda *_, **__: [])
+    order = SimpleNamespace(dataset=Did("scope", "name"), rse=None)
+    fetching = _Fetching(
+        SimpleNamespace(client=client),  # type: ignore[arg-type]
+        os.fsencode(tmp_path / "partial"),
+        os.fsencode(far),
+        order,  # type: ignore[arg-type]
+        [one],
+        _Counter.silent(),
+    )
+
+    class Storage:
+        """Writes by name, once somebody has put a link in the partial's place."""
+
+        def fetch(self, _pfn: str, path: bytes) -> None:
+            (tmp_path / "partial").rename(tmp_path / "aside")
+            (tmp_path / "partial").symlink_to(outside)
+            Path(os.fsdecode(path)).write_text("data")
+
+    fetching._storages["X"] = Storage()  # type: ignore[assignment]
+    with pytest.raises(Retry):
+        fetching._fetched(Seen(b"data", "file", 4), "X", "pfn")
+    assert list(outside.iterdir()) == []
+    assert list(far.iterdir()) == []
 
 
 # -- between two file systems ---------------------------------------------------------------------

@@ -153,3 +153,57 @@ def test_what_is_erased_is_ours(outside: Path, monkeypatch: pytest.MonkeyPatch) 
         erase(str(ours / "sub" / "file"), [str(ours)], "mark", report=lambda *_: None)
     assert state(outside) == before
     assert [one.path for one in look(str(ours / "moved"))] == [b"file"]
+
+
+def test_a_directory_that_becomes_a_fifo_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody writes to it: whoever opened it to read would wait for ever."""
+    (tmp_path / "run" / "below").mkdir(parents=True)
+    unlink = os.unlink
+
+    def swapped(path: bytes, *, dir_fd: int | None = None) -> None:
+        """Put a FIFO there at the last moment, as one who may write there can."""
+        try:
+            unlink(path, dir_fd=dir_fd)
+        except IsADirectoryError:
+            os.rmdir(path, dir_fd=dir_fd)
+            os.mkfifo(path, dir_fd=dir_fd)
+            raise
+
+    monkeypatch.setattr(os, "unlink", swapped)
+    with pytest.raises(NotADirectoryError):
+        resolved.remove(str(tmp_path / "run"))
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY, os.O_RDWR])
+def test_a_fifo_is_opened_without_waiting(tmp_path: Path, flags: int) -> None:
+    """Whatever for."""
+    os.mkfifo(tmp_path / "fifo")
+    try:
+        os.close(open_resolved(str(tmp_path / "fifo"), flags))
+    except OSError:
+        assert flags == os.O_WRONLY  # nobody reads it
+
+
+@pytest.mark.usefixtures("way")
+def test_a_look_follows_no_directory_that_becomes_a_link(
+    tmp_path: Path, outside: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Swapped between its being listed and its being looked into, it shows nothing of outside."""
+    run = tmp_path / "run"
+    (run / "below").mkdir(parents=True)
+    scandir = os.scandir
+
+    def swapped(path: int | bytes | str) -> object:
+        found = scandir(path)
+        if (run / "below").is_dir() and not (run / "below").is_symlink():
+            (run / "below").rename(tmp_path / "aside")
+            (run / "below").symlink_to(outside)
+        return found
+
+    (run / "a").mkdir()
+    monkeypatch.setattr(os, "scandir", swapped)
+    with pytest.raises((Retry, GiveUp)):
+        look(str(run))

@@ -656,13 +656,65 @@ def test_what_cax_has_brought_there_comes_back(tape: Ground) -> None:
     assert not tape.restored("other").exists()
 
 
+SWAPPING = """\
+for one in "$RAW"/back/.caxev-part-*; do
+    if [ -d "$one" ]; then mv "$one" "$one.aside"; ln -s "$OUT" "$one"; fi
+done
+exec "$@"
+"""
+
+
+@pytest.mark.tape
+def test_a_tape_client_writes_where_nobody_else_may(tmp_path: Path) -> None:
+    """It would follow a link that is put in the place of the directory that it restores to."""
+    (tmp_path / "outside").mkdir()
+    tape = ground_in(tmp_path, "tsm")
+    manifest = tape.back_up().get()
+    options = tape.reach.there.archive
+    assert options.command is not None
+    spoilt = evolve(
+        options,
+        command=("sh", "-c", SWAPPING, "sh", *options.command),
+        environment={
+            **options.environment,
+            "RAW": str(tmp_path / "raw"),
+            "OUT": str(tmp_path / "outside"),
+        },
+    )
+    reach = evolve(tape.reach, there=evolve(tape.reach.there, archive=spoilt))
+    tape = evolve(tape, reach=reach)
+    (tmp_path / "raw" / "back").mkdir()
+    assert tape.recall().get().manifest.digest == manifest.digest
+    assert list((tmp_path / "outside").iterdir()) == []
+
+
+@pytest.mark.tape
+@pytest.mark.parametrize("where", ["dir_tsm", "scratch"])
+def test_nothing_is_staged_or_restored_where_others_may_write(
+    tape: Ground, tmp_path: Path, where: str
+) -> None:
+    """What stands there would go to tape, and be taken for what came from there."""
+    tape.back_up().get()
+    if where == "dir_tsm":
+        (tmp_path / "tsm").chmod(0o777)
+        told = tape.back_up()
+    else:
+        (tmp_path / "scratch").mkdir()
+        (tmp_path / "scratch").chmod(0o777)
+        options = ArchiveOptions(scratch=str(tmp_path / "scratch"))
+        reach = evolve(tape.reach, here=evolve(tape.reach.here, archive=options))
+        told = evolve(tape, reach=reach).recall()
+    assert isinstance(told.failed, GiveUp)
+    assert "others may write" in told.failed.why
+
+
 @pytest.mark.tape
 def test_what_is_not_on_tape_does_not_come_back(ground: Ground) -> None:
     """It is given up, and no directory is left behind under its name."""
     told = ground.recall()
     assert isinstance(told.failed, GiveUp)
     assert "is not on tape" in str(told.failed)
-    assert not list(ground.restored().parent.iterdir())
+    assert not ground.restored().parent.exists()
 
 
 @pytest.mark.tape

@@ -214,7 +214,7 @@ def test_groups_are_set(tmp_path: Path) -> None:
 def test_acls_are_set(tmp_path: Path) -> None:
     """What setfacl is told holds for the tree, and for nothing that links lead to."""
     run = tree(tmp_path)
-    apply(run, tmp_path, Permission(mode=0o700, acl="u:65534:rX"))
+    apply(run, tmp_path, Permission(mode=0o700, acl="u:65534:rX,d:u:65534:rX"))
 
     def entries(path: Path) -> list[str]:
         command = ["getfacl", "--omit-header", "--numeric", "--absolute-names", str(path)]
@@ -222,6 +222,7 @@ def test_acls_are_set(tmp_path: Path) -> None:
         return done.stdout.split()
 
     assert "user:65534:r-x" in entries(run / "sub")
+    assert "default:user:65534:r-x" in entries(run / "sub")
     assert "user:65534:r--" in entries(run / "sub" / "b")
     assert "user:65534" not in " ".join(entries(tmp_path / "outside"))
 

@@ -6,14 +6,13 @@ The folders lie in the archive's ``dir_raw``.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 
 from attrs import evolve
 
 from caxev.archives.base import Reach, Stored, Talk
 from caxev.config import Site
-from caxev.files import confine, look, shown
+from caxev.files import confine, copy_file, local, look, printable
 from caxev.job import GiveUp
 from caxev.movers import Route
 from caxev.movers.local import Local
@@ -55,10 +54,12 @@ class Directory:
         """Copy file by file."""
         real = confine(folder, reach.there.roots)
         for one in files:
-            source = os.path.join(real, one.name)
-            if not os.path.isfile(source):
-                raise GiveUp(f"{shown(source)} is not there")
-            shutil.copyfile(source, os.path.join(target, one.name), follow_symlinks=False)
+            source = os.fsencode(os.path.join(real, one.name))
+            with local(source, "read"):
+                try:
+                    copy_file(source, os.fsencode(os.path.join(target, one.name)))
+                except FileNotFoundError as exc:
+                    raise GiveUp(f"{printable(source)} is not there") from exc
             talk.at(talk.done + one.size)
 
     def listed(self, reach: Reach, folder: str, talk: Talk) -> list[Stored]:

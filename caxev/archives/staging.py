@@ -18,7 +18,16 @@ from typing import Final
 
 from caxev import crash
 from caxev.archives.base import Stored, Talk
-from caxev.files import Item, Manifest, local, printable, shown, writing
+from caxev.files import (
+    Item,
+    Manifest,
+    link_file,
+    local,
+    open_resolved,
+    printable,
+    shown,
+    writing,
+)
 from caxev.job import GiveUp, Retry
 
 _FICLONE: Final = 0x40049409
@@ -112,7 +121,7 @@ def _place(old: str, new: str) -> int:
             return status.st_size
         _take_away(new)
     crash.point("tape.link")
-    if not _tried(lambda: os.link(old, new, follow_symlinks=False)):
+    if not _tried(lambda: link_file(os.fsencode(old), os.fsencode(new))):
         _copy(old, new, status)
     crash.point("tape.link")
     return status.st_size
@@ -121,12 +130,14 @@ def _place(old: str, new: str) -> int:
 def _copy(old: str, new: str, status: os.stat_result) -> None:
     directory, name = os.path.split(new)
     unfinished = os.path.join(directory, _UNFINISHED + name)
-    with open(old, "rb") as reading, open(unfinished, "wb") as writing_:
+    descriptor = open_resolved(old, os.O_RDONLY)  # where others may write meanwhile
+    with os.fdopen(descriptor, "rb") as reading, open(unfinished, "wb") as writing_:
         if not _tried(lambda: fcntl.ioctl(writing_.fileno(), _FICLONE, reading.fileno())):
             shutil.copyfileobj(reading, writing_, 8 << 20)
         writing_.flush()
         os.fsync(writing_.fileno())
-    if os.stat(old).st_mtime_ns != status.st_mtime_ns:
+        changed = os.fstat(descriptor).st_mtime_ns != status.st_mtime_ns
+    if changed:
         raise Retry(f"{shown(old)} changed while it was staged")
     os.utime(unfinished, ns=(status.st_atime_ns, status.st_mtime_ns))
     crash.point("tape.copied")

@@ -25,19 +25,21 @@ from caxev.archives.staging import (
     on_tape,
     stage,
 )
+from caxev.config import state_directory
 from caxev.files import (
     FILE_MODE,
     MARGIN,
     Manifest,
     Report,
+    bring_in,
     check_expected,
     confine,
     digest_tree,
     local,
     look,
     make_parents,
-    partial_path,
-    publish,
+    make_private,
+    not_private,
     safe_name,
     shown,
     to_nobody,
@@ -50,7 +52,9 @@ T = TypeVar("T")
 P = ParamSpec("P")
 NAMED: Final = 5
 _SCRATCH: Final = ".caxev-restored"
-_RESTORED: Final = ".tape"
+_RECALLED: Final = ".recalled-"
+_WHOLE: Final = ".whole-"
+"""What stands before a run's name in scratch: under the tape's names, and whole, under its own."""
 
 
 @frozen
@@ -177,6 +181,8 @@ def _staged(reach: Reach, name: str) -> str:
     base = reach.here.dir_tsm or reach.there.dir_tsm
     if base is None:
         raise GiveUp(f"neither {reach.here.name} nor {reach.there.name} has a dir_tsm")
+    if (why := not_private(base)) is not None:
+        raise GiveUp(f"nothing is staged there: {why}")
     return os.path.join(base, safe_name(name))
 
 
@@ -224,44 +230,40 @@ def compare(talk: Talk, reach: Reach, data: Data) -> tuple[str | None, Copied]:
 
 
 def _scratch(reach: Reach) -> str:
-    scratch = reach.options.scratch
-    if scratch is None:
-        scratch = os.path.join(os.path.dirname(_staged(reach, "run")), _SCRATCH)
-    with local(os.fsencode(scratch), "make"):
-        os.makedirs(scratch, exist_ok=True)
-    return scratch
+    """The private directory that data is restored to. Raises `GiveUp` if others may write there."""
+    base = reach.here.dir_tsm or reach.there.dir_tsm
+    staging = f"{state_directory(reach.here)}/restored" if base is None else f"{base}/{_SCRATCH}"
+    return make_private(reach.options.scratch or staging)
 
 
 @told
 def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[str]) -> Copied:
     """Restore data to `target`, strictly inside one of `roots`, and compare it before it is named.
 
-    Killed anywhere, the next call keeps what was restored rightly. Raises `GiveUp` where something
-    else has the name, `Retry` where the tape gives something else.
+    The archive's client writes to scratch, where nobody else may. Killed anywhere, the next call
+    keeps what was restored rightly. Raises `GiveUp` where something else has the name, `Retry`
+    where the tape gives something else.
     """
     final = confine(target, roots)
-    make_parents(final, roots)
-    if os.path.lexists(final) and not os.path.lexists(partial_path(final)):
-        return _standing(data, final, talk)
-    folder, partial = partial_path(final) + _RESTORED, partial_path(final)
+    scratch = _scratch(reach)
+    folder, whole = (os.path.join(scratch, prefix + data.name) for prefix in (_RECALLED, _WHOLE))
+    if os.path.lexists(final) and not os.path.lexists(whole):
+        return _standing(data, final, folder, talk)
     with local(os.fsencode(folder), "restore to"), _filling(folder):
-        _rename_back(data.name, partial, folder)
+        _rename_back(data.name, whole, folder)
         copied = _restored(talk, reach, data, folder)
         if (why := difference(data, copied.manifest)) is not None:
             clear(folder)
             raise Retry(f"what {data.folder} on tape gives is not what it must be: {why}")
-        with writing(partial, directory=True):
+        with writing(whole, directory=True):
             for item in copied.manifest.files:
-                name = os.path.join(partial, os.fsdecode(item.path))
+                name = os.path.join(whole, os.fsdecode(item.path))
                 crash.point("tape.rename")
                 rename(os.path.join(folder, name_on_tape(data.name, item.path)), name)
                 crash.point("tape.rename")
                 chmod(name, FILE_MODE)
             crash.point("tape.renamed")
-            try:
-                publish(partial, final)
-            except FileExistsError as exc:
-                raise GiveUp(f"{shown(final)} exists already and is not replaced") from exc
+            bring_in(whole, final, roots)
         crash.point("tape.recalled")
     return copied
 
@@ -277,7 +279,7 @@ def _filling(folder: str) -> Iterator[None]:
                 os.rmdir(folder)
 
 
-def _standing(data: Data, final: str, talk: Talk) -> Copied:
+def _standing(data: Data, final: str, folder: str, talk: Talk) -> Copied:
     """A copy that got its name before we were killed."""
     if not data.is_known:
         raise GiveUp(f"{shown(final)} exists already, and nothing tells whether it is this copy")
@@ -285,17 +287,17 @@ def _standing(data: Data, final: str, talk: Talk) -> Copied:
     if (why := difference(data, found)) is not None:
         raise GiveUp(f"{shown(final)} exists already and is not this copy: {why}")
     with suppress(FileNotFoundError):
-        os.rmdir(partial_path(final) + _RESTORED)
+        os.rmdir(folder)
     return Copied(found, 0)
 
 
-def _rename_back(name: str, partial: str, folder: str) -> None:
+def _rename_back(name: str, whole: str, folder: str) -> None:
     """Put what had its own name already with the rest, to be looked at again."""
-    if os.path.isdir(partial):
-        for one in os.listdir(partial):
+    if os.path.isdir(whole):
+        for one in os.listdir(whole):
             crash.point("tape.rename_back")
             rename(
-                os.path.join(partial, one),
+                os.path.join(whole, one),
                 os.path.join(folder, name_on_tape(name, os.fsencode(one))),
             )
 

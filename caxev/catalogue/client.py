@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -37,9 +36,8 @@ from caxev.catalogue.errors import is_called, translated
 from caxev.catalogue.files import Checked, Digested, digest_for_catalogue, seen_of
 from caxev.catalogue.names import Did, Names
 from caxev.catalogue.rules import ENDED, GIVEN_UP, Changes, Standing, Wishes, changes
-from caxev.config import Site, secret
+from caxev.config import Site, secret, state_directory
 from caxev.files import (
-    PART_PREFIX,
     Arrival,
     Manifest,
     Moved,
@@ -48,7 +46,11 @@ from caxev.files import (
     check_expected,
     confine,
     join,
+    landing,
     local,
+    name_in,
+    pinned,
+    place_file,
 )
 from caxev.job import Damaged, GiveUp, Retry, utcnow
 
@@ -363,11 +365,11 @@ def download(order: Download, *, report: Report) -> Moved:
         total = sum(one.size for one in files)
         if arrival.stands():
             return Moved(total, 0, len(files), monotonic() - began)
-        with arrival.opened() as todo:
+        with arrival.opened() as todo, landing(state_directory(order.here), final) as private:
             crash.point("files.prepare")
             wanted = {piece.file.path: piece.file for piece in todo.pieces}
             counter = _Counter(report, total, total - sum(one.size for one in wanted.values()))
-            fetching = _Fetching(rucio, arrival.partial, order, files, counter)
+            fetching = _Fetching(rucio, arrival.partial, private, order, files, counter)
             side_by_side(fetching.fetch, wanted.values())
             arrival.finish(todo)
             arrival.publish()
@@ -713,21 +715,22 @@ class _Storage:
         """Bring a file there, in place of whatever has its name. A temporary name until whole."""
         from rucio.rse import rsemanager
 
-        path = os.path.join(root, os.fsdecode(one.path)) if one.path else root
-        rsemanager.upload(
-            deepcopy(self.settings),
-            {
-                **_row(did),
-                "filename": os.path.basename(path),
-                "adler32": one.adler32,
-                "md5": one.md5,
-                "filesize": one.size,
-            },
-            source_dir=os.path.dirname(path),
-            delete_existing=True,
-            auth_token=self.token,
-            logger=_quiet.log,
-        )
+        with pinned(join(os.fsencode(root), one.path)) as name:
+            directory, file = os.path.split(os.fsdecode(name))
+            rsemanager.upload(
+                self.settings,
+                {
+                    **_row(did),
+                    "filename": file,
+                    "adler32": one.adler32,
+                    "md5": one.md5,
+                    "filesize": one.size,
+                },
+                source_dir=directory,
+                delete_existing=True,
+                auth_token=self.token,
+                logger=_quiet.log,
+            )
 
     def fetch(self, pfn: str, path: bytes) -> None:
         """Bring a file here."""
@@ -802,10 +805,14 @@ class _Sending:
 
 @define(eq=False)
 class _Fetching:
-    """Brings files of a dataset here, each from the first of its replicas that gives it whole."""
+    """Brings files of a dataset here, each from the first of its replicas that gives it whole.
+
+    Rucio's library writes to `private` alone; what it has brought there goes on to `partial`.
+    """
 
     rucio: _Rucio
     partial: bytes
+    private: bytes
     order: Download
     files: Sequence[Checked]
     counter: _Counter
@@ -825,12 +832,9 @@ class _Fetching:
     def fetch(self, seen: Seen) -> None:
         """Bring one file. Its time says that it is whole."""
         one = self._by_path[seen.path]
-        path = join(self.partial, seen.path)
         failed: list[str] = []
         for rse, pfn in self._sources(one):
-            if (why := self._fetched(one, rse, pfn, path)) is None:
-                with local(path, "write"):
-                    os.utime(path, ns=(seen.mtime_ns, seen.mtime_ns))
+            if (why := self._fetched(seen, rse, pfn)) is None:
                 crash.point("files.file")
                 self.counter.add(one.size)
                 return
@@ -843,16 +847,17 @@ class _Fetching:
         ordered = sorted(pfns.items(), key=lambda item: item[1].get("priority", 0))
         return [(source["rse"], pfn) for pfn, source in ordered]
 
-    def _fetched(self, one: Checked, rse: str, pfn: str, path: bytes) -> str | None:
+    def _fetched(self, seen: Seen, rse: str, pfn: str) -> str | None:
         """Bring the file from there; why it did not come, None where it did."""
-        # A copy of one file is written to under a lock on itself, and stays that very file.
-        beside = path if one.path else self._beside(path)
+        one, path = self._by_path[seen.path], join(self.partial, seen.path)
+        staged = name_in(self.private, one.path)
         try:
-            self._storages[rse].fetch(pfn, beside)
-            with local(path, "read"):
-                why = one.differs(os.path.getsize(beside), _adler32(beside))
-                if why is None and beside != path:
-                    shutil.copyfile(beside, path)
+            self._storages[rse].fetch(pfn, staged)
+            with local(path, "write"):
+                why = one.differs(os.path.getsize(staged), _adler32(staged))
+                if why is None:
+                    os.utime(staged, ns=(seen.mtime_ns, seen.mtime_ns))
+                    place_file(staged, path, is_lock=not one.path)
         except (Retry, GiveUp):
             raise
         except Exception as error:  # noqa: BLE001  # any storage's library; another may give it
@@ -860,13 +865,8 @@ class _Fetching:
         else:
             return why
         finally:
-            if beside != path:
-                with suppress(FileNotFoundError):
-                    os.unlink(beside)
-
-    def _beside(self, path: bytes) -> bytes:
-        directory, name = os.path.split(path)
-        return os.path.join(directory, os.fsencode(PART_PREFIX) + b"rucio-" + name)
+            with suppress(FileNotFoundError):
+                os.unlink(staged)
 
 
 def _adler32(path: bytes) -> str:

@@ -28,6 +28,7 @@ from caxev.files import (
     join,
     local,
     look,
+    open_resolved,
     shown,
 )
 from caxev.files import manifest_of as without_digests
@@ -141,7 +142,7 @@ class _Reading:
         path = join(self.root, seen.path)
         adler, md5, parts = 1, hashlib.md5(usedforsecurity=False), PartDigest()
         sha512 = hashlib.sha512() if self.sha512 else None
-        with local(path, "read"), open(path, "rb", buffering=0) as file:
+        with local(path, "read"), os.fdopen(open_resolved(path, os.O_RDONLY), "rb", 0) as file:
             while chunk := file.read(_CHUNK):
                 adler = zlib.adler32(chunk, adler)
                 md5.update(chunk)

@@ -33,7 +33,16 @@ from caxev.files.erasing import (
 from caxev.files.errors import damaged, local
 from caxev.files.gentle import Brake, idle_disk
 from caxev.files.identity import identity
-from caxev.files.incoming import bring_in, copy_file, link_file, mirror, place_file
+from caxev.files.incoming import (
+    bring_in,
+    copy_file,
+    landing,
+    link_file,
+    mirror,
+    name_in,
+    pinned,
+    place_file,
+)
 from caxev.files.manifest import (
     PART,
     Difference,
@@ -121,6 +130,7 @@ __all__ = [
     "join",
     "known_items",
     "lacking",
+    "landing",
     "lies_in",
     "link_file",
     "link_problem",
@@ -130,11 +140,13 @@ __all__ = [
     "make_private",
     "manifest_of",
     "mirror",
+    "name_in",
     "not_private",
     "open_resolved",
     "overlapping",
     "own_name",
     "partial_path",
+    "pinned",
     "place_file",
     "places",
     "plan",

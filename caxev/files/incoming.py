@@ -11,18 +11,23 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final
+
+from blake3 import blake3
 
 from caxev.files.arrival import Arrival, join, make_parents
 from caxev.files.errors import local
-from caxev.files.paths import confine
+from caxev.files.paths import confine, printable
+from caxev.files.private import MODE, make_private
 from caxev.files.publishing import FILE_MODE, publish
 from caxev.files.resolved import link, open_resolved, remove, rename
 from caxev.files.tree import look, shown
 from caxev.job import GiveUp, Retry
 
 _CHUNK: Final = 8 << 20
+_ENOUGH: Final = 32  # hex digits
 CANNOT_LINK: Final = {
     errno.EXDEV,
     errno.EOPNOTSUPP,
@@ -87,8 +92,14 @@ def copy_file(old: bytes, new: bytes) -> None:
             os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def place_file(staged: bytes, path: bytes) -> None:
-    """Bring one file of a private directory to `path`, replacing what is there. Raises OSError."""
+def place_file(staged: bytes, path: bytes, *, is_lock: bool = False) -> None:
+    """Bring one file of a private directory to `path`, replacing what is there. Raises OSError.
+
+    What stands there keeps its inode if it is a lock: then its content is replaced.
+    """
+    if is_lock:
+        copy_file(staged, path)
+        return
     try:
         rename(staged, path)
     except OSError as exc:
@@ -124,9 +135,48 @@ def mirror(source: str, target: str) -> None:
             os.symlink(old, top)
 
 
+@contextmanager
+def landing(state: str, final: str) -> Iterator[bytes]:
+    """Make a private directory for what other programs write of the copy at `final`; then it goes.
+
+    One that was left there when a process was killed is emptied.
+    """
+    incoming = make_private(f"{state}/incoming")
+    path = os.path.join(incoming, blake3(os.fsencode(final)).hexdigest()[:_ENOUGH])
+    with local(os.fsencode(path), "make"):
+        remove(path)
+        os.mkdir(path, MODE)
+    try:
+        yield os.fsencode(path)
+    finally:
+        with suppress(OSError):
+            remove(path)
+
+
+def name_in(directory: bytes, path: bytes) -> bytes:
+    """A plain name in such a directory for the file of that path in the copy."""
+    return os.path.join(directory, blake3(path).hexdigest()[:_ENOUGH].encode())
+
+
+@contextmanager
+def pinned(path: bytes) -> Iterator[bytes]:
+    """Open a regular file, and name it so that programs of ours find that very file, by no link.
+
+    Raises `Retry` if it is none, or cannot be read.
+    """
+    with local(path, "read"):
+        descriptor = open_resolved(path, os.O_RDONLY)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Retry(f"{printable(path)} is no longer a file")
+        yield f"/proc/{os.getpid()}/fd/{descriptor}".encode()
+    finally:
+        os.close(descriptor)
+
+
 def link_file(old: bytes, new: bytes) -> None:
     """Make a hard link of a regular file. Raises OSError, and `Retry` if it is none any more."""
     link(old, new)
     if not stat.S_ISREG(os.lstat(new).st_mode):
         os.unlink(new)
-        raise Retry(f"{shown(os.fsdecode(old))} changed while it was read")
+        raise Retry(f"{printable(old)} is no longer a file")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ _OPENAT2: Final = 437  # the number of the call, on every machine
 _AT_FDCWD: Final = -100
 _NO_SYMLINKS: Final = 0x04
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -117,7 +117,7 @@ def mkdir(path: str | bytes, mode: int) -> None:
     with directory_of(path) as (directory, name):
         with suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=directory)
-        descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+        descriptor = os.open(name, _READ_DIRECTORY, dir_fd=directory)
         try:
             os.fchmod(descriptor, mode)
         finally:
@@ -152,12 +152,32 @@ def remove(path: str | bytes) -> None:
         if not stat.S_ISDIR(mode):
             os.unlink(name, dir_fd=directory)
             return
+        _remove_tree(directory, name)
+
+
+def _remove_tree(directory: int, name: bytes) -> None:
+    # Not shutil.rmtree: that waits for ever on a FIFO that somebody puts in a directory's place.
+    inner = os.open(name, _READ_DIRECTORY, dir_fd=directory)
+    try:
         try:
-            shutil.rmtree(name, dir_fd=directory)
+            _empty(inner)
         except PermissionError:
-            for _, _, _, inner in os.fwalk(name, dir_fd=directory):
-                os.fchmod(inner, 0o700)
-            shutil.rmtree(name, dir_fd=directory)
+            os.fchmod(inner, 0o700)
+            _empty(inner)
+    finally:
+        os.close(inner)
+    os.rmdir(name, dir_fd=directory)
+
+
+def _empty(directory: int) -> None:
+    for entry in os.listdir(directory):
+        name = os.fsencode(entry)
+        try:
+            os.unlink(name, dir_fd=directory)
+        except IsADirectoryError:
+            _remove_tree(directory, name)
+        except FileNotFoundError:
+            continue
 
 
 def chmod(path: str | bytes, mode: int) -> None:

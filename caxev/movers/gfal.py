@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from attrs import define, evolve, field, frozen
 
 from caxev import crash, ssh
-from caxev.config import Site
+from caxev.config import Site, state_directory
 from caxev.files import (
     Arrival,
     Brake,
@@ -36,10 +36,15 @@ from caxev.files import (
     item_digest,
     join,
     known_items,
+    landing,
     local,
     look,
     manifest_of,
+    name_in,
+    open_resolved,
     partial_path,
+    pinned,
+    place_file,
     printable,
     shown,
 )
@@ -108,12 +113,13 @@ class Gfal:
         meter.guard = arrival.check_space
         if arrival.stands():
             return meter.moved(source)
-        _check_names(arrival.partial, [])
-        with arrival.opened() as todo:
+        with arrival.opened() as todo, landing(state_directory(route.here), final) as private:
+            _check_names(private, [])
             crash.point("files.prepare")
             files = {piece.file.path: piece.file for piece in todo.pieces}
             meter.done = meter.total - sum(seen.size for seen in files.values())
-            copying = _Copying(far, arrival.partial, path, meter, known_items(route.expected))
+            known = known_items(route.expected)
+            copying = _Copying(far, arrival.partial, path, meter, known, private=private)
             _side_by_side(copying.fetch, files.values())
             arrival.finish(todo)
             if far.source(path) != source:
@@ -361,7 +367,8 @@ class _Far:
 class _Copying:
     """Moves the files of one tree between `here`, its root on this machine, and `far_root`.
 
-    `known`: what the files must be, if that is known. `brake` slows what is read back.
+    `known`: what the files must be, if that is known. `brake` slows what is read back. `private` is
+    where gfal2 writes what it fetches.
     """
 
     far: _Far
@@ -370,21 +377,24 @@ class _Copying:
     meter: Meter
     known: Mapping[bytes, Item] = field(factory=dict)
     brake: Brake = field(factory=lambda: Brake(None))
+    private: bytes = b""
 
     def fetch(self, seen: Seen) -> None:
         """Bring one file here. Its time says that it is whole."""
-        path = join(self.here, seen.path)
-        self._copy(self.far.url(join(self.far_root, seen.path)), _local_url(path), seen)
-        self._compare(seen)
+        path, staged = join(self.here, seen.path), name_in(self.private, seen.path)
+        self._copy(self.far.url(join(self.far_root, seen.path)), _local_url(staged), seen)
+        self._compare(seen, staged)
         with local(path, "write"):
-            os.utime(path, ns=(seen.mtime_ns, seen.mtime_ns), follow_symlinks=False)
+            os.utime(staged, ns=(seen.mtime_ns, seen.mtime_ns))
+            place_file(staged, path, is_lock=not seen.path)
         crash.point("files.file")
 
     def send(self, seen: Seen) -> None:
         """Bring one file there."""
         path = join(self.here, seen.path)
-        self._copy(_local_url(path), self.far.url(join(self.far_root, seen.path)), seen)
-        self._compare(seen)
+        with pinned(path) as name:
+            self._copy(_local_url(name), self.far.url(join(self.far_root, seen.path)), seen)
+        self._compare(seen, path)
         crash.point("ssh.file")
 
     def _copy(self, source: str, target: str, seen: Seen) -> None:
@@ -395,18 +405,22 @@ class _Copying:
         self.far.run("gfal-copy", *options, source, target, output=Lines(told.line))
         told.rest()
 
-    def _compare(self, seen: Seen) -> None:
-        if not self.is_same(seen):
+    def _compare(self, seen: Seen, here: bytes) -> None:
+        if not self._is_same(seen, here):
             where = self.far.shown(join(self.far_root, seen.path))
             raise Retry(f"{where} and its copy differ by their ADLER32: either may have changed")
 
     def is_same(self, seen: Seen) -> bool:
-        """Whether a file is the same at both ends, by its ADLER32.
+        """Whether a file is the same at both ends; see `_is_same`."""
+        return self._is_same(seen, join(self.here, seen.path))
+
+    def _is_same(self, seen: Seen, here: bytes) -> bool:
+        """Whether the file that is `here` now is the same at the far end, by its ADLER32.
 
         Raises `Damaged` if it is, and is not what it must be: then neither end is right.
         """
-        path, item = join(self.here, seen.path), self.known.get(seen.path)
-        ours, parts = _read(path)
+        item = self.known.get(seen.path)
+        ours, parts = _read(here)
         if ours != self.far.adler32(join(self.far_root, seen.path)):
             return False
         if item is not None and parts != item.part_digests():
@@ -558,7 +572,7 @@ def _local_url(path: bytes) -> str:
 def _read(path: bytes) -> tuple[int, list[bytes]]:
     """The ADLER32 of a file here, and the BLAKE3 of its parts."""
     value, parts = 1, PartDigest()
-    with local(path, "read"), open(path, "rb") as file:
+    with local(path, "read"), os.fdopen(open_resolved(path, os.O_RDONLY), "rb") as file:
         while chunk := file.read(_CHUNK):
             value = zlib.adler32(chunk, value)
             parts.update(chunk)

@@ -27,6 +27,7 @@ from tests.faults.deletion import SITES as DELETING
 from tests.faults.deletion import deletion
 from tests.faults.documents import documents_campaign
 from tests.faults.fuzz import fuzz
+from tests.faults.hostile import ALL, hostile
 from tests.faults.kill import kill
 from tests.faults.paths import TRIED, paths
 from tests.faults.races import races
@@ -221,6 +222,9 @@ def _parser() -> ArgumentParser:
     _crash_options(
         _command(commands, "crash", "kill -9 at every crash point, and at random moments", 20)
     )
+    _command(
+        commands, "hostile", "an attacker who writes in the data directories meanwhile", 500
+    ).add_argument("--only", nargs="+", default=(), choices=sorted(ALL), help="only these")
     _command(commands, "paths", "every attack by a path, a deed by one way in a round", len(TRIED))
     return parser
 
@@ -241,6 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     if given.name == "paths":
         return told(paths(rounds=given.rounds, seed=given.seed), as_json=given.json)
+    if given.name == "hostile":
+        played = hostile(rounds=given.rounds, seed=given.seed, only=given.only)
+        return told(played, as_json=given.json)
     if given.name == "crash":
         return told(_crash(given), as_json=given.json)
     one = CAMPAIGNS[given.name]
