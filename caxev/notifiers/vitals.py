@@ -90,8 +90,9 @@ def _skewed(pulse: Pulse) -> tuple[str, Severity, str] | None:
     if abs(pulse.skew) <= SKEW:
         return None
     how = f"{abs(pulse.skew):.0f} s {'ahead of' if pulse.skew > 0 else 'behind'} the database's"
-    more = "synchronise both machines by NTP; what goes by its age is not deleted early meanwhile"
-    return f"this machine's clock is {how}", Severity.WARNING, more
+    more = f"it is {how}: synchronise both machines by NTP; nothing is deleted early meanwhile"
+    # Without the figure: an alarm of another text would be delivered again.
+    return "this machine's clock is not the database's", Severity.WARNING, more
 
 
 def _full(directory: str, free: int, min_free: int) -> tuple[str, Severity, str] | None:
