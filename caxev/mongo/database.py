@@ -99,8 +99,10 @@ WRITES_LIMIT: Final = 25.0
 """Seconds that some writes may take together, such as a transaction."""
 SHORTEST_LIMIT: Final = 2.0
 """Seconds that renewing a lease gets at least."""
-SLOW: Final = 10.0
-"""Seconds after which a call that has not ended is reported."""
+SLOW: Final = 12.0
+"""Seconds after which a call that has not ended is reported..."""
+REPEATED: Final = 600.0
+"""...but not more often than this."""
 _CLOSING: Final = 2.0
 """Seconds that closing a stream may take."""
 MOST_DEBTS: Final = 2000
@@ -161,7 +163,7 @@ class Database:
     # when it takes over, so that nothing half-written can block it.
     _session: AsyncClientSession | None = field(init=False, default=None)
     _pen: asyncio.Lock = field(init=False, factory=asyncio.Lock)
-    _warned: float = field(init=False, default=-SLOW)
+    _warned: float = field(init=False, default=-REPEATED)
     _odd: dict[tuple[str, str], Odd] = field(init=False, factory=dict)
     _credentials: object = field(init=False)
     _closing: set[asyncio.Task[None]] = field(init=False, factory=set)
@@ -193,7 +195,7 @@ class Database:
 
         async def translating() -> T:
             loop = asyncio.get_running_loop()
-            slow = loop.call_later(min(SLOW, limit) + held, self._warn, _name_of(function))
+            slow = loop.call_later(SLOW + held, self._warn, _name_of(function))
             try:
                 async with asyncio.timeout(limit + held):
                     with translated(self.settings):
@@ -242,7 +244,7 @@ class Database:
     def _warn(self, name: str) -> None:
         """Log that a call takes long, once in a while: all that wait at one time are slow."""
         now = time.monotonic()
-        if now >= self._warned + SLOW:
+        if now >= self._warned + REPEATED:
             self._warned = now
             where = self.settings.safe_uri
             logger.warning("the database at {} has not answered {!r} yet", where, name)
