@@ -82,6 +82,10 @@ def site_document(site: str = SITE) -> dict[str, Any]:
         "requests": 1,
         "watched": {"run": ["x"], "copies": []},
         "lsid": {"id": b"0" * 16},
+        "lease": 12.0,
+        "skew": 0.1,
+        "markers": [{"root": "/data", "id": "ab"}],
+        "away": [{"root": "/data", "why": "it is away"}],
     }
 
 

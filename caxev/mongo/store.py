@@ -250,7 +250,19 @@ _SITE: Final = "site"
 MALFORMED: Final = "malformed"
 LONGEST_LEASE: Final = 86400.0
 """Seconds for which a lease is believed that does not say how long it is."""
-_LEASE: Final = {"$cond": [{"$isNumber": "$lease"}, "$lease", LONGEST_LEASE]}
+_LEASE: Final = {
+    "$cond": [
+        {
+            "$and": [
+                {"$isNumber": "$lease"},
+                {"$gte": ["$lease", 0]},
+                {"$lte": ["$lease", LONGEST_LEASE]},
+            ]
+        },
+        "$lease",
+        LONGEST_LEASE,
+    ]
+}
 _ACTIVE: Final = {
     "$and": [
         {"$eq": [{"$type": "$expires"}, "date"]},
