@@ -29,7 +29,6 @@ from datetime import UTC, datetime, timedelta
 from attrs import frozen
 
 from caxev import (
-    DELETING,
     ERROR,
     GONE,
     HERE,
@@ -292,11 +291,9 @@ def _update(
 def _is_awaited(run: Run, seen: Copy) -> bool:
     """Whether somebody waits for a reading of this copy, or could do something with one.
 
-    A new voice may decide between copies that contradict one another, and another good copy may
-    prove that one may go, if those that were asked do not answer.
+    A new voice may decide between copies that contradict one another.
     """
-    going = (one for one in run.copies if one.status == DELETING)
-    return bool(seen.pending) or at_odds(run, seen.key) or any(_same_data(o, seen) for o in going)
+    return bool(seen.pending) or at_odds(run, seen.key)
 
 
 def plan_recheck(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:

@@ -63,6 +63,7 @@ from caxev.retention import (
     plan_processed,
     plan_purge,
     tombstone,
+    unread,
     weigh,
     withdraw,
 )
@@ -71,6 +72,8 @@ from caxev.sharing import sharing
 
 SOON = 1.0
 """Seconds after which a step is tried again that another write came before."""
+READ_AGAIN = 60.0
+"""Seconds between two looks at whether a copy that is to go is still being read."""
 LOOK_AGAIN = 15 * 60.0
 """Seconds between two looks at a disk that is too full for a copy that is coming."""
 
@@ -87,6 +90,8 @@ LOOK_AGAIN = 15 * 60.0
 async def purge(job: Job) -> Result:
     """Want raw data gone that is older than ``purge`` days and good at enough other sites."""
     mine = job.run.copy(CopyKey("raw", job.site.name))
+    if _may_prove(job, mine):
+        return await prove(job)
     return _wanted(job, plan_purge(job.run, mine, job.site, job.sites, job.safe_now()))
 
 
@@ -99,7 +104,15 @@ async def purge_processed(job: Job) -> Result:
     """Want processed data gone that is of the version ``pax_version_purge``."""
     data = _data(job)
     mine = job.run.copy(CopyKey(data.type, job.site.name, data.version))
+    if _may_prove(job, mine):
+        return await prove(job)
     return _wanted(job, plan_processed(job.run, mine, job.site, job.sites, job.safe_now()))
+
+
+def _may_prove(job: Job, mine: Copy | None) -> bool:
+    """Whether another copy came that may prove that ours may go: others may never answer."""
+    came = job.copy is not None and job.copy.status == TRANSFERRED
+    return came and mine is not None and mine.status == DELETING and job.copy is not mine
 
 
 def _wanted(job: Job, plan: Plan | Skip | NotYet) -> Result:
@@ -218,6 +231,8 @@ async def erase(job: Job) -> Result:
     if mine.fields.get("erasing"):
         mark = await job.work(standing, mine.location, job.site.roots, None)
         sure = go_on(job.run, mine, mark)
+    elif not unread(mine.key, job.sites, job.clocks().earliest).holds(job.run):
+        raise Retry("it is being read", after=READ_AGAIN)
     else:
         found = weigh(job.run, mine, job.site, job.sites, job.clocks())
         if not isinstance(found, Proven):

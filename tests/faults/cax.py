@@ -257,7 +257,8 @@ async def _finished(ground: Ground, cax: Cax, taken: Taken) -> list[Problem]:
         ground.compared.setdefault(run.id, set()).update(copy.key for copy in run.copies)
         problems += [*_wrong(run, kind), *_looped(run, cax)]
         problems += await trio.to_thread.run_sync(_corrupt, run, born)
-    return [*problems, *await ground.owed(("open", "running", "failed")), *ground.partials()]
+    # What is open waits for its time: it has changed nothing meanwhile.
+    return [*problems, *await ground.owed(("running", "failed")), *ground.partials()]
 
 
 def _corrupt(run: Run, born: Born) -> list[Problem]:
