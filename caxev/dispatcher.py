@@ -686,6 +686,8 @@ class Dispatcher:
                 self._lane(debt.lane).aside -= 1
                 self.alarms.clear(deaf_key(debt))
         outcome = self._waiting_for_ours(outcome)
+        if isinstance(outcome, Spent) and self.roots and await self.roots.have_changed(sites):
+            outcome = Postponed(f"markers were noted meanwhile; before that: {outcome.why}", 0.0)
         if update is not None or outcome == Paid():
             crash.point("through")
         updates: tuple[RunUpdate, ...] = () if update is None else (update,)

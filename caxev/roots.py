@@ -228,6 +228,12 @@ class RootWatch:
         self.site, self.sites = site, sites
         self._take_in(list(self._records.values()))
 
+    async def have_changed(self, sites: Sites) -> bool:
+        """Whether other markers are noted now than these sites have: what was found may be void."""
+        self._read = float("-inf")
+        known = await self.known()
+        return any(site.markers != known.get(site.name).markers for site in sites.values())
+
     def heard(self, record: SiteRecord) -> None:
         """Take in the site's own record, which comes with each renewal of the lease."""
         known = self._records.get(record.site)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 
 from caxev import files
 from caxev.files import (
+    MOVED_PREFIX,
     PART,
     Item,
     Kind,
@@ -36,6 +38,7 @@ from caxev.files import (
     digest_tree,
     item_digest,
     link_problem,
+    local,
     partial_path,
     printable,
     publish,
@@ -45,9 +48,10 @@ from caxev.files import (
     writing,
 )
 from caxev.files.digest import wrong_below
+from caxev.files.paths import LONGEST_NAME
 from caxev.files.reading import read_all, stretches
 from caxev.files.tree import look
-from caxev.job import GiveUp, Retry
+from caxev.job import Denied, GiveUp, Retry
 
 ODD = [
     b"with space",
@@ -132,6 +136,38 @@ def test_confine_resolves_links_on_both_sides(tmp_path: Path) -> None:
             confine(bad, [root])
         assert "\n" not in error.value.why
         assert root in error.value.why
+
+
+def test_a_name_without_room_for_our_prefixes_is_refused(tmp_path: Path) -> None:
+    """It is refused before anything is moved; a disk that says so is not asked again either."""
+    fits = "x" * LONGEST_NAME
+    (tmp_path / f"{MOVED_PREFIX}{fits}").touch()
+    assert safe_name(f"/data/{fits}") == fits
+    with pytest.raises(GiveUp, match="has 243 bytes"):
+        safe_name(f"/data/{fits}x")
+    with pytest.raises(GiveUp, match="has 244 bytes"):
+        partial_path("/data/" + "\u00e4" * 122)
+    with pytest.raises(GiveUp, match="File name too long"), local(b"long", "write"):
+        (tmp_path / f"{MOVED_PREFIX}{fits}xx").touch()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.ENOSPC, Denied),
+        (errno.EDQUOT, Denied),
+        (errno.EACCES, Denied),
+        (errno.EROFS, Denied),
+        (errno.EIO, Retry),
+        (errno.ENOENT, Retry),
+    ],
+)
+def test_what_an_error_of_the_disk_means(code: int, kind: type[Exception]) -> None:
+    """What somebody must lift is waited for; what may pass costs an attempt."""
+    with pytest.raises(Retry) as raised, local(b"/data/run", "write"):
+        raise OSError(code, os.strerror(code))
+    assert type(raised.value) is kind
+    assert "/data/run" in str(raised.value)
 
 
 def test_confine_without_roots_refuses(tmp_path: Path) -> None:

@@ -936,6 +936,53 @@ def test_a_refused_key_waits_for_somebody(sshd: Server) -> None:
         check(evolve(sshd.endpoint, identity="/nowhere"))
 
 
+DENIED = "Match all\n  ForceCommand internal-sftp -P {}\n"
+
+
+@pytest.mark.parametrize("denied", ["fsetstat", "setstat", "fsetstat,setstat"])
+def test_a_server_that_sets_no_times_is_pushed_to(tmp_path: Path, denied: str) -> None:
+    """Times and modes are done without; what was begun is gone on with, and twice is once."""
+    if (reason := servers.missing()) is not None:
+        pytest.skip(reason)
+    for name in ("sshd", "source", "target"):
+        (tmp_path / name).mkdir()
+    run = make_run(tmp_path / "source" / "run")
+    with servers.running(tmp_path / "sshd", DENIED.format(denied)) as server:
+        ways = Ways(server, tmp_path / "source", tmp_path / "target")
+        ways.partial.mkdir()
+        name = next(path.name for path in run.iterdir() if path.is_file())
+        (ways.partial / name).write_bytes(b"x" * 10_000)  # more than there is to be
+        for known in (None, digested(run)):
+            push(evolve(ways.transfer(push), expected=known), report=quiet)
+            assert digested(ways.target / "run") == digested(run)
+
+
+@pytest.mark.parametrize("request_", ["mkdir", "rename", "realpath"])
+def test_a_request_that_is_refused_is_named(tmp_path: Path, request_: str) -> None:
+    """What cannot be done without is waited for, and the message says which request it is."""
+    if (reason := servers.missing()) is not None:
+        pytest.skip(reason)
+    for name in ("sshd", "source", "target"):
+        (tmp_path / name).mkdir()
+    make_run(tmp_path / "source" / "run")
+    with servers.running(tmp_path / "sshd", DENIED.format(request_)) as server:
+        ways = Ways(server, tmp_path / "source", tmp_path / "target")
+        with pytest.raises(Denied, match=rf"{request_} /.*target.*: Permission denied"):
+            push(ways.transfer(push), report=quiet)
+
+
+@pytest.mark.parametrize("said", ["hi", "Welcome to the cluster"])
+def test_a_shell_that_prints_before_sftp_is_named(tmp_path: Path, said: str) -> None:
+    """Where sftp-server is started by the login shell, what that prints makes SFTP impossible."""
+    server_program = Path("/usr/lib/openssh/sftp-server")
+    if servers.missing() is not None or not server_program.exists() or os.geteuid() != 0:
+        pytest.skip("needs OpenSSH's sshd and sftp-server, and a login shell of root")
+    more = f"Match all\n  ForceCommand echo {said}; {server_program}\n"
+    prints = pytest.raises(Denied, match=f"prints '{said}' before SFTP begins")
+    with servers.running(tmp_path, more) as server, prints:
+        check(server.endpoint)
+
+
 def test_nobody_listening_is_tried_again(sshd: Server) -> None:
     """A host that is down now may be up later."""
     sshd.stop()

@@ -15,6 +15,8 @@ from caxev.job import GiveUp
 RESERVED: Final = ".caxev-"
 """How the names of our own files beside copies begin. No run, copy or file of one is called so."""
 PART_PREFIX: Final = f"{RESERVED}part-"
+LONGEST_NAME: Final = 255 - len(f"{RESERVED}moved-")
+"""Bytes of a copy's name, so that there is room for any prefix of ours before it."""
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("\\")}
 
 
@@ -78,6 +80,11 @@ def check_names(path: bytes, shown: str) -> None:
 def safe_name(location: str) -> str:
     """The last component of a location, fit to be the name of a copy. Else raises `GiveUp`."""
     name = own_name(location)
+    if (size := len(os.fsencode(name))) > LONGEST_NAME:
+        raise GiveUp(
+            f"{_shown(location)} is refused: its name has {size} bytes, and with our prefixes a "
+            f"disk holds names of up to {LONGEST_NAME}; rename it"
+        )
     check_names(os.fsencode(name), _shown(location))
     return name
 

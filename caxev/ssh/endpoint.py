@@ -47,6 +47,7 @@ _KEEPALIVE: Final = 15.0  # seconds; four unanswered ones and the connection is 
 _RECEIVE_WINDOW: Final = 16 << 20  # bytes, on each channel
 _PACKET: Final = 224 << 10  # bytes; OpenSSH takes up to 256 KiB with all that is around them
 _FAREWELL: Final = 5.0  # seconds
+_SHOWN: Final = 80  # characters of what a login shell prints
 _KNOWN_HOSTS: Final = "~/.ssh/known_hosts"
 _REFUSALS: Final = (
     asyncssh.SFTPPermissionDenied,
@@ -91,9 +92,29 @@ async def sftp_session(endpoint: Endpoint) -> AsyncIterator[asyncssh.SFTPClient]
 async def started(
     endpoint: Endpoint, connection: asyncssh.SSHClientConnection
 ) -> asyncssh.SFTPClient:
-    """Start SFTP on a connection, with paths as bytes. It ends with the connection."""
-    with translated(endpoint, "starting sftp"):
-        return await connection.start_sftp_client(path_encoding=None)
+    """Start SFTP on a connection, with paths as bytes. It ends with the connection.
+
+    Raises `Denied` where the login shell prints something first, as nothing is understood then.
+    """
+    try:
+        with translated(endpoint, "starting sftp"):
+            starting = connection.start_sftp_client(path_encoding=None)
+            return await asyncio.wait_for(starting, endpoint.connect_timeout)
+    except Retry as error:
+        if said := await _shell_output(connection):
+            raise Denied(
+                f"the login shell at {endpoint} prints {said!r} before SFTP begins: have its "
+                "start-up files print nothing where there is no terminal"
+            ) from error
+        raise
+
+
+async def _shell_output(connection: asyncssh.SSHClientConnection) -> str:
+    """What the login shell prints when a command that prints nothing is run; as far as it shows."""
+    with suppress(asyncssh.Error, OSError, TimeoutError):
+        async with asyncio.timeout(_FAREWELL), connection.create_process("exit") as process:
+            return " ".join((await process.stdout.read(_SHOWN)).split())
+    return ""
 
 
 @asynccontextmanager

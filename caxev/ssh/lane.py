@@ -33,7 +33,7 @@ from caxev.files import (
 from caxev.job import Retry
 from caxev.ssh.handout import Handout, Pace, Progress
 from caxev.ssh.plan import BLOCK
-from caxev.ssh.remote import GONE
+from caxev.ssh.remote import GONE, NOT_FOR_US, naming
 from caxev.ssh.sftp import READ, WRITE, Answer, Sftp
 
 Digests = dict[bytes, dict[int, list[bytes]]]
@@ -57,7 +57,8 @@ class Haul:
     """What all lanes move together: the trees on both sides, what of them, and how fast.
 
     `do`: pull, push, or only read for digests. `finishing`: a file that is whole is given its time,
-    and brought to the disk where it was pushed. `known`: what the files must be, if that is known.
+    and brought to the disk where it was pushed; those to which the server gives none by their
+    handles are added to `untimed`. `known`: what the files must be, if that is known.
     """
 
     do: Literal["pull", "push", "read"]
@@ -68,6 +69,7 @@ class Haul:
     progress: Progress
     finishing: bool
     known: Mapping[bytes, Item]
+    untimed: set[bytes] = field(factory=set, repr=False)
     digests: Digests = field(factory=dict, init=False, repr=False)
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
@@ -243,7 +245,7 @@ class Lane:
             self._end(one)
 
     def _opened(self, one: _Span, answer: Answer) -> None:
-        self._check(one, answer)
+        self._check("open", one, answer)
         one.handle = bytes(answer.body)
         span = one.span
         for at in range(span.start, span.stop, BLOCK):
@@ -251,14 +253,22 @@ class Lane:
         if not span.left:
             self._end(one)
 
-    def _check(self, one: _Span, answer: Answer) -> None:
+    def _check(self, request: str, one: _Span, answer: Answer) -> None:
         if answer.error is None:
             return
         if self.haul.do != "push" and isinstance(answer.error, GONE):
             raise Retry(f"{self._shown(one)} vanished meanwhile") from answer.error
         if self.haul.do == "push" and isinstance(answer.error, asyncssh.SFTPFailure):
             raise Refused(one.there, answer.error)
-        raise answer.error
+        with naming(request, one.there):
+            raise answer.error
+
+    def _settled(self, one: _Span, answer: Answer) -> None:
+        """A file has its time; where the server gives none by a handle, another way is tried."""
+        if isinstance(answer.error, NOT_FOR_US):
+            self.haul.untimed.add(one.span.file.path)
+        else:
+            self._check("fsetstat", one, answer)
 
     def _shown(self, one: _Span) -> str:
         return f"{self.where}:{printable(one.there)}"
@@ -268,7 +278,7 @@ class Lane:
         self._ask(number, partial(self._pulled, one, at, count))
 
     def _pulled(self, one: _Span, at: int, count: int, answer: Answer) -> None:
-        self._check(one, answer)
+        self._check("read", one, answer)
         some = len(answer.body)
         if not 0 < some <= count:
             raise changed(self._shown(one))
@@ -284,7 +294,7 @@ class Lane:
         self._ask(number, partial(self._pushed, one, count))
 
     def _pushed(self, one: _Span, count: int, answer: Answer) -> None:
-        self._check(one, answer)
+        self._check("write", one, answer)
         self._moved(one, count)
 
     def _moved(self, one: _Span, count: int) -> None:
@@ -313,9 +323,9 @@ class Lane:
             one.settle()
         elif self.haul.do == "push":
             settling = self.sftp.settle(one.handle, second(one.span.file))
-            self._ask(settling, partial(self._check, one))
+            self._ask(settling, partial(self._settled, one))
             if self.sftp.can_fsync:
-                self._ask(self.sftp.fsync(one.handle), partial(self._check, one))
+                self._ask(self.sftp.fsync(one.handle), partial(self._check, "fsync", one))
 
 
 def _ignored(_answer: Answer) -> None:

@@ -120,6 +120,7 @@ class _Work:
     starting: asyncio.Task[Agent | None] | None
     report: Report = field(repr=False)
     agent: Agent | None = None
+    untimed: set[bytes] = field(factory=set, repr=False)
 
     @property
     def remote(self) -> Remote:
@@ -163,7 +164,7 @@ class _Work:
         handout = Handout.of(pieces, ahead=self.transfer.unsure if ordered else None)
         known = {} if do == "read" else known_items(self.transfer.expected)
         # Where files are moved in no order, no time must say that one is whole before all are.
-        haul = Haul(do, *ends, handout, pace, progress, finishing=ordered, known=known)
+        haul = Haul(do, *ends, handout, pace, progress, ordered, known, self.untimed)
         return await self.crew.move(haul)
 
 
@@ -520,7 +521,9 @@ async def _push_over_sftp(
             remote.shown(landing.final),
         )
         await _check_source(here, source, digests, transfer.expected)
-        await publish(remote, landing, source, unsynced=_unsynced(source, todo, wrong))
+        unsynced = _unsynced(source, todo, wrong)
+        untimed = [seen for seen in source if seen.path in work.untimed and seen not in unsynced]
+        await publish(remote, landing, source, unsynced=[*unsynced, *untimed])
     return progress, digests
 
 

@@ -9,8 +9,8 @@ import asyncio
 import os
 import posixpath
 import stat
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import asyncssh
@@ -43,6 +43,10 @@ GONE: Final = (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath, asyncssh.SFTPNo
 """What SFTP raises where a path is not there."""
 
 
+NOT_FOR_US: Final = (asyncssh.SFTPPermissionDenied, asyncssh.SFTPOpUnsupported)
+"""What a server raises that does not serve a request."""
+
+
 async def each(
     function: Callable[[T], Awaitable[object]], items: Iterable[T], at_once: int = _AT_ONCE
 ) -> None:
@@ -63,6 +67,17 @@ async def each(
         await cancelled(tasks)
 
 
+@contextmanager
+def naming(request: str, path: bytes) -> Iterator[None]:
+    """Have an error of SFTP name the request and the path: the server's words alone do not."""
+    try:
+        yield
+    except asyncssh.SFTPError as exc:
+        exc.reason = f"{request} {printable(path)}: {exc.reason}"
+        exc.args = (exc.reason,)
+        raise
+
+
 async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel what is still running and wait for it; errors that come then are of no more use."""
     tasks = list(tasks)
@@ -78,6 +93,11 @@ class Remote:
     endpoint: Endpoint
     sftp: SFTPClient
     _entered: set[Root] = field(init=False, factory=set)
+
+    async def ask(self, request: str, path: bytes, *args: Any) -> Any:
+        """Send a request of that name; what it raises names it, and the path."""
+        with naming(request, path):
+            return await getattr(self.sftp, request)(path, *args)
 
     def shown(self, path: bytes) -> str:
         """A path at the far end in a message."""
@@ -148,7 +168,9 @@ class Remote:
         if not isinstance(root, Root) or root.marker is None:
             return
         try:
-            mode = (await self.sftp.lstat(os.fsencode(marker_path(root, root.marker)))).permissions
+            mode = (
+                await self.ask("lstat", os.fsencode(marker_path(root, root.marker)))
+            ).permissions
         except GONE as exc:
             raise self._away(root) from exc
         if not stat.S_ISREG(mode or 0):
@@ -182,12 +204,12 @@ class Remote:
             raise GiveUp(f"{self.shown(path)} is not a plain absolute path")
 
     async def _real(self, path: bytes) -> bytes:
-        return posixpath.normpath(await self.sftp.realpath(path))
+        return posixpath.normpath(bytes(await self.ask("realpath", path)))
 
     async def _resolved(self, path: bytes) -> bytes:
         """The real path; components at its end that are not there stay as they are."""
         try:
-            await self.sftp.lstat(path)
+            await self.ask("lstat", path)
             return await self._real(path)
         except GONE:
             parent, name = posixpath.split(path)
@@ -199,7 +221,7 @@ class Remote:
         Raises one of `GONE` where there is nothing, `GiveUp` for what a copy must not hold;
         without `check`, links are listed wherever they lead.
         """
-        top = self._seen(root, b"", await self.sftp.lstat(root))
+        top = self._seen(root, b"", await self.ask("lstat", root))
         if top.kind == "file":
             return [top]
         if top.kind != "dir":
@@ -219,7 +241,9 @@ class Remote:
         return sorted((*rest, *read), key=lambda seen: seen.path)
 
     async def _list(self, root: bytes, path: bytes, found: list[Seen]) -> None:
-        async for entry in self.sftp.scandir(join(root, path)):
+        with naming("list", join(root, path)):
+            entries = [entry async for entry in self.sftp.scandir(join(root, path))]
+        for entry in entries:
             name = entry.filename
             assert isinstance(name, bytes)
             if name in {b".", b".."}:
@@ -243,7 +267,7 @@ class Remote:
         raise GiveUp(f"{self.shown(join(root, path))} is neither a file, a directory nor a link")
 
     async def _read_link(self, root: bytes, link: Seen, read: list[Seen]) -> None:
-        target = await self.sftp.readlink(join(root, link.path))
+        target = await self.ask("readlink", join(root, link.path))
         assert isinstance(target, bytes)
         if target.startswith(b"/"):
             target = await self._inner(root, link.path, target)
@@ -262,7 +286,7 @@ class Remote:
     async def exists(self, path: bytes) -> bool:
         """Whether there is anything, be it a dangling link."""
         try:
-            await self.sftp.lstat(path)
+            await self.ask("lstat", path)
         except GONE:
             return False
         return True
@@ -270,8 +294,8 @@ class Remote:
     async def free(self, path: bytes) -> int | None:
         """Free bytes for us in the file system of `path`; None where the server cannot say."""
         try:
-            status = await self.sftp.statvfs(path)
-        except asyncssh.SFTPOpUnsupported:
+            status = await self.ask("statvfs", path)
+        except NOT_FOR_US:
             return None
         return int(status.bavail or 0) * int(status.frsize or 0)
 
@@ -283,23 +307,26 @@ class Remote:
             await self.make_directory(parent)
 
     async def make_directory(self, path: bytes) -> None:
-        """Make one directory, with a mode that owes nothing to the server's umask."""
-        # "Failure" may mean that it is there already. If it means another thing, setstat fails.
+        """Make one directory, with a mode that owes nothing to the server's umask, if we may."""
         crash.point("ssh.mkdir")
-        with suppress(asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
-            await self.sftp.mkdir(path, SFTPAttrs(permissions=DIR_MODE))
-        await self.sftp.setstat(path, SFTPAttrs(permissions=DIR_MODE))
+        try:
+            await self.ask("mkdir", path, SFTPAttrs(permissions=DIR_MODE))
+        except (asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
+            # "Failure" is what servers answer as well if it is there already.
+            if not stat.S_ISDIR((await self.ask("lstat", path)).permissions or 0):
+                raise
+        with suppress(*NOT_FOR_US):
+            await self.ask("setstat", path, SFTPAttrs(permissions=DIR_MODE))
 
     async def remove(self, root: bytes, seen: Seen) -> None:
         """Take one file, link or empty directory out of a tree."""
         crash.point("ssh.remove")
-        remove = self.sftp.rmdir if seen.kind == "dir" else self.sftp.remove
-        await remove(join(root, seen.path))
+        await self.ask("rmdir" if seen.kind == "dir" else "remove", join(root, seen.path))
 
     async def remove_tree(self, root: bytes) -> None:
         """Take a whole tree away; nothing there is no error."""
         crash.point("ssh.remove")
-        await self.sftp.rmtree(root, ignore_errors=True)
+        await self.ask("rmtree", root, True)
 
     async def fsync_directory(self, path: bytes) -> None:
         """Bring a directory's entries to the disk where the server lets a directory be opened."""
@@ -318,7 +345,7 @@ class Remote:
                 with suppress(*GONE):  # a tree is gone by now, a file is not
                     await self.sftp.remove(partial)
             crash.point("ssh.withdraw.rename")
-            await self.sftp.rename(final, partial)
+            await self.ask("rename", final, partial)
             crash.point("ssh.withdraw.rename")
 
     async def publish(self, partial: bytes, final: bytes) -> None:
@@ -330,6 +357,6 @@ class Remote:
         if await self.exists(final):
             raise GiveUp(f"{self.shown(final)} exists already and is not replaced")
         crash.point("ssh.publish.rename")
-        await self.sftp.rename(partial, final)
+        await self.ask("rename", partial, final)
         crash.point("ssh.publish.rename")
         await self.fsync_directory(posixpath.dirname(final))

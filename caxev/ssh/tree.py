@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import asyncssh
-from attrs import frozen
+from attrs import evolve, frozen
 
 from caxev import crash
 from caxev.files import (
@@ -37,7 +37,7 @@ from caxev.files import (
 )
 from caxev.job import GiveUp, Retry
 from caxev.ssh.endpoint import Endpoint, sftp_session, translated
-from caxev.ssh.remote import GONE, Remote, each
+from caxev.ssh.remote import GONE, NOT_FOR_US, Remote, each, naming
 
 T = TypeVar("T")
 
@@ -93,6 +93,12 @@ async def land(
         await remote.withdraw(final, partial)
     if await remote.exists(final):
         found = None if await remote.exists(partial) else await remote.look(final, check=False)
+        if (
+            found
+            and _timeless(found) == _timeless(source)
+            and await _no_times(remote, final, found)
+        ):
+            found = [*source]
         check_standing(source, found, remote.shown(final))
         return Landing(final, partial, None)
     await remote.make_parents(final)
@@ -101,7 +107,12 @@ async def land(
     free = await remote.free(posixpath.dirname(final))
     enough_space(todo, present, free, min_free, remote.shown(final))
     await _prepare(remote, partial, todo, source)
-    await _cut(remote, partial, todo, present, _sizes(source, wrong or {}))
+    try:
+        await _cut(remote, partial, todo, present, _sizes(source, wrong or {}))
+    except NOT_FOR_US:  # what cannot be cut off is written anew
+        await remote.remove_tree(partial)
+        todo = plan(source, ())
+        await _prepare(remote, partial, todo, source)
     return Landing(final, partial, todo)
 
 
@@ -111,14 +122,21 @@ async def publish(
     """Make the links, bring the partial there to the disk and rename it, replacing nothing.
 
     `unsynced`: files whose time is to be set, and which are to be brought to the disk, still.
-    Raises `Retry` where the partial is then not what `source` says, to the second.
+    Raises `Retry` where the partial is then not what `source` says, to the second; without times
+    where the server does not let us set any.
     """
     for link in landing.todo.links if landing.todo else ():
         crash.point("ssh.link")
-        await remote.sftp.symlink(link.target, join(landing.partial, link.path))
-    await each(lambda seen: _finish(remote, join(landing.partial, seen.path), seen), unsynced)
+        path = join(landing.partial, link.path)
+        with naming("symlink", path):
+            await remote.sftp.symlink(link.target, path)
+    untimed: list[Seen] = []
+    await each(
+        lambda seen: _finish(remote, join(landing.partial, seen.path), seen, untimed), unsynced
+    )
+    shape = _timeless if untimed else to_the_second
     found = await remote.look(landing.partial, check=False)
-    if to_the_second(found) != to_the_second(source):
+    if shape(found) != shape(source):
         raise Retry(f"{remote.shown(landing.partial)} is not what was to be written to it")
     if not is_file(source):
         below = [seen.path for seen in source if seen.kind == "dir"]
@@ -188,7 +206,7 @@ def _with_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], A
 async def _present(remote: Remote, partial: bytes, source: Sequence[Seen]) -> list[Seen]:
     """What is in the partial there; one that cannot become this copy is removed."""
     try:
-        mode = (await remote.sftp.lstat(partial)).permissions or 0
+        mode = (await remote.ask("lstat", partial)).permissions or 0
     except GONE:
         return []
     if stat.S_ISREG(mode) if is_file(source) else stat.S_ISDIR(mode):
@@ -197,7 +215,7 @@ async def _present(remote: Remote, partial: bytes, source: Sequence[Seen]) -> li
         await remote.remove_tree(partial)
     else:
         crash.point("ssh.remove")
-        await remote.sftp.remove(partial)
+        await remote.ask("remove", partial)
     return []
 
 
@@ -209,8 +227,9 @@ async def _prepare(remote: Remote, partial: bytes, todo: Plan, source: Sequence[
     elif not await remote.exists(partial):
         flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
         attrs = asyncssh.SFTPAttrs(permissions=FILE_MODE)
-        async with remote.sftp.open(partial, flags, attrs, encoding=None):
-            pass
+        with naming("open", partial):
+            async with remote.sftp.open(partial, flags, attrs, encoding=None):
+                pass
     for seen in todo.directories:
         await remote.make_directory(join(partial, seen.path))
 
@@ -232,13 +251,37 @@ async def _cut(
     for seen in present:
         size = ends.get(seen.path)
         if seen.kind == "file" and size is not None and size < seen.size:
-            await remote.sftp.setstat(join(partial, seen.path), asyncssh.SFTPAttrs(size=size))
+            await remote.ask("setstat", join(partial, seen.path), asyncssh.SFTPAttrs(size=size))
 
 
-async def _finish(remote: Remote, path: bytes, seen: Seen) -> None:
+async def _finish(remote: Remote, path: bytes, seen: Seen, untimed: list[Seen]) -> None:
     when = second(seen)
     attrs = asyncssh.SFTPAttrs(permissions=FILE_MODE, atime=when, mtime=when)
-    await remote.sftp.setstat(path, attrs)
-    async with remote.sftp.open(path, asyncssh.FXF_READ, block_size=None, encoding=None) as file:
-        with suppress(asyncssh.SFTPOpUnsupported):
-            await file.fsync()
+    try:
+        await remote.ask("setstat", path, attrs)
+    except NOT_FOR_US:
+        untimed.append(seen)
+    with naming("open", path):
+        async with remote.sftp.open(
+            path, asyncssh.FXF_READ, block_size=None, encoding=None
+        ) as file:
+            with suppress(*NOT_FOR_US):
+                await file.fsync()
+
+
+async def _no_times(remote: Remote, root: bytes, found: Iterable[Seen]) -> bool:
+    """Whether the server does not let us give times to files that are there."""
+    for seen in found:
+        if seen.kind == "file":
+            when = second(seen)
+            try:
+                same = asyncssh.SFTPAttrs(atime=when, mtime=when)
+                await remote.ask("setstat", join(root, seen.path), same)
+            except NOT_FOR_US:
+                return True
+            return False
+    return False
+
+
+def _timeless(seen: Iterable[Seen]) -> list[tuple[object, ...]]:
+    return to_the_second(evolve(one, mtime_ns=0) for one in seen)
