@@ -832,3 +832,22 @@ def test_mistakes_in_how_copies_are_looked_after(
     with pytest.raises(ConfigError) as error:
         sites_of(tmp_path, {"name": "a", key: value})
     assert message in str(error.value)
+
+
+def test_directories_that_cannot_be_told_apart(tmp_path: Path) -> None:
+    """The whole machine is an error; one for two types, or one inside another's, a warning."""
+    here = {"name": "a", "method": "local", "dir_raw": "/data/raw", "dir_processed": "/data/raw"}
+    inner = {"name": "b", "hostname": "b.org", "dir_raw": "/data/raw/b/"}
+    shared = {"name": "c", "hostname": "b.org", "dir_raw": "/data/raw/b"}
+    mixed = {"name": "d", "hostname": "b.org", "dir_minitrees": "/data/raw/b"}
+    away = {"name": "e", "hostname": "e.org", "dir_raw": "/data/raw/b/x", "dir_tsm": "/data"}
+    assert sites_of(tmp_path, inner, shared, away).warnings == ()
+    (types,) = sites_of(tmp_path, here).warnings
+    assert types.startswith("dir_raw of site 'a' is dir_processed of site 'a' as well: /data/raw")
+    nested = sites_of(tmp_path, {**here, "dir_processed": None}, inner).warnings
+    assert [one.partition(".")[0] for one in nested] == [
+        "dir_raw of site 'b' lies inside dir_raw of site 'a': /data/raw/b"
+    ]
+    assert len(sites_of(tmp_path, shared, mixed).warnings) == 1
+    with pytest.raises(ConfigError, match="dir_raw is '/', the whole machine"):
+        sites_of(tmp_path, {"name": "a", "dir_raw": "//"})

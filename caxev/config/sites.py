@@ -33,6 +33,7 @@ from caxev.config.care import (
 )
 from caxev.config.catalogue import Catalogue, read_catalogue
 from caxev.config.corrections import Correction, read_corrections
+from caxev.config.directories import directory_warnings
 from caxev.config.errors import ConfigError, Problems, nearest
 from caxev.config.json_file import read_entries, repeats
 from caxev.config.links import Link, read_amount, read_links, read_rate
@@ -610,6 +611,8 @@ def _site_problems(site: Site) -> Iterator[str]:
         path = getattr(site, key)
         if path is not None and not path.startswith("/") and site.method not in GRID:
             yield f"site {site.name!r}: {key} must be an absolute path or null, not {_shown(path)}"
+        if path is not None and path.strip("/") == "" and site.method not in GRID:
+            yield f"site {site.name!r}: {key} is '/', the whole machine: name a directory in it"
     for key, directory in (("processing", "dir_processed"), ("minitrees", "dir_minitrees")):
         if getattr(site, key) is not None and getattr(site, directory) is None:
             yield f"site {site.name!r}: {key} needs {directory}, where the results go"
@@ -641,6 +644,7 @@ def _warnings(sites: Sequence[Site]) -> Iterator[str]:
                 yield f"site {site.name!r}: task_list names {name!r}, but corrections does not"
         if site.method == "lcg-cp":
             yield f"site {site.name!r}: method 'lcg-cp' is no longer to be had: use 'gfal-copy'"
+    yield from directory_warnings(sites, DIRECTORIES)
 
 
 def _unknown_site(site: Site, key: str, name: str, names: Iterable[str]) -> str:

@@ -1,0 +1,63 @@
+"""What is wrong with how the directories of sites.json lie to one another. Pure.
+
+`caxev.config.sites` asks when it loads the file, so ``caxev sites check`` reports it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations, groupby
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from caxev.config.sites import Site
+
+
+class _Named(NamedTuple):
+    """A directory as one key of one site names it."""
+
+    path: PurePosixPath
+    site: Site
+    key: str
+
+    def __str__(self) -> str:
+        return f"{self.key} of site {self.site.name!r}"
+
+
+def directory_warnings(sites: Sequence[Site], keys: Iterable[str]) -> Iterator[str]:
+    """Report one directory for several types of data, and directories of two sites in one another.
+
+    Sites on different machines may have the same paths.
+    """
+    named = [
+        _Named(PurePosixPath(path), site, key)
+        for site in sites
+        for key in keys
+        if (path := getattr(site, key)) is not None and path.startswith("/")
+    ]
+    for path, group in groupby(sorted(named, key=_by_path), key=_by_path):
+        for one, other in combinations(group, 2):
+            if one.key != other.key and _are_near(one.site, other.site):
+                yield (
+                    f"{one} is {other} as well: {path}. One type of data cannot be told from the "
+                    "other there; give each a directory of its own"
+                )
+    for one, other in combinations(named, 2):
+        inner, outer = (one, other) if other.path in one.path.parents else (other, one)
+        apart = one.site.name != other.site.name and _are_near(one.site, other.site)
+        if apart and outer.path in inner.path.parents:
+            yield (
+                f"{inner} lies inside {outer}: {inner.path}. Each site takes the other's files for "
+                "its own; put the directories beside one another"
+            )
+
+
+def _by_path(one: _Named) -> str:
+    return str(one.path)
+
+
+def _are_near(one: Site, other: Site) -> bool:
+    """Whether both may see one file system: one site, one machine, or reached by `local`."""
+    same = one.hostname == other.hostname is not None
+    return one.name == other.name or same or "local" in (one.method, other.method)
