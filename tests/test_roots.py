@@ -7,21 +7,25 @@ which is what an unmounted disk leaves.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
-from caxev import CopyKey, GiveUp, RootAway, RunUpdate
+from caxev import CopyKey, GiveUp, Job, RootAway, RunUpdate, on, roots, tag, workers
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
 from caxev.files.roots import absent, find_markers, make_marker, probe
 from caxev.job import Root
 from caxev.ledger import State
+from caxev.registry import recorded
 from caxev.retention import Plan, intent, plan
 from caxev.testing import Lab, lab
 from handlers import checksum, deletion, transfer
+from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
 
@@ -214,6 +218,89 @@ async def test_an_unknown_disk_is_believed_only_where_all_copies_are_there(lab: 
     await lab.settle()
     assert len(find_markers(str(disk), report=to_nobody)) == 1
     assert await statuses(lab, run) == {"lngs": "transferred", "chicago": "transferred"}
+
+
+# -- a disk that hangs ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def freezer(tmp_path: Path) -> Iterator[tuple[Path, Callable[[bool], None]]]:
+    """A file system of its own, and what freezes and thaws it: who writes cannot be killed."""
+    disk, image = tmp_path / "disk", tmp_path / "image"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    made = ["mkfs.ext4", "-q", "-F", str(image)], ["mount", "-o", "loop", str(image), str(disk)]
+    try:
+        for command in made:
+            subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs mkfs.ext4, and the right to mount a loop device")
+
+    def freeze(on: bool) -> None:
+        subprocess.run(
+            ["fsfreeze", "-f" if on else "-u", str(disk)], check=on, capture_output=not on
+        )
+
+    yield disk, freeze
+    freeze(False)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@on(tag("write"))
+async def write_there(job: Job) -> None:
+    """Write to the disk of the site."""
+    await job.work(touch, f"{job.site.roots[0]}/file")
+
+
+def touch(path: str, *, report: object) -> None:
+    """Make a file."""
+    del report
+    Path(path).touch()
+
+
+@pytest.mark.replicaset
+@pytest.mark.filterwarnings(  # of those left behind
+    "ignore:Exception ignored in. <function Popen:pytest.PytestUnraisableExceptionWarning"
+)
+async def test_a_disk_that_hangs_is_away_and_holds_nobody_up(
+    database: Named,
+    freezer: tuple[Path, Callable[[bool], None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is reported, and the listener leaves though workers cannot die; thawed, all goes on."""
+    disk, freeze = freezer
+    monkeypatch.setattr(roots, "EVERY", 0.2)
+    monkeypatch.setattr(roots, "ANSWERS", 1.0)
+    monkeypatch.setattr(workers, "DEATH", 0.5)
+    handlers = [one for one in recorded if one.function is write_there]
+    options = engine.options_for(
+        database, handlers, site_fields={"dir_raw": str(disk)}, grace=1.0, lease=5.0
+    )
+
+    async def away() -> object:
+        record = await db.site_record("lngs")
+        return record is not None and record.away
+
+    async def done() -> object:
+        return [debt for debt, _ in await db.debts(state="done")]
+
+    async with engine.opened(database) as db:
+        async with engine.listener(db, options):
+            await engine.until(lambda: list(disk.glob(f"{MARKER_PREFIX}*")))
+            freeze(True)
+            document = {**engine.run_document(1), "tags": [{"name": "write"}]}
+            await db.insert_run(document)
+            await engine.until(lambda: db.debts(state="running"))
+            found = await engine.until(away)
+            assert "does not answer" in found[str(disk)]
+            leaving = trio.current_time()
+        assert trio.current_time() < leaving + 30
+        assert not await done()
+        freeze(False)
+        async with engine.listener(db, options):
+            await engine.until(done)
+            assert not await away()
 
 
 # -- commands -------------------------------------------------------------------------------------
