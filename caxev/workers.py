@@ -31,6 +31,8 @@ NICENESS: Final = 10
 DEATH: Final = 5.0
 """Seconds that a worker may take to die: one whose disk hangs does so only when that answers."""
 _READ: Final = 65536
+_left_behind: Final[list[trio.Process]] = []
+"""Processes that did not die, kept so that nothing of them is collected while they live."""
 
 
 def _ignore(_done: int, _total: int) -> None:
@@ -169,8 +171,14 @@ class Workers:
                     pid,
                     doing,
                 )
-                self._nursery.start_soon(worker.process.wait)
+                _left_behind.append(worker.process)
+                self._nursery.start_soon(self._bury, worker.process)
         return status
+
+    @staticmethod
+    async def _bury(process: trio.Process) -> None:
+        await process.wait()
+        _left_behind.remove(process)
 
     async def _obituary(self, worker: _Worker) -> Retry:
         with trio.CancelScope(shield=True):

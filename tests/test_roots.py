@@ -260,9 +260,6 @@ def touch(path: str, *, report: object) -> None:
 
 
 @pytest.mark.replicaset
-@pytest.mark.filterwarnings(  # of those left behind
-    "ignore:Exception ignored in. <function Popen:pytest.PytestUnraisableExceptionWarning"
-)
 async def test_a_disk_that_hangs_is_away_and_holds_nobody_up(
     database: Named,
     freezer: tuple[Path, Callable[[bool], None]],
