@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import trio
 
-from caxev import CopyKey, GiveUp, Job, RootAway, RunUpdate, on, roots, tag, workers
+from caxev import CopyKey, Denied, GiveUp, Job, RootAway, RunUpdate, on, roots, tag, workers
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
 from caxev.files.roots import absent, find_markers, make_marker, probe
 from caxev.job import Root
@@ -218,6 +218,37 @@ async def test_an_unknown_disk_is_believed_only_where_all_copies_are_there(lab: 
     await lab.settle()
     assert len(find_markers(str(disk), report=to_nobody)) == 1
     assert await statuses(lab, run) == {"lngs": "transferred", "chicago": "transferred"}
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+refusing: list[str] = []
+
+
+@on(tag("ask"))
+async def ask(job: Job) -> None:
+    """Do what somebody may refuse."""
+    if refusing:
+        raise Denied(refusing[0])
+
+
+@pytest.mark.replicaset
+@lab(ask)
+async def test_a_refusal_is_one_alarm_and_costs_nothing(lab: Lab) -> None:
+    """Three reactions wait, with one alarm once that has lasted; lifted, all are done."""
+    refusing[:] = ["our key is refused"]
+    for _ in range(3):
+        await lab.new_run(tags=["ask"])
+    assert {(one.state, one.attempts) for one in await lab.settle()} == {(State.OPEN, 0)}
+    assert await lab.alarms() == []
+    lab.later(minutes=10)
+    assert len(await lab.settle()) == 3
+    (alarm,) = await lab.alarms()
+    assert alarm.details["why"] == "our key is refused"
+    refusing.clear()
+    lab.later(hours=1)
+    assert await lab.settle() == []
+    assert await lab.alarms() == []
 
 
 # -- a disk that hangs ----------------------------------------------------------------------------
