@@ -145,6 +145,20 @@ def test_sites_check_and_the_listener_refuse_it(tmp_path: Path) -> None:
     assert list(raw.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("more", "warned"), [({}, True), ({"directory": "/jobs"}, False), ({"system": "local"}, False)]
+)
+def test_jobs_of_a_batch_system_need_a_place_that_nodes_see(
+    tmp_path: Path, more: dict[str, str], warned: bool
+) -> None:
+    """The state directory is usually on the listener's own disk, so that one must be named."""
+    how = {"command": ["x"], "system": "slurm", **more}
+    file = tmp_path / "sites.json"
+    file.write_text(json.dumps([{"name": "a", "dir_processed": "/made", "processing": how}]))
+    warnings = load_sites(file).warnings
+    assert [("the nodes must see it" in one) for one in warnings] == [True] * warned
+
+
 def test_where_state_is() -> None:
     """As sites.json says, else CAXEV_STATE, else systemd, else the user's own; each site's own."""
     site = Site(name="lngs", state="/a")

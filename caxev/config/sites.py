@@ -644,6 +644,13 @@ def _warnings(sites: Sequence[Site]) -> Iterator[str]:
                 yield f"site {site.name!r}: task_list names {name!r}, but corrections does not"
         if site.method == "lcg-cp":
             yield f"site {site.name!r}: method 'lcg-cp' is no longer to be had: use 'gfal-copy'"
+        for key in ("processing", "minitrees"):
+            how: Processing | None = getattr(site, key)
+            if how is not None and how.system != "local" and not (how.directory or site.state):
+                yield (
+                    f"site {site.name!r}: {key} names no directory, where jobs of {how.system}"
+                    " keep their files: the nodes must see it"
+                )
     yield from directory_warnings(sites, DIRECTORIES)
 
 
