@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from tests.test_tape import killed_at, points_of
 Document = dict[str, Any]
 OTHERS = ("chicago", "stockholm")
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
+ID = re.compile("[0-9a-f]{32}")
 
 
 @frozen
@@ -162,11 +164,14 @@ def stands(entry: Document, place: Place) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """A document without its times, and without what is set to nothing."""
+    """A document without its times, ids of requests, repeated ones, and what is set to nothing."""
+    if isinstance(value, str) and ID.fullmatch(value):
+        return "an id"
     if isinstance(value, dict):
         return {name: plain(one) for name, one in value.items() if one is not None}
     if isinstance(value, list):
-        return [plain(one) for one in value]
+        rows = [plain(one) for one in value]
+        return [one for at, one in enumerate(rows) if one not in rows[:at]]
     return "a time" if isinstance(value, datetime) else value
 
 

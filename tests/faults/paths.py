@@ -200,7 +200,11 @@ class Place:
                 return one
         if act == "register":
             raise GiveUp("nothing is told of what is outside")
-        erase_stray(os.fsencode(path), self.here.roots, identity(path))
+        try:
+            mark = identity(path)
+        except OSError:  # a link on the way, as the command would report it
+            mark = None
+        erase_stray(os.fsencode(path), self.here.roots, mark)
         return None
 
     def _made(self, path: str) -> object:
