@@ -250,7 +250,7 @@ class Errand:
             run,
             move.copy,
             MOVING,
-            unread(self.key, state().sites(), utcnow()),
+            unread(self.key, self.sites, utcnow()),
             moving_to=move.new,
             owner=who,
         )
