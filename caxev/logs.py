@@ -12,11 +12,12 @@ import logging
 import os
 import sys
 import time
+from collections import deque
 from contextlib import suppress
-from queue import Full, Queue
-from threading import Thread
+from pathlib import Path
+from threading import Condition, Thread
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from loguru import logger
 
@@ -25,10 +26,11 @@ from caxev.escapes import escaped
 if TYPE_CHECKING:
     from loguru import Record
 
-ROTATE_AT: Final = "20 MB"
+ROTATE_AT: Final = 20_000_000
+"""Bytes from which on a new log file is begun."""
 KEEP: Final = 10
-QUEUED: Final = 10_000
-"""Lines that wait for whoever reads standard error; further ones are dropped."""
+ROOM: Final = 10_000_000
+"""Characters of lines that wait to be written; further lines are dropped."""
 LAST: Final = 2.0
 """Seconds that the last lines may take when the process ends."""
 
@@ -45,54 +47,88 @@ class _Caught(logging.Handler):
         logger.opt(exception=record.exc_info).log(level, "{}: {}", record.name, record.getMessage())
 
 
-class Outlet:
-    """A stream that is written by a thread of its own, so that nobody waits for its reader.
+class Target(Protocol):
+    """What an `Outlet` writes to; its `write` may take as long as it likes."""
 
-    A pager that was stopped, or a log shipper that hangs, must not stop a listener. What does not
-    fit into the queue is dropped; the first line that gets through again is preceded by how much.
+    def isatty(self) -> bool: ...
+    def write(self, text: str, /) -> object: ...
+
+
+class Outlet:
+    """Writes to a target by a thread of its own, so that nobody waits for its reader or its disk.
+
+    A pager that was stopped, a log shipper or a disk that hangs must not stop a listener. Lines for
+    which there is no room are dropped; the next line that is written is preceded by their number.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._lines: Queue[str | None] = Queue(QUEUED)
-        self._dropped = 0
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._waiting: deque[str] = deque()
+        self._size = self._dropped = 0
+        self._over = False
+        self._changed = Condition()
         self._thread = Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 
     def isatty(self) -> bool:
         """Whether people read it: then it has colours."""
-        return self._stream.isatty()
+        return self._target.isatty()
 
     def write(self, line: str) -> None:
-        """Have a line written; drop it if too many wait. Never waits."""
-        try:
-            self._lines.put_nowait(line)
-        except Full:
-            self._dropped += 1
+        """Have a line written; drop it if there is no room. Never waits."""
+        with self._changed:
+            if self._size + len(line) > ROOM:
+                self._dropped += 1
+                return
+            self._waiting.append(line)
+            self._size += len(line)
+            self._changed.notify()
 
     def stop(self) -> None:
         """Write what waits, for `LAST` seconds at most. Called by loguru when it lets go of it."""
-        end = time.monotonic() + LAST
-        with suppress(Full):
-            self._lines.put(None, timeout=LAST)
-            self._thread.join(max(end - time.monotonic(), 0.0))
+        with self._changed:
+            self._over = True
+            self._changed.notify()
+        self._thread.join(LAST)
 
     def _write_all(self) -> None:
-        line: str | None = ""
-        while line is not None:
-            line = self._lines.get()
-            dropped, self._dropped = self._dropped, 0
+        while True:
+            with self._changed:
+                while not (self._waiting or self._over):
+                    self._changed.wait()
+                line = self._waiting.popleft() if self._waiting else None
+                dropped, self._dropped = self._dropped, 0
             if dropped:
-                self._write(f"{dropped} lines of the log were dropped: nobody read them\n")
-            self._write(line or "")
+                self._write(f"{dropped} lines of the log were dropped: there was no room\n")
+            if line is None:
+                return
+            self._write(line)
+            with self._changed:  # until it is written it takes up room
+                self._size -= len(line)
 
     def _write(self, text: str) -> None:
-        """Write past the stream's own buffer, which would be locked while nobody reads."""
+        # The disk is full, the reader has left, a test's stream is closed: later lines may fare
+        # better, and there is nowhere to report it.
+        with suppress(OSError, ValueError):
+            self._target.write(text)
+
+
+class Unbuffered:
+    """A stream that is written past its own buffer, which is locked while nobody reads."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def isatty(self) -> bool:
+        """Whether people read it."""
+        return self._stream.isatty()
+
+    def write(self, text: str) -> None:
+        """Write all of it. Raises OSError, and ValueError if the stream is closed."""
         try:
             descriptor = self._stream.fileno()
-        except (OSError, ValueError):  # not a file: a test's, that may be over
-            with suppress(ValueError):
-                self._stream.write(text)
+        except OSError:  # not a file: a test's
+            self._stream.write(text)
             return
         rest = text.encode(errors="backslashreplace")
         while rest:
@@ -100,8 +136,55 @@ class Outlet:
                 rest = rest[os.write(descriptor, rest) :]
             except BlockingIOError:
                 time.sleep(0.1)
-            except OSError:  # the disk is full, the reader has left
-                return
+
+
+class LogFile:
+    """A file that is rotated, and opened again if something else has moved or removed it.
+
+    The former ones have numbers behind their names, the latest 1, as logrotate does it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path).absolute()
+        self._file = self._open()
+
+    def isatty(self) -> bool:
+        """Return False: nobody reads it by a terminal."""
+        return False
+
+    def write(self, text: str) -> None:
+        """Append to the file. Raises OSError."""
+        if self._is_moved():
+            self._file.close()
+            self._file = self._open()
+        if self._file.tell() + len(text) > ROTATE_AT and self._file.tell():
+            self._rotate()
+        self._file.write(text)
+
+    def stop(self) -> None:
+        """Close the file. Called by loguru when it lets go of it."""
+        self._file.close()
+
+    def _open(self) -> TextIO:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        return self._path.open("a", buffering=1, encoding="utf-8", errors="backslashreplace")
+
+    def _is_moved(self) -> bool:
+        try:
+            return not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
+        except (FileNotFoundError, ValueError):  # it is gone; opening it again had failed
+            return True
+
+    def _rotate(self) -> None:
+        for number in range(KEEP, 0, -1):
+            older = self._path if number == 1 else self._numbered(number - 1)
+            with suppress(FileNotFoundError):
+                older.replace(self._numbered(number))
+        self._file.close()
+        self._file = self._open()
+
+    def _numbered(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{number}")
 
 
 def _harmless(record: Record) -> None:
@@ -138,8 +221,10 @@ def configure(
     """Log to stderr and, if `file` is given, to that file too.
 
     The file is rotated, and opened again if something else has moved or removed it. A `lasting`
-    process never waits for whoever reads its stderr. Variables are never shown in tracebacks: they
-    may hold a password.
+    process waits neither for whoever reads its stderr nor for the file's disk. Variables are never
+    shown in tracebacks: they may hold a password.
+
+    Raises OSError if the file cannot be opened.
     """
     logger.remove()
     logger.configure(patcher=_harmless)
@@ -152,7 +237,9 @@ def configure(
     }
     # loguru itself colours what goes to a terminal, whatever NO_COLOR says.
     colours = False if os.environ.get("NO_COLOR") else None
-    logger.add(Outlet(sys.stderr) if lasting else sys.stderr, colorize=colours, **common)
+    stderr = Outlet(Unbuffered(sys.stderr)) if lasting else sys.stderr
+    logger.add(stderr, colorize=colours, **common)
     if file is not None:
-        logger.add(file, rotation=ROTATE_AT, retention=KEEP, watch=True, **common)
+        target = LogFile(file)
+        logger.add(Outlet(target) if lasting else target, **common)
     logging.basicConfig(handlers=[_Caught()], level=logging.WARNING, force=True)

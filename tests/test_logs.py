@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 from loguru import logger
 
 from caxev import logs
-from caxev.logs import Outlet
+from caxev.logs import LogFile, Outlet, Unbuffered
 
 EVIL = "x\n2026-11-29 03:00:00.000 INFO    lngs | run 7: deleted\x1b]0;owned\x07\x9b2J{extra[no]}"
 
@@ -54,13 +54,53 @@ def test_a_log_file_that_was_moved_is_opened_again(log: Path, what: str) -> None
     assert "before" not in log.read_text()
 
 
+def test_a_log_file_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest of the former ones has the number 1, and so many are kept."""
+    monkeypatch.setattr(logs, "ROTATE_AT", 20)
+    monkeypatch.setattr(logs, "KEEP", 2)
+    file = tmp_path / "deep" / "caxev.log"
+    log = LogFile(str(file))
+    for number in range(4):
+        log.write(f"{number} {'x' * 15}\n")
+    log.stop()
+    kept = {one.name: one.read_text()[0] for one in file.parent.iterdir()}
+    assert kept == {"caxev.log": "3", "caxev.log.1": "2", "caxev.log.2": "1"}
+
+
+def test_nobody_waits_for_the_disk_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listener goes on while its log file hangs; what was dropped meanwhile is counted."""
+    monkeypatch.setattr(logs, "ROOM", 10_000)
+    file, answers = tmp_path / "caxev.log", Event()
+    write = LogFile.write
+
+    def hang(self: LogFile, text: str) -> None:
+        assert answers.wait(60)
+        write(self, text)
+
+    monkeypatch.setattr(LogFile, "write", hang)
+    logs.configure("INFO", file=str(file), lasting=True)
+    try:
+        for _ in range(200):
+            logger.info("x" * 100)
+        answers.set()
+    finally:
+        logger.remove()
+        logger.configure(patcher=lambda _record: None)
+    lines = file.read_text().splitlines()
+    dropped = [int(line.split()[0]) for line in lines if "dropped" in line]
+    assert len(lines) - len(dropped) + sum(dropped) == 200
+    assert sum(dropped) > 100
+
+
 def test_nobody_waits_for_a_reader_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit is dropped, and counted when somebody reads again."""
-    monkeypatch.setattr(logs, "QUEUED", 10)
+    monkeypatch.setattr(logs, "ROOM", 10_000)
     ours, theirs = os.pipe()
     read: list[str] = []
     with os.fdopen(ours) as reading, os.fdopen(theirs, "w") as stream:
-        outlet = Outlet(stream)
+        outlet = Outlet(Unbuffered(stream))
         for number in range(3000):
             outlet.write(f"{number} {'x' * 1000}\n")
         reader = Thread(target=lambda: read.extend(reading))
@@ -78,7 +118,7 @@ def test_a_stop_does_not_wait_for_a_reader_for_ever(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(logs, "LAST", 0.1)
     ours, theirs = os.pipe()
     with os.fdopen(theirs, "w") as stream:
-        outlet = Outlet(stream)
+        outlet = Outlet(Unbuffered(stream))
         outlet.write("x" * 1_000_000)
         outlet.stop()
         assert outlet._thread.is_alive()
@@ -90,7 +130,7 @@ def test_a_stop_does_not_wait_for_a_reader_for_ever(monkeypatch: pytest.MonkeyPa
 def test_a_stream_that_is_no_file_is_written_too() -> None:
     """As tests have it."""
     stream = io.StringIO()
-    outlet = Outlet(stream)
+    outlet = Outlet(Unbuffered(stream))
     outlet.write("one\n")
     outlet.stop()
     assert stream.getvalue() == "one\n"
