@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from contextlib import suppress
+from contextvars import copy_context
 from pathlib import Path
 from threading import Condition, Thread
 from traceback import format_exception
@@ -34,6 +35,12 @@ ROOM: Final = 10_000_000
 LAST: Final = 2.0
 """Seconds that the last lines may take when the process ends."""
 
+LONGEST: Final = 2000
+"""Bytes of a line of another process; a longer one is cut into several."""
+LINGER: Final = 1.0
+"""Seconds for the last lines of a process that has ended."""
+LEVELS: Final = ("TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL")
+
 _CONTEXT: Final = ("site", "handler", "run", "event")
 
 
@@ -52,6 +59,7 @@ class Target(Protocol):
 
     def isatty(self) -> bool: ...
     def write(self, text: str, /) -> object: ...
+    def stop(self) -> object: ...
 
 
 class Outlet:
@@ -101,6 +109,7 @@ class Outlet:
             if dropped:
                 self._write(f"{dropped} lines of the log were dropped: there was no room\n")
             if line is None:
+                self._target.stop()
                 return
             self._write(line)
             with self._changed:  # until it is written it takes up room
@@ -136,6 +145,9 @@ class Unbuffered:
                 rest = rest[os.write(descriptor, rest) :]
             except BlockingIOError:
                 time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Leave the stream open: it is not ours."""
 
 
 class LogFile:
@@ -178,13 +190,55 @@ class LogFile:
     def _rotate(self) -> None:
         for number in range(KEEP, 0, -1):
             older = self._path if number == 1 else self._numbered(number - 1)
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # not there, or not ours to rename: the file goes on as it is
                 older.replace(self._numbered(number))
         self._file.close()
         self._file = self._open()
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
+
+
+class Relay:
+    """Logs the lines that another process writes to a pipe, by a thread of its own.
+
+    The process never waits for the log. A line keeps its level if it begins with one, as those of
+    `begin_relayed` do; others are what programs and libraries print. `context` is where a line's
+    run, event and handler come from: the `copy_context` of the latest job.
+    """
+
+    def __init__(self, descriptor: int, name: str) -> None:
+        self.name = name
+        self.context = copy_context()
+        self._thread = Thread(target=self._read_all, args=(descriptor,), name="relay", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Wait a moment for the last lines; a program left behind may hold the pipe for ever."""
+        self._thread.join(LINGER)
+
+    def _read_all(self, descriptor: int) -> None:
+        level = None
+        with open(descriptor, "rb") as pipe:
+            for piece in iter(lambda: pipe.readline(LONGEST), b""):
+                text = piece.decode(errors="replace").rstrip()
+                if level is None:
+                    level, text = _levelled(text)
+                if text:
+                    self.context.run(logger.log, level, "{}: {}", self.name, text)
+                if piece.endswith(b"\n"):
+                    level = None
+
+
+def _levelled(line: str) -> tuple[str, str]:
+    level, colon, text = line.partition(": ")
+    return (level, text) if colon and level in LEVELS else ("INFO", line)
+
+
+def begin_relayed() -> None:
+    """Log to stderr as a `Relay` at its other end takes it, which also decides what is kept."""
+    logger.remove()
+    logger.add(sys.stderr, level="TRACE", format="{level}: {message}", diagnose=False)
 
 
 def _harmless(record: Record) -> None:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
 
 from caxev import crash
 from caxev.job import Clock, clock
+from caxev.logs import begin_relayed
 
 HEADER: Final = struct.Struct(">Q")
 """A frame's length in bytes."""
@@ -93,6 +94,7 @@ def main() -> NoReturn:
     # the listener to say. Unlike SIG_IGN a handler is not passed on to programs that a job starts.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: None)
+    begin_relayed()
     files = _settle(_next_frame(requests))
     tasks: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_listen, args=(requests, tasks), daemon=True).start()
@@ -102,7 +104,7 @@ def main() -> NoReturn:
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Keep the pipes for frames alone: what a job prints goes to standard error."""
+    """Keep the pipes for frames alone: what a job prints goes to the log, by standard error."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

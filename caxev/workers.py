@@ -13,6 +13,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -21,6 +22,7 @@ from loguru import logger
 
 from caxev import crash
 from caxev.job import Retry, clock
+from caxev.logs import Relay
 from caxev.worker import HEADER, Progress, Raised, Returned, Setup, Task, command, frame
 
 T = TypeVar("T")
@@ -113,6 +115,7 @@ class Workers:
         async with self._turn:
             worker = await self._take()
             worker.doing = f"{function.__module__}.{name}"
+            worker.relay.context = copy_context()
             try:
                 outcome = await worker.work(task, on_progress)
             except BaseException:
@@ -132,7 +135,7 @@ class Workers:
             worker.rest.cancel()
             return worker
         with trio.CancelScope(shield=True):  # a process that starts is in `_alive`, or is none
-            worker = _Worker(await _start())
+            worker = await _start()
             self._alive.add(worker)
             if not self._open:  # closed while it started
                 await self._end(worker)
@@ -191,10 +194,10 @@ class Workers:
 class _Worker:
     """One worker process and the pipes to it."""
 
-    def __init__(self, process: trio.Process) -> None:
+    def __init__(self, process: trio.Process, relay: Relay) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
-        self.process = process
+        self.process, self.relay = process, relay
         self.rest = trio.CancelScope()
         self.first = b""
         self.doing = "nothing"
@@ -260,18 +263,29 @@ class _Worker:
                 os.killpg(self.process.pid, signal.SIGKILL)
         await self._requests.aclose()
         await self._replies.aclose()
+        status = None
         with trio.move_on_after(DEATH):
-            return await self.process.wait()
-        return None
+            status = await self.process.wait()
+            await trio.to_thread.run_sync(self.relay.join)
+        return status
 
 
-async def _start() -> trio.Process:
-    return await trio.lowlevel.open_process(
-        command(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        process_group=0,
-    )
+async def _start() -> _Worker:
+    ours, theirs = os.pipe()
+    try:
+        process = await trio.lowlevel.open_process(
+            command(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            process_group=0,
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    return _Worker(process, Relay(ours, f"worker {process.pid}"))
 
 
 def _name(function: Callable[..., Any]) -> str:

@@ -6,14 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 import trio
+from loguru import logger
 
-from caxev import GiveUp, Retry, Skip, crash
+from caxev import GiveUp, Retry, Skip, crash, logs
 from caxev.config import ConfigError, load_file
 from caxev.workers import Workers
 from tests import worker_jobs as jobs
@@ -76,13 +78,66 @@ async def test_state_of_a_worker() -> None:
     }
 
 
-async def test_prints_stay_out(capfd: pytest.CaptureFixture[str]) -> None:
-    """What a job or its programs print goes to standard error and harms no result."""
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Path]:
+    """The log file of this process, for one test."""
+    file = tmp_path / "caxev.log"
+    logs.configure("INFO", file=str(file))
+    yield file
+    logger.remove()
+    logger.configure(patcher=lambda _record: None)
+
+
+def lines_of(log: Path) -> list[str]:
+    return log.read_text().splitlines()
+
+
+async def test_prints_stay_out(log: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What a job or its programs print is logged with the job's context, and harms no result."""
     async with Workers() as workers:
-        assert await workers.run(jobs.shout) == "quiet"
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.splitlines() == ["printed by Python", "printed by C", "printed by a program"]
+        with logger.contextualize(handler="pull"):
+            assert await workers.run(jobs.shout) == "quiet"
+    assert capfd.readouterr().out == ""
+    lines = [line.split(" | ", 1) for line in lines_of(log)]
+    assert [context.split()[-1] for context, _ in lines] == ["pull"] * 3
+    printed = ["printed by Python", "printed by C", "printed by a program"]
+    assert [text.partition(": ")[2] for _, text in lines] == printed
+
+
+async def test_a_worker_logs_as_its_listener_does(log: Path) -> None:
+    """By its levels, one record a line: what others wrote is escaped, and long lines are cut."""
+    async with Workers() as workers:
+        await workers.run(jobs.log, "x\x1b]0;owned\x07" + "y" * 5000)
+    lines = lines_of(log)
+    assert all(line.isprintable() and len(line) < 3000 for line in lines)
+    assert [line.split()[2:4] for line in lines] == [["WARNING", "worker"]] * 3
+    assert r"x\x1b]0;owned\x07" in lines[0]
+    assert sum(line.count("y") for line in lines) == 5000
+
+
+async def test_a_worker_does_not_wait_for_a_reader_of_standard_error(
+    log: Path, tmp_path: Path
+) -> None:
+    """Though nobody reads what its listener writes there, and the listener's loop is blocked."""
+    ours, theirs = os.pipe()
+    former = os.dup(2)
+    os.dup2(theirs, 2)
+    note = tmp_path / "note"
+
+    def block(_done: int, _total: int) -> None:
+        end = time.monotonic() + 60
+        while not note.exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+    try:
+        async with Workers() as workers:
+            await workers.run(jobs.flood, str(note), on_progress=block)
+    finally:
+        os.dup2(former, 2)
+        for descriptor in (ours, theirs, former):
+            os.close(descriptor)
+    assert sum(map(len, lines_of(log))) > 2_000_000
 
 
 async def test_progress() -> None:

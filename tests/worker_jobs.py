@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from loguru import logger
+
 from caxev import GiveUp, Retry, Skip, crash
 
 Report = Callable[[int, int], None]
@@ -51,6 +53,19 @@ def shout(*, report: Report) -> str:
     os.write(1, b"printed by C\n")
     subprocess.run(["/bin/sh", "-c", "cat; echo printed by a program"], check=True)
     return "quiet"
+
+
+def log(text: str, *, report: Report) -> None:
+    logger.debug("not asked for")
+    logger.warning("{}", text)
+
+
+def flood(path: str, *, report: Report) -> None:
+    """Report, write more than any pipe holds to standard error, and leave a note."""
+    report(0, 1)
+    for _ in range(20):
+        os.write(2, b"x" * 99_999 + b"\n")
+    Path(path).touch()
 
 
 def count(total: int, *, report: Report) -> None:
