@@ -208,19 +208,20 @@ async def _stand_by(
     reloader: Reloader, database: Database, owner: str, leaving: Leaving, trouble: Trouble
 ) -> Tenure | None:
     """Wait until the site is ours; None if asked to leave first."""
-    told = False
+    told, differs = False, ""
     site, held = reloader.options.site.name, reloader.options.lease * _HELD
     while not leaving.asked.is_set():
         options = reloader.options
         try:
             taken = await database.acquire(site, owner, held, utcnow(), options.sites.digest)
-            other = None if taken or told else await _other_configuration(options, database)
             trouble.over("lease")
+            if taken is None:
+                differs = await _compare_configurations(options, database, differs)
         except DatabaseError as error:
             if not passing(error):
                 raise
             trouble.meet("lease", error)
-            taken = other = None
+            taken = None
         if taken is not None:
             tenure, claims = taken
             logger.info("listening for {} (epoch {})", site, tenure.epoch)
@@ -229,14 +230,6 @@ async def _stand_by(
             return tenure
         if not told and not trouble:
             logger.info("another process listens for {}: standing by", site)
-            if other is not None:
-                logger.warning(
-                    "standing by with another configuration: {} has digest {}, and {} goes by {}; "
-                    "give both one file (caxev sites merge makes one of several)",
-                    options.sites.path,
-                    options.sites.digest,
-                    *other,
-                )
             notify("READY=1\nSTATUS=standing by")
             told = True
         with trio.move_on_after(options.lease * _STAND_BY):
@@ -244,12 +237,22 @@ async def _stand_by(
     return None
 
 
-async def _other_configuration(options: Options, database: Database) -> tuple[str, str] | None:
-    """Return who listens with another sites.json than ours, and the digest of that."""
+async def _compare_configurations(options: Options, database: Database, known: str) -> str:
+    """Warn if the listener has another sites.json than we have, and return the warning.
+
+    Either may be reloaded: call it again with what it returned, which is not logged twice.
+    """
     record = await database.site_record(options.site.name)
     if record is None or record.configuration in ("", options.sites.digest):
-        return None
-    return record.owner or "another process", record.configuration
+        return ""
+    warning = (
+        f"standing by with another configuration: {options.sites.path} has digest "
+        f"{options.sites.digest}, and {record.owner or 'another process'} goes by "
+        f"{record.configuration}; give both one file (caxev sites merge makes one of several)"
+    )
+    if warning != known:
+        logger.warning("{}", warning)
+    return warning
 
 
 class _Tenancy:
@@ -275,6 +278,7 @@ class _Tenancy:
         self._requests = 0
         self._reported: set[tuple[str, str]] = set()
         self._poked = trio.Event()
+        self._reloaded = trio.Event()
 
     @property
     def options(self) -> Options:
@@ -290,6 +294,7 @@ class _Tenancy:
         watcher.urgent = options.site.priority
         self.rule_files.site, self.rule_files.sites = options.site, options.sites
         roots.use(options.site, options.sites)
+        self._reloaded.set()
         for addressee in self.desk.addressees:
             addressee.renew()
 
@@ -535,12 +540,16 @@ class _Tenancy:
         every = self.options.lease * _RENEW
         tasks = metrics.tasks.labels(self.tenure.site)
         while True:
+            self._reloaded = trio.Event()
             metrics.skew.labels(self.tenure.site).set(clock.skew)
             tasks.set(trio.lowlevel.current_statistics().tasks_living)
             try:
                 self._heard(
                     await self.database.renew(
-                        self.tenure, self.options.lease * _HELD, self.trouble.text
+                        self.tenure,
+                        self.options.lease * _HELD,
+                        self.trouble.text,
+                        self.options.sites.digest,
                     )
                 )
                 self.trouble.over("lease")
@@ -552,7 +561,8 @@ class _Tenancy:
                 self.trouble.meet("lease", error)
                 await trio.sleep(min(every, LONGEST_WAIT) / 4)
                 continue
-            await trio.sleep(every)
+            with trio.move_on_after(every):  # a stand-by compares its sites.json with ours
+                await self._reloaded.wait()
 
     def _heard(self, record: SiteRecord) -> None:
         if self._roots is not None:

@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 from attrs import evolve
+from loguru import logger
 
 from caxev import ELSEWHERE, HERE, Job, copy, field
 from caxev.alarms import Alarm, Rule
@@ -124,6 +125,41 @@ async def test_a_listener_goes_by_what_was_read_again(database: Named) -> None:
             await engine.until(partial(_alarmed, db, stands=number == 3), within=10)
             if files:
                 await leaving.hangup()
+
+
+@pytest.mark.replicaset
+async def test_what_was_reloaded_is_what_others_compare_with(database: Named) -> None:
+    """The reload of a listener is seen by a stand-by, which warns once, and only if they differ."""
+    old = engine.options_for(database, [])
+    old = evolve(old, sites=evolve(old.sites, digest="old"))
+    new = evolve(old.sites, digest="new")
+    old = evolve(old, reread=lambda: new)
+    logged: list[str] = []
+    sink = logger.add(logged.append, level="INFO", format="{message}")
+
+    def so_many(number: int) -> bool:
+        return sum("another configuration" in line for line in logged) == number
+
+    try:
+        async with engine.opened(database) as db, engine.listener(db, old, "one") as leader:
+            await engine.until(partial(_goes_by, db, "old"))
+            async with engine.listener(db, old, "two"):
+                await engine.until(lambda: any("standing by" in line for line in logged))
+                assert so_many(0)
+                await leader.hangup()
+                await engine.until(partial(_goes_by, db, "new"), within=10)
+                await engine.until(partial(so_many, 1), within=10)
+            async with engine.listener(db, evolve(old, sites=new), "three"):
+                await engine.until(lambda: sum("standing by" in line for line in logged) > 2)
+                await trio.sleep(old.lease / 3)  # it looks several times
+        assert so_many(1)
+    finally:
+        logger.remove(sink)
+
+
+async def _goes_by(db: Database, digest: str) -> bool:
+    record = await db.site_record(SITE)
+    return record is not None and record.configuration == digest
 
 
 def _so_many(seen: list[Any], number: int) -> bool:

@@ -364,14 +364,21 @@ class Database:
             if error.code not in AUTH_CODES | DOCUMENT_CODES:
                 raise
 
-    async def renew(self, tenure: Tenure, lease: float, trouble: str | None) -> SiteRecord:
-        """Prolong the lease, and say what troubles us. Raises `Deposed`."""
+    async def renew(
+        self, tenure: Tenure, lease: float, trouble: str | None, configuration: str = ""
+    ) -> SiteRecord:
+        """Prolong the lease, and record what troubles us. Raises `Deposed`.
+
+        `configuration` is the digest of our sites.json, if it may have changed.
+        """
         limit = max(lease / 3, SHORTEST_LIMIT)
-        asked, skew = time.monotonic(), round(clock.skew, 3)
-        lsid = None if self._session is None else self._session.session_id
-        record = await self._call(
-            self._store.renew, tenure, lease, trouble, skew, lsid, limit=limit
-        )
+        asked = time.monotonic()
+        state: dict[str, Any] = {"trouble": trouble, "skew": round(clock.skew, 3)}
+        if self._session is not None:
+            state["lsid"] = self._session.session_id
+        if configuration:
+            state["configuration"] = configuration
+        record = await self._call(self._store.renew, tenure, lease, state, limit=limit)
         assert record.expires is not None
         self._note_time(record.expires - timedelta(seconds=lease), asked)
         return record

@@ -480,25 +480,16 @@ class Store:
         )
         return None if document is None else int(document["epoch"])
 
-    async def renew(
-        self,
-        tenure: Tenure,
-        lease: float,
-        trouble: str | None,
-        skew: float,
-        lsid: Any = None,
-    ) -> SiteRecord:
-        """Prolong the lease. Raises `Deposed` where the site has another epoch by now."""
+    async def renew(self, tenure: Tenure, lease: float, state: Mapping[str, Any]) -> SiteRecord:
+        """Prolong the lease, and record our state. Raises `Deposed` if the epoch is another."""
         document = await self.ledger.find_one_and_update(
             _mine(tenure),
             [
                 {
                     "$set": {
                         "expires": {"$add": ["$$NOW", lease * 1000]},
-                        "trouble": {"$literal": trouble},
-                        "skew": skew,
                         "lease": lease,
-                        **({} if lsid is None else {"lsid": {"$literal": lsid}}),
+                        **{name: {"$literal": value} for name, value in state.items()},
                     }
                 }
             ],
