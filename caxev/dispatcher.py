@@ -659,7 +659,8 @@ class Dispatcher:
             self._occupancy.leave(debt, exclusive=handler.exclusive)
 
     async def _try(self, debt: Debt, handler: Handler, run: Run) -> Ended:
-        if (why := self._recurrence.excess(debt.id, trio.current_time())) is not None:
+        now = trio.current_time()
+        if (why := self._recurrence.excess(debt, len(run.copies), now)) is not None:
             _report(Spent(why))
             return Ended(debt, Spent(why), (), str(run))
         sites = self.sites if self.roots is None else await self.roots.known()
@@ -1083,7 +1084,7 @@ async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, Ru
     """
     try:
         with watch.scope:
-            return _outcome_of(await handler.function(job))
+            return _outcome_of(await handler.function(job), job)
         return Postponed(watch.verdict), None
     except BaseException as error:  # noqa: BLE001  # a failure is data
         cancelled = _cancelled(error)
@@ -1100,8 +1101,11 @@ def _cancelled(error: BaseException) -> BaseException | None:
     return error if isinstance(error, trio.Cancelled) else None
 
 
-def _outcome_of(result: object) -> tuple[Outcome, RunUpdate | None]:
+def _outcome_of(result: object, job: Job) -> tuple[Outcome, RunUpdate | None]:
     match result:
+        case RunUpdate() if result.run != job.run.id:
+            why = f"the handler returned an update of another run ({result.run}): write that by"
+            return Spent(f"{why} job.update_other"), None
         case RunUpdate():
             return Paid(), result
         case Skip(why):

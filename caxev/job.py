@@ -322,14 +322,20 @@ class Job:
     async def update(self, update: RunUpdate) -> Run:
         """Write to the run document at once, and go on with the run as it is then.
 
-        Raises `Superseded` where the run is no longer what `update` expects. On cancellation the
-        update may or may not have happened.
+        Raises `Superseded` if the run is no longer what `update` expects, and ValueError if the
+        update is of another run. On cancellation the update may or may not have happened.
         """
+        self._check_own(update)
         run = await self.ports.update(update, now=self.now())
         if run is None:
             raise Superseded(f"{self.run} is no longer as it was when this began")
         self.run = run
         return run
+
+    def _check_own(self, *updates: RunUpdate) -> None:
+        for update in updates:
+            if update.run != self.run.id:
+                raise ValueError(f"an update of another run ({update.run}): use job.update_other")
 
     async def update_other(self, update: RunUpdate) -> bool:
         """Write to another run's document; False where it is no longer what `update` expects."""
@@ -406,7 +412,11 @@ class Job:
         self.on_progress(done, total)
 
     def park_with(self, *updates: RunUpdate) -> None:
-        """Say what to write to the run if this reaction is parked as failed; replaces the last."""
+        """Say what to write to the run if this reaction is parked as failed; replaces the last.
+
+        Raises ValueError if one of the updates is of another run.
+        """
+        self._check_own(*updates)
         self.if_parked = updates
 
     async def alarm(

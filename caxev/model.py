@@ -10,7 +10,7 @@ never by its place, and every field that we do not know is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
@@ -104,6 +104,13 @@ status that went and came back is a change. Tags and existence have the value ``
 digest of what stands in them; a field that is null is not there."""
 
 YES: Final = "yes"
+
+OWN_FIELDS: Final = frozenset(
+    {"_id", "data", "deleted_data", "detector", "given_up", "name", "number", "tags"}
+)
+"""Fields that make a run what it is: they are not set as a whole."""
+KEY_FIELDS: Final = frozenset({"type", "host", "pax_version"})
+"""Fields that make a copy that copy."""
 
 
 @frozen
@@ -591,7 +598,8 @@ class RunUpdate:
     Make one with `add_copy`, `change_copy`, `note`, `ask`, `remove_copy`, `add_tag` or
     `set_fields`. `append` adds to lists in the entry that is changed, of which the last
     `CHECKS_KEPT` values stay. `tombstone` goes to the run's ``deleted_data``, `given_up` to its
-    list of that name.
+    list of that name. Raises ValueError if it would break what makes the run or the copy what it
+    is; only what `overwrites` may set any field of the run.
     """
 
     run: RunId
@@ -604,6 +612,15 @@ class RunUpdate:
     fields: Mapping[str, Any] = Factory(dict)
     tombstone: Mapping[str, Any] | None = None
     given_up: Mapping[str, Any] | None = None
+    overwrites: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        protected = frozenset() if self.overwrites else OWN_FIELDS
+        _check_names("a run", self.fields, protected)
+        if self.add is not None:
+            _check_names("a copy's entry", self.add)
+        if self.change is not None:
+            _check_names("a copy's entry", self.change[1], KEY_FIELDS)
 
     @classmethod
     def add_copy(
@@ -692,8 +709,35 @@ class RunUpdate:
 
     @classmethod
     def set_fields(cls, run: Run, *expect: Expectation, **fields: Any) -> RunUpdate:
-        """Set top-level fields of the run; give what they must be now as `FieldIs`."""
+        """Set fields of the run, by dotted path; give what they must be now as `FieldIs`.
+
+        Raises ValueError for those that make the run what it is (`OWN_FIELDS`).
+        """
         return cls(run.id, expect, fields=fields)
+
+    @classmethod
+    def overwrite(cls, run: Run, *expect: Expectation, **fields: Any) -> RunUpdate:
+        """Set any fields, also those in `OWN_FIELDS`: for an administrator, never for a handler."""
+        return cls(run.id, expect, fields=fields, overwrites=True)
+
+
+def _check_names(of: str, fields: Mapping[str, Any], protected: Collection[str] = ()) -> None:
+    """Refuse names that MongoDB does not take, or that would break what is protected."""
+    for name in fields:
+        if not is_path(name):
+            raise ValueError(f"no field of {of} can be named {name!r}")
+        if (top := name.partition(".")[0]) in protected:
+            raise ValueError(
+                f"{name!r} is no field to set: {top!r} makes {of} what it is. For copies there are "
+                "add_copy, change_copy and remove_copy, for tags add_tag"
+            )
+
+
+def is_path(name: object) -> bool:
+    """Return whether that is a field's name, or several with dots between, as MongoDB takes it."""
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    return all(part and not part.startswith("$") for part in name.split("."))
 
 
 def _appended(update: RunUpdate, copy: Copy, name: str, values: Sequence[Any]) -> RunUpdate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -249,3 +250,39 @@ def test_how_many_good_copies(others: list[dict[str, Any]], enough: bool) -> Non
     lately = Fresh("x", AT, AT)
     wanted = CopiesAtLeast.of(2, run.copies[0], {"tape": None, "chicago": lately, "lngs": lately})
     assert wanted.holds(run) == enough
+
+
+def _set(name: str) -> RunUpdate:
+    return RunUpdate.set_fields(run_with(), **{name: 1})
+
+
+def _change(name: str) -> RunUpdate:
+    run = run_with({"type": "raw", "host": "lngs", "status": "transferred"})
+    return RunUpdate.note(run, run.copies[0], **{name: 1})
+
+
+@pytest.mark.parametrize("name", ["data", "data.0.status", "tags", "_id", "number", "name"])
+def test_no_update_sets_what_makes_the_run_what_it_is(name: str) -> None:
+    """Copies and tags have updates of their own; only an administrator's overwrites all."""
+    with pytest.raises(ValueError, match=f"'{name}' is no field to set: .*add_copy"):
+        _set(name)
+    with pytest.raises(ValueError, match="no field to set"):
+        RunUpdate(ObjectId(), fields={name: 1})
+    assert RunUpdate.overwrite(run_with(), **{name: 1}).fields == {name: 1}
+
+
+@pytest.mark.parametrize("name", ["type", "host", "pax_version"])
+def test_no_update_makes_a_copy_another(name: str) -> None:
+    """It would be another copy, of which nobody has made sure that there is none."""
+    with pytest.raises(ValueError, match=f"'{name}' is no field to set"):
+        _change(name)
+
+
+@pytest.mark.parametrize("make_update", [_set, _change])
+@pytest.mark.parametrize("name", ["", "$inc", "x.$[]", "a..b", ".a", "a.", "a\0b"])
+def test_names_that_mongodb_does_not_take_are_refused(
+    make_update: Callable[[str], RunUpdate], name: str
+) -> None:
+    """When the update is made, so that the handler's line is in the error."""
+    with pytest.raises(ValueError, match="can be named"):
+        make_update(name)

@@ -507,7 +507,7 @@ async def test_values_are_data_and_never_operators(database: Named, text: str) -
         run = await made(db, RunUpdate.change_copy(run, copy, text, error=text), now)
         run = await made(db, RunUpdate.add_tag(run, text, user=text), now)
         assert await db.update_run(RunUpdate.add_tag(run, text), now) is None
-        run = await made(db, RunUpdate.set_fields(run, FieldIs("name", run.name), name=text), now)
+        run = await made(db, RunUpdate.overwrite(run, FieldIs("name", run.name), name=text), now)
         assert [one.id for one in await db.select(Selection(name=text, tag=text), now)] == [run.id]
         assert await db.select(Selection(name=text, tag="$gone"), now) == []
         copy = run.copy(key)

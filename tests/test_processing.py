@@ -999,7 +999,7 @@ async def test_a_run_is_processed_when_it_is_fit(database: Named, tmp_path: Path
         await engine.write(
             ground.database, RunUpdate.set_fields(run, processor={"DEFAULT": DEFAULT})
         )
-        await engine.write(ground.database, RunUpdate.set_fields(await ground.run(tagged), tags=[]))
+        await engine.write(ground.database, RunUpdate.overwrite(await ground.run(tagged), tags=[]))
         await ground.becomes(bare, "transferred")
         await ground.becomes(tagged, "transferred")
 

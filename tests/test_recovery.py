@@ -39,7 +39,7 @@ from caxev.dispatcher import Dispatcher, Lane
 from caxev.embedded import ReplicaSet
 from caxev.ledger import SURPRISES, Debt
 from caxev.listening import Options
-from caxev.model import Run
+from caxev.model import CopyKey, Run
 from caxev.mongo import (
     Batch,
     Database,
@@ -783,6 +783,49 @@ async def test_what_sets_itself_off_is_stopped(
         assert parked.note.startswith("it ran 5 times within ")
         (alarm,) = await engine.until(lambda: db.alarms(SITE))
     assert alarm.alarm.details["why"] == parked.note
+
+
+@pytest.mark.parametrize("what", ["tags", "copies", "fields"])
+async def test_what_sets_itself_off_by_something_new_is_stopped(
+    database: Named, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Each time another tag, copy or field: each is a reaction of its own, of the same handler."""
+    monkeypatch.setattr("caxev.recurrence.MOST", 5)
+
+    async def spread(job: Job) -> RunUpdate:
+        new = len(job.run.tags) + len(job.run.copies) + len(job.run.document)
+        if what == "tags":
+            return RunUpdate.add_tag(job.run, f"another-{new}")
+        if what == "copies":
+            return RunUpdate.add_copy(job.run, CopyKey("raw", f"another-{new}"), "transferred")
+        return RunUpdate.set_fields(job.run, **{f"f{new % 30}": new})
+
+    fields = [field(f"f{number}") for number in range(30)]
+    one = engine.handler(spread, tag("*"), copy("transferred"), *fields)
+    options = engine.options_for(database, [one])
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await db.insert_run(engine.run_document(1, f1=1))
+        (parked,) = await engine.until(lambda: _failed(db))
+    assert parked.note.startswith("spread ran for 5 changes of this run within ")
+
+
+@pytest.mark.parametrize("way", ["returned", "written", "if parked"])
+async def test_a_handler_writes_to_its_own_run(database: Named, impatient: None, way: str) -> None:
+    """Another run is written to by `update_other`, which is named in the error."""
+    other = Run.from_document(engine.run_document(2))
+
+    async def wrong(job: Job) -> RunUpdate:
+        update = RunUpdate.set_fields(other, x=1)
+        if way == "written":
+            await job.update(update)
+        if way == "if parked":
+            job.park_with(update)
+        return update
+
+    async with listening(database, wrong) as db:
+        await go(db)
+        (parked,) = await debts(db, "failed")
+    assert "job.update_other" in parked.note
 
 
 async def _failed(db: Database) -> list[Debt]:

@@ -15,10 +15,9 @@ import attrs
 from attrs import frozen
 
 from caxev.config.errors import Problems, nearest
+from caxev.model import OWN_FIELDS, is_path
 
 _COLLECTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
-_OURS: Final = frozenset({"_id", "data", "deleted_data", "name", "number", "detector", "tags"})
-"""Fields that make a run what it is: no correction is written there."""
 
 
 @frozen
@@ -107,13 +106,12 @@ def _name(value: Any) -> str:
 
 
 def _path(value: Any) -> str:
-    parts = _text(value).split(".")
-    _sure(all(part and not part.startswith("$") for part in parts))
+    _sure(is_path(value))
     return str(value)
 
 
 def _target(value: Any) -> str:
-    _sure(_path(value).partition(".")[0] not in _OURS)
+    _sure(_path(value).partition(".")[0] not in OWN_FIELDS)
     return str(value)
 
 

@@ -282,7 +282,7 @@ async def _purge(world: World, show: Show, database: Database) -> int:
     """Let the first run go where it was born, as it is old enough; how many copies went."""
     gone = 0
     for one in (await database.select(Selection(), utcnow()))[:1]:
-        await database.update_run(RunUpdate.set_fields(one, tags=[]), utcnow())
+        await database.update_run(RunUpdate.overwrite(one, tags=[]), utcnow())
         show.say(f"{utcnow():%H:%M:%S} {one.name} is no longer tagged {PROTECTED}")
         with trio.move_on_after(PATIENCE):
             while (now := (await database.runs([one.id]))[one.id]).copy(CopyKey("raw", BIRTH)):

@@ -133,7 +133,7 @@ class Lab:
     async def set(self, run: Run | RunId, **fields: Any) -> Run:
         """Set fields of a run; a dot in a name is written ``__``."""
         named = {name.replace("__", "."): value for name, value in fields.items()}
-        return await self.update(RunUpdate.set_fields(await self.look(run), **named))
+        return await self.update(RunUpdate.overwrite(await self.look(run), **named))
 
     async def change(
         self,

@@ -374,7 +374,7 @@ class Ground:
         found = (await self.database.runs([marker])).get(marker)
         if found is None:
             return None
-        update = RunUpdate.set_fields(found, tags=[{"name": mark}])
+        update = RunUpdate.overwrite(found, tags=[{"name": mark}])
         return await self.database.update_run(update, utcnow())
 
     async def owed(self, states: Iterable[str]) -> list[Problem]:

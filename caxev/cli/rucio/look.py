@@ -252,7 +252,7 @@ class Checking:
         if data is None:
             return "left alone: they name several datasets"
         as_seen = FieldIs("data", run.document["data"])
-        update = RunUpdate.set_fields(run, as_seen, data=data)
+        update = RunUpdate.overwrite(run, as_seen, data=data)
         done = await database.update_run(update, utcnow())
         return "one entry is left" if done is not None else "has changed meanwhile"
 
