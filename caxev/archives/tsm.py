@@ -30,19 +30,19 @@ from caxev.job import Denied, GiveUp, Retry
 _FORMATS: Final = ("-dateformat=3", "-timeformat=1", "-numberformat=1")
 _REFUSED: Final = frozenset(
     {
+        "ANS1035S",  # the options file cannot be read
+        "ANS1087E",  # access to the file is denied
+        "ANS1217E",  # the server's name is not found in the options
         "ANS1025E",  # the user's name or password is refused
         "ANS1353E",  # the session is rejected: unknown node
     }
 )
 _HOPELESS: Final = frozenset(
     {
-        "ANS1035S",  # the options file cannot be read
         "ANS1036S",  # an option is not valid
         "ANS1051I",
         "ANS1063E",  # the path is not valid
         "ANS1064E",
-        "ANS1087E",  # access to the file is denied
-        "ANS1217E",  # the server's name is not found in the options
         "ANS1302E",  # no objects on server match query
         "ANS1345E",  # no objects on the server match
     }

@@ -57,6 +57,7 @@ Session established with server SIMULATED: Linux/x86_64
 MESSAGES = {
     "lost": "ANS1029E Communication with the IBM Storage Protect server is lost.",
     "media": "ANS1312E Server media mount not possible.",
+    "path": "ANS1063E The specified path is not a valid file system or logical volume name.",
     "quota": "ANS1311E Server out of data storage space.",
     "refused": "ANS1353E Session rejected: Unknown or incorrect ID entered",
     "unreachable": "ANS1017E Session rejected: TCP/IP connection failure.",
@@ -180,7 +181,7 @@ class Client:
         if (optfile := self.options.get("optfile")) and not os.access(optfile, os.R_OK):
             say(f"ANS1035S Options file '{optfile}' could not be found, or it cannot be read.")
             return 12
-        if self.fault in ("unreachable", "refused"):
+        if self.fault in ("path", "refused", "unreachable"):
             say(MESSAGES[self.fault])
             return 12
         say(SESSION.format(now=now))
