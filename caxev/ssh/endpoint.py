@@ -97,9 +97,11 @@ async def started(
     Raises `Denied` where the login shell prints something first, as nothing is understood then.
     """
     try:
+        # In this task: SFTP must get its channel before a receiver that is asked for meanwhile,
+        # as an account may allow no more than one.
         with translated(endpoint, "starting sftp"):
-            starting = connection.start_sftp_client(path_encoding=None)
-            return await asyncio.wait_for(starting, endpoint.connect_timeout)
+            async with asyncio.timeout(endpoint.connect_timeout):
+                return await connection.start_sftp_client(path_encoding=None)
     except Retry as error:
         if said := await _shell_output(connection):
             raise Denied(
