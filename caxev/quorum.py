@@ -3,12 +3,14 @@
 Handlers ask before they believe a copy. Data that sites make by jobs of their own differ from site
 to site: only copies of what one `maker` has made are compared. Each copy whose digests are its own
 reading has one voice; one that is not what its own entry said before has none: it has changed, and
-that much is certain. Pure.
+that much is certain. Entries of the same bytes have one voice together: which do, sites know, so
+callers pass it (`caxev.retention.same_bytes`). Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run
 
@@ -20,6 +22,14 @@ KEPT = ("creation_place", "pax_hash", "size")
 
 VOUCHED = "vouched"
 """The field of an entry that a person has looked at and found to be right."""
+
+Same: TypeAlias = "Callable[[Copy, Copy], bool]"
+"""Whether two entries of the same data are of the same bytes."""
+
+
+def at_one_host(one: Copy, other: Copy) -> bool:
+    """Whether two entries are at one host, as far as can be known without its site."""
+    return one.host == other.host
 
 
 def same_data(one: Copy, key: CopyKey) -> bool:
@@ -65,32 +75,42 @@ def is_disputed(one: Copy) -> bool:
     return one.status == ERROR and bool(one.fields.get(DISPUTED))
 
 
-def voters(run: Run, key: CopyKey) -> tuple[Copy, ...]:
-    """The copies of this data that have a voice: of each host the first entry."""
+def voters(run: Run, key: CopyKey, same: Same = at_one_host) -> tuple[Copy, ...]:
+    """Return the copies of this data that have a voice, in the order of the run.
+
+    Of several entries of the same bytes it is one: that which a person vouches for, else that of
+    this very key, else the first.
+    """
     mine = run.copy(key)
     whose = None if mine is None else maker(mine)
-    found: dict[str, Copy] = {}
-    for one in run.copies:
-        has_digest = one.manifest is not None or one.checksum is not None
-        speaks = one.status == TRANSFERRED or is_disputed(one)
-        if same_data(one, key) and maker(one) == whose and speaks and has_digest:
-            found.setdefault(one.host, one)
-    return tuple(found.values())
+    able = [one for one in run.copies if same_data(one, key) and maker(one) == whose and _able(one)]
+    found: list[Copy] = []
+    for one in sorted(able, key=lambda one: (not one.fields.get(VOUCHED), one is not mine)):
+        if not any(same(one, other) for other in found):
+            found.append(one)
+    return tuple(sorted(found, key=able.index))
 
 
-def at_odds(run: Run, key: CopyKey) -> bool:
+def _able(one: Copy) -> bool:
+    has_digest = one.manifest is not None or one.checksum is not None
+    return has_digest and (one.status == TRANSFERRED or is_disputed(one))
+
+
+def at_odds(run: Run, key: CopyKey, same: Same = at_one_host) -> bool:
     """Whether the copies of this data contradict one another."""
-    those = voters(run, key)
+    those = voters(run, key, same)
     return any(not agree(those[0], one) for one in those[1:])
 
 
-def majority(run: Run, key: CopyKey, without: Collection[str] = ()) -> tuple[Copy, ...]:
+def majority(
+    run: Run, key: CopyKey, without: Collection[str] = (), *, same: Same = at_one_host
+) -> tuple[Copy, ...]:
     """The copies that say what more than half of all say; none where there is no such half.
 
     Where a person vouches for a copy, they are those that say what it says. The hosts `without`
     have no voice.
     """
-    those = [one for one in voters(run, key) if one.host not in without]
+    those = [one for one in voters(run, key, same) if one.host not in without]
     for one in those:
         party = tuple(other for other in those if other is one or agree(one, other))
         if one.fields.get(VOUCHED) or (2 * len(party) > len(those) and not _vouched(those)):

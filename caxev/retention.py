@@ -36,7 +36,7 @@ from caxev.model import (
     as_utc,
     new_id,
 )
-from caxev.quorum import majority, same_data
+from caxev.quorum import Same, at_one_host, majority, same_data
 
 RAW: Final = "raw"
 NEVER: Final = "untriggered"
@@ -152,7 +152,7 @@ def plan(
         keep = max(keep, 1)
     if (no := _never(run, copy, site)) is not None:
         return Skip(no)
-    like = _like(run, copy)
+    like = _like(run, copy, sites)
     if like is None:
         return Skip("no majority of its copies says what is right: caxev vouch names a right one")
     wanted = Plan(copy, by, why, keep, like, by_entries)
@@ -241,15 +241,27 @@ def beside(site: Site, sites: Sites) -> frozenset[str]:
     )
 
 
-def _same_place(one: Copy, other: Copy) -> bool:
-    places = [place and plain(place) for place in (one.location, other.location)]
-    return places[0] == places[1]
+def same_bytes(sites: Sites) -> Same:
+    """Return whether two entries of the same data are of the same bytes, as far as sites know.
+
+    Such are at one host, or at the same place of two sites that may have the same directories.
+    """
+
+    def same(one: Copy, other: Copy) -> bool:
+        here = sites.find(one.host)
+        if at_one_host(one, other) or here is None or other.host not in beside(here, sites):
+            return at_one_host(one, other)
+        places = [place and plain(place) for place in (one.location, other.location)]
+        return places[0] == places[1]
+
+    return same
 
 
-def _like(run: Run, copy: Copy) -> Copy | None:
+def _like(run: Run, copy: Copy, sites: Sites) -> Copy | None:
     if copy.status == TRANSFERRED and (copy.manifest or copy.checksum):
         return copy
-    return next(iter(majority(run, copy.key)), None) or (None if copy.type == RAW else copy)
+    most = majority(run, copy.key, same=same_bytes(sites))
+    return next(iter(most), None) or (None if copy.type == RAW else copy)
 
 
 def _due(run: Run, site: Site) -> datetime | None:
@@ -275,17 +287,19 @@ def others(
 
     With `fresh` a copy that can be read again must have been read so, and one at a catalogue must
     have been compared there at some time; what is on tape was restored and compared before it was
-    good, and counts by its entry. A copy at the very place of this one, as where two
-    sites share a directory, is no other copy.
+    good, and counts by its entry. Of copies at the very same place, as if two sites share
+    a directory, one counts, and none at the place of this one.
     """
-    mine, here = run.copy(key), sites.find(key.host)
-    near = frozenset[str]() if here is None else beside(here, sites)
-    there = {one.host: one for one in run.copies if same_data(one, key) and one.host != key.host}
+    mine, same = run.copy(key), same_bytes(sites)
+    found = [] if mine is None else [mine]
+    for one in run.copies:
+        known = same_data(one, key) and one.host != key.host and one.host in sites
+        if known and not any(same(one, other) for other in found):
+            found.append(one)
     return {
-        name: None if fresh is None else _reading(site, fresh)
-        for name, one in there.items()
-        if (site := sites.find(name)) is not None
-        and not (mine is not None and _same_place(one, mine) and name in near)
+        one.host: None if fresh is None else _reading(sites.get(one.host), fresh)
+        for one in found
+        if one.host != key.host
     }
 
 

@@ -50,6 +50,7 @@ from caxev.config import Sites
 from caxev.files import empty_quarantine, set_aside, standing
 from caxev.model import as_utc, new_id
 from caxev.quorum import DISPUTED, VOUCHED, agree, at_odds, is_disputed, majority, same_data, voters
+from caxev.retention import same_bytes
 from caxev.sharing import sharing
 
 FRESH = timedelta(days=7)
@@ -114,7 +115,9 @@ async def judge(job: Job) -> Result:
 
 async def _judge(job: Job, mine: Copy) -> str | None:
     """Judge one of our copies; says why there is nothing to be said, if so."""
-    hosts = {one.host for one in voters(job.run, mine.key)} if at_odds(job.run, mine.key) else ()
+    same = same_bytes(job.sites)
+    odd = at_odds(job.run, mine.key, same)
+    hosts = {one.host for one in voters(job.run, mine.key, same)} if odd else ()
     mute = [host for host in hosts if not await job.has_listened(host)]
     verdict = plan_judgement(job.run, mine, job.sites, job.now(), job.safe_now(), mute=mute)
     if isinstance(verdict, Ask):
@@ -122,7 +125,7 @@ async def _judge(job: Job, mine: Copy) -> str | None:
         again = job.run.copy(mine.key)
         assert again is not None
         verdict = plan_judgement(job.run, again, job.sites, job.now(), job.safe_now(), mute=mute)
-    if not _troubled(job.run, mine.key):
+    if not _troubled(job.run, mine.key, job.sites):
         await job.all_clear(ALARM, about=_data(mine))
     match verdict:
         case Acquit():
@@ -171,10 +174,10 @@ def _ours(job: Job) -> list[Copy]:
     return found
 
 
-def _troubled(run: Run, key: CopyKey) -> bool:
+def _troubled(run: Run, key: CopyKey, sites: Sites) -> bool:
     """Whether it is open what this data is to be."""
     aside = (one for one in run.copies if same_data(one, key) and one.fields.get("quarantine"))
-    return at_odds(run, key) or any(one.status == ERROR for one in aside)
+    return at_odds(run, key, same_bytes(sites)) or any(one.status == ERROR for one in aside)
 
 
 def plan_judgement(
@@ -192,8 +195,9 @@ def plan_judgement(
     At the hosts that are `mute` no caxev has ever listened, so nobody reads a copy there afresh if
     its own listener would have to: it counts as it stands.
     """
-    those = voters(run, mine.key)
-    if not at_odds(run, mine.key):
+    same = same_bytes(sites)
+    those = voters(run, mine.key, same)
+    if not at_odds(run, mine.key, same):
         if is_disputed(mine) and len(those) > 1:
             return Acquit()
         return Skip("the copies do not contradict one another")
@@ -219,28 +223,29 @@ def _coming(run: Run, key: CopyKey) -> list[str]:
 
 def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Verdict:
     """Count the voices of those who have answered."""
-    most = majority(run, mine.key, late)
+    those = voters(run, mine.key, same_bytes(sites))
+    most = majority(run, mine.key, late, same=same_bytes(sites))
     names = ", ".join(sorted(one.host for one in most))
-    if mine not in voters(run, mine.key):
+    if mine not in those:
         return Skip("it is bad in any case")
-    if not most or _is_alone(run, mine, late, most):
+    if not most or _is_alone(those, mine, late, most):
         return _hung(run, mine, sites)
     if any(agree(mine, one) for one in most):
         return Acquit() if mine.status == ERROR else Skip(f"most say the same: {names}")
     return Convict(f"most of its copies say something else: {names}")
 
 
-def _is_alone(run: Run, mine: Copy, late: list[str], most: Collection[Copy]) -> bool:
+def _is_alone(those: Collection[Copy], mine: Copy, late: list[str], most: Collection[Copy]) -> bool:
     """Whether no other copy has answered: the one that is left is no majority of all.
 
     But for one that a person vouches for.
     """
-    others = [one for one in voters(run, mine.key) if one.host not in (mine.host, *late)]
+    others = [one for one in those if one.host not in (mine.host, *late)]
     return not others and not any(one.fields.get(VOUCHED) for one in most)
 
 
 def _hung(run: Run, mine: Copy, sites: Sites) -> Hung:
-    those = voters(run, mine.key)
+    those = voters(run, mine.key, same_bytes(sites))
     master = next((one for one in those if mine.type in _master_of(one, sites)), None)
     said = "; ".join(f"{one.host}: {one.manifest or one.checksum}" for one in those)
     return Hung(

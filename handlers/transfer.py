@@ -60,7 +60,14 @@ from caxev.movers import Route, methods, unserved, ways
 from caxev.movers import pull as pull_bytes
 from caxev.movers import push as push_bytes
 from caxev.quorum import VOUCHED, coming_from, is_disputed, majority, voters
-from caxev.retention import is_left_over, plain, to_be_purged, unwanted, was_deleted
+from caxev.retention import (
+    is_left_over,
+    plain,
+    same_bytes,
+    to_be_purged,
+    unwanted,
+    was_deleted,
+)
 from caxev.sharing import located, neighbours, sharing
 
 STALLED = 15 * 60.0
@@ -433,7 +440,7 @@ def plan_repair(
         return Skip(why)
     if is_disputed(bad):
         return Skip("it contradicts others, and it is open who is right")
-    most = majority(run, bad.key)
+    most = majority(run, bad.key, same=same_bytes(sites))
     aside = bad.fields.get("quarantine")
     if aside and not any(one.fields.get(VOUCHED) for one in most):
         return Skip("no majority says what is right: a person must vouch for a copy")
@@ -480,7 +487,7 @@ def _to_mend_from(run: Run, bad: Copy, site: Site, sites: Sites) -> list[Copy]:
         names = dict.fromkeys([site.name])
     else:
         return []
-    most = majority(run, bad.key)
+    most = majority(run, bad.key, same=same_bytes(sites))
     found = (run.copy(CopyKey(bad.type, name, bad.version)) for name in names if name != bad.host)
     good = [
         one for one in found if one in most and not unfit(one) and _served(one.host, site, sites)

@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
 from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,6 +50,20 @@ def judged(run: Run, host: str = "lngs") -> Any:
 
 BAD_MASTER = (entry("lngs", "bad"), entry("chicago"), entry("stockholm"))
 DISPUTED: dict[str, Any] = {"status": "error", "checksumproblem": True, "disputed": True}
+
+
+def test_two_sites_with_one_directory_are_no_majority() -> None:
+    """The master is not convicted by bytes that are read twice."""
+    place = {"location": "/shared/run"}
+    run = run_of(
+        entry("lngs"), entry("chicago", "bad", **place), entry("stockholm", "bad", **place)
+    )
+    assert isinstance(judged(run), Convict)
+    twin = evolve(SITES.get("stockholm"), hostname="chicago")
+    other = evolve(SITES.get("chicago"), hostname="chicago")
+    shared = evolve(SITES, by_name={**SITES.by_name, "chicago": other, "stockholm": twin})
+    for host in ("lngs", "chicago", "stockholm"):
+        assert isinstance(plan_judgement(run, mine(run, host), shared, NOW, NOW), Hung)
 
 
 def test_the_majority_decides_against_the_master() -> None:

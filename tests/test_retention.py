@@ -30,6 +30,7 @@ from caxev.retention import (
     plan_processed,
     plan_purge,
     prove,
+    same_bytes,
     tombstone,
     was_deleted,
     weigh,
@@ -276,6 +277,45 @@ def test_one_place_under_two_names_is_one_copy() -> None:
     sites = Sites(ALL.path, {**ALL.by_name, "chicago": twin})
     run = run_of(entry("lngs"), entry("chicago", location="/lngs/run"), entry("stockholm"))
     assert "there are 1: stockholm" in why(decided(run, sites))
+
+
+def test_what_two_others_share_counts_once() -> None:
+    """Deleting ours must leave so many sets of bytes, not so many entries."""
+    run = run_of(entry("lngs"), *twins())
+    assert "there are 1: chicago" in why(decided(run, sharing_sites()))
+
+
+def sharing_sites() -> Sites:
+    """All sites; of these, chicago and stockholm are on one machine."""
+    twin = evolve(ALL.get("stockholm"), hostname=ALL.get("chicago").hostname)
+    return Sites(ALL.path, {**ALL.by_name, "stockholm": twin})
+
+
+def twins(**fields: Any) -> list[dict[str, Any]]:
+    """Two entries of one directory, which is written in two ways."""
+    places = {"chicago": "/shared/run", "stockholm": "/shared//run/."}
+    return [entry(host, location=place, **fields) for host, place in places.items()]
+
+
+def test_one_set_of_bytes_has_one_voice() -> None:
+    """Two entries of the same bad bytes do not outvote a good copy."""
+    same = same_bytes(sharing_sites())
+    run = run_of(entry("lngs"), *twins(manifest="b3:bad"))
+    assert majority(run, RAW, same=same) == ()
+    more = run_of(entry("lngs"), entry("depot"), *twins(manifest="b3:bad"))
+    assert [one.host for one in majority(more, RAW, same=same)] == ["lngs", "depot"]
+    for host in ("chicago", "stockholm"):  # each of the two is judged for itself
+        assert [one.host for one in voters(more, CopyKey("raw", host), same)][-1] == host
+    apart = same_bytes(ALL)
+    assert {one.host for one in majority(run, RAW, same=apart)} == {"chicago", "stockholm"}
+
+
+def test_a_voice_that_a_person_vouches_for_is_the_one_that_is_heard() -> None:
+    """Though another entry of the same bytes comes first, or is the one that is judged."""
+    first, second = twins()
+    run = run_of(first, {**second, "vouched": {"by": "me"}})
+    (one,) = voters(run, run.copies[0].key, same_bytes(sharing_sites()))
+    assert one.host == "stockholm"
 
 
 def test_a_bad_copy_may_go_beside_good_ones() -> None:
