@@ -584,6 +584,38 @@ async def test_there_is_an_end_to_single_alarms(monkeypatch: pytest.MonkeyPatch)
     assert "crowded" in {one.alarm.key for one in desk.standing}
 
 
+def _failed(event: str, why: str = "the disk is full") -> Alarm:
+    key = alarms.PARKED + json.dumps(["lngs", "7", event, "process"])
+    return Alarm("lngs", key, f"process has failed ({event})", run="run 7", details={"why": why})
+
+
+@pytest.mark.replicaset
+async def test_reactions_that_failed_for_one_cause_have_one_alarm(database: Named) -> None:
+    """It stands until the last of them is done, or has another cause, or a person ends it."""
+    one, two, three = map(_failed, ("one", "two", "three"))
+    other = _failed("two", "the network is down")
+    async with engine.opened(database) as db:
+        desk = await _desk(db, await _tenure(db))
+
+        def standing() -> list[str]:
+            return [found.alarm.key for found in desk.standing]
+
+        for alarm in (one, two, three, two):
+            desk.sound(alarm)
+        desk.clear(one.key)
+        assert standing() == [one.key]
+        desk.sound(other)
+        assert standing() == [one.key, other.key]
+        desk.clear(three.key)
+        assert standing() == [other.key]
+        desk.clear(other.key)
+        assert standing() == []
+        for alarm in (one, two, three):
+            desk.sound(alarm)
+        await desk.clear_and_keep(one.key)
+        assert standing() == []
+
+
 # -- the engine ---------------------------------------------------------------------------------
 
 

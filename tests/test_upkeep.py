@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from bson import ObjectId
+from pymongo import MongoClient
 
 from caxev import Denied, FieldIs, GiveUp, Job, Manifest, RunUpdate, Skip
 from caxev.config import Permission, Site
@@ -22,10 +23,11 @@ from caxev.config.permissions import read_permissions
 from caxev.config.sites import TYPES
 from caxev.demo import daq
 from caxev.files import Item
+from caxev.ledger import Debt
 from caxev.model import CopyKey, Event, Run
 from caxev.mongo import Request
 from caxev.registry import recorded
-from caxev.testing import lab
+from caxev.testing import Lab, lab
 from handlers import completeness, permissions
 from tests import engine
 from tests.conftest import Database as Named
@@ -140,6 +142,28 @@ async def test_one_cause_is_one_alarm() -> None:
         await here.set(run, trigger={"events_built": None}, raw_size_byte=1)
         await here.database.add_request("lngs", Request("retry"), "me", here.now())
         assert await here.settle() == []
+        assert await here.alarms() == []
+
+
+def retried(here: Lab, debt: Debt) -> None:
+    """Open one failed reaction again, and leave the others of its run and handler as they are."""
+    settings, fresh = here.database.settings, {"state": "open", "due": here.now(), "attempts": 0}
+    with MongoClient[dict[str, Any]](settings.mongo_uri, w="majority") as client:
+        client[settings.database]["caxev_ledger"].update_one({"_id": debt.id}, {"$set": fresh})
+
+
+@pytest.mark.replicaset
+async def test_the_alarm_of_one_cause_stands_until_the_last_is_done() -> None:
+    """Whichever of them is done first, and though another listener takes over meanwhile."""
+    async with lab(completeness) as here:
+        run = await here.new_run(at="lngs", trigger={"events_built": 5000})
+        failed = await here.settle()
+        (alarm,) = await here.alarms()
+        await here.set(run, trigger={"events_built": None}, raw_size_byte=1)
+        for debt in sorted(failed, key=lambda debt: f"failed {debt.id}" != alarm.key):
+            assert [one.key for one in await here.alarms()] == [alarm.key]
+            retried(here, debt)
+            await here.settle()
         assert await here.alarms() == []
 
 

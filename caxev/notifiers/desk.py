@@ -90,6 +90,8 @@ class Desk:
     pause: float = field(factory=lambda: PAUSE)
     _known: dict[str, Standing] = field(init=False, factory=dict)
     _unkept: set[str] = field(init=False, factory=set)
+    _cause: dict[str, str] = field(init=False, factory=dict)
+    """By which alarm each one is told: several of one cause by that of the first, until all end."""
     _changed: trio.Event = field(init=False, factory=trio.Event)
     _pen: trio.Lock = field(init=False, factory=trio.Lock)
     _turns: defaultdict[str, trio.Lock] = field(init=False, factory=lambda: defaultdict(trio.Lock))
@@ -103,7 +105,11 @@ class Desk:
 
     def sound(self, alarm: Alarm) -> None:
         """Raise an alarm; nothing new if it stands, or another one of the same cause does."""
-        if not self._stands(alarm.key) and any(same_cause(s.alarm, alarm) for s in self.standing):
+        told_by = self._told_by(alarm)
+        if self._cause.get(alarm.key, told_by) != told_by:
+            self.clear(alarm.key)  # it has another cause by now
+        self._cause[alarm.key] = told_by
+        if told_by != alarm.key:
             return
         if len(self._known) >= MOST and alarm.key not in self._known:
             alarm = crowded(alarm.site, MOST)
@@ -115,14 +121,22 @@ class Desk:
             self._note(alarm.key)
 
     def clear(self, key: str) -> None:
-        """Say that an alarm is over; nothing where none stands."""
-        if not self._stands(key):
+        """End an alarm, if it stands and no other one of its cause still does."""
+        key = self._cause.pop(key, key)
+        if not self._stands(key) or key in self._cause.values():
             return
         before = self._known[key]
         self._known[key] = after = cleared(before, utcnow())
         if not after.stands:
             logger.info("over: {}", before.alarm.summary)
             self._note(key)
+
+    def _told_by(self, alarm: Alarm) -> str:
+        """Return the key of the alarm that is told for this one: its own, or one of its cause."""
+        if self._stands(alarm.key):
+            return alarm.key
+        found = (one.alarm.key for one in self.standing if same_cause(one.alarm, alarm))
+        return next(found, alarm.key)
 
     def _stands(self, key: str) -> bool:
         return key in self._known and self._known[key].stands
@@ -133,7 +147,8 @@ class Desk:
         await self._keep_one(alarm.key)
 
     async def clear_and_keep(self, key: str) -> None:
-        """Say that an alarm is over; returns when that is kept. Raises `DatabaseError`."""
+        """End an alarm for all that it is told for, and keep that. Raises `DatabaseError`."""
+        self._cause = {one: told_by for one, told_by in self._cause.items() if told_by != key}
         self.clear(key)
         await self._keep_one(key)
 
@@ -157,19 +172,20 @@ class Desk:
         """
         site = self.tenure.site
         self._known = {one.alarm.key: one for one in await self.database.alarms(site)}
+        self._cause = {key: key for key in self._known if self._stands(key)}
         failed = await self.database.debts(site, state="failed", limit=MOST)
         about = [key for key in self._known if key.startswith(PARKED) and self._stands(key)]
         for key in [key for key in self._known if key.startswith(DEAF)]:
             self.clear(key)  # with its process
         debts = await self.database.standing([key.removeprefix(PARKED) for key in about])
-        for key in about:
-            debt = debts.get(key.removeprefix(PARKED))
-            if debt is None or debt.state is State.DONE:
-                self.clear(key)
         untold = [debt for debt, _ in failed if not self._stands(parked_key(debt))]
         runs = await self.database.runs([debt.run for debt in untold]) if untold else {}
         for debt in untold:
             self.sound(parked(debt, str(runs.get(debt.run, f"run {debt.run}"))))
+        for key in about:  # last, since it may stand for others of its cause that have failed
+            found = debts.get(key.removeprefix(PARKED))
+            if found is None or found.state is State.DONE:
+                self.clear(key)
 
     async def keep(self) -> None:
         """Write what is not in the database yet. Raises `DatabaseError`."""
@@ -238,6 +254,7 @@ class Desk:
         for key, standing in list(self._known.items()):
             if forgettable(standing, rules, now):
                 del self._known[key]
+                self._cause.pop(key, None)
                 self._unkept.add(key)
         if len(self._known) < MOST // 2:
             self.clear("crowded")
