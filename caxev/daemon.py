@@ -164,7 +164,10 @@ async def prepare(database: Database) -> None:
 
 
 async def make_indexes(database: Database) -> None:
-    """Make the indexes if we may: at the start, and after somebody has dropped the ledger."""
+    """Make the indexes if we may: at the start, and after somebody has dropped the ledger.
+
+    Nothing shows that another collection was dropped, so `_make_indexes_daily` does it as well.
+    """
     try:
         await database.create_indexes()
     except Refused as error:
@@ -173,6 +176,15 @@ async def make_indexes(database: Database) -> None:
         if not passing(error):
             raise
         logger.warning("the indexes may be missing, which makes everything slow: {}", error)
+
+
+async def _make_indexes_daily(database: Database) -> None:
+    while True:
+        await trio.sleep(SCAN_EVERY)
+        try:
+            await make_indexes(database)
+        except DatabaseError as error:
+            logger.error("the indexes cannot be made: {}", error)
 
 
 async def serve_tenures(options: Options, database: Database, owner: str, leaving: Leaving) -> None:
@@ -371,6 +383,7 @@ class _Tenancy:
         await self._open_desk()
         outer.start_soon(self.desk.run)
         outer.start_soon(self._tend, dispatcher)
+        outer.start_soon(_make_indexes_daily, self.database)
         roots.woken = dispatcher.look_again
         outer.start_soon(roots.run)
         with trio.move_on_after(ANSWERS):  # what is not known by then counts as away

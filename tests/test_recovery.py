@@ -29,6 +29,7 @@ from caxev import (
     Skip,
     copy,
     copy_field,
+    daemon,
     field,
     metrics,
     new_run,
@@ -540,6 +541,27 @@ async def test_indexes_are_made_again_after_the_ledger_was_dropped(
             await add(db, 1)
             await engine.until(lambda: len(record.seen) == 1)
         assert len(before) > 1
+
+
+async def test_indexes_of_what_else_was_dropped_are_made_daily(
+    database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests and manifests go on without a word, into collections that lack them."""
+    monkeypatch.setattr(daemon, "SCAN_EVERY", 0.5)  # a short day
+    options = evolve(Recorder().options(database), settings=settings_of_admin(database))
+
+    def indexes() -> list[set[str]]:
+        names = ("caxev_requests", "caxev_manifests")
+        return [set(server[name].index_information()) for name in names]
+
+    async with engine.opened(database) as db:
+        wanted = indexes()
+        async with engine.listener(db, options):
+            await ready(db)
+            for name in ("caxev_requests", "caxev_manifests"):
+                server.drop_collection(name)
+            await engine.until(lambda: indexes() == wanted, within=20)
+    assert [len(one) for one in wanted] == [2, 2]
 
 
 def settings_of_admin(database: Named) -> Settings:
