@@ -509,6 +509,31 @@ def test_a_gateway_without_its_server_is_a_server_that_is_away(code: int, counte
     assert meaning.after == (None if counted else 60.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "kind", "away"),
+    [
+        ("RucioException", (503, "<html>"), Retry, True),
+        ("RucioException", (504, ""), Retry, True),
+        ("RucioException", (500, "<html>"), Retry, False),
+        ("RucioException", ("503 files",), Retry, False),
+        ("RucioException", ("Error on HTTP 502 : Bad Gateway",), Retry, True),
+        ("DestinationNotAccessible", ("(103) Result HTTP/1.1 503 after 1 try",), Retry, True),
+        ("RSEOperationNotSupported", ("Unable to remove x: no right to do so",), GiveUp, False),
+    ],
+)
+def test_a_gateway_of_a_storage_may_be_without_its_server(
+    name: str, args: tuple[Any, ...], kind: type[Exception], away: bool
+) -> None:
+    """The same by itself, and as an upload wraps it: by its text, in one of another class."""
+    theirs = importlib.import_module("rucio.common.exception")
+    error = getattr(theirs, name)(*args)
+    wrapped = theirs.RSEOperationNotSupported(f"Unable to remove temporary file x: {error}")
+    for one in (error, wrapped) if away else (error,):
+        meaning = meaning_of(one, "upload of x", 60.0)
+        assert type(meaning) is kind
+        assert (getattr(meaning, "after", None) == 60.0) is away
+
+
 # -- what the listeners do ------------------------------------------------------------------------
 
 SITES = ("lngs", "chicago")

@@ -56,8 +56,18 @@ REFUSED: Final = frozenset(
 )
 """What somebody must allow. Proxies and tokens are renewed, too."""
 
-_GATEWAY: Final = re.compile(r"http status code: 50[234]\b", re.IGNORECASE)
-"""What Rucio's client makes of a gateway's answer while the server behind it is away."""
+_GATEWAY: Final = re.compile(
+    r"http status code: 50[234]\b"  # Rucio's client, of its own server
+    r"|bad status code 50[234]\b|details: 50[234](?:\n|$)"  # its protocols, of a storage
+    r"|\bhttp(?:/\d(?:\.\d)?)? 50[234]\b"  # gfal and davix
+    r"|\b50[234] (?:bad gateway|service (?:temporarily )?unavailable|gateway time-?out)"
+    r"|requested service is not available at the moment",  # `ServiceUnavailable`, by its text
+    re.IGNORECASE,
+)
+"""What is made of a gateway's answer while the server behind it is away.
+
+An error of an upload may hold another one's text alone: its class means nothing then.
+"""
 
 FULL: Final = frozenset({"FullStorage", "InsufficientAccountLimit", "RSEOverQuota"})
 
@@ -99,10 +109,11 @@ def meaning_of(error: BaseException, what: str, away: float) -> Retry | GiveUp |
             return OverQuota(text)
         if names & REFUSED:
             return Denied(text)
-        if names & HOPELESS:
-            return GiveUp(text)
-        gone = names & {"ServerConnectionException", "ServiceUnavailable"} or _GATEWAY.search(text)
-        return Retry(text, after=away if gone else None)
+        if names & {"ServerConnectionException", "ServiceUnavailable"} or _GATEWAY.search(
+            str(error)
+        ):
+            return Retry(text, after=away)
+        return GiveUp(text) if names & HOPELESS else Retry(text)
     if modules & {"requests", "urllib3"}:
         return Retry(text, after=away)
     return Retry(text) if isinstance(error, (OSError, *UNFORESEEN)) else None
