@@ -606,6 +606,14 @@ def test_stray_deletes_what_nobody_knows_and_nothing_else(ground: Ground) -> Non
 
 
 @pytest.mark.replicaset
+def test_what_stands_beside_a_stray_file_does_not_matter(ground: Ground) -> None:
+    """A link of any name may lead anywhere."""
+    littered(ground)
+    (ground.raw / "x").symlink_to("/")
+    assert stray(ground, "--delete")["stray"] == "deleted"
+    assert not (ground.raw / "stray").exists()
+
+
 def test_what_another_site_on_the_machine_knows_is_no_stray(ground: Ground) -> None:
     """Two sites of one host name may have one directory: neither deletes what the other has."""
     littered(ground)

@@ -251,10 +251,15 @@ class Search:
         if self.dry_run:
             return {"state": "would be deleted"}
         try:
-            await trio.to_thread.run_sync(erase, find.path, self.site.roots, mark)
+            await trio.to_thread.run_sync(self._erase, os.fsdecode(find.path), mark)
         except (Retry, GiveUp) as error:
             return {"state": f"not deleted: {error}", "ok": False}
         return {"state": "deleted"}
+
+    def _erase(self, path: str, mark: str | None) -> None:
+        from caxev.files import erase, to_nobody
+
+        erase(path, self.site.roots, mark, report=to_nobody)
 
     async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
         from caxev.cli.places import run_called
@@ -351,16 +356,3 @@ def _gone_row(claim: Claim) -> Row:
         "version": claim.version,
         "state": f"{' '.join(filter(None, (claim.type, claim.version)))} of run {claim.run}",
     }
-
-
-def erase(path: bytes, roots: Sequence[str], mark: str | None) -> None:
-    """Delete what is at a resolved path inside one of these roots; of a link, the link.
-
-    Raises `Retry` if the disk fails, or that is not what `mark` says (`caxev.files.identity`);
-    `GiveUp` for a path that leads out of the roots.
-    """
-    from caxev.files import confine_own, erase_at, own_name
-
-    directory, name = os.path.split(os.fsdecode(path))
-    inside = confine_own(os.path.join(directory, "x"), roots)
-    erase_at(os.path.join(os.path.dirname(inside), own_name(name)), mark)

@@ -25,9 +25,9 @@ from caxev.cli.errors import NothingToDo
 from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
 from caxev.cli.stray import Search, Telling
-from caxev.cli.stray import erase as erase_stray
 from caxev.config import Deletion, Permission, Site, Sites
-from caxev.files import confine, empty_quarantine, identity, set_aside, standing
+from caxev.files import confine, empty_quarantine, identity, set_aside, standing, to_nobody
+from caxev.files import erase as erase_stray
 from caxev.job import GiveUp, Job, Retry, utcnow
 from caxev.model import TRANSFERRED, CopyField, CopyKey, Event, Run, RunUpdate
 from caxev.mongo import Selection
@@ -204,7 +204,7 @@ class Place:
             mark = identity(path)
         except OSError:  # a link on the way, as the command would report it
             mark = None
-        erase_stray(os.fsencode(path), self.here.roots, mark)
+        erase_stray(path, self.here.roots, mark, report=to_nobody)
         return None
 
     def _made(self, path: str) -> object:
