@@ -54,7 +54,9 @@ from caxev.ssh.openssh import shell
 from caxev.ssh.plan import BLOCK
 from caxev.ssh.remote import Remote
 from caxev.ssh.tree import only_pusher
+from caxev.workers import Workers
 from tests import sshd as servers
+from tests import worker_jobs as jobs
 from tests.sshd import Server, sshd
 from tests.test_files import make_run, quiet
 
@@ -934,6 +936,36 @@ def test_a_refused_key_waits_for_somebody(sshd: Server) -> None:
     refused(no_key, Denied, "cannot be used")
     with pytest.raises(Denied, match="is not there"):
         check(evolve(sshd.endpoint, identity="/nowhere"))
+
+
+async def test_what_is_renewed_on_the_disk_counts_at_the_next_login(ways: Ways) -> None:
+    """Our key and known_hosts, in a worker process that has logged in before and lives on."""
+    make_run(ways.source / "run")
+    there, ours = ways.server.directory, ways.target / "key"
+    shutil.copy(there / "user_key", ours)
+    endpoint = evolve(ways.server.endpoint, identity=str(ours))
+    servers.make_key(there / "renewed")
+    async with Workers() as workers:
+
+        async def move(to: str) -> None:
+            await workers.run(pull, evolve(ways.transfer(pull, to=to), endpoint=endpoint))
+
+        async def is_refused(why: str) -> None:
+            with pytest.raises(Denied, match=why):
+                await move("refused")
+
+        first = await workers.run(jobs.process_id)
+        await move("one")
+        (there / "renewed.pub").replace(there / "user_key.pub")  # the server knows no other now
+        await is_refused("refused the key of")
+        (there / "renewed").replace(ours)
+        await move("two")
+        servers.write_known_hosts(there, ways.server.port, "user_key.pub")
+        await is_refused("is not the one in")
+        servers.write_known_hosts(there, ways.server.port)
+        await move("three")
+        assert await workers.run(jobs.process_id) == first
+    assert all(digested(ways.target / name).items for name in ("one", "two", "three"))
 
 
 DENIED = "Match all\n  ForceCommand internal-sftp -P {}\n"
