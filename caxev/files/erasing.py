@@ -54,12 +54,7 @@ def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Repo
     that is well. Raises `GiveUp` for a path that leads out of the roots, `Retry` if the disk fails
     or something else stands there, which then stays.
     """
-    erase_at(_own(location, roots), mark)
-    report(1, 1)
-
-
-def erase_at(path: str, mark: str | None) -> None:
-    """`erase` at a path that is resolved, and known to be inside a root but for its last name."""
+    path = _own(location, roots)
     directory, name = os.path.split(path)
     gone = os.path.join(directory, GONE_PREFIX + name)
     try:
@@ -71,6 +66,7 @@ def erase_at(path: str, mark: str | None) -> None:
         crash.point("files.erase.done")
     except OSError as error:
         raise meaning(error, f"cannot erase {_shown(path)}") from error
+    report(1, 1)
 
 
 def _take_name(path: str, gone: str, mark: str | None) -> None:
