@@ -49,6 +49,7 @@ from caxev.ssh.dialing import dial, in_turn
 from caxev.ssh.endpoint import KEX, MACS, _options, sftp_session
 from caxev.ssh.handout import Handout
 from caxev.ssh.known_hosts import read_known_hosts
+from caxev.ssh.lane import Lane
 from caxev.ssh.lines import Channel, _Here
 from caxev.ssh.openssh import shell
 from caxev.ssh.plan import BLOCK
@@ -250,6 +251,37 @@ def test_a_fifo_is_refused(ways: Ways, move: Move) -> None:
     os.mkfifo(ways.source / "run" / "pipe")
     with pytest.raises(GiveUp, match="pipe"):
         ways.move(move)
+
+
+@pytest.mark.parametrize("move", [pull, push])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_fifo_put_in_a_file_s_place_holds_nobody_up(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch, move: Move, held: bool
+) -> None:
+    """A server that opens one waits, for ever; or until it reads, if somebody holds the other end.
+
+    Nothing that was listed is it then, so it comes after the listing.
+    """
+    make_run(ways.source / "run")
+    fifo = (ways.source / "run" if move is pull else ways.partial) / "sub/deep/data"
+    carry, opened = Lane.carry, list[int]()
+
+    def planting(lane: Lane) -> None:
+        if not opened:
+            fifo.unlink(missing_ok=True)
+            os.mkfifo(fifo)
+            opened.append(os.open(fifo, os.O_RDWR) if held else -1)
+        carry(lane)
+
+    monkeypatch.setattr(Lane, "carry", planting)
+    monkeypatch.setattr("caxev.ssh.lane.OPENING", 1.0)
+    why = "no longer a file" if held else "is it a file still"
+    try:
+        with pytest.raises(Retry, match=f"sub/deep/data .*{why}"):
+            move(evolve(ways.transfer(move), agent=None), report=quiet)
+    finally:
+        if held:
+            os.close(opened[0])
 
 
 @both

@@ -7,6 +7,7 @@ structure: a lane takes another span only while less than `WINDOW` is to come of
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -34,7 +35,7 @@ from caxev.job import Retry
 from caxev.ssh.handout import Handout, Pace, Progress
 from caxev.ssh.plan import BLOCK
 from caxev.ssh.remote import GONE, NOT_FOR_US, naming
-from caxev.ssh.sftp import READ, WRITE, Answer, Sftp
+from caxev.ssh.sftp import OPENING, READ, WRITE, Answer, Sftp, may_be_file
 
 Digests = dict[bytes, dict[int, list[bytes]]]
 """The BLAKE3 of parts, by the file's path and the stretch's first byte."""
@@ -178,6 +179,8 @@ class Lane:
     haul: Haul
     where: str
     _asked: dict[int, Callable[[Answer], None]] = field(factory=dict, init=False)
+    _opening: dict[int, _Span] = field(factory=dict, init=False)
+    _heard: float = field(factory=time.monotonic, init=False)
     _blocks: deque[tuple[_Span, int, int]] = field(factory=deque, init=False)
     _under_way: set[_Span] = field(factory=set, init=False)
     _to_come: int = field(default=0, init=False)
@@ -192,14 +195,34 @@ class Lane:
             while True:
                 wait = self._fill()
                 if self._asked:
-                    if wait is None or self.sftp.answered(wait):
-                        answer = self.sftp.answer()
-                        self._asked.pop(answer.number, _ignored)(answer)
+                    if self._is_answered(wait):
+                        self._take(self.sftp.answer())
                 elif wait is None or not self.haul.handout.pause(wait):
                     return
         finally:
             for one in self._under_way:
                 one.close()
+
+    def _is_answered(self, wait: float | None) -> bool:
+        """Whether there is an answer to be read; None: wait for one.
+
+        Raises `Retry` if the far end is held up by a file that is to be opened.
+        """
+        one = self._opening.get(next(iter(self._asked)))
+        if one is None:
+            return wait is None or self.sftp.answered(wait)
+        left = self._heard + OPENING - time.monotonic()
+        if self.sftp.answered(max(0.0, left if wait is None else min(left, wait))):
+            return True
+        if time.monotonic() >= self._heard + OPENING:
+            shown = self._shown(one)
+            raise Retry(f"{shown} was not opened there in {OPENING:.0f} s: is it a file still?")
+        return False
+
+    def _take(self, answer: Answer) -> None:
+        self._heard = time.monotonic()
+        self._opening.pop(answer.number, None)
+        self._asked.pop(answer.number, _ignored)(answer)
 
     def _fill(self) -> float | None:
         """Ask for what there is room for; the seconds until more may be, None: nothing to wait for.
@@ -226,6 +249,8 @@ class Lane:
         return span is not None
 
     def _ask(self, number: int, then: Callable[[Answer], None]) -> None:
+        if not self._asked:
+            self._heard = time.monotonic()  # nobody was waited for till now
         self._asked[number] = then
 
     def _begin(self, span: Piece) -> None:
@@ -240,13 +265,16 @@ class Lane:
             one.open_target()
         if span.left or self.haul.do == "push":
             flags = WRITE if self.haul.do == "push" else READ
-            self._ask(self.sftp.open(there, flags), partial(self._opened, one))
+            number = self.sftp.open(there, flags)
+            self._ask(number, partial(self._opened, one))
+            self._opening[number] = one
         else:
             self._end(one)
 
     def _opened(self, one: _Span, answer: Answer) -> None:
         self._check("open", one, answer)
         one.handle = bytes(answer.body)
+        self._ask(self.sftp.kind(one.handle), partial(self._seen, one))
         span = one.span
         for at in range(span.start, span.stop, BLOCK):
             self._blocks.append((one, at, min(BLOCK, span.stop - at)))
@@ -262,6 +290,11 @@ class Lane:
             raise Refused(one.there, answer.error)
         with naming(request, one.there):
             raise answer.error
+
+    def _seen(self, one: _Span, answer: Answer) -> None:
+        """What was opened is a regular file; else what is asked of it may never be answered."""
+        if answer.error is None and not may_be_file(answer.body):
+            raise Retry(f"{self._shown(one)} is no longer a file")
 
     def _settled(self, one: _Span, answer: Answer) -> None:
         """A file has its time; where the server gives none by a handle, another way is tried."""

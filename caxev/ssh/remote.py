@@ -31,6 +31,7 @@ from caxev.files import (
 from caxev.files.roots import marker_path, missing
 from caxev.job import GiveUp, Retry, Root, RootAway
 from caxev.ssh.endpoint import Endpoint
+from caxev.ssh.sftp import OPENING
 
 T = TypeVar("T")
 
@@ -331,8 +332,21 @@ class Remote:
     async def fsync_directory(self, path: bytes) -> None:
         """Bring a directory's entries to the disk where the server lets a directory be opened."""
         with suppress(asyncssh.SFTPError):
-            async with self.sftp.open(path, asyncssh.FXF_READ, block_size=None) as directory:
+            async with self.opened(path, asyncssh.FXF_READ) as directory:
                 await directory.fsync()
+
+    @asynccontextmanager
+    async def opened(
+        self, path: bytes, flags: int, attrs: SFTPAttrs | None = None
+    ) -> AsyncIterator[asyncssh.SFTPClientFile]:
+        """Open something. Raises TimeoutError if the far end waits, as on a FIFO."""
+        with naming("open", path):
+            async with asyncio.timeout(OPENING):
+                file = await self.sftp.open(
+                    path, flags, attrs or SFTPAttrs(), block_size=None, encoding=None
+                )
+            async with file:
+                yield file
 
     async def withdraw(self, final: bytes, partial: bytes) -> None:
         """Take the name from a copy that is to be mended: it is a partial again. Repeatable.

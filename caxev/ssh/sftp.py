@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import select
+import stat
 import struct
 from contextlib import suppress
 from typing import Final, NamedTuple
@@ -19,11 +20,13 @@ from caxev.ssh.plan import BLOCK
 
 READ: Final = asyncssh.FXF_READ
 WRITE: Final = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
+OPENING: Final = 60.0
+"""Seconds that a far end may take to open a file, or to say hello. On a FIFO it waits for ever."""
 
-_INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _FSETSTAT = 1, 2, 3, 4, 5, 6, 10
+_INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _FSTAT, _FSETSTAT = 1, 2, 3, 4, 5, 6, 8, 10
 _EXTENDED: Final = 200
-_STATUS, _HANDLE, _DATA = 101, 102, 103
-_PERMISSIONS, _TIMES = 4, 8  # which attributes follow
+_STATUS, _HANDLE, _DATA, _ATTRIBUTES = 101, 102, 103, 105
+_SIZE, _OWNERS, _PERMISSIONS, _TIMES = 1, 2, 4, 8  # which attributes follow
 _OK, _EOF = 0, 1
 _HEADER: Final = struct.Struct(">IBI")  # length, kind, number of the request
 _LONG: Final = struct.Struct(">I")
@@ -43,8 +46,8 @@ class Lost(Exception):
 class Answer(NamedTuple):
     """The answer to the request of that number.
 
-    `body`: a handle, or the bytes that were read, good until the next answer; empty for "done" and
-    at the end of a file. `error`: why it was not done.
+    `body`: a handle, attributes, or the bytes that were read, good until the next answer; empty for
+    "done" and at the end of a file. `error`: why it was not done.
     """
 
     number: int
@@ -73,6 +76,8 @@ class Sftp:
 
     def greet(self) -> None:
         """Wait for the server to say hello."""
+        if not self.answered(OPENING):
+            raise Lost
         (length,) = _LONG.unpack(self._read(_LONG.size))
         hello = bytes(self._read(length))
         if hello[:1] != bytes([_VERSION]):
@@ -84,6 +89,10 @@ class Sftp:
         """Open a file; the answer is its handle. It is made, with our mode, if `flags` say so."""
         mode = struct.pack(">III", flags, _PERMISSIONS, FILE_MODE)
         return self._ask(_OPEN, _counted(path) + mode)
+
+    def kind(self, handle: bytes) -> int:
+        """Ask what an open file is; see `may_be_file`."""
+        return self._ask(_FSTAT, _counted(handle))
 
     def read(self, handle: bytes, at: int, count: int) -> int:
         """Ask for bytes, which may be fewer when they come."""
@@ -121,6 +130,8 @@ class Sftp:
             return Answer(number, body[:0], None if code in {_OK, _EOF} else _error(code, body[4:]))
         if kind in {_HANDLE, _DATA}:
             return Answer(number, body[4:])
+        if kind == _ATTRIBUTES:
+            return Answer(number, body)
         raise Lost
 
     def _ask(self, kind: int, body: bytes, data: bytes | memoryview = b"") -> int:
@@ -154,6 +165,16 @@ class Sftp:
                 raise Lost
             rest = rest[some:]
         return whole
+
+
+def may_be_file(attributes: memoryview) -> bool:
+    """Whether these are the attributes of a regular file; servers may leave that out."""
+    (flags,) = _LONG.unpack(attributes[:4])
+    at = 4 + (8 if flags & _SIZE else 0) + (8 if flags & _OWNERS else 0)
+    if not flags & _PERMISSIONS or len(attributes) < at + 4:
+        return True
+    (mode,) = _LONG.unpack(attributes[at : at + 4])
+    return not stat.S_IFMT(mode) or stat.S_ISREG(mode)
 
 
 def _counted(text: bytes) -> bytes:

@@ -227,9 +227,8 @@ async def _prepare(remote: Remote, partial: bytes, todo: Plan, source: Sequence[
     elif not await remote.exists(partial):
         flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
         attrs = asyncssh.SFTPAttrs(permissions=FILE_MODE)
-        with naming("open", partial):
-            async with remote.sftp.open(partial, flags, attrs, encoding=None):
-                pass
+        async with remote.opened(partial, flags, attrs):
+            pass
     for seen in todo.directories:
         await remote.make_directory(join(partial, seen.path))
 
@@ -261,12 +260,9 @@ async def _finish(remote: Remote, path: bytes, seen: Seen, untimed: list[Seen]) 
         await remote.ask("setstat", path, attrs)
     except NOT_FOR_US:
         untimed.append(seen)
-    with naming("open", path):
-        async with remote.sftp.open(
-            path, asyncssh.FXF_READ, block_size=None, encoding=None
-        ) as file:
-            with suppress(*NOT_FOR_US):
-                await file.fsync()
+    async with remote.opened(path, asyncssh.FXF_READ) as file:
+        with suppress(*NOT_FOR_US):
+            await file.fsync()
 
 
 async def _no_times(remote: Remote, root: bytes, found: Iterable[Seen]) -> bool:
