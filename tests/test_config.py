@@ -128,7 +128,7 @@ def test_cax_json(tmp_path: Path) -> None:
     """A file in cax's form loads unchanged, with cax's meanings and defaults."""
     sites = sites_of(tmp_path, *CAX_STYLE)
     daq, cluster = sites.get("daq"), sites.get("cluster")
-    assert daq.roots == ("/data/raw", "/data/tsm")
+    assert daq.roots == ("/data/raw",)
     assert daq.data_type == ("raw", "processed", "minitrees")
     assert (daq.purge, daq.nstreams, daq.task_list) == (None, None, ("CopyPush", "AddChecksum"))
     assert cluster.data_type == ("raw", "processed")

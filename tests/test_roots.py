@@ -339,7 +339,7 @@ def test_sites_init(online: Caxev, tmp_path: Path, database: Named) -> None:  # 
     """It marks what is there, is repeatable, and wants --force for another disk than is known."""
     raw = tmp_path / "raw"
     raw.mkdir()
-    entry = {"name": "lngs", "dir_raw": str(raw), "dir_tsm": str(tmp_path / "none")}
+    entry = {"name": "lngs", "dir_raw": str(raw), "dir_minitrees": str(tmp_path / "none")}
     Path("sites.json").write_text(json.dumps([entry]))
     answer = online("sites", "init", "--site", "lngs", "--json")
     assert answer.code == 1

@@ -22,6 +22,7 @@ from caxev.config import (
     private_directories,
     secret,
 )
+from caxev.config.sites import DIRECTORIES
 
 if TYPE_CHECKING:
     from caxev.mongo import Database
@@ -264,7 +265,7 @@ def private_problems(here: Site, known: Sites) -> Iterable[str]:
     from caxev.retention import beside
 
     names = beside(here, known)
-    shared = [path for one in known.values() if one.name in names for path in one.data_directories]
+    shared = [path for one in known.values() if one.name in names for path in one.roots]
     for key, path in private_directories(here, known):
         if (root := lies_in(path, shared)) is not None:
             yield (
@@ -276,7 +277,8 @@ def private_problems(here: Site, known: Sites) -> Iterable[str]:
 
 
 def _directory_problems(site: Site) -> Iterable[str]:
-    for root in site.roots:
+    named = dict.fromkeys(filter(None, (getattr(site, key) for key in DIRECTORIES)))
+    for root in named:
         if not os.path.isdir(root):  # noqa: PTH112  # kept as the text that sites.json has
             yield f"{root} is not a directory here"
         elif not os.access(root, os.R_OK | os.W_OK | os.X_OK):

@@ -334,19 +334,16 @@ class Site:
 
     @property
     def roots(self) -> tuple[Root, ...]:
-        """The base directories of this site; nothing outside of them is ever touched."""
-        named = dict.fromkeys(filter(None, (getattr(self, key) for key in DIRECTORIES)))
+        """The base directories of copies: a copy lies in one of them, or is not touched.
+
+        Other sites may write there, too.
+        """
+        named = dict.fromkeys(filter(None, (self.dir_raw, self.dir_processed, self.dir_minitrees)))
         return tuple(Root(path, self.markers.get(path)) for path in named)
 
     def key_of(self, root: str) -> str:
         """Return the key under which sites.json names this directory first."""
         return next(key for key in DIRECTORIES if getattr(self, key) == root)
-
-    @property
-    def data_directories(self) -> tuple[str, ...]:
-        """The base directories of copies: other sites may write there, too."""
-        found = (self.dir_raw, self.dir_processed, self.dir_minitrees)
-        return tuple(root for root in found if root is not None)
 
     def directory(self, type: str, version: str | None = None) -> str | None:  # noqa: A002  # the field's own name
         """Where this site keeps such data; None where it holds none.
