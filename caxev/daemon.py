@@ -29,9 +29,9 @@ from loguru import logger
 
 from caxev import aio, metrics
 from caxev.alarms import malformed, missing_key
-from caxev.config import Settings
+from caxev.config import Settings, state_directory
 from caxev.dispatcher import Dispatcher
-from caxev.files import MARGIN
+from caxev.files import MARGIN, forget_incoming
 from caxev.hermes import Messages
 from caxev.job import clock, utcnow
 from caxev.listening import Options, Reloader
@@ -523,7 +523,14 @@ class _Tenancy:
 
     async def _scan_daily(self, watcher: Watcher, ready: trio.Event) -> None:
         await ready.wait()
-        await watcher.scan_daily()
+        await watcher.scan_daily(self._tidy)
+
+    async def _tidy(self) -> None:
+        """Remove what has arrived of copies that nobody goes on with."""
+        state = state_directory(self.options.site)
+        gone = await trio.to_thread.run_sync(forget_incoming, state, abandon_on_cancel=True)
+        if gone:
+            logger.info("removed what had arrived of {} copies, long ago, from {}", gone, state)
 
     async def _follow_rules(self, ready: trio.Event) -> None:
         await ready.wait()

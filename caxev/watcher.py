@@ -392,13 +392,14 @@ class Watcher:
             self._position = Position(start=start)
         logger.info("scanned {} runs", runs)
 
-    async def scan_daily(self) -> None:
-        """Scan once a day, for ever, as a safety net."""
+    async def scan_daily(self, then: Callable[[], Awaitable[None]]) -> None:
+        """Scan once a day, for ever, as a safety net, and then do what else is done daily."""
         while True:
             await self.persist(self._sleep_until_scan)
             await self.persist(self.scan)
             # A deposed process that woke up late may have claimed what it will never settle.
             await self.persist(self.intake.reconcile)
+            await then()
 
     async def _sleep_until_scan(self) -> None:
         record = await self.database.site_record(self.tenure.site)

@@ -20,8 +20,9 @@ import pytest
 from attrs import define, evolve, frozen
 
 from caxev import movers
-from caxev.config import Site, load_sites
+from caxev.config import Site, load_sites, state_directory
 from caxev.files import Arrival, Manifest, Moved, digest_tree, look, partial_path, to_the_second
+from caxev.files.incoming import _place
 from caxev.job import Damaged, Denied, GiveUp, Retry
 from caxev.movers import Route, gfal
 from caxev.movers.here import Meter
@@ -31,6 +32,7 @@ from caxev.ssh import Endpoint
 from caxev.ssh.remote import Remote
 from tests import sshd as ssh_servers
 from tests import xrootd as xrootd_servers
+from tests.test_commands import SHM, elsewhere
 from tests.test_files import make_run, quiet
 
 OLD: Final = 1_480_000_000
@@ -95,6 +97,13 @@ class World:
         (run / "sub" / "deep").mkdir(parents=True)
         big_file(run / "sub" / "deep" / "data", mib)
         return run
+
+    def arrived(self, way: Way) -> Path:
+        """Where what has arrived of a copy is, until it has its name."""
+        if (self.method, way) != ("rsync", "pull"):
+            return self.partial(way)
+        place = _place(state_directory(self.here), str(self.target(way) / "run"))
+        return Path(partial_path(f"{place}/copy"))
 
     def partial(self, way: Way) -> Path:
         return Path(partial_path(str(self.target(way) / "run")))
@@ -193,7 +202,7 @@ SWAPPING: Final = """\
 for one in "{here}"/.caxev-part-*; do
     if [ -d "$one" ]; then mv "$one" "{here}/aside"; ln -s "{outside}" "$one"; fi
 done
-for one in "{here}"/run/sub/deep; do
+for one in "{here}/{swapped}"; do
     if [ -d "$one" ]; then mv "$one" "$one.aside"; ln -s "{outside}" "$one"; fi
 done
 exec {program} "$@"
@@ -349,7 +358,7 @@ getattr(movers, way)(route, report=report)
 
 def kill_midway(world: World, way: Way, route: Route) -> None:
     """Run the mover in a process group of its own, which kills itself at its first progress."""
-    told = pickle.dumps((way, route, str(world.partial(way))))
+    told = pickle.dumps((way, route, str(world.arrived(way))))
     command = [sys.executable, "-c", KILLED]
     process = subprocess.run(
         command, input=told, start_new_session=True, cwd=ROOT, capture_output=True, check=False
@@ -724,15 +733,48 @@ def test_rsync_that_is_missing_is_named(
 
 
 @pytest.mark.sshd
-def test_rsync_goes_on_with_half_a_file(rsync: tuple[World, ssh_servers.Server]) -> None:
-    """What is there of a file is not sent again."""
+@pytest.mark.parametrize(("way", "by_us"), [("push", True), ("pull", True), ("pull", False)])
+def test_rsync_goes_on_with_half_a_file(
+    rsync: tuple[World, ssh_servers.Server], way: Way, by_us: bool
+) -> None:
+    """What is there of a file is not sent again, be it that another method has brought it."""
     world, _ = rsync
-    data = big_file(world.source("push") / "run" / "data", 16)
-    world.partial("push").mkdir()
-    (world.partial("push") / "data").write_bytes(data.read_bytes()[: 12 * MIB])
-    moved = world.move("push")
+    data = big_file(world.source(way) / "run" / "data", 16)
+    half = world.arrived(way) if by_us else world.partial(way)
+    half.mkdir(parents=True)
+    (half / "data").write_bytes(data.read_bytes()[: 12 * MIB])
+    moved = world.move(way)
     assert 0 < moved.bytes_sent <= 5 * MIB
-    assert digested(world.target("push") / "run") == digested(data.parent)
+    assert digested(world.target(way) / "run") == digested(data.parent)
+    assert [path.name for path in world.target(way).iterdir()] == ["run"]
+    assert not half.exists()
+
+
+@pytest.mark.sshd
+@pytest.mark.parametrize("single", [False, True])
+def test_rsync_pulls_to_another_file_system(
+    rsync: tuple[World, ssh_servers.Server], monkeypatch: pytest.MonkeyPatch, single: bool
+) -> None:
+    """Than that of the private directory: what is there is gone on with, and a copy is mended."""
+    if not elsewhere():
+        pytest.skip("there is one file system here")
+    world, _ = rsync
+    run = world.source("pull") / "run"
+    data = big_file(run if single else run / "data", 12)
+    good = digested(run)
+    with tempfile.TemporaryDirectory(dir=SHM) as state:
+        monkeypatch.setenv("CAXEV_STATE", state)
+        kill_midway(world, "pull", evolve(world.route(), max_rate=8e6))
+        world.move("pull")
+        copy = world.target("pull") / "run"
+        assert digested(copy) == good
+        flip(copy if single else copy / "data", 9)
+        os.utime(copy if single else copy / "data", ns=(0, data.stat().st_mtime_ns))
+        moved = movers.pull(evolve(world.route(), again=True), report=quiet)
+        assert 0 < moved.bytes_sent < 1 * MIB
+        assert digested(copy) == good
+        assert [path.name for path in world.target("pull").iterdir()] == ["run"]
+        assert list((Path(state) / "here" / "incoming").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -873,25 +915,43 @@ def test_a_meter_only_grows() -> None:
     assert told[-1] == (10, 10)
 
 
-@pytest.mark.gfal
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param("gfal-copy", marks=pytest.mark.gfal),
+        pytest.param("rsync", marks=pytest.mark.sshd),
+    ],
+)
 @both
-def test_gfal_follows_no_link_of_others(
-    space: Path, servers: Servers, way: Way, monkeypatch: pytest.MonkeyPatch
+def test_a_program_follows_no_link_of_others(
+    space: Path, servers: Servers, way: Way, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """What it fetches goes to a directory of ours; what it sends is what we have open."""
-    world = world_of("gfal-copy", space, servers)
-    world.plain_run(way)
-    program = shutil.which("gfal-copy")
+    """What it fetches goes to a directory of ours; what it sends is what we have open, or linked.
+
+    Nothing of a pull by rsync is where somebody can put a link, so that ends well.
+    """
+    world = world_of(method, space, servers)
+    run = world.plain_run(way)
+    program = shutil.which(method)
     outside, programs = space / "outside", space / "programs"
     for directory in (outside, programs):
         directory.mkdir()
     (outside / "data").write_text("not ours")
-    swapping = SWAPPING.format(here=space / "here", outside=outside, program=program)
-    (programs / "gfal-copy").write_text(swapping)
-    (programs / "gfal-copy").chmod(0o755)
+    swapping = SWAPPING.format(
+        here=space / "here",
+        swapped="run" if method == "rsync" else "run/sub/deep",  # it sends no link below the top
+        outside=outside,
+        program=program,
+    )
+    (programs / method).write_text(swapping)
+    (programs / method).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-    with pytest.raises((GiveUp, Retry)):
+    if (method, way) == ("rsync", "pull"):
         world.move(way)
+        assert digested(world.target(way) / "run") == digested(run)
+    else:
+        with pytest.raises((GiveUp, Retry)):
+            world.move(way)
     assert [(one.name, one.read_text()) for one in outside.iterdir()] == [("data", "not ours")]
     sent = [one.read_bytes() for one in (space / "there").rglob("*") if one.is_file()]
     assert b"not ours" not in sent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,8 @@ from caxev.config import Site, load_sites, state_directory
 from caxev.files import (
     Seen,
     bring_in,
+    confine,
+    forget_incoming,
     link_file,
     make_private,
     mirror,
@@ -159,6 +162,33 @@ def test_jobs_of_a_batch_system_need_a_place_that_nodes_see(
     assert [("the nodes must see it" in one) for one in warnings] == [True] * warned
 
 
+def test_no_copy_lies_in_dir_tsm(tmp_path: Path) -> None:
+    """Data for tape is staged there: an entry that names a place in it names nothing of ours."""
+    (tmp_path / "tsm" / "run").mkdir(parents=True)
+    (tmp_path / "raw").mkdir()
+    site = Site(name="a", dir_raw=str(tmp_path / "raw"), dir_tsm=str(tmp_path / "tsm"))
+    assert site.roots == (str(tmp_path / "raw"),)
+    with pytest.raises(GiveUp, match="not inside"):
+        confine(str(tmp_path / "tsm" / "run"), site.roots)
+
+
+def test_what_nobody_goes_on_with_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By when anything in it was changed last, whatever times its files have been given."""
+    assert forget_incoming(str(tmp_path)) == 0
+    one = tmp_path / "incoming" / "one" / "copy"
+    one.mkdir(parents=True)
+    (one / "data").touch()
+    os.utime(one / "data", (0, 0))
+    (one / "link").symlink_to(tmp_path)
+    assert forget_incoming(str(tmp_path)) == 0
+    monkeypatch.setattr("caxev.files.incoming.KEPT", -1.0)
+    assert forget_incoming(str(tmp_path)) == 1
+    assert list(tmp_path.iterdir()) == [tmp_path / "incoming"]
+    assert list((tmp_path / "incoming").iterdir()) == []
+
+
 def test_where_state_is() -> None:
     """As sites.json says, else CAXEV_STATE, else systemd, else the user's own; each site's own."""
     site = Site(name="lngs", state="/a")
@@ -221,9 +251,14 @@ def test_what_comes_back_from_a_job_is_read_as_data(tmp_path: Path, kind: str) -
     assert place.ended is None
 
 
-def test_a_link_put_into_a_job_s_input_is_not_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_another_disk", [False, True])
+def test_a_link_put_into_a_job_s_input_is_not_followed(
+    tmp_path: Path, far: Path, on_another_disk: bool
+) -> None:
     """The job reads what was there when it began, and writes where nobody can put a link."""
-    copy = tmp_path / "raw" / "one"
+    (tmp_path / "raw").mkdir()
+    raw = far if on_another_disk else tmp_path / "raw"
+    copy = raw / "one"
     (copy / "below").mkdir(parents=True)
     (copy / "data").write_text("data")
     (copy / "below" / "more").write_text("more")
@@ -236,7 +271,7 @@ def test_a_link_put_into_a_job_s_input_is_not_followed(tmp_path: Path) -> None:
 cd {copy}; rm -r data below; ln -s {secret}/data data; ln -s {secret} below; cd "$OLDPWD"
 cat "$1/data" "$1/link" "$1/below/more" > "$2"; pwd >> "$2"
 """
-    spec = spec_in(tmp_path)
+    spec = evolve(spec_in(tmp_path), input=str(copy), roots=(str(raw),))
     spec = evolve(spec, argv=("sh", "-c", script, "sh", spec.view, spec.output))
     assert run_here(str(tmp_path / "jobs"), spec, report=quiet).how is End.DONE
     work = tmp_path / "jobs" / "work" / spec.name
@@ -328,11 +363,33 @@ def found(top: Path) -> dict[str, str]:
 
 
 def test_an_input_on_another_file_system_is_found(tmp_path: Path, far: Path) -> None:
-    """There can be no hard links to it: the job finds it through a link of ours."""
-    wanted = make_tree(far / "one")
-    mirror(str(far / "one"), str(tmp_path / "view"))
-    assert found(tmp_path / "view") == wanted
-    assert (tmp_path / "view").is_symlink()
+    """There can be no hard links to it: the job finds links to the files that we have opened."""
+    make_tree(far / "one")
+    (far / "single").write_text("data")
+    for name, held in (("one", ("data", "below/more", "link")), ("single", ("",))):
+        with mirror(str(far / name), str(tmp_path / name)):
+            read = {one: (tmp_path / name / one).read_text() for one in held}
+            assert read == {one: "more" if one == "below/more" else "data" for one in held}
+    assert not (tmp_path / "single").exists()
+
+
+def test_as_many_files_are_held_open_as_there_are(
+    tmp_path: Path, far: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The limit that this process has is raised; if that cannot be, the message names the limit."""
+    make_tree(far / "one")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr("caxev.files.incoming._OURS", hard // 2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
+    try:
+        with mirror(str(far / "one"), str(tmp_path / "view")):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > hard // 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    monkeypatch.setattr("caxev.files.incoming._OURS", hard)
+    refused = pytest.raises(GiveUp, match=rf"more files \(.*\) than .*\({hard:,}\)")
+    with refused, mirror(str(far / "one"), str(tmp_path / "again")):
+        pass
 
 
 @pytest.mark.parametrize("single", [False, True])

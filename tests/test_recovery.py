@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -422,6 +423,21 @@ async def test_a_scan_between_two_batches_fires_nothing_twice(
     assert [debt.after for debt in intake.started] == ["transferred", "error", "verifying"]
 
 
+async def test_what_arrived_long_ago_is_removed_daily(
+    database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the daily scan, what nobody has gone on with is gone, and the listener goes on."""
+    monkeypatch.setattr("caxev.watcher.SCAN_EVERY", 0.1)
+    monkeypatch.setattr("caxev.files.incoming.KEPT", -1.0)
+    options = engine.options_for(database, [], site_fields={"state": str(tmp_path)})
+    async with engine.opened(database) as db, engine.listener(db, options):
+        incoming = tmp_path / SITE / "incoming"
+        for name in ("one", "two"):
+            (incoming / name).mkdir(parents=True)
+            await engine.until(lambda: not list(incoming.iterdir()))
+
+
+@pytest.mark.replicaset
 async def test_a_scan_finds_what_the_stream_did_not_say(database: Named) -> None:
     """Asked for a scan, a listener that was moved past a change makes up for it, once."""
     record = Recorder()

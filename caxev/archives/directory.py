@@ -90,4 +90,4 @@ class Directory:
 
 def _with(site: Site, staged: str) -> Site:
     """The site, so that what is staged lies in one of its directories."""
-    return evolve(site, dir_tsm=os.path.dirname(staged))
+    return evolve(site, dir_raw=os.path.dirname(staged))

@@ -15,7 +15,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -97,11 +98,16 @@ def execute(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> in
     What it prints goes to `output`.
     """
     work = folder.work(spec.name)
-    try:
-        prepare(work, spec)
-    except (GiveUp, Retry) as error:
-        (output or sys.stderr.buffer).write(f"caxev: {error}\n".encode())
-        return NOT_STARTED
+    with ExitStack() as held:
+        try:
+            held.enter_context(prepared(work, spec))
+        except (GiveUp, Retry) as error:
+            (output or sys.stderr.buffer).write(f"caxev: {error}\n".encode())
+            return NOT_STARTED
+        return _run(work, spec, output)
+
+
+def _run(work: Path, spec: JobSpec, output: BinaryIO | None) -> int:
     command = list(spec.argv)
     if spec.setup:
         # The operator's lines are for a shell; the command's words are only handed on.
@@ -123,10 +129,11 @@ def execute(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> in
         return NOT_STARTED
 
 
-def prepare(work: Path, spec: JobSpec) -> None:
+@contextmanager
+def prepared(work: Path, spec: JobSpec) -> Iterator[None]:
     """Make the directory that a job runs in, in which it finds its input. Raises `GiveUp`, `Retry`.
 
-    What a former process of it left there is gone then.
+    What a former process of it left there is gone then. The input may be there for the block only.
     """
     source = confine(spec.input, spec.roots)
     with local(os.fsencode(work), "make"):
@@ -134,7 +141,8 @@ def prepare(work: Path, spec: JobSpec) -> None:
         work.mkdir(mode=MODE, parents=True)
         for inner in (INPUT, OUTPUT):
             (work / inner).mkdir()
-    mirror(source, spec.view)
+    with mirror(source, spec.view):
+        yield
 
 
 def ended_by(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> Ended:

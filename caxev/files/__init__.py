@@ -33,8 +33,10 @@ from caxev.files.errors import damaged, local
 from caxev.files.gentle import Brake, idle_disk
 from caxev.files.identity import identity
 from caxev.files.incoming import (
+    apart,
     bring_in,
     copy_file,
+    forget_incoming,
     landing,
     link_file,
     mirror,
@@ -103,6 +105,7 @@ __all__ = [
     "Report",
     "Seen",
     "alone",
+    "apart",
     "bring_in",
     "check_expected",
     "check_link",
@@ -120,6 +123,7 @@ __all__ = [
     "enough_space",
     "erase",
     "filling_up",
+    "forget_incoming",
     "identity",
     "idle_disk",
     "inside",

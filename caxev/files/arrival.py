@@ -108,11 +108,7 @@ class Arrival:
         What must go is gone by then, and the directories are there. A copy that is to be mended
         has lost its name.
         """
-        make_parents(self.final, self.roots)
-        if self.again and os.path.lexists(self.final):
-            with local(os.fsencode(self.final), "withdraw"):
-                self._drop_partial()
-                withdraw(self.final, os.fsdecode(self.partial))
+        self.withdraw()
         with ExitStack() as held:
             self._lock(held)
             self._had = self._look()
@@ -123,6 +119,14 @@ class Arrival:
             enough_space(todo, self._on_disk(), self.free(), self.min_free, shown(self.final))
             self._prepare(todo)
             yield todo
+
+    def withdraw(self) -> None:
+        """Make what is missing above the copy, and take the name from one that is to be mended."""
+        make_parents(self.final, self.roots)
+        if self.again and os.path.lexists(self.final):
+            with local(os.fsencode(self.final), "withdraw"):
+                self._drop_partial()
+                withdraw(self.final, os.fsdecode(self.partial))
 
     def _drop_partial(self) -> None:
         """Remove a partial of another attempt: what has the name takes its place."""

@@ -9,25 +9,32 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import stat
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
+from attrs import evolve
 from blake3 import blake3
 
-from caxev.files.arrival import Arrival, join, make_parents
+from caxev.files.arrival import Arrival, enough_space, join, make_parents
 from caxev.files.errors import local
 from caxev.files.paths import confine, printable
+from caxev.files.plan import plan
 from caxev.files.private import MODE, make_private
-from caxev.files.publishing import FILE_MODE, publish
-from caxev.files.resolved import link, open_resolved, remove, rename
-from caxev.files.tree import look, shown
+from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, writing
+from caxev.files.resolved import link, mkdir, open_resolved, remove, rename
+from caxev.files.tree import Seen, look, shown
 from caxev.job import GiveUp, Retry
 
 _CHUNK: Final = 8 << 20
 _ENOUGH: Final = 32  # hex digits
+_OURS: Final = 256  # descriptors that we need for other things than a program's input
+KEPT: Final = 14 * 86400.0
+"""Seconds for which what has arrived of a copy is kept if nobody goes on with it."""
 CANNOT_LINK: Final = {
     errno.EXDEV,
     errno.EOPNOTSUPP,
@@ -39,7 +46,7 @@ CANNOT_LINK: Final = {
 """What the kernel reports where there can be no hard link."""
 
 
-def bring_in(made: str, final: str, roots: Sequence[str]) -> int | None:
+def bring_in(made: str, final: str, roots: Sequence[str], *, min_free: int = 0) -> int | None:
     """Publish what lies in a private directory as `final`, inside one of `roots`; its bytes.
 
     By a rename if both are on one file system, else by a copy beside `final` that is renamed. None:
@@ -58,7 +65,7 @@ def bring_in(made: str, final: str, roots: Sequence[str]) -> int | None:
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
-            _copy_in(made, real, roots)
+            _copy_in(made, real, roots, min_free)
             remove(made)
     return size
 
@@ -68,8 +75,8 @@ def _size(path: str) -> int:
     return sum(seen.size for seen in look(path))
 
 
-def _copy_in(made: str, final: str, roots: Sequence[str]) -> None:
-    arrival = Arrival(final, roots, look(made), whole_files=True)
+def _copy_in(made: str, final: str, roots: Sequence[str], min_free: int) -> None:
+    arrival = Arrival(final, roots, look(made), min_free=min_free, whole_files=True)
     if arrival.stands():
         return
     with arrival.opened() as todo:
@@ -108,16 +115,18 @@ def place_file(staged: bytes, path: bytes, *, is_lock: bool = False) -> None:
         copy_file(staged, path)
 
 
-def mirror(source: str, target: str) -> None:
-    """Let a program find the copy at `source` at `target`, in a private directory.
+@contextmanager
+def mirror(source: str, target: str, *, links: bool = True) -> Iterator[None]:
+    """Let a program find the copy at `source` at `target`, in a private directory, for a while.
 
-    As a tree of hard links, in which nobody can put a link in its way. If there can be none, as on
-    another file system, as a link to `source`. Raises `GiveUp` for what a copy must not hold.
+    As a tree of hard links, in which nobody can put a link in its way. A file of which there can be
+    none, as on another file system, is held open, and what stands there is a link to the open file.
+    Without `links` those of the copy are left out. Raises `GiveUp` for what a copy must not hold.
     """
     seen = look(source)
     top, old = os.fsencode(target), os.fsencode(source)
-    with local(top, "make"):
-        try:
+    with ExitStack() as held:
+        with local(top, "make"):
             if not any(one.path == b"" for one in seen):
                 os.mkdir(top)
             for one in sorted(seen, key=lambda one: one.path):
@@ -125,24 +134,48 @@ def mirror(source: str, target: str) -> None:
                 if one.kind == "dir":
                     os.mkdir(path)
                 elif one.kind == "link":
-                    os.symlink(one.target, path)
-                else:
-                    link_file(join(old, one.path), path)
-        except OSError as exc:
-            if exc.errno not in CANNOT_LINK:
-                raise
-            remove(top)
-            os.symlink(old, top)
+                    if links:
+                        os.symlink(one.target, path)
+                elif not _linked(join(old, one.path), path):
+                    _let_open(len(seen), source)
+                    os.symlink(held.enter_context(pinned(join(old, one.path))), path)
+        yield
+
+
+def _linked(old: bytes, new: bytes) -> bool:
+    """Make a hard link of a regular file; whether there can be one."""
+    try:
+        link_file(old, new)
+    except OSError as exc:
+        if exc.errno not in CANNOT_LINK:
+            raise
+        return False
+    return True
+
+
+def _let_open(files: int, source: str) -> None:
+    """Let this process hold so many files open, and the programs that it starts."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    need = files + _OURS
+    if soft != resource.RLIM_INFINITY and soft < need:
+        if hard != resource.RLIM_INFINITY and hard < need:
+            raise GiveUp(
+                f"{shown(source)} holds more files ({files:,}) than a process may have open here"
+                f" ({hard:,}): raise that limit (LimitNOFILE, ulimit -n), or move `state` to the"
+                " file system of the data"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
 
 
 @contextmanager
 def landing(state: str, final: str) -> Iterator[bytes]:
-    """Make a private directory for what other programs write of the copy at `final`; then it goes.
+    """Make a private directory for what other programs write or read of a copy; then it goes.
 
-    One that was left there when a process was killed is emptied.
+    It is that of the copy at `final`; one that is read has a name that nobody else uses meanwhile.
+
+    What a process that was killed has left there is removed.
     """
-    incoming = make_private(f"{state}/incoming")
-    path = os.path.join(incoming, blake3(os.fsencode(final)).hexdigest()[:_ENOUGH])
+    path = _place(state, final)
     with local(os.fsencode(path), "make"):
         remove(path)
         os.mkdir(path, MODE)
@@ -151,6 +184,89 @@ def landing(state: str, final: str) -> Iterator[bytes]:
     finally:
         with suppress(OSError):
             remove(path)
+
+
+@contextmanager
+def apart(state: str, arrival: Arrival) -> Iterator[Arrival]:
+    """Make a copy in a private directory, for a program that writes it by name.
+
+    Yields what is to be made there; `bring_in` then publishes its partial. What an earlier attempt
+    left is gone on with, there or beside the final name, and stays if this one fails.
+    """
+    arrival.withdraw()
+    path = _place(state, arrival.final)
+    there = os.path.dirname(arrival.final)
+    with local(os.fsencode(path), "make"):
+        mkdir(path, MODE)
+        is_near = os.stat(path).st_dev == os.stat(there).st_dev
+    inner = evolve(
+        arrival, final=f"{path}/copy", roots=(path,), min_free=arrival.min_free if is_near else 0
+    )
+    if not is_near:
+        where, free = shown(arrival.final), arrival.free()
+        enough_space(plan(arrival.source, ()), (), free, arrival.min_free, where)
+    if os.path.lexists(arrival.partial):
+        _take_over(arrival, inner)
+    yield inner
+    with suppress(OSError):
+        remove(path)
+
+
+def _take_over(arrival: Arrival, inner: Arrival) -> None:
+    """Bring what is beside the final name to the private directory, in directories of its own."""
+    old, new = arrival.partial, inner.partial
+    with (
+        local(old, "take over"),
+        writing(os.fsdecode(old), directory=not arrival.is_file),
+    ):
+        found: list[Seen] = []
+        with suppress(GiveUp):  # something that no copy holds was put there
+            found = look(os.fsdecode(old), check=False)
+        if not arrival.is_file:
+            mkdir(new, DIR_MODE)
+        for seen in sorted(found, key=lambda one: one.path):
+            path = join(new, seen.path)
+            if seen.kind == "dir":
+                mkdir(path, DIR_MODE)
+            elif seen.kind == "file" and not os.path.lexists(path):
+                _take(join(old, seen.path), path)
+        remove(old)
+
+
+def _take(old: bytes, new: bytes) -> None:
+    with suppress(FileNotFoundError):
+        place_file(old, new)
+        if not stat.S_ISREG(os.lstat(new).st_mode):
+            remove(new)
+
+
+def forget_incoming(state: str) -> int:
+    """Remove what has arrived of copies that nobody has gone on with for `KEPT`; how many it was.
+
+    What counts is when something was last changed in such a directory, as the file system has it.
+    """
+    gone = 0
+    with suppress(FileNotFoundError), os.scandir(f"{state}/incoming") as entries:
+        for entry in entries:
+            with suppress(OSError):
+                if _changed(entry.path) < time.time() - KEPT:
+                    remove(entry.path)
+                    gone += 1
+    return gone
+
+
+def _changed(path: str) -> float:
+    last = os.lstat(path).st_ctime
+    for directory, names, files in os.walk(path):
+        for name in (*names, *files):
+            last = max(last, os.lstat(os.path.join(directory, name)).st_ctime)
+    return last
+
+
+def _place(state: str, final: str) -> str:
+    """Where the copy at `final` is received: in a directory where only we may write."""
+    incoming = make_private(f"{state}/incoming")
+    return os.path.join(incoming, blake3(os.fsencode(final)).hexdigest()[:_ENOUGH])
 
 
 def name_in(directory: bytes, path: bytes) -> bytes:

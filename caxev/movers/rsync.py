@@ -11,7 +11,7 @@ from typing import Final
 from attrs import define, field, frozen
 
 from caxev import crash, ssh
-from caxev.config import Site
+from caxev.config import Site, state_directory
 from caxev.files import (
     DIR_MODE,
     FILE_MODE,
@@ -19,11 +19,15 @@ from caxev.files import (
     Manifest,
     Moved,
     Report,
+    apart,
+    bring_in,
     check_expected,
     confine,
     filling_up,
     is_file,
+    landing,
     look,
+    mirror,
     printable,
     shown,
 )
@@ -75,8 +79,9 @@ _MEANING: Final = {
 class Rsync:
     """Moves copies by rsync; see `caxev.movers.base.Mover`.
 
-    rsync must be installed at both ends. `manifest` reads the copy back over SFTP. To mend a copy,
-    or to go on with one, both ends read all of it, and what differs is sent.
+    rsync must be installed at both ends. It goes by names, so here it writes to a private directory
+    and finds there what it reads. `manifest` reads the copy back over SFTP. To mend a copy, or to
+    go on with one, both ends read all of it, and what differs is sent.
     """
 
     def pull(self, route: Route, *, report: Report) -> Moved:
@@ -93,17 +98,22 @@ class Rsync:
         meter.guard = arrival.check_space
         if arrival.stands():
             return meter.moved(source)
-        with arrival.opened() as todo, ssh.shell(endpoint) as shell:
+        with (
+            apart(state_directory(route.here), arrival) as inner,
+            inner.opened() as todo,
+            ssh.shell(endpoint) as shell,
+        ):
             crash.point("files.prepare")
             meter.left(todo)
             slash = b"" if is_file(source) else b"/"
             far = _far(endpoint, _plain(path) + slash)
-            _Run(route, endpoint, shell, meter).move(far, arrival.partial + slash)
-            arrival.finish(todo)
+            _Run(route, endpoint, shell, meter).move(far, inner.partial + slash)
+            inner.finish(todo)
             if ssh.look_there(endpoint, route.remote_path, route.there.roots) != (path, source):
                 raise changed(where)
-            check_content(os.fsdecode(arrival.partial), route.expected, where)
-            arrival.publish()
+            made = os.fsdecode(inner.partial)
+            check_content(made, route.expected, where)
+            bring_in(made, final, route.here.roots, min_free=route.min_free)
         return meter.moved(source)
 
     def push(self, route: Route, *, report: Report) -> Moved:
@@ -112,9 +122,12 @@ class Rsync:
         here, source = look_here(route.local_path, route.here.roots)
         check_expected(source, route.expected, shown(here))
         meter = Meter.of(source, report)
-        name = os.fsencode(route.remote_path)
-        with ssh.only_pusher(str(endpoint), name), ssh.shell(endpoint) as shell:
-            landing = ssh.land_there(
+        name = f"{endpoint}:{route.remote_path}"
+        with (
+            ssh.only_pusher(str(endpoint), os.fsencode(route.remote_path)),
+            ssh.shell(endpoint) as shell,
+        ):
+            there = ssh.land_there(
                 endpoint,
                 route.remote_path,
                 route.there.roots,
@@ -122,18 +135,21 @@ class Rsync:
                 min_free=route.min_free,
                 again=route.again,
             )
-            if landing.todo is None:
+            if there.todo is None:
                 return meter.moved(source)
             crash.point("ssh.prepare")
-            meter.left(landing.todo)
-            meter.guard = _Room(endpoint, landing.final, route.min_free).check
+            meter.left(there.todo)
+            meter.guard = _Room(endpoint, there.final, route.min_free).check
             slash = b"" if is_file(source) else b"/"
-            far = _far(endpoint, _plain(landing.partial) + slash)
-            _Run(route, endpoint, shell, meter).move(os.fsencode(here) + slash, far)
+            far = _far(endpoint, _plain(there.partial) + slash)
+            with landing(state_directory(route.here), name) as private:
+                view = os.path.join(private, b"copy")
+                with mirror(here, os.fsdecode(view), links=False):
+                    _Run(route, endpoint, shell, meter).move(view + slash, far, "--copy-links")
             if look(here) != source:
                 raise changed(shown(here))
             check_content(here, route.expected, shown(here))
-            ssh.publish_there(endpoint, landing, source)
+            ssh.publish_there(endpoint, there, source)
         return meter.moved(source)
 
     def manifest(self, route: Route, *, report: Report) -> Manifest:
@@ -185,9 +201,11 @@ class _Run:
     shell: Sequence[str]
     meter: Meter
 
-    def move(self, source: bytes, target: bytes) -> None:
+    def move(self, source: bytes, target: bytes, *more: str) -> None:
         """Copy the files of a tree into a partial. Raises `Retry` or `GiveUp`."""
-        options = [] if self.route.max_rate is None else [f"--bwlimit={self._kilobytes}"]
+        options = [*more]
+        if self.route.max_rate is not None:
+            options.append(f"--bwlimit={self._kilobytes}")
         before = self.meter.done
         if self.route.again or before:
             # What an earlier attempt brought may be of a source that was damaged then, or has been

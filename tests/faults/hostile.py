@@ -64,8 +64,8 @@ class Place:
     @property
     def shared(self) -> list[str]:
         """Where the attacker may write."""
-        found = [*self.here.data_directories, *self.there.data_directories]
-        return [*found, *(self.tape.data_directories if self.tape.method == "directory" else ())]
+        found = [*self.here.roots, *self.there.roots]
+        return [*found, *(self.tape.roots if self.tape.method == "directory" else ())]
 
     def raw(self, name: str) -> str:
         return f"{self.here.dir_raw}/{name}"
@@ -89,6 +89,13 @@ def pull(place: Place) -> object:
     there = place.random.choice((place.there, place.far))
     final = place.raw(f"new-{place.random.randint(0, 3)}")
     return movers.pull(Route(place.here, there, final, f"{there.dir_raw}/run"), report=quiet)
+
+
+def rsync(place: Place) -> object:
+    """Fetch a copy by rsync, which goes by names."""
+    final = place.raw(f"new-{place.random.randint(0, 3)}")
+    route = Route(place.here, evolve(place.far, method="rsync"), final, f"{place.far.dir_raw}/run")
+    return movers.pull(route, report=quiet)
 
 
 def push(place: Place) -> object:
@@ -184,7 +191,7 @@ def careless(place: Place) -> object:
 
 
 DEEDS: Final[dict[str, Callable[[Place], object]]] = {
-    one.__name__: one for one in (pull, push, read, process, archive, delete, judge, permit)
+    one.__name__: one for one in (pull, rsync, push, read, process, archive, delete, judge, permit)
 }
 ALL: Final = {**DEEDS, "careless": careless}
 
