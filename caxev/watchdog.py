@@ -31,6 +31,9 @@ BLOCKED: Final = 3.0
 """Seconds without a beat from which on the loop is reported as blocked."""
 PATIENCE: Final = 600.0
 """Seconds for which a blocked listener keeps its lease, and is reported as alive to systemd."""
+FREE: Final = 60.0
+"""Seconds without a block after which the alarm is over."""
+KEY: Final = "blocked"
 LONGEST_BEAT: Final = 1.0
 
 
@@ -76,13 +79,12 @@ def blocking(site: str, who: Culprit) -> Alarm:
     """Return the alarm that somebody blocks the listener."""
     return Alarm(
         site,
-        f"blocked: {who.handler or who.place}",
+        KEY,
         f"{site}: the listener is blocked by {who.handler or 'caxev itself'}",
         details={
             "where": who.place,
             "what to do": "have the handler await: job.work(function) runs heavy work elsewhere",
         },
-        once=True,
     )
 
 
@@ -102,10 +104,12 @@ class Watchdog:
     blocked_after: float = field(factory=lambda: BLOCKED)
     _beats: int = field(init=False, default=0)
     _over: Event = field(init=False, factory=Event)
+    _blocked: float = field(init=False, default=0.0)
     _found: list[Culprit] = field(init=False, factory=list)
 
     async def run(self) -> None:
-        """Give the beat, and raise an alarm after a block, for ever."""
+        """Give the beat; raise an alarm after a block, and clear it later; for ever."""
+        self._blocked = trio.current_time()  # a former process may have left an alarm
         thread = Thread(target=self._watch, args=(get_ident(),), name="watchdog", daemon=True)
         thread.start()
         try:
@@ -113,6 +117,9 @@ class Watchdog:
                 self._beats += 1
                 while self._found:
                     self.alarms.sound(blocking(self.site, self._found.pop()))
+                    self._blocked = trio.current_time()
+                if trio.current_time() >= self._blocked + FREE:
+                    self.alarms.clear(KEY)
                 await trio.sleep(self._every)
         finally:
             self._over.set()

@@ -55,7 +55,7 @@ def lease_seen(database: Named) -> Iterator[list[timedelta]]:
 async def test_a_blocked_listener_keeps_its_lease(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For three times its length; who blocked it, and at which line, is kept while it lasts."""
+    """For three times its length; the alarm, with who blocked it, stands until it is free again."""
     monkeypatch.setattr("caxev.watchdog.BLOCKED", 0.5)
     ended: list[int] = []
 
@@ -79,9 +79,17 @@ async def test_a_blocked_listener_keeps_its_lease(
         assert min(left) > timedelta()
         (alarm,) = await engine.until(lambda: db.alarms(SITE))
         assert await _epoch(db) == epoch
+        assert alarm.stands
+        assert not alarm.alarm.once
+        monkeypatch.setattr("caxev.watchdog.FREE", 0.5)
+        await engine.until(lambda: _is_over(db))
     assert ended == [1]
     assert alarm.alarm.summary == f"{SITE}: the listener is blocked by block"
     assert alarm.alarm.details["where"].startswith(f"{__file__}, line ")
+
+
+async def _is_over(db: Any) -> bool:
+    return not any(one.stands for one in await db.alarms(SITE))
 
 
 async def _epoch(db: Any) -> int | None:
