@@ -20,6 +20,7 @@ from loguru import logger
 from caxev.catalogue import load_rules
 from caxev.config import ConfigError, Site, Sites
 from caxev.job import utcnow
+from caxev.limited import CONFIGURATION, read_limited
 from caxev.model import TRANSFERRED
 from caxev.mongo import Database, DatabaseError, Request, Selection, Tenure, passing
 
@@ -63,7 +64,7 @@ class RuleFiles:
                 continue
             try:
                 load_rules(path)  # a file in error is not applied, but told
-                digest = blake2b(path.read_bytes(), digest_size=8).hexdigest()
+                digest = blake2b(read_limited(path, CONFIGURATION), digest_size=8).hexdigest()
             except (ConfigError, OSError) as error:
                 logger.error("the rules of {} stay as they were: {}", name, error)
             else:

@@ -14,13 +14,13 @@ import grp
 import os
 import shutil
 import stat
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from caxev import HERE, TRANSFERRED, Copy, Denied, GiveUp, Job, Result, Retry, Skip, copy, on
 from caxev.config import Permission, Site
 from caxev.files import confine, open_resolved, printable
+from caxev.movers import program
 
 KEPT = 0o2000
 """The bit of a directory by which what is made in it gets its group."""
@@ -127,15 +127,14 @@ def _said(path: bytes) -> Iterator[None]:
 
 
 def _set_acl(path: bytes, acl: str) -> None:
-    program = shutil.which("setfacl")
-    if program is None:
+    if shutil.which("setfacl") is None:
         raise Denied("there is no setfacl here, which permissions in sites.json asks for (acl)")
     # setfacl goes by names: those of what is open lead nowhere else, whatever is swapped meanwhile.
     entries = acl.split(",")
     of_files = [one for one in entries if not one.startswith(("d:", "default:"))]
     for wanted, is_directory in ((entries, True), (of_files, False)):
         if wanted:
-            command = [program, "--modify", ",".join(wanted), "--"]
+            command = ["setfacl", "--modify", ",".join(wanted), "--"]
             _set_each(command, path, is_directory=is_directory)
 
 
@@ -159,11 +158,8 @@ def _call(command: list[str], held: list[int], path: bytes) -> None:
     if not held:
         return
     names = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in held]
-    done = subprocess.run(  # noqa: S603  # no shell
-        [*command, *names], capture_output=True, check=False, stdin=subprocess.DEVNULL
-    )
+    done = program.run([*command, *names], package="acl", output=lambda _chunk: None)
     while held:
         os.close(held.pop())
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-        raise GiveUp(f"setfacl fails at {printable(path)}: {said}")
+    if done.status:
+        raise GiveUp(f"setfacl fails at {printable(path)}: {done.last}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.error import URLError
@@ -17,16 +18,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev import http_server
+from caxev import Denied, GiveUp, Retry, http_server, limited
 from caxev.archives import client
 from caxev.archives.base import Talk
 from caxev.batch import program as batch_program
+from caxev.catalogue.rules import load_rules
+from caxev.config import ConfigError, Permission, load_file, load_sites
+from caxev.config.settings import secret
 from caxev.http_server import SmallServer
-from caxev.job import Retry
 from caxev.metrics import MetricsServer
 from caxev.movers import program
 from caxev.ssh.agent import Incoming
+from caxev.ssh.known_hosts import read_known_hosts
 from caxev.tails import Tail
+from handlers import permissions
 
 # -- ports ----------------------------------------------------------------------------------------
 
@@ -159,6 +164,68 @@ def test_an_archives_client_that_writes_for_ever_is_killed(
             asks=lambda _line: False,
         )
     assert len(talk.text) < 40_000
+
+
+def test_a_program_lists_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is killed beyond it, and named."""
+    monkeypatch.setattr(program, "ROWS", 1000)
+    answer = program.Answer("yes")
+    with pytest.raises(GiveUp, match="yes answers with more than 1,000 lines"):
+        program.run(["yes"], package="none", output=answer)
+    assert len(answer.lines) == 1000
+
+
+def test_of_setfacl_the_last_word_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Though it complains by megabytes."""
+    fake = tmp_path / "bin" / "setfacl"
+    fake.parent.mkdir()
+    fake.write_text(f"#!{sys.executable}\n{FLOOD.format('err')}\nsys.exit(1)\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    (tmp_path / "raw" / "run").mkdir(parents=True)
+    place = str(tmp_path / "raw")
+    with pytest.raises(GiveUp, match=r"setfacl fails at .*/run: the end$"):
+        permissions.apply(f"{place}/run", (place,), Permission(acl="u:1:r"), report=None)
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+def _secret(file: Path) -> object:
+    return secret("CAXEV_PASSWORD", {"CAXEV_PASSWORD_FILE": str(file)})
+
+
+@pytest.mark.parametrize(
+    ("read", "limit"),
+    [
+        (_secret, limited.SECRET),
+        (load_sites, limited.CONFIGURATION),
+        (load_rules, limited.CONFIGURATION),
+        (load_file, limited.CONFIGURATION),
+        (lambda file: read_known_hosts(str(file)), limited.CONFIGURATION),
+    ],
+)
+def test_files_are_read_up_to_a_limit(
+    tmp_path: Path, read: Callable[[Path], object], limit: int
+) -> None:
+    """The error names the file and how large it may be."""
+    file = tmp_path / "large.py"
+    file.touch()
+    os.truncate(file, limit + 1)
+    with pytest.raises((ConfigError, Denied), match=rf"large\.py.*larger than {limit:,} bytes"):
+        read(file)
+
+
+@given(st.integers(0, 20), st.integers(0, 20))
+def test_rows_are_taken_up_to_a_limit(number: int, limit: int) -> None:
+    """All of them, or none that could pass for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(limited, "ROWS", limit)
+        if number <= limit:
+            assert list(limited.rows_limited(range(number))) == list(range(number))
+            return
+        with pytest.raises(ValueError, match=f"more than {limit} rows"):
+            list(limited.rows_limited(range(number)))
 
 
 # -- a far end ------------------------------------------------------------------------------------

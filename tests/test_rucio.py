@@ -204,6 +204,15 @@ def test_what_was_fetched_is_what_was_brought(bench: Bench) -> None:
     assert same(Path(order.location), bench.fetch(order))
 
 
+def test_a_catalogue_lists_up_to_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it lists without end is not taken in."""
+    order = bench.order(bench.run("a.zip", "b.zip"))
+    catalogue.upload(order, report=nobody)
+    monkeypatch.setattr("caxev.limited.ROWS", 1)
+    with pytest.raises(Retry, match="more than 1 rows"):
+        catalogue.files_of(order.there, order.names.dataset, report=nobody)
+
+
 def same(one: Path, other: Path) -> bool:
     files = sorted(path.relative_to(one) for path in one.rglob("*") if path.is_file())
     there = sorted(path.relative_to(other) for path in other.rglob("*") if path.is_file())

@@ -53,6 +53,7 @@ from caxev.files import (
     place_file,
 )
 from caxev.job import Damaged, GiveUp, Retry, utcnow
+from caxev.limited import rows_limited
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -305,12 +306,14 @@ def datasets(there: Site, *, report: Report) -> tuple[Did, ...]:
     del report
     prefix = f"{there.rucio.experiment}_"
     with connected(there, "listing the catalogue") as rucio:
-        scopes = sorted(scope for scope in rucio.client.list_scopes() if scope.startswith(prefix))
+        scopes = sorted(
+            scope for scope in rows_limited(rucio.client.list_scopes()) if scope.startswith(prefix)
+        )
         listed = rucio.client.list_dids
         return tuple(
             Did(scope, name)
             for scope in scopes
-            for name in list(listed(scope, {}, did_type="dataset"))
+            for name in list(rows_limited(listed(scope, {}, did_type="dataset")))
         )
 
 
@@ -445,7 +448,7 @@ class _Rucio:
             _unless("DataIdentifierAlreadyExists", self.client.add_dataset, *names.dataset)
             crash.point("rucio.dataset")
         for outer, inner in ((names.run, names.dataset), (names.period, names.run)):
-            if outer in {_did(row) for row in self.client.list_parent_dids(*inner)}:
+            if outer in {_did(row) for row in rows_limited(self.client.list_parent_dids(*inner))}:
                 continue
             self._add_scope(outer.scope)
             _unless("DataIdentifierAlreadyExists", self.client.add_container, *outer)
@@ -482,7 +485,7 @@ class _Rucio:
 
     def attach(self, dataset: Did, files: Sequence[Checked]) -> None:
         """See to it that the dataset holds these files, and no others."""
-        content = {row["name"] for row in self.client.list_content(*dataset)}
+        content = {row["name"] for row in rows_limited(self.client.list_content(*dataset))}
         names = [one.name for one in files]
         if odd := sorted(content.difference(names)):
             raise GiveUp(f"{dataset} holds {odd[0]!r}, which the copy does not ({len(odd)} such)")
@@ -493,7 +496,9 @@ class _Rucio:
             self.client.attach_dids(*dataset, some)
             crash.point("rucio.attach")
         # A name that was known before stands for the bytes that it was given first.
-        if bad := _unlike({one.name: one for one in files}, self.client.list_files(*dataset)):
+        if bad := _unlike(
+            {one.name: one for one in files}, rows_limited(self.client.list_files(*dataset))
+        ):
             raise GiveUp(f"{dataset}: {bad[0]} ({len(bad)} such files)")
 
     # -- files and replicas -----------------------------------------------------------------
@@ -502,21 +507,23 @@ class _Rucio:
         """What the catalogue says of the dataset's files."""
         return tuple(
             Checked(row["name"].encode(), row["name"], row["bytes"], row["adler32"] or "")
-            for row in self.client.list_files(*dataset)
+            for row in rows_limited(self.client.list_files(*dataset))
         )
 
     def replicas(self, dids: Sequence[Did], rse: str | None = None) -> list[Row]:
         """The replicas of these files or datasets, in whatever state."""
         found: list[Row] = []
         for some in _batches([_row(did) for did in dids]):
-            found += self.client.list_replicas(some, all_states=True, rse_expression=rse)
+            found += rows_limited(
+                self.client.list_replicas(some, all_states=True, rse_expression=rse)
+            )
         return found
 
     # -- rules ------------------------------------------------------------------------------
 
     def rules(self, dataset: Did) -> tuple[Standing, ...]:
         """The dataset's rules, whoever made them."""
-        return tuple(map(self._standing, list(self.client.list_did_rules(*dataset))))
+        return tuple(map(self._standing, list(rows_limited(self.client.list_did_rules(*dataset)))))
 
     def _standing(self, row: Row) -> Standing:
         error = row.get("error")
@@ -544,7 +551,7 @@ class _Rucio:
 
     def look(self, dataset: Did) -> Found:
         """How the dataset stands."""
-        rows = list(self.client.list_dataset_replicas(*dataset, deep=True))
+        rows = list(rows_limited(self.client.list_dataset_replicas(*dataset, deep=True)))
         rses = sorted(row["rse"] for row in rows if row["length"] and row["state"] == _AVAILABLE)
         return Found(tuple(rses), self.rules(dataset))
 
@@ -565,7 +572,10 @@ class _Rucio:
         wanted = {one.name: one for one in files}
         rows = self.replicas([dataset])
         md5 = {row["name"]: row.get("md5") for row in rows}  # which list_files does not tell
-        listed = ({**row, "md5": md5.get(row["name"])} for row in self.client.list_files(*dataset))
+        listed = (
+            {**row, "md5": md5.get(row["name"])}
+            for row in rows_limited(self.client.list_files(*dataset))
+        )
         bad = _unlike(wanted, listed)
         rses = [rse for rse in _complete({*wanted}, rows) if rse not in {*without}]
         if bad or not deep:
@@ -821,8 +831,10 @@ class _Fetching:
     _storages: dict[str, _Storage] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        rows = self.rucio.client.list_replicas(
-            [_row(self.order.dataset)], rse_expression=self.order.rse
+        rows = rows_limited(
+            self.rucio.client.list_replicas(
+                [_row(self.order.dataset)], rse_expression=self.order.rse
+            )
         )
         self._rows = {row["name"]: row for row in rows}
         self._by_path = {one.path: one for one in self.files}

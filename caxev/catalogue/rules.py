@@ -55,6 +55,7 @@ from attrs import evolve, field, fields, frozen
 from caxev.catalogue.names import taken_at
 from caxev.config import ConfigError, nearest
 from caxev.config.json_file import parse, repeats
+from caxev.limited import CONFIGURATION, read_limited
 from caxev.model import TRANSFERRED, CopyKey, Run
 
 Range = tuple[int, int]
@@ -350,7 +351,7 @@ def load_rules(path: str | Path) -> tuple[Rule, ...]:
     """Read a rule file. Raises `ConfigError` naming the file and each rule and key in error."""
     file = Path(path)
     try:
-        document = parse(file.read_text("utf-8-sig"))
+        document = parse(read_limited(file, CONFIGURATION).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"rule file {file} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

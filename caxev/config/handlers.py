@@ -19,6 +19,7 @@ from typing import Final
 
 from caxev import registry
 from caxev.config.errors import ConfigError, nearest, one_line
+from caxev.limited import CONFIGURATION, read_limited
 from caxev.registry import recorded
 
 DEFAULT_HANDLERS: Final = (
@@ -75,6 +76,10 @@ def load_file(path: str | Path) -> ModuleType:
     file = Path(path).expanduser().resolve()
     if not file.is_file():
         raise ConfigError(f"--handlers {path}: {_no_file(file)}")
+    try:
+        read_limited(file, CONFIGURATION)
+    except OSError as error:
+        raise ConfigError(f"handlers file {path} cannot be read: {error.strerror}") from error
     name = _module_name(file)
     loaded = sys.modules.get(name)
     if loaded is None:

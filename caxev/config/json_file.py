@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from caxev.config.errors import ConfigError
+from caxev.limited import CONFIGURATION, read_limited
 
 
 class Repeat(NamedTuple):
@@ -78,7 +79,7 @@ def read_entries(file: Path) -> list[Any]:
 
 def _text(file: Path) -> str:
     try:
-        text = file.read_text("utf-8-sig")
+        text = read_limited(file, CONFIGURATION).decode("utf-8-sig")
     except FileNotFoundError:
         message = f"{file} does not exist: name your sites.json by --config or CAXEV_SITES"
         raise ConfigError(message) from None

@@ -16,6 +16,7 @@ from urllib.parse import quote_plus, unquote_plus
 from attrs import evolve, field, frozen
 
 from caxev.config.errors import ConfigError
+from caxev.limited import SECRET, read_limited
 
 URI: Final = "CAXEV_MONGO_URI"
 EXAMPLE: Final = "mongodb://user@host1,host2:27017/run?replicaSet=runs"
@@ -57,7 +58,7 @@ def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _read(path: Path, what: str) -> str:
     try:
-        value = path.read_text("utf-8").rstrip("\r\n")
+        value = read_limited(path, SECRET).decode().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         message = f"{what} {path} cannot be read: {why}"

@@ -49,9 +49,10 @@ from caxev.files import (
     shown,
 )
 from caxev.job import Denied, GiveUp, Retry
+from caxev.limited import ROWS
 from caxev.movers.base import Route
 from caxev.movers.here import Meter, changed, look_here
-from caxev.movers.program import Ended, Lines, run
+from caxev.movers.program import Answer, Ended, Lines, run
 
 T = TypeVar("T")
 Suspects: TypeAlias = Callable[[bytes], bool]
@@ -169,12 +170,12 @@ class Gfal:
     def check(self, here: Site, there: Site) -> str:
         """Look at the site's first directory; gfal2's version and what it looked at."""
         far = _far(here, there)
-        lines: list[str] = []
-        far.run("gfal-copy", "--version", output=Lines(lines.append))
+        answer = Answer("gfal-copy")
+        far.run("gfal-copy", "--version", output=answer)
         path = os.fsencode(there.roots[0] if there.roots else "/")
         if far.stat(path) is None:
             raise GiveUp(f"{far.shown(path)} is not there")
-        return f"{far.shown(path)} is there, by {lines[0] if lines else 'gfal2'}"
+        return f"{far.shown(path)} is there, by {next(iter(answer.lines), 'gfal2')}"
 
 
 def _far(here: Site, there: Site) -> _Far:
@@ -252,16 +253,16 @@ class _Far:
         return None if listed is None else evolve(listed[0], path=b"")
 
     def _list(self, path: bytes, *options: str) -> list[Seen] | None:
-        lines: list[str] = []
+        answer = Answer("gfal-ls")
         command = ["gfal-ls", "-a", "-l", *options, "--time-style", "full-iso", self.url(path)]
-        ended = self.ended(*command, output=Lines(lines.append))
+        ended = self.ended(*command, output=answer)
         if ended.status in _GONE:
             return None
         if "UnicodeDecodeError" in ended.said:
             raise GiveUp(f"{self.shown(path)} holds a name that no URL can carry")
         if ended.status:
             raise _error(ended, command)
-        return [_seen(line, self.shown(path)) for line in lines if line]
+        return [_seen(line, self.shown(path)) for line in answer.lines if line]
 
     def look(self, path: bytes) -> list[Seen] | None:
         """What a copy there holds, sorted by path; None where there is nothing."""
@@ -273,6 +274,8 @@ class _Far:
         for _ in range(_DEEPEST):
             inner = [seen for below in _side_by_side(self._below(path), level) for seen in below]
             found += inner
+            if len(found) > ROWS:
+                raise GiveUp(f"{self.shown(path)} holds more than {ROWS:,} files")
             level = [seen.path for seen in inner if seen.kind == "dir"]
             if not level:
                 return sorted(found, key=lambda seen: seen.path)
@@ -305,22 +308,21 @@ class _Far:
         open, and an answer to a question of such a moment may never come: it is asked anew. Raises
         `Retry` where it takes too long.
         """
-        lines: list[str] = []
         until = time.monotonic() + _TAKING
         while True:
             try:
                 command = ("gfal-sum", self.url(path), "ADLER32")
-                lines.clear()
-                self.run(*command, output=Lines(lines.append), limit=_ANSWER)
+                answer = Answer("gfal-sum")
+                self.run(*command, output=answer, limit=_ANSWER)
                 break
             except _Unready:
                 if time.monotonic() > until:
                     raise
                 time.sleep(_ASK_AGAIN)
         try:
-            return int(lines[0].split()[-1], 16)
+            return int(answer.lines[0].split()[-1], 16)
         except (IndexError, ValueError) as exc:
-            raise Retry(f"no ADLER32 of {self.shown(path)}: {lines[:1]}") from exc
+            raise Retry(f"no ADLER32 of {self.shown(path)}: {answer.lines[:1]}") from exc
 
     def make_directories(self, paths: Sequence[bytes]) -> None:
         """Make directories, and those above them, where they are not there."""

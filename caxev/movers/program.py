@@ -12,13 +12,16 @@ from typing import Final
 
 from attrs import frozen
 
-from caxev.job import Denied
+from caxev.job import Denied, GiveUp
+from caxev.limited import ROWS
 from caxev.tails import Tail
 
 _TAIL: Final = 16 << 10  # bytes of what a program complained that are kept
 _CHUNK: Final = 1 << 16
 _LINES: Final = b"\r\n"
 _LONGEST: Final = 1 << 20
+MOST: Final = 256 << 20
+"""Characters of an answer: a listing of a million files takes some 200 million."""
 
 
 @frozen
@@ -111,3 +114,25 @@ class Lines:
         self._rest = lines.pop()[-_LONGEST:]
         for line in lines:
             self._take(line.decode(errors="surrogateescape"))
+
+
+class Answer:
+    """Keeps the lines that a program writes, up to a limit. Raises `GiveUp` beyond it."""
+
+    def __init__(self, program: str) -> None:
+        self._program = program
+        self.lines: list[str] = []
+        self._cut = Lines(self._keep)
+        self._size = 0
+
+    def __call__(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        self._cut(chunk)
+
+    def _keep(self, line: str) -> None:
+        self._size += len(line)
+        if len(self.lines) >= ROWS or self._size > MOST:
+            raise GiveUp(
+                f"{self._program} answers with more than {ROWS:,} lines or {MOST:,} characters"
+            )
+        self.lines.append(line)

@@ -34,7 +34,7 @@ from caxev.files import (
 from caxev.job import Denied, GiveUp, Retry
 from caxev.movers.base import Route
 from caxev.movers.here import Meter, changed, check_content, look_here
-from caxev.movers.program import Ended, Lines, run
+from caxev.movers.program import Answer, Ended, Lines, run
 from caxev.movers.sftp import Sftp
 
 _LOOK_AT_DISK: Final = 30.0  # seconds between two looks at the far disk: each is a log-in
@@ -167,11 +167,11 @@ class Rsync:
 
 
 def _first_line(command: Sequence[str], endpoint: ssh.Endpoint) -> str:
-    lines: list[str] = []
+    answer = Answer(command[0])
     package = "rsync" if command[0] == "rsync" else "openssh-client"
-    ended = run(command, package=package, output=Lines(lines.append))
+    ended = run(command, package=package, output=answer)
     _check(ended, endpoint)
-    return " ".join(lines[0].split()[:3]) if lines else "rsync"
+    return " ".join(answer.lines[0].split()[:3]) if answer.lines else "rsync"
 
 
 def _far(endpoint: ssh.Endpoint, path: bytes) -> bytes:

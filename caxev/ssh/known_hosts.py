@@ -6,7 +6,6 @@ in Latin-1, NUL bytes that a crash has left, a marker of tomorrow.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Final
 
 import asyncssh
@@ -15,9 +14,8 @@ from loguru import logger
 from caxev.escapes import escaped
 from caxev.files import shown
 from caxev.job import UNFORESEEN, Denied
+from caxev.limited import CONFIGURATION, read_limited
 
-MOST: Final = 64 << 20
-"""Bytes of such a file that are read."""
 _UNUSABLE: Final = (*UNFORESEEN, LookupError, asyncssh.Error)
 _reported: Final[set[tuple[str, int, str]]] = set()
 
@@ -28,8 +26,7 @@ def read_known_hosts(path: str) -> asyncssh.SSHKnownHosts:
     Raises `Denied` if the file cannot be read.
     """
     try:
-        with Path(path).open("rb") as file:
-            text = file.read(MOST).decode(errors="replace")
+        text = read_limited(path, CONFIGURATION).decode(errors="replace")
     except OSError as error:
         raise Denied(f"known_hosts file {shown(path)} cannot be read: {error.strerror}") from error
     known = asyncssh.import_known_hosts("")
