@@ -388,7 +388,7 @@ class _Tenancy:
         outer.start_soon(roots.run)
         with trio.move_on_after(ANSWERS):  # what is not known by then counts as away
             await roots.looked.wait()
-        outer.start_soon(self._vitals(watcher, roots).run)
+        outer.start_soon(self._vitals(watcher, dispatcher, roots).run)
         self.reloader.users = [partial(self._use, dispatcher, watcher, roots)]
         async with trio.open_nursery() as inner:
             inner.start_soon(dispatcher.take)
@@ -479,8 +479,7 @@ class _Tenancy:
         label = str(runs[odd.run]) if odd.run in runs else ""
         self.desk.sound(malformed(site, " ".join(odd.key), odd.why, label))
 
-    def _vitals(self, watcher: Watcher, roots: RootWatch) -> Vitals:
-
+    def _vitals(self, watcher: Watcher, dispatcher: Dispatcher, roots: RootWatch) -> Vitals:
         def pulse() -> Pulse:
             return Pulse(
                 self.trouble.text,
@@ -488,6 +487,7 @@ class _Tenancy:
                 watcher.behind,
                 roots.free,
                 roots.away,
+                dispatcher.descriptors(),
                 max(self.options.site.min_free, MARGIN),
                 clock.skew,
             )

@@ -66,6 +66,7 @@ from caxev.mongo import (
     concerns_one,
     passing,
 )
+from caxev.notifiers import Descriptors, descriptors, lacks_files
 from caxev.recurrence import Recurrence
 from caxev.registry import Handler, Registry
 from caxev.roots import RootWatch
@@ -93,6 +94,8 @@ DEAF: Final = 30.0
 """Seconds after which an attempt that was cut short, and still runs, is reported."""
 REFUSED: Final = timedelta(minutes=5)
 """The time after which people are told of a refusal for which reactions wait."""
+STARVED: Final = 60.0
+"""Seconds after which a reaction that found no descriptor left is tried again."""
 LATELY: Final = 30.0
 """Seconds over which a reaction's rate is taken."""
 WINDOW: Final = 1000
@@ -276,6 +279,7 @@ class Watch:
         self.handler = handler
         self.end = trio.current_time() + (handler.timeout or float("inf"))
         self.scope = trio.CancelScope(deadline=self.end)
+        self.lacked_files = False
         self.moved()
 
     def moved(self) -> None:
@@ -363,6 +367,7 @@ class Dispatcher:
     _recurrence: Recurrence = field(init=False, factory=Recurrence)
     _attempting: dict[str, tuple[Debt, Watch]] = field(init=False, factory=dict)
     _deaf: set[str] = field(init=False, factory=set)
+    _lacked_files: bool = field(init=False, default=False)
     _attempt_over: trio.Event = field(init=False, factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
@@ -686,6 +691,7 @@ class Dispatcher:
                 self._deaf.discard(debt.id)
                 self._lane(debt.lane).aside -= 1
                 self.alarms.clear(deaf_key(debt))
+        self._lacked_files |= watch.lacked_files
         outcome = self._waiting_for_ours(outcome)
         if isinstance(outcome, Spent) and self.roots and await self.roots.have_changed(sites):
             outcome = Postponed(f"markers were noted meanwhile; before that: {outcome.why}", 0.0)
@@ -706,6 +712,11 @@ class Dispatcher:
                 logger.error("{}: {} does not stop", debt.handler, debt.event)
                 self.alarms.sound(deaf(debt, watch.verdict))
                 self._wake.set()
+
+    def descriptors(self) -> Descriptors:
+        """Return what the process has open: all that it may, if an attempt lacked one since."""
+        found, lacked, self._lacked_files = descriptors(), self._lacked_files, False
+        return found._replace(used=found.allowed) if lacked else found
 
     async def attempts_over(self) -> None:
         """Wait until no attempt is under way."""
@@ -1091,7 +1102,11 @@ async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, Ru
         # A handler can keep a `Cancelled` of its own scope and raise it when that is over.
         if cancelled is not None and trio.current_effective_deadline() == -inf:
             raise cancelled from None
-        return failure(error), None
+        outcome, watch.lacked_files = failure(error), lacks_files(error)
+        if watch.lacked_files and not isinstance(outcome, Paid | Interrupted):
+            # The listener's trouble and not the handler's; an alarm is about the listener.
+            outcome = Postponed(_text_of(error), STARVED)
+        return outcome, None
 
 
 def _cancelled(error: BaseException) -> BaseException | None:

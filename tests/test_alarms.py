@@ -42,6 +42,7 @@ from caxev.job import clock, utcnow
 from caxev.mongo import Database, Request, Tenure
 from caxev.notifiers import (
     Addressee,
+    Descriptors,
     Desk,
     Hook,
     Mail,
@@ -443,7 +444,10 @@ def _alarmed(pulse: Pulse) -> dict[str, bool]:
 
 def test_what_ails_a_listener() -> None:
     """A short trouble is none; what is neither full nor free enough stays as it is."""
-    assert _alarmed(Pulse()) == {"database": False, "stream": False, "clock": False}
+    well = {"database": False, "stream": False, "clock": False, "open files": False}
+    assert _alarmed(Pulse()) == well
+    for used, wanted in ((19, True), (15, None), (14, False)):
+        assert _alarmed(Pulse(files=Descriptors(used, 20))).get("open files") == wanted
     for skew, is_wrong in ((5.0, False), (-5.0, False), (5.1, True), (-20.0, True)):
         assert _alarmed(Pulse(skew=skew))["clock"] == is_wrong
     assert "database" not in _alarmed(Pulse("since noon", troubled=10))

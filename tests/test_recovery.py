@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -52,6 +54,7 @@ from caxev.mongo import (
     SiteRecord,
     Unreachable,
 )
+from caxev.notifiers import Vitals
 from caxev.watcher import Watcher
 from caxev.watcher import _Ahead as Ahead
 from tests import engine
@@ -845,6 +848,30 @@ async def test_what_sets_itself_off_by_something_new_is_stopped(
         await db.insert_run(engine.run_document(1, f1=1))
         (parked,) = await engine.until(lambda: _failed(db))
     assert parked.note.startswith("spread ran for 5 changes of this run within ")
+
+
+async def test_files_that_run_out_are_the_listeners_trouble(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One alarm is about the listener, however many reactions fail for it; they are tried again."""
+    monkeypatch.setattr("caxev.daemon.Vitals", partial(Vitals, every=0.1))
+
+    async def starved(job: Job) -> None:
+        none_left = OSError(errno.EMFILE, os.strerror(errno.EMFILE), f"/data/{job.run.number}")
+        raise RuntimeError("no worker") from none_left
+
+    async with listening(database, starved) as db:
+        for number in range(3):
+            await go(db, number + 1)
+        (alarm,) = await engine.until(lambda: db.alarms(SITE))
+        await engine.until(lambda: _postponed(db, 3))
+        assert [one.alarm.key for one in await db.alarms(SITE)] == [alarm.alarm.key]
+    assert alarm.alarm.summary == f"{SITE}: the listener has too many open files"
+
+
+async def _postponed(db: Database, number: int) -> bool:
+    debts = [debt for debt, _ in await db.debts(SITE)]
+    return sum(debt.note == "RuntimeError: no worker" for debt in debts) == number
 
 
 @pytest.mark.parametrize("way", ["returned", "written", "if parked"])

@@ -22,11 +22,19 @@ from caxev.config.errors import one_line
 from caxev.notifiers.base import Notifier, Undelivered
 from caxev.notifiers.desk import Addressee, Desk, attempted
 from caxev.notifiers.email import Mail
-from caxev.notifiers.vitals import Pulse, Vitals, ailments
+from caxev.notifiers.vitals import (
+    Descriptors,
+    Pulse,
+    Vitals,
+    ailments,
+    descriptors,
+    lacks_files,
+)
 from caxev.notifiers.webhook import Hook
 
 __all__ = [
     "Addressee",
+    "Descriptors",
     "Desk",
     "Hook",
     "Mail",
@@ -37,6 +45,8 @@ __all__ = [
     "addressees",
     "ailments",
     "attempted",
+    "descriptors",
+    "lacks_files",
 ]
 
 _OURS: Final[Mapping[str, Callable[[Any], Notifier]]] = {"email": Mail.of, "webhook": Hook.of}

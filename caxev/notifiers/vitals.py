@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import trio
 from attrs import define, evolve, field, frozen
@@ -24,8 +27,48 @@ LOOKS: Final = 5
 """...at one of so many looks: after an outage the first batches are old."""
 ROOM: Final = 1.05
 """A disk is no longer full when this much of `min_free` is free."""
+EXHAUSTED: Final = 0.9
+"""Share of the descriptors that a process may have, from which on there are too few..."""
+RELIEVED: Final = 0.7
+"""...and up to which there are enough again."""
 SKEW: Final = 5.0
 """Seconds that this machine's clock may differ from the database's."""
+
+
+class Descriptors(NamedTuple):
+    """How many files and connections a process has open, and how many it may have."""
+
+    used: int
+    allowed: int
+
+    @property
+    def share(self) -> float:
+        return self.used / self.allowed
+
+
+def descriptors() -> Descriptors:
+    """Return how many descriptors this process has open; all that it may, if none is left."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        return Descriptors(len(os.listdir("/proc/self/fd")) - 1, allowed)  # noqa: PTH208  # bare
+    except OSError as error:
+        return Descriptors(allowed if lacks_files(error) else 0, allowed)
+
+
+def lacks_files(error: BaseException | None) -> bool:
+    """Whether an error, or what it came from, is that this process or machine has none left."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE):
+            return True
+        inner = one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+        waiting += [one.__cause__, one.__context__, *inner]
+    return False
 
 
 @frozen
@@ -35,8 +78,8 @@ class Pulse:
     `trouble` says what ails the database, and since when, `troubled` for how many seconds; `behind`
     is how many seconds the stream is late. `free` are the free bytes of each file system, by a
     directory on it; at least `min_free` should be. `away` has each directory, and why it is not
-    there if it is not. `skew` is by how many seconds this machine's clock is ahead of the
-    database's.
+    there if it is not. `files` are the descriptors that the process has open. `skew` is by how
+    many seconds this machine's clock is ahead of the database's.
     """
 
     trouble: str | None = None
@@ -44,6 +87,7 @@ class Pulse:
     behind: float = 0.0
     free: Mapping[str, int] = field(factory=dict)
     away: Mapping[str, str | None] = field(factory=dict)
+    files: Descriptors = field(factory=lambda: Descriptors(0, 1))
     min_free: int = 0
     skew: float = 0.0
 
@@ -58,6 +102,8 @@ def ailments(site: str, pulse: Pulse) -> Iterator[tuple[str, Alarm | None]]:
     if pulse.behind >= LATE or pulse.behind < LATE / 2:
         yield _of("stream", site, _late(pulse))
     yield _of("clock", site, _skewed(pulse))
+    if not RELIEVED < pulse.files.share < EXHAUSTED:
+        yield _of("open files", site, _exhausted(pulse.files))
     for directory, free in pulse.free.items():
         enough = pulse.min_free * ROOM
         if free < pulse.min_free or free >= enough:
@@ -84,6 +130,16 @@ def _late(pulse: Pulse) -> tuple[str, Severity, str] | None:
         return None
     more = f"the change being recorded is {pulse.behind / 60:.0f} minutes old"
     return "the change stream is late", Severity.WARNING, more
+
+
+def _exhausted(files: Descriptors) -> tuple[str, Severity, str] | None:
+    if files.share < EXHAUSTED:
+        return None
+    more = (
+        f"of {files.allowed:,} allowed nearly all are in use, and reactions fail for want of one: "
+        "raise LimitNOFILE of its unit, or ulimit -n, and restart it"
+    )
+    return "the listener has too many open files", Severity.CRITICAL, more
 
 
 def _skewed(pulse: Pulse) -> tuple[str, Severity, str] | None:
