@@ -7,221 +7,23 @@ passes in functions that write to the database or run work in another process.
 
 from __future__ import annotations
 
-import struct
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
-from datetime import UTC, datetime, timedelta
-from math import isfinite
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from attrs import define, field, frozen
 
 from caxev.alarms import Alarm, Severity
+from caxev.core.clock import Clocks, clock, utcnow
+from caxev.core.errors import Damaged, Retry, Superseded
+from caxev.core.transcript import packed
 from caxev.model import Copy, CopyField, CopyKey, Event, Run, RunId, RunUpdate, new_id
 
 if TYPE_CHECKING:
     from loguru import Logger
 
 T = TypeVar("T")
-KEPT: Final = 512 << 10
-"""Bytes, compressed, that are kept with a reaction of what `Job.keep` is given at once."""
-KEPT_PARTS: Final = 16
-"""So often, the latest of it: together that fits into one document of the ledger."""
-
-
-DRIFT: Final = 1e-4
-"""Seconds a second that a machine's monotonic clock may go wrong."""
-
-
-@frozen
-class Anchor:
-    """The database's time at an instant of the monotonic clock, and how wrong that may be."""
-
-    time: datetime
-    at: float
-    error: float
-
-    def read(self, at: float) -> datetime:
-        """Return the database's time at another instant."""
-        return self.time + timedelta(seconds=at - self.at)
-
-    def doubt(self, at: float) -> float:
-        """Return how wrong that may be, in seconds."""
-        return self.error + DRIFT * abs(at - self.at)
-
-
-@frozen
-class Clocks:
-    """The shared time `now`, and between which two it is if only one of two clocks is right."""
-
-    now: datetime
-    earliest: datetime
-    latest: datetime
-
-    @classmethod
-    def at(cls, now: datetime) -> Clocks:
-        """Return what clocks show that agree."""
-        return cls(now, now, now)
-
-
-@define
-class Clock:
-    """The time that all sites share: the database's, which the monotonic clock carries on.
-
-    `mongo` anchors it whenever the server shows its time, so a local clock that is wrong, or is
-    set, moves nothing. Without an anchor it is the local clock. `ahead` is how far `caxev.testing`
-    has moved it. The anchor holds for all processes of this machine until it is started again.
-    """
-
-    ahead: timedelta = timedelta()
-    anchor: Anchor | None = None
-
-    def note(self, server: datetime, asked: float) -> float:
-        """Note the server's time from a reply to what was asked at that `time.monotonic`.
-
-        Returns by how many seconds the time stepped. It does if the server's clock was set, or if
-        another server became primary; else a better reading only replaces a worse one.
-        """
-        heard = monotonic()
-        half = (heard - asked) / 2
-        new, old = Anchor(server + timedelta(seconds=half), heard, half + 0.001), self.anchor
-        if old is None:
-            self.anchor = new
-            return 0.0
-        off = (new.time - old.read(heard)).total_seconds()
-        stepped = abs(off) > new.error + old.doubt(heard)
-        if stepped or new.error <= old.doubt(heard):
-            self.anchor = new
-        return off if stepped else 0.0
-
-    def now(self) -> datetime:
-        """Return the database's time, UTC."""
-        anchor = self.anchor
-        return self._local() if anchor is None else anchor.read(monotonic()) + self.ahead
-
-    def both(self) -> Clocks:
-        """Return the time by the database's clock and by this machine's."""
-        shared, local = _to_millisecond(self.now()), _to_millisecond(self._local())
-        return Clocks(shared, min(shared, local), max(shared, local))
-
-    def safe_now(self) -> datetime:
-        """Return the earlier of the database's time and this machine's: past on both clocks."""
-        return self.both().earliest
-
-    @property
-    def skew(self) -> float:
-        """By how many seconds this machine's clock is ahead of the database's."""
-        return (self._local() - self.now()).total_seconds()
-
-    def _local(self) -> datetime:
-        return datetime.now(UTC) + self.ahead
-
-
-clock: Final = Clock()
-
-
-def utcnow() -> datetime:
-    """Return the database's time, UTC, to the millisecond (as it is kept there). See `Clock`."""
-    return _to_millisecond(clock.now())
-
-
-def _to_millisecond(now: datetime) -> datetime:
-    return now.replace(microsecond=now.microsecond // 1000 * 1000)
-
-
-def packed(said: str) -> bytes:
-    """Compress text to `KEPT` bytes at most; of more, the middle is left out, which it then says.
-
-    Pure.
-    """
-    whole = said.encode(errors="backslashreplace")
-    done, ends = zlib.compress(whole), len(whole)
-    while len(done) > KEPT:
-        ends //= 2
-        head, tail = whole[: ends // 2], whole[-(ends // 2) :]
-        left_out = len(whole) - len(head) - len(tail)
-        done = zlib.compress(head + b"\n[... %d bytes left out ...]\n" % left_out + tail)
-    return done
-
-
-def unpacked(parts: Sequence[bytes], number: int) -> str:
-    """Return the text of parts that are kept of `number`, one after the other. Pure."""
-    texts = [zlib.decompress(part).decode(errors="replace") for part in parts]
-    lost = number - len(texts)
-    return "\n".join([f"[... {lost} earlier parts left out ...]"] * (lost > 0) + texts)
-
-
-UNFORESEEN: Final = (ValueError, OverflowError, struct.error)
-"""What libraries raise for input that they were not written for: a date, a byte, a number. At our
-borders with them it becomes `Retry` or `GiveUp`, with the far end or file in its message."""
-
-
-class Retry(Exception):
-    """Try this again, `after` seconds from now (default: exponential back-off with jitter)."""
-
-    def __init__(self, why: str, *, after: float | None = None) -> None:
-        super().__init__(why)
-        self.why = str(why)
-        self.after = None if after is None else float(after)
-        if self.after is not None and not isfinite(self.after):
-            raise ValueError(f"Retry(after={after}): not a number of seconds")
-
-
-class Denied(Retry):
-    """Somebody must lift a refusal first: a permission, a key, a quota.
-
-    Tried again at growing intervals; given up after days (`caxev.ledger.PATIENCE`).
-    """
-
-
-class RootAway(Retry):
-    """The disk of a root is not there, so nothing can be known of what is beneath it.
-
-    The reaction waits without an end: of a directory of this site, `root`, until the listener
-    finds it again; of another site's at growing intervals.
-    """
-
-    def __init__(self, why: str, *, root: str = "") -> None:
-        super().__init__(why)
-        self.root = root
-
-
-class Root(str):
-    """A base directory of a site, as its path.
-
-    `marker` is the id of the file that shows that its disk is mounted; None: none is noted, and
-    nothing is checked. See `caxev.files.roots`.
-    """
-
-    __slots__ = ("marker",)
-    marker: str | None
-
-    def __new__(cls, path: str, marker: str | None = None) -> Self:
-        """Return the path with what is known of its marker."""
-        root = super().__new__(cls, path)
-        root.marker = marker
-        return root
-
-
-class GiveUp(Exception):
-    """Trying again is of no use: park this as failed, for a person to look at."""
-
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = str(why)
-
-
-class Damaged(GiveUp):
-    """The source of a copy is not what its manifest says, and nothing of that has been accepted.
-
-    The source may be a bad copy: have it read again (`Job.suspecting`).
-    """
-
-
-class Superseded(Exception):
-    """The run is no longer what the update expected: somebody else was first. Nothing to do."""
 
 
 @frozen

@@ -25,7 +25,7 @@ from caxev.cli.census import Census, Claim, measured, places
 from caxev.cli.mv import Move, bring, plan_move
 from caxev.cli.places import key_of
 from caxev.config import Site
-from caxev.files import alone, digest_tree
+from caxev.files import digest_tree, process_lock
 from caxev.model import Copy, CopyKey, Run
 from tests import engine
 from tests.conftest import Database as Named
@@ -216,7 +216,7 @@ def test_two_mv_of_one_copy_never_meet(ground: Ground) -> None:
     moving = {"status": "moving", "moving_to": str(to / NAME), "owner": "another"}
     run = ground.insert({"location": str(old), **moving})
     before = ground.entry()
-    with alone(f"mv {run} {CopyKey('raw', 'lngs')}".encode(), "busy"):
+    with process_lock(f"mv {run} {CopyKey('raw', 'lngs')}".encode(), "busy"):
         answer = move_to(ground, to)
     assert (answer.code, "moved by another process" in answer.err) == (1, True)
     assert (ground.entry(), old.exists()) == (before, True)

@@ -19,7 +19,8 @@ from caxev.job import GiveUp, Retry
 from caxev.model import CopyKey
 from caxev.movers import Route
 from caxev.workers import Workers
-from handlers import checksum, transfer
+from handlers import checksum
+from handlers import transfer as reactions
 from tests import sshd as servers
 from tests.attacks import SECRET
 from tests.faults.paths import DEEDS, MOVED, Deed, Place, over_ssh, placed, problems
@@ -100,10 +101,10 @@ def test_what_is_planned_lies_inside(tmp_path: Path) -> None:
         run = run_of(entry("xenon", location=attack.path))
         try:
             key = CopyKey("raw", "xenon")
-            plan = transfer.plan_pull(run, key, LNGS, ALL, trigger=TRIGGER, now=NOW)
+            plan = reactions.plan_pull(run, key, LNGS, ALL, trigger=TRIGGER, now=NOW)
         except GiveUp:
             continue
-        if isinstance(plan, transfer.Plan):
+        if isinstance(plan, reactions.Plan):
             assert plan.location.startswith(base)
             name = plan.location.removeprefix(base)
             assert name not in {"", ".", ".."}

@@ -36,7 +36,7 @@ from caxev.listening import Options
 from caxev.mongo import Database, Request
 from caxev.registry import Registry, recorded
 from caxev.retention import Plan, intent, plan
-from handlers import rucio
+from handlers import rucio as reactions
 from handlers.rucio import plan_upload
 from tests import engine
 from tests.conftest import Database as Named
@@ -947,7 +947,7 @@ def test_get_and_put_ask_for_what_is_not_there(
                 name=IN_RUCIO.host,
                 trigger="y",
             )
-            assert isinstance(planned, rucio.Plan)
+            assert isinstance(planned, reactions.Plan)
     target = bench.directory / "fetched"
     target.mkdir()
     here = ("rucio", "get", "--run", number, "--to", str(target))

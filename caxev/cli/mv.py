@@ -185,11 +185,11 @@ class Errand:
         One process of this machine at a time: a second one would take back what the first has
         claimed.
         """
-        from caxev.files import alone
+        from caxev.files import process_lock
 
         run = await self.wanted.find_one(database, database.settings)
         busy = f"{run}: {self.key} is being moved by another process"
-        with alone(f"mv {run.id} {self.key}".encode(), busy):
+        with process_lock(f"mv {run.id} {self.key}".encode(), busy):
             return await self._go(database)
 
     async def _go(self, database: Database) -> Mapping[str, Any]:

@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, Final
 
 _LONG: Final = 60  # characters of a value that are shown
-
-
-class ConfigError(Exception):
-    """Something an operator wrote is wrong. The message's first line says what, and what to do.
-
-    `problems` holds one line for each thing that is wrong; where there are several, the message's
-    first line sums them up and the others follow it.
-    """
-
-    def __init__(self, summary: str, problems: Sequence[str] = ()) -> None:
-        super().__init__(summary, tuple(problems))
-        self.summary = summary
-        self.problems = tuple(problems) or (summary,)
-
-    def __str__(self) -> str:
-        if self.problems == (self.summary,):
-            return self.summary
-        return "\n".join((self.summary, *(f"  {problem}" for problem in self.problems)))
 
 
 class Problems(ValueError):
@@ -78,9 +60,3 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     names = {name.lower(): name for name in known}
     close = get_close_matches(word.lower(), names, n=1, cutoff=0.6)
     return names[close[0]] if close else None
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as one line: its class, and the first line of its message."""
-    first, _, _ = str(error).strip().partition("\n")
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

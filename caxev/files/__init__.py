@@ -4,7 +4,7 @@ Which paths may be touched, what a tree holds, its digests, and how a copy is ma
 under its final name. Knows neither the database nor the network.
 """
 
-from caxev.files.alone import alone
+from caxev.files.alone import process_lock
 from caxev.files.arrival import (
     MARGIN,
     Arrival,
@@ -104,7 +104,6 @@ __all__ = [
     "Range",
     "Report",
     "Seen",
-    "alone",
     "apart",
     "bring_in",
     "check_expected",
@@ -153,6 +152,7 @@ __all__ = [
     "places",
     "plan",
     "printable",
+    "process_lock",
     "publish",
     "quarantine_of",
     "read_file",

@@ -16,7 +16,7 @@ _BUSY_AFTER: Final = 5.0
 
 
 @contextmanager
-def alone(key: bytes, busy: str) -> Iterator[None]:
+def process_lock(key: bytes, busy: str) -> Iterator[None]:
     """Keep other processes of this machine from what `key` names; raises `Retry`, saying `busy`.
 
     A name in Linux's abstract socket namespace is free again when its holder dies, and leaves

@@ -24,7 +24,6 @@ from caxev.files import (
     Plan,
     Range,
     Seen,
-    alone,
     check_standing,
     enough_space,
     is_file,
@@ -32,6 +31,7 @@ from caxev.files import (
     partial_path,
     plan,
     printable,
+    process_lock,
     second,
     to_the_second,
 )
@@ -188,7 +188,7 @@ def only_pusher(where: str, final: bytes) -> Iterator[None]:
     `final` as it was given. Raises `Retry` where somebody else is at it.
     """
     busy = f"{where}:{printable(final)} is being pushed by another process"
-    with alone(f"{where}\0".encode() + final, busy):
+    with process_lock(f"{where}\0".encode() + final, busy):
         yield
 
 

@@ -1,0 +1,85 @@
+"""The errors that more than one part of caxev raises, named for what the caller can do."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from math import isfinite
+from typing import Final
+
+UNFORESEEN: Final = (ValueError, OverflowError, struct.error)
+"""What libraries raise for input that they were not written for: a date, a byte, a number. At our
+borders with them it becomes `Retry` or `GiveUp`, with the far end or file in its message."""
+
+
+class Retry(Exception):
+    """Try this again, `after` seconds from now (default: exponential back-off with jitter)."""
+
+    def __init__(self, why: str, *, after: float | None = None) -> None:
+        super().__init__(why)
+        self.why = str(why)
+        self.after = None if after is None else float(after)
+        if self.after is not None and not isfinite(self.after):
+            raise ValueError(f"Retry(after={after}): not a number of seconds")
+
+
+class Denied(Retry):
+    """Somebody must lift a refusal first: a permission, a key, a quota.
+
+    Tried again at growing intervals; given up after days (`caxev.ledger.PATIENCE`).
+    """
+
+
+class RootAway(Retry):
+    """The disk of a root is not there, so nothing can be known of what is beneath it.
+
+    The reaction waits without an end: of a directory of this site, `root`, until the listener
+    finds it again; of another site's at growing intervals.
+    """
+
+    def __init__(self, why: str, *, root: str = "") -> None:
+        super().__init__(why)
+        self.root = root
+
+
+class GiveUp(Exception):
+    """Trying again is of no use: park this as failed, for a person to look at."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = str(why)
+
+
+class Damaged(GiveUp):
+    """The source of a copy is not what its manifest says, and nothing of that has been accepted.
+
+    The source may be a bad copy: have it read again (`Job.suspecting`).
+    """
+
+
+class Superseded(Exception):
+    """The run is no longer what the update expected: somebody else was first. Nothing to do."""
+
+
+class ConfigError(Exception):
+    """Something an operator wrote is wrong. The message's first line says what, and what to do.
+
+    `problems` holds one line for each thing that is wrong; where there are several, the message's
+    first line sums them up and the others follow it.
+    """
+
+    def __init__(self, summary: str, problems: Sequence[str] = ()) -> None:
+        super().__init__(summary, tuple(problems))
+        self.summary = summary
+        self.problems = tuple(problems) or (summary,)
+
+    def __str__(self) -> str:
+        if self.problems == (self.summary,):
+            return self.summary
+        return "\n".join((self.summary, *(f"  {problem}" for problem in self.problems)))
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as one line: its class, and the first line of its message."""
+    first, _, _ = str(error).strip().partition("\n")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

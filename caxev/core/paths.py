@@ -1,0 +1,22 @@
+"""The types of paths: which directory of a site a path is, and how its disk is known."""
+
+from __future__ import annotations
+
+from typing import Self
+
+
+class Root(str):
+    """A base directory of a site, as its path.
+
+    `marker` is the id of the file that shows that its disk is mounted; None: none is noted, and
+    nothing is checked. See `caxev.files.roots`.
+    """
+
+    __slots__ = ("marker",)
+    marker: str | None
+
+    def __new__(cls, path: str, marker: str | None = None) -> Self:
+        """Return the path with what is known of its marker."""
+        root = super().__new__(cls, path)
+        root.marker = marker
+        return root
