@@ -5,9 +5,9 @@ What stands here is all that the author of a handler needs::
     from caxev import HERE, Job, RunUpdate, copy, on
 """
 
-from caxev.files import Manifest
-from caxev.job import Denied, GiveUp, Job, Result, Retry, RootAway, Skip, Superseded
-from caxev.model import (
+from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
+from caxev.core.job import Job, Result, Skip
+from caxev.core.model import (
     DELETING,
     ERROR,
     MOVING,
@@ -31,7 +31,7 @@ from caxev.model import (
     TagAbsent,
     TagThere,
 )
-from caxev.registry import (
+from caxev.core.registry import (
     CORRECTION_INPUTS,
     ELSEWHERE,
     GONE,
@@ -44,6 +44,7 @@ from caxev.registry import (
     on,
     tag,
 )
+from caxev.files import Manifest
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ def main() -> None:
     _open_closed()
     helping = not {"-h", "--help"}.isdisjoint(sys.argv)
     if sys.argv[1:2] == ["receive"] and not helping:
-        from caxev import receive
+        from caxev.transfer import receive
 
         sys.exit(receive.main(sys.argv[2:]))
     if sys.argv[1:2] == ["batch"] and not helping:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 from loguru import logger
 
-from caxev.escapes import escaped
+from caxev.core.escapes import escaped
 
 if TYPE_CHECKING:
     from loguru import Record

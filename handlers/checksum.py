@@ -51,11 +51,11 @@ from caxev import (
     on,
 )
 from caxev.config import Site, Sites
+from caxev.copies.quorum import DISPUTED, VOUCHED, at_odds, is_disputed, maker
+from caxev.core.model import as_utc
 from caxev.files import Report, confine, digest_tree, idle_disk, printable
-from caxev.model import as_utc
-from caxev.movers import Route, methods, ways
-from caxev.movers import manifest as remote_manifest
-from caxev.quorum import DISPUTED, VOUCHED, at_odds, is_disputed, maker
+from caxev.transfer import Route, links, methods
+from caxev.transfer import manifest as remote_manifest
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which reading is broken off and tried again."""
@@ -142,7 +142,7 @@ async def patrol(job: Job) -> Result:
     failures = metrics.rotten.labels(job.site.name)
     try:
         manifest = await _read_gently(job, seen, rules.max_rate)
-    except ways.Closed:
+    except links.Closed:
         raise
     except (Retry, GiveUp):
         failures.inc()
@@ -174,10 +174,10 @@ async def _read_gently(job: Job, seen: Copy, max_rate: float | None) -> Manifest
 async def _read_back(job: Job, seen: Copy, max_rate: float | None = None) -> Manifest:
     """Read a copy over the link to its host, as one of the transfers that this carries."""
     name, location = seen.host, _location(seen)
-    async with ways.place(job, name) as rate:
+    async with links.place(job, name) as rate:
         slower = min((one for one in (rate, max_rate) if one is not None), default=None)
         route = Route(job.site, job.sites.get(name), "", location, max_rate=slower)
-        return await ways.while_open(job, name, remote_manifest, route)
+        return await links.while_open(job, name, remote_manifest, route)
 
 
 def _location(seen: Copy) -> str:

@@ -32,8 +32,8 @@ from caxev import (
     on,
 )
 from caxev.config import Site
+from caxev.core.model import field_of
 from caxev.files import confine, scan
-from caxev.model import field_of
 
 EVENTS_PER_FILE = 1000
 """What the DAQ writes into one file unless the run says otherwise."""

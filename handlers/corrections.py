@@ -13,7 +13,7 @@ A table is a collection beside the runs. Each row says for which runs it is:
 | `from`, `until` | the first run and the first that it is no longer for: both by start (UTC) or \
 both by number; absent: no limit |
 | `value` | what the field becomes: a number, a text, a list, an object; or instead |
-| `function` | an expression (`caxev.expressions`), or a list of them and of numbers |
+| `function` | an expression (`caxev.core.expressions`), or a list of them and of numbers |
 | `creation_time` | UTC; of two rows that fit, the later counts |
 
 cax's tables are read as well. A row of theirs has a ``calculation_time``, which is its version if
@@ -41,8 +41,8 @@ from attrs import frozen
 from caxev import CORRECTION_INPUTS, FieldIs, GiveUp, Job, Result, Retry, Run, RunUpdate, Skip, on
 from caxev import field as on_field
 from caxev.config import Correction, Site
-from caxev.expressions import ExpressionError, evaluate
-from caxev.model import as_utc, field_of
+from caxev.core.expressions import ExpressionError, evaluate
+from caxev.core.model import as_utc, field_of
 
 LATER = 6 * 3600.0
 """Seconds after which a table is looked at again that had nothing for the run."""

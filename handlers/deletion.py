@@ -8,7 +8,7 @@
   few of them are left it takes the intent back, and the copy is what it was.
 - `erase` takes away the bytes, then the entry, and leaves a tombstone in ``deleted_data``.
 
-What may go is decided in `caxev.retention`. Safe to repeat: each step is a conditional write, and
+`caxev.copies.deletion` decides what may go. Safe to repeat: each step is a conditional write, and
 until `erase` has written ``erasing`` nothing has been touched. After that it is gone through with,
 whoever was killed in between.
 """
@@ -43,11 +43,7 @@ from caxev import (
     on,
     tag,
 )
-from caxev.files import MOVED_PREFIX, distinct, empty_quarantine, standing
-from caxev.files import erase as erase_files
-from caxev.files import lacking as lacking_bytes
-from caxev.quorum import same_data
-from caxev.retention import (
+from caxev.copies.deletion import (
     Ask,
     Intent,
     NotYet,
@@ -67,8 +63,12 @@ from caxev.retention import (
     weigh,
     withdraw,
 )
-from caxev.retention import prove as proven
-from caxev.sharing import sharing
+from caxev.copies.deletion import prove as proven
+from caxev.copies.quorum import same_data
+from caxev.copies.sharing import sharing
+from caxev.files import MOVED_PREFIX, distinct, empty_quarantine, standing
+from caxev.files import erase as erase_files
+from caxev.files import lacking as lacking_bytes
 
 SOON = 1.0
 """Seconds after which a step is tried again that another write came before."""

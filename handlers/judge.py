@@ -47,11 +47,20 @@ from caxev import (
     on,
 )
 from caxev.config import Sites
+from caxev.copies.deletion import same_bytes
+from caxev.copies.quorum import (
+    DISPUTED,
+    VOUCHED,
+    agree,
+    at_odds,
+    is_disputed,
+    majority,
+    same_data,
+    voters,
+)
+from caxev.copies.sharing import sharing
+from caxev.core.model import as_utc, new_id
 from caxev.files import empty_quarantine, set_aside, standing
-from caxev.model import as_utc, new_id
-from caxev.quorum import DISPUTED, VOUCHED, agree, at_odds, is_disputed, majority, same_data, voters
-from caxev.retention import same_bytes
-from caxev.sharing import sharing
 
 FRESH = timedelta(days=7)
 """A reading counts for so long, and so long is waited for one that was asked for."""

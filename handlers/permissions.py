@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from caxev import HERE, TRANSFERRED, Copy, Denied, GiveUp, Job, Result, Retry, Skip, copy, on
 from caxev.config import Permission, Site
 from caxev.files import confine, open_resolved, printable
-from caxev.movers import program
+from caxev.transfer import program
 
 KEPT = 0o2000
 """The bit of a directory by which what is made in it gets its group."""

@@ -17,7 +17,7 @@ is available at the entrance RSE and the storage there has told the right size a
 only then ``transferred``; nobody else verifies it.
 
 Safe to repeat: an entry is claimed by a conditional update and written by compare-and-set; what
-`caxev.catalogue` does is found done when it is done again. A broken upload is continued by the
+`caxev.rucio` does is found done when it is done again. A broken upload is continued by the
 same reaction, which knows its entry by the ``trigger`` that stands in it.
 """
 
@@ -54,13 +54,11 @@ from caxev import (
     copy,
     copy_field,
     on,
+    rucio,
     tag,
 )
-from caxev import catalogue as rucio
-from caxev.catalogue import Checked, Did, Names, OverQuota, Standing
 from caxev.config import ConfigError, Site, Sites
-from caxev.quorum import coming_from
-from caxev.retention import (
+from caxev.copies.deletion import (
     Intent,
     Proven,
     begin,
@@ -72,6 +70,8 @@ from caxev.retention import (
     weigh,
     withdraw,
 )
+from caxev.copies.quorum import coming_from
+from caxev.rucio import Checked, Did, Names, OverQuota, Standing
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""

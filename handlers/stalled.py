@@ -53,8 +53,8 @@ from caxev import (
     on,
 )
 from caxev.config import Stalled
-from caxev.model import STATUSES, as_utc, new_id
-from caxev.quorum import agree, is_disputed, same_data
+from caxev.copies.quorum import agree, is_disputed, same_data
+from caxev.core.model import STATUSES, as_utc, new_id
 
 ALARM = "copy stands still"
 AHEAD = timedelta(minutes=5)

@@ -54,13 +54,13 @@ from caxev import (
     on,
     tag,
 )
-from caxev.archives import Data, Reach, Told, archive, back_up, compare, folder_of, methods, unstage
-from caxev.archives import recall as bring_back
 from caxev.config import Site, Sites
+from caxev.copies.deletion import to_be_purged, was_deleted
+from caxev.copies.quorum import coming_from
 from caxev.files import safe_name
-from caxev.movers import methods as disks
-from caxev.quorum import coming_from
-from caxev.retention import to_be_purged, was_deleted
+from caxev.tape import Data, Reach, Told, archive, back_up, compare, folder_of, methods, unstage
+from caxev.tape import recall as bring_back
+from caxev.transfer import methods as disks
 
 T = TypeVar("T")
 STALLED: Final = 15 * 60.0

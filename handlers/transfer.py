@@ -55,12 +55,7 @@ from caxev import (
     on,
 )
 from caxev.config import Site, Sites
-from caxev.files import Moved, safe_name
-from caxev.movers import Route, methods, unserved, ways
-from caxev.movers import pull as pull_bytes
-from caxev.movers import push as push_bytes
-from caxev.quorum import VOUCHED, coming_from, is_disputed, majority, voters
-from caxev.retention import (
+from caxev.copies.deletion import (
     is_left_over,
     plain,
     same_bytes,
@@ -68,7 +63,12 @@ from caxev.retention import (
     unwanted,
     was_deleted,
 )
-from caxev.sharing import located, neighbours, sharing
+from caxev.copies.quorum import VOUCHED, coming_from, is_disputed, majority, voters
+from caxev.copies.sharing import located, neighbours, sharing
+from caxev.files import Moved, safe_name
+from caxev.transfer import Route, links, methods, unserved
+from caxev.transfer import pull as pull_bytes
+from caxev.transfer import push as push_bytes
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
@@ -220,11 +220,11 @@ async def fetch(job: Job, plan: Plan) -> Copy:
     sources = {source.key.host: source for source in (plan.source, *plan.others)}
     failed: list[Retry | GiveUp] = []
     closed: list[Retry | GiveUp] = []
-    for name in ways.traffic.order([*sources]):
+    for name in links.traffic.order([*sources]):
         try:
             one = evolve(plan, source=sources[name])
             return await _move(job, one, name, pull_bytes)
-        except ways.Closed as error:
+        except links.Closed as error:
             closed.append(error)
         except (Retry, GiveUp) as error:
             if isinstance(error, RootAway) and error.root in job.site.roots:
@@ -261,7 +261,7 @@ async def _move(
     pulling = plan.key.host == here.name
     source = plan.source.location
     assert source is not None
-    async with ways.place(job, name) as rate:
+    async with links.place(job, name) as rate:
         mine = await claim(job, plan, others)
         route = Route(
             here,
@@ -275,8 +275,8 @@ async def _move(
             found=await known(job, plan.resume.manifest) if plan.again and plan.resume else None,
         )
         async with job.suspecting(plan.source):
-            moved = await ways.while_open(job, name, move, route)
-    ways.traffic.note(name, moved.bytes_sent, moved.seconds)
+            moved = await links.while_open(job, name, move, route)
+    links.traffic.note(name, moved.bytes_sent, moved.seconds)
     job.log.info(f"moved {moved.bytes_sent} of {moved.bytes_total} bytes in {moved.seconds:.1f} s")
     return mine
 

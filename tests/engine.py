@@ -14,11 +14,11 @@ from bson import ObjectId
 
 from caxev import aio
 from caxev.config import Settings, Site, Sites
-from caxev.daemon import Leaving, open_database, prepare, serve_tenures
-from caxev.listening import Options
-from caxev.model import RunUpdate
-from caxev.mongo import Database
-from caxev.registry import Handler, Registry, Trigger
+from caxev.core.model import RunUpdate
+from caxev.core.registry import Handler, Registry, Trigger
+from caxev.database import Database
+from caxev.engine.listener import Leaving, open_database, prepare, serve_tenures
+from caxev.engine.options import Options
 from tests.conftest import Database as Named
 
 

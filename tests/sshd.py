@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from attrs import define
 
-from caxev.ssh import Endpoint
+from caxev.transfer.ssh import Endpoint
 
 _CONFIG = """\
 ListenAddress 127.0.0.1

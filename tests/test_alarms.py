@@ -19,8 +19,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from caxev import GiveUp, Job, aio, alarms, tag
+from caxev import GiveUp, Job, aio, tag
 from caxev.alarms import (
+    Addressee,
+    Descriptors,
+    Desk,
+    Hook,
+    Mail,
+    Pulse,
+    Undelivered,
+    Vitals,
+    addressees,
+    ailments,
+)
+from caxev.alarms import manager as desks
+from caxev.cli import cli
+from caxev.config import ConfigError, Email, Settings, Sink, Sites, Webhook, load_sites
+from caxev.config.alarms import read_alarms
+from caxev.core import alarms
+from caxev.core.alarms import (
     Alarm,
     Rule,
     Severity,
@@ -34,25 +51,9 @@ from caxev.alarms import (
     together,
     undelivered,
 )
-from caxev.cli import cli
-from caxev.config import ConfigError, Email, Settings, Sink, Sites, Webhook, load_sites
-from caxev.config.alarms import read_alarms
-from caxev.daemon import open_database
-from caxev.job import clock, utcnow
-from caxev.mongo import Database, Request, Tenure
-from caxev.notifiers import (
-    Addressee,
-    Descriptors,
-    Desk,
-    Hook,
-    Mail,
-    Pulse,
-    Undelivered,
-    Vitals,
-    addressees,
-    ailments,
-)
-from caxev.notifiers import desk as desks
+from caxev.core.clock import clock, utcnow
+from caxev.database import Database, Request, Tenure
+from caxev.engine.listener import open_database
 from tests import engine, sinks
 from tests import strategies as make
 from tests.conftest import Database as Named

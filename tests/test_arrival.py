@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 from attrs import evolve, frozen
 
+from caxev.core.errors import GiveUp, Retry
 from caxev.files import (
     PART,
     Arrival,
@@ -30,8 +31,7 @@ from caxev.files import (
     writing,
 )
 from caxev.files.reading import Stretch
-from caxev.job import GiveUp, Retry
-from caxev.receive import Channel, item_rows, packed, seen_rows
+from caxev.transfer.receive import Channel, item_rows, packed, seen_rows
 from tests.test_files import make_run, quiet
 
 OLD: Final = 1_480_000_000

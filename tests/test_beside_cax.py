@@ -13,10 +13,10 @@ import pytest
 from pymongo import MongoClient
 
 from caxev import ERROR, TRANSFERRED, TRANSFERRING, CopyKey
-from caxev.job import utcnow
-from caxev.model import GivenUp
-from caxev.mongo import Request
-from caxev.retention import Plan, intent, plan
+from caxev.copies.deletion import Plan, intent, plan
+from caxev.core.clock import utcnow
+from caxev.core.model import GivenUp
+from caxev.database import Request
 from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.deletion import harm

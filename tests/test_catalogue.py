@@ -19,8 +19,11 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev import Copy, CopyKey, GiveUp, Run, Skip, ledger
-from caxev.catalogue import (
+from caxev import Copy, CopyKey, GiveUp, Run, Skip
+from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
+from caxev.copies.deletion import keeper
+from caxev.core import ledger
+from caxev.rucio import (
     ENDED,
     Changes,
     Checked,
@@ -35,9 +38,7 @@ from caxev.catalogue import (
     names_of,
     wishes_for,
 )
-from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
-from caxev.hermes import Messages, datasets_in
-from caxev.retention import keeper
+from caxev.rucio.messages import Messages, datasets_in
 from handlers import rucio
 from tests import engine
 from tests.conftest import Database as Named

@@ -10,7 +10,7 @@ import pytest
 from pymongo import MongoClient
 
 from caxev import Copy, CopyKey, Run
-from caxev.cli.places import run_called
+from caxev.cli.site_paths import run_called
 from caxev.config import Site, Sites
 from caxev.config.processing import read_processing
 from caxev.testing import Lab, lab

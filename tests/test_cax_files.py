@@ -15,9 +15,9 @@ from caxev.cli.copy import Wish
 from caxev.cli.errors import CONFIGURATION
 from caxev.cli.tape import archive_called, reach_called
 from caxev.config import BY_METHOD, ConfigError, Sites, load_handlers, load_sites
-from caxev.model import Run
-from caxev.registry import Registry, recorded
-from caxev.retention import Plan, keeper, plan_purge
+from caxev.copies.deletion import Plan, keeper, plan_purge
+from caxev.core.model import Run
+from caxev.core.registry import Registry, recorded
 from tests import engine
 from tests.conftest import Database as Named
 from tests.engine import run_document
@@ -197,7 +197,7 @@ def test_keys_that_stand_twice(tmp_path: Path) -> None:
 
 def test_keys_that_stand_twice_in_a_rule_file(tmp_path: Path) -> None:
     """A rule of which two halves contradict each other is refused, not half-read."""
-    from caxev.catalogue import load_rules
+    from caxev.rucio import load_rules
 
     rule = '[{"run_nb": "1", "destination_rse": ["A_DISK"], "run_nb": "%s"}]'
     assert len(load_rules(written(tmp_path, rule % 1, "rules.json"))) == 1

@@ -27,9 +27,9 @@ from caxev.cli.debts import Progress, progress_cells
 from caxev.cli.errors import told
 from caxev.cli.output import Table, cell, lasting, show, size
 from caxev.config import Settings
-from caxev.embedded import Mongod, ReplicaSet
-from caxev.escapes import escaped
-from caxev.registry import recorded
+from caxev.core.escapes import escaped
+from caxev.core.registry import recorded
+from caxev.testing.mongod import Mongod, ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -657,7 +657,7 @@ def test_listen_and_its_dry_run_refuse_alike(
     caxev: Caxev, monkeypatch: pytest.MonkeyPatch, dry: list[str], entry: Any, words: str
 ) -> None:
     """What keeps a listener from starting keeps its dry run from saying what it would do."""
-    monkeypatch.setattr("caxev.catalogue.missing", lambda: "it is not installed")
+    monkeypatch.setattr("caxev.rucio.missing", lambda: "it is not installed")
     monkeypatch.setenv("CAXEV_MONGO_URI", "mongodb://127.0.0.1:1/?replicaSet=none")
     catalogue = {"name": "cern", "method": "rucio"}
     Path("sites.json").write_text(json.dumps([{"name": "lngs", **entry}, catalogue]))

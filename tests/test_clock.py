@@ -11,10 +11,10 @@ import pytest
 from bson import ObjectId
 from pymongo import MongoClient
 
-from caxev import job
-from caxev.job import DRIFT, Anchor, Clock, Job, clock, utcnow
-from caxev.model import CopyKey, Event, Run
-from caxev.mongo import Selection
+from caxev.core.clock import DRIFT, Anchor, Clock, clock, utcnow
+from caxev.core.job import Job
+from caxev.core.model import CopyKey, Event, Run
+from caxev.database import Selection
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -37,7 +37,7 @@ def local(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Wrong]]:
     """This machine's clock, to be set; the shared one is anchored at the right time before."""
     before = clock.anchor
     clock.anchor = Anchor(datetime.now(UTC), monotonic(), 0.001)
-    monkeypatch.setattr(job, "datetime", Wrong)
+    monkeypatch.setattr("caxev.core.clock.datetime", Wrong)
     yield Wrong
     Wrong.by, clock.anchor = timedelta(), before
 

@@ -21,12 +21,12 @@ from pymongo import MongoClient
 
 from caxev import GiveUp, Job, copy_field
 from caxev.cli import mv as mv_module
-from caxev.cli.census import Census, Claim, measured, places
+from caxev.cli.inventory import Census, Claim, measured, places
 from caxev.cli.mv import Move, bring, plan_move
-from caxev.cli.places import key_of
+from caxev.cli.site_paths import key_of
 from caxev.config import Site
+from caxev.core.model import Copy, CopyKey, Run
 from caxev.files import digest_tree, process_lock
-from caxev.model import Copy, CopyKey, Run
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import (  # noqa: F401  # fixtures

@@ -37,7 +37,7 @@ from caxev.config import (
 from caxev.config import handlers as handlers_module
 from caxev.config.errors import Problems
 from caxev.config.links import read_links
-from caxev.registry import Handler, Here, copy, recorded
+from caxev.core.registry import Handler, Here, copy, recorded
 
 EXAMPLE = Path(__file__).parent.parent / "sites.json"
 

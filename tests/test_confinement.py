@@ -20,13 +20,13 @@ import asyncssh
 import pytest
 from attrs import define, evolve
 
-from caxev import movers
+from caxev import transfer
 from caxev.config import Permission, Site
+from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import erase, standing
-from caxev.job import Denied, GiveUp, Retry
-from caxev.movers import Route
-from caxev.ssh import Endpoint, Transfer, check, pull, push
-from caxev.ssh.endpoint import connected, sftp_session
+from caxev.transfer import Route
+from caxev.transfer.ssh import Endpoint, Transfer, check, pull, push
+from caxev.transfer.ssh.endpoint import connected, sftp_session
 from handlers import permissions
 from tests import sshd as servers
 from tests.test_files import make_run, quiet
@@ -136,11 +136,11 @@ def test_the_listener_owns_what_is_pushed(tmp_path: Path) -> None:
         data.write_bytes(data.read_bytes()[:-1] + b"?")
         here, there = Site("here", dir_raw=str(raw)), Site("there", "local", dir_raw=str(raw))
         mending = Route(here, there, str(pushed), str(good), again=True)
-        movers.mover("local")  # what is imported only now may not be readable then
+        transfer.mover("local")  # what is imported only now may not be readable then
 
         def listener() -> None:
             permissions.apply(str(pushed), here.roots, Permission(mode=0o750), report=quiet)
-            movers.pull(mending, report=quiet)
+            transfer.pull(mending, report=quiet)
             assert digested(pushed) == digested(good)
             mark = standing(str(pushed), here.roots, None, report=quiet)
             erase(str(pushed), here.roots, mark, report=quiet)

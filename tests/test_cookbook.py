@@ -12,10 +12,10 @@ from types import ModuleType
 
 import pytest
 
-from caxev.embedded import ReplicaSet
-from caxev.registry import recorded
+from caxev.core.registry import recorded
 from caxev.testing import Lab
 from caxev.testing.lab import SERVER
+from caxev.testing.mongod import ReplicaSet
 
 COOKBOOK = (Path(__file__).parents[1] / "handlers" / "README.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```$", COOKBOOK, re.MULTILINE | re.DOTALL))

@@ -35,9 +35,9 @@ from caxev import (
 )
 from caxev import copy as on_copy
 from caxev.cli.copy import GONE, Standing, Way, asked_for, standing, why_not
-from caxev.ledger import Outcome, Paid, Spent, claim, owe, settle
-from caxev.model import Event
-from caxev.mongo import Database, Ingest, Selection
+from caxev.core.ledger import Outcome, Paid, Spent, claim, owe, settle
+from caxev.core.model import Event
+from caxev.database import Database, Ingest, Selection
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import Answer, Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures

@@ -19,9 +19,9 @@ from caxev import FieldIs, GiveUp, Job, Retry, RunUpdate, Skip
 from caxev.config import Correction, Site
 from caxev.config.corrections import read_corrections
 from caxev.config.errors import Problems
-from caxev.expressions import ExpressionError, evaluate
-from caxev.model import Event, Field, Run
-from caxev.registry import Registry, recorded
+from caxev.core.expressions import ExpressionError, evaluate
+from caxev.core.model import Event, Field, Run
+from caxev.core.registry import Registry, recorded
 from handlers import corrections
 from tests import engine
 from tests.conftest import Database as Named

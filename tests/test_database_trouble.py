@@ -17,13 +17,13 @@ from pymongo import MongoClient
 from pymongo.errors import BulkWriteError, OperationFailure, WTimeoutError
 
 from caxev import HERE, CopyIs, Job, RunUpdate, aio, copy, metrics
+from caxev.alarms import Vitals
 from caxev.config import ConfigError, Settings
-from caxev.dispatcher import failure, refusal
-from caxev.embedded import ReplicaSet
-from caxev.ledger import Postponed, Spent, State
-from caxev.model import CopyKey
-from caxev.mongo import Database, DatabaseError, Unstorable, client, concerns_one, passing
-from caxev.notifiers import Vitals
+from caxev.core.ledger import Postponed, Spent, State
+from caxev.core.model import CopyKey
+from caxev.database import Database, DatabaseError, Unstorable, client, concerns_one, passing
+from caxev.engine.dispatcher import failure, refusal
+from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -221,8 +221,8 @@ async def test_a_majority_that_is_never_reached_is_reported(
 ) -> None:
     """Log, metric, alarm; the listener leaves when it is asked; all is done once it is back."""
     monkeypatch.setitem(client.RELIED_ON, "wTimeoutMS", 1000)
-    monkeypatch.setattr("caxev.notifiers.vitals.TROUBLED", 1.0)
-    monkeypatch.setattr("caxev.daemon.FLUSH", 1.0)
+    monkeypatch.setattr("caxev.alarms.health.TROUBLED", 1.0)
+    monkeypatch.setattr("caxev.engine.listener.FLUSH", 1.0)
     monkeypatch.setattr(Vitals, "__init__", _impatient(Vitals.__init__))
     metric = metrics.troubled.labels(SITE)._value
     with WithArbiter(tmp_path, 3) as server:

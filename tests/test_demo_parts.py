@@ -22,8 +22,8 @@ from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caxev.core.model import CopyKey, Run
 from caxev.demo import daq, server
-from caxev.model import CopyKey, Run
 
 START = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
 

@@ -19,10 +19,10 @@ import click
 import pytest
 from packaging.requirements import Requirement
 
-from caxev import daemon, listening
 from caxev.cli.listen import listen
 from caxev.config import Settings
-from caxev.job import utcnow
+from caxev.core.clock import utcnow
+from caxev.engine import listener, options
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -100,10 +100,10 @@ def test_the_times_fit_together() -> None:
     """The unit waits longer than a listener that is well needs to renew its lease, or to leave."""
     with listen.make_context("listen", command()[2:-1]) as context:
         lease, grace = context.params["lease"], context.params["grace"]
-    assert lease == option_of("lease").default == listening.LEASE
-    assert grace == option_of("grace").default == listening.GRACE
+    assert lease == option_of("lease").default == options.LEASE
+    assert grace == option_of("grace").default == options.GRACE
     assert seconds("WatchdogSec") >= 2 * lease
-    assert seconds("TimeoutStopSec") > grace + 2 * daemon.FLUSH
+    assert seconds("TimeoutStopSec") > grace + 2 * listener.FLUSH
 
 
 def test_the_unit_runs_as_nobody_in_particular_with_no_secret() -> None:
@@ -222,21 +222,21 @@ def test_scripts_are_shell(script: Path) -> None:
 @pytest.fixture
 def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
     """The socket at which systemd hears how a service is."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
-        listening.bind(str(tmp_path / "notify"))
-        listening.setblocking(False)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as options:
+        options.bind(str(tmp_path / "notify"))
+        options.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        yield listening
+        yield options
 
 
-async def heard(listening: socket.socket, *wanted: str) -> None:
+async def heard(options: socket.socket, *wanted: str) -> None:
     """Wait until all that is wanted has been heard, in any order."""
     missing = set(wanted)
 
     def complete() -> bool:
         with suppress(BlockingIOError):
             while True:
-                missing.difference_update(listening.recv(4096).decode().splitlines())
+                missing.difference_update(options.recv(4096).decode().splitlines())
         return not missing
 
     await engine.until(complete)

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev.diff import diff, replay
-from caxev.model import Aspect, look_at
+from caxev.core.diff import diff, replay
+from caxev.core.model import Aspect, look_at
 from tests import strategies as make
 
 

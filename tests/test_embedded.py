@@ -16,7 +16,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from caxev.config import ConfigError
-from caxev.embedded import Mongod, ReplicaSet, find_mongod
+from caxev.testing.mongod import Mongod, ReplicaSet, find_mongod
 from tests.conftest import Database
 
 SITES = Path(__file__).parents[1] / "sites.json"
@@ -27,7 +27,7 @@ Client = MongoClient[dict[str, Any]]
 STARTER = """
 import sys, threading, pathlib
 from caxev.demo.world import World
-from caxev.embedded import ReplicaSet
+from caxev.testing.mongod import ReplicaSet
 directory, sites = map(pathlib.Path, sys.argv[1:])
 replica_set = ReplicaSet(directory)
 world = World(directory, sites)

@@ -13,26 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from caxev import (
-    ELSEWHERE,
-    HERE,
-    Event,
-    GiveUp,
-    Job,
-    Retry,
-    RunUpdate,
-    Tag,
-    copy,
-    dispatcher,
-    new_run,
-    tag,
-)
-from caxev.dispatcher import LATELY, Pace
-from caxev.ledger import Debt, owe
-from caxev.listening import Options
-from caxev.mongo import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
-from caxev.registry import Handler
-from caxev.watcher import Watcher
+from caxev import ELSEWHERE, HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, copy, new_run, tag
+from caxev.core.ledger import Debt, owe
+from caxev.core.registry import Handler
+from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
+from caxev.engine import dispatcher
+from caxev.engine.dispatcher import LATELY, Pace
+from caxev.engine.options import Options
+from caxev.engine.watcher import Watcher
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -263,7 +251,7 @@ async def test_what_a_deposed_process_has_claimed_is_found(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It woke, claimed and died, or gave it back unheard: its heir pays that without being told."""
-    monkeypatch.setattr("caxev.dispatcher.SURE_FOR", 0.5)
+    monkeypatch.setattr("caxev.engine.dispatcher.SURE_FOR", 0.5)
     seen: list[int] = []
 
     async def react(job: Job) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from caxev import GiveUp, Retry, crash
+from caxev import GiveUp, Retry, failpoints
 from caxev.files import (
     GONE_PREFIX,
     QUARANTINE,
@@ -24,7 +24,7 @@ from caxev.files import (
 )
 from caxev.files import erase as erase_marked
 from caxev.files import set_aside as set_aside_marked
-from caxev.files.gentle import Brake, idle_disk
+from caxev.files.throttle import Brake, idle_disk
 from tests.faults.campaign import add_oddities
 
 
@@ -145,7 +145,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> list[str]:
         if len(passed) == nth:
             raise Killed(name)
 
-    monkeypatch.setattr(crash, "point", point)
+    monkeypatch.setattr(failpoints, "point", point)
     return passed
 
 

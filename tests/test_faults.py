@@ -18,10 +18,10 @@ from trio.lowlevel import current_statistics
 
 from caxev import metrics
 from caxev.config import ConfigError
+from caxev.core.model import CopyKey, Run
 from caxev.demo.world import World
-from caxev.embedded import find_mongod
 from caxev.files import partial_path
-from caxev.model import CopyKey, Run
+from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests import sshd as servers
 from tests.conftest import Database as Named

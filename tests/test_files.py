@@ -23,6 +23,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from caxev import files
+from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (
     MOVED_PREFIX,
     PART,
@@ -51,7 +52,6 @@ from caxev.files.digest import wrong_below
 from caxev.files.paths import LONGEST_NAME
 from caxev.files.reading import read_all, stretches
 from caxev.files.tree import look
-from caxev.job import Denied, GiveUp, Retry
 
 ODD = [
     b"with space",

@@ -21,13 +21,12 @@ from trio.testing import MockClock
 
 from caxev import CopyKey, GiveUp, Job, Manifest, Retry, RunUpdate, Skip, metrics
 from caxev.config import DEFAULT_HANDLERS, Link, Site, Sites, load_handlers
-from caxev.config.care import Patrol
 from caxev.config.links import Hours
-from caxev.dispatcher import Watch, attempt
-from caxev.files import Item, Moved
-from caxev.job import Damaged
-from caxev.ledger import Paid, Postponed
-from caxev.model import (
+from caxev.config.retention import Patrol
+from caxev.copies.deletion import Proven
+from caxev.core.errors import Damaged
+from caxev.core.ledger import Paid, Postponed
+from caxev.core.model import (
     CopiesAtLeast,
     Copy,
     CopyAbsent,
@@ -37,9 +36,10 @@ from caxev.model import (
     NobodyReads,
     Run,
 )
-from caxev.movers import Route, Traffic, ways
-from caxev.registry import recorded
-from caxev.retention import Proven
+from caxev.core.registry import recorded
+from caxev.engine.dispatcher import Watch, attempt
+from caxev.files import Item, Moved
+from caxev.transfer import Route, Traffic, links
 from handlers import checksum as verify
 from handlers import deletion, stalled, transfer
 from tests import strategies as make
@@ -661,7 +661,7 @@ BOTH = (entry("xenon"), entry("chicago"))
 def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
     """What this process is moving: nothing yet."""
     fresh = Traffic()
-    monkeypatch.setattr(ways, "traffic", fresh)
+    monkeypatch.setattr(links, "traffic", fresh)
     return fresh
 
 
@@ -698,7 +698,7 @@ def test_nobody_waits_for_a_place_on_a_closed_link() -> None:
 
     async def main() -> None:
         begin = trio.current_time()
-        async with ways.traffic.slot("chicago", link):
+        async with links.traffic.slot("chicago", link):
             with pytest.raises(Retry, match="opens in 120 min"), trio.fail_after(9):
                 await transfer.push(job_of(Yard(run_of(entry("lngs"))), RAW, here))
         assert trio.current_time() == begin
@@ -790,7 +790,7 @@ def test_waiting_for_a_place_is_no_stall() -> None:
         )
 
     async def main() -> None:
-        async with trio.open_nursery() as nursery, ways.traffic.slot("xenon", link):
+        async with trio.open_nursery() as nursery, links.traffic.slot("xenon", link):
             nursery.start_soon(wait)
             await trio.sleep(10 * transfer.STALLED)
             assert (yard.run.copy(RAW), yard.tried, outcomes) == (None, [], [])
@@ -813,7 +813,7 @@ def test_a_transfer_is_broken_off_when_its_link_closes() -> None:
     in_no_time(main)
     assert outcomes == [Postponed("the link to xenon opens in 1435 min", 86400 - 300)]
     assert copy_of(yard.run, "lngs").status == "transferring"
-    assert ways.traffic.order(["xenon", "chicago"]) == ["xenon", "chicago"]
+    assert links.traffic.order(["xenon", "chicago"]) == ["xenon", "chicago"]
 
 
 def test_a_link_that_has_closed_while_one_waited_is_left_alone() -> None:
@@ -828,7 +828,7 @@ def test_a_link_that_has_closed_while_one_waited_is_left_alone() -> None:
         outcomes.append(await attempted(job))
 
     async def main() -> None:
-        async with trio.open_nursery() as nursery, ways.traffic.slot("xenon", link):
+        async with trio.open_nursery() as nursery, links.traffic.slot("xenon", link):
             nursery.start_soon(wait)
             await trio.sleep(2 * 3600)
 
@@ -1102,7 +1102,7 @@ def test_a_copy_is_read_back_in_a_place_of_its_link(reader: Any, status: str) ->
     yard, job = reading_back(status, link, GOOD)
 
     async def main() -> None:
-        async with trio.open_nursery() as nursery, ways.traffic.slot("remote", link):
+        async with trio.open_nursery() as nursery, links.traffic.slot("remote", link):
             nursery.start_soon(outcome_of, reader, job)
             await trio.sleep(10 * verify.STALLED)
             assert yard.tried == []

@@ -16,13 +16,13 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev.job import Retry
-from caxev.ssh import Transfer, pull, push, remote_manifest
-from caxev.ssh.crew import lanes_for
-from caxev.ssh.lines import Program
-from caxev.ssh.openssh import host_name, shell
-from caxev.ssh.plan import ON_ONE
-from caxev.ssh.sftp import Lost
+from caxev.core.errors import Retry
+from caxev.transfer.ssh import Transfer, pull, push, remote_manifest
+from caxev.transfer.ssh.channels import Program
+from caxev.transfer.ssh.openssh import host_name, shell
+from caxev.transfer.ssh.plan import ON_ONE
+from caxev.transfer.ssh.pool import lanes_for
+from caxev.transfer.ssh.sftp import Lost
 from tests.sshd import Server, sshd
 from tests.test_files import quiet
 from tests.test_ssh import Move, Ways, big_file, digested, fast_push, ways
@@ -83,7 +83,9 @@ def test_without_a_good_ssh_channels_do(
         monkeypatch.setattr("shutil.which", lambda _name: None)
     elif script.startswith("exec"):
         # It never answers, and channels are there from the beginning, as on a long link.
-        monkeypatch.setattr("caxev.ssh.crew.lanes_for", lambda *_args, cores: (cores > 0, 1))
+        monkeypatch.setattr(
+            "caxev.transfer.ssh.pool.lanes_for", lambda *_args, cores: (cores > 0, 1)
+        )
     monkeypatch.setenv("PATH", _ssh(tmp_path / "bin", script or "exit 1"))
     big_file(ways.source / "run", LARGE)
     moved = ways.move(move)

@@ -15,10 +15,10 @@ from pymongo import MongoClient
 from trio.testing import MockClock
 
 from caxev import Job, copy
-from caxev.dispatcher import FRESH, LARGE, Lane, Shelf, in_turn
-from caxev.ledger import owe
-from caxev.model import Event, Run, Tag
-from caxev.mongo import Database, Ingest, Request, Tenure, Unstorable
+from caxev.core.ledger import owe
+from caxev.core.model import Event, Run, Tag
+from caxev.database import Database, Ingest, Request, Tenure, Unstorable
+from caxev.engine.dispatcher import FRESH, LARGE, Lane, Shelf, in_turn
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -31,7 +31,7 @@ Recorded = Callable[[Ingest], Any]
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caxev.watcher.AT_ONCE", PIECE)
+    monkeypatch.setattr("caxev.engine.watcher.AT_ONCE", PIECE)
 
 
 @pytest.fixture
@@ -201,8 +201,8 @@ async def test_a_replay_of_what_is_new(database: Named) -> None:
 @pytest.mark.replicaset
 async def test_others_are_due_in_between(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a lane with more workers than debts are fetched at once, too."""
-    monkeypatch.setattr("caxev.watcher.AT_ONCE", 500)
-    monkeypatch.setattr("caxev.dispatcher.WINDOW", 20)
+    monkeypatch.setattr("caxev.engine.watcher.AT_ONCE", 500)
+    monkeypatch.setattr("caxev.engine.dispatcher.WINDOW", 20)
     order: list[Any] = []
 
     async def react(job: Job) -> None:
@@ -225,8 +225,8 @@ async def test_others_are_due_in_between(database: Named, monkeypatch: pytest.Mo
 @pytest.mark.replicaset
 async def test_it_is_not_read_for_each(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reactions share what was read a moment ago, but none sees less than its event."""
-    monkeypatch.setattr("caxev.watcher.AT_ONCE", 500)
-    monkeypatch.setattr("caxev.dispatcher.LARGE", 100)
+    monkeypatch.setattr("caxev.engine.watcher.AT_ONCE", 500)
+    monkeypatch.setattr("caxev.engine.dispatcher.LARGE", 100)
     reads, stale = list[int](), list[Any]()
     reading = Database.runs
 

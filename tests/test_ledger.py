@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from caxev.ledger import (
+from caxev.core.ledger import (
     FIRST_DELAY,
     INTERRUPTIONS,
     LONGEST_DELAY,
@@ -41,7 +41,7 @@ from caxev.ledger import (
     slot,
     slot_prefix,
 )
-from caxev.model import Aspect, CopyKey, Event, Tag
+from caxev.core.model import Aspect, CopyKey, Event, Tag
 from tests import strategies as make
 
 ALLOWED = 7
@@ -65,7 +65,7 @@ def debt_of(aspect: Aspect = Tag("go"), mark: int = 1) -> Debt:  # noqa: B008  #
 
 
 class Store:
-    """The ledger's rules as `caxev.mongo.store` has them in its filters, in memory."""
+    """The ledger's rules as `caxev.database.store` has them in its filters, in memory."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Debt] = {}

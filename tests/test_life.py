@@ -19,23 +19,15 @@ from attrs import define
 
 from caxev import DELETING, TRANSFERRED, TRANSFERRING, VERIFYING, Copy, CopyKey, Run, RunUpdate
 from caxev.cli.vouch import again
-from caxev.config import (
-    DEFAULT_HANDLERS,
-    Deletion,
-    Patrol,
-    Site,
-    Sites,
-    Stalled,
-    load_handlers,
-)
-from caxev.daemon import open_database
+from caxev.config import DEFAULT_HANDLERS, Deletion, Patrol, Site, Sites, Stalled, load_handlers
+from caxev.copies.deletion import Plan, intent, plan
+from caxev.core.clock import utcnow
+from caxev.core.registry import Registry, recorded
+from caxev.database import Database
+from caxev.database import database as mongo_database
+from caxev.engine.listener import open_database
+from caxev.engine.options import Options
 from caxev.files import MARKER_PREFIX, QUARANTINE, digest_tree
-from caxev.job import utcnow
-from caxev.listening import Options
-from caxev.mongo import Database
-from caxev.mongo import database as mongo_database
-from caxev.registry import Registry, recorded
-from caxev.retention import Plan, intent, plan
 from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.deletion import harm

@@ -19,18 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev import Denied, GiveUp, Retry, http_server, limited
-from caxev.archives import client
-from caxev.archives.base import Talk
 from caxev.batch import program as batch_program
-from caxev.catalogue.rules import load_rules
 from caxev.config import ConfigError, Permission, load_file, load_sites
 from caxev.config.settings import secret
 from caxev.http_server import SmallServer
 from caxev.metrics import MetricsServer
-from caxev.movers import program
-from caxev.ssh.agent import Incoming
-from caxev.ssh.known_hosts import read_known_hosts
+from caxev.rucio.rules import load_rules
 from caxev.tails import Tail
+from caxev.tape import client
+from caxev.tape.base import Talk
+from caxev.transfer import program
+from caxev.transfer.ssh.agent import Incoming
+from caxev.transfer.ssh.known_hosts import read_known_hosts
 from handlers import permissions
 
 # -- ports ----------------------------------------------------------------------------------------

@@ -15,12 +15,12 @@ from attrs import evolve
 from loguru import logger
 
 from caxev import ELSEWHERE, HERE, Job, copy, field
-from caxev.alarms import Alarm, Rule
+from caxev.alarms import Addressee
 from caxev.config import ConfigError, Sites
-from caxev.daemon import Leaving
-from caxev.listening import KEY, Options, adopted, changed_keys
-from caxev.mongo import Database
-from caxev.notifiers import Addressee
+from caxev.core.alarms import Alarm, Rule
+from caxev.database import Database
+from caxev.engine.listener import Leaving
+from caxev.engine.options import KEY, Options, adopted, changed_keys
 from tests import engine
 from tests.conftest import Database as Named
 

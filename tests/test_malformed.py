@@ -21,18 +21,18 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from caxev import HERE, Job, copy
-from caxev.alarms import Alarm, Standing, Told
 from caxev.cli.alarms import alarm_rows
 from caxev.cli.debts import reaction_row
 from caxev.cli.status import site_rows
+from caxev.core.alarms import Alarm, Standing, Told
+from caxev.core.ledger import owe
+from caxev.core.model import CopyKey, Event
+from caxev.database import Database, Request
+from caxev.database.alarms import alarm_id, alarm_row
+from caxev.database.rows import Malformed, carefully, debt_from, snapshot_from, standing_from
+from caxev.database.store import SiteRecord, debt_row, part_from, request_from
 from caxev.files import Manifest
 from caxev.files.manifest import Item
-from caxev.ledger import owe
-from caxev.model import CopyKey, Event
-from caxev.mongo import Database, Request
-from caxev.mongo.alarms import alarm_id, alarm_row
-from caxev.mongo.rows import Malformed, carefully, debt_from, snapshot_from, standing_from
-from caxev.mongo.store import SiteRecord, debt_row, part_from, request_from
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -259,7 +259,7 @@ async def test_a_malformed_document_is_set_aside(
     database: Named, kind: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an alarm; what it was about fires again."""
-    monkeypatch.setattr("caxev.daemon.TEND_EVERY", 0.05)
+    monkeypatch.setattr("caxev.engine.listener.TEND_EVERY", 0.05)
     options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
     async with engine.opened(database) as db:
         with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:

@@ -11,7 +11,7 @@ from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev.model import (
+from caxev.core.model import (
     STATUSES,
     UNKNOWN,
     YES,

@@ -26,11 +26,10 @@ from pymongo.collection import Collection
 from pymongo.synchronous.database import Database as MongoDatabase
 
 from caxev.config import Settings
-from caxev.daemon import open_database
-from caxev.files import Manifest
-from caxev.job import utcnow
-from caxev.ledger import Debt, Paid, State, claim, owe, settle
-from caxev.model import (
+from caxev.copies.deletion import EVER
+from caxev.core.clock import utcnow
+from caxev.core.ledger import Debt, Paid, State, claim, owe, settle
+from caxev.core.model import (
     DELETING,
     YES,
     Aspect,
@@ -49,7 +48,7 @@ from caxev.model import (
     TagThere,
     Watched,
 )
-from caxev.mongo import (
+from caxev.database import (
     Database,
     DatabaseError,
     Deposed,
@@ -62,8 +61,9 @@ from caxev.mongo import (
     Stream,
     Tenure,
 )
-from caxev.mongo.runs import GIVEN_UP_KEPT
-from caxev.retention import EVER
+from caxev.database.runs import GIVEN_UP_KEPT
+from caxev.engine.listener import open_database
+from caxev.files import Manifest
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -245,7 +245,7 @@ async def test_many_debts_are_recorded_before_the_look(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few at a time; cut off in the midst, the look is not there, and all is recorded again."""
-    monkeypatch.setattr("caxev.mongo.database.MOST_DEBTS", 3)
+    monkeypatch.setattr("caxev.database.database.MOST_DEBTS", 3)
     async with engine.opened(database) as db:
         tenure = await taken(db)
         run = await added(db, entry())
@@ -673,7 +673,7 @@ async def test_who_dies_in_a_transaction_blocks_nobody(database: Named) -> None:
     """Its locks go with its session, not after the minute that the server would wait."""
     root = Path(__file__).parent.parent
     command = [sys.executable, "-c", "from tests.test_mongo import *; die_in_transaction()"]
-    environ = {**os.environ, "CAXEV_CRASH": "engine:mongo.ingest.commit:1"}
+    environ = {**os.environ, "CAXEV_CRASH": "engine:database.ingest.commit:1"}
     done = await trio.run_process(
         command, stdin=json.dumps(database).encode(), cwd=root, env=environ, check=False
     )
@@ -1039,7 +1039,7 @@ async def test_pages_hold_every_run_stored_or_seen(
     database: Named, runs: Runs, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Whatever the page's size and the ids' types, deleted runs included, other sites' not."""
-    monkeypatch.setattr("caxev.mongo.database.PAGE", size)
+    monkeypatch.setattr("caxev.database.database.PAGE", size)
     async with engine.opened(database) as db:
         tenure = await taken(db)
         odd: list[Any] = [5, "name", 7.5, utcnow()]

@@ -19,17 +19,17 @@ from typing import Final, Literal
 import pytest
 from attrs import define, evolve, frozen
 
-from caxev import movers
+from caxev import transfer
 from caxev.config import Site, load_sites, state_directory
+from caxev.core.errors import Damaged, Denied, GiveUp, Retry
 from caxev.files import Arrival, Manifest, Moved, digest_tree, look, partial_path, to_the_second
 from caxev.files.incoming import _place
-from caxev.job import Damaged, Denied, GiveUp, Retry
-from caxev.movers import Route, gfal
-from caxev.movers.here import Meter
-from caxev.movers.program import Ended
-from caxev.movers.rsync import _check
-from caxev.ssh import Endpoint
-from caxev.ssh.remote import Remote
+from caxev.transfer import Route, gfal
+from caxev.transfer.local_side import Meter
+from caxev.transfer.program import Ended
+from caxev.transfer.rsync import _check
+from caxev.transfer.ssh import Endpoint
+from caxev.transfer.ssh.remote import Remote
 from tests import sshd as ssh_servers
 from tests import xrootd as xrootd_servers
 from tests.test_commands import SHM, elsewhere
@@ -110,7 +110,7 @@ class World:
 
 
 def mover(way: Way) -> Move:
-    return movers.pull if way == "pull" else movers.push
+    return transfer.pull if way == "pull" else transfer.push
 
 
 @define
@@ -274,12 +274,12 @@ def test_it_is_read_back_as_it_is(world: World) -> None:
     world.run("push")
     world.move("push")
     far = world.root(world.there) / "run"
-    assert movers.manifest(world.route(), report=quiet) == digested(far)
+    assert transfer.manifest(world.route(), report=quiet) == digested(far)
     data = far / "sub/deep/data"
     content = data.read_bytes()
     data.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     found = digested(world.root(world.here) / "run").differences(
-        movers.manifest(world.route(), report=quiet)
+        transfer.manifest(world.route(), report=quiet)
     )
     assert [str(difference) for difference in found] == ["sub/deep/data differs"]
 
@@ -346,13 +346,13 @@ def test_a_bad_copy_is_mended(world: World, way: Way) -> None:
 
 KILLED: Final = """
 import os, pickle, signal, sys
-from caxev import movers
+from caxev import transfer
 way, route, partial = pickle.load(sys.stdin.buffer)
 def report(done, total):
     if 0 < done < total:
         assert os.path.lexists(partial), "nothing is there to go on with"
         os.killpg(0, signal.SIGKILL)
-getattr(movers, way)(route, report=report)
+getattr(transfer, way)(route, report=report)
 """
 
 
@@ -527,12 +527,12 @@ def test_a_site_that_is_away_is_tried_again(
         world.move(way)
     assert "\n" not in raised.value.why
     with pytest.raises(Retry):
-        movers.check(world.here, world.there)
+        transfer.check(world.here, world.there)
 
 
 def test_check_says_what_answers(world: World) -> None:
     """One line, not empty."""
-    said = movers.check(world.here, world.there)
+    said = transfer.check(world.here, world.there)
     assert said
     assert "\n" not in said
 
@@ -587,7 +587,7 @@ def test_a_disk_that_fills_up_meanwhile_breaks_it_off(
 
     monkeypatch.setattr(Arrival, "free", lambda _self: next(found, 5))
     monkeypatch.setattr(Remote, "free", free_there)
-    monkeypatch.setattr("caxev.movers.rsync._LOOK_AT_DISK", 0.0)
+    monkeypatch.setattr("caxev.transfer.rsync._LOOK_AT_DISK", 0.0)
     with pytest.raises(Retry, match=r"not enough space.*must stay so"):
         mover(way)(evolve(world.route(), min_free=10), report=quiet)
     assert not (world.target(way) / "run").exists()
@@ -667,13 +667,13 @@ def test_a_directory_that_is_missing_is_named(local: World) -> None:
     """`check` of a local site looks at its directories."""
     gone = evolve(local.there, dir_processed="/nowhere/at/all")
     with pytest.raises(GiveUp, match="/nowhere/at/all"):
-        movers.check(local.here, gone)
+        transfer.check(local.here, gone)
 
 
 def test_a_rate_is_kept(local: World) -> None:
     """Sleeps between pieces are as long as the rate asks for, whatever the disk does."""
     big_file(local.source("pull") / "run", 4)
-    moved = movers.pull(evolve(local.route(), max_rate=8 * MIB), report=quiet)
+    moved = transfer.pull(evolve(local.route(), max_rate=8 * MIB), report=quiet)
     assert moved.bytes_sent in {0, 4 * MIB}
     assert moved.bytes_sent == 0 or moved.seconds >= 0.5
 
@@ -683,7 +683,7 @@ def test_rsync_keeps_a_rate(rsync: tuple[World, ssh_servers.Server]) -> None:
     """It is told so; it may be a little ahead of the time."""
     world, _ = rsync
     big_file(world.source("push") / "run", 3)
-    assert movers.push(evolve(world.route(), max_rate=2 * MIB), report=quiet).seconds > 1.2
+    assert transfer.push(evolve(world.route(), max_rate=2 * MIB), report=quiet).seconds > 1.2
 
 
 def test_a_rate_is_kept_in_reading_back(world: World) -> None:
@@ -692,7 +692,7 @@ def test_a_rate_is_kept_in_reading_back(world: World) -> None:
     told: list[float] = []
     began = time.monotonic()
     route = evolve(world.route(), max_rate=2 * MIB)
-    movers.manifest(route, report=lambda _done, _total: told.append(time.monotonic()))
+    transfer.manifest(route, report=lambda _done, _total: told.append(time.monotonic()))
     ended = time.monotonic()
     if world.method == "gfal-copy":
         began, ended = told[0], told[-2]
@@ -770,7 +770,7 @@ def test_rsync_pulls_to_another_file_system(
         assert digested(copy) == good
         flip(copy if single else copy / "data", 9)
         os.utime(copy if single else copy / "data", ns=(0, data.stat().st_mtime_ns))
-        moved = movers.pull(evolve(world.route(), again=True), report=quiet)
+        moved = transfer.pull(evolve(world.route(), again=True), report=quiet)
         assert 0 < moved.bytes_sent < 1 * MIB
         assert digested(copy) == good
         assert [path.name for path in world.target("pull").iterdir()] == ["run"]
@@ -875,30 +875,30 @@ def test_others_may_name_movers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     info = tmp_path / "pigeon_post-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pigeon_post\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[caxev.movers]\npigeon = pigeon_post:Pigeon\n")
+    (info / "entry_points.txt").write_text("[caxev.transfer]\npigeon = pigeon_post:Pigeon\n")
     sites = tmp_path / "sites.json"
     sites.write_text('[{"name": "loft", "method": "pigeon"}]')
     with pytest.raises(Exception, match="method must be"):
         load_sites(sites)
     monkeypatch.syspath_prepend(str(tmp_path))
     loft = load_sites(sites).get("loft")
-    assert "pigeon" in movers.methods()
-    assert movers.check(Site("here"), loft) == "a pigeon flies to loft"
+    assert "pigeon" in transfer.methods()
+    assert transfer.check(Site("here"), loft) == "a pigeon flies to loft"
     route = Route(Site("here"), loft, "/a/b", "/a/b")
-    assert movers.pull(route, report=quiet).files == 1
+    assert transfer.pull(route, report=quiet).files == 1
 
 
 def test_scp_goes_over_sftp() -> None:
     """Both names stand for the same mover, so one of them is tried."""
-    assert type(movers.mover("scp")) is type(movers.mover("sftp"))
+    assert type(transfer.mover("scp")) is type(transfer.mover("sftp"))
 
 
 def test_a_method_that_nothing_serves_is_named() -> None:
     """lcg-cp has a successor; of any other the known ones are told."""
     with pytest.raises(GiveUp, match="gfal-copy"):
-        movers.mover("lcg-cp")
+        transfer.mover("lcg-cp")
     with pytest.raises(GiveUp, match=r"'rucio' \(known: .*rsync"):
-        movers.mover("rucio")
+        transfer.mover("rucio")
 
 
 def test_a_meter_only_grows() -> None:

@@ -13,12 +13,12 @@ from typing import Literal
 
 import pytest
 
-from caxev import movers
+from caxev import transfer
+from caxev.core.errors import GiveUp, Retry
+from caxev.core.model import CopyKey
+from caxev.engine.workers import Workers
 from caxev.files import confine, link_problem, within_tree
-from caxev.job import GiveUp, Retry
-from caxev.model import CopyKey
-from caxev.movers import Route
-from caxev.workers import Workers
+from caxev.transfer import Route
 from handlers import checksum
 from handlers import transfer as reactions
 from tests import sshd as servers
@@ -135,7 +135,7 @@ async def test_modes_are_set_and_not_inherited(
     before = os.umask(mask)
     try:
         async with Workers() as workers:
-            await workers.run(movers.pull if way == "pull" else movers.push, route)
+            await workers.run(transfer.pull if way == "pull" else transfer.push, route)
     finally:
         os.umask(before)
     assert modes_below(target / "copy") == {("directory", 0o755), ("file", 0o644)}

@@ -18,11 +18,9 @@ from attrs import evolve
 
 from caxev.batch import End, Folder, Place, run_here
 from caxev.batch.runner import run as run_job
-from caxev.catalogue.client import _Counter, _Fetching
-from caxev.catalogue.files import Checked
-from caxev.catalogue.names import Did
 from caxev.cli.admin import private_problems
 from caxev.config import Site, load_sites, state_directory
+from caxev.core.errors import GiveUp, Retry
 from caxev.files import (
     Seen,
     bring_in,
@@ -34,7 +32,9 @@ from caxev.files import (
     not_private,
     pinned,
 )
-from caxev.job import GiveUp, Retry
+from caxev.rucio.client import _Counter, _Fetching
+from caxev.rucio.files import Checked
+from caxev.rucio.names import Did
 from tests.test_commands import SHM, elsewhere
 from tests.test_processing import make_input, quiet, spec_in
 

@@ -51,12 +51,12 @@ from caxev.config import (
     load_sites,
 )
 from caxev.config.alarms import SECRETS
+from caxev.core.model import Event
+from caxev.core.registry import Registry, recorded
+from caxev.database import Database, Request, id_from, id_text
 from caxev.demo import daq, processor
+from caxev.engine.options import Options
 from caxev.files import MARKER_PREFIX
-from caxev.listening import Options
-from caxev.model import Event
-from caxev.mongo import Database, Request, id_from, id_text
-from caxev.registry import Registry, recorded
 from handlers import processing as made
 from tests import engine
 from tests.conftest import Database as Named

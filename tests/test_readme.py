@@ -25,10 +25,10 @@ from caxev.cli import COMMANDS, cli
 from caxev.cli.errors import EPILOG
 from caxev.config import BY_METHOD, ArchiveOptions, load_handlers, load_sites
 from caxev.config.sites import KEYS, METHODS
-from caxev.dispatcher import LANES, OTHER_LANE
-from caxev.embedded import ReplicaSet
-from caxev.expressions import evaluate
-from caxev.model import RunUpdate
+from caxev.core.expressions import evaluate
+from caxev.core.model import RunUpdate
+from caxev.engine.dispatcher import LANES, OTHER_LANE
+from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -338,7 +338,7 @@ def test_no_flag_of_a_program_is_left_out(program: str, flags: str) -> None:
 
 def test_tasks_of_cax_enable_what_the_text_says() -> None:
     """A task that has a successor enables it in ``task_list``, and no other task does."""
-    from caxev.registry import recorded
+    from caxev.core.registry import recorded
 
     load_handlers(BY_METHOD.values())
     shipped = [one for one in recorded if one.module.startswith("handlers.")]

@@ -32,19 +32,16 @@ from caxev import (
     Skip,
     copy,
     copy_field,
-    daemon,
     field,
     metrics,
     new_run,
     tag,
 )
+from caxev.alarms import Vitals
 from caxev.config import Settings
-from caxev.dispatcher import Dispatcher, Lane
-from caxev.embedded import ReplicaSet
-from caxev.ledger import SURPRISES, Debt
-from caxev.listening import Options
-from caxev.model import CopyKey, Run
-from caxev.mongo import (
+from caxev.core.ledger import SURPRISES, Debt
+from caxev.core.model import CopyKey, Run
+from caxev.database import (
     Batch,
     Database,
     DatabaseError,
@@ -54,9 +51,12 @@ from caxev.mongo import (
     SiteRecord,
     Unreachable,
 )
-from caxev.notifiers import Vitals
-from caxev.watcher import Watcher
-from caxev.watcher import _Ahead as Ahead
+from caxev.engine import listener
+from caxev.engine.dispatcher import Dispatcher, Lane
+from caxev.engine.options import Options
+from caxev.engine.watcher import Watcher
+from caxev.engine.watcher import _Ahead as Ahead
+from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -334,8 +334,8 @@ async def test_an_idle_streams_position_is_saved(
     database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where nothing changes for the site the position moves on all the same, now and then."""
-    monkeypatch.setattr("caxev.watcher.SAVE_EVERY", 0.05)
-    monkeypatch.setattr("caxev.mongo.database.AWAIT", 0.05)
+    monkeypatch.setattr("caxev.engine.watcher.SAVE_EVERY", 0.05)
+    monkeypatch.setattr("caxev.database.database.AWAIT", 0.05)
     record = Recorder()
     async with (
         engine.opened(database) as db,
@@ -430,7 +430,7 @@ async def test_what_arrived_long_ago_is_removed_daily(
     database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After the daily scan, what nobody has gone on with is gone, and the listener goes on."""
-    monkeypatch.setattr("caxev.watcher.SCAN_EVERY", 0.1)
+    monkeypatch.setattr("caxev.engine.watcher.SCAN_EVERY", 0.1)
     monkeypatch.setattr("caxev.files.incoming.KEPT", -1.0)
     options = engine.options_for(database, [], site_fields={"state": str(tmp_path)})
     async with engine.opened(database) as db, engine.listener(db, options):
@@ -566,7 +566,7 @@ async def test_indexes_of_what_else_was_dropped_are_made_daily(
     database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests and manifests go on without a word, into collections that lack them."""
-    monkeypatch.setattr(daemon, "SCAN_EVERY", 0.5)  # a short day
+    monkeypatch.setattr(listener, "SCAN_EVERY", 0.5)  # a short day
     options = evolve(Recorder().options(database), settings=settings_of_admin(database))
 
     def indexes() -> list[set[str]]:
@@ -667,7 +667,7 @@ async def test_a_run_deleted_while_a_debt_is_open(database: Named, server: Serve
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back-off of a hundredth of a second and more."""
-    monkeypatch.setattr("caxev.ledger.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("caxev.core.ledger.FIRST_DELAY", 0.01)
 
 
 @asynccontextmanager
@@ -804,8 +804,8 @@ async def test_what_sets_itself_off_is_stopped(
     database: Named, monkeypatch: pytest.MonkeyPatch, handlers: str
 ) -> None:
     """A handler whose update triggers it, two that trigger each other, one that never waits."""
-    monkeypatch.setattr("caxev.recurrence.MOST", 5)
-    monkeypatch.setattr("caxev.ledger.SHORTEST_DELAY", 0.0)
+    monkeypatch.setattr("caxev.core.recurrence.MOST", 5)
+    monkeypatch.setattr("caxev.core.ledger.SHORTEST_DELAY", 0.0)
 
     async def ping(job: Job) -> RunUpdate:
         if handlers == "again and again":
@@ -831,7 +831,7 @@ async def test_what_sets_itself_off_by_something_new_is_stopped(
     database: Named, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """Each time another tag, copy or field: each is a reaction of its own, of the same handler."""
-    monkeypatch.setattr("caxev.recurrence.MOST", 5)
+    monkeypatch.setattr("caxev.core.recurrence.MOST", 5)
 
     async def spread(job: Job) -> RunUpdate:
         new = len(job.run.tags) + len(job.run.copies) + len(job.run.document)
@@ -854,7 +854,7 @@ async def test_files_that_run_out_are_the_listeners_trouble(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One alarm is about the listener, however many reactions fail for it; they are tried again."""
-    monkeypatch.setattr("caxev.daemon.Vitals", partial(Vitals, every=0.1))
+    monkeypatch.setattr("caxev.engine.listener.Vitals", partial(Vitals, every=0.1))
 
     async def starved(job: Job) -> None:
         none_left = OSError(errno.EMFILE, os.strerror(errno.EMFILE), f"/data/{job.run.number}")
@@ -901,8 +901,8 @@ async def test_an_attempt_that_does_not_stop_is_reported(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that swallows its cancellation keeps no worker of its lane, and raises an alarm."""
-    monkeypatch.setattr("caxev.dispatcher.DEAF", 0.1)
-    monkeypatch.setattr("caxev.dispatcher.PROGRESS_EVERY", 0.1)
+    monkeypatch.setattr("caxev.engine.dispatcher.DEAF", 0.1)
+    monkeypatch.setattr("caxev.engine.dispatcher.PROGRESS_EVERY", 0.1)
     seen: list[int] = []
     enough = trio.Event()
 
@@ -1148,7 +1148,7 @@ async def test_a_burst_is_served_within_its_lanes(
 ) -> None:
     """1500 runs at once: each reaction once, never more at a time than workers, few in memory."""
     window = 200
-    monkeypatch.setattr("caxev.dispatcher.WINDOW", window)
+    monkeypatch.setattr("caxev.engine.dispatcher.WINDOW", window)
     sizes = {"wide": 40, "narrow": 3}
     inside: Counter[str] = Counter()
     most: Counter[str] = Counter()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from caxev.core.errors import GiveUp, Retry
 from caxev.files import Arrival, Seen, erase, look, open_resolved, rename_new, resolved
 from caxev.files import join as below
-from caxev.job import GiveUp, Retry
-from caxev.receive import read_piece, write_piece
+from caxev.transfer.receive import read_piece, write_piece
 
 
 @pytest.fixture(params=["openat2", "step by step"])

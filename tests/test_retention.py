@@ -13,10 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev.config import Deletion, Site, Sites
-from caxev.job import Clocks, Skip
-from caxev.model import DELETING, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, TagAbsent
-from caxev.quorum import agree, at_odds, majority, voters
-from caxev.retention import (
+from caxev.copies.deletion import (
     Ask,
     Intent,
     NotYet,
@@ -36,6 +33,10 @@ from caxev.retention import (
     weigh,
     withdraw,
 )
+from caxev.copies.quorum import agree, at_odds, majority, voters
+from caxev.core.clock import Clocks
+from caxev.core.job import Skip
+from caxev.core.model import DELETING, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, TagAbsent
 from tests import strategies as make
 
 NOW = make.EPOCH + timedelta(days=100)

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import trio
 
-from caxev import CopyKey, Denied, GiveUp, Job, RootAway, RunUpdate, on, roots, tag, workers
+from caxev import CopyKey, Denied, GiveUp, Job, RootAway, RunUpdate, on, tag
+from caxev.copies.deletion import Plan, intent, plan
+from caxev.core.ledger import State
+from caxev.core.paths import Root
+from caxev.core.registry import recorded
+from caxev.engine import root_watch, workers
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
 from caxev.files.roots import absent, find_markers, make_marker, probe
-from caxev.job import Root
-from caxev.ledger import State
-from caxev.registry import recorded
-from caxev.retention import Plan, intent, plan
 from caxev.testing import Lab, lab
 from handlers import checksum, deletion, transfer
 from tests import engine
@@ -298,8 +299,8 @@ async def test_a_disk_that_hangs_is_away_and_holds_nobody_up(
 ) -> None:
     """It is reported, and the listener leaves though workers cannot die; thawed, all goes on."""
     disk, freeze = freezer
-    monkeypatch.setattr(roots, "EVERY", 0.2)
-    monkeypatch.setattr(roots, "ANSWERS", 1.0)
+    monkeypatch.setattr(root_watch, "EVERY", 0.2)
+    monkeypatch.setattr(root_watch, "ANSWERS", 1.0)
     monkeypatch.setattr(workers, "DEATH", 0.5)
     handlers = [one for one in recorded if one.function is write_there]
     options = engine.options_for(

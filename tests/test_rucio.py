@@ -22,20 +22,20 @@ import trio
 from attrs import define, evolve, field
 from pymongo import MongoClient
 
-from caxev import CopyKey, Denied, GiveUp, Retry, Run, RunUpdate, catalogue, rulefiles
-from caxev.catalogue import Did, OverQuota
-from caxev.catalogue.client import connected
-from caxev.catalogue.errors import meaning_of
+from caxev import CopyKey, Denied, GiveUp, Retry, Run, RunUpdate, rucio
 from caxev.cli.admin import catalogue_problems
 from caxev.cli.errors import NO_SUCH_RUN
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
+from caxev.copies.deletion import Plan, intent, plan
+from caxev.core.clock import utcnow
+from caxev.core.ledger import State
+from caxev.core.registry import Registry, recorded
+from caxev.database import Database, Request
+from caxev.engine.options import Options
 from caxev.files import digest_tree
-from caxev.job import utcnow
-from caxev.ledger import State
-from caxev.listening import Options
-from caxev.mongo import Database, Request
-from caxev.registry import Registry, recorded
-from caxev.retention import Plan, intent, plan
+from caxev.rucio import Did, OverQuota, rule_files
+from caxev.rucio.client import connected
+from caxev.rucio.errors import meaning_of
 from handlers import rucio as reactions
 from handlers.rucio import plan_upload
 from tests import engine
@@ -122,13 +122,13 @@ class Bench:
         }
         return Run.from_document(document)
 
-    def order(self, run: Run, **fields: Any) -> catalogue.Upload:
+    def order(self, run: Run, **fields: Any) -> rucio.Upload:
         location = run.copies[0].location
         assert location is not None
-        return catalogue.Upload(
+        return rucio.Upload(
             here=self.sites.get("lngs"),
             there=self.there,
-            names=catalogue.names_of(run, IN_RUCIO, self.there.rucio),
+            names=rucio.names_of(run, IN_RUCIO, self.there.rucio),
             location=location,
             manifest=digest_tree(location, sha512=False, report=nobody).digest,
             checksum=None,
@@ -136,9 +136,9 @@ class Bench:
             **fields,
         )
 
-    def fetch(self, order: catalogue.Upload, **fields: Any) -> Path:
+    def fetch(self, order: rucio.Upload, **fields: Any) -> Path:
         target = self.directory / "chicago" / order.names.dataset.scope
-        wanted = catalogue.Download(
+        wanted = rucio.Download(
             here=self.sites.get("chicago"),
             there=self.there,
             dataset=order.names.dataset,
@@ -146,16 +146,16 @@ class Bench:
             taken=FIRST,
             **fields,
         )
-        catalogue.download(wanted, report=nobody)
+        rucio.download(wanted, report=nobody)
         return target
 
-    def settle(self, order: catalogue.Upload, *always: str, **fields: Any) -> catalogue.Found:
-        wishes = catalogue.Wishes(
-            tuple(catalogue.Wanted((rse,), fields.get("lifetime"), "a test") for rse in always),
+    def settle(self, order: rucio.Upload, *always: str, **fields: Any) -> rucio.Found:
+        wishes = rucio.Wishes(
+            tuple(rucio.Wanted((rse,), fields.get("lifetime"), "a test") for rse in always),
             dict.fromkeys(fields.get("remove", ()), "a test"),
         )
-        return catalogue.settle(
-            catalogue.Settlement(
+        return rucio.settle(
+            rucio.Settlement(
                 self.there,
                 order.names.dataset,
                 "a run",
@@ -183,7 +183,7 @@ def bench(
 def test_an_upload_is_whole_closed_and_described(bench: Bench) -> None:
     """Every file is available at the entrance, attached, under one rule; nothing is made twice."""
     order = bench.order(bench.run("a.zip", "below/b.zip", "below/further/c.json"))
-    read, found = catalogue.upload(order, report=nobody)
+    read, found = rucio.upload(order, report=nobody)
     assert [one.name for one in read.files] == ["a.zip", "below/b.zip", "below/further/c.json"]
     assert (found.rses, [one.state for one in found.rules]) == (("DISK1",), ["OK"])
     client, dataset = bench.server.client, order.names.dataset
@@ -192,7 +192,7 @@ def test_an_upload_is_whole_closed_and_described(bench: Bench) -> None:
     parents = [Did(row["scope"], row["name"]) for row in client.list_parent_dids(*dataset)]
     assert parents == [order.names.run]
     before = bench.server.counts()
-    assert catalogue.upload(order, report=nobody)[1] == found
+    assert rucio.upload(order, report=nobody)[1] == found
     assert bench.server.counts() == before
 
 
@@ -200,17 +200,17 @@ def test_what_was_fetched_is_what_was_brought(bench: Bench) -> None:
     """Byte by byte, directories and all; the catalogue alone is enough to know what to fetch."""
     run = bench.run("a.zip", "below/b.zip")
     order = bench.order(run)
-    catalogue.upload(order, report=nobody)
+    rucio.upload(order, report=nobody)
     assert same(Path(order.location), bench.fetch(order))
 
 
 def test_a_catalogue_lists_up_to_a_limit(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it lists without end is not taken in."""
     order = bench.order(bench.run("a.zip", "b.zip"))
-    catalogue.upload(order, report=nobody)
+    rucio.upload(order, report=nobody)
     monkeypatch.setattr("caxev.limited.ROWS", 1)
     with pytest.raises(Retry, match="more than 1 rows"):
-        catalogue.files_of(order.there, order.names.dataset, report=nobody)
+        rucio.files_of(order.there, order.names.dataset, report=nobody)
 
 
 def same(one: Path, other: Path) -> bool:
@@ -220,7 +220,7 @@ def same(one: Path, other: Path) -> bool:
     return all(filecmp.cmp(one / name, other / name, shallow=False) for name in files)
 
 
-def _half_way(bench: Bench, order: catalogue.Upload, rows: Mapping[str, Any]) -> None:
+def _half_way(bench: Bench, order: rucio.Upload, rows: Mapping[str, Any]) -> None:
     client = bench.server.client
     client.add_replicas("DISK1", [*rows.values()])
     name = next(iter(rows))
@@ -230,7 +230,7 @@ def _half_way(bench: Bench, order: catalogue.Upload, rows: Mapping[str, Any]) ->
     client.update_replicas_states("DISK1", [{**_did(order, name), "state": "A"}])
 
 
-def _attached(bench: Bench, order: catalogue.Upload, rows: Mapping[str, Any]) -> None:
+def _attached(bench: Bench, order: rucio.Upload, rows: Mapping[str, Any]) -> None:
     client = bench.server.client
     client.add_dataset(*order.names.dataset)
     client.add_replicas("DISK1", [*rows.values()])
@@ -238,11 +238,11 @@ def _attached(bench: Bench, order: catalogue.Upload, rows: Mapping[str, Any]) ->
     client.close(*order.names.dataset)
 
 
-def _did(order: catalogue.Upload, name: str) -> dict[str, str]:
+def _did(order: rucio.Upload, name: str) -> dict[str, str]:
     return {"scope": order.names.dataset.scope, "name": name}
 
 
-BREAKS: dict[str, Callable[[Bench, catalogue.Upload, Mapping[str, Any]], None]] = {
+BREAKS: dict[str, Callable[[Bench, rucio.Upload, Mapping[str, Any]], None]] = {
     "names only": lambda bench, order, rows: bench.server.client.add_dataset(*order.names.dataset),
     "registered": lambda bench, order, rows: bench.server.client.add_replicas(
         "DISK1", [*rows.values()]
@@ -257,7 +257,7 @@ BREAKS: dict[str, Callable[[Bench, catalogue.Upload, Mapping[str, Any]], None]] 
 def test_an_upload_that_broke_off_goes_on(bench: Bench, where: str) -> None:
     """Whatever of it is there, it ends whole: replicas, attachments, rule, closed."""
     order = bench.order(bench.run())
-    read = catalogue.read_copy(order.here, order.location, order.names, report=nobody)
+    read = rucio.read_copy(order.here, order.location, order.names, report=nobody)
     rows = {
         one.name: {
             **_did(order, one.name),
@@ -270,10 +270,10 @@ def test_an_upload_that_broke_off_goes_on(bench: Bench, where: str) -> None:
     }
     bench.server.client.add_scope(ACCOUNT, order.names.dataset.scope)
     BREAKS[where](bench, order, rows)
-    _, found = catalogue.upload(order, report=nobody)
+    _, found = rucio.upload(order, report=nobody)
     assert found.rses == ("DISK1",)
-    verdict = catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
-    assert verdict == catalogue.Verdict(good=("DISK1",))
+    verdict = rucio.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
+    assert verdict == rucio.Verdict(good=("DISK1",))
     assert bench.server.client.get_did(*order.names.dataset)["open"] is False
 
 
@@ -299,32 +299,32 @@ def test_threads_may_share_a_storage(bench: Bench, monkeypatch: pytest.MonkeyPat
 def test_bytes_that_are_wrong_at_the_storage_are_brought_again(bench: Bench) -> None:
     """A replica counts by what the storage tells of it, and not because a row exists."""
     order = bench.order(bench.run())
-    read, _ = catalogue.upload(order, report=nobody)
+    read, _ = rucio.upload(order, report=nobody)
     bad = bench.server.path(order.names.dataset.scope, "XENON1T-1.zip")
     bad.write_bytes(bad.read_bytes()[::-1])
-    verdict = catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
+    verdict = rucio.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
     assert verdict.good == ()
     assert verdict.replicas == (("DISK1", "XENON1T-1.zip"),)
     assert "XENON1T-1.zip at DISK1 has ADLER32" in verdict.bad[0]
-    catalogue.upload(order, report=nobody)
-    verdict = catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
+    rucio.upload(order, report=nobody)
+    verdict = rucio.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
     assert verdict.good == ("DISK1",)
 
 
 def test_the_catalogue_has_both_checksums_right(bench: Bench) -> None:
     """An MD5 that is not the file's is told, though the ADLER32 is the same."""
     order = bench.order(bench.run("a.zip"))
-    read, _ = catalogue.upload(order, report=nobody)
+    read, _ = rucio.upload(order, report=nobody)
     (one,) = read.files
     other = evolve(one, md5="0" * 32)
-    verdict = catalogue.verify(bench.there, order.names.dataset, (other,), False, report=nobody)
+    verdict = rucio.verify(bench.there, order.names.dataset, (other,), False, report=nobody)
     assert verdict.bad == (f"a.zip has MD5 {one.md5}, not {'0' * 32} in the catalogue",)
 
 
 def test_a_download_takes_another_replica_for_a_bad_one(bench: Bench) -> None:
     """A file whose bytes are wrong at one RSE comes from the next; from one alone it does not."""
     order = bench.order(bench.run())
-    catalogue.upload(order, report=nobody)
+    rucio.upload(order, report=nobody)
     bench.settle(order, "DISK1", "DISK2")
     bench.server.replicate()
     bench.server.path(order.names.dataset.scope, "XENON1T-0.zip").write_bytes(b"bad")
@@ -336,12 +336,12 @@ def test_a_download_takes_another_replica_for_a_bad_one(bench: Bench) -> None:
 def test_other_bytes_never_get_a_name_that_is_taken(bench: Bench) -> None:
     """Rucio itself would take them without a word; what it has stays as it was."""
     run = bench.run()
-    read, _ = catalogue.upload(bench.order(run), report=nobody)
+    read, _ = rucio.upload(bench.order(run), report=nobody)
     (Path(bench.order(run).location) / "pax_info.json").write_bytes(b"other")
     with pytest.raises(GiveUp, match=r"pax_info\.json has \d+ bytes, not 5 in the catalogue"):
-        catalogue.upload(bench.order(run), report=nobody)
+        rucio.upload(bench.order(run), report=nobody)
     dataset = bench.order(run).names.dataset
-    verdict = catalogue.verify(bench.there, dataset, read.files, True, report=nobody)
+    verdict = rucio.verify(bench.there, dataset, read.files, True, report=nobody)
     assert verdict.good == ("DISK1",)
 
 
@@ -351,7 +351,7 @@ def test_a_copy_that_is_not_what_the_database_says_is_not_brought(bench: Bench) 
     (Path(order.location) / "XENON1T-0.zip").write_bytes(b"rot")
     before = bench.server.counts()
     with pytest.raises(GiveUp, match="is not what the database says"):
-        catalogue.upload(order, report=nobody)
+        rucio.upload(order, report=nobody)
     assert bench.server.counts() == before
 
 
@@ -372,14 +372,14 @@ def test_what_a_catalogue_cannot_hold(
     spoil(Path(order.location))
     before = bench.server.counts()
     with pytest.raises(GiveUp, match=reason):
-        catalogue.upload(order, report=nobody)
+        rucio.upload(order, report=nobody)
     assert bench.server.counts() == before
 
 
 def test_rules_are_made_once_and_their_ends_moved(bench: Bench) -> None:
     """A lifetime that changes moves the rule's end; done again, there is nothing to do."""
     order = bench.order(bench.run())
-    catalogue.upload(order, report=nobody)
+    rucio.upload(order, report=nobody)
     first = bench.settle(order, "DISK1", "DISK2")
     assert first.done == "add DISK2 for ever"
     assert [str(one) for one in first.unfinished] == ["DISK2 REPLICATING (3 files to go)"]
@@ -397,7 +397,7 @@ def test_rules_are_made_once_and_their_ends_moved(bench: Bench) -> None:
 def test_replicas_are_given_up_only_on_proof(bench: Bench) -> None:
     """Not the last, not while another RSE's bytes are not compared or not right; and once."""
     order = bench.order(bench.run())
-    read, _ = catalogue.upload(order, report=nobody)
+    read, _ = rucio.upload(order, report=nobody)
     bench.settle(order, "DISK1", "DISK2")
     stays = bench.settle(order, remove=["DISK1"], files=read.files)
     assert stays.done == "DISK1 stays: no other RSE has all of it for ever"
@@ -422,23 +422,23 @@ def test_no_room_no_rse_no_server_no_password(
     bench.server.client.set_local_account_limit(ACCOUNT, "DISK3", 10)
     full = evolve(order, there=evolve(bench.there, rucio_upload_rse="DISK3"))
     with pytest.raises(OverQuota, match="not enough quota left"):
-        catalogue.upload(full, report=nobody)
+        rucio.upload(full, report=nobody)
     nowhere = evolve(order, there=evolve(bench.there, rucio_upload_rse="NOWHERE"))
     with pytest.raises(GiveUp, match="RSE does not exist"):
-        catalogue.upload(nowhere, report=nobody)
+        rucio.upload(nowhere, report=nobody)
     # Before anything is read: here there is nothing to read.
     unread = evolve(order, location=f"{order.location}-not-there")
     away = evolve(unread, there=evolve(bench.there, hostname="http://127.0.0.1:9"))
     with pytest.raises(Retry, match="Connection refused") as refused:
-        catalogue.upload(away, report=nobody)
+        rucio.upload(away, report=nobody)
     assert refused.value.after is not None
     monkeypatch.setenv("RUCIO_PASSWORD", "wrong")
     (bench.server.home / "token").unlink(missing_ok=True)
     with pytest.raises(Retry, match="Cannot authenticate") as stranger:
-        catalogue.check(bench.there)
+        rucio.check(bench.there)
     assert "wrong" not in str(stranger.value)
     monkeypatch.setenv("RUCIO_PASSWORD", PASSWORD)
-    assert catalogue.check(bench.there).endswith(f"knows us as {ACCOUNT}")
+    assert rucio.check(bench.there).endswith(f"knows us as {ACCOUNT}")
 
 
 def test_a_token_that_expired_is_renewed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,12 +446,12 @@ def test_a_token_that_expired_is_renewed(bench: Bench, monkeypatch: pytest.Monke
     token = bench.server.home / "token"
     gone = f"{ACCOUNT}-tester-unknown-{'0' * 32}"  # the server answers to it as to an expired one
     token.write_text(gone)
-    assert catalogue.check(bench.there).endswith(f"knows us as {ACCOUNT}")
+    assert rucio.check(bench.there).endswith(f"knows us as {ACCOUNT}")
     assert token.read_text() != gone
     token.write_text(gone)
     monkeypatch.setenv("RUCIO_PASSWORD", "wrong")
     with pytest.raises(Retry, match=r"CannotAuthenticate: .*Cannot authenticate") as refused:
-        catalogue.check(bench.there)
+        rucio.check(bench.there)
     assert not isinstance(refused.value, OverQuota)
     token.unlink(missing_ok=True)
 
@@ -476,7 +476,7 @@ def test_each_way_to_log_in_says_what_is_lacking(
     bench.set_sites(rucio={"auth_type": auth_type})
     (bench.server.home / "token").unlink(missing_ok=True)
     with pytest.raises(kind, match=reason) as told:
-        catalogue.check(bench.there)
+        rucio.check(bench.there)
     assert "\n" not in str(told.value)
     assert capsys.readouterr().out == ""
 
@@ -622,11 +622,11 @@ async def replayed(db: Database, site: str, **request: Any) -> None:
             await trio.sleep(0.1)
 
 
-def verified(bench: Bench, run: Run) -> catalogue.Verdict:
+def verified(bench: Bench, run: Run) -> rucio.Verdict:
     """What the storage of every RSE says of a run, compared with what is at lngs."""
     order = bench.order(run)
-    read = catalogue.read_copy(order.here, order.location, order.names, report=nobody)
-    return catalogue.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
+    read = rucio.read_copy(order.here, order.location, order.names, report=nobody)
+    return rucio.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
 
 
 @pytest.mark.replicaset
@@ -653,7 +653,7 @@ async def test_thirty_runs_go_in_are_replicated_and_come_out(bench: Bench, datab
         again = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
     assert await trio.to_thread.run_sync(bench.server.counts, scopes) == before
     verdicts = await trio.to_thread.run_sync(lambda: [verified(bench, run) for run in runs])
-    assert verdicts == [catalogue.Verdict(good=("DISK1", "DISK2"))] * RUNS
+    assert verdicts == [rucio.Verdict(good=("DISK1", "DISK2"))] * RUNS
     assert [run.document["data"] for run in again] == [run.document["data"] for run in found]
     for run in found:
         entry, copy = run.copy(IN_RUCIO), run.copy(CopyKey("raw", "chicago"))
@@ -674,7 +674,7 @@ async def test_a_rule_file_that_changes_is_applied(
     bench: Bench, database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a listener runs, and after it did not; one in error is told and changes nothing."""
-    monkeypatch.setattr(rulefiles, "EVERY", 0.05)
+    monkeypatch.setattr(rule_files, "EVERY", 0.05)
     file = bench.directory / "rules.json"
     bench.set_sites(rucio={"rules": str(file), "ask_after": 3600})
 
@@ -775,7 +775,7 @@ async def test_an_unchanged_rule_file_asks_for_nothing(bench: Bench, database: N
         tenure = taken[0]
 
         async def asked_for() -> list[Any]:
-            files = rulefiles.RuleFiles(db, tenure, site, bench.sites)
+            files = rule_files.RuleFiles(db, tenure, site, bench.sites)
             before = len(await db.pending("lngs"))
             await files.look()
             await files.look()
@@ -809,7 +809,7 @@ def stored(database: Named, bench: Bench, run: Run, *others: str, **fields: Any)
     `fields` go into the catalogue's entry, which does not say that it was compared.
     """
     order = bench.order(run)
-    read, found = catalogue.upload(order, report=nobody)
+    read, found = rucio.upload(order, report=nobody)
     entry = {
         "type": "raw",
         "host": "rucio-catalogue",
@@ -832,7 +832,7 @@ def stored(database: Named, bench: Bench, run: Run, *others: str, **fields: Any)
     rows = [one.to_row() for one in read.files]
     with MongoClient[dict[str, Any]](database.uri) as client:
         client[database.name]["runs_new"].insert_one(document)
-        key = {"m": catalogue.stored_as(read.manifest.digest), "last": True}
+        key = {"m": rucio.stored_as(read.manifest.digest), "last": True}
         part = {"_id": key, "m": key["m"], "part": 0, "items": rows}
         client[database.name]["caxev_manifests"].insert_one(part)
     return Run.from_document(document)
@@ -972,7 +972,7 @@ def test_check_compares_both_ways(
     assert not {*places.values()}.intersection(told)
     order = bench.order(bench.run("a.root"))
     derived = evolve(order.names, dataset=Did(order.names.dataset.scope, "processed_pax_v1"))
-    catalogue.upload(evolve(order, names=derived), report=nobody)
+    rucio.upload(evolve(order, names=derived), report=nobody)
     processed = (*check, "--type", "processed")
     told = [row["location"] for row in json.loads(online(*processed, "--all").out)]
     assert str(derived.dataset) in told

@@ -23,12 +23,12 @@ from pymongo.errors import OperationFailure
 
 from caxev import ELSEWHERE, GONE, HERE, CopyKey, Job, RunUpdate, aio, copy, tag
 from caxev.config import ConfigError, Settings
-from caxev.daemon import open_database, prepare
-from caxev.embedded import ReplicaSet, find_mongod
+from caxev.core.model import CopyIs
+from caxev.database import Database, DatabaseError, Refused, Request, Unreachable, passing
+from caxev.engine.listener import open_database, prepare
 from caxev.files import Manifest
 from caxev.files.manifest import Item
-from caxev.model import CopyIs
-from caxev.mongo import Database, DatabaseError, Refused, Request, Unreachable, passing
+from caxev.testing.mongod import ReplicaSet, find_mongod
 from tests import engine
 from tests.certificates import SUBJECT, Certificates, make_certificates
 from tests.conftest import Database as Named

@@ -22,7 +22,7 @@ from caxev import CopyKey, Denied, Retry, RunUpdate
 from caxev.batch import End, Folder, Found, JobSpec, send, withdraw
 from caxev.batch.slurm import Slurm as System
 from caxev.config import jobs_directory, load_sites
-from caxev.mongo import Database
+from caxev.database import Database
 from handlers import processing as made
 from tests import engine, slurm
 from tests.conftest import Database as Named

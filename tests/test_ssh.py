@@ -28,6 +28,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
+from caxev.core.errors import Damaged, Denied, GiveUp, Retry, RootAway
+from caxev.core.paths import Root
+from caxev.engine.workers import Workers
 from caxev.files import (
     PART,
     Manifest,
@@ -42,20 +45,18 @@ from caxev.files import (
     writing,
 )
 from caxev.files.roots import make_marker
-from caxev.job import Damaged, Denied, GiveUp, Retry, Root, RootAway
-from caxev.receive import CHUNK
-from caxev.ssh import Endpoint, Transfer, check, pull, push, remote_manifest
-from caxev.ssh.dialing import dial, in_turn
-from caxev.ssh.endpoint import KEX, MACS, _options, sftp_session
-from caxev.ssh.handout import Handout
-from caxev.ssh.known_hosts import read_known_hosts
-from caxev.ssh.lane import Lane
-from caxev.ssh.lines import Channel, _Here
-from caxev.ssh.openssh import shell
-from caxev.ssh.plan import BLOCK
-from caxev.ssh.remote import Remote
-from caxev.ssh.tree import only_pusher
-from caxev.workers import Workers
+from caxev.transfer.receive import CHUNK
+from caxev.transfer.ssh import Endpoint, Transfer, check, pull, push, remote_manifest
+from caxev.transfer.ssh.channels import Channel, _Here
+from caxev.transfer.ssh.chunks import Handout
+from caxev.transfer.ssh.dialing import dial, in_turn
+from caxev.transfer.ssh.endpoint import KEX, MACS, _options, sftp_session
+from caxev.transfer.ssh.known_hosts import read_known_hosts
+from caxev.transfer.ssh.landing import only_pusher
+from caxev.transfer.ssh.openssh import shell
+from caxev.transfer.ssh.pipeline import Lane
+from caxev.transfer.ssh.plan import BLOCK
+from caxev.transfer.ssh.remote import Remote
 from tests import sshd as servers
 from tests import worker_jobs as jobs
 from tests.sshd import Server, sshd
@@ -274,7 +275,7 @@ def test_a_fifo_put_in_a_file_s_place_holds_nobody_up(
         carry(lane)
 
     monkeypatch.setattr(Lane, "carry", planting)
-    monkeypatch.setattr("caxev.ssh.lane.OPENING", 1.0)
+    monkeypatch.setattr("caxev.transfer.ssh.pipeline.OPENING", 1.0)
     why = "no longer a file" if held else "is it a file still"
     try:
         with pytest.raises(Retry, match=f"sub/deep/data .*{why}"):
@@ -820,7 +821,7 @@ def test_a_login_shell_that_never_ends_its_welcome(ways: Ways, command: str) -> 
 
 def test_a_tree_is_listed_up_to_a_number(ways: Ways, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error names the far end and the directory."""
-    monkeypatch.setattr("caxev.ssh.remote.MOST", 10)
+    monkeypatch.setattr("caxev.transfer.ssh.remote.MOST", 10)
     run = make_run(ways.source / "run")
     for number in range(20):
         (run / str(number)).touch()
@@ -861,7 +862,7 @@ def test_space_is_looked_at_meanwhile(
     ways: Ways, move: Move, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else fills the disk: the transfer ends before it is full, to go on later."""
-    monkeypatch.setattr("caxev.ssh.mover._LOOK_AT_DISK", 0.05)
+    monkeypatch.setattr("caxev.transfer.ssh.mover._LOOK_AT_DISK", 0.05)
     run = big_file(ways.source / "run", 10)
     ways = evolve_target(ways, small_disk)
     filler = small_disk / "filler"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from caxev import Skip
 from caxev.config import Stalled
-from caxev.model import Copy, CopyKey, Run
+from caxev.core.model import Copy, CopyKey, Run
 from handlers.stalled import (
     AHEAD,
     Late,

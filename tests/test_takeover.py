@@ -13,12 +13,12 @@ from attrs import evolve
 from pymongo import MongoClient
 
 from caxev.config import ConfigError
+from caxev.core.clock import utcnow
+from caxev.core.ledger import Debt, owe
+from caxev.core.model import YES, CopyKey, Event, Tag
+from caxev.database import Ingest
 from caxev.demo.world import World
-from caxev.embedded import find_mongod
-from caxev.job import utcnow
-from caxev.ledger import Debt, owe
-from caxev.model import YES, CopyKey, Event, Tag
-from caxev.mongo import Ingest
+from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, ground_in, new_world
@@ -135,7 +135,7 @@ def _has_said(listener: Listener, text: str) -> Callable[[], Awaitable[bool]]:
 async def test_who_dies_taking_over_blocks_nobody(world: World, point: str) -> None:
     """Killed in the midst of taking over, a process holds the site no longer than its lease."""
     async with ground_in(world, lease=LEASE) as ground:
-        doomed = ground.listen(SITE, CAXEV_CRASH=f"engine:mongo.takeover.{point}:1")
+        doomed = ground.listen(SITE, CAXEV_CRASH=f"engine:database.takeover.{point}:1")
 
         async def dead() -> bool:
             return doomed.killed

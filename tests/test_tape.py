@@ -18,8 +18,12 @@ from attrs import define, evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev import crash
-from caxev.archives import (
+from caxev import failpoints
+from caxev.config import ArchiveOptions, ConfigError, Site, load_sites
+from caxev.core.errors import GiveUp, Retry
+from caxev.demo.world import SIMULATOR
+from caxev.files import Item, Manifest, digest_tree, to_nobody
+from caxev.tape import (
     Data,
     Reach,
     Stored,
@@ -35,8 +39,8 @@ from caxev.archives import (
     methods,
     recall,
 )
-from caxev.archives.base import Talk
-from caxev.archives.output import (
+from caxev.tape.base import Talk
+from caxev.tape.output import (
     Said,
     asks,
     backup_problem,
@@ -45,12 +49,8 @@ from caxev.archives.output import (
     restore_problem,
     session,
 )
-from caxev.archives.staging import fit_for_tape, name_off_tape, name_on_tape
-from caxev.archives.tsm import Tsm
-from caxev.config import ArchiveOptions, ConfigError, Site, load_sites
-from caxev.demo.world import SIMULATOR
-from caxev.files import Item, Manifest, digest_tree, to_nobody
-from caxev.job import GiveUp, Retry
+from caxev.tape.staging import fit_for_tape, name_off_tape, name_on_tape
+from caxev.tape.tsm import Tsm
 from tests.dsmc_samples import (
     BACKUP,
     BANNER,
@@ -785,7 +785,7 @@ def test_a_name_that_means_something_to_the_client(tape: Ground, name: str) -> N
 
 
 _SHELF = """
-from caxev.archives import Stored
+from caxev.tape import Stored
 class Shelf:
     def folder(self, reach, name): return f"/shelf/{name}"
     def listed(self, reach, folder, talk): return [Stored("box", 1)]
@@ -798,7 +798,7 @@ def test_an_archive_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     info = tmp_path / "shelf-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[caxev.archives]\nshelf = shelf:Shelf\n")
+    (info / "entry_points.txt").write_text("[caxev.tape]\nshelf = shelf:Shelf\n")
     (tmp_path / "sites.json").write_text('[{"name": "cellar", "method": "shelf"}]')
     with pytest.raises(ConfigError, match="method must be"):
         load_sites(tmp_path / "sites.json")
@@ -878,9 +878,9 @@ def killed_at(at: str, act: Callable[[], object], log: Path | None = None) -> bo
     """Act in a process of its own until it passes that point; whether it was killed there."""
     child = os.fork()
     if child == 0:
-        crash._passed.clear()
-        vars(crash).update(ARMED=True, _AT=frozenset({at}), _LOG=log)
-        sys.addaudithook(crash._heard)
+        failpoints._passed.clear()
+        vars(failpoints).update(ARMED=True, _AT=frozenset({at}), _LOG=log)
+        sys.addaudithook(failpoints._heard)
         try:
             act()
         finally:

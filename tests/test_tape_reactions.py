@@ -20,7 +20,6 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 
 from caxev import CopyKey, Run, RunUpdate, Skip, aio
-from caxev.archives import Reach, Stored
 from caxev.cli import cli
 from caxev.cli.tape import (
     _restore,
@@ -36,11 +35,12 @@ from caxev.cli.tape import (
 )
 from caxev.config import ConfigError, archive_between, load_sites
 from caxev.config.archive import read_archive
-from caxev.daemon import open_database
+from caxev.core.model import CopyIs
+from caxev.core.transcript import KEPT, packed, unpacked
 from caxev.demo.world import TAPE, World
+from caxev.engine.listener import open_database
 from caxev.files import Item, Manifest
-from caxev.job import KEPT, packed, unpacked
-from caxev.model import CopyIs
+from caxev.tape import Reach, Stored
 from handlers import checksum, tape, transfer
 from tests import engine
 from tests import test_tape as steps

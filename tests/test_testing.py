@@ -14,12 +14,12 @@ import handlers.alarms
 import handlers.checksum
 import handlers.transfer
 from caxev import TRANSFERRED, CopyKey, Job, RunUpdate, on, tag
-from caxev.embedded import ReplicaSet
-from caxev.ledger import State
-from caxev.mongo import Unreachable
-from caxev.registry import recorded
+from caxev.core.ledger import State
+from caxev.core.registry import recorded
+from caxev.database import Unreachable
 from caxev.testing import Lab, lab
 from caxev.testing.lab import SERVER
+from caxev.testing.mongod import ReplicaSet
 from tests import lab_reactions
 
 pytestmark = pytest.mark.replicaset
@@ -82,8 +82,8 @@ async def test_failures_and_alarms_are_seen(here: Lab) -> None:
 async def test_killed_at_a_point(here: Lab) -> None:
     """A listener that is killed, wherever: the next one pays, and the effect is there once."""
     await here.new_run(at="lngs")
-    assert "engine:mongo.update.settle" in await here.points()
-    for point in ("engine:mongo.ingest.after", "engine:mongo.update.settle"):
+    assert "engine:database.update.settle" in await here.points()
+    for point in ("engine:database.ingest.after", "engine:database.update.settle"):
         run = await here.new_run(at="lngs")
         here.crash_at(point)
         assert await here.settle() == []
@@ -94,8 +94,8 @@ def test_every_write_has_a_point(tmp_path: Path) -> None:
     """Whatever a handler does to files passes a point before it; what a library does, none."""
     source, log = tmp_path / "mine.py", tmp_path / "points"
     source.write_text(
-        "import os, shutil\nfrom pathlib import Path\nfrom caxev import crash\n"
-        "crash.scope.set('mine')\n"
+        "import os, shutil\nfrom pathlib import Path\nfrom caxev import failpoints\n"
+        "failpoints.scope.set('mine')\n"
         "def act(top):\n"
         "    (top / 'a').mkdir()\n    (top / 'a' / 'b').touch()\n"
         "    os.replace(top / 'a', top / 'c')\n    shutil.rmtree(top / 'c')\n"
@@ -114,8 +114,8 @@ async def test_every_write_to_the_database_has_a_point(here: Lab) -> None:
     """A command that writes passes a point named after the function that gave it."""
     await here.new_run(at="lngs")
     passed = await here.points()
-    assert "engine:mongo.database.Database._transaction.commitTransaction" in passed
-    assert "engine:mongo.store.Store.take_over.findAndModify" in passed
+    assert "engine:database.database.Database._transaction.commitTransaction" in passed
+    assert "engine:database.store.Store.take_over.findAndModify" in passed
     assert "note:through" in passed
 
 
@@ -124,7 +124,7 @@ async def test_a_crash_that_does_not_come_is_told(here: Lab) -> None:
     """A point that is never passed: the test fails, and names those that were."""
     await here.new_run(tags=["count"])
     here.crash_at("count:mongo.nowhere")
-    with pytest.raises(AssertionError, match=r"(?s)never passed.*engine:mongo.ingest.commit"):
+    with pytest.raises(AssertionError, match=r"(?s)never passed.*engine:database.ingest.commit"):
         await here.settle()
 
 
@@ -132,7 +132,7 @@ async def test_a_crash_that_does_not_come_is_told(here: Lab) -> None:
 async def test_a_reply_gets_lost(here: Lab) -> None:
     """An error at a point is raised once, to whoever passes it; the debt is paid all the same."""
     run = await here.new_run(tags=["count"])
-    here.fail_at("engine:mongo.claim.after", Unreachable("the connection broke"))
+    here.fail_at("engine:database.claim.after", Unreachable("the connection broke"))
     assert await here.settle() == []
     assert (await here.look(run)).document["good"] == 0
 
@@ -217,7 +217,7 @@ async def went(job: Job) -> RunUpdate:
 @lab(went)
 async def test_it(lab, times):
     run = await lab.new_run(tags=["go"], times=times)
-    lab.crash_at("engine:mongo.update.settle")
+    lab.crash_at("engine:database.update.settle")
     assert await lab.settle() == []
     assert (await lab.look(run)).document["went"] == 3
 """

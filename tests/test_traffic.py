@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from caxev.config import Link
-from caxev.movers import Traffic, program
+from caxev.transfer import Traffic, program
 
 MANY = 1 << 30
 

@@ -21,12 +21,12 @@ from caxev.config import Permission, Site
 from caxev.config.errors import Problems
 from caxev.config.permissions import read_permissions
 from caxev.config.sites import TYPES
+from caxev.core.ledger import Debt
+from caxev.core.model import CopyKey, Event, Run
+from caxev.core.registry import recorded
+from caxev.database import Request
 from caxev.demo import daq
 from caxev.files import Item
-from caxev.ledger import Debt
-from caxev.model import CopyKey, Event, Run
-from caxev.mongo import Request
-from caxev.registry import recorded
 from caxev.testing import Lab, lab
 from handlers import completeness, permissions
 from tests import engine

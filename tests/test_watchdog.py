@@ -20,8 +20,8 @@ import trio
 from pymongo import MongoClient
 
 from caxev import Job, tag
-from caxev.embedded import start_with_us
-from caxev.watchdog import culprit, handlers_by_code
+from caxev.engine.watchdog import culprit, handlers_by_code
+from caxev.testing.mongod import start_with_us
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -56,7 +56,7 @@ async def test_a_blocked_listener_keeps_its_lease(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For three times its length; the alarm, with who blocked it, stands until it is free again."""
-    monkeypatch.setattr("caxev.watchdog.BLOCKED", 0.5)
+    monkeypatch.setattr("caxev.engine.watchdog.BLOCKED", 0.5)
     ended: list[int] = []
 
     async def block(job: Job) -> None:
@@ -81,7 +81,7 @@ async def test_a_blocked_listener_keeps_its_lease(
         assert await _epoch(db) == epoch
         assert alarm.stands
         assert not alarm.alarm.once
-        monkeypatch.setattr("caxev.watchdog.FREE", 0.5)
+        monkeypatch.setattr("caxev.engine.watchdog.FREE", 0.5)
         await engine.until(lambda: _is_over(db))
     assert ended == [1]
     assert alarm.alarm.summary == f"{SITE}: the listener is blocked by block"

@@ -15,9 +15,9 @@ import pytest
 import trio
 from loguru import logger
 
-from caxev import GiveUp, Retry, Skip, crash, logs
+from caxev import GiveUp, Retry, Skip, failpoints, logs
 from caxev.config import ConfigError, load_file
-from caxev.workers import Workers
+from caxev.engine.workers import Workers
 from tests import worker_jobs as jobs
 
 
@@ -63,12 +63,12 @@ async def test_large_messages() -> None:
 
 async def test_state_of_a_worker() -> None:
     """A worker is niced, knows its listener and the handler's scope, and imports little."""
-    token = crash.scope.set("pull")
+    token = failpoints.scope.set("pull")
     try:
         async with Workers(niceness=3) as workers:
             state = await workers.run(jobs.state)
     finally:
-        crash.scope.reset(token)
+        failpoints.scope.reset(token)
     assert state == {
         "nice": os.nice(0) + 3,
         "scope": "pull",
@@ -352,7 +352,7 @@ async def test_broken_handler_file(tmp_path: Path) -> None:
 
 LISTENER = """
 import sys, trio
-from caxev.workers import Workers
+from caxev.engine.workers import Workers
 from tests import worker_jobs
 
 async def main():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from caxev import GiveUp, Retry, Skip, crash
+from caxev import GiveUp, Retry, Skip, failpoints
 
 Report = Callable[[int, int], None]
 
@@ -41,8 +41,8 @@ def process_id(*, report: Report) -> int:
 def state(*, report: Report) -> dict[str, object]:
     return {
         "nice": os.nice(0),
-        "scope": crash.scope.get(),
-        "die_with": crash.die_with,
+        "scope": failpoints.scope.get(),
+        "die_with": failpoints.die_with,
         "modules": {"trio", "pymongo", "click", "asyncssh", "cattrs"} & set(sys.modules),
         "stdin": sys.stdin.read(),
     }

@@ -9,7 +9,7 @@ from typing import Any, Protocol, Self
 
 from attrs import asdict, frozen
 
-from caxev.model import CopyKey, RunId
+from caxev.core.model import CopyKey, RunId
 
 
 class End(StrEnum):

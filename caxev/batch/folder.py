@@ -36,13 +36,13 @@ from typing import Any, Final
 
 from attrs import asdict, frozen
 
-from caxev import crash
+from caxev import failpoints
 from caxev.batch.base import Ended, JobSpec
+from caxev.core.errors import GiveUp
+from caxev.core.model import CopyKey
+from caxev.database import id_from, id_text
 from caxev.files import make_private, read_file, root_rows, roots_from
 from caxev.files.resolved import remove
-from caxev.job import GiveUp
-from caxev.model import CopyKey
-from caxev.mongo import id_from, id_text
 
 JOB: Final = """\
 #!/bin/sh
@@ -158,7 +158,7 @@ class Folder:
             _write(group / f"{index}.json", json.dumps(row))
         for index, job in enumerate(jobs):
             _write(self._names / job.name, f"{group.name}/{index}")
-        crash.point("batch.filed")
+        failpoints.point("batch.filed")
         return group
 
     def note_sent(self, group: Path, job: str) -> None:
@@ -179,7 +179,7 @@ class Folder:
             with suppress(FileNotFoundError):
                 os.replace(place.file("log"), log)
         log.touch()
-        crash.point("batch.closed")
+        failpoints.point("batch.closed")
         self.forget(name)
         return str(log)
 

@@ -11,8 +11,8 @@ from caxev.batch.base import Ended, JobSpec
 from caxev.batch.folder import Folder
 from caxev.batch.runner import ended_by
 from caxev.batch.work import BUSY, check
+from caxev.core.errors import Retry
 from caxev.files import Report
-from caxev.job import Retry
 
 
 def run_here(home: str, spec: JobSpec, *, report: Report) -> Ended:

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from caxev.job import Denied, Retry
+from caxev.core.errors import Denied, Retry
 from caxev.tails import Tail
 
 PATIENCE: Final = 120.0

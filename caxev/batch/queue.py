@@ -13,7 +13,7 @@ from attrs import define, field
 
 from caxev.batch.base import JobSpec
 from caxev.batch.work import Found
-from caxev.job import GiveUp, Retry
+from caxev.core.errors import GiveUp, Retry
 
 GATHER: Final = 0.25
 """Seconds for which a job waits for others to go with."""

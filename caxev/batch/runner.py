@@ -20,18 +20,19 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from caxev import crash
+from caxev import failpoints
 from caxev.batch.base import End, Ended, JobSpec
 from caxev.batch.folder import INPUT, OUTPUT, Folder, Place
 from caxev.batch.memory import oom_kills
 from caxev.batch.systems import system
 from caxev.config import ConfigError, Settings, without_secrets
+from caxev.core.clock import utcnow
+from caxev.core.errors import GiveUp, Retry
+from caxev.core.model import TRANSFERRING, CopyIs, RunUpdate
+from caxev.database import DatabaseError, amend, passing
 from caxev.files import confine, local, mirror
 from caxev.files.private import MODE
 from caxev.files.resolved import remove
-from caxev.job import GiveUp, Retry, utcnow
-from caxev.model import TRANSFERRING, CopyIs, RunUpdate
-from caxev.mongo import DatabaseError, amend, passing
 
 TELL_FOR: Final = 300.0
 """Seconds for which a job waits for the database to tell it of its end."""
@@ -71,7 +72,7 @@ def run(place: Place) -> int:
     if status in _KILLED:
         return shown
     place.note(ended)
-    crash.point("batch.noted")
+    failpoints.point("batch.noted")
     tell(place, spec, ended)
     return shown
 

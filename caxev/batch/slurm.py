@@ -17,11 +17,11 @@ from typing import Final
 
 from attrs import define, field
 
-from caxev import crash
+from caxev import failpoints
 from caxev.batch.base import End, Ended, JobSpec
 from caxev.batch.folder import Folder, Place
 from caxev.batch.program import call
-from caxev.job import Denied, GiveUp, Retry
+from caxev.core.errors import Denied, GiveUp, Retry
 
 PACKAGE: Final = "slurm-client"
 MOST: Final = 1000
@@ -86,7 +86,7 @@ class Slurm:
         script = [str(group / "job.sh"), *Place(group, 0).command("run", str(group))]
         options = [*_needs(jobs[0]), f"--array=0-{len(jobs) - 1}", f"--output={group}/%a.log"]
         job = _sbatch([*options, f"--job-name={group.name}", f"--chdir={group}"], script)
-        crash.point("batch.sent")
+        failpoints.point("batch.sent")
         self._watched(group, job)
         return [f"{job}_{index}" for index in range(len(jobs))]
 

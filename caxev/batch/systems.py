@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 
 from caxev.batch.base import BatchSystem
 from caxev.config.processing import BATCH
-from caxev.job import GiveUp
+from caxev.core.errors import GiveUp
 
 
 def system(name: str, home: str) -> BatchSystem:

@@ -16,9 +16,9 @@ from attrs import frozen
 from caxev.batch.base import End, Ended, JobSpec
 from caxev.batch.folder import OUTPUT, Folder
 from caxev.batch.systems import system
+from caxev.core.errors import GiveUp, Retry
 from caxev.files import Report, bring_in, confine, safe_name, shown
 from caxev.files import look as look_at
-from caxev.job import GiveUp, Retry
 
 BUSY: Final = 2.0
 """Seconds until it is looked again whether a former attempt has ended."""

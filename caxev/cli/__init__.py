@@ -40,7 +40,7 @@ COMMANDS: Final = {
     "db": ("caxev.cli.admin:db", "Look after the database."),
     "receive": ("caxev.cli.receive:receive", "The far end of a transfer, started over SSH."),
     "batch": ("caxev.cli.batch:batch", "What runs beside a job, started by a batch system."),
-    "demo": ("caxev.demo.command:demo", "Three sites, a database and a DAQ on this machine."),
+    "demo": ("caxev.cli.demo:demo", "Three sites, a database and a DAQ on this machine."),
 }
 """Where each command is, and what ``--help`` says of it."""
 

@@ -25,8 +25,8 @@ from caxev.config import (
 from caxev.config.sites import DIRECTORIES
 
 if TYPE_CHECKING:
-    from caxev.mongo import Database
-    from caxev.registry import Handler, Trigger
+    from caxev.core.registry import Handler, Trigger
+    from caxev.database import Database
 
 
 # -- the database -------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def db_grants(*, site: str, x509: str | None, apply_: bool, as_json: bool) -> No
     The role allows what a listener does and no more. The address is an administrator's; the new
     user's password is taken from NEW_PASSWORD or the file that NEW_PASSWORD_FILE names.
     """
-    from caxev.mongo.grants import commands
+    from caxev.database.grants import commands
 
     options = state()
     options.log("warning")
@@ -194,7 +194,7 @@ def init(site: str, force: bool, as_json: bool) -> None:
     listener does so by itself if all copies that the database knows in a directory are there.
     Repeatable.
     """
-    from caxev.roots import init_roots
+    from caxev.engine.root_watch import init_roots
 
     options = state()
     options.log("warning")
@@ -261,8 +261,8 @@ def _checked(row: dict[str, Any], known: Sites, here: Site, *, connect: bool) ->
 
 def private_problems(here: Site, known: Sites) -> Iterable[str]:
     """Say where somebody else may write what only this site's listener should."""
+    from caxev.copies.deletion import beside
     from caxev.files import lies_in, not_private
-    from caxev.retention import beside
 
     names = beside(here, known)
     shared = [path for one in known.values() if one.name in names for path in one.roots]
@@ -287,35 +287,35 @@ def _directory_problems(site: Site) -> Iterable[str]:
 
 def catalogue_problems(here: Site, known: Sites) -> Iterable[str]:
     """Say what keeps a site from the catalogues that it brings data to or fetches it from."""
-    from caxev import catalogue
+    from caxev import rucio
 
     catalogues = [site for site in known.values() if site.method == "rucio"]
     names = [*here.upload_options, *here.download_options]
     needed = here.rucio_tags or any(known.find(name) in catalogues for name in names)
-    if needed and (why := catalogue.missing()) is not None:
+    if needed and (why := rucio.missing()) is not None:
         yield f"{here.name} needs a catalogue, but {why}"
     for there in catalogues:
         # Only who brings data there applies the rules.
         if there.rucio.rules is not None and there.name in here.upload_options:
             try:
-                catalogue.load_rules(there.rucio.rules)
+                rucio.load_rules(there.rucio.rules)
             except ConfigError as error:
                 yield from error.problems
 
 
 def _connected(here: Site, there: Site) -> dict[str, Any]:
-    from caxev import archives, catalogue, movers
-    from caxev.job import GiveUp, Retry
+    from caxev import rucio, tape, transfer
+    from caxev.core.errors import GiveUp, Retry
 
-    if there.method not in {*movers.methods(), *archives.methods(), "rucio"}:
+    if there.method not in {*transfer.methods(), *tape.methods(), "rucio"}:
         return {"ok": None, "state": f"reached by {there.method}, which is not checked here"}
     try:
-        if there.method in archives.methods():
-            answer = archives.directly(archives.check, archives.Reach(here, there)).get()
+        if there.method in tape.methods():
+            answer = tape.directly(tape.check, tape.Reach(here, there)).get()
         elif there.method == "rucio":
-            answer = catalogue.check(there)
+            answer = rucio.check(there)
         else:
-            answer = movers.check(here, there)
+            answer = transfer.check(here, there)
     except (GiveUp, Retry) as error:
         return {"ok": False, "state": error.why}
     return {"ok": True, "state": f"ok: {answer}"}
@@ -345,7 +345,7 @@ def handlers(site: str | None, as_json: bool) -> None:
 
 def _all_handlers(files: Iterable[str]) -> list[Handler]:
     from caxev.config import load_handlers
-    from caxev.registry import by_name, recorded
+    from caxev.core.registry import by_name, recorded
 
     load_handlers(BY_METHOD.values(), files, default=DEFAULT_HANDLERS)
     try:
@@ -378,7 +378,7 @@ def _handler_row(handler: Handler, enabled: bool | None) -> dict[str, Any]:
 
 def in_words(trigger: Trigger) -> str:
     """Return a trigger in words: ``raw copy here becomes transferred``."""
-    from caxev.registry import CopyFieldTrigger, CopyTrigger, FieldTrigger, TagTrigger
+    from caxev.core.registry import CopyFieldTrigger, CopyTrigger, FieldTrigger, TagTrigger
 
     match trigger:
         case CopyTrigger(status, type_, host):

@@ -12,9 +12,9 @@ from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import Table, say, show
 
 if TYPE_CHECKING:
-    from caxev.alarms import Standing
     from caxev.config import Site
-    from caxev.mongo import Database
+    from caxev.core.alarms import Standing
+    from caxev.database import Database
 
 
 @click.group(
@@ -53,7 +53,7 @@ _ALARMS = (
 
 def alarm_rows(found: Sequence[Standing]) -> list[dict[str, Any]]:
     """Return a row for each alarm, the worst first."""
-    from caxev.alarms import urgency
+    from caxev.core.alarms import urgency
 
     return [_row(one) for one in sorted(found, key=urgency)]
 
@@ -104,8 +104,8 @@ _TESTED = (("sink", "SINK"), ("kind", "KIND"), ("ok", "OK"), ("why", "WHY"))
 async def _tried(site: Site) -> list[dict[str, Any]]:
     import trio
 
-    from caxev.alarms import Alarm, Severity
-    from caxev.notifiers import addressees, attempted
+    from caxev.alarms import addressees, attempted
+    from caxev.core.alarms import Alarm, Severity
 
     alarm = Alarm(
         site.name,
@@ -146,7 +146,7 @@ def clear(alarm: str) -> None:
 
 async def _clear(database: Database, name: str) -> str:
     from caxev.cli.replay import leave, nobody
-    from caxev.mongo import Request
+    from caxev.database import Request
 
     found = [one.alarm for one in await database.alarms() if one.stands]
     alarm = next((alarm for alarm in found if alarm.id == name), None)

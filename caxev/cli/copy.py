@@ -21,7 +21,7 @@ from attrs import define, field, frozen
 from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
 from caxev.cli.options import RUN_NUMBER, example, global_options, state
 from caxev.config import ConfigError
-from caxev.escapes import escaped
+from caxev.core.escapes import escaped
 from caxev.finite import Finite
 
 if TYPE_CHECKING:
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from caxev.cli.debts import Progress
     from caxev.cli.runs import Wanted
     from caxev.config import Site, Sites
-    from caxev.ledger import Debt
-    from caxev.model import Copy, CopyKey, Run, RunUpdate
-    from caxev.mongo import Database
+    from caxev.core.ledger import Debt
+    from caxev.core.model import Copy, CopyKey, Run, RunUpdate
+    from caxev.database import Database
 
 GONE = "gone"
 CANCELLED = "cancelled"
@@ -127,7 +127,7 @@ class Wish:
         Raises `NothingToDo` where the run has none at the source, `ConfigError` where the target
         keeps no such data.
         """
-        from caxev.model import CopyKey
+        from caxev.core.model import CopyKey
 
         version = self.version or _only_version(run, self.kind, self.source.name)
         source = CopyKey(self.kind, self.source.name, version)
@@ -157,7 +157,7 @@ class Way:
 
 def why_not(run: Run, way: Way) -> str | None:
     """Say why that copy cannot be asked for; None where it can. Pure."""
-    from caxev.model import TRANSFERRED
+    from caxev.core.model import TRANSFERRED
 
     source, target = run.copy(way.source), run.copy(way.target)
     if target is not None and not _has_failed(target):
@@ -171,7 +171,7 @@ def why_not(run: Run, way: Way) -> str | None:
 
 def _has_failed(copy: Copy) -> bool:
     """Whether it was to be made there and was given up, by one of us or by an old program."""
-    from caxev.model import ERROR
+    from caxev.core.model import ERROR
 
     given_up = copy.status == ERROR and copy.fields.get("trigger") is not None
     return (given_up and not copy.fields.get("checksumproblem")) or copy.is_abandoned
@@ -187,7 +187,7 @@ def asked_for(run: Run, way: Way, who: str, now: datetime) -> RunUpdate:
 
     One whose copy has failed is asked for anew; what an old program left there is gone on with.
     """
-    from caxev.model import REQUESTED, RunUpdate
+    from caxev.core.model import REQUESTED, RunUpdate
 
     source, target = run.copy(way.source), run.copy(way.target)
     assert source is not None
@@ -226,7 +226,7 @@ class Standing:
 
 def standing(run: Run | None, key: CopyKey, debts: Iterable[tuple[Debt, Any]]) -> Standing:
     """Return how a copy that was asked for is, by the run and the debts as they are now. Pure."""
-    from caxev.model import ERROR, TRANSFERRED
+    from caxev.core.model import ERROR, TRANSFERRED
 
     copy = None if run is None else run.copy(key)
     if copy is None:
@@ -240,8 +240,8 @@ def standing(run: Run | None, key: CopyKey, debts: Iterable[tuple[Debt, Any]]) -
 
 def _under_way(copy: Copy, debts: Sequence[tuple[Debt, Any]]) -> Standing:
     from caxev.cli.debts import Progress
-    from caxev.ledger import State
-    from caxev.model import REQUESTED
+    from caxev.core.ledger import State
+    from caxev.core.model import REQUESTED
 
     # Only these react to the status of now: the others are of a former life of the entry.
     reactions = [debt for debt, _ in debts if debt.after == copy.seen_as]
@@ -291,8 +291,8 @@ class Errand:
 
     async def _ask(self, database: Database) -> Way:
         from caxev.cli.replay import me
-        from caxev.job import utcnow
-        from caxev.model import REQUESTED
+        from caxev.core.clock import utcnow
+        from caxev.core.model import REQUESTED
 
         run = await self._find(database)
         way = self.wish.way(run)
@@ -319,7 +319,7 @@ class Errand:
         """Show how the copy is with each change, until nothing more comes."""
         import trio
 
-        from caxev.mongo import DatabaseError, passing
+        from caxev.database import DatabaseError, passing
 
         trouble = ""
         with self.telling.live():
@@ -370,8 +370,8 @@ class Errand:
 
     async def cancel(self, database: Database) -> None:
         """Take the request back. Raises `NothingToDo` where there is none any more."""
-        from caxev.job import utcnow
-        from caxev.model import REQUESTED, CopyKey, RunUpdate
+        from caxev.core.clock import utcnow
+        from caxev.core.model import REQUESTED, CopyKey, RunUpdate
 
         run, name = await self._find(database), self.wish.target.name
         version = self.wish.version or _only_version(run, self.wish.kind, name)
@@ -390,7 +390,7 @@ class Errand:
     def _left(self) -> str:
         """Return what an end of the watching leaves behind."""
         from caxev.cli.runs import which
-        from caxev.model import REQUESTED
+        from caxev.core.model import REQUESTED
 
         if self.last is None or self.found is None:
             return "nothing was asked for"

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from caxev.cli.output import lasting, size
-from caxev.job import unpacked
+from caxev.core.transcript import unpacked
 
 if TYPE_CHECKING:
-    from caxev.ledger import Debt
+    from caxev.core.ledger import Debt
 
 RUN_COLUMN: Final = ("run", "RUN")
 COLUMNS: Final = (

@@ -14,8 +14,8 @@ from typing import Final
 import click
 
 from caxev.config import ConfigError
-from caxev.escapes import escaped
-from caxev.job import GiveUp, Retry
+from caxev.core.errors import GiveUp, Retry
+from caxev.core.escapes import escaped
 
 OK: Final = 0
 FAILED: Final = 1
@@ -105,7 +105,7 @@ def _is_database_error(error: BaseException) -> bool:
     # Only what has been imported can have been raised, and importing it here would take longer
     # than most commands do.
     return any(
-        (cls.__module__, cls.__name__) == ("caxev.mongo.client", "DatabaseError")
+        (cls.__module__, cls.__name__) == ("caxev.database.client", "DatabaseError")
         for cls in type(error).__mro__
     )
 

@@ -14,10 +14,10 @@ from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, stat
 from caxev.cli.output import Table, say, show, time
 
 if TYPE_CHECKING:
-    from caxev.ledger import Debt
-    from caxev.model import Aspect, Copy, Run
-    from caxev.mongo import Database
-    from caxev.registry import Handler, Registry, Trigger
+    from caxev.core.ledger import Debt
+    from caxev.core.model import Aspect, Copy, Run
+    from caxev.core.registry import Handler, Registry, Trigger
+    from caxev.database import Database
 
     Owed = tuple[Debt, Mapping[str, Any]]
 
@@ -93,7 +93,7 @@ def _say_more(registry: Registry, run: Run, *, as_json: bool) -> None:
 
 def _asked_for(copy: Copy) -> str:
     """Return who wants a copy that is only requested yet; no text for any other."""
-    from caxev.model import REQUESTED
+    from caxev.core.model import REQUESTED
 
     if copy.status != REQUESTED:
         return ""
@@ -153,7 +153,7 @@ class Explanation:
     def _reason(self, debt: Debt, document: Mapping[str, Any]) -> str:
         from caxev.cli.debts import Progress
         from caxev.cli.runs import which
-        from caxev.job import utcnow
+        from caxev.core.clock import utcnow
 
         match str(debt.state):
             case "done":
@@ -178,8 +178,8 @@ class Explanation:
     def _missing(self) -> dict[str, list[tuple[str, str]]]:
         """Return by handler what a replay would fire: (event, what to do)."""
         from caxev.cli.runs import which
-        from caxev.mongo import Request
-        from caxev.watcher import owed_again
+        from caxev.database import Request
+        from caxev.engine.watcher import owed_again
 
         standing = {debt.id: debt for debt, _ in self.debts}
         advice = f"would fire: caxev replay {which(self.run)} --site {self.registry.here.name}"
@@ -212,8 +212,8 @@ _SHOWN = 4
 
 def _about(trigger: Trigger) -> type:
     """Return the kind of aspect that a trigger is about."""
-    from caxev.model import CopyField, CopyKey, Existence, Field, Tag
-    from caxev.registry import CopyFieldTrigger, CopyTrigger, FieldTrigger, TagTrigger
+    from caxev.core.model import CopyField, CopyKey, Existence, Field, Tag
+    from caxev.core.registry import CopyFieldTrigger, CopyTrigger, FieldTrigger, TagTrigger
 
     match trigger:
         case CopyTrigger():

@@ -17,10 +17,10 @@ from caxev.finite import Finite
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from caxev.ledger import Debt
-    from caxev.model import Aspect, RunId
-    from caxev.mongo import Database, Request
-    from caxev.registry import Registry
+    from caxev.core.ledger import Debt
+    from caxev.core.model import Aspect, RunId
+    from caxev.core.registry import Registry
+    from caxev.database import Database, Request
 
 Looks = Mapping["RunId", Mapping["Aspect", str]]
 
@@ -79,8 +79,8 @@ def listen(
     registry = options.registry(site)
     if as_json and not dry_run:
         raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")
-    from caxev import daemon
-    from caxev.listening import Options
+    from caxev.engine import listener
+    from caxev.engine.options import Options
 
     sites = options.sites()
     here = sites.get(site)
@@ -109,7 +109,7 @@ def listen(
         rows = options.with_database(lambda database: _would(database, site, registry))
         show(Table(_COLUMNS, rows), as_json=as_json, empty=f"nothing is due at {site}")
         return
-    daemon.run(daemon.listen, listening)
+    listener.run(listener.listen, listening)
 
 
 def _check(site: str, sites: Sites) -> None:
@@ -153,7 +153,7 @@ def new_reactions(
     registry: Registry, ids: list[RunId], now: Looks, before: Looks
 ) -> Iterator[dict[str, Any]]:
     """Return the reactions to what differs between the last looks at runs and those of now."""
-    from caxev.diff import diff
+    from caxev.core.diff import diff
 
     for run in ids:
         for event in diff(run, before.get(run, {}), now.get(run, {})):
@@ -172,7 +172,7 @@ def _runs(number: int) -> str:
 
 
 async def _due(database: Database, site: str) -> AsyncIterator[dict[str, Any]]:
-    from caxev.job import utcnow
+    from caxev.core.clock import utcnow
 
     now = utcnow()
     for lane in await database.lanes(site):

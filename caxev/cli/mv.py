@@ -28,15 +28,15 @@ from caxev.cli.errors import NothingToDo
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import say, show_json
 from caxev.config import Site, Sites
-from caxev.crash import point
-from caxev.escapes import escaped
-from caxev.job import GiveUp, Retry
+from caxev.core.errors import GiveUp, Retry
+from caxev.core.escapes import escaped
+from caxev.failpoints import point
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
+    from caxev.core.model import Copy, CopyKey, Run, RunUpdate
+    from caxev.database import Database
     from caxev.files import Manifest
-    from caxev.model import Copy, CopyKey, Run, RunUpdate
-    from caxev.mongo import Database
 
 _WITHDRAWING: Final = 10.0
 """Seconds that taking back may take."""
@@ -77,9 +77,9 @@ def mv(
     goes to, or ends in the copy's name itself. The database is told when the files are there;
     killed at any point, the same command goes on.
     """
-    from caxev.cli.places import at_disks, ours
     from caxev.cli.runs import one
-    from caxev.model import CopyKey
+    from caxev.cli.site_paths import at_disks, ours
+    from caxev.core.model import CopyKey
 
     if (number is None) == (name is None):
         raise click.UsageError("say which run: --run or --name")
@@ -142,8 +142,8 @@ def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:
 
     Looks at no file but to see where links lead.
     """
+    from caxev.core.model import MOVING, TRANSFERRED
     from caxev.files import confine, inside, safe_name
-    from caxev.model import MOVING, TRANSFERRED
 
     copy = run.copy(key)
     if copy is None:
@@ -193,7 +193,7 @@ class Errand:
             return await self._go(database)
 
     async def _go(self, database: Database) -> Mapping[str, Any]:
-        from caxev.cli.places import own_name
+        from caxev.cli.site_paths import own_name
 
         run = await self.wanted.find_one(database, database.settings)
         move = plan_move(run, self.key, self.site, self.to)
@@ -223,14 +223,14 @@ class Errand:
 
     @staticmethod
     def _sure_free(move: Move) -> None:
-        from caxev.model import MOVING
+        from caxev.core.model import MOVING
 
         if move.copy.status != MOVING and move.old != move.new and os.path.lexists(move.new):
             raise NothingToDo(f"{escaped(move.new)} exists already and is not replaced")
 
     async def _sure_alone(self, database: Database, run: Run, move: Move) -> None:
         """Raise `NothingToDo` if the files are another entry's as well: it would lose its own."""
-        from caxev.sharing import sharing_here
+        from caxev.copies.sharing import sharing_here
 
         if others := await sharing_here(database.neighbours, run, move.copy, self.site, self.sites):
             raise NothingToDo(
@@ -239,9 +239,9 @@ class Errand:
             )
 
     async def _claim(self, database: Database, run: Run, move: Move) -> tuple[Run, Copy]:
-        from caxev.job import utcnow
-        from caxev.model import MOVING, RunUpdate
-        from caxev.retention import unread
+        from caxev.copies.deletion import unread
+        from caxev.core.clock import utcnow
+        from caxev.core.model import MOVING, RunUpdate
 
         if move.copy.status == MOVING:
             return run, move.copy
@@ -257,7 +257,7 @@ class Errand:
         return await self._written(database, run, update)
 
     async def _written(self, database: Database, run: Run, update: RunUpdate) -> tuple[Run, Copy]:
-        from caxev.job import utcnow
+        from caxev.core.clock import utcnow
 
         found = await database.update_run(update, utcnow())
         copy = None if found is None else found.copy(self.key)
@@ -287,7 +287,7 @@ class Errand:
         return None if rows is None else Manifest.from_rows(rows)
 
     async def _tell(self, database: Database, run: Run, moving: Copy, **fields: Any) -> Run:
-        from caxev.model import TRANSFERRED, RunUpdate
+        from caxev.core.model import TRANSFERRED, RunUpdate
 
         update = RunUpdate.change_copy(
             run, moving, TRANSFERRED, moving_to=None, owner=None, **fields
@@ -302,8 +302,8 @@ class Errand:
 
     async def _clear(self, database: Database, run: Run, copy: Copy) -> None:
         """Remove what an earlier step has put aside."""
+        from caxev.core.model import RunUpdate
         from caxev.files import MOVED_PREFIX, confine_own
-        from caxev.model import RunUpdate
 
         aside = copy.fields.get("moved_from")
         if not isinstance(aside, str) or not os.path.basename(aside).startswith(MOVED_PREFIX):
@@ -367,8 +367,8 @@ def _sure_shape(path: str, expected: Manifest | None) -> None:
 def _copied(move: Move, site: Site, expected: Manifest | None) -> None:
     """Have a copy of the old files at the new place, which is read again and compared."""
     from caxev.files import digest_tree
-    from caxev.movers import Route
-    from caxev.movers.local import Local
+    from caxev.transfer import Route
+    from caxev.transfer.local import Local
 
     own = evolve(site, hard_links=False)
     route = Route(own, own, move.new, move.old, expected, min_free=site.min_free)

@@ -24,8 +24,8 @@ from caxev.config import (
 )
 
 if TYPE_CHECKING:
-    from caxev.mongo import Database
-    from caxev.registry import Registry
+    from caxev.core.registry import Registry
+    from caxev.database import Database
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class State:
         Raises `ConfigError`. Where several sites' handlers are loaded into this process, those
         that only another site names are left out.
         """
-        from caxev.registry import Registry, recorded
+        from caxev.core.registry import Registry, recorded
 
         sites = self.sites()
         here = sites.here(name)
@@ -110,16 +110,17 @@ class State:
 
     def with_database(self, function: Callable[[Database], Awaitable[T]]) -> T:
         """Run an async function with the database open and checked. Raises `DatabaseError`."""
-        from caxev import aio, daemon
+        from caxev import aio
+        from caxev.engine import listener
 
         settings = self.settings()
 
         async def run() -> T:
-            async with aio.loop(), daemon.open_database(settings) as database:
+            async with aio.loop(), listener.open_database(settings) as database:
                 await database.check()
                 return await function(database)
 
-        result: T = daemon.run(run)
+        result: T = listener.run(run)
         return result
 
 

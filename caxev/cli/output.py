@@ -15,7 +15,7 @@ from typing import Any
 import click
 from attrs import frozen
 
-from caxev.escapes import escaped
+from caxev.core.escapes import escaped
 
 Row = Mapping[str, Any]
 

@@ -14,8 +14,8 @@ from caxev.cli.output import Table, say, show, show_json
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
-    from caxev.mongo import Database
-    from caxev.registry import Registry
+    from caxev.core.registry import Registry
+    from caxev.database import Database
 
 _STATES = ("failed", "running", "open")
 _COUNTED = 1000
@@ -163,7 +163,7 @@ async def _ask(
     handler: str | None,
 ) -> list[dict[str, Any]]:
     from caxev.cli.replay import leave
-    from caxev.mongo import Request
+    from caxev.database import Request
 
     runs: tuple[Any, ...] | None = None
     if meant is not None:

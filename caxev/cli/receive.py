@@ -29,6 +29,6 @@ def receive(roots: tuple[str, ...]) -> None:
     Another site's caxev starts this over SSH where sites.json names it in `receiver`. It is not
     for people.
     """
-    from caxev.receive import serve
+    from caxev.transfer.receive import serve
 
     sys.exit(serve(roots))

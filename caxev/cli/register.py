@@ -19,11 +19,11 @@ from caxev.cli.errors import NoSuchRun, NothingToDo
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import say, show_json
 from caxev.config import Site, Sites
-from caxev.escapes import escaped
+from caxev.core.escapes import escaped
 
 if TYPE_CHECKING:
-    from caxev.model import CopyKey, Run, RunUpdate
-    from caxev.mongo import Database
+    from caxev.core.model import CopyKey, Run, RunUpdate
+    from caxev.database import Database
 
 
 @click.command(
@@ -62,7 +62,7 @@ def register(
     stands in. The site's listener reads it then and gives it its digests. Files of which an entry
     tells already, if another run's, and names that are not the run's are refused.
     """
-    from caxev.cli.places import at_disks, ours, run_called
+    from caxev.cli.site_paths import at_disks, ours, run_called
     from caxev.files import safe_name
 
     options = state()
@@ -107,7 +107,7 @@ class Birth:
     @property
     def expected(self) -> Run:
         """The run as it will be."""
-        from caxev.model import Run
+        from caxev.core.model import Run
 
         return Run.from_document({"_id": None, "number": self.number, "name": self.name})
 
@@ -134,7 +134,7 @@ class Found:
     @property
     def location(self) -> str:
         """Where the entry is to say that it stands."""
-        from caxev.cli.places import own_name
+        from caxev.cli.site_paths import own_name
 
         return own_name(self.real, self.site, self.key.type)
 
@@ -151,7 +151,7 @@ class Found:
         `NothingToDo` as well where these files may be another run's.
         """
         from caxev.cli.runs import one
-        from caxev.job import utcnow
+        from caxev.core.clock import utcnow
 
         wanted = one(*which)
         try:
@@ -178,9 +178,9 @@ class Found:
         That is where their name is not the run's, and where an entry has its own at that place, or
         above, or below.
         """
-        from caxev.cli.places import run_called
-        from caxev.model import VERIFYING, Copy
-        from caxev.sharing import sharing_here
+        from caxev.cli.site_paths import run_called
+        from caxev.copies.sharing import sharing_here
+        from caxev.core.model import VERIFYING, Copy
 
         called, detector = run_called(self.real)
         if not self.any_name and (called != run.name or detector not in (None, run.detector)):
@@ -212,7 +212,7 @@ def found_at(path: str, here: Site, sites: Sites, *, any_name: bool = False) -> 
 
     Raises `GiveUp` where no copy of the site can stand, `NothingToDo` where nothing does.
     """
-    from caxev.cli.places import key_of
+    from caxev.cli.site_paths import key_of
     from caxev.files import confine
 
     real = confine(path, here.roots)
@@ -226,7 +226,7 @@ def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate
 
     Raises `NothingToDo` where there is one.
     """
-    from caxev.model import VERIFYING, RunUpdate
+    from caxev.core.model import VERIFYING, RunUpdate
 
     known = run.copy(key)
     if known is not None:

@@ -15,10 +15,10 @@ from caxev.finite import DAYS
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
-    from caxev.ledger import Debt
-    from caxev.model import Aspect, Event, RunId
-    from caxev.mongo import Database, Request
-    from caxev.registry import Registry
+    from caxev.core.ledger import Debt
+    from caxev.core.model import Aspect, Event, RunId
+    from caxev.core.registry import Registry
+    from caxev.database import Database, Request
 
 _PAGE = 1000
 
@@ -68,7 +68,7 @@ def replay(
     Without --force only what is missing fires. The sites' listeners do it: what is asked for waits
     until one runs.
     """
-    from caxev.mongo import Request
+    from caxev.database import Request
 
     options = state()
     options.log("warning")
@@ -113,7 +113,7 @@ def _wanted(
 ) -> Wanted:
     """Return the runs that are meant. Raises click's error where none is, or it contradicts."""
     from caxev.cli.runs import Wanted, one
-    from caxev.mongo import Selection
+    from caxev.database import Selection
 
     chosen = (name, *between, last_days, tag)
     if number is not None:
@@ -222,7 +222,7 @@ async def _ask(
 
 async def leave(database: Database, site: str, requests: Sequence[Request]) -> dict[str, Any]:
     """Leave requests for a site's listener; whether one is there now."""
-    from caxev.job import utcnow
+    from caxev.core.clock import utcnow
 
     for request in requests:
         await database.add_request(site, request, me(), utcnow())
@@ -310,7 +310,7 @@ async def _plan_page(
 
 def slots(registry: Registry, looks: Mapping[RunId, Mapping[Aspect, str]]) -> list[str]:
     """Return the ledger's slots for all that these looks trigger."""
-    from caxev.ledger import slot
+    from caxev.core.ledger import slot
 
     site = registry.here.name
     return [
@@ -332,9 +332,9 @@ def plan(
 
     The listener looks first, and what is new fires in any case, whatever handler was asked for.
     """
-    from caxev.diff import diff
-    from caxev.ledger import slot
-    from caxev.watcher import owed_again
+    from caxev.core.diff import diff
+    from caxev.core.ledger import slot
+    from caxev.engine.watcher import owed_again
 
     fired = set()
     for event in diff(run, *looks):

@@ -1,7 +1,7 @@
 """``caxev rm``: have a copy deleted.
 
 What is written is an intent, as the site's own rules write it: the listener of the site that has
-the copy proves that enough others are good, and deletes it. `caxev.retention` decides.
+the copy proves that enough others are good, and deletes it. `caxev.copies.deletion` decides.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from caxev.cli.runs import Wanted
     from caxev.config import Site, Sites
-    from caxev.model import Copy, Run
-    from caxev.mongo import Database
-    from caxev.retention import Plan
+    from caxev.copies.deletion import Plan
+    from caxev.core.model import Copy, Run
+    from caxev.database import Database
 
 _COLUMNS = (
     ("run", "RUN"),
@@ -147,8 +147,8 @@ class Errand:
 
     async def delete(self, database: Database) -> dict[str, Any]:
         """Write the intent. Raises `NothingToDo` where it may not go."""
-        from caxev.job import utcnow
-        from caxev.retention import Plan, intent
+        from caxev.copies.deletion import Plan, intent
+        from caxev.core.clock import utcnow
 
         while True:
             run = await self.find(database)
@@ -171,8 +171,9 @@ class Errand:
     async def cancel(self, database: Database) -> dict[str, Any]:
         """Take the intent back. Raises `NothingToDo` where it is too late, or there is none."""
         from caxev.cli.replay import me
-        from caxev.job import Skip, utcnow
-        from caxev.retention import Intent, withdraw
+        from caxev.copies.deletion import Intent, withdraw
+        from caxev.core.clock import utcnow
+        from caxev.core.job import Skip
 
         while True:
             run = await self.find(database)
@@ -207,8 +208,8 @@ class Errand:
 
     def _plan(self, run: Run) -> Any:
         from caxev.cli.replay import me
-        from caxev.job import utcnow
-        from caxev.retention import RAW, plan
+        from caxev.copies.deletion import RAW, plan
+        from caxev.core.clock import utcnow
 
         copy = self.copy(run)
         usual, least = (self.here.deletion.copies, 1) if copy.type == RAW else (1, 0)
@@ -227,8 +228,8 @@ class Errand:
 
 async def _by_rules(database: Database, here: Site, sites: Sites) -> list[dict[str, Any]]:
     """What the site's rules would delete now, and why the rest stays."""
-    from caxev.job import utcnow
-    from caxev.mongo import Selection
+    from caxev.core.clock import utcnow
+    from caxev.database import Selection
 
     now = utcnow()
     return [
@@ -240,7 +241,7 @@ async def _by_rules(database: Database, here: Site, sites: Sites) -> list[dict[s
 
 def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tuple[Copy, Any]]:
     """What the site's rules say of each of its copies of a run. Pure."""
-    from caxev.retention import plan_processed, plan_purge
+    from caxev.copies.deletion import plan_processed, plan_purge
 
     for copy in run.copies:
         if copy.host == here.name:
@@ -250,7 +251,7 @@ def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tup
 
 def _row(run: Run, copy: Copy, decision: Plan | Any) -> dict[str, Any]:
     from caxev.cli.runs import label
-    from caxev.retention import Plan
+    from caxev.copies.deletion import Plan
 
     return {
         "run": label(run),

@@ -13,8 +13,8 @@ from caxev.cli.errors import NoSuchRun
 
 if TYPE_CHECKING:
     from caxev.config import Settings
-    from caxev.model import Run, RunId
-    from caxev.mongo import Database, Selection
+    from caxev.core.model import Run, RunId
+    from caxev.database import Database, Selection
 
 _PAGE = 1000
 
@@ -28,7 +28,7 @@ class Wanted:
 
     async def find(self, database: Database, settings: Settings, limit: int = 0) -> list[Run]:
         """Read the runs, without what matching does not need. Raises `NoSuchRun`."""
-        from caxev.job import utcnow
+        from caxev.core.clock import utcnow
 
         runs = await database.select(self.selection, utcnow(), limit)
         if not runs:
@@ -47,7 +47,7 @@ class Wanted:
 
 def one(number: int | None, name: str | None, detector: str | None = None) -> Wanted:
     """Return the run of that number or name."""
-    from caxev.mongo import Selection
+    from caxev.database import Selection
 
     numbers = None if number is None else (number, number)
     words = f"run {number}" if number is not None else f"run {name!r}"

@@ -13,10 +13,10 @@ from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, stat
 from caxev.cli.output import Table, say, show, show_json, size, time
 
 if TYPE_CHECKING:
-    from caxev.alarms import Standing
     from caxev.cli.runs import Wanted
-    from caxev.model import Copy, Run
-    from caxev.mongo import Database, Selection, SiteRecord
+    from caxev.core.alarms import Standing
+    from caxev.core.model import Copy, Run
+    from caxev.database import Database, Selection, SiteRecord
 
 
 @click.command(
@@ -201,7 +201,7 @@ class Sought:
     async def copies(self, database: Database) -> list[dict[str, Any]]:
         """Return a row for each, in the order in which the runs were stored."""
         from caxev.cli.runs import label
-        from caxev.job import utcnow
+        from caxev.core.clock import utcnow
 
         return [
             {"run": run.number or label(run), "name": run.name, **_copy_row(run, copy)}
@@ -213,12 +213,12 @@ class Sought:
 
     async def totals(self, database: Database) -> list[dict[str, Any]]:
         """Return a row for each host, type and status."""
-        from caxev.job import utcnow
+        from caxev.core.clock import utcnow
 
         return await database.totals(self._selection(), utcnow())
 
     def _selection(self) -> Selection:
-        from caxev.mongo import Selection
+        from caxev.database import Selection
 
         return Selection(host=self.host, status=self.status, type=self.type)
 
@@ -280,7 +280,7 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def _copy_row(run: Run, copy: Copy) -> dict[str, Any]:
-    from caxev.model import as_utc
+    from caxev.core.model import as_utc
 
     size = copy.fields.get("size")
     if size is None and copy.type == "raw" and copy.status == "transferred":

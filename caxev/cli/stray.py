@@ -18,7 +18,8 @@ import click
 import trio
 from attrs import define, field, frozen
 
-from caxev.cli.census import (
+from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
+from caxev.cli.inventory import (
     GONE,
     MOVED,
     Census,
@@ -30,16 +31,16 @@ from caxev.cli.census import (
     measured,
     places,
 )
-from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import cell, size, time
 from caxev.config import Site, Sites
+from caxev.core.clock import clock
+from caxev.core.errors import GiveUp, Retry
 from caxev.finite import Finite
-from caxev.job import GiveUp, Retry, clock
 
 if TYPE_CHECKING:
-    from caxev.model import Copy, Run
-    from caxev.mongo import Database
+    from caxev.core.model import Copy, Run
+    from caxev.database import Database
 
 Row = Mapping[str, Any]
 NICENESS: Final = 19
@@ -78,7 +79,7 @@ def stray(
     copy. Copies whose files are gone are only told: caxev verify --deep has the site look. Exit
     code 1 where something could not be read or done.
     """
-    from caxev.cli.places import at_disks, ours
+    from caxev.cli.site_paths import at_disks, ours
 
     if delete and register:
         raise click.UsageError("--delete and --register: only one of them")
@@ -145,7 +146,7 @@ class Search:
     @property
     def hosts(self) -> frozenset[str]:
         """The sites on this machine: what one of them knows is nobody's stray."""
-        from caxev.retention import beside
+        from caxev.copies.deletion import beside
 
         return beside(self.site, self.sites)
 
@@ -175,8 +176,8 @@ class Search:
         return well
 
     async def _claim(self, database: Database, census: Census) -> None:
-        from caxev.job import utcnow
-        from caxev.mongo import Selection
+        from caxev.core.clock import utcnow
+        from caxev.database import Selection
 
         for host in self.hosts:
             async for page in database.pages(Selection(host=host), utcnow()):
@@ -210,7 +211,7 @@ class Search:
 
     def _names(self, path: bytes) -> Iterator[str]:
         """Return how an entry may name this place."""
-        from caxev.cli.places import names_of
+        from caxev.cli.site_paths import names_of
 
         try:
             text = path.decode()
@@ -262,8 +263,8 @@ class Search:
         erase(path, self.site.roots, mark, report=to_nobody)
 
     async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
-        from caxev.cli.places import run_called
         from caxev.cli.register import found_at
+        from caxev.cli.site_paths import run_called
 
         if find.kind != "stray":
             return {"state": "left alone: it is no copy"}
@@ -301,8 +302,8 @@ def claims_of(run: Run, site: Site) -> Iterator[Claim]:
 
 def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
     """Return where files are, or may be, of a copy that is being made, moved, erased or mended."""
+    from caxev.core.model import DELETING, MOVING, as_utc
     from caxev.files import quarantine_of
-    from caxev.model import DELETING, MOVING, as_utc
 
     for path in places(copy.location):
         if copy.status == MOVING:
@@ -317,7 +318,7 @@ def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
 
 
 def _must(copy: Copy) -> bool:
-    from caxev.model import TRANSFERRED
+    from caxev.core.model import TRANSFERRED
 
     return copy.status == TRANSFERRED
 

@@ -20,15 +20,15 @@ from caxev.cli.errors import FAILED, NothingToDo
 from caxev.cli.options import MOST, RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, say, show, size
 from caxev.config import ConfigError
-from caxev.escapes import escaped
+from caxev.core.escapes import escaped
 from caxev.finite import DAYS
 
 if TYPE_CHECKING:
-    from caxev.archives import Reach, Stored, Told
     from caxev.cli.runs import Wanted
     from caxev.config import Site, Sites
-    from caxev.model import Copy, CopyKey, Run, RunUpdate
-    from caxev.mongo import Database
+    from caxev.core.model import Copy, CopyKey, Run, RunUpdate
+    from caxev.database import Database
+    from caxev.tape import Reach, Stored, Told
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -87,7 +87,7 @@ def _wanted(
     required: bool,
 ) -> Wanted:
     from caxev.cli.runs import Wanted, one
-    from caxev.mongo import Selection
+    from caxev.database import Selection
 
     between = (from_run, to_run)
     several = (*between, last_days, tag)
@@ -122,7 +122,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Print what would be don
 
 def archive_called(sites: Sites, name: str | None) -> Site:
     """Return the archive that is meant. Raises `ConfigError` where that is not clear."""
-    from caxev.archives import methods
+    from caxev.tape import methods
 
     known = [site for site in sites.values() if site.method in methods() and not site.listener]
     if name is not None:
@@ -137,7 +137,7 @@ def archive_called(sites: Sites, name: str | None) -> Site:
 
 def reach_called(sites: Sites, tape_name: str | None, here_name: str | None) -> Reach:
     """Return the archive that is meant, as it is reached from the site that is meant."""
-    from caxev.archives import Reach
+    from caxev.tape import Reach
 
     there = archive_called(sites, tape_name)
     if here_name is not None:
@@ -154,7 +154,7 @@ def reach_called(sites: Sites, tape_name: str | None, here_name: str | None) -> 
 
 
 def _raw(site: str) -> CopyKey:
-    from caxev.model import CopyKey
+    from caxev.core.model import CopyKey
 
     return CopyKey("raw", site)
 
@@ -175,7 +175,7 @@ async def _carry_out(
     database: Database, asks: Iterable[Ask], *, dry_run: bool
 ) -> list[dict[str, Any]]:
     from caxev.cli.runs import label
-    from caxev.job import utcnow
+    from caxev.core.clock import utcnow
 
     rows = []
     for ask in asks:
@@ -238,7 +238,7 @@ def put_ask(run: Run, names: Sequence[str], tape_name: str) -> Ask:
     """Return what asks for a copy on tape, from the first of these sites that has one. Pure."""
     from caxev.cli.copy import Way, asked_for, why_not
     from caxev.cli.replay import me
-    from caxev.job import utcnow
+    from caxev.core.clock import utcnow
 
     reasons = []
     for name in names:
@@ -311,11 +311,11 @@ def _restore(
     *,
     dry_run: bool,
 ) -> dict[str, Any]:
-    from caxev.archives import Data, directly, folder_of, recall
     from caxev.cli.runs import label
+    from caxev.core.errors import GiveUp, Retry
+    from caxev.core.model import TRANSFERRED
     from caxev.files import Manifest, safe_name
-    from caxev.job import GiveUp, Retry
-    from caxev.model import TRANSFERRED
+    from caxev.tape import Data, directly, folder_of, recall
 
     if copy is None or copy.status != TRANSFERRED or copy.location is None:
         standing = "is not there" if copy is None else f"is {copy.status}"
@@ -353,8 +353,8 @@ def check(*, wanted: Wanted, tape_name: str | None, dry_run: bool, as_json: bool
 
 def check_ask(run: Run, host: str) -> Ask:
     """Return what asks for a copy on tape to be read again. Pure but for the time."""
-    from caxev.job import utcnow
-    from caxev.model import TRANSFERRED, RunUpdate, new_id
+    from caxev.core.clock import utcnow
+    from caxev.core.model import TRANSFERRED, RunUpdate, new_id
 
     copy = run.copy(_raw(host))
     if copy is None or copy.status != TRANSFERRED:
@@ -410,8 +410,8 @@ def forgetting(run: Run, copy: Copy, why: str) -> RunUpdate:
     The tombstone says who did that and why, and that nothing was deleted.
     """
     from caxev.cli.replay import me
-    from caxev.job import utcnow
-    from caxev.model import RunUpdate
+    from caxev.core.clock import utcnow
+    from caxev.core.model import RunUpdate
 
     proof = f"status {copy.status}; nothing at {copy.host} was deleted"
     tombstone = {"by": me(), "at": utcnow(), "why": why, "proof": proof}
@@ -429,8 +429,8 @@ def forgetting(run: Run, copy: Copy, why: str) -> RunUpdate:
 @global_options(hidden=True)
 def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_json: bool) -> None:
     """List the files that the archive itself says it has of runs."""
-    from caxev.archives import contents, directly, folder_of
     from caxev.cli.runs import label
+    from caxev.tape import contents, directly, folder_of
 
     options = state()
     options.log("warning")
@@ -451,7 +451,7 @@ def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_js
 
 
 def _told(told: Told[T]) -> T:
-    from caxev.job import GiveUp, Retry
+    from caxev.core.errors import GiveUp, Retry
 
     try:
         return told.get()
@@ -481,7 +481,7 @@ def status(
     Ends with 1 where something is missing there, or is there in another size. Missing is also what
     a site's upload_options want there, and nobody is bringing.
     """
-    from caxev.archives import directly, holdings
+    from caxev.tape import directly, holdings
 
     options = state()
     options.log("warning")
@@ -541,7 +541,7 @@ async def _standing(
 
 def should_be_there(copy: Copy | None, raw: Iterable[Copy], bringing: Collection[str]) -> bool:
     """Whether data is not on tape though one of the sites that bring it there has it. Pure."""
-    from caxev.model import TRANSFERRED
+    from caxev.core.model import TRANSFERRED
 
     if copy is not None and copy.status == TRANSFERRED:
         return False
@@ -553,7 +553,7 @@ def row_of(
 ) -> dict[str, Any]:
     """Return a run's row; `owed`: it should be on tape, and nobody brings it there. Pure."""
     fields: Mapping[str, Any] = {} if copy is None else copy.fields
-    from caxev.model import as_utc
+    from caxev.core.model import as_utc
 
     bytes_ = fields.get("size") or run.document.get("raw_size_byte")
     return {
@@ -571,7 +571,7 @@ def row_of(
 
 def above(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the directories on tape in which these rows' folders lie: not only one's own. Pure."""
-    from caxev.archives import folder_of
+    from caxev.tape import folder_of
 
     known = (row["location"] for row in rows)
     folders = (folder_of(one) for one in known if one is not None and one.startswith("/"))
@@ -580,8 +580,8 @@ def above(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def on_tape(row: Mapping[str, Any], held: Mapping[str, Sequence[Stored]]) -> dict[str, Any]:
     """Return what the archive says of a row: so many bytes, or that it is missing. Pure."""
-    from caxev.archives import folder_of
-    from caxev.model import TRANSFERRED
+    from caxev.core.model import TRANSFERRED
+    from caxev.tape import folder_of
 
     found = held.get(folder_of(row["location"] or ""))
     total = None if found is None else sum(one.size for one in found)

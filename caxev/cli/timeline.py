@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from caxev.ledger import Debt
-    from caxev.model import Run
+    from caxev.core.ledger import Debt
+    from caxev.core.model import Run
 
 COLUMNS: Final = (
     ("time", "TIME"),
@@ -32,7 +32,7 @@ def rows(
 
 
 def _of_run(run: Run) -> Iterator[dict[str, Any]]:
-    from caxev.model import as_utc
+    from caxev.core.model import as_utc
 
     for copy in run.copies:
         row = {"site": copy.host, "event": str(copy.key)}
@@ -61,7 +61,7 @@ def _of_debts(debts: Sequence[tuple[Debt, Mapping[str, Any]]]) -> Iterator[dict[
 
 
 def _of_tombstones(run: Run) -> Iterator[dict[str, Any]]:
-    from caxev.model import CopyKey, as_utc
+    from caxev.core.model import CopyKey, as_utc
 
     rows = run.document.get("deleted_data")
     for row in rows if isinstance(rows, list) else ():

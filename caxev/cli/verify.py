@@ -19,13 +19,13 @@ from attrs import frozen
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, show
-from caxev.job import GiveUp, Retry, RootAway
+from caxev.core.errors import GiveUp, Retry, RootAway
 
 if TYPE_CHECKING:
     from caxev.config import Site, Sites
+    from caxev.core.model import Copy, Run
+    from caxev.database import Database, Selection
     from caxev.files import Manifest
-    from caxev.model import Copy, Run
-    from caxev.mongo import Database, Selection
 
 BAD: Final = frozenset({"bad", "gone"})
 _NAMED: Final = 3
@@ -67,7 +67,7 @@ def verify(
     read here is bad or gone: once it has found so, too, the copy no longer counts. Exit code 1
     where a copy is bad or gone.
     """
-    from caxev.roots import read_markers
+    from caxev.engine.root_watch import read_markers
 
     if not numbers and name is None and site is None:
         raise click.UsageError("say which copies: --run, --name or --site")
@@ -123,9 +123,9 @@ class Look:
         self, database: Database, numbers: Sequence[int], name: str | None
     ) -> AsyncIterator[Run]:
         from caxev.cli.runs import one
-        from caxev.job import utcnow
-        from caxev.model import TRANSFERRED
-        from caxev.mongo import Selection
+        from caxev.core.clock import utcnow
+        from caxev.core.model import TRANSFERRED
+        from caxev.database import Selection
 
         if numbers or name is not None:
             for number in numbers or (None,):
@@ -140,7 +140,7 @@ class Look:
                 yield run
 
     def _means(self, copy: Copy) -> bool:
-        from caxev.model import TRANSFERRED
+        from caxev.core.model import TRANSFERRED
 
         return (
             copy.status == TRANSFERRED
@@ -149,7 +149,7 @@ class Look:
         )
 
     async def _verdict(self, database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
-        from caxev.cli.places import is_here
+        from caxev.cli.site_paths import is_here
         from caxev.files import Manifest
 
         site = self.sites.find(copy.host)
@@ -186,8 +186,8 @@ def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]
 
 async def _asked(database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
     """Ask the copy's own site, or the one that answers for it, to read it afresh."""
-    from caxev.job import utcnow
-    from caxev.model import RunUpdate, new_id
+    from caxev.core.clock import utcnow
+    from caxev.core.model import RunUpdate, new_id
 
     now = utcnow()
     if await database.update_run(RunUpdate.ask(run, copy, new_id(), now), now) is None:

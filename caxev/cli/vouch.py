@@ -18,8 +18,8 @@ from caxev.cli.rm import Errand
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from caxev.model import Copy, Run, RunUpdate
-    from caxev.mongo import Database
+    from caxev.core.model import Copy, Run, RunUpdate
+    from caxev.database import Database
 
 
 @click.command(epilog=example("caxev vouch --run 123 --site lngs"))
@@ -58,9 +58,9 @@ def vouch(
 async def _vouch_for(errand: Errand, database: Database) -> str:
     """Mark the copy, and have every other judged again by its own site."""
     from caxev.cli.replay import me
-    from caxev.job import utcnow
-    from caxev.model import RunUpdate
-    from caxev.quorum import VOUCHED, voters
+    from caxev.copies.quorum import VOUCHED, voters
+    from caxev.core.clock import utcnow
+    from caxev.core.model import RunUpdate
 
     while True:
         run = await errand.find(database)
@@ -79,8 +79,8 @@ async def _vouch_for(errand: Errand, database: Database) -> str:
 
 def again(run: Run, right: Copy, now: datetime) -> Iterator[RunUpdate]:
     """What has each copy judged again: a fresh reading, or, of a bad one, its status anew. Pure."""
-    from caxev.model import ERROR, RunUpdate, new_id
-    from caxev.quorum import same_data, voters
+    from caxev.copies.quorum import same_data, voters
+    from caxev.core.model import ERROR, RunUpdate, new_id
 
     those = voters(run, right.key)
     for one in run.copies:

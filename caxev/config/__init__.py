@@ -8,14 +8,14 @@ what to do. `sites` reads sites.json, `settings` the environment, `handlers` the
 
 from caxev.config.alarms import Email, Sink, Webhook
 from caxev.config.archive import ArchiveOptions
-from caxev.config.care import Deletion, Patrol, Stalled
-from caxev.config.catalogue import Catalogue, Period
 from caxev.config.corrections import Correction
-from caxev.config.errors import ConfigError, nearest
+from caxev.config.errors import nearest
 from caxev.config.handlers import BY_METHOD, DEFAULT_HANDLERS, load_file, load_handlers
 from caxev.config.links import Link
 from caxev.config.permissions import Permission
 from caxev.config.processing import Processing
+from caxev.config.retention import Deletion, Patrol, Stalled
+from caxev.config.rucio import Catalogue, Period
 from caxev.config.settings import Settings, secret, without_secrets
 from caxev.config.sites import (
     Here,
@@ -27,6 +27,7 @@ from caxev.config.sites import (
     load_sites,
 )
 from caxev.config.state import jobs_directory, private_directories, state_directory
+from caxev.core.errors import ConfigError
 
 __all__ = [
     "BY_METHOD",

@@ -7,7 +7,7 @@
       {"webhook": {"shape": "pagerduty", "severity": "error"}}
     ]
 
-`sites` reads this; `caxev.notifiers` makes the notifiers. Secrets do not stand here: ``secret``
+`sites` reads this; `caxev.alarms` makes the notifiers. Secrets do not stand here: ``secret``
 names what `caxev.config.secret` looks for. Pure.
 """
 
@@ -25,12 +25,12 @@ from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
-from caxev.alarms import Rule, Severity
 from caxev.config.errors import Problems, nearest
+from caxev.core.alarms import Rule, Severity
 
 KINDS: Final = ("email", "webhook")
 ALARMS: Final = "caxev.alarms"
-"""The entry point group in which others name notifiers of their own; see `caxev.notifiers`."""
+"""The entry point group in which others name notifiers of their own; see `caxev.alarms`."""
 SHAPES: Final = ("slack", "pagerduty", "json")
 SECURITY: Final = ("starttls", "tls", "none")
 PORTS: Final[Mapping[str, int]] = {"starttls": 587, "tls": 465, "none": 25}

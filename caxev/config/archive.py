@@ -1,6 +1,6 @@
 """How a tape archive is reached: ``archive`` of a site's entry in sites.json.
 
-`sites` reads it; `archive_between` gives the outcome to `caxev.archives`. What holds for everyone
+`sites` reads it; `archive_between` gives the outcome to `caxev.tape`. What holds for everyone
 stands at the tape site; what is so on one machine only, such as the client's option file, stands
 at the site that is there, and counts before it. Pure.
 """
@@ -16,8 +16,8 @@ from attrs import field, frozen
 
 from caxev.config.errors import Problems, read_keys
 
-ARCHIVES: Final = "caxev.archives"
-"""The entry point group in which others name archives of their own; see `caxev.archives`."""
+ARCHIVES: Final = "caxev.tape"
+"""The entry point group in which others name archives of their own; see `caxev.tape`."""
 PATIENCE: Final = 6 * 3600.0
 _UNITS: Final = {"s": 1, "min": 60, "h": 3600}
 _DURATION: Final = re.compile(r"([0-9]{1,6}) ?(s|min|h)")

@@ -15,7 +15,7 @@ import attrs
 from attrs import frozen
 
 from caxev.config.errors import Problems, nearest
-from caxev.model import OWN_FIELDS, is_path
+from caxev.core.model import OWN_FIELDS, is_path
 
 _COLLECTION: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}")
 

@@ -17,10 +17,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from caxev import registry
-from caxev.config.errors import ConfigError, nearest, one_line
+from caxev.config.errors import nearest
+from caxev.core import registry
+from caxev.core.errors import ConfigError, one_line
+from caxev.core.registry import recorded
 from caxev.limited import CONFIGURATION, read_limited
-from caxev.registry import recorded
 
 DEFAULT_HANDLERS: Final = (
     "handlers.transfer",
@@ -52,7 +53,7 @@ def load_handlers(
 ) -> None:
     """Import the default modules, those of entry points, `modules`, and then `files`.
 
-    Their handlers are then in `caxev.registry.recorded`. Repeatable: what is loaded stays as it
+    Their handlers are then in `caxev.core.registry.recorded`. Repeatable: what is loaded stays it
     is. Raises `ConfigError` naming the module or file that cannot be loaded, and leaves nothing
     of that one behind.
     """

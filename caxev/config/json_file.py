@@ -1,6 +1,6 @@
 """JSON as people write it: where a key stands twice in an object, that is noticed.
 
-`sites` reads sites.json by this, `merging` other files of its kind, and `caxev.catalogue.rules` the
+`sites` reads sites.json by this, `merging` other files of its kind, and `caxev.rucio.rules` the
 rule files.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from caxev.config.errors import ConfigError
+from caxev.core.errors import ConfigError
 from caxev.limited import CONFIGURATION, read_limited
 
 

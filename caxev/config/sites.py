@@ -23,7 +23,14 @@ from cattrs.gen import make_dict_structure_fn, override
 
 from caxev.config.alarms import Sink, read_alarms
 from caxev.config.archive import ARCHIVES, ArchiveOptions, read_archive
-from caxev.config.care import (
+from caxev.config.corrections import Correction, read_corrections
+from caxev.config.directories import directory_warnings
+from caxev.config.errors import Problems, nearest
+from caxev.config.json_file import read_entries, repeats
+from caxev.config.links import Link, read_amount, read_links, read_rate
+from caxev.config.permissions import Permission, read_permissions
+from caxev.config.processing import Processing, read_directory, read_processing
+from caxev.config.retention import (
     Deletion,
     Patrol,
     Stalled,
@@ -31,16 +38,10 @@ from caxev.config.care import (
     read_patrol,
     read_stalled,
 )
-from caxev.config.catalogue import Catalogue, read_catalogue
-from caxev.config.corrections import Correction, read_corrections
-from caxev.config.directories import directory_warnings
-from caxev.config.errors import ConfigError, Problems, nearest
-from caxev.config.json_file import read_entries, repeats
-from caxev.config.links import Link, read_amount, read_links, read_rate
-from caxev.config.permissions import Permission, read_permissions
-from caxev.config.processing import Processing, read_directory, read_processing
-from caxev.job import Root
-from caxev.registry import Handler
+from caxev.config.rucio import Catalogue, read_catalogue
+from caxev.core.errors import ConfigError
+from caxev.core.paths import Root
+from caxev.core.registry import Handler
 
 METHODS: Final = (
     "sftp",
@@ -54,8 +55,8 @@ METHODS: Final = (
     "rucio",
 )
 """How a site can be reached. ``scp`` is served as ``sftp``."""
-MOVERS: Final = "caxev.movers"
-"""The entry point group in which others name methods of their own; see `caxev.movers`."""
+MOVERS: Final = "caxev.transfer"
+"""The entry point group in which others name methods of their own; see `caxev.transfer`."""
 OTHERS: Final = (MOVERS, ARCHIVES)
 WITHOUT_LISTENER: Final = frozenset({"gfal-copy", "lcg-cp", "tsm", "directory", "rucio"})
 UNREADABLE: Final = frozenset({"tsm", "directory", "rucio"})
@@ -423,7 +424,7 @@ def archive_between(here: Site, there: Site) -> ArchiveOptions:
 
 @frozen
 class Here:
-    """The site that this process serves, as `caxev.registry` asks it."""
+    """The site that this process serves, as `caxev.core.registry` asks it."""
 
     site: Site
     passive: frozenset[str]

@@ -26,7 +26,7 @@ class Retry(Exception):
 class Denied(Retry):
     """Somebody must lift a refusal first: a permission, a key, a quota.
 
-    Tried again at growing intervals; given up after days (`caxev.ledger.PATIENCE`).
+    Tried again at growing intervals; given up after days (`caxev.core.ledger.PATIENCE`).
     """
 
 

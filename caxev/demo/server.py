@@ -7,7 +7,7 @@ Runs as its own process, as each site's server would::
 and ends when its standard input does, so it cannot outlive the demo, or on SIGTERM. Paths are
 absolute, or relative to D; what the user may read and write, a client may.
 
-`caxev.ssh` is the engine's side of SSH and the only part of it that knows asyncssh. This is the
+`caxev.transfer.ssh` is our side of SSH, and the only other part that knows asyncssh. This is the
 other end of the wire, which real sites have from OpenSSH.
 """
 

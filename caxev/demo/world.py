@@ -24,7 +24,7 @@ from attrs import define, field
 from caxev.config import Settings, Sites, load_sites
 from caxev.demo import daq
 from caxev.demo.server import known_hosts_line, make_key
-from caxev.embedded import ReplicaSet, start_with_us
+from caxev.testing.mongod import ReplicaSet, start_with_us
 
 STARTS: Final = 30.0
 """Seconds that a server may take to start."""

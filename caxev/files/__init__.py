@@ -4,19 +4,6 @@ Which paths may be touched, what a tree holds, its digests, and how a copy is ma
 under its final name. Knows neither the database nor the network.
 """
 
-from caxev.files.alone import process_lock
-from caxev.files.arrival import (
-    MARGIN,
-    Arrival,
-    check_expected,
-    check_standing,
-    enough_space,
-    filling_up,
-    is_file,
-    join,
-    known_items,
-    make_parents,
-)
 from caxev.files.digest import digest_tree, to_nobody, wrong_below
 from caxev.files.erasing import (
     GONE_PREFIX,
@@ -30,7 +17,6 @@ from caxev.files.erasing import (
     standing,
 )
 from caxev.files.errors import damaged, local
-from caxev.files.gentle import Brake, idle_disk
 from caxev.files.identity import identity
 from caxev.files.incoming import (
     apart,
@@ -44,17 +30,9 @@ from caxev.files.incoming import (
     pinned,
     place_file,
 )
-from caxev.files.manifest import (
-    PART,
-    Difference,
-    Item,
-    Kind,
-    Manifest,
-    Range,
-    item_digest,
-)
+from caxev.files.manifest import PART, Difference, Item, Kind, Manifest, Range, item_digest
 from caxev.files.moved import Moved
-from caxev.files.parts import PartDigest
+from caxev.files.part_digest import PartDigest
 from caxev.files.paths import (
     PART_PREFIX,
     RESERVED,
@@ -73,11 +51,25 @@ from caxev.files.paths import (
 from caxev.files.places import overlapping, places
 from caxev.files.plan import Piece, Plan, plan, second, to_the_second
 from caxev.files.private import lies_in, make_private, not_private
+from caxev.files.process_lock import process_lock
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
 from caxev.files.reading import Report
 from caxev.files.resolved import open_resolved, read_file
 from caxev.files.roots import MARKER_PREFIX, root_rows, roots_from, steady
 from caxev.files.space import lacking
+from caxev.files.staging import (
+    MARGIN,
+    Arrival,
+    check_expected,
+    check_standing,
+    enough_space,
+    filling_up,
+    is_file,
+    join,
+    known_items,
+    make_parents,
+)
+from caxev.files.throttle import Brake, idle_disk
 from caxev.files.tree import Seen, check_links, check_paths, look, manifest_of, scan, shown
 
 __all__ = [

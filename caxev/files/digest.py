@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from caxev.core.errors import Retry
 from caxev.files.manifest import PART, Item, Manifest, Range, item_digest, wrong_ranges
 from caxev.files.paths import printable
 from caxev.files.reading import Report, Stretch, read_all, stretches
 from caxev.files.tree import Seen, look, manifest_of
-from caxev.job import Retry
 
 
 def digest_tree(

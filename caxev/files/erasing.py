@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Final
 
-from caxev import crash
+from caxev import failpoints
+from caxev.core.errors import GiveUp, Retry
 from caxev.files.errors import meaning
 from caxev.files.identity import identity
 from caxev.files.manifest import Manifest
@@ -19,7 +20,6 @@ from caxev.files.publishing import DIR_MODE, rename_new
 from caxev.files.reading import Report
 from caxev.files.resolved import mkdir, remove, rename, sync
 from caxev.files.tree import scan
-from caxev.job import GiveUp, Retry
 
 GONE_PREFIX: Final = f"{RESERVED}gone-"
 """What stands before the name of a copy that is being erased: no program takes it for one."""
@@ -63,7 +63,7 @@ def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Repo
         remove(gone)
         if os.path.isdir(directory):
             sync(directory)
-        crash.point("files.erase.done")
+        failpoints.point("files.erase.done")
     except OSError as error:
         raise meaning(error, f"cannot erase {_shown(path)}") from error
     report(1, 1)
@@ -79,13 +79,13 @@ def _take_name(path: str, gone: str, mark: str | None) -> None:
     if identity(path) != mark:
         raise other
     remove(gone)  # what an earlier copy of that name left when it was erased
-    crash.point("files.erase.rename")
+    failpoints.point("files.erase.rename")
     rename(path, gone)
     if identity(gone) != mark:
         rename_new(gone, path)
         raise other
     sync(os.path.dirname(path))
-    crash.point("files.erase.rename")
+    failpoints.point("files.erase.rename")
 
 
 def _identity(path: str) -> str | None:
@@ -228,11 +228,11 @@ def _move(old: str, new: str) -> None:
         above = os.path.dirname(above)
     for directory in reversed(missing):
         mkdir(directory, DIR_MODE)
-    crash.point("files.aside.rename")
+    failpoints.point("files.aside.rename")
     rename_new(old, new)
     sync(os.path.dirname(new))
     sync(os.path.dirname(old))
-    crash.point("files.aside.rename")
+    failpoints.point("files.aside.rename")
 
 
 def _shown(path: str) -> str:

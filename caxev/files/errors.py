@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from caxev.core.errors import Damaged, Denied, GiveUp, Retry
 from caxev.files.paths import printable
-from caxev.job import Damaged, Denied, GiveUp, Retry
 
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}

@@ -20,15 +20,15 @@ from typing import Final
 from attrs import evolve
 from blake3 import blake3
 
-from caxev.files.arrival import Arrival, enough_space, join, make_parents
+from caxev.core.errors import GiveUp, Retry
 from caxev.files.errors import local
 from caxev.files.paths import confine, printable
 from caxev.files.plan import plan
 from caxev.files.private import MODE, make_private
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, writing
 from caxev.files.resolved import link, mkdir, open_resolved, remove, rename
+from caxev.files.staging import Arrival, enough_space, join, make_parents
 from caxev.files.tree import Seen, look, shown
-from caxev.job import GiveUp, Retry
 
 _CHUNK: Final = 8 << 20
 _ENOUGH: Final = 32  # hex digits

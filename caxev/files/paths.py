@@ -9,8 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+from caxev.core.errors import GiveUp
 from caxev.files.roots import check_root
-from caxev.job import GiveUp
 
 RESERVED: Final = ".caxev-"
 """How the names of our own files beside copies begin. No run, copy or file of one is called so."""

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
+from caxev.core.errors import GiveUp
 from caxev.files.paths import inside, printable
 from caxev.files.resolved import chmod
-from caxev.job import GiveUp
 
 MODE: Final = 0o700
 _OTHERS_WRITE: Final = 0o022

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from caxev import crash
+from caxev import failpoints
+from caxev.core.errors import Retry
 from caxev.files.resolved import (
     directory_of,
     link,
@@ -27,7 +28,6 @@ from caxev.files.resolved import (
     unlink,
 )
 from caxev.files.tree import Seen, look, shown
-from caxev.job import Retry
 
 DIR_MODE: Final = 0o755
 FILE_MODE: Final = 0o644
@@ -50,7 +50,7 @@ def writing(partial: str, *, directory: bool) -> Iterator[None]:
     descriptor = _made(partial, directory=directory)
     try:
         _lock(descriptor, partial)
-        crash.point("files.partial")
+        failpoints.point("files.partial")
         yield
     finally:
         os.close(descriptor)
@@ -103,12 +103,12 @@ def publish(partial: str, final: str) -> None:
     if _are_one(partial, final):
         unlink(partial)
     elif os.path.lexists(partial):
-        crash.point("files.sync")
+        failpoints.point("files.sync")
         sync_tree(partial)
-        crash.point("files.sync")
-        crash.point("files.publish.rename")
+        failpoints.point("files.sync")
+        failpoints.point("files.publish.rename")
         rename_new(partial, final)
-        crash.point("files.publish.rename")
+        failpoints.point("files.publish.rename")
     elif not os.path.lexists(final):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), partial)
     sync(os.path.dirname(final))
@@ -121,9 +121,9 @@ def withdraw(final: str, partial: str) -> None:
     OSError where the disk fails.
     """
     with _holding(final):
-        crash.point("files.withdraw.rename")
+        failpoints.point("files.withdraw.rename")
         rename_new(final, partial)
-        crash.point("files.withdraw.rename")
+        failpoints.point("files.withdraw.rename")
 
 
 def end_rename(partial: str, final: str) -> None:
@@ -187,7 +187,7 @@ def _syncfs(root: str) -> bool:
 
 def rename_new(old: str, new: str) -> None:
     """Rename, or raise FileExistsError: nothing is replaced."""
-    crash.before("rename")
+    failpoints.before("rename")
     with directory_of(old) as (here, name), directory_of(new) as (there, to):
         if _libc.renameat2(here, name, there, to, _RENAME_NOREPLACE) != 0:
             _raise_unless_unable(old, new)
@@ -210,5 +210,5 @@ def _rename_new_portably(old: str, new: str) -> None:
         rename(old, new)
     else:
         link(old, new)
-        crash.point("files.link")
+        failpoints.point("files.link")
         unlink(old)

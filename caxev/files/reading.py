@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from attrs import define, field
 
+from caxev.core.errors import Retry
 from caxev.files.errors import meaning
-from caxev.files.gentle import Brake
 from caxev.files.manifest import PART
-from caxev.files.parts import PartDigest
+from caxev.files.part_digest import PartDigest
 from caxev.files.paths import printable
 from caxev.files.resolved import open_resolved
+from caxev.files.throttle import Brake
 from caxev.files.tree import Seen
 from caxev.files.uncached import aligned_buffer, drop, open_uncached, read_into
-from caxev.job import Retry
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

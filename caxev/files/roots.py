@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
+from caxev.core.errors import RootAway
+from caxev.core.paths import Root
 from caxev.files.resolved import open_resolved, sync
-from caxev.job import Root, RootAway
 
 if TYPE_CHECKING:
     from caxev.files.reading import Report

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import evolve, frozen
 
+from caxev.core.errors import GiveUp, Retry
 from caxev.files.errors import meaning
 from caxev.files.manifest import KINDS, Item, Kind, Manifest
 from caxev.files.paths import check_link, check_names, printable, within_tree
 from caxev.files.resolved import open_resolved
-from caxev.job import GiveUp, Retry
 
 
 @frozen

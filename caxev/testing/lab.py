@@ -21,17 +21,17 @@ from typing import Any, Final, TypeAlias
 import trio
 from attrs import define, field
 
-from caxev import aio, crash
-from caxev.alarms import Alarm
+from caxev import aio, failpoints
 from caxev.config import Settings, Site, Sites, load_sites
-from caxev.daemon import open_database, prepare
-from caxev.embedded import ReplicaSet, drop
+from caxev.core.alarms import Alarm
+from caxev.core.clock import clock, utcnow
+from caxev.core.ledger import Debt, State
+from caxev.core.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate
+from caxev.core.registry import Handler, HandlerFunction, recorded
+from caxev.database import Database, Selection
+from caxev.engine.listener import open_database, prepare
 from caxev.files import digest_tree
-from caxev.job import clock, utcnow
-from caxev.ledger import Debt, State
-from caxev.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate
-from caxev.mongo import Database, Selection
-from caxev.registry import Handler, HandlerFunction, recorded
+from caxev.testing.mongod import ReplicaSet, drop
 from caxev.testing.serving import Bench, serve, serve_apart
 
 NAMES: Final = ("lngs", "chicago", "stockholm", "amsterdam", "zurich")
@@ -216,7 +216,7 @@ class Lab:
     def crash_at(self, point: str, *, nth: int = 1, site: str | None = None) -> None:
         """In the next `settle`, kill a site's listener when it passes a point the nth time.
 
-        The point is one of those that `points` tells: ``<handler>:mongo.update.before``. The
+        The point is one of those that `points` tells: ``<handler>:database.update.before``. The
         listener is a real process then, and dies by SIGKILL; the next one takes over from it.
         """
         self._crash[site or self.names[0]] = f"{point}:{nth}"
@@ -227,7 +227,7 @@ class Lab:
 
         Holds for what listeners of this process write, not for their worker processes.
         """
-        crash.errors[point] = error
+        failpoints.errors[point] = error
 
     # -- reactions --------------------------------------------------------------------------
 
@@ -366,7 +366,7 @@ class Opening(AbstractAsyncContextManager[Lab]):
                     yield Lab(database, Bench(settings, sites, self._handlers), Path(directory))
             finally:
                 clock.ahead = timedelta()
-                crash.errors.clear()
+                failpoints.errors.clear()
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(drop, uri, name)
 

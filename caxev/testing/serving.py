@@ -22,11 +22,11 @@ from attrs import frozen
 
 from caxev import aio
 from caxev.config import Settings, Sites, load_sites
-from caxev.daemon import Leaving, open_database, serve_tenures
-from caxev.job import clock
-from caxev.listening import Options
-from caxev.mongo import Database, Tenure
-from caxev.registry import Handler, Registry, recorded
+from caxev.core.clock import clock
+from caxev.core.registry import Handler, Registry, recorded
+from caxev.database import Database, Tenure
+from caxev.engine.listener import Leaving, open_database, serve_tenures
+from caxev.engine.options import Options
 
 QUIET: Final = 0.03
 """Seconds without a change after which the stream is taken for read: the server is next door."""

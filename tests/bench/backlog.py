@@ -24,12 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from caxev import HERE, Job, copy
-from caxev.daemon import tune_collector
-from caxev.embedded import ReplicaSet
-from caxev.job import utcnow
-from caxev.ledger import owe
-from caxev.model import CopyKey, Event
-from caxev.mongo.store import debt_row
+from caxev.core.clock import utcnow
+from caxev.core.ledger import owe
+from caxev.core.model import CopyKey, Event
+from caxev.database.store import debt_row
+from caxev.engine.listener import tune_collector
+from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.bench.engine import SITE, Client
 from tests.conftest import Database as Named

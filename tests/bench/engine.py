@@ -36,17 +36,17 @@ from rich.table import Table
 
 from caxev import HERE, Job, aio, copy
 from caxev.config import Settings
-from caxev.daemon import open_database, prepare, tune_collector
+from caxev.core.ledger import Debt
+from caxev.core.registry import Registry
+from caxev.database import Database, Position
 from caxev.demo.world import World
-from caxev.dispatcher import Dispatcher
-from caxev.embedded import ReplicaSet
+from caxev.engine.dispatcher import Dispatcher
+from caxev.engine.listener import open_database, prepare, tune_collector
+from caxev.engine.watcher import Watcher
+from caxev.engine.workers import Workers
 from caxev.files import digest_tree
-from caxev.ledger import Debt
-from caxev.mongo import Database, Position
-from caxev.movers import Route, pull
-from caxev.registry import Registry
-from caxev.watcher import Watcher
-from caxev.workers import Workers
+from caxev.testing.mongod import ReplicaSet
+from caxev.transfer import Route, pull
 from tests import engine
 from tests.conftest import Database as Named
 

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from caxev import Job, RunUpdate, tag
-from caxev.daemon import run as run_trio
-from caxev.embedded import ReplicaSet
+from caxev.engine.listener import run as run_trio
+from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named
 

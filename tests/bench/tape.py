@@ -18,10 +18,10 @@ from typing import Any, Final
 from rich.console import Console
 from rich.table import Table
 
-from caxev.archives import Data, Reach, Told, back_up, directly
-from caxev.archives.tsm import Tsm
 from caxev.config import ArchiveOptions, Site
 from caxev.demo.world import SIMULATOR
+from caxev.tape import Data, Reach, Told, back_up, directly
+from caxev.tape.tsm import Tsm
 
 MEBIBYTE: Final = 1 << 20
 SIZE_MIB: Final = 2048

@@ -41,9 +41,9 @@ from loguru import logger
 from rich.console import Console
 from rich.table import Table
 
+from caxev.engine.workers import Workers
 from caxev.files import Manifest, Moved
-from caxev.ssh import Endpoint, Transfer, pull, push, remote_manifest
-from caxev.workers import Workers
+from caxev.transfer.ssh import Endpoint, Transfer, pull, push, remote_manifest
 from tests import sshd
 from tests.bench import proxy
 from tests.bench.checksum import (

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from caxev.embedded import ReplicaSet
+from caxev.testing.mongod import ReplicaSet
 from tests.faults.campaign import Ground, play, say, told
 from tests.faults.cax import SITES as BESIDE_CAX
 from tests.faults.cax import beside_cax

@@ -38,13 +38,13 @@ from rich.table import Table
 
 from caxev import aio
 from caxev.config import DEFAULT_HANDLERS, load_handlers
-from caxev.daemon import open_database, prepare, run
+from caxev.core.clock import utcnow
+from caxev.core.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate, Tag
+from caxev.database import Database, DatabaseError, passing
 from caxev.demo.world import World, ask, left
-from caxev.embedded import ReplicaSet
+from caxev.engine.listener import open_database, prepare, run
 from caxev.files import GONE_PREFIX, PART_PREFIX, digest_tree
-from caxev.job import utcnow
-from caxev.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate, Tag
-from caxev.mongo import Database, DatabaseError, passing
+from caxev.testing.mongod import ReplicaSet
 
 ROOT: Final = Path(__file__).parents[2]
 EFFECTS: Final = Path(__file__).parent / "effects.py"

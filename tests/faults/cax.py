@@ -27,10 +27,10 @@ from typing import Any, Final
 import trio
 from attrs import define, field, frozen
 
+from caxev.core.clock import utcnow
+from caxev.core.model import TRANSFERRED, CopyKey, Run
+from caxev.database import Request
 from caxev.demo.world import World
-from caxev.job import utcnow
-from caxev.model import TRANSFERRED, CopyKey, Run
-from caxev.mongo import Request
 from tests.faults.campaign import (
     BIRTH,
     Born,

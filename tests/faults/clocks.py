@@ -20,10 +20,11 @@ from typing import Any, Final
 import trio
 from attrs import frozen
 
+from caxev.copies.deletion import intent, plan
+from caxev.core.clock import utcnow
+from caxev.core.job import Skip
+from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
 from caxev.demo.world import FIRST_START
-from caxev.job import Skip, utcnow
-from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
-from caxev.retention import intent, plan
 from tests.faults.campaign import (
     BIRTH,
     Born,

@@ -18,9 +18,9 @@ from attrs import frozen
 
 from caxev.config import DEFAULT_HANDLERS
 from caxev.config.handlers import BY_METHOD
-from caxev.job import utcnow
-from caxev.mongo import Request
-from caxev.registry import recorded
+from caxev.core.clock import utcnow
+from caxev.core.registry import recorded
+from caxev.database import Request
 from tests.faults.campaign import Born, End, Ground, Listener, Problem, Tally, say, say_round
 from tests.faults.scenes import Act
 
@@ -55,7 +55,7 @@ class Fault:
 def faults_in(site: str, log: str) -> Iterator[Fault]:
     """Return the faults to try, from a log of lines ``pid point``. Pure.
 
-    Passings are counted in each process for itself, as `caxev.crash` does.
+    Passings are counted in each process for itself, as `caxev.failpoints` does.
     """
     most: Counter[str] = Counter()
     for (_, point), times in Counter(map(_pair, log.splitlines())).items():

@@ -25,8 +25,8 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.errors import AutoReconnect, PyMongoError
 
-from caxev.embedded import ReplicaSet
-from caxev.job import utcnow
+from caxev.core.clock import utcnow
+from caxev.testing.mongod import ReplicaSet
 from tests.faults.campaign import PATIENCE, Born, Ground, Problem, Tally, say_round
 from tests.faults.load import Document, Load, in_turn
 from tests.faults.proxy import Proxy

@@ -17,10 +17,11 @@ from typing import Any, Final
 
 import trio
 
+from caxev.copies.deletion import Plan, intent, plan
+from caxev.core.clock import utcnow
+from caxev.core.job import Skip
+from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
 from caxev.files import digest_tree
-from caxev.job import Skip, utcnow
-from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
-from caxev.retention import Plan, intent, plan
 from tests.faults.campaign import (
     BIRTH,
     Born,
@@ -45,9 +46,9 @@ POINTS: Final = (
     "erase:files.erase.rename:1",
     "erase:files.erase.rename:2",
     "erase:files.erase.done:1",
-    "prove:mongo.update.before:1",
-    "recheck:mongo.manifest.after:1",
-    "erase:mongo.update.after:1",
+    "prove:database.update.before:1",
+    "recheck:database.manifest.after:1",
+    "erase:database.update.after:1",
 )
 """Where the listeners of those that are asked are killed, in turn."""
 

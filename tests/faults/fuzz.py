@@ -17,8 +17,8 @@ from bson.datetime_ms import DatetimeMS
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from caxev.diff import diff, replay
-from caxev.model import CopyKey, Run, Watched, look_at
+from caxev.core.diff import diff, replay
+from caxev.core.model import CopyKey, Run, Watched, look_at
 from tests import strategies as make
 
 Document = Mapping[str, Any]

@@ -21,16 +21,16 @@ from typing import Any, Final
 
 from attrs import define, evolve, field
 
-from caxev import movers
-from caxev.archives import Data, Reach, Told, back_up, compare, directly, recall
+from caxev import transfer
 from caxev.batch import INPUT, OUTPUT, End, Folder, JobSpec, Product, run_here, take_stock
 from caxev.batch import withdraw as cancel
 from caxev.config import ArchiveOptions, Permission, Site, jobs_directory
+from caxev.core.errors import GiveUp, Retry
+from caxev.core.model import CopyKey
 from caxev.files import digest_tree, empty_quarantine, erase, identity, set_aside
 from caxev.files.resolved import remove
-from caxev.job import GiveUp, Retry
-from caxev.model import CopyKey
-from caxev.movers import Route
+from caxev.tape import Data, Reach, Told, back_up, compare, directly, recall
+from caxev.transfer import Route
 from handlers.permissions import apply as give
 from tests import sshd as servers
 from tests.attacks import SECRET, Watched
@@ -88,20 +88,20 @@ def pull(place: Place) -> object:
     """Fetch a copy, by the file system or by SFTP."""
     there = place.random.choice((place.there, place.far))
     final = place.raw(f"new-{place.random.randint(0, 3)}")
-    return movers.pull(Route(place.here, there, final, f"{there.dir_raw}/run"), report=quiet)
+    return transfer.pull(Route(place.here, there, final, f"{there.dir_raw}/run"), report=quiet)
 
 
 def rsync(place: Place) -> object:
     """Fetch a copy by rsync, which goes by names."""
     final = place.raw(f"new-{place.random.randint(0, 3)}")
     route = Route(place.here, evolve(place.far, method="rsync"), final, f"{place.far.dir_raw}/run")
-    return movers.pull(route, report=quiet)
+    return transfer.pull(route, report=quiet)
 
 
 def push(place: Place) -> object:
     """Bring a copy to a directory of the other site on this machine."""
     final = f"{place.there.dir_raw}/new-{place.random.randint(0, 3)}"
-    return movers.push(Route(place.here, place.there, place.raw("run"), final), report=quiet)
+    return transfer.push(Route(place.here, place.there, place.raw("run"), final), report=quiet)
 
 
 def read(place: Place) -> object:

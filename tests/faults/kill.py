@@ -11,8 +11,8 @@ from typing import Any
 
 import trio
 
+from caxev.core.model import TRANSFERRED, CopyKey
 from caxev.files import partial_path
-from caxev.model import TRANSFERRED, CopyKey
 from tests.faults.campaign import (
     BIRTH,
     Born,

@@ -19,20 +19,22 @@ import trio
 from attrs import Factory, define, evolve
 from loguru import logger
 
-from caxev import movers
+from caxev import transfer
 from caxev.batch import OUTPUT, Folder, Product, take_stock
 from caxev.cli.errors import NothingToDo
 from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
 from caxev.cli.stray import Search, Telling
 from caxev.config import Deletion, Permission, Site, Sites
+from caxev.copies.deletion import Plan, intent, plan_purge
+from caxev.core.clock import utcnow
+from caxev.core.errors import GiveUp, Retry
+from caxev.core.job import Job
+from caxev.core.model import TRANSFERRED, CopyField, CopyKey, Event, Run, RunUpdate
+from caxev.database import Selection
 from caxev.files import confine, empty_quarantine, identity, set_aside, standing, to_nobody
 from caxev.files import erase as erase_stray
-from caxev.job import GiveUp, Job, Retry, utcnow
-from caxev.model import TRANSFERRED, CopyField, CopyKey, Event, Run, RunUpdate
-from caxev.mongo import Selection
-from caxev.movers import Route
-from caxev.retention import Plan, intent, plan_purge
+from caxev.transfer import Route
 from handlers.deletion import erase
 from handlers.permissions import apply as give
 from tests import sshd as servers
@@ -108,17 +110,17 @@ class Place:
             case "pull from":
                 fresh = f"{self.here.roots[0]}/new-{os.urandom(4).hex()}"
                 route = evolve(route, remote_path=path, local_path=fresh)
-                return movers.pull(route, report=quiet)
+                return transfer.pull(route, report=quiet)
             case "pull to":
-                return movers.pull(evolve(route, local_path=path), report=quiet)
+                return transfer.pull(evolve(route, local_path=path), report=quiet)
             case "push from":
                 fresh = f"{self.there.roots[0]}/new-{os.urandom(4).hex()}"
                 route = evolve(route, local_path=path, remote_path=fresh)
-                return movers.push(route, report=quiet)
+                return transfer.push(route, report=quiet)
             case "push to":
-                return movers.push(evolve(route, remote_path=path), report=quiet)
+                return transfer.push(evolve(route, remote_path=path), report=quiet)
             case _:
-                return movers.manifest(evolve(route, remote_path=path), report=quiet)
+                return transfer.manifest(evolve(route, remote_path=path), report=quiet)
 
     def _moved(self, path: str) -> object:
         """Move the copy that is said to be there, as ``caxev mv`` does."""

@@ -16,11 +16,11 @@ from typing import Any, Final
 import trio
 
 from caxev.config import load_sites
+from caxev.copies.deletion import Plan, intent, plan
+from caxev.core.clock import utcnow
+from caxev.core.model import CopyKey
+from caxev.database import Request
 from caxev.demo.world import World
-from caxev.job import utcnow
-from caxev.model import CopyKey
-from caxev.mongo import Request
-from caxev.retention import Plan, intent, plan
 from tests.faults.campaign import BIRTH, Born, End, Ground, Tally, say_round
 
 SIZE: Final = 300_000

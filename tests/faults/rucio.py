@@ -22,8 +22,8 @@ from attrs import define, evolve, field
 
 from caxev.config import load_handlers, load_sites
 from caxev.config.handlers import BY_METHOD
-from caxev.job import utcnow
-from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
+from caxev.core.clock import utcnow
+from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
 from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, Problem, Tally, say_round
 from tests.rucio_server import RucioServer, running
 

@@ -23,10 +23,10 @@ from pymongo import MongoClient
 from pymongo.collection import Collection
 from pymongo.database import Database
 
+from caxev.core.clock import utcnow
+from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
+from caxev.database import Request
 from caxev.files import digest_tree
-from caxev.job import utcnow
-from caxev.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
-from caxev.mongo import Request
 from tests.faults import rucio
 from tests.faults.campaign import BIRTH, Born, End, Ground
 from tests.faults.deletion import harm, record

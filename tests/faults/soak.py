@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from caxev.job import utcnow
-from caxev.mongo import Request
+from caxev.core.clock import utcnow
+from caxev.database import Request
 from tests.faults.campaign import Ground, Listener, Tally, say, say_round
 from tests.faults.load import Document, Load
 from tests.faults.proxy import Proxy, front_ssh

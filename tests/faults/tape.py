@@ -17,12 +17,12 @@ from typing import Any, Final
 import trio
 from attrs import define, field
 
-from caxev.archives import Data, Reach, directly, recall
 from caxev.config import Site
+from caxev.core.clock import utcnow
+from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
 from caxev.demo.world import TAPE
 from caxev.files import MARKER_PREFIX, safe_name
-from caxev.job import utcnow
-from caxev.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
+from caxev.tape import Data, Reach, directly, recall
 from tests.faults.campaign import (
     BIRTH,
     Born,

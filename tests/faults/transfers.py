@@ -18,11 +18,11 @@ from typing import Any, Final, NamedTuple
 import trio
 from attrs import define
 
+from caxev.core.clock import utcnow
+from caxev.core.model import ERROR, TRANSFERRED, Run
+from caxev.database import Request
 from caxev.demo.world import World
 from caxev.files import partial_path
-from caxev.job import utcnow
-from caxev.model import ERROR, TRANSFERRED, Run
-from caxev.mongo import Request
 from tests.faults.campaign import BIRTH, Born, Ground, Problem, Tally, corrupt, say, say_round
 from tests.faults.load import in_turn
 from tests.faults.proxy import Proxy, Way, front_ssh

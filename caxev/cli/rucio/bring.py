@@ -13,8 +13,8 @@ from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.rucio.chosen import Chosen, checked, nobody, rucio, selecting, told
 
 if TYPE_CHECKING:
-    from caxev.model import Run, RunUpdate
-    from caxev.mongo import Database
+    from caxev.core.model import Run, RunUpdate
+    from caxev.database import Database
 
 
 @rucio.command(epilog=example("caxev rucio put --from-run 100 --to-run 200 --from lngs"))
@@ -74,8 +74,8 @@ class Wish:
     def request(self, run: Run) -> RunUpdate | str:
         """Return the request for one run's copy, or why there can be none."""
         from caxev.cli.replay import me
-        from caxev.job import utcnow
-        from caxev.model import REQUESTED, TRANSFERRED, CopyKey, RunUpdate
+        from caxev.core.clock import utcnow
+        from caxev.core.model import REQUESTED, TRANSFERRED, CopyKey, RunUpdate
 
         kind, version = self.chosen.kind, self.chosen.version
         good = [one for one in run.copies if (one.type, one.host) == (kind, self.source)]
@@ -117,7 +117,7 @@ def _request(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
 
 async def _ask(database: Database, wish: Wish, run: Run, *, dry_run: bool) -> dict[str, Any]:
     from caxev.cli.runs import label
-    from caxev.job import utcnow
+    from caxev.core.clock import utcnow
 
     row = {"run": label(run), "what": f"{wish.chosen.kind} from {wish.source} to {wish.target}"}
     update = wish.request(run)
@@ -136,10 +136,11 @@ async def _fetch_all(
     import trio
     from attrs import evolve
 
-    from caxev import catalogue
+    from caxev import rucio
     from caxev.cli.runs import label
+    from caxev.core.clock import utcnow
+    from caxev.core.errors import GiveUp, Retry
     from caxev.files import Manifest
-    from caxev.job import GiveUp, Retry, utcnow
 
     here = evolve(chosen.there, name="here", dir_raw=directory)
     rows = []
@@ -153,12 +154,12 @@ async def _fetch_all(
             rows.append({**row, "state": f"would be fetched from {entry.location}", "ok": True})
             continue
         known = await database.load_manifest(entry.manifest) if entry.manifest else None
-        order = catalogue.Download(
+        order = rucio.Download(
             here=here,
             there=chosen.there,
-            dataset=catalogue.Did.of(entry.location),
+            dataset=rucio.Did.of(entry.location),
             location=f"{directory}/{entry.fields.get('source_name') or run.name + run.suffix}",
-            taken=catalogue.taken_at(run) or utcnow(),
+            taken=rucio.taken_at(run) or utcnow(),
             files=await checked(database, entry),
             expected=None if known is None else Manifest.from_rows(known),
             rse=rse,
@@ -175,11 +176,11 @@ async def _fetch_all(
 
 def _fetch_here(order: Any, manifest: str | None) -> None:
     """Fetch a copy and compare it with its manifest, where there is one."""
-    from caxev import catalogue
+    from caxev import rucio
+    from caxev.core.errors import GiveUp
     from caxev.files import digest_tree
-    from caxev.job import GiveUp
 
-    catalogue.download(order, report=nobody)
+    rucio.download(order, report=nobody)
     if manifest is not None:
         found = digest_tree(order.location, sha512=False, report=nobody).digest
         if found != manifest:

@@ -17,8 +17,8 @@ from caxev.finite import DAYS
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
     from caxev.config import Site
-    from caxev.model import Copy, Run
-    from caxev.mongo import Database
+    from caxev.core.model import Copy, Run
+    from caxev.database import Database
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -139,18 +139,18 @@ def nobody(_done: int, _total: int) -> None:
 
 async def checked(database: Database, entry: Copy) -> Any:
     """Read what an entry's files must be; None where that is not known."""
-    from caxev import catalogue
+    from caxev import rucio
 
     if entry.manifest is None:
         return None
-    rows = await database.load_manifest(catalogue.stored_as(entry.manifest))
-    return None if rows is None else tuple(map(catalogue.Checked.from_row, rows))
+    rows = await database.load_manifest(rucio.stored_as(entry.manifest))
+    return None if rows is None else tuple(map(rucio.Checked.from_row, rows))
 
 
 async def ask_to_compare(database: Database, run: Run, entry: Copy) -> bool:
     """Have an entry's replicas compared by its site; whether that could be written."""
-    from caxev.job import utcnow
-    from caxev.model import RunUpdate, new_id
+    from caxev.core.clock import utcnow
+    from caxev.core.model import RunUpdate, new_id
 
     now = utcnow()
     return await database.update_run(RunUpdate.ask(run, entry, new_id(), now), now) is not None
@@ -159,9 +159,9 @@ async def ask_to_compare(database: Database, run: Run, entry: Copy) -> bool:
 async def look_again(database: Database, chosen: Chosen, runs: Sequence[Run]) -> list[str]:
     """Have the rules of these runs looked at anew, by the sites that bring data there: which."""
     from caxev.cli.replay import leave, pages
-    from caxev.job import utcnow
-    from caxev.model import RunUpdate
-    from caxev.mongo import Request
+    from caxev.core.clock import utcnow
+    from caxev.core.model import RunUpdate
+    from caxev.database import Request
 
     for run in runs:
         for entry in chosen.entries(run):

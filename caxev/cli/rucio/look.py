@@ -22,9 +22,9 @@ from caxev.cli.rucio.chosen import (
 )
 
 if TYPE_CHECKING:
-    from caxev.catalogue import Found, Verdict
-    from caxev.model import Copy, Run
-    from caxev.mongo import Database
+    from caxev.core.model import Copy, Run
+    from caxev.database import Database
+    from caxev.rucio import Found, Verdict
 
 
 @rucio.command(epilog=example("caxev rucio locate --last-days 30 --rse NIKHEF_USERDISK --copies 1"))
@@ -77,7 +77,7 @@ _PLACES: Final = (
 
 def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
     """Return the rows about one run. Pure."""
-    from caxev import catalogue
+    from caxev import rucio
     from caxev.cli.runs import label
 
     entry = chosen.entry(run)
@@ -94,7 +94,7 @@ def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
         yield row
     info = entry.fields.get("rule_info") if method == "rules" else None
     for one in info if isinstance(info, list) else ():
-        yield {**row, "rule": str(catalogue.Standing.from_row(one) or one)}
+        yield {**row, "rule": str(rucio.Standing.from_row(one) or one)}
 
 
 @rucio.command(
@@ -141,7 +141,7 @@ class Checking:
         """Compare, and repair where that is asked for."""
         import trio
 
-        from caxev import catalogue
+        from caxev import rucio
 
         for run in await self.chosen.runs(database):
             for entry in self.chosen.entries(run):
@@ -149,7 +149,7 @@ class Checking:
         if everything:
             there = self.chosen.there
             list_all = trio.to_thread.run_sync
-            datasets = await list_all(lambda: catalogue.datasets(there, report=nobody))
+            datasets = await list_all(lambda: rucio.datasets(there, report=nobody))
             known = await self._known(database)  # afterwards: what has come meanwhile is there
             for dataset in datasets:
                 if self.chosen.means(dataset.name) and str(dataset) not in known:
@@ -158,8 +158,8 @@ class Checking:
 
     async def _known(self, database: Database) -> set[str]:
         """The datasets of all runs, also of those that were not asked for."""
-        from caxev.job import utcnow
-        from caxev.mongo import Selection
+        from caxev.core.clock import utcnow
+        from caxev.database import Selection
 
         name = self.chosen.there.name
         return {
@@ -181,9 +181,9 @@ class Checking:
     async def _compare(self, database: Database, run: Run, entry: Copy) -> None:
         import trio
 
-        from caxev import catalogue
-        from caxev.job import GiveUp, Retry
-        from caxev.model import TRANSFERRED
+        from caxev import rucio
+        from caxev.core.errors import GiveUp, Retry
+        from caxev.core.model import TRANSFERRED
 
         there = self.chosen.there
         if (entries := sum(one.key == entry.key for one in run.copies)) > 1:
@@ -198,11 +198,11 @@ class Checking:
             why = "what its files must be is not known: its site compares them if asked (--repair)"
             self._note(run, entry.location, why, await self._ask(database, run, entry))
             return
-        dataset = catalogue.Did.of(entry.location)
-        compare, ask = trio.to_thread.run_sync, catalogue.verify
+        dataset = rucio.Did.of(entry.location)
+        compare, ask = trio.to_thread.run_sync, rucio.verify
         try:
             verdict = await compare(lambda: ask(there, dataset, files, self.deep, report=nobody))
-            found = await compare(lambda: catalogue.look(there, dataset, report=nobody))
+            found = await compare(lambda: rucio.look(there, dataset, report=nobody))
         except Retry as error:  # the server is away, which says nothing of the dataset
             self._note(run, entry.location, error.why)
             return
@@ -231,20 +231,20 @@ class Checking:
         """Have Rucio make bad replicas anew from the good ones."""
         import trio
 
-        from caxev import catalogue
+        from caxev import rucio
 
         if not self.repair or not verdict.replicas:
             return None
-        dataset, there = catalogue.Did.of(entry.location), self.chosen.there
+        dataset, there = rucio.Did.of(entry.location), self.chosen.there
         await trio.to_thread.run_sync(
-            lambda: catalogue.declare_bad(there, dataset, verdict.replicas, report=nobody)
+            lambda: rucio.declare_bad(there, dataset, verdict.replicas, report=nobody)
         )
         return "declared bad: Rucio makes it anew"
 
     async def _single(self, database: Database, run: Run, entry: Copy) -> str | None:
         """Take out all entries of a dataset but the best one, if they name no other."""
-        from caxev.job import utcnow
-        from caxev.model import FieldIs, RunUpdate
+        from caxev.core.clock import utcnow
+        from caxev.core.model import FieldIs, RunUpdate
 
         if not self.repair:
             return None
@@ -258,8 +258,8 @@ class Checking:
 
     async def _again(self, database: Database, run: Run, entry: Copy) -> str | None:
         """Have the upload tried again by whoever has a good copy."""
-        from caxev.job import utcnow
-        from caxev.model import ERROR, TRANSFERRED, RunUpdate
+        from caxev.core.clock import utcnow
+        from caxev.core.model import ERROR, TRANSFERRED, RunUpdate
 
         if not self.repair or entry.status not in (TRANSFERRED, ERROR, "RSEreupload"):
             return None
@@ -286,7 +286,7 @@ class Checking:
 
 def without_doubles(run: Run, entry: Copy) -> list[Any] | None:
     """A run's ``data`` with the best entry of this copy alone; None where they name several."""
-    from caxev.model import TRANSFERRED, Copy
+    from caxev.core.model import TRANSFERRED, Copy
 
     def is_its(one: object) -> bool:
         found = Copy.from_entry(one)

@@ -9,12 +9,12 @@ import click
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.rucio.chosen import Chosen, ask_to_compare, rucio, selecting, told
 from caxev.config import ConfigError
-from caxev.escapes import escaped
+from caxev.core.escapes import escaped
 
 if TYPE_CHECKING:
     from caxev.config import Site
-    from caxev.model import Copy, Run
-    from caxev.mongo import Database
+    from caxev.core.model import Copy, Run
+    from caxev.database import Database
 
 
 @rucio.command(epilog=example("caxev rucio rm --run 123 --why 'taken in error'"))
@@ -61,9 +61,9 @@ async def _wanted(
 ) -> dict[str, Any]:
     """Want a copy gone, if that may be; returns how that stands, `ok` None where it stays."""
     from caxev.cli.replay import me
-    from caxev.job import utcnow
-    from caxev.model import DELETING
-    from caxev.retention import RAW, Plan, intent, plan
+    from caxev.copies.deletion import RAW, Plan, intent, plan
+    from caxev.core.clock import utcnow
+    from caxev.core.model import DELETING
 
     if copy.status == DELETING:
         return {"state": "is going already", "ok": True}
@@ -122,7 +122,7 @@ async def _forget(
 ) -> list[dict[str, Any]]:
     from caxev.cli.runs import label
     from caxev.cli.tape import forgetting
-    from caxev.job import utcnow
+    from caxev.core.clock import utcnow
 
     row = {"run": label(run), "what": f"{chosen.kind} at {chosen.there.name}"}
     if not entries:
@@ -166,7 +166,7 @@ async def _purge(
     database: Database, chosen: Chosen, here: Site, run: Run, *, dry_run: bool
 ) -> dict[str, Any]:
     from caxev.cli.runs import label
-    from caxev.model import TRANSFERRED, CopyKey
+    from caxev.core.model import TRANSFERRED, CopyKey
 
     row = {"run": label(run), "what": f"{chosen.kind} at {here.name}"}
     entry = chosen.entry(run)

@@ -13,8 +13,8 @@ from caxev.cli.output import Table, say, show
 from caxev.cli.rucio.chosen import Chosen, look_again, rucio, selecting
 
 if TYPE_CHECKING:
-    from caxev.model import Copy, Run
-    from caxev.mongo import Database
+    from caxev.core.model import Copy, Run
+    from caxev.database import Database
 
 
 @rucio.command(
@@ -40,18 +40,18 @@ def rules(
     A listener applies it by itself, to runs that change and when the file has changed; --apply has
     the catalogue asked how the rules stand, whether anything has changed or not.
     """
-    from caxev import catalogue
+    from caxev import rucio
 
     state().log("warning")
     if file is not None and not (dry_run or applying):
-        loaded = catalogue.load_rules(file)
+        loaded = rucio.load_rules(file)
         say(f"{file}: {len(loaded)} rules, all can be used")
         return
     if dry_run == applying:
         raise click.UsageError("say one of --check FILE, --dry-run and --apply")
     chosen = Chosen.of(options)
     path = file or chosen.there.rucio.rules
-    loaded = catalogue.load_rules(path) if path else ()
+    loaded = rucio.load_rules(path) if path else ()
     if applying:
         say(state().with_database(lambda database: _apply(database, chosen)))
         return
@@ -78,20 +78,20 @@ async def _explain(
 
 def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> dict[str, Any]:
     """One row of the explanation. Pure but for the time."""
-    from caxev import catalogue
+    from caxev import rucio
     from caxev.cli.runs import label
-    from caxev.job import utcnow
+    from caxev.core.clock import utcnow
 
     there = chosen.there
     always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
-    wishes = catalogue.wishes_for(loaded, run, entry.key, always=always)
+    wishes = rucio.wishes_for(loaded, run, entry.key, always=always)
     info = entry.fields.get("rule_info")
-    known = [catalogue.Standing.from_row(row) for row in (info if isinstance(info, list) else ())]
+    known = [rucio.Standing.from_row(row) for row in (info if isinstance(info, list) else ())]
     told = [one for one in known if one is not None]
-    change = catalogue.changes(
+    change = rucio.changes(
         wishes,
-        [one for one in told if one.state != catalogue.ENDED],
-        [one for one in told if one.state == catalogue.ENDED],
+        [one for one in told if one.state != rucio.ENDED],
+        [one for one in told if one.state == rucio.ENDED],
         run_name=run.name or str(run),
         now=utcnow(),
     )

@@ -1,0 +1,121 @@
+"""This machine's side of a command: a site's own directories, and what stands where in them.
+
+`mv`, `register`, `stray` and `verify` act on files; they do so at the machine of the site alone.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from caxev.cli.options import state
+from caxev.config import ConfigError
+from caxev.config.sites import TYPES, VERSIONED
+from caxev.core.errors import GiveUp
+
+if TYPE_CHECKING:
+    from caxev.config import Site, Sites
+    from caxev.core.model import CopyKey
+    from caxev.database import Database
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+def ours(name: str) -> Site:
+    """Return the site of that name. Raises `ConfigError` unless its directories are here."""
+    site = state().sites().get(name)
+    if not stands_here(site):
+        where = ", ".join(site.roots) or "it has none"
+        raise ConfigError(
+            f"no directory of {name} is on this machine ({where}): run this at {name} itself"
+        )
+    return site
+
+
+@asynccontextmanager
+async def at_disks(
+    database: Database, site: Site, sites: Sites
+) -> AsyncIterator[tuple[Site, Sites]]:
+    """The site and all sites with the markers of their directories, for a command on its files.
+
+    Nothing counts of a block that touched a directory whose disk is away: it raises `RootAway`.
+    """
+    from caxev.engine.root_watch import read_markers
+    from caxev.files import steady
+
+    known = await read_markers(database, sites, site)
+    with steady():
+        yield known.get(site.name), known
+
+
+def stands_here(site: Site) -> bool:
+    """Whether a directory of the site is there on this machine."""
+    return any(os.path.isdir(root) for root in site.roots)
+
+
+def is_here(site: Site) -> bool:
+    """Whether this machine is that site's, as far as sites.json and the disk can tell."""
+    names = {None, *_LOOPBACK, socket.gethostname(), socket.getfqdn()}
+    return stands_here(site) and (site.hostname in names or site.method == "local")
+
+
+def key_of(site: Site, path: str) -> CopyKey:
+    """Say what a copy at this (resolved) path would be, by the directory that it stands in.
+
+    Raises `GiveUp` where a copy of this site cannot stand there.
+    """
+    from caxev.core.model import CopyKey
+
+    for kind in TYPES:
+        root = getattr(site, f"dir_{kind}")
+        if root is None:
+            continue
+        directory = os.path.dirname(path)
+        if kind not in VERSIONED and directory == os.path.realpath(root):
+            return CopyKey(kind, site.name)
+        above, _, version = directory.rpartition("/pax_")
+        is_version = bool(version) and "/" not in version
+        if kind in VERSIONED and is_version and above == os.path.realpath(root):
+            return CopyKey(kind, site.name, version)
+    expected = ", ".join(
+        f"{root}/{'pax_VERSION/' if kind in VERSIONED else ''}NAME"
+        for kind in TYPES
+        if (root := getattr(site, f"dir_{kind}")) is not None
+    )
+    raise GiveUp(f"{path} is no place of a copy of {site.name}: those are {expected or 'none'}")
+
+
+def own_name(path: str, site: Site, kind: str) -> str:
+    """Return a resolved path of data of that type in the site's own terms.
+
+    That is below a directory as sites.json has it: there the path of a copy must begin so, and
+    where that directory is a link (to where its disk is today) the resolved one does not.
+    """
+    roots = (getattr(site, f"dir_{kind}", None), *site.roots)
+    return next(_below(path, filter(None, roots)), path)
+
+
+def names_of(path: str, sites: Iterable[Site]) -> list[str]:
+    """Return how entries may name a resolved path: as it is, and in the terms of these sites."""
+    roots = (root for site in sites for root in site.roots)
+    return list(dict.fromkeys([path, *_below(path, roots)]))
+
+
+def _below(path: str, roots: Iterable[str]) -> Iterator[str]:
+    for root in roots:
+        real = os.path.realpath(root).rstrip("/")
+        if path.startswith(f"{real}/"):
+            yield root.rstrip("/") + path.removeprefix(real)
+
+
+def run_called(path: str) -> tuple[str, str | None]:
+    """Return the name of the run whose copy stands at this path, and its detector if that shows.
+
+    Raw data has the run's own name; cax put ``_MV`` behind that of the muon veto's.
+    """
+    name = os.path.basename(path).partition(".")[0]
+    plain = name.removesuffix("_MV")
+    return plain, None if plain == name else "muon_veto"

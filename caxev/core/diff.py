@@ -1,0 +1,39 @@
+"""Two looks at a run in, the events between them out.
+
+Called by `watcher` with the last look that this site stored and the look of now. Pure.
+The laws, checked in tests/test_diff.py:
+
+- ``diff(run, a, a) == ()``;
+- ``replay(a, diff(run, a, b)) == b``;
+- the order of entries in a document makes no event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from caxev.core.model import Aspect, Event, Look, RunId
+
+
+def diff(run: RunId, before: Look, after: Look) -> tuple[Event, ...]:
+    """The aspects that differ: first what is there now, in its order, then what is gone."""
+    now = tuple(
+        Event(run, aspect, before.get(aspect), value)
+        for aspect, value in after.items()
+        if before.get(aspect) != value
+    )
+    gone = tuple(
+        Event(run, aspect, value, None) for aspect, value in before.items() if aspect not in after
+    )
+    return now + gone
+
+
+def replay(before: Look, events: Iterable[Event]) -> dict[Aspect, str]:
+    """The look that `events` lead to from `before`."""
+    look = dict(before)
+    for event in events:
+        if event.after is None:
+            look.pop(event.aspect, None)
+        else:
+            look[event.aspect] = event.after
+    return look

@@ -1,0 +1,276 @@
+"""What a handler is given, what it may hand back, and what it may raise.
+
+`dispatcher` makes a `Job` for each attempt. Handlers see this module, `model` and `registry`
+through ``from caxev import ...`` and need nothing else. The job's abilities are ports: `dispatcher`
+passes in functions that write to the database or run work in another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from attrs import define, field, frozen
+
+from caxev.core.alarms import Alarm, Severity
+from caxev.core.clock import Clocks, clock, utcnow
+from caxev.core.errors import Damaged, Retry, Superseded
+from caxev.core.model import Copy, CopyField, CopyKey, Event, Run, RunId, RunUpdate, new_id
+from caxev.core.transcript import packed
+
+if TYPE_CHECKING:
+    from loguru import Logger
+
+T = TypeVar("T")
+
+
+@frozen
+class Skip:
+    """Returned by a handler that finds nothing to do; `why` is shown by ``caxev explain``."""
+
+    why: str
+
+
+class SiteLike(Protocol):
+    """A site of sites.json as a handler sees it; the whole of it is `caxev.config.Site`."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Ports(Protocol):
+    """What a job can do to the world. `dispatcher` implements it; tests may."""
+
+    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None: ...
+    async def work(self, function: Callable[..., T], *args: object, job: Job) -> T: ...
+    async def keep(self, said: bytes) -> None: ...
+    async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None: ...
+    async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None: ...
+    async def table(self, name: str) -> list[dict[str, Any]]: ...
+    async def alarm(self, alarm: Alarm) -> None: ...
+    async def all_clear(self, key: str) -> None: ...
+    async def is_live(self, owner: str, run: RunId) -> bool: ...
+    async def has_listened(self, site: str) -> bool: ...
+    async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]: ...  # noqa: A002
+    async def neighbours(self, wanted: Any) -> list[Run]: ...
+    def aside(self) -> AbstractContextManager[None]: ...
+
+
+def _logger() -> Logger:
+    from loguru import logger
+
+    return logger
+
+
+class _NoPorts:
+    def __getattr__(self, name: str) -> Any:
+        raise TypeError(f"this job was made without ports: it has no {name}")
+
+
+@define
+class Job:
+    """One attempt at one reaction.
+
+    `run` is the run as it is now; `event` says why we look. `site` is the site that this process
+    serves, `sites` all of them by name (`caxev.config.Site`). `owner` marks entries that this
+    process works on (``lngs#7``: site and epoch). Of two jobs the one of the greater `urgency`
+    (priority, then how new) is to go first. A test needs to give `run` and `event` only.
+    """
+
+    run: Run
+    event: Event
+    site: Any = None
+    sites: Any = None
+    owner: str = ""
+    log: Logger = field(factory=_logger)
+    ports: Ports = field(factory=_NoPorts)
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None
+    if_parked: tuple[RunUpdate, ...] = ()
+    urgency: tuple[int, int] = (0, 0)
+
+    @property
+    def copy(self) -> Copy | None:
+        """The copy that the event speaks of, as it is now; None if it is gone or no copy."""
+        key = self._copy_key
+        return None if key is None else self.run.copy(key)
+
+    @property
+    def _copy_key(self) -> CopyKey | None:
+        aspect = self.event.aspect
+        if isinstance(aspect, CopyField):
+            return aspect.key
+        return aspect if isinstance(aspect, CopyKey) else None
+
+    @staticmethod
+    def now() -> datetime:
+        """Return the database's time, UTC, to the millisecond (as it is kept there)."""
+        return utcnow()
+
+    @staticmethod
+    def safe_now() -> datetime:
+        """Return the earlier of the database's time and this machine's, as `now` does.
+
+        For what cannot be undone: no single clock that is wrong brings it about early.
+        """
+        return clock.safe_now()
+
+    @staticmethod
+    def clocks() -> Clocks:
+        """Return the time by the database's clock and by this machine's."""
+        return clock.both()
+
+    async def update(self, update: RunUpdate) -> Run:
+        """Write to the run document at once, and go on with the run as it is then.
+
+        Raises `Superseded` if the run is no longer what `update` expects, and ValueError if the
+        update is of another run. On cancellation the update may or may not have happened.
+        """
+        self._check_own(update)
+        run = await self.ports.update(update, now=self.now())
+        if run is None:
+            raise Superseded(f"{self.run} is no longer as it was when this began")
+        self.run = run
+        return run
+
+    def _check_own(self, *updates: RunUpdate) -> None:
+        for update in updates:
+            if update.run != self.run.id:
+                raise ValueError(f"an update of another run ({update.run}): use job.update_other")
+
+    async def update_other(self, update: RunUpdate) -> bool:
+        """Write to another run's document; False where it is no longer what `update` expects."""
+        return await self.ports.update(update, now=self.now()) is not None
+
+    @asynccontextmanager
+    async def suspecting(self, source: Copy) -> AsyncIterator[None]:
+        """Copy from `source` inside: if it turns out to be `Damaged`, `suspect` it and try again.
+
+        By the next attempt its own site has found it good, or it is ``error`` and no source.
+        """
+        try:
+            yield
+        except Damaged as error:
+            await self.suspect(source)
+            raise Retry(error.why) from error
+
+    async def suspect(self, copy: Copy) -> None:
+        """Ask for a fresh reading of a copy that gave something else than it should.
+
+        Whoever keeps it reads it, and makes it ``error`` if it is bad. If it has just changed,
+        nothing is asked.
+        """
+        with suppress(Superseded):
+            await self.update(RunUpdate.ask(self.run, copy, new_id(), self.now()))
+
+    async def is_live(self, owner: str) -> bool:
+        """Whether the process that marked an entry of this run as its own may still work on it.
+
+        It does while it acts for its site, or shows progress with this run.
+        """
+        return await self.ports.is_live(owner, self.run.id)
+
+    async def has_listened(self, site: str) -> bool:
+        """Whether a caxev has ever acted for that site: else nobody there answers a question."""
+        return await self.ports.has_listened(site)
+
+    async def oldest(
+        self,
+        type: str,  # noqa: A002  # the field's own name
+        without: Collection[str] = (),
+        *,
+        skip: int = 0,
+    ) -> list[Run]:
+        """The runs of which this site has such data, the first to be taken first.
+
+        Such whose copy here is good or about to go, and that have none of the tags `without`; 1000
+        at most, after the first `skip`.
+        """
+        return await self.ports.oldest(type, without, skip)
+
+    async def neighbours(self, wanted: Any) -> list[Run]:
+        """Read the runs with entries that `wanted` describes: `caxev.copies.sharing.Neighbours`."""
+        return await self.ports.neighbours(wanted)
+
+    async def work(self, function: Callable[..., T], *args: object) -> T:
+        """Run ``function(*args, report=...)`` in a worker process and return what it returns.
+
+        For what is heavy: moving bytes, hashing. `function` is a module's top-level function;
+        arguments and result are pickled. It may call ``report(done, total)`` (bytes) as it goes.
+        What it raises is raised here. On cancellation the worker process is killed.
+        """
+        return await self.ports.work(function, *args, job=self)
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Let others of the lane work while the block waits for something that is not a worker.
+
+        For a place on a link, say: at most `caxev.engine.dispatcher.MOST_ASIDE` of a lane wait so.
+        """
+        return self.ports.aside()
+
+    def progress(self, done: int, total: int) -> None:
+        """Say how far it is, in bytes; keeps the stall detector quiet."""
+        self.on_progress(done, total)
+
+    def park_with(self, *updates: RunUpdate) -> None:
+        """Say what to write to the run if this reaction is parked as failed; replaces the last.
+
+        Raises ValueError if one of the updates is of another run.
+        """
+        self._check_own(*updates)
+        self.if_parked = updates
+
+    async def alarm(
+        self,
+        name: str,
+        summary: str,
+        *,
+        severity: Severity | str = Severity.ERROR,
+        about: object = None,
+        **details: object,
+    ) -> None:
+        """Have people told, by all that the site's ``alarms`` name; `details` are further lines.
+
+        The alarm is kept before this returns, and told in its own time. It is known by `name` and
+        by the copy that the event is about (else the run), or by the run and what `about` says:
+        raised again it is the same one, and it stands until a reaction to the same calls
+        `all_clear` with that name.
+        """
+        site = getattr(self.site, "name", "")
+        key = self._alarm_key(name, about)
+        level = Severity(severity)
+        await self.ports.alarm(Alarm(site, key, summary, level, str(self.run), details))
+
+    async def all_clear(self, name: str, *, about: object = None) -> None:
+        """Say that what `alarm` was raised for is over. Costs nothing where none stands."""
+        await self.ports.all_clear(self._alarm_key(name, about))
+
+    def _alarm_key(self, name: str, about: object) -> str:
+        about = about or self._copy_key
+        return f"{name}: {self.run.id}{'' if about is None else f': {about}'}"
+
+    async def keep(self, said: str) -> None:
+        """Keep with this reaction, for people, what a program said; added to what is kept already.
+
+        See `packed` and `unpacked` for what is left out. `caxev reactions --json` shows it.
+        """
+        await self.ports.keep(packed(said))
+
+    async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
+        """Keep a manifest's items in the database, under its digest. Repeatable."""
+        await self.ports.store_manifest(digest, items)
+
+    async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
+        """The items of the manifest with that digest, or None."""
+        return await self.ports.load_manifest(digest)
+
+    async def table(self, name: str) -> list[dict[str, Any]]:
+        """All rows of a collection beside the runs, as it is now; none where there is no such."""
+        return await self.ports.table(name)
+
+
+Result = RunUpdate | Skip | None
+"""What a handler returns: a last update (written together with the settlement), or nothing."""
+
+HandlerFunction = Callable[[Job], Awaitable[Result]]

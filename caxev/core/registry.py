@@ -1,0 +1,381 @@
+"""Which handlers there are, and which of them an event concerns.
+
+A handler's module calls `on`, which only records: the function is returned untouched, so that a
+test can call it. `daemon` makes a `Registry` for its site; `watcher` asks it who wants an event.
+Pure.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from typing import Any, Final, Protocol, TypeVar
+
+import attrs
+from attrs import frozen
+
+from caxev.core.model import (
+    NO_FIELDS,
+    Aspect,
+    CopyField,
+    CopyKey,
+    Event,
+    Existence,
+    Field,
+    Look,
+    Tag,
+    Watched,
+)
+
+HERE: Final = "<here>"
+"""Stands for the site's own name in a trigger."""
+ELSEWHERE: Final = "<elsewhere>"
+"""Stands for every host but the site's own."""
+PASSIVE: Final = "<passive>"
+"""Stands for the hosts that have no listener of their own."""
+CORRECTION_INPUTS: Final = "<inputs of corrections>"
+"""Stands for the fields of a run that the site's ``corrections`` wait for."""
+GONE: Final = "gone"
+"""Stands for the status of a copy, or the presence of a tag, that is no longer there."""
+
+HandlerFunction = Callable[[Any], Awaitable[Any]]
+F = TypeVar("F", bound=HandlerFunction)
+
+
+class Here(Protocol):
+    """What a trigger must know about the site that asks."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def passive(self) -> Collection[str]: ...
+    @property
+    def correction_inputs(self) -> frozenset[str]: ...
+    def wants(self, handler: Handler) -> bool: ...
+
+
+def _set(value: str | Iterable[str] | None) -> frozenset[str]:
+    return frozenset(() if value is None else (value,) if isinstance(value, str) else value)
+
+
+@frozen
+class CopyTrigger:
+    """A copy of one of these types, at one of these hosts, came to one of these statuses."""
+
+    status: frozenset[str] = attrs.field(converter=_set)
+    type: frozenset[str] = attrs.field(converter=_set, default=None)
+    host: frozenset[str] = attrs.field(converter=_set, default=None)
+
+    def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
+        """Why this aspect in this status does not trigger; None where it does."""
+        if not isinstance(aspect, CopyKey):
+            return "not a copy"
+        if self.type and aspect.type not in self.type:
+            return f"the type is {aspect.type}, not {_either(self.type)}"
+        if self.host and not any(_host_is(aspect.host, host, here) for host in self.host):
+            return f"the host is {aspect.host}, not {_either(self.host)}"
+        if (status or GONE) not in self.status:
+            return f"the status is {status or GONE}, not {_either(self.status)}"
+        return None
+
+
+@frozen
+class TagTrigger:
+    """A run was given one of these tags (`*`: any), or, with `gone`, lost it."""
+
+    name: frozenset[str] = attrs.field(converter=_set)
+    gone: bool = False
+
+    def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
+        """Why this aspect in this status does not trigger; None where it does."""
+        del here
+        if not isinstance(aspect, Tag):
+            return "not a tag"
+        if "*" not in self.name and aspect.tag not in self.name:
+            return f"the tag is {aspect.tag!r}, not {_either(self.name)}"
+        if (status is None) != self.gone:
+            return "the tag is not there" if status is None else "the tag is still there"
+        return None
+
+
+@frozen
+class RunTrigger:
+    """A run appeared in the database, or, with `gone`, was deleted from it."""
+
+    gone: bool = False
+
+    def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
+        """Why this aspect in this status does not trigger; None where it does."""
+        del here
+        if not isinstance(aspect, Existence):
+            return "not about the run itself"
+        if (status is None) != self.gone:
+            return "the run is gone" if status is None else "the run is still there"
+        return None
+
+
+@frozen
+class FieldTrigger:
+    """One of these fields of the run (dotted paths) was set or changed."""
+
+    path: frozenset[str] = attrs.field(converter=_set)
+
+    def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
+        """Why this aspect in this status does not trigger; None where it does."""
+        if not isinstance(aspect, Field):
+            return "not a field of the run"
+        if aspect.path not in self.paths(here):
+            return f"the field is {aspect.path}, not {_either(self.paths(here) or self.path)}"
+        return "the field is gone" if status is None else None
+
+    def paths(self, here: Here) -> frozenset[str]:
+        """The paths that are meant at this site."""
+        if CORRECTION_INPUTS not in self.path:
+            return self.path
+        return self.path - {CORRECTION_INPUTS} | here.correction_inputs
+
+    def watched(self, here: Here) -> Watched:
+        """What a look of this site must take in for it."""
+        return Watched(run=self.paths(here))
+
+
+@frozen
+class CopyFieldTrigger:
+    """One of these fields of a copy's entry, at one of these hosts, was set or changed."""
+
+    name: frozenset[str] = attrs.field(converter=_set)
+    type: frozenset[str] = attrs.field(converter=_set, default=None)
+    host: frozenset[str] = attrs.field(converter=_set, default=None)
+
+    def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
+        """Why this aspect in this status does not trigger; None where it does."""
+        if not isinstance(aspect, CopyField):
+            return "not a field of a copy"
+        if aspect.field not in self.name:
+            return f"the field is {aspect.field}, not {_either(self.name)}"
+        if self.type and aspect.type not in self.type:
+            return f"the type is {aspect.type}, not {_either(self.type)}"
+        if self.host and not any(_host_is(aspect.host, host, here) for host in self.host):
+            return f"the host is {aspect.host}, not {_either(self.host)}"
+        return "the field is gone" if status is None else None
+
+    def watched(self, here: Here) -> Watched:
+        """What a look of this site must take in for it."""
+        del here
+        return Watched(copies=self.name)
+
+
+Trigger = CopyTrigger | TagTrigger | RunTrigger | FieldTrigger | CopyFieldTrigger
+
+
+def copy(
+    status: str | Iterable[str],
+    *,
+    type: str | Iterable[str] | None = None,  # noqa: A002  # the field's own name
+    host: str | Iterable[str] | None = None,
+) -> CopyTrigger:
+    """Trigger on a copy that comes to `status` (`GONE`: vanishes).
+
+    `host` is a site's name, `HERE`, `ELSEWHERE` or `PASSIVE`; without `type` or `host`, any.
+    """
+    return CopyTrigger(status, type, host)
+
+
+def tag(name: str | Iterable[str], *, gone: bool = False) -> TagTrigger:
+    """Trigger on a tag being added (`*`: any tag), or taken away."""
+    return TagTrigger(name, gone)
+
+
+def new_run() -> RunTrigger:
+    """Trigger on a run's first appearance."""
+    return RunTrigger()
+
+
+def field(*paths: str) -> FieldTrigger:
+    """Trigger on a field of the run being set or changed: ``field("processor.DEFAULT.gains")``.
+
+    `CORRECTION_INPUTS` stands for those that the site's ``corrections`` wait for.
+    """
+    return FieldTrigger(paths)
+
+
+def copy_field(
+    *names: str,
+    type: str | Iterable[str] | None = None,  # noqa: A002  # the field's own name
+    host: str | Iterable[str] | None = None,
+) -> CopyFieldTrigger:
+    """Trigger on a field of a copy's entry being set or changed; `type`, `host` as in `copy`."""
+    return CopyFieldTrigger(names, type, host)
+
+
+def _either(names: frozenset[str]) -> str:
+    return " or ".join(sorted(name.strip("<>") for name in names))
+
+
+def _host_is(host: str, wanted: str, here: Here) -> bool:
+    if wanted == HERE:
+        return host == here.name
+    if wanted == ELSEWHERE:
+        return host != here.name
+    if wanted == PASSIVE:
+        return host in here.passive
+    return host == wanted
+
+
+@frozen
+class Handler:
+    """One registered reaction: a function, what triggers it, and how it is run.
+
+    `lane` names the group of workers it shares; sites.json sizes it. `timeout` bounds one attempt
+    and `stall` the time without `job.progress()`, both in seconds, None: unbounded. `attempts`
+    is how often it is tried before it is parked as failed. `aliases` are other names by which
+    ``task_list`` may enable it. An `exclusive` one deletes or replaces the copy: nothing else
+    runs on that copy meanwhile. `needs` are keys of sites.json: only sites that give one of them
+    enable it.
+    """
+
+    function: HandlerFunction = attrs.field(repr=False)
+    name: str
+    triggers: tuple[Trigger, ...]
+    lane: str = "default"
+    timeout: float | None = 3600.0
+    stall: float | None = None
+    attempts: int = 24
+    aliases: tuple[str, ...] = ()
+    exclusive: bool = False
+    needs: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.function.__doc__ or "").strip().partition("\n")[0]
+
+    @property
+    def module(self) -> str:
+        return self.function.__module__
+
+    @property
+    def place(self) -> str:
+        """Where the function is defined, for people: ``my_handlers.py, line 3``."""
+        return place_of(self.function)
+
+    def wants(self, event: Event, here: Here) -> bool:
+        """Whether one of the triggers fits the event."""
+        return self.unmet(event.aspect, event.status, here) is None
+
+    def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
+        """Why no trigger fits; None where one does. Of several reasons, the last trigger's."""
+        reason: str | None = "it has no trigger"
+        for trigger in self.triggers:
+            reason = trigger.unmet(aspect, status, here)
+            if reason is None:
+                return None
+        return reason
+
+
+def _watched(handlers: Iterable[Handler], here: Here) -> Watched:
+    watched = NO_FIELDS
+    for handler in handlers:
+        for trigger in handler.triggers:
+            if isinstance(trigger, FieldTrigger | CopyFieldTrigger):
+                watched |= trigger.watched(here)
+    return watched
+
+
+def place_of(function: Callable[..., Any]) -> str:
+    """Return a function's file and line, for people."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return f"module {function.__module__}"
+    return f"{code.co_filename}, line {code.co_firstlineno}"
+
+
+recorded: list[Handler] = []
+"""Every handler recorded by `on` in this process, in the order of recording."""
+
+
+def on(
+    *triggers: Trigger,
+    name: str | None = None,
+    lane: str = "default",
+    timeout: float | None = 3600.0,
+    stall: float | None = None,
+    attempts: int = 24,
+    aliases: Collection[str] = (),
+    exclusive: bool = False,
+    needs: Collection[str] = (),
+) -> Callable[[F], F]:
+    """Record the decorated coroutine function as a handler and return it untouched.
+
+    See `Handler` for the arguments. The name defaults to the function's own. Raises TypeError if
+    there is no trigger, or if the function is not a coroutine function: calling it would block the
+    listener or do nothing.
+    """
+    if not triggers:
+        raise TypeError("on() needs at least one trigger, such as on(copy('transferred'))")
+
+    def record(function: F) -> F:
+        if (why := _not_async(function)) is not None:
+            raise TypeError(why)
+        recorded.append(
+            Handler(
+                function=function,
+                name=name or function.__name__,
+                triggers=triggers,
+                lane=lane,
+                timeout=timeout,
+                stall=stall,
+                attempts=attempts,
+                aliases=tuple(aliases),
+                exclusive=exclusive,
+                needs=tuple(needs),
+            )
+        )
+        return function
+
+    return record
+
+
+def _not_async(function: Callable[..., Any]) -> str | None:
+    if inspect.iscoroutinefunction(function):
+        return None
+    name, place = getattr(function, "__name__", repr(function)), place_of(function)
+    if inspect.isasyncgenfunction(function):
+        return f"the handler {name} ({place}) yields: return a RunUpdate, a Skip or None instead"
+    return f"the handler {name} ({place}) is not async: write `async def {name}(job)`"
+
+
+def by_name(handlers: Iterable[Handler]) -> dict[str, Handler]:
+    """Return handlers by name.
+
+    Raises ValueError if two share a name: the ledger could not tell their reactions apart.
+    """
+    found: dict[str, Handler] = {}
+    for handler in handlers:
+        if handler.name in found:
+            raise ValueError(
+                f"two handlers are named {handler.name!r}: in {found[handler.name].place}, and in "
+                f"{handler.place}; give one of them on(..., name=...)"
+            )
+        found[handler.name] = handler
+    return found
+
+
+class Registry:
+    """The handlers that one site has enabled. Raises ValueError if two share a name."""
+
+    def __init__(self, handlers: Iterable[Handler], here: Here) -> None:
+        self.here = here
+        self.handlers = by_name(handlers)
+        self.enabled = tuple(h for h in self.handlers.values() if here.wants(h))
+        self.watched = _watched(self.enabled, here)
+
+    def wanting(self, event: Event) -> Iterator[Handler]:
+        """The enabled handlers that the event concerns."""
+        return (handler for handler in self.enabled if handler.wants(event, self.here))
+
+    def owed(self, look: Look, handler: Handler) -> Iterator[tuple[Aspect, str]]:
+        """The aspects of a run, as it is now, that trigger `handler`."""
+        for aspect, value in look.items():
+            if handler.unmet(aspect, value.partition("@")[0], self.here) is None:
+                yield aspect, value

@@ -1,0 +1,101 @@
+"""The writes of those who have no event loop: a job's end, a listener whose loop is blocked.
+
+All functions block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+
+import pymongo
+from bson import json_util
+from pymongo import MongoClient
+
+from caxev.config import Settings
+from caxev.core.alarms import Standing
+from caxev.core.clock import clock, utcnow
+from caxev.core.model import RunId, RunUpdate
+from caxev.database.alarms import alarm_id, alarm_row
+from caxev.database.client import RELIED_ON, DatabaseError, Document, address, listeners, translated
+from caxev.database.runs import write_of
+from caxev.database.store import Tenure
+
+
+def id_text(run: RunId) -> str:
+    """A run's id as text, of whatever type it is."""
+    return json_util.dumps(run, json_options=json_util.CANONICAL_JSON_OPTIONS)
+
+
+def id_from(text: str) -> RunId:
+    """The id that `id_text` made a text of."""
+    options = json_util.CANONICAL_JSON_OPTIONS.with_options(tz_aware=True)
+    run: Any = json_util.loads(text, json_options=options)
+    return run
+
+
+def amend(settings: Settings, update: Callable[[], RunUpdate]) -> bool:
+    """Write an update; whether it fitted. Raises `DatabaseError`.
+
+    It is made when the database's time is known: a node's own clock may be wrong.
+    """
+    with translated(settings), connect_plainly(settings) as client:
+        client.admin.command("ping")
+        asked = monotonic()
+        server: datetime = client.admin.command("hello")["localTime"]
+        clock.note(server.replace(tzinfo=UTC), asked)
+        query, change, array_filters = write_of(update(), utcnow())
+        runs = client[settings.database][settings.collection]
+        done = runs.update_one(query, change, array_filters=array_filters)
+    return done.matched_count > 0
+
+
+def connect_plainly(settings: Settings) -> MongoClient[Document]:
+    """A client without an event loop. Does not wait for the server."""
+    return MongoClient(
+        address(settings),
+        **RELIED_ON,
+        appname="caxev batch",
+        serverSelectionTimeoutMS=10_000,
+        event_listeners=listeners(),
+    )
+
+
+class LeaseKeeper:
+    """Prolongs a lease and keeps alarms while the listener itself cannot. Connects when needed."""
+
+    def __init__(self, settings: Settings, tenure: Tenure, lease: float) -> None:
+        self._settings, self._tenure, self._lease = settings, tenure, lease
+        self._client: MongoClient[Document] | None = None
+
+    def renew(self) -> bool:
+        """Prolong the lease; False if another process holds it by now. Raises `DatabaseError`."""
+        mine = {"_id": self._tenure.site, "epoch": self._tenure.epoch}
+        change = [{"$set": {"expires": {"$add": ["$$NOW", self._lease * 1000]}}}]
+        return self._write(mine, change) > 0
+
+    def keep_alarm(self, standing: Standing) -> None:
+        """Keep an alarm, for this listener or its successor to deliver. Raises `DatabaseError`."""
+        key = alarm_id(self._tenure.site, standing.alarm.key)
+        self._write({"_id": key}, {"$set": alarm_row(standing)}, upsert=True)
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def _write(self, query: Document, change: Any, *, upsert: bool = False) -> int:
+        settings = self._settings
+        try:
+            with translated(settings), pymongo.timeout(self._lease):
+                if self._client is None:
+                    self._client = connect_plainly(settings)
+                ledger = self._client[settings.database][f"{settings.prefix}ledger"]
+                return ledger.update_one(query, change, upsert=upsert).matched_count
+        except DatabaseError:
+            self.close()  # the next time with credentials that may be new
+            self._settings = settings.again()
+            raise

@@ -1,0 +1,343 @@
+"""Connecting to the server, and what pymongo's errors mean to us.
+
+Foreign errors are translated here, once, into classes that say what the caller can do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
+
+from bson.codec_options import CodecOptions, DatetimeConversion
+from bson.errors import BSONError
+from loguru import logger
+from pymongo import AsyncMongoClient
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ConfigurationError,
+    ConnectionFailure,
+    DocumentTooLarge,
+    InvalidOperation,
+    InvalidURI,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+)
+from pymongo.monitoring import (
+    CommandFailedEvent,
+    CommandListener,
+    CommandStartedEvent,
+    CommandSucceededEvent,
+)
+
+from caxev import failpoints
+from caxev.config import ConfigError, Settings
+
+Document = dict[str, Any]
+Client = AsyncMongoClient[Document]
+
+LOGIN_CODES: Final = {11, 18, 391, 8000}
+"""UserNotFound, AuthenticationFailed, ReauthenticationRequired, AtlasError."""
+AUTH_CODES: Final = {13, *LOGIN_CODES}
+LOST_CODES: Final = {286, 136, 280, 260}
+"""ChangeStreamHistoryLost, CappedPositionLost (a live stream overtaken by the oplog),
+ChangeStreamFatalError, InvalidResumeToken: the stream cannot go on."""
+TOO_LARGE: Final = 10334
+"""BSONObjectTooLarge: ends a change stream; of a write it is the document's fault."""
+BAD_TOKEN_CODES: Final = {9, 15, 40647, 40648, 40649, 50811}
+"""A resume token that is none: FailedToParse, Overflow, and what the token's parser says."""
+WHOLE_CODES: Final = {
+    # A primary that steps down, shuts down or was away, and cursors that died with it.
+    *(6, 7, 43, 89, 91, 175, 189, 202, 262, 9001, 10058, 10107, 11600, 11601, 11602, 13435, 13436),
+    # Locks, time limits, and transactions that the server gave up.
+    *(24, 46, 50, 112, 117, 225, 239, 246, 251, 256, 290, 365),
+    # A majority, or the member that was asked for, that is not there (yet).
+    *(64, 76, 79, 94, 100, 133, 134),
+    # Shards that move: StaleShardVersion, StaleEpoch, RetryChangeStream, StaleDbVersion.
+    *(63, 150, 234, 249, 13388),
+    # Writes are blocked by an administrator; the disk is full.
+    *(371, 14031),
+}
+"""The database as a whole cannot do it now: whatever is written, the next one fares no better."""
+DOCUMENT_CODES: Final = {
+    # Values, types and paths that an update cannot have.
+    *(2, 9, 14, 22, 28, 40, 52, 53, 54, 55, 56, 57, 66),
+    # A validator, a unique index, and documents or index keys that became too large.
+    *(121, 171, TOO_LARGE, 11000, 11001, 12582, 17280, 17419, 17420),
+}
+"""This document, or what was to be done to it, is at fault: others can be written."""
+NOT_REPLICA_SET: Final = 40573
+
+
+class DatabaseError(Exception):
+    """The database did not do what was asked. The message is one line for a person."""
+
+
+class Unreachable(DatabaseError):
+    """No server could be reached, or none is primary. Try again."""
+
+
+class Refused(DatabaseError):
+    """Wrong user or password, or a right is missing."""
+
+
+class LoginFailed(Refused):
+    """Wrong user or password, at least now: one that is being renewed may fit again soon."""
+
+
+class NotReplicaSet(DatabaseError):
+    """The server is not a replica set, so it has no change streams."""
+
+
+class HistoryLost(DatabaseError):
+    """The stream cannot be continued from that position: scan, then start anew."""
+
+
+class Unstorable(DatabaseError):
+    """What was to be written cannot be stored, however often one tries."""
+
+
+class Deposed(DatabaseError):
+    """Another process has taken this site over. Stop acting for it."""
+
+
+def passing(error: DatabaseError) -> bool:
+    """Whether to wait and try again: true of all but what trying again cannot change."""
+    if isinstance(error, LoginFailed):
+        return True
+    return not isinstance(error, Deposed | HistoryLost | NotReplicaSet | Refused | Unstorable)
+
+
+def concerns_one(error: DatabaseError) -> bool:
+    """Whether an error ends only the write that met it, and not what others have to write.
+
+    That is true of an unknown code, too: if it concerned the whole database, the next write would
+    show it.
+    """
+    return not isinstance(error, Deposed | HistoryLost | NotReplicaSet | Refused | Unreachable)
+
+
+def connect(settings: Settings) -> Client:
+    """Make a client. Does not wait for the server; must be called inside the asyncio loop."""
+    try:
+        return AsyncMongoClient(
+            address(settings),
+            **{**_defaults(settings), **RELIED_ON},
+            tz_aware=True,
+            # One document with a date beyond year 9999, or broken text, must not stop a batch.
+            datetime_conversion="DATETIME_AUTO",
+            unicode_decode_error_handler="replace",
+            appname="caxev",
+            event_listeners=listeners(),
+        )
+    except OSError as error:  # of a certificate
+        raise ConfigError(
+            f"{settings.safe_uri} is not a usable database address: {error.strerror or error}"
+            f"{_files_named(settings.mongo_uri)}"
+        ) from None
+    except (InvalidURI, ConfigurationError, ValueError) as error:
+        message = f"{settings.safe_uri} is not a usable database address: {_first_line(error)}"
+        raise ConfigError(message) from None  # the chain would show the password
+
+
+def _certificates(uri: str) -> list[tuple[str, str]]:
+    """Return the options of an address that name files, and these."""
+    options = parse_qsl(urlsplit(uri).query)
+    return [(name, value) for name, value in options if name.lower().endswith("file")]
+
+
+def _files_named(uri: str) -> str:
+    """The certificate files that an address names, for people."""
+    files = [f"{name}={value}" for name, value in _certificates(uri)]
+    return f" ({', '.join(files)})" if files else ""
+
+
+def credentials(settings: Settings) -> object:
+    """Return what differs once a password, or a file of certificates, is another one."""
+    return settings.mongo_uri, [_version(path) for _, path in _certificates(settings.mongo_uri)]
+
+
+def _version(path: str) -> object:
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+class Writes(CommandListener):
+    """Passes a crash point before each command that writes; inside a transaction only the end."""
+
+    def started(self, event: CommandStartedEvent) -> None:
+        """Pass it: what is written inside a transaction is not there before its commit."""
+        name = event.command_name
+        if name in _WRITES and (name == "commitTransaction" or "autocommit" not in event.command):
+            failpoints.before(name)
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        """Nothing."""
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        """Nothing."""
+
+
+_WRITES: Final = {"insert", "update", "delete", "findAndModify", "commitTransaction"}
+
+
+def listeners() -> list[CommandListener]:
+    """What any client is made with: nothing, unless a campaign has armed the crash points."""
+    return [Writes()] if failpoints.ARMED else []
+
+
+WRITE_LIMIT: Final = 10.0
+"""Seconds within which a majority must have a write. It may become durable all the same."""
+RELIED_ON: Final[Mapping[str, Any]] = {
+    # A snapshot of a lagging secondary would miss its change, and a write that a new primary does
+    # not know would be undone.
+    "readPreference": "primary",
+    "w": "majority",
+    "wTimeoutMS": int(WRITE_LIMIT * 1000),
+}
+"""What the engine relies on, and the address may not choose."""
+_OVERRIDDEN: Final = {
+    *(name.lower() for name in RELIED_ON),
+    *("readpreferencetags", "maxstalenessseconds", "readconcernlevel", "wtimeout"),
+    *("j", "journal", "timeoutms", "sockettimeoutms"),
+}
+POOL: Final = 10
+"""Connections that a listener needs at least: its streams keep some busy all the time."""
+
+
+def address(settings: Settings) -> str:
+    """Return the address without the options that are not its to choose; log each that is left out.
+
+    Raises `ConfigError` if too few connections are allowed.
+    """
+    uri, mark, query = settings.mongo_uri.partition("?")
+    kept = []
+    for option in re.split("[&;]", query):
+        name, _, value = option.partition("=")
+        if name.lower() in _OVERRIDDEN:
+            _warn_overridden(settings.safe_uri, name)
+        else:
+            kept.append(option)
+        if name.lower() == "maxpoolsize" and value.isdecimal() and 0 < int(value) < POOL:
+            raise ConfigError(
+                f"the address of {settings.safe_uri} has maxPoolSize={value}: caxev needs {POOL} "
+                "connections or more; leave the option out, or raise it"
+            )
+    return f"{uri}{mark}{'&'.join(kept)}"
+
+
+@cache
+def _warn_overridden(where: str, name: str) -> None:
+    logger.warning("the option {} in the address of {} is ignored: caxev sets it", name, where)
+
+
+def _defaults(settings: Settings) -> Document:
+    # A watcher waits this long for a dead primary before it looks for the new one; one that hangs
+    # is given up when it has not answered a heartbeat in time (both together).
+    defaults = {
+        "serverSelectionTimeoutMS": 5000,
+        "connectTimeoutMS": 5000,
+        "heartbeatFrequencyMS": 2000,
+    }
+    given = settings.mongo_uri.lower()
+    return {name: value for name, value in defaults.items() if name.lower() not in given}
+
+
+@contextmanager
+def translated(settings: Settings) -> Iterator[None]:
+    """Raise our own errors for pymongo's."""
+    try:
+        yield
+    except PyMongoError as error:
+        raise meaning(error, settings) from error
+    except (BSONError, OverflowError, UnicodeError) as error:
+        raise Unstorable(f"not storable in the database: {_first_line(error)}") from error
+
+
+def meaning(error: PyMongoError, settings: Settings) -> DatabaseError:
+    """Return what an error of pymongo's is to us."""
+    where = settings.safe_uri
+    match error:
+        case ServerSelectionTimeoutError():
+            return Unreachable(f"no answer from the database at {where}: {_first_line(error)}")
+        case DocumentTooLarge():
+            return Unstorable(f"too large for the database: {_first_line(error)}")
+        case AutoReconnect() | ConnectionFailure() | InvalidOperation():
+            return Unreachable(f"the connection to {where} broke: {_first_line(error)}")
+        case BulkWriteError():
+            return _of_operation(_first_of(error), where)
+        case OperationFailure():
+            return _of_operation(error, where)
+        case _:
+            return DatabaseError(f"{where}: {_first_line(error)}")
+
+
+def _first_of(error: BulkWriteError) -> OperationFailure:
+    """Return what the first write met that failed, else what a majority did."""
+    failed = [*error.details.get("writeErrors", ()), *error.details.get("writeConcernErrors", ())]
+    one = failed[0] if failed else {}
+    return OperationFailure(one.get("errmsg", str(error)), one.get("code"), one)
+
+
+def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
+    code, reason = error.code, _first_line(error)
+    if code in AUTH_CODES:
+        kind = LoginFailed if code in LOGIN_CODES else Refused
+        return kind(
+            f"the database at {where} refused us: {reason}; "
+            "check the user, and the password in MONGO_PASSWORD"
+        )
+    if code == NOT_REPLICA_SET:
+        return NotReplicaSet(not_replica_set(where))
+    if code in LOST_CODES or error.has_error_label("NonResumableChangeStreamError"):
+        return HistoryLost(f"the change stream cannot go on: {reason} (code {code})")
+    if code in DOCUMENT_CODES:
+        return Unstorable(f"not storable in the database: {reason}{_details(error)} (code {code})")
+    if code in WHOLE_CODES or error.has_error_label("TransientTransactionError"):
+        return Unreachable(f"the database at {where} cannot do it now: {reason} (code {code})")
+    return DatabaseError(f"the database at {where}: {reason} (code {code})")
+
+
+def _details(error: OperationFailure) -> str:
+    """Return what a validator objects to: names of rules and fields, without values."""
+    found = (error.details or {}).get("errInfo", {}).get("details", {})
+    rules = found.get("schemaRulesNotSatisfied") if isinstance(found, dict) else None
+    names = [text for rule in rules or () for text in _objections(rule)]
+    return f": {', '.join(names)}"[:300] if names else ""
+
+
+def _objections(rule: Any) -> Iterator[str]:
+    if isinstance(rule, Mapping):
+        for one in rule.get("propertiesNotSatisfied", ()):
+            yield str(one.get("propertyName"))
+        yield from map(str, rule.get("missingProperties", ()))
+
+
+def not_replica_set(where: str) -> str:
+    """Return what to tell someone whose server is not a replica set."""
+    return (
+        f"the database at {where} is not a replica set, so it has no change streams; start mongod "
+        'with --replSet rs0 and run rs.initiate() once (MongoDB manual: "Convert a Standalone '
+        'to a Replica Set")'
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).partition("\n")[0].partition(", Timeout:")[0].partition(", full error:")[0]
+    return text[:300]
+
+
+PLAIN: Final[CodecOptions[Document]] = CodecOptions(
+    tz_aware=True,
+    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
+    unicode_decode_error_handler="replace",
+)

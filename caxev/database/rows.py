@@ -1,0 +1,210 @@
+"""Documents of caxev's own collections, read with care: a person or a fault may have changed them.
+
+A `Row` hands out a document's fields by type. What does not fit raises `Malformed`, which names the
+field; `store` passes such a document over and remembers it, for the site's listener to report it
+and to set it aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from attrs import frozen
+
+from caxev.core.alarms import Alarm, Severity, Standing, Told
+from caxev.core.ledger import Debt, State, aspect_from
+from caxev.core.model import Aspect, RunId
+from caxev.files import Manifest
+
+T = TypeVar("T")
+
+_YEARS: Final = range(1970, 3000)
+_LARGEST: Final = 2**62
+_LONGEST: Final = 60  # characters of a value that are shown
+_MOST_IN_ASPECT: Final = 4
+
+
+class Malformed(ValueError):
+    """A document is not as caxev writes it. The message names the field and what it is."""
+
+
+@frozen
+class Row:
+    """A document, or a part of one, whose fields are asked for by type.
+
+    Each method raises `Malformed` if the field is something else. `None` as `default` allows a
+    field that is missing or null; without a default it must be there.
+    """
+
+    document: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, value: object) -> Row:
+        """Return a part of a document as a row."""
+        if not isinstance(value, Mapping):
+            raise Malformed(f"{_shown(value)} stands where an object belongs")
+        return cls(value)
+
+    def _get(self, name: str, what: str, fits: Callable[[Any], bool], default: Any) -> Any:
+        value = self.document.get(name)
+        if value is None and default is not _NEEDED:
+            return default
+        if name not in self.document:
+            raise Malformed(f"{name} is missing")
+        if not fits(value):
+            raise Malformed(f"{name} is {_shown(value)}, not {what}")
+        return value
+
+    def text(self, name: str, default: Any = ...) -> Any:
+        """Return a text."""
+        return self._get(name, "a text", lambda value: type(value) is str, default)
+
+    def whole(self, name: str, default: Any = ...) -> Any:
+        """Return a whole number; the shell writes 3 as 3.0."""
+        value = self._get(name, "a whole number", _is_whole, default)
+        return value if value is default else int(value)
+
+    def moment(self, name: str, default: Any = ...) -> Any:
+        """Return a time, UTC."""
+        return self._get(name, "a date", _is_moment, default)
+
+    def flag(self, name: str, default: Any = ...) -> Any:
+        """Return true or false."""
+        return self._get(name, "true or false", lambda value: isinstance(value, bool), default)
+
+    def many(self, name: str, default: Any = ...) -> Any:
+        """Return a list."""
+        return self._get(name, "a list", lambda value: isinstance(value, list), default)
+
+    def run(self, name: str) -> RunId:
+        """Return a run's id."""
+        return self._get(name, "a run's id", lambda v: v is not None and is_plain(v), _NEEDED)
+
+
+_NEEDED: Final = ...
+
+
+def _is_whole(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -_LARGEST < value < _LARGEST and value == int(value)
+
+
+def _is_moment(value: object) -> bool:
+    return isinstance(value, datetime) and value.tzinfo is not None and value.year in _YEARS
+
+
+def is_plain(value: object) -> bool:
+    """Whether a run can be known by this id: a document, or a list, is nobody's."""
+    return isinstance(value, Hashable)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def carefully(read: Callable[[Any], T], document: object) -> T:
+    """Read a document; whatever is wrong with it is `Malformed`."""
+    try:
+        return read(document)
+    except Malformed:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Malformed(f"it cannot be read: {type(error).__name__}: {error}") from error
+
+
+def texts(values: object) -> list[str]:
+    """Return a list of texts. No subclass: BSON's code is a text that is not hashable."""
+    if not isinstance(values, list) or not all(type(one) is str for one in values):
+        raise Malformed(f"{_shown(values)} is not a list of texts")
+    return values
+
+
+def aspect_of(values: object) -> Aspect:
+    """Return the aspect that a list of texts and nulls stands for."""
+    if not isinstance(values, list) or len(values) > _MOST_IN_ASPECT:
+        raise Malformed(f"aspect is {_shown(values)}, not a list of {_MOST_IN_ASPECT} or fewer")
+    if not all(part is None or type(part) is str for part in values):
+        raise Malformed(f"aspect is {_shown(values)}, not a list of texts")
+    return aspect_from(values)
+
+
+def debt_from(document: Mapping[str, Any]) -> Debt:
+    """Return the debt that a ledger document holds."""
+    row = Row.of(document)
+    debt = Debt(
+        site=row.text("site"),
+        run=row.run("run"),
+        aspect=aspect_of(document.get("aspect")),
+        handler=row.text("handler"),
+        lane=row.text("lane"),
+        before=row.text("before", None),
+        after=row.text("after", None),
+        mark=row.whole("mark"),
+        at=row.moment("at"),
+        due=row.moment("due"),
+        state=State(row.text("state")),
+        epoch=row.whole("epoch", None),
+        attempts=row.whole("attempts", 0),
+        interrupted=row.whole("interrupted", 0),
+        note=row.text("note", ""),
+        started=row.moment("started", None),
+        priority=row.whole("priority", 0),
+        hindered=row.moment("hindered", None),
+        root=row.text("root", ""),
+    )
+    if debt.epoch is None and ("epoch" in document or debt.state is State.RUNNING):
+        raise Malformed("epoch is missing")  # nobody could free it, or take it
+    if document.get("_id") != debt.id:  # nothing that is written to it would reach it
+        raise Malformed(f"its _id is not {debt.id}")
+    return debt
+
+
+def snapshot_from(document: Mapping[str, Any]) -> dict[Aspect, str]:
+    """Return what a site last saw of a run."""
+    found: dict[Aspect, str] = {}
+    for part in Row.of(document).many("look"):
+        if not isinstance(part, list) or not part or type(part[-1]) is not str:
+            raise Malformed(f"look holds {_shown(part)}")
+        found[aspect_of(part[:-1])] = part[-1]
+    return found
+
+
+def standing_from(document: Mapping[str, Any]) -> Standing:
+    """Return the alarm that `alarms.alarm_row` made a row of."""
+    row = Row.of(document)
+    details = dict(texts(pair) for pair in row.many("details"))
+    alarm = Alarm(
+        row.text("site"),
+        row.text("key"),
+        row.text("summary"),
+        Severity(row.text("severity")),
+        row.text("run"),
+        details,
+        row.flag("once"),
+    )
+    if document.get("_id") != {"alarm": alarm.key, "s": alarm.site}:
+        raise Malformed("its _id is that of another alarm")
+    told = {Row.of(one).text("sink"): _told(Row.of(one)) for one in row.many("told")}
+    return Standing(alarm, row.moment("since"), row.moment("over", None), told)
+
+
+def _told(row: Row) -> Told:
+    return Told(
+        row.moment("raised", None),
+        row.flag("over"),
+        row.whole("tries"),
+        row.moment("due", None),
+        row.text("why"),
+    )
+
+
+def items_from(digest: str, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the items of a manifest whose parts are these; they must have its digest."""
+    items = [dict(Row.of(item).document) for part in parts for item in Row.of(part).many("items")]
+    if not digest.startswith("catalogue:") and Manifest.from_rows(items).digest != digest:
+        raise Malformed("its items are not those of its digest")
+    return items

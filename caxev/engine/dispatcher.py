@@ -1,0 +1,1193 @@
+"""Workers per lane: take what is due, attempt it, settle it.
+
+`watcher` hands over debts as they are recorded, some of them claimed already because a lane has
+room: those start without another round trip. What there is no room for stays in the database and
+is fetched, in the lane's order, when a worker is free, so that a million open debts cost no memory.
+Claims, reads of runs and settlements are done in groups.
+
+Tasks, all started by `daemon`: `Dispatcher.take` claims what is due (intake), `Dispatcher.pay`
+settles and writes progress (it must outlive the attempts), and one task for each attempt.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta
+from math import inf
+from operator import itemgetter
+from random import random
+from typing import Any, Final, TypeVar
+
+import trio
+from attrs import Factory, define, evolve, field
+from loguru import logger
+
+from caxev import failpoints, metrics
+from caxev.alarms import Descriptors, descriptors, lacks_files
+from caxev.config import Site, Sites
+from caxev.copies.sharing import Neighbours
+from caxev.core.alarms import (
+    Alarm,
+    Alarms,
+    Silent,
+    deaf,
+    deaf_key,
+    missing,
+    parked,
+    parked_key,
+    refused,
+    refused_key,
+)
+from caxev.core.clock import utcnow
+from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
+from caxev.core.job import Job, Skip
+from caxev.core.ledger import (
+    NEWEST_FIRST,
+    Debt,
+    Hindered,
+    Interrupted,
+    Outcome,
+    Paid,
+    Postponed,
+    Spent,
+    State,
+    Surprise,
+    claim,
+    settle,
+)
+from caxev.core.model import CopyKey, Run, RunId, RunUpdate, as_utc, time_of
+from caxev.core.recurrence import Recurrence
+from caxev.core.registry import Handler, Registry
+from caxev.database import (
+    OLDEST_FIRST,
+    URGENT_FIRST,
+    Database,
+    DatabaseError,
+    Deposed,
+    Order,
+    Refused,
+    Tenure,
+    concerns_one,
+    passing,
+)
+from caxev.engine.root_watch import RootWatch
+from caxev.engine.trouble import Trouble
+from caxev.engine.workers import Workers
+
+T = TypeVar("T")
+
+LANES: Final[Mapping[str, int]] = {
+    "default": 512,
+    "transfer": 4,
+    "checksum": 2,
+    "patrol": 1,
+    "processing": 256,
+    "tape": 1,
+}
+"""Workers in each lane unless sites.json says otherwise; a lane not named here has 4."""
+OTHER_LANE: Final = 4
+PROGRESS_EVERY: Final = 5.0
+"""Seconds between two writes of a reaction's progress to the ledger."""
+ALIVE: Final = 15 * 60.0
+"""Seconds for which progress that was written shows that a reaction is at work."""
+DEAF: Final = 30.0
+"""Seconds after which an attempt that was cut short, and still runs, is reported."""
+REFUSED: Final = timedelta(minutes=5)
+"""The time after which people are told of a refusal for which reactions wait."""
+STARVED: Final = 60.0
+"""Seconds after which a reaction that found no descriptor left is tried again."""
+LATELY: Final = 30.0
+"""Seconds over which a reaction's rate is taken."""
+WINDOW: Final = 1000
+"""Debts of a lane that are fetched at once: each fetch has to pass by what was paid lately."""
+AHEAD: Final = 4
+"""In lanes that go newest first, debts for each worker that are fetched at once."""
+TOGETHER: Final = 32
+"""Reactions whose updates are written in one transaction, where many have ended."""
+MOST_ASIDE: Final = 64
+"""Reactions of a lane that may wait for something else than a worker while others work."""
+LARGE: Final = 500
+"""Copies from which on a run takes so long to read that reactions share what was read..."""
+FRESH: Final = 1.0
+"""...for so many seconds, if it was read after their debts were recorded."""
+BRIEF: Final = 1.0
+"""Seconds for which a write that conflicts with another may be repeated without a report."""
+WITHOUT_HANDLER: Final = 3600.0
+"""Seconds after which a reaction without its handler is looked at again; a restart does so at once,
+if the handler is there by then."""
+SURE_FOR: Final = 300.0
+"""Seconds after which the claims in the database are compared with what runs, though nothing was
+heard: a deposed process may have claimed something, and died before it could give that back."""
+
+
+@define(eq=False)
+class Lane:
+    """A group of workers.
+
+    `running` are the slots that are claimed, `ended` how many of these are over and only wait to
+    be settled, `aside` how many wait for something else than a worker. `waiting` are debts that
+    were due when they were fetched, in the lane's order; `more`: the database may hold others that
+    are due in this lane, where it goes oldest first all or most of them not before `since`;
+    `news`: some of those came after the last fetch.
+    `passed` are slots that were found due while their former reaction was still running.
+    """
+
+    name: str
+    workers: int
+    running: set[str] = field(factory=set)
+    ended: int = 0
+    aside: int = 0
+    waiting: deque[Debt] = field(factory=deque)
+    passed: set[str] = field(factory=set)
+    more: bool = True
+    news: bool = True
+    fetching: bool = False
+    since: datetime | None = None
+    next_due: datetime | None = None
+
+    @property
+    def free(self) -> int:
+        # While some are settled others can work, up to as many again.
+        idle = min(self.ended, self.workers) + min(self.aside, MOST_ASIDE)
+        return max(self.workers - len(self.running) + idle, 0)
+
+    @property
+    def newest_first(self) -> bool:
+        return self.name in NEWEST_FIRST
+
+    @property
+    def order(self) -> Order:
+        return URGENT_FIRST if self.newest_first else OLDEST_FIRST
+
+    @property
+    def window(self) -> int:
+        return min(AHEAD * self.workers, WINDOW) if self.newest_first else WINDOW
+
+    @property
+    def share(self) -> int:
+        """How many debts of one run may wait at once: those of others come in between."""
+        return max(min(AHEAD * self.workers, WINDOW) // 2, 1)
+
+    def crowding(self, due: Sequence[Debt]) -> RunId | None:
+        """The run, if any, whose debts may have kept those of others out of what was fetched."""
+        if len(due) < self.window:
+            return None
+        run, debts = Counter(debt.run for debt in due).most_common(1)[0]
+        return run if debts > self.share else None
+
+    @property
+    def stale(self) -> bool:
+        """Whether debts must be fetched before one is taken: none waits, or newer ones came."""
+        return self.more and (not self.waiting or (self.newest_first and self.news))
+
+    def look(self) -> None:
+        """See to it that the database is asked what is due."""
+        self.more = self.news = True
+
+    def keep(self, debts: Sequence[Debt]) -> None:
+        """Have fetched debts wait; what waited goes where the newest come first."""
+        if self.newest_first:
+            self.waiting.clear()
+        self.waiting.extend(debts)
+
+    def arm(self, due: datetime | None) -> None:
+        """See to it that the lane is looked into at that time, or before."""
+        if due is not None:
+            self.next_due = min(self.next_due or due, due)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs, and nothing is due as far as is known."""
+        return not (self.running or self.waiting or self.more or self.fetching)
+
+
+@define(eq=False)
+class Occupancy:
+    """Who is at work on which run here, so that nothing is deleted under a reader.
+
+    By the run and not by the copy: a reaction to a copy elsewhere, a tag or a field may read the
+    copy that stands here.
+    """
+
+    _readers: Counter[RunId] = field(factory=Counter)
+    _writers: set[RunId] = field(factory=set)
+    _left: trio.Event = field(factory=trio.Event)
+
+    async def enter(self, debt: Debt, *, exclusive: bool) -> bool:
+        """Wait until the run is free, for reading with others or alone; hold it.
+
+        Returns whether it had to wait.
+        """
+        waited = False
+        while debt.run in self._writers or (exclusive and debt.run in self._readers):
+            await self._left.wait()
+            waited = True
+        if exclusive:
+            self._writers.add(debt.run)
+        else:
+            self._readers[debt.run] += 1
+        return waited
+
+    def leave(self, debt: Debt, *, exclusive: bool) -> None:
+        """Let go of the run."""
+        if exclusive:
+            self._writers.discard(debt.run)
+        else:
+            self._readers[debt.run] -= 1
+            if not self._readers[debt.run]:
+                del self._readers[debt.run]
+        self._left.set()
+        self._left = trio.Event()
+
+
+@define(eq=False)
+class Shelf:
+    """Large runs as they were read a moment ago, so that not each of many reactions reads them.
+
+    A reaction must see the event that it owes to: what was read before its debt was recorded will
+    not do. Marks grow, so that holds for every debt up to the newest mark at that time.
+    """
+
+    _read: dict[RunId, tuple[float, int, Run]] = field(init=False, factory=dict)
+    _ended: dict[str, float] = field(init=False, factory=dict)
+
+    def ended(self, debt: Debt) -> None:
+        """Note that an attempt at this debt is over: the next one must see what it has written."""
+        self._ended[debt.id] = trio.current_time()
+
+    def put(self, runs: Iterable[Run], at: float, mark: int) -> None:
+        """Keep the large ones of these, which were read at that time, after that mark."""
+        self._read |= {run.id: (at, mark, run) for run in runs if len(run.copies) >= LARGE}
+
+    def take(self, ids: Iterable[RunId], debts: Iterable[Debt]) -> dict[RunId, Run]:
+        """Return those of these runs that are fresh enough for all of these debts."""
+        since = trio.current_time() - FRESH
+        self._read = {run: read for run, read in self._read.items() if read[0] >= since}
+        self._ended = {slot: at for slot, at in self._ended.items() if at >= since}
+        debts = list(debts)
+        if not self._read or any(debt.id in self._ended for debt in debts):
+            return {}
+        mark = max(debt.mark for debt in debts)
+        read = {run: self._read[run] for run in ids if run in self._read}
+        return {run: one for run, (_, newest, one) in read.items() if newest >= mark}
+
+
+class Watch:
+    """The time that an attempt has: in all, and without progress."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.end = trio.current_time() + (handler.timeout or float("inf"))
+        self.scope = trio.CancelScope(deadline=self.end)
+        self.lacked_files = False
+        self.moved()
+
+    def moved(self) -> None:
+        """Note that there was progress."""
+        if self.handler.stall is not None:
+            self.scope.deadline = min(self.end, trio.current_time() + self.handler.stall)
+
+    @property
+    def ignored(self) -> float:
+        """For how many seconds the attempt has gone on after it was cut short."""
+        late = trio.current_time() - self.scope.deadline
+        return late if self.scope.cancel_called else 0.0
+
+    @property
+    def verdict(self) -> str:
+        """Say why the attempt was cut short."""
+        if self.scope.deadline >= self.end:
+            return f"not done after {self.handler.timeout:.0f} s"
+        return f"no progress for {self.handler.stall:.0f} s"
+
+
+@define(eq=False)
+class Pace:
+    """How fast bytes go. Times are in seconds, by any clock that does not go back."""
+
+    _seen: deque[tuple[float, int]] = field(init=False, factory=deque)
+
+    def moved(self, done: int, now: float) -> float | None:
+        """Note how far it is; the bytes a second of late, None where that is too early to say."""
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()  # begun anew
+        if not self._seen or now >= self._seen[-1][0] + 1.0:
+            self._seen.append((now, done))
+        while len(self._seen) > 1 and self._seen[1][0] <= now - LATELY:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return (done - before) / (now - since) if now >= since + 1.0 else None
+
+
+@define(eq=False)
+class Ended:
+    """An attempt that is over and has to be settled. `run` is the run's label for people."""
+
+    debt: Debt
+    outcome: Outcome
+    updates: tuple[RunUpdate, ...] = ()
+    run: str = ""
+
+
+@define(eq=False)
+class Dispatcher:
+    """Pays one site's debts. Implements `watcher.Intake`."""
+
+    database: Database
+    tenure: Tenure
+    registry: Registry
+    site: Site
+    sites: Sites
+    workers: Workers
+    attempts: trio.Nursery
+    alarms: Alarms = field(factory=Silent)
+    trouble: Trouble = field(
+        default=Factory(lambda self: Trouble(self.tenure.site), takes_self=True)
+    )
+    roots: RootWatch | None = None
+    _lanes: dict[str, Lane] = field(init=False, factory=dict)
+    _ended: list[Ended] = field(init=False, factory=list)
+    _occupancy: Occupancy = field(init=False, factory=Occupancy)
+    _progress: dict[str, tuple[Debt, dict[str, Any]]] = field(init=False, factory=dict)
+    # Slots whose settlement the ledger refused: claimed there until the next process opens them.
+    _unsettled: set[str] = field(init=False, factory=set)
+    _wake: trio.Event = field(init=False, factory=trio.Event)
+    _settle: trio.Event = field(init=False, factory=trio.Event)
+    _freed: trio.Event = field(init=False, factory=trio.Event)
+    _claiming: trio.Lock = field(init=False, factory=trio.Lock)
+    # Whether a claim of ours may stand in the database unheard of, and whether lanes that no
+    # handler uses may hold debts.
+    _doubtful: bool = field(init=False, default=False)
+    _unsurveyed: bool = field(init=False, default=True)
+    # The newest mark that is recorded. At first: those of former processes are all below it.
+    _recorded: int = field(init=False)
+    _shelf: Shelf = field(init=False, factory=Shelf)
+    _sure_until: float = field(init=False, factory=lambda: trio.current_time() + SURE_FOR)
+    _latency: Any = field(init=False)
+    _recurrence: Recurrence = field(init=False, factory=Recurrence)
+    _attempting: dict[str, tuple[Debt, Watch]] = field(init=False, factory=dict)
+    _deaf: set[str] = field(init=False, factory=set)
+    _lacked_files: bool = field(init=False, default=False)
+    _attempt_over: trio.Event = field(init=False, factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self._latency = metrics.latency.labels(self.tenure.site)
+        self._recorded = (self.tenure.epoch << 40) - 1
+        for handler in self.registry.handlers.values():
+            self._lane(handler.lane)
+
+    def _lane(self, name: str) -> Lane:
+        if name not in self._lanes:
+            workers = self.site.lanes.get(name, LANES.get(name, OTHER_LANE))
+            self._lanes[name] = Lane(name, workers)
+        return self._lanes[name]
+
+    @property
+    def running(self) -> int:
+        """How many reactions are claimed by this process now."""
+        return sum(len(lane.running) for lane in self._lanes.values())
+
+    @property
+    def attempting(self) -> str:
+        """The attempts under way, for people."""
+        debts = (debt for debt, _ in self._attempting.values())
+        return ", ".join(f"{debt.handler} ({debt.event} of run {debt.run})" for debt in debts)
+
+    # -- intake: called by the watcher --------------------------------------------------------
+
+    def reserve(self, debts: Sequence[Debt]) -> list[Debt]:
+        """Claim as many of these new debts as there are free workers for."""
+        return [self._reserve(debt) for debt in debts]
+
+    def _reserve(self, debt: Debt) -> Debt:
+        lane = self._lane(debt.lane)
+        # While older debts wait in the database they go first.
+        behind = lane.more or lane.waiting or not lane.free
+        if debt.state is not State.OPEN or behind or debt.id in lane.running:
+            return debt
+        lane.running.add(debt.id)
+        return claim(debt, self.tenure.epoch)
+
+    def cancel(self, debts: Sequence[Debt]) -> None:
+        """Give the reservations back; whether they were recorded, only the database knows."""
+        for debt in debts:
+            if debt.state is State.RUNNING:
+                self._lane(debt.lane).running.discard(debt.id)
+        self._doubtful = True
+        self._wake.set()
+        self._freed.set()
+
+    def start(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
+        """Start the claimed debts, and see to it that the others are fetched."""
+        self._recorded = max((debt.mark for debt in debts), default=self._recorded)
+        claimed = [debt for debt in debts if debt.state is State.RUNNING]
+        if claimed:
+            self.attempts.start_soon(self._begin, claimed, runs)
+        for debt in debts:
+            if debt.state is State.OPEN:
+                self._lane(debt.lane).look()
+        if len(claimed) < len(debts):
+            self._wake.set()
+
+    async def reconcile(self) -> None:
+        """Free what stands as claimed by us or a former process, and is not running."""
+        late = trio.current_time() >= self._sure_until
+        async with self._claiming:  # else a claim made just now could pass for a stale one
+            self._doubtful = False
+            self._sure_until = trio.current_time() + SURE_FOR
+            try:
+                claims = await self.database.claims(self.tenure)
+                running = {slot for lane in self._lanes.values() for slot in lane.running}
+                running |= self._unsettled
+                stale = [claim for claim in claims if claim["_id"] not in running]
+                freed = await self.database.free(stale)
+            except BaseException:
+                self._doubtful = True
+                raise
+        if freed or late:  # what was given back is open, and nobody was told
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Ask the database for due debts in all lanes."""
+        self._shelf = Shelf()  # debts may have been opened under marks that they had before
+        self._unsurveyed = True
+        for lane in self._lanes.values():
+            lane.look()
+        self._wake.set()
+
+    # -- taking -----------------------------------------------------------------------------
+
+    async def take(self) -> None:
+        """Claim what is due and start it, for ever: when a debt comes, or its time does."""
+        while True:
+            self._wake = trio.Event()
+            if self._doubtful or trio.current_time() >= self._sure_until:
+                await self._retrying(self.reconcile)
+            if self._unsurveyed:
+                await self._retrying(self._find_lanes)
+            busy = [
+                lane for lane in self._lanes.values() if lane.free and (lane.waiting or lane.more)
+            ]
+            for lane in busy:
+                await self._retrying(self._fill, lane)
+            if not busy:
+                self._freed.set()
+                with trio.move_on_after(self._until_due()):
+                    await self._wake.wait()
+                self._ring()
+
+    async def _find_lanes(self) -> None:
+        self._unsurveyed = False
+        for name in await self.database.lanes(self.tenure.site):
+            self._lane(name)
+
+    async def _fill(self, lane: Lane) -> None:
+        """Claim for every free worker of a lane."""
+        if lane.stale:
+            await self._fetch(lane)
+        due = [lane.waiting.popleft() for _ in range(min(lane.free, len(lane.waiting)))]
+        due = self._not_running(lane, due)
+        if due:
+            await self._claim(lane, due)
+
+    @staticmethod
+    def _not_running(lane: Lane, debts: Iterable[Debt]) -> list[Debt]:
+        """Leave out slots whose former reaction has not been settled, and remember them."""
+        found = list(debts)
+        lane.passed |= {debt.id for debt in found} & lane.running
+        return [debt for debt in found if debt.id not in lane.running]
+
+    async def _fetch(self, lane: Lane) -> None:
+        """Fetch what is due in a lane; where there is nothing, learn when the next debt is."""
+        lane.more, lane.news, lane.next_due, lane.fetching = False, False, None, True
+        fetched = heard = False
+        try:
+            now = utcnow()
+            site, since = self.tenure.site, lane.since
+            window = lane.window
+            due = await self.database.due(
+                site, lane.name, now, window, since=since, order=lane.order
+            )
+            found = due
+            if (run := lane.crowding(due)) is not None:
+                found = [*due, *await self._of_others(lane, run, now, due)]
+            heard = True
+            found = self._not_running(lane, found)
+            kept = few_of_each(found, lane.share)
+            lane.keep(kept if lane.newest_first else in_turn(kept))
+            # At the end of the row, one look without `since` makes sure that it was the end.
+            fetched = len(due) < window and since is None and len(kept) == len(found)
+            goes_on = len(due) == window and not lane.newest_first
+            # Not past what is left out: that would wait until all that came later is paid.
+            taken = {debt.id for debt in kept}
+            left_out = [debt.due for debt in found if debt.id not in taken]
+            lane.since = min([*left_out, due[-1].due]) if goes_on else None
+            if fetched:
+                # A settlement may arm the timer meanwhile: the earlier time counts.
+                lane.arm(await self.database.next_due(site, lane.name, now))
+        finally:
+            lane.more, lane.fetching = lane.more or not fetched, False
+            lane.news = lane.news or not heard
+
+    async def _of_others(
+        self, lane: Lane, run: RunId, now: datetime, due: Sequence[Debt]
+    ) -> list[Debt]:
+        """Fetch what else is due in a lane, first of all, for other runs that are as urgent."""
+        site, order, known = self.tenure.site, lane.order, {debt.id for debt in due}
+        more = await self.database.due(site, lane.name, now, lane.share, order=order, without=run)
+        least = due[-1].priority if lane.newest_first else 0
+        return [debt for debt in more if debt.id not in known and debt.priority >= least]
+
+    async def _claim(self, lane: Lane, due: Sequence[Debt]) -> None:
+        slots = {debt.id for debt in due}
+        lane.running |= slots
+        claimed: list[Debt] = []
+        heard = False
+        try:
+            async with self._claiming:
+                claimed = await self.database.claim(due, self.tenure.epoch)
+            heard = True
+        finally:
+            self._doubtful = self._doubtful or not heard
+            lane.running -= slots - {debt.id for debt in claimed}
+            # What was renewed, or may have been claimed unheard, is to be fetched again.
+            if len(claimed) < len(due):
+                lane.look()
+        self._count(lane)
+        if claimed:
+            mine = [claim(debt, self.tenure.epoch) for debt in claimed]
+            self.attempts.start_soon(self._begin, mine, {})
+
+    def _until_due(self) -> float:
+        times = [lane.next_due for lane in self._lanes.values() if lane.next_due]
+        sure = max(self._sure_until - trio.current_time(), 0.0)
+        if not times:
+            return sure
+        return min(max((min(times) - utcnow()).total_seconds(), 0.0), sure)
+
+    def _ring(self) -> None:
+        """Look into the lanes whose next debt is due by now."""
+        now = utcnow()
+        for lane in self._lanes.values():
+            if lane.next_due is not None and lane.next_due <= now:
+                lane.next_due = None
+                lane.look()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing is running and nothing is due. For ``--once``."""
+        while not all(lane.idle for lane in self._lanes.values()):
+            self._freed = trio.Event()
+            await self._freed.wait()
+
+    async def drained(self) -> None:
+        """Wait until nothing is running: every attempt has ended.
+
+        Not until all are settled: while the database is away that would take the whole grace.
+        """
+        while any(len(lane.running) > lane.ended for lane in self._lanes.values()):
+            self._freed = trio.Event()
+            await self._freed.wait()
+
+    # -- attempting -------------------------------------------------------------------------
+
+    async def _begin(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
+        """Read the runs of claimed debts, all at once, and attempt each."""
+        unread = {debt.run for debt in debts} - runs.keys()
+        why = "the listener was stopped"
+        try:
+            if unread:
+                runs = {**runs, **await self._read(unread, debts)}
+            why = ""
+        except DatabaseError as error:
+            why = str(error)
+        finally:
+            if why:
+                for debt in debts:
+                    self._end(Ended(debt, Interrupted(why)))
+        if why:
+            return
+        async with trio.open_nursery() as nursery:
+            for debt in debts:
+                nursery.start_soon(self._pay_one, debt, runs.get(debt.run))
+
+    async def _read(self, ids: Collection[RunId], debts: Sequence[Debt]) -> dict[RunId, Run]:
+        """Read runs as they are after these debts were recorded."""
+        shelf = self._shelf
+        shelved = shelf.take(ids, debts)
+        if len(shelved) == len(ids):
+            return shelved
+        at, recorded = trio.current_time(), self._recorded
+        runs = await self.database.runs(set(ids) - shelved.keys())
+        shelf.put(runs.values(), at, recorded)
+        return {**shelved, **runs}
+
+    async def _pay_one(self, debt: Debt, run: Run | None) -> None:
+        """Attempt one debt; whatever becomes of it, it is handed on to be settled."""
+        ended = Ended(debt, Interrupted("the listener was stopped"))
+        try:
+            handler = self.registry.handlers.get(debt.handler)
+            if handler is None:
+                self.alarms.sound(missing(debt.site, debt.handler))
+                why = f"no handler named {debt.handler!r} is installed here: it waits for one"
+                ended = Ended(debt, Postponed(why, WITHOUT_HANDLER), run=str(run or ""))
+            elif run is None and debt.after is not None:
+                ended = Ended(debt, Paid("the run is no longer in the database"))
+            elif run is not None and not self.site.wants_run(run.name):
+                ended = Ended(debt, Paid("nothing to do: the run is not in dataset_list"))
+            else:
+                with logger.contextualize(
+                    run=str(run or debt.run), event=str(debt.event), handler=debt.handler
+                ):
+                    ended = await self._attempt(debt, handler, run or Run(debt.run))
+        finally:
+            self._end(ended)
+
+    async def _attempt(self, debt: Debt, handler: Handler, run: Run) -> Ended:
+        failpoints.scope.set(handler.name)
+        waited = await self._occupancy.enter(debt, exclusive=handler.exclusive)
+        try:
+            # Who had to wait did so for what may have changed the run; and nothing is deleted by
+            # what was read for others.
+            if waited or (handler.exclusive and len(run.copies) >= LARGE):
+                try:
+                    runs = await self.database.runs([debt.run])
+                except DatabaseError as error:
+                    return Ended(debt, Interrupted(str(error)))
+                run = runs.get(debt.run, Run(debt.run))
+            if debt.started is None:
+                debt = evolve(debt, started=utcnow())
+                self._latency.observe((utcnow() - debt.at).total_seconds())
+                if (why := no_news(run, debt)) is not None:
+                    return Ended(debt, Spent(why), run=str(run))
+            return await self._try(debt, handler, run)
+        finally:
+            self._occupancy.leave(debt, exclusive=handler.exclusive)
+
+    async def _try(self, debt: Debt, handler: Handler, run: Run) -> Ended:
+        now = trio.current_time()
+        if (why := self._recurrence.excess(debt, len(run.copies), now)) is not None:
+            _report(Spent(why))
+            return Ended(debt, Spent(why), (), str(run))
+        sites = self.sites if self.roots is None else await self.roots.known()
+        watch = Watch(handler)
+        job = Job(
+            run=run,
+            event=debt.event,
+            site=sites.get(self.site.name),
+            sites=sites,
+            owner=f"{self.tenure.site}#{self.tenure.epoch}",
+            log=logger,
+            ports=_Ports(self, debt),
+            on_progress=self._progress_of(debt, watch),
+            urgency=(debt.priority, debt.mark),
+        )
+        self._attempting[debt.id] = debt, watch
+        try:
+            outcome, update = await attempt(handler, job, watch)
+        finally:
+            del self._attempting[debt.id]
+            self._attempt_over.set()
+            if debt.id in self._deaf:
+                self._deaf.discard(debt.id)
+                self._lane(debt.lane).aside -= 1
+                self.alarms.clear(deaf_key(debt))
+        self._lacked_files |= watch.lacked_files
+        outcome = self._waiting_for_ours(outcome)
+        if isinstance(outcome, Spent) and self.roots and await self.roots.have_changed(sites):
+            outcome = Postponed(f"markers were noted meanwhile; before that: {outcome.why}", 0.0)
+        if update is not None or outcome == Paid():
+            failpoints.point("through")
+        updates: tuple[RunUpdate, ...] = () if update is None else (update,)
+        if not isinstance(outcome, Paid):
+            updates = job.if_parked if self._is_last(debt, handler, outcome) else ()
+        _report(outcome)
+        return Ended(debt, outcome, updates, str(run))
+
+    def _report_deaf(self) -> None:
+        """Name the attempts that go on long after they were cut short, and have others work."""
+        for debt, watch in self._attempting.values():
+            if watch.ignored >= DEAF and debt.id not in self._deaf:
+                self._deaf.add(debt.id)
+                self._lane(debt.lane).aside += 1
+                logger.error("{}: {} does not stop", debt.handler, debt.event)
+                self.alarms.sound(deaf(debt, watch.verdict))
+                self._wake.set()
+
+    def descriptors(self) -> Descriptors:
+        """Return what the process has open: all that it may, if an attempt lacked one since."""
+        found, lacked, self._lacked_files = descriptors(), self._lacked_files, False
+        return found._replace(used=found.allowed) if lacked else found
+
+    async def attempts_over(self) -> None:
+        """Wait until no attempt is under way."""
+        while self._attempting:
+            self._attempt_over = trio.Event()
+            await self._attempt_over.wait()
+
+    @staticmethod
+    def _is_last(debt: Debt, handler: Handler, outcome: Outcome) -> bool:
+        """Whether this outcome parks the debt."""
+        after = settle(debt, outcome, utcnow(), allowed=handler.attempts, jitter=0.0)
+        return after.state is State.FAILED
+
+    @contextmanager
+    def aside(self, debt: Debt) -> Iterator[None]:
+        """Let others of its lane work while this attempt waits for something else."""
+        lane = self._lane(debt.lane)
+        lane.aside += 1
+        self._wake.set()
+        try:
+            yield
+        finally:
+            lane.aside -= 1
+
+    def _progress_of(self, debt: Debt, watch: Watch) -> Callable[[int, int], None]:
+        pace = Pace()
+
+        def on_progress(done: int, total: int) -> None:
+            watch.moved()
+            rate = pace.moved(done, trio.current_time())
+            row = {"done": done, "total": total, "rate": rate, "at": utcnow()}
+            self._progress[debt.id] = (debt, row)
+
+        return on_progress
+
+    def _end(self, ended: Ended) -> None:
+        self._progress.pop(ended.debt.id, None)
+        self._shelf.ended(ended.debt)
+        self._ended.append(ended)
+        self._lane(ended.debt.lane).ended += 1
+        self._settle.set()
+        self._wake.set()
+        self._freed.set()
+
+    # -- settling ---------------------------------------------------------------------------
+
+    async def pay(self) -> None:
+        """Settle attempts as they end, for ever, all that have ended in one write."""
+        while True:
+            await self._settle.wait()
+            await self.settle_ended()
+
+    async def settle_ended(self) -> None:
+        """Settle all attempts that have ended, until none is left."""
+        self._settle = trio.Event()
+        while self._ended:
+            plain = [one for one in self._ended if not one.updates]
+            if plain:
+                await self._retrying(self._settle_plain, plain)
+                self._release(plain)
+            await self._settle_updates([one for one in self._ended if one.updates][:TOGETHER])
+
+    async def _settle_updates(self, ended: Sequence[Ended]) -> None:
+        """Settle attempts with their updates: at once if that can be done, else by halves."""
+        if len(ended) > 1 and not await self._settle_together(ended):
+            middle = len(ended) // 2
+            await self._settle_updates(ended[:middle])
+            await self._settle_updates(ended[middle:])
+            return
+        if len(ended) == 1:
+            await self._retrying(self._settle_with_updates, ended[0])
+        self._release(ended)
+
+    async def leave(self) -> None:
+        """Settle what has ended, and open again what stands as claimed by us.
+
+        Such is there where a claim was cut short when it had been written and not been heard of.
+        To be called when no attempt is under way any more.
+        """
+        await self.settle_ended()
+        await self.database.free(await self.database.claims(self.tenure))
+
+    async def _settle_plain(self, ended: Sequence[Ended]) -> None:
+        """Settle attempts without updates in one write; by halves if the ledger refuses one."""
+        try:
+            await self._write_plain(ended)
+        except DatabaseError as error:
+            if not concerns_one(error):
+                raise
+            if len(ended) == 1:
+                self._give_up_settling(ended[0], error)
+                return
+            middle = len(ended) // 2
+            await self._settle_plain(ended[:middle])
+            await self._settle_plain(ended[middle:])
+
+    def _give_up_settling(self, ended: Ended, error: DatabaseError) -> None:
+        """Leave one that cannot be settled claimed, so that it is not run again and again."""
+        self._unsettled.add(ended.debt.id)
+        failed = evolve(ended.debt, state=State.FAILED, note=f"its end cannot be recorded: {error}")
+        logger.error("{}: {}", ended.debt.id, failed.note)
+        self._report_failed(failed, ended.run)
+
+    async def _write_plain(self, ended: Sequence[Ended]) -> None:
+        debts = [self._settled(one) for one in ended]
+        counted, renewed = await self.database.settle(debts, self.tenure.epoch)
+        for (handler, state), n in Counter((d.handler, d.state.value) for d in debts).items():
+            metrics.outcomes.labels(self.tenure.site, handler, state).inc(n)
+        for one, debt in zip(ended, debts, strict=True):
+            self._report_failed(debt, one.run)
+            self._report_refusal(one, debt)
+        # A settlement that did not count may have done so before, unheard of: look again as well.
+        missed = counted < len(debts)
+        self._doubt(debts)
+        if missed or any(debt.state is State.OPEN for debt in debts):
+            self._rearm(debts, renewed=missed)
+        if counted + renewed < len(debts):
+            logger.warning("{} settlements did not count", len(debts) - counted - renewed)
+
+    async def _settle_together(self, ended: Sequence[Ended]) -> bool:
+        """Write several attempts' updates and settle them; False where it must be one by one."""
+        debts = [self._settled(one) for one in ended]
+        updates = [one.updates[-1] for one in ended]
+        if any(len(one.updates) > 1 for one in ended):
+            return False
+        epoch = self.tenure.epoch
+        try:
+            renewed = await self.database.settle_together(debts, epoch, updates, utcnow())
+        except Deposed:
+            raise
+        except DatabaseError:
+            return False  # it may be too much at once, or one of them may be at fault
+        if renewed is None:
+            return False
+        for one, debt in zip(ended, debts, strict=True):
+            self._with_update(one, debt, renewed=renewed > 0)
+        return True
+
+    async def _settle_with_updates(self, ended: Ended) -> None:
+        *first, last = ended.updates
+        debt = self._settled(ended)
+        epoch = self.tenure.epoch
+        try:
+            for update in first:
+                await self.database.update(ended.debt, epoch, update, utcnow())
+            fitted, renewed = await self.database.settle_with(debt, epoch, last, utcnow())
+        except DatabaseError as error:
+            outcome = refusal(error)
+            if outcome is None:
+                raise
+            await self._settle_plain([Ended(ended.debt, outcome, run=ended.run)])
+            return
+        if fitted:
+            self._with_update(ended, debt, renewed=renewed)
+            return
+        # The run has moved on since the handler looked: look again, a bounded number of times.
+        again = Postponed("the run changed meanwhile") if debt.state is State.DONE else None
+        await self._settle_plain([Ended(ended.debt, again or ended.outcome, run=ended.run)])
+
+    def _with_update(self, ended: Ended, debt: Debt, *, renewed: bool = False) -> None:
+        """See to what follows from a debt that was settled with its update."""
+        metrics.outcomes.labels(debt.site, debt.handler, debt.state.value).inc()
+        self._report_failed(debt, ended.run)
+        self._report_refusal(ended, debt)
+        if renewed or debt.state is State.OPEN:
+            self._rearm([debt], renewed=renewed)
+
+    def _waiting_for_ours(self, outcome: Outcome) -> Outcome:
+        """Leave out a directory for which nobody here looks out, such as one of another site."""
+        if not isinstance(outcome, Hindered) or not outcome.root:
+            return outcome
+        ours = self.roots is not None and self.roots.looks_after(outcome.root)
+        return outcome if ours else evolve(outcome, root="")
+
+    def _doubt(self, debts: Iterable[Debt]) -> None:
+        """Have the directories looked at that these debts wait for, by now in the ledger."""
+        for root in {debt.root for debt in debts} - {""}:
+            if self.roots is not None:
+                self.roots.doubt(root)
+
+    def _report_failed(self, debt: Debt, run: str) -> None:
+        """Have people told of a reaction that was parked, until it is done after all."""
+        if debt.state is State.DONE:
+            self.alarms.clear(parked_key(debt))
+        elif debt.state is State.FAILED:
+            self.alarms.sound(parked(debt, run or f"run {debt.run}"))
+
+    def _report_refusal(self, ended: Ended, debt: Debt) -> None:
+        """Have people told what many reactions wait for, until the first of them goes on.
+
+        Of a disk that is away its own site tells.
+        """
+        if debt.hindered is None and ended.debt.hindered is not None:
+            self.alarms.clear(refused_key(ended.debt))
+        is_refused = isinstance(ended.outcome, Hindered) and ended.outcome.patience < inf
+        if is_refused and debt.hindered and utcnow() >= debt.hindered + REFUSED:
+            self.alarms.sound(refused(debt))
+
+    def _settled(self, ended: Ended) -> Debt:
+        handler = self.registry.handlers.get(ended.debt.handler)
+        allowed = handler.attempts if handler else 1
+        jitter = random()  # noqa: S311  # not for secrets
+        return settle(ended.debt, ended.outcome, utcnow(), allowed=allowed, jitter=jitter)
+
+    def _rearm(self, debts: Iterable[Debt], *, renewed: bool) -> None:
+        """Arm the timers for debts that are open again."""
+        for debt in debts:
+            lane = self._lane(debt.lane)
+            if renewed:
+                lane.look()
+            elif debt.state is State.OPEN:
+                lane.arm(debt.due)
+        self._wake.set()
+
+    def _release(self, ended: Sequence[Ended]) -> None:
+        # Not before: what a cancellation leaves is for the last settlement before we leave.
+        settled = set(ended)
+        self._ended = [one for one in self._ended if one not in settled]
+        lanes = {one.debt.lane for one in ended}
+        for one in ended:
+            lane = self._lane(one.debt.lane)
+            lane.running.discard(one.debt.id)
+            lane.ended -= 1
+            if one.debt.id in lane.passed:
+                lane.passed.discard(one.debt.id)
+                lane.look()
+        for name in lanes:
+            self._count(self._lane(name))
+        self._wake.set()
+        self._freed.set()
+
+    def _count(self, lane: Lane) -> None:
+        metrics.running.labels(self.tenure.site, lane.name).set(len(lane.running))
+
+    async def show_progress(self) -> None:
+        """Write the progress of running reactions to the ledger every few seconds, for ever."""
+        while True:
+            await trio.sleep(PROGRESS_EVERY)
+            self._report_deaf()
+            moved, self._progress = self._progress, {}
+            for debt, row in moved.values():
+                try:
+                    await self.database.progress(debt, self.tenure.epoch, row)
+                except DatabaseError as error:
+                    logger.debug("progress is not shown: {}", error)
+                    break
+
+    async def _retrying(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Call an async function until the database lets it through."""
+        wait, began, task = 0.1, trio.current_time(), function.__name__
+        while True:
+            try:
+                result = await function(*args)
+            except DatabaseError as error:
+                if not passing(error):
+                    raise
+                logger.debug("trying again: {}", error)
+                if trio.current_time() > began + BRIEF:
+                    self.trouble.meet(task, error)
+                await trio.sleep(wait)
+                wait = min(wait * 2, 5.0)
+            else:
+                self.trouble.over(task)
+                return result
+
+
+def no_news(run: Run, debt: Debt) -> str | None:
+    """Say why nothing has changed for a reaction that gave up the very copy that vanished. Pure.
+
+    Old programs take such entries out, so that the copy is made again. To do that for each such
+    entry would be an endless loop. None if it is not so.
+    """
+    event = debt.event
+    if not isinstance(event.aspect, CopyKey) or event.after is not None:
+        return None
+    seen = time_of(event.before)
+    ours = f"{debt.site}: {debt.handler}: "
+    for one in run.given_up(event.aspect):
+        # What was given up before the state that was seen last is of a former life of the copy.
+        if (one.trigger or "").startswith(ours) and seen is not None and one.at >= seen:
+            return (
+                f"it was given up on {one.at:%Y-%m-%d %H:%M} UTC, and since then only its entry "
+                "was taken out: repair what was wrong, then use caxev retry"
+            )
+    return None
+
+
+def few_of_each(debts: Iterable[Debt], most: int) -> list[Debt]:
+    """Leave out what is more than so many debts of one run, the last of them. Pure."""
+    seen: Counter[RunId] = Counter()
+    kept: list[Debt] = []
+    for debt in debts:
+        seen[debt.run] += 1
+        if seen[debt.run] <= most:
+            kept.append(debt)
+    return kept
+
+
+def in_turn(debts: Iterable[Debt]) -> list[Debt]:
+    """Return the first debt of each run, then the second of each, and so on. Pure."""
+    seen: Counter[RunId] = Counter()
+    places: list[tuple[int, Debt]] = []
+    for debt in debts:
+        places.append((seen[debt.run], debt))
+        seen[debt.run] += 1
+    return [debt for _, debt in sorted(places, key=itemgetter(0))]
+
+
+@define
+class _Ports:
+    """What a job can do to the world."""
+
+    _dispatcher: Dispatcher
+    _debt: Debt
+
+    async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
+        dispatcher = self._dispatcher
+        return await dispatcher.database.update(self._debt, dispatcher.tenure.epoch, update, now)
+
+    async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
+        return await self._dispatcher.workers.run(function, *args, on_progress=job.progress)
+
+    async def keep(self, said: bytes) -> None:
+        dispatcher = self._dispatcher
+        await dispatcher.database.keep(self._debt, dispatcher.tenure.epoch, said)
+
+    async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
+        await self._dispatcher.database.store_manifest(digest, items)
+
+    async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
+        return await self._dispatcher.database.load_manifest(digest)
+
+    async def table(self, name: str) -> list[dict[str, Any]]:
+        return await self._dispatcher.database.table(name)
+
+    async def alarm(self, alarm: Alarm) -> None:
+        await self._dispatcher.alarms.raise_and_keep(alarm)
+
+    async def all_clear(self, key: str) -> None:
+        await self._dispatcher.alarms.clear_and_keep(key)
+
+    async def is_live(self, owner: str, run: RunId) -> bool:
+        site, _, epoch = owner.rpartition("#")
+        database = self._dispatcher.database
+        record = await database.site_record(site)
+        if record is None:
+            return False
+        if record.active and str(record.epoch) == epoch:
+            return True
+        now, alive = utcnow(), timedelta(seconds=ALIVE)
+        return any(
+            debt.run == run and abs(now - (as_utc(document["progress"].get("at")) or now)) < alive
+            for debt, document in await database.moving([site])
+        )
+
+    async def has_listened(self, site: str) -> bool:
+        record = await self._dispatcher.database.site_record(site)
+        return record is not None and record.epoch > 0
+
+    async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]:  # noqa: A002
+        return await self._dispatcher.database.oldest(self._debt.site, type, without, skip)
+
+    async def neighbours(self, wanted: Neighbours) -> list[Run]:
+        return await self._dispatcher.database.neighbours(wanted)
+
+    def aside(self) -> AbstractContextManager[None]:
+        return self._dispatcher.aside(self._debt)
+
+
+async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:
+    """Run a handler once and say what came of it. The one place where any error is caught.
+
+    Cancellation from outside passes through, and nothing else does: no handler ends the listener,
+    be it by a `SystemExit`, a `KeyboardInterrupt` or the panic of a library in Rust. A real Ctrl-C
+    does not come this way: `daemon.Leaving` takes the signal.
+    """
+    try:
+        with watch.scope:
+            return _outcome_of(await handler.function(job), job)
+        return Postponed(watch.verdict), None
+    except BaseException as error:  # noqa: BLE001  # a failure is data
+        cancelled = _cancelled(error)
+        # A handler can keep a `Cancelled` of its own scope and raise it when that is over.
+        if cancelled is not None and trio.current_effective_deadline() == -inf:
+            raise cancelled from None
+        outcome, watch.lacked_files = failure(error), lacks_files(error)
+        if watch.lacked_files and not isinstance(outcome, Paid | Interrupted):
+            # The listener's trouble and not the handler's; an alarm is about the listener.
+            outcome = Postponed(_text_of(error), STARVED)
+        return outcome, None
+
+
+def _cancelled(error: BaseException) -> BaseException | None:
+    """Return what there is of trio's cancellation in an error, a group of a nursery or one."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(trio.Cancelled)
+    return error if isinstance(error, trio.Cancelled) else None
+
+
+def _outcome_of(result: object, job: Job) -> tuple[Outcome, RunUpdate | None]:
+    match result:
+        case RunUpdate() if result.run != job.run.id:
+            why = f"the handler returned an update of another run ({result.run}): write that by"
+            return Spent(f"{why} job.update_other"), None
+        case RunUpdate():
+            return Paid(), result
+        case Skip(why):
+            return Paid(f"nothing to do: {why}"), None
+        case None:
+            return Paid(), None
+        case _:
+            kind = type(result).__name__
+            return Spent(f"the handler returned a {kind}, not a RunUpdate, a Skip or None"), None
+
+
+def refusal(error: DatabaseError) -> Outcome | None:
+    """Return how a reaction ends whose update the database refused; None: it is to be repeated.
+
+    A right that is missing may be granted later, so that is tried again a few times.
+    """
+    if isinstance(error, Refused) and not passing(error):
+        return Postponed(str(error))
+    return Spent(str(error)) if concerns_one(error) else None
+
+
+def failure(error: BaseException) -> Outcome:
+    """Return what an error that a handler raised means for the debt."""
+    match error:
+        case RootAway() | Denied():
+            return _hindered(error)
+        case Retry():
+            return Postponed(error.why, error.after)
+        case GiveUp():
+            return Spent(str(error))
+        case Superseded():
+            return Paid(f"nothing to do: {error}")
+        case Deposed():
+            return Interrupted(str(error))
+        case DatabaseError():
+            return refusal(error) or Postponed(str(error), 5.0)
+        case BaseExceptionGroup():
+            outcomes = [failure(one) for one in error.exceptions]
+            order = (Surprise, Spent, Interrupted, Hindered, Postponed, Paid)
+            return min(outcomes, key=lambda outcome: order.index(type(outcome)))
+        case _:
+            text = _text_of(error)
+            logger.opt(exception=error).error("unforeseen: {}", text)
+            return Surprise(text)
+
+
+def _text_of(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception:  # noqa: BLE001  # a class's own __str__ may fail
+        return f"{name}, which cannot be shown"
+
+
+def _hindered(error: RootAway | Denied) -> Hindered:
+    if isinstance(error, RootAway):
+        return Hindered(error.why, inf, error.root)
+    return Hindered(error.why)
+
+
+def _report(outcome: Outcome) -> None:
+    match outcome:
+        case Paid(note):
+            logger.debug("done. {}", note)
+        case Postponed(why) | Interrupted(why) | Hindered(why):
+            logger.info("put off: {}", why)
+        case Spent(why):
+            logger.error("failed: {}", why)

@@ -1,0 +1,147 @@
+"""What a listener goes by, and how that changes while it runs.
+
+`daemon` makes one `Reloader` for its process and calls it on SIGHUP. A site's file is read whole
+and checked before anything of it counts: what is wrong in it changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from attrs import define, evolve, field, fields, frozen
+from loguru import logger
+
+from caxev.alarms import Addressee, addressees
+from caxev.config import BY_METHOD, ConfigError, Settings, Site, Sites
+from caxev.config.sites import DIRECTORIES
+from caxev.core.alarms import Alarm, Alarms, Silent
+from caxev.core.registry import Registry
+from caxev.database import Database, DatabaseError
+from caxev.engine.root_watch import holdings
+from caxev.engine.watcher import CAUGHT_UP
+
+LEASE: Final = 15.0
+"""Seconds within which a stand-by takes over from a listener that vanished."""
+GRACE: Final = 30.0
+"""Seconds that reactions in flight get to end after SIGTERM."""
+FIXED: Final = (*DIRECTORIES, "alarms", "handlers", "lanes", "listener", "state")
+"""Keys of the listener's own site that count from its next start on."""
+WATCHING: Final = ("corrections", "task_list")
+"""Keys that also do, if by them further fields of runs would have to be watched."""
+KEY: Final = "configuration"
+
+
+@frozen
+class Options:
+    """How a site is listened for. Times in seconds.
+
+    With `once` the stream counts as read if nothing comes for `caught_up`. `reread` reads
+    sites.json again; it raises `ConfigError`.
+    """
+
+    site: Site
+    sites: Sites
+    settings: Settings
+    registry: Registry
+    handler_files: Sequence[str] = ()
+    once: bool = False
+    lease: float = LEASE
+    grace: float = GRACE
+    metrics_port: int | None = None
+    caught_up: float = CAUGHT_UP
+    reread: Callable[[], Sites] | None = None
+
+    def addressees(self) -> list[Addressee]:
+        """Return who is notified of alarms. Raises `ConfigError` if a secret is missing."""
+        return addressees(self.site.name, self.site.alarms)
+
+
+def adopted(options: Options, sites: Sites) -> tuple[Options, list[str]]:
+    """Return the options with these sites, and what of them counts from the next start on. Pure.
+
+    Raises `ConfigError` if the site is gone from them.
+    """
+    before, after = options.site, sites.get(options.site.name)
+    waiting = [key for key in FIXED if getattr(after, key) != getattr(before, key)]
+    new = _with(options, sites, evolve(after, **{key: getattr(before, key) for key in FIXED}))
+    if not new.registry.watched <= options.registry.watched:
+        kept = {key: getattr(before, key) for key in WATCHING}
+        waiting += [key for key in WATCHING if getattr(after, key) != kept[key]]
+        new = _with(options, sites, evolve(new.site, **kept))
+    known = {held.root for held in holdings(before, options.sites)}
+    more = [held for held in holdings(new.site, new.sites) if held.root not in known]
+    waiting += [f"{held.key} of {held.owner.name}" for held in more]
+    return new, [*waiting, *_elsewhere(options.sites, sites)]
+
+
+def _with(options: Options, sites: Sites, site: Site) -> Options:
+    # A directory that is looked after goes on being so, though its site has left the file.
+    owners = {held.owner.name: held.owner for held in holdings(options.site, options.sites)}
+    mixed = evolve(sites, by_name={**owners, **sites.by_name, site.name: site})
+    registry = Registry(options.registry.handlers.values(), mixed.here(site.name))
+    return evolve(options, site=mixed.get(site.name), sites=mixed, registry=registry)
+
+
+def _elsewhere(before: Sites, after: Sites) -> Iterator[str]:
+    """Keys of other sites that count from the next start on."""
+    loaded = {BY_METHOD.get(one.method) for one in before.values()}
+    for one in after.values():
+        if one.method in BY_METHOD and BY_METHOD[one.method] not in loaded:
+            yield f"method of {one.name}"
+        known = before.find(one.name)
+        if one.rucio.messages != (known.rucio.messages if known else None):
+            yield f"rucio.messages of {one.name}"
+
+
+def changed_keys(before: Sites, after: Sites) -> list[str]:
+    """Return what differs between two configurations, as ``site.key``. Pure."""
+    found = [f"{name} (gone)" for name in before if after.find(name) is None]
+    for one in after.values():
+        known = before.find(one.name)
+        if known is None:
+            found.append(f"{one.name} (new)")
+            continue
+        names = [attribute.name for attribute in fields(Site)]
+        found += [f"{one.name}.{n}" for n in names if getattr(one, n) != getattr(known, n)]
+    return found
+
+
+@define(eq=False)
+class Reloader:
+    """Reads again, on SIGHUP, what a listener goes by. `users` get the new options."""
+
+    options: Options
+    database: Database
+    users: list[Callable[[Options], None]] = field(factory=list)
+    alarms: Alarms = field(factory=Silent)
+
+    async def reload(self) -> None:
+        """Read credentials and sites.json again."""
+        try:
+            await self.database.renew_credentials()
+        except DatabaseError as error:
+            logger.error("the database's credentials stay as they were: {}", error)
+        if self.options.reread is None:
+            return
+        try:
+            sites = self.options.reread()
+            new, waiting = adopted(self.options, sites)
+        except ConfigError as error:
+            logger.error("nothing is changed, because of what is wrong: {}", error)
+            self.alarms.sound(self._wrong(error))
+            return
+        self.alarms.clear(KEY)
+        found = changed_keys(self.options.sites, new.sites)
+        logger.info("{} is read again; new: {}", sites.path, ", ".join(found) or "nothing")
+        for key in waiting:
+            logger.warning("{}: what is new of it counts after a restart", key)
+        self.options = new
+        for use in self.users:
+            use(new)
+
+    def _wrong(self, error: ConfigError) -> Alarm:
+        site = self.options.site.name
+        summary = f"{site}: its configuration is wrong, and the one before stays in force"
+        what = "correct it, then reload (SIGHUP, or systemctl reload)"
+        return Alarm(site, KEY, summary, details={"why": str(error), "what to do": what})

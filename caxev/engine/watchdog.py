@@ -1,0 +1,183 @@
+"""Notice that the listener's loop is blocked, name who blocks it, and keep the lease meanwhile.
+
+A handler that computes, sleeps or reads a dead disk without awaiting stops everything: the lease
+lapses, a stand-by takes over, begins the same reaction and stops as well. `daemon` starts a
+`Watchdog` with each lease: a task of the loop gives a beat, and a thread of its own looks for it.
+While the beat is missing the thread logs who is at work, and where, keeps an alarm, and renews the
+lease, for `PATIENCE` at most: a loop that never comes back is for the stand-by, or systemd.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from inspect import unwrap
+from threading import Event, Thread, get_ident
+from time import monotonic
+from types import CodeType, FrameType
+from typing import Final
+
+import trio
+from attrs import define, field, frozen
+from loguru import logger
+
+from caxev.config import ConfigError
+from caxev.core.alarms import Alarm, Alarms, raised
+from caxev.core.clock import utcnow
+from caxev.core.registry import Handler
+from caxev.database import DatabaseError, LeaseKeeper
+
+BLOCKED: Final = 3.0
+"""Seconds without a beat from which on the loop is reported as blocked."""
+PATIENCE: Final = 600.0
+"""Seconds for which a blocked listener keeps its lease, and is reported as alive to systemd."""
+FREE: Final = 60.0
+"""Seconds without a block after which the alarm is over."""
+KEY: Final = "blocked"
+LONGEST_BEAT: Final = 1.0
+
+
+@frozen
+class Culprit:
+    """Who blocks the loop: the handler, if it is one, and the line at which it was met."""
+
+    handler: str | None
+    place: str
+
+    def __str__(self) -> str:
+        who = f"the handler {self.handler}" if self.handler else "caxev itself"
+        return f"{who} ({self.place})"
+
+
+def handlers_by_code(handlers: Iterable[Handler]) -> dict[CodeType, str]:
+    """Return the names of handlers by the code of their functions."""
+    codes = ((getattr(unwrap(one.function), "__code__", None), one.name) for one in handlers)
+    return {code: name for code, name in codes if code is not None}
+
+
+def culprit(frame: FrameType, handlers: Mapping[CodeType, str]) -> Culprit:
+    """Find out who is at work in a thread, given its innermost frame.
+
+    The line is that of the handler's own module, or else the innermost.
+    """
+    frames = [frame]
+    while (outer := frames[-1].f_back) is not None:
+        frames.append(outer)
+    at_work = next((one for one in frames if one.f_code in handlers), None)
+    if at_work is None:
+        return Culprit(None, _line(frame))
+    file = at_work.f_code.co_filename
+    where = next(one for one in frames if one.f_code.co_filename == file)
+    return Culprit(handlers[at_work.f_code], _line(where))
+
+
+def _line(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+
+
+def blocking(site: str, who: Culprit) -> Alarm:
+    """Return the alarm that somebody blocks the listener."""
+    return Alarm(
+        site,
+        KEY,
+        f"{site}: the listener is blocked by {who.handler or 'caxev itself'}",
+        details={
+            "where": who.place,
+            "what to do": "have the handler await: job.work(function) runs heavy work elsewhere",
+        },
+    )
+
+
+@define(eq=False)
+class Watchdog:
+    """Watches the loop that runs `run`. `lease` is in seconds, as `keeper` renews it.
+
+    `alive` reports to systemd that the process is well; it is called from the thread.
+    """
+
+    site: str
+    keeper: LeaseKeeper
+    lease: float
+    handlers: Mapping[CodeType, str]
+    alarms: Alarms
+    alive: Callable[[], None]
+    blocked_after: float = field(factory=lambda: BLOCKED)
+    _beats: int = field(init=False, default=0)
+    _over: Event = field(init=False, factory=Event)
+    _blocked: float = field(init=False, default=0.0)
+    _found: list[Culprit] = field(init=False, factory=list)
+
+    async def run(self) -> None:
+        """Give the beat; raise an alarm after a block, and clear it later; for ever."""
+        self._blocked = trio.current_time()  # a former process may have left an alarm
+        thread = Thread(target=self._watch, args=(get_ident(),), name="watchdog", daemon=True)
+        thread.start()
+        try:
+            while True:
+                self._beats += 1
+                while self._found:
+                    self.alarms.sound(blocking(self.site, self._found.pop()))
+                    self._blocked = trio.current_time()
+                if trio.current_time() >= self._blocked + FREE:
+                    self.alarms.clear(KEY)
+                await trio.sleep(self._every)
+        finally:
+            self._over.set()
+
+    @property
+    def _every(self) -> float:
+        return min(self.lease / 10, LONGEST_BEAT)
+
+    # -- the thread -------------------------------------------------------------------------
+
+    def _watch(self, loop: int) -> None:
+        try:
+            while not self._over.wait(self._every):
+                beats = self._beats
+                # Two looks, for a process that was stopped as a whole finds its beat late once.
+                if not self._over.wait(self._every) and beats == self._beats:
+                    self._sit_out(loop, beats)
+        finally:
+            self.keeper.close()
+
+    def _sit_out(self, loop: int, beats: int) -> None:
+        """Keep the lease while the loop is blocked."""
+        since = monotonic() - self._every
+        report_at, keeping = since + self.blocked_after, True
+        while beats == self._beats and not self._over.is_set():
+            now = monotonic()
+            if keeping and now - since > PATIENCE:
+                keeping = False
+                logger.critical("blocked for {:.0f} s: the lease is let go", now - since)
+            if keeping:
+                self.alive()
+                keeping = self._renewed()
+            if now >= report_at:
+                self._report(loop, now - since, keeping=keeping)
+                report_at = since + 2 * (now - since)
+            self._over.wait(2 * self._every)
+
+    def _renewed(self) -> bool:
+        try:
+            return self.keeper.renew()
+        except (ConfigError, DatabaseError) as error:
+            logger.debug("the lease of a blocked listener is not renewed: {}", error)
+            return True
+
+    def _report(self, loop: int, seconds: float, *, keeping: bool) -> None:
+        frame = sys._current_frames().get(loop)  # noqa: SLF001  # the way to see another thread
+        if frame is None:
+            return
+        who = culprit(frame, self.handlers)
+        logger.error("nothing else runs: blocked for {:.0f} s by {}", seconds, who)
+        if self._found:
+            return
+        self._found.append(who)
+        if keeping:
+            self._keep_alarm(who)
+
+    def _keep_alarm(self, who: Culprit) -> None:
+        try:
+            self.keeper.keep_alarm(raised(None, blocking(self.site, who), utcnow()))
+        except (ConfigError, DatabaseError) as error:
+            logger.debug("an alarm of a blocked listener is not kept: {}", error)

@@ -1,0 +1,233 @@
+"""One worker process: what runs at the far end of `caxev.engine.workers`.
+
+It is given one job at a time over its standard input and tells of it over its standard output, in
+frames: eight bytes of length, then a pickle. When its input ends the process that started it is
+gone, and it dies at once, in the middle of whatever it does: nothing goes on writing for a site
+that somebody else may have taken over. Imports little, so that it is there in 0.1 s.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import signal
+import struct
+import sys
+import traceback
+from collections.abc import Callable
+from operator import attrgetter
+from queue import SimpleQueue
+from threading import Lock, Thread
+from time import monotonic
+from typing import Any, BinaryIO, Final, NamedTuple, NoReturn
+
+from caxev import failpoints
+from caxev.core.clock import Clock, clock
+from caxev.logs import begin_relayed
+
+HEADER: Final = struct.Struct(">Q")
+"""A frame's length in bytes."""
+_BOOT: Final = "import sys; sys.path[:] = {path!r}; from caxev.engine.worker import main; main()"
+PROGRESS_EVERY: Final = 0.25
+"""Seconds between two reports of progress."""
+
+
+class Setup(NamedTuple):
+    """The first frame to a worker: whose it is, how nice it is, which handler files to load.
+
+    `kin`: processes above `parent` that a campaign's crash takes along.
+    """
+
+    parent: int
+    niceness: int
+    files: tuple[str, ...]
+    kin: tuple[int, ...] = ()
+
+
+class Task(NamedTuple):
+    """A frame to a worker: call this function of this module for that handler, by that clock."""
+
+    module: str
+    name: str
+    arguments: tuple[Any, ...]
+    scope: str
+    clock: Clock
+
+
+class Progress(NamedTuple):
+    """A frame from a worker: so many bytes of so many are done."""
+
+    done: int
+    total: int
+
+
+class Returned(NamedTuple):
+    """A frame from a worker: the task's result. It is the last one of that task."""
+
+    value: Any
+
+
+class Raised(NamedTuple):
+    """A frame from a worker: what the task raised, and its traceback. The last one as well."""
+
+    error: Exception
+    trace: str
+
+
+def command() -> list[str]:
+    """The command that starts a worker; what is imported here can be imported there."""
+    return [sys.executable, "-c", _BOOT.format(path=sys.path), "caxev worker"]
+
+
+def frame(message: object) -> bytes:
+    """A message as it goes over a pipe."""
+    body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    return HEADER.pack(len(body)) + body
+
+
+def main() -> NoReturn:
+    """Serve tasks until standard input ends. Never returns."""
+    requests, replies = _take_pipes()
+    os.umask(0o022)  # copies are for others to read, whoever started us
+    # Ctrl-C and systemd's SIGTERM may reach every process of a service, but when to stop is for
+    # the listener to say. Unlike SIG_IGN a handler is not passed on to programs that a job starts.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
+    begin_relayed()
+    files = _settle(_next_frame(requests))
+    tasks: SimpleQueue[bytes] = SimpleQueue()
+    Thread(target=_listen, args=(requests, tasks), daemon=True).start()
+    while True:
+        report = Reporter(replies)
+        report.last(_attempt(tasks.get(), files, report))
+
+
+def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Keep the pipes for frames alone: what a job prints goes to the log, by standard error."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return requests, replies
+
+
+def _settle(message: bytes) -> tuple[str, ...]:
+    setup: Setup = pickle.loads(message)  # noqa: S301  # from the process that started us
+    os.nice(setup.niceness)
+    if os.getppid() != setup.parent:
+        _die()
+    failpoints.die_with[:] = [*setup.kin, setup.parent]
+    return setup.files
+
+
+def _next_frame(stream: BinaryIO) -> bytes:
+    """The next message, still pickled. Dies at the end of the stream."""
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        _die()
+    (length,) = HEADER.unpack(header)
+    body = stream.read(length)
+    if len(body) < length:
+        _die()
+    return body
+
+
+def _listen(requests: BinaryIO, tasks: SimpleQueue[bytes]) -> None:
+    while True:
+        tasks.put(_next_frame(requests))
+
+
+def _die() -> NoReturn:
+    """End this process, and every program that its job has started."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+
+
+def _attempt(message: bytes, files: tuple[str, ...], report: Reporter) -> Returned | Raised:
+    try:
+        if files:
+            _load(files)
+        task: Task = pickle.loads(message)  # noqa: S301  # from the process that started us
+        return Returned(_run(task, report))
+    except BaseException as error:  # noqa: BLE001  # goes to whoever waits for the task
+        return _raised(error)
+    finally:
+        sys.stdout.flush()
+
+
+def _load(files: tuple[str, ...]) -> None:
+    from caxev.config import load_file  # only where it is needed: it takes time
+
+    for file in files:
+        load_file(file)
+
+
+def _run(task: Task, report: Callable[[int, int], None]) -> object:
+    failpoints.scope.set(task.scope)
+    clock.anchor, clock.ahead = task.clock.anchor, task.clock.ahead
+    function = attrgetter(task.name)(importlib.import_module(task.module))
+    from caxev.files.roots import steady  # not before it is needed: it takes time
+
+    with steady():
+        return function(*task.arguments, report=report)
+
+
+def _raised(error: BaseException) -> Raised:
+    return Raised(_portable(error), "".join(traceback.format_exception(error)))
+
+
+def _portable(error: BaseException) -> Exception:
+    """The error if it is an `Exception` that survives pickling, else its text."""
+    try:
+        copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # just made
+    except Exception:  # noqa: BLE001  # whatever a class's pickling may raise
+        copy = None
+    if isinstance(error, Exception) and type(copy) is type(error) and str(copy) == str(error):
+        return error
+    return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+class Reporter:
+    """Tells the listener of one task. A job's threads may call it side by side."""
+
+    def __init__(self, replies: BinaryIO) -> None:
+        self._replies = replies
+        self._lock = Lock()
+        self._told = 0.0
+        self._untold: Progress | None = None
+        self._over = False
+
+    def __call__(self, done: int, total: int) -> None:
+        """Tell of progress, if it is not too soon; the latest is told at the end at the latest."""
+        with self._lock:
+            self._untold = Progress(done, total)
+            if not self._over and monotonic() - self._told >= PROGRESS_EVERY:
+                self._tell()
+
+    def last(self, outcome: Returned | Raised) -> None:
+        """Tell how it ended. Reports by threads that the job has left behind are not told."""
+        try:
+            message = frame(outcome)
+        except Exception as error:  # noqa: BLE001  # whatever a class's pickling may raise
+            why = f"what the job returned cannot be pickled: {error}"
+            message = frame(Raised(TypeError(why), ""))
+        with self._lock:
+            if self._untold is not None:
+                self._tell()
+            self._over = True
+            self._write(message)
+
+    def _tell(self) -> None:
+        self._write(frame(self._untold))
+        self._told, self._untold = monotonic(), None
+
+    def _write(self, message: bytes) -> None:
+        rest = memoryview(message)
+        try:
+            while rest:
+                rest = rest[self._replies.write(rest) :]
+        except BrokenPipeError:
+            _die()

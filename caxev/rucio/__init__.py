@@ -1,0 +1,80 @@
+"""The catalogue of replicas: Rucio.
+
+`names` says what a run's data is called in it, `rules` which replicas are wanted where, `files`
+what a file must be; these are pure or look at this disk alone. `client` is the only module that
+knows Rucio's library; its functions run in worker processes. `handlers.rucio` and ``caxev rucio``
+put them together.
+"""
+
+from caxev.rucio.client import (
+    Download,
+    Found,
+    Settlement,
+    Upload,
+    Verdict,
+    check,
+    datasets,
+    declare_bad,
+    download,
+    files_of,
+    give_up,
+    look,
+    missing,
+    read_copy,
+    settle,
+    upload,
+    verify,
+)
+from caxev.rucio.errors import OverQuota
+from caxev.rucio.files import Checked, Digested, stored_as
+from caxev.rucio.names import Did, Names, names_of, taken_at
+from caxev.rucio.rules import (
+    ENDED,
+    Changes,
+    Rule,
+    Standing,
+    Wanted,
+    Wishes,
+    changes,
+    load_rules,
+    source_of,
+    wishes_for,
+)
+
+__all__ = [
+    "ENDED",
+    "Changes",
+    "Checked",
+    "Did",
+    "Digested",
+    "Download",
+    "Found",
+    "Names",
+    "OverQuota",
+    "Rule",
+    "Settlement",
+    "Standing",
+    "Upload",
+    "Verdict",
+    "Wanted",
+    "Wishes",
+    "changes",
+    "check",
+    "datasets",
+    "declare_bad",
+    "download",
+    "files_of",
+    "give_up",
+    "load_rules",
+    "look",
+    "missing",
+    "names_of",
+    "read_copy",
+    "settle",
+    "source_of",
+    "stored_as",
+    "taken_at",
+    "upload",
+    "verify",
+    "wishes_for",
+]

@@ -1,0 +1,149 @@
+"""Takes the messages of a catalogue: Rucio's hermes posts them, and what they name is looked at.
+
+Rucio has no change stream. Its daemon hermes delivers, among others by plain HTTP (its service
+``elastic``), that a rule has become OK. `daemon` runs `Messages.serve` where the catalogue's
+``rucio.messages`` names an address: each dataset of a message is then looked at by the site that
+looks after it. A message is taken for no more than word to look; the catalogue is asked. It is
+answered once that stands in the database, so that hermes delivers it again where it got lost.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import partial
+from itertools import count
+from random import random
+from typing import Final
+
+import trio
+from attrs import define
+from loguru import logger
+
+from caxev.config import Site, Sites
+from caxev.copies.deletion import keeper
+from caxev.core.clock import utcnow
+from caxev.core.ledger import delay
+from caxev.core.model import TRANSFERRED, RunId
+from caxev.database import Database, DatabaseError, Request
+from caxev.http_server import Quiet, SmallServer
+
+LONGEST: Final = 16 << 20
+"""Bytes of a post that are read; hermes sends a thousand messages of some hundred bytes."""
+
+
+def datasets_in(body: bytes) -> Iterator[str]:
+    """The datasets whose rules the messages of a post tell of: ``scope:name``, each once."""
+    found: dict[str, None] = {}
+    for line in body.splitlines():
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        payload = message.get("payload") if isinstance(message, Mapping) else None
+        if not isinstance(payload, Mapping) or not payload.get("rule_id"):
+            continue
+        scope, name = payload.get("scope"), payload.get("name")
+        if isinstance(scope, str) and isinstance(name, str):
+            found[f"{scope}:{name}"] = None
+    yield from found
+
+
+@define(eq=False)
+class Messages:
+    """What the catalogues that `site` brings data to send it."""
+
+    database: Database
+    site: Site
+    sites: Sites
+    by: str
+
+    @property
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """Where messages of each catalogue are taken, by its name."""
+        found = [one for name in self.site.upload_options if (one := self.sites.find(name))]
+        return {one.name: one.rucio.messages for one in found if one.rucio.messages}
+
+    async def serve(self) -> None:
+        """Take messages until cancelled. An address that cannot be had is tried again."""
+        async with trio.open_nursery() as nursery:
+            for name, address in self.addresses.items():
+                nursery.start_soon(self._serve_at, name, address)
+
+    async def _serve_at(self, name: str, address: tuple[str, int]) -> None:
+        server = await self._opened(name, address)
+        server.begin()
+        logger.info("takes messages of {} at {}:{}", name, *server.server_address[:2])
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(server.close)
+
+    async def _opened(self, name: str, address: tuple[str, int]) -> _Server:
+        token = trio.lowlevel.current_trio_token()
+        for attempt in count(1):
+            try:
+                return _Server(address, partial(self._take, name), token)
+            except OSError as error:
+                wait = delay(attempt, random())  # noqa: S311  # not for secrets
+                told = "messages of {} cannot be taken at {}:{}: {}; tried again in {:.0f} s"
+                logger.error(told, name, *address, error, wait)
+            await trio.sleep(wait)
+        raise AssertionError
+
+    async def _take(self, name: str, body: bytes) -> None:
+        """Have the datasets of a post looked at. Raises `DatabaseError`."""
+        places = [*datasets_in(body)]
+        wanted: dict[str, list[RunId]] = {}
+        for run in await self.database.located([name], places) if places else ():
+            for one in run.copies:
+                if one.host == name and one.status == TRANSFERRED and one.location in places:
+                    wanted.setdefault(keeper(one, self.sites) or self.site.name, []).append(run.id)
+        for who, runs in wanted.items():
+            request = Request("replay", tuple(runs), handler="rucio_rules", force=True)
+            await self.database.add_request(who, request, self.by, utcnow())
+        if wanted:
+            logger.info("{} tells of {} datasets", name, sum(map(len, wanted.values())))
+
+
+class _Server(SmallServer):
+    """Serves one address; what was posted is taken in trio."""
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        take: Callable[[bytes], Awaitable[None]],
+        token: trio.lowlevel.TrioToken,
+    ) -> None:
+        self.take = take
+        self.token = token
+        self.context = contextvars.copy_context()  # the way to the database is in it
+        super().__init__(address, _Post)
+
+
+class _Post(Quiet):
+    """One request: a POST with the messages, a line each."""
+
+    server: _Server
+
+    def do_POST(self) -> None:  # noqa: N802  # the base's own name
+        try:
+            length = int(self.headers.get("Content-Length", ""))
+        except ValueError:
+            length = -1
+        if not 0 <= length <= LONGEST:
+            self.answer(413 if length > LONGEST else 400)
+            return
+        body = self.rfile.read(length)
+        if len(body) < length:
+            return  # the sender has left, or was let go
+        try:
+            take = partial(trio.from_thread.run, self.server.take, body)
+            self.server.context.copy().run(partial(take, trio_token=self.server.token))
+        except (DatabaseError, trio.RunFinishedError, trio.Cancelled) as error:
+            logger.debug("messages are to be sent again: {}", error)
+            self.answer(503)
+        else:
+            self.answer(200)

@@ -1,0 +1,95 @@
+"""Has a catalogue's rule file applied to the runs that are there already, once it has changed.
+
+`daemon` runs `RuleFiles.follow` beside the watcher. The file is looked at, never the database: what
+was applied last stands in the site's record, so that a change while nobody listened is found, too.
+A change makes requests as ``caxev rucio rules --apply`` makes them; asked for twice, it is
+done once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+import trio
+from attrs import define, field
+from loguru import logger
+
+from caxev.config import ConfigError, Site, Sites
+from caxev.core.clock import utcnow
+from caxev.core.model import TRANSFERRED
+from caxev.database import Database, DatabaseError, Request, Selection, Tenure, passing
+from caxev.limited import CONFIGURATION, read_limited
+from caxev.rucio import load_rules
+
+EVERY: Final = 30.0
+"""Seconds between two looks at the files."""
+HANDLER: Final = "rucio_rules"
+
+
+@define(eq=False)
+class RuleFiles:
+    """The rule files of the catalogues that this site brings data to, and so looks after."""
+
+    database: Database
+    tenure: Tenure
+    site: Site
+    sites: Sites
+    _seen: dict[str, tuple[int, int] | None] = field(init=False, factory=dict)
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """The rule file of each catalogue that has one, by the catalogue's name."""
+        found = [one for name in self.site.upload_options if (one := self.sites.find(name))]
+        return {one.name: Path(one.rucio.rules) for one in found if one.rucio.rules}
+
+    async def follow(self) -> None:
+        """Look at the files for ever. Raises `Deposed`."""
+        while True:
+            try:
+                await self.look()
+            except DatabaseError as error:
+                if not passing(error):
+                    raise
+                logger.debug("rule files wait for the database: {}", error)
+            await trio.sleep(EVERY)
+
+    async def look(self) -> None:
+        """Have those applied that are not as they were when they were applied last."""
+        for name, path in self.files.items():
+            seen = _seen(path)
+            if name in self._seen and seen == self._seen[name]:
+                continue
+            try:
+                load_rules(path)  # a file in error is not applied, but told
+                digest = blake2b(read_limited(path, CONFIGURATION), digest_size=8).hexdigest()
+            except (ConfigError, OSError) as error:
+                logger.error("the rules of {} stay as they were: {}", name, error)
+            else:
+                await self._apply(name, digest)
+            self._seen[name] = seen
+
+    async def _apply(self, name: str, digest: str) -> None:
+        record = await self.database.site_record(self.tenure.site)
+        applied = {} if record is None else dict(record.rules)
+        if applied.get(name) == digest:
+            return
+        runs, now = 0, utcnow()
+        async for page in self.database.pages(Selection(host=name, status=TRANSFERRED), now):
+            ids = tuple(run.id for run in page)
+            request = Request("replay", ids, handler=HANDLER, force=True)
+            await self.database.add_request(self.tenure.site, request, self.tenure.owner, now)
+            runs += len(page)
+        await self.database.rules_applied(self.tenure, {**applied, name: digest})
+        logger.info("the rule file of {} is new: {} runs are looked at", name, runs)
+
+
+def _seen(path: Path) -> tuple[int, int] | None:
+    """What changes with a file; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size

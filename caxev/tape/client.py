@@ -1,0 +1,163 @@
+"""Running an archive's client: no shell, no input, watched for signs of life, gone when we are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import IO, Final
+
+from caxev.core.errors import Denied, Retry
+from caxev.tape.base import Talk
+
+_LOOK_EVERY: Final = 1.0  # seconds
+_LONGEST: Final = 1 << 16
+MOST: Final = 64 << 20
+"""Characters that a client may write in all: some ten million tell of a hundred thousand files."""
+_SETPRIV: Final = shutil.which("setpriv")
+
+
+def converse(
+    command: Sequence[str],
+    talk: Talk,
+    *,
+    patience: float,
+    environment: Mapping[str, str],
+    directory: str,
+    asks: Callable[[str], bool],
+    progress: Callable[[], int] | None = None,
+) -> tuple[int, list[str]]:
+    """Run a client to its end; its exit status and the lines that it wrote.
+
+    All that it writes goes to `talk` as well. `progress` says how many bytes are done. Raises
+    `Retry` where there is no sign of life for `patience` seconds: no line, no byte read or written
+    by it, no progress; and where it `asks` for what nobody can answer: then it is killed, and so it
+    is when this ends in any way. Raises `GiveUp` where it is not installed.
+    """
+    talk.said.append(f"$ {' '.join(command)}")
+    process = _started(command, {**os.environ, **environment, "LC_ALL": "C"}, directory)
+    assert process.stdout is not None
+    with process:
+        try:
+            lines = _listen(
+                process,
+                process.stdout,
+                talk,
+                patience=patience,
+                asks=asks,
+                progress=progress,
+            )
+        except Retry as error:
+            talk.said.append(f"killed: {error}")
+            raise
+        finally:
+            process.kill()  # once it has ended that does nothing
+    talk.said.append(f"return code {process.returncode}")
+    return process.returncode, lines
+
+
+def _started(
+    command: Sequence[str], environment: Mapping[str, str], directory: str
+) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(  # noqa: S603  # an argument list, no shell
+            _bound(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=directory,
+        )
+    except OSError as exc:
+        raise Denied(f"{command[0]} cannot be started: {exc.strerror}") from exc
+
+
+def _bound(command: Sequence[str]) -> list[str]:
+    """The command, so that it dies with this process however that is killed."""
+    if shutil.which(command[0]) is None:
+        raise Denied(f"{command[0]} is not installed here")
+    return [_SETPRIV, "--pdeathsig", "KILL", "--", *command] if _SETPRIV else [*command]
+
+
+def _listen(
+    process: subprocess.Popen[bytes],
+    output: IO[bytes],
+    talk: Talk,
+    *,
+    patience: float,
+    asks: Callable[[str], bool],
+    progress: Callable[[], int] | None,
+) -> list[str]:
+    heard: SimpleQueue[str | None] = SimpleQueue()
+    Thread(target=_read, args=(output, heard), daemon=True).start()
+    lines: list[str] = []
+    written = 0
+    last_sign, last_look, signs = time.monotonic(), 0.0, (0, 0)
+    while True:
+        try:
+            line = heard.get(timeout=_LOOK_EVERY)
+        except Empty:
+            pass
+        else:
+            if line is None:
+                process.wait()
+                return lines
+            written += len(line)
+            if written > MOST:
+                raise Retry(f"{_name(process)} writes without end: more than {MOST:,} characters")
+            lines.append(line)
+            talk.said.append(line)
+            last_sign = time.monotonic()
+            if asks(line):
+                raise Retry(f"{_name(process)} asks a question, which nobody can answer: {line}")
+        now = time.monotonic()
+        if now < last_look + _LOOK_EVERY:
+            continue
+        last_look = now
+        seen = (_bytes_moved(process.pid), progress() if progress else 0)
+        if seen != signs:
+            signs, last_sign = seen, now
+        if now > last_sign + patience:
+            raise Retry(
+                f"{_name(process)} gave no sign of life for {patience:.0f} s{_after(lines)}"
+            )
+        talk.at(max(talk.done, seen[1]))
+
+
+def _read(output: IO[bytes], heard: SimpleQueue[str | None]) -> None:
+    """Hand on each line, and None at the end; no more once it is too much."""
+    written = 0
+    try:
+        while (line := output.readline(_LONGEST)) and written <= MOST:
+            # Progress is drawn over itself on a terminal: what came last counts.
+            text = line.decode(errors="surrogateescape").rstrip("\r\n").rpartition("\r")[2]
+            heard.put(text)
+            written += len(text)
+    except (OSError, ValueError):
+        pass  # closed: the client was killed
+    heard.put(None)
+
+
+def _name(process: subprocess.Popen[bytes]) -> str:
+    words = [str(word) for word in process.args if not isinstance(word, int)]  # type: ignore[union-attr]
+    return os.path.basename(words[words.index("--") + 1] if "--" in words else words[0])
+
+
+def _after(lines: Sequence[str]) -> str:
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"; it said last: {last}" if last else ""
+
+
+def _bytes_moved(pid: int) -> int:
+    """Bytes that it has read and written in all; 0 where the system does not say."""
+    try:
+        text = Path(f"/proc/{pid}/io").read_text("ascii")
+        rows = dict(line.split(": ", 1) for line in text.splitlines())
+        return int(rows["rchar"]) + int(rows["wchar"])
+    except (OSError, ValueError, KeyError):
+        return 0

@@ -1,0 +1,314 @@
+"""What ``dsmc`` writes, read into facts; and whether these facts are a success. Pure.
+
+`tsm` collects a run of the client and asks here. Formats vary by version, and output may end
+anywhere, so nothing counts as a success unless everything says so: the return code, the messages,
+the counts at the end, the last line of these, and the order of it all. A line that is not
+understood, once the work has begun, makes it none.
+
+Samples are in tests/dsmc_samples.py. IBM's return codes: 0 all is well; 4 some files were left out;
+8 a warning at least; 12 an error at least. A query that finds nothing ends with 8 and ANS1092W.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
+
+from attrs import frozen
+
+from caxev.tape.base import Stored
+
+_MESSAGE: Final = re.compile(r"\b(AN\w\d{4}\w)\b[\s:]*(.*)")
+_TOTAL: Final = re.compile(r"Total number of (?:objects )?([a-z ]+):\s*(\S.*)")
+_COUNT: Final = re.compile(r"\d{1,3}(?:,\d{3})*|\d+")
+_ENTRY: Final = re.compile(
+    r"\s*(\d{1,3}(?:,\d{3})*|\d+)\s+B\s+(\S+\s+\d{1,2}:\d{2}:\d{2}(?: [AP]M)?)\s+(\S+)\s+([AI])"
+    r"(?:\s+(/.*))?"
+)
+_SENT: Final = re.compile(r"Normal File-->\s+([\d,]+) .*\[Sent\]")
+_FILE: Final = re.compile(
+    r"(?:Restoring\s|(?:Retry # ?\d+\s+)?(?:[A-Z][A-Za-z]* (?:File|Link)|[A-Z][a-z]+)-->).*"
+)
+_FILE_DONE: Final = re.compile(r".*(?:\[Sent\]|\[Done\]|\sChanged)")
+_MESSAGE_DONE: Final = re.compile(r".*[.*]")
+_FIGURE: Final = re.compile(
+    r"([A-Z][A-Za-z -]*):\s+[\d,.:]+\s*(?:%|sec|B|[KMGTP]B(?:/sec)?|[KMGTP]?B/sec)?"
+)
+_INTERRUPTED: Final = re.compile(r"processing interrupted", re.IGNORECASE)
+_ELAPSED: Final = re.compile(r"Elapsed processing time:\s+\d+:\d{2}:\d{2}")
+_COLUMNS: Final = re.compile(r"\s*Size\s+Backup Date\s+Mgmt Class\s+A/I\s+File")
+_RULE: Final = re.compile(r"\s*-+(?:\s+-+)+\s*")
+_DETAIL: Final = re.compile(r"\s+(?:Modified|Compression Type|Encryption Type|Media Class):?\s.*")
+_PATH: Final = re.compile(r"\s+(/.*)")
+_ROW: Final = re.compile(r"([A-Z][A-Za-z ]*[a-z])\.+: (.+)")
+_QUESTION: Final = re.compile(r"--- User Action is Required ---|Action \[[^\]]*\] :")
+_HARMLESS: Final = frozenset({"ANS1278W"})
+"""Warnings that say nothing about what was backed up or restored."""
+NOTHING_FOUND: Final = "ANS1092W"
+OK, LEFT_OUT, WARNING = 0, 4, 8
+
+
+@frozen
+class Message:
+    """One of the client's messages: its code, as ``ANS1029E``, and its text, on one line."""
+
+    code: str
+    text: str
+
+    @property
+    def severity(self) -> str:
+        """``I``, ``W``, ``E`` or ``S``; any other letter counts as worse than these."""
+        return self.code[-1]
+
+    @property
+    def is_trouble(self) -> bool:
+        return self.severity != "I" and self.code not in _HARMLESS
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.text}".strip()
+
+
+@frozen
+class Said:
+    """One run of the client: its return code, and what it wrote.
+
+    `status` is negative where a signal ended it. `totals` are the counts by their names, such as
+    ``failed``. `ended`: the counts' last line is there.
+    """
+
+    status: int
+    lines: tuple[str, ...]
+    messages: tuple[Message, ...]
+    totals: Mapping[str, int]
+    ended: bool
+
+    @classmethod
+    def of(cls, status: int, lines: Iterable[str]) -> Said:
+        """Read what was written. Any text is understood as far as it goes."""
+        kept = tuple(line.rstrip() for line in lines)
+        last = [line for line in kept if line]
+        return cls(
+            status,
+            kept,
+            tuple(_messages(kept)),
+            dict(_totals(kept)),
+            bool(last) and _ELAPSED.fullmatch(last[-1]) is not None,
+        )
+
+    @property
+    def trouble(self) -> Message | None:
+        """The worst of the messages that are no mere information, the first of several such."""
+        found = [message for message in self.messages if message.is_trouble]
+        return max(found, key=lambda one: "WES".find(one.severity) % 4, default=None)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it says that it was broken off."""
+        return any(_INTERRUPTED.search(line) for line in self.lines)
+
+    @property
+    def ending(self) -> str:
+        """How it ended, for people: the worst message, and the return code."""
+        how = (
+            f"return code {self.status}" if self.status >= 0 else f"ended by signal {-self.status}"
+        )
+        return f"{self.trouble} ({how})" if self.trouble else how
+
+
+def asks(line: str) -> bool:
+    """Whether the client asks a question there, and would wait for the answer for ever."""
+    return _QUESTION.search(line) is not None
+
+
+def _messages(lines: Iterable[str]) -> Iterator[Message]:
+    """Every message with the lines that it was wrapped into, whatever stands before its code."""
+    code, text = "", ""
+    for line in lines:
+        match = None if _names_a_file(line) else _MESSAGE.search(line)
+        if match is None and line.strip() and code and not _begins(line):
+            text += f" {line.strip()}"
+            continue
+        if code:
+            yield Message(code, text.strip())
+        code, text = match.groups() if match else ("", "")
+    if code:
+        yield Message(code, text.strip())
+
+
+def _names_a_file(line: str) -> bool:
+    """Whether a code in a line would be part of a file's name."""
+    return any(known.fullmatch(line) for known in (_FILE, _ENTRY, _PATH))
+
+
+def _begins(line: str) -> bool:
+    """Whether a line is the beginning of something else than the rest of a message."""
+    known = ("Total ", "Elapsed ", "Successful ", "Restore processing", "Incremental backup")
+    other = line.startswith((*known, "Object skipped")) or _INTERRUPTED.search(line) is not None
+    return other or _FILE.fullmatch(line) is not None or _ENTRY.fullmatch(line) is not None
+
+
+def _totals(lines: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """The counts. One that is no number is left out, and so not there."""
+    for line in lines:
+        match = _TOTAL.fullmatch(line)
+        if match is not None and _COUNT.fullmatch(match[2]):
+            yield match[1], int(match[2].replace(",", ""))
+
+
+def bytes_sent(lines: Iterable[str]) -> int:
+    """How many bytes a backup that runs says to have sent by now, by its lines for each file."""
+    found = (_SENT.search(line) for line in lines)
+    return sum(int(match[1].replace(",", "")) for match in found if match)
+
+
+# -- verdicts -----------------------------------------------------------------------------------
+
+
+def backup_problem(said: Said, files: int) -> str | None:
+    """Say why this is no successful backup of so many files; None where it is one."""
+    begin, done = "Incremental backup of volume ", "Successful incremental backup of "
+    if (why := _common(said, ("inspected", "backed up", "failed"), begin, done)) is not None:
+        return why
+    if said.totals["inspected"] < files:
+        return f"dsmc inspected {said.totals['inspected']} objects of {files}"
+    return None
+
+
+def restore_problem(said: Said, files: int) -> str | None:
+    """Say why this is no successful restore of so many files; None where it is one."""
+    begin, done = "Restore function invoked.", "Restore processing finished."
+    if (why := _common(said, ("restored", "failed"), begin, done)) is not None:
+        return why
+    if said.totals["restored"] < files:
+        return f"dsmc restored {said.totals['restored']} objects of {files}"
+    return None
+
+
+def _common(said: Said, wanted: Sequence[str], begin: str, done: str) -> str | None:
+    if said.trouble is not None or said.status not in (OK, WARNING):
+        return f"dsmc: {said.ending}"
+    if said.interrupted:
+        return f"dsmc was interrupted ({said.ending})"
+    if said.status == WARNING and not any(one.code in _HARMLESS for one in said.messages):
+        return f"dsmc warns of something that it does not name ({said.ending})"
+    missing = [name for name in wanted if name not in said.totals]
+    if missing or not said.ended:
+        return f"dsmc's output breaks off: no {missing[0] if missing else 'end of the counts'}"
+    if said.totals["failed"]:
+        return f"dsmc: {said.totals['failed']} objects failed ({said.ending})"
+    return _out_of_order(said.lines, begin, done)
+
+
+def _out_of_order(lines: Sequence[str], begin: str, done: str) -> str | None:
+    """Say what stands where it should not, or is not understood; None where all is in order.
+
+    First `begin`, then files, then `done`, then the figures, each once; messages anywhere. What
+    stands before `begin` is the client's greeting, which is another in each version.
+    """
+    awaited, kinds = [begin, done], {"file"}
+    figures: set[str] = set()
+    unfinished: re.Pattern[str] | None = None  # what the rest of a wrapped line ends with
+    for line in filter(None, lines):
+        kind = _kind(line)
+        if unfinished and kind == "other" and not line.startswith((begin, done)):
+            unfinished = None if unfinished.fullmatch(line) else unfinished
+        elif unfinished is _FILE_DONE:
+            return f"dsmc does not say what became of the file before {line!r}"
+        elif awaited and line.startswith(awaited[0]):
+            del awaited[0]
+            kinds = {"file"} if awaited else {"figure"}
+            unfinished = None
+        elif kind == "message" or (kind in kinds and len(awaited) < len((begin, done))):
+            end = _FILE_DONE if kind == "file" else _MESSAGE_DONE
+            unfinished = None if kind == "figure" or end.fullmatch(line) else end
+            if (name := line.partition(":")[0]) in figures:
+                return f"dsmc's counts have {name!r} twice"
+            figures |= {name} if kind == "figure" else set()
+        elif len(awaited) < len((begin, done)) or kind != "other":
+            return f"dsmc wrote a line that is not understood there: {line!r}"
+    if awaited:
+        return f"dsmc does not say {awaited[0].strip()!r}"
+    return None
+
+
+def _kind(line: str) -> str:
+    """What a line is about: a ``file``, a ``figure``, a ``message``, or something ``other``."""
+    if _FILE.fullmatch(line):
+        return "file"
+    if _FIGURE.fullmatch(line):
+        return "figure"
+    return "message" if _MESSAGE.search(line) and not _names_a_file(line) else "other"
+
+
+def session(said: Said) -> str:
+    """Say in a line which server answered ``query session``.
+
+    Raises ValueError, saying why, where none did.
+    """
+    if said.status != OK or said.trouble is not None:
+        raise ValueError(f"dsmc: {said.ending}")
+    found = filter(None, map(_ROW.fullmatch, said.lines))
+    rows = {match[1]: match[2] for match in found}
+    wanted = ("Home Server Name", "Server Version", "Node Name")
+    missing = [name for name in wanted if name not in rows]
+    if missing:
+        raise ValueError(f"dsmc's output breaks off: no {missing[0]}")
+    return ", ".join(f"{name} {rows[name]}" for name in wanted)
+
+
+def listing(said: Said) -> list[tuple[str, Stored]]:
+    """The objects that ``query backup`` has listed: directory and file, the newest of each alone.
+
+    Raises ValueError, saying why, where that is no whole list.
+    """
+    codes = {message.code for message in said.messages if message.is_trouble}
+    if said.status == WARNING and codes == {NOTHING_FOUND}:
+        return []
+    if said.status != OK or said.trouble is not None:
+        raise ValueError(f"dsmc: {said.ending}")
+    newest: dict[str, tuple[str, Stored]] = {}
+    for path, active, stored in _entries(said.lines):
+        # By the order of the list where both are inactive: dsmc lists newer versions first.
+        if path not in newest or active:
+            newest[path] = (path.rpartition("/")[0], stored)
+    if not newest:
+        raise ValueError("dsmc's list is empty, and it does not say so")
+    return list(newest.values())
+
+
+def _entries(lines: Sequence[str]) -> Iterator[tuple[str, bool, Stored]]:
+    rest = _below_heading(lines)
+    pending: re.Match[str] | None = None
+    for line in rest:
+        wrapped = _PATH.fullmatch(line) if pending else None
+        entry = None if wrapped else _ENTRY.fullmatch(line)
+        if pending is not None and wrapped is not None:
+            yield _entry(pending, wrapped[1])
+            pending = None
+        elif pending is not None:
+            raise ValueError(f"dsmc's list breaks off: no name before {line!r}")
+        elif entry is not None and entry[5] is None:
+            pending = entry
+        elif entry is not None:
+            yield _entry(entry, entry[5])
+        elif line and not (_RULE.fullmatch(line) or _DETAIL.fullmatch(line)):
+            raise ValueError(f"dsmc's list has a line that is not understood: {line!r}")
+    if pending is not None:
+        raise ValueError("dsmc's list breaks off: the last object has no name")
+
+
+def _below_heading(lines: Sequence[str]) -> Iterator[str]:
+    rest = iter(lines)
+    for line in rest:
+        if _COLUMNS.fullmatch(line):
+            return rest
+        if _ENTRY.fullmatch(line):
+            raise ValueError(f"dsmc's list is out of order: {line!r} is before its heading")
+    raise ValueError("dsmc's list has no heading")
+
+
+def _entry(match: re.Match[str], path: str) -> tuple[str, bool, Stored]:
+    size = int(match[1].replace(",", ""))
+    name = path.rpartition("/")[2]
+    return path, match[4] == "A", Stored(name, size, " ".join(match[2].split()))

@@ -1,0 +1,166 @@
+"""What is to go to tape, as an archive's client wants to have it: one flat directory.
+
+Each file is named ``<run>_<file>``, as cax named it, so that what a tape gives says whose it is.
+The bytes are those of the source: hard links to it or, where that cannot be, shared blocks, or a
+copy.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Final
+
+from caxev import failpoints
+from caxev.core.errors import GiveUp, Retry
+from caxev.files import Item, Manifest, link_file, local, open_resolved, printable, shown, writing
+from caxev.tape.base import Stored, Talk
+
+_FICLONE: Final = 0x40049409
+_CANNOT: Final = {
+    errno.EXDEV,
+    errno.EOPNOTSUPP,
+    errno.ENOTTY,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EPERM,
+    errno.EMLINK,
+}
+_UNFINISHED: Final = ".caxev-part-"
+
+
+def name_on_tape(run: str, path: bytes) -> str:
+    """What a run's file is called on tape. Raises `GiveUp` for what a client cannot be told."""
+    try:
+        name = path.decode()
+    except UnicodeDecodeError:
+        name = "\n"
+    if not name.isprintable() or "/" in name or "/" in run:
+        raise GiveUp(f"{printable(path)} has a name that no tape client can be told of")
+    return f"{run}_{name}"
+
+
+def name_off_tape(run: str, name: str) -> bytes:
+    """The inverse of `name_on_tape`. Raises `GiveUp` for a name that is not of that run."""
+    prefix = f"{run}_"
+    if not name.startswith(prefix) or name == prefix or "/" in name:
+        raise GiveUp(f"the archive holds {printable(name.encode())}, which is not of {run}")
+    return name.removeprefix(prefix).encode()
+
+
+def fit_for_tape(manifest: Manifest) -> str | None:
+    """Say why data does not go to tape; None where it does: flat, not empty, no two files alike.
+
+    Two files alike are a sign of a broken run: its DAQ has written one file twice.
+    """
+    others = [item for item in manifest.items if item.kind != "file"]
+    if others:
+        return f"it is not flat: {printable(others[0].path)} is a {_KINDS[others[0].kind]}"
+    if not manifest.items:
+        return "it holds no file"
+    if manifest.items[0].path == b"":
+        return "it is a file, not a directory"
+    alike = _alike(manifest.items)
+    if alike:
+        return f"{' and '.join(printable(path) for path in alike[:2])} are alike"
+    return None
+
+
+_KINDS: Final = {"dir": "directory", "link": "link"}
+
+
+def _alike(items: Sequence[Item]) -> list[bytes]:
+    digests = Counter((item.size, item.blake3) for item in items)
+    twice = next((digest for digest, times in digests.items() if times > 1), None)
+    return [item.path for item in items if (item.size, item.blake3) == twice]
+
+
+def on_tape(run: str, manifest: Manifest) -> list[Stored]:
+    """The files of a manifest as they are called on tape."""
+    return [Stored(name_on_tape(run, item.path), item.size) for item in manifest.files]
+
+
+def stage(source: str, staged: str, names: Mapping[str, str], talk: Talk) -> None:
+    """Make `staged` hold the files of `source` under their new names (new: old), and no others.
+
+    What is there already is kept where it is the same file, or a copy of its size and time. Held
+    for us alone meanwhile. Raises `Retry` for what the disk refuses.
+    """
+    top = os.fsencode(staged)
+    with local(top, "stage"), writing(staged, directory=True):
+        for name in set(os.listdir(staged)) - names.keys():
+            _take_away(os.path.join(staged, name))
+        done = 0
+        for new, old in names.items():
+            done += _place(os.path.join(source, old), os.path.join(staged, new))
+            talk.at(done)
+        failpoints.point("tape.staged")
+
+
+def _place(old: str, new: str) -> int:
+    """Make `new` be what `old` is; its size in bytes."""
+    status = os.stat(old, follow_symlinks=False)
+    with suppress(FileNotFoundError):
+        there = os.stat(new, follow_symlinks=False)
+        same_time = (there.st_size, there.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+        if os.path.samestat(there, status) or same_time:
+            return status.st_size
+        _take_away(new)
+    failpoints.point("tape.link")
+    if not _tried(lambda: link_file(os.fsencode(old), os.fsencode(new))):
+        _copy(old, new, status)
+    failpoints.point("tape.link")
+    return status.st_size
+
+
+def _copy(old: str, new: str, status: os.stat_result) -> None:
+    directory, name = os.path.split(new)
+    unfinished = os.path.join(directory, _UNFINISHED + name)
+    descriptor = open_resolved(old, os.O_RDONLY)  # where others may write meanwhile
+    with os.fdopen(descriptor, "rb") as reading, open(unfinished, "wb") as writing_:
+        if not _tried(lambda: fcntl.ioctl(writing_.fileno(), _FICLONE, reading.fileno())):
+            shutil.copyfileobj(reading, writing_, 8 << 20)
+        writing_.flush()
+        os.fsync(writing_.fileno())
+        changed = os.fstat(descriptor).st_mtime_ns != status.st_mtime_ns
+    if changed:
+        raise Retry(f"{shown(old)} changed while it was staged")
+    os.utime(unfinished, ns=(status.st_atime_ns, status.st_mtime_ns))
+    failpoints.point("tape.copied")
+    os.rename(unfinished, new)
+
+
+def _tried(function: Callable[[], object]) -> bool:
+    """Call it; False where the kernel says that this is not for these files. Raises OSError."""
+    try:
+        function()
+    except OSError as exc:
+        if exc.errno in _CANNOT:
+            return False
+        raise
+    return True
+
+
+def _take_away(path: str) -> None:
+    if os.path.isdir(path) and not os.path.islink(path):
+        raise Retry(f"there is a directory in {shown(os.path.dirname(path))}, which is for staging")
+    failpoints.point("tape.unlink")
+    os.unlink(path)
+    failpoints.point("tape.unlink")
+
+
+def clear(path: str) -> None:
+    """Take away a directory that was filled for a client, if it is there. Repeatable."""
+    with local(os.fsencode(path), "remove"):
+        failpoints.point("tape.clear")
+        with suppress(FileNotFoundError):
+            for name in os.listdir(path):
+                _take_away(os.path.join(path, name))
+            failpoints.point("tape.rmdir")
+            os.rmdir(path)
+        failpoints.point("tape.clear")

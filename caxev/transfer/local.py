@@ -1,0 +1,253 @@
+"""Method ``local``: the other site is on this host, or on a file system that both share."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from attrs import define, field, frozen
+
+from caxev import failpoints
+from caxev.config import Site
+from caxev.core.errors import GiveUp
+from caxev.files import (
+    FILE_MODE,
+    Arrival,
+    Manifest,
+    Moved,
+    Piece,
+    Report,
+    check_expected,
+    confine,
+    digest_tree,
+    is_file,
+    join,
+    local,
+    look,
+    open_resolved,
+    printable,
+    shown,
+)
+from caxev.files.resolved import link, unlink
+from caxev.transfer.base import Route
+from caxev.transfer.local_side import Meter, changed, check_content, look_here
+
+_FICLONE: Final = 0x40049409
+_CHUNK: Final = 8 << 20
+_LEAST: Final = 64 << 10
+_CANNOT: Final = {
+    errno.EXDEV,
+    errno.EOPNOTSUPP,
+    errno.ENOTTY,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EPERM,
+    errno.EMLINK,
+}
+"""What the kernel says where a way of copying is not for these files."""
+
+
+class Local:
+    """Copies on one machine; see `caxev.transfer.base.Mover`.
+
+    Each file goes the cheapest way there is: sharing its blocks (reflink), where the site allows it
+    a hard link, a copy inside the kernel, reading and writing. What an earlier attempt has copied
+    is kept. A hard link keeps the mode of its source, and a copy of a single file is never one.
+    Sharing and linking move no bytes, so no limit slows them.
+    """
+
+    def pull(self, route: Route, *, report: Report) -> Moved:
+        """Copy from the other site's directory to ours."""
+        there = _Side(route.remote_path, route.there.roots)
+        return _copy(route, there, _Side(route.local_path, route.here.roots), report)
+
+    def push(self, route: Route, *, report: Report) -> Moved:
+        """Copy from our directory to the other site's."""
+        here = _Side(route.local_path, route.here.roots)
+        return _copy(route, here, _Side(route.remote_path, route.there.roots), report)
+
+    def manifest(self, route: Route, *, report: Report) -> Manifest:
+        """Read the copy in the other site's directory."""
+        path, _ = look_here(route.remote_path, route.there.roots)
+        return digest_tree(path, sha512=False, max_rate=route.max_rate, report=report)
+
+    def check(self, here: Site, there: Site) -> str:
+        """Say which of the site's directories are there. Raises `GiveUp` naming one that is not."""
+        del here
+        for root in there.roots:
+            if not os.path.isdir(root):
+                raise GiveUp(f"{shown(root)} of site {there.name!r} is not there")
+        return ", ".join(map(shown, there.roots)) or "no directories"
+
+
+@frozen
+class _Side:
+    path: str
+    roots: tuple[str, ...]
+
+
+def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
+    path, tree = look_here(source.path, source.roots)
+    check_expected(tree, route.expected, shown(path))
+    final = confine(target.path, target.roots)
+    arrival = Arrival(
+        final,
+        target.roots,
+        tree,
+        route.expected,
+        route.min_free,
+        again=route.again,
+        whole_files=True,
+        report=report,
+    )
+    meter = Meter.of(tree, report)
+    meter.guard = arrival.check_space
+    if arrival.stands():
+        return meter.moved(tree)
+    linking = route.there.hard_links and not is_file(tree)
+    with arrival.opened() as todo:
+        failpoints.point("files.prepare")
+        meter.left(todo)
+        copying = _Copying(os.fsencode(path), arrival.partial, _Pace(route.max_rate), meter)
+        own = [piece for piece in todo.pieces if not (linking and copying.link(piece))]
+        for piece in own:
+            copying.copy(piece)
+            failpoints.point("files.file")
+        arrival.finish(todo)
+        if look(path) != tree:
+            raise changed(shown(path))
+        check_content(os.fsdecode(arrival.partial), route.expected, shown(path))
+        arrival.publish()
+    return meter.moved(tree)
+
+
+@define
+class _Pace:
+    """Holds bytes back to a rate, in bytes a second; None: no limit."""
+
+    rate: float | None
+    _began: float = field(factory=time.monotonic)
+    _done: int = 0
+
+    @property
+    def chunk(self) -> int:
+        """Bytes to be moved at once, so that the rate is kept smoothly."""
+        return _CHUNK if self.rate is None else max(_LEAST, min(_CHUNK, int(self.rate / 4)))
+
+    def passed(self, count: int) -> None:
+        """Sleep until so many bytes more are due."""
+        self._done += count
+        if self.rate is not None:
+            time.sleep(max(0.0, self._began + self._done / self.rate - time.monotonic()))
+
+
+@frozen
+class _Copying:
+    """Brings the files of one tree over to a partial."""
+
+    source: bytes
+    target: bytes
+    pace: _Pace
+    meter: Meter
+
+    def link(self, piece: Piece) -> bool:
+        """Make a hard link of a file, where the file system can, and say whether it did."""
+        old, new = join(self.source, piece.file.path), join(self.target, piece.file.path)
+        if piece.left < piece.file.size:
+            return False  # half a copy: go on with it
+        with local(new, "write"):
+            with suppress(FileNotFoundError):
+                unlink(new)
+            linked = _tried(lambda: link(old, new))
+        if linked:
+            self.meter.shared(piece.left)
+        return linked
+
+    def copy(self, piece: Piece) -> None:
+        """Copy a stretch of a file. Raises `Retry`."""
+        old, new = join(self.source, piece.file.path), join(self.target, piece.file.path)
+        with (
+            local(new, "write"),
+            _opened(old, os.O_RDONLY | os.O_NONBLOCK) as reading,
+            _opened(new, os.O_WRONLY | os.O_CREAT) as writing,
+        ):
+            _sure_unchanged(reading, piece, old)
+            if not self._cloned(reading, writing, piece):
+                for descriptor in (reading, writing):
+                    os.lseek(descriptor, piece.start, os.SEEK_SET)
+                if self._bytes(reading, writing, piece.left) != piece.left:
+                    raise changed(printable(old))
+            os.utime(writing, ns=(piece.file.mtime_ns, piece.file.mtime_ns))
+            _sure_unchanged(reading, piece, old)
+
+    def _cloned(self, reading: int, writing: int, piece: Piece) -> bool:
+        """Share the blocks of one file with the other, where the file system can."""
+        cloned = _tried(lambda: fcntl.ioctl(writing, _FICLONE, reading))
+        if cloned:
+            self.meter.shared(piece.left)
+        return cloned
+
+    def _bytes(self, reading: int, writing: int, length: int) -> int:
+        """Copy `length` bytes, fewer where the file ends before; how many they were."""
+        done = 0
+        step = _in_kernel
+        while done < length:
+            count = step(reading, writing, min(self.pace.chunk, length - done))
+            if count is None:
+                step = _by_hand
+            elif count == 0:
+                break
+            else:
+                done += count
+                self.meter.add(count)
+                self.pace.passed(count)
+        return done
+
+
+@contextmanager
+def _opened(path: bytes, flags: int) -> Iterator[int]:
+    descriptor = open_resolved(path, flags, FILE_MODE)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _sure_unchanged(descriptor: int, piece: Piece, path: bytes) -> None:
+    status = os.fstat(descriptor)
+    if (status.st_size, status.st_mtime_ns) != (piece.file.size, piece.file.mtime_ns):
+        raise changed(printable(path))
+
+
+def _tried(function: Callable[[], object]) -> bool:
+    """Call it; False where the kernel says that this is not for these files. Raises OSError."""
+    try:
+        function()
+    except OSError as exc:
+        if exc.errno in _CANNOT:
+            return False
+        raise
+    return True
+
+
+def _in_kernel(reading: int, writing: int, length: int) -> int | None:
+    """Copy on from where both are; None where the kernel cannot for these two files."""
+    try:
+        return os.copy_file_range(reading, writing, length) or None
+    except OSError as exc:
+        if exc.errno in _CANNOT:
+            return None
+        raise
+
+
+def _by_hand(reading: int, writing: int, length: int) -> int | None:
+    block = os.read(reading, min(length, 1 << 20))
+    rest = memoryview(block)
+    while rest:
+        rest = rest[os.write(writing, rest) :]
+    return len(block)

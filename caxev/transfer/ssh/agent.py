@@ -1,0 +1,189 @@
+"""This end of a fast transfer: speaking with ``caxev receive`` at the far account."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import asyncssh
+from attrs import define, field
+from loguru import logger
+
+from caxev.core.errors import GiveUp, Retry
+from caxev.transfer import receive
+from caxev.transfer.ssh.endpoint import Endpoint
+
+_NOISE: Final = 64 << 10  # bytes that a login shell may write before
+_CHUNK: Final = 1 << 16
+_SHOWN: Final = 2000  # characters of them in a message
+_COMPLAINTS: Final = 64 << 10  # bytes of complaints that are kept, the last of them
+_PATIENCE: Final = 20.0  # seconds for the far end to say hello, or why it ended
+
+
+@define
+class Incoming:
+    """What a far end sends. It is not trusted to send any line end, or an end at all."""
+
+    stream: asyncssh.SSHReader[bytes]
+    _held: bytearray = field(factory=bytearray, init=False)
+
+    async def line(self, most: int) -> bytes:
+        """The next line, with its end; what there is of it at the end of all.
+
+        Raises ValueError if it is longer than `most` bytes.
+        """
+        while (end := self._held.find(b"\n")) < 0 and len(self._held) <= most:
+            some = await self.stream.read(_CHUNK)
+            if not some:
+                return self._take(len(self._held))
+            self._held += some
+        if not 0 <= end < most:
+            raise ValueError(f"a line of more than {most} bytes")
+        return self._take(end + 1)
+
+    async def exactly(self, count: int) -> bytes:
+        """So many bytes. Raises `asyncio.IncompleteReadError`."""
+        held = self._take(count)
+        return held + await self.stream.readexactly(count - len(held))
+
+    async def some(self, most: int) -> bytes:
+        """Some bytes; none at the end."""
+        return self._take(most) or await self.stream.read(most)
+
+    def _take(self, most: int) -> bytes:
+        taken = bytes(self._held[:most])
+        del self._held[:most]
+        return taken
+
+
+@define
+class Agent:
+    """A running ``caxev receive`` at `endpoint`."""
+
+    endpoint: Endpoint
+    process: asyncssh.SSHClientProcess[bytes]
+    incoming: Incoming = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.incoming = Incoming(self.process.stdout)
+
+    async def ask(self, **message: Any) -> None:
+        """Send a message."""
+        await self.write(receive.packed(message))
+
+    async def answer(
+        self, on_checking: Callable[[int, int], None] = lambda _done, _total: None
+    ) -> dict[str, Any]:
+        """The next message. Raises `Retry` or `GiveUp` as the far end says.
+
+        How far it is while it checks what it has already is passed on to `on_checking`, in bytes.
+        """
+        while "checking" in (message := await self._next()):
+            with shaped(self.endpoint):
+                on_checking(int(message["checking"]), int(message["total"]))
+        return message
+
+    async def _next(self) -> dict[str, Any]:
+        try:
+            length = receive.length(await self.incoming.line(receive.LINE))
+            message = json.loads(await self.incoming.exactly(length))
+        except receive.TooLong as exc:
+            raise GiveUp(f"{self.endpoint}: caxev receive announced {exc}") from exc
+        except (ValueError, RecursionError, asyncio.IncompleteReadError) as exc:
+            raise await self.why() from exc
+        if not isinstance(message, dict):
+            raise Retry(f"{self.endpoint}: caxev receive answered with a {type(message).__name__}")
+        return message
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes of files."""
+        try:
+            self.process.stdin.write(data)
+            await self.process.stdin.drain()
+        except OSError as exc:
+            raise await self.why() from exc
+
+    async def read(self, most: int) -> bytes:
+        """Some bytes of files, at least one."""
+        data = await self.incoming.some(most)
+        if not data:
+            raise await self.why()
+        return data
+
+    async def why(self) -> Retry | GiveUp:
+        """What the far end said when it ended."""
+        said = bytearray()
+        with suppress(TimeoutError, asyncssh.Error, OSError):
+            async with asyncio.timeout(_PATIENCE):
+                while len(said) < _COMPLAINTS and (some := await self.process.stderr.read(_CHUNK)):
+                    said += some
+        last = said.decode(errors="replace").strip().rpartition("\n")[2]
+        try:
+            error = json.loads(last)
+            return receive.error_of(
+                error["error"], f"{self.endpoint}: {str(error['why'])[:_SHOWN]}"
+            )
+        except (ValueError, KeyError, TypeError):
+            last = last[-_SHOWN:] or "without a word"
+            return Retry(f"{self.endpoint}: caxev receive ended there: {last}")
+
+
+@contextmanager
+def shaped(endpoint: Endpoint) -> Iterator[None]:
+    """Raise `GiveUp` if what a far end answers is not of the shape that it must have."""
+    try:
+        yield
+    except receive.MISSHAPEN as exc:
+        raise GiveUp(
+            f"{endpoint}: caxev receive answered in a wrong shape: {type(exc).__name__}: {exc}"
+        ) from exc
+
+
+async def agent_on(
+    connection: asyncssh.SSHClientConnection,
+    endpoint: Endpoint,
+    command: str,
+    request: Awaitable[Mapping[str, object]],
+) -> Agent | None:
+    """Start ``caxev receive`` over a connection; None where the account does not let us.
+
+    The request is sent as soon as it is known, so that its answer comes as soon as it can. Raises
+    what `request` does. Ends with the connection.
+    """
+    try:
+        process = await connection.create_process(f"{command} receive", encoding=None)
+    except asyncssh.ChannelOpenError as exc:
+        logger.warning("{} starts no caxev receive, so SFTP must do: {}", endpoint, exc.reason)
+        return None
+    said = receive.packed(await request)
+    with suppress(OSError):
+        process.stdin.write(said)
+    agent = Agent(endpoint, process)
+    try:
+        if await asyncio.wait_for(_greeted(agent.incoming), _PATIENCE):
+            return agent
+        why = str(await agent.why())
+    except TimeoutError:
+        why = f"{endpoint}: {command} receive does not say hello"
+    logger.warning("{}, so SFTP must do", why)
+    process.close()
+    return None
+
+
+async def _greeted(incoming: Incoming) -> bool:
+    """Whether it says hello, after whatever a login shell writes."""
+    left = _NOISE
+    while left > 0:
+        try:
+            line = await incoming.line(left)
+        except ValueError:
+            break
+        if line.endswith(receive.HELLO):
+            return True
+        if not line:
+            break
+        left -= len(line)
+    return False

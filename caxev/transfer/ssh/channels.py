@@ -1,0 +1,160 @@
+"""Ways for the bytes of files: what a thread can speak SFTP over by reading and writing.
+
+Either an `ssh` of our own, which is fast, or a channel of the connection that there is, which costs
+next to nothing to open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import socket
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, Protocol
+
+import asyncssh
+
+from caxev.tails import Tail
+from caxev.transfer.ssh.sftp import Sftp
+
+_PIPE: Final = 1 << 20  # bytes
+_F_SETPIPE_SZ: Final = 1031
+_TAIL: Final = 1 << 10  # bytes of what a program complained that are kept
+
+
+class Line(Protocol):
+    """A way to an SFTP server at the far end, which is greeted already."""
+
+    sftp: Sftp
+
+    def halt(self) -> None:
+        """End it at once: whoever waits for the other side is told that it is lost."""
+
+    def close(self) -> None:
+        """Let it go. Nobody uses it then."""
+
+    def why(self) -> str:
+        """Why it has ended, on one line."""
+
+
+class Program:
+    """A program that is at the far end of its standard input and output: see `Line`."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Start it. Raises OSError."""
+        self._process = subprocess.Popen(  # noqa: S603  # an argument list, no shell
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._complaints = Tail(self._process.stderr, _TAIL)
+        self._pipes = (self._process.stdout, self._process.stdin, self._process.stderr)
+        for pipe in self._pipes[:2]:
+            with suppress(OSError):
+                fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE)
+        self.sftp = Sftp(self._pipes[0].fileno(), self._pipes[1].fileno())
+        self.sftp.hello()
+
+    def halt(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """Let it go."""
+        self._process.kill()
+        for pipe in self._pipes:
+            pipe.close()
+        self._process.wait()
+
+    def why(self) -> str:
+        """What it said at last."""
+        said = self._complaints.text().strip()
+        return " ".join(said.rpartition("\n")[2].split()) or "without a word"
+
+
+class _Here(asyncio.Protocol):
+    """Hands what a thread writes to its socket to the channel."""
+
+    def __init__(self, channel: asyncssh.SSHClientChannel[bytes]) -> None:
+        self._channel = channel
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.set_write_buffer_limits(_PIPE)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._channel.write(data)
+
+    def pause_writing(self) -> None:
+        self._channel.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._channel.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._channel.close()
+
+
+class _There(asyncssh.SSHClientSession[bytes]):
+    """Hands what comes through the channel to the thread's socket."""
+
+    here: _Here
+
+    def data_received(self, data: bytes, datatype: int | None) -> None:
+        if datatype is None:
+            self.here.transport.write(data)
+
+    def pause_writing(self) -> None:
+        self.here.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.here.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        if hasattr(self, "here"):
+            self.here.transport.close()
+
+
+class Channel:
+    """A channel of a connection: see `Line`. Use `channel_on`."""
+
+    def __init__(self, ours: socket.socket, here: _Here) -> None:
+        self._ours, self._here = ours, here
+        self.sftp = Sftp(ours.fileno(), ours.fileno())
+        self.sftp.hello()
+
+    def halt(self) -> None:
+        """End it at once."""
+        with suppress(OSError):
+            self._ours.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Let it go."""
+        self._ours.close()
+        # Python 3.11 cannot abort what has been closed with something still to be written.
+        if not self._here.transport.is_closing():
+            self._here.transport.abort()
+
+    def why(self) -> str:
+        """What it said at last."""
+        return "its channel was closed"
+
+
+async def channel_on(connection: asyncssh.SSHClientConnection) -> Line:
+    """Start SFTP on a channel of its own. It ends with the connection. Raises asyncssh's errors."""
+    there = _There()
+    channel, _ = await connection.create_session(lambda: there, subsystem="sftp", encoding=None)
+    ours, theirs = socket.socketpair()
+    loop = asyncio.get_running_loop()
+    _, there.here = await loop.connect_accepted_socket(lambda: _Here(channel), theirs)
+    return Channel(ours, there.here)

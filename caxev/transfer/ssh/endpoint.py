@@ -1,0 +1,312 @@
+"""Reaching a site over SSH: whom to trust, with which key, and what its errors mean to us."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final
+
+import asyncssh
+from attrs import frozen
+
+from caxev.core.errors import UNFORESEEN, Denied, Retry
+from caxev.files import shown
+from caxev.transfer.ssh.dialing import dial
+from caxev.transfer.ssh.known_hosts import read_known_hosts
+
+CIPHERS: Final = (
+    "aes128-gcm@openssh.com",
+    "aes256-gcm@openssh.com",
+    "chacha20-poly1305@openssh.com",
+    "aes256-ctr",
+    "aes128-ctr",
+)
+MACS: Final = ("hmac-sha2-256-etm@openssh.com", "hmac-sha2-512-etm@openssh.com", "hmac-sha2-256")
+KEX: Final = (
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+    "ecdh-sha2-nistp384",
+    "ecdh-sha2-nistp521",
+    "diffie-hellman-group16-sha512",
+    "diffie-hellman-group18-sha512",
+    "diffie-hellman-group-exchange-sha256",
+)
+_HOST_KEYS: Final = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+)
+SIGNATURES: Final = (*_HOST_KEYS, "sk-ssh-ed25519@openssh.com")
+_KEEPALIVE: Final = 15.0  # seconds; four unanswered ones and the connection is lost
+_RECEIVE_WINDOW: Final = 16 << 20  # bytes, on each channel
+_PACKET: Final = 224 << 10  # bytes; OpenSSH takes up to 256 KiB with all that is around them
+_FAREWELL: Final = 5.0  # seconds
+_SHOWN: Final = 80  # characters of what a login shell prints
+_KNOWN_HOSTS: Final = "~/.ssh/known_hosts"
+_REFUSALS: Final = (
+    asyncssh.SFTPPermissionDenied,
+    asyncssh.SFTPWriteProtect,
+    asyncssh.SFTPNoSpaceOnFilesystem,
+    asyncssh.SFTPQuotaExceeded,
+)
+
+
+@frozen
+class Endpoint:
+    """An SSH server, and how to be sure of it.
+
+    The host's key must stand in the file `known_hosts` (None: ``~/.ssh/known_hosts``) or, where
+    `host_key` is set, have that fingerprint (``SHA256:...``) whatever the file says. `identity` is
+    the file of our private key (None: the usual ones in ``~/.ssh``). `connect_timeout`: seconds.
+    """
+
+    host: str
+    port: int = 22
+    username: str | None = None
+    known_hosts: str | None = None
+    host_key: str | None = None
+    identity: str | None = None
+    connect_timeout: float = 15.0
+
+    @property
+    def known_hosts_file(self) -> str:
+        return os.path.expanduser(self.known_hosts or _KNOWN_HOSTS)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@asynccontextmanager
+async def sftp_session(endpoint: Endpoint) -> AsyncIterator[asyncssh.SFTPClient]:
+    """Connect and start SFTP; paths are bytes. Raises as `connected` does."""
+    async with connected(endpoint) as connection:
+        yield await started(endpoint, connection)
+
+
+async def started(
+    endpoint: Endpoint, connection: asyncssh.SSHClientConnection
+) -> asyncssh.SFTPClient:
+    """Start SFTP on a connection, with paths as bytes. It ends with the connection.
+
+    Raises `Denied` where the login shell prints something first, as nothing is understood then.
+    """
+    try:
+        # In this task: SFTP must get its channel before a receiver that is asked for meanwhile,
+        # as an account may allow no more than one.
+        with translated(endpoint, "starting sftp"):
+            async with asyncio.timeout(endpoint.connect_timeout):
+                return await connection.start_sftp_client(path_encoding=None)
+    except Retry as error:
+        if said := await _shell_output(connection):
+            raise Denied(
+                f"the login shell at {endpoint} prints {said!r} before SFTP begins: have its "
+                "start-up files print nothing where there is no terminal"
+            ) from error
+        raise
+
+
+async def _shell_output(connection: asyncssh.SSHClientConnection) -> str:
+    """What the login shell prints when a command that prints nothing is run; as far as it shows."""
+    with suppress(asyncssh.Error, OSError, TimeoutError):
+        async with asyncio.timeout(_FAREWELL), connection.create_process("exit") as process:
+            return " ".join((await process.stdout.read(_SHOWN)).split())
+    return ""
+
+
+@asynccontextmanager
+async def connected(endpoint: Endpoint) -> AsyncIterator[asyncssh.SSHClientConnection]:
+    """Connect, and close the connection on the way out.
+
+    Raises `Denied` where the host or our key is refused, `Retry` where it cannot be reached.
+    """
+    connection = await _connection(endpoint)
+    try:
+        yield connection
+        connection.close()
+    finally:
+        connection.abort()  # does nothing after close()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(connection.wait_closed(), _FAREWELL)
+
+
+async def _connection(endpoint: Endpoint) -> asyncssh.SSHClientConnection:
+    options = _options(endpoint)
+    with translated(endpoint):
+        sock = await dial(endpoint.host, endpoint.port, endpoint.connect_timeout)
+        try:
+            return await asyncssh.connect(endpoint.host, endpoint.port, sock=sock, **options)
+        except BaseException:
+            sock.close()
+            raise
+
+
+def _options(endpoint: Endpoint) -> dict[str, Any]:
+    """Everything is said here: no configuration file, agent or password has a part in it."""
+    options: dict[str, Any] = {
+        "config": None,
+        "agent_path": None,
+        "preferred_auth": "publickey",
+        "password_auth": False,
+        "kbdint_auth": False,
+        "host_based_auth": False,
+        "gss_host": None,
+        "gss_kex": False,
+        "gss_auth": False,
+        "x509_trusted_certs": None,
+        "agent_forwarding": False,
+        "x11_forwarding": False,
+        "kex_algs": KEX,
+        "encryption_algs": CIPHERS,
+        "mac_algs": MACS,
+        "compression_algs": ["none"],
+        "signature_algs": SIGNATURES,
+        "connect_timeout": endpoint.connect_timeout,
+        "login_timeout": endpoint.connect_timeout,
+        "keepalive_interval": _KEEPALIVE,
+        # What comes is cheapest in few large packets, and a far server may send much ahead.
+        "window": _RECEIVE_WINDOW,
+        "max_pktsize": _PACKET,
+        **_host_key_options(endpoint),
+    }
+    if endpoint.username is not None:
+        options["username"] = endpoint.username
+    if endpoint.identity is not None:
+        options["client_keys"] = [_readable(endpoint.identity, "the key")]
+    return options
+
+
+def _host_key_options(endpoint: Endpoint) -> dict[str, Any]:
+    pin = endpoint.host_key
+    if pin is None:
+        known = read_known_hosts(_readable(endpoint.known_hosts_file, "the known_hosts file"))
+        return {"known_hosts": known, **_known_algorithms(known, endpoint)}
+    # Empty bytes would make asyncssh fall back on ~/.ssh/known_hosts, and None would make it trust
+    # anyone. A function that knows no key leaves the decision to the client's callback.
+    return {
+        "known_hosts": lambda _host, _address, _port: ((), (), ()),
+        "server_host_key_algs": _HOST_KEYS,
+        "client_factory": lambda: _Pinned(pin),
+    }
+
+
+def _known_algorithms(known: asyncssh.SSHKnownHosts, endpoint: Endpoint) -> dict[str, Any]:
+    """Of our algorithms those of the keys that stand in the file, so that one of these is shown.
+
+    asyncssh by itself would take SHA-1 for an RSA key. What is wrong with the file, it tells.
+    """
+    keys = asyncssh.match_known_hosts(known, endpoint.host, "", host_port(endpoint))[0]
+    kinds = {key.get_algorithm() for key in keys}
+    found = [
+        name for name in _HOST_KEYS if ("ssh-rsa" if name.startswith("rsa-") else name) in kinds
+    ]
+    return {"server_host_key_algs": found} if found else {}
+
+
+def pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
+    """The key that is pinned for `endpoint`.
+
+    The server is asked for its key, which is believed only where its fingerprint is the pinned one;
+    else raises as `connected` does.
+    """
+    return asyncio.run(_pinned_key(endpoint))
+
+
+async def _pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
+    with translated(endpoint):
+        sock = await dial(endpoint.host, endpoint.port, endpoint.connect_timeout)
+        asking = asyncssh.get_server_host_key(
+            endpoint.host,
+            endpoint.port,
+            sock=sock,
+            kex_algs=KEX,
+            server_host_key_algs=_HOST_KEYS,
+            config=None,
+        )
+        with sock:
+            key = await asyncio.wait_for(asking, endpoint.connect_timeout)
+    pin = (endpoint.host_key or "").strip()
+    if key is None or key.get_fingerprint("sha256") != pin:
+        raise Denied(_distrust(endpoint))
+    return key
+
+
+def _readable(path: str, what: str) -> str:
+    path = os.path.expanduser(path)
+    if not os.access(path, os.R_OK):
+        raise Denied(f"{what} {shown(path)} is not there or cannot be read")
+    return path
+
+
+class _Pinned(asyncssh.SSHClient):
+    """Trusts the one host key of a given fingerprint."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint.strip()
+
+    def validate_host_public_key(
+        self, host: str, addr: str, port: int, key: asyncssh.SSHKey
+    ) -> bool:
+        """Called by asyncssh where no known host key fits."""
+        del host, addr, port
+        return key.get_fingerprint("sha256") == self._fingerprint
+
+
+@contextmanager
+def translated(endpoint: Endpoint, doing: str = "") -> Iterator[None]:
+    """Turn what the other side, or the way there, raises into `Retry` or `Denied`."""
+    at = f" ({doing})" if doing else ""
+    try:
+        yield
+    except asyncssh.HostKeyNotVerifiable as exc:
+        raise Denied(_distrust(endpoint)) from exc
+    except asyncssh.PermissionDenied as exc:
+        raise Denied(_refusal(endpoint)) from exc
+    except asyncssh.KeyExchangeFailed as exc:
+        raise Denied(f"{endpoint} and we have no algorithm in common: {one_line(exc)}") from exc
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as exc:
+        raise Denied(f"a key for {endpoint} cannot be used: {one_line(exc)}") from exc
+    except _REFUSALS as exc:
+        raise Denied(f"{endpoint} refuses{at}: {one_line(exc)}") from exc
+    except TimeoutError as exc:
+        raise Retry(f"{endpoint} did not answer in time{at}") from exc
+    except (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection, asyncssh.DisconnectError) as e:
+        raise Retry(f"the connection to {endpoint} was lost{at}: {one_line(e)}") from e
+    except (asyncssh.Error, asyncio.IncompleteReadError, *UNFORESEEN) as exc:
+        raise Retry(f"{endpoint} failed{at}: {one_line(exc)}") from exc
+    except OSError as exc:
+        raise Retry(f"{endpoint} cannot be reached{at}: {exc.strerror or one_line(exc)}") from exc
+
+
+def one_line(exc: BaseException) -> str:
+    """An error's text, on one line, never empty."""
+    return " ".join(str(exc).split()) or type(exc).__name__
+
+
+def _distrust(endpoint: Endpoint) -> str:
+    if endpoint.host_key:
+        return f"host key of {endpoint} is not the one pinned for it ({endpoint.host_key})"
+    file = endpoint.known_hosts_file
+    known = read_known_hosts(file)
+    if not any(asyncssh.match_known_hosts(known, endpoint.host, "", host_port(endpoint))):
+        return f"host key of {endpoint} is not in {shown(file)}: add it after checking it"
+    return (
+        f"host key of {endpoint} is not the one in {shown(file)}: "
+        "the host was set up anew, or somebody stands between"
+    )
+
+
+def host_port(endpoint: Endpoint) -> int | None:
+    """The port where it is not the usual one, as known_hosts files say it."""
+    return None if endpoint.port == asyncssh.DEFAULT_PORT else endpoint.port
+
+
+def _refusal(endpoint: Endpoint) -> str:
+    user = endpoint.username or "the local user"
+    key = f" ({shown(endpoint.identity)})" if endpoint.identity else ""
+    return f"{endpoint} refused the key of {user}{key}"

@@ -1,0 +1,283 @@
+"""A copy that is being made at the far end of an SFTP session, from its partial to its name.
+
+`land` and `publish` work in a session that is there. The functions whose names end in ``_there``
+have one of their own, for a program that moves the bytes by itself: they are plain functions that
+run in a worker process, and raise `Retry` and `GiveUp` only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import posixpath
+import stat
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+import asyncssh
+from attrs import evolve, frozen
+
+from caxev import failpoints
+from caxev.core.errors import GiveUp, Retry
+from caxev.files import (
+    FILE_MODE,
+    Plan,
+    Range,
+    Seen,
+    check_standing,
+    enough_space,
+    is_file,
+    join,
+    partial_path,
+    plan,
+    printable,
+    process_lock,
+    second,
+    to_the_second,
+)
+from caxev.transfer.ssh.endpoint import Endpoint, sftp_session, translated
+from caxev.transfer.ssh.remote import GONE, NOT_FOR_US, Remote, each, naming
+
+T = TypeVar("T")
+
+
+@frozen
+class Landing:
+    """Where a copy is to appear there, and what is left to do in its partial.
+
+    `todo` is None where the copy has its name already.
+    """
+
+    final: bytes
+    partial: bytes
+    todo: Plan | None
+
+
+def look_there(endpoint: Endpoint, path: str, roots: Sequence[str]) -> tuple[bytes, list[Seen]]:
+    """The real path of a copy there, inside one of `roots`, and what it holds, to the second.
+
+    Raises `GiveUp` where it is gone, leads out of the roots or holds what a copy must not.
+    """
+
+    async def look(remote: Remote) -> tuple[bytes, list[Seen]]:
+        real = await remote.confine(path, roots)
+        try:
+            return real, await remote.look(real)
+        except GONE as exc:
+            raise GiveUp(f"source directory gone: {remote.shown(real)}") from exc
+
+    return _with_session(endpoint, path, look)
+
+
+async def land(
+    remote: Remote,
+    path: str,
+    roots: Sequence[str],
+    source: Sequence[Seen],
+    *,
+    min_free: int,
+    again: bool = False,
+    unsure: int = 0,
+    wrong: Mapping[bytes, Sequence[Range]] | None = None,
+) -> Landing:
+    """Make ready the partial of `path` there: directories made, what does not belong gone.
+
+    Only files and links are left to do. With `again` a copy that has its name is to be mended, and
+    becomes a partial first; `wrong` is what is known of it. Raises `GiveUp` where something else
+    than `source` stands at `path`, `Retry` where fewer than `min_free` bytes would stay free.
+    """
+    final = await remote.confine(path, roots)
+    partial = os.fsencode(partial_path(os.fsdecode(final)))
+    if again:
+        await remote.withdraw(final, partial)
+    if await remote.exists(final):
+        found = None if await remote.exists(partial) else await remote.look(final, check=False)
+        if (
+            found
+            and _timeless(found) == _timeless(source)
+            and await _no_times(remote, final, found)
+        ):
+            found = [*source]
+        check_standing(source, found, remote.shown(final))
+        return Landing(final, partial, None)
+    await remote.make_parents(final)
+    present = await _present(remote, partial, source)
+    todo = plan(source, present, unsure=unsure, wrong=wrong)
+    free = await remote.free(posixpath.dirname(final))
+    enough_space(todo, present, free, min_free, remote.shown(final))
+    await _prepare(remote, partial, todo, source)
+    try:
+        await _cut(remote, partial, todo, present, _sizes(source, wrong or {}))
+    except NOT_FOR_US:  # what cannot be cut off is written anew
+        await remote.remove_tree(partial)
+        todo = plan(source, ())
+        await _prepare(remote, partial, todo, source)
+    return Landing(final, partial, todo)
+
+
+async def publish(
+    remote: Remote, landing: Landing, source: Sequence[Seen], *, unsynced: Iterable[Seen]
+) -> None:
+    """Make the links, bring the partial there to the disk and rename it, replacing nothing.
+
+    `unsynced`: files whose time is to be set, and which are to be brought to the disk, still.
+    Raises `Retry` where the partial is then not what `source` says, to the second; without times
+    where the server does not let us set any.
+    """
+    for link in landing.todo.links if landing.todo else ():
+        failpoints.point("ssh.link")
+        path = join(landing.partial, link.path)
+        with naming("symlink", path):
+            await remote.sftp.symlink(link.target, path)
+    untimed: list[Seen] = []
+    await each(
+        lambda seen: _finish(remote, join(landing.partial, seen.path), seen, untimed), unsynced
+    )
+    shape = _timeless if untimed else to_the_second
+    found = await remote.look(landing.partial, check=False)
+    if shape(found) != shape(source):
+        raise Retry(f"{remote.shown(landing.partial)} is not what was to be written to it")
+    if not is_file(source):
+        below = [seen.path for seen in source if seen.kind == "dir"]
+        paths = [join(landing.partial, inner) for inner in (*below[::-1], b"")]
+        await each(remote.fsync_directory, paths)
+    await remote.publish(landing.partial, landing.final)
+
+
+def land_there(
+    endpoint: Endpoint,
+    path: str,
+    roots: Sequence[str],
+    source: Sequence[Seen],
+    *,
+    min_free: int,
+    again: bool = False,
+) -> Landing:
+    """`land` in a session of its own."""
+
+    async def in_session(remote: Remote) -> Landing:
+        return await land(remote, path, roots, source, min_free=min_free, again=again)
+
+    return _with_session(endpoint, path, in_session)
+
+
+def publish_there(endpoint: Endpoint, landing: Landing, source: Sequence[Seen]) -> None:
+    """`publish` in a session of its own; nothing has been brought to the disk before."""
+    files = [seen for seen in source if seen.kind == "file"]
+
+    async def in_session(remote: Remote) -> None:
+        await publish(remote, landing, source, unsynced=files)
+
+    _with_session(endpoint, os.fsdecode(landing.final), in_session)
+
+
+def free_there(endpoint: Endpoint, path: bytes) -> int | None:
+    """`Remote.free` in a session of its own."""
+
+    async def in_session(remote: Remote) -> int | None:
+        return await remote.free(path)
+
+    return _with_session(endpoint, os.fsdecode(path), in_session)
+
+
+@contextmanager
+def only_pusher(where: str, final: bytes) -> Iterator[None]:
+    """Keep a second process of this machine from pushing the same copy to `where`.
+
+    `final` as it was given. Raises `Retry` where somebody else is at it.
+    """
+    busy = f"{where}:{printable(final)} is being pushed by another process"
+    with process_lock(f"{where}\0".encode() + final, busy):
+        yield
+
+
+def _with_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], Awaitable[T]]) -> T:
+    async def run() -> T:
+        with translated(endpoint, printable(os.fsencode(doing))):
+            async with sftp_session(endpoint) as sftp:
+                remote = Remote(endpoint, sftp)
+                async with remote.steady():
+                    return await function(remote)
+
+    return asyncio.run(run())
+
+
+async def _present(remote: Remote, partial: bytes, source: Sequence[Seen]) -> list[Seen]:
+    """What is in the partial there; one that cannot become this copy is removed."""
+    try:
+        mode = (await remote.ask("lstat", partial)).permissions or 0
+    except GONE:
+        return []
+    if stat.S_ISREG(mode) if is_file(source) else stat.S_ISDIR(mode):
+        return await remote.look(partial, check=False)
+    if stat.S_ISDIR(mode):
+        await remote.remove_tree(partial)
+    else:
+        failpoints.point("ssh.remove")
+        await remote.ask("remove", partial)
+    return []
+
+
+async def _prepare(remote: Remote, partial: bytes, todo: Plan, source: Sequence[Seen]) -> None:
+    for seen in todo.remove:
+        await remote.remove(partial, seen)
+    if not is_file(source):
+        await remote.make_directory(partial)
+    elif not await remote.exists(partial):
+        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
+        attrs = asyncssh.SFTPAttrs(permissions=FILE_MODE)
+        async with remote.opened(partial, flags, attrs):
+            pass
+    for seen in todo.directories:
+        await remote.make_directory(join(partial, seen.path))
+
+
+def _sizes(source: Iterable[Seen], wrong: Container[bytes]) -> dict[bytes, int]:
+    """How long those files are to be of which it is known what is wrong."""
+    return {seen.path: seen.size for seen in source if seen.path in wrong}
+
+
+async def _cut(
+    remote: Remote,
+    partial: bytes,
+    todo: Plan,
+    present: Iterable[Seen],
+    sizes: Mapping[bytes, int],
+) -> None:
+    """Cut off what is of no use in files that are there: at `sizes`, else where they go on."""
+    ends = {**{piece.file.path: piece.start for piece in todo.pieces}, **sizes}
+    for seen in present:
+        size = ends.get(seen.path)
+        if seen.kind == "file" and size is not None and size < seen.size:
+            await remote.ask("setstat", join(partial, seen.path), asyncssh.SFTPAttrs(size=size))
+
+
+async def _finish(remote: Remote, path: bytes, seen: Seen, untimed: list[Seen]) -> None:
+    when = second(seen)
+    attrs = asyncssh.SFTPAttrs(permissions=FILE_MODE, atime=when, mtime=when)
+    try:
+        await remote.ask("setstat", path, attrs)
+    except NOT_FOR_US:
+        untimed.append(seen)
+    async with remote.opened(path, asyncssh.FXF_READ) as file:
+        with suppress(*NOT_FOR_US):
+            await file.fsync()
+
+
+async def _no_times(remote: Remote, root: bytes, found: Iterable[Seen]) -> bool:
+    """Whether the server does not let us give times to files that are there."""
+    for seen in found:
+        if seen.kind == "file":
+            when = second(seen)
+            try:
+                same = asyncssh.SFTPAttrs(atime=when, mtime=when)
+                await remote.ask("setstat", join(root, seen.path), same)
+            except NOT_FOR_US:
+                return True
+            return False
+    return False
+
+
+def _timeless(seen: Iterable[Seen]) -> list[tuple[object, ...]]:
+    return to_the_second(evolve(one, mtime_ns=0) for one in seen)

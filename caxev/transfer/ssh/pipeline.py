@@ -1,0 +1,370 @@
+"""Moving the bytes of files over one SFTP session, in a thread.
+
+Requests are pipelined within a file and across files. Memory and what is in flight are bounded by
+structure: a lane takes another span only while less than `WINDOW` is to come of those that it has.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from threading import Lock
+from typing import Final, Literal
+
+import asyncssh
+from attrs import define, field, frozen
+from blake3 import blake3
+
+from caxev import failpoints
+from caxev.core.errors import Retry
+from caxev.files import (
+    FILE_MODE,
+    PART,
+    Item,
+    Piece,
+    damaged,
+    join,
+    local,
+    open_resolved,
+    printable,
+    second,
+)
+from caxev.transfer.ssh.chunks import Handout, Pace, Progress
+from caxev.transfer.ssh.plan import BLOCK
+from caxev.transfer.ssh.remote import GONE, NOT_FOR_US, naming
+from caxev.transfer.ssh.sftp import OPENING, READ, WRITE, Answer, Sftp, may_be_file
+
+Digests = dict[bytes, dict[int, list[bytes]]]
+"""The BLAKE3 of parts, by the file's path and the stretch's first byte."""
+
+# Twice what OpenSSH lets a channel have under way, and room for any span where a lane has nothing.
+WINDOW: Final = max(PART, 4 << 20)  # bytes
+_FILES: Final = 64  # spans begun at once
+
+
+class Refused(Exception):
+    """The far end does not let us write a file, and does not say why."""
+
+    def __init__(self, path: bytes, why: asyncssh.SFTPError) -> None:
+        super().__init__(str(why))
+        self.path = path
+
+
+@frozen
+class Haul:
+    """What all lanes move together: the trees on both sides, what of them, and how fast.
+
+    `do`: pull, push, or only read for digests. `finishing`: a file that is whole is given its time,
+    and brought to the disk where it was pushed; those to which the server gives none by their
+    handles are added to `untimed`. `known`: what the files must be, if that is known.
+    """
+
+    do: Literal["pull", "push", "read"]
+    local: bytes
+    remote: bytes
+    handout: Handout
+    pace: Pace
+    progress: Progress
+    finishing: bool
+    known: Mapping[bytes, Item]
+    untimed: set[bytes] = field(factory=set, repr=False)
+    digests: Digests = field(factory=dict, init=False, repr=False)
+    _lock: Lock = field(factory=Lock, init=False, repr=False)
+
+    def moved(self, span: Piece, digest: bytes) -> bool:
+        """Take note of a span; whether it was the last of its file.
+
+        Raises `Damaged` if it is not what it must be and the next attempt would not see that: it
+        goes by length and time, so this span must count as missing, and its file as unfinished.
+        """
+        if self.finishing and span.left and self._is_wrong(span, digest):
+            raise damaged(span.file.path, printable(self.source))
+        with self._lock:
+            parts = [digest] if span.left else []
+            self.digests.setdefault(span.file.path, {})[span.start] = parts
+        return self.handout.done(span)
+
+    @property
+    def source(self) -> bytes:
+        """The tree that the bytes come from."""
+        return self.local if self.do == "push" else self.remote
+
+    def _is_wrong(self, span: Piece, digest: bytes) -> bool:
+        item = self.known.get(span.file.path)
+        wanted = None if item is None else item.part_digests()
+        return wanted is not None and wanted[span.start // PART] != digest
+
+
+@define(eq=False)
+class _Span:
+    """A span that is being moved, its file open at both ends."""
+
+    span: Piece
+    here: bytes
+    there: bytes
+    left: int
+    handle: bytes = b""
+    descriptor: int = -1
+    digest: blake3 = field(factory=blake3)
+    at: int = field(init=False)
+    early: dict[int, bytes] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.at = self.span.start
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            descriptor, self.descriptor = self.descriptor, -1
+            os.close(descriptor)
+
+    # -- what is read here
+
+    def open_source(self) -> None:
+        with local(self.here, "read"):
+            self.descriptor = open_resolved(self.here, os.O_RDONLY | os.O_NONBLOCK)
+        self.check_source()
+
+    def check_source(self) -> None:
+        status, seen = os.fstat(self.descriptor), self.span.file
+        if (status.st_size, status.st_mtime_ns) != (seen.size, seen.mtime_ns):
+            raise changed(printable(self.here))
+
+    def read(self, buffer: memoryview) -> None:
+        """Fill the buffer with what comes next."""
+        with local(self.here, "read"):
+            count = os.preadv(self.descriptor, [buffer], self.at)
+        if count < len(buffer):
+            raise changed(printable(self.here))
+        self.digest.update(buffer)
+        self.at += count
+
+    # -- what is written here
+
+    def open_target(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT
+        with local(self.here, "write"):
+            self.descriptor = open_resolved(self.here, flags, FILE_MODE)
+
+    def put(self, at: int, data: memoryview) -> None:
+        """Take bytes, which a server may give in any order."""
+        if at != self.at:
+            self.early[at] = bytes(data)
+            return
+        self._write(data)
+        while (later := self.early.pop(self.at, None)) is not None:
+            self._write(memoryview(later))
+
+    def _write(self, data: memoryview) -> None:
+        if self.descriptor >= 0:
+            with local(self.here, "write"):
+                rest = data
+                while rest:
+                    rest = rest[os.pwrite(self.descriptor, rest, self.at + len(data) - len(rest)) :]
+        self.digest.update(data)
+        self.at += len(data)
+
+    def settle(self) -> None:
+        with local(self.here, "finish"):
+            os.utime(self.descriptor, ns=(self.span.file.mtime_ns, self.span.file.mtime_ns))
+
+
+@define(eq=False)
+class Lane:
+    """One session, and what is under way on it."""
+
+    sftp: Sftp
+    haul: Haul
+    where: str
+    _asked: dict[int, Callable[[Answer], None]] = field(factory=dict, init=False)
+    _opening: dict[int, _Span] = field(factory=dict, init=False)
+    _heard: float = field(factory=time.monotonic, init=False)
+    _blocks: deque[tuple[_Span, int, int]] = field(factory=deque, init=False)
+    _under_way: set[_Span] = field(factory=set, init=False)
+    _to_come: int = field(default=0, init=False)
+    _block: memoryview = field(factory=lambda: memoryview(bytearray(BLOCK)), init=False)
+
+    def carry(self) -> None:
+        """Move spans until none is left to take.
+
+        Raises `Lost`, `Refused`, asyncssh's errors and `Retry`.
+        """
+        try:
+            while True:
+                wait = self._fill()
+                if self._asked:
+                    if self._is_answered(wait):
+                        self._take(self.sftp.answer())
+                elif wait is None or not self.haul.handout.pause(wait):
+                    return
+        finally:
+            for one in self._under_way:
+                one.close()
+
+    def _is_answered(self, wait: float | None) -> bool:
+        """Whether there is an answer to be read; None: wait for one.
+
+        Raises `Retry` if the far end is held up by a file that is to be opened.
+        """
+        one = self._opening.get(next(iter(self._asked)))
+        if one is None:
+            return wait is None or self.sftp.answered(wait)
+        left = self._heard + OPENING - time.monotonic()
+        if self.sftp.answered(max(0.0, left if wait is None else min(left, wait))):
+            return True
+        if time.monotonic() >= self._heard + OPENING:
+            shown = self._shown(one)
+            raise Retry(f"{shown} was not opened there in {OPENING:.0f} s: is it a file still?")
+        return False
+
+    def _take(self, answer: Answer) -> None:
+        self._heard = time.monotonic()
+        self._opening.pop(answer.number, None)
+        self._asked.pop(answer.number, _ignored)(answer)
+
+    def _fill(self) -> float | None:
+        """Ask for what there is room for; the seconds until more may be, None: nothing to wait for.
+
+        Where nothing is asked, waits for something to be had.
+        """
+        ask = self._push if self.haul.do == "push" else self._pull
+        while self._blocks or self._begin_another():
+            if self._blocks:
+                one, at, count = self._blocks[0]
+                if wait := self.haul.pace.take(count):
+                    return wait
+                self._blocks.popleft()
+                ask(one, at, count)
+        return None
+
+    def _begin_another(self) -> bool:
+        room = WINDOW - self._to_come
+        if room <= 0 or len(self._under_way) >= _FILES:
+            return False
+        span = self.haul.handout.take(wait=not self._asked, room=room)
+        if span is not None:
+            self._begin(span)
+        return span is not None
+
+    def _ask(self, number: int, then: Callable[[Answer], None]) -> None:
+        if not self._asked:
+            self._heard = time.monotonic()  # nobody was waited for till now
+        self._asked[number] = then
+
+    def _begin(self, span: Piece) -> None:
+        here = join(self.haul.local, span.file.path)
+        there = join(self.haul.remote, span.file.path)
+        one = _Span(span, here, there, span.left)
+        self._under_way.add(one)
+        self._to_come += span.left
+        if self.haul.do == "push":
+            one.open_source()
+        elif self.haul.do == "pull":
+            one.open_target()
+        if span.left or self.haul.do == "push":
+            flags = WRITE if self.haul.do == "push" else READ
+            number = self.sftp.open(there, flags)
+            self._ask(number, partial(self._opened, one))
+            self._opening[number] = one
+        else:
+            self._end(one)
+
+    def _opened(self, one: _Span, answer: Answer) -> None:
+        self._check("open", one, answer)
+        one.handle = bytes(answer.body)
+        self._ask(self.sftp.kind(one.handle), partial(self._seen, one))
+        span = one.span
+        for at in range(span.start, span.stop, BLOCK):
+            self._blocks.append((one, at, min(BLOCK, span.stop - at)))
+        if not span.left:
+            self._end(one)
+
+    def _check(self, request: str, one: _Span, answer: Answer) -> None:
+        if answer.error is None:
+            return
+        if self.haul.do != "push" and isinstance(answer.error, GONE):
+            raise Retry(f"{self._shown(one)} vanished meanwhile") from answer.error
+        if self.haul.do == "push" and isinstance(answer.error, asyncssh.SFTPFailure):
+            raise Refused(one.there, answer.error)
+        with naming(request, one.there):
+            raise answer.error
+
+    def _seen(self, one: _Span, answer: Answer) -> None:
+        """What was opened is a regular file; else what is asked of it may never be answered."""
+        if answer.error is None and not may_be_file(answer.body):
+            raise Retry(f"{self._shown(one)} is no longer a file")
+
+    def _settled(self, one: _Span, answer: Answer) -> None:
+        """A file has its time; where the server gives none by a handle, another way is tried."""
+        if isinstance(answer.error, NOT_FOR_US):
+            self.haul.untimed.add(one.span.file.path)
+        else:
+            self._check("fsetstat", one, answer)
+
+    def _shown(self, one: _Span) -> str:
+        return f"{self.where}:{printable(one.there)}"
+
+    def _pull(self, one: _Span, at: int, count: int) -> None:
+        number = self.sftp.read(one.handle, at, count)
+        self._ask(number, partial(self._pulled, one, at, count))
+
+    def _pulled(self, one: _Span, at: int, count: int, answer: Answer) -> None:
+        self._check("read", one, answer)
+        some = len(answer.body)
+        if not 0 < some <= count:
+            raise changed(self._shown(one))
+        one.put(at, answer.body)
+        if some < count:  # servers may give fewer than asked for
+            self._pull(one, at + some, count - some)
+        self._moved(one, some)
+
+    def _push(self, one: _Span, at: int, count: int) -> None:
+        block = self._block[:count]
+        one.read(block)
+        number = self.sftp.write(one.handle, at, block)
+        self._ask(number, partial(self._pushed, one, count))
+
+    def _pushed(self, one: _Span, count: int, answer: Answer) -> None:
+        self._check("write", one, answer)
+        self._moved(one, count)
+
+    def _moved(self, one: _Span, count: int) -> None:
+        one.left -= count
+        self._to_come -= count
+        if not one.left:
+            self._end(one)
+        self.haul.progress.add(count)
+
+    def _end(self, one: _Span) -> None:
+        """All of a span is at the other end."""
+        if self.haul.do == "push":
+            one.check_source()
+        last = self.haul.moved(one.span, one.digest.digest())
+        if last and self.haul.finishing:
+            self._finish(one)
+        one.close()
+        self._under_way.discard(one)
+        if one.handle:
+            self.sftp.close(one.handle)  # nobody need wait for that
+        if last:
+            failpoints.point("ssh.file" if self.haul.do == "push" else "files.file")
+
+    def _finish(self, one: _Span) -> None:
+        if self.haul.do == "pull":
+            one.settle()
+        elif self.haul.do == "push":
+            settling = self.sftp.settle(one.handle, second(one.span.file))
+            self._ask(settling, partial(self._settled, one))
+            if self.sftp.can_fsync:
+                self._ask(self.sftp.fsync(one.handle), partial(self._check, "fsync", one))
+
+
+def _ignored(_answer: Answer) -> None:
+    """What a server says to a file's being closed."""
+
+
+def changed(shown: str) -> Retry:
+    """What to raise where a source is not what it was."""
+    return Retry(f"{shown} changed while it was copied")

@@ -1,0 +1,240 @@
+"""Several lanes that move one copy together, over the best ways there are to the far end.
+
+On a short link what limits a transfer is the work of packing and unpacking what goes through SSH.
+OpenSSH's own program does it with half of asyncssh's, so large work goes through `ssh`, a process
+for each core. On a long link it is how much the far end lets a channel have under way: so there
+further channels on the connection that there is already help, which are open long before another
+connection is, and more programs than cores. Where there is no such program, or little to move,
+channels do it all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, asynccontextmanager
+from contextvars import copy_context
+from functools import partial
+from typing import Final
+
+import asyncssh
+from attrs import define, evolve, field
+from loguru import logger
+
+from caxev.core.errors import Denied, Retry
+from caxev.transfer.ssh.channels import Line, Program, channel_on
+from caxev.transfer.ssh.endpoint import Endpoint, one_line, started
+from caxev.transfer.ssh.openssh import host_name, shell
+from caxev.transfer.ssh.pipeline import Digests, Haul, Lane, Refused
+from caxev.transfer.ssh.plan import BLOCK, ON_ONE
+from caxev.transfer.ssh.remote import Remote, cancelled
+from caxev.transfer.ssh.sftp import Lost
+
+_MOST: Final = 8  # programs: sshd lets 10 wait for their log-in
+_WORTH: Final = 48 << 20  # bytes that make one more connection worth it
+_FILE: Final = 64 << 10  # bytes
+_WINDOW: Final = 2 << 20  # bytes that OpenSSH lets a channel have under way
+_RATE: Final = 400e6  # bytes a second that the lanes together should be able to carry
+
+
+def weight_of(sizes: Iterable[int]) -> int:
+    """What moving files of these sizes costs, in bytes: a file costs something, however small."""
+    return sum(size + _FILE for size in sizes)
+
+
+def lanes_for(weight: int, round_trip: float, nstreams: int, *, cores: int) -> tuple[int, int]:
+    """How many programs and how many channels to use, `nstreams` together at most.
+
+    `weight` in bytes, `round_trip` in seconds. No `cores`: there are no programs to be had.
+    """
+    wanted = min(nstreams, math.ceil(_RATE * round_trip / _WINDOW))
+    useful = max(cores, wanted - ON_ONE) if cores else 0
+    programs = min(_MOST, useful, nstreams, weight // _WORTH)
+    return programs, min(ON_ONE, max(wanted - programs, 0 if programs else 1))
+
+
+@define(eq=False)
+class Crew:
+    """The lanes of one transfer, beside the session `remote` on `connection`. Use `crew_on`."""
+
+    endpoint: Endpoint
+    connection: asyncssh.SSHClientConnection
+    nstreams: int
+    round_trip: float
+    _held: ExitStack
+    remote: Remote = field(init=False)
+    _first: asyncio.Task[bytes] = field(init=False)
+    _programs: list[asyncio.Task[Line]] = field(init=False, factory=list)
+    _channels: list[asyncio.Task[Line]] = field(init=False, factory=list)
+    _lines: list[asyncio.Task[Line]] = field(init=False, factory=list)
+
+    def call(self, weight: int) -> None:
+        """See to it that there will soon be lanes for so many bytes, and use these."""
+        cores = len(os.sched_getaffinity(0)) if shutil.which("ssh") else 0
+        programs, channels = lanes_for(weight, self.round_trip, self.nstreams, cores=cores)
+        while len(self._programs) < programs:
+            self._programs.append(asyncio.create_task(self._program()))
+        while len(self._channels) < channels:
+            self._channels.append(asyncio.create_task(channel_on(self.connection)))
+        self._lines = [*self._programs[:programs], *self._channels[:channels]]
+
+    def ask(self, first: Callable[[Remote], Awaitable[bytes]]) -> asyncio.Task[bytes]:
+        """Ask what takes a round trip, and take note of how long that is."""
+        self._first = asyncio.create_task(self._measured(first))
+        return self._first
+
+    async def _measured(self, first: Callable[[Remote], Awaitable[bytes]]) -> bytes:
+        began = time.monotonic()
+        try:
+            return await first(self.remote)
+        finally:
+            self.round_trip = time.monotonic() - began
+
+    async def answer(self) -> bytes:
+        """The answer to what was asked first. Raises what that did."""
+        return await asyncio.shield(self._first)
+
+    async def _program(self) -> Line:
+        key = self.connection.get_server_host_key()
+        there = self.endpoint
+        if key is not None:
+            # The address that answers is known: it need not try the others, one after the other.
+            there = evolve(there, host=self.connection.get_extra_info("peername")[0])
+        command = self._held.enter_context(shell(there, key))
+        return Program([*command, "-s", host_name(there), "sftp"])
+
+    async def move(self, haul: Haul) -> Digests:
+        """Move all of it. The first error ends it; a line that cannot be had is done without."""
+        try:
+            excuses = await self._over(self._lines, haul)
+            if excuses and not haul.handout.finished and self._lines == self._programs:
+                shown = str(self.endpoint)
+                logger.warning("{}: our ssh does not get there: {}", shown, "; ".join(excuses))
+                self._channels.append(asyncio.create_task(channel_on(self.connection)))
+                excuses = await self._over(self._channels[-1:], haul)
+        except Refused as refused:
+            raise await self._meaning(refused) from refused
+        if not haul.handout.finished:
+            raise Retry(f"{self.endpoint} gives us no SFTP: {'; '.join(excuses)}")
+        return haul.digests
+
+    async def _over(self, lines: Sequence[asyncio.Task[Line]], haul: Haul) -> list[str]:
+        """Move all of it, if any of these lines is to be had; why some were not."""
+        with ThreadPoolExecutor(len(lines)) as threads:
+            using = {asyncio.create_task(self._use(line, haul, threads)): line for line in lines}
+            try:
+                return await _all_moved(haul, using)
+            except BaseException:
+                haul.handout.stop()
+                raise
+            finally:
+                await cancelled(using)
+
+    async def _use(
+        self, coming: asyncio.Task[Line], haul: Haul, threads: ThreadPoolExecutor
+    ) -> str | None:
+        """Move spans over one line; why it could not be had."""
+        try:
+            line = await coming
+        except (asyncssh.Error, OSError) as exc:
+            return one_line(exc)
+        where = str(self.endpoint)
+        carry = partial(copy_context().run, _carry, line, haul, where)
+        thread = asyncio.get_running_loop().run_in_executor(threads, carry)
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+            line.halt()
+            await asyncio.gather(thread, return_exceptions=True)
+            raise
+
+    async def _meaning(self, refused: Refused) -> Retry:
+        """Version 3 has one code for every failure: find out whether the disk is full."""
+        shown = self.remote.shown(refused.path)
+        free = await self.remote.free(os.path.dirname(refused.path))
+        if free is not None and free < BLOCK:
+            return Denied(f"disk full at {shown}: {free} bytes free")
+        return Retry(f"cannot write {shown}: {refused}")
+
+    async def dismiss(self) -> None:
+        """Let every line go."""
+        lines = [*self._programs, *self._channels]
+        await cancelled(lines)
+        for line in lines:
+            if not line.cancelled() and line.exception() is None:
+                line.result().close()
+
+
+@asynccontextmanager
+async def crew_on(
+    connection: asyncssh.SSHClientConnection,
+    endpoint: Endpoint,
+    nstreams: int,
+    *,
+    weight: int,
+    round_trip: float,
+    first: Callable[[Remote], Awaitable[bytes]],
+) -> AsyncIterator[Crew]:
+    """Start SFTP on a connection, and at once the lanes for so many bytes, as far as is known.
+
+    `round_trip`: a guess. How long it takes to answer what is asked `first` is soon seen, and says
+    what will be used.
+    """
+    with ExitStack() as held:
+        crew = Crew(endpoint, connection, nstreams, round_trip, held)
+        try:
+            if weight:
+                crew.call(weight)
+            crew.remote = Remote(endpoint, await started(endpoint, connection))
+            asked = crew.ask(first)
+            try:
+                yield crew
+            finally:
+                await cancelled([asked])
+        finally:
+            await crew.dismiss()
+
+
+async def _all_moved(
+    haul: Haul, using: Mapping[asyncio.Task[str | None], asyncio.Task[Line]]
+) -> list[str]:
+    """Wait until all is moved and those who did it have come to their end; see `Crew._over`."""
+    pending = dict(using)
+    excuses: list[str] = []
+    while pending and not (haul.handout.finished and not any(map(_is_up, pending.values()))):
+        done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        excuses += [why for task in done if (why := task.result()) is not None]
+        pending = {task: line for task, line in pending.items() if task not in done}
+    return sorted(set(excuses))
+
+
+def _is_up(coming: asyncio.Task[Line]) -> bool:
+    gone = not coming.done() or coming.cancelled() or coming.exception() is not None
+    return not gone and coming.result().sftp.up
+
+
+def _carry(line: Line, haul: Haul, where: str) -> str | None:
+    """Move spans over a line; why it could not be had. In a thread."""
+    try:
+        line.sftp.greet()
+    except Lost:
+        return line.why()
+    try:
+        Lane(line.sftp, haul, where).carry()
+    except Lost as exc:
+        raise Retry(f"the connection to {where} was lost: {line.why()}") from exc
+    return None
+
+
+def merged(found: Iterable[Digests]) -> Digests:
+    """The digests that several have taken."""
+    every: Digests = {}
+    for digests in found:
+        for path, parts in digests.items():
+            every.setdefault(path, {}).update(parts)
+    return every

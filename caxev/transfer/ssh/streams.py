@@ -1,0 +1,127 @@
+"""Many small files through one channel: the bytes of one after the other, with nothing between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from attrs import define, field
+
+from caxev import failpoints
+from caxev.files import PartDigest, Piece, join
+from caxev.transfer.receive import CHUNK, read_piece, write_piece
+from caxev.transfer.ssh.agent import Agent
+from caxev.transfer.ssh.chunks import Pace, Progress
+from caxev.transfer.ssh.pipeline import Digests
+
+T = TypeVar("T")
+
+
+async def send_stream(
+    agent: Agent, root: bytes, pieces: Sequence[Piece], pace: Pace, progress: Progress
+) -> Digests:
+    """Send these stretches of the files below `root`. What is sent next is read meanwhile."""
+    digests: Digests = {}
+    packer = Packer(root, iter(pieces), digests)
+    coming = asyncio.create_task(_in_thread(packer.take))
+    try:
+        while data := await coming:
+            coming = asyncio.create_task(_in_thread(packer.take))
+            await _paced(pace, len(data))
+            await agent.write(data)
+            progress.add(len(data))
+    finally:
+        await asyncio.wait([coming])
+    return digests
+
+
+async def receive_stream(
+    agent: Agent, root: bytes, pieces: Sequence[Piece], pace: Pace, progress: Progress
+) -> Digests:
+    """Write what comes to these stretches of the files below `root`."""
+    digests: Digests = {}
+    unpacker = Unpacker(root, list(pieces), digests)
+    left = sum(piece.left for piece in pieces)
+    writing = asyncio.create_task(_in_thread(unpacker.put, b""))
+    try:
+        while left:
+            data = await agent.read(min(left, CHUNK))
+            left -= len(data)
+            await _paced(pace, len(data))
+            await writing
+            writing = asyncio.create_task(_in_thread(unpacker.put, data))
+            progress.add(len(data))
+        await writing
+    finally:
+        await asyncio.wait([writing])
+    return digests
+
+
+async def _paced(pace: Pace, count: int) -> None:
+    while wait := pace.take(count):  # noqa: ASYNC110  # nothing else says that time has passed
+        await asyncio.sleep(wait)
+
+
+async def _in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call it in a thread. That is waited for even where we are cancelled meanwhile."""
+    running = asyncio.ensure_future(asyncio.to_thread(function, *args))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise
+
+
+@define
+class Packer:
+    """Reads stretches of files and takes their digests."""
+
+    root: bytes
+    pieces: Iterator[Piece]
+    digests: Digests
+
+    def take(self) -> bytes:
+        """About `CHUNK` bytes more; none at the end."""
+        blocks: list[bytes] = []
+        size = 0
+        while size < CHUNK and (piece := next(self.pieces, None)) is not None:
+            digest = PartDigest()
+            for block in read_piece(join(self.root, piece.file.path), piece):
+                digest.update(block)
+                blocks.append(block)
+                size += len(block)
+            self.digests.setdefault(piece.file.path, {})[piece.start] = digest.parts()
+        return b"".join(blocks)
+
+
+@define
+class Unpacker:
+    """Writes stretches of files, each when it is complete, and takes their digests."""
+
+    root: bytes
+    pieces: list[Piece]
+    digests: Digests
+    _next: int = 0
+    _rest: bytes = field(default=b"", init=False)
+
+    def put(self, data: bytes) -> None:
+        """Take the next bytes."""
+        data = self._rest + data
+        at = 0
+        while self._next < len(self.pieces):
+            piece = self.pieces[self._next]
+            if len(data) - at < piece.left:
+                break
+            self._write(piece, memoryview(data)[at : at + piece.left])
+            at += piece.left
+            self._next += 1
+        self._rest = data[at:]
+
+    def _write(self, piece: Piece, data: memoryview) -> None:
+        path = join(self.root, piece.file.path)
+        digest = PartDigest()
+        digest.update(data)
+        self.digests.setdefault(piece.file.path, {})[piece.start] = digest.parts()
+        write_piece(path, piece, data)
+        failpoints.point("files.file")
