@@ -1,7 +1,8 @@
 """A small HTTP server that no sender can exhaust: few connections, each for a short time.
 
-`hermes` takes a catalogue's messages by it, `daemon` serves metrics. What is beyond the limits is
-let go at once, so that idle or slow senders take neither memory nor descriptors from transfers.
+`rucio.messages` takes a catalogue's messages by it, `listener` serves metrics. What is beyond the
+limits is let go at once, so that idle or slow senders take neither memory nor descriptors from
+transfers.
 """
 
 from __future__ import annotations

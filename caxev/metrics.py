@@ -1,4 +1,4 @@
-"""What a listener counts, for Prometheus. `daemon` serves it where a port is given."""
+"""What a listener counts, for Prometheus. `listener` serves it where a port is given."""
 
 from typing import Final
 

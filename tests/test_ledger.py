@@ -1,4 +1,4 @@
-"""The life of a debt, as a state machine beside a store that keeps `mongo`'s rules."""
+"""The life of a debt, as a state machine beside a store that keeps `database`'s rules."""
 
 from __future__ import annotations
 

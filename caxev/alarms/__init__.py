@@ -1,6 +1,6 @@
 """How people are told of alarms.
 
-`daemon` makes one `Desk` for its site, where alarms come together and from which each sink of the
+`listener` makes one `Desk` for its site, where alarms come together and from which each sink of the
 site's ``alarms`` is told; `Notifier` is what a sink must be able to do. What an alarm is, and when
 whom to tell, `caxev.core.alarms` says.
 

@@ -1,6 +1,6 @@
 """What a listener sees of itself: whether its disks are full, its database there, its stream late.
 
-`daemon` runs `Vitals` beside its other tasks. `ailments` decides, and is pure.
+`listener` runs `Vitals` beside its other tasks. `ailments` decides, and is pure.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Loading the modules in which handlers are recorded.
 
-`daemon` and the command line call `load_handlers` once at the start; a worker process calls
+`listener` and the command line call `load_handlers` once at the start; a worker process calls
 `load_file` for the same files, so that functions in them are found there under the same name.
 """
 

@@ -1,6 +1,6 @@
 """sites.json: the sites of a collaboration, as cax knew them and with caxev's additions.
 
-`daemon` and the command line call `load_sites` once; handlers see `Site` and `Sites` through
+`listener` and the command line call `load_sites` once; handlers see `Site` and `Sites` through
 their job. A cax.json loads unchanged. What is wrong with a file is told all at once.
 """
 

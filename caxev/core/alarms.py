@@ -19,7 +19,7 @@ What only happened, and is no state that could end, is raised with `once`: each 
 that is all.
 
 Callers: handlers raise alarms by ``job.alarm``, `dispatcher` and `caxev.alarms` those of the
-engine; `caxev.alarms.Desk` asks what to tell whom, `mongo` stores it. Pure: `now` (UTC) and the
+engine; `caxev.alarms.Desk` asks what to tell whom, `database` stores it. Pure: `now` (UTC) and the
 jitter are arguments. Property-tested in tests/test_alarms.py.
 """
 

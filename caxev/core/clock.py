@@ -47,7 +47,7 @@ class Clocks:
 class Clock:
     """The time that all sites share: the database's, which the monotonic clock carries on.
 
-    `mongo` anchors it whenever the server shows its time, so a local clock that is wrong, or is
+    `database` anchors it whenever the server shows its time, so a local clock that is wrong, or is
     set, moves nothing. Without an anchor it is the local clock. `ahead` is how far `caxev.testing`
     has moved it. The anchor holds for all processes of this machine until it is started again.
     """

@@ -27,7 +27,7 @@ again. DONE and FAILED are final for their mark: only a renewal opens the slot a
 A claim carries the epoch of the process that made it. When another process takes the site over it
 interrupts every claim of an older epoch, so a deposed process can settle nothing.
 
-Callers: `watcher` makes debts, `dispatcher` claims and settles them, `mongo` stores them. Pure:
+Callers: `watcher` makes debts, `dispatcher` claims and settles them, `database` stores them. Pure:
 `now` (UTC) and the jitter are arguments. Property-tested as a state machine in
 tests/test_ledger.py.
 """

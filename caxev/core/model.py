@@ -1,6 +1,6 @@
 """What the database says: runs, their copies, and what can change about them.
 
-Everyone reads these classes; `mongo` makes them from documents and turns a `RunUpdate` into a
+Everyone reads these classes; `database` makes them from documents and turns a `RunUpdate` into a
 write. Pure: nothing here does I/O, and `Run.from_document` accepts any document without raising.
 
 Three facts about the entries of a run's ``data`` shape this module: they have no id, their order

@@ -1,7 +1,7 @@
 """Which handlers there are, and which of them an event concerns.
 
 A handler's module calls `on`, which only records: the function is returned untouched, so that a
-test can call it. `daemon` makes a `Registry` for its site; `watcher` asks it who wants an event.
+test can call it. `listener` makes a `Registry` for its site; `watcher` asks it who wants an event.
 Pure.
 """
 

@@ -5,7 +5,7 @@
 - `stream`: the change stream in batches;
 - `rows`: documents of caxev's own collections, read with care;
 - `store`: what a site keeps for itself: lease, position, last looks, debts, requests;
-- `single`: one update by a process without an event loop;
+- `blocking`: one update by a process without an event loop;
 - `grants`: what a site's user may do;
 - `Database`: all of it, as trio functions that each cross into asyncio once.
 """

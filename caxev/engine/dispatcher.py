@@ -5,7 +5,7 @@ room: those start without another round trip. What there is no room for stays in
 is fetched, in the lane's order, when a worker is free, so that a million open debts cost no memory.
 Claims, reads of runs and settlements are done in groups.
 
-Tasks, all started by `daemon`: `Dispatcher.take` claims what is due (intake), `Dispatcher.pay`
+Tasks, all started by `listener`: `Dispatcher.take` claims what is due (intake), `Dispatcher.pay`
 settles and writes progress (it must outlive the attempts), and one task for each attempt.
 """
 
@@ -1093,7 +1093,7 @@ async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, Ru
 
     Cancellation from outside passes through, and nothing else does: no handler ends the listener,
     be it by a `SystemExit`, a `KeyboardInterrupt` or the panic of a library in Rust. A real Ctrl-C
-    does not come this way: `daemon.Leaving` takes the signal.
+    does not come this way: `listener.Leaving` takes the signal.
     """
     try:
         with watch.scope:

@@ -1,6 +1,6 @@
 """What a listener goes by, and how that changes while it runs.
 
-`daemon` makes one `Reloader` for its process and calls it on SIGHUP. A site's file is read whole
+`listener` makes one `Reloader` for its process and calls it on SIGHUP. A site's file is read whole
 and checked before anything of it counts: what is wrong in it changes nothing.
 """
 

@@ -1,8 +1,8 @@
 """What ails the database, as any of a listener's tasks meets it.
 
 The stream may go on while no write is confirmed, and the other way round: each task reports what it
-meets, and what is over. `daemon` makes one `Trouble` for its site; `daemon` itself, `watcher` and
-`dispatcher` report to it; metrics, alarms and ``caxev status`` show it.
+meets, and what is over. `listener` makes one `Trouble` for its site; it,
+`watcher` and `dispatcher` report to it; metrics, alarms and ``caxev status`` show it.
 """
 
 from __future__ import annotations

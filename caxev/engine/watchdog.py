@@ -1,7 +1,7 @@
 """Notice that the listener's loop is blocked, name who blocks it, and keep the lease meanwhile.
 
 A handler that computes, sleeps or reads a dead disk without awaiting stops everything: the lease
-lapses, a stand-by takes over, begins the same reaction and stops as well. `daemon` starts a
+lapses, a stand-by takes over, begins the same reaction and stops as well. `listener` starts a
 `Watchdog` with each lease: a task of the loop gives a beat, and a thread of its own looks for it.
 While the beat is missing the thread logs who is at work, and where, keeps an alarm, and renews the
 lease, for `PATIENCE` at most: a loop that never comes back is for the stand-by, or systemd.

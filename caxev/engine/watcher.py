@@ -4,7 +4,7 @@ One code path serves the first scan, the live stream, a restart, an event that i
 delivered twice and a month's outage: what differs from the last look that this site stored makes
 events, and those make debts. Looks, debts and the stream's position are written together.
 
-`daemon` starts `Watcher.run`; debts go to the `Intake`, which is the dispatcher.
+`listener` starts `Watcher.run`; debts go to the `Intake`, which is the dispatcher.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Takes the messages of a catalogue: Rucio's hermes posts them, and what they name is looked at.
 
 Rucio has no change stream. Its daemon hermes delivers, among others by plain HTTP (its service
-``elastic``), that a rule has become OK. `daemon` runs `Messages.serve` where the catalogue's
+``elastic``), that a rule has become OK. `listener` runs `Messages.serve` where the catalogue's
 ``rucio.messages`` names an address: each dataset of a message is then looked at by the site that
 looks after it. A message is taken for no more than word to look; the catalogue is asked. It is
 answered once that stands in the database, so that hermes delivers it again where it got lost.

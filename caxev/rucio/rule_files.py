@@ -1,6 +1,6 @@
 """Has a catalogue's rule file applied to the runs that are there already, once it has changed.
 
-`daemon` runs `RuleFiles.follow` beside the watcher. The file is looked at, never the database: what
+`listener` runs `RuleFiles.follow` beside the watcher. The file is read, never the database: what
 was applied last stands in the site's record, so that a change while nobody listened is found, too.
 A change makes requests as ``caxev rucio rules --apply`` makes them; asked for twice, it is
 done once.

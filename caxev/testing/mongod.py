@@ -4,7 +4,7 @@ Not for production: there a site names its server by ``CAXEV_MONGO_URI``. The de
 start a `ReplicaSet`, take its `uri` and hand that to the same code as any other server.
 
 `caxev.database` is the only module of the engine that knows PyMongo. This one is the exception,
-because a set must be initiated and seen to work before there is anything for `mongo` to open; it
+because a set must be initiated and seen to work before there is anything for `database` to open; it
 uses the synchronous client and so needs no event loop.
 """
 
