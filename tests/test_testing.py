@@ -123,7 +123,7 @@ async def test_every_write_to_the_database_has_a_point(here: Lab) -> None:
 async def test_a_crash_that_does_not_come_is_told(here: Lab) -> None:
     """A point that is never passed: the test fails, and names those that were."""
     await here.new_run(tags=["count"])
-    here.crash_at("count:mongo.nowhere")
+    here.crash_at("count:database.nowhere")
     with pytest.raises(AssertionError, match=r"(?s)never passed.*engine:database.ingest.commit"):
         await here.settle()
 
