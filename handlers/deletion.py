@@ -52,6 +52,7 @@ from caxev.copies.deletion import (
     Wait,
     Withdraw,
     begin,
+    begun,
     beside,
     go_on,
     intent,
@@ -66,12 +67,14 @@ from caxev.copies.deletion import (
 from caxev.copies.deletion import prove as proven
 from caxev.copies.quorum import same_data
 from caxev.copies.sharing import sharing
-from caxev.files import MOVED_PREFIX, distinct, empty_quarantine, standing
+from caxev.files import MOVED_PREFIX, NOTHING, Replaced, distinct, empty_quarantine, standing
 from caxev.files import erase as erase_files
 from caxev.files import lacking as lacking_bytes
 
 SOON = 1.0
 """Seconds after which a step is tried again that another write came before."""
+REPLACED = "replaced"
+"""The alarm that something else stands at the place of a copy that was to be erased."""
 READ_AGAIN = 60.0
 """Seconds between two looks at whether a copy that is to go is still being read."""
 LOOK_AGAIN = 15 * 60.0
@@ -219,7 +222,10 @@ def _data(job: Job) -> CopyKey:
     aliases=("BufferPurger", "PurgeProcessed"),
 )
 async def erase(job: Job) -> Result:
-    """Erase a copy whose proof stands: its bytes, then its entry; a tombstone remains."""
+    """Erase a copy whose proof stands: its bytes, then its entry; a tombstone remains.
+
+    If something else stands at its place by then, as what a person restored, that stays.
+    """
     mine = job.copy
     if mine is None:
         return Skip("the copy is gone")
@@ -229,8 +235,7 @@ async def erase(job: Job) -> Result:
     if mine.location is None:
         return withdraw(job.run, mine, wanted, "it has no location", job.now())
     if mine.fields.get("erasing"):
-        mark = await job.work(standing, mine.location, job.site.roots, None)
-        sure = go_on(job.run, mine, mark)
+        sure = go_on(job.run, mine)
     elif not unread(mine.key, job.sites, job.clocks().earliest).holds(job.run):
         raise Retry("it is being read", after=READ_AGAIN)
     else:
@@ -242,6 +247,7 @@ async def erase(job: Job) -> Result:
         try:  # while it can be taken back: afterwards nobody could
             shape = await _shape(job, mine, wanted)
             mark = await job.work(standing, mine.location, job.site.roots, shape)
+            marks = {"mark": mark, **await _mark_moved(job, mine)}
         except GiveUp as no:
             return withdraw(job.run, mine, wanted, no.why, job.now())
         if others := await sharing(job, mine):
@@ -250,13 +256,12 @@ async def erase(job: Job) -> Result:
         if (few := await _too_few(job, mine, wanted, found)) is not None:
             return withdraw(job.run, mine, wanted, few, job.now())
         those, clocks = (job.site, job.sites), job.clocks()
-        sure = begin(job.run, mine, wanted, *those, proof=found.proof, clocks=clocks, mark=mark)
+        sure = begin(job.run, mine, wanted, *those, proof=found.proof, clocks=clocks, marks=marks)
     mine = (await _write(job, sure)).copy(mine.key) or mine
-    assert mine.location is not None
-    await _erase_aside(job, mine)
-    await job.work(erase_files, mine.location, job.site.roots, mark)
+    await _erase_files(job, mine)
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
-    return RunUpdate.remove_copy(job.run, mine, tombstone=tombstone(mine, wanted, job.owner))
+    stone = tombstone(mine, wanted, job.owner)
+    return RunUpdate.remove_copy(job.run, mine, begun(mine), tombstone=stone)
 
 
 async def _shape(job: Job, mine: Copy, wanted: Intent) -> Manifest | None:
@@ -267,14 +272,50 @@ async def _shape(job: Job, mine: Copy, wanted: Intent) -> Manifest | None:
     return None if rows is None else Manifest.from_rows(rows).shape()
 
 
-async def _erase_aside(job: Job, mine: Copy) -> None:
-    """Erase what was set aside of a copy, or left by a move, and would be nobody's without it."""
-    kept, left = mine.fields.get("quarantine"), mine.fields.get("moved_from")
+def _moved(mine: Copy) -> str | None:
+    """Return the place of what a move of the copy left, which would be nobody's without it."""
+    left = mine.fields.get("moved_from")
+    is_ours = isinstance(left, str) and left.rpartition("/")[2].startswith(MOVED_PREFIX)
+    return str(left) if is_ours else None
+
+
+async def _mark_moved(job: Job, mine: Copy) -> dict[str, str]:
+    if (left := _moved(mine)) is None:
+        return {}
+    return {"moved_mark": await job.work(standing, left, job.site.roots, None)}
+
+
+async def _erase_files(job: Job, mine: Copy) -> None:
+    """Erase the files by their marks, and what was set aside of them or left by a move.
+
+    Without a mark nobody knows which files were meant: then nothing that stands there goes.
+    """
+    kept, replaced = mine.fields.get("quarantine"), []
     if isinstance(kept, Mapping) and kept.get("place"):
         await job.work(empty_quarantine, str(kept["place"]), job.site.roots)
-    if isinstance(left, str) and left.rpartition("/")[2].startswith(MOVED_PREFIX):
-        mark = await job.work(standing, left, job.site.roots, None)
-        await job.work(erase_files, left, job.site.roots, mark)
+    for place, name in ((_moved(mine), "moved_mark"), (mine.location, "mark")):
+        if place is None:
+            continue
+        try:
+            mark = str(mine.fields.get(name) or NOTHING)
+            await job.work(erase_files, place, job.site.roots, mark)
+        except Replaced:
+            replaced.append(place)
+    if replaced:
+        await _write(job, go_on(job.run, mine))  # or else it is a new copy's place by now
+        await _alarm_replaced(job, mine, ", ".join(replaced))
+
+
+async def _alarm_replaced(job: Job, mine: Copy, places: str) -> None:
+    """Raise an alarm: files stay that no entry names once this one is gone."""
+    await job.alarm(
+        REPLACED,
+        f"{places}: not erased, as something else stands there than {mine.key} of {job.run}, "
+        "which was to be deleted",
+        places=places,
+        todo="find out whose files these are, and remove them or take them in (caxev stray, caxev "
+        "register); then: caxev alarms clear",
+    )
 
 
 async def _too_few(job: Job, mine: Copy, wanted: Intent, found: Proven) -> str | None:

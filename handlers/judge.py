@@ -346,9 +346,10 @@ async def quarantine(job: Job) -> Result:
         raise GiveUp(f"{mine.location} is at, above or below the files of {others[0]}, too")
     master = job.run.copy(CopyKey(mine.type, str(wanted.get("from")), mine.version))
     paths = [b""] if master is None else await _differing(job, mine, master)
-    # Noted before anything moves: if we are stopped here and go on late, the copy that stands there
-    # then is another one, and stays as it is.
-    mark = await job.work(standing, mine.location, job.site.roots, None)
+    # Noted once, before anything moves: if we are stopped here and go on late, the copy that stands
+    # there then is another one, and stays as it is.
+    known = wanted.get("mark")
+    mark = str(known or await job.work(standing, mine.location, job.site.roots, None))
     same = CopyIs(mine.key, {"status": ERROR, "quarantine": wanted})
     await _write(job, RunUpdate.note(job.run, mine, same, quarantine={**wanted, "mark": mark}))
     when = as_utc(wanted.get("at"))

@@ -12,6 +12,7 @@ import pytest
 from caxev import GiveUp, Retry, failpoints
 from caxev.files import (
     GONE_PREFIX,
+    NOTHING,
     QUARANTINE,
     Manifest,
     empty_quarantine,
@@ -24,6 +25,7 @@ from caxev.files import (
 )
 from caxev.files import erase as erase_marked
 from caxev.files import set_aside as set_aside_marked
+from caxev.files.identity import is_same
 from caxev.files.throttle import Brake, idle_disk
 from tests.faults.campaign import add_oddities
 
@@ -266,6 +268,23 @@ def test_the_same_name_and_number_is_not_the_same_copy(root: Path) -> None:
     assert identity(str(root / "moved")) is not None
 
 
+def test_a_disk_that_was_mounted_again_has_the_same_copies(root: Path) -> None:
+    """Its number may be another one by then; without a time of birth, nothing is known for sure."""
+    major, minor, inode, born = (identity(str(root / "one")) or "").split(":")
+    mark = f"{major}:{minor}:{inode}:{born}"
+    assert int(born) > 0
+    assert is_same(f"{major}9:{minor}9:{inode}:{born}", mark)
+    assert not is_same(f"{major}:{minor}:{inode}1:{born}", mark)
+    assert not is_same(f"{major}:{minor}:{inode}:{born}1", mark)
+    assert is_same("0:1:2:0", "0:1:2:0")
+    assert not is_same("0:9:2:0", "0:1:2:0")
+    for other in (NOTHING, "", "mark", None):
+        assert not is_same(mark, other)
+        assert not is_same(None, other)
+    erase_marked(str(root / "one"), (str(root),), f"9:9:{inode}:{born}", report=to_nobody)
+    assert names(root) == {"two"}
+
+
 @pytest.mark.parametrize("moment", ["before the look", "before the rename"])
 def test_an_old_intent_erases_no_new_copy(
     root: Path, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -306,7 +325,7 @@ def test_an_old_intent_sets_nothing_of_a_new_copy_aside(root: Path) -> None:
     with pytest.raises(Retry, match="not what was to be set aside"):
         set_aside_marked(place, roots, [b"a.zip"], WHEN, mark, report=to_nobody)
     assert (root / "one" / "a.zip").exists()
-    mark, later = identity(place), WHEN + timedelta(days=1)
+    mark, later = identity(place) or "", WHEN + timedelta(days=1)
     kept = [
         set_aside_marked(place, roots, [name], when, mark, report=to_nobody)
         for name, when in ((b"a.zip", WHEN), (b"deep/b.zip", later))
@@ -320,7 +339,7 @@ def test_what_is_not_what_its_manifest_lists_is_not_erased(root: Path) -> None:
     shape: Manifest = scan(str(root / "one"))
     (root / "two" / "more").touch()
     assert standing(str(root / "one"), (str(root),), shape, report=to_nobody)
-    assert standing(str(root / "none"), (str(root),), shape, report=to_nobody) is None
+    assert standing(str(root / "none"), (str(root),), shape, report=to_nobody) == NOTHING
     with pytest.raises(GiveUp, match="more is unexpected"):
         standing(str(root / "two"), (str(root),), shape, report=to_nobody)
 

@@ -24,6 +24,7 @@ from caxev.config import DEFAULT_HANDLERS, Link, Site, Sites, load_handlers
 from caxev.config.links import Hours
 from caxev.config.retention import Patrol
 from caxev.copies.deletion import Proven
+from caxev.core.alarms import Alarm
 from caxev.core.errors import Damaged
 from caxev.core.ledger import Paid, Postponed
 from caxev.core.model import (
@@ -38,10 +39,11 @@ from caxev.core.model import (
 )
 from caxev.core.registry import recorded
 from caxev.engine.dispatcher import Watch, attempt
-from caxev.files import Item, Moved
+from caxev.files import GONE_PREFIX, MOVED_PREFIX, NOTHING, Item, Moved, identity
 from caxev.transfer import Route, Traffic, links
 from handlers import checksum as verify
 from handlers import deletion, stalled, transfer
+from handlers.judge import quarantine
 from tests import strategies as make
 
 NOW = make.EPOCH
@@ -1337,6 +1339,10 @@ class Stopped(Working):
     def __init__(self, run: Run, before: str, meanwhile: Callable[[Run], Run]) -> None:
         super().__init__(run)
         self.before, self.meanwhile = before, meanwhile
+        self.alarms: list[Alarm] = []
+
+    async def alarm(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
 
     def _step(self, name: str) -> None:
         if name == self.before:
@@ -1351,9 +1357,14 @@ class Stopped(Working):
         return await super().work(function, *args, job=job)
 
 
-@pytest.mark.parametrize("is_taken_over", [False, True], ids=["begun", "taken over"])
 @pytest.mark.parametrize("goes_again", [False, True], ids=["good", "to go again"])
-@pytest.mark.parametrize("before", ["standing", "noting", "erase"])
+@pytest.mark.parametrize(
+    ("is_taken_over", "before"),
+    [
+        *((False, step) for step in ("standing", "noting", "erase")),
+        *((True, step) for step in ("noting", "erase")),
+    ],
+)
 async def test_a_process_that_was_stopped_erases_no_new_copy(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -1369,11 +1380,11 @@ async def test_a_process_that_was_stopped_erases_no_new_copy(
     path = tmp_path / "raw" / "run"
     path.mkdir(parents=True)
     wish = {"by": "me", "why": "a test", "keep": 1, "at": NOW, "was": "transferred"}
-    fields = {"erasing": NOW} if is_taken_over else {}
-    going = {"deletion": wish, "proof": [], **fields, "location": str(path)}
+    fields = {"erasing": NOW, "mark": identity(str(path))} if is_taken_over else {}
+    going: dict[str, Any] = {"deletion": wish, "proof": [], **fields, "location": str(path)}
 
     def meanwhile(run: Run) -> Run:
-        path.rmdir()
+        path.rename(tmp_path / "old")  # a new directory within one tick could be its very double
         path.mkdir()
         new = entry("lngs", location=str(path))
         if goes_again:
@@ -1386,6 +1397,58 @@ async def test_a_process_that_was_stopped_erases_no_new_copy(
         await deletion.erase(job_of(yard, RAW, evolve(LNGS, dir_raw=str(tmp_path / "raw"))))
     assert path.is_dir()
     assert not copy_of(yard.run, "lngs").fields.get("erasing")
+
+
+@pytest.mark.parametrize("moment", ["begun", "killed", "nothing was there", "no mark", "moved"])
+async def test_what_stands_by_now_at_the_place_of_a_copy_that_goes_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """It is marked once and never again; its bytes gone, its entry goes, and people are alarmed."""
+    root = tmp_path / "raw"
+    path = root / (f"{MOVED_PREFIX}run" if moment == "moved" else "run")
+    path.mkdir(parents=True)
+    wish = {"by": "me", "why": "a test", "keep": 1, "at": NOW, "was": "transferred"}
+    begun = {} if moment == "begun" else {"erasing": NOW, "mark": identity(str(path))}
+
+    def restored(run: Run) -> Run:
+        path.rename(path.with_name(f"{GONE_PREFIX}{path.name}"))
+        path.mkdir()
+        (path / "precious").touch()
+        return run
+
+    match moment:
+        case "nothing was there":
+            begun["mark"] = NOTHING
+        case "no mark":
+            del begun["mark"]
+        case "moved":
+            moved = {"moved_from": str(path), "moved_mark": begun["mark"]}
+            begun = {**begun, **moved, "mark": NOTHING}
+    going: dict[str, Any] = {"deletion": wish, "proof": [], "location": str(root / "run"), **begun}
+    yard = Stopped(run_of(entry("lngs", "deleting", **going)), "erase", restored)
+    monkeypatch.setattr(deletion, "weigh", lambda *_: Proven([]))
+    update = await deletion.erase(job_of(yard, RAW, evolve(LNGS, dir_raw=str(root))))
+    assert [one.name for one in root.iterdir()] == [path.name]
+    assert (path / "precious").exists()
+    assert isinstance(update, RunUpdate)
+    assert update.remove is not None
+    assert update.tombstone is not None
+    (alarm,) = yard.alarms
+    assert str(path) in alarm.summary
+
+
+async def test_what_is_moved_aside_is_marked_once(tmp_path: Path) -> None:
+    """Taken over, it is still the files that were judged, and none that a person restored."""
+    path = tmp_path / "raw" / "run"
+    path.mkdir(parents=True)
+    wanted = {"at": NOW, "place": None, "from": "chicago", "mark": identity(str(path))}
+    bad = entry("lngs", "error", location=str(path), quarantine=wanted)
+    path.rename(tmp_path / "raw" / "kept")  # so that its inode number is not used again
+    path.mkdir()
+    site = evolve(LNGS, dir_raw=str(tmp_path / "raw"))
+    with pytest.raises(Retry, match="not what was to be set aside"):
+        await quarantine(job_of(Working(run_of(bad)), RAW, site))
+    assert path.is_dir()
 
 
 @pytest.mark.parametrize("pusher", ["chicago", "lngs", None])

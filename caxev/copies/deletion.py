@@ -42,6 +42,8 @@ from caxev.core.model import (
 RAW: Final = "raw"
 NEVER: Final = "untriggered"
 """The DAQ's buffer: never touched."""
+MARKS: Final = ("mark", "moved_mark")
+"""Fields of an entry: which very files go, at its location and at its ``moved_from``."""
 EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """Since then: at any time at all, if only it was."""
 READING: Final = timedelta(hours=1)
@@ -556,24 +558,28 @@ def begin(
     *,
     proof: Any,
     clocks: Clocks,
-    mark: str | None = None,
+    marks: Mapping[str, str] | None = None,
 ) -> RunUpdate:
     """The third step: from now on its bytes go, if `proof` still holds and nobody reads it.
 
-    `mark`: the very files that go (`caxev.files.identity`).
+    `marks` are the very files that go, by the fields `MARKS`, and noted once: whoever takes over
+    later cannot know whether what stands there by then is the copy.
     """
     where = CopyIs(copy.key, {"location": copy.fields.get("location")})
     expect = [still(copy), where, *wanted.enough(run, copy, site, sites, clocks), *_untagged(site)]
     expect.append(unread(copy.key, sites, clocks.earliest))
-    return RunUpdate.note(run, copy, *expect, erasing=clocks.now, mark=mark, proof=proof)
+    return RunUpdate.note(run, copy, *expect, erasing=clocks.now, proof=proof, **(marks or {}))
 
 
-def go_on(run: Run, copy: Copy, mark: str | None) -> RunUpdate:
-    """The third step again, by whoever takes over: these are the files that go."""
-    names = ("erasing", "mark", "location")
-    fields = {name: copy.fields.get(name) for name in names}
-    same = CopyIs(copy.key, {**fields, **_intended(copy)})
-    return RunUpdate.note(run, copy, same, mark=mark)
+def go_on(run: Run, copy: Copy) -> RunUpdate:
+    """Return the third step again, for whoever takes over; it changes nothing."""
+    return RunUpdate.note(run, copy, begun(copy), erasing=copy.fields.get("erasing"))
+
+
+def begun(copy: Copy) -> CopyIs:
+    """Return the expectation that this very copy is being erased, and no later one."""
+    fields = {name: copy.fields.get(name) for name in ("erasing", "location", *MARKS)}
+    return CopyIs(copy.key, {**fields, **_intended(copy)})
 
 
 def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from caxev.files.digest import digest_tree, to_nobody, wrong_below
 from caxev.files.erasing import (
     GONE_PREFIX,
     MOVED_PREFIX,
+    NOTHING,
     QUARANTINE,
     distinct,
     empty_quarantine,
@@ -16,7 +17,7 @@ from caxev.files.erasing import (
     set_aside,
     standing,
 )
-from caxev.files.errors import damaged, local
+from caxev.files.errors import Replaced, damaged, local
 from caxev.files.identity import identity
 from caxev.files.incoming import (
     apart,
@@ -79,6 +80,7 @@ __all__ = [
     "MARGIN",
     "MARKER_PREFIX",
     "MOVED_PREFIX",
+    "NOTHING",
     "PART",
     "PART_PREFIX",
     "QUARANTINE",
@@ -94,6 +96,7 @@ __all__ = [
     "Piece",
     "Plan",
     "Range",
+    "Replaced",
     "Report",
     "Seen",
     "apart",

@@ -11,9 +11,9 @@ from datetime import datetime
 from typing import Final
 
 from caxev import failpoints
-from caxev.core.errors import GiveUp, Retry
-from caxev.files.errors import meaning
-from caxev.files.identity import identity
+from caxev.core.errors import GiveUp
+from caxev.files.errors import Replaced, meaning
+from caxev.files.identity import identity, is_same
 from caxev.files.manifest import Manifest
 from caxev.files.paths import RESERVED, confine_own, inside, is_held, own_name, printable
 from caxev.files.publishing import DIR_MODE, rename_new
@@ -25,14 +25,14 @@ GONE_PREFIX: Final = f"{RESERVED}gone-"
 """What stands before the name of a copy that is being erased: no program takes it for one."""
 MOVED_PREFIX: Final = f"{RESERVED}moved-"
 """What stands before the name of old files that ``caxev mv`` has copied and is to remove."""
+NOTHING: Final = "nothing"
+"""The mark of a place where nothing stands: whatever comes there is something else."""
 QUARANTINE: Final = f"{RESERVED}quarantine"
 """The directory, below one of the site's own, where files are kept on which no majority agrees."""
 
 
-def standing(
-    location: str, roots: Sequence[str], shape: Manifest | None, *, report: Report
-) -> str | None:
-    """Return the `identity` of what is at the place of a copy; None: nothing is there.
+def standing(location: str, roots: Sequence[str], shape: Manifest | None, *, report: Report) -> str:
+    """Return the `identity` of what is at the place of a copy, or `NOTHING`.
 
     Raises `GiveUp` for a path that leads out of the roots, or if something else than `shape` (None:
     anything will do) stands there; `Retry` if the disk fails.
@@ -43,7 +43,7 @@ def standing(
         what = f"{differ[0]} ({len(differ)} in all)"
         raise GiveUp(f"{_shown(path)} is not what its manifest lists: {what}")
     report(1, 1)
-    return mark
+    return mark or NOTHING
 
 
 def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Report) -> None:
@@ -51,41 +51,42 @@ def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Repo
 
     It must be what `standing` found there, by its `mark`. It loses its name in one step; what is on
     the disk then is nobody's copy. A link is erased and not followed. If nothing is there any more,
-    that is well. Raises `GiveUp` for a path that leads out of the roots, `Retry` if the disk fails
-    or something else stands there, which then stays.
+    that is well. Raises `GiveUp` for a path that leads out of the roots, `Retry` if the disk fails,
+    `Replaced` if something else stands there: it stays, and the copy itself is gone.
     """
     path = _own(location, roots)
     directory, name = os.path.split(path)
     gone = os.path.join(directory, GONE_PREFIX + name)
     try:
-        if os.path.lexists(path):
-            _take_name(path, gone, mark)
+        is_replaced = os.path.lexists(path) and not _take_name(path, gone, mark)
         remove(gone)
         if os.path.isdir(directory):
             sync(directory)
         failpoints.point("files.erase.done")
     except OSError as error:
         raise meaning(error, f"cannot erase {_shown(path)}") from error
+    if is_replaced:
+        raise Replaced(f"{_shown(path)} is not erased: something else stands there by now")
     report(1, 1)
 
 
-def _take_name(path: str, gone: str, mark: str | None) -> None:
-    """Rename to `gone` what is at a path, if it is what `mark` says.
+def _take_name(path: str, gone: str, mark: str | None) -> bool:
+    """Rename to `gone` what is at a path, if it is what `mark` says; return whether it was.
 
     The rename goes by name, so it may hit what came after the look; a look at what has been renamed
     shows that, and gives the name back.
     """
-    other = Retry(f"{_shown(path)} is not erased: something else stands there by now")
-    if identity(path) != mark:
-        raise other
+    if not is_same(identity(path), mark):
+        return False
     remove(gone)  # what an earlier copy of that name left when it was erased
     failpoints.point("files.erase.rename")
     rename(path, gone)
-    if identity(gone) != mark:
+    if not is_same(identity(gone), mark):
         rename_new(gone, path)
-        raise other
+        return False
     sync(os.path.dirname(path))
     failpoints.point("files.erase.rename")
+    return True
 
 
 def _identity(path: str) -> str | None:
@@ -142,8 +143,8 @@ def set_aside(
 
     `paths` are relative to the copy, which must be what `standing` found there, by its `mark`;
     `when` (UTC) that was decided. What is not there, or is there already, is passed by. Raises
-    `GiveUp` for a path that leads out of the copy or of the roots, `Retry` if the disk fails or
-    another copy stands there, which then stays as it is.
+    `GiveUp` for a path that leads out of the copy or of the roots, `Retry` if the disk fails,
+    `Replaced` if another copy stands there, which then stays as it is.
     """
     path, target = _own(location, roots), quarantine_of(location, roots, when)
     try:
@@ -152,8 +153,8 @@ def set_aside(
             new = os.path.join(os.fsencode(target), one or os.fsencode(os.path.basename(path)))
             _check_within(old, os.fsencode(path))
             _check_within(new, os.fsencode(target))
-            if os.path.lexists(old) and identity(path) != mark:
-                raise Retry(f"{_shown(path)} is not what was to be set aside: look again")
+            if os.path.lexists(old) and not is_same(identity(path), mark):
+                raise Replaced(f"{_shown(path)} is not what was to be set aside: look again")
             _move(os.fsdecode(old), os.fsdecode(new))
             report(number + 1, len(paths))
     except OSError as error:

@@ -14,6 +14,10 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
+class Replaced(Retry):
+    """Something else than was meant stands there by now, and stays as it is."""
+
+
 def damaged(path: bytes, where: str) -> Damaged:
     """Name the file of the copy at `where` that is not what it was; ``b""`` is the copy itself."""
     name = printable(path) or "the file"

@@ -40,6 +40,18 @@ def identity(path: str | bytes) -> str | None:
     return f"{device[0]}:{device[1]}:{inode}:{born}"
 
 
+def is_same(found: str | None, mark: str | None) -> bool:
+    """Return whether what was `found` is what `mark` was made of, maybe before a mount.
+
+    A device has another number after that, so inode number and time of birth decide. Without a time
+    of birth, all must be equal: an inode number alone is soon used again.
+    """
+    if found is None or mark is None:
+        return False
+    here, there = found.split(":")[2:], mark.split(":")[2:]
+    return found == mark or (here == there and here[-1:] != ["0"])
+
+
 def _statx(directory: int, name: bytes) -> bytes:
     buffer = ctypes.create_string_buffer(_SIZE)
     if _libc.statx(directory, name, _NOFOLLOW, _INO | _BIRTH, buffer) != 0:
