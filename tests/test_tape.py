@@ -6,9 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,9 @@ from hypothesis import strategies as st
 
 from caxev import failpoints
 from caxev.config import ArchiveOptions, ConfigError, Site, load_sites
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.demo.world import SIMULATOR
-from caxev.files import Item, Manifest, digest_tree, to_nobody
+from caxev.files import Arrival, Item, Manifest, digest_tree, incoming, to_nobody
 from caxev.tape import (
     Data,
     Reach,
@@ -64,6 +65,7 @@ from tests.dsmc_samples import (
     SESSION,
     Sample,
 )
+from tests.test_commands import SHM, elsewhere
 
 
 def said(text: str, status: int = 0) -> Said:
@@ -708,6 +710,59 @@ def test_nothing_is_staged_or_restored_where_others_may_write(
     assert "others may write" in told.failed.why
 
 
+@pytest.fixture
+def far() -> Iterator[Path]:
+    """A directory on another file system than the data."""
+    if not elsewhere():
+        pytest.skip("there is one file system here")
+    with tempfile.TemporaryDirectory(dir=SHM) as directory:
+        yield Path(directory)
+
+
+@pytest.mark.tape
+def test_a_copy_from_scratch_on_another_file_system_is_read_before_it_is_named(
+    tape: Ground, far: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was compared is not what stands there then: the disk may give something else."""
+    tape.back_up().get()
+    options = ArchiveOptions(scratch=str(far / "scratch"))
+    tape = evolve(tape, reach=evolve(tape.reach, here=evolve(tape.reach.here, archive=options)))
+    copy_file = incoming.copy_file
+
+    def spoiling(old: bytes, new: bytes) -> None:
+        copy_file(old, new)
+        if new.endswith(b"one.zip"):
+            path = Path(os.fsdecode(new))
+            before = path.stat()
+            path.write_bytes(bytes([255]) * before.st_size)
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(incoming, "copy_file", spoiling)
+        told = tape.recall()
+    assert isinstance(told.failed, Retry)
+    assert "the disk gives something else" in told.failed.why
+    assert not tape.restored().exists()
+    tape.recall().get()
+    assert manifest_of(tape.restored()) == tape.manifest
+    assert [path.name for path in tape.restored().parent.iterdir()] == [RUN]
+
+
+@pytest.mark.tape
+def test_a_copy_from_scratch_leaves_min_free(
+    tape: Ground, far: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scratch on another file system has room of its own: the data's counts as well."""
+    tape.back_up().get()
+    options = ArchiveOptions(scratch=str(far / "scratch"))
+    here = evolve(tape.reach.here, archive=options, min_free=2 << 30)
+    monkeypatch.setattr(Arrival, "free", lambda _: 1 << 30)  # scratch has more
+    told = evolve(tape, reach=evolve(tape.reach, here=here)).recall()
+    assert isinstance(told.failed, Retry)
+    assert "not enough space" in told.failed.why
+    assert not tape.restored().exists()
+
+
 @pytest.mark.tape
 def test_what_is_not_on_tape_does_not_come_back(ground: Ground) -> None:
     """It is given up, and no directory is left behind under its name."""
@@ -757,10 +812,10 @@ def test_a_client_that_hangs_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.tape
 def test_options_that_cannot_be_read(tmp_path: Path) -> None:
-    """The client is told of the file by ``-optfile``; where it cannot read it, that is given up."""
+    """The client is told of the file by ``-optfile``; it waits while it cannot read that."""
     tape = ground_in(tmp_path, "tsm", optfile=str(tmp_path / "dsm.opt"))
     told = tape.back_up()
-    assert isinstance(told.failed, GiveUp)
+    assert isinstance(told.failed, Denied)
     assert "ANS1035S" in str(told.failed)
     (tmp_path / "dsm.opt").touch()
     tape.back_up().get()

@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attrs import frozen
+from attrs import evolve, frozen
 
 from caxev.files import Manifest, digest_tree, resolved, uncached
+from caxev.tape import Data, back_up, compare, directly
+from tests.test_tape import RUN, ground_in
 
 PAGE = 4096
 SBIN = os.environ["PATH"] + ":/usr/sbin:/sbin"
@@ -131,3 +133,22 @@ def test_what_was_just_written_is_read_whole(tmp_path: Path, size: int) -> None:
     os.sync()
     assert found == digested(same, sha512=True)
     assert found.cax_checksum() == hashlib.sha512(data).hexdigest()
+
+
+def test_what_a_directory_gives_back_as_an_archive_comes_from_the_disk(
+    disk: Disk, tmp_path: Path
+) -> None:
+    """Its files are still in memory after a backup, and prove nothing of what the disk holds."""
+    ground = ground_in(tmp_path, "directory")
+    data = os.urandom(2 * PAGE)
+    (ground.source / "one.zip").write_bytes(data)
+    there = evolve(ground.reach.there, dir_raw=str(disk.mounted))
+    reach = evolve(ground.reach, there=there)
+    run = Data(RUN, str(disk.mounted / RUN), ground.manifest)
+    directly(back_up, reach, str(ground.source), run, False).get()
+    archived = disk.mounted / RUN / f"{RUN}_one.zip"
+    assert archived.read_bytes() == data
+    disk.spoil(data[:PAGE])
+    assert archived.read_bytes() == data  # as the cache has it
+    why, _ = directly(compare, reach, run).get()
+    assert "one.zip differs" in (why or "")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import shutil
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -21,14 +20,18 @@ from attrs import evolve
 from blake3 import blake3
 
 from caxev.core.errors import GiveUp, Retry
+from caxev.files.digest import digest_tree, to_nobody
 from caxev.files.errors import local
+from caxev.files.manifest import Manifest
 from caxev.files.paths import confine, printable
 from caxev.files.plan import plan
 from caxev.files.private import MODE, make_private
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, writing
+from caxev.files.reading import Report
 from caxev.files.resolved import link, mkdir, open_resolved, remove, rename
 from caxev.files.staging import Arrival, enough_space, join, make_parents
 from caxev.files.tree import Seen, look, shown
+from caxev.files.uncached import aligned_buffer, open_uncached, read_into
 
 _CHUNK: Final = 8 << 20
 _ENOUGH: Final = 32  # hex digits
@@ -46,11 +49,22 @@ CANNOT_LINK: Final = {
 """What the kernel reports where there can be no hard link."""
 
 
-def bring_in(made: str, final: str, roots: Sequence[str], *, min_free: int = 0) -> int | None:
+def bring_in(
+    made: str,
+    final: str,
+    roots: Sequence[str],
+    *,
+    expected: Manifest | None = None,
+    min_free: int = 0,
+    report: Report = to_nobody,
+) -> int | None:
     """Publish what lies in a private directory as `final`, inside one of `roots`; its bytes.
 
-    By a rename if both are on one file system, else by a copy beside `final` that is renamed. None:
-    there is nothing to publish. Repeatable. Raises `GiveUp` if something else has the name.
+    By a rename if both are on one file system, else by a copy beside `final` that is renamed. With
+    `expected`, the manifest of what was made, that copy is read from the disk and compared first:
+    pass it if nothing else reads the copy before it is called good. None: there is nothing to
+    publish. Repeatable. Raises `GiveUp` if something else has the name, and `Retry` if what was
+    copied is not what was made.
     """
     real = confine(final, roots)
     if not os.path.lexists(made):
@@ -61,13 +75,22 @@ def bring_in(made: str, final: str, roots: Sequence[str], *, min_free: int = 0) 
         try:
             publish(made, real)
         except FileExistsError as exc:
-            raise GiveUp(f"something else stands at {shown(real)}: take it away") from exc
+            raise _taken(real) from exc
         except OSError as exc:
             if exc.errno != errno.EXDEV:
                 raise
-            _copy_in(made, real, roots, min_free)
+            seen = look(made)
+            _copy_in(
+                made,
+                Arrival(real, roots, seen, min_free=min_free, whole_files=True, report=report),
+                expected,
+            )
             remove(made)
     return size
+
+
+def _taken(final: str) -> GiveUp:
+    return GiveUp(f"something else stands at {shown(final)}: take it away")
 
 
 def _size(path: str) -> int:
@@ -75,28 +98,50 @@ def _size(path: str) -> int:
     return sum(seen.size for seen in look(path))
 
 
-def _copy_in(made: str, final: str, roots: Sequence[str], min_free: int) -> None:
-    arrival = Arrival(final, roots, look(made), min_free=min_free, whole_files=True)
+def _copy_in(made: str, arrival: Arrival, expected: Manifest | None) -> None:
     if arrival.stands():
+        if _differs(arrival.final, expected, arrival.report):
+            raise _taken(arrival.final)
         return
     with arrival.opened() as todo:
+        total, done = sum(piece.file.size for piece in todo.pieces), 0
         for piece in todo.pieces:
             path = piece.file.path
             copy_file(join(os.fsencode(made), path), join(arrival.partial, path))
+            done += piece.file.size
+            arrival.report(done, total)
         arrival.finish(todo)
+        if _differs(os.fsdecode(arrival.partial), expected, arrival.report):
+            remove(arrival.partial)  # by its sizes and times the next attempt would keep it
+            raise Retry(f"{shown(arrival.final)} was copied, and the disk gives something else")
         arrival.publish()
 
 
+def _differs(path: str, expected: Manifest | None, report: Report) -> bool:
+    """Whether the disk holds something else there than is expected, if that is known."""
+    if expected is None:
+        return False
+    return bool(expected.differences(digest_tree(path, sha512=False, report=report)))
+
+
 def copy_file(old: bytes, new: bytes) -> None:
-    """Copy a file's bytes and times, following no link at either end. Raises OSError."""
-    reading = open_resolved(old, os.O_RDONLY)
-    with os.fdopen(reading, "rb") as source:
+    """Copy a file's bytes and times, following no link at either end. Raises OSError.
+
+    The bytes are those that the disk gives, not those in memory: some copies prove the original.
+    """
+    reading = open_uncached(old, 0, 0)
+    try:
         writing = open_resolved(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
         with os.fdopen(writing, "wb") as target:
-            shutil.copyfileobj(source, target, _CHUNK)
-            target.flush()
             status = os.fstat(reading)
+            buffer, at = aligned_buffer(_CHUNK), 0
+            while at < status.st_size and (count := read_into(reading, buffer, at, _CHUNK)):
+                target.write(buffer[:count])
+                at += count
+            target.flush()
             os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
+    finally:
+        os.close(reading)
 
 
 def place_file(staged: bytes, path: bytes, *, is_lock: bool = False) -> None:

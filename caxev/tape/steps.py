@@ -256,7 +256,14 @@ def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[st
                 failpoints.point("tape.rename")
                 chmod(name, FILE_MODE)
             failpoints.point("tape.renamed")
-            bring_in(whole, final, roots)
+            bring_in(
+                whole,
+                final,
+                roots,
+                expected=copied.manifest,
+                min_free=reach.here.min_free,
+                report=talk.report,
+            )
         failpoints.point("tape.recalled")
     return copied
 
