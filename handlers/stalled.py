@@ -12,11 +12,11 @@ one of them is good, the others are taken out once nobody works on them, and the
 if something was being written to its place.
 
 A copy is not given up for its age alone: while the process that marked it as its own acts for its
-site, or shows progress, it is let be. Entries of old cax name no owner: of these the age decides.
-What a
-job makes may wait in a queue for days: `handlers.processing` looks after it. What is ``verifying``
-is read by the listener of its own site, whose ledger knows how that goes: it is told of and left.
-So is what is ``moving``: whoever gave ``caxev mv`` gives it again.
+site, or shows progress, it is let be. Entries of old cax name no owner: of these the age decides,
+and if they have no date, or one in the future, the time since we first saw them. What a job makes
+may wait in a queue for days: `handlers.processing` looks after it. What is ``verifying`` is read by
+the listener of its own site, whose ledger knows how that goes: an alarm is raised, and no more. So
+is what is ``moving``: whoever gave ``caxev mv`` gives it again.
 
 Safe to repeat: the update names the status and the owner that were found.
 """
@@ -78,7 +78,7 @@ class Late:
 
 @frozen
 class Undated:
-    """It says that it will be so from some time in the future on: it counts from now on."""
+    """Nobody knows since when it is so: it is dated anew, and its age counts from now on."""
 
 
 @frozen
@@ -102,7 +102,7 @@ async def stalled(job: Job) -> Result:
     if seen.host != job.site.name and seen.source not in (None, job.site.name):
         return Skip(f"{seen.source} put it there, and looks after it")
     rules = job.sites.get(seen.host).stalled
-    match plan_stalled(seen, rules, now, stays=_stays(job, seen)):
+    match plan_stalled(seen, rules, now, job.at, stays=_stays(job, seen)):
         case Skip() as nothing:
             await job.all_clear(ALARM)
             return nothing
@@ -157,16 +157,23 @@ async def _is_live(job: Job, seen: Copy) -> bool:
 Verdict = Wait | Late | Undated | TooLate | Skip
 
 
-def _begun(seen: Copy) -> datetime | None:
-    """Since when it has its status; of what an old program transfers, when that began."""
-    if seen.since is None and seen.status in (TRANSFERRING, ERROR):
-        return as_utc(seen.fields.get("creation_time"))
-    return seen.since
+def _begun(seen: Copy, now: datetime) -> datetime | None:
+    """Since when it has its status; of what an old program transfers, when that began.
+
+    None without a date, and with one in the future: it would protect the copy until then.
+    """
+    since = seen.since
+    if since is None and seen.status in (TRANSFERRING, ERROR):
+        since = as_utc(seen.fields.get("creation_time"))
+    return None if since is None or since > now + AHEAD else since
 
 
-def plan_stalled(seen: Copy, rules: Stalled, now: datetime, *, stays: bool = False) -> Verdict:
+def plan_stalled(
+    seen: Copy, rules: Stalled, now: datetime, at: datetime, *, stays: bool = False
+) -> Verdict:
     """Decide by its age what is to be said of a copy that is not at its end. Pure.
 
+    `at`: when this site saw its status first, UTC; it counts if the entry has no usable date.
     `stays`: if it is an error it is not given up, however old it is.
     """
     if seen.type == "untriggered":
@@ -175,11 +182,10 @@ def plan_stalled(seen: Copy, rules: Stalled, now: datetime, *, stays: bool = Fal
         return Skip(f"it is {seen.status}")
     if seen.status == TRANSFERRING and isinstance(seen.fields.get("job"), Mapping):
         return Skip("a job makes it, and may wait and run for days: it is looked after as a job")
-    since = _begun(seen)
-    if since is None:
-        return Skip("its entry does not say since when")
-    if since > now + AHEAD:
-        return Wait(since) if seen.status == ERROR else Undated()
+    since = _begun(seen, now)
+    if since is None and seen.status == TRANSFERRING:
+        return Undated()  # in the entry, because deletions ask how long it may have been read
+    since = since or at
     age = (now - since).total_seconds() / 3600
     warn, retry = since + timedelta(hours=rules.warn), since + timedelta(hours=rules.retry)
     if now < min(warn, retry):
@@ -222,7 +228,7 @@ async def merge(job: Job) -> Result:
     aspect, now = job.event.aspect, job.now()
     assert isinstance(aspect, CopyField)
     rules = job.sites.get(aspect.host).stalled
-    plan = plan_merge(job.run, aspect.key, rules, now)
+    plan = plan_merge(job.run, aspect.key, rules, now, job.at)
     if isinstance(plan, Skip):
         return plan
     if job.site.name not in (aspect.host, plan.stays.source):
@@ -252,8 +258,13 @@ async def _take_out(job: Job, entry: Copy, stays: Copy) -> None:
         raise Retry(str(lost), after=1.0) from lost
 
 
-def plan_merge(run: Run, key: CopyKey, rules: Stalled, now: datetime) -> Surplus | Skip:
-    """Decide which entries of a copy are surplus. Pure."""
+def plan_merge(
+    run: Run, key: CopyKey, rules: Stalled, now: datetime, at: datetime
+) -> Surplus | Skip:
+    """Decide which entries of a copy are surplus. Pure.
+
+    `at`: when this site saw them first, UTC; it counts for an entry without a usable date.
+    """
     entries = [one for one in run.copies if one.key == key]
     stays = next((one for status in STAYS for one in entries if one.status == status), None)
     if len(entries) == 1:
@@ -266,7 +277,7 @@ def plan_merge(run: Run, key: CopyKey, rules: Stalled, now: datetime) -> Surplus
     if stays.status == TRANSFERRED:
         for one in others:
             if one.status in (VERIFYING, TRANSFERRING):
-                ends = (_made(one) or now) + timedelta(hours=rules.retry)
+                ends = (_made(one, now) or at) + timedelta(hours=rules.retry)
                 if ends <= now:
                     surplus.append(one)
                 else:
@@ -283,8 +294,9 @@ def _is_surplus(one: Copy, stays: Copy) -> bool:
     return one.status == ERROR and not is_disputed(one)
 
 
-def _made(one: Copy) -> datetime | None:
-    return one.since or as_utc(one.fields.get("creation_time"))
+def _made(one: Copy, now: datetime) -> datetime | None:
+    made = one.since or as_utc(one.fields.get("creation_time"))
+    return None if made is None or made > now + AHEAD else made
 
 
 def _telling(one: Copy) -> dict[str, object]:

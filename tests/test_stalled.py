@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -38,46 +38,65 @@ def copy(status: str = "transferring", hours: float | None = 1.0, **fields: Any)
 
 def test_an_age_is_judged_by_the_rules() -> None:
     """Below the warning nothing; then a warning; then it is given up."""
-    assert plan_stalled(copy(), RULES, NOW) == Wait(NOW + timedelta(hours=1))
-    assert plan_stalled(copy(hours=2.0), RULES, NOW) == Late(2.0, NOW + timedelta(hours=22))
-    assert plan_stalled(copy(hours=24.0), RULES, NOW) == TooLate(24.0)
+    assert plan_stalled(copy(), RULES, NOW, NOW) == Wait(NOW + timedelta(hours=1))
+    assert plan_stalled(copy(hours=2.0), RULES, NOW, NOW) == Late(2.0, NOW + timedelta(hours=22))
+    assert plan_stalled(copy(hours=24.0), RULES, NOW, NOW) == TooLate(24.0)
 
 
 @pytest.mark.parametrize("status", ["verifying", "moving"])
 def test_what_others_look_after_is_never_given_up(status: str) -> None:
     """Its own site's ledger, or who moves it, knows how that goes; it is told of all the same."""
-    assert plan_stalled(copy(status), RULES, NOW) == Wait(NOW + timedelta(hours=1))
-    late = plan_stalled(copy(status, 1000.0), RULES, NOW)
+    assert plan_stalled(copy(status), RULES, NOW, NOW) == Wait(NOW + timedelta(hours=1))
+    late = plan_stalled(copy(status, 1000.0), RULES, NOW, NOW)
     assert late == Late(1000.0, NOW + timedelta(hours=24))
 
 
 def test_what_a_job_makes_is_never_given_up() -> None:
     """A job may wait and run for longer than any transfer; its entry is not taken from it."""
     made = copy(hours=1000.0, type="processed", job={"name": "j"})
-    assert isinstance(plan_stalled(made, RULES, NOW), Skip)
+    assert isinstance(plan_stalled(made, RULES, NOW, NOW), Skip)
 
 
 def test_entries_of_old_cax_go_by_their_creation() -> None:
     """A list that holds one time, as its oldest ones have; of what it verified nothing is known."""
     made: dict[str, Any] = {"creation_time": [NOW - timedelta(hours=30)]}
-    assert plan_stalled(copy(hours=None, **made), RULES, NOW) == TooLate(30.0)
-    assert isinstance(plan_stalled(copy("verifying", None, **made), RULES, NOW), Skip)
-    assert isinstance(plan_stalled(copy(hours=None), RULES, NOW), Skip)
+    assert plan_stalled(copy(hours=None, **made), RULES, NOW, NOW) == TooLate(30.0)
+    verified = plan_stalled(copy("verifying", None, **made), RULES, NOW, NOW)
+    assert verified == Wait(NOW + timedelta(hours=2))
+
+
+@pytest.mark.parametrize("made", [None, "yesterday", [], NOW + timedelta(days=36500)])
+def test_no_entry_is_exempt_for_want_of_a_date(made: object) -> None:
+    """What is on the way is dated in its entry, anything else counts from when it was seen."""
+    fields: dict[str, Any] = {"creation_time": made}
+    seen = [NOW - timedelta(hours=hours) for hours in (0, 3, 25)]
+    assert plan_stalled(copy(hours=None, **fields), RULES, NOW, seen[2]) == Undated()
+    error = [plan_stalled(copy("error", None, **fields), RULES, NOW, at) for at in seen]
+    assert error == [
+        Wait(NOW + timedelta(hours=2)),
+        Late(3.0, NOW + timedelta(hours=21)),
+        TooLate(25.0),
+    ]
+    verifying = plan_stalled(copy("verifying", None, **fields), RULES, NOW, seen[1])
+    assert verifying == Late(3.0, NOW + timedelta(hours=24))
+    entry = {"status": "transferring", "creation_time": made}
+    plans = [merged({}, entry, seen=at) for at in seen]
+    assert [len(plan.entries) for plan in plans if isinstance(plan, Surplus)] == [0, 0, 1]
 
 
 def test_a_time_in_the_future_is_none() -> None:
     """It would keep a copy that stands still for so long: it is dated anew, and counts from now."""
-    assert plan_stalled(copy(hours=-960.0), RULES, NOW) == Undated()
+    assert plan_stalled(copy(hours=-960.0), RULES, NOW, NOW) == Undated()
     made: dict[str, Any] = {"creation_time": NOW + timedelta(days=40)}
-    assert plan_stalled(copy(hours=None, **made), RULES, NOW) == Undated()
+    assert plan_stalled(copy(hours=None, **made), RULES, NOW, NOW) == Undated()
     a_little = -AHEAD.total_seconds() / 3600
-    assert isinstance(plan_stalled(copy(hours=a_little), RULES, NOW), Wait)
+    assert isinstance(plan_stalled(copy(hours=a_little), RULES, NOW, NOW), Wait)
 
 
 @pytest.mark.parametrize("fields", [{"status": "transferred"}, {"type": "untriggered"}])
 def test_what_is_left_alone(fields: dict[str, Any]) -> None:
     """What is at its end, and the DAQ's buffer."""
-    assert isinstance(plan_stalled(copy(hours=99.0, **fields), RULES, NOW), Skip)
+    assert isinstance(plan_stalled(copy(hours=99.0, **fields), RULES, NOW, NOW), Skip)
 
 
 @given(
@@ -90,7 +109,7 @@ def test_a_next_look_is_never_in_the_past(
     hours: float, warn: float, retry: float, status: str
 ) -> None:
     """Whatever the rules say, nothing is looked at again at once, for ever."""
-    match plan_stalled(copy(status, hours), Stalled(warn, retry), NOW):
+    match plan_stalled(copy(status, hours), Stalled(warn, retry), NOW, NOW):
         case Wait(at) | Late(_, at):
             assert at > NOW
         case TooLate(age):
@@ -106,14 +125,14 @@ def abandoned(hours: float = 1.0, **fields: Any) -> Copy:
 
 def test_what_an_old_program_failed_to_make_is_given_up() -> None:
     """As what it does not finish; but never where nothing else is good."""
-    assert plan_stalled(abandoned(), RULES, NOW) == Wait(NOW + timedelta(hours=1))
-    assert plan_stalled(abandoned(3.0), RULES, NOW) == Late(3.0, NOW + timedelta(hours=21))
-    assert plan_stalled(abandoned(25.0), RULES, NOW) == TooLate(25.0)
-    stays = plan_stalled(abandoned(25.0), RULES, NOW, stays=True)
+    assert plan_stalled(abandoned(), RULES, NOW, NOW) == Wait(NOW + timedelta(hours=1))
+    assert plan_stalled(abandoned(3.0), RULES, NOW, NOW) == Late(3.0, NOW + timedelta(hours=21))
+    assert plan_stalled(abandoned(25.0), RULES, NOW, NOW) == TooLate(25.0)
+    stays = plan_stalled(abandoned(25.0), RULES, NOW, NOW, stays=True)
     assert stays == Late(25.0, NOW + timedelta(hours=24))
     for ours in ({"trigger": "lngs: pull: raw at chicago"}, {"checksumproblem": True}):
-        assert isinstance(plan_stalled(abandoned(99.0, **ours), RULES, NOW), Skip)
-    assert isinstance(plan_stalled(copy("error", 99.0), RULES, NOW), Skip)
+        assert isinstance(plan_stalled(abandoned(99.0, **ours), RULES, NOW, NOW), Skip)
+    assert isinstance(plan_stalled(copy("error", 99.0), RULES, NOW, NOW), Skip)
 
 
 RAW = CopyKey("raw", "lngs")
@@ -126,9 +145,9 @@ GOOD: dict[str, Any] = {
 }
 
 
-def merged(*entries: dict[str, Any]) -> Surplus | Skip:
+def merged(*entries: dict[str, Any], seen: datetime = NOW) -> Surplus | Skip:
     run = Run.from_document({"_id": 1, "data": [{**GOOD, **entry} for entry in entries]})
-    return plan_merge(run, RAW, RULES, NOW)
+    return plan_merge(run, RAW, RULES, NOW, seen)
 
 
 def taken(*entries: dict[str, Any]) -> list[int]:

@@ -76,7 +76,8 @@ class Job:
     `run` is the run as it is now; `event` says why we look. `site` is the site that this process
     serves, `sites` all of them by name (`caxev.config.Site`). `owner` marks entries that this
     process works on (``lngs#7``: site and epoch). Of two jobs the one of the greater `urgency`
-    (priority, then how new) is to go first. A test needs to give `run` and `event` only.
+    (priority, then how new) is to go first. `at` is when the event happened, UTC. A test
+    needs to give `run` and `event` only.
     """
 
     run: Run
@@ -89,6 +90,7 @@ class Job:
     on_progress: Callable[[int, int], None] = lambda _done, _total: None
     if_parked: tuple[RunUpdate, ...] = ()
     urgency: tuple[int, int] = (0, 0)
+    at: datetime = field(factory=utcnow)
 
     @property
     def copy(self) -> Copy | None:

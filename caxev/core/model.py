@@ -554,8 +554,8 @@ class NobodyReads:
 
     Who does so has an entry that is ``transferring``: a copy names its `source`, derived data says
     in its ``job`` what it is made of. Old programs name neither, and may read any copy of the same
-    data: an entry of theirs counts if it was made after `since` (UTC; None: in any case), or if it
-    does not say when.
+    data: an entry of theirs counts unless it was made, or its status dated (`handlers.stalled` does
+    so if nobody else did), at `since` or before (UTC; None: it counts in any case).
     """
 
     key: CopyKey
@@ -580,8 +580,8 @@ class NobodyReads:
     def _may_read(self, one: Copy) -> bool:
         if one.source is not None or one.fields.get("job") is not None:
             return False
-        made = as_utc(one.fields.get("creation_time"))
-        return made is None or self.since is None or made > self.since
+        dates = (one.since, as_utc(one.fields.get("creation_time")))
+        return self.since is None or all(date is None or date > self.since for date in dates)
 
 
 Expectation: TypeAlias = (

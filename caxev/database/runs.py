@@ -180,8 +180,8 @@ def _unread(key: CopyKey, since: datetime | None) -> Document:
     # Of an old program: it names no source, so it may be this one.
     unnamed = {**same, "host": {"$ne": key.host}, "source": _NO_TEXT, "job": None}
     if since is not None:
-        is_old = {"creation_time": {"$type": "date", "$lte": since}}
-        unnamed["$nor"] = [is_old]
+        is_old = {"$type": "date", "$lte": since}
+        unnamed["$nor"] = [{name: is_old} for name in ("status_since", "creation_time")]
     readers = ({"status": TRANSFERRING, **one} for one in (copying, deriving, unnamed))
     return {"$nor": [{"data": {"$elemMatch": one}} for one in readers]}
 

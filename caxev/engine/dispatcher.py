@@ -682,6 +682,7 @@ class Dispatcher:
             ports=_Ports(self, debt),
             on_progress=self._progress_of(debt, watch),
             urgency=(debt.priority, debt.mark),
+            at=debt.at,
         )
         self._attempting[debt.id] = debt, watch
         try:
