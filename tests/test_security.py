@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -24,7 +25,17 @@ from pymongo.errors import OperationFailure
 from caxev import ELSEWHERE, GONE, HERE, CopyKey, Job, RunUpdate, aio, copy, tag
 from caxev.config import ConfigError, Settings
 from caxev.core.model import CopyIs
-from caxev.database import Database, DatabaseError, Refused, Request, Unreachable, passing
+from caxev.database import (
+    Database,
+    DatabaseError,
+    LeaseKeeper,
+    Refused,
+    Request,
+    Tenure,
+    Unreachable,
+    passing,
+)
+from caxev.database.client import Client, connect, credentials
 from caxev.engine.listener import open_database, prepare
 from caxev.files import Manifest
 from caxev.files.manifest import Item
@@ -321,6 +332,50 @@ async def test_a_certificate_is_read_again_when_it_is_refused(
         assert not await lets_us_in(db)
         file.write_bytes(secured.files.client.read_bytes())
         await engine.until(lambda: lets_us_in(db))
+
+
+async def test_a_certificate_that_could_not_be_read_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the file has not changed since; what is in use stays until then."""
+    files, tried = make_certificates(tmp_path), 0
+    query = f"tls=true&tlsCAFile={files.authority}&tlsCertificateKeyFile={files.client}"
+    uri = f"mongodb://localhost/?replicaSet=caxev&{query}"
+
+    def unreadable_at_first(settings: Settings) -> Client:
+        nonlocal tried
+        tried += 1
+        if tried == 1:
+            raise ConfigError("the certificate cannot be read")
+        return connect(settings)
+
+    async with aio.loop(), open_database(Settings.load(mongo_uri=uri, environ={})) as db:
+        monkeypatch.setattr("caxev.database.database.connect", unreadable_at_first)
+        os.utime(files.client, (0, 0))
+        for expected in (1, 2, 2):
+            await db.renew_credentials()
+            assert tried == expected
+
+
+def test_a_certificate_that_has_become_readable_is_another_one(tmp_path: Path) -> None:
+    """Its mode changes neither its size nor its time of modification."""
+    file = tmp_path / "client.pem"
+    file.touch(mode=0o000)
+    found = Settings.load(
+        mongo_uri=f"mongodb://localhost/?tlsCertificateKeyFile={file}", environ={}
+    )
+    before = credentials(found)
+    time.sleep(0.05)  # longer than the clock of the file system takes for a step
+    file.chmod(0o600)
+    assert credentials(found) != before
+
+
+def test_a_lease_keeper_reports_a_certificate_that_is_gone(tmp_path: Path) -> None:
+    """As an error that its watchdog waits out."""
+    uri = f"mongodb://localhost/?tls=true&tlsCertificateKeyFile={tmp_path}/gone.pem"
+    keeper = LeaseKeeper(Settings.load(mongo_uri=uri, environ={}), Tenure("lngs", 1, "me"), 1.0)
+    with pytest.raises(ConfigError, match=r"gone\.pem"):
+        keeper.renew()
 
 
 async def test_no_tls_no_answer(site: Settings, secured: Secured) -> None:

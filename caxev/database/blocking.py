@@ -14,12 +14,20 @@ import pymongo
 from bson import json_util
 from pymongo import MongoClient
 
-from caxev.config import Settings
+from caxev.config import ConfigError, Settings
 from caxev.core.alarms import Standing
 from caxev.core.clock import clock, utcnow
 from caxev.core.model import RunId, RunUpdate
 from caxev.database.alarms import alarm_id, alarm_row
-from caxev.database.client import RELIED_ON, DatabaseError, Document, address, listeners, translated
+from caxev.database.client import (
+    RELIED_ON,
+    DatabaseError,
+    Document,
+    address,
+    listeners,
+    translated,
+    usable,
+)
 from caxev.database.runs import write_of
 from caxev.database.store import Tenure
 
@@ -54,13 +62,14 @@ def amend(settings: Settings, update: Callable[[], RunUpdate]) -> bool:
 
 def connect_plainly(settings: Settings) -> MongoClient[Document]:
     """A client without an event loop. Does not wait for the server."""
-    return MongoClient(
-        address(settings),
-        **RELIED_ON,
-        appname="caxev batch",
-        serverSelectionTimeoutMS=10_000,
-        event_listeners=listeners(),
-    )
+    with usable(settings):
+        return MongoClient(
+            address(settings),
+            **RELIED_ON,
+            appname="caxev batch",
+            serverSelectionTimeoutMS=10_000,
+            event_listeners=listeners(),
+        )
 
 
 class LeaseKeeper:
@@ -95,7 +104,7 @@ class LeaseKeeper:
                     self._client = connect_plainly(settings)
                 ledger = self._client[settings.database][f"{settings.prefix}ledger"]
                 return ledger.update_one(query, change, upsert=upsert).matched_count
-        except DatabaseError:
+        except (ConfigError, DatabaseError):
             self.close()  # the next time with credentials that may be new
             self._settings = settings.again()
             raise

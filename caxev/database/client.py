@@ -125,7 +125,7 @@ def concerns_one(error: DatabaseError) -> bool:
 
 def connect(settings: Settings) -> Client:
     """Make a client. Does not wait for the server; must be called inside the asyncio loop."""
-    try:
+    with usable(settings):
         return AsyncMongoClient(
             address(settings),
             **{**_defaults(settings), **RELIED_ON},
@@ -136,6 +136,13 @@ def connect(settings: Settings) -> Client:
             appname="caxev",
             event_listeners=listeners(),
         )
+
+
+@contextmanager
+def usable(settings: Settings) -> Iterator[None]:
+    """Raise `ConfigError` if no client can be made of an address and the files that it names."""
+    try:
+        yield
     except OSError as error:  # of a certificate
         raise ConfigError(
             f"{settings.safe_uri} is not a usable database address: {error.strerror or error}"
@@ -168,7 +175,8 @@ def _version(path: str) -> object:
         status = Path(path).stat()
     except OSError:
         return None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+    # A file that has become readable has only another ctime.
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 class Writes(CommandListener):

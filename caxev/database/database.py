@@ -166,19 +166,23 @@ class Database:
     _warned: float = field(init=False, default=-REPEATED)
     _odd: dict[tuple[str, str], Odd] = field(init=False, factory=dict)
     _credentials: object = field(init=False)
+    _unusable: str = field(init=False, default="")
+    """Why renewed credentials were not taken, as it was logged last: each failed call tries."""
     _closing: set[asyncio.Task[None]] = field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
-        self._connect()
+        self._connect(self.settings)
 
-    def _connect(self) -> None:
-        self._credentials = credentials(self.settings)
-        self._client = connect(self.settings)
-        database = self._client[self.settings.database]
-        self._runs = database[self.settings.collection]
+    def _connect(self, settings: Settings) -> None:
+        found = credentials(settings)  # first: a file that changes meanwhile is read again
+        self._client = connect(settings)
+        # Not before that has succeeded: what could not be read is tried again.
+        self.settings, self._credentials = settings, found
+        database = self._client[settings.database]
+        self._runs = database[settings.collection]
         # What could still be rolled back must not be taken for seen.
         self._confirmed = self._runs.with_options(read_concern=ReadConcern("majority"))
-        self._store = Store(database, self.settings.prefix, self._odd)
+        self._store = Store(database, settings.prefix, self._odd)
 
     async def _call(
         self,
@@ -222,11 +226,13 @@ class Database:
             if credentials(settings) == self._credentials:
                 return
             old, had_session = self._client, self._session is not None
-            self.settings = settings
-            self._connect()
+            self._connect(settings)
         except ConfigError as error:
-            logger.warning("the credentials for the database stay as they were: {}", error)
+            if self._unusable != str(error):
+                logger.warning("the credentials for the database stay as they were: {}", error)
+            self._unusable = str(error)
             return
+        self._unusable = ""
         logger.info("the credentials for {} were renewed: connecting anew", settings.safe_uri)
         self._session = self._client.start_session() if had_session else None
         closing = asyncio.get_running_loop().create_task(old.close())
@@ -237,6 +243,7 @@ class Database:
         """Connect anew if the password, or a file of certificates, is another one by now."""
 
         async def renew() -> None:
+            self._unusable = ""  # whoever asks is answered
             self._renew_credentials()
 
         await self._call(renew)

@@ -37,7 +37,7 @@ class RuleFiles:
     tenure: Tenure
     site: Site
     sites: Sites
-    _seen: dict[str, tuple[int, int] | None] = field(init=False, factory=dict)
+    _seen: dict[str, tuple[int, int, int] | None] = field(init=False, factory=dict)
 
     @property
     def files(self) -> Mapping[str, Path]:
@@ -86,10 +86,11 @@ class RuleFiles:
         logger.info("the rule file of {} is new: {} runs are looked at", name, runs)
 
 
-def _seen(path: Path) -> tuple[int, int] | None:
+def _seen(path: Path) -> tuple[int, int, int] | None:
     """What changes with a file; None where there is none."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size
+    # A file that has become readable has only another ctime.
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size
