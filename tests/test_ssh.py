@@ -640,6 +640,39 @@ def test_a_line_that_is_passed_over_is_reported_once(tmp_path: Path) -> None:
     assert reported == [f"{known}, line 2, is passed over: Invalid known hosts entry: =\n"]
 
 
+@pytest.mark.parametrize("comment", [b"J\xfcrgen", "Jürgen".encode(), b"\xff\xfe x"])
+def test_a_comment_of_known_hosts_may_be_anything(
+    sshd: Server, tmp_path: Path, comment: bytes
+) -> None:
+    """In any encoding: the host is known all the same."""
+    key = Path(sshd.endpoint.known_hosts_file).read_bytes().split()[:3]
+    known = tmp_path / "known_hosts"
+    known.write_bytes(b" ".join([*key, comment]))
+    assert "OpenSSH" in check(evolve(sshd.endpoint, known_hosts=str(known)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "@revoked * ssh-tomorrow AAAA",
+        "@revoked * ssh-ed25519 AA-A",
+        "a ssh-ed25519",
+        "a 1024 35 12",
+    ],
+)
+def test_a_key_of_known_hosts_that_cannot_be_read_is_reported(tmp_path: Path, line: str) -> None:
+    """Otherwise a person takes a key for known, or for revoked, that is not."""
+    known = tmp_path / "known_hosts"
+    known.write_text(f"\n{line}\n")
+    reported: list[str] = []
+    sink = logger.add(lambda line: reported.append(str(line)), format="{message}")
+    for _ in range(2):
+        read_known_hosts(str(known))
+    logger.remove(sink)
+    (warning,) = reported
+    assert f"{known}, line 2, is passed over" in warning
+
+
 @contextmanager
 def hole(port: int, address: str = "127.0.0.66") -> Iterator[None]:
     """An address whose queue is full: it swallows further connections, as a firewall does."""

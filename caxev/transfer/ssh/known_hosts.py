@@ -32,11 +32,26 @@ def read_known_hosts(path: str) -> asyncssh.SSHKnownHosts:
     known = asyncssh.import_known_hosts("")
     for number, line in enumerate(text.split("\n"), 1):
         try:
-            # What else Python takes for the end of a line is none.
-            known.load(" ".join(line.split()))
+            _load(known, line.split())
         except _UNUSABLE as error:
             _report(path, number, error)
     return known
+
+
+def _load(known: asyncssh.SSHKnownHosts, words: list[str]) -> None:
+    """Add a line. Raises an error if asyncssh cannot use it.
+
+    asyncssh drops a line without an error if it cannot read its key, or if anything after the hosts
+    is not ASCII: check the key first, and leave the comment out.
+    """
+    start = 2 if words and words[0].startswith("@") else 1
+    key = words[start : start + 2]
+    is_comment = bool(words) and words[0].startswith("#")
+    if key and not is_comment and not key[0].startswith("x509v3-"):  # a subject has spaces
+        asyncssh.import_public_key(" ".join(key))
+        words = [*words[:start], *key]
+    # In one line, whatever else Python takes for the end of one.
+    known.load(" ".join(words))
 
 
 def _report(path: str, number: int, error: BaseException) -> None:
