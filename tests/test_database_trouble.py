@@ -7,11 +7,13 @@ and reported within seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 from loguru import logger
 from pymongo import MongoClient
 from pymongo.errors import BulkWriteError, OperationFailure, WTimeoutError
@@ -19,9 +21,19 @@ from pymongo.errors import BulkWriteError, OperationFailure, WTimeoutError
 from caxev import HERE, CopyIs, Job, RunUpdate, aio, copy, metrics
 from caxev.alarms import Vitals
 from caxev.config import ConfigError, Settings
-from caxev.core.ledger import Postponed, Spent, State
-from caxev.core.model import CopyKey
-from caxev.database import Database, DatabaseError, Unstorable, client, concerns_one, passing
+from caxev.core.clock import utcnow
+from caxev.core.ledger import Debt, Postponed, Spent, State, owe
+from caxev.core.model import CopyKey, Event
+from caxev.database import (
+    Database,
+    DatabaseError,
+    Ingest,
+    Tenure,
+    Unstorable,
+    client,
+    concerns_one,
+    passing,
+)
 from caxev.engine.dispatcher import failure, refusal
 from caxev.testing.mongod import ReplicaSet
 from tests import engine
@@ -192,6 +204,95 @@ async def test_an_end_that_the_ledger_refuses_holds_up_no_other(database: Named)
                 await engine.until(lambda: _alarms(db, 1))
                 leaving.asked.set()
         assert sorted(seen) == [1, 2, 3]
+
+
+def open_debt(run: Any, **fields: Any) -> Debt:
+    event = Event(run, RAW, None, "transferred")
+    return evolve(owe(SITE, event, "see", lane="default", mark=1, at=utcnow()), **fields)
+
+
+async def taken(db: Database) -> Tenure:
+    found = await db.acquire(SITE, "a former process", 60.0, utcnow())
+    assert found is not None
+    return found[0]
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize("refused", ["running", "open"], ids=["a claim", "an interruption"])
+async def test_a_claim_that_the_ledger_refuses_stops_no_other(
+    database: Named, refused: str
+) -> None:
+    """Neither a claim to be made nor one of a former process to be opened: there is an alarm."""
+
+    async def see(job: Job) -> None:
+        pass
+
+    options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            documents = [numbered(number) for number in range(1, 6)]
+            server[database.name]["runs_new"].insert_many(documents)
+            debts = [open_debt(document["_id"]) for document in documents]
+            former = await taken(db)
+            seen = {one.run: {one.aspect: "transferred"} for one in debts}
+            await db.ingest(former, Ingest(seen, debts), utcnow())
+            if refused == "open":
+                assert len(await db.claim(debts, former.epoch)) == 5
+            await db.release(former)
+            rule = {"$nor": [{"run": documents[2]["_id"], "state": refused}]}
+            server[database.name].command("collMod", "caxev_ledger", validator=rule)
+            async with engine.listener(db, options):
+                await engine.until(lambda: _count(db, State.DONE, 4))
+                await engine.until(lambda: _alarms(db, 1))
+                server[database.name]["runs_new"].insert_one(numbered(6))
+                await engine.until(lambda: _count(db, State.DONE, 5))
+            server[database.name].command("collMod", "caxev_ledger", validator={})
+            await engine.once(db, options)
+            assert await _count(db, State.DONE, 6)
+            assert not [one for one in await db.alarms(SITE) if one.stands]
+
+
+@pytest.mark.replicaset
+async def test_a_reaction_that_cannot_be_woken_keeps_no_other_asleep(database: Named) -> None:
+    later = utcnow() + timedelta(days=1)
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            tenure = await taken(db)
+            debts = [open_debt(number, due=later) for number in range(5)]
+            await db.ingest(tenure, Ingest({}, debts), utcnow())
+            ledger = server[database.name]["caxev_ledger"]
+            ledger.update_many({"handler": "see"}, {"$set": {"root": "/disk"}})
+            rule = {"$nor": [{"run": 0, "due": {"$lt": utcnow() + timedelta(hours=1)}}]}
+            server[database.name].command("collMod", "caxev_ledger", validator=rule)
+            assert await db.wake(tenure, "/disk", utcnow()) == 4
+
+
+@pytest.mark.replicaset
+async def test_a_note_that_the_ledger_refuses_ends_no_listener(
+    database: Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which directories are away, and the position of an idle stream."""
+    refusals: list[str] = []
+
+    def refuse(name: str) -> None:
+        async def refusing(*args: Any) -> None:
+            refusals.append(name)
+            raise met(121)
+
+        monkeypatch.setattr(Database, name, refusing)
+
+    refuse("save_position")
+    refuse("note_away")
+    monkeypatch.setattr("caxev.engine.watcher.SAVE_EVERY", 0.0)
+    one = engine.handler(note, copy("transferred", host=HERE))
+    options = engine.options_for(database, [one], site_fields={"dir_raw": str(tmp_path)})
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            runs = server[database.name]["runs_new"]
+            async with engine.listener(db, options):
+                await engine.until(lambda: {*refusals} == {"save_position", "note_away"})
+                runs.insert_one(numbered(1))
+                await engine.until(lambda: runs.count_documents({"data.noted": True}) == 1)
 
 
 async def _count(db: Database, state: State, number: int) -> bool:

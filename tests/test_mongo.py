@@ -653,7 +653,7 @@ async def test_a_late_settlement_changes_nothing(
         before = everything(server)
         paid = [settle(debt, Paid(), utcnow(), allowed=3, jitter=0) for debt in debts]
         assert await one.settle(paid, old.epoch) == (0, 0)
-        assert await one.free(await one.claims(old)) == 0
+        assert await one.free(await one.claims(old)) == (0, {})
         await one.progress(debts[0], old.epoch, {"done": 1})
         await one.release(old)
         assert everything(server) == before

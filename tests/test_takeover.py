@@ -160,8 +160,8 @@ async def test_only_stale_claims_are_opened(database: Named) -> None:
         await db.ingest(tenure, Ingest({}, debts), utcnow())
         assert len(await db.claim(debts, tenure.epoch)) == 3
         stale = [claim for claim in await db.claims(tenure) if claim["_id"] != debts[0].id]
-        assert await db.free(stale) == 2
-        assert await db.free(stale) == 0
+        assert await db.free(stale) == (2, {})
+        assert await db.free(stale) == (0, {})
         standing = await db.standing([debt.id for debt in debts])
     assert [standing[debt.id].state.value for debt in debts] == ["running", "open", "open"]
 

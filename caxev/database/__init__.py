@@ -21,6 +21,7 @@ from caxev.database.client import (
     Unreachable,
     Unstorable,
     concerns_one,
+    is_fatal,
     passing,
 )
 from caxev.database.database import Database, Ingest, Looked
@@ -67,5 +68,6 @@ __all__ = [
     "concerns_one",
     "id_from",
     "id_text",
+    "is_fatal",
     "passing",
 ]

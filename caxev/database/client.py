@@ -123,6 +123,11 @@ def concerns_one(error: DatabaseError) -> bool:
     return not isinstance(error, Deposed | HistoryLost | NotReplicaSet | Refused | Unreachable)
 
 
+def is_fatal(error: DatabaseError) -> bool:
+    """Whether it helps neither to wait nor to leave out the one write that met this error."""
+    return not (passing(error) or concerns_one(error))
+
+
 def connect(settings: Settings) -> Client:
     """Make a client. Does not wait for the server; must be called inside the asyncio loop."""
     with usable(settings):

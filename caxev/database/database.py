@@ -648,7 +648,7 @@ class Database:
         """Return what the site has claimed; see `Store.claims`."""
         return await self._call(self._store.claims, tenure)
 
-    async def free(self, claims: Sequence[Document]) -> int:
+    async def free(self, claims: Sequence[Document]) -> tuple[int, dict[str, str]]:
         """Open claims again; see `Store.free`."""
         return await self._call(self._store.free, claims)
 

@@ -29,7 +29,7 @@ from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
-from pymongo.errors import AutoReconnect, OperationFailure
+from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure
 
 from caxev.core.alarms import Standing
 from caxev.core.ledger import (
@@ -45,7 +45,7 @@ from caxev.core.ledger import (
 from caxev.core.model import NO_FIELDS, Aspect, Look, RunId, Watched
 from caxev.core.transcript import KEPT_PARTS
 from caxev.database import alarms
-from caxev.database.client import Deposed, Document
+from caxev.database.client import DOCUMENT_CODES, Deposed, Document
 from caxev.database.rows import (
     Malformed,
     Row,
@@ -504,7 +504,10 @@ class Store:
         await self.ledger.update_one(_mine(tenure), [{"$set": {"expires": "$$NOW"}}])
 
     async def interrupt_claims(self, site: str, epoch: int, now: datetime) -> int:
-        """Open every claim again that older epochs than this left; how many there were."""
+        """Open every claim again that older epochs than this left; how many there were.
+
+        One that the ledger refuses to change stays among the site's `claims`.
+        """
         claimed = {"site": site, "epoch": {"$lt": epoch}}
         found = await self._debts(claimed)
         writes = [
@@ -512,8 +515,7 @@ class Store:
             UpdateOne({"_id": debt.id, "epoch": debt.epoch}, _interruption(debt, now))
             for debt in found
         ]
-        if writes:
-            await self.ledger.bulk_write(writes, ordered=False)
+        await _write_each(self.ledger, writes)
         return len(found)
 
     async def _debts(self, query: Document) -> list[Debt]:
@@ -553,8 +555,16 @@ class Store:
         """Make due what waits for that directory; how much that is. Raises `Deposed`."""
         await self._set_site(tenure, {}, None)
         waiting = {"site": tenure.site, "state": State.OPEN.value, "root": root}
-        done = await self.ledger.update_many(waiting, {"$set": {"due": now}})
-        return done.modified_count
+        change = {"$set": {"due": now}}
+        try:
+            return (await self.ledger.update_many(waiting, change)).modified_count
+        except OperationFailure as error:
+            if error.code not in DOCUMENT_CODES:
+                raise
+        # One document that is refused must not keep those behind it asleep.
+        found = await self.ledger.find(waiting, {"_id": 1}).to_list(None)
+        writes = [UpdateOne({**waiting, "_id": one["_id"]}, change) for one in found]
+        return (await _write_each(self.ledger, writes))[0]
 
     async def finish_scan(
         self,
@@ -721,14 +731,16 @@ class Store:
         query = {"site": tenure.site, "epoch": {"$lte": tenure.epoch}}
         return await self.ledger.find(query, {"mark": 1, "epoch": 1}).to_list(None)
 
-    async def free(self, claims: Sequence[Document]) -> int:
-        """Open these claims again, where they still stand; how many."""
-        if not claims:
-            return 0
+    async def free(self, claims: Sequence[Document]) -> tuple[int, dict[str, str]]:
+        """Open these claims again if they still stand; how many, and what the ledger refused.
+
+        The latter is by slot, with the reason.
+        """
         # The mark: a new debt in that slot is claimed as it is recorded.
         found = ({name: {"$eq": value} for name, value in claim.items()} for claim in claims)
         writes = [UpdateOne(claim, _FREED) for claim in found]
-        return (await self.ledger.bulk_write(writes, ordered=False)).matched_count
+        freed, refused = await _write_each(self.ledger, writes)
+        return freed, {claims[index]["_id"]: why for index, why in refused.items()}
 
     async def settle(
         self, settled: Sequence[Debt], epoch: int, session: Session = None
@@ -972,6 +984,27 @@ async def _write_all(collection: Collection, updates: Sequence[Document], sessio
         _check_reply(reply)
         found += reply["n"]
     return found
+
+
+async def _write_each(
+    collection: Collection, writes: Sequence[UpdateOne]
+) -> tuple[int, dict[int, str]]:
+    """Make writes, of which a refused one keeps back no other.
+
+    Returns how many found their document, and why some were refused, by their index.
+    """
+    if not writes:
+        return 0, {}
+    try:
+        return (await collection.bulk_write(writes, ordered=False)).matched_count, {}
+    except BulkWriteError as error:
+        refused = error.details["writeErrors"]
+        at_fault = all(one["code"] in DOCUMENT_CODES for one in refused)
+        if not refused or not at_fault or error.details.get("writeConcernErrors"):
+            raise
+        for one in refused:
+            logger.error("{} refuses a write: {}", collection.name, one["errmsg"])
+        return error.details["nMatched"], {one["index"]: one["errmsg"] for one in refused}
 
 
 def _check_reply(reply: Document) -> None:

@@ -70,6 +70,7 @@ from caxev.database import (
     Refused,
     Tenure,
     concerns_one,
+    is_fatal,
     passing,
 )
 from caxev.engine.root_watch import RootWatch
@@ -351,15 +352,17 @@ class Dispatcher:
     _ended: list[Ended] = field(init=False, factory=list)
     _occupancy: Occupancy = field(init=False, factory=Occupancy)
     _progress: dict[str, tuple[Debt, dict[str, Any]]] = field(init=False, factory=dict)
-    # Slots whose settlement the ledger refused: claimed there until the next process opens them.
-    _unsettled: set[str] = field(init=False, factory=set)
+    # By slot, what the ledger refuses to change: an open one cannot be claimed, a claimed one can
+    # be neither settled nor freed. It is left alone until it was written anew.
+    _refused: dict[str, Debt] = field(init=False, factory=dict)
     _wake: trio.Event = field(init=False, factory=trio.Event)
     _settle: trio.Event = field(init=False, factory=trio.Event)
     _freed: trio.Event = field(init=False, factory=trio.Event)
     _claiming: trio.Lock = field(init=False, factory=trio.Lock)
     # Whether a claim of ours may stand in the database unheard of, and whether lanes that no
     # handler uses may hold debts.
-    _doubtful: bool = field(init=False, default=False)
+    # At first, some may stand that could not be taken from a former process.
+    _doubtful: bool = field(init=False, default=True)
     _unsurveyed: bool = field(init=False, default=True)
     # The newest mark that is recorded. At first: those of former processes are all below it.
     _recorded: int = field(init=False)
@@ -440,9 +443,18 @@ class Dispatcher:
             try:
                 claims = await self.database.claims(self.tenure)
                 running = {slot for lane in self._lanes.values() for slot in lane.running}
-                running |= self._unsettled
-                stale = [claim for claim in claims if claim["_id"] not in running]
-                freed = await self.database.free(stale)
+                # What was written anew meanwhile, or can be claimed again, is no longer refused.
+                marks = {claim["_id"]: claim.get("mark") for claim in claims}
+                self._refused = {
+                    slot: debt
+                    for slot, debt in self._refused.items()
+                    if marks.get(slot) == debt.mark
+                }
+                known = running | self._refused.keys()
+                stale = [claim for claim in claims if claim["_id"] not in known]
+                freed, refused = await self.database.free(stale)
+                for debt in (await self.database.standing(list(refused))).values():
+                    self._leave_refused(debt, f"it cannot be opened again: {refused[debt.id]}")
             except BaseException:
                 self._doubtful = True
                 raise
@@ -492,10 +504,9 @@ class Dispatcher:
         if due:
             await self._claim(lane, due)
 
-    @staticmethod
-    def _not_running(lane: Lane, debts: Iterable[Debt]) -> list[Debt]:
+    def _not_running(self, lane: Lane, debts: Iterable[Debt]) -> list[Debt]:
         """Leave out slots whose former reaction has not been settled, and remember them."""
-        found = list(debts)
+        found = [debt for debt in debts if not self._is_refused(debt)]
         lane.passed |= {debt.id for debt in found} & lane.running
         return [debt for debt in found if debt.id not in lane.running]
 
@@ -540,6 +551,33 @@ class Dispatcher:
         least = due[-1].priority if lane.newest_first else 0
         return [debt for debt in more if debt.id not in known and debt.priority >= least]
 
+    def _is_refused(self, debt: Debt) -> bool:
+        return debt.id in self._refused and self._refused[debt.id].mark == debt.mark
+
+    def _leave_refused(self, debt: Debt, why: str, run: str = "") -> None:
+        """Raise an alarm about a reaction that the ledger refuses to change, and leave it alone."""
+        self._refused[debt.id] = debt
+        failed = evolve(debt, state=State.FAILED, note=why)
+        logger.error("{}: {}", debt.id, why)
+        self._report_failed(failed, run)
+
+    async def _claim_those(self, due: Sequence[Debt]) -> list[Debt]:
+        """Claim debts in one write; by halves if the ledger refuses one, which is passed over."""
+        try:
+            return await self.database.claim(due, self.tenure.epoch)
+        except DatabaseError as error:
+            if not concerns_one(error):
+                raise
+            if len(due) == 1:
+                self._leave_refused(due[0], f"it cannot be claimed: {error}")
+                return []
+            # What the first write has claimed counts as claimed by the second.
+            middle = len(due) // 2
+            return [
+                *await self._claim_those(due[:middle]),
+                *await self._claim_those(due[middle:]),
+            ]
+
     async def _claim(self, lane: Lane, due: Sequence[Debt]) -> None:
         slots = {debt.id for debt in due}
         lane.running |= slots
@@ -547,7 +585,7 @@ class Dispatcher:
         heard = False
         try:
             async with self._claiming:
-                claimed = await self.database.claim(due, self.tenure.epoch)
+                claimed = await self._claim_those(due)
             heard = True
         finally:
             self._doubtful = self._doubtful or not heard
@@ -810,18 +848,13 @@ class Dispatcher:
             if not concerns_one(error):
                 raise
             if len(ended) == 1:
-                self._give_up_settling(ended[0], error)
+                # Left claimed, so that it is not run again and again.
+                why = f"its end cannot be recorded: {error}"
+                self._leave_refused(ended[0].debt, why, ended[0].run)
                 return
             middle = len(ended) // 2
             await self._settle_plain(ended[:middle])
             await self._settle_plain(ended[middle:])
-
-    def _give_up_settling(self, ended: Ended, error: DatabaseError) -> None:
-        """Leave one that cannot be settled claimed, so that it is not run again and again."""
-        self._unsettled.add(ended.debt.id)
-        failed = evolve(ended.debt, state=State.FAILED, note=f"its end cannot be recorded: {error}")
-        logger.error("{}: {}", ended.debt.id, failed.note)
-        self._report_failed(failed, ended.run)
 
     async def _write_plain(self, ended: Sequence[Ended]) -> None:
         debts = [self._settled(one) for one in ended]
@@ -974,7 +1007,7 @@ class Dispatcher:
             try:
                 result = await function(*args)
             except DatabaseError as error:
-                if not passing(error):
+                if is_fatal(error):
                     raise
                 logger.debug("trying again: {}", error)
                 if trio.current_time() > began + BRIEF:

@@ -20,7 +20,7 @@ from caxev.config.sites import DIRECTORIES, TYPES
 from caxev.core.clock import utcnow
 from caxev.core.errors import Retry, RootAway
 from caxev.core.paths import Root
-from caxev.database import Database, DatabaseError, SiteRecord, Tenure, passing
+from caxev.database import Database, DatabaseError, SiteRecord, Tenure, is_fatal
 from caxev.engine.workers import Workers
 from caxev.files import to_nobody
 from caxev.files.roots import Marker, Probe, absent, are_same, find_markers, make_marker, probe
@@ -317,7 +317,7 @@ class RootWatch:
                 logger.debug("{} is not looked at: {}", held.root, error)
                 return None
             except DatabaseError as error:
-                if not passing(error):
+                if is_fatal(error):
                     raise
                 return None
             finally:
@@ -356,7 +356,7 @@ class RootWatch:
         try:
             await self._write(root, seen)
         except DatabaseError as error:
-            if not passing(error):
+            if is_fatal(error):
                 raise
             logger.debug("how {} is cannot be noted yet: {}", root, error)
 

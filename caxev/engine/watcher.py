@@ -61,6 +61,7 @@ from caxev.database import (
     Request,
     Stream,
     Tenure,
+    Unstorable,
     concerns_one,
     passing,
 )
@@ -343,7 +344,10 @@ class Watcher:
 
     async def _save(self, position: Position) -> None:
         if self._to_save(position) is not None:
-            await self.database.save_position(self.tenure, position, utcnow())
+            try:
+                await self.database.save_position(self.tenure, position, utcnow())
+            except Unstorable as error:  # the next start reads again from the former position
+                logger.error("the position in the stream cannot be saved: {}", error)
             self._saved_at = trio.current_time()
         self._position = position
 
