@@ -6,6 +6,7 @@ command ends for one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 import trio
-from bson import Code, ObjectId, Regex, Timestamp
+from bson import Code, Decimal128, ObjectId, Regex, Timestamp
 from bson.datetime_ms import DatetimeMS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -312,6 +313,27 @@ async def test_epochs_go_on_if_a_sites_document_is_lost(database: Named, lost: s
         taken = await db.acquire(SITE, "me", 10.0, NOW)
         assert taken is not None
         assert (taken[0].epoch, taken[1]) == (4, 1)
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize("name", ["mark", "epoch"])
+@pytest.mark.parametrize(
+    "value",
+    [math.inf, -math.inf, math.nan, 1e300, 2**63 - 1, -(2**63), Decimal128("1E+6000"), "x"],
+    ids=str,
+)
+async def test_an_absurd_number_ends_no_first_start(
+    database: Named, name: str, value: object
+) -> None:
+    """A site whose document is missing goes on from the other reactions' epochs."""
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as client:
+            good = {"_id": "good", **debt_row(DEBT), "mark": 3 << 40}
+            absurd = {"_id": "absurd", **debt_row(DEBT), name: value}
+            client[database.name]["caxev_ledger"].insert_many([good, absurd])
+        taken = await db.acquire(SITE, "me", 10.0, NOW)
+        assert taken is not None
+        assert taken[0].epoch == 4
 
 
 @pytest.mark.replicaset

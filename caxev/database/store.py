@@ -294,6 +294,14 @@ def is_epoch(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _EPOCHS
 
 
+def _whole_up_to(name: str, most: int) -> Document:
+    """A field's value as a whole number; 0 if it is none within these bounds, such as infinity."""
+    is_binary = {"$in": [{"$type": f"${name}"}, ["int", "long", "double"]]}
+    # NaN compares as less than any number.
+    within = {"$and": [is_binary, {"$gte": [f"${name}", 0]}, {"$lte": [f"${name}", most]}]}
+    return {"$cond": [within, {"$toLong": f"${name}"}, 0]}
+
+
 def _number(name: str) -> Document:
     return {"$cond": [{"$isNumber": f"${name}"}, f"${name}", 0]}
 
@@ -434,14 +442,14 @@ class Store:
 
         For a site whose document was lost: its marks must be new all the same.
         """
-        top = {"$max": {"$cond": [{"$isNumber": "$mark"}, "$mark", 0]}}
-        claimed = {"$max": {"$cond": [{"$isNumber": "$epoch"}, "$epoch", 0]}}
+        last = _EPOCHS - 2  # the next one must be an epoch, too
+        top = {"$max": _whole_up_to("mark", (last << 40) + (1 << 40) - 1)}
+        claimed = {"$max": _whole_up_to("epoch", last)}
         match = {"$match": {"site": site, "handler": {"$exists": True}}}
         group = {"$group": {"_id": None, "mark": top, "epoch": claimed}}
         cursor = await self.ledger.aggregate([match, group])
         for row in await cursor.to_list(None):
-            found = (int(row["mark"]) >> 40, int(row["epoch"]))
-            return max((one for one in found if one < _EPOCHS - 1), default=0)
+            return max(int(row["mark"]) >> 40, int(row["epoch"]))
         return 0
 
     async def predecessor(self, site: str) -> Document | None:
