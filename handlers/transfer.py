@@ -227,7 +227,7 @@ async def fetch(job: Job, plan: Plan) -> Copy:
         except links.Closed as error:
             closed.append(error)
         except (Retry, GiveUp) as error:
-            if isinstance(error, RootAway) and error.root in job.site.roots:
+            if isinstance(error, RootAway) and not error.host and error.root in job.site.roots:
                 raise  # no other source helps
             failed.append(error)
             job.log.warning(f"{plan.key} was not to be had from {name}: {error}")

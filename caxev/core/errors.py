@@ -34,12 +34,14 @@ class RootAway(Retry):
     """The disk of a root is not there, so nothing can be known of what is beneath it.
 
     The reaction waits without an end: of a directory of this site, `root`, until the listener
-    finds it again; of another site's at growing intervals.
+    finds it again; of another site's at growing intervals. `host` is the machine on which it is
+    missing, as sites.json names it; empty: this one.
     """
 
-    def __init__(self, why: str, *, root: str = "") -> None:
+    def __init__(self, why: str, *, root: str = "", host: str = "") -> None:
         super().__init__(why)
         self.root = root
+        self.host = host
 
 
 class GiveUp(Exception):

@@ -114,12 +114,15 @@ class Hindered:
 
     Costs no attempt: it is tried again when half as long again as it has waited is over, and given
     up when it has waited for `patience` seconds. `root`: a directory of our own that is away; the
-    listener opens the debt when that is back.
+    listener opens the debt when that is back. `host`: the other machine on which it is away.
+    `watched`: a listener that looks after that directory raises the alarm.
     """
 
     why: str
     patience: float = PATIENCE
     root: str = ""
+    host: str = ""
+    watched: bool = False
 
 
 Outcome: TypeAlias = Paid | Postponed | Surprise | Spent | Interrupted | Hindered

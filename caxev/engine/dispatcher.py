@@ -27,6 +27,7 @@ from loguru import logger
 from caxev import failpoints, metrics
 from caxev.alarms import Descriptors, descriptors, lacks_files
 from caxev.config import Site, Sites
+from caxev.config.directories import are_near
 from caxev.copies.sharing import Neighbours
 from caxev.core.alarms import (
     Alarm,
@@ -922,10 +923,13 @@ class Dispatcher:
 
     def _waiting_for_ours(self, outcome: Outcome) -> Outcome:
         """Leave out a directory for which nobody here looks out, such as one of another site."""
-        if not isinstance(outcome, Hindered) or not outcome.root:
+        if not isinstance(outcome, Hindered) or outcome.patience < inf:
             return outcome
-        ours = self.roots is not None and self.roots.looks_after(outcome.root)
-        return outcome if ours else evolve(outcome, root="")
+        looked_after = self.roots is not None and self.roots.looks_after(outcome.root)
+        if looked_after and not outcome.host:
+            return evolve(outcome, watched=True)
+        there = sites_of(outcome, self.site, self.sites)
+        return evolve(outcome, root="", watched=any(one.listener for one in there))
 
     def _doubt(self, debts: Iterable[Debt]) -> None:
         """Have the directories looked at that these debts wait for, by now in the ledger."""
@@ -943,11 +947,11 @@ class Dispatcher:
     def _report_refusal(self, ended: Ended, debt: Debt) -> None:
         """Have people told what many reactions wait for, until the first of them goes on.
 
-        Of a disk that is away its own site tells.
+        A disk that is away is reported by its own site's listener, if it has one.
         """
         if debt.hindered is None and ended.debt.hindered is not None:
             self.alarms.clear(refused_key(ended.debt))
-        is_refused = isinstance(ended.outcome, Hindered) and ended.outcome.patience < inf
+        is_refused = isinstance(ended.outcome, Hindered) and not ended.outcome.watched
         if is_refused and debt.hindered and utcnow() >= debt.hindered + REFUSED:
             self.alarms.sound(refused(debt))
 
@@ -1017,6 +1021,19 @@ class Dispatcher:
             else:
                 self.trouble.over(task)
                 return result
+
+
+def sites_of(away: Hindered, here: Site, sites: Sites) -> list[Site]:
+    """The sites whose directory is away, as a reaction at `here` has found. Pure.
+
+    A far end that does not name the directory may mean any at its host.
+    """
+    return [
+        one
+        for one in sites.values()
+        if (one.hostname == away.host if away.host else are_near(one, here))
+        and (not away.root or away.root in one.roots)
+    ]
 
 
 def no_news(run: Run, debt: Debt) -> str | None:
@@ -1213,7 +1230,7 @@ def _text_of(error: BaseException) -> str:
 
 def _hindered(error: RootAway | Denied) -> Hindered:
     if isinstance(error, RootAway):
-        return Hindered(error.why, inf, error.root)
+        return Hindered(error.why, inf, error.root, error.host)
     return Hindered(error.why)
 
 

@@ -121,7 +121,7 @@ def directly(step: Callable[..., Told[T]], *args: object) -> Told[T]:
 def _plain(error: Retry | GiveUp) -> Retry | GiveUp:
     """The error, as it can be pickled inside of a result."""
     if isinstance(error, RootAway):
-        return RootAway(error.why, root=error.root)
+        return RootAway(error.why, root=error.root, host=error.host)
     if isinstance(error, Denied):
         return Denied(error.why)
     if isinstance(error, Retry):

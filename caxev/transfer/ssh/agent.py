@@ -12,7 +12,7 @@ import asyncssh
 from attrs import define, field
 from loguru import logger
 
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import GiveUp, Retry, RootAway
 from caxev.transfer import receive
 from caxev.transfer.ssh.endpoint import Endpoint
 
@@ -122,13 +122,14 @@ class Agent:
                     said += some
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         try:
-            error = json.loads(last)
-            return receive.error_of(
-                error["error"], f"{self.endpoint}: {str(error['why'])[:_SHOWN]}"
-            )
+            row = json.loads(last)
+            error = receive.error_of(row["error"], f"{self.endpoint}: {str(row['why'])[:_SHOWN]}")
         except (ValueError, KeyError, TypeError):
             last = last[-_SHOWN:] or "without a word"
             return Retry(f"{self.endpoint}: caxev receive ended there: {last}")
+        if isinstance(error, RootAway):
+            error.host = self.endpoint.host
+        return error
 
 
 @contextmanager

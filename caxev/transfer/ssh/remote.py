@@ -180,7 +180,9 @@ class Remote:
         self._entered.add(root)
 
     def _away(self, root: Root) -> RootAway:
-        return RootAway(f"{self.endpoint}: {missing(root)}")
+        return RootAway(
+            f"{self.endpoint}: {missing(root)}", root=str(root), host=self.endpoint.host
+        )
 
     @asynccontextmanager
     async def steady(self) -> AsyncIterator[None]:
