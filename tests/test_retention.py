@@ -22,6 +22,7 @@ from caxev.copies.deletion import (
     Wait,
     Withdraw,
     begin,
+    beside,
     intent,
     plan,
     plan_processed,
@@ -309,6 +310,36 @@ def test_one_set_of_bytes_has_one_voice() -> None:
         assert [one.host for one in voters(more, CopyKey("raw", host), same)][-1] == host
     apart = same_bytes(ALL)
     assert {one.host for one in majority(run, RAW, same=apart)} == {"chicago", "stockholm"}
+
+
+@pytest.mark.parametrize("there", ["/shared", "/mnt/disk"])
+def test_one_marker_at_two_sites_is_one_directory(there: str) -> None:
+    """Hosts may mount it over the network, at one path or at two: two entries are one copy."""
+    places = {"lngs": "/shared", "chicago": there}
+
+    def known(*ids: str) -> Sites:
+        sharing = {
+            name: evolve(ALL.get(name), dir_raw=root, markers={root: one})
+            for (name, root), one in zip(places.items(), ids, strict=True)
+        }
+        return Sites(ALL.path, {**ALL.by_name, **sharing})
+
+    entries = [entry(name, location=f"{root}/run") for name, root in places.items()]
+    run = run_of(*entries)
+    now = make.EPOCH + 30 * DAY
+
+    def asked(sites: Sites) -> Any:
+        copy = run.copies[0]
+        here = sites.get("lngs")
+        return plan(run, copy, here, sites, now=now, by="me", why="asked", keep=1)
+
+    assert isinstance(asked(known("aa", "bb")), Plan)
+    assert isinstance(asked(known("unknown", "unknown")), Plan)
+    one = known("aa", "aa")
+    assert "there are 0" in why(asked(one))
+    assert beside(one.get("lngs"), one) == {"lngs", "chicago"}
+    run = run_of(*entries, entry("stockholm"))
+    assert isinstance(asked(one), Plan)
 
 
 def test_a_voice_that_a_person_vouches_for_is_the_one_that_is_heard() -> None:

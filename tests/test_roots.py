@@ -17,18 +17,20 @@ import pytest
 import trio
 
 from caxev import CopyKey, Denied, GiveUp, Job, RootAway, RunUpdate, on, tag
+from caxev.config import Site, Sites
 from caxev.copies.deletion import Plan, intent, plan
-from caxev.core.ledger import State
+from caxev.core.ledger import Hindered, State
 from caxev.core.paths import Root
 from caxev.core.registry import recorded
 from caxev.engine import root_watch, workers
+from caxev.engine.dispatcher import sites_of
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
 from caxev.files.roots import absent, find_markers, make_marker, probe
 from caxev.testing import Lab, lab
 from handlers import checksum, deletion, transfer
 from tests import engine
 from tests.conftest import Database as Named
-from tests.test_cli import Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
+from tests.test_cli import Caxev, assert_one_line, caxev, insert, online  # noqa: F401  # fixtures
 
 
 def marked(directory: Path, key: str = "dir_raw") -> Root:
@@ -127,7 +129,7 @@ def test_what_a_probe_finds(tmp_path: Path) -> None:
     assert [one.id for one in find_markers(root, report=to_nobody)] == [root.marker]
     (tmp_path / "raw" / "there").touch()
     names = [f"{root}/there", f"{root}/gone", "/elsewhere/gone", "n/a", "\0"]
-    assert absent(root, names, report=to_nobody) == [f"{root}/gone"]
+    assert absent(root, names, report=to_nobody) == [f"{root}/gone", "/elsewhere/gone"]
 
 
 # -- a site ---------------------------------------------------------------------------------------
@@ -219,6 +221,61 @@ async def test_an_unknown_disk_is_believed_only_where_all_copies_are_there(lab: 
     await lab.settle()
     assert len(find_markers(str(disk), report=to_nobody)) == 1
     assert await statuses(lab, run) == {"lngs": "transferred", "chicago": "transferred"}
+
+
+@pytest.mark.replicaset
+@two
+async def test_a_disk_that_made_every_copy_an_error_is_not_forgotten(lab: Lab) -> None:
+    """Neither its mount point nor a new directory gets a marker by itself."""
+    run = await lab.new_run(at="lngs")
+    disk = lab.path(run, "lngs").parent
+    (there,) = run.copies
+    await lab.update(RunUpdate.give_up(run, there))
+    with unmounted(disk):
+        await lab.settle("lngs")
+        assert [one.key for one in await lab.alarms()] == [f"root {disk}"]
+        assert list(disk.iterdir()) == []
+    await lab.settle("lngs")
+    assert len(find_markers(str(disk), report=to_nobody)) == 1
+
+
+@pytest.mark.replicaset
+@lab(
+    transfer,
+    checksum,
+    deletion,
+    sites={"lngs": {"listener": False}, "chicago": {"download_options": ["lngs"]}},
+)
+async def test_a_disk_that_no_listener_looks_after_is_reported_by_who_waits(lab: Lab) -> None:
+    """One alarm if that lasts, however many reactions wait; it goes when they go on."""
+    runs = [await lab.new_run(at="lngs") for _ in range(2)]
+    disk = lab.path(runs[0], "lngs").parent
+    await lab.database.note_marker("lngs", str(disk), marked(disk).marker or "")
+    with unmounted(disk):
+        await lab.settle("chicago")
+        lab.later(minutes=10)
+        await lab.settle("chicago")
+        (alarm,) = await lab.alarms()
+        assert "Mount the disk" in alarm.details["why"]
+    lab.later(hours=1)
+    await lab.settle("chicago")
+    assert await lab.alarms() == []
+    assert await statuses(lab, runs[1]) == {"lngs": "transferred", "chicago": "transferred"}
+
+
+def test_whose_disk_is_away_is_known_by_its_host() -> None:
+    """Of sites with the same paths; a far end that names no directory may mean any there."""
+    near = Site("lngs", dir_raw="/data", hostname="a")
+    far = Site("chicago", dir_raw="/data", hostname="b", listener=False)
+    more = Site("depot", dir_raw="/more", hostname="b")
+    sites = Sites(Path("sites.json"), {one.name: one for one in (near, far, more)})
+
+    def found(root: str, host: str) -> list[Site]:
+        return sites_of(Hindered("it is away", root=root, host=host), near, sites)
+
+    assert found("/data", "b") == [far]
+    assert found("/data", "") == [near]
+    assert found("", "b") == [far, more]
 
 
 # -- refusals -------------------------------------------------------------------------------------
@@ -361,3 +418,39 @@ def test_sites_init(online: Caxev, tmp_path: Path, database: Named) -> None:  # 
         assert forced["marker"] != first["marker"]
         (raw / f"{MARKER_PREFIX}{forced['marker']}").unlink()
     assert_one_line(online("stray", "--site", "lngs"), 1, "Mount the disk")
+
+
+@pytest.mark.replicaset
+def test_two_hosts_with_one_directory(
+    online: Caxev,  # noqa: F811
+    tmp_path: Path,
+    database: Named,
+) -> None:
+    """The second site wants a person to confirm it; then both have one copy, and it stays."""
+    raw, other = tmp_path / "raw", tmp_path / "other"
+    raw.mkdir()
+    other.symlink_to(raw)
+    entries = [
+        {"name": "lngs", "hostname": "login1", "dir_raw": str(raw)},
+        {"name": "chicago", "hostname": "login2", "dir_raw": str(other)},
+        {"name": "depot", "hostname": "login3", "dir_raw": str(raw)},
+    ]
+    Path("sites.json").write_text(json.dumps(entries))
+    (first,) = json.loads(online("sites", "init", "--site", "lngs", "--json").out)
+    assert "dir_raw of lngs" in online("sites", "check", "--site", "depot").err
+    for name in ("chicago", "depot"):
+        answer = online("sites", "init", "--site", name, "--json")
+        assert answer.code == 1
+        assert "--force" in json.loads(answer.out)[0]["state"]
+        (again,) = json.loads(online("sites", "init", "--site", name, "--force", "--json").out)
+        assert again["marker"] == first["marker"]
+    good = {"type": "raw", "status": "transferred", "checksum": "ab"}
+    data = [
+        {**good, "host": "lngs", "location": f"{raw}/run"},
+        {**good, "host": "chicago", "location": f"{other}/run"},
+        {**good, "host": "depot", "location": f"{raw}/run"},
+    ]
+    insert(database, 1, data=data)
+    answer = online("rm", "--run", "1", "--site", "depot", "--force-less")
+    assert answer.code == 1
+    assert "there are 0" in answer.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -133,10 +134,12 @@ def check(site: str | None, connect: bool, as_json: bool) -> None:
     options.log("warning")
     known = _read(options)
     rows = [_site_row(one) for one in known.values()]
+    shared: Iterable[str] = ()
     if site is not None:
         here = known.get(site)
         rows = [_checked(row, known, here, connect=connect) for row in rows]
-    for warning in (*known.warnings, *_unknown_tasks(options, known)):
+        shared = _shared_directories(here, known)
+    for warning in (*known.warnings, *_unknown_tasks(options, known), *shared):
         say(f"warning: {warning}", err=True)
     show(Table(_SITES if site is None else (*_SITES, ("state", "STATE")), rows), as_json=as_json)
     if any(row.get("ok") is False for row in rows):
@@ -283,6 +286,23 @@ def _directory_problems(site: Site) -> Iterable[str]:
             yield f"{root} is not a directory here"
         elif not os.access(root, os.R_OK | os.W_OK | os.X_OK):
             yield f"{root} cannot be read and written by us"
+
+
+def _shared_directories(here: Site, known: Sites) -> Iterable[str]:
+    """Report directories with the marker of a site that sites.json has on another machine."""
+    from caxev.core.errors import RootAway
+    from caxev.engine.root_watch import foreign_markers
+    from caxev.files import to_nobody
+    from caxev.files.roots import find_markers
+
+    for root in here.roots:
+        with suppress(RootAway):
+            for marker in foreign_markers(find_markers(root, report=to_nobody), here, known):
+                yield (
+                    f"site {here.name!r}: {root} has the marker of {marker.key} of {marker.site}: "
+                    "if it is one directory, copies of both sites in it count as one, once caxev "
+                    "sites init --force has noted that marker; if it is a clone, remove the marker"
+                )
 
 
 def catalogue_problems(here: Site, known: Sites) -> Iterable[str]:

@@ -99,7 +99,11 @@ def rm(
     if number is None and name is None:
         if not dry_run:
             raise click.UsageError("say which run: --run or --name (--dry-run shows all)")
-        rows = options.with_database(lambda database: _by_rules(database, here, sites))
+
+        async def by_rules(database: Database) -> list[dict[str, Any]]:
+            return await _by_rules(database, here, await _with_markers(database, sites, here))
+
+        rows = options.with_database(by_rules)
         show(Table(_COLUMNS, rows), as_json=as_json, empty=f"{site} has no copies")
         return
     if not here.listener and here.method != "rucio":
@@ -107,17 +111,27 @@ def rm(
     if by_entries and not why:
         raise click.UsageError("--by-entries needs a reason: --why TEXT")
     force = Force(less=force_less, by_entries=by_entries)
-    errand = Errand(here, sites, one(number, name, detector), kind, version, force, why)
-    if dry_run:
-        row = options.with_database(errand.look)
-    elif cancel:
-        row = options.with_database(errand.cancel)
-    else:
-        row = options.with_database(errand.delete)
+    wanted = one(number, name, detector)
+
+    async def act(database: Database) -> dict[str, Any]:
+        known = await _with_markers(database, sites, here)
+        errand = Errand(here, known, wanted, kind, version, force, why)
+        if dry_run:
+            return await errand.look(database)
+        return await (errand.cancel(database) if cancel else errand.delete(database))
+
+    row = options.with_database(act)
     show(Table(_COLUMNS, [row]), as_json=as_json)
     if not (dry_run or cancel or as_json):
         run = named(number, name, detector)
         say(f"its entry says how far that is: caxev status {run}")
+
+
+async def _with_markers(database: Database, sites: Sites, here: Site) -> Sites:
+    """The sites with their markers, which show what directories they share."""
+    from caxev.engine.root_watch import read_markers
+
+    return await read_markers(database, sites, here)
 
 
 @frozen

@@ -10,6 +10,8 @@ from itertools import combinations, groupby
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
+from caxev.core.paths import UNKNOWN
+
 if TYPE_CHECKING:
     from caxev.config.sites import Site
 
@@ -38,14 +40,14 @@ def directory_warnings(sites: Sequence[Site], keys: Iterable[str]) -> Iterator[s
     ]
     for path, group in groupby(sorted(named, key=_by_path), key=_by_path):
         for one, other in combinations(group, 2):
-            if one.key != other.key and _are_near(one.site, other.site):
+            if one.key != other.key and are_near(one.site, other.site):
                 yield (
                     f"{one} is {other} as well: {path}. One type of data cannot be told from the "
                     "other there; give each a directory of its own"
                 )
     for one, other in combinations(named, 2):
         inner, outer = (one, other) if other.path in one.path.parents else (other, one)
-        apart = one.site.name != other.site.name and _are_near(one.site, other.site)
+        apart = one.site.name != other.site.name and are_near(one.site, other.site)
         if apart and outer.path in inner.path.parents:
             yield (
                 f"{inner} lies inside {outer}: {inner.path}. Each site takes the other's files for "
@@ -57,7 +59,15 @@ def _by_path(one: _Named) -> str:
     return str(one.path)
 
 
-def _are_near(one: Site, other: Site) -> bool:
-    """Whether both may see one file system: one site, one machine, or reached by `local`."""
-    same = one.hostname == other.hostname is not None
-    return one.name == other.name or same or "local" in (one.method, other.method)
+def are_near(one: Site, other: Site) -> bool:
+    """Whether both may see one file system.
+
+    Such are one site, or on one machine, or reached by ``local``, or their directories have a
+    marker in common: hosts may mount one directory over the network.
+    """
+    same = one.hostname == other.hostname is not None or "local" in (one.method, other.method)
+    return one.name == other.name or same or not _markers(one).isdisjoint(_markers(other))
+
+
+def _markers(site: Site) -> set[str | None]:
+    return {root.marker for root in site.roots} - {None, UNKNOWN}

@@ -18,6 +18,7 @@ from typing import Any, Final
 from attrs import evolve, frozen
 
 from caxev.config import Site, Sites
+from caxev.config.directories import are_near
 from caxev.copies.quorum import Same, at_one_host, majority, same_data
 from caxev.core.clock import Clocks
 from caxev.core.job import Skip
@@ -38,6 +39,7 @@ from caxev.core.model import (
     as_utc,
     new_id,
 )
+from caxev.core.paths import UNKNOWN
 
 RAW: Final = "raw"
 NEVER: Final = "untriggered"
@@ -230,34 +232,37 @@ def _shares(run: Run, copy: Copy) -> bool:
 
 
 def beside(site: Site, sites: Sites) -> frozenset[str]:
-    """The sites that may have the same directories, this one among them.
-
-    Such are on the same machine, or reached by the file system (``local``).
-    """
-    return frozenset(
-        {site.name}
-        | {
-            one.name
-            for one in sites.values()
-            if one.hostname == site.hostname is not None or "local" in (one.method, site.method)
-        }
-    )
+    """The sites that may have the same directories, this one among them; see `are_near`."""
+    return frozenset({site.name, *(one.name for one in sites.values() if are_near(one, site))})
 
 
 def same_bytes(sites: Sites) -> Same:
     """Return whether two entries of the same data are of the same bytes, as far as sites know.
 
-    Such are at one host, or at the same place of two sites that may have the same directories.
+    Such are at one host, or at the same place of two sites that may have the same directories, or
+    in the same place below one marker, whatever each site calls that directory.
     """
 
     def same(one: Copy, other: Copy) -> bool:
-        here = sites.find(one.host)
-        if at_one_host(one, other) or here is None or other.host not in beside(here, sites):
+        here, there = sites.find(one.host), sites.find(other.host)
+        if at_one_host(one, other) or here is None or there is None:
             return at_one_host(one, other)
         places = [place and plain(place) for place in (one.location, other.location)]
-        return places[0] == places[1]
+        is_one_place = places[0] == places[1] and are_near(here, there)
+        return is_one_place or not _on_disk(one, here).isdisjoint(_on_disk(other, there))
 
     return same
+
+
+def _on_disk(copy: Copy, site: Site) -> set[tuple[str, str]]:
+    """Where a copy stands below the markers of its site: the id of each, and the path from it."""
+    place = plain(copy.location or "")
+    return {
+        (root.marker, place.removeprefix(top))
+        for root in site.roots
+        if root.marker not in {None, UNKNOWN}
+        and place.startswith(top := plain(root).rstrip("/") + "/")
+    }
 
 
 def _like(run: Run, copy: Copy, sites: Sites) -> Copy | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Final, Self
+
+UNKNOWN: Final = "unknown"
+"""In place of a marker's id if none is noted yet: nothing is done beneath such a root."""
 
 
 class Root(str):

@@ -44,7 +44,6 @@ from caxev.core.model import (
     DELETING,
     NO_FIELDS,
     TRANSFERRED,
-    VERIFYING,
     Aspect,
     Look,
     Run,
@@ -552,23 +551,24 @@ class Database:
         """Make due what waits for a directory of the site; how much. Raises `Deposed`."""
         return await self._call(self._store.wake, tenure, root, now)
 
-    async def good_locations(self, site: str, type: str, limit: int) -> list[str]:  # noqa: A002
-        """Where the entries of good copies at a site say that they are; of the newest runs."""
-        good = {"host": site, "type": type, "status": {"$in": [TRANSFERRED, VERIFYING]}}
+    async def known_locations(self, site: str, type: str, limit: int) -> list[str]:  # noqa: A002
+        """Where the entries of copies at a site have their files, good or not; of the newest runs.
 
-        async def good_locations() -> list[str]:
-            cursor = self._runs.find({"data": {"$elemMatch": good}}, _SHOWN).sort("_id", -1)
+        A disk that is away may have made each copy an error.
+        """
+        known = {"host": site, "type": type, "location": {"$gt": ""}}
+
+        async def known_locations() -> list[str]:
+            cursor = self._runs.find({"data": {"$elemMatch": known}}, _SHOWN).sort("_id", -1)
             runs = [Run.from_document(row) for row in await cursor.limit(limit).to_list(None)]
             return [
                 one.location
                 for run in runs
                 for one in run.copies
-                if (one.host, one.type) == (site, type)
-                and one.status in (TRANSFERRED, VERIFYING)
-                and one.location
+                if (one.host, one.type) == (site, type) and one.location
             ]
 
-        return await self._call(good_locations)
+        return await self._call(known_locations)
 
     async def finish_scan(
         self,

@@ -16,14 +16,24 @@ from attrs import define, evolve, field, frozen
 from loguru import logger
 
 from caxev.config import Site, Sites
+from caxev.config.directories import are_near
 from caxev.config.sites import DIRECTORIES, TYPES
 from caxev.core.clock import utcnow
 from caxev.core.errors import Retry, RootAway
-from caxev.core.paths import Root
+from caxev.core.paths import UNKNOWN, Root
 from caxev.database import Database, DatabaseError, SiteRecord, Tenure, is_fatal
 from caxev.engine.workers import Workers
 from caxev.files import to_nobody
-from caxev.files.roots import Marker, Probe, absent, are_same, find_markers, make_marker, probe
+from caxev.files.roots import (
+    Marker,
+    Probe,
+    absent,
+    are_same,
+    find_markers,
+    make_marker,
+    marker_path,
+    probe,
+)
 
 EVERY: Final = 15.0
 """Seconds between two looks at a disk that is there..."""
@@ -37,7 +47,6 @@ REFRESH: Final = 60.0
 """Seconds for which the markers of other sites are taken to be as they were read."""
 SAMPLE: Final = 100
 """Copies that must be there before a directory without a marker is believed to be the right one."""
-_UNKNOWN: Final = "unknown"  # no marker has such an id: nothing is done beneath such a root
 
 Call = Callable[..., Awaitable[Any]]
 """Calls a function of `caxev.files.roots` in another process, or wherever a disk may hang."""
@@ -91,14 +100,19 @@ async def adopt(
 ) -> str:
     """Find or make the marker of a directory for which none is noted, and note it; its id.
 
-    It is made where the database knows no good copy in that directory, or all of the newest
-    `SAMPLE` are there: an empty mount point has none. Raises `RootAway` otherwise, unless a person
-    says (`force`) that the directory is the right one.
+    It is made if the database knows no copy of this kind at the site, whatever its state, or the
+    files of the newest `SAMPLE` are there: an empty mount point has none. A marker that was made
+    for a site on another machine shows a directory that both share, or a clone of its disk: only
+    a person knows. Raises `RootAway` unless a person confirms (`force`) the directory.
     """
     there = await call(find_markers, held.root)
+    foreign = foreign_markers(there, held.owner, sites)
+    if not force:
+        _check_not_foreign(held, foreign)
     made_for = [_place(marker, sites) for marker in there]
     fits = await call(are_same, held.root, made_for)
-    found = [marker for marker, same in zip(there, fits, strict=True) if same]
+    # A second marker would hide that two sites share the directory.
+    found = [one for one, same in zip(there, fits, strict=True) if same or one in foreign]
     if len(found) > 1:
         names = ", ".join(one.id for one in found)
         raise RootAway(f"{held.root} has several markers ({names}): remove all but one")
@@ -120,6 +134,23 @@ def _place(marker: Marker, sites: Sites) -> str:
     return "" if site is None or marker.key not in DIRECTORIES else getattr(site, marker.key) or ""
 
 
+def foreign_markers(there: Iterable[Marker], owner: Site, sites: Sites) -> list[Marker]:
+    """The markers that were made for sites which are not known to share a disk with this one."""
+    return [
+        one for one in there if (site := sites.find(one.site)) is None or not are_near(site, owner)
+    ]
+
+
+def _check_not_foreign(held: Holding, foreign: Sequence[Marker]) -> None:
+    for one in foreign:
+        raise RootAway(
+            f"{held.root} has the marker of {one.key} of {one.site}, a site on another machine: "
+            f"if both see this one directory, run caxev sites init --site {held.owner.name} "
+            "--force, and their copies in it count as one; if this is a clone of that disk, remove "
+            f"{marker_path(held.root, one.id)}"
+        )
+
+
 def _check_free(held: Holding, there: Sequence[Marker]) -> None:
     for marker in there:
         raise RootAway(
@@ -136,7 +167,7 @@ async def _check_copies(database: Database, call: Call, held: Holding) -> None:
     kind = held.key.removeprefix("dir_")
     if kind not in TYPES:
         return  # nothing that an entry names stands there
-    known = await database.good_locations(held.owner.name, kind, SAMPLE)
+    known = await database.known_locations(held.owner.name, kind, SAMPLE)
     gone = await call(absent, held.root, known)
     if gone:
         raise RootAway(
@@ -269,7 +300,7 @@ class RootWatch:
         by_name = dict(sites.by_name)
         for held in self._holdings:
             owner = by_name[held.owner.name]
-            markers = {held.root: _UNKNOWN, **owner.markers}
+            markers = {held.root: UNKNOWN, **owner.markers}
             by_name[held.owner.name] = evolve(owner, markers=markers)
         self._known = evolve(sites, by_name=by_name)
 

@@ -216,13 +216,17 @@ def _touch(path: str) -> None:
 
 
 def absent(root: str, locations: Sequence[str], *, report: Report) -> list[str]:
-    """Those of these copies' places beneath a root at which nothing is."""
+    """Those of these copies' places that are not beneath a root, or at which nothing is.
+
+    What is no absolute path is no place.
+    """
     top = os.path.join(os.path.realpath(root), "")
     found = []
     for done, location in enumerate(locations):
         report(done, len(locations))
         with suppress(ValueError):  # a NUL byte
             path = os.path.realpath(location)
-            if path.startswith(top) and not os.path.lexists(path):
+            is_there = path.startswith(top) and os.path.lexists(path)
+            if os.path.isabs(location) and not is_there:
                 found.append(location)
     return found

@@ -64,11 +64,12 @@ async def _wanted(
     from caxev.copies.deletion import RAW, Plan, intent, plan
     from caxev.core.clock import utcnow
     from caxev.core.model import DELETING
+    from caxev.engine.root_watch import read_markers
 
     if copy.status == DELETING:
         return {"state": "is going already", "ok": True}
     keep = here.deletion.copies if copy.type == RAW else 1
-    sites, now = state().sites(), utcnow()
+    sites, now = await read_markers(database, state().sites(), here), utcnow()
     wanted = plan(run, copy, here, sites, now=now, by=me(), why=why, keep=keep)
     if not isinstance(wanted, Plan):
         return {"state": f"stays: {wanted.why}", "ok": None}
