@@ -273,6 +273,7 @@ async def _move(
             min_free=(here if pulling else there).min_free,
             again=plan.again,
             found=await known(job, plan.resume.manifest) if plan.again and plan.resume else None,
+            checksum=plan.source.checksum,
         )
         async with job.suspecting(plan.source):
             moved = await links.while_open(job, name, move, route)

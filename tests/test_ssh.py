@@ -488,7 +488,42 @@ def flip(path: Path, at: int) -> None:
 expecting = pytest.mark.parametrize("move", [pull, fast_pull, fast_push])
 
 
-@expecting
+ORIGINS: dict[str, Callable[[Manifest], dict[str, Any]]] = {
+    "unknown": lambda _: {},
+    "checksum": lambda found: {"checksum": found.digest},
+    "manifest": lambda found: {"expected": found},
+}
+
+
+@both
+@pytest.mark.parametrize("single", [False, True])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [("unknown", "manifest"), ("checksum", "checksum"), ("manifest", "manifest")],
+)
+def test_a_partial_of_other_content_is_not_reused(
+    ways: Ways, move: Move, first: str, then: str, *, single: bool
+) -> None:
+    """The source was damaged, and was repaired after the break: size and time are as before."""
+
+    def broken(done: int, total: int) -> None:
+        if done >= total:
+            raise Retry("the link is broken")
+
+    file = big_file(ways.source / "run" if single else ways.source / "run" / "big", 24)
+    expected = digested(ways.source / "run")
+    flip(file, 1)
+    transfer, bad = ways.transfer(move), digested(ways.source / "run")
+    with pytest.raises(Retry, match="broken"):
+        move(evolve(transfer, **ORIGINS[first](bad)), report=broken)
+    assert ways.partial.exists()
+    flip(file, 1)
+    move(evolve(transfer, **ORIGINS[then](expected)), report=quiet)
+    assert digested(ways.target / "run") == expected
+    assert [path.name for path in ways.target.iterdir()] == ["run"]
+
+
+@both
 def test_killed_at_half_few_bytes_are_sent_twice(ways: Ways, move: Move) -> None:
     """With the digests known, what is right is kept, wherever in the file it is."""
     run = big_file(ways.source / "run", 256)

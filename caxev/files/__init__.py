@@ -43,6 +43,7 @@ from caxev.files.paths import (
     confine_own,
     inside,
     link_problem,
+    origin_path,
     own_name,
     partial_path,
     printable,
@@ -59,6 +60,7 @@ from caxev.files.resolved import open_resolved, read_file
 from caxev.files.roots import MARKER_PREFIX, root_rows, roots_from, steady
 from caxev.files.space import lacking
 from caxev.files.staging import (
+    LONGEST_ORIGIN,
     MARGIN,
     Arrival,
     check_expected,
@@ -69,6 +71,7 @@ from caxev.files.staging import (
     join,
     known_items,
     make_parents,
+    origin_of,
 )
 from caxev.files.throttle import Brake, idle_disk
 from caxev.files.tree import Seen, check_links, check_paths, look, manifest_of, scan, shown
@@ -77,6 +80,7 @@ __all__ = [
     "DIR_MODE",
     "FILE_MODE",
     "GONE_PREFIX",
+    "LONGEST_ORIGIN",
     "MARGIN",
     "MARKER_PREFIX",
     "MOVED_PREFIX",
@@ -139,6 +143,8 @@ __all__ = [
     "name_in",
     "not_private",
     "open_resolved",
+    "origin_of",
+    "origin_path",
     "overlapping",
     "own_name",
     "partial_path",

@@ -15,6 +15,7 @@ from caxev.files.roots import check_root
 RESERVED: Final = ".caxev-"
 """How the names of our own files beside copies begin. No run, copy or file of one is called so."""
 PART_PREFIX: Final = f"{RESERVED}part-"
+ORIGIN_PREFIX: Final = f"{RESERVED}from-"
 LONGEST_NAME: Final = 255 - len(f"{RESERVED}moved-")
 """Bytes of a copy's name, so that there is room for any prefix of ours before it."""
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("\\")}
@@ -101,6 +102,12 @@ def partial_path(final: str) -> str:
     """Where a copy is written before it is published as `final`: a hidden sibling."""
     directory, name = os.path.split(final)
     return os.path.join(directory, PART_PREFIX + safe_name(name))
+
+
+def origin_path(final: str) -> str:
+    """The file beside a partial that names the content which the partial is made from."""
+    directory, name = os.path.split(final)
+    return os.path.join(directory, ORIGIN_PREFIX + safe_name(name))
 
 
 def printable(path: bytes) -> str:

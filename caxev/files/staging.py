@@ -18,16 +18,26 @@ from caxev.core.errors import Damaged, Denied, GiveUp, Retry
 from caxev.files.digest import to_nobody, wrong_below
 from caxev.files.errors import local
 from caxev.files.manifest import PART, Item, Manifest, Range
-from caxev.files.paths import inside, partial_path
+from caxev.files.paths import inside, origin_path, partial_path
 from caxev.files.plan import Plan, plan, to_the_second
 from caxev.files.publishing import DIR_MODE, FILE_MODE, end_rename, publish, withdraw, writing
 from caxev.files.reading import Report
-from caxev.files.resolved import mkdir, open_resolved, remove, rmdir, symlink, unlink
+from caxev.files.resolved import (
+    mkdir,
+    open_resolved,
+    read_file,
+    remove,
+    rmdir,
+    symlink,
+    unlink,
+)
 from caxev.files.tree import Seen, check_paths, look, manifest_of, shown
 
 MARGIN: Final = 16 << 20
 """Bytes that a transfer leaves free in any case."""
 _BUSY_AFTER: Final = 5.0  # seconds
+LONGEST_ORIGIN: Final = 256
+"""Bytes of the note that names what a partial is made from."""
 _BLOCK: Final = 512  # bytes, as `stat` counts
 
 
@@ -39,9 +49,10 @@ class Arrival:
     it is right, and only there. `min_free`: bytes that must stay free. `unsure`: bytes at the
     end of a file that was cut off which may not all be there. `again`: what has the name
     is known to be bad and is to be mended; a file of unknown digests is then moved anew. With
-    `whole_files` a file that is to be mended is removed first, and so moved whole. `report` is
-    called while what is there is read: bytes read, bytes to read. All methods raise `Retry` for
-    what the disk refuses.
+    `whole_files` a file that is to be mended is removed first, and so moved whole. `origin`: see
+    `origin_of`; a file of unknown digests is kept only if the partial was made from the same; None:
+    the caller compares what is kept. `report` is called while what is there is read: bytes read,
+    bytes to read. All methods raise `Retry` for what the disk refuses.
 
     A file that is not written from its beginning to its end, as one of known digests may be, is
     longer than it will be until `finish`: then no later attempt takes its length for how much of
@@ -56,6 +67,7 @@ class Arrival:
     unsure: int = field(default=0, kw_only=True)
     again: bool = field(default=False, kw_only=True)
     whole_files: bool = field(default=False, kw_only=True)
+    origin: str | None = field(default=None, kw_only=True)
     report: Report = field(default=to_nobody, kw_only=True, repr=False)
     wrong: Mapping[bytes, Sequence[Range]] = field(init=False, factory=dict)
     _had: Sequence[Seen] = field(init=False, factory=list)
@@ -71,6 +83,10 @@ class Arrival:
     def partial(self) -> bytes:
         """Where it is written until it is whole."""
         return os.fsencode(partial_path(self.final))
+
+    @property
+    def _note(self) -> bytes:
+        return os.fsencode(origin_path(self.final))
 
     @property
     def is_file(self) -> bool:
@@ -91,6 +107,8 @@ class Arrival:
             return False
         found = None if os.path.lexists(self.partial) else look(self.final, check=False)
         check_standing(self.source, found, shown(self.final))
+        with local(self._note, "remove"):
+            remove(self._note)
         return True
 
     @contextmanager
@@ -104,6 +122,7 @@ class Arrival:
         with ExitStack() as held:
             self._lock(held)
             self._had = self._look()
+            self._keep_same_origin()
             self.wrong = self._wrong()
             if self.again and self.whole_files:
                 self._drop_wrong()
@@ -148,6 +167,25 @@ class Arrival:
             for path in shared:
                 unlink(join(self.partial, path))
         return [seen for seen in had if seen.path not in shared]
+
+    def _keep_same_origin(self) -> None:
+        """Empty the files of unknown digests if they may come from a source of other content.
+
+        Size and time do not show that: a source that is repaired keeps both. A partial that is
+        repaired, or compared by the caller, has no note, so no later attempt trusts it.
+        """
+        origin = None if self.again else self.origin
+        with local(self._note, "read"):
+            if origin is not None and _noted(self._note) == origin:
+                return
+            if origin is not None:
+                for seen in self._had:
+                    if seen.kind == "file" and seen.path not in self._items:
+                        _resize(join(self.partial, seen.path), 0)
+                self._had = self._look()
+            remove(self._note)
+            if origin is not None:
+                _write_note(self._note, origin)
 
     def _is_shared(self, seen: Seen) -> bool:
         return os.lstat(join(self.partial, seen.path)).st_nlink > 1
@@ -244,6 +282,26 @@ class Arrival:
                 publish(os.fsdecode(self.partial), self.final)
             except FileExistsError as exc:
                 raise GiveUp(f"{shown(self.final)} exists already and is not replaced") from exc
+            remove(self._note)
+
+
+def origin_of(expected: Manifest | None, checksum: str | None) -> str:
+    """Name the content of a source as the database has it; empty if nothing is known of it."""
+    return expected.digest if expected is not None else checksum or ""
+
+
+def _noted(path: bytes) -> str | None:
+    """What a note names; None if there is none that can be read."""
+    try:
+        return read_file(path, LONGEST_ORIGIN).decode(errors="replace")
+    except OSError:
+        return None
+
+
+def _write_note(path: bytes, origin: str) -> None:
+    descriptor = open_resolved(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(origin.encode()[:LONGEST_ORIGIN])
 
 
 def _resize(path: bytes, length: int) -> None:

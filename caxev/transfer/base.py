@@ -17,8 +17,9 @@ class Route:
     Both paths are absolute and must lie strictly inside one of the directories of their own site
     (`Site.roots`). Either is a directory or a single file. `expected` is what the copy must
     turn out to be, where that is known: with it a broken transfer keeps what is right of what is
-    there, and fetches only what is not. `max_rate`: bytes a second, None: no limit. `min_free`:
-    bytes that must stay free where the copy goes.
+    there, and fetches only what is not. `checksum` is the source's checksum by cax: without a
+    manifest, what is there is kept only if it came from a source with the same one. `max_rate`:
+    bytes a second, None: no limit. `min_free`: bytes that must stay free where the copy goes.
 
     `again`: a copy that has its name already is known to be bad and is to be mended: its name is
     taken from it first. `found` is what it was found to be, where that is known.
@@ -33,6 +34,7 @@ class Route:
     min_free: int = 0
     again: bool = False
     found: Manifest | None = None
+    checksum: str | None = None
 
 
 class Mover(Protocol):

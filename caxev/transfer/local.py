@@ -30,6 +30,7 @@ from caxev.files import (
     local,
     look,
     open_resolved,
+    origin_of,
     printable,
     shown,
 )
@@ -103,6 +104,7 @@ def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
         route.min_free,
         again=route.again,
         whole_files=True,
+        origin=origin_of(route.expected, route.checksum),
         report=report,
     )
     meter = Meter.of(tree, report)

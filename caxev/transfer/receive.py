@@ -276,6 +276,7 @@ def _receive(
         request["min_free"],
         unsure=int(request.get("unsure", 0)),
         again=bool(request.get("again")),
+        origin=request.get("origin"),
         report=checking,
     )
     if arrival.stands():

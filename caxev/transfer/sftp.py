@@ -43,4 +43,5 @@ def _transfer(route: Route) -> ssh.Transfer:
         min_free=route.min_free,
         again=route.again,
         found=route.found,
+        checksum=route.checksum,
     )

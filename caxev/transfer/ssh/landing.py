@@ -22,6 +22,7 @@ from caxev import failpoints
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import (
     FILE_MODE,
+    LONGEST_ORIGIN,
     Plan,
     Range,
     Seen,
@@ -29,6 +30,7 @@ from caxev.files import (
     enough_space,
     is_file,
     join,
+    origin_path,
     partial_path,
     plan,
     printable,
@@ -80,11 +82,14 @@ async def land(
     again: bool = False,
     unsure: int = 0,
     wrong: Mapping[bytes, Sequence[Range]] | None = None,
+    origin: str | None = None,
 ) -> Landing:
     """Make ready the partial of `path` there: directories made, what does not belong gone.
 
     Only files and links are left to do. With `again` a copy that has its name is to be mended, and
-    becomes a partial first; `wrong` is what is known of it. Raises `GiveUp` where something else
+    becomes a partial first; `wrong` is what is known of it. `origin` names the content of the
+    source: a partial that was made from another is begun anew, as its size and time do not show
+    that; None: the caller compares what is kept. Raises `GiveUp` where something else
     than `source` stands at `path`, `Retry` where fewer than `min_free` bytes would stay free.
     """
     final = await remote.confine(path, roots)
@@ -100,8 +105,10 @@ async def land(
         ):
             found = [*source]
         check_standing(source, found, remote.shown(final))
+        await remote.remove_all(_note(final))
         return Landing(final, partial, None)
     await remote.make_parents(final)
+    await _keep_same_origin(remote, final, partial, None if again else origin)
     present = await _present(remote, partial, source)
     todo = plan(source, present, unsure=unsure, wrong=wrong)
     free = await remote.free(posixpath.dirname(final))
@@ -110,7 +117,7 @@ async def land(
     try:
         await _cut(remote, partial, todo, present, _sizes(source, wrong or {}))
     except NOT_FOR_US:  # what cannot be cut off is written anew
-        await remote.remove_tree(partial)
+        await remote.remove_all(partial)
         todo = plan(source, ())
         await _prepare(remote, partial, todo, source)
     return Landing(final, partial, todo)
@@ -143,6 +150,7 @@ async def publish(
         paths = [join(landing.partial, inner) for inner in (*below[::-1], b"")]
         await each(remote.fsync_directory, paths)
     await remote.publish(landing.partial, landing.final)
+    await remote.remove_all(_note(landing.final))
 
 
 def land_there(
@@ -201,6 +209,25 @@ def _with_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], A
                     return await function(remote)
 
     return asyncio.run(run())
+
+
+def _note(final: bytes) -> bytes:
+    return os.fsencode(origin_path(os.fsdecode(final)))
+
+
+async def _keep_same_origin(
+    remote: Remote, final: bytes, partial: bytes, origin: str | None
+) -> None:
+    """Remove a partial that may come from a source of other content, and note this one's."""
+    note = _note(final)
+    wanted = None if origin is None else origin.encode()[:LONGEST_ORIGIN]
+    if wanted is not None and await remote.read_small(note, LONGEST_ORIGIN) == wanted:
+        return
+    if wanted is not None:
+        await remote.remove_all(partial)
+    await remote.remove_all(note)
+    if wanted is not None:
+        await remote.write_new(note, wanted)
 
 
 async def _present(remote: Remote, partial: bytes, source: Sequence[Seen]) -> list[Seen]:

@@ -261,6 +261,7 @@ async def _pull(work: _Work) -> Moved:
         transfer.min_free,
         unsure=transfer.unsure,
         again=transfer.again,
+        origin=transfer.origin,
         report=work.report,
     )
     if arrival.stands():
@@ -419,6 +420,7 @@ async def _offer(transfer: Transfer, looking: Awaitable[list[Seen]]) -> Mapping[
         min_free=transfer.min_free,
         unsure=transfer.unsure,
         again=transfer.again,
+        origin=transfer.origin,
     )
 
 
@@ -507,6 +509,7 @@ async def _push_over_sftp(
             again=transfer.again,
             unsure=transfer.unsure,
             wrong=wrong,
+            origin=transfer.origin,
         )
         todo = landing.todo
         if todo is None:

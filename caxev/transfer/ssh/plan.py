@@ -6,7 +6,7 @@ from typing import Final
 
 from attrs import field, frozen
 
-from caxev.files import PART, Manifest
+from caxev.files import PART, Manifest, origin_of
 from caxev.transfer.ssh.endpoint import Endpoint
 
 STREAMS: Final = 16
@@ -22,7 +22,8 @@ class Transfer:
     Both paths are absolute and must lie inside one of the roots of their side. Either is
     a directory or a single file. `nstreams` bounds the channels used for large files. `agent` is
     the command that starts caxev at the far account, None where only SFTP is to be had. `expected`
-    is what the copy must turn out to be, where that is known. `max_rate` is in bytes a second,
+    is what the copy must turn out to be, where that is known; `checksum`, which cax took of the
+    source, names its content if there is no manifest. `max_rate` is in bytes a second,
     `min_free` in bytes: what must stay free where the copy goes. `again`: a copy that is pushed has
     its name there already and is to be mended; `found` is what it was found to be.
     """
@@ -39,6 +40,12 @@ class Transfer:
     min_free: int = 0
     again: bool = False
     found: Manifest | None = field(default=None, repr=False)
+    checksum: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """Name the content of the source: a partial with other content is not reused."""
+        return origin_of(self.expected, self.checksum)
 
     @property
     def unsure(self) -> int:

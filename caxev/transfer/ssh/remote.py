@@ -22,6 +22,7 @@ from caxev.core.errors import GiveUp, Retry, RootAway
 from caxev.core.paths import Root
 from caxev.files import (
     DIR_MODE,
+    FILE_MODE,
     Seen,
     check_links,
     check_names,
@@ -332,6 +333,31 @@ class Remote:
         failpoints.point("ssh.remove")
         await self.ask("rmtree", root, True)
 
+    async def remove_all(self, path: bytes) -> None:
+        """Take away whatever has that name; nothing there is no error."""
+        try:
+            await self.ask("remove", path)
+        except GONE:
+            pass
+        except asyncssh.SFTPError:  # servers differ in what they answer for a directory
+            await self.remove_tree(path)
+
+    async def read_small(self, path: bytes, most: int) -> bytes | None:
+        """The first bytes of a regular file; None if there is none, or something else."""
+        try:
+            if not stat.S_ISREG((await self.ask("lstat", path)).permissions or 0):
+                return None
+            async with self.opened(path, asyncssh.FXF_READ) as file:
+                return os.fsencode(await file.read(most))
+        except GONE:
+            return None
+
+    async def write_new(self, path: bytes, content: bytes) -> None:
+        """Write a small file, which must not be there: no link that stands there is followed."""
+        flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_EXCL
+        async with self.opened(path, flags, SFTPAttrs(permissions=FILE_MODE)) as file:
+            await file.write(content)
+
     async def fsync_directory(self, path: bytes) -> None:
         """Bring a directory's entries to the disk where the server lets a directory be opened."""
         with suppress(asyncssh.SFTPError):
@@ -357,10 +383,7 @@ class Remote:
         It takes the place of a partial of another attempt.
         """
         if await self.exists(final):
-            if await self.exists(partial):
-                await self.remove_tree(partial)
-                with suppress(*GONE):  # a tree is gone by now, a file is not
-                    await self.sftp.remove(partial)
+            await self.remove_all(partial)
             failpoints.point("ssh.withdraw.rename")
             await self.ask("rename", final, partial)
             failpoints.point("ssh.withdraw.rename")
