@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import trio
 import trio.testing
 from attrs import evolve
 from loguru import logger
+from pymongo import MongoClient
 
-from caxev import ELSEWHERE, HERE, Job, copy, field
-from caxev.alarms import Addressee
+from caxev import ELSEWHERE, HERE, Job, copy, field, metrics
+from caxev.alarms import Addressee, Desk, gone_directories
 from caxev.config import ConfigError, Sites
 from caxev.core.alarms import Alarm, Rule
-from caxev.database import Database
+from caxev.core.clock import utcnow
+from caxev.database import Database, Unreachable
 from caxev.engine.listener import Leaving
 from caxev.engine.options import KEY, Options, adopted, changed_keys
 from tests import engine
@@ -125,6 +128,58 @@ async def test_a_listener_goes_by_what_was_read_again(database: Named) -> None:
             await engine.until(partial(_alarmed, db, stands=number == 3), within=10)
             if files:
                 await leaving.hangup()
+
+
+@pytest.mark.replicaset
+async def test_a_start_ends_alarms_that_only_the_former_process_could_end(
+    database: Named,
+) -> None:
+    """Of a file that is correct by now, and of directories that the site no longer has."""
+    made = engine.options_for(database, [])
+    async with engine.opened(database) as db:
+        taken = await db.acquire(SITE, "former", 0.01, utcnow())
+        assert taken is not None
+        former = Desk(db, taken[0], [])
+        for key in (KEY, "root /gone", "disk /gone", "another"):
+            former.sound(Alarm(SITE, key, f"{key} is wrong"))
+        await former.keep()
+        assert len(await db.alarms(SITE)) == 4
+        await engine.once(db, made)
+        assert [one.alarm.key for one in await db.alarms(SITE) if one.stands] == ["another"]
+
+
+def test_alarms_about_directories_that_are_held_stay() -> None:
+    keys = ["root /data", "disk /data", "root /data/old", "disk /old", "database"]
+    assert gone_directories(keys, {"/data"}) == ["root /data/old", "disk /old"]
+
+
+@pytest.mark.replicaset
+async def test_trouble_ends_with_its_tenure(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a stream that has failed: a stand-by that reaches the database reports no trouble."""
+    troubled, leading = metrics.troubled.labels(SITE)._value, metrics.leading.labels(SITE)._value
+    logged: list[str] = []
+    sink = logger.add(logged.append, level="INFO", format="{message}")
+
+    async def fail(*args: Any) -> Any:
+        raise Unreachable("no answer")
+
+    try:
+        options = engine.options_for(database, [])
+        async with engine.opened(database) as db, engine.listener(db, options):
+            await engine.until(lambda: any("ready" in line for line in logged))
+            monkeypatch.setattr(Database, "next_look", fail)
+            monkeypatch.setattr(Database, "open_stream", fail)
+            await engine.until(lambda: troubled.get() == 1)
+            with MongoClient[dict[str, Any]](database.uri) as plain:
+                other: dict[str, Any] = {"epoch": 99, "owner": "other", "lease": 3600.0}
+                other["expires"] = utcnow() + timedelta(hours=1)
+                plain[database.name]["caxev_ledger"].update_one({"_id": SITE}, {"$set": other})
+            await engine.until(lambda: leading.get() == 0, within=20)
+            await engine.until(lambda: troubled.get() == 0, within=20)
+    finally:
+        logger.remove(sink)
 
 
 @pytest.mark.replicaset

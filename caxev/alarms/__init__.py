@@ -18,7 +18,15 @@ from typing import Any, Final
 
 from caxev.alarms.base import Notifier, Undelivered
 from caxev.alarms.email import Mail
-from caxev.alarms.health import Descriptors, Pulse, Vitals, ailments, descriptors, lacks_files
+from caxev.alarms.health import (
+    Descriptors,
+    Pulse,
+    Vitals,
+    ailments,
+    descriptors,
+    gone_directories,
+    lacks_files,
+)
 from caxev.alarms.manager import Addressee, Desk, attempted
 from caxev.alarms.webhook import Hook
 from caxev.config import ConfigError, Sink
@@ -39,6 +47,7 @@ __all__ = [
     "ailments",
     "attempted",
     "descriptors",
+    "gone_directories",
     "lacks_files",
 ]
 

@@ -9,7 +9,7 @@ import errno
 import os
 import resource
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import trio
@@ -31,6 +31,9 @@ EXHAUSTED: Final = 0.9
 """Share of the descriptors that a process may have, from which on there are too few..."""
 RELIEVED: Final = 0.7
 """...and up to which there are enough again."""
+DISK: Final = "disk "
+ROOT: Final = "root "
+"""How the keys of alarms about a directory begin."""
 SKEW: Final = 5.0
 """Seconds that this machine's clock may differ from the database's."""
 
@@ -107,9 +110,15 @@ def ailments(site: str, pulse: Pulse) -> Iterator[tuple[str, Alarm | None]]:
     for directory, free in pulse.free.items():
         enough = pulse.min_free * ROOM
         if free < pulse.min_free or free >= enough:
-            yield _of(f"disk {directory}", site, _full(directory, free, pulse.min_free))
+            yield _of(f"{DISK}{directory}", site, _full(directory, free, pulse.min_free))
     for directory, why in pulse.away.items():
-        yield _of(f"root {directory}", site, _away(directory, why))
+        yield _of(f"{ROOT}{directory}", site, _away(directory, why))
+
+
+def gone_directories(keys: Iterable[str], held: Collection[str]) -> list[str]:
+    """Return those keys of alarms that are about a directory which is not held any more. Pure."""
+    about = [(key, prefix) for key in keys for prefix in (DISK, ROOT) if key.startswith(prefix)]
+    return [key for key, prefix in about if key.removeprefix(prefix) not in held]
 
 
 def _of(key: str, site: str, found: tuple[str, Severity, str] | None) -> tuple[str, Alarm | None]:

@@ -28,7 +28,7 @@ from attrs import define, field
 from loguru import logger
 
 from caxev import aio, metrics
-from caxev.alarms import Desk, Pulse, Vitals
+from caxev.alarms import Desk, Pulse, Vitals, gone_directories
 from caxev.config import Settings, state_directory
 from caxev.core.alarms import malformed, missing_key
 from caxev.core.clock import clock, utcnow
@@ -46,8 +46,9 @@ from caxev.database import (
     passing,
 )
 from caxev.engine.dispatcher import Dispatcher
+from caxev.engine.options import KEY as CONFIGURATION_KEY
 from caxev.engine.options import Options, Reloader
-from caxev.engine.root_watch import ANSWERS, RootWatch
+from caxev.engine.root_watch import ANSWERS, RootWatch, holdings
 from caxev.engine.trouble import Trouble
 from caxev.engine.watchdog import Watchdog, handlers_by_code
 from caxev.engine.watcher import LONGEST_WAIT, SCAN_EVERY, Watcher
@@ -198,9 +199,11 @@ async def serve_tenures(options: Options, database: Database, owner: str, leavin
 async def _serve_tenures(
     options: Options, database: Database, owner: str, leaving: Leaving
 ) -> None:
-    trouble, reloader = Trouble(options.site.name), Reloader(options, database)
+    reloader = Reloader(options, database)
     leaving.hangup = reloader.reload
     while not leaving.asked.is_set():
+        # Anew: tasks that end with a tenure cannot report that what they met is over.
+        trouble = Trouble(options.site.name)
         tenure = await _stand_by(reloader, database, owner, leaving, trouble)
         if tenure is None:
             return
@@ -434,8 +437,7 @@ class _Tenancy:
         while not self.leaving.asked.is_set():
             try:
                 await self.desk.open()
-                for handler in self.options.registry.handlers:
-                    self.desk.clear(missing_key(handler))
+                self._clear_former()
             except DatabaseError as error:
                 if not passing(error):
                     raise
@@ -444,6 +446,16 @@ class _Tenancy:
                     await self.leaving.asked.wait()
             else:
                 return
+
+    def _clear_former(self) -> None:
+        """End alarms of our predecessor that nothing else here would end."""
+        for handler in self.options.registry.handlers:
+            self.desk.clear(missing_key(handler))
+        if not self.reloader.is_wrong:
+            self.desk.clear(CONFIGURATION_KEY)
+        held = {one.root for one in holdings(self.options.site, self.options.sites)}
+        for key in gone_directories([one.alarm.key for one in self.desk.standing], held):
+            self.desk.clear(key)
 
     async def _tend(self, dispatcher: Dispatcher) -> None:
         """Report malformed documents of this site, and set them aside, for ever."""

@@ -115,6 +115,8 @@ class Reloader:
     database: Database
     users: list[Callable[[Options], None]] = field(factory=list)
     alarms: Alarms = field(factory=Silent)
+    is_wrong: bool = field(init=False, default=False)
+    """Whether the last reload failed. A process that starts has read a correct file."""
 
     async def reload(self) -> None:
         """Read credentials and sites.json again."""
@@ -129,8 +131,10 @@ class Reloader:
             new, waiting = adopted(self.options, sites)
         except ConfigError as error:
             logger.error("nothing is changed, because of what is wrong: {}", error)
+            self.is_wrong = True
             self.alarms.sound(self._wrong(error))
             return
+        self.is_wrong = False
         self.alarms.clear(KEY)
         found = changed_keys(self.options.sites, new.sites)
         logger.info("{} is read again; new: {}", sites.path, ", ".join(found) or "nothing")
