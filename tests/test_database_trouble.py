@@ -28,6 +28,7 @@ from caxev.database import (
     Database,
     DatabaseError,
     Ingest,
+    Request,
     Tenure,
     Unstorable,
     client,
@@ -202,8 +203,72 @@ async def test_an_end_that_the_ledger_refuses_holds_up_no_other(database: Named)
             async with engine.listener(db, options) as leaving:
                 await engine.until(lambda: _count(db, State.DONE, 2))
                 await engine.until(lambda: _alarms(db, 1))
+                await engine.until(lambda: _count(db, State.FAILED, 1))
                 leaving.asked.set()
         assert sorted(seen) == [1, 2, 3]
+
+
+@pytest.mark.replicaset
+async def test_once_the_ledger_takes_it_an_end_is_recorded_as_failed(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then a retry runs the reaction again, without a restart."""
+    monkeypatch.setattr("caxev.engine.dispatcher.SURE_FOR", 0.5)
+    seen: list[int] = []
+
+    async def see(job: Job) -> None:
+        seen.append(job.run.number or 0)
+
+    options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            refused = {"$nor": [{"state": {"$in": ["done", "failed"]}}]}
+            server[database.name].command("collMod", "caxev_ledger", validator=refused)
+            server[database.name]["runs_new"].insert_one(numbered(1))
+            async with engine.listener(db, options):
+                await engine.until(lambda: _alarms(db, 1))
+                server[database.name].command("collMod", "caxev_ledger", validator={})
+                await engine.until(lambda: _count(db, State.FAILED, 1))
+                assert seen == [1]
+                await db.add_request(SITE, Request("retry"), "me", utcnow())
+                await engine.until(lambda: _count(db, State.DONE, 1))
+                assert seen == [1, 1]
+
+
+@pytest.mark.replicaset
+async def test_an_end_that_was_refused_stands_in_the_way_of_no_later_change(
+    database: Named,
+) -> None:
+    """The change is recorded while no worker is free, so in a slot that is claimed still."""
+    seen: list[int] = []
+    goes_on = trio.Event()
+
+    async def see(job: Job) -> None:
+        seen.append(job.run.number or 0)
+        if job.run.number == 2:
+            await goes_on.wait()
+
+    trigger = copy(["transferred", "error"], host=HERE)
+    options = engine.options_for(
+        database, [engine.handler(see, trigger)], site_fields={"lanes": {"default": 1}}
+    )
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            bad = numbered(1)
+            ends = {"$in": ["done", "failed"]}
+            refused = {"$nor": [{"state": ends, "run": bad["_id"], "after": "transferred"}]}
+            server[database.name].command("collMod", "caxev_ledger", validator=refused)
+            runs = server[database.name]["runs_new"]
+            runs.insert_one(bad)
+            async with engine.listener(db, options):
+                await engine.until(lambda: _alarms(db, 1))
+                runs.insert_one(numbered(2))
+                await engine.until(lambda: seen == [1, 2])
+                runs.update_one({"number": 1}, {"$set": {"data.0.status": "error"}})
+                await engine.until(lambda: _count(db, State.OPEN, 1))
+                goes_on.set()
+                await engine.until(lambda: seen == [1, 2, 1])
+                await engine.until(lambda: _count(db, State.DONE, 2))
 
 
 def open_debt(run: Any, **fields: Any) -> Debt:

@@ -354,8 +354,8 @@ class Dispatcher:
     _occupancy: Occupancy = field(init=False, factory=Occupancy)
     _progress: dict[str, tuple[Debt, dict[str, Any]]] = field(init=False, factory=dict)
     # By slot, what the ledger refuses to change: an open one cannot be claimed, a claimed one can
-    # be neither settled nor freed. It is left alone until it was written anew.
-    _refused: dict[str, Debt] = field(init=False, factory=dict)
+    # be neither settled nor freed. It is left alone until the next look at all claims.
+    _refused: dict[str, Ended] = field(init=False, factory=dict)
     _wake: trio.Event = field(init=False, factory=trio.Event)
     _settle: trio.Event = field(init=False, factory=trio.Event)
     _freed: trio.Event = field(init=False, factory=trio.Event)
@@ -426,6 +426,8 @@ class Dispatcher:
     def start(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
         """Start the claimed debts, and see to it that the others are fetched."""
         self._recorded = max((debt.mark for debt in debts), default=self._recorded)
+        # A refused claim stands in the way of what was recorded in its slot.
+        self._doubtful = self._doubtful or any(debt.id in self._refused for debt in debts)
         claimed = [debt for debt in debts if debt.state is State.RUNNING]
         if claimed:
             self.attempts.start_soon(self._begin, claimed, runs)
@@ -444,23 +446,30 @@ class Dispatcher:
             try:
                 claims = await self.database.claims(self.tenure)
                 running = {slot for lane in self._lanes.values() for slot in lane.running}
-                # What was written anew meanwhile, or can be claimed again, is no longer refused.
-                marks = {claim["_id"]: claim.get("mark") for claim in claims}
-                self._refused = {
-                    slot: debt
-                    for slot, debt in self._refused.items()
-                    if marks.get(slot) == debt.mark
-                }
+                await self._try_refused(claims, late=late)
                 known = running | self._refused.keys()
                 stale = [claim for claim in claims if claim["_id"] not in known]
                 freed, refused = await self.database.free(stale)
                 for debt in (await self.database.standing(list(refused))).values():
-                    self._leave_refused(debt, f"it cannot be opened again: {refused[debt.id]}")
+                    why = f"it cannot be opened again: {refused[debt.id]}"
+                    self._leave_refused(Ended(debt, Spent(why)))
             except BaseException:
                 self._doubtful = True
                 raise
         if freed or late:  # what was given back is open, and nobody was told
             self.look_again()
+
+    async def _try_refused(self, claims: Sequence[Mapping[str, Any]], *, late: bool) -> None:
+        """Forget what the ledger refused if it was written anew; now and then, try the rest again.
+
+        What has ended is recorded as failed, and not opened: it would be run again and again.
+        """
+        marks = {claim["_id"]: claim.get("mark") for claim in claims}
+        kept = [one for slot, one in self._refused.items() if marks.get(slot) == one.debt.mark]
+        self._refused = {} if late else {one.debt.id: one for one in kept}
+        for one in kept if late else ():
+            if one.debt.epoch == self.tenure.epoch:
+                await self._park(one)
 
     def look_again(self) -> None:
         """Ask the database for due debts in all lanes."""
@@ -553,14 +562,17 @@ class Dispatcher:
         return [debt for debt in more if debt.id not in known and debt.priority >= least]
 
     def _is_refused(self, debt: Debt) -> bool:
-        return debt.id in self._refused and self._refused[debt.id].mark == debt.mark
+        return debt.id in self._refused and self._refused[debt.id].debt.mark == debt.mark
 
-    def _leave_refused(self, debt: Debt, why: str, run: str = "") -> None:
+    def _leave_refused(self, ended: Ended) -> None:
         """Raise an alarm about a reaction that the ledger refuses to change, and leave it alone."""
-        self._refused[debt.id] = debt
-        failed = evolve(debt, state=State.FAILED, note=why)
-        logger.error("{}: {}", debt.id, why)
-        self._report_failed(failed, run)
+        self._refused[ended.debt.id] = ended
+        self._report_parked(ended)
+
+    def _report_parked(self, ended: Ended) -> None:
+        _report(ended.outcome)
+        why = getattr(ended.outcome, "why", "")
+        self._report_failed(evolve(ended.debt, state=State.FAILED, note=why), ended.run)
 
     async def _claim_those(self, due: Sequence[Debt]) -> list[Debt]:
         """Claim debts in one write; by halves if the ledger refuses one, which is passed over."""
@@ -570,7 +582,7 @@ class Dispatcher:
             if not concerns_one(error):
                 raise
             if len(due) == 1:
-                self._leave_refused(due[0], f"it cannot be claimed: {error}")
+                self._leave_refused(Ended(due[0], Spent(f"it cannot be claimed: {error}")))
                 return []
             # What the first write has claimed counts as claimed by the second.
             middle = len(due) // 2
@@ -849,13 +861,26 @@ class Dispatcher:
             if not concerns_one(error):
                 raise
             if len(ended) == 1:
-                # Left claimed, so that it is not run again and again.
                 why = f"its end cannot be recorded: {error}"
-                self._leave_refused(ended[0].debt, why, ended[0].run)
+                await self._park(evolve(ended[0], outcome=Spent(why)))
                 return
             middle = len(ended) // 2
             await self._settle_plain(ended[:middle])
             await self._settle_plain(ended[middle:])
+
+    async def _park(self, ended: Ended) -> None:
+        """Record as failed a reaction whose end was refused; if that is as well, leave it claimed.
+
+        Either way it is not run again and again.
+        """
+        try:
+            await self.database.settle([self._settled(ended)], self.tenure.epoch)
+        except DatabaseError as error:
+            if not concerns_one(error):
+                raise
+            self._leave_refused(ended)
+        else:
+            self._report_parked(ended)
 
     async def _write_plain(self, ended: Sequence[Ended]) -> None:
         debts = [self._settled(one) for one in ended]
