@@ -19,8 +19,9 @@ from attrs import evolve
 from caxev.batch import End, Folder, Place, run_here
 from caxev.batch.runner import run as run_job
 from caxev.cli.admin import private_problems
-from caxev.config import Site, load_sites, state_directory
-from caxev.core.errors import GiveUp, Retry
+from caxev.cli.listen import _check
+from caxev.config import ConfigError, Site, load_sites, state_directory
+from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (
     Seen,
     bring_in,
@@ -95,8 +96,39 @@ def test_what_others_may_write_is_refused(tmp_path: Path, how: str) -> None:
     spoil, why = SPOILT[how]
     spoil(path)
     assert why in (not_private(str(path)) or "")
-    with pytest.raises(GiveUp):
+    with pytest.raises(Denied):
         make_private(str(path))
+
+
+def test_a_mount_point_without_its_disk_keeps_nobody_from_listening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is root's until then: what needs it waits, and so a listener may start before it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root has directories of root's")
+    for name in ("raw", "tsm", "jobs"):
+        (tmp_path / name).mkdir()
+    made = {"command": ["x"], "directory": str(tmp_path / "jobs")}
+    entry = {
+        "name": "a",
+        "dir_raw": str(tmp_path / "raw"),
+        "dir_processed": str(tmp_path / "processed"),
+        "dir_tsm": str(tmp_path / "tsm"),
+        "state": str(tmp_path / "state"),
+        "processing": made,
+    }
+    (tmp_path / "sites.json").write_text(json.dumps([entry]))
+    (tmp_path / "jobs" / "a").mkdir()
+    sites = load_sites(tmp_path / "sites.json")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    _check("a", sites)
+    assert len([*private_problems(sites.get("a"), sites)]) == 2
+    for path in ("tsm", "jobs/a"):
+        with pytest.raises(Denied, match="mount its disk"):
+            make_private(str(tmp_path / path))
+    os.chown(tmp_path / "tsm", 54321, -1)
+    with pytest.raises(ConfigError, match="another user"):
+        _check("a", sites)
 
 
 def test_a_directory_for_all_in_which_each_keeps_his_own_will_do(tmp_path: Path) -> None:
@@ -215,7 +247,7 @@ def test_a_job_s_files_are_not_taken_from_where_others_write(tmp_path: Path) -> 
         lambda: run_job(Place(group, 0)),
         lambda: run_here(str(tmp_path / "jobs"), spec_in(tmp_path), report=quiet),
     ):
-        with pytest.raises(GiveUp, match="others may write"):
+        with pytest.raises(Denied, match="others may write"):
             deed()
     assert not (tmp_path / "ran").exists()
 

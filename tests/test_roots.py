@@ -132,6 +132,15 @@ def test_what_a_probe_finds(tmp_path: Path) -> None:
     assert absent(root, names, report=to_nobody) == [f"{root}/gone", "/elsewhere/gone"]
 
 
+def test_staging_is_looked_after_as_well(tmp_path: Path) -> None:
+    """Nothing but its marker shows that the disk of dir_tsm is mounted; no copy lies there."""
+    site = Site(name="lngs", dir_raw=str(tmp_path / "raw"), dir_tsm=str(tmp_path / "tsm"))
+    assert [held.key for held in root_watch.holdings(site, Sites(tmp_path, {"lngs": site}))] == [
+        "dir_raw",
+        "dir_tsm",
+    ]
+
+
 # -- a site ---------------------------------------------------------------------------------------
 
 RULES = {"deletion": {"copies": 1}}

@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 from caxev import failpoints
 from caxev.config import ArchiveOptions, ConfigError, Site, load_sites
-from caxev.core.errors import Denied, GiveUp, Retry
+from caxev.core.errors import Denied, GiveUp, Retry, RootAway
 from caxev.demo.world import SIMULATOR
 from caxev.files import Arrival, Item, Manifest, digest_tree, incoming, to_nobody
+from caxev.files.roots import make_marker
 from caxev.tape import (
     Data,
     Reach,
@@ -39,6 +40,7 @@ from caxev.tape import (
     holdings,
     methods,
     recall,
+    unstage,
 )
 from caxev.tape.base import Talk
 from caxev.tape.output import (
@@ -706,8 +708,46 @@ def test_nothing_is_staged_or_restored_where_others_may_write(
         options = ArchiveOptions(scratch=str(tmp_path / "scratch"))
         reach = evolve(tape.reach, here=evolve(tape.reach.here, archive=options))
         told = evolve(tape, reach=reach).recall()
-    assert isinstance(told.failed, GiveUp)
+    assert isinstance(told.failed, Denied)
     assert "others may write" in told.failed.why
+
+
+@pytest.mark.tape
+def test_nothing_is_written_in_the_mount_point_of_staging(tape: Ground) -> None:
+    """Its marker is not there if its disk is not: all steps wait, and leave it empty."""
+    tape.back_up().get()
+    disk = tape.path / "tsm"
+    marker = make_marker(str(disk), "lngs", "dir_tsm", report=to_nobody)
+    here = evolve(tape.reach.here, markers={str(disk): marker})
+    tape = evolve(tape, reach=evolve(tape.reach, here=here))
+    disk.rename(tape.path / "disk")
+    disk.mkdir()
+    steps = (
+        tape.back_up(),
+        tape.recall(),
+        directly(compare, tape.reach, tape.data),
+        directly(unstage, tape.reach, RUN),
+    )
+    for told in steps:
+        assert isinstance(told.failed, RootAway)
+        assert told.failed.root == str(disk)
+    assert list(disk.iterdir()) == []
+    disk.rmdir()
+    (tape.path / "disk").rename(disk)
+    assert tape.compare() is None
+
+
+@pytest.mark.tape
+def test_staging_whose_mount_point_is_root_s_is_waited_for(
+    tape: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may write there before its disk is mounted, and that is no fault of the run."""
+    if os.geteuid() != 0:
+        pytest.skip("only root has directories of root's")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    for told in (tape.back_up(), tape.recall()):
+        assert isinstance(told.failed, Denied)
+        assert "mount its disk" in told.failed.why
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ class Folder:
 
     @classmethod
     def opened(cls, home: str) -> Folder:
-        """Open those in a directory, made if need be. Raises `GiveUp` if others may write there."""
+        """Open those in a directory, made if need be. Raises `Denied` if others may write there."""
         return cls(Path(make_private(home)))
 
     @property

@@ -262,10 +262,13 @@ def _checked(row: dict[str, Any], known: Sites, here: Site, *, connect: bool) ->
     return {**row, **_connected(here, there)}
 
 
-def private_problems(here: Site, known: Sites) -> Iterable[str]:
-    """Say where somebody else may write what only this site's listener should."""
+def private_problems(here: Site, known: Sites, *, bare: bool = True) -> Iterable[str]:
+    """Say where somebody else may write what only this site's listener should.
+
+    Without `bare`, mount points without their disks are left out: those are problems that pass.
+    """
     from caxev.copies.deletion import beside
-    from caxev.files import lies_in, not_private
+    from caxev.files import is_bare, lies_in, not_private
 
     names = beside(here, known)
     shared = [path for one in known.values() if one.name in names for path in one.roots]
@@ -275,7 +278,7 @@ def private_problems(here: Site, known: Sites) -> Iterable[str]:
                 f"{key}: {path} lies in {root}, where other sites may write:"
                 " name a directory beside it"
             )
-        elif (why := not_private(path)) is not None:
+        elif (bare or not is_bare(path)) and (why := not_private(path)) is not None:
             yield f"{key}: {why}"
 
 

@@ -11,7 +11,7 @@ from loguru import logger
 
 from caxev.cli.options import State, as_json, example, global_options, state
 from caxev.cli.output import Table, show
-from caxev.config import ConfigError, Sites, find_sites, load_sites
+from caxev.config import ConfigError, Sites, find_sites, load_sites, private_directories
 from caxev.finite import Finite
 
 if TYPE_CHECKING:
@@ -113,13 +113,20 @@ def listen(
 
 
 def _check(site: str, sites: Sites) -> None:
-    """Raise `ConfigError` for what keeps a site from being listened for."""
+    """Raise `ConfigError` for what keeps a site from being listened for.
+
+    A disk that is not mounted yet does not: what needs it waits.
+    """
     from caxev.cli.admin import catalogue_problems, private_problems
+    from caxev.files import is_bare, not_private
 
     here = sites.get(site)
-    problems = [*private_problems(here, sites), *catalogue_problems(here, sites)]
+    problems = [*private_problems(here, sites, bare=False), *catalogue_problems(here, sites)]
     if problems:
         raise ConfigError("; ".join(problems))
+    for key, path in private_directories(here, sites):
+        if is_bare(path):
+            logger.warning("{}: {}; what needs it waits", key, not_private(path))
 
 
 def _reread(options: State, site: str) -> Sites:

@@ -339,7 +339,15 @@ class Site:
 
         Other sites may write there, too.
         """
-        named = dict.fromkeys(filter(None, (self.dir_raw, self.dir_processed, self.dir_minitrees)))
+        return self._marked(self.dir_raw, self.dir_processed, self.dir_minitrees)
+
+    @property
+    def marked(self) -> tuple[Root, ...]:
+        """The base directories that are known by a marker: those of copies, and that of staging."""
+        return self._marked(*self.roots, self.dir_tsm)
+
+    def _marked(self, *paths: str | None) -> tuple[Root, ...]:
+        named = dict.fromkeys(str(path) for path in paths if path)
         return tuple(Root(path, self.markers.get(path)) for path in named)
 
     def key_of(self, root: str) -> str:

@@ -68,7 +68,7 @@ def holdings(site: Site, sites: Sites) -> list[Holding]:
     """The directories of a site, and of the archives on this machine that it brings data to."""
     names = dict.fromkeys([*site.upload_options, *site.download_options])
     near = [one for name in names if (one := sites.find(name)) and one.method == "directory"]
-    found = {str(root): owner for owner in (*near[::-1], site) for root in owner.roots}
+    found = {str(root): owner for owner in (*near[::-1], site) for root in owner.marked}
     return [Holding(owner, root) for root, owner in found.items()]
 
 

@@ -52,7 +52,7 @@ from caxev.files.paths import (
 )
 from caxev.files.places import overlapping, places
 from caxev.files.plan import Piece, Plan, plan, second, to_the_second
-from caxev.files.private import lies_in, make_private, not_private
+from caxev.files.private import is_bare, lies_in, make_private, not_private
 from caxev.files.process_lock import process_lock
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
 from caxev.files.reading import Report
@@ -125,6 +125,7 @@ __all__ = [
     "identity",
     "idle_disk",
     "inside",
+    "is_bare",
     "is_file",
     "item_digest",
     "join",

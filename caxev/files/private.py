@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Final
 
-from caxev.core.errors import GiveUp
+from caxev.core.errors import Denied
+from caxev.files.errors import meaning
 from caxev.files.paths import inside, printable
 from caxev.files.resolved import chmod
 
@@ -24,16 +25,17 @@ _OTHERS_WRITE: Final = 0o022
 def make_private(path: str) -> str:
     """Make a directory, if it is not there, which only we may read and write; its real path.
 
-    Raises `GiveUp` if somebody else may write there, or could put another in its place.
+    Raises `Denied` if somebody else may write there, could put another in its place, or does not
+    let us: that may be lifted, and a mount point is root's until its disk is there.
     """
     try:
         _make(path)
         if (why := not_private(path)) is not None:
-            raise GiveUp(why)
+            raise Denied(why)
         real = os.path.realpath(path)
         chmod(real, MODE)
     except OSError as error:
-        raise GiveUp(f"cannot make {_shown(path)}: {error.strerror}") from error
+        raise meaning(error, f"cannot make {_shown(path)}") from error
     return real
 
 
@@ -87,11 +89,21 @@ def _not_ours(directory: str) -> str | None:
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISDIR(status.st_mode):
         return f"{_shown(directory)} is not a directory"
+    if is_bare(directory):
+        return f"{_shown(directory)} belongs to root: mount its disk, or give it to who runs caxev"
     if status.st_uid != os.geteuid():
         return f"{_shown(directory)} belongs to another user: give it to the one that runs caxev"
     if mode & _OTHERS_WRITE:
         return f"others may write in {_shown(directory)} (mode {mode:o}): chmod go-w it"
     return None
+
+
+def is_bare(directory: str) -> bool:
+    """Whether a directory is root's and we are not: as a mount point is without its disk."""
+    try:
+        return os.lstat(directory).st_uid == 0 and os.geteuid() != 0
+    except OSError:
+        return False
 
 
 def lies_in(path: str, directories: Iterable[str]) -> str | None:

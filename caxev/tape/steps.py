@@ -37,6 +37,7 @@ from caxev.files import (
     writing,
 )
 from caxev.files.resolved import chmod, rename
+from caxev.files.roots import check_root
 from caxev.tape.base import Archive, Reach, Stored, Talk
 from caxev.tape.find import archive
 from caxev.tape.staging import clear, fit_for_tape, name_off_tape, name_on_tape, on_tape, stage
@@ -171,12 +172,22 @@ def _source(path: str, data: Data, talk: Talk) -> Manifest:
 
 
 def _staged(reach: Reach, name: str) -> str:
-    base = reach.here.dir_tsm or reach.there.dir_tsm
+    base = _staging(reach)
     if base is None:
         raise GiveUp(f"neither {reach.here.name} nor {reach.there.name} has a dir_tsm")
     if (why := not_private(base)) is not None:
-        raise GiveUp(f"nothing is staged there: {why}")
+        raise Denied(f"nothing is staged there: {why}")
     return os.path.join(base, safe_name(name))
+
+
+def _staging(reach: Reach) -> str | None:
+    """The directory that data for tape is staged in. Raises `RootAway` if its disk is not there."""
+    for site in (reach.here, reach.there):
+        for root in site.marked:
+            if root == site.dir_tsm:
+                check_root(root)
+                return root
+    return None
 
 
 def _check_free_of_others(there: Sequence[Stored], files: Sequence[Stored], folder: str) -> None:
@@ -223,10 +234,13 @@ def compare(talk: Talk, reach: Reach, data: Data) -> tuple[str | None, Copied]:
 
 
 def _scratch(reach: Reach) -> str:
-    """The private directory that data is restored to. Raises `GiveUp` if others may write there."""
-    base = reach.here.dir_tsm or reach.there.dir_tsm
-    staging = f"{state_directory(reach.here)}/restored" if base is None else f"{base}/{_SCRATCH}"
-    return make_private(reach.options.scratch or staging)
+    """The private directory that data is restored to. Raises `Denied` if others may write there."""
+    if reach.options.scratch is not None:
+        return make_private(reach.options.scratch)
+    base = _staging(reach)
+    return make_private(
+        f"{state_directory(reach.here)}/restored" if base is None else f"{base}/{_SCRATCH}"
+    )
 
 
 @told

@@ -421,7 +421,7 @@ def _laid_out(directory: Path, sites: Mapping[str, Mapping[str, Any]]) -> Sites:
 
 
 def _make_directories(site: Site) -> None:
-    for root in site.roots:
+    for root in site.marked:
         Path(root).mkdir(parents=True, exist_ok=True)
 
 
