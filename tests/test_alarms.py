@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from caxev import GiveUp, Job, aio, tag
+from caxev import Denied, GiveUp, Job, aio, tag
 from caxev.alarms import (
     Addressee,
     Descriptors,
@@ -36,7 +36,7 @@ from caxev.alarms import manager as desks
 from caxev.cli import cli
 from caxev.config import ConfigError, Email, Settings, Sink, Sites, Webhook, load_sites
 from caxev.config.alarms import read_alarms
-from caxev.core import alarms
+from caxev.core import alarms, ledger
 from caxev.core.alarms import (
     Alarm,
     Rule,
@@ -53,6 +53,7 @@ from caxev.core.alarms import (
 )
 from caxev.core.clock import clock, utcnow
 from caxev.database import Database, Request, Tenure
+from caxev.engine import dispatcher
 from caxev.engine.listener import open_database
 from tests import engine, sinks
 from tests import strategies as make
@@ -662,6 +663,41 @@ async def test_a_failed_reaction_is_told_until_it_is_done(
     assert told["details"]["why"] == "the disk is read-only"
     assert (told["run"], told["state"], over["state"]) == ("run 7", "raised", "over")
     assert over["key"] == told["key"]
+
+
+@pytest.mark.replicaset
+async def test_an_alarm_about_a_refusal_ends_with_its_reason(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If another refusal takes its place, and at the start if no reaction waits for it."""
+    monkeypatch.setattr(dispatcher, "REFUSED", timedelta())
+    monkeypatch.setattr(ledger, "FIRST_DELAY", 0.1)
+    reasons = ["the key is refused"]
+
+    async def process(job: Job) -> None:
+        raise Denied(reasons[-1])
+
+    options = engine.options_for(database, [engine.handler(process, tag("*"))])
+    async with engine.opened(database) as db:
+        await db.insert_run(engine.run_document(7, tags=[{"name": "go"}]))
+
+        async def standing() -> list[str]:
+            return [one.alarm.key for one in await db.alarms("lngs") if one.stands]
+
+        async def only_the_last() -> bool:
+            return await standing() == [f"refused {reasons[-1]}"]
+
+        async with engine.listener(db, options):
+            await engine.until(only_the_last)
+            reasons.append("the disk is full")
+            await engine.until(only_the_last)
+        async with engine.listener(db, options):
+            assert await only_the_last()
+        desk = await _desk(db, await _tenure(db))
+        desk.sound(evolve(FULL, key="refused by nobody"))
+        await desk.leave(telling=False)
+        desk = await _desk(db, desk.tenure)
+        assert [one.alarm.key for one in desk.standing] == ["refused the disk is full"]
 
 
 @pytest.mark.replicaset

@@ -922,7 +922,7 @@ async def test_an_attempt_that_does_not_stop_is_reported(
         finally:
             enough.set()
         await engine.until(lambda: _is_settled(db))
-    assert alarm.alarm.summary == "swallow does not stop (tag 'go': yes)"
+    assert alarm.alarm.summary == "swallow does not stop for run 1 (tag 'go': yes)"
     assert alarm.alarm.details["why it should"] == "not done after 0 s"
 
 

@@ -148,7 +148,7 @@ async def test_a_listener_leaves_without_what_swallows_its_end(
             process.send_signal(signal.SIGTERM)
             _, said = await trio.to_thread.run_sync(lambda: process.communicate(timeout=30))
         assert process.returncode == 1
-        assert b"leaving without deaf (tag 'go'" in said
+        assert b"leaving without deaf (tag 'go': yes of run 1)" in said
         ((debt, _),) = await db.debts(SITE, handler="deaf")
         assert debt.state.value == "open"
         record = await db.site_record(SITE)

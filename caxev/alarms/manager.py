@@ -26,6 +26,7 @@ from caxev.config import ConfigError
 from caxev.core.alarms import (
     DEAF,
     PARKED,
+    REFUSED,
     Alarm,
     Rule,
     Standing,
@@ -38,6 +39,7 @@ from caxev.core.alarms import (
     parked,
     parked_key,
     raised,
+    refused_key,
     same_cause,
     together,
     undelivered,
@@ -177,6 +179,10 @@ class Desk:
         about = [key for key in self._known if key.startswith(PARKED) and self._stands(key)]
         for key in [key for key in self._known if key.startswith(DEAF)]:
             self.clear(key)  # with its process
+        refusals = {key for key in self._known if key.startswith(REFUSED) and self._stands(key)}
+        if refusals:
+            for key in refusals - {refused_key(one) for one in await self.database.hindered(site)}:
+                self.clear(key)
         debts = await self.database.standing([key.removeprefix(PARKED) for key in about])
         untold = [debt for debt, _ in failed if not self._stands(parked_key(debt))]
         runs = await self.database.runs([debt.run for debt in untold]) if untold else {}

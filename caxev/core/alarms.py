@@ -291,6 +291,8 @@ PARKED: Final = "failed "
 """The keys of alarms about reactions begin with this; the debt's slot follows."""
 
 
+REFUSED: Final = "refused "
+"""So do those about refusals that reactions wait for; the refusal follows."""
 DEAF: Final = "deaf "
 """So do those about attempts that do not stop; they end with their process."""
 
@@ -336,13 +338,13 @@ def deaf_key(debt: Debt) -> str:
     return DEAF + debt.id
 
 
-def deaf(debt: Debt, why: str) -> Alarm:
+def deaf(debt: Debt, why: str, run: str) -> Alarm:
     """A handler goes on after it was cancelled; a shielded wait or a disk that hangs does too."""
     return Alarm(
         debt.site,
         deaf_key(debt),
-        f"{debt.handler} does not stop ({debt.event})",
-        run=f"run {debt.run}",
+        f"{debt.handler} does not stop for {run} ({debt.event})",
+        run=run,
         details={
             "why it should": why,
             "what to do": "a handler must let trio.Cancelled pass; to be rid of it, restart the "
@@ -353,7 +355,7 @@ def deaf(debt: Debt, why: str) -> Alarm:
 
 def refused_key(debt: Debt) -> str:
     """Return the key of the alarm about what a debt that is hindered waits for."""
-    return f"refused {debt.note[:200]}"
+    return REFUSED + debt.note[:200]
 
 
 def refused(debt: Debt) -> Alarm:

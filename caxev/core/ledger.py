@@ -265,7 +265,13 @@ def settle(debt: Debt, outcome: Outcome, now: datetime, *, allowed: int, jitter:
     if isinstance(outcome, Hindered):
         return _hindered(debt, outcome, now, jitter)
     if isinstance(outcome, Interrupted):
-        return evolve(debt, epoch=None, state=State.OPEN, due=now, note=outcome.why)
+        return evolve(
+            debt,
+            epoch=None,
+            state=State.OPEN,
+            due=now,
+            note=debt.note if debt.hindered else outcome.why,
+        )
     free = evolve(debt, epoch=None, hindered=None, root="")
     match outcome:
         case Spent(why):

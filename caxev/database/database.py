@@ -787,6 +787,15 @@ class Database:
 
         return await self._call(debts)
 
+    async def hindered(self, site: str) -> list[Debt]:
+        """Return the site's open debts that wait for something outside."""
+        query = {"site": site, "state": "open", "hindered": {"$exists": True}}
+
+        async def hindered() -> list[tuple[Debt, Document]]:
+            return self._read_debts(await self._store.ledger.find(query).to_list(None))
+
+        return [debt for debt, _ in await self._call(hindered)]
+
     def _read_debts(self, documents: Iterable[Document]) -> list[tuple[Debt, Document]]:
         rows = self._store.read(self._store.ledger, documents, debt_from)
         return [(debt, document) for document, debt in rows]

@@ -371,7 +371,10 @@ class Dispatcher:
     _sure_until: float = field(init=False, factory=lambda: trio.current_time() + SURE_FOR)
     _latency: Any = field(init=False)
     _recurrence: Recurrence = field(init=False, factory=Recurrence)
-    _attempting: dict[str, tuple[Debt, Watch]] = field(init=False, factory=dict)
+    # The attempts under way, each with its run's label for people.
+    _attempting: dict[str, tuple[Debt, Watch, str]] = field(init=False, factory=dict)
+    # The alarm that stands for each reaction which waits for somebody to lift a refusal.
+    _refused: dict[str, str] = field(init=False, factory=dict)
     _deaf: set[str] = field(init=False, factory=set)
     _lacked_files: bool = field(init=False, default=False)
     _attempt_over: trio.Event = field(init=False, factory=trio.Event)
@@ -396,8 +399,8 @@ class Dispatcher:
     @property
     def attempting(self) -> str:
         """The attempts under way, for people."""
-        debts = (debt for debt, _ in self._attempting.values())
-        return ", ".join(f"{debt.handler} ({debt.event} of run {debt.run})" for debt in debts)
+        found = self._attempting.values()
+        return ", ".join(f"{debt.handler} ({debt.event} of {run})" for debt, _, run in found)
 
     # -- intake: called by the watcher --------------------------------------------------------
 
@@ -735,7 +738,7 @@ class Dispatcher:
             urgency=(debt.priority, debt.mark),
             at=debt.at,
         )
-        self._attempting[debt.id] = debt, watch
+        self._attempting[debt.id] = debt, watch, str(run)
         try:
             outcome, update = await attempt(handler, job, watch)
         finally:
@@ -759,12 +762,13 @@ class Dispatcher:
 
     def _report_deaf(self) -> None:
         """Name the attempts that go on long after they were cut short, and have others work."""
-        for debt, watch in self._attempting.values():
+        for debt, watch, run in self._attempting.values():
             if watch.ignored >= DEAF and debt.id not in self._deaf:
                 self._deaf.add(debt.id)
                 self._lane(debt.lane).aside += 1
-                logger.error("{}: {} does not stop", debt.handler, debt.event)
-                self.alarms.sound(deaf(debt, watch.verdict))
+                alarm = deaf(debt, watch.verdict, run)
+                logger.error("{}", alarm.summary)
+                self.alarms.sound(alarm)
                 self._wake.set()
 
     def descriptors(self) -> Descriptors:
@@ -974,8 +978,12 @@ class Dispatcher:
 
         A disk that is away is reported by its own site's listener, if it has one.
         """
-        if debt.hindered is None and ended.debt.hindered is not None:
-            self.alarms.clear(refused_key(ended.debt))
+        # Kept here because a renewal takes the former note out of the ledger.
+        before = self._refused.pop(debt.id, refused_key(ended.debt) if ended.debt.hindered else "")
+        if debt.hindered:
+            self._refused[debt.id] = refused_key(debt)
+        if before and before != self._refused.get(debt.id):
+            self.alarms.clear(before)
         is_refused = isinstance(ended.outcome, Hindered) and not ended.outcome.watched
         if is_refused and debt.hindered and utcnow() >= debt.hindered + REFUSED:
             self.alarms.sound(refused(debt))
