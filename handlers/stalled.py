@@ -116,7 +116,7 @@ async def stalled(job: Job) -> Result:
                 await job.all_clear(ALARM)
                 raise Retry("somebody is at work on it", after=_seconds(again, now))
             await job.alarm(
-                ALARM, _summary(job, seen, hours), severity="warning", **_todo(job, seen)
+                ALARM, _summary(job, seen, hours), severity="warning", **todo(job, seen)
             )
             raise Retry(f"{seen.status} for {hours:.0f} h", after=_seconds(again, now))
         case TooLate(hours):
@@ -142,12 +142,19 @@ def _summary(job: Job, seen: Copy, hours: float) -> str:
     return f"{seen.key} of {job.run} is {seen.status} for {hours:.0f} h"
 
 
-def _todo(job: Job, seen: Copy) -> dict[str, str]:
-    """What a person can do where nothing comes by itself."""
-    if seen.status != MOVING:
-        return {}
-    number, to = job.run.number, seen.fields.get("moving_to")
-    return {"todo": f"at {seen.host}: caxev mv --run {number} --site {seen.host} --to {to}"}
+def todo(job: Job, seen: Copy) -> dict[str, str]:
+    """Return what a person can do, unless it is given up by itself."""
+    run, host = job.run, seen.host
+    named = f"--run {run.number}" if run.number else f"--name {run.name} --detector {run.detector}"
+    which = f"{named} --type {seen.type}" + (f" --version {seen.version}" if seen.version else "")
+    good = (one for one in run.copies if one.status == TRANSFERRED and same_data(one, seen.key))
+    steps = {
+        MOVING: f"at {host}: caxev mv {which} --site {host} --to {seen.fields.get('moving_to')}",
+        VERIFYING: f"caxev explain {named} --site {host} shows what it waits for",
+        ERROR: next((f"caxev copy {which} --from {one.host} --to {host}; or " for one in good), "")
+        + f"caxev rm {which} --site {host} --by-entries --why REASON",
+    }
+    return {"todo": steps[seen.status]} if seen.status in steps else {}
 
 
 async def _is_live(job: Job, seen: Copy) -> bool:

@@ -1464,3 +1464,24 @@ async def test_a_copy_that_was_pushed_is_its_pusher_s_to_give_up(pusher: str | N
     else:
         assert isinstance(result, RunUpdate)
         assert result.remove is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "others", "todo"),
+    [
+        ("error", ("lngs",), "caxev copy --run 1 --type raw --from lngs --to remote; or caxev rm"),
+        ("error", (), "caxev rm --run 1 --type raw --site remote --by-entries --why REASON"),
+        ("verifying", (), "caxev explain --run 1 --site remote"),
+        ("moving", (), "at remote: caxev mv --run 1 --type raw --site remote --to /new"),
+    ],
+)
+async def test_an_alarm_about_a_copy_that_stands_still_has_a_next_step(
+    status: str, others: tuple[str, ...], todo: str
+) -> None:
+    """Whatever is never given up by itself waits for a person."""
+    there = entry("remote", status, status_since=NOW, moving_to="/new")
+    run = evolve(run_of(there, *(entry(host, "transferred") for host in others)), number=1)
+    job = job_of(Yard(run), CopyKey("raw", "remote"))
+    seen = job.copy
+    assert seen is not None
+    assert stalled.todo(job, seen)["todo"].startswith(todo)
