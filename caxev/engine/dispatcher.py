@@ -374,7 +374,7 @@ class Dispatcher:
     # The attempts under way, each with its run's label for people.
     _attempting: dict[str, tuple[Debt, Watch, str]] = field(init=False, factory=dict)
     # The alarm that stands for each reaction which waits for somebody to lift a refusal.
-    _refused: dict[str, str] = field(init=False, factory=dict)
+    _awaited: dict[str, str] = field(init=False, factory=dict)
     _deaf: set[str] = field(init=False, factory=set)
     _lacked_files: bool = field(init=False, default=False)
     _attempt_over: trio.Event = field(init=False, factory=trio.Event)
@@ -979,10 +979,10 @@ class Dispatcher:
         A disk that is away is reported by its own site's listener, if it has one.
         """
         # Kept here because a renewal takes the former note out of the ledger.
-        before = self._refused.pop(debt.id, refused_key(ended.debt) if ended.debt.hindered else "")
+        before = self._awaited.pop(debt.id, refused_key(ended.debt) if ended.debt.hindered else "")
         if debt.hindered:
-            self._refused[debt.id] = refused_key(debt)
-        if before and before != self._refused.get(debt.id):
+            self._awaited[debt.id] = refused_key(debt)
+        if before and before != self._awaited.get(debt.id):
             self.alarms.clear(before)
         is_refused = isinstance(ended.outcome, Hindered) and not ended.outcome.watched
         if is_refused and debt.hindered and utcnow() >= debt.hindered + REFUSED:
