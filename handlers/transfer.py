@@ -57,7 +57,6 @@ from caxev import (
 from caxev.config import Site, Sites
 from caxev.copies.deletion import (
     is_left_over,
-    plain,
     same_bytes,
     to_be_purged,
     unwanted,
@@ -65,6 +64,7 @@ from caxev.copies.deletion import (
 )
 from caxev.copies.quorum import VOUCHED, coming_from, is_disputed, majority, voters
 from caxev.copies.sharing import located, neighbours, sharing
+from caxev.core.paths import plain
 from caxev.files import Moved, safe_name
 from caxev.transfer import Route, links, methods, unserved
 from caxev.transfer import pull as pull_bytes

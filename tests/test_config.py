@@ -849,5 +849,7 @@ def test_directories_that_cannot_be_told_apart(tmp_path: Path) -> None:
         "dir_raw of site 'b' lies inside dir_raw of site 'a': /data/raw/b"
     ]
     assert len(sites_of(tmp_path, shared, mixed).warnings) == 1
+    twice = {"name": "a", "dir_raw": "//data/raw", "dir_processed": "/data/raw/"}
+    assert len(sites_of(tmp_path, twice).warnings) == 1
     with pytest.raises(ConfigError, match="dir_raw is '/', the whole machine"):
         sites_of(tmp_path, {"name": "a", "dir_raw": "//"})

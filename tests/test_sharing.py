@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from caxev.config import Site, Sites
-from caxev.copies.deletion import plain, plan
+from caxev.copies.deletion import plan
 from caxev.copies.sharing import neighbours, sharing_here
 from caxev.core.clock import utcnow
 from caxev.core.model import Copy, CopyKey, Run
+from caxev.core.paths import plain
 from caxev.files import overlapping, to_nobody
 from tests import engine
 from tests.conftest import Database as Named

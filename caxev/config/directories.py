@@ -10,7 +10,7 @@ from itertools import combinations, groupby
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
-from caxev.core.paths import UNKNOWN
+from caxev.core.paths import UNKNOWN, plain
 
 if TYPE_CHECKING:
     from caxev.config.sites import Site
@@ -33,7 +33,7 @@ def directory_warnings(sites: Sequence[Site], keys: Iterable[str]) -> Iterator[s
     Sites on different machines may have the same paths.
     """
     named = [
-        _Named(PurePosixPath(path), site, key)
+        _Named(PurePosixPath(plain(path)), site, key)
         for site in sites
         for key in keys
         if (path := getattr(site, key)) is not None and path.startswith("/")

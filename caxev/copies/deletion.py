@@ -10,7 +10,6 @@ Pure.
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -39,7 +38,7 @@ from caxev.core.model import (
     as_utc,
     new_id,
 )
-from caxev.core.paths import UNKNOWN
+from caxev.core.paths import UNKNOWN, plain
 
 RAW: Final = "raw"
 NEVER: Final = "untriggered"
@@ -206,16 +205,6 @@ def _no_place(location: str, base: str | None, site: Site) -> str | None:
         where = base or "a directory for such data"
         return f"{location} is not inside {where}"
     return None
-
-
-def plain(location: str) -> str:
-    """The one way of writing a path, as far as that can be known without the disk.
-
-    ``/a//b/./c/`` is ``/a/b/c``. What is no absolute path stays as it is.
-    """
-    if not location.startswith("/"):
-        return location
-    return "/" + posixpath.normpath(location).lstrip("/")
 
 
 def _overlap(one: str, other: str) -> bool:

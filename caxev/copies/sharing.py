@@ -14,9 +14,10 @@ import trio
 from attrs import frozen
 
 from caxev.config import Site, Sites
-from caxev.copies.deletion import beside, plain
+from caxev.copies.deletion import beside
 from caxev.core.job import Job
 from caxev.core.model import Copy, Run
+from caxev.core.paths import plain
 from caxev.files import overlapping, to_nobody
 
 Find: TypeAlias = "Callable[[Neighbours], Awaitable[list[Run]]]"

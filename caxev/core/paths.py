@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import Final, Self
 
 UNKNOWN: Final = "unknown"
@@ -23,3 +24,13 @@ class Root(str):
         root = super().__new__(cls, path)
         root.marker = marker
         return root
+
+
+def plain(location: str) -> str:
+    """The one way of writing a path, as far as that can be known without the disk.
+
+    ``/a//b/./c/`` is ``/a/b/c``. What is no absolute path stays as it is.
+    """
+    if not location.startswith("/"):
+        return location
+    return "/" + posixpath.normpath(location).lstrip("/")
