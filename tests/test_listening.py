@@ -7,7 +7,7 @@ import signal
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -21,9 +21,10 @@ from caxev.alarms import Addressee, Desk, gone_directories
 from caxev.config import ConfigError, Sites
 from caxev.core.alarms import Alarm, Rule
 from caxev.core.clock import utcnow
-from caxev.database import Database, Unreachable
+from caxev.database import Database, Tenure, Unreachable
 from caxev.engine.listener import Leaving
 from caxev.engine.options import KEY, Options, adopted, changed_keys
+from caxev.rucio.rule_files import RuleFiles
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -253,3 +254,23 @@ def test_a_notifiers_secret_is_read_again(tmp_path: Path) -> None:
     file.write_text("new")
     one.renew()
     assert one.notifier.secret == "new"  # type: ignore[attr-defined]
+
+
+async def test_rule_files_are_read_at_once_after_a_reload() -> None:
+    """Not only at the next of the looks that come by themselves."""
+    sites = options().sites
+    here, there = sites.get(SITE), sites.get("chicago")
+    looked: list[str] = []
+
+    class Files(RuleFiles):
+        async def look(self) -> None:
+            looked.append(self.site.name)
+
+    files = Files(cast("Database", None), cast("Tenure", None), here, sites)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(files.follow)
+        await trio.testing.wait_all_tasks_blocked()
+        files.use(there, sites)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert looked == [SITE, "chicago"]

@@ -307,7 +307,7 @@ class _Tenancy:
         dispatcher.site, dispatcher.sites = options.site, options.sites
         dispatcher.registry = watcher.registry = options.registry
         watcher.urgent = options.site.priority
-        self.rule_files.site, self.rule_files.sites = options.site, options.sites
+        self.rule_files.use(options.site, options.sites)
         roots.use(options.site, options.sites)
         self._reloaded.set()
         for addressee in self.desk.addressees:

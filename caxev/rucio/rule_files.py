@@ -38,6 +38,7 @@ class RuleFiles:
     site: Site
     sites: Sites
     _seen: dict[str, tuple[int, int, int] | None] = field(init=False, factory=dict)
+    _asked: trio.Event = field(init=False, factory=trio.Event)
 
     @property
     def files(self) -> Mapping[str, Path]:
@@ -48,13 +49,21 @@ class RuleFiles:
     async def follow(self) -> None:
         """Look at the files for ever. Raises `Deposed`."""
         while True:
+            self._asked = trio.Event()
             try:
                 await self.look()
             except DatabaseError as error:
                 if not passing(error):
                     raise
                 logger.debug("rule files wait for the database: {}", error)
-            await trio.sleep(EVERY)
+            with trio.move_on_after(EVERY):
+                await self._asked.wait()
+
+    def use(self, site: Site, sites: Sites) -> None:
+        """Go by these sites from now on, and read their rule files at once."""
+        self.site, self.sites = site, sites
+        self._seen.clear()
+        self._asked.set()
 
     async def look(self) -> None:
         """Have those applied that are not as they were when they were applied last."""
