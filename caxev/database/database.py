@@ -43,7 +43,9 @@ from caxev.core.ledger import Debt
 from caxev.core.model import (
     DELETING,
     NO_FIELDS,
+    REQUESTED,
     TRANSFERRED,
+    TRANSFERRING,
     Aspect,
     Look,
     Run,
@@ -554,9 +556,11 @@ class Database:
     async def known_locations(self, site: str, type: str, limit: int) -> list[str]:  # noqa: A002
         """Where the entries of copies at a site have their files, good or not; of the newest runs.
 
-        A disk that is away may have made each copy an error.
+        A disk that is away may have made each copy an error. What is still being brought there
+        need not have a file yet.
         """
-        known = {"host": site, "type": type, "location": {"$gt": ""}}
+        begun = (REQUESTED, TRANSFERRING)
+        known = {"host": site, "type": type, "location": {"$gt": ""}, "status": {"$nin": begun}}
 
         async def known_locations() -> list[str]:
             cursor = self._runs.find({"data": {"$elemMatch": known}}, _SHOWN).sort("_id", -1)
@@ -565,7 +569,7 @@ class Database:
                 one.location
                 for run in runs
                 for one in run.copies
-                if (one.host, one.type) == (site, type) and one.location
+                if (one.host, one.type) == (site, type) and one.location and one.status not in begun
             ]
 
         return await self._call(known_locations)
