@@ -51,6 +51,7 @@ from caxev import (
     on,
 )
 from caxev.config import Site, Sites
+from caxev.copies.deletion import same_bytes
 from caxev.copies.quorum import DISPUTED, VOUCHED, at_odds, is_disputed, maker
 from caxev.core.model import as_utc
 from caxev.files import Report, confine, digest_tree, idle_disk, printable
@@ -229,7 +230,7 @@ async def told(job: Job, seen: Copy, manifest: Manifest, began: datetime) -> Run
         if seen.fields.get("checksumproblem") and seen.status == TRANSFERRED:
             fields |= {"checksumproblem": False, "error": None}
         read = RunUpdate.note(job.run, seen, **fields)
-        return read.answering(seen) if _is_awaited(job.run, seen) else read
+        return read.answering(seen) if _is_awaited(job, seen) else read
     why = await difference(job, seen, manifest)
     job.log.error(f"{seen.key} of {job.run} is no longer what it was: {why}")
     ours = manifest.cax_checksum()
@@ -285,15 +286,15 @@ def _update(
     update = RunUpdate.change_copy(
         job.run, seen, status, manifest=manifest.digest, verified_at=began, **fields
     )
-    return update.answering(seen) if _is_awaited(job.run, seen) else update
+    return update.answering(seen) if _is_awaited(job, seen) else update
 
 
-def _is_awaited(run: Run, seen: Copy) -> bool:
+def _is_awaited(job: Job, seen: Copy) -> bool:
     """Whether somebody waits for a reading of this copy, or could do something with one.
 
     A new voice may decide between copies that contradict one another.
     """
-    return bool(seen.pending) or at_odds(run, seen.key)
+    return bool(seen.pending) or at_odds(job.run, seen.key, same_bytes(job.sites))
 
 
 def plan_recheck(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:

@@ -53,6 +53,7 @@ from caxev.copies.quorum import (
     VOUCHED,
     agree,
     at_odds,
+    at_one_host,
     is_disputed,
     majority,
     same_data,
@@ -300,7 +301,9 @@ def _data(one: Copy) -> str:
 
 def speaker(run: Run, key: CopyKey, sites: Sites) -> str | None:
     """The one site that tells people of a dispute: the master's or, without, the first that can."""
-    those = [one for one in voters(run, key) if one.host in sites and sites.get(one.host).listener]
+    # By entries, not by bytes: of two entries of the same bytes either site would take itself.
+    heard = voters(run, key, at_one_host)
+    those = [one for one in heard if one.host in sites and sites.get(one.host).listener]
     masters = [one for one in those if one.type in _master_of(one, sites)]
     return next((one.host for one in (*masters, *those)), None)
 

@@ -447,7 +447,7 @@ def plan_repair(
         return Skip("no majority says what is right: a person must vouch for a copy")
     if isinstance(aside, Mapping) and aside.get("place") is None:
         raise Retry("what differs is about to be set aside", after=JUDGED)
-    if not most and voters(run, bad.key):
+    if not most and voters(run, bad.key, same_bytes(sites)):
         raise Retry("the other copies contradict one another", after=JUDGED)
     good = _to_mend_from(run, bad, site, sites)
     if not good and any(map(is_disputed, most)):

@@ -840,14 +840,17 @@ def test_directories_that_cannot_be_told_apart(tmp_path: Path) -> None:
     inner = {"name": "b", "hostname": "b.org", "dir_raw": "/data/raw/b/"}
     shared = {"name": "c", "hostname": "b.org", "dir_raw": "/data/raw/b"}
     mixed = {"name": "d", "hostname": "b.org", "dir_minitrees": "/data/raw/b"}
-    away = {"name": "e", "hostname": "e.org", "dir_raw": "/data/raw/b/x", "dir_tsm": "/data"}
-    assert sites_of(tmp_path, inner, shared, away).warnings == ()
+    away = {"name": "e", "hostname": "e.org", "dir_tsm": "/data"}
+    far = {"name": "f", "hostname": "f.org", "dir_raw": "/data/raw/b/x"}
+    assert sites_of(tmp_path, inner, shared, away, far).warnings == ()
     (types,) = sites_of(tmp_path, here).warnings
     assert types.startswith("dir_raw of site 'a' is dir_processed of site 'a' as well: /data/raw")
     nested = sites_of(tmp_path, {**here, "dir_processed": None}, inner).warnings
     assert [one.partition(".")[0] for one in nested] == [
         "dir_raw of site 'b' lies inside dir_raw of site 'a': /data/raw/b"
     ]
+    (within,) = sites_of(tmp_path, {**here, "dir_processed": "/data/raw/processed"}).warnings
+    assert within.startswith("dir_processed of site 'a' lies inside dir_raw of site 'a'")
     assert len(sites_of(tmp_path, shared, mixed).warnings) == 1
     twice = {"name": "a", "dir_raw": "//data/raw", "dir_processed": "/data/raw/"}
     assert len(sites_of(tmp_path, twice).warnings) == 1

@@ -20,7 +20,7 @@ from attrs import define
 from caxev import DELETING, TRANSFERRED, TRANSFERRING, VERIFYING, Copy, CopyKey, Run, RunUpdate
 from caxev.cli.vouch import again
 from caxev.config import DEFAULT_HANDLERS, Deletion, Patrol, Site, Sites, Stalled, load_handlers
-from caxev.copies.deletion import Plan, intent, plan
+from caxev.copies.deletion import Plan, intent, plan, same_bytes
 from caxev.core.clock import utcnow
 from caxev.core.registry import Registry, recorded
 from caxev.database import Database
@@ -517,7 +517,7 @@ async def test_without_a_majority_nothing_is_lost(database: Named, tmp_path: Pat
         now = await three.run(run)
         right = now.copy(CopyKey("raw", "lngs"))
         assert right is not None
-        for update in again(now, right, utcnow()):
+        for update in again(now, right, same_bytes(three.sites), utcnow()):
             await engine.write(three.database, update)
         await three.becomes(run, "chicago", status=TRANSFERRED, repairs=1)
         good = (three.path("lngs") / "a.zip").read_bytes()

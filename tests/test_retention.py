@@ -12,6 +12,7 @@ from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caxev.cli.vouch import again
 from caxev.config import Deletion, Site, Sites
 from caxev.copies.deletion import (
     Ask,
@@ -34,7 +35,7 @@ from caxev.copies.deletion import (
     weigh,
     withdraw,
 )
-from caxev.copies.quorum import agree, at_odds, majority, voters
+from caxev.copies.quorum import agree, at_odds, at_one_host, majority, voters
 from caxev.core.clock import Clocks
 from caxev.core.job import Skip
 from caxev.core.model import DELETING, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, TagAbsent
@@ -340,6 +341,13 @@ def test_one_marker_at_two_sites_is_one_directory(there: str) -> None:
     assert beside(one.get("lngs"), one) == {"lngs", "chicago"}
     run = run_of(*entries, entry("stockholm"))
     assert isinstance(asked(one), Plan)
+
+
+def test_one_set_of_bytes_is_read_once_when_a_person_vouches() -> None:
+    """Two entries of one directory are no two voices, and one reading is for both."""
+    run = run_of(entry("lngs"), *twins(manifest="b3:bad"))
+    asked = list(again(run, run.copies[0], same_bytes(sharing_sites()), NOW))
+    assert [one.change[0].key.host for one in asked if one.change] == ["lngs", "chicago"]
 
 
 def test_a_voice_that_a_person_vouches_for_is_the_one_that_is_heard() -> None:
@@ -707,18 +715,19 @@ def test_who_changed_has_no_voice() -> None:
     """A copy that is not what its entry said; one that contradicts only others has one."""
     bad: dict[str, Any] = {"status": "error", "checksumproblem": True, "manifest": "b3:bad"}
     run = run_of(entry("lngs", **bad), entry("chicago"), entry("depot", disputed=True, **bad))
-    assert [one.host for one in voters(run, RAW)] == ["chicago", "depot"]
-    assert at_odds(run, RAW)
-    assert majority(run, RAW) == ()
+    same = at_one_host
+    assert [one.host for one in voters(run, RAW, same)] == ["chicago", "depot"]
+    assert at_odds(run, RAW, same)
+    assert majority(run, RAW, same=same) == ()
     more = run_of(*run.document["data"], entry("stockholm"))
-    assert [one.host for one in majority(more, RAW)] == ["chicago", "stockholm"]
+    assert [one.host for one in majority(more, RAW, same=same)] == ["chicago", "stockholm"]
 
 
 def test_a_person_outweighs_a_majority() -> None:
     """Where one vouches for a copy, it is those that say the same."""
     run = run_of(*THREE, entry("depot", manifest="b3:bad", vouched={"by": "me"}))
-    assert [one.host for one in majority(run, RAW)] == ["depot"]
-    assert [one.host for one in majority(run, RAW, without=["depot"])] == [
+    assert [one.host for one in majority(run, RAW, same=at_one_host)] == ["depot"]
+    assert [one.host for one in majority(run, RAW, without=["depot"], same=at_one_host)] == [
         "lngs",
         "chicago",
         "stockholm",
@@ -729,7 +738,7 @@ def test_a_person_outweighs_a_majority() -> None:
 def test_a_majority_is_of_one_mind_and_more_than_half(others: list[dict[str, Any]]) -> None:
     """It has more than half of all voices, and the order of entries does not matter to it."""
     run = run_of(*others)
-    most, all_ = majority(run, RAW), voters(run, RAW)
+    most, all_ = majority(run, RAW, same=at_one_host), voters(run, RAW, at_one_host)
     assert not most or 2 * len(most) > len(all_)
     assert set(most) <= set(all_)
     if most and all(one.manifest for one in all_):

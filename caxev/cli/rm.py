@@ -101,7 +101,7 @@ def rm(
             raise click.UsageError("say which run: --run or --name (--dry-run shows all)")
 
         async def by_rules(database: Database) -> list[dict[str, Any]]:
-            return await _by_rules(database, here, await _with_markers(database, sites, here))
+            return await _by_rules(database, here, await with_markers(database, sites, here))
 
         rows = options.with_database(by_rules)
         show(Table(_COLUMNS, rows), as_json=as_json, empty=f"{site} has no copies")
@@ -114,7 +114,7 @@ def rm(
     wanted = one(number, name, detector)
 
     async def act(database: Database) -> dict[str, Any]:
-        known = await _with_markers(database, sites, here)
+        known = await with_markers(database, sites, here)
         errand = Errand(here, known, wanted, kind, version, force, why)
         if dry_run:
             return await errand.look(database)
@@ -127,7 +127,7 @@ def rm(
         say(f"its entry says how far that is: caxev status {run}")
 
 
-async def _with_markers(database: Database, sites: Sites, here: Site) -> Sites:
+async def with_markers(database: Database, sites: Sites, here: Site) -> Sites:
     """The sites with their markers, which show what directories they share."""
     from caxev.engine.root_watch import read_markers
 

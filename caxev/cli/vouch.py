@@ -13,11 +13,12 @@ import click
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import RUN_NUMBER, example, global_options, state
 from caxev.cli.output import say
-from caxev.cli.rm import Errand
+from caxev.cli.rm import Errand, with_markers
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from caxev.copies.quorum import Same
     from caxev.core.model import Copy, Run, RunUpdate
     from caxev.database import Database
 
@@ -58,31 +59,36 @@ def vouch(
 async def _vouch_for(errand: Errand, database: Database) -> str:
     """Mark the copy, and have every other judged again by its own site."""
     from caxev.cli.replay import me
+    from caxev.copies.deletion import same_bytes
     from caxev.copies.quorum import VOUCHED, voters
     from caxev.core.clock import utcnow
     from caxev.core.model import RunUpdate
 
+    same = same_bytes(await with_markers(database, errand.sites, errand.here))
     while True:
         run = await errand.find(database)
         copy = errand.copy(run)
-        if copy not in voters(run, copy.key):
-            raise NothingToDo(f"{copy.key} is {copy.status}: there is nothing to vouch for")
+        if copy not in voters(run, copy.key, same):
+            raise NothingToDo(f"{copy.key} has no voice: there is nothing to vouch for")
         now = utcnow()
         mark = RunUpdate.note(run, copy, **{VOUCHED: {"by": me(), "at": now}})
         marked = await database.update_run(mark, now)
         if marked is not None:
             break
-    for update in again(marked, copy, now):
+    for update in again(marked, copy, same, now):
         await database.update_run(update, now)
     return f"{copy.key} of {run} counts as right; the others are judged by it"
 
 
-def again(run: Run, right: Copy, now: datetime) -> Iterator[RunUpdate]:
-    """What has each copy judged again: a fresh reading, or, of a bad one, its status anew. Pure."""
+def again(run: Run, right: Copy, same: Same, now: datetime) -> Iterator[RunUpdate]:
+    """What has each copy judged again: a fresh reading, or, of a bad one, its status anew. Pure.
+
+    Of several entries of the same bytes one is read; each site judges its own by the answer.
+    """
     from caxev.copies.quorum import same_data, voters
     from caxev.core.model import ERROR, RunUpdate, new_id
 
-    those = voters(run, right.key)
+    those = voters(run, right.key, same)
     for one in run.copies:
         if one in those:
             yield RunUpdate.ask(run, one, new_id(), now)

@@ -28,7 +28,7 @@ class _Named(NamedTuple):
 
 
 def directory_warnings(sites: Sequence[Site], keys: Iterable[str]) -> Iterator[str]:
-    """Report one directory for several types of data, and directories of two sites in one another.
+    """Report one directory for several types of data, and directories that lie in one another.
 
     Sites on different machines may have the same paths.
     """
@@ -47,11 +47,10 @@ def directory_warnings(sites: Sequence[Site], keys: Iterable[str]) -> Iterator[s
                 )
     for one, other in combinations(named, 2):
         inner, outer = (one, other) if other.path in one.path.parents else (other, one)
-        apart = one.site.name != other.site.name and are_near(one.site, other.site)
-        if apart and outer.path in inner.path.parents:
+        if outer.path in inner.path.parents and are_near(one.site, other.site):
             yield (
-                f"{inner} lies inside {outer}: {inner.path}. Each site takes the other's files for "
-                "its own; put the directories beside one another"
+                f"{inner} lies inside {outer}: {inner.path}. What is kept in the one is taken for "
+                "copies in the other; put the directories beside one another"
             )
 
 

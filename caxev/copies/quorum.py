@@ -75,7 +75,7 @@ def is_disputed(one: Copy) -> bool:
     return one.status == ERROR and bool(one.fields.get(DISPUTED))
 
 
-def voters(run: Run, key: CopyKey, same: Same = at_one_host) -> tuple[Copy, ...]:
+def voters(run: Run, key: CopyKey, same: Same) -> tuple[Copy, ...]:
     """Return the copies of this data that have a voice, in the order of the run.
 
     Of several entries of the same bytes it is one: that which a person vouches for, else that of
@@ -96,14 +96,14 @@ def _able(one: Copy) -> bool:
     return has_digest and (one.status == TRANSFERRED or is_disputed(one))
 
 
-def at_odds(run: Run, key: CopyKey, same: Same = at_one_host) -> bool:
+def at_odds(run: Run, key: CopyKey, same: Same) -> bool:
     """Whether the copies of this data contradict one another."""
     those = voters(run, key, same)
     return any(not agree(those[0], one) for one in those[1:])
 
 
 def majority(
-    run: Run, key: CopyKey, without: Collection[str] = (), *, same: Same = at_one_host
+    run: Run, key: CopyKey, without: Collection[str] = (), *, same: Same
 ) -> tuple[Copy, ...]:
     """The copies that say what more than half of all say; none where there is no such half.
 
