@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,6 @@ from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests import sshd as servers
 from tests.conftest import Database as Named
-from tests.faults.__main__ import _parser
 from tests.faults.campaign import MUST_BE_0, ROOT, Born, End, compare, ground_in, new_world
 from tests.faults.cax import SITES as BESIDE_CAX
 from tests.faults.cax import beside_cax
@@ -184,15 +182,6 @@ def test_every_fault_is_in_one_wave() -> None:
     assert len(together) == 3
     assert {fault for wave in together for fault in wave} == set(faults)
     assert all(len({fault.site for fault in wave}) == len(wave) for wave in together)
-
-
-README = (Path(__file__).parents[1] / "README.md").read_text()
-
-
-@pytest.mark.parametrize("words", re.findall(r"`python -m tests\.faults ([a-z][^`]*)`", README))
-def test_what_the_readme_says_can_be_given(words: str) -> None:
-    """Each command line of a campaign there is one that the program takes."""
-    assert _parser().parse_args(words.split()).name in words
 
 
 def test_the_birth_copy_is_part_of_the_end() -> None:

@@ -1,0 +1,282 @@
+"""The documents: their examples work, their commands are there, their tables leave nothing out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+import pytest
+import trio
+from prometheus_client import generate_latest
+
+import caxev
+from caxev.cli import COMMANDS
+from caxev.cli.errors import EPILOG
+from caxev.config import ArchiveOptions, load_sites
+from caxev.config.sites import KEYS, METHODS
+from caxev.core.expressions import evaluate
+from caxev.core.model import RunUpdate
+from caxev.engine.dispatcher import LANES, OTHER_LANE
+from caxev.testing.mongod import ReplicaSet
+from tests import engine
+from tests.bench.__main__ import options_of
+from tests.conftest import Database as Named
+from tests.documents import (
+    ALL,
+    ROOT,
+    TEXTS,
+    anchors,
+    blocks,
+    command_of,
+    file,
+    marked,
+    mentioned,
+    section,
+    tables,
+    typed,
+    words_of,
+)
+from tests.faults.__main__ import _parser
+
+README = "README.md"
+GROUPS = {"sites", "db", "tape", "rucio"}
+"""Commands that only hold others."""
+TAPE = [["tape", name] for name in ("put", "get", "ls", "check", "status", "forget")]
+COLLECTIONS = {"caxev_ledger", "caxev_requests", "caxev_manifests"}
+PLACES = ("caxev/", "deploy/", "handlers/", "tests/")
+
+each_document = pytest.mark.parametrize("name", TEXTS)
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> Path:
+    """The example's two files, written as the text says."""
+    for name in ("count_copies.py", "test_count_copies.py"):
+        (tmp_path / name).write_text(file("README.md", name))
+    return tmp_path
+
+
+def environment(**more: str) -> dict[str, str]:
+    ours = ("CAXEV_", "MONGO_", "PYTEST_")
+    return {**{k: v for k, v in os.environ.items() if not k.startswith(ours)}, **more}
+
+
+def test_the_example_is_short() -> None:
+    """A handler file has ten lines of text."""
+    assert len([line for line in file("README.md", "count_copies.py").splitlines() if line]) <= 10
+
+
+@pytest.mark.replicaset
+def test_the_example_s_own_test_passes(example: Path, mongod: ReplicaSet) -> None:
+    """The test that the text shows runs by the command that the text gives, and passes."""
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],
+        cwd=example,
+        env=environment(CAXEV_LAB_MONGO_URI=mongod.uri),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (said.returncode, "1 passed" in said.stdout) == (0, True), said.stdout + said.stderr
+
+
+@asynccontextmanager
+async def listening(example: Path, database: Named) -> Any:
+    """``caxev listen --handlers`` as its own process, which leaves in good order at the end."""
+    (example / "sites.json").write_text(json.dumps([{"name": "lngs"}]))
+    (command,) = (line for line in typed() if re.match("caxev listen .*count_copies", line))
+    with (example / "log").open("wb") as log:
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(
+                partial(
+                    trio.run_process,
+                    [sys.executable, "-m", *shlex.split(command)],
+                    cwd=example,
+                    env=environment(CAXEV_MONGO_URI=database.uri, CAXEV_DATABASE=database.name),
+                    stderr=log,
+                )
+            )
+            yield
+            process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.replicaset
+async def test_the_example_reacts_to_a_tag(example: Path, database: Named) -> None:
+    """A real listener with the example's file reacts to a tag being added, and only to that."""
+    document = engine.run_document(1, ("raw", "lngs", "transferred"), ("raw", "chicago", "error"))
+    async with engine.opened(database) as db, listening(example, database):
+
+        async def position() -> object:
+            record = await db.site_record("lngs")
+            return record is not None and record.position
+
+        async def counted() -> object:
+            return (await db.runs([run]))[run].document.get("good_copies")
+
+        await engine.until(position)
+        run = await db.insert_run(document)
+        before = (await db.runs([run]))[run]
+        assert "good_copies" not in before.document
+        await engine.write(db, RunUpdate.add_tag(before, "count_me"))
+        assert await engine.until(counted) == 1
+
+
+@each_document
+def test_commands_are_there(name: str) -> None:
+    """Commands and options that a document names exist."""
+    for line in [*typed(TEXTS[name]), *mentioned(TEXTS[name])]:
+        command, rest = command_of(words_of(line))
+        known = {name for one in command.params for name in one.opts} | {"--help"}
+        assert {word for word in rest if word.startswith("--")} <= known, line
+
+
+def test_no_command_is_left_out() -> None:
+    """Each command stands in one of the documents."""
+    named = {command_of(words_of(line))[0].name for line in [*typed(), *mentioned()]}
+    assert named >= COMMANDS.keys() - GROUPS
+
+
+@each_document
+def test_commands_to_be_typed_are_accepted(name: str) -> None:
+    """The command line takes what the shell blocks show."""
+    for line in typed(TEXTS[name]):
+        command, rest = command_of(words_of(line))
+        command.make_context("caxev", rest)
+
+
+@pytest.mark.parametrize("words", sorted(set(re.findall(r"tests\.bench ([a-z][^`\n]*)", ALL))))
+def test_a_benchmark_of_the_documents_is_there(words: str) -> None:
+    """The command line of the benchmarks takes what the documents name."""
+    name, *options = shlex.split(words)
+    options_of(name, import_module(f"tests.bench.{name}")).parse_args(options)
+
+
+@pytest.mark.parametrize("words", sorted(set(re.findall(r"tests\.faults ([a-z][^`\n]*)", ALL))))
+def test_a_campaign_of_the_documents_is_there(words: str) -> None:
+    """The command line of the campaigns takes what the documents name."""
+    _parser().parse_args(shlex.split(words))
+
+
+@each_document
+def test_files_are_there(name: str) -> None:
+    """Files of the project that a document names exist, and so does what `sh` is to run."""
+    named = [word.partition(" ")[0].rstrip("/") for word in marked(TEXTS[name])]
+    files = [word for word in named if word.startswith(PLACES) and "NAME" not in word]
+    scripts = re.findall(r"^ *sh (deploy/\w+)", "\n".join(blocks("sh", TEXTS[name])), re.MULTILINE)
+    assert [one for one in (*files, *scripts) if not list(ROOT.glob(one))] == []
+
+
+def test_every_option_of_a_command_is_told() -> None:
+    """The table of commands leaves out no option but those that tune."""
+    (commands, _codes) = tables(section("README.md", "Commands"))
+    told: dict[str, set[str]] = {}
+    for row in commands:
+        command, _rest = command_of(shlex.split(marked(row[0])[0])[1:])
+        told.setdefault(str(command.name), set()).update(re.findall(r"--[a-z-]+", " ".join(row)))
+    general = {"--json", "--lease", "--grace", "--metrics-port", "--limit", "--help"}
+    for line in [[name] for name in COMMANDS.keys() - GROUPS - {"demo"}] + TAPE:
+        command, _ = command_of(line)
+        name = str(command.name)
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        there = {one.opts[0] for one in options if not one.hidden}
+        selecting = told["put"] if line[0] == "tape" else set()
+        assert there - general <= told[name] | selecting, name
+
+
+def test_exit_codes_are_those_of_the_help() -> None:
+    """The table of exit codes says what ``--help`` says."""
+    (_commands, codes) = tables(section("README.md", "Commands"))
+    assert [tuple(row) for row in codes] == re.findall(r"^  (\d+) +(.+)$", EPILOG, re.MULTILINE)
+
+
+def test_every_key_of_sites_json_is_told() -> None:
+    """The table of keys has every key that a site can have, each once, and no other."""
+    (table,) = tables(section("README.md", "sites.json"))
+    keys = [key for row in table for key in marked(row[0])]
+    assert sorted(keys) == sorted(KEYS)
+    (methods,) = (marked(row[1]) for row in table if row[0] == "`method`")
+    assert set(methods) == set(METHODS)
+
+
+def test_the_lanes_are_those_of_the_engine() -> None:
+    """The sizes of lanes in the text are the engine's."""
+    (table,) = tables(section("README.md", "sites.json"))
+    (default,) = (row[2] for row in table if row[0] == "`lanes`")
+    assert default == ", ".join(f"{k} {v}" for k, v in LANES.items()) + f", any other {OTHER_LANE}"
+
+
+def test_the_sites_in_the_text_load(tmp_path: Path) -> None:
+    """The examples of a sites.json are such, and nothing is wrong with them."""
+    names = []
+    for text in blocks("json"):
+        (tmp_path / "sites.json").write_text(text)
+        sites = load_sites(tmp_path / "sites.json")
+        assert sites.warnings == ()
+        names.append(list(sites))
+    assert names == [["lngs", "chicago"], ["lngs"], ["lngs", "tsm-server"]]
+
+
+def test_the_function_in_the_text_has_a_value() -> None:
+    """The example of a correction's function is one."""
+    (text,) = blocks("text", section("README.md", "sites.json"))
+    assert evaluate(text, {"t": 1478000001.0}) == pytest.approx(1.45e-4)
+
+
+def test_every_key_of_an_archive_is_told() -> None:
+    """The table of an archive's keys has each once, and no other."""
+    (table,) = tables(section("README.md", "Tape"))
+    keys = [key for row in table for key in marked(row[0])]
+    assert sorted(keys) == sorted(one.name for one in attrs.fields(ArchiveOptions))
+
+
+@each_document
+def test_variables_are_known(name: str) -> None:
+    """Environment variables that a document names are read somewhere."""
+    ours = [*(ROOT / "caxev").rglob("*.py"), *(ROOT / "handlers").glob("*.py")]
+    there = [*ours, *(ROOT / "deploy").iterdir()]
+    source = "".join(path.read_text() for path in there if path.suffix != ".md" and path.is_file())
+    named = set(re.findall(r"\b(?:CAXEV|MONGO)_[A-Z_]+\b", TEXTS[name])) - {"MONGO_PASSWORD_FILE"}
+    assert [name for name in named if name not in source] == []
+
+
+@each_document
+def test_metrics_and_collections_are_known(name: str) -> None:
+    """Metrics and collections that a document names are those of the code."""
+    named = {word for word in marked(TEXTS[name]) if re.fullmatch(r"caxev_[a-z_]+", word)}
+    assert named - {"caxev_lngs"} <= COLLECTIONS | names_of_metrics()
+
+
+def names_of_metrics() -> set[str]:
+    text = generate_latest().decode()
+    return set(re.findall(r"^# HELP (caxev_\w+)", text, re.MULTILINE)) - {"caxev_created"}
+
+
+def test_public_names_are_told() -> None:
+    """What a handler's author needs is named where handlers are explained."""
+    text = section("README.md", "Writing a handler")
+    ours = set(caxev.__all__) - {"ELSEWHERE", "ERROR", "VERIFYING", "TRANSFERRING", "Manifest"}
+    ours -= {"Copy", "CopyKey", "Result"}
+    assert [name for name in ours if not re.search(rf"\b{name}\b", text)] == []
+
+
+@each_document
+def test_links_lead_somewhere(name: str) -> None:
+    """Links within a document, to others, and to files have a target."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        path, _, anchor = target.partition("#")
+        there = (ROOT / name).parent / path if path else ROOT / name
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there.resolve().read_text()), target
