@@ -27,6 +27,7 @@ from caxev.files import (
     bring_in,
     confine,
     forget_incoming,
+    landing,
     link_file,
     make_private,
     mirror,
@@ -219,6 +220,29 @@ def test_what_nobody_goes_on_with_is_forgotten(
     assert forget_incoming(str(tmp_path)) == 1
     assert list(tmp_path.iterdir()) == [tmp_path / "incoming"]
     assert list((tmp_path / "incoming").iterdir()) == []
+
+
+KILLED = """
+import os, sys
+from caxev.files import landing
+with landing(sys.argv[1], "/data/run") as private:
+    os.link(sys.argv[2], os.path.join(private, b"link"))
+    os._exit(9)
+"""
+
+
+def test_what_a_killed_process_linked_goes_at_once(tmp_path: Path) -> None:
+    """Else the bytes of a copy that is deleted would stay for days; what is in use stays."""
+    state, data = str(tmp_path / "state"), tmp_path / "data"
+    data.touch()
+    subprocess.run([sys.executable, "-c", KILLED, state, str(data)], check=False)
+    assert data.stat().st_nlink == 2
+    with landing(state, "/data/other") as private:
+        assert forget_incoming(state) == 1
+        assert Path(os.fsdecode(private)).exists()
+        with pytest.raises(Retry, match="another process"), landing(state, "/data/other"):
+            pass
+    assert data.stat().st_nlink == 1
 
 
 def test_where_state_is() -> None:

@@ -535,14 +535,15 @@ class _Tenancy:
 
     async def _scan_daily(self, watcher: Watcher, ready: trio.Event) -> None:
         await ready.wait()
+        await self._tidy()  # after what killed the process before this one
         await watcher.scan_daily(self._tidy)
 
     async def _tidy(self) -> None:
-        """Remove what has arrived of copies that nobody goes on with."""
+        """Remove from the private directory what nobody goes on with."""
         state = state_directory(self.options.site)
         gone = await trio.to_thread.run_sync(forget_incoming, state, abandon_on_cancel=True)
         if gone:
-            logger.info("removed what had arrived of {} copies, long ago, from {}", gone, state)
+            logger.info("removed what was left of {} copies from {}", gone, state)
 
     async def _follow_rules(self, ready: trio.Event) -> None:
         await ready.wait()

@@ -13,7 +13,7 @@ import resource
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Final
 
 from attrs import evolve
@@ -26,6 +26,7 @@ from caxev.files.manifest import Manifest
 from caxev.files.paths import confine, printable
 from caxev.files.plan import plan
 from caxev.files.private import MODE, make_private
+from caxev.files.process_lock import process_lock
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, writing
 from caxev.files.reading import Report
 from caxev.files.resolved import link, mkdir, open_resolved, remove, rename
@@ -35,6 +36,7 @@ from caxev.files.uncached import aligned_buffer, open_uncached, read_into
 
 _CHUNK: Final = 8 << 20
 _ENOUGH: Final = 32  # hex digits
+_PASSING: Final = ".passing"  # stands behind the name of what nobody goes on with
 _OURS: Final = 256  # descriptors that we need for other things than a program's input
 KEPT: Final = 14 * 86400.0
 """Seconds for which what has arrived of a copy is kept if nobody goes on with it."""
@@ -218,17 +220,23 @@ def landing(state: str, final: str) -> Iterator[bytes]:
 
     It is that of the copy at `final`; one that is read has a name that nobody else uses meanwhile.
 
-    What a process that was killed has left there is removed.
+    What a process that was killed has left there is removed, here or by `forget_incoming`. Raises
+    `Retry` if another process has it.
     """
-    path = _place(state, final)
-    with local(os.fsencode(path), "make"):
-        remove(path)
-        os.mkdir(path, MODE)
-    try:
-        yield os.fsencode(path)
-    finally:
-        with suppress(OSError):
+    path = _place(state, final) + _PASSING
+    with _in_use(path):
+        with local(os.fsencode(path), "make"):
             remove(path)
+            os.mkdir(path, MODE)
+        try:
+            yield os.fsencode(path)
+        finally:
+            with suppress(OSError):
+                remove(path)
+
+
+def _in_use(path: str) -> AbstractContextManager[None]:
+    return process_lock(os.fsencode(path), f"another process of this machine has {shown(path)}")
 
 
 @contextmanager
@@ -289,12 +297,14 @@ def forget_incoming(state: str) -> int:
     """Remove what has arrived of copies that nobody has gone on with for `KEPT`; how many it was.
 
     What counts is when something was last changed in such a directory, as the file system has it.
+    What `landing` made is of no use to anybody once its process is gone, and goes at once: hard
+    links there keep the bytes of a copy on the disk that has been deleted.
     """
     gone = 0
-    with suppress(FileNotFoundError), os.scandir(f"{state}/incoming") as entries:
+    with suppress(FileNotFoundError), os.scandir(os.path.realpath(f"{state}/incoming")) as entries:
         for entry in entries:
-            with suppress(OSError):
-                if _changed(entry.path) < time.time() - KEPT:
+            with suppress(OSError, Retry), _in_use(entry.path):
+                if entry.name.endswith(_PASSING) or _changed(entry.path) < time.time() - KEPT:
                     remove(entry.path)
                     gone += 1
     return gone
