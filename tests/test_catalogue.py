@@ -8,6 +8,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -19,10 +20,11 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev import Copy, CopyKey, GiveUp, Run, Skip
+from caxev import Copy, CopyKey, GiveUp, Retry, Run, Skip
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
 from caxev.copies.deletion import keeper
 from caxev.core import ledger
+from caxev.http_server import SmallServer
 from caxev.rucio import (
     ENDED,
     Changes,
@@ -38,6 +40,7 @@ from caxev.rucio import (
     names_of,
     wishes_for,
 )
+from caxev.rucio import client as rucio_client
 from caxev.rucio.messages import Messages, datasets_in
 from handlers import rucio
 from tests import engine
@@ -516,6 +519,41 @@ def test_a_rule_tells_why_it_is_stuck() -> None:
     """In Rucio's own words."""
     stuck = evolve(standing("A_DISK", "STUCK"), stuck=3, error="the disk is full")
     assert str(stuck) == "A_DISK STUCK (3 files to go): the disk is full"
+
+
+class Endless(BaseHTTPRequestHandler):
+    """Lets anybody in, and answers with one line that never ends."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("X-Rucio-Auth-Token", "token")
+        self.send_header("Content-Type", "application/x-json-stream")
+        self.end_headers()
+        with suppress(OSError):
+            while not self.path.startswith("/auth"):
+                self.wfile.write(b"[" * 65536)
+
+    def log_message(self, format: str, *_args: object) -> None:  # noqa: A002
+        del format
+
+
+def test_an_answer_of_one_endless_line_fills_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rucio's client would join its pieces for ever; the next attempt may fare better."""
+    monkeypatch.setenv("RUCIO_PASSWORD", "secret")
+    monkeypatch.setenv("RUCIO_CONFIG", str(tmp_path / "rucio.cfg"))
+    (tmp_path / "rucio.cfg").write_text("[client]\nauth_type = userpass\n")
+    server = SmallServer(("127.0.0.1", 0), Endless)
+    server.begin()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}"
+        settings = Catalogue(username="me", auth_type="userpass", timeout=5)
+        there = evolve(CATALOGUE, hostname=address, rucio_account="root", rucio=settings)
+        with pytest.raises(Retry, match="does not end: 1,04"):
+            rucio_client.check(there)
+    finally:
+        server.close()
 
 
 @given(st.binary(max_size=200))

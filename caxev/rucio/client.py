@@ -51,6 +51,7 @@ from caxev.files import (
     place_file,
 )
 from caxev.limited import rows_limited
+from caxev.rucio.answers import limited_session
 from caxev.rucio.errors import is_called, translated
 from caxev.rucio.files import Checked, Digested, digest_for_catalogue, seen_of
 from caxev.rucio.names import Did, Names
@@ -397,8 +398,10 @@ def _client(there: Site) -> Any:
     if settings.home is not None:
         os.environ["RUCIO_HOME"] = settings.home
     os.environ["RUCIO_CLIENT_MODE"] = "True"  # else a server's configuration makes it one
-    from rucio.client import Client
+    from rucio.client import Client, baseclient
 
+    # By name: the library makes a session of its own, and another one when its token has expired.
+    baseclient.Session = limited_session
     credentials = {
         "username": settings.username,
         "password": secret("RUCIO_PASSWORD"),

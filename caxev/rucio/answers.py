@@ -1,0 +1,46 @@
+"""What Rucio's server answers is read up to a limit.
+
+Rucio's client library joins the pieces of a line until it ends, and reads an error's text whole: a
+server, or a gateway before it, that never stops would fill the memory. `caxev.rucio.client` has
+it use a `limited_session`. What the process prints is limited by `caxev.logs.Relay`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from caxev.core.errors import Retry
+
+MOST: Final = 256 << 20
+"""Bytes of an answer: what is known of ten thousand files takes some 10 million."""
+LONGEST: Final = 1 << 20
+"""Bytes of a line of an answer that is read line by line."""
+_BY_LINES: Final = "application/x-json-stream"
+
+
+def limited_session() -> Any:
+    """Make a `requests.Session` that raises `Retry` when an answer goes beyond the limits."""
+    from requests import Session  # not before it is needed: it takes time
+
+    session = Session()
+    session.hooks["response"].append(_limited)
+    return session
+
+
+def _limited(answer: Any, **_options: Any) -> None:
+    longest = LONGEST if answer.headers.get("content-type") == _BY_LINES else MOST
+    stream = answer.raw.stream
+    answer.raw.stream = lambda *args, **options: bounded(stream(*args, **options), longest)
+
+
+def bounded(pieces: Iterable[bytes], longest: int) -> Iterator[bytes]:
+    """Pass pieces of an answer on as they come, up to `MOST` bytes and `longest` of one line."""
+    whole = line = 0
+    for piece in pieces:
+        whole += len(piece)
+        _, newline, rest = piece.rpartition(b"\n")
+        line = len(rest) if newline else line + len(piece)
+        if whole > MOST or line > longest:
+            raise Retry(f"the server's answer does not end: {whole:,} bytes of it were read")
+        yield piece
