@@ -588,6 +588,10 @@ async def test_there_is_an_end_to_single_alarms(monkeypatch: pytest.MonkeyPatch)
         desk.sound(evolve(FULL, key=str(number)))
     assert len(desk.standing) == 11
     assert "crowded" in {one.alarm.key for one in desk.standing}
+    for number in range(100):
+        desk.clear(str(number))
+    desk._forget()  # as often as something changes
+    assert desk.standing == []
 
 
 def _failed(event: str, why: str = "the disk is full") -> Alarm:

@@ -20,6 +20,7 @@ from pymongo.errors import BulkWriteError, OperationFailure, WTimeoutError
 
 from caxev import HERE, CopyIs, Job, RunUpdate, aio, copy, metrics
 from caxev.alarms import Vitals
+from caxev.cli.reactions import _ask, _line, _unrecorded
 from caxev.config import ConfigError, Settings
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Debt, Postponed, Spent, State, owe
@@ -227,8 +228,11 @@ async def test_once_the_ledger_takes_it_an_end_is_recorded_as_failed(
             server[database.name]["runs_new"].insert_one(numbered(1))
             async with engine.listener(db, options):
                 await engine.until(lambda: _alarms(db, 1))
+                (row,) = await _ask(db, {SITE: options.registry}, None, None)
+                assert "of 1 the ledger refuses to record it" in _line(row)
                 server[database.name].command("collMod", "caxev_ledger", validator={})
                 await engine.until(lambda: _count(db, State.FAILED, 1))
+                await engine.until(lambda: _unrecorded_now(db, 0))
                 assert seen == [1]
                 await db.add_request(SITE, Request("retry"), "me", utcnow())
                 await engine.until(lambda: _count(db, State.DONE, 1))
@@ -362,6 +366,10 @@ async def test_a_note_that_the_ledger_refuses_ends_no_listener(
 
 async def _count(db: Database, state: State, number: int) -> bool:
     return len(await db.debts(SITE, state=state.value)) == number
+
+
+async def _unrecorded_now(db: Database, number: int) -> bool:
+    return await _unrecorded(db, SITE) == number
 
 
 async def _alarms(db: Database, number: int) -> bool:

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from caxev.cli.listen import listen
 from caxev.config import Settings
 from caxev.core.clock import utcnow
-from caxev.engine import listener, options
+from caxev.engine import dispatcher, listener, options
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -104,6 +104,12 @@ def test_the_times_fit_together() -> None:
     assert grace == option_of("grace").default == options.GRACE
     assert seconds("WatchdogSec") >= 2 * lease
     assert seconds("TimeoutStopSec") > grace + 2 * listener.FLUSH
+
+
+def test_the_unit_lets_all_lanes_work_at_once() -> None:
+    """Systemd's own limit of 1,024 descriptors is that of some hundred transfers."""
+    (most,) = settings("LimitNOFILE")
+    assert int(most) >= 32 * sum(dispatcher.LANES.values())
 
 
 def test_the_unit_runs_as_nobody_in_particular_with_no_secret() -> None:

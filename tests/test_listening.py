@@ -132,6 +132,32 @@ async def test_a_listener_goes_by_what_was_read_again(database: Named) -> None:
 
 
 @pytest.mark.replicaset
+async def test_a_reload_that_fails_in_a_stand_by_is_reported_when_it_leads(
+    database: Named,
+) -> None:
+    """A stand-by has no alarms of its own: the site's are the leader's."""
+
+    def reread() -> Sites:
+        raise ConfigError("purge must be days, not 'x'")
+
+    made = evolve(engine.options_for(database, []), reread=reread, lease=1.0)
+    async with engine.opened(database) as db, engine.listener(db, made, "one") as leader:
+        await engine.until(lambda: _led_by(db, "one"))
+        async with engine.listener(db, made, "two") as other:
+            await engine.until(lambda: other.hangup is not trio.lowlevel.checkpoint)
+            await other.hangup()
+            assert await _alarmed(db, stands=False)
+            leader.asked.set()
+            await engine.until(lambda: _led_by(db, "two"), within=20)
+            await engine.until(partial(_alarmed, db, stands=True), within=20)
+
+
+async def _led_by(db: Database, owner: str) -> bool:
+    record = await db.site_record(SITE)
+    return record is not None and record.active and record.owner == owner
+
+
+@pytest.mark.replicaset
 async def test_a_start_ends_alarms_that_only_the_former_process_could_end(
     database: Named,
 ) -> None:

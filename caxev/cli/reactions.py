@@ -172,7 +172,9 @@ async def _ask(
     for site in sites:
         failed = await _failed(database, site, runs, handler)
         requests = [Request("retry", runs=runs, handler=handler)] if failed else []
-        told.append({**await leave(database, site, requests), "failed": failed})
+        unrecorded = await _unrecorded(database, site)
+        asked = await leave(database, site, requests)
+        told.append({**asked, "failed": failed, "unrecorded": unrecorded})
     return told
 
 
@@ -189,12 +191,22 @@ async def _failed(
     return sum(map(len, found))
 
 
+async def _unrecorded(database: Database, site: str) -> int:
+    """Return how many reactions of the site have failed, which the ledger refuses to record."""
+    from caxev.core.alarms import UNRECORDED
+
+    standing = [one.alarm for one in await database.alarms(site) if one.stands]
+    return sum(alarm.details.get("what to do") == UNRECORDED for alarm in standing)
+
+
 def _line(row: Mapping[str, Any]) -> str:
     from caxev.cli.replay import nobody
 
-    site, failed = row["site"], row["failed"]
+    site, failed, more = row["site"], row["failed"], ""
+    if row["unrecorded"]:
+        more = f"; of {row['unrecorded']} the ledger refuses to record it: see caxev alarms"
     if not failed:
-        return f"{site}: no such reaction has failed"
+        return f"{site}: no such reaction has failed{more}"
     number = f"{failed} or more" if failed >= _COUNTED else f"{failed}"
-    what = f"{site}: queued {number} failed reaction{'' if failed == 1 else 's'}"
+    what = f"{site}: queued {number} failed reaction{'' if failed == 1 else 's'}{more}"
     return what if row["listening"] else f"{what}; {nobody(site)}"

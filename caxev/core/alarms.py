@@ -313,6 +313,19 @@ def parked(debt: Debt, run: str) -> Alarm:
     )
 
 
+UNRECORDED: Final = "have the database take it (a validator, say); it is tried every 5 minutes"
+
+
+def unrecorded(debt: Debt, run: str) -> Alarm:
+    """A reaction is not tried any more, and the ledger refuses to record that: no retry sees it."""
+    alarm = parked(debt, run)
+    return evolve(
+        alarm,
+        summary=f"{alarm.summary}, which the ledger refuses to record",
+        details={**alarm.details, "what to do": UNRECORDED},
+    )
+
+
 def same_cause(one: Alarm, other: Alarm) -> bool:
     """Whether both are about reactions of one handler to one run that failed for one reason.
 

@@ -40,6 +40,7 @@ from caxev.core.alarms import (
     parked_key,
     refused,
     refused_key,
+    unrecorded,
 )
 from caxev.core.clock import utcnow
 from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
@@ -570,12 +571,8 @@ class Dispatcher:
     def _leave_refused(self, ended: Ended) -> None:
         """Raise an alarm about a reaction that the ledger refuses to change, and leave it alone."""
         self._refused[ended.debt.id] = ended
-        self._report_parked(ended)
-
-    def _report_parked(self, ended: Ended) -> None:
-        _report(ended.outcome)
-        why = getattr(ended.outcome, "why", "")
-        self._report_failed(evolve(ended.debt, state=State.FAILED, note=why), ended.run)
+        debt = _parked(ended)
+        self.alarms.sound(unrecorded(debt, ended.run or f"run {debt.run}"))
 
     async def _claim_those(self, due: Sequence[Debt]) -> list[Debt]:
         """Claim debts in one write; by halves if the ledger refuses one, which is passed over."""
@@ -884,7 +881,7 @@ class Dispatcher:
                 raise
             self._leave_refused(ended)
         else:
-            self._report_parked(ended)
+            self._report_failed(_parked(ended), ended.run)
 
     async def _write_plain(self, ended: Sequence[Ended]) -> None:
         debts = [self._settled(one) for one in ended]
@@ -1265,6 +1262,12 @@ def _hindered(error: RootAway | Denied) -> Hindered:
     if isinstance(error, RootAway):
         return Hindered(error.why, inf, error.root, error.host)
     return Hindered(error.why)
+
+
+def _parked(ended: Ended) -> Debt:
+    """Log an end that the ledger refused, and return the debt as it should have been recorded."""
+    _report(ended.outcome)
+    return evolve(ended.debt, state=State.FAILED, note=getattr(ended.outcome, "why", ""))
 
 
 def _report(outcome: Outcome) -> None:

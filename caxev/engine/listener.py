@@ -46,7 +46,6 @@ from caxev.database import (
     passing,
 )
 from caxev.engine.dispatcher import Dispatcher
-from caxev.engine.options import KEY as CONFIGURATION_KEY
 from caxev.engine.options import Options, Reloader
 from caxev.engine.root_watch import ANSWERS, RootWatch, holdings
 from caxev.engine.trouble import Trouble
@@ -287,7 +286,6 @@ class _Tenancy:
         self.leaving = leaving
         self.trouble = trouble
         self.desk = Desk(database, tenure, self.options.addressees())
-        reloader.alarms = self.desk
         self.rule_files = RuleFiles(database, tenure, self.options.site, self.options.sites)
         self._roots: RootWatch | None = None
         self._requests = 0
@@ -451,8 +449,7 @@ class _Tenancy:
         """End alarms of our predecessor that nothing else here would end."""
         for handler in self.options.registry.handlers:
             self.desk.clear(missing_key(handler))
-        if not self.reloader.is_wrong:
-            self.desk.clear(CONFIGURATION_KEY)
+        self.reloader.report_to(self.desk)
         held = {one.root for one in holdings(self.options.site, self.options.sites)}
         for key in gone_directories([one.alarm.key for one in self.desk.standing], held):
             self.desk.clear(key)

@@ -115,8 +115,19 @@ class Reloader:
     database: Database
     users: list[Callable[[Options], None]] = field(factory=list)
     alarms: Alarms = field(factory=Silent)
-    is_wrong: bool = field(init=False, default=False)
-    """Whether the last reload failed. A process that starts has read a correct file."""
+    wrong: Alarm | None = field(init=False, default=None)
+    """What the last reload found. A process that starts has read a correct file."""
+
+    def report_to(self, alarms: Alarms) -> None:
+        """Report there from now on, also what a reload before that has found."""
+        self.alarms = alarms
+        self._report()
+
+    def _report(self) -> None:
+        if self.wrong is None:
+            self.alarms.clear(KEY)
+        else:
+            self.alarms.sound(self.wrong)
 
     async def reload(self) -> None:
         """Read credentials and sites.json again."""
@@ -131,11 +142,11 @@ class Reloader:
             new, waiting = adopted(self.options, sites)
         except ConfigError as error:
             logger.error("nothing is changed, because of what is wrong: {}", error)
-            self.is_wrong = True
-            self.alarms.sound(self._wrong(error))
+            self.wrong = self._alarm(error)
+            self._report()
             return
-        self.is_wrong = False
-        self.alarms.clear(KEY)
+        self.wrong = None
+        self._report()
         found = changed_keys(self.options.sites, new.sites)
         logger.info("{} is read again; new: {}", sites.path, ", ".join(found) or "nothing")
         for key in waiting:
@@ -144,7 +155,7 @@ class Reloader:
         for use in self.users:
             use(new)
 
-    def _wrong(self, error: ConfigError) -> Alarm:
+    def _alarm(self, error: ConfigError) -> Alarm:
         site = self.options.site.name
         summary = f"{site}: its configuration is wrong, and the one before stays in force"
         what = "correct it, then reload (SIGHUP, or systemctl reload)"
