@@ -7,7 +7,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, ge
 from caxev.http_server import Quiet, SmallServer
 
 changes: Final = Counter("caxev_changes_total", "Changes read from the stream", ["site"])
-debts: Final = Counter("caxev_debts_total", "Reactions that became due", ["site", "handler"])
+reactions: Final = Counter(
+    "caxev_reactions_due_total", "Reactions that became due", ["site", "handler"]
+)
 outcomes: Final = Counter(
     "caxev_reactions_total", "Attempts at reactions", ["site", "handler", "outcome"]
 )

@@ -52,7 +52,7 @@ from caxev import (
 )
 from caxev.config import Site, Sites
 from caxev.copies.deletion import same_bytes
-from caxev.copies.quorum import DISPUTED, VOUCHED, at_odds, is_disputed, maker
+from caxev.copies.quorum import DISPUTED, VOUCHED, at_odds, is_disputed, producer
 from caxev.core.model import as_utc
 from caxev.files import Report, confine, digest_tree, idle_disk, printable
 from caxev.transfer import Route, links, methods
@@ -90,7 +90,7 @@ class Plan:
 async def checksum(job: Job) -> Result:
     """Verify a copy against the one it came from; give a first copy its digests."""
     if job.copy is not None and job.copy.status == VERIFYING:
-        job.park_with(RunUpdate.change_copy(job.run, job.copy, ERROR))
+        job.on_failure(RunUpdate.change_copy(job.run, job.copy, ERROR))
     plan = plan_checksum(job.run, job.copy, job.site, job.sites)
     if isinstance(plan, Skip):
         return plan
@@ -114,7 +114,7 @@ async def recheck(job: Job) -> Result:
         return seen
     if not (seen.pending or seen.fields.get("checksumproblem")):
         return Skip("that was answered")
-    job.park_with(_unreadable(job, seen))
+    job.on_failure(_unreadable(job, seen))
     began = job.now()
     manifest = await read(job, seen, sha512=seen.manifest is None)
     await job.store_manifest(manifest.digest, manifest.to_rows())
@@ -138,7 +138,7 @@ async def patrol(job: Job) -> Result:
     due = _last_read(job.run, seen, job.now()) + timedelta(days=rules.days)
     if seen.status == TRANSFERRED and due > job.now():
         raise Retry(f"to be read again on {due:%Y-%m-%d}", after=(due - job.now()).total_seconds())
-    job.park_with(_unreadable(job, seen))
+    job.on_failure(_unreadable(job, seen))
     began = job.now()
     failures = metrics.rotten.labels(job.site.name)
     try:
@@ -335,7 +335,7 @@ def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Plan
     there = sites.find(seen.host)
     if seen.host != site.name and there is not None and there.method not in methods():
         return Skip(f"{seen.host} is reached by {there.method}, which this reaction does not serve")
-    known = None if maker(seen) == seen.host else reference(run, seen, sites)
+    known = None if producer(seen) == seen.host else reference(run, seen, sites)
     if known is None and not is_first(run, seen, sites):
         raise GiveUp(f"there is no good copy to compare {seen.key} with")
     return Plan(seen, known)
@@ -345,7 +345,7 @@ def is_first(run: Run, seen: Copy, sites: Sites) -> bool:
     """Whether this copy is where the data was born, so that others are compared with it."""
     if seen.source is not None:
         return False
-    if maker(seen) == seen.host:
+    if producer(seen) == seen.host:
         return True
     alone = not any(_same_data(one, seen) for one in run.copies)
     return alone or seen.host in masters(seen.type, sites)
@@ -372,7 +372,7 @@ def masters(kind: str, sites: Sites) -> list[str]:
 
 def _comparable(one: Copy, seen: Copy) -> bool:
     good = one.status == TRANSFERRED and (one.manifest or one.checksum)
-    return bool(good) and _same_data(one, seen) and maker(one) == maker(seen)
+    return bool(good) and _same_data(one, seen) and producer(one) == producer(seen)
 
 
 def _same_data(one: Copy, seen: Copy) -> bool:

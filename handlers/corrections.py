@@ -89,7 +89,7 @@ async def correct(job: Job) -> Result:
 
 
 def _worst(failed: Sequence[Retry | GiveUp]) -> Retry | GiveUp:
-    """What to raise of several, one at least: what a person must mend comes first."""
+    """What to raise of several, one at least: what a person must repair comes first."""
     return next((error for error in failed if isinstance(error, GiveUp)), failed[0])
 
 

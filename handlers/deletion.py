@@ -53,12 +53,12 @@ from caxev.copies.deletion import (
     Withdraw,
     begin,
     begun,
-    beside,
+    custodian,
     go_on,
     intent,
-    keeper,
     plan_processed,
     plan_purge,
+    sites_sharing_storage,
     tombstone,
     unread,
     weigh,
@@ -154,7 +154,7 @@ async def prove(job: Job) -> Result:
 
 def _is_ours_to_delete(job: Job, one: Copy) -> bool:
     is_going = one.status == DELETING and same_data(one, _data(job))
-    return is_going and keeper(one, job.sites) == job.site.name
+    return is_going and custodian(one, job.sites) == job.site.name
 
 
 async def _prove(job: Job, key: CopyKey) -> Retry | None:
@@ -320,7 +320,7 @@ async def _alarm_replaced(job: Job, mine: Copy, places: str) -> None:
 
 async def _too_few(job: Job, mine: Copy, wanted: Intent, found: Proven) -> str | None:
     """Why the copies that are counted are not enough: two names of the same files are one copy."""
-    hosts, near = [row["host"] for row in found.proof], beside(job.site, job.sites)
+    hosts, near = [row["host"] for row in found.proof], sites_sharing_storage(job.site, job.sites)
     those = [one for name in hosts if (one := job.run.copy(mine.key._replace(host=name)))]
     here = [one for one in those if one.host in near and one.location]
     if not (wanted.keep and here and mine.location):

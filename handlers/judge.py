@@ -4,13 +4,13 @@
 put it), and to every fresh reading of a copy by whoever was asked for one. Where the copies do not
 all say the same, those that were not read lately are asked to be; when all have answered, each
 site judges its own copy: in the majority it is good, whatever the master says; outside of it it
-becomes ``error``, the master as well, and `repair` mends it from one of the majority.
+becomes ``error``, the master as well, and `repair` repairs it from one of the majority.
 
 Where there is no majority nothing is deleted and nothing overwritten. A copy that differs from the
 master is ``error`` then, and a person is told, who can vouch for one of them (``caxev vouch``):
 then the others are bad. `quarantine` moves the files by which it differs to
 ``.caxev-quarantine/`` below the site's directory, once nobody here reads the run; when the copy has
-been mended, `release` removes them after ``quarantine_days``.
+been repaired, `release` removes them after ``quarantine_days``.
 
 Safe to repeat: readings are asked for once, each verdict names the status that it found, and a file
 that has been moved is passed by.
@@ -316,7 +316,7 @@ async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
             f"{_data(mine)} of {job.run}: {hung.why}",
             about=_data(mine),
             todo="look at the files, then say which copy is right: "
-            f"caxev vouch --run {job.run.number} --site SITE; the others are mended from that",
+            f"caxev vouch --run {job.run.number} --site SITE; the others are repaired from that",
         )
     if mine.host != job.site.name or hung.master is None or mine.location is None:
         return
@@ -376,7 +376,7 @@ async def _differing(job: Job, mine: Copy, master: Copy) -> list[bytes]:
 
 @on(copy_field("quarantine", host=HERE), aliases=("CompareChecksums",))
 async def release(job: Job) -> Result:
-    """Remove what was set aside, after some days, if the copy has been mended by then."""
+    """Remove what was set aside, after some days, if the copy has been repaired by then."""
     mine = job.copy
     kept = None if mine is None else mine.fields.get("quarantine")
     if mine is None or not isinstance(kept, Mapping):
@@ -391,6 +391,6 @@ async def release(job: Job) -> Result:
         raise Retry(f"it is kept for {days:g} days", after=left)
     if mine.status != TRANSFERRED:
         job.log.error(f"{mine.key} of {job.run} is {mine.status}: {kept.get('place')} is kept")
-        raise Retry("the copy has not been mended", after=86400.0)
+        raise Retry("the copy has not been repaired", after=86400.0)
     await job.work(empty_quarantine, str(kept.get("place")), job.site.roots)
     return RunUpdate.note(job.run, mine, quarantine=None)

@@ -274,7 +274,7 @@ async def collect(job: Job) -> Result:
         return plan
     entry, how, ended = plan.entry, plan.how, plan.ended
     home = jobs_directory(job.site, entry.key.type)
-    job.park_with(RunUpdate.change_copy(job.run, entry, ERROR, owner=None))
+    job.on_failure(RunUpdate.change_copy(job.run, entry, ERROR, owner=None))
     good = ended.how is End.DONE
     product = Product(safe_name(plan.location), plan.location, job.site.roots)
     stock = await job.work(take_stock, home, plan.name, product, good)
@@ -289,7 +289,7 @@ async def collect(job: Job) -> Result:
         last = RunUpdate.change_copy(
             job.run, entry, ERROR, error=why, owner=None, **{"job.log": stock.log}
         )
-        job.park_with(last)
+        job.on_failure(last)
         raise GiveUp(f"{entry.key}: {why}")
     job.log.warning(f"{entry.key} is tried again: {why}")
     after = job.now() + timedelta(seconds=how.retry_after)

@@ -62,7 +62,7 @@ from caxev.copies.deletion import (
     Intent,
     Proven,
     begin,
-    keeper,
+    custodian,
     to_be_purged,
     tombstone,
     unwanted,
@@ -125,7 +125,7 @@ async def rucio_upload(job: Job) -> Result:
             skipped.append(plan.why)
             continue
         await job.update(await _upload(job, plan))
-        job.park_with()
+        job.on_failure()
     if len(skipped) < len(wanted):
         return None  # at least one was served
     return Skip("; ".join(skipped) or "upload_options names no site")
@@ -191,7 +191,7 @@ async def _claim(job: Job, plan: Plan) -> Copy:
         fields = {"checksum": None, "rse": [], "rule_info": [], **made, **fields}
         update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
     mine = _there(await _updated(job, update), plan.key)
-    job.park_with(RunUpdate.give_up(job.run, mine))
+    job.on_failure(RunUpdate.give_up(job.run, mine))
     return mine
 
 
@@ -199,7 +199,7 @@ async def _wait(job: Job, mine: Copy, status: str, why: Retry) -> None:
     """Say in the entry, as cax did, that the upload is to be tried again."""
     update = RunUpdate.change_copy(job.run, mine, status, owner=None, error=str(why))
     waiting = _there(await _updated(job, update), mine.key)
-    job.park_with(RunUpdate.give_up(job.run, waiting))
+    job.on_failure(RunUpdate.give_up(job.run, waiting))
 
 
 async def _updated(job: Job, update: RunUpdate) -> Run:
@@ -329,7 +329,7 @@ def _catalogued(run: Run, site: Site, sites: Sites) -> Iterator[Copy]:
         there = sites.find(entry.host)
         if there is None or there.method != "rucio" or entry.status != TRANSFERRED:
             continue
-        if entry.location is not None and keeper(entry, sites) == site.name:
+        if entry.location is not None and custodian(entry, sites) == site.name:
             yield entry
 
 
@@ -473,7 +473,7 @@ async def rucio_check(job: Job) -> Result:
         return Skip(f"{entry.host} is no catalogue in sites.json")
     if entry.status != TRANSFERRED:
         return Skip(f"it is {entry.status}")
-    if (who := keeper(entry, job.sites)) != job.site.name:
+    if (who := custodian(entry, job.sites)) != job.site.name:
         return Skip(f"{who or 'no site'} looks after it")
     return await _check(job, entry, there)
 
@@ -540,7 +540,7 @@ async def rucio_rm(job: Job) -> Result:
     wanted = Intent.of(entry)
     if wanted is None or entry.fields.get("proof") is None:
         return Skip(f"it is {entry.status}, without a proof that it may go")
-    if (who := keeper(entry, job.sites)) != job.site.name:
+    if (who := custodian(entry, job.sites)) != job.site.name:
         return Skip(f"{who or 'no site'} looks after it")
     if not entry.fields.get("erasing"):
         found = weigh(job.run, entry, there, job.sites, job.clocks())
@@ -594,7 +594,7 @@ async def rucio_pull(job: Job) -> Result:
             continue
         mine = await _fetch(job, plan)
         await job.update(RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None))
-        job.park_with()
+        job.on_failure()
     return Skip("; ".join(dict.fromkeys(skipped)) or "no catalogue has it") if skipped else None
 
 
@@ -655,7 +655,7 @@ async def _claim_fetch(job: Job, plan: Fetch) -> Copy:
         fields = {"checksum": None, **made, **fields}
         update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
     mine = _there(await _updated(job, update), plan.key)
-    job.park_with(RunUpdate.give_up(job.run, mine))
+    job.on_failure(RunUpdate.give_up(job.run, mine))
     return mine
 
 

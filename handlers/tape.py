@@ -139,7 +139,7 @@ async def _back_up_to(job: Job, name: str, key: CopyKey) -> str | None:
         except GiveUp:
             await _unstaged(job, name, key)
             raise
-    job.park_with(*others)
+    job.on_failure(*others)
     return None
 
 
@@ -290,7 +290,7 @@ def _parking(job: Job, key: CopyKey, others: Sequence[RunUpdate] = ()) -> Iterat
         mine = job.run.copy(key)
         if mine is not None and mine.owner == job.owner:
             parked = RunUpdate.give_up(job.run, mine, **why)
-            job.park_with(*others, parked)
+            job.on_failure(*others, parked)
 
 
 async def claim(job: Job, plan: Plan) -> Copy:

@@ -1,4 +1,4 @@
-"""Copies are made and mended: pulled from where they are good, or pushed to where they are wanted.
+"""Make and repair copies: pull them from a good one, or push them to a site that wants them.
 
 - `pull` reacts to a copy that became good elsewhere: where this site's ``download_options`` name
   that site and this site wants such data, it fetches a copy of its own. It also reacts to a copy
@@ -73,7 +73,7 @@ from caxev.transfer import push as push_bytes
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is broken off and tried again."""
 REPAIRS = 3
-"""How often a copy is mended before it is left to a person."""
+"""How often a copy is repaired before it is left to a person."""
 
 ACQUITTED = 5.0
 """Seconds after which copies that the majority found good are looked at again."""
@@ -167,7 +167,7 @@ async def _push_to(job: Job, name: str, key: CopyKey) -> str | None:
     others = job.if_parked
     mine = await bring(job, await _with_care(job, plan), others)
     await job.update(RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None))
-    job.park_with(*others)
+    job.on_failure(*others)
     return None
 
 
@@ -190,8 +190,8 @@ async def repair(job: Job) -> Result:
     here = plan.key.host == job.site.name
     if here and (others := await sharing(job, plan.resume or plan.source)):
         return _shared(job.run, plan, others)
-    mend = fetch if here else bring
-    return RunUpdate.change_copy(job.run, await mend(job, plan), VERIFYING, owner=None)
+    make_again = fetch if here else bring
+    return RunUpdate.change_copy(job.run, await make_again(job, plan), VERIFYING, owner=None)
 
 
 def _shared(run: Run, plan: Plan, others: Sequence[str]) -> RunUpdate | Skip:
@@ -358,7 +358,7 @@ async def claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Cop
         raise Retry(str(lost), after=1.0) from lost
     if mine is None:
         raise Retry(f"the entry of {plan.key} vanished while it was claimed")
-    job.park_with(*others, RunUpdate.give_up(job.run, mine))
+    job.on_failure(*others, RunUpdate.give_up(job.run, mine))
     return mine
 
 
@@ -431,7 +431,7 @@ def _target(kind: str, site: Site, sites: Sites, name: str) -> Site | Skip:
 def plan_repair(
     run: Run, bad: Copy | None, site: Site, sites: Sites, *, trigger: str
 ) -> Plan | Skip:
-    """Decide whether `site` mends this copy, and from where. Pure."""
+    """Decide whether `site` repairs this copy, and from where. Pure."""
     if bad is None:
         return Skip("the copy is gone")
     others = [one for one in run.copies if one.key == bad.key and one is not bad]
@@ -451,7 +451,7 @@ def plan_repair(
         raise Retry("the other copies contradict one another", after=JUDGED)
     good = _to_mend_from(run, bad, site, sites)
     if not good and any(map(is_disputed, most)):
-        raise Retry("the copies to mend it from are about to be acquitted", after=ACQUITTED)
+        raise Retry("the copies to repair it from are about to be acquitted", after=ACQUITTED)
     if not good:
         return Skip("no good copy is within reach")
     assert bad.location is not None  # else it were past mending
@@ -464,7 +464,7 @@ def _past_mending(bad: Copy, site: Site, sites: Sites, trigger: str) -> str | No
     if not (ours or found_bad or bad.is_abandoned):
         return f"it is {bad.status}, and not for what is in it"
     if bad.status == ERROR and _repairs(bad) >= REPAIRS:
-        return f"it was mended {REPAIRS} times: a person must look at it"
+        return f"it was repaired {REPAIRS} times: a person must look at it"
     if bad.location is None:
         return f"{bad.key} has no location"
     if not _served(bad.host, site, sites):

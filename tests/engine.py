@@ -17,7 +17,7 @@ from caxev.config import Settings, Site, Sites
 from caxev.core.model import RunUpdate
 from caxev.core.registry import Handler, Registry, Trigger
 from caxev.database import Database
-from caxev.engine.listener import Leaving, open_database, prepare, serve_tenures
+from caxev.engine.listener import Leaving, open_database, prepare, serve_leases
 from caxev.engine.options import Options
 from tests.conftest import Database as Named
 
@@ -69,7 +69,7 @@ def options_for(
         sites=sites,
         settings=settings_for(database),
         registry=Registry(handlers, sites.here(site)),
-        **{"lease": 3.0, "grace": 5.0, **options},
+        **{"lease_time": 3.0, "grace": 5.0, **options},
     )
 
 
@@ -92,7 +92,7 @@ async def listener(
     """
     leaving = Leaving()
     async with as_site(database, options) as own, trio.open_nursery() as nursery:
-        nursery.start_soon(serve_tenures, options, own, owner, leaving)
+        nursery.start_soon(serve_leases, options, own, owner, leaving)
         try:
             yield leaving
         finally:
@@ -102,7 +102,7 @@ async def listener(
 async def once(database: Database, options: Options) -> None:
     """Catch up as a site's user, do what is due, leave."""
     async with as_site(database, options) as own:
-        await serve_tenures(evolve(options, once=True), own, "once", Leaving())
+        await serve_leases(evolve(options, once=True), own, "once", Leaving())
 
 
 @asynccontextmanager

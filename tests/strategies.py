@@ -136,7 +136,7 @@ aspects: st.SearchStrategy[Aspect] = st.one_of(
 
 
 @st.composite
-def looks(draw: st.DrawFn) -> dict[Aspect, str]:
+def snapshots(draw: st.DrawFn) -> dict[Aspect, str]:
     """A look: any aspects, each with a value that it can have."""
     since = st.sampled_from(["", "@0", "@1478822400000"])
     status = st.builds(lambda status, at: status + at, statuses, since)

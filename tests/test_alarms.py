@@ -52,7 +52,7 @@ from caxev.core.alarms import (
     undelivered,
 )
 from caxev.core.clock import clock, utcnow
-from caxev.database import Database, Request, Tenure
+from caxev.database import Database, Lease, Request
 from caxev.engine import dispatcher
 from caxev.engine.listener import open_database
 from tests import engine, sinks
@@ -465,7 +465,7 @@ def test_what_ails_a_listener() -> None:
 
 def test_old_batches_after_an_outage_are_no_alarm() -> None:
     """The stream is late only where it stays late."""
-    desk = Desk(None, Tenure("lngs", 1, "me"), [])  # type: ignore[arg-type]  # not used
+    desk = Desk(None, Lease("lngs", 1, "me"), [])  # type: ignore[arg-type]  # not used
     behind = [3600.0] * 4 + [0.0] + [3600.0] * 5
     watching = Vitals("lngs", lambda: Pulse(behind=behind.pop(0)), desk)
     for _ in range(9):
@@ -486,14 +486,14 @@ def _told(web: sinks.Web) -> list[tuple[str, str]]:
     return [(body["summary"], body["state"]) for body in web.bodies]
 
 
-async def _tenure(db: Database, owner: str = "me") -> Tenure:
+async def _lease(db: Database, owner: str = "me") -> Lease:
     taken = await db.acquire("lngs", owner, 0.01, utcnow())
     assert taken is not None
     return taken[0]
 
 
-async def _desk(db: Database, tenure: Tenure, *found: Addressee) -> Desk:
-    desk = Desk(db, tenure, list(found))
+async def _desk(db: Database, lease: Lease, *found: Addressee) -> Desk:
+    desk = Desk(db, lease, list(found))
     await desk.open()
     return desk
 
@@ -503,12 +503,12 @@ async def test_a_restart_tells_nothing_twice(database: Named, web: sinks.Web, da
     """What was told stands in the database: the next process tells it again only a day later."""
     to = _addressee(web)
     async with engine.opened(database) as db:
-        tenure = await _tenure(db)
-        desk = await _desk(db, tenure, to)
+        lease = await _lease(db)
+        desk = await _desk(db, lease, to)
         desk.sound(FULL)
         await desk.leave(telling=True)
         for wanted in (1, 1):
-            desk = await _desk(db, tenure, to)
+            desk = await _desk(db, lease, to)
             desk.sound(FULL)
             await desk.leave(telling=True)
             assert len(web.posts) == wanted
@@ -518,7 +518,7 @@ async def test_a_restart_tells_nothing_twice(database: Named, web: sinks.Web, da
         desk.clear(FULL.key)
         await desk.leave(telling=True)
         days(0.1)
-        desk = await _desk(db, tenure, to)
+        desk = await _desk(db, lease, to)
         await desk.leave(telling=True)
         await desk.leave(telling=True)
         assert _told(web)[2:] == [("the disk is full", "over")]
@@ -532,8 +532,8 @@ async def test_a_sink_that_is_down_is_told_later(
     """It is tried again, also by the next process; other sinks are not told twice meanwhile."""
     down, up = _addressee(web, "down"), _addressee(web, "up")
     async with engine.opened(database) as db:
-        tenure = await _tenure(db)
-        desk = await _desk(db, tenure, down, up)
+        lease = await _lease(db)
+        desk = await _desk(db, lease, down, up)
         desk.sound(FULL)
         web.answers.append(500)
         await desk.tell(down)
@@ -542,7 +542,7 @@ async def test_a_sink_that_is_down_is_told_later(
         (kept,) = await db.alarms("lngs")
         assert kept.untold == {"down": f"127.0.0.1:{web.port} answered 500 status 500"}
         days(0.1)
-        desk = await _desk(db, tenure, down, up)
+        desk = await _desk(db, lease, down, up)
         await desk.leave(telling=True)
         assert [path for path, _, _ in web.posts] == ["/up", "/down"]
         assert not (await db.alarms())[0].untold
@@ -552,7 +552,7 @@ async def test_a_sink_that_is_down_is_told_later(
 async def test_a_deposed_process_changes_no_alarm(database: Named, web: sinks.Web) -> None:
     """After a take-over the former process writes nothing."""
     async with engine.opened(database) as db:
-        former = await _desk(db, await _tenure(db))
+        former = await _desk(db, await _lease(db))
 
         async def lapsed() -> Any:
             return await db.acquire("lngs", "other", 10.0, utcnow())
@@ -571,7 +571,7 @@ async def test_without_a_database_people_are_told_all_the_same(web: sinks.Web) -
         uri = f"mongodb://127.0.0.1:{port}/?replicaSet=x&serverSelectionTimeoutMS=50"
         settings = Settings.load(mongo_uri=uri, environ={})
         async with aio.loop(), open_database(settings) as db, trio.open_nursery() as nursery:
-            desk = Desk(db, Tenure("lngs", 1, "me"), [_addressee(web)], gather=0.0)
+            desk = Desk(db, Lease("lngs", 1, "me"), [_addressee(web)], gather=0.0)
             nursery.start_soon(desk.run)
             watching = Vitals("lngs", lambda: Pulse("since noon", troubled=400), desk)
             watching.look()
@@ -583,7 +583,7 @@ async def test_without_a_database_people_are_told_all_the_same(web: sinks.Web) -
 async def test_there_is_an_end_to_single_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a number, further alarms are one; what cannot end is not told one by one."""
     monkeypatch.setattr(desks, "MOST", 10)
-    desk = Desk(None, Tenure("lngs", 1, "me"), [])  # type: ignore[arg-type]  # not used
+    desk = Desk(None, Lease("lngs", 1, "me"), [])  # type: ignore[arg-type]  # not used
     for number in range(100):
         desk.sound(evolve(FULL, key=str(number)))
     assert len(desk.standing) == 11
@@ -605,7 +605,7 @@ async def test_reactions_that_failed_for_one_cause_have_one_alarm(database: Name
     one, two, three = map(_failed, ("one", "two", "three"))
     other = _failed("two", "the network is down")
     async with engine.opened(database) as db:
-        desk = await _desk(db, await _tenure(db))
+        desk = await _desk(db, await _lease(db))
 
         def standing() -> list[str]:
             return [found.alarm.key for found in desk.standing]
@@ -697,10 +697,10 @@ async def test_an_alarm_about_a_refusal_ends_with_its_reason(
             await engine.until(only_the_last)
         async with engine.listener(db, options):
             assert await only_the_last()
-        desk = await _desk(db, await _tenure(db))
+        desk = await _desk(db, await _lease(db))
         desk.sound(evolve(FULL, key="refused by nobody"))
         await desk.leave(telling=False)
-        desk = await _desk(db, desk.tenure)
+        desk = await _desk(db, desk.lease)
         assert [one.alarm.key for one in desk.standing] == ["refused the disk is full"]
 
 

@@ -17,10 +17,10 @@ from attrs import evolve, frozen
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import (
     PART,
-    Arrival,
     Manifest,
     Piece,
     Plan,
+    StagedCopy,
     digest,
     digest_tree,
     join,
@@ -57,9 +57,9 @@ class Place:
     def known(self) -> Manifest:
         return digested(self.source)
 
-    def arrival(self, expected: Manifest | None = None, **options: Any) -> Arrival:
+    def arrival(self, expected: Manifest | None = None, **options: Any) -> StagedCopy:
         roots = [str(self.final.parent)]
-        return Arrival(str(self.final), roots, look(str(self.source)), expected, **options)
+        return StagedCopy(str(self.final), roots, look(str(self.source)), expected, **options)
 
     def move(self, piece: Piece) -> None:
         """Write one stretch, as a mover does."""
@@ -75,7 +75,7 @@ class Place:
     def _inside(self, root: Path, piece: Piece) -> Path:
         return Path(os.fsdecode(join(os.fsencode(root), piece.file.path)))
 
-    def complete(self, arrival: Arrival) -> Plan:
+    def complete(self, arrival: StagedCopy) -> Plan:
         """Make all that is left of the copy."""
         with arrival.opened() as todo:
             for piece in todo.pieces:
@@ -189,7 +189,7 @@ def test_the_hole_of_a_longer_file_counts_as_space_that_is_needed(
     with place.arrival(place.known).opened():
         pass
     assert big_of(place, place.partial).stat().st_size == BIG + 1
-    monkeypatch.setattr(Arrival, "free", lambda _self: (16 << 20) + BIG // 2)
+    monkeypatch.setattr(StagedCopy, "free", lambda _self: (16 << 20) + BIG // 2)
     with pytest.raises(Retry, match="not enough space"), place.arrival(place.known).opened():
         pass
 
@@ -263,14 +263,14 @@ def test_a_copy_that_has_its_name_is_mended(place: Place, known: bool, whole_fil
 
 @pytest.mark.parametrize("whole_files", [False, True])
 def test_what_is_right_of_a_bad_copy_is_moved_by_nobody(place: Place, whole_files: bool) -> None:
-    """A copy that is to be mended and is as it must be gets its name back."""
+    """A copy that is to be repaired and is as it must be gets its name back."""
     place.complete(place.arrival())
     todo = place.complete(place.arrival(place.known, again=True, whole_files=whole_files))
     assert todo.left == 0
 
 
 def test_a_copy_is_withdrawn_by_one(place: Place) -> None:
-    """Who comes while another mends it is told to come back, and takes nothing away."""
+    """Who comes while another repairs it is told to come back, and takes nothing away."""
     place.complete(place.arrival())
     one, other = (place.arrival(place.known, again=True) for _ in range(2))
     with one.opened() as todo:

@@ -244,8 +244,8 @@ def test_memory_reports() -> None:
 @pytest.mark.replicaset
 def test_backlog_reports() -> None:
     """A thousand times as much is owed; what is held in memory is bounded."""
-    found = bench("backlog", "--debts", "20000", "--seconds", "2")
-    assert found["debts"] == 20_000
+    found = bench("backlog", "--reactions", "20000", "--seconds", "2")
+    assert found["reactions"] == 20_000
     assert found["reactions_per_s"] > 0
     assert found["peak_mb"] < found["peak_mb_of_few"] + 50
 

@@ -59,8 +59,10 @@ async def test_what_was_given_up_is_not_pushed_for_an_entry_that_was_taken_out(
         as_cax(database, run, {"$pull": {"data": {"host": "chicago"}}})
 
         async def failed() -> list[str]:
-            debts = await three.database.debts("lngs", run=run, state="failed", handler="push")
-            return sorted(str(debt.event) for debt, _ in debts)
+            reactions = await three.database.reactions(
+                "lngs", run=run, state="failed", handler="push"
+            )
+            return sorted(str(reaction.event) for reaction, _ in reactions)
 
         async def both() -> bool:
             return await failed() == ["raw at chicago: gone", "raw at lngs: transferred"]

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from caxev import Copy, CopyKey, GiveUp, Retry, Run, Skip
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
-from caxev.copies.deletion import keeper
+from caxev.copies.deletion import custodian
 from caxev.core import ledger
 from caxev.http_server import SmallServer
 from caxev.rucio import (
@@ -494,7 +494,7 @@ def test_who_looks_after_an_entry() -> None:
     for source in ("lngs", "nobody", None):
         found = Copy.from_entry(entry(KEY.host, source=source))
         assert found is not None
-        assert keeper(found, SITES) == "lngs"
+        assert custodian(found, SITES) == "lngs"
 
 
 # -- messages -------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from caxev.cli.copy import Wish
 from caxev.cli.errors import CONFIGURATION
 from caxev.cli.tape import archive_called, reach_called
 from caxev.config import BY_METHOD, ConfigError, Sites, load_handlers, load_sites
-from caxev.copies.deletion import Plan, keeper, plan_purge
+from caxev.copies.deletion import Plan, custodian, plan_purge
 from caxev.core.model import Run
 from caxev.core.registry import Registry, recorded
 from tests import engine
@@ -106,7 +106,7 @@ def test_the_method_of_a_site_that_copies_is_not_its_own(tmp_path: Path) -> None
 def test_who_looks_after_what_is_in_a_catalogue(tmp_path: Path) -> None:
     """The site that brings data there does, though its entry is of method rucio, too."""
     run = Run.from_document(run_document(1, ("raw", "catalogue", "transferred")))
-    assert keeper(run.copies[0], loaded(tmp_path, RUCIO)) == "daq"
+    assert custodian(run.copies[0], loaded(tmp_path, RUCIO)) == "daq"
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,9 @@ from pymongo import MongoClient
 
 from caxev import Job, tag
 from caxev.cli import COMMANDS, cli
-from caxev.cli.debts import Progress, progress_cells
 from caxev.cli.errors import told
 from caxev.cli.output import Table, cell, lasting, show, size
+from caxev.cli.reaction_rows import Progress, progress_cells
 from caxev.config import Settings
 from caxev.core.escapes import escaped
 from caxev.core.registry import recorded
@@ -617,11 +617,11 @@ def test_listen_once_does_what_its_dry_run_said(online: Caxev, database: Named) 
         (run, handler) for run in ("1", "2") for handler in ("went", "waits", "fails")
     }
     assert online("listen", "--site", "lngs", "--once").code == 0
-    ended = online("reactions", "--done", "--failed", "--open", "--json").rows
+    ended = online("reactions", "--done", "--failed", "--pending", "--json").rows
     assert {(row["run"], row["handler"], row["state"]) for row in ended} == {
         (run, *end)
         for run in ("1", "2")
-        for end in (("went", "done"), ("waits", "open"), ("fails", "failed"))
+        for end in (("went", "done"), ("waits", "pending"), ("fails", "failed"))
     }
     assert online("listen", "--site", "lngs", "--dry-run", "--json").rows == []
 
@@ -798,7 +798,7 @@ def test_explain(online: Caxev, database: Named) -> None:
     assert rows["process"]["why"] == "not enabled: lngs gives no processing"
     assert states == {
         "went": "done",
-        "waits": "open",
+        "waits": "pending",
         "fails": "failed",
         "stops": "not triggered",
     }

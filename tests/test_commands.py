@@ -21,7 +21,7 @@ from pymongo import MongoClient
 
 from caxev import GiveUp, Job, copy_field
 from caxev.cli import mv as mv_module
-from caxev.cli.inventory import Census, Claim, measured, places
+from caxev.cli.inventory import Claim, Inventory, measured, places
 from caxev.cli.mv import Move, bring, plan_move
 from caxev.cli.site_paths import key_of
 from caxev.config import Site
@@ -712,14 +712,14 @@ def test_stray_by_names_of_any_bytes_and_through_links(ground: Ground) -> None:
 
 def test_census_needs_no_entry_twice(tmp_path: Path) -> None:
     """Of two claims on one place that counts which must be there; pages lose none."""
-    with Census() as census:
+    with Inventory() as inventory:
         names = [f"{tmp_path}/{number:05}".encode() for number in range(2500)]
-        census.claim(Claim(name, must=True, run="1") for name in names)
-        census.claim(Claim(name) for name in names)
-        assert census.musts() == 2500
+        inventory.claim(Claim(name, must=True, run="1") for name in names)
+        inventory.claim(Claim(name) for name in names)
+        assert inventory.musts() == 2500
         Path(os.fsdecode(names[7])).touch()
-        assert census.settle() == 2499
-        gone = [claim.path for page in census.gone() for claim in page]
+        assert inventory.settle() == 2499
+        gone = [claim.path for page in inventory.gone() for claim in page]
         assert gone == names[:7] + names[8:]
 
 

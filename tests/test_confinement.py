@@ -124,7 +124,7 @@ def test_copies_come_and_go(confined: Confined, tmp_path: Path, agent: str | Non
 
 
 def test_the_listener_owns_what_is_pushed(tmp_path: Path) -> None:
-    """A process of the account's uid gives it its permissions, mends it and erases it."""
+    """A process of the account's uid gives it its permissions, repairs it and erases it."""
     source = make_run(tmp_path / "source")
     with confining(tmp_path, "daemon") as confined:
         push(confined.transfer(source, "/data/raw/run"), report=quiet)

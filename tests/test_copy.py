@@ -35,7 +35,7 @@ from caxev import (
 )
 from caxev import copy as on_copy
 from caxev.cli.copy import GONE, Standing, Way, asked_for, standing, why_not
-from caxev.core.ledger import Outcome, Paid, Spent, claim, owe, settle
+from caxev.core.ledger import Done, Failed, Outcome, claim, owe, settle
 from caxev.core.model import Event
 from caxev.database import Database, Ingest, Selection
 from tests import engine
@@ -311,9 +311,9 @@ def pair(run: Run, outcome: Outcome | None, *, site: str = "chicago", after: str
     copy = run.copy(WANTED)
     assert copy is not None
     event = Event(run.id, WANTED, None, after or copy.seen_as)
-    debt = claim(owe(site, event, "pull", lane="transfer", mark=1, at=NOW), 1)
+    reaction = claim(owe(site, event, "pull", lane="transfer", generation=1, at=NOW), 1)
     progress = {"progress": {"done": 3, "total": 9}} if outcome is None else {}
-    return (settle(debt, outcome, NOW, allowed=3, jitter=0) if outcome else debt), progress
+    return (settle(reaction, outcome, NOW, allowed=3, jitter=0) if outcome else reaction), progress
 
 
 def test_how_a_copy_stands() -> None:
@@ -326,22 +326,22 @@ def test_how_a_copy_stands() -> None:
 
     look = partial(standing, key=WANTED)
     asked = at("requested")
-    assert look(None, debts=()).over
-    assert look(run_of(), debts=()).status == GONE
-    assert look(at("transferred"), debts=()) == Standing("transferred", over=True)
-    assert look(at("error", error="bad"), debts=()) == Standing("error", "bad", over=True)
-    assert look(asked, debts=()) == Standing("requested")
-    at_work = look(asked, debts=[pair(asked, None)])
+    assert look(None, reactions=()).over
+    assert look(run_of(), reactions=()).status == GONE
+    assert look(at("transferred"), reactions=()) == Standing("transferred", over=True)
+    assert look(at("error", error="bad"), reactions=()) == Standing("error", "bad", over=True)
+    assert look(asked, reactions=()) == Standing("requested")
+    at_work = look(asked, reactions=[pair(asked, None)])
     assert (at_work.line, at_work.over) == ("requested: 3 B of 9 B", False)
-    skipped = look(asked, debts=[pair(asked, Paid("nothing to do: full"))])
+    skipped = look(asked, reactions=[pair(asked, Done("nothing to do: full"))])
     assert (skipped.line, skipped.over) == ("requested: pull at chicago: nothing to do: full", True)
-    assert look(asked, debts=[pair(asked, Spent("no"))]).over
-    assert not look(asked, debts=[pair(asked, Spent("no")), pair(asked, None)]).over
-    assert look(asked, debts=[pair(asked, Spent("no"), after="requested@1")]) == Standing(
+    assert look(asked, reactions=[pair(asked, Failed("no"))]).over
+    assert not look(asked, reactions=[pair(asked, Failed("no")), pair(asked, None)]).over
+    assert look(asked, reactions=[pair(asked, Failed("no"), after="requested@1")]) == Standing(
         "requested"
     )
     begun = at("transferring")
-    assert not look(begun, debts=[pair(begun, Paid())]).over
+    assert not look(begun, reactions=[pair(begun, Done())]).over
 
 
 # -- watching -------------------------------------------------------------------------------------
@@ -385,9 +385,11 @@ async def at_work(db: Database, run: Run) -> Callable[[Mapping[str, Any]], Any]:
     copy = run.copy(WANTED)
     assert copy is not None
     event = Event(run.id, WANTED, None, copy.seen_as)
-    debt = claim(owe("chicago", event, "pull", lane="transfer", mark=1, at=NOW), taken[0].epoch)
-    await db.ingest(taken[0], Ingest({}, [debt]), NOW)
-    return lambda row: db.progress(debt, taken[0].epoch, dict(row))
+    reaction = claim(
+        owe("chicago", event, "pull", lane="transfer", generation=1, at=NOW), taken[0].epoch
+    )
+    await db.ingest(taken[0], Ingest({}, [reaction]), NOW)
+    return lambda row: db.progress(reaction, taken[0].epoch, dict(row))
 
 
 @pytest.mark.replicaset

@@ -209,7 +209,7 @@ def test_the_newest_version_counts_unless_one_is_named() -> None:
 
 
 def test_a_limit_that_is_none_is_named() -> None:
-    """A row whose limit is neither time nor number is a person's to mend."""
+    """A row whose limit is neither time nor number is a person's to repair."""
     with pytest.raises(GiveUp, match="'soon'"):
         corrections.row_for(run_of(), DRIFT, [row(value=1, until="soon")])
 

@@ -23,18 +23,18 @@ from caxev.alarms import Vitals
 from caxev.cli.reactions import _ask, _line, _unrecorded
 from caxev.config import ConfigError, Settings
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Debt, Postponed, Spent, State, owe
+from caxev.core.ledger import Failed, Postponed, Reaction, State, owe
 from caxev.core.model import CopyKey, Event
 from caxev.database import (
     Database,
     DatabaseError,
     Ingest,
+    InvalidDocument,
+    Lease,
     Request,
-    Tenure,
-    Unstorable,
     client,
     concerns_one,
-    passing,
+    is_transient,
 )
 from caxev.engine.dispatcher import failure, refusal
 from caxev.testing.mongod import ReplicaSet
@@ -60,24 +60,24 @@ def outcome_of(code: int) -> str:
 def test_a_document_at_fault_ends_its_reaction(code: int) -> None:
     """The server's words are kept."""
     error = met(code)
-    assert isinstance(error, Unstorable)
-    assert refusal(error) == Spent(str(error))
+    assert isinstance(error, InvalidDocument)
+    assert refusal(error) == Failed(str(error))
     assert "the server's words" in str(error)
 
 
 @pytest.mark.parametrize("code", [1, 8, 96, 31_337, 4_242_424])
 def test_an_unknown_code_ends_its_reaction(code: int) -> None:
     """But whoever has no document to blame, such as the stream, waits."""
-    assert outcome_of(code) == "Spent"
-    assert isinstance(failure(met(code)), Spent)
-    assert passing(met(code))
+    assert outcome_of(code) == "Failed"
+    assert isinstance(failure(met(code)), Failed)
+    assert is_transient(met(code))
 
 
 @pytest.mark.parametrize("code", [64, 100, 112, 189, 10107, 11600, 14031, 371])
 def test_the_database_as_a_whole_is_waited_for(code: int) -> None:
     """No primary, no majority, no room on its disk: the next write would fare no better."""
     assert outcome_of(code) == "wait"
-    assert passing(met(code))
+    assert is_transient(met(code))
     assert not concerns_one(met(code))
 
 
@@ -89,7 +89,9 @@ def test_a_missing_right_is_tried_again_a_few_times() -> None:
 
 def test_of_many_writes_the_one_that_failed_counts() -> None:
     errors = [{"index": 3, "code": 121, "errmsg": "Document failed validation"}]
-    assert isinstance(client.meaning(BulkWriteError({"writeErrors": errors}), SETTINGS), Unstorable)
+    assert isinstance(
+        client.meaning(BulkWriteError({"writeErrors": errors}), SETTINGS), InvalidDocument
+    )
     slow = {"code": 64, "errmsg": "waiting for replication timed out"}
     whole = client.meaning(BulkWriteError({"writeConcernErrors": [slow]}), SETTINGS)
     assert not concerns_one(whole)
@@ -180,9 +182,9 @@ async def test_a_run_that_a_validator_refuses_stops_no_other(database: Named) ->
                 await engine.until(lambda: runs.count_documents({"data.noted": True}) == 3)
                 runs.insert_one(numbered(12))
                 await engine.until(lambda: runs.count_documents({"data.noted": True}) == 4)
-            failed = [debt for debt, _ in await db.debts(SITE, state="failed")]
+            failed = [reaction for reaction, _ in await db.reactions(SITE, state="failed")]
             assert len(failed) == 6
-            assert all("detector (code 121)" in debt.note for debt in failed)
+            assert all("detector (code 121)" in reaction.note for reaction in failed)
             assert len([one for one in await db.alarms(SITE) if one.stands]) == 6
 
 
@@ -269,25 +271,25 @@ async def test_an_end_that_was_refused_stands_in_the_way_of_no_later_change(
                 runs.insert_one(numbered(2))
                 await engine.until(lambda: seen == [1, 2])
                 runs.update_one({"number": 1}, {"$set": {"data.0.status": "error"}})
-                await engine.until(lambda: _count(db, State.OPEN, 1))
+                await engine.until(lambda: _count(db, State.PENDING, 1))
                 goes_on.set()
                 await engine.until(lambda: seen == [1, 2, 1])
                 await engine.until(lambda: _count(db, State.DONE, 2))
 
 
-def open_debt(run: Any, **fields: Any) -> Debt:
+def open_reaction(run: Any, **fields: Any) -> Reaction:
     event = Event(run, RAW, None, "transferred")
-    return evolve(owe(SITE, event, "see", lane="default", mark=1, at=utcnow()), **fields)
+    return evolve(owe(SITE, event, "see", lane="default", generation=1, at=utcnow()), **fields)
 
 
-async def taken(db: Database) -> Tenure:
+async def taken(db: Database) -> Lease:
     found = await db.acquire(SITE, "a former process", 60.0, utcnow())
     assert found is not None
     return found[0]
 
 
 @pytest.mark.replicaset
-@pytest.mark.parametrize("refused", ["running", "open"], ids=["a claim", "an interruption"])
+@pytest.mark.parametrize("refused", ["running", "pending"], ids=["a claim", "an interruption"])
 async def test_a_claim_that_the_ledger_refuses_stops_no_other(
     database: Named, refused: str
 ) -> None:
@@ -301,12 +303,12 @@ async def test_a_claim_that_the_ledger_refuses_stops_no_other(
         with MongoClient[dict[str, Any]](database.uri) as server:
             documents = [numbered(number) for number in range(1, 6)]
             server[database.name]["runs_new"].insert_many(documents)
-            debts = [open_debt(document["_id"]) for document in documents]
+            reactions = [open_reaction(document["_id"]) for document in documents]
             former = await taken(db)
-            seen = {one.run: {one.aspect: "transferred"} for one in debts}
-            await db.ingest(former, Ingest(seen, debts), utcnow())
-            if refused == "open":
-                assert len(await db.claim(debts, former.epoch)) == 5
+            seen = {one.run: {one.aspect: "transferred"} for one in reactions}
+            await db.ingest(former, Ingest(seen, reactions), utcnow())
+            if refused == "pending":
+                assert len(await db.claim(reactions, former.epoch)) == 5
             await db.release(former)
             rule = {"$nor": [{"run": documents[2]["_id"], "state": refused}]}
             server[database.name].command("collMod", "caxev_ledger", validator=rule)
@@ -326,14 +328,14 @@ async def test_a_reaction_that_cannot_be_woken_keeps_no_other_asleep(database: N
     later = utcnow() + timedelta(days=1)
     async with engine.opened(database) as db:
         with MongoClient[dict[str, Any]](database.uri) as server:
-            tenure = await taken(db)
-            debts = [open_debt(number, due=later) for number in range(5)]
-            await db.ingest(tenure, Ingest({}, debts), utcnow())
+            lease = await taken(db)
+            reactions = [open_reaction(number, due=later) for number in range(5)]
+            await db.ingest(lease, Ingest({}, reactions), utcnow())
             ledger = server[database.name]["caxev_ledger"]
             ledger.update_many({"handler": "see"}, {"$set": {"root": "/disk"}})
             rule = {"$nor": [{"run": 0, "due": {"$lt": utcnow() + timedelta(hours=1)}}]}
             server[database.name].command("collMod", "caxev_ledger", validator=rule)
-            assert await db.wake(tenure, "/disk", utcnow()) == 4
+            assert await db.wake(lease, "/disk", utcnow()) == 4
 
 
 @pytest.mark.replicaset
@@ -365,7 +367,7 @@ async def test_a_note_that_the_ledger_refuses_ends_no_listener(
 
 
 async def _count(db: Database, state: State, number: int) -> bool:
-    return len(await db.debts(SITE, state=state.value)) == number
+    return len(await db.reactions(SITE, state=state.value)) == number
 
 
 async def _unrecorded_now(db: Database, number: int) -> bool:

@@ -261,7 +261,7 @@ def test_a_run_s_whole_life(tmp_path: Path) -> None:
     wanted = {"runs": 1, "copies": 3, "verified": 3, "on_tape": 1, "purged": 1, "back_from_tape": 1}
     wanted |= {"processed": 1, "minitrees": 1, "runs_queries_while_idle": 0}
     assert {name: summary[name] for name in wanted} == wanted
-    assert {summary["reactions"][name] for name in ("failed", "open")} == {0}
+    assert {summary["reactions"][name] for name in ("failed", "pending")} == {0}
     said = ended.stderr
     lost = said.index("161111_1534 lngs: deleted")
     back = said.index("161111_1534 lngs: transferred", lost)

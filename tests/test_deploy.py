@@ -99,10 +99,10 @@ def test_the_example_s_options_are_there() -> None:
 def test_the_times_fit_together() -> None:
     """The unit waits longer than a listener that is well needs to renew its lease, or to leave."""
     with listen.make_context("listen", command()[2:-1]) as context:
-        lease, grace = context.params["lease"], context.params["grace"]
-    assert lease == option_of("lease").default == options.LEASE
+        lease_time, grace = context.params["lease_time"], context.params["grace"]
+    assert lease_time == option_of("lease_time").default == options.LEASE
     assert grace == option_of("grace").default == options.GRACE
-    assert seconds("WatchdogSec") >= 2 * lease
+    assert seconds("WatchdogSec") >= 2 * lease_time
     assert seconds("TimeoutStopSec") > grace + 2 * listener.FLUSH
 
 
@@ -193,7 +193,7 @@ BAD: Final = CLEAN.replace("[]", '[{"id": "CVE-1", "fix_versions": []}]')
     [
         (CLEAN, "", 0, "requirements-rucio.lock: 1 of 1 packages looked up, 0 vulnerabilities"),
         (CLEAN, "", 0, "requirements.lock: 1 of 1 packages looked up, 0 vulnerabilities"),
-        (BAD, "", 1, "a 1: CVE-1, mended in no version yet"),
+        (BAD, "", 1, "a 1: CVE-1, fixed in no version yet"),
         ("", "requests.exceptions.ConnectionError: refused", 0, "no list of vulnerabilities can"),
         ("", "requests.exceptions.ReadTimeout: late", 0, "no list of vulnerabilities can"),
         ("", "ERROR:pip_audit._cli:Could not connect to OSV", 0, "no list of vulnerabilities can"),

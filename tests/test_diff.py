@@ -8,17 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev.core.diff import diff, replay
-from caxev.core.model import Aspect, look_at
+from caxev.core.model import Aspect, snapshot_of
 from tests import strategies as make
 
 
-@given(make.looks())
-def test_nothing_lies_between_a_look_and_itself(look: dict[Aspect, str]) -> None:
+@given(make.snapshots())
+def test_nothing_lies_between_a_look_and_itself(snapshot: dict[Aspect, str]) -> None:
     """``diff(run, a, a) == ()``."""
-    assert diff("run", look, dict(look)) == ()
+    assert diff("run", snapshot, dict(snapshot)) == ()
 
 
-@given(make.looks(), make.looks())
+@given(make.snapshots(), make.snapshots())
 def test_the_events_lead_from_one_look_to_the_other(
     before: dict[Aspect, str], after: dict[Aspect, str]
 ) -> None:
@@ -26,7 +26,7 @@ def test_the_events_lead_from_one_look_to_the_other(
     assert replay(before, diff("run", before, after)) == after
 
 
-@given(make.looks(), make.looks())
+@given(make.snapshots(), make.snapshots())
 def test_an_event_is_a_change_of_one_aspect(
     before: dict[Aspect, str], after: dict[Aspect, str]
 ) -> None:
@@ -41,7 +41,7 @@ def test_an_event_is_a_change_of_one_aspect(
         assert event.run == "run"
 
 
-@given(make.looks(), make.looks(), make.looks())
+@given(make.snapshots(), make.snapshots(), make.snapshots())
 def test_a_look_left_out_hides_no_end_state(
     one: dict[Aspect, str], two: dict[Aspect, str], three: dict[Aspect, str]
 ) -> None:
@@ -50,11 +50,11 @@ def test_a_look_left_out_hides_no_end_state(
     assert by_way == replay(one, diff("run", one, three))
 
 
-@given(make.looks(), st.randoms())
-def test_the_order_makes_no_event(look: dict[Aspect, str], random: Any) -> None:
+@given(make.snapshots(), st.randoms())
+def test_the_order_makes_no_event(snapshot: dict[Aspect, str], random: Any) -> None:
     """Aspects in another order are the same look."""
-    items = list(look.items())
-    assert diff("run", look, dict(random.sample(items, len(items)))) == ()
+    items = list(snapshot.items())
+    assert diff("run", snapshot, dict(random.sample(items, len(items)))) == ()
 
 
 @given(make.documents, st.randoms())
@@ -68,4 +68,4 @@ def test_the_order_of_tags_and_copies_makes_no_event(document: dict[str, Any], r
         "data": random.sample(data, len(data)),
         "tags": random.sample(tags, len(tags)),
     }
-    assert diff("run", look_at(before), look_at(after)) == ()
+    assert diff("run", snapshot_of(before), snapshot_of(after)) == ()

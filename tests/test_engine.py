@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from caxev import ELSEWHERE, HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, copy, new_run, tag
-from caxev.core.ledger import Debt, owe
+from caxev.core.ledger import Reaction, owe
 from caxev.core.registry import Handler
 from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
 from caxev.engine import dispatcher
-from caxev.engine.dispatcher import LATELY, Pace
+from caxev.engine.dispatcher import LATELY, RateMeter
 from caxev.engine.options import Options
 from caxev.engine.watcher import Watcher
 from tests import engine
@@ -80,7 +80,7 @@ async def test_one_update_triggers_the_next(database: Named) -> None:
 
 
 async def _states(db: Any, wanted: list[str]) -> bool:
-    return sorted(debt.state.value for debt, _ in await db.debts("lngs")) == wanted
+    return sorted(reaction.state.value for reaction, _ in await db.reactions("lngs")) == wanted
 
 
 async def test_retry_comes_back_and_is_durable(database: Named) -> None:
@@ -98,7 +98,7 @@ async def test_retry_comes_back_and_is_durable(database: Named) -> None:
         async with engine.listener(db, options):
             await db.insert_run(document)
             await engine.until(lambda: len(tries) == 1)
-            await engine.until(lambda: _states(db, ["open"]))
+            await engine.until(lambda: _states(db, ["pending"]))
         async with engine.listener(db, options):
             await engine.until(lambda: len(tries) == 2)
     assert tries[1] - tries[0] > 0.9
@@ -114,7 +114,7 @@ async def test_once_leaves_nothing_due(database: Named, monkeypatch: pytest.Monk
         for number in range(1, 201):
             await db.insert_run(engine.run_document(number, ("raw", "lngs", "transferred")))
         await engine.once(db, options)
-        states = {debt.state.value for debt, _ in await db.debts("lngs")}
+        states = {reaction.state.value for reaction, _ in await db.reactions("lngs")}
     assert len(seen) == 200
     assert states == {"done"}
 
@@ -205,7 +205,7 @@ async def test_other_lanes_go_oldest_first(database: Named) -> None:
 
 
 async def _count(db: Any, number: int) -> bool:
-    return len(await db.debts("lngs")) == number
+    return len(await db.reactions("lngs")) == number
 
 
 async def test_a_replay_beside_the_stream_fires_a_state_once(
@@ -214,7 +214,7 @@ async def test_a_replay_beside_the_stream_fires_a_state_once(
     """A run that changes while a replay looks at it: the replay sees that, the stream tells it."""
     fired: list[str | None] = []
     replaying: list[bool] = []
-    looking, firing = Database.look, Watcher._fire_again
+    looking, firing = Database.snapshot, Watcher._fire_again
 
     async def note(job: Job) -> None:
         fired.append(job.event.after)
@@ -223,13 +223,13 @@ async def test_a_replay_beside_the_stream_fires_a_state_once(
         replaying.append(True)
         await firing(self, ids, request)
 
-    async def look(self: Database, site: str, runs: Any, *more: Any) -> Any:
+    async def snapshot(self: Database, site: str, runs: Any, *more: Any) -> Any:
         if replaying and replaying.pop():
             run = (await self.runs(runs))[runs[0]]
             await engine.write(self, RunUpdate.change_copy(run, run.copies[0], "transferred"))
         return await looking(self, site, runs, *more)
 
-    monkeypatch.setattr(Database, "look", look)
+    monkeypatch.setattr(Database, "snapshot", snapshot)
     monkeypatch.setattr(Watcher, "_fire_again", fire)
     handler = engine.handler(note, copy("transferred", host=HERE))
     async with engine.opened(database) as db:
@@ -281,7 +281,7 @@ async def test_one_that_stands_aside_keeps_no_worker(database: Named) -> None:
 
     async def react(job: Job) -> None:
         if job.run.number == 1:
-            with job.aside():
+            with job.yield_slot():
                 waits.set()
                 await others.wait()
         else:
@@ -337,7 +337,7 @@ async def test_a_run_with_many_copies_delays_no_other(
 
 
 async def test_priority_outlives_retry_and_replay(database: Named) -> None:
-    """A failed debt that is opened again, and one that is fired again, are as urgent as before."""
+    """A failed reaction that is retried, or fired again, is as urgent as before."""
     tries: list[int] = []
 
     async def fail(job: Job) -> None:
@@ -357,36 +357,42 @@ async def test_priority_outlives_retry_and_replay(database: Named) -> None:
             await db.add_request("lngs", Request(kind, force=True), "me", Job.now())
             await engine.until(lambda: len(tries) == len(kinds))
             await engine.until(lambda: _states(db, ["failed"]))
-            ((debt, _),) = await db.debts("lngs")
-            assert debt.priority == 1
+            ((reaction, _),) = await db.reactions("lngs")
+            assert reaction.priority == 1
 
 
-async def test_due_debts_come_in_the_order_asked_for(database: Named) -> None:
-    """What is due, and only that, in each order; debts without a priority are found, too."""
+async def test_due_reactions_come_in_the_order_asked_for(database: Named) -> None:
+    """What is due, and only that, in each order; reactions without a priority are found, too."""
     chance = Random(1)
     now = Job.now()
 
-    def debt(mark: int) -> Debt:
-        event = Event(mark, Tag("go"), None, "yes")
+    def reaction(generation: int) -> Reaction:
+        event = Event(generation, Tag("go"), None, "yes")
         at = now + timedelta(seconds=chance.randrange(-300, 100))
         return owe(
-            "lngs", event, "move", lane="transfer", mark=mark, at=at, priority=chance.randrange(4)
+            "lngs",
+            event,
+            "move",
+            lane="transfer",
+            generation=generation,
+            at=at,
+            priority=chance.randrange(4),
         )
 
-    debts = [debt(mark) for mark in range(1, 200)]
+    reactions = [reaction(generation) for generation in range(1, 200)]
     async with engine.opened(database) as db:
         taken = await db.acquire("lngs", "me", 60.0, now)
         assert taken is not None
-        await db.ingest(taken[0], Ingest({}, debts), now)
+        await db.ingest(taken[0], Ingest({}, reactions), now)
         with MongoClient[dict[str, Any]](database.uri) as client:
             client[database.name]["caxev_ledger"].update_many(
                 {"priority": 0}, {"$unset": {"priority": ""}}
             )
-        due = [one for one in debts if one.due <= now]
+        due = [one for one in reactions if one.due <= now]
         urgent = await db.due("lngs", "transfer", now, 500, order=URGENT_FIRST)
         oldest = await db.due("lngs", "transfer", now, 500, order=OLDEST_FIRST)
         first = await db.due("lngs", "transfer", now, 7, order=URGENT_FIRST)
-    assert urgent == sorted(due, key=lambda one: (-one.priority, -one.mark))
+    assert urgent == sorted(due, key=lambda one: (-one.priority, -one.generation))
     assert [one.due for one in oldest] == sorted(one.due for one in due)
     assert first == urgent[:7]
 
@@ -400,7 +406,7 @@ async def test_due_debts_come_in_the_order_asked_for(database: Named) -> None:
 )
 def test_a_rate_is_that_of_late(steps: list[tuple[float, int]], start: float) -> None:
     """It is never negative, is there after a while, and costs little memory however long."""
-    pace, now, done = Pace(), start, 0
+    pace, now, done = RateMeter(), start, 0
     assert pace.moved(0, now) is None
     for seconds, more in steps:
         now, done = now + seconds, done + more
@@ -412,7 +418,7 @@ def test_a_rate_is_that_of_late(steps: list[tuple[float, int]], start: float) ->
 
 def test_a_steady_rate() -> None:
     """Equal steps give their rate; after a change of pace, the new one; anew, what was is gone."""
-    pace = Pace()
+    pace = RateMeter()
     for second in range(100):
         rate = pace.moved(1000 * second, float(second))
     assert rate == pytest.approx(1000)

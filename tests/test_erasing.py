@@ -26,7 +26,7 @@ from caxev.files import (
 from caxev.files import erase as erase_marked
 from caxev.files import set_aside as set_aside_marked
 from caxev.files.identity import is_same
-from caxev.files.throttle import Brake, idle_disk
+from caxev.files.throttle import RateLimiter, idle_disk
 from tests.faults.campaign import add_oddities
 
 
@@ -371,11 +371,11 @@ def test_a_brake_keeps_its_rate() -> None:
     """So many bytes take so long at least, whoever reads them; without a rate, no time."""
     import time
 
-    brake, began = Brake(1e6), time.monotonic()
+    brake, began = RateLimiter(1e6), time.monotonic()
     for _ in range(4):
         brake.passed(25_000)
     assert time.monotonic() - began >= 0.099
-    Brake(None).passed(1 << 60)
+    RateLimiter(None).passed(1 << 60)
 
 
 def test_the_disk_is_left_to_others_for_a_while() -> None:

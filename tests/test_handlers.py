@@ -26,7 +26,7 @@ from caxev.config.retention import Patrol
 from caxev.copies.deletion import Proven
 from caxev.core.alarms import Alarm
 from caxev.core.errors import Damaged
-from caxev.core.ledger import Paid, Postponed
+from caxev.core.ledger import Done, Postponed
 from caxev.core.model import (
     CopiesAtLeast,
     Copy,
@@ -360,7 +360,7 @@ def test_a_requested_copy_is_pushed_by_the_site_that_was_asked() -> None:
 # -- repair ---------------------------------------------------------------------------------------
 
 
-def mend(run: Run, host: str = "lngs", here: Site = LNGS) -> transfer.Plan | Skip:
+def repair(run: Run, host: str = "lngs", here: Site = LNGS) -> transfer.Plan | Skip:
     return transfer.plan_repair(run, copy_of(run, host), here, ALL, trigger=TRIGGER)
 
 
@@ -372,7 +372,7 @@ def test_a_bad_copy_is_mended_from_the_one_it_came_from_or_any_other() -> None:
     """Where it is, and only from copies whose manifests say what is wrong."""
     good = [entry(host, manifest="b3:0") for host in ("remote", "chicago", "xenon")]
     run = run_of(bad("lngs", location="/lngs/raw/odd"), *good, entry("tape", manifest="b3:0"))
-    plan = mend(run)
+    plan = repair(run)
     assert isinstance(plan, transfer.Plan)
     assert plan.location == "/lngs/raw/odd"
     assert [one.host for one in (plan.source, *plan.others)] == ["chicago", "xenon", "remote"]
@@ -391,31 +391,31 @@ def test_a_bad_copy_is_mended_from_the_one_it_came_from_or_any_other() -> None:
 def test_what_is_not_mended(fields: dict[str, Any], reason: str) -> None:
     """Only what a checksum found bad, a bounded number of times, and what we began ourselves."""
     good = entry("chicago", manifest="b3:0")
-    assert reason in why(mend(run_of(good, {**bad("lngs"), **fields})))
+    assert reason in why(repair(run_of(good, {**bad("lngs"), **fields})))
     ours = {**bad("lngs"), "status": "transferring", "trigger": TRIGGER, "repairs": 3}
-    assert isinstance(mend(run_of(good, ours)), transfer.Plan)
+    assert isinstance(repair(run_of(good, ours)), transfer.Plan)
 
 
 def test_a_copy_without_listener_is_mended_by_its_pusher_alone() -> None:
     """From the pusher's own copy."""
     run = run_of(entry("lngs", manifest="b3:0"), bad("remote", source="lngs"))
-    plan = mend(run, "remote")
+    plan = repair(run, "remote")
     assert isinstance(plan, transfer.Plan)
     assert plan.source.host == "lngs"
     theirs = run_of(entry("lngs", manifest="b3:0"), bad("remote", source="xenon"))
-    assert "within reach" in why(mend(theirs, "remote"))
+    assert "within reach" in why(repair(theirs, "remote"))
     without = run_of(entry("chicago", location=None), bad("lngs"))
-    assert "within reach" in why(mend(without))
+    assert "within reach" in why(repair(without))
 
 
 def test_a_copy_is_repaired_from_one_with_a_manifest_first() -> None:
     """Of one that old programs made no part can be compared: it is taken if there is no other."""
     made_by_cax = entry("xenon")
     run = run_of(made_by_cax, entry("chicago", manifest="b3:0"), bad("lngs", source="xenon"))
-    plan = mend(run)
+    plan = repair(run)
     assert isinstance(plan, transfer.Plan)
     assert [one.host for one in (plan.source, *plan.others)] == ["chicago", "xenon"]
-    alone = mend(run_of(made_by_cax, bad("lngs", source=None)))
+    alone = repair(run_of(made_by_cax, bad("lngs", source=None)))
     assert isinstance(alone, transfer.Plan)
     assert alone.source.host == "xenon"
 
@@ -434,14 +434,14 @@ def test_what_an_old_program_failed_to_make_is_made_by_us(
 ) -> None:
     """An error that names none of us, wherever the data is good; and what is there is kept."""
     failed = entry("lngs", "error", checksum=None) | fields
-    plan = mend(run_of(entry("chicago", manifest="b3:0"), failed))
+    plan = repair(run_of(entry("chicago", manifest="b3:0"), failed))
     if reason is not None:
         assert reason in why(plan)
         return
     assert isinstance(plan, transfer.Plan)
     assert (plan.source.host, plan.again) == ("chicago", True)
     beside = run_of(entry("chicago", manifest="b3:0"), failed, entry("lngs", "verifying"))
-    assert "another entry" in why(mend(beside))
+    assert "another entry" in why(repair(beside))
 
 
 def test_where_no_caxev_listens_it_is_made_by_who_pushes_there() -> None:
@@ -452,7 +452,7 @@ def test_where_no_caxev_listens_it_is_made_by_who_pushes_there() -> None:
     plan = transfer.plan_repair(run, copy_of(run, "remote"), here, ALL, trigger=TRIGGER)
     assert isinstance(plan, transfer.Plan)
     assert plan.source.host == "lngs"
-    assert "within reach" in why(mend(run, "remote"))
+    assert "within reach" in why(repair(run, "remote"))
 
 
 def test_what_an_old_program_left_under_the_name_is_gone_on_with() -> None:
@@ -481,21 +481,21 @@ def test_a_copy_is_mended_as_most_say() -> None:
     """Not from the one it came from where that is outvoted; not before it is known who is right."""
     good = [entry(host, manifest="b3:0") for host in ("xenon", "remote")]
     outvoted = entry("chicago", manifest="b3:1")
-    plan = mend(run_of(bad("lngs"), outvoted, *good))
+    plan = repair(run_of(bad("lngs"), outvoted, *good))
     assert isinstance(plan, transfer.Plan)
     assert [one.host for one in (plan.source, *plan.others)] == ["xenon", "remote"]
     with pytest.raises(Retry, match="contradict one another"):
-        mend(run_of(bad("lngs"), outvoted, good[0]))
-    assert "who is right" in why(mend(run_of(bad("lngs", disputed=True), *good)))
+        repair(run_of(bad("lngs"), outvoted, good[0]))
+    assert "who is right" in why(repair(run_of(bad("lngs", disputed=True), *good)))
     accused = [{**one, "status": "error", "disputed": True} for one in good]
     with pytest.raises(Retry, match="about to be acquitted"):
-        mend(run_of(bad("lngs"), *accused))
+        repair(run_of(bad("lngs"), *accused))
     aside = bad("lngs", quarantine={"place": "/lngs"})
-    assert "vouch" in why(mend(run_of(aside, *good)))
+    assert "vouch" in why(repair(run_of(aside, *good)))
     sure = entry("chicago", manifest="b3:1", vouched={"by": "me"})
     with pytest.raises(Retry, match="about to be set aside"):
-        mend(run_of(bad("lngs", quarantine={"place": None}), sure, *good))
-    plan = mend(run_of(aside, sure, *good))
+        repair(run_of(bad("lngs", quarantine={"place": None}), sure, *good))
+    plan = repair(run_of(aside, sure, *good))
     assert isinstance(plan, transfer.Plan)
     assert (plan.source.host, plan.others) == ("chicago", ())
 
@@ -529,9 +529,9 @@ def test_a_repair_and_a_pull_of_the_same_copy_are_told_apart() -> None:
         run = run_of(entry("chicago", manifest="b3:0"), theirs)
         pulled = transfer.plan_pull(run, RAW, LNGS, ALL, trigger="pull: raw at lngs", now=NOW)
         ours = run.copy(RAW)
-        mended = transfer.plan_repair(run, ours, LNGS, ALL, trigger="repair: raw at lngs")
+        repaired = transfer.plan_repair(run, ours, LNGS, ALL, trigger="repair: raw at lngs")
         assert isinstance(pulled, transfer.Plan) == (name == "pull")
-        assert isinstance(mended, transfer.Plan) == (name == "repair")
+        assert isinstance(repaired, transfer.Plan) == (name == "repair")
 
 
 @pytest.mark.parametrize("plan", [pull, push])
@@ -544,7 +544,7 @@ def test_untriggered_is_never_moved(plan: Any) -> None:
 # -- what is done of it ---------------------------------------------------------------------------
 
 
-class Shelf:
+class RunCache:
     """The ports of a job that needs only manifests."""
 
     def __init__(self, *manifests: Manifest) -> None:
@@ -559,7 +559,7 @@ class Shelf:
         return None
 
 
-class Yard(Shelf):
+class Yard(RunCache):
     """The ports of a job that moves copies: one run, and what comes of moving from or to a site."""
 
     def __init__(self, run: Run, outcomes: Mapping[str, object] | None = None) -> None:
@@ -568,7 +568,7 @@ class Yard(Shelf):
         self.rates: list[float | None] = []
         self.outcomes = dict(outcomes or {})
         self.tried: list[str] = []
-        self.aside = nullcontext
+        self.yield_slot = nullcontext
 
     async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
         if not all(fits(self.run, one) for one in update.expect):
@@ -798,7 +798,7 @@ def test_waiting_for_a_place_is_no_stall() -> None:
             assert (yard.run.copy(RAW), yard.tried, outcomes) == (None, [], [])
 
     in_no_time(main)
-    assert outcomes == [Paid()]
+    assert outcomes == [Done()]
     assert copy_of(yard.run, "lngs").source == "xenon"
 
 
@@ -846,7 +846,7 @@ def test_a_hanging_source_is_tried_last_the_next_time() -> None:
     async def main() -> None:
         ended = await attempted(job_of(yard, AT_XENON))
         assert ended == Postponed(f"no progress for {transfer.STALLED:.0f} s")
-        assert await attempted(job_of(yard, AT_XENON)) == Paid()
+        assert await attempted(job_of(yard, AT_XENON)) == Done()
 
     in_no_time(main)
     assert yard.tried == ["xenon", "chicago"]
@@ -881,11 +881,11 @@ async def test_a_source_that_is_no_longer_good_is_passed_over() -> None:
 
 async def test_an_entry_names_the_reaction_that_made_it() -> None:
     """The site, the handler and what it reacted to."""
-    mended = run_of(bad("lngs"), entry("chicago", manifest="b3:0"))
+    repaired = run_of(bad("lngs"), entry("chicago", manifest="b3:0"))
     for handler, seen, run, at in (
         (transfer.pull, AT_XENON, run_of(entry("xenon")), "lngs"),
         (transfer.push, RAW, run_of(entry("lngs")), "chicago"),
-        (transfer.repair, RAW, mended, "lngs"),
+        (transfer.repair, RAW, repaired, "lngs"),
     ):
         yard = Yard(run)
         await handler(job_of(yard, seen))
@@ -1137,7 +1137,7 @@ async def reread(found: Manifest, *others: dict[str, Any], **fields: Any) -> dic
     """What the entry is given when its copy was read again."""
     run = run_of(entry("lngs", **fields), *others)
     seen = copy_of(run, "lngs")
-    ports: Any = Shelf(GOOD)
+    ports: Any = RunCache(GOOD)
     job = Job(run, Event(run.id, RAW, None, "x"), LNGS, ALL, "lngs#1", logger, ports)
     update = await verify.told(job, seen, found, NOW)
     assert update.change is not None
@@ -1219,7 +1219,7 @@ GOOD = manifest_of(a="1", b="22")
 
 
 async def judge(
-    known: dict[str, Any] | None, found: Manifest = GOOD, *shelf: Manifest
+    known: dict[str, Any] | None, found: Manifest = GOOD, *run_cache: Manifest
 ) -> dict[str, Any]:
     """What the copy's entry is given, where the other copy has these fields."""
     others = [] if known is None else [entry("xenon", **known)]
@@ -1227,7 +1227,7 @@ async def judge(
     plan = check(run, "lngs")
     assert isinstance(plan, verify.Plan)
     event = Event(run.id, RAW, None, "verifying")
-    ports: Any = Shelf(*shelf)
+    ports: Any = RunCache(*run_cache)
     job = Job(run, event, LNGS, ALL, "lngs#1", logger, ports)
     update = await verify.verdict(job, plan, found)
     assert update.change is not None
@@ -1243,7 +1243,7 @@ async def test_a_copy_that_came_bad_has_its_source_read_again() -> None:
     plan = check(run, "lngs")
     assert isinstance(plan, verify.Plan)
     for found, asked in ((GOOD, []), (manifest_of(a="1", b="33"), ["xenon"])):
-        ports: Any = Shelf(GOOD)
+        ports: Any = RunCache(GOOD)
         event = Event(run.id, RAW, None, "verifying")
         await verify.verdict(Job(run, event, LNGS, ALL, "lngs#1", logger, ports), plan, found)
         changes = [update.change for update in ports.asked]

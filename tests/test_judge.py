@@ -188,7 +188,7 @@ def test_what_sites_have_made_themselves_is_not_compared() -> None:
     derived: dict[str, Any] = {"type": "processed", "pax_version": "v1"}
     ours = entry("lngs", "made at lngs", job={}, **derived)
     theirs = entry("chicago", "made at chicago", job={}, **derived)
-    taken = entry("stockholm", "made at lngs", source="lngs", maker="lngs", **derived)
+    taken = entry("stockholm", "made at lngs", source="lngs", producer="lngs", **derived)
 
     def at(run: Run, host: str) -> Any:
         copy = run.copy(CopyKey("processed", host, "v1"))

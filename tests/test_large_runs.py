@@ -17,8 +17,8 @@ from trio.testing import MockClock
 from caxev import Job, copy
 from caxev.core.ledger import owe
 from caxev.core.model import Event, Run, Tag
-from caxev.database import Database, Ingest, Request, Tenure, Unstorable
-from caxev.engine.dispatcher import FRESH, LARGE, Lane, Shelf, in_turn
+from caxev.database import Database, Ingest, InvalidDocument, Lease, Request
+from caxev.engine.dispatcher import FRESH, LARGE, Lane, RunCache, in_turn
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -40,10 +40,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     called: list[Recorded] = []
     ingest = Database.ingest
 
-    async def watched(self: Database, tenure: Tenure, what: Ingest, *args: Any) -> None:
+    async def watched(self: Database, lease: Lease, what: Ingest, *args: Any) -> None:
         for function in called:
             await function(what)
-        await ingest(self, tenure, what, *args)
+        await ingest(self, lease, what, *args)
 
     monkeypatch.setattr(Database, "ingest", watched)
     return called
@@ -80,7 +80,7 @@ async def test_others_come_in_between(database: Named, recorded: list[Recorded])
         await engine.until(lambda: _positioned(db))
 
         async def note(what: Ingest) -> None:
-            order.extend((run, len(what.debts)) for run in what.looks)
+            order.extend((run, len(what.reactions)) for run in what.snapshots)
             if len(order) == 2:
                 await db.insert_run(small)
             await trio.sleep(0.1)  # for the stream to bring it
@@ -91,7 +91,7 @@ async def test_others_come_in_between(database: Named, recorded: list[Recorded])
         expected = once_each(run) + Counter({(small["_id"], SITE): 1})
         await engine.until(lambda: reactions.of == expected)
     assert Counter(name for name, _ in order) == {run: 5, small["_id"]: 1}
-    assert max(debts for _, debts in order) <= PIECE
+    assert max(reactions for _, reactions in order) <= PIECE
     assert order.index((small["_id"], 1)) < 5, "the other run waited for all pieces"
 
 
@@ -110,7 +110,7 @@ async def test_a_listener_that_ends_between_two_pieces(
     stopped = trio.Event()
 
     async def stop(what: Ingest) -> None:
-        pieces.extend(len(what.debts) for run in what.looks if run == run_id)
+        pieces.extend(len(what.reactions) for run in what.snapshots if run == run_id)
         if len(pieces) == 3 and not stopped.is_set():
             stopped.set()
             await trio.sleep_forever()
@@ -150,7 +150,7 @@ async def test_it_changes_while_it_is_recorded(database: Named, recorded: list[R
         document = large()
 
         async def change(what: Ingest) -> None:
-            pieces.extend(len(what.debts) for run in what.looks if run == document["_id"])
+            pieces.extend(len(what.reactions) for run in what.snapshots if run == document["_id"])
             if len(pieces) == 2:
                 runs.update_one({"_id": document["_id"]}, {"$set": {"data": document["data"][:25]}})
 
@@ -200,7 +200,7 @@ async def test_a_replay_of_what_is_new(database: Named) -> None:
 
 @pytest.mark.replicaset
 async def test_others_are_due_in_between(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a lane with more workers than debts are fetched at once, too."""
+    """In a lane with more workers than reactions are fetched at once, too."""
     monkeypatch.setattr("caxev.engine.watcher.AT_ONCE", 500)
     monkeypatch.setattr("caxev.engine.dispatcher.WINDOW", 20)
     order: list[Any] = []
@@ -248,8 +248,8 @@ async def test_it_is_not_read_for_each(database: Named, monkeypatch: pytest.Monk
             run = await db.insert_run(large(200))
 
             async def paid(number: int) -> bool:
-                done = [debt for debt, _ in await db.debts(SITE, state="done")]
-                return sum(debt.after == "error" for debt in done) == number
+                done = [reaction for reaction, _ in await db.reactions(SITE, state="done")]
+                return sum(reaction.after == "error" for reaction in done) == number
 
             for number in range(10):
                 changed = {f"data.{number}.status": "error"}
@@ -260,43 +260,51 @@ async def test_it_is_not_read_for_each(database: Named, monkeypatch: pytest.Monk
     assert len(reads) < 50
 
 
-def test_a_shelf_gives_what_was_read_after_the_debt() -> None:
-    """What was read before a debt was recorded, or a while ago, is not given."""
+def test_a_shelf_gives_what_was_read_after_the_reaction() -> None:
+    """What was read before a reaction was recorded, or a while ago, is not given."""
 
     async def main() -> None:
-        shelf, now = Shelf(), trio.current_time()
+        run_cache, now = RunCache(), trio.current_time()
         run, few = Run.from_document(large(LARGE)), Run.from_document(large(LARGE - 1))
         event = Event(run.id, Tag("x"), None, "yes")
         first, late = (
-            owe(SITE, event, f"h{mark}", lane="l", mark=mark, at=Job.now()) for mark in (7, 8)
+            owe(SITE, event, f"h{generation}", lane="l", generation=generation, at=Job.now())
+            for generation in (7, 8)
         )
-        shelf.put([run, few], now, 7)
-        assert shelf.take([run.id, few.id], [first]) == {run.id: run}
-        assert shelf.take([run.id], [first, late]) == {}
-        shelf.ended(first)
-        assert shelf.take([run.id], [first]) == {}, "it may have written to the run itself"
+        run_cache.put([run, few], now, 7)
+        assert run_cache.take([run.id, few.id], [first]) == {run.id: run}
+        assert run_cache.take([run.id], [first, late]) == {}
+        run_cache.ended(first)
+        assert run_cache.take([run.id], [first]) == {}, "it may have written to the run itself"
         await trio.sleep(FRESH + 0.1)
-        shelf.put([run], trio.current_time() - FRESH - 0.1, 7)
-        assert shelf.take([run.id], [first]) == {}
+        run_cache.put([run], trio.current_time() - FRESH - 0.1, 7)
+        assert run_cache.take([run.id], [first]) == {}
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 @given(st.lists(st.integers(0, 5)))
 def test_all_in_turn(runs: list[int]) -> None:
-    """Each debt once; of each run in its order; the n-th of one before the next of another."""
-    debts = [
-        owe(SITE, Event(run, Tag("x"), None, "yes"), "h", lane="l", mark=mark, at=Job.now())
-        for mark, run in enumerate(runs)
+    """Each reaction once; of each run in its order; the n-th of one before the next of another."""
+    reactions = [
+        owe(
+            SITE,
+            Event(run, Tag("x"), None, "yes"),
+            "h",
+            lane="l",
+            generation=generation,
+            at=Job.now(),
+        )
+        for generation, run in enumerate(runs)
     ]
-    turned, places = in_turn(debts), list[int]()
-    for place, debt in enumerate(turned):
-        places.append(sum(one.run == debt.run for one in turned[:place]))
-    assert sorted(debt.mark for debt in turned) == list(range(len(runs)))
+    turned, places = in_turn(reactions), list[int]()
+    for place, reaction in enumerate(turned):
+        places.append(sum(one.run == reaction.run for one in turned[:place]))
+    assert sorted(reaction.generation for reaction in turned) == list(range(len(runs)))
     assert places == sorted(places)
     for run in set(runs):
-        marks = [debt.mark for debt in turned if debt.run == run]
-        assert marks == sorted(marks)
+        generations = [reaction.generation for reaction in turned if reaction.run == run]
+        assert generations == sorted(generations)
 
 
 @pytest.mark.parametrize("lane", ["default", "transfer"])
@@ -305,10 +313,11 @@ def test_a_run_cannot_fill_what_is_fetched_unseen(lane: str, workers: int) -> No
     """Whatever a lane's size, a run that keeps others out of a window is found to do so."""
     one = Lane(lane, workers)
     event = Event(1, Tag("x"), None, "yes")
-    debts = [
-        owe(SITE, event, "h", lane=lane, mark=mark, at=Job.now()) for mark in range(one.window)
+    reactions = [
+        owe(SITE, event, "h", lane=lane, generation=generation, at=Job.now())
+        for generation in range(one.window)
     ]
-    assert one.crowding(debts) == 1
+    assert one.crowding(reactions) == 1
 
 
 # -- what cannot be recorded, and what comes meanwhile ----------------------------------------
@@ -326,8 +335,8 @@ async def test_a_replay_of_one_that_cannot_be_recorded_ends(
         small = await db.insert_run(engine.run_document(2, ("raw", SITE, "transferred")))
 
         async def refuse(what: Ingest) -> None:
-            if run in what.looks:
-                raise Unstorable("too large")
+            if run in what.snapshots:
+                raise InvalidDocument("too large")
 
         recorded.append(refuse)
         await db.add_request(SITE, Request("replay", (run, small)), "me", Job.now())
@@ -344,7 +353,7 @@ async def test_a_replay_of_one_that_cannot_be_recorded_ends(
 async def test_a_replay_does_not_undo_what_came_meanwhile(
     database: Named, recorded: list[Recorded]
 ) -> None:
-    """A debt that the stream renewed between two pieces stands as it is newer."""
+    """A reaction that the stream renewed between two pieces stands as it is newer."""
     reactions, pieces = Reactions(), list[int]()
     async with engine.opened(database) as db:
         await engine.once(db, reactions.options(database))
@@ -354,7 +363,7 @@ async def test_a_replay_does_not_undo_what_came_meanwhile(
             runs = client[database.name]["runs_new"]
 
             async def change(what: Ingest) -> None:
-                pieces.append(len(what.debts))
+                pieces.append(len(what.reactions))
                 if len(pieces) == 1:
                     runs.update_one({"_id": run}, {"$set": {"data.44.status": "error"}})
                     await trio.sleep(0.3)  # for the stream to bring it
@@ -366,9 +375,15 @@ async def test_a_replay_does_not_undo_what_came_meanwhile(
                 await db.add_request(SITE, request, "me", Job.now())
 
                 async def settled() -> bool:
-                    every = [debt for debt, _ in await db.debts(SITE, run=run)]
+                    every = [reaction for reaction, _ in await db.reactions(SITE, run=run)]
                     return not await db.pending(SITE) and {d.state.value for d in every} == {"done"}
 
                 await engine.until(settled)
-            last = [debt for debt, _ in await db.debts(SITE, run=run) if "site44" in debt.id]
-        assert [debt.after.partition("@")[0] for debt in last if debt.after] == ["error"]
+            last = [
+                reaction
+                for reaction, _ in await db.reactions(SITE, run=run)
+                if "site44" in reaction.id
+            ]
+        assert [reaction.after.partition("@")[0] for reaction in last if reaction.after] == [
+            "error"
+        ]

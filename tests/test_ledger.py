@@ -1,4 +1,4 @@
-"""The life of a debt, as a state machine beside a store that keeps `database`'s rules."""
+"""The life of a reaction, as a state machine beside a store that keeps `database`'s rules."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from caxev.core.ledger import (
     PATIENCE,
     SHORTEST_DELAY,
     SURPRISES,
-    Debt,
+    Done,
+    Failed,
     Hindered,
     Interrupted,
     Outcome,
-    Paid,
     Postponed,
-    Spent,
+    Reaction,
     State,
     Surprise,
     aspect_from,
@@ -37,9 +37,9 @@ from caxev.core.ledger import (
     interrupt,
     owe,
     priority_of,
+    reaction_key,
+    run_prefix,
     settle,
-    slot,
-    slot_prefix,
 )
 from caxev.core.model import Aspect, CopyKey, Event, Tag
 from tests import strategies as make
@@ -48,49 +48,49 @@ ALLOWED = 7
 FINAL = (State.DONE, State.FAILED)
 jitters = st.floats(0, 1, exclude_max=True)
 outcomes = st.one_of(
-    st.builds(Paid, make.texts),
+    st.builds(Done, make.texts),
     st.builds(Postponed, make.texts),
     st.builds(Postponed, make.texts, st.floats(-10, 1e12)),
     st.builds(Surprise, make.texts),
-    st.builds(Spent, make.texts),
+    st.builds(Failed, make.texts),
     st.builds(Interrupted, make.texts),
     st.builds(Hindered, make.texts),
     st.builds(Hindered, make.texts, st.just(inf), st.sampled_from(["", "/data/raw"])),
 )
 
 
-def debt_of(aspect: Aspect = Tag("go"), mark: int = 1) -> Debt:  # noqa: B008  # immutable
+def reaction_of(aspect: Aspect = Tag("go"), generation: int = 1) -> Reaction:  # noqa: B008  # immutable
     event = Event("run", aspect, None, "yes")
-    return owe("lngs", event, "react", lane="default", mark=mark, at=make.EPOCH)
+    return owe("lngs", event, "react", lane="default", generation=generation, at=make.EPOCH)
 
 
 class Store:
     """The ledger's rules as `caxev.database.store` has them in its filters, in memory."""
 
     def __init__(self) -> None:
-        self.rows: dict[str, Debt] = {}
+        self.rows: dict[str, Reaction] = {}
 
-    def owe(self, debt: Debt) -> None:
-        standing = self.rows.get(debt.id)
+    def owe(self, reaction: Reaction) -> None:
+        standing = self.rows.get(reaction.id)
         # A renewal leaves a claim as it is: the attempt that holds it is still under way.
-        epoch = debt.epoch or (standing.epoch if standing else None)
-        self.rows[debt.id] = evolve(debt, epoch=epoch)
+        epoch = reaction.epoch or (standing.epoch if standing else None)
+        self.rows[reaction.id] = evolve(reaction, epoch=epoch)
 
-    def claim(self, debt: Debt, epoch: int) -> bool:
-        row = self.rows[debt.id]
-        if (row.mark, row.state, row.epoch) != (debt.mark, State.OPEN, None):
+    def claim(self, reaction: Reaction, epoch: int) -> bool:
+        row = self.rows[reaction.id]
+        if (row.generation, row.state, row.epoch) != (reaction.generation, State.PENDING, None):
             return False
-        self.rows[debt.id] = claim(row, epoch)
+        self.rows[reaction.id] = claim(row, epoch)
         return True
 
-    def settle(self, debt: Debt, epoch: int) -> str:
-        row = self.rows[debt.id]
+    def settle(self, reaction: Reaction, epoch: int) -> str:
+        row = self.rows[reaction.id]
         if row.epoch != epoch:
             return "late"
-        if row.mark != debt.mark:
-            self.rows[debt.id] = evolve(row, state=State.OPEN, epoch=None)
+        if row.generation != reaction.generation:
+            self.rows[reaction.id] = evolve(row, state=State.PENDING, epoch=None)
             return "renewed"
-        self.rows[debt.id] = debt
+        self.rows[reaction.id] = reaction
         return "counted"
 
     def interrupt_claims(self, now: datetime) -> None:
@@ -102,9 +102,9 @@ class Store:
 
 @frozen
 class Attempt:
-    """A claimed debt under way in the process of that epoch."""
+    """A claimed reaction under way in the process of that epoch."""
 
-    debt: Debt
+    reaction: Reaction
     epoch: int
 
 
@@ -114,34 +114,34 @@ class Ledger(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.store = Store()
-        self.marks = count(1)
+        self.generations = count(1)
         self.now = make.EPOCH
         self.epoch = 1
         self.attempts: list[Attempt] = []
-        self.final: dict[str, Debt] = {}
+        self.final: dict[str, Reaction] = {}
         self.failures: dict[str, int] = {}
 
-    def live(self, slot: str) -> list[Attempt]:
-        return [a for a in self.attempts if a.debt.id == slot and a.epoch == self.epoch]
+    def live(self, reaction_key: str) -> list[Attempt]:
+        return [a for a in self.attempts if a.reaction.id == reaction_key and a.epoch == self.epoch]
 
     @rule(name=st.sampled_from("abc"), born_claimed=st.booleans())
     def owe(self, name: str, *, born_claimed: bool) -> None:
-        """An event makes a debt, or renews the one that is there."""
-        debt = evolve(debt_of(Tag(name), next(self.marks)), due=self.now)
-        if born_claimed and not self.live(debt.id):
-            debt = claim(debt, self.epoch)
-            self.attempts.append(Attempt(debt, self.epoch))
-        self.store.owe(debt)
-        self.final.pop(debt.id, None)
-        self.failures[debt.id] = 0
+        """An event makes a reaction, or renews the one that is there."""
+        reaction = evolve(reaction_of(Tag(name), next(self.generations)), due=self.now)
+        if born_claimed and not self.live(reaction.id):
+            reaction = claim(reaction, self.epoch)
+            self.attempts.append(Attempt(reaction, self.epoch))
+        self.store.owe(reaction)
+        self.final.pop(reaction.id, None)
+        self.failures[reaction.id] = 0
 
     @precondition(lambda self: self.store.rows)
     @rule(data=st.data(), stale=st.booleans())
     def claim(self, data: Any, *, stale: bool) -> None:
-        """A claim counts where the debt is as it was read, due or not."""
+        """A claim counts where the reaction is as it was read, due or not."""
         row = data.draw(st.sampled_from(list(self.store.rows.values())))
-        seen = evolve(row, mark=row.mark - 1) if stale else row
-        free = row.state is State.OPEN and row.epoch is None
+        seen = evolve(row, generation=row.generation - 1) if stale else row
+        free = row.state is State.PENDING and row.epoch is None
         assert self.store.claim(seen, self.epoch) == (free and not stale)
         if free and not stale:
             self.attempts.append(Attempt(claim(row, self.epoch), self.epoch))
@@ -152,17 +152,17 @@ class Ledger(RuleBasedStateMachine):
         """An attempt ends; where its process was deposed meanwhile, nothing changes."""
         attempt = data.draw(st.sampled_from(self.attempts))
         self.attempts.remove(attempt)
-        before = self.store.rows[attempt.debt.id]
-        settled = settle(attempt.debt, outcome, self.now, allowed=ALLOWED, jitter=jitter)
+        before = self.store.rows[attempt.reaction.id]
+        settled = settle(attempt.reaction, outcome, self.now, allowed=ALLOWED, jitter=jitter)
         done = self.store.settle(settled, attempt.epoch)
-        after = self.store.rows[attempt.debt.id]
+        after = self.store.rows[attempt.reaction.id]
         if attempt.epoch != self.epoch:
             assert (done, after) == ("late", before)
-        elif before.mark != attempt.debt.mark:
-            assert (done, after.state, after.epoch) == ("renewed", State.OPEN, None)
+        elif before.generation != attempt.reaction.generation:
+            assert (done, after.state, after.epoch) == ("renewed", State.PENDING, None)
         else:
             assert done == "counted"
-            self.failures[settled.id] += settled.attempts - attempt.debt.attempts
+            self.failures[settled.id] += settled.attempts - attempt.reaction.attempts
         if after.state in FINAL:
             self.final[after.id] = after
 
@@ -195,7 +195,7 @@ class Ledger(RuleBasedStateMachine):
 
     @invariant()
     def attempts_are_bounded(self) -> None:
-        """Only so many failures and deaths, then the debt is parked."""
+        """Only so many failures and deaths, then the reaction is parked."""
         for row in self.store.rows.values():
             assert row.attempts <= ALLOWED
             assert row.attempts == self.failures[row.id]
@@ -204,13 +204,13 @@ class Ledger(RuleBasedStateMachine):
             assert row.interrupted < INTERRUPTIONS or row.state is State.FAILED
 
     def teardown(self) -> None:
-        """Nothing is lost: whatever came before, every debt can be brought to its end."""
+        """Nothing is lost: whatever came before, every reaction can be brought to its end."""
         self.take_over()
         for row in list(self.store.rows.values()):
             if row.state not in FINAL:
                 assert self.store.claim(row, self.epoch)
                 taken = claim(row, self.epoch)
-                paid = settle(taken, Paid(), self.now, allowed=ALLOWED, jitter=0)
+                paid = settle(taken, Done(), self.now, allowed=ALLOWED, jitter=0)
                 assert self.store.settle(paid, self.epoch) == "counted"
         assert all(row.state in FINAL for row in self.store.rows.values())
 
@@ -230,63 +230,65 @@ def test_the_first_tag_counts_most(urgent: list[str], tags: list[str]) -> None:
 
 @given(outcomes, jitters)
 def test_a_settlement_frees_and_is_never_early(outcome: Outcome, jitter: float) -> None:
-    """A settled debt is claimed by nobody, and if open again is due now or later."""
-    taken = claim(debt_of(), 3)
+    """A settled reaction is claimed by nobody, and if open again is due now or later."""
+    taken = claim(reaction_of(), 3)
     after = settle(taken, outcome, make.EPOCH, allowed=ALLOWED, jitter=jitter)
     assert after.epoch is None
-    assert after.state in (State.OPEN, *FINAL)
+    assert after.state in (State.PENDING, *FINAL)
     assert after.due >= make.EPOCH
-    assert (after.id, after.mark, after.event) == (taken.id, taken.mark, taken.event)
+    assert (after.id, after.generation, after.event) == (taken.id, taken.generation, taken.event)
 
 
 @given(st.sampled_from([Surprise("x"), Postponed("x")]), st.integers(1, 30))
 def test_failures_park_after_their_number(outcome: Outcome, allowed: int) -> None:
     """Surprises and back-offs are tried so often, then parked with the reason."""
     bound = min(allowed, SURPRISES) if isinstance(outcome, Surprise) else allowed
-    debt, tries = debt_of(), 0
-    while debt.state is State.OPEN and tries <= bound:
-        debt = settle(claim(debt, 1), outcome, make.EPOCH, allowed=allowed, jitter=0.5)
+    reaction, tries = reaction_of(), 0
+    while reaction.state is State.PENDING and tries <= bound:
+        reaction = settle(claim(reaction, 1), outcome, make.EPOCH, allowed=allowed, jitter=0.5)
         tries += 1
-    assert (tries, debt.state, debt.attempts) == (bound, State.FAILED, bound)
-    assert debt.note == f"x (given up after {bound} attempts)"
+    assert (tries, reaction.state, reaction.attempts) == (bound, State.FAILED, bound)
+    assert reaction.note == f"x (given up after {bound} attempts)"
 
 
 @pytest.mark.parametrize("outcome", [Postponed("later", 60.0), Interrupted()])
 def test_what_costs_nothing(outcome: Outcome) -> None:
     """A delay that the handler asked for, and a process that left, cost no attempt."""
-    debt = debt_of()
+    reaction = reaction_of()
     for _ in range(100):
-        debt = settle(claim(debt, 1), outcome, make.EPOCH, allowed=1, jitter=0)
-    assert (debt.state, debt.attempts) == (State.OPEN, 0)
+        reaction = settle(claim(reaction, 1), outcome, make.EPOCH, allowed=1, jitter=0)
+    assert (reaction.state, reaction.attempts) == (State.PENDING, 0)
 
 
 @given(st.floats(-1e9, 1e9, allow_nan=False))
 def test_nothing_is_tried_again_at_once(after: float) -> None:
     """However soon a handler asks for it, or even in the past."""
-    debt = settle(claim(debt_of(), 1), Postponed("x", after), make.EPOCH, allowed=1, jitter=0)
-    assert debt.due >= make.EPOCH + timedelta(seconds=SHORTEST_DELAY)
+    reaction = settle(
+        claim(reaction_of(), 1), Postponed("x", after), make.EPOCH, allowed=1, jitter=0
+    )
+    assert reaction.due >= make.EPOCH + timedelta(seconds=SHORTEST_DELAY)
 
 
 def test_what_kills_its_process_is_parked() -> None:
-    """A debt that is running whenever the process dies is suspected in the end."""
-    debt, deaths = debt_of(), 0
-    while debt.state is State.OPEN and deaths <= INTERRUPTIONS:
-        debt = interrupt(claim(debt, deaths), make.EPOCH)
+    """A reaction that is running whenever the process dies is suspected in the end."""
+    reaction, deaths = reaction_of(), 0
+    while reaction.state is State.PENDING and deaths <= INTERRUPTIONS:
+        reaction = interrupt(claim(reaction, deaths), make.EPOCH)
         deaths += 1
-    assert (deaths, debt.state, debt.epoch) == (INTERRUPTIONS, State.FAILED, None)
-    assert debt.note == f"the listener died {INTERRUPTIONS} times while this ran"
+    assert (deaths, reaction.state, reaction.epoch) == (INTERRUPTIONS, State.FAILED, None)
+    assert reaction.note == f"the listener died {INTERRUPTIONS} times while this ran"
 
 
 def test_only_what_is_open_is_claimed_and_what_runs_is_settled() -> None:
     """The transitions that do not exist raise."""
-    taken = claim(debt_of(), 1)
-    done = settle(taken, Paid(), make.EPOCH, allowed=1, jitter=0)
-    for debt in (taken, done):
-        with pytest.raises(ValueError, match=f"cannot claim a debt that is {debt.state}"):
-            claim(debt, 2)
-    for debt in (debt_of(), done):
-        with pytest.raises(ValueError, match=f"cannot settle a debt that is {debt.state}"):
-            settle(debt, Paid(), make.EPOCH, allowed=1, jitter=0)
+    taken = claim(reaction_of(), 1)
+    done = settle(taken, Done(), make.EPOCH, allowed=1, jitter=0)
+    for reaction in (taken, done):
+        with pytest.raises(ValueError, match=f"cannot claim a reaction that is {reaction.state}"):
+            claim(reaction, 2)
+    for reaction in (reaction_of(), done):
+        with pytest.raises(ValueError, match=f"cannot settle a reaction that is {reaction.state}"):
+            settle(reaction, Done(), make.EPOCH, allowed=1, jitter=0)
 
 
 @given(st.integers(1, 10**6), jitters)
@@ -309,7 +311,7 @@ def _other(one: Any) -> tuple[Any, ...]:
 @given(slots, slots)
 def test_slots_are_unambiguous(one: Any, two: Any) -> None:
     """Two slots have one key only if they are one slot, whatever the names."""
-    assert (slot(*one) == slot(*two)) == (_other(one) == _other(two))
+    assert (reaction_key(*one) == reaction_key(*two)) == (_other(one) == _other(two))
 
 
 @pytest.mark.parametrize(
@@ -323,16 +325,16 @@ def test_slots_are_unambiguous(one: Any, two: Any) -> None:
 )
 def test_slots_that_look_alike(one: Any, two: Any) -> None:
     """A run's id keeps its type, and a name stays inside its quotes."""
-    assert slot(*one) != slot(*two)
+    assert reaction_key(*one) != reaction_key(*two)
 
 
 @given(slots, make.names, runs)
 def test_a_prefix_finds_the_slots_of_one_run(one: Any, site: str, run: Any) -> None:
     """A run's prefix begins its own slots, and no other's."""
     here, its = one[:2]
-    assert slot(*one).startswith(slot_prefix(here, its))
+    assert reaction_key(*one).startswith(run_prefix(here, its))
     mine = (site, type(run), run) == (here, type(its), its)
-    assert slot(*one).startswith(slot_prefix(site, run)) == mine
+    assert reaction_key(*one).startswith(run_prefix(site, run)) == mine
 
 
 @given(make.aspects)
@@ -343,35 +345,43 @@ def test_an_aspect_comes_back_from_its_row(aspect: Aspect) -> None:
     assert type(again) is type(aspect)
 
 
-def hindered_for(seconds: float, outcome: Hindered, jitter: float = 0.5) -> Debt:
-    """A debt whose attempts have all ended so, the last of them after so many seconds."""
-    debt, now = debt_of(), make.EPOCH
+def hindered_for(seconds: float, outcome: Hindered, jitter: float = 0.5) -> Reaction:
+    """A reaction whose attempts have all ended so, the last of them after so many seconds."""
+    reaction, now = reaction_of(), make.EPOCH
     while True:
-        debt = settle(claim(debt, 1), outcome, now, allowed=ALLOWED, jitter=jitter)
-        if debt.state is State.FAILED or (now - make.EPOCH).total_seconds() >= seconds:
-            return debt
-        now = debt.due
+        reaction = settle(claim(reaction, 1), outcome, now, allowed=ALLOWED, jitter=jitter)
+        if reaction.state is State.FAILED or (now - make.EPOCH).total_seconds() >= seconds:
+            return reaction
+        now = reaction.due
 
 
 def test_a_refusal_is_waited_out_for_days_and_not_longer() -> None:
     """It costs no attempt, is tried again ever more rarely, and ends in FAILED after a week."""
     refused = Hindered("our key is refused")
     for seconds in (0.0, 20.0, 3600.0, PATIENCE / 2):
-        debt = hindered_for(seconds, refused)
-        assert (debt.state, debt.attempts, debt.hindered) == (State.OPEN, 0, make.EPOCH)
-        assert debt.due - make.EPOCH <= timedelta(seconds=max(20.0, seconds) * 2 + 7200)
-    debt = hindered_for(2 * PATIENCE, refused)
-    assert (debt.state, debt.attempts) == (State.FAILED, 0)
-    assert "given up after 7 days" in debt.note
-    assert hindered_for(2 * PATIENCE, Hindered("it is away", inf)).state is State.OPEN
+        reaction = hindered_for(seconds, refused)
+        assert (reaction.state, reaction.attempts, reaction.hindered) == (
+            State.PENDING,
+            0,
+            make.EPOCH,
+        )
+        assert reaction.due - make.EPOCH <= timedelta(seconds=max(20.0, seconds) * 2 + 7200)
+    reaction = hindered_for(2 * PATIENCE, refused)
+    assert (reaction.state, reaction.attempts) == (State.FAILED, 0)
+    assert "given up after 7 days" in reaction.note
+    assert hindered_for(2 * PATIENCE, Hindered("it is away", inf)).state is State.PENDING
 
 
 def test_what_waits_for_a_disk_says_for_which() -> None:
     """Any other end forgets it; a listener that is stopped does not."""
     away = settle(
-        claim(debt_of(), 1), Hindered("x", inf, "/data"), make.EPOCH, allowed=ALLOWED, jitter=0.5
+        claim(reaction_of(), 1),
+        Hindered("x", inf, "/data"),
+        make.EPOCH,
+        allowed=ALLOWED,
+        jitter=0.5,
     )
     assert (away.root, away.due) == ("/data", make.EPOCH + timedelta(seconds=LONGEST_DELAY))
-    for outcome, root in ((Interrupted(), "/data"), (Paid(), ""), (Postponed("y"), "")):
+    for outcome, root in ((Interrupted(), "/data"), (Done(), ""), (Postponed("y"), "")):
         after = settle(claim(away, 1), outcome, make.EPOCH, allowed=ALLOWED, jitter=0.5)
         assert (after.root, after.hindered is None) == (root, not root)

@@ -65,7 +65,7 @@ class Lab:
                 sites=self.sites,
                 settings=engine.settings_for(self.named),
                 registry=Registry(ours, here),
-                lease=10.0,
+                lease_time=10.0,
                 grace=5.0,
             )
             await self.stack.enter_async_context(
@@ -153,12 +153,12 @@ class Lab:
 
         async def nothing() -> bool:
             soon = utcnow() + timedelta(minutes=5)
-            debts = [
-                debt
-                for state in ("open", "running")
-                for debt, _ in await self.database.debts(state=state)
+            reactions = [
+                reaction
+                for state in ("pending", "running")
+                for reaction, _ in await self.database.reactions(state=state)
             ]
-            return all(debt.due > soon for debt in debts)
+            return all(reaction.due > soon for reaction in reactions)
 
         await self.until(nothing)
 
@@ -331,7 +331,7 @@ async def test_of_two_sites_that_delete_one_may(database: Named, tmp_path: Path)
 
 
 async def test_a_rotten_copy_saves_another(database: Named, tmp_path: Path) -> None:
-    """Found when it is read for the proof: the deletion is withdrawn, and the rotten one mended."""
+    """The reading for the proof finds it: the deletion is withdrawn, the rotten copy repaired."""
     async with lab(database, tmp_path) as three:
         run = await three.take(*HOSTS)
         harm(three.path("chicago"))
@@ -410,7 +410,7 @@ async def test_where_data_is_born_the_oldest_goes_as_well(database: Named, tmp_p
 
 
 async def test_the_patrol_finds_rot(database: Named, tmp_path: Path) -> None:
-    """A copy that was not read for long is; a bad one is mended, a good one waits again."""
+    """A copy that was not read for long is; a bad one is repaired, a good one waits again."""
     patrol = {"patrol": Patrol(days=30.0, max_rate=50e6)}
     async with lab(database, tmp_path, chicago=patrol, stockholm=patrol) as three:
         run = await three.take(*HOSTS)
@@ -424,8 +424,8 @@ async def test_the_patrol_finds_rot(database: Named, tmp_path: Path) -> None:
             return copy is not None and (copy.verified_at or before) > before
 
         async def waits_again() -> bool:
-            debts = await three.database.debts(handler="patrol", state="open")
-            left = {debt.site: debt.due - utcnow() for debt, _ in debts}
+            reactions = await three.database.reactions(handler="patrol", state="pending")
+            left = {reaction.site: reaction.due - utcnow() for reaction, _ in reactions}
             in_a_month = [timedelta(days=29) < one <= timedelta(days=30) for one in left.values()]
             return left.keys() == {"chicago", "stockholm"} and all(in_a_month)
 
@@ -463,7 +463,7 @@ async def test_a_bad_master_is_outvoted_and_mended(database: Named, tmp_path: Pa
 
 
 async def test_copies_of_cax_that_contradict_the_master(database: Named, tmp_path: Path) -> None:
-    """Two that were compared with a bad master are acquitted, and it is mended from them."""
+    """Two that were compared with a bad master are acquitted, and it is repaired from them."""
     async with lab(database, tmp_path, lngs={"master": ("raw",)}) as three:
         run = await three.take(*HOSTS)
         await record(three, run, "lngs")
@@ -567,8 +567,10 @@ async def test_an_entry_of_old_cax_goes_by_its_age(
             return
 
         async def looked() -> Any:
-            debts = await three.database.debts("chicago", handler="stalled", state="open")
-            return debts and debts[0][0].note
+            reactions = await three.database.reactions(
+                "chicago", handler="stalled", state="pending"
+            )
+            return reactions and reactions[0][0].note
 
         assert await three.until(looked) == "transferring for 3 h"
         copy = await three.becomes(run, "chicago", status=TRANSFERRING)
@@ -600,8 +602,10 @@ async def test_a_live_transfer_is_never_given_up(database: Named, tmp_path: Path
         await three.listen("chicago")
 
         async def looked() -> Any:
-            debts = await three.database.debts("chicago", handler="stalled", state="open")
-            return debts and debts[0][0].note
+            reactions = await three.database.reactions(
+                "chicago", handler="stalled", state="pending"
+            )
+            return reactions and reactions[0][0].note
 
         assert await three.until(looked) == "somebody is at work on it"
         await three.becomes(run, "chicago", status=TRANSFERRING, owner=owner)

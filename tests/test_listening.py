@@ -21,7 +21,7 @@ from caxev.alarms import Addressee, Desk, gone_directories
 from caxev.config import ConfigError, Sites
 from caxev.core.alarms import Alarm, Rule
 from caxev.core.clock import utcnow
-from caxev.database import Database, Tenure, Unreachable
+from caxev.database import Database, Lease, Unreachable
 from caxev.engine.listener import Leaving
 from caxev.engine.options import KEY, Options, adopted, changed_keys
 from caxev.rucio.rule_files import RuleFiles
@@ -140,7 +140,7 @@ async def test_a_reload_that_fails_in_a_stand_by_is_reported_when_it_leads(
     def reread() -> Sites:
         raise ConfigError("purge must be days, not 'x'")
 
-    made = evolve(engine.options_for(database, []), reread=reread, lease=1.0)
+    made = evolve(engine.options_for(database, []), reread=reread, lease_time=1.0)
     async with engine.opened(database) as db, engine.listener(db, made, "one") as leader:
         await engine.until(lambda: _led_by(db, "one"))
         async with engine.listener(db, made, "two") as other:
@@ -233,7 +233,7 @@ async def test_what_was_reloaded_is_what_others_compare_with(database: Named) ->
                 await engine.until(partial(so_many, 1), within=10)
             async with engine.listener(db, evolve(old, sites=new), "three"):
                 await engine.until(lambda: sum("standing by" in line for line in logged) > 2)
-                await trio.sleep(old.lease / 3)  # it looks several times
+                await trio.sleep(old.lease_time / 3)  # it looks several times
         assert so_many(1)
     finally:
         logger.remove(sink)
@@ -292,7 +292,7 @@ async def test_rule_files_are_read_at_once_after_a_reload() -> None:
         async def look(self) -> None:
             looked.append(self.site.name)
 
-    files = Files(cast("Database", None), cast("Tenure", None), here, sites)
+    files = Files(cast("Database", None), cast("Lease", None), here, sites)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(files.follow)
         await trio.testing.wait_all_tasks_blocked()

@@ -23,15 +23,15 @@ from pymongo import MongoClient
 
 from caxev import HERE, Job, copy
 from caxev.cli.alarms import alarm_rows
-from caxev.cli.debts import reaction_row
+from caxev.cli.reaction_rows import reaction_row
 from caxev.cli.status import site_rows
 from caxev.core.alarms import Alarm, Standing, Told
 from caxev.core.ledger import owe
 from caxev.core.model import CopyKey, Event
 from caxev.database import Database, Request
 from caxev.database.alarms import alarm_id, alarm_row
-from caxev.database.rows import Malformed, carefully, debt_from, snapshot_from, standing_from
-from caxev.database.store import SiteRecord, debt_row, part_from, request_from
+from caxev.database.rows import Malformed, carefully, reaction_from, snapshot_from, standing_from
+from caxev.database.store import SiteRecord, part_from, reaction_document, request_from
 from caxev.files import Manifest
 from caxev.files.manifest import Item
 from tests import engine
@@ -45,7 +45,7 @@ DEBT = owe(
     Event(RUN, CopyKey("raw", SITE), None, "transferred"),
     "see",
     lane="default",
-    mark=7,
+    generation=7,
     at=NOW,
 )
 ALARM = Standing(
@@ -94,17 +94,17 @@ def document_of(kind: str) -> dict[str, Any]:
     """A document of this kind as caxev writes it."""
     made: dict[str, Any]
     match kind:
-        case "debt":
+        case "reaction":
             made = {
                 "_id": DEBT.id,
-                **debt_row(DEBT),
+                **reaction_document(DEBT),
                 "progress": {"done": 1, "at": NOW},
                 "started": NOW,
             }
         case "snapshot":
             made = {
                 "_id": {"s": SITE, "r": RUN},
-                "look": [["raw", SITE, None, "transferred"], ["t", "x"]],
+                "snapshot": [["raw", SITE, None, "transferred"], ["t", "x"]],
             }
         case "alarm":
             made = {"_id": alarm_id(SITE, "disk"), **alarm_row(ALARM)}
@@ -131,7 +131,7 @@ def document_of(kind: str) -> dict[str, Any]:
 
 
 READ: dict[str, Callable[[dict[str, Any]], object]] = {
-    "debt": debt_from,
+    "reaction": reaction_from,
     "snapshot": snapshot_from,
     "alarm": standing_from,
     "request": request_from,
@@ -225,9 +225,9 @@ async def _goes_on(database: Named) -> None:
 
 
 async def _is_done(db: Database, run: Any) -> bool:
-    found = await db.debts(SITE, run=run)
+    found = await db.reactions(SITE, run=run)
     asked = [one for one in await db.pending(SITE) if one.kind == "scan"]
-    return [debt.state.value for debt, _ in found] == ["done"] and not asked
+    return [reaction.state.value for reaction, _ in found] == ["done"] and not asked
 
 
 async def _shown(db: Database) -> None:
@@ -235,18 +235,18 @@ async def _shown(db: Database) -> None:
     rows = await site_rows(db, {SITE: True, "chicago": True})
     assert {row["site"] for row in rows} >= {SITE, "chicago"}
     alarm_rows(await db.alarms())
-    for debt, document in await db.debts():
-        reaction_row(debt, document)
+    for reaction, document in await db.reactions():
+        reaction_row(reaction, document)
 
 
 BROKEN: list[tuple[str, dict[str, Any]]] = [
-    ("debt", {"due": 5}),
-    ("debt", {"mark": "x"}),
-    ("debt", {"state": "ajar"}),
-    ("debt", {"aspect": 5}),
-    ("debt", {"site": 5}),
-    ("debt", {"epoch": "old", "state": "running"}),
-    ("snapshot", {"look": 5}),
+    ("reaction", {"due": 5}),
+    ("reaction", {"generation": "x"}),
+    ("reaction", {"state": "ajar"}),
+    ("reaction", {"aspect": 5}),
+    ("reaction", {"site": 5}),
+    ("reaction", {"epoch": "old", "state": "running"}),
+    ("snapshot", {"snapshot": 5}),
     ("alarm", {"told": 5}),
     ("alarm", {"details": [["a"]]}),
     ("request", {"runs": 5}),
@@ -268,7 +268,7 @@ async def test_a_malformed_document_is_set_aside(
             bad = {**document_of(kind), **fields}
             run = {**engine.run_document(1, ("raw", SITE, "transferred")), "_id": RUN}
             await db.insert_run(run)
-            if kind == "debt":  # its run was seen
+            if kind == "reaction":  # its run was seen
                 async with engine.listener(db, options):
                     await engine.until(lambda: _is_done(db, RUN))
             collection = server[COLLECTION.get(kind, "caxev_ledger")]
@@ -298,10 +298,10 @@ async def test_epochs_go_on_if_a_sites_document_is_lost(database: Named, lost: s
             await db.release(taken[0])
         claimed = {
             "_id": DEBT.id,
-            **debt_row(DEBT),
+            **reaction_document(DEBT),
             "state": "running",
             "epoch": 3,
-            "mark": 3 << 40,
+            "generation": 3 << 40,
         }
         with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
             ledger = client[database.name]["caxev_ledger"]
@@ -316,7 +316,7 @@ async def test_epochs_go_on_if_a_sites_document_is_lost(database: Named, lost: s
 
 
 @pytest.mark.replicaset
-@pytest.mark.parametrize("name", ["mark", "epoch"])
+@pytest.mark.parametrize("name", ["generation", "epoch"])
 @pytest.mark.parametrize(
     "value",
     [math.inf, -math.inf, math.nan, 1e300, 2**63 - 1, -(2**63), Decimal128("1E+6000"), "x"],
@@ -328,8 +328,8 @@ async def test_an_absurd_number_ends_no_first_start(
     """A site whose document is missing goes on from the other reactions' epochs."""
     async with engine.opened(database) as db:
         with MongoClient[dict[str, Any]](database.uri) as client:
-            good = {"_id": "good", **debt_row(DEBT), "mark": 3 << 40}
-            absurd = {"_id": "absurd", **debt_row(DEBT), name: value}
+            good = {"_id": "good", **reaction_document(DEBT), "generation": 3 << 40}
+            absurd = {"_id": "absurd", **reaction_document(DEBT), name: value}
             client[database.name]["caxev_ledger"].insert_many([good, absurd])
         taken = await db.acquire(SITE, "me", 10.0, NOW)
         assert taken is not None

@@ -33,7 +33,7 @@ from caxev.core.model import (
     _digest,
     as_utc,
     field_of,
-    look_at,
+    snapshot_of,
 )
 from tests import strategies as make
 
@@ -46,15 +46,15 @@ def run_with(*entries: Any, **fields: Any) -> Run:
 
 
 def told_by(run: Run) -> dict[Aspect, str]:
-    look: dict[Aspect, str] = {Existence(): YES}
-    look |= {Tag(name): YES for name in run.tags}
+    snapshot: dict[Aspect, str] = {Existence(): YES}
+    snapshot |= {Tag(name): YES for name in run.tags}
     for copy in reversed(run.copies):  # of two with one key, the first counts
-        look[copy.key] = copy.seen_as
+        snapshot[copy.key] = copy.seen_as
     for key in {copy.key for copy in run.copies}:
         statuses = [copy.seen_as for copy in run.copies if copy.key == key]
         if len(statuses) > 1:
-            look[CopyField(*key, STATUSES)] = _digest(statuses)
-    return look
+            snapshot[CopyField(*key, STATUSES)] = _digest(statuses)
+    return snapshot
 
 
 @given(make.run_documents)
@@ -74,7 +74,7 @@ def test_any_document_is_a_run(document: dict[str, Any]) -> None:
 @given(make.run_documents)
 def test_a_look_is_what_run_and_copies_say(document: dict[str, Any]) -> None:
     """`look_at(document)` is what `Run` and `Copy` say, without making them."""
-    assert look_at(document) == told_by(Run.from_document(document))
+    assert snapshot_of(document) == told_by(Run.from_document(document))
 
 
 @given(make.run_documents)
@@ -82,7 +82,7 @@ def test_looking_changes_nothing(document: dict[str, Any]) -> None:
     """The document is kept as it is: the run's and each copy's fields are the very ones."""
     before = repr(document)
     run = Run.from_document(document)
-    assert run.look() == look_at(document)
+    assert run.snapshot() == snapshot_of(document)
     assert run.document is document
     assert all(any(copy.fields is entry for entry in document["data"]) for copy in run.copies)
     assert repr(document) == before
@@ -95,17 +95,17 @@ def test_the_order_of_entries_makes_no_difference(document: dict[str, Any], rand
     keyed = {(e["type"], e["host"], e.get("pax_version")): e for e in unique.values()}
     there = list(keyed.values())
     shuffled = random.sample(there, len(there))
-    assert look_at({**document, "data": there}) == look_at({**document, "data": shuffled})
+    assert snapshot_of({**document, "data": there}) == snapshot_of({**document, "data": shuffled})
 
 
 def test_of_two_entries_with_one_key_the_first_counts() -> None:
     """A duplicate is no second copy."""
     first = {"type": "raw", "host": "lngs", "status": "transferred"}
     run = run_with(first, {**first, "status": "error"})
-    assert run.look()[RAW] == "transferred"
+    assert run.snapshot()[RAW] == "transferred"
     other = run_with(first, {**first, "status": "verifying"})
-    assert run.look()[CopyField(*RAW, STATUSES)] != other.look()[CopyField(*RAW, STATUSES)]
-    assert CopyField(*RAW, STATUSES) not in run_with(first).look()
+    assert run.snapshot()[CopyField(*RAW, STATUSES)] != other.snapshot()[CopyField(*RAW, STATUSES)]
+    assert CopyField(*RAW, STATUSES) not in run_with(first).snapshot()
     assert (copy := run.copy(RAW)) is not None
     assert copy.status == "transferred"
 
@@ -118,7 +118,7 @@ def test_an_entry_without_type_and_host_is_no_copy(entry: object) -> None:
     run = run_with(entry)
     assert run.copies == ()
     assert run.document["data"] == [entry]
-    assert run.look() == {Existence(): YES}
+    assert run.snapshot() == {Existence(): YES}
 
 
 @pytest.mark.parametrize("location", ["n/a", "N/A", "NA", "na", "", None, 5, ["/data"]])
@@ -141,7 +141,7 @@ def test_times_of_old_documents() -> None:
 def test_a_status_that_came_back_is_a_change(status: str, one: datetime, two: datetime) -> None:
     """The same status set at another millisecond is another value, and the same status."""
     entry = {"type": "raw", "host": "lngs", "status": status}
-    values = [run_with({**entry, "status_since": at}).look()[RAW] for at in (one, two)]
+    values = [run_with({**entry, "status_since": at}).snapshot()[RAW] for at in (one, two)]
     ms = [int(at.timestamp() * 1000) for at in (one, two)]
     assert (values[0] == values[1]) == (ms[0] == ms[1])
     assert {Event(None, RAW, None, value).status for value in values} == {status}
@@ -186,27 +186,29 @@ WATCHED = Watched(frozenset({"start", "tags", "x.y"}), frozenset({"status", "own
 def test_watched_fields_are_aspects(document: dict[str, Any]) -> None:
     """Whatever they hold; what is absent or null is none; the rest of the look is the same."""
     run = Run.from_document(document)
-    look = run.look(WATCHED)
-    plain = {key: v for key, v in look.items() if not isinstance(key, Field | CopyField)}
-    several = {key: v for key, v in look.items() if getattr(key, "field", "") == STATUSES}
-    assert plain | several == run.look()
+    snapshot = run.snapshot(WATCHED)
+    plain = {key: v for key, v in snapshot.items() if not isinstance(key, Field | CopyField)}
+    several = {key: v for key, v in snapshot.items() if getattr(key, "field", "") == STATUSES}
+    assert plain | several == run.snapshot()
     there = {path for path in WATCHED.run if field_of(document, path) is not None}
-    assert {key.path for key in look if isinstance(key, Field)} == there
+    assert {key.path for key in snapshot if isinstance(key, Field)} == there
     of_copies = {
         CopyField(*copy.key, name)
         for copy in reversed(run.copies)
         for name in WATCHED.copies
         if run.copy(copy.key).fields.get(name) is not None  # type: ignore[union-attr]  # it is there
     }
-    assert {key for key in look if isinstance(key, CopyField)} - several.keys() == of_copies
+    assert {key for key in snapshot if isinstance(key, CopyField)} - several.keys() == of_copies
 
 
 @given(make.values.filter(lambda value: value is not None), make.values)
 def test_a_field_that_changes_is_a_change(one: Any, other: Any) -> None:
     """Equal values look equal, and values that are written differently do not."""
     watched = Watched(frozenset({"a.b"}))
-    looks = [look_at({"a": {"b": value}}, watched).get(Field("a.b")) for value in (one, other)]
-    assert (looks[0] == looks[1]) == (repr(one) == repr(other))
+    snapshots = [
+        snapshot_of({"a": {"b": value}}, watched).get(Field("a.b")) for value in (one, other)
+    ]
+    assert (snapshots[0] == snapshots[1]) == (repr(one) == repr(other))
 
 
 @pytest.mark.parametrize(

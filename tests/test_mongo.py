@@ -28,7 +28,7 @@ from pymongo.synchronous.database import Database as MongoDatabase
 from caxev.config import Settings
 from caxev.copies.deletion import EVER
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Debt, Paid, State, claim, owe, settle
+from caxev.core.ledger import Done, Reaction, State, claim, owe, settle
 from caxev.core.model import (
     DELETING,
     YES,
@@ -51,15 +51,15 @@ from caxev.core.model import (
 from caxev.database import (
     Database,
     DatabaseError,
-    Deposed,
     Gap,
     HistoryLost,
     Ingest,
+    Lease,
+    LeaseLost,
     Position,
     Request,
     Selection,
     Stream,
-    Tenure,
 )
 from caxev.database.runs import GIVEN_UP_KEPT
 from caxev.engine.listener import open_database
@@ -241,16 +241,16 @@ async def test_a_tag_is_added_once(database: Named) -> None:
         assert (await read(db, run.id)).tags == ("bad",)
 
 
-async def test_many_debts_are_recorded_before_the_look(
+async def test_many_reactions_are_recorded_before_the_look(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few at a time; cut off in the midst, the look is not there, and all is recorded again."""
     monkeypatch.setattr("caxev.database.database.MOST_DEBTS", 3)
     async with engine.opened(database) as db:
-        tenure = await taken(db)
+        lease = await taken(db)
         run = await added(db, entry())
-        debts = [evolve(debt_of(run, tenure, n), handler=f"handler{n}") for n in range(1, 9)]
-        ingest = Ingest({run.id: {RAW: "error"}}, debts)
+        reactions = [evolve(reaction_of(run, lease, n), handler=f"handler{n}") for n in range(1, 9)]
+        ingest = Ingest({run.id: {RAW: "error"}}, reactions)
         inner, calls = Database._ingest, []
 
         async def cut(self: Database, *given: Any) -> None:
@@ -261,12 +261,12 @@ async def test_many_debts_are_recorded_before_the_look(
 
         monkeypatch.setattr(Database, "_ingest", cut)
         with pytest.raises(OSError, match="cut"):
-            await db.ingest(tenure, ingest, utcnow())
-        assert len(await db.debts(SITE)) == 6
-        assert (await db.look(SITE, [run.id])).before == {}
-        await db.ingest(tenure, ingest, utcnow())
-        assert len(await db.debts(SITE)) == 8
-        assert (await db.look(SITE, [run.id])).before == {run.id: {RAW: "error"}}
+            await db.ingest(lease, ingest, utcnow())
+        assert len(await db.reactions(SITE)) == 6
+        assert (await db.snapshot(SITE, [run.id])).before == {}
+        await db.ingest(lease, ingest, utcnow())
+        assert len(await db.reactions(SITE)) == 8
+        assert (await db.snapshot(SITE, [run.id])).before == {run.id: {RAW: "error"}}
 
 
 async def test_an_update_may_need_a_tag(database: Named) -> None:
@@ -301,7 +301,7 @@ async def test_a_status_brings_its_time(database: Named) -> None:
         again = await db.update_run(RunUpdate.change_copy(run, run.copies[0], "transferred"), now)
         assert again is not None
         assert again.copies[0].since == now
-        assert again.look() != run.look()
+        assert again.snapshot() != run.snapshot()
 
 
 async def test_an_expectation_of_another_copy_is_part_of_the_write(database: Named) -> None:
@@ -528,34 +528,36 @@ async def made(db: Database, update: RunUpdate, now: datetime) -> Run:
 # -- the lease and the fence ------------------------------------------------------------------
 
 
-async def taken(db: Database, owner: str = "one", lease: float = 0.0) -> Tenure:
-    """The site's tenure; a lease of no length has lapsed at once, and nobody has noticed."""
-    found = await db.acquire(SITE, owner, lease, utcnow())
+async def taken(db: Database, owner: str = "one", lease_time: float = 0.0) -> Lease:
+    """The site's lease; a lease of no length has lapsed at once, and nobody has noticed."""
+    found = await db.acquire(SITE, owner, lease_time, utcnow())
     assert found is not None
     return found[0]
 
 
-def debt_of(run: Run, tenure: Tenure, number: int = 0, aspect: Aspect = RAW) -> Debt:
+def reaction_of(run: Run, lease: Lease, number: int = 0, aspect: Aspect = RAW) -> Reaction:
     event = Event(run.id, aspect, None, "verifying")
-    mark = (tenure.epoch << 40) + number
-    return owe(SITE, event, f"handler{number}", lane="default", mark=mark, at=utcnow())
+    generation = (lease.epoch << 40) + number
+    return owe(SITE, event, f"handler{number}", lane="default", generation=generation, at=utcnow())
 
 
 async def owed(
-    db: Database, run: Run, tenure: Tenure, *, claimed: int = 0, free: int = 0
-) -> list[Debt]:
-    """Debts in the ledger, some of them claimed."""
-    debts = [debt_of(run, tenure, number) for number in range(claimed + free)]
-    debts = [claim(debt, tenure.epoch) for debt in debts[:claimed]] + debts[claimed:]
-    await db.ingest(tenure, Ingest({run.id: run.look()}, debts), utcnow())
-    return debts
+    db: Database, run: Run, lease: Lease, *, claimed: int = 0, free: int = 0
+) -> list[Reaction]:
+    """Reactions in the ledger, some of them claimed."""
+    reactions = [reaction_of(run, lease, number) for number in range(claimed + free)]
+    reactions = [claim(reaction, lease.epoch) for reaction in reactions[:claimed]] + reactions[
+        claimed:
+    ]
+    await db.ingest(lease, Ingest({run.id: run.snapshot()}, reactions), utcnow())
+    return reactions
 
 
 async def test_one_holds_the_lease(database: Named) -> None:
     """While it is active nobody else gets it, nor its holder again; twenty at once: one."""
     async with two(database) as (db, other):
-        tenures = await racing(20, lambda i: other.acquire(SITE, f"p{i}", 60.0, utcnow()))
-        assert len([one for one in tenures if one is not None]) == 1
+        leases = await racing(20, lambda i: other.acquire(SITE, f"p{i}", 60.0, utcnow()))
+        assert len([one for one in leases if one is not None]) == 1
         assert await db.acquire(SITE, "late", 60.0, utcnow()) is None
         record = await db.site_record(SITE)
         assert record is not None
@@ -566,24 +568,24 @@ async def test_one_holds_the_lease(database: Named) -> None:
 async def test_a_lapsed_lease_goes_to_the_next(database: Named) -> None:
     """The epoch grows by one, and what was claimed is open again, due now, as interrupted."""
     async with two(database) as (one, other):
-        tenure = await taken(one)
+        lease = await taken(one)
         run = await added(one, entry())
-        debts = await owed(one, run, tenure, claimed=2, free=1)
+        reactions = await owed(one, run, lease, claimed=2, free=1)
         found = await other.acquire(SITE, "other", 60.0, utcnow())
-        assert found == (Tenure(SITE, 2, "other"), 2)
-        standing = await other.standing([debt.id for debt in debts])
-        assert {debt.state.value for debt in standing.values()} == {"open"}
-        assert {debt.epoch for debt in standing.values()} == {None}
-        assert sorted(debt.interrupted for debt in standing.values()) == [0, 1, 1]
+        assert found == (Lease(SITE, 2, "other"), 2)
+        standing = await other.standing([reaction.id for reaction in reactions])
+        assert {reaction.state.value for reaction in standing.values()} == {"pending"}
+        assert {reaction.epoch for reaction in standing.values()} == {None}
+        assert sorted(reaction.interrupted for reaction in standing.values()) == [0, 1, 1]
         assert len(await other.due(SITE, "default", utcnow(), 10)) == 3
 
 
 async def test_a_released_lease_is_free_at_once(database: Named) -> None:
     """Nobody waits for a lease that was given back; a deposed process cannot give it back."""
     async with two(database) as (one, other):
-        first = await taken(one, lease=60.0)
+        first = await taken(one, lease_time=60.0)
         await one.release(first)
-        await taken(other, lease=60.0)
+        await taken(other, lease_time=60.0)
         await one.release(first)
         record = await one.site_record(SITE)
         assert record is not None
@@ -593,8 +595,8 @@ async def test_a_released_lease_is_free_at_once(database: Named) -> None:
 async def test_a_renewal_keeps_the_lease(database: Named) -> None:
     """Renewed, a lapsed lease that nobody took is active again."""
     async with two(database) as (one, other):
-        tenure = await taken(one)
-        record = await one.renew(tenure, 60.0, "$trouble")
+        lease = await taken(one)
+        record = await one.renew(lease, 60.0, "$trouble")
         assert record.active
         assert await other.acquire(SITE, "other", 60.0, utcnow()) is None
         again = await other.site_record(SITE)
@@ -616,14 +618,14 @@ async def test_a_deposed_process_raises_and_writes_nothing(
         await taken(other, "other", 60.0)
         now = utcnow()
         changing = RunUpdate.change_copy(run, run.copies[0], "transferred")
-        paid = settle(running, Paid(), now, allowed=3, jitter=0)
-        look: dict[Aspect, str] = {RAW: "error"}
-        new = claim(debt_of(run, old, 7), old.epoch)
+        paid = settle(running, Done(), now, allowed=3, jitter=0)
+        snapshot: dict[Aspect, str] = {RAW: "error"}
+        new = claim(reaction_of(run, old, 7), old.epoch)
         start = Timestamp(5, 5)
         deeds: list[Callable[[], Awaitable[Any]]] = [
-            lambda: one.ingest(old, Ingest({run.id: look}, [new], Position(start=start)), now),
+            lambda: one.ingest(old, Ingest({run.id: snapshot}, [new], Position(start=start)), now),
             lambda: one.ingest(old, Ingest({run.id: None}, []), now),
-            lambda: one.ingest(old, Ingest({ObjectId(): look for _ in range(2500)}, []), now),
+            lambda: one.ingest(old, Ingest({ObjectId(): snapshot for _ in range(2500)}, []), now),
             lambda: one.save_position(old, Position(start=start), now),
             lambda: one.finish_scan(old, start, now, Gap(now, "lost")),
             lambda: one.renew(old, 60.0, None),
@@ -634,7 +636,7 @@ async def test_a_deposed_process_raises_and_writes_nothing(
             lambda: one.reopen_failed(old, Request("retry"), now),
         ]
         before = everything(server)
-        with pytest.raises(Deposed, match="another process has taken over lngs"):
+        with pytest.raises(LeaseLost, match="another process has taken over lngs"):
             await deeds[deed]()
         assert everything(server) == before
 
@@ -646,15 +648,15 @@ async def test_a_late_settlement_changes_nothing(
     async with two(database) as (one, other):
         old = await taken(one)
         run = await added(one, entry())
-        debts = await owed(one, run, old, claimed=3)
+        reactions = await owed(one, run, old, claimed=3)
         heir = await taken(other, "other", 60.0)
         mine = await other.due(SITE, "default", utcnow(), 1)
         assert await other.claim(mine, heir.epoch) == mine
         before = everything(server)
-        paid = [settle(debt, Paid(), utcnow(), allowed=3, jitter=0) for debt in debts]
+        paid = [settle(reaction, Done(), utcnow(), allowed=3, jitter=0) for reaction in reactions]
         assert await one.settle(paid, old.epoch) == (0, 0)
         assert await one.free(await one.claims(old)) == (0, {})
-        await one.progress(debts[0], old.epoch, {"done": 1})
+        await one.progress(reactions[0], old.epoch, {"done": 1})
         await one.release(old)
         assert everything(server) == before
 
@@ -665,9 +667,9 @@ def die_in_transaction() -> None:
 
     async def begin() -> None:
         async with engine.opened(named) as db:
-            tenure = await taken(db, "doomed", lease=1.0)
+            lease = await taken(db, "doomed", lease_time=1.0)
             run = await added(db, entry())
-            await owed(db, run, tenure, claimed=1)
+            await owed(db, run, lease, claimed=1)
 
     trio.run(begin)
 
@@ -683,88 +685,108 @@ async def test_who_dies_in_a_transaction_blocks_nobody(database: Named) -> None:
     assert done.returncode == -signal.SIGKILL
     async with engine.opened(database) as db:
         found = await engine.until(lambda: db.acquire(SITE, "heir", 60.0, utcnow()), within=40.0)
-        assert found == (Tenure(SITE, 2, "heir"), 0)
-        assert await db.debts(SITE) == []
+        assert found == (Lease(SITE, 2, "heir"), 0)
+        assert await db.reactions(SITE) == []
         (run,) = await db.select(Selection(), utcnow())
         await owed(db, run, found[0], claimed=1)
 
 
 async def test_a_large_record_is_made_while_the_lease_is_renewed(database: Named) -> None:
-    """However often the lease is renewed meanwhile, thousands of debts get into the ledger."""
+    """However often the lease is renewed meanwhile, thousands of reactions get into the ledger."""
     async with engine.opened(database) as db:
         found = await db.acquire(SITE, "me", 60.0, utcnow())
         assert found is not None
-        tenure = found[0]
+        lease = found[0]
         aspects = [CopyKey("raw", f"site{number}") for number in range(4000)]
-        debts = [
-            owe(SITE, Event("run", one, None, YES), "go", lane="default", mark=mark, at=utcnow())
-            for mark, one in enumerate(aspects)
+        reactions = [
+            owe(
+                SITE,
+                Event("run", one, None, YES),
+                "go",
+                lane="default",
+                generation=generation,
+                at=utcnow(),
+            )
+            for generation, one in enumerate(aspects)
         ]
 
         async def renew() -> None:
             while True:
                 with suppress(DatabaseError):
-                    await db.renew(tenure, 60.0, None)
+                    await db.renew(lease, 60.0, None)
 
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(renew)
             with trio.fail_after(100):
-                await db.ingest(tenure, Ingest({"run": {Existence(): YES}}, debts), utcnow())
+                await db.ingest(lease, Ingest({"run": {Existence(): YES}}, reactions), utcnow())
             nursery.cancel_scope.cancel()
-        assert sum((await db.tally(SITE))[SITE].values()) == len(debts)
+        assert sum((await db.tally(SITE))[SITE].values()) == len(reactions)
 
 
-# -- debts ------------------------------------------------------------------------------------
+# -- reactions ------------------------------------------------------------------------------------
 
 
 async def test_a_claim_counts_for_what_is_still_as_given(database: Named) -> None:
-    """Of debts that were renewed or claimed meanwhile, only the others are ours."""
+    """Of reactions that were renewed or claimed meanwhile, only the others are ours."""
     async with engine.opened(database) as db:
-        tenure = await taken(db)
+        lease = await taken(db)
         run = await added(db, entry())
-        debts = await owed(db, run, tenure, free=4)
-        await db.claim(debts[:1], tenure.epoch)
-        renewed = evolve(debts[1], mark=debts[1].mark + 100)
-        await db.ingest(tenure, Ingest({}, [renewed]), utcnow())
-        assert await db.claim([*debts[1:], renewed], tenure.epoch) == [debts[2], debts[3], renewed]
+        reactions = await owed(db, run, lease, free=4)
+        await db.claim(reactions[:1], lease.epoch)
+        renewed = evolve(reactions[1], generation=reactions[1].generation + 100)
+        await db.ingest(lease, Ingest({}, [renewed]), utcnow())
+        assert await db.claim([*reactions[1:], renewed], lease.epoch) == [
+            reactions[2],
+            reactions[3],
+            renewed,
+        ]
 
 
-async def test_a_debt_renewed_while_it_ran_stays_open(database: Named) -> None:
+async def test_a_reaction_renewed_while_it_ran_stays_open(database: Named) -> None:
     """Its settlement only frees it, and so does an update with it; the update counts."""
     async with engine.opened(database) as db:
-        tenure = await taken(db)
+        lease = await taken(db)
         run = await added(db, entry())
-        plain, updating = await owed(db, run, tenure, claimed=2)
+        plain, updating = await owed(db, run, lease, claimed=2)
         fresh = [
-            evolve(debt, mark=debt.mark + 100, state=type(debt.state).OPEN, epoch=None)
-            for debt in (plain, updating)
+            evolve(
+                reaction,
+                generation=reaction.generation + 100,
+                state=type(reaction.state).PENDING,
+                epoch=None,
+            )
+            for reaction in (plain, updating)
         ]
-        await db.ingest(tenure, Ingest({}, fresh), utcnow())
+        await db.ingest(lease, Ingest({}, fresh), utcnow())
         assert await db.due(SITE, "default", utcnow(), 10) == []
         now = utcnow()
-        paid = [settle(debt, Paid(), now, allowed=3, jitter=0) for debt in (plain, updating)]
-        assert await db.settle(paid[:1], tenure.epoch) == (0, 1)
+        paid = [
+            settle(reaction, Done(), now, allowed=3, jitter=0) for reaction in (plain, updating)
+        ]
+        assert await db.settle(paid[:1], lease.epoch) == (0, 1)
         update = RunUpdate.change_copy(run, run.copies[0], "transferred")
-        assert await db.settle_with(paid[1], tenure.epoch, update, now) == (True, True)
+        assert await db.settle_with(paid[1], lease.epoch, update, now) == (True, True)
         due = await db.due(SITE, "default", utcnow(), 10)
-        assert sorted(debt.mark for debt in due) == [debt.mark for debt in fresh]
+        assert sorted(reaction.generation for reaction in due) == [
+            reaction.generation for reaction in fresh
+        ]
         assert (await read(db, run.id)).copies[0].status == "transferred"
 
 
 async def test_an_update_and_its_settlement_are_one(
     database: Named, server: MongoDatabase[dict[str, Any]]
 ) -> None:
-    """An update that no longer fits leaves the debt as it is."""
+    """An update that no longer fits leaves the reaction as it is."""
     async with engine.opened(database) as db:
-        tenure = await taken(db)
+        lease = await taken(db)
         run = await added(db, entry())
-        (debt,) = await owed(db, run, tenure, claimed=1)
+        (reaction,) = await owed(db, run, lease, claimed=1)
         changing = RunUpdate.change_copy(run, run.copies[0], "transferred")
         assert await db.update_run(changing, utcnow()) is not None
         before = everything(server)
-        paid = settle(debt, Paid(), utcnow(), allowed=3, jitter=0)
-        assert await db.settle_with(paid, tenure.epoch, changing, utcnow()) == (False, False)
+        paid = settle(reaction, Done(), utcnow(), allowed=3, jitter=0)
+        assert await db.settle_with(paid, lease.epoch, changing, utcnow()) == (False, False)
         assert everything(server) == before
 
 
@@ -773,48 +795,57 @@ async def test_updates_and_their_settlements_are_one(
 ) -> None:
     """All of several are written, or none: where one does not fit, for instance."""
     async with engine.opened(database) as db:
-        tenure = await taken(db)
+        lease = await taken(db)
         runs = [await added(db, entry()) for _ in range(3)]
-        debts = [(await owed(db, run, tenure, claimed=1))[0] for run in runs]
-        paid = [settle(debt, Paid(), utcnow(), allowed=3, jitter=0) for debt in debts]
+        reactions = [(await owed(db, run, lease, claimed=1))[0] for run in runs]
+        paid = [settle(reaction, Done(), utcnow(), allowed=3, jitter=0) for reaction in reactions]
         good = [RunUpdate.change_copy(run, run.copies[0], "transferred") for run in runs]
 
-        async def together(updates: list[RunUpdate], epoch: int = tenure.epoch) -> int | None:
+        async def together(updates: list[RunUpdate], epoch: int = lease.epoch) -> int | None:
             return await db.settle_together(paid, epoch, updates, utcnow())
 
         stale = evolve(runs[2].copies[0], status="error")
         unfit = RunUpdate.change_copy(runs[2], stale, "transferred")
         before = everything(server)
         assert await together([*good[:2], unfit]) is None
-        assert await together(good, tenure.epoch + 1) is None
+        assert await together(good, lease.epoch + 1) is None
         with server.client.start_session() as session, session.start_transaction():
             which = {"_id": runs[1].id}
             server["runs_new"].update_one(which, {"$set": {"number": 7}}, session=session)
             assert await together(good) is None
             session.abort_transaction()
         assert everything(server) == before
-        fresh = evolve(debts[0], mark=debts[0].mark + 100, state=State.OPEN, epoch=None)
-        await db.ingest(tenure, Ingest({}, [fresh]), utcnow())
+        fresh = evolve(
+            reactions[0], generation=reactions[0].generation + 100, state=State.PENDING, epoch=None
+        )
+        await db.ingest(lease, Ingest({}, [fresh]), utcnow())
         assert await together(good) == 1
         assert [(await read(db, run.id)).copies[0].status for run in runs] == ["transferred"] * 3
-        assert (await db.tally(SITE))[SITE] == {"open": 1, "done": 2}
+        assert (await db.tally(SITE))[SITE] == {"pending": 1, "done": 2}
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-async def test_debts_with_odd_names(database: Named, text: str) -> None:
-    """Slots, looks and filters take any text, and find a run's debts and no other's."""
+async def test_reactions_with_odd_names(database: Named, text: str) -> None:
+    """Slots, looks and filters take any text, and find a run's reactions and no other's."""
     async with engine.opened(database) as db:
-        tenure = await taken(db)
+        lease = await taken(db)
         one, other = await added(db), await added(db, _id=text)
         aspects: list[Aspect] = [CopyKey(text, text, text), CopyKey(text, text), Tag(text)]
-        debts = [debt_of(run, tenure, 0, aspect) for run in (one, other) for aspect in aspects]
-        look = dict.fromkeys(aspects, text)
-        await db.ingest(tenure, Ingest({one.id: look, other.id: look}, debts), utcnow())
-        assert (await db.look(SITE, [one.id, other.id])).before == {one.id: look, other.id: look}
-        found = [debt for debt, _ in await db.debts(SITE, run=other.id)]
-        assert sorted(debt.id for debt in found) == sorted(debt.id for debt in debts[3:])
-        assert {debt.aspect for debt in found} == set(aspects)
-        assert len(await db.claim(debts, tenure.epoch)) == 6
+        reactions = [
+            reaction_of(run, lease, 0, aspect) for run in (one, other) for aspect in aspects
+        ]
+        snapshot = dict.fromkeys(aspects, text)
+        await db.ingest(lease, Ingest({one.id: snapshot, other.id: snapshot}, reactions), utcnow())
+        assert (await db.snapshot(SITE, [one.id, other.id])).before == {
+            one.id: snapshot,
+            other.id: snapshot,
+        }
+        found = [reaction for reaction, _ in await db.reactions(SITE, run=other.id)]
+        assert sorted(reaction.id for reaction in found) == sorted(
+            reaction.id for reaction in reactions[3:]
+        )
+        assert {reaction.aspect for reaction in found} == set(aspects)
+        assert len(await db.claim(reactions, lease.epoch)) == 6
 
 
 # -- the stream -------------------------------------------------------------------------------
@@ -885,8 +916,8 @@ async def test_a_look_takes_in_what_is_watched(database: Named, number: int) -> 
     watched = Watched(frozenset({"x", "x.y", "data", "tags"}), frozenset({"size", "status"}))
     async with engine.opened(database) as db:
         runs = [await added(db, entry(size=1), x={"y": 5}, number=n) for n in range(number)]
-        looked = await db.look("lngs", [run.id for run in runs], watched=watched)
-        assert looked.now == {run.id: run.look(watched) for run in runs}
+        looked = await db.snapshot("lngs", [run.id for run in runs], watched=watched)
+        assert looked.now == {run.id: run.snapshot(watched) for run in runs}
         assert Field("x.y") in looked.now[runs[0].id]
 
 
@@ -1004,14 +1035,14 @@ async def test_what_cannot_be_decoded_stops_nothing(database: Named, runs: Runs)
         last = (await added(db)).id
         ids = [beyond["_id"], broken["_id"], last]
         assert (await follow(db, stream, last))[0] == ids
-        looked = await db.look(SITE, ids)
+        looked = await db.snapshot(SITE, ids)
         assert looked.now[beyond["_id"]][RAW] == "verifying"
         assert len(looked.now[broken["_id"]]) == 3
         assert set(await db.runs(ids)) == set(ids)
         assert (await db.runs(ids))[beyond["_id"]].start is None
-        tenure = await taken(db)
-        await db.ingest(tenure, Ingest(looked.now), utcnow())
-        assert (await db.look(SITE, ids)).before == looked.now
+        lease = await taken(db)
+        await db.ingest(lease, Ingest(looked.now), utcnow())
+        assert (await db.snapshot(SITE, ids)).before == looked.now
 
 
 async def test_a_document_as_id_is_passed_over(database: Named, runs: Runs) -> None:
@@ -1044,22 +1075,22 @@ async def test_pages_hold_every_run_stored_or_seen(
     """Whatever the page's size and the ids' types, deleted runs included, other sites' not."""
     monkeypatch.setattr("caxev.database.database.PAGE", size)
     async with engine.opened(database) as db:
-        tenure = await taken(db)
+        lease = await taken(db)
         odd: list[Any] = [5, "name", 7.5, utcnow()]
         ids = [(await added(db)).id for _ in range(4)]
         ids += [(await added(db, _id=one)).id for one in odd]
-        looks: Any = {run: {RAW: "transferred"} for run in ids}
-        await db.ingest(tenure, Ingest(looks), utcnow())
+        snapshots: Any = {run: {RAW: "transferred"} for run in ids}
+        await db.ingest(lease, Ingest(snapshots), utcnow())
         gone = [ids[0], ids[3], "name"]
         runs.delete_many({"_id": {"$in": gone}})
         assert set(await paged(db)) == set(ids)
         assert set(await paged(db, "chicago")) == set(ids) - set(gone)
-        looked = await db.look(SITE, ids)
+        looked = await db.snapshot(SITE, ids)
         assert set(looked.now) == set(ids) - set(gone)
-        assert looked.before == looks
-        await db.ingest(tenure, Ingest(dict.fromkeys(gone)), utcnow())
+        assert looked.before == snapshots
+        await db.ingest(lease, Ingest(dict.fromkeys(gone)), utcnow())
         assert set(await paged(db)) == set(ids) - set(gone)
-        assert set((await db.look(SITE, ids)).before) == set(ids) - set(gone)
+        assert set((await db.snapshot(SITE, ids)).before) == set(ids) - set(gone)
 
 
 # -- manifests --------------------------------------------------------------------------------
@@ -1132,11 +1163,11 @@ async def test_names_of_collections_are_configurable(
 
 
 async def test_what_is_followed_is_told_and_nothing_else(database: Named) -> None:
-    """A run's changes and those of its debts at these sites; not another run's, nor a site's."""
+    """Changes of a run and of its reactions at these sites; not of another run or a site."""
     async with engine.opened(database) as db:
-        tenure = await taken(db, lease=60.0)
+        lease = await taken(db, lease_time=60.0)
         run, other = await added(db, entry()), await added(db, entry())
-        (debt,) = await owed(db, run, tenure, claimed=1)
+        (reaction,) = await owed(db, run, lease, claimed=1)
         told: list[int] = []
 
         async def listen(changed: Callable[[], Awaitable[None]]) -> None:
@@ -1148,17 +1179,17 @@ async def test_what_is_followed_is_told_and_nothing_else(database: Named) -> Non
             nursery.start_soon(listen, changed)
             # In the stream these come first: were they told, there would be more in the end.
             await made(db, RunUpdate.add_tag(other, "x"), utcnow())
-            await owed(db, other, tenure, free=1)
-            await db.renew(tenure, 60.0, None)
+            await owed(db, other, lease, free=1)
+            await db.renew(lease, 60.0, None)
             await made(db, RunUpdate.add_tag(run, "x"), utcnow())
             await engine.until(lambda: told)
-            await db.progress(debt, tenure.epoch, {"done": 1})
+            await db.progress(reaction, lease.epoch, {"done": 1})
             await engine.until(lambda: len(told) > 1)
-            await db.settle([_paid(debt)], tenure.epoch)
+            await db.settle([_paid(reaction)], lease.epoch)
             await engine.until(lambda: len(told) > 2)
             nursery.cancel_scope.cancel()
         assert len(told) == 3
 
 
-def _paid(debt: Debt) -> Debt:
-    return settle(debt, Paid(), utcnow(), allowed=3, jitter=0)
+def _paid(reaction: Reaction) -> Reaction:
+    return settle(reaction, Done(), utcnow(), allowed=3, jitter=0)

@@ -22,7 +22,7 @@ from attrs import define, evolve, frozen
 from caxev import transfer
 from caxev.config import Site, load_sites, state_directory
 from caxev.core.errors import Damaged, Denied, GiveUp, Retry
-from caxev.files import Arrival, Manifest, Moved, digest_tree, look, partial_path, to_the_second
+from caxev.files import Manifest, Moved, StagedCopy, digest_tree, look, partial_path, to_the_second
 from caxev.files.incoming import _place
 from caxev.transfer import Route, gfal
 from caxev.transfer.local_side import Meter
@@ -585,7 +585,7 @@ def test_a_disk_that_fills_up_meanwhile_breaks_it_off(
     async def free_there(_self: Remote, _path: bytes) -> int:
         return next(found, 5)
 
-    monkeypatch.setattr(Arrival, "free", lambda _self: next(found, 5))
+    monkeypatch.setattr(StagedCopy, "free", lambda _self: next(found, 5))
     monkeypatch.setattr(Remote, "free", free_there)
     monkeypatch.setattr("caxev.transfer.rsync._LOOK_AT_DISK", 0.0)
     with pytest.raises(Retry, match=r"not enough space.*must stay so"):
@@ -755,7 +755,7 @@ def test_rsync_goes_on_with_half_a_file(
 def test_rsync_pulls_to_another_file_system(
     rsync: tuple[World, ssh_servers.Server], monkeypatch: pytest.MonkeyPatch, single: bool
 ) -> None:
-    """Than that of the private directory: what is there is gone on with, and a copy is mended."""
+    """Than that of the private directory: what is there is gone on with, and a copy is repaired."""
     if not elsewhere():
         pytest.skip("there is one file system here")
     world, _ = rsync

@@ -888,7 +888,7 @@ class Ground:
             registry=Registry(
                 [h for h in recorded if h.module.startswith("handlers.")], sites.here("chicago")
             ),
-            lease=3.0,
+            lease_time=3.0,
             grace=0.0,
         )
 
@@ -921,7 +921,7 @@ class Ground:
         """Wait until nothing is owed, and nothing has failed."""
 
         async def nothing() -> bool:
-            owed = [await self.database.debts(state=state) for state in ("open", "running")]
+            owed = [await self.database.reactions(state=state) for state in ("pending", "running")]
             return not any(owed)
 
         await engine.until(nothing, within=120)
@@ -1007,7 +1007,7 @@ async def test_a_run_is_processed_when_it_is_fit(database: Named, tmp_path: Path
 @pytest.mark.replicaset
 async def test_a_failure_is_kept_and_tried_again(database: Named, tmp_path: Path) -> None:
     """As often as `retries` say; then entry, log and reaction tell; a person can ask again."""
-    script = f'echo trouble; [ -e "{tmp_path}/mended" ] && cp "$1" "$2" || exit 7'
+    script = f'echo trouble; [ -e "{tmp_path}/repaired" ] && cp "$1" "$2" || exit 7'
     command = ("sh", "-c", script, "sh", "{input}/pax_info.json", "{output}")
     async with (
         ground_of(database, tmp_path, *command, retries={"exit": 1}) as ground,
@@ -1020,9 +1020,9 @@ async def test_a_failure_is_kept_and_tried_again(database: Named, tmp_path: Path
         assert "exit status 7" in entry.fields["error"]
         assert "trouble" in entry.fields["error"]
         assert read(entry.fields["job"]["log"]) == "trouble\n"
-        (found,) = await ground.database.debts(state="failed")
+        (found,) = await ground.database.reactions(state="failed")
         assert found[0].handler == "collect"
-        (tmp_path / "mended").touch()
+        (tmp_path / "repaired").touch()
         request = Request("replay", (id_,), handler="collect", force=True)
         await ground.database.add_request("chicago", request, "test", datetime.now(UTC))
         entry = await ground.becomes(id_, "transferred")

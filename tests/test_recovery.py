@@ -39,14 +39,14 @@ from caxev import (
 )
 from caxev.alarms import Vitals
 from caxev.config import Settings
-from caxev.core.ledger import SURPRISES, Debt
+from caxev.core.ledger import SURPRISES, Reaction
 from caxev.core.model import CopyKey, Run
 from caxev.database import (
     Batch,
     Database,
     DatabaseError,
+    NotAuthorized,
     Position,
-    Refused,
     Request,
     SiteRecord,
     Unreachable,
@@ -110,14 +110,14 @@ async def record_of(db: Database) -> SiteRecord:
     return record
 
 
-async def debts(db: Database, *states: str) -> list[Debt]:
-    """The debts in the ledger, once they stand in these states."""
+async def reactions(db: Database, *states: str) -> list[Reaction]:
+    """The reactions in the ledger, once they stand in these states."""
 
-    async def found() -> list[Debt] | None:
-        now = [debt for debt, _ in await db.debts(SITE)]
+    async def found() -> list[Reaction] | None:
+        now = [reaction for reaction, _ in await db.reactions(SITE)]
         return now if sorted(d.state.value for d in now) == sorted(states) else None
 
-    standing: list[Debt] = await engine.until(found)
+    standing: list[Reaction] = await engine.until(found)
     return standing
 
 
@@ -192,7 +192,9 @@ async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
         assert errors._value.get() == waited_out + 2
 
 
-@pytest.mark.parametrize("error", [Unreachable("stepped down"), Refused("not allowed")], ids=type)
+@pytest.mark.parametrize(
+    "error", [Unreachable("stepped down"), NotAuthorized("not allowed")], ids=type
+)
 @pytest.mark.parametrize("call", ["next_batch", "pending"])
 async def test_once_waits_out_trouble_that_passes(
     database: Named, monkeypatch: pytest.MonkeyPatch, call: str, error: DatabaseError
@@ -210,8 +212,8 @@ async def test_once_waits_out_trouble_that_passes(
     monkeypatch.setattr(Database, call, fails)
     async with engine.opened(database) as db:
         await add(db, 1)
-        if isinstance(error, Refused):
-            with pytest.RaisesGroup(Refused, flatten_subgroups=True):
+        if isinstance(error, NotAuthorized):
+            with pytest.RaisesGroup(NotAuthorized, flatten_subgroups=True):
                 await engine.once(db, record.options(database))
         else:
             await engine.once(db, record.options(database))
@@ -359,16 +361,16 @@ class Counting:
     """An intake that starts nothing and counts what was recorded."""
 
     def __init__(self) -> None:
-        self.started: list[Debt] = []
+        self.started: list[Reaction] = []
 
-    def reserve(self, debts: Sequence[Debt]) -> list[Debt]:
-        return list(debts)
+    def reserve(self, reactions: Sequence[Reaction]) -> list[Reaction]:
+        return list(reactions)
 
-    def start(self, debts: Sequence[Debt], runs: Mapping[Any, Run]) -> None:
+    def start(self, reactions: Sequence[Reaction], runs: Mapping[Any, Run]) -> None:
         del runs
-        self.started += debts
+        self.started += reactions
 
-    def cancel(self, debts: Sequence[Debt]) -> None:
+    def cancel(self, reactions: Sequence[Reaction]) -> None:
         pass
 
     async def reconcile(self) -> None:
@@ -391,8 +393,8 @@ async def test_a_change_from_the_future_is_reacted_to_now(database: Named) -> No
         assert found is not None
         watcher = Watcher(db, found[0], options.registry, intake)
         (run,) = await add(db, 1)
-        await watcher.look({run: Job.now() + timedelta(days=40)})
-    assert [debt.due <= Job.now() for debt in intake.started] == [True]
+        await watcher.snapshot({run: Job.now() + timedelta(days=40)})
+    assert [reaction.due <= Job.now() for reaction in intake.started] == [True]
 
 
 async def test_a_scan_between_two_batches_fires_nothing_twice(
@@ -414,16 +416,16 @@ async def test_a_scan_between_two_batches_fires_nothing_twice(
 
         async def ahead() -> Ahead:
             batch = Batch({run: Job.now()}, Position(start=await db.cluster_time()), 1)
-            return Ahead(batch, await watcher._read_looks(batch.runs), watcher._turn)
+            return Ahead(batch, await watcher._read_snapshots(batch.runs), watcher._turn)
 
         assert await watcher._record_batch(await ahead())
         server["runs_new"].update_one({}, {"$set": {"data.0.status": "error"}})
         late = await ahead()
-        await watcher.look({run: Job.now()})
+        await watcher.snapshot({run: Job.now()})
         assert not await watcher._record_batch(late)
         server["runs_new"].update_one({}, {"$set": {"data.0.status": "verifying"}})
         assert await watcher._record_batch(await ahead())
-    assert [debt.after for debt in intake.started] == ["transferred", "error", "verifying"]
+    assert [reaction.after for reaction in intake.started] == ["transferred", "error", "verifying"]
 
 
 async def test_what_arrived_long_ago_is_removed_daily(
@@ -503,10 +505,10 @@ async def test_a_run_that_cannot_be_recorded_is_parked(database: Named, server: 
         server["runs_new"].insert_many([first, bad, last])
         async with engine.listener(db, options):
             await engine.until(lambda: record.numbers == Counter([1, 3]))
-            parked = await debts(db, "done", "done", "failed")
+            parked = await reactions(db, "done", "done", "failed")
             await add(db, 4)
             await engine.until(lambda: record.numbers == Counter([1, 3, 4]))
-        (shown,) = [debt for debt in parked if debt.state.value == "failed"]
+        (shown,) = [reaction for reaction in parked if reaction.state.value == "failed"]
         assert shown.run == bad["_id"]
         assert "too large" in shown.note
         (alarm,) = await db.alarms(SITE)
@@ -522,17 +524,17 @@ async def test_a_reaction_without_its_handler_waits(database: Named, server: Ser
         async with engine.listener(db, record.options(database)):
             await ready(db)
         await add(db, 1)
-        held = {"$set": {"state": "open", "due": Job.now(), "attempts": 1}}
+        held = {"$set": {"state": "pending", "due": Job.now(), "attempts": 1}}
         await engine.once(db, record.options(database))
         server["caxev_ledger"].update_one({"handler": "record"}, held)
         async with engine.listener(db, absent):
             await engine.until(lambda: _missing(db, stands=True))
-        (waiting,) = await debts(db, "open")
+        (waiting,) = await reactions(db, "pending")
         assert (waiting.attempts, "'record'" in waiting.note) == (1, True)
         server["caxev_ledger"].update_one({"handler": "record"}, {"$set": {"due": Job.now()}})
         async with engine.listener(db, record.options(database)):
             await engine.until(lambda: len(record.seen) == 2)
-            await debts(db, "done")
+            await reactions(db, "done")
             await engine.until(lambda: _missing(db, stands=False))
 
 
@@ -597,19 +599,19 @@ async def test_a_run_that_is_mended_at_once_fires(database: Named, server: Serve
             2, ("raw", SITE, "transferred"), tags=[{"name": "🦆" * 1_500_000}]
         )
         await add(db, 1)
-        await debts(db, "done")  # so that the rest comes by the stream
+        await reactions(db, "done")  # so that the rest comes by the stream
         server["runs_new"].insert_one(bad)
-        await debts(db, "done", "failed")
+        await reactions(db, "done", "failed")
         server["runs_new"].update_one({"_id": bad["_id"]}, {"$set": {"tags": []}})
-        await debts(db, "done", "done", "done")
+        await reactions(db, "done", "done", "done")
     assert record.numbers == Counter([1, 2])
 
 
-@pytest.mark.parametrize("mend", ["mended", "deleted"])
+@pytest.mark.parametrize("repair", ["repaired", "deleted"])
 async def test_a_run_that_can_be_recorded_again_is_shown_no_more(
-    database: Named, server: Server, mend: str
+    database: Named, server: Server, repair: str
 ) -> None:
-    """Mended it fires, and deleted it is gone, at a retry too."""
+    """Repaired it fires, and deleted it is gone, at a retry too."""
     record = Recorder()
     one = engine.handler(record.record, copy("transferred", host=HERE), tag("*"))
     options = engine.options_for(database, [one])
@@ -619,22 +621,22 @@ async def test_a_run_that_can_be_recorded_again_is_shown_no_more(
         )
         server["runs_new"].insert_one(bad)
         async with engine.listener(db, options):
-            await debts(db, "failed")
+            await reactions(db, "failed")
             await db.add_request(SITE, Request("retry"), "me", Job.now())
             await engine.until(lambda: server["caxev_requests"].count_documents({}) == 0)
-            await debts(db, "failed")
-        if mend == "mended":
+            await reactions(db, "failed")
+        if repair == "repaired":
             server["runs_new"].update_one({"_id": bad["_id"]}, {"$set": {"tags": []}})
         else:
             server["runs_new"].delete_one({"_id": bad["_id"]})
         async with engine.listener(db, options):
             await db.add_request(SITE, Request("retry"), "me", Job.now())
-            await debts(db, *(["done", "done"] if mend == "mended" else ["done"]))
-    assert record.numbers == Counter([2] if mend == "mended" else [])
+            await reactions(db, *(["done", "done"] if repair == "repaired" else ["done"]))
+    assert record.numbers == Counter([2] if repair == "repaired" else [])
 
 
-async def test_a_run_deleted_while_a_debt_is_open(database: Named, server: Server) -> None:
-    """The debt is paid with the reason; who waits for the run to be gone is called without it."""
+async def test_a_run_deleted_while_a_reaction_is_open(database: Named, server: Server) -> None:
+    """The reaction is done, with the reason; handlers of its deletion are called without it."""
     tries: list[int] = []
     gone: list[str] = []
 
@@ -656,9 +658,9 @@ async def test_a_run_deleted_while_a_debt_is_open(database: Named, server: Serve
             run = await db.insert_run(document)
             await engine.until(lambda: tries)
             server["runs_new"].delete_one({"_id": run})
-            done = await debts(db, "done", "done")
+            done = await reactions(db, "done", "done")
         assert gone == ["raw at chicago: gone"]
-        assert "the run is no longer in the database" in {debt.note for debt in done}
+        assert "the run is no longer in the database" in {reaction.note for reaction in done}
 
 
 # -- outcomes ---------------------------------------------------------------------------------
@@ -683,7 +685,7 @@ async def listening(
         yield db
 
 
-async def test_a_debt_renewed_while_it_runs_runs_again(database: Named, server: Server) -> None:
+async def test_a_reaction_renewed_while_it_runs_runs_again(database: Named, server: Server) -> None:
     """What changed during a reaction is reacted to afterwards, not beside it."""
     running = 0
     seen: list[str] = []
@@ -702,19 +704,19 @@ async def test_a_debt_renewed_while_it_runs_runs_again(database: Named, server: 
     async with listening(database, slow, copy(("transferred", "error"))) as db:
         (run,) = await add(db, 1)
         await begun.wait()
-        (first,) = await debts(db, "running")
+        (first,) = await reactions(db, "running")
         for status in ("error", "transferred", "error"):
             server["runs_new"].update_one({"_id": run}, {"$set": {"data.0.status": status}})
         await engine.until(lambda: _renewed(db, first))
         go_on.set()
         await engine.until(lambda: len(seen) >= 2)
-        await debts(db, "done")
+        await reactions(db, "done")
     assert seen[0] == "transferred"
     assert seen[-1] == "error"
 
 
-async def _renewed(db: Database, debt: Debt) -> bool:
-    return (await db.standing([debt.id]))[debt.id].after == "error"
+async def _renewed(db: Database, reaction: Reaction) -> bool:
+    return (await db.standing([reaction.id]))[reaction.id].after == "error"
 
 
 async def test_spent_attempts_park(database: Named, impatient: None) -> None:
@@ -722,7 +724,7 @@ async def test_spent_attempts_park(database: Named, impatient: None) -> None:
     tries: list[int] = []
 
     async def never(job: Job) -> RunUpdate | None:
-        job.park_with(RunUpdate.add_tag(job.run, "parked"))
+        job.on_failure(RunUpdate.add_tag(job.run, "parked"))
         tries.append(1)
         if len(tries) <= 3:
             raise Retry("not yet")
@@ -730,12 +732,12 @@ async def test_spent_attempts_park(database: Named, impatient: None) -> None:
 
     async with listening(database, never, attempts=3) as db:
         run = await go(db)
-        (parked,) = await debts(db, "failed")
+        (parked,) = await reactions(db, "failed")
         assert parked.note == "not yet (given up after 3 attempts)"
         assert (await db.runs([run]))[run].tags == ("go", "parked")
         assert len(tries) == 3
         await db.add_request(SITE, Request("retry"), "me", Job.now())
-        await debts(db, "done")
+        await reactions(db, "done")
     assert len(tries) == 4
 
 
@@ -776,7 +778,7 @@ async def test_a_surprise_is_tried_again_a_few_times(
 
     async with listening(database, broken) as db:
         await go(db)
-        (parked,) = await debts(db, "failed")
+        (parked,) = await reactions(db, "failed")
     assert len(tries) == SURPRISES
     assert parked.note.startswith(text)
 
@@ -795,7 +797,7 @@ async def test_a_cancellation_that_is_over_is_an_error(database: Named, impatien
 
     async with listening(database, late) as db:
         await go(db)
-        (parked,) = await debts(db, "failed")
+        (parked,) = await reactions(db, "failed")
     assert parked.note.startswith("Cancelled: ")
 
 
@@ -870,8 +872,8 @@ async def test_files_that_run_out_are_the_listeners_trouble(
 
 
 async def _postponed(db: Database, number: int) -> bool:
-    debts = [debt for debt, _ in await db.debts(SITE)]
-    return sum(debt.note == "RuntimeError: no worker" for debt in debts) == number
+    reactions = [reaction for reaction, _ in await db.reactions(SITE)]
+    return sum(reaction.note == "RuntimeError: no worker" for reaction in reactions) == number
 
 
 @pytest.mark.parametrize("way", ["returned", "written", "if parked"])
@@ -884,17 +886,17 @@ async def test_a_handler_writes_to_its_own_run(database: Named, impatient: None,
         if way == "written":
             await job.update(update)
         if way == "if parked":
-            job.park_with(update)
+            job.on_failure(update)
         return update
 
     async with listening(database, wrong) as db:
         await go(db)
-        (parked,) = await debts(db, "failed")
+        (parked,) = await reactions(db, "failed")
     assert "job.update_other" in parked.note
 
 
-async def _failed(db: Database) -> list[Debt]:
-    return [debt for debt, _ in await db.debts(SITE, state="failed")]
+async def _failed(db: Database) -> list[Reaction]:
+    return [reaction for reaction, _ in await db.reactions(SITE, state="failed")]
 
 
 async def test_an_attempt_that_does_not_stop_is_reported(
@@ -927,7 +929,7 @@ async def test_an_attempt_that_does_not_stop_is_reported(
 
 
 async def _is_settled(db: Database) -> bool:
-    return all(debt.state.value != "running" for debt, _ in await db.debts(SITE))
+    return all(reaction.state.value != "running" for reaction, _ in await db.reactions(SITE))
 
 
 @pytest.mark.parametrize(
@@ -953,28 +955,28 @@ async def test_outcomes(database: Named, result: Any, state: str, note: str) -> 
 
     async with listening(database, react) as db:
         await go(db)
-        (debt,) = await debts(db, state)
-    assert (debt.note, len(calls), debt.attempts) == (note, 1, 0)
+        (reaction,) = await reactions(db, state)
+    assert (reaction.note, len(calls), reaction.attempts) == (note, 1, 0)
 
 
 async def test_an_update_that_no_longer_fits(database: Named, impatient: None) -> None:
     """Somebody else was first: within a handler it is done, at its end it looks again."""
-    looks: list[str] = []
+    snapshots: list[str] = []
 
     async def late(job: Job) -> RunUpdate:
         stale = evolve(job.run.copies[0], status="stale")
-        looks.append("late")
-        if len(looks) == 1:
+        snapshots.append("late")
+        if len(snapshots) == 1:
             return RunUpdate.change_copy(job.run, stale, "error")
         await job.update(RunUpdate.change_copy(job.run, stale, "error"))
         raise AssertionError("unreachable")
 
     async with listening(database, late, copy("transferred")) as db:
         (run,) = await add(db, 1)
-        (debt,) = await debts(db, "done")
+        (reaction,) = await reactions(db, "done")
         assert (await db.runs([run]))[run].copies[0].status == "transferred"
-    assert len(looks) == 2
-    assert debt.note.startswith("nothing to do: run 1 is no longer as it was")
+    assert len(snapshots) == 2
+    assert reaction.note.startswith("nothing to do: run 1 is no longer as it was")
 
 
 @pytest.mark.parametrize(
@@ -989,8 +991,8 @@ async def test_timeout_and_stall(database: Named, limits: dict[str, float], note
 
     async with listening(database, hang, attempts=1, **limits) as db:
         await go(db)
-        (debt,) = await debts(db, "failed")
-    assert debt.note == f"{note} (given up after 1 attempts)"
+        (reaction,) = await reactions(db, "failed")
+    assert reaction.note == f"{note} (given up after 1 attempts)"
 
 
 async def test_progress_keeps_a_slow_one_alive(database: Named) -> None:
@@ -1003,7 +1005,7 @@ async def test_progress_keeps_a_slow_one_alive(database: Named) -> None:
 
     async with listening(database, slow, stall=0.5, attempts=1) as db:
         await go(db)
-        await debts(db, "done")
+        await reactions(db, "done")
 
 
 # -- fields -----------------------------------------------------------------------------------
@@ -1096,10 +1098,10 @@ async def test_an_exclusive_reaction_waits_for_readers(database: Named) -> None:
             await engine.until(lambda: trio.current_time() > started + 2 * waited)
             assert order in ([], ["delete"])
             go_on.set()
-            done = await debts(db, "done", "done")
-        assert {debt.run for debt in done} == {run}
+            done = await reactions(db, "done", "done")
+        assert {reaction.run for reaction in done} == {run}
         assert sorted(order) == ["delete", "read"]
-        assert {debt.attempts for debt in done} == {0}
+        assert {reaction.attempts for reaction in done} == {0}
 
 
 async def test_who_waited_sees_what_was_done_meanwhile(database: Named) -> None:
@@ -1112,7 +1114,7 @@ async def test_who_waited_sees_what_was_done_meanwhile(database: Named) -> None:
         await job.update(RunUpdate.set_fields(job.run, x=1))
 
     async def claimed(ports: Any) -> bool:
-        owed = await ports._dispatcher.database.debts(SITE, handler="read", state="running")
+        owed = await ports._dispatcher.database.reactions(SITE, handler="read", state="running")
         return bool(owed)
 
     async def read(job: Job) -> None:
@@ -1125,7 +1127,7 @@ async def test_who_waited_sees_what_was_done_meanwhile(database: Named) -> None:
     options = engine.options_for(database, handlers)
     async with engine.opened(database) as db, engine.listener(db, options):
         await go(db)
-        await debts(db, "done", "done")
+        await reactions(db, "done", "done")
     assert seen == [1]
 
 
@@ -1140,7 +1142,7 @@ async def test_different_copies_do_not_wait(database: Named) -> None:
 
     async with listening(database, alone, copy("transferred"), exclusive=True) as db:
         await add(db, 1, 2)
-        await debts(db, "done", "done")
+        await reactions(db, "done", "done")
 
 
 async def test_a_burst_is_served_within_its_lanes(

@@ -185,17 +185,17 @@ def test_task_list_enables_by_name_or_alias() -> None:
         assert set(registry.handlers) == {"one", "two"}
 
 
-@given(make.looks())
-def test_owed_is_what_a_first_look_would_fire(look: dict[Aspect, str]) -> None:
+@given(make.snapshots())
+def test_owed_is_what_a_first_look_would_fire(snapshot: dict[Aspect, str]) -> None:
     """`owed` names the aspects for which an event of now would want the handler."""
     one = handler(copy("transferred", host=(HERE, ELSEWHERE)), tag("*"))
     registry = Registry([one], Here())
     wanted = [
         (aspect, value)
-        for aspect, value in look.items()
+        for aspect, value in snapshot.items()
         if one in registry.wanting(Event("run", aspect, None, value))
     ]
-    assert list(registry.owed(look, one)) == wanted
+    assert list(registry.owed(snapshot, one)) == wanted
 
 
 def test_fields() -> None:

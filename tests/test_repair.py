@@ -1,4 +1,4 @@
-"""Copies that went bad are mended by real listeners: what is wrong is brought again, no more."""
+"""Copies that went bad are repaired by real listeners: what is wrong is brought again, no more."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_flipped_bit_costs_one_file(ground: Ground) -> None:
     bad = ground.largest("chicago")
     flip(bad, 100)
     ground.verify_again("chicago")
-    ground.wait("not mended", lambda: ground.entry("chicago").get("repairs") == 1)
+    ground.wait("not repaired", lambda: ground.entry("chicago").get("repairs") == 1)
     ground.wait("not good", lambda: ground.is_good("chicago"))
     assert ground.contents("chicago") == before
     assert ground.moved("chicago") == [sum(map(len, before)), bad.stat().st_size]
@@ -105,11 +105,11 @@ def test_a_damaged_source_is_passed_over(ground: Ground) -> None:
     flip(ground.largest("chicago"), 100)
     flip(ground.largest("lngs"), 200)
     ground.verify_again("chicago")
-    ground.wait("not mended", lambda: ground.entry("chicago").get("repairs") == 1)
+    ground.wait("not repaired", lambda: ground.entry("chicago").get("repairs") == 1)
     ground.wait("not good", lambda: ground.is_good("chicago"))
     assert ground.contents("chicago") == before
     assert ground.entry("chicago")["manifest"] == ground.entry("stockholm")["manifest"]
-    ground.wait("not mended", lambda: ground.entry("lngs").get("repairs") == 1)
+    ground.wait("not repaired", lambda: ground.entry("lngs").get("repairs") == 1)
     ground.wait("not good", lambda: ground.is_good("lngs"))
     assert ground.contents("lngs") == before
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from caxev.core.errors import GiveUp, Retry
-from caxev.files import Arrival, Seen, erase, look, open_resolved, rename_new, resolved
+from caxev.files import Seen, StagedCopy, erase, look, open_resolved, rename_new, resolved
 from caxev.files import join as below
 from caxev.transfer.receive import read_piece, write_piece
 
@@ -107,7 +107,7 @@ def test_a_link_put_into_a_copy_that_is_being_made(outside: Path) -> None:
         Seen(b"file", "file", 3, 10**9),
         Seen(b"sub/file", "file", 3, 10**9),
     ]
-    arrival = Arrival(str(root / "run"), [str(root)], source)
+    arrival = StagedCopy(str(root / "run"), [str(root)], source)
     before = state(outside)
     with arrival.opened() as todo:
         partial = Path(os.fsdecode(arrival.partial))
@@ -130,7 +130,7 @@ def test_a_listing_that_leads_out_is_refused(tmp_path: Path) -> None:
     for path in (b"../outside", b"/outside", b"sub/../../outside", b"", b"nul\0"):
         source = [Seen(b"sub", "dir"), Seen(path, "file", 3, 10**9)]
         with pytest.raises(GiveUp, match="impossible name"):
-            Arrival(str(tmp_path / "run"), [str(tmp_path)], source)
+            StagedCopy(str(tmp_path / "run"), [str(tmp_path)], source)
 
 
 @pytest.mark.usefixtures("way")

@@ -23,13 +23,13 @@ from caxev.copies.deletion import (
     Wait,
     Withdraw,
     begin,
-    beside,
     intent,
     plan,
     plan_processed,
     plan_purge,
     prove,
     same_bytes,
+    sites_sharing_storage,
     tombstone,
     was_deleted,
     weigh,
@@ -338,7 +338,7 @@ def test_one_marker_at_two_sites_is_one_directory(there: str) -> None:
     assert isinstance(asked(known("unknown", "unknown")), Plan)
     one = known("aa", "aa")
     assert "there are 0" in why(asked(one))
-    assert beside(one.get("lngs"), one) == {"lngs", "chicago"}
+    assert sites_sharing_storage(one.get("lngs"), one) == {"lngs", "chicago"}
     run = run_of(*entries, entry("stockholm"))
     assert isinstance(asked(one), Plan)
 
@@ -622,7 +622,7 @@ def test_a_tag_protects_to_the_last() -> None:
 
 
 def test_a_tag_that_comes_last_of_all_protects() -> None:
-    """Set between the last look and the write: neither the proof nor the start of it fits."""
+    """Set between the snapshot and the write: neither the proof nor the start of it fits."""
     sites = sites_with(copies=2, protect=("keep",))
     run = wanted_gone(run_of(entry("lngs"), entry("chicago"), entry("stockholm")), sites)
     wanted, here = Intent.of(mine(run)), sites.get("lngs")

@@ -178,7 +178,7 @@ async def test_all_that_needs_an_unmounted_disk_waits_and_goes_on(lab: Lab) -> N
         await lab.update(intent(run, wanted, lab.sites, lab.now()))
         waiting = await lab.settle()
         ours = [one for one in waiting if one.site == "chicago"]
-        assert {one.state for one in ours} == {State.OPEN}
+        assert {one.state for one in ours} == {State.PENDING}
         assert {one.handler for one in ours if one.root} == {"pull", "recheck", "erase"}
         assert {one.root for one in ours} - {""} == {str(disk)}
         assert {one.attempts for one in ours} == {0}
@@ -195,7 +195,7 @@ async def test_all_that_needs_an_unmounted_disk_waits_and_goes_on(lab: Lab) -> N
     answered = (await lab.look(asked)).copy(HERE)
     assert answered is not None
     assert answered.fields["check_answered"] is not None
-    assert [one for one in await lab.debts() if one.state is State.FAILED or one.root] == []
+    assert [one for one in await lab.reactions() if one.state is State.FAILED or one.root] == []
 
 
 @pytest.mark.replicaset
@@ -209,7 +209,7 @@ async def test_a_source_that_is_unmounted_is_not_gone(lab: Lab) -> None:
     with unmounted(disk):
         await lab.settle("chicago")
         assert await statuses(lab, run) == {"lngs": "transferred", "chicago": "transferring"}
-        assert [one for one in await lab.debts() if one.state is State.FAILED] == []
+        assert [one for one in await lab.reactions() if one.state is State.FAILED] == []
     lab.later(hours=1)
     await lab.settle()
     assert await statuses(lab, run) == {"lngs": "transferred", "chicago": "transferred"}
@@ -306,7 +306,7 @@ async def test_a_refusal_is_one_alarm_and_costs_nothing(lab: Lab) -> None:
     refusing[:] = ["our key is refused"]
     for _ in range(3):
         await lab.new_run(tags=["ask"])
-    assert {(one.state, one.attempts) for one in await lab.settle()} == {(State.OPEN, 0)}
+    assert {(one.state, one.attempts) for one in await lab.settle()} == {(State.PENDING, 0)}
     assert await lab.alarms() == []
     lab.later(minutes=10)
     assert len(await lab.settle()) == 3
@@ -370,7 +370,7 @@ async def test_a_disk_that_hangs_is_away_and_holds_nobody_up(
     monkeypatch.setattr(workers, "DEATH", 0.5)
     handlers = [one for one in recorded if one.function is write_there]
     options = engine.options_for(
-        database, handlers, site_fields={"dir_raw": str(disk)}, grace=1.0, lease=5.0
+        database, handlers, site_fields={"dir_raw": str(disk)}, grace=1.0, lease_time=5.0
     )
 
     async def away() -> object:
@@ -378,7 +378,7 @@ async def test_a_disk_that_hangs_is_away_and_holds_nobody_up(
         return record is not None and record.away
 
     async def done() -> object:
-        return [debt for debt, _ in await db.debts(state="done")]
+        return [reaction for reaction, _ in await db.reactions(state="done")]
 
     async with engine.opened(database) as db:
         async with engine.listener(db, options):
@@ -386,7 +386,7 @@ async def test_a_disk_that_hangs_is_away_and_holds_nobody_up(
             freeze(True)
             document = {**engine.run_document(1), "tags": [{"name": "write"}]}
             await db.insert_run(document)
-            await engine.until(lambda: db.debts(state="running"))
+            await engine.until(lambda: db.reactions(state="running"))
             found = await engine.until(away)
             assert "does not answer" in found[str(disk)]
             leaving = trio.current_time()

@@ -417,7 +417,7 @@ def test_replicas_are_given_up_only_on_proof(bench: Bench) -> None:
 def test_no_room_no_rse_no_server_no_password(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What may pass is tried again, what a person must mend is given up, in Rucio's own words."""
+    """What may pass is tried again, what a person must repair is given up, in Rucio's own words."""
     order = bench.order(bench.run())
     bench.server.client.set_local_account_limit(ACCOUNT, "DISK3", 10)
     full = evolve(order, there=evolve(bench.there, rucio_upload_rse="DISK3"))
@@ -561,7 +561,7 @@ async def collaboration(bench: Bench, database: Named, *sites: str) -> AsyncIter
                 sites=bench.sites,
                 settings=engine.settings_for(database),
                 registry=Registry(ours, bench.sites.here(name)),
-                lease=30.0,
+                lease_time=30.0,
                 grace=5.0,
             )
             await stack.enter_async_context(engine.listener(db, options, owner=f"test {name}"))
@@ -604,16 +604,19 @@ async def rules_known(db: Database, runs: Sequence[Run], number: int = 2) -> Non
 async def replayed(db: Database, site: str, **request: Any) -> None:
     """Have a site fire again, and wait until all of that is done."""
     handler = request.get("handler")
-    marks = {debt.id: debt.mark for debt, _ in await db.debts(site, handler=handler)}
+    marks = {
+        reaction.id: reaction.generation
+        for reaction, _ in await db.reactions(site, handler=handler)
+    }
     await db.add_request(site, Request("replay", **request), "tests", utcnow())
 
     async def all_paid() -> bool:
-        now = [debt for debt, _ in await db.debts(site, handler=handler)]
-        fired = any(debt.mark != marks.get(debt.id) for debt in now)
+        now = [reaction for reaction, _ in await db.reactions(site, handler=handler)]
+        fired = any(reaction.generation != marks.get(reaction.id) for reaction in now)
         waiting = any(
-            debt.state == "running" or debt.due <= utcnow()
-            for debt in now
-            if debt.state not in ("done", "failed")
+            reaction.state == "running" or reaction.due <= utcnow()
+            for reaction in now
+            if reaction.state not in ("done", "failed")
         )
         return fired and not waiting and not await db.pending(site)
 
@@ -710,9 +713,11 @@ async def test_a_rule_file_that_changes_is_applied(
 
 async def waits_for_long(db: Database) -> bool:
     """Whether nobody will ask for the rules by himself within the time that a test has."""
-    debts = [debt for debt, _ in await db.debts("lngs", handler="rucio_rules")]
+    reactions = [reaction for reaction, _ in await db.reactions("lngs", handler="rucio_rules")]
     late = utcnow() + timedelta(minutes=10)
-    return all(d.state is State.DONE or (d.state is State.OPEN and d.due > late) for d in debts)
+    return all(
+        d.state is State.DONE or (d.state is State.PENDING and d.due > late) for d in reactions
+    )
 
 
 @pytest.mark.replicaset
@@ -772,10 +777,10 @@ async def test_an_unchanged_rule_file_asks_for_nothing(bench: Bench, database: N
     async with engine.opened(database) as db:
         taken = await db.acquire("lngs", "a test", 60.0, utcnow())
         assert taken is not None
-        tenure = taken[0]
+        lease = taken[0]
 
         async def asked_for() -> list[Any]:
-            files = rule_files.RuleFiles(db, tenure, site, bench.sites)
+            files = rule_files.RuleFiles(db, lease, site, bench.sites)
             before = len(await db.pending("lngs"))
             await files.look()
             await files.look()

@@ -28,12 +28,12 @@ from caxev.core.model import CopyIs
 from caxev.database import (
     Database,
     DatabaseError,
+    Lease,
     LeaseKeeper,
-    Refused,
+    NotAuthorized,
     Request,
-    Tenure,
     Unreachable,
-    passing,
+    is_transient,
 )
 from caxev.database.client import Client, connect, credentials
 from caxev.engine.listener import open_database, prepare
@@ -184,7 +184,7 @@ async def test_a_site_needs_no_more_than_it_is_granted(
     options = options_of(site, *handlers)
     async with aio.loop(), open_database(site) as db:
         await prepare(db)  # may not make the indexes, and says so
-        with pytest.raises(Refused):
+        with pytest.raises(NotAuthorized):
             await db.create_indexes()
         first = insert(admin, named, 1, ("raw", "chicago", "transferred"))
         async with engine.listener(db, options, "one"):
@@ -205,7 +205,7 @@ async def test_a_site_needs_no_more_than_it_is_granted(
         record = await db.site_record("lngs")
         assert record is not None
         assert len(record.gaps) == 1
-        assert not await db.debts(state="failed")
+        assert not await db.reactions(state="failed")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ async def lets_us_in(db: Database) -> bool:
     try:
         await db.check()
     except DatabaseError as error:
-        if not passing(error):  # a listener would not wait
+        if not is_transient(error):  # a listener would not wait
             raise
         return False
     return True
@@ -373,7 +373,7 @@ def test_a_certificate_that_has_become_readable_is_another_one(tmp_path: Path) -
 def test_a_lease_keeper_reports_a_certificate_that_is_gone(tmp_path: Path) -> None:
     """As an error that its watchdog waits out."""
     uri = f"mongodb://localhost/?tls=true&tlsCertificateKeyFile={tmp_path}/gone.pem"
-    keeper = LeaseKeeper(Settings.load(mongo_uri=uri, environ={}), Tenure("lngs", 1, "me"), 1.0)
+    keeper = LeaseKeeper(Settings.load(mongo_uri=uri, environ={}), Lease("lngs", 1, "me"), 1.0)
     with pytest.raises(ConfigError, match=r"gone\.pem"):
         keeper.renew()
 
@@ -389,7 +389,7 @@ async def test_no_tls_no_answer(site: Settings, secured: Secured) -> None:
 
 async def test_a_wrong_password_is_told_without_it(named: Named, site: Settings) -> None:
     """Who is refused reads why, and neither the right nor the wrong password."""
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(NotAuthorized) as refused:
         await reach(settings(named, MONGO_PASSWORD="wrong-and-secret"))
     assert "MONGO_PASSWORD" in str(refused.value)
     chain: BaseException | None = refused.value

@@ -144,7 +144,7 @@ async def test_fifty_runs_and_a_listener_that_is_killed(
 
             await engine.until(done, within=3 * PATIENCE)
             await ground_paid(ground.database)
-        assert await ground.database.debts(state="failed") == []
+        assert await ground.database.reactions(state="failed") == []
     assert sorted(map(int, lines(tmp_path / "ran"))) == list(range(1, RUNS + 1))
     calls = cluster.calls()[before:]
     assert not [call for call in calls if call.split()[0] in ("squeue", "sacct")]
@@ -167,7 +167,7 @@ def noted(folder: Folder) -> list[str]:
 
 async def ground_paid(database: Database) -> None:
     async def nothing() -> bool:
-        return not any([await database.debts(state=state) for state in ("open", "running")])
+        return not any([await database.reactions(state=state) for state in ("pending", "running")])
 
     await engine.until(nothing, within=PATIENCE)
 
@@ -212,8 +212,8 @@ async def test_each_end_is_told_apart(
             entry = await ground.becomes(slow, "transferred")
             assert entry.fields["job"]["tries"] == {"timeout": 1}
             assert entry.fields["job"]["walltime"] == 2 * 3600
-        failed = await ground.database.debts(state="failed")
-        assert {debt.run for debt, _ in failed} == {exits, cancelled}
+        failed = await ground.database.reactions(state="failed")
+        assert {reaction.run for reaction, _ in failed} == {exits, cancelled}
 
 
 async def running(ground: Ground, cluster: slurm.Slurm, run: Any) -> Any:
@@ -345,7 +345,7 @@ def test_what_slurm_does_not_know_is_lost(cluster: slurm.Slurm, tmp_path: Path) 
 
 
 def test_what_slurm_will_never_take_is_given_up(cluster: slurm.Slurm, tmp_path: Path) -> None:
-    """A partition that is not there is for a person to mend."""
+    """A partition that is not there is for a person to repair."""
     with pytest.raises(Denied, match="partition"):
         System(str(tmp_path / "jobs")).submit([evolve(held(tmp_path, "x.1"), partition="none")])
 

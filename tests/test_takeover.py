@@ -14,7 +14,7 @@ from pymongo import MongoClient
 
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Debt, owe
+from caxev.core.ledger import Reaction, owe
 from caxev.core.model import YES, CopyKey, Event, Tag
 from caxev.database import Ingest
 from caxev.demo.world import World
@@ -53,16 +53,16 @@ def written(world: World) -> dict[str, list[dict[str, Any]]]:
     return {name: sorted(rows, key=lambda row: str(row["_id"])) for name, rows in found.items()}
 
 
-async def nap_of(ground: Ground, born: Born, site: str = SITE) -> Debt | None:
-    """The debt of the handler that sleeps."""
-    found = await ground.database.debts(site, run=born.id, handler="nap")
+async def nap_of(ground: Ground, born: Born, site: str = SITE) -> Reaction | None:
+    """The reaction of the handler that sleeps."""
+    found = await ground.database.reactions(site, run=born.id, handler="nap")
     return found[0][0] if found else None
 
 
 def napping(ground: Ground, born: Born, *states: str) -> Callable[[], Awaitable[bool]]:
     async def in_state() -> bool:
-        debt = await nap_of(ground, born)
-        return debt is not None and debt.state.value in states
+        reaction = await nap_of(ground, born)
+        return reaction is not None and reaction.state.value in states
 
     return in_state
 
@@ -78,14 +78,14 @@ async def napper(ground: Ground, seconds: float) -> Born:
 
 async def test_the_other_one_takes_over_within_the_lease(world: World) -> None:
     """One acts; when it is killed the other has the site before the lease has passed."""
-    async with ground_in(world, lease=LEASE) as ground:
+    async with ground_in(world, lease_time=LEASE) as ground:
         figures = await takeover(ground, rounds=1, seed=1)
     assert figures["late"] == figures["lost"] == figures["duplicated"] == 0
 
 
 async def test_a_leader_that_slept_through_its_lease_writes_nothing(world: World) -> None:
     """Stopped in mid-transfer and woken after the take-over, a process records nothing at all."""
-    async with ground_in(world, lease=LEASE) as ground:
+    async with ground_in(world, lease_time=LEASE) as ground:
         leader, heir = await pair(ground)
         epoch = await epoch_of(ground)
         await ground.ready(ground.listen(BIRTH), ground.listen("stockholm"))
@@ -105,7 +105,11 @@ async def test_a_leader_that_slept_through_its_lease_writes_nothing(world: World
         await ground.until(_has_said(leader, "taken over chicago; standing by"), "it acts on")
         assert await trio.to_thread.run_sync(written, world) == before
         assert await ground.leading(heir)
-        assert [debt.epoch for debt, _ in await ground.database.debts(SITE) if debt.epoch] == []
+        assert [
+            reaction.epoch
+            for reaction, _ in await ground.database.reactions(SITE)
+            if reaction.epoch
+        ] == []
         after = await ground.take(100_000)
         assert await ground.finish([after], None) == []
 
@@ -134,7 +138,7 @@ def _has_said(listener: Listener, text: str) -> Callable[[], Awaitable[bool]]:
 @pytest.mark.parametrize("point", ["epoch", "claims"])
 async def test_who_dies_taking_over_blocks_nobody(world: World, point: str) -> None:
     """Killed in the midst of taking over, a process holds the site no longer than its lease."""
-    async with ground_in(world, lease=LEASE) as ground:
+    async with ground_in(world, lease_time=LEASE) as ground:
         doomed = ground.listen(SITE, CAXEV_CRASH=f"engine:database.takeover.{point}:1")
 
         async def dead() -> bool:
@@ -152,32 +156,43 @@ async def test_only_stale_claims_are_opened(database: Named) -> None:
     async with engine.opened(database) as db:
         taken = await db.acquire("lngs", "one", 60.0, utcnow())
         assert taken is not None
-        tenure = taken[0]
-        debts = [
-            owe("lngs", Event(1, Tag(name), None, YES), name, lane="a", mark=mark, at=utcnow())
-            for mark, name in enumerate("xyz")
+        lease = taken[0]
+        reactions = [
+            owe(
+                "lngs",
+                Event(1, Tag(name), None, YES),
+                name,
+                lane="a",
+                generation=generation,
+                at=utcnow(),
+            )
+            for generation, name in enumerate("xyz")
         ]
-        await db.ingest(tenure, Ingest({}, debts), utcnow())
-        assert len(await db.claim(debts, tenure.epoch)) == 3
-        stale = [claim for claim in await db.claims(tenure) if claim["_id"] != debts[0].id]
+        await db.ingest(lease, Ingest({}, reactions), utcnow())
+        assert len(await db.claim(reactions, lease.epoch)) == 3
+        stale = [claim for claim in await db.claims(lease) if claim["_id"] != reactions[0].id]
         assert await db.free(stale) == (2, {})
         assert await db.free(stale) == (0, {})
-        standing = await db.standing([debt.id for debt in debts])
-    assert [standing[debt.id].state.value for debt in debts] == ["running", "open", "open"]
+        standing = await db.standing([reaction.id for reaction in reactions])
+    assert [standing[reaction.id].state.value for reaction in reactions] == [
+        "running",
+        "pending",
+        "pending",
+    ]
 
 
 async def test_asked_to_leave_it_ends_what_is_in_flight(world: World) -> None:
     """SIGTERM: a reaction that ends within the grace is settled, and the status is 0."""
-    async with ground_in(world, lease=LEASE) as ground:
+    async with ground_in(world, lease_time=LEASE) as ground:
         listener = ground.listen(SITE)
         await ground.ready(listener)
         born = await napper(ground, 2.0)
         await ground.until(napping(ground, born, "running"), "nobody naps")
         await ground.stop(listener)
         assert listener.process.returncode == 0
-        debt = await nap_of(ground, born)
-        assert debt is not None
-        assert (debt.state.value, debt.attempts) == ("done", 0)
+        reaction = await nap_of(ground, born)
+        assert reaction is not None
+        assert (reaction.state.value, reaction.attempts) == ("done", 0)
         assert (await tags_of(ground, born)).count(f"napped-{SITE}") == 1
         record = await ground.database.site_record(SITE)
         assert record is not None
@@ -186,16 +201,16 @@ async def test_asked_to_leave_it_ends_what_is_in_flight(world: World) -> None:
 
 async def test_what_outlasts_the_grace_is_due_again(world: World) -> None:
     """SIGTERM: a reaction that is cut short is open, costs no attempt, and the status is 0."""
-    async with ground_in(world, lease=LEASE) as ground:
+    async with ground_in(world, lease_time=LEASE) as ground:
         listener = ground.listen(SITE, "--grace", "0.5")
         await ground.ready(listener)
         born = await napper(ground, 3.0)
         await ground.until(napping(ground, born, "running"), "nobody naps")
         await ground.stop(listener)
         assert listener.process.returncode == 0
-        debt = await nap_of(ground, born)
-        assert debt is not None
-        assert (debt.state.value, debt.attempts, debt.interrupted) == ("open", 0, 0)
+        reaction = await nap_of(ground, born)
+        assert reaction is not None
+        assert (reaction.state.value, reaction.attempts, reaction.interrupted) == ("pending", 0, 0)
         await ground.ready(ground.listen(SITE))
         await ground.until(napping(ground, born, "done"), "it is not done in the end")
         assert (await tags_of(ground, born)).count(f"napped-{SITE}") == 1
@@ -203,7 +218,7 @@ async def test_what_outlasts_the_grace_is_due_again(world: World) -> None:
 
 async def test_asked_twice_it_leaves_at_once(world: World) -> None:
     """A second SIGTERM: it is gone while the reaction still runs, which is due again afterwards."""
-    async with ground_in(world, lease=LEASE) as ground:
+    async with ground_in(world, lease_time=LEASE) as ground:
         listener = ground.listen(SITE)
         await ground.ready(listener)
         born = await napper(ground, 4.0)
@@ -213,12 +228,12 @@ async def test_asked_twice_it_leaves_at_once(world: World) -> None:
         listener.signal(signal.SIGTERM)
         status = await trio.to_thread.run_sync(listener.process.wait)
         assert status == 128 + signal.SIGTERM
-        debt = await nap_of(ground, born)
-        assert debt is not None
-        assert debt.state.value == "running"
+        reaction = await nap_of(ground, born)
+        assert reaction is not None
+        assert reaction.state.value == "running"
         await ground.ready(ground.listen(SITE))
         await ground.until(napping(ground, born, "done"), "it is not done in the end")
-        debt = await nap_of(ground, born)
-        assert debt is not None
-        assert debt.interrupted == 1
+        reaction = await nap_of(ground, born)
+        assert reaction is not None
+        assert reaction.interrupted == 1
         assert (await tags_of(ground, born)).count(f"napped-{SITE}") == 1

@@ -23,7 +23,7 @@ from caxev import failpoints
 from caxev.config import ArchiveOptions, ConfigError, Site, load_sites
 from caxev.core.errors import Denied, GiveUp, Retry, RootAway
 from caxev.demo.world import SIMULATOR
-from caxev.files import Arrival, Item, Manifest, digest_tree, incoming, to_nobody
+from caxev.files import Item, Manifest, StagedCopy, digest_tree, incoming, to_nobody
 from caxev.files.roots import make_marker
 from caxev.tape import (
     Data,
@@ -796,7 +796,7 @@ def test_a_copy_from_scratch_leaves_min_free(
     tape.back_up().get()
     options = ArchiveOptions(scratch=str(far / "scratch"))
     here = evolve(tape.reach.here, archive=options, min_free=2 << 30)
-    monkeypatch.setattr(Arrival, "free", lambda _: 1 << 30)  # scratch has more
+    monkeypatch.setattr(StagedCopy, "free", lambda _: 1 << 30)  # scratch has more
     told = evolve(tape, reach=evolve(tape.reach, here=here)).recall()
     assert isinstance(told.failed, Retry)
     assert "not enough space" in told.failed.why
@@ -881,7 +881,7 @@ def test_a_name_that_means_something_to_the_client(tape: Ground, name: str) -> N
 
 _SHELF = """
 from caxev.tape import Stored
-class Shelf:
+class RunCache:
     def folder(self, reach, name): return f"/shelf/{name}"
     def listed(self, reach, folder, talk): return [Stored("box", 1)]
 """
@@ -893,7 +893,7 @@ def test_an_archive_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     info = tmp_path / "shelf-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shelf\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[caxev.tape]\nshelf = shelf:Shelf\n")
+    (info / "entry_points.txt").write_text("[caxev.tape]\nshelf = shelf:RunCache\n")
     (tmp_path / "sites.json").write_text('[{"name": "cellar", "method": "shelf"}]')
     with pytest.raises(ConfigError, match="method must be"):
         load_sites(tmp_path / "sites.json")

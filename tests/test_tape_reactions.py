@@ -218,7 +218,7 @@ def test_an_entry_of_cax_is_read_by_who_brings_data_there() -> None:
 
 
 def test_other_reactions_leave_tape_alone() -> None:
-    """Nobody verifies or mends a copy on tape over SSH."""
+    """Nobody verifies or repairs a copy on tape over SSH."""
     seen = run_of(entry("lngs"), entry("tape", "verifying", source="lngs")).copies[1]
     verdict = checksum.plan_checksum(run_of(entry("lngs")), seen, HERE, SITES)
     assert "which this reaction does not serve" in why(verdict)

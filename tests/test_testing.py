@@ -42,7 +42,7 @@ async def test_a_reaction_runs(here: Lab) -> None:
     await here.tag(run, "count")
     assert await here.settle() == []
     assert (await here.look(run)).document["good"] == 2
-    assert [debt.state for debt in await here.debts(run)] == [State.DONE] * 2
+    assert [reaction.state for reaction in await here.reactions(run)] == [State.DONE] * 2
 
 
 @lab(lab_reactions)
@@ -60,7 +60,7 @@ async def test_time_passes(here: Lab) -> None:
     """What waits for five days is owed, and done when five days have passed; then time is back."""
     run = await here.new_run(tags=["late"])
     (owed,) = await here.settle()
-    assert (owed.note, owed.state) == ("it is young", State.OPEN)
+    assert (owed.note, owed.state) == ("it is young", State.PENDING)
     here.later(days=4)
     assert await here.settle()
     here.later(days=1, seconds=1)
@@ -130,7 +130,7 @@ async def test_a_crash_that_does_not_come_is_told(here: Lab) -> None:
 
 @lab(lab_reactions.count)
 async def test_a_reply_gets_lost(here: Lab) -> None:
-    """An error at a point is raised once, to whoever passes it; the debt is paid all the same."""
+    """An error at a failpoint is raised once; the reaction is done all the same."""
     run = await here.new_run(tags=["count"])
     here.fail_at("engine:database.claim.after", Unreachable("the connection broke"))
     assert await here.settle() == []

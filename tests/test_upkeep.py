@@ -21,7 +21,7 @@ from caxev.config import Permission, Site
 from caxev.config.errors import Problems
 from caxev.config.permissions import read_permissions
 from caxev.config.sites import TYPES
-from caxev.core.ledger import Debt
+from caxev.core.ledger import Reaction
 from caxev.core.model import CopyKey, Event, Run
 from caxev.core.registry import recorded
 from caxev.database import Request
@@ -56,7 +56,7 @@ def zips(count: int, *, size: int = 10) -> Manifest:
     return Manifest([Item(name, "file", size) for name in (*names, *others)])
 
 
-class Shelf:
+class RunCache:
     """The ports of a job that needs one manifest."""
 
     def __init__(self, manifest: Manifest) -> None:
@@ -68,7 +68,7 @@ class Shelf:
 
 async def sized(run: Run, manifest: Manifest) -> Any:
     event = Event(run.id, RAW, None, "transferred")
-    job = Job(run, event, site=SITE, ports=Shelf(manifest))  # type: ignore[arg-type]
+    job = Job(run, event, site=SITE, ports=RunCache(manifest))  # type: ignore[arg-type]
     return await completeness.add_size(job)
 
 
@@ -145,11 +145,11 @@ async def test_one_cause_is_one_alarm() -> None:
         assert await here.alarms() == []
 
 
-def retried(here: Lab, debt: Debt) -> None:
+def retried(here: Lab, reaction: Reaction) -> None:
     """Open one failed reaction again, and leave the others of its run and handler as they are."""
-    settings, fresh = here.database.settings, {"state": "open", "due": here.now(), "attempts": 0}
+    settings, fresh = here.database.settings, {"state": "pending", "due": here.now(), "attempts": 0}
     with MongoClient[dict[str, Any]](settings.mongo_uri, w="majority") as client:
-        client[settings.database]["caxev_ledger"].update_one({"_id": debt.id}, {"$set": fresh})
+        client[settings.database]["caxev_ledger"].update_one({"_id": reaction.id}, {"$set": fresh})
 
 
 @pytest.mark.replicaset
@@ -160,9 +160,9 @@ async def test_the_alarm_of_one_cause_stands_until_the_last_is_done() -> None:
         failed = await here.settle()
         (alarm,) = await here.alarms()
         await here.set(run, trigger={"events_built": None}, raw_size_byte=1)
-        for debt in sorted(failed, key=lambda debt: f"failed {debt.id}" != alarm.key):
+        for reaction in sorted(failed, key=lambda reaction: f"failed {reaction.id}" != alarm.key):
             assert [one.key for one in await here.alarms()] == [alarm.key]
-            retried(here, debt)
+            retried(here, reaction)
             await here.settle()
         assert await here.alarms() == []
 

@@ -70,7 +70,7 @@ async def test_a_blocked_listener_keeps_its_lease(
     one = engine.handler(block, tag("go"))
     async with (
         engine.opened(database) as db,
-        engine.listener(db, engine.options_for(database, [one], lease=LEASE)),
+        engine.listener(db, engine.options_for(database, [one], lease_time=LEASE)),
     ):
         epoch = await engine.until(lambda: _epoch(db))
         with lease_seen(database) as left:
@@ -149,13 +149,13 @@ async def test_a_listener_leaves_without_what_swallows_its_end(
             _, said = await trio.to_thread.run_sync(lambda: process.communicate(timeout=30))
         assert process.returncode == 1
         assert b"leaving without deaf (tag 'go': yes of run 1)" in said
-        ((debt, _),) = await db.debts(SITE, handler="deaf")
-        assert debt.state.value == "open"
+        ((reaction, _),) = await db.reactions(SITE, handler="deaf")
+        assert reaction.state.value == "pending"
         record = await db.site_record(SITE)
         assert record is not None
         assert not record.active
 
 
 async def _running(db: Any) -> list[Any]:
-    found: list[Any] = await db.debts(SITE, state="running", handler="deaf")
+    found: list[Any] = await db.reactions(SITE, state="running", handler="deaf")
     return found

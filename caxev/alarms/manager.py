@@ -47,7 +47,7 @@ from caxev.core.alarms import (
 from caxev.core.clock import utcnow
 from caxev.core.errors import one_line
 from caxev.core.ledger import State
-from caxev.database import Database, DatabaseError, Tenure, concerns_one, passing
+from caxev.database import Database, DatabaseError, Lease, concerns_one, is_transient
 
 GATHER: Final = 2.0
 """Seconds from the first alarm that is due to the telling: what comes with it goes with it."""
@@ -86,7 +86,7 @@ class Desk:
     """One site's alarms. Implements `caxev.core.alarms.Alarms`. Use `open`, then `run`."""
 
     database: Database
-    tenure: Tenure
+    lease: Lease
     addressees: list[Addressee]
     gather: float = field(factory=lambda: GATHER)
     pause: float = field(factory=lambda: PAUSE)
@@ -163,7 +163,7 @@ class Desk:
         self._unkept.add(key)
         changed, self._changed = self._changed, trio.Event()
         changed.set()
-        metrics.alarms.labels(self.tenure.site).set(len(self.standing))
+        metrics.alarms.labels(self.lease.site).set(len(self.standing))
 
     # -- keeping ----------------------------------------------------------------------------
 
@@ -172,10 +172,10 @@ class Desk:
 
         So none is lost where a process was killed between the failure and the alarm.
         """
-        site = self.tenure.site
+        site = self.lease.site
         self._known = {one.alarm.key: one for one in await self.database.alarms(site)}
         self._cause = {key: key for key in self._known if self._stands(key)}
-        failed = await self.database.debts(site, state="failed", limit=MOST)
+        failed = await self.database.reactions(site, state="failed", limit=MOST)
         about = [key for key in self._known if key.startswith(PARKED) and self._stands(key)]
         for key in [key for key in self._known if key.startswith(DEAF)]:
             self.clear(key)  # with its process
@@ -183,13 +183,13 @@ class Desk:
         if refusals:
             for key in refusals - {refused_key(one) for one in await self.database.hindered(site)}:
                 self.clear(key)
-        debts = await self.database.standing([key.removeprefix(PARKED) for key in about])
-        untold = [debt for debt, _ in failed if not self._stands(parked_key(debt))]
-        runs = await self.database.runs([debt.run for debt in untold]) if untold else {}
-        for debt in untold:
-            self.sound(parked(debt, str(runs.get(debt.run, f"run {debt.run}"))))
+        reactions = await self.database.standing([key.removeprefix(PARKED) for key in about])
+        untold = [reaction for reaction, _ in failed if not self._stands(parked_key(reaction))]
+        runs = await self.database.runs([reaction.run for reaction in untold]) if untold else {}
+        for reaction in untold:
+            self.sound(parked(reaction, str(runs.get(reaction.run, f"run {reaction.run}"))))
         for key in about:  # last, since it may stand for others of its cause that have failed
-            found = debts.get(key.removeprefix(PARKED))
+            found = reactions.get(key.removeprefix(PARKED))
             if found is None or found.state is State.DONE:
                 self.clear(key)
 
@@ -222,14 +222,14 @@ class Desk:
         gone = [key for key in keys if key not in self._known]
         done = False
         try:
-            await self.database.keep_alarms(self.tenure, kept, gone)
+            await self.database.keep_alarms(self.lease, kept, gone)
             done = True
         finally:
             if not done:
                 self._unkept |= keys
 
     async def run(self) -> None:
-        """Keep and tell, for ever. Raises `Deposed`."""
+        """Keep and tell, for ever. Raises `LeaseLost`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_all)
             for addressee in self.addressees:
@@ -249,7 +249,7 @@ class Desk:
         try:
             await self.keep()
         except DatabaseError as error:
-            if not passing(error):
+            if not is_transient(error):
                 raise
             logger.debug("alarms wait for the database: {}", error)
             return AGAIN
@@ -340,7 +340,7 @@ class Desk:
         if why is not None:
             logger.error("{} of {} alarms could not be told: {}", sink, len(batch), why)
         untold = sum(sink in one.untold for one in self._known.values())
-        metrics.untold.labels(self.tenure.site, sink).set(untold)
+        metrics.untold.labels(self.lease.site, sink).set(untold)
 
 
 def _said(standing: Standing) -> object:

@@ -29,7 +29,7 @@ from caxev.config import ConfigError, Settings, without_secrets
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import TRANSFERRING, CopyIs, RunUpdate
-from caxev.database import DatabaseError, amend, passing
+from caxev.database import DatabaseError, amend, is_transient
 from caxev.files import confine, local, mirror
 from caxev.files.private import MODE
 from caxev.files.resolved import remove
@@ -174,7 +174,7 @@ def tell(place: Place, spec: JobSpec, ended: Ended) -> None:
         try:
             amend(Settings.load(environ=environ), lambda: report(spec, ended))
         except (DatabaseError, ConfigError) as error:
-            hopeless = isinstance(error, ConfigError) or not passing(error)
+            hopeless = isinstance(error, ConfigError) or not is_transient(error)
             if hopeless or time.monotonic() + wait > deadline:
                 sys.stderr.write(f"caxev: the end of {spec.name} is not told: {error}\n")
                 return

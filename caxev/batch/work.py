@@ -18,7 +18,7 @@ from caxev.batch.folder import OUTPUT, Folder
 from caxev.batch.systems import system
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import Report, bring_in, confine, safe_name, shown
-from caxev.files import look as look_at
+from caxev.files import look as snapshot_of
 
 BUSY: Final = 2.0
 """Seconds until it is looked again whether a former attempt has ended."""
@@ -133,7 +133,7 @@ def take_stock(home: str, job: str, product: Product, good: bool, *, report: Rep
 
 
 def _published(output: str, product: Product) -> tuple[int | None, str]:
-    if os.path.lexists(output) and not any(seen.size for seen in look_at(output)):
+    if os.path.lexists(output) and not any(seen.size for seen in snapshot_of(output)):
         return None, "it left nothing in its output"
     size = bring_in(output, product.final, product.roots)
     return size, "" if size is not None else "it ended well and left no result"

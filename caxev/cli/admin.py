@@ -267,10 +267,10 @@ def private_problems(here: Site, known: Sites, *, bare: bool = True) -> Iterable
 
     Without `bare`, mount points without their disks are left out: those are problems that pass.
     """
-    from caxev.copies.deletion import beside
+    from caxev.copies.deletion import sites_sharing_storage
     from caxev.files import is_bare, lies_in, not_private
 
-    names = beside(here, known)
+    names = sites_sharing_storage(here, known)
     shared = [path for one in known.values() if one.name in names for path in one.roots]
     for key, path in private_directories(here, known):
         if (root := lies_in(path, shared)) is not None:

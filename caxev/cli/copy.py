@@ -27,10 +27,10 @@ from caxev.finite import Finite
 if TYPE_CHECKING:
     import rich.progress
 
-    from caxev.cli.debts import Progress
+    from caxev.cli.reaction_rows import Progress
     from caxev.cli.runs import Wanted
     from caxev.config import Site, Sites
-    from caxev.core.ledger import Debt
+    from caxev.core.ledger import Reaction
     from caxev.core.model import Copy, CopyKey, Run, RunUpdate
     from caxev.database import Database
 
@@ -224,8 +224,8 @@ class Standing:
         return ": ".join(part for part in parts if part)
 
 
-def standing(run: Run | None, key: CopyKey, debts: Iterable[tuple[Debt, Any]]) -> Standing:
-    """Return how a copy that was asked for is, by the run and the debts as they are now. Pure."""
+def standing(run: Run | None, key: CopyKey, reactions: Iterable[tuple[Reaction, Any]]) -> Standing:
+    """Return how a copy that was asked for is, by its run and reactions. Pure."""
     from caxev.core.model import ERROR, TRANSFERRED
 
     copy = None if run is None else run.copy(key)
@@ -235,22 +235,22 @@ def standing(run: Run | None, key: CopyKey, debts: Iterable[tuple[Debt, Any]]) -
         return Standing(copy.status, over=True)
     if copy.status == ERROR:
         return Standing(copy.status, str(copy.fields.get("error") or ""), over=True)
-    return _under_way(copy, [pair for pair in debts if pair[0].aspect == key])
+    return _under_way(copy, [pair for pair in reactions if pair[0].aspect == key])
 
 
-def _under_way(copy: Copy, debts: Sequence[tuple[Debt, Any]]) -> Standing:
-    from caxev.cli.debts import Progress
+def _under_way(copy: Copy, reactions: Sequence[tuple[Reaction, Any]]) -> Standing:
+    from caxev.cli.reaction_rows import Progress
     from caxev.core.ledger import State
     from caxev.core.model import REQUESTED
 
     # Only these react to the status of now: the others are of a former life of the entry.
-    reactions = [debt for debt, _ in debts if debt.after == copy.seen_as]
-    notes = [f"{d.handler} at {d.site}: {d.note}" for d in reactions if d.note]
-    words, states = "; ".join(notes), {debt.state for debt in reactions}
+    current = [reaction for reaction, _ in reactions if reaction.after == copy.seen_as]
+    notes = [f"{d.handler} at {d.site}: {d.note}" for d in current if d.note]
+    words, states = "; ".join(notes), {reaction.state for reaction in current}
     ended = {State.FAILED} if copy.status != REQUESTED else {State.FAILED, State.DONE}
     if states and states <= ended:
         return Standing(copy.status, words or "nobody makes this copy", over=True)
-    told = [Progress.of(document.get("progress")) for _, document in debts]
+    told = [Progress.of(document.get("progress")) for _, document in reactions]
     moving = [progress for progress in told if progress is not None]
     return Standing(copy.status, words, Progress.sum(moving) if moving else None)
 
@@ -319,7 +319,7 @@ class Errand:
         """Show how the copy is with each change, until nothing more comes."""
         import trio
 
-        from caxev.database import DatabaseError, passing
+        from caxev.database import DatabaseError, is_transient
 
         trouble = ""
         with self.telling.live():
@@ -327,7 +327,7 @@ class Errand:
                 try:
                     await self._follow(database, way)
                 except DatabaseError as error:
-                    if not passing(error):
+                    if not is_transient(error):
                         raise
                     if str(error) != trouble:
                         trouble = str(error)
@@ -341,11 +341,13 @@ class Errand:
         run, sites = self.found.id, (self.wish.source.name, self.wish.target.name)
         async with database.follow(run, sites) as changed:
             while True:
-                # First the debts: what is settled has written what it had to write to the run.
-                debts = [pair for site in sites for pair in await database.debts(site, run=run)]
+                # First the reactions: what is settled has written what it had to write to the run.
+                reactions = [
+                    pair for site in sites for pair in await database.reactions(site, run=run)
+                ]
                 found = (await database.runs([run])).get(run)
                 self._weigh(found, way)
-                self._note(standing(found, way.target, debts))
+                self._note(standing(found, way.target, reactions))
                 if self.last is None or self.last.over:
                     return
                 await changed()

@@ -25,7 +25,7 @@ from rich.table import Table
 from caxev import aio
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Debt
+from caxev.core.ledger import Reaction
 from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
 from caxev.database import Database, Selection
 from caxev.demo.world import TAPE, World
@@ -318,14 +318,14 @@ async def _watch(world: World, show: Show, database: Database, count: int) -> No
         while True:
             _check_alive(world)
             runs = await database.select(Selection(), utcnow())
-            debts = await _unfinished(database)
+            reactions = await _unfinished(database)
             if live is not None:
-                live.update(show.table(runs, _progress(debts)), refresh=True)
+                live.update(show.table(runs, _progress(reactions)), refresh=True)
             else:
                 show.lines(runs)
-            if _finished(runs, sum(wanted(world, count).values())) and not debts:
+            if _finished(runs, sum(wanted(world, count).values())) and not reactions:
                 return
-            now = ([[c.seen_as for c in one.copies] for one in runs], _progress(debts))
+            now = ([[c.seen_as for c in one.copies] for one in runs], _progress(reactions))
             if now != state:
                 state, deadline = now, trio.current_time() + PATIENCE
             elif trio.current_time() > deadline:
@@ -342,20 +342,20 @@ def _finished(runs: Sequence[Run], wanted: int) -> bool:
     return len(ends) >= wanted
 
 
-async def _unfinished(database: Database) -> list[tuple[Debt, dict[str, Any]]]:
+async def _unfinished(database: Database) -> list[tuple[Reaction, dict[str, Any]]]:
     return [
         found
-        for state in ("open", "running")
-        for found in await database.debts(state=state, limit=1000)
+        for state in ("pending", "running")
+        for found in await database.reactions(state=state, limit=1000)
     ]
 
 
-def _progress(debts: Sequence[tuple[Debt, Mapping[str, Any]]]) -> dict[str, str]:
+def _progress(reactions: Sequence[tuple[Reaction, Mapping[str, Any]]]) -> dict[str, str]:
     found = {}
-    for debt, document in debts:
+    for reaction, document in reactions:
         row = document.get("progress")
         if row and row["total"]:
-            found[f"{debt.run} {debt.site}"] = f"{100 * row['done'] // row['total']} %"
+            found[f"{reaction.run} {reaction.site}"] = f"{100 * row['done'] // row['total']} %"
     return found
 
 
@@ -365,8 +365,8 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
     everywhere = [copy for copy in copies if copy.type == "raw"]
     raw = [copy for copy in everywhere if copy.host in world.listening]
     tally = await database.tally()
-    debts = await database.debts(state="done", limit=100_000)
-    waits = [1000 * (d.started - d.at).total_seconds() for d, _ in debts if d.started]
+    reactions = await database.reactions(state="done", limit=100_000)
+    waits = [1000 * (d.started - d.at).total_seconds() for d, _ in reactions if d.started]
     before = await trio.to_thread.run_sync(_queries, world)
     await trio.sleep(IDLE)
     after = await trio.to_thread.run_sync(_queries, world)
@@ -383,8 +383,8 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
         "reactions": {
             "done": sum(states.get("done", 0) for states in tally.values()),
             "failed": sum(states.get("failed", 0) for states in tally.values()),
-            "open": sum(
-                states.get("open", 0) + states.get("running", 0) for states in tally.values()
+            "pending": sum(
+                states.get("pending", 0) + states.get("running", 0) for states in tally.values()
             ),
         },
         "seconds": round(seconds, 1),

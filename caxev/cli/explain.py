@@ -14,12 +14,12 @@ from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, stat
 from caxev.cli.output import Table, say, show, time
 
 if TYPE_CHECKING:
-    from caxev.core.ledger import Debt
+    from caxev.core.ledger import Reaction
     from caxev.core.model import Aspect, Copy, Run
     from caxev.core.registry import Handler, Registry, Trigger
     from caxev.database import Database
 
-    Owed = tuple[Debt, Mapping[str, Any]]
+    Owed = tuple[Reaction, Mapping[str, Any]]
 
 
 @click.command(
@@ -63,19 +63,19 @@ def explain(  # noqa: PLR0917  # the options
         run = (await database.runs([found.id])).get(found.id, found)  # with all its fields
         records = await database.site_records()
         sites = [site] if site is not None else [one.site for one in records]
-        debts: list[Owed] = [
-            debt for one in sites for debt in await database.debts(one, run=run.id)
+        reactions: list[Owed] = [
+            reaction for one in sites for reaction in await database.reactions(one, run=run.id)
         ]
-        return run, debts, any(one.active and one.site == site for one in records)
+        return run, reactions, any(one.active and one.site == site for one in records)
 
-    run, debts, listening = options.with_database(ask)
+    run, reactions, listening = options.with_database(ask)
     if not as_json:
         say(f"{run}{f' at {site}' if site else ''}")
     if as_timeline or registry is None:
-        table, nothing = Table(timeline.COLUMNS, timeline.rows(run, debts, site)), "nothing"
+        table, nothing = Table(timeline.COLUMNS, timeline.rows(run, reactions, site)), "nothing"
     else:
         _say_more(registry, run, as_json=as_json)
-        explanation = Explanation(registry, run, debts, listening)
+        explanation = Explanation(registry, run, reactions, listening)
         table, nothing = Table(_COLUMNS, list(explanation.rows())), "no handlers"
     show(table, as_json=as_json, empty=nothing)
 
@@ -106,35 +106,35 @@ _COLUMNS = (("handler", "HANDLER"), ("event", "EVENT"), ("state", "STATE"), ("wh
 
 @define
 class Explanation:
-    """What a site's handlers make of a run, given the run and the site's debts for it.
+    """What a site's handlers make of a run, given the run and the site's reactions for it.
 
     `listening`: whether a listener acts for the site now.
     """
 
     registry: Registry
     run: Run
-    debts: Sequence[Owed]
+    reactions: Sequence[Owed]
     listening: bool
-    look: Mapping[Aspect, str] = field(init=False)
+    snapshot: Mapping[Aspect, str] = field(init=False)
     missing: Mapping[str, Sequence[tuple[str, str]]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.look = self.run.look(self.registry.watched)
+        self.snapshot = self.run.snapshot(self.registry.watched)
         self.missing = self._missing()
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Return a row for each debt, and at least one for each handler."""
+        """Return a row for each reaction, and at least one for each handler."""
         known = self.registry.handlers
         for handler in known.values():
             yield from self._of(handler)
-        for debt, document in self.debts:
-            if debt.handler not in known:
-                yield self._debt_row(debt, document)
+        for reaction, document in self.reactions:
+            if reaction.handler not in known:
+                yield self._reaction_document(reaction, document)
 
     def _of(self, handler: Handler) -> Iterator[dict[str, Any]]:
-        owed = [pair for pair in self.debts if pair[0].handler == handler.name]
-        for debt, document in owed:
-            yield self._debt_row(debt, document)
+        owed = [pair for pair in self.reactions if pair[0].handler == handler.name]
+        for reaction, document in owed:
+            yield self._reaction_document(reaction, document)
         if handler not in self.registry.enabled:
             why = state().sites().get(self.registry.here.name).unmet(handler)
             yield _row(handler.name, None, "off", f"not enabled: {why}")
@@ -145,34 +145,41 @@ class Explanation:
         if not owed and not missing:
             yield _row(handler.name, None, "not triggered", "; ".join(self._unmet(handler)))
 
-    def _debt_row(self, debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
-        why = self._reason(debt, document)
-        row = _row(debt.handler, str(debt.event), str(debt.state), why)
-        return {**row, "due": debt.due, "settled": document.get("settled"), "note": debt.note}
+    def _reaction_document(self, reaction: Reaction, document: Mapping[str, Any]) -> dict[str, Any]:
+        why = self._reason(reaction, document)
+        row = _row(reaction.handler, str(reaction.event), str(reaction.state), why)
+        return {
+            **row,
+            "due": reaction.due,
+            "settled": document.get("settled"),
+            "note": reaction.note,
+        }
 
-    def _reason(self, debt: Debt, document: Mapping[str, Any]) -> str:
-        from caxev.cli.debts import Progress
+    def _reason(self, reaction: Reaction, document: Mapping[str, Any]) -> str:
+        from caxev.cli.reaction_rows import Progress
         from caxev.cli.runs import which
         from caxev.core.clock import utcnow
 
-        match str(debt.state):
+        match str(reaction.state):
             case "done":
-                return _joined(f"{time(document.get('settled')) or 'a time not known'}", debt.note)
+                return _joined(
+                    f"{time(document.get('settled')) or 'a time not known'}", reaction.note
+                )
             case "running" if self.listening:
                 return _joined("at work", str(Progress.of(document.get("progress")) or ""))
             case "running":
-                return f"interrupted: nobody listens for {debt.site}"
+                return f"interrupted: nobody listens for {reaction.site}"
             case "failed":
-                again = f"caxev retry {which(self.run)} --site {debt.site}"
-                return f"{debt.note}; to try again: {again}"
+                again = f"caxev retry {which(self.run)} --site {reaction.site}"
+                return f"{reaction.note}; to try again: {again}"
             case _:
-                return _joined(self._waits(debt, utcnow()), debt.note)
+                return _joined(self._waits(reaction, utcnow()), reaction.note)
 
-    def _waits(self, debt: Debt, now: datetime) -> str:
-        if debt.due > now:
-            return f"waits until {time(debt.due)}"
+    def _waits(self, reaction: Reaction, now: datetime) -> str:
+        if reaction.due > now:
+            return f"waits until {time(reaction.due)}"
         if not self.listening:
-            return f"waits: nobody listens for {debt.site}"
+            return f"waits: nobody listens for {reaction.site}"
         return "due now, as soon as a worker is free"
 
     def _missing(self) -> dict[str, list[tuple[str, str]]]:
@@ -181,10 +188,10 @@ class Explanation:
         from caxev.database import Request
         from caxev.engine.watcher import owed_again
 
-        standing = {debt.id: debt for debt, _ in self.debts}
+        standing = {reaction.id: reaction for reaction, _ in self.reactions}
         advice = f"would fire: caxev replay {which(self.run)} --site {self.registry.here.name}"
         missing: dict[str, list[tuple[str, str]]] = {}
-        fired = owed_again(self.registry, self.run.id, self.look, standing, Request("replay"))
+        fired = owed_again(self.registry, self.run.id, self.snapshot, standing, Request("replay"))
         for event, name in fired:
             missing.setdefault(name, []).append((str(event), advice))
         return missing
@@ -199,9 +206,9 @@ class Explanation:
             yield f"wants: {in_words(trigger)}; but {shown}"
 
     def _reasons(self, trigger: Trigger) -> Iterator[str]:
-        aspects = [aspect for aspect in self.look if isinstance(aspect, _about(trigger))]
+        aspects = [aspect for aspect in self.snapshot if isinstance(aspect, _about(trigger))]
         for aspect in aspects:
-            status = self.look[aspect].partition("@")[0]
+            status = self.snapshot[aspect].partition("@")[0]
             yield f"{aspect}: {trigger.unmet(aspect, status, self.registry.here)}"
         if not aspects:
             yield "the run has none"

@@ -61,7 +61,7 @@ class Find(NamedTuple):
 
 
 @define
-class Census:
+class Inventory:
     """The temporary database. Use it as a context manager."""
 
     _db: sqlite3.Connection = field(init=False)
@@ -178,7 +178,7 @@ def _real(path: str) -> bytes:
 class _Walk:
     """A walk through the directories of a site."""
 
-    census: Census
+    inventory: Inventory
     held: dict[bytes, bool]
     roots: frozenset[bytes]
 
@@ -192,7 +192,7 @@ class _Walk:
             for entry in entries:
                 if entry.name.startswith(_OURS):
                     yield from self._of_ours(entry)
-                elif self.census.see(entry.path):
+                elif self.inventory.see(entry.path):
                     continue
                 elif not entry.is_dir(follow_symlinks=False):
                     yield measured(entry.path, "stray")
@@ -205,7 +205,7 @@ class _Walk:
         if path in self.roots:
             return False  # it is walked by itself, or holds no copies
         inner = any(root.startswith(path + b"/") for root in self.roots)
-        return inner or self.census.claimed_below(path)
+        return inner or self.inventory.claimed_below(path)
 
     def _of_ours(self, entry: os.DirEntry[bytes]) -> Iterator[Find]:
         """Pass over what has a keeper: what is not of a copy, and what is of one that is known."""
@@ -215,7 +215,7 @@ class _Walk:
         else:
             found = [entry.path] if entry.name.startswith((_PART, GONE, MOVED)) else []
         for path in found:
-            if not any(map(self.census.claimed, keepers(path))):
+            if not any(map(self.inventory.claimed, keepers(path))):
                 yield from self._stray(path, "leftover")
 
     @staticmethod

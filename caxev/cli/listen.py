@@ -17,12 +17,12 @@ from caxev.finite import Finite
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from caxev.core.ledger import Debt
+    from caxev.core.ledger import Reaction
     from caxev.core.model import Aspect, RunId
     from caxev.core.registry import Registry
     from caxev.database import Database, Request
 
-Looks = Mapping["RunId", Mapping["Aspect", str]]
+Snapshots = Mapping["RunId", Mapping["Aspect", str]]
 
 
 @click.command(
@@ -37,6 +37,7 @@ Looks = Mapping["RunId", Mapping["Aspect", str]]
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @click.option(
     "--lease",
+    "lease_time",
     type=Finite(0.5, 3600),
     default=15.0,
     show_default=True,
@@ -64,7 +65,7 @@ def listen(
     site: str,
     once: bool,
     dry_run: bool,
-    lease: float,
+    lease_time: float,
     grace: float,
     metrics_port: int | None,
     as_json: bool,
@@ -98,7 +99,7 @@ def listen(
         registry=registry,
         handler_files=options.handlers,
         once=once,
-        lease=lease,
+        lease_time=lease_time,
         grace=grace,
         metrics_port=metrics_port,
         reread=partial(_reread, options, site),
@@ -150,16 +151,16 @@ async def _would(database: Database, site: str, registry: Registry) -> list[dict
     after, more = None, True
     while more:
         ids, after = await database.page(site, after)
-        looked = await database.look(site, ids, watched=registry.watched)
+        looked = await database.snapshot(site, ids, watched=registry.watched)
         rows += new_reactions(registry, ids, looked.now, looked.before)
         more = after is not None
     return await _labelled(database, rows)
 
 
 def new_reactions(
-    registry: Registry, ids: list[RunId], now: Looks, before: Looks
+    registry: Registry, ids: list[RunId], now: Snapshots, before: Snapshots
 ) -> Iterator[dict[str, Any]]:
-    """Return the reactions to what differs between the last looks at runs and those of now."""
+    """Return the reactions to what differs between the snapshots at runs and those of now."""
     from caxev.core.diff import diff
 
     for run in ids:
@@ -183,17 +184,19 @@ async def _due(database: Database, site: str) -> AsyncIterator[dict[str, Any]]:
 
     now = utcnow()
     for lane in await database.lanes(site):
-        async for debt in _due_in(database, site, lane, now):
+        async for reaction in _due_in(database, site, lane, now):
             yield {
-                "id": debt.run,
-                "event": str(debt.event),
-                "handler": debt.handler,
-                "due": debt.due,
-                "why": f"due{f': {debt.note}' if debt.note else ''}",
+                "id": reaction.run,
+                "event": str(reaction.event),
+                "handler": reaction.handler,
+                "due": reaction.due,
+                "why": f"due{f': {reaction.note}' if reaction.note else ''}",
             }
 
 
-async def _due_in(database: Database, site: str, lane: str, now: datetime) -> AsyncIterator[Debt]:
+async def _due_in(
+    database: Database, site: str, lane: str, now: datetime
+) -> AsyncIterator[Reaction]:
     """Read what is due in a lane page by page: each begins at the time where one ended."""
     since: datetime | None = None
     told: set[str] = set()  # of those that fell due at that time
@@ -201,14 +204,14 @@ async def _due_in(database: Database, site: str, lane: str, now: datetime) -> As
     while more:
         limit = _PAGE + len(told)
         page = await database.due(site, lane, now, limit, since=since)
-        for debt in page:
-            if debt.id not in told:
-                yield debt
+        for reaction in page:
+            if reaction.id not in told:
+                yield reaction
         more = len(page) == limit
         if more:
             told = told if page[-1].due == since else set()
             since = page[-1].due
-            told |= {debt.id for debt in page if debt.due == since}
+            told |= {reaction.id for reaction in page if reaction.due == since}
 
 
 async def _labelled(database: Database, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

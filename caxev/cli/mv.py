@@ -275,8 +275,8 @@ class Errand:
         if record is None or not record.active:
             return
         async with database.follow(run.id, [name]) as changed:
-            while running := await database.debts(name, run=run.id, state="running"):
-                names = ", ".join(sorted({debt.handler for debt, _ in running}))
+            while running := await database.reactions(name, run=run.id, state="running"):
+                names = ", ".join(sorted({reaction.handler for reaction, _ in running}))
                 say(f"caxev: waiting for {names} of {run} at {name}", err=True)
                 await changed()
 

@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from caxev.cli.debts import COLUMNS, RUN_COLUMN, reaction_row
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, say, show, show_json
+from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, reaction_row
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
     from caxev.core.registry import Registry
     from caxev.database import Database
 
-_STATES = ("failed", "running", "open")
+_STATES = ("failed", "running", "pending")
 _COUNTED = 1000
 
 
 @click.command(
     epilog=example(
-        "caxev reactions --failed", "caxev reactions --open --site lngs --handler pull --json"
+        "caxev reactions --failed", "caxev reactions --pending --site lngs --handler pull --json"
     )
 )
 @click.option("--failed", "states", flag_value="failed", multiple=True, help="Those given up.")
 @click.option("--running", "states", flag_value="running", multiple=True, help="Those at work.")
-@click.option("--open", "states", flag_value="open", multiple=True, help="Those that wait.")
+@click.option("--pending", "states", flag_value="pending", multiple=True, help="Those that wait.")
 @click.option("--done", "states", flag_value="done", multiple=True, help="Those through.")
 @click.option("--site", metavar="S", help="Only at this site.")
 @click.option("--handler", metavar="H", help="Only of this handler.")
@@ -93,10 +93,13 @@ async def _find(
         pair
         for site in sites
         for one in states
-        for pair in await database.debts(site, state=one, handler=handler, limit=limit)
+        for pair in await database.reactions(site, state=one, handler=handler, limit=limit)
     ]
-    named = await labels(database, (debt.run for debt, _ in found))
-    return [{"run": named[debt.run], **reaction_row(debt, document)} for debt, document in found]
+    named = await labels(database, (reaction.run for reaction, _ in found))
+    return [
+        {"run": named[reaction.run], **reaction_row(reaction, document)}
+        for reaction, document in found
+    ]
 
 
 # -- retry --------------------------------------------------------------------------------------
@@ -181,11 +184,11 @@ async def _ask(
 async def _failed(
     database: Database, site: str, runs: Sequence[Any] | None, handler: str | None
 ) -> int:
-    """Return how many debts have failed; of one handler's, counted up to `_COUNTED`."""
+    """Return how many reactions have failed; of one handler's, counted up to `_COUNTED`."""
     if runs is None and handler is None:
         return (await database.tally(site)).get(site, {}).get("failed", 0)
     found = [
-        await database.debts(site, run=run, state="failed", handler=handler, limit=_COUNTED)
+        await database.reactions(site, run=run, state="failed", handler=handler, limit=_COUNTED)
         for run in runs or (None,)
     ]
     return sum(map(len, found))

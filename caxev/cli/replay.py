@@ -15,7 +15,7 @@ from caxev.finite import DAYS
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
-    from caxev.core.ledger import Debt
+    from caxev.core.ledger import Reaction
     from caxev.core.model import Aspect, Event, RunId
     from caxev.core.registry import Registry
     from caxev.database import Database, Request
@@ -299,57 +299,57 @@ async def _plan_page(
     database: Database, registry: Registry, ids: Sequence[RunId], request: Request
 ) -> list[Planned]:
     site = registry.here.name
-    looked = await database.look(site, ids, watched=registry.watched)
+    looked = await database.snapshot(site, ids, watched=registry.watched)
     now, before = looked.now, looked.before
-    standing = await database.standing(slots(registry, now))
+    standing = await database.standing(reaction_keys(registry, now))
     planned: list[Planned] = []
-    for run, look in now.items():
-        planned += plan(registry, run, (before.get(run, {}), look), standing, request)
+    for run, snapshot in now.items():
+        planned += plan(registry, run, (before.get(run, {}), snapshot), standing, request)
     return planned
 
 
-def slots(registry: Registry, looks: Mapping[RunId, Mapping[Aspect, str]]) -> list[str]:
-    """Return the ledger's slots for all that these looks trigger."""
-    from caxev.core.ledger import slot
+def reaction_keys(registry: Registry, snapshots: Mapping[RunId, Mapping[Aspect, str]]) -> list[str]:
+    """Return the ledger's keys for all that these looks trigger."""
+    from caxev.core.ledger import reaction_key
 
     site = registry.here.name
     return [
-        slot(site, run, aspect, handler.name)
-        for run, look in looks.items()
+        reaction_key(site, run, aspect, handler.name)
+        for run, snapshot in snapshots.items()
         for handler in registry.enabled
-        for aspect, _ in registry.owed(look, handler)
+        for aspect, _ in registry.owed(snapshot, handler)
     ]
 
 
 def plan(
     registry: Registry,
     run: RunId,
-    looks: tuple[Mapping[Aspect, str], Mapping[Aspect, str]],
-    standing: Mapping[str, Debt],
+    snapshots: tuple[Mapping[Aspect, str], Mapping[Aspect, str]],
+    standing: Mapping[str, Reaction],
     request: Request,
 ) -> Iterator[Planned]:
-    """Return what a replay of a run fires, given its (last look, look of now).
+    """Return what a replay of a run fires, given its (snapshot, look of now).
 
     The listener looks first, and what is new fires in any case, whatever handler was asked for.
     """
     from caxev.core.diff import diff
-    from caxev.core.ledger import slot
+    from caxev.core.ledger import reaction_key
     from caxev.engine.watcher import owed_again
 
     fired = set()
-    for event in diff(run, *looks):
+    for event in diff(run, *snapshots):
         for handler in registry.wanting(event):
             fired.add((event.aspect, handler.name))
             yield Planned(event, handler.name, "new since the site last looked")
-    for event, name in owed_again(registry, run, looks[1], standing, request):
+    for event, name in owed_again(registry, run, snapshots[1], standing, request):
         if (event.aspect, name) not in fired:
-            debt = standing.get(slot(registry.here.name, run, event.aspect, name))
-            yield Planned(event, name, _why(debt, event))
+            reaction = standing.get(reaction_key(registry.here.name, run, event.aspect, name))
+            yield Planned(event, name, _why(reaction, event))
 
 
-def _why(debt: Debt | None, event: Event) -> str:
-    if debt is None:
+def _why(reaction: Reaction | None, event: Event) -> str:
+    if reaction is None:
         return "no such reaction yet"
-    if debt.after != event.after:
-        return f"{debt.state} for an earlier state"
-    return f"forced: it is {debt.state}"
+    if reaction.after != event.after:
+        return f"{reaction.state} for an earlier state"
+    return f"forced: it is {reaction.state}"

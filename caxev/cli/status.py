@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.debts import COLUMNS, Progress, progress_cells, reaction_row
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Table, say, show, show_json, size, time
+from caxev.cli.reaction_rows import COLUMNS, Progress, progress_cells, reaction_row
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
@@ -97,7 +97,7 @@ _SITES = (
     ("owner", "OWNER"),
     ("epoch", "EPOCH"),
     ("streamed", "STREAMED"),
-    ("open", "OPEN"),
+    ("pending", "PENDING"),
     ("running", "RUNNING"),
     ("failed", "FAILED"),
     ("progress", "PROGRESS"),
@@ -123,7 +123,8 @@ async def site_rows(
         {
             **_site_row(one, records.get(one), names.get(one, True)),
             **{
-                key: tally.get(one, {}).get(key, 0) for key in ("open", "running", "failed", "done")
+                key: tally.get(one, {}).get(key, 0)
+                for key in ("pending", "running", "failed", "done")
             },
             **_moving_cells(moving.get(one, ())),
             "requests": len(await database.pending(one)),
@@ -136,9 +137,9 @@ async def site_rows(
 async def _moving(database: Database, sites: Iterable[str]) -> dict[str, list[Progress]]:
     """Return for each site how far its reactions at work are, as far as they say."""
     found: dict[str, list[Progress]] = {}
-    for debt, document in await database.moving(sites):
+    for reaction, document in await database.moving(sites):
         if (progress := Progress.of(document.get("progress"))) is not None:
-            found.setdefault(debt.site, []).append(progress)
+            found.setdefault(reaction.site, []).append(progress)
     return found
 
 
@@ -300,10 +301,10 @@ def _copy_row(run: Run, copy: Copy) -> dict[str, Any]:
 
 async def _reactions(database: Database, run: Run, sites: Iterable[str]) -> list[dict[str, Any]]:
     return [
-        reaction_row(debt, document)
+        reaction_row(reaction, document)
         for site in sites
-        for debt, document in await database.debts(site, run=run.id)
-        if debt.state != "done"
+        for reaction, document in await database.reactions(site, run=run.id)
+        if reaction.state != "done"
     ]
 
 

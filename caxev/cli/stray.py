@@ -22,9 +22,9 @@ from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
 from caxev.cli.inventory import (
     GONE,
     MOVED,
-    Census,
     Claim,
     Find,
+    Inventory,
     copies_of,
     hidden,
     keepers,
@@ -146,9 +146,9 @@ class Search:
     @property
     def hosts(self) -> frozenset[str]:
         """The sites on this machine: what one of them knows is nobody's stray."""
-        from caxev.copies.deletion import beside
+        from caxev.copies.deletion import sites_sharing_storage
 
-        return beside(self.site, self.sites)
+        return sites_sharing_storage(self.site, self.sites)
 
     async def run(self, database: Database) -> bool:
         """Search, tell and act; whether all went well. Raises `RootAway`."""
@@ -157,32 +157,32 @@ class Search:
         for root in self.site.roots:
             await trio.to_thread.run_sync(check_root, root)
         well = True
-        with Census() as census:
-            await self._claim(database, census)
-            await trio.to_thread.run_sync(census.walk, self.site)
-            gone = await trio.to_thread.run_sync(census.settle)
+        with Inventory() as inventory:
+            await self._claim(database, inventory)
+            await trio.to_thread.run_sync(inventory.walk, self.site)
+            gone = await trio.to_thread.run_sync(inventory.settle)
             for root in self.site.roots:
                 await trio.to_thread.run_sync(check_root, root)
-            self._sure(census.musts(), gone)
-            async for finds in _paged(census.finds()):
+            self._sure(inventory.musts(), gone)
+            async for finds in _paged(inventory.finds()):
                 for find in await self._unknown(database, finds):
                     row = await self._done(database, find)
                     well = well and row.pop("ok")
                     self.telling.row(row)
-            async for claims in _paged(census.gone()):
+            async for claims in _paged(inventory.gone()):
                 for claim in await self._still(database, claims):
                     self.telling.row(_gone_row(claim))
         self.telling.end()
         return well
 
-    async def _claim(self, database: Database, census: Census) -> None:
+    async def _claim(self, database: Database, inventory: Inventory) -> None:
         from caxev.core.clock import utcnow
         from caxev.database import Selection
 
         for host in self.hosts:
             async for page in database.pages(Selection(host=host), utcnow()):
                 claims = [claim for run in page for claim in self._claims_of(run, host)]
-                await trio.to_thread.run_sync(census.claim, claims)
+                await trio.to_thread.run_sync(inventory.claim, claims)
 
     def _claims_of(self, run: Run, host: str) -> Iterator[Claim]:
         """Return the places that a run's entries name; only ours must be there."""
@@ -301,7 +301,7 @@ def claims_of(run: Run, site: Site) -> Iterator[Claim]:
 
 
 def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
-    """Return where files are, or may be, of a copy that is being made, moved, erased or mended."""
+    """Return the places of files of a copy that is being made, moved, erased or repaired."""
     from caxev.core.model import DELETING, MOVING, as_utc
     from caxev.files import quarantine_of
 

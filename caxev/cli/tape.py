@@ -522,12 +522,14 @@ async def _standing(
     runs = await wanted.find(database, database.settings)
     notes: dict[Any, str] = {}
     on_its_way: set[Any] = set()
-    for standing in ("open", "running", "failed"):
+    for standing in ("pending", "running", "failed"):
         for handler in _HANDLERS:
-            for debt, _ in await database.debts(state=standing, handler=handler):
-                notes[debt.run] = f"{handler} {standing}" + (f": {debt.note}" if debt.note else "")
+            for reaction, _ in await database.reactions(state=standing, handler=handler):
+                notes[reaction.run] = f"{handler} {standing}" + (
+                    f": {reaction.note}" if reaction.note else ""
+                )
                 if handler == "backup" and standing != "failed":
-                    on_its_way.add(debt.run)
+                    on_its_way.add(reaction.run)
     rows = []
     for run in runs:
         raw = [copy for copy in run.copies if copy.type == "raw" and copy.host != host]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from caxev.core.ledger import Debt
+    from caxev.core.ledger import Reaction
     from caxev.core.model import Run
 
 COLUMNS: Final = (
@@ -23,10 +23,10 @@ COLUMNS: Final = (
 
 
 def rows(
-    run: Run, debts: Sequence[tuple[Debt, Mapping[str, Any]]], site: str | None = None
+    run: Run, reactions: Sequence[tuple[Reaction, Mapping[str, Any]]], site: str | None = None
 ) -> list[dict[str, Any]]:
     """Rows by time (UTC), the first first, of all sites or one; no reactions that did nothing."""
-    found = [*_of_run(run), *_of_debts(debts), *_of_tombstones(run)]
+    found = [*_of_run(run), *_of_reactions(reactions), *_of_tombstones(run)]
     ours = (row for row in found if row["time"] is not None and site in (None, row["site"]))
     return sorted(ours, key=lambda row: row["time"])
 
@@ -45,18 +45,20 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
             yield {**row, "time": copy.verified_at, "state": "verified", "why": ""}
 
 
-def _of_debts(debts: Sequence[tuple[Debt, Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
-    for debt, document in debts:
-        state = str(debt.state)
-        if state == "done" and debt.note:
+def _of_reactions(
+    reactions: Sequence[tuple[Reaction, Mapping[str, Any]]],
+) -> Iterator[dict[str, Any]]:
+    for reaction, document in reactions:
+        state = str(reaction.state)
+        if state == "done" and reaction.note:
             continue  # there was nothing to do
         yield {
-            "time": document.get("settled") or debt.started or debt.at,
-            "site": debt.site,
-            "handler": debt.handler,
-            "event": str(debt.event),
+            "time": document.get("settled") or reaction.started or reaction.at,
+            "site": reaction.site,
+            "handler": reaction.handler,
+            "event": str(reaction.event),
             "state": state,
-            "why": debt.note,
+            "why": reaction.note,
         }
 
 

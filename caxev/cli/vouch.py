@@ -42,7 +42,7 @@ def vouch(
 ) -> None:
     """Say that a copy is right where copies contradict one another and no majority decides.
 
-    Those that say something else are bad from then on, and are mended from it.
+    Those that say something else are bad from then on, and are repaired from it.
     """
     from caxev.cli.runs import one
 

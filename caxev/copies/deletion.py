@@ -220,7 +220,7 @@ def _shares(run: Run, copy: Copy) -> bool:
     )
 
 
-def beside(site: Site, sites: Sites) -> frozenset[str]:
+def sites_sharing_storage(site: Site, sites: Sites) -> frozenset[str]:
     """The sites that may have the same directories, this one among them; see `are_near`."""
     return frozenset({site.name, *(one.name for one in sites.values() if are_near(one, site))})
 
@@ -337,7 +337,7 @@ def enough(
 # -- whose it is ----------------------------------------------------------------------------------
 
 
-def keeper(copy: Copy, sites: Sites) -> str | None:
+def custodian(copy: Copy, sites: Sites) -> str | None:
     """Which site looks after a copy, and deletes it: the one that has it, if it has a listener.
 
     At a catalogue it is the site that brought it there; of an entry that does not say so (cax's),

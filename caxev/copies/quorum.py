@@ -1,10 +1,10 @@
 """Which copies of the same data say the same, and what most of them say.
 
 Handlers ask before they believe a copy. Data that sites make by jobs of their own differ from site
-to site: only copies of what one `maker` has made are compared. Each copy whose digests are its own
-reading has one voice; one that is not what its own entry said before has none: it has changed, and
-that much is certain. Entries of the same bytes have one voice together: which do, sites know, so
-callers pass it (`caxev.copies.deletion.same_bytes`). Pure.
+to site: only copies of what one `producer` has made are compared. Each copy whose digests are its
+own reading has one voice; one that is not what its own entry said before has none: it has changed,
+and that much is certain. Entries of the same bytes have one voice together: which do, sites know,
+so callers pass it (`caxev.copies.deletion.same_bytes`). Pure.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def same_data(one: Copy, key: CopyKey) -> bool:
     return (one.type, one.version) == (key.type, key.version)
 
 
-def maker(one: Copy) -> str | None:
+def producer(one: Copy) -> str | None:
     """The site whose job has made what this is a copy of; None where it is the same at all."""
-    known = one.fields.get("maker")
+    known = one.fields.get("producer")
     if isinstance(known, str):
         return known
     return one.host if one.source is None and isinstance(one.fields.get("job"), Mapping) else None
@@ -47,12 +47,12 @@ def maker(one: Copy) -> str | None:
 
 def coming_from(source: Copy) -> dict[str, object]:
     """What the entry of a copy says of the one that it is made from."""
-    made_by = maker(source)
+    made_by = producer(source)
     return {
         "source": source.host,
         "source_manifest": source.manifest,
         "source_checksum": source.checksum,
-        **({} if made_by is None else {"maker": made_by}),
+        **({} if made_by is None else {"producer": made_by}),
         **{name: source.fields[name] for name in _kept(source)},
     }
 
@@ -82,8 +82,10 @@ def voters(run: Run, key: CopyKey, same: Same) -> tuple[Copy, ...]:
     this very key, else the first.
     """
     mine = run.copy(key)
-    whose = None if mine is None else maker(mine)
-    able = [one for one in run.copies if same_data(one, key) and maker(one) == whose and _able(one)]
+    whose = None if mine is None else producer(mine)
+    able = [
+        one for one in run.copies if same_data(one, key) and producer(one) == whose and _able(one)
+    ]
     found: list[Copy] = []
     for one in sorted(able, key=lambda one: (not one.fields.get(VOUCHED), one is not mine)):
         if not any(same(one, other) for other in found):

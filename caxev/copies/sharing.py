@@ -14,7 +14,7 @@ import trio
 from attrs import frozen
 
 from caxev.config import Site, Sites
-from caxev.copies.deletion import beside
+from caxev.copies.deletion import sites_sharing_storage
 from caxev.core.job import Job
 from caxev.core.model import Copy, Run
 from caxev.core.paths import plain
@@ -83,7 +83,7 @@ def neighbours(copy: Copy, site: Site, sites: Sites) -> Neighbours:
     Sites beside it may know the same directory by another name, and its entry may have the name
     that a link leads to: what is below one of their directories may be below each.
     """
-    hosts = beside(site, sites)
+    hosts = sites_sharing_storage(site, sites)
     roots = {plain(root).rstrip("/") for name in hosts for root in sites.get(name).roots}
     place = plain(copy.location or "/")
     below = {place.removeprefix(root) for root in roots if place.startswith(f"{root}/")}

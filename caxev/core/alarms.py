@@ -5,7 +5,7 @@ Theory
 An alarm is known by its site and its key. While it stands, a sink (an address to which alarms go)
 is told of it once every `Rule.repeat`; it is told once that it is over, where the sink can make use
 of that, and not before it has been over for a while: what comes and goes is one alarm. A sink that
-cannot be told keeps its debt: it is tried again, later each time, for as long as it takes.
+cannot be told keeps its reaction: it is tried again, later each time, for as long as it takes.
 
 ::
 
@@ -35,7 +35,7 @@ from typing import Final, NamedTuple, Protocol
 from attrs import Factory, evolve, field, frozen
 
 from caxev.core.escapes import escaped
-from caxev.core.ledger import Debt, delay
+from caxev.core.ledger import Reaction, delay
 
 CALM: Final = timedelta(minutes=5)
 """How long an alarm must be over before people are told that it is."""
@@ -288,7 +288,7 @@ def together(batch: Sequence[Standing]) -> Alarm:
 # -- what the engine raises -----------------------------------------------------------------------
 
 PARKED: Final = "failed "
-"""The keys of alarms about reactions begin with this; the debt's slot follows."""
+"""The keys of alarms about reactions begin with this; the reaction's key follows."""
 
 
 REFUSED: Final = "refused "
@@ -297,28 +297,28 @@ DEAF: Final = "deaf "
 """So do those about attempts that do not stop; they end with their process."""
 
 
-def parked_key(debt: Debt) -> str:
+def parked_key(reaction: Reaction) -> str:
     """Return the key of the alarm about a reaction that has failed."""
-    return PARKED + debt.id
+    return PARKED + reaction.id
 
 
-def parked(debt: Debt, run: str) -> Alarm:
+def parked(reaction: Reaction, run: str) -> Alarm:
     """A reaction was parked as failed: nothing happens until a person says so."""
     return Alarm(
-        debt.site,
-        parked_key(debt),
-        f"{debt.handler} has failed for {run} ({debt.event})",
+        reaction.site,
+        parked_key(reaction),
+        f"{reaction.handler} has failed for {run} ({reaction.event})",
         run=run,
-        details={"why": debt.note, "what to do": "caxev explain shows more; then: caxev retry"},
+        details={"why": reaction.note, "what to do": "caxev explain shows more; then: caxev retry"},
     )
 
 
 UNRECORDED: Final = "have the database take it (a validator, say); it is tried every 5 minutes"
 
 
-def unrecorded(debt: Debt, run: str) -> Alarm:
+def unrecorded(reaction: Reaction, run: str) -> Alarm:
     """A reaction is not tried any more, and the ledger refuses to record that: no retry sees it."""
-    alarm = parked(debt, run)
+    alarm = parked(reaction, run)
     return evolve(
         alarm,
         summary=f"{alarm.summary}, which the ledger refuses to record",
@@ -346,17 +346,17 @@ def _acting(key: str) -> tuple[str, str, str]:
     return str(site), str(run), str(handler)
 
 
-def deaf_key(debt: Debt) -> str:
+def deaf_key(reaction: Reaction) -> str:
     """Return the key of the alarm about a reaction that does not stop."""
-    return DEAF + debt.id
+    return DEAF + reaction.id
 
 
-def deaf(debt: Debt, why: str, run: str) -> Alarm:
+def deaf(reaction: Reaction, why: str, run: str) -> Alarm:
     """A handler goes on after it was cancelled; a shielded wait or a disk that hangs does too."""
     return Alarm(
-        debt.site,
-        deaf_key(debt),
-        f"{debt.handler} does not stop for {run} ({debt.event})",
+        reaction.site,
+        deaf_key(reaction),
+        f"{reaction.handler} does not stop for {run} ({reaction.event})",
         run=run,
         details={
             "why it should": why,
@@ -366,19 +366,19 @@ def deaf(debt: Debt, why: str, run: str) -> Alarm:
     )
 
 
-def refused_key(debt: Debt) -> str:
-    """Return the key of the alarm about what a debt that is hindered waits for."""
-    return REFUSED + debt.note[:200]
+def refused_key(reaction: Reaction) -> str:
+    """Return the key of the alarm about what a reaction that is hindered waits for."""
+    return REFUSED + reaction.note[:200]
 
 
-def refused(debt: Debt) -> Alarm:
+def refused(reaction: Reaction) -> Alarm:
     """Somebody must lift something before reactions go on: one alarm, however many wait for it."""
     return Alarm(
-        debt.site,
-        refused_key(debt),
-        f"{debt.site}: reactions wait until somebody lifts a refusal",
+        reaction.site,
+        refused_key(reaction),
+        f"{reaction.site}: reactions wait until somebody lifts a refusal",
         details={
-            "why": debt.note,
+            "why": reaction.note,
             "what to do": "lift it; they go on by themselves within an hour",
         },
     )

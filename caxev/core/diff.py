@@ -1,6 +1,6 @@
 """Two looks at a run in, the events between them out.
 
-Called by `watcher` with the last look that this site stored and the look of now. Pure.
+Called by `watcher` with the snapshot that this site stored and the look of now. Pure.
 The laws, checked in tests/test_diff.py:
 
 - ``diff(run, a, a) == ()``;
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from caxev.core.model import Aspect, Event, Look, RunId
+from caxev.core.model import Aspect, Event, RunId, Snapshot
 
 
-def diff(run: RunId, before: Look, after: Look) -> tuple[Event, ...]:
+def diff(run: RunId, before: Snapshot, after: Snapshot) -> tuple[Event, ...]:
     """The aspects that differ: first what is there now, in its order, then what is gone."""
     now = tuple(
         Event(run, aspect, before.get(aspect), value)
@@ -28,12 +28,12 @@ def diff(run: RunId, before: Look, after: Look) -> tuple[Event, ...]:
     return now + gone
 
 
-def replay(before: Look, events: Iterable[Event]) -> dict[Aspect, str]:
+def replay(before: Snapshot, events: Iterable[Event]) -> dict[Aspect, str]:
     """The look that `events` lead to from `before`."""
-    look = dict(before)
+    snapshot = dict(before)
     for event in events:
         if event.after is None:
-            look.pop(event.aspect, None)
+            snapshot.pop(event.aspect, None)
         else:
-            look[event.aspect] = event.after
-    return look
+            snapshot[event.aspect] = event.after
+    return snapshot

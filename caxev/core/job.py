@@ -55,7 +55,7 @@ class Ports(Protocol):
     async def has_listened(self, site: str) -> bool: ...
     async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]: ...  # noqa: A002
     async def neighbours(self, wanted: Any) -> list[Run]: ...
-    def aside(self) -> AbstractContextManager[None]: ...
+    def yield_slot(self) -> AbstractContextManager[None]: ...
 
 
 def _logger() -> Logger:
@@ -204,18 +204,18 @@ class Job:
         """
         return await self.ports.work(function, *args, job=self)
 
-    def aside(self) -> AbstractContextManager[None]:
+    def yield_slot(self) -> AbstractContextManager[None]:
         """Let others of the lane work while the block waits for something that is not a worker.
 
         For a place on a link, say: at most `caxev.engine.dispatcher.MOST_ASIDE` of a lane wait so.
         """
-        return self.ports.aside()
+        return self.ports.yield_slot()
 
     def progress(self, done: int, total: int) -> None:
         """Say how far it is, in bytes; keeps the stall detector quiet."""
         self.on_progress(done, total)
 
-    def park_with(self, *updates: RunUpdate) -> None:
+    def on_failure(self, *updates: RunUpdate) -> None:
         """Say what to write to the run if this reaction is parked as failed; replaces the last.
 
         Raises ValueError if one of the updates is of another run.

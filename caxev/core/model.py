@@ -97,7 +97,7 @@ class CopyField(NamedTuple):
 Aspect: TypeAlias = CopyKey | Tag | Existence | Field | CopyField
 """One thing about a run that reactions can be tied to."""
 
-Look: TypeAlias = Mapping[Aspect, str]
+Snapshot: TypeAlias = Mapping[Aspect, str]
 """A run as one site saw it: every aspect with its value. A copy's value is its status, followed
 by ``@`` and the milliseconds since 1970 of its ``status_since`` where there is one, so that a
 status that went and came back is a change. Tags and existence have the value ``yes``, fields a
@@ -288,7 +288,7 @@ class Copy:
 
     @property
     def seen_as(self) -> str:
-        """This copy's value in a `Look`."""
+        """This copy's value in a `Snapshot`."""
         return _value(self.status, self.fields.get("status_since"))
 
 
@@ -354,22 +354,22 @@ class Run:
             if _key(row) == key and (at := as_utc(row.get("date"))) is not None:
                 yield GivenUp(at, _text(row.get("trigger")), _text(row.get("location")))
 
-    def look(self, watched: Watched = NO_FIELDS) -> dict[Aspect, str]:
+    def snapshot(self, watched: Watched = NO_FIELDS) -> dict[Aspect, str]:
         """Every aspect of this run with its value; of the fields, those that are watched."""
-        return look_at(self.document, watched)
+        return snapshot_of(self.document, watched)
 
     def __str__(self) -> str:
         return f"run {self.number}" if self.number else f"run {self.name or self.id}"
 
 
-def look_at(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> dict[Aspect, str]:
+def snapshot_of(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> dict[Aspect, str]:
     """Every aspect of the run in a document with its value.
 
     What `Run` and `Copy` would say, without making them: this is done for every change there is.
     """
-    look: dict[Aspect, str] = {Existence(): YES}
+    snapshot: dict[Aspect, str] = {Existence(): YES}
     for name in _tags(document.get("tags")):
-        look[Tag(name)] = YES
+        snapshot[Tag(name)] = YES
     data = document.get("data")
     several: dict[CopyKey, list[str]] = {}
     for entry in data if isinstance(data, list) else ():
@@ -377,19 +377,19 @@ def look_at(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> dict[A
         if key is None:
             continue
         seen = _value(_text(entry.get("status")) or UNKNOWN, entry.get("status_since"))
-        if key in look:
-            several.setdefault(key, [look[key]]).append(seen)
+        if key in snapshot:
+            several.setdefault(key, [snapshot[key]]).append(seen)
         else:
-            look[key] = seen
+            snapshot[key] = seen
             for name in watched.copies:
                 if (value := entry.get(name)) is not None:
-                    look[CopyField(*key, name)] = _digest(value)
+                    snapshot[CopyField(*key, name)] = _digest(value)
     for key, statuses in several.items():
-        look[CopyField(*key, STATUSES)] = _digest(statuses)
+        snapshot[CopyField(*key, STATUSES)] = _digest(statuses)
     for path in watched.run:
         if (value := field_of(document, path)) is not None:
-            look[Field(path)] = _digest(value)
-    return look
+            snapshot[Field(path)] = _digest(value)
+    return snapshot
 
 
 def field_of(document: Mapping[str, Any], path: str) -> Any:
@@ -420,7 +420,7 @@ def _value(status: str, since: object) -> str:
 
 
 def time_of(value: str | None) -> datetime | None:
-    """The time (UTC) in a copy's value in a `Look`: since when its status was so, if that is known.
+    """The time (UTC) since when a copy has had its status, from its value in a `Snapshot`.
 
     The inverse of what `Copy.seen_as` makes of ``status_since``.
     """

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from attrs import define, field
 
-from caxev.core.ledger import Debt
+from caxev.core.ledger import Reaction
 from caxev.core.model import RunId
 
 MOST: Final = 300
@@ -35,24 +35,24 @@ class Recurrence:
     _seen: dict[str, tuple[int, float]] = field(init=False, factory=dict)
     _spread: dict[tuple[RunId, str], tuple[int, float, int]] = field(init=False, factory=dict)
 
-    def excess(self, debt: Debt, copies: int, now: float) -> str | None:
+    def excess(self, reaction: Reaction, copies: int, now: float) -> str | None:
         """Count one more start of a reaction; why it must not start, None if it may.
 
         `copies`: how many the run has now. After a refusal the count of the reaction begins anew,
         so a person's retry is not refused again.
         """
-        count, since = self._seen.pop(debt.id, (0, now))
+        count, since = self._seen.pop(reaction.id, (0, now))
         if now - since >= WINDOW:
             count, since = 0, now
         if count >= MOST:
             return _refusal(f"it ran {count} times", now - since)
         is_new = count == 0
-        self._seen[debt.id] = (count + 1, since)
+        self._seen[reaction.id] = (count + 1, since)
         _forget(self._seen)
-        return self._spreading(debt, copies, now) if is_new else None
+        return self._spreading(reaction, copies, now) if is_new else None
 
-    def _spreading(self, debt: Debt, copies: int, now: float) -> str | None:
-        key = debt.run, debt.handler
+    def _spreading(self, reaction: Reaction, copies: int, now: float) -> str | None:
+        key = reaction.run, reaction.handler
         count, since, bound = self._spread.pop(key, (0, now, 0))
         if now - since >= WINDOW or not count:
             # Not the copies of later on: a handler may add one each time.
@@ -61,7 +61,7 @@ class Recurrence:
         _forget(self._spread)
         if count < bound:
             return None
-        return _refusal(f"{debt.handler} ran for {bound} changes of this run", now - since)
+        return _refusal(f"{reaction.handler} ran for {bound} changes of this run", now - since)
 
 
 def _refusal(what: str, seconds: float) -> str:

@@ -4,7 +4,7 @@
 - `runs`: run documents: reading them, and updates that happen only where they still fit;
 - `stream`: the change stream in batches;
 - `rows`: documents of caxev's own collections, read with care;
-- `store`: what a site keeps for itself: lease, position, last looks, debts, requests;
+- `store`: what a site keeps for itself: lease, position, snapshots, reactions, requests;
 - `blocking`: one update by a process without an event loop;
 - `grants`: what a site's user may do;
 - `Database`: all of it, as trio functions that each cross into asyncio once.
@@ -13,29 +13,29 @@
 from caxev.database.blocking import LeaseKeeper, amend, id_from, id_text
 from caxev.database.client import (
     DatabaseError,
-    Deposed,
     HistoryLost,
+    InvalidDocument,
+    LeaseLost,
     LoginFailed,
+    NotAuthorized,
     NotReplicaSet,
-    Refused,
     Unreachable,
-    Unstorable,
     concerns_one,
     is_fatal,
-    passing,
+    is_transient,
 )
-from caxev.database.database import Database, Ingest, Looked
+from caxev.database.database import Database, Ingest, Snapshots
 from caxev.database.runs import Selection
 from caxev.database.store import (
     OLDEST_FIRST,
     URGENT_FIRST,
     Gap,
+    Lease,
     Odd,
     Order,
     Position,
     Request,
     SiteRecord,
-    Tenure,
 )
 from caxev.database.stream import Batch, Stream
 
@@ -45,29 +45,29 @@ __all__ = [
     "Batch",
     "Database",
     "DatabaseError",
-    "Deposed",
     "Gap",
     "HistoryLost",
     "Ingest",
+    "InvalidDocument",
+    "Lease",
     "LeaseKeeper",
+    "LeaseLost",
     "LoginFailed",
-    "Looked",
+    "NotAuthorized",
     "NotReplicaSet",
     "Odd",
     "Order",
     "Position",
-    "Refused",
     "Request",
     "Selection",
     "SiteRecord",
+    "Snapshots",
     "Stream",
-    "Tenure",
     "Unreachable",
-    "Unstorable",
     "amend",
     "concerns_one",
     "id_from",
     "id_text",
     "is_fatal",
-    "passing",
+    "is_transient",
 ]

@@ -1,6 +1,6 @@
 """A site's alarms, each a document of the ledger: what it says, and who has been told.
 
-Their keys begin with ``alarm``, so that no scan over runs or debts meets them.
+Their keys begin with ``alarm``, so that no scan over runs or reactions meets them.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from caxev.database.client import (
     usable,
 )
 from caxev.database.runs import write_of
-from caxev.database.store import Tenure
+from caxev.database.store import Lease
 
 
 def id_text(run: RunId) -> str:
@@ -75,19 +75,19 @@ def connect_plainly(settings: Settings) -> MongoClient[Document]:
 class LeaseKeeper:
     """Prolongs a lease and keeps alarms while the listener itself cannot. Connects when needed."""
 
-    def __init__(self, settings: Settings, tenure: Tenure, lease: float) -> None:
-        self._settings, self._tenure, self._lease = settings, tenure, lease
+    def __init__(self, settings: Settings, lease: Lease, lease_time: float) -> None:
+        self._settings, self._lease, self._lease_time = settings, lease, lease_time
         self._client: MongoClient[Document] | None = None
 
     def renew(self) -> bool:
         """Prolong the lease; False if another process holds it by now. Raises `DatabaseError`."""
-        mine = {"_id": self._tenure.site, "epoch": self._tenure.epoch}
-        change = [{"$set": {"expires": {"$add": ["$$NOW", self._lease * 1000]}}}]
+        mine = {"_id": self._lease.site, "epoch": self._lease.epoch}
+        change = [{"$set": {"expires": {"$add": ["$$NOW", self._lease_time * 1000]}}}]
         return self._write(mine, change) > 0
 
     def keep_alarm(self, standing: Standing) -> None:
         """Keep an alarm, for this listener or its successor to deliver. Raises `DatabaseError`."""
-        key = alarm_id(self._tenure.site, standing.alarm.key)
+        key = alarm_id(self._lease.site, standing.alarm.key)
         self._write({"_id": key}, {"$set": alarm_row(standing)}, upsert=True)
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class LeaseKeeper:
     def _write(self, query: Document, change: Any, *, upsert: bool = False) -> int:
         settings = self._settings
         try:
-            with translated(settings), pymongo.timeout(self._lease):
+            with translated(settings), pymongo.timeout(self._lease_time):
                 if self._client is None:
                     self._client = connect_plainly(settings)
                 ledger = self._client[settings.database][f"{settings.prefix}ledger"]

@@ -83,11 +83,11 @@ class Unreachable(DatabaseError):
     """No server could be reached, or none is primary. Try again."""
 
 
-class Refused(DatabaseError):
+class NotAuthorized(DatabaseError):
     """Wrong user or password, or a right is missing."""
 
 
-class LoginFailed(Refused):
+class LoginFailed(NotAuthorized):
     """Wrong user or password, at least now: one that is being renewed may fit again soon."""
 
 
@@ -99,19 +99,21 @@ class HistoryLost(DatabaseError):
     """The stream cannot be continued from that position: scan, then start anew."""
 
 
-class Unstorable(DatabaseError):
+class InvalidDocument(DatabaseError):
     """What was to be written cannot be stored, however often one tries."""
 
 
-class Deposed(DatabaseError):
+class LeaseLost(DatabaseError):
     """Another process has taken this site over. Stop acting for it."""
 
 
-def passing(error: DatabaseError) -> bool:
+def is_transient(error: DatabaseError) -> bool:
     """Whether to wait and try again: true of all but what trying again cannot change."""
     if isinstance(error, LoginFailed):
         return True
-    return not isinstance(error, Deposed | HistoryLost | NotReplicaSet | Refused | Unstorable)
+    return not isinstance(
+        error, LeaseLost | HistoryLost | NotReplicaSet | NotAuthorized | InvalidDocument
+    )
 
 
 def concerns_one(error: DatabaseError) -> bool:
@@ -120,12 +122,14 @@ def concerns_one(error: DatabaseError) -> bool:
     That is true of an unknown code, too: if it concerned the whole database, the next write would
     show it.
     """
-    return not isinstance(error, Deposed | HistoryLost | NotReplicaSet | Refused | Unreachable)
+    return not isinstance(
+        error, LeaseLost | HistoryLost | NotReplicaSet | NotAuthorized | Unreachable
+    )
 
 
 def is_fatal(error: DatabaseError) -> bool:
     """Whether it helps neither to wait nor to leave out the one write that met this error."""
-    return not (passing(error) or concerns_one(error))
+    return not (is_transient(error) or concerns_one(error))
 
 
 def connect(settings: Settings) -> Client:
@@ -273,7 +277,7 @@ def translated(settings: Settings) -> Iterator[None]:
     except PyMongoError as error:
         raise meaning(error, settings) from error
     except (BSONError, OverflowError, UnicodeError) as error:
-        raise Unstorable(f"not storable in the database: {_first_line(error)}") from error
+        raise InvalidDocument(f"not storable in the database: {_first_line(error)}") from error
 
 
 def meaning(error: PyMongoError, settings: Settings) -> DatabaseError:
@@ -283,7 +287,7 @@ def meaning(error: PyMongoError, settings: Settings) -> DatabaseError:
         case ServerSelectionTimeoutError():
             return Unreachable(f"no answer from the database at {where}: {_first_line(error)}")
         case DocumentTooLarge():
-            return Unstorable(f"too large for the database: {_first_line(error)}")
+            return InvalidDocument(f"too large for the database: {_first_line(error)}")
         case AutoReconnect() | ConnectionFailure() | InvalidOperation():
             return Unreachable(f"the connection to {where} broke: {_first_line(error)}")
         case BulkWriteError():
@@ -304,7 +308,7 @@ def _first_of(error: BulkWriteError) -> OperationFailure:
 def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
     code, reason = error.code, _first_line(error)
     if code in AUTH_CODES:
-        kind = LoginFailed if code in LOGIN_CODES else Refused
+        kind = LoginFailed if code in LOGIN_CODES else NotAuthorized
         return kind(
             f"the database at {where} refused us: {reason}; "
             "check the user, and the password in MONGO_PASSWORD"
@@ -314,7 +318,9 @@ def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
     if code in LOST_CODES or error.has_error_label("NonResumableChangeStreamError"):
         return HistoryLost(f"the change stream cannot go on: {reason} (code {code})")
     if code in DOCUMENT_CODES:
-        return Unstorable(f"not storable in the database: {reason}{_details(error)} (code {code})")
+        return InvalidDocument(
+            f"not storable in the database: {reason}{_details(error)} (code {code})"
+        )
     if code in WHOLE_CODES or error.has_error_label("TransientTransactionError"):
         return Unreachable(f"the database at {where} cannot do it now: {reason} (code {code})")
     return DatabaseError(f"the database at {where}: {reason} (code {code})")

@@ -39,7 +39,7 @@ from caxev.config import ConfigError, Settings
 from caxev.copies.sharing import Neighbours
 from caxev.core.alarms import Standing
 from caxev.core.clock import clock
-from caxev.core.ledger import Debt
+from caxev.core.ledger import Reaction
 from caxev.core.model import (
     DELETING,
     NO_FIELDS,
@@ -47,45 +47,45 @@ from caxev.core.model import (
     TRANSFERRED,
     TRANSFERRING,
     Aspect,
-    Look,
     Run,
     RunId,
     RunUpdate,
+    Snapshot,
     Watched,
-    look_at,
+    snapshot_of,
 )
 from caxev.database.client import (
     AUTH_CODES,
     DOCUMENT_CODES,
     Client,
-    Deposed,
     Document,
+    InvalidDocument,
+    LeaseLost,
     LoginFailed,
     NotReplicaSet,
     Unreachable,
-    Unstorable,
     connect,
     credentials,
     not_replica_set,
     translated,
 )
 from caxev.database.grants import carry_out, commands
-from caxev.database.rows import debt_from
-from caxev.database.runs import Selection, look_projection, totals_pipeline, write_of
+from caxev.database.rows import reaction_from
+from caxev.database.runs import Selection, snapshot_projection, totals_pipeline, write_of
 from caxev.database.store import (
     OLDEST_FIRST,
     Collection,
     Gap,
+    Lease,
     Odd,
     Order,
     Position,
     Request,
     SiteRecord,
     Store,
-    Tenure,
     is_epoch,
     position_fields,
-    run_slots,
+    run_keys,
 )
 from caxev.database.stream import AWAIT, Batch, Following, Stream, is_usable
 from caxev.failpoints import point
@@ -107,17 +107,17 @@ REPEATED: Final = 600.0
 _CLOSING: Final = 2.0
 """Seconds that closing a stream may take."""
 MOST_DEBTS: Final = 2000
-"""Debts that are recorded in one transaction."""
+"""Reactions that are recorded in one transaction."""
 CLAIMING: Final = 10.0
-"""Seconds that claiming debts may take, where nobody waits for it any more."""
+"""Seconds that claiming reactions may take, where nobody waits for it any more."""
 
 FEW: Final = 16
 """Runs of a batch up to which they are read whole."""
 
 
 @define
-class Looked:
-    """Looks of now and last looks, of the runs that exist or were seen; and runs read whole."""
+class Snapshots:
+    """Looks of now and snapshots, of the runs that exist or were seen; and runs read whole."""
 
     now: dict[RunId, dict[Aspect, str]]
     before: dict[RunId, dict[Aspect, str]]
@@ -128,12 +128,12 @@ class Looked:
 class Ingest:
     """What one batch of changes leads to; written in one transaction.
 
-    `runs` are those that were read whole; they are not written but passed on with the debts.
-    `priorities` are those of runs whose tags changed them, for the debts that stand already.
+    `runs` are those that were read whole; they are not written but passed on with the reactions.
+    `priorities` are those of runs whose tags changed them, for the reactions that stand already.
     """
 
-    looks: Mapping[RunId, Look | None]
-    debts: Sequence[Debt] = ()
+    snapshots: Mapping[RunId, Snapshot | None]
+    reactions: Sequence[Reaction] = ()
     position: Position | None = None
     runs: Mapping[RunId, Run] = Factory(dict)
     priorities: Mapping[RunId, int] = Factory(dict)
@@ -151,7 +151,7 @@ class _NotTogether(Exception):
 class Database:
     """The runs database and this site's ledger in it.
 
-    Every method may raise `Unreachable`, `Refused` or another `DatabaseError`. Cancelling one
+    Every method may raise `Unreachable`, `NotAuthorized` or another `DatabaseError`. Cancelling one
     leaves its write done or not done; the filters make it safe to do it again.
     """
 
@@ -294,7 +294,7 @@ class Database:
             )
 
     async def create_indexes(self) -> None:
-        """Make what the ledger needs. A site user who may not is told by `Refused`."""
+        """Make what the ledger needs. A site user who may not is told by `NotAuthorized`."""
         await self._call(self._store.create_indexes, limit=LONG_LIMIT)
 
     async def grant(self, user: str, password: str | None, *, x509: bool) -> None:
@@ -323,9 +323,9 @@ class Database:
     # -- the lease --------------------------------------------------------------------------
 
     async def acquire(
-        self, site: str, owner: str, lease: float, now: datetime, configuration: str = ""
-    ) -> tuple[Tenure, int] | None:
-        """Take the site over if nobody holds it: our tenure and how many claims were interrupted.
+        self, site: str, owner: str, lease_time: float, now: datetime, configuration: str = ""
+    ) -> tuple[Lease, int] | None:
+        """Take the site over if nobody holds it: our lease and how many claims were interrupted.
 
         `configuration` is the digest of our sites.json: others see whether theirs differs.
 
@@ -333,7 +333,7 @@ class Database:
         can begin nothing, and once its claims are opened it can settle nothing.
         """
 
-        async def acquire() -> tuple[Tenure, int] | None:
+        async def acquire() -> tuple[Lease, int] | None:
             await self._store.register(site)
             asked = time.monotonic()
             former = await self._store.predecessor(site)
@@ -350,14 +350,14 @@ class Database:
             known = is_epoch(former.get("epoch"))
             least = 0 if known else await self._store.last_epoch(site)
             epoch = await self._store.take_over(
-                site, owner, lease, lsid, configuration=configuration, least=least
+                site, owner, lease_time, lsid, configuration=configuration, least=least
             )
             if epoch is None:
                 return None
             point("database.takeover.epoch")
             claims = await self._store.interrupt_claims(site, epoch, now)
             point("database.takeover.claims")
-            return Tenure(site, epoch, owner), claims
+            return Lease(site, epoch, owner), claims
 
         return await self._call(acquire, limit=WRITES_LIMIT)
 
@@ -373,28 +373,28 @@ class Database:
                 raise
 
     async def renew(
-        self, tenure: Tenure, lease: float, trouble: str | None, configuration: str = ""
+        self, lease: Lease, lease_time: float, trouble: str | None, configuration: str = ""
     ) -> SiteRecord:
-        """Prolong the lease, and record what troubles us. Raises `Deposed`.
+        """Prolong the lease, and record what troubles us. Raises `LeaseLost`.
 
         `configuration` is the digest of our sites.json, if it may have changed.
         """
-        limit = max(lease / 3, SHORTEST_LIMIT)
+        limit = max(lease_time / 3, SHORTEST_LIMIT)
         asked = time.monotonic()
         state: dict[str, Any] = {"trouble": trouble, "skew": round(clock.skew, 3)}
         if self._session is not None:
             state["lsid"] = self._session.session_id
         if configuration:
             state["configuration"] = configuration
-        record = await self._call(self._store.renew, tenure, lease, state, limit=limit)
+        record = await self._call(self._store.renew, lease, lease_time, state, limit=limit)
         assert record.expires is not None
-        self._note_time(record.expires - timedelta(seconds=lease), asked)
+        self._note_time(record.expires - timedelta(seconds=lease_time), asked)
         return record
 
-    async def release(self, tenure: Tenure) -> None:
+    async def release(self, lease: Lease) -> None:
         """End the lease now."""
         point("database.release.before")
-        await self._call(self._store.release, tenure)
+        await self._call(self._store.release, lease)
 
     async def site_records(self) -> list[SiteRecord]:
         """Read what is known of every site that ever listened."""
@@ -444,16 +444,16 @@ class Database:
         """Close the stream."""
         await self._call(stream.close)
 
-    async def look(
+    async def snapshot(
         self,
         site: str,
         runs: Sequence[RunId],
         known: Mapping[RunId, Mapping[Aspect, str]] | None = None,
         watched: Watched = NO_FIELDS,
-    ) -> Looked:
+    ) -> Snapshots:
         """Look at runs as they are now, and at what the site last saw of them.
 
-        `known` are last looks that the caller has and that need not be read.
+        `known` are snapshots that the caller has and that need not be read.
         """
         return await self._call(self._look, site, runs, known or {}, watched)
 
@@ -463,10 +463,10 @@ class Database:
         site: str,
         known: Mapping[RunId, Mapping[Aspect, str]],
         watched: Watched = NO_FIELDS,
-    ) -> tuple[Batch, Looked]:
+    ) -> tuple[Batch, Snapshots]:
         """Wait for the stream's next batch and look at its runs: `next_batch` and `look` in one."""
 
-        async def next_look() -> tuple[Batch, Looked]:
+        async def next_look() -> tuple[Batch, Snapshots]:
             batch = await stream.next(AWAIT)
             return batch, await self._look(site, list(batch.runs), known, watched)
 
@@ -478,80 +478,80 @@ class Database:
         runs: Sequence[RunId],
         known: Mapping[RunId, Mapping[Aspect, str]],
         watched: Watched,
-    ) -> Looked:
+    ) -> Snapshots:
         if not runs:  # an idle stream's empty batches must not become queries
-            return Looked({}, {}, {})
+            return Snapshots({}, {}, {})
         # `known` is the caller's, who may change it meanwhile, in another thread.
-        last = {run: dict(look) for run in runs if (look := known.get(run)) is not None}
+        last = {run: dict(snapshot) for run in runs if (snapshot := known.get(run)) is not None}
         unknown = [run for run in runs if run not in last]
         # Few runs are read whole, so that their handlers can start without another question.
         few = len(runs) <= FEW
         reading = self._confirmed.find(
-            {"_id": {"$in": list(runs)}}, None if few else look_projection(watched)
+            {"_id": {"$in": list(runs)}}, None if few else snapshot_projection(watched)
         ).to_list(None)
         if unknown:
-            documents, found = await asyncio.gather(reading, self._store.looks(site, unknown))
+            documents, found = await asyncio.gather(reading, self._store.snapshots(site, unknown))
             last.update(found)
         else:
             documents = await reading
-        now = {document["_id"]: look_at(document, watched) for document in documents}
+        now = {document["_id"]: snapshot_of(document, watched) for document in documents}
         whole = {doc["_id"]: Run.from_document(doc) for doc in documents} if few else {}
-        return Looked(now, last, whole)
+        return Snapshots(now, last, whole)
 
-    async def ingest(self, tenure: Tenure, ingest: Ingest, now: datetime) -> None:
-        """Record what changes led to. Raises `Deposed`.
+    async def ingest(self, lease: Lease, ingest: Ingest, now: datetime) -> None:
+        """Record what changes led to. Raises `LeaseLost`.
 
         All of it in one transaction or, where there are more than `MOST_DEBTS`, the first of these
         before, as many at a time: a long one would keep the lease from being renewed. Looks and
         position come last, so what was cut off is found again, and renews what is there.
         """
-        debts = list(ingest.debts)
-        while len(debts) > MOST_DEBTS:
-            some, debts = debts[:MOST_DEBTS], debts[MOST_DEBTS:]
-            await self._ingest(tenure, Ingest({}, some), now)
-        await self._ingest(tenure, evolve(ingest, debts=debts), now)
+        reactions = list(ingest.reactions)
+        while len(reactions) > MOST_DEBTS:
+            some, reactions = reactions[:MOST_DEBTS], reactions[MOST_DEBTS:]
+            await self._ingest(lease, Ingest({}, some), now)
+        await self._ingest(lease, evolve(ingest, reactions=reactions), now)
 
-    async def _ingest(self, tenure: Tenure, ingest: Ingest, now: datetime) -> None:
+    async def _ingest(self, lease: Lease, ingest: Ingest, now: datetime) -> None:
         attempts = count()
 
         async def write(session: AsyncClientSession) -> None:
             point("database.ingest.begin")
             position = {} if ingest.position is None else position_fields(ingest.position, now)
             await self._store.ingest(
-                tenure,
-                ingest.looks,
-                ingest.debts,
+                lease,
+                ingest.snapshots,
+                ingest.reactions,
                 position,
                 session,
                 guard_first=next(attempts) > 0,
             )
             for run, priority in ingest.priorities.items():
-                await self._store.set_priority(tenure.site, run, priority, session)
+                await self._store.set_priority(lease.site, run, priority, session)
             point("database.ingest.commit")
 
         await self._transact(write)
         point("database.ingest.after")
 
-    async def save_position(self, tenure: Tenure, position: Position, now: datetime) -> None:
-        """Remember an idle stream's position. Raises `Deposed`."""
-        await self._call(self._store.save_position, tenure, position, now)
+    async def save_position(self, lease: Lease, position: Position, now: datetime) -> None:
+        """Remember an idle stream's position. Raises `LeaseLost`."""
+        await self._call(self._store.save_position, lease, position, now)
         point("database.position.after")
 
-    async def rules_applied(self, tenure: Tenure, digests: Mapping[str, str]) -> None:
-        """Note the digests of the rule files that were applied, by catalogue. Raises `Deposed`."""
-        await self._call(self._store.rules_applied, tenure, digests)
+    async def rules_applied(self, lease: Lease, digests: Mapping[str, str]) -> None:
+        """Note the digests of the applied rule files, by catalogue. Raises `LeaseLost`."""
+        await self._call(self._store.rules_applied, lease, digests)
 
     async def note_marker(self, site: str, root: str, marker: str) -> None:
         """Note the id of the marker of a site's directory, in place of any other."""
         await self._call(self._store.note_marker, site, root, marker)
 
-    async def note_away(self, tenure: Tenure, away: Mapping[str, str]) -> None:
-        """Note which directories of the site are not there, and why. Raises `Deposed`."""
-        await self._call(self._store.note_away, tenure, away)
+    async def note_away(self, lease: Lease, away: Mapping[str, str]) -> None:
+        """Note which directories of the site are not there, and why. Raises `LeaseLost`."""
+        await self._call(self._store.note_away, lease, away)
 
-    async def wake(self, tenure: Tenure, root: str, now: datetime) -> int:
-        """Make due what waits for a directory of the site; how much. Raises `Deposed`."""
-        return await self._call(self._store.wake, tenure, root, now)
+    async def wake(self, lease: Lease, root: str, now: datetime) -> int:
+        """Make due what waits for a directory of the site; how much. Raises `LeaseLost`."""
+        return await self._call(self._store.wake, lease, root, now)
 
     async def known_locations(self, site: str, type: str, limit: int) -> list[str]:  # noqa: A002
         """Where the entries of copies at a site have their files, good or not; of the newest runs.
@@ -576,14 +576,14 @@ class Database:
 
     async def finish_scan(
         self,
-        tenure: Tenure,
+        lease: Lease,
         start: Timestamp | None,
         now: datetime,
         gap: Gap | None,
         watched: Watched = NO_FIELDS,
     ) -> None:
-        """Note a completed scan; see `Store.finish_scan`. Raises `Deposed`."""
-        await self._call(self._store.finish_scan, tenure, start, now, gap, watched)
+        """Note a completed scan; see `Store.finish_scan`. Raises `LeaseLost`."""
+        await self._call(self._store.finish_scan, lease, start, now, gap, watched)
 
     async def page(self, site: str, after: RunId | None) -> tuple[list[RunId], RunId | None]:
         """Return a page of run ids, stored or seen, and the `after` with which to ask for the next.
@@ -603,11 +603,11 @@ class Database:
 
         return await self._call(page)
 
-    # -- debts ------------------------------------------------------------------------------
+    # -- reactions ------------------------------------------------------------------------------
 
-    async def standing(self, slots: Sequence[str]) -> dict[str, Debt]:
-        """Return the debts in these slots."""
-        return await self._call(self._store.standing, slots)
+    async def standing(self, keys: Sequence[str]) -> dict[str, Reaction]:
+        """Return the reactions in these keys."""
+        return await self._call(self._store.standing, keys)
 
     async def due(
         self,
@@ -619,10 +619,10 @@ class Database:
         since: datetime | None = None,
         order: Order = OLDEST_FIRST,
         without: RunId | None = None,
-    ) -> list[Debt]:
-        """Return debts of a lane that are due and unclaimed, in that order; see `Store.due`."""
+    ) -> list[Reaction]:
+        """Return reactions of a lane that are due and unclaimed, in that order; see `Store.due`."""
 
-        async def due() -> list[Debt]:
+        async def due() -> list[Reaction]:
             store = self._store
             return await store.due(
                 site, lane, now, limit, since=since, order=order, without=without
@@ -631,48 +631,48 @@ class Database:
         return await self._call(due)
 
     async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
-        """Return when a lane's next debt falls due after `now`."""
+        """Return when a lane's next reaction falls due after `now`."""
         return await self._call(self._store.next_due, site, lane, now)
 
     async def lanes(self, site: str) -> list[str]:
-        """Return the lanes in which the site has open debts."""
+        """Return the lanes in which the site has open reactions."""
         return await self._call(self._store.lanes, site)
 
-    async def claim(self, debts: Sequence[Debt], epoch: int) -> list[Debt]:
-        """Claim open debts in one write; return those that were still as given.
+    async def claim(self, reactions: Sequence[Reaction], epoch: int) -> list[Reaction]:
+        """Claim open reactions in one write; return those that were still as given.
 
         Cancelled, it goes on for up to `CLAIMING` seconds: who has lost the lease must find that
         out, and give back what it has claimed.
         """
         with trio.move_on_after(CLAIMING, shield=True):
-            return await self._call(self._store.claim, debts, epoch)
+            return await self._call(self._store.claim, reactions, epoch)
         raise Unreachable(f"claiming took more than {CLAIMING:.0f} s")
 
-    async def claims(self, tenure: Tenure) -> list[Document]:
+    async def claims(self, lease: Lease) -> list[Document]:
         """Return what the site has claimed; see `Store.claims`."""
-        return await self._call(self._store.claims, tenure)
+        return await self._call(self._store.claims, lease)
 
     async def free(self, claims: Sequence[Document]) -> tuple[int, dict[str, str]]:
         """Open claims again; see `Store.free`."""
         return await self._call(self._store.free, claims)
 
-    async def settle(self, debts: Sequence[Debt], epoch: int) -> tuple[int, int]:
-        """Settle debts in one write: how many counted, and how many had been renewed."""
-        return await self._call(self._store.settle, debts, epoch)
+    async def settle(self, reactions: Sequence[Reaction], epoch: int) -> tuple[int, int]:
+        """Settle reactions in one write: how many counted, and how many had been renewed."""
+        return await self._call(self._store.settle, reactions, epoch)
 
     async def settle_with(
-        self, debt: Debt, epoch: int, update: RunUpdate, now: datetime
+        self, reaction: Reaction, epoch: int, update: RunUpdate, now: datetime
     ) -> tuple[bool, bool]:
-        """Write a run update and settle the debt, both or neither: (it fitted, was renewed).
+        """Write a run update and settle the reaction, both or neither: (it fitted, was renewed).
 
-        Where the update no longer fits the run, nothing is written. Raises `Deposed`.
+        Where the update no longer fits the run, nothing is written. Raises `LeaseLost`.
         """
 
         async def write(session: AsyncClientSession) -> tuple[bool, bool]:
             if await self._apply(update, now, session) is None:
                 return False, False
             point("database.update.settle")
-            settled, renewed = await self._store.settle([debt], epoch, session)
+            settled, renewed = await self._store.settle([reaction], epoch, session)
             if not settled + renewed:
                 raise _ClaimGone
             return True, bool(renewed)
@@ -680,15 +680,15 @@ class Database:
         try:
             done: tuple[bool, bool] = await self._transact(write)
         except _ClaimGone:
-            await self._check_epoch(debt.site, epoch)
+            await self._check_epoch(reaction.site, epoch)
             return True, True  # settled before, and the reply got lost
         point("database.update.after")
         return done
 
     async def settle_together(
-        self, debts: Sequence[Debt], epoch: int, updates: Sequence[RunUpdate], now: datetime
+        self, reactions: Sequence[Reaction], epoch: int, updates: Sequence[RunUpdate], now: datetime
     ) -> int | None:
-        """Write an update for each of these debts and settle them: how many had been renewed.
+        """Write an update for each of these reactions and settle them: how many had been renewed.
 
         None, and nothing is written, where one of the updates does not fit or cannot be stored, a
         claim is gone, or somebody else writes to one of these runs now.
@@ -702,14 +702,14 @@ class Database:
                 if await self._apply(update, now, session) is None:
                     raise _NotTogether
             point("database.update.settle")
-            settled, renewed = await self._store.settle(debts, epoch, session)
-            if settled + renewed < len(debts):
+            settled, renewed = await self._store.settle(reactions, epoch, session)
+            if settled + renewed < len(reactions):
                 raise _NotTogether
             return renewed
 
         try:
             renewed: int = await self._transact(write)
-        except (_NotTogether, Unstorable):
+        except (_NotTogether, InvalidDocument):
             return None
         point("database.update.after")
         return renewed
@@ -717,20 +717,22 @@ class Database:
     async def _check_epoch(self, site: str, epoch: int) -> None:
         record = await self.site_record(site)
         if record is None or record.epoch != epoch:
-            raise Deposed(f"another process has taken over {site}")
+            raise LeaseLost(f"another process has taken over {site}")
 
-    async def update(self, debt: Debt, epoch: int, update: RunUpdate, now: datetime) -> Run | None:
-        """Write a run update on behalf of a claimed debt; the run as it is then.
+    async def update(
+        self, reaction: Reaction, epoch: int, update: RunUpdate, now: datetime
+    ) -> Run | None:
+        """Write a run update on behalf of a claimed reaction; the run as it is then.
 
         None where the run is no longer what the update expects, or the claim was given back.
-        Raises `Deposed`.
+        Raises `LeaseLost`.
         """
 
         async def write(session: AsyncClientSession) -> Document | None:
             document = await self._apply(update, now, session)
             if document is None:
                 return None
-            if not await self._store.fence(debt, epoch, session):
+            if not await self._store.fence(reaction, epoch, session):
                 raise _ClaimGone
             return document
 
@@ -738,7 +740,7 @@ class Database:
         try:
             document = await self._transact(write)
         except _ClaimGone:
-            await self._check_epoch(debt.site, epoch)
+            await self._check_epoch(reaction.site, epoch)
             return None
         point("database.update.after")
         return None if document is None else Run.from_document(document)
@@ -760,15 +762,15 @@ class Database:
             session=session,
         )
 
-    async def progress(self, debt: Debt, epoch: int, progress: Document) -> None:
+    async def progress(self, reaction: Reaction, epoch: int, progress: Document) -> None:
         """Show in the ledger how far a running reaction is."""
-        await self._call(self._store.progress, debt, epoch, progress)
+        await self._call(self._store.progress, reaction, epoch, progress)
 
-    async def keep(self, debt: Debt, epoch: int, said: bytes) -> None:
+    async def keep(self, reaction: Reaction, epoch: int, said: bytes) -> None:
         """Add to what is kept with a running reaction what a program said, packed."""
-        await self._call(self._store.keep, debt, epoch, said)
+        await self._call(self._store.keep, reaction, epoch, said)
 
-    async def debts(
+    async def reactions(
         self,
         site: str | None = None,
         *,
@@ -776,9 +778,9 @@ class Database:
         state: str | None = None,
         handler: str | None = None,
         limit: int = 1000,
-    ) -> list[tuple[Debt, Document]]:
-        """Return debts with their whole documents; `run` needs `site`."""
-        query: Document = run_slots(site, run) if site is not None and run is not None else {}
+    ) -> list[tuple[Reaction, Document]]:
+        """Return reactions with their whole documents; `run` needs `site`."""
+        query: Document = run_keys(site, run) if site is not None and run is not None else {}
         if site is not None:
             query["site"] = site
         if state is not None:
@@ -786,37 +788,39 @@ class Database:
         if handler is not None:
             query["handler"] = handler
 
-        async def debts() -> list[tuple[Debt, Document]]:
-            return self._read_debts(await self._store.find_debts(query, limit).to_list(None))
+        async def reactions() -> list[tuple[Reaction, Document]]:
+            return self._read_reactions(
+                await self._store.find_reactions(query, limit).to_list(None)
+            )
 
-        return await self._call(debts)
+        return await self._call(reactions)
 
-    async def hindered(self, site: str) -> list[Debt]:
-        """Return the site's open debts that wait for something outside."""
-        query = {"site": site, "state": "open", "hindered": {"$exists": True}}
+    async def hindered(self, site: str) -> list[Reaction]:
+        """Return the site's open reactions that wait for something outside."""
+        query = {"site": site, "state": "pending", "hindered": {"$exists": True}}
 
-        async def hindered() -> list[tuple[Debt, Document]]:
-            return self._read_debts(await self._store.ledger.find(query).to_list(None))
+        async def hindered() -> list[tuple[Reaction, Document]]:
+            return self._read_reactions(await self._store.ledger.find(query).to_list(None))
 
-        return [debt for debt, _ in await self._call(hindered)]
+        return [reaction for reaction, _ in await self._call(hindered)]
 
-    def _read_debts(self, documents: Iterable[Document]) -> list[tuple[Debt, Document]]:
-        rows = self._store.read(self._store.ledger, documents, debt_from)
-        return [(debt, document) for document, debt in rows]
+    def _read_reactions(self, documents: Iterable[Document]) -> list[tuple[Reaction, Document]]:
+        rows = self._store.read(self._store.ledger, documents, reaction_from)
+        return [(reaction, document) for document, reaction in rows]
 
-    async def moving(self, sites: Iterable[str]) -> list[tuple[Debt, Document]]:
-        """Return the claimed debts of these sites that say how far they are."""
+    async def moving(self, sites: Iterable[str]) -> list[tuple[Reaction, Document]]:
+        """Return the claimed reactions of these sites that say how far they are."""
         # By the index of what is claimed.
         claimed = {"site": {"$in": list(sites)}, "epoch": {"$exists": True}}
         query = {**claimed, "state": "running", "progress": {"$type": "object"}}
 
-        async def moving() -> list[tuple[Debt, Document]]:
-            return self._read_debts(await self._store.ledger.find(query).to_list(None))
+        async def moving() -> list[tuple[Reaction, Document]]:
+            return self._read_reactions(await self._store.ledger.find(query).to_list(None))
 
         return await self._call(moving)
 
     async def tally(self, site: str | None = None) -> dict[str, dict[str, int]]:
-        """Return, for each site, how many debts stand in each state."""
+        """Return, for each site, how many reactions stand in each state."""
 
         async def tally() -> dict[str, dict[str, int]]:
             named = {name: {"$type": "string"} for name in ("handler", "site", "state")}
@@ -838,17 +842,17 @@ class Database:
         return list(self._store.odd.values())
 
     async def audit(self, site: str) -> None:
-        """Look for malformed debts of a site that nothing else would meet; see `odd`."""
+        """Look for malformed reactions of a site that nothing else would meet; see `odd`."""
         await self._call(self._store.audit, site, limit=LONG_LIMIT)
 
-    async def set_aside(self, tenure: Tenure, odd: Odd) -> bool:
+    async def set_aside(self, lease: Lease, odd: Odd) -> bool:
         """Move a malformed document where nothing reads it; False if it is readable by now.
 
-        Raises `Deposed`.
+        Raises `LeaseLost`.
         """
 
         async def move(session: AsyncClientSession) -> bool:
-            return await self._store.set_aside(tenure, odd, session)
+            return await self._store.set_aside(lease, odd, session)
 
         moved: bool = await self._transact(move)
         self._store.odd.pop(odd.key, None)
@@ -861,12 +865,12 @@ class Database:
         return await self._call(self._store.alarms, site)
 
     async def keep_alarms(
-        self, tenure: Tenure, kept: Sequence[Standing], gone: Sequence[str] = ()
+        self, lease: Lease, kept: Sequence[Standing], gone: Sequence[str] = ()
     ) -> None:
-        """Write how alarms stand, and forget others, by their keys. Raises `Deposed`."""
+        """Write how alarms stand, and forget others, by their keys. Raises `LeaseLost`."""
 
         async def keep(session: AsyncClientSession) -> None:
-            await self._store.keep_alarms(tenure, kept, gone, session)
+            await self._store.keep_alarms(lease, kept, gone, session)
 
         point("database.alarms.before")
         await self._transact(keep)
@@ -882,21 +886,21 @@ class Database:
         """Return the requests that wait for this site."""
         return await self._call(self._store.pending, site)
 
-    async def finish_request(self, tenure: Tenure, request: Request) -> None:
-        """Take a request that was carried out off the list. Raises `Deposed`."""
+    async def finish_request(self, lease: Lease, request: Request) -> None:
+        """Take a request that was carried out off the list. Raises `LeaseLost`."""
 
         async def finish(session: AsyncClientSession) -> None:
-            await self._store.finish_request(tenure, request, session)
+            await self._store.finish_request(lease, request, session)
 
         await self._transact(finish)
         point("database.request.after")
 
-    async def reopen_failed(self, tenure: Tenure, request: Request, now: datetime) -> int:
-        """Open the failed debts again that a request names; how many. Raises `Deposed`."""
+    async def reopen_failed(self, lease: Lease, request: Request, now: datetime) -> int:
+        """Open the failed reactions again that a request names; how many. Raises `LeaseLost`."""
         runs, handler = request.runs, request.handler
 
         async def reopen(session: AsyncClientSession) -> int:
-            return await self._store.reopen_failed(tenure, runs, handler, now, session)
+            return await self._store.reopen_failed(lease, runs, handler, now, session)
 
         return await self._transact(reopen)
 
@@ -922,8 +926,8 @@ class Database:
         """
         which: list[Document] = [{"ns.coll": self._runs.name, "documentKey._id": run}]
         for site in sites:
-            slots = run_slots(site, run)["_id"]
-            which.append({"ns.coll": self._store.ledger.name, "documentKey._id": slots})
+            keys = run_keys(site, run)["_id"]
+            which.append({"ns.coll": self._store.ledger.name, "documentKey._id": keys})
         following = Following(self._client[self.settings.database], which)
         await self._call(following.open)
         try:

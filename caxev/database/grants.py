@@ -1,7 +1,7 @@
 """What a site's user of the database may do, and no more. `caxev db grants` shows and makes it.
 
 MongoDB gives rights to collections, not to documents: a site may change any run and any site's
-debts, but can neither add nor delete runs, nor touch another database or another user.
+reactions, but can neither add nor delete runs, nor touch another database or another user.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def role_name(settings: Settings) -> str:
 def privileges(settings: Settings) -> list[Document]:
     """Return what the role allows, as MongoDB's createRole takes it. Pure.
 
-    Reading and following is for the whole database, which is how a run and its debts are followed
-    together.
+    Reading and following is for the whole database, which is how a run and its reactions are
+    followed together.
     """
 
     def on(collection: str, *actions: str) -> Document:

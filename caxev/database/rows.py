@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from attrs import frozen
 
 from caxev.core.alarms import Alarm, Severity, Standing, Told
-from caxev.core.ledger import Debt, State, aspect_from
+from caxev.core.ledger import Reaction, State, aspect_from
 from caxev.core.model import Aspect, RunId
 from caxev.files import Manifest
 
@@ -132,10 +132,10 @@ def aspect_of(values: object) -> Aspect:
     return aspect_from(values)
 
 
-def debt_from(document: Mapping[str, Any]) -> Debt:
-    """Return the debt that a ledger document holds."""
+def reaction_from(document: Mapping[str, Any]) -> Reaction:
+    """Return the reaction that a ledger document holds."""
     row = Row.of(document)
-    debt = Debt(
+    reaction = Reaction(
         site=row.text("site"),
         run=row.run("run"),
         aspect=aspect_of(document.get("aspect")),
@@ -143,7 +143,7 @@ def debt_from(document: Mapping[str, Any]) -> Debt:
         lane=row.text("lane"),
         before=row.text("before", None),
         after=row.text("after", None),
-        mark=row.whole("mark"),
+        generation=row.whole("generation"),
         at=row.moment("at"),
         due=row.moment("due"),
         state=State(row.text("state")),
@@ -156,17 +156,17 @@ def debt_from(document: Mapping[str, Any]) -> Debt:
         hindered=row.moment("hindered", None),
         root=row.text("root", ""),
     )
-    if debt.epoch is None and ("epoch" in document or debt.state is State.RUNNING):
+    if reaction.epoch is None and ("epoch" in document or reaction.state is State.RUNNING):
         raise Malformed("epoch is missing")  # nobody could free it, or take it
-    if document.get("_id") != debt.id:  # nothing that is written to it would reach it
-        raise Malformed(f"its _id is not {debt.id}")
-    return debt
+    if document.get("_id") != reaction.id:  # nothing that is written to it would reach it
+        raise Malformed(f"its _id is not {reaction.id}")
+    return reaction
 
 
 def snapshot_from(document: Mapping[str, Any]) -> dict[Aspect, str]:
     """Return what a site last saw of a run."""
     found: dict[Aspect, str] = {}
-    for part in Row.of(document).many("look"):
+    for part in Row.of(document).many("snapshot"):
         if not isinstance(part, list) or not part or type(part[-1]) is not str:
             raise Malformed(f"look holds {_shown(part)}")
         found[aspect_of(part[:-1])] = part[-1]

@@ -40,7 +40,7 @@ _LOOK_FIELDS: Final = (
 )
 
 
-def look_projection(watched: Watched) -> Document:
+def snapshot_projection(watched: Watched) -> Document:
     """Return what a look is made of; entries can be large and many, and this is all that counts."""
     copies = (f"data.{name}" for name in watched.copies)
     paths = [*_LOOK_FIELDS, *copies, *watched.run]

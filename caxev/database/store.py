@@ -1,8 +1,8 @@
-"""What a site keeps for itself: its lease and position, its last looks, its debts, its requests.
+"""What a site keeps for itself: its lease and position, its snapshots, its reactions, its requests.
 
 Three collections beside the runs collection, all with the prefix ``caxev_``:
 
-- ``ledger``: the debts, by slot; the last look at each run, by (site, run); and for each site, by
+- ``ledger``: the reactions, by key; the snapshot of each run, by (site, run); and for each site, by
   its name, its lease with epoch, its position in the stream and its gaps of history. They stand
   together so that what a change leads to is one write and a commit. Its alarms are there as well;
 - ``requests``: what people asked a site's listener to do (replay, retry, scan);
@@ -35,24 +35,24 @@ from caxev.core.alarms import Standing
 from caxev.core.ledger import (
     NEWEST_FIRST,
     UNREADABLE,
-    Debt,
+    Reaction,
     State,
     aspect_row,
     interrupt,
+    run_prefix,
     site_prefix,
-    slot_prefix,
 )
-from caxev.core.model import NO_FIELDS, Aspect, Look, RunId, Watched
+from caxev.core.model import NO_FIELDS, Aspect, RunId, Snapshot, Watched
 from caxev.core.transcript import KEPT_PARTS
 from caxev.database import alarms
-from caxev.database.client import DOCUMENT_CODES, Deposed, Document
+from caxev.database.client import DOCUMENT_CODES, Document, LeaseLost
 from caxev.database.rows import (
     Malformed,
     Row,
     carefully,
-    debt_from,
     is_plain,
     items_from,
+    reaction_from,
     snapshot_from,
     standing_from,
     texts,
@@ -81,7 +81,7 @@ class Gap:
 
 
 @frozen
-class Tenure:
+class Lease:
     """A process's hold on a site: what it writes counts while the site's epoch is this one."""
 
     site: str
@@ -196,8 +196,8 @@ class Request:
     """Something a person asked a site's listener to do.
 
     `kind`: ``replay`` (fire the present states of `runs`, None: of all), ``retry`` (open failed
-    debts again), ``scan``, or ``clear`` (the alarm with the key `alarm` is over). `handler` narrows
-    the first two. `force` fires what was done, too.
+    reactions again), ``scan``, or ``clear`` (the alarm with the key `alarm` is over). `handler`
+    narrows the first two. `force` fires what was done, too.
     """
 
     kind: str
@@ -242,7 +242,7 @@ class Odd:
 
 Order = Sequence[tuple[str, int]]
 OLDEST_FIRST: Final[Order] = (("due", ASCENDING),)
-URGENT_FIRST: Final[Order] = (("priority", DESCENDING), ("mark", DESCENDING))
+URGENT_FIRST: Final[Order] = (("priority", DESCENDING), ("generation", DESCENDING))
 """By priority, then newest first: the order of `NEWEST_FIRST` lanes."""
 
 GAPS_KEPT: Final = 20
@@ -273,7 +273,7 @@ _ACTIVE: Final = {
     ]
 }
 _EPOCHS: Final = 2**22
-"""Epochs are below this: they are the upper part of a mark, which has 63 bits."""
+"""Epochs are below this: they are the upper part of a generation, which has 63 bits."""
 _EPOCH: Final = {
     "$cond": [
         {
@@ -348,10 +348,10 @@ class Store:
             self.odd[odd.key] = odd
             logger.warning("{} {} is passed over: {}", collection.name, str(key)[:300], why)
 
-    async def set_aside(self, tenure: Tenure, odd: Odd, session: Session) -> bool:
+    async def set_aside(self, lease: Lease, odd: Odd, session: Session) -> bool:
         """Move a malformed document where nothing reads it; False if it is readable by now.
 
-        To be done in a transaction. Raises `Deposed`.
+        To be done in a transaction. Raises `LeaseLost`.
         """
         collection = self.ledger.database[odd.collection]
         document = await collection.find_one({"_id": {"$eq": odd.id}}, session=session)
@@ -364,19 +364,19 @@ class Store:
                 "_id": {MALFORMED: ObjectId()},
                 "kind": MALFORMED,
                 "from": odd.collection,
-                "by": tenure.site,
+                "by": lease.site,
                 "why": str(error),
                 "document": document,
             }
             await self.ledger.insert_one(kept, session=session)
             await collection.delete_one({"_id": {"$eq": odd.id}}, session=session)
-            await self._set_site(tenure, {}, session)
+            await self._set_site(lease, {}, session)
             return True
         return False
 
     async def audit(self, site: str) -> None:
-        """Look for debts of a site that no query for what is due or claimed would ever find."""
-        types = {"at": "date", "due": "date", "mark": "number", "lane": "string"}
+        """Look for reactions of a site that no query for what is due or claimed would ever find."""
+        types = {"at": "date", "due": "date", "generation": "number", "lane": "string"}
         odd: list[Document] = [{name: {"$not": {"$type": kind}}} for name, kind in types.items()]
         odd += [{"state": {"$nin": [state.value for state in State]}}, {"run": None}]
         odd += [{"site": {"$ne": site}}, {"handler": {"$not": {"$type": "string"}}}]
@@ -384,18 +384,18 @@ class Store:
         odd += [{"epoch": {"$exists": False}, "state": State.RUNNING.value}]
         query = {"_id": {"$regex": "^" + re.escape(site_prefix(site))}, "$or": odd}
         self.read(
-            self.ledger, await self.ledger.find(query).limit(_AT_ONCE).to_list(None), debt_from
+            self.ledger, await self.ledger.find(query).limit(_AT_ONCE).to_list(None), reaction_from
         )
 
     async def create_indexes(self) -> None:
         """Make collections and indexes. Repeatable."""
         await self.ledger.create_indexes(
             [
-                # What is due: only debts that nobody has claimed.
+                # What is due: only reactions that nobody has claimed.
                 IndexModel(
                     [("site", ASCENDING), ("lane", ASCENDING), ("due", ASCENDING)],
                     name="due",
-                    partialFilterExpression={"state": State.OPEN.value},
+                    partialFilterExpression={"state": State.PENDING.value},
                 ),
                 # What is claimed, for the next process to interrupt.
                 IndexModel(
@@ -438,18 +438,18 @@ class Store:
         await self.ledger.update_one({"_id": site}, {"$setOnInsert": fresh}, upsert=True)
 
     async def last_epoch(self, site: str) -> int:
-        """Return an epoch that none of the site's marks and claims is above.
+        """Return an epoch that none of the site's generations and claims is above.
 
-        For a site whose document was lost: its marks must be new all the same.
+        For a site whose document was lost: its generations must be new all the same.
         """
         last = _EPOCHS - 2  # the next one must be an epoch, too
-        top = {"$max": _whole_up_to("mark", (last << 40) + (1 << 40) - 1)}
+        top = {"$max": _whole_up_to("generation", (last << 40) + (1 << 40) - 1)}
         claimed = {"$max": _whole_up_to("epoch", last)}
         match = {"$match": {"site": site, "handler": {"$exists": True}}}
-        group = {"$group": {"_id": None, "mark": top, "epoch": claimed}}
+        group = {"$group": {"_id": None, "generation": top, "epoch": claimed}}
         cursor = await self.ledger.aggregate([match, group])
         for row in await cursor.to_list(None):
-            return max(int(row["mark"]) >> 40, int(row["epoch"]))
+            return max(int(row["generation"]) >> 40, int(row["epoch"]))
         return 0
 
     async def predecessor(self, site: str) -> Document | None:
@@ -461,7 +461,7 @@ class Store:
         self,
         site: str,
         owner: str,
-        lease: float,
+        lease_time: float,
         lsid: Any,
         *,
         configuration: str,
@@ -477,9 +477,9 @@ class Store:
                         "requests": _number("requests"),
                         "kind": _SITE,
                         "owner": {"$literal": owner},
-                        "expires": {"$add": ["$$NOW", lease * 1000]},
+                        "expires": {"$add": ["$$NOW", lease_time * 1000]},
                         "lsid": {"$literal": lsid},
-                        "lease": lease,
+                        "lease": lease_time,
                         "configuration": {"$literal": configuration},
                     }
                 }
@@ -488,15 +488,15 @@ class Store:
         )
         return None if document is None else int(document["epoch"])
 
-    async def renew(self, tenure: Tenure, lease: float, state: Mapping[str, Any]) -> SiteRecord:
-        """Prolong the lease, and record our state. Raises `Deposed` if the epoch is another."""
+    async def renew(self, lease: Lease, lease_time: float, state: Mapping[str, Any]) -> SiteRecord:
+        """Prolong the lease, and record our state. Raises `LeaseLost` if the epoch is another."""
         document = await self.ledger.find_one_and_update(
-            _mine(tenure),
+            _mine(lease),
             [
                 {
                     "$set": {
-                        "expires": {"$add": ["$$NOW", lease * 1000]},
-                        "lease": lease,
+                        "expires": {"$add": ["$$NOW", lease_time * 1000]},
+                        "lease": lease_time,
                         **{name: {"$literal": value} for name, value in state.items()},
                     }
                 }
@@ -504,12 +504,12 @@ class Store:
             return_document=ReturnDocument.AFTER,
         )
         if document is None:
-            raise Deposed(f"another process has taken over {tenure.site}")
+            raise LeaseLost(f"another process has taken over {lease.site}")
         return SiteRecord.from_document({**document, "active": True})
 
-    async def release(self, tenure: Tenure) -> None:
+    async def release(self, lease: Lease) -> None:
         """End the lease now, so that a stand-by need not wait for it to lapse."""
-        await self.ledger.update_one(_mine(tenure), [{"$set": {"expires": "$$NOW"}}])
+        await self.ledger.update_one(_mine(lease), [{"$set": {"expires": "$$NOW"}}])
 
     async def interrupt_claims(self, site: str, epoch: int, now: datetime) -> int:
         """Open every claim again that older epochs than this left; how many there were.
@@ -517,29 +517,29 @@ class Store:
         One that the ledger refuses to change stays among the site's `claims`.
         """
         claimed = {"site": site, "epoch": {"$lt": epoch}}
-        found = await self._debts(claimed)
+        found = await self._reactions(claimed)
         writes = [
             # What its process has settled meanwhile, if it lives after all, stays settled.
-            UpdateOne({"_id": debt.id, "epoch": debt.epoch}, _interruption(debt, now))
-            for debt in found
+            UpdateOne({"_id": reaction.id, "epoch": reaction.epoch}, _interruption(reaction, now))
+            for reaction in found
         ]
         await _write_each(self.ledger, writes)
         return len(found)
 
-    async def _debts(self, query: Document) -> list[Debt]:
+    async def _reactions(self, query: Document) -> list[Reaction]:
         documents = await self.ledger.find(query).to_list(None)
-        return [debt for _, debt in self.read(self.ledger, documents, debt_from)]
+        return [reaction for _, reaction in self.read(self.ledger, documents, reaction_from)]
 
     # -- position ---------------------------------------------------------------------------
 
-    async def save_position(self, tenure: Tenure, position: Position, now: datetime) -> None:
-        """Remember where to go on. Raises `Deposed`."""
-        await self._set_site(tenure, position_fields(position, now), None)
+    async def save_position(self, lease: Lease, position: Position, now: datetime) -> None:
+        """Remember where to go on. Raises `LeaseLost`."""
+        await self._set_site(lease, position_fields(position, now), None)
 
-    async def rules_applied(self, tenure: Tenure, digests: Mapping[str, str]) -> None:
-        """Note which rule files were applied last. Raises `Deposed`."""
+    async def rules_applied(self, lease: Lease, digests: Mapping[str, str]) -> None:
+        """Note which rule files were applied last. Raises `LeaseLost`."""
         rows = [{"catalogue": name, "digest": digest} for name, digest in digests.items()]
-        await self._set_site(tenure, {"rules": rows}, None)
+        await self._set_site(lease, {"rules": rows}, None)
 
     async def note_marker(self, site: str, root: str, marker: str) -> None:
         """Note the id of the marker of a site's directory, in place of any other."""
@@ -554,15 +554,15 @@ class Store:
         change = {"$set": {"markers": {"$concatArrays": [others, [row]]}}}
         await self.ledger.update_one({"_id": site}, [change])
 
-    async def note_away(self, tenure: Tenure, away: Mapping[str, str]) -> None:
-        """Note which directories are not there, and why. Raises `Deposed`."""
+    async def note_away(self, lease: Lease, away: Mapping[str, str]) -> None:
+        """Note which directories are not there, and why. Raises `LeaseLost`."""
         rows = [{"root": root, "why": why} for root, why in away.items()]
-        await self._set_site(tenure, {"away": rows}, None)
+        await self._set_site(lease, {"away": rows}, None)
 
-    async def wake(self, tenure: Tenure, root: str, now: datetime) -> int:
-        """Make due what waits for that directory; how much that is. Raises `Deposed`."""
-        await self._set_site(tenure, {}, None)
-        waiting = {"site": tenure.site, "state": State.OPEN.value, "root": root}
+    async def wake(self, lease: Lease, root: str, now: datetime) -> int:
+        """Make due what waits for that directory; how much that is. Raises `LeaseLost`."""
+        await self._set_site(lease, {}, None)
+        waiting = {"site": lease.site, "state": State.PENDING.value, "root": root}
         change = {"$set": {"due": now}}
         try:
             return (await self.ledger.update_many(waiting, change)).modified_count
@@ -576,7 +576,7 @@ class Store:
 
     async def finish_scan(
         self,
-        tenure: Tenure,
+        lease: Lease,
         start: Timestamp | None,
         now: datetime,
         gap: Gap | None,
@@ -594,52 +594,54 @@ class Store:
         if gap is not None:
             change["gaps"] = _with_gap({"$literal": {"found": gap.found, "why": gap.why}})
         point("database.scanned.before")
-        done = await self.ledger.update_one(_mine(tenure), [{"$set": change}])
+        done = await self.ledger.update_one(_mine(lease), [{"$set": change}])
         point("database.scanned.after")
-        _check(done.matched_count, tenure)
+        _check(done.matched_count, lease)
 
-    async def _set_site(self, tenure: Tenure, fields: Document, session: Session) -> None:
+    async def _set_site(self, lease: Lease, fields: Document, session: Session) -> None:
         change: Document = {"$currentDate": {"touched": True}}
         if fields:
             change["$set"] = fields
-        done = await self.ledger.update_one(_mine(tenure), change, session=session)
-        _check(done.matched_count, tenure)
+        done = await self.ledger.update_one(_mine(lease), change, session=session)
+        _check(done.matched_count, lease)
 
     # -- looks ------------------------------------------------------------------------------
 
-    async def looks(self, site: str, runs: Sequence[RunId]) -> dict[RunId, dict[Aspect, str]]:
-        """Return the last look at each of these runs that this site has seen."""
+    async def snapshots(self, site: str, runs: Sequence[RunId]) -> dict[RunId, dict[Aspect, str]]:
+        """Return this site's snapshots of these runs."""
         cursor = self.ledger.find({"_id": {"$in": [{"s": site, "r": run} for run in runs]}})
         found = self.read(self.ledger, await cursor.to_list(None), snapshot_from)
-        return {row["_id"]["r"]: look for row, look in found}
+        return {row["_id"]["r"]: snapshot for row, snapshot in found}
 
     async def ingest(
         self,
-        tenure: Tenure,
-        looks: Mapping[RunId, Look | None],
-        debts: Iterable[Debt],
+        lease: Lease,
+        snapshots: Mapping[RunId, Snapshot | None],
+        reactions: Iterable[Reaction],
         position: Mapping[str, Any],
         session: Session,
         *,
         guard_first: bool = False,
     ) -> None:
-        """Write looks (None: the run is gone), debts and position. Raises `Deposed`.
+        """Write snapshots (None: the run is gone), reactions and position. Raises `LeaseLost`.
 
         The guard, which is the site's document, comes last: the shorter it is held, the better for
         whoever waits for it. But whoever renews the lease before it is written makes it conflict:
         with `guard_first` nobody can, and they wait.
         """
         writes = [
-            _upsert({"s": tenure.site, "r": run}, {"$set": {"look": _rows(look)}})
-            for run, look in looks.items()
-            if look is not None
+            _upsert({"s": lease.site, "r": run}, {"$set": {"snapshot": _rows(snapshot)}})
+            for run, snapshot in snapshots.items()
+            if snapshot is not None
         ]
-        writes += [_upsert(debt.id, _renewal(debt)) for debt in debts]
+        writes += [_upsert(reaction.id, _renewal(reaction)) for reaction in reactions]
         touch = {"$currentDate": {"touched": True}, **({"$set": position} if position else {})}
-        writes.insert(0 if guard_first else len(writes), {"q": _mine(tenure), "u": touch})
+        writes.insert(0 if guard_first else len(writes), {"q": _mine(lease), "u": touch})
         if await _write_all(self.ledger, writes, session) < len(writes):
-            raise Deposed(f"another process has taken over {tenure.site}")
-        gone = [{"s": tenure.site, "r": run} for run, look in looks.items() if look is None]
+            raise LeaseLost(f"another process has taken over {lease.site}")
+        gone = [
+            {"s": lease.site, "r": run} for run, snapshot in snapshots.items() if snapshot is None
+        ]
         if gone:
             await self.ledger.delete_many({"_id": {"$in": gone}}, session=session)
 
@@ -649,20 +651,20 @@ class Store:
         keys = [row["_id"] async for row in self.ledger.find({"_id": bounds}, {"_id": 1})]
         return [key["r"] for key in keys if "r" in key and is_plain(key["r"])]
 
-    # -- debts ------------------------------------------------------------------------------
+    # -- reactions ------------------------------------------------------------------------------
 
-    async def standing(self, slots: Sequence[str]) -> dict[str, Debt]:
-        """Return the debts in these slots."""
-        found: dict[str, Debt] = {}
-        for start in range(0, len(slots), _AT_ONCE):
-            some = await self._debts({"_id": {"$in": list(slots[start : start + _AT_ONCE])}})
-            found |= {debt.id: debt for debt in some}
+    async def standing(self, keys: Sequence[str]) -> dict[str, Reaction]:
+        """Return the reactions in these keys."""
+        found: dict[str, Reaction] = {}
+        for start in range(0, len(keys), _AT_ONCE):
+            some = await self._reactions({"_id": {"$in": list(keys[start : start + _AT_ONCE])}})
+            found |= {reaction.id: reaction for reaction in some}
         return found
 
     async def set_priority(self, site: str, run: RunId, priority: int, session: Session) -> None:
-        """Give all debts of a run this priority."""
+        """Give all reactions of a run this priority."""
         change = {"$set": {"priority": priority}}
-        await self.ledger.update_many(run_slots(site, run), change, session=session)
+        await self.ledger.update_many(run_keys(site, run), change, session=session)
 
     async def due(
         self,
@@ -674,94 +676,104 @@ class Store:
         since: datetime | None = None,
         order: Order = OLDEST_FIRST,
         without: RunId | None = None,
-    ) -> list[Debt]:
-        """Return up to `limit` debts of a lane that are due and unclaimed, in that order.
+    ) -> list[Reaction]:
+        """Return up to `limit` reactions of a lane that are due and unclaimed, in that order.
 
         Those of the run `without` are left out. `since` passes by what fell due before: the index
         keeps the places of what was paid lately for some minutes, and reading over them takes time.
-        By priority, debts that were recorded without one come last.
+        By priority, reactions that were recorded without one come last.
         """
-        query: Document = {"site": site, "lane": lane, "state": State.OPEN.value}
+        query: Document = {"site": site, "lane": lane, "state": State.PENDING.value}
         query["due"] = {"$lte": now} if since is None else {"$lte": now, "$gte": since}
         query["epoch"] = {"$exists": False}
         if without is not None:
             query["run"] = {"$ne": without}
         cursor = self.ledger.find(query, {"kept": 0}).sort(order).limit(limit)
         documents = await cursor.to_list(None)
-        return [debt for _, debt in self.read(self.ledger, documents, debt_from)]
+        return [reaction for _, reaction in self.read(self.ledger, documents, reaction_from)]
 
     async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
-        """Return when the next debt of a lane falls due after `now`, or None."""
-        query = {"site": site, "lane": lane, "state": State.OPEN.value, "due": {"$gt": now}}
+        """Return when the next reaction of a lane falls due after `now`, or None."""
+        query = {"site": site, "lane": lane, "state": State.PENDING.value, "due": {"$gt": now}}
         document = await self.ledger.find_one(query, {"due": 1}, sort=[("due", ASCENDING)])
         found = None if document is None else document["due"]
         return found if isinstance(found, datetime) else None
 
     async def lanes(self, site: str) -> list[str]:
-        """Return the lanes in which this site has open debts."""
-        query = {"site": site, "state": State.OPEN.value}
+        """Return the lanes in which this site has open reactions."""
+        query = {"site": site, "state": State.PENDING.value}
         lanes = await self.ledger.distinct("lane", query)
         return sorted(lane for lane in lanes if isinstance(lane, str))
 
-    async def claim(self, debts: Sequence[Debt], epoch: int) -> list[Debt]:
-        """Claim open debts of one site; return those that were still as given. Raises `Deposed`.
+    async def claim(self, reactions: Sequence[Reaction], epoch: int) -> list[Reaction]:
+        """Claim pending reactions of a site; return those that had not changed. Raises `LeaseLost`.
 
         A successor writes its epoch before it opens what is claimed. So whoever still finds its own
         epoch after a claim has either claimed in its right, or will have the claim opened. Who
         finds another one gives back what it has claimed; where it dies before that, the successor
         finds it among its `claims`.
         """
-        open_still = {"state": State.OPEN.value, "epoch": {"$exists": False}}
+        open_still = {"state": State.PENDING.value, "epoch": {"$exists": False}}
         claimed = {"$set": {"state": State.RUNNING.value, "epoch": epoch}}
         writes = [
-            {"q": {"_id": debt.id, "mark": debt.mark, **open_still}, "u": claimed} for debt in debts
+            {
+                "q": {"_id": reaction.id, "generation": reaction.generation, **open_still},
+                "u": claimed,
+            }
+            for reaction in reactions
         ]
         point("database.claim.before")
         matched = await _write_all(self.ledger, writes, None)
         point("database.claim.after")
-        await self._check_claims(debts, epoch)
-        if matched == len(debts):
-            return list(debts)
-        mine = {"_id": {"$in": [debt.id for debt in debts]}, "epoch": epoch}
-        marks = {row["_id"]: row["mark"] async for row in self.ledger.find(mine, {"mark": 1})}
-        return [debt for debt in debts if marks.get(debt.id) == debt.mark]
+        await self._check_claims(reactions, epoch)
+        if matched == len(reactions):
+            return list(reactions)
+        mine = {"_id": {"$in": [reaction.id for reaction in reactions]}, "epoch": epoch}
+        generations = {
+            row["_id"]: row["generation"] async for row in self.ledger.find(mine, {"generation": 1})
+        }
+        return [
+            reaction
+            for reaction in reactions
+            if generations.get(reaction.id) == reaction.generation
+        ]
 
-    async def _check_claims(self, debts: Sequence[Debt], epoch: int) -> None:
-        """Give claims back that a successor cannot have seen. Raises `Deposed`."""
-        for site in {debt.site for debt in debts}:
+    async def _check_claims(self, reactions: Sequence[Reaction], epoch: int) -> None:
+        """Give claims back that a successor cannot have seen. Raises `LeaseLost`."""
+        for site in {reaction.site for reaction in reactions}:
             if await self.ledger.find_one({"_id": site, "epoch": epoch}, {"_id": 1}) is None:
-                late = {"_id": {"$in": [debt.id for debt in debts]}, "epoch": epoch}
+                late = {"_id": {"$in": [reaction.id for reaction in reactions]}, "epoch": epoch}
                 await self.ledger.update_many(late, _FREED)
-                raise Deposed(f"another process has taken over {site}")
+                raise LeaseLost(f"another process has taken over {site}")
 
-    async def claims(self, tenure: Tenure) -> list[Document]:
-        """Return what this process or a former one has claimed: slot, mark and epoch of each."""
-        query = {"site": tenure.site, "epoch": {"$lte": tenure.epoch}}
-        return await self.ledger.find(query, {"mark": 1, "epoch": 1}).to_list(None)
+    async def claims(self, lease: Lease) -> list[Document]:
+        """Return the key, generation and epoch of all that this site has claimed."""
+        query = {"site": lease.site, "epoch": {"$lte": lease.epoch}}
+        return await self.ledger.find(query, {"generation": 1, "epoch": 1}).to_list(None)
 
     async def free(self, claims: Sequence[Document]) -> tuple[int, dict[str, str]]:
         """Open these claims again if they still stand; how many, and what the ledger refused.
 
-        The latter is by slot, with the reason.
+        The latter is by key, with the reason.
         """
-        # The mark: a new debt in that slot is claimed as it is recorded.
+        # The generation: a new reaction in that key is claimed as it is recorded.
         found = ({name: {"$eq": value} for name, value in claim.items()} for claim in claims)
         writes = [UpdateOne(claim, _FREED) for claim in found]
         freed, refused = await _write_each(self.ledger, writes)
         return freed, {claims[index]["_id"]: why for index, why in refused.items()}
 
     async def settle(
-        self, settled: Sequence[Debt], epoch: int, session: Session = None
+        self, settled: Sequence[Reaction], epoch: int, session: Session = None
     ) -> tuple[int, int]:
-        """Write attempts' ends; returns how many counted, and how many slots were renewed.
+        """Write attempts' ends; returns how many counted, and how many keys were renewed.
 
-        A debt that was renewed while it ran stays open and is only freed. Neither: deposed.
+        A reaction that was renewed while it ran stays open and is only freed. Neither: deposed.
         """
         point("database.settle.before")
-        ours = [{"_id": debt.id, "epoch": epoch} for debt in settled]
+        ours = [{"_id": reaction.id, "epoch": epoch} for reaction in settled]
         writes = [
-            {"q": {**mine, "mark": debt.mark}, "u": _settlement(debt)}
-            for mine, debt in zip(ours, settled, strict=True)
+            {"q": {**mine, "generation": reaction.generation}, "u": _settlement(reaction)}
+            for mine, reaction in zip(ours, settled, strict=True)
         ]
         counted = await _write_all(self.ledger, writes, session)
         renewed = 0
@@ -771,29 +783,29 @@ class Store:
         point("database.settle.after")
         return counted, renewed
 
-    async def fence(self, debt: Debt, epoch: int, session: Session) -> bool:
-        """Touch a claimed debt; False where this process no longer holds the claim.
+    async def fence(self, reaction: Reaction, epoch: int, session: Session) -> bool:
+        """Touch a claimed reaction; False where this process no longer holds the claim.
 
         Done within a transaction it makes the whole of it depend on the claim.
         """
-        mine = {"_id": debt.id, "epoch": epoch}
+        mine = {"_id": reaction.id, "epoch": epoch}
         done = await self.ledger.update_one(
             mine, {"$currentDate": {"touched": True}}, session=session
         )
         return done.matched_count == 1
 
-    async def progress(self, debt: Debt, epoch: int, progress: Document) -> None:
+    async def progress(self, reaction: Reaction, epoch: int, progress: Document) -> None:
         """Show in the ledger how far a running reaction is."""
-        mine = {"_id": debt.id, "epoch": epoch}
+        mine = {"_id": reaction.id, "epoch": epoch}
         await self.ledger.update_one(mine, {"$set": {"progress": progress}})
 
-    async def keep(self, debt: Debt, epoch: int, said: bytes) -> None:
+    async def keep(self, reaction: Reaction, epoch: int, said: bytes) -> None:
         """Add to what is kept with a running reaction what a program said, packed."""
-        mine = {"_id": debt.id, "epoch": epoch}
+        mine = {"_id": reaction.id, "epoch": epoch}
         push = {"kept": {"$each": [said], "$slice": -KEPT_PARTS}}
         await self.ledger.update_one(mine, {"$push": push, "$inc": {"kept_parts": 1}})
 
-    def find_debts(self, query: Document, limit: int) -> Any:
+    def find_reactions(self, query: Document, limit: int) -> Any:
         """Return a cursor over ledger documents, newest first."""
         query = {"handler": {"$exists": True}, **query}
         return self.ledger.find(query).sort("due", -1).limit(limit)
@@ -808,22 +820,22 @@ class Store:
 
     async def keep_alarms(
         self,
-        tenure: Tenure,
+        lease: Lease,
         kept: Iterable[Standing],
         gone: Iterable[str],
         session: Session,
     ) -> None:
-        """Write how alarms stand, and forget others, by their keys. Raises `Deposed`."""
+        """Write how alarms stand, and forget others, by their keys. Raises `LeaseLost`."""
         writes = [
-            _upsert(alarms.alarm_id(tenure.site, one.alarm.key), {"$set": alarms.alarm_row(one)})
+            _upsert(alarms.alarm_id(lease.site, one.alarm.key), {"$set": alarms.alarm_row(one)})
             for one in kept
         ]
         if writes:
             await _write_all(self.ledger, writes, session)
-        forgotten = [alarms.alarm_id(tenure.site, key) for key in gone]
+        forgotten = [alarms.alarm_id(lease.site, key) for key in gone]
         if forgotten:
             await self.ledger.delete_many({"_id": {"$in": forgotten}}, session=session)
-        await self._set_site(tenure, {}, session)
+        await self._set_site(lease, {}, session)
 
     # -- requests ---------------------------------------------------------------------------
 
@@ -855,29 +867,29 @@ class Store:
         rows = await self.requests.find({"site": site}).sort("_id").to_list(None)
         return [request for _, request in self.read(self.requests, rows, request_from)]
 
-    async def finish_request(self, tenure: Tenure, request: Request, session: Session) -> None:
-        """Take a request that was carried out off the list. Raises `Deposed`."""
+    async def finish_request(self, lease: Lease, request: Request, session: Session) -> None:
+        """Take a request that was carried out off the list. Raises `LeaseLost`."""
         await self.requests.delete_one({"_id": request.id}, session=session)
-        await self._set_site(tenure, {}, session)
+        await self._set_site(lease, {}, session)
 
     async def reopen_failed(
         self,
-        tenure: Tenure,
+        lease: Lease,
         runs: Sequence[RunId] | None,
         handler: str | None,
         now: datetime,
         session: Session,
     ) -> int:
-        """Open failed debts again, due now; returns how many. Raises `Deposed`.
+        """Open failed reactions again, due now; returns how many. Raises `LeaseLost`.
 
         Not those that only show a run which could not be recorded: nobody pays these.
         """
-        await self._set_site(tenure, {}, session)
-        query: Document = {"site": tenure.site, "state": State.FAILED.value}
+        await self._set_site(lease, {}, session)
+        query: Document = {"site": lease.site, "state": State.FAILED.value}
         if runs is not None:
             query["run"] = {"$in": list(runs)}
         query["handler"] = {"$ne": UNREADABLE} | ({} if handler is None else {"$eq": handler})
-        fresh = {"state": State.OPEN.value, "due": now, "attempts": 0, "interrupted": 0}
+        fresh = {"state": State.PENDING.value, "due": now, "attempts": 0, "interrupted": 0}
         done = await self.ledger.update_many(query, {"$set": fresh}, session=session)
         return done.modified_count
 
@@ -966,10 +978,10 @@ _SITE_FIELDS: Final = dict.fromkeys(
 def _newest_first(lane: str) -> IndexModel:
     """Return the index in a lane's order; `due` is in it so that what is not due costs no read.
 
-    One for each such lane: the debts of all others are spared the upkeep.
+    One for each such lane: the reactions of all others are spared the upkeep.
     """
     keys = [("site", ASCENDING), ("lane", ASCENDING), *URGENT_FIRST, ("due", ASCENDING)]
-    only = {"state": State.OPEN.value, "lane": lane}
+    only = {"state": State.PENDING.value, "lane": lane}
     return IndexModel(keys, name=f"newest_{lane}", partialFilterExpression=only)
 
 
@@ -1027,13 +1039,13 @@ def _check_reply(reply: Document) -> None:
 _AT_ONCE: Final = 2000
 
 
-def _mine(tenure: Tenure) -> Document:
-    return {"_id": tenure.site, "epoch": tenure.epoch}
+def _mine(lease: Lease) -> Document:
+    return {"_id": lease.site, "epoch": lease.epoch}
 
 
-def _check(matched: int, tenure: Tenure) -> None:
+def _check(matched: int, lease: Lease) -> None:
     if not matched:
-        raise Deposed(f"another process has taken over {tenure.site}")
+        raise LeaseLost(f"another process has taken over {lease.site}")
 
 
 def position_fields(position: Position, now: datetime) -> Document:
@@ -1052,64 +1064,64 @@ def _position_row(position: Position) -> Document:
     return {"token": position.token, "start": position.start}
 
 
-def _rows(look: Look) -> list[list[Any]]:
-    return [[*aspect, value] for aspect, value in look.items()]
+def _rows(snapshot: Snapshot) -> list[list[Any]]:
+    return [[*aspect, value] for aspect, value in snapshot.items()]
 
 
-def debt_row(debt: Debt) -> Document:
-    """Return an open debt as the ledger keeps it, without its slot."""
+def reaction_document(reaction: Reaction) -> Document:
+    """Return an open reaction as the ledger keeps it, without its key."""
     fields: Document = {
-        "site": debt.site,
-        "run": debt.run,
-        "aspect": aspect_row(debt.aspect),
-        "handler": debt.handler,
-        "lane": debt.lane,
-        "before": debt.before,
-        "after": debt.after,
-        "mark": debt.mark,
-        "at": debt.at,
-        "due": debt.due,
-        "state": debt.state.value,
+        "site": reaction.site,
+        "run": reaction.run,
+        "aspect": aspect_row(reaction.aspect),
+        "handler": reaction.handler,
+        "lane": reaction.lane,
+        "before": reaction.before,
+        "after": reaction.after,
+        "generation": reaction.generation,
+        "at": reaction.at,
+        "due": reaction.due,
+        "state": reaction.state.value,
         "attempts": 0,
         "interrupted": 0,
-        "note": debt.note,
-        "priority": debt.priority,
+        "note": reaction.note,
+        "priority": reaction.priority,
     }
-    if debt.epoch is not None:  # born claimed
-        fields["epoch"] = debt.epoch
+    if reaction.epoch is not None:  # born claimed
+        fields["epoch"] = reaction.epoch
     return fields
 
 
-def _renewal(debt: Debt) -> Document:
+def _renewal(reaction: Reaction) -> Document:
     fields = ("progress", "started", "hindered", "root")
-    return {"$set": debt_row(debt), "$unset": dict.fromkeys(fields, "")}
+    return {"$set": reaction_document(reaction), "$unset": dict.fromkeys(fields, "")}
 
 
-def _settlement(debt: Debt) -> Document:
+def _settlement(reaction: Reaction) -> Document:
     fields: Document = {
-        "state": debt.state.value,
-        "attempts": debt.attempts,
+        "state": reaction.state.value,
+        "attempts": reaction.attempts,
         # A note may quote a file's name, which need not be valid text.
-        "note": debt.note[:2000].encode(errors="backslashreplace").decode(),
+        "note": reaction.note[:2000].encode(errors="backslashreplace").decode(),
     }
-    if debt.started is not None:
-        fields["started"] = debt.started
-    if debt.state is State.OPEN:
-        fields["due"] = debt.due
-    waits = {"hindered": debt.hindered, "root": debt.root}
+    if reaction.started is not None:
+        fields["started"] = reaction.started
+    if reaction.state is State.PENDING:
+        fields["due"] = reaction.due
+    waits = {"hindered": reaction.hindered, "root": reaction.root}
     fields |= {name: value for name, value in waits.items() if value}
     gone = ("epoch", "progress", *(name for name, value in waits.items() if not value))
     return {"$set": fields, "$unset": dict.fromkeys(gone, ""), "$currentDate": {"settled": True}}
 
 
-_FREED: Final = {"$set": {"state": State.OPEN.value}, "$unset": {"epoch": "", "progress": ""}}
+_FREED: Final = {"$set": {"state": State.PENDING.value}, "$unset": {"epoch": "", "progress": ""}}
 
 
-def _interruption(debt: Debt, now: datetime) -> Document:
-    # A debt that was renewed while it ran is OPEN already: freeing it is enough.
-    if debt.state is not State.RUNNING:
+def _interruption(reaction: Reaction, now: datetime) -> Document:
+    # A reaction that was renewed while it ran is PENDING already: freeing it is enough.
+    if reaction.state is not State.RUNNING:
         return {"$unset": {"epoch": "", "progress": ""}}
-    after = interrupt(debt, now)
+    after = interrupt(reaction, now)
     fields = {
         "state": after.state.value,
         "due": after.due,
@@ -1119,6 +1131,6 @@ def _interruption(debt: Debt, now: datetime) -> Document:
     return {"$set": fields, "$unset": {"epoch": "", "progress": ""}}
 
 
-def run_slots(site: str, run: RunId) -> Document:
-    """Return the filter for all debts of one run at one site, served by the _id index."""
-    return {"_id": {"$regex": "^" + re.escape(slot_prefix(site, run))}}
+def run_keys(site: str, run: RunId) -> Document:
+    """Return the filter for all reactions of one run at one site, served by the _id index."""
+    return {"_id": {"$regex": "^" + re.escape(run_prefix(site, run))}}

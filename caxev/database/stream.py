@@ -147,7 +147,7 @@ class Stream:
 
 
 class Following:
-    """Whether a run, or one of its debts, changes. All methods are asyncio functions."""
+    """Whether a run, or one of its reactions, changes. All methods are asyncio functions."""
 
     def __init__(self, database: AsyncDatabase[Document], which: Sequence[Document]) -> None:
         self._database = database

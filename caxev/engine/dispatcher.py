@@ -1,9 +1,9 @@
 """Workers per lane: take what is due, attempt it, settle it.
 
-`watcher` hands over debts as they are recorded, some of them claimed already because a lane has
+`watcher` hands over reactions as they are recorded, some of them claimed already because a lane has
 room: those start without another round trip. What there is no room for stays in the database and
-is fetched, in the lane's order, when a worker is free, so that a million open debts cost no memory.
-Claims, reads of runs and settlements are done in groups.
+is fetched, in the lane's order, when a worker is free, so that a million open reactions cost no
+memory. Claims, reads of runs and settlements are done in groups.
 
 Tasks, all started by `listener`: `Dispatcher.take` claims what is due (intake), `Dispatcher.pay`
 settles and writes progress (it must outlive the attempts), and one task for each attempt.
@@ -47,13 +47,13 @@ from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
 from caxev.core.job import Job, Skip
 from caxev.core.ledger import (
     NEWEST_FIRST,
-    Debt,
+    Done,
+    Failed,
     Hindered,
     Interrupted,
     Outcome,
-    Paid,
     Postponed,
-    Spent,
+    Reaction,
     State,
     Surprise,
     claim,
@@ -67,13 +67,13 @@ from caxev.database import (
     URGENT_FIRST,
     Database,
     DatabaseError,
-    Deposed,
+    Lease,
+    LeaseLost,
+    NotAuthorized,
     Order,
-    Refused,
-    Tenure,
     concerns_one,
     is_fatal,
-    passing,
+    is_transient,
 )
 from caxev.engine.root_watch import RootWatch
 from caxev.engine.trouble import Trouble
@@ -104,9 +104,9 @@ STARVED: Final = 60.0
 LATELY: Final = 30.0
 """Seconds over which a reaction's rate is taken."""
 WINDOW: Final = 1000
-"""Debts of a lane that are fetched at once: each fetch has to pass by what was paid lately."""
+"""Reactions of a lane that are fetched at once: each fetch has to pass by what was paid lately."""
 AHEAD: Final = 4
-"""In lanes that go newest first, debts for each worker that are fetched at once."""
+"""In lanes that go newest first, reactions for each worker that are fetched at once."""
 TOGETHER: Final = 32
 """Reactions whose updates are written in one transaction, where many have ended."""
 MOST_ASIDE: Final = 64
@@ -114,7 +114,7 @@ MOST_ASIDE: Final = 64
 LARGE: Final = 500
 """Copies from which on a run takes so long to read that reactions share what was read..."""
 FRESH: Final = 1.0
-"""...for so many seconds, if it was read after their debts were recorded."""
+"""...for so many seconds, if it was read after their reactions were recorded."""
 BRIEF: Final = 1.0
 """Seconds for which a write that conflicts with another may be repeated without a report."""
 WITHOUT_HANDLER: Final = 3600.0
@@ -129,12 +129,12 @@ heard: a deposed process may have claimed something, and died before it could gi
 class Lane:
     """A group of workers.
 
-    `running` are the slots that are claimed, `ended` how many of these are over and only wait to
-    be settled, `aside` how many wait for something else than a worker. `waiting` are debts that
+    `running` are the keys that are claimed, `ended` how many of these are over and only wait to
+    be settled, `aside` how many wait for something else than a worker. `waiting` are reactions that
     were due when they were fetched, in the lane's order; `more`: the database may hold others that
     are due in this lane, where it goes oldest first all or most of them not before `since`;
     `news`: some of those came after the last fetch.
-    `passed` are slots that were found due while their former reaction was still running.
+    `passed` are keys that were found due while their former reaction was still running.
     """
 
     name: str
@@ -142,7 +142,7 @@ class Lane:
     running: set[str] = field(factory=set)
     ended: int = 0
     aside: int = 0
-    waiting: deque[Debt] = field(factory=deque)
+    waiting: deque[Reaction] = field(factory=deque)
     passed: set[str] = field(factory=set)
     more: bool = True
     news: bool = True
@@ -170,30 +170,30 @@ class Lane:
 
     @property
     def share(self) -> int:
-        """How many debts of one run may wait at once: those of others come in between."""
+        """How many reactions of one run may wait at once: those of others come in between."""
         return max(min(AHEAD * self.workers, WINDOW) // 2, 1)
 
-    def crowding(self, due: Sequence[Debt]) -> RunId | None:
-        """The run, if any, whose debts may have kept those of others out of what was fetched."""
+    def crowding(self, due: Sequence[Reaction]) -> RunId | None:
+        """The run whose reactions may have kept those of others out of what was fetched."""
         if len(due) < self.window:
             return None
-        run, debts = Counter(debt.run for debt in due).most_common(1)[0]
-        return run if debts > self.share else None
+        run, reactions = Counter(reaction.run for reaction in due).most_common(1)[0]
+        return run if reactions > self.share else None
 
     @property
     def stale(self) -> bool:
-        """Whether debts must be fetched before one is taken: none waits, or newer ones came."""
+        """Whether reactions must be fetched before one is taken: none waits, or newer ones came."""
         return self.more and (not self.waiting or (self.newest_first and self.news))
 
-    def look(self) -> None:
+    def snapshot(self) -> None:
         """See to it that the database is asked what is due."""
         self.more = self.news = True
 
-    def keep(self, debts: Sequence[Debt]) -> None:
-        """Have fetched debts wait; what waited goes where the newest come first."""
+    def keep(self, reactions: Sequence[Reaction]) -> None:
+        """Have fetched reactions wait; what waited goes where the newest come first."""
         if self.newest_first:
             self.waiting.clear()
-        self.waiting.extend(debts)
+        self.waiting.extend(reactions)
 
     def arm(self, due: datetime | None) -> None:
         """See to it that the lane is looked into at that time, or before."""
@@ -207,7 +207,7 @@ class Lane:
 
 
 @define(eq=False)
-class Occupancy:
+class RunLocks:
     """Who is at work on which run here, so that nothing is deleted under a reader.
 
     By the run and not by the copy: a reaction to a copy elsewhere, a tag or a field may read the
@@ -218,63 +218,64 @@ class Occupancy:
     _writers: set[RunId] = field(factory=set)
     _left: trio.Event = field(factory=trio.Event)
 
-    async def enter(self, debt: Debt, *, exclusive: bool) -> bool:
+    async def enter(self, reaction: Reaction, *, exclusive: bool) -> bool:
         """Wait until the run is free, for reading with others or alone; hold it.
 
         Returns whether it had to wait.
         """
         waited = False
-        while debt.run in self._writers or (exclusive and debt.run in self._readers):
+        while reaction.run in self._writers or (exclusive and reaction.run in self._readers):
             await self._left.wait()
             waited = True
         if exclusive:
-            self._writers.add(debt.run)
+            self._writers.add(reaction.run)
         else:
-            self._readers[debt.run] += 1
+            self._readers[reaction.run] += 1
         return waited
 
-    def leave(self, debt: Debt, *, exclusive: bool) -> None:
+    def leave(self, reaction: Reaction, *, exclusive: bool) -> None:
         """Let go of the run."""
         if exclusive:
-            self._writers.discard(debt.run)
+            self._writers.discard(reaction.run)
         else:
-            self._readers[debt.run] -= 1
-            if not self._readers[debt.run]:
-                del self._readers[debt.run]
+            self._readers[reaction.run] -= 1
+            if not self._readers[reaction.run]:
+                del self._readers[reaction.run]
         self._left.set()
         self._left = trio.Event()
 
 
 @define(eq=False)
-class Shelf:
+class RunCache:
     """Large runs as they were read a moment ago, so that not each of many reactions reads them.
 
-    A reaction must see the event that it owes to: what was read before its debt was recorded will
-    not do. Marks grow, so that holds for every debt up to the newest mark at that time.
+    A reaction must see the event that it owes to: what was read before its reaction was recorded
+    will not do. Marks grow, so that holds for every reaction up to the newest generation at that
+    time.
     """
 
     _read: dict[RunId, tuple[float, int, Run]] = field(init=False, factory=dict)
     _ended: dict[str, float] = field(init=False, factory=dict)
 
-    def ended(self, debt: Debt) -> None:
-        """Note that an attempt at this debt is over: the next one must see what it has written."""
-        self._ended[debt.id] = trio.current_time()
+    def ended(self, reaction: Reaction) -> None:
+        """Note that an attempt is over: the next one must see what it has written."""
+        self._ended[reaction.id] = trio.current_time()
 
-    def put(self, runs: Iterable[Run], at: float, mark: int) -> None:
-        """Keep the large ones of these, which were read at that time, after that mark."""
-        self._read |= {run.id: (at, mark, run) for run in runs if len(run.copies) >= LARGE}
+    def put(self, runs: Iterable[Run], at: float, generation: int) -> None:
+        """Keep the large ones of these, which were read at that time, after that generation."""
+        self._read |= {run.id: (at, generation, run) for run in runs if len(run.copies) >= LARGE}
 
-    def take(self, ids: Iterable[RunId], debts: Iterable[Debt]) -> dict[RunId, Run]:
-        """Return those of these runs that are fresh enough for all of these debts."""
+    def take(self, ids: Iterable[RunId], reactions: Iterable[Reaction]) -> dict[RunId, Run]:
+        """Return those of these runs that are fresh enough for all of these reactions."""
         since = trio.current_time() - FRESH
         self._read = {run: read for run, read in self._read.items() if read[0] >= since}
-        self._ended = {slot: at for slot, at in self._ended.items() if at >= since}
-        debts = list(debts)
-        if not self._read or any(debt.id in self._ended for debt in debts):
+        self._ended = {key: at for key, at in self._ended.items() if at >= since}
+        reactions = list(reactions)
+        if not self._read or any(reaction.id in self._ended for reaction in reactions):
             return {}
-        mark = max(debt.mark for debt in debts)
+        generation = max(reaction.generation for reaction in reactions)
         read = {run: self._read[run] for run in ids if run in self._read}
-        return {run: one for run, (_, newest, one) in read.items() if newest >= mark}
+        return {run: one for run, (_, newest, one) in read.items() if newest >= generation}
 
 
 class Watch:
@@ -307,7 +308,7 @@ class Watch:
 
 
 @define(eq=False)
-class Pace:
+class RateMeter:
     """How fast bytes go. Times are in seconds, by any clock that does not go back."""
 
     _seen: deque[tuple[float, int]] = field(init=False, factory=deque)
@@ -328,7 +329,7 @@ class Pace:
 class Ended:
     """An attempt that is over and has to be settled. `run` is the run's label for people."""
 
-    debt: Debt
+    reaction: Reaction
     outcome: Outcome
     updates: tuple[RunUpdate, ...] = ()
     run: str = ""
@@ -336,10 +337,10 @@ class Ended:
 
 @define(eq=False)
 class Dispatcher:
-    """Pays one site's debts. Implements `watcher.Intake`."""
+    """Pays one site's reactions. Implements `watcher.Intake`."""
 
     database: Database
-    tenure: Tenure
+    lease: Lease
     registry: Registry
     site: Site
     sites: Sites
@@ -347,14 +348,14 @@ class Dispatcher:
     attempts: trio.Nursery
     alarms: Alarms = field(factory=Silent)
     trouble: Trouble = field(
-        default=Factory(lambda self: Trouble(self.tenure.site), takes_self=True)
+        default=Factory(lambda self: Trouble(self.lease.site), takes_self=True)
     )
     roots: RootWatch | None = None
     _lanes: dict[str, Lane] = field(init=False, factory=dict)
     _ended: list[Ended] = field(init=False, factory=list)
-    _occupancy: Occupancy = field(init=False, factory=Occupancy)
-    _progress: dict[str, tuple[Debt, dict[str, Any]]] = field(init=False, factory=dict)
-    # By slot, what the ledger refuses to change: an open one cannot be claimed, a claimed one can
+    _run_locks: RunLocks = field(init=False, factory=RunLocks)
+    _progress: dict[str, tuple[Reaction, dict[str, Any]]] = field(init=False, factory=dict)
+    # By key, what the ledger refuses to change: an open one cannot be claimed, a claimed one can
     # be neither settled nor freed. It is left alone until the next look at all claims.
     _refused: dict[str, Ended] = field(init=False, factory=dict)
     _wake: trio.Event = field(init=False, factory=trio.Event)
@@ -362,18 +363,18 @@ class Dispatcher:
     _freed: trio.Event = field(init=False, factory=trio.Event)
     _claiming: trio.Lock = field(init=False, factory=trio.Lock)
     # Whether a claim of ours may stand in the database unheard of, and whether lanes that no
-    # handler uses may hold debts.
+    # handler uses may hold reactions.
     # At first, some may stand that could not be taken from a former process.
     _doubtful: bool = field(init=False, default=True)
     _unsurveyed: bool = field(init=False, default=True)
-    # The newest mark that is recorded. At first: those of former processes are all below it.
+    # The newest generation that is recorded. At first: those of former processes are all below it.
     _recorded: int = field(init=False)
-    _shelf: Shelf = field(init=False, factory=Shelf)
+    _run_cache: RunCache = field(init=False, factory=RunCache)
     _sure_until: float = field(init=False, factory=lambda: trio.current_time() + SURE_FOR)
     _latency: Any = field(init=False)
     _recurrence: Recurrence = field(init=False, factory=Recurrence)
     # The attempts under way, each with its run's label for people.
-    _attempting: dict[str, tuple[Debt, Watch, str]] = field(init=False, factory=dict)
+    _attempting: dict[str, tuple[Reaction, Watch, str]] = field(init=False, factory=dict)
     # The alarm that stands for each reaction which waits for somebody to lift a refusal.
     _awaited: dict[str, str] = field(init=False, factory=dict)
     _deaf: set[str] = field(init=False, factory=set)
@@ -381,8 +382,8 @@ class Dispatcher:
     _attempt_over: trio.Event = field(init=False, factory=trio.Event)
 
     def __attrs_post_init__(self) -> None:
-        self._latency = metrics.latency.labels(self.tenure.site)
-        self._recorded = (self.tenure.epoch << 40) - 1
+        self._latency = metrics.latency.labels(self.lease.site)
+        self._recorded = (self.lease.epoch << 40) - 1
         for handler in self.registry.handlers.values():
             self._lane(handler.lane)
 
@@ -401,44 +402,50 @@ class Dispatcher:
     def attempting(self) -> str:
         """The attempts under way, for people."""
         found = self._attempting.values()
-        return ", ".join(f"{debt.handler} ({debt.event} of {run})" for debt, _, run in found)
+        return ", ".join(
+            f"{reaction.handler} ({reaction.event} of {run})" for reaction, _, run in found
+        )
 
     # -- intake: called by the watcher --------------------------------------------------------
 
-    def reserve(self, debts: Sequence[Debt]) -> list[Debt]:
-        """Claim as many of these new debts as there are free workers for."""
-        return [self._reserve(debt) for debt in debts]
+    def reserve(self, reactions: Sequence[Reaction]) -> list[Reaction]:
+        """Claim as many of these new reactions as there are free workers for."""
+        return [self._reserve(reaction) for reaction in reactions]
 
-    def _reserve(self, debt: Debt) -> Debt:
-        lane = self._lane(debt.lane)
-        # While older debts wait in the database they go first.
+    def _reserve(self, reaction: Reaction) -> Reaction:
+        lane = self._lane(reaction.lane)
+        # While older reactions wait in the database they go first.
         behind = lane.more or lane.waiting or not lane.free
-        if debt.state is not State.OPEN or behind or debt.id in lane.running:
-            return debt
-        lane.running.add(debt.id)
-        return claim(debt, self.tenure.epoch)
+        if reaction.state is not State.PENDING or behind or reaction.id in lane.running:
+            return reaction
+        lane.running.add(reaction.id)
+        return claim(reaction, self.lease.epoch)
 
-    def cancel(self, debts: Sequence[Debt]) -> None:
+    def cancel(self, reactions: Sequence[Reaction]) -> None:
         """Give the reservations back; whether they were recorded, only the database knows."""
-        for debt in debts:
-            if debt.state is State.RUNNING:
-                self._lane(debt.lane).running.discard(debt.id)
+        for reaction in reactions:
+            if reaction.state is State.RUNNING:
+                self._lane(reaction.lane).running.discard(reaction.id)
         self._doubtful = True
         self._wake.set()
         self._freed.set()
 
-    def start(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
-        """Start the claimed debts, and see to it that the others are fetched."""
-        self._recorded = max((debt.mark for debt in debts), default=self._recorded)
-        # A refused claim stands in the way of what was recorded in its slot.
-        self._doubtful = self._doubtful or any(debt.id in self._refused for debt in debts)
-        claimed = [debt for debt in debts if debt.state is State.RUNNING]
+    def start(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
+        """Start the claimed reactions, and see to it that the others are fetched."""
+        self._recorded = max(
+            (reaction.generation for reaction in reactions), default=self._recorded
+        )
+        # A refused claim stands in the way of what was recorded in its key.
+        self._doubtful = self._doubtful or any(
+            reaction.id in self._refused for reaction in reactions
+        )
+        claimed = [reaction for reaction in reactions if reaction.state is State.RUNNING]
         if claimed:
             self.attempts.start_soon(self._begin, claimed, runs)
-        for debt in debts:
-            if debt.state is State.OPEN:
-                self._lane(debt.lane).look()
-        if len(claimed) < len(debts):
+        for reaction in reactions:
+            if reaction.state is State.PENDING:
+                self._lane(reaction.lane).snapshot()
+        if len(claimed) < len(reactions):
             self._wake.set()
 
     async def reconcile(self) -> None:
@@ -448,15 +455,15 @@ class Dispatcher:
             self._doubtful = False
             self._sure_until = trio.current_time() + SURE_FOR
             try:
-                claims = await self.database.claims(self.tenure)
-                running = {slot for lane in self._lanes.values() for slot in lane.running}
+                claims = await self.database.claims(self.lease)
+                running = {key for lane in self._lanes.values() for key in lane.running}
                 await self._try_refused(claims, late=late)
                 known = running | self._refused.keys()
                 stale = [claim for claim in claims if claim["_id"] not in known]
                 freed, refused = await self.database.free(stale)
-                for debt in (await self.database.standing(list(refused))).values():
-                    why = f"it cannot be opened again: {refused[debt.id]}"
-                    self._leave_refused(Ended(debt, Spent(why)))
+                for reaction in (await self.database.standing(list(refused))).values():
+                    why = f"it cannot be opened again: {refused[reaction.id]}"
+                    self._leave_refused(Ended(reaction, Failed(why)))
             except BaseException:
                 self._doubtful = True
                 raise
@@ -468,25 +475,31 @@ class Dispatcher:
 
         What has ended is recorded as failed, and not opened: it would be run again and again.
         """
-        marks = {claim["_id"]: claim.get("mark") for claim in claims}
-        kept = [one for slot, one in self._refused.items() if marks.get(slot) == one.debt.mark]
-        self._refused = {} if late else {one.debt.id: one for one in kept}
+        generations = {claim["_id"]: claim.get("generation") for claim in claims}
+        kept = [
+            one
+            for key, one in self._refused.items()
+            if generations.get(key) == one.reaction.generation
+        ]
+        self._refused = {} if late else {one.reaction.id: one for one in kept}
         for one in kept if late else ():
-            if one.debt.epoch == self.tenure.epoch:
+            if one.reaction.epoch == self.lease.epoch:
                 await self._park(one)
 
     def look_again(self) -> None:
-        """Ask the database for due debts in all lanes."""
-        self._shelf = Shelf()  # debts may have been opened under marks that they had before
+        """Ask the database for due reactions in all lanes."""
+        self._run_cache = (
+            RunCache()
+        )  # reactions may have been opened under generations that they had before
         self._unsurveyed = True
         for lane in self._lanes.values():
-            lane.look()
+            lane.snapshot()
         self._wake.set()
 
     # -- taking -----------------------------------------------------------------------------
 
     async def take(self) -> None:
-        """Claim what is due and start it, for ever: when a debt comes, or its time does."""
+        """Claim what is due and start it, for ever: when a reaction comes, or its time does."""
         while True:
             self._wake = trio.Event()
             if self._doubtful or trio.current_time() >= self._sure_until:
@@ -506,7 +519,7 @@ class Dispatcher:
 
     async def _find_lanes(self) -> None:
         self._unsurveyed = False
-        for name in await self.database.lanes(self.tenure.site):
+        for name in await self.database.lanes(self.lease.site):
             self._lane(name)
 
     async def _fill(self, lane: Lane) -> None:
@@ -518,19 +531,19 @@ class Dispatcher:
         if due:
             await self._claim(lane, due)
 
-    def _not_running(self, lane: Lane, debts: Iterable[Debt]) -> list[Debt]:
-        """Leave out slots whose former reaction has not been settled, and remember them."""
-        found = [debt for debt in debts if not self._is_refused(debt)]
-        lane.passed |= {debt.id for debt in found} & lane.running
-        return [debt for debt in found if debt.id not in lane.running]
+    def _not_running(self, lane: Lane, reactions: Iterable[Reaction]) -> list[Reaction]:
+        """Leave out keys whose former reaction has not been settled, and remember them."""
+        found = [reaction for reaction in reactions if not self._is_refused(reaction)]
+        lane.passed |= {reaction.id for reaction in found} & lane.running
+        return [reaction for reaction in found if reaction.id not in lane.running]
 
     async def _fetch(self, lane: Lane) -> None:
-        """Fetch what is due in a lane; where there is nothing, learn when the next debt is."""
+        """Fetch what is due in a lane; where there is nothing, learn when the next reaction is."""
         lane.more, lane.news, lane.next_due, lane.fetching = False, False, None, True
         fetched = heard = False
         try:
             now = utcnow()
-            site, since = self.tenure.site, lane.since
+            site, since = self.lease.site, lane.since
             window = lane.window
             due = await self.database.due(
                 site, lane.name, now, window, since=since, order=lane.order
@@ -546,8 +559,8 @@ class Dispatcher:
             fetched = len(due) < window and since is None and len(kept) == len(found)
             goes_on = len(due) == window and not lane.newest_first
             # Not past what is left out: that would wait until all that came later is paid.
-            taken = {debt.id for debt in kept}
-            left_out = [debt.due for debt in found if debt.id not in taken]
+            taken = {reaction.id for reaction in kept}
+            left_out = [reaction.due for reaction in found if reaction.id not in taken]
             lane.since = min([*left_out, due[-1].due]) if goes_on else None
             if fetched:
                 # A settlement may arm the timer meanwhile: the earlier time counts.
@@ -557,32 +570,37 @@ class Dispatcher:
             lane.news = lane.news or not heard
 
     async def _of_others(
-        self, lane: Lane, run: RunId, now: datetime, due: Sequence[Debt]
-    ) -> list[Debt]:
+        self, lane: Lane, run: RunId, now: datetime, due: Sequence[Reaction]
+    ) -> list[Reaction]:
         """Fetch what else is due in a lane, first of all, for other runs that are as urgent."""
-        site, order, known = self.tenure.site, lane.order, {debt.id for debt in due}
+        site, order, known = self.lease.site, lane.order, {reaction.id for reaction in due}
         more = await self.database.due(site, lane.name, now, lane.share, order=order, without=run)
         least = due[-1].priority if lane.newest_first else 0
-        return [debt for debt in more if debt.id not in known and debt.priority >= least]
+        return [
+            reaction for reaction in more if reaction.id not in known and reaction.priority >= least
+        ]
 
-    def _is_refused(self, debt: Debt) -> bool:
-        return debt.id in self._refused and self._refused[debt.id].debt.mark == debt.mark
+    def _is_refused(self, reaction: Reaction) -> bool:
+        return (
+            reaction.id in self._refused
+            and self._refused[reaction.id].reaction.generation == reaction.generation
+        )
 
     def _leave_refused(self, ended: Ended) -> None:
         """Raise an alarm about a reaction that the ledger refuses to change, and leave it alone."""
-        self._refused[ended.debt.id] = ended
-        debt = _parked(ended)
-        self.alarms.sound(unrecorded(debt, ended.run or f"run {debt.run}"))
+        self._refused[ended.reaction.id] = ended
+        reaction = _parked(ended)
+        self.alarms.sound(unrecorded(reaction, ended.run or f"run {reaction.run}"))
 
-    async def _claim_those(self, due: Sequence[Debt]) -> list[Debt]:
-        """Claim debts in one write; by halves if the ledger refuses one, which is passed over."""
+    async def _claim_those(self, due: Sequence[Reaction]) -> list[Reaction]:
+        """Claim reactions in one write; by halves if the ledger refuses one."""
         try:
-            return await self.database.claim(due, self.tenure.epoch)
+            return await self.database.claim(due, self.lease.epoch)
         except DatabaseError as error:
             if not concerns_one(error):
                 raise
             if len(due) == 1:
-                self._leave_refused(Ended(due[0], Spent(f"it cannot be claimed: {error}")))
+                self._leave_refused(Ended(due[0], Failed(f"it cannot be claimed: {error}")))
                 return []
             # What the first write has claimed counts as claimed by the second.
             middle = len(due) // 2
@@ -591,10 +609,10 @@ class Dispatcher:
                 *await self._claim_those(due[middle:]),
             ]
 
-    async def _claim(self, lane: Lane, due: Sequence[Debt]) -> None:
-        slots = {debt.id for debt in due}
-        lane.running |= slots
-        claimed: list[Debt] = []
+    async def _claim(self, lane: Lane, due: Sequence[Reaction]) -> None:
+        keys = {reaction.id for reaction in due}
+        lane.running |= keys
+        claimed: list[Reaction] = []
         heard = False
         try:
             async with self._claiming:
@@ -602,13 +620,13 @@ class Dispatcher:
             heard = True
         finally:
             self._doubtful = self._doubtful or not heard
-            lane.running -= slots - {debt.id for debt in claimed}
+            lane.running -= keys - {reaction.id for reaction in claimed}
             # What was renewed, or may have been claimed unheard, is to be fetched again.
             if len(claimed) < len(due):
-                lane.look()
+                lane.snapshot()
         self._count(lane)
         if claimed:
-            mine = [claim(debt, self.tenure.epoch) for debt in claimed]
+            mine = [claim(reaction, self.lease.epoch) for reaction in claimed]
             self.attempts.start_soon(self._begin, mine, {})
 
     def _until_due(self) -> float:
@@ -619,12 +637,12 @@ class Dispatcher:
         return min(max((min(times) - utcnow()).total_seconds(), 0.0), sure)
 
     def _ring(self) -> None:
-        """Look into the lanes whose next debt is due by now."""
+        """Look into the lanes whose next reaction is due by now."""
         now = utcnow()
         for lane in self._lanes.values():
             if lane.next_due is not None and lane.next_due <= now:
                 lane.next_due = None
-                lane.look()
+                lane.snapshot()
 
     async def wait_idle(self) -> None:
         """Wait until nothing is running and nothing is due. For ``--once``."""
@@ -643,127 +661,131 @@ class Dispatcher:
 
     # -- attempting -------------------------------------------------------------------------
 
-    async def _begin(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
-        """Read the runs of claimed debts, all at once, and attempt each."""
-        unread = {debt.run for debt in debts} - runs.keys()
+    async def _begin(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
+        """Read the runs of claimed reactions, all at once, and attempt each."""
+        unread = {reaction.run for reaction in reactions} - runs.keys()
         why = "the listener was stopped"
         try:
             if unread:
-                runs = {**runs, **await self._read(unread, debts)}
+                runs = {**runs, **await self._read(unread, reactions)}
             why = ""
         except DatabaseError as error:
             why = str(error)
         finally:
             if why:
-                for debt in debts:
-                    self._end(Ended(debt, Interrupted(why)))
+                for reaction in reactions:
+                    self._end(Ended(reaction, Interrupted(why)))
         if why:
             return
         async with trio.open_nursery() as nursery:
-            for debt in debts:
-                nursery.start_soon(self._pay_one, debt, runs.get(debt.run))
+            for reaction in reactions:
+                nursery.start_soon(self._pay_one, reaction, runs.get(reaction.run))
 
-    async def _read(self, ids: Collection[RunId], debts: Sequence[Debt]) -> dict[RunId, Run]:
-        """Read runs as they are after these debts were recorded."""
-        shelf = self._shelf
-        shelved = shelf.take(ids, debts)
+    async def _read(
+        self, ids: Collection[RunId], reactions: Sequence[Reaction]
+    ) -> dict[RunId, Run]:
+        """Read runs as they are after these reactions were recorded."""
+        run_cache = self._run_cache
+        shelved = run_cache.take(ids, reactions)
         if len(shelved) == len(ids):
             return shelved
         at, recorded = trio.current_time(), self._recorded
         runs = await self.database.runs(set(ids) - shelved.keys())
-        shelf.put(runs.values(), at, recorded)
+        run_cache.put(runs.values(), at, recorded)
         return {**shelved, **runs}
 
-    async def _pay_one(self, debt: Debt, run: Run | None) -> None:
-        """Attempt one debt; whatever becomes of it, it is handed on to be settled."""
-        ended = Ended(debt, Interrupted("the listener was stopped"))
+    async def _pay_one(self, reaction: Reaction, run: Run | None) -> None:
+        """Attempt one reaction; whatever becomes of it, it is handed on to be settled."""
+        ended = Ended(reaction, Interrupted("the listener was stopped"))
         try:
-            handler = self.registry.handlers.get(debt.handler)
+            handler = self.registry.handlers.get(reaction.handler)
             if handler is None:
-                self.alarms.sound(missing(debt.site, debt.handler))
-                why = f"no handler named {debt.handler!r} is installed here: it waits for one"
-                ended = Ended(debt, Postponed(why, WITHOUT_HANDLER), run=str(run or ""))
-            elif run is None and debt.after is not None:
-                ended = Ended(debt, Paid("the run is no longer in the database"))
+                self.alarms.sound(missing(reaction.site, reaction.handler))
+                why = f"no handler named {reaction.handler!r} is installed here: it waits for one"
+                ended = Ended(reaction, Postponed(why, WITHOUT_HANDLER), run=str(run or ""))
+            elif run is None and reaction.after is not None:
+                ended = Ended(reaction, Done("the run is no longer in the database"))
             elif run is not None and not self.site.wants_run(run.name):
-                ended = Ended(debt, Paid("nothing to do: the run is not in dataset_list"))
+                ended = Ended(reaction, Done("nothing to do: the run is not in dataset_list"))
             else:
                 with logger.contextualize(
-                    run=str(run or debt.run), event=str(debt.event), handler=debt.handler
+                    run=str(run or reaction.run),
+                    event=str(reaction.event),
+                    handler=reaction.handler,
                 ):
-                    ended = await self._attempt(debt, handler, run or Run(debt.run))
+                    ended = await self._attempt(reaction, handler, run or Run(reaction.run))
         finally:
             self._end(ended)
 
-    async def _attempt(self, debt: Debt, handler: Handler, run: Run) -> Ended:
+    async def _attempt(self, reaction: Reaction, handler: Handler, run: Run) -> Ended:
         failpoints.scope.set(handler.name)
-        waited = await self._occupancy.enter(debt, exclusive=handler.exclusive)
+        waited = await self._run_locks.enter(reaction, exclusive=handler.exclusive)
         try:
             # Who had to wait did so for what may have changed the run; and nothing is deleted by
             # what was read for others.
             if waited or (handler.exclusive and len(run.copies) >= LARGE):
                 try:
-                    runs = await self.database.runs([debt.run])
+                    runs = await self.database.runs([reaction.run])
                 except DatabaseError as error:
-                    return Ended(debt, Interrupted(str(error)))
-                run = runs.get(debt.run, Run(debt.run))
-            if debt.started is None:
-                debt = evolve(debt, started=utcnow())
-                self._latency.observe((utcnow() - debt.at).total_seconds())
-                if (why := no_news(run, debt)) is not None:
-                    return Ended(debt, Spent(why), run=str(run))
-            return await self._try(debt, handler, run)
+                    return Ended(reaction, Interrupted(str(error)))
+                run = runs.get(reaction.run, Run(reaction.run))
+            if reaction.started is None:
+                reaction = evolve(reaction, started=utcnow())
+                self._latency.observe((utcnow() - reaction.at).total_seconds())
+                if (why := no_news(run, reaction)) is not None:
+                    return Ended(reaction, Failed(why), run=str(run))
+            return await self._try(reaction, handler, run)
         finally:
-            self._occupancy.leave(debt, exclusive=handler.exclusive)
+            self._run_locks.leave(reaction, exclusive=handler.exclusive)
 
-    async def _try(self, debt: Debt, handler: Handler, run: Run) -> Ended:
+    async def _try(self, reaction: Reaction, handler: Handler, run: Run) -> Ended:
         now = trio.current_time()
-        if (why := self._recurrence.excess(debt, len(run.copies), now)) is not None:
-            _report(Spent(why))
-            return Ended(debt, Spent(why), (), str(run))
+        if (why := self._recurrence.excess(reaction, len(run.copies), now)) is not None:
+            _report(Failed(why))
+            return Ended(reaction, Failed(why), (), str(run))
         sites = self.sites if self.roots is None else await self.roots.known()
         watch = Watch(handler)
         job = Job(
             run=run,
-            event=debt.event,
+            event=reaction.event,
             site=sites.get(self.site.name),
             sites=sites,
-            owner=f"{self.tenure.site}#{self.tenure.epoch}",
+            owner=f"{self.lease.site}#{self.lease.epoch}",
             log=logger,
-            ports=_Ports(self, debt),
-            on_progress=self._progress_of(debt, watch),
-            urgency=(debt.priority, debt.mark),
-            at=debt.at,
+            ports=_Ports(self, reaction),
+            on_progress=self._progress_of(reaction, watch),
+            urgency=(reaction.priority, reaction.generation),
+            at=reaction.at,
         )
-        self._attempting[debt.id] = debt, watch, str(run)
+        self._attempting[reaction.id] = reaction, watch, str(run)
         try:
             outcome, update = await attempt(handler, job, watch)
         finally:
-            del self._attempting[debt.id]
+            del self._attempting[reaction.id]
             self._attempt_over.set()
-            if debt.id in self._deaf:
-                self._deaf.discard(debt.id)
-                self._lane(debt.lane).aside -= 1
-                self.alarms.clear(deaf_key(debt))
+            if reaction.id in self._deaf:
+                self._deaf.discard(reaction.id)
+                self._lane(reaction.lane).aside -= 1
+                self.alarms.clear(deaf_key(reaction))
         self._lacked_files |= watch.lacked_files
         outcome = self._waiting_for_ours(outcome)
-        if isinstance(outcome, Spent) and self.roots and await self.roots.have_changed(sites):
+        if isinstance(outcome, Failed) and self.roots and await self.roots.have_changed(sites):
             outcome = Postponed(f"markers were noted meanwhile; before that: {outcome.why}", 0.0)
-        if update is not None or outcome == Paid():
+        if update is not None or outcome == Done():
             failpoints.point("through")
         updates: tuple[RunUpdate, ...] = () if update is None else (update,)
-        if not isinstance(outcome, Paid):
-            updates = job.if_parked if self._is_last(debt, handler, outcome) else ()
+        if not isinstance(outcome, Done):
+            updates = job.if_parked if self._is_last(reaction, handler, outcome) else ()
         _report(outcome)
-        return Ended(debt, outcome, updates, str(run))
+        return Ended(reaction, outcome, updates, str(run))
 
     def _report_deaf(self) -> None:
         """Name the attempts that go on long after they were cut short, and have others work."""
-        for debt, watch, run in self._attempting.values():
-            if watch.ignored >= DEAF and debt.id not in self._deaf:
-                self._deaf.add(debt.id)
-                self._lane(debt.lane).aside += 1
-                alarm = deaf(debt, watch.verdict, run)
+        for reaction, watch, run in self._attempting.values():
+            if watch.ignored >= DEAF and reaction.id not in self._deaf:
+                self._deaf.add(reaction.id)
+                self._lane(reaction.lane).aside += 1
+                alarm = deaf(reaction, watch.verdict, run)
                 logger.error("{}", alarm.summary)
                 self.alarms.sound(alarm)
                 self._wake.set()
@@ -780,15 +802,15 @@ class Dispatcher:
             await self._attempt_over.wait()
 
     @staticmethod
-    def _is_last(debt: Debt, handler: Handler, outcome: Outcome) -> bool:
-        """Whether this outcome parks the debt."""
-        after = settle(debt, outcome, utcnow(), allowed=handler.attempts, jitter=0.0)
+    def _is_last(reaction: Reaction, handler: Handler, outcome: Outcome) -> bool:
+        """Whether this outcome parks the reaction."""
+        after = settle(reaction, outcome, utcnow(), allowed=handler.attempts, jitter=0.0)
         return after.state is State.FAILED
 
     @contextmanager
-    def aside(self, debt: Debt) -> Iterator[None]:
+    def aside(self, reaction: Reaction) -> Iterator[None]:
         """Let others of its lane work while this attempt waits for something else."""
-        lane = self._lane(debt.lane)
+        lane = self._lane(reaction.lane)
         lane.aside += 1
         self._wake.set()
         try:
@@ -796,22 +818,22 @@ class Dispatcher:
         finally:
             lane.aside -= 1
 
-    def _progress_of(self, debt: Debt, watch: Watch) -> Callable[[int, int], None]:
-        pace = Pace()
+    def _progress_of(self, reaction: Reaction, watch: Watch) -> Callable[[int, int], None]:
+        pace = RateMeter()
 
         def on_progress(done: int, total: int) -> None:
             watch.moved()
             rate = pace.moved(done, trio.current_time())
             row = {"done": done, "total": total, "rate": rate, "at": utcnow()}
-            self._progress[debt.id] = (debt, row)
+            self._progress[reaction.id] = (reaction, row)
 
         return on_progress
 
     def _end(self, ended: Ended) -> None:
-        self._progress.pop(ended.debt.id, None)
-        self._shelf.ended(ended.debt)
+        self._progress.pop(ended.reaction.id, None)
+        self._run_cache.ended(ended.reaction)
         self._ended.append(ended)
-        self._lane(ended.debt.lane).ended += 1
+        self._lane(ended.reaction.lane).ended += 1
         self._settle.set()
         self._wake.set()
         self._freed.set()
@@ -852,7 +874,7 @@ class Dispatcher:
         To be called when no attempt is under way any more.
         """
         await self.settle_ended()
-        await self.database.free(await self.database.claims(self.tenure))
+        await self.database.free(await self.database.claims(self.lease))
 
     async def _settle_plain(self, ended: Sequence[Ended]) -> None:
         """Settle attempts without updates in one write; by halves if the ledger refuses one."""
@@ -863,7 +885,7 @@ class Dispatcher:
                 raise
             if len(ended) == 1:
                 why = f"its end cannot be recorded: {error}"
-                await self._park(evolve(ended[0], outcome=Spent(why)))
+                await self._park(evolve(ended[0], outcome=Failed(why)))
                 return
             middle = len(ended) // 2
             await self._settle_plain(ended[:middle])
@@ -875,7 +897,7 @@ class Dispatcher:
         Either way it is not run again and again.
         """
         try:
-            await self.database.settle([self._settled(ended)], self.tenure.epoch)
+            await self.database.settle([self._settled(ended)], self.lease.epoch)
         except DatabaseError as error:
             if not concerns_one(error):
                 raise
@@ -884,68 +906,68 @@ class Dispatcher:
             self._report_failed(_parked(ended), ended.run)
 
     async def _write_plain(self, ended: Sequence[Ended]) -> None:
-        debts = [self._settled(one) for one in ended]
-        counted, renewed = await self.database.settle(debts, self.tenure.epoch)
-        for (handler, state), n in Counter((d.handler, d.state.value) for d in debts).items():
-            metrics.outcomes.labels(self.tenure.site, handler, state).inc(n)
-        for one, debt in zip(ended, debts, strict=True):
-            self._report_failed(debt, one.run)
-            self._report_refusal(one, debt)
+        reactions = [self._settled(one) for one in ended]
+        counted, renewed = await self.database.settle(reactions, self.lease.epoch)
+        for (handler, state), n in Counter((d.handler, d.state.value) for d in reactions).items():
+            metrics.outcomes.labels(self.lease.site, handler, state).inc(n)
+        for one, reaction in zip(ended, reactions, strict=True):
+            self._report_failed(reaction, one.run)
+            self._report_refusal(one, reaction)
         # A settlement that did not count may have done so before, unheard of: look again as well.
-        missed = counted < len(debts)
-        self._doubt(debts)
-        if missed or any(debt.state is State.OPEN for debt in debts):
-            self._rearm(debts, renewed=missed)
-        if counted + renewed < len(debts):
-            logger.warning("{} settlements did not count", len(debts) - counted - renewed)
+        missed = counted < len(reactions)
+        self._doubt(reactions)
+        if missed or any(reaction.state is State.PENDING for reaction in reactions):
+            self._rearm(reactions, renewed=missed)
+        if counted + renewed < len(reactions):
+            logger.warning("{} settlements did not count", len(reactions) - counted - renewed)
 
     async def _settle_together(self, ended: Sequence[Ended]) -> bool:
         """Write several attempts' updates and settle them; False where it must be one by one."""
-        debts = [self._settled(one) for one in ended]
+        reactions = [self._settled(one) for one in ended]
         updates = [one.updates[-1] for one in ended]
         if any(len(one.updates) > 1 for one in ended):
             return False
-        epoch = self.tenure.epoch
+        epoch = self.lease.epoch
         try:
-            renewed = await self.database.settle_together(debts, epoch, updates, utcnow())
-        except Deposed:
+            renewed = await self.database.settle_together(reactions, epoch, updates, utcnow())
+        except LeaseLost:
             raise
         except DatabaseError:
             return False  # it may be too much at once, or one of them may be at fault
         if renewed is None:
             return False
-        for one, debt in zip(ended, debts, strict=True):
-            self._with_update(one, debt, renewed=renewed > 0)
+        for one, reaction in zip(ended, reactions, strict=True):
+            self._with_update(one, reaction, renewed=renewed > 0)
         return True
 
     async def _settle_with_updates(self, ended: Ended) -> None:
         *first, last = ended.updates
-        debt = self._settled(ended)
-        epoch = self.tenure.epoch
+        reaction = self._settled(ended)
+        epoch = self.lease.epoch
         try:
             for update in first:
-                await self.database.update(ended.debt, epoch, update, utcnow())
-            fitted, renewed = await self.database.settle_with(debt, epoch, last, utcnow())
+                await self.database.update(ended.reaction, epoch, update, utcnow())
+            fitted, renewed = await self.database.settle_with(reaction, epoch, last, utcnow())
         except DatabaseError as error:
             outcome = refusal(error)
             if outcome is None:
                 raise
-            await self._settle_plain([Ended(ended.debt, outcome, run=ended.run)])
+            await self._settle_plain([Ended(ended.reaction, outcome, run=ended.run)])
             return
         if fitted:
-            self._with_update(ended, debt, renewed=renewed)
+            self._with_update(ended, reaction, renewed=renewed)
             return
         # The run has moved on since the handler looked: look again, a bounded number of times.
-        again = Postponed("the run changed meanwhile") if debt.state is State.DONE else None
-        await self._settle_plain([Ended(ended.debt, again or ended.outcome, run=ended.run)])
+        again = Postponed("the run changed meanwhile") if reaction.state is State.DONE else None
+        await self._settle_plain([Ended(ended.reaction, again or ended.outcome, run=ended.run)])
 
-    def _with_update(self, ended: Ended, debt: Debt, *, renewed: bool = False) -> None:
-        """See to what follows from a debt that was settled with its update."""
-        metrics.outcomes.labels(debt.site, debt.handler, debt.state.value).inc()
-        self._report_failed(debt, ended.run)
-        self._report_refusal(ended, debt)
-        if renewed or debt.state is State.OPEN:
-            self._rearm([debt], renewed=renewed)
+    def _with_update(self, ended: Ended, reaction: Reaction, *, renewed: bool = False) -> None:
+        """See to what follows from a reaction that was settled with its update."""
+        metrics.outcomes.labels(reaction.site, reaction.handler, reaction.state.value).inc()
+        self._report_failed(reaction, ended.run)
+        self._report_refusal(ended, reaction)
+        if renewed or reaction.state is State.PENDING:
+            self._rearm([reaction], renewed=renewed)
 
     def _waiting_for_ours(self, outcome: Outcome) -> Outcome:
         """Leave out a directory for which nobody here looks out, such as one of another site."""
@@ -957,69 +979,71 @@ class Dispatcher:
         there = sites_of(outcome, self.site, self.sites)
         return evolve(outcome, root="", watched=any(one.listener for one in there))
 
-    def _doubt(self, debts: Iterable[Debt]) -> None:
-        """Have the directories looked at that these debts wait for, by now in the ledger."""
-        for root in {debt.root for debt in debts} - {""}:
+    def _doubt(self, reactions: Iterable[Reaction]) -> None:
+        """Have the directories looked at that these reactions wait for, by now in the ledger."""
+        for root in {reaction.root for reaction in reactions} - {""}:
             if self.roots is not None:
                 self.roots.doubt(root)
 
-    def _report_failed(self, debt: Debt, run: str) -> None:
+    def _report_failed(self, reaction: Reaction, run: str) -> None:
         """Have people told of a reaction that was parked, until it is done after all."""
-        if debt.state is State.DONE:
-            self.alarms.clear(parked_key(debt))
-        elif debt.state is State.FAILED:
-            self.alarms.sound(parked(debt, run or f"run {debt.run}"))
+        if reaction.state is State.DONE:
+            self.alarms.clear(parked_key(reaction))
+        elif reaction.state is State.FAILED:
+            self.alarms.sound(parked(reaction, run or f"run {reaction.run}"))
 
-    def _report_refusal(self, ended: Ended, debt: Debt) -> None:
+    def _report_refusal(self, ended: Ended, reaction: Reaction) -> None:
         """Have people told what many reactions wait for, until the first of them goes on.
 
         A disk that is away is reported by its own site's listener, if it has one.
         """
         # Kept here because a renewal takes the former note out of the ledger.
-        before = self._awaited.pop(debt.id, refused_key(ended.debt) if ended.debt.hindered else "")
-        if debt.hindered:
-            self._awaited[debt.id] = refused_key(debt)
-        if before and before != self._awaited.get(debt.id):
+        before = self._awaited.pop(
+            reaction.id, refused_key(ended.reaction) if ended.reaction.hindered else ""
+        )
+        if reaction.hindered:
+            self._awaited[reaction.id] = refused_key(reaction)
+        if before and before != self._awaited.get(reaction.id):
             self.alarms.clear(before)
         is_refused = isinstance(ended.outcome, Hindered) and not ended.outcome.watched
-        if is_refused and debt.hindered and utcnow() >= debt.hindered + REFUSED:
-            self.alarms.sound(refused(debt))
+        if is_refused and reaction.hindered and utcnow() >= reaction.hindered + REFUSED:
+            self.alarms.sound(refused(reaction))
 
-    def _settled(self, ended: Ended) -> Debt:
-        handler = self.registry.handlers.get(ended.debt.handler)
+    def _settled(self, ended: Ended) -> Reaction:
+        handler = self.registry.handlers.get(ended.reaction.handler)
         allowed = handler.attempts if handler else 1
         jitter = random()  # noqa: S311  # not for secrets
-        return settle(ended.debt, ended.outcome, utcnow(), allowed=allowed, jitter=jitter)
+        return settle(ended.reaction, ended.outcome, utcnow(), allowed=allowed, jitter=jitter)
 
-    def _rearm(self, debts: Iterable[Debt], *, renewed: bool) -> None:
-        """Arm the timers for debts that are open again."""
-        for debt in debts:
-            lane = self._lane(debt.lane)
+    def _rearm(self, reactions: Iterable[Reaction], *, renewed: bool) -> None:
+        """Arm the timers for reactions that are open again."""
+        for reaction in reactions:
+            lane = self._lane(reaction.lane)
             if renewed:
-                lane.look()
-            elif debt.state is State.OPEN:
-                lane.arm(debt.due)
+                lane.snapshot()
+            elif reaction.state is State.PENDING:
+                lane.arm(reaction.due)
         self._wake.set()
 
     def _release(self, ended: Sequence[Ended]) -> None:
         # Not before: what a cancellation leaves is for the last settlement before we leave.
         settled = set(ended)
         self._ended = [one for one in self._ended if one not in settled]
-        lanes = {one.debt.lane for one in ended}
+        lanes = {one.reaction.lane for one in ended}
         for one in ended:
-            lane = self._lane(one.debt.lane)
-            lane.running.discard(one.debt.id)
+            lane = self._lane(one.reaction.lane)
+            lane.running.discard(one.reaction.id)
             lane.ended -= 1
-            if one.debt.id in lane.passed:
-                lane.passed.discard(one.debt.id)
-                lane.look()
+            if one.reaction.id in lane.passed:
+                lane.passed.discard(one.reaction.id)
+                lane.snapshot()
         for name in lanes:
             self._count(self._lane(name))
         self._wake.set()
         self._freed.set()
 
     def _count(self, lane: Lane) -> None:
-        metrics.running.labels(self.tenure.site, lane.name).set(len(lane.running))
+        metrics.running.labels(self.lease.site, lane.name).set(len(lane.running))
 
     async def show_progress(self) -> None:
         """Write the progress of running reactions to the ledger every few seconds, for ever."""
@@ -1027,9 +1051,9 @@ class Dispatcher:
             await trio.sleep(PROGRESS_EVERY)
             self._report_deaf()
             moved, self._progress = self._progress, {}
-            for debt, row in moved.values():
+            for reaction, row in moved.values():
                 try:
-                    await self.database.progress(debt, self.tenure.epoch, row)
+                    await self.database.progress(reaction, self.lease.epoch, row)
                 except DatabaseError as error:
                     logger.debug("progress is not shown: {}", error)
                     break
@@ -1066,17 +1090,17 @@ def sites_of(away: Hindered, here: Site, sites: Sites) -> list[Site]:
     ]
 
 
-def no_news(run: Run, debt: Debt) -> str | None:
+def no_news(run: Run, reaction: Reaction) -> str | None:
     """Say why nothing has changed for a reaction that gave up the very copy that vanished. Pure.
 
     Old programs take such entries out, so that the copy is made again. To do that for each such
     entry would be an endless loop. None if it is not so.
     """
-    event = debt.event
+    event = reaction.event
     if not isinstance(event.aspect, CopyKey) or event.after is not None:
         return None
     seen = time_of(event.before)
-    ours = f"{debt.site}: {debt.handler}: "
+    ours = f"{reaction.site}: {reaction.handler}: "
     for one in run.given_up(event.aspect):
         # What was given up before the state that was seen last is of a former life of the copy.
         if (one.trigger or "").startswith(ours) and seen is not None and one.at >= seen:
@@ -1087,25 +1111,25 @@ def no_news(run: Run, debt: Debt) -> str | None:
     return None
 
 
-def few_of_each(debts: Iterable[Debt], most: int) -> list[Debt]:
-    """Leave out what is more than so many debts of one run, the last of them. Pure."""
+def few_of_each(reactions: Iterable[Reaction], most: int) -> list[Reaction]:
+    """Leave out what is more than so many reactions of one run, the last of them. Pure."""
     seen: Counter[RunId] = Counter()
-    kept: list[Debt] = []
-    for debt in debts:
-        seen[debt.run] += 1
-        if seen[debt.run] <= most:
-            kept.append(debt)
+    kept: list[Reaction] = []
+    for reaction in reactions:
+        seen[reaction.run] += 1
+        if seen[reaction.run] <= most:
+            kept.append(reaction)
     return kept
 
 
-def in_turn(debts: Iterable[Debt]) -> list[Debt]:
-    """Return the first debt of each run, then the second of each, and so on. Pure."""
+def in_turn(reactions: Iterable[Reaction]) -> list[Reaction]:
+    """Return the first reaction of each run, then the second of each, and so on. Pure."""
     seen: Counter[RunId] = Counter()
-    places: list[tuple[int, Debt]] = []
-    for debt in debts:
-        places.append((seen[debt.run], debt))
-        seen[debt.run] += 1
-    return [debt for _, debt in sorted(places, key=itemgetter(0))]
+    places: list[tuple[int, Reaction]] = []
+    for reaction in reactions:
+        places.append((seen[reaction.run], reaction))
+        seen[reaction.run] += 1
+    return [reaction for _, reaction in sorted(places, key=itemgetter(0))]
 
 
 @define
@@ -1113,18 +1137,18 @@ class _Ports:
     """What a job can do to the world."""
 
     _dispatcher: Dispatcher
-    _debt: Debt
+    _reaction: Reaction
 
     async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
         dispatcher = self._dispatcher
-        return await dispatcher.database.update(self._debt, dispatcher.tenure.epoch, update, now)
+        return await dispatcher.database.update(self._reaction, dispatcher.lease.epoch, update, now)
 
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T:
         return await self._dispatcher.workers.run(function, *args, on_progress=job.progress)
 
     async def keep(self, said: bytes) -> None:
         dispatcher = self._dispatcher
-        await dispatcher.database.keep(self._debt, dispatcher.tenure.epoch, said)
+        await dispatcher.database.keep(self._reaction, dispatcher.lease.epoch, said)
 
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
         await self._dispatcher.database.store_manifest(digest, items)
@@ -1151,8 +1175,9 @@ class _Ports:
             return True
         now, alive = utcnow(), timedelta(seconds=ALIVE)
         return any(
-            debt.run == run and abs(now - (as_utc(document["progress"].get("at")) or now)) < alive
-            for debt, document in await database.moving([site])
+            reaction.run == run
+            and abs(now - (as_utc(document["progress"].get("at")) or now)) < alive
+            for reaction, document in await database.moving([site])
         )
 
     async def has_listened(self, site: str) -> bool:
@@ -1160,13 +1185,13 @@ class _Ports:
         return record is not None and record.epoch > 0
 
     async def oldest(self, type: str, without: Collection[str], skip: int) -> list[Run]:  # noqa: A002
-        return await self._dispatcher.database.oldest(self._debt.site, type, without, skip)
+        return await self._dispatcher.database.oldest(self._reaction.site, type, without, skip)
 
     async def neighbours(self, wanted: Neighbours) -> list[Run]:
         return await self._dispatcher.database.neighbours(wanted)
 
-    def aside(self) -> AbstractContextManager[None]:
-        return self._dispatcher.aside(self._debt)
+    def yield_slot(self) -> AbstractContextManager[None]:
+        return self._dispatcher.aside(self._reaction)
 
 
 async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:
@@ -1186,7 +1211,7 @@ async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, Ru
         if cancelled is not None and trio.current_effective_deadline() == -inf:
             raise cancelled from None
         outcome, watch.lacked_files = failure(error), lacks_files(error)
-        if watch.lacked_files and not isinstance(outcome, Paid | Interrupted):
+        if watch.lacked_files and not isinstance(outcome, Done | Interrupted):
             # The listener's trouble and not the handler's; an alarm is about the listener.
             outcome = Postponed(_text_of(error), STARVED)
         return outcome, None
@@ -1203,16 +1228,16 @@ def _outcome_of(result: object, job: Job) -> tuple[Outcome, RunUpdate | None]:
     match result:
         case RunUpdate() if result.run != job.run.id:
             why = f"the handler returned an update of another run ({result.run}): write that by"
-            return Spent(f"{why} job.update_other"), None
+            return Failed(f"{why} job.update_other"), None
         case RunUpdate():
-            return Paid(), result
+            return Done(), result
         case Skip(why):
-            return Paid(f"nothing to do: {why}"), None
+            return Done(f"nothing to do: {why}"), None
         case None:
-            return Paid(), None
+            return Done(), None
         case _:
             kind = type(result).__name__
-            return Spent(f"the handler returned a {kind}, not a RunUpdate, a Skip or None"), None
+            return Failed(f"the handler returned a {kind}, not a RunUpdate, a Skip or None"), None
 
 
 def refusal(error: DatabaseError) -> Outcome | None:
@@ -1220,29 +1245,29 @@ def refusal(error: DatabaseError) -> Outcome | None:
 
     A right that is missing may be granted later, so that is tried again a few times.
     """
-    if isinstance(error, Refused) and not passing(error):
+    if isinstance(error, NotAuthorized) and not is_transient(error):
         return Postponed(str(error))
-    return Spent(str(error)) if concerns_one(error) else None
+    return Failed(str(error)) if concerns_one(error) else None
 
 
 def failure(error: BaseException) -> Outcome:
-    """Return what an error that a handler raised means for the debt."""
+    """Return what an error that a handler raised means for the reaction."""
     match error:
         case RootAway() | Denied():
             return _hindered(error)
         case Retry():
             return Postponed(error.why, error.after)
         case GiveUp():
-            return Spent(str(error))
+            return Failed(str(error))
         case Superseded():
-            return Paid(f"nothing to do: {error}")
-        case Deposed():
+            return Done(f"nothing to do: {error}")
+        case LeaseLost():
             return Interrupted(str(error))
         case DatabaseError():
             return refusal(error) or Postponed(str(error), 5.0)
         case BaseExceptionGroup():
             outcomes = [failure(one) for one in error.exceptions]
-            order = (Surprise, Spent, Interrupted, Hindered, Postponed, Paid)
+            order = (Surprise, Failed, Interrupted, Hindered, Postponed, Done)
             return min(outcomes, key=lambda outcome: order.index(type(outcome)))
         case _:
             text = _text_of(error)
@@ -1264,17 +1289,17 @@ def _hindered(error: RootAway | Denied) -> Hindered:
     return Hindered(error.why)
 
 
-def _parked(ended: Ended) -> Debt:
-    """Log an end that the ledger refused, and return the debt as it should have been recorded."""
+def _parked(ended: Ended) -> Reaction:
+    """Log an end that the ledger refused; return the reaction as it should be recorded."""
     _report(ended.outcome)
-    return evolve(ended.debt, state=State.FAILED, note=getattr(ended.outcome, "why", ""))
+    return evolve(ended.reaction, state=State.FAILED, note=getattr(ended.outcome, "why", ""))
 
 
 def _report(outcome: Outcome) -> None:
     match outcome:
-        case Paid(note):
+        case Done(note):
             logger.debug("done. {}", note)
         case Postponed(why) | Interrupted(why) | Hindered(why):
             logger.info("put off: {}", why)
-        case Spent(why):
+        case Failed(why):
             logger.error("failed: {}", why)

@@ -5,7 +5,7 @@
     asyncio loop
       stand by for the lease, again and again
         outer nursery: attempts in flight, their settlement, their progress
-          inner nursery: the watcher, the taking of debts, the lease, the daily scan
+          inner nursery: the watcher, the taking of reactions, the lease, the daily scan
 
 SIGTERM ends the inner nursery, gives the outer one its grace, settles, releases the lease and
 leaves; what was cut short is open again and costs no attempt. A second SIGTERM leaves at once.
@@ -35,15 +35,15 @@ from caxev.core.clock import clock, utcnow
 from caxev.database import (
     Database,
     DatabaseError,
-    Deposed,
+    Lease,
     LeaseKeeper,
+    LeaseLost,
+    NotAuthorized,
     Odd,
-    Refused,
     Request,
     SiteRecord,
-    Tenure,
     concerns_one,
-    passing,
+    is_transient,
 )
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.options import Options, Reloader
@@ -116,7 +116,7 @@ async def listen(options: Options) -> None:
         await prepare(database)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leaving.listen)
-            await serve_tenures(options, database, owner, leaving)
+            await serve_leases(options, database, owner, leaving)
             nursery.cancel_scope.cancel()
 
 
@@ -170,10 +170,10 @@ async def make_indexes(database: Database) -> None:
     """
     try:
         await database.create_indexes()
-    except Refused as error:
+    except NotAuthorized as error:
         logger.warning("indexes are left to an administrator (caxev db init): {}", error)
     except DatabaseError as error:
-        if not passing(error):
+        if not is_transient(error):
             raise
         logger.warning("the indexes may be missing, which makes everything slow: {}", error)
 
@@ -187,29 +187,27 @@ async def _make_indexes_daily(database: Database) -> None:
             logger.error("the indexes cannot be made: {}", error)
 
 
-async def serve_tenures(options: Options, database: Database, owner: str, leaving: Leaving) -> None:
+async def serve_leases(options: Options, database: Database, owner: str, leaving: Leaving) -> None:
     """Act for the site whenever its lease is ours, until asked to leave or, with once, done."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_watchdog, options.lease * _RENEW)
-        await _serve_tenures(options, database, owner, leaving)
+        nursery.start_soon(keep_watchdog, options.lease_time * _RENEW)
+        await _serve_leases(options, database, owner, leaving)
         nursery.cancel_scope.cancel()
 
 
-async def _serve_tenures(
-    options: Options, database: Database, owner: str, leaving: Leaving
-) -> None:
+async def _serve_leases(options: Options, database: Database, owner: str, leaving: Leaving) -> None:
     reloader = Reloader(options, database)
     leaving.hangup = reloader.reload
     while not leaving.asked.is_set():
-        # Anew: tasks that end with a tenure cannot report that what they met is over.
+        # Anew: tasks that end with a lease cannot report that what they met is over.
         trouble = Trouble(options.site.name)
-        tenure = await _stand_by(reloader, database, owner, leaving, trouble)
-        if tenure is None:
+        lease = await _stand_by(reloader, database, owner, leaving, trouble)
+        if lease is None:
             return
         metrics.leading.labels(options.site.name).set(1)
         try:
-            await _Tenancy(reloader, database, tenure, leaving, trouble).serve()
-        except* Deposed as group:
+            await _LeaderSession(reloader, database, lease, leaving, trouble).serve()
+        except* LeaseLost as group:
             logger.warning("{}; standing by", _one_of(group))
             await make_indexes(database)  # perhaps the ledger was dropped
         else:
@@ -220,10 +218,10 @@ async def _serve_tenures(
 
 async def _stand_by(
     reloader: Reloader, database: Database, owner: str, leaving: Leaving, trouble: Trouble
-) -> Tenure | None:
+) -> Lease | None:
     """Wait until the site is ours; None if asked to leave first."""
     told, differs = False, ""
-    site, held = reloader.options.site.name, reloader.options.lease * _HELD
+    site, held = reloader.options.site.name, reloader.options.lease_time * _HELD
     while not leaving.asked.is_set():
         options = reloader.options
         try:
@@ -232,21 +230,21 @@ async def _stand_by(
             if taken is None:
                 differs = await _compare_configurations(options, database, differs)
         except DatabaseError as error:
-            if not passing(error):
+            if not is_transient(error):
                 raise
             trouble.meet("lease", error)
             taken = None
         if taken is not None:
-            tenure, claims = taken
-            logger.info("listening for {} (epoch {})", site, tenure.epoch)
+            lease, claims = taken
+            logger.info("listening for {} (epoch {})", site, lease.epoch)
             if claims:
                 logger.info("{} reactions were interrupted and are due again", claims)
-            return tenure
+            return lease
         if not told and not trouble:
             logger.info("another process listens for {}: standing by", site)
             notify("READY=1\nSTATUS=standing by")
             told = True
-        with trio.move_on_after(options.lease * _STAND_BY):
+        with trio.move_on_after(options.lease_time * _STAND_BY):
             await leaving.asked.wait()
     return None
 
@@ -269,24 +267,24 @@ async def _compare_configurations(options: Options, database: Database, known: s
     return warning
 
 
-class _Tenancy:
+class _LeaderSession:
     """One stretch of acting for a site."""
 
     def __init__(
         self,
         reloader: Reloader,
         database: Database,
-        tenure: Tenure,
+        lease: Lease,
         leaving: Leaving,
         trouble: Trouble,
     ) -> None:
         self.reloader = reloader
         self.database = database
-        self.tenure = tenure
+        self.lease = lease
         self.leaving = leaving
         self.trouble = trouble
-        self.desk = Desk(database, tenure, self.options.addressees())
-        self.rule_files = RuleFiles(database, tenure, self.options.site, self.options.sites)
+        self.desk = Desk(database, lease, self.options.addressees())
+        self.rule_files = RuleFiles(database, lease, self.options.site, self.options.sites)
         self._roots: RootWatch | None = None
         self._requests = 0
         self._reported: set[tuple[str, str]] = set()
@@ -313,7 +311,7 @@ class _Tenancy:
 
     async def serve(self) -> None:
         """Act for the site until asked to leave, or until there is nothing left to do."""
-        with logger.contextualize(site=self.tenure.site):
+        with logger.contextualize(site=self.lease.site):
             async with Workers(files=self.options.handler_files) as workers:
                 ours = True
                 try:
@@ -327,13 +325,13 @@ class _Tenancy:
                         with trio.move_on_after(FLUSH):
                             await self.desk.hang_up()
                         outer.cancel_scope.cancel()
-                except* Deposed:
+                except* LeaseLost:
                     ours = False
                     raise
                 finally:
                     if ours:
                         await self._let_go(dispatcher)
-        logger.info("left {} in good order", self.tenure.site)
+        logger.info("left {} in good order", self.lease.site)
 
     async def _let_go(self, dispatcher: Dispatcher) -> None:
         """Settle what has ended, and end the lease, whatever we leave for."""
@@ -342,17 +340,17 @@ class _Tenancy:
                 await dispatcher.leave()
                 await self.desk.leave(telling=False)
             finally:
-                await self.database.release(self.tenure)
+                await self.database.release(self.lease)
 
     def _root_watch(self, workers: Workers) -> RootWatch:
         options = self.options
-        return RootWatch(self.database, self.tenure, options.site, options.sites, workers)
+        return RootWatch(self.database, self.lease, options.site, options.sites, workers)
 
     def _dispatcher(self, workers: Workers, outer: trio.Nursery, roots: RootWatch) -> Dispatcher:
         options = self.options
         return Dispatcher(
             self.database,
-            self.tenure,
+            self.lease,
             options.registry,
             options.site,
             options.sites,
@@ -368,7 +366,7 @@ class _Tenancy:
         options = self.options
         watcher = Watcher(
             self.database,
-            self.tenure,
+            self.lease,
             options.registry,
             dispatcher,
             urgent=options.site.priority,
@@ -421,11 +419,11 @@ class _Tenancy:
                     leave_at_once(1)
 
     def _watchdog(self) -> Watchdog:
-        options, held = self.options, self.options.lease * _HELD
+        options, held = self.options, self.options.lease_time * _HELD
         return Watchdog(
-            self.tenure.site,
-            LeaseKeeper(options.settings, self.tenure, held),
-            options.lease,
+            self.lease.site,
+            LeaseKeeper(options.settings, self.lease, held),
+            options.lease_time,
             handlers_by_code(options.registry.handlers.values()),
             self.desk,
             lambda: notify("WATCHDOG=1"),
@@ -437,7 +435,7 @@ class _Tenancy:
                 await self.desk.open()
                 self._clear_former()
             except DatabaseError as error:
-                if not passing(error):
+                if not is_transient(error):
                     raise
                 logger.debug("alarms wait for the database: {}", error)
                 with trio.move_on_after(1.0):
@@ -460,25 +458,25 @@ class _Tenancy:
         while True:
             try:
                 if trio.current_time() >= audited + SCAN_EVERY:
-                    await self.database.audit(self.tenure.site)
+                    await self.database.audit(self.lease.site)
                     audited = trio.current_time()
                 for odd in self.database.odd:
-                    if odd.site in (None, self.tenure.site) and odd.key not in self._reported:
+                    if odd.site in (None, self.lease.site) and odd.key not in self._reported:
                         await self._set_aside(odd)
                         dispatcher.look_again()
             except DatabaseError as error:
-                if not passing(error):
+                if not is_transient(error):
                     raise
                 logger.debug("malformed documents wait for the database: {}", error)
             await trio.sleep(TEND_EVERY)
 
     async def _set_aside(self, odd: Odd) -> None:
-        site = self.tenure.site
+        site = self.lease.site
         try:
-            await self.database.set_aside(self.tenure, odd)
+            await self.database.set_aside(self.lease, odd)
             if odd.run is not None:  # what the document was about is not lost with it
                 again = Request("replay", (odd.run,))
-                await self.database.add_request(site, again, self.tenure.owner, utcnow())
+                await self.database.add_request(site, again, self.lease.owner, utcnow())
         except DatabaseError as error:
             if not concerns_one(error):
                 raise
@@ -527,7 +525,7 @@ class _Tenancy:
 
     async def _say_ready(self, ready: trio.Event) -> None:
         await ready.wait()
-        notify(f"READY=1\nSTATUS=listening for {self.tenure.site}")
+        notify(f"READY=1\nSTATUS=listening for {self.lease.site}")
         logger.info("ready")
 
     async def _scan_daily(self, watcher: Watcher, ready: trio.Event) -> None:
@@ -548,7 +546,7 @@ class _Tenancy:
 
     def _messages(self) -> Messages:
         options = self.options
-        return Messages(self.database, options.site, options.sites, self.tenure.owner)
+        return Messages(self.database, options.site, options.sites, self.lease.owner)
 
     async def _serve_requests(self, watcher: Watcher, ready: trio.Event) -> None:
         await ready.wait()
@@ -559,32 +557,32 @@ class _Tenancy:
                 await watcher.serve_requests()
                 wait = float("inf")
             except DatabaseError as error:
-                if not passing(error):
+                if not is_transient(error):
                     raise
                 logger.debug("requests wait for the database: {}", error)
             with trio.move_on_after(wait):
                 await self._poked.wait()
 
     async def _keep_lease(self) -> None:
-        """Renew the lease for ever. Raises `Deposed` where it was lost."""
-        every = self.options.lease * _RENEW
-        tasks = metrics.tasks.labels(self.tenure.site)
+        """Renew the lease for ever. Raises `LeaseLost` where it was lost."""
+        every = self.options.lease_time * _RENEW
+        tasks = metrics.tasks.labels(self.lease.site)
         while True:
             self._reloaded = trio.Event()
-            metrics.skew.labels(self.tenure.site).set(clock.skew)
+            metrics.skew.labels(self.lease.site).set(clock.skew)
             tasks.set(trio.lowlevel.current_statistics().tasks_living)
             try:
                 self._heard(
                     await self.database.renew(
-                        self.tenure,
-                        self.options.lease * _HELD,
+                        self.lease,
+                        self.options.lease_time * _HELD,
                         self.trouble.text,
                         self.options.sites.digest,
                     )
                 )
                 self.trouble.over("lease")
             except DatabaseError as error:
-                if not passing(error):
+                if not is_transient(error):
                     raise
                 # Nobody else can take the site over either, unless they still reach the database;
                 # then the renewal will tell.

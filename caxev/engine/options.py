@@ -46,7 +46,7 @@ class Options:
     registry: Registry
     handler_files: Sequence[str] = ()
     once: bool = False
-    lease: float = LEASE
+    lease_time: float = LEASE
     grace: float = GRACE
     metrics_port: int | None = None
     caught_up: float = CAUGHT_UP

@@ -21,7 +21,7 @@ from caxev.config.sites import DIRECTORIES, TYPES
 from caxev.core.clock import utcnow
 from caxev.core.errors import Retry, RootAway
 from caxev.core.paths import UNKNOWN, Root
-from caxev.database import Database, DatabaseError, SiteRecord, Tenure, is_fatal
+from caxev.database import Database, DatabaseError, Lease, SiteRecord, is_fatal
 from caxev.engine.workers import Workers
 from caxev.files import to_nobody
 from caxev.files.roots import (
@@ -214,7 +214,7 @@ class RootWatch:
     """Looks at the directories of a listener's site, and opens what waited for one that is back."""
 
     database: Database
-    tenure: Tenure
+    lease: Lease
     site: Site
     sites: Sites
     workers: Workers
@@ -307,7 +307,7 @@ class RootWatch:
     # -- what it does ----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Look at each directory, for ever. Raises `Deposed`."""
+        """Look at each directory, for ever. Raises `LeaseLost`."""
         await self.known()
         if not self._holdings:
             self.looked.set()
@@ -394,12 +394,12 @@ class RootWatch:
     async def _write(self, root: str, seen: Probe) -> None:
         away = {one: why for one, why in self.away.items() if why is not None}
         if away != self._noted:
-            await self.database.note_away(self.tenure, away)
+            await self.database.note_away(self.lease, away)
             self._noted = away
         if seen.away is None and root in self._doubted:
             self._doubted.discard(root)
             try:
-                woken = await self.database.wake(self.tenure, root, utcnow())
+                woken = await self.database.wake(self.lease, root, utcnow())
             except DatabaseError:
                 self._doubted.add(root)
                 raise

@@ -1,7 +1,7 @@
 """What ails the database, as any of a listener's tasks meets it.
 
 The stream may go on while no write is confirmed, and the other way round: each task reports what it
-meets, and what is over. `listener` makes a `Trouble` for each tenure and the wait before it; it,
+meets, and what is over. `listener` makes a `Trouble` for each lease and the wait before it; it,
 `watcher` and `dispatcher` report to it; metrics, alarms and ``caxev status`` show it.
 """
 

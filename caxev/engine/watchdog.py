@@ -97,7 +97,7 @@ class Watchdog:
 
     site: str
     keeper: LeaseKeeper
-    lease: float
+    lease_time: float
     handlers: Mapping[CodeType, str]
     alarms: Alarms
     alive: Callable[[], None]
@@ -126,7 +126,7 @@ class Watchdog:
 
     @property
     def _every(self) -> float:
-        return min(self.lease / 10, LONGEST_BEAT)
+        return min(self.lease_time / 10, LONGEST_BEAT)
 
     # -- the thread -------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
 """Change or scan -> diff -> ledger entries.
 
 One code path serves the first scan, the live stream, a restart, an event that is
-delivered twice and a month's outage: what differs from the last look that this site stored makes
-events, and those make debts. Looks, debts and the stream's position are written together.
+delivered twice and a month's outage: what differs from the snapshot that this site stored makes
+events, and those make reactions. Looks, reactions and the stream's position are written together.
 
-`listener` starts `Watcher.run`; debts go to the `Intake`, which is the dispatcher.
+`listener` starts `Watcher.run`; reactions go to the `Intake`, which is the dispatcher.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from caxev.core.clock import utcnow
 from caxev.core.diff import diff, replay
 from caxev.core.ledger import (
     UNREADABLE,
-    Debt,
+    Done,
+    Failed,
     Outcome,
-    Paid,
-    Spent,
+    Reaction,
     State,
     claim,
     owe,
     priority_of,
+    reaction_key,
     settle,
-    slot,
 )
-from caxev.core.model import YES, Event, Existence, Look, Run, RunId, Tag
+from caxev.core.model import YES, Event, Existence, Run, RunId, Snapshot, Tag
 from caxev.core.registry import Handler, Registry
 from caxev.database import (
     Batch,
@@ -56,14 +56,14 @@ from caxev.database import (
     Gap,
     HistoryLost,
     Ingest,
-    Looked,
+    InvalidDocument,
+    Lease,
     Position,
     Request,
+    Snapshots,
     Stream,
-    Tenure,
-    Unstorable,
     concerns_one,
-    passing,
+    is_transient,
 )
 from caxev.engine.trouble import Trouble
 
@@ -87,26 +87,26 @@ KNOWN: Final = 5000
 KNOWN_SIZE: Final = 100
 """...unless they have more aspects than this."""
 AT_ONCE: Final = 500
-"""Debts of one run that are recorded at once. Those of a run with more of them are recorded piece
-by piece, so that what other runs owe comes in between."""
+"""Reactions of one run that are recorded at once. A run with more is recorded piece by piece, so
+that the reactions of other runs come in between."""
 
 
 class Intake(Protocol):
-    """Where debts go: the dispatcher."""
+    """Where reactions go: the dispatcher."""
 
-    def reserve(self, debts: Sequence[Debt]) -> list[Debt]:
-        """Return the debts, some of them claimed already because there is room to start them."""
+    def reserve(self, reactions: Sequence[Reaction]) -> list[Reaction]:
+        """Return the reactions; those that there is room to start are claimed already."""
         ...
 
-    def start(self, debts: Sequence[Debt], runs: Mapping[RunId, Run]) -> None:
-        """Take over debts that are recorded now: start the claimed, remember the others.
+    def start(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
+        """Take over reactions that are recorded now: start the claimed, remember the others.
 
         `runs` are some of the runs, as they are now.
         """
         ...
 
-    def cancel(self, debts: Sequence[Debt]) -> None:
-        """Forget reservations: the debts could not be recorded."""
+    def cancel(self, reactions: Sequence[Reaction]) -> None:
+        """Forget reservations: the reactions could not be recorded."""
         ...
 
     async def reconcile(self) -> None:
@@ -114,34 +114,34 @@ class Intake(Protocol):
         ...
 
     def look_again(self) -> None:
-        """Look for debts that are due in the database: some were opened there."""
+        """Look for reactions that are due in the database: some were opened there."""
         ...
 
 
 def owed_again(
     registry: Registry,
     run: RunId,
-    look: Look,
-    standing: Mapping[str, Debt],
+    snapshot: Snapshot,
+    standing: Mapping[str, Reaction],
     request: Request,
 ) -> Iterator[tuple[Event, str]]:
     """Return the (event, handler) pairs that a replay of this run fires.
 
-    Without force, only what is missing: no debt in that slot, or one that was settled for another
-    state of the aspect. With force, all that the run's present state triggers.
+    Without force, only what is missing: no reaction in that key, or one that was settled for
+    another state of the aspect. With force, all that the run's present state triggers.
     """
     for handler in registry.enabled:
         if request.handler not in (None, handler.name):
             continue
-        for aspect, value in registry.owed(look, handler):
+        for aspect, value in registry.owed(snapshot, handler):
             event = Event(run, aspect, None, value)
-            debt = standing.get(slot(registry.here.name, run, aspect, handler.name))
-            if request.force or debt is None or _for_another_state(debt, value):
+            reaction = standing.get(reaction_key(registry.here.name, run, aspect, handler.name))
+            if request.force or reaction is None or _for_another_state(reaction, value):
                 yield event, handler.name
 
 
-def _for_another_state(debt: Debt, value: str) -> bool:
-    return debt.after != value and debt.state in (State.DONE, State.FAILED)
+def _for_another_state(reaction: Reaction, value: str) -> bool:
+    return reaction.after != value and reaction.state in (State.DONE, State.FAILED)
 
 
 @define(eq=False)
@@ -152,7 +152,7 @@ class _Ahead:
     """
 
     batch: Batch
-    looked: Looked
+    looked: Snapshots
     turn: int
     recorded: trio.Event = field(factory=trio.Event)
 
@@ -167,17 +167,17 @@ class Watcher:
     """
 
     database: Database
-    tenure: Tenure
+    lease: Lease
     registry: Registry
     intake: Intake
     urgent: Sequence[str] = ()
     alarms: Alarms = field(factory=Silent)
     caught_up: float = CAUGHT_UP
     trouble: Trouble = field(
-        default=Factory(lambda self: Trouble(self.tenure.site), takes_self=True)
+        default=Factory(lambda self: Trouble(self.lease.site), takes_self=True)
     )
     behind: float = field(init=False, default=0.0)
-    _marks: Iterator[int] = field(init=False)
+    _generations: Iterator[int] = field(init=False)
     # One look at a time: two at once could write an older look over a newer one.
     _looking: trio.Lock = field(init=False, factory=trio.Lock)
     # Runs of which more is new than is recorded at once, each with the time of its change. While
@@ -185,15 +185,15 @@ class Watcher:
     _large: dict[RunId, datetime] = field(init=False, factory=dict)
     _grown: trio.Event = field(init=False, factory=trio.Event)
     _turn: int = field(init=False, default=0)
-    _known: OrderedDict[RunId, Look] = field(init=False, factory=OrderedDict)
+    _known: OrderedDict[RunId, Snapshot] = field(init=False, factory=OrderedDict)
     _unreadable: set[RunId] = field(init=False, factory=set)
-    _recorded: Mapping[RunId, Look | None] = field(init=False, factory=dict)
+    _recorded: Mapping[RunId, Snapshot | None] = field(init=False, factory=dict)
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
 
     def __attrs_post_init__(self) -> None:
         # Unique over all processes that ever acted for the site: the epoch is part of it.
-        self._marks = count(self.tenure.epoch << 40)
+        self._generations = count(self.lease.epoch << 40)
 
     # -- following the stream ---------------------------------------------------------------
 
@@ -201,7 +201,7 @@ class Watcher:
         """Follow the stream for ever. Sets `ready` once the first scan, if any, is through.
 
         Never ends for trouble with the database: it waits and goes on where it was. Raises
-        `Deposed`, and `Refused` where the rights are missing.
+        `LeaseLost`, and `NotAuthorized` where the rights are missing.
         """
         await self._locate()
         ready.set()
@@ -239,7 +239,7 @@ class Watcher:
                     await self._finish_large()
                     await self._save(batch.position)
                     return changes
-                await self.look(batch.runs, position=batch.position)
+                await self.snapshot(batch.runs, position=batch.position)
                 changes += batch.changes
         finally:
             await self._forget(stream)
@@ -248,9 +248,9 @@ class Watcher:
         """Find the position to start from; without one, scan."""
 
         async def locate() -> None:
-            site = self.tenure.site
-            shown = await self.database.debts(site, state="failed", handler=UNREADABLE)
-            self._unreadable = {debt.run for debt, _ in shown}
+            site = self.lease.site
+            shown = await self.database.reactions(site, state="failed", handler=UNREADABLE)
+            self._unreadable = {reaction.run for reaction, _ in shown}
             record = await self.database.site_record(site)
             self._position = record.position if record else None
             if record is None or self._position is None:
@@ -299,7 +299,7 @@ class Watcher:
         while True:
             turn = self._turn
             found = await self.database.next_look(
-                stream, self.tenure.site, self._known, self.registry.watched
+                stream, self.lease.site, self._known, self.registry.watched
             )
             ahead = _Ahead(*found, turn)
             await send.send(ahead)
@@ -311,7 +311,7 @@ class Watcher:
         batch = ahead.batch
         newest = max(batch.runs.values(), default=None)
         self.behind = 0.0 if newest is None else max((utcnow() - newest).total_seconds(), 0.0)
-        metrics.changes.labels(self.tenure.site).inc(batch.changes)
+        metrics.changes.labels(self.lease.site).inc(batch.changes)
         if batch.changes and await self._record_batch(ahead):
             self._position, self._saved_at = batch.position, trio.current_time()
         elif trio.current_time() - self._saved_at >= SAVE_EVERY:
@@ -324,19 +324,21 @@ class Watcher:
         batch, looked = ahead.batch, ahead.looked
         async with self._looking:
             if ahead.turn != self._turn:  # a scan or a replay came between
-                looked = await self._read_looks(batch.runs)
+                looked = await self._read_snapshots(batch.runs)
             else:
-                # The last looks were read while the batch before this one was being recorded.
-                for run, look in self._recorded.items():
+                # The snapshots were read while the batch before this one was being recorded.
+                for run, snapshot in self._recorded.items():
                     if run in batch.runs:
-                        looked.before[run] = dict(look or {})
+                        looked.before[run] = dict(snapshot or {})
             ingest = self._compare(batch.runs, looked)
             self._recorded = {}
-            if not ingest.looks:
+            if not ingest.snapshots:
                 return False
             await self._record(evolve(ingest, position=self._to_save(batch.position)))
             refused = self._unreadable
-            self._recorded = {run: one for run, one in ingest.looks.items() if run not in refused}
+            self._recorded = {
+                run: one for run, one in ingest.snapshots.items() if run not in refused
+            }
             return True
 
     def _to_save(self, position: Position | None) -> Position | None:
@@ -345,8 +347,8 @@ class Watcher:
     async def _save(self, position: Position) -> None:
         if self._to_save(position) is not None:
             try:
-                await self.database.save_position(self.tenure, position, utcnow())
-            except Unstorable as error:  # the next start reads again from the former position
+                await self.database.save_position(self.lease, position, utcnow())
+            except InvalidDocument as error:  # the next start reads again from the former position
                 logger.error("the position in the stream cannot be saved: {}", error)
             self._saved_at = trio.current_time()
         self._position = position
@@ -355,8 +357,8 @@ class Watcher:
 
     def _tell_of_gap(self, why: str) -> Gap:
         logger.warning("{}; scanning all runs to make up for it", why)
-        metrics.gaps.labels(self.tenure.site).inc()
-        self.alarms.sound(gap_alarm(self.tenure.site, why))
+        metrics.gaps.labels(self.lease.site).inc()
+        self.alarms.sound(gap_alarm(self.lease.site, why))
         return Gap(utcnow(), why)
 
     async def persist(self, function: Callable[[], Awaitable[T]]) -> T:
@@ -373,7 +375,7 @@ class Watcher:
                 return result
 
     async def _wait_out(self, error: DatabaseError, failures: int) -> None:
-        if not passing(error):
+        if not is_transient(error):
             raise error
         self.trouble.meet("stream", error)
         await trio.sleep(min(0.2 * 2 ** min(failures, 20), LONGEST_WAIT))
@@ -385,13 +387,13 @@ class Watcher:
         start = await self.database.cluster_time() if restart else None
         after, runs = None, 0
         while True:
-            ids, after = await self.database.page(self.tenure.site, after)
-            await self.look(dict.fromkeys(ids, utcnow()))
+            ids, after = await self.database.page(self.lease.site, after)
+            await self.snapshot(dict.fromkeys(ids, utcnow()))
             runs += len(ids)
             if after is None:
                 break
         await self._finish_large()
-        await self.database.finish_scan(self.tenure, start, utcnow(), gap, self.registry.watched)
+        await self.database.finish_scan(self.lease, start, utcnow(), gap, self.registry.watched)
         if start is not None:
             self._position = Position(start=start)
         logger.info("scanned {} runs", runs)
@@ -406,18 +408,18 @@ class Watcher:
             await then()
 
     async def _sleep_until_scan(self) -> None:
-        record = await self.database.site_record(self.tenure.site)
+        record = await self.database.site_record(self.lease.site)
         last = record.scanned if record else None
         age = 0.0 if last is None else (utcnow() - last).total_seconds()
         await trio.sleep(min(max(SCAN_EVERY - age, 0.0), SCAN_EVERY))
 
-    async def look(
+    async def snapshot(
         self, runs: Mapping[RunId, datetime], *, position: Position | None = None
     ) -> None:
         """Look at runs (each with the time of its change) and record what is new."""
         async with self._looking_apart():
-            ingest = self._compare(runs, await self._read_looks(runs))
-            if ingest.looks or position is not None:
+            ingest = self._compare(runs, await self._read_snapshots(runs))
+            if ingest.snapshots or position is not None:
                 await self._record(evolve(ingest, position=self._to_save(position)))
 
     async def _record_large(self) -> None:
@@ -435,12 +437,12 @@ class Watcher:
                     await self._record_piece(next(iter(self._large)))
 
     async def _record_piece(self, run: RunId) -> None:
-        looked, at = await self._read_looks([run]), self._large[run]
+        looked, at = await self._read_snapshots([run]), self._large[run]
         ingest = self._compare({run: at}, looked, piece=True)
-        if ingest.looks:
+        if ingest.snapshots:
             await self._record(ingest)
         del self._large[run]
-        rest = ingest.looks and ingest.looks[run] != looked.now.get(run)
+        rest = ingest.snapshots and ingest.snapshots[run] != looked.now.get(run)
         if rest and run not in self._unreadable:
             self._large[run] = at
 
@@ -455,17 +457,17 @@ class Watcher:
             finally:
                 self._turn += 1
 
-    async def _read_looks(self, runs: Iterable[RunId]) -> Looked:
-        return await self.database.look(
-            self.tenure.site, list(runs), self._known, self.registry.watched
+    async def _read_snapshots(self, runs: Iterable[RunId]) -> Snapshots:
+        return await self.database.snapshot(
+            self.lease.site, list(runs), self._known, self.registry.watched
         )
 
-    def _remember(self, looks: Mapping[RunId, Look | None]) -> None:
+    def _remember(self, snapshots: Mapping[RunId, Snapshot | None]) -> None:
         """Keep looks that were recorded: a run that changed will soon change again."""
-        for run, look in looks.items():
+        for run, snapshot in snapshots.items():
             # One step each: the next look may be read in the database's thread meanwhile.
-            if look is not None and len(look) <= KNOWN_SIZE:
-                self._known[run] = look
+            if snapshot is not None and len(snapshot) <= KNOWN_SIZE:
+                self._known[run] = snapshot
                 self._known.move_to_end(run)
             else:
                 self._known.pop(run, None)
@@ -473,14 +475,14 @@ class Watcher:
             self._known.popitem(last=False)
 
     def _compare(
-        self, runs: Mapping[RunId, datetime], looked: Looked, *, piece: bool = False
+        self, runs: Mapping[RunId, datetime], looked: Snapshots, *, piece: bool = False
     ) -> Ingest:
         """What is new of these runs; of a large one nothing, or, with `piece`, as much as goes.
 
         The look that goes with a piece is the last one and the piece's events.
         """
-        looks: dict[RunId, Look | None] = {}
-        debts: list[Debt] = []
+        snapshots: dict[RunId, Snapshot | None] = {}
+        reactions: list[Reaction] = []
         priorities: dict[RunId, int] = {}
         for run, at in runs.items():
             now, before = looked.now.get(run, {}), looked.before.get(run, {})
@@ -493,52 +495,54 @@ class Watcher:
                 self._large.setdefault(run, at)
                 self._grown.set()
                 continue
-            looks[run] = looked.now.get(run) if len(taken) == len(events) else replay(before, taken)
-            debts.extend(owed)
+            snapshots[run] = (
+                looked.now.get(run) if len(taken) == len(events) else replay(before, taken)
+            )
+            reactions.extend(owed)
             if self.urgent and any(self._is_urgent(event) for event in taken):
                 priorities[run] = priority
-        return Ingest(looks, debts, runs=looked.whole, priorities=priorities)
+        return Ingest(snapshots, reactions, runs=looked.whole, priorities=priorities)
 
     def _as_many_as_go(
         self, events: Sequence[Event], at: datetime, priority: int
-    ) -> tuple[Sequence[Event], list[Debt]]:
-        """The first of a run's events, up to `AT_ONCE` debts, and these; one event at least."""
-        debts: list[Debt] = []
+    ) -> tuple[Sequence[Event], list[Reaction]]:
+        """The first of a run's events, up to `AT_ONCE` reactions, and these; one event at least."""
+        reactions: list[Reaction] = []
         for number, event in enumerate(events):
-            owed = list(self._debts(event, at, priority))
-            if debts and len(debts) + len(owed) > AT_ONCE:
-                return events[:number], debts
-            debts.extend(owed)
-        return events, debts
+            owed = list(self._reactions(event, at, priority))
+            if reactions and len(reactions) + len(owed) > AT_ONCE:
+                return events[:number], reactions
+            reactions.extend(owed)
+        return events, reactions
 
     def _is_urgent(self, event: Event) -> bool:
         return isinstance(event.aspect, Tag) and event.aspect.tag in self.urgent
 
-    def _debts(self, event: Event, at: datetime, priority: int) -> Iterator[Debt]:
+    def _reactions(self, event: Event, at: datetime, priority: int) -> Iterator[Reaction]:
         for handler in self.registry.wanting(event):
             yield self._owe(event, handler, at, priority)
 
-    def _owe(self, event: Event, handler: Handler, at: datetime, priority: int) -> Debt:
+    def _owe(self, event: Event, handler: Handler, at: datetime, priority: int) -> Reaction:
         return owe(
-            self.tenure.site,
+            self.lease.site,
             event,
             handler.name,
             lane=handler.lane,
-            mark=next(self._marks),
+            generation=next(self._generations),
             # Due at once, whatever the clock of the server was on which the change was made.
             at=min(at, utcnow()),
             priority=priority,
         )
 
     async def _record(self, ingest: Ingest) -> None:
-        debts = self.intake.reserve(ingest.debts)
-        readable = ingest.looks.keys() & self._unreadable
-        settled = [self._shown(run, Paid("it can be recorded again")) for run in readable]
+        reactions = self.intake.reserve(ingest.reactions)
+        readable = ingest.snapshots.keys() & self._unreadable
+        settled = [self._shown(run, Done("it can be recorded again")) for run in readable]
         refused: DatabaseError | None = None
         recorded = False
         try:
-            everything = evolve(ingest, debts=[*debts, *settled])
-            await self.database.ingest(self.tenure, everything, utcnow())
+            everything = evolve(ingest, reactions=[*reactions, *settled])
+            await self.database.ingest(self.lease, everything, utcnow())
             recorded = True
         except DatabaseError as error:
             if not concerns_one(error):
@@ -546,19 +550,19 @@ class Watcher:
             refused = error
         finally:
             if not recorded:
-                self.intake.cancel(debts)
-                for run in ingest.looks:  # recorded or not, we cannot say
+                self.intake.cancel(reactions)
+                for run in ingest.snapshots:  # recorded or not, we cannot say
                     self._known.pop(run, None)
         if refused is not None:
             await self._record_apart(ingest, refused)
             return
-        self._remember(ingest.looks)
+        self._remember(ingest.snapshots)
         self._unreadable -= readable
-        for debt in settled:
-            self.alarms.clear(parked_key(debt))
-        for handler, number in Counter(debt.handler for debt in debts).items():
-            metrics.debts.labels(self.tenure.site, handler).inc(number)
-        self.intake.start(debts, ingest.runs)
+        for reaction in settled:
+            self.alarms.clear(parked_key(reaction))
+        for handler, number in Counter(reaction.handler for reaction in reactions).items():
+            metrics.reactions.labels(self.lease.site, handler).inc(number)
+        self.intake.start(reactions, ingest.runs)
         if ingest.priorities:  # what was due before may now go first, or last
             self.intake.look_again()
 
@@ -567,16 +571,20 @@ class Watcher:
 
         The position goes with the last piece, so that nothing is passed over.
         """
-        runs = list(dict.fromkeys([*ingest.looks, *(debt.run for debt in ingest.debts)]))
+        runs = list(
+            dict.fromkeys([*ingest.snapshots, *(reaction.run for reaction in ingest.reactions)])
+        )
         if not runs:
             raise error
         if len(runs) == 1:
             label = await self._label(runs[0])
             logger.error("{} cannot be recorded: {}", label, error)
-            debt = self._shown(runs[0], Spent(str(error)))
-            await self.database.ingest(self.tenure, Ingest({}, [debt], ingest.position), utcnow())
+            reaction = self._shown(runs[0], Failed(str(error)))
+            await self.database.ingest(
+                self.lease, Ingest({}, [reaction], ingest.position), utcnow()
+            )
             self._unreadable.add(runs[0])
-            self.alarms.sound(parked(debt, label))
+            self.alarms.sound(parked(reaction, label))
             return
         middle = len(runs) // 2
         await self._record(_part(ingest, runs[:middle], position=False))
@@ -587,32 +595,32 @@ class Watcher:
         found = await self.database.runs([run])
         return str(found[run]) if run in found else f"run {run}"
 
-    def _shown(self, run: RunId, outcome: Outcome) -> Debt:
-        """The debt that shows whether a run can be recorded."""
+    def _shown(self, run: RunId, outcome: Outcome) -> Reaction:
+        """The reaction that shows whether a run can be recorded."""
         event = Event(run, Existence(), None, YES)
-        debt = owe(
-            self.tenure.site,
+        reaction = owe(
+            self.lease.site,
             event,
             UNREADABLE,
             lane="default",
-            mark=next(self._marks),
+            generation=next(self._generations),
             at=utcnow(),
         )
-        claimed = claim(debt, self.tenure.epoch)
+        claimed = claim(reaction, self.lease.epoch)
         return settle(claimed, outcome, utcnow(), allowed=1, jitter=0.0)
 
     # -- requests ---------------------------------------------------------------------------
 
     async def serve_requests(self) -> None:
         """Carry out what people asked for, oldest first."""
-        for request in await self.database.pending(self.tenure.site):
+        for request in await self.database.pending(self.lease.site):
             try:
                 await self._serve(request)
             except DatabaseError as error:
                 if not concerns_one(error):
                     raise
                 logger.error("a request to {} cannot be carried out: {}", request.kind, error)
-            await self.database.finish_request(self.tenure, request)
+            await self.database.finish_request(self.lease, request)
 
     async def _serve(self, request: Request) -> None:
         match request.kind:
@@ -620,7 +628,7 @@ class Watcher:
                 await self.scan()
             case "retry":
                 await self._look_again(request)
-                opened = await self.database.reopen_failed(self.tenure, request, utcnow())
+                opened = await self.database.reopen_failed(self.lease, request, utcnow())
                 logger.info("{} failed reactions are opened again", opened)
                 self.intake.look_again()
             case "replay":
@@ -631,25 +639,25 @@ class Watcher:
                 logger.error("a request of an unknown kind, {!r}, is passed over", request.kind)
 
     async def _look_again(self, request: Request) -> None:
-        """Look at runs that could not be recorded: they may have been mended, or deleted."""
+        """Look at runs that could not be recorded: they may have been repaired, or deleted."""
         runs = self._unreadable & set(self._unreadable if request.runs is None else request.runs)
         if not runs or request.handler not in (None, UNREADABLE):
             return
-        await self.look(dict.fromkeys(runs, utcnow()))
+        await self.snapshot(dict.fromkeys(runs, utcnow()))
         await self._finish_large()
         gone = (runs & self._unreadable) - (await self.database.runs(runs)).keys()
         if gone:
-            settled = [self._shown(run, Paid("the run is no longer there")) for run in gone]
-            await self.database.ingest(self.tenure, Ingest({}, settled), utcnow())
+            settled = [self._shown(run, Done("the run is no longer there")) for run in gone]
+            await self.database.ingest(self.lease, Ingest({}, settled), utcnow())
             self._unreadable -= gone
-            for debt in settled:
-                self.alarms.clear(parked_key(debt))
+            for reaction in settled:
+                self.alarms.clear(parked_key(reaction))
 
     async def _replay(self, request: Request) -> None:
         after, ids = None, list(request.runs or ())
         while True:
             if request.runs is None:
-                ids, after = await self.database.page(self.tenure.site, after)
+                ids, after = await self.database.page(self.lease.site, after)
             await self._fire_again(ids, request)
             if after is None:
                 return
@@ -661,14 +669,14 @@ class Watcher:
         it once more.
         """
         async with self._looking_apart():
-            looked = await self._read_looks(ids)
+            looked = await self._read_snapshots(ids)
             ingest = self._compare(dict.fromkeys(ids, utcnow()), looked)
             large = self._large.keys() & set(ids)
             if not large:
-                again = await self._again(looked.now, request, but=ingest.debts)
-                if ingest.looks or again:
-                    debts = [*ingest.debts, *again[:AT_ONCE]]
-                    await self._record(evolve(ingest, debts=debts))
+                again = await self._again(looked.now, request, but=ingest.reactions)
+                if ingest.snapshots or again:
+                    reactions = [*ingest.reactions, *again[:AT_ONCE]]
+                    await self._record(evolve(ingest, reactions=reactions))
         if large:  # the stream's events first: else they would fire what was fired for a state
             await self._finish_large()
             hopeless = large & self._unreadable
@@ -677,42 +685,44 @@ class Watcher:
         for start in range(AT_ONCE, len(again), AT_ONCE):
             async with self._looking_apart():
                 piece = again[start : start + AT_ONCE]
-                newer = await self.database.standing([debt.id for debt in piece])
+                newer = await self.database.standing([reaction.id for reaction in piece])
                 # What came meanwhile is not to be undone.
-                piece = [d for d in piece if d.id not in newer or newer[d.id].mark < d.mark]
+                piece = [
+                    d for d in piece if d.id not in newer or newer[d.id].generation < d.generation
+                ]
                 if piece:
                     await self._record(Ingest({}, piece))
         logger.info("replayed {} runs: {} reactions", len(looked.now), len(again))
 
     async def _again(
-        self, looks: Mapping[RunId, Look], request: Request, *, but: Iterable[Debt]
-    ) -> list[Debt]:
-        """The debts that a replay makes of what these runs look like, but for those."""
+        self, snapshots: Mapping[RunId, Snapshot], request: Request, *, but: Iterable[Reaction]
+    ) -> list[Reaction]:
+        """The reactions that a replay makes of what these runs look like, but for those."""
         possible = [
-            slot(self.tenure.site, run, aspect, handler.name)
-            for run, look in looks.items()
+            reaction_key(self.lease.site, run, aspect, handler.name)
+            for run, snapshot in snapshots.items()
             for handler in self.registry.enabled
-            for aspect, _ in self.registry.owed(look, handler)
+            for aspect, _ in self.registry.owed(snapshot, handler)
         ]
         standing = await self.database.standing(possible)
         again = [
-            self._fired(event, handler, look)
-            for run, look in looks.items()
-            for event, handler in owed_again(self.registry, run, look, standing, request)
+            self._fired(event, handler, snapshot)
+            for run, snapshot in snapshots.items()
+            for event, handler in owed_again(self.registry, run, snapshot, standing, request)
         ]
-        new = {debt.id for debt in but}
-        return [debt for debt in again if debt.id not in new]
+        new = {reaction.id for reaction in but}
+        return [reaction for reaction in again if reaction.id not in new]
 
-    def _fired(self, event: Event, handler: str, look: Look) -> Debt:
-        priority = priority_of(look, self.urgent)
+    def _fired(self, event: Event, handler: str, snapshot: Snapshot) -> Reaction:
+        priority = priority_of(snapshot, self.urgent)
         return self._owe(event, self.registry.handlers[handler], utcnow(), priority)
 
 
 def _part(ingest: Ingest, runs: Iterable[RunId], *, position: bool) -> Ingest:
     chosen = set(runs)
     return Ingest(
-        {run: look for run, look in ingest.looks.items() if run in chosen},
-        [debt for debt in ingest.debts if debt.run in chosen],
+        {run: snapshot for run, snapshot in ingest.snapshots.items() if run in chosen},
+        [reaction for reaction in ingest.reactions if reaction.run in chosen],
         ingest.position if position else None,
         priorities={run: n for run, n in ingest.priorities.items() if run in chosen},
     )
@@ -728,4 +738,4 @@ def _worst(group: BaseExceptionGroup[DatabaseError]) -> DatabaseError:
             stack.extend(error.exceptions)
         elif isinstance(error, DatabaseError):
             leaves.append(error)
-    return min(leaves, key=lambda error: (passing(error), isinstance(error, HistoryLost)))
+    return min(leaves, key=lambda error: (is_transient(error), isinstance(error, HistoryLost)))

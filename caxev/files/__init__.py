@@ -62,7 +62,7 @@ from caxev.files.space import lacking
 from caxev.files.staging import (
     LONGEST_ORIGIN,
     MARGIN,
-    Arrival,
+    StagedCopy,
     check_expected,
     check_standing,
     enough_space,
@@ -73,7 +73,7 @@ from caxev.files.staging import (
     make_parents,
     origin_of,
 )
-from caxev.files.throttle import Brake, idle_disk
+from caxev.files.throttle import RateLimiter, idle_disk
 from caxev.files.tree import Seen, check_links, check_paths, look, manifest_of, scan, shown
 
 __all__ = [
@@ -89,8 +89,6 @@ __all__ = [
     "PART_PREFIX",
     "QUARANTINE",
     "RESERVED",
-    "Arrival",
-    "Brake",
     "Difference",
     "Item",
     "Kind",
@@ -100,9 +98,11 @@ __all__ = [
     "Piece",
     "Plan",
     "Range",
+    "RateLimiter",
     "Replaced",
     "Report",
     "Seen",
+    "StagedCopy",
     "apart",
     "bring_in",
     "check_expected",

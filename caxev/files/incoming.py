@@ -30,7 +30,7 @@ from caxev.files.process_lock import process_lock
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, writing
 from caxev.files.reading import Report
 from caxev.files.resolved import link, mkdir, open_resolved, remove, rename
-from caxev.files.staging import Arrival, enough_space, join, make_parents
+from caxev.files.staging import StagedCopy, enough_space, join, make_parents
 from caxev.files.tree import Seen, look, shown
 from caxev.files.uncached import aligned_buffer, open_uncached, read_into
 
@@ -84,7 +84,7 @@ def bring_in(
             seen = look(made)
             _copy_in(
                 made,
-                Arrival(real, roots, seen, min_free=min_free, whole_files=True, report=report),
+                StagedCopy(real, roots, seen, min_free=min_free, whole_files=True, report=report),
                 expected,
             )
             remove(made)
@@ -100,7 +100,7 @@ def _size(path: str) -> int:
     return sum(seen.size for seen in look(path))
 
 
-def _copy_in(made: str, arrival: Arrival, expected: Manifest | None) -> None:
+def _copy_in(made: str, arrival: StagedCopy, expected: Manifest | None) -> None:
     if arrival.stands():
         if _differs(arrival.final, expected, arrival.report):
             raise _taken(arrival.final)
@@ -240,7 +240,7 @@ def _in_use(path: str) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def apart(state: str, arrival: Arrival) -> Iterator[Arrival]:
+def apart(state: str, arrival: StagedCopy) -> Iterator[StagedCopy]:
     """Make a copy in a private directory, for a program that writes it by name.
 
     Yields what is to be made there; `bring_in` then publishes its partial. What an earlier attempt
@@ -265,7 +265,7 @@ def apart(state: str, arrival: Arrival) -> Iterator[Arrival]:
         remove(path)
 
 
-def _take_over(arrival: Arrival, inner: Arrival) -> None:
+def _take_over(arrival: StagedCopy, inner: StagedCopy) -> None:
     """Bring what is beside the final name to the private directory, in directories of its own."""
     old, new = arrival.partial, inner.partial
     with (

@@ -17,7 +17,7 @@ from caxev.files.manifest import PART
 from caxev.files.part_digest import PartDigest
 from caxev.files.paths import printable
 from caxev.files.resolved import open_resolved
-from caxev.files.throttle import Brake
+from caxev.files.throttle import RateLimiter
 from caxev.files.tree import Seen
 from caxev.files.uncached import aligned_buffer, drop, open_uncached, read_into
 
@@ -88,7 +88,7 @@ def read_all(
         ThreadPoolExecutor(threads) as helpers,
         ThreadPoolExecutor(threads) as pool,
     ):
-        readers = _Readers(root, todo, threads, helpers, ahead, Brake(max_rate), cached)
+        readers = _Readers(root, todo, threads, helpers, ahead, RateLimiter(max_rate), cached)
         futures = [pool.submit(readers.run, number) for number in range(threads)]
         _wait(futures, readers, report)
 
@@ -122,7 +122,7 @@ class _Readers:
     threads: int
     helpers: ThreadPoolExecutor
     ahead: ThreadPoolExecutor
-    brake: Brake
+    brake: RateLimiter
     cached: bool
     total: int = field(init=False)
     counts: list[int] = field(init=False)

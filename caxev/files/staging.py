@@ -42,14 +42,14 @@ _BLOCK: Final = 512  # bytes, as `stat` counts
 
 
 @define
-class Arrival:
+class StagedCopy:
     """A copy that is to stand at `final`, inside one of `roots`, and to be what `source` lists.
 
     `expected`: its digests, where they are known; then what is there already is kept where
     it is right, and only there. `min_free`: bytes that must stay free. `unsure`: bytes at the
     end of a file that was cut off which may not all be there. `again`: what has the name
-    is known to be bad and is to be mended; a file of unknown digests is then moved anew. With
-    `whole_files` a file that is to be mended is removed first, and so moved whole. `origin`: see
+    is known to be bad and is to be repaired; a file of unknown digests is then moved anew. With
+    `whole_files` a file that is to be repaired is removed first, and so moved whole. `origin`: see
     `origin_of`; a file of unknown digests is kept only if the partial was made from the same; None:
     the caller compares what is kept. `report` is called while what is there is read: bytes read,
     bytes to read. All methods raise `Retry` for what the disk refuses.
@@ -97,7 +97,7 @@ class Arrival:
         """Whether an attempt that was killed after its rename has left the copy whole.
 
         By names, kinds, sizes and times; its content is verified afterwards like any copy's.
-        Never where it is to be mended. Raises `GiveUp` where something else has the name.
+        Never where it is to be repaired. Raises `GiveUp` where something else has the name.
         """
         if not os.path.lexists(self.final):
             return False
@@ -115,7 +115,7 @@ class Arrival:
     def opened(self) -> Iterator[Plan]:
         """Hold the only right to make this copy, and say what is left to do of it.
 
-        What must go is gone by then, and the directories are there. A copy that is to be mended
+        What must go is gone by then, and the directories are there. A copy that is to be repaired
         has lost its name.
         """
         self.withdraw()
@@ -132,7 +132,7 @@ class Arrival:
             yield todo
 
     def withdraw(self) -> None:
-        """Make what is missing above the copy, and take the name from one that is to be mended."""
+        """Make the directories above the copy; take the name from one that is to be repaired."""
         make_parents(self.final, self.roots)
         if self.again and os.path.lexists(self.final):
             with local(os.fsencode(self.final), "withdraw"):

@@ -14,7 +14,7 @@ from attrs import define, field
 
 
 @define(eq=False)
-class Brake:
+class RateLimiter:
     """Holds bytes back to a rate in bytes a second (None: no limit); threads may share one."""
 
     rate: float | None

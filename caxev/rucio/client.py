@@ -5,7 +5,7 @@ and the rest with a `Site` of method ``rucio``; each opens a connection of its o
 the extra ``caxev[rucio]``, imported with the first connection; `missing` says whether it is there.
 
 Errors: `Retry` for what may pass (a server that is away), `OverQuota` where there is no room,
-`GiveUp` for what a person must mend, all in Rucio's own words; see `caxev.rucio.errors`.
+`GiveUp` for what a person must repair, all in Rucio's own words; see `caxev.rucio.errors`.
 
 Everything here can be done again, and is then found done: what has a name in the catalogue has it
 once. Killed anywhere, the next call goes on: files that the catalogue knows and the storage element
@@ -36,11 +36,11 @@ from caxev.config import Site, secret, state_directory
 from caxev.core.clock import utcnow
 from caxev.core.errors import Damaged, GiveUp, Retry
 from caxev.files import (
-    Arrival,
     Manifest,
     Moved,
     Report,
     Seen,
+    StagedCopy,
     check_expected,
     confine,
     join,
@@ -358,7 +358,7 @@ def download(order: Download, *, report: Report) -> Moved:
             files = (evolve(files[0], path=b""),)
         source = seen_of(files, int(order.taken.timestamp()) * 1_000_000_000)
         check_expected(source, order.expected, str(order.dataset))
-        arrival = Arrival(
+        arrival = StagedCopy(
             final,
             order.here.roots,
             source,

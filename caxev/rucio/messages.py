@@ -22,7 +22,7 @@ from attrs import define
 from loguru import logger
 
 from caxev.config import Site, Sites
-from caxev.copies.deletion import keeper
+from caxev.copies.deletion import custodian
 from caxev.core.clock import utcnow
 from caxev.core.ledger import delay
 from caxev.core.model import TRANSFERRED, RunId
@@ -100,7 +100,9 @@ class Messages:
         for run in await self.database.located([name], places) if places else ():
             for one in run.copies:
                 if one.host == name and one.status == TRANSFERRED and one.location in places:
-                    wanted.setdefault(keeper(one, self.sites) or self.site.name, []).append(run.id)
+                    wanted.setdefault(custodian(one, self.sites) or self.site.name, []).append(
+                        run.id
+                    )
         for who, runs in wanted.items():
             request = Request("replay", tuple(runs), handler="rucio_rules", force=True)
             await self.database.add_request(who, request, self.by, utcnow())

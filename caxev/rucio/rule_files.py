@@ -20,7 +20,7 @@ from loguru import logger
 from caxev.config import ConfigError, Site, Sites
 from caxev.core.clock import utcnow
 from caxev.core.model import TRANSFERRED
-from caxev.database import Database, DatabaseError, Request, Selection, Tenure, passing
+from caxev.database import Database, DatabaseError, Lease, Request, Selection, is_transient
 from caxev.limited import CONFIGURATION, read_limited
 from caxev.rucio import load_rules
 
@@ -34,7 +34,7 @@ class RuleFiles:
     """The rule files of the catalogues that this site brings data to, and so looks after."""
 
     database: Database
-    tenure: Tenure
+    lease: Lease
     site: Site
     sites: Sites
     _seen: dict[str, tuple[int, int, int] | None] = field(init=False, factory=dict)
@@ -47,13 +47,13 @@ class RuleFiles:
         return {one.name: Path(one.rucio.rules) for one in found if one.rucio.rules}
 
     async def follow(self) -> None:
-        """Look at the files for ever. Raises `Deposed`."""
+        """Look at the files for ever. Raises `LeaseLost`."""
         while True:
             self._asked = trio.Event()
             try:
                 await self.look()
             except DatabaseError as error:
-                if not passing(error):
+                if not is_transient(error):
                     raise
                 logger.debug("rule files wait for the database: {}", error)
             with trio.move_on_after(EVERY):
@@ -81,7 +81,7 @@ class RuleFiles:
             self._seen[name] = seen
 
     async def _apply(self, name: str, digest: str) -> None:
-        record = await self.database.site_record(self.tenure.site)
+        record = await self.database.site_record(self.lease.site)
         applied = {} if record is None else dict(record.rules)
         if applied.get(name) == digest:
             return
@@ -89,9 +89,9 @@ class RuleFiles:
         async for page in self.database.pages(Selection(host=name, status=TRANSFERRED), now):
             ids = tuple(run.id for run in page)
             request = Request("replay", ids, handler=HANDLER, force=True)
-            await self.database.add_request(self.tenure.site, request, self.tenure.owner, now)
+            await self.database.add_request(self.lease.site, request, self.lease.owner, now)
             runs += len(page)
-        await self.database.rules_applied(self.tenure, {**applied, name: digest})
+        await self.database.rules_applied(self.lease, {**applied, name: digest})
         logger.info("the rule file of {} is new: {} runs are looked at", name, runs)
 
 

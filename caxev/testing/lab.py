@@ -25,7 +25,7 @@ from caxev import aio, failpoints
 from caxev.config import Settings, Site, Sites, load_sites
 from caxev.core.alarms import Alarm
 from caxev.core.clock import clock, utcnow
-from caxev.core.ledger import Debt, State
+from caxev.core.ledger import Reaction, State
 from caxev.core.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate
 from caxev.core.registry import Handler, HandlerFunction, recorded
 from caxev.database import Database, Selection
@@ -43,7 +43,7 @@ PATIENCE: Final = 60.0
 TURNS: Final = 50
 """Turns of all sites after which they are taken never to come to rest."""
 
-Reaction: TypeAlias = HandlerFunction | Handler | ModuleType
+HandlerLike: TypeAlias = HandlerFunction | Handler | ModuleType
 Test: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
 
 
@@ -52,8 +52,8 @@ class Lab:
     """Some sites with directories of their own, and a database; nothing happens by itself.
 
     `new_run`, `put`, `tag`, `set`, `change` and `update` make something happen, `settle` lets the
-    sites react to it by the real watcher and dispatcher, `look`, `debts`, `alarms` and `path` show
-    what came of it. Faults: `crash_at`, `fail_at`. Time: `now`, `later`.
+    sites react to it by the real watcher and dispatcher, `look`, `reactions`, `alarms` and `path`
+    show what came of it. Faults: `crash_at`, `fail_at`. Time: `now`, `later`.
     """
 
     database: Database
@@ -231,7 +231,7 @@ class Lab:
 
     # -- reactions --------------------------------------------------------------------------
 
-    async def settle(self, *sites: str) -> list[Debt]:
+    async def settle(self, *sites: str) -> list[Reaction]:
         """Let these sites (or all) react until nothing is left to do; what is still owed then.
 
         That is what waits for its time, and what has failed: [] where all is done. Raises
@@ -242,7 +242,11 @@ class Lab:
             for name in sites or self.names:
                 await self._turn(name)
             if await self._state() == before:
-                return [debt for debt in await self.debts() if debt.state is not State.DONE]
+                return [
+                    reaction
+                    for reaction in await self.reactions()
+                    if reaction.state is not State.DONE
+                ]
         raise AssertionError(f"after {TURNS} turns the sites still react to each other")
 
     async def points(self, site: str | None = None) -> list[str]:
@@ -266,7 +270,7 @@ class Lab:
 
     async def _state(self) -> object:
         runs = await self.database.runs([run.id for run in await self._runs()])
-        return {id: run.document for id, run in runs.items()}, await self.debts()  # noqa: A001
+        return {id: run.document for id, run in runs.items()}, await self.reactions()  # noqa: A001
 
     async def _runs(self) -> list[Run]:
         return await self.database.select(Selection(), self.now())
@@ -281,11 +285,13 @@ class Lab:
             raise LookupError(f"there is no run {name}")
         return found[name]
 
-    async def debts(self, run: Run | None = None, *, handler: str | None = None) -> list[Debt]:
+    async def reactions(
+        self, run: Run | None = None, *, handler: str | None = None
+    ) -> list[Reaction]:
         """The reactions that the sites owe or have paid: state, note, due time, attempts."""
-        found = [debt for debt, _ in await self.database.debts(handler=handler)]
-        chosen = [debt for debt in found if run is None or debt.run == run.id]
-        return sorted(chosen, key=lambda debt: debt.id)
+        found = [reaction for reaction, _ in await self.database.reactions(handler=handler)]
+        chosen = [reaction for reaction in found if run is None or reaction.run == run.id]
+        return sorted(chosen, key=lambda reaction: reaction.id)
 
     async def alarms(self) -> list[Alarm]:
         """The alarms that stand."""
@@ -372,7 +378,7 @@ class Opening(AbstractAsyncContextManager[Lab]):
 
 
 def lab(
-    *reactions: Reaction,
+    *reactions: HandlerLike,
     sites: int | Mapping[str, Mapping[str, Any]] = 1,
     mongo_uri: str | None = None,
 ) -> Opening:
@@ -392,7 +398,7 @@ def lab(
     return Opening(handlers, given, mongo_uri)
 
 
-def _handlers(reaction: Reaction) -> list[Handler]:
+def _handlers(reaction: HandlerLike) -> list[Handler]:
     if isinstance(reaction, Handler):
         return [reaction]
     if isinstance(reaction, ModuleType):

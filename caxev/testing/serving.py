@@ -24,8 +24,8 @@ from caxev import aio
 from caxev.config import Settings, Sites, load_sites
 from caxev.core.clock import clock
 from caxev.core.registry import Handler, Registry, recorded
-from caxev.database import Database, Tenure
-from caxev.engine.listener import Leaving, open_database, serve_tenures
+from caxev.database import Database, Lease
+from caxev.engine.listener import Leaving, open_database, serve_leases
 from caxev.engine.options import Options
 
 QUIET: Final = 0.03
@@ -54,7 +54,7 @@ async def serve(bench: Bench, database: Database, site: str) -> None:
         once=True,
         caught_up=QUIET,
     )
-    await serve_tenures(options, database, OWNER, Leaving())
+    await serve_leases(options, database, OWNER, Leaving())
 
 
 @frozen
@@ -92,7 +92,7 @@ async def _expire(database: Database, site: str) -> None:
     """End the lease of a process that is known to be dead."""
     record = await database.site_record(site)
     if record is not None:
-        await database.release(Tenure(site, record.epoch, OWNER))
+        await database.release(Lease(site, record.epoch, OWNER))
 
 
 def _errand(bench: Bench, site: str) -> dict[str, object]:

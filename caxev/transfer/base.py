@@ -21,7 +21,7 @@ class Route:
     manifest, what is there is kept only if it came from a source with the same one. `max_rate`:
     bytes a second, None: no limit. `min_free`: bytes that must stay free where the copy goes.
 
-    `again`: a copy that has its name already is known to be bad and is to be mended: its name is
+    `again`: a copy that has its name already is known to be bad and is to be repaired: its name is
     taken from it first. `found` is what it was found to be, where that is known.
     """
 

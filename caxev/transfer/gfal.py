@@ -20,14 +20,14 @@ from caxev import failpoints
 from caxev.config import Site, state_directory
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (
-    Arrival,
-    Brake,
     Item,
     Manifest,
     Moved,
     PartDigest,
+    RateLimiter,
     Report,
     Seen,
+    StagedCopy,
     check_expected,
     check_names,
     confine,
@@ -101,7 +101,7 @@ class Gfal:
         final = confine(route.local_path, route.here.roots)
         source = far.source(path)
         check_expected(source, route.expected, far.shown(path))
-        arrival = Arrival(
+        arrival = StagedCopy(
             final,
             route.here.roots,
             source,
@@ -160,7 +160,7 @@ class Gfal:
         far = _far(route.here, route.there)
         path = far.confined(route.remote_path)
         source = far.source(path)
-        meter, brake = Meter.of(source, report), Brake(route.max_rate)
+        meter, brake = Meter.of(source, report), RateLimiter(route.max_rate)
         reading = _Copying(far, b"", path, meter, brake=brake)
         items = _side_by_side(reading.digest, [seen for seen in source if seen.kind == "file"])
         if far.source(path) != source:
@@ -379,7 +379,7 @@ class _Copying:
     far_root: bytes
     meter: Meter
     known: Mapping[bytes, Item] = field(factory=dict)
-    brake: Brake = field(factory=lambda: Brake(None))
+    brake: RateLimiter = field(factory=lambda: RateLimiter(None))
     private: bytes = b""
 
     def fetch(self, seen: Seen) -> None:
@@ -515,7 +515,7 @@ class _Told:
 
 
 def _suspects(route: Route) -> Suspects:
-    """Which files of a copy that is to be mended are to be sent whatever their ADLER32.
+    """Which files of a copy that is to be repaired are to be sent whatever their ADLER32.
 
     A server may tell one that it has kept since the file was written, and not that of its bytes.
     """

@@ -46,7 +46,7 @@ async def place(job: Job, name: str) -> AsyncIterator[float | None]:
         raise shut
     alive = partial(job.progress, 0, 0)
     async with traffic.slot(
-        name, _link(job, name), urgency=job.urgency, aside=job.aside, waiting=alive
+        name, _link(job, name), urgency=job.urgency, aside=job.yield_slot, waiting=alive
     ) as rate:
         if (shut := closed(job, name)) is not None:  # the place may have been hours in coming
             raise shut

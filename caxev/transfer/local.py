@@ -17,11 +17,11 @@ from caxev.config import Site
 from caxev.core.errors import GiveUp
 from caxev.files import (
     FILE_MODE,
-    Arrival,
     Manifest,
     Moved,
     Piece,
     Report,
+    StagedCopy,
     check_expected,
     confine,
     digest_tree,
@@ -96,7 +96,7 @@ def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
     path, tree = look_here(source.path, source.roots)
     check_expected(tree, route.expected, shown(path))
     final = confine(target.path, target.roots)
-    arrival = Arrival(
+    arrival = StagedCopy(
         final,
         target.roots,
         tree,
@@ -115,7 +115,7 @@ def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
     with arrival.opened() as todo:
         failpoints.point("files.prepare")
         meter.left(todo)
-        copying = _Copying(os.fsencode(path), arrival.partial, _Pace(route.max_rate), meter)
+        copying = _Copying(os.fsencode(path), arrival.partial, _RateMeter(route.max_rate), meter)
         own = [piece for piece in todo.pieces if not (linking and copying.link(piece))]
         for piece in own:
             copying.copy(piece)
@@ -129,7 +129,7 @@ def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
 
 
 @define
-class _Pace:
+class _RateMeter:
     """Holds bytes back to a rate, in bytes a second; None: no limit."""
 
     rate: float | None
@@ -154,7 +154,7 @@ class _Copying:
 
     source: bytes
     target: bytes
-    pace: _Pace
+    pace: _RateMeter
     meter: Meter
 
     def link(self, piece: Piece) -> bool:

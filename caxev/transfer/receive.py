@@ -35,11 +35,11 @@ from caxev.core.errors import Denied, GiveUp, Retry, RootAway
 from caxev.core.paths import Root
 from caxev.files import (
     FILE_MODE,
-    Arrival,
     Item,
     Manifest,
     Piece,
     Seen,
+    StagedCopy,
     confine,
     digest_tree,
     join,
@@ -268,7 +268,7 @@ def _receive(
     def checking(done: int, total: int) -> None:
         channel.tell(checking=done, total=total)
 
-    arrival = Arrival(
+    arrival = StagedCopy(
         final,
         roots,
         source,

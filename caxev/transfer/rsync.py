@@ -16,10 +16,10 @@ from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (
     DIR_MODE,
     FILE_MODE,
-    Arrival,
     Manifest,
     Moved,
     Report,
+    StagedCopy,
     apart,
     bring_in,
     check_expected,
@@ -81,7 +81,7 @@ class Rsync:
     """Moves copies by rsync; see `caxev.transfer.base.Mover`.
 
     rsync must be installed at both ends. It goes by names, so here it writes to a private directory
-    and finds there what it reads. `manifest` reads the copy back over SFTP. To mend a copy, or to
+    and finds there what it reads. `manifest` reads the copy back over SFTP. To repair a copy, or to
     go on with one, both ends read all of it, and what differs is sent.
     """
 
@@ -92,7 +92,7 @@ class Rsync:
         path, source = ssh.look_there(endpoint, route.remote_path, route.there.roots)
         where = f"{endpoint}:{printable(path)}"
         check_expected(source, route.expected, where)
-        arrival = Arrival(
+        arrival = StagedCopy(
             final, route.here.roots, source, min_free=route.min_free, again=route.again
         )
         meter = Meter.of(source, report)

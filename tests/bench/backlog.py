@@ -1,7 +1,7 @@
 """What a listener needs when a great many reactions are owed: its memory, and its rate.
 
-The ledger is given so many open debts, a half of them due and a half due tomorrow, and a listener
-works on them for a while, in a process of its own. Beside it, the same with a thousand.
+The ledger is given so many open reactions, a half of them due and a half due tomorrow, and a
+listener works on them for a while, in a process of its own. Beside it, the same with a thousand.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from caxev import HERE, Job, copy
 from caxev.core.clock import utcnow
 from caxev.core.ledger import owe
 from caxev.core.model import CopyKey, Event
-from caxev.database.store import debt_row
+from caxev.database.store import reaction_document
 from caxev.engine.listener import tune_collector
 from caxev.testing.mongod import ReplicaSet
 from tests import engine
@@ -39,18 +39,18 @@ RUNS = 1000
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--debts", type=int, default=1_000_000, help="how many (1000000)")
+    parser.add_argument("--reactions", type=int, default=1_000_000, help="how many (1000000)")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long it works (30)")
 
 
 def owed(runs: Sequence[ObjectId], number: int) -> Iterator[dict[str, Any]]:
     now = utcnow()
-    for mark in range(1, number + 1):
-        aspect = CopyKey("processed", SITE, f"v{mark}")
-        event = Event(runs[mark % len(runs)], aspect, None, "verifying@1478822400000")
-        at = now + timedelta(days=mark % 2)
-        debt = owe(SITE, event, "nothing", lane="default", mark=mark, at=at)
-        yield {"_id": debt.id, **debt_row(debt)}
+    for generation in range(1, number + 1):
+        aspect = CopyKey("processed", SITE, f"v{generation}")
+        event = Event(runs[generation % len(runs)], aspect, None, "verifying@1478822400000")
+        at = now + timedelta(days=generation % 2)
+        reaction = owe(SITE, event, "nothing", lane="default", generation=generation, at=at)
+        yield {"_id": reaction.id, **reaction_document(reaction)}
 
 
 def work(named: Named, seconds: float, told: Any) -> None:
@@ -93,15 +93,20 @@ def measure(number: int, seconds: float) -> tuple[float, float]:
             return peak / 1e6, done / seconds
 
 
-def main(*, as_json: bool, quick: bool, debts: int, seconds: float) -> None:
+def main(*, as_json: bool, quick: bool, reactions: int, seconds: float) -> None:
     if quick:
-        debts, seconds = min(debts, 20_000), min(seconds, 5.0)
-    found = {number: measure(number, seconds) for number in (FEW, debts)}
-    table = Table("open debts", "peak memory (MB)", "reactions/s", title="a listener's backlog")
+        reactions, seconds = min(reactions, 20_000), min(seconds, 5.0)
+    found = {number: measure(number, seconds) for number in (FEW, reactions)}
+    table = Table("open reactions", "peak memory (MB)", "reactions/s", title="a listener's backlog")
     for number, (peak, rate) in found.items():
         table.add_row(f"{number:,}", f"{peak:.1f}", f"{rate:,.0f}")
     Console(stderr=as_json).print(table)
     if as_json:
         (few, _), (many, rate) = found.values()
-        result = {"debts": debts, "peak_mb": many, "peak_mb_of_few": few, "reactions_per_s": rate}
+        result = {
+            "reactions": reactions,
+            "peak_mb": many,
+            "peak_mb_of_few": few,
+            "reactions_per_s": rate,
+        }
         print(json.dumps({name: round(value, 1) for name, value in result.items()}))

@@ -2,7 +2,7 @@
 
 - *ingest*: a backlog of changes, one a run. Peer: a loop over ``watch()`` that drains it. Two
   peers are timed: the loop as it comes, and with ``full_document="updateLookup"``, without which a
-  loop does not learn a run's state. Ours: read, compared with the last look, matched, one ledger
+  loop does not learn a run's state. Ours: read, compared with the snapshot, matched, one ledger
   entry each, committed together with the position.
 - *reactions*: no-op reactions claimed, run and settled, all with majority write concern.
 - *latency*: from a writer's call, in another process, to the handler's start; peer: to the bare
@@ -36,7 +36,7 @@ from rich.table import Table
 
 from caxev import HERE, Job, aio, copy
 from caxev.config import Settings
-from caxev.core.ledger import Debt
+from caxev.core.ledger import Reaction
 from caxev.core.registry import Registry
 from caxev.database import Database, Position
 from caxev.demo.world import World
@@ -78,21 +78,21 @@ QUICK: Sizes = {
 
 
 class NoIntake:
-    """Takes debts and starts none: what is timed is the way into the ledger."""
+    """Takes reactions and starts none: what is timed is the way into the ledger."""
 
     def __init__(self) -> None:
         self.count = 0
 
-    def reserve(self, debts: Sequence[Debt]) -> list[Debt]:
-        return list(debts)
+    def reserve(self, reactions: Sequence[Reaction]) -> list[Reaction]:
+        return list(reactions)
 
-    def start(self, debts: Sequence[Debt], runs: object) -> None:
-        self.count += len(debts)
+    def start(self, reactions: Sequence[Reaction], runs: object) -> None:
+        self.count += len(reactions)
 
     def look_again(self) -> None:
         return
 
-    def cancel(self, debts: Sequence[Debt]) -> None:
+    def cancel(self, reactions: Sequence[Reaction]) -> None:
         raise AssertionError("nothing is to fail here")
 
     async def reconcile(self) -> None:
@@ -164,10 +164,10 @@ async def drain_ours(bench: Bench, start: Any, count: int) -> float:
         await prepare(database)
         taken = await database.acquire(SITE, "bench", 600.0, datetime.now(UTC))
         assert taken is not None
-        tenure, intake = taken[0], NoIntake()
-        await database.save_position(tenure, Position(start=start), datetime.now(UTC))
+        lease, intake = taken[0], NoIntake()
+        await database.save_position(lease, Position(start=start), datetime.now(UTC))
         registry = Registry(handlers(), engine.sites_of(SITE).here(SITE))
-        watcher = Watcher(database, tenure, registry, intake)
+        watcher = Watcher(database, lease, registry, intake)
         began = time.perf_counter()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: watcher.run(ready=trio.Event()))
@@ -175,7 +175,7 @@ async def drain_ours(bench: Bench, start: Any, count: int) -> float:
                 await trio.sleep(0.005)
             rate = count / (time.perf_counter() - began)
             nursery.cancel_scope.cancel()
-        await database.release(tenure)
+        await database.release(lease)
         return rate
 
 
@@ -202,7 +202,7 @@ def ingest(bench: Bench, count: int, rounds: int) -> dict[str, float]:
         rates["bare"].append(drain_bare(bench, start, count))
         rates["lookup"].append(drain_bare(bench, start, count, full_document="updateLookup"))
         rates["ours"].append(trio.run(drain_ours, bench, start, count))
-        assert ledger.count_documents({"state": "open"}) == count * (n + 1)
+        assert ledger.count_documents({"state": "pending"}) == count * (n + 1)
     return {name: statistics.median(found) for name, found in rates.items()}
 
 
@@ -210,7 +210,7 @@ def ingest(bench: Bench, count: int, rounds: int) -> dict[str, float]:
 
 
 async def pay_all(bench: Bench, count: int) -> float:
-    """Pay the debts that the ingest left; reactions a second."""
+    """Pay the reactions that the ingest left; reactions a second."""
     async with aio.loop(), open_database(bench.settings) as database:
         taken = await database.acquire(SITE, "bench", 600.0, datetime.now(UTC))
         assert taken is not None
@@ -231,16 +231,16 @@ async def pay_all(bench: Bench, count: int) -> float:
 
 
 def reactions(bench: Bench, count: int, rounds: int) -> float:
-    """Time no-op reactions; the ledger must hold `count` open debts or more."""
+    """Time no-op reactions; the ledger must hold `count` open reactions or more."""
     ledger = bench.client[bench.name]["caxev_ledger"]
-    debts = {"handler": {"$exists": True}}
-    slots = [row["_id"] for row in ledger.find(debts, {"_id": 1})]
+    reactions = {"handler": {"$exists": True}}
+    keys = [row["_id"] for row in ledger.find(reactions, {"_id": 1})]
     # All but the first part wait until their round has come.
-    ledger.update_many(debts, {"$set": {"state": "kept"}})
+    ledger.update_many(reactions, {"$set": {"state": "kept"}})
     rates = []
     for n in range(rounds):
-        part = slots[n * count : (n + 1) * count]
-        ledger.update_many({"_id": {"$in": part}}, {"$set": {"state": "open"}})
+        part = keys[n * count : (n + 1) * count]
+        ledger.update_many({"_id": {"$in": part}}, {"$set": {"state": "pending"}})
         rates.append(trio.run(pay_all, bench, len(part)))
         assert ledger.count_documents({"state": "done"}) == len(part) * (n + 1)
     return statistics.median(rates)

@@ -328,7 +328,7 @@ class Watch:
 
     peak: int = 0
 
-    def look(self) -> None:
+    def snapshot(self) -> None:
         me = psutil.Process()
         self.peak = max(self.peak, sum(map(_resident, [me, *me.children(recursive=True)])))
 
@@ -345,11 +345,11 @@ def _resident(process: psutil.Process) -> int:
 def watched() -> Iterator[Watch]:
     watch, stop = Watch(), threading.Event()
 
-    def look() -> None:
+    def snapshot() -> None:
         while not stop.wait(_EVERY):
-            watch.look()
+            watch.snapshot()
 
-    thread = threading.Thread(target=look)
+    thread = threading.Thread(target=snapshot)
     thread.start()
     try:
         yield watch

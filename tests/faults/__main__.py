@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     one = CAMPAIGNS[given.name]
     figures = play(
         lambda ground: one.play(ground, given),
-        lease=getattr(given, "lease", 2.0),
+        lease_time=getattr(given, "lease_time", 2.0),
         server=one.server,
         sites=one.sites,
         **(ON_TAPE if one.on_tape else {}),

@@ -40,7 +40,7 @@ from caxev import aio
 from caxev.config import DEFAULT_HANDLERS, load_handlers
 from caxev.core.clock import utcnow
 from caxev.core.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate, Tag
-from caxev.database import Database, DatabaseError, passing
+from caxev.database import Database, DatabaseError, is_transient
 from caxev.demo.world import World, ask, left
 from caxev.engine.listener import open_database, prepare, run
 from caxev.files import GONE_PREFIX, PART_PREFIX, digest_tree
@@ -53,7 +53,7 @@ BIRTH: Final = "lngs"
 PATIENCE: Final = 300.0
 """Seconds after which what has not come to its end is lost."""
 LOOK_EVERY: Final = 0.1
-UNSETTLED: Final = ("open", "running")
+UNSETTLED: Final = ("pending", "running")
 SHOWN: Final = 10
 """Problems of a round that are told one by one."""
 LATER: Final = timedelta(hours=1)
@@ -77,10 +77,10 @@ Compared = dict[RunId, set[CopyKey]]
 class Tally:
     """The sum of a campaign, over all runs and their copies that were `compared`.
 
-    `lost`: what did not come to its end: a copy, a handler's effect, a debt, a partial that nobody
-    took away. `duplicated`: a second entry for one copy, a second effect. `corrupt_accepted`:
-    a copy that is said to be good and is not what the source is. `quorum_broken`: fewer good copies
-    than must remain.
+    `lost`: what did not come to its end: a copy, a handler's effect, a reaction, a partial that
+    nobody took away. `duplicated`: a second entry for one copy, a second effect.
+    `corrupt_accepted`: a copy that is said to be good and is not what the source is.
+    `quorum_broken`: fewer good copies than must remain.
     """
 
     compared: Compared
@@ -214,7 +214,7 @@ class Ground:
 
     world: World
     database: Database
-    lease: float = 2.0
+    lease_time: float = 2.0
     odd: bool = True
     outcasts: set[RunId] = field(init=False, factory=set)
     compared: Compared = field(init=False, factory=dict)
@@ -233,9 +233,9 @@ class Ground:
     def listen(self, site: str, *options: str, **environment: str) -> Listener:
         """Start a listener; it is the site's one from now on."""
         log = self.world.directory / "logs" / f"{site}.{len(self._started)}.{os.urandom(2).hex()}"
-        lease = ("--lease", str(self.lease))
+        lease_time = ("--lease", str(self.lease_time))
         files = ("--handlers", str(EFFECTS), "--log-file", str(log))
-        process = self.world.listen(site, *lease, *files, *options, environment=environment)
+        process = self.world.listen(site, *lease_time, *files, *options, environment=environment)
         listener = self.listeners[site] = Listener(site, process, log)
         self._started.append(listener)
         return listener
@@ -317,7 +317,7 @@ class Ground:
         end = end or self.wanted
         with suppress(TimeoutError):  # what is missing is found below
             await self.until(lambda: self._at_rest(runs, end), "not at rest")
-        problems = await self.owed(("open", "running", "failed"))
+        problems = await self.owed(("pending", "running", "failed"))
         found = await self.database.runs([born.id for born in runs])
         for born in runs:
             problems += await trio.to_thread.run_sync(self.judged, found[born.id], born, end)
@@ -365,7 +365,7 @@ class Ground:
             self.outcasts.add(self._marker)
         for site, listener in list(self.listeners.items()):
             while listener is self.listeners[site] and listener.process.poll() is None:
-                looked = await self.database.look(site, [self._marker])
+                looked = await self.database.snapshot(site, [self._marker])
                 if Tag(mark) in looked.before.get(self._marker, {}):
                     break
                 await trio.sleep(LOOK_EVERY)
@@ -378,13 +378,17 @@ class Ground:
         return await self.database.update_run(update, utcnow())
 
     async def owed(self, states: Iterable[str]) -> list[Problem]:
-        """Say which debts are in these states, but those that only wait for a later time."""
+        """Say which reactions are in these states, but those that only wait for a later time."""
         return [
-            Problem("lost", f"{debt.site}: {debt.handler} of {debt.event} is {state}: {debt.note}")
+            Problem(
+                "lost",
+                f"{reaction.site}: {reaction.handler} of {reaction.event} is {state}: "
+                f"{reaction.note}",
+            )
             for state in states
-            for debt, _ in await self.database.debts(state=state)
-            if debt.run not in self.outcasts
-            if debt.due < utcnow() + LATER or state != "open"
+            for reaction, _ in await self.database.reactions(state=state)
+            if reaction.run not in self.outcasts
+            if reaction.due < utcnow() + LATER or state != "pending"
         ]
 
     def partials(self) -> Iterator[Problem]:
@@ -413,20 +417,20 @@ async def _holds(condition: Callable[[], Awaitable[bool]]) -> bool:
     try:
         return await condition()
     except DatabaseError as error:
-        if not passing(error):
+        if not is_transient(error):
             raise
         return False
 
 
 @asynccontextmanager
 async def ground_in(
-    world: World, *, lease: float = 2.0, kind: type[Ground] = Ground
+    world: World, *, lease_time: float = 2.0, kind: type[Ground] = Ground
 ) -> AsyncIterator[Ground]:
     """A ground for the length of a block; its listeners have ended afterwards."""
     load_handlers(default=DEFAULT_HANDLERS)
     async with aio.loop(), open_database(world.settings) as database:
         await prepare(database)
-        ground = kind(world, database, lease)
+        ground = kind(world, database, lease_time)
         try:
             yield ground
         finally:
@@ -467,7 +471,7 @@ def say_round(what: str, problems: Sequence[Problem], seconds: float) -> None:
 def play(
     campaign: Callable[[Ground], Awaitable[Mapping[str, Any]]],
     *,
-    lease: float = 2.0,
+    lease_time: float = 2.0,
     server: Callable[[Path], ReplicaSet] = ReplicaSet,
     template: Path = ROOT / "sites.json",
     kind: type[Ground] = Ground,
@@ -479,7 +483,7 @@ def play(
     """
 
     async def main(world: World) -> Mapping[str, Any]:
-        async with ground_in(world, lease=lease, kind=kind) as ground:
+        async with ground_in(world, lease_time=lease_time, kind=kind) as ground:
             return await campaign(ground)
 
     with _ended_by_signals(), new_world(server, template, sites) as world:

@@ -48,7 +48,7 @@ BETWEEN: Final = ("-1h", "+40d")
 STEP_EVERY: Final = 0.7
 AHEAD: Final = timedelta(days=40)
 VICTIM: Final = "chicago"
-"""Where a copy rots, and is mended."""
+"""Where a copy rots, and is repaired."""
 RIGHT: Final[Mapping[str, str]] = {}
 SIZE: Final = 100_000
 SLOWER: Final = 1.5

@@ -181,7 +181,7 @@ async def silent(stage: Stage) -> float | None:
 
 def _mended(stage: Stage) -> float:
     for proxy in stage.mongod.proxies:
-        proxy.mend()
+        proxy.repair()
     return time.time()
 
 

@@ -167,7 +167,7 @@ async def _read(ground: Ground, born: Born) -> Run:
 
 
 async def _corrupt_master(ground: Ground, born: Born, *, silently: bool) -> list[Problem]:
-    """Harm the master, have somebody look, and wait until it is mended; what is wrong then.
+    """Harm the master, have somebody look, and wait until it is repaired; what is wrong then.
 
     `silently`: so that its entry says what its bytes are, and it is the others that contradict it.
     """
@@ -190,12 +190,12 @@ async def _corrupt_master(ground: Ground, born: Born, *, silently: bool) -> list
     asked = RunUpdate.ask(now, _copy(now, doubted.host), new_id(), utcnow())
     assert await ground.database.update_run(asked, utcnow()) is not None
 
-    async def mended() -> bool:
+    async def repaired() -> bool:
         found = _copy(await _read(ground, born), BIRTH)
         return found.status == TRANSFERRED and found.manifest == born.digest and _was_mended(found)
 
     try:
-        await ground.until(mended, f"{run}: the master was not mended")
+        await ground.until(repaired, f"{run}: the master was not repaired")
     except TimeoutError as error:
         entries = (await _read(ground, born)).document["data"]
         return [Problem("lost", f"{error}: {entries}")]

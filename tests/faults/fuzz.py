@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from caxev.core.diff import diff, replay
-from caxev.core.model import CopyKey, Run, Watched, look_at
+from caxev.core.model import CopyKey, Run, Watched, snapshot_of
 from tests import strategies as make
 
 Document = Mapping[str, Any]
@@ -95,17 +95,17 @@ def _mixed(entry: Any, data: list[Any], random: Random) -> Any:
 
 def check(before: Document, after: Document) -> None:
     """Look at two documents; nothing may be raised, and the laws of `diff` hold."""
-    looks = []
+    snapshots = []
     for document in (before, after):
         run = Run.from_document(document)
         assert str(run)
-        _ = run.start, run.number, run.look(WATCHED)
+        _ = run.start, run.number, run.snapshot(WATCHED)
         for copy in run.copies:
             told = (copy.location, copy.checksum, copy.manifest, copy.source, copy.owner)
             assert all(one is None or isinstance(one, str) for one in told)
             _ = copy.since, copy.seen_as, copy.as_seen, str(copy.key)
-        looks.append(look_at(document, WATCHED))
-    one, two = looks
+        snapshots.append(snapshot_of(document, WATCHED))
+    one, two = snapshots
     assert diff("id", one, one) == ()
     events = diff("id", one, two)
     assert replay(one, events) == two

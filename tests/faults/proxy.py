@@ -49,15 +49,15 @@ class Proxy:
     # -- what a campaign asks for -------------------------------------------------------------
 
     def cut(self) -> None:
-        """Reset every connection, and each new one, until `mend`."""
+        """Reset every connection, and each new one, until `repair`."""
         self.cuts = True
         self.reset()
 
     def stall(self) -> None:
-        """Pass nothing on and close nothing, until `mend`."""
+        """Pass nothing on and close nothing, until `repair`."""
         self._passes.clear()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Pass everything on again. What was stalled goes on, or breaks if it was cut."""
         self.cuts = False
         self._passes.set()

@@ -122,7 +122,7 @@ def _again(ground: Ground, *seen: str) -> End:
 
 
 async def damaged(ground: Ground, runs: Sequence[Born]) -> End:
-    """Have a copy go bad, to be found out, judged and mended; somebody asks for it."""
+    """Have a copy go bad, to be found out, judged and repaired; somebody asks for it."""
     for born in runs:
         run = (await ground.database.runs([born.id]))[born.id]
         copy = run.copy(CopyKey("raw", CHICAGO))
@@ -158,10 +158,10 @@ async def disputed(ground: Ground, runs: Sequence[Born]) -> End:
         environment = {**ground.world.environment, "PATH": ""}
         await trio.run_process([*command, "--site", BIRTH], env=environment, capture_stdout=True)
 
-    def mended(run: Run) -> bool:
+    def repaired(run: Run) -> bool:
         return all(_copy(run, host).status == TRANSFERRED for host in (CHICAGO, STOCKHOLM))
 
-    await _all(ground, runs, mended, "what a person vouched for did not mend the others")
+    await _all(ground, runs, repaired, "what a person vouched for did not repair the others")
     for host in (CHICAGO, STOCKHOLM):
         await _request(ground, host, runs, "release")
 
@@ -220,7 +220,7 @@ async def aged(ground: Ground, runs: Sequence[Born]) -> End:
         return bool(_copy(run, CHICAGO).fields.get("repairs"))
 
     await _all(ground, runs, corrected, "the field was not computed from its table")
-    await _all(ground, runs, rotten, "what had rotted was not found out and mended")
+    await _all(ground, runs, rotten, "what had rotted was not found out and repaired")
     return _again(ground, CHICAGO, CHICAGO, STOCKHOLM)
 
 

@@ -176,7 +176,7 @@ async def _cut(ground: Ground, proxies: dict[str, Proxy], random: Random) -> Non
         proxy.cut()
     await trio.sleep(random.uniform(0, 2))
     for proxy in proxies.values():
-        proxy.mend()
+        proxy.repair()
 
 
 async def _database(ground: Ground, proxies: dict[str, Proxy], random: Random) -> None:

@@ -73,6 +73,6 @@ async def takeover(ground: Ground, *, rounds: int, seed: int) -> dict[str, Any]:
         told = f"{tally.rounds}. taken over after {took[-1]:.2f} s"
         say_round(told, problems, trio.current_time() - began)
         leader, heir = heir, await standby(ground)
-    late = sum(seconds > ground.lease for seconds in took)
+    late = sum(seconds > ground.lease_time for seconds in took)
     longest = round(max(took, default=0.0), 2)
-    return {**tally.row(), "lease_s": ground.lease, "longest_s": longest, "late": late}
+    return {**tally.row(), "lease_s": ground.lease_time, "longest_s": longest, "late": late}

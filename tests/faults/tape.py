@@ -162,8 +162,10 @@ async def _over(ground: Ground, runs: Sequence[Born]) -> bool:
     found = await ground.database.runs([born.id for born in runs])
     if any(_unsettled(one) for one in found.values()):
         return False
-    states = ("open", "running")
-    return not [debt for state in states for debt in await ground.database.debts(state=state)]
+    states = ("pending", "running")
+    return not [
+        reaction for state in states for reaction in await ground.database.reactions(state=state)
+    ]
 
 
 def _unsettled(one: Run) -> bool:

@@ -144,7 +144,7 @@ async def stalled(stage: Stage) -> Callable[[], object]:
         proxy.stall()
     await stage.wait(1, 90)  # after a minute the connection is given up
     for proxy in stage.proxies.values():
-        proxy.mend()
+        proxy.repair()
     return nothing
 
 
@@ -156,7 +156,7 @@ async def server_killed(stage: Stage) -> Callable[[], object]:
         proxy.to = await trio.to_thread.run_sync(stage.ground.world.restart_server, site)
     await stage.wait(0.5, 10)
     for proxy in stage.proxies.values():
-        proxy.mend()
+        proxy.repair()
     return nothing
 
 
@@ -420,11 +420,15 @@ async def _settled(ground: Ground, born: Born) -> list[str]:
     async def settled() -> bool:
         said.clear()
         one = await _now(ground, born)
-        for state in ("failed", "open"):
-            debts = await ground.database.debts(state=state)
-            mine = (debt for debt, _ in debts if debt.run == born.id)
+        for state in ("failed", "pending"):
+            reactions = await ground.database.reactions(state=state)
+            mine = (reaction for reaction, _ in reactions if reaction.run == born.id)
             # That one waits for its time says nothing of what is wrong.
-            said.extend(debt.note for debt in mine if debt.note and debt.handler != "stalled")
+            said.extend(
+                reaction.note
+                for reaction in mine
+                if reaction.note and reaction.handler != "stalled"
+            )
         bad = (copy for copy in one.copies if copy.status == ERROR)
         said.extend(str(copy.fields.get("error") or "") for copy in bad)
         good = [copy for copy in one.copies if copy.status == TRANSFERRED]

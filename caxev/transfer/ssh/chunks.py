@@ -41,7 +41,7 @@ class Progress:
 
 
 @define(eq=False)
-class Pace:
+class RateMeter:
     """Keeps what is moved to so many bytes a second; None: as fast as it goes. For any thread."""
 
     rate: float | None = None

@@ -86,11 +86,11 @@ async def land(
 ) -> Landing:
     """Make ready the partial of `path` there: directories made, what does not belong gone.
 
-    Only files and links are left to do. With `again` a copy that has its name is to be mended, and
-    becomes a partial first; `wrong` is what is known of it. `origin` names the content of the
+    Only files and links are left to do. With `again` a copy that has its name is to be repaired,
+    and becomes a partial first; `wrong` is what is known of it. `origin` names the content of the
     source: a partial that was made from another is begun anew, as its size and time do not show
-    that; None: the caller compares what is kept. Raises `GiveUp` where something else
-    than `source` stands at `path`, `Retry` where fewer than `min_free` bytes would stay free.
+    that; None: the caller compares what is kept. Raises `GiveUp` where something else than `source`
+    stands at `path`, `Retry` where fewer than `min_free` bytes would stay free.
     """
     final = await remote.confine(path, roots)
     partial = os.fsencode(partial_path(os.fsdecode(final)))

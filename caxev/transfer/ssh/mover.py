@@ -32,7 +32,6 @@ from caxev import failpoints
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import (
     PART,
-    Arrival,
     Item,
     Manifest,
     Moved,
@@ -41,6 +40,7 @@ from caxev.files import (
     Range,
     Report,
     Seen,
+    StagedCopy,
     check_expected,
     confine,
     damaged,
@@ -65,7 +65,7 @@ from caxev.transfer.receive import (
     seen_rows,
 )
 from caxev.transfer.ssh.agent import Agent, agent_on, shaped
-from caxev.transfer.ssh.chunks import Handout, Pace, Progress
+from caxev.transfer.ssh.chunks import Handout, Progress, RateMeter
 from caxev.transfer.ssh.endpoint import Endpoint, connected, started, translated
 from caxev.transfer.ssh.landing import land, only_pusher, publish
 from caxev.transfer.ssh.pipeline import Digests, Haul, changed
@@ -154,13 +154,13 @@ class _Work:
         progress: Progress,
         *,
         ordered: bool = False,
-        pace: Pace | None = None,
+        pace: RateMeter | None = None,
     ) -> Digests:
         """Move these pieces of the trees at the two `ends`, here and there, over SFTP."""
         if not pieces:
             return {}
         self.crew.call(weight_of(piece.left for piece in pieces))
-        pace = pace or Pace(self.transfer.max_rate)
+        pace = pace or RateMeter(self.transfer.max_rate)
         handout = Handout.of(pieces, ahead=self.transfer.unsure if ordered else None)
         known = {} if do == "read" else known_items(self.transfer.expected)
         # Where files are moved in no order, no time must say that one is whole before all are.
@@ -253,7 +253,7 @@ async def _pull(work: _Work) -> Moved:
     final = confine(transfer.local_path, transfer.local_roots)
     work, there, source = await _listed(work)
     check_expected(source, transfer.expected, _place(work))
-    arrival = Arrival(
+    arrival = StagedCopy(
         final,
         transfer.local_roots,
         source,
@@ -347,7 +347,7 @@ async def _unchanged(work: _Work, path: bytes, source: list[Seen]) -> bool:
 
 
 async def _fetch_all(
-    work: _Work, there: bytes, arrival: Arrival, todo: Plan, progress: Progress
+    work: _Work, there: bytes, arrival: StagedCopy, todo: Plan, progress: Progress
 ) -> Digests:
     transfer, partial = work.transfer, arrival.partial
     small, large = _sorted_out(todo.pieces, work.agent)
@@ -357,7 +357,7 @@ async def _fetch_all(
     await work.agent.ask(pieces=piece_rows(small, arrival.source))
     if large:
         there = await work.crew.answer()
-    pace = Pace(transfer.max_rate)
+    pace = RateMeter(transfer.max_rate)
     return await _both(
         receive_stream(work.agent, partial, small, pace, progress),
         work.move("pull", (partial, there), large, progress, ordered=ordered, pace=pace),
@@ -453,7 +453,7 @@ async def _push_to_agent(
     small, large = _sorted_out(pieces, agent)
     if large:
         await _check_partial(work, partial)
-    root, pace, ordered = os.fsencode(here), Pace(transfer.max_rate), not _is_known(transfer)
+    root, pace, ordered = os.fsencode(here), RateMeter(transfer.max_rate), not _is_known(transfer)
     digests = await _while_space(
         _both(
             send_stream(agent, root, small, pace, progress),
@@ -539,7 +539,7 @@ def _unsynced(
 
 
 def _wrong(transfer: Transfer, source: Sequence[Seen]) -> Mapping[bytes, Sequence[Range]]:
-    """What is wrong with a copy that is to be mended: all of it, unless it was read back."""
+    """What is wrong with a copy that is to be repaired: all of it, unless it was read back."""
     if not transfer.again:
         return {}
     wrong: dict[bytes, Sequence[Range]] = {

@@ -32,7 +32,7 @@ from caxev.files import (
     printable,
     second,
 )
-from caxev.transfer.ssh.chunks import Handout, Pace, Progress
+from caxev.transfer.ssh.chunks import Handout, Progress, RateMeter
 from caxev.transfer.ssh.plan import BLOCK
 from caxev.transfer.ssh.remote import GONE, NOT_FOR_US, naming
 from caxev.transfer.ssh.sftp import OPENING, READ, WRITE, Answer, Sftp, may_be_file
@@ -66,7 +66,7 @@ class Haul:
     local: bytes
     remote: bytes
     handout: Handout
-    pace: Pace
+    pace: RateMeter
     progress: Progress
     finishing: bool
     known: Mapping[bytes, Item]

@@ -25,7 +25,7 @@ class Transfer:
     is what the copy must turn out to be, where that is known; `checksum`, which cax took of the
     source, names its content if there is no manifest. `max_rate` is in bytes a second,
     `min_free` in bytes: what must stay free where the copy goes. `again`: a copy that is pushed has
-    its name there already and is to be mended; `found` is what it was found to be.
+    its name there already and is to be repaired; `found` is what it was found to be.
     """
 
     endpoint: Endpoint

@@ -378,7 +378,7 @@ class Remote:
                 yield file
 
     async def withdraw(self, final: bytes, partial: bytes) -> None:
-        """Take the name from a copy that is to be mended: it is a partial again. Repeatable.
+        """Take the name from a copy that is to be repaired: it is a partial again. Repeatable.
 
         It takes the place of a partial of another attempt.
         """

@@ -12,14 +12,14 @@ from caxev import failpoints
 from caxev.files import PartDigest, Piece, join
 from caxev.transfer.receive import CHUNK, read_piece, write_piece
 from caxev.transfer.ssh.agent import Agent
-from caxev.transfer.ssh.chunks import Pace, Progress
+from caxev.transfer.ssh.chunks import Progress, RateMeter
 from caxev.transfer.ssh.pipeline import Digests
 
 T = TypeVar("T")
 
 
 async def send_stream(
-    agent: Agent, root: bytes, pieces: Sequence[Piece], pace: Pace, progress: Progress
+    agent: Agent, root: bytes, pieces: Sequence[Piece], pace: RateMeter, progress: Progress
 ) -> Digests:
     """Send these stretches of the files below `root`. What is sent next is read meanwhile."""
     digests: Digests = {}
@@ -37,7 +37,7 @@ async def send_stream(
 
 
 async def receive_stream(
-    agent: Agent, root: bytes, pieces: Sequence[Piece], pace: Pace, progress: Progress
+    agent: Agent, root: bytes, pieces: Sequence[Piece], pace: RateMeter, progress: Progress
 ) -> Digests:
     """Write what comes to these stretches of the files below `root`."""
     digests: Digests = {}
@@ -58,7 +58,7 @@ async def receive_stream(
     return digests
 
 
-async def _paced(pace: Pace, count: int) -> None:
+async def _paced(pace: RateMeter, count: int) -> None:
     while wait := pace.take(count):  # noqa: ASYNC110  # nothing else says that time has passed
         await asyncio.sleep(wait)
 

@@ -13,7 +13,7 @@ from caxev.cli.output import lasting, size
 from caxev.core.transcript import unpacked
 
 if TYPE_CHECKING:
-    from caxev.core.ledger import Debt
+    from caxev.core.ledger import Reaction
 
 RUN_COLUMN: Final = ("run", "RUN")
 COLUMNS: Final = (
@@ -105,19 +105,19 @@ def _said(document: Mapping[str, Any]) -> dict[str, str]:
         return {"said": "[what is kept in the ledger cannot be read]"}
 
 
-def reaction_row(debt: Debt, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a debt as it is listed, with how far it is where that is known."""
+def reaction_row(reaction: Reaction, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a reaction as it is listed, with how far it is where that is known."""
     progress = document.get("progress")
     return {
-        "site": debt.site,
-        "event": str(debt.event),
-        "handler": debt.handler,
-        "state": str(debt.state),
-        "due": debt.due,
-        "priority": debt.priority,
-        "attempts": debt.attempts,
+        "site": reaction.site,
+        "event": str(reaction.event),
+        "handler": reaction.handler,
+        "state": str(reaction.state),
+        "due": reaction.due,
+        "priority": reaction.priority,
+        "attempts": reaction.attempts,
         **progress_cells(Progress.of(progress)),
         "progress_at": progress.get("at") if isinstance(progress, dict) else None,
-        "note": debt.note,
+        "note": reaction.note,
         **_said(document),
     }
