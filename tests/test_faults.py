@@ -17,14 +17,17 @@ from trio.lowlevel import current_statistics
 
 from caxev import metrics
 from caxev.config import ConfigError
-from caxev.core.model import CopyKey, Run
+from caxev.core.clock import utcnow
+from caxev.core.ledger import owe
+from caxev.core.model import YES, CopyKey, Event, Run, Tag
+from caxev.database import Ingest
 from caxev.demo.world import World
 from caxev.files import partial_path
 from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests import sshd as servers
 from tests.conftest import Database as Named
-from tests.faults.campaign import MUST_BE_0, ROOT, Born, End, compare, ground_in, new_world
+from tests.faults.campaign import BIRTH, MUST_BE_0, ROOT, Born, End, compare, ground_in, new_world
 from tests.faults.cax import SITES as BESIDE_CAX
 from tests.faults.cax import beside_cax
 from tests.faults.clocks import SITES as WRONG
@@ -290,6 +293,27 @@ async def test_broken_databases(fronted: World) -> None:
     async with ground_in(fronted) as ground:
         figures = await database(ground, rounds=2, seed=1, only=faults, long=False)
     assert_nothing_happened(figures, 2)
+
+
+@pytest.mark.replicaset
+async def test_a_time_out_shows_entries_and_reactions(world: World) -> None:
+    """A campaign that comes to no end somewhere else can be understood from its message."""
+    async with ground_in(world) as ground:
+        born = await ground.take(1000)
+        taken = await ground.database.acquire(BIRTH, "me", 60.0, utcnow())
+        assert taken is not None
+        event = Event(born.id, Tag("go"), None, YES)
+        debt = owe(BIRTH, event, "slow", lane="a", mark=1, at=utcnow())
+        await ground.database.ingest(taken[0], Ingest({}, [debt]), utcnow())
+
+        async def never() -> bool:
+            return False
+
+        with pytest.raises(TimeoutError, match=r"no end \(after 0 s\)") as raised:
+            await ground.until(never, "no end", within=0.1)
+    message = str(raised.value)
+    assert "raw at lngs is verifying" in message
+    assert f"lngs: slow of tag 'go': yes of run {born.id} is open, due at " in message
 
 
 @pytest.mark.replicaset

@@ -862,6 +862,16 @@ def test_options_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.tape
+def test_a_node_that_is_refused(tape: Ground) -> None:
+    """The archive's operator must let it in: that is waited for, and is no fault of the run."""
+    tape.fault("incremental refused")
+    told = tape.back_up()
+    assert isinstance(told.failed, Denied)
+    assert "ANS1353E" in told.failed.why
+    tape.back_up().get()
+
+
+@pytest.mark.tape
 def test_no_room_to_restore(tape: Ground) -> None:
     """What would not leave enough free is not begun."""
     tape.back_up().get()

@@ -9,8 +9,8 @@ imports it: it is run as a program, by ``archive.command`` of sites.json. Its en
                             ``restore hang``
     DSMC_SIMULATOR_CHANCE   the probability, 0 to 1, of a fault in any command, by
     DSMC_SIMULATOR_SEED     this seed and how many commands there were
-    DSMC_SIMULATOR_REFUSED  a file with the name of a directory a line, of which nothing is ever
-                            taken: no backup of it gets any further than the login
+    DSMC_SIMULATOR_REFUSED  a file with the name of a directory a line, of which nothing is taken
+                            while it is in there: no backup of it gets any further than the login
     DSMC_SIMULATOR_DELAY    seconds that a tape takes to be mounted
 """
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -39,6 +39,7 @@ from rich.table import Table
 from caxev import aio
 from caxev.config import DEFAULT_HANDLERS, load_handlers
 from caxev.core.clock import utcnow
+from caxev.core.ledger import Debt, State
 from caxev.core.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate, Tag
 from caxev.database import Database, DatabaseError, is_transient
 from caxev.demo.world import World, ask, left
@@ -56,6 +57,8 @@ LOOK_EVERY: Final = 0.1
 UNSETTLED: Final = ("pending", "running")
 SHOWN: Final = 10
 """Problems of a round that are told one by one."""
+LISTED: Final = 50
+"""Runs, and reactions, that the message of a time-out lists: of the runs, those taken last."""
 LATER: Final = timedelta(hours=1)
 """What is due after that only waits for its time: a copy to be stalled, or read again."""
 
@@ -223,6 +226,7 @@ class Ground:
     _marks: Iterator[int] = field(init=False, factory=lambda: count(1))
     _marker: RunId | None = field(init=False, default=None)
     _started: list[Listener] = field(init=False, factory=list)
+    _last: deque[RunId] = field(init=False, factory=lambda: deque(maxlen=LISTED))
 
     def __attrs_post_init__(self) -> None:
         raw = self.world.dir_of(BIRTH, "dir_raw")
@@ -259,12 +263,28 @@ class Ground:
     async def until(
         self, condition: Callable[[], Awaitable[bool]], why: str, *, within: float = PATIENCE
     ) -> None:
-        """Wait for a condition. Raises TimeoutError."""
+        """Wait for a condition. Raises TimeoutError, whose message has the `situation`."""
         with trio.move_on_after(within):
             while not await _holds(condition):  # of another process
                 await trio.sleep(LOOK_EVERY)
             return
-        raise TimeoutError(why)
+        raise TimeoutError(f"{why} (after {within:.0f} s)\n{await self.situation()}")
+
+    async def situation(self) -> str:
+        """Return the entries of the runs, and the reactions that are not done, a line each.
+
+        A campaign that fails elsewhere leaves no more than this to find out why.
+        """
+        try:
+            debts = [
+                debt
+                for state in (*UNSETTLED, "failed")
+                for debt, _ in await self.database.debts(state=state, limit=LISTED)
+            ]
+            runs = await self.database.runs({*self._last, *(debt.run for debt in debts)})
+        except DatabaseError as error:
+            return f"the database does not answer: {error}"
+        return "\n".join([*map(_entries, runs.values()), *map(_owed, debts)])
 
     async def stop(self, *listeners: Listener) -> None:
         """Have listeners leave in good order, and wait for them."""
@@ -299,7 +319,9 @@ class Ground:
         number = next(self.numbers)
         document = await trio.to_thread.run_sync(self._write, number, size, odd)
         digest = await trio.to_thread.run_sync(digest_of, document["data"][0]["location"])
-        return Born(await self.database.insert_run({**document, **fields}), number, digest)
+        born = Born(await self.database.insert_run({**document, **fields}), number, digest)
+        self._last.append(born.id)
+        return born
 
     def _write(self, number: int, size: int, odd: bool) -> dict[str, Any]:
         document = self.world.take_run(BIRTH, number, size, number)
@@ -411,6 +433,23 @@ class Ground:
                     place = Path(copy.location)
                     doomed = place.parent if anew and copy.type != "raw" else place
                     await trio.to_thread.run_sync(partial(rmtree, doomed, ignore_errors=True))
+
+
+def _entries(one: Run) -> str:
+    """List a run's entries: each with its status, and with its error if it has one."""
+    copies = (
+        f"{copy.key} is {copy.status}" + (f" ({why})" if (why := copy.fields.get("error")) else "")
+        for copy in one.copies
+    )
+    return f"{one}: {', '.join(copies) or 'no entry'}"
+
+
+def _owed(debt: Debt) -> str:
+    """Describe a reaction that is not done: what it is for, and why it waits."""
+    waits = f"due at {debt.due:%H:%M:%S} UTC, " if debt.state is State.OPEN else ""
+    since = f"hindered since {debt.hindered:%H:%M:%S} UTC, " if debt.hindered else ""
+    what = f"{debt.site}: {debt.handler} of {debt.event} of run {debt.run} is {debt.state}"
+    return f"{what}, {waits}{since}{debt.attempts} attempts: {debt.note or 'no note'}"
 
 
 async def _holds(condition: Callable[[], Awaitable[bool]]) -> bool:

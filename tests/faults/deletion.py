@@ -197,8 +197,7 @@ async def _corrupt_master(ground: Ground, born: Born, *, silently: bool) -> list
     try:
         await ground.until(repaired, f"{run}: the master was not repaired")
     except TimeoutError as error:
-        entries = (await _read(ground, born)).document["data"]
-        return [Problem("lost", f"{error}: {entries}")]
+        return [Problem("lost", str(error))]
     end = End.of(run)
     # Its status came back: what reacts to that has done so again.
     tags = end.tags + type(end.tags)([f"seen-{BIRTH}"])
