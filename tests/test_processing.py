@@ -766,6 +766,23 @@ def test_only_what_goes_the_same_way_goes_together() -> None:
     assert [sorted(names) for names in second.sent] == [["j1", "j3", "j5", "j7", "j9"]]
 
 
+def test_one_submission_at_a_time_goes_one_way() -> None:
+    """Each counts the jobs that are out before it sends: two at once would take the same room."""
+    at_once: list[int] = []
+    sending = 0
+
+    async def send(specs: Any) -> list[Sent]:
+        nonlocal sending
+        sending += 1
+        at_once.append(sending)
+        await trio.sleep(1.0)
+        sending -= 1
+        return [Found("1") for _ in specs]
+
+    trio.run(sent_by(10, send), clock=MockClock(autojump_threshold=0))
+    assert at_once == [1, 1]
+
+
 def test_a_failed_submission_is_everybody_s() -> None:
     """What hinders all is raised by all, once each."""
 

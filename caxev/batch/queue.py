@@ -5,6 +5,7 @@ Used by `handlers.processing`; lives in the listener's memory and knows nothing 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Final
 
@@ -25,6 +26,8 @@ MOST: Final = 500
 
 Sent = Found | GiveUp | Retry | None
 Send = Callable[[Sequence[JobSpec]], Awaitable[list[Sent]]]
+_Key = tuple[Hashable, Hashable]
+"""Where jobs go, and what they need."""
 
 
 @define(eq=False)
@@ -38,7 +41,12 @@ class _Seat:
 class Queue:
     """The way to the batch systems of one site."""
 
-    _gathering: dict[Hashable, list[_Seat]] = field(init=False, factory=dict)
+    _gathering: dict[_Key, list[_Seat]] = field(init=False, factory=dict)
+    # One that sends counts the jobs that are out and adds its own: two at once would both take the
+    # same room.
+    _sending: defaultdict[Hashable, trio.Lock] = field(
+        init=False, factory=lambda: defaultdict(trio.Lock)
+    )
     _left: trio.Event = field(init=False, factory=trio.Event)
 
     def left(self) -> None:
@@ -65,7 +73,7 @@ class Queue:
             if waited.cancelled_caught:
                 raise Retry("the batch system has no room", after=PATIENCE / 10)
 
-    async def _together(self, key: Hashable, seat: _Seat, send: Send) -> Sent:
+    async def _together(self, key: _Key, seat: _Seat, send: Send) -> Sent:
         seats = self._gathering.setdefault(key, [])
         seats.append(seat)
         if len(seats) >= MOST:
@@ -76,12 +84,15 @@ class Queue:
             await seat.done.wait()
         return seat.sent
 
-    async def _lead(self, key: Hashable, seats: list[_Seat], send: Send) -> None:
+    async def _lead(self, key: _Key, seats: list[_Seat], send: Send) -> None:
         try:
             await trio.sleep(GATHER)
-            self._close(key, seats)
-            for seat, sent in zip(seats, await send([seat.spec for seat in seats]), strict=True):
-                seat.sent = sent
+            async with self._sending[key[0]]:
+                self._close(key, seats)
+                for seat, sent in zip(
+                    seats, await send([seat.spec for seat in seats]), strict=True
+                ):
+                    seat.sent = sent
         except (GiveUp, Retry) as error:
             for seat in seats:
                 seat.sent = error
@@ -90,6 +101,6 @@ class Queue:
             for seat in seats:
                 seat.done.set()
 
-    def _close(self, key: Hashable, seats: list[_Seat]) -> None:
+    def _close(self, key: _Key, seats: list[_Seat]) -> None:
         if self._gathering.get(key) is seats:
             del self._gathering[key]
