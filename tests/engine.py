@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 from attrs import evolve
@@ -20,6 +20,9 @@ from caxev.database import Database
 from caxev.engine.listener import Leaving, open_database, prepare, serve_leases
 from caxev.engine.options import Options
 from tests.conftest import Database as Named
+
+PATIENCE: Final = 240.0
+"""Seconds to wait for what must come: a machine that is slow and busy has its time."""
 
 
 def settings_for(database: Named) -> Settings:
@@ -115,7 +118,7 @@ async def as_site(database: Database, options: Options) -> AsyncIterator[Databas
             yield own
 
 
-async def until(condition: Callable[[], Any], *, within: float = 60.0) -> Any:
+async def until(condition: Callable[[], Any], *, within: float = PATIENCE) -> Any:
     """Wait for a condition (plain or async) to hold, and return what it returned."""
     with trio.fail_after(within):
         while True:

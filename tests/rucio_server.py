@@ -35,7 +35,7 @@ RSES: Final = ("DISK1", "DISK2", "DISK3")
 ACCOUNT: Final = "root"
 USERNAME: Final = "tester"
 PASSWORD: Final = "throw-away"
-_PATIENCE: Final = 60.0
+_PATIENCE: Final = 180.0
 _TO_DO: Final = ("REPLICATING", "STUCK")
 """What rules and locks are whose transfers are to be done, or done again."""
 _CONFIG: Final = """\
@@ -315,7 +315,7 @@ class RucioServer:
     def _daemon(self, module: str) -> None:
         once = f"from rucio.daemons.{module} import run; run(once=True)"
         command = [str(self.python), "-W", "ignore", "-c", once]
-        subprocess.run(command, env=self._env(), check=True, capture_output=True, timeout=60)
+        subprocess.run(command, env=self._env(), check=True, capture_output=True, timeout=_PATIENCE)
 
     def path(self, scope: str, name: str, rse: str = RSES[0]) -> Path:
         """Where an RSE keeps, or would keep, a file: Rucio's ``hash`` algorithm."""

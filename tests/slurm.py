@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "deploy" / "slurm.conf.example"
 PROGRAMS = ("sbatch", "scancel", "scontrol", "squeue", "sacct", "srun", "strigger")
 DAEMONS = ("munged", "slurmctld", "slurmd")
-PATIENCE = 60.0  # seconds
-STARTS = 30.0  # seconds
+PATIENCE = 180.0  # seconds
+STARTS = 120.0  # seconds
 
 _OURS = """\
 # -- what is particular to a test: after the example's settings

@@ -35,7 +35,7 @@ SetEnv HOME={directory}/home
 """
 # An empty home: start-up files of a shell here take their time, and one that is killed in the midst
 # of them may leave a lock behind.
-_PATIENCE = 20.0  # seconds
+_PATIENCE = 120.0  # seconds
 
 
 @define

@@ -557,7 +557,7 @@ async def test_a_deposed_process_changes_no_alarm(database: Named, web: sinks.We
         async def lapsed() -> Any:
             return await db.acquire("lngs", "other", 10.0, utcnow())
 
-        await engine.until(lapsed, within=60)
+        await engine.until(lapsed)
         former.sound(FULL)
         await former.leave(telling=False)
         assert await db.alarms() == []
@@ -575,7 +575,7 @@ async def test_without_a_database_people_are_told_all_the_same(web: sinks.Web) -
             nursery.start_soon(desk.run)
             watching = Vitals("lngs", lambda: Pulse("since noon", troubled=400), desk)
             watching.look()
-            await engine.until(lambda: web.posts, within=60)
+            await engine.until(lambda: web.posts)
             nursery.cancel_scope.cancel()
     assert _told(web) == [("lngs: the runs database is not reached", "raised")]
 
@@ -657,11 +657,11 @@ async def test_a_failed_reaction_is_told_until_it_is_done(
     async with engine.opened(database) as db:
         await db.insert_run(engine.run_document(7, tags=[{"name": "odd  \n tag"}]))
         async with engine.listener(db, options):
-            await engine.until(lambda: web.posts, within=60)
+            await engine.until(lambda: web.posts)
         async with engine.listener(db, options):
             hopeless.clear()
             await db.add_request("lngs", Request("retry"), "me", utcnow())
-            await engine.until(lambda: len(web.posts) > 1, within=60)
+            await engine.until(lambda: len(web.posts) > 1)
     told, over = web.bodies
     assert told["summary"] == "process has failed for run 7 (tag 'odd \\n tag': yes)"
     assert told["details"]["why"] == "the disk is read-only"
@@ -718,7 +718,7 @@ async def test_what_is_being_told_when_a_listener_leaves_is_told_once(
     async with engine.opened(database) as db:
         await db.insert_run(engine.run_document(7, tags=[{"name": "go"}]))
         async with engine.listener(db, options):
-            await engine.until(lambda: web.posts, within=60)
+            await engine.until(lambda: web.posts)
         (kept,) = await db.alarms("lngs")
     assert [told.raised is not None for told in kept.told.values()] == [True]
     assert len(web.posts) == 1
@@ -742,11 +742,11 @@ async def test_a_failure_whose_alarm_was_lost_is_told_by_the_next_process(
             async def kept() -> Any:
                 return await db.alarms()
 
-            await engine.until(kept, within=60)
+            await engine.until(kept)
         with MongoClient[dict[str, Any]](database.uri) as client:
             client[database.name]["caxev_ledger"].delete_many({"kind": "alarm"})
         async with engine.listener(db, options):
-            await engine.until(lambda: web.posts, within=60)
+            await engine.until(lambda: web.posts)
     assert _told(web) == [("process has failed for run 7 (tag 'go': yes)", "raised")]
 
 
@@ -768,13 +768,13 @@ async def test_handlers_raise_alarms_and_clear_them(
     options = _site_with(database, web, *found)
     async with engine.opened(database) as db, engine.listener(db, options):
         run = await db.insert_run(engine.run_document(7, tags=[{"name": "odd"}]))
-        await engine.until(lambda: web.posts and kept, within=60)
+        await engine.until(lambda: web.posts and kept)
         assert kept == [1]
         with MongoClient[dict[str, Any]](database.uri) as client:
             client[database.name]["runs_new"].update_one(
                 {"_id": run}, {"$push": {"tags": {"name": "fine"}}}
             )
-        await engine.until(lambda: len(web.posts) > 1, within=60)
+        await engine.until(lambda: len(web.posts) > 1)
     assert _told(web) == [("run 7 is odd", "raised"), ("run 7 is odd", "over")]
 
 
@@ -790,10 +790,10 @@ async def test_a_gap_of_history_is_told(database: Named, web: sinks.Web, quick: 
                 record = await db.site_record("lngs")
                 return record is not None and record.position
 
-            await engine.until(located, within=60)
+            await engine.until(located)
             with MongoClient[dict[str, Any]](database.uri) as client:
                 client[database.name]["runs_new"].drop()
-            await engine.until(lambda: web.posts, within=60)
+            await engine.until(lambda: web.posts)
     assert _told(web)[0] == (
         "a gap of history at lngs: all runs are scanned to make up for it",
         "raised",
@@ -855,7 +855,7 @@ async def test_alarms_are_listed_and_cleared(
         async def untold() -> Any:
             return any(one.untold for one in await db.alarms())
 
-        await engine.until(untold, within=60)
+        await engine.until(untold)
         (row,) = await said("alarms", "--site", "lngs", "--json")
         assert (row["summary"], row["why"], row["run"]) == ("run 7 is odd", "it is odd", "run 7")
         assert "answered 500" in row["untold"][0]
@@ -865,5 +865,5 @@ async def test_alarms_are_listed_and_cleared(
         async def gone() -> Any:
             return not any(one.stands for one in await db.alarms())
 
-        await engine.until(gone, within=60)
+        await engine.until(gone)
         assert await said("alarms") == "no alarm stands\n"

@@ -292,7 +292,7 @@ async def test_mv_waits_for_reactions_that_read_the_copy(
     async with engine.opened(database) as db:
         await db.insert_run(document)
         async with engine.listener(db, options), trio.open_nursery() as nursery:
-            with trio.fail_after(60):
+            with trio.fail_after(engine.PATIENCE):
                 await began.wait()
             from caxev.cli.runs import one
 
@@ -300,11 +300,11 @@ async def test_mv_waits_for_reactions_that_read_the_copy(
                 options.site, options.sites, RAW, one(1, None), str(raw / "x")
             )
             nursery.start_soon(errand.go, db)
-            with trio.fail_after(60):
+            with trio.fail_after(engine.PATIENCE):
                 await waiting.wait()
             assert old.exists()
             go_on.set()
-            await engine.until((raw / "x" / NAME).exists, within=60)
+            await engine.until((raw / "x" / NAME).exists)
     assert seen == [True]
 
 

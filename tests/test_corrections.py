@@ -395,7 +395,7 @@ async def test_a_run_that_ends_is_corrected(database: Named) -> None:
                 document = (await db.runs([run]))[run].document
                 return "processor" in document
 
-            await engine.until(there, within=60)
+            await engine.until(there)
         processor = (await db.runs([run]))[run].document["processor"]
     assert processor == {
         "DEFAULT": {"gains": [7.0, 3.0]},

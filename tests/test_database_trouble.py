@@ -408,7 +408,7 @@ async def test_a_majority_that_is_never_reached_is_reported(
         with MongoClient[dict[str, Any]](server.uri, w=1) as plain:
             runs = plain["run"]["runs_new"]
             async with engine.opened(database) as db:
-                with trio.fail_after(90):
+                with trio.fail_after(engine.PATIENCE):
                     async with engine.listener(db, options):
                         runs.insert_one(numbered(1))
                         await engine.until(lambda: runs.count_documents({"data.noted": True}) == 1)

@@ -139,7 +139,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     command = [sys.executable, "-m", "caxev.demo.server"]
     command += [str(word) for pair in flags.items() for word in pair]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not (tmp_path / "port").exists():
             assert process.poll() is None
             assert time.monotonic() < deadline

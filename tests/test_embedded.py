@@ -172,7 +172,7 @@ def test_nothing_outlives_its_starter(mongod: ReplicaSet, tmp_path: Path) -> Non
             time.sleep(0.01)
         children[1].suspend()  # it cannot end by itself, for want of a database
         starter.kill()
-    _, left = psutil.wait_procs(children, timeout=20)
+    _, left = psutil.wait_procs(children, timeout=120)
     for child in left:
         child.kill()
     assert left == []

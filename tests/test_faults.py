@@ -303,8 +303,8 @@ async def test_a_time_out_shows_entries_and_reactions(world: World) -> None:
         taken = await ground.database.acquire(BIRTH, "me", 60.0, utcnow())
         assert taken is not None
         event = Event(born.id, Tag("go"), None, YES)
-        debt = owe(BIRTH, event, "slow", lane="a", mark=1, at=utcnow())
-        await ground.database.ingest(taken[0], Ingest({}, [debt]), utcnow())
+        slow = owe(BIRTH, event, "slow", lane="a", generation=1, at=utcnow())
+        await ground.database.ingest(taken[0], Ingest({}, [slow]), utcnow())
 
         async def never() -> bool:
             return False
@@ -313,7 +313,7 @@ async def test_a_time_out_shows_entries_and_reactions(world: World) -> None:
             await ground.until(never, "no end", within=0.1)
     message = str(raised.value)
     assert "raw at lngs is verifying" in message
-    assert f"lngs: slow of tag 'go': yes of run {born.id} is open, due at " in message
+    assert f"lngs: slow of tag 'go': yes of run {born.id} is pending, due at " in message
 
 
 @pytest.mark.replicaset

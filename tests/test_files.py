@@ -682,7 +682,7 @@ def test_a_killed_writer_leaves_no_lock(tmp_path: Path) -> None:
     ready = context.Event()
     holder = context.Process(target=_hold, args=(str(tmp_path / "part"), ready))
     holder.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     with pytest.raises(Retry), writing(str(tmp_path / "part"), directory=True):
         pass
     holder.kill()

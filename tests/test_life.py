@@ -35,7 +35,6 @@ from tests.faults.deletion import harm
 pytestmark = pytest.mark.replicaset
 
 HOSTS = ("lngs", "chicago", "stockholm")
-LONG = 90.0
 OLD = timedelta(days=40)
 
 
@@ -128,7 +127,7 @@ class Lab:
         await engine.write(self.database, intent(now, wanted, self.sites, utcnow()))
 
     async def until(self, condition: Callable[[], Awaitable[Any]]) -> Any:
-        return await engine.until(condition, within=LONG)
+        return await engine.until(condition)
 
     async def becomes(self, run: Any, host: str, **fields: Any) -> Copy:
         """Wait until the entry has these values."""

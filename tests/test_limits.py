@@ -56,7 +56,7 @@ def scraped(address: tuple[str, int]) -> bytes:
 
 
 def becomes_served(address: tuple[str, int]) -> bytes:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not (body := scraped(address)):
         assert time.monotonic() < end
         time.sleep(0.05)

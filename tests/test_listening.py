@@ -124,9 +124,9 @@ async def test_a_listener_goes_by_what_was_read_again(database: Named) -> None:
     async with engine.opened(database) as db, engine.listener(db, made) as leaving:
         for number, purge in enumerate((None, 5, 5, 7), 1):
             await db.insert_run(engine.run_document(number, ("raw", "chicago", "transferred")))
-            await engine.until(partial(_so_many, seen, number), within=10)
+            await engine.until(partial(_so_many, seen, number))
             assert seen[-1] == purge
-            await engine.until(partial(_alarmed, db, stands=number == 3), within=10)
+            await engine.until(partial(_alarmed, db, stands=number == 3))
             if files:
                 await leaving.hangup()
 
@@ -148,8 +148,8 @@ async def test_a_reload_that_fails_in_a_stand_by_is_reported_when_it_leads(
             await other.hangup()
             assert await _alarmed(db, stands=False)
             leader.asked.set()
-            await engine.until(lambda: _led_by(db, "two"), within=20)
-            await engine.until(partial(_alarmed, db, stands=True), within=20)
+            await engine.until(lambda: _led_by(db, "two"))
+            await engine.until(partial(_alarmed, db, stands=True))
 
 
 async def _led_by(db: Database, owner: str) -> bool:
@@ -203,8 +203,8 @@ async def test_trouble_ends_with_its_tenure(
                 other: dict[str, Any] = {"epoch": 99, "owner": "other", "lease": 3600.0}
                 other["expires"] = utcnow() + timedelta(hours=1)
                 plain[database.name]["caxev_ledger"].update_one({"_id": SITE}, {"$set": other})
-            await engine.until(lambda: leading.get() == 0, within=20)
-            await engine.until(lambda: troubled.get() == 0, within=20)
+            await engine.until(lambda: leading.get() == 0)
+            await engine.until(lambda: troubled.get() == 0)
     finally:
         logger.remove(sink)
 
@@ -229,8 +229,8 @@ async def test_what_was_reloaded_is_what_others_compare_with(database: Named) ->
                 await engine.until(lambda: any("standing by" in line for line in logged))
                 assert so_many(0)
                 await leader.hangup()
-                await engine.until(partial(_goes_by, db, "new"), within=10)
-                await engine.until(partial(so_many, 1), within=10)
+                await engine.until(partial(_goes_by, db, "new"))
+                await engine.until(partial(so_many, 1))
             async with engine.listener(db, evolve(old, sites=new), "three"):
                 await engine.until(lambda: sum("standing by" in line for line in logged) > 2)
                 await trio.sleep(old.lease_time / 3)  # it looks several times

@@ -220,7 +220,7 @@ async def _goes_on(database: Named) -> None:
         number = await db.insert_run(engine.run_document(1, ("raw", SITE, "transferred")))
         await db.add_request(SITE, Request("scan"), "me", Job.now())
         async with engine.listener(db, options):
-            await engine.until(lambda: _is_done(db, number), within=20)
+            await engine.until(lambda: _is_done(db, number))
         await _shown(db)
 
 

@@ -718,7 +718,7 @@ async def test_a_large_record_is_made_while_the_lease_is_renewed(database: Named
         async with trio.open_nursery() as nursery:
             for _ in range(3):
                 nursery.start_soon(renew)
-            with trio.fail_after(100):
+            with trio.fail_after(engine.PATIENCE):
                 await db.ingest(lease, Ingest({"run": {Existence(): YES}}, reactions), utcnow())
             nursery.cancel_scope.cancel()
         assert sum((await db.tally(SITE))[SITE].values()) == len(reactions)
@@ -854,7 +854,7 @@ async def test_reactions_with_odd_names(database: Named, text: str) -> None:
 async def follow(db: Database, stream: Stream, last: Any) -> tuple[list[Any], Position]:
     """The runs that the stream speaks of, up to the run `last`; where it goes on."""
     seen: list[Any] = []
-    with trio.fail_after(60):
+    with trio.fail_after(engine.PATIENCE):
         while last not in seen:
             batch = await db.next_batch(stream, 1.0)
             seen += batch.runs

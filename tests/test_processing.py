@@ -813,7 +813,7 @@ async def test_jobs_wait_until_there_is_room() -> None:
         sent.append([spec.name for spec in specs])
         return [Found("1") if len(sent) > 1 else None for _ in specs]
 
-    with trio.fail_after(60):
+    with trio.fail_after(engine.PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sent_by(1, send, queue))
             await engine.until(lambda: sent)
@@ -932,7 +932,7 @@ class Ground:
             entry = await self.entry(id, kind)
             return entry if entry is not None and entry.status == status else None
 
-        return await engine.until(there, within=120)
+        return await engine.until(there)
 
     async def paid(self) -> None:
         """Wait until nothing is owed, and nothing has failed."""
@@ -941,7 +941,7 @@ class Ground:
             owed = [await self.database.reactions(state=state) for state in ("pending", "running")]
             return not any(owed)
 
-        await engine.until(nothing, within=120)
+        await engine.until(nothing)
 
 
 KINDS = ("raw", "processed", "minitrees")
@@ -1058,15 +1058,15 @@ async def test_a_job_has_its_time(database: Named, tmp_path: Path) -> None:
         engine.listener(ground.database, ground.options),
     ):
         id_ = await ground.take(1)
-        await engine.until(pid.exists, within=120)  # a first time may be over before it begins
+        await engine.until(pid.exists)  # a first time may be over before it begins
         first = int(pid.read_text())
-        await engine.until(lambda: gone(first), within=120)
+        await engine.until(lambda: gone(first))
 
         async def again() -> Any:
             entry = await ground.entry(id_)
             return entry.fields["job"]["attempt"] > 1 and entry
 
-        entry = await engine.until(again, within=120)
+        entry = await engine.until(again)
         assert "out of time" in entry.fields["error"]
         assert entry.fields["job"]["walltime"] >= 2
         assert entry.fields["job"]["tries"]["timeout"] >= 1
@@ -1089,7 +1089,7 @@ async def test_a_run_is_withdrawn(database: Named, tmp_path: Path) -> None:
         engine.listener(ground.database, ground.options),
     ):
         id_ = await ground.take(1)
-        await engine.until((tmp_path / "pid").exists, within=120)
+        await engine.until((tmp_path / "pid").exists)
         await engine.write(
             ground.database, RunUpdate.add_tag(await ground.run(id_), "donotprocess")
         )
@@ -1098,7 +1098,7 @@ async def test_a_run_is_withdrawn(database: Named, tmp_path: Path) -> None:
             names = Folder(Path(jobs_directory(ground.site, "processed"))).names()
             return await ground.entry(id_) is None and not names
 
-        await engine.until(withdrawn, within=120)
+        await engine.until(withdrawn)
         await ground.paid()
     assert gone(int((tmp_path / "pid").read_text()))
     assert half_of(tmp_path) == []
@@ -1114,7 +1114,7 @@ async def test_a_job_cut_short_is_run_anew(database: Named, tmp_path: Path) -> N
     async with ground_of(database, tmp_path, *command) as ground:
         async with engine.listener(ground.database, ground.options):
             id_ = await ground.take(1)
-            await engine.until(lambda: said(tmp_path / "runs") == "run\n", within=120)
+            await engine.until(lambda: said(tmp_path / "runs") == "run\n")
         (tmp_path / "go").touch()
         async with engine.listener(ground.database, ground.options, "another"):
             entry = await ground.becomes(id_, "transferred")

@@ -19,7 +19,7 @@ from tests.test_ssh import flip
 pytestmark = [pytest.mark.replicaset, pytest.mark.sshd]
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 60.0  # seconds
+PATIENCE = 240.0  # seconds
 SIZE = 3_000_000
 
 

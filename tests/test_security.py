@@ -465,7 +465,7 @@ def test_a_secret_shows_nowhere(
             lister = threading.Thread(target=_list, args=(process.pid, over, listed))
             lister.start()
             try:
-                said, _ = process.communicate(timeout=60)
+                said, _ = process.communicate(timeout=240)
             finally:
                 over.set()
                 lister.join()

@@ -26,7 +26,7 @@ from tests.faults.takeover import SITE, epoch_of, new_epoch, pair, takeover
 
 pytestmark = [pytest.mark.replicaset, pytest.mark.campaign]
 
-LEASE = 3.0
+LEASE = 6.0
 # What the holder of a lease goes on writing while nothing happens.
 _ALIVE = ("expires", "touched", "trouble", "skew", "position", "streamed")
 
@@ -128,6 +128,13 @@ def _claimed(ground: Ground, born: Born) -> Callable[[], Awaitable[bool]]:
     return claimed
 
 
+def _has_started(listener: Listener) -> Callable[[], Awaitable[bool]]:
+    async def started() -> bool:
+        return listener.log.exists()
+
+    return started
+
+
 def _has_said(listener: Listener, text: str) -> Callable[[], Awaitable[bool]]:
     async def said() -> bool:
         return listener.said(text)
@@ -145,8 +152,9 @@ async def test_who_dies_taking_over_blocks_nobody(world: World, point: str) -> N
             return doomed.killed
 
         # Its epoch may be seen before the signal has done its work.
-        await ground.until(dead, "it was not killed", within=90.0)
+        await ground.until(dead, "it was not killed")
         heir = ground.listen(SITE)
+        await ground.until(_has_started(heir), "it does not start")
         # A transaction left open would lock the site for a minute.
         await ground.until(lambda: ground.leading(heir), "the site is blocked", within=45.0)
 
@@ -186,7 +194,7 @@ async def test_asked_to_leave_it_ends_what_is_in_flight(world: World) -> None:
     async with ground_in(world, lease_time=LEASE) as ground:
         listener = ground.listen(SITE)
         await ground.ready(listener)
-        born = await napper(ground, 2.0)
+        born = await napper(ground, 4.0)
         await ground.until(napping(ground, born, "running"), "nobody naps")
         await ground.stop(listener)
         assert listener.process.returncode == 0
@@ -204,7 +212,7 @@ async def test_what_outlasts_the_grace_is_due_again(world: World) -> None:
     async with ground_in(world, lease_time=LEASE) as ground:
         listener = ground.listen(SITE, "--grace", "0.5")
         await ground.ready(listener)
-        born = await napper(ground, 3.0)
+        born = await napper(ground, 10.0)
         await ground.until(napping(ground, born, "running"), "nobody naps")
         await ground.stop(listener)
         assert listener.process.returncode == 0
@@ -221,7 +229,7 @@ async def test_asked_twice_it_leaves_at_once(world: World) -> None:
     async with ground_in(world, lease_time=LEASE) as ground:
         listener = ground.listen(SITE)
         await ground.ready(listener)
-        born = await napper(ground, 4.0)
+        born = await napper(ground, 15.0)
         await ground.until(napping(ground, born, "running"), "nobody naps")
         listener.signal(signal.SIGTERM)
         await ground.until(_has_said(listener, "finishing what is in flight"), "it did not hear")

@@ -931,7 +931,7 @@ def simulators(path: Path) -> list[int]:
 
 
 def wait(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -455,7 +455,7 @@ def write_sites(file: Path, reach: Reach) -> None:
 
 # -- with listeners -------------------------------------------------------------------------------
 
-PATIENCE = 90.0  # seconds
+PATIENCE = 240.0  # seconds
 
 
 @define

@@ -323,7 +323,7 @@ async def test_a_copy_that_becomes_good_gets_both(database: Named, tmp_path: Pat
                 sized = "raw_size_byte" in (await db.runs([run]))[run].document
                 return sized and mode(raw.path) == 0o750
 
-            await engine.until(there, within=60)
+            await engine.until(there)
         found = (await db.runs([run]))[run].document["raw_size_byte"]
     assert found == sum(file.stat().st_size for file in raw.path.iterdir())
     assert {mode(file) for file in raw.path.iterdir()} == {0o640}

@@ -26,7 +26,7 @@ from tests import engine
 from tests.conftest import Database as Named
 
 SITE = "lngs"
-LEASE = 1.0
+LEASE = 3.0
 
 
 @contextmanager
@@ -149,7 +149,9 @@ async def test_a_listener_leaves_without_what_swallows_its_end(
             # Claimed is not begun: only the handler can show that it is at work.
             await engine.until((tmp_path / "deaf").exists)
             process.send_signal(signal.SIGTERM)
-            _, said = await trio.to_thread.run_sync(lambda: process.communicate(timeout=30))
+            _, said = await trio.to_thread.run_sync(
+                lambda: process.communicate(timeout=engine.PATIENCE)
+            )
         assert process.returncode == 1
         assert b"leaving without deaf (tag 'go': yes of run 1)" in said
         ((reaction, _),) = await db.reactions(SITE, handler="deaf")

@@ -35,7 +35,7 @@ xrd.network nodnr norpipa
 xrootd.chksum max 2 adler32
 xrootd.async off
 """
-_PATIENCE: Final = 20.0  # seconds
+_PATIENCE: Final = 120.0  # seconds
 _CLONE_NEWUSER: Final = 0x10000000
 _CLONE_NEWNET: Final = 0x40000000
 _SIOCSIFFLAGS: Final = 0x8914

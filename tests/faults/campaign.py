@@ -39,7 +39,7 @@ from rich.table import Table
 from caxev import aio
 from caxev.config import DEFAULT_HANDLERS, load_handlers
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Debt, State
+from caxev.core.ledger import Reaction, State
 from caxev.core.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate, Tag
 from caxev.database import Database, DatabaseError, is_transient
 from caxev.demo.world import World, ask, left
@@ -276,15 +276,15 @@ class Ground:
         A campaign that fails elsewhere leaves no more than this to find out why.
         """
         try:
-            debts = [
-                debt
+            reactions = [
+                reaction
                 for state in (*UNSETTLED, "failed")
-                for debt, _ in await self.database.debts(state=state, limit=LISTED)
+                for reaction, _ in await self.database.reactions(state=state, limit=LISTED)
             ]
-            runs = await self.database.runs({*self._last, *(debt.run for debt in debts)})
+            runs = await self.database.runs({*self._last, *(one.run for one in reactions)})
         except DatabaseError as error:
             return f"the database does not answer: {error}"
-        return "\n".join([*map(_entries, runs.values()), *map(_owed, debts)])
+        return "\n".join([*map(_entries, runs.values()), *map(_described, reactions)])
 
     async def stop(self, *listeners: Listener) -> None:
         """Have listeners leave in good order, and wait for them."""
@@ -444,12 +444,12 @@ def _entries(one: Run) -> str:
     return f"{one}: {', '.join(copies) or 'no entry'}"
 
 
-def _owed(debt: Debt) -> str:
+def _described(one: Reaction) -> str:
     """Describe a reaction that is not done: what it is for, and why it waits."""
-    waits = f"due at {debt.due:%H:%M:%S} UTC, " if debt.state is State.OPEN else ""
-    since = f"hindered since {debt.hindered:%H:%M:%S} UTC, " if debt.hindered else ""
-    what = f"{debt.site}: {debt.handler} of {debt.event} of run {debt.run} is {debt.state}"
-    return f"{what}, {waits}{since}{debt.attempts} attempts: {debt.note or 'no note'}"
+    waits = f"due at {one.due:%H:%M:%S} UTC, " if one.state is State.PENDING else ""
+    since = f"hindered since {one.hindered:%H:%M:%S} UTC, " if one.hindered else ""
+    what = f"{one.site}: {one.handler} of {one.event} of run {one.run} is {one.state}"
+    return f"{what}, {waits}{since}{one.attempts} attempts: {one.note or 'no note'}"
 
 
 async def _holds(condition: Callable[[], Awaitable[bool]]) -> bool:
