@@ -11,8 +11,8 @@ from pymongo import MongoClient
 
 from caxev import Copy, CopyKey, Run
 from caxev.cli.site_paths import run_called
-from caxev.config import Site, Sites
-from caxev.config.processing import read_processing
+from caxev.config import Processing, Site, Sites
+from caxev.config.reading import read
 from caxev.testing import Lab, lab
 from handlers import checksum, transfer
 from handlers.processing import Claim, plan_process
@@ -44,7 +44,7 @@ def ready(detector: str, **fields: Any) -> Run:
 )
 def test_what_is_made_of_runs_of_one_name(detector: str, output: str) -> None:
     """The muon veto's result is called as cax called it, and not as the TPC's."""
-    how = read_processing({"command": ["pax", "{output}"], "version": "v6.8.0", "inputs": []})
+    how = read(Processing, {"command": ["pax", "{output}"], "version": "v6.8.0", "inputs": []})
     site = Site("lngs", dir_processed="/processed", processing=how)
     plans = plan_process(ready(detector), site)
     assert isinstance(plans, list)

@@ -24,14 +24,15 @@ from prometheus_client import generate_latest
 import caxev
 from caxev.cli import COMMANDS
 from caxev.cli.errors import EPILOG
-from caxev.config import ArchiveOptions, load_sites
-from caxev.config.sites import KEYS, METHODS
+from caxev.config import ArchiveOptions, Site, load_sites
+from caxev.config.sites import METHODS
 from caxev.core.expressions import evaluate
 from caxev.core.model import RunUpdate
 from caxev.engine.dispatcher import LANES, OTHER_LANE
 from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.bench.__main__ import options_of
+from tests.config_keys import documented
 from tests.conftest import Database as Named
 from tests.documents import (
     ALL,
@@ -205,7 +206,7 @@ def test_every_key_of_sites_json_is_told() -> None:
     """The table of keys has every key that a site can have, each once, and no other."""
     (table,) = tables(section("README.md", "sites.json"))
     keys = [key for row in table for key in marked(row[0])]
-    assert sorted(keys) == sorted(KEYS)
+    assert sorted(keys) == sorted(one.name for one in documented(Site))
     (methods,) = (marked(row[1]) for row in table if row[0] == "`method`")
     assert set(methods) == set(METHODS)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from caxev.config import BY_METHOD, load_handlers
-from caxev.config.sites import CORRECTIONS, FORMER, KEYS
+from caxev.config import BY_METHOD, Site, load_handlers
+from caxev.config.reading import FORMER, keys
+from caxev.config.sites import CORRECTIONS
 from caxev.core.registry import recorded
 from tests.documents import marked, section, tables
 
@@ -99,7 +100,7 @@ def test_keys_of_cax_are_accepted() -> None:
     """The keys in the table are keys of sites.json, or are refused with their new names."""
     for row in table("Keys"):
         for key in marked(row[0]):
-            assert key in KEYS or f"`{FORMER[key]}`" in row[1], key
+            assert key in keys(Site) or f"`{FORMER[key]}`" in row[1], key
 
 
 def test_tasks_of_cax_enable_the_handlers_of_the_table() -> None:

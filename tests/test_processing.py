@@ -479,7 +479,7 @@ def test_processing_is_read(tmp_path: Path) -> None:
     ("processing", "said"),
     [
         ({"comand": ["x"]}, "unknown key 'comand' (did you mean 'command'?"),
-        ({"cores": 2}, "has no command"),
+        ({"cores": 2}, "command is missing: it must be a list of arguments"),
         ({"command": ["pax", "{inptu}"]}, "command must be a list of arguments"),
         ({"command": "pax {input}"}, "command must be a list of arguments"),
         ({"command": ["x"], "walltime": "2h"}, 'walltime must be a time, as "12:00:00"'),
@@ -851,7 +851,7 @@ def test_third_parties_add_batch_systems(monkeypatch: pytest.MonkeyPatch, tmp_pa
         return [point] if (group, name) == ("caxev.batch", "another") else []
 
     monkeypatch.setattr("caxev.batch.systems.entry_points", points)
-    monkeypatch.setattr("caxev.config.processing.entry_points", points)
+    monkeypatch.setattr("caxev.config.values.entry_points", points)
     assert loaded(tmp_path, command=["x"], system="another").system == "another"
     spec = spec_in(tmp_path)
     Path(spec.input).touch()

@@ -33,8 +33,8 @@ from caxev.cli.tape import (
     should_be_there,
     summary,
 )
-from caxev.config import ConfigError, archive_between, load_sites
-from caxev.config.archive import read_archive
+from caxev.config import ArchiveOptions, ConfigError, archive_between, load_sites
+from caxev.config.reading import read
 from caxev.core.model import CopyIs
 from caxev.core.transcript import KEPT, packed, unpacked
 from caxev.demo.world import TAPE, World
@@ -259,12 +259,13 @@ def test_of_too_much_output_the_ends_are_kept() -> None:
 
 def test_an_archive_s_options() -> None:
     """The machine's own go before those of the archive; variables are put together."""
-    here = site("a", archive=read_archive({"optfile": "/a.opt", "environment": {"A": "1"}}))
+    here = site("a", archive=read(ArchiveOptions, {"optfile": "/a.opt", "environment": {"A": "1"}}))
     there = site(
         "t",
         method="tsm",
-        archive=read_archive(
-            {"server": "S", "optfile": "/t.opt", "patience": "2h", "environment": {"B": "2"}}
+        archive=read(
+            ArchiveOptions,
+            {"server": "S", "optfile": "/t.opt", "patience": "2h", "environment": {"B": "2"}},
         ),
     )
     options = archive_between(here, there)

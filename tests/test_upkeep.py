@@ -20,7 +20,6 @@ from caxev import Denied, FieldIs, GiveUp, Job, Manifest, RunUpdate, Skip
 from caxev.config import Permission, Site
 from caxev.config.errors import Problems
 from caxev.config.permissions import read_permissions
-from caxev.config.sites import TYPES
 from caxev.core.ledger import Reaction
 from caxev.core.model import CopyKey, Event, Run
 from caxev.core.registry import recorded
@@ -266,10 +265,10 @@ def test_paths_are_confined(tmp_path: Path) -> None:
 
 def test_permissions_are_by_type() -> None:
     """A type's own values come before those for all; without any, nothing is done to it."""
-    read = read_permissions({"mode": "0750", "raw": {"mode": "700", "group": "daq"}}, TYPES)
+    read = read_permissions({"mode": "0750", "raw": {"mode": "700", "group": "daq"}})
     assert read["raw"] == Permission(0o700, "daq")
     assert read["minitrees"] == Permission(0o750)
-    site = Site(name="lngs", permissions=read_permissions({"raw": {"mode": "750"}}, TYPES))
+    site = Site(name="lngs", permissions=read_permissions({"raw": {"mode": "750"}}))
     copy = run_of().copy(RAW)
     assert permissions.plan_permission(copy, site) == Permission(0o750)
     other = run_of(entry={"type": "processed"}).copies[0]
@@ -285,7 +284,7 @@ def test_permissions_are_by_type() -> None:
         ({"mode": "0777"}, "mode must be"),
         ({"mode": "0550"}, "mode must be"),
         ({"raw": {"mode": "9"}}, "raw: mode must be"),
-        ({"raw": 1}, "raw: must be an object"),
+        ({"raw": 1}, "raw must be an object"),
         ({"grup": "x"}, "did you mean 'group'"),
         ({"acl": "g:x:rX; rm"}, "acl must be"),
         ({"raw": {"processed": {}}}, "raw: unknown key 'processed'"),
@@ -294,7 +293,7 @@ def test_permissions_are_by_type() -> None:
 def test_wrong_permissions_are_told(given: Any, line: str) -> None:
     """What is wrong is named with its key, the value and what it must be."""
     with pytest.raises(Problems) as wrong:
-        read_permissions(given, TYPES)
+        read_permissions(given)
     assert line in wrong.value.lines[0]
 
 

@@ -12,6 +12,7 @@ from caxev.config.corrections import Correction
 from caxev.config.errors import nearest
 from caxev.config.handlers import BY_METHOD, DEFAULT_HANDLERS, load_file, load_handlers
 from caxev.config.links import Link
+from caxev.config.loading import find_sites, load_sites
 from caxev.config.permissions import Permission
 from caxev.config.processing import Processing
 from caxev.config.retention import Deletion, Patrol, Stalled
@@ -22,9 +23,7 @@ from caxev.config.sites import (
     Site,
     Sites,
     archive_between,
-    find_sites,
     link_between,
-    load_sites,
 )
 from caxev.config.state import jobs_directory, private_directories, state_directory
 from caxev.core.errors import ConfigError

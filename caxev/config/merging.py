@@ -15,7 +15,8 @@ from attrs import frozen
 
 from caxev.config.errors import shown
 from caxev.config.json_file import read_entries
-from caxev.config.sites import TYPES, Sites, acts, is_archive, load_sites
+from caxev.config.loading import load_sites
+from caxev.config.sites import TYPES, Sites, acts, is_archive
 
 Entry = dict[str, Any]
 PATHS: Final = ("identity", "known_hosts", "grid_cert")

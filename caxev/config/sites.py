@@ -1,44 +1,46 @@
-"""sites.json: the sites of a collaboration, as cax knew them and with caxev's additions.
+"""The sites of a collaboration, as cax knew them and with caxev's additions.
 
-`listener` and the command line call `load_sites` once; handlers see `Site` and `Sites` through
-their job. A cax.json loads unchanged. What is wrong with a file is told all at once.
+`caxev.config.loading` makes them from sites.json; handlers see `Site` and `Sites` through their
+job. Each field of `Site` that is annotated with a `Kind` is a key, and the docstring below it is
+that key's documentation.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from hashlib import blake2b
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, NamedTuple, get_args
+from typing import Annotated, Any, Final
 
-import attrs
 from attrs import Factory, evolve, field, frozen
-from cattrs import AttributeValidationNote, ClassValidationError, Converter, ForbiddenExtraKeysError
-from cattrs.gen import make_dict_structure_fn, override
 
 from caxev.config.alarms import Sink, read_alarms
-from caxev.config.archive import ARCHIVES, ArchiveOptions, read_archive
+from caxev.config.archive import ARCHIVES, ArchiveOptions
 from caxev.config.corrections import Correction, read_corrections
-from caxev.config.directories import directory_warnings
-from caxev.config.errors import Problems, nearest
-from caxev.config.json_file import read_entries, repeats
-from caxev.config.links import Link, read_amount, read_links, read_rate
+from caxev.config.errors import hint
+from caxev.config.links import Link
 from caxev.config.permissions import Permission, read_permissions
-from caxev.config.processing import Processing, read_directory, read_processing
-from caxev.config.retention import (
-    Deletion,
-    Patrol,
-    Stalled,
-    read_deletion,
-    read_patrol,
-    read_stalled,
+from caxev.config.processing import Directory, Processing
+from caxev.config.retention import Deletion, Patrol, Stalled
+from caxev.config.rucio import Catalogue
+from caxev.config.values import (
+    Amount,
+    Count,
+    Days,
+    Flag,
+    Kind,
+    Name,
+    Names,
+    Rate,
+    Text,
+    check,
+    mapped,
+    match,
+    matching,
+    read_name,
+    read_text,
+    whole,
 )
-from caxev.config.rucio import Catalogue, read_catalogue
 from caxev.core.errors import ConfigError
 from caxev.core.paths import Root
 from caxev.core.registry import Handler
@@ -57,11 +59,9 @@ METHODS: Final = (
 """How a site can be reached. ``scp`` is served as ``sftp``."""
 MOVERS: Final = "caxev.transfer"
 """The entry point group in which others name methods of their own; see `caxev.transfer`."""
-OTHERS: Final = (MOVERS, ARCHIVES)
 WITHOUT_LISTENER: Final = frozenset({"gfal-copy", "lcg-cp", "tsm", "directory", "rucio"})
 UNREADABLE: Final = frozenset({"tsm", "directory", "rucio"})
 """Methods of what keeps copies without letting their files be read."""
-GRID: Final = frozenset({"gfal-copy", "lcg-cp"})
 TYPES: Final = ("raw", "processed", "minitrees")
 VERSIONED: Final = frozenset({"processed", "minitrees"})
 DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees", "dir_tsm")
@@ -75,156 +75,6 @@ CORRECTIONS: Final = (
     "SetS2xyMap",
 )
 """The tasks of cax that are ``corrections`` here."""
-FORMER: Final = {
-    "pax_versions": "pax_processing_versions",
-    "receive": "method",
-    "directory": "dir_raw",
-}
-"""Keys of old versions of cax, and what they became."""
-PLACES: Final = ("sites.json", "/etc/caxev/sites.json")
-"""Where sites.json is looked for when neither ``--config`` nor ``CAXEV_SITES`` names it."""
-
-
-class Shape(NamedTuple):
-    """What a key's value must be, in words, and the function that reads it.
-
-    `read` gives the value as `Site` holds it, and raises ValueError for any other. It never sees
-    null, which stands for the default everywhere.
-    """
-
-    words: str
-    read: Callable[[Any], Any]
-
-
-def _sure(fits: bool) -> None:
-    if not fits:
-        raise ValueError
-
-
-def _text(value: Any) -> str | None:
-    _sure(isinstance(value, str) and "\0" not in value)
-    return value or None
-
-
-def _name(value: Any) -> str:
-    name = _text(value)
-    if name is None:
-        raise ValueError
-    return name
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    _sure(isinstance(value, list))
-    return tuple(_name(item) for item in value)
-
-
-def _flag(value: Any) -> bool:
-    _sure(isinstance(value, bool))
-    return bool(value)
-
-
-def _days(value: Any) -> float:
-    _sure(isinstance(value, int | float) and not isinstance(value, bool))
-    _sure(0 <= value < math.inf)
-    return float(value)
-
-
-def _count(value: Any) -> int:
-    _sure(isinstance(value, int) and not isinstance(value, bool) and value > 0)
-    return int(value)
-
-
-def _port(value: Any) -> int:
-    _sure(_count(value) < 2**16)
-    return int(value)
-
-
-def _lanes(value: Any) -> dict[str, int]:
-    _sure(isinstance(value, dict))
-    return {_name(lane): _count(workers) for lane, workers in value.items()}
-
-
-def _method(value: Any) -> str:
-    _sure(
-        isinstance(value, str)
-        and (value in METHODS or any(entry_points(group=g, name=value) for g in OTHERS))
-    )
-    return str(value)
-
-
-def _directory(value: Any) -> str | None:
-    path = _text(value)
-    _sure(path is None or ".." not in PurePosixPath(path).parts)
-    return path if path is None else path.rstrip("/") or "/"
-
-
-def _line(value: Any) -> str | None:
-    text = _text(value)
-    _sure(text is None or not {"\n", "\r"}.intersection(text))
-    return text
-
-
-def _fingerprint(value: Any) -> str:
-    _sure(_name(value).startswith("SHA256:"))
-    return str(value)
-
-
-Text = Annotated[str | None, Shape("a text or null", _text)]
-Name = Annotated[str, Shape("a text that is not empty", _name)]
-Names = Annotated[tuple[str, ...], Shape("a list of names or null", _names)]
-Flag = Annotated[bool, Shape("true, false or null", _flag)]
-Days = Annotated[float | None, Shape("a number of days or null", _days)]
-Count = Annotated[int | None, Shape("a whole number, 1 or more, or null", _count)]
-Port = Annotated[int, Shape("a port, 1 to 65535", _port)]
-Lanes = Annotated[Mapping[str, int], Shape('numbers of workers, as {"transfer": 2}', _lanes)]
-Links = Annotated[
-    Mapping[str, Link],
-    Shape('limits by site, as {"chicago": {"max_rate": "200MB/s"}}, or null', read_links),
-]
-Rucio = Annotated[
-    Catalogue, Shape('how the catalogue is reached, as {"auth_type": "userpass"}', read_catalogue)
-]
-Permissions = Annotated[
-    Mapping[str, Permission],
-    Shape(
-        'who may read, as {"mode": "0750", "group": "xenon"}, or null',
-        lambda value: read_permissions(value, TYPES),
-    ),
-]
-Corrections = Annotated[
-    tuple[Correction, ...],
-    Shape('a list, as [{"name": ..., "field": ..., "table": ...}], or null', read_corrections),
-]
-Sinks = Annotated[
-    tuple[Sink, ...],
-    Shape(
-        'addresses of people, as [{"email": {"to": ["shift@example.org"]}}], or null', read_alarms
-    ),
-]
-Rate = Annotated[float | None, Shape('a rate, as "200MB/s", or null', read_rate)]
-Amount = Annotated[int, Shape('an amount, as "500GB", or null', read_amount)]
-Made = Annotated[
-    Processing | None, Shape('how it is made, as {"command": ["pax", "{input}"]}', read_processing)
-]
-PatrolRule = Annotated[
-    Patrol | None, Shape('as {"days": 90, "max_rate": "50MB/s"}, or null', read_patrol)
-]
-DeletionRule = Annotated[
-    Deletion, Shape('as {"copies": 3, "protect": ["keep"]}, or null', read_deletion)
-]
-StalledRule = Annotated[Stalled, Shape('as {"warn": 2, "retry": 24}, or null', read_stalled)]
-Archive = Annotated[
-    ArchiveOptions, Shape('an object, as {"server": "TSM1"}, or null', read_archive)
-]
-Line = Annotated[str | None, Shape("a command in one line or null", _line)]
-State = Annotated[
-    str | None, Shape("an absolute path without '..', '%' or '\\', or null", read_directory)
-]
-Method = Annotated[str, Shape("one of " + ", ".join(METHODS), _method)]
-Directory = Annotated[str | None, Shape("a path without '..' or null", _directory)]
-Fingerprint = Annotated[
-    str | None, Shape("a host key's fingerprint (SHA256:...) or null", _fingerprint)
-]
 
 
 def acts(entry: Mapping[str, Any]) -> bool:
@@ -240,88 +90,194 @@ def is_archive(method: object) -> bool:
 
 
 def _listens(site: Site) -> bool:
-    """Whether a caxev process serves a site, unless it is said."""
+    """Whether a caxev process serves a site, unless its entry decides."""
     if site.upload_options or site.download_options:
         return True
     return site.method not in WITHOUT_LISTENER and not is_archive(site.method)
 
 
+def _method(value: Any) -> str:
+    check(value in METHODS or any(entry_points(group=g, name=value) for g in (MOVERS, ARCHIVES)))
+    return str(value)
+
+
+def _base(value: Any) -> str | None:
+    path = read_text(value)
+    check(".." not in PurePosixPath(path).parts)
+    return (path.rstrip("/") or "/") if path else None
+
+
+def _line(value: Any) -> str | None:
+    return match(r"[^\0\r\n]*", value).string or None
+
+
+Base = Annotated[str | None, Kind("a path without '..'", _base)]
+
+
 @frozen
 class Site:
-    """One site of sites.json. Key names are cax's; an empty text counts as null.
-
-    `purge` is in days after a run's start. `upload_options` and `download_options` are names of
-    sites in order of preference. `listener` says whether a caxev process serves that site: where
-    none does, the site that pushed verifies. `host_key` is the pinned fingerprint of its SSH host
-    key, `identity` and `known_hosts` are absolute paths at this machine. `lanes` says how many
-    reactions run side by side in each lane, `handlers` names further modules to load, and
-    `master` the types of data of which this site holds the master copy. `max_rate` is in bytes a
-    second; `min_free` are the bytes that must stay free here; `receiver` is the command that
-    starts caxev at this site's account. `links` are limits of the ways to other sites, as seen
-    from here; `priority` names tags, the most urgent first. `hard_links` lets copies of method
-    ``local`` share their bytes with their source where both are on one file system: off by
-    default, since two links are one copy, and what harms one harms both. `permissions` are what
-    copies get here, by their type; `corrections` are the fields of runs that are computed here.
-    `patrol`, `deletion` and `stalled` say how its copies are looked after; `quarantine_days`, for
-    how many days files are kept on which no majority could agree. `archive` says how tape is
-    reached; see `archive_between`. `rucio` says how a catalogue is reached; runs with one of
-    `rucio_tags` are fetched here. `state` is where sites keep what nobody else may write: see
-    `caxev.config.state`. `markers` are no key of the file: the
-    ids of the markers that the database has noted for the directories (`caxev.files.roots`).
-    """
+    """One site of sites.json. An empty text counts as null."""
 
     name: Name
-    method: Method = "sftp"
+    """The site's name: ``host`` in the database's entries."""
+    method: Annotated[str, Kind(f"one of {', '.join(METHODS)}", _method, METHODS)] = "sftp"
+    """How others reach it: ``sftp``, ``scp`` (served by SFTP), ``rsync``, ``local``, ``gfal-copy``;
+    ``tsm`` and ``directory`` are tape archives, ``rucio`` is a catalogue. ``lcg-cp`` no longer
+    exists: use ``gfal-copy``. In cax's tape and Rucio files a site has the method of the archive
+    that it copies to or from; such a site is reached by ``sftp``."""
     hostname: Text = None
+    """The host that SSH reaches; for ``gfal-copy`` the beginning of a URL, as
+    ``root://se.example.org:1094/``. Sites that share directories must have one hostname, or one of
+    them the method ``local``: else each takes the files of the other for its own."""
     username: Text = None
-    dir_raw: Directory = None
-    dir_processed: Directory = None
-    dir_minitrees: Directory = None
-    dir_tsm: Directory = None
+    """The user that SSH logs in as; null: the local user."""
+    dir_raw: Base = None
+    """The base directory of raw data, absolute; null: the site holds none."""
+    dir_processed: Base = None
+    """The base directory of processed data, which lies in ``pax_<version>/`` below it."""
+    dir_minitrees: Base = None
+    """The base directory of minitrees, which lie in ``pax_<version>/`` below it."""
+    dir_tsm: Base = None
+    """The directory in which data for tape is staged, best on the file system of ``dir_raw``,
+    outside of the data directories; nobody else may write there. Names on tape lie below it."""
     data_type: Names = TYPES
+    """The types of data that it moves."""
     upload_options: Names = ()
+    """Names of the sites that it pushes to."""
     download_options: Names = ()
-    purge: Days = None
+    """Names of the sites that it pulls from, the best first."""
+    purge: Days | None = None
+    """Days after a run's start when raw data is deleted here, if enough other copies are good.
+    Older data is not pulled. Null: never."""
     pax_version_purge: Text = None
-    nstreams: Count = None
+    """The version of which processed data is deleted here, and not made any more."""
+    nstreams: Count | None = None
+    """How many SSH connections one transfer with it may have (by default 16); for ``gfal-copy``,
+    streams for each file."""
     grid_cert: Text = None
+    """The proxy certificate for ``gfal-copy``, this site's or else the other's; relative to
+    sites.json."""
     pax_processing_versions: Names = ()
+    """The versions that raw data is processed with, and the only ones of processed data that are
+    pulled or pushed here; by default the version that ``processing`` names, and all are brought."""
     task_list: Names = ()
+    """Only these reactions are enabled, by their names, cax's task names or those of
+    ``corrections``; by default all. ``caxev sites check`` reports names that nothing has."""
     dataset_list: Names = ()
+    """Only the runs of these names are acted on; by default all."""
     rucio_account: Text = None
+    """Of a catalogue: the account."""
     rucio_upload_rse: Text = None
+    """Of a catalogue: the entrance RSE, to which data is uploaded."""
     rucio_download_rse: Text = None
+    """The RSE that this site downloads from if it has the data; ``caxev rucio get --rse`` overrides
+    it. Null: the replica that Rucio puts first."""
     rucio_transfer: Names = ()
+    """Of a catalogue: the RSEs that everything is replicated to."""
     rucio_config_p2: Text = None
+    """A set-up script of old clients: accepted, unused."""
     rucio_config_p3: Text = None
+    """The same."""
     rucio_tags: Names = ()
-    rucio: Rucio = field(default=Catalogue())
+    """Runs with one of these tags are downloaded here from a catalogue."""
+    rucio: Annotated[Catalogue, Kind('an object, as {"auth_type": "userpass"}')] = field(
+        default=Catalogue()
+    )
+    """Of a catalogue: how it is reached and arranged."""
     listener: Flag = field(default=Factory(_listens, takes_self=True))
-    port: Port = 22
+    """Whether a caxev listens for the site; if none does, the site that pushed verifies. By default
+    true, but false for ``gfal-copy``, ``lcg-cp``, ``tsm``, ``directory`` and ``rucio`` unless the
+    site has ``upload_options`` or ``download_options``."""
+    port: Annotated[int, Kind("a port, 1 to 65535", whole(1, 65535))] = 22
+    """The port of SSH."""
     known_hosts: Text = None
+    """The host keys that this site trusts, relative to sites.json; by default
+    ``~/.ssh/known_hosts``."""
     identity: Text = None
-    host_key: Fingerprint = None
-    lanes: Lanes = field(default=Factory(dict), hash=False)
+    """The private key with which this site reaches others, relative to sites.json; by default those
+    in ``~/.ssh``."""
+    host_key: Annotated[
+        str | None,
+        Kind("a host key's fingerprint (SHA256:...)", matching(r"SHA256:[^\0]*")),
+    ] = None
+    """The fingerprint of the site's SSH host key; it overrides ``known_hosts``."""
+    lanes: Annotated[
+        Mapping[str, int],
+        Kind('numbers of workers, as {"transfer": 2}', mapped(read_name, whole())),
+    ] = field(default=Factory(dict), hash=False)
+    """How many reactions run side by side in each lane."""
     handlers: Names = ()
+    """Names of further handler modules that this site loads."""
     master: Names = ()
-    max_rate: Rate = None
+    """Types of data of which the site holds the master copy, with which other copies are compared
+    if their own source is gone."""
+    max_rate: Rate | None = None
+    """The most bytes a second with this site, of all that one listener moves, as ``"200MB/s"``
+    (B/s, kB/s to PB/s, KiB/s to PiB/s)."""
     min_free: Amount = 0
-    receiver: Line = None
-    links: Links = field(default=Factory(dict), hash=False)
+    """The space that must stay free here, as ``"500GB"`` (B, kB to PB, KiB to PiB)."""
+    receiver: Annotated[str | None, Kind("a command in one line", _line)] = None
+    """The command that starts caxev at this site's SSH account, as ``/opt/caxev/bin/caxev``:
+    transfers to it are faster."""
+    links: Annotated[
+        Mapping[str, Link], Kind('limits by site, as {"chicago": {"max_rate": "200MB/s"}}')
+    ] = field(default=Factory(dict), hash=False)
+    """Limits of the links to other sites, as seen from here. What a link does not name is as for
+    the site; if both ends name a number, the smaller counts."""
     priority: Names = ()
+    """Names of tags, the most urgent first: data of runs with such a tag is moved first, then that
+    of the newest. Low-priority runs can starve."""
     hard_links: Flag = False
-    processing: Made = None
-    minitrees: Made = None
-    permissions: Permissions = field(default=Factory(dict), hash=False)
-    corrections: Corrections = ()
-    alarms: Sinks = field(default=(), hash=False)
-    patrol: PatrolRule = None
-    deletion: DeletionRule = field(factory=Deletion)
-    stalled: StalledRule = field(factory=Stalled)
+    """Whether a copy by ``local`` may be hard links to its source, if both are on one file system.
+    Two links are one copy: what harms one harms both."""
+    processing: Annotated[
+        Processing | None, Kind('an object, as {"command": ["pax", "{input}"]}')
+    ] = None
+    """How processed data is made here; null: it is not."""
+    minitrees: Annotated[
+        Processing | None, Kind('an object, as {"command": ["hax", "{input}"]}')
+    ] = None
+    """How minitrees are made here; null: they are not."""
+    permissions: Annotated[
+        Mapping[str, Permission],
+        Kind('an object, as {"mode": "0750", "group": "xenon"}', read_permissions),
+    ] = field(default=Factory(dict), hash=False)
+    """What copies are given here once they are good. Nothing depends on the umask."""
+    corrections: Annotated[
+        tuple[Correction, ...],
+        Kind('a list, as [{"name": ..., "field": ..., "table": ...}]', read_corrections),
+    ] = ()
+    """Fields of runs that are computed here."""
+    alarms: Annotated[
+        tuple[Sink, ...],
+        Kind('addresses of people, as [{"email": {"to": ["shift@example.org"]}}]', read_alarms),
+    ] = field(default=(), hash=False)
+    """Who is notified of alarms."""
+    patrol: Annotated[Patrol | None, Kind('an object, as {"days": 90, "max_rate": "50MB/s"}')] = (
+        None
+    )
+    """How often each copy is read again; null: never."""
+    deletion: Annotated[Deletion, Kind('an object, as {"copies": 3, "protect": ["keep"]}')] = field(
+        factory=Deletion
+    )
+    """What must hold before a copy is deleted here."""
+    stalled: Annotated[Stalled, Kind('an object, as {"warn": 2, "retry": 24}')] = field(
+        factory=Stalled
+    )
+    """When a copy on which nobody works raises an alarm, and when it is made again."""
     quarantine_days: Days = 30.0
-    archive: Archive = field(default=ArchiveOptions(), hash=False)
-    state: State = None
+    """Days for which files that were set aside are kept, once their copy is repaired."""
+    archive: Annotated[ArchiveOptions, Kind('an object, as {"server": "TSM1"}')] = field(
+        default=ArchiveOptions(), hash=False
+    )
+    """How a tape archive is reached. The options of the site that runs the client override those of
+    the archive."""
+    state: Directory = None
+    """The directory in which sites keep what nobody else may write: jobs, logs, what other programs
+    fetch. Each site has a directory of its own in it. Best on the file system of the data, never in
+    a data directory. By default ``CAXEV_STATE``, or the unit's ``StateDirectory``."""
     markers: Mapping[str, str] = field(default=Factory(dict), hash=False)
+    """No key: the ids of the markers that the database has for the directories."""
 
     @property
     def transport(self) -> str:
@@ -402,9 +358,8 @@ class Site:
         known |= {*CORRECTIONS, *(one.name for one in self.corrections)}
         for name in self.task_list:
             if name not in known:
-                guess = nearest(name, known)
-                hint = f"did you mean {guess!r}?" if guess else "caxev handlers lists them"
-                yield f"site {self.name!r}: task_list names {name!r}, which is no reaction ({hint})"
+                what = f"which is no reaction ({hint(name, known, 'caxev handlers lists them')})"
+                yield f"site {self.name!r}: task_list names {name!r}, {what}"
 
     def correcting(self) -> tuple[Correction, ...]:
         """The corrections that ``task_list`` enables, by their own name or all by ``correct``."""
@@ -470,9 +425,9 @@ class Sites:
         """The site of that name. Raises `ConfigError` naming the nearest one."""
         if name in self.by_name:
             return self.by_name[name]
-        guess = nearest(name, self.by_name)
-        hint = f"did you mean {guess!r}? " if guess else ""
-        raise ConfigError(f"no site {name!r} in {self.path} ({hint}known: {', '.join(self)})")
+        guess = hint(name, self.by_name)
+        known = f"{guess} known: {', '.join(self)}".lstrip()
+        raise ConfigError(f"no site {name!r} in {self.path} ({known})")
 
     def find(self, name: str) -> Site | None:
         """The site of that name, or None."""
@@ -495,195 +450,3 @@ class Sites:
         """The view of the site that this process serves. Raises `ConfigError` as `get` does."""
         passive = (site.name for site in self.values() if not site.listener and site.name != name)
         return Here(self.get(name), frozenset(passive))
-
-
-def find_sites(config: str | None = None, environ: Mapping[str, str] | None = None) -> Path:
-    """Which sites.json to load: ``--config``, ``CAXEV_SITES``, or the first of `PLACES`.
-
-    Raises `ConfigError` where none is named and none is there.
-    """
-    named = config or (os.environ if environ is None else environ).get("CAXEV_SITES")
-    if named:
-        return Path(named).expanduser()
-    for place in PLACES:
-        if Path(place).exists():
-            return Path(place)
-    places = " and ".join(PLACES)
-    raise ConfigError(f"no sites.json: looked at {places}; name one by --config or CAXEV_SITES")
-
-
-def load_sites(path: str | Path) -> Sites:
-    """Read a sites.json. Raises `ConfigError` with everything that is wrong with it."""
-    file = Path(path).absolute()
-    entries = read_entries(file)
-    problems = list(_name_problems(entries))
-    sites: list[Site] = []
-    warnings: list[str] = []
-    for place, entry in enumerate(entries, 1):
-        label = _label(entry, place)
-        site, wrong = _structure(entry, label)
-        for repeat in repeats(entry, label):
-            (warnings if repeat.same else problems).append(str(repeat))
-        problems += wrong
-        if site is not None:
-            sites.append(_resolved(site, file.parent))
-            problems += _site_problems(site)
-    if problems:
-        raise _failed(file, problems)
-    by_name = {site.name: site for site in sites}
-    return Sites(file, by_name, (*warnings, *_warnings(sites)), _digest(entries))
-
-
-def _digest(entries: Sequence[object]) -> str:
-    """Return what tells one configuration from another, however it is laid out."""
-    text = json.dumps(entries, sort_keys=True)
-    return blake2b(text.encode(), digest_size=6).hexdigest()
-
-
-def _failed(file: Path, problems: Sequence[str]) -> ConfigError:
-    if len(problems) == 1:
-        return ConfigError(f"{file}: {problems[0]}")
-    return ConfigError(f"{file}: {len(problems)} problems, the first: {problems[0]}", problems)
-
-
-def _label(entry: object, place: int) -> str:
-    name = entry.get("name") if isinstance(entry, dict) else None
-    return f"site {name!r}" if isinstance(name, str) and name else f"site no. {place}"
-
-
-def _name_problems(entries: Iterable[object]) -> Iterator[str]:
-    names = Counter(entry.get("name") for entry in entries if _has_name(entry))  # type: ignore[attr-defined]  # it is a dict
-    for name, times in names.items():
-        if times > 1:
-            yield f"site {name!r}: stands {times} times in the list; rename or remove one"
-
-
-def _has_name(entry: object) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("name"), str)
-
-
-def _structure(entry: object, label: str) -> tuple[Site | None, list[str]]:
-    if not isinstance(entry, dict):
-        return None, [f"{label}: is {_shown(entry)}, not an object with the site's keys"]
-    if "name" not in entry:
-        return None, [f'{label}: has no name; add "name", as in the database\'s entries']
-    known = {
-        key: value
-        for key, value in entry.items()
-        if not key.startswith("x_") and (value is not None or key not in KEYS)
-    }
-    known.setdefault("name", entry["name"])
-    if acts(known) and is_archive(known.get("method")):
-        # As in cax's tape and Rucio files: how it reaches the archive, not how it is reached.
-        del known["method"]
-    try:
-        return _converter.structure(known, Site), []
-    except ClassValidationError as errors:
-        return None, [line for error in errors.exceptions for line in _told(error, label, entry)]
-
-
-def _told(error: BaseException, label: str, entry: Mapping[str, Any]) -> Iterator[str]:
-    if isinstance(error, ForbiddenExtraKeysError):
-        yield from (_unknown_key(label, key) for key in sorted(error.extra_fields))
-        return
-    for note in getattr(error, "__notes__", ()):
-        if isinstance(note, AttributeValidationNote):
-            key, shape = note.name, get_args(note.type)[1]
-            guess = _guess(entry[key]) if shape.read is _method else ""
-            if isinstance(error, Problems):
-                yield from (f"{label}: {key}: {line}" for line in error.lines)
-                continue
-            yield f"{label}: {key} must be {shape.words}, not {_shown(entry[key])}{guess}"
-
-
-def _guess(method: object) -> str:
-    guess = nearest(method, METHODS) if isinstance(method, str) else None
-    return f" (did you mean {guess!r}?)" if guess else ""
-
-
-def _unknown_key(label: str, key: str) -> str:
-    guess = FORMER.get(key) or nearest(key, KEYS)
-    hint = f"did you mean {guess!r}?" if guess else "take it out"
-    return f"{label}: unknown key {key!r} ({hint}; a key of your own begins with x_)"
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."  # noqa: PLR2004  # so that it stays a line
-
-
-def _site_problems(site: Site) -> Iterator[str]:
-    for key in DIRECTORIES:
-        path = getattr(site, key)
-        if path is not None and not path.startswith("/") and site.method not in GRID:
-            yield f"site {site.name!r}: {key} must be an absolute path or null, not {_shown(path)}"
-        if path is not None and path.strip("/") == "" and site.method not in GRID:
-            yield f"site {site.name!r}: {key} is '/', the whole machine: name a directory in it"
-    for key, directory in (("processing", "dir_processed"), ("minitrees", "dir_minitrees")):
-        if getattr(site, key) is not None and getattr(site, directory) is None:
-            yield f"site {site.name!r}: {key} needs {directory}, where the results go"
-
-
-def _resolved(site: Site, base: Path) -> Site:
-    return evolve(
-        site,
-        identity=_at(base, site.identity),
-        known_hosts=_at(base, site.known_hosts),
-        grid_cert=_at(base, site.grid_cert),
-        rucio=site.rucio.resolved(base),
-    )
-
-
-def _at(base: Path, path: str | None) -> str | None:
-    return None if path is None else str(base / Path(path).expanduser())
-
-
-def _warnings(sites: Sequence[Site]) -> Iterator[str]:
-    names = {site.name for site in sites}
-    for site in sites:
-        for key in ("upload_options", "download_options", "links"):
-            for name in getattr(site, key):
-                if name not in names:
-                    yield _unknown_site(site, key, name, names)
-        for name in CORRECTIONS:
-            if name in site.task_list and name not in {one.name for one in site.corrections}:
-                yield f"site {site.name!r}: task_list names {name!r}, but corrections does not"
-        if site.method == "lcg-cp":
-            yield f"site {site.name!r}: method 'lcg-cp' is no longer to be had: use 'gfal-copy'"
-        for key in ("processing", "minitrees"):
-            how: Processing | None = getattr(site, key)
-            if how is not None and how.system != "local" and not (how.directory or site.state):
-                yield (
-                    f"site {site.name!r}: {key} names no directory, where jobs of {how.system}"
-                    " keep their files: the nodes must see it"
-                )
-    yield from directory_warnings(sites, DIRECTORIES)
-
-
-def _unknown_site(site: Site, key: str, name: str, names: Iterable[str]) -> str:
-    guess = nearest(name, names)
-    hint = f"did you mean {guess!r}?" if guess else "add it or take it out"
-    return f"site {site.name!r}: {key} names {name!r}, which is no site of this file ({hint})"
-
-
-def _structure_hook(annotated: Any) -> Callable[[Any, Any], Any]:
-    shape: Shape = get_args(annotated)[1]
-    return lambda value, _type: shape.read(value)
-
-
-def _has_shape(type_: Any) -> bool:
-    return any(isinstance(argument, Shape) for argument in get_args(type_))
-
-
-def _make_converter() -> Converter:
-    converter = Converter(detailed_validation=True, forbid_extra_keys=True)
-    converter.register_structure_hook_factory(_has_shape, _structure_hook)
-    converter.register_structure_hook(
-        Site, make_dict_structure_fn(Site, converter, markers=override(omit=True))
-    )
-    return converter
-
-
-_converter: Final = _make_converter()
-KEYS: Final = tuple(one.name for one in attrs.fields(Site) if one.name != "markers")
-"""The keys of a site in sites.json."""
