@@ -19,13 +19,13 @@ from caxev.files import (
     erasing,
     identity,
     lacking,
-    resolved,
     scan,
     standing,
 )
 from caxev.files import erase as erase_marked
 from caxev.files import set_aside as set_aside_marked
 from caxev.files.identity import is_same
+from caxev.files.publishing import rename_new
 from caxev.files.throttle import RateLimiter, idle_disk
 from tests.faults.campaign import add_oddities
 
@@ -173,14 +173,17 @@ def test_killed_anywhere_it_is_erased_in_the_end(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Never half a copy under its name: it is there, or it is not."""
+    mark = ""
 
     def begin() -> None:
+        nonlocal mark
         (root / "new").mkdir()
         (root / "new" / "file").write_text("x")
+        mark = standing(str(root / "new"), (str(root),), None, report=to_nobody)
 
     def act() -> None:
         assert not (root / "new").exists() or (root / "new" / "file").exists()
-        erase(str(root / "new"), (str(root),))
+        erase_marked(str(root / "new"), (str(root),), mark, report=to_nobody)
         assert names(root) == {"one", "two"}
 
     assert through_all_kills(monkeypatch, act, begin) == 3
@@ -295,18 +298,47 @@ def test_an_old_intent_erases_no_new_copy(
     if moment == "before the look":
         fresh(root, "one")
     else:
-        rename = resolved.rename
 
         def late(old: str, new: str) -> None:
-            fresh(root, "one")
-            rename(old, new)
+            if old == place:
+                fresh(root, "one")
+            rename_new(old, new)
 
-        monkeypatch.setattr(erasing, "rename", late)
+        monkeypatch.setattr(erasing, "rename_new", late)
     before = scan(place)
     with pytest.raises(Retry, match="something else stands there"):
         erase_marked(place, roots, mark, report=to_nobody)
     assert scan(place) == before
     assert names(root) == {"one", "two"}
+
+
+def test_what_was_renamed_by_mistake_gets_its_name_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that has hit a new copy is killed before it can give the name back."""
+    place, roots = str(root / "one"), (str(root),)
+    mark = standing(place, roots, None, report=to_nobody)
+    new = fresh(root, "one")
+    before = scan(str(new))
+    new.rename(root / f"{GONE_PREFIX}one")
+    with pytest.raises(Retry, match="something else stands there"):
+        erase_marked(place, roots, mark, report=to_nobody)
+    assert scan(place) == before
+    assert names(root) == {"one", "two"}
+
+
+def test_what_is_being_erased_is_known_by_more_than_its_name(root: Path) -> None:
+    """Another process may have given the name to a new copy, for a moment."""
+    place, roots = str(root / "one"), (str(root),)
+    mark = standing(place, roots, None, report=to_nobody)
+    for name in ("one", f"{GONE_PREFIX}one"):
+        shutil.rmtree(root / "one", ignore_errors=True)
+        (root / name).mkdir()
+        (root / name / "file").touch()
+    (root / "one").mkdir()
+    with pytest.raises(Retry, match="something else stands there"):
+        erase_marked(place, roots, mark, report=to_nobody)
+    assert (root / f"{GONE_PREFIX}one" / "file").exists()
 
 
 def test_an_old_intent_erases_nothing_that_came_where_nothing_was(root: Path) -> None:
@@ -350,7 +382,7 @@ def test_a_disk_that_fails_is_tried_again(root: Path, monkeypatch: pytest.Monkey
     def fail(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(erasing, "rename", fail)
+    monkeypatch.setattr(erasing, "rename_new", fail)
     with pytest.raises(Retry, match=r"cannot erase .*one: Input/output error"):
         erase(str(root / "one"), (str(root),))
 

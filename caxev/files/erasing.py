@@ -13,12 +13,12 @@ from typing import Final
 from caxev import failpoints
 from caxev.core.errors import GiveUp
 from caxev.files.errors import Replaced, meaning
-from caxev.files.identity import identity, is_same
+from caxev.files.identity import identity, is_same, remove_marked
 from caxev.files.manifest import Manifest
 from caxev.files.paths import RESERVED, confine_own, inside, is_held, own_name, printable
 from caxev.files.publishing import DIR_MODE, rename_new
 from caxev.files.reading import Report
-from caxev.files.resolved import mkdir, remove, rename, sync
+from caxev.files.resolved import mkdir, remove, sync
 from caxev.files.tree import scan
 
 GONE_PREFIX: Final = f"{RESERVED}gone-"
@@ -59,7 +59,12 @@ def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Repo
     gone = os.path.join(directory, GONE_PREFIX + name)
     try:
         is_replaced = os.path.lexists(path) and not _take_name(path, gone, mark)
-        remove(gone)
+        if mark not in (None, NOTHING) and not remove_marked(gone, mark):
+            # Renamed by mistake, and the process was killed just then. If its name is taken by now
+            # it stays, and `caxev stray` reports it.
+            is_replaced = True
+            if not os.path.lexists(path):
+                rename_new(gone, path)
         if os.path.isdir(directory):
             sync(directory)
         failpoints.point("files.erase.done")
@@ -76,11 +81,13 @@ def _take_name(path: str, gone: str, mark: str | None) -> bool:
     The rename goes by name, so it may hit what came after the look; a look at what has been renamed
     shows that, and gives the name back.
     """
+    left = identity(gone)
     if not is_same(identity(path), mark):
         return False
-    remove(gone)  # what an earlier copy of that name left when it was erased
+    if left is not None:  # by an earlier copy of that name: it was there while ours had its own
+        remove_marked(gone, left)
     failpoints.point("files.erase.rename")
-    rename(path, gone)
+    rename_new(path, gone)
     if not is_same(identity(gone), mark):
         rename_new(gone, path)
         return False

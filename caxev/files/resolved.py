@@ -157,16 +157,26 @@ def remove(path: str | bytes) -> None:
 
 def _remove_tree(directory: int, name: bytes) -> None:
     # Not shutil.rmtree: that waits for ever on a FIFO that somebody puts in a directory's place.
-    inner = os.open(name, _READ_DIRECTORY, dir_fd=directory)
+    inner = open_directory(directory, name)
     try:
-        try:
-            _empty(inner)
-        except PermissionError:
-            os.fchmod(inner, 0o700)
-            _empty(inner)
+        empty(inner)
     finally:
         os.close(inner)
     os.rmdir(name, dir_fd=directory)
+
+
+def open_directory(directory: int, name: bytes) -> int:
+    """Open a directory in a directory, to read it or to `empty` it."""
+    return os.open(name, _READ_DIRECTORY, dir_fd=directory)
+
+
+def empty(directory: int) -> None:
+    """Remove all that is in an opened directory of ours, also if that is read-only."""
+    try:
+        _empty(directory)
+    except PermissionError:
+        os.fchmod(directory, 0o700)
+        _empty(directory)
 
 
 def _empty(directory: int) -> None:
