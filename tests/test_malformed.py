@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -259,7 +259,7 @@ BROKEN: list[tuple[str, dict[str, Any]]] = [
 async def test_a_malformed_document_is_set_aside(
     database: Named, kind: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With an alarm; what it was about fires again."""
+    """With an alarm; what it was about fires again. Both go after a week."""
     monkeypatch.setattr("caxev.engine.listener.TEND_EVERY", 0.05)
     options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
     async with engine.opened(database) as db:
@@ -281,10 +281,20 @@ async def test_a_malformed_document_is_set_aside(
             if kind != "snapshot":  # that is written anew before
                 assert aside is not None
                 assert aside["document"] == bad
+                ledger, old = server["caxev_ledger"], {"at": aside["at"] - timedelta(days=8)}
+                ledger.update_one({"_id": aside["_id"]}, {"$set": old})
+                async with engine.listener(db, options):
+                    await engine.until(lambda: ledger.find_one({"kind": "malformed"}) is None)
+                    await engine.until(lambda: _alarmed_not(db))
+
+
+async def _alarmed_not(db: Database) -> bool:
+    return not await _alarmed(db)
 
 
 async def _alarmed(db: Database) -> bool:
-    return any(one.alarm.key.startswith("malformed caxev_") for one in await db.alarms(SITE))
+    found = [one for one in await db.alarms(SITE) if one.stands]
+    return any(one.alarm.key.startswith("malformed caxev_") for one in found)
 
 
 @pytest.mark.replicaset
@@ -362,6 +372,6 @@ async def test_a_manifest_that_was_tampered_with_is_not_there(database: Named) -
         taken = await db.acquire(SITE, "me", 10.0, NOW)
         assert taken is not None
         for odd in db.odd:
-            assert await db.set_aside(taken[0], odd)
+            assert await db.set_aside(taken[0], odd, NOW)
         await db.store_manifest(FILES.digest, FILES.to_rows())
         assert await db.load_manifest(FILES.digest) == FILES.to_rows()

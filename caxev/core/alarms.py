@@ -412,17 +412,21 @@ def missing(site: str, handler: str) -> Alarm:
     )
 
 
+MALFORMED: Final = "malformed "
+"""The keys of alarms about malformed documents begin with this; which document it is follows."""
+
+
 def malformed(site: str, what: str, why: str, run: str) -> Alarm:
     """A document of caxev's own is malformed; `run` is what it was about, if known."""
     return Alarm(
         site,
-        f"malformed {what}",
+        MALFORMED + what,
         f"a document of caxev's own{run and f' about {run}'} is malformed: {why}",
         run=run,
         details={
             "document": what,
             "what to do": "it is set aside in the ledger, and what it was about fires again; find "
-            "out who wrote it, then: caxev alarms clear",
+            "out who wrote it, then: caxev alarms clear; after a week it is removed",
         },
     )
 

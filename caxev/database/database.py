@@ -845,14 +845,18 @@ class Database:
         """Look for malformed reactions of a site that nothing else would meet; see `odd`."""
         await self._call(self._store.audit, site, limit=LONG_LIMIT)
 
-    async def set_aside(self, lease: Lease, odd: Odd) -> bool:
+    async def forget_aside(self, site: str, now: datetime) -> set[tuple[str, str]]:
+        """Remove what this site set aside long ago; the `Odd.key` of each document that is kept."""
+        return await self._call(self._store.forget_aside, site, now)
+
+    async def set_aside(self, lease: Lease, odd: Odd, now: datetime) -> bool:
         """Move a malformed document where nothing reads it; False if it is readable by now.
 
         Raises `LeaseLost`.
         """
 
         async def move(session: AsyncClientSession) -> bool:
-            return await self._store.set_aside(lease, odd, session)
+            return await self._store.set_aside(lease, odd, now, session)
 
         moved: bool = await self._transact(move)
         self._store.odd.pop(odd.key, None)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from asyncio import to_thread
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final, TypeVar
 
@@ -248,6 +248,8 @@ URGENT_FIRST: Final[Order] = (("priority", DESCENDING), ("generation", DESCENDIN
 GAPS_KEPT: Final = 20
 _SITE: Final = "site"
 MALFORMED: Final = "malformed"
+ASIDE_KEPT: Final = timedelta(days=7)
+"""For how long a malformed document is kept, for people: what it was about has fired again."""
 LONGEST_LEASE: Final = 86400.0
 """Seconds for which a lease is believed that does not say how long it is."""
 _LEASE: Final = {
@@ -348,7 +350,7 @@ class Store:
             self.odd[odd.key] = odd
             logger.warning("{} {} is passed over: {}", collection.name, str(key)[:300], why)
 
-    async def set_aside(self, lease: Lease, odd: Odd, session: Session) -> bool:
+    async def set_aside(self, lease: Lease, odd: Odd, now: datetime, session: Session) -> bool:
         """Move a malformed document where nothing reads it; False if it is readable by now.
 
         To be done in a transaction. Raises `LeaseLost`.
@@ -365,6 +367,7 @@ class Store:
                 "kind": MALFORMED,
                 "from": odd.collection,
                 "by": lease.site,
+                "at": now,
                 "why": str(error),
                 "document": document,
             }
@@ -373,6 +376,13 @@ class Store:
             await self._set_site(lease, {}, session)
             return True
         return False
+
+    async def forget_aside(self, site: str, now: datetime) -> set[tuple[str, str]]:
+        """Remove what this site set aside long ago; the keys of the documents that are kept."""
+        mine: Document = {"kind": MALFORMED, "by": site}
+        await self.ledger.delete_many({**mine, "at": {"$not": {"$gt": now - ASIDE_KEPT}}})
+        rows = await self.ledger.find(mine, {"from": 1, "document._id": 1}).to_list(None)
+        return {(str(row.get("from")), repr(row.get("document", {}).get("_id"))) for row in rows}
 
     async def audit(self, site: str) -> None:
         """Look for reactions of a site that no query for what is due or claimed would ever find."""

@@ -30,7 +30,7 @@ from loguru import logger
 from caxev import aio, metrics
 from caxev.alarms import Desk, Pulse, Vitals, gone_directories
 from caxev.config import Settings, state_directory
-from caxev.core.alarms import malformed, missing_key
+from caxev.core.alarms import MALFORMED, malformed, missing_key
 from caxev.core.clock import clock, utcnow
 from caxev.database import (
     Database,
@@ -459,6 +459,7 @@ class _LeaderSession:
             try:
                 if trio.current_time() >= audited + SCAN_EVERY:
                     await self.database.audit(self.lease.site)
+                    await self._forget_aside()
                     audited = trio.current_time()
                 for odd in self.database.odd:
                     if odd.site in (None, self.lease.site) and odd.key not in self._reported:
@@ -470,10 +471,18 @@ class _LeaderSession:
                 logger.debug("malformed documents wait for the database: {}", error)
             await trio.sleep(TEND_EVERY)
 
+    async def _forget_aside(self) -> None:
+        """End the alarms of malformed documents that are not kept any more."""
+        kept = await self.database.forget_aside(self.lease.site, utcnow()) | self._reported
+        keys = {MALFORMED + " ".join(key) for key in kept}
+        for one in self.desk.standing:
+            if one.alarm.key.startswith(MALFORMED) and one.alarm.key not in keys:
+                self.desk.clear(one.alarm.key)
+
     async def _set_aside(self, odd: Odd) -> None:
         site = self.lease.site
         try:
-            await self.database.set_aside(self.lease, odd)
+            await self.database.set_aside(self.lease, odd, utcnow())
             if odd.run is not None:  # what the document was about is not lost with it
                 again = Request("replay", (odd.run,))
                 await self.database.add_request(site, again, self.lease.owner, utcnow())
