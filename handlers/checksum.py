@@ -264,7 +264,7 @@ def _unreadable(job: Job, seen: Copy) -> RunUpdate:
 
 def _last_read(run: Run, seen: Copy, now: datetime) -> datetime:
     """When it was read last or, of one that cax made, came to be; in the future it was not."""
-    known = (seen.verified_at, as_utc(seen.fields.get("creation_time")), run.start)
+    known = (seen.read_at, as_utc(seen.fields.get("creation_time")), run.start)
     return next((time for time in known if time is not None and time <= now), _LONG_AGO)
 
 

@@ -286,9 +286,11 @@ def _waits_since(one: Copy, now: datetime) -> datetime | None:
 
 def _is_fresh(one: Copy, now: datetime) -> bool:
     """Whether it was read lately: by the time of that, or as the answer to a late request."""
-    answered = one.answered
+    answered, noted = one.answered, one.noted_at
     times = [one.verified_at, *(ask.at for ask in one.asked if ask.id in answered)]
-    return not one.pending and any(at and now - FRESH < at <= now for at in times)
+    if noted is None or one.pending:
+        return False
+    return any(at and now - FRESH < at <= min(noted, now) for at in times)
 
 
 # -- where there is no majority -------------------------------------------------------------------

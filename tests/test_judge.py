@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from caxev import Copy, CopyKey, Run, Skip
 from caxev.config import Site, Sites
+from caxev.core.model import NOTED
 from handlers.judge import FRESH, Acquit, Ask, Convict, Hung, Wait, plan_judgement, speaker
 from tests import strategies as make
 
@@ -31,7 +32,7 @@ SITES = Sites(
 
 def entry(host: str, says: str = "good", **fields: Any) -> dict[str, Any]:
     usual = {"type": "raw", "host": host, "status": "transferred", "manifest": says}
-    return {**usual, "verified_at": NOW, **fields}
+    return {**usual, "verified_at": NOW, NOTED: NOW, **fields}
 
 
 def run_of(*entries: dict[str, Any]) -> Run:
@@ -112,6 +113,8 @@ def test_no_time_in_the_future_counts() -> None:
     times: list[dict[str, Any]] = [
         {"verified_at": ahead},
         {"verified_at": None, "check_asked": ahead},
+        {NOTED: NOW - timedelta(1)},  # it has passed by now, and had not when it was written
+        {NOTED: None},
     ]
     for fields in times:
         verdict = judged(run_of(*others, entry("chicago", **fields)))

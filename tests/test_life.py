@@ -96,6 +96,7 @@ class Lab:
             "manifest": found.digest,
             "checksum": found.cax_checksum(),
             "verified_at": utcnow() - OLD,
+            "verified_noted": utcnow(),
             "creation_time": utcnow() - OLD,
             **fields,
         }

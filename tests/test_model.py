@@ -227,6 +227,8 @@ def test_a_field_that_changes_is_a_change(one: Any, other: Any) -> None:
         ([{}, {"host": "lngs"}], False),  # the copy itself is none of the others
         ([{}, {"host": "chicago", "verified_at": AT - timedelta(1)}], False),
         ([{}, {"host": "chicago", "verified_at": AT + timedelta(1)}], False),
+        ([{}, {"host": "chicago", "verified_noted": AT - timedelta(1)}], False),
+        ([{}, {"host": "chicago", "verified_noted": None}], False),
         (
             [{}, {"host": "chicago", "verified_at": AT - timedelta(1), "check_answered": ["x"]}],
             True,
@@ -246,6 +248,7 @@ def test_how_many_good_copies(others: list[dict[str, Any]], enough: bool) -> Non
         "manifest": "m",
         "checksum": "c",
         "verified_at": AT,
+        "verified_noted": AT,
     }
     document = {"_id": 1, "data": [{**usual, "host": "lngs"}, *({**usual, **o} for o in others)]}
     run = Run.from_document(document)

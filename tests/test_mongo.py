@@ -325,6 +325,7 @@ def odd_runs(number: int) -> Iterator[dict[str, Any]]:
         "checksum": ["c"],
         "pax_version": [None],
         "verified_at": [AT],
+        "verified_noted": [AT],
         "check_answered": [None, ["x"], ["y", "x"]],
     }
     odd: dict[str, list[Any]] = {
@@ -335,6 +336,7 @@ def odd_runs(number: int) -> Iterator[dict[str, Any]]:
         "checksum": ["other", None, "", 5],
         "pax_version": ["", 5, "v1"],
         "verified_at": [AT - timedelta(days=1), AT + timedelta(days=1), None, "today", [AT]],
+        "verified_noted": [AT - timedelta(days=1), AT + timedelta(days=1), None, "today", [AT]],
         "check_answered": ["x", AT, [["x"]], ["$x"], {"x": 1}],
     }
     for _ in range(number):

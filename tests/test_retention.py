@@ -38,7 +38,7 @@ from caxev.copies.deletion import (
 from caxev.copies.quorum import agree, at_odds, at_one_host, majority, voters
 from caxev.core.clock import Clocks
 from caxev.core.job import Skip
-from caxev.core.model import DELETING, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, TagAbsent
+from caxev.core.model import DELETING, NOTED, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, TagAbsent
 from tests import strategies as make
 
 NOW = make.EPOCH + timedelta(days=100)
@@ -71,8 +71,8 @@ ALL = sites_with()
 
 
 def entry(host: str, status: str = TRANSFERRED, **fields: Any) -> dict[str, Any]:
-    place = {"location": f"/{host}/run", "manifest": "b3:good", "checksum": "good"}
-    return {"type": "raw", "host": host, "status": status, **place, **fields}
+    usual = {"location": f"/{host}/run", "manifest": "b3:good", "checksum": "good", NOTED: NOW}
+    return {"type": "raw", "host": host, "status": status, **usual, **fields}
 
 
 def run_of(*entries: dict[str, Any], **fields: Any) -> Run:
@@ -519,6 +519,18 @@ def test_a_late_reading_counts_for_some_days() -> None:
     assert isinstance(weighed(changed(run, "chicago", verified_at=NOW - 11 * DAY), sites), Ask)
 
 
+@pytest.mark.parametrize("noted", [NOW - 10 * DAY, None])
+def test_a_time_that_was_in_the_future_proves_nothing_when_it_has_come(
+    noted: datetime | None,
+) -> None:
+    """Somebody wrote that a copy was read, days before that time: it was not."""
+    sites = sites_with(copies=1, proof_days=10)
+    never: dict[str, Any] = {"verified_at": NOW - 9 * DAY, NOTED: noted}
+    others = (entry("chicago", **never), entry("rucio-catalogue", **never))
+    run = wanted_gone(run_of(entry("lngs"), *others), sites, keep=1)
+    assert isinstance(weighed(run, sites), Ask)
+
+
 def test_a_late_reading_is_late_by_both_clocks() -> None:
     """One clock that is wrong makes no reading younger, and none from the future past."""
     sites = sites_with(copies=1, proof_days=10)
@@ -671,6 +683,7 @@ entries = st.builds(
     manifest=st.sampled_from(["b3:good", "b3:bad", None]),
     checksum=st.sampled_from(["good", "bad", None]),
     verified_at=st.sampled_from([NOW, NOW - DAY, NOW + DAY, None]),
+    verified_noted=st.sampled_from([NOW, NOW - DAY, None]),
     check_answered=st.sampled_from([["ours"], ["theirs"], NOW, None]),
 )
 

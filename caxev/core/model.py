@@ -32,6 +32,8 @@ MOVING: Final = "moving"
 """The status of a copy whose files are on their way to another directory of its own host."""
 UNKNOWN: Final = "unknown"
 """The status of an entry that names none."""
+NOTED: Final = "verified_noted"
+"""The field of an entry that has the time at which its ``verified_at`` was written."""
 STATUSES: Final = "statuses"
 """In a look this field of a copy stands for the statuses of its entries, if it has several."""
 
@@ -263,6 +265,21 @@ class Copy:
         return None if isinstance(value, list) else as_utc(value)
 
     @property
+    def noted_at(self) -> datetime | None:
+        """When `verified_at` was written, UTC; None if somebody else wrote that."""
+        value = self.fields.get(NOTED)
+        return None if isinstance(value, list) else as_utc(value)
+
+    @property
+    def read_at(self) -> datetime | None:
+        """`verified_at` as a proof: None if that time was still to come when it was written.
+
+        Once it has come, the time itself does not show any more that it was never true.
+        """
+        read, noted = self.verified_at, self.noted_at
+        return None if read is None or noted is None or read > noted else read
+
+    @property
     def asked(self) -> tuple[Check, ...]:
         """The requests for a fresh reading, the latest last."""
         return tuple(_checks(self.fields.get("check_asked")))
@@ -489,8 +506,8 @@ class TagThere:
 class Fresh:
     """What makes a reading of a copy count: it answers `request`, whatever any clock shows.
 
-    With `since`, so does one that began between `since` and `until` (UTC): a time in the future
-    proves nothing.
+    With `since`, so does one that began between `since` and `until` (UTC): a time that is, or was
+    when it was written, in the future proves nothing.
     """
 
     request: str
@@ -499,12 +516,14 @@ class Fresh:
 
     def counts(self, copy: Copy) -> bool:
         """Whether the copy was read so."""
-        read = copy.verified_at
-        if read is None:
+        if copy.verified_at is None:
             return False
         if self.request in copy.answered:
             return True
-        return self.since is not None and self.since <= read <= (self.until or read)
+        read = copy.read_at
+        if self.since is None or read is None:
+            return False
+        return self.since <= read <= (self.until or read)
 
 
 @frozen

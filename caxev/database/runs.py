@@ -10,6 +10,7 @@ from attrs import frozen
 
 from caxev.core.model import (
     CHECKS_KEPT,
+    NOTED,
     TRANSFERRED,
     TRANSFERRING,
     CopiesAtLeast,
@@ -238,7 +239,9 @@ def _is_fresh(wanted: Fresh) -> Document:
     ways: list[Document] = [{"$in": [{"$literal": wanted.request}, listed]}]
     if wanted.since is not None:
         past = [] if wanted.until is None else [{"$lte": [read, wanted.until]}]
-        ways.append({"$and": [{"$gte": [read, wanted.since]}, *past]})
+        noted = f"$$copy.{NOTED}"
+        was_past = [{"$eq": [{"$type": noted}, "date"]}, {"$lte": [read, noted]}]
+        ways.append({"$and": [{"$gte": [read, wanted.since]}, *past, *was_past]})
     return {"$and": [{"$eq": [{"$type": read}, "date"]}, {"$or": ways}]}
 
 
@@ -246,7 +249,7 @@ def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list
     """Return filter, update and array filters: the whole of a `RunUpdate` as one write.
 
     Whatever sets a status also sets its `status_since`, so that a status that went and came back
-    is seen as a change.
+    is seen as a change; whatever sets `verified_at` also notes when that was.
     """
     query: Document = {"_id": update.run}
     if update.expect:
@@ -284,4 +287,5 @@ def _added_to_lists(update: RunUpdate, now: datetime) -> Document:
 
 
 def _dated(fields: Mapping[str, Any], now: datetime) -> Document:
-    return {**fields, "status_since": now} if "status" in fields else dict(fields)
+    dated = {"status": "status_since", "verified_at": NOTED}
+    return {**fields, **{name: now for of, name in dated.items() if of in fields}}
