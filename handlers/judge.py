@@ -47,7 +47,7 @@ from caxev import (
     on,
 )
 from caxev.config import Sites
-from caxev.copies.deletion import same_bytes
+from caxev.copies.deletion import can_be_read, same_bytes
 from caxev.copies.quorum import (
     DISPUTED,
     VOUCHED,
@@ -211,7 +211,7 @@ def plan_judgement(
         if is_disputed(mine) and len(those) > 1:
             return Acquit()
         return Skip("the copies do not contradict one another")
-    stale = [one for one in those if _can_be_read(one, sites, mute) and not _is_fresh(one, now)]
+    stale = [one for one in those if can_be_read(one, sites, mute) and not _is_fresh(one, now)]
     asked = [(one, _waits_since(one, now)) for one in stale]
     unasked = tuple(one for one, since in asked if since is None)
     if unasked:
@@ -267,16 +267,6 @@ def _hung(run: Run, mine: Copy, sites: Sites) -> Hung:
 def _master_of(one: Copy, sites: Sites) -> tuple[str, ...]:
     site = sites.find(one.host)
     return () if site is None else site.master
-
-
-def _can_be_read(one: Copy, sites: Sites, mute: Collection[str]) -> bool:
-    """Whether anybody would answer who is asked for a fresh reading."""
-    site = sites.find(one.host)
-    if site is None or not site.readable:
-        return False
-    if site.listener:
-        return one.host not in mute
-    return one.manifest is not None and one.source in sites
 
 
 def _waits_since(one: Copy, now: datetime) -> datetime | None:

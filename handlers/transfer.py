@@ -22,7 +22,8 @@ site, the handler and what it reacted to (``chicago: pull: raw at lngs``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from math import inf
 
@@ -56,6 +57,7 @@ from caxev import (
 )
 from caxev.config import Site, Sites
 from caxev.copies.deletion import (
+    can_be_read,
     is_left_over,
     same_bytes,
     to_be_purged,
@@ -64,6 +66,7 @@ from caxev.copies.deletion import (
 )
 from caxev.copies.quorum import VOUCHED, coming_from, is_disputed, majority, voters
 from caxev.copies.sharing import located, neighbours, sharing
+from caxev.core.errors import Damaged
 from caxev.core.paths import plain
 from caxev.files import Moved, safe_name
 from caxev.transfer import Route, links, methods, unserved
@@ -275,11 +278,44 @@ async def _move(
             found=await known(job, plan.resume.manifest) if plan.again and plan.resume else None,
             checksum=plan.source.checksum,
         )
-        async with job.suspecting(plan.source):
+        async with _suspecting(job, plan.source):
             moved = await links.while_open(job, name, move, route)
     links.traffic.note(name, moved.bytes_sent, moved.seconds)
     job.log.info(f"moved {moved.bytes_sent} of {moved.bytes_total} bytes in {moved.seconds:.1f} s")
     return mine
+
+
+@asynccontextmanager
+async def _suspecting(job: Job, source: Copy) -> AsyncIterator[None]:
+    """As `Job.suspecting`. A source that nobody reads is marked, and the second time given up.
+
+    At a site of an old program, say. The first time it may have been the fault of the way: if all
+    passes well then, the mark goes.
+    """
+    is_marked = bool(source.fields.get("checksumproblem"))
+    try:
+        yield
+    except Damaged as error:
+        if await _is_read(job, source):
+            await job.suspect(source)
+        elif is_marked:
+            raise
+        else:
+            await _mark(job, source, error.why)
+        raise Retry(error.why) from error
+    if is_marked and not await _is_read(job, source):
+        await _mark(job, source, None)
+
+
+async def _is_read(job: Job, source: Copy) -> bool:
+    mute = () if await job.has_listened(source.host) else (source.host,)
+    return can_be_read(source, job.sites, mute)
+
+
+async def _mark(job: Job, source: Copy, why: str | None) -> None:
+    with suppress(Superseded):  # it has changed, so somebody looks after it
+        fields = {"checksumproblem": why is not None, "error": why}
+        await job.update(RunUpdate.note(job.run, source, **fields))
 
 
 async def _with_care(job: Job, plan: Plan) -> Plan:

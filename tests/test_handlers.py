@@ -568,6 +568,7 @@ class Yard(RunCache):
         self.rates: list[float | None] = []
         self.outcomes = dict(outcomes or {})
         self.tried: list[str] = []
+        self.mute: list[str] = []
         self.yield_slot = nullcontext
 
     async def update(self, update: RunUpdate, *, now: datetime) -> Run | None:
@@ -583,6 +584,10 @@ class Yard(RunCache):
                 entries[place][name] = [*entries[place].get(name, ()), *values]
         self.run = Run.from_document({**self.run.document, "data": entries})
         return self.run
+
+    async def has_listened(self, site: str) -> bool:
+        """Whether a caxev has ever acted for that site."""
+        return site not in self.mute
 
     async def all_clear(self, key: str) -> None:
         """No alarm stands."""
@@ -749,6 +754,22 @@ async def test_a_source_that_is_damaged_is_to_be_read_again() -> None:
     with pytest.raises(Retry, match="bad"):
         await transfer.push(job_of(yard, RAW, evolve(LNGS, upload_options=("chicago",))))
     assert len(copy_of(yard.run, "lngs").pending) == 1
+
+
+async def test_a_damaged_source_that_nobody_reads_is_marked_and_then_given_up() -> None:
+    """No caxev has ever listened there: nobody answers. What passes well takes the mark off."""
+    yard = Yard(run_of(entry("xenon")), {"xenon": Damaged("bad bytes")})
+    yard.mute = ["xenon"]
+    with pytest.raises(Retry, match="bad bytes"):
+        await transfer.pull(job_of(yard, AT_XENON, opening()))
+    source = copy_of(yard.run, "xenon")
+    assert (source.fields["checksumproblem"], source.fields["error"]) == (True, "bad bytes")
+    assert (source.status, source.pending) == ("transferred", ())
+    with pytest.raises(GiveUp, match="bad bytes"):
+        await transfer.pull(job_of(yard, AT_XENON, opening()))
+    yard.outcomes = {}
+    assert isinstance(await transfer.pull(job_of(yard, AT_XENON, opening())), RunUpdate)
+    assert copy_of(yard.run, "xenon").fields["checksumproblem"] is False
 
 
 async def test_a_repair_whose_source_has_gone_bad_says_so() -> None:

@@ -10,7 +10,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -223,6 +223,16 @@ def _shares(run: Run, copy: Copy) -> bool:
 def sites_sharing_storage(site: Site, sites: Sites) -> frozenset[str]:
     """The sites that may have the same directories, this one among them; see `are_near`."""
     return frozenset({site.name, *(one.name for one in sites.values() if are_near(one, site))})
+
+
+def can_be_read(one: Copy, sites: Sites, mute: Collection[str] = ()) -> bool:
+    """Whether anybody answers a request for a fresh reading; at `mute` hosts no caxev listens."""
+    site = sites.find(one.host)
+    if site is None or not site.readable:
+        return False
+    if site.listener:
+        return one.host not in mute
+    return one.manifest is not None and one.source in sites
 
 
 def same_bytes(sites: Sites) -> Same:
