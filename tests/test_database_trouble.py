@@ -189,6 +189,57 @@ async def test_a_run_that_a_validator_refuses_stops_no_other(database: Named) ->
 
 
 @pytest.mark.replicaset
+@pytest.mark.parametrize("is_running", [False, True], ids=["at the start", "under way"])
+async def test_a_site_whose_own_document_is_refused_waits_and_reports_it(
+    database: Named, warnings: list[str], is_running: bool
+) -> None:
+    """It blames no run, and goes on once the document is accepted."""
+    options = engine.options_for(database, [engine.handler(note, copy("transferred", host=HERE))])
+    troubled = metrics.troubled.labels(SITE)._value
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            runs = server[database.name]["runs_new"]
+
+            def refuse(rule: dict[str, Any]) -> None:
+                server[database.name].command("collMod", "caxev_ledger", validator=rule)
+
+            def noted(number: int) -> bool:
+                return runs.count_documents({"data.noted": True}) == number
+
+            if not is_running:
+                refuse({"_id": {"$ne": SITE}})
+            async with engine.listener(db, options):
+                if is_running:
+                    runs.insert_one(numbered(1))
+                    await engine.until(lambda: noted(1))
+                    refuse({"_id": {"$ne": SITE}})
+                runs.insert_one(numbered(2))
+                await engine.until(lambda: any("own document (lease" in one for one in warnings))
+                assert troubled.get() == 1
+                assert noted(int(is_running))
+                refuse({})
+                await engine.until(lambda: noted(1 + is_running))
+                await engine.until(lambda: troubled.get() == 0)
+            assert not await db.reactions(SITE, state="failed")
+            assert not [one for one in await db.alarms(SITE) if one.stands]
+
+
+@pytest.mark.replicaset
+async def test_a_run_that_not_even_the_ledger_takes_stops_no_other(database: Named) -> None:
+    """Neither what was seen of it nor that this cannot be recorded is to be written."""
+    options = engine.options_for(database, [engine.handler(note, copy("transferred", host=HERE))])
+    async with engine.opened(database) as db:
+        with MongoClient[dict[str, Any]](database.uri) as server:
+            runs, bad = server[database.name]["runs_new"], numbered(1)
+            rule = {"$nor": [{"run": bad["_id"]}, {"_id.r": bad["_id"]}]}
+            server[database.name].command("collMod", "caxev_ledger", validator=rule)
+            async with engine.listener(db, options):
+                runs.insert_many([bad, numbered(2), numbered(3)])
+                await engine.until(lambda: runs.count_documents({"data.noted": True}) == 2)
+                await engine.until(lambda: _alarms(db, 1))
+
+
+@pytest.mark.replicaset
 async def test_an_end_that_the_ledger_refuses_holds_up_no_other(database: Named) -> None:
     """The reaction is not run again and again; there is an alarm."""
     seen: list[int] = []

@@ -47,7 +47,7 @@ from caxev.core.alarms import (
 from caxev.core.clock import utcnow
 from caxev.core.errors import one_line
 from caxev.core.ledger import State
-from caxev.database import Database, DatabaseError, Lease, concerns_one, is_transient
+from caxev.database import Database, DatabaseError, Lease, concerns_one, is_fatal
 
 GATHER: Final = 2.0
 """Seconds from the first alarm that is due to the telling: what comes with it goes with it."""
@@ -249,7 +249,7 @@ class Desk:
         try:
             await self.keep()
         except DatabaseError as error:
-            if not is_transient(error):
+            if is_fatal(error):
                 raise
             logger.debug("alarms wait for the database: {}", error)
             return AGAIN

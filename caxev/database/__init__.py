@@ -23,6 +23,7 @@ from caxev.database.client import (
     concerns_one,
     is_fatal,
     is_transient,
+    of_the_site,
 )
 from caxev.database.database import Database, Ingest, Snapshots
 from caxev.database.runs import Selection
@@ -70,4 +71,5 @@ __all__ = [
     "id_text",
     "is_fatal",
     "is_transient",
+    "of_the_site",
 ]

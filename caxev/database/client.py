@@ -132,6 +132,13 @@ def is_fatal(error: DatabaseError) -> bool:
     return not (is_transient(error) or concerns_one(error))
 
 
+def of_the_site(error: DatabaseError) -> DatabaseError:
+    """Name what was to be written, if the site's document was: without it the site does nothing."""
+    if not concerns_one(error):
+        return error
+    return type(error)(f"the ledger refuses the site's own document (lease, position): {error}")
+
+
 def connect(settings: Settings) -> Client:
     """Make a client. Does not wait for the server; must be called inside the asyncio loop."""
     with usable(settings):

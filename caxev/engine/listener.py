@@ -43,7 +43,9 @@ from caxev.database import (
     Request,
     SiteRecord,
     concerns_one,
+    is_fatal,
     is_transient,
+    of_the_site,
 )
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.options import Options, Reloader
@@ -230,9 +232,9 @@ async def _stand_by(
             if taken is None:
                 differs = await _compare_configurations(options, database, differs)
         except DatabaseError as error:
-            if not is_transient(error):
+            if is_fatal(error):
                 raise
-            trouble.meet("lease", error)
+            trouble.meet("lease", of_the_site(error))
             taken = None
         if taken is not None:
             lease, claims = taken
@@ -435,7 +437,7 @@ class _LeaderSession:
                 await self.desk.open()
                 self._clear_former()
             except DatabaseError as error:
-                if not is_transient(error):
+                if is_fatal(error):
                     raise
                 logger.debug("alarms wait for the database: {}", error)
                 with trio.move_on_after(1.0):
@@ -466,7 +468,7 @@ class _LeaderSession:
                         await self._set_aside(odd)
                         dispatcher.look_again()
             except DatabaseError as error:
-                if not is_transient(error):
+                if is_fatal(error):
                     raise
                 logger.debug("malformed documents wait for the database: {}", error)
             await trio.sleep(TEND_EVERY)
@@ -566,7 +568,7 @@ class _LeaderSession:
                 await watcher.serve_requests()
                 wait = float("inf")
             except DatabaseError as error:
-                if not is_transient(error):
+                if is_fatal(error):
                     raise
                 logger.debug("requests wait for the database: {}", error)
             with trio.move_on_after(wait):
@@ -591,11 +593,11 @@ class _LeaderSession:
                 )
                 self.trouble.over("lease")
             except DatabaseError as error:
-                if not is_transient(error):
+                if is_fatal(error):
                     raise
                 # Nobody else can take the site over either, unless they still reach the database;
                 # then the renewal will tell.
-                self.trouble.meet("lease", error)
+                self.trouble.meet("lease", of_the_site(error))
                 await trio.sleep(min(every, LONGEST_WAIT) / 4)
                 continue
             with trio.move_on_after(every):  # a stand-by compares its sites.json with ours

@@ -63,7 +63,9 @@ from caxev.database import (
     Snapshots,
     Stream,
     concerns_one,
+    is_fatal,
     is_transient,
+    of_the_site,
 )
 from caxev.engine.trouble import Trouble
 
@@ -375,7 +377,7 @@ class Watcher:
                 return result
 
     async def _wait_out(self, error: DatabaseError, failures: int) -> None:
-        if not is_transient(error):
+        if is_fatal(error):
             raise error
         self.trouble.meet("stream", error)
         await trio.sleep(min(0.2 * 2 ** min(failures, 20), LONGEST_WAIT))
@@ -578,17 +580,33 @@ class Watcher:
             raise error
         if len(runs) == 1:
             label = await self._label(runs[0])
-            logger.error("{} cannot be recorded: {}", label, error)
             reaction = self._shown(runs[0], Failed(str(error)))
-            await self.database.ingest(
-                self.lease, Ingest({}, [reaction], ingest.position), utcnow()
-            )
+            await self._pass_by(reaction, ingest.position)
+            logger.error("{} cannot be recorded: {}", label, error)
             self._unreadable.add(runs[0])
             self.alarms.sound(parked(reaction, label))
             return
         middle = len(runs) // 2
         await self._record(_part(ingest, runs[:middle], position=False))
         await self._record(_part(ingest, runs[middle:], position=True))
+
+    async def _pass_by(self, reaction: Reaction, position: Position | None) -> None:
+        """Record what shows a run that cannot be recorded, if that can be; else the position alone.
+
+        If not even that can be recorded, it is the site's own document that the ledger refuses.
+        """
+        try:
+            await self.database.ingest(self.lease, Ingest({}, [reaction], position), utcnow())
+        except DatabaseError as error:
+            if not concerns_one(error):
+                raise
+            await self._record_position(position)
+
+    async def _record_position(self, position: Position | None) -> None:
+        try:
+            await self.database.ingest(self.lease, Ingest({}, (), position), utcnow())
+        except DatabaseError as error:
+            raise of_the_site(error) from error
 
     async def _label(self, run: RunId) -> str:
         """Return what people call a run; its id if it is no longer there."""

@@ -20,7 +20,15 @@ from loguru import logger
 from caxev.config import ConfigError, Site, Sites
 from caxev.core.clock import utcnow
 from caxev.core.model import TRANSFERRED
-from caxev.database import Database, DatabaseError, Lease, Request, Selection, is_transient
+from caxev.database import (
+    Database,
+    DatabaseError,
+    Lease,
+    Request,
+    Selection,
+    concerns_one,
+    is_fatal,
+)
 from caxev.limited import CONFIGURATION, read_limited
 from caxev.rucio import load_rules
 
@@ -53,7 +61,7 @@ class RuleFiles:
             try:
                 await self.look()
             except DatabaseError as error:
-                if not is_transient(error):
+                if is_fatal(error):
                     raise
                 logger.debug("rule files wait for the database: {}", error)
             with trio.move_on_after(EVERY):
@@ -77,8 +85,16 @@ class RuleFiles:
             except (ConfigError, OSError) as error:
                 logger.error("the rules of {} stay as they were: {}", name, error)
             else:
-                await self._apply(name, digest)
+                await self._try_to_apply(name, digest)
             self._seen[name] = seen
+
+    async def _try_to_apply(self, name: str, digest: str) -> None:
+        try:
+            await self._apply(name, digest)
+        except DatabaseError as error:  # asked for again and again, it would be no better
+            if not concerns_one(error):
+                raise
+            logger.error("that the rules of {} are applied cannot be noted: {}", name, error)
 
     async def _apply(self, name: str, digest: str) -> None:
         record = await self.database.site_record(self.lease.site)
