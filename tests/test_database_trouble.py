@@ -36,7 +36,7 @@ from caxev.database import (
     concerns_one,
     is_transient,
 )
-from caxev.engine.dispatcher import failure, refusal
+from caxev.engine.attempt import failure, refusal
 from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named

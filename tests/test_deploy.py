@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from caxev.cli.listen import listen
 from caxev.config import Settings
 from caxev.core.clock import utcnow
-from caxev.engine import dispatcher, listener, options
+from caxev.engine import lanes, listener, options
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -109,7 +109,7 @@ def test_the_times_fit_together() -> None:
 def test_the_unit_lets_all_lanes_work_at_once() -> None:
     """Systemd's own limit of 1,024 descriptors is that of some hundred transfers."""
     (most,) = settings("LimitNOFILE")
-    assert int(most) >= 32 * sum(dispatcher.LANES.values())
+    assert int(most) >= 32 * sum(lanes.LANES.values())
 
 
 def test_the_unit_runs_as_nobody_in_particular_with_no_secret() -> None:

@@ -28,7 +28,7 @@ from caxev.config import ArchiveOptions, Site, load_sites
 from caxev.config.sites import METHODS
 from caxev.core.expressions import evaluate
 from caxev.core.model import RunUpdate
-from caxev.engine.dispatcher import LANES, OTHER_LANE
+from caxev.engine.lanes import LANES, OTHER_LANE
 from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.bench.__main__ import options_of

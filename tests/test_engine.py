@@ -17,8 +17,8 @@ from caxev import ELSEWHERE, HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, co
 from caxev.core.ledger import Reaction, owe
 from caxev.core.registry import Handler
 from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
-from caxev.engine import dispatcher
-from caxev.engine.dispatcher import LATELY, RateMeter
+from caxev.engine import lanes
+from caxev.engine.attempt import LATELY, RateMeter
 from caxev.engine.options import Options
 from caxev.engine.watcher import Watcher
 from tests import engine
@@ -106,7 +106,7 @@ async def test_retry_comes_back_and_is_durable(database: Named) -> None:
 
 async def test_once_leaves_nothing_due(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--once` ends only when all that is due is done, however often more must be fetched."""
-    monkeypatch.setattr(dispatcher, "WINDOW", 3)
+    monkeypatch.setattr(lanes, "WINDOW", 3)
     seen, record = recorder()
     handlers = [engine.handler(record, copy("transferred", host=HERE))]
     options = engine.options_for(database, handlers)
@@ -305,12 +305,12 @@ async def test_one_that_stands_aside_keeps_no_worker(database: Named) -> None:
 
 
 @pytest.mark.parametrize("lane", ["transfer", "tape"])
-@pytest.mark.parametrize("window", [dispatcher.WINDOW, 50])
+@pytest.mark.parametrize("window", [lanes.WINDOW, 50])
 async def test_a_run_with_many_copies_delays_no_other(
     database: Named, monkeypatch: pytest.MonkeyPatch, lane: str, window: int
 ) -> None:
     """Others get their turn between the reactions to its copies, be these older or newer."""
-    monkeypatch.setattr(dispatcher, "WINDOW", window)
+    monkeypatch.setattr(lanes, "WINDOW", window)
     moved: list[int] = []
     begun, go_on = trio.Event(), trio.Event()
 
@@ -433,7 +433,7 @@ async def test_progress_stands_in_the_ledger(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a reaction says of its bytes is there to be read while it runs, with its rate."""
-    monkeypatch.setattr(dispatcher, "PROGRESS_EVERY", 0.05)
+    monkeypatch.setattr("caxev.engine.dispatcher.PROGRESS_EVERY", 0.05)
     go_on = trio.Event()
 
     async def move(job: Job) -> None:

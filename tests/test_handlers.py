@@ -38,7 +38,7 @@ from caxev.core.model import (
     Run,
 )
 from caxev.core.registry import recorded
-from caxev.engine.dispatcher import Watch, attempt
+from caxev.engine.attempt import Watch, attempt
 from caxev.files import GONE_PREFIX, MOVED_PREFIX, NOTHING, Item, Moved, identity
 from caxev.transfer import Route, Traffic, links
 from handlers import checksum as verify

@@ -18,7 +18,8 @@ from caxev import Job, copy
 from caxev.core.ledger import owe
 from caxev.core.model import Event, Run, Tag
 from caxev.database import Database, Ingest, InvalidDocument, Lease, Request
-from caxev.engine.dispatcher import FRESH, LARGE, Lane, RunCache, in_turn
+from caxev.engine.lanes import Lane, in_turn
+from caxev.engine.run_locks import FRESH, LARGE, RunCache
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -202,7 +203,7 @@ async def test_a_replay_of_what_is_new(database: Named) -> None:
 async def test_others_are_due_in_between(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a lane with more workers than reactions are fetched at once, too."""
     monkeypatch.setattr("caxev.engine.watcher.AT_ONCE", 500)
-    monkeypatch.setattr("caxev.engine.dispatcher.WINDOW", 20)
+    monkeypatch.setattr("caxev.engine.lanes.WINDOW", 20)
     order: list[Any] = []
 
     async def react(job: Job) -> None:
@@ -226,8 +227,8 @@ async def test_others_are_due_in_between(database: Named, monkeypatch: pytest.Mo
 async def test_it_is_not_read_for_each(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reactions share what was read a moment ago, but none sees less than its event."""
     monkeypatch.setattr("caxev.engine.watcher.AT_ONCE", 500)
-    monkeypatch.setattr("caxev.engine.dispatcher.LARGE", 100)
-    monkeypatch.setattr("caxev.engine.dispatcher.FRESH", 10.0)
+    monkeypatch.setattr("caxev.engine.run_locks.LARGE", 100)
+    monkeypatch.setattr("caxev.engine.run_locks.FRESH", 10.0)
     reads, stale = list[int](), list[Any]()
     reading = Database.runs
 

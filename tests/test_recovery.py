@@ -52,7 +52,8 @@ from caxev.database import (
     Unreachable,
 )
 from caxev.engine import listener
-from caxev.engine.dispatcher import Dispatcher, Lane
+from caxev.engine.dispatcher import Dispatcher
+from caxev.engine.lanes import Lane
 from caxev.engine.options import Options
 from caxev.engine.watcher import Watcher
 from caxev.engine.watcher import _Ahead as Ahead
@@ -1157,7 +1158,7 @@ async def test_a_burst_is_served_within_its_lanes(
 ) -> None:
     """1500 runs at once: each reaction once, never more at a time than workers, few in memory."""
     window = 200
-    monkeypatch.setattr("caxev.engine.dispatcher.WINDOW", window)
+    monkeypatch.setattr("caxev.engine.lanes.WINDOW", window)
     sizes = {"wide": 40, "narrow": 3}
     inside: Counter[str] = Counter()
     most: Counter[str] = Counter()

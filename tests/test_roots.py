@@ -22,7 +22,7 @@ from caxev.copies.deletion import Plan, intent, plan
 from caxev.core.ledger import Hindered, State
 from caxev.core.paths import Root
 from caxev.core.registry import recorded
-from caxev.engine import root_watch, workers
+from caxev.engine import root_markers, root_watch, workers
 from caxev.engine.dispatcher import sites_of
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
 from caxev.files.roots import absent, find_markers, make_marker, probe
@@ -135,7 +135,7 @@ def test_what_a_probe_finds(tmp_path: Path) -> None:
 def test_staging_is_looked_after_as_well(tmp_path: Path) -> None:
     """Nothing but its marker shows that the disk of dir_tsm is mounted; no copy lies there."""
     site = Site(name="lngs", dir_raw=str(tmp_path / "raw"), dir_tsm=str(tmp_path / "tsm"))
-    assert [held.key for held in root_watch.holdings(site, Sites(tmp_path, {"lngs": site}))] == [
+    assert [held.key for held in root_markers.holdings(site, Sites(tmp_path, {"lngs": site}))] == [
         "dir_raw",
         "dir_tsm",
     ]

@@ -197,7 +197,7 @@ def init(site: str, force: bool, as_json: bool) -> None:
     listener does so by itself if all copies that the database knows in a directory are there.
     Repeatable.
     """
-    from caxev.engine.root_watch import init_roots
+    from caxev.engine.root_markers import init_roots
 
     options = state()
     options.log("warning")
@@ -294,7 +294,7 @@ def _directory_problems(site: Site) -> Iterable[str]:
 def _shared_directories(here: Site, known: Sites) -> Iterable[str]:
     """Report directories with the marker of a site that sites.json has on another machine."""
     from caxev.core.errors import RootAway
-    from caxev.engine.root_watch import foreign_markers
+    from caxev.engine.root_markers import foreign_markers
     from caxev.files import to_nobody
     from caxev.files.roots import find_markers
 

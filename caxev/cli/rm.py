@@ -129,7 +129,7 @@ def rm(
 
 async def with_markers(database: Database, sites: Sites, here: Site) -> Sites:
     """The sites with their markers, which show what directories they share."""
-    from caxev.engine.root_watch import read_markers
+    from caxev.engine.root_markers import read_markers
 
     return await read_markers(database, sites, here)
 

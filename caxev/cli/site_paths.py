@@ -43,7 +43,7 @@ async def at_disks(
 
     Nothing counts of a block that touched a directory whose disk is away: it raises `RootAway`.
     """
-    from caxev.engine.root_watch import read_markers
+    from caxev.engine.root_markers import read_markers
     from caxev.files import steady
 
     known = await read_markers(database, sites, site)

@@ -67,7 +67,7 @@ def verify(
     read here is bad or gone: once it has found so, too, the copy no longer counts. Exit code 1
     where a copy is bad or gone.
     """
-    from caxev.engine.root_watch import read_markers
+    from caxev.engine.root_markers import read_markers
 
     if not numbers and name is None and site is None:
         raise click.UsageError("say which copies: --run, --name or --site")

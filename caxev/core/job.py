@@ -207,7 +207,7 @@ class Job:
     def yield_slot(self) -> AbstractContextManager[None]:
         """Let others of the lane work while the block waits for something that is not a worker.
 
-        For a place on a link, say: at most `caxev.engine.dispatcher.MOST_ASIDE` of a lane wait so.
+        For a place on a link, say: at most `caxev.engine.lanes.MOST_ASIDE` of a lane wait so.
         """
         return self.ports.yield_slot()
 

@@ -11,12 +11,11 @@ settles and writes progress (it must outlive the attempts), and one task for eac
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
 from math import inf
-from operator import itemgetter
 from random import random
 from typing import Any, Final, TypeVar
 
@@ -25,7 +24,7 @@ from attrs import Factory, define, evolve, field
 from loguru import logger
 
 from caxev import failpoints, metrics
-from caxev.alarms import Descriptors, descriptors, lacks_files
+from caxev.alarms import Descriptors, descriptors
 from caxev.config import Site, Sites
 from caxev.config.directories import are_near
 from caxev.copies.sharing import Neighbours
@@ -43,10 +42,8 @@ from caxev.core.alarms import (
     unrecorded,
 )
 from caxev.core.clock import utcnow
-from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
-from caxev.core.job import Job, Skip
+from caxev.core.job import Job
 from caxev.core.ledger import (
-    NEWEST_FIRST,
     Done,
     Failed,
     Hindered,
@@ -55,7 +52,6 @@ from caxev.core.ledger import (
     Postponed,
     Reaction,
     State,
-    Surprise,
     claim,
     settle,
 )
@@ -63,34 +59,22 @@ from caxev.core.model import CopyKey, Run, RunId, RunUpdate, as_utc, time_of
 from caxev.core.recurrence import Recurrence
 from caxev.core.registry import Handler, Registry
 from caxev.database import (
-    OLDEST_FIRST,
-    URGENT_FIRST,
     Database,
     DatabaseError,
     Lease,
     LeaseLost,
-    NotAuthorized,
-    Order,
     concerns_one,
     is_fatal,
-    is_transient,
 )
+from caxev.engine.attempt import Ended, RateMeter, Watch, as_parked, attempt, log_outcome, refusal
+from caxev.engine.lanes import LANES, OTHER_LANE, Lane, few_of_each, in_turn
 from caxev.engine.root_watch import RootWatch
+from caxev.engine.run_locks import RunCache, RunLocks, is_large
 from caxev.engine.trouble import Trouble
 from caxev.engine.workers import Workers
 
 T = TypeVar("T")
 
-LANES: Final[Mapping[str, int]] = {
-    "default": 512,
-    "transfer": 4,
-    "checksum": 2,
-    "patrol": 1,
-    "processing": 256,
-    "tape": 1,
-}
-"""Workers in each lane unless sites.json says otherwise; a lane not named here has 4."""
-OTHER_LANE: Final = 4
 PROGRESS_EVERY: Final = 5.0
 """Seconds between two writes of a reaction's progress to the ledger."""
 ALIVE: Final = 15 * 60.0
@@ -99,22 +83,8 @@ DEAF: Final = 30.0
 """Seconds after which an attempt that was cut short, and still runs, is reported."""
 REFUSED: Final = timedelta(minutes=5)
 """The time after which people are told of a refusal for which reactions wait."""
-STARVED: Final = 60.0
-"""Seconds after which a reaction that found no descriptor left is tried again."""
-LATELY: Final = 30.0
-"""Seconds over which a reaction's rate is taken."""
-WINDOW: Final = 1000
-"""Reactions of a lane that are fetched at once: each fetch has to pass by what was paid lately."""
-AHEAD: Final = 4
-"""In lanes that go newest first, reactions for each worker that are fetched at once."""
 TOGETHER: Final = 32
 """Reactions whose updates are written in one transaction, where many have ended."""
-MOST_ASIDE: Final = 64
-"""Reactions of a lane that may wait for something else than a worker while others work."""
-LARGE: Final = 500
-"""Copies from which on a run takes so long to read that reactions share what was read..."""
-FRESH: Final = 1.0
-"""...for so many seconds, if it was read after their reactions were recorded."""
 BRIEF: Final = 1.0
 """Seconds for which a write that conflicts with another may be repeated without a report."""
 WITHOUT_HANDLER: Final = 3600.0
@@ -123,216 +93,6 @@ if the handler is there by then."""
 SURE_FOR: Final = 300.0
 """Seconds after which the claims in the database are compared with what runs, though nothing was
 heard: a deposed process may have claimed something, and died before it could give that back."""
-
-
-@define(eq=False)
-class Lane:
-    """A group of workers.
-
-    `running` are the keys that are claimed, `ended` how many of these are over and only wait to
-    be settled, `aside` how many wait for something else than a worker. `waiting` are reactions that
-    were due when they were fetched, in the lane's order; `more`: the database may hold others that
-    are due in this lane, where it goes oldest first all or most of them not before `since`;
-    `news`: some of those came after the last fetch.
-    `passed` are keys that were found due while their former reaction was still running.
-    """
-
-    name: str
-    workers: int
-    running: set[str] = field(factory=set)
-    ended: int = 0
-    aside: int = 0
-    waiting: deque[Reaction] = field(factory=deque)
-    passed: set[str] = field(factory=set)
-    more: bool = True
-    news: bool = True
-    fetching: bool = False
-    since: datetime | None = None
-    next_due: datetime | None = None
-
-    @property
-    def free(self) -> int:
-        # While some are settled others can work, up to as many again.
-        idle = min(self.ended, self.workers) + min(self.aside, MOST_ASIDE)
-        return max(self.workers - len(self.running) + idle, 0)
-
-    @property
-    def newest_first(self) -> bool:
-        return self.name in NEWEST_FIRST
-
-    @property
-    def order(self) -> Order:
-        return URGENT_FIRST if self.newest_first else OLDEST_FIRST
-
-    @property
-    def window(self) -> int:
-        return min(AHEAD * self.workers, WINDOW) if self.newest_first else WINDOW
-
-    @property
-    def share(self) -> int:
-        """How many reactions of one run may wait at once: those of others come in between."""
-        return max(min(AHEAD * self.workers, WINDOW) // 2, 1)
-
-    def crowding(self, due: Sequence[Reaction]) -> RunId | None:
-        """The run whose reactions may have kept those of others out of what was fetched."""
-        if len(due) < self.window:
-            return None
-        run, reactions = Counter(reaction.run for reaction in due).most_common(1)[0]
-        return run if reactions > self.share else None
-
-    @property
-    def stale(self) -> bool:
-        """Whether reactions must be fetched before one is taken: none waits, or newer ones came."""
-        return self.more and (not self.waiting or (self.newest_first and self.news))
-
-    def snapshot(self) -> None:
-        """See to it that the database is asked what is due."""
-        self.more = self.news = True
-
-    def keep(self, reactions: Sequence[Reaction]) -> None:
-        """Have fetched reactions wait; what waited goes where the newest come first."""
-        if self.newest_first:
-            self.waiting.clear()
-        self.waiting.extend(reactions)
-
-    def arm(self, due: datetime | None) -> None:
-        """See to it that the lane is looked into at that time, or before."""
-        if due is not None:
-            self.next_due = min(self.next_due or due, due)
-
-    @property
-    def idle(self) -> bool:
-        """Nothing runs, and nothing is due as far as is known."""
-        return not (self.running or self.waiting or self.more or self.fetching)
-
-
-@define(eq=False)
-class RunLocks:
-    """Who is at work on which run here, so that nothing is deleted under a reader.
-
-    By the run and not by the copy: a reaction to a copy elsewhere, a tag or a field may read the
-    copy that stands here.
-    """
-
-    _readers: Counter[RunId] = field(factory=Counter)
-    _writers: set[RunId] = field(factory=set)
-    _left: trio.Event = field(factory=trio.Event)
-
-    async def enter(self, reaction: Reaction, *, exclusive: bool) -> bool:
-        """Wait until the run is free, for reading with others or alone; hold it.
-
-        Returns whether it had to wait.
-        """
-        waited = False
-        while reaction.run in self._writers or (exclusive and reaction.run in self._readers):
-            await self._left.wait()
-            waited = True
-        if exclusive:
-            self._writers.add(reaction.run)
-        else:
-            self._readers[reaction.run] += 1
-        return waited
-
-    def leave(self, reaction: Reaction, *, exclusive: bool) -> None:
-        """Let go of the run."""
-        if exclusive:
-            self._writers.discard(reaction.run)
-        else:
-            self._readers[reaction.run] -= 1
-            if not self._readers[reaction.run]:
-                del self._readers[reaction.run]
-        self._left.set()
-        self._left = trio.Event()
-
-
-@define(eq=False)
-class RunCache:
-    """Large runs as they were read a moment ago, so that not each of many reactions reads them.
-
-    A reaction must see the event that it owes to: what was read before its reaction was recorded
-    will not do. Marks grow, so that holds for every reaction up to the newest generation at that
-    time.
-    """
-
-    _read: dict[RunId, tuple[float, int, Run]] = field(init=False, factory=dict)
-    _ended: dict[str, float] = field(init=False, factory=dict)
-
-    def ended(self, reaction: Reaction) -> None:
-        """Note that an attempt is over: the next one must see what it has written."""
-        self._ended[reaction.id] = trio.current_time()
-
-    def put(self, runs: Iterable[Run], at: float, generation: int) -> None:
-        """Keep the large ones of these, which were read at that time, after that generation."""
-        self._read |= {run.id: (at, generation, run) for run in runs if len(run.copies) >= LARGE}
-
-    def take(self, ids: Iterable[RunId], reactions: Iterable[Reaction]) -> dict[RunId, Run]:
-        """Return those of these runs that are fresh enough for all of these reactions."""
-        since = trio.current_time() - FRESH
-        self._read = {run: read for run, read in self._read.items() if read[0] >= since}
-        self._ended = {key: at for key, at in self._ended.items() if at >= since}
-        reactions = list(reactions)
-        if not self._read or any(reaction.id in self._ended for reaction in reactions):
-            return {}
-        generation = max(reaction.generation for reaction in reactions)
-        read = {run: self._read[run] for run in ids if run in self._read}
-        return {run: one for run, (_, newest, one) in read.items() if newest >= generation}
-
-
-class Watch:
-    """The time that an attempt has: in all, and without progress."""
-
-    def __init__(self, handler: Handler) -> None:
-        self.handler = handler
-        self.end = trio.current_time() + (handler.timeout or float("inf"))
-        self.scope = trio.CancelScope(deadline=self.end)
-        self.lacked_files = False
-        self.moved()
-
-    def moved(self) -> None:
-        """Note that there was progress."""
-        if self.handler.stall is not None:
-            self.scope.deadline = min(self.end, trio.current_time() + self.handler.stall)
-
-    @property
-    def ignored(self) -> float:
-        """For how many seconds the attempt has gone on after it was cut short."""
-        late = trio.current_time() - self.scope.deadline
-        return late if self.scope.cancel_called else 0.0
-
-    @property
-    def verdict(self) -> str:
-        """Say why the attempt was cut short."""
-        if self.scope.deadline >= self.end:
-            return f"not done after {self.handler.timeout:.0f} s"
-        return f"no progress for {self.handler.stall:.0f} s"
-
-
-@define(eq=False)
-class RateMeter:
-    """How fast bytes go. Times are in seconds, by any clock that does not go back."""
-
-    _seen: deque[tuple[float, int]] = field(init=False, factory=deque)
-
-    def moved(self, done: int, now: float) -> float | None:
-        """Note how far it is; the bytes a second of late, None where that is too early to say."""
-        if self._seen and done < self._seen[-1][1]:
-            self._seen.clear()  # begun anew
-        if not self._seen or now >= self._seen[-1][0] + 1.0:
-            self._seen.append((now, done))
-        while len(self._seen) > 1 and self._seen[1][0] <= now - LATELY:
-            self._seen.popleft()
-        since, before = self._seen[0]
-        return (done - before) / (now - since) if now >= since + 1.0 else None
-
-
-@define(eq=False)
-class Ended:
-    """An attempt that is over and has to be settled. `run` is the run's label for people."""
-
-    reaction: Reaction
-    outcome: Outcome
-    updates: tuple[RunUpdate, ...] = ()
-    run: str = ""
 
 
 @define(eq=False)
@@ -589,7 +349,7 @@ class Dispatcher:
     def _leave_refused(self, ended: Ended) -> None:
         """Raise an alarm about a reaction that the ledger refuses to change, and leave it alone."""
         self._refused[ended.reaction.id] = ended
-        reaction = _parked(ended)
+        reaction = as_parked(ended)
         self.alarms.sound(unrecorded(reaction, ended.run or f"run {reaction.run}"))
 
     async def _claim_those(self, due: Sequence[Reaction]) -> list[Reaction]:
@@ -723,7 +483,7 @@ class Dispatcher:
         try:
             # Who had to wait did so for what may have changed the run; and nothing is deleted by
             # what was read for others.
-            if waited or (handler.exclusive and len(run.copies) >= LARGE):
+            if waited or (handler.exclusive and is_large(run)):
                 try:
                     runs = await self.database.runs([reaction.run])
                 except DatabaseError as error:
@@ -741,7 +501,7 @@ class Dispatcher:
     async def _try(self, reaction: Reaction, handler: Handler, run: Run) -> Ended:
         now = trio.current_time()
         if (why := self._recurrence.excess(reaction, len(run.copies), now)) is not None:
-            _report(Failed(why))
+            log_outcome(Failed(why))
             return Ended(reaction, Failed(why), (), str(run))
         sites = self.sites if self.roots is None else await self.roots.known()
         watch = Watch(handler)
@@ -776,7 +536,7 @@ class Dispatcher:
         updates: tuple[RunUpdate, ...] = () if update is None else (update,)
         if not isinstance(outcome, Done):
             updates = job.if_parked if self._is_last(reaction, handler, outcome) else ()
-        _report(outcome)
+        log_outcome(outcome)
         return Ended(reaction, outcome, updates, str(run))
 
     def _report_deaf(self) -> None:
@@ -903,7 +663,7 @@ class Dispatcher:
                 raise
             self._leave_refused(ended)
         else:
-            self._report_failed(_parked(ended), ended.run)
+            self._report_failed(as_parked(ended), ended.run)
 
     async def _write_plain(self, ended: Sequence[Ended]) -> None:
         reactions = [self._settled(one) for one in ended]
@@ -1111,27 +871,6 @@ def no_news(run: Run, reaction: Reaction) -> str | None:
     return None
 
 
-def few_of_each(reactions: Iterable[Reaction], most: int) -> list[Reaction]:
-    """Leave out what is more than so many reactions of one run, the last of them. Pure."""
-    seen: Counter[RunId] = Counter()
-    kept: list[Reaction] = []
-    for reaction in reactions:
-        seen[reaction.run] += 1
-        if seen[reaction.run] <= most:
-            kept.append(reaction)
-    return kept
-
-
-def in_turn(reactions: Iterable[Reaction]) -> list[Reaction]:
-    """Return the first reaction of each run, then the second of each, and so on. Pure."""
-    seen: Counter[RunId] = Counter()
-    places: list[tuple[int, Reaction]] = []
-    for reaction in reactions:
-        places.append((seen[reaction.run], reaction))
-        seen[reaction.run] += 1
-    return [reaction for _, reaction in sorted(places, key=itemgetter(0))]
-
-
 @define
 class _Ports:
     """What a job can do to the world."""
@@ -1192,114 +931,3 @@ class _Ports:
 
     def yield_slot(self) -> AbstractContextManager[None]:
         return self._dispatcher.aside(self._reaction)
-
-
-async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:
-    """Run a handler once and say what came of it. The one place where any error is caught.
-
-    Cancellation from outside passes through, and nothing else does: no handler ends the listener,
-    be it by a `SystemExit`, a `KeyboardInterrupt` or the panic of a library in Rust. A real Ctrl-C
-    does not come this way: `listener.Leaving` takes the signal.
-    """
-    try:
-        with watch.scope:
-            return _outcome_of(await handler.function(job), job)
-        return Postponed(watch.verdict), None
-    except BaseException as error:  # noqa: BLE001  # a failure is data
-        cancelled = _cancelled(error)
-        # A handler can keep a `Cancelled` of its own scope and raise it when that is over.
-        if cancelled is not None and trio.current_effective_deadline() == -inf:
-            raise cancelled from None
-        outcome, watch.lacked_files = failure(error), lacks_files(error)
-        if watch.lacked_files and not isinstance(outcome, Done | Interrupted):
-            # The listener's trouble and not the handler's; an alarm is about the listener.
-            outcome = Postponed(_text_of(error), STARVED)
-        return outcome, None
-
-
-def _cancelled(error: BaseException) -> BaseException | None:
-    """Return what there is of trio's cancellation in an error, a group of a nursery or one."""
-    if isinstance(error, BaseExceptionGroup):
-        return error.subgroup(trio.Cancelled)
-    return error if isinstance(error, trio.Cancelled) else None
-
-
-def _outcome_of(result: object, job: Job) -> tuple[Outcome, RunUpdate | None]:
-    match result:
-        case RunUpdate() if result.run != job.run.id:
-            why = f"the handler returned an update of another run ({result.run}): write that by"
-            return Failed(f"{why} job.update_other"), None
-        case RunUpdate():
-            return Done(), result
-        case Skip(why):
-            return Done(f"nothing to do: {why}"), None
-        case None:
-            return Done(), None
-        case _:
-            kind = type(result).__name__
-            return Failed(f"the handler returned a {kind}, not a RunUpdate, a Skip or None"), None
-
-
-def refusal(error: DatabaseError) -> Outcome | None:
-    """Return how a reaction ends whose update the database refused; None: it is to be repeated.
-
-    A right that is missing may be granted later, so that is tried again a few times.
-    """
-    if isinstance(error, NotAuthorized) and not is_transient(error):
-        return Postponed(str(error))
-    return Failed(str(error)) if concerns_one(error) else None
-
-
-def failure(error: BaseException) -> Outcome:
-    """Return what an error that a handler raised means for the reaction."""
-    match error:
-        case RootAway() | Denied():
-            return _hindered(error)
-        case Retry():
-            return Postponed(error.why, error.after)
-        case GiveUp():
-            return Failed(str(error))
-        case Superseded():
-            return Done(f"nothing to do: {error}")
-        case LeaseLost():
-            return Interrupted(str(error))
-        case DatabaseError():
-            return refusal(error) or Postponed(str(error), 5.0)
-        case BaseExceptionGroup():
-            outcomes = [failure(one) for one in error.exceptions]
-            order = (Surprise, Failed, Interrupted, Hindered, Postponed, Done)
-            return min(outcomes, key=lambda outcome: order.index(type(outcome)))
-        case _:
-            text = _text_of(error)
-            logger.opt(exception=error).error("unforeseen: {}", text)
-            return Surprise(text)
-
-
-def _text_of(error: BaseException) -> str:
-    name = type(error).__name__
-    try:
-        return f"{name}: {error}"
-    except Exception:  # noqa: BLE001  # a class's own __str__ may fail
-        return f"{name}, which cannot be shown"
-
-
-def _hindered(error: RootAway | Denied) -> Hindered:
-    if isinstance(error, RootAway):
-        return Hindered(error.why, inf, error.root, error.host)
-    return Hindered(error.why)
-
-
-def _parked(ended: Ended) -> Reaction:
-    """Log an end that the ledger refused; return the reaction as it should be recorded."""
-    _report(ended.outcome)
-    return evolve(ended.reaction, state=State.FAILED, note=getattr(ended.outcome, "why", ""))
-
-
-def _report(outcome: Outcome) -> None:
-    match outcome:
-        case Done(note):
-            logger.debug("done. {}", note)
-        case Postponed(why) | Interrupted(why) | Hindered(why):
-            logger.info("put off: {}", why)
-        case Failed(why):
-            logger.error("failed: {}", why)

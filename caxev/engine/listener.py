@@ -49,7 +49,9 @@ from caxev.database import (
 )
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.options import Options, Reloader
-from caxev.engine.root_watch import ANSWERS, RootWatch, holdings
+from caxev.engine.root_markers import holdings
+from caxev.engine.root_watch import ANSWERS, RootWatch
+from caxev.engine.systemd import notify
 from caxev.engine.trouble import Trouble
 from caxev.engine.watchdog import Watchdog, handlers_by_code
 from caxev.engine.watcher import LONGEST_WAIT, SCAN_EVERY, Watcher
@@ -609,21 +611,6 @@ class _LeaderSession:
         if record.requests != self._requests:
             self._requests = record.requests
             self._poked.set()
-
-
-def notify(message: str) -> None:
-    """Tell systemd how we are (sd_notify(3)); nothing where it does not listen."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(address)
-            sock.sendall(message.encode())
-        except OSError as error:
-            logger.debug("systemd is not told: {}", error)
 
 
 def serve_metrics(port: int) -> None:

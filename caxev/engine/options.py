@@ -18,7 +18,7 @@ from caxev.config.sites import DIRECTORIES
 from caxev.core.alarms import Alarm, Alarms, Silent
 from caxev.core.registry import Registry
 from caxev.database import Database, DatabaseError
-from caxev.engine.root_watch import holdings
+from caxev.engine.root_markers import holdings
 from caxev.engine.watcher import CAUGHT_UP
 
 LEASE: Final = 15.0

@@ -64,7 +64,7 @@ async def _wanted(
     from caxev.copies.deletion import RAW, Plan, intent, plan
     from caxev.core.clock import utcnow
     from caxev.core.model import DELETING
-    from caxev.engine.root_watch import read_markers
+    from caxev.engine.root_markers import read_markers
 
     if copy.status == DELETING:
         return {"state": "is going already", "ok": True}

@@ -1,0 +1,212 @@
+"""One attempt: run a handler within its time, and turn whatever happens into an outcome.
+
+`dispatcher` calls `attempt`; the outcome is settled by `core.ledger.settle`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from math import inf
+from typing import Final
+
+import trio
+from attrs import define, evolve, field
+from loguru import logger
+
+from caxev.alarms import lacks_files
+from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
+from caxev.core.job import Job, Skip
+from caxev.core.ledger import (
+    Done,
+    Failed,
+    Hindered,
+    Interrupted,
+    Outcome,
+    Postponed,
+    Reaction,
+    State,
+    Surprise,
+)
+from caxev.core.model import RunUpdate
+from caxev.core.registry import Handler
+from caxev.database import (
+    DatabaseError,
+    LeaseLost,
+    NotAuthorized,
+    concerns_one,
+    is_transient,
+)
+
+STARVED: Final = 60.0
+"""Seconds after which a reaction that found no descriptor left is tried again."""
+LATELY: Final = 30.0
+"""Seconds over which a reaction's rate is taken."""
+
+
+@define(eq=False)
+class Ended:
+    """An attempt that is over and has to be settled. `run` is the run's label for people."""
+
+    reaction: Reaction
+    outcome: Outcome
+    updates: tuple[RunUpdate, ...] = ()
+    run: str = ""
+
+
+class Watch:
+    """The time that an attempt has: in all, and without progress."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.end = trio.current_time() + (handler.timeout or float("inf"))
+        self.scope = trio.CancelScope(deadline=self.end)
+        self.lacked_files = False
+        self.moved()
+
+    def moved(self) -> None:
+        """Note that there was progress."""
+        if self.handler.stall is not None:
+            self.scope.deadline = min(self.end, trio.current_time() + self.handler.stall)
+
+    @property
+    def ignored(self) -> float:
+        """For how many seconds the attempt has gone on after it was cut short."""
+        late = trio.current_time() - self.scope.deadline
+        return late if self.scope.cancel_called else 0.0
+
+    @property
+    def verdict(self) -> str:
+        """Say why the attempt was cut short."""
+        if self.scope.deadline >= self.end:
+            return f"not done after {self.handler.timeout:.0f} s"
+        return f"no progress for {self.handler.stall:.0f} s"
+
+
+@define(eq=False)
+class RateMeter:
+    """How fast bytes go. Times are in seconds, by any clock that does not go back."""
+
+    _seen: deque[tuple[float, int]] = field(init=False, factory=deque)
+
+    def moved(self, done: int, now: float) -> float | None:
+        """Note how far it is; the bytes a second of late, None where that is too early to say."""
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()  # begun anew
+        if not self._seen or now >= self._seen[-1][0] + 1.0:
+            self._seen.append((now, done))
+        while len(self._seen) > 1 and self._seen[1][0] <= now - LATELY:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return (done - before) / (now - since) if now >= since + 1.0 else None
+
+
+async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:
+    """Run a handler once and say what came of it. The one place where any error is caught.
+
+    Cancellation from outside passes through, and nothing else does: no handler ends the listener,
+    be it by a `SystemExit`, a `KeyboardInterrupt` or the panic of a library in Rust. A real Ctrl-C
+    does not come this way: `listener.Leaving` takes the signal.
+    """
+    try:
+        with watch.scope:
+            return _outcome_of(await handler.function(job), job)
+        return Postponed(watch.verdict), None
+    except BaseException as error:  # noqa: BLE001  # a failure is data
+        cancelled = _cancelled(error)
+        # A handler can keep a `Cancelled` of its own scope and raise it when that is over.
+        if cancelled is not None and trio.current_effective_deadline() == -inf:
+            raise cancelled from None
+        outcome, watch.lacked_files = failure(error), lacks_files(error)
+        if watch.lacked_files and not isinstance(outcome, Done | Interrupted):
+            # The listener's trouble and not the handler's; an alarm is about the listener.
+            outcome = Postponed(_text_of(error), STARVED)
+        return outcome, None
+
+
+def _cancelled(error: BaseException) -> BaseException | None:
+    """Return what there is of trio's cancellation in an error, a group of a nursery or one."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.subgroup(trio.Cancelled)
+    return error if isinstance(error, trio.Cancelled) else None
+
+
+def _outcome_of(result: object, job: Job) -> tuple[Outcome, RunUpdate | None]:
+    match result:
+        case RunUpdate() if result.run != job.run.id:
+            why = f"the handler returned an update of another run ({result.run}): write that by"
+            return Failed(f"{why} job.update_other"), None
+        case RunUpdate():
+            return Done(), result
+        case Skip(why):
+            return Done(f"nothing to do: {why}"), None
+        case None:
+            return Done(), None
+        case _:
+            kind = type(result).__name__
+            return Failed(f"the handler returned a {kind}, not a RunUpdate, a Skip or None"), None
+
+
+def refusal(error: DatabaseError) -> Outcome | None:
+    """Return how a reaction ends whose update the database refused; None: it is to be repeated.
+
+    A right that is missing may be granted later, so that is tried again a few times.
+    """
+    if isinstance(error, NotAuthorized) and not is_transient(error):
+        return Postponed(str(error))
+    return Failed(str(error)) if concerns_one(error) else None
+
+
+def failure(error: BaseException) -> Outcome:
+    """Return what an error that a handler raised means for the reaction."""
+    match error:
+        case RootAway() | Denied():
+            return _hindered(error)
+        case Retry():
+            return Postponed(error.why, error.after)
+        case GiveUp():
+            return Failed(str(error))
+        case Superseded():
+            return Done(f"nothing to do: {error}")
+        case LeaseLost():
+            return Interrupted(str(error))
+        case DatabaseError():
+            return refusal(error) or Postponed(str(error), 5.0)
+        case BaseExceptionGroup():
+            outcomes = [failure(one) for one in error.exceptions]
+            order = (Surprise, Failed, Interrupted, Hindered, Postponed, Done)
+            return min(outcomes, key=lambda outcome: order.index(type(outcome)))
+        case _:
+            text = _text_of(error)
+            logger.opt(exception=error).error("unforeseen: {}", text)
+            return Surprise(text)
+
+
+def _text_of(error: BaseException) -> str:
+    name = type(error).__name__
+    try:
+        return f"{name}: {error}"
+    except Exception:  # noqa: BLE001  # a class's own __str__ may fail
+        return f"{name}, which cannot be shown"
+
+
+def _hindered(error: RootAway | Denied) -> Hindered:
+    if isinstance(error, RootAway):
+        return Hindered(error.why, inf, error.root, error.host)
+    return Hindered(error.why)
+
+
+def as_parked(ended: Ended) -> Reaction:
+    """Log an end that the ledger refused; return the reaction as it should be recorded."""
+    log_outcome(ended.outcome)
+    return evolve(ended.reaction, state=State.FAILED, note=getattr(ended.outcome, "why", ""))
+
+
+def log_outcome(outcome: Outcome) -> None:
+    """Log how an attempt ended, as loud as it deserves."""
+    match outcome:
+        case Done(note):
+            logger.debug("done. {}", note)
+        case Postponed(why) | Interrupted(why) | Hindered(why):
+            logger.info("put off: {}", why)
+        case Failed(why):
+            logger.error("failed: {}", why)

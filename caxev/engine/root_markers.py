@@ -1,0 +1,187 @@
+"""Markers: the files by which a site's directories are known, and the notes of them.
+
+`root_watch` adopts a marker when none is noted; ``caxev sites init`` does so when a person asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import trio
+from attrs import evolve, frozen
+from loguru import logger
+
+from caxev.config import Site, Sites
+from caxev.config.directories import are_near
+from caxev.config.sites import DIRECTORIES, TYPES
+from caxev.core.errors import RootAway
+from caxev.core.paths import Root
+from caxev.database import Database, SiteRecord
+from caxev.files import to_nobody
+from caxev.files.roots import (
+    Marker,
+    absent,
+    are_same,
+    find_markers,
+    make_marker,
+    marker_path,
+    probe,
+)
+
+SAMPLE: Final = 100
+"""Copies that must be there before a directory without a marker is believed to be the right one."""
+Call = Callable[..., Awaitable[Any]]
+"""Calls a function of `caxev.files.roots` in another process, or wherever a disk may hang."""
+
+
+@frozen
+class Holding:
+    """A directory that a site's listener looks after: `owner` is the site that it belongs to."""
+
+    owner: Site
+    root: str
+
+    @property
+    def key(self) -> str:
+        return self.owner.key_of(self.root)
+
+
+def holdings(site: Site, sites: Sites) -> list[Holding]:
+    """The directories of a site, and of the archives on this machine that it brings data to."""
+    names = dict.fromkeys([*site.upload_options, *site.download_options])
+    near = [one for name in names if (one := sites.find(name)) and one.method == "directory"]
+    found = {str(root): owner for owner in (*near[::-1], site) for root in owner.marked}
+    return [Holding(owner, root) for root, owner in found.items()]
+
+
+def with_markers(sites: Sites, here: Site | None, records: Mapping[str, SiteRecord]) -> Sites:
+    """The sites with the markers that are noted. Pure.
+
+    Those of an archive on this machine are noted with the site `here`, which looks after them.
+    """
+    mine = {} if here is None else {held.owner.name: here.name for held in holdings(here, sites)}
+
+    def noted(site: Site) -> Site:
+        record = records.get(mine.get(site.name, site.name))
+        return site if record is None else evolve(site, markers=record.markers)
+
+    return evolve(sites, by_name={site.name: noted(site) for site in sites.values()})
+
+
+async def read_markers(database: Database, sites: Sites, here: Site | None = None) -> Sites:
+    """`with_markers`, of what the database has noted."""
+    records = {record.site: record for record in await database.site_records()}
+    return with_markers(sites, here, records)
+
+
+async def adopt(
+    database: Database, call: Call, held: Holding, sites: Sites, by: str, *, force: bool = False
+) -> str:
+    """Find or make the marker of a directory for which none is noted, and note it; its id.
+
+    It is made if the database knows no copy of this kind at the site, whatever its state, or the
+    files of the newest `SAMPLE` are there: an empty mount point has none. A marker that was made
+    for a site on another machine shows a directory that both share, or a clone of its disk: only
+    a person knows. Raises `RootAway` unless a person confirms (`force`) the directory.
+    """
+    there = await call(find_markers, held.root)
+    foreign = foreign_markers(there, held.owner, sites)
+    if not force:
+        _check_not_foreign(held, foreign)
+    made_for = [_place(marker, sites) for marker in there]
+    fits = await call(are_same, held.root, made_for)
+    # A second marker would hide that two sites share the directory.
+    found = [one for one, same in zip(there, fits, strict=True) if same or one in foreign]
+    if len(found) > 1:
+        names = ", ".join(one.id for one in found)
+        raise RootAway(f"{held.root} has several markers ({names}): remove all but one")
+    if not found and not force:
+        _check_free(held, there)
+        await _check_copies(database, call, held)
+    if found:
+        marker = str(found[0].id)
+    else:
+        marker = str(await call(make_marker, held.root, held.owner.name, held.key))
+    await database.note_marker(by, held.root, marker)
+    logger.info("{} is known by the marker {} from now on", held.root, marker)
+    return marker
+
+
+def _place(marker: Marker, sites: Sites) -> str:
+    """The directory that a marker was made for, as sites.json has it; empty if it has none."""
+    site = sites.find(marker.site)
+    return "" if site is None or marker.key not in DIRECTORIES else getattr(site, marker.key) or ""
+
+
+def foreign_markers(there: Iterable[Marker], owner: Site, sites: Sites) -> list[Marker]:
+    """The markers that were made for sites which are not known to share a disk with this one."""
+    return [
+        one for one in there if (site := sites.find(one.site)) is None or not are_near(site, owner)
+    ]
+
+
+def _check_not_foreign(held: Holding, foreign: Sequence[Marker]) -> None:
+    for one in foreign:
+        raise RootAway(
+            f"{held.root} has the marker of {one.key} of {one.site}, a site on another machine: "
+            f"if both see this one directory, run caxev sites init --site {held.owner.name} "
+            "--force, and their copies in it count as one; if this is a clone of that disk, remove "
+            f"{marker_path(held.root, one.id)}"
+        )
+
+
+def _check_free(held: Holding, there: Sequence[Marker]) -> None:
+    for marker in there:
+        raise RootAway(
+            f"{held.root} has the marker of {marker.key} of {marker.site}: {_way_out(held)}"
+        )
+
+
+def _way_out(held: Holding) -> str:
+    init = f"caxev sites init --site {held.owner.name} --force"
+    return f"mount the right disk, or run {init} if this is the right directory"
+
+
+async def _check_copies(database: Database, call: Call, held: Holding) -> None:
+    kind = held.key.removeprefix("dir_")
+    if kind not in TYPES:
+        return  # nothing that an entry names stands there
+    known = await database.known_locations(held.owner.name, kind, SAMPLE)
+    gone = await call(absent, held.root, known)
+    if gone:
+        raise RootAway(
+            f"{held.root} has no marker, and of {len(known)} {kind} copies at {held.owner.name} "
+            f"{len(gone)} are not there, {gone[0]} for one: {_way_out(held)}"
+        )
+
+
+async def init_roots(
+    database: Database, site: Site, sites: Sites, *, force: bool
+) -> list[dict[str, Any]]:
+    """Mark the directories of a site, as a person says; a row for each."""
+    record = await database.site_record(site.name)
+    noted = {} if record is None else record.markers
+    return [
+        await _init_root(database, held, sites, site.name, noted.get(held.root), force=force)
+        for held in holdings(site, sites)
+    ]
+
+
+async def _init_root(
+    database: Database, held: Holding, sites: Sites, by: str, noted: str | None, *, force: bool
+) -> dict[str, Any]:
+    async def call(function: Callable[..., Any], *args: object) -> Any:
+        return await trio.to_thread.run_sync(partial(function, *args, report=to_nobody))
+
+    row = {"directory": held.root, "marker": noted, "ok": True}
+    try:
+        if noted is not None and (seen := await call(probe, Root(held.root, noted))).away is None:
+            return {**row, "state": "it is there"}
+        if noted is not None and not force:
+            return {**row, "ok": False, "state": f"{seen.away}: {_way_out(held)}"}
+        marker = await adopt(database, call, held, sites, by, force=force)
+    except RootAway as away:
+        return {**row, "ok": False, "state": away.why}
+    return {**row, "marker": marker, "state": "is known by its marker now"}
