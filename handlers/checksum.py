@@ -12,8 +12,8 @@ A copy that is ``transferred`` here and has no checksum yet is given one.
 ``check_answered`` with the ids of the requests that stood there when it began to read. A copy that
 is ``transferred`` though somebody noted a ``checksumproblem`` is read as well. `patrol`
 does so by itself every ``patrol.days``. A copy that is no longer
-what its entry says becomes ``error``; `handlers.judge` says who is right where copies contradict
-one another.
+what its entry says becomes ``error``; `caxev.handlers.judge` says who is right where copies
+contradict one another.
 
 What is read at another host goes over the link to it: in a place, in the hours and at the rate that
 a transfer would have.

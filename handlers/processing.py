@@ -6,8 +6,9 @@
 - `submit` reacts to such an entry: it runs the site's command as a process here, or sends it to
   the batch system, together with others that come at the same moment.
 - `collect` reacts to the end of a job, which the job itself has written into the entry
-  (``job_ended``): it publishes the result, and the copy is ``verifying``, for `handlers.checksum`;
-  or it has the job tried again, as the site's ``retries`` say; or the copy is ``error``.
+  (``job_ended``): it publishes the result, and the copy is ``verifying``, for
+  `caxev.handlers.checksum`; or it has the job tried again, as the site's ``retries`` say; or the
+  copy is ``error``.
 - `withdraw` reacts to the tag ``donotprocess`` and to an entry that was taken out: the job is
   cancelled.
 

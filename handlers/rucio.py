@@ -7,8 +7,8 @@
   into the entry: ``rse``, ``rule_info``. It looks again, at growing intervals, while rules are not
   OK, and at those that are only when they have come to their end.
 - `rucio_check` compares all replicas when a person or a deletion asks for it (``check_asked``).
-- `rucio_rm` gives up a dataset that ``caxev rucio rm`` wants gone, once `handlers.deletion` has
-  written the proof that it may.
+- `rucio_rm` gives up a dataset that ``caxev rucio rm`` wants gone, once `caxev.handlers.deletion`
+  has written the proof that it may.
 - `rucio_pull` fetches a copy from a catalogue that ``download_options`` names, for a run that has
   one of ``rucio_tags``, or because a person has requested it.
 

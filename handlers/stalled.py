@@ -5,7 +5,7 @@ a host without a listener. After ``stalled.warn`` hours in that state it has peo
 copy is in another one. After ``stalled.retry`` hours it takes the entry of a ``transferring`` one
 out: its vanishing has whoever can make that copy begin again, and what has come of it stays and is
 gone on with. The run remembers that (``given_up``). In the same way it treats an ``error`` that an
-old program left, unless `handlers.transfer` could repair the copy.
+old program left, unless `caxev.handlers.transfer` could repair the copy.
 
 `merge` reacts to a key that has several entries, as old programs add theirs without looking. When
 one of them is good, the others are taken out once nobody works on them, and the copy is read again
@@ -14,9 +14,9 @@ if something was being written to its place.
 A copy is not given up for its age alone: while the process that marked it as its own acts for its
 site, or shows progress, it is let be. Entries of old cax name no owner: of these the age decides,
 and if they have no date, or one in the future, the time since we first saw them. What a job makes
-may wait in a queue for days: `handlers.processing` looks after it. What is ``verifying`` is read by
-the listener of its own site, whose ledger knows how that goes: an alarm is raised, and no more. So
-is what is ``moving``: whoever gave ``caxev mv`` gives it again.
+may wait in a queue for days: `caxev.handlers.processing` looks after it. What is ``verifying`` is
+read by the listener of its own site, whose ledger knows how that goes: an alarm is raised, and no
+more. So is what is ``moving``: whoever gave ``caxev mv`` gives it again.
 
 Safe to repeat: the update names the status and the owner that were found.
 """

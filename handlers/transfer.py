@@ -11,7 +11,7 @@
 What was deleted on purpose (it has a tombstone in ``deleted_data``) comes again only where a person
 asks for it.
 
-All leave the copy ``verifying``; `handlers.checksum`, at the copy's own host, does the rest.
+All leave the copy ``verifying``; `caxev.handlers.checksum`, at the copy's own host, does the rest.
 
 Safe to repeat: the claim adds an entry only where the run has no such copy, so of two sites one
 wins; nothing is claimed before the link is open and has a place free. The bytes go to a temporary

@@ -23,6 +23,7 @@ from caxev import Copy, CopyKey, GiveUp, Retry, Run, Skip
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
 from caxev.copies.deletion import custodian
 from caxev.core import ledger
+from caxev.handlers import rucio
 from caxev.http_server import SmallServer
 from caxev.rucio import (
     ENDED,
@@ -41,7 +42,6 @@ from caxev.rucio import (
 )
 from caxev.rucio import client as rucio_client
 from caxev.rucio.messages import Messages, datasets_in
-from handlers import rucio
 from tests import engine
 from tests.conftest import Database as Named
 

@@ -13,11 +13,11 @@ from caxev import Copy, CopyKey, Run
 from caxev.cli.site_paths import run_called
 from caxev.config import Processing, Site, Sites
 from caxev.config.reading import read
+from caxev.handlers import checksum, transfer
+from caxev.handlers.processing import Claim, plan_process
+from caxev.handlers.rucio import Fetch, plan_fetch
+from caxev.handlers.transfer import Plan, plan_pull, plan_push
 from caxev.testing import Lab, lab
-from handlers import checksum, transfer
-from handlers.processing import Claim, plan_process
-from handlers.rucio import Fetch, plan_fetch
-from handlers.transfer import Plan, plan_pull, plan_push
 from tests.conftest import Database as Named
 from tests.engine import run_document
 from tests.test_cli import Caxev, caxev, online  # noqa: F401  # fixtures

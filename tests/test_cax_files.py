@@ -77,7 +77,7 @@ def loaded(directory: Path, entries: object) -> Sites:
 def enabled(sites: Sites, name: str) -> set[str]:
     """The handlers that a site enables, of all that caxev brings along."""
     load_handlers(BY_METHOD.values())
-    ours = [one for one in recorded if one.module.startswith("handlers.")]
+    ours = [one for one in recorded if one.module.startswith("caxev.handlers.")]
     return {one.name for one in Registry(ours, sites.here(name)).enabled}
 
 
@@ -114,7 +114,7 @@ def test_who_looks_after_what_is_in_a_catalogue(tmp_path: Path) -> None:
 )
 def test_from_which_rse(tmp_path: Path, replicas: object, expected: str | None) -> None:
     """`rucio_download_rse` is where data is fetched from if it is there; else Rucio chooses."""
-    from handlers.rucio import Fetch, plan_fetch
+    from caxev.handlers.rucio import Fetch, plan_fetch
 
     at_b = {**RUCIO[1], "rucio_download_rse": "B_DISK"}
     sites = loaded(tmp_path, [RUCIO[0], at_b, RUCIO[2]])

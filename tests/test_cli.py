@@ -102,11 +102,11 @@ def caxev(
 def untouched() -> Iterator[None]:
     """Leave handlers, modules and logging as they were."""
     handlers, modules, roots = list(recorded), set(sys.modules), list(logging.root.handlers)
-    recorded[:] = [handler for handler in handlers if handler.module.startswith("handlers.")]
+    recorded[:] = [handler for handler in handlers if handler.module.startswith("caxev.handlers.")]
     try:
         yield
     finally:
-        ours = [h for h in recorded if h.module.startswith("handlers.") and h not in handlers]
+        ours = [h for h in recorded if h.module.startswith("caxev.handlers.") and h not in handlers]
         recorded[:] = [*handlers, *ours]
         for name in set(sys.modules) - modules:
             if name.startswith("caxev_handlers"):

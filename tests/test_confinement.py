@@ -24,10 +24,10 @@ from caxev import transfer
 from caxev.config import Permission, Site
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import erase, standing
+from caxev.handlers import permissions
 from caxev.transfer import Route
 from caxev.transfer.ssh import Endpoint, Transfer, check, pull, push
 from caxev.transfer.ssh.endpoint import connected, sftp_session
-from handlers import permissions
 from tests import sshd as servers
 from tests.test_files import make_run, quiet
 from tests.test_ssh import AGENT, digested

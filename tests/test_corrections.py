@@ -22,7 +22,7 @@ from caxev.config.errors import Problems
 from caxev.core.expressions import ExpressionError, evaluate
 from caxev.core.model import Event, Field, Run
 from caxev.core.registry import Registry, recorded
-from handlers import corrections
+from caxev.handlers import corrections
 from tests import engine
 from tests.conftest import Database as Named
 

@@ -40,10 +40,10 @@ from caxev.core.model import (
 from caxev.core.registry import recorded
 from caxev.engine.attempt import Watch, attempt
 from caxev.files import GONE_PREFIX, MOVED_PREFIX, NOTHING, Item, Moved, identity
+from caxev.handlers import checksum as verify
+from caxev.handlers import deletion, stalled, transfer
+from caxev.handlers.judge import quarantine
 from caxev.transfer import Route, Traffic, links
-from handlers import checksum as verify
-from handlers import deletion, stalled, transfer
-from handlers.judge import quarantine
 from tests import strategies as make
 
 NOW = make.EPOCH

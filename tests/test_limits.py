@@ -22,6 +22,7 @@ from caxev import Denied, GiveUp, Retry, http_server, limited
 from caxev.batch import program as batch_program
 from caxev.config import ConfigError, Permission, load_file, load_sites
 from caxev.config.settings import secret
+from caxev.handlers import permissions
 from caxev.http_server import SmallServer
 from caxev.metrics import MetricsServer
 from caxev.rucio.rules import load_rules
@@ -31,7 +32,6 @@ from caxev.tape.base import Talk
 from caxev.transfer import program
 from caxev.transfer.ssh.agent import Incoming
 from caxev.transfer.ssh.known_hosts import read_known_hosts
-from handlers import permissions
 
 # -- ports ----------------------------------------------------------------------------------------
 

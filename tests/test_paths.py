@@ -18,9 +18,9 @@ from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import CopyKey
 from caxev.engine.workers import Workers
 from caxev.files import confine, link_problem, within_tree
+from caxev.handlers import checksum
+from caxev.handlers import transfer as reactions
 from caxev.transfer import Route
-from handlers import checksum
-from handlers import transfer as reactions
 from tests import sshd as servers
 from tests.attacks import SECRET
 from tests.faults.paths import DEEDS, MOVED, Deed, Place, over_ssh, placed, problems

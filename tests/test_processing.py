@@ -57,7 +57,7 @@ from caxev.database import Database, Request, id_from, id_text
 from caxev.demo import daq, processor
 from caxev.engine.options import Options
 from caxev.files import MARKER_PREFIX
-from handlers import processing as made
+from caxev.handlers import processing as made
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -903,7 +903,8 @@ class Ground:
             sites=sites,
             settings=engine.settings_for(self.named),
             registry=Registry(
-                [h for h in recorded if h.module.startswith("handlers.")], sites.here("chicago")
+                [h for h in recorded if h.module.startswith("caxev.handlers.")],
+                sites.here("chicago"),
             ),
             lease_time=3.0,
             grace=0.0,

@@ -26,8 +26,8 @@ from caxev.engine import root_markers, root_watch, workers
 from caxev.engine.dispatcher import sites_of
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
 from caxev.files.roots import absent, find_markers, make_marker, probe
+from caxev.handlers import checksum, deletion, transfer
 from caxev.testing import Lab, lab
-from handlers import checksum, deletion, transfer
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import Caxev, assert_one_line, caxev, insert, online  # noqa: F401  # fixtures

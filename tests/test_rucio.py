@@ -33,11 +33,11 @@ from caxev.core.registry import Registry, recorded
 from caxev.database import Database, Request
 from caxev.engine.options import Options
 from caxev.files import digest_tree
+from caxev.handlers import rucio as reactions
+from caxev.handlers.rucio import plan_upload
 from caxev.rucio import Did, OverQuota, rule_files
 from caxev.rucio.client import connected
 from caxev.rucio.errors import meaning_of
-from handlers import rucio as reactions
-from handlers.rucio import plan_upload
 from tests import engine
 from tests.conftest import Database as Named
 from tests.rucio_server import ACCOUNT, PASSWORD, RSES, RucioServer, rucio_server  # noqa: F401  # a fixture

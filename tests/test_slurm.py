@@ -23,7 +23,7 @@ from caxev.batch import End, Folder, Found, JobSpec, send, withdraw
 from caxev.batch.slurm import Slurm as System
 from caxev.config import jobs_directory, load_sites
 from caxev.database import Database
-from handlers import processing as made
+from caxev.handlers import processing as made
 from tests import engine, slurm
 from tests.conftest import Database as Named
 from tests.test_processing import Ground, claims, quiet, spec_in

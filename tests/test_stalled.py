@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from caxev import Skip
 from caxev.config import Stalled
 from caxev.core.model import Copy, CopyKey, Run
-from handlers.stalled import (
+from caxev.handlers.stalled import (
     AHEAD,
     Late,
     Surplus,

@@ -40,8 +40,8 @@ from caxev.core.transcript import KEPT, packed, unpacked
 from caxev.demo.world import TAPE, World
 from caxev.engine.listener import open_database
 from caxev.files import Item, Manifest
+from caxev.handlers import checksum, tape, transfer
 from caxev.tape import Reach, Stored
-from handlers import checksum, tape, transfer
 from tests import engine
 from tests import test_tape as steps
 from tests.conftest import Database as Named

@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 
-import handlers.alarms
-import handlers.checksum
-import handlers.transfer
 from caxev import TRANSFERRED, CopyKey, Job, RunUpdate, on, tag
 from caxev.core.ledger import State
 from caxev.core.registry import recorded
 from caxev.database import Unreachable
+from caxev.handlers import alarms, checksum, transfer
 from caxev.testing import Lab, lab
 from caxev.testing.lab import SERVER
 from caxev.testing.mongod import ReplicaSet
@@ -138,9 +136,9 @@ async def test_a_reply_gets_lost(here: Lab) -> None:
 
 
 @lab(
-    handlers.transfer,
-    handlers.checksum,
-    handlers.alarms,
+    transfer,
+    checksum,
+    alarms,
     sites={"lngs": {"master": ["raw"]}, "chicago": {"download_options": ["lngs"]}},
 )
 async def test_shipped_reactions(here: Lab) -> None:

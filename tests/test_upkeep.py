@@ -26,8 +26,8 @@ from caxev.core.registry import recorded
 from caxev.database import Request
 from caxev.demo import daq
 from caxev.files import Item
+from caxev.handlers import completeness, permissions
 from caxev.testing import Lab, lab
-from handlers import completeness, permissions
 from tests import engine
 from tests.conftest import Database as Named
 

@@ -1,6 +1,7 @@
 """Jobs on their way to a batch system: those that come within a moment go together.
 
-Used by `handlers.processing`; lives in the listener's memory and knows nothing that is not filed.
+Used by `caxev.handlers.processing`; lives in the listener's memory and knows nothing that is not
+filed.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction
 from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
 from caxev.database import Database, Selection
-from caxev.demo.world import TAPE, World
+from caxev.demo.world import SITES, TAPE, World
 from caxev.engine.listener import open_database, prepare, run
 from caxev.finite import Finite
 
@@ -76,9 +76,6 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
 
     Example:  caxev demo --runs 5 --size-mb 20
     """
-    template = Path(__file__).parents[2] / "sites.json"
-    if not template.exists():
-        raise ConfigError(f"{template} is not there: run the demo from a checkout of caxev")
     needed = int(runs * size_mb * MEGABYTE * 5.5) + (1 << 30)
     with (
         ended_by_signals() as tidying_up,
@@ -90,7 +87,7 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
                 f"{directory} has {free >> 20} MiB free and the demo needs {needed >> 20}: "
                 "ask for less by --runs or --size-mb, or name another place by TMPDIR"
             )
-        with World(Path(directory), template, tape=True) as world:
+        with World(Path(directory), SITES, tape=True) as world:
             show = Show(Console(stderr=as_json), world)
             try:
                 summary = run(_main, world, show, runs, int(size_mb * MEGABYTE), keep)

@@ -1,6 +1,6 @@
 """``caxev vouch``: a person says which copy is right where copies contradict one another.
 
-What is written is a mark in that copy's entry; `handlers.judge` at each site does the rest.
+What is written is a mark in that copy's entry; `caxev.handlers.judge` at each site does the rest.
 """
 
 from __future__ import annotations

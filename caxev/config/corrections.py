@@ -1,6 +1,6 @@
 """What is computed for each run from tables: ``corrections`` of a site's entry in sites.json.
 
-`handlers.corrections` goes by them. Pure.
+`caxev.handlers.corrections` goes by them. Pure.
 """
 
 from __future__ import annotations

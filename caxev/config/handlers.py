@@ -24,20 +24,20 @@ from caxev.core.registry import recorded
 from caxev.limited import CONFIGURATION, read_limited
 
 DEFAULT_HANDLERS: Final = (
-    "handlers.transfer",
-    "handlers.checksum",
-    "handlers.judge",
-    "handlers.stalled",
-    "handlers.deletion",
-    "handlers.processing",
-    "handlers.completeness",
-    "handlers.permissions",
-    "handlers.corrections",
-    "handlers.alarms",
-    "handlers.tape",
+    "caxev.handlers.transfer",
+    "caxev.handlers.checksum",
+    "caxev.handlers.judge",
+    "caxev.handlers.stalled",
+    "caxev.handlers.deletion",
+    "caxev.handlers.processing",
+    "caxev.handlers.completeness",
+    "caxev.handlers.permissions",
+    "caxev.handlers.corrections",
+    "caxev.handlers.alarms",
+    "caxev.handlers.tape",
 )
 """The modules that every site loads."""
-BY_METHOD: Final = {"rucio": "handlers.rucio"}
+BY_METHOD: Final = {"rucio": "caxev.handlers.rucio"}
 """The modules that are loaded where sites.json has a site of that method."""
 ENTRY_POINTS: Final = "caxev.handlers"
 """The entry point group by which an installed package offers a handlers' module."""

@@ -1,6 +1,6 @@
 """Who may read copies at a site: ``permissions`` of its entry in sites.json.
 
-`handlers.permissions` goes by them. Pure.
+`caxev.handlers.permissions` goes by them. Pure.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How a site processes its data: ``processing`` and ``minitrees`` of its entry in sites.json.
 
-`handlers.processing` goes by them. Pure.
+`caxev.handlers.processing` goes by them. Pure.
 """
 
 from __future__ import annotations

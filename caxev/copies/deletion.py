@@ -1,7 +1,7 @@
 """Which copies may go, and what proves it.
 
-`handlers.deletion` and, for datasets of a catalogue, `handlers.rucio` act on these decisions,
-``caxev rm`` and ``caxev rucio`` show them. A copy goes in four steps,
+`caxev.handlers.deletion` and, for datasets of a catalogue, `caxev.handlers.rucio` act on these
+decisions, ``caxev rm`` and ``caxev rucio`` show them. A copy goes in four steps,
 each by a conditional write: the *intent* (it is ``deleting``, and nobody counts on it from then
 on), the *proof* (so many others were read afresh), the point of no return (``erasing``), and, the
 bytes gone, the entry's end, which leaves a tombstone. Until the third step all can be taken back.

@@ -1,9 +1,9 @@
 """Arithmetic that stands in a database: expressions of a few numbers, evaluated by us alone.
 
-``handlers.corrections`` evaluates what calibrators wrote. Only what is named here has a meaning:
-numbers, the names that are given, arithmetic, comparisons and a few functions; so nothing can be
-reached that was not given. What sympy prints of its ``Piecewise`` is understood, with ``Eq``,
-``Ne``, ``And``, ``Or``, ``Not``, ``pi`` and ``E``::
+``caxev.handlers.corrections`` evaluates what calibrators wrote. Only what is named here has a
+meaning: numbers, the names that are given, arithmetic, comparisons and a few functions; so nothing
+can be reached that was not given. What sympy prints of its ``Piecewise`` is understood, with
+``Eq``, ``Ne``, ``And``, ``Or``, ``Not``, ``pi`` and ``E``::
 
     Piecewise((1.44e-4, t < 1478000000), (1.45e-4 + 1e-12 * (t - 1.478e9), True))
 

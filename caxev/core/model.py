@@ -573,8 +573,9 @@ class NobodyReads:
 
     Who does so has an entry that is ``transferring``: a copy names its `source`, derived data says
     in its ``job`` what it is made of. Old programs name neither, and may read any copy of the same
-    data: an entry of theirs counts unless it was made, or its status dated (`handlers.stalled` does
-    so if nobody else did), at `since` or before (UTC; None: it counts in any case).
+    data: an entry of theirs counts unless it was made, or its status dated
+    (`caxev.handlers.stalled` does so if nobody else did), at `since` or before (UTC; None: it
+    counts in any case).
     """
 
     key: CopyKey

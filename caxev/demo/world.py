@@ -35,6 +35,8 @@ FIRST_START: Final = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
 DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees", "dir_tsm")
 TAPE: Final = "tsm-server"
 """What cax called its tape archive."""
+SITES: Final = Path(__file__).with_name("sites.json")
+"""The sites of the demo: in a checkout a link to the example at its root."""
 SIMULATOR: Final = Path(__file__).with_name("dsmc_simulator.py")
 
 

@@ -2,8 +2,8 @@
 
 `names` says what a run's data is called in it, `rules` which replicas are wanted where, `files`
 what a file must be; these are pure or look at this disk alone. `client` is the only module that
-knows Rucio's library; its functions run in worker processes. `handlers.rucio` and ``caxev rucio``
-put them together.
+knows Rucio's library; its functions run in worker processes. `caxev.handlers.rucio` and
+``caxev rucio`` put them together.
 """
 
 from caxev.rucio.client import (

@@ -1,8 +1,9 @@
 """The only module that knows Rucio's client library. Its functions run in a worker process.
 
-The handlers in `handlers.rucio` and ``caxev rucio`` call `upload`, `settle`, `verify`, `download`
-and the rest with a `Site` of method ``rucio``; each opens a connection of its own. The library is
-the extra ``caxev[rucio]``, imported with the first connection; `missing` says whether it is there.
+The handlers in `caxev.handlers.rucio` and ``caxev rucio`` call `upload`, `settle`, `verify`,
+`download` and the rest with a `Site` of method ``rucio``; each opens a connection of its own. The
+library is the extra ``caxev[rucio]``, imported with the first connection; `missing` says whether it
+is there.
 
 Errors: `Retry` for what may pass (a server that is away), `OverQuota` where there is no room,
 `GiveUp` for what a person must repair, all in Rucio's own words; see `caxev.rucio.errors`.

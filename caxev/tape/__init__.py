@@ -1,7 +1,7 @@
 """Tape: where copies go to stay. One class for each kind of archive, all behind one interface.
 
-`steps` has what is done with an archive, for `handlers.tape` and the command line. An archive of
-your own is found by the entry point group ``caxev.tape``: the method's name, and the class.
+`steps` has what is done with an archive, for `caxev.handlers.tape` and the command line. An archive
+of your own is found by the entry point group ``caxev.tape``: the method's name, and the class.
 """
 
 from caxev.tape.base import Archive, Reach, Stored, Talk, folder_of

@@ -1,7 +1,7 @@
 """What is done for a run's data on tape, in a worker process: back up, compare, restore.
 
-`handlers.tape` calls these by ``job.work``, and the command line calls them directly. What goes
-wrong is not raised but told, so that what the client wrote comes along.
+`caxev.handlers.tape` calls these by ``job.work``, and the command line calls them directly. What
+goes wrong is not raised but told, so that what the client wrote comes along.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import CopyKey
 from caxev.files import digest_tree, empty_quarantine, erase, identity, set_aside
 from caxev.files.resolved import remove
+from caxev.handlers.permissions import apply as give
 from caxev.tape import Data, Reach, Told, back_up, compare, directly, recall
 from caxev.transfer import Route
-from handlers.permissions import apply as give
 from tests import sshd as servers
 from tests.attacks import SECRET, Watched
 from tests.faults.attacker import Attacker, Beside, make_above, write

@@ -34,9 +34,9 @@ from caxev.core.model import TRANSFERRED, CopyField, CopyKey, Event, Run, RunUpd
 from caxev.database import Selection
 from caxev.files import confine, empty_quarantine, identity, set_aside, standing, to_nobody
 from caxev.files import erase as erase_stray
+from caxev.handlers.deletion import erase
+from caxev.handlers.permissions import apply as give
 from caxev.transfer import Route
-from handlers.deletion import erase
-from handlers.permissions import apply as give
 from tests import sshd as servers
 from tests.attacks import Attack, Watched, attacks
 from tests.faults.campaign import Problem, Tally, say, say_round
@@ -387,7 +387,7 @@ def paths(*, rounds: int, seed: int) -> dict[str, Any]:
 
     Beside the traps each site has a good copy, which must be whole in the end.
     """
-    logger.disable("handlers")  # each copy that is deleted
+    logger.disable("caxev.handlers")  # each copy that is deleted
     random, tally, outside = Random(seed), Tally({}), 0
     with tempfile.TemporaryDirectory(prefix="caxev-paths-") as directory:
         keys = Path(directory) / "sshd"

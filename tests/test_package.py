@@ -1,0 +1,138 @@
+"""What is installed: the wheel, built from the source distribution, outside any checkout."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import PathDistribution
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+import caxev
+from caxev.demo.world import SITES
+from tests.documents import file
+from tests.test_cookbook import FILES
+
+ROOT: Final = Path(__file__).parents[1]
+MADE: Final = shutil.ignore_patterns(
+    ".git", ".venv", ".*cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist"
+)
+"""What is no source."""
+
+
+class Installed(NamedTuple):
+    """The unpacked source distribution, and a Python that has its wheel and our dependencies."""
+
+    source: Path
+    python: Path
+    packages: Path
+
+    def run(self, *arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run this Python, to its end."""
+        clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.run(
+            [self.python, *arguments],
+            cwd=cwd,
+            env=clean | environ,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+
+def build(source: Path, what: str, where: Path) -> Path:
+    """Build a distribution as pip does, but with the setuptools of this environment."""
+    code = f"import setuptools.build_meta as backend; print(backend.build_{what}({str(where)!r}))"
+    built = subprocess.run(
+        [sys.executable, "-c", code], cwd=source, check=True, capture_output=True, text=True
+    )
+    return where / built.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """Install the wheel of the source distribution of a copy of this checkout."""
+    pytest.importorskip("setuptools", "77")  # as pyproject.toml asks
+    base = tmp_path_factory.mktemp("package")
+    shutil.copytree(ROOT, base / "checkout", symlinks=True, ignore=MADE)
+    with tarfile.open(build(base / "checkout", "sdist", base)) as archive:
+        archive.extractall(base, filter="data")
+    source = base / f"caxev-{caxev.__version__}"
+    shutil.copytree(source, base / "to-build", symlinks=True)
+    wheel = build(base / "to-build", "wheel", base)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", base / "venv"], check=True)
+    (packages,) = (base / "venv").glob("lib/python3.*/site-packages")
+    zipfile.ZipFile(wheel).extractall(packages)
+    # After caxev, so that the editable one is not found: a .pth file's .pth files are not read.
+    (packages / "dependencies.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
+    return Installed(source, base / "venv" / "bin" / "python", packages)
+
+
+def test_one_name_is_taken(installed: Installed) -> None:
+    """The wheel has one package, with the version and the command that it should have."""
+    names = {path.name for path in installed.packages.iterdir()}
+    info = f"caxev-{caxev.__version__}.dist-info"
+    assert names == {"caxev", info, "dependencies.pth"}
+    ours = PathDistribution(installed.packages / info)
+    assert ours.version == caxev.__version__
+    (command,) = ours.entry_points
+    assert (command.name, command.value) == ("caxev", "caxev.__main__:main")
+    assert {"Keywords", "Classifier", "Project-URL", "License-Expression"} <= {*ours.metadata}
+
+
+def test_the_source_distribution_is_whole(installed: Installed) -> None:
+    """It has every file of the checkout, so that its tests can run; some of them do here."""
+    checkout = installed.source.parent / "checkout"
+    files = [path.relative_to(checkout) for path in checkout.rglob("*") if path.is_file()]
+    ours = [path for path in files if path.parts[0] != "caxev.egg-info"]
+    assert [path for path in ours if not (installed.source / path).is_file()] == []
+    tests = ("tests/test_config.py", "tests/test_deploy.py", "-k", "handler or unit")
+    ended = installed.run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=installed.source
+    )
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_a_directory_called_handlers_hides_nothing(installed: Installed, tmp_path: Path) -> None:
+    """People may have a package of that name where they work."""
+    (tmp_path / "handlers").mkdir()
+    (tmp_path / "handlers" / "__init__.py").touch()
+    ended = installed.run("-m", "caxev", "handlers", "--json", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert {"pull", "checksum"} <= {row["handler"] for row in json.loads(ended.stdout)}
+
+
+def test_the_types_are_for_authors(installed: Installed, tmp_path: Path) -> None:
+    """The handlers of the manual and the cookbook are strictly typed; a misspelt name is found."""
+    handler = file("README.md", "count_copies.py")
+    texts = {"count_copies.py": handler, "misspelt.py": handler.replace("set_fields", "set_feilds")}
+    for name, text in (FILES | texts).items():
+        (tmp_path / name).write_text(text)
+    command = ("--strict", "--python-executable", str(installed.python), "--cache-dir", "cache")
+    ended = subprocess.run(
+        [sys.executable, "-m", "mypy", *command, "."],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert {*re.findall(r"^(.*\.py):", ended.stdout, re.MULTILINE)} == {"misspelt.py"}, ended.stdout
+    assert 'has no attribute "set_feilds"' in ended.stdout
+
+
+@pytest.mark.replicaset
+def test_the_demo_needs_no_checkout(installed: Installed, tmp_path: Path) -> None:
+    """It ends with 0, and its sites are those of the example."""
+    assert SITES.read_text() == (ROOT / "sites.json").read_text()
+    demo = ("-m", "caxev", "demo", "--runs", "1", "--size-mb", "1", "--json")
+    ended = installed.run(*demo, cwd=tmp_path, TMPDIR=str(tmp_path))
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout.splitlines()[-1])["verified"] == 3
