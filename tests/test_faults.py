@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
@@ -30,8 +31,8 @@ from tests.conftest import Database as Named
 from tests.faults.campaign import BIRTH, MUST_BE_0, ROOT, Born, End, compare, ground_in, new_world
 from tests.faults.cax import SITES as BESIDE_CAX
 from tests.faults.cax import beside_cax
+from tests.faults.clocks import RIGHT, WallClocks, clocks, library
 from tests.faults.clocks import SITES as WRONG
-from tests.faults.clocks import clocks, library
 from tests.faults.crash import Fault, crash, faults_in, missed, waves
 from tests.faults.database import Fronted, database
 from tests.faults.deletion import SITES as DELETING
@@ -275,12 +276,45 @@ def assert_nothing_happened(figures: Mapping[str, Any], faults: int) -> None:
     assert wrong == {}
 
 
+def test_a_wrong_clock_moves_no_wait(tmp_path: Path) -> None:
+    """A process reads the time that its clock is set to at that moment; its sleep stays right."""
+    if (found := library()) is None:
+        pytest.skip("no libfaketime (Debian: faketime)")
+    wall = WallClocks(found, tmp_path / "clocks")
+    wall.set("lngs", "-1h")
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPING],
+        env={**os.environ, **wall.environment("lngs")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert float(process.stdout.readline()) == pytest.approx(time.time() - 3600, abs=60)
+        wall.set("lngs", RIGHT)
+        process.stdin.close()
+        now, slept = map(float, process.stdout.readline().split())
+    assert now == pytest.approx(time.time(), abs=60)
+    assert slept >= 0.1
+
+
+SLEEPING = """
+import sys, time
+print(time.time(), flush=True)
+sys.stdin.read()
+now, before = time.time(), time.monotonic()
+time.sleep(0.1)
+print(now, time.monotonic() - before)
+"""
+
+
 @pytest.mark.replicaset
 @pytest.mark.campaign
 async def test_wrong_clocks(unpunctual_world: World) -> None:
     """Behind, ahead, or set meanwhile: the end is that of right clocks; nobody waits for one."""
     async with ground_in(unpunctual_world) as ground:
-        figures = await clocks(ground, rounds=1, seed=1, runs=2)
+        figures = await clocks(ground, rounds=1, seed=1, runs=2, flows=1)
     assert_nothing_happened(figures, 3)
     assert figures["alarms"] == 3
 

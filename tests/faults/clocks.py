@@ -1,20 +1,36 @@
 """Listeners whose clocks are wrong: behind, ahead, and set forth and back while they work.
 
 A round gives each site a clock of its own and takes runs, of which each site is to get a copy: they
-come to the end, and in about the time, that they come to where all clocks are right, and each site
-that is wrong has its alarm. Then two sites are asked for their copies of one run at once; and of
+come to the end that they come to if all clocks are right, and each site whose clock is wrong has
+its alarm, until that is right. Then two sites are asked for their copies of one run at once; and of
 another a copy rots which, by an asker whose clock is ahead, was read a month from now: what is
 deleted leaves enough behind. Raw data at the first site has an age at which it will go in some
 days, which no clock brings about early.
+
+The time with wrong clocks is compared with that with right ones just before and after. For that the
+clocks of the same processes are set right and wrong in turn, so that the two differ by nothing
+else: neither by what libfaketime costs, nor by what a new process does once, nor by other work of
+the machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from random import Random
+from statistics import median
 from typing import Any, Final
 
 import trio
@@ -41,6 +57,7 @@ from tests.faults.deletion import SITES as DELETING
 AGE: Final = (datetime.now(UTC) - FIRST_START).days + 20
 """Days after its start when raw data goes at the first site: in 20 days from now."""
 SITES: Final[dict[str, dict[str, Any]]] = {**DELETING, BIRTH: {**DELETING[BIRTH], "purge": AGE}}
+RIGHT: Final = "+0"
 STEPS: Final = "steps"
 SKEWS: Final = ("-1h", "+40d", "-20s", STEPS, "+20s")
 """What libfaketime adds to the clock of a site; `STEPS` goes from one to the other and back."""
@@ -49,12 +66,22 @@ STEP_EVERY: Final = 0.7
 AHEAD: Final = timedelta(days=40)
 VICTIM: Final = "chicago"
 """Where a copy rots, and is repaired."""
-RIGHT: Final[Mapping[str, str]] = {}
 SIZE: Final = 100_000
 SLOWER: Final = 1.5
-"""So much longer than with right clocks a round may take..."""
-SLACK: Final = 3.0
-"""...and so many seconds, as no two rounds take the same."""
+"""So much longer than with right clocks the runs of a round may take."""
+SLEEP: Final = """
+import select, time
+
+def sleep(seconds):
+    select.select([], [], [], seconds)
+
+time.sleep = sleep
+"""
+"""Python's `time.sleep`, but not by `clock_nanosleep`.
+
+It gives that an instant of the monotonic clock, which libfaketime 0.9.10 takes for one of the wall
+clock, whatever FAKETIME_DONT_FAKE_MONOTONIC is: `time.sleep` raises OSError.
+"""
 
 
 def library() -> Path | None:
@@ -63,66 +90,99 @@ def library() -> Path | None:
 
 
 @frozen
-class Wrong:
-    """The environment of processes whose clock is wrong; what steps reads a file."""
+class WallClocks:
+    """The wall clocks of sites, which can be set while their processes run: a file for each."""
 
     library: Path
-    steps: Path
+    directory: Path
 
-    def environment(self, skew: str) -> dict[str, str]:
-        """Return what gives a process that clock; times of files and of waiting stay right."""
-        usual = {
+    def __attrs_post_init__(self) -> None:
+        self.directory.mkdir()
+        (self.directory / "sitecustomize.py").write_text(SLEEP)
+
+    def environment(self, site: str) -> dict[str, str]:
+        """Return what has a process go by the site's clock; times of files and waits stay right.
+
+        FAKETIME_FORCE_MONOTONIC_FIX=0 leaves waits of threads to the kernel. Debian's libfaketime
+        else wakes up again and again while one waits, and a listener takes 3 to 8 times the CPU.
+        """
+        return {
             "LD_PRELOAD": str(self.library),
+            "PYTHONPATH": str(self.directory),
+            "FAKETIME_TIMESTAMP_FILE": str(self.directory / site),
+            "FAKETIME_NO_CACHE": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "FAKETIME_FORCE_MONOTONIC_FIX": "0",
             "NO_FAKE_STAT": "1",
         }
-        if skew != STEPS:
-            return {**usual, "FAKETIME": skew}
-        return {**usual, "FAKETIME_TIMESTAMP_FILE": str(self.steps), "FAKETIME_NO_CACHE": "1"}
 
-    async def step(self) -> None:
-        """Set the clock of what steps, forth and back, for ever."""
-        while True:
-            for skew in BETWEEN:
-                new = self.steps.with_suffix(".new")
-                new.write_text(skew)
-                new.rename(self.steps)
-                await trio.sleep(STEP_EVERY)
+    def set(self, site: str, skew: str) -> None:
+        """Set a site's clock."""
+        new = self.directory / f"{site}.new"
+        new.write_text(skew)
+        new.rename(self.directory / site)
+
+    @asynccontextmanager
+    async def off(self, skews: Mapping[str, str]) -> AsyncIterator[None]:
+        """Have the clocks of sites wrong for the length of a block, and right afterwards."""
+        async with trio.open_nursery() as nursery:
+            for site, skew in skews.items():
+                if skew == STEPS:
+                    nursery.start_soon(self._step, site)
+                else:
+                    self.set(site, skew)
+            try:
+                yield
+            finally:
+                nursery.cancel_scope.cancel()
+                for site in skews:
+                    self.set(site, RIGHT)
+
+    async def _step(self, site: str) -> None:
+        for skew in cycle(BETWEEN):
+            self.set(site, skew)
+            await trio.sleep(STEP_EVERY)
 
 
-async def clocks(ground: Ground, *, rounds: int, seed: int, runs: int = 8) -> dict[str, Any]:
-    """Play so many rounds, each by right clocks first, to compare the time with."""
+async def clocks(
+    ground: Ground, *, rounds: int, seed: int, runs: int = 8, flows: int = 3
+) -> dict[str, Any]:
+    """Play so many rounds; in each, runs are taken so many times with right and wrong clocks."""
     found = library()
     assert found is not None, "install Debian's package faketime"
-    wrong, random = Wrong(found, ground.world.directory / "clock"), Random(seed)
-    wrong.steps.write_text(BETWEEN[0])
-    tally, late, slowest, alarms = Tally(ground.compared), 0, 0.0, 0
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(wrong.step)
-        for skews in islice(_turns([*ground.world.sites]), rounds):
-            began = trio.current_time()
-            await _listen(ground, dict.fromkeys(skews, RIGHT))
-            usual, before = await _flow(ground, tally, runs)
-            await ground.forget(before)
-            await _listen(ground, {site: wrong.environment(one) for site, one in skews.items()})
-            problems = [*await _alarmed(ground, list(skews))]
-            alarms += len(skews) - len(problems)
-            seconds, taken = await _flow(ground, tally, runs, problems)
-            late += seconds > SLOWER * usual + SLACK
-            slowest = max(slowest, seconds / usual)
+    wall, random = WallClocks(found, ground.world.directory / "clocks"), Random(seed)
+    tally, slower, alarms = Tally(ground.compared), list[float](), 0
+    for skews in islice(_turns([*ground.world.sites]), rounds):
+        began, taken = trio.current_time(), list[Born]()
+        flow, wrong = partial(_flow, ground, tally, runs, taken), partial(wall.off, skews)
+        async with wrong():
+            await ground.stop(*ground.listeners.values())
+            await ground.ready(*[ground.listen(one, **wall.environment(one)) for one in skews])
+            silent = await _unless(ground, skews, alarmed=True)
+            await flow()  # a new process does some things once
+        slower.append(await _slower(flow, wrong, flows))
+        async with wrong():
             first, second = random.sample(list(ground.world.sites), 2)
             problems = await race(ground, taken[0], (first, second))
             doomed = random.choice([site for site in ground.world.sites if site != VICTIM])
             problems += await _rotten(ground, taken[1], doomed)
             problems += await _left(ground, taken[2:])
-            await ground.forget(taken)
-            tally.add([*problems, *ground.ended()])
-            tally.faults += len(skews)
-            what = f"{', '.join(f'{site} {one}' for site, one in skews.items())}"
-            what += f": {seconds:.1f} s, by right clocks {usual:.1f} s"
-            say_round(f"{tally.rounds}. {what}", problems, trio.current_time() - began)
-        nursery.cancel_scope.cancel()
-    return {**tally.row(), "slowest": round(slowest, 2), "alarms": alarms, "late": late}
+        problems += [*silent, *await _unless(ground, skews, alarmed=False), *ground.ended()]
+        await ground.forget(taken)
+        tally.add(problems)
+        tally.faults += len(skews)
+        alarms += len(skews) - len(silent)
+        what = ", ".join(f"{site} {skew}" for site, skew in skews.items())
+        what = f"{len(slower)}. {what}: {slower[-1]:.2f} times as long"
+        say_round(what, problems, trio.current_time() - began)
+    return {
+        **tally.row(),
+        "rounds": rounds,
+        "usual": round(median(slower), 2),
+        "slowest": round(max(slower), 2),
+        "alarms": alarms,
+        "late": sum(one > SLOWER for one in slower),
+    }
 
 
 def _turns(sites: Sequence[str]) -> Iterator[dict[str, str]]:
@@ -133,23 +193,31 @@ def _turns(sites: Sequence[str]) -> Iterator[dict[str, str]]:
         at += 1
 
 
-async def _listen(ground: Ground, environments: Mapping[str, Mapping[str, str]]) -> None:
-    """Have listeners with these environments in place of those that there are."""
-    await ground.stop(*ground.listeners.values())
-    await ground.ready(*[ground.listen(site, **one) for site, one in environments.items()])
+async def _slower(
+    flow: Callable[[], Awaitable[float]],
+    wrong: Callable[[], AbstractAsyncContextManager[None]],
+    flows: int,
+) -> float:
+    """Return how many times as long runs take with wrong clocks, in the median."""
+    right, ratios = await flow(), list[float]()
+    for _ in range(flows):
+        async with wrong():
+            seconds = await flow()
+        before, right = right, await flow()
+        ratios.append(2 * seconds / (before + right))
+    return median(ratios)
 
 
-async def _flow(
-    ground: Ground, tally: Tally, runs: int, problems: Sequence[Problem] = ()
-) -> tuple[float, list[Born]]:
-    """Take runs and wait until each site has its copies: in how many seconds, and the runs."""
+async def _flow(ground: Ground, tally: Tally, runs: int, taken: list[Born]) -> float:
+    """Take runs and wait until each site has its copies: in how many seconds."""
     began = trio.current_time()
-    taken = [await ground.take(SIZE) for _ in range(runs)]
-    found = await ground.finish(taken, _whole(ground))
+    new = [await ground.take(SIZE) for _ in range(runs)]
+    problems = await ground.finish(new, _whole(ground))
     seconds = trio.current_time() - began
-    tally.add([*problems, *found])
-    say_round(f"    {runs} runs", found, seconds)
-    return seconds, taken
+    taken += new
+    tally.add(problems)
+    say_round(f"    {runs} runs", problems, seconds)
+    return seconds
 
 
 def _whole(ground: Ground) -> End:
@@ -158,21 +226,20 @@ def _whole(ground: Ground) -> End:
     return End({**end.copies, CopyKey("raw", BIRTH): TRANSFERRED}, end.tags)
 
 
-async def _alarmed(ground: Ground, sites: Sequence[str]) -> list[Problem]:
-    """Wait until each site has its alarm; those that have none."""
-    missing = set(sites)
+async def _unless(ground: Ground, sites: Iterable[str], *, alarmed: bool) -> list[Problem]:
+    """Wait until each site has the alarm of its clock, or none has; those that differ."""
+    wanted, found = {*sites} if alarmed else set[str](), set[str]()
 
-    async def alarmed() -> bool:
-        for one in await ground.database.alarms():
-            if one.stands and one.alarm.key == "clock":
-                missing.discard(one.alarm.site)
-        return not missing
+    async def as_wanted() -> bool:
+        alarms = await ground.database.alarms()
+        found.clear()
+        found.update(one.alarm.site for one in alarms if one.stands and one.alarm.key == "clock")
+        return found == wanted
 
-    try:
-        await ground.until(alarmed, "no alarm", within=30.0)
-    except TimeoutError:
-        return [Problem("lost", f"{site}: no alarm that its clock is wrong") for site in missing]
-    return []
+    with suppress(TimeoutError):
+        await ground.until(as_wanted, "no change", within=30.0)
+    what = "no alarm that its clock is wrong" if alarmed else "an alarm, and its clock is right"
+    return [Problem("lost", f"{site}: {what}") for site in sorted(found ^ wanted)]
 
 
 async def _rotten(ground: Ground, born: Born, doomed: str) -> list[Problem]:
