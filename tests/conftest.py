@@ -68,6 +68,11 @@ def state(states: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the campaigns first: a long test that starts last leaves the other workers idle."""
+    items.sort(key=lambda item: item.get_closest_marker("campaign") is None)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Run an ``async def`` test under trio."""
