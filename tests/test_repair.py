@@ -25,11 +25,12 @@ SIZE = 3_000_000
 
 @define
 class Ground:
-    """Three sites that have copied one run, and are idle."""
+    """Three sites that have copied a run, and are idle."""
 
     world: World
     runs: Collection[dict[str, Any]]
     run: Any
+    number: int
 
     def entry(self, host: str) -> dict[str, Any]:
         document = self.runs.find_one({"_id": self.run})
@@ -61,23 +62,28 @@ class Ground:
         return [file.read_bytes() for file in self.files(host)]
 
     def moved(self, site: str) -> list[int]:
-        """The bytes of each transfer that the site's listener has logged."""
+        """The bytes of each transfer of the run that the site's listener has logged."""
         log = (self.world.directory / "logs" / f"{site}.log").read_text()
-        return [int(count) for count in re.findall(r"moved (\d+) of", log)]
+        return [int(count) for count in re.findall(rf"run {self.number} .*moved (\d+) of", log)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Three sites with their listeners, for all tests here."""
+    with World(tmp_path_factory.mktemp("world"), ROOT / "sites.json") as world:
+        for site in world.sites:
+            world.listen(site)
+        yield world
 
 
 @pytest.fixture
-def ground(tmp_path: Path) -> Iterator[Ground]:
-    with (
-        World(tmp_path, ROOT / "sites.json") as world,
-        MongoClient[dict[str, Any]](world.mongod.uri, w="majority") as client,
-    ):
-        for site in world.sites:
-            world.listen(site)
+def ground(world: World) -> Iterator[Ground]:
+    with MongoClient[dict[str, Any]](world.mongod.uri, w="majority") as client:
         runs = client["run"]["runs_new"]
-        document = world.take_run("lngs", 1, SIZE, seed=1)
+        number = 1 + runs.count_documents({})
+        document = world.take_run("lngs", number, SIZE, seed=number)
         runs.insert_one(document)
-        ground = Ground(world, runs, document["_id"])
+        ground = Ground(world, runs, document["_id"], number)
         ground.wait("not copied", lambda: all(map(ground.is_good, world.sites)))
         yield ground
 
