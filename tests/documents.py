@@ -55,11 +55,17 @@ def file(document: str, name: str) -> str:
     return match[1]
 
 
-def tables(text: str) -> Iterator[list[list[str]]]:
-    """The tables, as rows of cells, without their headings."""
+def headed(text: str) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """The tables, each as its heading and its rows of cells."""
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         rows = [re.split(r"(?<!\\)\|", line.strip())[1:-1] for line in table.splitlines()]
-        yield [[cell.strip() for cell in row] for row in rows[2:]]
+        head, _line, *rest = [[cell.strip() for cell in row] for row in rows]
+        yield head, rest
+
+
+def tables(text: str) -> Iterator[list[list[str]]]:
+    """The tables, as rows of cells, without their headings."""
+    return (rows for _head, rows in headed(text))
 
 
 def marked(text: str) -> list[str]:

@@ -15,7 +15,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 import pytest
 import trio
@@ -24,18 +23,17 @@ from prometheus_client import generate_latest
 import caxev
 from caxev.cli import COMMANDS
 from caxev.cli.errors import EPILOG
-from caxev.config import ArchiveOptions, Site, load_sites
-from caxev.config.sites import METHODS
+from caxev.config import BY_METHOD, load_handlers, load_sites
 from caxev.core.expressions import evaluate
 from caxev.core.model import RunUpdate
-from caxev.engine.lanes import LANES, OTHER_LANE
+from caxev.core.registry import recorded
 from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.bench.__main__ import options_of
-from tests.config_keys import documented
 from tests.conftest import Database as Named
 from tests.documents import (
     ALL,
+    NAMES,
     ROOT,
     TEXTS,
     anchors,
@@ -181,7 +179,7 @@ def test_files_are_there(name: str) -> None:
 
 def test_every_option_of_a_command_is_told() -> None:
     """The table of commands leaves out no option but those that tune."""
-    (commands, _codes) = tables(section("README.md", "Commands"))
+    (commands,) = tables(section("deploy/README.md", "Commands"))
     told: dict[str, set[str]] = {}
     for row in commands:
         command, _rest = command_of(shlex.split(marked(row[0])[0])[1:])
@@ -198,48 +196,21 @@ def test_every_option_of_a_command_is_told() -> None:
 
 def test_exit_codes_are_those_of_the_help() -> None:
     """The table of exit codes says what ``--help`` says."""
-    (_commands, codes) = tables(section("README.md", "Commands"))
+    (codes,) = tables(section("deploy/README.md", "Exit codes"))
     assert [tuple(row) for row in codes] == re.findall(r"^  (\d+) +(.+)$", EPILOG, re.MULTILINE)
 
 
-def test_every_key_of_sites_json_is_told() -> None:
-    """The table of keys has every key that a site can have, each once, and no other."""
-    (table,) = tables(section("README.md", "sites.json"))
-    keys = [key for row in table for key in marked(row[0])]
-    assert sorted(keys) == sorted(one.name for one in documented(Site))
-    (methods,) = (marked(row[1]) for row in table if row[0] == "`method`")
-    assert set(methods) == set(METHODS)
-
-
-def test_the_lanes_are_those_of_the_engine() -> None:
-    """The sizes of lanes in the text are the engine's."""
-    (table,) = tables(section("README.md", "sites.json"))
-    (default,) = (row[2] for row in table if row[0] == "`lanes`")
-    assert default == ", ".join(f"{k} {v}" for k, v in LANES.items()) + f", any other {OTHER_LANE}"
-
-
-def test_the_sites_in_the_text_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", blocks("json"))
+def test_the_sites_in_the_text_load(tmp_path: Path, text: str) -> None:
     """The examples of a sites.json are such, and nothing is wrong with them."""
-    names = []
-    for text in blocks("json"):
-        (tmp_path / "sites.json").write_text(text)
-        sites = load_sites(tmp_path / "sites.json")
-        assert sites.warnings == ()
-        names.append(list(sites))
-    assert names == [["lngs", "chicago"], ["lngs"], ["lngs", "tsm-server"]]
+    (tmp_path / "sites.json").write_text(text)
+    assert load_sites(tmp_path / "sites.json").warnings == ()
 
 
 def test_the_function_in_the_text_has_a_value() -> None:
     """The example of a correction's function is one."""
-    (text,) = blocks("text", section("README.md", "sites.json"))
+    (text,) = blocks("text", section("caxev/config/README.md", "corrections"))
     assert evaluate(text, {"t": 1478000001.0}) == pytest.approx(1.45e-4)
-
-
-def test_every_key_of_an_archive_is_told() -> None:
-    """The table of an archive's keys has each once, and no other."""
-    (table,) = tables(section("README.md", "Tape"))
-    keys = [key for row in table for key in marked(row[0])]
-    assert sorted(keys) == sorted(one.name for one in attrs.fields(ArchiveOptions))
 
 
 @each_document
@@ -259,6 +230,12 @@ def test_metrics_and_collections_are_known(name: str) -> None:
     assert named - {"caxev_lngs"} <= COLLECTIONS | names_of_metrics()
 
 
+def test_every_metric_is_there() -> None:
+    """The table of metrics has each of them once, and no other."""
+    (rows,) = tables(section("deploy/README.md", "Metrics"))
+    assert sorted(name for row in rows for name in marked(row[0])) == sorted(names_of_metrics())
+
+
 def names_of_metrics() -> set[str]:
     text = generate_latest().decode()
     return set(re.findall(r"^# HELP (caxev_\w+)", text, re.MULTILINE)) - {"caxev_created"}
@@ -266,7 +243,7 @@ def names_of_metrics() -> set[str]:
 
 def test_public_names_are_told() -> None:
     """What a handler's author needs is named where handlers are explained."""
-    text = section("README.md", "Writing a handler")
+    text = TEXTS["handlers/README.md"]
     ours = set(caxev.__all__) - {"ELSEWHERE", "ERROR", "VERIFYING", "TRANSFERRING", "Manifest"}
     ours -= {"Copy", "CopyKey", "Result"}
     assert [name for name in ours if not re.search(rf"\b{name}\b", text)] == []
@@ -281,3 +258,37 @@ def test_links_lead_somewhere(name: str) -> None:
         assert there.exists(), target
         if anchor:
             assert anchor in anchors(there.resolve().read_text()), target
+
+
+def test_the_readme_is_read_in_five_minutes() -> None:
+    """It is short, and leads to each of the other documents."""
+    text = TEXTS["README.md"]
+    assert len(text.encode()) <= 15_000
+    assert [name for name in NAMES[1:] if f"({name})" not in text] == []
+
+
+def test_every_shipped_handler_is_there() -> None:
+    """The table has each handler that comes with caxev once, with its lane."""
+    load_handlers(BY_METHOD.values())
+    shipped = {one.name: one.lane for one in recorded if one.module.startswith("handlers.")}
+    (rows,) = tables(section("handlers/README.md", "The shipped handlers"))
+    assert sorted((marked(row[0])[0], row[1]) for row in rows) == sorted(shipped.items())
+
+
+def test_the_walk_of_a_change_is_that_of_the_code() -> None:
+    """Each step names a file, and what is defined there."""
+    (rows,) = tables(section("tests/README.md", "The walk of a change"))
+    for row in rows:
+        (path,) = marked(row[1])
+        source = (ROOT / path).read_text()
+        for name in marked(row[2]):
+            assert re.search(rf"\b(?:def|class) {name}\b", source), (path, name)
+
+
+def test_every_marker_is_there(pytestconfig: pytest.Config) -> None:
+    """The table of markers has those of the tests, and no other."""
+    (rows,) = tables(section("tests/README.md", "Tests"))
+    known = [line.partition(":")[0] for line in pytestconfig.getini("markers")]
+    named = {name for row in rows for name in marked(row[0])}
+    assert named <= set(known)
+    assert named >= {name for name in known if f"{name}:" in (ROOT / "pyproject.toml").read_text()}
