@@ -192,7 +192,7 @@ class Show:
         )
         self.say(
             f"reactions: {reactions['done']} done, {reactions['failed']} failed, "
-            f"{reactions['open']} open; from change to handler {latency['p50']} ms (median), "
+            f"{reactions['pending']} pending; from change to handler {latency['p50']} ms (median), "
             f"{latency['p99']} ms (p99)"
         )
         asked = summary["runs_queries_while_idle"]
