@@ -23,6 +23,7 @@ from prometheus_client import generate_latest
 import caxev
 from caxev.cli import COMMANDS
 from caxev.cli.errors import EPILOG
+from caxev.cli.status import _SITES
 from caxev.config import BY_METHOD, load_handlers, load_sites
 from caxev.core.expressions import evaluate
 from caxev.core.model import RunUpdate
@@ -283,6 +284,14 @@ def test_the_walk_of_a_change_is_that_of_the_code() -> None:
         source = (ROOT / path).read_text()
         for name in marked(row[2]):
             assert re.search(rf"\b(?:def|class) {name}\b", source), (path, name)
+
+
+def test_troubleshooting_names_what_status_shows() -> None:
+    """The headings in capitals are columns of ``caxev status``."""
+    text = section("deploy/README.md", "Troubleshooting")
+    named = set(re.findall(r"\b[A-Z]{6,}(?: [A-Z]{3,})?\b", text)) - {"SIGTERM"}
+    assert named
+    assert named <= {heading for _key, heading in _SITES}
 
 
 def test_every_marker_is_there(pytestconfig: pytest.Config) -> None:
