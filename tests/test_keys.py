@@ -10,7 +10,7 @@ import pytest
 
 from caxev.config import Email, Sink, Webhook
 from caxev.config.sites import METHODS
-from caxev.engine.dispatcher import LANES, OTHER_LANE
+from caxev.engine.lanes import LANES, OTHER_LANE
 from tests.config_keys import CLASSES, documented
 from tests.documents import TEXTS, headed, marked
 from tests.key_tables import rendered, shown

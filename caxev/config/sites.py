@@ -273,9 +273,10 @@ class Site:
     """How a tape archive is reached. The options of the site that runs the client override those of
     the archive."""
     state: Directory = None
-    """The directory in which sites keep what nobody else may write: jobs, logs, what other programs
-    fetch. Each site has a directory of its own in it. Best on the file system of the data, never in
-    a data directory. By default ``CAXEV_STATE``, or the unit's ``StateDirectory``."""
+    """The directory for files that nobody else may write: jobs, logs, files that other programs
+    fetch (removed after 14 days without use). Each site has its own directory in it. Best on the
+    file system of the data: then nothing is copied twice. One in a data directory, or one that
+    others may write, is refused. By default ``CAXEV_STATE``, or the unit's ``StateDirectory``."""
     markers: Mapping[str, str] = field(default=Factory(dict), hash=False)
     """No key: the ids of the markers that the database has for the directories."""
 
