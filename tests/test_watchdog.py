@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from inspect import currentframe
 from pathlib import Path
@@ -110,6 +111,55 @@ def test_the_culprit_is_the_handler_at_the_line_of_its_own_module() -> None:
     assert found.handler == "busy"
     assert found.place == f"{__file__}, line {frame[0].f_lineno}"
     assert str(culprit(frame[0], {})).startswith(f"caxev itself ({__file__}, line ")
+
+
+GREEDY = """
+import ctypes
+from caxev import on, tag
+
+@on(tag("go"))
+async def greedy(job):
+    ctypes.PyDLL(None).sleep(60)
+"""
+
+
+@pytest.mark.replicaset
+async def test_a_handler_that_keeps_the_interpreters_lock_is_named_and_not_reported_as_well(
+    database: Named, tmp_path: Path
+) -> None:
+    """Systemd hears nothing, so it ends the process; what it was doing stands on stderr."""
+    (tmp_path / "sites.json").write_text('[{"name": "lngs", "method": "local"}]')
+    (tmp_path / "bad.py").write_text(GREEDY)
+    quick = "import caxev.engine.watchdog as w; w.HELD = 1.0; from caxev.cli import main; main()"
+    command = [sys.executable, "-c", quick, "--mongo-uri", str(database.site_uri)]
+    command += ["--database", database.name, "--handlers", "bad.py", "listen", "--site", SITE]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(60)
+        environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        environ["NOTIFY_SOCKET"] = str(tmp_path / "notify")
+        async with engine.opened(database) as db:
+            with start_with_us(
+                command, cwd=tmp_path, env=environ, stderr=subprocess.PIPE
+            ) as process:
+                await trio.to_thread.run_sync(systemd.recv, 4096)
+                await db.insert_run(engine.run_document(1, tags=[{"name": "go"}]))
+
+                said = process.stderr
+                assert said is not None
+
+                def named() -> bool:
+                    return any(b"in greedy" in line for line in iter(said.readline, b""))
+
+                assert await trio.to_thread.run_sync(named)
+                systemd.settimeout(0)
+                with suppress(BlockingIOError):
+                    while True:
+                        systemd.recv(4096)
+                await trio.sleep(LEASE)
+                with pytest.raises(BlockingIOError):
+                    systemd.recv(4096)
+                process.send_signal(signal.SIGABRT)  # as systemd does
 
 
 HANDLER = """

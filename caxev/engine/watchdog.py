@@ -5,12 +5,20 @@ lapses, a stand-by takes over, begins the same reaction and stops as well. `list
 `Watchdog` with each lease: a task of the loop gives a beat, and a thread of its own looks for it.
 While the beat is missing the thread logs who is at work, and where, keeps an alarm, and renews the
 lease, for `PATIENCE` at most: a loop that never comes back is for the stand-by, or systemd.
+
+A library in C that keeps the interpreter's lock stops this thread as well, and with it whatever
+this process could do in Python. The lease lapses then; systemd, which hears nothing, ends the
+process after `WatchdogSec`; after `INTERRUPTIONS` such ends the reaction is parked as failed. What
+needs no lock is `faulthandler`: after `HELD` it writes to stderr what every thread is doing, so the
+handler can be found.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from inspect import unwrap
 from threading import Event, Thread, get_ident
 from time import monotonic
@@ -31,6 +39,8 @@ BLOCKED: Final = 3.0
 """Seconds without a beat from which on the loop is reported as blocked."""
 PATIENCE: Final = 600.0
 """Seconds for which a blocked listener keeps its lease, and is reported as alive to systemd."""
+HELD: Final = 10.0
+"""Seconds for which something may keep the interpreter's lock before that is written to stderr."""
 FREE: Final = 60.0
 """Seconds without a block after which the alarm is over."""
 KEY: Final = "blocked"
@@ -69,6 +79,12 @@ def culprit(frame: FrameType, handlers: Mapping[CodeType, str]) -> Culprit:
     file = at_work.f_code.co_filename
     where = next(one for one in frames if one.f_code.co_filename == file)
     return Culprit(handlers[at_work.f_code], _line(where))
+
+
+def _report_unless_called_again() -> None:
+    """Have what every thread does written to stderr after `HELD`, whoever has the lock by then."""
+    with suppress(AttributeError, OSError, RuntimeError, ValueError):  # stderr is closed
+        faulthandler.dump_traceback_later(HELD, file=sys.__stderr__ or sys.stderr)
 
 
 def _line(frame: FrameType) -> str:
@@ -110,6 +126,7 @@ class Watchdog:
     async def run(self) -> None:
         """Give the beat; raise an alarm after a block, and clear it later; for ever."""
         self._blocked = trio.current_time()  # a former process may have left an alarm
+        _report_unless_called_again()
         thread = Thread(target=self._watch, args=(get_ident(),), name="watchdog", daemon=True)
         thread.start()
         try:
@@ -133,11 +150,13 @@ class Watchdog:
     def _watch(self, loop: int) -> None:
         try:
             while not self._over.wait(self._every):
+                _report_unless_called_again()
                 beats = self._beats
                 # Two looks, for a process that was stopped as a whole finds its beat late once.
                 if not self._over.wait(self._every) and beats == self._beats:
                     self._sit_out(loop, beats)
         finally:
+            faulthandler.cancel_dump_traceback_later()
             self.keeper.close()
 
     def _sit_out(self, loop: int, beats: int) -> None:
@@ -145,6 +164,7 @@ class Watchdog:
         since = monotonic() - self._every
         report_at, keeping = since + self.blocked_after, True
         while beats == self._beats and not self._over.is_set():
+            _report_unless_called_again()
             now = monotonic()
             if keeping and now - since > PATIENCE:
                 keeping = False

@@ -6,6 +6,12 @@ first listener. Its name ends in a random id, which the database keeps: one `lst
 SFTP, shows whether that disk is there, and another disk has another id. `caxev.files.confine` looks
 for it before anything beneath a root is touched. Within `steady` it is looked for once more before
 any end counts, as a disk may vanish at any moment.
+
+A disk that was cloned with its marker passes for the original, and nothing else is noted of it.
+Device numbers change when the machine starts, inode numbers on FUSE at each mount; the kernel's id
+of a file system (`f_fsid`) is made of the device number on XFS and is 0 on NFS; a clone made block
+by block has the UUID as well. And data that was moved to a new disk, marker and all, is the
+ordinary case. What differs on a clone is found as on any disk, by reading the copies again.
 """
 
 from __future__ import annotations
