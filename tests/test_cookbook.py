@@ -28,10 +28,12 @@ def kitchen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    handlers, modules = list(recorded), set(sys.modules)
+    modules = set(sys.modules)
     yield tmp_path
-    recorded[:] = handlers
-    for name in {path.stem for path in tmp_path.glob("*.py")} - modules:
+    recipes = {path.stem for path in tmp_path.glob("*.py")} - modules
+    # Handlers of caxev that a recipe imported first stay: nothing would record them once more.
+    recorded[:] = [one for one in recorded if one.module not in recipes]
+    for name in recipes:
         sys.modules.pop(name, None)
 
 
