@@ -178,21 +178,21 @@ def test_files_are_there(name: str) -> None:
     assert [one for one in (*files, *scripts) if not list(ROOT.glob(one))] == []
 
 
-def test_every_option_of_a_command_is_told() -> None:
+def test_every_option_of_a_command_is_there() -> None:
     """The table of commands leaves out no option but those that tune."""
     (commands,) = tables(section("deploy/README.md", "Commands"))
-    told: dict[str, set[str]] = {}
+    named: dict[str, set[str]] = {}
     for row in commands:
         command, _rest = command_of(shlex.split(marked(row[0])[0])[1:])
-        told.setdefault(str(command.name), set()).update(re.findall(r"--[a-z-]+", " ".join(row)))
+        named.setdefault(str(command.name), set()).update(re.findall(r"--[a-z-]+", " ".join(row)))
     general = {"--json", "--lease", "--grace", "--metrics-port", "--limit", "--help"}
     for line in [[name] for name in COMMANDS.keys() - GROUPS - {"demo"}] + TAPE:
         command, _ = command_of(line)
         name = str(command.name)
         options = [one for one in command.params if isinstance(one, click.Option)]
         there = {one.opts[0] for one in options if not one.hidden}
-        selecting = told["put"] if line[0] == "tape" else set()
-        assert there - general <= told[name] | selecting, name
+        selecting = named["put"] if line[0] == "tape" else set()
+        assert there - general <= named[name] | selecting, name
 
 
 def test_exit_codes_are_those_of_the_help() -> None:
@@ -242,7 +242,7 @@ def names_of_metrics() -> set[str]:
     return set(re.findall(r"^# HELP (caxev_\w+)", text, re.MULTILINE)) - {"caxev_created"}
 
 
-def test_public_names_are_told() -> None:
+def test_public_names_are_there() -> None:
     """What a handler's author needs is named where handlers are explained."""
     text = TEXTS["handlers/README.md"]
     ours = set(caxev.__all__) - {"ELSEWHERE", "ERROR", "VERIFYING", "TRANSFERRING", "Manifest"}

@@ -58,8 +58,8 @@ class Link:
     max_rate: Rate | None = None
     """The most bytes a second, as `"200MB/s"`."""
     hours: Annotated[Hours | None, Kind('a time of day in UTC, as "20:00-06:00"', _hours)] = None
-    """The time of day (UTC, may go over midnight) at which transfers run. A transfer that is under
-    way when it ends is broken off, and goes on when it begins again."""
+    """The time of day at which transfers run, in UTC; it may go over midnight. A transfer is
+    interrupted when it ends, and continues when it begins again."""
     transfers: Count | None = None
     """How many transfers run at once. Reading a copy back counts as one."""
     nstreams: Count | None = None

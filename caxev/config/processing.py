@@ -126,7 +126,7 @@ class Processing:
     directory: Directory = None
     """The directory in which jobs keep their files; by default below ``state``. The nodes of a
     batch system must see it. It must lie outside of the data directories, and nobody else may write
-    there: what stands there is executed. Logs stay in its ``logs``."""
+    there, because files in it are executed. Logs are in its ``logs``."""
     output: Annotated[str, Kind(f"a file's name, in which braces hold one of {_BY}", _output)] = (
         "{name}{suffix}.root"
     )

@@ -152,17 +152,18 @@ class Site:
     pax_version_purge: Text = None
     """The version of which processed data is deleted here, and not made any more."""
     nstreams: Count | None = None
-    """How many SSH connections one transfer with it may have (by default 16); for ``gfal-copy``,
-    streams for each file."""
+    """How many SSH connections one transfer with the site may have, by default 16; for
+    ``gfal-copy``, the streams for each file."""
     grid_cert: Text = None
     """The proxy certificate for ``gfal-copy``, this site's or else the other's; relative to
     sites.json."""
     pax_processing_versions: Names = ()
-    """The versions that raw data is processed with, and the only ones of processed data that are
-    pulled or pushed here; by default the version that ``processing`` names, and all are brought."""
+    """The versions that raw data is processed with, and the only versions of processed data that
+    are pulled or pushed here. By default raw data is processed with the version that ``processing``
+    names, and every version is pulled and pushed."""
     task_list: Names = ()
     """Only these reactions are enabled, by their names, cax's task names or those of
-    ``corrections``; by default all. ``caxev sites check`` reports names that nothing has."""
+    ``corrections``; by default all. ``caxev sites check`` and the listener report unknown names."""
     dataset_list: Names = ()
     """Only the runs of these names are acted on; by default all."""
     rucio_account: Text = None
@@ -266,7 +267,7 @@ class Site:
     )
     """When a copy on which nobody works raises an alarm, and when it is made again."""
     quarantine_days: Days = 30.0
-    """Days for which files that were set aside are kept, once their copy is repaired."""
+    """Days for which files in quarantine are kept after their copy was repaired."""
     archive: Annotated[ArchiveOptions, Kind('an object, as {"server": "TSM1"}')] = field(
         default=ArchiveOptions(), hash=False
     )
