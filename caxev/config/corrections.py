@@ -32,7 +32,7 @@ class Correction:
     name: Annotated[
         str, Kind("a name of letters, digits and _", matching("[A-Za-z_][A-Za-z0-9_]*"))
     ]
-    """The correction's name in ``task_list``, and in the run's ``processor.correction_versions``."""
+    """The name in ``task_list``, and in the run's ``processor.correction_versions``."""
     field: Annotated[str, Kind("a dotted path into the run that is not the run's own", _target)]
     """The dotted path that is set in the run."""
     table: Annotated[
