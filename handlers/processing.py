@@ -76,6 +76,7 @@ from caxev.batch import (
 )
 from caxev.batch import withdraw as cancel
 from caxev.config import Processing, Site, jobs_directory
+from caxev.copies import lifecycle
 from caxev.files import safe_name
 
 DERIVED: Final = ("processed", "minitrees")
@@ -154,12 +155,9 @@ def claiming(job: Job, plan: Claim) -> RunUpdate:
     """The update that claims a planned copy, if the run is still as it was seen."""
     how = processing_of(plan.key.type, job.site)
     assert how is not None
-    source = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
-    fit = (source, TagAbsent(DO_NOT))
     row = new_job(job.run, plan.key, how, plan.source, claimed=job.now())
     fields: dict[str, Any] = {
         "location": plan.location,
-        "owner": job.owner,
         "trigger": f"{job.site.name}: {plan.source.key}",
         "pax_hash": how.pax_hash.get(plan.key.version or "", "n/a"),
         "job": row,
@@ -167,13 +165,8 @@ def claiming(job: Job, plan: Claim) -> RunUpdate:
     if plan.again is not None:
         row |= attempt_at(job.run, plan.key, row["claimed"], attempt_of(plan.again) + 1)
         fields |= {"job_ended": None, "error": None}
-        return RunUpdate.change_copy(job.run, plan.again, TRANSFERRING, *fit, **fields)
-    fields |= {
-        "checksum": None,
-        "creation_time": job.now(),
-        "creation_place": job.site.name,
-    }
-    return RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, *fit, **fields)
+    fit = TagAbsent(DO_NOT)
+    return lifecycle.claiming(job, plan.key, plan.source, fields, fit, resume=plan.again)
 
 
 # -- jobs -----------------------------------------------------------------------------------------

@@ -38,19 +38,16 @@ from caxev import (
     REQUESTED,
     TRANSFERRED,
     TRANSFERRING,
-    VERIFYING,
     Copy,
     CopyIs,
     CopyKey,
     GiveUp,
     Job,
-    Manifest,
     Result,
     Retry,
     Run,
     RunUpdate,
     Skip,
-    Superseded,
     copy,
     copy_field,
     on,
@@ -70,7 +67,17 @@ from caxev.copies.deletion import (
     weigh,
     withdraw,
 )
-from caxev.copies.quorum import coming_from
+from caxev.copies.lifecycle import (
+    arrived,
+    claim,
+    is_ours,
+    key_of,
+    manifest_of,
+    serve_each,
+    trigger_of,
+    unfit,
+    written,
+)
 from caxev.rucio import Checked, Did, Names, OverQuota, Standing
 
 STALLED = 15 * 60.0
@@ -115,25 +122,23 @@ async def rucio_upload(job: Job) -> Result:
     The entry is ``transferring``, then ``transferred``; ``RSEreupload`` or ``RSEquota`` while it
     waits for another try, ``error`` where it is given up.
     """
-    key = _key(job)
+    key = key_of(job)
     wanted = (key.host,) if key.host != job.site.name else job.site.upload_options
-    skipped: list[str] = []
-    trigger = _trigger("rucio_upload", job)
-    for name in wanted:
+    trigger = trigger_of("rucio_upload", job)
+
+    async def serve(name: str, others: tuple[RunUpdate, ...]) -> str | None:
         plan = plan_upload(job.run, key, job.site, job.sites, name=name, trigger=trigger)
         if isinstance(plan, Skip):
-            skipped.append(plan.why)
-            continue
-        await job.update(await _upload(job, plan))
-        job.on_failure()
-    if len(skipped) < len(wanted):
-        return None  # at least one was served
-    return Skip("; ".join(skipped) or "upload_options names no site")
+            return plan.why
+        await job.update(await _upload(job, plan, others))
+        return None
+
+    return await serve_each(job, wanted, serve)
 
 
-async def _upload(job: Job, plan: Plan) -> RunUpdate:
+async def _upload(job: Job, plan: Plan, others: tuple[RunUpdate, ...]) -> RunUpdate:
     """Bring the copy into the catalogue; returns what its entry becomes then."""
-    mine, began = await _claim(job, plan), job.now()
+    mine, began = await _claim(job, plan, others), job.now()
     assert plan.source.location is not None
     order = rucio.Upload(
         here=job.site,
@@ -148,7 +153,8 @@ async def _upload(job: Job, plan: Plan) -> RunUpdate:
         async with job.suspecting(plan.source):
             read, found = await job.work(rucio.upload, order)
     except Retry as error:
-        await _wait(job, mine, QUOTA if isinstance(error, OverQuota) else REUPLOAD, error)
+        status = QUOTA if isinstance(error, OverQuota) else REUPLOAD
+        await _wait(job, mine, status, error, others)
         raise
     digest = read.manifest.digest
     await job.store_manifest(digest, read.manifest.to_rows())
@@ -169,51 +175,32 @@ async def _upload(job: Job, plan: Plan) -> RunUpdate:
     )
 
 
-async def _claim(job: Job, plan: Plan) -> Copy:
-    """Make the planned entry ours in the run document, anew or again; returns it.
-
-    Raises `Retry` where the run is no longer as it was seen.
-    """
+async def _claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...]) -> Copy:
+    """Claim the planned entry; returns it. Its location is the dataset."""
     source = plan.source
     assert source.location is not None
-    good = CopyIs(source.key, {"status": TRANSFERRED, "location": source.location})
-    fields: dict[str, object] = {
-        "location": str(plan.names.dataset),
-        **coming_from(source),
-        "source_name": source.location.rstrip("/").rpartition("/")[2],
-        "owner": job.owner,
-        "trigger": plan.trigger,
-    }
-    if plan.resume is not None:
-        update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
-    else:
-        made = {"creation_time": job.now(), "creation_place": job.site.name}
-        fields = {"checksum": None, "rse": [], "rule_info": [], **made, **fields}
-        update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
-    mine = _there(await _updated(job, update), plan.key)
-    job.on_failure(RunUpdate.give_up(job.run, mine))
-    return mine
+    return await claim(
+        job,
+        plan.key,
+        source,
+        {
+            "location": str(plan.names.dataset),
+            "source_name": source.location.rstrip("/").rpartition("/")[2],
+        },
+        trigger=plan.trigger,
+        resume=plan.resume,
+        others=others,
+        new={"rse": [], "rule_info": []},
+    )
 
 
-async def _wait(job: Job, mine: Copy, status: str, why: Retry) -> None:
-    """Say in the entry, as cax did, that the upload is to be tried again."""
+async def _wait(
+    job: Job, mine: Copy, status: str, why: Retry, others: tuple[RunUpdate, ...]
+) -> None:
+    """Write into the entry, as cax did, that the upload is to be tried again."""
     update = RunUpdate.change_copy(job.run, mine, status, owner=None, error=str(why))
-    waiting = _there(await _updated(job, update), mine.key)
-    job.on_failure(RunUpdate.give_up(job.run, waiting))
-
-
-async def _updated(job: Job, update: RunUpdate) -> Run:
-    try:
-        return await job.update(update)
-    except Superseded as lost:
-        raise Retry(str(lost), after=1.0) from lost
-
-
-def _there(run: Run, key: CopyKey) -> Copy:
-    found = run.copy(key)
-    if found is None:
-        raise Retry(f"the entry of {key} vanished meanwhile")
-    return found
+    waiting = await written(job, update, mine.key)
+    job.on_failure(*others, RunUpdate.give_up(job.run, waiting))
 
 
 def plan_upload(
@@ -226,32 +213,25 @@ def plan_upload(
     key = CopyKey(seen.type, name, seen.version)
     entry = run.copy(key)
     asked = entry is not None and entry.status == REQUESTED and entry.source == site.name
-    if name not in site.upload_options and not asked and not _ours(entry, trigger):
+    if (
+        name not in site.upload_options
+        and not asked
+        and not is_ours(entry, trigger, (TRANSFERRING, ERROR, *WAITING))
+    ):
         return Skip(f"upload_options does not name {name}")
     if seen.type not in site.data_type or seen.type not in there.data_type:
         return Skip(f"{seen.type} data does not go to {name} (data_type)")
     source = run.copy(CopyKey(seen.type, site.name, seen.version))
-    if why := _unfit(source, CopyKey(seen.type, site.name, seen.version)):
+    if why := unfit(source, CopyKey(seen.type, site.name, seen.version)):
         return Skip(why)
     assert source is not None
-    if entry is not None and not (asked or _ours(entry, trigger) or _free(entry)):
+    if entry is not None and not (
+        asked or is_ours(entry, trigger, (TRANSFERRING, ERROR, *WAITING)) or _free(entry)
+    ):
         return Skip(f"{key} is {entry.status} already")
     if entry is None and (why := was_deleted(run, key)):
         return Skip(why)
     return Plan(source, key, _names(run, key, there, entry), trigger, entry)
-
-
-def _unfit(source: Copy | None, key: CopyKey) -> str | None:
-    """Say why that copy cannot be brought anywhere; None where it can."""
-    if source is None:
-        return f"there is no copy: {key}"
-    if source.status != TRANSFERRED:
-        return f"{key} is {source.status}"
-    if source.location is None:
-        return f"{key} has no location"
-    if source.manifest is None and source.checksum is None:
-        return f"{key} has no digest yet to compare with"
-    return None
 
 
 def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
@@ -261,12 +241,6 @@ def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
         return names
     dataset = Did.of(entry.location)
     return Names(dataset, Did(names.run.scope, dataset.scope), names.period, names.campaign)
-
-
-def _ours(entry: Copy | None, trigger: str) -> bool:
-    """Whether this very reaction began that entry and has not brought it to its end."""
-    begun = entry is not None and entry.status in (TRANSFERRING, ERROR, *WAITING)
-    return begun and entry is not None and entry.fields.get("trigger") == trigger
 
 
 def _free(entry: Copy) -> bool:
@@ -392,7 +366,7 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
         job.log.info(f"{entry.location}: {found.done}")
     fields = {**standing(entry, found), "rules": plan.digest}
     if any(entry.fields.get(name) != value for name, value in fields.items()):
-        await _updated(job, _fields(job.run, entry, **fields))
+        await written(job, _fields(job.run, entry, **fields), entry.key)
     stuck = [str(one) for one in found.unfinished if one.state == "STUCK"]
     if stuck:
         summary = f"{entry.location} is stuck on its way to other RSEs"
@@ -549,7 +523,7 @@ async def rucio_rm(job: Job) -> Result:
             return withdraw(job.run, entry, wanted, "its proof no longer holds", job.now())
         clocks, proof = job.clocks(), found.proof
         sure = begin(job.run, entry, wanted, there, job.sites, proof=proof, clocks=clocks)
-        entry = _there(await _updated(job, sure), entry.key)
+        entry = await written(job, sure, entry.key)
     await job.work(rucio.give_up, there, Did.of(entry.location))
     job.log.info(f"{entry.key} of {job.run} is given up: {wanted.why}")
     return RunUpdate.remove_copy(job.run, entry, tombstone=tombstone(entry, wanted, job.owner))
@@ -586,14 +560,14 @@ async def rucio_pull(job: Job) -> Result:
     The new copy is ``transferring``, then ``verifying``; ``error`` where it is given up.
     """
     skipped: list[str] = []
-    trigger = _trigger("rucio_pull", job)
+    trigger = trigger_of("rucio_pull", job)
     for key in _catalogue_keys(job):
         plan = plan_fetch(job.run, key, job.site, job.sites, trigger=trigger, now=job.now())
         if isinstance(plan, Skip):
             skipped.append(plan.why)
             continue
         mine = await _fetch(job, plan)
-        await job.update(RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None))
+        await job.update(arrived(job.run, mine))
         job.on_failure()
     return Skip("; ".join(dict.fromkeys(skipped)) or "no catalogue has it") if skipped else None
 
@@ -616,10 +590,16 @@ def _catalogue_keys(job: Job) -> list[CopyKey]:
 
 async def _fetch(job: Job, plan: Fetch) -> Copy:
     """Bring the copy here; returns its entry."""
-    mine = await _claim_fetch(job, plan)
     source = plan.source
+    mine = await claim(
+        job,
+        plan.key,
+        source,
+        {"location": plan.location},
+        trigger=plan.trigger,
+        resume=plan.resume,
+    )
     digest = source.manifest
-    rows = await job.load_manifest(digest) if digest else None
     files = await job.load_manifest(rucio.stored_as(digest)) if digest else None
     order = rucio.Download(
         here=job.site,
@@ -628,34 +608,12 @@ async def _fetch(job: Job, plan: Fetch) -> Copy:
         location=plan.location,
         taken=rucio.taken_at(job.run) or job.now(),
         files=None if files is None else tuple(map(Checked.from_row, files)),
-        expected=None if rows is None else Manifest.from_rows(rows),
+        expected=await manifest_of(job, digest),
         rse=plan.rse,
         single=source.type != "raw",
     )
     moved = await job.work(rucio.download, order)
     job.log.info(f"fetched {moved.bytes_sent} of {moved.bytes_total} bytes from {source.host}")
-    return mine
-
-
-async def _claim_fetch(job: Job, plan: Fetch) -> Copy:
-    """Make the planned copy ours in the run document, anew or again; returns its entry."""
-    good = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
-    fields: dict[str, object] = {
-        "location": plan.location,
-        **coming_from(plan.source),
-        "owner": job.owner,
-        "trigger": plan.trigger,
-    }
-    if plan.resume is not None:
-        if plan.resume.status == REQUESTED:
-            fields["requested"] = True
-        update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
-    else:
-        made = {"creation_time": job.now(), "creation_place": job.site.name}
-        fields = {"checksum": None, **made, **fields}
-        update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
-    mine = _there(await _updated(job, update), plan.key)
-    job.on_failure(RunUpdate.give_up(job.run, mine))
     return mine
 
 
@@ -668,7 +626,7 @@ def plan_fetch(
         return Skip(f"{seen} is {source.status if source else 'gone'}")
     key = CopyKey(seen.type, site.name, seen.version)
     entry = run.copy(key)
-    ours = entry is not None and _ours_to_fetch(entry, trigger)
+    ours = is_ours(entry, trigger)
     asked = entry is not None and entry.source == seen.host
     asked = (
         asked
@@ -697,13 +655,6 @@ def rses_of(entry: Copy) -> Sequence[object]:
     return found if isinstance(found, list) else ()
 
 
-def _ours_to_fetch(entry: Copy, trigger: str) -> bool:
-    begun = entry.status == TRANSFERRING or (
-        entry.status == ERROR and not entry.fields.get("checksumproblem")
-    )
-    return begun and entry.fields.get("trigger") == trigger
-
-
 def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) -> str | None:
     """Why this site does not want the data of itself; None where it does."""
     tagged = not {*site.rucio_tags}.isdisjoint(run.tags)
@@ -724,16 +675,3 @@ def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) 
         if fit and there is not None and there.method != "tsm":
             return f"{name} has it too, and comes first in download_options"
     return None
-
-
-# -- shared ---------------------------------------------------------------------------------------
-
-
-def _trigger(handler: str, job: Job) -> str:
-    """What stands in the entries that a reaction makes, and by which it knows them again."""
-    return f"{job.site.name}: {handler}: {job.event.aspect}"
-
-
-def _key(job: Job) -> CopyKey:
-    assert isinstance(job.event.aspect, CopyKey)
-    return job.event.aspect

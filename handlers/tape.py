@@ -37,8 +37,6 @@ from caxev import (
     TRANSFERRING,
     VERIFYING,
     Copy,
-    CopyField,
-    CopyIs,
     CopyKey,
     GiveUp,
     Job,
@@ -48,7 +46,6 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
-    Superseded,
     copy,
     copy_field,
     on,
@@ -56,7 +53,17 @@ from caxev import (
 )
 from caxev.config import Site, Sites
 from caxev.copies.deletion import to_be_purged, was_deleted
-from caxev.copies.quorum import coming_from
+from caxev.copies.lifecycle import (
+    claim,
+    is_ours,
+    key_of,
+    manifest_of,
+    serve_each,
+    trigger_of,
+    unfit,
+    withdrawal,
+    written,
+)
 from caxev.files import safe_name
 from caxev.tape import Data, Reach, Told, archive, back_up, compare, folder_of, methods, unstage
 from caxev.tape import recall as bring_back
@@ -69,6 +76,8 @@ gives such signs for us, as long as ``archive.patience`` allows."""
 RESENDS: Final = 3
 """How often data is sent again that came back from tape as something else."""
 TAG: Final = "recall"
+UNFINISHED: Final = (TRANSFERRING, VERIFYING, ERROR)
+"""What an entry is that a reaction has claimed and not finished."""
 
 
 @frozen
@@ -103,43 +112,33 @@ async def backup(job: Job) -> Result:
     Each new copy is ``transferring``, ``verifying``, ``transferred``; ``error`` where it is given
     up.
     """
-    key = _key(job)
+    key = key_of(job)
     wanted = job.site.upload_options if key.host == job.site.name else (key.host,)
-    skipped: list[str] = []
-    failed: list[Retry | GiveUp] = []
-    for name in wanted:
-        try:
-            if (why := await _back_up_to(job, name, key)) is not None:
-                skipped.append(why)
-        except Superseded as lost:
-            skipped.append(str(lost))
-        except (Retry, GiveUp) as error:
-            failed.append(error)
-    if failed:
-        raise next((error for error in failed if isinstance(error, Retry)), failed[0])
-    if len(skipped) < len(wanted):
-        return None  # at least one was served
-    return Skip("; ".join(skipped) or "upload_options names no site")
+
+    async def serve(name: str, others: tuple[RunUpdate, ...]) -> str | None:
+        return await _back_up_to(job, name, key, others)
+
+    return await serve_each(job, wanted, serve)
 
 
-async def _back_up_to(job: Job, name: str, key: CopyKey) -> str | None:
-    """Bring the copy to one archive; says why not, where there is nothing to do."""
-    trigger = _trigger("backup", job)
+async def _back_up_to(
+    job: Job, name: str, key: CopyKey, others: tuple[RunUpdate, ...]
+) -> str | None:
+    """Bring the copy to one archive, or return why there is nothing to do."""
+    trigger = trigger_of("backup", job)
     plan = plan_backup(job.run, key, job.site, job.sites, name=name, trigger=trigger)
     if isinstance(plan, Skip):
-        withdrawn = _withdrawal(job.run, CopyKey(key.type, name, key.version), trigger)
+        withdrawn = withdrawal(job.run, CopyKey(key.type, name, key.version), trigger)
         if withdrawn is not None:
             await _unstaged(job, name, key)
             await job.update(withdrawn)
         return plan.why
-    others = job.if_parked
     with _parking(job, plan.key, others):
         try:
             await _verify(job, plan, await _sent(job, plan))
         except GiveUp:
             await _unstaged(job, name, key)
             raise
-    job.on_failure(*others)
     return None
 
 
@@ -155,8 +154,8 @@ async def _sent(job: Job, plan: Plan) -> Copy:
     """Have the archive take the data, if it has not; the copy's entry, ``verifying`` then."""
     if plan.resume is not None and plan.resume.status == VERIFYING:
         ours = RunUpdate.change_copy(job.run, plan.resume, VERIFYING, owner=job.owner)
-        return _entry((await job.update(ours)).copy(plan.key))
-    mine = await claim(job, plan)
+        return await written(job, ours, plan.key)
+    mine = await _claim(job, plan)
     source = plan.source
     data = await _data(job, plan, source.manifest, source.checksum)
     assert source.location is not None
@@ -174,7 +173,7 @@ async def _sent(job: Job, plan: Plan) -> Copy:
         source_checksum=source.checksum or manifest.cax_checksum(),
         size=manifest.total_bytes,
     )
-    return _entry((await job.update(update)).copy(plan.key))
+    return await written(job, update, plan.key)
 
 
 async def _verify(job: Job, plan: Plan, mine: Copy) -> None:
@@ -212,13 +211,13 @@ async def recall(job: Job) -> Result:
 
     The new copy is ``transferring``, then ``transferred``; ``error`` where it is given up.
     """
-    trigger = _trigger("recall", job)
+    trigger = trigger_of("recall", job)
     seen = job.event.aspect if isinstance(job.event.aspect, CopyKey) else None
     plan = plan_recall(job.run, seen, job.site, job.sites, trigger=trigger, now=job.now())
     if isinstance(plan, Skip):
-        return _withdrawal(job.run, CopyKey("raw", job.site.name), trigger) or plan
+        return withdrawal(job.run, CopyKey("raw", job.site.name), trigger) or plan
     with _parking(job, plan.key):
-        mine = await claim(job, plan)
+        mine = await _claim(job, plan)
         data = await _data(job, plan, plan.source.manifest, plan.source.checksum)
         began = job.now()
         reach = Reach(job.site, job.sites.get(plan.tape))
@@ -293,44 +292,17 @@ def _parking(job: Job, key: CopyKey, others: Sequence[RunUpdate] = ()) -> Iterat
             job.on_failure(*others, parked)
 
 
-async def claim(job: Job, plan: Plan) -> Copy:
-    """Make the planned copy ours in the run document, anew or again; its entry.
-
-    Raises `Retry` where the run is no longer as it was seen.
-    """
-    good = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
-    fields: dict[str, object] = {
-        **coming_from(plan.source),
-        "owner": job.owner,
-        "trigger": plan.trigger,
-    }
-    on_disk = plan.key.host == job.site.name
-    if not on_disk:
-        fields["folder"] = plan.folder
-    if plan.resume is not None:
-        if on_disk:
-            fields["location"] = plan.location
-        if plan.resume.status == REQUESTED:
-            fields["requested"] = True
-        update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
+async def _claim(job: Job, plan: Plan) -> Copy:
+    """Claim the planned copy; returns its entry, which names the folder of one on tape."""
+    fields: dict[str, object] = {}
+    new: dict[str, object] = {}
+    if plan.key.host == job.site.name:
+        fields["location"] = plan.location
     else:
-        fields |= {
-            "location": plan.location if on_disk else "n/a",
-            "checksum": None,
-            "creation_time": job.now(),
-            "creation_place": job.site.name,
-        }
-        update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
-    try:
-        return _entry((await job.update(update)).copy(plan.key))
-    except Superseded as lost:
-        raise Retry(str(lost), after=1.0) from lost
-
-
-def _entry(found: Copy | None) -> Copy:
-    if found is None:
-        raise Retry("the entry vanished while it was written")
-    return found
+        fields["folder"], new["location"] = plan.folder, "n/a"
+    return await claim(
+        job, plan.key, plan.source, fields, trigger=plan.trigger, resume=plan.resume, new=new
+    )
 
 
 def _good(
@@ -355,20 +327,7 @@ def _good(
 
 async def _data(job: Job, plan: Plan, digest: str | None, checksum: str | None) -> Data:
     """What is meant, with its manifest where the database has it."""
-    rows = None if digest is None else await job.load_manifest(digest)
-    expected = None if rows is None else Manifest.from_rows(rows)
-    return Data(safe_name(plan.folder), plan.folder, expected, checksum)
-
-
-def _withdrawal(run: Run, key: CopyKey, trigger: str) -> RunUpdate | None:
-    """Take back an entry that this reaction made and can no longer bring to its end.
-
-    One on tape stays once the archive may hold something of it.
-    """
-    entry = run.copy(key)
-    if entry is None or entry.status != TRANSFERRING or entry.fields.get("trigger") != trigger:
-        return None
-    return RunUpdate.remove_copy(run, entry)
+    return Data(safe_name(plan.folder), plan.folder, await manifest_of(job, digest), checksum)
 
 
 # -- deciding -------------------------------------------------------------------------------------
@@ -394,7 +353,7 @@ def plan_backup(
     source = run.copy(CopyKey("raw", site.name))
     if source is None or source.location is None:
         return Skip(f"there is no copy at {site.name}")
-    if why := _unfit(source):
+    if why := unfit(source):
         return Skip(why)
     base = archive(there.method).folder(Reach(site, there), safe_name(source.location))
     if base is None:
@@ -415,7 +374,7 @@ def _asked(entry: Copy | None) -> bool:
 
 
 def _not_to_be_begun(entry: Copy | None, trigger: str) -> str | None:
-    if entry is None or entry.status == REQUESTED or _ours(entry, trigger):
+    if entry is None or entry.status == REQUESTED or is_ours(entry, trigger, UNFINISHED):
         return None
     return f"{entry.key} is {entry.status} already"
 
@@ -465,7 +424,7 @@ def _first_good(run: Run, names: Sequence[str], site: Site, sites: Sites) -> Cop
         found, there = run.copy(CopyKey("raw", name)), sites.find(name)
         if found is None or there is None:
             why.append(f"{name} has no such copy")
-        elif (problem := _unfit(found)) is not None:
+        elif (problem := unfit(found)) is not None:
             why.append(problem)
         elif there.method in disks():
             return Skip(f"{name} has it too, and comes first")
@@ -507,37 +466,7 @@ def _archive(name: str, site: Site, sites: Sites) -> Site | Skip:
     return there
 
 
-def _unfit(source: Copy) -> str | None:
-    """Say why nothing can be copied from there; None where it can."""
-    if source.status != TRANSFERRED:
-        return f"{source.key} is {source.status}"
-    if source.location is None:
-        return f"{source.key} has no location"
-    if source.manifest is None and source.checksum is None:
-        return f"{source.key} has no digest yet to compare a copy with"
-    return None
-
-
-def _ours(entry: Copy, trigger: str) -> bool:
-    """Whether this very reaction began that copy and has not brought it to its end."""
-    begun = entry.status in (TRANSFERRING, VERIFYING, ERROR)
-    return begun and entry.fields.get("trigger") == trigger
-
-
 def _any_good(run: Run, seen: Copy) -> Copy | None:
     """A good copy of that data at another host."""
     others = (one for one in run.copies if one.type == seen.type and one.host != seen.host)
-    return next((one for one in others if _unfit(one) is None), None)
-
-
-def _trigger(handler: str, job: Job) -> str:
-    """What stands in the entries that this reaction makes, and by which it knows them again."""
-    return f"{job.site.name}: {handler}: {job.event.aspect}"
-
-
-def _key(job: Job) -> CopyKey:
-    aspect = job.event.aspect
-    if isinstance(aspect, CopyField):
-        aspect = aspect.key
-    assert isinstance(aspect, CopyKey)
-    return aspect
+    return next((one for one in others if unfit(one) is None), None)

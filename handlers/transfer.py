@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from math import inf
 
 from attrs import evolve, frozen
 
@@ -40,11 +39,9 @@ from caxev import (
     TRANSFERRING,
     VERIFYING,
     Copy,
-    CopyIs,
     CopyKey,
     GiveUp,
     Job,
-    Manifest,
     Result,
     Retry,
     RootAway,
@@ -64,7 +61,19 @@ from caxev.copies.deletion import (
     unwanted,
     was_deleted,
 )
-from caxev.copies.quorum import VOUCHED, coming_from, is_disputed, majority, voters
+from caxev.copies.lifecycle import (
+    arrived,
+    claim,
+    is_ours,
+    key_of,
+    manifest_of,
+    serve_each,
+    trigger_of,
+    unfit,
+    withdrawal,
+    worst,
+)
+from caxev.copies.quorum import VOUCHED, is_disputed, majority, voters
 from caxev.copies.sharing import located, neighbours, sharing
 from caxev.core.errors import Damaged
 from caxev.core.paths import plain
@@ -116,13 +125,13 @@ async def pull(job: Job) -> Result:
 
     The new copy is ``transferring``, then ``verifying``; ``error`` where it is given up.
     """
-    trigger = _trigger("pull", job)
-    plan = plan_pull(job.run, _key(job), job.site, job.sites, trigger=trigger, now=job.now())
+    trigger = trigger_of("pull", job)
+    plan = plan_pull(job.run, key_of(job), job.site, job.sites, trigger=trigger, now=job.now())
     if isinstance(plan, Skip):
-        wanted = CopyKey(_key(job).type, job.site.name, _key(job).version)
-        return _withdrawal(job.run, wanted, trigger) or plan
+        wanted = CopyKey(key_of(job).type, job.site.name, key_of(job).version)
+        return withdrawal(job.run, wanted, trigger) or plan
     mine = await fetch(job, await _with_care(job, plan))
-    return RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None)
+    return arrived(job.run, mine)
 
 
 @on(
@@ -139,38 +148,26 @@ async def push(job: Job) -> Result:
 
     Each new copy is ``transferring``, then ``verifying``; ``error`` where it is given up.
     """
-    key = _key(job)
+    key = key_of(job)
     wanted = (key.host,) if key.host != job.site.name else job.site.upload_options
-    skipped: list[str] = []
-    failed: list[Retry | GiveUp] = []
-    for name in wanted:
-        try:
-            if (why := await _push_to(job, name, key)) is not None:
-                skipped.append(why)
-        except Superseded as lost:
-            skipped.append(str(lost))
-        except (Retry, GiveUp) as error:
-            failed.append(error)
-    if failed:
-        raise _worst(failed)
-    if len(skipped) < len(wanted):
-        return None  # at least one was served
-    return Skip("; ".join(skipped) or "upload_options names no site")
+
+    async def serve(name: str, others: tuple[RunUpdate, ...]) -> str | None:
+        return await _push_to(job, name, key, others)
+
+    return await serve_each(job, wanted, serve)
 
 
-async def _push_to(job: Job, name: str, key: CopyKey) -> str | None:
-    """Bring the copy to one site; says why not, where there is nothing to do."""
-    trigger = _trigger("push", job)
+async def _push_to(job: Job, name: str, key: CopyKey, others: tuple[RunUpdate, ...]) -> str | None:
+    """Bring the copy to one site, or return why there is nothing to do."""
+    trigger = trigger_of("push", job)
     plan = plan_push(job.run, key, job.site, job.sites, name=name, trigger=trigger, now=job.now())
     if isinstance(plan, Skip):
-        withdrawal = _withdrawal(job.run, CopyKey(key.type, name, key.version), trigger)
-        if withdrawal is not None:
-            await job.update(withdrawal)
+        withdrawn = withdrawal(job.run, CopyKey(key.type, name, key.version), trigger)
+        if withdrawn is not None:
+            await job.update(withdrawn)
         return plan.why
-    others = job.if_parked
     mine = await bring(job, await _with_care(job, plan), others)
-    await job.update(RunUpdate.change_copy(job.run, mine, VERIFYING, owner=None))
-    job.on_failure(*others)
+    await job.update(arrived(job.run, mine))
     return None
 
 
@@ -186,7 +183,7 @@ async def repair(job: Job) -> Result:
 
     The copy is ``transferring``, then ``verifying`` again; ``error`` where it is given up.
     """
-    trigger = _trigger("repair", job)
+    trigger = trigger_of("repair", job)
     plan = plan_repair(job.run, job.copy, job.site, job.sites, trigger=trigger)
     if isinstance(plan, Skip):
         return _still_bad(job.run, job.copy, trigger) or plan
@@ -194,7 +191,7 @@ async def repair(job: Job) -> Result:
     if here and (others := await sharing(job, plan.resume or plan.source)):
         return _shared(job.run, plan, others)
     make_again = fetch if here else bring
-    return RunUpdate.change_copy(job.run, await make_again(job, plan), VERIFYING, owner=None)
+    return arrived(job.run, await make_again(job, plan))
 
 
 def _shared(run: Run, plan: Plan, others: Sequence[str]) -> RunUpdate | Skip:
@@ -205,7 +202,7 @@ def _shared(run: Run, plan: Plan, others: Sequence[str]) -> RunUpdate | Skip:
 
 def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:
     """Call a copy bad again that this reaction can no longer repair, as when its source went."""
-    if bad is None or bad.status != TRANSFERRING or not _ours(bad, trigger):
+    if bad is None or bad.status != TRANSFERRING or not is_ours(bad, trigger):
         return None
     return RunUpdate.change_copy(run, bad, ERROR, owner=None)
 
@@ -236,7 +233,7 @@ async def fetch(job: Job, plan: Plan) -> Copy:
             job.log.warning(f"{plan.key} was not to be had from {name}: {error}")
         plan = evolve(plan, resume=job.run.copy(plan.key))
     hopeful = any(isinstance(error, Retry) for error in failed)
-    raise _worst(failed if hopeful else [*failed, *closed])
+    raise worst(failed if hopeful else [*failed, *closed])
 
 
 async def bring(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Copy:
@@ -265,17 +262,19 @@ async def _move(
     source = plan.source.location
     assert source is not None
     async with links.place(job, name) as rate:
-        mine = await claim(job, plan, others)
+        mine = await _claim(job, plan, others)
         route = Route(
             here,
             there,
             local_path=plan.location if pulling else source,
             remote_path=source if pulling else plan.location,
-            expected=await known(job, plan.source.manifest),
+            expected=await manifest_of(job, plan.source.manifest),
             max_rate=rate,
             min_free=(here if pulling else there).min_free,
             again=plan.again,
-            found=await known(job, plan.resume.manifest) if plan.again and plan.resume else None,
+            found=await manifest_of(job, plan.resume.manifest)
+            if plan.again and plan.resume
+            else None,
             checksum=plan.source.checksum,
         )
         async with _suspecting(job, plan.source):
@@ -333,69 +332,20 @@ async def _with_care(job: Job, plan: Plan) -> Plan:
     return evolve(plan, again=not shared)
 
 
-async def known(job: Job, digest: str | None) -> Manifest | None:
-    """The manifest of that digest, where the database has it."""
-    rows = None if digest is None else await job.load_manifest(digest)
-    return None if rows is None else Manifest.from_rows(rows)
-
-
-def _worst(failed: Sequence[Retry | GiveUp]) -> Retry | GiveUp:
-    """What to raise of several, one at least: what may still come right, the soonest first.
-
-    A `Retry` that names no time is later than any that does. Without any, the last `GiveUp`.
-    """
-    retries = [error for error in failed if isinstance(error, Retry)]
-    return min(
-        retries, key=lambda error: inf if error.after is None else error.after, default=failed[-1]
+async def _claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...]) -> Copy:
+    """Claim the planned copy, and count how often a bad one is repaired; returns its entry."""
+    fields: dict[str, object] = {"location": plan.location}
+    if plan.resume is not None and plan.resume.status == ERROR and plan.again:
+        fields["repairs"] = _repairs(plan.resume) + 1
+    return await claim(
+        job,
+        plan.key,
+        plan.source,
+        fields,
+        trigger=plan.trigger,
+        resume=plan.resume,
+        others=others,
     )
-
-
-def _withdrawal(run: Run, key: CopyKey, trigger: str) -> RunUpdate | None:
-    """Take back an entry that this reaction made and can no longer bring to its end.
-
-    Its vanishing is an event: whoever else can make that copy starts then.
-    """
-    entry = run.copy(key)
-    if entry is None or entry.status != TRANSFERRING or not _ours(entry, trigger):
-        return None
-    return RunUpdate.remove_copy(run, entry)
-
-
-async def claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Copy:
-    """Make the planned copy ours in the run document, anew or again; returns its entry.
-
-    The digests of the source go with it, so that what arrives can be compared with what was
-    meant even where the source is gone by then. If this reaction is parked, the copy becomes
-    ``error``, and `others` are written before.
-
-    Raises `Retry` where the run is no longer as it was seen. The next attempt sees it anew, and
-    whether somebody else was first or only the source is no longer good.
-    """
-    good = CopyIs(plan.source.key, {"status": TRANSFERRED, "location": plan.source.location})
-    fields: dict[str, object] = {
-        "location": plan.location,
-        **coming_from(plan.source),
-        "owner": job.owner,
-        "trigger": plan.trigger,
-    }
-    if plan.resume is not None:
-        if plan.resume.status == REQUESTED:
-            fields["requested"] = True
-        if plan.resume.status == ERROR and plan.again:
-            fields["repairs"] = _repairs(plan.resume) + 1
-        update = RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, good, **fields)
-    else:
-        made = {"creation_time": job.now(), "creation_place": job.site.name}
-        fields = {"checksum": None, **made, **fields}
-        update = RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, good, **fields)
-    try:
-        mine = (await job.update(update)).copy(plan.key)
-    except Superseded as lost:
-        raise Retry(str(lost), after=1.0) from lost
-    if mine is None:
-        raise Retry(f"the entry of {plan.key} vanished while it was claimed")
-    job.on_failure(*others, RunUpdate.give_up(job.run, mine))
-    return mine
 
 
 # -- deciding -----------------------------------------------------------------------------------
@@ -422,7 +372,7 @@ def plan_pull(
 
 def _asked(entry: Copy | None, trigger: str) -> str | None:
     """From where a person wants this copy; None where nobody asked for it."""
-    if entry is None or not (entry.status == REQUESTED or _ours(entry, trigger)):
+    if entry is None or not (entry.status == REQUESTED or is_ours(entry, trigger)):
         return None
     return entry.source if entry.status == REQUESTED or entry.fields.get("requested") else None
 
@@ -495,7 +445,7 @@ def plan_repair(
 
 
 def _past_mending(bad: Copy, site: Site, sites: Sites, trigger: str) -> str | None:
-    ours = _ours(bad, trigger)
+    ours = is_ours(bad, trigger)
     found_bad = bad.status == ERROR and bad.fields.get("checksumproblem")
     if not (ours or found_bad or bad.is_abandoned):
         return f"it is {bad.status}, and not for what is in it"
@@ -540,7 +490,7 @@ def _served(name: str, site: Site, sites: Sites) -> bool:
 def _plan(run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str) -> Plan | Skip:
     """Plan a copy of the first of `good` as `key` in the directories of `owner`, its site."""
     there = run.copy(key)
-    if there is not None and not (there.status == REQUESTED or _ours(there, trigger)):
+    if there is not None and not (there.status == REQUESTED or is_ours(there, trigger)):
         return Skip(f"{key} is {there.status} already")
     base = owner.directory(key.type, key.version)
     if base is None:
@@ -551,17 +501,6 @@ def _plan(run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str) -
         raise GiveUp(f"the entry of {key} says {there.location!r}, not {location!r}")
     again = is_left_over(run, key, location)
     return Plan(good[0], key, location, trigger, there, tuple(good[1:]), again)
-
-
-def _ours(entry: Copy, trigger: str) -> bool:
-    """Whether this very reaction began that copy and has not brought it to its end.
-
-    One whose bytes were found to be bad was brought to its end: `repair` is for that.
-    """
-    begun = entry.status == TRANSFERRING or (
-        entry.status == ERROR and not entry.fields.get("checksumproblem")
-    )
-    return begun and entry.fields.get("trigger") == trigger
 
 
 def sources(
@@ -586,24 +525,3 @@ def sources(
         else:
             good.append(found)
     return good or Skip(f"no source: {'; '.join(why) or 'download_options names no site'}")
-
-
-def unfit(source: Copy) -> str | None:
-    """Say why nothing can be copied from there; None where it can."""
-    if source.status != TRANSFERRED:
-        return f"{source.key} is {source.status}"
-    if source.location is None:
-        return f"{source.key} has no location"
-    if source.manifest is None and source.checksum is None:
-        return f"{source.key} has no digest yet to compare a copy with"
-    return None
-
-
-def _trigger(handler: str, job: Job) -> str:
-    """What stands in the entries that this reaction makes, and by which it knows them again."""
-    return f"{job.site.name}: {handler}: {job.event.aspect}"
-
-
-def _key(job: Job) -> CopyKey:
-    assert isinstance(job.event.aspect, CopyKey)
-    return job.event.aspect

@@ -23,6 +23,7 @@ from caxev import CopyKey, GiveUp, Job, Manifest, Retry, RunUpdate, Skip, metric
 from caxev.config import DEFAULT_HANDLERS, Link, Site, Sites, load_handlers
 from caxev.config.links import Hours
 from caxev.config.retention import Patrol
+from caxev.copies import lifecycle
 from caxev.copies.deletion import Proven
 from caxev.core.alarms import Alarm
 from caxev.core.errors import Damaged
@@ -544,7 +545,7 @@ def test_untriggered_is_never_moved(plan: Any) -> None:
 # -- what is done of it ---------------------------------------------------------------------------
 
 
-class RunCache:
+class Manifests:
     """The ports of a job that needs only manifests."""
 
     def __init__(self, *manifests: Manifest) -> None:
@@ -559,7 +560,7 @@ class RunCache:
         return None
 
 
-class Yard(RunCache):
+class Yard(Manifests):
     """The ports of a job that moves copies: one run, and what comes of moving from or to a site."""
 
     def __init__(self, run: Run, outcomes: Mapping[str, object] | None = None) -> None:
@@ -787,9 +788,9 @@ def test_the_soonest_retry_counts() -> None:
     """One that names no time is later than any that does; giving up comes last."""
     soon, late, some = Retry("soon", after=0.0), Retry("late", after=9.0), Retry("some day")
     first, last = GiveUp("first"), GiveUp("last")
-    assert transfer._worst([first, some, late, soon, last]) is soon
-    assert transfer._worst([first, some, last]) is some
-    assert transfer._worst([first, last]) is last
+    assert lifecycle.worst([first, some, late, soon, last]) is soon
+    assert lifecycle.worst([first, some, last]) is some
+    assert lifecycle.worst([first, last]) is last
 
 
 async def attempted(job: Job) -> object:
@@ -1161,7 +1162,7 @@ async def reread(found: Manifest, *others: dict[str, Any], **fields: Any) -> dic
     """What the entry is given when its copy was read again."""
     run = run_of(entry("lngs", **fields), *others)
     seen = copy_of(run, "lngs")
-    ports: Any = RunCache(GOOD)
+    ports: Any = Manifests(GOOD)
     job = Job(run, Event(run.id, RAW, None, "x"), LNGS, ALL, "lngs#1", logger, ports)
     update = await verify.told(job, seen, found, NOW)
     assert update.change is not None
@@ -1251,7 +1252,7 @@ async def judge(
     plan = check(run, "lngs")
     assert isinstance(plan, verify.Plan)
     event = Event(run.id, RAW, None, "verifying")
-    ports: Any = RunCache(*run_cache)
+    ports: Any = Manifests(*run_cache)
     job = Job(run, event, LNGS, ALL, "lngs#1", logger, ports)
     update = await verify.verdict(job, plan, found)
     assert update.change is not None
@@ -1267,7 +1268,7 @@ async def test_a_copy_that_came_bad_has_its_source_read_again() -> None:
     plan = check(run, "lngs")
     assert isinstance(plan, verify.Plan)
     for found, asked in ((GOOD, []), (manifest_of(a="1", b="33"), ["xenon"])):
-        ports: Any = RunCache(GOOD)
+        ports: Any = Manifests(GOOD)
         event = Event(run.id, RAW, None, "verifying")
         await verify.verdict(Job(run, event, LNGS, ALL, "lngs#1", logger, ports), plan, found)
         changes = [update.change for update in ports.asked]

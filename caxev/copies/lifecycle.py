@@ -1,0 +1,218 @@
+"""Claim, continue, withdraw and finish the entry of a copy: the one place that writes its life.
+
+A handler that makes a copy claims an entry for it first, so that no other site makes the same copy.
+The entry names the reaction that made it (`trigger`). An attempt that follows a failure, a restart
+or another process finds its own entry by that name and continues it.
+
+::
+
+    (none), requested ──claim──▶ transferring ──arrived──▶ verifying ──(checksum)──▶ transferred
+                                   │  ▲  │
+                    withdrawal ────┘  │  └── parked ──▶ error
+                    (no entry)        └───── claim ──────┘
+
+Every step is a conditional update: of two sites that race for one copy one wins, and the other is
+`Superseded`. Handlers of transfers, tape, catalogues and processing share these functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from math import inf
+
+from caxev.copies.quorum import coming_from
+from caxev.core.errors import GiveUp, Retry, Superseded
+from caxev.core.job import Job, Skip
+from caxev.core.model import (
+    ERROR,
+    REQUESTED,
+    TRANSFERRED,
+    TRANSFERRING,
+    VERIFYING,
+    Copy,
+    CopyField,
+    CopyIs,
+    CopyKey,
+    Expectation,
+    Run,
+    RunUpdate,
+)
+from caxev.files import Manifest
+
+# -- deciding: pure ------------------------------------------------------------------------------
+
+
+def trigger_of(handler: str, job: Job) -> str:
+    """Return the name by which a reaction finds the entries that it has claimed."""
+    return f"{job.site.name}: {handler}: {job.event.aspect}"
+
+
+def key_of(job: Job) -> CopyKey:
+    """Return the key of the copy that the event is about, which must be about one."""
+    aspect = job.event.aspect
+    if isinstance(aspect, CopyField):
+        aspect = aspect.key
+    assert isinstance(aspect, CopyKey)
+    return aspect
+
+
+def unfit(source: Copy | None, key: CopyKey | None = None) -> str | None:
+    """Return why a copy cannot be the source of another one, or None if it can.
+
+    `key` names the copy in the reason if there is no `source`.
+    """
+    if source is None:
+        return f"there is no copy: {key}"
+    if source.status != TRANSFERRED:
+        return f"{source.key} is {source.status}"
+    if source.location is None:
+        return f"{source.key} has no location"
+    if source.manifest is None and source.checksum is None:
+        return f"{source.key} has no digest yet to compare a copy with"
+    return None
+
+
+def is_ours(entry: Copy | None, trigger: str, statuses: Collection[str] = ()) -> bool:
+    """Return whether this very reaction claimed the entry and has not finished it.
+
+    `statuses`: those of an unfinished entry. By default it is ``transferring``, or an ``error``
+    that is not about its bytes: a copy that a checksum found to be bad was finished, and is
+    repaired.
+    """
+    if entry is None or entry.fields.get("trigger") != trigger:
+        return False
+    if statuses:
+        return entry.status in statuses
+    unfinished = entry.status == ERROR and not entry.fields.get("checksumproblem")
+    return entry.status == TRANSFERRING or unfinished
+
+
+def withdrawal(run: Run, key: CopyKey, trigger: str) -> RunUpdate | None:
+    """Return the update that removes an entry which this reaction claimed and cannot finish.
+
+    The removal is an event: any other site that can make the copy starts then.
+    """
+    entry = run.copy(key)
+    if entry is None or entry.status != TRANSFERRING or not is_ours(entry, trigger):
+        return None
+    return RunUpdate.remove_copy(run, entry)
+
+
+def claiming(
+    job: Job,
+    key: CopyKey,
+    source: Copy,
+    fields: Mapping[str, object],
+    *expect: Expectation,
+    resume: Copy | None,
+    new: Mapping[str, object] | None = None,
+) -> RunUpdate:
+    """Return the update that claims the entry `key`: `resume`, or a new one if that is None.
+
+    It applies only while `source` is good and at the same place. `new` are fields of a new entry
+    alone.
+    """
+    good = CopyIs(source.key, {"status": TRANSFERRED, "location": source.location})
+    fields = {"owner": job.owner, **fields}
+    if resume is not None:
+        return RunUpdate.change_copy(job.run, resume, TRANSFERRING, good, *expect, **fields)
+    made = {"creation_time": job.now(), "creation_place": job.site.name}
+    fields = {"checksum": None, **made, **(new or {}), **fields}
+    return RunUpdate.add_copy(job.run, key, TRANSFERRING, good, *expect, **fields)
+
+
+def arrived(run: Run, mine: Copy) -> RunUpdate:
+    """Return the update by which a copy whose bytes are here waits for its verification."""
+    return RunUpdate.change_copy(run, mine, VERIFYING, owner=None)
+
+
+def worst(failed: Sequence[Retry | GiveUp]) -> Retry | GiveUp:
+    """Return which of several errors, at least one, to raise: the `Retry` that is due soonest.
+
+    A `Retry` without a time is later than any with one. Without a `Retry`, the last `GiveUp`.
+    """
+    retries = [error for error in failed if isinstance(error, Retry)]
+    return min(
+        retries, key=lambda error: inf if error.after is None else error.after, default=failed[-1]
+    )
+
+
+# -- doing ---------------------------------------------------------------------------------------
+
+
+async def claim(
+    job: Job,
+    key: CopyKey,
+    source: Copy,
+    fields: Mapping[str, object],
+    *,
+    trigger: str,
+    resume: Copy | None,
+    others: Iterable[RunUpdate] = (),
+    new: Mapping[str, object] | None = None,
+) -> Copy:
+    """Claim the entry of a copy of `source` and return it, as `claiming`.
+
+    The digests of the source go into the entry, so that what arrives can be compared with what was
+    meant even if the source is gone by then. If the reaction is parked, `others` are written and
+    the entry becomes ``error``.
+
+    Raises `Retry` if the run is no longer as it was seen. The next attempt reads it again, and
+    finds out whether another site was first or the source is no longer good.
+    """
+    fields = {**fields, **coming_from(source), "trigger": trigger}
+    if resume is not None and resume.status == REQUESTED:
+        fields["requested"] = True  # the status that says so is overwritten
+    mine = await written(job, claiming(job, key, source, fields, resume=resume, new=new), key)
+    job.on_failure(*others, RunUpdate.give_up(job.run, mine))
+    return mine
+
+
+async def written(job: Job, update: RunUpdate, key: CopyKey) -> Copy:
+    """Write an update and return the entry `key` after it. Raises `Retry` if another was first."""
+    try:
+        run = await job.update(update)
+    except Superseded as lost:
+        raise Retry(str(lost), after=1.0) from lost
+    found = run.copy(key)
+    if found is None:
+        raise Retry(f"the entry of {key} vanished while it was written")
+    return found
+
+
+async def serve_each(
+    job: Job,
+    names: Collection[str],
+    serve: Callable[[str, tuple[RunUpdate, ...]], Awaitable[str | None]],
+) -> Skip | None:
+    """Serve each of several sites; one that fails keeps none of the others from being served.
+
+    `serve` gets the site's name and what is to be written besides if this reaction is parked; it
+    returns why there is nothing to do, or None. Raises the `worst` error of all.
+    """
+    skipped: list[str] = []
+    failed: list[Retry | GiveUp] = []
+    for name in names:
+        others = job.if_parked
+        try:
+            why = await serve(name, others)
+        except Superseded as lost:
+            skipped.append(str(lost))
+        except (Retry, GiveUp) as error:
+            failed.append(error)
+        else:
+            if why is None:
+                job.on_failure(*others)  # that copy is finished: only what was before is open
+            else:
+                skipped.append(why)
+    if failed:
+        raise worst(failed)
+    if len(skipped) < len(names):
+        return None  # at least one was served
+    return Skip("; ".join(skipped) or "upload_options names no site")
+
+
+async def manifest_of(job: Job, digest: str | None) -> Manifest | None:
+    """Return the manifest of that digest, or None if the database does not have it."""
+    rows = None if digest is None else await job.load_manifest(digest)
+    return None if rows is None else Manifest.from_rows(rows)
