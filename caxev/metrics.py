@@ -1,10 +1,10 @@
-"""What a listener counts, for Prometheus. `listener` serves it where a port is given."""
+"""What a listener counts, for Prometheus. `listener` serves it if a port is given."""
 
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter, Gauge, Histogram, MetricsHandler
 
-from caxev.http_server import Quiet, SmallServer
+from caxev.http_server import SmallServer
 
 changes: Final = Counter("caxev_changes_total", "Changes read from the stream", ["site"])
 reactions: Final = Counter(
@@ -15,12 +15,12 @@ outcomes: Final = Counter(
 )
 running: Final = Gauge("caxev_running", "Reactions running now", ["site", "lane"])
 gaps: Final = Counter("caxev_history_gaps_total", "Gaps of history made up by a scan", ["site"])
-leading: Final = Gauge("caxev_leading", "1 where this process acts for the site", ["site"])
+leading: Final = Gauge("caxev_leading", "1 while this process acts for the site", ["site"])
 skew: Final = Gauge(
     "caxev_clock_skew_seconds", "How far this machine's clock is ahead of the database's", ["site"]
 )
 tasks: Final = Gauge("caxev_tasks", "Tasks that live in the listener", ["site"])
-troubled: Final = Gauge("caxev_database_trouble", "1 while the database is not reached", ["site"])
+troubled: Final = Gauge("caxev_database_trouble", "1 while the database is unreachable", ["site"])
 troubled_since: Final = Gauge(
     "caxev_database_trouble_since_seconds",
     "Since when the database is not reached, in seconds since 1970; 0 while it is",
@@ -29,9 +29,9 @@ troubled_since: Final = Gauge(
 database_errors: Final = Counter(
     "caxev_database_errors_total", "Errors of the database that were waited out", ["site", "kind"]
 )
-alarms: Final = Gauge("caxev_alarms", "Alarms that stand", ["site"])
-untold: Final = Gauge(
-    "caxev_alarms_untold", "Alarms of which a sink could not be told", ["site", "sink"]
+alarms: Final = Gauge("caxev_alarms", "Active alarms", ["site"])
+undelivered: Final = Gauge(
+    "caxev_alarms_undelivered", "Alarms that a sink did not take", ["site", "sink"]
 )
 latency: Final = Histogram(
     "caxev_latency_seconds",
@@ -45,15 +45,8 @@ rotten: Final = Counter(
 )
 
 
-class _Scrape(Quiet):
-    """One request: a GET, of whatever path."""
-
-    def do_GET(self) -> None:  # noqa: N802  # the base's own name
-        self.answer(200, generate_latest(), CONTENT_TYPE_LATEST)
-
-
 class MetricsServer(SmallServer):
-    """Serves what is counted. Raises OSError if the address cannot be had."""
+    """Serves the metrics on every path. Raises OSError if the address is taken."""
 
     def __init__(self, address: tuple[str, int]) -> None:
-        super().__init__(address, _Scrape)
+        super().__init__(address, MetricsHandler)

@@ -21,35 +21,35 @@ from pymongo import MongoClient
 
 from caxev import Denied, GiveUp, Job, aio, tag
 from caxev.alarms import (
-    Addressee,
+    AlarmManager,
+    DeliveryFailed,
     Descriptors,
-    Desk,
-    Hook,
-    Mail,
-    Pulse,
-    Undelivered,
-    Vitals,
-    addressees,
-    ailments,
+    EmailNotifier,
+    Health,
+    HealthMonitor,
+    Recipient,
+    WebhookNotifier,
+    health_alarms,
+    recipients,
 )
-from caxev.alarms import manager as desks
+from caxev.alarms import manager as manager_module
 from caxev.cli import cli
 from caxev.config import ConfigError, Email, Settings, Sink, Sites, Webhook, load_sites
 from caxev.config.alarms import read_alarms
 from caxev.core import alarms, ledger
 from caxev.core.alarms import (
     Alarm,
+    AlarmState,
     Rule,
     Severity,
-    Standing,
     cleared,
     delivered,
+    delivery_failed,
     forgettable,
     messages,
-    news,
+    next_delivery,
     raised,
     together,
-    undelivered,
 )
 from caxev.core.clock import clock, utcnow
 from caxev.database import Database, Lease, Request
@@ -106,27 +106,27 @@ def test_an_alarm_is_told_once_a_day_and_its_end_once(
     And what stands is never forgotten, nor due to nobody.
     """
     rule = Rule("mail", repeat=DAY, resolves=resolves)
-    standing: Standing | None = None
+    state: AlarmState | None = None
     now, said = NOW, []
     for action, hours in actions:
         now += timedelta(hours=hours)
         if action == "raise":
-            standing = raised(standing, FULL, now)
-        elif standing is None:
+            state = raised(state, FULL, now)
+        elif state is None:
             continue
         elif action == "clear":
-            standing = cleared(standing, now)
+            state = cleared(state, now)
         else:
-            due = news(standing, rule)
-            assert due is not None or not standing.stands
+            due = next_delivery(state, rule)
+            assert due is not None or not state.active
             if due is not None and due.at <= now and action == "tell":
                 said.append((now, due.over))
-                standing = delivered(standing, "mail", now, over=due.over)
+                state = delivered(state, "mail", now, over=due.over)
             elif due is not None and due.at <= now and action == "fail":
-                standing = undelivered(standing, "mail", "down", now, jitter=0.5)
-        if forgettable(standing, [rule], now):
-            assert not standing.stands
-            standing = None
+                state = delivery_failed(state, "mail", "down", now, jitter=0.5)
+        if forgettable(state, [rule], now):
+            assert not state.active
+            state = None
     for (before, was_over), (then, over) in pairwise(said):
         assert not (over and was_over)
         assert over or was_over or then - before >= DAY
@@ -135,58 +135,58 @@ def test_an_alarm_is_told_once_a_day_and_its_end_once(
 
 def test_what_cannot_be_told_is_told_later_and_later() -> None:
     """A sink that is down: the alarm stays due, after longer and longer times, up to an hour."""
-    rule, standing, now, waits = Rule("mail"), raised(None, FULL, NOW), NOW, []
+    rule, state, now, waits = Rule("mail"), raised(None, FULL, NOW), NOW, []
     for _ in range(12):
-        standing = undelivered(standing, "mail", "connection refused", now, jitter=0.5)
-        due = news(standing, rule)
+        state = delivery_failed(state, "mail", "connection refused", now, jitter=0.5)
+        due = next_delivery(state, rule)
         assert due is not None
         waits.append((due.at - now).total_seconds())
         now = due.at
     assert waits == sorted(waits)
     assert (waits[0] < 300, waits[-1]) == (True, 3600)
-    assert standing.untold == {"mail": "connection refused"}
-    assert not delivered(standing, "mail", now, over=False).untold
+    assert state.undelivered == {"mail": "connection refused"}
+    assert not delivered(state, "mail", now, over=False).undelivered
 
 
 def test_what_comes_and_goes_is_one_alarm() -> None:
     """An end is told only after a while; until then a new beginning is nothing new."""
     rule = Rule("mail", calm=timedelta(minutes=5))
-    standing = delivered(raised(None, FULL, NOW), "mail", NOW, over=False)
-    standing = cleared(standing, NOW + HOUR)
-    due = news(standing, rule)
+    state = delivered(raised(None, FULL, NOW), "mail", NOW, over=False)
+    state = cleared(state, NOW + HOUR)
+    due = next_delivery(state, rule)
     assert due == (NOW + HOUR + timedelta(minutes=5), True)
-    standing = raised(standing, FULL, NOW + HOUR)
-    assert news(standing, rule) == (NOW + DAY, False)
+    state = raised(state, FULL, NOW + HOUR)
+    assert next_delivery(state, rule) == (NOW + DAY, False)
 
 
 def test_who_was_told_that_it_is_over_hears_at_once_that_it_is_not() -> None:
     """After word of its end a new beginning is new; a sink without such word waits for its day."""
-    standing = cleared(delivered(raised(None, FULL, NOW), "mail", NOW, over=False), NOW + HOUR)
-    told = raised(delivered(standing, "mail", NOW + HOUR, over=True), FULL, NOW + 2 * HOUR)
-    assert news(told, Rule("mail")) == (NOW + 2 * HOUR, False)
-    untold = raised(standing, FULL, NOW + 2 * HOUR)
-    assert news(untold, Rule("mail", resolves=False)) == (NOW + DAY, False)
+    state = cleared(delivered(raised(None, FULL, NOW), "mail", NOW, over=False), NOW + HOUR)
+    told = raised(delivered(state, "mail", NOW + HOUR, over=True), FULL, NOW + 2 * HOUR)
+    assert next_delivery(told, Rule("mail")) == (NOW + 2 * HOUR, False)
+    undelivered = raised(state, FULL, NOW + 2 * HOUR)
+    assert next_delivery(undelivered, Rule("mail", resolves=False)) == (NOW + DAY, False)
 
 
 def test_a_sink_is_told_only_of_what_is_bad_enough() -> None:
     """A sink for errors hears of no warning; of one that became an error it does."""
     rule = Rule("pager", severity=Severity.ERROR)
-    standing = raised(None, evolve(FULL, severity="warning"), NOW)
-    assert news(standing, rule) is None
-    assert news(raised(standing, FULL, NOW + HOUR), rule) == (NOW, False)
+    state = raised(None, evolve(FULL, severity="warning"), NOW)
+    assert next_delivery(state, rule) is None
+    assert next_delivery(raised(state, FULL, NOW + HOUR), rule) == (NOW, False)
 
 
 def test_what_happened_is_told_once_to_each() -> None:
     """Something that cannot be over is told, not again, and is forgotten; later it is new."""
     rule, gap = Rule("mail"), alarms.gap("lngs", "code 286")
-    standing = raised(None, gap, NOW)
-    assert not forgettable(standing, [rule], NOW)
-    standing = delivered(standing, "mail", NOW, over=False)
-    assert news(standing, rule) is None
-    assert news(raised(standing, gap, NOW + HOUR), rule) is None
-    assert news(raised(standing, gap, NOW + DAY), rule) == (NOW + DAY, False)
-    assert not forgettable(standing, [rule], NOW + HOUR)
-    assert forgettable(standing, [rule], NOW + DAY)
+    state = raised(None, gap, NOW)
+    assert not forgettable(state, [rule], NOW)
+    state = delivered(state, "mail", NOW, over=False)
+    assert next_delivery(state, rule) is None
+    assert next_delivery(raised(state, gap, NOW + HOUR), rule) is None
+    assert next_delivery(raised(state, gap, NOW + DAY), rule) == (NOW + DAY, False)
+    assert not forgettable(state, [rule], NOW + HOUR)
+    assert forgettable(state, [rule], NOW + DAY)
 
 
 def test_many_at_once_are_one_message() -> None:
@@ -291,7 +291,7 @@ def test_a_missing_secret_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) 
         (Sink("webhook", "slack", Webhook("slack", None, "SLACK")), "SLACK"),
     ):
         with pytest.raises(ConfigError, match=f"site 'lngs': alarms: '{sink.name}': .*{name}_FILE"):
-            addressees("lngs", [sink])
+            recipients("lngs", [sink])
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_secret_address_that_will_not_do_is_not_repeated(
     """It is told at the start what is wrong with it, in a line that does not show it."""
     monkeypatch.setenv("SLACK", url)
     with pytest.raises(ConfigError, match=f"SLACK .*{why}") as raised_:
-        addressees("lngs", [Sink("webhook", "slack", Webhook("slack", None, "SLACK"))])
+        recipients("lngs", [Sink("webhook", "slack", Webhook("slack", None, "SLACK"))])
     assert "geheim" not in repr(raised_.value) + repr(raised_.value.__cause__)
     assert "\n" not in str(raised_.value)
 
@@ -320,7 +320,7 @@ def test_a_secret_address_that_will_not_do_is_not_repeated(
 async def test_pagerduty_gets_an_incident_and_its_end(web: sinks.Web) -> None:
     """Trigger and resolve carry one key, which is never too long."""
     alarm = evolve(FULL, key="k" * 400, run="run 5")
-    hook = Hook("pagerduty", f"{web.url}/v2/enqueue", "routing")
+    hook = WebhookNotifier("pagerduty", f"{web.url}/v2/enqueue", "routing")
     await hook.send(alarm, over=False)
     await hook.send(alarm, over=True)
     trigger, resolve = web.bodies
@@ -334,7 +334,7 @@ async def test_pagerduty_gets_an_incident_and_its_end(web: sinks.Web) -> None:
 
 async def test_slack_gets_text_that_marks_nothing_up(web: sinks.Web) -> None:
     """One text; what the alarm quotes mentions nobody and links to nothing."""
-    hook = Hook("slack", f"{web.url}/services/T/B/x", None)
+    hook = WebhookNotifier("slack", f"{web.url}/services/T/B/x", None)
     await hook.send(evolve(FULL, summary="<!channel> & co"), over=False)
     await hook.send(FULL, over=True)
     first, second = [body["text"] for body in web.bodies]
@@ -344,7 +344,7 @@ async def test_slack_gets_text_that_marks_nothing_up(web: sinks.Web) -> None:
 
 async def test_json_carries_all_there_is(web: sinks.Web) -> None:
     """The plain shape has every field, and the token where there is one."""
-    await Hook("json", web.url, "token").send(FULL, over=False)
+    await WebhookNotifier("json", web.url, "token").send(FULL, over=False)
     ((_, headers, body),) = web.posts
     assert headers["Authorization"] == "Bearer token"
     assert {"site": "lngs", "key": "disk /data", "state": "raised"}.items() <= body.items()
@@ -355,13 +355,17 @@ async def test_json_carries_all_there_is(web: sinks.Web) -> None:
 async def test_a_refused_post_is_not_delivered(web: sinks.Web, status: int) -> None:
     """An error, and a redirect, is a failure; its message holds no secret."""
     web.answers.append(status)
-    with pytest.raises(Undelivered, match=str(status)) as raised_:
-        await Hook("slack", f"{web.url}/services/geheim", "geheim").send(FULL, over=False)
+    with pytest.raises(DeliveryFailed, match=str(status)) as raised_:
+        await WebhookNotifier("slack", f"{web.url}/services/geheim", "geheim").send(
+            FULL, over=False
+        )
     assert web.posts == []
-    with pytest.raises(Undelivered, match="localhost:1") as refused:
-        await Hook("slack", "http://caxev:geheim@localhost:1/x", "").send(FULL, over=False)
+    with pytest.raises(DeliveryFailed, match="localhost:1") as refused:
+        await WebhookNotifier("slack", "http://caxev:geheim@localhost:1/x", "").send(
+            FULL, over=False
+        )
     assert "geheim" not in str(refused.value)
-    assert "geheim" not in str(raised_.value) + repr(Hook("slack", "geheim", "geheim"))
+    assert "geheim" not in str(raised_.value) + repr(WebhookNotifier("slack", "geheim", "geheim"))
 
 
 async def test_nobody_there() -> None:
@@ -369,20 +373,24 @@ async def test_nobody_there() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-        with pytest.raises(Undelivered, match="refused"):
-            await Hook("json", f"http://127.0.0.1:{port}/geheim", None).send(FULL, over=False)
-        mail = Mail(Email(("a@b.org",), None, "127.0.0.1", port, "none", None, "P"), None)
-        with pytest.raises(Undelivered, match="refused"):
+        with pytest.raises(DeliveryFailed, match="refused"):
+            await WebhookNotifier("json", f"http://127.0.0.1:{port}/geheim", None).send(
+                FULL, over=False
+            )
+        mail = EmailNotifier(Email(("a@b.org",), None, "127.0.0.1", port, "none", None, "P"), None)
+        with pytest.raises(DeliveryFailed, match="refused"):
             await mail.send(FULL, over=False)
 
 
 # -- mail ---------------------------------------------------------------------------------------
 
 
-def _mail(port: int, *to: str, user: str | None = None, password: str | None = None) -> Mail:
+def _mail(
+    port: int, *to: str, user: str | None = None, password: str | None = None
+) -> EmailNotifier:
     security = "none" if user is None else "starttls"
     options = Email(to, "caxev@lngs.org", "127.0.0.1", port, security, user, "P")
-    return Mail(options, password)
+    return EmailNotifier(options, password)
 
 
 async def test_mail_arrives() -> None:
@@ -406,12 +414,12 @@ async def test_mail_with_starttls_and_a_login(
     trusted, context = sinks.certificate(tmp_path)
     with sinks.post("geheim", context) as server:
         mail = _mail(server.port, "a@b.org", user="caxev", password="geheim")
-        with pytest.raises(Undelivered, match="certificate verify failed"):
+        with pytest.raises(DeliveryFailed, match="certificate verify failed"):
             await mail.send(FULL, over=False)
         monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
         await mail.send(FULL, over=False)
         wrong = _mail(server.port, "a@b.org", user="caxev", password="geheimer")
-        with pytest.raises(Undelivered, match="refused the login") as raised_:
+        with pytest.raises(DeliveryFailed, match="refused the login") as raised_:
             await wrong.send(FULL, over=False)
     assert len(server.mails) == 1
     assert server.logins[0] == ("caxev", "geheim")
@@ -422,7 +430,7 @@ async def test_no_password_without_tls() -> None:
     """A server that offers no STARTTLS gets neither password nor mail."""
     with sinks.post() as server:
         mail = _mail(server.port, "a@b.org", user="caxev", password="geheim")
-        with pytest.raises(Undelivered, match="STARTTLS"):
+        with pytest.raises(DeliveryFailed, match="STARTTLS"):
             await mail.send(FULL, over=False)
     assert (server.mails, server.logins) == ([], [])
 
@@ -432,7 +440,7 @@ async def test_refused_recipients() -> None:
     with sinks.post() as server:
         server.refused.add("gone@b.org")
         await _mail(server.port, "a@b.org", "gone@b.org").send(FULL, over=False)
-        with pytest.raises(Undelivered, match=r"no mail for gone@b\.org \(550"):
+        with pytest.raises(DeliveryFailed, match=r"no mail for gone@b\.org \(550"):
             await _mail(server.port, "gone@b.org").send(FULL, over=False)
     assert len(server.mails) == 1
 
@@ -440,49 +448,49 @@ async def test_refused_recipients() -> None:
 # -- vitals -------------------------------------------------------------------------------------
 
 
-def _alarmed(pulse: Pulse) -> dict[str, bool]:
-    return {key: alarm is not None for key, alarm in ailments("lngs", pulse)}
+def _alarmed(pulse: Health) -> dict[str, bool]:
+    return {key: alarm is not None for key, alarm in health_alarms("lngs", pulse)}
 
 
 def test_what_ails_a_listener() -> None:
     """A short trouble is none; what is neither full nor free enough stays as it is."""
     well = {"database": False, "stream": False, "clock": False, "open files": False}
-    assert _alarmed(Pulse()) == well
+    assert _alarmed(Health()) == well
     for used, wanted in ((19, True), (15, None), (14, False)):
-        assert _alarmed(Pulse(files=Descriptors(used, 20))).get("open files") == wanted
+        assert _alarmed(Health(files=Descriptors(used, 20))).get("open files") == wanted
     for skew, is_wrong in ((5.0, False), (-5.0, False), (5.1, True), (-20.0, True)):
-        assert _alarmed(Pulse(skew=skew))["clock"] == is_wrong
-    assert "database" not in _alarmed(Pulse("since noon", troubled=10))
-    assert _alarmed(Pulse("since noon", troubled=400))["database"]
-    assert _alarmed(Pulse(behind=3600))["stream"]
-    assert "stream" not in _alarmed(Pulse(behind=400))
+        assert _alarmed(Health(skew=skew))["clock"] == is_wrong
+    assert "database" not in _alarmed(Health("since noon", troubled=10))
+    assert _alarmed(Health("since noon", troubled=400))["database"]
+    assert _alarmed(Health(behind=3600))["stream"]
+    assert "stream" not in _alarmed(Health(behind=400))
     for free, wanted in ((99, True), (101, None), (200, False)):
-        seen = _alarmed(Pulse(free={"/data": free}, min_free=100))
+        seen = _alarmed(Health(free={"/data": free}, min_free=100))
         assert seen.get("disk /data") == wanted
-    away = _alarmed(Pulse(away={"/data": "not mounted", "/other": None}))
+    away = _alarmed(Health(away={"/data": "not mounted", "/other": None}))
     assert (away["root /data"], away["root /other"]) == (True, False)
 
 
 def test_old_batches_after_an_outage_are_no_alarm() -> None:
     """The stream is late only where it stays late."""
-    desk = Desk(None, Lease("lngs", 1, "me"), [])  # type: ignore[arg-type]  # not used
+    manager = AlarmManager(None, Lease("lngs", 1, "me"), [])  # type: ignore[arg-type]  # not used
     behind = [3600.0] * 4 + [0.0] + [3600.0] * 5
-    watching = Vitals("lngs", lambda: Pulse(behind=behind.pop(0)), desk)
+    watching = HealthMonitor("lngs", lambda: Health(behind=behind.pop(0)), manager)
     for _ in range(9):
-        watching.look()
-        assert desk.standing == []
-    watching.look()
-    assert [one.alarm.key for one in desk.standing] == ["stream"]
+        watching.check()
+        assert manager.active == []
+    watching.check()
+    assert [one.alarm.key for one in manager.active] == ["stream"]
 
 
-# -- the desk -----------------------------------------------------------------------------------
+# -- the manager -----------------------------------------------------------------------------------
 
 
-def _addressee(web: sinks.Web, name: str = "json", **rule: Any) -> Addressee:
-    return Addressee(Rule(name, **rule), Hook("json", f"{web.url}/{name}", None))
+def _recipient(web: sinks.Web, name: str = "json", **rule: Any) -> Recipient:
+    return Recipient(Rule(name, **rule), WebhookNotifier("json", f"{web.url}/{name}", None))
 
 
-def _told(web: sinks.Web) -> list[tuple[str, str]]:
+def _received(web: sinks.Web) -> list[tuple[str, str]]:
     return [(body["summary"], body["state"]) for body in web.bodies]
 
 
@@ -492,36 +500,36 @@ async def _lease(db: Database, owner: str = "me") -> Lease:
     return taken[0]
 
 
-async def _desk(db: Database, lease: Lease, *found: Addressee) -> Desk:
-    desk = Desk(db, lease, list(found))
-    await desk.open()
-    return desk
+async def _manager(db: Database, lease: Lease, *found: Recipient) -> AlarmManager:
+    manager = AlarmManager(db, lease, list(found))
+    await manager.open()
+    return manager
 
 
 @pytest.mark.replicaset
 async def test_a_restart_tells_nothing_twice(database: Named, web: sinks.Web, days: Any) -> None:
     """What was told stands in the database: the next process tells it again only a day later."""
-    to = _addressee(web)
+    to = _recipient(web)
     async with engine.opened(database) as db:
         lease = await _lease(db)
-        desk = await _desk(db, lease, to)
-        desk.sound(FULL)
-        await desk.leave(telling=True)
+        manager = await _manager(db, lease, to)
+        manager.raise_(FULL)
+        await manager.leave(deliver=True)
         for wanted in (1, 1):
-            desk = await _desk(db, lease, to)
-            desk.sound(FULL)
-            await desk.leave(telling=True)
+            manager = await _manager(db, lease, to)
+            manager.raise_(FULL)
+            await manager.leave(deliver=True)
             assert len(web.posts) == wanted
         days(1)
-        await desk.leave(telling=True)
+        await manager.leave(deliver=True)
         assert len(web.posts) == 2
-        desk.clear(FULL.key)
-        await desk.leave(telling=True)
+        manager.clear(FULL.key)
+        await manager.leave(deliver=True)
         days(0.1)
-        desk = await _desk(db, lease, to)
-        await desk.leave(telling=True)
-        await desk.leave(telling=True)
-        assert _told(web)[2:] == [("the disk is full", "over")]
+        manager = await _manager(db, lease, to)
+        await manager.leave(deliver=True)
+        await manager.leave(deliver=True)
+        assert _received(web)[2:] == [("the disk is full", "over")]
         assert await db.alarms() == []
 
 
@@ -530,36 +538,36 @@ async def test_a_sink_that_is_down_is_told_later(
     database: Named, web: sinks.Web, days: Any
 ) -> None:
     """It is tried again, also by the next process; other sinks are not told twice meanwhile."""
-    down, up = _addressee(web, "down"), _addressee(web, "up")
+    down, up = _recipient(web, "down"), _recipient(web, "up")
     async with engine.opened(database) as db:
         lease = await _lease(db)
-        desk = await _desk(db, lease, down, up)
-        desk.sound(FULL)
+        manager = await _manager(db, lease, down, up)
+        manager.raise_(FULL)
         web.answers.append(500)
-        await desk.tell(down)
-        await desk.leave(telling=True)
+        await manager.deliver(down)
+        await manager.leave(deliver=True)
         assert [path for path, _, _ in web.posts] == ["/up"]
         (kept,) = await db.alarms("lngs")
-        assert kept.untold == {"down": f"127.0.0.1:{web.port} answered 500 status 500"}
+        assert kept.undelivered == {"down": f"127.0.0.1:{web.port} answered 500 status 500"}
         days(0.1)
-        desk = await _desk(db, lease, down, up)
-        await desk.leave(telling=True)
+        manager = await _manager(db, lease, down, up)
+        await manager.leave(deliver=True)
         assert [path for path, _, _ in web.posts] == ["/up", "/down"]
-        assert not (await db.alarms())[0].untold
+        assert not (await db.alarms())[0].undelivered
 
 
 @pytest.mark.replicaset
 async def test_a_deposed_process_changes_no_alarm(database: Named, web: sinks.Web) -> None:
     """After a take-over the former process writes nothing."""
     async with engine.opened(database) as db:
-        former = await _desk(db, await _lease(db))
+        former = await _manager(db, await _lease(db))
 
         async def lapsed() -> Any:
             return await db.acquire("lngs", "other", 10.0, utcnow())
 
         await engine.until(lapsed)
-        former.sound(FULL)
-        await former.leave(telling=False)
+        former.raise_(FULL)
+        await former.leave(deliver=False)
         assert await db.alarms() == []
 
 
@@ -571,27 +579,27 @@ async def test_without_a_database_people_are_told_all_the_same(web: sinks.Web) -
         uri = f"mongodb://127.0.0.1:{port}/?replicaSet=x&serverSelectionTimeoutMS=50"
         settings = Settings.load(mongo_uri=uri, environ={})
         async with aio.loop(), open_database(settings) as db, trio.open_nursery() as nursery:
-            desk = Desk(db, Lease("lngs", 1, "me"), [_addressee(web)], gather=0.0)
-            nursery.start_soon(desk.run)
-            watching = Vitals("lngs", lambda: Pulse("since noon", troubled=400), desk)
-            watching.look()
+            manager = AlarmManager(db, Lease("lngs", 1, "me"), [_recipient(web)], gather=0.0)
+            nursery.start_soon(manager.run)
+            watching = HealthMonitor("lngs", lambda: Health("since noon", troubled=400), manager)
+            watching.check()
             await engine.until(lambda: web.posts)
             nursery.cancel_scope.cancel()
-    assert _told(web) == [("lngs: the runs database is not reached", "raised")]
+    assert _received(web) == [("lngs: the runs database is not reached", "raised")]
 
 
 async def test_there_is_an_end_to_single_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a number, further alarms are one; what cannot end is not told one by one."""
-    monkeypatch.setattr(desks, "MOST", 10)
-    desk = Desk(None, Lease("lngs", 1, "me"), [])  # type: ignore[arg-type]  # not used
+    monkeypatch.setattr(manager_module, "MOST", 10)
+    manager = AlarmManager(None, Lease("lngs", 1, "me"), [])  # type: ignore[arg-type]  # not used
     for number in range(100):
-        desk.sound(evolve(FULL, key=str(number)))
-    assert len(desk.standing) == 11
-    assert "crowded" in {one.alarm.key for one in desk.standing}
+        manager.raise_(evolve(FULL, key=str(number)))
+    assert len(manager.active) == 11
+    assert "crowded" in {one.alarm.key for one in manager.active}
     for number in range(100):
-        desk.clear(str(number))
-    desk._forget()  # as often as something changes
-    assert desk.standing == []
+        manager.clear(str(number))
+    manager._forget()  # as often as something changes
+    assert manager.active == []
 
 
 def _failed(event: str, why: str = "the disk is full") -> Alarm:
@@ -605,25 +613,25 @@ async def test_reactions_that_failed_for_one_cause_have_one_alarm(database: Name
     one, two, three = map(_failed, ("one", "two", "three"))
     other = _failed("two", "the network is down")
     async with engine.opened(database) as db:
-        desk = await _desk(db, await _lease(db))
+        manager = await _manager(db, await _lease(db))
 
-        def standing() -> list[str]:
-            return [found.alarm.key for found in desk.standing]
+        def state() -> list[str]:
+            return [found.alarm.key for found in manager.active]
 
         for alarm in (one, two, three, two):
-            desk.sound(alarm)
-        desk.clear(one.key)
-        assert standing() == [one.key]
-        desk.sound(other)
-        assert standing() == [one.key, other.key]
-        desk.clear(three.key)
-        assert standing() == [other.key]
-        desk.clear(other.key)
-        assert standing() == []
+            manager.raise_(alarm)
+        manager.clear(one.key)
+        assert state() == [one.key]
+        manager.raise_(other)
+        assert state() == [one.key, other.key]
+        manager.clear(three.key)
+        assert state() == [other.key]
+        manager.clear(other.key)
+        assert state() == []
         for alarm in (one, two, three):
-            desk.sound(alarm)
-        await desk.clear_and_keep(one.key)
-        assert standing() == []
+            manager.raise_(alarm)
+        await manager.clear_and_keep(one.key)
+        assert state() == []
 
 
 # -- the engine ---------------------------------------------------------------------------------
@@ -637,8 +645,8 @@ def _site_with(database: Named, web: sinks.Web, *found: Any, **more: Any) -> Any
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desks, "GATHER", 0.0)
-    monkeypatch.setattr(desks, "PAUSE", 0.0)
+    monkeypatch.setattr(manager_module, "GATHER", 0.0)
+    monkeypatch.setattr(manager_module, "PAUSE", 0.0)
     monkeypatch.setattr(alarms, "CALM", timedelta())
 
 
@@ -685,11 +693,11 @@ async def test_an_alarm_about_a_refusal_ends_with_its_reason(
     async with engine.opened(database) as db:
         await db.insert_run(engine.run_document(7, tags=[{"name": "go"}]))
 
-        async def standing() -> list[str]:
-            return [one.alarm.key for one in await db.alarms("lngs") if one.stands]
+        async def state() -> list[str]:
+            return [one.alarm.key for one in await db.alarms("lngs") if one.active]
 
         async def only_the_last() -> bool:
-            return await standing() == [f"refused {reasons[-1]}"]
+            return await state() == [f"refused {reasons[-1]}"]
 
         async with engine.listener(db, options):
             await engine.until(only_the_last)
@@ -697,11 +705,11 @@ async def test_an_alarm_about_a_refusal_ends_with_its_reason(
             await engine.until(only_the_last)
         async with engine.listener(db, options):
             assert await only_the_last()
-        desk = await _desk(db, await _lease(db))
-        desk.sound(evolve(FULL, key="refused by nobody"))
-        await desk.leave(telling=False)
-        desk = await _desk(db, desk.lease)
-        assert [one.alarm.key for one in desk.standing] == ["refused the disk is full"]
+        manager = await _manager(db, await _lease(db))
+        manager.raise_(evolve(FULL, key="refused by nobody"))
+        await manager.leave(deliver=False)
+        manager = await _manager(db, manager.lease)
+        assert [one.alarm.key for one in manager.active] == ["refused the disk is full"]
 
 
 @pytest.mark.replicaset
@@ -720,7 +728,7 @@ async def test_what_is_being_told_when_a_listener_leaves_is_told_once(
         async with engine.listener(db, options):
             await engine.until(lambda: web.posts)
         (kept,) = await db.alarms("lngs")
-    assert [told.raised is not None for told in kept.told.values()] == [True]
+    assert [told.raised is not None for told in kept.deliveries.values()] == [True]
     assert len(web.posts) == 1
 
 
@@ -747,7 +755,7 @@ async def test_a_failure_whose_alarm_was_lost_is_told_by_the_next_process(
             client[database.name]["caxev_ledger"].delete_many({"kind": "alarm"})
         async with engine.listener(db, options):
             await engine.until(lambda: web.posts)
-    assert _told(web) == [("process has failed for run 7 (tag 'go': yes)", "raised")]
+    assert _received(web) == [("process has failed for run 7 (tag 'go': yes)", "raised")]
 
 
 @pytest.mark.replicaset
@@ -775,7 +783,7 @@ async def test_handlers_raise_alarms_and_clear_them(
                 {"_id": run}, {"$push": {"tags": {"name": "fine"}}}
             )
         await engine.until(lambda: len(web.posts) > 1)
-    assert _told(web) == [("run 7 is odd", "raised"), ("run 7 is odd", "over")]
+    assert _received(web) == [("run 7 is odd", "raised"), ("run 7 is odd", "over")]
 
 
 @pytest.mark.replicaset
@@ -794,7 +802,7 @@ async def test_a_gap_of_history_is_told(database: Named, web: sinks.Web, quick: 
             with MongoClient[dict[str, Any]](database.uri) as client:
                 client[database.name]["runs_new"].drop()
             await engine.until(lambda: web.posts)
-    assert _told(web)[0] == (
+    assert _received(web)[0] == (
         "a gap of history at lngs: all runs are scanned to make up for it",
         "raised",
     )
@@ -852,18 +860,18 @@ async def test_alarms_are_listed_and_cleared(
     async with engine.opened(database) as db, engine.listener(db, options):
         await db.insert_run(engine.run_document(7, tags=[{"name": "odd"}]))
 
-        async def untold() -> Any:
-            return any(one.untold for one in await db.alarms())
+        async def undelivered() -> Any:
+            return any(one.undelivered for one in await db.alarms())
 
-        await engine.until(untold)
+        await engine.until(undelivered)
         (row,) = await said("alarms", "--site", "lngs", "--json")
         assert (row["summary"], row["why"], row["run"]) == ("run 7 is odd", "it is odd", "run 7")
-        assert "answered 500" in row["untold"][0]
-        assert "1, 1 not told" in await said("status")
+        assert "answered 500" in row["undelivered"][0]
+        assert "1, 1 not delivered" in await said("status")
         assert "asked to clear: run 7 is odd" in await said("alarms", "clear", row["id"])
 
         async def gone() -> Any:
-            return not any(one.stands for one in await db.alarms())
+            return not any(one.active for one in await db.alarms())
 
         await engine.until(gone)
-        assert await said("alarms") == "no alarm stands\n"
+        assert await said("alarms") == "no alarm is active\n"

@@ -19,7 +19,7 @@ from pymongo import MongoClient
 from pymongo.errors import BulkWriteError, OperationFailure, WTimeoutError
 
 from caxev import HERE, CopyIs, Job, RunUpdate, aio, copy, metrics
-from caxev.alarms import Vitals
+from caxev.alarms import HealthMonitor
 from caxev.cli.reactions import _ask, _line, _unrecorded
 from caxev.config import ConfigError, Settings
 from caxev.core.clock import utcnow
@@ -185,7 +185,7 @@ async def test_a_run_that_a_validator_refuses_stops_no_other(database: Named) ->
             failed = [reaction for reaction, _ in await db.reactions(SITE, state="failed")]
             assert len(failed) == 6
             assert all("detector (code 121)" in reaction.note for reaction in failed)
-            assert len([one for one in await db.alarms(SITE) if one.stands]) == 6
+            assert len([one for one in await db.alarms(SITE) if one.active]) == 6
 
 
 @pytest.mark.replicaset
@@ -221,7 +221,7 @@ async def test_a_site_whose_own_document_is_refused_waits_and_reports_it(
                 await engine.until(lambda: noted(1 + is_running))
                 await engine.until(lambda: troubled.get() == 0)
             assert not await db.reactions(SITE, state="failed")
-            assert not [one for one in await db.alarms(SITE) if one.stands]
+            assert not [one for one in await db.alarms(SITE) if one.active]
 
 
 @pytest.mark.replicaset
@@ -371,7 +371,7 @@ async def test_a_claim_that_the_ledger_refuses_stops_no_other(
             server[database.name].command("collMod", "caxev_ledger", validator={})
             await engine.once(db, options)
             assert await _count(db, State.DONE, 6)
-            assert not [one for one in await db.alarms(SITE) if one.stands]
+            assert not [one for one in await db.alarms(SITE) if one.active]
 
 
 @pytest.mark.replicaset
@@ -450,7 +450,7 @@ async def test_a_majority_that_is_never_reached_is_reported(
     monkeypatch.setitem(client.RELIED_ON, "wTimeoutMS", 1000)
     monkeypatch.setattr("caxev.alarms.health.TROUBLED", 1.0)
     monkeypatch.setattr("caxev.engine.listener.FLUSH", 1.0)
-    monkeypatch.setattr(Vitals, "__init__", _impatient(Vitals.__init__))
+    monkeypatch.setattr(HealthMonitor, "__init__", _impatient(HealthMonitor.__init__))
     metric = metrics.troubled.labels(SITE)._value
     with WithArbiter(tmp_path, 3) as server:
         database = Named(server.uri, "run")
@@ -477,7 +477,7 @@ async def test_a_majority_that_is_never_reached_is_reported(
 
 
 def _impatient(make: Callable[..., None]) -> Callable[..., None]:
-    def __init__(self: Vitals, *args: Any) -> None:  # noqa: N807
+    def __init__(self: HealthMonitor, *args: Any) -> None:  # noqa: N807
         make(self, *args, every=0.1)
 
     return __init__

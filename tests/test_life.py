@@ -508,7 +508,7 @@ async def test_without_a_majority_nothing_is_lost(database: Named, tmp_path: Pat
         lngs = await three.copy(run, "lngs")
         assert lngs is not None
         assert lngs.status == TRANSFERRED
-        alarms = [one.alarm for one in await three.database.alarms() if one.stands]
+        alarms = [one.alarm for one in await three.database.alarms() if one.active]
         told = [alarm.site for alarm in alarms if alarm.key.startswith("no_majority")]
         assert told
         assert sorted(told) == sorted(set(told)), "one alarm at each site, not one for each copy"

@@ -17,7 +17,7 @@ from loguru import logger
 from pymongo import MongoClient
 
 from caxev import ELSEWHERE, HERE, Job, copy, field, metrics
-from caxev.alarms import Addressee, Desk, gone_directories
+from caxev.alarms import AlarmManager, Recipient, of_gone_directories
 from caxev.config import ConfigError, Sites
 from caxev.core.alarms import Alarm, Rule
 from caxev.core.clock import utcnow
@@ -166,18 +166,18 @@ async def test_a_start_ends_alarms_that_only_the_former_process_could_end(
     async with engine.opened(database) as db:
         taken = await db.acquire(SITE, "former", 0.01, utcnow())
         assert taken is not None
-        former = Desk(db, taken[0], [])
+        former = AlarmManager(db, taken[0], [])
         for key in (KEY, "root /gone", "disk /gone", "another"):
-            former.sound(Alarm(SITE, key, f"{key} is wrong"))
+            former.raise_(Alarm(SITE, key, f"{key} is wrong"))
         await former.keep()
         assert len(await db.alarms(SITE)) == 4
         await engine.once(db, made)
-        assert [one.alarm.key for one in await db.alarms(SITE) if one.stands] == ["another"]
+        assert [one.alarm.key for one in await db.alarms(SITE) if one.active] == ["another"]
 
 
 def test_alarms_about_directories_that_are_held_stay() -> None:
     keys = ["root /data", "disk /data", "root /data/old", "disk /old", "database"]
-    assert gone_directories(keys, {"/data"}) == ["root /data/old", "disk /old"]
+    assert of_gone_directories(keys, {"/data"}) == ["root /data/old", "disk /old"]
 
 
 @pytest.mark.replicaset
@@ -250,7 +250,7 @@ def _so_many(seen: list[Any], number: int) -> bool:
 
 async def _alarmed(db: Database, *, stands: bool) -> bool:
     found = [one for one in await db.alarms(SITE) if one.alarm.key == KEY]
-    return any(one.stands for one in found) == stands
+    return any(one.active for one in found) == stands
 
 
 class Sink:
@@ -274,7 +274,7 @@ def test_a_notifiers_secret_is_read_again(tmp_path: Path) -> None:
             raise ConfigError("the secret is missing")
         return Sink(file.read_text())
 
-    one = Addressee(Rule("mail"), Sink("old"), make)
+    one = Recipient(Rule("mail"), Sink("old"), make)
     one.renew()
     assert one.notifier.secret == "old"  # type: ignore[attr-defined]
     file.write_text("new")

@@ -25,12 +25,12 @@ from caxev import HERE, Job, copy
 from caxev.cli.alarms import alarm_rows
 from caxev.cli.reaction_rows import reaction_row
 from caxev.cli.status import site_rows
-from caxev.core.alarms import Alarm, Standing, Told
+from caxev.core.alarms import Alarm, AlarmState, Delivery
 from caxev.core.ledger import owe
 from caxev.core.model import CopyKey, Event
 from caxev.database import Database, Request
 from caxev.database.alarms import alarm_id, alarm_row
-from caxev.database.rows import Malformed, carefully, reaction_from, snapshot_from, standing_from
+from caxev.database.rows import Malformed, alarm_state_from, carefully, reaction_from, snapshot_from
 from caxev.database.store import SiteRecord, part_from, reaction_document, request_from
 from caxev.files import Manifest
 from caxev.files.manifest import Item
@@ -48,8 +48,10 @@ DEBT = owe(
     generation=7,
     at=NOW,
 )
-ALARM = Standing(
-    Alarm(SITE, "disk", "it is full", details={"why": "so"}), NOW, told={"mail": Told(NOW, why="x")}
+ALARM = AlarmState(
+    Alarm(SITE, "disk", "it is full", details={"why": "so"}),
+    NOW,
+    deliveries={"mail": Delivery(NOW, why="x")},
 )
 FILES = Manifest([Item(b"a", "file", 3, b"b" * 32)])
 
@@ -133,7 +135,7 @@ def document_of(kind: str) -> dict[str, Any]:
 READ: dict[str, Callable[[dict[str, Any]], object]] = {
     "reaction": reaction_from,
     "snapshot": snapshot_from,
-    "alarm": standing_from,
+    "alarm": alarm_state_from,
     "request": request_from,
     "manifest": part_from,
     "site": SiteRecord.from_document,
@@ -247,7 +249,7 @@ BROKEN: list[tuple[str, dict[str, Any]]] = [
     ("reaction", {"site": 5}),
     ("reaction", {"epoch": "old", "state": "running"}),
     ("snapshot", {"snapshot": 5}),
-    ("alarm", {"told": 5}),
+    ("alarm", {"deliveries": 5}),
     ("alarm", {"details": [["a"]]}),
     ("request", {"runs": 5}),
     ("request", {"kind": None}),
@@ -293,7 +295,7 @@ async def _alarmed_not(db: Database) -> bool:
 
 
 async def _alarmed(db: Database) -> bool:
-    found = [one for one in await db.alarms(SITE) if one.stands]
+    found = [one for one in await db.alarms(SITE) if one.active]
     return any(one.alarm.key.startswith("malformed caxev_") for one in found)
 
 

@@ -37,7 +37,7 @@ from caxev import (
     new_run,
     tag,
 )
-from caxev.alarms import Vitals
+from caxev.alarms import HealthMonitor
 from caxev.config import Settings
 from caxev.core.ledger import SURPRISES, Reaction
 from caxev.core.model import CopyKey, Run
@@ -545,7 +545,7 @@ async def _other(job: Job) -> None:
 
 async def _missing(db: Database, *, stands: bool) -> bool:
     found = [one for one in await db.alarms(SITE) if one.alarm.key == "missing record"]
-    return any(one.stands for one in found) == stands
+    return any(one.active for one in found) == stands
 
 
 async def test_indexes_are_made_again_after_the_ledger_was_dropped(
@@ -857,7 +857,7 @@ async def test_files_that_run_out_are_the_listeners_trouble(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One alarm is about the listener, however many reactions fail for it; they are tried again."""
-    monkeypatch.setattr("caxev.engine.listener.Vitals", partial(Vitals, every=0.1))
+    monkeypatch.setattr("caxev.engine.listener.HealthMonitor", partial(HealthMonitor, every=0.1))
 
     async def starved(job: Job) -> None:
         none_left = OSError(errno.EMFILE, os.strerror(errno.EMFILE), f"/data/{job.run.number}")
@@ -911,7 +911,7 @@ async def test_an_attempt_that_does_not_stop_is_reported(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that swallows its cancellation keeps no worker of its lane, and raises an alarm."""
-    monkeypatch.setattr("caxev.engine.dispatcher.DEAF", 0.1)
+    monkeypatch.setattr("caxev.engine.dispatcher.IGNORED", 0.1)
     monkeypatch.setattr("caxev.engine.dispatcher.PROGRESS_EVERY", 0.1)
     seen: list[int] = []
     enough = trio.Event()

@@ -750,7 +750,7 @@ async def test_a_rule_that_is_stuck_is_told(bench: Bench, database: Named) -> No
     async with collaboration(bench, database, "lngs") as db:
 
         async def standing() -> list[Any]:
-            return [one for one in await db.alarms("lngs") if one.stands]
+            return [one for one in await db.alarms("lngs") if one.active]
 
         await rules_known(db, [run])
         await trio.to_thread.run_sync(fail)

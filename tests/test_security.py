@@ -475,7 +475,7 @@ def test_a_secret_shows_nowhere(
     assert "unforeseen" in said
     assert "surprise of a handler" in said
     for sink in ("email", "slack", "json", "pager"):
-        assert f"{sink} of 1 alarms could not be told" in said
+        assert f"{sink} of 1 alarms could not be delivered" in said
     for args in (
         ("status",),
         ("status", "--run", "1"),

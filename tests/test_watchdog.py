@@ -80,7 +80,7 @@ async def test_a_blocked_listener_keeps_its_lease(
         assert min(left) > timedelta()
         (alarm,) = await engine.until(lambda: db.alarms(SITE))
         assert await _epoch(db) == epoch
-        assert alarm.stands
+        assert alarm.active
         assert not alarm.alarm.once
         monkeypatch.setattr("caxev.engine.watchdog.FREE", 0.5)
         await engine.until(lambda: _is_over(db))
@@ -90,7 +90,7 @@ async def test_a_blocked_listener_keeps_its_lease(
 
 
 async def _is_over(db: Any) -> bool:
-    return not any(one.stands for one in await db.alarms(SITE))
+    return not any(one.active for one in await db.alarms(SITE))
 
 
 async def _epoch(db: Any) -> int | None:

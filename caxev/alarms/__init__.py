@@ -1,12 +1,21 @@
-"""How people are told of alarms.
+"""Deliver a site's alarms to people: by mail, or by HTTP to Slack, PagerDuty or a program.
 
-`listener` makes one `Desk` for its site, where alarms come together and from which each sink of the
-site's ``alarms`` is told; `Notifier` is what a sink must be able to do. What an alarm is, and when
-whom to tell, `caxev.core.alarms` says.
+`listener` makes one `AlarmManager` for its site, which collects alarms and delivers them to each
+sink of the site's ``alarms``. A sink implements `Notifier`. `caxev.core.alarms` defines what an
+alarm is and when it is delivered.
 
-A kind of one's own is named by an entry point of the group ``caxev.alarms``: a callable that
-takes what stands in sites.json (without ``name``, ``severity`` and ``repeat``) and returns a
-`Notifier`. It may raise `ConfigError`.
+An entry point of the group ``caxev.alarms`` adds a kind of sink: a callable that takes the sink's
+object in sites.json (without ``name``, ``severity`` and ``repeat``), returns a `Notifier`, and may
+raise `ConfigError`.
+
+Why not `apprise`? Version 2.3.0 was tried in place of `email` and `webhook` on local servers. It
+has PagerDuty's dedup key and resolve, and checks certificates. But it reads an answer of any size
+(400 MB took 785 MB of memory; ours stops at 1 kB), returns no reason for a failure, repeats a mail
+to the recipients that have it as long as one other is refused (3 attempts, 3 mails), logs
+PagerDuty's key and Slack's address at level DEBUG, leaves ``<!channel>`` in an alarm's text to
+notify everybody, rejects a certificate that the machine trusts by ``SSL_CERT_FILE``, replaces our
+bearer token by a password from ``~/.netrc``, and posts to PagerDuty's and Slack's own hosts only.
+Retries, deadlines and reading secrets again would remain ours.
 """
 
 from __future__ import annotations
@@ -16,62 +25,65 @@ from functools import partial
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from caxev.alarms.base import Notifier, Undelivered
-from caxev.alarms.email import Mail
+from caxev.alarms.base import DeliveryFailed, Notifier
+from caxev.alarms.email import EmailNotifier
 from caxev.alarms.health import (
     Descriptors,
-    Pulse,
-    Vitals,
-    ailments,
+    Health,
+    HealthMonitor,
     descriptors,
-    gone_directories,
+    health_alarms,
     lacks_files,
+    of_gone_directories,
 )
-from caxev.alarms.manager import Addressee, Desk, attempted
-from caxev.alarms.webhook import Hook
+from caxev.alarms.manager import AlarmManager, Recipient, try_send
+from caxev.alarms.webhook import WebhookNotifier
 from caxev.config import ConfigError, Sink
 from caxev.config.alarms import ALARMS
 from caxev.core.errors import one_line
 
 __all__ = [
-    "Addressee",
+    "AlarmManager",
+    "DeliveryFailed",
     "Descriptors",
-    "Desk",
-    "Hook",
-    "Mail",
+    "EmailNotifier",
+    "Health",
+    "HealthMonitor",
     "Notifier",
-    "Pulse",
-    "Undelivered",
-    "Vitals",
-    "addressees",
-    "ailments",
-    "attempted",
+    "Recipient",
+    "WebhookNotifier",
     "descriptors",
-    "gone_directories",
+    "health_alarms",
     "lacks_files",
+    "of_gone_directories",
+    "recipients",
+    "try_send",
 ]
 
-_OURS: Final[Mapping[str, Callable[[Any], Notifier]]] = {"email": Mail.of, "webhook": Hook.of}
+_OURS: Final[Mapping[str, Callable[[Any], Notifier]]] = {
+    "email": EmailNotifier.of,
+    "webhook": WebhookNotifier.of,
+}
 
 
-def addressees(site: str, sinks: Iterable[Sink]) -> list[Addressee]:
-    """Make what tells each of these sinks. Raises `ConfigError` naming site, sink and what to do.
+def recipients(site: str, sinks: Iterable[Sink]) -> list[Recipient]:
+    """Return a recipient for each sink. Raises `ConfigError` with site, sink and what to do.
 
-    Secrets are looked for here, so that one that is missing is found at the start.
+    Secrets are read here, so that a missing one is reported at the start.
     """
-    return [_addressee(site, sink) for sink in sinks]
+    return [_recipient(site, sink) for sink in sinks]
 
 
-def _addressee(site: str, sink: Sink) -> Addressee:
+def _recipient(site: str, sink: Sink) -> Recipient:
     try:
-        make = partial(_OURS.get(sink.kind) or _foreign(sink.kind), sink.options)
+        make = partial(_OURS.get(sink.kind) or _installed(sink.kind), sink.options)
         notifier = make()
     except ConfigError as error:
         raise ConfigError(f"site {site!r}: alarms: {sink.name!r}: {error.summary}") from error
-    return Addressee(sink.rule(resolves=notifier.resolves), notifier, make)
+    return Recipient(sink.rule(resolves=notifier.resolves), notifier, make)
 
 
-def _foreign(kind: str) -> Callable[[Any], Notifier]:
+def _installed(kind: str) -> Callable[[Any], Notifier]:
     try:
         (point,) = entry_points(group=ALARMS, name=kind)
         make: Callable[[Any], Notifier] = point.load()

@@ -1,63 +1,70 @@
-"""What tells a person, or a service that does."""
+"""What an alarm sink implements, and what ours share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final, Protocol
 
 import trio
+from attrs import define, field
 
 from caxev.core.alarms import Alarm
 
 PATIENCE: Final = 30.0
 """Seconds that a server may take for each answer."""
 DEADLINE: Final = 90.0
-"""Seconds that a message may take in all."""
+"""Seconds that a delivery may take in all."""
 
 
-class Undelivered(Exception):
-    """They could not be told; try again later. The message says why, and holds no secret."""
+class DeliveryFailed(Exception):
+    """A sink did not take an alarm; try again later. The message says why, without a secret."""
 
 
 class Notifier(Protocol):
-    """A way to tell somebody of an alarm.
-
-    `resolves` says whether word that an alarm is over is of use there.
-    """
+    """A way to notify somebody of an alarm. `resolves`: it can use the end of an alarm, too."""
 
     @property
     def resolves(self) -> bool: ...
 
     async def send(self, alarm: Alarm, *, over: bool) -> None:
-        """Tell of one alarm, or that it is over; returns when they have it.
+        """Deliver an alarm, or its end; returns when the other side has accepted it.
 
-        Raises `Undelivered`. May be called again for the same alarm, where it is not known whether
-        they had it. On cancellation they may or may not have been told.
+        Raises `DeliveryFailed`. May be called again for the same alarm if it is unknown whether it
+        arrived. After cancellation it may have arrived or not.
         """
         ...
 
 
-async def in_thread(send: Callable[[], None], limiter: trio.CapacityLimiter) -> None:
-    """Run what blocks in a thread, one at a time; raises what it raises, `Undelivered` if late.
+@define(eq=False)
+class Threaded:
+    """A notifier that delivers in a thread, one alarm at a time, by `deliver`, which may block."""
 
-    A thread that is late is left to itself: its sockets have time-outs.
-    """
-    with trio.move_on_after(DEADLINE) as scope:
-        await trio.to_thread.run_sync(send, abandon_on_cancel=True, limiter=limiter)
-    if scope.cancelled_caught:
-        raise Undelivered(f"not done after {DEADLINE:.0f} s")
+    resolves: bool = field(default=True, init=False)
+    _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(1))
+
+    async def send(self, alarm: Alarm, *, over: bool) -> None:
+        """See `Notifier`. A thread that is late is abandoned: its sockets have time-outs."""
+        with trio.move_on_after(DEADLINE) as scope:
+            await trio.to_thread.run_sync(
+                self.deliver, alarm, over, abandon_on_cancel=True, limiter=self._limiter
+            )
+        if scope.cancelled_caught:
+            raise DeliveryFailed(f"not done after {DEADLINE:.0f} s")
+
+    def deliver(self, alarm: Alarm, over: bool) -> None:
+        """Deliver an alarm, or its end. Raises `DeliveryFailed`."""
+        raise NotImplementedError
 
 
 def sentence(alarm: Alarm, *, over: bool) -> str:
-    """One line that says it all: ``[lngs] over: a disk is full``."""
+    """Return the alarm as one line: ``[lngs] over: a disk is full``."""
     return f"[{alarm.site}] {'over' if over else alarm.severity.value}: {alarm.summary}"
 
 
 def lines(alarm: Alarm) -> list[str]:
-    """Return the details as text; those of several lines stand below their name."""
+    """Return the details as text; a detail of several lines is indented below its name."""
     found = [f"run: {alarm.run}"] if alarm.run and alarm.run not in alarm.summary else []
     for name, value in alarm.details.items():
         first, *more = value.splitlines()
-        found += [f"{name}:", *(f"  {line}" for line in value.splitlines())] if more else []
+        found += [f"{name}:", *(f"  {line}" for line in (first, *more))] if more else []
         found += [] if more else [f"{name}: {first}"]
     return found

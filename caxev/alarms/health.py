@@ -1,6 +1,6 @@
-"""What a listener sees of itself: whether its disks are full, its database there, its stream late.
+"""A listener's own health: its disks, its database, its stream, its clock, its open files.
 
-`listener` runs `Vitals` beside its other tasks. `ailments` decides, and is pure.
+`listener` runs a `HealthMonitor` beside its other tasks. `health_alarms` decides, and is pure.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from attrs import define, evolve, field, frozen
 from caxev.core.alarms import Alarm, Alarms, Severity
 
 EVERY: Final = 15.0
-"""Seconds between two looks. None of them asks the database."""
+"""Seconds between two checks. None of them queries the database."""
 TROUBLED: Final = 60.0
-"""Seconds without the database after which people are told: an election takes a few."""
+"""Seconds without the database before an alarm is raised: an election takes a few."""
 LATE: Final = 600.0
 """Seconds that the stream may be behind..."""
-LOOKS: Final = 5
-"""...at one of so many looks: after an outage the first batches are old."""
+CHECKS: Final = 5
+"""...at one of this many checks: after an outage the first batches are old."""
 ROOM: Final = 1.05
 """A disk is no longer full when this much of `min_free` is free."""
 EXHAUSTED: Final = 0.9
@@ -59,7 +59,7 @@ def descriptors() -> Descriptors:
 
 
 def lacks_files(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is that this process or machine has none left."""
+    """Whether an error, or one of its causes, is that no descriptor is left."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -75,14 +75,14 @@ def lacks_files(error: BaseException | None) -> bool:
 
 
 @frozen
-class Pulse:
-    """How a listener is.
+class Health:
+    """The state of a listener.
 
-    `trouble` says what ails the database, and since when, `troubled` for how many seconds; `behind`
-    is how many seconds the stream is late. `free` are the free bytes of each file system, by a
-    directory on it; at least `min_free` should be. `away` has each directory, and why it is not
-    there if it is not. `files` are the descriptors that the process has open. `skew` is by how
-    many seconds this machine's clock is ahead of the database's.
+    `trouble` is the database's, if any, which has lasted `troubled` seconds; `behind` is how many
+    seconds the stream is late. `free` are the free bytes of each file system, by a directory on it;
+    at least `min_free` should be. `away` has each directory, and why it is away, or None. `files`
+    are the descriptors that the process has open. `skew` is by how many seconds this machine's
+    clock is ahead of the database's.
     """
 
     trouble: str | None = None
@@ -95,105 +95,86 @@ class Pulse:
     skew: float = 0.0
 
 
-def ailments(site: str, pulse: Pulse) -> Iterator[tuple[str, Alarm | None]]:
-    """Return the alarms that a pulse calls for by their keys; None: that one is over.
+def health_alarms(site: str, health: Health) -> Iterator[tuple[str, Alarm | None]]:
+    """Return the alarms to raise by their keys; None: that one is over.
 
-    What is neither is left out, and stays as it is.
+    A key is left out while its value is between two limits: its alarm stays as it is.
     """
-    if pulse.trouble is None or pulse.troubled >= TROUBLED:
-        yield _of("database", site, _no_database(pulse))
-    if pulse.behind >= LATE or pulse.behind < LATE / 2:
-        yield _of("stream", site, _late(pulse))
-    yield _of("clock", site, _skewed(pulse))
-    if not RELIEVED < pulse.files.share < EXHAUSTED:
-        yield _of("open files", site, _exhausted(pulse.files))
-    for directory, free in pulse.free.items():
-        enough = pulse.min_free * ROOM
-        if free < pulse.min_free or free >= enough:
-            yield _of(f"{DISK}{directory}", site, _full(directory, free, pulse.min_free))
-    for directory, why in pulse.away.items():
-        yield _of(f"{ROOT}{directory}", site, _away(directory, why))
+    for key, is_wrong, summary, severity, more in (*_of_process(health), *_of_disks(health)):
+        details = {"more": more}
+        yield (
+            key,
+            Alarm(site, key, f"{site}: {summary}", severity, "", details) if is_wrong else None,
+        )
 
 
-def gone_directories(keys: Iterable[str], held: Collection[str]) -> list[str]:
-    """Return those keys of alarms that are about a directory which is not held any more. Pure."""
+_Finding = tuple[str, bool, str, Severity, str | None]
+
+
+def _of_process(health: Health) -> Iterator[_Finding]:
+    more = health.trouble
+    if more is None or health.troubled >= TROUBLED:
+        summary = "the runs database is not reached"
+        yield "database", more is not None, summary, Severity.CRITICAL, more
+    if not LATE / 2 <= health.behind < LATE:
+        more = f"the change being recorded is {health.behind / 60:.0f} minutes old"
+        summary = "the change stream is late"
+        yield "stream", health.behind >= LATE, summary, Severity.WARNING, more
+    how = f"{abs(health.skew):.0f} s {'ahead of' if health.skew > 0 else 'behind'} the database's"
+    more = f"it is {how}: synchronise both machines by NTP; nothing is deleted early meanwhile"
+    # No figure in the summary: an alarm with another summary would be written and logged again.
+    summary = "this machine's clock is not the database's"
+    yield "clock", abs(health.skew) > SKEW, summary, Severity.WARNING, more
+    share = health.files.share
+    if not RELIEVED < share < EXHAUSTED:
+        more = (
+            f"of {health.files.allowed:,} allowed nearly all are in use, and reactions fail for "
+            "want of one: raise LimitNOFILE of its unit, or ulimit -n, and restart it"
+        )
+        summary = "the listener has too many open files"
+        yield "open files", share >= EXHAUSTED, summary, Severity.CRITICAL, more
+
+
+def _of_disks(health: Health) -> Iterator[_Finding]:
+    least = health.min_free
+    for directory, free in health.free.items():
+        if not least <= free < least * ROOM:
+            more = f"{free:,} bytes are free, {least:,} should be (min_free)"
+            summary = f"the disk of {directory} is full"
+            yield f"{DISK}{directory}", free < least, summary, Severity.CRITICAL, more
+    for directory, why in health.away.items():
+        summary = f"the disk of {directory} is away"
+        yield f"{ROOT}{directory}", why is not None, summary, Severity.CRITICAL, why
+
+
+def of_gone_directories(keys: Iterable[str], held: Collection[str]) -> list[str]:
+    """Return the keys of alarms about directories that are no longer held. Pure."""
     about = [(key, prefix) for key in keys for prefix in (DISK, ROOT) if key.startswith(prefix)]
     return [key for key, prefix in about if key.removeprefix(prefix) not in held]
 
 
-def _of(key: str, site: str, found: tuple[str, Severity, str] | None) -> tuple[str, Alarm | None]:
-    if found is None:
-        return key, None
-    summary, severity, more = found
-    return key, Alarm(site, key, f"{site}: {summary}", severity, details={"more": more})
-
-
-def _no_database(pulse: Pulse) -> tuple[str, Severity, str] | None:
-    if pulse.trouble is None:
-        return None
-    return "the runs database is not reached", Severity.CRITICAL, pulse.trouble
-
-
-def _late(pulse: Pulse) -> tuple[str, Severity, str] | None:
-    if pulse.behind < LATE:
-        return None
-    more = f"the change being recorded is {pulse.behind / 60:.0f} minutes old"
-    return "the change stream is late", Severity.WARNING, more
-
-
-def _exhausted(files: Descriptors) -> tuple[str, Severity, str] | None:
-    if files.share < EXHAUSTED:
-        return None
-    more = (
-        f"of {files.allowed:,} allowed nearly all are in use, and reactions fail for want of one: "
-        "raise LimitNOFILE of its unit, or ulimit -n, and restart it"
-    )
-    return "the listener has too many open files", Severity.CRITICAL, more
-
-
-def _skewed(pulse: Pulse) -> tuple[str, Severity, str] | None:
-    if abs(pulse.skew) <= SKEW:
-        return None
-    how = f"{abs(pulse.skew):.0f} s {'ahead of' if pulse.skew > 0 else 'behind'} the database's"
-    more = f"it is {how}: synchronise both machines by NTP; nothing is deleted early meanwhile"
-    # Without the figure: an alarm of another text would be delivered again.
-    return "this machine's clock is not the database's", Severity.WARNING, more
-
-
-def _full(directory: str, free: int, min_free: int) -> tuple[str, Severity, str] | None:
-    if free >= min_free:
-        return None
-    more = f"{free:,} bytes are free, {min_free:,} should be (min_free)"
-    return f"the disk of {directory} is full", Severity.CRITICAL, more
-
-
-def _away(directory: str, why: str | None) -> tuple[str, Severity, str] | None:
-    return None if why is None else (f"the disk of {directory} is away", Severity.CRITICAL, why)
-
-
 @define(eq=False)
-class Vitals:
-    """Looks after a listener, whose `pulse` it takes."""
+class HealthMonitor:
+    """Raises and clears the alarms about a listener, of which `health` returns the state."""
 
     site: str
-    pulse: Callable[[], Pulse]
+    health: Callable[[], Health]
     alarms: Alarms
     every: float = EVERY
-    _behind: deque[float] = field(init=False, factory=lambda: deque([0.0] * LOOKS, LOOKS))
+    _behind: deque[float] = field(init=False, factory=lambda: deque([0.0] * CHECKS, CHECKS))
 
     async def run(self) -> None:
-        """Look, for ever."""
+        """Check, for ever."""
         while True:
-            self.look()
+            self.check()
             await trio.sleep(self.every)
 
-    def look(self) -> None:
-        """Look once, raise what is to be raised and clear what is over."""
-        seen = self.pulse()
+    def check(self) -> None:
+        """Check once: raise what is wrong, clear what is right again."""
+        seen = self.health()
         self._behind.append(seen.behind)
-        pulse = evolve(seen, behind=min(self._behind))
-        for key, alarm in ailments(self.site, pulse):
+        for key, alarm in health_alarms(self.site, evolve(seen, behind=min(self._behind))):
             if alarm is None:
                 self.alarms.clear(key)
             else:
-                self.alarms.sound(alarm)
+                self.alarms.raise_(alarm)

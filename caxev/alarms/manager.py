@@ -1,18 +1,18 @@
-"""Where a site's alarms come together, are kept, and are told.
+"""Collect a site's alarms, keep them in the database, and deliver them.
 
-`dispatcher`, `watcher` and `Vitals` raise alarms here (`sound`, `clear`: neither waits nor fails),
-handlers by way of their job (`raise_and_keep`). What stands is held in memory, is written to the
-database as soon as that can be reached, and is read from there by the next process. One task for
-each sink tells it what is due: a sink that hangs holds up nobody else.
+`dispatcher`, `watcher` and `HealthMonitor` raise alarms here (`raise_`, `clear`: neither waits nor
+fails), handlers by way of their job (`raise_and_keep`). Alarms are held in memory, written to the
+database as soon as it is reachable, and read from there by the next process. Each sink has a task
+of its own: one that hangs holds up no other.
 
-A sink is told before it is written down that it was: a process that is killed in between tells it
-again.
+An alarm is delivered before the delivery is written down: a process that is killed in between
+delivers it twice, but never not at all.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import random
 from typing import Final
 
@@ -21,28 +21,29 @@ from attrs import define, evolve, field
 from loguru import logger
 
 from caxev import metrics
-from caxev.alarms.base import Notifier, Undelivered
+from caxev.alarms.base import DeliveryFailed, Notifier
 from caxev.config import ConfigError
 from caxev.core.alarms import (
-    DEAF,
     PARKED,
     REFUSED,
+    UNCANCELLABLE,
     Alarm,
+    Alarms,
+    AlarmState,
     Rule,
-    Standing,
     cleared,
     crowded,
     delivered,
+    delivery_failed,
     forgettable,
     messages,
-    news,
+    next_delivery,
     parked,
     parked_key,
     raised,
     refused_key,
     same_cause,
     together,
-    undelivered,
 )
 from caxev.core.clock import utcnow
 from caxev.core.errors import one_line
@@ -50,27 +51,27 @@ from caxev.core.ledger import State
 from caxev.database import Database, DatabaseError, Lease, concerns_one, is_fatal
 
 GATHER: Final = 2.0
-"""Seconds from the first alarm that is due to the telling: what comes with it goes with it."""
+"""Seconds from the first alarm that is due to the delivery, so that others can join it."""
 PAUSE: Final = 60.0
-"""Seconds between two tellings of one sink."""
+"""Seconds between two deliveries to one sink."""
 MOST: Final = 1000
-"""Alarms that stand one by one at a site."""
+"""Alarms that can be active one by one at a site."""
 AGAIN: Final = 5.0
 """Seconds until the database is tried again."""
 SWEEP: Final = 3600.0
-"""Seconds at most between two looks at what can be forgotten, and at the clock."""
+"""Seconds at most until alarms that can be forgotten, and the clock, are checked again."""
 
 
 @define(eq=False)
-class Addressee:
-    """A sink: what it is told, and by what. `make` makes the notifier anew, with its secrets."""
+class Recipient:
+    """A sink: what it receives, and by which notifier. `make` reads its secrets again."""
 
     rule: Rule
     notifier: Notifier
     make: Callable[[], Notifier] | None = None
 
     def renew(self) -> None:
-        """Read its secrets again: a password may have been renewed."""
+        """Make the notifier again: a password may have been renewed."""
         try:
             self.notifier = self.notifier if self.make is None else self.make()
         except ConfigError as error:
@@ -82,130 +83,136 @@ class Addressee:
 
 
 @define(eq=False)
-class Desk:
-    """One site's alarms. Implements `caxev.core.alarms.Alarms`. Use `open`, then `run`."""
+class AlarmManager(Alarms):
+    """One site's alarms. Use `open`, then `run`."""
 
     database: Database
     lease: Lease
-    addressees: list[Addressee]
+    recipients: list[Recipient]
     gather: float = field(factory=lambda: GATHER)
     pause: float = field(factory=lambda: PAUSE)
-    _known: dict[str, Standing] = field(init=False, factory=dict)
+    _known: dict[str, AlarmState] = field(init=False, factory=dict)
     _unkept: set[str] = field(init=False, factory=set)
-    _cause: dict[str, str] = field(init=False, factory=dict)
-    """By which alarm each one is told: several of one cause by that of the first, until all end."""
+    _shown_by: dict[str, str] = field(init=False, factory=dict)
+    """For each alarm, the one that stands for its cause: the first, until all of them are over."""
     _changed: trio.Event = field(init=False, factory=trio.Event)
-    _pen: trio.Lock = field(init=False, factory=trio.Lock)
-    _turns: defaultdict[str, trio.Lock] = field(init=False, factory=lambda: defaultdict(trio.Lock))
+    _writing: trio.Lock = field(init=False, factory=trio.Lock)
+    _sending: defaultdict[str, trio.Lock] = field(
+        init=False, factory=lambda: defaultdict(trio.Lock)
+    )
 
     @property
-    def standing(self) -> list[Standing]:
-        """The alarms that stand now."""
-        return [one for one in self._known.values() if one.stands]
+    def active(self) -> list[AlarmState]:
+        """The alarms that are not over."""
+        return [one for one in self._known.values() if one.active]
 
     # -- raising ----------------------------------------------------------------------------
 
-    def sound(self, alarm: Alarm) -> None:
-        """Raise an alarm; nothing new if it stands, or another one of the same cause does."""
-        told_by = self._told_by(alarm)
-        if self._cause.get(alarm.key, told_by) != told_by:
-            self.clear(alarm.key)  # it has another cause by now
-        self._cause[alarm.key] = told_by
-        if told_by != alarm.key:
+    def raise_(self, alarm: Alarm) -> None:
+        """Raise an alarm; no change if it, or another one of the same cause, is active."""
+        key = self._key_for(alarm)
+        if self._shown_by.get(alarm.key, key) != key:
+            self.clear(alarm.key)  # it has another cause now
+        self._shown_by[alarm.key] = key
+        if key != alarm.key:
             return
-        if len(self._known) >= MOST and alarm.key not in self._known:
+        if len(self._known) >= MOST and key not in self._known:
             alarm = crowded(alarm.site, MOST)
         before = self._known.get(alarm.key)
-        after = raised(before, alarm, utcnow())
-        self._known[alarm.key] = after
-        if before is None or _said(before) != _said(after):
-            logger.log("WARNING", "alarm: {}", alarm.summary)
+        self._known[alarm.key] = after = raised(before, alarm, utcnow())
+        if before is None or _without_details(before) != _without_details(after):
+            logger.warning("alarm: {}", alarm.summary)
             self._note(alarm.key)
 
     def clear(self, key: str) -> None:
-        """End an alarm, if it stands and no other one of its cause still does."""
-        key = self._cause.pop(key, key)
-        if not self._stands(key) or key in self._cause.values():
+        """End an alarm, if it is active and no other one of its cause still is."""
+        key = self._shown_by.pop(key, key)
+        if not self._is_active(key) or key in self._shown_by.values():
             return
         before = self._known[key]
         self._known[key] = after = cleared(before, utcnow())
-        if not after.stands:
+        if not after.active:
             logger.info("over: {}", before.alarm.summary)
             self._note(key)
 
-    def _told_by(self, alarm: Alarm) -> str:
-        """Return the key of the alarm that is told for this one: its own, or one of its cause."""
-        if self._stands(alarm.key):
+    def _key_for(self, alarm: Alarm) -> str:
+        """Return the key of the active alarm that stands for this one; its own if none does."""
+        if self._is_active(alarm.key):
             return alarm.key
-        found = (one.alarm.key for one in self.standing if same_cause(one.alarm, alarm))
+        found = (one.alarm.key for one in self.active if same_cause(one.alarm, alarm))
         return next(found, alarm.key)
 
-    def _stands(self, key: str) -> bool:
-        return key in self._known and self._known[key].stands
+    def _is_active(self, key: str) -> bool:
+        return key in self._known and self._known[key].active
 
     async def raise_and_keep(self, alarm: Alarm) -> None:
-        """Raise an alarm; returns when it is kept. Raises `DatabaseError` where it may not be."""
-        self.sound(alarm)
+        """Raise an alarm; returns when it is in the database. Raises `DatabaseError`."""
+        self.raise_(alarm)
         await self._keep_one(alarm.key)
 
     async def clear_and_keep(self, key: str) -> None:
-        """End an alarm for all that it is told for, and keep that. Raises `DatabaseError`."""
-        self._cause = {one: told_by for one, told_by in self._cause.items() if told_by != key}
+        """End an alarm and all it stands for, and keep that. Raises `DatabaseError`."""
+        self._shown_by = {one: by for one, by in self._shown_by.items() if by != key}
         self.clear(key)
         await self._keep_one(key)
 
     async def _keep_one(self, key: str) -> None:
-        async with self._pen:  # it may be being written now
+        async with self._writing:  # another task may be writing it
             if key in self._unkept:
-                await self._write()
+                await self._write(self._unkept)
 
     def _note(self, key: str) -> None:
         self._unkept.add(key)
         changed, self._changed = self._changed, trio.Event()
         changed.set()
-        metrics.alarms.labels(self.lease.site).set(len(self.standing))
+        metrics.alarms.labels(self.lease.site).set(len(self.active))
 
     # -- keeping ----------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Read what stands, and raise an alarm for each reaction that has failed meanwhile.
+        """Read the alarms of the former process, and raise one for each reaction that has failed.
 
-        So none is lost where a process was killed between the failure and the alarm.
+        If that process was killed between a failure and its alarm, the alarm is not lost.
         """
         site = self.lease.site
         self._known = {one.alarm.key: one for one in await self.database.alarms(site)}
-        self._cause = {key: key for key in self._known if self._stands(key)}
-        failed = await self.database.reactions(site, state="failed", limit=MOST)
-        about = [key for key in self._known if key.startswith(PARKED) and self._stands(key)]
-        for key in [key for key in self._known if key.startswith(DEAF)]:
-            self.clear(key)  # with its process
-        refusals = {key for key in self._known if key.startswith(REFUSED) and self._stands(key)}
-        if refusals:
-            for key in refusals - {refused_key(one) for one in await self.database.hindered(site)}:
+        self._shown_by = {key: key for key in self._known if self._is_active(key)}
+        failures = [
+            reaction
+            for reaction, _ in await self.database.reactions(site, state="failed", limit=MOST)
+        ]
+        about = self._active_keys(PARKED)
+        for key in self._active_keys(UNCANCELLABLE):
+            self.clear(key)  # it has ended with its process
+        if refusals := self._active_keys(REFUSED):
+            awaited = {refused_key(one) for one in await self.database.hindered(site)}
+            for key in refusals - awaited:
                 self.clear(key)
         reactions = await self.database.standing([key.removeprefix(PARKED) for key in about])
-        untold = [reaction for reaction, _ in failed if not self._stands(parked_key(reaction))]
-        runs = await self.database.runs([reaction.run for reaction in untold]) if untold else {}
-        for reaction in untold:
-            self.sound(parked(reaction, str(runs.get(reaction.run, f"run {reaction.run}"))))
-        for key in about:  # last, since it may stand for others of its cause that have failed
+        failures = [reaction for reaction in failures if not self._is_active(parked_key(reaction))]
+        runs = await self.database.runs([reaction.run for reaction in failures]) if failures else {}
+        for reaction in failures:
+            self.raise_(parked(reaction, str(runs.get(reaction.run, f"run {reaction.run}"))))
+        for key in about:  # last: it may now stand for others of its cause, which have failed
             found = reactions.get(key.removeprefix(PARKED))
             if found is None or found.state is State.DONE:
                 self.clear(key)
 
+    def _active_keys(self, prefix: str) -> set[str]:
+        return {key for key in self._known if key.startswith(prefix) and self._is_active(key)}
+
     async def keep(self) -> None:
         """Write what is not in the database yet. Raises `DatabaseError`."""
-        async with self._pen:
+        async with self._writing:
             try:
-                if self._unkept:
-                    await self._write()
+                await self._write(self._unkept)
             except DatabaseError as error:
                 if not concerns_one(error):
                     raise
                 await self._write_apart()
 
     async def _write_apart(self) -> None:
-        """Write one by one: what the database refuses of one keeps no other from being kept."""
+        """Write one by one, so that an alarm which the database refuses does not block others."""
         for key in sorted(self._unkept):
             try:
                 await self._write({key})
@@ -215,86 +222,74 @@ class Desk:
                 logger.error("the alarm {!r} cannot be kept: {}", key, error)
                 self._unkept.discard(key)
 
-    async def _write(self, keys: set[str] | None = None) -> None:
-        keys = set(self._unkept) if keys is None else keys
-        self._unkept -= keys
+    async def _write(self, keys: Iterable[str]) -> None:
+        keys = set(keys)
+        if not keys:
+            return
+        self._unkept -= keys  # before the write: one that changes meanwhile is written again
         kept = [self._known[key] for key in keys if key in self._known]
-        gone = [key for key in keys if key not in self._known]
-        done = False
         try:
-            await self.database.keep_alarms(self.lease, kept, gone)
-            done = True
-        finally:
-            if not done:
-                self._unkept |= keys
+            await self.database.keep_alarms(self.lease, kept, list(keys - self._known.keys()))
+        except BaseException:
+            self._unkept |= keys
+            raise
 
     async def run(self) -> None:
-        """Keep and tell, for ever. Raises `LeaseLost`."""
+        """Keep and deliver, for ever. Raises `LeaseLost`."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_all)
-            for addressee in self.addressees:
-                nursery.start_soon(self._tell_on, addressee)
+            for recipient in self.recipients:
+                nursery.start_soon(self._deliver_all, recipient)
 
     async def _keep_all(self) -> None:
         while True:
             changed, wait = self._changed, SWEEP
             self._forget()
-            if self._unkept:
-                wait = await self._kept()
+            try:
+                await self.keep()
+            except DatabaseError as error:
+                if is_fatal(error):
+                    raise
+                logger.debug("alarms wait for the database: {}", error)
+                wait = AGAIN
             with trio.move_on_after(wait):
                 await changed.wait()
 
-    async def _kept(self) -> float:
-        """Write what is to be written; returns in how many seconds to look again."""
-        try:
-            await self.keep()
-        except DatabaseError as error:
-            if is_fatal(error):
-                raise
-            logger.debug("alarms wait for the database: {}", error)
-            return AGAIN
-        return SWEEP
-
     def _forget(self) -> None:
-        now, rules = utcnow(), [one.rule for one in self.addressees]
-        for key, standing in list(self._known.items()):
-            if forgettable(standing, rules, now):
+        now, rules = utcnow(), [one.rule for one in self.recipients]
+        for key, state in list(self._known.items()):
+            if forgettable(state, rules, now):
                 del self._known[key]
-                self._cause.pop(key, None)
+                self._shown_by.pop(key, None)
                 self._unkept.add(key)
         if len(self._known) < MOST // 2:
             self.clear("crowded")
 
-    # -- telling ----------------------------------------------------------------------------
+    # -- delivering -------------------------------------------------------------------------
 
-    async def _tell_on(self, addressee: Addressee) -> None:
+    async def _deliver_all(self, recipient: Recipient) -> None:
         while True:
             changed = self._changed
-            wait = self._until_news(addressee)
+            due = [next_delivery(one, recipient.rule) for one in self._known.values()]
+            first = min((one.at for one in due if one), default=None)
+            wait = SWEEP if first is None else (first - utcnow()).total_seconds()
             if wait > 0:
                 with trio.move_on_after(min(wait, SWEEP)):
                     await changed.wait()
                 continue
             await trio.sleep(self.gather)
-            await self.tell(addressee)
+            await self.deliver(recipient)
             await trio.sleep(self.pause)
 
-    def _until_news(self, addressee: Addressee) -> float:
-        found = (news(one, addressee.rule) for one in self._known.values())
-        times = [one.at for one in found if one is not None]
-        if not times:
-            return float("inf")
-        return (min(times) - utcnow()).total_seconds()
+    async def leave(self, *, deliver: bool) -> None:
+        """Keep what is not kept yet; before that, with `deliver`, deliver what is due.
 
-    async def leave(self, *, telling: bool) -> None:
-        """Keep what is not kept yet; before that, with `telling`, tell every sink what is due.
-
-        Where the database does not take it, the next process raises what still stands.
+        If the database does not take it, the next process raises what is still wrong.
         """
-        if telling:
+        if deliver:
             async with trio.open_nursery() as nursery:
-                for addressee in self.addressees:
-                    nursery.start_soon(self.tell, addressee)
+                for recipient in self.recipients:
+                    nursery.start_soon(self.deliver, recipient)
         self._forget()
         try:
             await self.keep()
@@ -302,32 +297,29 @@ class Desk:
             logger.warning("alarms are not kept: {}", error)
 
     async def hang_up(self) -> None:
-        """Tell nobody any more, once what is being told now has been told.
+        """Deliver nothing more; returns when the deliveries under way have ended.
 
-        Cut short, it would be told again by the next process.
+        If one were cut short, the next process would repeat it.
         """
-        for addressee in self.addressees:
-            await self._turns[addressee.name].acquire()
+        for recipient in self.recipients:
+            await self._sending[recipient.name].acquire()
 
-    async def tell(self, addressee: Addressee) -> None:
-        """Tell one sink what is due now; what it could not be told is due again later."""
-        async with self._turns[addressee.name]:
-            await self._tell(addressee)
+    async def deliver(self, recipient: Recipient) -> None:
+        """Deliver to one sink what is due now; what fails is due again later."""
+        async with self._sending[recipient.name]:
+            now = utcnow()
+            due = [(one, next_delivery(one, recipient.rule)) for one in self._known.values()]
+            for over in (False, True):
+                group = [one for one, what in due if what and what.over is over and what.at <= now]
+                for batch in messages(group):
+                    why = await try_send(recipient.notifier, together(batch), over=over)
+                    if why is not None:
+                        recipient.renew()
+                    self._record(recipient.name, batch, why, over=over)
 
-    async def _tell(self, addressee: Addressee) -> None:
+    def _record(self, sink: str, batch: list[AlarmState], why: str | None, *, over: bool) -> None:
         now = utcnow()
-        due = [(one, news(one, addressee.rule)) for one in self._known.values()]
-        for over in (False, True):
-            group = [one for one, what in due if what and what.over is over and what.at <= now]
-            for batch in messages(group):
-                why = await attempted(addressee.notifier, together(batch), over=over)
-                if why is not None:
-                    addressee.renew()
-                self._told(addressee.name, batch, why, over=over)
-
-    def _told(self, sink: str, batch: list[Standing], why: str | None, *, over: bool) -> None:
-        now = utcnow()
-        for key in [standing.alarm.key for standing in batch]:
+        for key in [state.alarm.key for state in batch]:
             before = self._known.get(key)
             if before is None:
                 continue
@@ -335,24 +327,24 @@ class Desk:
                 self._known[key] = delivered(before, sink, now, over=over)
             else:
                 jitter = random()  # noqa: S311  # not for secrets
-                self._known[key] = undelivered(before, sink, why, now, jitter=jitter)
+                self._known[key] = delivery_failed(before, sink, why, now, jitter=jitter)
             self._note(key)
         if why is not None:
-            logger.error("{} of {} alarms could not be told: {}", sink, len(batch), why)
-        untold = sum(sink in one.untold for one in self._known.values())
-        metrics.untold.labels(self.lease.site, sink).set(untold)
+            logger.error("{} of {} alarms could not be delivered: {}", sink, len(batch), why)
+        undelivered = sum(sink in one.undelivered for one in self._known.values())
+        metrics.undelivered.labels(self.lease.site, sink).set(undelivered)
 
 
-def _said(standing: Standing) -> object:
-    """What people see of an alarm, so that it is worth a write when it changes."""
-    return evolve(standing, alarm=evolve(standing.alarm, details={}))
+def _without_details(state: AlarmState) -> AlarmState:
+    """Return a state to compare: new details alone are worth neither a write nor a log line."""
+    return evolve(state, alarm=evolve(state.alarm, details={}))
 
 
-async def attempted(notifier: Notifier, alarm: Alarm, *, over: bool) -> str | None:
-    """Send it; returns why it was not sent, None where it was."""
+async def try_send(notifier: Notifier, alarm: Alarm, *, over: bool) -> str | None:
+    """Send an alarm; returns why that failed, or None."""
     try:
         await notifier.send(alarm, over=over)
-    except Undelivered as error:
+    except DeliveryFailed as error:
         return str(error)
     except Exception as error:  # noqa: BLE001  # others' notifiers may raise anything
         logger.opt(exception=error).error("a notifier failed: {!r}", error)

@@ -1,4 +1,4 @@
-"""Alarms by HTTP: to Slack (and what is shaped like it), to PagerDuty, or as plain JSON."""
+"""Alarms by HTTP: to Slack (and compatible chats), to PagerDuty, or as plain JSON."""
 
 from __future__ import annotations
 
@@ -8,84 +8,78 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from http.client import HTTPException
 from typing import Any, Final, Self
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 from urllib.parse import urlsplit
 
-import trio
 from attrs import define, field
 
-from caxev.alarms.base import PATIENCE, Undelivered, in_thread, lines, sentence
+from caxev.alarms.base import PATIENCE, DeliveryFailed, Threaded, lines, sentence
 from caxev.config import ConfigError, Webhook, secret
 from caxev.core.alarms import Alarm
 from caxev.core.clock import utcnow
 
 LONGEST_KEY: Final = 255
+"""Characters that PagerDuty accepts for the key that identifies an incident."""
 GATEWAY: Final = {502, 503, 504}
 """What a gateway answers while the server behind it is away."""
-"""Characters that PagerDuty takes for the key by which it knows an incident again."""
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """A POST that is sent elsewhere would arrive as a GET: that is a failure, not a delivery."""
+class _AsItIs(urllib.request.HTTPErrorProcessor):
+    """Returns every answer: an error, and a redirect, which would make a GET of our POST."""
 
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        return None
+    def http_response(self, request: Any, response: Any) -> Any:  # noqa: ARG002  # the base's
+        """Return the answer."""
+        return response
+
+    https_response = http_response
 
 
 @define(eq=False)
-class Hook:
-    """One address to which JSON is posted. Redirects are not followed; certificates are checked."""
+class WebhookNotifier(Threaded):
+    """POSTs JSON to one address. Follows no redirect; checks certificates."""
 
     shape: str
     url: str = field(repr=False)
     token: str | None = field(repr=False)
-    resolves: bool = True
-    _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(1))
 
     @classmethod
     def of(cls, options: Webhook) -> Self:
-        """Look for the secret. Raises `ConfigError` where there should be one and is none."""
+        """Read the secret. Raises `ConfigError` if one is needed and there is none."""
         found = secret(options.secret)
-        where = f"set {options.secret}, or {options.secret}_FILE to a file that holds it"
+        todo = f"set {options.secret}, or {options.secret}_FILE to a file that holds it"
         if options.shape == "pagerduty" and found is None:
-            raise ConfigError(f"there is no integration key: {where}")
+            raise ConfigError(f"there is no integration key: {todo}")
         if options.url is not None:
             return cls(options.shape, options.url, found)
         if found is None:
-            raise ConfigError(f"there is no url: {where}")
+            raise ConfigError(f"there is no url: {todo}")
         _check(options.secret, found)
         return cls(options.shape, found, None)
 
-    async def send(self, alarm: Alarm, *, over: bool) -> None:
-        """See `Notifier`."""
+    def deliver(self, alarm: Alarm, over: bool) -> None:
+        """See `Threaded`."""
         body = json.dumps(BODIES[self.shape](alarm, over, self.token)).encode()
-        await in_thread(lambda: self._post(body), self._limiter)
-
-    def _post(self, body: bytes) -> None:
-        where = urlsplit(self.url).netloc.rpartition("@")[2]  # Slack's path is a secret
+        host = urlsplit(self.url).netloc.rpartition("@")[2]  # the path of Slack's is a secret
         headers = {"Content-Type": "application/json", "User-Agent": "caxev"}
         if self.shape == "json" and self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         request = urllib.request.Request(self.url, body, headers)  # noqa: S310  # http(s): checked
         try:
-            with urllib.request.build_opener(_Stay).open(request, timeout=PATIENCE) as answer:
-                answer.read(1000)
-        except HTTPError as error:
-            if error.code in GATEWAY:
-                error.close()
-                raise Undelivered(f"{where} is away: its gateway answered {error.code}") from None
-            with error:
-                said = " ".join(error.read(200).decode(errors="replace").split())
-            raise Undelivered(f"{where} answered {error.code} {said}") from None
+            with urllib.request.build_opener(_AsItIs).open(request, timeout=PATIENCE) as answer:
+                status, start = answer.status, answer.read(200).decode(errors="replace")
         except URLError as error:
-            raise Undelivered(f"{where}: {error.reason}") from None
+            raise DeliveryFailed(f"{host}: {error.reason}") from None
         except (HTTPException, OSError, ValueError) as error:
             # Their messages may hold the address.
-            raise Undelivered(f"{where}: {type(error).__name__}") from None
+            raise DeliveryFailed(f"{host}: {type(error).__name__}") from None
+        if status in GATEWAY:
+            raise DeliveryFailed(f"{host} is away: its gateway answered {status}")
+        if not 200 <= status < 300:  # noqa: PLR2004  # HTTP's success
+            raise DeliveryFailed(f"{host} answered {status} {' '.join(start.split())}")
 
 
 def _check(name: str, url: str) -> None:
-    """Raise `ConfigError` where that secret is no address, in words that do not repeat it."""
+    """Raise `ConfigError` if a secret is no address, in words that do not repeat it."""
     try:
         parts = urlsplit(url)
         scheme, host, user = parts.scheme, parts.hostname, parts.username
@@ -99,25 +93,22 @@ def _check(name: str, url: str) -> None:
 
 
 def slack(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:
-    """A message as Slack, Mattermost and Rocket.Chat take it."""
+    """Return a message for Slack, Mattermost or Rocket.Chat."""
     del token
     mark = ":white_check_mark:" if over else ":rotating_light:"
     text = "\n".join([sentence(alarm, over=over), *([] if over else lines(alarm))])
     for character, name in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-        text = text.replace(character, name)
+        text = text.replace(character, name)  # so that an alarm's text mentions nobody
     return {"text": f"{mark} {text}"}
 
 
 def pagerduty(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:
-    """An event of PagerDuty's Events API v2: it triggers an incident, or resolves it."""
+    """Return an event of PagerDuty's Events API v2: it triggers an incident, or resolves it."""
     key = f"{alarm.site}: {alarm.key}"
     if len(key) > LONGEST_KEY:
         key = sha256(key.encode()).hexdigest()
-    event: dict[str, Any] = {
-        "routing_key": token,
-        "event_action": "resolve" if over else "trigger",
-        "dedup_key": key,
-    }
+    action = "resolve" if over else "trigger"
+    event: dict[str, Any] = {"routing_key": token, "event_action": action, "dedup_key": key}
     if not over:
         event["client"] = "caxev"
         event["payload"] = {
@@ -132,7 +123,7 @@ def pagerduty(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:
 
 
 def plain(alarm: Alarm, over: bool, token: str | None) -> Mapping[str, Any]:
-    """All that there is to say, for a program of one's own."""
+    """Return every field of the alarm, for a program of the user's own."""
     del token
     return {
         "site": alarm.site,

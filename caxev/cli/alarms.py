@@ -1,4 +1,4 @@
-"""``caxev alarms``: what people are told of, whether it reached them, and a test that it does."""
+"""``caxev alarms``: the active alarms, whether they were delivered, and a test delivery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from caxev.cli.output import Table, say, show
 
 if TYPE_CHECKING:
     from caxev.config import Site
-    from caxev.core.alarms import Standing
+    from caxev.core.alarms import AlarmState
     from caxev.database import Database
 
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     epilog=example("caxev alarms", "caxev alarms test --site lngs", "caxev alarms clear 3f9ac0d1"),
 )
 @click.option("--site", metavar="S", help="Only of this site.")
-@click.option("--all", "everything", is_flag=True, help="Those that are over, too.")
+@click.option("--all", "everything", is_flag=True, help="Also those that are over.")
 @as_json
 @global_options(hidden=True)
 @click.pass_context
 def alarms(context: click.Context, site: str | None, everything: bool, as_json: bool) -> None:
-    """List the alarms that stand: what they say, and whom they did not reach."""
+    """List the active alarms, and the sinks to which they could not be delivered."""
     if context.invoked_subcommand is not None:
         return
     options = state()
@@ -35,8 +35,8 @@ def alarms(context: click.Context, site: str | None, everything: bool, as_json: 
     if site is not None:
         site = options.sites().get(site).name
     found = options.with_database(lambda database: database.alarms(site))
-    rows = alarm_rows([one for one in found if everything or one.stands])
-    show(Table(_ALARMS, rows), as_json=as_json, empty="no alarm stands")
+    rows = alarm_rows([one for one in found if everything or one.active])
+    show(Table(_ALARMS, rows), as_json=as_json, empty="no alarm is active")
 
 
 _ALARMS = (
@@ -47,32 +47,32 @@ _ALARMS = (
     ("over", "OVER"),
     ("summary", "ALARM"),
     ("why", "WHY"),
-    ("untold", "NOT TOLD"),
+    ("undelivered", "NOT DELIVERED"),
 )
 
 
-def alarm_rows(found: Sequence[Standing]) -> list[dict[str, Any]]:
+def alarm_rows(found: Sequence[AlarmState]) -> list[dict[str, Any]]:
     """Return a row for each alarm, the worst first."""
     from caxev.core.alarms import urgency
 
     return [_row(one) for one in sorted(found, key=urgency)]
 
 
-def _row(standing: Standing) -> dict[str, Any]:
-    alarm = standing.alarm
+def _row(state: AlarmState) -> dict[str, Any]:
+    alarm = state.alarm
     return {
         "id": alarm.id,
         "site": alarm.site,
         "severity": alarm.severity.value,
-        "since": standing.since,
-        "over": standing.over,
+        "since": state.since,
+        "over": state.over,
         "summary": alarm.summary,
         "why": alarm.details.get("why") or alarm.details.get("more"),
-        "untold": [f"{sink}: {why}" for sink, why in standing.untold.items()],
+        "undelivered": [f"{sink}: {why}" for sink, why in state.undelivered.items()],
         "run": alarm.run or None,
         "key": alarm.key,
         "details": dict(alarm.details),
-        "told": {sink: told.raised for sink, told in standing.told.items()},
+        "delivered": {sink: last.raised for sink, last in state.deliveries.items()},
     }
 
 
@@ -80,13 +80,13 @@ def _row(standing: Standing) -> dict[str, Any]:
 
 
 @alarms.command("test", epilog=example("caxev alarms test --site lngs"))
-@click.option("--site", required=True, metavar="S", help="The site whose `alarms` are tried.")
+@click.option("--site", required=True, metavar="S", help="The site whose `alarms` are tested.")
 @as_json
 @global_options(hidden=True)
 def test(site: str, as_json: bool) -> None:
-    """Send a test to each address of a site, from here, and say which took it.
+    """Send a test alarm to each sink of a site, from here, and show which accepted it.
 
-    It is never said to be over: at PagerDuty, resolve it by hand.
+    Its end is never sent: at PagerDuty, resolve it by hand.
     """
     import trio
 
@@ -104,7 +104,7 @@ _TESTED = (("sink", "SINK"), ("kind", "KIND"), ("ok", "OK"), ("why", "WHY"))
 async def _tried(site: Site) -> list[dict[str, Any]]:
     import trio
 
-    from caxev.alarms import addressees, attempted
+    from caxev.alarms import recipients, try_send
     from caxev.core.alarms import Alarm, Severity
 
     alarm = Alarm(
@@ -119,12 +119,12 @@ async def _tried(site: Site) -> list[dict[str, Any]]:
     ]
 
     async def one(row: dict[str, Any], notifier: Any) -> None:
-        row["why"] = await attempted(notifier, alarm, over=False)
+        row["why"] = await try_send(notifier, alarm, over=False)
         row["ok"] = row["why"] is None
 
     async with trio.open_nursery() as nursery:
-        for row, addressee in zip(rows, addressees(site.name, site.alarms), strict=True):
-            nursery.start_soon(one, row, addressee.notifier)
+        for row, recipient in zip(rows, recipients(site.name, site.alarms), strict=True):
+            nursery.start_soon(one, row, recipient.notifier)
     return rows
 
 
@@ -135,9 +135,9 @@ async def _tried(site: Site) -> list[dict[str, Any]]:
 @click.argument("alarm", metavar="ID")
 @global_options(hidden=True)
 def clear(alarm: str) -> None:
-    """Say that an alarm is over: one that nothing clears by itself any more.
+    """End an alarm that nothing clears by itself.
 
-    The site's listener does it: what is asked for waits until one runs.
+    The site's listener does it, or the next one if none runs.
     """
     options = state()
     options.log("warning")
@@ -148,10 +148,10 @@ async def _clear(database: Database, name: str) -> str:
     from caxev.cli.replay import leave, nobody
     from caxev.database import Request
 
-    found = [one.alarm for one in await database.alarms() if one.stands]
+    found = [one.alarm for one in await database.alarms() if one.active]
     alarm = next((alarm for alarm in found if alarm.id == name), None)
     if alarm is None:
-        raise NothingToDo(f"no alarm {name!r} stands: caxev alarms lists those that do")
+        raise NothingToDo(f"no alarm {name!r} is active: caxev alarms lists those that are")
     told = await leave(database, alarm.site, [Request("clear", alarm=alarm.key)])
     line = f"{alarm.site}: asked to clear: {alarm.summary}"
     return line if told["listening"] else f"{line}; {nobody(alarm.site)}"

@@ -105,7 +105,7 @@ def listen(
         reread=partial(_reread, options, site),
     )
     _check(site, sites)
-    listening.addressees()
+    listening.recipients()
     if dry_run:
         rows = options.with_database(lambda database: _would(database, site, registry))
         show(Table(_COLUMNS, rows), as_json=as_json, empty=f"nothing is due at {site}")

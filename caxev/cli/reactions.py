@@ -198,8 +198,8 @@ async def _unrecorded(database: Database, site: str) -> int:
     """Return how many reactions of the site have failed, which the ledger refuses to record."""
     from caxev.core.alarms import UNRECORDED
 
-    standing = [one.alarm for one in await database.alarms(site) if one.stands]
-    return sum(alarm.details.get("what to do") == UNRECORDED for alarm in standing)
+    active = [one.alarm for one in await database.alarms(site) if one.active]
+    return sum(alarm.details.get("what to do") == UNRECORDED for alarm in active)
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from caxev.cli.reaction_rows import COLUMNS, Progress, progress_cells, reaction_
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
-    from caxev.core.alarms import Standing
+    from caxev.core.alarms import AlarmState
     from caxev.core.model import Copy, Run
     from caxev.database import Database, Selection, SiteRecord
 
@@ -150,12 +150,12 @@ def _moving_cells(moving: Sequence[Progress]) -> dict[str, Any]:
     return {**cells, "moving": len(moving)}
 
 
-def _alarm_cells(known: Sequence[Standing]) -> dict[str, Any]:
+def _alarm_cells(known: Sequence[AlarmState]) -> dict[str, Any]:
     """Say how many alarms stand, and of how many somebody could not be told."""
-    standing = sum(one.stands for one in known)
-    untold = sum(bool(one.untold) for one in known)
-    cell = f"{standing}, {untold} not told" if untold else standing
-    return {"alarms": cell, "alarms_standing": standing, "alarms_untold": untold}
+    active = sum(one.active for one in known)
+    undelivered = sum(bool(one.undelivered) for one in known)
+    cell = f"{active}, {undelivered} not delivered" if undelivered else active
+    return {"alarms": cell, "alarms_active": active, "alarms_undelivered": undelivered}
 
 
 def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str, Any]:

@@ -1,26 +1,23 @@
-"""The life of an alarm: something that a person should know of, and who has been told.
+"""The life cycle of an alarm, and of its deliveries.
 
-Theory
-------
-An alarm is known by its site and its key. While it stands, a sink (an address to which alarms go)
-is told of it once every `Rule.repeat`; it is told once that it is over, where the sink can make use
-of that, and not before it has been over for a while: what comes and goes is one alarm. A sink that
-cannot be told keeps its reaction: it is tried again, later each time, for as long as it takes.
+An alarm is identified by its site and its key. While it is active, each sink (an address to which
+alarms are delivered) receives it once every `Rule.repeat`. A sink that can use it also receives one
+message when the alarm is over, but only after `CALM`: an alarm that flaps is one alarm. A failed
+delivery is tried again with growing delays until it succeeds.
 
 ::
 
-               raised                    told               repeat has passed
-    (none) ─────────▶ STANDS, untold ──────────▶ STANDS, told ────────────────▶ (told again)
+               raised                 delivered               repeat has passed
+    (none) ─────────▶ ACTIVE, due ─────────────▶ ACTIVE, delivered ─────────────▶ (due again)
        ▲                ▲                          │
        │ forgotten      │ raised again             │ cleared
-       └──────────── OVER, told ◀── told ── OVER, untold
+       └──────────── OVER, delivered ◀─────── OVER, due
 
-What only happened, and is no state that could end, is raised with `once`: each sink is told, and
-that is all.
+An event that cannot end is raised with `once`: it is delivered once to each sink and forgotten.
 
-Callers: handlers raise alarms by ``job.alarm``, `dispatcher` and `caxev.alarms` those of the
-engine; `caxev.alarms.Desk` asks what to tell whom, `database` stores it. Pure: `now` (UTC) and the
-jitter are arguments. Property-tested in tests/test_alarms.py.
+Handlers raise alarms by ``job.alarm``; `dispatcher`, `watcher` and `caxev.alarms` raise those of
+the engine. `caxev.alarms.AlarmManager` applies this module, `database` stores the states. Pure:
+`now` (UTC) and the jitter are arguments. Property-tested in tests/test_alarms.py.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import StrEnum
 from hashlib import sha256
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 from attrs import Factory, evolve, field, frozen
 
@@ -38,13 +35,13 @@ from caxev.core.escapes import escaped
 from caxev.core.ledger import Reaction, delay
 
 CALM: Final = timedelta(minutes=5)
-"""How long an alarm must be over before people are told that it is."""
+"""How long an alarm must be over before its end is delivered."""
 LATER: Final = 6
 """A sink's first delay is that of a reaction's sixth failure: some minutes."""
 LISTED: Final = 20
-"""How many others a message names that stands for many."""
+"""How many summaries a message lists beside the first, if it stands for many alarms."""
 FEW: Final = 5
-"""Up to so many alarms that are due together are told one by one."""
+"""Up to this number, alarms that are due together are delivered one by one."""
 
 
 class Severity(StrEnum):
@@ -74,11 +71,10 @@ def _details(details: Mapping[str, object]) -> dict[str, str]:
 
 @frozen
 class Alarm:
-    """What a person should know.
+    """Something that needs a person.
 
-    `key` tells this alarm from all others of the site. `summary` is one line, `run` the run's label
-    where it is about one, `details` are further lines by name. `once`: it happened, and cannot
-    be over.
+    `key` is unique within the site. `summary` is one line, `run` the run's label if the alarm is
+    about a run, `details` are further lines by name. `once`: an event, which cannot be over.
     """
 
     site: str
@@ -91,51 +87,31 @@ class Alarm:
 
     @property
     def id(self) -> str:
-        """Eight characters by which people, and mail readers, know it again."""
+        """Eight characters by which people and mail readers recognise it."""
         return sha256(f"{self.site}\n{self.key}".encode()).hexdigest()[:8]
 
 
-class Alarms(Protocol):
-    """Where alarms are raised: `caxev.alarms.Desk`."""
+class Alarms:
+    """Receives alarms; this base class drops them. The real one is `caxev.alarms.AlarmManager`."""
 
-    def sound(self, alarm: Alarm) -> None:
-        """Raise an alarm; nothing new where it stands. Neither waits nor fails."""
-        ...
-
-    def clear(self, key: str) -> None:
-        """Say that an alarm is over; nothing where none stands. Neither waits nor fails."""
-        ...
-
-    async def raise_and_keep(self, alarm: Alarm) -> None:
-        """Raise an alarm; returns when it is kept in the database. Raises what that raises."""
-        ...
-
-    async def clear_and_keep(self, key: str) -> None:
-        """Say that an alarm is over; returns when that is kept. Raises what that raises."""
-        ...
-
-
-class Silent:
-    """No alarms are raised: `Alarms` for those who have nobody to tell."""
-
-    def sound(self, alarm: Alarm) -> None:
-        """Do nothing."""
+    def raise_(self, alarm: Alarm) -> None:
+        """Raise an alarm; no change if it is active already. Neither waits nor fails."""
 
     def clear(self, key: str) -> None:
-        """Do nothing."""
+        """End an alarm; no change if none is active. Neither waits nor fails."""
 
     async def raise_and_keep(self, alarm: Alarm) -> None:
-        """Do nothing."""
+        """Raise an alarm; returns when it is in the database. Raises `DatabaseError`."""
 
     async def clear_and_keep(self, key: str) -> None:
-        """Do nothing."""
+        """End an alarm; returns when that is in the database. Raises `DatabaseError`."""
 
 
 @frozen
 class Rule:
-    """What a sink is told: alarms that are at least so bad, each again after `repeat`.
+    """What a sink receives: alarms of at least `severity`, each again after `repeat`.
 
-    `resolves`: it can make use of word that an alarm is over. That is told after `calm`.
+    `resolves`: it also receives the end of an alarm, after `calm`.
     """
 
     sink: str
@@ -146,11 +122,11 @@ class Rule:
 
 
 @frozen
-class Told:
-    """What one sink knows of an alarm.
+class Delivery:
+    """The deliveries of one alarm to one sink.
 
-    `raised`: when it was last told that it stands; `over`: it was told since that it is over.
-    After `tries` failures in a row the next is not before `due`; `why` is the last one's reason.
+    `raised` is when it last received the alarm; `over`: it has since received its end. After
+    `tries` failures in a row the next attempt is not before `due`; `why` is the last one's reason.
     """
 
     raised: datetime | None = None
@@ -160,120 +136,116 @@ class Told:
     why: str = ""
 
 
-UNTOLD: Final = Told()
+NO_DELIVERY: Final = Delivery()
 
 
 @frozen
-class Standing:
-    """An alarm that stands `since` then, or is `over` since then; what each sink was told."""
+class AlarmState:
+    """An alarm that was raised at `since` and ended at `over`; its deliveries by sink."""
 
     alarm: Alarm
     since: datetime
     over: datetime | None = None
-    told: Mapping[str, Told] = Factory(dict)
+    deliveries: Mapping[str, Delivery] = Factory(dict)
 
     @property
-    def stands(self) -> bool:
+    def active(self) -> bool:
         return self.over is None
 
     @property
-    def untold(self) -> dict[str, str]:
-        """The sinks that could not be told what they should know, and why."""
-        return {sink: told.why for sink, told in self.told.items() if told.tries}
+    def undelivered(self) -> dict[str, str]:
+        """The sinks for which the last delivery failed, and why."""
+        return {sink: last.why for sink, last in self.deliveries.items() if last.tries}
+
+    def last(self, sink: str) -> Delivery:
+        """Return the last delivery to a sink."""
+        return self.deliveries.get(sink, NO_DELIVERY)
+
+    def with_delivery(self, sink: str, delivery: Delivery) -> AlarmState:
+        """Return this state with another last delivery to a sink."""
+        return evolve(self, deliveries={**self.deliveries, sink: delivery})
 
 
-class News(NamedTuple):
-    """What a sink should hear of an alarm, and when."""
+class Due(NamedTuple):
+    """When a sink should receive an alarm, or (`over`) its end."""
 
     at: datetime
     over: bool
 
 
-def raised(before: Standing | None, alarm: Alarm, now: datetime) -> Standing:
-    """Return how an alarm stands once it is raised."""
+def raised(before: AlarmState | None, alarm: Alarm, now: datetime) -> AlarmState:
+    """Return the state of an alarm after it was raised."""
     if before is None:
-        return Standing(alarm, now)
-    if before.stands and not alarm.once:
+        return AlarmState(alarm, now)
+    if before.active and not alarm.once:
         return evolve(before, alarm=alarm)
-    return Standing(alarm, now, told=before.told)
+    return AlarmState(alarm, now, deliveries=before.deliveries)
 
 
-def cleared(before: Standing, now: datetime) -> Standing:
-    """Return how an alarm stands once what it was about has ended."""
+def cleared(before: AlarmState, now: datetime) -> AlarmState:
+    """Return the state of an alarm after its cause has ended."""
     return before if before.over or before.alarm.once else evolve(before, over=now)
 
 
-def news(standing: Standing, rule: Rule) -> News | None:
-    """What that sink is to be told next; None: nothing, as things are."""
-    if standing.alarm.severity.rank < rule.severity.rank:
+def next_delivery(state: AlarmState, rule: Rule) -> Due | None:
+    """Return when a sink should receive what of an alarm; None: nothing, as things are."""
+    if state.alarm.severity.rank < rule.severity.rank:
         return None
-    told = standing.told.get(rule.sink, UNTOLD)
-    found = _ended(standing, told, rule) if standing.over else _begun(standing, told, rule)
-    if found is None or told.due is None or told.due <= found.at:
-        return found
-    return found._replace(at=told.due)
+    last, at = state.last(rule.sink), None
+    shown = None if last.over else last.raised  # since when the sink shows it as active
+    if state.over:
+        at = state.over + rule.calm if shown and rule.resolves else None
+    elif shown is None:
+        at = state.since
+    elif not state.alarm.once:
+        at = shown + rule.repeat
+    elif state.since >= shown + rule.repeat:
+        at = state.since  # the event has happened again
+    return None if at is None else Due(max(at, last.due or at), over=not state.active)
 
 
-def _begun(standing: Standing, told: Told, rule: Rule) -> News | None:
-    if told.raised is None or told.over:
-        return News(standing.since, over=False)
-    again = told.raised + rule.repeat
-    if not standing.alarm.once:
-        return News(again, over=False)
-    return News(standing.since, over=False) if standing.since >= again else None
+def delivered(state: AlarmState, sink: str, now: datetime, *, over: bool) -> AlarmState:
+    """Return the state after a sink has received the alarm, or its end."""
+    last = Delivery(state.last(sink).raised, over=True) if over else Delivery(now)
+    return state.with_delivery(sink, last)
 
 
-def _ended(standing: Standing, told: Told, rule: Rule) -> News | None:
-    if told.raised is None or told.over or not rule.resolves or standing.over is None:
-        return None
-    return News(standing.over + rule.calm, over=True)
+def delivery_failed(
+    state: AlarmState, sink: str, why: str, now: datetime, *, jitter: float
+) -> AlarmState:
+    """Return the state after a delivery has failed; `jitter` is in [0, 1)."""
+    last = state.last(sink)
+    due = now + timedelta(seconds=delay(last.tries + LATER, jitter))
+    last = evolve(last, tries=last.tries + 1, due=due, why=_line(why))
+    return state.with_delivery(sink, last)
 
 
-def delivered(standing: Standing, sink: str, now: datetime, *, over: bool) -> Standing:
-    """Return how an alarm stands once a sink has been told of it, or that it is over."""
-    before = standing.told.get(sink, UNTOLD)
-    told = Told(before.raised, over=True) if over else Told(now)
-    return evolve(standing, told={**standing.told, sink: told})
-
-
-def undelivered(
-    standing: Standing, sink: str, why: str, now: datetime, *, jitter: float
-) -> Standing:
-    """Return how an alarm stands once a sink could not be told; `jitter` is in [0, 1)."""
-    before = standing.told.get(sink, UNTOLD)
-    due = now + timedelta(seconds=delay(before.tries + LATER, jitter))
-    told = evolve(before, tries=before.tries + 1, due=due, why=_line(why))
-    return evolve(standing, told={**standing.told, sink: told})
-
-
-def forgettable(standing: Standing, rules: Iterable[Rule], now: datetime) -> bool:
-    """Whether nobody needs to hear of it any more, nor to be spared hearing of it again."""
-    if standing.stands and not standing.alarm.once:
+def forgettable(state: AlarmState, rules: Iterable[Rule], now: datetime) -> bool:
+    """Whether no sink is due, and none would receive it too early if it were raised again."""
+    if state.active and not state.alarm.once:
         return False
-    return all(_settled(standing, rule, now) for rule in rules)
+    return not any(next_delivery(state, rule) or _is_recent(state, rule, now) for rule in rules)
 
 
-def _settled(standing: Standing, rule: Rule, now: datetime) -> bool:
-    told = standing.told.get(rule.sink, UNTOLD)
-    if news(standing, rule) is not None:
-        return False
-    return told.raised is None or told.over or now >= told.raised + rule.repeat
+def _is_recent(state: AlarmState, rule: Rule, now: datetime) -> bool:
+    last = state.last(rule.sink)
+    return last.raised is not None and not last.over and now < last.raised + rule.repeat
 
 
-def urgency(standing: Standing) -> tuple[int, datetime]:
-    """The order in which alarms are told and listed: the worst first, then the oldest."""
-    return -standing.alarm.severity.rank, standing.since
+def urgency(state: AlarmState) -> tuple[int, datetime]:
+    """Return a sort key: the worst first, then the oldest."""
+    return -state.alarm.severity.rank, state.since
 
 
-def messages(due: Iterable[Standing]) -> list[list[Standing]]:
-    """Which alarms that are due together go into one message: each its own, unless it is many."""
+def messages(due: Iterable[AlarmState]) -> list[list[AlarmState]]:
+    """Return which alarms that are due together share a message: none if few, else all."""
     ordered = sorted(due, key=urgency)
     return [[one] for one in ordered] if len(ordered) <= FEW else [ordered]
 
 
-def together(batch: Sequence[Standing]) -> Alarm:
-    """One alarm that stands for all of these: the first of them, and what the others say."""
-    first, *others = [standing.alarm for standing in batch]
+def together(batch: Sequence[AlarmState]) -> Alarm:
+    """Return one alarm that stands for all of these: the first, which lists the others."""
+    first, *others = [state.alarm for state in batch]
     if not others:
         return first
     listed = [other.summary for other in others[:LISTED]]
@@ -285,25 +257,24 @@ def together(batch: Sequence[Standing]) -> Alarm:
     )
 
 
-# -- what the engine raises -----------------------------------------------------------------------
+# -- the engine's alarms --------------------------------------------------------------------------
 
+# How the keys of alarms begin that are about:
 PARKED: Final = "failed "
-"""The keys of alarms about reactions begin with this; the reaction's key follows."""
-
-
+"""a reaction that was parked as failed (its key follows);"""
 REFUSED: Final = "refused "
-"""So do those about refusals that reactions wait for; the refusal follows."""
-DEAF: Final = "deaf "
-"""So do those about attempts that do not stop; they end with their process."""
+"""a refusal for which reactions wait (the refusal follows);"""
+UNCANCELLABLE: Final = "uncancellable "
+"""an attempt that ignores its cancellation (its reaction's key follows), until its process ends."""
 
 
 def parked_key(reaction: Reaction) -> str:
-    """Return the key of the alarm about a reaction that has failed."""
+    """Return the key of the alarm about a failed reaction."""
     return PARKED + reaction.id
 
 
 def parked(reaction: Reaction, run: str) -> Alarm:
-    """A reaction was parked as failed: nothing happens until a person says so."""
+    """Return the alarm about a reaction that has failed, and waits for a person."""
     return Alarm(
         reaction.site,
         parked_key(reaction),
@@ -317,19 +288,16 @@ UNRECORDED: Final = "have the database take it (a validator, say); it is tried e
 
 
 def unrecorded(reaction: Reaction, run: str) -> Alarm:
-    """A reaction is not tried any more, and the ledger refuses to record that: no retry sees it."""
+    """Return the alarm about a failure that the ledger refuses to record: no retry sees it."""
     alarm = parked(reaction, run)
-    return evolve(
-        alarm,
-        summary=f"{alarm.summary}, which the ledger refuses to record",
-        details={**alarm.details, "what to do": UNRECORDED},
-    )
+    summary = f"{alarm.summary}, which the ledger refuses to record"
+    return evolve(alarm, summary=summary, details={**alarm.details, "what to do": UNRECORDED})
 
 
 def same_cause(one: Alarm, other: Alarm) -> bool:
     """Whether both are about reactions of one handler to one run that failed for one reason.
 
-    Several changes of a run lead to the same handler: what it cannot do is one trouble.
+    Several changes of a run lead to the same handler: its failure is one problem, and one alarm.
     """
     if one.run != other.run or one.details.get("why") != other.details.get("why"):
         return False
@@ -341,55 +309,50 @@ def _acting(key: str) -> tuple[str, str, str]:
     """Site, run and handler of the reaction that such an alarm is about."""
     try:
         site, run, *_, handler = json.loads(key.removeprefix(PARKED))
-    except ValueError:  # what somebody wrote into the database is about itself alone
+    except ValueError:  # a key that is not ours has no cause in common with another
         return key, "", ""
     return str(site), str(run), str(handler)
 
 
-def deaf_key(reaction: Reaction) -> str:
-    """Return the key of the alarm about a reaction that does not stop."""
-    return DEAF + reaction.id
+def uncancellable_key(reaction: Reaction) -> str:
+    """Return the key of the alarm about an attempt that ignores its cancellation."""
+    return UNCANCELLABLE + reaction.id
 
 
-def deaf(reaction: Reaction, why: str, run: str) -> Alarm:
-    """A handler goes on after it was cancelled; a shielded wait or a disk that hangs does too."""
+def uncancellable(reaction: Reaction, why: str, run: str) -> Alarm:
+    """Return the alarm about a handler that goes on after it was cancelled.
+
+    A shielded wait is as likely a cause as a disk that hangs.
+    """
+    todo = "a handler must let trio.Cancelled pass; to be rid of it, restart the listener"
     return Alarm(
         reaction.site,
-        deaf_key(reaction),
+        uncancellable_key(reaction),
         f"{reaction.handler} does not stop for {run} ({reaction.event})",
         run=run,
-        details={
-            "why it should": why,
-            "what to do": "a handler must let trio.Cancelled pass; to be rid of it, restart the "
-            "listener",
-        },
+        details={"why it should": why, "what to do": todo},
     )
 
 
 def refused_key(reaction: Reaction) -> str:
-    """Return the key of the alarm about what a reaction that is hindered waits for."""
+    """Return the key of the alarm about the refusal for which a reaction waits."""
     return REFUSED + reaction.note[:200]
 
 
 def refused(reaction: Reaction) -> Alarm:
-    """Somebody must lift something before reactions go on: one alarm, however many wait for it."""
-    return Alarm(
-        reaction.site,
-        refused_key(reaction),
-        f"{reaction.site}: reactions wait until somebody lifts a refusal",
-        details={
-            "why": reaction.note,
-            "what to do": "lift it; they go on by themselves within an hour",
-        },
-    )
+    """Return the alarm about a refusal: one, however many reactions wait for its end."""
+    todo = "lift it; they go on by themselves within an hour"
+    summary = f"{reaction.site}: reactions wait until somebody lifts a refusal"
+    details = {"why": reaction.note, "what to do": todo}
+    return Alarm(reaction.site, refused_key(reaction), summary, details=details)
 
 
 def crowded(site: str, number: int) -> Alarm:
-    """More alarms stand than anybody reads one by one."""
+    """Return the alarm that stands for all beyond `number`: nobody reads so many one by one."""
     return Alarm(
         site,
         "crowded",
-        f"more than {number} alarms at {site}: further ones are not told one by one",
+        f"more than {number} alarms at {site}: further ones are not reported one by one",
         Severity.CRITICAL,
         details={"what to do": "caxev reactions --failed lists what has failed"},
     )
@@ -401,38 +364,33 @@ def missing_key(handler: str) -> str:
 
 
 def missing(site: str, handler: str) -> Alarm:
-    """Reactions wait for a handler that this listener was started without."""
-    return Alarm(
-        site,
-        missing_key(handler),
-        f"{site}: reactions wait for the handler {handler}, which is not installed",
-        details={
-            "what to do": "start the listener with the file of handlers that it had (--handlers)"
-        },
-    )
+    """Return the alarm about reactions whose handler this listener was started without."""
+    todo = "start the listener with the file of handlers that it had (--handlers)"
+    summary = f"{site}: reactions wait for the handler {handler}, which is not installed"
+    return Alarm(site, missing_key(handler), summary, details={"what to do": todo})
 
 
 MALFORMED: Final = "malformed "
-"""The keys of alarms about malformed documents begin with this; which document it is follows."""
+"""How the keys of alarms about malformed documents begin; the document's key follows."""
 
 
 def malformed(site: str, what: str, why: str, run: str) -> Alarm:
-    """A document of caxev's own is malformed; `run` is what it was about, if known."""
+    """Return the alarm about a malformed document of caxev's own; `run` is its run, if known."""
+    todo = (
+        "it is set aside in the ledger, and what it was about fires again; find out who wrote it, "
+        "then: caxev alarms clear; after a week it is removed"
+    )
     return Alarm(
         site,
         MALFORMED + what,
         f"a document of caxev's own{run and f' about {run}'} is malformed: {why}",
         run=run,
-        details={
-            "document": what,
-            "what to do": "it is set aside in the ledger, and what it was about fires again; find "
-            "out who wrote it, then: caxev alarms clear; after a week it is removed",
-        },
+        details={"document": what, "what to do": todo},
     )
 
 
 def gap(site: str, why: str) -> Alarm:
-    """A stretch of history was lost; a scan makes up for it."""
+    """Return the alarm about lost history of the change stream, for which a scan makes up."""
     return Alarm(
         site,
         "gap of history",

@@ -1,6 +1,6 @@
-"""A site's alarms, each a document of the ledger: what it says, and who has been told.
+"""A site's alarms as documents of the ledger.
 
-Their keys begin with ``alarm``, so that no scan over runs or reactions meets them.
+Their keys begin with ``alarm``, so that a scan over runs or reactions skips them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Final
 
 from attrs import asdict
 
-from caxev.core.alarms import Standing
+from caxev.core.alarms import AlarmState
 from caxev.database.client import Document
 
 KIND: Final = "alarm"
@@ -20,9 +20,9 @@ def alarm_id(site: str, key: str) -> Document:
     return {"alarm": key, "s": site}
 
 
-def alarm_row(standing: Standing) -> Document:
-    """Return an alarm as the database keeps it. Names of a user's choosing are values, not keys."""
-    alarm = standing.alarm
+def alarm_row(state: AlarmState) -> Document:
+    """Return an alarm's document. What users name is a value in it, and never a key."""
+    alarm = state.alarm
     return {
         "kind": KIND,
         "site": alarm.site,
@@ -32,7 +32,7 @@ def alarm_row(standing: Standing) -> Document:
         "run": alarm.run,
         "details": [[name, value] for name, value in alarm.details.items()],
         "once": alarm.once,
-        "since": standing.since,
-        "over": standing.over,
-        "told": [{"sink": sink, **asdict(told)} for sink, told in standing.told.items()],
+        "since": state.since,
+        "over": state.over,
+        "deliveries": [{"sink": sink, **asdict(last)} for sink, last in state.deliveries.items()],
     }

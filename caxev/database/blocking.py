@@ -15,7 +15,7 @@ from bson import json_util
 from pymongo import MongoClient
 
 from caxev.config import ConfigError, Settings
-from caxev.core.alarms import Standing
+from caxev.core.alarms import AlarmState
 from caxev.core.clock import clock, utcnow
 from caxev.core.model import RunId, RunUpdate
 from caxev.database.alarms import alarm_id, alarm_row
@@ -85,10 +85,10 @@ class LeaseKeeper:
         change = [{"$set": {"expires": {"$add": ["$$NOW", self._lease_time * 1000]}}}]
         return self._write(mine, change) > 0
 
-    def keep_alarm(self, standing: Standing) -> None:
+    def keep_alarm(self, state: AlarmState) -> None:
         """Keep an alarm, for this listener or its successor to deliver. Raises `DatabaseError`."""
-        key = alarm_id(self._lease.site, standing.alarm.key)
-        self._write({"_id": key}, {"$set": alarm_row(standing)}, upsert=True)
+        key = alarm_id(self._lease.site, state.alarm.key)
+        self._write({"_id": key}, {"$set": alarm_row(state)}, upsert=True)
 
     def close(self) -> None:
         """Close the connection, if there is one."""

@@ -37,7 +37,7 @@ from pymongo.read_concern import ReadConcern
 from caxev import aio
 from caxev.config import ConfigError, Settings
 from caxev.copies.sharing import Neighbours
-from caxev.core.alarms import Standing
+from caxev.core.alarms import AlarmState
 from caxev.core.clock import clock
 from caxev.core.ledger import Reaction
 from caxev.core.model import (
@@ -864,12 +864,12 @@ class Database:
 
     # -- alarms -----------------------------------------------------------------------------
 
-    async def alarms(self, site: str | None = None) -> list[Standing]:
+    async def alarms(self, site: str | None = None) -> list[AlarmState]:
         """Return the alarms of a site, or of all, as they were last kept."""
         return await self._call(self._store.alarms, site)
 
     async def keep_alarms(
-        self, lease: Lease, kept: Sequence[Standing], gone: Sequence[str] = ()
+        self, lease: Lease, kept: Sequence[AlarmState], gone: Sequence[str] = ()
     ) -> None:
         """Write how alarms stand, and forget others, by their keys. Raises `LeaseLost`."""
 

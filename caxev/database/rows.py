@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from attrs import frozen
 
-from caxev.core.alarms import Alarm, Severity, Standing, Told
+from caxev.core.alarms import Alarm, AlarmState, Delivery, Severity
 from caxev.core.ledger import Reaction, State, aspect_from
 from caxev.core.model import Aspect, RunId
 from caxev.files import Manifest
@@ -173,7 +173,7 @@ def snapshot_from(document: Mapping[str, Any]) -> dict[Aspect, str]:
     return found
 
 
-def standing_from(document: Mapping[str, Any]) -> Standing:
+def alarm_state_from(document: Mapping[str, Any]) -> AlarmState:
     """Return the alarm that `alarms.alarm_row` made a row of."""
     row = Row.of(document)
     details = dict(texts(pair) for pair in row.many("details"))
@@ -188,12 +188,12 @@ def standing_from(document: Mapping[str, Any]) -> Standing:
     )
     if document.get("_id") != {"alarm": alarm.key, "s": alarm.site}:
         raise Malformed("its _id is that of another alarm")
-    told = {Row.of(one).text("sink"): _told(Row.of(one)) for one in row.many("told")}
-    return Standing(alarm, row.moment("since"), row.moment("over", None), told)
+    deliveries = {one.text("sink"): _delivery(one) for one in map(Row.of, row.many("deliveries"))}
+    return AlarmState(alarm, row.moment("since"), row.moment("over", None), deliveries)
 
 
-def _told(row: Row) -> Told:
-    return Told(
+def _delivery(row: Row) -> Delivery:
+    return Delivery(
         row.moment("raised", None),
         row.flag("over"),
         row.whole("tries"),

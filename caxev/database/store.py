@@ -31,7 +31,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure
 
-from caxev.core.alarms import Standing
+from caxev.core.alarms import AlarmState
 from caxev.core.ledger import (
     NEWEST_FIRST,
     UNREADABLE,
@@ -49,12 +49,12 @@ from caxev.database.client import DOCUMENT_CODES, Document, LeaseLost
 from caxev.database.rows import (
     Malformed,
     Row,
+    alarm_state_from,
     carefully,
     is_plain,
     items_from,
     reaction_from,
     snapshot_from,
-    standing_from,
     texts,
 )
 from caxev.failpoints import point
@@ -822,16 +822,16 @@ class Store:
 
     # -- alarms -----------------------------------------------------------------------------
 
-    async def alarms(self, site: str | None) -> list[Standing]:
+    async def alarms(self, site: str | None) -> list[AlarmState]:
         """Return the alarms of a site, or of all, as they were last kept."""
         query: Document = {"kind": alarms.KIND, **({} if site is None else {"site": site})}
         documents = await self.ledger.find(query).to_list(None)
-        return [one for _, one in self.read(self.ledger, documents, standing_from)]
+        return [one for _, one in self.read(self.ledger, documents, alarm_state_from)]
 
     async def keep_alarms(
         self,
         lease: Lease,
-        kept: Iterable[Standing],
+        kept: Iterable[AlarmState],
         gone: Iterable[str],
         session: Session,
     ) -> None:

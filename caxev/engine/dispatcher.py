@@ -31,14 +31,13 @@ from caxev.copies.sharing import Neighbours
 from caxev.core.alarms import (
     Alarm,
     Alarms,
-    Silent,
-    deaf,
-    deaf_key,
     missing,
     parked,
     parked_key,
     refused,
     refused_key,
+    uncancellable,
+    uncancellable_key,
     unrecorded,
 )
 from caxev.core.clock import utcnow
@@ -79,7 +78,7 @@ PROGRESS_EVERY: Final = 5.0
 """Seconds between two writes of a reaction's progress to the ledger."""
 ALIVE: Final = 15 * 60.0
 """Seconds for which progress that was written shows that a reaction is at work."""
-DEAF: Final = 30.0
+IGNORED: Final = 30.0
 """Seconds after which an attempt that was cut short, and still runs, is reported."""
 REFUSED: Final = timedelta(minutes=5)
 """The time after which people are told of a refusal for which reactions wait."""
@@ -106,7 +105,7 @@ class Dispatcher:
     sites: Sites
     workers: Workers
     attempts: trio.Nursery
-    alarms: Alarms = field(factory=Silent)
+    alarms: Alarms = field(factory=Alarms)
     trouble: Trouble = field(
         default=Factory(lambda self: Trouble(self.lease.site), takes_self=True)
     )
@@ -137,7 +136,7 @@ class Dispatcher:
     _attempting: dict[str, tuple[Reaction, Watch, str]] = field(init=False, factory=dict)
     # The alarm that stands for each reaction which waits for somebody to lift a refusal.
     _awaited: dict[str, str] = field(init=False, factory=dict)
-    _deaf: set[str] = field(init=False, factory=set)
+    _uncancellable: set[str] = field(init=False, factory=set)
     _lacked_files: bool = field(init=False, default=False)
     _attempt_over: trio.Event = field(init=False, factory=trio.Event)
 
@@ -350,7 +349,7 @@ class Dispatcher:
         """Raise an alarm about a reaction that the ledger refuses to change, and leave it alone."""
         self._refused[ended.reaction.id] = ended
         reaction = as_parked(ended)
-        self.alarms.sound(unrecorded(reaction, ended.run or f"run {reaction.run}"))
+        self.alarms.raise_(unrecorded(reaction, ended.run or f"run {reaction.run}"))
 
     async def _claim_those(self, due: Sequence[Reaction]) -> list[Reaction]:
         """Claim reactions in one write; by halves if the ledger refuses one."""
@@ -460,7 +459,7 @@ class Dispatcher:
         try:
             handler = self.registry.handlers.get(reaction.handler)
             if handler is None:
-                self.alarms.sound(missing(reaction.site, reaction.handler))
+                self.alarms.raise_(missing(reaction.site, reaction.handler))
                 why = f"no handler named {reaction.handler!r} is installed here: it waits for one"
                 ended = Ended(reaction, Postponed(why, WITHOUT_HANDLER), run=str(run or ""))
             elif run is None and reaction.after is not None:
@@ -523,10 +522,10 @@ class Dispatcher:
         finally:
             del self._attempting[reaction.id]
             self._attempt_over.set()
-            if reaction.id in self._deaf:
-                self._deaf.discard(reaction.id)
+            if reaction.id in self._uncancellable:
+                self._uncancellable.discard(reaction.id)
                 self._lane(reaction.lane).aside -= 1
-                self.alarms.clear(deaf_key(reaction))
+                self.alarms.clear(uncancellable_key(reaction))
         self._lacked_files |= watch.lacked_files
         outcome = self._waiting_for_ours(outcome)
         if isinstance(outcome, Failed) and self.roots and await self.roots.have_changed(sites):
@@ -539,15 +538,15 @@ class Dispatcher:
         log_outcome(outcome)
         return Ended(reaction, outcome, updates, str(run))
 
-    def _report_deaf(self) -> None:
+    def _report_uncancellable(self) -> None:
         """Name the attempts that go on long after they were cut short, and have others work."""
         for reaction, watch, run in self._attempting.values():
-            if watch.ignored >= DEAF and reaction.id not in self._deaf:
-                self._deaf.add(reaction.id)
+            if watch.ignored >= IGNORED and reaction.id not in self._uncancellable:
+                self._uncancellable.add(reaction.id)
                 self._lane(reaction.lane).aside += 1
-                alarm = deaf(reaction, watch.verdict, run)
+                alarm = uncancellable(reaction, watch.verdict, run)
                 logger.error("{}", alarm.summary)
-                self.alarms.sound(alarm)
+                self.alarms.raise_(alarm)
                 self._wake.set()
 
     def descriptors(self) -> Descriptors:
@@ -750,7 +749,7 @@ class Dispatcher:
         if reaction.state is State.DONE:
             self.alarms.clear(parked_key(reaction))
         elif reaction.state is State.FAILED:
-            self.alarms.sound(parked(reaction, run or f"run {reaction.run}"))
+            self.alarms.raise_(parked(reaction, run or f"run {reaction.run}"))
 
     def _report_refusal(self, ended: Ended, reaction: Reaction) -> None:
         """Have people told what many reactions wait for, until the first of them goes on.
@@ -767,7 +766,7 @@ class Dispatcher:
             self.alarms.clear(before)
         is_refused = isinstance(ended.outcome, Hindered) and not ended.outcome.watched
         if is_refused and reaction.hindered and utcnow() >= reaction.hindered + REFUSED:
-            self.alarms.sound(refused(reaction))
+            self.alarms.raise_(refused(reaction))
 
     def _settled(self, ended: Ended) -> Reaction:
         handler = self.registry.handlers.get(ended.reaction.handler)
@@ -809,7 +808,7 @@ class Dispatcher:
         """Write the progress of running reactions to the ledger every few seconds, for ever."""
         while True:
             await trio.sleep(PROGRESS_EVERY)
-            self._report_deaf()
+            self._report_uncancellable()
             moved, self._progress = self._progress, {}
             for reaction, row in moved.values():
                 try:

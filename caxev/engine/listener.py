@@ -28,7 +28,7 @@ from attrs import define, field
 from loguru import logger
 
 from caxev import aio, metrics
-from caxev.alarms import Desk, Pulse, Vitals, gone_directories
+from caxev.alarms import AlarmManager, Health, HealthMonitor, of_gone_directories
 from caxev.config import Settings, state_directory
 from caxev.core.alarms import MALFORMED, malformed, missing_key
 from caxev.core.clock import clock, utcnow
@@ -62,9 +62,9 @@ from caxev.rucio.rule_files import RuleFiles
 
 FLUSH: Final = 10.0
 """Seconds that the last settlements may take."""
-DEAF: Final = 5.0
+STOPPING: Final = 5.0
 """Seconds that attempts get to end when they are cancelled, before the process leaves them."""
-TELLING: Final = 30.0
+DELIVERY: Final = 30.0
 """Seconds that the last alarms may take, where a listener leaves by itself (``--once``)."""
 
 TEND_EVERY: Final = 2.0
@@ -110,7 +110,7 @@ async def listen(options: Options) -> None:
     Raises `DatabaseError` where the database cannot be used at the start; afterwards it waits out
     any trouble.
     """
-    options.addressees()  # a mistake there is told now, and not when the lease is ours
+    options.recipients()  # a mistake is reported now, and not when the lease is ours
     owner = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
     if options.metrics_port is not None:
         serve_metrics(options.metrics_port)
@@ -287,7 +287,7 @@ class _LeaderSession:
         self.lease = lease
         self.leaving = leaving
         self.trouble = trouble
-        self.desk = Desk(database, lease, self.options.addressees())
+        self.alarms = AlarmManager(database, lease, self.options.recipients())
         self.rule_files = RuleFiles(database, lease, self.options.site, self.options.sites)
         self._roots: RootWatch | None = None
         self._requests = 0
@@ -310,8 +310,8 @@ class _LeaderSession:
         self.rule_files.use(options.site, options.sites)
         roots.use(options.site, options.sites)
         self._reloaded.set()
-        for addressee in self.desk.addressees:
-            addressee.renew()
+        for recipient in self.alarms.recipients:
+            recipient.renew()
 
     async def serve(self) -> None:
         """Act for the site until asked to leave, or until there is nothing left to do."""
@@ -324,10 +324,10 @@ class _LeaderSession:
                         dispatcher = self._dispatcher(workers, outer, roots)
                         await self._act(dispatcher, outer, roots)
                         if self.options.once:
-                            with trio.move_on_after(TELLING):
-                                await self.desk.leave(telling=True)
+                            with trio.move_on_after(DELIVERY):
+                                await self.alarms.leave(deliver=True)
                         with trio.move_on_after(FLUSH):
-                            await self.desk.hang_up()
+                            await self.alarms.hang_up()
                         outer.cancel_scope.cancel()
                 except* LeaseLost:
                     ours = False
@@ -342,7 +342,7 @@ class _LeaderSession:
         with trio.move_on_after(FLUSH, shield=True):
             try:
                 await dispatcher.leave()
-                await self.desk.leave(telling=False)
+                await self.alarms.leave(deliver=False)
             finally:
                 await self.database.release(self.lease)
 
@@ -360,7 +360,7 @@ class _LeaderSession:
             options.sites,
             workers,
             outer,
-            self.desk,
+            self.alarms,
             self.trouble,
             roots,
         )
@@ -374,7 +374,7 @@ class _LeaderSession:
             options.registry,
             dispatcher,
             urgent=options.site.priority,
-            alarms=self.desk,
+            alarms=self.alarms,
             caught_up=options.caught_up,
             trouble=self.trouble,
         )
@@ -383,15 +383,15 @@ class _LeaderSession:
         outer.start_soon(self._keep_lease)
         outer.start_soon(self._watchdog().run)
         outer.start_soon(self._leave_by_force, dispatcher)
-        await self._open_desk()
-        outer.start_soon(self.desk.run)
+        await self._open_alarms()
+        outer.start_soon(self.alarms.run)
         outer.start_soon(self._tend, dispatcher)
         outer.start_soon(_make_indexes_daily, self.database)
         roots.woken = dispatcher.look_again
         outer.start_soon(roots.run)
         with trio.move_on_after(ANSWERS):  # what is not known by then counts as away
             await roots.looked.wait()
-        outer.start_soon(self._vitals(watcher, dispatcher, roots).run)
+        outer.start_soon(self._health_monitor(watcher, dispatcher, roots).run)
         self.reloader.users = [partial(self._use, dispatcher, watcher, roots)]
         async with trio.open_nursery() as inner:
             inner.start_soon(dispatcher.take)
@@ -414,7 +414,7 @@ class _LeaderSession:
             await trio.sleep_forever()
         finally:
             with trio.CancelScope(shield=True):
-                with trio.move_on_after(DEAF):
+                with trio.move_on_after(STOPPING):
                     await dispatcher.attempts_over()
                 if left := dispatcher.attempting:
                     logger.error("leaving without {}: cancelled, and still at work", left)
@@ -429,14 +429,14 @@ class _LeaderSession:
             LeaseKeeper(options.settings, self.lease, held),
             options.lease_time,
             handlers_by_code(options.registry.handlers.values()),
-            self.desk,
+            self.alarms,
             lambda: notify("WATCHDOG=1"),
         )
 
-    async def _open_desk(self) -> None:
+    async def _open_alarms(self) -> None:
         while not self.leaving.asked.is_set():
             try:
-                await self.desk.open()
+                await self.alarms.open()
                 self._clear_former()
             except DatabaseError as error:
                 if is_fatal(error):
@@ -450,11 +450,11 @@ class _LeaderSession:
     def _clear_former(self) -> None:
         """End alarms of our predecessor that nothing else here would end."""
         for handler in self.options.registry.handlers:
-            self.desk.clear(missing_key(handler))
-        self.reloader.report_to(self.desk)
+            self.alarms.clear(missing_key(handler))
+        self.reloader.report_to(self.alarms)
         held = {one.root for one in holdings(self.options.site, self.options.sites)}
-        for key in gone_directories([one.alarm.key for one in self.desk.standing], held):
-            self.desk.clear(key)
+        for key in of_gone_directories([one.alarm.key for one in self.alarms.active], held):
+            self.alarms.clear(key)
 
     async def _tend(self, dispatcher: Dispatcher) -> None:
         """Report malformed documents of this site, and set them aside, for ever."""
@@ -479,9 +479,9 @@ class _LeaderSession:
         """End the alarms of malformed documents that are not kept any more."""
         kept = await self.database.forget_aside(self.lease.site, utcnow()) | self._reported
         keys = {MALFORMED + " ".join(key) for key in kept}
-        for one in self.desk.standing:
+        for one in self.alarms.active:
             if one.alarm.key.startswith(MALFORMED) and one.alarm.key not in keys:
-                self.desk.clear(one.alarm.key)
+                self.alarms.clear(one.alarm.key)
 
     async def _set_aside(self, odd: Odd) -> None:
         site = self.lease.site
@@ -497,11 +497,13 @@ class _LeaderSession:
             self._reported.add(odd.key)
         runs = {} if odd.run is None else await self.database.runs([odd.run])
         label = str(runs[odd.run]) if odd.run in runs else ""
-        self.desk.sound(malformed(site, " ".join(odd.key), odd.why, label))
+        self.alarms.raise_(malformed(site, " ".join(odd.key), odd.why, label))
 
-    def _vitals(self, watcher: Watcher, dispatcher: Dispatcher, roots: RootWatch) -> Vitals:
-        def pulse() -> Pulse:
-            return Pulse(
+    def _health_monitor(
+        self, watcher: Watcher, dispatcher: Dispatcher, roots: RootWatch
+    ) -> HealthMonitor:
+        def health() -> Health:
+            return Health(
                 self.trouble.text,
                 self.trouble.seconds,
                 watcher.behind,
@@ -512,7 +514,7 @@ class _LeaderSession:
                 clock.skew,
             )
 
-        return Vitals(self.options.site.name, pulse, self.desk)
+        return HealthMonitor(self.options.site.name, health, self.alarms)
 
     async def _until_asked(self, watcher: Watcher, inner: trio.Nursery) -> None:
         ready = trio.Event()

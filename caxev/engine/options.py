@@ -12,10 +12,10 @@ from typing import Final
 from attrs import define, evolve, field, fields, frozen
 from loguru import logger
 
-from caxev.alarms import Addressee, addressees
+from caxev.alarms import Recipient, recipients
 from caxev.config import BY_METHOD, ConfigError, Settings, Site, Sites
 from caxev.config.sites import DIRECTORIES
-from caxev.core.alarms import Alarm, Alarms, Silent
+from caxev.core.alarms import Alarm, Alarms
 from caxev.core.registry import Registry
 from caxev.database import Database, DatabaseError
 from caxev.engine.root_markers import holdings
@@ -52,9 +52,9 @@ class Options:
     caught_up: float = CAUGHT_UP
     reread: Callable[[], Sites] | None = None
 
-    def addressees(self) -> list[Addressee]:
+    def recipients(self) -> list[Recipient]:
         """Return who is notified of alarms. Raises `ConfigError` if a secret is missing."""
-        return addressees(self.site.name, self.site.alarms)
+        return recipients(self.site.name, self.site.alarms)
 
 
 def adopted(options: Options, sites: Sites) -> tuple[Options, list[str]]:
@@ -114,7 +114,7 @@ class Reloader:
     options: Options
     database: Database
     users: list[Callable[[Options], None]] = field(factory=list)
-    alarms: Alarms = field(factory=Silent)
+    alarms: Alarms = field(factory=Alarms)
     wrong: Alarm | None = field(init=False, default=None)
     """What the last reload found. A process that starts has read a correct file."""
 
@@ -127,7 +127,7 @@ class Reloader:
         if self.wrong is None:
             self.alarms.clear(KEY)
         else:
-            self.alarms.sound(self.wrong)
+            self.alarms.raise_(self.wrong)
 
     async def reload(self) -> None:
         """Read credentials and sites.json again."""

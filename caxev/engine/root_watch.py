@@ -1,7 +1,7 @@
 """Which disks are there: how a listener looks after its site's directories and their markers.
 
 `listener` runs a `RootWatch` beside its other tasks; `dispatcher` gets from it the sites with the
-markers that are noted, and reports what found a disk away; `alarms.Vitals` raises the alarms.
+markers that are noted, and reports what found a disk away; `HealthMonitor` raises the alarms.
 No disk is touched in this process: one that hangs would keep it from ever ending.
 """
 

@@ -133,7 +133,7 @@ class Watchdog:
             while True:
                 self._beats += 1
                 while self._found:
-                    self.alarms.sound(blocking(self.site, self._found.pop()))
+                    self.alarms.raise_(blocking(self.site, self._found.pop()))
                     self._blocked = trio.current_time()
                 if trio.current_time() >= self._blocked + FREE:
                     self.alarms.clear(KEY)

@@ -30,7 +30,7 @@ from attrs import Factory, define, evolve, field
 from loguru import logger
 
 from caxev import metrics
-from caxev.core.alarms import Alarms, Silent, parked, parked_key
+from caxev.core.alarms import Alarms, parked, parked_key
 from caxev.core.alarms import gap as gap_alarm
 from caxev.core.clock import utcnow
 from caxev.core.diff import diff, replay
@@ -173,7 +173,7 @@ class Watcher:
     registry: Registry
     intake: Intake
     urgent: Sequence[str] = ()
-    alarms: Alarms = field(factory=Silent)
+    alarms: Alarms = field(factory=Alarms)
     caught_up: float = CAUGHT_UP
     trouble: Trouble = field(
         default=Factory(lambda self: Trouble(self.lease.site), takes_self=True)
@@ -360,7 +360,7 @@ class Watcher:
     def _tell_of_gap(self, why: str) -> Gap:
         logger.warning("{}; scanning all runs to make up for it", why)
         metrics.gaps.labels(self.lease.site).inc()
-        self.alarms.sound(gap_alarm(self.lease.site, why))
+        self.alarms.raise_(gap_alarm(self.lease.site, why))
         return Gap(utcnow(), why)
 
     async def persist(self, function: Callable[[], Awaitable[T]]) -> T:
@@ -584,7 +584,7 @@ class Watcher:
             await self._pass_by(reaction, ingest.position)
             logger.error("{} cannot be recorded: {}", label, error)
             self._unreadable.add(runs[0])
-            self.alarms.sound(parked(reaction, label))
+            self.alarms.raise_(parked(reaction, label))
             return
         middle = len(runs) // 2
         await self._record(_part(ingest, runs[:middle], position=False))

@@ -295,7 +295,7 @@ class Lab:
 
     async def alarms(self) -> list[Alarm]:
         """The alarms that stand."""
-        return [one.alarm for one in await self.database.alarms() if one.stands]
+        return [one.alarm for one in await self.database.alarms() if one.active]
 
     def path(
         self,

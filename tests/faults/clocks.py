@@ -233,7 +233,7 @@ async def _unless(ground: Ground, sites: Iterable[str], *, alarmed: bool) -> lis
     async def as_wanted() -> bool:
         alarms = await ground.database.alarms()
         found.clear()
-        found.update(one.alarm.site for one in alarms if one.stands and one.alarm.key == "clock")
+        found.update(one.alarm.site for one in alarms if one.active and one.alarm.key == "clock")
         return found == wanted
 
     with suppress(TimeoutError):
