@@ -1,4 +1,4 @@
-"""The type of options that take a number with a fraction, in every command and the demo."""
+"""The type of options that are numbers with a fraction, for all commands and the demo."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import click
 
 
 class Finite(click.FloatRange):
-    """A number within bounds. Python reads ``nan``, too, which is within any, and ``inf``."""
+    """A finite number within bounds. click accepts ``nan``, which is within any, and ``inf``."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> float:
-        """Return the number. Raises click's error."""
+        """Return the number. Raises click's `BadParameter`."""
         number: float = super().convert(value, param, ctx)
         if not isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
@@ -22,4 +22,4 @@ class Finite(click.FloatRange):
 
 
 DAYS: Final = Finite(0, 36525, min_open=True)
-"""So many days back: up to a century."""
+"""A number of days back, up to a century."""

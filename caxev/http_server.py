@@ -1,8 +1,8 @@
-"""A small HTTP server that no sender can exhaust: few connections, each for a short time.
+"""A small HTTP server that no client can exhaust: few connections, each for a short time.
 
-`rucio.messages` takes a catalogue's messages by it, `listener` serves metrics. What is beyond the
-limits is let go at once, so that idle or slow senders take neither memory nor descriptors from
-transfers.
+`rucio.messages` receives a catalogue's messages with it, `listener` serves metrics. Connections
+beyond the limits are closed at once, so that idle or slow clients take neither memory nor
+descriptors from transfers. prometheus_client's own server has no such limits.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from loguru import logger
 MOST: Final = 8
 """Connections that are served at once."""
 PATIENCE: Final = 30.0
-"""Seconds in which a request must have come and been answered."""
+"""Seconds from the connection to the end of the answer."""
 
 
 class SmallServer(ThreadingHTTPServer):
-    """Serves one address, in threads of its own. Use `begin`, and `close` at the end."""
+    """Serves one address in threads of its own. Call `begin`, and `close` at the end."""
 
     daemon_threads = True
     block_on_close = False
@@ -36,11 +36,11 @@ class SmallServer(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def begin(self) -> None:
-        """Serve from now on."""
+        """Start to serve."""
         Thread(target=self.serve_forever, args=(0.1,), daemon=True).start()
 
     def close(self) -> None:
-        """Serve nobody any more."""
+        """Stop serving."""
         self.shutdown()
         self.server_close()
 
@@ -48,7 +48,7 @@ class SmallServer(ThreadingHTTPServer):
         """Whether there is room for one more connection."""
         with self._guard:
             if len(self._since) >= MOST:
-                logger.debug("{} is let go: {} connections are served", client_address, MOST)
+                logger.debug("{} is refused: {} connections are open", client_address, MOST)
                 return False
             self._since[request] = monotonic()
             return True
@@ -60,16 +60,16 @@ class SmallServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Let those go that take too long; called ten times a second."""
+        """Close connections that take too long; called ten times a second."""
         limit = monotonic() - self.patience
         with self._guard:
             for request, since in self._since.items():
                 if since < limit:
-                    # Its thread wakes from reading or writing, and closes it.
+                    # Its thread wakes up from reading or writing, and closes it.
                     _halt(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what went wrong with a connection."""
+        """Log the error of a connection."""
         del request
         logger.opt(exception=True).debug("a request of {} ended", client_address)
 
@@ -82,10 +82,10 @@ def _halt(connection: socket.socket) -> None:
 
 
 class Quiet(BaseHTTPRequestHandler):
-    """A request that is logged, if at all, where all is."""
+    """A request handler that logs by loguru, at level DEBUG."""
 
     def answer(self, status: int, body: bytes = b"", kind: str = "text/plain") -> None:
-        """Answer with this."""
+        """Send an answer."""
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -93,5 +93,5 @@ class Quiet(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base's own name
-        """Log for whoever looks for it."""
+        """Log a line of the base class."""
         logger.debug("{}", format % args)

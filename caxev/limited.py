@@ -1,6 +1,6 @@
-"""Read what comes from outside up to a limit: a file, or the rows of an answer.
+"""Read files, and the rows of an answer, up to a limit.
 
-A secrets file that is `/dev/zero`, or a server that never stops, must not fill the memory.
+A secrets file that is `/dev/zero`, or a server that never stops sending, must not fill the memory.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Final, TypeVar
 T = TypeVar("T")
 
 CONFIGURATION: Final = 16 << 20
-"""Bytes of a file that describes something: sites, rules, handlers, known hosts."""
+"""Bytes of a configuration file: sites, rules, handlers, known hosts."""
 SECRET: Final = 64 << 10
 """Bytes of a file that holds a secret, or a URI with one."""
 ROWS: Final = 1_000_000
-"""Rows of one listing: a run has some ten thousand files."""
+"""Rows of one listing; a run has some ten thousand files."""
 
 
 def read_limited(path: str | Path, limit: int) -> bytes:
-    """Return the content of a file. Raises OSError, also if it is larger than `limit` bytes."""
+    """Return the content of a file. Raises OSError, also for more than `limit` bytes."""
     with Path(path).open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
@@ -30,7 +30,7 @@ def read_limited(path: str | Path, limit: int) -> bytes:
 
 
 def rows_limited(rows: Iterable[T]) -> Iterator[T]:
-    """Pass rows on as they come. Raises ValueError if there are more than `ROWS`."""
+    """Yield rows as they come. Raises ValueError if there are more than `ROWS`."""
     for number, row in enumerate(rows):
         if number >= ROWS:
             raise ValueError(f"more than {ROWS:,} rows")

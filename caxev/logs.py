@@ -1,9 +1,9 @@
-"""Logging: one place that decides where it goes and how it looks.
+"""Logging: its targets and its format.
 
-Modules log with loguru's ``logger``; the standard library's logging (pymongo, asyncssh) is caught
-here. Each attempt at a reaction is logged with its run, its event and its handler. One record is
-one line, but for tracebacks, which are indented: what others wrote, such as a run's name, is
-escaped here, once, so that it can neither forge a line nor steer a terminal.
+Modules log with loguru's ``logger``; records of the standard library's logging (pymongo, asyncssh)
+are passed on to it. Each attempt at a reaction is logged with its run, event and handler. One
+record is one line, except for tracebacks, which are indented: text from elsewhere, such as a run's
+name, is escaped here, so that it can neither forge a line nor control a terminal.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import logging
 import os
 import sys
 import time
-from collections import deque
 from contextlib import suppress
 from contextvars import copy_context
 from pathlib import Path
-from threading import Condition, Thread
+from queue import SimpleQueue
+from threading import Lock, Thread
 from traceback import format_exception
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from loguru import Record
 
 ROTATE_AT: Final = 20_000_000
-"""Bytes from which on a new log file is begun."""
+"""Bytes in a log file before a new one is begun."""
 KEEP: Final = 10
+"""Former log files that are kept."""
 ROOM: Final = 10_000_000
-"""Characters of lines that wait to be written; further lines are dropped."""
+"""Characters of lines that may wait to be written; further lines are dropped."""
 LAST: Final = 2.0
 """Seconds that the last lines may take when the process ends."""
-
 LONGEST: Final = 2000
 """Bytes of a line of another process; a longer one is cut into several."""
 LINGER: Final = 1.0
@@ -44,7 +44,9 @@ LEVELS: Final = ("TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITI
 _CONTEXT: Final = ("site", "handler", "run", "event")
 
 
-class _Caught(logging.Handler):
+class _ToLoguru(logging.Handler):
+    """Passes the records of the standard library's logging on to loguru."""
+
     def emit(self, record: logging.LogRecord) -> None:
         level: str | int = record.levelname
         try:
@@ -63,48 +65,43 @@ class Target(Protocol):
 
 
 class Outlet:
-    """Writes to a target by a thread of its own, so that nobody waits for its reader or its disk.
+    """Writes to a target in a thread of its own, so that logging never blocks.
 
-    A pager that was stopped, a log shipper or a disk that hangs must not stop a listener. Lines for
-    which there is no room are dropped; the next line that is written is preceded by their number.
+    A stopped pager, a log shipper or a disk that hangs must not stop a listener. loguru's own queue
+    (`enqueue`) is a pipe, and blocks when it is full. Here, lines without room are dropped, and the
+    next line is preceded by their number.
     """
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._waiting: deque[str] = deque()
+        self._waiting = SimpleQueue[str | None]()
         self._size = self._dropped = 0
-        self._over = False
-        self._changed = Condition()
+        self._guard = Lock()
         self._thread = Thread(target=self._write_all, name="log", daemon=True)
         self._thread.start()
 
     def isatty(self) -> bool:
-        """Whether people read it: then it has colours."""
+        """Whether it is a terminal: then it has colours."""
         return self._target.isatty()
 
     def write(self, line: str) -> None:
-        """Have a line written; drop it if there is no room. Never waits."""
-        with self._changed:
+        """Queue a line, or drop it if there is no room. Never waits."""
+        with self._guard:
             if self._size + len(line) > ROOM:
                 self._dropped += 1
                 return
-            self._waiting.append(line)
             self._size += len(line)
-            self._changed.notify()
+            self._waiting.put(line)
 
     def stop(self) -> None:
-        """Write what waits, for `LAST` seconds at most. Called by loguru when it lets go of it."""
-        with self._changed:
-            self._over = True
-            self._changed.notify()
+        """Write the waiting lines, for at most `LAST` seconds. loguru calls this at the end."""
+        self._waiting.put(None)
         self._thread.join(LAST)
 
     def _write_all(self) -> None:
         while True:
-            with self._changed:
-                while not (self._waiting or self._over):
-                    self._changed.wait()
-                line = self._waiting.popleft() if self._waiting else None
+            line = self._waiting.get()
+            with self._guard:
                 dropped, self._dropped = self._dropped, 0
             if dropped:
                 self._write(f"{dropped} lines of the log were dropped: there was no room\n")
@@ -112,31 +109,31 @@ class Outlet:
                 self._target.stop()
                 return
             self._write(line)
-            with self._changed:  # until it is written it takes up room
+            with self._guard:  # only now: a line takes up room until it is written
                 self._size -= len(line)
 
     def _write(self, text: str) -> None:
-        # The disk is full, the reader has left, a test's stream is closed: later lines may fare
-        # better, and there is nowhere to report it.
+        # The disk is full, the reader has left, a test's stream is closed. Later lines may succeed,
+        # and there is no log to report it to.
         with suppress(OSError, ValueError):
             self._target.write(text)
 
 
 class Unbuffered:
-    """A stream that is written past its own buffer, which is locked while nobody reads."""
+    """A stream that is written without its buffer, whose lock is held while nobody reads."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def isatty(self) -> bool:
-        """Whether people read it."""
+        """Whether it is a terminal."""
         return self._stream.isatty()
 
     def write(self, text: str) -> None:
         """Write all of it. Raises OSError, and ValueError if the stream is closed."""
         try:
             descriptor = self._stream.fileno()
-        except OSError:  # not a file: a test's
+        except OSError:  # no descriptor: a test's stream
             self._stream.write(text)
             return
         rest = text.encode(errors="backslashreplace")
@@ -147,13 +144,14 @@ class Unbuffered:
                 time.sleep(0.1)
 
     def stop(self) -> None:
-        """Leave the stream open: it is not ours."""
+        """Leave the stream open: it is the process's."""
 
 
 class LogFile:
     """A file that is rotated, and opened again if something else has moved or removed it.
 
-    The former ones have numbers behind their names, the latest 1, as logrotate does it.
+    Former files are numbered like logrotate's: the latest is ``.1``. The standard library has
+    one handler that rotates and another that opens again, but none that does both.
     """
 
     def __init__(self, path: str) -> None:
@@ -161,7 +159,7 @@ class LogFile:
         self._file = self._open()
 
     def isatty(self) -> bool:
-        """Return False: nobody reads it by a terminal."""
+        """Return False: a file has no colours."""
         return False
 
     def write(self, text: str) -> None:
@@ -174,7 +172,7 @@ class LogFile:
         self._file.write(text)
 
     def stop(self) -> None:
-        """Close the file. Called by loguru when it lets go of it."""
+        """Close the file. loguru calls this at the end."""
         self._file.close()
 
     def _open(self) -> TextIO:
@@ -184,13 +182,13 @@ class LogFile:
     def _is_moved(self) -> bool:
         try:
             return not os.path.samestat(self._path.stat(), os.fstat(self._file.fileno()))
-        except (FileNotFoundError, ValueError):  # it is gone; opening it again had failed
+        except (FileNotFoundError, ValueError):  # it is gone, or could not be opened again
             return True
 
     def _rotate(self) -> None:
         for number in range(KEEP, 0, -1):
             older = self._path if number == 1 else self._numbered(number - 1)
-            with suppress(OSError):  # not there, or not ours to rename: the file goes on as it is
+            with suppress(OSError):  # it does not exist, or may not be renamed: then it just grows
                 older.replace(self._numbered(number))
         self._file.close()
         self._file = self._open()
@@ -200,11 +198,11 @@ class LogFile:
 
 
 class Relay:
-    """Logs the lines that another process writes to a pipe, by a thread of its own.
+    """Logs the lines that another process writes to a pipe, in a thread of its own.
 
     The process never waits for the log. A line keeps its level if it begins with one, as those of
-    `begin_relayed` do; others are what programs and libraries print. `context` is where a line's
-    run, event and handler come from: the `copy_context` of the latest job.
+    `begin_relayed` do; other lines are the output of programs and libraries. A line has the run,
+    event and handler of `context`, which is the `copy_context` of the latest job.
     """
 
     def __init__(self, descriptor: int, name: str) -> None:
@@ -214,7 +212,7 @@ class Relay:
         self._thread.start()
 
     def join(self) -> None:
-        """Wait a moment for the last lines; a program left behind may hold the pipe for ever."""
+        """Wait a moment for the last lines: a program left behind may hold the pipe for ever."""
         self._thread.join(LINGER)
 
     def _read_all(self, descriptor: int) -> None:
@@ -236,13 +234,13 @@ def _levelled(line: str) -> tuple[str, str]:
 
 
 def begin_relayed() -> None:
-    """Log to stderr as a `Relay` at its other end takes it, which also decides what is kept."""
+    """Log to stderr in the form that a `Relay` at its other end reads; its levels decide there."""
     logger.remove()
     logger.add(sys.stderr, level="TRACE", format="{level}: {message}", diagnose=False)
 
 
-def _harmless(record: Record) -> None:
-    """Escape what a record may have from elsewhere."""
+def _escape(record: Record) -> None:
+    """Escape the parts of a record that may be from elsewhere."""
     record["message"] = escaped(record["message"])
     for name in _CONTEXT:
         if name in record["extra"]:
@@ -250,7 +248,7 @@ def _harmless(record: Record) -> None:
 
 
 def _trace(record: Record) -> str:
-    """Return a record's traceback, indented: no line of it can pass for a record's."""
+    """Return a record's traceback, indented, so that no line of it looks like a record."""
     exception = record["exception"]
     if exception is None or exception.value is None:
         return ""
@@ -274,14 +272,13 @@ def configure(
 ) -> None:
     """Log to stderr and, if `file` is given, to that file too.
 
-    The file is rotated, and opened again if something else has moved or removed it. A `lasting`
-    process waits neither for whoever reads its stderr nor for the file's disk. Variables are never
-    shown in tracebacks: they may hold a password.
+    The file is a `LogFile`. A `lasting` process, such as a listener, never waits for the reader of
+    its stderr or for the file's disk. Tracebacks show no variables: they may hold a password.
 
     Raises OSError if the file cannot be opened.
     """
     logger.remove()
-    logger.configure(patcher=_harmless)
+    logger.configure(patcher=_escape)
     common: dict[str, Any] = {
         "level": level,
         "format": "{message}" if as_json else _format,
@@ -289,11 +286,11 @@ def configure(
         "backtrace": False,
         "diagnose": False,
     }
-    # loguru itself colours what goes to a terminal, whatever NO_COLOR says.
+    # By itself, loguru ignores NO_COLOR at a terminal.
     colours = False if os.environ.get("NO_COLOR") else None
     stderr = Outlet(Unbuffered(sys.stderr)) if lasting else sys.stderr
     logger.add(stderr, colorize=colours, **common)
     if file is not None:
         target = LogFile(file)
         logger.add(Outlet(target) if lasting else target, **common)
-    logging.basicConfig(handlers=[_Caught()], level=logging.WARNING, force=True)
+    logging.basicConfig(handlers=[_ToLoguru()], level=logging.WARNING, force=True)

@@ -1,4 +1,4 @@
-"""The end of what a program writes, read as it comes: it fills neither memory nor a disk."""
+"""Keep the end of a program's output, without filling memory or a disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LINGER: Final = 1.0  # seconds for the last of it, once the program has ended
 
 
 class Tail:
-    """Reads a pipe in a thread of its own to its end, and keeps the last `most` bytes."""
+    """Reads a pipe to its end in a thread of its own, and keeps the last `most` bytes."""
 
     def __init__(self, pipe: IO[bytes], most: int) -> None:
         self.read = 0
@@ -23,16 +23,16 @@ class Tail:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing of it was let go."""
+        """Whether all of the output is kept."""
         return self.read <= self._most
 
     def bytes(self) -> bytes:
-        """Return what is kept. Waits a moment for the end: a child may hold the pipe for ever."""
+        """Return the end. Waits only a moment for it: a child may hold the pipe for ever."""
         self._thread.join(_LINGER)
         return bytes(self._kept[-self._most :])
 
     def text(self) -> str:
-        """Return what is kept, as text."""
+        """Return the end as text."""
         return self.bytes().decode(errors="replace")
 
     def _read_all(self) -> None:

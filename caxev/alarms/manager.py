@@ -146,7 +146,6 @@ class AlarmManager(Alarms):
         return key in self._known and self._known[key].active
 
     async def raise_and_keep(self, alarm: Alarm) -> None:
-        """Raise an alarm; returns when it is in the database. Raises `DatabaseError`."""
         self.raise_(alarm)
         await self._keep_one(alarm.key)
 

@@ -152,6 +152,6 @@ async def _clear(database: Database, name: str) -> str:
     alarm = next((alarm for alarm in found if alarm.id == name), None)
     if alarm is None:
         raise NothingToDo(f"no alarm {name!r} is active: caxev alarms lists those that are")
-    told = await leave(database, alarm.site, [Request("clear", alarm=alarm.key)])
+    asked = await leave(database, alarm.site, [Request("clear", alarm=alarm.key)])
     line = f"{alarm.site}: asked to clear: {alarm.summary}"
-    return line if told["listening"] else f"{line}; {nobody(alarm.site)}"
+    return line if asked["listening"] else f"{line}; {nobody(alarm.site)}"

@@ -232,12 +232,11 @@ class Job:
         about: object = None,
         **details: object,
     ) -> None:
-        """Have people told, by all that the site's ``alarms`` name; `details` are further lines.
+        """Raise an alarm, which the site's ``alarms`` deliver; `details` are further lines.
 
-        The alarm is kept before this returns, and told in its own time. It is known by `name` and
-        by the copy that the event is about (else the run), or by the run and what `about` says:
-        raised again it is the same one, and it stands until a reaction to the same calls
-        `all_clear` with that name.
+        It is in the database when this returns, and is delivered later. `name` and the copy that
+        the event is about (or the run, or the run and `about`) identify it: raised again, it is the
+        same alarm. It is active until a reaction to the same copy or run calls `all_clear`.
         """
         site = getattr(self.site, "name", "")
         key = self._alarm_key(name, about)
@@ -245,19 +244,19 @@ class Job:
         await self.ports.alarm(Alarm(site, key, summary, level, str(self.run), details))
 
     async def all_clear(self, name: str, *, about: object = None) -> None:
-        """Say that what `alarm` was raised for is over. Costs nothing where none stands."""
+        """End the alarm of that name, if it is active; else this costs nothing."""
         await self.ports.all_clear(self._alarm_key(name, about))
 
     def _alarm_key(self, name: str, about: object) -> str:
         about = about or self._copy_key
         return f"{name}: {self.run.id}{'' if about is None else f': {about}'}"
 
-    async def keep(self, said: str) -> None:
-        """Keep with this reaction, for people, what a program said; added to what is kept already.
+    async def keep(self, output: str) -> None:
+        """Keep the output of a program with this reaction, behind what is kept already.
 
         See `packed` and `unpacked` for what is left out. `caxev reactions --json` shows it.
         """
-        await self.ports.keep(packed(said))
+        await self.ports.keep(packed(output))
 
     async def store_manifest(self, digest: str, items: list[dict[str, Any]]) -> None:
         """Keep a manifest's items in the database, under its digest. Repeatable."""

@@ -1,4 +1,4 @@
-"""What programs printed, compressed to be kept with a reaction. Pure."""
+"""The output of programs, compressed to be kept with a reaction. Pure."""
 
 from __future__ import annotations
 
@@ -7,19 +7,14 @@ from collections.abc import Sequence
 from typing import Final
 
 KEPT: Final = 512 << 10
-"""Bytes, compressed, that are kept with a reaction of what `Job.keep` is given at once."""
-
-
+"""Compressed bytes that one call of `Job.keep` keeps."""
 KEPT_PARTS: Final = 16
-"""So often, the latest of it: together that fits into one document of the ledger."""
+"""The latest calls that are kept: together they fit into one document of the ledger."""
 
 
-def packed(said: str) -> bytes:
-    """Compress text to `KEPT` bytes at most; of more, the middle is left out, which it then says.
-
-    Pure.
-    """
-    whole = said.encode(errors="backslashreplace")
+def packed(text: str) -> bytes:
+    """Compress text to at most `KEPT` bytes; if it is longer, a line replaces its middle."""
+    whole = text.encode(errors="backslashreplace")
     done, ends = zlib.compress(whole), len(whole)
     while len(done) > KEPT:
         ends //= 2
@@ -30,7 +25,7 @@ def packed(said: str) -> bytes:
 
 
 def unpacked(parts: Sequence[bytes], number: int) -> str:
-    """Return the text of parts that are kept of `number`, one after the other. Pure."""
+    """Return the text of the parts that are kept of `number`, one after the other."""
     texts = [zlib.decompress(part).decode(errors="replace") for part in parts]
     lost = number - len(texts)
     return "\n".join([f"[... {lost} earlier parts left out ...]"] * (lost > 0) + texts)
