@@ -34,7 +34,7 @@ from caxev.alarms import (
 )
 from caxev.alarms import manager as manager_module
 from caxev.cli import cli
-from caxev.config import ConfigError, Email, Settings, Sink, Sites, Webhook, load_sites
+from caxev.config import ConfigError, Email, Settings, Sites, Webhook, load_sites
 from caxev.config.alarms import read_alarms
 from caxev.core import alarms, ledger
 from caxev.core.alarms import (
@@ -219,13 +219,15 @@ def test_alarms_of_sites_json(tmp_path: Path) -> None:
         {"webhook": {"shape": "pagerduty", "severity": "critical", "repeat": 1, "x_note": "me"}},
     ]
     first, second, pager = _sites(tmp_path, entries).get("lngs").alarms
-    assert first.options == Email(
-        ("a@b.org",), None, "localhost", 25, "none", None, "CAXEV_SMTP_PASSWORD"
-    )
-    assert isinstance(second.options, Email)
-    assert (second.options.security, second.options.port) == ("starttls", 587)
+    assert first == _email("a@b.org", host="localhost", port=25, security="none")
+    assert isinstance(second, Email)
+    assert (second.security, second.port, second.from_) == ("starttls", 587, None)
     assert (pager.name, pager.severity, pager.repeat) == ("webhook", Severity.CRITICAL, 1.0)
     assert pager.rule(resolves=True).repeat == HOUR
+
+
+def _email(*to: str, host: str = "127.0.0.1", **more: Any) -> Email:
+    return Email(name="email", to=to, host=host, **more)
 
 
 def _sites(tmp_path: Path, entries: Any) -> Sites:
@@ -239,8 +241,8 @@ def _sites(tmp_path: Path, entries: Any) -> Sites:
     [
         ({"email": {}}, "alarms must be addresses of people"),
         ([{"email": {}, "webhook": {}}], "alarms must be addresses of people"),
-        ([{"emial": {}}], "alarms: unknown kind 'emial' (did you mean 'email'?)"),
-        ([{"pigeon": {}}], "alarms: unknown kind 'pigeon' (known: email, webhook)"),
+        ([{"emial": {}}], "alarms: 'emial': unknown kind (did you mean 'email'?)"),
+        ([{"pigeon": {}}], "alarms: 'pigeon': unknown kind (known: email, webhook)"),
         ([{"email": {}}], "alarms: 'email': to is missing"),
         ([{"email": {"to": "a@b"}}], "'email': to must be addresses, as"),
         ([{"email": {"to": ["a@b\nBcc: c@d"]}}], "'email': to must be addresses, as"),
@@ -284,11 +286,10 @@ def test_no_value_breaks_the_reading(value: object) -> None:
 
 def test_a_missing_secret_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without password, key or address nothing is made, and the message says what to set."""
-    mail = Email(("a@b.org",), None, "smtp.b.org", 587, "starttls", "caxev", "CAXEV_SMTP_PASSWORD")
     for sink, name in (
-        (Sink("email", "mail", mail), "CAXEV_SMTP_PASSWORD"),
-        (Sink("webhook", "pager", Webhook("pagerduty", "https://x", "PAGER")), "PAGER"),
-        (Sink("webhook", "slack", Webhook("slack", None, "SLACK")), "SLACK"),
+        (_email("a@b.org", host="smtp.b.org", user="caxev"), "CAXEV_SMTP_PASSWORD"),
+        (Webhook(name="pager", shape="pagerduty", url="https://x", secret="PAGER"), "PAGER"),
+        (Webhook(name="slack", shape="slack", secret="SLACK"), "SLACK"),
     ):
         with pytest.raises(ConfigError, match=f"site 'lngs': alarms: '{sink.name}': .*{name}_FILE"):
             recipients("lngs", [sink])
@@ -309,7 +310,7 @@ def test_a_secret_address_that_will_not_do_is_not_repeated(
     """It is told at the start what is wrong with it, in a line that does not show it."""
     monkeypatch.setenv("SLACK", url)
     with pytest.raises(ConfigError, match=f"SLACK .*{why}") as raised_:
-        recipients("lngs", [Sink("webhook", "slack", Webhook("slack", None, "SLACK"))])
+        recipients("lngs", [Webhook(name="slack", shape="slack", secret="SLACK")])
     assert "geheim" not in repr(raised_.value) + repr(raised_.value.__cause__)
     assert "\n" not in str(raised_.value)
 
@@ -377,7 +378,7 @@ async def test_nobody_there() -> None:
             await WebhookNotifier("json", f"http://127.0.0.1:{port}/geheim", None).send(
                 FULL, over=False
             )
-        mail = EmailNotifier(Email(("a@b.org",), None, "127.0.0.1", port, "none", None, "P"), None)
+        mail = EmailNotifier(_email("a@b.org", port=port), None)
         with pytest.raises(DeliveryFailed, match="refused"):
             await mail.send(FULL, over=False)
 
@@ -388,9 +389,7 @@ async def test_nobody_there() -> None:
 def _mail(
     port: int, *to: str, user: str | None = None, password: str | None = None
 ) -> EmailNotifier:
-    security = "none" if user is None else "starttls"
-    options = Email(to, "caxev@lngs.org", "127.0.0.1", port, security, user, "P")
-    return EmailNotifier(options, password)
+    return EmailNotifier(_email(*to, port=port, user=user, from_="caxev@lngs.org"), password)
 
 
 async def test_mail_arrives() -> None:
@@ -639,7 +638,7 @@ async def test_reactions_that_failed_for_one_cause_have_one_alarm(database: Name
 
 def _site_with(database: Named, web: sinks.Web, *found: Any, **more: Any) -> Any:
     options = engine.options_for(database, found)
-    sink = Sink("webhook", "json", Webhook("json", web.url, "CAXEV_WEBHOOK_TOKEN"))
+    sink = Webhook(name="json", shape="json", url=web.url)
     return evolve(options, site=evolve(options.site, alarms=(sink,), **more))
 
 

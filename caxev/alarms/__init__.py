@@ -39,7 +39,7 @@ from caxev.alarms.health import (
 from caxev.alarms.manager import AlarmManager, Recipient, try_send
 from caxev.alarms.webhook import WebhookNotifier
 from caxev.config import ConfigError, Sink
-from caxev.config.alarms import ALARMS
+from caxev.config.alarms import ALARMS, Installed
 from caxev.core.errors import one_line
 
 __all__ = [
@@ -76,17 +76,18 @@ def recipients(site: str, sinks: Iterable[Sink]) -> list[Recipient]:
 
 def _recipient(site: str, sink: Sink) -> Recipient:
     try:
-        make = partial(_OURS.get(sink.kind) or _installed(sink.kind), sink.options)
+        make = _maker(sink)
         notifier = make()
     except ConfigError as error:
         raise ConfigError(f"site {site!r}: alarms: {sink.name!r}: {error.summary}") from error
     return Recipient(sink.rule(resolves=notifier.resolves), notifier, make)
 
 
-def _installed(kind: str) -> Callable[[Any], Notifier]:
+def _maker(sink: Sink) -> Callable[[], Notifier]:
+    if not isinstance(sink, Installed):
+        return partial(_OURS[sink.kind], sink)
     try:
-        (point,) = entry_points(group=ALARMS, name=kind)
-        make: Callable[[Any], Notifier] = point.load()
+        (point,) = entry_points(group=ALARMS, name=sink.kind)
+        return partial(point.load(), sink.options)
     except Exception as error:
-        raise ConfigError(f"kind {kind!r} cannot be loaded: {one_line(error)}") from error
-    return make
+        raise ConfigError(f"kind {sink.kind!r} cannot be loaded: {one_line(error)}") from error

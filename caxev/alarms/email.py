@@ -41,7 +41,7 @@ class EmailNotifier(Threaded):
     def message(self, alarm: Alarm, *, over: bool) -> EmailMessage:
         """Return the mail."""
         mail = EmailMessage()
-        mail["From"] = self.options.sender or f"caxev@{getfqdn() or 'localhost'}"
+        mail["From"] = self.options.from_ or f"caxev@{getfqdn() or 'localhost'}"
         mail["To"] = ", ".join(self.options.to)
         mail["Subject"] = sentence(alarm, over=over)
         mail["Date"] = formatdate(usegmt=True)

@@ -1,8 +1,8 @@
 """Configuration classes out of JSON: one converter, and one form of the errors.
 
-A class is attrs' own; each field whose type has a `Kind` is a key of that name (or alias). Null
-stands for a key's default, and a key that begins with ``x_`` is passed over. `sites.json` is read
-by this (`caxev.config.loading`), and so are rule files (`caxev.rucio.rule_files`). Pure.
+A class is attrs' own; each field whose type has a `Kind` is a key of that name (`from_` is
+``from``). Null stands for a key's default, and a key that begins with ``x_`` is passed over.
+`caxev.config.loading` reads sites.json by this, `caxev.rucio.rule_files` rule files. Pure.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def read(kind: Any, value: Any) -> Any:
 def keys(cls: type) -> dict[str, attrs.Attribute[Any]]:
     """Return the keys of a configuration class, in order, each with its field."""
     attrs.resolve_types(cls)
-    return {one.alias: one for one in attrs.fields(cls) if kind_of(one.type)}
+    return {one.name.rstrip("_"): one for one in attrs.fields(cls) if kind_of(one.type)}
 
 
 def kind_of(type_: Any) -> Kind | None:
@@ -70,7 +70,7 @@ def _mistakes(error: BaseException, value: Any) -> Iterator[str]:
     """Report each mistake in a value; `error` is what structuring it raised."""
     if isinstance(error, BaseValidationError):
         for inner in error.exceptions:
-            yield from _located(inner, error.cl, value)
+            yield from _located(inner, value)
     elif isinstance(error, ForbiddenExtraKeysError):
         for key in sorted(error.extra_fields):
             yield _unknown(key, keys(error.cl))
@@ -78,14 +78,14 @@ def _mistakes(error: BaseException, value: Any) -> Iterator[str]:
         yield str(error)
 
 
-def _located(error: BaseException, cls: type, value: Any) -> Iterator[str]:
+def _located(error: BaseException, value: Any) -> Iterator[str]:
     """Report the mistakes in one part of a value, each after the name of that part."""
     note = next((one for one in getattr(error, "__notes__", ()) if isinstance(one, _NOTES)), None)
     if note is None:  # it is the whole that is wrong
         yield from _mistakes(error, value)
         return
     if isinstance(note, AttributeValidationNote):
-        label = attrs.fields_dict(cls)[note.name].alias
+        label = note.name.rstrip("_")
         inner, must = value.get(label), f"{label} must be"
     else:
         inner = value[note.index]
@@ -128,8 +128,9 @@ def _kind_hook(type_: Any, converter: Converter) -> StructureHook:
 def _class_hook(cls: type, converter: Converter) -> StructureHook:
     known = keys(cls)
     others = [one.name for one in attrs.fields(cls) if one not in known.values()]
-    omitted: dict[str, Any] = dict.fromkeys(others, override(omit=True))
-    structure: StructureHook = make_dict_structure_fn(cls, converter, **omitted)
+    overrides: dict[str, Any] = dict.fromkeys(others, override(omit=True))
+    overrides |= {one.name: override(rename=key) for key, one in known.items()}
+    structure: StructureHook = make_dict_structure_fn(cls, converter, **overrides)
     optional = {key for key, one in known.items() if one.default is not attrs.NOTHING}
 
     def hook(value: Any, _type: Any) -> Any:
@@ -144,6 +145,6 @@ def _class_hook(cls: type, converter: Converter) -> StructureHook:
     return hook
 
 
-_converter: Final = Converter(detailed_validation=True, forbid_extra_keys=True, use_alias=True)
+_converter: Final = Converter(detailed_validation=True, forbid_extra_keys=True)
 _converter.register_structure_hook_factory(attrs.has, _class_hook)
 _converter.register_structure_hook_factory(lambda type_: kind_of(type_) is not None, _kind_hook)
