@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,10 +25,21 @@ from pymongo import MongoClient
 from caxev import Job, tag
 from caxev.cli import COMMANDS, cli
 from caxev.cli.errors import told
-from caxev.cli.output import Table, cell, lasting, show, size
+from caxev.cli.output import (
+    Column,
+    Table,
+    cell,
+    event_parts,
+    lasting,
+    run_parts,
+    show,
+    show_json,
+    size,
+)
 from caxev.cli.reaction_rows import Progress, progress_cells
 from caxev.config import Settings
 from caxev.core.escapes import escaped
+from caxev.core.model import YES, CopyField, CopyKey, Event, Existence, Field, Tag
 from caxev.core.registry import recorded
 from caxev.testing.mongod import Mongod, ReplicaSet
 from tests import engine
@@ -407,7 +419,7 @@ def test_interrupt() -> None:
 # -- output ---------------------------------------------------------------------------------------
 
 TABLE = Table(
-    (("what", "WHAT"), ("when", "WHEN")),
+    (Column("what", "WHAT"), Column("when", "WHEN")),
     [{"what": "x" * 300, "when": datetime(2016, 11, 11, tzinfo=UTC), "more": 1}, {"what": None}],
 )
 
@@ -438,6 +450,93 @@ def test_what_others_wrote_cannot_steer_a_terminal() -> None:
     """Control characters and bytes that are no text are shown escaped."""
     assert escaped("a\x1b[2Jb\nc\udcff") == r"a\x1b[2Jb\nc\udcff"
     assert cell(["a\x07", "b"]) == r"a\x07, b"
+
+
+def test_runs_and_events_have_one_form(capsys: pytest.CaptureFixture[str]) -> None:
+    """In JSON a run is an object, and so is an event; a table shows them in words."""
+    events = (
+        (CopyKey("raw", "lngs"), "verifying@1", "transferred@2"),
+        (CopyField("raw", "lngs", None, "checksum"), None, "digest"),
+        (Tag("go"), None, YES),
+        (Field("end"), "digest", None),
+        (Existence(), None, YES),
+    )
+    rows = [{"run": run_parts(5, 7, "x"), "event": event_parts(Event(5, *one))} for one in events]
+    show(Table((Column("run", "RUN"), Column("event", "EVENT")), rows), as_json=False)
+    words = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert words[0] == ["7", "raw at lngs: transferred"]
+    assert words[3] == ["7", "field end: gone"]
+    show_json(rows)
+    found = json.loads(capsys.readouterr().out)
+    assert found[0]["run"] == {"id": "5", "number": 7, "name": "x"}
+    copy = {"type": "raw", "host": "lngs", "version": None}
+    assert [row["event"] for row in found] == [
+        {"kind": "copy", **copy, "before": "verifying", "after": "transferred"},
+        {"kind": "copy_field", **copy, "field": "checksum", "before": None, "after": "digest"},
+        {"kind": "tag", "tag": "go", "before": None, "after": "yes"},
+        {"kind": "field", "field": "end", "before": "digest", "after": None},
+        {"kind": "run", "before": None, "after": "yes"},
+    ]
+
+
+BUSY = {
+    "site": "lngs",
+    "listening": True,
+    "owner": "daq.example.org:12345",
+    "epoch": 17,
+    "streamed": "2016-11-11T14:34:05Z",
+    "pending": 12,
+    "progress": "3 at work: 12.3 GB of 40 GB, 210 MB/s, 2 min left",
+    "clock": "+0.1 s",
+    "gap": "2016-11-11T14:34:05Z the stream lost its history: all runs were compared",
+}
+TROUBLED = {
+    **BUSY,
+    "running": 3,
+    "failed": 4,
+    "requests": 1,
+    "alarms": "2, 1 not told",
+    "trouble": "the database refuses to record 3 changes",
+    "away": ["/data/xenon/raw: it is not mounted", "/data/xenon/processed: it is not mounted"],
+}
+STATUS_OF_SITES = """
+from caxev.cli.output import Table, _show_rich
+from caxev.cli.status import _SITES
+rows = [%r, {"site": "stockholm", "listening": "never did", "failed": 0}]
+_show_rich(Table(_SITES, rows), wide=%r)
+"""
+
+
+def status_of_sites(row: dict[str, Any], width: int, *, wide: bool = False) -> str:
+    text = on_terminal("-c", STATUS_OF_SITES % (row, wide), COLUMNS=str(width))
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.mark.parametrize("width", [70, 80, 120])
+def test_a_table_fits_the_terminal(width: int) -> None:
+    """What is empty is left out, and what is minor if need be; headings are whole."""
+    shown = status_of_sites(BUSY, width)
+    assert max(map(len, shown.splitlines())) <= width
+    headings = shown.split("\n")[0].split()
+    assert {"SITE", "LISTENING", "STREAMED", "PENDING", "PROGRESS"} <= {*headings}
+    assert "FAILED" not in headings
+
+
+def test_trouble_leaves_no_room_for_less() -> None:
+    """What is wrong with a site is there even if little else has room; headings are whole."""
+    shown = status_of_sites(TROUBLED, 80)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert {"SITE", "PENDING", "FAILED", "ALARMS", "TROUBLE", "DISKS"} <= {
+        *shown.split("\n")[0].split()
+    }
+
+
+def test_a_wide_table_has_all() -> None:
+    """With --wide every column is there, and nothing is folded."""
+    shown = status_of_sites(BUSY, 80, wide=True)
+    heading, _line, lngs, _stockholm = shown.splitlines()
+    assert {"FAILED", "EPOCH", "AWAY"} <= {*heading.split()}
+    assert str(BUSY["gap"]) in lngs
 
 
 def on_terminal(*arguments: str, **environ: str) -> str:
@@ -613,14 +712,14 @@ def test_listen_once_does_what_its_dry_run_said(online: Caxev, database: Named) 
     before = contents(database)
     planned = online("listen", "--site", "lngs", "--dry-run", "--json").rows
     assert contents(database) == before
-    assert {(row["run"], row["handler"]) for row in planned} == {
-        (run, handler) for run in ("1", "2") for handler in ("went", "waits", "fails")
+    assert {(row["run"]["number"], row["handler"]) for row in planned} == {
+        (run, handler) for run in (1, 2) for handler in ("went", "waits", "fails")
     }
     assert online("listen", "--site", "lngs", "--once").code == 0
     ended = online("reactions", "--done", "--failed", "--pending", "--json").rows
-    assert {(row["run"], row["handler"], row["state"]) for row in ended} == {
+    assert {(row["run"]["number"], row["handler"], row["state"]) for row in ended} == {
         (run, *end)
-        for run in ("1", "2")
+        for run in (1, 2)
         for end in (("went", "done"), ("waits", "pending"), ("fails", "failed"))
     }
     assert online("listen", "--site", "lngs", "--dry-run", "--json").rows == []
@@ -641,7 +740,7 @@ def test_listens_dry_run_names_all_that_is_due(
             due = datetime(2020, 1, 1 + number // 5, tzinfo=UTC)
             ledger.update_one({"_id": one["_id"]}, {"$set": {"due": due}})
     rows = online("listen", "--site", "lngs", "--dry-run", "--json").rows
-    assert sorted(row["run"] for row in rows) == sorted(map(str, range(1, 10)))
+    assert sorted(row["run"]["number"] for row in rows) == [*range(1, 10)]
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]], ids=["listen", "dry run"])
@@ -742,7 +841,7 @@ def test_replay_selects(online: Caxev, database: Named, chosen: list[str], runs:
     """Every way to say which runs are meant selects those."""
     insert(database, 1, 2, 3)
     rows = online("replay", *chosen, "--site", "chicago", "--dry-run", "--json").rows
-    assert {row["run"] for row in rows} == runs
+    assert {str(row["run"]["number"]) for row in rows} == runs
     assert {row["handler"] for row in rows} == {"went"}
 
 
@@ -905,7 +1004,8 @@ def test_status_of_a_run(online: Caxev, database: Named) -> None:
             },
         )
     (run,) = online("status", "--run", "1", "--json").rows
-    assert (run["run"], run["name"], run["tags"]) == (1, "161111_0001", ["go"])
+    assert run["run"] == {"id": run["run"]["id"], "number": 1, "name": "161111_0001"}
+    assert run["tags"] == ["go"]
     assert [(c["type"], c["host"], c["status"]) for c in run["copies"]] == [
         ("raw", "lngs", "transferred")
     ]

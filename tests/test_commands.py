@@ -345,7 +345,7 @@ def test_register_adds_an_entry(ground: Ground) -> None:
     dry = ground.caxev("register", str(path), "--site", "lngs", "--dry-run")
     assert (dry.code, contents(ground.database)) == (0, before)
     (row,) = rows(ground.caxev("register", str(path), "--site", "lngs", "--json"))
-    assert (row["state"], row["run"], row["type"]) == ("registered", 1, "raw")
+    assert (row["state"], row["run"]["number"], row["type"]) == ("registered", 1, "raw")
     first, entry = ground.run()["data"]
     assert first["host"] == host_free["host"]
     assert entry.pop("creation_time") <= entry.pop("status_since")
@@ -516,7 +516,7 @@ def test_status_of_copies_and_totals(ground: Ground) -> None:
     odd = {"type": None, "host": 3}
     ground.insert(odd, {"status": "error"}, number=3, raw_size_byte=5)
     found = rows(ground.caxev("status", "--host", "lngs", "--status", "transferred", "--json"))
-    assert [(row["run"], row["type"], row["size"]) for row in found] == [
+    assert [(row["run"]["number"], row["type"], row["bytes"]) for row in found] == [
         (1, "raw", 100),
         (2, "raw", None),
         (2, "processed", 7),

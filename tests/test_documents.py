@@ -185,7 +185,7 @@ def test_every_option_of_a_command_is_there() -> None:
     for row in commands:
         command, _rest = command_of(shlex.split(marked(row[0])[0])[1:])
         named.setdefault(str(command.name), set()).update(re.findall(r"--[a-z-]+", " ".join(row)))
-    general = {"--json", "--lease", "--grace", "--metrics-port", "--limit", "--help"}
+    general = {"--json", "--lease", "--grace", "--metrics-port", "--limit", "--help", "--wide"}
     for line in [[name] for name in COMMANDS.keys() - GROUPS - {"demo"}] + TAPE:
         command, _ = command_of(line)
         name = str(command.name)
@@ -291,7 +291,7 @@ def test_troubleshooting_names_what_status_shows() -> None:
     text = section("deploy/README.md", "Troubleshooting")
     named = set(re.findall(r"\b[A-Z]{6,}(?: [A-Z]{3,})?\b", text)) - {"SIGTERM"}
     assert named
-    assert named <= {heading for _key, heading in _SITES}
+    assert named <= {column.heading for column in _SITES}
 
 
 def test_every_marker_is_there(pytestconfig: pytest.Config) -> None:

@@ -68,7 +68,7 @@ def test_the_intent_is_written_once(asking: Caxev, database: Named) -> None:
     """It says who, when, why, and how many must remain; a second one is refused."""
     insert(database)
     (row,) = rows(asking(*RM, "--json"))
-    assert (row["run"], row["goes"]) == ("1", True)
+    assert (row["run"]["number"], row["goes"]) == (1, True)
     there = entries(database)
     wanted = there["lngs"]["deletion"]
     assert there["lngs"]["status"] == "deleting"
@@ -144,14 +144,17 @@ def test_what_the_rules_would_delete(asking: Caxev, database: Named) -> None:
     insert(database, entry("lngs"), number=2)
     derived = {"type": "processed", "pax_version": "v1", "location": "/processed/pax_v1/x"}
     insert(database, entry("stockholm", **derived), number=3)
-    found = {row["run"]: row for row in rows(asking("rm", "--site", "lngs", "--dry-run", "--json"))}
-    assert found.keys() == {"1", "2"}
-    assert (found["1"]["goes"], found["1"]["why"]) == (True, "purge: older than 5 days")
-    assert not found["2"]["goes"]
+    found = {
+        row["run"]["number"]: row
+        for row in rows(asking("rm", "--site", "lngs", "--dry-run", "--json"))
+    }
+    assert found.keys() == {1, 2}
+    assert (found[1]["goes"], found[1]["why"]) == (True, "purge: older than 5 days")
+    assert not found[2]["goes"]
     found_ = rows(asking("rm", "--site", "stockholm", "--dry-run", "--json"))
-    assert [(row["run"], row["type"], row["goes"]) for row in found_] == [
-        ("1", "raw", False),
-        ("3", "processed", True),
+    assert [(row["run"]["number"], row["type"], row["goes"]) for row in found_] == [
+        (1, "raw", False),
+        (3, "processed", True),
     ]
 
 

@@ -894,7 +894,7 @@ def test_locate_takes_its_filters_together(
     def located(*options: str) -> list[int]:
         answer = online("rucio", "locate", *options, "--json")
         assert answer.code == 0
-        return [int(row["run"]) for row in json.loads(answer.out)]
+        return [row["run"]["number"] for row in json.loads(answer.out)]
 
     assert located(*every) == [run.number]
     assert located(*every, "--method", "absent") == [other.number]

@@ -376,7 +376,7 @@ def test_a_run_that_should_be_on_tape_counts() -> None:
         (None, [], False),
     ):
         assert should_be_there(copy, disks, bringing) == owed
-    row = row_of(raw, None, None, "1", owed=True)
+    row = row_of(raw, None, None, owed=True)
     assert (row["note"], on_tape(row, {})["missing"]) == ("should be on tape", True)
     assert summary([row]) == "1 runs: 1 not on tape; 0 B on tape; 1 of them are missing on tape"
 

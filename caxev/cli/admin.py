@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caxev.cli.errors import CONFIGURATION, FAILED
-from caxev.cli.options import State, as_json, example, global_options, state
-from caxev.cli.output import Table, say, show, show_json
+from caxev.cli.options import State, as_json, as_table, example, global_options, state
+from caxev.cli.output import Column, Table, say, show, show_json
 from caxev.config import (
     BY_METHOD,
     DEFAULT_HANDLERS,
@@ -120,7 +120,7 @@ def sites() -> None:
 )
 @click.option("--site", metavar="S", help="We are at this site: look at its directories.")
 @click.option("--connect", is_flag=True, help="From --site, reach the others.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def check(site: str | None, connect: bool, as_json: bool) -> None:
     """Read sites.json and say all that is wrong with it, or the sites if nothing is.
@@ -141,7 +141,10 @@ def check(site: str | None, connect: bool, as_json: bool) -> None:
         shared = _shared_directories(here, known)
     for warning in (*known.warnings, *_unknown_tasks(options, known), *shared):
         say(f"warning: {warning}", err=True)
-    show(Table(_SITES if site is None else (*_SITES, ("state", "STATE")), rows), as_json=as_json)
+    show(
+        Table(_SITES if site is None else (*_SITES, Column("state", "STATE")), rows),
+        as_json=as_json,
+    )
     if any(row.get("ok") is False for row in rows):
         raise click.exceptions.Exit(FAILED)
 
@@ -188,7 +191,7 @@ def _unknown_tasks(options: State, known: Sites) -> Iterable[str]:
     is_flag=True,
     help="Though the marker that the database knows, or copies, are not there.",
 )
-@as_json
+@as_table
 @global_options(hidden=True)
 def init(site: str, force: bool, as_json: bool) -> None:
     """Mark a site's directories, so that an unmounted disk is not taken for an empty one.
@@ -209,7 +212,7 @@ def init(site: str, force: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(FAILED)
 
 
-_ROOTS = (("directory", "DIRECTORY"), ("marker", "MARKER"), ("state", "STATE"))
+_ROOTS = (Column("directory", "DIRECTORY"), Column("marker", "MARKER"), Column("state", "STATE"))
 
 
 def _read(options: State) -> Sites:
@@ -226,11 +229,11 @@ def _read(options: State) -> Sites:
 
 
 _SITES = (
-    ("site", "SITE"),
-    ("method", "METHOD"),
-    ("address", "ADDRESS"),
-    ("listener", "LISTENER"),
-    ("directories", "DIRECTORIES"),
+    Column("site", "SITE"),
+    Column("method", "METHOD"),
+    Column("address", "ADDRESS"),
+    Column("listener", "LISTENER"),
+    Column("directories", "DIRECTORIES"),
 )
 
 
@@ -351,7 +354,7 @@ def _connected(here: Site, there: Site) -> dict[str, Any]:
     epilog=example("caxev handlers", "caxev handlers --site lngs --handlers my_handlers.py")
 )
 @click.option("--site", metavar="S", help="With this site's own, and which of them it enables.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def handlers(site: str | None, as_json: bool) -> None:
     """List the handlers: what triggers each, and what it does."""
@@ -362,7 +365,7 @@ def handlers(site: str | None, as_json: bool) -> None:
         rows = [_handler_row(one, one in registry.enabled) for one in registry.handlers.values()]
     else:
         rows = [_handler_row(one, None) for one in _all_handlers(options.handlers)]
-    columns = _HANDLERS if site is None else (*_HANDLERS, ("enabled", "ENABLED"))
+    columns = _HANDLERS if site is None else (*_HANDLERS, Column("enabled", "ENABLED"))
     show(Table(columns, rows), as_json=as_json, empty="there are no handlers")
 
 
@@ -378,12 +381,12 @@ def _all_handlers(files: Iterable[str]) -> list[Handler]:
 
 
 _HANDLERS = (
-    ("handler", "HANDLER"),
-    ("lane", "LANE"),
-    ("triggers", "TRIGGERS"),
-    ("aliases", "ALIASES"),
-    ("module", "MODULE"),
-    ("does", "DOES"),
+    Column("handler", "HANDLER"),
+    Column("lane", "LANE", minor=1),
+    Column("triggers", "TRIGGERS"),
+    Column("aliases", "ALIASES", minor=2),
+    Column("module", "MODULE", minor=3),
+    Column("does", "DOES"),
 )
 
 

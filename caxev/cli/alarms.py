@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caxev.cli.errors import FAILED, NothingToDo
-from caxev.cli.options import as_json, example, global_options, state
-from caxev.cli.output import Table, say, show
+from caxev.cli.options import as_table, example, global_options, state
+from caxev.cli.output import Column, Table, say, show
 
 if TYPE_CHECKING:
     from caxev.config import Site
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 )
 @click.option("--site", metavar="S", help="Only of this site.")
 @click.option("--all", "everything", is_flag=True, help="Also those that are over.")
-@as_json
+@as_table
 @global_options(hidden=True)
 @click.pass_context
 def alarms(context: click.Context, site: str | None, everything: bool, as_json: bool) -> None:
@@ -40,14 +40,14 @@ def alarms(context: click.Context, site: str | None, everything: bool, as_json: 
 
 
 _ALARMS = (
-    ("id", "ID"),
-    ("site", "SITE"),
-    ("severity", "SEVERITY"),
-    ("since", "SINCE"),
-    ("over", "OVER"),
-    ("summary", "ALARM"),
-    ("why", "WHY"),
-    ("undelivered", "NOT DELIVERED"),
+    Column("id", "ID"),
+    Column("site", "SITE"),
+    Column("severity", "SEVERITY"),
+    Column("since", "SINCE", minor=1),
+    Column("over", "OVER", minor=2),
+    Column("summary", "ALARM"),
+    Column("why", "WHY"),
+    Column("undelivered", "NOT DELIVERED"),
 )
 
 
@@ -81,7 +81,7 @@ def _row(state: AlarmState) -> dict[str, Any]:
 
 @alarms.command("test", epilog=example("caxev alarms test --site lngs"))
 @click.option("--site", required=True, metavar="S", help="The site whose `alarms` are tested.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def test(site: str, as_json: bool) -> None:
     """Send a test alarm to each sink of a site, from here, and show which accepted it.
@@ -98,7 +98,7 @@ def test(site: str, as_json: bool) -> None:
         raise click.exceptions.Exit(FAILED)
 
 
-_TESTED = (("sink", "SINK"), ("kind", "KIND"), ("ok", "OK"), ("why", "WHY"))
+_TESTED = (Column("sink", "SINK"), Column("kind", "KIND"), Column("ok", "OK"), Column("why", "WHY"))
 
 
 async def _tried(site: Site) -> list[dict[str, Any]]:

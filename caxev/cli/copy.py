@@ -7,7 +7,6 @@ listener of the site that it comes from.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from attrs import define, field, frozen
 
 from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
 from caxev.cli.options import RUN_NUMBER, example, global_options, state
+from caxev.cli.output import json_text
 from caxev.config import ConfigError
 from caxev.core.escapes import escaped
 from caxev.finite import Finite
@@ -422,19 +422,19 @@ class Errand:
             raise click.exceptions.Exit(FAILED)
 
     def _sum_up(self, status: str | None) -> None:
-        from caxev.cli.runs import label
+        from caxev.cli.runs import shown
 
         if not self.telling.as_json or self.found is None:
             return
         summary = {
-            "run": self.found.number or label(self.found),
+            "run": shown(self.found),
             "from": self.wish.source.name,
             "to": self.wish.target.name,
             "status": status or (None if self.last is None else self.last.status),
             "bytes": self.size,
             "seconds": round(monotonic() - self._begun, 3),
         }
-        click.echo(json.dumps(summary))
+        click.echo(json_text(summary))
 
 
 @define(eq=False)

@@ -10,12 +10,12 @@ import click
 from attrs import define, field
 
 from caxev.cli import timeline
-from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import Table, say, show, time
+from caxev.cli.options import RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.output import Column, Table, event_parts, say, show, time
 
 if TYPE_CHECKING:
     from caxev.core.ledger import Reaction
-    from caxev.core.model import Aspect, Copy, Run
+    from caxev.core.model import Aspect, Copy, Event, Run
     from caxev.core.registry import Handler, Registry, Trigger
     from caxev.database import Database
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 @click.option("--detector", metavar="X", help="Of runs with one name, this detector's.")
 @click.option("--site", metavar="S", help="The site whose handlers are asked.")
 @click.option("--timeline", "as_timeline", is_flag=True, help="What happened, in order of time.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def explain(  # noqa: PLR0917  # the options
     number: int | None,
@@ -101,7 +101,12 @@ def _asked_for(copy: Copy) -> str:
     return f"{copy.key}: asked for by {who}, from {copy.source}, {since or 'a time not known'}"
 
 
-_COLUMNS = (("handler", "HANDLER"), ("event", "EVENT"), ("state", "STATE"), ("why", "WHY"))
+_COLUMNS = (
+    Column("handler", "HANDLER"),
+    Column("event", "EVENT"),
+    Column("state", "STATE"),
+    Column("why", "WHY"),
+)
 
 
 @define
@@ -116,7 +121,7 @@ class Explanation:
     reactions: Sequence[Owed]
     listening: bool
     snapshot: Mapping[Aspect, str] = field(init=False)
-    missing: Mapping[str, Sequence[tuple[str, str]]] = field(init=False)
+    missing: Mapping[str, Sequence[tuple[Event, str]]] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.snapshot = self.run.snapshot(self.registry.watched)
@@ -147,7 +152,7 @@ class Explanation:
 
     def _reaction_document(self, reaction: Reaction, document: Mapping[str, Any]) -> dict[str, Any]:
         why = self._reason(reaction, document)
-        row = _row(reaction.handler, str(reaction.event), str(reaction.state), why)
+        row = _row(reaction.handler, reaction.event, str(reaction.state), why)
         return {
             **row,
             "due": reaction.due,
@@ -182,7 +187,7 @@ class Explanation:
             return f"waits: nobody listens for {reaction.site}"
         return "due now, as soon as a worker is free"
 
-    def _missing(self) -> dict[str, list[tuple[str, str]]]:
+    def _missing(self) -> dict[str, list[tuple[Event, str]]]:
         """Return by handler what a replay would fire: (event, what to do)."""
         from caxev.cli.runs import which
         from caxev.database import Request
@@ -190,10 +195,10 @@ class Explanation:
 
         standing = {reaction.id: reaction for reaction, _ in self.reactions}
         advice = f"would fire: caxev replay {which(self.run)} --site {self.registry.here.name}"
-        missing: dict[str, list[tuple[str, str]]] = {}
+        missing: dict[str, list[tuple[Event, str]]] = {}
         fired = owed_again(self.registry, self.run.id, self.snapshot, standing, Request("replay"))
         for event, name in fired:
-            missing.setdefault(name, []).append((str(event), advice))
+            missing.setdefault(name, []).append((event, advice))
         return missing
 
     def _unmet(self, handler: Handler) -> Iterator[str]:
@@ -235,8 +240,9 @@ def _about(trigger: Trigger) -> type:
             return Existence
 
 
-def _row(handler: str, event: str | None, what: str, why: str) -> dict[str, Any]:
-    return {"handler": handler, "event": event, "state": what, "why": why}
+def _row(handler: str, event: Event | None, what: str, why: str) -> dict[str, Any]:
+    shown = None if event is None else event_parts(event)
+    return {"handler": handler, "event": shown, "state": what, "why": why}
 
 
 def _joined(*parts: str) -> str:

@@ -38,6 +38,7 @@ class Claim(NamedTuple):
     path: bytes
     must: bool = False
     run: str = ""
+    number: int | None = None
     name: str = ""
     type: str = ""
     version: str | None = None
@@ -71,8 +72,8 @@ class Inventory:
         self._db = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384;"
-            "CREATE TABLE claims(path BLOB PRIMARY KEY, must INT, run TEXT, name TEXT, type TEXT,"
-            " version TEXT, location TEXT, seen INT DEFAULT 0) WITHOUT ROWID;"
+            "CREATE TABLE claims(path BLOB PRIMARY KEY, must INT, run TEXT, number INT, name TEXT,"
+            " type TEXT, version TEXT, location TEXT, seen INT DEFAULT 0) WITHOUT ROWID;"
             "CREATE TABLE finds(id INTEGER PRIMARY KEY, path BLOB, kind TEXT, files INT, size INT,"
             " changed REAL, trouble TEXT);"
         )
@@ -89,9 +90,10 @@ class Inventory:
         """Take in what entries name. Of two claims on one place that counts which must be."""
         self._db.execute("BEGIN")
         self._db.executemany(
-            "INSERT INTO claims VALUES(?,?,?,?,?,?,?,0) ON CONFLICT(path) DO UPDATE SET "
-            "must=excluded.must, run=excluded.run, name=excluded.name, type=excluded.type, "
-            "version=excluded.version, location=excluded.location WHERE excluded.must > must",
+            "INSERT INTO claims VALUES(?,?,?,?,?,?,?,?,0) ON CONFLICT(path) DO UPDATE SET "
+            "must=excluded.must, run=excluded.run, number=excluded.number, name=excluded.name, "
+            "type=excluded.type, version=excluded.version, location=excluded.location "
+            "WHERE excluded.must > must",
             claims,
         )
         self._db.execute("COMMIT")
@@ -138,7 +140,7 @@ class Inventory:
 
     def _unseen(self, after: bytes) -> list[Claim]:
         query = (
-            "SELECT path, must, run, name, type, version, location FROM claims "
+            "SELECT path, must, run, number, name, type, version, location FROM claims "
             "WHERE path>? AND must AND NOT seen ORDER BY path LIMIT ?"
         )
         return [Claim(*row) for row in self._db.execute(query, (after, PAGE))]

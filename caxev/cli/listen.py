@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from loguru import logger
 
-from caxev.cli.options import State, as_json, example, global_options, state
-from caxev.cli.output import Table, show
+from caxev.cli.options import State, as_table, example, global_options, state
+from caxev.cli.output import Column, Table, event_parts, show
 from caxev.config import ConfigError, Sites, find_sites, load_sites, private_directories
 from caxev.finite import Finite
 
@@ -58,7 +58,7 @@ Snapshots = Mapping["RunId", Mapping["Aspect", str]]
     metavar="N",
     help="Serve metrics for Prometheus on this port of loopback.",
 )
-@as_json
+@as_table
 @global_options(hidden=True)
 def listen(
     *,
@@ -137,7 +137,12 @@ def _reread(options: State, site: str) -> Sites:
     return sites
 
 
-_COLUMNS = (("run", "RUN"), ("event", "EVENT"), ("handler", "HANDLER"), ("why", "WHY"))
+_COLUMNS = (
+    Column("run", "RUN"),
+    Column("event", "EVENT"),
+    Column("handler", "HANDLER"),
+    Column("why", "WHY"),
+)
 _PAGE = 1000
 
 
@@ -166,8 +171,9 @@ def new_reactions(
     for run in ids:
         for event in diff(run, before.get(run, {}), now.get(run, {})):
             for handler in registry.wanting(event):
+                what = event_parts(event)
                 why = "new" if event.before is None else f"was {event.before.partition('@')[0]}"
-                yield {"id": run, "event": str(event), "handler": handler.name, "why": why}
+                yield {"id": run, "event": what, "handler": handler.name, "why": why}
 
 
 def _asked(request: Request) -> str:
@@ -187,7 +193,7 @@ async def _due(database: Database, site: str) -> AsyncIterator[dict[str, Any]]:
         async for reaction in _due_in(database, site, lane, now):
             yield {
                 "id": reaction.run,
-                "event": str(reaction.event),
+                "event": event_parts(reaction.event),
                 "handler": reaction.handler,
                 "due": reaction.due,
                 "why": f"due{f': {reaction.note}' if reaction.note else ''}",
@@ -216,7 +222,7 @@ async def _due_in(
 
 async def _labelled(database: Database, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Say the runs' numbers or names instead of their ids."""
-    from caxev.cli.runs import labels
+    from caxev.cli.runs import shown_all
 
-    named = await labels(database, (row["id"] for row in rows if "id" in row))
+    named = await shown_all(database, (row["id"] for row in rows if "id" in row))
     return [{"run": named.get(row.pop("id", None)), **row} for row in rows]

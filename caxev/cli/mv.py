@@ -125,9 +125,10 @@ class Move:
 
     def row(self, run: Run, what: str) -> Mapping[str, Any]:
         """Return what the command prints of it."""
+        from caxev.cli.runs import shown
+
         return {
-            "run": run.number,
-            "name": run.name,
+            "run": shown(run),
             "type": self.copy.type,
             "version": self.copy.version,
             "host": self.copy.host,

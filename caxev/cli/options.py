@@ -60,6 +60,7 @@ class State:
     log_level: str | None = None
     log_file: str | None = None
     log_json: bool = False
+    wide: bool = False
     _sites: Sites | None = field(init=False, default=None)
 
     @property
@@ -185,3 +186,15 @@ def example(*lines: str) -> str:
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+_wide = click.option(
+    "--wide",
+    is_flag=True,
+    callback=_remember,
+    expose_value=False,
+    help="Show every column of the table, however narrow the terminal is.",
+)
+
+
+def as_table(function: F) -> F:
+    """Add the options of a command that prints a table."""
+    return as_json(_wide(function))

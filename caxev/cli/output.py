@@ -1,49 +1,156 @@
-"""How tables come out: rich on a terminal, aligned plain lines in a pipe, or one JSON document.
+"""How results come out: a table on a terminal or in a pipe, or one JSON document.
+
+The same thing has the same form in every command: a run is `run_parts`, an event `event_parts`, a
+time ISO 8601 in UTC, an amount of data a number of bytes.
 
 What stands in the database was written by others: whatever is not printable is shown escaped, so
-that no text from there can steer a terminal. Times are UTC, ISO 8601.
+that no text from there can steer a terminal.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
-from attrs import frozen
+from attrs import field, frozen
 
+from caxev.cli.options import state
 from caxev.core.escapes import escaped
+
+if TYPE_CHECKING:
+    from caxev.core.model import Event
 
 Row = Mapping[str, Any]
 
 
 @frozen
-class Table:
-    """Rows with the columns that people see: (key of the row, heading). JSON has every key."""
+class Parts:
+    """Something that tables show as a few words, and JSON as an object."""
 
-    columns: Sequence[tuple[str, str]]
+    words: str
+    parts: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def run_parts(run: object, number: int | None = None, name: str | None = None) -> Parts:
+    """Return a run, given its id, by its number, else its name, else its id; None: not stored."""
+    key = None if run is None else str(run)
+    words = str(number or name or f"{key} (gone)")
+    return Parts(words, {"id": key, "number": number or None, "name": name or None})
+
+
+def event_parts(event: Event) -> Parts:
+    """Return what happened to which aspect of a run: its values, without their times."""
+    from caxev.core.model import CopyField, CopyKey, Field, Tag
+
+    kind, parts = "run", {}
+    match event.aspect:
+        case CopyKey() as copy:
+            kind, parts = "copy", copy._asdict()
+        case CopyField() as one:
+            kind, parts = "copy_field", one._asdict()
+        case Tag(tag):
+            kind, parts = "tag", {"tag": tag}
+        case Field(path):
+            kind, parts = "field", {"field": path}
+    before = None if event.before is None else event.before.partition("@")[0]
+    return Parts(str(event), {"kind": kind, **parts, "before": before, "after": event.status})
+
+
+@frozen
+class Column:
+    """A column as people see it: a row's `key`, or ``key.part`` of `Parts`, under a heading.
+
+    `show` turns a value into what the cell shows. If a terminal is too narrow for all columns,
+    those that are most `minor` are left out first, and those that are 0 never.
+    """
+
+    key: str
+    heading: str
+    show: Callable[[Any], Any] = field(default=lambda value: value)
+    minor: int = field(default=0, kw_only=True)
+
+    def value(self, row: Row) -> Any:
+        """Return what stands in the column."""
+        name, _, part = self.key.partition(".")
+        found = row.get(name)
+        if part:
+            found = None if found is None else found.parts[part]
+        return None if found is None else self.show(found)
+
+    def widths(self, rows: Sequence[Row]) -> tuple[int, int]:
+        """Return the width of the heading, and that of the widest cell."""
+        cells = (len(cell(self.value(row))) for row in rows)
+        return len(self.heading), max(cells, default=0)
+
+
+@frozen
+class Table:
+    """Rows, and the columns that people see of them. JSON has every key of every row."""
+
+    columns: Sequence[Column]
     rows: Sequence[Row]
     title: str = ""
 
+    def fitting(self, width: int) -> Table:
+        """Return the table without what has nothing to show, and with what fits the width."""
+        columns = [one for one in self.columns if any(map(_says, map(one.value, self.rows)))]
+        for minor in sorted(columns, key=lambda one: -one.minor):
+            if minor.minor and _least(columns, self.rows) > width:
+                columns.remove(minor)
+        return Table(columns or self.columns[:1], self.rows, self.title)
+
+
+_WHOLE: Final = 20
+"""A column of this width, which a time takes, is not folded."""
+_FOLDED: Final = 12
+"""The width at which a column that is folded can be read."""
+_GAP: Final = 2
+
+
+def _says(value: object) -> bool:
+    # A column of zeros has nothing to show, but one of "no" does.
+    return isinstance(value, bool) or value not in (None, "", 0, [], ())
+
+
+def _least(columns: Iterable[Column], rows: Sequence[Row]) -> int:
+    """Return how many characters these columns take if all that may be folded is."""
+    widths = [one.widths(rows) for one in columns]
+    least = (max(heading, cells if cells <= _WHOLE else _FOLDED) for heading, cells in widths)
+    return sum(least) + _GAP * (len(widths) - 1)
+
 
 def show(table: Table, *, as_json: bool, empty: str = "") -> None:
-    """Print a table to stdout; `empty` is for people, where there are no rows."""
+    """Print a table to stdout; `empty` is for people, if there are no rows.
+
+    Columns without anything to show are left out, and on a terminal the rest fits its width. With
+    ``--wide`` every column is there, and none is folded.
+    """
+    wide = click.get_current_context(silent=True) is not None and state().wide
     if as_json:
         show_json(table.rows)
     elif not table.rows:
         say(empty)
     elif sys.stdout.isatty():
-        _show_rich(table)
+        _show_rich(table, wide=wide)
     else:
-        _show_plain(table)
+        _show_plain(table if wide else table.fitting(sys.maxsize))
 
 
 def show_json(rows: Sequence[Row]) -> None:
     """Print rows as one JSON document: a list of objects."""
-    click.echo(json.dumps(list(rows), default=_json, indent=2))
+    click.echo(json_text(list(rows), indent=2))
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON, with all that rows may hold."""
+    return json.dumps(value, default=_json, indent=indent)
 
 
 def say(line: str, *, err: bool = False) -> None:
@@ -91,34 +198,50 @@ def lasting(seconds: float) -> str:
 
 
 def _json(value: Any) -> Any:
+    if isinstance(value, Parts):
+        return dict(value.parts)
     return time(value) if isinstance(value, datetime) else str(value)
 
 
 def _cells(table: Table) -> list[list[str]]:
-    return [[cell(row.get(key)) for key, _ in table.columns] for row in table.rows]
+    return [[cell(column.value(row)) for column in table.columns] for row in table.rows]
 
 
 def _show_plain(table: Table) -> None:
     say(table.title)
-    lines = [[heading for _, heading in table.columns], *_cells(table)]
+    lines = [[column.heading for column in table.columns], *_cells(table)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        click.echo("  ".join(padded).rstrip())
+        click.echo((" " * _GAP).join(padded).rstrip())
 
 
-def _show_rich(table: Table) -> None:
+def _show_rich(table: Table, *, wide: bool) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    shown = RichTable(box=SIMPLE_HEAD, title=escaped(table.title) or None, title_justify="left")
-    for _, heading in table.columns:
-        shown.add_column(heading, overflow="fold")
-    for cells in _cells(table):
-        shown.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in cells))
-    Console().print(shown)
+    console = Console()
+    fitting = table if wide else table.fitting(console.width)
+    shown = RichTable(
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, _GAP - 1, 0, 0),  # the box has one more
+        title=escaped(table.title) or None,
+        title_justify="left",
+    )
+    for column in fitting.columns:
+        heading, cells = column.widths(table.rows)
+        whole = wide or cells <= _WHOLE
+        shown.add_column(column.heading, overflow="fold", min_width=heading, no_wrap=whole)
+    for texts in _cells(fitting):
+        shown.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in texts))
+    if wide:
+        widths = [max(column.widths(table.rows)) + _GAP for column in fitting.columns]
+        console.width = max(console.width, sum(widths))
+    console.print(shown)
 
 
 _STYLES = {

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
-from caxev.cli.output import lasting, size
+from caxev.cli.output import Column, event_parts, lasting, size
 from caxev.core.transcript import unpacked
 
 if TYPE_CHECKING:
     from caxev.core.ledger import Reaction
 
-RUN_COLUMN: Final = ("run", "RUN")
+RUN_COLUMN: Final = Column("run", "RUN")
 COLUMNS: Final = (
-    ("site", "SITE"),
-    ("handler", "HANDLER"),
-    ("event", "EVENT"),
-    ("state", "STATE"),
-    ("progress", "PROGRESS"),
-    ("due", "DUE"),
-    ("attempts", "ATTEMPTS"),
-    ("note", "NOTE"),
+    Column("site", "SITE"),
+    Column("handler", "HANDLER"),
+    Column("event", "EVENT"),
+    Column("state", "STATE"),
+    Column("progress", "PROGRESS", minor=1),
+    Column("due", "DUE", minor=1),
+    Column("attempts", "ATTEMPTS", minor=2),
+    Column("note", "NOTE"),
 )
 """What people see of a `reaction_row`; where runs differ, `RUN_COLUMN` goes after the site."""
 
@@ -110,7 +110,7 @@ def reaction_row(reaction: Reaction, document: Mapping[str, Any]) -> dict[str, A
     progress = document.get("progress")
     return {
         "site": reaction.site,
-        "event": str(reaction.event),
+        "event": event_parts(reaction.event),
         "handler": reaction.handler,
         "state": str(reaction.state),
         "due": reaction.due,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caxev.cli.errors import FAILED
-from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
+from caxev.cli.options import RUN_NUMBER, as_json, as_table, example, global_options, state
 from caxev.cli.output import Table, say, show, show_json
 from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, reaction_row
 
@@ -40,7 +40,7 @@ _COUNTED = 1000
     metavar="N",
     help="At most so many of each site and state.",
 )
-@as_json
+@as_table
 @global_options(hidden=True)
 def reactions(
     states: Sequence[str], site: str | None, handler: str | None, limit: int, as_json: bool
@@ -87,7 +87,7 @@ async def _find(
     handler: str | None,
     limit: int,
 ) -> list[dict[str, Any]]:
-    from caxev.cli.runs import labels
+    from caxev.cli.runs import shown_all
 
     found = [
         pair
@@ -95,7 +95,7 @@ async def _find(
         for one in states
         for pair in await database.reactions(site, state=one, handler=handler, limit=limit)
     ]
-    named = await labels(database, (reaction.run for reaction, _ in found))
+    named = await shown_all(database, (reaction.run for reaction, _ in found))
     return [
         {"run": named[reaction.run], **reaction_row(reaction, document)}
         for reaction, document in found

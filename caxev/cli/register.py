@@ -17,7 +17,7 @@ from attrs import frozen
 
 from caxev.cli.errors import NoSuchRun, NothingToDo
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import say, show_json
+from caxev.cli.output import Parts, say, show_json
 from caxev.config import Site, Sites
 from caxev.core.escapes import escaped
 
@@ -85,7 +85,7 @@ def register(
     if as_json:
         show_json([row])
     else:
-        say(f"{row['state']}: {found.key} of {row['name']} ({row['location']})")
+        say(f"{row['state']}: {found.key} of {row['run'].parts['name']} ({row['location']})")
 
 
 @frozen
@@ -150,7 +150,7 @@ class Found:
 
         `NothingToDo` as well where these files may be another run's.
         """
-        from caxev.cli.runs import one
+        from caxev.cli.runs import one, shown
         from caxev.core.clock import utcnow
 
         wanted = one(*which)
@@ -161,16 +161,16 @@ class Found:
                 raise
             await self._sure_its(database, birth.expected)
             if dry_run:
-                return self._row(None, birth.name, "would be registered, with its run")
+                return self._row(shown(birth.expected), "would be registered, with its run")
             await birth.give(database)
             run = await wanted.find_one(database, database.settings)
         update = entry_for(run, self.key, self.location, utcnow())
         await self._sure_its(database, run)
         if dry_run:
-            return self._row(run.number, run.name, "would be registered")
+            return self._row(shown(run), "would be registered")
         if await database.update_run(update, utcnow()) is None:
             raise NothingToDo(f"{run} has just been given a copy: {self.key}")
-        return self._row(run.number, run.name, "registered")
+        return self._row(shown(run), "registered")
 
     async def _sure_its(self, database: Database, run: Run) -> None:
         """Raise `NothingToDo` where these files may be another's.
@@ -195,10 +195,9 @@ class Found:
                 f"{escaped(self.location)} is at, above or below the files of {others[0]}"
             )
 
-    def _row(self, number: int | None, name: str, what: str) -> Mapping[str, Any]:
+    def _row(self, run: Parts, what: str) -> Mapping[str, Any]:
         return {
-            "run": number,
-            "name": name,
+            "run": run,
             "type": self.key.type,
             "version": self.key.version,
             "host": self.key.host,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.options import MOST, RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import Table, say, show, show_json
+from caxev.cli.options import MOST, RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.output import Column, Table, event_parts, say, show, show_json
 from caxev.config import ConfigError
 from caxev.finite import DAYS
 
@@ -46,7 +46,7 @@ _PAGE = 1000
 @click.option("--handler", metavar="H", help="Only this handler.")
 @click.option("--dry-run", is_flag=True, help="Print what would fire; write nothing.")
 @click.option("--force", is_flag=True, help="Fire what was done already, too.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def replay(
     *,
@@ -94,11 +94,11 @@ def replay(
 
 
 _COLUMNS = (
-    ("run", "RUN"),
-    ("site", "SITE"),
-    ("event", "EVENT"),
-    ("handler", "HANDLER"),
-    ("why", "WHY"),
+    Column("run", "RUN"),
+    Column("site", "SITE"),
+    Column("event", "EVENT"),
+    Column("handler", "HANDLER"),
+    Column("why", "WHY"),
 )
 
 
@@ -266,10 +266,10 @@ def pages(ids: Sequence[RunId]) -> Iterator[tuple[RunId, ...]]:
 async def _plan(
     database: Database, places: Mapping[str, Registry], wanted: Wanted, request: Request
 ) -> list[dict[str, Any]]:
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
 
     runs = await wanted.find(database, database.settings)
-    names = {run.id: label(run) for run in runs}
+    names = {run.id: shown(run) for run in runs}
     rows = []
     for page in pages(list(names)):
         for site, registry in places.items():
@@ -277,7 +277,7 @@ async def _plan(
                 {
                     "run": names[planned.event.run],
                     "site": site,
-                    "event": str(planned.event),
+                    "event": event_parts(planned.event),
                     "handler": planned.handler,
                     "why": planned.why,
                 }

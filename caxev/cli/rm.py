@@ -13,8 +13,8 @@ import click
 from attrs import frozen
 
 from caxev.cli.errors import NothingToDo
-from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import Table, say, show
+from caxev.cli.options import RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.output import Column, Table, say, show
 from caxev.config import ConfigError
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from caxev.database import Database
 
 _COLUMNS = (
-    ("run", "RUN"),
-    ("type", "TYPE"),
-    ("version", "VERSION"),
-    ("goes", "GOES"),
-    ("why", "WHY"),
+    Column("run", "RUN"),
+    Column("type", "TYPE"),
+    Column("version", "VERSION"),
+    Column("goes", "GOES"),
+    Column("why", "WHY"),
 )
 
 
@@ -68,7 +68,7 @@ _COLUMNS = (
     is_flag=True,
     help="Only say what would go, and why not; without a run, what the site's rules would delete.",
 )
-@as_json
+@as_table
 @global_options(hidden=True)
 def rm(
     *,
@@ -264,11 +264,11 @@ def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tup
 
 
 def _row(run: Run, copy: Copy, decision: Plan | Any) -> dict[str, Any]:
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
     from caxev.copies.deletion import Plan
 
     return {
-        "run": label(run),
+        "run": shown(run),
         "type": copy.type,
         "version": copy.version,
         "status": copy.status,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from caxev.cli.errors import NoSuchRun
+from caxev.cli.output import Parts, run_parts
 
 if TYPE_CHECKING:
     from caxev.config import Settings
@@ -71,17 +72,17 @@ def options(number: int | None, name: str | None, detector: str | None) -> str:
     return f"--name {quote(name or '')}{which_detector}"
 
 
-def label(run: Run) -> str:
-    """Return what a run is called: its number, else its name, else its id."""
-    return str(run.number or run.name or run.id)
+def shown(run: Run) -> Parts:
+    """Return a run as it is printed."""
+    return run_parts(run.id, run.number, run.name)
 
 
-async def labels(database: Database, ids: Iterable[RunId]) -> dict[Any, str]:
-    """Return what runs are called, by id; those that are no longer stored go by their id."""
+async def shown_all(database: Database, ids: Iterable[RunId]) -> dict[Any, Parts]:
+    """Return runs as they are printed, by id; of those no longer stored only the id is known."""
     wanted = dict.fromkeys(ids)
-    named = {run: f"{run} (gone)" for run in wanted}
+    found = {run: run_parts(run) for run in wanted}
     rest = iter(wanted)
     while page := list(islice(rest, _PAGE)):
         for run in (await database.runs(page)).values():
-            named[run.id] = label(run)
-    return named
+            found[run.id] = shown(run)
+    return found

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import Table, say, show, show_json, size, time
-from caxev.cli.reaction_rows import COLUMNS, Progress, progress_cells, reaction_row
+from caxev.cli.options import RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.output import Column, Table, say, show, show_json, size, time
+from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, Progress, progress_cells, reaction_row
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 @click.option("--status", "wanted", metavar="X", help="Copies with this status.")
 @click.option("--type", "kind", metavar="T", help="Copies of this type of data.")
 @click.option("--totals", is_flag=True, help="How many copies there are, and their bytes.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def status(
     *,
@@ -92,21 +92,21 @@ def _names(site: str | None) -> dict[str, bool]:
 
 
 _SITES = (
-    ("site", "SITE"),
-    ("listening", "LISTENING"),
-    ("owner", "OWNER"),
-    ("epoch", "EPOCH"),
-    ("streamed", "STREAMED"),
-    ("pending", "PENDING"),
-    ("running", "RUNNING"),
-    ("failed", "FAILED"),
-    ("progress", "PROGRESS"),
-    ("requests", "REQUESTS"),
-    ("alarms", "ALARMS"),
-    ("clock", "CLOCK"),
-    ("gap", "LAST GAP"),
-    ("trouble", "TROUBLE"),
-    ("away", "DISKS AWAY"),
+    Column("site", "SITE"),
+    Column("listening", "LISTENING"),
+    Column("owner", "OWNER", minor=2),
+    Column("epoch", "EPOCH", minor=3),
+    Column("streamed", "STREAMED", minor=1),
+    Column("pending", "PENDING"),
+    Column("running", "RUNNING", minor=1),
+    Column("failed", "FAILED"),
+    Column("progress", "PROGRESS", minor=1),
+    Column("requests", "REQUESTS", minor=2),
+    Column("alarms", "ALARMS"),
+    Column("clock", "CLOCK", minor=3),
+    Column("gap", "LAST GAP", minor=3),
+    Column("trouble", "TROUBLE"),
+    Column("away", "DISKS AWAY"),
 )
 
 
@@ -201,11 +201,11 @@ class Sought:
 
     async def copies(self, database: Database) -> list[dict[str, Any]]:
         """Return a row for each, in the order in which the runs were stored."""
-        from caxev.cli.runs import label
+        from caxev.cli.runs import shown
         from caxev.core.clock import utcnow
 
         return [
-            {"run": run.number or label(run), "name": run.name, **_copy_row(run, copy)}
+            {"run": shown(run), **_copy_row(run, copy)}
             async for page in database.pages(self._selection(), utcnow())
             for run in page
             for copy in run.copies
@@ -226,29 +226,26 @@ class Sought:
 
 def _show_copies(sought: Sought, *, totals: bool, as_json: bool) -> None:
     rows = state().with_database(sought.totals if totals else sought.copies)
-    if not as_json:
-        which = "bytes" if totals else "size"
-        rows = [{**row, which: size(row[which])} for row in rows]
-    columns = _TOTALS if totals else (("run", "RUN"), ("name", "NAME"), *_PLACES)
+    columns = _TOTALS if totals else (RUN_COLUMN, Column("run.name", "NAME", minor=1), *_PLACES)
     show(Table(columns, rows), as_json=as_json, empty="there are no such copies")
 
 
 _TOTALS = (
-    ("host", "HOST"),
-    ("type", "TYPE"),
-    ("status", "STATUS"),
-    ("copies", "COPIES"),
-    ("bytes", "BYTES"),
-    ("sized", "OF COPIES"),
+    Column("host", "HOST"),
+    Column("type", "TYPE"),
+    Column("status", "STATUS"),
+    Column("copies", "COPIES"),
+    Column("bytes", "SIZE", size),
+    Column("sized", "OF COPIES"),
 )
 _PLACES = (
-    ("type", "TYPE"),
-    ("version", "VERSION"),
-    ("host", "HOST"),
-    ("status", "STATUS"),
-    ("since", "SINCE"),
-    ("size", "SIZE"),
-    ("location", "LOCATION"),
+    Column("type", "TYPE"),
+    Column("version", "VERSION"),
+    Column("host", "HOST"),
+    Column("status", "STATUS"),
+    Column("since", "SINCE", minor=1),
+    Column("bytes", "SIZE", size),
+    Column("location", "LOCATION"),
 )
 
 
@@ -269,11 +266,11 @@ async def _runs(
 
 
 def _run_row(run: Run) -> dict[str, Any]:
+    from caxev.cli.runs import shown
+
     return {
-        "run": run.number,
-        "name": run.name,
+        "run": shown(run),
         "detector": run.detector,
-        "id": str(run.id),
         "start": run.start,
         "tags": list(run.tags),
         "copies": [_copy_row(run, copy) for copy in run.copies],
@@ -292,7 +289,7 @@ def _copy_row(run: Run, copy: Copy) -> dict[str, Any]:
         "host": copy.host,
         "status": copy.status,
         "since": copy.since or as_utc(copy.fields.get("creation_time")),
-        "size": size,
+        "bytes": size,
         "checksum": copy.checksum,
         "manifest": copy.manifest,
         "location": copy.location,
@@ -309,13 +306,12 @@ async def _reactions(database: Database, run: Run, sites: Iterable[str]) -> list
 
 
 def _show_run(row: Mapping[str, Any]) -> None:
-    what = f"run {row['run']} {row['name']}" if row["run"] else f"run {row['name'] or row['id']}"
+    run = row["run"]
+    name = run.parts["name"] if run.parts["number"] else None
+    what = f"run {run} {name or ''}".rstrip()
     tags = f"  tags: {', '.join(row['tags'])}" if row["tags"] else ""
     say(f"{what}  {row['detector']}  {time(row['start']) or ''}{tags}".rstrip())
-    copies = [
-        {**copy, "size": size(copy["size"]), "checksum": _short(copy), "type": _kind(copy)}
-        for copy in row["copies"]
-    ]
+    copies = [{**copy, "checksum": _short(copy), "type": _kind(copy)} for copy in row["copies"]]
     show(Table(_COPIES, copies), as_json=False, empty="no copies")
     click.echo()
     show(Table(COLUMNS, row["reactions"]), as_json=False, empty="no reactions open or failed")
@@ -331,11 +327,11 @@ def _short(copy: Mapping[str, Any]) -> str | None:
 
 
 _COPIES = (
-    ("type", "TYPE"),
-    ("host", "HOST"),
-    ("status", "STATUS"),
-    ("since", "SINCE"),
-    ("size", "SIZE"),
-    ("checksum", "CHECKSUM"),
-    ("location", "LOCATION"),
+    Column("type", "TYPE"),
+    Column("host", "HOST"),
+    Column("status", "STATUS"),
+    Column("since", "SINCE", minor=1),
+    Column("bytes", "SIZE", size),
+    Column("checksum", "CHECKSUM", minor=2),
+    Column("location", "LOCATION"),
 )

@@ -7,7 +7,6 @@ What has changed lately is left alone: it may be a copy that is being made.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -32,7 +31,7 @@ from caxev.cli.inventory import (
     places,
 )
 from caxev.cli.options import as_json, example, global_options, state
-from caxev.cli.output import cell, size, time
+from caxev.cli.output import cell, json_text, run_parts, size, time
 from caxev.config import Site, Sites
 from caxev.core.clock import clock
 from caxev.core.errors import GiveUp, Retry
@@ -110,7 +109,7 @@ class Telling:
     def row(self, row: Row) -> None:
         """Print one."""
         if self.as_json:
-            click.echo((",\n" if self._told else "[\n") + json.dumps(row), nl=False)
+            click.echo((",\n" if self._told else "[\n") + json_text(row), nl=False)
         else:
             if not self._told:
                 click.echo(_LINE.format("WHAT", "FILES", "SIZE", "PATH", "STATE"))
@@ -285,15 +284,13 @@ async def _paged(pages: Iterator[list[Any]]) -> AsyncIterator[list[Any]]:
 
 def claims_of(run: Run, site: Site) -> Iterator[Claim]:
     """Return the places at that site that a run's entries name. Asks where links lead."""
-    from caxev.cli.runs import label
-
     for copy in run.copies:
         if copy.host != site.name:
             continue
         for number, path in enumerate(places(copy.location)):
             must = _must(copy) and number == 0
-            about = (label(run), run.name, copy.type, copy.version, copy.location or "")
-            yield Claim(path, must, *about)
+            about = (str(run.id), run.number, run.name, copy.type, copy.version)
+            yield Claim(path, must, *about, copy.location or "")
         for name in ("moving_to", "moved_from"):
             for path in places(copy.fields.get(name)):
                 yield Claim(path)
@@ -346,14 +343,15 @@ def _find_row(find: Find) -> dict[str, Any]:
 
 
 def _gone_row(claim: Claim) -> Row:
+    run = run_parts(claim.run, claim.number, claim.name)
     return {
         "what": "gone",
         "path": claim.location,
         "files": 0,
         "bytes": None,
         "changed": None,
-        "run": claim.run,
+        "run": run,
         "type": claim.type,
         "version": claim.version,
-        "state": f"{' '.join(filter(None, (claim.type, claim.version)))} of run {claim.run}",
+        "state": f"{' '.join(filter(None, (claim.type, claim.version)))} of run {run}",
     }

@@ -17,8 +17,8 @@ import click
 from attrs import frozen
 
 from caxev.cli.errors import FAILED, NothingToDo
-from caxev.cli.options import MOST, RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import Table, say, show, size
+from caxev.cli.options import MOST, RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.output import Column, Table, say, show, size
 from caxev.config import ConfigError
 from caxev.core.escapes import escaped
 from caxev.finite import DAYS
@@ -174,7 +174,7 @@ class Ask:
 async def _carry_out(
     database: Database, asks: Iterable[Ask], *, dry_run: bool
 ) -> list[dict[str, Any]]:
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
     from caxev.core.clock import utcnow
 
     rows = []
@@ -183,11 +183,11 @@ async def _carry_out(
         if ask.update is not None and not dry_run:
             done = await database.update_run(ask.update, utcnow())
             what = what if done is not None else "the run has just changed: try again"
-        rows.append({"run": label(ask.run), "asked": ask.update is not None, "what": what})
+        rows.append({"run": shown(ask.run), "asked": ask.update is not None, "what": what})
     return rows
 
 
-_ASKED: Final = (("run", "RUN"), ("what", "WHAT"))
+_ASKED: Final = (Column("run", "RUN"), Column("what", "WHAT"))
 
 
 def _ask_for(wanted: Wanted, plan: Callable[[Run], Ask], *, dry_run: bool, as_json: bool) -> None:
@@ -213,7 +213,7 @@ def _finish(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 @_archive
 @click.option("--from", "source", metavar="S", help="From this site. [default: any that can]")
 @_dry_run
-@as_json
+@as_table
 @global_options(hidden=True)
 def put(
     *, wanted: Wanted, tape_name: str | None, source: str | None, dry_run: bool, as_json: bool
@@ -257,7 +257,7 @@ def put_ask(run: Run, names: Sequence[str], tape_name: str) -> Ask:
 @_site
 @click.option("--to", "directory", metavar="DIR", help="Restore into this directory, here and now.")
 @_dry_run
-@as_json
+@as_table
 @global_options(hidden=True)
 def get(
     *,
@@ -311,7 +311,7 @@ def _restore(
     *,
     dry_run: bool,
 ) -> dict[str, Any]:
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
     from caxev.core.errors import GiveUp, Retry
     from caxev.core.model import TRANSFERRED
     from caxev.files import Manifest, safe_name
@@ -319,7 +319,7 @@ def _restore(
 
     if copy is None or copy.status != TRANSFERRED or copy.location is None:
         standing = "is not there" if copy is None else f"is {copy.status}"
-        return {"run": label(run), "asked": False, "what": f"the copy on tape {standing}"}
+        return {"run": shown(run), "asked": False, "what": f"the copy on tape {standing}"}
     folder = folder_of(copy.location)
     target = str(place / safe_name(folder))
     expected = None if rows is None else Manifest.from_rows(rows)
@@ -328,16 +328,16 @@ def _restore(
         try:
             directly(recall, reach, data, target, [str(place)]).get()
         except (Retry, GiveUp) as error:
-            return {"run": label(run), "asked": False, "what": str(error)}
+            return {"run": shown(run), "asked": False, "what": str(error)}
     what = target if data.is_known else f"{target} (unverified: no digest is known)"
-    return {"run": label(run), "asked": True, "verified": data.is_known, "what": what}
+    return {"run": shown(run), "asked": True, "verified": data.is_known, "what": what}
 
 
 @tape.command(epilog=example("caxev tape check --run 123", "caxev tape check --last-days 30"))
 @_selection(required=True)
 @_archive
 @_dry_run
-@as_json
+@as_table
 @global_options(hidden=True)
 def check(*, wanted: Wanted, tape_name: str | None, dry_run: bool, as_json: bool) -> None:
     """Ask for copies on tape to be restored to scratch and compared again.
@@ -369,7 +369,7 @@ def check_ask(run: Run, host: str) -> Ask:
 @click.option("--why", required=True, metavar="TEXT", help="The reason, which is written down.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_dry_run
-@as_json
+@as_table
 @global_options(hidden=True)
 def forget(
     *,
@@ -425,11 +425,11 @@ def forgetting(run: Run, copy: Copy, why: str) -> RunUpdate:
 @_selection(required=True)
 @_archive
 @_site
-@as_json
+@as_table
 @global_options(hidden=True)
 def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_json: bool) -> None:
     """List the files that the archive itself says it has of runs."""
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
     from caxev.tape import contents, directly, folder_of
 
     options = state()
@@ -441,10 +441,15 @@ def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_js
         if copy is not None and copy.location is not None:
             found = _told(directly(contents, reach, folder_of(copy.location)))
             rows += [
-                {"run": label(run), "file": one.name, "bytes": one.size, "time": one.time}
+                {"run": shown(run), "file": one.name, "bytes": one.size, "time": one.time}
                 for one in found
             ]
-    columns = (("run", "RUN"), ("bytes", "BYTES"), ("time", "TIME"), ("file", "FILE"))
+    columns = (
+        Column("run", "RUN"),
+        Column("bytes", "SIZE", size),
+        Column("time", "TIME"),
+        Column("file", "FILE"),
+    )
     show(Table(columns, rows), as_json=as_json, empty="nothing on tape")
     if not rows:
         raise click.exceptions.Exit(FAILED)
@@ -465,7 +470,7 @@ def _told(told: Told[T]) -> T:
 @_site
 @click.option("--offline", is_flag=True, help="Ask the database alone, not the archive.")
 @click.option("--by-day", is_flag=True, help="Runs and bytes by the day on which they got there.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def status(
     *,
@@ -504,21 +509,24 @@ def status(
 
 
 _STATUS: Final = (
-    ("run", "RUN"),
-    ("status", "STATUS"),
-    ("size", "SIZE"),
-    ("on_tape", "ON TAPE"),
-    ("note", "NOTE"),
+    Column("run", "RUN"),
+    Column("status", "STATUS"),
+    Column("bytes", "SIZE", size),
+    Column("on_tape", "ON TAPE"),
+    Column("note", "NOTE"),
 )
-_DAYS: Final = (("day", "DAY"), ("runs", "RUNS"), ("size", "SIZE"), ("rate", "RATE"))
+_DAYS: Final = (
+    Column("day", "DAY"),
+    Column("runs", "RUNS"),
+    Column("bytes", "SIZE", size),
+    Column("bytes_per_s", "RATE", lambda rate: f"{size(rate)}/s for each run"),
+)
 
 
 async def _standing(
     database: Database, wanted: Wanted, host: str, bringing: Collection[str]
 ) -> list[dict[str, Any]]:
     """Return what the database knows of each run's copy on tape, and what the ledger says of it."""
-    from caxev.cli.runs import label
-
     runs = await wanted.find(database, database.settings)
     notes: dict[Any, str] = {}
     on_its_way: set[Any] = set()
@@ -537,7 +545,7 @@ async def _standing(
         if copy is None and not raw:
             continue
         owed = run.id not in on_its_way and should_be_there(copy, raw, bringing)
-        rows.append(row_of(run, copy, notes.get(run.id), label(run), owed=owed))
+        rows.append(row_of(run, copy, notes.get(run.id), owed=owed))
     return rows
 
 
@@ -550,20 +558,19 @@ def should_be_there(copy: Copy | None, raw: Iterable[Copy], bringing: Collection
     return any(one.host in bringing and one.status == TRANSFERRED for one in raw)
 
 
-def row_of(
-    run: Run, copy: Copy | None, note: str | None, label: str, *, owed: bool = False
-) -> dict[str, Any]:
+def row_of(run: Run, copy: Copy | None, note: str | None, *, owed: bool = False) -> dict[str, Any]:
     """Return a run's row; `owed`: it should be on tape, and nobody brings it there. Pure."""
-    fields: Mapping[str, Any] = {} if copy is None else copy.fields
+    from caxev.cli.runs import shown
     from caxev.core.model import as_utc
+
+    fields: Mapping[str, Any] = {} if copy is None else copy.fields
 
     bytes_ = fields.get("size") or run.document.get("raw_size_byte")
     return {
-        "run": label,
+        "run": shown(run),
         "status": "not on tape" if copy is None else copy.status,
         "location": None if copy is None else copy.location,
         "bytes": bytes_,
-        "size": size(bytes_),
         "since": as_utc(fields.get("creation_time")),
         "arrived_at": as_utc(fields.get("arrived_at") or fields.get("verified_at")),
         "missing": owed,
@@ -622,9 +629,7 @@ def days(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
             "day": day,
             "runs": runs[day],
             "bytes": amount[day],
-            "size": size(amount[day]),
             "bytes_per_s": rate,
-            "rate": None if rate is None else f"{size(rate)}/s for each run",
         }
 
 

@@ -8,17 +8,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from attrs import evolve
+
+from caxev.cli.output import Column, Parts, event_parts
+
 if TYPE_CHECKING:
     from caxev.core.ledger import Reaction
-    from caxev.core.model import Run
+    from caxev.core.model import CopyKey, Run
 
 COLUMNS: Final = (
-    ("time", "TIME"),
-    ("site", "SITE"),
-    ("handler", "WHO"),
-    ("event", "WHAT"),
-    ("state", "STATE"),
-    ("why", "WHY"),
+    Column("time", "TIME"),
+    Column("site", "SITE"),
+    Column("handler", "WHO", minor=1),
+    Column("event", "WHAT"),
+    Column("state", "STATE"),
+    Column("why", "WHY"),
 )
 
 
@@ -35,7 +39,7 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
     from caxev.core.model import as_utc
 
     for copy in run.copies:
-        row = {"site": copy.host, "event": str(copy.key)}
+        row = {"site": copy.host, "event": _copy(run, copy.key)}
         begun = as_utc(copy.fields.get("creation_time"))
         source = f"from {copy.source}" if copy.source else ""
         yield {**row, "time": begun, "state": "begun", "why": source}
@@ -56,7 +60,7 @@ def _of_reactions(
             "time": document.get("settled") or reaction.started or reaction.at,
             "site": reaction.site,
             "handler": reaction.handler,
-            "event": str(reaction.event),
+            "event": event_parts(reaction.event),
             "state": state,
             "why": reaction.note,
         }
@@ -75,7 +79,14 @@ def _of_tombstones(run: Run) -> Iterator[dict[str, Any]]:
             "time": as_utc(row.get("date")),
             "site": host,
             "handler": row.get("by"),
-            "event": str(CopyKey(str(kind), str(host), version)),
+            "event": _copy(run, CopyKey(str(kind), str(host), version)),
             "state": "deleted",
             "why": f"{row.get('why') or ''}{'; good at ' if proof else ''}{', '.join(proof)}",
         }
+
+
+def _copy(run: Run, key: CopyKey) -> Parts:
+    """Return a copy: what became of it stands in another column."""
+    from caxev.core.model import Event
+
+    return evolve(event_parts(Event(run.id, key, None, None)), words=str(key))

@@ -17,8 +17,8 @@ import trio
 from attrs import frozen
 
 from caxev.cli.errors import FAILED
-from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import Table, show
+from caxev.cli.options import RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.output import Column, Table, show
 from caxev.core.errors import GiveUp, Retry, RootAway
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _NAMED: Final = 3
 @click.option("--site", metavar="S", help="Only copies at this site.")
 @click.option("--type", "kind", metavar="T", help="Only copies of this type of data.")
 @click.option("--deep", is_flag=True, help="Read the files and compare their digests.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def verify(
     *,
@@ -88,13 +88,13 @@ def verify(
 
 
 _COLUMNS = (
-    ("run", "RUN"),
-    ("type", "TYPE"),
-    ("version", "VERSION"),
-    ("host", "HOST"),
-    ("found", "FOUND"),
-    ("why", "WHY"),
-    ("location", "LOCATION"),
+    Column("run", "RUN"),
+    Column("type", "TYPE"),
+    Column("version", "VERSION"),
+    Column("host", "HOST"),
+    Column("found", "FOUND"),
+    Column("why", "WHY"),
+    Column("location", "LOCATION", minor=1),
 )
 
 
@@ -170,11 +170,10 @@ class Look:
 
 
 def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]:
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
 
     return {
-        "run": run.number or label(run),
-        "name": run.name,
+        "run": shown(run),
         "type": copy.type,
         "version": copy.version,
         "host": copy.host,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from attrs import define, field
 
-from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.rucio.chosen import Chosen, checked, nobody, rucio, selecting, told
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @selecting
 @click.option("--from", "source", required=True, metavar="S", help="The site that has the data.")
 @click.option("--dry-run", is_flag=True, help="Print what would be asked for; write nothing.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def put(*, source: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Have runs brought into the catalogue by the listener of the site that has them.
@@ -38,7 +38,7 @@ def put(*, source: str, dry_run: bool, as_json: bool, **options: Any) -> None:
 @click.option("--to", "target", required=True, metavar="S|DIR", help="A site, or a directory here.")
 @click.option("--rse", metavar="R", help="From this RSE alone.")
 @click.option("--dry-run", is_flag=True, help="Print what would be fetched; write nothing.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def get(*, target: str, rse: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Fetch runs from the catalogue: to a site, by its listener, or to a directory here and now.
@@ -116,10 +116,10 @@ def _request(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
 
 
 async def _ask(database: Database, wish: Wish, run: Run, *, dry_run: bool) -> dict[str, Any]:
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
     from caxev.core.clock import utcnow
 
-    row = {"run": label(run), "what": f"{wish.chosen.kind} from {wish.source} to {wish.target}"}
+    row = {"run": shown(run), "what": f"{wish.chosen.kind} from {wish.source} to {wish.target}"}
     update = wish.request(run)
     if isinstance(update, str):
         return {**row, "state": update, "ok": "there already" in update}
@@ -137,7 +137,7 @@ async def _fetch_all(
     from attrs import evolve
 
     from caxev import rucio
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
     from caxev.core.clock import utcnow
     from caxev.core.errors import GiveUp, Retry
     from caxev.files import Manifest
@@ -145,7 +145,7 @@ async def _fetch_all(
     here = evolve(chosen.there, name="here", dir_raw=directory)
     rows = []
     for run in await chosen.runs(database):
-        row = {"run": label(run), "what": f"{chosen.kind} to {directory}"}
+        row = {"run": shown(run), "what": f"{chosen.kind} to {directory}"}
         entry = chosen.entry(run)
         if entry is None or entry.location is None:
             rows.append({**row, "state": "the catalogue has no such copy", "ok": False})

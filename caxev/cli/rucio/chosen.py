@@ -10,7 +10,7 @@ from attrs import define
 
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, example, state
-from caxev.cli.output import Table, show
+from caxev.cli.output import Column, Table, show
 from caxev.config import ConfigError
 from caxev.finite import DAYS
 
@@ -123,7 +123,7 @@ class Chosen:
         return [whole[run.id] for run in found if run.id in whole]
 
 
-_COLUMNS: Final = (("run", "RUN"), ("what", "WHAT"), ("state", "STATE"))
+_COLUMNS: Final = (Column("run", "RUN"), Column("what", "WHAT"), Column("state", "STATE"))
 
 
 def told(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -9,8 +9,8 @@ import click
 from attrs import define, field
 
 from caxev.cli.errors import FAILED
-from caxev.cli.options import as_json, example, global_options, state
-from caxev.cli.output import Table, show
+from caxev.cli.options import as_table, example, global_options, state
+from caxev.cli.output import Column, Table, show
 from caxev.cli.rucio.chosen import (
     Chosen,
     ask_to_compare,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="List entries, their rules, or runs without an entry.",
 )
-@as_json
+@as_table
 @global_options(hidden=True)
 def locate(
     *,
@@ -62,26 +62,26 @@ def locate(
         and copies in (None, len(row["rse"]))
         and status in (None, row["status"])
     ]
-    columns = _PLACES if method != "rules" else (*_PLACES, ("rule", "RULE"))
+    columns = _PLACES if method != "rules" else (*_PLACES, Column("rule", "RULE"))
     show(Table(columns, rows), as_json=as_json, empty="no such run")
 
 
 _PLACES: Final = (
-    ("run", "RUN"),
-    ("name", "NAME"),
-    ("status", "STATUS"),
-    ("rse", "RSE"),
-    ("location", "LOCATION"),
+    Column("run", "RUN"),
+    Column("run.name", "NAME", minor=1),
+    Column("status", "STATUS"),
+    Column("rse", "RSE"),
+    Column("location", "LOCATION"),
 )
 
 
 def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
     """Return the rows about one run. Pure."""
     from caxev import rucio
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
 
     entry = chosen.entry(run)
-    row: dict[str, Any] = {"run": label(run), "name": run.name}
+    row: dict[str, Any] = {"run": shown(run)}
     row |= {"status": None, "rse": [], "location": None}
     if entry is None:
         if method == "absent":
@@ -104,7 +104,7 @@ def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
 @click.option("--deep", is_flag=True, help="Ask the storage of every RSE for sizes and checksums.")
 @click.option("--all", "everything", is_flag=True, help="Look for datasets without a run, too.")
 @click.option("--repair", is_flag=True, help="Have what is missing brought again; declare bad.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def check(*, deep: bool, everything: bool, repair: bool, as_json: bool, **options: Any) -> None:
     """Compare database and catalogue both ways: what is missing, double, or of other bytes.
@@ -121,10 +121,10 @@ def check(*, deep: bool, everything: bool, repair: bool, as_json: bool, **option
 
 
 _DIFFERENCES: Final = (
-    ("run", "RUN"),
-    ("location", "LOCATION"),
-    ("problem", "PROBLEM"),
-    ("repair", "REPAIR"),
+    Column("run", "RUN"),
+    Column("location", "LOCATION"),
+    Column("problem", "PROBLEM"),
+    Column("repair", "REPAIR"),
 )
 
 
@@ -173,9 +173,9 @@ class Checking:
     def _note(
         self, run: Run | None, location: str | None, problem: str, repair: str | None = None
     ) -> None:
-        from caxev.cli.runs import label
+        from caxev.cli.runs import shown
 
-        name = None if run is None else label(run)
+        name = None if run is None else shown(run)
         self.rows.append({"run": name, "location": location, "problem": problem, "repair": repair})
 
     async def _compare(self, database: Database, run: Run, entry: Copy) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.rucio.chosen import Chosen, ask_to_compare, rucio, selecting, told
 from caxev.config import ConfigError
 from caxev.core.escapes import escaped
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @selecting
 @click.option("--why", required=True, metavar="TEXT", help="Why it goes; kept for ever.")
 @click.option("--dry-run", is_flag=True, help="Print what would go, and why not; write nothing.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def rm(*, why: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Give datasets up, so that the catalogue deletes every replica, if enough copies are good.
@@ -43,10 +43,10 @@ def rm(*, why: str, dry_run: bool, as_json: bool, **options: Any) -> None:
 async def _remove(
     database: Database, chosen: Chosen, run: Run, why: str, *, dry_run: bool
 ) -> dict[str, Any]:
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
 
     entry, there = chosen.entry(run), chosen.there
-    row = {"run": label(run), "what": f"{chosen.kind} at {there.name}"}
+    row = {"run": shown(run), "what": f"{chosen.kind} at {there.name}"}
     if entry is None:
         return {**row, "state": "the catalogue has no such copy", "ok": False}
     if len(several := chosen.entries(run)) > 1:
@@ -86,7 +86,7 @@ async def _wanted(
 @click.option("--why", required=True, metavar="TEXT", help="The reason, which is written down.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Print what would be forgotten; write nothing.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def forget(
     *, status: str | None, why: str, yes: bool, dry_run: bool, as_json: bool, **options: Any
@@ -121,11 +121,11 @@ def _with_status(entries: list[Copy], status: str | None) -> list[Copy]:
 async def _forget(
     database: Database, chosen: Chosen, run: Run, entries: list[Copy], why: str, *, dry_run: bool
 ) -> list[dict[str, Any]]:
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
     from caxev.cli.tape import forgetting
     from caxev.core.clock import utcnow
 
-    row = {"run": label(run), "what": f"{chosen.kind} at {chosen.there.name}"}
+    row = {"run": shown(run), "what": f"{chosen.kind} at {chosen.there.name}"}
     if not entries:
         return [{**row, "state": "there is no such entry", "ok": False}]
     rows = []
@@ -143,7 +143,7 @@ async def _forget(
 @selecting
 @click.option("--site", required=True, metavar="S", help="The site whose copies go.")
 @click.option("--dry-run", is_flag=True, help="Print what would go, and why not; write nothing.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def purge(*, site: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Have copies on disk deleted that the catalogue has, if enough others are good.
@@ -166,10 +166,10 @@ def purge(*, site: str, dry_run: bool, as_json: bool, **options: Any) -> None:
 async def _purge(
     database: Database, chosen: Chosen, here: Site, run: Run, *, dry_run: bool
 ) -> dict[str, Any]:
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
     from caxev.core.model import TRANSFERRED, CopyKey
 
-    row = {"run": label(run), "what": f"{chosen.kind} at {here.name}"}
+    row = {"run": shown(run), "what": f"{chosen.kind} at {here.name}"}
     entry = chosen.entry(run)
     if entry is None or entry.status != TRANSFERRED:
         how = "no such copy" if entry is None else f"it as {entry.status}"

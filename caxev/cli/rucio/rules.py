@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from caxev.cli.errors import NothingToDo
-from caxev.cli.options import as_json, example, global_options, state
-from caxev.cli.output import Table, say, show
+from caxev.cli.options import as_table, example, global_options, state
+from caxev.cli.output import Column, Table, say, show
 from caxev.cli.rucio.chosen import Chosen, look_again, rucio, selecting
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--dry-run", is_flag=True, help="Explain what is wanted of each run, and by which rule."
 )
 @click.option("--apply", "applying", is_flag=True, help="Have the listeners apply the file anew.")
-@as_json
+@as_table
 @global_options(hidden=True)
 def rules(
     *, file: str | None, dry_run: bool, applying: bool, as_json: bool, **options: Any
@@ -60,11 +60,11 @@ def rules(
 
 
 _RULES: Final = (
-    ("run", "RUN"),
-    ("wanted", "WANTED"),
-    ("removed", "REMOVED"),
-    ("change", "TO BE DONE"),
-    ("unmet", "RULES THAT DO NOT APPLY"),
+    Column("run", "RUN"),
+    Column("wanted", "WANTED"),
+    Column("removed", "REMOVED"),
+    Column("change", "TO BE DONE"),
+    Column("unmet", "RULES THAT DO NOT APPLY"),
 )
 
 
@@ -79,7 +79,7 @@ async def _explain(
 def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> dict[str, Any]:
     """One row of the explanation. Pure but for the time."""
     from caxev import rucio
-    from caxev.cli.runs import label
+    from caxev.cli.runs import shown
     from caxev.core.clock import utcnow
 
     there = chosen.there
@@ -100,7 +100,7 @@ def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> d
     if wishes.only_verify:
         wanted = [f"only a look ({wishes.only_verify})"]
     return {
-        "run": label(run),
+        "run": shown(run),
         "wanted": wanted,
         "removed": [f"{rse} ({rule})" for rse, rule in wishes.remove.items()],
         "change": str(change),
