@@ -12,11 +12,13 @@ from caxev.config import (
     Catalogue,
     Correction,
     Deletion,
+    Email,
     Link,
     Patrol,
     Processing,
     Site,
     Stalled,
+    Webhook,
 )
 from caxev.config.permissions import Permissions
 from caxev.config.reading import keys, kind_of
@@ -33,8 +35,10 @@ CLASSES: Final[dict[str, type]] = {
     "patrol": Patrol,
     "deletion": Deletion,
     "stalled": Stalled,
+    "email": Email,
+    "webhook": Webhook,
 }
-"""The classes by the key of a site whose values (or whose values' values) they are."""
+"""The classes by the key of a site, or of its `alarms`, whose values (or their values) they are."""
 
 
 class Key(NamedTuple):

@@ -7,13 +7,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
+from importlib.metadata import EntryPoint
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from attrs import evolve
+from attrs import define, evolve
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
@@ -264,6 +265,30 @@ def test_mistakes_in_alarms(tmp_path: Path, entries: Any, message: str) -> None:
         _sites(tmp_path, entries)
     assert message in str(raised_.value)
     assert "site 'lngs'" in str(raised_.value)
+
+
+def test_an_installed_kind_of_sink(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It gets its own keys; name, severity and repeat are as for every sink."""
+    point = EntryPoint("pigeon", "tests.test_alarms:Pigeon", "caxev.alarms")
+    for module in ("caxev.config.alarms", "caxev.alarms"):
+        monkeypatch.setattr(f"{module}.entry_points", lambda **_: [point])
+    entries = [{"pigeon": {"loft": 5, "repeat": 2}}, {"pigeon": {"name": "two", "loft": None}}]
+    one, two = recipients("lngs", _sites(tmp_path, entries).get("lngs").alarms)
+    assert one.rule == Rule("pigeon", repeat=2 * HOUR, resolves=False)
+    assert (one.notifier, two.name, two.notifier) == (
+        Pigeon({"loft": 5}),
+        "two",
+        Pigeon({"loft": None}),
+    )
+
+
+@define
+class Pigeon:
+    options: Any
+    resolves: bool = False
+
+    async def send(self, alarm: Alarm, *, over: bool) -> None:
+        """Do nothing."""
 
 
 JSON = st.recursive(

@@ -5,10 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-import attrs
-import pytest
-
-from caxev.config import Email, Sink, Webhook
 from caxev.config.sites import METHODS
 from caxev.engine.lanes import LANES, OTHER_LANE
 from tests.config_keys import CLASSES, documented
@@ -16,9 +12,6 @@ from tests.documents import TEXTS, headed, marked
 from tests.key_tables import rendered, shown
 
 TEXT = TEXTS["caxev/config/README.md"]
-OTHERWISE = {"sender": "from"}
-"""Fields that are called otherwise in the file."""
-INTERNAL = {"kind", "options"}
 
 
 def test_the_tables_are_those_of_the_code() -> None:
@@ -30,23 +23,6 @@ def test_every_key_is_there_once() -> None:
     """Each key of each class has one row."""
     known = {(cls.__name__, key.name) for cls in CLASSES.values() for key in documented(cls)}
     assert Counter(shown(TEXT)) == Counter(known)
-
-
-@pytest.mark.parametrize(
-    ("heading", "kind"),
-    [("key of every sink", Sink), ("key of `email`", Email), ("key of `webhook`", Webhook)],
-)
-def test_every_key_of_an_alarm_s_sink_is_there_once(heading: str, kind: type) -> None:
-    """The tables of sinks have each of their keys, and no other."""
-    names = [
-        key
-        for head, rows in headed(TEXT)
-        if head[0] == heading
-        for row in rows
-        for key in marked(row[0])
-    ]
-    fields = {one.name for one in attrs.fields(kind)} - INTERNAL
-    assert sorted(names) == sorted(OTHERWISE.get(name, name) for name in fields)
 
 
 def test_the_methods_are_those_of_the_code() -> None:

@@ -66,19 +66,23 @@ _Secret = Annotated[
 class Sink:
     """An address to which a site's alarms are delivered."""
 
-    kind: str = ""
     name: Annotated[
         str, Kind("a name of letters, digits, - and _", matching("[A-Za-z0-9_-]{1,40}"))
-    ]
-    """What the sink is called in lists; by default its kind."""
+    ] = Factory(lambda self: self.kind, takes_self=True)
+    """The sink's name in lists; by default its kind."""
     severity: Annotated[Severity, one_of(*(one.value for one in Severity))] = field(
         default=Severity.WARNING, converter=Severity
     )
-    """The least that is delivered."""
+    """The least severity that is delivered."""
     repeat: Annotated[
         float, Kind("a number of hours, more than 0", number(above=0, high=24 * 366))
     ] = 24.0
     """Hours after which an active alarm is delivered again."""
+
+    @property
+    def kind(self) -> str:
+        """Its key in the file: ``email`` for an `Email`."""
+        return type(self).__name__.lower()
 
     def rule(self, *, resolves: bool) -> Rule:
         """Return which alarms it receives, and when."""
@@ -89,9 +93,8 @@ class Sink:
 class Email(Sink):
     """Mail by SMTP. Raises ValueError for a password without TLS."""
 
-    kind: str = "email"
     to: Annotated[tuple[str, ...], Kind('addresses, as ["shift@example.org"]', listed(_address, 1))]
-    """Addresses."""
+    """The recipients."""
     from_: Annotated[str | None, Kind('an address, as "caxev@example.org"', _address)] = None
     """The sender; by default caxev at this machine."""
     host: Annotated[str, Kind("a host's name", printable)] = "localhost"
@@ -99,11 +102,12 @@ class Email(Sink):
     user: Annotated[str | None, Kind("a text", printable)] = None
     """The user at the mail server, if it requires a login."""
     security: Annotated[str, one_of(*_PORTS)] = field()
-    """How the connection is encrypted; ``none`` only by default for localhost without a user."""
+    """How the connection is encrypted: by default ``starttls``, or ``none`` for localhost without
+    a user. With a user ``none`` is refused."""
     port: Port = Factory(lambda self: _PORTS[self.security], takes_self=True)
-    """The mail server's port; by default that of `security`."""
+    """The mail server's port; by default 587 (``starttls``), 465 (``tls``) or 25 (``none``)."""
     secret: _Secret = SECRETS["email"]
-    """The name of the user's password."""
+    """The name of the user's password: see below."""
 
     @security.default
     def _security(self) -> str:
@@ -118,16 +122,17 @@ class Email(Sink):
 class Webhook(Sink):
     """A POST of JSON. Raises ValueError if there is no address to post to."""
 
-    kind: str = "webhook"
     shape: Annotated[str, one_of("slack", "pagerduty", "json")]
-    """What is posted: a message for Slack, an event for PagerDuty, or all fields as plain JSON."""
+    """What is posted: a message (``slack``, also for Mattermost and Rocket.Chat), an event of the
+    Events API v2, or all fields of the alarm, for a program of yours."""
     url: Annotated[
         str | None,
         Kind("an address that begins with https:// (or http://), without a user", _url),
     ] = Factory(lambda self: _PAGERDUTY if self.shape == "pagerduty" else None, takes_self=True)
-    """The address; by default PagerDuty's own, and for Slack the secret."""
+    """The address to post to. By default PagerDuty's own, and for ``slack`` the secret."""
     secret: _Secret = Factory(lambda self: SECRETS[self.shape], takes_self=True)
-    """The name of Slack's address, of PagerDuty's integration key, or of a bearer token."""
+    """The name of Slack's address, PagerDuty's integration key or the bearer token: see below. By
+    default ``CAXEV_SLACK_URL``, ``CAXEV_PAGERDUTY_KEY`` or ``CAXEV_WEBHOOK_TOKEN``."""
 
     def __attrs_post_init__(self) -> None:
         if self.shape == "json" and self.url is None:
@@ -138,6 +143,7 @@ class Webhook(Sink):
 class Installed(Sink):
     """A sink of a kind that an entry point of `ALARMS` names; `options` are its other keys."""
 
+    kind: str
     options: Mapping[str, Any] = field(repr=False)
 
 
@@ -173,11 +179,10 @@ def _sink(kind: str, given: Any) -> Sink:
         raise Problems([f"unknown kind ({hint(kind, KINDS, 'known: ' + ', '.join(KINDS))})"])
     if not isinstance(given, dict):
         raise Problems([f"must be an object, not {shown(given)}"])
-    named = {**given, "name": kind if given.get("name") is None else given["name"]}
     if kind in KINDS:
-        known: Sink = read(KINDS[kind], named)
+        known: Sink = read(KINDS[kind], given)
         return known
-    common = read(Sink, {key: value for key, value in named.items() if key in keys(Sink)})
+    common = read(Sink, {key: value for key, value in given.items() if key in keys(Sink)})
     options = {key: value for key, value in given.items() if key not in keys(Sink)}
-    rule = {key: getattr(common, key) for key in keys(Sink)}
-    return Installed(kind=kind, options=options, **rule)
+    rule = {"severity": common.severity, "repeat": common.repeat}
+    return Installed(kind=kind, name=given.get("name") or kind, options=options, **rule)
