@@ -42,7 +42,7 @@ PLANTED: Final = (
 )
 """What may be taken for ours by its name."""
 WATCHED: Final = frozenset(
-    {"pending", "os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir"}
+    {"open", "os.rename", "os.link", "os.symlink", "os.mkdir", "os.remove", "os.rmdir"}
     | {"os.listdir", "os.scandir", "os.chmod", "os.truncate", "os.utime", "shutil.rmtree"}
     | {"subprocess.Popen", "os.posix_spawn"}
 )
