@@ -46,6 +46,7 @@ class SmallServer(ThreadingHTTPServer):
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Whether there is room for one more connection."""
+        # In the thread that accepts: a refused connection costs no thread of its own.
         with self._guard:
             if len(self._since) >= MOST:
                 logger.debug("{} is refused: {} connections are open", client_address, MOST)

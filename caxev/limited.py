@@ -23,6 +23,7 @@ ROWS: Final = 1_000_000
 def read_limited(path: str | Path, limit: int) -> bytes:
     """Return the content of a file. Raises OSError, also for more than `limit` bytes."""
     with Path(path).open("rb") as file:
+        # One byte more than allowed shows that there is more; st_size of /dev/zero is 0.
         content = file.read(limit + 1)
     if len(content) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", str(path))

@@ -39,6 +39,7 @@ class Threaded:
     """A notifier that delivers in a thread, one alarm at a time, by `deliver`, which may block."""
 
     resolves: bool = field(default=True, init=False)
+    # One at a time: an abandoned thread may still be at work, and must not be joined by others.
     _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(1))
 
     async def send(self, alarm: Alarm, *, over: bool) -> None:

@@ -76,6 +76,7 @@ class EmailNotifier(Threaded):
 
     def _connected(self) -> smtplib.SMTP:
         host, port = self.options.host, self.options.port
+        # Trusts what the machine trusts, or SSL_CERT_FILE: a site may have a CA of its own.
         context = ssl.create_default_context()
         if self.options.security == "tls":
             return smtplib.SMTP_SSL(host, port, timeout=PATIENCE, context=context)

@@ -137,6 +137,7 @@ def _of_process(health: Health) -> Iterator[_Finding]:
 
 def _of_disks(health: Health) -> Iterator[_Finding]:
     least = health.min_free
+    # Between the two limits nothing changes, so that a disk at its limit does not flap.
     for directory, free in health.free.items():
         if not least <= free < least * ROOM:
             more = f"{free:,} bytes are free, {least:,} should be (min_free)"
@@ -172,6 +173,7 @@ class HealthMonitor:
     def check(self) -> None:
         """Check once: raise what is wrong, clear what is right again."""
         seen = self.health()
+        # The least of the last checks: after an outage the first batches are old, and no fault.
         self._behind.append(seen.behind)
         for key, alarm in health_alarms(self.site, evolve(seen, behind=min(self._behind))):
             if alarm is None:

@@ -116,6 +116,7 @@ class AlarmManager(Alarms):
         self._shown_by[alarm.key] = key
         if key != alarm.key:
             return
+        # Each is a document, and is compared with every new one; nobody reads so many.
         if len(self._known) >= MOST and key not in self._known:
             alarm = crowded(alarm.site, MOST)
         before = self._known.get(alarm.key)
@@ -261,6 +262,7 @@ class AlarmManager(Alarms):
                 del self._known[key]
                 self._shown_by.pop(key, None)
                 self._unkept.add(key)
+        # At half of it only, so that the alarm does not flap.
         if len(self._known) < MOST // 2:
             self.clear("crowded")
 
@@ -276,6 +278,7 @@ class AlarmManager(Alarms):
                 with trio.move_on_after(min(wait, SWEEP)):
                     await changed.wait()
                 continue
+            # A disk that fills up fails many reactions at once: they share a message.
             await trio.sleep(self.gather)
             await self.deliver(recipient)
             await trio.sleep(self.pause)
@@ -312,7 +315,7 @@ class AlarmManager(Alarms):
                 group = [one for one, what in due if what and what.over is over and what.at <= now]
                 for batch in messages(group):
                     why = await try_send(recipient.notifier, together(batch), over=over)
-                    if why is not None:
+                    if why is not None:  # perhaps its password has changed
                         recipient.renew()
                     self._record(recipient.name, batch, why, over=over)
 

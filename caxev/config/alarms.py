@@ -52,10 +52,11 @@ _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 def _url(value: Any) -> str:
     parts = urlsplit(printable(value))
     check(parts.scheme in {"https", "http"} and parts.hostname and " " not in value)
-    check(parts.username is None)
+    check(parts.username is None)  # a password would follow, and belongs in no file
     return str(value)
 
 
+# No white space: a line break would add a header to the mail.
 _address: Final = matching(r"[^@\s,<>]+@[^@\s,<>]+")
 _Secret = Annotated[
     str, Kind('the name of a secret, as "CAXEV_SMTP_PASSWORD"', matching("[A-Z][A-Z0-9_]*"))

@@ -58,6 +58,7 @@ class Severity(StrEnum):
 
 
 def _line(text: object) -> str:
+    # It becomes a mail's subject and a line of the log: names from elsewhere must not break it.
     return escaped(" ".join(str(text).split()))[:500]
 
 
@@ -179,6 +180,7 @@ def raised(before: AlarmState | None, alarm: Alarm, now: datetime) -> AlarmState
         return AlarmState(alarm, now)
     if before.active and not alarm.once:
         return evolve(before, alarm=alarm)
+    # With its deliveries: a sink that does not know of the end yet receives nothing new.
     return AlarmState(alarm, now, deliveries=before.deliveries)
 
 
@@ -191,6 +193,7 @@ def next_delivery(state: AlarmState, rule: Rule) -> Due | None:
     """Return when a sink should receive what of an alarm; None: nothing, as things are."""
     if state.alarm.severity.rank < rule.severity.rank:
         return None
+    # The sink's own history decides, not the alarm's: a sink may have failed while others did not.
     last, at = state.last(rule.sink), None
     shown = None if last.over else last.raised  # since when the sink shows it as active
     if state.over:
