@@ -389,6 +389,95 @@ def test_usage(caxev: Caxev, args: list[str], words: str) -> None:
     assert words in answer.err
 
 
+@pytest.mark.parametrize(
+    ("args", "code", "nearest"),
+    [
+        (["status", "--site", "chicgo"], 3, "'chicago'"),
+        (["handlers", "--site", "chicgo"], 3, "'chicago'"),
+        (["copy", "--run", "1", "--from", "lngs", "--to", "chicgo"], 3, "'chicago'"),
+        (["rm", "--run", "1", "--site", "lngs", "--type", "rwa"], 2, "'raw'"),
+        (["replay", "--run", "1", "--handler", "psh"], 3, "'push'"),
+        (["status", "--tpye", "raw"], 2, "'--type'"),
+        (["completion", "bsh"], 2, "'bash'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_value(caxev: Caxev, args: list[str], code: int, nearest: str) -> None:
+    """One line, with the nearest value that is known."""
+    assert_one_line(caxev(*args), code, nearest)
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize(
+    ("args", "code", "nearest"),
+    [
+        (["status", "--host", "chicgo"], 3, "'chicago'"),
+        (["status", "--status", "transfered"], 1, "'transferred'"),
+        (["replay", "--tag", "goo"], 5, "'go'"),
+        (["replay", "--last-days", "9", "--detector", "tcp"], 5, "'tpc'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_value_in_the_database(
+    online: Caxev, database: Named, args: list[str], code: int, nearest: str
+) -> None:
+    """The same of what only the runs tell: hosts, statuses, tags, detectors."""
+    insert(database, 1)
+    assert_one_line(online(*args), code, nearest)
+
+
+def completed(line: str, **environ: str) -> list[str]:
+    """What bash would offer for the last word of a line."""
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "caxev"],
+        env={**os.environ, **words, "_CAXEV_COMPLETE": "bash_complete", **environ},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stderr == ""
+    return [one.removeprefix("plain,") for one in ended.stdout.splitlines() if one]
+
+
+def test_completion(caxev: Caxev) -> None:
+    """Commands, options, sites, handlers (a file's too) and types; nothing where that fails."""
+    assert completed("caxev rea") == ["reactions"]
+    assert completed("caxev status --wi") == ["--wide"]
+    assert completed("caxev listen --site ") == ["chicago", "lngs", "tape"]
+    assert "push" in completed("caxev replay --handler pu")
+    assert completed("caxev --handlers reactions.py replay --handler wen") == ["went"]
+    assert completed("caxev rm --type p") == ["processed"]
+    assert completed("caxev status --status tr") == ["transferred", "transferring"]
+    Path("sites.json").write_text("{")
+    assert completed("caxev listen --site ") == []
+    nowhere = "mongodb://127.0.0.1:9/?replicaSet=x"
+    assert completed("caxev replay --tag ", CAXEV_MONGO_URI=nowhere) == []
+
+
+@pytest.mark.replicaset
+def test_completion_of_tags(online: Caxev, database: Named) -> None:
+    """Tags are those that runs have."""
+    insert(database, 1)
+    assert completed("caxev replay --tag g") == ["go"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_completion(shell: str) -> None:
+    """It is for that shell, and asks caxev; bash takes it."""
+    command = [sys.executable, "-m", "caxev", "completion", shell]
+    script = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"_CAXEV_COMPLETE={shell}_complete" in script
+    if shell == "bash":
+        told = subprocess.run(
+            ["bash", "-c", f"{script}\ncomplete -p caxev"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "_caxev_completion" in told.stdout
+
+
 def test_no_option_takes_what_is_not_finite() -> None:
     """No command takes ``nan`` or ``inf`` for a number."""
     types = [one.type for _, command in every_command() for one in command.params]

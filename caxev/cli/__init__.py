@@ -18,31 +18,50 @@ from caxev import __version__
 from caxev.cli.errors import EPILOG, told
 from caxev.cli.options import State, example, global_options
 
-COMMANDS: Final = {
-    "listen": ("caxev.cli.listen:listen", "Listen for a site: react to what happens to runs."),
-    "copy": ("caxev.cli.copy:copy", "Have one copy of a run made, and watch it."),
-    "register": ("caxev.cli.register:register", "Tell the database of a copy that is there."),
-    "mv": ("caxev.cli.mv:mv", "Move a copy's files to another directory of its site."),
-    "verify": ("caxev.cli.verify:verify", "See whether copies are what the database says."),
-    "stray": ("caxev.cli.stray:stray", "Files nobody knows, and copies without files."),
-    "rm": ("caxev.cli.rm:rm", "Have a copy of a run deleted, if enough others are good."),
-    "vouch": ("caxev.cli.vouch:vouch", "Say which copy is right where no majority decides."),
-    "tape": ("caxev.cli.tape:tape", "Backups on tape: make, restore, list and compare them."),
-    "replay": ("caxev.cli.replay:replay", "Fire the reactions to runs as they are now again."),
-    "rucio": ("caxev.cli.rucio:rucio", "Data in the Rucio catalogue: bring, fetch, check it."),
-    "status": ("caxev.cli.status:status", "How the sites are, or where copies are."),
-    "explain": ("caxev.cli.explain:explain", "What each handler makes of a run, and why."),
-    "reactions": ("caxev.cli.reactions:reactions", "Which reactions are open, running or failed."),
-    "retry": ("caxev.cli.reactions:retry", "Try failed reactions again."),
-    "alarms": ("caxev.cli.alarms:alarms", "What people are told of; a test that it reaches them."),
-    "sites": ("caxev.cli.admin:sites", "Check sites.json, and the ways between the sites."),
-    "handlers": ("caxev.cli.admin:handlers", "Which handlers there are."),
-    "db": ("caxev.cli.admin:db", "Look after the database."),
-    "receive": ("caxev.cli.receive:receive", "The far end of a transfer, started over SSH."),
-    "batch": ("caxev.cli.batch:batch", "What runs beside a job, started by a batch system."),
-    "demo": ("caxev.cli.demo:demo", "Three sites, a database and a DAQ on this machine."),
+GROUPS: Final = {
+    "Act for a site": {
+        "listen": ("caxev.cli.listen:listen", "React to changes of the runs database."),
+    },
+    "See what is going on": {
+        "status": ("caxev.cli.status:status", "Show the sites, a run, or which copies there are."),
+        "explain": ("caxev.cli.explain:explain", "Show what each handler did with a run, and why."),
+        "reactions": ("caxev.cli.reactions:reactions", "List what is pending, running or failed."),
+        "alarms": ("caxev.cli.alarms:alarms", "List the alarms; test that they are delivered."),
+    },
+    "Have it done": {
+        "copy": ("caxev.cli.copy:copy", "Copy a run to another site, and watch."),
+        "rm": ("caxev.cli.rm:rm", "Delete a copy of a run, if enough others are good."),
+        "retry": ("caxev.cli.reactions:retry", "Try failed reactions again."),
+        "replay": ("caxev.cli.replay:replay", "Run the reactions for existing runs again."),
+        "vouch": ("caxev.cli.vouch:vouch", "Decide which copy is right if no majority does."),
+    },
+    "Work on the files of a site": {
+        "verify": ("caxev.cli.verify:verify", "Compare copies with what the database has."),
+        "register": ("caxev.cli.register:register", "Enter a copy whose files are there already."),
+        "mv": ("caxev.cli.mv:mv", "Move a copy to another directory of its site."),
+        "stray": (
+            "caxev.cli.stray:stray",
+            "Find files without an entry, and entries without files.",
+        ),
+    },
+    "Tape and Rucio": {
+        "tape": ("caxev.cli.tape:tape", "Make, restore, list and compare backups on tape."),
+        "rucio": ("caxev.cli.rucio:rucio", "Upload, fetch and check data in the catalogue."),
+    },
+    "Set up": {
+        "sites": ("caxev.cli.admin:sites", "Check sites.json and the connections between sites."),
+        "handlers": ("caxev.cli.admin:handlers", "List the handlers and what triggers them."),
+        "db": ("caxev.cli.admin:db", "Prepare the database: indexes, users and their rights."),
+        "completion": ("caxev.cli.completion:completion", "Switch on completion in your shell."),
+        "demo": ("caxev.cli.demo:demo", "Try it all on this machine: three sites, tape, database."),
+    },
+    "Started by other programs": {
+        "receive": ("caxev.cli.receive:receive", "Be the far end of a transfer, over SSH."),
+        "batch": ("caxev.cli.batch:batch", "Accompany a job of a batch system."),
+    },
 }
-"""Where each command is, and what ``--help`` says of it."""
+"""Where each command is, and what ``--help`` says of it, by what people want."""
+COMMANDS: Final = {name: one for group in GROUPS.values() for name, one in group.items()}
 
 
 class Caxev(click.Group):
@@ -77,8 +96,11 @@ class Caxev(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
         del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                rows = [(name.ljust(width), summary) for name, (_, summary) in commands.items()]
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; whatever it raises becomes one line and an exit code."""
@@ -89,15 +111,22 @@ class Caxev(click.Group):
 
 @click.group(
     cls=Caxev,
-    epilog="\n\n".join((example("caxev listen --site lngs", "caxev status --run 123"), EPILOG)),
+    epilog="\n\n".join(
+        (example("caxev demo", "caxev listen --site lngs", "caxev status --run 123"), EPILOG)
+    ),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @global_options(hidden=False)
 @click.version_option(__version__, prog_name="caxev")
 def cli() -> None:
-    """React to changes of the runs database: one transfer finishing triggers the next step.
+    """Move, verify, process and delete an experiment's runs, driven by changes of its database.
 
-    These options may stand before or after the command.
+    At each site a listener follows the runs database. One change triggers the next step: a run is
+    copied to other sites, verified there, processed, put on tape, and deleted when enough good
+    copies remain. The commands below show what happens, and ask the listeners to do more.
+
+    `caxev COMMAND --help` explains a command, with examples. The options below may stand before or
+    after the command.
     """
 
 

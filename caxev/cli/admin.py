@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from caxev.cli.completion import SITE
 from caxev.cli.errors import CONFIGURATION, FAILED
 from caxev.cli.options import State, as_json, as_table, example, global_options, state
 from caxev.cli.output import Column, Table, say, show, show_json
@@ -62,7 +63,7 @@ def db_init() -> None:
     "grants",
     epilog=example("caxev db grants --site lngs", "caxev db grants --site lngs --apply"),
 )
-@click.option("--site", required=True, metavar="S", help="Whose user.")
+@click.option("--site", type=SITE, required=True, help="Whose user.")
 @click.option("--x509", metavar="SUBJECT", help="A certificate's subject, in place of a password.")
 @click.option("--apply", "apply_", is_flag=True, help="Make them, or bring them up to date.")
 @as_json
@@ -118,7 +119,7 @@ def sites() -> None:
 @sites.command(
     "check", epilog=example("caxev sites check", "caxev sites check --site lngs --connect")
 )
-@click.option("--site", metavar="S", help="We are at this site: look at its directories.")
+@click.option("--site", type=SITE, help="We are at this site: look at its directories.")
 @click.option("--connect", is_flag=True, help="From --site, reach the others.")
 @as_table
 @global_options(hidden=True)
@@ -185,7 +186,7 @@ def _unknown_tasks(options: State, known: Sites) -> Iterable[str]:
 
 
 @sites.command("init", epilog=example("caxev sites init --site lngs"))
-@click.option("--site", required=True, metavar="S", help="We are at this site.")
+@click.option("--site", type=SITE, required=True, help="We are at this site.")
 @click.option(
     "--force",
     is_flag=True,
@@ -353,7 +354,7 @@ def _connected(here: Site, there: Site) -> dict[str, Any]:
 @click.command(
     epilog=example("caxev handlers", "caxev handlers --site lngs --handlers my_handlers.py")
 )
-@click.option("--site", metavar="S", help="With this site's own, and which of them it enables.")
+@click.option("--site", type=SITE, help="With this site's own, and which of them it enables.")
 @as_table
 @global_options(hidden=True)
 def handlers(site: str | None, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from caxev.cli.completion import SITE
 from caxev.cli.errors import FAILED, NothingToDo
 from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.output import Column, Table, say, show
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     invoke_without_command=True,
     epilog=example("caxev alarms", "caxev alarms test --site lngs", "caxev alarms clear 3f9ac0d1"),
 )
-@click.option("--site", metavar="S", help="Only of this site.")
+@click.option("--site", type=SITE, help="Only of this site.")
 @click.option("--all", "everything", is_flag=True, help="Also those that are over.")
 @as_table
 @global_options(hidden=True)
@@ -80,7 +81,7 @@ def _row(state: AlarmState) -> dict[str, Any]:
 
 
 @alarms.command("test", epilog=example("caxev alarms test --site lngs"))
-@click.option("--site", required=True, metavar="S", help="The site whose `alarms` are tested.")
+@click.option("--site", type=SITE, required=True, help="The site whose `alarms` are tested.")
 @as_table
 @global_options(hidden=True)
 def test(site: str, as_json: bool) -> None:

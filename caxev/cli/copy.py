@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import define, field, frozen
 
+from caxev.cli.completion import SITE, of_data, one_run
 from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
-from caxev.cli.options import RUN_NUMBER, example, global_options, state
+from caxev.cli.options import example, global_options, state
 from caxev.cli.output import json_text
 from caxev.config import ConfigError
 from caxev.core.escapes import escaped
@@ -45,13 +46,10 @@ CANCELLED = "cancelled"
         "caxev copy --run 123 --from lngs --to chicago --cancel",
     )
 )
-@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
-@click.option("--name", metavar="X", help="The run of this name.")
-@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
-@click.option("--from", "source", required=True, metavar="A", help="The site that has it.")
-@click.option("--to", "target", required=True, metavar="B", help="The site that is to have it.")
-@click.option("--type", "kind", default="raw", show_default=True, help="The type of data.")
-@click.option("--version", metavar="V", help="Of derived data, this version.")
+@one_run
+@click.option("--from", "source", type=SITE, required=True, help="The site that has it.")
+@click.option("--to", "target", type=SITE, required=True, help="The site that is to have it.")
+@of_data
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch until it is there.")
 @click.option(
     "--timeout",

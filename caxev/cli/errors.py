@@ -58,6 +58,12 @@ def told(*, debug: Callable[[], bool]) -> Iterator[None]:
     """Turn what is raised inside into a line on stderr and an exit code."""
     try:
         yield
+    except click.UsageError as usage:
+        if isinstance(usage, click.exceptions.NoArgsIsHelpError):
+            raise
+        command = usage.ctx.command_path if usage.ctx is not None else "caxev"
+        click.echo(f"caxev: {_line(usage.format_message())} (see {command} --help)", err=True)
+        raise click.exceptions.Exit(usage.exit_code) from None
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as raised:  # noqa: BLE001  # the last

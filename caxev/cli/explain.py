@@ -10,7 +10,8 @@ import click
 from attrs import define, field
 
 from caxev.cli import timeline
-from caxev.cli.options import RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.completion import SITE, one_run
+from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.output import Column, Table, event_parts, say, show, time
 
 if TYPE_CHECKING:
@@ -29,10 +30,8 @@ if TYPE_CHECKING:
         "caxev explain --run 123 --timeline",
     )
 )
-@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
-@click.option("--name", metavar="X", help="The run of this name.")
-@click.option("--detector", metavar="X", help="Of runs with one name, this detector's.")
-@click.option("--site", metavar="S", help="The site whose handlers are asked.")
+@one_run
+@click.option("--site", type=SITE, help="The site whose handlers are asked.")
 @click.option("--timeline", "as_timeline", is_flag=True, help="What happened, in order of time.")
 @as_table
 @global_options(hidden=True)

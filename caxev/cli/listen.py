@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from loguru import logger
 
+from caxev.cli.completion import SITE
 from caxev.cli.options import State, as_table, example, global_options, state
 from caxev.cli.output import Column, Table, event_parts, show
 from caxev.config import ConfigError, Sites, find_sites, load_sites, private_directories
@@ -32,7 +33,7 @@ Snapshots = Mapping["RunId", Mapping["Aspect", str]]
         "caxev listen --site lngs --dry-run --json",
     )
 )
-@click.option("--site", required=True, metavar="S", help="The site to act for.")
+@click.option("--site", type=SITE, required=True, help="The site to act for.")
 @click.option("--once", is_flag=True, help="Catch up, do what is due, and leave.")
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @click.option(

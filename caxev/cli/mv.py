@@ -24,8 +24,9 @@ import click
 import trio
 from attrs import evolve, frozen
 
+from caxev.cli.completion import SITE, of_data, one_run
 from caxev.cli.errors import NothingToDo
-from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
+from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import say, show_json
 from caxev.config import Site, Sites
 from caxev.core.errors import GiveUp, Retry
@@ -49,12 +50,9 @@ _WITHDRAWING: Final = 10.0
         "caxev mv --name 161111_1434 --site lngs --type processed --version v6.8.0 --to /data2/p",
     )
 )
-@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
-@click.option("--name", metavar="X", help="The run of this name.")
-@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
-@click.option("--site", required=True, metavar="S", help="We are at this site, which has the copy.")
-@click.option("--type", "kind", default="raw", show_default=True, help="The type of data.")
-@click.option("--version", metavar="V", help="Of derived data, this version.")
+@one_run
+@click.option("--site", type=SITE, required=True, help="We are at this site, which has the copy.")
+@of_data
 @click.option("--to", required=True, metavar="PATH", help="The directory that is to have it.")
 @click.option("--dry-run", is_flag=True, help="Say what would be moved; touch nothing.")
 @as_json

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from caxev.cli.completion import HANDLER, SITE
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, as_json, as_table, example, global_options, state
 from caxev.cli.output import Table, say, show, show_json
@@ -30,8 +31,8 @@ _COUNTED = 1000
 @click.option("--running", "states", flag_value="running", multiple=True, help="Those at work.")
 @click.option("--pending", "states", flag_value="pending", multiple=True, help="Those that wait.")
 @click.option("--done", "states", flag_value="done", multiple=True, help="Those through.")
-@click.option("--site", metavar="S", help="Only at this site.")
-@click.option("--handler", metavar="H", help="Only of this handler.")
+@click.option("--site", type=SITE, help="Only at this site.")
+@click.option("--handler", type=HANDLER, help="Only of this handler.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
@@ -110,11 +111,11 @@ async def _find(
         "caxev retry --run 123", "caxev retry --site lngs --handler pull", "caxev retry --all"
     )
 )
-@click.option("--site", metavar="S", help="Only at this site. [default: all with a listener]")
+@click.option("--site", type=SITE, help="Only at this site. [default: all with a listener]")
 @click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="Those of this run.")
 @click.option("--name", metavar="X", help="Those of the run of this name.")
 @click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
-@click.option("--handler", metavar="H", help="Those of this handler.")
+@click.option("--handler", type=HANDLER, help="Those of this handler.")
 @click.option("--all", "everything", is_flag=True, help="All that failed.")
 @as_json
 @global_options(hidden=True)

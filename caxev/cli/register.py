@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
+from caxev.cli.completion import SITE
 from caxev.cli.errors import NoSuchRun, NothingToDo
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
 from caxev.cli.output import Parts, say, show_json
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     )
 )
 @click.argument("path")
-@click.option("--site", required=True, metavar="S", help="We are at this site.")
+@click.option("--site", type=SITE, required=True, help="We are at this site.")
 @click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="It is of this run.")
 @click.option("--name", metavar="X", help="It is of this run. [default: by the name of PATH]")
 @click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
+from caxev.cli.completion import HANDLER, SITE, TAG
 from caxev.cli.options import MOST, RUN_NUMBER, as_table, example, global_options, state
 from caxev.cli.output import Column, Table, event_parts, say, show, show_json
 from caxev.config import ConfigError
@@ -40,10 +41,10 @@ _PAGE = 1000
     metavar="D",
     help="Runs that were started in the last D days.",
 )
-@click.option("--tag", metavar="T", help="Runs with this tag.")
+@click.option("--tag", type=TAG, help="Runs with this tag.")
 @click.option("--detector", metavar="X", help="Only runs of this detector: tpc, muon_veto.")
-@click.option("--site", metavar="S", help="Only at this site. [default: all with a listener]")
-@click.option("--handler", metavar="H", help="Only this handler.")
+@click.option("--site", type=SITE, help="Only at this site. [default: all with a listener]")
+@click.option("--handler", type=HANDLER, help="Only this handler.")
 @click.option("--dry-run", is_flag=True, help="Print what would fire; write nothing.")
 @click.option("--force", is_flag=True, help="Fire what was done already, too.")
 @as_table

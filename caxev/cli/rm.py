@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
+from caxev.cli.completion import SITE, of_data, one_run
 from caxev.cli.errors import NothingToDo
-from caxev.cli.options import RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.output import Column, Table, say, show
 from caxev.config import ConfigError
 
@@ -44,12 +45,9 @@ _COLUMNS = (
         "caxev rm --site lngs --dry-run",
     )
 )
-@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
-@click.option("--name", metavar="X", help="The run of this name.")
-@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
-@click.option("--site", required=True, metavar="S", help="The site that has the copy.")
-@click.option("--type", "kind", default="raw", show_default=True, help="The type of data.")
-@click.option("--version", metavar="V", help="Of derived data, this version.")
+@one_run
+@click.option("--site", type=SITE, required=True, help="The site that has the copy.")
+@of_data
 @click.option(
     "--force-less",
     is_flag=True,

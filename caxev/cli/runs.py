@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from caxev.database import Database, Selection
 
 _PAGE = 1000
+_PATIENCE = 10.0
+"""Seconds to wait for the values that are known."""
 
 
 @frozen
@@ -34,8 +36,23 @@ class Wanted:
         runs = await database.select(self.selection, utcnow(), limit)
         if not runs:
             where = f"{settings.database}.{settings.collection}"
-            raise NoSuchRun(f"no {self.words} in {where}")
+            raise NoSuchRun(f"no {self.words} in {where}{await self._hint(settings)}")
         return runs
+
+    async def _hint(self, settings: Settings) -> str:
+        """Return the known tag or detector that was probably meant, as the end of a message."""
+        import trio
+
+        from caxev.config.errors import nearest
+        from caxev.database.blocking import known_values
+
+        chosen = {"tags.name": self.selection.tag, "detector": self.selection.detector}
+        for path, value in chosen.items():
+            if value is not None:
+                known = await trio.to_thread.run_sync(known_values, settings, path, _PATIENCE)
+                if value not in known and (guess := nearest(value, known)) is not None:
+                    return f" (did you mean {guess!r}?)"
+        return ""
 
     async def find_one(self, database: Database, settings: Settings) -> Run:
         """Read the one run that is meant. Raises `NoSuchRun`, also where several fit."""

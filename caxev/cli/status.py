@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.options import RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.completion import DATA_TYPE, SITE, STATUS, one_run
+from caxev.cli.errors import NothingToDo
+from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.output import Column, Table, say, show, show_json, size, time
 from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, Progress, progress_cells, reaction_row
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
+    from caxev.config import Sites
     from caxev.core.alarms import AlarmState
     from caxev.core.model import Copy, Run
     from caxev.database import Database, Selection, SiteRecord
@@ -29,13 +32,11 @@ if TYPE_CHECKING:
         "caxev status --totals --host chicago --type raw",
     )
 )
-@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
-@click.option("--name", metavar="X", help="The run of this name.")
-@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
-@click.option("--site", metavar="S", help="Only this site.")
-@click.option("--host", metavar="H", help="Copies at this host.")
-@click.option("--status", "wanted", metavar="X", help="Copies with this status.")
-@click.option("--type", "kind", metavar="T", help="Copies of this type of data.")
+@one_run
+@click.option("--site", type=SITE, help="Only this site.")
+@click.option("--host", type=SITE, help="Copies at this host.")
+@click.option("--status", "wanted", type=STATUS, help="Copies with this status.")
+@click.option("--type", "kind", type=DATA_TYPE, help="Copies of this type of data.")
 @click.option("--totals", is_flag=True, help="How many copies there are, and their bytes.")
 @as_table
 @global_options(hidden=True)
@@ -199,6 +200,20 @@ class Sought:
         wanted = ((self.host, copy.host), (self.status, copy.status), (self.type, copy.type))
         return all(one is None or one == other for one, other in wanted)
 
+    def check(self, sites: Sites) -> None:
+        """Raise an error that names the nearest known host or status, if nothing has this one."""
+        from caxev.config.errors import nearest
+
+        if self.host is not None:
+            sites.get(self.host)
+        if self.status is not None:
+            known = [*STATUS.values(state())]
+            guess = None if self.status in known else nearest(self.status, known)
+            if guess is not None:
+                raise NothingToDo(
+                    f"no copy has the status {self.status!r}: did you mean {guess!r}?"
+                )
+
     async def copies(self, database: Database) -> list[dict[str, Any]]:
         """Return a row for each, in the order in which the runs were stored."""
         from caxev.cli.runs import shown
@@ -226,6 +241,8 @@ class Sought:
 
 def _show_copies(sought: Sought, *, totals: bool, as_json: bool) -> None:
     rows = state().with_database(sought.totals if totals else sought.copies)
+    if not rows:
+        sought.check(state().sites())
     columns = _TOTALS if totals else (RUN_COLUMN, Column("run.name", "NAME", minor=1), *_PLACES)
     show(Table(columns, rows), as_json=as_json, empty="there are no such copies")
 

@@ -17,6 +17,7 @@ import click
 import trio
 from attrs import define, field, frozen
 
+from caxev.cli.completion import SITE
 from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
 from caxev.cli.inventory import (
     GONE,
@@ -53,7 +54,7 @@ _HOUR: Final = 3600.0
         "caxev stray --site lngs --register",
     )
 )
-@click.option("--site", required=True, metavar="S", help="We are at this site.")
+@click.option("--site", type=SITE, required=True, help="We are at this site.")
 @click.option("--delete", is_flag=True, help="Delete the files that nobody knows.")
 @click.option("--register", is_flag=True, help="Tell the database of those that are a run's.")
 @click.option(

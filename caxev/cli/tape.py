@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from attrs import frozen
 
+from caxev.cli.completion import SITE, TAG
 from caxev.cli.errors import FAILED, NothingToDo
 from caxev.cli.options import MOST, RUN_NUMBER, as_table, example, global_options, state
 from caxev.cli.output import Column, Table, say, show, size
@@ -54,7 +55,7 @@ def _selection(*, required: bool) -> Callable[[F], F]:
             metavar="D",
             help="Runs that were started in the last D days.",
         ),
-        click.option("--tag", metavar="T", help="Runs with this tag."),
+        click.option("--tag", type=TAG, help="Runs with this tag."),
     )
 
     def add(function: F) -> F:
@@ -109,10 +110,14 @@ def _wanted(
 
 
 _archive = click.option(
-    "--archive", "tape_name", metavar="S", help="The archive. [default: the only one]"
+    "--archive", "tape_name", type=SITE, help="The archive. [default: the only one]"
 )
 _site = click.option(
-    "--site", "here_name", metavar="S", help="The site that this is. [default: the only one]"
+    "--site",
+    "here_name",
+    type=SITE,
+    metavar="S",
+    help="The site that this is. [default: the only one]",
 )
 _dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done; do nothing.")
 
@@ -211,7 +216,7 @@ def _finish(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 )
 @_selection(required=True)
 @_archive
-@click.option("--from", "source", metavar="S", help="From this site. [default: any that can]")
+@click.option("--from", "source", type=SITE, help="From this site. [default: any that can]")
 @_dry_run
 @as_table
 @global_options(hidden=True)

@@ -16,6 +16,7 @@ import click
 import trio
 from attrs import frozen
 
+from caxev.cli.completion import DATA_TYPE, SITE
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, as_table, example, global_options, state
 from caxev.cli.output import Column, Table, show
@@ -44,8 +45,8 @@ _NAMED: Final = 3
 )
 @click.option("--name", metavar="X", help="The run of this name.")
 @click.option("--detector", metavar="D", help="Only runs of this detector.")
-@click.option("--site", metavar="S", help="Only copies at this site.")
-@click.option("--type", "kind", metavar="T", help="Only copies of this type of data.")
+@click.option("--site", type=SITE, help="Only copies at this site.")
+@click.option("--type", "kind", type=DATA_TYPE, help="Only copies of this type of data.")
 @click.option("--deep", is_flag=True, help="Read the files and compare their digests.")
 @as_table
 @global_options(hidden=True)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from caxev.cli.completion import SITE, of_data, one_run
 from caxev.cli.errors import NothingToDo
-from caxev.cli.options import RUN_NUMBER, example, global_options, state
+from caxev.cli.options import example, global_options, state
 from caxev.cli.output import say
 from caxev.cli.rm import Errand, with_markers
 
@@ -24,12 +25,9 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog=example("caxev vouch --run 123 --site lngs"))
-@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
-@click.option("--name", metavar="X", help="The run of this name.")
-@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
-@click.option("--site", required=True, metavar="S", help="The site whose copy is right.")
-@click.option("--type", "kind", default="raw", show_default=True, help="The type of data.")
-@click.option("--version", metavar="V", help="Of derived data, this version.")
+@one_run
+@click.option("--site", type=SITE, required=True, help="The site whose copy is right.")
+@of_data
 @global_options(hidden=True)
 def vouch(
     *,

@@ -72,6 +72,16 @@ def connect_plainly(settings: Settings) -> MongoClient[Document]:
         )
 
 
+def known_values(settings: Settings, path: str, patience: float) -> list[str]:
+    """Return the different texts that runs have in a field, within so many seconds.
+
+    Raises `DatabaseError`, also if it takes longer.
+    """
+    with translated(settings), pymongo.timeout(patience), connect_plainly(settings) as client:
+        found = client[settings.database][settings.collection].distinct(path)
+    return [value for value in found if isinstance(value, str)]
+
+
 class LeaseKeeper:
     """Prolongs a lease and keeps alarms while the listener itself cannot. Connects when needed."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from attrs import define, field
 
+from caxev.cli.completion import SITE
 from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.rucio.chosen import Chosen, checked, nobody, rucio, selecting, told
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @rucio.command(epilog=example("caxev rucio put --from-run 100 --to-run 200 --from lngs"))
 @selecting
-@click.option("--from", "source", required=True, metavar="S", help="The site that has the data.")
+@click.option("--from", "source", type=SITE, required=True, help="The site that has the data.")
 @click.option("--dry-run", is_flag=True, help="Print what would be asked for; write nothing.")
 @as_table
 @global_options(hidden=True)
@@ -35,7 +36,9 @@ def put(*, source: str, dry_run: bool, as_json: bool, **options: Any) -> None:
 
 @rucio.command(epilog=example("caxev rucio get --run 123 --to chicago --rse NIKHEF_USERDISK"))
 @selecting
-@click.option("--to", "target", required=True, metavar="S|DIR", help="A site, or a directory here.")
+@click.option(
+    "--to", "target", type=SITE, required=True, metavar="S|DIR", help="A site, or a directory here."
+)
 @click.option("--rse", metavar="R", help="From this RSE alone.")
 @click.option("--dry-run", is_flag=True, help="Print what would be fetched; write nothing.")
 @as_table

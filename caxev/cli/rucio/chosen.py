@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from attrs import define
 
+from caxev.cli.completion import SITE, TAG, of_data
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, example, state
 from caxev.cli.output import Column, Table, show
@@ -45,11 +46,10 @@ def selecting(function: F) -> F:
             metavar="D",
             help="Runs that were started in the last D days.",
         ),
-        click.option("--tag", metavar="T", help="Runs with this tag."),
+        click.option("--tag", type=TAG, help="Runs with this tag."),
         click.option("--detector", metavar="D", help="Only runs of this detector."),
-        click.option("--type", "kind", default="raw", show_default=True, help="The type of data."),
-        click.option("--version", metavar="V", help="Of derived data, this version."),
-        click.option("--catalogue", metavar="C", help="The catalogue's name in sites.json."),
+        of_data,
+        click.option("--catalogue", type=SITE, help="The catalogue's name in sites.json."),
     )
     for one in reversed(options):
         function = one(function)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from attrs import define, field
 
+from caxev.cli.completion import STATUS
 from caxev.cli.errors import FAILED
 from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.output import Column, Table, show
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 @selecting
 @click.option("--rse", multiple=True, metavar="R", help="Only what this RSE has; may be repeated.")
 @click.option("--copies", type=click.IntRange(0), metavar="N", help="Only what N RSEs have.")
-@click.option("--status", metavar="X", help="Only entries of this status.")
+@click.option("--status", type=STATUS, help="Only entries of this status.")
 @click.option(
     "--method",
     type=click.Choice(("entries", "rules", "absent")),

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from caxev.cli.completion import SITE, STATUS
 from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.rucio.chosen import Chosen, ask_to_compare, rucio, selecting, told
 from caxev.config import ConfigError
@@ -82,7 +83,7 @@ async def _wanted(
 
 @rucio.command(epilog=example("caxev rucio forget --run 123 --status error --why 'never uploaded'"))
 @selecting
-@click.option("--status", metavar="X", help="Only entries with this status.")
+@click.option("--status", type=STATUS, help="Only entries with this status.")
 @click.option("--why", required=True, metavar="TEXT", help="The reason, which is written down.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Print what would be forgotten; write nothing.")
@@ -141,7 +142,7 @@ async def _forget(
 
 @rucio.command(epilog=example("caxev rucio purge --site lngs --to-run 1000 --dry-run"))
 @selecting
-@click.option("--site", required=True, metavar="S", help="The site whose copies go.")
+@click.option("--site", type=SITE, required=True, help="The site whose copies go.")
 @click.option("--dry-run", is_flag=True, help="Print what would go, and why not; write nothing.")
 @as_table
 @global_options(hidden=True)

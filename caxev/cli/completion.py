@@ -1,0 +1,147 @@
+"""Completion in bash, zsh and fish: what may stand after an option, and how to switch it on.
+
+The shell runs ``caxev`` with what was typed so far, by the script that ``caxev completion`` prints.
+Whatever fails then completes nothing: no message may come between the user and the line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from caxev.cli.options import RUN_NUMBER, State, example
+from caxev.config import BY_METHOD, load_handlers
+from caxev.config.errors import hint
+from caxev.config.sites import TYPES
+
+if TYPE_CHECKING:
+    from caxev.core.registry import Handler
+
+F = TypeVar("F", bound=Callable[..., Any])
+_PATIENCE: Final = 2.0
+"""Seconds that a completion waits for the database."""
+
+
+class Known(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
+    """A text of which `values` knows those that make sense, for the options that were given."""
+
+    def __init__(self, name: str, values: Callable[[State], Iterable[str]]) -> None:
+        self.name = name
+        self.values = values
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the values that begin so."""
+        del param
+        with suppress(Exception):
+            known = self.values(ctx.find_root().ensure_object(State))
+            return [CompletionItem(one) for one in sorted({*known}) if one.startswith(incomplete)]
+        return []
+
+
+class OneOf(Known):
+    """A text that must be one of the values."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the text. Fails with the nearest value."""
+        known = [*self.values(State())]
+        if value not in known:
+            guess = f"{hint(value, known)} known: {', '.join(known)}".lstrip()
+            self.fail(f"there is no {self.name} {value!r} ({guess})", param, ctx)
+        return value
+
+
+def _handlers(options: State) -> Iterable[str]:
+    """Return the names and aliases of all handlers, of whatever site."""
+    from caxev.core.registry import recorded
+
+    modules = {module for site in options.sites().values() for module in site.handlers}
+    load_handlers((*BY_METHOD.values(), *sorted(modules)), options.handlers)
+    return [name for handler in recorded for name in _names(handler)]
+
+
+def _names(handler: Handler) -> tuple[str, ...]:
+    return (handler.name, *handler.aliases)
+
+
+def _tags(options: State) -> Iterable[str]:
+    from caxev.database.blocking import known_values
+
+    return known_values(options.settings(), "tags.name", _PATIENCE)
+
+
+def _statuses(options: State) -> Iterable[str]:
+    from caxev.core import model
+
+    del options
+    names = ("REQUESTED", "TRANSFERRING", "VERIFYING", "TRANSFERRED", "ERROR", "DELETING", "MOVING")
+    return [getattr(model, name) for name in names]
+
+
+SITE: Final = Known("site", lambda options: options.sites())
+HANDLER: Final = Known("handler", _handlers)
+TAG: Final = Known("tag", _tags)
+STATUS: Final = Known("status", _statuses)
+DATA_TYPE: Final = OneOf("type", lambda _options: (*TYPES, "untriggered"))
+
+
+def one_run(function: F) -> F:
+    """Add the options that name one run."""
+    options = (
+        click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run's number."),
+        click.option("--name", metavar="X", help="The run's name, such as 161111_1434."),
+        click.option("--detector", metavar="D", help="Its detector, if runs share the name."),
+    )
+    for one in reversed(options):
+        function = one(function)
+    return function
+
+
+def of_data(function: F) -> F:
+    """Add the options that say which data of a run is meant."""
+    options = (
+        click.option(
+            "--type",
+            "kind",
+            type=DATA_TYPE,
+            default="raw",
+            show_default=True,
+            help="The type of data.",
+        ),
+        click.option("--version", metavar="V", help="The version, of derived data."),
+    )
+    for one in reversed(options):
+        function = one(function)
+    return function
+
+
+_FILES: Final = {
+    "bash": "~/.bash_completion",
+    "zsh": "~/.zshrc, after compinit",
+    "fish": "~/.config/fish/completions/caxev.fish",
+}
+
+
+@click.command(
+    epilog=example(
+        "caxev completion bash >> ~/.bash_completion",
+        "caxev completion zsh >> ~/.zshrc",
+        "caxev completion fish > ~/.config/fish/completions/caxev.fish",
+    )
+)
+@click.argument("shell", type=click.Choice([*_FILES]))
+def completion(shell: str) -> None:
+    """Print the script that makes SHELL complete commands, options, sites, handlers and tags.
+
+    Put it where the shell reads it at its start, and open a new shell.
+    """
+    from caxev.cli import cli
+
+    script = get_completion_class(shell)
+    assert script is not None
+    click.echo(script(cli, {}, "caxev", "_CAXEV_COMPLETE").source())
