@@ -1141,7 +1141,8 @@ def test_copies_on_disk_are_purged_only_for_a_dataset_that_was_compared(
         answer = online(*purge)
         assert (answer.code, "never compared: asked" in answer.out) == (1, True)
         assert "check_asked" in entry_at(runs, "rucio-catalogue")
-        compared = {"data.$.verified_at": datetime.now(UTC)}
+        now = datetime.now(UTC)
+        compared = {"data.$.verified_at": now, "data.$.verified_noted": now}
         runs.update_one({"data.host": "rucio-catalogue"}, {"$set": compared})
         answer = online(*purge)
         assert (answer.code, "2 good copies must remain" in answer.out) == (0, True)

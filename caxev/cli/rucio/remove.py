@@ -178,7 +178,7 @@ async def _purge(
     copy = run.copy(CopyKey(chosen.kind, here.name, entry.version))
     if copy is None:
         return {**row, "state": "there is none", "ok": True}
-    if entry.verified_at is None:
+    if entry.read_at is None:
         asked = not dry_run and await ask_to_compare(database, run, entry)
         state_ = f"stays: its replicas were never compared{': asked' if asked else ''}"
         return {**row, "state": state_, "ok": False}
