@@ -425,7 +425,7 @@ async def test_soak(world: World) -> None:
 async def test_killed_at_points_and_at_random_moments(purging_world: World) -> None:
     """Killed anywhere, every site comes to the end that it would have come to."""
     async with ground_in(purging_world) as ground:
-        figures = await crash(ground, rounds=2, seed=1, points=6, together=True)
+        figures = await crash(ground, rounds=1, seed=1, points=6, together=True)
     assert_nothing_happened(figures, 6)
     assert figures["reached"] + len(figures["unreached"]) == 6
     assert figures["points"] == 6
