@@ -261,6 +261,13 @@ def test_links_lead_somewhere(name: str) -> None:
             assert anchor in anchors(there.resolve().read_text()), target
 
 
+@each_document
+def test_the_words_are_the_project_s(name: str) -> None:
+    """Programs report, copies are repaired, and the ledger keeps reactions."""
+    former = r"\b(?:tells?|told|mend(?:s|ed)?|debts?|looked at|tenures?)\b"
+    assert re.findall(former, TEXTS[name], re.IGNORECASE) == []
+
+
 def test_the_readme_is_read_in_five_minutes() -> None:
     """It is short, and leads to each of the other documents."""
     text = TEXTS["README.md"]
