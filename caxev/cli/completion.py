@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 from click.shell_completion import CompletionItem, get_completion_class
 
-from caxev.cli.options import RUN_NUMBER, State, example
+from caxev.cli.options import State, example
 from caxev.config import BY_METHOD, load_handlers
 from caxev.config.errors import hint
 from caxev.config.sites import TYPES
@@ -21,7 +21,6 @@ from caxev.config.sites import TYPES
 if TYPE_CHECKING:
     from caxev.core.registry import Handler
 
-F = TypeVar("F", bound=Callable[..., Any])
 _PATIENCE: Final = 2.0
 """Seconds that a completion waits for the database."""
 
@@ -88,37 +87,6 @@ HANDLER: Final = Known("handler", _handlers)
 TAG: Final = Known("tag", _tags)
 STATUS: Final = Known("status", _statuses)
 DATA_TYPE: Final = OneOf("type", lambda _options: (*TYPES, "untriggered"))
-
-
-def one_run(function: F) -> F:
-    """Add the options that name one run."""
-    options = (
-        click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run's number."),
-        click.option("--name", metavar="X", help="The run's name, such as 161111_1434."),
-        click.option("--detector", metavar="D", help="Its detector, if runs share the name."),
-    )
-    for one in reversed(options):
-        function = one(function)
-    return function
-
-
-def of_data(function: F) -> F:
-    """Add the options that say which data of a run is meant."""
-    options = (
-        click.option(
-            "--type",
-            "kind",
-            type=DATA_TYPE,
-            default="raw",
-            show_default=True,
-            help="The type of data.",
-        ),
-        click.option("--version", metavar="V", help="The version, of derived data."),
-    )
-    for one in reversed(options):
-        function = one(function)
-    return function
-
 
 _FILES: Final = {
     "bash": "~/.bash_completion",

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import define, field, frozen
 
-from caxev.cli.completion import SITE, of_data, one_run
+from caxev.cli.completion import SITE
 from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
 from caxev.cli.options import example, global_options, state
 from caxev.cli.output import json_text
+from caxev.cli.selection import of_data, one_run
 from caxev.config import ConfigError
 from caxev.core.escapes import escaped
 from caxev.finite import Finite

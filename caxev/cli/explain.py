@@ -10,9 +10,10 @@ import click
 from attrs import define, field
 
 from caxev.cli import timeline
-from caxev.cli.completion import SITE, one_run
+from caxev.cli.completion import SITE
 from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.output import Column, Table, event_parts, say, show, time
+from caxev.cli.selection import one_run
 
 if TYPE_CHECKING:
     from caxev.core.ledger import Reaction

@@ -24,10 +24,11 @@ import click
 import trio
 from attrs import evolve, frozen
 
-from caxev.cli.completion import SITE, of_data, one_run
+from caxev.cli.completion import SITE
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_json, example, global_options, state
 from caxev.cli.output import say, show_json
+from caxev.cli.selection import of_data, one_run
 from caxev.config import Site, Sites
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.escapes import escaped

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.completion import HANDLER, SITE, TAG
-from caxev.cli.options import MOST, RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.completion import HANDLER, SITE
+from caxev.cli.options import MOST, as_table, example, global_options, state
 from caxev.cli.output import Column, Table, event_parts, say, show, show_json
+from caxev.cli.selection import many_runs
 from caxev.config import ConfigError
-from caxev.finite import DAYS
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
@@ -31,18 +31,7 @@ _PAGE = 1000
         "caxev replay --from-run 100 --to-run 200 --tag _sciencerun0",
     )
 )
-@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number.")
-@click.option("--name", metavar="X", help="The run of this name, such as 161111_1434.")
-@click.option("--from-run", type=RUN_NUMBER, metavar="A", help="Runs from this number on.")
-@click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number.")
-@click.option(
-    "--last-days",
-    type=DAYS,
-    metavar="D",
-    help="Runs that were started in the last D days.",
-)
-@click.option("--tag", type=TAG, help="Runs with this tag.")
-@click.option("--detector", metavar="X", help="Only runs of this detector: tpc, muon_veto.")
+@many_runs
 @click.option("--site", type=SITE, help="Only at this site. [default: all with a listener]")
 @click.option("--handler", type=HANDLER, help="Only this handler.")
 @click.option("--dry-run", is_flag=True, help="Print what would fire; write nothing.")

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.completion import SITE, of_data, one_run
+from caxev.cli.completion import SITE
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.output import Column, Table, say, show
+from caxev.cli.selection import of_data, one_run
 from caxev.config import ConfigError
 
 if TYPE_CHECKING:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.completion import DATA_TYPE, SITE, STATUS, one_run
+from caxev.cli.completion import DATA_TYPE, SITE, STATUS
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.output import Column, Table, say, show, show_json, size, time
 from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, Progress, progress_cells, reaction_row
+from caxev.cli.selection import one_run
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from attrs import frozen
 
-from caxev.cli.completion import SITE, TAG
+from caxev.cli.completion import SITE
 from caxev.cli.errors import FAILED, NothingToDo
-from caxev.cli.options import MOST, RUN_NUMBER, as_table, example, global_options, state
+from caxev.cli.options import MOST, as_table, example, global_options, state
 from caxev.cli.output import Column, Table, say, show, size
+from caxev.cli.selection import many_runs
 from caxev.config import ConfigError
 from caxev.core.escapes import escaped
-from caxev.finite import DAYS
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
@@ -43,20 +43,6 @@ def tape() -> None:
 
 def _selection(*, required: bool) -> Callable[[F], F]:
     """Add the options that say which runs are meant, as one argument `wanted`."""
-    options = (
-        click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="This run."),
-        click.option("--name", metavar="X", help="The run of this name."),
-        click.option("--detector", metavar="D", help="Only runs of this detector."),
-        click.option("--from-run", type=RUN_NUMBER, metavar="A", help="Runs from this number on."),
-        click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number."),
-        click.option(
-            "--last-days",
-            type=DAYS,
-            metavar="D",
-            help="Runs that were started in the last D days.",
-        ),
-        click.option("--tag", type=TAG, help="Runs with this tag."),
-    )
 
     def add(function: F) -> F:
         def command(**given: Any) -> None:
@@ -66,9 +52,7 @@ def _selection(*, required: bool) -> Callable[[F], F]:
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         chosen: Any = command
         chosen.__click_params__ = getattr(function, "__click_params__", [])
-        for option in reversed(options):
-            chosen = option(chosen)
-        return chosen  # type: ignore[no-any-return]  # click's decorators keep the function
+        return many_runs(chosen)  # type: ignore[no-any-return]  # click's decorators keep the function
 
     return add
 

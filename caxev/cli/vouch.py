@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from caxev.cli.completion import SITE, of_data, one_run
+from caxev.cli.completion import SITE
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import example, global_options, state
 from caxev.cli.output import say
 from caxev.cli.rm import Errand, with_markers
+from caxev.cli.selection import of_data, one_run
 
 if TYPE_CHECKING:
     from datetime import datetime

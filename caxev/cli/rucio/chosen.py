@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from attrs import define
 
-from caxev.cli.completion import SITE, TAG, of_data
+from caxev.cli.completion import SITE
 from caxev.cli.errors import FAILED
-from caxev.cli.options import RUN_NUMBER, example, state
+from caxev.cli.options import example, state
 from caxev.cli.output import Column, Table, show
+from caxev.cli.selection import many_runs, of_data
 from caxev.config import ConfigError
-from caxev.finite import DAYS
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
@@ -33,27 +33,8 @@ def rucio() -> None:
 
 def selecting(function: F) -> F:
     """Add the options that say which runs and which data are meant."""
-    options = (
-        click.option(
-            "--run", "number", type=RUN_NUMBER, metavar="N", help="The run of this number."
-        ),
-        click.option("--name", metavar="X", help="The run of this name."),
-        click.option("--from-run", type=RUN_NUMBER, metavar="A", help="Runs from this number on."),
-        click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number."),
-        click.option(
-            "--last-days",
-            type=DAYS,
-            metavar="D",
-            help="Runs that were started in the last D days.",
-        ),
-        click.option("--tag", type=TAG, help="Runs with this tag."),
-        click.option("--detector", metavar="D", help="Only runs of this detector."),
-        of_data,
-        click.option("--catalogue", type=SITE, help="The catalogue's name in sites.json."),
-    )
-    for one in reversed(options):
-        function = one(function)
-    return function
+    catalogue = click.option("--catalogue", type=SITE, help="The catalogue's name in sites.json.")
+    return many_runs(of_data(catalogue(function)))
 
 
 def catalogue_called(name: str | None) -> Site:
