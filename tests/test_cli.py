@@ -207,6 +207,14 @@ def test_every_command_has_help(caxev: Caxev) -> None:
         assert "Example:" in answer.out, names
 
 
+def test_help_is_whole_and_plain(caxev: Caxev) -> None:
+    """No summary of a command is cut at 80 columns, and programs do not tell or say."""
+    for names, _ in ((), None), *every_command():
+        text = caxev(*names, "--help").out
+        assert not re.search(r"^  \S.*\.\.\.$", text, re.MULTILINE), names
+        assert not re.search(r"\b(tells?|told|says?|said|mends?)\b", text), names
+
+
 @pytest.mark.parametrize("command", ["receive", "batch"])
 def test_what_machines_start_has_help_as_well(command: str) -> None:
     """Though it is started without the command line, as it is run often."""

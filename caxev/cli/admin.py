@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @click.group(epilog=example("caxev db init", "caxev db grants --site lngs"))
 def db() -> None:
-    """Look after the database."""
+    """Prepare the database: indexes, users and their rights."""
 
 
 @db.command(
@@ -44,9 +44,10 @@ def db() -> None:
 )
 @global_options(hidden=True)
 def db_init() -> None:
-    """Make the collections and indexes that the listeners need. Repeatable.
+    """Make the collections and indexes that the listeners need.
 
-    A listener does this by itself where its user may; where it may not, an administrator does.
+    A listener does this at its start, if its user may. Otherwise an administrator does it with
+    this command, which can be repeated.
     """
     options = state()
     options.log("warning")
@@ -63,16 +64,21 @@ def db_init() -> None:
     "grants",
     epilog=example("caxev db grants --site lngs", "caxev db grants --site lngs --apply"),
 )
-@click.option("--site", type=SITE, required=True, help="Whose user.")
-@click.option("--x509", metavar="SUBJECT", help="A certificate's subject, in place of a password.")
-@click.option("--apply", "apply_", is_flag=True, help="Make them, or bring them up to date.")
+@click.option("--site", type=SITE, required=True, help="The site whose user it is.")
+@click.option(
+    "--x509",
+    metavar="SUBJECT",
+    help="A certificate's subject, instead of a password.",
+)
+@click.option("--apply", "apply_", is_flag=True, help="Make them, or update them.")
 @as_json
 @global_options(hidden=True)
 def db_grants(*, site: str, x509: str | None, apply_: bool, as_json: bool) -> None:
-    """Show the role and the user that a site needs of the database; with --apply make them.
+    """Show, or make, the role and the user that a listener needs.
 
-    The role allows what a listener does and no more. The address is an administrator's; the new
-    user's password is taken from NEW_PASSWORD or the file that NEW_PASSWORD_FILE names.
+    They are made with --apply. The role allows what a listener does and no more. Give an
+    administrator's --mongo-uri. The new user's password is read from NEW_PASSWORD, or from the
+    file that NEW_PASSWORD_FILE names.
     """
     from caxev.database.grants import commands
 
@@ -113,21 +119,21 @@ def _in_shell(database: str, command: dict[str, Any]) -> str:
 
 @click.group(epilog=example("caxev sites check --site lngs --connect"))
 def sites() -> None:
-    """Check sites.json and the ways between the sites; merge several files into one."""
+    """Check sites.json and the connections between sites; merge several files."""
 
 
 @sites.command(
     "check", epilog=example("caxev sites check", "caxev sites check --site lngs --connect")
 )
-@click.option("--site", type=SITE, help="We are at this site: look at its directories.")
-@click.option("--connect", is_flag=True, help="From --site, reach the others.")
+@click.option("--site", type=SITE, help="The site of this machine, whose directories are checked.")
+@click.option("--connect", is_flag=True, help="Reach the other sites from --site.")
 @as_table
 @global_options(hidden=True)
 def check(site: str | None, connect: bool, as_json: bool) -> None:
-    """Read sites.json and say all that is wrong with it, or the sites if nothing is.
+    """Report everything that is wrong with sites.json, or list its sites.
 
-    With --site, that site's directories are looked at on this machine; with --connect, the other
-    sites are reached from it by SSH.
+    With --site, the site's directories are checked on this machine. With --connect, the other
+    sites are reached from here, too.
     """
     if connect and site is None:
         raise click.UsageError("--connect needs --site: from where?")
@@ -152,12 +158,12 @@ def check(site: str | None, connect: bool, as_json: bool) -> None:
 
 @sites.command("merge", epilog=example("caxev sites merge cax.json cax_tsm.json > sites.json"))
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--first", is_flag=True, help="If files disagree, take what the first of them says.")
+@click.option("--first", is_flag=True, help="If files disagree, the first one decides.")
 @global_options(hidden=True)
 def merge(*, files: tuple[str, ...], first: bool) -> None:
-    """Print one sites.json of several: cax has a file for each of its programs.
+    """Print one sites.json made of several: cax has one for each program.
 
-    Where files disagree nothing is printed but that, unless --first says which of them counts.
+    If the files disagree, only that is printed, unless --first decides.
     """
     from caxev.config.merging import merge as merged
 
@@ -186,20 +192,20 @@ def _unknown_tasks(options: State, known: Sites) -> Iterable[str]:
 
 
 @sites.command("init", epilog=example("caxev sites init --site lngs"))
-@click.option("--site", type=SITE, required=True, help="We are at this site.")
+@click.option("--site", type=SITE, required=True, help="The site of this machine.")
 @click.option(
     "--force",
     is_flag=True,
-    help="Though the marker that the database knows, or copies, are not there.",
+    help="Although the marker that the database knows, or copies, are missing.",
 )
 @as_table
 @global_options(hidden=True)
 def init(site: str, force: bool, as_json: bool) -> None:
-    """Mark a site's directories, so that an unmounted disk is not taken for an empty one.
+    """Mark a site's directories, so that unmounted disks are noticed.
 
-    Each gets a small file, whose id the database keeps. Run it at the site's own machine. A
-    listener does so by itself if all copies that the database knows in a directory are there.
-    Repeatable.
+    An unmounted disk would look like an empty one. Each directory gets a small file whose id
+    the database keeps. Run it on the site's own machine. It can be repeated. A listener does it
+    by itself if all copies that the database knows in a directory are there.
     """
     from caxev.engine.root_markers import init_roots
 
@@ -354,11 +360,14 @@ def _connected(here: Site, there: Site) -> dict[str, Any]:
 @click.command(
     epilog=example("caxev handlers", "caxev handlers --site lngs --handlers my_handlers.py")
 )
-@click.option("--site", type=SITE, help="With this site's own, and which of them it enables.")
+@click.option("--site", type=SITE, help="Include this site's own handlers.")
 @as_table
 @global_options(hidden=True)
 def handlers(site: str | None, as_json: bool) -> None:
-    """List the handlers: what triggers each, and what it does."""
+    """List the handlers: what triggers each, and what it does.
+
+    With --site, also the site's own handlers, and which of all it enables.
+    """
     options = state()
     options.log("warning")
     if site is not None:

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 @global_options(hidden=True)
 @click.pass_context
 def alarms(context: click.Context, site: str | None, everything: bool, as_json: bool) -> None:
-    """List the active alarms, and the sinks to which they could not be delivered."""
+    """List the active alarms, and the sinks to which they could not be delivered.
+
+    The most severe come first. `clear` ends an alarm by hand, `test` tries the sinks.
+    """
     if context.invoked_subcommand is not None:
         return
     options = state()
@@ -85,9 +88,10 @@ def _row(state: AlarmState) -> dict[str, Any]:
 @as_table
 @global_options(hidden=True)
 def test(site: str, as_json: bool) -> None:
-    """Send a test alarm to each sink of a site, from here, and show which accepted it.
+    """Send a test alarm to each sink of a site, from this machine.
 
-    Its end is never sent: at PagerDuty, resolve it by hand.
+    The table shows which sinks accepted it. Its end is never sent: at PagerDuty, resolve it by
+    hand.
     """
     import trio
 

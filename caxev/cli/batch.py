@@ -20,7 +20,7 @@ from caxev.cli.options import example
 )
 @click.pass_context
 def batch(context: click.Context) -> None:
-    """Run a job that was filed in a directory, or tell of the end of one that was killed.
+    """Run a job that was filed in a directory, or report the end of one that was killed.
 
     A batch system starts this at its nodes, where caxev must be installed at the same path as
     here and find the runs database by its environment. It is not for people.

@@ -49,16 +49,16 @@ CANCELLED = "cancelled"
 )
 @one_run
 @click.option("--from", "source", type=SITE, required=True, help="The site that has it.")
-@click.option("--to", "target", type=SITE, required=True, help="The site that is to have it.")
+@click.option("--to", "target", type=SITE, required=True, help="The site that gets it.")
 @of_data
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch until it is there.")
 @click.option(
     "--timeout",
     type=Finite(0, min_open=True),
     metavar="SECONDS",
-    help="Watch no longer than that; the request stands.",
+    help="Stop watching after that; the request stays.",
 )
-@click.option("--cancel", is_flag=True, help="Take back what nobody has begun.")
+@click.option("--cancel", is_flag=True, help="Take back a request that nobody has begun.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 @global_options(hidden=True)
 def copy(
@@ -75,10 +75,10 @@ def copy(
     cancel: bool,
     as_json: bool,
 ) -> None:
-    """Have a copy of a run made at another site, and watch until it is there and verified.
+    """Copy a run to another site, and watch until the copy is verified.
 
-    A site's listener makes it; what is asked for waits until one runs. Ctrl-C ends the watching
-    and leaves the request.
+    This adds an entry that is `requested`; the listener of one of the two sites makes the copy.
+    If none runs, the request waits. Ctrl-C ends the watching, not the copy.
     """
     from caxev.cli.runs import one
 

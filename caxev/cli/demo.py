@@ -67,12 +67,11 @@ MARKS: Final[Mapping[str, str]] = {
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout.")
 @click.option("--keep", is_flag=True, help="Leave it running until Ctrl-C.")
 def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
-    """Watch runs being taken, copied and verified at three sites, and on a simulated tape.
+    """Try caxev on this machine: runs are taken, copied, verified, processed and put on tape.
 
-    Starts an embedded MongoDB, three SSH servers and three listeners, all on loopback, in a
-    temporary directory. Nothing of it is left behind. At the end the first run is lost at the
-    first site and comes back from tape; then it is no longer protected there, is purged with a
-    proof, and its history is told.
+    Starts a MongoDB, three SSH servers, three listeners and a simulated tape, all on loopback
+    and in a temporary directory, and removes everything at the end. The first run is lost on
+    disk and comes back from tape, then it is purged with a proof, and its history is shown.
 
     Example:  caxev demo --runs 5 --size-mb 20
     """

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     )
 )
 @one_run
-@click.option("--site", type=SITE, help="The site whose handlers are asked.")
-@click.option("--timeline", "as_timeline", is_flag=True, help="What happened, in order of time.")
+@click.option("--site", type=SITE, help="The site whose handlers are explained.")
+@click.option("--timeline", "as_timeline", is_flag=True, help="Show what happened, by time.")
 @as_table
 @global_options(hidden=True)
 def explain(  # noqa: PLR0917  # the options
@@ -44,9 +44,10 @@ def explain(  # noqa: PLR0917  # the options
     as_timeline: bool,
     as_json: bool,
 ) -> None:
-    """Say of every handler at a site what it did with a run, or why it did nothing.
+    """Show what each handler of a site did with a run, or why it did nothing.
 
-    With --timeline: what has happened to the run, at all sites if none is named.
+    The first place to look when nothing happens to a run. With --timeline, what has happened to
+    the run, in order of time, at one site or at all.
     """
     from caxev.cli.runs import one
 

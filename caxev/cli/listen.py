@@ -34,8 +34,8 @@ Snapshots = Mapping["RunId", Mapping["Aspect", str]]
     )
 )
 @click.option("--site", type=SITE, required=True, help="The site to act for.")
-@click.option("--once", is_flag=True, help="Catch up, do what is due, and leave.")
-@click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
+@click.option("--once", is_flag=True, help="Catch up, run what is due, and exit.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done now; write nothing.")
 @click.option(
     "--lease",
     "lease_time",
@@ -43,7 +43,7 @@ Snapshots = Mapping["RunId", Mapping["Aspect", str]]
     default=15.0,
     show_default=True,
     metavar="SECONDS",
-    help="Within this time a stand-by takes over from a listener that vanished.",
+    help="How soon a stand-by takes over from a listener that vanished.",
 )
 @click.option(
     "--grace",
@@ -51,7 +51,7 @@ Snapshots = Mapping["RunId", Mapping["Aspect", str]]
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="How long reactions in flight may go on after SIGTERM.",
+    help="How long running reactions may continue after SIGTERM.",
 )
 @click.option(
     "--metrics-port",
@@ -71,10 +71,11 @@ def listen(
     metrics_port: int | None,
     as_json: bool,
 ) -> None:
-    """Listen for a site: follow the runs database and react to what changes.
+    """Act for a site: follow the runs database and react to its changes.
 
-    A second listener for the same site stands by and takes over when the first one is gone.
-    SIGTERM lets reactions in flight end (--grace); a second SIGTERM leaves at once.
+    Runs until SIGTERM. A second listener for the same site stands by, and takes over when the
+    first one has gone. The first SIGTERM lets running reactions end (--grace); a second one
+    ends them at once. --dry-run shows what it would do now.
     """
     options = state()
     options.log("warning" if dry_run else "info", lasting=not dry_run)

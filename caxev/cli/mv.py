@@ -52,10 +52,10 @@ _WITHDRAWING: Final = 10.0
     )
 )
 @one_run
-@click.option("--site", type=SITE, required=True, help="We are at this site, which has the copy.")
+@click.option("--site", type=SITE, required=True, help="The site of this machine and the copy.")
 @of_data
-@click.option("--to", required=True, metavar="PATH", help="The directory that is to have it.")
-@click.option("--dry-run", is_flag=True, help="Say what would be moved; touch nothing.")
+@click.option("--to", required=True, metavar="PATH", help="The directory to move it to.")
+@click.option("--dry-run", is_flag=True, help="Show what would be moved; touch nothing.")
 @as_json
 @global_options(hidden=True)
 def mv(
@@ -70,11 +70,10 @@ def mv(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Move the files of a copy to another place within the site's own directories.
+    """Move the files of a copy to another directory of its site.
 
-    Run it at the site's own machine. The copy keeps its name: PATH is the directory that it
-    goes to, or ends in the copy's name itself. The database is told when the files are there;
-    killed at any point, the same command goes on.
+    Run it on the site's own machine. The copy keeps its name: PATH is the directory to move it
+    to, with or without that name. If the command is killed, give it again: it continues.
     """
     from caxev.cli.runs import one
     from caxev.cli.site_paths import at_disks, ours

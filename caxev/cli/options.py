@@ -150,24 +150,34 @@ def global_options(*, hidden: bool) -> Callable[[F], F]:
         )
 
     options = (
-        option("--config", metavar="PATH", help="sites.json (or CAXEV_SITES; else ./sites.json)."),
-        option("--mongo-uri", metavar="URI", help="The database's address (or CAXEV_MONGO_URI)."),
-        option("--database", metavar="NAME", help="The database's name. [default: run]"),
         option(
-            "--collection", metavar="NAME", help="The runs collection's name. [default: runs_new]"
+            "--config",
+            metavar="PATH",
+            help="sites.json. [default: CAXEV_SITES, ./, /etc/caxev]",
+        ),
+        option(
+            "--mongo-uri",
+            metavar="URI",
+            help="The database. [default: CAXEV_MONGO_URI]",
+        ),
+        option("--database", metavar="NAME", help="The name of the database. [default: run]"),
+        option(
+            "--collection",
+            metavar="NAME",
+            help="The runs' collection. [default: runs_new]",
         ),
         option(
             "--handlers",
             metavar="PATH.py",
             multiple=True,
-            help="A file with further handlers; may be given again.",
+            help="A file with more handlers; may be repeated.",
         ),
         option(
             "--log-level",
             type=click.Choice(LEVELS, case_sensitive=False),
-            help="What is logged to stderr. [default: info for listen, else warning]",
+            help="What to log on stderr. [default: info for listen, else warning]",
         ),
-        option("--log-file", metavar="PATH", help="Log to this file too; it is rotated."),
+        option("--log-file", metavar="PATH", help="Log also to this file, which is rotated."),
         option("--log-json", is_flag=True, help="Log one JSON object a line."),
     )
 
@@ -191,7 +201,7 @@ _wide = click.option(
     is_flag=True,
     callback=_remember,
     expose_value=False,
-    help="Show every column of the table, however narrow the terminal is.",
+    help="Show all columns, and fold none.",
 )
 
 

@@ -30,7 +30,7 @@ _COUNTED = 1000
 @click.option("--failed", "states", flag_value="failed", multiple=True, help="Those given up.")
 @click.option("--running", "states", flag_value="running", multiple=True, help="Those at work.")
 @click.option("--pending", "states", flag_value="pending", multiple=True, help="Those that wait.")
-@click.option("--done", "states", flag_value="done", multiple=True, help="Those through.")
+@click.option("--done", "states", flag_value="done", multiple=True, help="Those that are done.")
 @click.option("--site", type=SITE, help="Only at this site.")
 @click.option("--handler", type=HANDLER, help="Only of this handler.")
 @click.option(
@@ -39,14 +39,18 @@ _COUNTED = 1000
     default=100,
     show_default=True,
     metavar="N",
-    help="At most so many of each site and state.",
+    help="At most so many for each site and state.",
 )
 @as_table
 @global_options(hidden=True)
 def reactions(
     states: Sequence[str], site: str | None, handler: str | None, limit: int, as_json: bool
 ) -> None:
-    """List reactions; without a state, all that are not done."""
+    """List the reactions that are pending, running or failed.
+
+    A reaction is one handler's work on one change of a run. Without a state, all are listed
+    that are not done.
+    """
     options = state()
     options.log("warning")
     named = None if handler is None else _handler(handler, site)
@@ -115,8 +119,8 @@ async def _find(
 @click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="Those of this run.")
 @click.option("--name", metavar="X", help="Those of the run of this name.")
 @click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
-@click.option("--handler", type=HANDLER, help="Those of this handler.")
-@click.option("--all", "everything", is_flag=True, help="All that failed.")
+@click.option("--handler", type=HANDLER, help="Only of this handler.")
+@click.option("--all", "everything", is_flag=True, help="All failed reactions.")
 @as_json
 @global_options(hidden=True)
 def retry(
@@ -131,7 +135,7 @@ def retry(
 ) -> None:
     """Try failed reactions again, as if they had never been tried.
 
-    The sites' listeners do it: what is asked for waits until one runs.
+    This leaves a request to the listeners of the sites. It waits until they run.
     """
     from caxev.cli.replay import handler_called, listening_sites
     from caxev.cli.runs import one

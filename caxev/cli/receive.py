@@ -26,7 +26,7 @@ from caxev.cli.options import example
 def receive(roots: tuple[str, ...]) -> None:
     """Take or give one copy over standard input and output.
 
-    Another site's caxev starts this over SSH where sites.json names it in `receiver`. It is not
+    Another site's caxev starts this over SSH if sites.json names it in `receiver`. It is not
     for people.
     """
     from caxev.transfer.receive import serve

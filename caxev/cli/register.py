@@ -36,13 +36,13 @@ if TYPE_CHECKING:
     )
 )
 @click.argument("path")
-@click.option("--site", type=SITE, required=True, help="We are at this site.")
-@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="It is of this run.")
-@click.option("--name", metavar="X", help="It is of this run. [default: by the name of PATH]")
+@click.option("--site", type=SITE, required=True, help="The site of this machine.")
+@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run's number.")
+@click.option("--name", metavar="X", help="The run's name. [default: from PATH]")
 @click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
-@click.option("--create", is_flag=True, help="Make the run where there is none.")
-@click.option("--any-name", is_flag=True, help="Also where PATH is not called as the run is.")
-@click.option("--dry-run", is_flag=True, help="Say what would be written; write nothing.")
+@click.option("--create", is_flag=True, help="Make the run if there is none.")
+@click.option("--any-name", is_flag=True, help="Accept a PATH that is not named as the run.")
+@click.option("--dry-run", is_flag=True, help="Show what would be written; write nothing.")
 @as_json
 @global_options(hidden=True)
 def register(
@@ -57,11 +57,11 @@ def register(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Tell the database of the copy at PATH: a run's directory, or a file of derived data.
+    """Enter a copy whose files are there already: PATH, a directory of raw data or a derived file.
 
-    Run it at the site's own machine. What type of data it is follows from the directory that it
-    stands in. The site's listener reads it then and gives it its digests. Files of which an entry
-    tells already, if another run's, and names that are not the run's are refused.
+    Run it on the site's own machine. The directory decides the type of data. The new entry is
+    `verifying` until the site's listener has read the files. Files that belong to another
+    entry, or are not named as the run, are refused.
     """
     from caxev.cli.site_paths import at_disks, ours, run_called
     from caxev.files import safe_name

@@ -34,8 +34,8 @@ _PAGE = 1000
 @many_runs
 @click.option("--site", type=SITE, help="Only at this site. [default: all with a listener]")
 @click.option("--handler", type=HANDLER, help="Only this handler.")
-@click.option("--dry-run", is_flag=True, help="Print what would fire; write nothing.")
-@click.option("--force", is_flag=True, help="Fire what was done already, too.")
+@click.option("--dry-run", is_flag=True, help="Show what would run; write nothing.")
+@click.option("--force", is_flag=True, help="Run also reactions that are done.")
 @as_table
 @global_options(hidden=True)
 def replay(
@@ -53,10 +53,11 @@ def replay(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Fire the reactions to runs as they are now, through the same path as the stream.
+    """Run the reactions for existing runs again.
 
-    Without --force only what is missing fires. The sites' listeners do it: what is asked for waits
-    until one runs.
+    For runs that were there before a handler or a rule. Only reactions that are missing run,
+    unless --force is given. This leaves a request to the listeners of the sites, which waits
+    until they run. --dry-run shows what they would do.
     """
     from caxev.database import Request
 

@@ -52,20 +52,20 @@ _COLUMNS = (
 @click.option(
     "--force-less",
     is_flag=True,
-    help="Though fewer good copies remain than the site asks for; of raw data, at least one.",
+    help="Allow fewer good copies than the site requires; of raw data at least one.",
 )
 @click.option(
     "--by-entries",
     is_flag=True,
-    help="Do not have the others read afresh, as a site that runs cax never answers. Only for a "
+    help="Do not have the other copies read again: a site that runs cax never answers. Only for a "
     "bad copy (error), and with --why.",
 )
 @click.option("--why", metavar="TEXT", help="The reason, kept in the run's deleted_data.")
-@click.option("--cancel", is_flag=True, help="Take it back, while its bytes are there.")
+@click.option("--cancel", is_flag=True, help="Take it back while the files are there.")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Only say what would go, and why not; without a run, what the site's rules would delete.",
+    help="Show what would be deleted, or why not; without a run, by the site's rules.",
 )
 @as_table
 @global_options(hidden=True)
@@ -84,9 +84,11 @@ def rm(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Have a copy of a run deleted, if enough others are good.
+    """Delete a copy of a run, if enough others are good.
 
-    The site's listener has the others read afresh first, and deletes it only on that proof.
+    This marks the copy as `deleting`. The site's listener first has the other copies read
+    again, and deletes this one only if that proves them good. Without a run, --dry-run shows
+    what the site's own rules would delete now.
     """
     from caxev.cli.runs import one
     from caxev.cli.runs import options as named

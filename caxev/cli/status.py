@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option("--host", type=SITE, help="Copies at this host.")
 @click.option("--status", "wanted", type=STATUS, help="Copies with this status.")
 @click.option("--type", "kind", type=DATA_TYPE, help="Copies of this type of data.")
-@click.option("--totals", is_flag=True, help="How many copies there are, and their bytes.")
+@click.option("--totals", is_flag=True, help="Show numbers and sizes instead of copies.")
 @as_table
 @global_options(hidden=True)
 def status(
@@ -53,10 +53,12 @@ def status(
     totals: bool,
     as_json: bool,
 ) -> None:
-    """Show how the sites are; with --run or --name, a run's copies and its reactions.
+    """Show the sites, one run, or which copies there are.
 
-    With --host, --status or --type: the copies that fit, of all runs. With --totals: how many those
-    are for each host, type and status, and their bytes as far as they are known.
+    Without options, a row for each site: whether a listener is active, how many reactions are
+    pending, running and failed, and what is wrong. With --run or --name, the copies of a run
+    and its reactions. With --host, --status or --type, the copies of all runs that fit; with
+    --totals, their number and size for each host, type and status.
     """
     if detector is not None and number is None and name is None:
         raise click.UsageError("--detector says which of several runs: give --run or --name, too")

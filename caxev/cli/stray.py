@@ -54,30 +54,29 @@ _HOUR: Final = 3600.0
         "caxev stray --site lngs --register",
     )
 )
-@click.option("--site", type=SITE, required=True, help="We are at this site.")
-@click.option("--delete", is_flag=True, help="Delete the files that nobody knows.")
-@click.option("--register", is_flag=True, help="Tell the database of those that are a run's.")
+@click.option("--site", type=SITE, required=True, help="The site of this machine.")
+@click.option("--delete", is_flag=True, help="Delete files without an entry.")
+@click.option("--register", is_flag=True, help="Enter those that are a run's copy.")
 @click.option(
     "--age",
     type=Finite(0),
     default=24.0,
     show_default=True,
     metavar="HOURS",
-    help="Touch nothing that has changed since.",
+    help="Leave alone what has changed in these hours.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done; do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
 @as_json
 @global_options(hidden=True)
 def stray(
     *, site: str, delete: bool, register: bool, age: float, dry_run: bool, as_json: bool
 ) -> None:
-    """Find the files in a site's directories that no copy accounts for, and the opposite.
+    """Find files without an entry, and entries without files.
 
-    Run it at the site's own machine, beside its listener: it is a process of its own, of the lowest
-    priority, and needs little memory for a million files. A directory of which nothing is known is
-    one find. Partials, and what was put aside (leftover), are found as well where they belong to no
-    copy. Copies whose files are gone are only told: caxev verify --deep has the site look. Exit
-    code 1 where something could not be read or done.
+    Run it on the site's own machine. It may run beside the listener: it has the lowest priority
+    and needs little memory. A directory without any entry is one row. Abandoned partial files
+    and files that were put aside are `leftover`. Entries without files are only listed: caxev
+    verify --deep has the site check them. Exit code 1 if something could not be read or done.
     """
     from caxev.cli.site_paths import at_disks, ours
 

@@ -38,7 +38,7 @@ _HANDLERS: Final = ("backup", "recall", "tape_checksum")
 
 @click.group(epilog=example("caxev tape put --run 123", "caxev tape ls --last-days 30"))
 def tape() -> None:
-    """Backups on tape: make them, bring them back, list and compare them."""
+    """Make, restore, list and compare backups of raw data on tape."""
 
 
 def _selection(*, required: bool) -> Callable[[F], F]:
@@ -101,9 +101,9 @@ _site = click.option(
     "here_name",
     type=SITE,
     metavar="S",
-    help="The site that this is. [default: the only one]",
+    help="The site of this machine. [default: the only one]",
 )
-_dry_run = click.option("--dry-run", is_flag=True, help="Print what would be done; do nothing.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
 
 
 # -- where ----------------------------------------------------------------------------------------
@@ -207,9 +207,9 @@ def _finish(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
 def put(
     *, wanted: Wanted, tape_name: str | None, source: str | None, dry_run: bool, as_json: bool
 ) -> None:
-    """Ask for raw data to be brought to tape.
+    """Bring raw data to tape.
 
-    The listener of the site that it comes from does it.
+    This adds an entry that is `requested`; the listener of a site that has the data does it.
     """
     options = state()
     options.log("warning")
@@ -257,10 +257,11 @@ def get(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Have raw data brought back from tape, and compared.
+    """Bring raw data back from tape.
 
-    The site's listener does it and registers the copy. With --to it is restored by this command,
-    and nothing is registered; where no digest is known it says that it is unverified.
+    Without --to, the site's listener restores, compares and registers the copy. With --to, this
+    command restores the files into a directory here, and registers nothing; if no digest is
+    known, it reports the files as unverified.
     """
     options = state()
     options.log("warning")
@@ -329,10 +330,10 @@ def _restore(
 @as_table
 @global_options(hidden=True)
 def check(*, wanted: Wanted, tape_name: str | None, dry_run: bool, as_json: bool) -> None:
-    """Ask for copies on tape to be restored to scratch and compared again.
+    """Read copies on tape again, and compare them.
 
-    The listener of the site that brought them there does it, and answers in the entry by
-    `check_answered` and `verified_at`.
+    The listener of the site that brought them there restores them to scratch. It answers in
+    `check_answered` and `verified_at` of the entry.
     """
     options = state()
     options.log("warning")
@@ -355,7 +356,7 @@ def check_ask(run: Run, host: str) -> Ask:
 @tape.command(epilog=example("caxev tape forget --run 123 --why 'the tape is lost'"))
 @_selection(required=True)
 @_archive
-@click.option("--why", required=True, metavar="TEXT", help="The reason, which is written down.")
+@click.option("--why", required=True, metavar="TEXT", help="The reason, kept in deleted_data.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_dry_run
 @as_table
@@ -369,9 +370,10 @@ def forget(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Take the entries of copies on tape out of the database. What is on tape stays there.
+    """Remove the entries of copies on tape; the files on tape stay.
 
-    Where a site's upload_options name the archive, its listener brings the data there again.
+    A note of it stays in the run's `deleted_data`. If a site's `upload_options` name the
+    archive, its listener brings the data there again.
     """
     options = state()
     options.log("warning")
@@ -417,7 +419,7 @@ def forgetting(run: Run, copy: Copy, why: str) -> RunUpdate:
 @as_table
 @global_options(hidden=True)
 def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_json: bool) -> None:
-    """List the files that the archive itself says it has of runs."""
+    """List the files that the archive itself has of runs."""
     from caxev.cli.runs import shown
     from caxev.tape import contents, directly, folder_of
 
@@ -457,8 +459,8 @@ def _told(told: Told[T]) -> T:
 @_selection(required=False)
 @_archive
 @_site
-@click.option("--offline", is_flag=True, help="Ask the database alone, not the archive.")
-@click.option("--by-day", is_flag=True, help="Runs and bytes by the day on which they got there.")
+@click.option("--offline", is_flag=True, help="Ask only the database, not the archive.")
+@click.option("--by-day", is_flag=True, help="Show runs and bytes by the day of their arrival.")
 @as_table
 @global_options(hidden=True)
 def status(
@@ -470,10 +472,10 @@ def status(
     by_day: bool,
     as_json: bool,
 ) -> None:
-    """Compare the database with the archive: what should be on tape and is not.
+    """Compare the database with the archive: what is missing there.
 
-    Ends with 1 where something is missing there, or is there in another size. Missing is also what
-    a site's upload_options want there, and nobody is bringing.
+    A run is missing if the archive lacks it or has it in another size, or if a site's
+    `upload_options` want it there and nobody brings it. Exit code 1 if one is.
     """
     from caxev.tape import directly, holdings
 

@@ -60,13 +60,13 @@ def verify(
     deep: bool,
     as_json: bool,
 ) -> None:
-    """See whether the files of good copies are there: all of them, each of its size.
+    """Check that the files of good copies are there, each of its size.
 
-    With --deep they are read, and compared by their digests. Copies of sites that are not on this
-    machine are only looked at with --deep: then each site is asked to read its own; its answer
-    stands in the entry later (caxev status --run N). So is this site's listener where one that was
-    read here is bad or gone: once it has found so, too, the copy no longer counts. Exit code 1
-    where a copy is bad or gone.
+    Only copies of sites on this machine are checked. With --deep their files are read and
+    compared by digest, and the listeners of other sites are asked to read theirs; they answer
+    in the entry (caxev status --run N). If a copy here is bad or missing, --deep also asks this
+    site's listener: when it confirms that, the copy no longer counts. Exit code 1 if a copy is
+    bad or missing.
     """
     from caxev.engine.root_markers import read_markers
 

@@ -39,9 +39,10 @@ def vouch(
     kind: str,
     version: str | None,
 ) -> None:
-    """Say that a copy is right where copies contradict one another and no majority decides.
+    """Decide that a site's copy is the right one, if no majority of copies does.
 
-    Those that say something else are bad from then on, and are repaired from it.
+    For copies that contradict each other. The others become bad, and are repaired from this
+    one.
     """
     from caxev.cli.runs import one
 

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 @rucio.command(epilog=example("caxev rucio put --from-run 100 --to-run 200 --from lngs"))
 @selecting
 @click.option("--from", "source", type=SITE, required=True, help="The site that has the data.")
-@click.option("--dry-run", is_flag=True, help="Print what would be asked for; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be requested; write nothing.")
 @as_table
 @global_options(hidden=True)
 def put(*, source: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Have runs brought into the catalogue by the listener of the site that has them.
+    """Upload runs to the catalogue.
 
-    What waits there as RSEreupload or RSEquota, and what was given up, is tried again at once.
+    The listener of the site that has them does it. Uploads that were given up, or that wait as
+    RSEreupload or RSEquota, are tried again at once.
     """
     state().log("warning")
     chosen, site = Chosen.of(options), state().sites().get(source)
@@ -39,15 +40,16 @@ def put(*, source: str, dry_run: bool, as_json: bool, **options: Any) -> None:
 @click.option(
     "--to", "target", type=SITE, required=True, metavar="S|DIR", help="A site, or a directory here."
 )
-@click.option("--rse", metavar="R", help="From this RSE alone.")
-@click.option("--dry-run", is_flag=True, help="Print what would be fetched; write nothing.")
+@click.option("--rse", metavar="R", help="Only from this RSE.")
+@click.option("--dry-run", is_flag=True, help="Show what would be fetched; write nothing.")
 @as_table
 @global_options(hidden=True)
 def get(*, target: str, rse: str | None, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Fetch runs from the catalogue: to a site, by its listener, or to a directory here and now.
+    """Fetch runs from the catalogue, to a site or to a directory here.
 
-    At a site the copy is registered and verified; in a directory it is compared with the
-    checksums of catalogue and database, and nobody is told of it.
+    To a site: its listener fetches, registers and verifies the copy. To a directory: this
+    command fetches the files, compares them with the checksums of the catalogue and the
+    database, and registers nothing.
     """
     state().log("warning")
     chosen = Chosen.of(options)

@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., Any])
     epilog=example("caxev rucio put --run 123 --from lngs", "caxev rucio check --last-days 7")
 )
 def rucio() -> None:
-    """Bring data to the Rucio catalogue, look after it there, and fetch it."""
+    """Upload data to the Rucio catalogue, check it there, and fetch it."""
 
 
 def selecting(function: F) -> F:

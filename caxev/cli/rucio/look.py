@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 @rucio.command(epilog=example("caxev rucio locate --last-days 30 --rse NIKHEF_USERDISK --copies 1"))
 @selecting
-@click.option("--rse", multiple=True, metavar="R", help="Only what this RSE has; may be repeated.")
-@click.option("--copies", type=click.IntRange(0), metavar="N", help="Only what N RSEs have.")
+@click.option("--rse", multiple=True, metavar="R", help="Only data at this RSE; may be repeated.")
+@click.option("--copies", type=click.IntRange(0), metavar="N", help="Only data at N RSEs.")
 @click.option("--status", type=STATUS, help="Only entries of this status.")
 @click.option(
     "--method",
@@ -104,13 +104,13 @@ def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
 @selecting
 @click.option("--deep", is_flag=True, help="Ask the storage of every RSE for sizes and checksums.")
 @click.option("--all", "everything", is_flag=True, help="Look for datasets without a run, too.")
-@click.option("--repair", is_flag=True, help="Have what is missing brought again; declare bad.")
+@click.option("--repair", is_flag=True, help="Upload again what is missing; declare bad replicas.")
 @as_table
 @global_options(hidden=True)
 def check(*, deep: bool, everything: bool, repair: bool, as_json: bool, **options: Any) -> None:
-    """Compare database and catalogue both ways: what is missing, double, or of other bytes.
+    """Compare the database with the catalogue, both ways.
 
-    Ends with 1 where there is a difference.
+    Reports what is missing, double, or has other bytes. Exit code 1 if there is a difference.
     """
     state().log("warning")
     chosen = Chosen.of(options)

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @rucio.command(epilog=example("caxev rucio rm --run 123 --why 'taken in error'"))
 @selecting
-@click.option("--why", required=True, metavar="TEXT", help="Why it goes; kept for ever.")
-@click.option("--dry-run", is_flag=True, help="Print what would go, and why not; write nothing.")
+@click.option("--why", required=True, metavar="TEXT", help="The reason, kept in deleted_data.")
+@click.option("--dry-run", is_flag=True, help="Show what would go, or why not; write nothing.")
 @as_table
 @global_options(hidden=True)
 def rm(*, why: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Give datasets up, so that the catalogue deletes every replica, if enough copies are good.
+    """Give up datasets, so that the catalogue deletes all replicas.
 
-    As `caxev rm`: the site that brought a dataset there has the other copies read afresh, and gives
-    it up only on that proof. How many must remain says `deletion` of the catalogue in sites.json.
-    `caxev rm --site C --cancel` takes it back until then.
+    Like `caxev rm`: the site that uploaded a dataset has the other copies read again first, and
+    gives it up only if that proves enough of them good (`deletion` of the catalogue in
+    sites.json). Until then `caxev rm --site CATALOGUE --cancel` takes it back.
     """
     state().log("warning")
     chosen = Chosen.of(options)
@@ -84,17 +84,17 @@ async def _wanted(
 @rucio.command(epilog=example("caxev rucio forget --run 123 --status error --why 'never uploaded'"))
 @selecting
 @click.option("--status", type=STATUS, help="Only entries with this status.")
-@click.option("--why", required=True, metavar="TEXT", help="The reason, which is written down.")
+@click.option("--why", required=True, metavar="TEXT", help="The reason, kept in deleted_data.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--dry-run", is_flag=True, help="Print what would be forgotten; write nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed; write nothing.")
 @as_table
 @global_options(hidden=True)
 def forget(
     *, status: str | None, why: str, yes: bool, dry_run: bool, as_json: bool, **options: Any
 ) -> None:
-    """Take entries at the catalogue out of the database. What the catalogue has stays there.
+    """Remove entries of the catalogue; its datasets stay.
 
-    What was forgotten is brought there again only by `caxev rucio put`.
+    Only `caxev rucio put` uploads such data again.
     """
     state().log("warning")
     chosen = Chosen.of(options)
@@ -142,15 +142,15 @@ async def _forget(
 
 @rucio.command(epilog=example("caxev rucio purge --site lngs --to-run 1000 --dry-run"))
 @selecting
-@click.option("--site", type=SITE, required=True, help="The site whose copies go.")
-@click.option("--dry-run", is_flag=True, help="Print what would go, and why not; write nothing.")
+@click.option("--site", type=SITE, required=True, help="The site whose copies are deleted.")
+@click.option("--dry-run", is_flag=True, help="Show what would go, or why not; write nothing.")
 @as_table
 @global_options(hidden=True)
 def purge(*, site: str, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Have copies on disk deleted that the catalogue has, if enough others are good.
+    """Delete copies on disk that the catalogue has, too.
 
-    As `caxev rm`, for many runs: the site's listener deletes on proof. A dataset whose replicas
-    have not been compared is no reason to delete: that is asked for first.
+    Like `caxev rm`, for many runs: the site's listener deletes a copy only if enough others are
+    proved good. If the replicas of a dataset were never compared, that is requested first.
     """
     state().log("warning")
     chosen, here = Chosen.of(options), state().sites().get(site)

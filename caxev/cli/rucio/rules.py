@@ -25,20 +25,18 @@ if TYPE_CHECKING:
     )
 )
 @selecting
-@click.option("--check", "file", metavar="FILE", help="Say whether this rule file can be used.")
-@click.option(
-    "--dry-run", is_flag=True, help="Explain what is wanted of each run, and by which rule."
-)
-@click.option("--apply", "applying", is_flag=True, help="Have the listeners apply the file anew.")
+@click.option("--check", "file", metavar="FILE", help="Check this rule file.")
+@click.option("--dry-run", is_flag=True, help="Show which rules apply to each run.")
+@click.option("--apply", "applying", is_flag=True, help="Have the listeners apply the rules again.")
 @as_table
 @global_options(hidden=True)
 def rules(
     *, file: str | None, dry_run: bool, applying: bool, as_json: bool, **options: Any
 ) -> None:
-    """Check the rule file, explain it for runs, or have it applied to them.
+    """Check a rule file, explain it for runs, or apply it again.
 
-    A listener applies it by itself, to runs that change and when the file has changed; --apply has
-    the catalogue asked how the rules stand, whether anything has changed or not.
+    Listeners apply the rules by themselves, to runs that change and when the file has changed.
+    --apply asks the catalogue again even if nothing has changed.
     """
     from caxev import rucio
 
