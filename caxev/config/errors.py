@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Final
+
+from caxev.core.errors import ConfigError
 
 _LONG: Final = 60  # characters of a value that are shown
 
@@ -16,6 +19,13 @@ class Problems(ValueError):
     def __init__(self, lines: Iterable[str]) -> None:
         self.lines = list(lines)
         super().__init__("; ".join(self.lines))
+
+
+def failed(file: Path, problems: Sequence[str]) -> ConfigError:
+    """Return the error that reports all problems of a file, the first of them in its first line."""
+    if len(problems) == 1:
+        return ConfigError(f"{file}: {problems[0]}")
+    return ConfigError(f"{file}: {len(problems)} problems, the first: {problems[0]}", problems)
 
 
 def shown(value: object) -> str:

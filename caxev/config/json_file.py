@@ -1,7 +1,6 @@
-"""JSON as people write it: where a key stands twice in an object, that is noticed.
+"""JSON as people write it: a key that stands twice in an object is noticed.
 
-`sites` reads sites.json by this, `merging` other files of its kind, and `caxev.rucio.rules` the
-rule files.
+sites.json (`caxev.config.loading`) and rule files (`caxev.rucio.rules`) are read by this.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from caxev.core.errors import ConfigError
 from caxev.limited import CONFIGURATION, read_limited
@@ -72,46 +71,38 @@ def repeats(value: object, label: str) -> Iterator[Repeat]:
             yield from repeats(inner, label)
 
 
-def read_entries(file: Path) -> list[Any]:
-    """Read a file that holds a list of sites. Raises `ConfigError` if it holds no such list."""
-    return _parsed(file, _text(file))
+def read_list(file: Path, of: str, absent: str = "") -> list[Any]:
+    """Read a file that holds a list `of` something. Raises `ConfigError` if it holds no list.
 
-
-def _text(file: Path) -> str:
+    `absent`: what to do if there is no such file.
+    """
     try:
-        text = read_limited(file, CONFIGURATION).decode("utf-8-sig")
+        document = parse(read_limited(file, CONFIGURATION).decode("utf-8-sig"))
     except FileNotFoundError:
-        message = f"{file} does not exist: name your sites.json by --config or CAXEV_SITES"
-        raise ConfigError(message) from None
+        raise ConfigError(f"{file} does not exist{absent}") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{file} is not UTF-8 text (byte {error.start}): save it as UTF-8"
-        ) from error
-    if not text.strip():
-        raise ConfigError(f"{file} is empty: it must hold a list of sites, as the example's does")
-    return text
-
-
-def _parsed(file: Path, text: str) -> list[Any]:
-    try:
-        document = parse(text)
+        what = f"is not UTF-8 text (byte {error.start}): save it as UTF-8"
+        raise ConfigError(f"{file} {what}") from error
     except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise ConfigError(f"{file} is not JSON: {error.msg} at {where}") from error
+        if not error.doc.strip():
+            raise ConfigError(f"{file} is empty: it must hold a list of {of}") from None
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ConfigError(f"{file} is not JSON: {error.msg} at {place}") from error
     except ValueError as error:  # a number of thousands of digits
         raise ConfigError(f"{file} holds a number that is too long: {error}") from error
     except RecursionError as error:
-        raise ConfigError(f"{file} is nested too deeply to be a list of sites") from error
+        raise ConfigError(f"{file} is nested too deeply to be a list of {of}") from error
     if not isinstance(document, list):
-        what = "an object" if isinstance(document, dict) else _kind(document)
-        raise ConfigError(f"{file} holds {what}, not a list of sites: put it in [ and ]")
-    if not document:
-        raise ConfigError(f"{file} holds an empty list: describe at least one site in it")
+        what = next((what for kind, what in _KINDS if isinstance(document, kind)), "a number")
+        raise ConfigError(f"{file} holds {what}, not a list of {of}: put it in [ and ]")
     return document
 
 
-def _kind(value: object) -> str:
-    names = {str: "a text", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number")
+_KINDS: Final = (
+    (dict, "an object"),
+    (str, "a text"),
+    (bool, "a truth value"),
+    (type(None), "null"),
+)

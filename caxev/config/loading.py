@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from attrs import evolve
 
 from caxev.config.directories import directory_warnings
-from caxev.config.errors import Problems, hint, shown
-from caxev.config.json_file import read_entries, repeats
+from caxev.config.errors import Problems, failed, hint, shown
+from caxev.config.json_file import read_list, repeats
 from caxev.config.processing import Processing
 from caxev.config.reading import read
 from caxev.config.rucio import at
@@ -48,7 +48,9 @@ def find_sites(config: str | None = None, environ: Mapping[str, str] | None = No
 def load_sites(path: str | Path) -> Sites:
     """Read a sites.json. Raises `ConfigError` with everything that is wrong with it."""
     file = Path(path).absolute()
-    entries = read_entries(file)
+    entries = read_sites(file)
+    if not entries:
+        raise ConfigError(f"{file} holds an empty list: describe at least one site in it")
     problems = list(_repeated_names(entries))
     sites: list[Site] = []
     warnings: list[str] = []
@@ -63,13 +65,15 @@ def load_sites(path: str | Path) -> Sites:
         else:
             sites.append(site)
             problems += (f"{label}: {line}" for line in _problems(site))
-    if len(problems) > 1:
-        summary = f"{len(problems)} problems, the first: {problems[0]}"
-        raise ConfigError(f"{file}: {summary}", problems)
     if problems:
-        raise ConfigError(f"{file}: {problems[0]}")
+        raise failed(file, problems)
     by_name = {site.name: site for site in sites}
     return Sites(file, by_name, (*warnings, *_warnings(sites)), _digest(entries))
+
+
+def read_sites(file: Path) -> list[Any]:
+    """Read the entries of a sites.json as they stand there. Raises `ConfigError`."""
+    return read_list(file, "sites", ": name your sites.json by --config or CAXEV_SITES")
 
 
 def _digest(entries: Sequence[object]) -> str:
@@ -95,9 +99,7 @@ def _repeated_names(entries: Iterable[object]) -> Iterator[str]:
 
 
 def _site(entry: object) -> Site:
-    if not isinstance(entry, dict):
-        raise Problems([f"is {shown(entry)}, not an object with the site's keys"])
-    if acts(entry) and is_archive(entry.get("method")):
+    if isinstance(entry, dict) and acts(entry) and is_archive(entry.get("method")):
         # In cax's tape and Rucio files, the method says how the site reaches the archive.
         entry = {key: value for key, value in entry.items() if key != "method"}
     site: Site = read(Site, entry)

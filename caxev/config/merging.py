@@ -14,8 +14,7 @@ from typing import Any, Final
 from attrs import frozen
 
 from caxev.config.errors import shown
-from caxev.config.json_file import read_entries
-from caxev.config.loading import load_sites
+from caxev.config.loading import load_sites, read_sites
 from caxev.config.sites import TYPES, Sites, acts, is_archive
 
 Entry = dict[str, Any]
@@ -69,7 +68,7 @@ class Part:
     def of(cls, path: str | Path) -> Part:
         """Read a file. Raises `ConfigError` if it is no sites.json."""
         sites = load_sites(path)
-        entries = (dict(entry) for entry in read_entries(sites.path))
+        entries = (dict(entry) for entry in read_sites(sites.path))
         return cls(str(path), {entry["name"]: entry for entry in entries}, sites)
 
 

@@ -2,7 +2,7 @@
 
 A class is attrs' own; each field whose type has a `Kind` is a key of that name (`from_` is
 ``from``). Null stands for a key's default, and a key that begins with ``x_`` is passed over.
-`caxev.config.loading` reads sites.json by this, `caxev.rucio.rule_files` rule files. Pure.
+`caxev.config.loading` reads sites.json by this, `caxev.rucio.rules` rule files. Pure.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def read(kind: Any, value: Any) -> Any:
     If the value as a whole is of another kind, any exception is raised: the caller knows what it
     must be.
     """
+    if attrs.has(kind) and not isinstance(value, dict):
+        raise Problems([f"is {shown(value)}, not an object with its keys"])
     try:
         return _converter.structure(value, kind)
     except BaseValidationError as error:
@@ -75,7 +77,7 @@ def _mistakes(error: BaseException, value: Any) -> Iterator[str]:
         for key in sorted(error.extra_fields):
             yield _unknown(key, keys(error.cl))
     else:
-        yield str(error)
+        yield from error.lines if isinstance(error, Problems) else [str(error)]
 
 
 def _located(error: BaseException, value: Any) -> Iterator[str]:
@@ -92,9 +94,7 @@ def _located(error: BaseException, value: Any) -> Iterator[str]:
         label = _label(note.index, inner)
         must = f"{label}: must be"
     kind = kind_of(note.type) or Kind("an object")
-    if isinstance(error, Problems):
-        yield from (f"{label}: {line}" for line in error.lines)
-    elif isinstance(error, BaseValidationError):
+    if isinstance(error, BaseValidationError | Problems):
         yield from (f"{label}: {line}" for line in _mistakes(error, inner))
     elif isinstance(error, KeyError) and label not in value:
         yield f"{label} is missing: it must be {kind.words}"
@@ -131,7 +131,11 @@ def _class_hook(cls: type, converter: Converter) -> StructureHook:
     overrides: dict[str, Any] = dict.fromkeys(others, override(omit=True))
     overrides |= {one.name: override(rename=key) for key, one in known.items()}
     structure: StructureHook = make_dict_structure_fn(cls, converter, **overrides)
-    optional = {key for key, one in known.items() if one.default is not attrs.NOTHING}
+    optional = {
+        key
+        for key, one in known.items()
+        if one.default is not attrs.NOTHING and not getattr(kind_of(one.type), "null", False)
+    }
 
     def hook(value: Any, _type: Any) -> Any:
         check(isinstance(value, dict))

@@ -29,14 +29,15 @@ _SECONDS: Final = {"s": 1, "min": 60, "h": 3600}
 class Kind(NamedTuple):
     """A kind of value: what it must be, in words, and the function that reads it.
 
-    `read` returns the value as its class holds it, and raises for any other. It never sees null,
-    which stands for a key's default. Without `read` the annotated type itself is structured. An
-    error names the nearest of `choices`.
+    `read` returns the value as its class holds it, and raises for any other. Null stands for a
+    key's default, and is only read if `null` is true. Without `read` the annotated type itself is
+    structured. An error names the nearest of `choices`.
     """
 
     words: str
     read: Reader | None = None
     choices: tuple[str, ...] = ()
+    null: bool = False
 
 
 def check(fits: object) -> None:
@@ -80,7 +81,7 @@ def absolute(without: str = "") -> Reader:
     return read
 
 
-def whole(low: int = 1, high: float = inf) -> Reader:
+def whole(low: float = 1, high: float = inf) -> Reader:
     """Make a reader of whole numbers. In Python true is one; here it is not."""
 
     def read(value: Any) -> int:
@@ -100,7 +101,7 @@ def number(low: float = 0.0, high: float = sys.float_info.max, above: float = -i
     return read
 
 
-def _flag(value: Any) -> bool:
+def flag(value: Any) -> bool:
     """Read true or false."""
     check(isinstance(value, bool))
     return bool(value)
@@ -154,7 +155,7 @@ def _duration(value: Any) -> float:
 Text = Annotated[str | None, Kind("a text", lambda value: read_text(value) or None)]
 Name = Annotated[str, Kind("a text that is not empty", read_name)]
 Names = Annotated[tuple[str, ...], Kind("a list of names", listed(read_name))]
-Flag = Annotated[bool, Kind("true or false", _flag)]
+Flag = Annotated[bool, Kind("true or false", flag)]
 Count = Annotated[int, Kind("a whole number, 1 or more", whole())]
 Port = Annotated[int, Kind("a port, 1 to 65535", whole(1, 65535))]
 Days = Annotated[float, Kind("a number of days", number())]

@@ -1,11 +1,20 @@
 """The catalogue of replicas: Rucio.
 
-`names` says what a run's data is called in it, `rules` which replicas are wanted where, `files`
-what a file must be; these are pure or look at this disk alone. `client` is the only module that
-knows Rucio's library; its functions run in worker processes. `caxev.handlers.rucio` and
-``caxev rucio`` put them together.
+`names` has what a run's data is called in it, `rules` reads rule files, `changes` decides which
+replicas are wanted, `files` has what a file must be; these are pure or read this disk alone.
+`client` is the only module that knows Rucio's library; its functions run in worker processes.
+`caxev.handlers.rucio` and ``caxev rucio`` put them together.
 """
 
+from caxev.rucio.changes import (
+    ENDED,
+    Changes,
+    Standing,
+    Wanted,
+    Wishes,
+    changes,
+    wishes_for,
+)
 from caxev.rucio.client import (
     Download,
     Found,
@@ -28,18 +37,7 @@ from caxev.rucio.client import (
 from caxev.rucio.errors import OverQuota
 from caxev.rucio.files import Checked, Digested, stored_as
 from caxev.rucio.names import Did, Names, names_of, taken_at
-from caxev.rucio.rules import (
-    ENDED,
-    Changes,
-    Rule,
-    Standing,
-    Wanted,
-    Wishes,
-    changes,
-    load_rules,
-    source_of,
-    wishes_for,
-)
+from caxev.rucio.rules import Rule, load_rules, source_of
 
 __all__ = [
     "ENDED",

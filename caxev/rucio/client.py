@@ -53,10 +53,10 @@ from caxev.files import (
 )
 from caxev.limited import rows_limited
 from caxev.rucio.answers import limited_session
+from caxev.rucio.changes import ENDED, GIVEN_UP, Changes, Standing, Wishes, changes
 from caxev.rucio.errors import is_called, translated
 from caxev.rucio.files import Checked, Digested, digest_for_catalogue, seen_of
 from caxev.rucio.names import Did, Names
-from caxev.rucio.rules import ENDED, GIVEN_UP, Changes, Standing, Wishes, changes
 
 T = TypeVar("T")
 R = TypeVar("R")

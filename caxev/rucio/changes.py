@@ -1,0 +1,211 @@
+"""What rule files mean for one copy: the replicas that are wanted, and what is to be done. Pure.
+
+The handler `rucio_rules` and ``caxev rucio rules`` ask `wishes_for` what the rules
+(`caxev.rucio.rules`) mean for a run, and `changes` what is to be done about the replication rules
+that there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from attrs import field, fields, frozen
+
+from caxev.core.model import CopyKey, Run
+from caxev.rucio.rules import Names, Rule
+
+ENDED: Final = "ENDED"
+"""The state of a rule that an entry remembers and the catalogue has no more."""
+SLACK: Final = timedelta(minutes=1)
+"""By so much a rule's end may be off before it is set anew."""
+GIVEN_UP: Final = timedelta(hours=1)
+"""After this time Rucio takes a rule away that was given up."""
+
+
+class Wanted(NamedTuple):
+    """A replica at one of `rses` is wanted, by the rule called `rule`; see `Destination`."""
+
+    rses: Names
+    lifetime: int | None
+    rule: str
+
+
+@frozen
+class Wishes:
+    """What is wanted of one copy: replicas, RSEs without (and by which rule), or only a look."""
+
+    keep: tuple[Wanted, ...] = ()
+    remove: Mapping[str, str] = field(factory=dict)
+    only_verify: str | None = None
+
+
+def wishes_for(
+    rules: Sequence[Rule], run: Run, key: CopyKey, *, always: Iterable[str] = ()
+) -> Wishes:
+    """What the rules, and `always` below them, want of that copy. Pure."""
+    keep: list[Wanted] = []
+    remove: dict[str, str] = {}
+    spoken: set[str] = set()
+    for rule in sorted(rules, key=lambda one: -one.priority):
+        if rule.unmet(run, key) is not None:
+            continue
+        if rule.verification_only:
+            return Wishes(only_verify=rule.label)
+        fresh = [one for one in rule.destinations if spoken.isdisjoint(one.rses)]
+        keep += [Wanted(one.rses, one.lifetime, rule.label) for one in fresh]
+        spoken.update(rse for one in fresh for rse in one.rses)
+        remove |= {rse: rule.label for rse in rule.remove_rse if rse not in spoken}
+        spoken.update(rule.remove_rse)
+    keep += [Wanted((rse,), None, "sites.json") for rse in always if rse not in spoken]
+    return Wishes(tuple(keep), remove)
+
+
+# -- what is to be done about it ------------------------------------------------------------------
+
+
+@frozen
+class Standing:
+    """A replication rule as the catalogue has it, or as an entry remembers one that has ended.
+
+    `state` is Rucio's: OK, REPLICATING, STUCK, SUSPENDED, ...; `ENDED` for one that is remembered.
+    `done`, `waiting` and `stuck` count files; `error` is what Rucio says of those that are stuck.
+    """
+
+    id: str
+    rse: str
+    state: str
+    created: datetime
+    expires: datetime | None = None
+    done: int = 0
+    waiting: int = 0
+    stuck: int = 0
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.state == "OK"
+
+    def to_row(self) -> dict[str, Any]:
+        """As it stands in an entry's ``rule_info``."""
+        return {one.name: getattr(self, one.name) for one in fields(Standing)}
+
+    @classmethod
+    def from_row(cls, row: object) -> Standing | None:
+        """The inverse of `to_row`; None for what is no such row, as cax's texts."""
+        if not isinstance(row, Mapping):
+            return None
+        known: dict[str, Any] = {
+            one.name: row[one.name] for one in fields(Standing) if one.name in row
+        }
+        try:
+            return cls(**known)
+        except TypeError:
+            return None
+
+    def __str__(self) -> str:
+        until = f" until {self.expires:%Y-%m-%d %H:%M}" if self.expires else ""
+        left = f" ({self.waiting + self.stuck} files to go)" if not self.ok else ""
+        why = f": {self.error}" if self.error else ""
+        return f"{self.rse} {self.state}{until}{left}{why}"
+
+
+@frozen
+class Changes:
+    """What makes the rules that there are into those that are wanted.
+
+    `add`: RSE and lifetime in seconds; `expire`: a rule's id and its new lifetime from now, None:
+    for ever; `remove`: the rules to be given up, each once another RSE's replicas were compared;
+    `kept`: why others stay.
+    """
+
+    add: tuple[tuple[str, int | None], ...] = ()
+    expire: tuple[tuple[str, int | None], ...] = ()
+    remove: tuple[Standing, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.add or self.expire or self.remove)
+
+    def __str__(self) -> str:
+        lines = [f"add {rse}{_for(lifetime)}" for rse, lifetime in self.add]
+        lines += [f"change the end of {rule}{_for(lifetime)}" for rule, lifetime in self.expire]
+        lines += [f"remove {one.rse}" for one in self.remove]
+        return "; ".join([*lines, *self.kept]) or "nothing"
+
+
+def _for(lifetime: int | None) -> str:
+    return " for ever" if lifetime is None else f" for {lifetime} s"
+
+
+def changes(
+    wishes: Wishes,
+    standing: Sequence[Standing],
+    remembered: Sequence[Standing],
+    *,
+    run_name: str,
+    now: datetime,
+) -> Changes:
+    """What is to be done. Pure; done, it leaves nothing to do.
+
+    A lifetime counts from when the rule was made: looked at again it is not prolonged, and a rule
+    that has come to its end is not made anew. Of several RSEs that would do, one that has a rule
+    is taken, else one by the run's name.
+    """
+    if wishes.only_verify is not None:
+        return Changes()
+    there = {one.rse: one for one in standing}
+    ended = {one.rse: one for one in remembered if one.rse not in there}
+    add: list[tuple[str, int | None]] = []
+    expire: list[tuple[str, int | None]] = []
+    for wanted in wishes.keep:
+        rse = choose(wanted.rses, [*there, *ended], run_name)
+        if rse in there:
+            expire += _new_end(there[rse], wanted.lifetime, now)
+        elif rse not in ended or _end(ended[rse], wanted.lifetime) > now:
+            add.append((rse, wanted.lifetime))
+    remove, kept = _removals(wishes, standing, now)
+    return Changes(tuple(add), tuple(expire), remove, kept)
+
+
+def choose(rses: Names, taken: Sequence[str], run_name: str) -> str:
+    """One of the RSEs: that which was taken already, else by chance, the same for a run always."""
+    for rse in rses:
+        if rse in taken:
+            return rse
+    digest = hashlib.sha256("\0".join([run_name, *rses]).encode()).digest()
+    return rses[int.from_bytes(digest[:8], "big") % len(rses)]
+
+
+def _end(rule: Standing, lifetime: int | None) -> datetime:
+    if lifetime is None:
+        return datetime.max.replace(tzinfo=UTC)
+    return rule.created + timedelta(seconds=lifetime)
+
+
+def _new_end(
+    rule: Standing, lifetime: int | None, now: datetime
+) -> Iterator[tuple[str, int | None]]:
+    if lifetime is None:
+        if rule.expires is not None:
+            yield rule.id, None
+        return
+    # What should have ended by now ends now, and is then left to end.
+    end = max(_end(rule, lifetime), now)
+    if rule.expires is None or (abs(rule.expires - end) > SLACK and rule.expires > now):
+        yield rule.id, max(0, round((end - now).total_seconds()))
+
+
+def _removals(
+    wishes: Wishes, standing: Sequence[Standing], now: datetime
+) -> tuple[tuple[Standing, ...], tuple[str, ...]]:
+    # What was given up has an end that is near, and stands until then.
+    leaving = now + GIVEN_UP + SLACK
+    named = [one for one in standing if one.rse in wishes.remove]
+    going = [one for one in named if one.expires is None or one.expires > leaving]
+    lasting = [one for one in standing if one not in named and one.ok and one.expires is None]
+    if lasting or not going:
+        return tuple(going), ()
+    return (), tuple(f"{one.rse} stays: no other RSE has all of it for ever" for one in going)
