@@ -1,9 +1,9 @@
 """What an operator decides: sites.json, the database's address, and which handlers are loaded.
 
-Read by `cli` and `listener` at the start, and handed down as frozen classes. Everything that is
-wrong is a `ConfigError`: its message is for a person, and names file, site, key and value, and
-what to do. `sites` reads sites.json, `settings` the environment, `handlers` the handlers' modules,
-`state` has where a site keeps what only its listener may write.
+Read by `cli` and `listener` at the start, and handed down as frozen classes. Every mistake is a
+`ConfigError`: its message names file, site, key and value, and what to do. `loading` reads
+sites.json into the classes of `sites` and of the modules of single keys, `settings` the
+environment, `handlers` the handlers' modules; `state` has the directories of the listener's own.
 """
 
 from caxev.config.alarms import Email, Sink, Webhook

@@ -1,6 +1,6 @@
-"""What is wrong with how the directories of sites.json lie to one another. Pure.
+"""Warnings about directories of sites.json that are equal, or lie in one another. Pure.
 
-`caxev.config.sites` asks when it loads the file, so ``caxev sites check`` reports it.
+`caxev.config.loading` adds them to the file's warnings, so ``caxev sites check`` reports them.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def directory_warnings(sites: Sequence[Site], keys: Iterable[str]) -> Iterator[s
         for one, other in combinations(group, 2):
             if one.key != other.key and are_near(one.site, other.site):
                 yield (
-                    f"{one} is {other} as well: {path}. One type of data cannot be told from the "
-                    "other there; give each a directory of its own"
+                    f"{one} is {other} as well: {path}. The two types of data "
+                    "get mixed up; give each a directory of its own"
                 )
     for one, other in combinations(named, 2):
         inner, outer = (one, other) if other.path in one.path.parents else (other, one)
@@ -61,8 +61,8 @@ def _by_path(one: _Named) -> str:
 def are_near(one: Site, other: Site) -> bool:
     """Whether both may see one file system.
 
-    Such are one site, or on one machine, or reached by ``local``, or their directories have a
-    marker in common: hosts may mount one directory over the network.
+    They do if they are one site, are on one machine, are reached by ``local``, or if their
+    directories have a marker in common: hosts may mount one directory over the network.
     """
     same = one.hostname == other.hostname is not None or "local" in (one.method, other.method)
     return one.name == other.name or same or not _markers(one).isdisjoint(_markers(other))

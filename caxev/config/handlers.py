@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from caxev.config.errors import nearest
+from caxev.config.errors import hint
 from caxev.core import registry
 from caxev.core.errors import ConfigError, one_line
 from caxev.core.registry import recorded
@@ -38,7 +38,7 @@ DEFAULT_HANDLERS: Final = (
 )
 """The modules that every site loads."""
 BY_METHOD: Final = {"rucio": "caxev.handlers.rucio"}
-"""The modules that are loaded where sites.json has a site of that method."""
+"""The modules that are loaded if sites.json has a site of that method."""
 ENTRY_POINTS: Final = "caxev.handlers"
 """The entry point group by which an installed package offers a handlers' module."""
 FILES: Final = "caxev_handlers"
@@ -53,9 +53,8 @@ def load_handlers(
 ) -> None:
     """Import the default modules, those of entry points, `modules`, and then `files`.
 
-    Their handlers are then in `caxev.core.registry.recorded`. Repeatable: what is loaded stays it
-    is. Raises `ConfigError` naming the module or file that cannot be loaded, and leaves nothing
-    of that one behind.
+    Their handlers are then in `caxev.core.registry.recorded`. Idempotent. Raises `ConfigError`
+    naming the module or file that cannot be loaded, and leaves nothing of that one behind.
     """
     for name in default:
         _load(f"handlers module {name!r}", partial(importlib.import_module, name))
@@ -71,8 +70,8 @@ def load_handlers(
 def load_file(path: str | Path) -> ModuleType:
     """Import a Python file as ``caxev_handlers.<its name>``, the same in every process.
 
-    Raises `ConfigError` where there is no such file, where it fails, or where another file of
-    that name is loaded already.
+    Raises `ConfigError` if there is no such file, if it fails, or if another file of that name is
+    loaded already.
     """
     file = Path(path).expanduser().resolve()
     if not file.is_file():
@@ -147,7 +146,7 @@ def _module_name(file: Path) -> str:
 
 
 def _line_of(error: BaseException) -> str:
-    """Where it was raised, if that adds something: `` (file.py, line 3)``."""
+    """Return the place at which it was raised, if that adds something: `` (file.py, line 3)``."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -163,5 +162,5 @@ def _no_file(file: Path) -> str:
         others = [other.name for other in file.parent.glob("*.py")]
     except OSError:
         others = []
-    guess = nearest(file.name, others)
-    return "no such file" + (f" (did you mean {guess!r}?)" if guess else "")
+    guess = hint(file.name, others)
+    return "no such file" + (f" ({guess})" if guess else "")

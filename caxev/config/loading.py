@@ -100,7 +100,7 @@ def _repeated_names(entries: Iterable[object]) -> Iterator[str]:
 
 def _site(entry: object) -> Site:
     if isinstance(entry, dict) and acts(entry) and is_archive(entry.get("method")):
-        # In cax's tape and Rucio files, the method says how the site reaches the archive.
+        # In cax's tape and Rucio files, this is how the site reaches the archive.
         entry = {key: value for key, value in entry.items() if key != "method"}
     site: Site = read(Site, entry)
     return site

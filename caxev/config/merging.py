@@ -1,8 +1,8 @@
 """Several sites.json into one, as ``caxev sites merge`` does it.
 
 A host with cax has a file for each of its programs: one to copy, one for tape, one for the
-catalogue. caxev has one listener a site, and so one file. What a site may do by any of the files it
-may do by the merged one; of what can only be one, the files must agree.
+catalogue. caxev has one listener a site, and so one file. By the merged file a site may do all
+that it may do by any of the files. On keys with a single value the files must agree.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Conflict:
 
 @frozen
 class Part:
-    """One file: its name, what it says as it stands there, and as it is understood."""
+    """One file: its name, its entries as they stand there, and the sites that they make."""
 
     file: str
     entries: Mapping[str, Entry]
@@ -73,10 +73,10 @@ class Part:
 
 
 def merge(paths: Sequence[str | Path]) -> tuple[list[Entry], list[Conflict]]:
-    """Merge files: the entries of one file, and where these disagree.
+    """Merge files into the entries of one file, and list the conflicts.
 
-    Of a conflict the first file's value is in the entries. Raises `ConfigError` for a file that
-    cannot be read.
+    In a conflict the first file's value is taken. Raises `ConfigError` for a file that cannot be
+    read.
     """
     parts = [Part.of(path) for path in paths]
     conflicts: list[Conflict] = []
@@ -91,7 +91,7 @@ def _site(name: str, parts: Sequence[Part], conflicts: list[Conflict]) -> Entry:
     keys = dict.fromkeys(key for part in parts for key in part.entries[name])
     merged: Entry = {}
     for key in keys:
-        given = [part for part in parts if _says(part, name, key)]
+        given = [part for part in parts if _gives(part, name, key)]
         if key in LIMITS and len(given) < len(parts):
             continue  # by one of the files it may do everything
         if not given:
@@ -106,8 +106,8 @@ def _site(name: str, parts: Sequence[Part], conflicts: list[Conflict]) -> Entry:
     return merged
 
 
-def _says(part: Part, name: str, key: str) -> bool:
-    """Whether a file says something by a key. The method of its archive is not a site's own."""
+def _gives(part: Part, name: str, key: str) -> bool:
+    """Whether a file gives a value for a key. The method of its archive is not a site's own."""
     entry = part.entries[name]
     if key == "method" and acts(entry) and is_archive(entry.get("method")):
         return False
@@ -115,7 +115,7 @@ def _says(part: Part, name: str, key: str) -> bool:
 
 
 def _meant(part: Part, name: str, key: str) -> object:
-    """What a key means there, so that two spellings of it are the same."""
+    """Return the value of a key as it is understood: two spellings of it are equal."""
     if key.startswith("x_"):
         return part.entries[name][key]
     value = getattr(part.sites.get(name), key)
@@ -123,7 +123,7 @@ def _meant(part: Part, name: str, key: str) -> object:
 
 
 def _written(part: Part, name: str, key: str) -> object:
-    """What is written for a key: paths as they are wherever the merged file will lie."""
+    """Return the value to write: the merged file may lie elsewhere, so paths become absolute."""
     given, site = part.entries[name][key], part.sites.get(name)
     if key in PATHS:
         return getattr(site, key)
@@ -134,7 +134,7 @@ def _written(part: Part, name: str, key: str) -> object:
 
 
 def _narrow(entry: Entry, parts: Iterable[Part]) -> None:
-    """Let an archive get no other types of data than those that the files brought there."""
+    """Restrict an archive to the types of data that the files brought there."""
     name = entry["name"]
     if entry.get("data_type") or not is_archive(entry.get("method")):
         return

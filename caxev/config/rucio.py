@@ -47,7 +47,7 @@ def _detectors(value: Any) -> dict[str, str]:
 
 
 def read_time(value: Any) -> datetime:
-    """Read an ISO 8601 time, UTC unless it says otherwise."""
+    """Read an ISO 8601 time, UTC if it has no offset."""
     time = datetime.fromisoformat(value)
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 

@@ -1,4 +1,4 @@
-"""Where the database is, and as whom it is reached: from the environment and the command line.
+"""The address of the database and the user: from the environment and the command line.
 
 Secrets never stand in a file of ours, in ``argv`` or in a message. `secret` looks for them in the
 environment, in a file that the environment names, and among systemd's credentials.
@@ -26,16 +26,16 @@ _SECRET: Final = re.compile(
     r"(.*_)?(PASSWORD|TOKEN|SECRET|KEY)(_FILE)?"
     r"|CAXEV_(MONGO_URI|MONGO_USER|SLACK_URL(_FILE)?)|CREDENTIALS_DIRECTORY"
 )
-"""Names of variables that hold secrets, or say where they are."""
+"""Names of variables that hold secrets, or the places of secrets."""
 _QUOTED: Final = re.compile(r"([^%:@/\s]|%[0-9A-Fa-f]{2})*")
 
 
 def secret(name: str, environ: Mapping[str, str] | None = None) -> str | None:
-    """A secret by its name, such as ``MONGO_PASSWORD``; None where there is none.
+    """Return a secret by its name, such as ``MONGO_PASSWORD``; None if there is none.
 
-    Looked for in the variable of that name, in the file that ``<name>_FILE`` names, and in
-    systemd's credential of the name in lower case. Raises `ConfigError` where a file that is
-    named cannot be read.
+    It is looked for in the variable of that name, in the file that ``<name>_FILE`` names, and in
+    systemd's credential of the name in lower case. Raises `ConfigError` if a file that is named
+    cannot be read.
     """
     environ = os.environ if environ is None else environ
     if environ.get(name):
@@ -49,9 +49,9 @@ def secret(name: str, environ: Mapping[str, str] | None = None) -> str | None:
 
 
 def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a program that is not ours may have of an environment: no secret of caxev's. Pure.
+    """Return an environment for a program that is not ours: without caxev's secrets. Pure.
 
-    That is whatever is called a password, token, secret or key, and where to find and reach what.
+    Left out are passwords, tokens, secrets and keys by their names, and the places of such.
     """
     return {name: value for name, value in environ.items() if not _SECRET.fullmatch(name)}
 
@@ -91,7 +91,7 @@ class Address(NamedTuple):
         return address
 
     def check(self) -> None:
-        """Raise `ConfigError` where a part cannot be what it should be."""
+        """Raise `ConfigError` if a part is not usable."""
         # A / or ? in a password that is not encoded ends the hosts too early: the @ is in the rest.
         login_cut = "@" in (self.rest if self.user is None else self.rest.partition("?")[0])
         if login_cut or not self._login_is_quoted():
@@ -152,7 +152,7 @@ class Settings:
 
     `mongo_uri` holds the password and is kept out of ``repr``; `safe_uri` is for messages.
     `prefix` begins the names of caxev's own collections in that database. `source` loads the
-    settings again. Raises `ConfigError` where a value is not usable.
+    settings again. Raises `ConfigError` if a value is not usable.
     """
 
     mongo_uri: str = field(repr=False, converter=_uri)
@@ -186,10 +186,10 @@ class Settings:
         collection: str | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> Settings:
-        """Arguments go before environment variables, and these before the defaults.
+        """Make settings of arguments, or else environment variables, or else defaults.
 
         A user without a password gets the one that `secret` finds for ``MONGO_PASSWORD``;
-        ``CAXEV_MONGO_USER`` is the user where the address names none.
+        ``CAXEV_MONGO_USER`` is the user if the address names none.
         """
         environ = os.environ if environ is None else environ
         uri = mongo_uri or environ.get(URI)
@@ -205,7 +205,7 @@ class Settings:
         )
 
     def again(self) -> Settings:
-        """Load them again: a password file may have another content. Raises `ConfigError`."""
+        """Load them again, as a password file may have changed. Raises `ConfigError`."""
         return self if self.source is None else evolve(self.source(), prefix=self.prefix)
 
     @property

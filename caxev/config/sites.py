@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
 
-from attrs import Factory, evolve, field, frozen
+from attrs import Factory, field, frozen
 
 from caxev.config.alarms import Sink, read_alarms
 from caxev.config.archive import ARCHIVES, ArchiveOptions
@@ -34,6 +34,7 @@ from caxev.config.values import (
     Rate,
     Text,
     check,
+    filled,
     mapped,
     match,
     matching,
@@ -288,7 +289,7 @@ class Site:
 
     @property
     def readable(self) -> bool:
-        """Whether the files of its copies can be read: not where they are on tape, for one."""
+        """Whether the files of its copies can be read; on tape, for one, they cannot."""
         return self.method not in UNREADABLE
 
     @property
@@ -313,7 +314,7 @@ class Site:
         return next(key for key in DIRECTORIES if getattr(self, key) == root)
 
     def directory(self, type: str, version: str | None = None) -> str | None:  # noqa: A002  # the field's own name
-        """Where this site keeps such data; None where it holds none.
+        """Return the directory for such data; None if the site holds none.
 
         None as well for derived data whose version is missing or cannot be part of a path.
         """
@@ -325,22 +326,18 @@ class Site:
         return f"{root.rstrip('/')}/pax_{version}"
 
     def link(self, name: str) -> Link:
-        """The limits of the way to that site, as seen from here: its own, else this site's."""
-        own = self.links.get(name, Link())
-        return evolve(
-            own,
-            max_rate=self.max_rate if own.max_rate is None else own.max_rate,
-            nstreams=own.nstreams or self.nstreams,
-        )
+        """Return the limits of the link to that site as seen from here: its own, else ours."""
+        site = Link(max_rate=self.max_rate, nstreams=self.nstreams)
+        return filled(self.links.get(name, site), site)
 
     def wants(self, handler: Handler) -> bool:
         """Whether this site has what the handler needs, and ``task_list`` enables it."""
         return self.unmet(handler) is None
 
     def unmet(self, handler: Handler) -> str | None:
-        """Why this site has not enabled the handler; None where it has.
+        """Return why this site has not enabled the handler; None if it has.
 
-        In ``task_list`` it stands by its name or an alias.
+        ``task_list`` has its name or an alias.
         """
         if handler.needs and not any(getattr(self, key, None) for key in handler.needs):
             return f"{self.name} gives no {' or '.join(handler.needs)}"
@@ -350,12 +347,12 @@ class Site:
 
     @property
     def _tasks(self) -> frozenset[str]:
-        """What ``task_list`` names; with a correction it names the handler of all corrections."""
+        """The names in ``task_list``; a correction's name adds the handler of all corrections."""
         computing = any(one.name in self.task_list for one in self.corrections)
         return frozenset({*self.task_list, *(("correct",) if computing else ())})
 
     def unknown_tasks(self, handlers: Iterable[Handler]) -> Iterator[str]:
-        """Say which names in ``task_list`` are those of no handler, task of cax or correction."""
+        """Report the names in ``task_list`` that no handler, task of cax or correction has."""
         known = {name for one in handlers for name in (one.name, *one.aliases)}
         known |= {*CORRECTIONS, *(one.name for one in self.corrections)}
         for name in self.task_list:
@@ -375,15 +372,15 @@ class Site:
 
 
 def link_between(here: Site, there: Site) -> Link:
-    """The limits of the way between two sites: of two numbers the smaller, hours as `here` says.
+    """Return the limits of the link between two sites: the smaller of two numbers, `here`'s hours.
 
-    Where `here` names no hours, those that `there` names count.
+    If `here` names no hours, those that `there` names count.
     """
     return here.link(there.name).within(there.link(here.name))
 
 
 def archive_between(here: Site, there: Site) -> ArchiveOptions:
-    """How the archive at `there` is reached from `here`: as `here` says, else as `there` does."""
+    """Return how the archive at `there` is reached: `here`'s options override those of `there`."""
     return here.archive.over(there.archive)
 
 
@@ -412,10 +409,10 @@ class Here:
 class Sites:
     """The sites by name, in the file's order. `warnings` are for ``caxev sites check``.
 
-    `digest` differs where another file says something else.
+    `digest` differs for files of different content.
 
-    `get` is for names that an operator gave; `find` is for names from the database, where hosts
-    turn up that no file describes.
+    `get` is for names that an operator gave; `find` is for names from the database, which knows
+    hosts that no file describes.
     """
 
     path: Path
@@ -424,7 +421,7 @@ class Sites:
     digest: str = ""
 
     def get(self, name: str) -> Site:
-        """The site of that name. Raises `ConfigError` naming the nearest one."""
+        """Return the site of that name. Raises `ConfigError` naming the nearest one."""
         if name in self.by_name:
             return self.by_name[name]
         guess = hint(name, self.by_name)
@@ -449,6 +446,6 @@ class Sites:
         return len(self.by_name)
 
     def here(self, name: str) -> Here:
-        """The view of the site that this process serves. Raises `ConfigError` as `get` does."""
+        """Return the site that this process serves. Raises `ConfigError` as `get` does."""
         passive = (site.name for site in self.values() if not site.listener and site.name != name)
         return Here(self.get(name), frozenset(passive))

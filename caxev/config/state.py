@@ -1,8 +1,8 @@
-"""Where a site keeps what nobody but its listener may write.
+"""The directories in which nobody but a site's listener may write.
 
 Other sites may write in a site's data directories, so nothing that is trusted, followed or executed
-lies there: jobs, logs, what comes back from tape to be compared, what foreign programs write. All
-of that lies in the site's state directory. `caxev.files.private` makes and checks it.
+lies there. Jobs, logs, files that come back from tape to be compared and the output of foreign
+programs lie in the site's state directory. `caxev.files.private` makes and checks it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ _UNPLAIN: Final = re.compile(r"^\.+|[^A-Za-z0-9+_.-]")
 
 
 def state_directory(site: Site, environ: Mapping[str, str] | None = None) -> str:
-    """The site's state directory: below ``state`` of sites.json, or where the environment says.
+    """Return the site's state directory: below ``state`` of sites.json, or by the environment.
 
-    That is ``CAXEV_STATE``, systemd's ``STATE_DIRECTORY``, or the user's own directory for state.
+    In the environment it is ``CAXEV_STATE``, systemd's ``STATE_DIRECTORY``, or the user's own
+    directory for state.
     """
     environ = os.environ if environ is None else environ
     systemd = environ.get("STATE_DIRECTORY", "").partition(":")[0]
@@ -29,7 +30,10 @@ def state_directory(site: Site, environ: Mapping[str, str] | None = None) -> str
 
 
 def jobs_directory(site: Site, kind: str) -> str:
-    """Where the jobs that make data of that type keep their files; with a batch system, shared."""
+    """Return the directory in which jobs that make data of that type keep their files.
+
+    The nodes of a batch system must see it.
+    """
     how = {"processed": site.processing, "minitrees": site.minitrees}[kind]
     if how is not None and how.directory is not None:
         return f"{_below(how.directory, site)}/{kind}"
@@ -37,7 +41,7 @@ def jobs_directory(site: Site, kind: str) -> str:
 
 
 def private_directories(site: Site, sites: Sites) -> Iterator[tuple[str, str]]:
-    """Each directory in which only this site's listener may write, after the key that names it."""
+    """Yield each directory in which only this site's listener may write, after its key."""
     yield "state", state_directory(site)
     for key, how in (("processing", site.processing), ("minitrees", site.minitrees)):
         if how is not None and how.directory is not None:
@@ -50,5 +54,5 @@ def private_directories(site: Site, sites: Sites) -> Iterator[tuple[str, str]]:
 
 
 def _below(base: str, site: Site) -> str:
-    """The site's own directory in one that several sites may be given."""
+    """Return the site's own directory in one that several sites may be given."""
     return f"{base.rstrip('/')}/{_UNPLAIN.sub('_', site.name)}"

@@ -45,7 +45,7 @@ class Wishes:
 def wishes_for(
     rules: Sequence[Rule], run: Run, key: CopyKey, *, always: Iterable[str] = ()
 ) -> Wishes:
-    """What the rules, and `always` below them, want of that copy. Pure."""
+    """Return what the rules, and `always` below them, want of that copy. Pure."""
     keep: list[Wanted] = []
     remove: dict[str, str] = {}
     spoken: set[str] = set()
@@ -71,7 +71,7 @@ class Standing:
     """A replication rule as the catalogue has it, or as an entry remembers one that has ended.
 
     `state` is Rucio's: OK, REPLICATING, STUCK, SUSPENDED, ...; `ENDED` for one that is remembered.
-    `done`, `waiting` and `stuck` count files; `error` is what Rucio says of those that are stuck.
+    `done`, `waiting` and `stuck` count files; `error` is Rucio's reason for those that are stuck.
     """
 
     id: str
@@ -148,11 +148,11 @@ def changes(
     run_name: str,
     now: datetime,
 ) -> Changes:
-    """What is to be done. Pure; done, it leaves nothing to do.
+    """Return what is to be done. Pure and idempotent: once it is done, nothing is left to do.
 
-    A lifetime counts from when the rule was made: looked at again it is not prolonged, and a rule
-    that has come to its end is not made anew. Of several RSEs that would do, one that has a rule
-    is taken, else one by the run's name.
+    A lifetime counts from when the rule was made: it is not prolonged when the rules are applied
+    again, and a rule that has come to its end is not made anew. Of several RSEs that would do, one
+    that has a rule is taken, else one by the run's name.
     """
     if wishes.only_verify is not None:
         return Changes()
@@ -171,7 +171,7 @@ def changes(
 
 
 def choose(rses: Names, taken: Sequence[str], run_name: str) -> str:
-    """One of the RSEs: that which was taken already, else by chance, the same for a run always."""
+    """Choose an RSE: one that was taken already, else by chance, the same for a run always."""
     for rse in rses:
         if rse in taken:
             return rse

@@ -1,4 +1,4 @@
-"""Rule files: which replicas of which runs are wanted where, and for how long. Pure.
+"""Rule files: which replicas of which runs are wanted at which RSE, and for how long. Pure.
 
 A rule file is a list of objects; the fields of `Rule` are their keys, and the docstring below each
 is that key's documentation. cax's files load unchanged, and mean the same for every run. For what
@@ -111,7 +111,7 @@ _Unused = Annotated[object, Kind("anything", _anything)]
 
 @frozen
 class Destination:
-    """Where replicas are wanted: at one of `rses`; for `lifetime` seconds, None: for ever."""
+    """A wanted replica: at one of `rses`; for `lifetime` seconds, None: for ever."""
 
     rses: Names
     lifetime: int | None = None
@@ -229,14 +229,14 @@ class Rule:
 
 
 def source_of(run: Run) -> str:
-    """A run's ``source.type``; no text where it has none."""
+    """Return a run's ``source.type``; empty if it has none."""
     source = run.document.get("source")
     kind = source.get("type") if isinstance(source, Mapping) else None
     return kind if isinstance(kind, str) else ""
 
 
 def good_copies(run: Run, key: CopyKey) -> int:
-    """How many good copies of that data the run has at hosts other than the key's."""
+    """Count the good copies of that data at hosts other than the key's."""
     same = (one for one in run.copies if (one.type, one.version) == (key.type, key.version))
     return len({one.host for one in same if one.status == TRANSFERRED and one.host != key.host})
 
