@@ -385,7 +385,7 @@ def test_site_without_listener(caxev: Caxev) -> None:
         (["listen", "--site", "lngs", "--lease", "nan"], "not a finite number"),
         (["explain", "--run", "1"], "--timeline"),
         (["sites", "check", "--connect"], "needs --site"),
-        (["lisen"], "Did you mean 'listen'"),
+        (["lisen"], "did you mean 'listen'"),
         (["listen"], "--site"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -86,11 +86,10 @@ class Caxev(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command; for an unknown one, name the nearest."""
         if args[0] not in COMMANDS and not args[0].startswith("-"):
-            from caxev.config.errors import nearest
+            from caxev.config.errors import hint
 
-            guess = nearest(args[0], COMMANDS)
-            hint = f" Did you mean {guess!r}?" if guess else ""
-            ctx.fail(f"No such command {args[0]!r}.{hint}")
+            guess = hint(args[0], COMMANDS, "caxev --help lists them")
+            ctx.fail(f"no such command {args[0]!r} ({guess})")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

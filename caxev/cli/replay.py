@@ -181,7 +181,7 @@ def listening_sites(site: str | None) -> tuple[str, ...]:
 
 def handler_called(name: str, registries: Iterable[Registry]) -> str:
     """Return the handler that has this name or alias. Raises `ConfigError` naming the nearest."""
-    from caxev.config.errors import nearest
+    from caxev.config.errors import known_names
 
     handlers = [handler for registry in registries for handler in registry.handlers.values()]
     names = {handler.name for handler in handlers}
@@ -192,9 +192,7 @@ def handler_called(name: str, registries: Iterable[Registry]) -> str:
         return meant[0]
     if meant:
         raise ConfigError(f"{name!r} is the name of several handlers: {', '.join(meant)}")
-    guess = nearest(name, names)
-    hint = f"did you mean {guess!r}? " if guess else ""
-    raise ConfigError(f"no handler {name!r} ({hint}known: {', '.join(sorted(names))})")
+    raise ConfigError(f"no handler {name!r} {known_names(name, sorted(names))}")
 
 
 # -- asking -------------------------------------------------------------------------------------

@@ -41,6 +41,12 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     return names[close[0]] if close else None
 
 
+def known_names(word: str, known: Iterable[str]) -> str:
+    """Return, in brackets, the name that `word` was probably meant to be, and all known ones."""
+    names = list(known)
+    return f"({hint(word, names)} known: {', '.join(names)})".replace("( ", "(")
+
+
 def hint(word: str, known: Iterable[str], otherwise: str = "") -> str:
     """Return a question that names the nearest known word, or else what to do instead."""
     guess = nearest(word, known)

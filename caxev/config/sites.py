@@ -17,7 +17,7 @@ from attrs import Factory, field, frozen
 from caxev.config.alarms import Sink, read_alarms
 from caxev.config.archive import ARCHIVES, ArchiveOptions
 from caxev.config.corrections import Correction, read_corrections
-from caxev.config.errors import hint
+from caxev.config.errors import hint, known_names
 from caxev.config.links import Link
 from caxev.config.permissions import Permission, read_permissions
 from caxev.config.processing import Directory, Processing
@@ -424,9 +424,7 @@ class Sites:
         """Return the site of that name. Raises `ConfigError` naming the nearest one."""
         if name in self.by_name:
             return self.by_name[name]
-        guess = hint(name, self.by_name)
-        known = f"{guess} known: {', '.join(self)}".lstrip()
-        raise ConfigError(f"no site {name!r} in {self.path} ({known})")
+        raise ConfigError(f"no site {name!r} in {self.path} {known_names(name, self)}")
 
     def find(self, name: str) -> Site | None:
         """The site of that name, or None."""
