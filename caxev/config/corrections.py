@@ -21,6 +21,7 @@ def _path(value: Any) -> str:
 
 
 def _target(value: Any) -> str:
+    # A correction must not overwrite what identifies a run, or its entries.
     check(_path(value).partition(".")[0] not in OWN_FIELDS)
     return str(value)
 
@@ -58,6 +59,7 @@ class Correction:
 def read_corrections(value: Any) -> tuple[Correction, ...]:
     """Read a site's ``corrections``. Raises ValueError if it is no list, and `Problems`."""
     check(isinstance(value, list))
+    # Two corrections of one field would overwrite each other's values.
     found: tuple[Correction, ...] = read(tuple[Correction, ...], value)
     problems = [
         f"two have the {key} {one!r}"

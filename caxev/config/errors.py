@@ -37,6 +37,7 @@ def shown(value: object) -> str:
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that `word` was probably meant to be."""
     names = {name.lower(): name for name in known}
+    # 0.6 is difflib's own cutoff: "stfp" finds "sftp", and "qqq" finds nothing.
     close = get_close_matches(word.lower(), names, n=1, cutoff=0.6)
     return names[close[0]] if close else None
 

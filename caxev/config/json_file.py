@@ -42,6 +42,7 @@ def parse(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python takes the last of equal keys silently; a person who edits the first sees no effect.
     found = dict(pairs)
     if len(found) == len(pairs):
         return found
@@ -77,6 +78,7 @@ def read_list(file: Path, of: str, absent: str = "") -> list[Any]:
     `absent`: what to do if there is no such file.
     """
     try:
+        # Some editors begin a file with a byte order mark, which is no JSON.
         document = parse(read_limited(file, CONFIGURATION).decode("utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{file} does not exist{absent}") from None

@@ -47,6 +47,7 @@ def _hours(value: Any) -> Hours:
     parts = match("([0-9]{2}):([0-5][0-9])-([0-9]{2}):([0-5][0-9])", value).groups()
     times = [int(part) for part in parts]
     begin, end = times[0] * 3600.0 + times[1] * 60.0, times[2] * 3600.0 + times[3] * 60.0
+    # 24:00 is an end, of today; as a beginning it would be tomorrow. Equal ends would be never.
     check(begin < DAY and end <= DAY and begin != end)
     return Hours(begin, end)
 

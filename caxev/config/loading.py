@@ -78,6 +78,7 @@ def read_sites(file: Path) -> list[Any]:
 
 def _digest(entries: Sequence[object]) -> str:
     """Return a digest of the content, the same however the file is laid out."""
+    # Two listeners of a site compare their digests: a new layout must not look like a new file.
     text = json.dumps(entries, sort_keys=True)
     return blake2b(text.encode(), digest_size=6).hexdigest()
 
@@ -109,6 +110,7 @@ def _site(entry: object) -> Site:
 def _problems(site: Site) -> Iterator[str]:
     for key in DIRECTORIES:
         path = getattr(site, key)
+        # On grid storage it is a part of a URL, which has neither the one nor the other meaning.
         if path is None or site.method in _GRID:
             continue
         if not path.startswith("/"):
@@ -121,6 +123,7 @@ def _problems(site: Site) -> Iterator[str]:
 
 
 def _resolved(site: Site, base: Path) -> Site:
+    # The listener may be started in any directory: paths are those of the file.
     return evolve(
         site,
         identity=at(base, site.identity),

@@ -91,6 +91,7 @@ def _site(name: str, parts: Sequence[Part], conflicts: list[Conflict]) -> Entry:
     keys = dict.fromkeys(key for part in parts for key in part.entries[name])
     merged: Entry = {}
     for key in keys:
+        # Null and empty values leave the decision to the other files.
         given = [part for part in parts if _gives(part, name, key)]
         if key in LIMITS and len(given) < len(parts):
             continue  # by one of the files it may do everything
@@ -100,6 +101,7 @@ def _site(name: str, parts: Sequence[Part], conflicts: list[Conflict]) -> Entry:
             merged[key] = [*dict.fromkeys(one for p in given for one in p.entries[name][key])]
             continue
         merged[key] = _written(given[0], name, key)
+        # By their representation: not every value is hashable, and 1 equals true.
         if len({*map(repr, (_meant(part, name, key) for part in given))}) > 1:
             values = tuple((part.file, part.entries[name][key]) for part in given)
             conflicts.append(Conflict(name, key, values))
@@ -138,6 +140,7 @@ def _narrow(entry: Entry, parts: Iterable[Part]) -> None:
     name = entry["name"]
     if entry.get("data_type") or not is_archive(entry.get("method")):
         return
+    # cax's file for an archive listed the types in the entry of the site that copied there.
     types = {
         kind
         for part in parts

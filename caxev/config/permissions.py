@@ -19,6 +19,8 @@ _OWNER: Final = 0o700
 
 def _mode(value: Any) -> int:
     mode = int(match("0?[0-7]{3,4}", value).string, 8)
+    # Without the owner's bits caxev could not read or repair its own copies. If others could write
+    # (0o002), or files ran as their owner (0o4000), a copy would not be safe from other accounts.
     check(mode & _OWNER == _OWNER and not mode & 0o4002)
     return mode
 
@@ -63,6 +65,7 @@ class Permissions(Permission):
 
 def read_permissions(value: Any) -> dict[str, Permission]:
     """Read a site's ``permissions``, by type of data. Raises `Problems`."""
+    # A type without any value is left out, so that its copies are not walked for nothing.
     given = read(Permissions, value)
     common = Permission(given.mode, given.group, given.acl)
     own = {"raw": given.raw, "processed": given.processed, "minitrees": given.minitrees}

@@ -50,11 +50,13 @@ _BY: Final = ", ".join(sorted(PLACEHOLDERS))
 
 
 def _filled_in(value: Any) -> str:
+    # A misspelt placeholder would reach the program as it stands, and fail job by job.
     check({*_BRACES.findall(read_name(value))} <= PLACEHOLDERS)
     return str(value)
 
 
 def _output(value: Any) -> str:
+    # The result must lie in the job's own directory, and have a name: "." and ".." are none.
     check("/" not in _filled_in(value) and value.strip("."))
     return str(value)
 
@@ -75,6 +77,7 @@ def _retries(value: Any) -> dict[str, int]:
 
 
 _version: Final = matching(r"[^/\0]+")
+# A name that begins with - would be an option of sbatch.
 _Word = Annotated[str | None, Kind("a name", matching(r"(?!-)[^\s\0]+"))]
 # Slurm would fill in what stands behind a % in a log's path, and end its lines at a newline.
 Directory = Annotated[

@@ -82,6 +82,7 @@ def _mistakes(error: BaseException, value: Any) -> Iterator[str]:
 
 def _located(error: BaseException, value: Any) -> Iterator[str]:
     """Report the mistakes in one part of a value, each after the name of that part."""
+    # cattrs leaves the place of a mistake as a note of the exception, next to notes of others.
     note = next((one for one in getattr(error, "__notes__", ()) if isinstance(one, _NOTES)), None)
     if note is None:  # it is the whole that is wrong
         yield from _mistakes(error, value)
@@ -96,6 +97,7 @@ def _located(error: BaseException, value: Any) -> Iterator[str]:
     kind = kind_of(note.type) or Kind("an object")
     if isinstance(error, BaseValidationError | Problems):
         yield from (f"{label}: {line}" for line in _mistakes(error, inner))
+    # The converter raises KeyError for a missing key, but a reader may raise one of its own, too.
     elif isinstance(error, KeyError) and label not in value:
         yield f"{label} is missing: it must be {kind.words}"
     else:
@@ -112,8 +114,10 @@ def _label(index: int | str, item: Any) -> str:
 
 
 def _unknown(key: str, known: Mapping[str, object]) -> str:
+    # The nearest key might be a plausible one, and the secret would stay in the file.
     if "password" in key.lower():
         return f"unknown key {key!r} (no secret belongs in a file: set RUCIO_PASSWORD or the like)"
+    # By its letters alone, ``pax_versions`` would be taken for ``pax_version_purge``.
     former = FORMER.get(key)
     guess = f"did you mean {former!r}?" if former in known else hint(key, known, "take it out")
     return f"unknown key {key!r} ({guess}; a key of your own begins with x_)"
@@ -131,6 +135,7 @@ def _class_hook(cls: type, converter: Converter) -> StructureHook:
     overrides: dict[str, Any] = dict.fromkeys(others, override(omit=True))
     overrides |= {one.name: override(rename=key) for key, one in known.items()}
     structure: StructureHook = make_dict_structure_fn(cls, converter, **overrides)
+    # Null stands for the default. A required key has none: its reader refuses null by name.
     optional = {
         key
         for key, one in known.items()
@@ -150,5 +155,6 @@ def _class_hook(cls: type, converter: Converter) -> StructureHook:
 
 
 _converter: Final = Converter(detailed_validation=True, forbid_extra_keys=True)
+# The hook that is registered last is asked first: an annotated class goes by its kind.
 _converter.register_structure_hook_factory(attrs.has, _class_hook)
 _converter.register_structure_hook_factory(lambda type_: kind_of(type_) is not None, _kind_hook)

@@ -9,16 +9,24 @@ from typing import Annotated
 
 from attrs import frozen
 
-from caxev.config.values import Count, Days, Flag, Kind, Rate, listed, number, read_name
-
-_SomeDays = Annotated[float, Kind("a number of days above 0", number(above=0))]
+from caxev.config.values import (
+    Count,
+    Days,
+    Flag,
+    Hours,
+    Kind,
+    Rate,
+    SomeDays,
+    listed,
+    read_name,
+)
 
 
 @frozen
 class Patrol:
     """How often each copy is read again."""
 
-    days: _SomeDays
+    days: SomeDays
     """Each copy is read again every so many days."""
     max_rate: Rate | None = None
     """The most bytes a second that are read, as ``"50MB/s"``."""
@@ -34,7 +42,7 @@ class Deletion:
     """Data of runs with one of these tags stays."""
     proof_days: Days = 0.0
     """The other copies must have been read within so many days before the intent, or since."""
-    patience: _SomeDays = 7.0
+    patience: SomeDays = 7.0
     """After so many days without an answer from the other sites the deletion is given up."""
     when_full: Flag = False
     """If less than ``min_free`` is free, delete the oldest copies that may go, of any age."""
@@ -44,7 +52,7 @@ class Deletion:
 class Stalled:
     """When a copy on which nobody works counts as stalled."""
 
-    warn: Annotated[float, Kind("a number of hours", number())] = 2.0
+    warn: Hours = 2.0
     """Hours after which an alarm is raised."""
-    retry: Annotated[float, Kind("a number of hours", number())] = 24.0
+    retry: Hours = 24.0
     """Hours after which the copy is given up and made again."""

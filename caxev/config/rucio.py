@@ -48,6 +48,7 @@ def _detectors(value: Any) -> dict[str, str]:
 
 def read_time(value: Any) -> datetime:
     """Read an ISO 8601 time, UTC if it has no offset."""
+    # The clock of whoever wrote the file is not known; all times of runs are UTC.
     time = datetime.fromisoformat(value)
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
@@ -55,6 +56,7 @@ def read_time(value: Any) -> datetime:
 def _periods(value: Any) -> tuple[Period, ...]:
     names, times = zip(*value.items(), strict=True)  # ValueError if there are none
     begins = [read_time(time) for time in times[1:]]
+    # A run without a period could have no scope: the first period begins with time itself.
     check(times[0] is None and begins == sorted({*begins}))
     return tuple(map(Period, map(_part, names), (None, *begins)))
 

@@ -27,6 +27,7 @@ _SECRET: Final = re.compile(
     r"|CAXEV_(MONGO_URI|MONGO_USER|SLACK_URL(_FILE)?)|CREDENTIALS_DIRECTORY"
 )
 """Names of variables that hold secrets, or the places of secrets."""
+# Anything else must be percent-encoded: the driver would split the address at another place.
 _QUOTED: Final = re.compile(r"([^%:@/\s]|%[0-9A-Fa-f]{2})*")
 
 
@@ -43,6 +44,7 @@ def secret(name: str, environ: Mapping[str, str] | None = None) -> str | None:
     if environ.get(f"{name}_FILE"):
         return _read(Path(environ[f"{name}_FILE"]).expanduser(), f"{name}_FILE")
     if environ.get("CREDENTIALS_DIRECTORY"):
+        # systemd's names of credentials are lower case by custom; the directory may hold others.
         credential = Path(environ["CREDENTIALS_DIRECTORY"]) / name.lower()
         return _read(credential, "systemd credential") if credential.exists() else None
     return None

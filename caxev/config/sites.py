@@ -85,6 +85,7 @@ def acts(entry: Mapping[str, Any]) -> bool:
 
 def is_archive(method: object) -> bool:
     """Whether that is the method of what keeps copies without letting their files be read."""
+    # It is asked of entries that have not been checked yet.
     if not isinstance(method, str):
         return False
     return method in UNREADABLE or bool(entry_points(group=ARCHIVES, name=method))
@@ -321,12 +322,14 @@ class Site:
         root: str | None = getattr(self, f"dir_{type}") if type in TYPES else None
         if root is None or type not in VERSIONED:
             return root
+        # The version comes from the database, which other sites write: it must not lead elsewhere.
         if not version or "/" in version or "\0" in version:
             return None
         return f"{root.rstrip('/')}/pax_{version}"
 
     def link(self, name: str) -> Link:
         """Return the limits of the link to that site as seen from here: its own, else ours."""
+        # Hours and numbers of transfers are of one link; a site as a whole has none.
         site = Link(max_rate=self.max_rate, nstreams=self.nstreams)
         return filled(self.links.get(name, site), site)
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from caxev.config.sites import Site, Sites, archive_between
 
+# A site's name may hold anything; as a directory's it must be one visible component of a path.
 _UNPLAIN: Final = re.compile(r"^\.+|[^A-Za-z0-9+_.-]")
 
 

@@ -48,6 +48,7 @@ def check(fits: object) -> None:
 
 def match(pattern: str, value: str) -> re.Match[str]:
     """Match a text from end to end. Raises ValueError, or TypeError if it is no text."""
+    # Not `match` with a $ at the end: that lets one newline pass.
     found = re.fullmatch(pattern, value)
     if found is None:
         raise ValueError
@@ -85,6 +86,7 @@ def whole(low: float = 1, high: float = inf) -> Reader:
     """Make a reader of whole numbers. In Python true is one; here it is not."""
 
     def read(value: Any) -> int:
+        # Not isinstance: true is an int in Python.
         check(type(value) is int and low <= value <= high)
         return int(value)
 
@@ -95,6 +97,7 @@ def number(low: float = 0.0, high: float = sys.float_info.max, above: float = -i
     """Make a reader of finite numbers, at least `low` and more than `above`."""
 
     def read(value: Any) -> float:
+        # NaN fails each comparison. A whole number of 400 digits is no float: it exceeds `high`.
         check(type(value) in {int, float} and low <= value <= high and value > above)
         return float(value)
 
@@ -111,6 +114,7 @@ def listed(item: Reader, least: int = 0) -> Reader:
     """Make a reader of lists that have at least so many items."""
 
     def read(value: Any) -> tuple[Any, ...]:
+        # A text is a sequence, too: "raw" would become three names.
         check(isinstance(value, list) and len(value) >= least)
         return tuple(map(item, value))
 
@@ -126,6 +130,7 @@ def one_of(*choices: str, group: str | None = None) -> Kind:
     """Return the kind of these words, and of the names of installed entry points of a group."""
 
     def read(value: Any) -> str:
+        # Looked up anew for each value: a package may be installed while a listener runs.
         check(value in choices or (group and entry_points(group=group, name=value)))
         return str(value)
 
@@ -136,6 +141,7 @@ def one_of(*choices: str, group: str | None = None) -> Kind:
 def read_amount(value: Any) -> int:
     """Read ``500GB`` (B, kB to PB, KiB to PiB) as bytes."""
     found = match(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([A-Za-z]+)", value)
+    # Decimal, because 0.1 of a float times 1000 ** 5 is not what was written.
     return int(Decimal(found[1]) * _UNITS[found[2]])
 
 
@@ -152,6 +158,8 @@ def _duration(value: Any) -> float:
     return float(int(found[1]) * _SECONDS[found[2]])
 
 
+# A lambda is safe here, but not within an annotation of a field: that is evaluated as a text, and
+# the lambda's names would be looked up in the class alone.
 Text = Annotated[str | None, Kind("a text", lambda value: read_text(value) or None)]
 Name = Annotated[str, Kind("a text that is not empty", read_name)]
 Names = Annotated[tuple[str, ...], Kind("a list of names", listed(read_name))]

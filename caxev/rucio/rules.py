@@ -55,6 +55,7 @@ def _numbers(value: Any) -> Ranges:
 
 
 def _run_names(value: Any) -> Ranges:
+    # One range that holds every name, so that "all" needs no case of its own.
     if value == "all":
         return (("", "\U0010ffff"),)
     return _ranges(_words(value), matching(r"\d{6}_\d{4}"))
@@ -77,6 +78,7 @@ def _destination(word: Any) -> Names:
 def _destinations(value: Any) -> tuple[Names, ...]:
     found = tuple(map(_destination, value if isinstance(value, list) else [value]))
     everything = [rse for rses in found for rse in rses]
+    # An RSE that is named twice could have two lifetimes.
     check(len(everything) == len({*everything}))
     return found
 
