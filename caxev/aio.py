@@ -1,87 +1,62 @@
-"""The border between trio and asyncio: the only module that knows that there are two loops.
+"""The border between trio and asyncio: PyMongo's client is called from trio, SSH runs by itself.
 
-PyMongo's asyncio client runs on a loop in a thread of its own. A call is handed over to that
-thread and back, which costs about 0.2 ms, so a whole operation is written as one asyncio function
-and crossed into once. (On a loop inside trio's, each of the dozen callbacks of one command is
-a turn of trio's scheduler: the latency of a change was a fifth higher.)
+trio-asyncio runs an asyncio loop inside trio's. Each callback of asyncio is a turn of trio's
+scheduler, so that a call costs more than on a loop of its own: write a whole operation, such as a
+batch or a transaction, as one asyncio function and cross into it once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
-from contextvars import ContextVar
-from threading import Thread
-from typing import Any, NoReturn, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, TypeVarTuple
 
 import trio
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
-_loop: ContextVar[asyncio.AbstractEventLoop] = ContextVar("_loop")
+# trio_asyncio is imported only where it is used: it replaces functions of asyncio for the whole
+# process, and worker processes, which have loops of their own, need none of that.
 
 
 @asynccontextmanager
 async def loop() -> AsyncIterator[None]:
-    """Run an asyncio loop, in a thread, for as long as the block lasts."""
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+    """Run an asyncio loop inside trio's for as long as the block lasts."""
+    import trio_asyncio
 
-    async def serve() -> None:
-        over = asyncio.Event()
-        started.set_result((asyncio.get_running_loop(), over))
-        await over.wait()
-
-    thread = Thread(target=lambda: asyncio.run(serve()), name="asyncio", daemon=True)
-    thread.start()
-    running, over = started.result()
-    token = _loop.set(running)
-    try:
-        yield
-    finally:
-        _loop.reset(token)
-        running.call_soon_threadsafe(over.set)
-        thread.join()
+    failed: BaseException | None = None
+    async with trio_asyncio.open_loop():
+        try:
+            yield
+        except trio.Cancelled:
+            raise
+        except BaseException as error:  # noqa: BLE001  # raised below
+            failed = error  # the loop's nurseries would wrap it in an ExceptionGroup
+    if failed is not None:
+        raise failed
 
 
-async def call(function: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """Await an asyncio function from trio. Its errors come through unchanged.
+async def call(function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+    """Await an asyncio function from trio, inside `loop`. Its errors come through unchanged.
 
-    On cancellation the asyncio side is cancelled and waited for; where it completes all the same,
-    its result is returned.
+    On cancellation the asyncio side is cancelled and waited for; if it completes all the same, its
+    result is returned.
     """
+    import trio_asyncio
+
     await trio.lowlevel.checkpoint_if_cancelled()
-    running = _loop.get()
-    waiting = trio.lowlevel.current_task()
-    token = trio.lowlevel.current_trio_token()
-    ended: list[asyncio.Task[T]] = []
-    raise_cancelled: Callable[[], NoReturn] | None = None
+    result: T = await trio_asyncio.aio_as_trio(function)(*args)
+    return result
 
-    async def run() -> T:
-        return await function(*args)
 
-    def start() -> None:
-        # Kept by the waiting trio task, as asyncio itself keeps no hold on a task.
-        ended.append(running.create_task(run()))
-        ended[0].add_done_callback(wake)
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Run an asyncio function to its end, in a thread or process without trio.
 
-    def wake(_: object) -> None:
-        with suppress(trio.RunFinishedError):
-            token.run_sync_soon(trio.lowlevel.reschedule, waiting)
-
-    def cancel() -> None:
-        ended[0].cancel()
-
-    def abort(raise_cancel: Callable[[], NoReturn]) -> trio.lowlevel.Abort:
-        nonlocal raise_cancelled
-        raise_cancelled = raise_cancel
-        # Handed over after `start`, so the task is there by then.
-        running.call_soon_threadsafe(cancel)
-        return trio.lowlevel.Abort.FAILED
-
-    running.call_soon_threadsafe(start)
-    await trio.lowlevel.wait_task_rescheduled(abort)
-    if ended[0].cancelled() and raise_cancelled is not None:
-        raise_cancelled()
-    return ended[0].result()
+    As `asyncio.run`, but always on asyncio's own loop: once trio_asyncio is imported the default
+    is a loop of its, which runs trio for each thread and fails in PyMongo's and asyncssh's
+    protocols.
+    """
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        return runner.run(main)

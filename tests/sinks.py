@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from caxev import aio
+
 
 @define(eq=False)
 class Web:
@@ -147,7 +149,7 @@ def post(password: str | None = None, context: ssl.SSLContext | None = None) -> 
         server.close()
 
     running: list[asyncio.AbstractEventLoop] = []
-    thread = Thread(target=lambda: asyncio.run(serve()))
+    thread = Thread(target=lambda: aio.run(serve()))
     thread.start()
     started.wait()
     try:

@@ -20,7 +20,7 @@ import asyncssh
 import pytest
 from attrs import define, evolve
 
-from caxev import transfer
+from caxev import aio, transfer
 from caxev.config import Permission, Site
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import erase, standing
@@ -67,7 +67,7 @@ class Confined:
             async with connected(self.server.endpoint) as connection:
                 return await asyncio.wait_for(do(connection), 60)
 
-        return asyncio.run(talking())
+        return aio.run(talking())
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_nothing_outside_is_seen(confined: Confined) -> None:
             await sftp.unlink(b"/data/raw/link")
             return [bytes(name) for name in await sftp.listdir(b"/")]
 
-    assert sorted(asyncio.run(look())) == [b".", b"..", b"data"]
+    assert sorted(aio.run(look())) == [b".", b"..", b"data"]
 
 
 def test_a_password_is_no_login(confined: Confined) -> None:
@@ -251,7 +251,7 @@ def test_a_password_is_no_login(confined: Confined) -> None:
         )
 
     with pytest.raises(asyncssh.PermissionDenied):
-        asyncio.run(knock())
+        aio.run(knock())
 
 
 def test_the_pinned_key_is_the_only_one(confined: Confined) -> None:

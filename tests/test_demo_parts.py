@@ -22,6 +22,7 @@ from attrs import frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caxev import aio
 from caxev.core.model import CopyKey, Run
 from caxev.demo import daq, server
 
@@ -163,7 +164,7 @@ def test_files_are_served(site: Site) -> None:
         ):
             return await file.read()
 
-    assert asyncio.run(fetch()) == b"raw"
+    assert aio.run(fetch()) == b"raw"
 
 
 def test_another_key_is_refused(site: Site) -> None:
@@ -175,7 +176,7 @@ def test_another_key_is_refused(site: Site) -> None:
             pass
 
     with pytest.raises(asyncssh.PermissionDenied):
-        asyncio.run(connect())
+        aio.run(connect())
 
 
 def test_another_host_key_is_noticed(site: Site) -> None:
@@ -188,7 +189,7 @@ def test_another_host_key_is_noticed(site: Site) -> None:
             pass
 
     with pytest.raises(asyncssh.HostKeyNotVerifiable):
-        asyncio.run(connect())
+        aio.run(connect())
 
 
 def test_no_command_is_run(site: Site) -> None:
@@ -199,7 +200,7 @@ def test_no_command_is_run(site: Site) -> None:
             await client.run("true")
 
     with pytest.raises(asyncssh.ChannelOpenError):
-        asyncio.run(run())
+        aio.run(run())
 
 
 @pytest.mark.parametrize("how", ["end of input", "SIGTERM"])
@@ -212,7 +213,7 @@ def test_it_ends_when_told(site: Site, how: str) -> None:
             (site.process.stdin.close if how == "end of input" else site.process.terminate)()
             return await asyncio.to_thread(site.process.wait, 20)
 
-    assert asyncio.run(hold()) == 0
+    assert aio.run(hold()) == 0
 
 
 @pytest.mark.replicaset

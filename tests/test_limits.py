@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev import Denied, GiveUp, Retry, http_server, limited
+from caxev import Denied, GiveUp, Retry, aio, http_server, limited
 from caxev.batch import program as batch_program
 from caxev.config import ConfigError, Permission, load_file, load_sites
 from caxev.config.settings import secret
@@ -256,4 +256,4 @@ def test_lines_and_bytes_of_a_far_end(parts: list[bytes], most: int, data: st.Da
             if not some:
                 return got
 
-    assert asyncio.run(read_all()) == b"".join(parts)
+    assert aio.run(read_all()) == b"".join(parts)

@@ -28,6 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
+from caxev import aio
 from caxev.core.errors import Damaged, Denied, GiveUp, Retry, RootAway
 from caxev.core.paths import Root
 from caxev.engine.workers import Workers
@@ -336,7 +337,7 @@ def test_an_impossible_name_from_the_server_is_refused(ways: Ways, tmp_path: Pat
                 await Remote(endpoint, sftp).look(os.fsencode(tmp_path))
 
     with pytest.raises(GiveUp, match="impossible name"):
-        asyncio.run(look())
+        aio.run(look())
 
 
 # Going on after a break
@@ -755,10 +756,10 @@ def test_an_address_that_fails_is_reported_if_all_do(monkeypatch: pytest.MonkeyP
         port = taken.getsockname()[1]
         addressed(monkeypatch, "127.0.0.67")
         with pytest.raises(ConnectionRefusedError):
-            asyncio.run(dial("any", port, 5.0))
+            aio.run(dial("any", port, 5.0))
         addressed(monkeypatch, "127.0.0.66", "127.0.0.67")
         with hole(port), pytest.raises(TimeoutError):
-            asyncio.run(dial("any", port, 0.5))
+            aio.run(dial("any", port, 0.5))
 
 
 @given(st.lists(st.tuples(st.sampled_from([4, 6]), st.integers()), min_size=1))
@@ -1139,7 +1140,7 @@ def test_a_channel_that_the_far_end_closed_first_is_let_go() -> None:
             await asyncio.sleep(0)
         channel.close()
 
-    asyncio.run(let_go())
+    aio.run(let_go())
 
 
 @both

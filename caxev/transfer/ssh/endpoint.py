@@ -11,6 +11,7 @@ from typing import Any, Final
 import asyncssh
 from attrs import frozen
 
+from caxev import aio
 from caxev.core.errors import UNFORESEEN, Denied, Retry
 from caxev.files import shown
 from caxev.transfer.ssh.dialing import dial
@@ -214,7 +215,7 @@ def pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
     The server is asked for its key, which is believed only where its fingerprint is the pinned one;
     else raises as `connected` does.
     """
-    return asyncio.run(_pinned_key(endpoint))
+    return aio.run(_pinned_key(endpoint))
 
 
 async def _pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:

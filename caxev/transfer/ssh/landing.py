@@ -7,7 +7,6 @@ run in a worker process, and raise `Retry` and `GiveUp` only.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import posixpath
 import stat
@@ -18,7 +17,7 @@ from typing import TypeVar
 import asyncssh
 from attrs import evolve, frozen
 
-from caxev import failpoints
+from caxev import aio, failpoints
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import (
     FILE_MODE,
@@ -208,7 +207,7 @@ def _with_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], A
                 async with remote.steady():
                     return await function(remote)
 
-    return asyncio.run(run())
+    return aio.run(run())
 
 
 def _note(final: bytes) -> bytes:

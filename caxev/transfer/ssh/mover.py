@@ -28,7 +28,7 @@ from typing import Any, Final, Literal, TypeVar
 import asyncssh
 from attrs import evolve, field, frozen
 
-from caxev import failpoints
+from caxev import aio, failpoints
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import (
     PART,
@@ -89,12 +89,12 @@ def pull(transfer: Transfer, *, report: Report) -> Moved:
     something else stands at `local_path`, and its `Damaged` where the source is not what is
     expected; `Retry` for all that may pass. Then the partial stays to be gone on with.
     """
-    return asyncio.run(_run(transfer, _pull, report, _asking(transfer, do="send")))
+    return aio.run(_run(transfer, _pull, report, _asking(transfer, do="send")))
 
 
 def push(transfer: Transfer, *, report: Report) -> Moved:
     """Copy the tree at `local_path` to `remote_path`, which must not be there yet. As `pull`."""
-    return asyncio.run(_pushing(transfer, report))
+    return aio.run(_pushing(transfer, report))
 
 
 def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
@@ -103,12 +103,12 @@ def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
     ``caxev receive`` does so there, if there is one; else the copy is read back.
     """
     request = _asking(transfer, do="digest", max_rate=transfer.max_rate)
-    return asyncio.run(_run(transfer, _remote_manifest, report, request))
+    return aio.run(_run(transfer, _remote_manifest, report, request))
 
 
 def check(endpoint: Endpoint) -> str:
     """Connect and start SFTP; the server's version and where we land. Raises as `pull` does."""
-    return asyncio.run(_check(endpoint))
+    return aio.run(_check(endpoint))
 
 
 @frozen
