@@ -334,7 +334,7 @@ def _show_run(row: Mapping[str, Any]) -> None:
     copies = [{**copy, "checksum": _short(copy), "type": _kind(copy)} for copy in row["copies"]]
     show(Table(_COPIES, copies), as_json=False, empty="no copies")
     click.echo()
-    show(Table(COLUMNS, row["reactions"]), as_json=False, empty="no reactions open or failed")
+    show(Table(COLUMNS, row["reactions"]), as_json=False, empty="all reactions are done")
 
 
 def _kind(copy: Mapping[str, Any]) -> str:
