@@ -1,8 +1,8 @@
-"""The ways in which copies are moved: one for each method of sites.json.
+"""Move copies between sites: one mover for each method of sites.json.
 
 `pull`, `push`, `manifest` and `check` are plain functions that run in a worker process; they choose
-the mover by the method of the site at the other end. A mover of your own is found by the entry
-point group ``caxev.transfer``: the method's name, and the class.
+the mover by the method of the site at the other end. To add a mover, register its class under the
+method's name in the entry point group ``caxev.transfer``.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = [
     "unserved",
 ]
 
+# Import paths and not classes: a worker process imports only the mover that it runs.
 _OURS: Final = {
     "sftp": "caxev.transfer.sftp:Sftp",
     "scp": "caxev.transfer.sftp:Sftp",
@@ -43,19 +44,19 @@ _GROUP: Final = "caxev.transfer"
 
 
 def methods() -> frozenset[str]:
-    """The methods by which copies can be moved, third parties' among them."""
+    """Return the methods that have a mover, third parties' included."""
     return frozenset(_OURS) | entry_points(group=_GROUP).names
 
 
 def unserved(method: str) -> str | None:
-    """The method, and why no copy is moved by it; None where one can be."""
+    """Return the method and why no mover serves it; None if one does."""
     if method == _REPLACED:
         return f"{method}, which {_ADVICE}"
     return None if method in methods() else f"{method}, which this reaction does not serve"
 
 
 def mover(method: str) -> Mover:
-    """The mover of that method. Raises `GiveUp` where there is none."""
+    """Return a mover for `method`. Raises `GiveUp` if there is none."""
     if method == _REPLACED:
         raise GiveUp(f"{_REPLACED} {_ADVICE}")
     if method in _OURS:
@@ -74,7 +75,7 @@ def pull(route: Route, *, report: Report) -> Moved:
 
 
 def push(route: Route, *, report: Report) -> Moved:
-    """Bring a copy there; see `Mover.push`."""
+    """Send a copy there; see `Mover.push`."""
     return mover(route.there.method).push(route, report=report)
 
 

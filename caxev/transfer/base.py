@@ -1,4 +1,4 @@
-"""What a way of moving copies is: the interface that each method of sites.json implements."""
+"""Define `Mover`, the interface that each method of sites.json implements."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class Route:
     """One copy to be moved between this site and another.
 
     Both paths are absolute and must lie strictly inside one of the directories of their own site
-    (`Site.roots`). Either is a directory or a single file. `expected` is what the copy must
-    turn out to be, where that is known: with it a broken transfer keeps what is right of what is
-    there, and fetches only what is not. `checksum` is the source's checksum by cax: without a
-    manifest, what is there is kept only if it came from a source with the same one. `max_rate`:
-    bytes a second, None: no limit. `min_free`: bytes that must stay free where the copy goes.
+    (`Site.roots`). Each is a directory or a single file. `expected` is the manifest that the copy
+    must match, if known: an interrupted transfer then keeps the bytes that match and fetches the
+    rest. `checksum` is the source's checksum by cax: without a manifest, partial data is kept only
+    if it came from a source with the same checksum. `max_rate`: bytes a second, None: no limit.
+    `min_free`: bytes that must stay free on the target's disk.
 
-    `again`: a copy that has its name already is known to be bad and is to be repaired: its name is
-    taken from it first. `found` is what it was found to be, where that is known.
+    `again`: the target exists, is known to be bad and is to be repaired; it is first renamed back
+    to a partial. `found` is the manifest read from it, if known.
     """
 
     here: Site
@@ -40,14 +40,14 @@ class Route:
 class Mover(Protocol):
     """A way of moving copies. All methods run in a worker process and may take hours.
 
-    They raise `GiveUp` for what will not change by itself (a path outside of the roots, a source
-    that is gone or holds what a copy must not, a refused key, something else under the
-    final name) and `Retry` for all that may pass (no connection, disk full, a source that changes).
-    They call ``report(done, total)`` (bytes) as they go, a few times a second.
+    They raise `GiveUp` for errors that will not pass by themselves (a path outside of the roots, a
+    source that is gone or holds what a copy must not, a refused key, something else under the
+    final name) and `Retry` for all others (no connection, disk full, a source that changes).
+    They call ``report(done, total)`` (bytes) a few times a second.
 
-    Whatever is written goes to `caxev.files.partial_path` beside the final name and is renamed
-    when it is whole and on the disk; nothing is ever replaced. Killed anywhere, the next call goes
-    on, or finds that the copy had its name already and is done.
+    Data is written to `caxev.files.partial_path` beside the final name, and renamed when it is
+    complete and on the disk; nothing is ever replaced. A call that was killed at any point can be
+    repeated: it resumes, or finds the copy under its final name and returns.
     """
 
     def pull(self, route: Route, *, report: Report) -> Moved:
@@ -59,9 +59,9 @@ class Mover(Protocol):
         ...
 
     def manifest(self, route: Route, *, report: Report) -> Manifest:
-        """Read the copy at `remote_path` and return its manifest; `local_path` is not looked at."""
+        """Read the copy at `remote_path` and return its manifest; `local_path` is ignored."""
         ...
 
     def check(self, here: Site, there: Site) -> str:
-        """Reach the site and say, in a line, what answered."""
+        """Connect to the site and return a line that describes what answered."""
         ...

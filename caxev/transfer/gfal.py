@@ -1,4 +1,4 @@
-"""Method ``gfal-copy``: grid storage (XRootD, WebDAV, SRM), through gfal2's command line."""
+"""Serve the method ``gfal-copy``: grid storage (XRootD, WebDAV, SRM), by gfal2's command line."""
 
 from __future__ import annotations
 
@@ -60,19 +60,21 @@ Suspects: TypeAlias = Callable[[bytes], bool]
 
 _PACKAGES: Final = "gfal2-util-scripts, gfal2-plugin-xrootd"
 _AT_ONCE: Final = 4
-_MANY: Final = 50  # directories in one call
+_MANY: Final = 50  # directories in one call: starting a gfal program costs more than a mkdir
 _DEEPEST: Final = 64
 _CHUNK: Final = 1 << 20
-_TAKING = 120.0  # seconds for which a checksum that is being taken is waited for
-_ANSWER = 20.0  # seconds for which the answer to one question is waited for
+_TAKING = 120.0  # seconds to wait in all for a server that is computing a checksum
+_ANSWER = 20.0  # seconds to wait for one call of gfal-sum
 _ASK_AGAIN: Final = 0.5  # seconds
-_PATIENCE: Final = 600  # seconds for a file, before its bytes count
-_SLOWEST: Final = 100_000  # bytes a second; what is slower has stalled
+# gfal-copy has one time limit for a whole file: a fixed part, and one that grows with its size.
+_PATIENCE: Final = 600  # seconds
+_SLOWEST: Final = 100_000  # bytes a second; a slower transfer counts as stalled
 _PYTHON: Final = "/usr/bin/python3"
 _URL: Final = re.compile(r"[a-z][a-z0-9+]*://[^\s/?#]+[^\s#]*")
+# In an XRootD URL one slash ends the host's name, and an absolute path has another of its own.
 _SLASHED: Final = ("root://", "roots://", "xroot://", "xroots://")
 _NAME: Final = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:@-]+")
-"""A name that every such URL carries as it is."""
+"""A name that needs no quoting in any of these URLs."""
 _LISTED: Final = re.compile(
     r"(?P<kind>[-a-z])[-a-zA-Z]{9}\s+\d+\s+\S+\s+\S+\s+(?P<size>\d+)\s+"
     r"(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\.\d+ \+0000 (?P<name>.+)\t"
@@ -84,14 +86,15 @@ _CANNOT: Final = {errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.ENOSYS, 126, 12
 
 
 class Gfal:
-    """Moves copies to and from grid storage; see `caxev.transfer.base.Mover`.
+    """Move copies to and from grid storage; see `caxev.transfer.base.Mover`.
 
-    The site's `hostname` is the beginning of a URL, to which paths are appended; its `nstreams` go
-    into each file, of which four move at once. Every file is compared by its ADLER32, as gfal2 and
-    the far side have it and as we have it. Such storage shows no links and has no times or modes
-    of ours; what it holds is known by sizes and ADLER32. Names are limited to what URLs carry.
-    `max_rate` is kept only where a copy is read back, because gfal2 knows no limit; nor is
-    `min_free` at the far side. A rename there replaces a file that appears in that very moment.
+    The site's `hostname` is the beginning of a URL, to which paths are appended. Four files move at
+    once, each by `nstreams` streams. After each, its ADLER32 at the far side is compared with ours.
+    Grid storage has no links, and keeps neither our times nor modes: files are compared by size and
+    ADLER32. Names are limited to what URLs carry.
+
+    gfal2 has no rate limit, so `max_rate` holds only for `manifest`; `min_free` is not checked at
+    the far side. A rename there replaces a file that appears in that very moment.
     """
 
     def pull(self, route: Route, *, report: Report) -> Moved:
@@ -115,6 +118,8 @@ class Gfal:
         meter.guard = arrival.check_space
         if arrival.stands():
             return meter.moved(source)
+        # gfal2 opens what it writes by name and follows links. It gets a directory that nobody else
+        # can write to; `place_file` brings each file from there to the partial.
         with arrival.opened() as todo, landing(state_directory(route.here), final) as private:
             _check_names(private, [])
             failpoints.point("files.prepare")
@@ -124,13 +129,13 @@ class Gfal:
             copying = _Copying(far, arrival.partial, path, meter, known, private=private)
             _side_by_side(copying.fetch, files.values())
             arrival.finish(todo)
-            if far.source(path) != source:
+            if far.source(path) != source:  # before the rename, or a mixture would be published
                 raise changed(far.shown(path))
             arrival.publish()
         return meter.moved(source)
 
     def push(self, route: Route, *, report: Report) -> Moved:
-        """Bring a copy there."""
+        """Send a copy there."""
         far = _far(route.here, route.there)
         here, source = look_here(route.local_path, route.here.roots)
         check_expected(source, route.expected, shown(here))
@@ -139,6 +144,7 @@ class Gfal:
         partial = os.fsencode(partial_path(os.fsdecode(final)))
         meter = Meter.of(source, report)
         with ssh.only_pusher(far.prefix, final):
+            # A partial that is there already comes from an interrupted repair: go on with that one.
             if route.again and far.stat(partial) is None and far.stat(final) is not None:
                 far.rename(final, partial)
             known = known_items(route.expected)
@@ -156,7 +162,7 @@ class Gfal:
         return meter.moved(source)
 
     def manifest(self, route: Route, *, report: Report) -> Manifest:
-        """Stream the copy from there, file by file, and take the BLAKE3 of what comes."""
+        """Stream the copy from there, file by file, and compute its BLAKE3 digests."""
         far = _far(route.here, route.there)
         path = far.confined(route.remote_path)
         source = far.source(path)
@@ -169,7 +175,7 @@ class Gfal:
         return Manifest([*items, *(i for i in manifest_of(source).items if i.kind != "file")])
 
     def check(self, here: Site, there: Site) -> str:
-        """Look at the site's first directory; gfal2's version and what it looked at."""
+        """Stat the site's first directory, and return its URL and gfal2's version."""
         far = _far(here, there)
         answer = Answer("gfal-copy")
         far.run("gfal-copy", "--version", output=answer)
@@ -180,15 +186,17 @@ class Gfal:
 
 
 def _far(here: Site, there: Site) -> _Far:
-    """How `here` reaches the storage of `there`. Raises `GiveUp` where it cannot."""
+    """Return the storage of `there` as `here` reaches it. Raises `GiveUp` if it cannot."""
     if shutil.which("gfal-copy") is None:
         raise Denied(f"gfal-copy is not installed here (Debian: {_PACKAGES})")
     prefix = there.hostname or ""
     if not _URL.fullmatch(prefix) or prefix.startswith("file:"):
         raise GiveUp(f"hostname of site {there.name!r} is not a URL as root://se.example.org/")
+    # XRootD's defaults (120 s, 5 times) wait ten minutes for a dead server; our queue retries.
     environment = {"XRD_CONNECTIONWINDOW": "15", "XRD_CONNECTIONRETRY": "2"}
     if os.access(_PYTHON, os.X_OK):  # another one on PATH, as in a venv, would not have gfal2
         environment["GFAL_PYTHONBIN"] = _PYTHON
+    # The operator's environment has precedence over our defaults, but not over the site's proxy.
     environment = {k: v for k, v in environment.items() if k not in os.environ}
     if proxy := here.grid_cert or there.grid_cert:
         if not os.access(proxy, os.R_OK):
@@ -200,7 +208,7 @@ def _far(here: Site, there: Site) -> _Far:
 
 @frozen
 class _Far:
-    """Grid storage: its URLs, and what can be asked of it. Errors are `Retry` and `GiveUp`."""
+    """Grid storage at a URL prefix, and its operations. Errors are `Retry` and `GiveUp`."""
 
     prefix: str
     roots: tuple[str, ...]
@@ -214,7 +222,7 @@ class _Far:
         return self.prefix + printable(path)
 
     def confined(self, path: str) -> bytes:
-        """The path, strictly inside a root. Links there cannot be seen, so only its text counts."""
+        """Return the path if it is strictly inside a root; by its text, as links are invisible."""
         wanted = os.fsencode(path)
         if not wanted.startswith(b"/") or b".." in wanted.split(b"/"):
             raise GiveUp(f"{printable(wanted) or 'an empty path'} is not a plain absolute path")
@@ -233,7 +241,7 @@ class _Far:
         output: Callable[[bytes], object] = lambda _chunk: None,
         limit: float | None = None,
     ) -> Ended:
-        """Run one of gfal2's programs, however it ends; `limit` as `program.run` has it."""
+        """Run one of gfal2's programs and return its status; `limit` as in `program.run`."""
         environment = self.environment
         return run(command, package=_PACKAGES, output=output, environment=environment, limit=limit)
 
@@ -243,13 +251,13 @@ class _Far:
         output: Callable[[bytes], object] = lambda _chunk: None,
         limit: float | None = None,
     ) -> None:
-        """Run one of gfal2's programs; its failure is raised."""
+        """Run one of gfal2's programs, and raise an error if it fails."""
         ended = self.ended(*command, output=output, limit=limit)
         if ended.status:
             raise _error(ended, command)
 
     def stat(self, path: bytes) -> Seen | None:
-        """What is there, times to the second, and None where nothing is."""
+        """Return what is at `path`, its time to the second; None if there is nothing."""
         listed = self._list(path, "-d")
         return None if listed is None else evolve(listed[0], path=b"")
 
@@ -259,6 +267,7 @@ class _Far:
         ended = self.ended(*command, output=answer)
         if ended.status in _GONE:
             return None
+        # gfal-ls dies of such a name with a Python traceback: its status, 1, would read as EPERM.
         if "UnicodeDecodeError" in ended.said:
             raise GiveUp(f"{self.shown(path)} holds a name that no URL can carry")
         if ended.status:
@@ -266,11 +275,13 @@ class _Far:
         return [_seen(line, self.shown(path)) for line in answer.lines if line]
 
     def look(self, path: bytes) -> list[Seen] | None:
-        """What a copy there holds, sorted by path; None where there is nothing."""
+        """List the copy at `path`, sorted by path; None if there is nothing."""
         top = self.stat(path)
         if top is None or top.kind == "file":
             return None if top is None else [top]
         found: list[Seen] = []
+        # Level by level: gfal-ls does not recurse, and the directories of one level are listed
+        # side by side, as each takes a process and a round trip.
         level = [b""]
         for _ in range(_DEEPEST):
             inner = [seen for below in _side_by_side(self._below(path), level) for seen in below]
@@ -287,6 +298,7 @@ class _Far:
             listed = self._list(join(root, path))
             if listed is None:
                 raise Retry(f"{self.shown(join(root, path))} vanished meanwhile")
+            # A server that lists `..` or a slash must not lead us out of the copy.
             for seen in listed:
                 _check_names(seen.path, [])
                 if b"/" in seen.path or seen.path in {b".", b".."}:
@@ -296,19 +308,16 @@ class _Far:
         return below
 
     def source(self, path: bytes) -> list[Seen]:
-        """What a copy that is to be fetched holds. Raises `GiveUp` where it is gone."""
+        """List a copy that is to be fetched. Raises `GiveUp` if it is gone."""
         found = self.look(path)
         if found is None:
             raise GiveUp(f"source directory gone: {self.shown(path)}")
         return found
 
     def adler32(self, path: bytes) -> int:
-        """The ADLER32 that the far side has for a file, once it has it.
-
-        It may still be taking that of a large file, or hold what a writer that was cut off has left
-        open, and an answer to a question of such a moment may never come: it is asked anew. Raises
-        `Retry` where it takes too long.
-        """
+        """Return the far side's ADLER32 of a file. Raises `Retry` if it takes too long."""
+        # The server may still be computing it, or hold the file open for a writer whose connection
+        # broke. It may then never answer this request, so each one is cut short and repeated.
         until = time.monotonic() + _TAKING
         while True:
             try:
@@ -326,28 +335,29 @@ class _Far:
             raise Retry(f"no ADLER32 of {self.shown(path)}: {answer.lines[:1]}") from exc
 
     def make_directories(self, paths: Sequence[bytes]) -> None:
-        """Make directories, and those above them, where they are not there."""
+        """Make directories, and those above them, unless they exist."""
         for at in range(0, len(paths), _MANY):
             urls = [self.url(path) for path in paths[at : at + _MANY]]
             self.run("gfal-mkdir", "-p", *urls)
 
     def remove(self, path: bytes) -> None:
-        """Take away a file or a whole tree."""
+        """Remove a file or a whole tree."""
         self.run("gfal-rm", "-r", self.url(path))
 
     def stands(self, final: _Copying, partial: bytes, source: Sequence[Seen]) -> bool:
-        """Whether the copy has its name already. Raises `GiveUp` where something else has."""
+        """Return whether the copy has its final name. Raises `GiveUp` if something else has."""
         found = self.look(final.far_root)
         if found is None:
             return False
         files = [seen for seen in source if seen.kind == "file"]
+        # Our own rename leaves no partial behind: with one, something else has the final name.
         same = _timeless(found) == _timeless(source) and self.stat(partial) is None
         if not same or not all(_side_by_side(final.is_same, files)):
             raise GiveUp(f"{self.shown(final.far_root)} exists already and is not replaced")
         return True
 
     def publish(self, partial: bytes, final: bytes, source: Sequence[Seen]) -> None:
-        """Rename the partial, where it is what `source` says and the name is free."""
+        """Rename the partial to `final` if it matches `source` and the name is free."""
         if _timeless(self.look(partial) or []) != _timeless(source):
             raise Retry(f"{self.shown(partial)} is not what was written to it")
         if self.stat(final) is not None:
@@ -355,7 +365,7 @@ class _Far:
         self.rename(partial, final)
 
     def rename(self, old: bytes, new: bytes) -> None:
-        """Rename, where the protocol can; else raises `GiveUp` naming it."""
+        """Rename. Raises `GiveUp`, naming the protocol, if it has no rename."""
         failpoints.point("ssh.publish.rename")
         ended = self.ended("gfal-rename", self.url(old), self.url(new))
         failpoints.point("ssh.publish.rename")
@@ -368,10 +378,10 @@ class _Far:
 
 @frozen
 class _Copying:
-    """Moves the files of one tree between `here`, its root on this machine, and `far_root`.
+    """Move the files of one tree between `here`, its root on this machine, and `far_root`.
 
-    `known`: what the files must be, if that is known. `brake` slows what is read back. `private` is
-    where gfal2 writes what it fetches.
+    `known`: the digests of the files, if known. `brake` limits the rate of reading back. gfal2
+    writes the files that it fetches to the directory `private`.
     """
 
     far: _Far
@@ -383,18 +393,20 @@ class _Copying:
     private: bytes = b""
 
     def fetch(self, seen: Seen) -> None:
-        """Bring one file here. Its time says that it is whole."""
+        """Fetch one file."""
         path, staged = join(self.here, seen.path), name_in(self.private, seen.path)
         self._copy(self.far.url(join(self.far_root, seen.path)), _local_url(staged), seen)
         self._compare(seen, staged)
         with local(path, "write"):
+            # The source's time marks a file as whole: set it before the file gets its place.
             os.utime(staged, ns=(seen.mtime_ns, seen.mtime_ns))
             place_file(staged, path, is_lock=not seen.path)
         failpoints.point("files.file")
 
     def send(self, seen: Seen) -> None:
-        """Bring one file there."""
+        """Send one file."""
         path = join(self.here, seen.path)
+        # gfal2 gets a name that is tied to the open file: renames cannot make it send another.
         with pinned(path) as name:
             self._copy(_local_url(name), self.far.url(join(self.far_root, seen.path)), seen)
         self._compare(seen, path)
@@ -404,9 +416,9 @@ class _Copying:
         seconds = str(_PATIENCE + seen.size // _SLOWEST)
         streams = ["-n", str(self.far.nstreams)] if self.far.nstreams else []
         options = ["-v", "-f", "-p", "-K", "ADLER32", "-t", seconds, "-T", seconds, *streams]
-        told = _Told(self.meter, seen.size)
-        self.far.run("gfal-copy", *options, source, target, output=Lines(told.line))
-        told.rest()
+        progress = _Progress(self.meter, seen.size)
+        self.far.run("gfal-copy", *options, source, target, output=Lines(progress.line))
+        progress.rest()
 
     def _compare(self, seen: Seen, here: bytes) -> None:
         if not self._is_same(seen, here):
@@ -414,13 +426,13 @@ class _Copying:
             raise Retry(f"{where} and its copy differ by their ADLER32: either may have changed")
 
     def is_same(self, seen: Seen) -> bool:
-        """Whether a file is the same at both ends; see `_is_same`."""
+        """Return whether a file is the same at both ends; see `_is_same`."""
         return self._is_same(seen, join(self.here, seen.path))
 
     def _is_same(self, seen: Seen, here: bytes) -> bool:
-        """Whether the file that is `here` now is the same at the far end, by its ADLER32.
+        """Return whether the file `here` is the same at the far end, by its ADLER32.
 
-        Raises `Damaged` if it is, and is not what it must be: then neither end is right.
+        Raises `Damaged` if it is, but does not match the manifest: then both ends are bad.
         """
         item = self.known.get(seen.path)
         ours, parts = _read(here)
@@ -431,12 +443,14 @@ class _Copying:
         return True
 
     def prepare(self, source: Sequence[Seen], suspects: Suspects) -> list[Seen]:
-        """Make ready the far partial: directories made, what does not belong gone; what is left."""
+        """Make the far partial's directories, remove what is foreign; return the files to send."""
 
         def is_good(seen: Seen) -> bool:
             sized = present[seen.path].size == seen.size
             return sized and not suspects(seen.path) and self.is_same(seen)
 
+        # Whatever is sent below must find its place free, so foreign entries go first; sorted, so
+        # that a directory comes before what is in it and goes with one call.
         present = {seen.path: seen for seen in self._present(source)}
         wanted = {seen.path: seen.kind for seen in source}
         gone: list[bytes] = []
@@ -455,12 +469,12 @@ class _Copying:
         for seen, good in zip(there, _side_by_side(is_good, there), strict=True):
             if good:
                 files.remove(seen)
-            else:  # not just written over: the server may keep the ADLER32 of what it had
+            else:  # overwriting it would not do: the server may keep the old bytes' ADLER32
                 self.far.remove(join(self.far_root, seen.path))
         return files
 
     def _present(self, source: Sequence[Seen]) -> list[Seen]:
-        """What is in the far partial; one that cannot become this copy is removed."""
+        """List the far partial; remove it if it cannot become this copy."""
         present = self.far.look(self.far_root)
         if present is None:
             return []
@@ -470,7 +484,7 @@ class _Copying:
         return present
 
     def digest(self, seen: Seen) -> Item:
-        """Read one file from there and take its BLAKE3."""
+        """Read one file from there and compute its BLAKE3."""
         path = join(self.far_root, seen.path)
         digest = PartDigest()
         count = 0
@@ -490,21 +504,21 @@ class _Copying:
 
 
 @define
-class _Told:
-    """What gfal-copy says while it copies one file."""
+class _Progress:
+    """The progress of one file, from the output of gfal-copy."""
 
     meter: Meter
     size: int
     done: int = 0
 
     def line(self, text: str) -> None:
-        """Take one line; those of interest end in bytes done and seconds."""
+        """Take one line; a progress line ends with the bytes done and the seconds."""
         words = text.split()
         if words[:1] == ["monitor:"] and words[-2].isdecimal():
             self._at(int(words[-2]))
 
     def rest(self) -> None:
-        """The file is whole."""
+        """Count what is left of the file: small ones end before gfal-copy prints a line."""
         self._at(self.size)
 
     def _at(self, done: int) -> None:
@@ -515,9 +529,9 @@ class _Told:
 
 
 def _suspects(route: Route) -> Suspects:
-    """Which files of a copy that is to be repaired are to be sent whatever their ADLER32.
+    """Return a test for the files that a repair must send whatever their ADLER32 there.
 
-    A server may tell one that it has kept since the file was written, and not that of its bytes.
+    A server may return the ADLER32 that it stored when the file was written, not that of its bytes.
     """
     if not route.again:
         return lambda _path: False
@@ -528,13 +542,13 @@ def _suspects(route: Route) -> Suspects:
 
 
 def _side_by_side(function: Callable[[T], Any], items: Iterable[T]) -> list[Any]:
-    """Call it for every item, a few at once; results in order. The first error ends it."""
+    """Call `function` for every item, a few at once; results in order. The first error ends it."""
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         futures: list[Future[Any]] = [pool.submit(function, item) for item in items]
         try:
             for future in as_completed(futures):
                 future.result()
-        finally:
+        finally:  # leaving the pool waits for all that is queued, after an error too
             for future in futures:
                 future.cancel()
     return [future.result() for future in futures]
@@ -554,7 +568,7 @@ def _seen(line: str, where: str) -> Seen:
 
 
 def _check_names(root: bytes, seen: Iterable[Seen]) -> None:
-    """Raise `GiveUp` for what such storage cannot hold, naming it, before anything is moved."""
+    """Raise `GiveUp`, naming the culprit, if grid storage cannot hold the tree."""
     for item in seen:
         if item.kind == "link":
             raise GiveUp(f"grid storage has no links, and {printable(item.path)} is one")
@@ -573,7 +587,7 @@ def _local_url(path: bytes) -> str:
 
 
 def _read(path: bytes) -> tuple[int, list[bytes]]:
-    """The ADLER32 of a file here, and the BLAKE3 of its parts."""
+    """Return the ADLER32 of a file here and the BLAKE3 of its parts, from one read."""
     value, parts = 1, PartDigest()
     with local(path, "read"), os.fdopen(open_resolved(path, os.O_RDONLY), "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -583,10 +597,11 @@ def _read(path: bytes) -> tuple[int, list[bytes]]:
 
 
 class _Unready(Retry):
-    """The far side is still at it."""
+    """The far side has not finished; ask again."""
 
 
 def _error(ended: Ended, command: Sequence[str]) -> Retry | GiveUp:
+    # gfal's programs exit with an errno.
     what = f"{command[0]} {printable(os.fsencode(command[-1]))}"
     if ended.status in _FULL:
         return Denied(f"disk full ({what}): {ended.last}")

@@ -1,6 +1,6 @@
-"""The ways to other sites as the reactions of this process share them: places, hours and rates.
+"""Share the links to other sites among the reactions of this process: places, hours and rates.
 
-Whatever goes over a link, bytes that are moved or read back, has a `place` on it, and is done
+All traffic over a link, whether a copy is moved or read back, takes a `place` on it and runs in
 `while_open`.
 """
 
@@ -21,15 +21,15 @@ from caxev.transfer.traffic import Traffic
 T = TypeVar("T")
 
 traffic = Traffic()
-"""What this process is moving, by the other site's name."""
+"""The transfers of this process, by the other site's name."""
 
 
 class Closed(Retry):
-    """The link has its hours, and these are not now."""
+    """The link is outside of its hours."""
 
 
 def closed(job: Job, name: str) -> Closed | None:
-    """What to raise where the link to that site is closed now; None where it is open."""
+    """Return the error to raise if the link to that site is closed now; None if it is open."""
     wait = _link(job, name).opens_in(job.now())
     why = f"the link to {name} opens in {wait / 60:.0f} min"
     return Closed(why, after=wait) if wait > 0 else None
@@ -37,13 +37,14 @@ def closed(job: Job, name: str) -> Closed | None:
 
 @asynccontextmanager
 async def place(job: Job, name: str) -> AsyncIterator[float | None]:
-    """Wait for a place on the link to that site; how many bytes a second may go over it there.
+    """Wait for a place on the link to that site, and yield its rate limit in bytes a second.
 
-    To wait is no stall, and keeps no worker of the lane. Raises `Closed` where the link is closed,
-    or has closed meanwhile.
+    While it waits, the reaction is not stalled and holds no worker of its lane. Raises `Closed` if
+    the link is closed, before the wait or after it.
     """
     if (shut := closed(job, name)) is not None:
         raise shut
+    # A report of no progress resets the stall timer too: a reaction that queues does not hang.
     alive = partial(job.progress, 0, 0)
     async with traffic.slot(
         name, _link(job, name), urgency=job.urgency, aside=job.yield_slot, waiting=alive
@@ -54,13 +55,14 @@ async def place(job: Job, name: str) -> AsyncIterator[float | None]:
 
 
 async def while_open(job: Job, name: str, function: Callable[..., T], *args: object) -> T:
-    """Have it done by a worker (see `Job.work`) that uses the link to that site.
+    """Run `function` in a worker (see `Job.work`) while the link to that site is open.
 
-    Where the link closes meanwhile it is broken off, and `Closed` is raised.
+    If the link closes meanwhile, the worker is cancelled and `Closed` is raised.
     """
     until = _link(job, name).closes_in(job.now())
     with traffic.attempt(name), trio.move_on_after(until):
         return await job.work(function, *args)
+    # The timer's clock and `now()` can disagree by a moment: the link may still seem open.
     raise closed(job, name) or Closed(f"the link to {name} has closed", after=1.0)
 
 

@@ -1,4 +1,4 @@
-"""Method ``local``: the other site is on this host, or on a file system that both share."""
+"""Serve the method ``local``: both sites on this host, or on a file system that they share."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ _CANNOT: Final = {
     errno.EPERM,
     errno.EMLINK,
 }
-"""What the kernel says where a way of copying is not for these files."""
+"""Errors by which the kernel refuses a way of copying for these two files; another may work."""
 
 
 class Local:
-    """Copies on one machine; see `caxev.transfer.base.Mover`.
+    """Copy on one machine; see `caxev.transfer.base.Mover`.
 
-    Each file goes the cheapest way there is: sharing its blocks (reflink), where the site allows it
-    a hard link, a copy inside the kernel, reading and writing. What an earlier attempt has copied
-    is kept. A hard link keeps the mode of its source, and a copy of a single file is never one.
-    Sharing and linking move no bytes, so no limit slows them.
+    Each file is copied the cheapest way that works: a hard link if the site allows it, a reflink, a
+    copy inside the kernel, reading and writing. Files of an earlier attempt are kept. A hard link
+    keeps the mode of its source; a copy of a single file is never a hard link. Links and reflinks
+    move no bytes, so `max_rate` does not slow them.
     """
 
     def pull(self, route: Route, *, report: Report) -> Moved:
@@ -78,7 +78,7 @@ class Local:
         return digest_tree(path, sha512=False, max_rate=route.max_rate, report=report)
 
     def check(self, here: Site, there: Site) -> str:
-        """Say which of the site's directories are there. Raises `GiveUp` naming one that is not."""
+        """Return the site's directories. Raises `GiveUp` naming one that is missing."""
         del here
         for root in there.roots:
             if not os.path.isdir(root):
@@ -121,6 +121,8 @@ def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
             copying.copy(piece)
             failpoints.point("files.file")
         arrival.finish(todo)
+        # The rename comes last. A source that changed meanwhile may have given us a mixture, and
+        # the check reads what was written: copies inside the kernel pass no bytes through us.
         if look(path) != tree:
             raise changed(shown(path))
         check_content(os.fsdecode(arrival.partial), route.expected, shown(path))
@@ -130,7 +132,7 @@ def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
 
 @define
 class _RateMeter:
-    """Holds bytes back to a rate, in bytes a second; None: no limit."""
+    """Limit a copy to a rate in bytes a second; None: no limit."""
 
     rate: float | None
     _began: float = field(factory=time.monotonic)
@@ -138,11 +140,11 @@ class _RateMeter:
 
     @property
     def chunk(self) -> int:
-        """Bytes to be moved at once, so that the rate is kept smoothly."""
+        """Bytes to move at once: about a quarter of a second's worth, for a smooth rate."""
         return _CHUNK if self.rate is None else max(_LEAST, min(_CHUNK, int(self.rate / 4)))
 
     def passed(self, count: int) -> None:
-        """Sleep until so many bytes more are due."""
+        """Count bytes, and sleep until they are due."""
         self._done += count
         if self.rate is not None:
             time.sleep(max(0.0, self._began + self._done / self.rate - time.monotonic()))
@@ -150,7 +152,7 @@ class _RateMeter:
 
 @frozen
 class _Copying:
-    """Brings the files of one tree over to a partial."""
+    """Copy the files of one tree to a partial."""
 
     source: bytes
     target: bytes
@@ -158,10 +160,10 @@ class _Copying:
     meter: Meter
 
     def link(self, piece: Piece) -> bool:
-        """Make a hard link of a file, where the file system can, and say whether it did."""
+        """Make a hard link to a file if the file system can; return whether it did."""
         old, new = join(self.source, piece.file.path), join(self.target, piece.file.path)
         if piece.left < piece.file.size:
-            return False  # half a copy: go on with it
+            return False  # the rest of a copy that an earlier attempt began
         with local(new, "write"):
             with suppress(FileNotFoundError):
                 unlink(new)
@@ -171,7 +173,7 @@ class _Copying:
         return linked
 
     def copy(self, piece: Piece) -> None:
-        """Copy a stretch of a file. Raises `Retry`."""
+        """Copy a piece of a file. Raises `Retry` if the source changes."""
         old, new = join(self.source, piece.file.path), join(self.target, piece.file.path)
         with (
             local(new, "write"),
@@ -184,23 +186,25 @@ class _Copying:
                     os.lseek(descriptor, piece.start, os.SEEK_SET)
                 if self._bytes(reading, writing, piece.left) != piece.left:
                     raise changed(printable(old))
+            # The time marks the file as whole, so it comes after the last byte.
             os.utime(writing, ns=(piece.file.mtime_ns, piece.file.mtime_ns))
             _sure_unchanged(reading, piece, old)
 
     def _cloned(self, reading: int, writing: int, piece: Piece) -> bool:
-        """Share the blocks of one file with the other, where the file system can."""
+        """Reflink one file to the other if the file system can; return whether it did."""
+        # FICLONE replaces all of the target, so it serves to finish an interrupted copy too.
         cloned = _tried(lambda: fcntl.ioctl(writing, _FICLONE, reading))
         if cloned:
             self.meter.shared(piece.left)
         return cloned
 
     def _bytes(self, reading: int, writing: int, length: int) -> int:
-        """Copy `length` bytes, fewer where the file ends before; how many they were."""
+        """Copy up to `length` bytes; return how many, fewer if the file ends before."""
         done = 0
         step = _in_kernel
         while done < length:
             count = step(reading, writing, min(self.pace.chunk, length - done))
-            if count is None:
+            if count is None:  # not in the kernel for these two files: go on from here by hand
                 step = _by_hand
             elif count == 0:
                 break
@@ -227,7 +231,7 @@ def _sure_unchanged(descriptor: int, piece: Piece, path: bytes) -> None:
 
 
 def _tried(function: Callable[[], object]) -> bool:
-    """Call it; False where the kernel says that this is not for these files. Raises OSError."""
+    """Call `function`; return False if the kernel refuses that way. Raises any other OSError."""
     try:
         function()
     except OSError as exc:
@@ -238,7 +242,9 @@ def _tried(function: Callable[[], object]) -> bool:
 
 
 def _in_kernel(reading: int, writing: int, length: int) -> int | None:
-    """Copy on from where both are; None where the kernel cannot for these two files."""
+    """Copy from both current offsets; return the bytes copied, or None to copy by hand."""
+    # It returns 0 at the end of a file, but also for some files that have bytes (as in /proc):
+    # `or None` has `_by_hand` decide which it is.
     try:
         return os.copy_file_range(reading, writing, length) or None
     except OSError as exc:

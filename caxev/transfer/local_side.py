@@ -1,4 +1,4 @@
-"""This machine's side of a move, as the movers that run in it have it in common."""
+"""Read and check this machine's side of a move; shared by all movers."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _REPORT_EVERY: Final = 0.2  # seconds
 
 @define
 class Meter:
-    """Counts bytes from any thread, and passes the count on a few times a second.
+    """Count bytes from any thread, and report the count a few times a second.
 
-    At the same times `guard` is called, whose errors break the move off.
+    Before each report it calls `guard`; an error that `guard` raises ends the move.
     """
 
     report: Callable[[int, int], None]
@@ -46,30 +46,32 @@ class Meter:
 
     @classmethod
     def of(cls, source: Sequence[Seen], report: Callable[[int, int], None]) -> Meter:
-        """Begin to count what becomes a copy of `source`."""
+        """Return a meter for a copy of `source`."""
         return cls(report, sum(seen.size for seen in source))
 
     def left(self, todo: Plan) -> None:
-        """So much of it is left to do."""
+        """Set the count from the plan: all that it does not list is done."""
         self.done = self.total - todo.left
 
     def add(self, count: int) -> None:
-        """So many bytes more have been moved."""
+        """Count bytes that were moved."""
         with self._lock:
             self.sent += count
             self._at(self.done + count)
 
     def shared(self, count: int) -> None:
-        """So many bytes more are there, and were not moved."""
+        """Count bytes that arrived without being moved (reflinks, hard links)."""
         with self._lock:
             self._at(self.done + count)
 
     def at(self, done: int) -> None:
-        """So many bytes are there in all."""
+        """Set the number of bytes that have arrived in all."""
         with self._lock:
             self._at(done)
 
     def _at(self, done: int) -> None:
+        # rsync's count starts at 0 and includes bytes that it found there: keep ours monotonic,
+        # and never above the total.
         self.done = max(self.done, min(done, self.total))
         now = time.monotonic()
         if now - self._last >= _REPORT_EVERY:
@@ -78,16 +80,16 @@ class Meter:
             self.report(self.done, self.total)
 
     def moved(self, source: Sequence[Seen]) -> Moved:
-        """Say that all is there, and what it was."""
+        """Report completion, and return the summary of the move."""
         self.report(self.total, self.total)
         files = sum(seen.kind == "file" for seen in source)
         return Moved(self.total, self.sent, files, time.monotonic() - self._began)
 
 
 def look_here(path: str, roots: Sequence[str]) -> tuple[str, list[Seen]]:
-    """The real path of a copy here, inside one of `roots`, and what it holds.
+    """Return the real path of a copy here, inside one of `roots`, and its listing.
 
-    Raises `GiveUp` where it is gone, leads out of the roots or holds what a copy must not.
+    Raises `GiveUp` if it is gone, leads out of the roots or holds what a copy must not.
     """
     real = confine(path, roots)
     if not os.path.lexists(real):
@@ -96,10 +98,10 @@ def look_here(path: str, roots: Sequence[str]) -> tuple[str, list[Seen]]:
 
 
 def check_content(root: str, expected: Manifest | None, source: str) -> None:
-    """Raise `Damaged` unless the files below `root` hold what they must, as far as that is known.
+    """Raise `Damaged` unless the files below `root` match `expected`, if that is known.
 
-    For movers that hand bytes on without seeing them: `root` is what they have written, or if that
-    is far away what they have read. `source` is named in the error.
+    For movers that delegate the copying and never see the bytes: `root` is what they have written,
+    or, if that is on another machine, what they have read. The error names `source`.
     """
     items = known_items(expected)
     found = [seen for seen in look(root) if seen.path in items]
@@ -110,5 +112,5 @@ def check_content(root: str, expected: Manifest | None, source: str) -> None:
 
 
 def changed(where: str) -> Retry:
-    """What to raise where a source is not what it was."""
+    """Return the error for a source that changed during the move."""
     return Retry(f"{where} changed while it was copied")

@@ -1,4 +1,4 @@
-"""Running the programs that move bytes for us: no shell, no input, and they end when we do."""
+"""Run external programs that move bytes: no shell, no input, and they end when we do."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from caxev.core.errors import Denied, GiveUp
 from caxev.limited import ROWS
 from caxev.tails import Tail
 
-_TAIL: Final = 16 << 10  # bytes of what a program complained that are kept
+_TAIL: Final = 16 << 10  # bytes of standard error that are kept
 _CHUNK: Final = 1 << 16
-_LINES: Final = b"\r\n"
 _LONGEST: Final = 1 << 20
 MOST: Final = 256 << 20
-"""Characters of an answer: a listing of a million files takes some 200 million."""
+"""The longest answer, in characters: a listing of a million files takes some 200 million."""
 
 
 @frozen
@@ -33,7 +32,7 @@ class Ended:
 
     @property
     def last(self) -> str:
-        """The last line of it, or what the status tells."""
+        """Return the last line of standard error, or a line about the exit status."""
         lines = [" ".join(line.split()) for line in self.said.splitlines() if line.strip()]
         return lines[-1] if lines else f"it ended with status {self.status}"
 
@@ -46,12 +45,13 @@ def run(
     environment: Mapping[str, str] | None = None,
     limit: float | None = None,
 ) -> Ended:
-    """Run a program to its end, handing on what it writes to standard output as it comes.
+    """Run a program to its end, and pass each chunk of its standard output to `output`.
 
-    One that takes longer than `limit` seconds is killed, and counts as ended with ETIMEDOUT.
-    Raises `Denied`, naming the Debian `package`, where the program is not installed. However this
-    ends, the program has ended by then.
+    A program that takes longer than `limit` seconds is killed, and its status is ETIMEDOUT.
+    Raises `Denied`, naming the Debian `package`, if the program is not installed. However this
+    returns, the program has ended.
     """
+    # LC_ALL and TZ are fixed because we parse messages and times.
     environment = {**os.environ, "LC_ALL": "C", "TZ": "UTC", **(environment or {})}
     try:
         process = subprocess.Popen(  # noqa: S603  # an argument list, no shell
@@ -67,12 +67,14 @@ def run(
     with process, _killing(process, limit) as late:
         assert process.stdout is not None
         assert process.stderr is not None
+        # Read standard error beside standard output: a program that fills the one pipe while we
+        # wait for the other would never end.
         complaints = Tail(process.stderr, _TAIL)
         try:
             while chunk := process.stdout.read1(_CHUNK):  # type: ignore[attr-defined]  # it is buffered
                 output(chunk)
             process.wait()
-        except BaseException:
+        except BaseException:  # `Popen.__exit__` only waits: kill it, or that may take hours
             process.kill()
             raise
         said = complaints.text()
@@ -83,11 +85,11 @@ def run(
 
 @contextmanager
 def _killing(process: subprocess.Popen[bytes], limit: float | None) -> Iterator[Event]:
-    """Kill the process if the block lasts longer than that; the event tells of it."""
+    """Kill the process, and set the event, if the block takes longer than `limit` seconds."""
     late = Event()
 
     def kill() -> None:
-        late.set()
+        late.set()  # first: whoever sees the process dead must see why
         process.kill()
 
     timer = None if limit is None else Timer(limit, kill)
@@ -98,11 +100,11 @@ def _killing(process: subprocess.Popen[bytes], limit: float | None) -> Iterator[
     finally:
         if timer is not None:
             timer.cancel()
-            timer.join()
+            timer.join()  # or it could fire after `late` was read
 
 
 class Lines:
-    """Cuts what a program writes into lines, as its terminal would, and hands them on."""
+    """Split a program's output into lines, as a terminal would, and pass each one on."""
 
     def __init__(self, take: Callable[[str], object]) -> None:
         self._take = take
@@ -110,6 +112,7 @@ class Lines:
 
     def __call__(self, chunk: bytes) -> None:
         """Take the next bytes."""
+        # A progress display ends its lines with a carriage return alone.
         lines = (self._rest + chunk).replace(b"\r", b"\n").split(b"\n")
         self._rest = lines.pop()[-_LONGEST:]
         for line in lines:
@@ -117,7 +120,7 @@ class Lines:
 
 
 class Answer:
-    """Keeps the lines that a program writes, up to a limit. Raises `GiveUp` beyond it."""
+    """Keep the lines that a program writes. Raises `GiveUp` beyond the limits."""
 
     def __init__(self, program: str) -> None:
         self._program = program

@@ -1,4 +1,4 @@
-"""Method ``rsync``: rsync over OpenSSH moves the bytes of files, SFTP sees to all the rest."""
+"""Serve the method ``rsync``: rsync over OpenSSH moves the files' bytes, SFTP does the rest."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ from caxev.transfer.local_side import Meter, changed, check_content, look_here
 from caxev.transfer.program import Answer, Ended, Lines, run
 from caxev.transfer.sftp import Sftp
 
-_LOOK_AT_DISK: Final = 30.0  # seconds between two looks at the far disk: each is a log-in
-_SILENCE: Final = 300  # seconds without a byte after which rsync leaves, at either end
+_LOOK_AT_DISK: Final = 30.0  # seconds between two checks of the far disk: each is a log-in
+_SILENCE: Final = 300  # seconds without a byte after which rsync exits, at either end
 _RSYNC: Final = (
     "rsync",
     "--recursive",
-    "--no-links",  # SFTP makes them, when it has seen where they lead
+    "--no-links",  # SFTP makes them, after checking their targets
     "--times",
     "--omit-dir-times",
     "--perms",
     f"--chmod=D{DIR_MODE:o},F{FILE_MODE:o}",
-    # A file that was cut off is gone on with: rsync compares what is there block by block. Until
-    # a file is whole its time is not the source's, so it never passes for it.
+    # An interrupted file is resumed: rsync compares it block by block. Until a file is whole its
+    # time differs from the source's, so that it never counts as whole.
     "--inplace",
-    "--secluded-args",
+    "--secluded-args",  # no shell there expands our paths
     "--no-inc-recursive",
     "--info=progress2",
     "--stats",
@@ -74,15 +74,15 @@ _MEANING: Final = {
     35: "no answer in time",
     255: "the connection was lost",
 }
-"""What rsync's exit status says; others are told in its own words."""
+"""The meaning of rsync's exit status; for all others the error has its last line."""
 
 
 class Rsync:
-    """Moves copies by rsync; see `caxev.transfer.base.Mover`.
+    """Move copies by rsync; see `caxev.transfer.base.Mover`.
 
-    rsync must be installed at both ends. It goes by names, so here it writes to a private directory
-    and finds there what it reads. `manifest` reads the copy back over SFTP. To repair a copy, or to
-    go on with one, both ends read all of it, and what differs is sent.
+    rsync must be installed at both ends. It opens files by name, so on this machine it reads from
+    and writes to a private directory. `manifest` reads the copy back over SFTP. To repair or resume
+    a copy, both ends read all of it, and what differs is sent.
     """
 
     def pull(self, route: Route, *, report: Report) -> Moved:
@@ -112,13 +112,14 @@ class Rsync:
             inner.finish(todo)
             if ssh.look_there(endpoint, route.remote_path, route.there.roots) != (path, source):
                 raise changed(where)
+            # Check before `bring_in`, so that nothing bad ever has the final name.
             made = os.fsdecode(inner.partial)
             check_content(made, route.expected, where)
             bring_in(made, final, route.here.roots, min_free=route.min_free)
         return meter.moved(source)
 
     def push(self, route: Route, *, report: Report) -> Moved:
-        """Bring a copy there."""
+        """Send a copy there."""
         endpoint = ssh.endpoint_of(route.here, route.there)
         here, source = look_here(route.local_path, route.here.roots)
         check_expected(source, route.expected, shown(here))
@@ -145,6 +146,8 @@ class Rsync:
             far = _far(endpoint, _plain(there.partial) + slash)
             with landing(state_directory(route.here), name) as private:
                 view = os.path.join(private, b"copy")
+                # rsync walks a private tree of links, because whoever may write to `here` could
+                # swap a directory for a link on its way.
                 with mirror(here, os.fsdecode(view), links=False):
                     _Run(route, endpoint, shell, meter).move(view + slash, far, "--copy-links")
             if look(here) != source:
@@ -158,7 +161,7 @@ class Rsync:
         return Sftp().manifest(route, report=report)
 
     def check(self, here: Site, there: Site) -> str:
-        """Start SFTP, and rsync at both ends; say who answered."""
+        """Start SFTP, and rsync at both ends; return the versions that answered."""
         endpoint = ssh.endpoint_of(here, there)
         answer = Sftp().check(here, there)
         ours = _first_line(["rsync", "--version"], endpoint)
@@ -181,9 +184,9 @@ def _far(endpoint: ssh.Endpoint, path: bytes) -> bytes:
 
 
 def _plain(path: bytes) -> bytes:
-    """A far path of which rsync there takes nothing for a pattern.
+    """Quote a far path so that rsync there takes nothing in it for a pattern.
 
-    Within a component that has no ``*``, ``?`` or ``[`` it takes a backslash as it is.
+    In a component without ``*``, ``?`` or ``[`` rsync takes a backslash literally.
     """
     return b"/".join(
         _WILD.sub(r"\\\1", part.decode("latin-1")).encode("latin-1")
@@ -209,28 +212,30 @@ class _Run:
             options.append(f"--bwlimit={self._kilobytes}")
         before = self.meter.done
         if self.route.again or before:
-            # What an earlier attempt brought may be of a source that was damaged then, or has been
-            # repaired since, and both have the same size and time.
+            # An earlier attempt may have copied from the source before it was repaired, and a
+            # repaired file has the same size and time.
             options.append("--checksum")
+        # rsync splits this itself and knows no backslash: within quotes a quote is doubled.
         shell = "--rsh=" + " ".join("'" + word.replace("'", "''") + "'" for word in self.shell)
         command: list[str | bytes] = [*_RSYNC, *options, shell, "--", source, target]
         ended = run(
             command,
             package="rsync",
-            output=Lines(_Told(self.meter, before).line),
+            output=Lines(_Progress(self.meter, before).line),
+            # The operator's own settings for rsync would change how our arguments are read.
             environment={"RSYNC_RSH": "", "RSYNC_OLD_ARGS": "", "RSYNC_PROTECT_ARGS": "1"},
         )
         _check(ended, self.endpoint)
 
     @property
     def _kilobytes(self) -> int:
-        """The limit, in units of 1024 bytes a second, as rsync takes it; 0 would be none."""
+        """The rate limit as rsync takes it, in units of 1024 bytes a second; 0 would mean none."""
         return max(1, int((self.route.max_rate or 0) // 1024))
 
 
 @define
 class _Room:
-    """What must stay free there, in bytes, while a copy comes to be at `final`."""
+    """The free space, in bytes, that a copy to `final` must leave on the far disk."""
 
     endpoint: ssh.Endpoint
     final: bytes
@@ -238,13 +243,13 @@ class _Room:
     _looked: float = field(init=False, factory=time.monotonic)
 
     def check(self) -> None:
-        """Now and then see whether it still is. Raises `Retry` where it is not."""
+        """Check the free space, every 30 s at most. Raises `Retry` if there is too little."""
         if not self.min_free or time.monotonic() < self._looked + _LOOK_AT_DISK:
             return
         self._looked = time.monotonic()
         try:
             free = ssh.free_there(self.endpoint, os.path.dirname(self.final))
-        except Retry:  # that says nothing of the disk, and the bytes may go on
+        except Retry:  # a failed log-in is no sign of a full disk: let the transfer go on
             return
         if free is not None and free < self.min_free:
             where = f"{self.endpoint}:{printable(self.final)}"
@@ -252,8 +257,8 @@ class _Room:
 
 
 @define
-class _Told:
-    """What rsync says while it runs."""
+class _Progress:
+    """Feed the meter from the output of rsync."""
 
     meter: Meter
     before: int
@@ -267,8 +272,10 @@ class _Told:
 
 
 def _check(ended: Ended, endpoint: ssh.Endpoint) -> None:
-    """Raise what rsync's status and its complaints mean to us."""
+    """Raise the error that rsync's status and standard error amount to."""
     if ended.status != 0:
+        # The text first: a full disk, a missing program and a refused key share their status with
+        # failures that may pass.
         _check_complaints(ended.said, endpoint)
         raise _error(ended, endpoint)
 
@@ -294,7 +301,7 @@ def _error(ended: Ended, endpoint: ssh.Endpoint) -> Retry | GiveUp:
 
 
 def _line(said: str, *marks: str) -> str:
-    """The first line that holds one of these."""
+    """Return the first line that contains one of `marks`; an empty string if none does."""
     for line in said.splitlines():
         if any(mark in line for mark in marks):
             return " ".join(line.split())

@@ -1,4 +1,4 @@
-"""Methods ``sftp`` and ``scp``: over SSH, by `caxev.transfer.ssh`."""
+"""Serve the methods ``sftp`` and ``scp`` through `caxev.transfer.ssh`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Sftp:
         return ssh.pull(_transfer(route), report=report)
 
     def push(self, route: Route, *, report: Report) -> Moved:
-        """Bring a copy there."""
+        """Send a copy there."""
         return ssh.push(_transfer(route), report=report)
 
     def manifest(self, route: Route, *, report: Report) -> Manifest:

@@ -1,6 +1,6 @@
-"""What goes over a site's links now, and how fast it went: which source is the best to take.
+"""Track what goes over a site's links and how fast, to choose the best source of a copy.
 
-Kept in the listener's memory: it is about the present, and a restart forgets it.
+The state is in the listener's memory only: it describes the present, and a restart may lose it.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from caxev.config import Link
 from caxev.core.errors import GiveUp, RootAway
 
 _MEMORY: Final = 0.7
-"""How much of the known rate of a link the latest transfer leaves as it was."""
+"""The weight of a link's earlier rate against the latest transfer's (an exponential average)."""
 _ORDER: Final = 0.5
-"""How much faster the next site in the order must be, for each place, to come first."""
+"""How much faster a site must be, for each place behind in the configured order, to come first."""
 _TELLING: Final = 16 << 20
-"""Bytes from which a transfer says something about its link."""
+"""The smallest transfer, in bytes, that counts for a link's rate: less measures latency only."""
 _AVOIDED: Final = 600.0
-"""Seconds for which a site comes last after a transfer from or to there has failed."""
+"""Seconds for which a site comes last after a transfer with it has failed."""
 _SIGN: Final = 60.0
-"""Seconds between the signs of life of one that waits for a place."""
+"""Seconds between two calls of `waiting` while a transfer waits for its place."""
 
 
 _Turn = tuple[tuple[int, int], int]
-"""Urgency, and how early it came; the greatest is next."""
+"""Urgency, and the negated ticket number; the greatest is next."""
 
 
 @define(eq=False)
@@ -50,27 +50,23 @@ class Traffic:
     _tickets: Iterator[int] = field(init=False, factory=count)
 
     def note(self, name: str, moved: int, seconds: float) -> None:
-        """A transfer from or to there has moved so many bytes."""
+        """Record that a transfer with that site has moved so many bytes."""
         if moved >= _TELLING and seconds > 0:
             rate = moved / seconds
             self._rates[name] = _MEMORY * self._rates.get(name, rate) + (1 - _MEMORY) * rate
 
     def failed(self, name: str) -> None:
-        """A transfer from or to there has failed, or was broken off, just now."""
+        """Record that a transfer with that site has failed or was cancelled just now."""
         self._failures[name] = trio.current_time()
 
     @contextmanager
     def attempt(self, name: str) -> Iterator[None]:
-        """One transfer from or to there: it has failed unless this comes to its end.
-
-        So does one that hangs and is cancelled for that. A success makes up for failures. A
-        `GiveUp` is about the data, a `RootAway` about a disk: neither says anything of the way.
-        """
+        """Record the outcome of one transfer with that site; a success clears earlier failures."""
         try:
             yield
         except (GiveUp, RootAway):
-            raise
-        except BaseException:
+            raise  # about the data, or about a disk: no sign that the link is bad
+        except BaseException:  # a transfer that hangs is cancelled, and that is a failure too
             self.failed(name)
             raise
         self._failures.pop(name, None)
@@ -80,11 +76,12 @@ class Traffic:
         return since is not None and trio.current_time() < since + _AVOIDED
 
     def order(self, names: Sequence[str]) -> list[str]:
-        """The names, best first: by their order, by what goes or waits there, by how fast it went.
+        """Return the names, best first, by their order, the links' load and their recent rate.
 
-        A link of which nothing is known counts as the fastest one that is. Where a transfer has
-        failed in the last ten minutes, that one comes after all others.
+        Sites with which a transfer has failed in the last ten minutes come last.
         """
+        # An unmeasured link counts as the fastest known one. If it counted as slow it would never
+        # be chosen, and so never be measured.
         best = max(self._rates.values(), default=1.0)
 
         def worth(place: int, name: str) -> float:
@@ -110,11 +107,11 @@ class Traffic:
         aside: Callable[[], AbstractContextManager[None]] = nullcontext,
         waiting: Callable[[], None] = lambda: None,
     ) -> AsyncIterator[float | None]:
-        """Wait for a place on the link; what one transfer may move in a second, in bytes.
+        """Wait for a place on the link, and yield one transfer's rate limit in bytes a second.
 
-        Of those that wait the one of the greatest `urgency` is next. Where a rate but no number of
-        transfers is given, one at a time has all of it. While there is no place `aside` is entered,
-        and `waiting` is called at least once a minute. Cancelled there, it takes none.
+        The waiting transfer of the greatest `urgency` is next. If the link has a rate but no number
+        of transfers, one transfer at a time has the whole rate. While there is no place, `aside` is
+        entered and `waiting` is called at least once a minute. If cancelled, it takes no place.
         """
         most = link.transfers or (1 if link.max_rate else None)
         if most is not None:
@@ -134,7 +131,7 @@ class Traffic:
         aside: Callable[[], AbstractContextManager[None]],
         waiting: Callable[[], None],
     ) -> None:
-        """Wait until a place is free and nobody waits whose turn is before `mine`."""
+        """Wait until a place is free and no other turn in the queue precedes `mine`."""
         queue = self._waiting[name]
 
         def is_next() -> bool:
@@ -151,9 +148,11 @@ class Traffic:
                         await self._left.wait()
         finally:
             queue.remove(mine)
-            self._look()  # there may be another place
+            # Several places may have become free at once, and only the first in the queue took
+            # one: let the next look. If we were cancelled, our turn was blocking theirs.
+            self._look()
 
     def _look(self) -> None:
-        """Have all that wait look whether it is their turn."""
-        self._left.set()
+        """Let every waiting transfer check whether it is its turn."""
+        self._left.set()  # an Event cannot be cleared: those that wait again need a new one
         self._left = trio.Event()
