@@ -236,7 +236,7 @@ async def _shown(db: Database) -> None:
     """What ``caxev status``, ``reactions`` and ``alarms`` show."""
     rows = await site_rows(db, {SITE: True, "chicago": True})
     assert {row["site"] for row in rows} >= {SITE, "chicago"}
-    alarm_rows(await db.alarms())
+    alarm_rows(await db.alarms(), {})
     for reaction, document in await db.reactions():
         reaction_row(reaction, document)
 

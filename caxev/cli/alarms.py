@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +10,7 @@ import click
 from caxev.cli.completion import SITE
 from caxev.cli.errors import FAILED, NothingToDo
 from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, say, show
+from caxev.cli.output import Column, Parts, Table, say, show
 
 if TYPE_CHECKING:
     from caxev.config import Site
@@ -38,8 +38,15 @@ def alarms(context: click.Context, site: str | None, everything: bool, as_json: 
     options.log("warning")
     if site is not None:
         site = options.sites().get(site).name
-    found = options.with_database(lambda database: database.alarms(site))
-    rows = alarm_rows([one for one in found if everything or one.active])
+
+    async def find(database: Database) -> list[dict[str, Any]]:
+        from caxev.cli.runs import shown_by_name
+
+        found = [one for one in await database.alarms(site) if everything or one.active]
+        names = {one.alarm.run for one in found} - {""}
+        return alarm_rows(found, {name: await shown_by_name(database, name) for name in names})
+
+    rows = options.with_database(find)
     show(Table(_ALARMS, rows), as_json=as_json, empty="no alarm is active")
 
 
@@ -55,14 +62,14 @@ _ALARMS = (
 )
 
 
-def alarm_rows(found: Sequence[AlarmState]) -> list[dict[str, Any]]:
-    """Return a row for each alarm, the worst first."""
+def alarm_rows(found: Sequence[AlarmState], runs: Mapping[str, Parts]) -> list[dict[str, Any]]:
+    """Return a row for each alarm, the worst first; `runs` are those that alarms are about."""
     from caxev.core.alarms import urgency
 
-    return [_row(one) for one in sorted(found, key=urgency)]
+    return [_row(one, runs) for one in sorted(found, key=urgency)]
 
 
-def _row(state: AlarmState) -> dict[str, Any]:
+def _row(state: AlarmState, runs: Mapping[str, Parts]) -> dict[str, Any]:
     alarm = state.alarm
     return {
         "id": alarm.id,
@@ -73,7 +80,7 @@ def _row(state: AlarmState) -> dict[str, Any]:
         "summary": alarm.summary,
         "why": alarm.details.get("why") or alarm.details.get("more"),
         "undelivered": [f"{sink}: {why}" for sink, why in state.undelivered.items()],
-        "run": alarm.run or None,
+        "run": runs.get(alarm.run),
         "key": alarm.key,
         "details": dict(alarm.details),
         "delivered": {sink: last.raised for sink, last in state.deliveries.items()},

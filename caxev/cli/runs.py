@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from caxev.cli.errors import NoSuchRun
+from caxev.cli.options import MOST
 from caxev.cli.output import Parts, run_parts
 
 if TYPE_CHECKING:
@@ -92,6 +93,17 @@ def options(number: int | None, name: str | None, detector: str | None) -> str:
 def shown(run: Run) -> Parts:
     """Return a run as it is printed."""
     return run_parts(run.id, run.number, run.name)
+
+
+async def shown_by_name(database: Database, text: str) -> Parts:
+    """Return the run that an alarm is about, which names it as ``run 7`` or ``run 161111_1434``."""
+    from caxev.core.clock import utcnow
+
+    word = text.removeprefix("run ")
+    number = int(word) if word.isdecimal() and int(word) <= MOST else None
+    name = None if number is not None else word
+    found = await database.select(one(number, name).selection, utcnow(), 2)
+    return shown(found[0]) if len(found) == 1 else run_parts(None, number, name)
 
 
 async def shown_all(database: Database, ids: Iterable[RunId]) -> dict[Any, Parts]:
