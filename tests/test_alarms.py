@@ -54,7 +54,7 @@ from caxev.core.alarms import (
 )
 from caxev.core.clock import clock, utcnow
 from caxev.database import Database, Lease, Request
-from caxev.engine import dispatcher
+from caxev.engine import settling
 from caxev.engine.listener import open_database
 from tests import engine, sinks
 from tests import strategies as make
@@ -706,7 +706,7 @@ async def test_an_alarm_about_a_refusal_ends_with_its_reason(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If another refusal takes its place, and at the start if no reaction waits for it."""
-    monkeypatch.setattr(dispatcher, "REFUSED", timedelta())
+    monkeypatch.setattr(settling, "REFUSED", timedelta())
     monkeypatch.setattr(ledger, "FIRST_DELAY", 0.1)
     reasons = ["the key is refused"]
 

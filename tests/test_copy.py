@@ -35,7 +35,7 @@ from caxev import (
 )
 from caxev import copy as on_copy
 from caxev.cli.copy import GONE, Standing, Way, asked_for, standing, why_not
-from caxev.core.ledger import Done, Failed, Outcome, claim, owe, settle
+from caxev.core.ledger import Done, Failed, Outcome, claim, new_reaction, settle
 from caxev.core.model import Event
 from caxev.database import Database, Ingest, Selection
 from tests import engine
@@ -311,7 +311,7 @@ def pair(run: Run, outcome: Outcome | None, *, site: str = "chicago", after: str
     copy = run.copy(WANTED)
     assert copy is not None
     event = Event(run.id, WANTED, None, after or copy.seen_as)
-    reaction = claim(owe(site, event, "pull", lane="transfer", generation=1, at=NOW), 1)
+    reaction = claim(new_reaction(site, event, "pull", lane="transfer", generation=1, at=NOW), 1)
     progress = {"progress": {"done": 3, "total": 9}} if outcome is None else {}
     return (settle(reaction, outcome, NOW, allowed=3, jitter=0) if outcome else reaction), progress
 
@@ -386,7 +386,8 @@ async def at_work(db: Database, run: Run) -> Callable[[Mapping[str, Any]], Any]:
     assert copy is not None
     event = Event(run.id, WANTED, None, copy.seen_as)
     reaction = claim(
-        owe("chicago", event, "pull", lane="transfer", generation=1, at=NOW), taken[0].epoch
+        new_reaction("chicago", event, "pull", lane="transfer", generation=1, at=NOW),
+        taken[0].epoch,
     )
     await db.ingest(taken[0], Ingest({}, [reaction]), NOW)
     return lambda row: db.progress(reaction, taken[0].epoch, dict(row))

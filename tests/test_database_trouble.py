@@ -23,7 +23,7 @@ from caxev.alarms import HealthMonitor
 from caxev.cli.reactions import _ask, _line, _unrecorded
 from caxev.config import ConfigError, Settings
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Failed, Postponed, Reaction, State, owe
+from caxev.core.ledger import Failed, Postponed, Reaction, State, new_reaction
 from caxev.core.model import CopyKey, Event
 from caxev.database import (
     Database,
@@ -330,7 +330,9 @@ async def test_an_end_that_was_refused_stands_in_the_way_of_no_later_change(
 
 def open_reaction(run: Any, **fields: Any) -> Reaction:
     event = Event(run, RAW, None, "transferred")
-    return evolve(owe(SITE, event, "see", lane="default", generation=1, at=utcnow()), **fields)
+    return evolve(
+        new_reaction(SITE, event, "see", lane="default", generation=1, at=utcnow()), **fields
+    )
 
 
 async def taken(db: Database) -> Lease:

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from caxev import ELSEWHERE, HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, copy, new_run, tag
-from caxev.core.ledger import Reaction, owe
+from caxev.core.ledger import Reaction, new_reaction
 from caxev.core.registry import Handler
 from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
 from caxev.engine import lanes
 from caxev.engine.attempt import LATELY, RateMeter
 from caxev.engine.options import Options
-from caxev.engine.watcher import Watcher
+from caxev.engine.requests import Requests
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -214,12 +214,12 @@ async def test_a_replay_beside_the_stream_fires_a_state_once(
     """A run that changes while a replay looks at it: the replay sees that, the stream tells it."""
     fired: list[str | None] = []
     replaying: list[bool] = []
-    looking, firing = Database.snapshot, Watcher._fire_again
+    looking, firing = Database.snapshot, Requests._fire_again
 
     async def note(job: Job) -> None:
         fired.append(job.event.after)
 
-    async def fire(self: Watcher, ids: Any, request: Request) -> None:
+    async def fire(self: Requests, ids: Any, request: Request) -> None:
         replaying.append(True)
         await firing(self, ids, request)
 
@@ -230,7 +230,7 @@ async def test_a_replay_beside_the_stream_fires_a_state_once(
         return await looking(self, site, runs, *more)
 
     monkeypatch.setattr(Database, "snapshot", snapshot)
-    monkeypatch.setattr(Watcher, "_fire_again", fire)
+    monkeypatch.setattr(Requests, "_fire_again", fire)
     handler = engine.handler(note, copy("transferred", host=HERE))
     async with engine.opened(database) as db:
         run = await db.insert_run(engine.run_document(1, ("raw", "lngs", "verifying")))
@@ -369,7 +369,7 @@ async def test_due_reactions_come_in_the_order_asked_for(database: Named) -> Non
     def reaction(generation: int) -> Reaction:
         event = Event(generation, Tag("go"), None, "yes")
         at = now + timedelta(seconds=chance.randrange(-300, 100))
-        return owe(
+        return new_reaction(
             "lngs",
             event,
             "move",
@@ -433,7 +433,7 @@ async def test_progress_stands_in_the_ledger(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a reaction says of its bytes is there to be read while it runs, with its rate."""
-    monkeypatch.setattr("caxev.engine.dispatcher.PROGRESS_EVERY", 0.05)
+    monkeypatch.setattr("caxev.engine.runner.PROGRESS_EVERY", 0.05)
     go_on = trio.Event()
 
     async def move(job: Job) -> None:

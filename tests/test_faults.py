@@ -19,7 +19,7 @@ from trio.lowlevel import current_statistics
 from caxev import metrics
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
-from caxev.core.ledger import owe
+from caxev.core.ledger import new_reaction
 from caxev.core.model import YES, CopyKey, Event, Run, Tag
 from caxev.database import Ingest
 from caxev.demo.world import World
@@ -337,7 +337,7 @@ async def test_a_time_out_shows_entries_and_reactions(world: World) -> None:
         taken = await ground.database.acquire(BIRTH, "me", 60.0, utcnow())
         assert taken is not None
         event = Event(born.id, Tag("go"), None, YES)
-        slow = owe(BIRTH, event, "slow", lane="a", generation=1, at=utcnow())
+        slow = new_reaction(BIRTH, event, "slow", lane="a", generation=1, at=utcnow())
         await ground.database.ingest(taken[0], Ingest({}, [slow]), utcnow())
 
         async def never() -> bool:

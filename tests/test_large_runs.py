@@ -15,7 +15,7 @@ from pymongo import MongoClient
 from trio.testing import MockClock
 
 from caxev import Job, copy
-from caxev.core.ledger import owe
+from caxev.core.ledger import new_reaction
 from caxev.core.model import Event, Run, Tag
 from caxev.database import Database, Ingest, InvalidDocument, Lease, Request
 from caxev.engine.lanes import Lane, in_turn
@@ -32,7 +32,7 @@ Recorded = Callable[[Ingest], Any]
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("caxev.engine.watcher.AT_ONCE", PIECE)
+    monkeypatch.setattr("caxev.core.recording.AT_ONCE", PIECE)
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ async def test_a_replay_of_what_is_new(database: Named) -> None:
 @pytest.mark.replicaset
 async def test_others_are_due_in_between(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a lane with more workers than reactions are fetched at once, too."""
-    monkeypatch.setattr("caxev.engine.watcher.AT_ONCE", 500)
+    monkeypatch.setattr("caxev.core.recording.AT_ONCE", 500)
     monkeypatch.setattr("caxev.engine.lanes.WINDOW", 20)
     order: list[Any] = []
 
@@ -226,7 +226,7 @@ async def test_others_are_due_in_between(database: Named, monkeypatch: pytest.Mo
 @pytest.mark.replicaset
 async def test_it_is_not_read_for_each(database: Named, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reactions share what was read a moment ago, but none sees less than its event."""
-    monkeypatch.setattr("caxev.engine.watcher.AT_ONCE", 500)
+    monkeypatch.setattr("caxev.core.recording.AT_ONCE", 500)
     monkeypatch.setattr("caxev.engine.run_locks.LARGE", 100)
     monkeypatch.setattr("caxev.engine.run_locks.FRESH", 10.0)
     reads, stale = list[int](), list[Any]()
@@ -271,7 +271,9 @@ def test_a_shelf_gives_what_was_read_after_the_reaction() -> None:
         run, few = Run.from_document(large(LARGE)), Run.from_document(large(LARGE - 1))
         event = Event(run.id, Tag("x"), None, "yes")
         first, late = (
-            owe(SITE, event, f"h{generation}", lane="l", generation=generation, at=Job.now())
+            new_reaction(
+                SITE, event, f"h{generation}", lane="l", generation=generation, at=Job.now()
+            )
             for generation in (7, 8)
         )
         run_cache.put([run, few], now, 7)
@@ -290,7 +292,7 @@ def test_a_shelf_gives_what_was_read_after_the_reaction() -> None:
 def test_all_in_turn(runs: list[int]) -> None:
     """Each reaction once; of each run in its order; the n-th of one before the next of another."""
     reactions = [
-        owe(
+        new_reaction(
             SITE,
             Event(run, Tag("x"), None, "yes"),
             "h",
@@ -317,7 +319,7 @@ def test_a_run_cannot_fill_what_is_fetched_unseen(lane: str, workers: int) -> No
     one = Lane(lane, workers)
     event = Event(1, Tag("x"), None, "yes")
     reactions = [
-        owe(SITE, event, "h", lane=lane, generation=generation, at=Job.now())
+        new_reaction(SITE, event, "h", lane=lane, generation=generation, at=Job.now())
         for generation in range(one.window)
     ]
     assert one.crowding(reactions) == 1

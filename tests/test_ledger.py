@@ -35,7 +35,7 @@ from caxev.core.ledger import (
     claim,
     delay,
     interrupt,
-    owe,
+    new_reaction,
     priority_of,
     reaction_key,
     run_prefix,
@@ -61,7 +61,9 @@ outcomes = st.one_of(
 
 def reaction_of(aspect: Aspect = Tag("go"), generation: int = 1) -> Reaction:  # noqa: B008  # immutable
     event = Event("run", aspect, None, "yes")
-    return owe("lngs", event, "react", lane="default", generation=generation, at=make.EPOCH)
+    return new_reaction(
+        "lngs", event, "react", lane="default", generation=generation, at=make.EPOCH
+    )
 
 
 class Store:
@@ -70,7 +72,7 @@ class Store:
     def __init__(self) -> None:
         self.rows: dict[str, Reaction] = {}
 
-    def owe(self, reaction: Reaction) -> None:
+    def new_reaction(self, reaction: Reaction) -> None:
         standing = self.rows.get(reaction.id)
         # A renewal leaves a claim as it is: the attempt that holds it is still under way.
         epoch = reaction.epoch or (standing.epoch if standing else None)
@@ -125,13 +127,13 @@ class Ledger(RuleBasedStateMachine):
         return [a for a in self.attempts if a.reaction.id == reaction_key and a.epoch == self.epoch]
 
     @rule(name=st.sampled_from("abc"), born_claimed=st.booleans())
-    def owe(self, name: str, *, born_claimed: bool) -> None:
+    def new_reaction(self, name: str, *, born_claimed: bool) -> None:
         """An event makes a reaction, or renews the one that is there."""
         reaction = evolve(reaction_of(Tag(name), next(self.generations)), due=self.now)
         if born_claimed and not self.live(reaction.id):
             reaction = claim(reaction, self.epoch)
             self.attempts.append(Attempt(reaction, self.epoch))
-        self.store.owe(reaction)
+        self.store.new_reaction(reaction)
         self.final.pop(reaction.id, None)
         self.failures[reaction.id] = 0
 

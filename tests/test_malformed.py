@@ -26,7 +26,7 @@ from caxev.cli.alarms import alarm_rows
 from caxev.cli.reaction_rows import reaction_row
 from caxev.cli.status import site_rows
 from caxev.core.alarms import Alarm, AlarmState, Delivery
-from caxev.core.ledger import owe
+from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event
 from caxev.database import Database, Request
 from caxev.database.alarms import alarm_id, alarm_row
@@ -40,7 +40,7 @@ from tests.conftest import Database as Named
 SITE = "lngs"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 RUN = ObjectId()
-DEBT = owe(
+DEBT = new_reaction(
     SITE,
     Event(RUN, CopyKey("raw", SITE), None, "transferred"),
     "see",

@@ -28,7 +28,7 @@ from pymongo.synchronous.database import Database as MongoDatabase
 from caxev.config import Settings
 from caxev.copies.deletion import EVER
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Done, Reaction, State, claim, owe, settle
+from caxev.core.ledger import Done, Reaction, State, claim, new_reaction, settle
 from caxev.core.model import (
     DELETING,
     YES,
@@ -540,7 +540,9 @@ async def taken(db: Database, owner: str = "one", lease_time: float = 0.0) -> Le
 def reaction_of(run: Run, lease: Lease, number: int = 0, aspect: Aspect = RAW) -> Reaction:
     event = Event(run.id, aspect, None, "verifying")
     generation = (lease.epoch << 40) + number
-    return owe(SITE, event, f"handler{number}", lane="default", generation=generation, at=utcnow())
+    return new_reaction(
+        SITE, event, f"handler{number}", lane="default", generation=generation, at=utcnow()
+    )
 
 
 async def owed(
@@ -701,7 +703,7 @@ async def test_a_large_record_is_made_while_the_lease_is_renewed(database: Named
         lease = found[0]
         aspects = [CopyKey("raw", f"site{number}") for number in range(4000)]
         reactions = [
-            owe(
+            new_reaction(
                 SITE,
                 Event("run", one, None, YES),
                 "go",

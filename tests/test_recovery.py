@@ -52,11 +52,12 @@ from caxev.database import (
     Unreachable,
 )
 from caxev.engine import listener
+from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.lanes import Lane
 from caxev.engine.options import Options
-from caxev.engine.watcher import Watcher
-from caxev.engine.watcher import _Ahead as Ahead
+from caxev.engine.recorder import Ahead
+from caxev.engine.recorder import Recorder as EngineRecorder
 from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named
@@ -392,9 +393,9 @@ async def test_a_change_from_the_future_is_reacted_to_now(database: Named) -> No
     async with engine.opened(database) as db:
         found = await db.acquire(SITE, "one", 60.0, Job.now())
         assert found is not None
-        watcher = Watcher(db, found[0], options.registry, intake)
+        recorder = EngineRecorder(Context(db, found[0], options), intake)
         (run,) = await add(db, 1)
-        await watcher.snapshot({run: Job.now() + timedelta(days=40)})
+        await recorder.snapshot({run: Job.now() + timedelta(days=40)})
     assert [reaction.due <= Job.now() for reaction in intake.started] == [True]
 
 
@@ -412,20 +413,20 @@ async def test_a_scan_between_two_batches_fires_nothing_twice(
     async with engine.opened(database) as db:
         found = await db.acquire(SITE, "one", 60.0, Job.now())
         assert found is not None
-        watcher = Watcher(db, found[0], options.registry, intake)
+        recorder = EngineRecorder(Context(db, found[0], options), intake)
         (run,) = await add(db, 1)
 
         async def ahead() -> Ahead:
             batch = Batch({run: Job.now()}, Position(start=await db.cluster_time()), 1)
-            return Ahead(batch, await watcher._read_snapshots(batch.runs), watcher._turn)
+            return Ahead(batch, await recorder.read(batch.runs), recorder._turn)
 
-        assert await watcher._record_batch(await ahead())
+        assert await recorder.record_batch(await ahead())
         server["runs_new"].update_one({}, {"$set": {"data.0.status": "error"}})
         late = await ahead()
-        await watcher.snapshot({run: Job.now()})
-        assert not await watcher._record_batch(late)
+        await recorder.snapshot({run: Job.now()})
+        assert not await recorder.record_batch(late)
         server["runs_new"].update_one({}, {"$set": {"data.0.status": "verifying"}})
-        assert await watcher._record_batch(await ahead())
+        assert await recorder.record_batch(await ahead())
     assert [reaction.after for reaction in intake.started] == ["transferred", "error", "verifying"]
 
 
@@ -911,8 +912,8 @@ async def test_an_attempt_that_does_not_stop_is_reported(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that swallows its cancellation keeps no worker of its lane, and raises an alarm."""
-    monkeypatch.setattr("caxev.engine.dispatcher.IGNORED", 0.1)
-    monkeypatch.setattr("caxev.engine.dispatcher.PROGRESS_EVERY", 0.1)
+    monkeypatch.setattr("caxev.engine.runner.IGNORED", 0.1)
+    monkeypatch.setattr("caxev.engine.runner.PROGRESS_EVERY", 0.1)
     seen: list[int] = []
     enough = trio.Event()
 
@@ -1122,7 +1123,7 @@ async def test_who_waited_sees_what_was_done_meanwhile(database: Named) -> None:
         await job.update(RunUpdate.set_fields(job.run, x=1))
 
     async def claimed(ports: Any) -> bool:
-        owed = await ports._dispatcher.database.reactions(SITE, handler="read", state="running")
+        owed = await ports.context.database.reactions(SITE, handler="read", state="running")
         return bool(owed)
 
     async def read(job: Job) -> None:

@@ -187,7 +187,7 @@ def test_task_list_enables_by_name_or_alias() -> None:
 
 @given(make.snapshots())
 def test_owed_is_what_a_first_look_would_fire(snapshot: dict[Aspect, str]) -> None:
-    """`owed` names the aspects for which an event of now would want the handler."""
+    """`triggering` names the aspects for which an event of now would want the handler."""
     one = handler(copy("transferred", host=(HERE, ELSEWHERE)), tag("*"))
     registry = Registry([one], Here())
     wanted = [
@@ -195,7 +195,7 @@ def test_owed_is_what_a_first_look_would_fire(snapshot: dict[Aspect, str]) -> No
         for aspect, value in snapshot.items()
         if one in registry.wanting(Event("run", aspect, None, value))
     ]
-    assert list(registry.owed(snapshot, one)) == wanted
+    assert list(registry.triggering(snapshot, one)) == wanted
 
 
 def test_fields() -> None:

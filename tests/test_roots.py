@@ -23,7 +23,7 @@ from caxev.core.ledger import Hindered, State
 from caxev.core.paths import Root
 from caxev.core.registry import recorded
 from caxev.engine import root_markers, root_watch, workers
-from caxev.engine.dispatcher import sites_of
+from caxev.engine.runner import sites_of
 from caxev.files import MARKER_PREFIX, confine, erase, standing, steady, to_nobody
 from caxev.files.roots import absent, find_markers, make_marker, probe
 from caxev.handlers import checksum, deletion, transfer

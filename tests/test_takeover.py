@@ -14,7 +14,7 @@ from pymongo import MongoClient
 
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
-from caxev.core.ledger import Reaction, owe
+from caxev.core.ledger import Reaction, new_reaction
 from caxev.core.model import YES, CopyKey, Event, Tag
 from caxev.database import Ingest
 from caxev.demo.world import World
@@ -167,7 +167,7 @@ async def test_only_stale_claims_are_opened(database: Named) -> None:
         assert taken is not None
         lease = taken[0]
         reactions = [
-            owe(
+            new_reaction(
                 "lngs",
                 Event(1, Tag(name), None, YES),
                 name,

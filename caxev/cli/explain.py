@@ -191,13 +191,12 @@ class Explanation:
     def _missing(self) -> dict[str, list[tuple[Event, str]]]:
         """Return by handler what a replay would fire: (event, what to do)."""
         from caxev.cli.runs import which
-        from caxev.database import Request
-        from caxev.engine.watcher import owed_again
+        from caxev.core.recording import to_replay
 
         standing = {reaction.id: reaction for reaction, _ in self.reactions}
         advice = f"would fire: caxev replay {which(self.run)} --site {self.registry.here.name}"
         missing: dict[str, list[tuple[Event, str]]] = {}
-        fired = owed_again(self.registry, self.run.id, self.snapshot, standing, Request("replay"))
+        fired = to_replay(self.registry, self.run.id, self.snapshot, standing)
         for event, name in fired:
             missing.setdefault(name, []).append((event, advice))
         return missing

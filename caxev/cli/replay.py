@@ -306,7 +306,7 @@ def reaction_keys(registry: Registry, snapshots: Mapping[RunId, Mapping[Aspect, 
         reaction_key(site, run, aspect, handler.name)
         for run, snapshot in snapshots.items()
         for handler in registry.enabled
-        for aspect, _ in registry.owed(snapshot, handler)
+        for aspect, _ in registry.triggering(snapshot, handler)
     ]
 
 
@@ -323,14 +323,21 @@ def plan(
     """
     from caxev.core.diff import diff
     from caxev.core.ledger import reaction_key
-    from caxev.engine.watcher import owed_again
+    from caxev.core.recording import to_replay
 
     fired = set()
     for event in diff(run, *snapshots):
         for handler in registry.wanting(event):
             fired.add((event.aspect, handler.name))
             yield Planned(event, handler.name, "new since the site last looked")
-    for event, name in owed_again(registry, run, snapshots[1], standing, request):
+    for event, name in to_replay(
+        registry,
+        run,
+        snapshots[1],
+        standing,
+        handler=request.handler,
+        force=request.force,
+    ):
         if (event.aspect, name) not in fired:
             reaction = standing.get(reaction_key(registry.here.name, run, event.aspect, name))
             yield Planned(event, name, _why(reaction, event))

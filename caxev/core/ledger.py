@@ -211,7 +211,7 @@ def _run_text(run: RunId) -> str:
     return str(run) if type(run).__name__ == "ObjectId" else repr(run)
 
 
-def owe(
+def new_reaction(
     site: str,
     event: Event,
     handler: str,
@@ -221,7 +221,10 @@ def owe(
     at: datetime,
     priority: int = 0,
 ) -> Reaction:
-    """Return the reaction to an event, due at once. `generation` must never have been used."""
+    """Return a new reaction to an event, due at once.
+
+    `generation` must never have been used; `at` is when the event happened, UTC.
+    """
     return Reaction(
         site=site,
         run=event.run,

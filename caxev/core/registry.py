@@ -374,8 +374,8 @@ class Registry:
         """The enabled handlers that the event concerns."""
         return (handler for handler in self.enabled if handler.wants(event, self.here))
 
-    def owed(self, snapshot: Snapshot, handler: Handler) -> Iterator[tuple[Aspect, str]]:
-        """The aspects of a run, as it is now, that trigger `handler`."""
+    def triggering(self, snapshot: Snapshot, handler: Handler) -> Iterator[tuple[Aspect, str]]:
+        """Return the aspects of a run, as it is now, that trigger `handler`."""
         for aspect, value in snapshot.items():
             if handler.unmet(aspect, value.partition("@")[0], self.here) is None:
                 yield aspect, value

@@ -1,6 +1,6 @@
 """One attempt: run a handler within its time, and turn whatever happens into an outcome.
 
-`dispatcher` calls `attempt`; the outcome is settled by `core.ledger.settle`.
+`runner` calls `attempt`; `settling` records the outcome.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from caxev.database import (
 )
 
 STARVED: Final = 60.0
-"""Seconds after which a reaction that found no descriptor left is tried again."""
+"""Seconds after which a reaction is tried again that found no file descriptor left."""
 LATELY: Final = 30.0
-"""Seconds over which a reaction's rate is taken."""
+"""Seconds over which a rate is averaged."""
 
 
 @define(eq=False)
@@ -54,7 +54,7 @@ class Ended:
 
 
 class Watch:
-    """The time that an attempt has: in all, and without progress."""
+    """The time that an attempt may take: in all, and without progress."""
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
@@ -70,13 +70,13 @@ class Watch:
 
     @property
     def ignored(self) -> float:
-        """For how many seconds the attempt has gone on after it was cut short."""
+        """For how many seconds the attempt has gone on after its time was up."""
         late = trio.current_time() - self.scope.deadline
         return late if self.scope.cancel_called else 0.0
 
     @property
     def verdict(self) -> str:
-        """Say why the attempt was cut short."""
+        """Why the attempt was cancelled."""
         if self.scope.deadline >= self.end:
             return f"not done after {self.handler.timeout:.0f} s"
         return f"no progress for {self.handler.stall:.0f} s"
@@ -89,9 +89,9 @@ class RateMeter:
     _seen: deque[tuple[float, int]] = field(init=False, factory=deque)
 
     def moved(self, done: int, now: float) -> float | None:
-        """Note how far it is; the bytes a second of late, None where that is too early to say."""
+        """Note the bytes done; return the recent bytes a second, None in the first second."""
         if self._seen and done < self._seen[-1][1]:
-            self._seen.clear()  # begun anew
+            self._seen.clear()  # it began anew
         if not self._seen or now >= self._seen[-1][0] + 1.0:
             self._seen.append((now, done))
         while len(self._seen) > 1 and self._seen[1][0] <= now - LATELY:
@@ -101,11 +101,11 @@ class RateMeter:
 
 
 async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, RunUpdate | None]:
-    """Run a handler once and say what came of it. The one place where any error is caught.
+    """Run a handler once; return the outcome, and the update to write with it.
 
-    Cancellation from outside passes through, and nothing else does: no handler ends the listener,
-    be it by a `SystemExit`, a `KeyboardInterrupt` or the panic of a library in Rust. A real Ctrl-C
-    does not come this way: `listener.Leaving` takes the signal.
+    The one place that catches every error. Only cancellation from outside passes: no handler ends
+    the listener, be it by `SystemExit`, `KeyboardInterrupt` or the panic of a library in Rust. A
+    real Ctrl-C does not come this way, because `listener.Leaving` takes the signal.
     """
     try:
         with watch.scope:
@@ -113,18 +113,18 @@ async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, Ru
         return Postponed(watch.verdict), None
     except BaseException as error:  # noqa: BLE001  # a failure is data
         cancelled = _cancelled(error)
-        # A handler can keep a `Cancelled` of its own scope and raise it when that is over.
+        # A handler can keep a `Cancelled` of its own scope and raise it later: that is an error.
         if cancelled is not None and trio.current_effective_deadline() == -inf:
             raise cancelled from None
         outcome, watch.lacked_files = failure(error), lacks_files(error)
         if watch.lacked_files and not isinstance(outcome, Done | Interrupted):
-            # The listener's trouble and not the handler's; an alarm is about the listener.
+            # The listener's fault and not the handler's: the alarm is about the listener.
             outcome = Postponed(_text_of(error), STARVED)
         return outcome, None
 
 
 def _cancelled(error: BaseException) -> BaseException | None:
-    """Return what there is of trio's cancellation in an error, a group of a nursery or one."""
+    """Return the part of an error, or of a group, that is trio's cancellation."""
     if isinstance(error, BaseExceptionGroup):
         return error.subgroup(trio.Cancelled)
     return error if isinstance(error, trio.Cancelled) else None
@@ -147,9 +147,9 @@ def _outcome_of(result: object, job: Job) -> tuple[Outcome, RunUpdate | None]:
 
 
 def refusal(error: DatabaseError) -> Outcome | None:
-    """Return how a reaction ends whose update the database refused; None: it is to be repeated.
+    """Return how a reaction ends if the database refused its update; None: repeat the write.
 
-    A right that is missing may be granted later, so that is tried again a few times.
+    A missing right may be granted later, so that is tried again a few times.
     """
     if isinstance(error, NotAuthorized) and not is_transient(error):
         return Postponed(str(error))
@@ -157,7 +157,7 @@ def refusal(error: DatabaseError) -> Outcome | None:
 
 
 def failure(error: BaseException) -> Outcome:
-    """Return what an error that a handler raised means for the reaction."""
+    """Return what an error raised by a handler means for the reaction."""
     match error:
         case RootAway() | Denied():
             return _hindered(error)
@@ -196,13 +196,13 @@ def _hindered(error: RootAway | Denied) -> Hindered:
 
 
 def as_parked(ended: Ended) -> Reaction:
-    """Log an end that the ledger refused; return the reaction as it should be recorded."""
+    """Log an outcome that the ledger refused; return the reaction as it should be recorded."""
     log_outcome(ended.outcome)
     return evolve(ended.reaction, state=State.FAILED, note=getattr(ended.outcome, "why", ""))
 
 
 def log_outcome(outcome: Outcome) -> None:
-    """Log how an attempt ended, as loud as it deserves."""
+    """Log an outcome, the louder the worse."""
     match outcome:
         case Done(note):
             logger.debug("done. {}", note)

@@ -1,18 +1,20 @@
 """Lanes: groups of workers, each with its queue of reactions in memory. No I/O.
 
-`dispatcher` fills the lanes from the database and takes from them.
+`dispatcher` fills the lanes from the database and takes from them; `settling` gives workers back.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
 from typing import Final
 
+import trio
 from attrs import define, field
 
+from caxev import metrics
 from caxev.core.ledger import NEWEST_FIRST, Reaction
 from caxev.core.model import RunId
 from caxev.database import OLDEST_FIRST, URGENT_FIRST, Order
@@ -25,26 +27,27 @@ LANES: Final[Mapping[str, int]] = {
     "processing": 256,
     "tape": 1,
 }
-"""Workers in each lane unless sites.json says otherwise; a lane not named here has 4."""
+"""Workers in each lane unless sites.json sets another number."""
 OTHER_LANE: Final = 4
+"""Workers in each lane that is not named in `LANES`."""
 WINDOW: Final = 1000
-"""Reactions of a lane that are fetched at once: each fetch has to pass by what was paid lately."""
+"""Reactions of a lane that one query fetches. It skips all that were settled lately, so many small
+queries would cost more."""
 AHEAD: Final = 4
-"""In lanes that go newest first, reactions for each worker that are fetched at once."""
+"""Reactions that one query fetches for each worker, in lanes that go newest first."""
 MOST_ASIDE: Final = 64
 """Reactions of a lane that may wait for something else than a worker while others work."""
 
 
 @define(eq=False)
 class Lane:
-    """A group of workers.
+    """A group of workers and its queue.
 
-    `running` are the keys that are claimed, `ended` how many of these are over and only wait to
-    be settled, `aside` how many wait for something else than a worker. `waiting` are reactions that
-    were due when they were fetched, in the lane's order; `more`: the database may hold others that
-    are due in this lane, where it goes oldest first all or most of them not before `since`;
-    `news`: some of those came after the last fetch.
-    `passed` are keys that were found due while their former reaction was still running.
+    `running`: the keys that are claimed; `ended`: how many of these only wait to be settled;
+    `aside`: how many wait for something else than a worker. `waiting`: reactions that were due when
+    they were fetched, in the lane's order. `more`: the database may hold further ones that are due,
+    in a lane that goes oldest first most of them not before `since`; `news`: some of those came
+    after the last fetch. `passed`: keys that were due while their former reaction was running.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Lane:
 
     @property
     def free(self) -> int:
+        """How many reactions can be started now."""
         # While some are settled others can work, up to as many again.
         idle = min(self.ended, self.workers) + min(self.aside, MOST_ASIDE)
         return max(self.workers - len(self.running) + idle, 0)
@@ -76,15 +80,17 @@ class Lane:
 
     @property
     def window(self) -> int:
+        """How many reactions one query fetches."""
+        # A long queue would be out of date: each new reaction goes before all of it.
         return min(AHEAD * self.workers, WINDOW) if self.newest_first else WINDOW
 
     @property
     def share(self) -> int:
-        """How many reactions of one run may wait at once: those of others come in between."""
+        """How many reactions of one run may wait at once, so that other runs do not starve."""
         return max(min(AHEAD * self.workers, WINDOW) // 2, 1)
 
     def crowding(self, due: Sequence[Reaction]) -> RunId | None:
-        """The run whose reactions may have kept those of others out of what was fetched."""
+        """Return the run whose reactions may have crowded those of others out of a full window."""
         if len(due) < self.window:
             return None
         run, reactions = Counter(reaction.run for reaction in due).most_common(1)[0]
@@ -92,32 +98,96 @@ class Lane:
 
     @property
     def stale(self) -> bool:
-        """Whether reactions must be fetched before one is taken: none waits, or newer ones came."""
+        """Whether to fetch before a reaction is taken: none waits, or newer ones came."""
         return self.more and (not self.waiting or (self.newest_first and self.news))
 
-    def snapshot(self) -> None:
-        """See to it that the database is asked what is due."""
+    def refresh(self) -> None:
+        """Ask the database soon for what is due."""
         self.more = self.news = True
 
-    def keep(self, reactions: Sequence[Reaction]) -> None:
-        """Have fetched reactions wait; what waited goes where the newest come first."""
+    def take_in(self, due: Sequence[Reaction], found: Sequence[Reaction]) -> bool:
+        """Queue what was fetched; return whether that is all that is due.
+
+        `due` is what the query returned, `found` what of it, and of other runs, can be started.
+        """
+        kept = few_of_each(found, self.share)
         if self.newest_first:
             self.waiting.clear()
-        self.waiting.extend(reactions)
+        self.waiting.extend(kept if self.newest_first else in_turn(kept))
+        # At the end of the queue, one query without `since` makes sure that it was the end.
+        complete = len(due) < self.window and self.since is None and len(kept) == len(found)
+        if len(due) == self.window and not self.newest_first:
+            # Not beyond what is left out: else it would wait until all that came later is settled.
+            queued = {reaction.id for reaction in kept}
+            left_out = [reaction.due for reaction in found if reaction.id not in queued]
+            self.since = min([*left_out, due[-1].due])
+        else:
+            self.since = None
+        return complete
 
     def arm(self, due: datetime | None) -> None:
-        """See to it that the lane is looked into at that time, or before."""
+        """Look into the lane at that time, or before."""
         if due is not None:
             self.next_due = min(self.next_due or due, due)
 
+    def release(self, key: str) -> None:
+        """Give back the worker of a reaction that is settled."""
+        self.running.discard(key)
+        self.ended -= 1
+        if key in self.passed:
+            self.passed.discard(key)
+            self.refresh()
+
     @property
     def idle(self) -> bool:
-        """Nothing runs, and nothing is due as far as is known."""
+        """Whether nothing runs, and nothing is known to be due."""
         return not (self.running or self.waiting or self.more or self.fetching)
 
 
+@define(eq=False)
+class Lanes:
+    """The lanes of a site, by name; one is made when it is first asked for.
+
+    `sizes` are the workers of lanes as sites.json sets them. `changed` is set, and replaced, when a
+    task has changed a lane: take it before you look at the lanes, then wait for it.
+    """
+
+    site: str
+    sizes: Mapping[str, int]
+    changed: trio.Event = field(init=False, factory=trio.Event)
+    _lanes: dict[str, Lane] = field(init=False, factory=dict)
+
+    def __getitem__(self, name: str) -> Lane:
+        if name not in self._lanes:
+            self._lanes[name] = Lane(name, self.sizes.get(name, LANES.get(name, OTHER_LANE)))
+        return self._lanes[name]
+
+    def __iter__(self) -> Iterator[Lane]:
+        return iter(tuple(self._lanes.values()))
+
+    @property
+    def running(self) -> set[str]:
+        """The keys that this process has claimed."""
+        return {key for lane in self for key in lane.running}
+
+    def notify(self) -> None:
+        """Wake whoever waits for a change."""
+        self.changed.set()
+        self.changed = trio.Event()
+
+    def refresh(self) -> None:
+        """Ask the database soon for what is due in any lane."""
+        for lane in self:
+            lane.refresh()
+        self.notify()
+
+    def show(self, lane: Lane) -> None:
+        """Publish how many of a lane's reactions are claimed."""
+        metrics.running.labels(self.site, lane.name).set(len(lane.running))
+
+
 def few_of_each(reactions: Iterable[Reaction], most: int) -> list[Reaction]:
-    """Leave out what is more than so many reactions of one run, the last of them. Pure."""
+    """Leave out all but the first `most` reactions of each run. Pure."""
     seen: Counter[RunId] = Counter()
     kept: list[Reaction] = []
     for reaction in reactions:

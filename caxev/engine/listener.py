@@ -47,8 +47,11 @@ from caxev.database import (
     is_transient,
     of_the_site,
 )
+from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.options import Options, Reloader
+from caxev.engine.recorder import Recorder
+from caxev.engine.requests import Requests
 from caxev.engine.root_markers import holdings
 from caxev.engine.root_watch import ANSWERS, RootWatch
 from caxev.engine.systemd import notify
@@ -288,11 +291,11 @@ class _LeaderSession:
         self.leaving = leaving
         self.trouble = trouble
         self.alarms = AlarmManager(database, lease, self.options.recipients())
+        self.context = Context(database, lease, reloader.options, self.alarms, trouble)
         self.rule_files = RuleFiles(database, lease, self.options.site, self.options.sites)
         self._roots: RootWatch | None = None
-        self._requests = 0
+        self._requests: Requests | None = None
         self._reported: set[tuple[str, str]] = set()
-        self._poked = trio.Event()
         self._reloaded = trio.Event()
 
     @property
@@ -300,13 +303,9 @@ class _LeaderSession:
         """What the listener goes by now."""
         return self.reloader.options
 
-    def _use(
-        self, dispatcher: Dispatcher, watcher: Watcher, roots: RootWatch, options: Options
-    ) -> None:
+    def _use(self, roots: RootWatch, options: Options) -> None:
         """Go by new options from now on."""
-        dispatcher.site, dispatcher.sites = options.site, options.sites
-        dispatcher.registry = watcher.registry = options.registry
-        watcher.urgent = options.site.priority
+        self.context.options = options
         self.rule_files.use(options.site, options.sites)
         roots.use(options.site, options.sites)
         self._reloaded.set()
@@ -321,7 +320,7 @@ class _LeaderSession:
                 try:
                     async with trio.open_nursery() as outer:
                         roots = self._roots = self._root_watch(workers)
-                        dispatcher = self._dispatcher(workers, outer, roots)
+                        dispatcher = Dispatcher(self.context, workers, outer, roots)
                         await self._act(dispatcher, outer, roots)
                         if self.options.once:
                             with trio.move_on_after(DELIVERY):
@@ -341,7 +340,7 @@ class _LeaderSession:
         """Settle what has ended, and end the lease, whatever we leave for."""
         with trio.move_on_after(FLUSH, shield=True):
             try:
-                await dispatcher.leave()
+                await dispatcher.settler.free_all()
                 await self.alarms.leave(deliver=False)
             finally:
                 await self.database.release(self.lease)
@@ -350,36 +349,13 @@ class _LeaderSession:
         options = self.options
         return RootWatch(self.database, self.lease, options.site, options.sites, workers)
 
-    def _dispatcher(self, workers: Workers, outer: trio.Nursery, roots: RootWatch) -> Dispatcher:
-        options = self.options
-        return Dispatcher(
-            self.database,
-            self.lease,
-            options.registry,
-            options.site,
-            options.sites,
-            workers,
-            outer,
-            self.alarms,
-            self.trouble,
-            roots,
-        )
-
     async def _act(self, dispatcher: Dispatcher, outer: trio.Nursery, roots: RootWatch) -> None:
         """Run the intake until asked to leave, then give what is in flight its grace."""
-        options = self.options
-        watcher = Watcher(
-            self.database,
-            self.lease,
-            options.registry,
-            dispatcher,
-            urgent=options.site.priority,
-            alarms=self.alarms,
-            caught_up=options.caught_up,
-            trouble=self.trouble,
-        )
-        outer.start_soon(dispatcher.pay)
-        outer.start_soon(dispatcher.show_progress)
+        recorder = Recorder(self.context, dispatcher)
+        watcher = Watcher(self.context, recorder)
+        requests = self._requests = Requests(self.context, recorder, watcher.scan)
+        outer.start_soon(dispatcher.settler.run)
+        outer.start_soon(dispatcher.runner.show_progress)
         outer.start_soon(self._keep_lease)
         outer.start_soon(self._watchdog().run)
         outer.start_soon(self._leave_by_force, dispatcher)
@@ -392,13 +368,13 @@ class _LeaderSession:
         with trio.move_on_after(ANSWERS):  # what is not known by then counts as away
             await roots.looked.wait()
         outer.start_soon(self._health_monitor(watcher, dispatcher, roots).run)
-        self.reloader.users = [partial(self._use, dispatcher, watcher, roots)]
+        self.reloader.users = [partial(self._use, roots)]
         async with trio.open_nursery() as inner:
             inner.start_soon(dispatcher.take)
             if self.options.once:
-                await self._once(watcher, dispatcher)
+                await self._once(watcher, requests, dispatcher)
             else:
-                await self._until_asked(watcher, inner)
+                await self._until_asked(watcher, requests, inner)
             inner.cancel_scope.cancel()
         notify("STOPPING=1")
         with trio.move_on_after(self.options.grace):
@@ -415,8 +391,8 @@ class _LeaderSession:
         finally:
             with trio.CancelScope(shield=True):
                 with trio.move_on_after(STOPPING):
-                    await dispatcher.attempts_over()
-                if left := dispatcher.attempting:
+                    await dispatcher.runner.attempts_over()
+                if left := dispatcher.runner.attempting:
                     logger.error("leaving without {}: cancelled, and still at work", left)
                     with suppress(DatabaseError):
                         await self._let_go(dispatcher)
@@ -509,32 +485,33 @@ class _LeaderSession:
                 watcher.behind,
                 roots.free,
                 roots.away,
-                dispatcher.descriptors(),
+                dispatcher.runner.descriptors(),
                 max(self.options.site.min_free, MARGIN),
                 clock.skew,
             )
 
         return HealthMonitor(self.options.site.name, health, self.alarms)
 
-    async def _until_asked(self, watcher: Watcher, inner: trio.Nursery) -> None:
+    async def _until_asked(self, watcher: Watcher, requests: Requests, inner: trio.Nursery) -> None:
         ready = trio.Event()
         inner.start_soon(lambda: watcher.run(ready=ready))
         inner.start_soon(self._say_ready, ready)
-        inner.start_soon(self._serve_requests, watcher, ready)
+        inner.start_soon(self._serve_requests, requests, ready)
         inner.start_soon(self._scan_daily, watcher, ready)
         inner.start_soon(self._follow_rules, ready)
         inner.start_soon(self._messages().serve)
         await self.leaving.asked.wait()
 
-    async def _once(self, watcher: Watcher, dispatcher: Dispatcher) -> None:
+    async def _once(self, watcher: Watcher, requests: Requests, dispatcher: Dispatcher) -> None:
+        retrying = self.trouble.retrying
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.leaving.cancel, nursery.cancel_scope)
-            await watcher.persist(watcher.catch_up)
-            await watcher.persist(self.rule_files.look)
-            await watcher.persist(watcher.serve_requests)
+            await retrying("stream", watcher.catch_up)
+            await retrying("stream", self.rule_files.look)
+            await retrying("stream", requests.serve)
             await dispatcher.wait_idle()
             # What was done here may have made more to do here.
-            while await watcher.persist(watcher.catch_up):
+            while await retrying("stream", watcher.catch_up):
                 await dispatcher.wait_idle()
             nursery.cancel_scope.cancel()
 
@@ -563,20 +540,9 @@ class _LeaderSession:
         options = self.options
         return Messages(self.database, options.site, options.sites, self.lease.owner)
 
-    async def _serve_requests(self, watcher: Watcher, ready: trio.Event) -> None:
+    async def _serve_requests(self, requests: Requests, ready: trio.Event) -> None:
         await ready.wait()
-        while True:
-            self._poked = trio.Event()
-            wait = 1.0
-            try:
-                await watcher.serve_requests()
-                wait = float("inf")
-            except DatabaseError as error:
-                if is_fatal(error):
-                    raise
-                logger.debug("requests wait for the database: {}", error)
-            with trio.move_on_after(wait):
-                await self._poked.wait()
+        await requests.serve_as_asked()
 
     async def _keep_lease(self) -> None:
         """Renew the lease for ever. Raises `LeaseLost` where it was lost."""
@@ -610,9 +576,8 @@ class _LeaderSession:
     def _heard(self, record: SiteRecord) -> None:
         if self._roots is not None:
             self._roots.heard(record)
-        if record.requests != self._requests:
-            self._requests = record.requests
-            self._poked.set()
+        if self._requests is not None:
+            self._requests.heard(record)
 
 
 def serve_metrics(port: int) -> None:

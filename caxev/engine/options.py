@@ -19,8 +19,9 @@ from caxev.core.alarms import Alarm, Alarms
 from caxev.core.registry import Registry
 from caxev.database import Database, DatabaseError
 from caxev.engine.root_markers import holdings
-from caxev.engine.watcher import CAUGHT_UP
 
+CAUGHT_UP: Final = 0.3
+"""Seconds without a change after which ``--once`` takes the stream for read."""
 LEASE: Final = 15.0
 """Seconds within which a stand-by takes over from a listener that vanished."""
 GRACE: Final = 30.0

@@ -1,6 +1,6 @@
-"""What reactions to one run share: a lock, and for large runs what was read of them.
+"""What reactions to one run share: a lock, and for large runs what was read a moment ago.
 
-`dispatcher` takes the lock around each attempt.
+`runner` holds the lock around each attempt.
 """
 
 from __future__ import annotations
@@ -18,44 +18,41 @@ from caxev.core.model import Run, RunId
 LARGE: Final = 500
 """Copies from which on a run takes so long to read that reactions share what was read..."""
 FRESH: Final = 1.0
-"""...for so many seconds, if it was read after their reactions were recorded."""
+"""...for this many seconds, if it was read after their reactions were recorded."""
 
 
 @define(eq=False)
 class RunLocks:
-    """Who is at work on which run here, so that nothing is deleted under a reader.
+    """One lock for each run, for reading together or writing alone, in this process.
 
-    By the run and not by the copy: a reaction to a copy elsewhere, a tag or a field may read the
-    copy that stands here.
+    It is by the run and not by the copy: a reaction to a copy elsewhere, a tag or a field may read
+    the copy that stands here, and nothing may be deleted under a reader.
     """
 
     _readers: Counter[RunId] = field(factory=Counter)
     _writers: set[RunId] = field(factory=set)
     _left: trio.Event = field(factory=trio.Event)
 
-    async def enter(self, reaction: Reaction, *, exclusive: bool) -> bool:
-        """Wait until the run is free, for reading with others or alone; hold it.
-
-        Returns whether it had to wait.
-        """
+    async def enter(self, run: RunId, *, exclusive: bool) -> bool:
+        """Lock a run, with other readers or alone; return whether that took waiting."""
         waited = False
-        while reaction.run in self._writers or (exclusive and reaction.run in self._readers):
+        while run in self._writers or (exclusive and run in self._readers):
             await self._left.wait()
             waited = True
         if exclusive:
-            self._writers.add(reaction.run)
+            self._writers.add(run)
         else:
-            self._readers[reaction.run] += 1
+            self._readers[run] += 1
         return waited
 
-    def leave(self, reaction: Reaction, *, exclusive: bool) -> None:
-        """Let go of the run."""
+    def leave(self, run: RunId, *, exclusive: bool) -> None:
+        """Unlock the run."""
         if exclusive:
-            self._writers.discard(reaction.run)
+            self._writers.discard(run)
         else:
-            self._readers[reaction.run] -= 1
-            if not self._readers[reaction.run]:
-                del self._readers[reaction.run]
+            self._readers[run] -= 1
+            if not self._readers[run]:
+                del self._readers[run]
         self._left.set()
         self._left = trio.Event()
 
@@ -64,9 +61,8 @@ class RunLocks:
 class RunCache:
     """Large runs as they were read a moment ago, so that not each of many reactions reads them.
 
-    A reaction must see the event that it owes to: what was read before its reaction was recorded
-    will not do. Marks grow, so that holds for every reaction up to the newest generation at that
-    time.
+    A reaction must see its own event, so only what was read after it was recorded will do.
+    Generations grow, so that is true of each reaction up to the newest generation at that time.
     """
 
     _read: dict[RunId, tuple[float, int, Run]] = field(init=False, factory=dict)

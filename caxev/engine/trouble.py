@@ -1,21 +1,31 @@
-"""What ails the database, as any of a listener's tasks meets it.
+"""Trouble with the database: keep trying, and show what is wrong meanwhile.
 
-The stream may go on while no write is confirmed, and the other way round: each task reports what it
-meets, and what is over. `listener` makes a `Trouble` for each lease and the wait before it; it,
-`watcher` and `dispatcher` report to it; metrics, alarms and ``caxev status`` show it.
+The stream may go on while no write is confirmed, and the other way round, so each task reports its
+own trouble. `listener` makes a `Trouble` for each lease and for the wait before it; metrics, alarms
+and ``caxev status`` show it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from time import monotonic
+from typing import Any, Final, TypeVar
 
+import trio
 from attrs import define, field
 from loguru import logger
 
 from caxev import metrics
 from caxev.core.clock import utcnow
-from caxev.database import DatabaseError
+from caxev.database import DatabaseError, concerns_one, is_fatal
+
+T = TypeVar("T")
+
+BRIEF: Final = 1.0
+"""Seconds for which a write that conflicts with another is repeated without a report."""
+LONGEST_PAUSE: Final = 5.0
+"""Seconds at most between two attempts at a read or write."""
 
 
 @define(eq=False)
@@ -44,6 +54,27 @@ class Trouble:
             self._since = None
         self._show()
 
+    async def retrying(self, task: str, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """Call an async function until the database lets it through.
+
+        Raises an error that neither time nor leaving out one write can cure (`is_fatal`).
+        """
+        pause, began = 0.1, trio.current_time()
+        while True:
+            try:
+                result = await function(*args)
+            except DatabaseError as error:
+                if is_fatal(error):
+                    raise
+                logger.debug("trying again: {}", error)
+                if trio.current_time() > began + BRIEF:
+                    self.meet(task, error)
+                await trio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+            else:
+                self.over(task)
+                return result
+
     def _show(self) -> None:
         metrics.troubled.labels(self.site).set(self._since is not None)
         since = 0 if self._since is None else self._since.timestamp()
@@ -54,12 +85,34 @@ class Trouble:
 
     @property
     def text(self) -> str | None:
-        """What it is, and since when; None: there is none."""
+        """The error and since when it lasts; None if there is no trouble."""
         if self._since is None:
             return None
         return f"since {self._since:%Y-%m-%d %H:%M:%S} UTC: {next(iter(self._met.values()))}"
 
     @property
     def seconds(self) -> float:
-        """For how long it has lasted; 0.0: there is none."""
+        """For how long it has lasted; 0.0 if there is none."""
         return 0.0 if self._since is None else monotonic() - self._at
+
+
+async def by_halves(
+    items: Sequence[T],
+    write: Callable[[Sequence[T]], Awaitable[None]],
+    alone: Callable[[T, DatabaseError], Awaitable[None]],
+) -> None:
+    """Write items together; if the database refuses one of them, find it by writing halves.
+
+    `write` must be repeatable. `alone` gets each item that is refused by itself, with the error.
+    """
+    try:
+        await write(items)
+    except DatabaseError as error:
+        if not (items and concerns_one(error)):
+            raise
+        if len(items) == 1:
+            await alone(items[0], error)
+            return
+        middle = len(items) // 2
+        await by_halves(items[:middle], write, alone)
+        await by_halves(items[middle:], write, alone)

@@ -37,11 +37,13 @@ from rich.table import Table
 from caxev import HERE, Job, aio, copy
 from caxev.config import Settings
 from caxev.core.ledger import Reaction
-from caxev.core.registry import Registry
 from caxev.database import Database, Position
 from caxev.demo.world import World
+from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.listener import open_database, prepare, tune_collector
+from caxev.engine.options import Options
+from caxev.engine.recorder import Recorder
 from caxev.engine.watcher import Watcher
 from caxev.engine.workers import Workers
 from caxev.files import digest_tree
@@ -143,6 +145,11 @@ async def nothing(job: Job) -> None:
     """A reaction that does nothing."""
 
 
+def options_of(bench: Bench) -> Options:
+    """The options of the site whose listener's parts are measured."""
+    return engine.options_for(bench.named, handlers(), site=SITE)
+
+
 def handlers() -> list[Any]:
     return [engine.handler(nothing, copy("verifying", host=HERE))]
 
@@ -166,8 +173,8 @@ async def drain_ours(bench: Bench, start: Any, count: int) -> float:
         assert taken is not None
         lease, intake = taken[0], NoIntake()
         await database.save_position(lease, Position(start=start), datetime.now(UTC))
-        registry = Registry(handlers(), engine.sites_of(SITE).here(SITE))
-        watcher = Watcher(database, lease, registry, intake)
+        context = Context(database, lease, options_of(bench))
+        watcher = Watcher(context, Recorder(context, intake))
         began = time.perf_counter()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(lambda: watcher.run(ready=trio.Event()))
@@ -185,8 +192,8 @@ async def first_look(bench: Bench) -> None:
         await prepare(database)
         taken = await database.acquire(SITE, "bench", 600.0, datetime.now(UTC))
         assert taken is not None
-        registry = Registry(handlers(), engine.sites_of(SITE).here(SITE))
-        await Watcher(database, taken[0], registry, NoIntake()).scan(restart=True)
+        context = Context(database, taken[0], options_of(bench))
+        await Watcher(context, Recorder(context, NoIntake())).scan(restart=True)
         await database.release(taken[0])
 
 
@@ -209,19 +216,16 @@ def ingest(bench: Bench, count: int, rounds: int) -> dict[str, float]:
 # -- reactions ------------------------------------------------------------------------------------
 
 
-async def pay_all(bench: Bench, count: int) -> float:
-    """Pay the reactions that the ingest left; reactions a second."""
+async def settle_all(bench: Bench, count: int) -> float:
+    """Run the reactions that the ingest left; reactions a second."""
     async with aio.loop(), open_database(bench.settings) as database:
         taken = await database.acquire(SITE, "bench", 600.0, datetime.now(UTC))
         assert taken is not None
-        sites = engine.sites_of(SITE)
-        registry = Registry(handlers(), sites.here(SITE))
+        context = Context(database, taken[0], options_of(bench))
         async with Workers() as workers, trio.open_nursery() as nursery:
-            dispatcher = Dispatcher(
-                database, taken[0], registry, sites.get(SITE), sites, workers, nursery
-            )
+            dispatcher = Dispatcher(context, workers, nursery)
             began = time.perf_counter()
-            nursery.start_soon(dispatcher.pay)
+            nursery.start_soon(dispatcher.settler.run)
             nursery.start_soon(dispatcher.take)
             await dispatcher.wait_idle()
             rate = count / (time.perf_counter() - began)
@@ -241,7 +245,7 @@ def reactions(bench: Bench, count: int, rounds: int) -> float:
     for n in range(rounds):
         part = keys[n * count : (n + 1) * count]
         ledger.update_many({"_id": {"$in": part}}, {"$set": {"state": "pending"}})
-        rates.append(trio.run(pay_all, bench, len(part)))
+        rates.append(trio.run(settle_all, bench, len(part)))
         assert ledger.count_documents({"state": "done"}) == len(part) * (n + 1)
     return statistics.median(rates)
 

@@ -1,0 +1,41 @@
+"""What the tasks that act for one lease share.
+
+`listener` makes a `Context` for each lease; watcher, recorder, requests, dispatcher, runner and
+settler hold it. A reload replaces its `options`, so read them anew each time.
+"""
+
+from __future__ import annotations
+
+from attrs import Factory, define, field
+
+from caxev.config import Site, Sites
+from caxev.core.alarms import Alarms
+from caxev.core.registry import Registry
+from caxev.database import Database, Lease
+from caxev.engine.options import Options
+from caxev.engine.trouble import Trouble
+
+
+@define(eq=False)
+class Context:
+    """A lease, and what to act with while it lasts."""
+
+    database: Database
+    lease: Lease
+    options: Options
+    alarms: Alarms = field(factory=Alarms)
+    trouble: Trouble = field(
+        default=Factory(lambda self: Trouble(self.lease.site), takes_self=True)
+    )
+
+    @property
+    def site(self) -> Site:
+        return self.options.site
+
+    @property
+    def sites(self) -> Sites:
+        return self.options.sites
+
+    @property
+    def registry(self) -> Registry:
+        return self.options.registry

@@ -1,0 +1,374 @@
+"""Recorder: compare runs with what this site saw last, and record what is new.
+
+The first scan, the live stream, a restart, an event that is delivered twice and a month's outage
+all come through here: what differs from the stored snapshot makes events, and those make reactions.
+Snapshots, reactions and the stream's position are written in one transaction.
+
+`watcher` and `requests` call it. Reactions go on to the `Intake`, which is the dispatcher.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from itertools import count
+from typing import Final, Protocol
+
+import trio
+from attrs import define, evolve, field
+from loguru import logger
+
+from caxev import metrics
+from caxev.core import recording
+from caxev.core.alarms import parked, parked_key
+from caxev.core.clock import utcnow
+from caxev.core.ledger import (
+    UNREADABLE,
+    Done,
+    Failed,
+    Outcome,
+    Reaction,
+    claim,
+    new_reaction,
+    settle,
+)
+from caxev.core.model import YES, Event, Existence, Run, RunId, Snapshot
+from caxev.database import (
+    Batch,
+    DatabaseError,
+    Ingest,
+    Position,
+    Snapshots,
+    Stream,
+    concerns_one,
+    of_the_site,
+)
+from caxev.engine.context import Context
+from caxev.engine.trouble import by_halves
+
+KNOWN: Final = 5000
+"""Snapshots that are kept in memory, those of the runs that changed last..."""
+KNOWN_SIZE: Final = 100
+"""...unless they have more aspects than this."""
+
+
+class Intake(Protocol):
+    """Takes over reactions: the dispatcher."""
+
+    def reserve(self, reactions: Sequence[Reaction]) -> list[Reaction]:
+        """Return the reactions; those that can be started at once are claimed."""
+        ...
+
+    def start(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
+        """Take over reactions that are recorded now: start the claimed, remember the others.
+
+        `runs` are some of the runs, as they are now.
+        """
+        ...
+
+    def cancel(self, reactions: Sequence[Reaction]) -> None:
+        """Forget reservations: the reactions could not be recorded."""
+        ...
+
+    async def reconcile(self) -> None:
+        """Free what stands as claimed by us and is not running: a reply was lost."""
+        ...
+
+    def look_again(self) -> None:
+        """Look for reactions that are due in the database: some were opened there."""
+        ...
+
+
+@define(eq=False)
+class Ahead:
+    """A batch that was read ahead, with the snapshots of its runs.
+
+    `turn` is the recorder's when they were read; `recorded` is set when the batch is recorded.
+    """
+
+    batch: Batch
+    snapshots: Snapshots
+    turn: int
+    recorded: trio.Event = field(factory=trio.Event)
+
+
+@define(eq=False)
+class Recorder:
+    """Records what is new of runs, for one lease."""
+
+    context: Context
+    intake: Intake
+    # The runs that cannot be recorded. Each is shown by a failed reaction of its own.
+    unreadable: set[RunId] = field(init=False, factory=set)
+    _generations: Iterator[int] = field(init=False)
+    # One comparison at a time: two at once could write an older snapshot over a newer one.
+    _comparing: trio.Lock = field(init=False, factory=trio.Lock)
+    # Runs of which more is new than is recorded at once, each with the time of its change. While
+    # there are any no position is saved, so that a restart finds them again.
+    large: dict[RunId, datetime] = field(init=False, factory=dict)
+    _grown: trio.Event = field(init=False, factory=trio.Event)
+    # Changes whenever something is recorded beside the stream: then what was read ahead is stale.
+    _turn: int = field(init=False, default=0)
+    _known: OrderedDict[RunId, Snapshot] = field(init=False, factory=OrderedDict)
+    # The snapshots of the batch that was recorded last.
+    _latest: Mapping[RunId, Snapshot | None] = field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        # Unique over all processes that ever acted for the site: the epoch is part of it.
+        self._generations = count(self.context.lease.epoch << 40)
+
+    # -- from the stream ----------------------------------------------------------------------
+
+    async def read_ahead(self, stream: Stream) -> Ahead:
+        """Wait for the stream's next batch, and read the snapshots of its runs."""
+        context, turn = self.context, self._turn
+        found = await context.database.next_look(
+            stream, context.lease.site, self._known, context.registry.watched
+        )
+        return Ahead(*found, turn)
+
+    async def record_batch(self, ahead: Ahead) -> bool:
+        """Record what is new in a batch, with the position behind it; False if nothing is."""
+        batch, snapshots = ahead.batch, ahead.snapshots
+        async with self._comparing:
+            if ahead.turn != self._turn:  # a scan or a replay came between
+                snapshots = await self.read(batch.runs)
+            else:
+                # They were read while the batch before this one was being recorded.
+                for run, snapshot in self._latest.items():
+                    if run in batch.runs:
+                        snapshots.before[run] = dict(snapshot or {})
+            ingest = self.compare(batch.runs, snapshots)
+            self._latest = {}
+            if not ingest.snapshots:
+                return False
+            await self.record(evolve(ingest, position=self.to_save(batch.position)))
+            unreadable = self.unreadable
+            self._latest = {
+                run: one for run, one in ingest.snapshots.items() if run not in unreadable
+            }
+            return True
+
+    def to_save(self, position: Position | None) -> Position | None:
+        """Return the position if all before it is recorded, else None."""
+        return None if self.large else position
+
+    def forget(self) -> None:
+        """Forget what may have been recorded or not: only the database knows."""
+        self._latest = {}
+        self._known.clear()
+
+    # -- beside the stream --------------------------------------------------------------------
+
+    async def snapshot(
+        self, runs: Mapping[RunId, datetime], *, position: Position | None = None
+    ) -> None:
+        """Record what is new of runs, each given with the time of its change."""
+        async with self.beside_stream():
+            ingest = self.compare(runs, await self.read(runs))
+            if ingest.snapshots or position is not None:
+                await self.record(evolve(ingest, position=self.to_save(position)))
+
+    async def record_large(self) -> None:
+        """Record what is new of large runs, for ever, beside the stream."""
+        while True:
+            await self.finish_large()
+            self._grown = trio.Event()
+            await self._grown.wait()
+
+    async def finish_large(self) -> None:
+        """Record what is new of large runs, one piece of each in turn, others in between."""
+        while self.large:
+            async with self.beside_stream():
+                if self.large:
+                    await self._record_piece(next(iter(self.large)))
+
+    async def _record_piece(self, run: RunId) -> None:
+        snapshots, at = await self.read([run]), self.large[run]
+        ingest = self.compare({run: at}, snapshots, in_pieces=True)
+        if ingest.snapshots:
+            await self.record(ingest)
+        del self.large[run]
+        rest = ingest.snapshots and ingest.snapshots[run] != snapshots.now.get(run)
+        if rest and run not in self.unreadable:
+            self.large[run] = at
+
+    @asynccontextmanager
+    async def beside_stream(self) -> AsyncIterator[None]:
+        """Exclude other comparisons; what the stream has read ahead meanwhile is read anew."""
+        async with self._comparing:
+            # Before and after: the stream may begin to read ahead at any time in between.
+            self._turn += 1
+            try:
+                yield
+            finally:
+                self._turn += 1
+
+    # -- comparing ----------------------------------------------------------------------------
+
+    @property
+    def maker(self) -> recording.Maker:
+        """What makes reactions, by the options of now."""
+        return recording.Maker(self.context.registry, self.context.site.priority, self._generations)
+
+    async def read(self, runs: Iterable[RunId]) -> Snapshots:
+        """Read the snapshots of runs: as they are now, and as this site saw them last."""
+        context = self.context
+        return await context.database.snapshot(
+            context.lease.site, list(runs), self._known, context.registry.watched
+        )
+
+    def compare(
+        self, runs: Mapping[RunId, datetime], snapshots: Snapshots, *, in_pieces: bool = False
+    ) -> Ingest:
+        """Return what is to be written about these runs; remember the large ones for later."""
+        # Due at once, whatever clock the server had that dated the change.
+        now = utcnow()
+        times = {run: min(at, now) for run, at in runs.items()}
+        found = recording.compare(
+            self.maker, times, snapshots.before, snapshots.now, in_pieces=in_pieces
+        )
+        for run in found.large:
+            self.large.setdefault(run, runs[run])
+            self._grown.set()
+        return Ingest(
+            found.snapshots, found.reactions, runs=snapshots.whole, priorities=found.priorities
+        )
+
+    # -- writing ------------------------------------------------------------------------------
+
+    async def record(self, ingest: Ingest) -> None:
+        """Write what is new; if the database refuses one run, write the others without it."""
+        reacting = (reaction.run for reaction in ingest.reactions)
+        runs = list(dict.fromkeys([*ingest.snapshots, *reacting]))
+
+        def part(some: Sequence[RunId]) -> Ingest:
+            if len(some) == len(runs):
+                return ingest
+            # The position goes with the last part, so that nothing is skipped.
+            return _part(ingest, some, with_position=some[-1:] == runs[-1:])
+
+        async def write(some: Sequence[RunId]) -> None:
+            await self._write(part(some))
+
+        async def alone(run: RunId, error: DatabaseError) -> None:
+            await self._give_up(run, part([run]).position, error)
+
+        await by_halves(runs, write, alone)
+
+    async def _write(self, ingest: Ingest) -> None:
+        reactions = self.intake.reserve(ingest.reactions)
+        readable = ingest.snapshots.keys() & self.unreadable
+        shown = [self._shown(run, Done("it can be recorded again")) for run in readable]
+        recorded = False
+        try:
+            everything = evolve(ingest, reactions=[*reactions, *shown])
+            await self.context.database.ingest(self.context.lease, everything, utcnow())
+            recorded = True
+        finally:
+            if not recorded:
+                self.intake.cancel(reactions)
+                for run in ingest.snapshots:  # recorded or not, we cannot know
+                    self._known.pop(run, None)
+        self._remember(ingest.snapshots)
+        self._readable_again(shown)
+        for handler, number in Counter(reaction.handler for reaction in reactions).items():
+            metrics.reactions.labels(self.context.lease.site, handler).inc(number)
+        self.intake.start(reactions, ingest.runs)
+        if ingest.priorities:  # what was due before may now go first, or last
+            self.intake.look_again()
+
+    def _remember(self, snapshots: Mapping[RunId, Snapshot | None]) -> None:
+        """Keep recorded snapshots: a run that changed will soon change again."""
+        for run, snapshot in snapshots.items():
+            # One step each: the database's thread may read them meanwhile.
+            if snapshot is not None and len(snapshot) <= KNOWN_SIZE:
+                self._known[run] = snapshot
+                self._known.move_to_end(run)
+            else:
+                self._known.pop(run, None)
+        while len(self._known) > KNOWN:
+            self._known.popitem(last=False)
+
+    # -- runs that cannot be recorded ---------------------------------------------------------
+
+    async def _give_up(self, run: RunId, position: Position | None, error: DatabaseError) -> None:
+        """Park a run that the database refuses to record, and go on behind it."""
+        context = self.context
+        label = await self._label(run)
+        reaction = self._shown(run, Failed(str(error)))
+        try:
+            await context.database.ingest(context.lease, Ingest({}, [reaction], position), utcnow())
+        except DatabaseError as refused:
+            if not concerns_one(refused):
+                raise
+            await self._record_position(position)
+        logger.error("{} cannot be recorded: {}", label, error)
+        self.unreadable.add(run)
+        context.alarms.raise_(parked(reaction, label))
+
+    async def _record_position(self, position: Position | None) -> None:
+        """Write the position alone; if that is refused, the site's own document is at fault."""
+        context = self.context
+        try:
+            await context.database.ingest(context.lease, Ingest({}, (), position), utcnow())
+        except DatabaseError as error:
+            raise of_the_site(error) from error
+
+    async def _label(self, run: RunId) -> str:
+        """Return what people call a run; its id if it is no longer there."""
+        found = await self.context.database.runs([run])
+        return str(found[run]) if run in found else f"run {run}"
+
+    def _shown(self, run: RunId, outcome: Outcome) -> Reaction:
+        """Return the reaction that shows whether a run can be recorded."""
+        reaction = new_reaction(
+            self.context.lease.site,
+            Event(run, Existence(), None, YES),
+            UNREADABLE,
+            lane="default",
+            generation=next(self._generations),
+            at=utcnow(),
+        )
+        claimed = claim(reaction, self.context.lease.epoch)
+        return settle(claimed, outcome, utcnow(), allowed=1, jitter=0.0)
+
+    def _readable_again(self, shown: Iterable[Reaction]) -> None:
+        for reaction in shown:
+            self.unreadable.discard(reaction.run)
+            self.context.alarms.clear(parked_key(reaction))
+
+    async def load_unreadable(self) -> None:
+        """Read which runs could not be recorded by a former process."""
+        context = self.context
+        shown = await context.database.reactions(
+            context.lease.site, state="failed", handler=UNREADABLE
+        )
+        self.unreadable = {reaction.run for reaction, _ in shown}
+
+    async def retry_unreadable(self, runs: Collection[RunId] | None) -> None:
+        """Try again to record runs (None: all) that could not be; they may have been deleted."""
+        context = self.context
+        runs = self.unreadable & set(self.unreadable if runs is None else runs)
+        if not runs:
+            return
+        await self.snapshot(dict.fromkeys(runs, utcnow()))
+        await self.finish_large()
+        gone = (runs & self.unreadable) - (await context.database.runs(runs)).keys()
+        if gone:
+            shown = [self._shown(run, Done("the run is no longer there")) for run in gone]
+            await context.database.ingest(context.lease, Ingest({}, shown), utcnow())
+            self._readable_again(shown)
+
+
+def _part(ingest: Ingest, runs: Iterable[RunId], *, with_position: bool) -> Ingest:
+    chosen = set(runs)
+    return evolve(
+        ingest,
+        snapshots={run: one for run, one in ingest.snapshots.items() if run in chosen},
+        reactions=[reaction for reaction in ingest.reactions if reaction.run in chosen],
+        position=ingest.position if with_position else None,
+        priorities={run: n for run, n in ingest.priorities.items() if run in chosen},
+    )

@@ -1,0 +1,149 @@
+"""Requests: what people asked a site's listener to do, by the command line.
+
+`listener` runs `Requests.serve_as_asked`. The lease's renewal reports that requests were added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from math import inf
+
+import trio
+from attrs import define, evolve, field
+from loguru import logger
+
+from caxev.core import recording
+from caxev.core.clock import utcnow
+from caxev.core.ledger import UNREADABLE, Reaction
+from caxev.core.model import RunId, Snapshot
+from caxev.core.recording import AT_ONCE
+from caxev.database import DatabaseError, Ingest, Request, SiteRecord, concerns_one, is_fatal
+from caxev.engine.context import Context
+from caxev.engine.recorder import Recorder
+
+
+@define(eq=False)
+class Requests:
+    """Carries out the requests to a site. `scan` compares all runs."""
+
+    context: Context
+    recorder: Recorder
+    scan: Callable[[], Awaitable[None]]
+    _number: int = field(init=False, default=0)
+    _added: trio.Event = field(init=False, factory=trio.Event)
+
+    def heard(self, record: SiteRecord) -> None:
+        """Take in the site's record: it counts the requests that were ever added."""
+        if record.requests != self._number:
+            self._number = record.requests
+            self._added.set()
+
+    async def serve_as_asked(self) -> None:
+        """Carry out requests as they are added, for ever. Raises `LeaseLost`."""
+        while True:
+            self._added = trio.Event()
+            wait = 1.0
+            try:
+                await self.serve()
+                wait = inf
+            except DatabaseError as error:
+                if is_fatal(error):
+                    raise
+                logger.debug("requests wait for the database: {}", error)
+            with trio.move_on_after(wait):
+                await self._added.wait()
+
+    async def serve(self) -> None:
+        """Carry out all requests that are there, the oldest first."""
+        database, lease = self.context.database, self.context.lease
+        for request in await database.pending(lease.site):
+            try:
+                await self._serve(request)
+            except DatabaseError as error:
+                if not concerns_one(error):
+                    raise
+                logger.error("a request to {} cannot be carried out: {}", request.kind, error)
+            await database.finish_request(lease, request)
+
+    async def _serve(self, request: Request) -> None:
+        match request.kind:
+            case "scan":
+                await self.scan()
+            case "retry":
+                await self._retry(request)
+            case "replay":
+                await self._replay(request)
+            case "clear":
+                await self.context.alarms.clear_and_keep(request.alarm or "")
+            case _:
+                logger.error("ignoring a request of an unknown kind, {!r}", request.kind)
+
+    async def _retry(self, request: Request) -> None:
+        if request.handler in (None, UNREADABLE):
+            await self.recorder.retry_unreadable(request.runs)
+        context = self.context
+        opened = await context.database.reopen_failed(context.lease, request, utcnow())
+        logger.info("{} failed reactions are opened again", opened)
+        self.recorder.intake.look_again()
+
+    async def _replay(self, request: Request) -> None:
+        after, ids = None, list(request.runs or ())
+        while True:
+            if request.runs is None:
+                ids, after = await self.context.database.page(self.context.lease.site, after)
+            await self._fire_again(ids, request)
+            if after is None:
+                return
+
+    async def _fire_again(self, ids: Sequence[RunId], request: Request) -> None:
+        """Record what is new of runs, and with it the reactions that their states fire again.
+
+        One comparison for both: a state that is replayed counts as seen, so that the stream does
+        not fire it once more.
+        """
+        recorder = self.recorder
+        async with recorder.beside_stream():
+            snapshots = await recorder.read(ids)
+            ingest = recorder.compare(dict.fromkeys(ids, utcnow()), snapshots)
+            large = recorder.large.keys() & set(ids)
+            if not large:
+                again = await self._again(snapshots.now, request, but=ingest.reactions)
+                if ingest.snapshots or again:
+                    reactions = [*ingest.reactions, *again[:AT_ONCE]]
+                    await recorder.record(evolve(ingest, reactions=reactions))
+        if large:  # the stream's events first: else they would fire again what was replayed
+            await recorder.finish_large()
+            hopeless = large & recorder.unreadable
+            await self._fire_again([run for run in ids if run not in hopeless], request)
+            return
+        for start in range(AT_ONCE, len(again), AT_ONCE):
+            await self._record_unless_newer(again[start : start + AT_ONCE])
+        logger.info("replayed {} runs: {} reactions", len(snapshots.now), len(again))
+
+    async def _record_unless_newer(self, reactions: Sequence[Reaction]) -> None:
+        """Record reactions but those whose keys were renewed meanwhile."""
+        async with self.recorder.beside_stream():
+            newer = await self.context.database.standing([reaction.id for reaction in reactions])
+            kept = [
+                one
+                for one in reactions
+                if one.id not in newer or newer[one.id].generation < one.generation
+            ]
+            if kept:
+                await self.recorder.record(Ingest({}, kept))
+
+    async def _again(
+        self, snapshots: Mapping[RunId, Snapshot], request: Request, *, but: Iterable[Reaction]
+    ) -> list[Reaction]:
+        """Return the reactions that a replay makes of runs, without those that are made already."""
+        keys = recording.possible_keys(self.context.registry, snapshots)
+        found = recording.again(
+            self.recorder.maker,
+            snapshots,
+            await self.context.database.standing(keys),
+            utcnow(),
+            handler=request.handler,
+            force=request.force,
+        )
+        made = {reaction.id for reaction in but}
+        return [reaction for reaction in found if reaction.id not in made]

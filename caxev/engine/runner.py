@@ -1,0 +1,352 @@
+"""Running: attempt the reactions that are claimed, each in a task of its own.
+
+`dispatcher` hands over claimed reactions. `Runner` reads their runs, all at once, locks each run,
+calls the handler by `attempt`, and hands each end to `settling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import inf
+from typing import Any, Final
+
+import trio
+from attrs import define, evolve, field
+from loguru import logger
+
+from caxev import failpoints, metrics
+from caxev.alarms import Descriptors, descriptors
+from caxev.config import Site, Sites
+from caxev.config.directories import are_near
+from caxev.core.alarms import missing, uncancellable, uncancellable_key
+from caxev.core.clock import utcnow
+from caxev.core.job import Job
+from caxev.core.ledger import (
+    Done,
+    Failed,
+    Hindered,
+    Interrupted,
+    Outcome,
+    Postponed,
+    Reaction,
+    State,
+    settle,
+)
+from caxev.core.model import CopyKey, Run, RunId, RunUpdate, time_of
+from caxev.core.recurrence import Recurrence
+from caxev.core.registry import Handler
+from caxev.database import DatabaseError
+from caxev.engine.attempt import Ended, RateMeter, Watch, attempt, log_outcome
+from caxev.engine.context import Context
+from caxev.engine.lanes import Lanes
+from caxev.engine.ports import JobPorts
+from caxev.engine.root_watch import RootWatch
+from caxev.engine.run_locks import RunCache, RunLocks, is_large
+from caxev.engine.settling import Settler
+from caxev.engine.workers import Workers
+
+PROGRESS_EVERY: Final = 5.0
+"""Seconds between two writes of a reaction's progress to the ledger."""
+IGNORED: Final = 30.0
+"""Seconds after which an attempt is reported that was cancelled and still runs."""
+WITHOUT_HANDLER: Final = 3600.0
+"""Seconds after which a reaction without its handler is tried again. A restart does so at once, if
+the handler is there by then."""
+
+
+@define(eq=False)
+class Runner:
+    """Runs the attempts of one lease, in the nursery `attempts`."""
+
+    context: Context
+    workers: Workers
+    attempts: trio.Nursery
+    lanes: Lanes
+    settler: Settler
+    roots: RootWatch | None = None
+    # The newest generation that is recorded. At first: those of former processes are all below it.
+    newest: int = field(init=False)
+    _cache: RunCache = field(init=False, factory=RunCache)
+    _locks: RunLocks = field(init=False, factory=RunLocks)
+    _recurrence: Recurrence = field(init=False, factory=Recurrence)
+    _latency: Any = field(init=False)
+    _progress: dict[str, tuple[Reaction, dict[str, Any]]] = field(init=False, factory=dict)
+    # The attempts under way, each with its run's label for people.
+    _running: dict[str, tuple[Reaction, Watch, str]] = field(init=False, factory=dict)
+    _uncancellable: set[str] = field(init=False, factory=set)
+    _lacked_files: bool = field(init=False, default=False)
+    _attempt_over: trio.Event = field(init=False, factory=trio.Event)
+
+    def __attrs_post_init__(self) -> None:
+        self._latency = metrics.latency.labels(self.context.lease.site)
+        self.newest = (self.context.lease.epoch << 40) - 1
+
+    def start(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
+        """Attempt claimed reactions; `runs` are those of their runs that are read already."""
+        if reactions:
+            self.attempts.start_soon(self._begin, reactions, runs)
+
+    def forget_runs(self) -> None:
+        """Read runs anew: reactions may have been opened under generations that they had before."""
+        self._cache = RunCache()
+
+    # -- one attempt --------------------------------------------------------------------------
+
+    async def _begin(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
+        """Read the runs of claimed reactions, all at once, and attempt each."""
+        unread = {reaction.run for reaction in reactions} - runs.keys()
+        why = "the listener was stopped"
+        try:
+            if unread:
+                runs = {**runs, **await self._read(unread, reactions)}
+            why = ""
+        except DatabaseError as error:
+            why = str(error)
+        finally:
+            if why:
+                for reaction in reactions:
+                    self._end(Ended(reaction, Interrupted(why)))
+        if why:
+            return
+        async with trio.open_nursery() as nursery:
+            for reaction in reactions:
+                nursery.start_soon(self._run_one, reaction, runs.get(reaction.run))
+
+    async def _read(
+        self, ids: Collection[RunId], reactions: Sequence[Reaction]
+    ) -> dict[RunId, Run]:
+        """Read runs as they are after these reactions were recorded."""
+        cache = self._cache
+        cached = cache.take(ids, reactions)
+        if len(cached) == len(ids):
+            return cached
+        at, newest = trio.current_time(), self.newest
+        runs = await self.context.database.runs(set(ids) - cached.keys())
+        cache.put(runs.values(), at, newest)
+        return {**cached, **runs}
+
+    async def _run_one(self, reaction: Reaction, run: Run | None) -> None:
+        """Attempt one reaction; whatever happens, hand it on to be settled."""
+        ended = Ended(reaction, Interrupted("the listener was stopped"))
+        try:
+            handler = self.context.registry.handlers.get(reaction.handler)
+            without = self._without_attempt(reaction, handler, run)
+            if handler is None or without is not None:
+                ended = Ended(reaction, without or Done(), run=str(run or ""))
+                return
+            with logger.contextualize(
+                run=str(run or reaction.run), event=str(reaction.event), handler=reaction.handler
+            ):
+                ended = await self._attempt(reaction, handler, run or Run(reaction.run))
+        finally:
+            self._end(ended)
+
+    def _without_attempt(
+        self, reaction: Reaction, handler: Handler | None, run: Run | None
+    ) -> Outcome | None:
+        """Return how a reaction ends that needs no attempt; None if it needs one."""
+        if handler is None:
+            self.context.alarms.raise_(missing(reaction.site, reaction.handler))
+            why = f"no handler named {reaction.handler!r} is installed here: it waits for one"
+            return Postponed(why, WITHOUT_HANDLER)
+        if run is None and reaction.after is not None:
+            return Done("the run is no longer in the database")
+        if run is not None and not self.context.site.wants_run(run.name):
+            return Done("nothing to do: the run is not in dataset_list")
+        return None
+
+    async def _attempt(self, reaction: Reaction, handler: Handler, run: Run) -> Ended:
+        failpoints.scope.set(handler.name)
+        waited = await self._locks.enter(reaction.run, exclusive=handler.exclusive)
+        try:
+            # If we waited for the lock, the run may have changed. And what deletes must not rely on
+            # what was read for others.
+            if waited or (handler.exclusive and is_large(run)):
+                try:
+                    runs = await self.context.database.runs([reaction.run])
+                except DatabaseError as error:
+                    return Ended(reaction, Interrupted(str(error)))
+                run = runs.get(reaction.run, Run(reaction.run))
+            if reaction.started is None:
+                reaction = evolve(reaction, started=utcnow())
+                self._latency.observe((utcnow() - reaction.at).total_seconds())
+                if (why := no_news(run, reaction)) is not None:
+                    return Ended(reaction, Failed(why), run=str(run))
+            return await self._try(reaction, handler, run)
+        finally:
+            self._locks.leave(reaction.run, exclusive=handler.exclusive)
+
+    async def _try(self, reaction: Reaction, handler: Handler, run: Run) -> Ended:
+        now = trio.current_time()
+        if (why := self._recurrence.excess(reaction, len(run.copies), now)) is not None:
+            log_outcome(Failed(why))
+            return Ended(reaction, Failed(why), run=str(run))
+        sites = self.context.sites if self.roots is None else await self.roots.known()
+        watch = Watch(handler)
+        job = self._job(reaction, run, sites, watch)
+        with self._shown(reaction, watch, run):
+            outcome, update = await attempt(handler, job, watch)
+        self._lacked_files |= watch.lacked_files
+        outcome = self._waiting_for_ours(outcome)
+        if isinstance(outcome, Failed) and self.roots and await self.roots.have_changed(sites):
+            outcome = Postponed(f"markers were noted meanwhile; before that: {outcome.why}", 0.0)
+        if update is not None or outcome == Done():
+            failpoints.point("through")
+        updates: tuple[RunUpdate, ...] = () if update is None else (update,)
+        if not isinstance(outcome, Done):
+            updates = job.if_parked if _is_last(reaction, handler, outcome) else ()
+        log_outcome(outcome)
+        return Ended(reaction, outcome, updates, str(run))
+
+    def _job(self, reaction: Reaction, run: Run, sites: Sites, watch: Watch) -> Job:
+        context = self.context
+        return Job(
+            run=run,
+            event=reaction.event,
+            site=sites.get(context.site.name),
+            sites=sites,
+            owner=f"{context.lease.site}#{context.lease.epoch}",
+            log=logger,
+            ports=JobPorts(context, self.workers, reaction, partial(self._aside, reaction)),
+            on_progress=self._progress_of(reaction, watch),
+            urgency=(reaction.priority, reaction.generation),
+            at=reaction.at,
+        )
+
+    def _waiting_for_ours(self, outcome: Outcome) -> Outcome:
+        """Forget a directory that nobody here watches, such as one of another site."""
+        if not isinstance(outcome, Hindered) or outcome.patience < inf:
+            return outcome
+        looked_after = self.roots is not None and self.roots.looks_after(outcome.root)
+        if looked_after and not outcome.host:
+            return evolve(outcome, watched=True)
+        there = sites_of(outcome, self.context.site, self.context.sites)
+        return evolve(outcome, root="", watched=any(one.listener for one in there))
+
+    def _end(self, ended: Ended) -> None:
+        self._progress.pop(ended.reaction.id, None)
+        self._cache.ended(ended.reaction)
+        self.settler.add(ended)
+
+    # -- what is under way --------------------------------------------------------------------
+
+    @property
+    def attempting(self) -> str:
+        """The attempts under way, for people."""
+        found = self._running.values()
+        return ", ".join(
+            f"{reaction.handler} ({reaction.event} of {run})" for reaction, _, run in found
+        )
+
+    @contextmanager
+    def _shown(self, reaction: Reaction, watch: Watch, run: Run) -> Iterator[None]:
+        """Count an attempt as under way while the block lasts."""
+        self._running[reaction.id] = reaction, watch, str(run)
+        try:
+            yield
+        finally:
+            del self._running[reaction.id]
+            self._attempt_over.set()
+            if reaction.id in self._uncancellable:
+                self._uncancellable.discard(reaction.id)
+                self.lanes[reaction.lane].aside -= 1
+                self.context.alarms.clear(uncancellable_key(reaction))
+
+    @contextmanager
+    def _aside(self, reaction: Reaction) -> Iterator[None]:
+        """Let others of its lane work while this attempt waits for something else."""
+        lane = self.lanes[reaction.lane]
+        lane.aside += 1
+        self.lanes.notify()
+        try:
+            yield
+        finally:
+            lane.aside -= 1
+
+    async def attempts_over(self) -> None:
+        """Wait until no attempt is under way."""
+        while self._running:
+            self._attempt_over = trio.Event()
+            await self._attempt_over.wait()
+
+    def descriptors(self) -> Descriptors:
+        """Return how many files are open: all that may be, if an attempt lacked one since."""
+        found, lacked, self._lacked_files = descriptors(), self._lacked_files, False
+        return found._replace(used=found.allowed) if lacked else found
+
+    def _progress_of(self, reaction: Reaction, watch: Watch) -> Callable[[int, int], None]:
+        meter = RateMeter()
+
+        def on_progress(done: int, total: int) -> None:
+            watch.moved()
+            rate = meter.moved(done, trio.current_time())
+            row = {"done": done, "total": total, "rate": rate, "at": utcnow()}
+            self._progress[reaction.id] = (reaction, row)
+
+        return on_progress
+
+    async def show_progress(self) -> None:
+        """Write the progress of running reactions to the ledger every few seconds, for ever."""
+        while True:
+            await trio.sleep(PROGRESS_EVERY)
+            self._report_uncancellable()
+            moved, self._progress = self._progress, {}
+            for reaction, row in moved.values():
+                try:
+                    await self.context.database.progress(reaction, self.context.lease.epoch, row)
+                except DatabaseError as error:
+                    logger.debug("progress is not shown: {}", error)
+                    break
+
+    def _report_uncancellable(self) -> None:
+        """Report attempts that go on long after they were cancelled, and have others work."""
+        for reaction, watch, run in self._running.values():
+            if watch.ignored >= IGNORED and reaction.id not in self._uncancellable:
+                self._uncancellable.add(reaction.id)
+                self.lanes[reaction.lane].aside += 1
+                alarm = uncancellable(reaction, watch.verdict, run)
+                logger.error("{}", alarm.summary)
+                self.context.alarms.raise_(alarm)
+                self.lanes.notify()
+
+
+def _is_last(reaction: Reaction, handler: Handler, outcome: Outcome) -> bool:
+    """Return whether this outcome parks the reaction."""
+    after = settle(reaction, outcome, utcnow(), allowed=handler.attempts, jitter=0.0)
+    return after.state is State.FAILED
+
+
+def sites_of(away: Hindered, here: Site, sites: Sites) -> list[Site]:
+    """Return the sites whose directory is away, as a reaction at `here` has found. Pure.
+
+    If the far end does not name the directory, it may be any at its host.
+    """
+    return [
+        one
+        for one in sites.values()
+        if (one.hostname == away.host if away.host else are_near(one, here))
+        and (not away.root or away.root in one.roots)
+    ]
+
+
+def no_news(run: Run, reaction: Reaction) -> str | None:
+    """Return why nothing has changed for a reaction that gave up the copy that vanished. Pure.
+
+    Old programs remove the entry of a copy, so that it is made again. To make it again each time
+    after we gave it up would be an endless loop. None if the reaction should run.
+    """
+    event = reaction.event
+    if not isinstance(event.aspect, CopyKey) or event.after is not None:
+        return None
+    seen = time_of(event.before)
+    ours = f"{reaction.site}: {reaction.handler}: "
+    for one in run.given_up(event.aspect):
+        # What was given up before the state that was seen last is of a former life of the copy.
+        if (one.trigger or "").startswith(ours) and seen is not None and one.at >= seen:
+            return (
+                f"it was given up on {one.at:%Y-%m-%d %H:%M} UTC, and since then only its entry "
+                "was removed: repair what was wrong, then use caxev retry"
+            )
+    return None
