@@ -17,7 +17,8 @@ from caxev.config import Settings, Site, Sites
 from caxev.core.model import RunUpdate
 from caxev.core.registry import Handler, Registry, Trigger
 from caxev.database import Database
-from caxev.engine.listener import Leaving, open_database, prepare, serve_leases
+from caxev.engine.leaving import Leaving
+from caxev.engine.listener import open_database, prepare, serve_leases
 from caxev.engine.options import Options
 from tests.conftest import Database as Named
 

@@ -23,6 +23,7 @@ from caxev import Copy, CopyKey, GiveUp, Retry, Run, Skip
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
 from caxev.copies.deletion import custodian
 from caxev.core import ledger
+from caxev.database import Lease
 from caxev.handlers import rucio
 from caxev.http_server import SmallServer
 from caxev.rucio import (
@@ -574,7 +575,7 @@ async def test_an_address_that_is_taken_is_tried_again(
         there = evolve(CATALOGUE, rucio=Catalogue(messages=("127.0.0.1", port)))
         sites = evolve(SITES, by_name={**SITES.by_name, there.name: there})
         async with engine.opened(database) as db, trio.open_nursery() as nursery:
-            nursery.start_soon(Messages(db, LNGS, sites, "a test").serve)
+            nursery.start_soon(Messages(db, Lease(LNGS.name, 1, "a test"), LNGS, sites).run)
             await trio.sleep(0.2)
             holder.close()
 

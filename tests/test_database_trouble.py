@@ -451,7 +451,7 @@ async def test_a_majority_that_is_never_reached_is_reported(
     """Log, metric, alarm; the listener leaves when it is asked; all is done once it is back."""
     monkeypatch.setitem(client.RELIED_ON, "wTimeoutMS", 1000)
     monkeypatch.setattr("caxev.alarms.health.TROUBLED", 1.0)
-    monkeypatch.setattr("caxev.engine.listener.FLUSH", 1.0)
+    monkeypatch.setattr("caxev.engine.session.FLUSH", 1.0)
     monkeypatch.setattr(HealthMonitor, "__init__", _impatient(HealthMonitor.__init__))
     metric = metrics.troubled.labels(SITE)._value
     with WithArbiter(tmp_path, 3) as server:

@@ -22,7 +22,7 @@ from packaging.requirements import Requirement
 from caxev.cli.listen import listen
 from caxev.config import Settings
 from caxev.core.clock import utcnow
-from caxev.engine import lanes, listener, options
+from caxev.engine import lanes, options, session
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -103,7 +103,7 @@ def test_the_times_fit_together() -> None:
     assert lease_time == option_of("lease_time").default == options.LEASE
     assert grace == option_of("grace").default == options.GRACE
     assert seconds("WatchdogSec") >= 2 * lease_time
-    assert seconds("TimeoutStopSec") > grace + 2 * listener.FLUSH
+    assert seconds("TimeoutStopSec") > grace + 2 * session.FLUSH
 
 
 def test_the_unit_lets_all_lanes_work_at_once() -> None:

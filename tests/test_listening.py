@@ -22,7 +22,7 @@ from caxev.config import ConfigError, Sites
 from caxev.core.alarms import Alarm, Rule
 from caxev.core.clock import utcnow
 from caxev.database import Database, Lease, Unreachable
-from caxev.engine.listener import Leaving
+from caxev.engine.leaving import Leaving
 from caxev.engine.options import KEY, Options, adopted, changed_keys
 from caxev.rucio.rule_files import RuleFiles
 from tests import engine
@@ -289,12 +289,12 @@ async def test_rule_files_are_read_at_once_after_a_reload() -> None:
     looked: list[str] = []
 
     class Files(RuleFiles):
-        async def look(self) -> None:
+        async def catch_up(self) -> None:
             looked.append(self.site.name)
 
     files = Files(cast("Database", None), cast("Lease", None), here, sites)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(files.follow)
+        nursery.start_soon(files.run)
         await trio.testing.wait_all_tasks_blocked()
         files.use(there, sites)
         await trio.testing.wait_all_tasks_blocked()

@@ -262,7 +262,7 @@ async def test_a_malformed_document_is_set_aside(
     database: Named, kind: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an alarm; what it was about fires again. Both go after a week."""
-    monkeypatch.setattr("caxev.engine.listener.TEND_EVERY", 0.05)
+    monkeypatch.setattr("caxev.engine.malformed.TEND_EVERY", 0.05)
     options = engine.options_for(database, [engine.handler(see, copy("transferred", host=HERE))])
     async with engine.opened(database) as db:
         with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:

@@ -858,7 +858,7 @@ async def test_files_that_run_out_are_the_listeners_trouble(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One alarm is about the listener, however many reactions fail for it; they are tried again."""
-    monkeypatch.setattr("caxev.engine.listener.HealthMonitor", partial(HealthMonitor, every=0.1))
+    monkeypatch.setattr("caxev.engine.session.HealthMonitor", partial(HealthMonitor, every=0.1))
 
     async def starved(job: Job) -> None:
         none_left = OSError(errno.EMFILE, os.strerror(errno.EMFILE), f"/data/{job.run.number}")

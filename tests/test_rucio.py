@@ -38,6 +38,7 @@ from caxev.handlers.rucio import plan_upload
 from caxev.rucio import Did, OverQuota, rule_files
 from caxev.rucio.client import connected
 from caxev.rucio.errors import meaning_of
+from caxev.rucio.messages import Messages
 from tests import engine
 from tests.conftest import Database as Named
 from tests.rucio_server import ACCOUNT, PASSWORD, RSES, RucioServer, rucio_server  # noqa: F401  # a fixture
@@ -563,6 +564,7 @@ async def collaboration(bench: Bench, database: Named, *sites: str) -> AsyncIter
                 registry=Registry(ours, bench.sites.here(name)),
                 lease_time=30.0,
                 grace=5.0,
+                services=(rule_files.RuleFiles, Messages),
             )
             await stack.enter_async_context(engine.listener(db, options, owner=f"test {name}"))
         yield db
@@ -782,8 +784,8 @@ async def test_an_unchanged_rule_file_asks_for_nothing(bench: Bench, database: N
         async def asked_for() -> list[Any]:
             files = rule_files.RuleFiles(db, lease, site, bench.sites)
             before = len(await db.pending("lngs"))
-            await files.look()
-            await files.look()
+            await files.catch_up()
+            await files.catch_up()
             return [one.runs for one in (await db.pending("lngs"))[before:]]
 
         assert await asked_for() == []

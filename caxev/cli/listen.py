@@ -84,6 +84,8 @@ def listen(
         raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")
     from caxev.engine import listener
     from caxev.engine.options import Options
+    from caxev.rucio.messages import Messages
+    from caxev.rucio.rule_files import RuleFiles
 
     sites = options.sites()
     here = sites.get(site)
@@ -104,6 +106,7 @@ def listen(
         lease_time=lease_time,
         grace=grace,
         metrics_port=metrics_port,
+        services=(RuleFiles, Messages),
         reread=partial(_reread, options, site),
     )
     _check(site, sites)

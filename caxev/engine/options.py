@@ -7,7 +7,7 @@ and checked before anything of it counts: what is wrong in it changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from attrs import define, evolve, field, fields, frozen
 from loguru import logger
@@ -17,7 +17,7 @@ from caxev.config import BY_METHOD, ConfigError, Settings, Site, Sites
 from caxev.config.sites import DIRECTORIES
 from caxev.core.alarms import Alarm, Alarms
 from caxev.core.registry import Registry
-from caxev.database import Database, DatabaseError
+from caxev.database import Database, DatabaseError, Lease
 from caxev.engine.root_markers import holdings
 
 CAUGHT_UP: Final = 0.3
@@ -33,12 +33,29 @@ WATCHING: Final = ("corrections", "task_list")
 KEY: Final = "configuration"
 
 
+class Service(Protocol):
+    """Runs beside the engine while a lease lasts, such as the rule files of a catalogue."""
+
+    async def run(self) -> None:
+        """Serve, for ever. Raises `LeaseLost`."""
+        ...
+
+    async def catch_up(self) -> None:
+        """Do once what is due. For ``--once``."""
+        ...
+
+    def use(self, site: Site, sites: Sites) -> None:
+        """Go by these sites from now on: sites.json was read again."""
+        ...
+
+
 @frozen
 class Options:
     """How a site is listened for. Times in seconds.
 
     With `once` the stream counts as read if nothing comes for `caught_up`. `reread` reads
-    sites.json again; it raises `ConfigError`.
+    sites.json again; it raises `ConfigError`. `services` make what runs beside the engine, which
+    knows nothing of it.
     """
 
     site: Site
@@ -52,6 +69,7 @@ class Options:
     metrics_port: int | None = None
     caught_up: float = CAUGHT_UP
     reread: Callable[[], Sites] | None = None
+    services: Sequence[Callable[[Database, Lease, Site, Sites], Service]] = ()
 
     def recipients(self) -> list[Recipient]:
         """Return who is notified of alarms. Raises `ConfigError` if a secret is missing."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import socket
 
+import trio
 from loguru import logger
 
 
 def notify(message: str) -> None:
-    """Tell systemd how we are (sd_notify(3)); nothing where it does not listen."""
+    """Send a message to systemd; does nothing if the process was started otherwise."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -20,4 +21,14 @@ def notify(message: str) -> None:
             sock.connect(address)
             sock.sendall(message.encode())
         except OSError as error:
-            logger.debug("systemd is not told: {}", error)
+            logger.debug("systemd is not notified: {}", error)
+
+
+async def keep_watchdog(every: float) -> None:
+    """Report to systemd that this process is alive, for ever.
+
+    Also while the database is unreachable: a restart would only cut transfers short.
+    """
+    while True:
+        notify("WATCHDOG=1")
+        await trio.sleep(every)

@@ -1,10 +1,10 @@
-"""Takes the messages of a catalogue: Rucio's hermes posts them, and what they name is looked at.
+"""Take the messages of a catalogue: Rucio's hermes posts them, and the catalogue is asked again.
 
 Rucio has no change stream. Its daemon hermes delivers, among others by plain HTTP (its service
-``elastic``), that a rule has become OK. `listener` runs `Messages.serve` where the catalogue's
-``rucio.messages`` names an address: each dataset of a message is then looked at by the site that
-looks after it. A message is taken for no more than word to look; the catalogue is asked. It is
-answered once that stands in the database, so that hermes delivers it again where it got lost.
+``elastic``), that a rule has become OK. A listener runs `Messages` beside its engine. If the
+catalogue's ``rucio.messages`` names an address, each dataset of a message is checked by the site
+that looks after it. The content of a message proves nothing: the catalogue is asked. The post is
+answered when the request stands in the database, so that hermes repeats what was lost.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from caxev.copies.deletion import custodian
 from caxev.core.clock import utcnow
 from caxev.core.ledger import delay
 from caxev.core.model import TRANSFERRED, RunId
-from caxev.database import Database, DatabaseError, Request
+from caxev.database import Database, DatabaseError, Lease, Request
 from caxev.http_server import Quiet, SmallServer
 
 LONGEST: Final = 16 << 20
@@ -55,9 +55,9 @@ class Messages:
     """What the catalogues that `site` brings data to send it."""
 
     database: Database
+    lease: Lease
     site: Site
     sites: Sites
-    by: str
 
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:
@@ -65,7 +65,14 @@ class Messages:
         found = [one for name in self.site.upload_options if (one := self.sites.find(name))]
         return {one.name: one.rucio.messages for one in found if one.rucio.messages}
 
-    async def serve(self) -> None:
+    async def catch_up(self) -> None:
+        """Do nothing: Rucio delivers again what was not taken."""
+
+    def use(self, site: Site, sites: Sites) -> None:
+        """Go by these sites from now on, but for the addresses."""
+        self.site, self.sites = site, sites
+
+    async def run(self) -> None:
         """Take messages until cancelled. An address that cannot be had is tried again."""
         async with trio.open_nursery() as nursery:
             for name, address in self.addresses.items():
@@ -105,7 +112,7 @@ class Messages:
                     )
         for who, runs in wanted.items():
             request = Request("replay", tuple(runs), handler="rucio_rules", force=True)
-            await self.database.add_request(who, request, self.by, utcnow())
+            await self.database.add_request(who, request, self.lease.owner, utcnow())
         if wanted:
             logger.info("{} tells of {} datasets", name, sum(map(len, wanted.values())))
 

@@ -1,9 +1,8 @@
-"""Has a catalogue's rule file applied to the runs that are there already, once it has changed.
+"""Apply a catalogue's rule file to the runs that are there already, when it has changed.
 
-`listener` runs `RuleFiles.follow` beside the watcher. The file is read, never the database: what
-was applied last stands in the site's record, so that a change while nobody listened is found, too.
-A change makes requests as ``caxev rucio rules --apply`` makes them; asked for twice, it is
-done once.
+A listener runs `RuleFiles` beside its engine. The digest that was applied last stands in the site's
+record, so a change while nobody listened is found, too. A change makes the same requests as
+``caxev rucio rules --apply``; asked for twice, it is done once.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ class RuleFiles:
         found = [one for name in self.site.upload_options if (one := self.sites.find(name))]
         return {one.name: Path(one.rucio.rules) for one in found if one.rucio.rules}
 
-    async def follow(self) -> None:
-        """Look at the files for ever. Raises `LeaseLost`."""
+    async def run(self) -> None:
+        """Check the files for ever. Raises `LeaseLost`."""
         while True:
             self._asked = trio.Event()
             try:
-                await self.look()
+                await self.catch_up()
             except DatabaseError as error:
                 if is_fatal(error):
                     raise
@@ -73,8 +72,8 @@ class RuleFiles:
         self._seen.clear()
         self._asked.set()
 
-    async def look(self) -> None:
-        """Have those applied that are not as they were when they were applied last."""
+    async def catch_up(self) -> None:
+        """Apply the files that have changed since they were applied last."""
         for name, path in self.files.items():
             seen = _seen(path)
             if name in self._seen and seen == self._seen[name]:

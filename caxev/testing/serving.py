@@ -25,8 +25,11 @@ from caxev.config import Settings, Sites, load_sites
 from caxev.core.clock import clock
 from caxev.core.registry import Handler, Registry, recorded
 from caxev.database import Database, Lease
-from caxev.engine.listener import Leaving, open_database, serve_leases
+from caxev.engine.leaving import Leaving
+from caxev.engine.listener import open_database, serve_leases
 from caxev.engine.options import Options
+from caxev.rucio.messages import Messages
+from caxev.rucio.rule_files import RuleFiles
 
 QUIET: Final = 0.03
 """Seconds without a change after which the stream is taken for read: the server is next door."""
@@ -52,6 +55,7 @@ async def serve(bench: Bench, database: Database, site: str) -> None:
         settings=bench.settings,
         registry=Registry(bench.handlers, here),
         once=True,
+        services=(RuleFiles, Messages),
         caught_up=QUIET,
     )
     await serve_leases(options, database, OWNER, Leaving())

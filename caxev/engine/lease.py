@@ -1,0 +1,134 @@
+"""The lease: stand by until it is ours, and renew it while it is.
+
+One process acts for a site. It holds the lease for 0.8 of `Options.lease_time` without renewal and
+renews it every fifth of that time; a stand-by asks for it every tenth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+from attrs import define, field
+from loguru import logger
+
+from caxev import metrics
+from caxev.core.clock import clock, utcnow
+from caxev.database import Database, DatabaseError, Lease, SiteRecord, is_fatal, of_the_site
+from caxev.engine.context import Context
+from caxev.engine.leaving import Leaving
+from caxev.engine.options import Options, Reloader
+from caxev.engine.systemd import notify
+from caxev.engine.trouble import Trouble
+
+HELD: Final = 0.8
+"""Part of the lease time for which a lease is held without renewal."""
+RENEW: Final = 0.2
+"""Part of the lease time after which it is renewed."""
+STAND_BY: Final = 0.1
+"""Part of the lease time after which a stand-by asks for it again."""
+LONGEST_WAIT: Final = 30.0
+
+
+async def stand_by(
+    reloader: Reloader, database: Database, owner: str, leaving: Leaving, trouble: Trouble
+) -> Lease | None:
+    """Wait until the site's lease is ours and return it; None if asked to leave first."""
+    reported, differs = False, ""
+    while not leaving.asked.is_set():
+        options = reloader.options
+        try:
+            lease = await _acquire(options, database, owner)
+            trouble.over("lease")
+            if lease is not None:
+                return lease
+            differs = await _compare_configurations(options, database, differs)
+        except DatabaseError as error:
+            if is_fatal(error):
+                raise
+            trouble.meet("lease", of_the_site(error))
+        if not reported and not trouble:
+            logger.info("another process listens for {}: standing by", options.site.name)
+            notify("READY=1\nSTATUS=standing by")
+            reported = True
+        with trio.move_on_after(options.lease_time * STAND_BY):
+            await leaving.asked.wait()
+    return None
+
+
+async def _acquire(options: Options, database: Database, owner: str) -> Lease | None:
+    site, held = options.site.name, options.lease_time * HELD
+    taken = await database.acquire(site, owner, held, utcnow(), options.sites.digest)
+    if taken is None:
+        return None
+    lease, claims = taken
+    logger.info("listening for {} (epoch {})", site, lease.epoch)
+    if claims:
+        logger.info("{} reactions were interrupted and are due again", claims)
+    return lease
+
+
+async def _compare_configurations(options: Options, database: Database, known: str) -> str:
+    """Warn if the listener has another sites.json than we have, and return the warning.
+
+    Either may be reloaded, so call it again, with what it returned: that is not logged twice.
+    """
+    record = await database.site_record(options.site.name)
+    if record is None or record.configuration in ("", options.sites.digest):
+        return ""
+    warning = (
+        f"standing by with another configuration: {options.sites.path} has digest "
+        f"{options.sites.digest}, and {record.owner or 'another process'} has "
+        f"{record.configuration}; give both one file (caxev sites merge makes one of several)"
+    )
+    if warning != known:
+        logger.warning("{}", warning)
+    return warning
+
+
+@define(eq=False)
+class LeaseRenewal:
+    """Renews the lease. `hearers` get the site's record, which each renewal returns."""
+
+    context: Context
+    hearers: Sequence[Callable[[SiteRecord], None]]
+    _asked: trio.Event = field(init=False, factory=trio.Event)
+
+    def renew_now(self) -> None:
+        """Renew at once: a stand-by compares its sites.json with the digest in the lease."""
+        self._asked.set()
+
+    async def run(self) -> None:
+        """Renew the lease for ever. Raises `LeaseLost`."""
+        context = self.context
+        every = context.options.lease_time * RENEW
+        while True:
+            self._asked = trio.Event()
+            self._measure()
+            try:
+                await self._renew()
+                context.trouble.over("lease")
+            except DatabaseError as error:
+                if is_fatal(error):
+                    raise
+                # A stand-by that still reaches the database may take the site over. Then the
+                # renewal raises `LeaseLost` when the database is back.
+                context.trouble.meet("lease", of_the_site(error))
+                await trio.sleep(min(every, LONGEST_WAIT) / 4)
+                continue
+            with trio.move_on_after(every):
+                await self._asked.wait()
+
+    async def _renew(self) -> None:
+        context, options = self.context, self.context.options
+        record = await context.database.renew(
+            context.lease, options.lease_time * HELD, context.trouble.text, options.sites.digest
+        )
+        for hear in self.hearers:
+            hear(record)
+
+    def _measure(self) -> None:
+        site = self.context.lease.site
+        metrics.skew.labels(site).set(clock.skew)
+        metrics.tasks.labels(site).set(trio.lowlevel.current_statistics().tasks_living)

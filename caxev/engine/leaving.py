@@ -1,0 +1,47 @@
+"""Leaving: on which signals a listener ends, and how it ends at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import NoReturn
+
+import trio
+from attrs import define, field
+from loguru import logger
+
+
+@define(eq=False)
+class Leaving:
+    """Whether the process was asked to leave. `hangup` is called on SIGHUP."""
+
+    asked: trio.Event = field(factory=trio.Event)
+    hangup: Callable[[], Awaitable[None]] = field(default=trio.lowlevel.checkpoint)
+
+    async def listen(self) -> None:
+        """Handle signals, for ever: SIGTERM and SIGINT ask the process to leave."""
+        received = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        with trio.open_signal_receiver(*received) as signals:
+            async for number in signals:
+                name = signal.Signals(number).name
+                if number == signal.SIGHUP:
+                    await self.hangup()
+                    continue
+                if self.asked.is_set():
+                    logger.warning("{} again: leaving at once", name)
+                    # What is in flight is claimed in the ledger: the next process opens it.
+                    leave_at_once(128 + number)
+                logger.info("{}: finishing what is in flight; again to leave at once", name)
+                self.asked.set()
+
+    async def cancel(self, scope: trio.CancelScope) -> None:
+        """Cancel a scope as soon as the process is asked to leave."""
+        await self.asked.wait()
+        scope.cancel()
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """End the process without waiting for anything but its log."""
+    logger.remove()
+    os._exit(status)

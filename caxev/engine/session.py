@@ -1,0 +1,264 @@
+"""Session: act for a site for as long as its lease is ours.
+
+::
+
+    outer nursery: attempts in flight, their settlement and progress, the lease
+      inner nursery: the watcher, the taking of reactions, requests, services, the daily scan
+
+When it is asked to leave, the inner nursery is cancelled, the outer one gets its grace. Then all is
+settled and the lease released; what was cut short is pending again and costs no attempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+import trio
+from loguru import logger
+
+from caxev.alarms import AlarmManager, Health, HealthMonitor, of_gone_directories
+from caxev.config import state_directory
+from caxev.core.alarms import missing_key
+from caxev.core.clock import clock
+from caxev.database import Database, DatabaseError, Lease, LeaseKeeper, LeaseLost, is_fatal
+from caxev.engine.context import Context
+from caxev.engine.dispatcher import Dispatcher
+from caxev.engine.indexes import keep_indexes
+from caxev.engine.lease import HELD, LeaseRenewal
+from caxev.engine.leaving import Leaving, leave_at_once
+from caxev.engine.malformed import Quarantine
+from caxev.engine.options import Options, Reloader
+from caxev.engine.recorder import Recorder
+from caxev.engine.requests import Requests
+from caxev.engine.root_markers import holdings
+from caxev.engine.root_watch import ANSWERS, RootWatch
+from caxev.engine.systemd import notify
+from caxev.engine.trouble import Trouble
+from caxev.engine.watchdog import Watchdog, handlers_by_code
+from caxev.engine.watcher import Watcher
+from caxev.engine.workers import Workers
+from caxev.files import MARGIN, forget_incoming
+
+FLUSH: Final = 10.0
+"""Seconds that the last settlements may take."""
+STOPPING: Final = 5.0
+"""Seconds that attempts get to end when they are cancelled, before the process leaves them."""
+DELIVERY: Final = 30.0
+"""Seconds that the last alarms may take if a listener leaves by itself (``--once``)."""
+
+
+class LeaderSession:
+    """Everything that acts for a site while one lease lasts."""
+
+    def __init__(
+        self,
+        reloader: Reloader,
+        database: Database,
+        lease: Lease,
+        leaving: Leaving,
+        trouble: Trouble,
+    ) -> None:
+        self.reloader, self.leaving = reloader, leaving
+        options = reloader.options
+        self.alarms = AlarmManager(database, lease, options.recipients())
+        self.context = Context(database, lease, options, self.alarms, trouble)
+
+    def _use(self, options: Options) -> None:
+        """Replace the options after a reload."""
+        self.context.options = options
+        self.roots.use(options.site, options.sites)
+        for service in self.services:
+            service.use(options.site, options.sites)
+        self.renewal.renew_now()
+        for recipient in self.alarms.recipients:
+            recipient.renew()
+
+    async def serve(self) -> None:
+        """Act for the site until asked to leave, or until there is nothing left to do."""
+        context = self.context
+        with logger.contextualize(site=context.lease.site):
+            async with Workers(files=context.options.handler_files) as workers:
+                ours = True
+                try:
+                    async with trio.open_nursery() as outer:
+                        self._make_parts(workers, outer)
+                        await self._act(outer)
+                        if context.options.once:
+                            with trio.move_on_after(DELIVERY):
+                                await self.alarms.leave(deliver=True)
+                        with trio.move_on_after(FLUSH):
+                            await self.alarms.hang_up()
+                        outer.cancel_scope.cancel()
+                except* LeaseLost:
+                    ours = False
+                    raise
+                finally:
+                    if ours:
+                        await self._let_go()
+        logger.info("left {} in good order", context.lease.site)
+
+    def _make_parts(self, workers: Workers, outer: trio.Nursery) -> None:
+        context = self.context
+        database, lease, site = context.database, context.lease, context.site
+        self.roots = RootWatch(database, lease, site, context.sites, workers)
+        self.dispatcher = Dispatcher(context, workers, outer, self.roots)
+        self.roots.woken = self.dispatcher.look_again
+        recorder = Recorder(context, self.dispatcher)
+        self.watcher = Watcher(context, recorder)
+        self.requests = Requests(context, recorder, self.watcher.scan)
+        self.renewal = LeaseRenewal(context, [self.roots.heard, self.requests.heard])
+        self.services = [
+            make(database, lease, site, context.sites) for make in context.options.services
+        ]
+        self.reloader.users = [self._use]
+
+    async def _act(self, outer: trio.Nursery) -> None:
+        """Run the intake until asked to leave, then give what is in flight its grace."""
+        dispatcher, options = self.dispatcher, self.context.options
+        outer.start_soon(dispatcher.settler.run)
+        outer.start_soon(dispatcher.runner.show_progress)
+        outer.start_soon(self.renewal.run)
+        outer.start_soon(self._watchdog().run)
+        outer.start_soon(self._leave_by_force)
+        await self._open_alarms()
+        outer.start_soon(self.alarms.run)
+        outer.start_soon(Quarantine(self.context, self.alarms, dispatcher.look_again).run)
+        outer.start_soon(keep_indexes, self.context.database)
+        outer.start_soon(self.roots.run)
+        with trio.move_on_after(ANSWERS):  # a disk that has not answered by then counts as away
+            await self.roots.looked.wait()
+        outer.start_soon(HealthMonitor(options.site.name, self._health, self.alarms).run)
+        async with trio.open_nursery() as inner:
+            inner.start_soon(dispatcher.take)
+            await (self._once() if options.once else self._until_asked(inner))
+            inner.cancel_scope.cancel()
+        notify("STOPPING=1")
+        with trio.move_on_after(options.grace):
+            await dispatcher.drained()
+
+    async def _until_asked(self, inner: trio.Nursery) -> None:
+        ready = trio.Event()
+
+        async def when_ready(function: Callable[[], Awaitable[None]]) -> None:
+            await ready.wait()
+            await function()
+
+        inner.start_soon(lambda: self.watcher.run(ready=ready))
+        for function in (
+            self._report_ready,
+            self.requests.serve_as_asked,
+            self._scan_daily,
+            *(service.run for service in self.services),
+        ):
+            inner.start_soon(when_ready, function)
+        await self.leaving.asked.wait()
+
+    async def _once(self) -> None:
+        """Catch up, do what was asked for and what is due."""
+        watcher, retrying = self.watcher, self.context.trouble.retrying
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.leaving.cancel, nursery.cancel_scope)
+            await retrying("stream", watcher.catch_up)
+            for service in self.services:
+                await retrying("stream", service.catch_up)
+            await retrying("stream", self.requests.serve)
+            await self.dispatcher.wait_idle()
+            # What was done here may have made more to do here.
+            while await retrying("stream", watcher.catch_up):
+                await self.dispatcher.wait_idle()
+            nursery.cancel_scope.cancel()
+
+    async def _report_ready(self) -> None:
+        notify(f"READY=1\nSTATUS=listening for {self.context.lease.site}")
+        logger.info("ready")
+
+    async def _scan_daily(self) -> None:
+        await self._tidy()  # after what killed the process before this one
+        await self.watcher.scan_daily(self._tidy)
+
+    async def _tidy(self) -> None:
+        """Remove unfinished copies from the private directory that nobody goes on with."""
+        state = state_directory(self.context.site)
+        gone = await trio.to_thread.run_sync(forget_incoming, state, abandon_on_cancel=True)
+        if gone:
+            logger.info("removed what was left of {} copies from {}", gone, state)
+
+    # -- alarms and health --------------------------------------------------------------------
+
+    async def _open_alarms(self) -> None:
+        while not self.leaving.asked.is_set():
+            try:
+                await self.alarms.open()
+                self._clear_former()
+            except DatabaseError as error:
+                if is_fatal(error):
+                    raise
+                logger.debug("alarms wait for the database: {}", error)
+                with trio.move_on_after(1.0):
+                    await self.leaving.asked.wait()
+            else:
+                return
+
+    def _clear_former(self) -> None:
+        """End alarms of the process before this one that nothing else here would end."""
+        for handler in self.context.registry.handlers:
+            self.alarms.clear(missing_key(handler))
+        self.reloader.report_to(self.alarms)
+        held = {one.root for one in holdings(self.context.site, self.context.sites)}
+        for key in of_gone_directories([one.alarm.key for one in self.alarms.active], held):
+            self.alarms.clear(key)
+
+    def _health(self) -> Health:
+        trouble, roots = self.context.trouble, self.roots
+        return Health(
+            trouble.text,
+            trouble.seconds,
+            self.watcher.behind,
+            roots.free,
+            roots.away,
+            self.dispatcher.runner.descriptors(),
+            max(self.context.site.min_free, MARGIN),
+            clock.skew,
+        )
+
+    def _watchdog(self) -> Watchdog:
+        options, lease = self.context.options, self.context.lease
+        return Watchdog(
+            lease.site,
+            LeaseKeeper(options.settings, lease, options.lease_time * HELD),
+            options.lease_time,
+            handlers_by_code(options.registry.handlers.values()),
+            self.alarms,
+            lambda: notify("WATCHDOG=1"),
+        )
+
+    # -- leaving ------------------------------------------------------------------------------
+
+    async def _let_go(self) -> None:
+        """Settle what has ended, and release the lease, whatever the reason for leaving."""
+        with trio.move_on_after(FLUSH, shield=True):
+            try:
+                await self.dispatcher.settler.free_all()
+                await self.alarms.leave(deliver=False)
+            finally:
+                await self.context.database.release(self.context.lease)
+
+    async def _leave_by_force(self) -> None:
+        """When all is cancelled, end the process if attempts go on all the same.
+
+        A handler that swallows cancellation would keep the nursery waiting for ever, and with it
+        a site that has been asked to stop, or has lost its lease.
+        """
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                with trio.move_on_after(STOPPING):
+                    await self.dispatcher.runner.attempts_over()
+                if left := self.dispatcher.runner.attempting:
+                    logger.error("leaving without {}: cancelled, and still at work", left)
+                    with suppress(DatabaseError):
+                        await self._let_go()
+                    leave_at_once(1)
