@@ -9,7 +9,7 @@ from typing import Final
 from attrs import define, frozen
 
 DRIFT: Final = 1e-4
-"""Seconds a second that a machine's monotonic clock may go wrong."""
+"""Seconds that a machine's monotonic clock may go wrong in each second."""
 
 
 @frozen
@@ -39,7 +39,7 @@ class Clocks:
 
     @classmethod
     def at(cls, now: datetime) -> Clocks:
-        """Return what clocks show that agree."""
+        """Return the time of clocks that agree."""
         return cls(now, now, now)
 
 

@@ -1,7 +1,7 @@
-"""Two looks at a run in, the events between them out.
+"""Two snapshots of a run in, the events between them out. Pure.
 
-Called by `watcher` with the snapshot that this site stored and the look of now. Pure.
-The laws, checked in tests/test_diff.py:
+`recording` calls it with the snapshot that this site stored and the present one. The laws, checked
+in tests/test_diff.py:
 
 - ``diff(run, a, a) == ()``;
 - ``replay(a, diff(run, a, b)) == b``;
@@ -16,7 +16,7 @@ from caxev.core.model import Aspect, Event, RunId, Snapshot
 
 
 def diff(run: RunId, before: Snapshot, after: Snapshot) -> tuple[Event, ...]:
-    """The aspects that differ: first what is there now, in its order, then what is gone."""
+    """Return the aspects that differ: those of now in their order, then those that are gone."""
     now = tuple(
         Event(run, aspect, before.get(aspect), value)
         for aspect, value in after.items()
@@ -29,7 +29,7 @@ def diff(run: RunId, before: Snapshot, after: Snapshot) -> tuple[Event, ...]:
 
 
 def replay(before: Snapshot, events: Iterable[Event]) -> dict[Aspect, str]:
-    """The look that `events` lead to from `before`."""
+    """Return the snapshot to which `events` lead from `before`."""
     snapshot = dict(before)
     for event in events:
         if event.after is None:

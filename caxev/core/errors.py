@@ -9,7 +9,7 @@ from typing import Final
 
 UNFORESEEN: Final = (ValueError, OverflowError, struct.error)
 """What libraries raise for input that they were not written for: a date, a byte, a number. At our
-borders with them it becomes `Retry` or `GiveUp`, with the far end or file in its message."""
+borders with them it becomes `Retry` or `GiveUp`, whose message names the far end or file."""
 
 
 class Retry(Exception):
@@ -24,7 +24,7 @@ class Retry(Exception):
 
 
 class Denied(Retry):
-    """Somebody must lift a refusal first: a permission, a key, a quota.
+    """A person must lift a refusal first: a permission, a key, a quota.
 
     Tried again at growing intervals; given up after days (`caxev.core.ledger.PATIENCE`).
     """
@@ -33,8 +33,8 @@ class Denied(Retry):
 class RootAway(Retry):
     """The disk of a root is not there, so nothing can be known of what is beneath it.
 
-    The reaction waits without an end: of a directory of this site, `root`, until the listener
-    finds it again; of another site's at growing intervals. `host` is the machine on which it is
+    The reaction waits without an end: for a directory of this site, `root`, until the listener
+    finds it again; for another site's at growing intervals. `host` is the machine on which it is
     missing, as sites.json names it; empty: this one.
     """
 
@@ -60,14 +60,14 @@ class Damaged(GiveUp):
 
 
 class Superseded(Exception):
-    """The run is no longer what the update expected: somebody else was first. Nothing to do."""
+    """The run is no longer what the update expected: another process was first. Nothing to do."""
 
 
 class ConfigError(Exception):
-    """Something an operator wrote is wrong. The message's first line says what, and what to do.
+    """A file or option of an operator is wrong. The message begins with what is, and what to do.
 
-    `problems` holds one line for each thing that is wrong; where there are several, the message's
-    first line sums them up and the others follow it.
+    `problems` holds one line for each mistake. If there are several, the message's first line sums
+    them up and the others follow it.
     """
 
     def __init__(self, summary: str, problems: Sequence[str] = ()) -> None:
@@ -82,6 +82,6 @@ class ConfigError(Exception):
 
 
 def one_line(error: BaseException) -> str:
-    """An exception as one line: its class, and the first line of its message."""
+    """Return an exception as one line: its class, and the first line of its message."""
     first, _, _ = str(error).strip().partition("\n")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -45,7 +45,7 @@ _RELATIONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "Eq": operator.eq,
     "Ne": operator.ne,
 }
-# What Python writes as ``and`` and ``or`` is called so as well.
+# sympy's And and Or, and the names of Python's own ``and`` and ``or`` in its syntax tree.
 _JOINED: Final[Mapping[str, Callable[[Iterable[bool]], bool]]] = {"And": all, "Or": any}
 _CONSTANTS: Final[Mapping[str, float]] = {"pi": math.pi, "E": math.e}
 _FUNCTIONS: Final[Mapping[str, Callable[..., float]]] = {
@@ -65,13 +65,13 @@ _FUNCTIONS: Final[Mapping[str, Callable[..., float]]] = {
 
 
 class ExpressionError(ValueError):
-    """The expression has no value: the message says why, in one line."""
+    """The expression has no value; the message is why, in one line."""
 
 
 def evaluate(text: str, names: Mapping[str, float]) -> float:
-    """Return the value of an expression, a finite number, where `names` have these values.
+    """Return the value of an expression, a finite number, for these values of the names.
 
-    Raises `ExpressionError` for what is no such expression, and where it has no value.
+    Raises `ExpressionError` if it is no such expression, or has no value.
     """
     if len(text) > LONGEST:
         raise ExpressionError(f"it has {len(text)} characters, more than {LONGEST}")
@@ -93,7 +93,7 @@ def evaluate(text: str, names: Mapping[str, float]) -> float:
 def _number(node: ast.expr, names: Mapping[str, float]) -> float:
     match node:
         case ast.Constant(int(value) | float(value)) if not isinstance(value, bool):
-            return float(value)  # also an integer: its powers stay small
+            return float(value)  # also an integer, whose powers could fill the memory
         case ast.Name(name) if name in names:
             return float(names[name])
         case ast.Name(name) if name in _CONSTANTS:

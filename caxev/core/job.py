@@ -1,8 +1,8 @@
-"""What a handler is given, what it may hand back, and what it may raise.
+"""What a handler is given, what it may return, and what it may raise.
 
-`dispatcher` makes a `Job` for each attempt. Handlers see this module, `model` and `registry`
-through ``from caxev import ...`` and need nothing else. The job's abilities are ports: `dispatcher`
-passes in functions that write to the database or run work in another process.
+`engine.runner` makes a `Job` for each attempt. Handlers see this module, `model` and `registry`
+through ``from caxev import ...`` and need nothing else. The job's abilities are ports, which
+`engine.ports` implements: they write to the database or run work in another process.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @frozen
 class Skip:
-    """Returned by a handler that finds nothing to do; `why` is shown by ``caxev explain``."""
+    """Return this from a handler if there is nothing to do; ``caxev explain`` shows `why`."""
 
     why: str
 
@@ -41,7 +41,7 @@ class SiteLike(Protocol):
 
 
 class Ports(Protocol):
-    """What a job can do to the world. `dispatcher` implements it; tests may."""
+    """What a job can do to the world. `engine.ports` implements it; tests may."""
 
     async def update(self, update: RunUpdate, *, now: datetime) -> Run | None: ...
     async def work(self, function: Callable[..., T], *args: object, job: Job) -> T: ...
@@ -73,10 +73,10 @@ class _NoPorts:
 class Job:
     """One attempt at one reaction.
 
-    `run` is the run as it is now; `event` says why we look. `site` is the site that this process
-    serves, `sites` all of them by name (`caxev.config.Site`). `owner` marks entries that this
-    process works on (``lngs#7``: site and epoch). Of two jobs the one of the greater `urgency`
-    (priority, then how new) is to go first. `at` is when the event happened, UTC. A test
+    `run` is the run as it is now; `event` is the reason for the attempt. `site` is the site that
+    this process serves, `sites` all of them by name (`caxev.config.Site`). `owner` marks entries
+    that this process works on (``lngs#7``: site and epoch). Of two jobs the one of the greater
+    `urgency` (priority, then how new) goes first. `at` is when the event happened, UTC. A test
     needs to give `run` and `event` only.
     """
 
@@ -94,7 +94,7 @@ class Job:
 
     @property
     def copy(self) -> Copy | None:
-        """The copy that the event speaks of, as it is now; None if it is gone or no copy."""
+        """The copy that the event is about, as it is now; None if it is gone, or was no copy."""
         key = self._copy_key
         return None if key is None else self.run.copy(key)
 
@@ -114,7 +114,7 @@ class Job:
     def safe_now() -> datetime:
         """Return the earlier of the database's time and this machine's, as `now` does.
 
-        For what cannot be undone: no single clock that is wrong brings it about early.
+        Use it before what cannot be undone: one clock that is wrong then does not make it early.
         """
         return clock.safe_now()
 
@@ -124,7 +124,7 @@ class Job:
         return clock.both()
 
     async def update(self, update: RunUpdate) -> Run:
-        """Write to the run document at once, and go on with the run as it is then.
+        """Write to the run document at once, and return the run as it is then.
 
         Raises `Superseded` if the run is no longer what `update` expects, and ValueError if the
         update is of another run. On cancellation the update may or may not have happened.
@@ -142,7 +142,7 @@ class Job:
                 raise ValueError(f"an update of another run ({update.run}): use job.update_other")
 
     async def update_other(self, update: RunUpdate) -> bool:
-        """Write to another run's document; False where it is no longer what `update` expects."""
+        """Write to another run's document; return False if it is not what `update` expects."""
         return await self.ports.update(update, now=self.now()) is not None
 
     @asynccontextmanager
@@ -158,23 +158,23 @@ class Job:
             raise Retry(error.why) from error
 
     async def suspect(self, copy: Copy) -> None:
-        """Ask for a fresh reading of a copy that gave something else than it should.
+        """Ask for a fresh reading of a copy that gave other bytes than it should.
 
-        Whoever keeps it reads it, and makes it ``error`` if it is bad. If it has just changed,
-        nothing is asked.
+        Its own site reads it, and makes it ``error`` if it is bad. If it has just changed, nothing
+        is asked.
         """
         with suppress(Superseded):
             await self.update(RunUpdate.ask(self.run, copy, new_id(), self.now()))
 
     async def is_live(self, owner: str) -> bool:
-        """Whether the process that marked an entry of this run as its own may still work on it.
+        """Return whether the process that marked an entry of this run may still work on it.
 
-        It does while it acts for its site, or shows progress with this run.
+        It may while it acts for its site, or shows progress with this run.
         """
         return await self.ports.is_live(owner, self.run.id)
 
     async def has_listened(self, site: str) -> bool:
-        """Whether a caxev has ever acted for that site: else nobody there answers a question."""
+        """Return whether a caxev has ever acted for that site. If not, no request is answered."""
         return await self.ports.has_listened(site)
 
     async def oldest(
@@ -184,10 +184,10 @@ class Job:
         *,
         skip: int = 0,
     ) -> list[Run]:
-        """The runs of which this site has such data, the first to be taken first.
+        """Return the runs of which this site has data of this type, the oldest first.
 
-        Such whose copy here is good or about to go, and that have none of the tags `without`; 1000
-        at most, after the first `skip`.
+        Only runs whose copy here is good or about to go, and that have none of the tags `without`;
+        1000 at most, after the first `skip`.
         """
         return await self.ports.oldest(type, without, skip)
 
@@ -198,25 +198,25 @@ class Job:
     async def work(self, function: Callable[..., T], *args: object) -> T:
         """Run ``function(*args, report=...)`` in a worker process and return what it returns.
 
-        For what is heavy: moving bytes, hashing. `function` is a module's top-level function;
+        For heavy work: moving bytes, hashing. `function` is a module's top-level function;
         arguments and result are pickled. It may call ``report(done, total)`` (bytes) as it goes.
         What it raises is raised here. On cancellation the worker process is killed.
         """
         return await self.ports.work(function, *args, job=self)
 
     def yield_slot(self) -> AbstractContextManager[None]:
-        """Let others of the lane work while the block waits for something that is not a worker.
+        """Let others of the lane work while the block waits for something else than a worker.
 
-        For a place on a link, say: at most `caxev.engine.lanes.MOST_ASIDE` of a lane wait so.
+        For a place on a link, for example. At most `caxev.engine.lanes.MOST_ASIDE` of a lane wait.
         """
         return self.ports.yield_slot()
 
     def progress(self, done: int, total: int) -> None:
-        """Say how far it is, in bytes; keeps the stall detector quiet."""
+        """Report progress, in bytes; that resets the stall detector."""
         self.on_progress(done, total)
 
     def on_failure(self, *updates: RunUpdate) -> None:
-        """Say what to write to the run if this reaction is parked as failed; replaces the last.
+        """Set what to write to the run if this reaction is parked as failed; replaces the last.
 
         Raises ValueError if one of the updates is of another run.
         """
@@ -263,11 +263,11 @@ class Job:
         await self.ports.store_manifest(digest, items)
 
     async def load_manifest(self, digest: str) -> list[dict[str, Any]] | None:
-        """The items of the manifest with that digest, or None."""
+        """Return the items of the manifest with that digest, or None."""
         return await self.ports.load_manifest(digest)
 
     async def table(self, name: str) -> list[dict[str, Any]]:
-        """All rows of a collection beside the runs, as it is now; none where there is no such."""
+        """Return all rows of a collection beside the runs; none if there is no such collection."""
         return await self.ports.table(name)
 
 

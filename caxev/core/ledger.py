@@ -1,12 +1,12 @@
-"""The life of a reaction: one event that one handler still has to react to.
+"""The life cycle of a reaction: one event to which one handler has to react.
 
 Theory
 ------
-A site owes a reaction for every pair of an event and a handler that wants it. The ledger keeps
-one reaction for each *key*: (site, run, aspect, handler). A newer event on the same aspect does not
-make a second reaction: handlers look at the run as it is now, so it renews the one that is there.
-That is why the same handler runs on the same copy one at a time and in order, and why the ledger
-grows with the copies and not with time.
+A site makes a reaction for every pair of an event and a handler that wants it. The ledger keeps one
+reaction for each *key*: (site, run, aspect, handler). A newer event on the same aspect renews the
+reaction that is there and does not make a second one, because handlers read the run as it is now.
+So the same handler runs on the same copy one at a time and in order, and the ledger grows with the
+copies and not with time.
 
 ::
 
@@ -17,19 +17,19 @@ grows with the copies and not with time.
                      │ └──── interrupt ──────────┘                       │    │
                      └───────────────────────── renew ───────────────────┴────┘
 
-A reaction that is `Hindered` is PENDING again as one that is `Postponed`; when the disk that it
-waited for is back, it is due at once.
+A reaction that is `Hindered` becomes PENDING like one that is `Postponed`. If it waits for a disk,
+it is due as soon as the disk is back.
 
 Each renewal gives the reaction a new `generation`. A settlement names the generation that was
-claimed: where the reaction was renewed meanwhile the settlement changes nothing and the reaction
-stays PENDING, to be looked at again. DONE and FAILED are final for their generation: only a renewal
-opens the key again.
+claimed: if the reaction was renewed meanwhile, the settlement changes nothing and the reaction
+stays PENDING, to run again. DONE and FAILED are final for their generation: only a renewal opens
+the key again.
 
-A claim carries the epoch of the process that made it. When another process takes the site over it
-interrupts every claim of an older epoch, so a deposed process can settle nothing.
+A claim carries the epoch of the process that made it. A process that takes the site over interrupts
+every claim of an older epoch, so a deposed process can settle nothing.
 
-Callers: `watcher` makes reactions, `dispatcher` claims and settles them, `database` stores them.
-Pure: `now` (UTC) and the jitter are arguments. Property-tested as a state machine in
+`recording` makes reactions, `dispatcher` claims them, `settling` settles them, `database` stores
+them. Pure: `now` (UTC) and the jitter are arguments. Property-tested as a state machine in
 tests/test_ledger.py.
 """
 
@@ -53,19 +53,19 @@ LONGEST_DELAY: Final = 3600.0
 SHORTEST_DELAY: Final = 1.0
 """Seconds before the next attempt at least, however soon a handler asks for it."""
 NEWEST_FIRST: Final = frozenset({"transfer"})
-"""Lanes in which what is due goes by priority, then newest first; in all others oldest first."""
+"""Lanes that start due reactions by priority, then newest first; all others start the oldest."""
 UNREADABLE: Final = "caxev.unreadable"
-"""The handler's name in a reaction that nobody pays: it shows a run which could not be recorded."""
+"""The handler's name in a reaction that never runs: it shows a run that could not be recorded."""
 SURPRISES: Final = 5
-"""How often an unexpected error is tried again before the reaction is parked."""
+"""Attempts with an unexpected error after which the reaction is parked."""
 PATIENCE: Final = 7 * 86400.0
-"""Seconds to wait until somebody lifts a refusal, before the reaction is parked."""
+"""Seconds that a reaction waits for a refusal to be lifted before it is parked."""
 INTERRUPTIONS: Final = 20
-"""How often a reaction may be running when its process dies before it is suspected and parked."""
+"""Deaths of the process during a reaction after which it is parked as their likely cause."""
 
 
 class State(StrEnum):
-    """Where a reaction stands; see the module's theory."""
+    """The state of a reaction; see the module's theory."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -75,14 +75,14 @@ class State(StrEnum):
 
 @frozen
 class Done:
-    """The handler ran through; `note` says what came of it."""
+    """The handler returned; `note` is its result in words."""
 
     note: str = ""
 
 
 @frozen
 class Postponed:
-    """To be tried again: after `after` seconds, or with back-off. Only back-off counts."""
+    """Try again after `after` seconds, or (None) with back-off. Only the latter is an attempt."""
 
     why: str
     after: float | None = None
@@ -97,14 +97,14 @@ class Surprise:
 
 @frozen
 class Failed:
-    """Not to be tried again until a person says so."""
+    """Do not try again until a person asks for it."""
 
     why: str
 
 
 @frozen
 class Interrupted:
-    """The process was asked to leave before the handler was through. Costs nothing."""
+    """The process was asked to leave before the handler returned. Costs no attempt."""
 
     why: str = "interrupted"
 
@@ -113,10 +113,10 @@ class Interrupted:
 class Hindered:
     """Something outside must change first: a refusal be lifted, a disk be mounted.
 
-    Costs no attempt: it is tried again when half as long again as it has waited is over, and given
-    up when it has waited for `patience` seconds. `root`: a directory of our own that is away; the
-    listener opens the reaction when that is back. `host`: the other machine on which it is away.
-    `watched`: a listener that looks after that directory raises the alarm.
+    Costs no attempt. It is tried again at growing intervals, each half of the time waited so far,
+    and fails after `patience` seconds. `root`: a directory of our own that is away; the listener
+    opens the reaction when it is back. `host`: the other machine on which it is away. `watched`:
+    the listener that watches that directory raises the alarm.
     """
 
     why: str
@@ -130,12 +130,12 @@ Outcome: TypeAlias = Done | Postponed | Surprise | Failed | Interrupted | Hinder
 
 
 def aspect_row(aspect: Aspect) -> list[str | None]:
-    """Return an aspect as the database keeps it: texts, of each kind another number."""
+    """Return an aspect as the database keeps it: a list of texts, whose length shows its kind."""
     return list(aspect)
 
 
 def aspect_from(row: Sequence[str | None]) -> Aspect:
-    """Return the aspect that `aspect_row` made a row of."""
+    """Return the aspect of a row that `aspect_row` made."""
     return _ASPECTS[len(row)](*row)
 
 
@@ -154,10 +154,10 @@ class Reaction:
 
     `before` and `after` are the aspect's values around the event; `at` is the event's cluster
     time and `due` when to act, both UTC. `attempts` counts failures since the last renewal,
-    `interrupted` deaths of the process. `note` says why it waits or failed, or what came of it.
-    `started` is when the first attempt since the renewal began, UTC. Where a lane goes by
-    `priority`, the higher is due first. `hindered` is since when it has waited for something
-    outside, UTC, and `root` the directory of ours that it waits for, if any.
+    `interrupted` deaths of the process. `note` is why it waits or failed, or its result. `started`
+    is when the first attempt since the renewal began, UTC. In lanes that go by `priority`, the
+    higher is due first. `hindered` is since when it has waited for something outside, UTC, and
+    `root` the directory of ours that it waits for, if any.
     """
 
     site: str
@@ -182,32 +182,32 @@ class Reaction:
 
     @cached_property
     def id(self) -> str:
-        """The key, as text: the reaction's key in the database."""
+        """The reaction's key as text, its ``_id`` in the database."""
         return reaction_key(self.site, self.run, self.aspect, self.handler)
 
     @property
     def event(self) -> Event:
-        """The event that is owed a reaction."""
+        """The event that is reacted to."""
         return Event(self.run, self.aspect, self.before, self.after)
 
 
 def reaction_key(site: str, run: RunId, aspect: Aspect, handler: str) -> str:
-    """Return the key of a key: all keys of one run share the prefix `slot_prefix`."""
+    """Return a reaction's key as text. All keys of one run begin with its `run_prefix`."""
     return dumps([site, _run_text(run), *aspect, handler])
 
 
 def run_prefix(site: str, run: RunId) -> str:
-    """Return what the keys of all keys of a run at a site begin with."""
+    """Return the beginning of the keys of all reactions to a run at a site."""
     return dumps([site, _run_text(run)])[:-1] + ","
 
 
 def site_prefix(site: str) -> str:
-    """Return what the keys of all keys of a site begin with."""
+    """Return the beginning of the keys of all reactions of a site."""
     return dumps([site])[:-1] + ","
 
 
 def _run_text(run: RunId) -> str:
-    # An ObjectId's own text; of any other id one that separates 1 from "1".
+    # An ObjectId's own text is short and unique. Of any other id, `repr` separates 1 from "1".
     return str(run) if type(run).__name__ == "ObjectId" else repr(run)
 
 
@@ -241,7 +241,7 @@ def new_reaction(
 
 
 def priority_of(snapshot: Container[Aspect], tags: Sequence[str]) -> int:
-    """Return the priority of a run that looks so: of these tags the first counts most; 0: none."""
+    """Return the priority of a run: the earlier its tag is in the list, the higher; 0: no tag."""
     for place, name in enumerate(tags):
         if Tag(name) in snapshot:
             return len(tags) - place
@@ -249,7 +249,7 @@ def priority_of(snapshot: Container[Aspect], tags: Sequence[str]) -> int:
 
 
 def claim(reaction: Reaction, epoch: int) -> Reaction:
-    """Take an open reaction for the process with this epoch."""
+    """Claim a pending reaction for the process with this epoch."""
     if reaction.state is not State.PENDING:
         raise ValueError(f"cannot claim a reaction that is {reaction.state}")
     return evolve(reaction, state=State.RUNNING, epoch=epoch)
@@ -258,7 +258,7 @@ def claim(reaction: Reaction, epoch: int) -> Reaction:
 def settle(
     reaction: Reaction, outcome: Outcome, now: datetime, *, allowed: int, jitter: float
 ) -> Reaction:
-    """Return a claimed reaction as it stands after an attempt.
+    """Return a claimed reaction as it is after an attempt.
 
     `allowed` is the handler's number of attempts; `jitter` in [0, 1) spreads the back-off over
     half to one and a half times its length.
@@ -271,6 +271,7 @@ def settle(
     if isinstance(outcome, Hindered):
         return _hindered(reaction, outcome, now, jitter)
     if isinstance(outcome, Interrupted):
+        # A hindered reaction keeps its note: the key of the alarm about its refusal is made of it.
         return evolve(
             reaction,
             epoch=None,
@@ -278,6 +279,7 @@ def settle(
             due=now,
             note=reaction.note if reaction.hindered else outcome.why,
         )
+    # Whatever else it waits for, it does not wait for a disk or a refusal any more.
     free = evolve(reaction, epoch=None, hindered=None, root="")
     match outcome:
         case Failed(why):
@@ -292,7 +294,7 @@ def settle(
 
 
 def interrupt(reaction: Reaction, now: datetime) -> Reaction:
-    """Return a claimed reaction whose process died: open again, or parked if that is its habit."""
+    """Return a claimed reaction whose process died: pending, or failed after `INTERRUPTIONS`."""
     times = reaction.interrupted + 1
     if times >= INTERRUPTIONS:
         why = f"the listener died {times} times while this ran"
@@ -302,11 +304,13 @@ def interrupt(reaction: Reaction, now: datetime) -> Reaction:
 
 def delay(attempts: int, jitter: float) -> float:
     """Return the seconds to wait after the `attempts`-th failure in a row."""
+    # 2**1024 fits no float: a thousand failures must not raise OverflowError.
     exponent = min(attempts - 1, 32)
     return float(min(FIRST_DELAY * 2**exponent, LONGEST_DELAY) * (0.5 + jitter))
 
 
 def _hindered(reaction: Reaction, outcome: Hindered, now: datetime, jitter: float) -> Reaction:
+    # Another refusal does not begin the wait anew: else two that alternate would never end it.
     since = reaction.hindered or now
     waited = max((now - since).total_seconds(), 0.0)
     if waited >= outcome.patience:
@@ -328,5 +332,6 @@ def _again(reaction: Reaction, why: str, now: datetime, allowed: int, jitter: fl
 
 
 def _later(now: datetime, seconds: float) -> datetime:
-    # A year is for ever here, and keeps any number that a handler gives inside datetime's range.
+    # Any number of seconds that a handler gives must stay within datetime's range; a year is for
+    # ever here.
     return now + timedelta(seconds=min(seconds, 366 * 86400.0))

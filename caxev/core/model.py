@@ -1,7 +1,7 @@
-"""What the database says: runs, their copies, and what can change about them.
+"""Runs, their copies, and what can change about them.
 
-Everyone reads these classes; `database` makes them from documents and turns a `RunUpdate` into a
-write. Pure: nothing here does I/O, and `Run.from_document` accepts any document without raising.
+All of caxev reads these classes. `database` makes them from documents and turns a `RunUpdate` into
+a write. Pure: nothing here does I/O, and `Run.from_document` accepts any document without raising.
 
 Three facts about the entries of a run's ``data`` shape this module: they have no id, their order
 changes, and old programs write them beside us. So a copy is known by (type, host, version) and
@@ -21,13 +21,13 @@ from attrs import Factory, evolve, field, frozen
 RunId: TypeAlias = Any  # a document's _id, usually a bson.ObjectId
 
 REQUESTED: Final = "requested"
-"""A copy that a person asked for; nobody has begun it."""
+"""The status of a copy that a person asked for and no site has begun."""
 TRANSFERRING: Final = "transferring"
 VERIFYING: Final = "verifying"
 TRANSFERRED: Final = "transferred"
 ERROR: Final = "error"
 DELETING: Final = "deleting"
-"""The status of a copy that is to go: nobody counts on it any more."""
+"""The status of a copy that is about to be deleted: it counts no more."""
 MOVING: Final = "moving"
 """The status of a copy whose files are on their way to another directory of its own host."""
 UNKNOWN: Final = "unknown"
@@ -35,14 +35,14 @@ UNKNOWN: Final = "unknown"
 NOTED: Final = "verified_noted"
 """The field of an entry that has the time at which its ``verified_at`` was written."""
 STATUSES: Final = "statuses"
-"""In a look this field of a copy stands for the statuses of its entries, if it has several."""
+"""In a snapshot this field of a copy stands for the statuses of its entries, if it has several."""
 
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class CopyKey(NamedTuple):
-    """What makes a copy that copy: its type, its host and, for derived data, its version."""
+    """The identity of a copy: its type, its host and, for derived data, its version."""
 
     type: str
     host: str
@@ -63,7 +63,7 @@ class Tag(NamedTuple):
 
 
 class Existence(NamedTuple):
-    """That there is such a run at all."""
+    """The existence of the run."""
 
     def __str__(self) -> str:
         return "the run"
@@ -101,23 +101,23 @@ Aspect: TypeAlias = CopyKey | Tag | Existence | Field | CopyField
 
 Snapshot: TypeAlias = Mapping[Aspect, str]
 """A run as one site saw it: every aspect with its value. A copy's value is its status, followed
-by ``@`` and the milliseconds since 1970 of its ``status_since`` where there is one, so that a
-status that went and came back is a change. Tags and existence have the value ``yes``, fields a
-digest of what stands in them; a field that is null is not there."""
+by ``@`` and the milliseconds since 1970 of its ``status_since`` if it has one, so that a status
+that went and came back is a change. Tags and existence have the value ``yes``, fields a digest of
+their content; a field that is null counts as absent."""
 
 YES: Final = "yes"
 
 OWN_FIELDS: Final = frozenset(
     {"_id", "data", "deleted_data", "detector", "given_up", "name", "number", "tags"}
 )
-"""Fields that make a run what it is: they are not set as a whole."""
+"""Fields that identify a run or have operations of their own: they are not set as a whole."""
 KEY_FIELDS: Final = frozenset({"type", "host", "pax_version"})
-"""Fields that make a copy that copy."""
+"""Fields that identify a copy."""
 
 
 @frozen
 class Watched:
-    """Which fields a look takes in: paths of a run's fields, and names of its copies' fields."""
+    """The fields in a snapshot: paths of a run's fields, and names of its copies' fields."""
 
     run: frozenset[str] = frozenset()
     copies: frozenset[str] = frozenset()
@@ -134,7 +134,7 @@ NO_FIELDS: Final = Watched()
 
 @frozen
 class Event:
-    """One aspect of one run that changed. `before` or `after` is None where it was not there."""
+    """One aspect of one run that changed. `before` or `after` is None if it was not there."""
 
     run: RunId
     aspect: Aspect
@@ -151,7 +151,7 @@ class Event:
 
 
 def as_utc(value: object) -> datetime | None:
-    """The time in a document's field: a datetime, or (old documents) a list that holds one."""
+    """Return the time in a field: a datetime, or (in old documents) a list that holds one."""
     if isinstance(value, list) and value:
         value = value[0]
     if not isinstance(value, datetime):
@@ -171,7 +171,7 @@ CHECKS_KEPT: Final = 32
 
 
 def new_id() -> str:
-    """Return an id that nobody else has."""
+    """Return an id that no other call returns."""
     return uuid4().hex
 
 
@@ -184,7 +184,7 @@ def _checks(value: object) -> Iterator[Check]:
 
 
 def _text(value: object) -> str | None:
-    # No subclass: BSON's code is a text that is not hashable, and so can be no key.
+    # No subclass: BSON's code is a text that is not hashable, so it cannot be a key.
     return value if type(value) is str and value else None
 
 
@@ -192,7 +192,7 @@ def _text(value: object) -> str | None:
 class Copy:
     """One entry of a run's ``data``: a copy of its data somewhere.
 
-    `location` is the absolute path at that host, or None where the entry has none yet (``n/a``,
+    `location` is the absolute path at that host, or None if the entry has none yet (``n/a``,
     ``NA``). `checksum` is cax's sha512 hex digest, `manifest` the digest of our own manifest,
     `source` the host it was copied from, `owner` the site (with its epoch, ``lngs#7``) that is
     working on it. `fields` is the whole entry as it stands in the document.
@@ -204,7 +204,7 @@ class Copy:
 
     @classmethod
     def from_entry(cls, entry: object) -> Copy | None:
-        """The copy in an entry; None where it names no type or host, so that nobody can own it."""
+        """Return the copy in an entry; None if it names no type or host: no site can own it."""
         key = _key(entry)
         if key is None or not isinstance(entry, Mapping):
             return None
@@ -248,7 +248,7 @@ class Copy:
 
     @property
     def since(self) -> datetime | None:
-        """When the status was last set, UTC; None where an old program set it."""
+        """When the status was last set, UTC; None if an old program set it."""
         return as_utc(self.fields.get("status_since"))
 
     @property
@@ -338,7 +338,7 @@ class Run:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Run:
-        """Any document in, a run out: whatever cannot be understood is left in `document`."""
+        """Return the run in any document; what is not understood is left in `document`."""
         number = document.get("number")
         return cls(
             id=document.get("_id"),
@@ -361,18 +361,18 @@ class Run:
         return "_MV" if self.detector == "muon_veto" else ""
 
     def copy(self, key: CopyKey) -> Copy | None:
-        """The copy known by `key`, if the run has one."""
+        """Return the copy with this key, if the run has one."""
         return next((copy for copy in self.copies if copy.key == key), None)
 
     def given_up(self, key: CopyKey) -> Iterator[GivenUp]:
-        """Each time that a copy known by `key` was given up, as far as that is kept."""
+        """Return each time that the copy with this key was given up, as far as that is kept."""
         rows = self.document.get("given_up")
         for row in rows if isinstance(rows, list) else ():
             if _key(row) == key and (at := as_utc(row.get("date"))) is not None:
                 yield GivenUp(at, _text(row.get("trigger")), _text(row.get("location")))
 
     def snapshot(self, watched: Watched = NO_FIELDS) -> dict[Aspect, str]:
-        """Every aspect of this run with its value; of the fields, those that are watched."""
+        """Return every aspect of this run with its value; of the fields, those that are watched."""
         return snapshot_of(self.document, watched)
 
     def __str__(self) -> str:
@@ -380,9 +380,9 @@ class Run:
 
 
 def snapshot_of(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> dict[Aspect, str]:
-    """Every aspect of the run in a document with its value.
+    """Return every aspect of the run in a document with its value.
 
-    What `Run` and `Copy` would say, without making them: this is done for every change there is.
+    As `Run` and `Copy` would give them, without making these: it is done for every change.
     """
     snapshot: dict[Aspect, str] = {Existence(): YES}
     for name in _tags(document.get("tags")):
@@ -410,7 +410,7 @@ def snapshot_of(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> di
 
 
 def field_of(document: Mapping[str, Any], path: str) -> Any:
-    """The value of a document's field, by dotted path; None where it is absent."""
+    """Return the value of a document's field, by dotted path; None if it is absent."""
     value: Any = document
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -515,7 +515,7 @@ class Fresh:
     until: datetime | None = None
 
     def counts(self, copy: Copy) -> bool:
-        """Whether the copy was read so."""
+        """Return whether the copy was read so."""
         if copy.verified_at is None:
             return False
         if self.request in copy.answered:
@@ -530,8 +530,8 @@ class Fresh:
 class CopiesAtLeast:
     """An expectation: so many good copies of this copy's data exist at other hosts.
 
-    Good is what is ``transferred`` with this copy's `manifest` or, where the manifest or the
-    other's is not known, with its `checksum`. `hosts` names the only ones that count, each with
+    Good is what is ``transferred`` with this copy's `manifest` or, if either manifest is not
+    known, with its `checksum`. `hosts` names the only ones that count, each with
     how its copy must have been read, None: by its entry. Without, all hosts count by their entries.
     """
 
@@ -549,11 +549,11 @@ class CopiesAtLeast:
         return cls(number, copy.key, copy.manifest, copy.checksum, hosts)
 
     def holds(self, run: Run) -> bool:
-        """Whether the run is so; several entries of one host are one copy."""
+        """Return whether the run is so; several entries of one host are one copy."""
         return len({copy.host for copy in run.copies if self.counts(copy)}) >= self.number
 
     def counts(self, other: Copy) -> bool:
-        """Whether that is one of them."""
+        """Return whether that is one of them."""
         key = self.key
         if (other.type, other.version) != (key.type, key.version) or other.host == key.host:
             return False
@@ -569,20 +569,19 @@ class CopiesAtLeast:
 
 @frozen
 class NobodyReads:
-    """An expectation: nobody makes a copy of this copy's data, or other data, from this one.
+    """An expectation: no copy, and no derived data, is being made from this copy.
 
-    Who does so has an entry that is ``transferring``: a copy names its `source`, derived data says
-    in its ``job`` what it is made of. Old programs name neither, and may read any copy of the same
-    data: an entry of theirs counts unless it was made, or its status dated
-    (`caxev.handlers.stalled` does so if nobody else did), at `since` or before (UTC; None: it
-    counts in any case).
+    A copy that is being made has an entry ``transferring`` that names its `source`; derived data
+    names the input of its ``job``. Old programs name neither, and may read any copy of the same
+    data. An entry of theirs counts unless it was made, or its status dated, at `since` or before
+    (UTC; None: it counts in any case); `caxev.handlers.stalled` dates it if nothing else did.
     """
 
     key: CopyKey
     since: datetime | None = None
 
     def holds(self, run: Run) -> bool:
-        """Whether the run is so."""
+        """Return whether the run is so."""
         return not any(map(self._reads, run.copies))
 
     def _reads(self, one: Copy) -> bool:
@@ -646,7 +645,7 @@ class RunUpdate:
     def add_copy(
         cls, run: Run, key: CopyKey, status: str, *expect: Expectation, **fields: Any
     ) -> RunUpdate:
-        """Claim a copy: add its entry where the run has none of that key."""
+        """Claim a copy: add its entry if the run has none with that key."""
         entry = {"type": key.type, "host": key.host, "status": status, **fields}
         if key.version is not None:
             entry["pax_version"] = key.version
@@ -692,7 +691,7 @@ class RunUpdate:
         """Note that a reading has answered what was asked of the copy as it was `seen` before.
 
         All requests that stood in the entry when the reading began are answered by it, whoever made
-        them. Without any, the answer has an id of its own: whoever waits for a reading looks again.
+        them. Without any, the answer has an id of its own: it wakes whatever waits for a reading.
         """
         ids = [one.id for one in seen.pending] or [new_id()]
         return _appended(self, seen, "check_answered", ids)

@@ -27,7 +27,7 @@ class Root(str):
 
 
 def plain(location: str) -> str:
-    """The one way of writing a path, as far as that can be known without the disk.
+    """Return the one way of writing a path, as far as that can be known without the disk.
 
     ``/a//b/./c/`` is ``/a/b/c``. What is no absolute path stays as it is.
     """

@@ -1,8 +1,8 @@
 """Count how often each reaction starts, to notice one that sets itself off again.
 
 A handler whose update triggers it again, two that trigger each other, or one that always asks to
-be tried again at once would keep a site and its database busy for ever. `dispatcher` asks before
-each attempt. Pure: times are arguments, in seconds by a clock that does not go back.
+be tried again at once would keep a site and its database busy for ever. `runner` asks before each
+attempt. Pure: times are arguments, in seconds by a clock that does not go back.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from caxev.core.ledger import Reaction
 from caxev.core.model import RunId
 
 MOST: Final = 300
-"""Attempts at one reaction that are let through within `WINDOW`: one every two seconds. So many
-reactions of one run to one handler as well..."""
+"""Attempts at one reaction within `WINDOW`: one every two seconds. The same number limits
+the reactions of one handler to one run..."""
 PER_COPY: Final = 4
-"""...or so many for each copy that the run had at first, if that is more."""
+"""...unless this number for each copy that the run had at first is more."""
 WINDOW: Final = 600.0
 KEPT: Final = 100_000
 """Reactions that are remembered, the latest to start: a loop is always among them."""
@@ -26,7 +26,7 @@ KEPT: Final = 100_000
 
 @define(eq=False)
 class Recurrence:
-    """How often each reaction has started of late, and how many a handler had for each run.
+    """How often each reaction has started lately, and how many each handler had for each run.
 
     A reaction is known by the tag, field or copy that changed: a handler that adds another one each
     time sets off a new reaction each time.
@@ -36,7 +36,7 @@ class Recurrence:
     _spread: dict[tuple[RunId, str], tuple[int, float, int]] = field(init=False, factory=dict)
 
     def excess(self, reaction: Reaction, copies: int, now: float) -> str | None:
-        """Count one more start of a reaction; why it must not start, None if it may.
+        """Count one more start of a reaction; return why it must not start, None if it may.
 
         `copies`: how many the run has now. After a refusal the count of the reaction begins anew,
         so a person's retry is not refused again.

@@ -1,8 +1,8 @@
-"""Which handlers there are, and which of them an event concerns.
+"""Which handlers there are, and which of them an event concerns. Pure.
 
 A handler's module calls `on`, which only records: the function is returned untouched, so that a
-test can call it. `listener` makes a `Registry` for its site; `watcher` asks it who wants an event.
-Pure.
+test can call it. The command line makes a `Registry` for its site; `recording` asks it which
+handlers want an event.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ F = TypeVar("F", bound=HandlerFunction)
 
 
 class Here(Protocol):
-    """What a trigger must know about the site that asks."""
+    """What a trigger must know about the site."""
 
     @property
     def name(self) -> str: ...
@@ -60,14 +60,14 @@ def _set(value: str | Iterable[str] | None) -> frozenset[str]:
 
 @frozen
 class CopyTrigger:
-    """A copy of one of these types, at one of these hosts, came to one of these statuses."""
+    """A copy of one of these types, at one of these hosts, reached one of these statuses."""
 
     status: frozenset[str] = attrs.field(converter=_set)
     type: frozenset[str] = attrs.field(converter=_set, default=None)
     host: frozenset[str] = attrs.field(converter=_set, default=None)
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
-        """Why this aspect in this status does not trigger; None where it does."""
+        """Return why this aspect in this status does not trigger; None if it does."""
         if not isinstance(aspect, CopyKey):
             return "not a copy"
         if self.type and aspect.type not in self.type:
@@ -87,7 +87,7 @@ class TagTrigger:
     gone: bool = False
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
-        """Why this aspect in this status does not trigger; None where it does."""
+        """Return why this aspect in this status does not trigger; None if it does."""
         del here
         if not isinstance(aspect, Tag):
             return "not a tag"
@@ -105,7 +105,7 @@ class RunTrigger:
     gone: bool = False
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
-        """Why this aspect in this status does not trigger; None where it does."""
+        """Return why this aspect in this status does not trigger; None if it does."""
         del here
         if not isinstance(aspect, Existence):
             return "not about the run itself"
@@ -121,7 +121,7 @@ class FieldTrigger:
     path: frozenset[str] = attrs.field(converter=_set)
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
-        """Why this aspect in this status does not trigger; None where it does."""
+        """Return why this aspect in this status does not trigger; None if it does."""
         if not isinstance(aspect, Field):
             return "not a field of the run"
         if aspect.path not in self.paths(here):
@@ -129,13 +129,13 @@ class FieldTrigger:
         return "the field is gone" if status is None else None
 
     def paths(self, here: Here) -> frozenset[str]:
-        """The paths that are meant at this site."""
+        """Return the paths that are meant at this site."""
         if CORRECTION_INPUTS not in self.path:
             return self.path
         return self.path - {CORRECTION_INPUTS} | here.correction_inputs
 
     def watched(self, here: Here) -> Watched:
-        """What a look of this site must take in for it."""
+        """Return the fields that this site's snapshots must have for it."""
         return Watched(run=self.paths(here))
 
 
@@ -148,7 +148,7 @@ class CopyFieldTrigger:
     host: frozenset[str] = attrs.field(converter=_set, default=None)
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
-        """Why this aspect in this status does not trigger; None where it does."""
+        """Return why this aspect in this status does not trigger; None if it does."""
         if not isinstance(aspect, CopyField):
             return "not a field of a copy"
         if aspect.field not in self.name:
@@ -160,7 +160,7 @@ class CopyFieldTrigger:
         return "the field is gone" if status is None else None
 
     def watched(self, here: Here) -> Watched:
-        """What a look of this site must take in for it."""
+        """Return the fields that this site's snapshots must have for it."""
         del here
         return Watched(copies=self.name)
 
@@ -174,7 +174,7 @@ def copy(
     type: str | Iterable[str] | None = None,  # noqa: A002  # the field's own name
     host: str | Iterable[str] | None = None,
 ) -> CopyTrigger:
-    """Trigger on a copy that comes to `status` (`GONE`: vanishes).
+    """Trigger on a copy that reaches `status` (`GONE`: it vanishes).
 
     `host` is a site's name, `HERE`, `ELSEWHERE` or `PASSIVE`; without `type` or `host`, any.
     """
@@ -256,15 +256,15 @@ class Handler:
 
     @property
     def place(self) -> str:
-        """Where the function is defined, for people: ``my_handlers.py, line 3``."""
+        """The file and line of the function, for people: ``my_handlers.py, line 3``."""
         return place_of(self.function)
 
     def wants(self, event: Event, here: Here) -> bool:
-        """Whether one of the triggers fits the event."""
+        """Return whether one of the triggers fits the event."""
         return self.unmet(event.aspect, event.status, here) is None
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
-        """Why no trigger fits; None where one does. Of several reasons, the last trigger's."""
+        """Return why no trigger fits; None if one does. Of several reasons, the last trigger's."""
         reason: str | None = "it has no trigger"
         for trigger in self.triggers:
             reason = trigger.unmet(aspect, status, here)
@@ -348,7 +348,7 @@ def _not_async(function: Callable[..., Any]) -> str | None:
 def by_name(handlers: Iterable[Handler]) -> dict[str, Handler]:
     """Return handlers by name.
 
-    Raises ValueError if two share a name: the ledger could not tell their reactions apart.
+    Raises ValueError if two share a name: their reactions would have the same keys.
     """
     found: dict[str, Handler] = {}
     for handler in handlers:
@@ -371,7 +371,7 @@ class Registry:
         self.watched = _watched(self.enabled, here)
 
     def wanting(self, event: Event) -> Iterator[Handler]:
-        """The enabled handlers that the event concerns."""
+        """Return the enabled handlers that the event concerns."""
         return (handler for handler in self.enabled if handler.wants(event, self.here))
 
     def triggering(self, snapshot: Snapshot, handler: Handler) -> Iterator[tuple[Aspect, str]]:
