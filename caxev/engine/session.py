@@ -157,16 +157,16 @@ class LeaderSession:
 
     async def _once(self) -> None:
         """Catch up, do what was asked for and what is due."""
-        watcher, retrying = self.watcher, self.context.trouble.retrying
+        watcher = self.watcher
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.leaving.cancel, nursery.cancel_scope)
-            await retrying("stream", watcher.catch_up)
+            await watcher.persist(watcher.catch_up)
             for service in self.services:
-                await retrying("stream", service.catch_up)
-            await retrying("stream", self.requests.serve)
+                await watcher.persist(service.catch_up)
+            await watcher.persist(self.requests.serve)
             await self.dispatcher.wait_idle()
             # What was done here may have made more to do here.
-            while await retrying("stream", watcher.catch_up):
+            while await watcher.persist(watcher.catch_up):
                 await self.dispatcher.wait_idle()
             nursery.cancel_scope.cancel()
 

@@ -54,10 +54,17 @@ class Trouble:
             self._since = None
         self._show()
 
-    async def retrying(self, task: str, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+    async def retrying(
+        self,
+        task: str,
+        function: Callable[..., Awaitable[T]],
+        *args: Any,
+        quiet: float = BRIEF,
+    ) -> T:
         """Call an async function until the database lets it through.
 
-        Raises an error that neither time nor leaving out one write can cure (`is_fatal`).
+        What lasts less than `quiet` seconds is not reported. Raises an error that neither time nor
+        leaving out one write can cure (`is_fatal`).
         """
         pause, began = 0.1, trio.current_time()
         while True:
@@ -67,7 +74,7 @@ class Trouble:
                 if is_fatal(error):
                     raise
                 logger.debug("trying again: {}", error)
-                if trio.current_time() > began + BRIEF:
+                if trio.current_time() > began + quiet:
                     self.meet(task, error)
                 await trio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 from attrs import define, field
@@ -29,6 +29,8 @@ from caxev.database import (
 )
 from caxev.engine.context import Context
 from caxev.engine.recorder import Ahead, Recorder
+
+T = TypeVar("T")
 
 SAVE_EVERY: Final = 60.0
 """Seconds after which the position is saved even if no change led to anything."""
@@ -116,7 +118,7 @@ class Watcher:
                 logger.info("handlers watch fields that were not watched: scanning all runs")
                 await self.scan()
 
-        await self.context.trouble.retrying("stream", locate)
+        await self.persist(locate)
 
     # -- the stream ---------------------------------------------------------------------------
 
@@ -189,7 +191,11 @@ class Watcher:
         metrics.gaps.labels(self.context.lease.site).inc()
         self.context.alarms.raise_(gap_alarm(self.context.lease.site, why))
         scan = partial(self.scan, gap=Gap(utcnow(), why), restart=True)
-        await self.context.trouble.retrying("stream", scan)
+        await self.persist(scan)
+
+    async def persist(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Call an async function until the database lets it through; report trouble at once."""
+        return await self.context.trouble.retrying("stream", function, quiet=0.0)
 
     async def _wait_out(self, error: DatabaseError, failures: int) -> None:
         if is_fatal(error):
@@ -218,12 +224,11 @@ class Watcher:
 
     async def scan_daily(self, then: Callable[[], Awaitable[None]]) -> None:
         """Scan once a day, for ever, as a safety net, and then do what else is done daily."""
-        retrying = self.context.trouble.retrying
         while True:
-            await retrying("stream", self._sleep_until_scan)
-            await retrying("stream", self.scan)
+            await self.persist(self._sleep_until_scan)
+            await self.persist(self.scan)
             # A deposed process that woke up late may have claimed what it will never settle.
-            await retrying("stream", self.recorder.intake.reconcile)
+            await self.persist(self.recorder.intake.reconcile)
             await then()
 
     async def _sleep_until_scan(self) -> None:
