@@ -44,7 +44,7 @@ class Dispatcher:
     context: Context
     workers: Workers
     attempts: trio.Nursery
-    roots: RootWatch | None = None
+    roots: RootWatch
     lanes: Lanes = field(init=False)
     settler: Settler = field(init=False)
     runner: Runner = field(init=False)

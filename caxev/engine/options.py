@@ -1,7 +1,7 @@
-"""What a listener goes by, and how that changes while it runs.
+"""The options of a listener, and how a reload changes them.
 
-`listener` makes one `Reloader` for its process and calls it on SIGHUP. A site's file is read whole
-and checked before anything of it counts: what is wrong in it changes nothing.
+`listener` makes one `Reloader` for its process and calls it on SIGHUP. sites.json is read whole and
+checked before anything of it counts: a file with a mistake changes nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ LEASE: Final = 15.0
 GRACE: Final = 30.0
 """Seconds that reactions in flight get to end after SIGTERM."""
 FIXED: Final = (*DIRECTORIES, "alarms", "handlers", "lanes", "listener", "state")
-"""Keys of the listener's own site that count from its next start on."""
+"""Keys of the listener's own site that count only from its next start on."""
 WATCHING: Final = ("corrections", "task_list")
-"""Keys that also do, if by them further fields of runs would have to be watched."""
+"""Keys of which the same is true if they need further fields of runs to be watched."""
 KEY: Final = "configuration"
 
 
@@ -51,7 +51,7 @@ class Service(Protocol):
 
 @frozen
 class Options:
-    """How a site is listened for. Times in seconds.
+    """The options of a listener. Times in seconds.
 
     With `once` the stream counts as read if nothing comes for `caught_up`. `reread` reads
     sites.json again; it raises `ConfigError`. `services` make what runs beside the engine, which
@@ -77,7 +77,7 @@ class Options:
 
 
 def adopted(options: Options, sites: Sites) -> tuple[Options, list[str]]:
-    """Return the options with these sites, and what of them counts from the next start on. Pure.
+    """Return the options with these sites, and the keys that count only after a restart. Pure.
 
     Raises `ConfigError` if the site is gone from them.
     """
@@ -95,7 +95,7 @@ def adopted(options: Options, sites: Sites) -> tuple[Options, list[str]]:
 
 
 def _with(options: Options, sites: Sites, site: Site) -> Options:
-    # A directory that is looked after goes on being so, though its site has left the file.
+    # A directory that is watched stays so, even if its site has left the file.
     owners = {held.owner.name: held.owner for held in holdings(options.site, options.sites)}
     mixed = evolve(sites, by_name={**owners, **sites.by_name, site.name: site})
     registry = Registry(options.registry.handlers.values(), mixed.here(site.name))
@@ -103,7 +103,7 @@ def _with(options: Options, sites: Sites, site: Site) -> Options:
 
 
 def _elsewhere(before: Sites, after: Sites) -> Iterator[str]:
-    """Keys of other sites that count from the next start on."""
+    """Return the keys of other sites that count only after a restart."""
     loaded = {BY_METHOD.get(one.method) for one in before.values()}
     for one in after.values():
         if one.method in BY_METHOD and BY_METHOD[one.method] not in loaded:
@@ -114,7 +114,7 @@ def _elsewhere(before: Sites, after: Sites) -> Iterator[str]:
 
 
 def changed_keys(before: Sites, after: Sites) -> list[str]:
-    """Return what differs between two configurations, as ``site.key``. Pure."""
+    """Return the keys that differ between two configurations, as ``site.key``. Pure."""
     found = [f"{name} (gone)" for name in before if after.find(name) is None]
     for one in after.values():
         known = before.find(one.name)
@@ -128,17 +128,17 @@ def changed_keys(before: Sites, after: Sites) -> list[str]:
 
 @define(eq=False)
 class Reloader:
-    """Reads again, on SIGHUP, what a listener goes by. `users` get the new options."""
+    """Reads the options again, on SIGHUP. `users` get the new ones."""
 
     options: Options
     database: Database
     users: list[Callable[[Options], None]] = field(factory=list)
     alarms: Alarms = field(factory=Alarms)
     wrong: Alarm | None = field(init=False, default=None)
-    """What the last reload found. A process that starts has read a correct file."""
+    """The mistake that the last reload found. A process that starts has read a correct file."""
 
     def report_to(self, alarms: Alarms) -> None:
-        """Report there from now on, also what a reload before that has found."""
+        """Raise alarms there from now on, also about the mistake of a reload before."""
         self.alarms = alarms
         self._report()
 

@@ -38,7 +38,7 @@ Call = Callable[..., Awaitable[Any]]
 
 @frozen
 class Holding:
-    """A directory that a site's listener looks after: `owner` is the site that it belongs to."""
+    """A directory that a site's listener watches; it belongs to the site `owner`."""
 
     owner: Site
     root: str
@@ -49,7 +49,7 @@ class Holding:
 
 
 def holdings(site: Site, sites: Sites) -> list[Holding]:
-    """The directories of a site, and of the archives on this machine that it brings data to."""
+    """Return the directories of a site, and of archives on this machine that it brings data to."""
     names = dict.fromkeys([*site.upload_options, *site.download_options])
     near = [one for name in names if (one := sites.find(name)) and one.method == "directory"]
     found = {str(root): owner for owner in (*near[::-1], site) for root in owner.marked}
@@ -57,7 +57,7 @@ def holdings(site: Site, sites: Sites) -> list[Holding]:
 
 
 def with_markers(sites: Sites, here: Site | None, records: Mapping[str, SiteRecord]) -> Sites:
-    """The sites with the markers that are noted. Pure.
+    """Return the sites with the markers that are noted. Pure.
 
     Those of an archive on this machine are noted with the site `here`, which looks after them.
     """
@@ -71,7 +71,7 @@ def with_markers(sites: Sites, here: Site | None, records: Mapping[str, SiteReco
 
 
 async def read_markers(database: Database, sites: Sites, here: Site | None = None) -> Sites:
-    """`with_markers`, of what the database has noted."""
+    """Return the sites with the markers that the database has noted."""
     records = {record.site: record for record in await database.site_records()}
     return with_markers(sites, here, records)
 
@@ -79,12 +79,12 @@ async def read_markers(database: Database, sites: Sites, here: Site | None = Non
 async def adopt(
     database: Database, call: Call, held: Holding, sites: Sites, by: str, *, force: bool = False
 ) -> str:
-    """Find or make the marker of a directory for which none is noted, and note it; its id.
+    """Find or make the marker of a directory for which none is noted; note it and return its id.
 
     It is made if the database knows no copy of this kind at the site, whatever its state, or the
     files of the newest `SAMPLE` are there: an empty mount point has none. A marker that was made
-    for a site on another machine shows a directory that both share, or a clone of its disk: only
-    a person knows. Raises `RootAway` unless a person confirms (`force`) the directory.
+    for a site on another machine shows a directory that both share, or a clone of its disk: only a
+    person can decide. Raises `RootAway` unless a person confirms (`force`) the directory.
     """
     there = await call(find_markers, held.root)
     foreign = foreign_markers(there, held.owner, sites)
@@ -110,13 +110,13 @@ async def adopt(
 
 
 def _place(marker: Marker, sites: Sites) -> str:
-    """The directory that a marker was made for, as sites.json has it; empty if it has none."""
+    """Return the directory of sites.json that a marker was made for; empty if it is not there."""
     site = sites.find(marker.site)
     return "" if site is None or marker.key not in DIRECTORIES else getattr(site, marker.key) or ""
 
 
 def foreign_markers(there: Iterable[Marker], owner: Site, sites: Sites) -> list[Marker]:
-    """The markers that were made for sites which are not known to share a disk with this one."""
+    """Return the markers of sites that are not known to share a disk with this one."""
     return [
         one for one in there if (site := sites.find(one.site)) is None or not are_near(site, owner)
     ]
@@ -160,7 +160,7 @@ async def _check_copies(database: Database, call: Call, held: Holding) -> None:
 async def init_roots(
     database: Database, site: Site, sites: Sites, *, force: bool
 ) -> list[dict[str, Any]]:
-    """Mark the directories of a site, as a person says; a row for each."""
+    """Mark the directories of a site at a person's request; return a row for each."""
     record = await database.site_record(site.name)
     noted = {} if record is None else record.markers
     return [

@@ -1,8 +1,8 @@
-"""Which disks are there: how a listener looks after its site's directories and their markers.
+"""Watch the disks of a site's directories, by their markers.
 
-`listener` runs a `RootWatch` beside its other tasks; `dispatcher` gets from it the sites with the
-markers that are noted, and reports what found a disk away; `HealthMonitor` raises the alarms.
-No disk is touched in this process: one that hangs would keep it from ever ending.
+`session` runs a `RootWatch`. `runner` gets from it the sites with their noted markers, `settling`
+reports the directories that reactions found away, and `HealthMonitor` raises the alarms. No disk is
+touched in this process: one that hangs would keep it from ever ending.
 """
 
 from __future__ import annotations
@@ -14,38 +14,36 @@ import trio
 from attrs import define, evolve, field
 from loguru import logger
 
-from caxev.config import Site, Sites
+from caxev.config import Sites
 from caxev.core.clock import utcnow
 from caxev.core.errors import Retry, RootAway
 from caxev.core.paths import UNKNOWN, Root
-from caxev.database import Database, DatabaseError, Lease, SiteRecord, is_fatal
+from caxev.database import DatabaseError, SiteRecord, is_fatal
+from caxev.engine.context import Context
 from caxev.engine.root_markers import Holding, adopt, holdings, with_markers
 from caxev.engine.workers import Workers
-from caxev.files.roots import (
-    Probe,
-    probe,
-)
+from caxev.files.roots import Probe, probe
 
 EVERY: Final = 15.0
-"""Seconds between two looks at a disk that is there..."""
+"""Seconds between two probes of a disk that is there..."""
 AWAY_EVERY: Final = 2.0
-"""...and at one that is not."""
+"""...and of one that is not."""
 LEAST: Final = 1.0
-"""Seconds between two looks however often one is asked for."""
+"""Seconds at least between two probes, however often one is asked for."""
 ANSWERS: Final = 10.0
 """Seconds that a disk may take to answer."""
 REFRESH: Final = 60.0
-"""Seconds for which the markers of other sites are taken to be as they were read."""
+"""Seconds for which the noted markers of other sites are not read again."""
 
 
 @define(eq=False)
 class RootWatch:
-    """Looks at the directories of a listener's site, and opens what waited for one that is back."""
+    """Probes the directories of a site, and opens the reactions that waited for one that is back.
 
-    database: Database
-    lease: Lease
-    site: Site
-    sites: Sites
+    `looked` is set when each directory was probed once; `woken` is called if reactions were opened.
+    """
+
+    context: Context
     workers: Workers
     woken: Callable[[], None] = lambda: None
     looked: trio.Event = field(init=False, factory=trio.Event)
@@ -59,37 +57,36 @@ class RootWatch:
     _holdings: list[Holding] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._holdings = holdings(self.site, self.sites)
+        self._holdings = holdings(self.context.site, self.context.sites)
         self._doubted = {held.root for held in self._holdings}
         self._nudge = {held.root: trio.Event() for held in self._holdings}
         self._take_in(())
 
-    # -- what others ask -------------------------------------------------------------------------
+    # -- what others ask ----------------------------------------------------------------------
 
     async def known(self) -> Sites:
-        """The sites with the markers of their directories, as they were noted a minute ago."""
+        """Return the sites with the noted markers of their directories, a minute old at most."""
         now = trio.current_time()
         if now >= self._read + REFRESH:
-            self._read = now  # before: others need not ask as well
+            self._read = now  # set first, so that other tasks do not ask as well
             try:
-                self._take_in(await self.database.site_records())
+                self._take_in(await self.context.database.site_records())
             except DatabaseError as error:
                 logger.debug("markers are not read: {}", error)
         return self._known
 
-    def use(self, site: Site, sites: Sites) -> None:
-        """Go by what was read again; the directories that are looked after stay the same."""
-        self.site, self.sites = site, sites
+    def use_options(self) -> None:
+        """Go by the new options; the directories that are watched stay the same."""
         self._take_in(list(self._records.values()))
 
     async def have_changed(self, sites: Sites) -> bool:
-        """Whether other markers are noted now than these sites have: what was found may be void."""
+        """Return whether other markers are noted now than these sites have."""
         self._read = float("-inf")
         known = await self.known()
         return any(site.markers != known.get(site.name).markers for site in sites.values())
 
     def heard(self, record: SiteRecord) -> None:
-        """Take in the site's own record, which comes with each renewal of the lease."""
+        """Take in the site's own record, which each renewal of the lease returns."""
         known = self._records.get(record.site)
         if known is None or known.markers != record.markers:
             self._take_in([*self._records.values(), record])
@@ -97,11 +94,11 @@ class RootWatch:
                 nudge.set()
 
     def looks_after(self, root: str) -> bool:
-        """Whether what waits for that directory is opened when it is back."""
+        """Return whether reactions that wait for that directory are opened when it is back."""
         return root in self._nudge
 
     def doubt(self, root: str) -> None:
-        """Look at a directory soon: a reaction found it away, and waits for it in the ledger."""
+        """Probe a directory soon: a reaction found it away, and waits for it in the ledger."""
         self._doubted.add(root)
         if root in self._nudge and self._is_there(root):
             self._nudge[root].set()
@@ -117,7 +114,7 @@ class RootWatch:
 
     @property
     def away(self) -> dict[str, str | None]:
-        """Each directory, and why it is away if it is."""
+        """Each directory, and why it is away; None if it is there."""
         return {root: seen.away for root, seen in self._seen.items()}
 
     def _is_there(self, root: str) -> bool:
@@ -125,18 +122,19 @@ class RootWatch:
 
     def _take_in(self, records: Iterable[SiteRecord]) -> None:
         self._records |= {record.site: record for record in records}
-        sites = with_markers(self.sites, self.site, self._records)
+        sites = with_markers(self.context.sites, self.context.site, self._records)
         by_name = dict(sites.by_name)
         for held in self._holdings:
             owner = by_name[held.owner.name]
+            # Nothing is done beneath a directory of ours before its marker is noted.
             markers = {held.root: UNKNOWN, **owner.markers}
             by_name[held.owner.name] = evolve(owner, markers=markers)
         self._known = evolve(sites, by_name=by_name)
 
-    # -- what it does ----------------------------------------------------------------------------
+    # -- probing ------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Look at each directory, for ever. Raises `LeaseLost`."""
+        """Probe each directory, for ever. Raises `LeaseLost`."""
         await self.known()
         if not self._holdings:
             self.looked.set()
@@ -157,16 +155,16 @@ class RootWatch:
     def _pause(self, root: str) -> float:
         if self._is_there(root):
             return EVERY
-        # One without a marker asks the database each time.
+        # Without a noted marker each probe asks the database, so it is made less often.
         return AWAY_EVERY if root in self._markers else REFRESH
 
     @property
     def _markers(self) -> Mapping[str, str]:
-        own = self._records.get(self.site.name)
+        own = self._records.get(self.context.site.name)
         return {} if own is None else own.markers
 
     async def _look(self, held: Holding) -> Probe | None:
-        """What a look shows; None where nobody can say. Waits for a disk that hangs."""
+        """Probe a directory; None if that is not possible now. Waits for a disk that hangs."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._lose_patience, held.root)
             try:
@@ -174,7 +172,7 @@ class RootWatch:
             except RootAway as away:
                 return Probe(away=away.why)
             except Retry as error:  # the worker died
-                logger.debug("{} is not looked at: {}", held.root, error)
+                logger.debug("{} is not probed: {}", held.root, error)
                 return None
             except DatabaseError as error:
                 if is_fatal(error):
@@ -189,12 +187,13 @@ class RootWatch:
 
     async def _probed(self, held: Holding) -> Probe | None:
         if held.root not in self._markers:
-            record = await self.database.site_record(self.site.name)
+            record = await self.context.database.site_record(self.context.site.name)
             if record is None:
                 return None
             self.heard(record)
         if held.root not in self._markers:
-            await adopt(self.database, self.workers.run, held, self.sites, self.site.name)
+            context = self.context
+            await adopt(context.database, self.workers.run, held, context.sites, context.site.name)
             return await self._probed(held)
         return await self.workers.run(probe, Root(held.root, self._markers[held.root]))
 
@@ -207,8 +206,9 @@ class RootWatch:
             logger.info("{} is there again", root)
 
     async def _note(self, root: str, seen: Probe) -> None:
-        """Keep what was seen; of one that is there, open what waits for it."""
+        """Keep the result of a probe; if the directory is there, open what waits for it."""
         if seen.away is not None or not self._is_there(root):
+            # Reactions may wait for it by the time it is back.
             self._doubted.add(root)
         self._see(root, seen)
         if self._seen.keys() >= self._nudge.keys():
@@ -218,17 +218,17 @@ class RootWatch:
         except DatabaseError as error:
             if is_fatal(error):
                 raise
-            logger.debug("how {} is cannot be noted yet: {}", root, error)
+            logger.debug("the state of {} cannot be noted yet: {}", root, error)
 
     async def _write(self, root: str, seen: Probe) -> None:
         away = {one: why for one, why in self.away.items() if why is not None}
         if away != self._noted:
-            await self.database.note_away(self.lease, away)
+            await self.context.database.note_away(self.context.lease, away)
             self._noted = away
         if seen.away is None and root in self._doubted:
             self._doubted.discard(root)
             try:
-                woken = await self.database.wake(self.lease, root, utcnow())
+                woken = await self.context.database.wake(self.context.lease, root, utcnow())
             except DatabaseError:
                 self._doubted.add(root)
                 raise

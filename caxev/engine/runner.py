@@ -65,7 +65,7 @@ class Runner:
     attempts: trio.Nursery
     lanes: Lanes
     settler: Settler
-    roots: RootWatch | None = None
+    roots: RootWatch
     # The newest generation that is recorded. At first: those of former processes are all below it.
     newest: int = field(init=False)
     _cache: RunCache = field(init=False, factory=RunCache)
@@ -183,14 +183,15 @@ class Runner:
         if (why := self._recurrence.excess(reaction, len(run.copies), now)) is not None:
             log_outcome(Failed(why))
             return Ended(reaction, Failed(why), run=str(run))
-        sites = self.context.sites if self.roots is None else await self.roots.known()
+        sites = await self.roots.known()
         watch = Watch(handler)
         job = self._job(reaction, run, sites, watch)
         with self._shown(reaction, watch, run):
             outcome, update = await attempt(handler, job, watch)
         self._lacked_files |= watch.lacked_files
         outcome = self._waiting_for_ours(outcome)
-        if isinstance(outcome, Failed) and self.roots and await self.roots.have_changed(sites):
+        if isinstance(outcome, Failed) and await self.roots.have_changed(sites):
+            # The handler may have failed for a marker that it could not know.
             outcome = Postponed(f"markers were noted meanwhile; before that: {outcome.why}", 0.0)
         if update is not None or outcome == Done():
             failpoints.point("through")
@@ -219,8 +220,7 @@ class Runner:
         """Forget a directory that nobody here watches, such as one of another site."""
         if not isinstance(outcome, Hindered) or outcome.patience < inf:
             return outcome
-        looked_after = self.roots is not None and self.roots.looks_after(outcome.root)
-        if looked_after and not outcome.host:
+        if self.roots.looks_after(outcome.root) and not outcome.host:
             return evolve(outcome, watched=True)
         there = sites_of(outcome, self.context.site, self.context.sites)
         return evolve(outcome, root="", watched=any(one.listener for one in there))

@@ -68,7 +68,7 @@ class LeaderSession:
     def _use(self, options: Options) -> None:
         """Replace the options after a reload."""
         self.context.options = options
-        self.roots.use(options.site, options.sites)
+        self.roots.use_options()
         for service in self.services:
             service.use(options.site, options.sites)
         self.renewal.renew_now()
@@ -102,7 +102,7 @@ class LeaderSession:
     def _make_parts(self, workers: Workers, outer: trio.Nursery) -> None:
         context = self.context
         database, lease, site = context.database, context.lease, context.site
-        self.roots = RootWatch(database, lease, site, context.sites, workers)
+        self.roots = RootWatch(context, workers)
         self.dispatcher = Dispatcher(context, workers, outer, self.roots)
         self.roots.woken = self.dispatcher.look_again
         recorder = Recorder(context, self.dispatcher)

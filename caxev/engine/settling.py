@@ -44,7 +44,7 @@ class Settler:
 
     context: Context
     lanes: Lanes
-    roots: RootWatch | None = None
+    roots: RootWatch
     stuck: dict[str, Ended] = field(init=False, factory=dict)
     _ended: list[Ended] = field(init=False, factory=list)
     _news: trio.Event = field(init=False, factory=trio.Event)
@@ -220,8 +220,7 @@ class Settler:
             self._report_refusal(one, reaction)
         # Not before the ledger has it: a directory that is back opens what waits there.
         for root in {reaction.root for reaction in reactions} - {""}:
-            if self.roots is not None:
-                self.roots.doubt(root)
+            self.roots.doubt(root)
         self._rearm(reactions, renewed=renewed)
 
     def _report_failed(self, reaction: Reaction, run: str) -> None:

@@ -1,10 +1,10 @@
 """Notice that the listener's loop is blocked, name who blocks it, and keep the lease meanwhile.
 
 A handler that computes, sleeps or reads a dead disk without awaiting stops everything: the lease
-lapses, a stand-by takes over, begins the same reaction and stops as well. `listener` starts a
-`Watchdog` with each lease: a task of the loop gives a beat, and a thread of its own looks for it.
-While the beat is missing the thread logs who is at work, and where, keeps an alarm, and renews the
-lease, for `PATIENCE` at most: a loop that never comes back is for the stand-by, or systemd.
+lapses, a stand-by takes over, begins the same reaction and stops as well. `session` starts a
+`Watchdog` with each lease: a task of the loop gives a beat, and a thread of its own waits for it.
+While the beat is missing, the thread logs which handler is at work at which line, keeps an alarm,
+and renews the lease, for `PATIENCE` at most: after that a stand-by may take over.
 
 A library in C that keeps the interpreter's lock stops this thread as well, and with it whatever
 this process could do in Python. The lease lapses then; systemd, which hears nothing, ends the
@@ -49,7 +49,7 @@ LONGEST_BEAT: Final = 1.0
 
 @frozen
 class Culprit:
-    """Who blocks the loop: the handler, if it is one, and the line at which it was met."""
+    """What blocks the loop: the handler, if it is one, and the line that was running."""
 
     handler: str | None
     place: str
@@ -66,7 +66,7 @@ def handlers_by_code(handlers: Iterable[Handler]) -> dict[CodeType, str]:
 
 
 def culprit(frame: FrameType, handlers: Mapping[CodeType, str]) -> Culprit:
-    """Find out who is at work in a thread, given its innermost frame.
+    """Find out what is at work in a thread, given its innermost frame.
 
     The line is that of the handler's own module, or else the innermost.
     """
@@ -92,7 +92,7 @@ def _line(frame: FrameType) -> str:
 
 
 def blocking(site: str, who: Culprit) -> Alarm:
-    """Return the alarm that somebody blocks the listener."""
+    """Return the alarm that the listener is blocked."""
     return Alarm(
         site,
         KEY,
@@ -152,7 +152,7 @@ class Watchdog:
             while not self._over.wait(self._every):
                 _report_unless_called_again()
                 beats = self._beats
-                # Two looks, for a process that was stopped as a whole finds its beat late once.
+                # Twice, because a process that was stopped as a whole finds its beat late once.
                 if not self._over.wait(self._every) and beats == self._beats:
                     self._sit_out(loop, beats)
         finally:

@@ -1,9 +1,9 @@
 """One worker process: what runs at the far end of `caxev.engine.workers`.
 
-It is given one job at a time over its standard input and tells of it over its standard output, in
-frames: eight bytes of length, then a pickle. When its input ends the process that started it is
-gone, and it dies at once, in the middle of whatever it does: nothing goes on writing for a site
-that somebody else may have taken over. Imports little, so that it is there in 0.1 s.
+It gets one job at a time over its standard input and reports over its standard output, in frames:
+eight bytes of length, then a pickle. If its input ends, the process that started it is gone. Then
+it dies at once, in the middle of its work: nothing may go on writing for a site that another
+process may have taken over. It imports little, so that it starts in 0.1 s.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PROGRESS_EVERY: Final = 0.25
 
 
 class Setup(NamedTuple):
-    """The first frame to a worker: whose it is, how nice it is, which handler files to load.
+    """The first frame to a worker: its parent, its niceness, the handler files to load.
 
     `kin`: processes above `parent` that a campaign's crash takes along.
     """
@@ -76,12 +76,12 @@ class Raised(NamedTuple):
 
 
 def command() -> list[str]:
-    """The command that starts a worker; what is imported here can be imported there."""
+    """Return the command that starts a worker, with this process's import path."""
     return [sys.executable, "-c", _BOOT.format(path=sys.path), "caxev worker"]
 
 
 def frame(message: object) -> bytes:
-    """A message as it goes over a pipe."""
+    """Return a message as it goes over a pipe."""
     body = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
     return HEADER.pack(len(body)) + body
 
@@ -90,8 +90,8 @@ def main() -> NoReturn:
     """Serve tasks until standard input ends. Never returns."""
     requests, replies = _take_pipes()
     os.umask(0o022)  # copies are for others to read, whoever started us
-    # Ctrl-C and systemd's SIGTERM may reach every process of a service, but when to stop is for
-    # the listener to say. Unlike SIG_IGN a handler is not passed on to programs that a job starts.
+    # Ctrl-C and systemd's SIGTERM may reach every process of a service, but only the listener
+    # decides when to stop. Unlike SIG_IGN a handler is not passed on to programs that a job starts.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: None)
     begin_relayed()
@@ -104,7 +104,7 @@ def main() -> NoReturn:
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Keep the pipes for frames alone: what a job prints goes to the log, by standard error."""
+    """Keep the pipes for frames: the output of a job goes to the log, by standard error."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -123,7 +123,7 @@ def _settle(message: bytes) -> tuple[str, ...]:
 
 
 def _next_frame(stream: BinaryIO) -> bytes:
-    """The next message, still pickled. Dies at the end of the stream."""
+    """Return the next message, still pickled. Dies at the end of the stream."""
     header = stream.read(HEADER.size)
     if len(header) < HEADER.size:
         _die()
@@ -159,7 +159,7 @@ def _attempt(message: bytes, files: tuple[str, ...], report: Reporter) -> Return
 
 
 def _load(files: tuple[str, ...]) -> None:
-    from caxev.config import load_file  # only where it is needed: it takes time
+    from caxev.config import load_file  # not before it is needed: it takes time
 
     for file in files:
         load_file(file)
@@ -180,7 +180,7 @@ def _raised(error: BaseException) -> Raised:
 
 
 def _portable(error: BaseException) -> Exception:
-    """The error if it is an `Exception` that survives pickling, else its text."""
+    """Return the error if it is an `Exception` that survives pickling, else its text."""
     try:
         copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # just made
     except Exception:  # noqa: BLE001  # whatever a class's pickling may raise
@@ -191,38 +191,38 @@ def _portable(error: BaseException) -> Exception:
 
 
 class Reporter:
-    """Tells the listener of one task. A job's threads may call it side by side."""
+    """Reports one task to the listener. A job's threads may call it side by side."""
 
     def __init__(self, replies: BinaryIO) -> None:
         self._replies = replies
         self._lock = Lock()
-        self._told = 0.0
-        self._untold: Progress | None = None
+        self._reported = 0.0
+        self._unreported: Progress | None = None
         self._over = False
 
     def __call__(self, done: int, total: int) -> None:
-        """Tell of progress, if it is not too soon; the latest is told at the end at the latest."""
+        """Report progress if the last report is old enough, else with the next or the end."""
         with self._lock:
-            self._untold = Progress(done, total)
-            if not self._over and monotonic() - self._told >= PROGRESS_EVERY:
-                self._tell()
+            self._unreported = Progress(done, total)
+            if not self._over and monotonic() - self._reported >= PROGRESS_EVERY:
+                self._report()
 
     def last(self, outcome: Returned | Raised) -> None:
-        """Tell how it ended. Reports by threads that the job has left behind are not told."""
+        """Report the end. Later reports by threads that the job has left behind are dropped."""
         try:
             message = frame(outcome)
         except Exception as error:  # noqa: BLE001  # whatever a class's pickling may raise
             why = f"what the job returned cannot be pickled: {error}"
             message = frame(Raised(TypeError(why), ""))
         with self._lock:
-            if self._untold is not None:
-                self._tell()
+            if self._unreported is not None:
+                self._report()
             self._over = True
             self._write(message)
 
-    def _tell(self) -> None:
-        self._write(frame(self._untold))
-        self._told, self._untold = monotonic(), None
+    def _report(self) -> None:
+        self._write(frame(self._unreported))
+        self._reported, self._unreported = monotonic(), None
 
     def _write(self, message: bytes) -> None:
         rest = memoryview(message)

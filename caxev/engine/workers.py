@@ -1,6 +1,6 @@
-"""Worker processes for heavy work, as the listener sees them.
+"""Worker processes for heavy work, seen from the listener.
 
-`dispatcher` runs what a handler gives to ``job.work`` here: bytes move and are hashed in other
+`ports` runs here what a handler gives to ``job.work``: bytes move and are hashed in other
 processes, so the listener's loop stays free. A worker does one job at a time and is used again.
 The far end is `caxev.engine.worker`.
 """
@@ -29,13 +29,13 @@ from caxev.logs import Relay
 T = TypeVar("T")
 
 IDLE: Final = 60.0
-"""Seconds after which a worker without a job is let go."""
+"""Seconds after which a worker without a job is ended."""
 NICENESS: Final = 10
 DEATH: Final = 5.0
-"""Seconds that a worker may take to die: one whose disk hangs does so only when that answers."""
+"""Seconds that a worker may take to die: one whose disk hangs dies only when the disk answers."""
 _READ: Final = 65536
 _left_behind: Final[list[trio.Process]] = []
-"""Processes that did not die, kept so that nothing of them is collected while they live."""
+"""Processes that did not die. Kept, because trio warns if a living process is collected."""
 
 
 def _ignore(_done: int, _total: int) -> None:
@@ -47,8 +47,8 @@ class Workers:
 
     At most `limit` work at once (None: as many as are asked for). `files` are handler files that
     every worker loads, so that functions in them are found. Leaving the block kills every worker,
-    idle or not, and waits until it is gone; a `run` that still waits for one raises `Retry`. One
-    that does not die within `DEATH` is left behind, and named in the log.
+    idle or not, and waits until it is gone; a `run` that still waits for one raises `Retry`. A
+    worker that does not die within `DEATH` is left behind, and logged.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Workers:
 
     @property
     def alive(self) -> int:
-        """How many worker processes there are."""
+        """The number of worker processes."""
         return len(self._alive)
 
     async def __aenter__(self) -> Self:
@@ -105,11 +105,11 @@ class Workers:
         the last report for certain.
 
         Error handling: what the function raises is raised here, with the worker's traceback as a
-        note; a class that cannot be pickled becomes RuntimeError. Raises `Retry` where the worker
-        dies, and TypeError or a pickling error where the job cannot be handed over at all.
+        note; a class that cannot be pickled becomes RuntimeError. Raises `Retry` if the worker
+        dies, and TypeError or a pickling error if the job cannot be handed over at all.
 
-        Cancellation: the worker and every program it has started are killed and waited for. What
-        the function had done by then stays done.
+        Cancellation: the worker and every program it has started are killed and waited for. The
+        effects that the function had by then stay.
         """
         name = _name(function)
         task = frame(Task(function.__module__, name, args, failpoints.scope.get(), clock))
@@ -155,7 +155,7 @@ class Workers:
             self._nursery.start_soon(self._resting_until_due, worker, worker.rest)
 
     async def _resting_until_due(self, worker: _Worker, rest: trio.CancelScope) -> None:
-        """Let a worker go that has rested long enough, or has died."""
+        """End a worker that has rested long enough, or has died."""
         with rest:
             await worker.ended()
         if worker.rest is rest and worker in self._resting:
@@ -164,7 +164,7 @@ class Workers:
                 await self._end(worker)
 
     async def _end(self, worker: _Worker) -> int | None:
-        """Kill and reap it; its exit status, None if it does not die."""
+        """Kill and reap a worker; return its exit status, None if it does not die."""
         status = await worker.kill()
         if worker in self._alive:
             self._alive.discard(worker)
@@ -209,7 +209,7 @@ class _Worker:
     async def work(
         self, task: bytes, on_progress: Callable[[int, int], None]
     ) -> Returned | Raised | None:
-        """Hand it a task and wait for the end of it; None if the process dies before that."""
+        """Hand over a task and wait for its end; return None if the process dies first."""
         try:
             await self._requests.send_all(self.first + task)
             self.first = b""
@@ -250,12 +250,10 @@ class _Worker:
                 os.close(descriptor)
 
     async def kill(self) -> int | None:
-        """End it and what it has started, close the pipes, reap it; its exit status.
+        """Kill it and the programs it has started, close the pipes, and reap it.
 
-        None where it is not dead within `DEATH`.
-
-        Where it has ended by itself, what it has started may live on, and would go on beside the
-        next attempt.
+        Returns its exit status, None if it is not dead within `DEATH`. Also call this if it has ended by itself: programs
+        that it has started may live on, and would go on beside the next attempt.
         """
         # Nothing else reaps it, so the first time its number cannot be another process's.
         if not self._killed:

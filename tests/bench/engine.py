@@ -44,6 +44,7 @@ from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.listener import open_database, prepare, tune_collector
 from caxev.engine.options import Options
 from caxev.engine.recorder import Recorder
+from caxev.engine.root_watch import RootWatch
 from caxev.engine.watcher import Watcher
 from caxev.engine.workers import Workers
 from caxev.files import digest_tree
@@ -223,7 +224,7 @@ async def settle_all(bench: Bench, count: int) -> float:
         assert taken is not None
         context = Context(database, taken[0], options_of(bench))
         async with Workers() as workers, trio.open_nursery() as nursery:
-            dispatcher = Dispatcher(context, workers, nursery)
+            dispatcher = Dispatcher(context, workers, nursery, RootWatch(context, workers))
             began = time.perf_counter()
             nursery.start_soon(dispatcher.settler.run)
             nursery.start_soon(dispatcher.take)
