@@ -51,7 +51,7 @@ from caxev.database import (
     SiteRecord,
     Unreachable,
 )
-from caxev.engine import listener
+from caxev.engine import indexes
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.lanes import Lane
@@ -570,7 +570,7 @@ async def test_indexes_of_what_else_was_dropped_are_made_daily(
     database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests and manifests go on without a word, into collections that lack them."""
-    monkeypatch.setattr(listener, "SCAN_EVERY", 0.5)  # a short day
+    monkeypatch.setattr(indexes, "EVERY", 0.5)  # a short day
     options = evolve(Recorder().options(database), settings=settings_of_admin(database))
 
     def indexes() -> list[set[str]]:

@@ -62,13 +62,16 @@ class Clock:
         another server became primary; else a better reading only replaces a worse one.
         """
         heard = monotonic()
+        # The server read its clock at some moment between asking and hearing.
         half = (heard - asked) / 2
         new, old = Anchor(server + timedelta(seconds=half), heard, half + 0.001), self.anchor
         if old is None:
             self.anchor = new
             return 0.0
+        # Beyond both uncertainties the difference cannot be noise: a clock was set.
         off = (new.time - old.read(heard)).total_seconds()
         stepped = abs(off) > new.error + old.doubt(heard)
+        # A slow reply knows the time worse than a good anchor that has drifted a little.
         if stepped or new.error <= old.doubt(heard):
             self.anchor = new
         return off if stepped else 0.0
@@ -105,4 +108,5 @@ def utcnow() -> datetime:
 
 
 def _to_millisecond(now: datetime) -> datetime:
+    # MongoDB keeps milliseconds: a finer time would differ from itself after a round trip.
     return now.replace(microsecond=now.microsecond // 1000 * 1000)

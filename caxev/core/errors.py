@@ -19,6 +19,7 @@ class Retry(Exception):
         super().__init__(why)
         self.why = str(why)
         self.after = None if after is None else float(after)
+        # NaN would compare as due neither now nor later.
         if self.after is not None and not isfinite(self.after):
             raise ValueError(f"Retry(after={after}): not a number of seconds")
 

@@ -11,4 +11,5 @@ def escaped(text: str) -> str:
     """
     if text.isprintable():  # as nearly all are
         return text
+    # `repr` would escape quotes and backslashes, too, and change names that are harmless.
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -73,6 +73,7 @@ def evaluate(text: str, names: Mapping[str, float]) -> float:
 
     Raises `ExpressionError` if it is no such expression, or has no value.
     """
+    # Before parsing: the parser itself needs memory and stack for it.
     if len(text) > LONGEST:
         raise ExpressionError(f"it has {len(text)} characters, more than {LONGEST}")
     try:
@@ -83,6 +84,7 @@ def evaluate(text: str, names: Mapping[str, float]) -> float:
         raise ExpressionError(f"it is no expression: {error.msg}") from error
     except (ArithmeticError, ValueError, TypeError) as error:
         raise ExpressionError(f"it has no value: {error}") from error
+    # Anyone who may write a document chooses this text.
     except (RecursionError, MemoryError) as error:
         raise ExpressionError("it is nested too deeply") from error
     if not math.isfinite(value):

@@ -133,6 +133,7 @@ class Job:
         run = await self.ports.update(update, now=self.now())
         if run is None:
             raise Superseded(f"{self.run} is no longer as it was when this began")
+        # The next update of this handler expects the run as this one left it.
         self.run = run
         return run
 
@@ -153,6 +154,7 @@ class Job:
         """
         try:
             yield
+        # Not a failure of this reaction: the source must be read again first, by its own site.
         except Damaged as error:
             await self.suspect(source)
             raise Retry(error.why) from error
@@ -163,6 +165,7 @@ class Job:
         Its own site reads it, and makes it ``error`` if it is bad. If it has just changed, nothing
         is asked.
         """
+        # A change since we read it is news of its own; the next attempt sees it.
         with suppress(Superseded):
             await self.update(RunUpdate.ask(self.run, copy, new_id(), self.now()))
 
@@ -248,6 +251,7 @@ class Job:
         await self.ports.all_clear(self._alarm_key(name, about))
 
     def _alarm_key(self, name: str, about: object) -> str:
+        # Several copies of a run can be in trouble at once: each has an alarm of its own.
         about = about or self._copy_key
         return f"{name}: {self.run.id}{'' if about is None else f': {about}'}"
 

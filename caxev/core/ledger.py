@@ -287,6 +287,7 @@ def settle(
         case Postponed(why, after) if after is not None:
             due = _later(now, max(after, SHORTEST_DELAY))
             return evolve(free, state=State.PENDING, due=due, note=why)
+        # A bug is seldom cured by time: fewer attempts than for what the handler foresaw.
         case Surprise(why):
             return _again(free, why, now, min(allowed, SURPRISES), jitter)
         case Postponed(why):
@@ -295,6 +296,8 @@ def settle(
 
 def interrupt(reaction: Reaction, now: datetime) -> Reaction:
     """Return a claimed reaction whose process died: pending, or failed after `INTERRUPTIONS`."""
+    # A handler that kills the process (out of memory, a crash in C) would otherwise take the
+    # listener down again at every start.
     times = reaction.interrupted + 1
     if times >= INTERRUPTIONS:
         why = f"the listener died {times} times while this ran"
@@ -316,6 +319,7 @@ def _hindered(reaction: Reaction, outcome: Hindered, now: datetime, jitter: floa
     if waited >= outcome.patience:
         note = f"{outcome.why} (given up after {waited / 86400:.0f} days)"
         return evolve(reaction, epoch=None, state=State.FAILED, hindered=None, root="", note=note)
+    # The listener opens it when our disk is back; the pause is only the safety net.
     pause = LONGEST_DELAY if outcome.root else min(max(waited / 2, FIRST_DELAY), LONGEST_DELAY)
     due = _later(now, pause * (0.5 + jitter))
     free = evolve(reaction, epoch=None, state=State.PENDING, due=due, note=outcome.why)

@@ -152,10 +152,12 @@ class Event:
 
 def as_utc(value: object) -> datetime | None:
     """Return the time in a field: a datetime, or (in old documents) a list that holds one."""
+    # cax pushed some times into lists.
     if isinstance(value, list) and value:
         value = value[0]
     if not isinstance(value, datetime):
         return None
+    # MongoDB keeps UTC; some clients return it without a zone.
     return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
@@ -176,6 +178,7 @@ def new_id() -> str:
 
 
 def _checks(value: object) -> Iterator[Check]:
+    # An older version kept one request, not a list; a person may have set a plain date.
     for row in value if isinstance(value, list) else (value,):
         if isinstance(row, Mapping) and (name := _text(row.get("id"))) is not None:
             yield Check(name, as_utc(row.get("at")))
@@ -206,6 +209,7 @@ class Copy:
     def from_entry(cls, entry: object) -> Copy | None:
         """Return the copy in an entry; None if it names no type or host: no site can own it."""
         key = _key(entry)
+        # Anything may stand in `data`: people edit these documents by hand.
         if key is None or not isinstance(entry, Mapping):
             return None
         return cls(key, _text(entry.get("status")) or UNKNOWN, entry)
@@ -225,6 +229,7 @@ class Copy:
     @property
     def location(self) -> str | None:
         location = _text(self.fields.get("location"))
+        # cax wrote these before a transfer had begun.
         return None if location is None or location.lower() in {"n/a", "na"} else location
 
     @property
@@ -255,6 +260,7 @@ class Copy:
     def is_abandoned(self) -> bool:
         """Whether an old program failed to make it: neither status nor trigger is by one of us."""
         found_bad = self.fields.get("checksumproblem")
+        # One of us dates each status and names the trigger; old programs do neither.
         ours = self.since is not None or self.fields.get("trigger") is not None
         return self.status == ERROR and not ours and not found_bad
 
@@ -293,6 +299,7 @@ class Copy:
     @property
     def pending(self) -> tuple[Check, ...]:
         """The requests for a fresh reading that wait for an answer."""
+        # By id and not by time: no clock decides whether a request was answered.
         answered = self.answered
         return tuple(one for one in self.asked if one.id not in answered)
 
@@ -362,6 +369,8 @@ class Run:
 
     def copy(self, key: CopyKey) -> Copy | None:
         """Return the copy with this key, if the run has one."""
+        # Old programs can leave two entries for one copy. MongoDB's positional operator changes
+        # the first that matches, so the first is the copy.
         return next((copy for copy in self.copies if copy.key == key), None)
 
     def given_up(self, key: CopyKey) -> Iterator[GivenUp]:
@@ -394,6 +403,7 @@ def snapshot_of(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> di
         if key is None:
             continue
         seen = _value(_text(entry.get("status")) or UNKNOWN, entry.get("status_since"))
+        # A second entry changes no value of the copy, but must not go unnoticed.
         if key in snapshot:
             several.setdefault(key, [snapshot[key]]).append(seen)
         else:
@@ -401,9 +411,11 @@ def snapshot_of(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> di
             for name in watched.copies:
                 if (value := entry.get(name)) is not None:
                     snapshot[CopyField(*key, name)] = _digest(value)
+    # In the order of the array: the first is the copy, so an exchange of the two is a change.
     for key, statuses in several.items():
         snapshot[CopyField(*key, STATUSES)] = _digest(statuses)
     for path in watched.run:
+        # Null counts as absent, as it does in the filters of updates.
         if (value := field_of(document, path)) is not None:
             snapshot[Field(path)] = _digest(value)
     return snapshot
@@ -418,6 +430,7 @@ def field_of(document: Mapping[str, Any], path: str) -> Any:
 
 
 def _digest(value: object) -> str:
+    # Only equality matters. A field may hold megabytes, and broken text from old programs.
     return blake2b(repr(value).encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
@@ -431,6 +444,7 @@ def _key(entry: object) -> CopyKey | None:
 
 
 def _value(status: str, since: object) -> str:
+    # Without a date two visits of one status look the same; old programs give us no more.
     if since is None or (time := as_utc(since)) is None:
         return status
     return f"{status}@{int(time.timestamp() * 1000)}"
@@ -550,6 +564,7 @@ class CopiesAtLeast:
 
     def holds(self, run: Run) -> bool:
         """Return whether the run is so; several entries of one host are one copy."""
+        # By hosts: two entries at one host are the same files.
         return len({copy.host for copy in run.copies if self.counts(copy)}) >= self.number
 
     def counts(self, other: Copy) -> bool:
@@ -559,9 +574,11 @@ class CopiesAtLeast:
             return False
         if other.status != TRANSFERRED or (self.hosts is not None and other.host not in self.hosts):
             return False
+        # The entry may be a lie; a proof needs a reading that answered our request.
         fresh = None if self.hosts is None else self.hosts[other.host]
         if fresh is not None and not fresh.counts(other):
             return False
+        # The manifest covers every file. cax's checksum stands in only if a manifest is missing.
         if self.manifest and other.manifest:
             return self.manifest == other.manifest
         return self.checksum is not None and self.checksum == other.checksum
@@ -588,6 +605,7 @@ class NobodyReads:
         if one.status != TRANSFERRING:
             return False
         key, job = self.key, one.fields.get("job")
+        # Processing reads at its own host.
         if one.host == key.host and isinstance(job, Mapping):
             made_of = (job.get("input"), _text(job.get("input_version")))
             if made_of == (key.type, key.version):
@@ -600,6 +618,7 @@ class NobodyReads:
         if one.source is not None or one.fields.get("job") is not None:
             return False
         dates = (one.since, as_utc(one.fields.get("creation_time")))
+        # A date from before shows that the program has died, if nothing has touched it since.
         return self.since is None or all(date is None or date > self.since for date in dates)
 
 
@@ -634,6 +653,8 @@ class RunUpdate:
     overwrites: bool = False
 
     def __attrs_post_init__(self) -> None:
+        # Refused when it is made: an update with such a name would fail in the database, after the
+        # work is done.
         protected = frozenset() if self.overwrites else OWN_FIELDS
         _check_names("a run", self.fields, protected)
         if self.add is not None:
@@ -657,6 +678,7 @@ class RunUpdate:
     ) -> RunUpdate:
         """Change a copy that still has the status and the owner that `copy` was seen with."""
         seen = copy.as_seen
+        # The expectation goes into the filter of the write: of two sites that try it, one wins.
         return cls(run.id, (seen, *expect), change=(seen, {"status": status, **fields}))
 
     @classmethod
@@ -693,6 +715,8 @@ class RunUpdate:
         All requests that stood in the entry when the reading began are answered by it, whoever made
         them. Without any, the answer has an id of its own: it wakes whatever waits for a reading.
         """
+        # Of `seen`, not of the copy as it is now: a request made during the reading is not
+        # answered by it.
         ids = [one.id for one in seen.pending] or [new_id()]
         return _appended(self, seen, "check_answered", ids)
 
@@ -761,6 +785,7 @@ def is_path(name: object) -> bool:
 
 def _appended(update: RunUpdate, copy: Copy, name: str, values: Sequence[Any]) -> RunUpdate:
     """Append to a list in the copy's entry; what is no list there (an older version's) goes."""
+    # `$push` onto what is no list would fail.
     there = copy.fields.get(name)
     if there is None or isinstance(there, list):
         return evolve(update, append={**update.append, name: values})

@@ -33,4 +33,5 @@ def plain(location: str) -> str:
     """
     if not location.startswith("/"):
         return location
+    # POSIX lets two leading slashes mean something else, and `normpath` keeps them.
     return "/" + posixpath.normpath(location).lstrip("/")

@@ -96,16 +96,19 @@ def compare(
     for run, at in runs.items():
         seen, there = before.get(run, {}), now.get(run, {})
         events = diff(run, seen, there)
+        # Most runs of a scan are as they were.
         if not events:
             continue
         priority = maker.priority(there)
         taken, made = _first_piece(maker, events, at, priority)
         is_whole = len(taken) == len(events)
+        # One run with 10,000 copies would hold up the batch of all others.
         if not (is_whole or in_pieces):
             large.add(run)
             continue
         snapshots[run] = now.get(run) if is_whole else replay(seen, taken)
         reactions.extend(made)
+        # The reactions that stand already must follow; see `Database.ingest`.
         if maker.urgent and any(map(maker.is_urgent, taken)):
             priorities[run] = priority
     return Recording(snapshots, reactions, priorities, frozenset(large))
@@ -118,6 +121,7 @@ def _first_piece(
     reactions: list[Reaction] = []
     for number, event in enumerate(events):
         made = maker.reactions(event, at, priority)
+        # At least one event goes through, however many handlers want it: else it would never end.
         if reactions and len(reactions) + len(made) > AT_ONCE:
             return events[:number], reactions
         reactions.extend(made)
@@ -173,6 +177,7 @@ def to_replay(
         if handler not in (None, one.name):
             continue
         for aspect, value in registry.triggering(snapshot, one):
+            # Under the same key: what stands there is what a replay would renew.
             reaction = standing.get(reaction_key(registry.here.name, run, aspect, one.name))
             if force or reaction is None or _is_outdated(reaction, value):
                 yield Event(run, aspect, None, value), one.name

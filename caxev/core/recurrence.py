@@ -41,11 +41,13 @@ class Recurrence:
         `copies`: how many the run has now. After a refusal the count of the reaction begins anew,
         so a person's retry is not refused again.
         """
+        # Popped and put back: the dictionary stays in the order of the last start, for `_forget`.
         count, since = self._seen.pop(reaction.id, (0, now))
         if now - since >= WINDOW:
             count, since = 0, now
         if count >= MOST:
             return _refusal(f"it ran {count} times", now - since)
+        # Only first starts count for the spread: retries of one reaction are counted above.
         is_new = count == 0
         self._seen[reaction.id] = (count + 1, since)
         _forget(self._seen)
@@ -73,4 +75,5 @@ def _refusal(what: str, seconds: float) -> str:
 
 def _forget(seen: dict[Any, Any]) -> None:
     if len(seen) > KEPT:
+        # One goes for each that comes, so this stays quick.
         del seen[next(iter(seen))]

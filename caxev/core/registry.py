@@ -130,6 +130,7 @@ class FieldTrigger:
 
     def paths(self, here: Here) -> frozenset[str]:
         """Return the paths that are meant at this site."""
+        # The site's configuration decides which fields these are, not the handler's module.
         if CORRECTION_INPUTS not in self.path:
             return self.path
         return self.path - {CORRECTION_INPUTS} | here.correction_inputs
@@ -284,6 +285,7 @@ def _watched(handlers: Iterable[Handler], here: Here) -> Watched:
 
 def place_of(function: Callable[..., Any]) -> str:
     """Return a function's file and line, for people."""
+    # A decorator between `on` and the function would hide its place.
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None:
         return f"module {function.__module__}"
@@ -340,6 +342,7 @@ def _not_async(function: Callable[..., Any]) -> str | None:
     if inspect.iscoroutinefunction(function):
         return None
     name, place = getattr(function, "__name__", repr(function)), place_of(function)
+    # A stray `yield` makes a generator, which would never run.
     if inspect.isasyncgenfunction(function):
         return f"the handler {name} ({place}) yields: return a RunUpdate, a Skip or None instead"
     return f"the handler {name} ({place}) is not async: write `async def {name}(job)`"
@@ -367,6 +370,7 @@ class Registry:
     def __init__(self, handlers: Iterable[Handler], here: Here) -> None:
         self.here = here
         self.handlers = by_name(handlers)
+        # Disabled handlers stay in `handlers`: the ledger may still hold their reactions.
         self.enabled = tuple(h for h in self.handlers.values() if here.wants(h))
         self.watched = _watched(self.enabled, here)
 
@@ -377,5 +381,6 @@ class Registry:
     def triggering(self, snapshot: Snapshot, handler: Handler) -> Iterator[tuple[Aspect, str]]:
         """Return the aspects of a run, as it is now, that trigger `handler`."""
         for aspect, value in snapshot.items():
+            # A value is a status and its time; triggers are about the status.
             if handler.unmet(aspect, value.partition("@")[0], self.here) is None:
                 yield aspect, value

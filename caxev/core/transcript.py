@@ -17,6 +17,7 @@ def packed(text: str) -> bytes:
     whole = text.encode(errors="backslashreplace")
     done, ends = zlib.compress(whole), len(whole)
     while len(done) > KEPT:
+        # Output compresses by an unknown factor, so halve until it fits: a few rounds at most.
         ends //= 2
         head, tail = whole[: ends // 2], whole[-(ends // 2) :]
         left_out = len(whole) - len(head) - len(tail)

@@ -58,6 +58,7 @@ class Watch:
 
     def __init__(self, handler: Handler) -> None:
         self.handler = handler
+        # By the monotonic clock: setting the system's clock must cut nothing short.
         self.end = trio.current_time() + (handler.timeout or float("inf"))
         self.scope = trio.CancelScope(deadline=self.end)
         self.lacked_files = False
@@ -110,6 +111,7 @@ async def attempt(handler: Handler, job: Job, watch: Watch) -> tuple[Outcome, Ru
     try:
         with watch.scope:
             return _outcome_of(await handler.function(job), job)
+        # Our scope caught the cancellation, so the time was up.
         return Postponed(watch.verdict), None
     except BaseException as error:  # noqa: BLE001  # a failure is data
         cancelled = _cancelled(error)
@@ -168,11 +170,14 @@ def failure(error: BaseException) -> Outcome:
         case Superseded():
             return Done(f"nothing to do: {error}")
         case LeaseLost():
+            # The process that took over runs the reaction again.
             return Interrupted(str(error))
         case DatabaseError():
+            # Not by back-off, which would count: the database's trouble is not the handler's.
             return refusal(error) or Postponed(str(error), 5.0)
         case BaseExceptionGroup():
             outcomes = [failure(one) for one in error.exceptions]
+            # The worst decides: what needs a person must not hide behind what only needs time.
             order = (Surprise, Failed, Interrupted, Hindered, Postponed, Done)
             return min(outcomes, key=lambda outcome: order.index(type(outcome)))
         case _:

@@ -24,6 +24,7 @@ class Context:
     lease: Lease
     options: Options
     alarms: Alarms = field(factory=Alarms)
+    # One for all tasks: trouble is over only when each of them has come through.
     trouble: Trouble = field(
         default=Factory(lambda self: Trouble(self.lease.site), takes_self=True)
     )

@@ -209,6 +209,7 @@ class Dispatcher:
 
     async def _claim(self, lane: Lane, due: Sequence[Reaction]) -> None:
         keys = {reaction.id for reaction in due}
+        # Before the write: what the stream records meanwhile under these keys must not start.
         lane.running |= keys
         claimed: list[Reaction] = []
         epoch = self.context.lease.epoch

@@ -87,12 +87,14 @@ class Lane:
     @property
     def share(self) -> int:
         """How many reactions of one run may wait at once, so that other runs do not starve."""
+        # Half of a window, so that a full window always shows whether one run crowds it.
         return max(min(AHEAD * self.workers, WINDOW) // 2, 1)
 
     def crowding(self, due: Sequence[Reaction]) -> RunId | None:
         """Return the run whose reactions may have crowded those of others out of a full window."""
         if len(due) < self.window:
             return None
+        # One run with 10,000 reactions would otherwise fill every window for hours.
         run, reactions = Counter(reaction.run for reaction in due).most_common(1)[0]
         return run if reactions > self.share else None
 
@@ -163,6 +165,7 @@ class Lanes:
         return self._lanes[name]
 
     def __iter__(self) -> Iterator[Lane]:
+        # A copy: a lane may be added while somebody waits in the middle of a loop.
         return iter(tuple(self._lanes.values()))
 
     @property

@@ -52,6 +52,7 @@ async def stand_by(
             logger.info("another process listens for {}: standing by", options.site.name)
             notify("READY=1\nSTATUS=standing by")
             reported = True
+        # Often enough to take over within the lease time, seldom enough to cost nothing.
         with trio.move_on_after(options.lease_time * STAND_BY):
             await leaving.asked.wait()
     return None
@@ -115,6 +116,7 @@ class LeaseRenewal:
                 # A stand-by that still reaches the database may take the site over. Then the
                 # renewal raises `LeaseLost` when the database is back.
                 context.trouble.meet("lease", of_the_site(error))
+                # Sooner than usual: the lease goes on running out.
                 await trio.sleep(min(every, LONGEST_WAIT) / 4)
                 continue
             with trio.move_on_after(every):

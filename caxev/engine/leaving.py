@@ -43,5 +43,6 @@ class Leaving:
 
 def leave_at_once(status: int) -> NoReturn:
     """End the process without waiting for anything but its log."""
+    # It flushes the log. Nothing else may be waited for: a handler or a disk may hang.
     logger.remove()
     os._exit(status)

@@ -44,6 +44,7 @@ class Quarantine:
                     await self._forget_aside()
                     audited = trio.current_time()
                 for odd in self.context.database.odd:
+                    # None: nothing shows which site's document it is, so each site reports it.
                     if odd.site in (None, site) and odd.key not in self._reported:
                         await self._set_aside(odd)
                         self.look_again()

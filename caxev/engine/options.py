@@ -164,6 +164,7 @@ class Reloader:
             self.wrong = self._alarm(error)
             self._report()
             return
+        # Only now: until the file is right the former options stay in force.
         self.wrong = None
         self._report()
         found = changed_keys(self.options.sites, new.sites)

@@ -63,9 +63,11 @@ class JobPorts:
         record = await self.context.database.site_record(site)
         if record is None:
             return False
+        # The epoch names one process: a later one of the same site did not write that owner.
         if record.active and str(record.epoch) == epoch:
             return True
         now, alive = utcnow(), timedelta(seconds=ALIVE)
+        # Without its lease it may still move bytes, in a worker that has not died yet.
         return any(
             reaction.run == run
             and abs(now - (as_utc(document["progress"].get("at")) or now)) < alive

@@ -186,6 +186,7 @@ class Recorder:
                     await self._record_piece(next(iter(self.large)))
 
     async def _record_piece(self, run: RunId) -> None:
+        # Read anew for each piece: the run may change while its pieces are recorded.
         snapshots, at = await self.read([run]), self.large[run]
         ingest = self.compare({run: at}, snapshots, in_pieces=True)
         if ingest.snapshots:
@@ -264,6 +265,7 @@ class Recorder:
         shown = [self._shown(run, Done("it can be recorded again")) for run in readable]
         recorded = False
         try:
+            # In the same transaction: a crash leaves either both or none.
             everything = evolve(ingest, reactions=[*reactions, *shown])
             await self.context.database.ingest(self.context.lease, everything, utcnow())
             recorded = True

@@ -63,6 +63,7 @@ class Requests:
                 if not concerns_one(error):
                     raise
                 logger.error("a request to {} cannot be carried out: {}", request.kind, error)
+            # Also after a refusal: else one request would be in the way of all later ones.
             await database.finish_request(lease, request)
 
     async def _serve(self, request: Request) -> None:
@@ -80,6 +81,7 @@ class Requests:
 
     async def _retry(self, request: Request) -> None:
         if request.handler in (None, UNREADABLE):
+            # These are failed reactions that no handler can run again.
             await self.recorder.retry_unreadable(request.runs)
         context = self.context
         opened = await context.database.reopen_failed(context.lease, request, utcnow())

@@ -149,6 +149,7 @@ async def _check_copies(database: Database, call: Call, held: Holding) -> None:
     if kind not in TYPES:
         return  # nothing that an entry names stands there
     known = await database.known_locations(held.owner.name, kind, SAMPLE)
+    # An empty mount point would pass for an empty disk, and each of its copies for lost.
     gone = await call(absent, held.root, known)
     if gone:
         raise RootAway(

@@ -107,6 +107,7 @@ class RootWatch:
     def free(self) -> dict[str, int]:
         """The free bytes of each file system, by the first directory on it."""
         there = ((root, seen) for root, seen in self._seen.items() if seen.away is None)
+        # Several directories can be on one file system, whose free bytes count once.
         found: dict[int, tuple[str, int]] = {}
         for root, seen in there:
             found.setdefault(seen.device, (root, seen.free))
@@ -230,6 +231,7 @@ class RootWatch:
             try:
                 woken = await self.context.database.wake(self.context.lease, root, utcnow())
             except DatabaseError:
+                # Not opened: try again after the next probe.
                 self._doubted.add(root)
                 raise
             if woken:

@@ -171,6 +171,7 @@ class Runner:
                 run = runs.get(reaction.run, Run(reaction.run))
             if reaction.started is None:
                 reaction = evolve(reaction, started=utcnow())
+                # Only the first attempt: retries are late on purpose.
                 self._latency.observe((utcnow() - reaction.at).total_seconds())
                 if (why := no_news(run, reaction)) is not None:
                     return Ended(reaction, Failed(why), run=str(run))
@@ -193,6 +194,7 @@ class Runner:
         if isinstance(outcome, Failed) and await self.roots.have_changed(sites):
             # The handler may have failed for a marker that it could not know.
             outcome = Postponed(f"markers were noted meanwhile; before that: {outcome.why}", 0.0)
+        # Crash tests kill the process here: the work is done and not yet recorded.
         if update is not None or outcome == Done():
             failpoints.point("through")
         updates: tuple[RunUpdate, ...] = () if update is None else (update,)
@@ -226,6 +228,7 @@ class Runner:
         return evolve(outcome, root="", watched=any(one.listener for one in there))
 
     def _end(self, ended: Ended) -> None:
+        # Late progress must not be written to a reaction that is settled.
         self._progress.pop(ended.reaction.id, None)
         self._cache.ended(ended.reaction)
         self.settler.add(ended)

@@ -79,6 +79,7 @@ class LeaderSession:
         """Act for the site until asked to leave, or until there is nothing left to do."""
         context = self.context
         with logger.contextualize(site=context.lease.site):
+            # Outside the nurseries: when it closes, no attempt uses a worker any more.
             async with Workers(files=context.options.handler_files) as workers:
                 ours = True
                 try:
@@ -88,6 +89,7 @@ class LeaderSession:
                         if context.options.once:
                             with trio.move_on_after(DELIVERY):
                                 await self.alarms.leave(deliver=True)
+                        # What is not delivered now is in the database, for the next process.
                         with trio.move_on_after(FLUSH):
                             await self.alarms.hang_up()
                         outer.cancel_scope.cancel()
@@ -119,9 +121,11 @@ class LeaderSession:
         dispatcher, options = self.dispatcher, self.context.options
         outer.start_soon(dispatcher.settler.run)
         outer.start_soon(dispatcher.runner.show_progress)
+        # In the outer nursery: the lease must last until the last settlement.
         outer.start_soon(self.renewal.run)
         outer.start_soon(self._watchdog().run)
         outer.start_soon(self._leave_by_force)
+        # Before anything can raise an alarm: it must know which are active already.
         await self._open_alarms()
         outer.start_soon(self.alarms.run)
         outer.start_soon(Quarantine(self.context, self.alarms, dispatcher.look_again).run)
@@ -257,6 +261,7 @@ class LeaderSession:
             with trio.CancelScope(shield=True):
                 with trio.move_on_after(STOPPING):
                     await self.dispatcher.runner.attempts_over()
+                # trio cannot end a task that ignores cancellation.
                 if left := self.dispatcher.runner.attempting:
                     logger.error("leaving without {}: cancelled, and still at work", left)
                     with suppress(DatabaseError):

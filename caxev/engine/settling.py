@@ -161,6 +161,7 @@ class Settler:
 
     async def _settle_together(self, ended: Sequence[Ended]) -> bool:
         """Settle attempts and write their updates; return False if they must go one by one."""
+        # Several updates to one run must be applied one after the other.
         if any(len(one.updates) > 1 for one in ended):
             return False
         reactions = [self._settled(one) for one in ended]
@@ -182,6 +183,7 @@ class Settler:
         reaction = self._settled(ended)
         database, epoch = self.context.database, self.context.lease.epoch
         try:
+            # All but the last by themselves: if the process dies in between, they are made again.
             for update in first:
                 await database.update(ended.reaction, epoch, update, utcnow())
             fitted, renewed = await database.settle_with(reaction, epoch, last, utcnow())
@@ -205,6 +207,7 @@ class Settler:
     def _settled(self, ended: Ended) -> Reaction:
         handler = self.context.registry.handlers.get(ended.reaction.handler)
         allowed = handler.attempts if handler else 1
+        # Spread: what failed together would otherwise come back together.
         jitter = random()  # noqa: S311  # not for secrets
         return settle(ended.reaction, ended.outcome, utcnow(), allowed=allowed, jitter=jitter)
 

@@ -77,6 +77,7 @@ class Trouble:
                 if trio.current_time() > began + quiet:
                     self.meet(task, error)
                 await trio.sleep(pause)
+                # Soon at first: most trouble is an election, over within seconds.
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
                 self.over(task)
@@ -120,6 +121,7 @@ async def by_halves(
         if len(items) == 1:
             await alone(items[0], error)
             return
+        # Each refused item costs about 2 log2(n) writes, and all the others get through.
         middle = len(items) // 2
         await by_halves(items[:middle], write, alone)
         await by_halves(items[middle:], write, alone)

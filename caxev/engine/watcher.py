@@ -73,6 +73,7 @@ class Watcher:
                 await self._make_up_for(lost)
                 failures = 0
             except DatabaseError as error:
+                # If another task has come through since, begin with short waits again.
                 failures = failures + 1 if self.context.trouble else 0
                 await self._wait_out(error, failures)
 
@@ -126,8 +127,10 @@ class Watcher:
         assert self._position is not None
         context, recorder = self.context, self.recorder
         stream = await context.database.open_stream(self._position, context.registry.watched)
+        # While the stream was away a reply to a claim may have been lost, too.
         await recorder.intake.reconcile()
         context.trouble.over("stream")
+        # Of size 0: one batch ahead is enough to keep the database busy, more would cost memory.
         send, receive = trio.open_memory_channel[Ahead](0)
         failed: DatabaseError | None = None
         try:
@@ -208,6 +211,7 @@ class Watcher:
     async def scan(self, *, gap: Gap | None = None, restart: bool = False) -> None:
         """Compare every run, stored or seen. With `restart`, stream on from the scan's start."""
         database, lease = self.context.database, self.context.lease
+        # Before the scan: what changes during it comes again by the stream, and is no news then.
         start = await database.cluster_time() if restart else None
         after, runs = None, 0
         while True:

@@ -97,6 +97,7 @@ def main() -> NoReturn:
     begin_relayed()
     files = _settle(_next_frame(requests))
     tasks: SimpleQueue[bytes] = SimpleQueue()
+    # A thread of its own notices the end of the input, whatever the job is doing.
     Thread(target=_listen, args=(requests, tasks), daemon=True).start()
     while True:
         report = Reporter(replies)
@@ -142,6 +143,7 @@ def _listen(requests: BinaryIO, tasks: SimpleQueue[bytes]) -> None:
 def _die() -> NoReturn:
     """End this process, and every program that its job has started."""
     if os.getpgrp() == os.getpid():
+        # With the programs that it has started: they may write, too.
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
 

@@ -112,6 +112,7 @@ class Workers:
         effects that the function had by then stay.
         """
         name = _name(function)
+        # Pickled before a worker is taken: what cannot be pickled must not cost one.
         task = frame(Task(function.__module__, name, args, failpoints.scope.get(), clock))
         async with self._turn:
             worker = await self._take()
@@ -120,6 +121,7 @@ class Workers:
             try:
                 outcome = await worker.work(task, on_progress)
             except BaseException:
+                # Its state is unknown now, so it is not used again.
                 with trio.CancelScope(shield=True):
                     await self._end(worker)
                 raise
@@ -252,8 +254,9 @@ class _Worker:
     async def kill(self) -> int | None:
         """Kill it and the programs it has started, close the pipes, and reap it.
 
-        Returns its exit status, None if it is not dead within `DEATH`. Also call this if it has ended by itself: programs
-        that it has started may live on, and would go on beside the next attempt.
+        Returns its exit status, None if it is not dead within `DEATH`. Also call this
+        if it has ended by itself: programs that it has started may live on, and would go on beside
+        the next attempt.
         """
         # Nothing else reaps it, so the first time its number cannot be another process's.
         if not self._killed:
