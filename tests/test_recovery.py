@@ -51,7 +51,6 @@ from caxev.database import (
     SiteRecord,
     Unreachable,
 )
-from caxev.engine import indexes
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
 from caxev.engine.lanes import Lane
@@ -570,7 +569,7 @@ async def test_indexes_of_what_else_was_dropped_are_made_daily(
     database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests and manifests go on without a word, into collections that lack them."""
-    monkeypatch.setattr(indexes, "EVERY", 0.5)  # a short day
+    monkeypatch.setattr("caxev.engine.indexes.EVERY", 0.5)  # a short day
     options = evolve(Recorder().options(database), settings=settings_of_admin(database))
 
     def indexes() -> list[set[str]]:
