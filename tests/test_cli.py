@@ -24,7 +24,7 @@ from pymongo import MongoClient
 
 from caxev import Job, tag
 from caxev.cli import COMMANDS, cli
-from caxev.cli.errors import told
+from caxev.cli.errors import report_errors
 from caxev.cli.output import (
     Column,
     Table,
@@ -499,7 +499,7 @@ def test_no_option_takes_what_is_not_finite() -> None:
 
 def test_unexpected_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     """What nobody foresaw is one line too, and comes out of a nursery's group."""
-    with pytest.raises(click.exceptions.Exit) as left, told(debug=lambda: False):
+    with pytest.raises(click.exceptions.Exit) as left, report_errors(debug=lambda: False):
         raise ExceptionGroup("nursery", [ZeroDivisionError("division\nby zero")])
     assert left.value.exit_code == 1
     line = "caxev: unexpected ZeroDivisionError: division by zero; --log-level debug shows where\n"
@@ -508,7 +508,7 @@ def test_unexpected_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_interrupt() -> None:
     """Ctrl-C is no error, and has its own exit code."""
-    with pytest.raises(click.exceptions.Exit) as left, told(debug=lambda: False):
+    with pytest.raises(click.exceptions.Exit) as left, report_errors(debug=lambda: False):
         raise KeyboardInterrupt
     assert left.value.exit_code == 130
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 from caxev import __version__
-from caxev.cli.errors import EPILOG, told
+from caxev.cli.errors import EPILOG, report_errors
 from caxev.cli.options import State, example, global_options
 
 GROUPS: Final = {
@@ -104,7 +104,7 @@ class Caxev(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; whatever it raises becomes one line and an exit code."""
         options = ctx.ensure_object(State)
-        with told(debug=lambda: options.debug):
+        with report_errors(debug=lambda: options.debug):
             return super().invoke(ctx)
 
 

@@ -13,7 +13,7 @@ import click
 from caxev.cli.completion import SITE
 from caxev.cli.errors import CONFIGURATION, FAILED
 from caxev.cli.options import State, as_json, as_table, example, global_options, state
-from caxev.cli.output import Column, Table, say, show, show_json
+from caxev.cli.output import Column, Table, print_line, show, show_json
 from caxev.config import (
     BY_METHOD,
     DEFAULT_HANDLERS,
@@ -57,7 +57,9 @@ def db_init() -> None:
         await database.create_indexes()
 
     options.with_database(create)
-    say(f"{settings.database}.{settings.prefix}*: indexes are in place at {settings.safe_uri}")
+    print_line(
+        f"{settings.database}.{settings.prefix}*: indexes are in place at {settings.safe_uri}"
+    )
 
 
 @db.command(
@@ -105,7 +107,7 @@ def db_grants(*, site: str, x509: str | None, apply_: bool, as_json: bool) -> No
         await database.grant(user, password, x509=x509 is not None)
 
     options.with_database(grant)
-    say(f"{user} may do at {settings.safe_uri} what the listener of {site} does")
+    print_line(f"{user} may do at {settings.safe_uri} what the listener of {site} does")
 
 
 def _in_shell(database: str, command: dict[str, Any]) -> str:
@@ -147,7 +149,7 @@ def check(site: str | None, connect: bool, as_json: bool) -> None:
         rows = [_checked(row, known, here, connect=connect) for row in rows]
         shared = _shared_directories(here, known)
     for warning in (*known.warnings, *_unknown_tasks(options, known), *shared):
-        say(f"warning: {warning}", err=True)
+        print_line(f"warning: {warning}", err=True)
     show(
         Table(_SITES if site is None else (*_SITES, Column("state", "STATE")), rows),
         as_json=as_json,
@@ -231,7 +233,7 @@ def _read(options: State) -> Sites:
             raise
         file = find_sites(options.config).absolute()
         for problem in error.problems:
-            say(f"caxev: {file}: {problem}", err=True)
+            print_line(f"caxev: {file}: {problem}", err=True)
         raise click.exceptions.Exit(CONFIGURATION) from None
 
 

@@ -10,7 +10,7 @@ import click
 from caxev.cli.completion import SITE
 from caxev.cli.errors import FAILED, NothingToDo
 from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Parts, Table, say, show
+from caxev.cli.output import Column, Parts, Table, print_line, show
 
 if TYPE_CHECKING:
     from caxev.config import Site
@@ -153,7 +153,7 @@ def clear(alarm: str) -> None:
     """
     options = state()
     options.log("warning")
-    say(options.with_database(lambda database: _clear(database, alarm)))
+    print_line(options.with_database(lambda database: _clear(database, alarm)))
 
 
 async def _clear(database: Database, name: str) -> str:

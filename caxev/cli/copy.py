@@ -92,7 +92,7 @@ def copy(
         options.sites(),
         one(number, name, detector),
         Wish(kind, version, options.sites().get(source), options.sites().get(target)),
-        Telling(as_json=as_json),
+        Display(as_json=as_json),
     )
     with errand.summed_up():
         if cancel:
@@ -249,8 +249,8 @@ def _under_way(copy: Copy, reactions: Sequence[tuple[Reaction, Any]]) -> Standin
     ended = {State.FAILED} if copy.status != REQUESTED else {State.FAILED, State.DONE}
     if states and states <= ended:
         return Standing(copy.status, words or "nobody makes this copy", over=True)
-    told = [Progress.of(document.get("progress")) for _, document in reactions]
-    moving = [progress for progress in told if progress is not None]
+    known = [Progress.of(document.get("progress")) for _, document in reactions]
+    moving = [progress for progress in known if progress is not None]
     return Standing(copy.status, words, Progress.sum(moving) if moving else None)
 
 
@@ -264,7 +264,7 @@ class Errand:
     sites: Sites
     wanted: Wanted
     wish: Wish
-    telling: Telling
+    display: Display
     last: Standing | None = None
     found: Run | None = None
     size: int | None = None
@@ -280,7 +280,7 @@ class Errand:
         if record is None or not record.active:
             from caxev.cli.replay import nobody
 
-            self.telling.say(f"{doer}: {nobody(doer)}")
+            self.display.print_line(f"{doer}: {nobody(doer)}")
         if not patience:
             return
         with trio.move_on_after(patience) as scope:
@@ -321,7 +321,7 @@ class Errand:
         from caxev.database import DatabaseError, is_transient
 
         trouble = ""
-        with self.telling.live():
+        with self.display.live():
             while True:
                 try:
                     await self._follow(database, way)
@@ -330,7 +330,7 @@ class Errand:
                         raise
                     if str(error) != trouble:
                         trouble = str(error)
-                        self.telling.say(f"{trouble}; trying again")
+                        self.display.print_line(f"{trouble}; trying again")
                     await trio.sleep(1.0)
                 else:
                     return
@@ -366,7 +366,7 @@ class Errand:
         if now.progress is not None and now.progress.total is not None:
             self.size = self.size or now.progress.total
         if now != self.last:
-            self.telling.show(now)
+            self.display.show(now)
         self.last = now
 
     async def cancel(self, database: Database) -> None:
@@ -410,7 +410,7 @@ class Errand:
         try:
             yield
         except KeyboardInterrupt:
-            self.telling.say(f"interrupted: {self._left()}")
+            self.display.print_line(f"interrupted: {self._left()}")
             self._sum_up(None)
             raise click.exceptions.Exit(INTERRUPTED) from None
         except NothingToDo as nothing:
@@ -423,7 +423,7 @@ class Errand:
     def _sum_up(self, status: str | None) -> None:
         from caxev.cli.runs import shown
 
-        if not self.telling.as_json or self.found is None:
+        if not self.display.as_json or self.found is None:
             return
         summary = {
             "run": shown(self.found),
@@ -437,13 +437,13 @@ class Errand:
 
 
 @define(eq=False)
-class Telling:
+class Display:
     """What people see: a bar on a terminal, plain lines in a pipe; on stderr beside JSON."""
 
     as_json: bool
     _bar: rich.progress.Progress | None = field(init=False, default=None)
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line."""
         if self._bar is not None:
             self._bar.console.print(escaped(line), highlight=False, markup=False)
@@ -453,7 +453,7 @@ class Telling:
     def show(self, now: Standing) -> None:
         """Show how the copy is."""
         if self._bar is None:
-            self.say(now.line)
+            self.print_line(now.line)
             return
         progress, (task,) = now.progress, self._bar.task_ids
         self._bar.update(
@@ -464,7 +464,7 @@ class Telling:
             total=None if progress is None else progress.total,
         )
         if now.over:
-            self.say(now.line)
+            self.print_line(now.line)
 
     @contextmanager
     def live(self) -> Iterator[None]:

@@ -54,7 +54,7 @@ class NothingToDo(Exception):
 
 
 @contextmanager
-def told(*, debug: Callable[[], bool]) -> Iterator[None]:
+def report_errors(*, debug: Callable[[], bool]) -> Iterator[None]:
     """Turn what is raised inside into a line on stderr and an exit code."""
     try:
         yield

@@ -12,7 +12,7 @@ from attrs import define, field
 from caxev.cli import timeline
 from caxev.cli.completion import SITE
 from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, event_parts, say, show, time
+from caxev.cli.output import Column, Table, event_parts, print_line, show, time
 from caxev.cli.selection import one_run
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def explain(  # noqa: PLR0917  # the options
 
     run, reactions, listening = options.with_database(ask)
     if not as_json:
-        say(f"{run}{f' at {site}' if site else ''}")
+        print_line(f"{run}{f' at {site}' if site else ''}")
     if as_timeline or registry is None:
         table, nothing = Table(timeline.COLUMNS, timeline.rows(run, reactions, site)), "nothing"
     else:
@@ -87,9 +87,9 @@ def _say_more(registry: Registry, run: Run, *, as_json: bool) -> None:
         return
     here = registry.here.name
     if not state().sites().get(here).wants_run(run.name):
-        say(f"the run is not in dataset_list of {here}: handlers let it pass")
+        print_line(f"the run is not in dataset_list of {here}: handlers let it pass")
     for copy in run.copies:
-        say(_asked_for(copy))
+        print_line(_asked_for(copy))
 
 
 def _asked_for(copy: Copy) -> str:

@@ -210,19 +210,19 @@ async def _due_in(
 ) -> AsyncIterator[Reaction]:
     """Read what is due in a lane page by page: each begins at the time where one ended."""
     since: datetime | None = None
-    told: set[str] = set()  # of those that fell due at that time
+    seen: set[str] = set()  # of those that fell due at that time
     more = True
     while more:
-        limit = _PAGE + len(told)
+        limit = _PAGE + len(seen)
         page = await database.due(site, lane, now, limit, since=since)
         for reaction in page:
-            if reaction.id not in told:
+            if reaction.id not in seen:
                 yield reaction
         more = len(page) == limit
         if more:
-            told = told if page[-1].due == since else set()
+            seen = seen if page[-1].due == since else set()
             since = page[-1].due
-            told |= {reaction.id for reaction in page if reaction.due == since}
+            seen |= {reaction.id for reaction in page if reaction.due == since}
 
 
 async def _labelled(database: Database, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from attrs import evolve, frozen
 from caxev.cli.completion import SITE
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_json, example, global_options, state
-from caxev.cli.output import say, show_json
+from caxev.cli.output import print_line, show_json
 from caxev.cli.selection import of_data, one_run
 from caxev.config import Site, Sites
 from caxev.core.errors import GiveUp, Retry
@@ -95,7 +95,7 @@ def mv(
     if as_json:
         show_json([row])
     else:
-        say(f"{row['state']}: {row['from']} -> {row['to']}")
+        print_line(f"{row['state']}: {row['from']} -> {row['to']}")
 
 
 @frozen
@@ -276,7 +276,7 @@ class Errand:
         async with database.follow(run.id, [name]) as changed:
             while running := await database.reactions(name, run=run.id, state="running"):
                 names = ", ".join(sorted({reaction.handler for reaction, _ in running}))
-                say(f"caxev: waiting for {names} of {run} at {name}", err=True)
+                print_line(f"caxev: waiting for {names} of {run} at {name}", err=True)
                 await changed()
 
     async def _expected(self, database: Database, copy: Copy) -> Manifest | None:

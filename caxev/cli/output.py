@@ -136,7 +136,7 @@ def show(table: Table, *, as_json: bool, empty: str = "") -> None:
     if as_json:
         show_json(table.rows)
     elif not table.rows:
-        say(empty)
+        print_line(empty)
     elif sys.stdout.isatty():
         _show_rich(table, wide=wide)
     else:
@@ -153,7 +153,7 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     return json.dumps(value, default=_json, indent=indent)
 
 
-def say(line: str, *, err: bool = False) -> None:
+def print_line(line: str, *, err: bool = False) -> None:
     """Print a line for people, if there is one."""
     if line:
         click.echo(escaped(line), err=err)
@@ -208,7 +208,7 @@ def _cells(table: Table) -> list[list[str]]:
 
 
 def _show_plain(table: Table) -> None:
-    say(table.title)
+    print_line(table.title)
     lines = [[column.heading for column in table.columns], *_cells(table)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:

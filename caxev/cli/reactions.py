@@ -10,7 +10,7 @@ import click
 from caxev.cli.completion import HANDLER, SITE
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, as_json, as_table, example, global_options, state
-from caxev.cli.output import Table, say, show, show_json
+from caxev.cli.output import Table, print_line, show, show_json
 from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, reaction_row
 
 if TYPE_CHECKING:
@@ -155,12 +155,12 @@ def retry(
     async def ask(database: Database) -> list[dict[str, Any]]:
         return await _ask(database, registries, meant, named)
 
-    told = options.with_database(ask)
+    rows = options.with_database(ask)
     if as_json:
-        show_json(told)
-    for row in told if not as_json else ():
-        say(_line(row))
-    if not any(row["failed"] for row in told):
+        show_json(rows)
+    for row in rows if not as_json else ():
+        print_line(_line(row))
+    if not any(row["failed"] for row in rows):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -176,14 +176,14 @@ async def _ask(
     runs: tuple[Any, ...] | None = None
     if meant is not None:
         runs = tuple(run.id for run in await meant.find(database, database.settings))
-    told = []
+    rows = []
     for site in sites:
         failed = await _failed(database, site, runs, handler)
         requests = [Request("retry", runs=runs, handler=handler)] if failed else []
         unrecorded = await _unrecorded(database, site)
         asked = await leave(database, site, requests)
-        told.append({**asked, "failed": failed, "unrecorded": unrecorded})
-    return told
+        rows.append({**asked, "failed": failed, "unrecorded": unrecorded})
+    return rows
 
 
 async def _failed(

@@ -1,4 +1,4 @@
-"""``caxev register``: the database is told of a copy that stands at a site already.
+"""``caxev register``: enter a copy whose files are there already.
 
 The run gets an entry that is ``verifying`` and has no digests yet. That is a change like any other:
 the site's listener reads the copy and gives it its digests, or finds that it is not what the other
@@ -18,7 +18,7 @@ from attrs import frozen
 from caxev.cli.completion import SITE
 from caxev.cli.errors import NoSuchRun, NothingToDo
 from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import Parts, say, show_json
+from caxev.cli.output import Parts, print_line, show_json
 from caxev.config import Site, Sites
 from caxev.core.escapes import escaped
 
@@ -72,7 +72,7 @@ def register(
         safe_name(name)
     here, place = ours(site), os.path.abspath(path)
 
-    async def tell(database: Database) -> tuple[Found, Mapping[str, Any]]:
+    async def enter(database: Database) -> tuple[Found, Mapping[str, Any]]:
         async with at_disks(database, here, options.sites()) as (there, sites):
             found = found_at(place, there, sites, any_name=any_name)
             called, its = run_called(found.real)
@@ -80,13 +80,13 @@ def register(
             if number is None and name is None:
                 which = (None, called, detector or its)
             birth = Birth(number, name or called, detector or its or "tpc") if create else None
-            return found, await found.told(database, which, birth, dry_run=dry_run)
+            return found, await found.enter(database, which, birth, dry_run=dry_run)
 
-    found, row = options.with_database(tell)
+    found, row = options.with_database(enter)
     if as_json:
         show_json([row])
     else:
-        say(f"{row['state']}: {found.key} of {row['run'].parts['name']} ({row['location']})")
+        print_line(f"{row['state']}: {found.key} of {row['run'].parts['name']} ({row['location']})")
 
 
 @frozen
@@ -139,7 +139,7 @@ class Found:
 
         return own_name(self.real, self.site, self.key.type)
 
-    async def told(
+    async def enter(
         self,
         database: Database,
         which: tuple[int | None, str | None, str | None],
@@ -147,7 +147,7 @@ class Found:
         *,
         dry_run: bool,
     ) -> Mapping[str, Any]:
-        """Tell the database. Raises `NoSuchRun`, or `NothingToDo` where it knows already.
+        """Add the entry. Raises `NoSuchRun`, or `NothingToDo` where it knows already.
 
         `NothingToDo` as well where these files may be another run's.
         """

@@ -10,7 +10,7 @@ from attrs import frozen
 
 from caxev.cli.completion import HANDLER, SITE
 from caxev.cli.options import MOST, as_table, example, global_options, state
-from caxev.cli.output import Column, Table, event_parts, say, show, show_json
+from caxev.cli.output import Column, Table, event_parts, print_line, show, show_json
 from caxev.cli.selection import many_runs
 from caxev.config import ConfigError
 
@@ -76,12 +76,12 @@ def replay(
         rows = options.with_database(lambda database: _plan(database, places, wanted, request))
         show(Table(_COLUMNS, rows), as_json=as_json, empty="nothing would fire")
         return
-    told = options.with_database(lambda database: _ask(database, list(places), wanted, request))
+    rows = options.with_database(lambda database: _ask(database, list(places), wanted, request))
     if as_json:
-        show_json(told)
+        show_json(rows)
         return
-    for row in told:
-        say(queued(row))
+    for row in rows:
+        print_line(queued(row))
 
 
 _COLUMNS = (

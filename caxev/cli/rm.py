@@ -15,7 +15,7 @@ from attrs import frozen
 from caxev.cli.completion import SITE
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, say, show
+from caxev.cli.output import Column, Table, print_line, show
 from caxev.cli.selection import of_data, one_run
 from caxev.config import ConfigError
 
@@ -125,7 +125,7 @@ def rm(
     show(Table(_COLUMNS, [row]), as_json=as_json)
     if not (dry_run or cancel or as_json):
         run = named(number, name, detector)
-        say(f"its entry says how far that is: caxev status {run}")
+        print_line(f"its entry says how far that is: caxev status {run}")
 
 
 async def with_markers(database: Database, sites: Sites, here: Site) -> Sites:

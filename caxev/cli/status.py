@@ -11,7 +11,7 @@ from attrs import frozen
 from caxev.cli.completion import DATA_TYPE, SITE, STATUS
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, say, show, show_json, size, time
+from caxev.cli.output import Column, Table, print_line, show, show_json, size, time
 from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, Progress, progress_cells, reaction_row
 from caxev.cli.selection import one_run
 
@@ -330,7 +330,7 @@ def _show_run(row: Mapping[str, Any]) -> None:
     name = run.parts["name"] if run.parts["number"] else None
     what = f"run {run} {name or ''}".rstrip()
     tags = f"  tags: {', '.join(row['tags'])}" if row["tags"] else ""
-    say(f"{what}  {row['detector']}  {time(row['start']) or ''}{tags}".rstrip())
+    print_line(f"{what}  {row['detector']}  {time(row['start']) or ''}{tags}".rstrip())
     copies = [{**copy, "checksum": _short(copy), "type": _kind(copy)} for copy in row["copies"]]
     show(Table(_COPIES, copies), as_json=False, empty="no copies")
     click.echo()

@@ -1,8 +1,8 @@
 """``caxev stray``: files here that the database does not know, and copies whose files are gone.
 
 The order makes it safe beside listeners that go on: what the database claims is read first, then
-the directories, and before anything is told or done of a find the database is asked once more.
-What has changed lately is left alone: it may be a copy that is being made.
+the directories, and before a find is listed or touched the database is asked once more. What has
+changed lately is left alone: it may be a copy that is being made.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def stray(
         async with at_disks(database, here, sites) as (there, known):
             # Past on both clocks: a file that is being written now must not look old.
             before = clock.safe_now().timestamp() - age * _HOUR
-            search = Search(there, known, act, before, dry_run, Telling(as_json))
+            search = Search(there, known, act, before, dry_run, Printer(as_json))
             return await search.run(database)
 
     if not options.with_database(look):
@@ -100,28 +100,28 @@ def stray(
 
 
 @define
-class Telling:
+class Printer:
     """Prints rows as they come, so that none has to be kept."""
 
     as_json: bool
-    _told: int = field(init=False, default=0)
+    _printed: int = field(init=False, default=0)
 
     def row(self, row: Row) -> None:
         """Print one."""
         if self.as_json:
-            click.echo((",\n" if self._told else "[\n") + json_text(row), nl=False)
+            click.echo((",\n" if self._printed else "[\n") + json_text(row), nl=False)
         else:
-            if not self._told:
+            if not self._printed:
                 click.echo(_LINE.format("WHAT", "FILES", "SIZE", "PATH", "STATE"))
             cells = (row["what"], row["files"], size(row["bytes"]), row["path"], row["state"])
             click.echo(_LINE.format(*map(cell, cells)))
-        self._told += 1
+        self._printed += 1
 
     def end(self) -> None:
         """Print what comes last."""
         if self.as_json:
-            click.echo("\n]" if self._told else "[]")
-        elif not self._told:
+            click.echo("\n]" if self._printed else "[]")
+        elif not self._printed:
             click.echo("all files are known, and all copies have theirs")
 
 
@@ -140,7 +140,7 @@ class Search:
     act: str
     before: float
     dry_run: bool
-    telling: Telling
+    printer: Printer
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -150,7 +150,7 @@ class Search:
         return sites_sharing_storage(self.site, self.sites)
 
     async def run(self, database: Database) -> bool:
-        """Search, tell and act; whether all went well. Raises `RootAway`."""
+        """Search, list and act; whether all went well. Raises `RootAway`."""
         from caxev.files.roots import check_root
 
         for root in self.site.roots:
@@ -167,11 +167,11 @@ class Search:
                 for find in await self._unknown(database, finds):
                     row = await self._done(database, find)
                     well = well and row.pop("ok")
-                    self.telling.row(row)
+                    self.printer.row(row)
             async for claims in _paged(inventory.gone()):
                 for claim in await self._still(database, claims):
-                    self.telling.row(_gone_row(claim))
-        self.telling.end()
+                    self.printer.row(_gone_row(claim))
+        self.printer.end()
         return well
 
     async def _claim(self, database: Database, inventory: Inventory) -> None:
@@ -270,10 +270,10 @@ class Search:
         try:
             found = found_at(os.fsdecode(find.path), self.site, self.sites)
             which = (None, *run_called(found.real))
-            told = await found.told(database, which, None, dry_run=self.dry_run)
+            row = await found.enter(database, which, None, dry_run=self.dry_run)
         except (NoSuchRun, NothingToDo, GiveUp) as error:
             return {"state": f"left alone: {error}"}
-        return {"run": told["run"], "state": told["state"]}
+        return {"run": row["run"], "state": row["state"]}
 
 
 async def _paged(pages: Iterator[list[Any]]) -> AsyncIterator[list[Any]]:

@@ -19,7 +19,7 @@ from attrs import frozen
 from caxev.cli.completion import SITE
 from caxev.cli.errors import FAILED, NothingToDo
 from caxev.cli.options import MOST, as_table, example, global_options, state
-from caxev.cli.output import Column, Table, say, show, size
+from caxev.cli.output import Column, Table, print_line, show, size
 from caxev.cli.selection import many_runs
 from caxev.config import ConfigError
 from caxev.core.escapes import escaped
@@ -494,7 +494,7 @@ def status(
         return
     show(Table(_STATUS, rows), as_json=as_json, empty="no raw data")
     if not as_json:
-        say(summary(rows))
+        print_line(summary(rows))
     if any(row.get("missing") for row in rows):
         raise click.exceptions.Exit(FAILED)
 

@@ -13,7 +13,7 @@ import click
 from caxev.cli.completion import SITE
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import example, global_options, state
-from caxev.cli.output import say
+from caxev.cli.output import print_line
 from caxev.cli.rm import Errand, with_markers
 from caxev.cli.selection import of_data, one_run
 
@@ -53,7 +53,7 @@ def vouch(
     sites = options.sites()
     errand = Errand(sites.get(site), sites, one(number, name, detector), kind, version)
     said = options.with_database(lambda database: _vouch_for(errand, database))
-    say(said)
+    print_line(said)
 
 
 async def _vouch_for(errand: Errand, database: Database) -> str:

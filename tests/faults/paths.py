@@ -24,7 +24,7 @@ from caxev.batch import OUTPUT, Folder, Product, take_stock
 from caxev.cli.errors import NothingToDo
 from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
-from caxev.cli.stray import Search, Telling
+from caxev.cli.stray import Printer, Search
 from caxev.config import Deletion, Permission, Site, Sites
 from caxev.copies.deletion import Plan, intent, plan_purge
 from caxev.core.clock import utcnow
@@ -172,7 +172,7 @@ class Place:
         book = Book([self._known()])
         try:
             found = found_at(path, self.here, self.sites, any_name=True)
-            tell = partial(found.told, book, (2, None, None), None, dry_run=False)  # type: ignore[arg-type]
+            tell = partial(found.enter, book, (2, None, None), None, dry_run=False)  # type: ignore[arg-type]
             trio.run(tell)
         except NothingToDo as error:
             raise GiveUp(str(error)) from error
@@ -190,7 +190,7 @@ class Place:
             coming["location"] = path.encode().decode()
         named = Run.from_document({"_id": "named", "name": "named", "data": [coming]})
         book, act = Book([self._known(), named]), deed.removeprefix("stray --")
-        search = Search(self.here, self.sites, act, math.inf, False, Untold(as_json=True))
+        search = Search(self.here, self.sites, act, math.inf, False, Silent(as_json=True))
         try:
             assert trio.run(search.run, book)  # type: ignore[arg-type]
         finally:
@@ -303,7 +303,7 @@ class Book:
         return self.runs[0]
 
 
-class Untold(Telling):
+class Silent(Printer):
     """Prints nothing."""
 
     def row(self, row: Any) -> None:

@@ -11,7 +11,7 @@ from attrs import define, field
 
 from caxev.cli.completion import SITE
 from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.rucio.chosen import Chosen, checked, nobody, rucio, selecting, told
+from caxev.cli.rucio.chosen import Chosen, checked, nobody, rucio, selecting, show_rows
 
 if TYPE_CHECKING:
     from caxev.core.model import Run, RunUpdate
@@ -64,7 +64,7 @@ def get(*, target: str, rse: str | None, dry_run: bool, as_json: bool, **options
     rows = state().with_database(
         lambda database: _fetch_all(database, chosen, directory, rse, dry_run=dry_run)
     )
-    told(rows, as_json=as_json)
+    show_rows(rows, as_json=as_json)
 
 
 @define
@@ -117,7 +117,7 @@ def _request(wish: Wish, *, dry_run: bool, as_json: bool) -> None:
         runs = await wish.chosen.runs(database)
         return [await _ask(database, wish, run, dry_run=dry_run) for run in runs]
 
-    told(state().with_database(ask), as_json=as_json)
+    show_rows(state().with_database(ask), as_json=as_json)
 
 
 async def _ask(database: Database, wish: Wish, run: Run, *, dry_run: bool) -> dict[str, Any]:

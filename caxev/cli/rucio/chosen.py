@@ -107,7 +107,7 @@ class Chosen:
 _COLUMNS: Final = (Column("run", "RUN"), Column("what", "WHAT"), Column("state", "STATE"))
 
 
-def told(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
+def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     """Print the rows; ends with failure where one of them is not ok."""
     show(Table(_COLUMNS, rows), as_json=as_json, empty="nothing to do")
     if any(row["ok"] is False for row in rows):

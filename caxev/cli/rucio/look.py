@@ -223,9 +223,11 @@ class Checking:
             repair = await self._again(database, run, entry)
         for line in lines:
             self._note(run, entry.location, line, repair)
-        told = entry.fields.get("rse") or []
-        if list(found.rses) != list(told):
-            where = f"at {_listed(found.rses)} in the catalogue, at {_listed(told)} in the database"
+        recorded = entry.fields.get("rse") or []
+        if list(found.rses) != list(recorded):
+            where = (
+                f"at {_listed(found.rses)} in the catalogue, at {_listed(recorded)} in the database"
+            )
             self._note(run, entry.location, where, await self._look(database, run))
 
     async def _declare(self, entry: Copy, verdict: Verdict) -> str | None:

@@ -8,7 +8,7 @@ import click
 
 from caxev.cli.completion import SITE, STATUS
 from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.rucio.chosen import Chosen, ask_to_compare, rucio, selecting, told
+from caxev.cli.rucio.chosen import Chosen, ask_to_compare, rucio, selecting, show_rows
 from caxev.config import ConfigError
 from caxev.core.escapes import escaped
 
@@ -38,7 +38,7 @@ def rm(*, why: str, dry_run: bool, as_json: bool, **options: Any) -> None:
         runs = await chosen.runs(database)
         return [await _remove(database, chosen, run, why, dry_run=dry_run) for run in runs]
 
-    told(state().with_database(remove), as_json=as_json)
+    show_rows(state().with_database(remove), as_json=as_json)
 
 
 async def _remove(
@@ -112,7 +112,7 @@ def forget(
             for row in await _forget(database, chosen, run, entries, why, dry_run=dry_run)
         ]
 
-    told(state().with_database(write), as_json=as_json)
+    show_rows(state().with_database(write), as_json=as_json)
 
 
 def _with_status(entries: list[Copy], status: str | None) -> list[Copy]:
@@ -161,7 +161,7 @@ def purge(*, site: str, dry_run: bool, as_json: bool, **options: Any) -> None:
         runs = await chosen.runs(database)
         return [await _purge(database, chosen, here, run, dry_run=dry_run) for run in runs]
 
-    told(state().with_database(ask), as_json=as_json)
+    show_rows(state().with_database(ask), as_json=as_json)
 
 
 async def _purge(

@@ -9,7 +9,7 @@ import click
 
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, say, show
+from caxev.cli.output import Column, Table, print_line, show
 from caxev.cli.rucio.chosen import Chosen, look_again, rucio, selecting
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def rules(
     state().log("warning")
     if file is not None and not (dry_run or applying):
         loaded = rucio.load_rules(file)
-        say(f"{file}: {len(loaded)} rules, all can be used")
+        print_line(f"{file}: {len(loaded)} rules, all can be used")
         return
     if dry_run == applying:
         raise click.UsageError("say one of --check FILE, --dry-run and --apply")
@@ -51,7 +51,7 @@ def rules(
     path = file or chosen.there.rucio.rules
     loaded = rucio.load_rules(path) if path else ()
     if applying:
-        say(state().with_database(lambda database: _apply(database, chosen)))
+        print_line(state().with_database(lambda database: _apply(database, chosen)))
         return
     rows = state().with_database(lambda database: _explain(database, chosen, loaded))
     show(Table(_RULES, rows), as_json=as_json, empty="no run is in the catalogue")
@@ -85,11 +85,11 @@ def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> d
     wishes = rucio.wishes_for(loaded, run, entry.key, always=always)
     info = entry.fields.get("rule_info")
     known = [rucio.Standing.from_row(row) for row in (info if isinstance(info, list) else ())]
-    told = [one for one in known if one is not None]
+    standing = [one for one in known if one is not None]
     change = rucio.changes(
         wishes,
-        [one for one in told if one.state != rucio.ENDED],
-        [one for one in told if one.state == rucio.ENDED],
+        [one for one in standing if one.state != rucio.ENDED],
+        [one for one in standing if one.state == rucio.ENDED],
         run_name=run.name or str(run),
         now=utcnow(),
     )
