@@ -1,21 +1,20 @@
-"""The far end of a fast transfer: what ``caxev receive`` does at an account that SSH reaches.
+"""Run the far end of a fast transfer: ``caxev receive``, started over SSH at the other account.
 
-`caxev.transfer.ssh.agent` starts it there and speaks with it over standard input and output:
-messages, each a line with its length and then a JSON object, and between them the bytes of files,
-one after the other with nothing between, as both sides know by then which and how many. It says
-hello first, since a login shell may have printed other things before. One request, then it ends:
+`caxev.transfer.ssh.agent` starts it and exchanges messages over standard input and output: each is
+a line with its length, then a JSON object. The bytes of files follow a message without any framing,
+as both sides know which pieces come and how long they are. A hello line comes first, because a
+login shell may print something before it. The process serves one request and ends:
 
-- ``receive``: take a copy. While what is there of it is read, ``checking`` and ``total`` tell how
-  far that is, in bytes. The answer says which stretches of which files are wanted. Those of up
-  to `STREAMED` bytes follow at once, in that order; larger ones are written by SFTP sessions
-  meanwhile. ``finish`` brings all of it to the disk, ``publish`` gives it its name.
-- ``send``: give a copy. The answer says what there is; the stretches that are asked for then are
-  sent in their order, and ``check`` asks whether anything has changed meanwhile.
-- ``digest``: read a copy, at ``max_rate`` bytes a second, and give its manifest.
+- ``receive``: take a copy. While existing data is read, ``checking`` and ``total`` report progress
+  in bytes. The answer lists the pieces that are wanted. Those of up to `STREAMED` bytes follow at
+  once, in that order; SFTP sessions write the larger ones meanwhile. ``finish`` brings everything
+  to the disk, ``publish`` renames it to its final name.
+- ``send``: give a copy. The answer lists it; then the requested pieces are sent in their order,
+  and ``check`` asks whether the source has changed meanwhile.
+- ``digest``: read a copy, at ``max_rate`` bytes a second, and return its manifest.
 
-What goes wrong is told as the last line on standard error, ``{"error": "retry", "why": ...}`` (or
-``giveup``, ``denied``, ``away``), and by exit status 1. Imports little, so that it is there in 0.1
-s.
+An error is the last line on standard error, ``{"error": "retry", "why": ...}`` (or ``giveup``,
+``denied``, ``away``), with exit status 1. This module imports little: it starts in 0.1 s.
 """
 
 from __future__ import annotations
@@ -52,18 +51,18 @@ from caxev.files import (
 )
 
 HELLO: Final = b"caxev receive 1\n"
-"""The first line of all, and the version of what follows."""
+"""The very first line, with the version of the protocol."""
 STREAMED: Final = 1 << 20
-"""Bytes up to which a stretch goes through this channel."""
+"""The longest piece, in bytes, that goes through this channel and not over SFTP."""
 CHUNK: Final = 1 << 20
-"""Bytes that are handed on at once."""
+"""Bytes to read or write at once."""
 LONGEST: Final = 64 << 20
-"""Bytes of a message: some ten million list a hundred thousand files with their digests."""
+"""The longest message, in bytes: ten million list a hundred thousand files with digests."""
 LINE: Final = 32
-"""Bytes of the line before it."""
+"""The longest line with a message's length, in bytes."""
 _F_SETPIPE_SZ: Final = 1031
 MISSHAPEN: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
-"""What it comes to where a message is not of the shape that it must have."""
+"""What reading a malformed message can raise."""
 
 Row = list[Any]
 
@@ -72,18 +71,19 @@ Row = list[Any]
 
 
 def packed(message: Mapping[str, Any]) -> bytes:
-    """A message as it goes over the channel. Paths in it are as `os.fsdecode` gives them."""
+    """Return a message as bytes for the channel. Paths in it are as `os.fsdecode` returns them."""
+    # JSON has no bytes: ASCII escapes carry the surrogates by which `os.fsdecode` keeps any name.
     body = json.dumps(message, separators=(",", ":")).encode()
     return b"%d\n%b" % (len(body), body)
 
 
 def seen_rows(seen: Iterable[Seen]) -> list[Row]:
-    """A listing, as it goes over the channel."""
+    """Return a listing as it goes over the channel."""
     return [[os.fsdecode(s.path), s.kind, s.size, s.mtime_ns, os.fsdecode(s.target)] for s in seen]
 
 
 def seen_from(rows: Iterable[Row]) -> list[Seen]:
-    """The inverse of `seen_rows`. Whether that can be a tree of one copy, `Arrival` says."""
+    """Return the listing of `seen_rows`. `StagedCopy` checks that it is one tree."""
     return [
         Seen(os.fsencode(path), kind, _long(size), _long(mtime), os.fsencode(target))
         for path, kind, size, mtime, target in rows
@@ -91,14 +91,14 @@ def seen_from(rows: Iterable[Row]) -> list[Seen]:
 
 
 def _long(value: Any) -> int:
-    """A number as the system takes it. Raises ValueError for any other."""
+    """Return a number that fits into 64 bits. Raises ValueError for any other."""
     if not -(2**63) <= (number := int(value)) < 2**63:
         raise ValueError(f"{number} is no size, and no time")
     return number
 
 
 def item_rows(manifest: Manifest) -> list[Row]:
-    """A manifest, as it goes over the channel."""
+    """Return a manifest as it goes over the channel."""
     return [
         [
             os.fsdecode(item.path),
@@ -113,7 +113,7 @@ def item_rows(manifest: Manifest) -> list[Row]:
 
 
 def manifest_from(rows: Iterable[Row]) -> Manifest:
-    """The inverse of `item_rows`."""
+    """Return the manifest of `item_rows`."""
     return Manifest(
         Item(
             os.fsencode(path),
@@ -128,7 +128,7 @@ def manifest_from(rows: Iterable[Row]) -> Manifest:
 
 
 def pieces_from(rows: Iterable[Row], seen: Sequence[Seen]) -> list[Piece]:
-    """Stretches, each ``[number in the listing, start, stop]``. Raises `GiveUp` for any other."""
+    """Return pieces from rows ``[number in the listing, start, stop]``. Raises `GiveUp`."""
     pieces = []
     for number, start, stop in rows:
         if not (0 <= number < len(seen) and 0 <= start <= stop <= seen[number].size):
@@ -138,7 +138,7 @@ def pieces_from(rows: Iterable[Row], seen: Sequence[Seen]) -> list[Piece]:
 
 
 def piece_rows(pieces: Iterable[Piece], seen: Sequence[Seen]) -> list[Row]:
-    """The inverse of `pieces_from`."""
+    """Return the rows for `pieces_from`."""
     number = {one.path: n for n, one in enumerate(seen)}
     return [[number[piece.file.path], piece.start, piece.stop] for piece in pieces]
 
@@ -159,7 +159,7 @@ class Channel:
         self.outgoing.flush()
 
     def hear(self) -> dict[str, Any]:
-        """The next message; empty where the other side is gone."""
+        """Return the next message; empty if the other side has closed the channel."""
         line = self.incoming.readline(LINE)
         message = json.loads(self.exactly(length(line))) if line else {}
         if not isinstance(message, dict):
@@ -167,7 +167,7 @@ class Channel:
         return message
 
     def exactly(self, count: int) -> bytes:
-        """So many bytes. Raises `Retry` where there are no more."""
+        """Read exactly `count` bytes. Raises `Retry` if the channel ends before."""
         data = self.incoming.read(count)
         if len(data) < count:
             raise Retry("the other side went away")
@@ -175,11 +175,11 @@ class Channel:
 
 
 class TooLong(ValueError):
-    """A message is announced that neither side would take."""
+    """The announced message is longer than either side accepts."""
 
 
 def length(line: bytes) -> int:
-    """How long a message is, in bytes. Raises ValueError, and `TooLong` if none may be so long."""
+    """Return a message's length in bytes. Raises ValueError; `TooLong` above the limit."""
     count = int(line)
     if not 0 <= count <= LONGEST:
         raise TooLong(f"a message of {count:,} bytes: at most {LONGEST:,} are taken")
@@ -187,7 +187,7 @@ def length(line: bytes) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``caxev receive``: serve one request over standard input and output; the exit status."""
+    """Run ``caxev receive``: serve one request, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="caxev receive",
         description="The far end of a transfer. Started over SSH by the caxev of another site.",
@@ -199,12 +199,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def serve(roots: Sequence[str]) -> int:
-    """Serve one request; the exit status. `roots`: where alone it may act, if any are given."""
+    """Serve one request inside `roots` (none: anywhere allowed), and return the exit status."""
     os.umask(0o022)
     for descriptor in (0, 1):
-        with suppress(OSError):
+        with suppress(OSError):  # sshd may give us sockets in place of pipes
             fcntl.fcntl(descriptor, _F_SETPIPE_SZ, CHUNK)
     channel = Channel(os.fdopen(0, "rb", CHUNK), os.fdopen(1, "wb", CHUNK))
+    # Before the request is read: the other side takes silence for an account without caxev.
     os.write(1, HELLO)
     try:
         with steady():
@@ -214,7 +215,7 @@ def serve(roots: Sequence[str]) -> int:
     except MISSHAPEN as error:
         return _told("giveup", f"a message of the wrong shape: {type(error).__name__}: {error}")
     except BrokenPipeError:
-        os._exit(1)
+        os._exit(1)  # a regular exit would flush the same pipe, and fail with a traceback
     return 0
 
 
@@ -227,12 +228,13 @@ _KINDS: Final[Mapping[str, type[Retry | GiveUp]]] = {
 
 
 def kind_of(error: Retry | GiveUp) -> str:
-    """How an error is named to the other side."""
+    """Return the name under which an error goes over the channel."""
+    # The order of `_KINDS` matters: RootAway and Denied are also Retry.
     return next(name for name, kind in _KINDS.items() if isinstance(error, kind))
 
 
 def error_of(kind: str, why: str) -> Retry | GiveUp:
-    """The error that the other side named."""
+    """Return the error that the other side named; an unknown name becomes `Retry`."""
     return _KINDS.get(kind, Retry)(why)
 
 
@@ -246,6 +248,7 @@ def _serve(channel: Channel, request: Mapping[str, Any], roots: Sequence[str]) -
         return
     allowed = roots_from(request["roots"])
     path = confine(request["path"], allowed)
+    # The request's roots are the peer's claim; --root is what this account's owner allows.
     if roots:
         confine(path, roots)
     match request["do"]:
@@ -289,16 +292,18 @@ def _receive(
                 write_piece(
                     join(arrival.partial, piece.file.path), piece, channel.exactly(piece.left)
                 )
+        # A peer that is gone sends nothing more: leave the partial to the next attempt.
         if not channel.hear().get("finish"):
             return
         arrival.finish(todo)
+        # The peer sends `publish` after it has found its source unchanged, while we synced.
         if channel.hear().get("publish"):
             arrival.publish()
             channel.tell(published=True)
 
 
 def write_piece(path: bytes, piece: Piece, data: bytes | memoryview) -> None:
-    """Write a whole stretch of a file, which is made if it is not there."""
+    """Write a whole piece to a file, and create the file if necessary."""
     with local(path, "write"):
         flags = os.O_WRONLY | os.O_CREAT
         descriptor = open_resolved(path, flags, FILE_MODE)
@@ -325,7 +330,7 @@ def _send(channel: Channel, path: str) -> None:
 
 
 def read_piece(path: bytes, piece: Piece) -> Iterator[bytes]:
-    """The bytes of a stretch. Raises `Retry` where the file is not as it was seen."""
+    """Yield the bytes of a piece. Raises `Retry` if the file is not as it was listed."""
     with local(path, "read"):
         descriptor = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -336,7 +341,7 @@ def read_piece(path: bytes, piece: Piece) -> Iterator[bytes]:
                     break
                 at += len(block)
                 yield block
-            status = os.fstat(descriptor)
+            status = os.fstat(descriptor)  # after the last byte: it vouches for all of them
         finally:
             os.close(descriptor)
     if (at, status.st_size, status.st_mtime_ns) != (

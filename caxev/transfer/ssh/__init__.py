@@ -1,4 +1,4 @@
-"""Moving copies between this machine and others over SSH: the only code that knows asyncssh.
+"""Move copies between this machine and others over SSH: the only package that imports asyncssh.
 
 `pull`, `push`, `remote_manifest` and `check` are plain functions that run in a worker process. They
 raise `caxev.core.job.Retry` and `GiveUp` only.

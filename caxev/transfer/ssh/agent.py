@@ -1,4 +1,4 @@
-"""This end of a fast transfer: speaking with ``caxev receive`` at the far account."""
+"""Start ``caxev receive`` at the far account and exchange messages with it."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from caxev.core.errors import GiveUp, Retry, RootAway
 from caxev.transfer import receive
 from caxev.transfer.ssh.endpoint import Endpoint
 
-_NOISE: Final = 64 << 10  # bytes that a login shell may write before
+_NOISE: Final = 64 << 10  # bytes that a login shell may write before the hello
 _CHUNK: Final = 1 << 16
-_SHOWN: Final = 2000  # characters of them in a message
-_COMPLAINTS: Final = 64 << 10  # bytes of complaints that are kept, the last of them
-_PATIENCE: Final = 20.0  # seconds for the far end to say hello, or why it ended
+_SHOWN: Final = 2000  # characters of standard error in a message
+_COMPLAINTS: Final = 64 << 10  # bytes of standard error that are read
+_PATIENCE: Final = 20.0  # seconds to wait for the far end's hello, or for its standard error
 
 
 @define
 class Incoming:
-    """What a far end sends. It is not trusted to send any line end, or an end at all."""
+    """Read from a far end that is not trusted: it may never end a line, or end at all."""
 
     stream: asyncssh.SSHReader[bytes]
     _held: bytearray = field(factory=bytearray, init=False)
 
     async def line(self, most: int) -> bytes:
-        """The next line, with its end; what there is of it at the end of all.
+        """Return the next line with its end, or what is left at the end of the stream.
 
         Raises ValueError if it is longer than `most` bytes.
         """
@@ -45,12 +45,12 @@ class Incoming:
         return self._take(end + 1)
 
     async def exactly(self, count: int) -> bytes:
-        """So many bytes. Raises `asyncio.IncompleteReadError`."""
+        """Read exactly `count` bytes. Raises `asyncio.IncompleteReadError`."""
         held = self._take(count)
         return held + await self.stream.readexactly(count - len(held))
 
     async def some(self, most: int) -> bytes:
-        """Some bytes; none at the end."""
+        """Read up to `most` bytes; none at the end."""
         return self._take(most) or await self.stream.read(most)
 
     def _take(self, most: int) -> bytes:
@@ -77,9 +77,9 @@ class Agent:
     async def answer(
         self, on_checking: Callable[[int, int], None] = lambda _done, _total: None
     ) -> dict[str, Any]:
-        """The next message. Raises `Retry` or `GiveUp` as the far end says.
+        """Return the next message. Raises the `Retry` or `GiveUp` that the far end reports.
 
-        How far it is while it checks what it has already is passed on to `on_checking`, in bytes.
+        Its progress in checking existing data goes to `on_checking`, in bytes.
         """
         while "checking" in (message := await self._next()):
             with shaped(self.endpoint):
@@ -93,6 +93,7 @@ class Agent:
         except receive.TooLong as exc:
             raise GiveUp(f"{self.endpoint}: caxev receive announced {exc}") from exc
         except (ValueError, RecursionError, asyncio.IncompleteReadError) as exc:
+            # Garbage, or an end: standard error has the reason if it ended by itself.
             raise await self.why() from exc
         if not isinstance(message, dict):
             raise Retry(f"{self.endpoint}: caxev receive answered with a {type(message).__name__}")
@@ -107,19 +108,20 @@ class Agent:
             raise await self.why() from exc
 
     async def read(self, most: int) -> bytes:
-        """Some bytes of files, at least one."""
+        """Read at least one byte of files, and up to `most`."""
         data = await self.incoming.some(most)
         if not data:
             raise await self.why()
         return data
 
     async def why(self) -> Retry | GiveUp:
-        """What the far end said when it ended."""
+        """Return the error that the far end wrote to standard error when it ended."""
         said = bytearray()
         with suppress(TimeoutError, asyncssh.Error, OSError):
             async with asyncio.timeout(_PATIENCE):
                 while len(said) < _COMPLAINTS and (some := await self.process.stderr.read(_CHUNK)):
                     said += some
+        # The last line is ours: log lines and warnings of its interpreter may come before it.
         last = said.decode(errors="replace").strip().rpartition("\n")[2]
         try:
             row = json.loads(last)
@@ -134,7 +136,7 @@ class Agent:
 
 @contextmanager
 def shaped(endpoint: Endpoint) -> Iterator[None]:
-    """Raise `GiveUp` if what a far end answers is not of the shape that it must have."""
+    """Raise `GiveUp` if the far end's answer is malformed."""
     try:
         yield
     except receive.MISSHAPEN as exc:
@@ -149,19 +151,20 @@ async def agent_on(
     command: str,
     request: Awaitable[Mapping[str, object]],
 ) -> Agent | None:
-    """Start ``caxev receive`` over a connection; None where the account does not let us.
+    """Start ``caxev receive`` over a connection; None if the account has none or refuses.
 
-    The request is sent as soon as it is known, so that its answer comes as soon as it can. Raises
-    what `request` does. Ends with the connection.
+    Raises what `request` raises. The process ends with the connection.
     """
     try:
         process = await connection.create_process(f"{command} receive", encoding=None)
     except asyncssh.ChannelOpenError as exc:
         logger.warning("{} starts no caxev receive, so SFTP must do: {}", endpoint, exc.reason)
         return None
-    said = receive.packed(await request)
+    # Send the request before the hello is here: that saves a round trip. If the process has ended,
+    # the hello is missing, and `why` below has the reason.
+    message = receive.packed(await request)
     with suppress(OSError):
-        process.stdin.write(said)
+        process.stdin.write(message)
     agent = Agent(endpoint, process)
     try:
         if await asyncio.wait_for(_greeted(agent.incoming), _PATIENCE):
@@ -175,14 +178,14 @@ async def agent_on(
 
 
 async def _greeted(incoming: Incoming) -> bool:
-    """Whether it says hello, after whatever a login shell writes."""
+    """Return whether the hello comes, after whatever a login shell writes."""
     left = _NOISE
     while left > 0:
         try:
             line = await incoming.line(left)
         except ValueError:
             break
-        if line.endswith(receive.HELLO):
+        if line.endswith(receive.HELLO):  # a shell's output may lack its last line end
             return True
         if not line:
             break

@@ -1,7 +1,7 @@
-"""Ways for the bytes of files: what a thread can speak SFTP over by reading and writing.
+"""Open byte channels over which a thread can speak SFTP by plain reads and writes.
 
-Either an `ssh` of our own, which is fast, or a channel of the connection that there is, which costs
-next to nothing to open.
+Either an `ssh` process, which is fast, or a channel of the existing connection, which costs next to
+nothing to open.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from caxev.transfer.ssh.sftp import Sftp
 
 _PIPE: Final = 1 << 20  # bytes
 _F_SETPIPE_SZ: Final = 1031
-_TAIL: Final = 1 << 10  # bytes of what a program complained that are kept
+_TAIL: Final = 1 << 10  # bytes of standard error that are kept
 
 
 class Line(Protocol):
-    """A way to an SFTP server at the far end, which is greeted already."""
+    """A channel to an SFTP server at the far end; our hello is sent already."""
 
     sftp: Sftp
 
     def halt(self) -> None:
-        """End it at once: whoever waits for the other side is told that it is lost."""
+        """End it at once; a thread that waits for it gets `Lost`."""
 
     def close(self) -> None:
-        """Let it go. Nobody uses it then."""
+        """Release it; no thread uses it any more."""
 
     def why(self) -> str:
-        """Why it has ended, on one line."""
+        """Return, on one line, why it has ended."""
 
 
 class Program:
-    """A program that is at the far end of its standard input and output: see `Line`."""
+    """An `ssh` process that carries SFTP on its standard input and output: see `Line`."""
 
     def __init__(self, command: Sequence[str]) -> None:
         """Start it. Raises OSError."""
@@ -64,23 +64,25 @@ class Program:
 
     def halt(self) -> None:
         """End it at once."""
+        # Only the process: closing a descriptor under a thread that polls it does not wake the
+        # thread, and the number could be another file's by then.
         self._process.kill()
 
     def close(self) -> None:
-        """Let it go."""
+        """Release it."""
         self._process.kill()
         for pipe in self._pipes:
             pipe.close()
         self._process.wait()
 
     def why(self) -> str:
-        """What it said at last."""
+        """Return the last line of standard error."""
         said = self._complaints.text().strip()
         return " ".join(said.rpartition("\n")[2].split()) or "without a word"
 
 
 class _Here(asyncio.Protocol):
-    """Hands what a thread writes to its socket to the channel."""
+    """Pass what a thread writes to its socket on to the channel."""
 
     def __init__(self, channel: asyncssh.SSHClientChannel[bytes]) -> None:
         self._channel = channel
@@ -93,6 +95,7 @@ class _Here(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._channel.write(data)
 
+    # Back-pressure, both ways: a slow thread, or a slow network, must not fill our memory.
     def pause_writing(self) -> None:
         self._channel.pause_reading()
 
@@ -105,7 +108,7 @@ class _Here(asyncio.Protocol):
 
 
 class _There(asyncssh.SSHClientSession[bytes]):
-    """Hands what comes through the channel to the thread's socket."""
+    """Pass what comes through the channel on to the thread's socket."""
 
     here: _Here
 
@@ -139,19 +142,19 @@ class Channel:
             self._ours.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let it go."""
+        """Release it."""
         self._ours.close()
         # Python 3.11 cannot abort what has been closed with something still to be written.
         if not self._here.transport.is_closing():
             self._here.transport.abort()
 
     def why(self) -> str:
-        """What it said at last."""
+        """Return why it has ended."""
         return "its channel was closed"
 
 
 async def channel_on(connection: asyncssh.SSHClientConnection) -> Line:
-    """Start SFTP on a channel of its own. It ends with the connection. Raises asyncssh's errors."""
+    """Start SFTP on a new channel, which ends with the connection. Raises asyncssh's errors."""
     there = _There()
     channel, _ = await connection.create_session(lambda: there, subsystem="sftp", encoding=None)
     ours, theirs = socket.socketpair()

@@ -1,6 +1,6 @@
-"""What is to be moved, handed out a span at a time to whoever has room, and how fast and far it is.
+"""Distribute the work of one copy among threads, span by span; count and limit what they move.
 
-Shared by the threads that move the bytes of one copy and the event loop beside them.
+Shared by the threads that move the bytes and the event loop beside them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REPORT_EVERY: Final = 0.2  # seconds
 
 @define(eq=False)
 class Progress:
-    """Counts bytes, and passes the count on a few times a second. For any thread."""
+    """Count bytes, and report the count a few times a second. Thread-safe."""
 
     report: Report
     total: int
@@ -30,7 +30,7 @@ class Progress:
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
     def add(self, count: int) -> None:
-        """So many bytes more have been moved."""
+        """Count bytes that were moved."""
         with self._lock:
             self.done += count
             self.sent += count
@@ -42,33 +42,31 @@ class Progress:
 
 @define(eq=False)
 class RateMeter:
-    """Keeps what is moved to so many bytes a second; None: as fast as it goes. For any thread."""
+    """Limit the rate to `rate` bytes a second; None: no limit. Thread-safe."""
 
     rate: float | None = None
     _free_at: float = 0.0
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
     def take(self, count: int) -> float:
-        """So many bytes more are to be moved: 0 where they may, else the seconds to wait."""
+        """Return 0 and count the bytes if they may be moved now; else the seconds to wait."""
         if self.rate is None:
             return 0.0
         with self._lock:
             now = time.monotonic()
             if self._free_at > now:
                 return self._free_at - now
+            # Idle time is not saved up: after a pause the rate still holds.
             self._free_at = max(now, self._free_at) + count / self.rate
             return 0.0
 
 
 @define(eq=False)
 class Handout:
-    """Hands out pieces, cut into spans of one `PART` of a file at most.
+    """Hand out pieces, cut into spans of at most one `PART` of a file.
 
-    With `ahead` nothing of a file is handed out that ends more than so many bytes beyond what is
-    not there yet. So what there is of a cut-off file is right, but for that much at its end.
-
-    Once less is left than is under way, nobody is given more than there is room for: all are to
-    come to their end together.
+    With `ahead`, no span of a file ends more than that many bytes beyond the first missing byte. So
+    an interrupted file is right, except for that many bytes at its end.
     """
 
     ahead: int | None
@@ -85,26 +83,28 @@ class Handout:
 
     @classmethod
     def of(cls, pieces: Iterable[Piece], *, ahead: int | None = None) -> Handout:
-        """To be handed out in this order, as far as it can be."""
+        """Return a handout of these pieces, in this order if possible."""
         handout = cls(ahead, deque(pieces))
-        for piece in handout._left:
+        for piece in handout._left:  # an empty file has one span too, or nobody would make it
             handout._spans[piece.file.path] += max(1, -(-piece.left // PART))
         return handout
 
     @property
     def finished(self) -> bool:
-        """Whether all has been moved."""
+        """Return whether all has been moved."""
         return not self._spans
 
     def take(self, *, wait: bool, room: int = PART) -> Piece | None:
-        """The next span; None where there is none, now or, with `wait`, ever again.
+        """Return the next span; None if there is none now or, with `wait`, ever again.
 
-        `room`: bytes that whoever takes it would rather not go beyond.
+        `room`: the size, in bytes, that the caller prefers not to exceed.
         """
         with self._changed:
             while not self._stopped and self._left:
                 for place, piece in enumerate(self._left):
                     if self._may_begin(span := _first(piece)):
+                        # Near the end, more in flight on one channel means that the others finish
+                        # first and wait for it: give it only what it has room for.
                         if span.left > room and self._to_begin < self._under_way:
                             return None
                         self._begin(place, span)
@@ -129,7 +129,7 @@ class Handout:
         self._begun.setdefault(span.file.path, set()).add(span.start)
 
     def done(self, span: Piece) -> bool:
-        """A span has been moved; whether it was the last of its file."""
+        """Record that a span has been moved; return whether it was the last of its file."""
         path = span.file.path
         with self._changed:
             self._under_way -= span.left
@@ -142,7 +142,7 @@ class Handout:
             return True
 
     def pause(self, seconds: float) -> bool:
-        """Wait so long, or until something has changed; whether to go on at all."""
+        """Wait `seconds`, or until something changes; return whether to go on at all."""
         with self._changed:
             if not self._stopped:
                 self._changed.wait(seconds)

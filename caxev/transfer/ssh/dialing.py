@@ -1,4 +1,4 @@
-"""Connecting to a host by whichever of its addresses answers first (RFC 8305).
+"""Connect to a host by whichever of its addresses answers first (RFC 8305).
 
 asyncssh tries a host's addresses one after the other: a first one that swallows everything, as a
 broken route for IPv6 does, would take all the time there is.
@@ -16,11 +16,11 @@ DELAY: Final = 0.25
 """Seconds that an address gets alone before the next one is tried beside it."""
 
 Address = tuple[Any, ...]
-"""As `socket.getaddrinfo` gives it."""
+"""An address as `socket.getaddrinfo` returns it."""
 
 
 def in_turn(addresses: Sequence[Address]) -> list[Address]:
-    """Return addresses of one family and another in turn, each family in its order. Pure."""
+    """Return the addresses with their families alternating, each family in its order. Pure."""
     first = [one for one in addresses if one[0] == addresses[0][0]]
     others = [one for one in addresses if one[0] != addresses[0][0]]
     return [one for one in chain(*zip_longest(first, others)) if one is not None]
@@ -52,6 +52,7 @@ async def _first_of(addresses: Iterable[Address]) -> socket.socket:
                 return won
         return tries[0].result()  # raises
     finally:
+        # A task may have connected before it was cancelled: its socket must not leak.
         for one in tries:
             one.cancel()
         for left in await asyncio.gather(*tries, return_exceptions=True):
@@ -60,7 +61,7 @@ async def _first_of(addresses: Iterable[Address]) -> socket.socket:
 
 
 async def _one_ended(tries: Iterable[asyncio.Task[socket.socket]], wait: float | None) -> None:
-    """Wait until one more of them has ended, or so many seconds."""
+    """Wait until one more of the tasks has ended, or for `wait` seconds."""
     going = [one for one in tries if not one.done()]
     if going:
         await asyncio.wait(going, timeout=wait, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Reaching a site over SSH: whom to trust, with which key, and what its errors mean to us."""
+"""Connect to a site over SSH: trust, keys, and the translation of errors."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ _HOST_KEYS: Final = (
     "rsa-sha2-256",
 )
 SIGNATURES: Final = (*_HOST_KEYS, "sk-ssh-ed25519@openssh.com")
-_KEEPALIVE: Final = 15.0  # seconds; four unanswered ones and the connection is lost
+_KEEPALIVE: Final = 15.0  # seconds; after four unanswered ones the connection is lost
 _RECEIVE_WINDOW: Final = 16 << 20  # bytes, on each channel
-_PACKET: Final = 224 << 10  # bytes; OpenSSH takes up to 256 KiB with all that is around them
+_PACKET: Final = 224 << 10  # bytes; OpenSSH accepts 256 KiB with all headers
 _FAREWELL: Final = 5.0  # seconds
 _SHOWN: Final = 80  # characters of what a login shell prints
 _KNOWN_HOSTS: Final = "~/.ssh/known_hosts"
@@ -60,11 +60,11 @@ _REFUSALS: Final = (
 
 @frozen
 class Endpoint:
-    """An SSH server, and how to be sure of it.
+    """An SSH server, and how to authenticate it and us.
 
-    The host's key must stand in the file `known_hosts` (None: ``~/.ssh/known_hosts``) or, where
-    `host_key` is set, have that fingerprint (``SHA256:...``) whatever the file says. `identity` is
-    the file of our private key (None: the usual ones in ``~/.ssh``). `connect_timeout`: seconds.
+    The host's key must be in the file `known_hosts` (None: ``~/.ssh/known_hosts``). If `host_key`
+    is set, the key must have that fingerprint (``SHA256:...``) and the file is ignored. `identity`
+    is the file of our private key (None: the usual ones in ``~/.ssh``). `connect_timeout`: seconds.
     """
 
     host: str
@@ -95,11 +95,11 @@ async def started(
 ) -> asyncssh.SFTPClient:
     """Start SFTP on a connection, with paths as bytes. It ends with the connection.
 
-    Raises `Denied` where the login shell prints something first, as nothing is understood then.
+    Raises `Denied` if the login shell prints something first, which breaks the protocol.
     """
     try:
-        # In this task: SFTP must get its channel before a receiver that is asked for meanwhile,
-        # as an account may allow no more than one.
+        # Not in a task of its own: SFTP must get its channel before the receiver, which starts
+        # meanwhile, because an account may allow only one.
         with translated(endpoint, "starting sftp"):
             async with asyncio.timeout(endpoint.connect_timeout):
                 return await connection.start_sftp_client(path_encoding=None)
@@ -113,7 +113,7 @@ async def started(
 
 
 async def _shell_output(connection: asyncssh.SSHClientConnection) -> str:
-    """What the login shell prints when a command that prints nothing is run; as far as it shows."""
+    """Return what the login shell prints before a command that prints nothing; best effort."""
     with suppress(asyncssh.Error, OSError, TimeoutError):
         async with asyncio.timeout(_FAREWELL), connection.create_process("exit") as process:
             return " ".join((await process.stdout.read(_SHOWN)).split())
@@ -124,7 +124,7 @@ async def _shell_output(connection: asyncssh.SSHClientConnection) -> str:
 async def connected(endpoint: Endpoint) -> AsyncIterator[asyncssh.SSHClientConnection]:
     """Connect, and close the connection on the way out.
 
-    Raises `Denied` where the host or our key is refused, `Retry` where it cannot be reached.
+    Raises `Denied` if the host or our key is refused, `Retry` if the host cannot be reached.
     """
     connection = await _connection(endpoint)
     try:
@@ -132,7 +132,7 @@ async def connected(endpoint: Endpoint) -> AsyncIterator[asyncssh.SSHClientConne
         connection.close()
     finally:
         connection.abort()  # does nothing after close()
-        with suppress(TimeoutError):
+        with suppress(TimeoutError):  # a far end that is gone must not hold us up
             await asyncio.wait_for(connection.wait_closed(), _FAREWELL)
 
 
@@ -140,6 +140,7 @@ async def _connection(endpoint: Endpoint) -> asyncssh.SSHClientConnection:
     options = _options(endpoint)
     with translated(endpoint):
         sock = await dial(endpoint.host, endpoint.port, endpoint.connect_timeout)
+        # The socket is ours until asyncssh has taken it over.
         try:
             return await asyncssh.connect(endpoint.host, endpoint.port, sock=sock, **options)
         except BaseException:
@@ -148,7 +149,7 @@ async def _connection(endpoint: Endpoint) -> asyncssh.SSHClientConnection:
 
 
 def _options(endpoint: Endpoint) -> dict[str, Any]:
-    """Everything is said here: no configuration file, agent or password has a part in it."""
+    """Return every option explicitly: no configuration file, agent or password is used."""
     options: dict[str, Any] = {
         "config": None,
         "agent_path": None,
@@ -170,7 +171,7 @@ def _options(endpoint: Endpoint) -> dict[str, Any]:
         "connect_timeout": endpoint.connect_timeout,
         "login_timeout": endpoint.connect_timeout,
         "keepalive_interval": _KEEPALIVE,
-        # What comes is cheapest in few large packets, and a far server may send much ahead.
+        # Few large packets cost the least CPU time; a large window hides the round trip.
         "window": _RECEIVE_WINDOW,
         "max_pktsize": _PACKET,
         **_host_key_options(endpoint),
@@ -197,9 +198,10 @@ def _host_key_options(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _known_algorithms(known: asyncssh.SSHKnownHosts, endpoint: Endpoint) -> dict[str, Any]:
-    """Of our algorithms those of the keys that stand in the file, so that one of these is shown.
+    """Return the option that makes the host present a key which the file has.
 
-    asyncssh by itself would take SHA-1 for an RSA key. What is wrong with the file, it tells.
+    For an RSA key asyncssh would use SHA-1 by itself. If the file has no key of this host, the
+    algorithms are left alone, and the connection fails with the reason.
     """
     keys = asyncssh.match_known_hosts(known, endpoint.host, "", host_port(endpoint))[0]
     kinds = {key.get_algorithm() for key in keys}
@@ -210,10 +212,9 @@ def _known_algorithms(known: asyncssh.SSHKnownHosts, endpoint: Endpoint) -> dict
 
 
 def pinned_key(endpoint: Endpoint) -> asyncssh.SSHKey:
-    """The key that is pinned for `endpoint`.
+    """Ask the server of `endpoint` for its key, and return it if it has the pinned fingerprint.
 
-    The server is asked for its key, which is believed only where its fingerprint is the pinned one;
-    else raises as `connected` does.
+    Raises as `connected` does, and `Denied` for any other key.
     """
     return aio.run(_pinned_key(endpoint))
 
@@ -245,7 +246,7 @@ def _readable(path: str, what: str) -> str:
 
 
 class _Pinned(asyncssh.SSHClient):
-    """Trusts the one host key of a given fingerprint."""
+    """Trust only the host key with the given fingerprint."""
 
     def __init__(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint.strip()
@@ -253,14 +254,15 @@ class _Pinned(asyncssh.SSHClient):
     def validate_host_public_key(
         self, host: str, addr: str, port: int, key: asyncssh.SSHKey
     ) -> bool:
-        """Called by asyncssh where no known host key fits."""
+        """Called by asyncssh if no known host key fits."""
         del host, addr, port
         return key.get_fingerprint("sha256") == self._fingerprint
 
 
 @contextmanager
 def translated(endpoint: Endpoint, doing: str = "") -> Iterator[None]:
-    """Turn what the other side, or the way there, raises into `Retry` or `Denied`."""
+    """Turn the errors of the other side and of the network into `Retry` or `Denied`."""
+    # Specific before general: several of these classes are kinds of OSError or asyncssh.Error.
     at = f" ({doing})" if doing else ""
     try:
         yield
@@ -285,7 +287,7 @@ def translated(endpoint: Endpoint, doing: str = "") -> Iterator[None]:
 
 
 def one_line(exc: BaseException) -> str:
-    """An error's text, on one line, never empty."""
+    """Return an error's text on one line, never empty."""
     return " ".join(str(exc).split()) or type(exc).__name__
 
 
@@ -303,7 +305,7 @@ def _distrust(endpoint: Endpoint) -> str:
 
 
 def host_port(endpoint: Endpoint) -> int | None:
-    """The port where it is not the usual one, as known_hosts files say it."""
+    """Return the port as known_hosts files have it: None for the standard one."""
     return None if endpoint.port == asyncssh.DEFAULT_PORT else endpoint.port
 
 

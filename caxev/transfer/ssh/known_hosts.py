@@ -1,7 +1,7 @@
-"""Reading a known_hosts file as OpenSSH does: a line that cannot be used is passed over.
+"""Read a known_hosts file as OpenSSH does: skip lines that cannot be used.
 
 asyncssh refuses the whole file, and with it every host, for one line that it cannot read: a comment
-in Latin-1, NUL bytes that a crash has left, a marker of tomorrow.
+in Latin-1, NUL bytes that a crash has left, a marker of a later OpenSSH.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _reported: Final[set[tuple[str, int, str]]] = set()
 
 
 def read_known_hosts(path: str) -> asyncssh.SSHKnownHosts:
-    """Return what stands in a file; each line that is passed over is reported once.
+    """Return the keys in a file; each line that is skipped is logged once.
 
     Raises `Denied` if the file cannot be read.
     """

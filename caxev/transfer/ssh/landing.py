@@ -1,8 +1,8 @@
-"""A copy that is being made at the far end of an SFTP session, from its partial to its name.
+"""Make a copy at the far end of an SFTP session, from its partial to its final name.
 
-`land` and `publish` work in a session that is there. The functions whose names end in ``_there``
-have one of their own, for a program that moves the bytes by itself: they are plain functions that
-run in a worker process, and raise `Retry` and `GiveUp` only.
+`land` and `publish` use an open session. The functions whose names end in ``_there`` open one of
+their own, for a program that moves the bytes itself: they are plain functions that run in a worker
+process, and raise `Retry` and `GiveUp` only.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ T = TypeVar("T")
 
 @frozen
 class Landing:
-    """Where a copy is to appear there, and what is left to do in its partial.
+    """The paths of a copy there, and what is left to do in its partial.
 
-    `todo` is None where the copy has its name already.
+    `todo` is None if the copy has its final name already.
     """
 
     final: bytes
@@ -56,9 +56,10 @@ class Landing:
 
 
 def look_there(endpoint: Endpoint, path: str, roots: Sequence[str]) -> tuple[bytes, list[Seen]]:
-    """The real path of a copy there, inside one of `roots`, and what it holds, to the second.
+    """Return the real path of a copy there, inside one of `roots`, and its listing.
 
-    Raises `GiveUp` where it is gone, leads out of the roots or holds what a copy must not.
+    Times are to the second. Raises `GiveUp` if the copy is gone, leads out of the roots or holds
+    what a copy must not.
     """
 
     async def look(remote: Remote) -> tuple[bytes, list[Seen]]:
@@ -83,19 +84,21 @@ async def land(
     wrong: Mapping[bytes, Sequence[Range]] | None = None,
     origin: str | None = None,
 ) -> Landing:
-    """Make ready the partial of `path` there: directories made, what does not belong gone.
+    """Prepare the partial of `path` there: make directories, remove what is foreign.
 
-    Only files and links are left to do. With `again` a copy that has its name is to be repaired,
-    and becomes a partial first; `wrong` is what is known of it. `origin` names the content of the
-    source: a partial that was made from another is begun anew, as its size and time do not show
-    that; None: the caller compares what is kept. Raises `GiveUp` where something else than `source`
-    stands at `path`, `Retry` where fewer than `min_free` bytes would stay free.
+    Only files and links are left to do. With `again`, an existing copy is to be repaired and first
+    becomes a partial; `wrong` lists its bad ranges. `origin` names the content of the source: a
+    partial of other content is started afresh, because size and time may be equal; None: the caller
+    compares what is kept. Raises `GiveUp` if something else than `source` is at `path`, `Retry` if
+    fewer than `min_free` bytes would stay free.
     """
     final = await remote.confine(path, roots)
     partial = os.fsencode(partial_path(os.fsdecode(final)))
     if again:
         await remote.withdraw(final, partial)
     if await remote.exists(final):
+        # An attempt that was killed after its rename. Servers that refuse to set times leave those
+        # of the writing, so with them names, kinds and sizes must do.
         found = None if await remote.exists(partial) else await remote.look(final, check=False)
         if (
             found
@@ -115,7 +118,7 @@ async def land(
     await _prepare(remote, partial, todo, source)
     try:
         await _cut(remote, partial, todo, present, _sizes(source, wrong or {}))
-    except NOT_FOR_US:  # what cannot be cut off is written anew
+    except NOT_FOR_US:  # the server cannot truncate: write everything again
         await remote.remove_all(partial)
         todo = plan(source, ())
         await _prepare(remote, partial, todo, source)
@@ -127,9 +130,9 @@ async def publish(
 ) -> None:
     """Make the links, bring the partial there to the disk and rename it, replacing nothing.
 
-    `unsynced`: files whose time is to be set, and which are to be brought to the disk, still.
-    Raises `Retry` where the partial is then not what `source` says, to the second; without times
-    where the server does not let us set any.
+    `unsynced`: files whose time is still to be set and that are still to be synced. Raises `Retry`
+    if the partial then differs from `source`; times count, to the second, if the server lets us set
+    them.
     """
     for link in landing.todo.links if landing.todo else ():
         failpoints.point("ssh.link")
@@ -144,12 +147,14 @@ async def publish(
     found = await remote.look(landing.partial, check=False)
     if shape(found) != shape(source):
         raise Retry(f"{remote.shown(landing.partial)} is not what was to be written to it")
+    # Before the rename, from the inside out: after a power cut the final name must not lead to a
+    # directory whose entries were lost.
     if not is_file(source):
         below = [seen.path for seen in source if seen.kind == "dir"]
         paths = [join(landing.partial, inner) for inner in (*below[::-1], b"")]
         await each(remote.fsync_directory, paths)
     await remote.publish(landing.partial, landing.final)
-    await remote.remove_all(_note(landing.final))
+    await remote.remove_all(_note(landing.final))  # last: if we die before, `land` removes it
 
 
 def land_there(
@@ -170,7 +175,7 @@ def land_there(
 
 
 def publish_there(endpoint: Endpoint, landing: Landing, source: Sequence[Seen]) -> None:
-    """`publish` in a session of its own; nothing has been brought to the disk before."""
+    """`publish` in a session of its own; no file has been synced before."""
     files = [seen for seen in source if seen.kind == "file"]
 
     async def in_session(remote: Remote) -> None:
@@ -192,8 +197,9 @@ def free_there(endpoint: Endpoint, path: bytes) -> int | None:
 def only_pusher(where: str, final: bytes) -> Iterator[None]:
     """Keep a second process of this machine from pushing the same copy to `where`.
 
-    `final` as it was given. Raises `Retry` where somebody else is at it.
+    `final` is the path as it was given. Raises `Retry` if another process pushes it.
     """
+    # SFTP offers no lock at the far end, so the lock is on this machine.
     busy = f"{where}:{printable(final)} is being pushed by another process"
     with process_lock(f"{where}\0".encode() + final, busy):
         yield
@@ -218,6 +224,8 @@ async def _keep_same_origin(
     remote: Remote, final: bytes, partial: bytes, origin: str | None
 ) -> None:
     """Remove a partial that may come from a source of other content, and note this one's."""
+    # The old note goes after the partial, and the new one is written when nothing is left of it:
+    # killed anywhere, no note names content that the partial does not have.
     note = _note(final)
     wanted = None if origin is None else origin.encode()[:LONGEST_ORIGIN]
     if wanted is not None and await remote.read_small(note, LONGEST_ORIGIN) == wanted:
@@ -230,7 +238,7 @@ async def _keep_same_origin(
 
 
 async def _present(remote: Remote, partial: bytes, source: Sequence[Seen]) -> list[Seen]:
-    """What is in the partial there; one that cannot become this copy is removed."""
+    """List the partial there; remove it if it cannot become this copy."""
     try:
         mode = (await remote.ask("lstat", partial)).permissions or 0
     except GONE:
@@ -260,7 +268,7 @@ async def _prepare(remote: Remote, partial: bytes, todo: Plan, source: Sequence[
 
 
 def _sizes(source: Iterable[Seen], wrong: Container[bytes]) -> dict[bytes, int]:
-    """How long those files are to be of which it is known what is wrong."""
+    """Return the final sizes of the files whose bad ranges are known."""
     return {seen.path: seen.size for seen in source if seen.path in wrong}
 
 
@@ -271,7 +279,7 @@ async def _cut(
     present: Iterable[Seen],
     sizes: Mapping[bytes, int],
 ) -> None:
-    """Cut off what is of no use in files that are there: at `sizes`, else where they go on."""
+    """Truncate existing files: to `sizes`, else to the byte at which they are resumed."""
     ends = {**{piece.file.path: piece.start for piece in todo.pieces}, **sizes}
     for seen in present:
         size = ends.get(seen.path)
@@ -292,7 +300,8 @@ async def _finish(remote: Remote, path: bytes, seen: Seen, untimed: list[Seen]) 
 
 
 async def _no_times(remote: Remote, root: bytes, found: Iterable[Seen]) -> bool:
-    """Whether the server does not let us give times to files that are there."""
+    """Return whether the server refuses to set the times of existing files."""
+    # Asked with the time that the first file has, which changes nothing if it is granted.
     for seen in found:
         if seen.kind == "file":
             when = second(seen)

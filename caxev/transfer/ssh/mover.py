@@ -1,11 +1,11 @@
-"""Pulling and pushing a copy. The entry points are plain functions that run in a worker process.
+"""Pull and push a copy. The entry points are plain functions that run in a worker process.
 
-Both write to a hidden partial beside the copy's final name, bring it to the disk, and rename it
-there. Killed anywhere, the partial stays and the next attempt goes on with it; where the rename had
-happened, the next attempt finds the copy and is done.
+Both write to a hidden partial beside the copy's final name, bring it to the disk, and rename it. If
+an attempt is killed, the partial stays and the next attempt resumes it; if the rename had happened,
+the next attempt finds the copy and returns.
 
-Bytes go through SFTP, over several connections where that is worth it. Where the far account
-starts ``caxev receive``, small files go through that in one stream, and it looks at the far disk.
+Bytes go through SFTP, over several connections if that is worth it. If the far account can start
+``caxev receive``, small files go through that in one stream, and it reads the far disk.
 """
 
 from __future__ import annotations
@@ -76,18 +76,18 @@ from caxev.transfer.ssh.streams import receive_stream, send_stream
 
 T = TypeVar("T")
 
-_MANY: Final = 16  # small files that are worth waiting for a receiver
-_HANDSHAKE: Final = 8  # round trips until a connection is there
-_LOOK_AT_DISK: Final = 5.0  # seconds between two looks at the free space
+_MANY: Final = 16  # small files that make it worth to wait for a receiver
+_HANDSHAKE: Final = 8  # round trips until a connection is open
+_LOOK_AT_DISK: Final = 5.0  # seconds between two checks of the free space
 
 
 def pull(transfer: Transfer, *, report: Report) -> Moved:
     """Copy the tree at `remote_path` to `local_path`, which must not be there yet.
 
-    Files keep their times; modes are 0644 and 0755. Raises `GiveUp` where a path leads out of its
+    Files keep their times; modes are 0644 and 0755. Raises `GiveUp` if a path leads out of its
     roots, the source is gone or holds what a copy must not, the host or our key is refused, or
-    something else stands at `local_path`, and its `Damaged` where the source is not what is
-    expected; `Retry` for all that may pass. Then the partial stays to be gone on with.
+    something else is at `local_path`; `Damaged` if the source does not match the manifest; `Retry`
+    for all that may pass. The partial stays, and the next call resumes it.
     """
     return aio.run(_run(transfer, _pull, report, _asking(transfer, do="send")))
 
@@ -98,22 +98,22 @@ def push(transfer: Transfer, *, report: Report) -> Moved:
 
 
 def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
-    """Take the BLAKE3 digests of the copy at `remote_path`, from its disk. Raises as `pull`.
+    """Return the manifest of the copy at `remote_path`, read from its disk. Raises as `pull`.
 
-    ``caxev receive`` does so there, if there is one; else the copy is read back.
+    ``caxev receive`` reads the copy there if it can be started; else it is read back.
     """
     request = _asking(transfer, do="digest", max_rate=transfer.max_rate)
     return aio.run(_run(transfer, _remote_manifest, report, request))
 
 
 def check(endpoint: Endpoint) -> str:
-    """Connect and start SFTP; the server's version and where we land. Raises as `pull` does."""
+    """Connect, start SFTP; return the server's version and home directory. Raises as `pull`."""
     return aio.run(_check(endpoint))
 
 
 @frozen
 class _Work:
-    """What every transfer needs: itself, those who move the bytes, and whom to tell."""
+    """The state that all steps of a transfer share."""
 
     transfer: Transfer
     crew: Crew
@@ -127,7 +127,7 @@ class _Work:
         return self.crew.remote
 
     async def with_agent(self) -> _Work:
-        """The same with the receiver, if the far account has started one."""
+        """Return the same work with the receiver, if the far account has started one."""
         return evolve(self, agent=None if self.starting is None else await self.starting)
 
     async def confined(self) -> bytes:
@@ -163,7 +163,8 @@ class _Work:
         pace = pace or RateMeter(self.transfer.max_rate)
         handout = Handout.of(pieces, ahead=self.transfer.unsure if ordered else None)
         known = {} if do == "read" else known_items(self.transfer.expected)
-        # Where files are moved in no order, no time must say that one is whole before all are.
+        # A file that was moved out of order may get its final time, which marks it as whole, only
+        # when all are whole: hence `finishing` is `ordered`.
         haul = Haul(do, *ends, handout, pace, progress, ordered, known, self.untimed)
         return await self.crew.move(haul)
 
@@ -176,13 +177,13 @@ async def _run(
     *,
     above: bool = False,
 ) -> T:
-    """Reach the other side and call `function`; `request`: what a receiver there is asked.
+    """Connect to the other side and call `function`; `request` is the receiver's request.
 
-    Which directory the copy's path is there, or with `above` the one that is to hold it, is asked
-    at once: an answer takes its time.
+    The real path of the copy there, or with `above` of its directory, is requested at once, so that
+    the answer comes while we do other things.
     """
     endpoint, weight, began = transfer.endpoint, _weight(transfer), time.monotonic()
-    asking = asyncio.ensure_future(request)  # a task: nobody may ever ask for it
+    asking = asyncio.ensure_future(request)  # a coroutine that nobody awaits would warn
     path = os.fsencode(transfer.remote_path)
     first = bound(
         Remote.confine_known,
@@ -217,7 +218,7 @@ async def _asking(transfer: Transfer, **request: object) -> Mapping[str, object]
 
 
 def _weight(transfer: Transfer) -> int:
-    """What the work is, as far as can be known before a look at it."""
+    """Estimate the work from the manifest, before either side is listed."""
     if transfer.expected is None or transfer.again:
         return 0
     sizes = (item.size for item in transfer.expected.files)
@@ -232,7 +233,7 @@ async def _starting(
     connection: asyncssh.SSHClientConnection,
     request: Awaitable[Mapping[str, object]],
 ) -> AsyncIterator[asyncio.Task[Agent | None] | None]:
-    """While this lasts, a receiver is started at the far account; None where none is named."""
+    """Start a receiver at the far account during the block; None if the site names none."""
     if transfer.agent is None:
         yield None
         return
@@ -267,7 +268,7 @@ async def _pull(work: _Work) -> Moved:
     if arrival.stands():
         return _stood(source, began)
     with ExitStack() as held:
-        # In a thread: what is there may have to be read, and the connection must be kept alive.
+        # In a thread: existing data may have to be read, and the connection must stay alive.
         todo = await asyncio.to_thread(held.enter_context, arrival.opened())
         failpoints.point("files.prepare")
         progress = work.progress(todo, source)
@@ -278,6 +279,7 @@ async def _pull(work: _Work) -> Moved:
             final,
         )
         _check_digests(digests, transfer.expected, _place(work))
+        # The source is listed again while we finish, but the rename waits for the answer.
         looking = asyncio.create_task(_unchanged(work, there, source))
         try:
             await asyncio.to_thread(arrival.finish, todo)
@@ -294,10 +296,10 @@ def _place(work: _Work) -> str:
 
 
 async def _listed(work: _Work) -> tuple[_Work, bytes, list[Seen]]:
-    """What is there, from whoever answers first, and the work as it is best done then.
+    """List the source over SFTP or by the receiver, and return the work with the better one.
 
-    A receiver takes its time to start, but then a single question is enough. Where many small files
-    are known to come, it alone is asked.
+    A receiver takes time to start, but then needs a single request for the whole tree. If many
+    small files are known to come, only the receiver is asked.
     """
     if work.starting is None:
         return work, *await _listed_over_sftp(work)
@@ -355,7 +357,7 @@ async def _fetch_all(
     if work.agent is None:
         return await work.move("pull", (partial, there), large, progress, ordered=ordered)
     await work.agent.ask(pieces=piece_rows(small, arrival.source))
-    if large:
+    if large:  # the receiver resolves its own paths, SFTP needs the real one
         there = await work.crew.answer()
     pace = RateMeter(transfer.max_rate)
     return await _both(
@@ -365,13 +367,13 @@ async def _fetch_all(
 
 
 def _is_known(transfer: Transfer) -> bool:
-    """Whether files may be moved out of order: a broken transfer can tell what is there of each."""
+    """Return whether files may be moved out of order: digests show which parts have arrived."""
     expected = transfer.expected
     return expected is not None and len(known_items(expected)) == len(expected.files)
 
 
 def _sorted_out(pieces: Sequence[Piece], agent: Agent | None) -> tuple[list[Piece], list[Piece]]:
-    """Those that go through the agent's stream, and those that go through SFTP."""
+    """Return the pieces that go through the agent's stream, and those that go through SFTP."""
     if agent is None:
         return [], list(pieces)
     return (
@@ -398,7 +400,7 @@ async def _pushing(transfer: Transfer, report: Report) -> Moved:
         request = _offer(transfer, looking)
         return await _run(transfer, bound(_push, here, looking), report, request, above=True)
     except Retry:
-        await looking  # what is wrong here is said first: it may be for good
+        await looking  # an error of the source comes first: it may be permanent
         raise
     finally:
         await cancelled([looking])
@@ -411,7 +413,7 @@ def _as_expected(transfer: Transfer, here: str) -> list[Seen]:
 
 
 async def _offer(transfer: Transfer, looking: Awaitable[list[Seen]]) -> Mapping[str, object]:
-    source = await asyncio.shield(looking)  # whoever asks may go away before the look is done
+    source = await asyncio.shield(looking)  # `_push` needs it even if this request is cancelled
     return await _asking(
         transfer,
         do="receive",
@@ -463,7 +465,7 @@ async def _push_to_agent(
         bound(work.remote.free, os.path.dirname(partial)),
         _place(work),
     )
-    await agent.ask(finish=True)  # it brings all to its disk while we look at the source
+    await agent.ask(finish=True)  # it syncs to its disk while we list the source again
     await _check_source(here, source, digests, transfer.expected)
     await agent.ask(publish=True)
     failpoints.point("ssh.publish.rename")
@@ -472,14 +474,15 @@ async def _push_to_agent(
 
 
 async def _check_partial(work: _Work, partial: bytes) -> None:
-    """See that what the far end says it writes to is what SFTP may write to as well."""
+    """Check that the partial that the far end reports is inside the roots over SFTP, too."""
+    # A receiver may run in another root directory (chroot) than the SFTP server, or lie.
     directory, name = os.path.split(partial)
     wanted = os.path.basename(partial_path(work.transfer.remote_path))
     try:
         real = await work.crew.answer()
     except (*GONE, GiveUp):
         real = b""
-    if real != directory:  # that was not there yet; or the copy's path is a link
+    if real != directory:  # it did not exist yet, or the copy's path is a link
         real = await work.remote.confine_known(directory, work.transfer.remote_roots, at=True)
     if name != os.fsencode(wanted) or real != directory:
         raise GiveUp(f"{_place(work)} is another place over SFTP than where commands run")
@@ -488,7 +491,7 @@ async def _check_partial(work: _Work, partial: bytes) -> None:
 async def _check_source(
     here: str, source: list[Seen], digests: Digests, expected: Manifest | None
 ) -> None:
-    """See that what was sent is what was to be sent."""
+    """Raise an error if what was sent does not match the manifest, or the source has changed."""
     _check_digests(digests, expected, shown(here))
     if await asyncio.to_thread(_look_here, here) != source:
         raise changed(shown(here))
@@ -533,13 +536,13 @@ async def _push_over_sftp(
 def _unsynced(
     source: Sequence[Seen], todo: Plan, wrong: Mapping[bytes, Sequence[Range]]
 ) -> list[Seen]:
-    """Files that are not as they were, and of which nothing was sent: that would have ended it."""
+    """Return the files of a repair that were sent nothing; the others are finished already."""
     sent = {piece.file.path for piece in todo.pieces}
     return [seen for seen in source if seen.path in wrong.keys() - sent]
 
 
 def _wrong(transfer: Transfer, source: Sequence[Seen]) -> Mapping[bytes, Sequence[Range]]:
-    """What is wrong with a copy that is to be repaired: all of it, unless it was read back."""
+    """Return the bad ranges of a copy that is to be repaired: all, unless it was read back."""
     if not transfer.again:
         return {}
     wrong: dict[bytes, Sequence[Range]] = {
@@ -566,6 +569,7 @@ async def _while_space(
     """Await `moving` while `min_free` bytes stay free; else raise `Retry`."""
     if not min_free:
         return await moving
+    # Other programs write to that disk too, so the check before the transfer is not enough.
     mover = asyncio.ensure_future(moving)
     watch = asyncio.create_task(_until_full(min_free, free, where))
     try:
@@ -597,7 +601,7 @@ def _count(source: list[Seen]) -> int:
 
 
 def _check_digests(digests: Digests, expected: Manifest | None, where: str) -> None:
-    """Raise `Damaged` where what passed is not what was to pass."""
+    """Raise `Damaged` if the bytes that passed do not match the manifest."""
     items = known_items(expected)
     for path, stretches in digests.items():
         wanted = (path in items and items[path].part_digests()) or None
@@ -622,7 +626,7 @@ def _moved(
 def _assembled(
     source: list[Seen], digests: Digests, known: Mapping[bytes, Item]
 ) -> Manifest | None:
-    """The manifest of what was copied; None where some of it was there and is not known."""
+    """Return the manifest of the copy; None if it has earlier bytes whose digest is unknown."""
     items: list[Item] = []
     for item in manifest_of(source).items:
         if item.kind != "file":

@@ -1,6 +1,6 @@
-"""OpenSSH's own client as a program, with everything said and nothing configured.
+"""Run OpenSSH's own client with every option given and no configuration file.
 
-What is not a matter of bytes is done by asyncssh, in this process; `Endpoint` says whom to trust.
+It moves bytes only; asyncssh does all the rest, in this process. Trust is as in `Endpoint`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ _SSH: Final = {
     "MACs": ",".join(MACS),
     "KexAlgorithms": ",".join(KEX),
     "PubkeyAcceptedAlgorithms": ",".join(SIGNATURES),
-    # What is taken out of ssh's own list leaves it free to prefer what known_hosts has.
+    # Subtract from ssh's own list: with a list of ours it would not prefer the algorithms of the
+    # keys in known_hosts.
     "HostKeyAlgorithms": "-ssh-rsa*,ssh-dss*",
     "ConnectTimeout": "15",
     "ServerAliveInterval": "15",
@@ -53,10 +54,10 @@ _SSH: Final = {
 
 @contextmanager
 def shell(endpoint: Endpoint, key: asyncssh.SSHKey | None = None) -> Iterator[list[str]]:
-    """The command that reaches the account, but for the host's name. Good while this lasts.
+    """Yield the command that reaches the account, without the host's name; valid in the block.
 
-    `key` is the host's where it is known for certain. Where it is not, a host whose key is pinned
-    is asked for it first, as this program knows no fingerprints; raises as `pinned_key` does.
+    `key` is the host's key, if known for certain. Otherwise a host with a pinned fingerprint is
+    asked for its key first, because ssh takes no fingerprints; raises as `pinned_key` does.
     """
     if key is None and endpoint.host_key is not None:
         key = pinned_key(endpoint)
@@ -70,12 +71,12 @@ def shell(endpoint: Endpoint, key: asyncssh.SSHKey | None = None) -> Iterator[li
             options["IdentitiesOnly"] = "yes"
         if endpoint.username is not None:
             options["User"] = endpoint.username
-        said = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-        yield ["ssh", "-F", "none", "-p", str(endpoint.port), *said]
+        flags = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+        yield ["ssh", "-F", "none", "-p", str(endpoint.port), *flags]
 
 
 def host_name(endpoint: Endpoint) -> str:
-    """The host's name as an argument. Raises `GiveUp` where it would be taken for an option."""
+    """Return the host's name as an argument. Raises `GiveUp` if ssh would read it as an option."""
     if endpoint.host.startswith("-"):
         raise GiveUp(f"{endpoint.host!r} is no host name")
     return endpoint.host
@@ -83,7 +84,7 @@ def host_name(endpoint: Endpoint) -> str:
 
 @contextmanager
 def _in_memory(text: str) -> Iterator[str]:
-    """The path of a file that is gone with this process, however that ends."""
+    """Yield the path of a file in memory: it goes with this process, however that ends."""
     descriptor = os.memfd_create("known_hosts")
     try:
         os.write(descriptor, text.encode())
@@ -93,7 +94,7 @@ def _in_memory(text: str) -> Iterator[str]:
 
 
 def _known(endpoint: Endpoint, key: asyncssh.SSHKey) -> str:
-    """The line of a known_hosts file that says the host's key."""
+    """Return the known_hosts line of the host's key."""
     kind, public = key.export_public_key("openssh").decode().split()[:2]
     port = host_port(endpoint)
     return f"{endpoint.host if port is None else f'[{endpoint.host}]:{port}'} {kind} {public}\n"
@@ -105,5 +106,5 @@ def _algorithms(key: asyncssh.SSHKey) -> str:
 
 
 def _quoted(path: str) -> str:
-    """A path as the value of an option of ssh: one word, and nothing in it to be filled in."""
+    """Quote a path as the value of an ssh option: one word, without percent expansion."""
     return '"' + path.replace("%", "%%") + '"'

@@ -1,7 +1,7 @@
-"""Moving the bytes of files over one SFTP session, in a thread.
+"""Move the bytes of files over one SFTP session, in a thread.
 
-Requests are pipelined within a file and across files. Memory and what is in flight are bounded by
-structure: a lane takes another span only while less than `WINDOW` is to come of those that it has.
+Requests are pipelined within a file and across files. Memory and the bytes in flight are bounded: a
+lane takes another span only while less than `WINDOW` of its spans is still to come.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from caxev.transfer.ssh.remote import GONE, NOT_FOR_US, naming
 from caxev.transfer.ssh.sftp import OPENING, READ, WRITE, Answer, Sftp, may_be_file
 
 Digests = dict[bytes, dict[int, list[bytes]]]
-"""The BLAKE3 of parts, by the file's path and the stretch's first byte."""
+"""The BLAKE3 of parts, by the file's path and the piece's first byte."""
 
-# Twice what OpenSSH lets a channel have under way, and room for any span where a lane has nothing.
+# Twice what OpenSSH lets a channel have in flight; an idle lane has room for any span.
 WINDOW: Final = max(PART, 4 << 20)  # bytes
 _FILES: Final = 64  # spans begun at once
 
 
 class Refused(Exception):
-    """The far end does not let us write a file, and does not say why."""
+    """The far end refuses to write a file, with no reason."""
 
     def __init__(self, path: bytes, why: asyncssh.SFTPError) -> None:
         super().__init__(str(why))
@@ -55,11 +55,11 @@ class Refused(Exception):
 
 @frozen
 class Haul:
-    """What all lanes move together: the trees on both sides, what of them, and how fast.
+    """The work that all lanes share: the trees on both sides, the pieces, and the rate limit.
 
-    `do`: pull, push, or only read for digests. `finishing`: a file that is whole is given its time,
-    and brought to the disk where it was pushed; those to which the server gives none by their
-    handles are added to `untimed`. `known`: what the files must be, if that is known.
+    `do`: pull, push, or only read for digests. `finishing`: a complete file gets its time, and, if
+    pushed, is brought to the disk; `untimed` collects the files whose time the server does not set
+    by a handle. `known`: the digests of the files, if known.
     """
 
     do: Literal["pull", "push", "read"]
@@ -75,11 +75,9 @@ class Haul:
     _lock: Lock = field(factory=Lock, init=False, repr=False)
 
     def moved(self, span: Piece, digest: bytes) -> bool:
-        """Take note of a span; whether it was the last of its file.
-
-        Raises `Damaged` if it is not what it must be and the next attempt would not see that: it
-        goes by length and time, so this span must count as missing, and its file as unfinished.
-        """
+        """Record a span; return whether it was the last of its file. Raises `Damaged`."""
+        # If files are finished as they come, the next attempt trusts length and time: a bad span
+        # must count as missing, and its file as unfinished. Else digests will show it.
         if self.finishing and span.left and self._is_wrong(span, digest):
             raise damaged(span.file.path, printable(self.source))
         with self._lock:
@@ -89,7 +87,7 @@ class Haul:
 
     @property
     def source(self) -> bytes:
-        """The tree that the bytes come from."""
+        """Return the tree that the bytes come from."""
         return self.local if self.do == "push" else self.remote
 
     def _is_wrong(self, span: Piece, digest: bytes) -> bool:
@@ -133,7 +131,7 @@ class _Span:
             raise changed(printable(self.here))
 
     def read(self, buffer: memoryview) -> None:
-        """Fill the buffer with what comes next."""
+        """Fill the buffer with the next bytes."""
         with local(self.here, "read"):
             count = os.preadv(self.descriptor, [buffer], self.at)
         if count < len(buffer):
@@ -149,7 +147,8 @@ class _Span:
             self.descriptor = open_resolved(self.here, flags, FILE_MODE)
 
     def put(self, at: int, data: memoryview) -> None:
-        """Take bytes, which a server may give in any order."""
+        """Write bytes that follow those before; keep others, as servers may answer in any order."""
+        # A hash takes bytes in their order only.
         if at != self.at:
             self.early[at] = bytes(data)
             return
@@ -173,7 +172,7 @@ class _Span:
 
 @define(eq=False)
 class Lane:
-    """One session, and what is under way on it."""
+    """One session, and the spans that are under way on it."""
 
     sftp: Sftp
     haul: Haul
@@ -204,10 +203,12 @@ class Lane:
                 one.close()
 
     def _is_answered(self, wait: float | None) -> bool:
-        """Whether there is an answer to be read; None: wait for one.
+        """Return whether an answer can be read within `wait` seconds; None: wait for one.
 
-        Raises `Retry` if the far end is held up by a file that is to be opened.
+        Raises `Retry` if the far end hangs in opening a file.
         """
+        # SFTP servers work through their requests in order: if the oldest one opens a FIFO, all
+        # the others wait behind it.
         one = self._opening.get(next(iter(self._asked)))
         if one is None:
             return wait is None or self.sftp.answered(wait)
@@ -225,9 +226,9 @@ class Lane:
         self._asked.pop(answer.number, _ignored)(answer)
 
     def _fill(self) -> float | None:
-        """Ask for what there is room for; the seconds until more may be, None: nothing to wait for.
+        """Send requests while there is room; return the seconds until the rate allows more.
 
-        Where nothing is asked, waits for something to be had.
+        If no request is unanswered, waits for a span.
         """
         ask = self._push if self.haul.do == "push" else self._pull
         while self._blocks or self._begin_another():
@@ -250,7 +251,7 @@ class Lane:
 
     def _ask(self, number: int, then: Callable[[Answer], None]) -> None:
         if not self._asked:
-            self._heard = time.monotonic()  # nobody was waited for till now
+            self._heard = time.monotonic()  # the far end had nothing to answer until now
         self._asked[number] = then
 
     def _begin(self, span: Piece) -> None:
@@ -292,12 +293,12 @@ class Lane:
             raise answer.error
 
     def _seen(self, one: _Span, answer: Answer) -> None:
-        """What was opened is a regular file; else what is asked of it may never be answered."""
+        """Check that a regular file was opened: requests to others may never be answered."""
         if answer.error is None and not may_be_file(answer.body):
             raise Retry(f"{self._shown(one)} is no longer a file")
 
     def _settled(self, one: _Span, answer: Answer) -> None:
-        """A file has its time; where the server gives none by a handle, another way is tried."""
+        """Note a file whose time the server does not set by its handle: `publish` tries by path."""
         if isinstance(answer.error, NOT_FOR_US):
             self.haul.untimed.add(one.span.file.path)
         else:
@@ -338,7 +339,7 @@ class Lane:
         self.haul.progress.add(count)
 
     def _end(self, one: _Span) -> None:
-        """All of a span is at the other end."""
+        """Finish a span whose bytes have all arrived."""
         if self.haul.do == "push":
             one.check_source()
         last = self.haul.moved(one.span, one.digest.digest())
@@ -347,7 +348,7 @@ class Lane:
         one.close()
         self._under_way.discard(one)
         if one.handle:
-            self.sftp.close(one.handle)  # nobody need wait for that
+            self.sftp.close(one.handle)  # no later request depends on the answer
         if last:
             failpoints.point("ssh.file" if self.haul.do == "push" else "files.file")
 
@@ -362,9 +363,9 @@ class Lane:
 
 
 def _ignored(_answer: Answer) -> None:
-    """What a server says to a file's being closed."""
+    """Ignore the answer to a close."""
 
 
 def changed(shown: str) -> Retry:
-    """What to raise where a source is not what it was."""
+    """Return the error for a source that changed during the copy."""
     return Retry(f"{shown} changed while it was copied")

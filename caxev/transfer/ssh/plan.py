@@ -1,4 +1,4 @@
-"""What a transfer over SSH is. Pure."""
+"""Describe a transfer over SSH. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from caxev.transfer.ssh.endpoint import Endpoint
 
 STREAMS: Final = 16
 ON_ONE: Final = 8
-"""Channels on a connection beside the first; OpenSSH allows 10 in all unless told otherwise."""
+"""Channels on a connection beside the first; OpenSSH allows 10 in all by default."""
 BLOCK: Final = 255 * 1024  # bytes; the most that OpenSSH's server takes or gives in one request
 
 
@@ -19,13 +19,13 @@ BLOCK: Final = 255 * 1024  # bytes; the most that OpenSSH's server takes or give
 class Transfer:
     """One copy to be moved between this machine and `endpoint`.
 
-    Both paths are absolute and must lie inside one of the roots of their side. Either is
-    a directory or a single file. `nstreams` bounds the channels used for large files. `agent` is
-    the command that starts caxev at the far account, None where only SFTP is to be had. `expected`
-    is what the copy must turn out to be, where that is known; `checksum`, which cax took of the
-    source, names its content if there is no manifest. `max_rate` is in bytes a second,
-    `min_free` in bytes: what must stay free where the copy goes. `again`: a copy that is pushed has
-    its name there already and is to be repaired; `found` is what it was found to be.
+    Both paths are absolute and must lie inside one of the roots of their side. Each is a directory
+    or a single file. `nstreams` bounds the channels used for large files. `agent` is the command
+    that starts caxev at the far account; None: it offers SFTP only. `expected` is the manifest that
+    the copy must match, if known; without it `checksum`, cax's checksum of the source, names its
+    content. `max_rate` is in bytes a second. `min_free` is the number of bytes that must stay free
+    on the target's disk. `again`: the target exists and is to be repaired; `found` is the manifest
+    that was read from it.
     """
 
     endpoint: Endpoint
@@ -49,5 +49,7 @@ class Transfer:
 
     @property
     def unsure(self) -> int:
-        """Bytes at the end of a file of unknown digests, cut off, that may not all be there."""
+        """Return how many bytes at the end of an interrupted file may be incomplete."""
+        # A pull hands out no span further ahead than this: beyond so many lanes it would only
+        # lengthen what an interrupted file must fetch again.
         return PART * min(self.nstreams, ON_ONE)

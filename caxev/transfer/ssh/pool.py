@@ -1,11 +1,10 @@
-"""Several lanes that move one copy together, over the best ways there are to the far end.
+"""Move one copy over several SFTP sessions at once.
 
-On a short link what limits a transfer is the work of packing and unpacking what goes through SSH.
-OpenSSH's own program does it with half of asyncssh's, so large work goes through `ssh`, a process
-for each core. On a long link it is how much the far end lets a channel have under way: so there
-further channels on the connection that there is already help, which are open long before another
-connection is, and more programs than cores. Where there is no such program, or little to move,
-channels do it all.
+On a short link the CPU time that SSH takes limits a transfer. OpenSSH's client needs half of
+asyncssh's, so large copies go through `ssh`, one process for each core. On a long link the SSH
+window of each channel limits it: then further channels on the existing connection help, which open
+long before another connection does, and more processes than cores. If `ssh` is not installed, or
+there is little to move, channels do it all.
 """
 
 from __future__ import annotations
@@ -35,23 +34,24 @@ from caxev.transfer.ssh.plan import BLOCK, ON_ONE
 from caxev.transfer.ssh.remote import Remote, cancelled
 from caxev.transfer.ssh.sftp import Lost
 
-_MOST: Final = 8  # programs: sshd lets 10 wait for their log-in
+_MOST: Final = 8  # programs: by default sshd lets 10 connections wait for their log-in
 _WORTH: Final = 48 << 20  # bytes that make one more connection worth it
-_FILE: Final = 64 << 10  # bytes
-_WINDOW: Final = 2 << 20  # bytes that OpenSSH lets a channel have under way
+_FILE: Final = 64 << 10  # bytes; what a file costs beside its content
+_WINDOW: Final = 2 << 20  # bytes that OpenSSH lets a channel have in flight
 _RATE: Final = 400e6  # bytes a second that the lanes together should be able to carry
 
 
 def weight_of(sizes: Iterable[int]) -> int:
-    """What moving files of these sizes costs, in bytes: a file costs something, however small."""
+    """Return the cost of moving files of these sizes, in bytes: even an empty file has a cost."""
     return sum(size + _FILE for size in sizes)
 
 
 def lanes_for(weight: int, round_trip: float, nstreams: int, *, cores: int) -> tuple[int, int]:
-    """How many programs and how many channels to use, `nstreams` together at most.
+    """Return how many programs and how many channels to use, together at most `nstreams`.
 
-    `weight` in bytes, `round_trip` in seconds. No `cores`: there are no programs to be had.
+    `weight` in bytes, `round_trip` in seconds. `cores` is 0 if `ssh` is not installed.
     """
+    # A channel carries one window for each round trip.
     wanted = min(nstreams, math.ceil(_RATE * round_trip / _WINDOW))
     useful = max(cores, wanted - ON_ONE) if cores else 0
     programs = min(_MOST, useful, nstreams, weight // _WORTH)
@@ -74,7 +74,7 @@ class Crew:
     _lines: list[asyncio.Task[Line]] = field(init=False, factory=list)
 
     def call(self, weight: int) -> None:
-        """See to it that there will soon be lanes for so many bytes, and use these."""
+        """Start the lanes that so many bytes deserve, and use these."""
         cores = len(os.sched_getaffinity(0)) if shutil.which("ssh") else 0
         programs, channels = lanes_for(weight, self.round_trip, self.nstreams, cores=cores)
         while len(self._programs) < programs:
@@ -84,7 +84,7 @@ class Crew:
         self._lines = [*self._programs[:programs], *self._channels[:channels]]
 
     def ask(self, first: Callable[[Remote], Awaitable[bytes]]) -> asyncio.Task[bytes]:
-        """Ask what takes a round trip, and take note of how long that is."""
+        """Start a request that takes one round trip, and measure its time."""
         self._first = asyncio.create_task(self._measured(first))
         return self._first
 
@@ -96,20 +96,21 @@ class Crew:
             self.round_trip = time.monotonic() - began
 
     async def answer(self) -> bytes:
-        """The answer to what was asked first. Raises what that did."""
+        """Return the answer to the first request. Raises what it raised."""
+        # Shielded: others may want the answer when this caller is cancelled.
         return await asyncio.shield(self._first)
 
     async def _program(self) -> Line:
         key = self.connection.get_server_host_key()
         there = self.endpoint
         if key is not None:
-            # The address that answers is known: it need not try the others, one after the other.
+            # We know which address answers: without it, ssh would try the others one by one.
             there = evolve(there, host=self.connection.get_extra_info("peername")[0])
         command = self._held.enter_context(shell(there, key))
         return Program([*command, "-s", host_name(there), "sftp"])
 
     async def move(self, haul: Haul) -> Digests:
-        """Move all of it. The first error ends it; a line that cannot be had is done without."""
+        """Move all of it. The first error ends it; a channel that cannot be opened is left out."""
         try:
             excuses = await self._over(self._lines, haul)
             if excuses and not haul.handout.finished and self._lines == self._programs:
@@ -124,7 +125,7 @@ class Crew:
         return haul.digests
 
     async def _over(self, lines: Sequence[asyncio.Task[Line]], haul: Haul) -> list[str]:
-        """Move all of it, if any of these lines is to be had; why some were not."""
+        """Move all of it over those channels that can be opened; return why others cannot."""
         with ThreadPoolExecutor(len(lines)) as threads:
             using = {asyncio.create_task(self._use(line, haul, threads)): line for line in lines}
             try:
@@ -138,7 +139,7 @@ class Crew:
     async def _use(
         self, coming: asyncio.Task[Line], haul: Haul, threads: ThreadPoolExecutor
     ) -> str | None:
-        """Move spans over one line; why it could not be had."""
+        """Move spans over one channel; return why, if it cannot be opened."""
         try:
             line = await coming
         except (asyncssh.Error, OSError) as exc:
@@ -148,13 +149,13 @@ class Crew:
         thread = asyncio.get_running_loop().run_in_executor(threads, carry)
         try:
             return await asyncio.shield(thread)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # a thread cannot be cancelled: end what it waits for
             line.halt()
             await asyncio.gather(thread, return_exceptions=True)
             raise
 
     async def _meaning(self, refused: Refused) -> Retry:
-        """Version 3 has one code for every failure: find out whether the disk is full."""
+        """Find out whether the disk is full: SFTP version 3 has one code for every failure."""
         shown = self.remote.shown(refused.path)
         free = await self.remote.free(os.path.dirname(refused.path))
         if free is not None and free < BLOCK:
@@ -162,7 +163,7 @@ class Crew:
         return Retry(f"cannot write {shown}: {refused}")
 
     async def dismiss(self) -> None:
-        """Let every line go."""
+        """Close every channel."""
         lines = [*self._programs, *self._channels]
         await cancelled(lines)
         for line in lines:
@@ -180,10 +181,9 @@ async def crew_on(
     round_trip: float,
     first: Callable[[Remote], Awaitable[bytes]],
 ) -> AsyncIterator[Crew]:
-    """Start SFTP on a connection, and at once the lanes for so many bytes, as far as is known.
+    """Start SFTP on a connection, and the lanes for `weight` bytes at the same time.
 
-    `round_trip`: a guess. How long it takes to answer what is asked `first` is soon seen, and says
-    what will be used.
+    `round_trip` is a guess; the time that the request `first` takes soon replaces it.
     """
     with ExitStack() as held:
         crew = Crew(endpoint, connection, nstreams, round_trip, held)
@@ -203,7 +203,8 @@ async def crew_on(
 async def _all_moved(
     haul: Haul, using: Mapping[asyncio.Task[str | None], asyncio.Task[Line]]
 ) -> list[str]:
-    """Wait until all is moved and those who did it have come to their end; see `Crew._over`."""
+    """Wait until all is moved and the lanes that are up have ended; see `Crew._over`."""
+    # A lane whose connection is still being made has nothing left to do: do not wait for it.
     pending = dict(using)
     excuses: list[str] = []
     while pending and not (haul.handout.finished and not any(map(_is_up, pending.values()))):
@@ -219,20 +220,20 @@ def _is_up(coming: asyncio.Task[Line]) -> bool:
 
 
 def _carry(line: Line, haul: Haul, where: str) -> str | None:
-    """Move spans over a line; why it could not be had. In a thread."""
+    """Move spans over a channel, in a thread; return why, if it cannot be opened."""
     try:
         line.sftp.greet()
     except Lost:
         return line.why()
     try:
         Lane(line.sftp, haul, where).carry()
-    except Lost as exc:
+    except Lost as exc:  # its spans are gone with it: the next attempt resumes
         raise Retry(f"the connection to {where} was lost: {line.why()}") from exc
     return None
 
 
 def merged(found: Iterable[Digests]) -> Digests:
-    """The digests that several have taken."""
+    """Merge the digests that several lanes have taken."""
     every: Digests = {}
     for digests in found:
         for path, parts in digests.items():

@@ -1,6 +1,6 @@
-"""A tree at the far end of an SFTP session: looking at it, making room in it, giving it its name.
+"""List, prepare and rename a tree at the far end of an SFTP session.
 
-Paths are bytes throughout, and no answer of the server is taken for a path unchecked.
+Paths are bytes throughout, and every path that the server returns is checked.
 """
 
 from __future__ import annotations
@@ -39,23 +39,22 @@ T = TypeVar("T")
 
 MOST: Final = 1_000_000
 """Files, directories and links of one tree that a far end may list."""
-_LONGEST: Final = 4096  # bytes of a path in it, as Linux has it
-_AT_ONCE: Final = 32  # requests in flight while looking at or preparing a tree
+_LONGEST: Final = 4096  # bytes of a path in it, Linux's own limit
+_AT_ONCE: Final = 32  # requests in flight while a tree is listed or prepared
 _SECOND: Final = 1_000_000_000
 GONE: Final = (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath, asyncssh.SFTPNotADirectory)
-"""What SFTP raises where a path is not there."""
-
+"""Errors for a path that does not exist."""
 
 NOT_FOR_US: Final = (asyncssh.SFTPPermissionDenied, asyncssh.SFTPOpUnsupported)
-"""What a server raises that does not serve a request."""
+"""Errors of a server that does not support a request, or does not allow it."""
 
 
 async def each(
     function: Callable[[T], Awaitable[object]], items: Iterable[T], at_once: int = _AT_ONCE
 ) -> None:
-    """Await `function(item)` for every item, `at_once` at a time, taking items as they are needed.
+    """Await `function(item)` for every item, `at_once` at a time; items are taken lazily.
 
-    The first error ends the others and is raised as it is; so does cancellation.
+    The first error, or cancellation, ends the others and is raised.
     """
     remaining = iter(items)
 
@@ -72,7 +71,7 @@ async def each(
 
 @contextmanager
 def naming(request: str, path: bytes) -> Iterator[None]:
-    """Have an error of SFTP name the request and the path: the server's words alone do not."""
+    """Add the request and the path to an SFTP error: the server's text has neither."""
     try:
         yield
     except asyncssh.SFTPError as exc:
@@ -82,7 +81,7 @@ def naming(request: str, path: bytes) -> Iterator[None]:
 
 
 async def cancelled(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel what is still running and wait for it; errors that come then are of no more use."""
+    """Cancel the tasks that still run and wait for their ends; ignore their errors."""
     tasks = list(tasks)
     for task in tasks:
         task.cancel()
@@ -98,19 +97,19 @@ class Remote:
     _entered: set[Root] = field(init=False, factory=set)
 
     async def ask(self, request: str, path: bytes, *args: Any) -> Any:
-        """Send a request of that name; what it raises names it, and the path."""
+        """Send the request of that name; its errors name the request and the path."""
         with naming(request, path):
             return await getattr(self.sftp, request)(path, *args)
 
     def shown(self, path: bytes) -> str:
-        """A path at the far end in a message."""
+        """Return a path at the far end as messages show it."""
         return f"{self.endpoint}:{printable(path)}"
 
     async def confine(self, path: str, roots: Iterable[str]) -> bytes:
-        """The real path of `path`, which need not exist, strictly inside one of `roots` there.
+        """Return the real path of `path`, which need not exist, strictly inside one of `roots`.
 
-        Raises `GiveUp` where it is not, is not absolute, or has a ``..`` in it; `RootAway` where
-        the root's disk is not there.
+        Raises `GiveUp` if it is outside, not absolute, or contains ``..``; `RootAway` if the root's
+        disk is not mounted.
         """
         wanted = os.fsencode(path)
         self._check_plain(wanted)
@@ -126,7 +125,7 @@ class Remote:
         raise self._outside(real, roots)
 
     async def _top_above(self, root: str, real: bytes) -> bytes | None:
-        """Where a root is, if that path is inside it."""
+        """Return the real path of a root if `real` is inside it."""
         named = posixpath.normpath(os.fsencode(root))
         try:
             top = await self._real(named)
@@ -141,6 +140,7 @@ class Remote:
 
         With `at` it may also be one of the roots itself.
         """
+        # Everything is asked at the same time, needed or not: round trips are what it costs.
         self._check_plain(path)
         named = [root for root in roots if root.startswith("/")]
         asked = (self._real(path), *(self._real(os.fsencode(root)) for root in named))
@@ -167,7 +167,7 @@ class Remote:
         raise self._outside(real, roots)
 
     async def _check_marker(self, root: str) -> None:
-        """Raise `RootAway` where a marker is noted for the root and is not there."""
+        """Raise `RootAway` if the root has a known marker and it is missing."""
         if not isinstance(root, Root) or root.marker is None:
             return
         try:
@@ -187,7 +187,7 @@ class Remote:
 
     @asynccontextmanager
     async def steady(self) -> AsyncIterator[None]:
-        """Let no end of the block count if a root entered by then is away; see `files.steady`."""
+        """Raise `RootAway` at the end if a root used in the block is away; see `files.steady`."""
         try:
             yield
         except RootAway:
@@ -212,7 +212,8 @@ class Remote:
         return posixpath.normpath(bytes(await self.ask("realpath", path)))
 
     async def _resolved(self, path: bytes) -> bytes:
-        """The real path; components at its end that are not there stay as they are."""
+        """Return the real path; missing components at its end stay as they are."""
+        # Not every server resolves a path that does not exist.
         try:
             await self.ask("lstat", path)
             return await self._real(path)
@@ -221,10 +222,10 @@ class Remote:
             return path if path == parent else join(await self._resolved(parent), name)
 
     async def look(self, root: bytes, *, check: bool = True) -> list[Seen]:
-        """What is at `root`, sorted by path, times to the second; links are not followed.
+        """List the tree at `root`, sorted by path, times to the second; links are not followed.
 
-        Raises one of `GONE` where there is nothing, `GiveUp` for what a copy must not hold;
-        without `check`, links are listed wherever they lead.
+        Raises one of `GONE` if there is nothing, `GiveUp` for what a copy must not hold; without
+        `check`, links are listed wherever they lead.
         """
         top = self._seen(root, b"", await self.ask("lstat", root))
         if top.kind == "file":
@@ -254,6 +255,7 @@ class Remote:
             if name in {b".", b".."}:
                 continue
             inner = join(path, name) if path else name
+            # A server must not be able to lead us out of the tree, or to fill our memory.
             if not name or b"/" in name or b"\0" in name or len(inner) > _LONGEST:
                 shown = printable(name[:_LONGEST])
                 raise GiveUp(f"{self.endpoint} listed the impossible name {shown}")
@@ -279,7 +281,7 @@ class Remote:
         read.append(Seen(link.path, "link", target=target))
 
     async def _inner(self, root: bytes, path: bytes, target: bytes) -> bytes:
-        """As a look at this machine's disk does it: relative if it is inside the tree."""
+        """Return a link's target, relative if it is inside the tree, as `files.look` does."""
         above, name = posixpath.split(target.rstrip(b"/"))
         try:
             real = join(await self._real(above), name)
@@ -289,7 +291,7 @@ class Remote:
         return target if inner == real else inner
 
     async def exists(self, path: bytes) -> bool:
-        """Whether there is anything, be it a dangling link."""
+        """Return whether anything is there, even a dangling link."""
         try:
             await self.ask("lstat", path)
         except GONE:
@@ -297,7 +299,7 @@ class Remote:
         return True
 
     async def free(self, path: bytes) -> int | None:
-        """Free bytes for us in the file system of `path`; None where the server cannot say."""
+        """Return the bytes available in the file system of `path`; None without statvfs there."""
         try:
             status = await self.ask("statvfs", path)
         except NOT_FOR_US:
@@ -312,38 +314,38 @@ class Remote:
             await self.make_directory(parent)
 
     async def make_directory(self, path: bytes) -> None:
-        """Make one directory, with a mode that owes nothing to the server's umask, if we may."""
+        """Make one directory, with our mode whatever the server's umask, if it lets us."""
         failpoints.point("ssh.mkdir")
         try:
             await self.ask("mkdir", path, SFTPAttrs(permissions=DIR_MODE))
         except (asyncssh.SFTPFailure, asyncssh.SFTPFileAlreadyExists):
-            # "Failure" is what servers answer as well if it is there already.
+            # Servers also answer "failure" if the directory exists.
             if not stat.S_ISDIR((await self.ask("lstat", path)).permissions or 0):
                 raise
         with suppress(*NOT_FOR_US):
             await self.ask("setstat", path, SFTPAttrs(permissions=DIR_MODE))
 
     async def remove(self, root: bytes, seen: Seen) -> None:
-        """Take one file, link or empty directory out of a tree."""
+        """Remove one file, link or empty directory from a tree."""
         failpoints.point("ssh.remove")
         await self.ask("rmdir" if seen.kind == "dir" else "remove", join(root, seen.path))
 
     async def remove_tree(self, root: bytes) -> None:
-        """Take a whole tree away; nothing there is no error."""
+        """Remove a whole tree; a missing one is no error."""
         failpoints.point("ssh.remove")
         await self.ask("rmtree", root, True)
 
     async def remove_all(self, path: bytes) -> None:
-        """Take away whatever has that name; nothing there is no error."""
+        """Remove whatever has that name; a missing one is no error."""
         try:
             await self.ask("remove", path)
         except GONE:
             pass
-        except asyncssh.SFTPError:  # servers differ in what they answer for a directory
+        except asyncssh.SFTPError:  # servers differ in how they refuse to unlink a directory
             await self.remove_tree(path)
 
     async def read_small(self, path: bytes, most: int) -> bytes | None:
-        """The first bytes of a regular file; None if there is none, or something else."""
+        """Return the first bytes of a regular file; None if there is none."""
         try:
             if not stat.S_ISREG((await self.ask("lstat", path)).permissions or 0):
                 return None
@@ -353,13 +355,13 @@ class Remote:
             return None
 
     async def write_new(self, path: bytes, content: bytes) -> None:
-        """Write a small file, which must not be there: no link that stands there is followed."""
+        """Write a small file that must not exist; an existing link is not followed."""
         flags = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT | asyncssh.FXF_EXCL
         async with self.opened(path, flags, SFTPAttrs(permissions=FILE_MODE)) as file:
             await file.write(content)
 
     async def fsync_directory(self, path: bytes) -> None:
-        """Bring a directory's entries to the disk where the server lets a directory be opened."""
+        """Bring a directory's entries to the disk, if the server can open a directory."""
         with suppress(asyncssh.SFTPError):
             async with self.opened(path, asyncssh.FXF_READ) as directory:
                 await directory.fsync()
@@ -368,7 +370,7 @@ class Remote:
     async def opened(
         self, path: bytes, flags: int, attrs: SFTPAttrs | None = None
     ) -> AsyncIterator[asyncssh.SFTPClientFile]:
-        """Open something. Raises TimeoutError if the far end waits, as on a FIFO."""
+        """Open a file. Raises TimeoutError if the far end blocks, as on a FIFO."""
         with naming("open", path):
             async with asyncio.timeout(OPENING):
                 file = await self.sftp.open(
@@ -378,9 +380,9 @@ class Remote:
                 yield file
 
     async def withdraw(self, final: bytes, partial: bytes) -> None:
-        """Take the name from a copy that is to be repaired: it is a partial again. Repeatable.
+        """Rename a copy that is to be repaired back to its partial. Repeatable.
 
-        It takes the place of a partial of another attempt.
+        It replaces a partial of another attempt.
         """
         if await self.exists(final):
             await self.remove_all(partial)
@@ -391,9 +393,10 @@ class Remote:
     async def publish(self, partial: bytes, final: bytes) -> None:
         """Rename `partial` to `final`, replacing nothing. Its files must be on the disk already.
 
-        SFTP's own rename does not replace (OpenSSH links and unlinks a file); its POSIX rename,
-        which does, is not used. Raises `GiveUp` where `final` is there.
+        Raises `GiveUp` if `final` exists.
         """
+        # SFTP's own rename replaces nothing (OpenSSH links and unlinks a file). The POSIX rename
+        # of OpenSSH, which does replace, is not used.
         if await self.exists(final):
             raise GiveUp(f"{self.shown(final)} exists already and is not replaced")
         failpoints.point("ssh.publish.rename")

@@ -1,6 +1,7 @@
-"""As much of SFTP (version 3) as moving the bytes of files needs, over a pair of pipes.
+"""Speak as much of SFTP (version 3) as moving the bytes of files needs, over a pair of pipes.
 
-Blocks, so it is for threads. asyncssh speaks all of it, but takes longer for a block than a disk.
+Its calls block, so it is for threads. asyncssh has all of SFTP, but needs more time for a block
+than a disk does.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from caxev.transfer.ssh.plan import BLOCK
 READ: Final = asyncssh.FXF_READ
 WRITE: Final = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
 OPENING: Final = 60.0
-"""Seconds that a far end may take to open a file, or to say hello. On a FIFO it waits for ever."""
+"""Seconds that a far end may take to open a file (a FIFO blocks for ever), or to say hello."""
 
 _INIT, _VERSION, _OPEN, _CLOSE, _READ, _WRITE, _FSTAT, _FSETSTAT = 1, 2, 3, 4, 5, 6, 8, 10
 _EXTENDED: Final = 200
@@ -40,14 +41,14 @@ _ERRORS: Final = {
 
 
 class Lost(Exception):
-    """Nobody is at the other end any more."""
+    """The session has ended."""
 
 
 class Answer(NamedTuple):
     """The answer to the request of that number.
 
-    `body`: a handle, attributes, or the bytes that were read, good until the next answer; empty for
-    "done" and at the end of a file. `error`: why it was not done.
+    `body`: a handle, attributes, or the bytes that were read, valid until the next answer; empty
+    for "done" and at the end of a file. `error`: why the request failed, if it did.
     """
 
     number: int
@@ -57,9 +58,9 @@ class Answer(NamedTuple):
 
 @define(eq=False)
 class Sftp:
-    """The client's end of a session. Requests are sent at once, and answered one after the other.
+    """The client's end of a session; it sends requests without waiting for earlier answers.
 
-    All methods raise `Lost` where the session has ended; most return the request's number.
+    All methods raise `Lost` if the session has ended; most return the request's number.
     """
 
     reading: int
@@ -70,12 +71,12 @@ class Sftp:
     _buffer: memoryview = field(factory=lambda: memoryview(bytearray(_LONGEST)), init=False)
 
     def hello(self) -> None:
-        """Say hello. Waits for nobody, and leaves it to `greet` to find that nobody is there."""
+        """Send our hello without waiting; `greet` finds out if nobody is there."""
         with suppress(Lost):
             self._write(_LONG.pack(5) + bytes([_INIT]) + _LONG.pack(3))
 
     def greet(self) -> None:
-        """Wait for the server to say hello."""
+        """Wait for the server's hello."""
         if not self.answered(OPENING):
             raise Lost
         (length,) = _LONG.unpack(self._read(_LONG.size))
@@ -86,16 +87,16 @@ class Sftp:
         self.can_fsync = b"fsync@openssh.com" in hello
 
     def open(self, path: bytes, flags: int) -> int:
-        """Open a file; the answer is its handle. It is made, with our mode, if `flags` say so."""
+        """Open a file, or create it with our mode if `flags` ask for that; answered by a handle."""
         mode = struct.pack(">III", flags, _PERMISSIONS, FILE_MODE)
         return self._ask(_OPEN, _counted(path) + mode)
 
     def kind(self, handle: bytes) -> int:
-        """Ask what an open file is; see `may_be_file`."""
+        """Ask for the attributes of an open file; see `may_be_file`."""
         return self._ask(_FSTAT, _counted(handle))
 
     def read(self, handle: bytes, at: int, count: int) -> int:
-        """Ask for bytes, which may be fewer when they come."""
+        """Ask for bytes; the answer may have fewer."""
         return self._ask(_READ, _counted(handle) + struct.pack(">QI", at, count))
 
     def write(self, handle: bytes, at: int, data: bytes | memoryview) -> int:
@@ -103,12 +104,12 @@ class Sftp:
         return self._ask(_WRITE, _counted(handle) + struct.pack(">QI", at, len(data)), data)
 
     def settle(self, handle: bytes, seconds: int) -> int:
-        """Give an open file our mode, and this time."""
+        """Set the mode of an open file to ours, and its time."""
         values = struct.pack(">IIII", _PERMISSIONS | _TIMES, FILE_MODE, seconds, seconds)
         return self._ask(_FSETSTAT, _counted(handle) + values)
 
     def fsync(self, handle: bytes) -> int:
-        """Bring an open file to the disk. Only where the server `can_fsync`."""
+        """Bring an open file to the disk; only if the server `can_fsync`."""
         return self._ask(_EXTENDED, _counted(b"fsync@openssh.com") + _counted(handle))
 
     def close(self, handle: bytes) -> int:
@@ -116,7 +117,7 @@ class Sftp:
         return self._ask(_CLOSE, _counted(handle))
 
     def answered(self, timeout: float) -> bool:
-        """Whether there is an answer to be read within so many seconds."""
+        """Return whether an answer can be read within `timeout` seconds."""
         poll = select.poll()
         poll.register(self.reading, select.POLLIN)
         return bool(poll.poll(1000 * timeout))
@@ -141,6 +142,7 @@ class Sftp:
         return self._number
 
     def _write(self, head: bytes, data: bytes | memoryview = b"") -> None:
+        # Usually one system call; the data is never copied.
         try:
             sent = os.writev(self.writing, [head, data])
             rest = memoryview(head)[sent:]
@@ -153,7 +155,7 @@ class Sftp:
             raise Lost from exc
 
     def _read(self, count: int) -> memoryview:
-        if not 0 < count <= _LONGEST:
+        if not 0 < count <= _LONGEST:  # no SFTP server sends that: we are out of step with it
             raise Lost
         whole = rest = self._buffer[:count]
         while rest:
@@ -168,7 +170,7 @@ class Sftp:
 
 
 def may_be_file(attributes: memoryview) -> bool:
-    """Whether these are the attributes of a regular file; servers may leave that out."""
+    """Return whether these may be the attributes of a regular file; servers can omit the mode."""
     (flags,) = _LONG.unpack(attributes[:4])
     at = 4 + (8 if flags & _SIZE else 0) + (8 if flags & _OWNERS else 0)
     if not flags & _PERMISSIONS or len(attributes) < at + 4:

@@ -1,4 +1,4 @@
-"""From two sites of sites.json to the way between them."""
+"""Turn two sites of sites.json into the endpoint that connects them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from caxev.transfer.ssh.endpoint import Endpoint
 def endpoint_of(here: Site, there: Site) -> Endpoint:
     """Return how `here` reaches `there`: its address, with our key and our known hosts.
 
-    Raises `GiveUp` where sites.json gives no host name.
+    Raises `GiveUp` if sites.json has no host name.
     """
     if there.hostname is None:
         raise GiveUp(f"site {there.name!r} has no hostname in sites.json")

@@ -1,4 +1,7 @@
-"""Many small files through one channel: the bytes of one after the other, with nothing between."""
+"""Stream many small files through one channel, without any framing between them.
+
+Over SFTP each of them would cost several requests.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ T = TypeVar("T")
 async def send_stream(
     agent: Agent, root: bytes, pieces: Sequence[Piece], pace: RateMeter, progress: Progress
 ) -> Digests:
-    """Send these stretches of the files below `root`. What is sent next is read meanwhile."""
+    """Send these pieces of the files below `root`; the next are read while these are sent."""
     digests: Digests = {}
     packer = Packer(root, iter(pieces), digests)
     coming = asyncio.create_task(_in_thread(packer.take))
@@ -31,7 +34,7 @@ async def send_stream(
             await _paced(pace, len(data))
             await agent.write(data)
             progress.add(len(data))
-    finally:
+    finally:  # a thread that still reads must not outlive us
         await asyncio.wait([coming])
     return digests
 
@@ -39,7 +42,7 @@ async def send_stream(
 async def receive_stream(
     agent: Agent, root: bytes, pieces: Sequence[Piece], pace: RateMeter, progress: Progress
 ) -> Digests:
-    """Write what comes to these stretches of the files below `root`."""
+    """Write what comes to these pieces of the files below `root`."""
     digests: Digests = {}
     unpacker = Unpacker(root, list(pieces), digests)
     left = sum(piece.left for piece in pieces)
@@ -59,12 +62,12 @@ async def receive_stream(
 
 
 async def _paced(pace: RateMeter, count: int) -> None:
-    while wait := pace.take(count):  # noqa: ASYNC110  # nothing else says that time has passed
+    while wait := pace.take(count):  # noqa: ASYNC110  # no event marks the passing of time
         await asyncio.sleep(wait)
 
 
 async def _in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Call it in a thread. That is waited for even where we are cancelled meanwhile."""
+    """Call `function` in a thread, and wait for its end even if we are cancelled meanwhile."""
     running = asyncio.ensure_future(asyncio.to_thread(function, *args))
     try:
         return await asyncio.shield(running)
@@ -75,14 +78,14 @@ async def _in_thread(function: Callable[..., T], *args: Any) -> T:
 
 @define
 class Packer:
-    """Reads stretches of files and takes their digests."""
+    """Read pieces of files, and compute their digests."""
 
     root: bytes
     pieces: Iterator[Piece]
     digests: Digests
 
     def take(self) -> bytes:
-        """About `CHUNK` bytes more; none at the end."""
+        """Return about `CHUNK` more bytes; none at the end."""
         blocks: list[bytes] = []
         size = 0
         while size < CHUNK and (piece := next(self.pieces, None)) is not None:
@@ -97,7 +100,7 @@ class Packer:
 
 @define
 class Unpacker:
-    """Writes stretches of files, each when it is complete, and takes their digests."""
+    """Write pieces of files, each when it is complete, and compute their digests."""
 
     root: bytes
     pieces: list[Piece]
