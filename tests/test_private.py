@@ -34,9 +34,10 @@ from caxev.files import (
     not_private,
     pinned,
 )
-from caxev.rucio.client import _Counter, _Fetching
 from caxev.rucio.files import Checked
+from caxev.rucio.moving import Fetching
 from caxev.rucio.names import Did
+from caxev.rucio.storage import Counter
 from tests.test_commands import SHM, elsewhere
 from tests.test_processing import make_input, quiet, spec_in
 
@@ -375,13 +376,13 @@ def test_rucio_writes_where_nobody_else_may(tmp_path: Path, far: Path) -> None:
     one = Checked(b"data", "data", 4, "0400019b")
     client = SimpleNamespace(list_replicas=lambda *_, **__: [])
     order = SimpleNamespace(dataset=Did("scope", "name"), rse=None)
-    fetching = _Fetching(
+    fetching = Fetching(
         SimpleNamespace(client=client),  # type: ignore[arg-type]
         os.fsencode(tmp_path / "partial"),
         os.fsencode(far),
         order,  # type: ignore[arg-type]
         [one],
-        _Counter.silent(),
+        Counter.silent(),
     )
 
     class Storage:

@@ -36,7 +36,7 @@ from caxev.files import digest_tree
 from caxev.handlers import rucio as reactions
 from caxev.handlers.rucio import plan_upload
 from caxev.rucio import Did, OverQuota, rule_files
-from caxev.rucio.client import connected
+from caxev.rucio.connection import connected
 from caxev.rucio.errors import meaning_of
 from caxev.rucio.messages import Messages
 from tests import engine

@@ -2,7 +2,8 @@
 
 `names` has what a run's data is called in it, `rules` reads rule files, `changes` decides which
 replicas are wanted, `files` has what a file must be; these are pure or read this disk alone.
-`client` is the only module that knows Rucio's library; its functions run in worker processes.
+`client` has what can be done, in worker processes, with the values of `orders`; `moving` brings
+files there and back. Only `connection` and `storage` know Rucio's library.
 `caxev.handlers.rucio` and ``caxev rucio`` put them together.
 """
 
@@ -16,11 +17,6 @@ from caxev.rucio.changes import (
     wishes_for,
 )
 from caxev.rucio.client import (
-    Download,
-    Found,
-    Settlement,
-    Upload,
-    Verdict,
     check,
     datasets,
     declare_bad,
@@ -28,15 +24,16 @@ from caxev.rucio.client import (
     files_of,
     give_up,
     look,
-    missing,
     read_copy,
     settle,
     upload,
     verify,
 )
+from caxev.rucio.connection import missing
 from caxev.rucio.errors import OverQuota
 from caxev.rucio.files import Checked, Digested, stored_as
 from caxev.rucio.names import Did, Names, names_of, taken_at
+from caxev.rucio.orders import Download, Found, Settlement, Upload, Verdict
 from caxev.rucio.rules import Rule, load_rules, source_of
 
 __all__ = [

@@ -1,7 +1,7 @@
 """What Rucio's server answers is read up to a limit.
 
 Rucio's client library joins the pieces of a line until it ends, and reads an error's text whole: a
-server, or a gateway before it, that never stops would fill the memory. `caxev.rucio.client` has
+server, or a gateway before it, that never stops would fill the memory. `caxev.rucio.connection` has
 it use a `limited_session`. What the process prints is limited by `caxev.logs.Relay`.
 """
 

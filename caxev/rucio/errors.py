@@ -1,6 +1,6 @@
 """Rucio's errors, as what the caller can do: `Retry`, `OverQuota` or `GiveUp`, in Rucio's words.
 
-Used by `caxev.rucio.client` alone. Known by the names of their classes, so that nothing of
+Used by `connection` and `storage` alone. Known by the names of their classes, so that nothing of
 Rucio's needs to be imported for it.
 """
 

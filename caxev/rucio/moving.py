@@ -1,0 +1,160 @@
+"""Files of a copy on their way into a catalogue and out of it, a few at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+
+from attrs import define, field
+
+from caxev import failpoints
+from caxev.core.errors import GiveUp, Retry
+from caxev.files import Report, Seen, join, local, name_in, place_file
+from caxev.limited import rows_limited
+from caxev.rucio.connection import AVAILABLE, Connection, batches
+from caxev.rucio.files import Checked
+from caxev.rucio.names import Did
+from caxev.rucio.orders import Download
+from caxev.rucio.storage import (
+    Counter,
+    Row,
+    Storage,
+    adler32_of,
+    difference,
+    row_of,
+    side_by_side,
+)
+
+
+@define(eq=False)
+class Sending:
+    """Brings the files of a copy to one RSE, and makes them known to the catalogue."""
+
+    rucio: Connection
+    storage: Storage
+    root: str
+    dataset: Did
+    report: Report
+
+    def send(self, files: Sequence[Checked], *, known: bool) -> None:
+        """Afterwards each is AVAILABLE, and the storage has told that it is what it must be.
+
+        `known`: some of them may have been registered before.
+        """
+        rse, client = self.storage.rse, self.rucio.client
+        if not self.storage.settings.get("deterministic", True):
+            raise GiveUp(f"{rse} is not deterministic: it cannot be an entrance")
+        rows = {row["name"]: row for row in self._known(files)} if known else {}
+        self._compare(rows, files)
+        state = {name: row["states"].get(rse) for name, row in rows.items()}
+        new = [one for one in files if state.get(one.name) is None]
+        for some in batches(new):
+            client.add_replicas(rse, [self._registered(one) for one in some])
+            failpoints.point("rucio.register")
+        counter = Counter(self.report, sum(one.size for one in files))
+        names = {one.name for one in new}
+        for some in batches(files):
+            side_by_side(lambda one: self._bring(one, one.name in names, counter), some)
+            failpoints.point("rucio.sent")
+            lacking = [one for one in some if state.get(one.name) != AVAILABLE]
+            if lacking:
+                client.update_replicas_states(rse, [self._available(one) for one in lacking])
+                failpoints.point("rucio.available")
+
+    def _known(self, files: Sequence[Checked]) -> list[Row]:
+        return self.rucio.replicas([Did(self.dataset.scope, one.name) for one in files])
+
+    def _compare(self, rows: Mapping[str, Row], files: Iterable[Checked]) -> None:
+        """A name stands for one content for ever: Rucio would take other bytes without a word."""
+        for one in files:
+            row = rows.get(one.name)
+            why = one.differs(row["bytes"], row["adler32"], row.get("md5")) if row else None
+            if why is not None:
+                raise GiveUp(f"{self.dataset.scope}:{one.name} {why} in the catalogue")
+
+    def _registered(self, one: Checked) -> Row:
+        sums = {"bytes": one.size, "adler32": one.adler32, "md5": one.md5}
+        return {**row_of(Did(self.dataset.scope, one.name)), **sums, "state": "C"}
+
+    def _available(self, one: Checked) -> Row:
+        return {**row_of(Did(self.dataset.scope, one.name)), "state": "A"}
+
+    def _bring(self, one: Checked, is_new: bool, counter: Counter) -> None:
+        did = Did(self.dataset.scope, one.name)
+        pfn = self.storage.pfn(did)
+        if is_new or difference(self.storage, pfn, one, Counter.silent()) is not None:
+            self.storage.send(did, one, self.root)
+            failpoints.point("rucio.file")
+            why = difference(self.storage, pfn, one, Counter.silent())
+            if why is not None:
+                raise Retry(f"{one.name} at {self.storage.rse} {why} after it was brought there")
+        counter.add(one.size)
+
+
+@define(eq=False)
+class Fetching:
+    """Brings files of a dataset here, each from the first of its replicas that gives it whole.
+
+    Rucio's library writes to `private` alone; what it has brought there goes on to `partial`.
+    """
+
+    rucio: Connection
+    partial: bytes
+    private: bytes
+    order: Download
+    files: Sequence[Checked]
+    counter: Counter
+    _rows: Mapping[str, Row] = field(init=False)
+    _by_path: Mapping[bytes, Checked] = field(init=False)
+    _storages: dict[str, Storage] = field(init=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        rows = rows_limited(
+            self.rucio.client.list_replicas(
+                [row_of(self.order.dataset)], rse_expression=self.order.rse
+            )
+        )
+        self._rows = {row["name"]: row for row in rows}
+        self._by_path = {one.path: one for one in self.files}
+        for rse in {rse for row in self._rows.values() for rse in row["rses"]}:
+            self._storages[rse] = self.rucio.storage(rse)
+
+    def fetch(self, seen: Seen) -> None:
+        """Bring one file. Its time says that it is whole."""
+        one = self._by_path[seen.path]
+        failed: list[str] = []
+        for rse, pfn in self._sources(one):
+            if (why := self._fetched(seen, rse, pfn)) is None:
+                failpoints.point("files.file")
+                self.counter.add(one.size)
+                return
+            failed.append(f"{rse}: {why}")
+        where = f" at {self.order.rse}" if self.order.rse else ""
+        raise Retry(f"{one.name}: {'; '.join(failed) or f'no replica is available{where}'}")
+
+    def _sources(self, one: Checked) -> list[tuple[str, str]]:
+        pfns = self._rows.get(one.name, {}).get("pfns", {})
+        ordered = sorted(pfns.items(), key=lambda item: item[1].get("priority", 0))
+        return [(source["rse"], pfn) for pfn, source in ordered]
+
+    def _fetched(self, seen: Seen, rse: str, pfn: str) -> str | None:
+        """Bring the file from there; why it did not come, None where it did."""
+        one, path = self._by_path[seen.path], join(self.partial, seen.path)
+        staged = name_in(self.private, one.path)
+        try:
+            self._storages[rse].fetch(pfn, staged)
+            with local(path, "write"):
+                why = one.differs(os.path.getsize(staged), adler32_of(staged))
+                if why is None:
+                    os.utime(staged, ns=(seen.mtime_ns, seen.mtime_ns))
+                    place_file(staged, path, is_lock=not one.path)
+        except (Retry, GiveUp):
+            raise
+        except Exception as error:  # noqa: BLE001  # any storage's library; another may give it
+            return str(error) or type(error).__name__
+        else:
+            return why
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(staged)

@@ -1,0 +1,161 @@
+"""The storage behind an RSE, reached by Rucio's own protocols, and counters of the bytes moved.
+
+Raises the errors of any storage's library; `caxev.rucio.connection.connected` translates them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import deepcopy
+from threading import Lock
+from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
+
+from attrs import define, field
+
+from caxev.files import Report, join, pinned
+from caxev.rucio.errors import is_called
+from caxev.rucio.files import Checked
+from caxev.rucio.names import Did
+
+T = TypeVar("T")
+R = TypeVar("R")
+Row = dict[str, Any]
+
+AT_ONCE: Final = 4
+"""Files that are moved or compared side by side."""
+_CHUNK: Final = 1 << 20
+QUIET: Final = logging.getLogger("caxev.rucio")
+"""The logger of Rucio's library."""
+
+
+@define(eq=False)
+class Storage:
+    """The storage behind an RSE, by Rucio's own protocols. Any thread may call."""
+
+    rse: str
+    settings: Row
+    token: str | None = field(repr=False)
+
+    @contextmanager
+    def _protocol(self, operation: str, scheme: str | None = None) -> Iterator[Any]:
+        from rucio.rse import rsemanager
+
+        # Rucio writes the token into the settings and takes it out again: threads need their own.
+        protocol = rsemanager.create_protocol(
+            deepcopy(self.settings),
+            operation,
+            scheme=scheme,
+            auth_token=self.token,
+            logger=QUIET.log,
+        )
+        protocol.connect()
+        try:
+            yield protocol
+        finally:
+            protocol.close()
+
+    def pfn(self, did: Did) -> str:
+        """Where a file is, or will be, in this storage."""
+        with self._protocol("read") as protocol:
+            name: str = protocol.lfns2pfns(row_of(did))[str(did)]
+            return name
+
+    def stat(self, pfn: str) -> Row | None:
+        """Size and checksums of a file, as the storage has them now; None where there is none."""
+        with self._protocol("read", urlsplit(pfn).scheme) as protocol:
+            try:
+                found: Row = protocol.stat(pfn)
+            except Exception as error:
+                if isinstance(error, FileNotFoundError) or is_called(error, "SourceNotFound"):
+                    return None
+                raise
+        return found
+
+    def send(self, did: Did, one: Checked, root: str) -> None:
+        """Bring a file there, in place of whatever has its name. A temporary name until whole."""
+        from rucio.rse import rsemanager
+
+        with pinned(join(os.fsencode(root), one.path)) as name:
+            directory, file = os.path.split(os.fsdecode(name))
+            rsemanager.upload(
+                self.settings,
+                {
+                    **row_of(did),
+                    "filename": file,
+                    "adler32": one.adler32,
+                    "md5": one.md5,
+                    "filesize": one.size,
+                },
+                source_dir=directory,
+                delete_existing=True,
+                auth_token=self.token,
+                logger=QUIET.log,
+            )
+
+    def fetch(self, pfn: str, path: bytes) -> None:
+        """Bring a file here."""
+        with self._protocol("read", urlsplit(pfn).scheme) as protocol:
+            protocol.get(pfn, os.fsdecode(path))
+
+
+def difference(storage: Storage, pfn: str, wanted: Checked, counter: Counter) -> str | None:
+    """Why what is stored there is not the file; None where it is."""
+    found = storage.stat(pfn)
+    counter.add(wanted.size)
+    if found is None:
+        return "is not there"
+    return wanted.differs(found.get("filesize"), found.get("adler32"), found.get("md5"))
+
+
+def adler32_of(path: bytes) -> str:
+    """Return the ADLER32 of a file as eight hex digits."""
+    value = 1
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            value = zlib.adler32(chunk, value)
+    return f"{value:08x}"
+
+
+@define(eq=False)
+class Counter:
+    """Counts bytes from any thread and reports them."""
+
+    report: Report
+    total: int
+    done: int = 0
+    added: int = 0
+    _lock: Lock = field(factory=Lock)
+
+    @classmethod
+    def silent(cls) -> Counter:
+        """One that tells nobody."""
+        return cls(lambda _done, _total: None, 0)
+
+    def add(self, count: int) -> None:
+        """So many bytes more."""
+        with self._lock:
+            self.added += count
+            self.done += count
+            self.report(self.done, self.total)
+
+
+def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Call it for each, a few at a time; their results in order. The first error is raised."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        futures = [pool.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def row_of(did: Did) -> Row:
+    """Return a data identifier as Rucio's library takes it."""
+    return {"scope": did.scope, "name": did.name}
