@@ -34,7 +34,7 @@ from caxev.rucio.storage import Counter, side_by_side
 
 
 def check(there: Site) -> str:
-    """Reach the server and be known to it: its version, and as whom."""
+    """Reach the server and log in. Returns its version and our account."""
     with connected(there, "reaching the server") as rucio:
         who = rucio.client.whoami()
         version = rucio.client.ping().get("version", "of unknown version")
@@ -44,8 +44,8 @@ def check(there: Site) -> str:
 def upload(order: Upload, *, report: Report) -> tuple[Digested, Found]:
     """Bring a copy into the catalogue, at its entrance RSE: whole, attached, under a rule, closed.
 
-    When this returns every file is AVAILABLE there and the storage itself has told the right size
-    and checksum. What was read of the copy is returned with it.
+    When this returns, every file is AVAILABLE there, and the storage itself has confirmed its size
+    and checksum. The digests that were read of the copy are returned, too.
     """
     entrance = order.there.rucio_upload_rse
     if entrance is None:
@@ -82,17 +82,17 @@ def _check_digest(order: Upload, manifest: Manifest) -> None:
 
 
 def look(there: Site, dataset: Did, *, report: Report) -> Found:
-    """See how a dataset stands, and change nothing."""
+    """Return the state of a dataset, and change nothing."""
     del report
     with connected(there, f"looking at {dataset}") as rucio:
         return rucio.look(dataset)
 
 
 def settle(order: Settlement, *, report: Report) -> Found:
-    """Make the rules of a dataset what is wanted, and see how it stands then.
+    """Make the rules of a dataset those that are wanted, and return its state afterwards.
 
-    Done again it finds nothing to do: no rule is made twice, an end is moved and not made anew. A
-    rule is given up only once another RSE's replicas have been compared, just then, with `files`.
+    Idempotent: no rule is made twice, and an end is moved and not made anew. A rule is given up
+    only once another RSE's replicas have been compared, just then, with `files`.
     """
     with connected(order.there, f"rules of {order.dataset}") as rucio:
         todo = changes(
@@ -142,7 +142,7 @@ def _ended(remembered: Iterable[Standing], standing: Iterable[Standing]) -> Iter
 def verify(
     there: Site, dataset: Did, files: tuple[Checked, ...], deep: bool, *, report: Report
 ) -> Verdict:
-    """Compare what the catalogue has with what the files must be.
+    """Compare the files that the catalogue has with those that it must have.
 
     With `deep` the storage of every RSE that has all of it is asked for sizes and checksums.
     """
@@ -151,20 +151,20 @@ def verify(
 
 
 def read_copy(here: Site, location: str, names: Names, *, report: Report) -> Digested:
-    """Read a copy at this site for what its files must be in the catalogue."""
+    """Read a copy at this site, for the digests that its files must have in the catalogue."""
     root = confine(location, here.roots)
     return digest_for_catalogue(root, names, sha512=False, report=report)
 
 
 def files_of(there: Site, dataset: Did, *, report: Report) -> tuple[Checked, ...]:
-    """What the catalogue says of a dataset's files."""
+    """Return a dataset's files as the catalogue has them."""
     del report
     with connected(there, f"listing {dataset}") as rucio:
         return rucio.files(dataset)
 
 
 def datasets(there: Site, *, report: Report) -> tuple[Did, ...]:
-    """Every dataset in the scopes of the catalogue's experiment."""
+    """Return every dataset in the scopes of the catalogue's experiment."""
     del report
     prefix = f"{there.rucio.experiment}_"
     with connected(there, "listing the catalogue") as rucio:
@@ -182,7 +182,7 @@ def datasets(there: Site, *, report: Report) -> tuple[Did, ...]:
 def declare_bad(
     there: Site, dataset: Did, replicas: Sequence[tuple[str, str]], *, report: Report
 ) -> None:
-    """Tell the catalogue that these replicas, (RSE, name), are bad: it makes them anew itself."""
+    """Declare these replicas, (RSE, name), bad: the catalogue makes them anew itself."""
     del report
     with connected(there, f"declaring bad replicas of {dataset}") as rucio:
         wanted = {*replicas}

@@ -37,7 +37,7 @@ AVAILABLE: Final = "AVAILABLE"
 
 
 def missing() -> str | None:
-    """Why there is no catalogue to be had from here; None where the library is there."""
+    """Return what to install before a catalogue can be reached; None if the library is there."""
     if importlib.util.find_spec("rucio") is None:
         return "Rucio's client library is not installed here: pip install 'caxev[rucio]'"
     return None
@@ -67,7 +67,7 @@ def _client(there: Site) -> Any:
         "client_proxy": there.grid_cert,
     }
     try:
-        with redirect_stdout(sys.stderr):  # where it tells a person how to log in
+        with redirect_stdout(sys.stderr):  # it prints how to log in
             return Client(
                 rucio_host=there.hostname,
                 auth_host=settings.auth_host or there.hostname,
@@ -79,8 +79,8 @@ def _client(there: Site) -> Any:
                 user_agent="caxev",
                 logger=QUIET,
             )
-    except KeyError as lacking:  # as it says that there is no proxy
-        how = settings.auth_type or "what rucio.cfg says"
+    except KeyError as lacking:  # its error if there is no proxy
+        how = settings.auth_type or "the login of rucio.cfg"
         raise GiveUp(f"Rucio's client finds no {lacking} for {how}") from lacking
     except EOFError as alone:  # it asks a person, and there is none
         raise Retry("Rucio's client asks a person to log in: do so once with its own") from alone
@@ -88,7 +88,7 @@ def _client(there: Site) -> Any:
 
 @define(eq=False)
 class Connection:
-    """A connection, and what is done over it. Raises Rucio's own errors."""
+    """A connection to a catalogue, and its operations. Raises Rucio's own errors."""
 
     client: Any
     there: Site
@@ -147,7 +147,7 @@ class Connection:
             unless("UnsupportedOperation", self.client.close, *dataset)
 
     def attach(self, dataset: Did, files: Sequence[Checked]) -> None:
-        """See to it that the dataset holds these files, and no others."""
+        """Make the dataset hold these files, and check that it holds no others."""
         content = {row["name"] for row in rows_limited(self.client.list_content(*dataset))}
         names = [one.name for one in files]
         if odd := sorted(content.difference(names)):
@@ -167,7 +167,7 @@ class Connection:
     # -- files and replicas -----------------------------------------------------------------
 
     def files(self, dataset: Did) -> tuple[Checked, ...]:
-        """What the catalogue says of the dataset's files."""
+        """Return the dataset's files as the catalogue has them."""
         return tuple(
             Checked(row["name"].encode(), row["name"], row["bytes"], row["adler32"] or "")
             for row in rows_limited(self.client.list_files(*dataset))
@@ -213,7 +213,7 @@ class Connection:
         unless("DuplicateRule", add, [row_of(dataset)], 1, rse, **options)
 
     def look(self, dataset: Did) -> Found:
-        """How the dataset stands."""
+        """Return the state of the dataset."""
         rows = list(rows_limited(self.client.list_dataset_replicas(*dataset, deep=True)))
         rses = sorted(row["rse"] for row in rows if row["length"] and row["state"] == AVAILABLE)
         return Found(tuple(rses), self.rules(dataset))
@@ -229,12 +229,12 @@ class Connection:
         deep: bool = True,
         without: Iterable[str] = (),
     ) -> Verdict:
-        """Compare the catalogue, and with `deep` the storage, with what the files must be."""
+        """Compare the catalogue's files, and with `deep` the storage's, with the right ones."""
         if self._exists(dataset) is None:
             return Verdict(bad=(f"{dataset} is not in the catalogue",))
         wanted = {one.name: one for one in files}
         rows = self.replicas([dataset])
-        md5 = {row["name"]: row.get("md5") for row in rows}  # which list_files does not tell
+        md5 = {row["name"]: row.get("md5") for row in rows}  # list_files lacks it
         listed = (
             {**row, "md5": md5.get(row["name"])}
             for row in rows_limited(self.client.list_files(*dataset))
@@ -280,7 +280,7 @@ class Connection:
 
 
 def differences(wanted: Mapping[str, Checked], rows: Iterable[Row]) -> list[str]:
-    """How the files that a dataset has differ from those that it must have, a line each."""
+    """Return how the files of a dataset differ from those that it must have, a line each."""
     listed = {row["name"]: row for row in rows}
     bad = [f"{name} is missing" for name in sorted(wanted.keys() - listed.keys())]
     bad += [f"{name} is not one of the run's" for name in sorted(listed.keys() - wanted.keys())]
@@ -303,7 +303,7 @@ def complete_at(files: set[str], rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def unless(known: str, function: Callable[..., object], *args: Any, **options: Any) -> bool:
-    """Call it; whether it did something. An error of that name says that it was done before."""
+    """Call a function; whether it did something. An error of that name means that it was done."""
     try:
         function(*args, **options)
     except Exception as error:

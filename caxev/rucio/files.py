@@ -1,8 +1,8 @@
 """The files of a copy as a catalogue knows them: names, sizes, ADLER32 and MD5.
 
-`Checked` says what a file must be; `digest_for_catalogue` reads a copy on this disk once for all
-the digests that the catalogue and the database want of it. What is stored beside a manifest makes
-replicas comparable after the copy itself is gone.
+`Checked` has what a file must be; `digest_for_catalogue` reads a copy on this disk once for all the
+digests that the catalogue and the database need. They are stored with a manifest, so that replicas
+can be compared after the copy itself is gone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _CHUNK: Final = 2 << 20
 class Checked:
     """What one file must be. `path` is relative to the copy, ``b""`` for a copy of one file.
 
-    `adler32` is eight hex digits; `md5` is empty where it is not known.
+    `adler32` is eight hex digits; `md5` is empty if it is not known.
     """
 
     path: bytes
@@ -51,7 +51,7 @@ class Checked:
     md5: str = ""
 
     def differs(self, size: object, adler32: object, md5: object = None) -> str | None:
-        """Why what has this size and these checksums is not this file; None where it is.
+        """Return why bytes of this size and these checksums are not this file; None if they are.
 
         Every checksum that is known on both sides must be the same; without any, nothing is proven.
         """
@@ -91,8 +91,8 @@ class Digested:
 def digest_for_catalogue(root: str, names: Names, *, sha512: bool, report: Report) -> Digested:
     """Read the copy at `root` once, in a thread a core.
 
-    Raises `GiveUp` where it holds what a catalogue cannot: links, empty directories, odd names;
-    `Retry` where it cannot be read or changes meanwhile.
+    Raises `GiveUp` if it holds what a catalogue cannot: links, empty directories, odd names;
+    `Retry` if it cannot be read or changes meanwhile.
     """
     before = look(root)
     todo = [(seen, _name(names, seen, root)) for seen in before if seen.kind == "file"]

@@ -34,7 +34,7 @@ LONGEST: Final = 16 << 20
 
 
 def datasets_in(body: bytes) -> Iterator[str]:
-    """The datasets whose rules the messages of a post tell of: ``scope:name``, each once."""
+    """Return the datasets whose rules a post is about: ``scope:name``, each once."""
     found: dict[str, None] = {}
     for line in body.splitlines():
         try:
@@ -61,7 +61,7 @@ class Messages:
 
     @property
     def addresses(self) -> dict[str, tuple[str, int]]:
-        """Where messages of each catalogue are taken, by its name."""
+        """The address at which messages of each catalogue are taken, by its name."""
         found = [one for name in self.site.upload_options if (one := self.sites.find(name))]
         return {one.name: one.rucio.messages for one in found if one.rucio.messages}
 

@@ -38,7 +38,7 @@ class Sending:
     report: Report
 
     def send(self, files: Sequence[Checked], *, known: bool) -> None:
-        """Afterwards each is AVAILABLE, and the storage has told that it is what it must be.
+        """Bring files there. Afterwards each is AVAILABLE, and the storage has confirmed its bytes.
 
         `known`: some of them may have been registered before.
         """
@@ -121,7 +121,7 @@ class Fetching:
             self._storages[rse] = self.rucio.storage(rse)
 
     def fetch(self, seen: Seen) -> None:
-        """Bring one file. Its time says that it is whole."""
+        """Bring one file. Its time marks it as whole."""
         one = self._by_path[seen.path]
         failed: list[str] = []
         for rse, pfn in self._sources(one):
@@ -139,7 +139,7 @@ class Fetching:
         return [(source["rse"], pfn) for pfn, source in ordered]
 
     def _fetched(self, seen: Seen, rse: str, pfn: str) -> str | None:
-        """Bring the file from there; why it did not come, None where it did."""
+        """Bring the file from there; return why it did not come, None if it did."""
         one, path = self._by_path[seen.path], join(self.partial, seen.path)
         staged = name_in(self.private, one.path)
         try:

@@ -48,7 +48,7 @@ class Did(NamedTuple):
 
 @frozen
 class Names:
-    """Where one copy stands: its dataset, the run's container, and that of the science run."""
+    """The names of one copy: its dataset, the run's container, and that of the science run."""
 
     dataset: Did
     run: Did
@@ -60,7 +60,7 @@ class Names:
         return (self.period.scope, self.dataset.scope)
 
     def file(self, path: bytes) -> Did:
-        """The name of a file of the copy. Raises `GiveUp` where the catalogue can hold no such."""
+        """Return the name of a file of the copy. Raises `GiveUp` if no catalogue can hold it."""
         try:
             name = path.decode("ascii")
         except UnicodeDecodeError:

@@ -19,7 +19,7 @@ from caxev.rucio.names import Did, Names
 class Upload:
     """A copy at `location` of the site `here`, to be brought into the catalogue `there`.
 
-    `manifest` is the digest that it must have; where it is None, `checksum` (cax's SHA-512) must
+    `manifest` is the digest that it must have; if it is None, `checksum` (cax's SHA-512) must
     fit. `metadata` goes to the dataset.
     """
 
@@ -36,7 +36,7 @@ class Upload:
 class Found:
     """How a dataset stands: RSEs that have all of it, and the rules, those that ended among them.
 
-    `done` says what was changed, in words.
+    `done` is what was changed, in words.
     """
 
     rses: tuple[str, ...] = ()
@@ -89,8 +89,8 @@ class Verdict:
 class Download:
     """A dataset to be fetched to `location` at the site `here`.
 
-    `files`: what it must hold, None: what the catalogue says. `expected`: the copy's manifest,
-    where it is known. Without both, `single` says that the copy is one file. `rse`: from there
+    `files`: those that it must hold, None: those of the catalogue. `expected`: the copy's manifest,
+    if it is known. Without both, `single` decides whether the copy is one file. `rse`: from there
     alone. `taken`: the time that the files get.
     """
 

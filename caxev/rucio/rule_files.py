@@ -79,7 +79,7 @@ class RuleFiles:
             if name in self._seen and seen == self._seen[name]:
                 continue
             try:
-                load_rules(path)  # a file in error is not applied, but told
+                load_rules(path)  # a file in error is reported, not applied
                 digest = blake2b(read_limited(path, CONFIGURATION), digest_size=8).hexdigest()
             except (ConfigError, OSError) as error:
                 logger.error("the rules of {} stay as they were: {}", name, error)
@@ -111,7 +111,7 @@ class RuleFiles:
 
 
 def _seen(path: Path) -> tuple[int, int, int] | None:
-    """What changes with a file; None where there is none."""
+    """Return what changes with a file; None if there is none."""
     try:
         status = path.stat()
     except OSError:

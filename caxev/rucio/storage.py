@@ -61,13 +61,13 @@ class Storage:
             protocol.close()
 
     def pfn(self, did: Did) -> str:
-        """Where a file is, or will be, in this storage."""
+        """Return the place of a file in this storage, present or future."""
         with self._protocol("read") as protocol:
             name: str = protocol.lfns2pfns(row_of(did))[str(did)]
             return name
 
     def stat(self, pfn: str) -> Row | None:
-        """Size and checksums of a file, as the storage has them now; None where there is none."""
+        """Return size and checksums of a file as the storage has them; None if there is no file."""
         with self._protocol("read", urlsplit(pfn).scheme) as protocol:
             try:
                 found: Row = protocol.stat(pfn)
@@ -105,7 +105,7 @@ class Storage:
 
 
 def difference(storage: Storage, pfn: str, wanted: Checked, counter: Counter) -> str | None:
-    """Why what is stored there is not the file; None where it is."""
+    """Return why the bytes stored there are not the file; None if they are."""
     found = storage.stat(pfn)
     counter.add(wanted.size)
     if found is None:
@@ -134,11 +134,11 @@ class Counter:
 
     @classmethod
     def silent(cls) -> Counter:
-        """One that tells nobody."""
+        """Return one that reports to nobody."""
         return cls(lambda _done, _total: None, 0)
 
     def add(self, count: int) -> None:
-        """So many bytes more."""
+        """Add so many bytes."""
         with self._lock:
             self.added += count
             self.done += count
