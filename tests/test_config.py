@@ -339,6 +339,7 @@ def test_links(tmp_path: Path) -> None:
     ("links", "message"),
     [
         ([], "links must be limits by site, as"),
+        ({"": {}}, "links must be limits by site, as"),
         ({"b": 5}, "links: 'b': must be an object, not 5"),
         ({"b": {"max_rat": "1B/s"}}, r"'b': unknown key 'max_rat' \(did you mean 'max_rate'\?"),
         ({"b": {"qqq": 1}}, r"'b': unknown key 'qqq' \(take it out"),

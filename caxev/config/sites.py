@@ -21,6 +21,7 @@ from caxev.config.errors import hint, known_names
 from caxev.config.links import Link
 from caxev.config.permissions import Permission, read_permissions
 from caxev.config.processing import Directory, Processing
+from caxev.config.reading import read
 from caxev.config.retention import Deletion, Patrol, Stalled
 from caxev.config.rucio import Catalogue
 from caxev.config.values import (
@@ -111,6 +112,11 @@ def _base(value: Any) -> str | None:
 
 def _line(value: Any) -> str | None:
     return match(r"[^\0\r\n]*", value).string or None
+
+
+def _links(value: Any) -> Any:
+    check(all(value))
+    return read(Mapping[str, Link], value)
 
 
 Base = Annotated[str | None, Kind("a path without '..'", _base)]
@@ -223,7 +229,7 @@ class Site:
     """The command that starts caxev at this site's SSH account, as ``/opt/caxev/bin/caxev``:
     transfers to it are faster."""
     links: Annotated[
-        Mapping[str, Link], Kind('limits by site, as {"chicago": {"max_rate": "200MB/s"}}')
+        Mapping[str, Link], Kind('limits by site, as {"chicago": {"max_rate": "200MB/s"}}', _links)
     ] = field(default=Factory(dict), hash=False)
     """Limits of the links to other sites, as seen from here. What a link does not name is as for
     the site; if both ends name a number, the smaller counts."""
