@@ -23,7 +23,7 @@ from tests.test_cookbook import FILES
 
 ROOT: Final = Path(__file__).parents[1]
 MADE: Final = shutil.ignore_patterns(
-    ".git", ".venv", ".*cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist"
+    ".git", ".venv", ".*cache", ".hypothesis", "__pycache__", "build", "dist"
 )
 """What is no source."""
 
@@ -49,8 +49,8 @@ class Installed(NamedTuple):
 
 
 def build(source: Path, what: str, where: Path) -> Path:
-    """Build a distribution as pip does, but with the setuptools of this environment."""
-    code = f"import setuptools.build_meta as backend; print(backend.build_{what}({str(where)!r}))"
+    """Build a distribution as pip does, but with the hatchling of this environment."""
+    code = f"import hatchling.build as backend; print(backend.build_{what}({str(where)!r}))"
     built = subprocess.run(
         [sys.executable, "-c", code], cwd=source, check=True, capture_output=True, text=True
     )
@@ -60,7 +60,6 @@ def build(source: Path, what: str, where: Path) -> Path:
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """Install the wheel of the source distribution of a copy of this checkout."""
-    pytest.importorskip("setuptools", "77")  # as pyproject.toml asks
     base = tmp_path_factory.mktemp("package")
     shutil.copytree(ROOT, base / "checkout", symlinks=True, ignore=MADE)
     with tarfile.open(build(base / "checkout", "sdist", base)) as archive:
@@ -92,8 +91,7 @@ def test_the_source_distribution_is_whole(installed: Installed) -> None:
     """It has every file of the checkout, so that its tests can run; some of them do here."""
     checkout = installed.source.parent / "checkout"
     files = [path.relative_to(checkout) for path in checkout.rglob("*") if path.is_file()]
-    ours = [path for path in files if path.parts[0] != "caxev.egg-info"]
-    assert [path for path in ours if not (installed.source / path).is_file()] == []
+    assert [path for path in files if not (installed.source / path).is_file()] == []
     tests = ("tests/test_config.py", "tests/test_deploy.py", "-k", "handler or unit")
     ended = installed.run(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests, cwd=installed.source
