@@ -66,7 +66,7 @@ _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @frozen
-class Plan:
+class ReadPlan:
     """A copy to be read, and the one to compare it with (None: it is the first)."""
 
     copy: Copy
@@ -202,7 +202,7 @@ def digest_gently(
 
 
 async def verdict(
-    job: Job, plan: Plan, manifest: Manifest, began: datetime | None = None
+    job: Job, plan: ReadPlan, manifest: Manifest, began: datetime | None = None
 ) -> RunUpdate:
     """Say what the copy is, given its manifest, which was read from `began` on."""
     known, ours = plan.reference, manifest.cax_checksum()
@@ -317,7 +317,7 @@ def plan_recheck(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
     return seen
 
 
-def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Plan | Skip:
+def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> ReadPlan | Skip:
     """Decide whether this site verifies that copy, and against which one. Pure."""
     if seen is None:
         return Skip("the copy is gone")
@@ -338,7 +338,7 @@ def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Plan
     known = None if producer(seen) == seen.host else reference(run, seen, sites)
     if known is None and not is_first(run, seen, sites):
         raise GiveUp(f"there is no good copy to compare {seen.key} with")
-    return Plan(seen, known)
+    return ReadPlan(seen, known)
 
 
 def is_first(run: Run, seen: Copy, sites: Sites) -> bool:

@@ -43,7 +43,7 @@ EVENT_FILE = re.compile(rb".+-\d+-\d+-\d+-\d+\.zip")
 
 
 @frozen
-class Plan:
+class SizePlan:
     """A copy to be counted, and how many files with events it must have."""
 
     copy: Copy
@@ -93,7 +93,7 @@ def event_files(manifest: Manifest) -> int:
     return sum(EVENT_FILE.fullmatch(name) is not None for name in names)
 
 
-def plan_size(run: Run, site: Site) -> Plan | Skip:
+def plan_size(run: Run, site: Site) -> SizePlan | Skip:
     """Decide whether this site can tell the run's size, and from which copy. Pure."""
     if field_of(run.document, "raw_size_byte") is not None:
         return Skip("the run has raw_size_byte")
@@ -108,7 +108,7 @@ def plan_size(run: Run, site: Site) -> Plan | Skip:
     if raw.status != TRANSFERRED or raw.location is None:
         return Skip(f"the raw copy here is {raw.status}")
     per_file = whole(field_of(run.document, PER_FILE)) or EVENTS_PER_FILE
-    return Plan(raw, -(-events // per_file))
+    return SizePlan(raw, -(-events // per_file))
 
 
 def whole(value: object) -> int | None:

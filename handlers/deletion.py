@@ -45,9 +45,9 @@ from caxev import (
 )
 from caxev.copies.deletion import (
     Ask,
+    DeletionPlan,
     Intent,
     NotYet,
-    Plan,
     Proven,
     Wait,
     Withdraw,
@@ -118,8 +118,8 @@ def _may_prove(job: Job, mine: Copy | None) -> bool:
     return came and mine is not None and mine.status == DELETING and job.copy is not mine
 
 
-def _wanted(job: Job, plan: Plan | Skip | NotYet) -> Result:
-    if isinstance(plan, Plan):
+def _wanted(job: Job, plan: DeletionPlan | Skip | NotYet) -> Result:
+    if isinstance(plan, DeletionPlan):
         job.log.info(f"{plan.copy.key} of {job.run} is to go: {plan.why}")
         return intent(job.run, plan, job.sites, job.now())
     if isinstance(plan, Skip):
@@ -375,7 +375,7 @@ async def _goes(job: Job, run: Run) -> bool:
     if run.id == job.run.id or one is None:
         return False
     plan = plan_purge(run, one, job.site, job.sites, job.safe_now(), full=True)
-    if not isinstance(plan, Plan):
+    if not isinstance(plan, DeletionPlan):
         return one.status == DELETING
     if not await job.update_other(intent(run, plan, job.sites, job.now())):
         return False

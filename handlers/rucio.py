@@ -98,7 +98,7 @@ WAITING = (REUPLOAD, QUOTA)
 
 
 @frozen
-class Plan:
+class UploadPlan:
     """A copy to be brought into a catalogue; `resume` is its entry if there is one."""
 
     source: Copy
@@ -136,7 +136,7 @@ async def rucio_upload(job: Job) -> Result:
     return await serve_each(job, wanted, serve)
 
 
-async def _upload(job: Job, plan: Plan, others: tuple[RunUpdate, ...]) -> RunUpdate:
+async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> RunUpdate:
     """Bring the copy into the catalogue; returns what its entry becomes then."""
     mine, began = await _claim(job, plan, others), job.now()
     assert plan.source.location is not None
@@ -175,7 +175,7 @@ async def _upload(job: Job, plan: Plan, others: tuple[RunUpdate, ...]) -> RunUpd
     )
 
 
-async def _claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...]) -> Copy:
+async def _claim(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> Copy:
     """Claim the planned entry; returns it. Its location is the dataset."""
     source = plan.source
     assert source.location is not None
@@ -205,7 +205,7 @@ async def _wait(
 
 def plan_upload(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str
-) -> Plan | Skip:
+) -> UploadPlan | Skip:
     """Decide whether `site` brings its copy of this type and version to the catalogue `name`."""
     there = sites.find(name)
     if there is None or there.method != "rucio":
@@ -231,7 +231,7 @@ def plan_upload(
         return Skip(f"{key} is {entry.status} already")
     if entry is None and (why := was_deleted(run, key)):
         return Skip(why)
-    return Plan(source, key, _names(run, key, there, entry), trigger, entry)
+    return UploadPlan(source, key, _names(run, key, there, entry), trigger, entry)
 
 
 def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
@@ -248,7 +248,7 @@ def _free(entry: Copy) -> bool:
     return entry.status in WAITING and not entry.fields.get("trigger")
 
 
-def metadata_of(run: Run, plan: Plan, there: Site) -> dict[str, object]:
+def metadata_of(run: Run, plan: UploadPlan, there: Site) -> dict[str, object]:
     """What the catalogue is told about the dataset, in the words that cax used."""
     user = run.document.get("user")
     metadata = {

@@ -81,7 +81,7 @@ UNFINISHED: Final = (TRANSFERRING, VERIFYING, ERROR)
 
 
 @frozen
-class Plan:
+class TapePlan:
     """A copy to be made of `source` as `key`, in a folder of the archive at `tape`.
 
     `location` is where the copy will be: that folder, or a place on this site's disk. `resume` is
@@ -150,7 +150,7 @@ async def _unstaged(job: Job, name: str, key: CopyKey) -> None:
         await job.work(unstage, Reach(job.site, job.sites.get(name)), safe_name(folder))
 
 
-async def _sent(job: Job, plan: Plan) -> Copy:
+async def _sent(job: Job, plan: TapePlan) -> Copy:
     """Have the archive take the data, if it has not; the copy's entry, ``verifying`` then."""
     if plan.resume is not None and plan.resume.status == VERIFYING:
         ours = RunUpdate.change_copy(job.run, plan.resume, VERIFYING, owner=job.owner)
@@ -176,7 +176,7 @@ async def _sent(job: Job, plan: Plan) -> Copy:
     return await written(job, update, plan.key)
 
 
-async def _verify(job: Job, plan: Plan, mine: Copy) -> None:
+async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
     """Compare what the tape gives with what was sent."""
     digest, checksum = (mine.fields.get(f"source_{name}") for name in ("manifest", "checksum"))
     data = await _data(job, plan, digest, checksum)
@@ -292,7 +292,7 @@ def _parking(job: Job, key: CopyKey, others: Sequence[RunUpdate] = ()) -> Iterat
             job.on_failure(*others, parked)
 
 
-async def _claim(job: Job, plan: Plan) -> Copy:
+async def _claim(job: Job, plan: TapePlan) -> Copy:
     """Claim the planned copy; returns its entry, which names the folder of one on tape."""
     fields: dict[str, object] = {}
     new: dict[str, object] = {}
@@ -325,7 +325,7 @@ def _good(
     return RunUpdate.change_copy(run, mine, TRANSFERRED, arrived_at=began, **fields)
 
 
-async def _data(job: Job, plan: Plan, digest: str | None, checksum: str | None) -> Data:
+async def _data(job: Job, plan: TapePlan, digest: str | None, checksum: str | None) -> Data:
     """What is meant, with its manifest where the database has it."""
     return Data(safe_name(plan.folder), plan.folder, await manifest_of(job, digest), checksum)
 
@@ -335,7 +335,7 @@ async def _data(job: Job, plan: Plan, digest: str | None, checksum: str | None) 
 
 def plan_backup(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str
-) -> Plan | Skip:
+) -> TapePlan | Skip:
     """Decide whether `site` brings its copy of this data to the archive `name`. Pure.
 
     A copy that has only to be compared needs its source no longer.
@@ -349,7 +349,7 @@ def plan_backup(
         return there
     if entry is not None and entry.status == VERIFYING and entry.location is not None:
         folder = folder_of(entry.location)
-        return Plan(entry, key, name, folder, folder, trigger, entry)
+        return TapePlan(entry, key, name, folder, folder, trigger, entry)
     source = run.copy(CopyKey("raw", site.name))
     if source is None or source.location is None:
         return Skip(f"there is no copy at {site.name}")
@@ -358,7 +358,7 @@ def plan_backup(
     base = archive(there.method).folder(Reach(site, there), safe_name(source.location))
     if base is None:
         return Skip(f"neither {site.name} nor {name} says where data for tape goes (dir_tsm)")
-    return Plan(source, key, name, base, base, trigger, entry)
+    return TapePlan(source, key, name, base, base, trigger, entry)
 
 
 def _not_wanted(entry: Copy | None, site: Site, name: str) -> str | None:
@@ -381,7 +381,7 @@ def _not_to_be_begun(entry: Copy | None, trigger: str) -> str | None:
 
 def plan_recall(
     run: Run, seen: CopyKey | None, site: Site, sites: Sites, *, trigger: str, now: datetime
-) -> Plan | Skip:
+) -> TapePlan | Skip:
     """Decide whether `site` brings raw data back from tape, and from which archive. Pure.
 
     `seen` is the copy whose change is the reason; None: it is the tag.
@@ -402,7 +402,7 @@ def plan_recall(
     assert source.location is not None
     folder = folder_of(source.location)
     location = f"{site.dir_raw.rstrip('/')}/{safe_name(folder)}"
-    return Plan(source, key, source.host, folder, location, trigger, entry)
+    return TapePlan(source, key, source.host, folder, location, trigger, entry)
 
 
 def _tapes(entry: Copy | None, seen: CopyKey | None, site: Site, sites: Sites) -> list[str]:
@@ -435,7 +435,7 @@ def _first_good(run: Run, names: Sequence[str], site: Site, sites: Sites) -> Cop
     return Skip(f"no copy on tape: {'; '.join(why) or 'download_options names no site'}")
 
 
-def plan_check(seen: Copy | None, site: Site, sites: Sites) -> Plan | Skip:
+def plan_check(seen: Copy | None, site: Site, sites: Sites) -> TapePlan | Skip:
     """Decide whether `site` reads that copy on tape again. Pure."""
     if seen is None:
         return Skip("the copy is gone")
@@ -451,7 +451,7 @@ def plan_check(seen: Copy | None, site: Site, sites: Sites) -> Plan | Skip:
     if seen.location is None:
         return Skip(f"{seen.key} has no location")
     folder = folder_of(seen.location)
-    return Plan(seen, seen.key, seen.host, folder, folder, "", seen)
+    return TapePlan(seen, seen.key, seen.host, folder, folder, "", seen)
 
 
 def _archive(name: str, site: Site, sites: Sites) -> Site | Skip:

@@ -94,7 +94,7 @@ JUDGED = 600.0
 
 
 @frozen
-class Plan:
+class CopyPlan:
     """A copy to be made: from which one, to which place; `resume` is its entry if there is one.
 
     `trigger` is the reaction that makes it. `others` are good copies from which it can be had as
@@ -194,7 +194,7 @@ async def repair(job: Job) -> Result:
     return arrived(job.run, await make_again(job, plan))
 
 
-def _shared(run: Run, plan: Plan, others: Sequence[str]) -> RunUpdate | Skip:
+def _shared(run: Run, plan: CopyPlan, others: Sequence[str]) -> RunUpdate | Skip:
     """Leave files alone that are another entry's as well: what is wrong here may be right there."""
     why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
     return _still_bad(run, plan.resume, plan.trigger) or Skip(f"it is not repaired: {why}")
@@ -210,7 +210,7 @@ def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:
 # -- doing --------------------------------------------------------------------------------------
 
 
-async def fetch(job: Job, plan: Plan) -> Copy:
+async def fetch(job: Job, plan: CopyPlan) -> Copy:
     """Bring the copy here, from the best source that gives it; returns its entry.
 
     What one source has given is kept for the next; one whose link is closed is passed over.
@@ -236,7 +236,7 @@ async def fetch(job: Job, plan: Plan) -> Copy:
     raise worst(failed if hopeful else [*failed, *closed])
 
 
-async def bring(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Copy:
+async def bring(job: Job, plan: CopyPlan, others: tuple[RunUpdate, ...] = ()) -> Copy:
     """Bring the copy from here to where it is wanted; returns its entry.
 
     `others` are written as well if this reaction is parked. Raises `Retry` where the link is
@@ -247,7 +247,7 @@ async def bring(job: Job, plan: Plan, others: tuple[RunUpdate, ...] = ()) -> Cop
 
 async def _move(
     job: Job,
-    plan: Plan,
+    plan: CopyPlan,
     name: str,
     move: Callable[..., Moved],
     others: tuple[RunUpdate, ...] = (),
@@ -317,7 +317,7 @@ async def _mark(job: Job, source: Copy, why: str | None) -> None:
         await job.update(RunUpdate.note(job.run, source, **fields))
 
 
-async def _with_care(job: Job, plan: Plan) -> Plan:
+async def _with_care(job: Job, plan: CopyPlan) -> CopyPlan:
     """Leave what stands there alone if another entry has its files there as well."""
     if not plan.again:
         return plan
@@ -332,7 +332,7 @@ async def _with_care(job: Job, plan: Plan) -> Plan:
     return evolve(plan, again=not shared)
 
 
-async def _claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...]) -> Copy:
+async def _claim(job: Job, plan: CopyPlan, others: tuple[RunUpdate, ...]) -> Copy:
     """Claim the planned copy, and count how often a bad one is repaired; returns its entry."""
     fields: dict[str, object] = {"location": plan.location}
     if plan.resume is not None and plan.resume.status == ERROR and plan.again:
@@ -353,7 +353,7 @@ async def _claim(job: Job, plan: Plan, others: tuple[RunUpdate, ...]) -> Copy:
 
 def plan_pull(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, trigger: str, now: datetime
-) -> Plan | Skip:
+) -> CopyPlan | Skip:
     """Decide whether `site` fetches data of this type and version, and from where. Pure."""
     key = CopyKey(seen.type, site.name, seen.version)
     entry = run.copy(key)
@@ -379,7 +379,7 @@ def _asked(entry: Copy | None, trigger: str) -> str | None:
 
 def plan_push(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str, now: datetime
-) -> Plan | Skip:
+) -> CopyPlan | Skip:
     """Decide whether `site` brings its copy of this type and version to the site `name`. Pure."""
     key = CopyKey(seen.type, name, seen.version)
     asked = _asked(run.copy(key), trigger)
@@ -416,7 +416,7 @@ def _target(kind: str, site: Site, sites: Sites, name: str) -> Site | Skip:
 
 def plan_repair(
     run: Run, bad: Copy | None, site: Site, sites: Sites, *, trigger: str
-) -> Plan | Skip:
+) -> CopyPlan | Skip:
     """Decide whether `site` repairs this copy, and from where. Pure."""
     if bad is None:
         return Skip("the copy is gone")
@@ -441,7 +441,7 @@ def plan_repair(
     if not good:
         return Skip("no good copy is within reach")
     assert bad.location is not None  # else it were past mending
-    return Plan(good[0], bad.key, bad.location, trigger, bad, tuple(good[1:]), again=True)
+    return CopyPlan(good[0], bad.key, bad.location, trigger, bad, tuple(good[1:]), again=True)
 
 
 def _past_mending(bad: Copy, site: Site, sites: Sites, trigger: str) -> str | None:
@@ -487,7 +487,7 @@ def _served(name: str, site: Site, sites: Sites) -> bool:
     return there is not None and (name == site.name or there.method in methods())
 
 
-def _plan(run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str) -> Plan | Skip:
+def _plan(run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str) -> CopyPlan | Skip:
     """Plan a copy of the first of `good` as `key` in the directories of `owner`, its site."""
     there = run.copy(key)
     if there is not None and not (there.status == REQUESTED or is_ours(there, trigger)):
@@ -500,7 +500,7 @@ def _plan(run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str) -
     if there is not None and there.status != REQUESTED and there.location != location:
         raise GiveUp(f"the entry of {key} says {there.location!r}, not {location!r}")
     again = is_left_over(run, key, location)
-    return Plan(good[0], key, location, trigger, there, tuple(good[1:]), again)
+    return CopyPlan(good[0], key, location, trigger, there, tuple(good[1:]), again)
 
 
 def sources(

@@ -13,7 +13,7 @@ import pytest
 from pymongo import MongoClient
 
 from caxev import ERROR, TRANSFERRED, TRANSFERRING, CopyKey
-from caxev.copies.deletion import Plan, intent, plan
+from caxev.copies.deletion import DeletionPlan, intent, plan
 from caxev.core.clock import utcnow
 from caxev.core.model import GivenUp
 from caxev.database import Request
@@ -250,7 +250,7 @@ async def test_a_copy_that_was_pushed_damaged_is_repaired_or_removed(
         (bad,) = (one for one in now.copies if one.key == RAW)
         why = {"by": "test", "why": "pushed damaged", "keep": 2, "by_entries": True}
         wanted = plan(now, bad, here, three.sites, now=utcnow(), **why)  # type: ignore[arg-type]
-        assert isinstance(wanted, Plan), wanted
+        assert isinstance(wanted, DeletionPlan), wanted
         await engine.write(three.database, intent(now, wanted, three.sites, utcnow()))
         await three.gone(run, "chicago")
         (stone,) = (await three.run(run)).document["deleted_data"]

@@ -360,7 +360,7 @@ def test_when_a_replica_is_the_file(size: Any, adler32: Any, md5: Any, why: str 
 # -- what the reactions decide --------------------------------------------------------------------
 
 
-def upload(run: Run, site: Site = LNGS, name: str = KEY.host) -> rucio.Plan | str:
+def upload(run: Run, site: Site = LNGS, name: str = KEY.host) -> rucio.UploadPlan | str:
     seen = CopyKey("raw", site.name)
     plan = rucio.plan_upload(run, seen, site, SITES, name=name, trigger=TRIGGER)
     return plan.why if isinstance(plan, Skip) else plan
@@ -370,7 +370,7 @@ def test_an_upload_is_planned() -> None:
     """Where the copy is good here and the catalogue has none."""
     run = run_of(entry("lngs"))
     plan = upload(run)
-    assert isinstance(plan, rucio.Plan)
+    assert isinstance(plan, rucio.UploadPlan)
     assert (plan.key, plan.resume) == (KEY, None)
     assert rucio.metadata_of(run, plan, CATALOGUE)["run_number"] == 5207
 
@@ -399,7 +399,7 @@ def test_an_upload_of_cax_that_waits_is_taken_up(status: str) -> None:
     """Into the dataset that its entry names."""
     waiting = entry(KEY.host, status, location="x1t_SR001_170301_1200_tpc:raw")
     plan = upload(run_of(entry("lngs"), waiting))
-    assert isinstance(plan, rucio.Plan)
+    assert isinstance(plan, rucio.UploadPlan)
     assert plan.resume is not None
     assert str(plan.names.dataset) == "x1t_SR001_170301_1200_tpc:raw"
 
@@ -440,7 +440,7 @@ def test_what_was_deleted_on_purpose_does_not_come_again() -> None:
     asked = entry("chicago", "requested", source=KEY.host, location=None)
     assert isinstance(fetch(after(entry(KEY.host), asked)), rucio.Fetch)
     wish = entry(KEY.host, "requested", source="lngs", location=None)
-    assert isinstance(upload(after(entry("lngs"), wish)), rucio.Plan)
+    assert isinstance(upload(after(entry("lngs"), wish)), rucio.UploadPlan)
 
 
 @pytest.mark.parametrize(

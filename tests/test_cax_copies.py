@@ -16,7 +16,7 @@ from caxev.config.reading import read
 from caxev.handlers import checksum, transfer
 from caxev.handlers.processing import Claim, plan_process
 from caxev.handlers.rucio import Fetch, plan_fetch
-from caxev.handlers.transfer import Plan, plan_pull, plan_push
+from caxev.handlers.transfer import CopyPlan, plan_pull, plan_push
 from caxev.testing import Lab, lab
 from tests.conftest import Database as Named
 from tests.engine import run_document
@@ -125,7 +125,7 @@ def test_only_wanted_versions_come(fields: dict[str, Any], version: str, comes: 
     catalogued = versioned(version, "cern")
     at_cern = catalogued.copies[0].key
     fetched = plan_fetch(catalogued, at_cern, chicago, sites, trigger="t", now=now)
-    kinds = [isinstance(pulled, Plan), isinstance(pushed, Plan), isinstance(fetched, Fetch)]
+    kinds = [isinstance(pulled, CopyPlan), isinstance(pushed, CopyPlan), isinstance(fetched, Fetch)]
     assert kinds == [comes] * 3, (pulled, pushed, fetched)
 
 

@@ -15,7 +15,7 @@ from caxev.cli.copy import Wish
 from caxev.cli.errors import CONFIGURATION
 from caxev.cli.tape import archive_called, reach_called
 from caxev.config import BY_METHOD, ConfigError, Sites, load_handlers, load_sites
-from caxev.copies.deletion import Plan, custodian, plan_purge
+from caxev.copies.deletion import DeletionPlan, custodian, plan_purge
 from caxev.core.model import Run
 from caxev.core.registry import Registry, recorded
 from tests import engine
@@ -243,7 +243,7 @@ def test_purge_counts_as_cax_did(
         entry["checksum"] = "c" * 128
     now = datetime(2017, 1, 1, tzinfo=UTC)
     decision = plan_purge(run, run.copies[0], sites.get("a"), sites, now)
-    assert isinstance(decision, Plan) is goes, decision
+    assert isinstance(decision, DeletionPlan) is goes, decision
 
 
 # --- several files of one host ---

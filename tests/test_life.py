@@ -20,7 +20,7 @@ from attrs import define
 from caxev import DELETING, TRANSFERRED, TRANSFERRING, VERIFYING, Copy, CopyKey, Run, RunUpdate
 from caxev.cli.vouch import again
 from caxev.config import DEFAULT_HANDLERS, Deletion, Patrol, Site, Sites, Stalled, load_handlers
-from caxev.copies.deletion import Plan, intent, plan, same_bytes
+from caxev.copies.deletion import DeletionPlan, intent, plan, same_bytes
 from caxev.core.clock import utcnow
 from caxev.core.registry import Registry, recorded
 from caxev.database import Database
@@ -124,7 +124,7 @@ class Lab:
         copy = now.copy(CopyKey("raw", host))
         assert copy is not None
         wanted = plan(now, copy, site, self.sites, now=utcnow(), by="test", why="asked", keep=keep)
-        assert isinstance(wanted, Plan), wanted
+        assert isinstance(wanted, DeletionPlan), wanted
         await engine.write(self.database, intent(now, wanted, self.sites, utcnow()))
 
     async def until(self, condition: Callable[[], Awaitable[Any]]) -> Any:
@@ -313,7 +313,7 @@ async def test_of_two_sites_that_delete_one_may(database: Named, tmp_path: Path)
             copy, site = run.copy(CopyKey("raw", host)), three.sites.get(host)
             assert copy is not None
             wanted = plan(run, copy, site, three.sites, now=utcnow(), by="test", why="race", keep=2)
-            assert isinstance(wanted, Plan)
+            assert isinstance(wanted, DeletionPlan)
             wish = intent(run, wanted, three.sites, utcnow())
             if await three.database.update_run(wish, utcnow()) is not None:
                 won.append(host)

@@ -16,9 +16,9 @@ from caxev.cli.vouch import again
 from caxev.config import Deletion, Site, Sites
 from caxev.copies.deletion import (
     Ask,
+    DeletionPlan,
     Intent,
     NotYet,
-    Plan,
     Proven,
     Wait,
     Withdraw,
@@ -100,12 +100,12 @@ def test_raw_data_goes_at_its_age() -> None:
     """Where enough good copies are elsewhere, `purge` days after the start and not before."""
     run = run_of(*THREE)
     due = make.EPOCH + 5 * DAY
-    assert isinstance(decided(run), Plan)
+    assert isinstance(decided(run), DeletionPlan)
     early = decided(run, now=due - timedelta(seconds=1))
     assert isinstance(early, NotYet)
     assert early.at == due
-    assert isinstance(decided(run, now=due), Plan)
-    assert isinstance(decided(run, full=True, now=make.EPOCH), Plan)
+    assert isinstance(decided(run, now=due), DeletionPlan)
+    assert isinstance(decided(run, full=True, now=make.EPOCH), DeletionPlan)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_without_a_rule_nothing_goes() -> None:
     key = CopyKey("processed", "lngs", "v1")
     assert "is null" in why(plan_processed(derived, derived.copy(key), here, ALL, NOW))
     ruled = evolve(here, pax_version_purge="v1")
-    assert isinstance(plan_processed(derived, derived.copy(key), ruled, ALL, NOW), Plan)
+    assert isinstance(plan_processed(derived, derived.copy(key), ruled, ALL, NOW), DeletionPlan)
     ruled = evolve(here, pax_version_purge="v2")
     assert "not v1" in why(plan_processed(derived, derived.copy(key), ruled, ALL, NOW))
 
@@ -188,7 +188,7 @@ def test_a_dataset_goes_as_a_copy_does(
     run = run_of(here, *THREE, *(entry("rucio-catalogue", **one) for one in others))
     there = ALL.get("rucio-catalogue")
     answer = plan(run, run.copies[0], there, ALL, now=NOW, by="me", why="", keep=3)
-    assert isinstance(answer, Plan) if reason is None else reason in why(answer)
+    assert isinstance(answer, DeletionPlan) if reason is None else reason in why(answer)
     fewer = run_of(here, *THREE[:2], entry("tape"))
     answer = plan(fewer, fewer.copies[0], there, ALL, now=NOW, by="me", why="", keep=4)
     assert isinstance(answer, Skip)
@@ -212,10 +212,10 @@ def test_a_bad_copy_may_go_by_the_entries_of_others() -> None:
     here = ALL.get("lngs")
     asked: dict[str, Any] = {"now": NOW, "by": "me", "why": "it was pushed damaged"}
     usual = plan(run, mine(run), here, ALL, keep=1, **asked)
-    assert isinstance(usual, Plan)
+    assert isinstance(usual, DeletionPlan)
     assert isinstance(weighed(applied(run, intent(run, usual, ALL, NOW))), Ask)
     wanted = plan(run, mine(run), here, ALL, keep=1, by_entries=True, **asked)
-    assert isinstance(wanted, Plan)
+    assert isinstance(wanted, DeletionPlan)
     going = applied(run, intent(run, wanted, ALL, NOW))
     verdict = weighed(going)
     assert isinstance(verdict, Proven)
@@ -261,13 +261,13 @@ def test_what_an_old_program_may_read_stays() -> None:
     assert isinstance(verdict, NotYet)
     assert verdict.why == "it is being read"
     old = {**reading, "creation_time": NOW - timedelta(hours=25)}
-    assert isinstance(decided(run_of(*THREE, old)), Plan)
+    assert isinstance(decided(run_of(*THREE, old)), DeletionPlan)
 
 
 def test_an_archive_never_counts_alone() -> None:
     """Rucio's copy can be one of those that must remain; it cannot be the only one."""
     run = run_of(entry("lngs"), entry("chicago"), entry("rucio-catalogue"))
-    assert isinstance(decided(run), Plan)
+    assert isinstance(decided(run), DeletionPlan)
     alone = run_of(entry("lngs"), entry("rucio-catalogue"))
     here = ALL.get("lngs")
     answer = plan(alone, alone.copies[0], here, ALL, now=NOW, by="me", why="", keep=1)
@@ -334,13 +334,13 @@ def test_one_marker_at_two_sites_is_one_directory(there: str) -> None:
         here = sites.get("lngs")
         return plan(run, copy, here, sites, now=now, by="me", why="asked", keep=1)
 
-    assert isinstance(asked(known("aa", "bb")), Plan)
-    assert isinstance(asked(known("unknown", "unknown")), Plan)
+    assert isinstance(asked(known("aa", "bb")), DeletionPlan)
+    assert isinstance(asked(known("unknown", "unknown")), DeletionPlan)
     one = known("aa", "aa")
     assert "there are 0" in why(asked(one))
     assert sites_sharing_storage(one.get("lngs"), one) == {"lngs", "chicago"}
     run = run_of(*entries, entry("stockholm"))
-    assert isinstance(asked(one), Plan)
+    assert isinstance(asked(one), DeletionPlan)
 
 
 def test_one_set_of_bytes_is_read_once_when_a_person_vouches() -> None:
@@ -362,7 +362,7 @@ def test_a_bad_copy_may_go_beside_good_ones() -> None:
     """What must remain is what the majority says, not what the bad one says."""
     bad = entry("lngs", "error", manifest="b3:bad", checksum=None, checksumproblem=True)
     wanted = decided(run_of(bad, *THREE[1:]))
-    assert isinstance(wanted, Plan)
+    assert isinstance(wanted, DeletionPlan)
     assert wanted.like.manifest == "b3:good"
     assert "no majority" in why(decided(run_of(bad)))
 
@@ -388,7 +388,7 @@ def applied(run: Run, update: RunUpdate) -> Run:
 def wanted_gone(run: Run, sites: Sites = ALL, keep: int = 2) -> Run:
     here = sites.get("lngs")
     wanted = plan(run, mine(run), here, sites, now=NOW, by="me", why="test", keep=keep)
-    assert isinstance(wanted, Plan), wanted
+    assert isinstance(wanted, DeletionPlan), wanted
     return applied(run, intent(run, wanted, sites, NOW))
 
 
@@ -613,7 +613,7 @@ def test_an_intent_is_withdrawn_when_too_few_are_left(change: dict[str, Any], re
     again = decided(healed)
     assert isinstance(again, NotYet)
     assert again.at == NOW + 7 * DAY
-    assert isinstance(decided(healed, now=NOW + 7 * DAY), Plan)
+    assert isinstance(decided(healed, now=NOW + 7 * DAY), DeletionPlan)
 
 
 def test_who_does_not_answer_is_not_waited_for_for_ever() -> None:

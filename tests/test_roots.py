@@ -18,7 +18,7 @@ import trio
 
 from caxev import CopyKey, Denied, GiveUp, Job, RootAway, RunUpdate, on, tag
 from caxev.config import Site, Sites
-from caxev.copies.deletion import Plan, intent, plan
+from caxev.copies.deletion import DeletionPlan, intent, plan
 from caxev.core.ledger import Hindered, State
 from caxev.core.paths import Root
 from caxev.core.registry import recorded
@@ -174,7 +174,7 @@ async def test_all_that_needs_an_unmounted_disk_waits_and_goes_on(lab: Lab) -> N
         wanted = plan(
             run, run.copies[1], there, lab.sites, now=lab.now(), by="me", why="test", keep=1
         )
-        assert isinstance(wanted, Plan)
+        assert isinstance(wanted, DeletionPlan)
         await lab.update(intent(run, wanted, lab.sites, lab.now()))
         waiting = await lab.settle()
         ours = [one for one in waiting if one.site == "chicago"]

@@ -26,7 +26,7 @@ from caxev import CopyKey, Denied, GiveUp, Retry, Run, RunUpdate, rucio
 from caxev.cli.admin import catalogue_problems
 from caxev.cli.errors import NO_SUCH_RUN
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
-from caxev.copies.deletion import Plan, intent, plan
+from caxev.copies.deletion import DeletionPlan, intent, plan
 from caxev.core.clock import utcnow
 from caxev.core.ledger import State
 from caxev.core.registry import Registry, recorded
@@ -954,7 +954,7 @@ def test_get_and_put_ask_for_what_is_not_there(
                 name=IN_RUCIO.host,
                 trigger="y",
             )
-            assert isinstance(planned, reactions.Plan)
+            assert isinstance(planned, reactions.UploadPlan)
     target = bench.directory / "fetched"
     target.mkdir()
     here = ("rucio", "get", "--run", number, "--to", str(target))
@@ -1099,7 +1099,7 @@ async def test_what_goes_goes_on_a_proof_that_compared_the_replicas(
             mine = run.copy(CopyKey("raw", host))
             assert mine is not None
             wanted = plan(run, mine, site, bench.sites, now=utcnow(), by="me", why="a test", keep=2)
-            assert isinstance(wanted, Plan), wanted
+            assert isinstance(wanted, DeletionPlan), wanted
             now = utcnow()
             assert await db.update_run(intent(run, wanted, bench.sites, now), now) is not None
 

@@ -74,7 +74,7 @@ def recall(run: Run, seen: str | None = "tape", here: Any = HERE, days: float = 
 def test_a_backup_is_planned_as_cax_named_it() -> None:
     """The folder is that of the data's own name below dir_tsm of the site that brings it."""
     plan = backup(run_of(entry("lngs")))
-    assert isinstance(plan, tape.Plan)
+    assert isinstance(plan, tape.TapePlan)
     assert (plan.folder, plan.tape, plan.key) == (
         f"/lngs/tsm/{NAME}",
         "tape",
@@ -136,7 +136,7 @@ def test_what_was_deleted_on_purpose_is_recalled_only_for_a_person() -> None:
     stone = {"type": "raw", "host": "lngs", "pax_version": None, "by": "me", "why": "a test"}
     run = Run.from_document({**run_of(ON_TAPE).document, "deleted_data": [stone]})
     assert "me deleted it" in why(recall(run, seen="lngs", here=WANTS))
-    assert isinstance(recall(run, seen=None, here=WANTS), tape.Plan)
+    assert isinstance(recall(run, seen=None, here=WANTS), tape.TapePlan)
 
 
 def test_a_recall_is_planned_from_where_cax_left_it() -> None:
@@ -169,7 +169,7 @@ def test_what_is_not_recalled(
 def test_the_tag_asks_any_site_that_reaches_tape() -> None:
     """Also one that only brings data there, and what would be purged; a disk does not count."""
     here = evolve(HERE, purge=1.0, download_options=("xenon",))
-    assert isinstance(recall(run_of(ON_TAPE, entry("xenon")), None, here, days=9), tape.Plan)
+    assert isinstance(recall(run_of(ON_TAPE, entry("xenon")), None, here, days=9), tape.TapePlan)
     away = evolve(here, upload_options=())
     assert isinstance(recall(run_of(ON_TAPE), None, away), Skip)
 
@@ -207,13 +207,13 @@ ASKED = {"id": "x", "at": NOW}
 def test_what_is_read_again(fields: dict[str, Any], planned: bool) -> None:
     """What has no digest, or was asked for since; by the site that brought it there."""
     copy = run_of({**entry("tape", source="lngs"), **fields}).copies[0]
-    assert isinstance(tape.plan_check(copy, HERE, SITES), tape.Plan) == planned
+    assert isinstance(tape.plan_check(copy, HERE, SITES), tape.TapePlan) == planned
 
 
 def test_an_entry_of_cax_is_read_by_who_brings_data_there() -> None:
     """Those of cax did not say where a copy came from."""
     copy = run_of(entry("tape", checksum=None)).copies[0]
-    assert isinstance(tape.plan_check(copy, HERE, SITES), tape.Plan)
+    assert isinstance(tape.plan_check(copy, HERE, SITES), tape.TapePlan)
     assert isinstance(tape.plan_check(copy, evolve(HERE, upload_options=()), SITES), Skip)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from caxev.cli.runs import Wanted
     from caxev.config import Site, Sites
-    from caxev.copies.deletion import Plan
+    from caxev.copies.deletion import DeletionPlan
     from caxev.core.model import Copy, Run
     from caxev.database import Database
 
@@ -162,13 +162,13 @@ class Errand:
 
     async def delete(self, database: Database) -> dict[str, Any]:
         """Write the intent. Raises `NothingToDo` where it may not go."""
-        from caxev.copies.deletion import Plan, intent
+        from caxev.copies.deletion import DeletionPlan, intent
         from caxev.core.clock import utcnow
 
         while True:
             run = await self.find(database)
             plan = self._plan(run)
-            if not isinstance(plan, Plan):
+            if not isinstance(plan, DeletionPlan):
                 raise NothingToDo(f"{plan.why}", self.copy(run).status)
             await self._check_disk(database, plan.copy)
             now = utcnow()
@@ -264,9 +264,9 @@ def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tup
             yield copy, rule(run, copy, here, sites, now)
 
 
-def _row(run: Run, copy: Copy, decision: Plan | Any) -> dict[str, Any]:
+def _row(run: Run, copy: Copy, decision: DeletionPlan | Any) -> dict[str, Any]:
     from caxev.cli.runs import shown
-    from caxev.copies.deletion import Plan
+    from caxev.copies.deletion import DeletionPlan
 
     return {
         "run": shown(run),
@@ -274,6 +274,6 @@ def _row(run: Run, copy: Copy, decision: Plan | Any) -> dict[str, Any]:
         "version": copy.version,
         "status": copy.status,
         "location": copy.location,
-        "goes": isinstance(decision, Plan),
+        "goes": isinstance(decision, DeletionPlan),
         "why": decision.why,
     }

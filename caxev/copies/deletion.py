@@ -52,7 +52,7 @@ READING: Final = timedelta(hours=1)
 
 
 @frozen
-class Plan:
+class DeletionPlan:
     """A copy that may go: who wants it and why, and how many others must remain.
 
     `like` is what those others must be: this copy itself or, where it is bad, a good one. With
@@ -77,7 +77,7 @@ class NotYet:
 
 def plan_purge(
     run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime, *, full: bool = False
-) -> Plan | Skip | NotYet:
+) -> DeletionPlan | Skip | NotYet:
     """Decide whether a raw copy at `site` has come to its age; `full`: its age does not count."""
     if copy is None or copy.status == DELETING:
         return Skip("the copy is gone, or about to go")
@@ -108,7 +108,7 @@ def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
 
 def plan_processed(
     run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime
-) -> Plan | Skip | NotYet:
+) -> DeletionPlan | Skip | NotYet:
     """Decide whether a processed copy at `site` is of the version that is to go."""
     if copy is None or copy.status == DELETING:
         return Skip("the copy is gone, or about to go")
@@ -145,7 +145,7 @@ def plan(
     why: str,
     keep: int,
     by_entries: bool = False,
-) -> Plan | Skip:
+) -> DeletionPlan | Skip:
     """Decide whether a copy may go while `keep` good ones remain elsewhere.
 
     Of raw data at least one does, whatever `keep` says. Only a bad copy goes `by_entries`.
@@ -159,7 +159,7 @@ def plan(
     like = _like(run, copy, sites)
     if like is None:
         return Skip("no majority of its copies says what is right: caxev vouch names a right one")
-    wanted = Plan(copy, by, why, keep, like, by_entries)
+    wanted = DeletionPlan(copy, by, why, keep, like, by_entries)
     if not all(one.holds(run) for one in enough(run, copy.key, keep, like, sites)):
         have = good(run, like, copy.key, sites)
         named = ", ".join(one.host for one in have) or "none"
@@ -368,7 +368,7 @@ def custodian(copy: Copy, sites: Sites) -> str | None:
 # -- the steps ------------------------------------------------------------------------------------
 
 
-def intent(run: Run, wanted: Plan, sites: Sites, now: datetime) -> RunUpdate:
+def intent(run: Run, wanted: DeletionPlan, sites: Sites, now: datetime) -> RunUpdate:
     """The first step: from now on nobody counts on this copy, and nobody begins to read it."""
     copy = wanted.copy
     deletion = {

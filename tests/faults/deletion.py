@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import trio
 
-from caxev.copies.deletion import Plan, intent, plan
+from caxev.copies.deletion import DeletionPlan, intent, plan
 from caxev.core.clock import utcnow
 from caxev.core.job import Skip
 from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
@@ -123,7 +123,7 @@ async def race(ground: Ground, born: Born, asked: Sequence[str]) -> list[Problem
         plan_ = plan(
             run, copy, site, ground.world.sites, now=utcnow(), by="tests", why="a race", keep=KEEP
         )
-        assert isinstance(plan_, Plan), plan_
+        assert isinstance(plan_, DeletionPlan), plan_
         wish = intent(run, plan_, ground.world.sites, utcnow())
         if await ground.database.update_run(wish, utcnow()) is not None:
             gone.append(copy.key)

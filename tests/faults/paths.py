@@ -26,7 +26,7 @@ from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
 from caxev.cli.stray import Printer, Search
 from caxev.config import Deletion, Permission, Site, Sites
-from caxev.copies.deletion import Plan, intent, plan_purge
+from caxev.copies.deletion import DeletionPlan, intent, plan_purge
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.job import Job
@@ -140,10 +140,10 @@ class Place:
         run, now, sites = _run(path), utcnow(), self.sites
         mine = run.copy(GOOD[0])
         assert mine is not None
-        wanted: object = Plan(mine, by="tests", why="asked for", keep=1, like=mine)
+        wanted: object = DeletionPlan(mine, by="tests", why="asked for", keep=1, like=mine)
         if deed == "purge":
             wanted = plan_purge(run, mine, self.here, sites, now)
-        if not isinstance(wanted, Plan):
+        if not isinstance(wanted, DeletionPlan):
             raise GiveUp(f"it does not go: {wanted}")
         paper = Paper(run)
         trio.run(paper.update, intent(run, wanted, sites, now))

@@ -16,7 +16,7 @@ from typing import Any, Final
 import trio
 
 from caxev.config import load_sites
-from caxev.copies.deletion import Plan, intent, plan
+from caxev.copies.deletion import DeletionPlan, intent, plan
 from caxev.core.clock import utcnow
 from caxev.core.model import CopyKey
 from caxev.database import Request
@@ -96,7 +96,7 @@ async def _delete_the_first(ground: Ground, born: Born) -> None:
         wanted = plan(
             run, copy, sites.get(BIRTH), sites, now=utcnow(), by="tests", why="a race", keep=1
         )
-        if not isinstance(wanted, Plan):
+        if not isinstance(wanted, DeletionPlan):
             return False
         wish = intent(run, wanted, sites, utcnow())
         return await ground.database.update_run(wish, utcnow()) is not None

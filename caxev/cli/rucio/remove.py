@@ -62,7 +62,7 @@ async def _wanted(
 ) -> dict[str, Any]:
     """Want a copy gone, if that may be; returns how that stands, `ok` None where it stays."""
     from caxev.cli.replay import me
-    from caxev.copies.deletion import RAW, Plan, intent, plan
+    from caxev.copies.deletion import RAW, DeletionPlan, intent, plan
     from caxev.core.clock import utcnow
     from caxev.core.model import DELETING
     from caxev.engine.root_markers import read_markers
@@ -72,7 +72,7 @@ async def _wanted(
     keep = here.deletion.copies if copy.type == RAW else 1
     sites, now = await read_markers(database, state().sites(), here), utcnow()
     wanted = plan(run, copy, here, sites, now=now, by=me(), why=why, keep=keep)
-    if not isinstance(wanted, Plan):
+    if not isinstance(wanted, DeletionPlan):
         return {"state": f"stays: {wanted.why}", "ok": None}
     if dry_run:
         return {"state": "would go, once the others were read", "ok": True}
