@@ -1,10 +1,10 @@
-"""People are told of copies that are bad.
+"""Alarms about bad copies.
 
 `bad_copy` reacts to ``checksumproblem`` being set in the entry of a copy here, or at a host without
-a listener that this site looks after. It raises an alarm that stands until the copy is good again,
-or gone. It changes nothing.
+a listener that this site looks after. It raises an alarm until the copy is good again or gone. The
+run is not changed.
 
-Safe to repeat: an alarm that is raised again is the same one.
+Safe to repeat: raising the same alarm again is a no-op.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ NAME = "bad copy"
     copy(GONE, host=(HERE, PASSIVE)),
 )
 async def bad_copy(job: Job) -> Result:
-    """Have people told that a copy is bad, until it is good again or gone."""
+    """Raise an alarm while a copy is bad."""
     bad = job.copy
     if bad is None or not bad.fields.get("checksumproblem"):
         await job.all_clear(NAME)
         return Skip("it is gone" if bad is None else "it is good")
+    # Both sites of a pushed copy could see the entry: only the responsible one raises the alarm.
     if job.site.name not in {bad.host, bad.source}:
         return Skip(f"{bad.source or 'the site that pushed it'} tells of it")
     why = bad.fields.get("error")

@@ -1,24 +1,20 @@
-"""Copies are verified: `verifying` becomes `transferred` or `error`.
+"""Verification of copies: `verifying` becomes `transferred` or `error`.
 
-`checksum` reacts to a copy that is ``verifying`` at this site, or at a host without a listener
-where this site put it. It reads the copy once, makes its manifest, and compares that with the copy
-it came from. Where that one has no manifest (cax made it), the cax-compatible checksum is compared
-instead. The first copy of a run, where the data was born, is what others are compared with; any
-other needs something to be compared with, and is not accepted without.
+`checksum` reacts to a copy that is ``verifying`` at this site, or that this site put at a host
+without a listener. It reads the copy once, makes its manifest, and compares it with the copy it
+came from; if that one has no manifest (cax made it), by the cax-compatible checksum. The first
+copy of a run is the reference for the others; any other copy is accepted only after a comparison.
+A ``transferred`` copy without a checksum gets one.
 
-A copy that is ``transferred`` here and has no checksum yet is given one.
+`recheck` reads a copy again when ``check_asked`` requests it, and answers in ``check_answered``
+with the ids of the requests that were there when it began to read. It also reads a
+``transferred`` copy that has a ``checksumproblem``. `patrol` reads every copy again every
+``patrol.days``. A copy that no longer matches its entry becomes ``error``;
+`caxev.handlers.judge` decides between copies that contradict one another.
 
-`recheck` reads a copy afresh for whoever asks by ``check_asked``, and answers in
-``check_answered`` with the ids of the requests that stood there when it began to read. A copy that
-is ``transferred`` though somebody noted a ``checksumproblem`` is read as well. `patrol`
-does so by itself every ``patrol.days``. A copy that is no longer
-what its entry says becomes ``error``; `caxev.handlers.judge` says who is right where copies
-contradict one another.
+Reading at another host uses the link to it like a transfer: its slots, hours and rate.
 
-What is read at another host goes over the link to it: in a place, in the hours and at the rate that
-a transfer would have.
-
-Safe to repeat: they only read, and their updates name the status that they found.
+Safe to repeat: the reactions only read, and their updates expect the status that they found.
 """
 
 from __future__ import annotations
@@ -59,22 +55,22 @@ from caxev.transfer import Route, links, methods
 from caxev.transfer import manifest as remote_manifest
 
 STALLED = 15 * 60.0
-"""Seconds without a byte after which reading is broken off and tried again."""
+"""Seconds without a byte after which reading is stopped and retried."""
 NAMED = 5
-"""How many bad files an entry's ``error`` names."""
+"""Maximum number of bad files that an entry's ``error`` names."""
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 @frozen
 class ReadPlan:
-    """A copy to be read, and the one to compare it with (None: it is the first)."""
+    """A copy to read, and the reference for it (None: this is the first copy)."""
 
     copy: Copy
     reference: Copy | None
 
     @property
     def sha512(self) -> bool:
-        """Whether the cax-compatible checksum must be computed: nobody has it to carry over."""
+        """Whether the cax-compatible checksum must be computed: no reference has it."""
         known = self.reference
         return known is None or known.manifest is None or known.checksum is None
 
@@ -94,8 +90,11 @@ async def checksum(job: Job) -> Result:
     plan = plan_checksum(job.run, job.copy, job.site, job.sites)
     if isinstance(plan, Skip):
         return plan
+    # The time before the first byte: a change during the reading must count as later than it.
     began = job.now()
     manifest = await read(job, plan.copy, sha512=plan.sha512)
+    # Stored before the entry names it: a crash in between leaves an unused manifest, never an
+    # entry whose manifest is missing.
     await job.store_manifest(manifest.digest, manifest.to_rows())
     return await verdict(job, plan, manifest, began)
 
@@ -108,7 +107,7 @@ async def checksum(job: Job) -> Result:
     aliases=("AddChecksum", "CompareChecksums"),
 )
 async def recheck(job: Job) -> Result:
-    """Read a copy afresh because somebody asks, or doubts, whether it is still good."""
+    """Read a copy again when a fresh reading is requested or the copy is in doubt."""
     seen = plan_recheck(job.copy, job.site, job.sites)
     if isinstance(seen, Skip):
         return seen
@@ -118,7 +117,7 @@ async def recheck(job: Job) -> Result:
     began = job.now()
     manifest = await read(job, seen, sha512=seen.manifest is None)
     await job.store_manifest(manifest.digest, manifest.to_rows())
-    return await told(job, seen, manifest, began)
+    return await compare_with_entry(job, seen, manifest, began)
 
 
 @on(
@@ -128,7 +127,7 @@ async def recheck(job: Job) -> Result:
     stall=STALLED,
 )
 async def patrol(job: Job) -> Result:
-    """Read every copy again after so many days, gently, so that rot is found in time."""
+    """Read every copy again every few days, at low priority, to find corruption early."""
     seen = plan_recheck(job.copy, job.site, job.sites)
     if isinstance(seen, Skip):
         return seen
@@ -143,15 +142,17 @@ async def patrol(job: Job) -> Result:
     failures = metrics.rotten.labels(job.site.name)
     try:
         manifest = await _read_gently(job, seen, rules.max_rate)
-    except links.Closed:
+    except links.Closed:  # the link's hours are over: no sign of a bad copy, so not counted
         raise
     except (Retry, GiveUp):
         failures.inc()
         raise
     metrics.patrolled.labels(job.site.name).inc(manifest.total_bytes)
     await job.store_manifest(manifest.digest, manifest.to_rows())
-    update = await told(job, seen, manifest, began)
+    update = await compare_with_entry(job, seen, manifest, began)
     if _is_same(seen, manifest):
+        # Written here, since `Retry` (which keeps this reaction for the next reading) returns
+        # no update.
         await job.update(update)
         raise Retry(f"good; to be read again in {rules.days:g} days", after=rules.days * 86400)
     failures.inc()
@@ -159,7 +160,7 @@ async def patrol(job: Job) -> Result:
 
 
 async def read(job: Job, seen: Copy, *, sha512: bool) -> Manifest:
-    """Make the copy's manifest, here or over SSH, from what is on its disk."""
+    """Make the copy's manifest from its files, here or over SSH."""
     if seen.host != job.site.name:
         return await _read_back(job, seen)
     return await job.work(digest_copy, _location(seen), job.site.roots, sha512)
@@ -173,7 +174,7 @@ async def _read_gently(job: Job, seen: Copy, max_rate: float | None) -> Manifest
 
 
 async def _read_back(job: Job, seen: Copy, max_rate: float | None = None) -> Manifest:
-    """Read a copy over the link to its host, as one of the transfers that this carries."""
+    """Read a copy over the link to its host, in a transfer's slot."""
     name, location = seen.host, _location(seen)
     async with links.place(job, name) as rate:
         slower = min((one for one in (rate, max_rate) if one is not None), default=None)
@@ -188,14 +189,14 @@ def _location(seen: Copy) -> str:
 
 
 def digest_copy(location: str, roots: tuple[str, ...], sha512: bool, *, report: Report) -> Manifest:
-    """Make the manifest of a copy that the database says is at `location`, if that is ours."""
+    """Make the manifest of the copy at `location`, which must be inside one of `roots`."""
     return digest_tree(confine(location, roots), sha512=sha512, report=report)
 
 
 def digest_gently(
     location: str, roots: tuple[str, ...], sha512: bool, max_rate: float | None, *, report: Report
 ) -> Manifest:
-    """As `digest_copy`, by one thread that gives way to every other use of the disk."""
+    """As `digest_copy`, by one thread at idle disk priority."""
     path = confine(location, roots)
     with idle_disk():
         return digest_tree(path, sha512=sha512, threads=1, max_rate=max_rate, report=report)
@@ -204,7 +205,7 @@ def digest_gently(
 async def verdict(
     job: Job, plan: ReadPlan, manifest: Manifest, began: datetime | None = None
 ) -> RunUpdate:
-    """Say what the copy is, given its manifest, which was read from `began` on."""
+    """Return the update for a copy whose manifest was read from `began` on."""
     known, ours = plan.reference, manifest.cax_checksum()
     seen, began = plan.copy, began or job.now()
     if known is None or known.manifest == manifest.digest:
@@ -215,16 +216,20 @@ async def verdict(
     why = await difference(job, known, manifest)
     job.log.error(f"{seen.key} is not what {known.key} is: {why}")
     if (source := job.run.copy(known.key)) is not None and source.status == TRANSFERRED:
-        await job.suspect(source)  # not every way of moving sees what passes
+        # Some movers do not check what they read: the source itself may be bad.
+        await job.suspect(source)
     bad: dict[str, object] = {"checksumproblem": True, "error": why}
     if not keeps_its_word(seen, manifest):
         return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad)
-    bad[DISPUTED] = True  # and an answer, so that all judge their copies
+    # Its own digests held, so either copy may be wrong. The answer makes every site judge its own.
+    bad[DISPUTED] = True
     return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad).answering(seen)
 
 
-async def told(job: Job, seen: Copy, manifest: Manifest, began: datetime) -> RunUpdate:
-    """Say what a copy is that was good: as it was, or bad, by its own entry."""
+async def compare_with_entry(
+    job: Job, seen: Copy, manifest: Manifest, began: datetime
+) -> RunUpdate:
+    """Return the update for a copy that was good: still good, or bad by its own entry."""
     if _is_same(seen, manifest):
         fields: dict[str, object] = {"manifest": manifest.digest, "verified_at": began}
         if seen.fields.get("checksumproblem") and seen.status == TRANSFERRED:
@@ -239,37 +244,40 @@ async def told(job: Job, seen: Copy, manifest: Manifest, began: datetime) -> Run
 
 
 def _is_same(seen: Copy, manifest: Manifest) -> bool:
-    """Whether a copy's entry says the same as what was read of it."""
+    """Whether a copy's entry matches its fresh manifest."""
     if seen.manifest is not None:
         return seen.manifest == manifest.digest
     return seen.checksum == manifest.cax_checksum()
 
 
 def keeps_its_word(seen: Copy, manifest: Manifest) -> bool:
-    """Whether nothing that the entry said of this copy before contradicts what was read of it."""
+    """Whether no digest in the entry contradicts the fresh manifest."""
     manifests = (seen.manifest, seen.fields.get("source_manifest"))
-    said = [one for one in manifests if one]
-    if said:
-        return all(one == manifest.digest for one in said)
+    recorded = [one for one in manifests if one]
+    if recorded:
+        return all(one == manifest.digest for one in recorded)
     checksums = (seen.checksum, seen.fields.get("source_checksum"))
     ours = manifest.cax_checksum()
     return ours is None or all(one == ours for one in checksums if one)
 
 
 def _unreadable(job: Job, seen: Copy) -> RunUpdate:
-    """What to write where a copy cannot be read: nobody may count on it, and a person must look."""
+    """Return the update for an unreadable copy: no deletion may count on it any more."""
     why = "it cannot be read (caxev reactions --failed); once it can, make its status verifying"
     return RunUpdate.change_copy(job.run, seen, ERROR, error=why)
 
 
 def _last_read(run: Run, seen: Copy, now: datetime) -> datetime:
-    """When it was read last or, of one that cax made, came to be; in the future it was not."""
+    """Return when the copy was last read, else (cax made it) created; times ahead of us are wrong.
+
+    Without any usable time it is long ago, so that the copy is read at once.
+    """
     known = (seen.read_at, as_utc(seen.fields.get("creation_time")), run.start)
     return next((time for time in known if time is not None and time <= now), _LONG_AGO)
 
 
 async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
-    """Say which files are bad, as far as that can be known."""
+    """Describe which files differ, as far as the manifests show."""
     rows = None if known.manifest is None else await job.load_manifest(known.manifest)
     if rows is None:
         return f"its checksum differs from that of {known.key}"
@@ -290,10 +298,7 @@ def _update(
 
 
 def _is_awaited(job: Job, seen: Copy) -> bool:
-    """Whether somebody waits for a reading of this copy, or could do something with one.
-
-    A new voice may decide between copies that contradict one another.
-    """
+    """Whether a reading of this copy was requested, or may settle a dispute between copies."""
     return bool(seen.pending) or at_odds(job.run, seen.key, same_bytes(job.sites))
 
 
@@ -342,7 +347,7 @@ def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Read
 
 
 def is_first(run: Run, seen: Copy, sites: Sites) -> bool:
-    """Whether this copy is where the data was born, so that others are compared with it."""
+    """Whether this is the original, with which others are compared."""
     if seen.source is not None:
         return False
     if producer(seen) == seen.host:
@@ -352,9 +357,9 @@ def is_first(run: Run, seen: Copy, sites: Sites) -> bool:
 
 
 def reference(run: Run, seen: Copy, sites: Sites) -> Copy | None:
-    """Find the copy to compare with: the one it came from, else the master, else any good one.
+    """Find the copy to compare with: the source, else the master, else any good one.
 
-    Where none is left, what the entry remembers of the one it came from.
+    If none is left, the digests of the source that the entry keeps.
     """
     others = [one for one in run.copies if _comparable(one, seen)]
     first = [seen.source, *masters(seen.type, sites)]
@@ -366,7 +371,7 @@ def _rank(host: str, first: Sequence[str | None]) -> int:
 
 
 def masters(kind: str, sites: Sites) -> list[str]:
-    """Return the names of the sites that hold the master copies of such data."""
+    """Return the names of the sites that hold the master copies of this type of data."""
     return [site.name for site in sites.values() if kind in site.master]
 
 

@@ -1,11 +1,11 @@
-"""Raw data is complete: its size is noted in the run.
+"""Completeness of raw data, recorded as the run's size.
 
-`add_size` reacts to a raw copy that became good at this site, and to the end of a run and the
-number of its events. The files that hold events are counted, in the copy's manifest where there is
-one and else on the disk; where they are as many as the events fill, `raw_size_byte` is set to the
-bytes of all files of the copy. The run is left as it was otherwise.
+`add_size` reacts to a raw copy that became good at this site, and to the run's ``end`` and
+``events_built``. It counts the event files in the copy's manifest, or on the disk if there is no
+manifest. If their number matches the number of events, it sets `raw_size_byte` to the bytes of all
+files of the copy. Nothing else in the run changes.
 
-Safe to repeat: it only reads, and the size is set where there is none.
+Safe to repeat: it only reads, and sets the size only if the run has none.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from caxev.core.model import field_of
 from caxev.files import confine, scan
 
 EVENTS_PER_FILE = 1000
-"""What the DAQ writes into one file unless the run says otherwise."""
+"""Events in one file, unless the run's configuration sets another number."""
 PER_FILE = "reader.ini.trigger_config_override.Zip.events_per_file"
 EVENT_FILE = re.compile(rb".+-\d+-\d+-\d+-\d+\.zip")
-"""Names of files that hold events: experiment, run, first and last event, how many."""
+"""Names of event files: experiment, run, first and last event, number of events."""
 
 
 @frozen
 class SizePlan:
-    """A copy to be counted, and how many files with events it must have."""
+    """A copy to count, and the number of event files it must have."""
 
     copy: Copy
     files: int
@@ -53,16 +53,18 @@ class SizePlan:
 @on(
     copy(TRANSFERRED, type="raw", host=HERE),
     field("trigger.events_built", "end"),
-    lane="disk",  # each works in a process of its own: a backlog must not start hundreds
+    # A count runs in a worker process: in a lane of their own, a backlog cannot start hundreds.
+    lane="disk",
     aliases=("AddSize",),
 )
 async def add_size(job: Job) -> Result:
-    """Note the size of a run in `raw_size_byte` once its raw data is complete here."""
+    """Set `raw_size_byte` of a run once its raw data is complete here."""
     plan = plan_size(job.run, job.site)
     if isinstance(plan, Skip):
         return plan
     manifest = await shape(job, plan.copy)
     found = event_files(manifest)
+    # Both more and fewer files are wrong: a size would make incomplete data look complete.
     if found != plan.files:
         raise GiveUp(
             f"{plan.copy.key} has {found} files with events, but its events fill {plan.files}: "
@@ -74,7 +76,7 @@ async def add_size(job: Job) -> Result:
 
 
 async def shape(job: Job, copy: Copy) -> Manifest:
-    """List the files of a copy that is here, with their sizes."""
+    """Return the files of a copy that is here, with their sizes."""
     rows = None if copy.manifest is None else await job.load_manifest(copy.manifest)
     if rows is not None:
         return Manifest.from_rows(rows)
@@ -82,19 +84,19 @@ async def shape(job: Job, copy: Copy) -> Manifest:
 
 
 def scan_copy(location: str, roots: tuple[str, ...], *, report: object) -> Manifest:
-    """List the files of the copy that the database says is at `location`, if that is ours."""
+    """List the files of the copy at `location`, which must be inside one of `roots`."""
     del report
     return scan(confine(location, roots))
 
 
 def event_files(manifest: Manifest) -> int:
-    """Count the files that hold events. Pure."""
+    """Count the event files. Pure."""
     names = (item.path.rpartition(b"/")[2] for item in manifest.files)
     return sum(EVENT_FILE.fullmatch(name) is not None for name in names)
 
 
 def plan_size(run: Run, site: Site) -> SizePlan | Skip:
-    """Decide whether this site can tell the run's size, and from which copy. Pure."""
+    """Decide whether this site can measure the run's size, and from which copy. Pure."""
     if field_of(run.document, "raw_size_byte") is not None:
         return Skip("the run has raw_size_byte")
     if field_of(run.document, "end") is None:
@@ -112,7 +114,8 @@ def plan_size(run: Run, site: Site) -> SizePlan | Skip:
 
 
 def whole(value: object) -> int | None:
-    """A whole number above 0, also one written as a double, as mongosh does; else None. Pure."""
+    """Return a whole number above 0, or None for anything else. Pure."""
+    # mongosh writes 5000 as a double, so the type does not distinguish a count.
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return int(value) if value > 0 and value % 1 == 0 else None

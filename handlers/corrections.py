@@ -1,11 +1,11 @@
-"""Fields of a run are computed from versioned tables, so that processing finds its inputs.
+"""Inputs of the processing, computed from versioned correction tables.
 
-`correct` reacts to the fields that the site's ``corrections`` wait for, and sets the field of each
-that the run lacks; the version that was used is kept in the run as
-``processor.correction_versions.<name>``. A value that stands without a version is somebody else's
-and is left alone; one of another version than is wanted now is computed anew.
+`correct` reacts to the fields that the site's ``corrections`` depend on, and sets the field of
+each correction that the run lacks. The run keeps the version used, as
+``processor.correction_versions.<name>``. A value without a version was set by someone else and is
+never changed; one of an outdated version is computed again.
 
-A table is a collection beside the runs. Each row says for which runs it is:
+A table is a collection beside the runs. The fields of a row:
 
 | field | value |
 | --- | --- |
@@ -16,18 +16,17 @@ both by number; absent: no limit |
 | `function` | an expression (`caxev.core.expressions`), or a list of them and of numbers |
 | `creation_time` | UTC; of two rows that fit, the later counts |
 
-cax's tables are read as well. A row of theirs has a ``calculation_time``, which is its version if
-it names none, and a ``function``, or a ``correction``: a list of ``{min, max, value}``, each for
-the runs from number `min` on and before `max`. cax multiplied what a function gave by a unit that
-stood in its code, so such a row is used only if the correction gives its `factor`. A row that
-cannot be understood, or that names what is not known here (``pmt``, ``v``), is refused: no older
-one is taken in its place.
+cax's tables work as well. Their rows have a ``calculation_time``, which is the version of a row
+without one, and a ``function``, or a ``correction``: a list of ``{min, max, value}``, each for
+the runs from number `min` on and before `max`. cax multiplied the value of a function by a unit in
+its code, so such a row is used only if the correction sets `factor`. An invalid row, or one with
+unknown names (``pmt``, ``v``), is an error: no older row replaces it.
 
 Expressions know `t` (the run's start, seconds since 1970), `run_number`, and the last name of each
 field in ``when`` that holds a number or a time. The version is the one that the correction
 names, or else that of the row that was made last.
 
-Safe to repeat: all fields are set in one update that expects the versions that were found.
+Safe to repeat: one update sets all fields, and expects the versions that were found.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ from caxev.core.expressions import ExpressionError, evaluate
 from caxev.core.model import as_utc, field_of
 
 LATER = 6 * 3600.0
-"""Seconds after which a table is looked at again that had nothing for the run."""
+"""Seconds after which a table without a row for the run is read again."""
 Row = Mapping[str, Any]
 
 
@@ -60,6 +59,7 @@ class Wanted:
 @on(on_field(CORRECTION_INPUTS), aliases=("AddGains", "AddDriftVelocity", "SetNeuralNetwork"))
 async def correct(job: Job) -> Result:
     """Compute the fields of ``corrections`` from their tables."""
+    # One update for all fields: a crash leaves either none or all of them, each with its version.
     plan = plan_corrections(job.run, job.site)
     if isinstance(plan, Skip):
         return plan
@@ -79,17 +79,18 @@ async def correct(job: Job) -> Result:
             continue
         expected.append(FieldIs(one.version_field, wanted.version))
         if wanted.version is None:
+            # Someone may have set the field by hand since we read the run: theirs stays.
             expected.append(FieldIs(one.field))
     update = RunUpdate.set_fields(job.run, *expected, **fields)
     if not failed:
         return update if fields else Skip("it has these corrections already")
-    if fields:  # one that cannot be had keeps no other back
+    if fields:  # a correction that fails must not block the others
         await job.update(update)
     raise _worst(failed)
 
 
 def _worst(failed: Sequence[Retry | GiveUp]) -> Retry | GiveUp:
-    """What to raise of several, one at least: what a person must repair comes first."""
+    """Choose the error to raise of several, at least one: one that needs a person comes first."""
     return next((error for error in failed if isinstance(error, GiveUp)), failed[0])
 
 
@@ -115,7 +116,8 @@ def row_for(run: Run, correction: Correction, rows: Sequence[Row]) -> Row:
     """Find the row of a table that is for this run. Raises `Retry` if there is none. Pure."""
     made = sorted(rows, key=_made)
     version = correction.version
-    if version is None:  # the newest: it must be known of every row whether it is that
+    if version is None:
+        # Read the version of every row: an invalid one, which raises, might be the newest.
         version = [version_of(correction, row) for row in made][-1] if made else None
     fits = [row for row in made if _version(row) == version and _is_for(run, row)]
     if not fits:
@@ -130,7 +132,7 @@ def _made(row: Row) -> datetime:
 
 
 def version_of(correction: Correction, row: Row) -> str:
-    """Return the version of a row. Raises `GiveUp` for a row that is of none. Pure."""
+    """Return the version of a row. Raises `GiveUp` if it has none. Pure."""
     if (version := _version(row)) is not None:
         return version
     raise GiveUp(
@@ -140,7 +142,7 @@ def version_of(correction: Correction, row: Row) -> str:
 
 
 def _version(row: Row) -> str | None:
-    """A row's version: that of cax's is its time, if it names none."""
+    """Return a row's version, which for a row of cax may be its time."""
     version = row.get("version")
     if version is None and (made := as_utc(row.get("calculation_time"))) is not None:
         return str(made.replace(tzinfo=None))  # as cax wrote it
@@ -155,7 +157,7 @@ def _is_for(run: Run, row: Row) -> bool:
 
 
 def _range_for(run: Run, row: Row) -> Row | None:
-    """The range of one of cax's rows that the run's number is in. Raises `GiveUp` for no such."""
+    """Return the range of a row of cax that includes the run. Raises `GiveUp` if one is invalid."""
     ranges = row["correction"]
     for one in ranges if isinstance(ranges, list) else (ranges,):
         if not isinstance(one, Mapping) or not _is_range(one):
@@ -174,7 +176,7 @@ def _is_number(value: object) -> bool:
 
 
 def _passed(run: Run, limit: object) -> bool | None:
-    """Whether the run is not before a limit; None where it has nothing to compare with it."""
+    """Whether the run is at or after a limit; None if it lacks the start or number to compare."""
     if (moment := as_utc(limit)) is not None:
         return None if run.start is None else run.start >= moment
     if isinstance(limit, int | float):
@@ -183,11 +185,11 @@ def _passed(run: Run, limit: object) -> bool | None:
 
 
 def value_of(run: Run, correction: Correction, row: Row) -> Any:
-    """Compute what a row says for this run. Raises `GiveUp` if it says nothing. Pure."""
+    """Compute a row's value for this run. Raises `GiveUp` if it defines none. Pure."""
     given = [name for name in ("value", "function", "correction") if row.get(name) is not None]
     if len(given) != 1:
-        said = " and ".join(given) or "neither value nor function"
-        raise GiveUp(f"{_named(correction, row)} has {said}: it must have one of them")
+        has = " and ".join(given) or "neither value nor function"
+        raise GiveUp(f"{_named(correction, row)} has {has}: it must have one of them")
     if given == ["value"]:
         return row["value"]
     if given == ["correction"]:
@@ -224,7 +226,7 @@ def _evaluated(function: object, names: Mapping[str, float]) -> float:
 
 
 def inputs(run: Run, correction: Correction) -> dict[str, float]:
-    """Return the numbers that expressions may name. Pure."""
+    """Return the numbers that expressions can use. Pure."""
     names: dict[str, float] = {}
     for path in correction.when:
         value = field_of(run.document, path)

@@ -1,16 +1,16 @@
-"""Copies are deleted, each with a proof that enough others are good.
+"""Deletion of copies, each with a proof that enough others are good.
 
-- `purge` and `purge_processed` want a copy gone by the site's rules: raw data by its age
-  (``purge``), processed data by its version (``pax_version_purge``); `make_room` the oldest where
-  the disk is full (``deletion.when_full``); a person by ``caxev rm``. All record the same intent:
-  the copy is ``deleting`` from then on, by a write that counts the other good copies.
-- `prove` asks the others to be read afresh, waits for that, and writes down the proof; where too
-  few of them are left it takes the intent back, and the copy is what it was.
-- `erase` takes away the bytes, then the entry, and leaves a tombstone in ``deleted_data``.
+- `purge` and `purge_processed` mark a copy for deletion by the site's rules: raw data by its age
+  (``purge``), processed data by its version (``pax_version_purge``). `make_room` marks the oldest
+  if the disk is full (``deletion.when_full``), a person any by ``caxev rm``. All record the same
+  intent: the copy becomes ``deleting``, by a write that counts the other good copies.
+- `prove` requests fresh readings of the others, waits for them, and records the proof. If too few
+  good copies are left it withdraws the intent, and the copy gets its old status back.
+- `erase` erases the bytes, then the entry, and leaves a tombstone in ``deleted_data``.
 
 `caxev.copies.deletion` decides what may go. Safe to repeat: each step is a conditional write, and
-until `erase` has written ``erasing`` nothing has been touched. After that it is gone through with,
-whoever was killed in between.
+until `erase` has written ``erasing`` no file has changed. From then on the deletion is completed,
+whichever process crashes.
 """
 
 from __future__ import annotations
@@ -72,16 +72,16 @@ from caxev.files import erase as erase_files
 from caxev.files import lacking as lacking_bytes
 
 SOON = 1.0
-"""Seconds after which a step is tried again that another write came before."""
+"""Seconds until a step that lost a race is tried again."""
 REPLACED = "replaced"
-"""The alarm that something else stands at the place of a copy that was to be erased."""
+"""The alarm that other files are at the location of a copy that was to be erased."""
 READ_AGAIN = 60.0
-"""Seconds between two looks at whether a copy that is to go is still being read."""
+"""Seconds between two checks whether a copy that is to go is still being read."""
 LOOK_AGAIN = 15 * 60.0
-"""Seconds between two looks at a disk that is too full for a copy that is coming."""
+"""Seconds between two checks of a disk that is too full for an incoming copy."""
 
 
-# -- who wants it ---------------------------------------------------------------------------------
+# -- intent: a rule wants a copy gone -------------------------------------------------------------
 
 
 @on(
@@ -91,7 +91,7 @@ LOOK_AGAIN = 15 * 60.0
     aliases=("BufferPurger",),
 )
 async def purge(job: Job) -> Result:
-    """Want raw data gone that is older than ``purge`` days and good at enough other sites."""
+    """Mark raw data for deletion once it is older than ``purge`` days and good elsewhere."""
     mine = job.run.copy(CopyKey("raw", job.site.name))
     if _may_prove(job, mine):
         return await prove(job)
@@ -104,7 +104,7 @@ async def purge(job: Job) -> Result:
     aliases=("PurgeProcessed",),
 )
 async def purge_processed(job: Job) -> Result:
-    """Want processed data gone that is of the version ``pax_version_purge``."""
+    """Mark processed data of the version ``pax_version_purge`` for deletion."""
     data = _data(job)
     mine = job.run.copy(CopyKey(data.type, job.site.name, data.version))
     if _may_prove(job, mine):
@@ -113,7 +113,8 @@ async def purge_processed(job: Job) -> Result:
 
 
 def _may_prove(job: Job, mine: Copy | None) -> bool:
-    """Whether another copy came that may prove that ours may go: others may never answer."""
+    """Whether a new copy elsewhere may complete the proof for ours."""
+    # It may replace a copy from which a reading was requested and never comes.
     came = job.copy is not None and job.copy.status == TRANSFERRED
     return came and mine is not None and mine.status == DELETING and job.copy is not mine
 
@@ -126,22 +127,22 @@ def _wanted(job: Job, plan: DeletionPlan | Skip | NotYet) -> Result:
         return plan
     if job.copy is not None and job.copy.host == job.site.name:
         raise Retry(plan.why, after=(plan.at - job.safe_now()).total_seconds())
-    return Skip(plan.why)  # the reaction to our own copy waits for that
+    return Skip(plan.why)  # the reaction to our own copy waits: one timer a copy is enough
 
 
-# -- what proves that it may ----------------------------------------------------------------------
+# -- proof: enough others are good ----------------------------------------------------------------
 
 
 @on(
     copy((ERROR, DELETING, GONE)),
     copy_field("check_answered"),
-    # A site that wants copies gone by cax's names must also be able to bring that to its end.
+    # A site that enables deletions by cax's names must also be able to finish them.
     aliases=("BufferPurger", "PurgeProcessed"),
 )
 async def prove(job: Job) -> Result:
-    """Have the other copies read afresh, and write down what proves that ours may go.
+    """Have the other copies read again, and record the proof that ours may be deleted.
 
-    Ours are the one here, and one at a catalogue that this site looks after.
+    Ours are the copy here, and one in a catalogue that this site looks after.
     """
     going = [one.key for one in job.run.copies if _is_ours_to_delete(job, one)]
     if not going:
@@ -158,10 +159,11 @@ def _is_ours_to_delete(job: Job, one: Copy) -> bool:
 
 
 async def _prove(job: Job, key: CopyKey) -> Retry | None:
-    """Do what is next for a copy that is to go; returns until when others are waited for."""
+    """Take the next step for a copy that is to go; returns the `Retry` if it waits for others."""
     found = _weighed(job, key)
     if isinstance(found, Ask):
         await _ask(job, found)
+        # The requests changed the run: decide again. Another `Ask` means that a copy appeared.
         found = _weighed(job, key)
     match found:
         case Skip():
@@ -197,7 +199,7 @@ async def _ask(job: Job, wanted: Ask) -> None:
 
 
 async def _write(job: Job, update: RunUpdate) -> Run:
-    """Write a step; where the run has changed meanwhile, it is looked at again soon."""
+    """Write a step. Raises `Retry` if the run has changed meanwhile."""
     try:
         return await job.update(update)
     except Superseded as lost:
@@ -205,13 +207,13 @@ async def _write(job: Job, update: RunUpdate) -> Run:
 
 
 def _data(job: Job) -> CopyKey:
-    """The copy of which the event speaks."""
+    """Return the key of the copy that the event is about."""
     aspect = job.event.aspect
     assert isinstance(aspect, CopyKey | CopyField)
     return CopyKey(aspect.type, aspect.host, aspect.version)
 
 
-# -- doing it -------------------------------------------------------------------------------------
+# -- erasing --------------------------------------------------------------------------------------
 
 
 @on(
@@ -222,9 +224,9 @@ def _data(job: Job) -> CopyKey:
     aliases=("BufferPurger", "PurgeProcessed"),
 )
 async def erase(job: Job) -> Result:
-    """Erase a copy whose proof stands: its bytes, then its entry; a tombstone remains.
+    """Erase a copy whose deletion is proven: its bytes, then its entry; a tombstone remains.
 
-    If something else stands at its place by then, as what a person restored, that stays.
+    Other files at its location, such as data that a person restored, are not touched.
     """
     mine = job.copy
     if mine is None:
@@ -241,11 +243,13 @@ async def erase(job: Job) -> Result:
     else:
         found = weigh(job.run, mine, job.site, job.sites, job.clocks())
         if not isinstance(found, Proven):
-            # What was proven does not hold any more: begin again from the intent.
+            # The proof is out of date, as when a counted copy went bad meanwhile.
             job.log.warning(f"{mine.key} of {job.run}: its proof no longer holds")
             return withdraw(job.run, mine, wanted, "its proof no longer holds", job.now())
-        try:  # while it can be taken back: afterwards nobody could
+        # All that can fail or refuse comes before `begin`, after which nothing is withdrawn.
+        try:
             shape = await _shape(job, mine, wanted)
+            # The mark identifies these very files, for a successor that erases them after a crash.
             mark = await job.work(standing, mine.location, job.site.roots, shape)
             marks = {"mark": mark, **await _mark_moved(job, mine)}
         except GiveUp as no:
@@ -257,6 +261,8 @@ async def erase(job: Job) -> Result:
             return withdraw(job.run, mine, wanted, few, job.now())
         those, clocks = (job.site, job.sites), job.clocks()
         sure = begin(job.run, mine, wanted, *those, proof=found.proof, clocks=clocks, marks=marks)
+    # Bytes before entry: a crash in between leaves an entry that is erased again. The other order
+    # would leave files that no entry names.
     mine = (await _write(job, sure)).copy(mine.key) or mine
     await _erase_files(job, mine)
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
@@ -265,7 +271,7 @@ async def erase(job: Job) -> Result:
 
 
 async def _shape(job: Job, mine: Copy, wanted: Intent) -> Manifest | None:
-    """What must stand there if it is this copy; None if that is not known, or the copy is bad."""
+    """Return the files that the copy must have; None if they are unknown, or the copy is bad."""
     if wanted.was != TRANSFERRED or mine.manifest is None:
         return None
     rows = await job.load_manifest(mine.manifest)
@@ -273,8 +279,9 @@ async def _shape(job: Job, mine: Copy, wanted: Intent) -> Manifest | None:
 
 
 def _moved(mine: Copy) -> str | None:
-    """Return the place of what a move of the copy left, which would be nobody's without it."""
+    """Return the path of files that a move left behind and that no other entry names."""
     left = mine.fields.get("moved_from")
+    # The path comes from the database: erase it only if its name is one that a move gives.
     is_ours = isinstance(left, str) and left.rpartition("/")[2].startswith(MOVED_PREFIX)
     return str(left) if is_ours else None
 
@@ -286,9 +293,9 @@ async def _mark_moved(job: Job, mine: Copy) -> dict[str, str]:
 
 
 async def _erase_files(job: Job, mine: Copy) -> None:
-    """Erase the files by their marks, and what was set aside of them or left by a move.
+    """Erase the copy's files, its quarantine and what a move left, each identified by its mark.
 
-    Without a mark nobody knows which files were meant: then nothing that stands there goes.
+    Without a mark the files cannot be identified, and stay.
     """
     kept, replaced = mine.fields.get("quarantine"), []
     if isinstance(kept, Mapping) and kept.get("place"):
@@ -302,12 +309,13 @@ async def _erase_files(job: Job, mine: Copy) -> None:
         except Replaced:
             replaced.append(place)
     if replaced:
-        await _write(job, go_on(job.run, mine))  # or else it is a new copy's place by now
+        # Check that this deletion is still ours: else those are the files of a new copy.
+        await _write(job, go_on(job.run, mine))
         await _alarm_replaced(job, mine, ", ".join(replaced))
 
 
 async def _alarm_replaced(job: Job, mine: Copy, places: str) -> None:
-    """Raise an alarm: files stay that no entry names once this one is gone."""
+    """Raise an alarm about files that stay without an entry."""
     await job.alarm(
         REPLACED,
         f"{places}: not erased, as something else stands there than {mine.key} of {job.run}, "
@@ -319,13 +327,14 @@ async def _alarm_replaced(job: Job, mine: Copy, places: str) -> None:
 
 
 async def _too_few(job: Job, mine: Copy, wanted: Intent, found: Proven) -> str | None:
-    """Why the copies that are counted are not enough: two names of the same files are one copy."""
+    """Return why the counted copies are too few: two paths of the same files are one copy."""
     hosts, near = [row["host"] for row in found.proof], sites_sharing_storage(job.site, job.sites)
     those = [one for name in hosts if (one := job.run.copy(mine.key._replace(host=name)))]
     here = [one for one in those if one.host in near and one.location]
     if not (wanted.keep and here and mine.location):
         return None
     places = [one.location for one in here]
+    # Links and bind mounts make one directory look like two: only the disk shows it.
     groups = await job.work(distinct, mine.location, job.site.roots, places)
     if len(those) - len(here) + len({*groups} - {0}) >= wanted.keep:
         return None
@@ -333,14 +342,14 @@ async def _too_few(job: Job, mine: Copy, wanted: Intent, found: Proven) -> str |
     return f"the same files have several names: not all copies at {names} are copies of their own"
 
 
-# -- where the disk is full -----------------------------------------------------------------------
+# -- a full disk ----------------------------------------------------------------------------------
 
 
 @on(copy((TRANSFERRING, VERIFYING), host=HERE))
 async def make_room(job: Job) -> Result:
-    """Want the oldest raw data gone that may go, where a copy fills the disk or would fill it.
+    """Mark the oldest raw data for deletion if an incoming copy does not fit on the disk.
 
-    What is born here is there before anybody is told: then the disk may be too full already.
+    Data born here is already on the disk, which may then be too full.
     """
     mine, rules = job.copy, job.site.deletion
     if mine is None or mine.status not in (TRANSFERRING, VERIFYING, TRANSFERRED):
@@ -353,6 +362,7 @@ async def make_room(job: Job) -> Result:
     lacking = await job.work(lacking_bytes, *there, coming)
     if lacking <= 0:
         return Skip("there is room")
+    # Bytes marked, not bytes free: `erase` frees them later.
     freed = seen = 0
     while freed < lacking and (some := await job.oldest("raw", rules.protect, skip=seen)):
         seen += len(some)
@@ -365,12 +375,12 @@ async def make_room(job: Job) -> Result:
             f"more raw data may go (caxev rm --site {job.site.name} --dry-run says why)"
         )
     if not is_coming:
-        return None  # the next one that is born looks again
+        return None  # the next run that is born here checks again
     raise Retry(f"{lacking} bytes were lacking", after=LOOK_AGAIN)
 
 
 async def _goes(job: Job, run: Run) -> bool:
-    """Whether our copy of that run goes, or is going already."""
+    """Mark our copy of that run for deletion if it may go; whether it goes."""
     one = run.copy(CopyKey("raw", job.site.name))
     if run.id == job.run.id or one is None:
         return False

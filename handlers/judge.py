@@ -1,19 +1,19 @@
-"""Copies that contradict one another are judged by the majority of their digests.
+"""Disputes between copies, decided by the majority of their digests.
 
-`judge` reacts to a copy that was found bad here (or at a host without a listener where this site
-put it), and to every fresh reading of a copy by whoever was asked for one. Where the copies do not
-all say the same, those that were not read lately are asked to be; when all have answered, each
-site judges its own copy: in the majority it is good, whatever the master says; outside of it it
-becomes ``error``, the master as well, and `repair` repairs it from one of the majority.
+`judge` reacts to a copy that was found bad here (or that this site put at a host without a
+listener), and to every requested reading of a copy. If the digests of the copies differ, it
+requests readings of those that were not read lately. When all have answered, each site judges its
+own copy: in the majority it is good, whatever the master has; outside of it the copy becomes
+``error``, even the master, and `repair` repairs it from one of the majority.
 
-Where there is no majority nothing is deleted and nothing overwritten. A copy that differs from the
-master is ``error`` then, and a person is told, who can vouch for one of them (``caxev vouch``):
-then the others are bad. `quarantine` moves the files by which it differs to
-``.caxev-quarantine/`` below the site's directory, once nobody here reads the run; when the copy has
-been repaired, `release` removes them after ``quarantine_days``.
+Without a majority nothing is deleted or overwritten. A copy that differs from the master becomes
+``error``, and an alarm asks a person to vouch for one copy (``caxev vouch``), which makes the
+others bad. `quarantine` moves the differing files to ``.caxev-quarantine/`` below the site's
+directory, once nobody here reads the run; when the copy has been repaired, `release` removes them
+after ``quarantine_days``.
 
-Safe to repeat: readings are asked for once, each verdict names the status that it found, and a file
-that has been moved is passed by.
+Safe to repeat: each reading is requested once, each verdict expects the status that it found, and
+files that have been moved are skipped.
 """
 
 from __future__ import annotations
@@ -64,23 +64,23 @@ from caxev.core.model import as_utc, new_id
 from caxev.files import empty_quarantine, set_aside, standing
 
 FRESH = timedelta(days=7)
-"""A reading counts for so long, and so long is waited for one that was asked for."""
+"""How long a reading counts, and how long a requested one is waited for."""
 VERIFIED = timedelta(minutes=10)
-"""After that it is looked again whether a copy that was being verified has a voice by now."""
+"""Time between two checks whether a copy that is being verified has a vote by now."""
 SOON = 1.0
 ALARM = "no_majority"
 
 
 @frozen
 class Ask:
-    """These copies must be read afresh before anything can be said."""
+    """These copies must be read again before a verdict is possible."""
 
     copies: tuple[Copy, ...]
 
 
 @frozen
 class Wait:
-    """Some are being read afresh; who does not answer by `until` (UTC) has no voice."""
+    """Some copies are being read; one without an answer by `until` (UTC) loses its vote."""
 
     why: str
     until: datetime
@@ -88,19 +88,19 @@ class Wait:
 
 @frozen
 class Acquit:
-    """The copy is good: most others say the same."""
+    """The copy is good: it agrees with the majority."""
 
 
 @frozen
 class Convict:
-    """The copy is bad: most others say something else."""
+    """The copy is bad: it differs from the majority."""
 
     why: str
 
 
 @frozen
 class Hung:
-    """As many say one thing as another. `master`: what this copy differs from, if there is one."""
+    """There is no majority. `master` is the master copy if this copy differs from it."""
 
     why: str
     master: Copy | None
@@ -115,7 +115,7 @@ Verdict = Ask | Wait | Acquit | Convict | Hung | Skip
     aliases=("CompareChecksums",),
 )
 async def judge(job: Job) -> Result:
-    """Judge our copy where the copies of a run contradict one another."""
+    """Judge our copy by the majority if the copies of a run contradict one another."""
     ours = _ours(job)
     passed = [why for mine in ours if (why := await _judge(job, mine)) is not None]
     if len(passed) < len(ours):
@@ -124,13 +124,14 @@ async def judge(job: Job) -> Result:
 
 
 async def _judge(job: Job, mine: Copy) -> str | None:
-    """Judge one of our copies; says why there is nothing to be said, if so."""
+    """Judge one of our copies; returns why there is no verdict, or None."""
     same = same_bytes(job.sites)
     odd = at_odds(job.run, mine.key, same)
     hosts = {one.host for one in voters(job.run, mine.key, same)} if odd else ()
     mute = [host for host in hosts if not await job.has_listened(host)]
     verdict = plan_judgement(job.run, mine, job.sites, job.now(), job.safe_now(), mute=mute)
     if isinstance(verdict, Ask):
+        # The requests changed the run: decide again. Another `Ask` means that a copy appeared.
         await _ask(job, verdict)
         again = job.run.copy(mine.key)
         assert again is not None
@@ -162,7 +163,7 @@ async def _ask(job: Job, wanted: Ask) -> None:
 
 
 async def _write(job: Job, update: RunUpdate) -> None:
-    """Write it; where the run has changed meanwhile, it is looked at again soon."""
+    """Write an update. Raises `Retry` if the run has changed meanwhile."""
     try:
         await job.update(update)
     except Superseded as lost:
@@ -170,7 +171,7 @@ async def _write(job: Job, update: RunUpdate) -> None:
 
 
 def _ours(job: Job) -> list[Copy]:
-    """The copies of this data that this site answers for: its own, and those that it pushed."""
+    """Return the copies of this data in this site's care: its own, and those that it pushed."""
     aspect = job.event.aspect
     assert isinstance(aspect, CopyKey | CopyField)
     found = []
@@ -185,7 +186,8 @@ def _ours(job: Job) -> list[Copy]:
 
 
 def _troubled(run: Run, key: CopyKey, sites: Sites) -> bool:
-    """Whether it is open what this data is to be."""
+    """Whether the right content of this data is still undecided."""
+    # A quarantined copy is undecided too, though an `error` without a vote disputes nothing.
     aside = (one for one in run.copies if same_data(one, key) and one.fields.get("quarantine"))
     return at_odds(run, key, same_bytes(sites)) or any(one.status == ERROR for one in aside)
 
@@ -199,11 +201,11 @@ def plan_judgement(
     *,
     mute: Collection[str] = (),
 ) -> Verdict:
-    """Decide what is to be said of a copy. Pure.
+    """Decide the verdict on a copy. Pure.
 
-    A copy loses its voice by `safe_now`, so that no clock which is ahead takes it away.
-    At the hosts that are `mute` no caxev has ever listened, so nobody reads a copy there afresh if
-    its own listener would have to: it counts as it stands.
+    Copies lose their votes by `safe_now`, so that a clock which is ahead takes none away. No caxev
+    ever listened at the hosts in `mute`: a copy that only its own listener could read again counts
+    by its entry.
     """
     same = same_bytes(sites)
     those = voters(run, mine.key, same)
@@ -213,6 +215,7 @@ def plan_judgement(
         return Skip("the copies do not contradict one another")
     stale = [one for one in those if can_be_read(one, sites, mute) and not _is_fresh(one, now)]
     asked = [(one, _waits_since(one, now)) for one in stale]
+    # Everyone is asked before anyone is waited for: the readings run side by side.
     unasked = tuple(one for one, since in asked if since is None)
     if unasked:
         return Ask(unasked)
@@ -227,12 +230,12 @@ def plan_judgement(
 
 
 def _coming(run: Run, key: CopyKey) -> list[str]:
-    """Where copies are verified that will have a voice soon."""
+    """Return the hosts of copies that are being verified, and will have a vote."""
     return [one.host for one in run.copies if same_data(one, key) and one.status == VERIFYING]
 
 
 def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Verdict:
-    """Count the voices of those who have answered."""
+    """Count the votes of the copies that have answered."""
     those = voters(run, mine.key, same_bytes(sites))
     most = majority(run, mine.key, late, same=same_bytes(sites))
     names = ", ".join(sorted(one.host for one in most))
@@ -246,10 +249,7 @@ def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Verdict:
 
 
 def _is_alone(those: Collection[Copy], mine: Copy, late: list[str], most: Collection[Copy]) -> bool:
-    """Whether no other copy has answered: the one that is left is no majority of all.
-
-    But for one that a person vouches for.
-    """
+    """Whether no other copy has answered: alone it is no majority, unless a person vouched."""
     others = [one for one in those if one.host not in (mine.host, *late)]
     return not others and not any(one.fields.get(VOUCHED) for one in most)
 
@@ -257,9 +257,9 @@ def _is_alone(those: Collection[Copy], mine: Copy, late: list[str], most: Collec
 def _hung(run: Run, mine: Copy, sites: Sites) -> Hung:
     those = voters(run, mine.key, same_bytes(sites))
     master = next((one for one in those if mine.type in _master_of(one, sites)), None)
-    said = "; ".join(f"{one.host}: {one.manifest or one.checksum}" for one in those)
+    digests = "; ".join(f"{one.host}: {one.manifest or one.checksum}" for one in those)
     return Hung(
-        f"no majority of the copies says what is right ({said})",
+        f"no majority of the copies says what is right ({digests})",
         None if master is None or master.host == mine.host or agree(master, mine) else master,
     )
 
@@ -270,12 +270,12 @@ def _master_of(one: Copy, sites: Sites) -> tuple[str, ...]:
 
 
 def _waits_since(one: Copy, now: datetime) -> datetime | None:
-    """Since when a fresh reading has been asked for; a request from the future is none."""
+    """Return when a reading was first requested; a request dated in the future does not count."""
     return min((ask.at for ask in one.pending if ask.at and ask.at <= now), default=None)
 
 
 def _is_fresh(one: Copy, now: datetime) -> bool:
-    """Whether it was read lately: by the time of that, or as the answer to a late request."""
+    """Whether the copy was read lately, by its date or as the answer to a recent request."""
     answered, noted = one.answered, one.noted_at
     times = [one.verified_at, *(ask.at for ask in one.asked if ask.id in answered)]
     if noted is None or one.pending:
@@ -283,17 +283,17 @@ def _is_fresh(one: Copy, now: datetime) -> bool:
     return any(at and now - FRESH < at <= min(noted, now) for at in times)
 
 
-# -- where there is no majority -------------------------------------------------------------------
+# -- without a majority ---------------------------------------------------------------------------
 
 
 def _data(one: Copy) -> str:
-    """What a copy is a copy of: one alarm tells of all."""
+    """Name the data of a copy, so that all its copies share one alarm."""
     return " ".join(filter(None, (one.type, one.version)))
 
 
 def speaker(run: Run, key: CopyKey, sites: Sites) -> str | None:
-    """The one site that tells people of a dispute: the master's or, without, the first that can."""
-    # By entries, not by bytes: of two entries of the same bytes either site would take itself.
+    """Return the one site that raises the alarm: the master's, else the first with a listener."""
+    # By entries, not by bytes: of two entries with the same bytes, each site would choose itself.
     heard = voters(run, key, at_one_host)
     those = [one for one in heard if one.host in sites and sites.get(one.host).listener]
     masters = [one for one in those if one.type in _master_of(one, sites)]
@@ -301,7 +301,7 @@ def speaker(run: Run, key: CopyKey, sites: Sites) -> str | None:
 
 
 async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
-    """Tell a person, and have the files by which our copy differs from the master's kept safe."""
+    """Raise an alarm, and request the quarantine of files that differ from the master's."""
     if speaker(job.run, mine.key, job.sites) in (None, job.site.name):
         await job.alarm(
             ALARM,
@@ -328,7 +328,7 @@ async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
     aliases=("CompareChecksums",),
 )
 async def quarantine(job: Job) -> Result:
-    """Move the files by which our copy differs from the master's out of it, to be kept safe."""
+    """Move the files of our copy that differ from the master's into quarantine."""
     mine = job.copy
     wanted = None if mine is None else mine.fields.get("quarantine")
     if mine is None or not isinstance(wanted, Mapping):
@@ -341,8 +341,8 @@ async def quarantine(job: Job) -> Result:
         raise GiveUp(f"{mine.location} is at, above or below the files of {others[0]}, too")
     master = job.run.copy(CopyKey(mine.type, str(wanted.get("from")), mine.version))
     paths = [b""] if master is None else await _differing(job, mine, master)
-    # Noted once, before anything moves: if we are stopped here and go on late, the copy that stands
-    # there then is another one, and stays as it is.
+    # The mark is recorded once, before any file moves. After a crash the location may hold a new
+    # copy: it does not match the mark, and is left alone.
     known = wanted.get("mark")
     mark = str(known or await job.work(standing, mine.location, job.site.roots, None))
     same = CopyIs(mine.key, {"status": ERROR, "quarantine": wanted})
@@ -354,7 +354,7 @@ async def quarantine(job: Job) -> Result:
 
 
 async def _differing(job: Job, mine: Copy, master: Copy) -> list[bytes]:
-    """The files of our copy that are not what the master has; all where that cannot be known."""
+    """Return the files of our copy that differ from the master's; all if a manifest is missing."""
     rows = [
         None if one.manifest is None else await job.load_manifest(one.manifest)
         for one in (master, mine)
@@ -362,13 +362,14 @@ async def _differing(job: Job, mine: Copy, master: Copy) -> list[bytes]:
     if rows[0] is None or rows[1] is None:
         return [b""]
     theirs, ours = (Manifest.from_rows(one) for one in rows if one is not None)
+    # Files that only the master has cannot be moved; a repair brings them.
     there = {item.path: item.kind for item in ours.items}
     return [one.path for one in theirs.differences(ours) if there.get(one.path) in ("file", "link")]
 
 
 @on(copy_field("quarantine", host=HERE), aliases=("CompareChecksums",))
 async def release(job: Job) -> Result:
-    """Remove what was set aside, after some days, if the copy has been repaired by then."""
+    """Remove quarantined files after ``quarantine_days``, once the copy has been repaired."""
     mine = job.copy
     kept = None if mine is None else mine.fields.get("quarantine")
     if mine is None or not isinstance(kept, Mapping):

@@ -1,10 +1,10 @@
-"""Copies get the mode, the group and the ACL that the site gives to their type of data.
+"""Mode, group and ACL of copies, as the site configures them for their type of data.
 
-`set_permission` reacts to a copy that became good at this site, and does what ``permissions`` in
-sites.json says of such data. The run is left as it was.
+`set_permission` reacts to a copy that became good at this site, and applies ``permissions`` of
+sites.json to it. The run is not changed.
 
-Safe to repeat: it sets what is set already. Links are neither followed nor changed, and nothing
-outside of the site's directories is touched. Nothing depends on the umask of this process.
+Safe to repeat: it sets the same values again. It neither follows nor changes links, and never
+leaves the site's directories. The umask of this process has no effect.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from caxev.files import confine, open_resolved, printable
 from caxev.transfer import program
 
 KEPT = 0o2000
-"""The bit of a directory by which what is made in it gets its group."""
+"""The set-group-ID bit, by which new files in a directory get its group; never cleared."""
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MANY = 200
-"""Files that are held open for one call of setfacl."""
+"""Maximum number of files held open for one call of setfacl."""
 
 
 @on(
@@ -36,7 +36,7 @@ _MANY = 200
     needs=("permissions",),
 )
 async def set_permission(job: Job) -> Result:
-    """Give a new copy the mode, the group and the ACL of ``permissions``."""
+    """Set the mode, group and ACL of a new copy as ``permissions`` configures them."""
     plan = plan_permission(job.copy, job.site)
     if isinstance(plan, Skip):
         return plan
@@ -46,7 +46,7 @@ async def set_permission(job: Job) -> Result:
 
 
 def plan_permission(seen: Copy | None, site: Site) -> Permission | Skip:
-    """Decide what a copy gets at this site. Pure."""
+    """Decide which permissions a copy gets at this site. Pure."""
     if seen is None or seen.status != TRANSFERRED:
         return Skip("the copy is gone" if seen is None else f"it is {seen.status} now")
     permission: Permission | None = site.permissions.get(seen.type)
@@ -58,15 +58,16 @@ def plan_permission(seen: Copy | None, site: Site) -> Permission | Skip:
 
 
 def apply(location: str, roots: tuple[str, ...], permission: Permission, *, report: object) -> None:
-    """Give all of the copy at `location` this permission; in a worker process.
+    """Apply a permission to all of the copy at `location`; in a worker process.
 
-    Raises `GiveUp` where we may not, or where there is no such group or no ``setfacl``.
+    Raises `GiveUp` if that is not permitted, or the group or ``setfacl`` is missing.
     """
     del report
     path = os.fsencode(confine(location, roots))
     group = -1 if permission.group is None else _group(permission.group)
-    with _said(path):
+    with _translated(path):
         for descriptor, status in _walk(path):
+            # Group before mode: chown clears the set-group-ID bit of a file.
             if group not in (-1, status.st_gid):
                 os.fchown(descriptor, -1, group)
             if (mode := _mode(permission, status)) is not None:
@@ -89,7 +90,7 @@ def _mode(permission: Permission, status: os.stat_result) -> int | None:
 
 
 def _walk(path: bytes) -> Iterator[tuple[int, os.stat_result]]:
-    """Open each file and directory in turn, itself and never what a link in its place leads to."""
+    """Open each file and directory of a copy in turn, never following a link."""
     top = open_resolved(path, os.O_RDONLY)
     try:
         yield from _from(top)
@@ -111,7 +112,7 @@ def _from(descriptor: int) -> Iterator[tuple[int, os.stat_result]]:
 
 
 @contextmanager
-def _said(path: bytes) -> Iterator[None]:
+def _translated(path: bytes) -> Iterator[None]:
     try:
         yield
     except PermissionError as error:
@@ -129,8 +130,10 @@ def _said(path: bytes) -> Iterator[None]:
 def _set_acl(path: bytes, acl: str) -> None:
     if shutil.which("setfacl") is None:
         raise Denied("there is no setfacl here, which permissions in sites.json asks for (acl)")
-    # setfacl goes by names: those of what is open lead nowhere else, whatever is swapped meanwhile.
+    # setfacl takes paths. We pass /proc/PID/fd/N of open files, which lead nowhere else even if
+    # somebody swaps a file for a link meanwhile.
     entries = acl.split(",")
+    # setfacl refuses default entries for files: only directories have them.
     of_files = [one for one in entries if not one.startswith(("d:", "default:"))]
     for wanted, is_directory in ((entries, True), (of_files, False)):
         if wanted:
@@ -154,7 +157,7 @@ def _set_each(command: list[str], path: bytes, *, is_directory: bool) -> None:
 
 
 def _call(command: list[str], held: list[int], path: bytes) -> None:
-    """Call setfacl for what is held open, and hold it no more."""
+    """Call setfacl for the files held open, and close them."""
     if not held:
         return
     names = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in held]

@@ -1,22 +1,21 @@
-"""Derived data is made: raw becomes processed, processed becomes minitrees.
+"""Derived data: raw data is processed, processed data is reduced to minitrees.
 
-- `process` reacts to raw data that is good here, and to what makes a run fit to be processed:
-  it claims a ``processed`` entry for each version that is wanted. `minitrees` reacts to processed
-  data in the same way.
+- `process` reacts to raw data that is good here, and to the fields that make a run ready: it
+  claims a ``processed`` entry for each wanted version. `minitrees` does the same for processed
+  data.
 - `submit` reacts to such an entry: it runs the site's command as a process here, or sends it to
-  the batch system, together with others that come at the same moment.
-- `collect` reacts to the end of a job, which the job itself has written into the entry
-  (``job_ended``): it publishes the result, and the copy is ``verifying``, for
-  `caxev.handlers.checksum`; or it has the job tried again, as the site's ``retries`` say; or the
-  copy is ``error``.
-- `withdraw` reacts to the tag ``donotprocess`` and to an entry that was taken out: the job is
-  cancelled.
+  the batch system, together with other jobs of the same moment.
+- `collect` reacts to the end of a job, which the job itself writes into the entry
+  (``job_ended``). It publishes the result, and the copy becomes ``verifying`` for
+  `caxev.handlers.checksum`; or it retries the job, as the site's ``retries`` allow; or the copy
+  becomes ``error``.
+- `withdraw` reacts to the tag ``donotprocess`` and to a removed entry, and cancels the job.
 
-Safe to repeat: the claim adds an entry only where the run has none. A job's name tells site, run,
-type, version, claim and attempt; jobs are filed under it before they are sent, so one that was
-sent before is found and not sent again. The result is written to a place of that attempt's own,
-where nobody else may write, and published once. Nothing is polled: a job reports its own end, or
-the watch beside it does. One of which nobody tells is looked for every `LOOK_EVERY` seconds.
+Safe to repeat: the claim adds an entry only if the run has none. A job's name contains site, run,
+type, version, claim and attempt. Jobs are filed by name before they are sent, so a job that was
+sent is found and not sent again. Each attempt writes to a private directory of its own, and its
+result is published once. Nothing is polled: a job reports its own end, or its watch does. A job
+that has not reported is checked every `LOOK_EVERY` seconds.
 """
 
 from __future__ import annotations
@@ -81,25 +80,25 @@ from caxev.files import safe_name
 
 DERIVED: Final = ("processed", "minitrees")
 KEYS: Final = ("processing", "minitrees")
-"""The keys of sites.json by which a site makes such data."""
+"""The keys of sites.json that configure how a site makes derived data."""
 DO_NOT: Final = "donotprocess"
 LOOK_EVERY: Final = 6 * 3600.0
-"""Seconds after which a job that has told nothing is looked for."""
+"""Seconds between two checks of a job that has not reported its end."""
 FEW: Final = 1000
 """Events below which one core is enough."""
 WRITE_MODE: Final = 2
-"""What the DAQ notes where it has written events."""
+"""The DAQ's write mode of runs that have events on disk."""
 
 queue = Queue()
 """Jobs on their way to the batch system."""
 at_work: dict[tuple[str, str], trio.CancelScope] = {}
-"""Jobs that run here as processes of this listener's, by where they keep their files and name."""
+"""Jobs that run as processes of this listener, by their jobs directory and name."""
 _left = trio.lowlevel.ParkingLot()
 
 
 @frozen
 class Claim:
-    """Data to be made of `source` as `key`; `again` is the entry of an earlier failure."""
+    """Data to make of `source` as `key`; `again` is the entry of an earlier failure."""
 
     key: CopyKey
     location: str
@@ -115,9 +114,9 @@ class Claim:
     aliases=("ProcessBatchQueue",),
 )
 async def process(job: Job) -> Result:
-    """Have raw data that is good here processed, once the run has what that needs.
+    """Claim a processed copy of raw data that is good here, once the run is ready.
 
-    The new copy is ``transferring``; `submit` goes on with it.
+    The new copy is ``transferring``; `submit` continues.
     """
     return await claim(job, plan_process(job.run, job.site))
 
@@ -129,15 +128,15 @@ async def process(job: Job) -> Result:
     aliases=("ProcessBatchQueueHax",),
 )
 async def minitrees(job: Job) -> Result:
-    """Have minitrees made of processed data that is good here.
+    """Claim minitrees of processed data that is good here.
 
-    The new copy is ``transferring``; `submit` goes on with it.
+    The new copy is ``transferring``; `submit` continues.
     """
     return await claim(job, plan_minitrees(job.run, job.site))
 
 
 async def claim(job: Job, plans: Sequence[Claim] | Skip) -> Result:
-    """Claim what is planned, each copy for itself.
+    """Claim each planned copy, independent of the others.
 
     A new run has several events at once that all lead here: the first one wins.
     """
@@ -152,7 +151,7 @@ async def claim(job: Job, plans: Sequence[Claim] | Skip) -> Result:
 
 
 def claiming(job: Job, plan: Claim) -> RunUpdate:
-    """The update that claims a planned copy, if the run is still as it was seen."""
+    """Return the update that claims a planned copy, if the run has not changed."""
     how = processing_of(plan.key.type, job.site)
     assert how is not None
     row = new_job(job.run, plan.key, how, plan.source, claimed=job.now())
@@ -173,7 +172,7 @@ def claiming(job: Job, plan: Claim) -> RunUpdate:
 
 
 @on(
-    # The last three end the look that the first leaves due.
+    # The last three end the check that the first leaves due.
     copy((TRANSFERRING, VERIFYING, ERROR, GONE), type=DERIVED, host=HERE),
     lane="processing",
     timeout=None,
@@ -181,7 +180,7 @@ def claiming(job: Job, plan: Claim) -> RunUpdate:
     aliases=("ProcessBatchQueue", "ProcessBatchQueueHax"),
 )
 async def submit(job: Job) -> Result:
-    """Run the job of a claimed copy here, or send it to the batch system and look after it."""
+    """Run the job of a claimed copy here, or send it to the batch system and watch it."""
     plan = plan_submit(job.run, job.copy, job.site, job.now())
     if isinstance(plan, Skip):
         return plan
@@ -199,6 +198,7 @@ async def submit(job: Job) -> Result:
         try:
             await note(job, spec, {"job.id": number, "job.submitted": job.now()})
         except Superseded:
+            # `withdraw` came while the job was on its way, and could not find it yet.
             await job.work(cancel, how.system, home, spec.name)
             return Skip("it was withdrawn before it was sent")
     else:
@@ -210,13 +210,14 @@ async def submit(job: Job) -> Result:
 
 
 async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> Ended:
-    """Run a job as a process of this machine when it is its turn, for as long as it may."""
+    """Run a job as a process of this machine: wait for a free slot, and stop it at its walltime."""
     here = (home, spec.name)
+    # `here in at_work`: a cancelled reaction may still be ending the same job.
     while here in at_work or sum(place == home for place, _ in at_work) >= how.most:
         await _left.park()
     scope = at_work[here] = trio.CancelScope()
     try:
-        # The run may be another by now: this is the last moment to find out.
+        # We may have waited for long: check that the copy is still wanted, just before it starts.
         await note(job, spec, {"job.submitted": job.now()}, status=TRANSFERRING, job_ended=None)
         with scope, trio.move_on_after(how_long(spec)) as limit:
             return await job.work(run_here, home, spec)
@@ -229,12 +230,12 @@ async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> En
 
 
 def how_long(spec: JobSpec) -> float:
-    """Seconds that a job may take."""
+    """Return the maximum number of seconds that a job may take."""
     return float("inf") if spec.walltime is None else float(spec.walltime)
 
 
 def sender(job: Job, how: Processing, home: str) -> Any:
-    """What sends several jobs at once."""
+    """Return a function that sends several jobs at once, for `Queue.place`."""
 
     async def together(specs: Sequence[JobSpec]) -> list[Sent]:
         return await job.work(send, how.system, home, how.most, specs)
@@ -243,9 +244,9 @@ def sender(job: Job, how: Processing, home: str) -> Any:
 
 
 async def note(job: Job, spec: JobSpec, fields: Mapping[str, object], **expected: object) -> None:
-    """Write something about its job into an entry. Raises `Superseded` where it is not that one's.
+    """Write fields about its job into an entry.
 
-    So it does where the entry's fields are not as `expected`.
+    Raises `Superseded` if the entry has another job, or does not have the `expected` fields.
     """
     its = CopyIs(spec.key, {"job.name": spec.name, **expected})
     await job.update(RunUpdate(job.run.id, (its,), change=(its, fields)))
@@ -259,9 +260,9 @@ async def note(job: Job, spec: JobSpec, fields: Mapping[str, object], **expected
     aliases=("ProcessBatchQueue", "ProcessBatchQueueHax"),
 )
 async def collect(job: Job) -> Result:
-    """Publish what a job has made; have one that failed tried again, as `retries` say.
+    """Publish the result of a finished job, or retry a failed one as `retries` allow.
 
-    The copy is ``verifying`` then, or ``transferring`` again, or ``error``.
+    The copy becomes ``verifying``, ``transferring`` again, or ``error``.
     """
     plan = plan_collect(job.run, job.copy, job.site)
     if isinstance(plan, Skip):
@@ -272,12 +273,12 @@ async def collect(job: Job) -> Result:
     good = ended.how is End.DONE
     product = Product(safe_name(plan.location), plan.location, job.site.roots)
     stock = await job.work(take_stock, home, plan.name, product, good)
-    queue.left()
+    queue.left()  # its slot in the batch system is free: a waiting job can be sent
     if stock.size is not None:
         fields = {"size": stock.size, "error": None, "job.log": stock.log, "owner": None}
         return RunUpdate.change_copy(job.run, entry, VERIFYING, **fields)
     failed = evolve(ended, how=End.EXIT, why=stock.problem) if stock.problem else ended
-    why = in_words(failed, stock.said, stock.log)
+    why = in_words(failed, stock.last_words, stock.log)
     again = plan_again(job.run, entry, failed, how)
     if again is None:
         last = RunUpdate.change_copy(
@@ -306,20 +307,21 @@ async def collect(job: Job) -> Result:
     aliases=("ProcessBatchQueue", "ProcessBatchQueueHax"),
 )
 async def withdraw(job: Job) -> Result:
-    """Cancel the jobs of a run that is not to be processed, or of a copy whose entry is gone."""
+    """Cancel the jobs of a run tagged ``donotprocess``, or of a copy without an entry."""
     aspect = job.event.aspect
     if isinstance(aspect, Tag):
         if DO_NOT not in job.run.tags:
             return Skip(f"it is no longer tagged {DO_NOT}")
         for entry in jobs_of(job.run, job.site):
-            # Once the tag is away it is claimed anew, and that claim must stay.
+            # If the tag was removed meanwhile, this may be a new claim, which must stay.
             await job.update(RunUpdate.remove_copy(job.run, entry, TagThere(DO_NOT)))
-        return None  # their vanishing is an event of its own
+        return None  # the removals are events, and cancel the jobs
     assert isinstance(aspect, CopyKey)
     how = processing_of(aspect.type, job.site)
     if how is None:
         return Skip(f"this site makes no {aspect.type} data")
     home, prefix = jobs_directory(job.site, aspect.type), names_of(job.run, aspect)
+    # The copy may have been claimed again since: all its jobs go but the current one.
     now = None if job.copy is None else job.copy.fields.get("job")
     current = str(now.get("name")) if isinstance(now, Mapping) else ""
     for (place, name), scope in at_work.items():
@@ -334,7 +336,7 @@ async def withdraw(job: Job) -> Result:
 
 
 def processing_of(kind: str, site: Site) -> Processing | None:
-    """How this site makes data of that type."""
+    """Return how this site makes data of that type, or None if it does not."""
     return {"processed": site.processing, "minitrees": site.minitrees}.get(kind)
 
 
@@ -355,7 +357,7 @@ def plan_process(run: Run, site: Site) -> list[Claim] | Skip:
 
 
 def plan_minitrees(run: Run, site: Site) -> list[Claim] | Skip:
-    """Decide of which processed data here minitrees are made. Pure."""
+    """Decide which processed data here gets minitrees. Pure."""
     how = site.minitrees
     if how is None:
         return Skip(f"{site.name} makes no minitrees")
@@ -381,7 +383,7 @@ def _claims(plans: Sequence[Claim | Skip]) -> list[Claim] | Skip:
 
 
 def unready(run: Run, how: Processing) -> str | None:
-    """Say why a run cannot be processed yet; None where it can."""
+    """Return why a run cannot be processed yet, or None if it can."""
     if DO_NOT in run.tags:
         return f"it is tagged {DO_NOT}"
     missing = [path for path in how.inputs if value_at(run.document, path) is None]
@@ -394,7 +396,7 @@ def unready(run: Run, how: Processing) -> str | None:
 
 
 def value_at(document: Mapping[str, Any], path: str) -> Any:
-    """What stands in a document at a dotted path; None where nothing does."""
+    """Return the value at a dotted path of a document, or None."""
     value: Any = document
     for name in path.split("."):
         value = value.get(name) if isinstance(value, Mapping) else None
@@ -402,7 +404,7 @@ def value_at(document: Mapping[str, Any], path: str) -> Any:
 
 
 def events_of(run: Run) -> int:
-    """How many events were built."""
+    """Return the number of events that were built, 0 if unknown."""
     events = value_at(run.document, "trigger.events_built")
     return int(events) if isinstance(events, int | float) and events > 0 else 0
 
@@ -410,7 +412,7 @@ def events_of(run: Run) -> int:
 def plan_claim(
     run: Run, key: CopyKey, source: Copy | None, how: Processing, site: Site
 ) -> Claim | Skip:
-    """Decide whether this copy is to be made of that one. Pure."""
+    """Decide whether the copy `key` is made of `source`. Pure."""
     if source is None or source.status != TRANSFERRED or source.location is None:
         seen = "not here" if source is None else source.status
         return Skip(f"what it is made of is {seen}")
@@ -427,14 +429,15 @@ def plan_claim(
 
 
 def failed_before(entry: Copy) -> bool:
-    """Whether a job has failed to make this copy, and was given up."""
+    """Whether this copy's job failed for good."""
+    # An error with a checksum problem had a good job: a repair replaces it, no new job.
     ended = entry.fields.get("job_ended")
     how = ended.get("how") if isinstance(ended, Mapping) else None
     return entry.status == ERROR and not entry.fields.get("checksumproblem") and how is not None
 
 
 def values_of(run: Run, key: CopyKey, how: Processing) -> dict[str, object]:
-    """What stands for the words in braces, but for the paths."""
+    """Return the values of the placeholders in commands, except the paths."""
     return {
         "run": run.number or run.name,
         "name": run.name,
@@ -448,19 +451,19 @@ def values_of(run: Run, key: CopyKey, how: Processing) -> dict[str, object]:
 
 
 def cores_for(run: Run, how: Processing) -> int:
-    """How many cores a run is worth."""
+    """Return the number of cores for a run's job."""
     return 1 if events_of(run) < FEW else how.cores
 
 
 def attempt_at(run: Run, key: CopyKey, claimed: int, attempt: int) -> dict[str, Any]:
-    """Number and name of an attempt. No two have one name: of each claim they are counted."""
+    """Return number and name of an attempt; unique, as attempts are counted within each claim."""
     return {"attempt": attempt, "name": f"{names_of(run, key)}{claimed:x}.{attempt}"}
 
 
 def names_of(run: Run, key: CopyKey) -> str:
-    """How the names of all jobs begin that make this copy.
+    """Return the prefix of the names of all jobs for this copy.
 
-    Where something had to be left out of it, a digest stands for all of it.
+    A digest is added if characters had to be replaced or cut, so that prefixes stay unique.
     """
     words = (key.host, str(run.id), key.type, key.version or "-")
     plain = [re.sub(r"[^A-Za-z0-9+_.-]", "_", word)[:60] for word in words]
@@ -470,10 +473,8 @@ def names_of(run: Run, key: CopyKey) -> str:
 
 
 def name_of(run: Run, entry: Copy) -> str:
-    """The name of a copy's job. Raises `GiveUp` where the entry has one that cannot be its own.
-
-    It names files: whoever can write to the database is not to choose which.
-    """
+    """Return the name of a copy's job. Raises `GiveUp` if the entry's name is not its own."""
+    # The name becomes part of paths: someone who can write to the database must not choose them.
     job = entry.fields["job"]
     number, attempt = job.get("claimed"), job.get("attempt")
     if isinstance(number, int) and isinstance(attempt, int) and number > 0 and attempt > 0:
@@ -486,7 +487,7 @@ def name_of(run: Run, entry: Copy) -> str:
 def new_job(
     run: Run, key: CopyKey, how: Processing, source: Copy, *, claimed: datetime
 ) -> dict[str, Any]:
-    """What an entry says of its job, at the first attempt of a claim made at that time."""
+    """Return the entry's ``job`` for the first attempt of a claim made at `claimed`."""
     cores = cores_for(run, how)
     number = int(claimed.timestamp() * 1000)
     return {
@@ -505,7 +506,7 @@ def new_job(
 
 
 def attempt_of(entry: Copy) -> int:
-    """Which attempt at its job an entry tells of."""
+    """Return the attempt number in an entry, 0 if there is none."""
     job = entry.fields.get("job")
     attempt = job.get("attempt") if isinstance(job, Mapping) else None
     return attempt if isinstance(attempt, int) else 0
@@ -513,7 +514,7 @@ def attempt_of(entry: Copy) -> int:
 
 @frozen
 class Task:
-    """A job to be sent: its entry, how, and after how many seconds."""
+    """A job to send: its entry, how, and after how many seconds."""
 
     entry: Copy
     how: Processing
@@ -522,7 +523,7 @@ class Task:
 
 
 def plan_submit(run: Run, entry: Copy | None, site: Site, now: datetime) -> Task | Skip:
-    """Decide whether the job of this copy is to be sent, and which it is. Pure."""
+    """Decide whether and how the job of this copy is sent. Pure."""
     if entry is None or entry.status != TRANSFERRING:
         return Skip("its job is over" if entry is None else f"it is {entry.status}")
     how = processing_of(entry.type, site)
@@ -540,9 +541,9 @@ def plan_submit(run: Run, entry: Copy | None, site: Site, now: datetime) -> Task
 
 
 def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
-    """The job that makes this copy, as its entry and sites.json say. Pure.
+    """Return the job that makes this copy, from its entry and sites.json. Pure.
 
-    Raises `GiveUp` where the entry lacks what it should have.
+    Raises `GiveUp` if the entry is incomplete.
     """
     job = entry.fields["job"]
     if entry.location is None or not isinstance(job.get("reads"), str):
@@ -552,6 +553,7 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
     view = str(work / INPUT / safe_name(job["reads"]))
     output = str(work / OUTPUT / safe_name(entry.location))
     values = values_of(run, entry.key, how) | {"input": view, "output": output}
+    # Values come from the database: one that begins with - could act as an option.
     if any(str(value).startswith("-") for value in values.values()):
         raise GiveUp(f"a name or version of {run} begins with -, as options of commands do")
     return JobSpec(
@@ -570,12 +572,13 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
         account=how.account,
         reservation=how.reservation,
         setup=how.setup,
-        environment={**told(values), **how.environment},
+        environment={**variables(values), **how.environment},
     )
 
 
-def told(values: Mapping[str, object]) -> dict[str, str]:
-    """What a job's `setup` may want to know, as variables: a shell must not see it otherwise."""
+def variables(values: Mapping[str, object]) -> dict[str, str]:
+    """Return the environment variables for a job's `setup`."""
+    # Variables, not text in the script: the shell does not interpret what they contain.
     return {
         "CAXEV_RUN": str(values["run"]),
         "CAXEV_NAME": str(values["name"]),
@@ -588,7 +591,7 @@ def told(values: Mapping[str, object]) -> dict[str, str]:
 
 @frozen
 class Collection:
-    """A job that has ended, its name, and where its result is to be."""
+    """A job that has ended, its name, and the location of its result."""
 
     entry: Copy
     how: Processing
@@ -598,9 +601,9 @@ class Collection:
 
 
 def plan_collect(run: Run, entry: Copy | None, site: Site) -> Collection | Skip:
-    """Decide whether stock is to be taken of the job of this copy. Pure.
+    """Decide whether the result of this copy's job is collected. Pure.
 
-    Of one that was given up, too: a person has asked for that.
+    A job that failed for good counts, too: a person has asked for a retry.
     """
     if entry is None:
         return Skip("the copy is gone")
@@ -618,10 +621,10 @@ def plan_collect(run: Run, entry: Copy | None, site: Site) -> Collection | Skip:
 
 
 def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[str, Any] | None:
-    """The next attempt at a job that failed so, as the entry will say; None: no further. Pure.
+    """Return the entry's ``job`` for the next attempt, or None if none is left. Pure.
 
-    One that was given up, and that a person fires again, has all its tries anew. What ran out of
-    time or memory gets more of it.
+    A job that failed for good and is retried by a person has all its attempts again. A job that
+    ran out of time or memory gets more of it.
     """
     job = dict(entry.fields["job"])
     tries = {} if entry.status == ERROR else dict(job.get("tries") or {})
@@ -639,8 +642,8 @@ def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[st
     return {**job, **fresh, "tries": tries, "id": None}
 
 
-def in_words(ended: Ended, said: str, log: str) -> str:
-    """How a job failed, for people."""
+def in_words(ended: Ended, last_words: str, log: str) -> str:
+    """Describe how a job failed, for people."""
     what = {
         End.EXIT: "the job failed",
         End.TIMEOUT: "the job ran out of time",
@@ -651,11 +654,11 @@ def in_words(ended: Ended, said: str, log: str) -> str:
     }.get(ended.how, "the job ended")
     where = f" at {ended.host}" if ended.host else ""
     why = f" ({ended.why})" if ended.why else ""
-    return f"{what}{where}{why}; {log}{': ' if said else ''}{said}"
+    return f"{what}{where}{why}; {log}{': ' if last_words else ''}{last_words}"
 
 
 def jobs_of(run: Run, site: Site) -> Iterator[Copy]:
-    """The copies of a run that jobs of this site are making."""
+    """Yield the copies of a run that jobs of this site are making."""
     for one in run.copies:
         mine = one.host == site.name and one.type in DERIVED and one.status == TRANSFERRING
         if mine and isinstance(one.fields.get("job"), Mapping):

@@ -1,24 +1,24 @@
-"""Data goes into the catalogue (Rucio), is replicated by rules, compared, and fetched from it.
+"""Rucio, the catalogue: upload, replication rules, verification, download and removal.
 
-- `rucio_upload` reacts to a copy that became good here: it brings it to the catalogues that
-  ``upload_options`` names. It also reacts to one that a person has requested, and to cax's states
-  ``RSEreupload`` and ``RSEquota``, in which an upload waits to be tried again.
-- `rucio_rules` makes the replication rules what the rule file wants, and writes how they stand
-  into the entry: ``rse``, ``rule_info``. It looks again, at growing intervals, while rules are not
-  OK, and at those that are only when they have come to their end.
-- `rucio_check` compares all replicas when a person or a deletion asks for it (``check_asked``).
-- `rucio_rm` gives up a dataset that ``caxev rucio rm`` wants gone, once `caxev.handlers.deletion`
-  has written the proof that it may.
-- `rucio_pull` fetches a copy from a catalogue that ``download_options`` names, for a run that has
-  one of ``rucio_tags``, or because a person has requested it.
+- `rucio_upload` reacts to a copy that became good here, and brings it to the catalogues in
+  ``upload_options``. It also reacts to a copy that a person requested, and to cax's states
+  ``RSEreupload`` and ``RSEquota``, in which an upload waits to be retried.
+- `rucio_rules` makes the replication rules match the rule file, and records their state in the
+  entry: ``rse``, ``rule_info``. It checks rules that are not OK at growing intervals, and the
+  others when they expire.
+- `rucio_check` compares all replicas when a person or a deletion requests it (``check_asked``).
+- `rucio_rm` deletes a dataset that ``caxev rucio rm`` marked, once `caxev.handlers.deletion` has
+  recorded the proof that it may go.
+- `rucio_pull` fetches a copy from a catalogue in ``download_options``, for a run that has one of
+  ``rucio_tags``, or because a person requested it.
 
-An entry at a catalogue has the location ``scope:dataset``. It is ``transferring`` until every file
-is available at the entrance RSE and the storage there has told the right size and checksum, and
-only then ``transferred``; nobody else verifies it.
+An entry in a catalogue has the location ``scope:dataset``. It is ``transferring`` until every file
+is available at the entrance RSE and its storage reports the right size and checksum, and only then
+``transferred``; no other handler verifies it.
 
-Safe to repeat: an entry is claimed by a conditional update and written by compare-and-set; what
-`caxev.rucio` does is found done when it is done again. A broken upload is continued by the
-same reaction, which knows its entry by the ``trigger`` that stands in it.
+Safe to repeat: an entry is claimed by a conditional update and written by compare-and-set, and the
+steps of `caxev.rucio` are idempotent. An interrupted upload is continued by the same reaction,
+which recognizes its entry by the ``trigger``.
 """
 
 from __future__ import annotations
@@ -81,17 +81,17 @@ from caxev.copies.lifecycle import (
 from caxev.rucio import Checked, Did, Names, OverQuota, Standing
 
 STALLED = 15 * 60.0
-"""Seconds without a byte after which a transfer is broken off and tried again."""
+"""Seconds without a byte after which a transfer is stopped and retried."""
 LONGEST_WAIT = 6 * 3600.0
-"""Seconds after which a rule that is not OK is looked at again at the latest."""
+"""Maximum number of seconds between two checks of a rule that is not OK."""
 GOING = 15 * 60.0
-"""Seconds after a rule's end when the catalogue is asked whether the replicas are gone."""
+"""Seconds from a rule's end to the check whether its replicas are gone."""
 STUCK = "stuck"
-"""The alarm that a rule is."""
+"""The alarm that a rule is stuck."""
 REUPLOAD = "RSEreupload"
 QUOTA = "RSEquota"
 WAITING = (REUPLOAD, QUOTA)
-"""cax's states of an entry whose upload is to be tried again."""
+"""cax's states of an entry whose upload waits to be retried."""
 
 
 # -- upload ---------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ WAITING = (REUPLOAD, QUOTA)
 
 @frozen
 class UploadPlan:
-    """A copy to be brought into a catalogue; `resume` is its entry if there is one."""
+    """A copy to bring into a catalogue; `resume` is its entry if there is one."""
 
     source: Copy
     key: CopyKey
@@ -119,8 +119,8 @@ class UploadPlan:
 async def rucio_upload(job: Job) -> Result:
     """Bring data that is good here into the catalogues that want it.
 
-    The entry is ``transferring``, then ``transferred``; ``RSEreupload`` or ``RSEquota`` while it
-    waits for another try, ``error`` where it is given up.
+    The entry becomes ``transferring``, then ``transferred``; ``RSEreupload`` or ``RSEquota`` while
+    it waits for a retry, ``error`` if it fails.
     """
     key = key_of(job)
     wanted = (key.host,) if key.host != job.site.name else job.site.upload_options
@@ -137,7 +137,7 @@ async def rucio_upload(job: Job) -> Result:
 
 
 async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> RunUpdate:
-    """Bring the copy into the catalogue; returns what its entry becomes then."""
+    """Bring the copy into the catalogue; returns the update for its entry."""
     mine, began = await _claim(job, plan, others), job.now()
     assert plan.source.location is not None
     order = rucio.Upload(
@@ -157,6 +157,8 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
         await _wait(job, mine, status, error, others)
         raise
     digest = read.manifest.digest
+    # Before the entry names it. The second has the checksums of the files in the catalogue, so
+    # that replicas can be compared after our copy is gone.
     await job.store_manifest(digest, read.manifest.to_rows())
     await job.store_manifest(rucio.stored_as(digest), [one.to_row() for one in read.files])
     return RunUpdate.change_copy(
@@ -171,12 +173,12 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
         verified_at=began,
         rse=list(found.rses),
         rule_info=[one.to_row() for one in found.rules],
-        rules=None,
+        rules=None,  # has `rucio_rules` read the rule file for this entry
     )
 
 
 async def _claim(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> Copy:
-    """Claim the planned entry; returns it. Its location is the dataset."""
+    """Claim the planned entry, whose location is the dataset; returns it."""
     source = plan.source
     assert source.location is not None
     return await claim(
@@ -197,7 +199,7 @@ async def _claim(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> C
 async def _wait(
     job: Job, mine: Copy, status: str, why: Retry, others: tuple[RunUpdate, ...]
 ) -> None:
-    """Write into the entry, as cax did, that the upload is to be tried again."""
+    """Record in the entry, as cax did, that the upload waits to be retried."""
     update = RunUpdate.change_copy(job.run, mine, status, owner=None, error=str(why))
     waiting = await written(job, update, mine.key)
     job.on_failure(*others, RunUpdate.give_up(job.run, waiting))
@@ -206,7 +208,7 @@ async def _wait(
 def plan_upload(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str
 ) -> UploadPlan | Skip:
-    """Decide whether `site` brings its copy of this type and version to the catalogue `name`."""
+    """Decide whether `site` brings its copy of this data to the catalogue `name`. Pure."""
     there = sites.find(name)
     if there is None or there.method != "rucio":
         return Skip(f"{name} is no catalogue in sites.json")
@@ -235,7 +237,7 @@ def plan_upload(
 
 
 def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
-    """The names of the copy; the dataset that an entry names already is kept."""
+    """Return the names of the copy; an existing entry keeps its dataset."""
     names = rucio.names_of(run, key, there.rucio)
     if entry is None or entry.location is None:
         return names
@@ -244,12 +246,12 @@ def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
 
 
 def _free(entry: Copy) -> bool:
-    """Whether the entry waits for an upload that nobody is to try again: cax's, or a repair's."""
+    """Whether the entry waits for an upload that no reaction of ours has claimed."""
     return entry.status in WAITING and not entry.fields.get("trigger")
 
 
 def metadata_of(run: Run, plan: UploadPlan, there: Site) -> dict[str, object]:
-    """What the catalogue is told about the dataset, in the words that cax used."""
+    """Return the dataset's metadata for the catalogue, by the keys that cax used."""
     user = run.document.get("user")
     metadata = {
         "phys_group": user if isinstance(user, str) else None,
@@ -276,9 +278,9 @@ def metadata_of(run: Run, plan: UploadPlan, there: Site) -> dict[str, object]:
     aliases=("RucioRule", "CopyPush"),  # cax made a dataset's first rules when it had pushed it
 )
 async def rucio_rules(job: Job) -> Result:
-    """Make the replication rules of this run's datasets what is wanted, and watch them till OK.
+    """Make the replication rules of a run's datasets match the rule file, and watch them until OK.
 
-    Leaves the entries ``transferred``; their ``rse`` and ``rule_info`` say how it stands.
+    The entries stay ``transferred``; their ``rse`` and ``rule_info`` record the state.
     """
     skipped: list[str] = []
     waits: list[Retry] = []
@@ -287,7 +289,7 @@ async def rucio_rules(job: Job) -> Result:
     for entry in _catalogued(job.run, job.site, job.sites):
         plan = plan_rules(job, entry)
         if isinstance(plan, Skip):
-            # Another reaction to the run may have settled it while one still took it for stuck.
+            # Another reaction to the run may have settled it after this one raised the alarm.
             await job.all_clear(STUCK, about=entry.key)
             skipped.append(plan.why)
         elif (wait := await _settle(job, entry, plan)) is not None:
@@ -298,7 +300,7 @@ async def rucio_rules(job: Job) -> Result:
 
 
 def _catalogued(run: Run, site: Site, sites: Sites) -> Iterator[Copy]:
-    """The run's good entries at catalogues that this site looks after."""
+    """Yield the run's good entries in catalogues that this site looks after."""
     for entry in run.copies:
         there = sites.find(entry.host)
         if there is None or there.method != "rucio" or entry.status != TRANSFERRED:
@@ -309,7 +311,7 @@ def _catalogued(run: Run, site: Site, sites: Sites) -> Iterator[Copy]:
 
 @frozen
 class Settling:
-    """What is wanted of one entry, the digest of that, and the rules that the entry knows."""
+    """The wishes for one entry, their digest, and the rules that the entry records."""
 
     wishes: rucio.Wishes
     digest: str
@@ -317,12 +319,12 @@ class Settling:
 
 
 def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
-    """Decide whether the catalogue is to be asked about this entry.
+    """Decide whether to ask the catalogue about this entry.
 
-    It is where the entry has become good, or somebody has taken its ``rules`` away, where what is
-    wanted has changed, and while a rule is not OK yet. Raises `Retry` where the rule file is in
-    error.
+    That is needed if the entry became good, its ``rules`` were removed, the wishes have changed, or
+    a rule is not OK yet. Raises `Retry` if the rule file is invalid.
     """
+    # The digest saves the question: most events of a run change nothing that the rules depend on.
     there = job.sites.get(entry.host)
     wishes = wishes_of(job.run, entry, there)
     digest = blake2b(repr(wishes).encode(), digest_size=8).hexdigest()
@@ -334,7 +336,7 @@ def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
 
 
 def wishes_of(run: Run, entry: Copy, there: Site) -> rucio.Wishes:
-    """What the rule file and sites.json want of this entry. Raises `Retry` for a bad file."""
+    """Return the wishes of rule file and sites.json for this entry. Raises `Retry` if invalid."""
     always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
     try:
         rules = rucio.load_rules(there.rucio.rules) if there.rucio.rules else ()
@@ -344,14 +346,14 @@ def wishes_of(run: Run, entry: Copy, there: Site) -> rucio.Wishes:
 
 
 def remembered_in(entry: Copy) -> tuple[Standing, ...]:
-    """The rules that an entry's ``rule_info`` tells of; cax's texts tell of none."""
+    """Return the rules recorded in an entry's ``rule_info``; cax's texts contain none."""
     info = entry.fields.get("rule_info")
     rows = map(Standing.from_row, info if isinstance(info, list) else ())
     return tuple(row for row in rows if row is not None)
 
 
 async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
-    """Bring rules and entry up to date; returns when to look again, None: never."""
+    """Bring rules and entry up to date; returns when to check again, None: never."""
     there = job.sites.get(entry.host)
     order = rucio.Settlement(
         there=there,
@@ -378,33 +380,33 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
 
 
 def is_settled(rule: Standing, now: datetime) -> bool:
-    """Whether nothing is to be heard of a rule: it is gone, or OK and has not come to its end."""
+    """Whether no change of a rule is due: it has ended, or is OK and has not expired."""
     return rule.state == rucio.ENDED or (rule.ok and (rule.expires is None or now < rule.expires))
 
 
 def standing(entry: Copy, found: rucio.Found) -> dict[str, object]:
-    """What an entry says of a dataset that stands so.
+    """Return the entry's fields for this state of its dataset.
 
-    What was compared may have been at an RSE that has it no more, and what only rules with an end
-    keep goes by itself: then nothing is proven until it is compared again.
+    ``verified_at`` is removed, until the next comparison, if an RSE has lost its replicas, since
+    those may be the compared ones, or if no rule keeps the data for ever.
     """
     fields: dict[str, object] = {
         "rse": list(found.rses),
         "rule_info": [one.to_row() for one in found.rules],
     }
-    told = entry.fields.get("rse")
-    if not found.lasting or not {*found.rses}.issuperset(told if isinstance(told, list) else ()):
+    known = entry.fields.get("rse")
+    if not found.lasting or not {*found.rses}.issuperset(known if isinstance(known, list) else ()):
         fields["verified_at"] = None
     return fields
 
 
 def look_again(found: rucio.Found, there: Site, now: datetime) -> float | None:
-    """Seconds until the rules are looked at again; None where nothing is to be heard of them.
+    """Return the seconds until the rules are checked again, or None if no change is due.
 
-    Those that are not OK after a quarter of the youngest one's age. Where the catalogue tells by a
-    message when they are, only at long last: one may get lost, and that a rule is stuck it does not
-    tell. Those that are OK once they have come to their ends, and their replicas go.
+    Rules that are not OK: after a quarter of the youngest one's age, or only after `LONGEST_WAIT`
+    if the catalogue sends messages. Rules that are OK: when they have expired.
     """
+    # With messages we still check: a message may get lost, and none reports a stuck rule.
     waits: list[float] = []
     if found.unfinished:
         age = min((now - one.created).total_seconds() for one in found.unfinished)
@@ -416,7 +418,7 @@ def look_again(found: rucio.Found, there: Site, now: datetime) -> float | None:
 
 
 def _fields(run: Run, entry: Copy, **fields: object) -> RunUpdate:
-    """Set fields of an entry whose status stays, if nobody has written them meanwhile."""
+    """Set fields of an entry without changing its status, if nobody wrote them meanwhile."""
     seen = entry.as_seen
     expected = {name: entry.fields.get(name) for name in fields}
     which = CopyIs(seen.key, {**seen.fields, **expected})
@@ -431,10 +433,10 @@ def _fields(run: Run, entry: Copy, **fields: object) -> RunUpdate:
     lane="rucio",
     timeout=None,
     stall=4 * STALLED,
-    aliases=("CopyPush", "RucioRule"),  # who brings data there, or keeps its rules, answers
+    aliases=("CopyPush", "RucioRule"),  # a site that uploads, or keeps rules, must also answer
 )
 async def rucio_check(job: Job) -> Result:
-    """Compare every replica with what it must be, as a person or a deletion has asked.
+    """Verify every replica when a person or a deletion requests it.
 
     The entry stays ``transferred``, with a new ``verified_at`` and ``check_answered``, if one RSE
     has all of it (without ``verified_at`` if none will keep it); else it becomes ``error``.
@@ -457,6 +459,7 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
     files = await _checked(job, entry)
     if files is None:
         raise GiveUp(f"no good copy here tells the checksums that {entry.location} must have")
+    # Deep: the storage itself is asked, as the catalogue only repeats what it was given.
     verdict = await job.work(rucio.verify, there, Did.of(entry.location), files, True)
     for line in verdict.bad:
         job.log.error(f"{entry.location}: {line}")
@@ -474,7 +477,7 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
 
 
 async def _checked(job: Job, entry: Copy) -> tuple[Checked, ...] | None:
-    """What the entry's files must be: as it was brought, or as a good copy here has it."""
+    """Return what the entry's files must be: from its upload, or from a good copy here."""
     manifest = _digests(job.run, entry).get("manifest")
     if manifest is None:
         return None
@@ -493,7 +496,7 @@ async def _checked(job: Job, entry: Copy) -> tuple[Checked, ...] | None:
 
 
 def _digests(run: Run, entry: Copy) -> Mapping[str, Any]:
-    """The manifest and checksum of the data: the entry's, else those of another good copy."""
+    """Return manifest and checksum of the data: the entry's, else another good copy's."""
     same = [one for one in run.copies if (one.type, one.version) == (entry.type, entry.version)]
     for one in (entry, *(other for other in same if other.status == TRANSFERRED)):
         if one.manifest is not None:
@@ -501,12 +504,15 @@ def _digests(run: Run, entry: Copy) -> Mapping[str, Any]:
     return {}
 
 
-# -- giving up ------------------------------------------------------------------------------------
+# -- removing -------------------------------------------------------------------------------------
 
 
 @on(copy_field("proof", host=PASSIVE), lane="rucio", timeout=3600.0, exclusive=True)
 async def rucio_rm(job: Job) -> Result:
-    """Give up a dataset whose proof stands: all its rules, then its entry. Leaves a tombstone."""
+    """Remove a dataset whose deletion is proven: all its rules, then its entry.
+
+    Leaves a tombstone.
+    """
     entry = job.copy
     there = None if entry is None else job.sites.find(entry.host)
     if entry is None or there is None or there.method != "rucio":
@@ -524,6 +530,8 @@ async def rucio_rm(job: Job) -> Result:
         clocks, proof = job.clocks(), found.proof
         sure = begin(job.run, entry, wanted, there, job.sites, proof=proof, clocks=clocks)
         entry = await written(job, sure, entry.key)
+    # Rules before entry: a crash in between leaves an entry that is removed again. The other order
+    # would leave data in the catalogue that no entry names.
     await job.work(rucio.give_up, there, Did.of(entry.location))
     job.log.info(f"{entry.key} of {job.run} is given up: {wanted.why}")
     return RunUpdate.remove_copy(job.run, entry, tombstone=tombstone(entry, wanted, job.owner))
@@ -534,7 +542,7 @@ async def rucio_rm(job: Job) -> Result:
 
 @frozen
 class Fetch:
-    """A copy to be fetched from a catalogue; `resume` is its entry if there is one."""
+    """A copy to fetch from a catalogue; `resume` is its entry if there is one."""
 
     source: Copy
     key: CopyKey
@@ -555,9 +563,9 @@ class Fetch:
     aliases=("CopyPull",),
 )
 async def rucio_pull(job: Job) -> Result:
-    """Fetch a copy of data that a catalogue has.
+    """Fetch a copy of data from a catalogue.
 
-    The new copy is ``transferring``, then ``verifying``; ``error`` where it is given up.
+    The new copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
     skipped: list[str] = []
     trigger = trigger_of("rucio_pull", job)
@@ -568,12 +576,12 @@ async def rucio_pull(job: Job) -> Result:
             continue
         mine = await _fetch(job, plan)
         await job.update(arrived(job.run, mine))
-        job.on_failure()
+        job.on_failure()  # this copy is done: a later one that fails must not make it an error
     return Skip("; ".join(dict.fromkeys(skipped)) or "no catalogue has it") if skipped else None
 
 
 def _catalogue_keys(job: Job) -> list[CopyKey]:
-    """The entries at catalogues that the event may be about."""
+    """Return the entries in catalogues that the event may be about."""
     aspect = job.event.aspect
     found = []
     for entry in job.run.copies:
@@ -589,7 +597,7 @@ def _catalogue_keys(job: Job) -> list[CopyKey]:
 
 
 async def _fetch(job: Job, plan: Fetch) -> Copy:
-    """Bring the copy here; returns its entry."""
+    """Fetch the copy; returns its entry."""
     source = plan.source
     mine = await claim(
         job,
@@ -641,6 +649,7 @@ def plan_fetch(
     if base is None:
         return Skip(f"{site.name} has no directory for {key.type} data")
     name = str(source.fields.get("source_name") or run.name + run.suffix)
+    # The name comes from the database, and must not lead out of the directory.
     if name in {"", ".", ".."} or "/" in name or "\0" in name:
         raise GiveUp(f"{name!r} is no usable name for the copy")
     rse = entry.fields.get("from_rse") if entry is not None else None
@@ -650,13 +659,13 @@ def plan_fetch(
 
 
 def rses_of(entry: Copy) -> Sequence[object]:
-    """Where the replicas of an entry at a catalogue are, as far as it says so."""
+    """Return the RSEs that an entry records for its replicas."""
     found = entry.fields.get("rse")
     return found if isinstance(found, list) else ()
 
 
 def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) -> str | None:
-    """Why this site does not want the data of itself; None where it does."""
+    """Return why this site does not fetch the data without a request, or None if it does."""
     tagged = not {*site.rucio_tags}.isdisjoint(run.tags)
     if seen.host not in site.download_options and not tagged:
         return f"download_options does not name {seen.host}"

@@ -1,24 +1,23 @@
-"""Copies that nobody brings to their end are given up, so that they can be made again.
+"""Stalled copies: an alarm first, then the copy is given up so that it can be made again.
 
 `stalled` reacts to a copy that is ``transferring``, ``verifying`` or ``moving`` at this site or at
-a host without a listener. After ``stalled.warn`` hours in that state it has people told, until the
-copy is in another one. After ``stalled.retry`` hours it takes the entry of a ``transferring`` one
-out: its vanishing has whoever can make that copy begin again, and what has come of it stays and is
-gone on with. The run remembers that (``given_up``). In the same way it treats an ``error`` that an
-old program left, unless `caxev.handlers.transfer` could repair the copy.
+a host without a listener. After ``stalled.warn`` hours in one status it raises an alarm until the
+status changes. After ``stalled.retry`` hours it removes the entry of a ``transferring`` copy. The
+removal is an event that starts the transfer again; data that has already arrived is reused. The
+run records this in ``given_up``. An ``error`` that an old program left is treated the same way,
+unless `caxev.handlers.transfer` can repair the copy.
 
-`merge` reacts to a key that has several entries, as old programs add theirs without looking. When
-one of them is good, the others are taken out once nobody works on them, and the copy is read again
-if something was being written to its place.
+`merge` reacts to a key with several entries, which old programs add without looking. If one of
+them is good, it removes the others once nobody works on them, and has the copy read again if
+something was being written to its location.
 
-A copy is not given up for its age alone: while the process that marked it as its own acts for its
-site, or shows progress, it is let be. Entries of old cax name no owner: of these the age decides,
-and if they have no date, or one in the future, the time since we first saw them. What a job makes
-may wait in a queue for days: `caxev.handlers.processing` looks after it. What is ``verifying`` is
-read by the listener of its own site, whose ledger knows how that goes: an alarm is raised, and no
-more. So is what is ``moving``: whoever gave ``caxev mv`` gives it again.
+Age alone is not enough to give up a copy: its owner must be gone, or show no progress. Entries of
+old cax have no owner, so their age decides; without a usable date it counts from when we first saw
+them. Copies made by jobs may wait in a queue for days: `caxev.handlers.processing` looks after
+them. A ``verifying`` copy is read by its own site's listener, and a ``moving`` one is finished by
+repeating ``caxev mv``: both only raise an alarm.
 
-Safe to repeat: the update names the status and the owner that were found.
+Safe to repeat: the update expects the status and the owner that were found.
 """
 
 from __future__ import annotations
@@ -58,19 +57,19 @@ from caxev.core.model import STATUSES, as_utc, new_id
 
 ALARM = "copy stands still"
 AHEAD = timedelta(minutes=5)
-"""So far may the clocks of two servers be apart that were primary one after the other."""
+"""Allowed clock difference of two servers, of which one was primary after the other."""
 
 
 @frozen
 class Wait:
-    """Nothing is to be said before `at` (UTC)."""
+    """Nothing is due before `at` (UTC)."""
 
     at: datetime
 
 
 @frozen
 class Late:
-    """It has been so for `hours`; it is looked at again at `again` (UTC)."""
+    """It has had its status for `hours`; the next check is at `again` (UTC)."""
 
     hours: float
     again: datetime
@@ -78,12 +77,12 @@ class Late:
 
 @frozen
 class Undated:
-    """Nobody knows since when it is so: it is dated anew, and its age counts from now on."""
+    """Its status has no usable date: it gets one now."""
 
 
 @frozen
 class TooLate:
-    """It has been so for `hours`: it is given up, unless somebody is at work on it."""
+    """It has had its status for `hours`, and is given up unless its owner is alive."""
 
     hours: float
 
@@ -94,7 +93,7 @@ class TooLate:
     aliases=("RetryStalledTransfer",),
 )
 async def stalled(job: Job) -> Result:
-    """Have people told of a copy that stands still, and take it out so that it is made again."""
+    """Raise an alarm for a copy that makes no progress, and later have it made again."""
     seen, now = job.copy, job.now()
     if seen is None:
         await job.all_clear(ALARM)
@@ -125,13 +124,15 @@ async def stalled(job: Job) -> Result:
             job.log.error(f"{_summary(job, seen, hours)}: given up")
             await job.all_clear(ALARM)
             gone = RunUpdate.remove_copy(job.run, seen)
+            # Only files of old programs need a record: ours go to a temporary name, which the next
+            # transfer finds; theirs are at the final location and look like a finished copy.
             return gone if seen.fields.get("trigger") else gone.remembered(seen)
 
 
 def _stays(job: Job, seen: Copy) -> bool:
-    """Whether the entry of a failed copy is kept: it may be all that there is of this data.
+    """Whether a failed copy keeps its entry, as possibly the only one of this data.
 
-    In a catalogue it may have files; `caxev rucio put` goes on with those.
+    A catalogue may hold some of its files, which `caxev rucio put` reuses.
     """
     good = (one for one in job.run.copies if one.status == TRANSFERRED)
     made_again = any(same_data(one, seen.key) and one.host != seen.host for one in good)
@@ -143,7 +144,7 @@ def _summary(job: Job, seen: Copy, hours: float) -> str:
 
 
 def todo(job: Job, seen: Copy) -> dict[str, str]:
-    """Return what a person can do, unless it is given up by itself."""
+    """Return what a person can do about a copy that is not given up automatically."""
     run, host = job.run, seen.host
     named = f"--run {run.number}" if run.number else f"--name {run.name} --detector {run.detector}"
     which = f"{named} --type {seen.type}" + (f" --version {seen.version}" if seen.version else "")
@@ -165,9 +166,9 @@ Verdict = Wait | Late | Undated | TooLate | Skip
 
 
 def _begun(seen: Copy, now: datetime) -> datetime | None:
-    """Since when it has its status; of what an old program transfers, when that began.
+    """Return since when it has its status, or for old programs when they created the entry.
 
-    None without a date, and with one in the future: it would protect the copy until then.
+    None without a date, or with one in the future, which would protect the copy until then.
     """
     since = seen.since
     if since is None and seen.status in (TRANSFERRING, ERROR):
@@ -178,10 +179,10 @@ def _begun(seen: Copy, now: datetime) -> datetime | None:
 def plan_stalled(
     seen: Copy, rules: Stalled, now: datetime, at: datetime, *, stays: bool = False
 ) -> Verdict:
-    """Decide by its age what is to be said of a copy that is not at its end. Pure.
+    """Decide by its age what happens to an unfinished copy. Pure.
 
-    `at`: when this site saw its status first, UTC; it counts if the entry has no usable date.
-    `stays`: if it is an error it is not given up, however old it is.
+    `at` is when this site first saw its status, UTC, used if the entry has no usable date. With
+    `stays` a failed copy is not given up, however old it is.
     """
     if seen.type == "untriggered":
         return Skip("the DAQ's buffer is never touched")
@@ -191,7 +192,8 @@ def plan_stalled(
         return Skip("a job makes it, and may wait and run for days: it is looked after as a job")
     since = _begun(seen, now)
     if since is None and seen.status == TRANSFERRING:
-        return Undated()  # in the entry, because deletions ask how long it may have been read
+        # Dated in the entry, not only here: deletions ask how long its source may have been read.
+        return Undated()
     since = since or at
     age = (now - since).total_seconds() / 3600
     warn, retry = since + timedelta(hours=rules.warn), since + timedelta(hours=rules.retry)
@@ -209,19 +211,19 @@ def _seconds(at: datetime, now: datetime) -> float:
 # -- several entries of one copy ------------------------------------------------------------------
 
 STAYS = (TRANSFERRED, VERIFYING, TRANSFERRING)
-"""Of several entries of one copy stays the first in the first of these statuses that one has."""
+"""Statuses of the entry to keep of several for one copy, best first."""
 TELLING = (
     *("status", "owner", "location", "checksum", "manifest", "trigger"),
     *("creation_time", "creation_place", "status_since"),
 )
-"""The fields by which two entries of one copy are told apart."""
+"""The fields that distinguish two entries of one copy."""
 
 
 @frozen
 class Surplus:
-    """Entries that go, unless their process lives, because `stays` is the same copy.
+    """Entries to remove, unless their owner is alive, because `stays` is the same copy.
 
-    Others may still be at work: they are looked at again at `until` (UTC).
+    Others may still be in use: the next check is at `until` (UTC).
     """
 
     stays: Copy
@@ -231,7 +233,7 @@ class Surplus:
 
 @on(copy_field(STATUSES, host=(HERE, PASSIVE)), aliases=("RetryStalledTransfer",))
 async def merge(job: Job) -> Result:
-    """Take out the surplus entries of a copy that has several."""
+    """Remove the surplus entries of a copy that has several."""
     aspect, now = job.event.aspect, job.now()
     assert isinstance(aspect, CopyField)
     rules = job.sites.get(aspect.host).stalled
@@ -252,10 +254,11 @@ async def merge(job: Job) -> Result:
 
 
 async def _take_out(job: Job, entry: Copy, stays: Copy) -> None:
-    """Take the entry out, and have the copy read again if something was written to its place."""
+    """Remove the entry, and have the copy read again if something was written to its location."""
     job.log.info(f"an entry of {entry.key} is taken out: it is {entry.status}, and another good")
     now = job.now()
     here, goes = (CopyIs(one.key, _telling(one)) for one in (stays, entry))
+    # By their fields: both entries have the same key, which would match either.
     try:
         gone = RunUpdate(job.run.id, (here,), remove=goes)
         await job.update(gone if entry.fields.get("trigger") else gone.remembered(entry))
@@ -270,7 +273,7 @@ def plan_merge(
 ) -> Surplus | Skip:
     """Decide which entries of a copy are surplus. Pure.
 
-    `at`: when this site saw them first, UTC; it counts for an entry without a usable date.
+    `at` is when this site first saw them, UTC, used for an entry without a usable date.
     """
     entries = [one for one in run.copies if one.key == key]
     stays = next((one for status in STAYS for one in entries if one.status == status), None)
@@ -295,7 +298,7 @@ def plan_merge(
 
 
 def _is_surplus(one: Copy, stays: Copy) -> bool:
-    """Whether an entry on which nobody works says nothing that counts beside `stays`."""
+    """Whether an entry that nobody works on adds nothing to `stays`."""
     if one.status == TRANSFERRED:
         return one.location == stays.location and agree(one, stays)
     return one.status == ERROR and not is_disputed(one)

@@ -1,20 +1,18 @@
-"""Copies on tape are made, compared, and brought back to disk.
+"""Copies on tape: backup, verification and recall to disk.
 
-- `backup` reacts to raw data that became good here: it goes to the archives that
-  ``upload_options`` names. It also reacts to a copy on tape that a person has requested.
+- `backup` reacts to raw data that became good here, and brings it to the archives in
+  ``upload_options``. It also reacts to a copy on tape that a person requested.
 - `recall` reacts to raw data that is good on tape and that this site wants: ``download_options``
-  names the archive, the run has the tag ``recall``, or a person has requested it.
-- `tape_checksum` reads a copy on tape again where somebody asks for that, or where it has no
-  checksum.
+  names the archive, the run has the tag ``recall``, or a person requested it.
+- `tape_checksum` reads a copy on tape again if that is requested, or if it has no checksum.
 
-A copy on tape is ``transferring`` until the archive says that it has it, ``verifying`` until it was
-restored to scratch and compared file by file, and only then ``transferred``. What comes back to
-disk is compared before it gets its name. Nothing on tape is ever deleted or replaced.
+A copy on tape is ``transferring`` until the archive lists it, ``verifying`` until it was restored
+to scratch and compared file by file, and only then ``transferred``. Recalled data is compared
+before it gets its final name. Nothing on tape is ever deleted or replaced.
 
-Safe to repeat: the claim adds an entry only where the run has no such copy, and each step finds
-what an earlier attempt has done: what is staged, what the archive lists, what was restored. An
-attempt knows its entry by the ``trigger`` that stands in it. All that the archive's client wrote
-is kept with the reaction, each of its runs with its command and return code.
+Safe to repeat: the claim adds an entry only if the run has no such copy, and each step reuses what
+an earlier attempt staged, stored or restored. An attempt recognizes its entry by its ``trigger``.
+The ledger keeps the full output of the archive's client, with each command and return code.
 """
 
 from __future__ import annotations
@@ -71,21 +69,21 @@ from caxev.transfer import methods as disks
 
 T = TypeVar("T")
 STALLED: Final = 15 * 60.0
-"""Seconds without a sign of life after which an attempt is broken off. A client that is waited for
-gives such signs for us, as long as ``archive.patience`` allows."""
+"""Seconds without a sign of life after which an attempt is stopped. While a silent client is
+within ``archive.patience``, we give these signs in its place."""
 RESENDS: Final = 3
-"""How often data is sent again that came back from tape as something else."""
+"""How often data is sent again after a checksum mismatch on tape."""
 TAG: Final = "recall"
 UNFINISHED: Final = (TRANSFERRING, VERIFYING, ERROR)
-"""What an entry is that a reaction has claimed and not finished."""
+"""Statuses of an entry that a reaction has claimed and not finished."""
 
 
 @frozen
 class TapePlan:
-    """A copy to be made of `source` as `key`, in a folder of the archive at `tape`.
+    """A copy to make of `source` as `key`, in `folder` of the archive `tape`.
 
-    `location` is where the copy will be: that folder, or a place on this site's disk. `resume` is
-    its entry, if there is one, `trigger` the reaction that makes it.
+    `location` is that folder, or for a recall a path on this site's disk. `resume` is the copy's
+    entry, if there is one, `trigger` the reaction that makes it.
     """
 
     source: Copy
@@ -107,10 +105,9 @@ class TapePlan:
     aliases=("CopyPush",),
 )
 async def backup(job: Job) -> Result:
-    """Bring raw data that is good here to tape, and compare what the tape gives.
+    """Bring raw data that is good here to tape, then restore and compare it.
 
-    Each new copy is ``transferring``, ``verifying``, ``transferred``; ``error`` where it is given
-    up.
+    Each new copy becomes ``transferring``, ``verifying``, ``transferred``; ``error`` if it fails.
     """
     key = key_of(job)
     wanted = job.site.upload_options if key.host == job.site.name else (key.host,)
@@ -143,15 +140,16 @@ async def _back_up_to(
 
 
 async def _unstaged(job: Job, name: str, key: CopyKey) -> None:
-    """Leave nothing in staging, whose links would hold the disk space of a source that goes."""
+    """Clear the staging directory: its hard links would keep the disk space of a deleted source."""
     entry = job.run.copy(CopyKey(key.type, name, key.version))
     folder = None if entry is None else entry.fields.get("folder")
+    # Not if another process owns the entry: it may be sending these files.
     if isinstance(folder, str) and entry is not None and entry.owner in (None, job.owner):
         await job.work(unstage, Reach(job.site, job.sites.get(name)), safe_name(folder))
 
 
 async def _sent(job: Job, plan: TapePlan) -> Copy:
-    """Have the archive take the data, if it has not; the copy's entry, ``verifying`` then."""
+    """Send the data to the archive unless it is there; returns the ``verifying`` entry."""
     if plan.resume is not None and plan.resume.status == VERIFYING:
         ours = RunUpdate.change_copy(job.run, plan.resume, VERIFYING, owner=job.owner)
         return await written(job, ours, plan.key)
@@ -159,6 +157,7 @@ async def _sent(job: Job, plan: TapePlan) -> Copy:
     source = plan.source
     data = await _data(job, plan, source.manifest, source.checksum)
     assert source.location is not None
+    # After a mismatch the client would skip these files, as unchanged since the last backup.
     again = bool(mine.fields.get("resends"))
     reach = Reach(job.site, job.sites.get(plan.tape))
     async with job.suspecting(source):
@@ -177,7 +176,7 @@ async def _sent(job: Job, plan: TapePlan) -> Copy:
 
 
 async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
-    """Compare what the tape gives with what was sent."""
+    """Compare what tape returns with what was sent."""
     digest, checksum = (mine.fields.get(f"source_{name}") for name in ("manifest", "checksum"))
     data = await _data(job, plan, digest, checksum)
     if not data.is_known:
@@ -187,8 +186,10 @@ async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
     if why is None:
         await job.update(_good(mine, job.run, copied.manifest, checksum, began))
         return
-    await job.suspect(plan.source)  # what was sent was not compared: it may have been bad
+    # A source with a known manifest is not read again before it is sent: it may be the bad one.
+    await job.suspect(plan.source)
     resends = int(mine.fields.get("resends") or 0) + 1
+    # Counted in the entry, so that a restart does not reset the number of attempts.
     again = RunUpdate.change_copy(job.run, mine, TRANSFERRING, resends=resends, error=why)
     await job.update(again)
     if resends > RESENDS:
@@ -209,7 +210,7 @@ async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
 async def recall(job: Job) -> Result:
     """Bring raw data back from tape to this site's disk.
 
-    The new copy is ``transferring``, then ``transferred``; ``error`` where it is given up.
+    The new copy becomes ``transferring``, then ``transferred``; ``error`` if it fails.
     """
     trigger = trigger_of("recall", job)
     seen = job.event.aspect if isinstance(job.event.aspect, CopyKey) else None
@@ -237,10 +238,10 @@ async def recall(job: Job) -> Result:
     aliases=("AddTSMChecksum",),
 )
 async def tape_checksum(job: Job) -> Result:
-    """Read a copy on tape again, where that is asked for or it has no checksum.
+    """Read a copy on tape again if that is requested or it has no checksum.
 
-    It is ``transferred`` and was ``verified_at`` the time when that began, or is an ``error``.
-    Where there is nothing to compare it with, what was read is recorded and not called verified.
+    The copy stays ``transferred`` with a new ``verified_at``, or becomes ``error``. Without
+    anything to compare it with, its digests are recorded but it does not count as verified.
     """
     seen = job.copy
     plan = plan_check(seen, job.site, job.sites)
@@ -265,7 +266,8 @@ async def tape_checksum(job: Job) -> Result:
 
 
 async def _step(job: Job, function: Callable[..., Told[T]], *args: object) -> T:
-    """Run a step in a worker process, and keep what the archive's client wrote."""
+    """Run a step in a worker process, and keep the output of the archive's client."""
+    # A step returns its error instead of raising it, so that the output is kept either way.
     outcome = await job.work(function, *args)
     if outcome.said:
         job.log.debug("the archive's client:\n{}", outcome.said)
@@ -275,7 +277,7 @@ async def _step(job: Job, function: Callable[..., Told[T]], *args: object) -> T:
 
 @contextmanager
 def _parking(job: Job, key: CopyKey, others: Sequence[RunUpdate] = ()) -> Iterator[None]:
-    """If this reaction is parked for what is raised inside, its copy is an ``error`` that says so.
+    """Make the copy an ``error`` with its reason if this reaction fails for good inside the block.
 
     `others` are written as well.
     """
@@ -294,6 +296,7 @@ def _parking(job: Job, key: CopyKey, others: Sequence[RunUpdate] = ()) -> Iterat
 
 async def _claim(job: Job, plan: TapePlan) -> Copy:
     """Claim the planned copy; returns its entry, which names the folder of one on tape."""
+    # A copy on tape gets its location only when the archive lists it; the folder is kept apart.
     fields: dict[str, object] = {}
     new: dict[str, object] = {}
     if plan.key.host == job.site.name:
@@ -308,7 +311,7 @@ async def _claim(job: Job, plan: TapePlan) -> Copy:
 def _good(
     mine: Copy, run: Run, manifest: Manifest, checksum: str | None, began: datetime | None
 ) -> RunUpdate:
-    """Say that a copy is good, by what was read of it since `began`; None: it was not compared."""
+    """Return the update for a good copy, read since `began`; None: it was not compared."""
     fields: dict[str, object] = {
         "manifest": manifest.digest,
         "checksum": checksum,
@@ -326,7 +329,7 @@ def _good(
 
 
 async def _data(job: Job, plan: TapePlan, digest: str | None, checksum: str | None) -> Data:
-    """What is meant, with its manifest where the database has it."""
+    """Describe the data on tape, with its manifest if the database has it."""
     return Data(safe_name(plan.folder), plan.folder, await manifest_of(job, digest), checksum)
 
 
@@ -336,10 +339,7 @@ async def _data(job: Job, plan: TapePlan, digest: str | None, checksum: str | No
 def plan_backup(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str
 ) -> TapePlan | Skip:
-    """Decide whether `site` brings its copy of this data to the archive `name`. Pure.
-
-    A copy that has only to be compared needs its source no longer.
-    """
+    """Decide whether `site` brings its copy of this data to the archive `name`. Pure."""
     key = CopyKey(seen.type, name, seen.version)
     entry = run.copy(key)
     if why := _not_wanted(entry, site, name) or _not_to_be_begun(entry, trigger):
@@ -347,6 +347,7 @@ def plan_backup(
     there = _archive(name, site, sites)
     if isinstance(there, Skip):
         return there
+    # All of it is on tape: only the comparison is left, which does not need the source.
     if entry is not None and entry.status == VERIFYING and entry.location is not None:
         folder = folder_of(entry.location)
         return TapePlan(entry, key, name, folder, folder, trigger, entry)
@@ -369,7 +370,7 @@ def _not_wanted(entry: Copy | None, site: Site, name: str) -> str | None:
 
 
 def _asked(entry: Copy | None) -> bool:
-    """Whether a person wants this copy."""
+    """Whether a person requested this copy."""
     return entry is not None and (entry.status == REQUESTED or bool(entry.fields.get("requested")))
 
 
@@ -384,7 +385,7 @@ def plan_recall(
 ) -> TapePlan | Skip:
     """Decide whether `site` brings raw data back from tape, and from which archive. Pure.
 
-    `seen` is the copy whose change is the reason; None: it is the tag.
+    `seen` is the copy that changed; None if the event is the tag.
     """
     key = CopyKey("raw", site.name)
     entry = run.copy(key)
@@ -406,7 +407,7 @@ def plan_recall(
 
 
 def _tapes(entry: Copy | None, seen: CopyKey | None, site: Site, sites: Sites) -> list[str]:
-    """Where to look for data, best first. The tag wants it from any archive within reach."""
+    """Return the hosts to take data from, best first; for the tag, any archive within reach."""
     if entry is not None and _asked(entry):
         return [entry.source or ""]
     if seen is not None:
@@ -416,7 +417,7 @@ def _tapes(entry: Copy | None, seen: CopyKey | None, site: Site, sites: Sites) -
 
 
 def _first_good(run: Run, names: Sequence[str], site: Site, sites: Sites) -> Copy | Skip:
-    """The first good copy by the order of `names`, where that one is on tape."""
+    """Return the first good copy in the order of `names`, if it is on tape."""
     if "raw" not in site.data_type:
         return Skip(f"{site.name} does not move raw data (data_type)")
     why: list[str] = []
@@ -427,6 +428,7 @@ def _first_good(run: Run, names: Sequence[str], site: Site, sites: Sites) -> Cop
         elif (problem := unfit(found)) is not None:
             why.append(problem)
         elif there.method in disks():
+            # `pull` fetches it from there: tape is slower, and is left alone.
             return Skip(f"{name} has it too, and comes first")
         elif there.method not in methods():
             why.append(f"{name} is no archive")
@@ -455,7 +457,7 @@ def plan_check(seen: Copy | None, site: Site, sites: Sites) -> TapePlan | Skip:
 
 
 def _archive(name: str, site: Site, sites: Sites) -> Site | Skip:
-    """The site `name`, where it is an archive that raw data of `site` goes to."""
+    """Return the site `name` if it is an archive for the raw data of `site`."""
     there = sites.find(name)
     if there is None:
         return Skip(f"{name} is not in sites.json")
@@ -467,6 +469,6 @@ def _archive(name: str, site: Site, sites: Sites) -> Site | Skip:
 
 
 def _any_good(run: Run, seen: Copy) -> Copy | None:
-    """A good copy of that data at another host."""
+    """Return a good copy of the same data at another host, if any."""
     others = (one for one in run.copies if one.type == seen.type and one.host != seen.host)
     return next((one for one in others if unfit(one) is None), None)

@@ -1,23 +1,22 @@
-"""Make and repair copies: pull them from a good one, or push them to a site that wants them.
+"""Transfer and repair of copies between sites.
 
-- `pull` reacts to a copy that became good elsewhere: where this site's ``download_options`` name
-  that site and this site wants such data, it fetches a copy of its own. It also reacts to a copy
-  that a person has requested here.
-- `push` reacts to a copy that became good here: it brings it to the sites that ``upload_options``
-  names and that have none; and to a copy requested at a site without a listener.
-- `repair` reacts to a copy that was found to be bad, or that an old program failed to make: what
-  is wrong of it is brought again, from a copy that says what most say.
+- `pull` reacts to a copy that became good elsewhere, and fetches it if ``download_options`` names
+  that site and this site wants such data. It also reacts to a copy that a person requested here.
+- `push` reacts to a copy that became good here, and brings it to the sites in ``upload_options``
+  that have none. It also reacts to a copy requested at a site without a listener.
+- `repair` reacts to a copy that was found bad, or that an old program failed to make: the wrong
+  parts are transferred again from a copy of the majority.
 
-What was deleted on purpose (it has a tombstone in ``deleted_data``) comes again only where a person
-asks for it.
+Data that was deleted on purpose (it has a tombstone in ``deleted_data``) is copied again only if a
+person requests it.
 
-All leave the copy ``verifying``; `caxev.handlers.checksum`, at the copy's own host, does the rest.
+All leave the copy ``verifying``; `caxev.handlers.checksum` then verifies it, at its own host.
 
-Safe to repeat: the claim adds an entry only where the run has no such copy, so of two sites one
-wins; nothing is claimed before the link is open and has a place free. The bytes go to a temporary
-name and appear under the final one only when they are whole and on the disk. A broken transfer is
-continued by the same reaction, which knows its entry by the ``trigger`` that stands in it: the
-site, the handler and what it reacted to (``chicago: pull: raw at lngs``).
+Safe to repeat: the claim adds an entry only if the run has no such copy, so of two sites one wins.
+Nothing is claimed before the link is open and has a free slot. The bytes go to a temporary name and
+get the final one when they are complete and on the disk. An interrupted transfer is continued by
+the same reaction, which recognizes its entry by the ``trigger``: site, handler and what it reacted
+to (``chicago: pull: raw at lngs``).
 """
 
 from __future__ import annotations
@@ -83,23 +82,23 @@ from caxev.transfer import pull as pull_bytes
 from caxev.transfer import push as push_bytes
 
 STALLED = 15 * 60.0
-"""Seconds without a byte after which a transfer is broken off and tried again."""
+"""Seconds without a byte after which a transfer is stopped and retried."""
 REPAIRS = 3
-"""How often a copy is repaired before it is left to a person."""
+"""Number of repairs of a copy before a person must look at it."""
 
 ACQUITTED = 5.0
-"""Seconds after which copies that the majority found good are looked at again."""
+"""Seconds to wait for copies of the majority to become ``transferred`` again."""
 JUDGED = 600.0
-"""Seconds between two looks at whether other copies still contradict one another."""
+"""Seconds between two checks whether other copies still contradict one another."""
 
 
 @frozen
 class CopyPlan:
-    """A copy to be made: from which one, to which place; `resume` is its entry if there is one.
+    """A copy to make of `source` at `location`; `resume` is its entry if there is one.
 
-    `trigger` is the reaction that makes it. `others` are good copies from which it can be had as
-    well. With `again` what stands at that place is a copy that is bad, or that an old program left
-    unfinished: it is kept as far as its content is right.
+    `trigger` is the reaction that makes it. `others` are further good sources. With `again` there
+    is a bad copy at the location, or one that an old program left unfinished: its right parts are
+    reused.
     """
 
     source: Copy
@@ -123,7 +122,7 @@ class CopyPlan:
 async def pull(job: Job) -> Result:
     """Fetch a copy of data that is good at another site.
 
-    The new copy is ``transferring``, then ``verifying``; ``error`` where it is given up.
+    The new copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
     trigger = trigger_of("pull", job)
     plan = plan_pull(job.run, key_of(job), job.site, job.sites, trigger=trigger, now=job.now())
@@ -146,7 +145,7 @@ async def pull(job: Job) -> Result:
 async def push(job: Job) -> Result:
     """Bring data that is good here to the sites that want it and have none.
 
-    Each new copy is ``transferring``, then ``verifying``; ``error`` where it is given up.
+    Each new copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
     key = key_of(job)
     wanted = (key.host,) if key.host != job.site.name else job.site.upload_options
@@ -179,15 +178,16 @@ async def _push_to(job: Job, name: str, key: CopyKey, others: tuple[RunUpdate, .
     aliases=("RetryBadChecksumTransfer",),
 )
 async def repair(job: Job) -> Result:
-    """Bring again what is wrong of a copy that a checksum found to be bad.
+    """Transfer the wrong parts of a bad copy again.
 
-    The copy is ``transferring``, then ``verifying`` again; ``error`` where it is given up.
+    The copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
     trigger = trigger_of("repair", job)
     plan = plan_repair(job.run, job.copy, job.site, job.sites, trigger=trigger)
     if isinstance(plan, Skip):
         return _still_bad(job.run, job.copy, trigger) or plan
     here = plan.key.host == job.site.name
+    # `sharing` asks this machine's disk, so that only a copy here can be checked.
     if here and (others := await sharing(job, plan.resume or plan.source)):
         return _shared(job.run, plan, others)
     make_again = fetch if here else bring
@@ -195,13 +195,13 @@ async def repair(job: Job) -> Result:
 
 
 def _shared(run: Run, plan: CopyPlan, others: Sequence[str]) -> RunUpdate | Skip:
-    """Leave files alone that are another entry's as well: what is wrong here may be right there."""
+    """Refuse to repair files that another entry shares: they may be right for that entry."""
     why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
     return _still_bad(run, plan.resume, plan.trigger) or Skip(f"it is not repaired: {why}")
 
 
 def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:
-    """Call a copy bad again that this reaction can no longer repair, as when its source went."""
+    """Return the update that marks a copy bad again if this reaction can no longer repair it."""
     if bad is None or bad.status != TRANSFERRING or not is_ours(bad, trigger):
         return None
     return RunUpdate.change_copy(run, bad, ERROR, owner=None)
@@ -211,11 +211,11 @@ def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:
 
 
 async def fetch(job: Job, plan: CopyPlan) -> Copy:
-    """Bring the copy here, from the best source that gives it; returns its entry.
+    """Bring the copy here from the first source that works; returns its entry.
 
-    What one source has given is kept for the next; one whose link is closed is passed over.
-    Raises what the last one did, or `Retry` where one of them may still come right: when the first
-    link opens, if it is only for that.
+    Data from one source is reused with the next; a source whose link is closed is skipped. Raises
+    the error of the last one, or `Retry` if any source may work later. If only closed links are
+    left, the retry is due when the first one opens.
     """
     sources = {source.key.host: source for source in (plan.source, *plan.others)}
     failed: list[Retry | GiveUp] = []
@@ -228,19 +228,20 @@ async def fetch(job: Job, plan: CopyPlan) -> Copy:
             closed.append(error)
         except (Retry, GiveUp) as error:
             if isinstance(error, RootAway) and not error.host and error.root in job.site.roots:
-                raise  # no other source helps
+                raise  # our own disk is missing: no other source helps
             failed.append(error)
             job.log.warning(f"{plan.key} was not to be had from {name}: {error}")
+        # The failed attempt may have claimed the entry: the next source continues that.
         plan = evolve(plan, resume=job.run.copy(plan.key))
+    # A closed link decides when to retry only if nothing else does: its opening may be hours away.
     hopeful = any(isinstance(error, Retry) for error in failed)
     raise worst(failed if hopeful else [*failed, *closed])
 
 
 async def bring(job: Job, plan: CopyPlan, others: tuple[RunUpdate, ...] = ()) -> Copy:
-    """Bring the copy from here to where it is wanted; returns its entry.
+    """Bring the copy from here to its host; returns its entry.
 
-    `others` are written as well if this reaction is parked. Raises `Retry` where the link is
-    closed.
+    `others` are written as well if this reaction is parked. Raises `Retry` if the link is closed.
     """
     return await _move(job, plan, plan.key.host, push_bytes, others)
 
@@ -252,15 +253,17 @@ async def _move(
     move: Callable[..., Moved],
     others: tuple[RunUpdate, ...] = (),
 ) -> Copy:
-    """Claim the copy and move its bytes once the link has a place free; returns its entry.
+    """Claim the copy and move its bytes once the link has a free slot; returns its entry.
 
-    To wait for a place leaves the run as it is. Where the link closes meanwhile the transfer is
-    broken off, to go on when it opens again.
+    Waiting for a slot leaves the run unchanged. If the link closes meanwhile, the transfer stops,
+    and continues when it opens again.
     """
     here, there = job.site, job.sites.get(name)
     pulling = plan.key.host == here.name
     source = plan.source.location
     assert source is not None
+    # The claim comes after the slot: a site that waits in a queue must not block the others, which
+    # may be able to make the same copy at once.
     async with links.place(job, name) as rate:
         mine = await _claim(job, plan, others)
         route = Route(
@@ -286,10 +289,10 @@ async def _move(
 
 @asynccontextmanager
 async def _suspecting(job: Job, source: Copy) -> AsyncIterator[None]:
-    """As `Job.suspecting`. A source that nobody reads is marked, and the second time given up.
+    """As `Job.suspecting`, also for a source that no listener can read again.
 
-    At a site of an old program, say. The first time it may have been the fault of the way: if all
-    passes well then, the mark goes.
+    The first time such a source is only marked, since the damage may have happened on the way; a
+    good transfer removes the mark. The second time the error is final.
     """
     is_marked = bool(source.fields.get("checksumproblem"))
     try:
@@ -318,7 +321,7 @@ async def _mark(job: Job, source: Copy, why: str | None) -> None:
 
 
 async def _with_care(job: Job, plan: CopyPlan) -> CopyPlan:
-    """Leave what stands there alone if another entry has its files there as well."""
+    """Drop `again` from the plan if another entry has its files at the same location."""
     if not plan.again:
         return plan
     wanted = Copy(plan.key, TRANSFERRING, {"location": plan.location})
@@ -326,14 +329,16 @@ async def _with_care(job: Job, plan: CopyPlan) -> CopyPlan:
         return evolve(plan, again=not await sharing(job, wanted))
     near = neighbours(wanted, job.sites.get(plan.key.host), job.sites)
     others = located(await job.neighbours(near), job.run, wanted, near.hosts)
-    mine = f"{plain(plan.location)}/"  # what links lead to there, nobody can tell from here
+    # By the paths alone: where links lead at another host cannot be seen from here.
+    mine = f"{plain(plan.location)}/"
     places = [f"{plain(place)}/" for _, place in others]
     shared = any(one.startswith(mine) or mine.startswith(one) for one in places)
     return evolve(plan, again=not shared)
 
 
 async def _claim(job: Job, plan: CopyPlan, others: tuple[RunUpdate, ...]) -> Copy:
-    """Claim the planned copy, and count how often a bad one is repaired; returns its entry."""
+    """Claim the planned copy, and count the repairs of a bad one; returns its entry."""
+    # Only a repair that starts from `error` counts: continued after a crash, it is the same one.
     fields: dict[str, object] = {"location": plan.location}
     if plan.resume is not None and plan.resume.status == ERROR and plan.again:
         fields["repairs"] = _repairs(plan.resume) + 1
@@ -371,7 +376,7 @@ def plan_pull(
 
 
 def _asked(entry: Copy | None, trigger: str) -> str | None:
-    """From where a person wants this copy; None where nobody asked for it."""
+    """Return the source that a person requested for this copy, or None."""
     if entry is None or not (entry.status == REQUESTED or is_ours(entry, trigger)):
         return None
     return entry.source if entry.status == REQUESTED or entry.fields.get("requested") else None
@@ -403,7 +408,7 @@ def plan_push(
 
 
 def _target(kind: str, site: Site, sites: Sites, name: str) -> Site | Skip:
-    """The site `name`, where data of this type can be brought to it from `site`."""
+    """Return the site `name` if data of this type can be brought to it from `site`."""
     there = sites.find(name)
     if there is None:
         return Skip(f"{name} is not in sites.json")
@@ -423,7 +428,7 @@ def plan_repair(
     others = [one for one in run.copies if one.key == bad.key and one is not bad]
     if any(one.status in (TRANSFERRING, VERIFYING, TRANSFERRED) for one in others):
         return Skip("another entry of this copy is good, or on the way")
-    if why := _past_mending(bad, site, sites, trigger):
+    if why := _past_repair(bad, site, sites, trigger):
         return Skip(why)
     if is_disputed(bad):
         return Skip("it contradicts others, and it is open who is right")
@@ -435,16 +440,17 @@ def plan_repair(
         raise Retry("what differs is about to be set aside", after=JUDGED)
     if not most and voters(run, bad.key, same_bytes(sites)):
         raise Retry("the other copies contradict one another", after=JUDGED)
-    good = _to_mend_from(run, bad, site, sites)
+    good = _to_repair_from(run, bad, site, sites)
+    # A copy of the majority may itself still be `error`, until its own site acquits it.
     if not good and any(map(is_disputed, most)):
         raise Retry("the copies to repair it from are about to be acquitted", after=ACQUITTED)
     if not good:
         return Skip("no good copy is within reach")
-    assert bad.location is not None  # else it were past mending
+    assert bad.location is not None  # `_past_repair` has checked it
     return CopyPlan(good[0], bad.key, bad.location, trigger, bad, tuple(good[1:]), again=True)
 
 
-def _past_mending(bad: Copy, site: Site, sites: Sites, trigger: str) -> str | None:
+def _past_repair(bad: Copy, site: Site, sites: Sites, trigger: str) -> str | None:
     ours = is_ours(bad, trigger)
     found_bad = bad.status == ERROR and bad.fields.get("checksumproblem")
     if not (ours or found_bad or bad.is_abandoned):
@@ -463,10 +469,10 @@ def _repairs(entry: Copy) -> int:
     return count if isinstance(count, int) else 0
 
 
-def _to_mend_from(run: Run, bad: Copy, site: Site, sites: Sites) -> list[Copy]:
-    """Good copies, the one it came from first; ours alone where we pushed it, or may push to.
+def _to_repair_from(run: Run, bad: Copy, site: Site, sites: Sites) -> list[Copy]:
+    """Return good copies of the majority, the source first; only ours if we pushed the bad one.
 
-    Only such as say what most say, those with a manifest before the others: of these all is moved.
+    Those with a manifest come before the others, from which everything is transferred.
     """
     if bad.host == site.name:
         names = dict.fromkeys([bad.source or "", *site.download_options, *sites])
@@ -506,7 +512,7 @@ def _plan(run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str) -
 def sources(
     run: Run, key: CopyKey, site: Site, sites: Sites, asked: str | None = None
 ) -> list[Copy] | Skip:
-    """Find the good copies in the order of ``download_options``; only that `asked` for, if any."""
+    """Return the good copies in the order of ``download_options``, or only the one `asked` for."""
     if key.type not in site.data_type:
         return Skip(f"{site.name} does not move {key.type} data (data_type)")
     good: list[Copy] = []

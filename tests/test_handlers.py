@@ -1164,7 +1164,7 @@ async def reread(found: Manifest, *others: dict[str, Any], **fields: Any) -> dic
     seen = copy_of(run, "lngs")
     ports: Any = Manifests(GOOD)
     job = Job(run, Event(run.id, RAW, None, "x"), LNGS, ALL, "lngs#1", logger, ports)
-    update = await verify.told(job, seen, found, NOW)
+    update = await verify.compare_with_entry(job, seen, found, NOW)
     assert update.change is not None
     assert update.change[0] == seen.as_seen
     return {**update.change[1], **update.append}

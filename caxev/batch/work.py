@@ -1,6 +1,6 @@
-"""What handlers have worker processes do about jobs: send them, look after them, take stock.
+"""Steps for jobs in worker processes: send, look, take stock, withdraw.
 
-Plain functions for ``job.work``.
+Plain functions that handlers call by ``job.work``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from caxev.files import Report, bring_in, confine, safe_name, shown
 from caxev.files import look as snapshot_of
 
 BUSY: Final = 2.0
-"""Seconds until it is looked again whether a former attempt has ended."""
+"""Seconds between two checks whether a former attempt has ended."""
 
 
 @frozen
@@ -34,17 +34,17 @@ class Found:
 
 @frozen
 class Stock:
-    """What is left of a job: its log, the end of it, and the bytes of its result, if it is good."""
+    """The remains of a job: its log, the last lines of that, and the bytes of a good result."""
 
     log: str
-    said: str
+    last_words: str
     size: int | None = None
     problem: str = ""
 
 
 @frozen
 class Product:
-    """A job's result: what the job calls it, where it is to stand, and inside of which roots."""
+    """A job's result: its name in the job's output, its final path, and the roots around that."""
 
     name: str
     final: str
@@ -52,9 +52,9 @@ class Product:
 
 
 def check(spec: JobSpec, *, report: Report | None = None) -> None:
-    """See that a job reads nothing that is not ours.
+    """Check that a job's input exists and is inside the roots.
 
-    Raises `GiveUp`, or `Retry` if it is not there.
+    Raises `GiveUp` if it is outside, `Retry` if it is missing.
     """
     del report
     real = confine(spec.input, spec.roots)
@@ -65,16 +65,17 @@ def check(spec: JobSpec, *, report: Report | None = None) -> None:
 def send(
     name: str, home: str, most: int, specs: Sequence[JobSpec], *, report: Report
 ) -> list[Found | GiveUp | Retry | None]:
-    """Send jobs of the same needs to the batch system; what became of each, in order.
+    """Send jobs of the same needs to the batch system; returns the outcome of each, in order.
 
-    None: there is no room now, as `most` are out. One that was sent before is found again and not
-    sent twice; nor is one that ended since the run was looked at. Raises `Retry` where the batch
-    system does not answer.
+    None means that there is no room, as `most` jobs are out. A job that was sent before is found
+    and not sent twice, nor is one that has already ended. Raises `Retry` if the batch system does
+    not answer.
     """
     del report
     batch, folder = system(name, home), Folder.opened(home)
     found: dict[str, Found | GiveUp | Retry] = {}
     ours = [spec.name for spec in specs]
+    # Counted by the files, not by the batch system: they also show jobs of a crashed attempt.
     out = set(folder.names())
     for job, number in batch.find([one for one in ours if one in out]).items():
         ended = _ended(folder, job)
@@ -91,12 +92,13 @@ def send(
         except (GiveUp, Retry) as error:
             found[spec.name] = error
         else:
-            folder.forget(spec.name)  # where it was filed, and never sent
+            folder.forget(spec.name)  # a crash may have filed it without sending it
             fresh.append(spec)
     if fresh:
         try:
             ids = batch.submit(fresh)
-        except GiveUp:  # it was not sent, and never will be
+        # Only for `GiveUp`: after a `Retry` a job may have been sent, and must be found again.
+        except GiveUp:
             for spec in fresh:
                 folder.forget(spec.name)
             raise
@@ -105,9 +107,10 @@ def send(
 
 
 def look(name: str, home: str, job: str, number: str, *, report: Report) -> Ended | None:
-    """How a job ended that should have told us; None while it waits or runs."""
+    """Return how a job ended that did not report; None while it waits or runs."""
     del report
     folder = Folder.opened(home)
+    # The job's own note first: it is exact, and stays after the batch system has forgotten the job.
     return _ended(folder, job) or system(name, home).outcome(number, folder.tail(job))
 
 
@@ -117,9 +120,9 @@ def _ended(folder: Folder, job: str) -> Ended | None:
 
 
 def take_stock(home: str, job: str, product: Product, good: bool, *, report: Report) -> Stock:
-    """Publish what a job has made if it ended well, else take it away; close its files.
+    """Publish a job's result if it ended well, else remove it; close its files.
 
-    Repeatable: what is done stays done. Raises `GiveUp` where that leads out of the roots.
+    Idempotent. Raises `GiveUp` if the final path leads out of the roots.
     """
     del report
     folder = Folder.opened(home)
@@ -128,8 +131,8 @@ def take_stock(home: str, job: str, product: Product, good: bool, *, report: Rep
         size, problem = _published(
             str(folder.work(job) / OUTPUT / safe_name(product.name)), product
         )
-    said = folder.tail(job)
-    return Stock(folder.close(job), said, size, problem)
+    last_words = folder.tail(job)  # before `close`, which removes the job's files
+    return Stock(folder.close(job), last_words, size, problem)
 
 
 def _published(output: str, product: Product) -> tuple[int | None, str]:
@@ -140,10 +143,10 @@ def _published(output: str, product: Product) -> tuple[int | None, str]:
 
 
 def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report) -> int:
-    """Cancel the jobs whose names begin so, `but` one, and take away what is of them; how many.
+    """Cancel the jobs with a prefix, except `but`, and remove their files; returns their number.
 
-    A name ends in a dot only where it is the beginning of several. Raises `Retry` while a process
-    of one still runs here, which outlives the listener where that was killed: it still writes.
+    `prefix` is a whole name, or ends in a dot. Raises `Retry` while a process of such a job still
+    runs on this machine.
     """
     del report
     folder = Folder.opened(home)
@@ -153,6 +156,7 @@ def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report
         batch = system(name, home)
         for number in batch.find(jobs).values():
             batch.cancel(number)
+    # A local job outlives a listener that was killed, and still writes: its files must wait.
     busy = [job for job in jobs if name == "local" and _runs(folder, job)]
     for job in jobs:
         if job in busy:
@@ -164,7 +168,7 @@ def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report
 
 
 def _runs(folder: Folder, job: str) -> bool:
-    """Whether a process of a job runs on this machine: it holds the lock on the job's log."""
+    """Whether a process of a job runs on this machine, and so holds the lock on its log."""
     with suppress(FileNotFoundError), folder.log(job).open("rb") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -174,5 +178,5 @@ def _runs(folder: Folder, job: str) -> bool:
 
 
 def good(ended: Ended) -> bool:
-    """Whether it ended well."""
+    """Whether a job ended well."""
     return ended.how is End.DONE

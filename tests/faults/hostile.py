@@ -133,7 +133,7 @@ def process(place: Place) -> object:
     finally:
         cancel("local", home, name, report=quiet)
     if stock.size is None:
-        raise Retry(f"{ended.why} {stock.problem} {stock.said}")
+        raise Retry(f"{ended.why} {stock.problem} {stock.last_words}")
     return stock
 
 
