@@ -15,8 +15,8 @@ delivery is tried again with growing delays until it succeeds.
 
 An event that cannot end is raised with `once`: it is delivered once to each sink and forgotten.
 
-Handlers raise alarms by ``job.alarm``; `dispatcher`, `watcher` and `caxev.alarms` raise those of
-the engine. `caxev.alarms.AlarmManager` applies this module, `database` stores the states. Pure:
+Handlers raise alarms by ``job.alarm``; `caxev.engine` and `caxev.alarms` raise those of the
+engine. `caxev.alarms.AlarmManager` applies this module, `database` stores the states. Pure:
 `now` (UTC) and the jitter are arguments. Property-tested in tests/test_alarms.py.
 """
 

@@ -66,6 +66,7 @@ class Clock:
         half = (heard - asked) / 2
         new, old = Anchor(server + timedelta(seconds=half), heard, half + 0.001), self.anchor
         if old is None:
+            # The first reading: nothing has relied on another time yet.
             self.anchor = new
             return 0.0
         # Beyond both uncertainties the difference cannot be noise: a clock was set.
@@ -78,6 +79,7 @@ class Clock:
 
     def now(self) -> datetime:
         """Return the database's time, UTC."""
+        # Without a database, as in tests and commands that need none.
         anchor = self.anchor
         return self._local() if anchor is None else anchor.read(monotonic()) + self.ahead
 

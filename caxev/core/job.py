@@ -130,6 +130,7 @@ class Job:
         update is of another run. On cancellation the update may or may not have happened.
         """
         self._check_own(update)
+        # The ledger must still have our claim: a deposed process writes nothing to a run.
         run = await self.ports.update(update, now=self.now())
         if run is None:
             raise Superseded(f"{self.run} is no longer as it was when this began")

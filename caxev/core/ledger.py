@@ -225,19 +225,8 @@ def new_reaction(
 
     `generation` must never have been used; `at` is when the event happened, UTC.
     """
-    return Reaction(
-        site=site,
-        run=event.run,
-        aspect=event.aspect,
-        handler=handler,
-        lane=lane,
-        before=event.before,
-        after=event.after,
-        generation=generation,
-        at=at,
-        due=at,
-        priority=priority,
-    )
+    key = (site, event.run, event.aspect, handler)
+    return Reaction(*key, lane, event.before, event.after, generation, at, at, priority=priority)
 
 
 def priority_of(snapshot: Container[Aspect], tags: Sequence[str]) -> int:

@@ -313,6 +313,7 @@ class Copy:
     @property
     def seen_as(self) -> str:
         """This copy's value in a `Snapshot`."""
+        # The document's own date, as `snapshot_of` takes it: both must give the same text.
         return _value(self.status, self.fields.get("status_since"))
 
 

@@ -31,6 +31,7 @@ def plain(location: str) -> str:
 
     ``/a//b/./c/`` is ``/a/b/c``. What is no absolute path stays as it is.
     """
+    # An entry of an old program may hold anything.
     if not location.startswith("/"):
         return location
     # POSIX lets two leading slashes mean something else, and `normpath` keeps them.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Final
+from typing import Final, TypeAlias
 
 from attrs import Factory, frozen
 
@@ -22,8 +22,7 @@ AT_ONCE: Final = 500
 """Reactions of one run that are recorded at once. A run with more is recorded in pieces, so that
 the reactions of other runs come in between."""
 
-Before = Mapping[RunId, Snapshot]
-Now = Mapping[RunId, Snapshot]
+ByRun: TypeAlias = Mapping[RunId, Snapshot]
 
 
 @frozen
@@ -79,8 +78,8 @@ class Maker:
 def compare(
     maker: Maker,
     runs: Mapping[RunId, datetime],
-    before: Before,
-    now: Now,
+    before: ByRun,
+    now: ByRun,
     *,
     in_pieces: bool = False,
 ) -> Recording:
@@ -106,6 +105,7 @@ def compare(
         if not (is_whole or in_pieces):
             large.add(run)
             continue
+        # None for a run that is gone, so that its snapshot is deleted.
         snapshots[run] = now.get(run) if is_whole else replay(seen, taken)
         reactions.extend(made)
         # The reactions that stand already must follow; see `Database.ingest`.
@@ -128,7 +128,7 @@ def _first_piece(
     return events, reactions
 
 
-def possible_keys(registry: Registry, snapshots: Now) -> list[str]:
+def possible_keys(registry: Registry, snapshots: ByRun) -> list[str]:
     """Return the keys of all reactions that the present states of runs can lead to."""
     return [
         reaction_key(registry.here.name, run, aspect, handler.name)
@@ -140,7 +140,7 @@ def possible_keys(registry: Registry, snapshots: Now) -> list[str]:
 
 def again(
     maker: Maker,
-    snapshots: Now,
+    snapshots: ByRun,
     standing: Mapping[str, Reaction],
     at: datetime,
     *,

@@ -58,6 +58,17 @@ def _set(value: str | Iterable[str] | None) -> frozenset[str]:
     return frozenset(() if value is None else (value,) if isinstance(value, str) else value)
 
 
+def _other_copy(
+    aspect: CopyKey | CopyField, types: frozenset[str], hosts: frozenset[str], here: Here
+) -> str | None:
+    """Return why a copy is not of these types at these hosts; an empty set allows all."""
+    if types and aspect.type not in types:
+        return f"the type is {aspect.type}, not {_either(types)}"
+    if hosts and not any(_host_is(aspect.host, host, here) for host in hosts):
+        return f"the host is {aspect.host}, not {_either(hosts)}"
+    return None
+
+
 @frozen
 class CopyTrigger:
     """A copy of one of these types, at one of these hosts, reached one of these statuses."""
@@ -70,10 +81,8 @@ class CopyTrigger:
         """Return why this aspect in this status does not trigger; None if it does."""
         if not isinstance(aspect, CopyKey):
             return "not a copy"
-        if self.type and aspect.type not in self.type:
-            return f"the type is {aspect.type}, not {_either(self.type)}"
-        if self.host and not any(_host_is(aspect.host, host, here) for host in self.host):
-            return f"the host is {aspect.host}, not {_either(self.host)}"
+        if (other := _other_copy(aspect, self.type, self.host, here)) is not None:
+            return other
         if (status or GONE) not in self.status:
             return f"the status is {status or GONE}, not {_either(self.status)}"
         return None
@@ -154,10 +163,8 @@ class CopyFieldTrigger:
             return "not a field of a copy"
         if aspect.field not in self.name:
             return f"the field is {aspect.field}, not {_either(self.name)}"
-        if self.type and aspect.type not in self.type:
-            return f"the type is {aspect.type}, not {_either(self.type)}"
-        if self.host and not any(_host_is(aspect.host, host, here) for host in self.host):
-            return f"the host is {aspect.host}, not {_either(self.host)}"
+        if (other := _other_copy(aspect, self.type, self.host, here)) is not None:
+            return other
         return "the field is gone" if status is None else None
 
     def watched(self, here: Here) -> Watched:
@@ -313,6 +320,7 @@ def on(
     there is no trigger, or if the function is not a coroutine function: calling it would block the
     listener or do nothing.
     """
+    # A handler without a trigger would be listed and never run.
     if not triggers:
         raise TypeError("on() needs at least one trigger, such as on(copy('transferred'))")
 
@@ -354,6 +362,7 @@ def by_name(handlers: Iterable[Handler]) -> dict[str, Handler]:
     Raises ValueError if two share a name: their reactions would have the same keys.
     """
     found: dict[str, Handler] = {}
+    # The name is part of each reaction's key.
     for handler in handlers:
         if handler.name in found:
             raise ValueError(

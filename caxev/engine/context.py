@@ -1,6 +1,6 @@
 """What the tasks that act for one lease share.
 
-`listener` makes a `Context` for each lease; watcher, recorder, requests, dispatcher, runner and
+`session` makes a `Context` for each lease; watcher, recorder, requests, dispatcher, runner and
 settler hold it. A reload replaces its `options`, so read them anew each time.
 """
 

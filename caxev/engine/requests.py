@@ -1,6 +1,6 @@
 """Requests: what people asked a site's listener to do, by the command line.
 
-`listener` runs `Requests.serve_as_asked`. The lease's renewal reports that requests were added.
+`session` runs `Requests.serve_as_asked`. The lease's renewal reports that requests were added.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Watcher: follow the runs collection's change stream for one site, and scan when that is needed.
 
-`listener` starts `Watcher.run`. Each batch goes to the `Recorder`, which writes the position behind
+`session` starts `Watcher.run`. Each batch goes to the `Recorder`, which writes the position behind
 it. A scan compares every run: at the first start, when the stream has lost history, and daily.
 """
 
