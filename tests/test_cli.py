@@ -459,6 +459,7 @@ def test_completion(caxev: Caxev) -> None:
     assert completed("caxev status --status tr") == ["transferred", "transferring"]
     Path("sites.json").write_text("{")
     assert completed("caxev listen --site ") == []
+    assert "push" in completed("caxev replay --handler pu")
     nowhere = "mongodb://127.0.0.1:9/?replicaSet=x"
     assert completed("caxev replay --tag ", CAXEV_MONGO_URI=nowhere) == []
 

@@ -14,7 +14,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from caxev.cli.options import State, example
-from caxev.config import BY_METHOD, load_handlers
+from caxev.config import BY_METHOD, ConfigError, load_handlers
 from caxev.config.errors import hint
 from caxev.config.sites import TYPES
 
@@ -59,7 +59,9 @@ def _handlers(options: State) -> Iterable[str]:
     """Return the names and aliases of all handlers, of whatever site."""
     from caxev.core.registry import recorded
 
-    modules = {module for site in options.sites().values() for module in site.handlers}
+    modules: set[str] = set()
+    with suppress(ConfigError):  # without sites.json there are those that come with caxev
+        modules = {module for site in options.sites().values() for module in site.handlers}
     load_handlers((*BY_METHOD.values(), *sorted(modules)), options.handlers)
     return [name for handler in recorded for name in _names(handler)]
 
