@@ -1,4 +1,4 @@
-"""Reading a tree, or one file, once and across cores for its digests. Runs in a worker process."""
+"""Compute the digests of a tree or a file: one read, on all cores. Runs in a worker process."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ def digest_tree(
     max_rate: float | None = None,
     report: Report,
 ) -> Manifest:
-    """The manifest of the copy at `root` with those digests of each file that are wanted.
+    """Return the manifest of the copy at `root` with the requested digests of each file.
 
     Each file is read once, from the disk and not from the cache (see `uncached`), by `threads`
-    threads (default: one a core): with `sha512` a file by one of them, else the parts of one also
-    by several. Memory stays below 5 MiB a thread. At most `max_rate` bytes a second are read.
-    Raises `GiveUp` as `scan` does; `Retry` where a file cannot be read, or anything in the tree
-    changes meanwhile. Leaves nothing behind, however it ends.
+    threads (default: one a core), at `max_rate` bytes a second at most. Memory stays below 5 MiB a
+    thread. Raises `GiveUp` as `scan` does; `Retry` if a file cannot be read, or anything in the
+    tree changes meanwhile. Leaves nothing behind, however it ends.
     """
     before = look(root)
     files = [_wanted(s, sha512=sha512, blake3=blake3) for s in before if s.kind == "file"]
@@ -39,13 +38,15 @@ def digest_tree(
 
 
 def _wanted(seen: Seen, *, sha512: bool, blake3: bool) -> list[Stretch]:
+    # SHA-512 is a chain over the whole file, so one thread takes all of it. BLAKE3 is kept for each
+    # part, so several threads can share a file.
     if sha512 or not blake3:
         return [Stretch(seen, 0, seen.size, blake3=blake3, sha512=sha512)]
     return stretches(seen, seen.size)
 
 
 def _item(file: Sequence[Stretch]) -> Item:
-    """What was read of one file."""
+    """Return the manifest's item for one file that was read."""
     first = file[0]
     digests = [digest for one in file for digest in one.part_digests]
     blake3, parts = item_digest(digests) if first.blake3 else (None, b"")
@@ -54,20 +55,21 @@ def _item(file: Sequence[Stretch]) -> Item:
 
 
 def _whole_parts(seen: Seen, size: int) -> list[Stretch]:
-    """What a file has wholly of the parts that it has where its size is `size`."""
+    """Return the parts that a file has completely, if its final size is `size`."""
     return stretches(seen, size if seen.size >= size else seen.size // PART * PART)
 
 
 def wrong_below(
     root: bytes, found: Sequence[Seen], items: Mapping[bytes, Item], report: Report
 ) -> dict[bytes, list[Range]]:
-    """The bytes of each of these files below `root` that are not what its item says, in order.
+    """Return, for each of these files below `root`, the byte ranges that differ from its item.
 
-    Those of whole parts, neighbours joined; what is there beyond an item's size does not count.
-    Every item's digests must be known. What the cache has is not read from the disk: this is about
-    what has passed, and proves nothing of the disk. Raises `Retry` if a file cannot be read, or
-    changes meanwhile.
+    Ranges consist of whole parts, neighbours joined; bytes beyond an item's size do not count.
+    Every item's digests must be known. Raises `Retry` if a file cannot be read, or changes
+    meanwhile.
     """
+    # Through the cache: this checks what was transferred, which is mostly still in memory. What the
+    # disk holds is checked later, by a verification that goes round the cache.
     todo = {seen.path: _whole_parts(seen, items[seen.path].size) for seen in found}
     reading = [one for file in todo.values() for one in file if one.size]
     if reading:

@@ -1,6 +1,6 @@
-"""Taking a copy off the disk, or aside: names first, bytes later, and never anything else's.
+"""Erase a copy or move it to the quarantine, and never touch anything else.
 
-Runs in a worker process. Each function can be called again where it was killed at any point.
+Runs in a worker process. Each function can be called again if it was killed at any point.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from caxev.files.resolved import mkdir, remove, sync
 from caxev.files.tree import scan
 
 GONE_PREFIX: Final = f"{RESERVED}gone-"
-"""What stands before the name of a copy that is being erased: no program takes it for one."""
+"""The prefix of a copy that is being erased: no program takes it for a copy."""
 MOVED_PREFIX: Final = f"{RESERVED}moved-"
-"""What stands before the name of old files that ``caxev mv`` has copied and is to remove."""
+"""The prefix of old files that ``caxev mv`` has copied and will remove."""
 NOTHING: Final = "nothing"
-"""The mark of a place where nothing stands: whatever comes there is something else."""
+"""The mark of an empty place: whatever appears there later is something else."""
 QUARANTINE: Final = f"{RESERVED}quarantine"
-"""The directory, below one of the site's own, where files are kept on which no majority agrees."""
+"""The directory, below a site's root, for files on whose content no majority of copies agrees."""
 
 
 def standing(location: str, roots: Sequence[str], shape: Manifest | None, *, report: Report) -> str:
-    """Return the `identity` of what is at the place of a copy, or `NOTHING`.
+    """Return the `identity` of what is at `location`, or `NOTHING`.
 
-    Raises `GiveUp` for a path that leads out of the roots, or if something else than `shape` (None:
-    anything will do) stands there; `Retry` if the disk fails.
+    Raises `GiveUp` for a path that leads out of the roots, or if it does not have the `shape`
+    (None: any); `Retry` if the disk fails.
     """
     path = _own(location, roots)
     mark = _identity(path)
@@ -49,19 +49,21 @@ def standing(location: str, roots: Sequence[str], shape: Manifest | None, *, rep
 def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Report) -> None:
     """Erase the copy at `location`, a directory or a file strictly inside one of `roots`.
 
-    It must be what `standing` found there, by its `mark`. It loses its name in one step; what is on
-    the disk then is nobody's copy. A link is erased and not followed. If nothing is there any more,
-    that is well. Raises `GiveUp` for a path that leads out of the roots, `Retry` if the disk fails,
-    `Replaced` if something else stands there: it stays, and the copy itself is gone.
+    It must be what `standing` found there, by its `mark`. A link is erased and not followed. If
+    nothing is there, that is no error. Raises `GiveUp` for a path that leads out of the roots,
+    `Retry` if the disk fails, `Replaced` if something else is there: it stays, and the copy itself
+    is gone.
     """
+    # A rename first, which is atomic: readers see the whole copy or none. Removing the bytes may
+    # take long and may be interrupted, and what is left under the hidden name is no copy.
     path = _own(location, roots)
     directory, name = os.path.split(path)
     gone = os.path.join(directory, GONE_PREFIX + name)
     try:
         is_replaced = os.path.lexists(path) and not _take_name(path, gone, mark)
         if mark not in (None, NOTHING) and not remove_marked(gone, mark):
-            # Renamed by mistake, and the process was killed just then. If its name is taken by now
-            # it stays, and `caxev stray` reports it.
+            # An earlier call renamed something else by mistake, and was killed before it could undo
+            # that. If the name is taken by now, `caxev stray` will report the hidden one.
             is_replaced = True
             if not os.path.lexists(path):
                 rename_new(gone, path)
@@ -76,15 +78,13 @@ def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Repo
 
 
 def _take_name(path: str, gone: str, mark: str | None) -> bool:
-    """Rename to `gone` what is at a path, if it is what `mark` says; return whether it was.
-
-    The rename goes by name, so it may hit what came after the look; a look at what has been renamed
-    shows that, and gives the name back.
-    """
+    """Rename to `gone` what is at `path`, if it has the `mark`; return whether it had."""
+    # A rename goes by name, and another process may put something else there after our check. So
+    # check again what was renamed, and undo the rename if it was not meant.
     left = identity(gone)
     if not is_same(identity(path), mark):
         return False
-    if left is not None:  # by an earlier copy of that name: it was there while ours had its own
+    if left is not None:  # left by an earlier copy of that name, as ours still has its own
         remove_marked(gone, left)
     failpoints.point("files.erase.rename")
     rename_new(path, gone)
@@ -106,10 +106,10 @@ def _identity(path: str) -> str | None:
 def distinct(
     location: str, roots: Sequence[str], others: Sequence[str], *, report: Report
 ) -> list[int]:
-    """Which of the copies at these places of this machine are the very files of one another.
+    """Number the copies at `others` so that copies which share files have the same number.
 
-    Copies of one number have a file in common, by another name of a directory or by hard links; 0
-    are those that have one in common with the copy at `location`. What cannot be read is by itself.
+    They share them by another name of a directory or by hard links. 0 means: with the copy at
+    `location`. A copy that cannot be read gets a number of its own.
     """
     report(0, 1)
     groups: list[set[tuple[int, int]]] = [_inodes(_own(location, roots))]
@@ -146,12 +146,12 @@ def set_aside(
     *,
     report: Report,
 ) -> str:
-    """Move these files of the copy at `location` (all: ``b""``) into the quarantine; where that is.
+    """Move these files of the copy at `location` to the quarantine; return the path there.
 
-    `paths` are relative to the copy, which must be what `standing` found there, by its `mark`;
-    `when` (UTC) that was decided. What is not there, or is there already, is passed by. Raises
-    `GiveUp` for a path that leads out of the copy or of the roots, `Retry` if the disk fails,
-    `Replaced` if another copy stands there, which then stays as it is.
+    `paths` are relative to the copy (all of it: ``b""``), which must be what `standing` found
+    there, by its `mark`; `when`: the time of that decision (UTC). Missing files, and those in the
+    quarantine already, are skipped. Raises `GiveUp` for a path that leads out of the copy or of the
+    roots, `Retry` if the disk fails, `Replaced` if another copy is there, which stays as it is.
     """
     path, target = _own(location, roots), quarantine_of(location, roots, when)
     try:
@@ -170,20 +170,18 @@ def set_aside(
 
 
 def quarantine_of(location: str, roots: Sequence[str], when: datetime | None) -> str:
-    """Where `set_aside` puts the files of the copy at `location`. Raises `GiveUp` as it does.
-
-    Each time has a place of its own: whoever removes an earlier one's late does not hit a later
-    one's.
-    """
+    """Return where `set_aside` puts the files of a copy. Raises `GiveUp` as it does."""
+    # The time is part of the name, so that a late removal of an earlier one's files cannot hit
+    # those of a later one.
     path = _own(location, roots)
     stamp = "" if when is None else f"@{when:%Y%m%dT%H%M%S%f}"
     return os.path.join(_root_of(path, roots), QUARANTINE, _flat(path, roots) + stamp)
 
 
 def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> None:
-    """Remove what was set aside at `place`, which is where `set_aside` said.
+    """Remove the files at `place`, a path that `set_aside` returned.
 
-    Raises `GiveUp` where that is no quarantine of these roots, `Retry` where the disk fails.
+    Raises `GiveUp` if that is in no quarantine of these roots, `Retry` if the disk fails.
     """
     path = confine_own(place, roots)
     homes = [os.path.join(os.path.realpath(root), QUARANTINE) for root in roots]
@@ -197,7 +195,8 @@ def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> Non
 
 
 def _own(location: str, roots: Sequence[str]) -> str:
-    """The path of a copy, its directory resolved and inside the roots, its own name as it is."""
+    """Return a copy's path inside the roots: its directory resolved, its own name as it is."""
+    # A copy that is a link is itself erased or moved, not what it points to.
     name = own_name(location)
     if not location.startswith("/") or "\0" in location:
         raise GiveUp(f"{_shown(location)} is not an absolute path")
@@ -217,7 +216,7 @@ def _root_of(path: str, roots: Sequence[str]) -> str:
 
 
 def _flat(path: str, roots: Sequence[str]) -> str:
-    """A copy's place below its root, as one name."""
+    """Return a copy's path below its root as a single name."""
     return os.path.relpath(path, _root_of(path, roots)).replace("/", "%")
 
 
@@ -238,6 +237,7 @@ def _move(old: str, new: str) -> None:
         mkdir(directory, DIR_MODE)
     failpoints.point("files.aside.rename")
     rename_new(old, new)
+    # The new name reaches the disk first: a power cut may leave both names, but never none.
     sync(os.path.dirname(new))
     sync(os.path.dirname(old))
     failpoints.point("files.aside.rename")

@@ -1,4 +1,4 @@
-"""What this machine's disk raises, in our own words."""
+"""Translate the errors of this machine's disk into `Retry` and `GiveUp`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ _REFUSED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 class Replaced(Retry):
-    """Something else than was meant stands there by now, and stays as it is."""
+    """Something else is at that path by now, and stays as it is."""
 
 
 def damaged(path: bytes, where: str) -> Damaged:
-    """Name the file of the copy at `where` that is not what it was; ``b""`` is the copy itself."""
+    """Return the error for a damaged file of a copy; the path ``b""`` is the copy itself."""
     name = printable(path) or "the file"
     return Damaged(f"the source is damaged: {name} in {where} is not what it was")
 
 
 @contextmanager
 def local(path: bytes, doing: str) -> Iterator[None]:
-    """Turn what this machine's disk raises into what `meaning` says, naming the path."""
+    """Turn the OSErrors of a block into those of `meaning`, naming the path."""
     try:
         yield
     except FileNotFoundError as exc:
@@ -36,9 +36,9 @@ def local(path: bytes, doing: str) -> Iterator[None]:
 
 
 def meaning(error: OSError, what: str) -> Retry | GiveUp:
-    """What an error of this machine's disk means to us; `what` could not be done.
+    """Return the `Retry` or `GiveUp` for an error of this machine's disk; `what` failed.
 
-    `Denied` where somebody must make room or let us, `GiveUp` for a name that is too long.
+    `Denied` if somebody must make room or grant access, `GiveUp` for a name that is too long.
     """
     why = f"{what}: {error.strerror}"
     if error.errno in _FULL:

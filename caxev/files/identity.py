@@ -1,8 +1,8 @@
-"""Which very file or directory stands at a path: what an irreversible step is tied to.
+"""Identify the very file or directory at a path, to tie an irreversible step to it.
 
-A process may stop between deciding and doing. When it goes on, hours later, another one may have
-finished its work, and a new copy may stand under the same name. What it does then must hit what it
-had decided on, or nothing.
+A process may be suspended between deciding and doing. When it continues, hours later, another one
+may have finished its work, and a new copy may have the same name. The step must then hit what was
+decided on, or nothing.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 _NOFOLLOW: Final = 0x100
 _INO: Final = 0x100
 _BIRTH: Final = 0x800
+# Called through libc: `os.stat` does not return the time of birth.
 _SIZE: Final = 256  # bytes of struct statx
 
 
 def identity(path: str | bytes) -> str | None:
-    """Return a word for what stands at a path that fits nothing else, ever; None: nothing does.
+    """Return a unique mark of what is at a path; None if there is nothing.
 
-    It is made of the device, the inode number and, as that number is used again, the time of birth.
-    A file system that keeps no such time, as NFS may, has the inode number alone. A link is not
+    It consists of the device, the inode number and, because inode numbers are used again, the time
+    of birth; on a file system without that time, as NFS may be, of the first two. A link is not
     followed. Raises OSError.
     """
     try:
@@ -39,7 +40,8 @@ def identity(path: str | bytes) -> str | None:
 
 
 def _identity_in(directory: int, name: bytes) -> str:
-    """The identity of what has that name in a directory, or of the directory itself (``b""``)."""
+    """Return the identity of a name in a directory, or of the directory itself (``b""``)."""
+    # The offsets of struct statx: stx_mask 0, stx_ino 32, stx_btime 80, stx_dev_major 136.
     found = _statx(directory, name)
     mask, inode = struct.unpack_from("=I", found)[0], struct.unpack_from("=Q", found, 32)[0]
     seconds, nanoseconds = struct.unpack_from("=qI", found, 80)
@@ -49,10 +51,10 @@ def _identity_in(directory: int, name: bytes) -> str:
 
 
 def is_same(found: str | None, mark: str | None) -> bool:
-    """Return whether what was `found` is what `mark` was made of, maybe before a mount.
+    """Return whether `found` and `mark` identify the same thing.
 
-    A device has another number after that, so inode number and time of birth decide. Without a time
-    of birth, all must be equal: an inode number alone is soon used again.
+    Inode number and time of birth decide, as a device may have another number after a mount.
+    Without a time of birth all must be equal: an inode number alone is soon used again.
     """
     if found is None or mark is None:
         return False
@@ -61,16 +63,17 @@ def is_same(found: str | None, mark: str | None) -> bool:
 
 
 def may_be_same(found: str, mark: str) -> bool:
-    """As `is_same`; without a time of birth the inode number is enough, whatever the device."""
+    """As `is_same`, but without a time of birth the inode number is enough."""
     return found.split(":")[2:] == mark.split(":")[2:]
 
 
 def remove_marked(path: str, mark: str) -> bool:
-    """Remove what stands at a path if it may be what `mark` was made of; else return False.
+    """Remove what is at a path if it may have the `mark`; return False if it has another.
 
-    A directory is compared and emptied through one descriptor: what is put in its place meanwhile
-    stays. A file has but its name. True if nothing stands there. Raises OSError.
+    True if nothing is there. Raises OSError.
     """
+    # A directory is compared and emptied through one descriptor, so what is put in its place
+    # meanwhile stays. Files have no such call: between the check and unlink a gap remains.
     with suppress(FileNotFoundError), directory_of(path) as (directory, name):
         if not stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
             if not may_be_same(_identity_in(directory, name), mark):

@@ -1,8 +1,7 @@
-"""Between a private directory and the data directories, where others may write at any time.
+"""Move files between a private directory and the data directories, to which others may write.
 
-Programs that are not ours open files by name, and would follow a link that somebody puts in their
-way. So what they write goes to a private directory (`caxev.files.private`), and is brought in from
-there; what they read they find there, too.
+External programs open files by name, and would follow a link that somebody puts in their way. So
+they write to and read from a private directory (`caxev.files.private`), and we move the files.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ from caxev.files.uncached import aligned_buffer, open_uncached, read_into
 
 _CHUNK: Final = 8 << 20
 _ENOUGH: Final = 32  # hex digits
-_PASSING: Final = ".passing"  # stands behind the name of what nobody goes on with
-_OURS: Final = 256  # descriptors that we need for other things than a program's input
+_PASSING: Final = ".passing"  # the suffix of directories that are of no use after their process
+_OURS: Final = 256  # descriptors for everything but a program's input
 KEPT: Final = 14 * 86400.0
-"""Seconds for which what has arrived of a copy is kept if nobody goes on with it."""
+"""Seconds for which an unfinished copy is kept if it is not resumed."""
 CANNOT_LINK: Final = {
     errno.EXDEV,
     errno.EOPNOTSUPP,
@@ -48,7 +47,7 @@ CANNOT_LINK: Final = {
     errno.EPERM,
     errno.EMLINK,
 }
-"""What the kernel reports where there can be no hard link."""
+"""The kernel's errors if there can be no hard link."""
 
 
 def bring_in(
@@ -60,16 +59,15 @@ def bring_in(
     min_free: int = 0,
     report: Report = to_nobody,
 ) -> int | None:
-    """Publish what lies in a private directory as `final`, inside one of `roots`; its bytes.
+    """Publish a copy from a private directory as `final`, inside one of `roots`; return its size.
 
     By a rename if both are on one file system, else by a copy beside `final` that is renamed. With
-    `expected`, the manifest of what was made, that copy is read from the disk and compared first:
-    pass it if nothing else reads the copy before it is called good. None: there is nothing to
-    publish. Repeatable. Raises `GiveUp` if something else has the name, and `Retry` if what was
-    copied is not what was made.
+    `expected`, the manifest, that copy is first read from the disk and compared: pass it if nothing
+    else will verify the copy. None: there is nothing to publish. Repeatable. Raises `GiveUp` if
+    something else has the name, and `Retry` if the copy does not match.
     """
     real = confine(final, roots)
-    if not os.path.lexists(made):
+    if not os.path.lexists(made):  # published by an earlier call, if at all
         return _size(real) if os.path.lexists(real) else None
     size = _size(made)
     make_parents(real, roots)
@@ -96,7 +94,7 @@ def _taken(final: str) -> GiveUp:
 
 
 def _size(path: str) -> int:
-    """Bytes of a file, or of all files below a directory."""
+    """Return the bytes of a file, or of all files below a directory."""
     return sum(seen.size for seen in look(path))
 
 
@@ -114,23 +112,22 @@ def _copy_in(made: str, arrival: StagedCopy, expected: Manifest | None) -> None:
             arrival.report(done, total)
         arrival.finish(todo)
         if _differs(os.fsdecode(arrival.partial), expected, arrival.report):
-            remove(arrival.partial)  # by its sizes and times the next attempt would keep it
+            # Its sizes and times are right, by which the next attempt would keep it.
+            remove(arrival.partial)
             raise Retry(f"{shown(arrival.final)} was copied, and the disk gives something else")
         arrival.publish()
 
 
 def _differs(path: str, expected: Manifest | None, report: Report) -> bool:
-    """Whether the disk holds something else there than is expected, if that is known."""
+    """Return whether the disk holds something else than `expected`, if that is known."""
     if expected is None:
         return False
     return bool(expected.differences(digest_tree(path, sha512=False, report=report)))
 
 
 def copy_file(old: bytes, new: bytes) -> None:
-    """Copy a file's bytes and times, following no link at either end. Raises OSError.
-
-    The bytes are those that the disk gives, not those in memory: some copies prove the original.
-    """
+    """Copy a file's bytes and times, following no link at either end. Raises OSError."""
+    # From the disk, not from the cache: some callers prove the original by comparing the copy.
     reading = open_uncached(old, 0, 0)
     try:
         writing = open_resolved(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
@@ -140,6 +137,7 @@ def copy_file(old: bytes, new: bytes) -> None:
             while at < status.st_size and (count := read_into(reading, buffer, at, _CHUNK)):
                 target.write(buffer[:count])
                 at += count
+            # The time marks a file as whole, so it is set after the last byte.
             target.flush()
             os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
     finally:
@@ -147,11 +145,11 @@ def copy_file(old: bytes, new: bytes) -> None:
 
 
 def place_file(staged: bytes, path: bytes, *, is_lock: bool = False) -> None:
-    """Bring one file of a private directory to `path`, replacing what is there. Raises OSError.
+    """Move a file from a private directory to `path`, replacing what is there. Raises OSError.
 
-    What stands there keeps its inode if it is a lock: then its content is replaced.
+    With `is_lock` only its content is replaced.
     """
-    if is_lock:
+    if is_lock:  # the partial of a single file carries our flock, which is bound to its inode
         copy_file(staged, path)
         return
     try:
@@ -164,11 +162,11 @@ def place_file(staged: bytes, path: bytes, *, is_lock: bool = False) -> None:
 
 @contextmanager
 def mirror(source: str, target: str, *, links: bool = True) -> Iterator[None]:
-    """Let a program find the copy at `source` at `target`, in a private directory, for a while.
+    """Mirror the copy at `source` at `target`, in a private directory, for the length of a block.
 
-    As a tree of hard links, in which nobody can put a link in its way. A file of which there can be
-    none, as on another file system, is held open, and what stands there is a link to the open file.
-    Without `links` those of the copy are left out. Raises `GiveUp` for what a copy must not hold.
+    It is a tree of hard links. A file that cannot be linked, as on another file system, is held
+    open, and the mirror has a link to the open file. Without `links` the copy's own links are left
+    out. Raises `GiveUp` for what a copy must not hold.
     """
     seen = look(source)
     top, old = os.fsencode(target), os.fsencode(source)
@@ -190,7 +188,7 @@ def mirror(source: str, target: str, *, links: bool = True) -> Iterator[None]:
 
 
 def _linked(old: bytes, new: bytes) -> bool:
-    """Make a hard link of a regular file; whether there can be one."""
+    """Make a hard link to a regular file; return whether there can be one."""
     try:
         link_file(old, new)
     except OSError as exc:
@@ -201,7 +199,7 @@ def _linked(old: bytes, new: bytes) -> bool:
 
 
 def _let_open(files: int, source: str) -> None:
-    """Let this process hold so many files open, and the programs that it starts."""
+    """Raise the limit of open files, for this process and the programs that it starts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = files + _OURS
     if soft != resource.RLIM_INFINITY and soft < need:
@@ -216,12 +214,10 @@ def _let_open(files: int, source: str) -> None:
 
 @contextmanager
 def landing(state: str, final: str) -> Iterator[bytes]:
-    """Make a private directory for what other programs write or read of a copy; then it goes.
+    """Make a private directory in which other programs write or read the copy at `final`.
 
-    It is that of the copy at `final`; one that is read has a name that nobody else uses meanwhile.
-
-    What a process that was killed has left there is removed, here or by `forget_incoming`. Raises
-    `Retry` if another process has it.
+    It is removed after the block. Leftovers of a killed process are removed here, or by
+    `forget_incoming`. Raises `Retry` if another process uses it.
     """
     path = _place(state, final) + _PASSING
     with _in_use(path):
@@ -243,8 +239,8 @@ def _in_use(path: str) -> AbstractContextManager[None]:
 def apart(state: str, arrival: StagedCopy) -> Iterator[StagedCopy]:
     """Make a copy in a private directory, for a program that writes it by name.
 
-    Yields what is to be made there; `bring_in` then publishes its partial. What an earlier attempt
-    left is gone on with, there or beside the final name, and stays if this one fails.
+    Yields the copy to make there; `bring_in` then publishes its partial. Data of an earlier
+    attempt, there or beside the final name, is reused, and stays if this attempt fails.
     """
     arrival.withdraw()
     path = _place(state, arrival.final)
@@ -255,25 +251,27 @@ def apart(state: str, arrival: StagedCopy) -> Iterator[StagedCopy]:
     inner = evolve(
         arrival, final=f"{path}/copy", roots=(path,), min_free=arrival.min_free if is_near else 0
     )
+    # On another file system the copy takes its space twice: here, and when it is brought in.
     if not is_near:
         where, free = shown(arrival.final), arrival.free()
         enough_space(plan(arrival.source, ()), (), free, arrival.min_free, where)
     if os.path.lexists(arrival.partial):
         _take_over(arrival, inner)
     yield inner
-    with suppress(OSError):
+    with suppress(OSError):  # not in `finally`: after an error the next attempt reuses the data
         remove(path)
 
 
 def _take_over(arrival: StagedCopy, inner: StagedCopy) -> None:
-    """Bring what is beside the final name to the private directory, in directories of its own."""
+    """Move the partial beside the final name to the private directory, file by file."""
+    # Its directories are made anew: others may have put links into the old ones.
     old, new = arrival.partial, inner.partial
     with (
         local(old, "take over"),
         writing(os.fsdecode(old), directory=not arrival.is_file),
     ):
         found: list[Seen] = []
-        with suppress(GiveUp):  # something that no copy holds was put there
+        with suppress(GiveUp):  # somebody put something there that no copy holds
             found = look(os.fsdecode(old), check=False)
         if not arrival.is_file:
             mkdir(new, DIR_MODE)
@@ -294,12 +292,12 @@ def _take(old: bytes, new: bytes) -> None:
 
 
 def forget_incoming(state: str) -> int:
-    """Remove what has arrived of copies that nobody has gone on with for `KEPT`; how many it was.
+    """Remove unfinished copies that were not resumed for `KEPT`; return how many.
 
-    What counts is when something was last changed in such a directory, as the file system has it.
-    What `landing` made is of no use to anybody once its process is gone, and goes at once: hard
-    links there keep the bytes of a copy on the disk that has been deleted.
+    The latest change in the directory counts, by the file system's clock. Directories of `landing`
+    are removed as soon as their process is gone.
     """
+    # Hard links in the latter would keep the bytes of deleted copies on the disk.
     gone = 0
     with suppress(FileNotFoundError), os.scandir(os.path.realpath(f"{state}/incoming")) as entries:
         for entry in entries:
@@ -319,21 +317,22 @@ def _changed(path: str) -> float:
 
 
 def _place(state: str, final: str) -> str:
-    """Where the copy at `final` is received: in a directory where only we may write."""
+    """Return where the copy at `final` is received: a directory where only we may write."""
+    # A hash, because a path's name could be too long, and other copies have the same last name.
     incoming = make_private(f"{state}/incoming")
     return os.path.join(incoming, blake3(os.fsencode(final)).hexdigest()[:_ENOUGH])
 
 
 def name_in(directory: bytes, path: bytes) -> bytes:
-    """A plain name in such a directory for the file of that path in the copy."""
+    """Return a plain name in such a directory for a file of a copy."""
     return os.path.join(directory, blake3(path).hexdigest()[:_ENOUGH].encode())
 
 
 @contextmanager
 def pinned(path: bytes) -> Iterator[bytes]:
-    """Open a regular file, and name it so that programs of ours find that very file, by no link.
+    """Open a regular file, and yield a path by which programs of ours open that very file.
 
-    Raises `Retry` if it is none, or cannot be read.
+    Raises `Retry` if it is no regular file, or cannot be read.
     """
     with local(path, "read"):
         descriptor = open_resolved(path, os.O_RDONLY)
@@ -346,8 +345,8 @@ def pinned(path: bytes) -> Iterator[bytes]:
 
 
 def link_file(old: bytes, new: bytes) -> None:
-    """Make a hard link of a regular file. Raises OSError, and `Retry` if it is none any more."""
-    link(old, new)
+    """Make a hard link to a regular file. Raises OSError, and `Retry` if it is none any more."""
+    link(old, new)  # then check what was linked: a check before could be outdated
     if not stat.S_ISREG(os.lstat(new).st_mode):
         os.unlink(new)
         raise Retry(f"{printable(old)} is no longer a file")

@@ -1,7 +1,7 @@
-"""What a copy consists of: its items and their digests. Pure.
+"""Describe a copy by its items and their digests. Pure.
 
-Whoever looks at a tree (`scan`, `digest_tree`, the movers) makes a `Manifest`; handlers compare
-manifests and keep them in the database under their own digest.
+`scan`, `digest_tree` and the movers make a `Manifest`; handlers compare manifests and store them in
+the database under their own digest.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from caxev.files.paths import printable
 
 Kind: TypeAlias = Literal["file", "dir", "link"]
 Range: TypeAlias = tuple[int, int]
-"""Bytes of a file, from the first number on and up to the second."""
+"""Bytes of a file: the first one, and the first after it."""
 
 KINDS: Final = ("file", "dir", "link")
-_MOST_PARTS: Final = 6 << 20  # bytes; those of a file of 768 GiB
+_MOST_PARTS: Final = 6 << 20  # bytes; those of a file of 768 GiB. A BSON document has 16 MiB
 PART: Final = 4 << 20
-"""Bytes of a file that are checked, and brought again, alone; the last part may be shorter."""
+"""Bytes of a part: each is checked and fetched again alone; the last one may be shorter."""
 _LENGTH: Final = 32  # bytes of a BLAKE3 digest
 _EMPTY: Final = hashlib.sha512().hexdigest()
 _HOPS: Final = 40  # links in a row that the kernel follows
@@ -35,12 +35,12 @@ _HOPS: Final = 40  # links in a row that the kernel follows
 class Item:
     """One file, directory or link of a copy.
 
-    `path` is relative to the copy's root, ``/``-separated; ``b""`` is the copy itself where that is
-    a single file. `size` is in bytes, 0 but for files. `blake3` (32 bytes) and `sha512` (64) are
-    None where they were not computed. `target` is where a link points.
+    `path` is relative to the copy's root, ``/``-separated; ``b""`` is the copy itself if that is a
+    single file. `size` is in bytes, and 0 for all but files. `blake3` (32 bytes) and `sha512` (64)
+    are None if they were not computed. `target` is the target of a link.
 
     The `blake3` of a file of at most one `PART` is that of its content; that of a larger file is
-    taken over the BLAKE3 digests of its parts, which stand one after the other in `parts`.
+    computed over the BLAKE3 digests of its parts, which `parts` contains one after the other.
     """
 
     path: bytes
@@ -52,7 +52,7 @@ class Item:
     parts: bytes = b""
 
     def to_row(self) -> dict[str, Any]:
-        """As a document; what is empty is left out, and parts that would not fit into one."""
+        """Return a document without empty fields, and without parts that would not fit into it."""
         row: dict[str, Any] = {"path": self.path, "kind": self.kind}
         if len(self.parts) > _MOST_PARTS:
             return evolve(self, parts=b"").to_row()
@@ -63,14 +63,14 @@ class Item:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Item:
-        """The inverse of `to_row`."""
+        """Return the item of `to_row`."""
         return cls(**{name: row[name] for name in _FIELDS if row.get(name) is not None})
 
     def wrong_in(self, found: Item) -> list[Range]:
-        """The bytes of this file that must be brought again where `found` stands in its place.
+        """Return the byte ranges of this file to fetch again if the copy has `found` in its place.
 
-        Of a file whose parts are known on both sides only the bad ones, those beyond its end
-        included; of any other the whole, unless both digests say the same.
+        If the parts of both are known, only the bad ones; else the whole, unless both have the same
+        digest.
         """
         if None not in (self.blake3, found.blake3) and self.same(found):
             return []
@@ -80,14 +80,11 @@ class Item:
         return wrong_ranges(self.size, wanted, there)
 
     def same(self, other: Item) -> bool:
-        """Whether both say the same content; the SHA-512 is left out, as either may lack it."""
+        """Return whether both have the same content; without SHA-512, which either may lack."""
         return self._content == other._content
 
     def part_digests(self) -> list[bytes] | None:
-        """The BLAKE3 of each part of this file; None where they are not known.
-
-        Nor are they where `parts` is not what `blake3` was taken over.
-        """
+        """Return the BLAKE3 of each part; None if unknown, or if `blake3` contradicts `parts`."""
         if self.blake3 is None:
             return None
         found = _cut(self.parts) if self.size > PART else [self.blake3] * (self.size > 0)
@@ -104,7 +101,7 @@ _values: Final = attrgetter(*_FIELDS)
 
 
 def item_digest(parts: Sequence[bytes]) -> tuple[bytes, bytes]:
-    """The `blake3` and the `parts` of a file, given the BLAKE3 of each of its parts in turn."""
+    """Return the `blake3` and the `parts` of a file, from the BLAKE3 of each part in turn."""
     joined = b"".join(parts)
     if len(parts) == 1:
         return joined, b""
@@ -129,9 +126,9 @@ _SAID: Final = {"missing": "is missing", "unexpected": "is unexpected", "differs
 
 
 def wrong_ranges(size: int, wanted: Sequence[bytes], found: Sequence[bytes]) -> list[Range]:
-    """The parts of a file of `size` bytes that are not in `found` as `wanted`, neighbours joined.
+    """Return the parts of a file of `size` bytes that differ, neighbours joined.
 
-    Both are the digests of parts in turn; `found` may have more or fewer.
+    `wanted` and `found` are the digests of parts in turn; `found` may have more or fewer.
     """
     ranges: list[Range] = []
     for number, digest in enumerate(wanted):
@@ -156,10 +153,11 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """``b3:<hex>``: names this content, whatever the modes, times and SHA-512 digests are.
+        """Return ``b3:<hex>``, which names this content, whatever its modes, times and SHA-512.
 
         BLAKE3 over each item's kind, path, size, BLAKE3 and target in turn, each with its length.
         """
+        # With the lengths no two lists of items give the same bytes.
         digest = _blake3(b"caxev manifest 1\n")
         for item in self.items:
             for part in _parts(item):
@@ -172,7 +170,7 @@ class Manifest:
 
     @cached_property
     def known_files(self) -> Mapping[bytes, Item]:
-        """The files whose parts' digests are known, by path."""
+        """Return the files whose parts' digests are known, by path."""
         return {item.path: item for item in self.files if item.part_digests() is not None}
 
     @property
@@ -180,26 +178,26 @@ class Manifest:
         return sum(item.size for item in self.items)
 
     def shape(self) -> Manifest:
-        """The same without digests: what a look at the tree shows without reading the files."""
+        """Return the same without digests: what a listing of the tree shows."""
         return Manifest(Item(i.path, i.kind, i.size, target=i.target) for i in self.items)
 
     def differences(self, other: Manifest) -> tuple[Difference, ...]:
-        """How `other`, a copy, differs from this one, by path.
+        """Return how `other`, a copy, differs from this one, by path.
 
-        A digest missing on one side is a difference: what was not computed proves nothing.
+        A digest that one side lacks is a difference: it proves nothing.
         """
         mine = {item.path: item for item in self.items}
         theirs = {item.path: item for item in other.items}
         return tuple(_differences(mine, theirs))
 
     def cax_checksum(self) -> str | None:
-        """The SHA-512 that cax keeps in `checksum`, hex; None if a file's SHA-512 is not known.
+        """Return the SHA-512 that cax keeps in `checksum`, hex; None if a file's is unknown.
 
-        A single file: its own. A directory: over the sorted hex digests of its files, as
-        ``checksumdir.dirhash(path, "sha512")``. That one opens what a link to a file points to, so
-        such a link counts as one more file of that content, and a dangling one (or a circle)
-        as an empty file; links to directories, and empty directories, do not count. File names
-        do not enter: two files swapped pass. `digest` tells.
+        For a single file it is the file's own; for a directory it is computed over the sorted hex
+        digests of its files, as ``checksumdir.dirhash(path, "sha512")``. A link to a file counts as
+        one more file of that content, a dangling link (or a circle) as an empty file; links to
+        directories, and empty directories, do not count. Names do not enter, so that two swapped
+        files go unnoticed; `digest` detects them.
         """
         files = {item.path: item for item in self.items if item.kind == "file"}
         if any(item.sha512 is None for item in files.values()):
@@ -218,16 +216,16 @@ class Manifest:
                 yield (end.sha512 or b"").hex()
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """As documents that BSON can hold, one an item; bytes stay bytes."""
+        """Return one document for each item, for BSON; bytes stay bytes."""
         return [item.to_row() for item in self.items]
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Manifest:
-        """The inverse of `to_rows`."""
+        """Return the manifest of `to_rows`."""
         return cls(Item.from_row(row) for row in rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As plain tuples: one goes to a worker, and back, with every transfer."""
+        """Pickle as plain tuples: a manifest goes to a worker and back with every transfer."""
         return _unpickled, ([_values(item) for item in self.items],)
 
 
@@ -254,7 +252,7 @@ _ROOT: Final = Item(b"", "dir")
 
 
 def _followed(path: bytes, known: Mapping[bytes, Item]) -> Item | None:
-    """What opening `path` comes to, as the kernel would resolve it inside the tree."""
+    """Return the item that the kernel would reach by opening `path` inside the tree."""
     todo = path.split(b"/")[::-1]
     here: list[bytes] = []
     hops = 0

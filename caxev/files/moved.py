@@ -1,4 +1,4 @@
-"""What a transfer did."""
+"""Define `Moved`, the summary of a transfer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from caxev.files.manifest import Manifest
 
 @frozen
 class Moved:
-    """What a transfer did. `bytes_sent` leaves out what an earlier attempt had brought over.
+    """The summary of a transfer. `bytes_sent` excludes what an earlier attempt had moved.
 
-    `manifest` has the BLAKE3 of the bytes as they passed; None where some were there before, or
-    where another program moved them.
+    `manifest` has the BLAKE3 of the bytes as they passed; None if some were there before, or if
+    another program moved them.
     """
 
     bytes_total: int

@@ -1,4 +1,4 @@
-"""The digests of a file's parts, taken as its bytes pass. Pure."""
+"""Compute the digests of a file's parts as its bytes pass. Pure."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 @define(eq=False)
 class PartDigest:
-    """The BLAKE3 of each part of a file whose bytes are fed in their order.
+    """Compute the BLAKE3 of each part of a file from its bytes, fed in their order.
 
-    They may begin at any part's first byte. `item_digest` makes of all parts what an `Item` has.
+    They may begin at the first byte of any part. `item_digest` turns the parts' digests into those
+    of an `Item`.
     """
 
     _whole: list[bytes] = field(factory=list, init=False)
@@ -37,5 +38,5 @@ class PartDigest:
                 self._part, self._filled = blake3(), 0
 
     def parts(self) -> list[bytes]:
-        """The digests of the parts so far, in turn; the last may be of an unfinished one."""
+        """Return the digests of the parts so far, in turn; the last part may be unfinished."""
         return [*self._whole, self._part.digest()] if self._filled else self._whole.copy()

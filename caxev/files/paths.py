@@ -1,6 +1,6 @@
-"""Which paths may be touched, and how a path made of any bytes is shown to people.
+"""Decide which paths may be touched, and show paths of any bytes to people.
 
-Pure but for `confine`, which asks the file system where links lead, and for the root's marker.
+Pure except for `confine`, which resolves links and looks for the root's marker.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from caxev.core.errors import GiveUp
 from caxev.files.roots import check_root
 
 RESERVED: Final = ".caxev-"
-"""How the names of our own files beside copies begin. No run, copy or file of one is called so."""
+"""The prefix of our own files beside copies. No run, copy or file in a copy may have it."""
 PART_PREFIX: Final = f"{RESERVED}part-"
 ORIGIN_PREFIX: Final = f"{RESERVED}from-"
 LONGEST_NAME: Final = 255 - len(f"{RESERVED}moved-")
-"""Bytes of a copy's name, so that there is room for any prefix of ours before it."""
+"""The longest name of a copy, in bytes, that leaves room for any prefix of ours."""
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("\\")}
 
 
 def confine(path: str, roots: Sequence[str]) -> str:
-    """The real path of a copy, which need not exist, strictly inside one of the real `roots`.
+    """Return the real path of a copy, which need not exist, strictly inside one of `roots`.
 
     Symbolic links are resolved on both sides. Raises `GiveUp` for a path that is empty, relative,
-    ``n/a``, holds a NUL byte, leads out of every root, or is that of our own files; `RootAway`
-    where the root's disk is not there.
+    ``n/a``, contains a NUL byte, leads out of every root, or is one of our own files; `RootAway`
+    if the root's disk is not mounted.
     """
     real = confine_own(path, roots)
     below = [
@@ -34,13 +34,14 @@ def confine(path: str, roots: Sequence[str]) -> str:
         for top in map(os.path.realpath, roots)
         if inside(os.fsencode(real), os.fsencode(top))
     ]
-    # Of roots inside one another the innermost counts: the state of a site may be such a root.
+    # If roots are nested, only the names below the innermost are checked: a site's own state
+    # directory may be such a root.
     check_names(os.fsencode(min(below, key=len)), _shown(path))
     return real
 
 
 def confine_own(path: str, roots: Sequence[str]) -> str:
-    """As `confine`, for what may be a file of our own beside the copies."""
+    """As `confine`, but also for our own files beside the copies."""
     if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
         raise GiveUp(f"{_shown(path)} is not an absolute path")
     real = os.path.realpath(path)
@@ -51,7 +52,7 @@ def confine_own(path: str, roots: Sequence[str]) -> str:
 
 
 def is_held(real: str, roots: Sequence[str]) -> bool:
-    """Whether a resolved path lies strictly inside one of `roots`; see `confine` for `RootAway`."""
+    """Return whether a resolved path is strictly inside one of `roots`. Raises `RootAway`."""
     holding = [root for root in roots if _inside(real, root)]
     for root in holding:
         check_root(root)
@@ -65,12 +66,12 @@ def _inside(real: str, root: str) -> bool:
 
 
 def inside(real: bytes, root: bytes) -> bool:
-    """Whether the resolved path `real` lies strictly inside the resolved directory `root`."""
+    """Return whether the resolved path `real` is strictly inside the resolved directory `root`."""
     return real != root and real.startswith(root.rstrip(b"/") + b"/")
 
 
 def check_names(path: bytes, shown: str) -> None:
-    """Raise `GiveUp` if a part of a path has a name of our own files: it would be taken for one."""
+    """Raise `GiveUp` if a component of a path would be taken for one of our own files."""
     if any(name.startswith(RESERVED.encode()) for name in path.split(b"/")):
         raise GiveUp(
             f"{shown} is refused: names that begin with {RESERVED} are for caxev's own files; "
@@ -79,7 +80,7 @@ def check_names(path: bytes, shown: str) -> None:
 
 
 def safe_name(location: str) -> str:
-    """The last component of a location, fit to be the name of a copy. Else raises `GiveUp`."""
+    """Return the last component of a location. Raises `GiveUp` if no copy may have that name."""
     name = own_name(location)
     if (size := len(os.fsencode(name))) > LONGEST_NAME:
         raise GiveUp(
@@ -91,7 +92,7 @@ def safe_name(location: str) -> str:
 
 
 def own_name(location: str) -> str:
-    """As `safe_name`, for what may be a file of our own beside the copies."""
+    """As `safe_name`, but also for our own files beside the copies."""
     name = location.rstrip("/").rpartition("/")[2] if isinstance(location, str) else ""
     if name in {"", ".", ".."} or "\0" in name:
         raise GiveUp(f"{_shown(location)} ends in no usable name")
@@ -99,19 +100,19 @@ def own_name(location: str) -> str:
 
 
 def partial_path(final: str) -> str:
-    """Where a copy is written before it is published as `final`: a hidden sibling."""
+    """Return the hidden sibling to which a copy is written before it is published as `final`."""
     directory, name = os.path.split(final)
     return os.path.join(directory, PART_PREFIX + safe_name(name))
 
 
 def origin_path(final: str) -> str:
-    """The file beside a partial that names the content which the partial is made from."""
+    """Return the file beside a partial that names the content of the partial's source."""
     directory, name = os.path.split(final)
     return os.path.join(directory, ORIGIN_PREFIX + safe_name(name))
 
 
 def printable(path: bytes) -> str:
-    """A path on one line: what is not plain ASCII or valid UTF-8 is escaped by a backslash."""
+    """Return a path on one line, with everything unprintable escaped by a backslash."""
     try:
         text = path.decode()
         if text.isprintable() and "\\" not in text:  # as nearly all are
@@ -142,13 +143,14 @@ def _listed(roots: Sequence[str]) -> str:
 
 
 def link_problem(path: bytes, target: bytes) -> str | None:
-    """Why the link at `path` in a tree, pointing to `target`, may not be kept; None: it may.
+    """Return why the link at `path` in a tree, pointing to `target`, is refused; None: it is not.
 
-    A target is relative, and ``..`` stands only at its beginning, no more often than there are
-    directories above the link inside the tree. A ``..`` after a name is refused even where it
-    seems to stay inside: the name could itself be a link, and then ``..`` means another place.
-    A tree whose links all pass this never leads out of itself.
+    A target must be relative, with ``..`` only at its beginning, no more often than there are
+    directories above the link inside the tree. A tree whose links all pass never leads out of
+    itself.
     """
+    # A `..` after a name is refused even if it seems to stay inside: the name could itself be a
+    # link, and `..` then is the parent of what it points to.
     parts = [part for part in target.split(b"/") if part not in {b"", b"."}]
     if not target or b"\0" in target:
         return "it points nowhere"
@@ -163,10 +165,7 @@ def link_problem(path: bytes, target: bytes) -> str | None:
 
 
 def within_tree(top: bytes, path: bytes, target: bytes) -> bytes:
-    """A link's target as it holds in every copy of the tree at `top`: relative, if it is inside.
-
-    An absolute target that is not below `top` is returned as it is. Pure.
-    """
+    """Return a link's target relative to the link if it is inside the tree at `top`; else as is."""
     root = top.rstrip(b"/")
     if {b".", b".."}.intersection(target.split(b"/")):
         return target

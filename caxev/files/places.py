@@ -1,7 +1,7 @@
-"""Where locations are on this machine's disk, however they are written and wherever links lead.
+"""Resolve locations to places on this machine's disk, to find entries that share files.
 
-Two entries that name one place are one copy: whoever erases, moves or rewrites the files of one
-does so to both. Used by reactions and commands before they do; `overlapping` runs in a worker.
+Two entries that name one place are one copy: erasing, moving or rewriting the files of one affects
+both. Used by reactions and commands before they do so; `overlapping` runs in a worker.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from caxev.files.reading import Report
 
 
 def places(location: object, real: Callable[[str], str] = os.path.realpath) -> tuple[bytes, ...]:
-    """Return where a location of an entry is on this disk: as it is named, and as links lead.
+    """Return the paths of an entry's location on this disk: its own, and its target if a link.
 
-    Nothing for what is no absolute path. `real` resolves the directory that holds it.
+    Nothing for a location that is no absolute path. `real` resolves the directory that holds it.
     """
     if not isinstance(location, str) or not os.path.isabs(location) or "\0" in location:
         return ()
     directory, name = os.path.split(location.rstrip("/"))
+    # The directory is resolved, but not the name: if the copy is a link, both places count.
     whole = name in {"", ".", ".."}
     path = os.path.realpath(location) if whole else os.path.join(real(directory or "/"), name)
     try:
@@ -32,7 +33,7 @@ def places(location: object, real: Callable[[str], str] = os.path.realpath) -> t
 
 
 def overlapping(location: str, others: Sequence[str], *, report: Report) -> list[int]:
-    """Return the numbers of those `others` that are at, above or below `location` on this disk."""
+    """Return the indices of those `others` that are at, above or below `location` on this disk."""
     mine = places(location)
     found = [
         number

@@ -1,4 +1,4 @@
-"""What is left to do where a copy is being made. Pure."""
+"""Plan what is left to do to complete a copy. Pure."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from caxev.files.tree import Seen
 _SECOND: Final = 1_000_000_000
 
 Ranges = Sequence[tuple[int, int]]
-"""Stretches of a file, in bytes: first, and first after."""
+"""Ranges of a file in bytes: the first one, and the first after the range."""
 
 
 @frozen
 class Piece:
-    """A stretch of one file to be moved, from the byte `start` to before `stop`."""
+    """A range of one file to move, from the byte `start` to before `stop`."""
 
     file: Seen
     start: int
@@ -31,11 +31,10 @@ class Piece:
 
 @frozen
 class Plan:
-    """What makes a partial into a copy: remove, then make directories, move pieces, make links.
+    """The steps from a partial to a copy, in order: remove, make directories, move, make links."""
 
-    In the order given: what is removed inside out, directories outside in, large pieces first.
-    """
-
+    # Removed from the inside out, directories made from the outside in; large pieces come first,
+    # so that no large one is left to a single channel at the end.
     remove: tuple[Seen, ...]
     directories: tuple[Seen, ...]
     pieces: tuple[Piece, ...]
@@ -53,12 +52,12 @@ def plan(
     unsure: int = 0,
     wrong: Mapping[bytes, Ranges] | None = None,
 ) -> Plan:
-    """What is left to do where the partial holds `present` and must become `source`.
+    """Plan how a partial that holds `present` becomes `source`.
 
-    `wrong` says for files of known digests which stretches are not as they must be. Of other files
-    one of the source's size and time (to the second) is kept, and one that was not finished, and
-    that was written to after the source was last changed, goes on at its length less `unsure`:
-    that many bytes at its end may not all have arrived. Links are always made anew.
+    `wrong` has the bad ranges of the files with known digests. Any other file is kept if it has the
+    source's size and time (to the second). If it is shorter, and younger than the source, it is
+    resumed at its length less `unsure`: bytes at its end that may not all have arrived. Links are
+    always made anew.
     """
     wanted = {seen.path: seen for seen in source}
     there = {seen.path: seen for seen in present}
@@ -95,19 +94,18 @@ def _pieces(wanted: Seen, there: Seen | None, unsure: int, wrong: Ranges | None)
     age, time = second(wanted), second(there)
     if (there.size, time) == (wanted.size, age):
         return []
+    # A partial that is older than the source was made from something else.
     if there.size > wanted.size or time < age:
         return [Piece(wanted, 0, wanted.size)]
     return [Piece(wanted, max(0, there.size - unsure) // PART * PART, wanted.size)]
 
 
 def to_the_second(seen: Iterable[Seen]) -> list[tuple[object, ...]]:
-    """What two sides of an SFTP session can compare: path, kind, size, time (s) and target."""
+    """Return what both sides of an SFTP session can compare: times in seconds only."""
     return [(s.path, s.kind, s.size, second(s), s.target) for s in seen]
 
 
 def second(seen: Seen) -> int:
-    """Return the second of a file's time as SFTP carries it: in 32 bits, so modulo 136 years.
-
-    A file of before 1970 or after 2106 gets another time at the other side, and is the same file.
-    """
+    """Return the second of a file's time as SFTP carries it: in 32 bits, so modulo 136 years."""
+    # A file of before 1970 or after 2106 gets another time at the other side, but must be equal.
     return seen.mtime_ns // _SECOND & 0xFFFFFFFF

@@ -1,8 +1,8 @@
-"""Directories in which nobody but this user may write.
+"""Make and check directories to which only this user may write.
 
-What is trusted, followed or executed lies in such a directory: see `caxev.config.state`. Data
-directories are none, even if they are ours: the account that other sites log in to may share our
-uid, and reaches only these.
+All that is trusted, followed or executed is in such a directory: see `caxev.config.state`. Data
+directories are not private, even if they are ours: the account that other sites log in to may share
+our uid, and can write to them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ _OTHERS_WRITE: Final = 0o022
 
 
 def make_private(path: str) -> str:
-    """Make a directory, if it is not there, which only we may read and write; its real path.
+    """Make a directory that only we may read and write, if missing; return its real path.
 
-    Raises `Denied` if somebody else may write there, could put another in its place, or does not
-    let us: that may be lifted, and a mount point is root's until its disk is there.
+    Raises `Denied` if others may write to it or could replace it, or if we may not make it.
     """
+    # `Denied` and not `GiveUp`: an operator can lift that, and a mount point belongs to root only
+    # until its disk is mounted.
     try:
         _make(path)
         if (why := not_private(path)) is not None:
@@ -49,8 +50,9 @@ def _make(path: str) -> None:
 def not_private(path: str) -> str | None:
     """Return why somebody else could write in that directory, or put another there; else None.
 
-    A directory that is not there yet is judged by those above it.
+    A missing directory is judged by those above it.
     """
+    # Both the path as written and its real path: whoever may write on either can redirect it.
     if not os.path.isabs(path):
         return f"{_shown(path)} is not an absolute path"
     if os.path.islink(path):
@@ -68,12 +70,13 @@ def _above(path: str) -> Iterator[str]:
 
 
 def _writable(directory: str) -> str | None:
-    """Why others may rename what is in a directory; None if they may not, or it is not there."""
+    """Return why others may rename entries of a directory; None if they may not."""
     try:
         status = os.stat(directory)
     except OSError:
         return None
     mode = stat.S_IMODE(status.st_mode)
+    # With the sticky bit, as in /tmp, others may not rename what is ours.
     if status.st_uid not in (0, os.geteuid()):
         return f"{_shown(directory)} belongs to another user, who may replace what is in it"
     if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
@@ -99,7 +102,7 @@ def _not_ours(directory: str) -> str | None:
 
 
 def is_bare(directory: str) -> bool:
-    """Whether a directory is root's and we are not: as a mount point is without its disk."""
+    """Return whether a directory is root's and we are not, as a mount point without its disk."""
     try:
         return os.lstat(directory).st_uid == 0 and os.geteuid() != 0
     except OSError:

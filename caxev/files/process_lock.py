@@ -1,4 +1,4 @@
-"""One process of this machine at a time."""
+"""Let one process of this machine at a time do something."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from blake3 import blake3
 from caxev.core.errors import Retry
 
 _BUSY_AFTER: Final = 5.0
-"""Seconds after which a place that another process holds is tried again."""
+"""Seconds after which a lock that another process holds is tried again."""
 
 
 @contextmanager
 def process_lock(key: bytes, busy: str) -> Iterator[None]:
-    """Keep other processes of this machine from what `key` names; raises `Retry`, saying `busy`.
-
-    A name in Linux's abstract socket namespace is free again when its holder dies, and leaves
-    no file behind.
-    """
+    """Hold the lock named `key` on this machine. Raises `Retry` with the text `busy`."""
+    # A name in Linux's abstract socket namespace is free again when its holder dies, however that
+    # happens, and leaves no file behind.
     with socket.socket(socket.AF_UNIX) as lock:
         try:
             lock.bind(f"\0caxev-{blake3(key).hexdigest()}")

@@ -1,7 +1,7 @@
-"""Making a copy appear under its name: whole, on the disk, and never over something else.
+"""Publish a copy under its final name: complete, on the disk, and never over something else.
 
-A copy is written to its `partial_path`, under the lock that `writing` takes, and `publish` gives it
-its final name. Killed anywhere in between, the partial is there to go on with.
+A copy is written to its `partial_path`, under the lock that `writing` takes, and `publish` renames
+it. If the process is killed anywhere in between, the partial stays and can be resumed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from caxev.files.tree import Seen, look, shown
 
 DIR_MODE: Final = 0o755
 FILE_MODE: Final = 0o644
-_MANY: Final = 64  # files from which one sync of the file system is cheaper
+_MANY: Final = 64  # files, above which one sync of the file system is cheaper
 _BUSY_AFTER: Final = 5.0  # seconds
 _RENAME_NOREPLACE: Final = 1
 _CANNOT: Final = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
@@ -40,12 +40,12 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 @contextmanager
 def writing(partial: str, *, directory: bool) -> Iterator[None]:
-    """Hold the only right to write `partial`, which is made if it is not there.
+    """Hold the exclusive right to write `partial`, and make it if it is missing.
 
-    The lock is an `flock` on the partial itself, so nothing else is left behind, and it ends with
-    this process. A partial of the other kind is removed. Raises `Retry` if another process
-    holds it. When the block ends, however it ends, what was written stays.
+    A partial of the other kind (file or directory) is removed. Raises `Retry` if another process
+    holds the lock. However the block ends, the written data stays.
     """
+    # The lock is an `flock` on the partial itself: it ends with this process, and leaves no file.
     _clear_other_kind(partial, directory=directory)
     descriptor = _made(partial, directory=directory)
     try:
@@ -80,12 +80,12 @@ def _lock(descriptor: int, partial: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
         raise busy from exc
-    if not _is_still(descriptor, partial):
+    if not _is_still(descriptor, partial):  # the lock is on what has another name by now
         raise busy
 
 
 def _is_still(descriptor: int, path: str) -> bool:
-    """Whether `path` still names what was opened: its writer may have published it meanwhile."""
+    """Return whether `path` still names the open file: its writer may have published it."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
     except FileNotFoundError:
@@ -95,11 +95,11 @@ def _is_still(descriptor: int, path: str) -> bool:
 def publish(partial: str, final: str) -> None:
     """Bring all of `partial` to the disk and rename it to `final`, replacing nothing.
 
-    Where `final` is there and `partial` is not, an earlier attempt was killed after the rename:
-    that counts as done, and so it does where both name the same file. Raises FileExistsError where
-    two are there, FileNotFoundError where neither is, OSError where the disk fails. Killed at any
-    point, it can be called again.
+    If it was killed at any point, it can be called again: `final` without `partial` counts as done,
+    and so do two names of one file. Raises FileExistsError if both exist, FileNotFoundError if
+    neither does, OSError if the disk fails.
     """
+    # Sync before the rename: after a power cut the final name must lead to all the data.
     if _are_one(partial, final):
         unlink(partial)
     elif os.path.lexists(partial):
@@ -115,10 +115,10 @@ def publish(partial: str, final: str) -> None:
 
 
 def withdraw(final: str, partial: str) -> None:
-    """Take its name from the copy at `final`: it is a partial again. The inverse of `publish`.
+    """Rename the copy at `final` back to a partial; the inverse of `publish`.
 
-    Raises `Retry` where a process holds it, FileExistsError where there is another partial,
-    OSError where the disk fails.
+    Raises `Retry` if a process holds it, FileExistsError if there is another partial, OSError if
+    the disk fails.
     """
     with _holding(final):
         failpoints.point("files.withdraw.rename")
@@ -127,20 +127,20 @@ def withdraw(final: str, partial: str) -> None:
 
 
 def end_rename(partial: str, final: str) -> None:
-    """Take away `partial` where `final` names the same file: a rename in two steps was cut off.
+    """Remove `partial` if `final` names the same file: a rename in two steps was interrupted.
 
-    Raises `Retry` where its process still lives, OSError where the disk fails.
+    Raises `Retry` if its process still lives, OSError if the disk fails.
     """
     if _are_one(partial, final):
         with _holding(partial):
-            if _are_one(partial, final):
+            if _are_one(partial, final):  # again, now that nobody else can be at it
                 unlink(partial)
                 sync(os.path.dirname(final))
 
 
 @contextmanager
 def _holding(path: str) -> Iterator[None]:
-    """Hold the only right to write what is at `path`, whichever of its names that is."""
+    """Hold the exclusive right to write the file at `path`, whichever of its names that is."""
     flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR
     descriptor = open_resolved(path, flags)
     try:
@@ -167,6 +167,7 @@ def sync_tree(root: str) -> None:
 
 
 def _inside_out(top: bytes, seen: list[Seen]) -> Iterator[bytes]:
+    # Sorted by path, so reversed a directory comes after everything that it holds.
     for s in reversed(seen):
         if s.kind != "link":
             yield os.path.join(top, s.path) if s.path else top
@@ -201,7 +202,7 @@ def _raise_unless_unable(old: str, new: str) -> None:
 
 
 def _rename_new_portably(old: str, new: str) -> None:
-    """For file systems without RENAME_NOREPLACE, such as NFS."""
+    """Rename on file systems without RENAME_NOREPLACE, such as NFS."""
     if os.path.isdir(old):
         # A rename onto a directory that holds anything fails by itself, so between these two
         # lines at worst an empty directory can be replaced.
@@ -209,6 +210,8 @@ def _rename_new_portably(old: str, new: str) -> None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
         rename(old, new)
     else:
+        # A hard link fails if the name is taken, without a race. Killed between the two steps, the
+        # file has both names, which `publish` and `end_rename` recognize.
         link(old, new)
         failpoints.point("files.link")
         unlink(old)

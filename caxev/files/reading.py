@@ -1,4 +1,4 @@
-"""Reading stretches of files for their digests, in several threads. Used by `digest`."""
+"""Read ranges of files for their digests, in several threads. Used by `digest`."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 Report: TypeAlias = Callable[[int, int], None]
 """Called as ``report(done, total)``, in bytes."""
 
-CHUNK: Final = 2 << 20  # bytes read at once; larger ones fall out of a core's cache
+CHUNK: Final = 2 << 20  # bytes read at once; larger chunks do not stay in a core's cache
 _STRETCH: Final = 16 * PART
 _TICK: Final = 0.5  # seconds between two reports
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK
-_WIDE: Final = 64 << 20  # bytes from which one file is worth several cores
+_WIDE: Final = 64 << 20  # bytes, above which one file is worth several cores
 
 
 @define(eq=False)
 class Stretch:
-    """Bytes `start` to `stop` of a file, which digests of them are wanted, and what they are.
+    """The bytes `start` to `stop` of a file, the digests that are wanted, and their values.
 
     `start` is the first byte of a part; a SHA-512 needs the whole file.
     """
@@ -62,7 +62,7 @@ class _Hash(Protocol):
 
 
 def stretches(seen: Seen, stop: int) -> list[Stretch]:
-    """The file up to `stop`, cut between parts for several threads; one for an empty file."""
+    """Cut the file up to `stop` between parts, for several threads; an empty file is one."""
     starts = range(0, max(stop, 1), _STRETCH)
     return [Stretch(seen, at, min(at + _STRETCH, stop)) for at in starts]
 
@@ -78,10 +78,12 @@ def read_all(
 ) -> None:
     """Feed every stretch of the files below `root` to its hashes, at `max_rate` bytes a second.
 
-    What is read comes from the disk (see `uncached`), or with `cached` from memory if it is there.
-    Raises `Retry` where a file cannot be read or is not what was seen. Every thread has ended
-    when this ends, however it ends.
+    The bytes come from the disk (see `uncached`), or with `cached` from memory if they are there.
+    Raises `Retry` if a file cannot be read or is not as it was listed. However this ends, every
+    thread has ended.
     """
+    # Three pools, because a thread of one waits for threads of the others: in a single pool all
+    # could wait for work that nobody is left to do.
     threads = threads or len(os.sched_getaffinity(0))
     with (
         ThreadPoolExecutor(threads) as ahead,
@@ -106,16 +108,12 @@ def _wait(futures: Sequence[Future[None]], readers: _Readers, report: Report) ->
 
 
 class _Stopped(Exception):  # never seen outside: another thread's error is raised
-    """Another file could not be read, or nobody waits for the digests any more."""
+    """Another thread failed, or the digests are no longer wanted."""
 
 
 @define(eq=False)
 class _Readers:
-    """What the threads share. Each takes the next stretch, and has a buffer and a count of its own.
-
-    The largest come first, so that all threads end at about the same time. An iterator over a
-    list hands out each once, whoever asks.
-    """
+    """The state that the threads share. Each takes the next stretch, with buffers of its own."""
 
     root: bytes
     todo: Sequence[Stretch]
@@ -136,10 +134,12 @@ class _Readers:
         self.counts = [0] * self.threads
         self._wide = max(self.total // self.threads - 1, _WIDE)
         self._above = os.path.join(self.root, b"")
+        # The largest come first, so that all threads end at about the same time. A list's iterator
+        # needs no lock: `next` on it is atomic.
         self._left = iter(sorted(self.todo, key=lambda one: one.size, reverse=True))
 
     def run(self, number: int) -> None:
-        """What thread `number` does."""
+        """Run thread `number`: take stretches until none is left."""
         buffers = aligned_buffer(CHUNK), aligned_buffer(CHUNK)
         for one in self._left:
             self._digest(one, buffers, number)
@@ -163,7 +163,7 @@ class _Readers:
         try:
             if one.size > CHUNK:
                 os.posix_fadvise(descriptor, one.start, one.size, os.POSIX_FADV_SEQUENTIAL)
-                _unchanged(descriptor, path, one.seen)  # before much is read in vain
+                _unchanged(descriptor, path, one.seen)  # early, or much would be read in vain
             helpers = self.helpers if one.size > self._wide else None
             with closing(_chunks(descriptor, path, one, buffers, self.ahead)) as chunks:
                 for chunk in chunks:
@@ -174,7 +174,7 @@ class _Readers:
                     self.counts[number] += len(chunk)
             _unchanged(descriptor, path, one.seen)
             if not self.cached:
-                drop(descriptor, one.start, one.size)  # others' pages are worth more than these
+                drop(descriptor, one.start, one.size)  # keep other programs' pages in the cache
         finally:
             os.close(descriptor)
 
@@ -187,11 +187,9 @@ class _Readers:
 def _chunks(
     descriptor: int, path: bytes, one: Stretch, buffers: _Buffers, ahead: ThreadPoolExecutor
 ) -> Generator[memoryview]:
-    """The bytes of a stretch in turn. While one chunk is used, `ahead` reads the next.
-
-    A direct read has no read-ahead of the kernel's: without ours disk and hash took turns, at half
-    the speed.
-    """
+    """Yield the bytes of a stretch in turn. While one chunk is used, `ahead` reads the next."""
+    # The kernel does not read ahead for direct reads: without this, disk and hash took turns, at
+    # half the speed.
 
     def read(at: int, buffer: memoryview) -> int:
         return read_into(descriptor, buffer, at, min(CHUNK, one.stop - at))
@@ -206,7 +204,8 @@ def _chunks(
         try:
             yield this[:count]
         finally:
-            count = coming.result() if coming else 0  # the descriptor is closed after this
+            # Also on the way out: the caller then closes the descriptor that `ahead` reads from.
+            count = coming.result() if coming else 0
         at, this, other = after, other, this
 
 
@@ -220,7 +219,7 @@ def _feed(chunk: memoryview, hashes: Sequence[_Hash], helpers: ThreadPoolExecuto
 
 
 def _unchanged(descriptor: int, path: bytes, seen: Seen) -> None:
-    """Raise unless the file is what was seen, so that all that was read of it till now is too."""
+    """Raise `Retry` unless the file is as it was listed, which vouches for all that was read."""
     status = os.fstat(descriptor)
     if (status.st_size, status.st_mtime_ns) != (seen.size, seen.mtime_ns):
         raise _changed(path)

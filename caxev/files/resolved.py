@@ -1,9 +1,9 @@
-"""What is done to a file by its resolved path follows no link, on the whole way.
+"""Act on files by their resolved paths without following a link in any component.
 
-`confine` says where a path leads. Whoever may write in a directory on that way can put a link
-there afterwards; what comes through here then fails (ELOOP, ENOTDIR) and is not led elsewhere.
-Linux' openat2(2) sees to that in one call; where there is none (before 5.6, or where a sandbox does
-not let us), each directory on the way is opened in turn. Paths must be absolute and without ``..``.
+`confine` resolves a path. Whoever may write to a directory on it can put a link there afterwards;
+the functions here then fail (ELOOP, ENOTDIR) and are not redirected. Linux' openat2(2) does that in
+one call; if it is missing (before 5.6, or in a sandbox), each directory is opened in turn. Paths
+must be absolute and without ``..``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class _How(ctypes.Structure):
 def open_resolved(path: str | bytes, flags: int, mode: int = 0) -> int:
     """As `os.open`, but no part of `path` may be a link, and no FIFO blocks. Raises OSError."""
     name = os.fsencode(path)
+    # O_NONBLOCK: somebody may have put a FIFO there, and opening one waits for its other end.
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC | (0 if flags & os.O_PATH else os.O_NONBLOCK)
     if not _has_openat2():
         return _open_step_by_step(name, flags, mode)
@@ -44,7 +45,8 @@ def open_resolved(path: str | bytes, flags: int, mode: int = 0) -> int:
         if descriptor >= 0:
             return descriptor
         code = ctypes.get_errno()
-        if code not in (errno.EINTR, errno.EAGAIN):  # EAGAIN: something was renamed meanwhile
+        # EAGAIN: something on the way was renamed meanwhile, so the kernel cannot be sure.
+        if code not in (errno.EINTR, errno.EAGAIN):
             raise OSError(code, os.strerror(code), os.fsdecode(name))
 
 
@@ -77,7 +79,7 @@ def _open_step_by_step(name: bytes, flags: int, mode: int) -> int:
 
 @contextmanager
 def directory_of(path: str | bytes) -> Iterator[tuple[int, bytes]]:
-    """The directory that holds `path`, opened, and the name there: for calls that take `dir_fd`."""
+    """Open the directory that holds `path`; yield it and the name, for calls with `dir_fd`."""
     above, name = os.path.split(os.fsencode(path).rstrip(b"/"))
     descriptor = open_resolved(above or b".", os.O_PATH | os.O_DIRECTORY)
     try:
@@ -87,9 +89,9 @@ def directory_of(path: str | bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def read_file(path: str | bytes, most: int, *, end: bool = False) -> bytes:
-    """At most so many bytes of a regular file: its first, or with `end` its last.
+    """Return the first `most` bytes of a regular file, or with `end` its last.
 
-    Raises OSError, also where something else stands there: a link, a directory, a FIFO.
+    Raises OSError, also for anything else: a link, a directory, a FIFO.
     """
     with os.fdopen(open_resolved(path, os.O_RDONLY), "rb") as file:
         status = os.fstat(file.fileno())
@@ -113,7 +115,7 @@ def rmdir(path: str | bytes) -> None:
 
 
 def mkdir(path: str | bytes, mode: int) -> None:
-    """Make a directory if it is not there, and give it this mode, whatever the umask."""
+    """Make a directory unless it exists, and set its mode, whatever the umask."""
     with directory_of(path) as (directory, name):
         with suppress(FileExistsError):
             os.mkdir(name, mode, dir_fd=directory)
@@ -137,15 +139,15 @@ def rename(old: str | bytes, new: str | bytes) -> None:
 
 
 def link(old: str | bytes, new: str | bytes) -> None:
-    """As `os.link`; of a link, the link."""
+    """As `os.link`; a link is linked itself, not its target."""
     with directory_of(old) as (here, name), directory_of(new) as (there, to):
         os.link(name, to, src_dir_fd=here, dst_dir_fd=there, follow_symlinks=False)
 
 
 def remove(path: str | bytes) -> None:
-    """Remove whatever stands there: a directory with all that is in it, or a name; nothing is well.
+    """Remove whatever is at `path`, a directory with its content; a missing path is no error.
 
-    A directory of ours that was made read-only is no hindrance.
+    Directories of ours are removed even if they are read-only.
     """
     with suppress(FileNotFoundError), directory_of(path) as (directory, name):
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
@@ -156,7 +158,7 @@ def remove(path: str | bytes) -> None:
 
 
 def _remove_tree(directory: int, name: bytes) -> None:
-    # Not shutil.rmtree: that waits for ever on a FIFO that somebody puts in a directory's place.
+    # Not shutil.rmtree: it would wait for ever if somebody put a FIFO in a directory's place.
     inner = open_directory(directory, name)
     try:
         empty(inner)
@@ -171,7 +173,7 @@ def open_directory(directory: int, name: bytes) -> int:
 
 
 def empty(directory: int) -> None:
-    """Remove all that is in an opened directory of ours, also if that is read-only."""
+    """Remove the content of an open directory of ours, even if that is read-only."""
     try:
         _empty(directory)
     except PermissionError:
@@ -191,7 +193,7 @@ def _empty(directory: int) -> None:
 
 
 def chmod(path: str | bytes, mode: int) -> None:
-    """As `os.chmod`, of what can be opened for reading."""
+    """As `os.chmod`, for files that can be opened for reading."""
     descriptor = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fchmod(descriptor, mode)

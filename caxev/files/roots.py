@@ -1,17 +1,16 @@
-"""The markers of roots: what shows that a directory's disk is mounted, and is the right one.
+"""Check by a marker file that a root's disk is mounted, and that it is the right one.
 
 An empty mount point looks like a disk that has lost everything. So each base directory of a site
-holds a small file that a mount point has not, made once by ``caxev sites init`` or by the site's
+contains a small file that a mount point lacks, made once by ``caxev sites init`` or by the site's
 first listener. Its name ends in a random id, which the database keeps: one `lstat`, here or over
-SFTP, shows whether that disk is there, and another disk has another id. `caxev.files.confine` looks
-for it before anything beneath a root is touched. Within `steady` it is looked for once more before
-any end counts, as a disk may vanish at any moment.
+SFTP, shows whether that disk is mounted. `caxev.files.confine` checks it before anything below a
+root is touched, and `steady` checks it again at the end, as a disk may vanish at any moment.
 
-A disk that was cloned with its marker passes for the original, and nothing else is noted of it.
-Device numbers change when the machine starts, inode numbers on FUSE at each mount; the kernel's id
-of a file system (`f_fsid`) is made of the device number on XFS and is 0 on NFS; a clone made block
-by block has the UUID as well. And data that was moved to a new disk, marker and all, is the
-ordinary case. What differs on a clone is found as on any disk, by reading the copies again.
+A disk that was cloned with its marker passes for the original, and no other identity would be
+better. Device numbers change when the machine starts, inode numbers on FUSE at each mount; the
+kernel's id of a file system (`f_fsid`) contains the device number on XFS and is 0 on NFS; a clone
+made block by block has the same UUID. And data moved to a new disk with its marker is the ordinary
+case. If a clone's content differs, verification finds it, as on any disk.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _entered: ContextVar[dict[Root, tuple[int, int]] | None] = ContextVar("_entered"
 
 @frozen
 class Marker:
-    """A marker that was found: its id, and the site and the key of sites.json it was made for."""
+    """A marker: its id, and the site and the key of sites.json for which it was made."""
 
     id: str
     site: str
@@ -54,7 +53,7 @@ class Marker:
 
 @frozen
 class Probe:
-    """What a look at a root found: free bytes, the device's number, and why it is away, if so."""
+    """The state of a root: free bytes, the device's number, and why it is away, if so."""
 
     free: int = 0
     device: int = 0
@@ -62,12 +61,12 @@ class Probe:
 
 
 def marker_path(root: str, marker: str) -> str:
-    """Where the marker of that id is, in that root."""
+    """Return the path of the marker with that id in a root."""
     return os.path.join(root, MARKER_PREFIX + marker)
 
 
 def missing(root: str) -> str:
-    """What is to be said of a root without its marker."""
+    """Return the message about a root without its marker."""
     return (
         f"{root} is not the disk that it was: its marker is not there. Mount the disk, or run "
         "caxev sites init if this is the right directory"
@@ -75,7 +74,7 @@ def missing(root: str) -> str:
 
 
 def check_root(root: str) -> None:
-    """Raise `RootAway` unless the root's marker is there; where none is noted, the directory."""
+    """Raise `RootAway` unless the root's marker exists, or the directory if no marker is known."""
     if not isinstance(root, Root):
         return
     if root.marker is None:
@@ -88,7 +87,7 @@ def check_root(root: str) -> None:
 
 
 def _identity(root: Root) -> tuple[int, int]:
-    """The device and inode of the root's marker. Raises `RootAway` where it is not there."""
+    """Return the device and inode of the root's marker. Raises `RootAway` if it is missing."""
     assert root.marker is not None
     try:
         status = os.lstat(marker_path(root, root.marker))
@@ -103,10 +102,10 @@ def _identity(root: Root) -> tuple[int, int]:
 
 @contextmanager
 def steady() -> Iterator[None]:
-    """Let no end of the block count if a root that was entered in it is away by then.
+    """Raise `RootAway` at the end of the block if a root that was used in it is away by then.
 
-    Raises `RootAway` in its place: what was not found, or was written, may have been so in the
-    empty mount point.
+    It replaces the block's own error or result: a file that was missing, or was written, may have
+    been so in the empty mount point.
     """
     entered: dict[Root, tuple[int, int]] = {}
     token = _entered.set(entered)
@@ -121,12 +120,12 @@ def steady() -> Iterator[None]:
 
 
 def root_rows(roots: Iterable[str]) -> list[list[str | None]]:
-    """Roots as JSON has them: each with the id of its marker."""
+    """Return roots as JSON has them: each with the id of its marker."""
     return [[root, getattr(root, "marker", None)] for root in roots]
 
 
 def roots_from(rows: Iterable[Sequence[Any]]) -> list[Root]:
-    """The roots that `root_rows` made rows of. Raises TypeError, ValueError."""
+    """Return the roots of `root_rows`. Raises TypeError, ValueError."""
     return [Root(_text(path), None if marker is None else _text(marker)) for path, marker in rows]
 
 
@@ -136,11 +135,11 @@ def _text(value: Any) -> str:
     return value
 
 
-# -- as the listener and `caxev sites init` look after them; all run in a worker process ----------
+# -- for the listener and `caxev sites init`; all run in a worker process -------------------------
 
 
 def find_markers(root: str, *, report: Report) -> list[Marker]:
-    """The markers that a root holds. Raises `RootAway` where it is not there or cannot be read."""
+    """Return a root's markers. Raises `RootAway` if it is missing or cannot be read."""
     report(0, 1)
     try:
         names = [name for name in os.listdir(root) if name.startswith(MARKER_PREFIX)]
@@ -163,7 +162,7 @@ def _read(root: str, name: str) -> Marker | None:
 
 
 def are_same(root: str, others: Sequence[str], *, report: Report) -> list[bool]:
-    """Whether each of these paths is that directory: two sites may share one by several names."""
+    """Return which of these paths are that directory: sites may share one by several names."""
     report(0, 1)
     return [_is_same(root, other) for other in others]
 
@@ -176,7 +175,7 @@ def _is_same(root: str, other: str) -> bool:
 
 
 def make_marker(root: str, site: str, key: str, *, report: Report) -> str:
-    """Make a marker in a root, on its disk; its id. Raises `RootAway` where the disk refuses."""
+    """Make a marker in a root, and return its id. Raises `RootAway` if the disk refuses."""
     report(0, 1)
     marker = secrets.token_hex(8)
     path = marker_path(os.path.realpath(root), marker)
@@ -195,11 +194,8 @@ def make_marker(root: str, site: str, key: str, *, report: Report) -> str:
 
 
 def probe(root: Root, *, report: Report) -> Probe:
-    """Look whether a root is there and how full its disk is.
-
-    Its marker is touched, where we may: of a disk that hangs, reading alone may go on well. Never
-    returns while the disk does not answer.
-    """
+    """Return whether a root is mounted and how full its disk is; blocks while the disk hangs."""
+    # The marker is touched if we may: on a disk that hangs, reads may still come from the cache.
     report(0, 1)
     try:
         check_root(root)
@@ -222,10 +218,7 @@ def _touch(path: str) -> None:
 
 
 def absent(root: str, locations: Sequence[str], *, report: Report) -> list[str]:
-    """Those of these copies' places that are not beneath a root, or at which nothing is.
-
-    What is no absolute path is no place.
-    """
+    """Return those of these absolute paths that are outside of a root, or do not exist."""
     top = os.path.join(os.path.realpath(root), "")
     found = []
     for done, location in enumerate(locations):

@@ -1,4 +1,4 @@
-"""How much room there is on the disk where a copy goes. Runs in a worker process."""
+"""Compute whether a copy fits on its disk. Runs in a worker process."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _BLOCK = 512  # bytes
 def lacking(
     location: str, roots: Sequence[str], min_free: int, coming: int, *, report: Report
 ) -> int:
-    """How many bytes are lacking where a copy of `coming` bytes goes; below 0: so many to spare.
+    """Return how many bytes are lacking for a copy of `coming` bytes; negative: bytes to spare.
 
-    What has come of it already is counted as it is. Raises `GiveUp` for a path that leads out of
-    the roots, `Retry` where the disk cannot be asked.
+    Data that has already arrived is counted. Raises `GiveUp` for a path that leads out of the
+    roots, `Retry` if the disk fails.
     """
     path = os.fsencode(confine(location, roots))
     try:
@@ -33,7 +33,8 @@ def lacking(
 
 
 def _taken(path: bytes) -> int:
-    """The bytes that a tree takes on the disk; 0 where there is none."""
+    """Return the bytes that a tree takes on the disk; 0 if there is none."""
+    # By its blocks: partial files can have holes, and be longer than the data in them.
     if not os.path.lexists(path):
         return 0
     blocks = os.lstat(path).st_blocks

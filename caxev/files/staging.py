@@ -1,4 +1,4 @@
-"""A copy that is being made on this machine, from its first byte to its name.
+"""Make a copy on this machine, from its first byte to its final name.
 
 `caxev.transfer.ssh` moves the bytes of a pull; ``caxev receive`` at the far end those of a push.
 """
@@ -34,30 +34,30 @@ from caxev.files.resolved import (
 from caxev.files.tree import Seen, check_paths, look, manifest_of, shown
 
 MARGIN: Final = 16 << 20
-"""Bytes that a transfer leaves free in any case."""
+"""Bytes that a transfer always leaves free."""
 _BUSY_AFTER: Final = 5.0  # seconds
 LONGEST_ORIGIN: Final = 256
-"""Bytes of the note that names what a partial is made from."""
+"""The longest note about the source of a partial, in bytes."""
 _BLOCK: Final = 512  # bytes, as `stat` counts
 
 
 @define
 class StagedCopy:
-    """A copy that is to stand at `final`, inside one of `roots`, and to be what `source` lists.
+    """A copy of `source` to be made at `final`, inside one of `roots`.
 
-    `expected`: its digests, where they are known; then what is there already is kept where
-    it is right, and only there. `min_free`: bytes that must stay free. `unsure`: bytes at the
-    end of a file that was cut off which may not all be there. `again`: what has the name
-    is known to be bad and is to be repaired; a file of unknown digests is then moved anew. With
-    `whole_files` a file that is to be repaired is removed first, and so moved whole. `origin`: see
-    `origin_of`; a file of unknown digests is kept only if the partial was made from the same; None:
-    the caller compares what is kept. `report` is called while what is there is read: bytes read,
-    bytes to read. All methods raise `Retry` for what the disk refuses.
+    `expected`: its manifest, if known; existing bytes are then kept exactly if they match.
+    `min_free`: bytes that must stay free. `unsure`: bytes at the end of an interrupted file that
+    may be incomplete. `again`: the copy exists, is known to be bad and is to be repaired; files of
+    unknown digests are then moved again. With `whole_files` a bad file is removed first, and so
+    moved as a whole. `origin`: see `origin_of`; files of unknown digests are kept only if the
+    partial has the same origin; None: the caller compares what is kept. `report` is called while
+    existing data is read: bytes read, bytes to read. All methods raise `Retry` if the disk fails.
 
-    A file that is not written from its beginning to its end, as one of known digests may be, is
-    longer than it will be until `finish`: then no later attempt takes its length for how much of
-    it is there. What has other names elsewhere (hard links) is never written to.
+    Files that have other names elsewhere (hard links) are never written to.
     """
+
+    # A file with known digests may be written in any order. Until `finish` it is one byte too
+    # long, so that no later attempt takes its length for the amount of data in it.
 
     final: str
     roots: Sequence[str]
@@ -75,13 +75,13 @@ class StagedCopy:
     _items: Mapping[bytes, Item] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        check_paths(self.source)  # whoever listed them is not to choose where we write
+        check_paths(self.source)  # the machine that listed them must not choose where we write
         self._wanted = {seen.path: seen for seen in self.source if seen.kind == "file"}
         self._items = known_items(self.expected)
 
     @cached_property
     def partial(self) -> bytes:
-        """Where it is written until it is whole."""
+        """Return the path to which the copy is written until it is complete."""
         return os.fsencode(partial_path(self.final))
 
     @property
@@ -90,14 +90,14 @@ class StagedCopy:
 
     @property
     def is_file(self) -> bool:
-        """Whether the copy is a single file."""
+        """Return whether the copy is a single file."""
         return is_file(self.source)
 
     def stands(self) -> bool:
-        """Whether an attempt that was killed after its rename has left the copy whole.
+        """Return whether an attempt that was killed after its rename has left the complete copy.
 
-        By names, kinds, sizes and times; its content is verified afterwards like any copy's.
-        Never where it is to be repaired. Raises `GiveUp` where something else has the name.
+        By names, kinds, sizes and times; its content is verified later, as any copy's. Always False
+        for a repair. Raises `GiveUp` if something else has the name.
         """
         if not os.path.lexists(self.final):
             return False
@@ -105,6 +105,7 @@ class StagedCopy:
             end_rename(os.fsdecode(self.partial), self.final)
         if self.again:
             return False
+        # Our rename leaves no partial: with one, something else has taken the name.
         found = None if os.path.lexists(self.partial) else look(self.final, check=False)
         check_standing(self.source, found, shown(self.final))
         with local(self._note, "remove"):
@@ -113,10 +114,10 @@ class StagedCopy:
 
     @contextmanager
     def opened(self) -> Iterator[Plan]:
-        """Hold the only right to make this copy, and say what is left to do of it.
+        """Hold the exclusive right to make this copy, and yield the plan of what is left to do.
 
-        What must go is gone by then, and the directories are there. A copy that is to be repaired
-        has lost its name.
+        Foreign entries are removed and directories are made before. A copy that is to be repaired
+        is renamed to its partial.
         """
         self.withdraw()
         with ExitStack() as held:
@@ -132,7 +133,7 @@ class StagedCopy:
             yield todo
 
     def withdraw(self) -> None:
-        """Make the directories above the copy; take the name from one that is to be repaired."""
+        """Make the directories above the copy; rename one that is to be repaired to its partial."""
         make_parents(self.final, self.roots)
         if self.again and os.path.lexists(self.final):
             with local(os.fsencode(self.final), "withdraw"):
@@ -140,7 +141,7 @@ class StagedCopy:
                 withdraw(self.final, os.fsdecode(self.partial))
 
     def _drop_partial(self) -> None:
-        """Remove a partial of another attempt: what has the name takes its place."""
+        """Remove a partial of another attempt, whose place the bad copy takes."""
         if os.path.lexists(self.partial):
             with writing(os.fsdecode(self.partial), directory=os.path.isdir(self.partial)):
                 remove(self.partial)
@@ -149,16 +150,18 @@ class StagedCopy:
         partial = os.fsdecode(self.partial)
         with local(self.partial, "write"):
             held.enter_context(writing(partial, directory=not self.is_file))
+            # Checked again under the lock: another process may have published it before we had it.
             if os.path.lexists(self.final):
-                with suppress(OSError):  # ours, and empty: it would be in the way of the copy
+                with suppress(OSError):  # if we have just made it, it would block the next attempt
                     rmdir(partial)
                 raise Retry(f"{shown(self.final)} has just appeared", after=_BUSY_AFTER)
+            # A partial with another name, as a hard-linked copy that is repaired: start a new one.
             if self.is_file and os.lstat(partial).st_nlink > 1:
                 unlink(partial)
                 held.enter_context(writing(partial, directory=False))
 
     def _look(self) -> list[Seen]:
-        """What is there, when the names of files that have others elsewhere are taken out."""
+        """List the partial, after unlinking files that have other names elsewhere."""
         had = look(os.fsdecode(self.partial), check=False)
         if self.is_file:
             return had
@@ -169,11 +172,9 @@ class StagedCopy:
         return [seen for seen in had if seen.path not in shared]
 
     def _keep_same_origin(self) -> None:
-        """Empty the files of unknown digests if they may come from a source of other content.
-
-        Size and time do not show that: a source that is repaired keeps both. A partial that is
-        repaired, or compared by the caller, has no note, so no later attempt trusts it.
-        """
+        """Empty the files of unknown digests if they may come from a source of other content."""
+        # Size and time do not show that: a repaired source keeps both. A partial that is repaired,
+        # or compared by the caller, gets no note, so that no later attempt trusts it.
         origin = None if self.again else self.origin
         with local(self._note, "read"):
             if origin is not None and _noted(self._note) == origin:
@@ -183,6 +184,7 @@ class StagedCopy:
                     if seen.kind == "file" and seen.path not in self._items:
                         _resize(join(self.partial, seen.path), 0)
                 self._had = self._look()
+            # The new note comes last: killed before it, the next attempt empties the files again.
             remove(self._note)
             if origin is not None:
                 _write_note(self._note, origin)
@@ -191,7 +193,7 @@ class StagedCopy:
         return os.lstat(join(self.partial, seen.path)).st_nlink > 1
 
     def _wrong(self) -> dict[bytes, Sequence[Range]]:
-        """What is wrong with each file that is there: where digests are known, or all of it."""
+        """Return the bad ranges of existing files: by their digests, or all in a repair."""
         had = [seen for seen in self._had if seen.kind == "file" and seen.path in self._wanted]
         known = [seen for seen in had if seen.path in self._items]
         wrong: dict[bytes, Sequence[Range]] = {}
@@ -212,18 +214,18 @@ class StagedCopy:
         self.wrong = dict.fromkeys(self.wrong.keys() - dropped, ())
 
     def free(self) -> int:
-        """Bytes that are free for us where the copy goes."""
+        """Return the bytes that are available to us on the copy's disk."""
         with local(self.partial, "look at"):
             status = os.statvfs(os.path.dirname(self.partial))
         return status.f_bavail * status.f_frsize
 
     def check_space(self) -> None:
-        """Raise `Retry` where fewer than `min_free` bytes are free by now: others write, too."""
+        """Raise `Retry` if fewer than `min_free` bytes are free by now: others write, too."""
         if self.min_free and (free := self.free()) < self.min_free:
             raise Retry(filling_up(shown(self.final), free, self.min_free))
 
     def _on_disk(self) -> list[Seen]:
-        """What is there; a file that is kept longer counts as what it takes of the disk."""
+        """List the partial; files that are too long count by their blocks, as they have holes."""
         with local(self.partial, "look at"):
             return [
                 evolve(seen, size=min(seen.size, self._blocks(seen)))
@@ -251,21 +253,18 @@ class StagedCopy:
                     _resize(join(self.partial, path), length)
 
     def _lengths(self, todo: Plan, had: Mapping[bytes, int]) -> dict[bytes, int]:
-        """How long files must be before anything is moved, in bytes."""
+        """Return the lengths, in bytes, that files must have before anything is moved."""
         lengths = {path: self._wanted[path].size for path in self.wrong}
         for piece in todo.pieces:
             path, size = piece.file.path, piece.file.size
             if size and (path in self.wrong or (path in self._items and size >= PART)):
                 lengths[path] = size + 1
             elif path in had:
-                lengths[path] = piece.start  # what lies behind is of no use
+                lengths[path] = piece.start  # what follows may be incomplete
         return lengths
 
     def finish(self, todo: Plan) -> None:
-        """Make links, set lengths, modes and times, and see that nothing is missing.
-
-        A file that has other names by now was linked, not written, and keeps what it has.
-        """
+        """Make links, set lengths, modes and times, and check that nothing is missing."""
         touched = {piece.file.path for piece in todo.pieces} | self.wrong.keys()
         with local(self.partial, "finish"):
             for seen in todo.links:
@@ -276,22 +275,22 @@ class StagedCopy:
             raise Retry(f"{shown(os.fsdecode(self.partial))} is not what was written to it")
 
     def publish(self) -> None:
-        """Bring it to the disk and give it its name. Raises `GiveUp` where that is taken."""
+        """Bring the copy to the disk and rename it. Raises `GiveUp` if its name is taken."""
         with local(os.fsencode(self.final), "publish"):
             try:
                 publish(os.fsdecode(self.partial), self.final)
             except FileExistsError as exc:
                 raise GiveUp(f"{shown(self.final)} exists already and is not replaced") from exc
-            remove(self._note)
+            remove(self._note)  # last: if we are killed before, `stands` removes it
 
 
 def origin_of(expected: Manifest | None, checksum: str | None) -> str:
-    """Name the content of a source as the database has it; empty if nothing is known of it."""
+    """Return a name for the content of a source, by the database; empty if it is unknown."""
     return expected.digest if expected is not None else checksum or ""
 
 
 def _noted(path: bytes) -> str | None:
-    """What a note names; None if there is none that can be read."""
+    """Return the origin in a note; None if there is none that can be read."""
     try:
         return read_file(path, LONGEST_ORIGIN).decode(errors="replace")
     except OSError:
@@ -316,7 +315,7 @@ def _finish(path: bytes, seen: Seen) -> None:
     descriptor = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
-        if status.st_nlink > 1:
+        if status.st_nlink > 1:  # linked by us, not written: its mode and time are the source's
             return
         if status.st_size > seen.size:
             _resize(path, seen.size)
@@ -328,12 +327,12 @@ def _finish(path: bytes, seen: Seen) -> None:
 
 
 def known_items(expected: Manifest | None) -> Mapping[bytes, Item]:
-    """The files of a manifest, if there is one, whose parts' digests are known, by path."""
+    """Return the files of a manifest whose parts' digests are known, by path."""
     return {} if expected is None else expected.known_files
 
 
 def check_expected(source: Iterable[Seen], expected: Manifest | None, where: str) -> None:
-    """Raise `Damaged` where what is to be copied is not even of the shape that it must have."""
+    """Raise `Damaged` if the listing of a source differs from the manifest."""
     if expected is None:
         return
     shape, found = expected.shape(), manifest_of(source)
@@ -343,17 +342,17 @@ def check_expected(source: Iterable[Seen], expected: Manifest | None, where: str
 
 
 def join(root: bytes, path: bytes) -> bytes:
-    """A path inside a tree; ``b""`` is the root."""
+    """Return the path of an item of a tree; ``b""`` is the root."""
     return root.rstrip(b"/") + b"/" + path if path else root
 
 
 def is_file(source: Sequence[Seen]) -> bool:
-    """Whether a tree is a single file."""
+    """Return whether a tree is a single file."""
     return len(source) == 1 and source[0].path == b""
 
 
 def check_standing(source: Iterable[Seen], found: Iterable[Seen] | None, where: str) -> None:
-    """Raise `GiveUp` unless what has the final name is the copy; None: there is a partial too."""
+    """Raise `GiveUp` unless `found`, at the final name, is the copy; None: a partial exists too."""
     if found is None or to_the_second(found) != to_the_second(source):
         raise GiveUp(f"{where} exists already and is not replaced")
 
@@ -361,7 +360,7 @@ def check_standing(source: Iterable[Seen], found: Iterable[Seen] | None, where: 
 def enough_space(
     todo: Plan, present: Iterable[Seen], free: int | None, min_free: int, where: str
 ) -> None:
-    """Raise `Denied` where what is to be added to a partial would not leave enough free."""
+    """Raise `Denied` if the rest of a partial would not leave enough space free."""
     changing = {s.path for s in (*todo.remove, *(piece.file for piece in todo.pieces))}
     had = sum(seen.size for seen in present if seen.path in changing)
     need = sum({piece.file.path: piece.file.size for piece in todo.pieces}.values()) - had
@@ -374,7 +373,7 @@ def enough_space(
 
 
 def filling_up(where: str, free: int, min_free: int) -> str:
-    """Why a copy that is under way is broken off."""
+    """Return why a copy that is under way is stopped."""
     return (
         f"not enough space for {where}: {free / 1e6:,.1f} MB free, "
         f"{min_free / 1e6:,.1f} MB must stay so"
@@ -382,9 +381,10 @@ def filling_up(where: str, free: int, min_free: int) -> str:
 
 
 def make_parents(final: str, roots: Sequence[str]) -> None:
-    """Make what is missing between a root, which must be there, and the copy."""
+    """Make the missing directories between a root, which must exist, and the copy."""
     if not any(os.path.isdir(root) and _above(root, final) for root in roots):
         raise Retry(f"no directory to hold {shown(final)}: {' or '.join(roots)} is not there")
+    # Never the root itself: without its disk, the copy would go to the mount point.
     missing = []
     parent = os.path.dirname(final)
     while not os.path.isdir(parent):

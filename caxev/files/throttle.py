@@ -1,6 +1,6 @@
-"""Reading so that nobody is held up by it: at a rate, and after everybody else's reads and writes.
+"""Read without slowing others down: at a limited rate, and with idle disk priority.
 
-Used by `digest` and by what the patrol runs in a worker process.
+Used by `digest` and by the patrol's worker processes.
 """
 
 from __future__ import annotations
@@ -15,30 +15,27 @@ from attrs import define, field
 
 @define(eq=False)
 class RateLimiter:
-    """Holds bytes back to a rate in bytes a second (None: no limit); threads may share one."""
+    """Limit reads to a rate in bytes a second (None: no limit); threads may share one."""
 
     rate: float | None
     _free_at: float = field(init=False, factory=time.monotonic)
     _lock: Lock = field(init=False, factory=Lock)
 
     def passed(self, count: int) -> None:
-        """Sleep until as many bytes more may pass as have passed now."""
+        """Count bytes, and sleep for the time that they take at the rate."""
         if self.rate is None:
             return
         with self._lock:
             now = time.monotonic()
             self._free_at = max(self._free_at, now) + count / self.rate
             wait = self._free_at - now
-        time.sleep(wait)
+        time.sleep(wait)  # outside of the lock: others must be able to queue behind us
 
 
 @contextmanager
 def idle_disk() -> Iterator[None]:
-    """Let every other process's use of the disk come first, for the length of a block.
-
-    Where the system has no such thing, nothing changes.
-    """
-    import psutil  # here: every `caxev receive` would wait for it
+    """Use the disk only while no other process does, for the length of a block, if supported."""
+    import psutil  # not above: it would delay the start of every `caxev receive`
 
     process = psutil.Process()
     before = None

@@ -1,4 +1,4 @@
-"""Looking at a tree on this machine's disk without following links."""
+"""List a tree on this machine's disk without following links."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from caxev.files.resolved import open_resolved
 
 @frozen
 class Seen:
-    """One item as a look at a tree, here or far away, shows it.
+    """One item in the listing of a tree, here or far away.
 
-    `mtime_ns`: ns since the epoch, 0 but for files.
+    `mtime_ns`: ns since the epoch, 0 for all but files.
     """
 
     path: bytes
@@ -30,22 +30,22 @@ class Seen:
 
 
 def manifest_of(seen: Iterable[Seen]) -> Manifest:
-    """The manifest of what was seen, without digests."""
+    """Return the manifest of a listing, without digests."""
     return Manifest(Item(s.path, s.kind, s.size, target=s.target) for s in seen)
 
 
 def scan(root: str) -> Manifest:
-    """The items of the copy at `root`, without digests. Never follows a link.
+    """Return the items of the copy at `root`, without digests. Never follows a link.
 
-    Raises `GiveUp` where `root` is not there or is a link, or where the tree holds a socket, a
-    fifo, a device or a link that leads out of it; `Retry` where it changes under our eyes or
-    cannot be read. An absolute link into the tree is listed as the relative one that copies get.
+    Raises `GiveUp` if `root` is missing or is a link, or if the tree contains a socket, a fifo, a
+    device or a link that leads out of it; `Retry` if it changes meanwhile or cannot be read. An
+    absolute link into the tree is listed as the relative one that copies get.
     """
     return manifest_of(look(root))
 
 
 def look(root: str, *, check: bool = True) -> list[Seen]:
-    """What `scan` sees, with modification times, in the order of the paths. Raises the same.
+    """List as `scan` does, with modification times, sorted by path. Raises the same.
 
     Without `check`, links are listed wherever they lead, and our own files as well.
     """
@@ -81,10 +81,10 @@ def check_links(found: Iterable[Seen]) -> None:
 
 
 def check_paths(found: Sequence[Seen]) -> None:
-    """Raise `GiveUp` for a listing from elsewhere that is not of one tree.
+    """Raise `GiveUp` if a listing from another machine is not one of a tree.
 
-    Such has a path that leads out, a path twice, a name of our own files, an unknown kind, or a
-    link that leads out.
+    That is, if it has a path or a link that leads out, a path twice, a name of our own files, or an
+    unknown kind.
     """
     alone = len(found) == 1 and found[0].path == b"" and found[0].kind == "file"
     for seen in found:
@@ -98,7 +98,7 @@ def check_paths(found: Sequence[Seen]) -> None:
 
 
 def shown(path: str) -> str:
-    """A path of this machine in a message."""
+    """Return a path of this machine as messages show it."""
     return printable(os.fsencode(path))
 
 
@@ -115,7 +115,7 @@ def _directory(top: bytes, path: bytes) -> list[Seen]:
     full = os.path.join(top, path)
     above = path + b"/" if path else b""
     try:
-        # Through a descriptor: whoever swaps the directory for a link shows us nothing of that.
+        # By a descriptor: if somebody swaps the directory for a link, we do not follow it.
         descriptor = open_resolved(full, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with os.scandir(descriptor) as entries:
@@ -143,11 +143,11 @@ def _seen(full: bytes, above: bytes, entry: os.DirEntry[str], directory: int) ->
 
 
 def _inner(top: bytes, seen: Seen) -> Seen:
-    """The same, but of an absolute link into the tree, by whatever name, the relative one."""
+    """Return the item; an absolute link into the tree, by whatever name, as a relative one."""
     if not seen.target.startswith(b"/"):
         return seen
     above, name = os.path.split(seen.target.rstrip(b"/"))
-    # What it points to is not followed: only where that stands counts.
+    # Only the directory is resolved: the target may itself be a link, and stays one.
     real = os.path.join(os.path.realpath(above), name)
     inner = within_tree(os.path.realpath(top), seen.path, real)
     return seen if inner == real else evolve(seen, target=inner)

@@ -1,10 +1,10 @@
-"""Reading what a disk holds, not what memory remembers of it. Used by `reading`.
+"""Read files from the disk and not from the page cache. Used by `reading`.
 
-A page in the cache answers for its block long after that block has gone bad. A reading that is to
-prove a copy therefore goes round the cache: by O_DIRECT, which also writes out what is still dirty,
-or, if the file system refuses that, by writing the file out and dropping its pages first. tmpfs has
-no disk behind it. NFS, overlay and FUSE file systems, btrfs and ZFS with compression, and ext4 with
-journalled data may answer from memory all the same, theirs or the server's.
+A cached page hides that its block has gone bad. A read that is to prove a copy therefore bypasses
+the cache: by O_DIRECT, which also writes out dirty pages, or, if the file system refuses that, by
+writing the file out and dropping its pages first. tmpfs has no disk behind it. NFS, overlay and
+FUSE file systems, btrfs and ZFS with compression, and ext4 with journalled data may still answer
+from memory, theirs or the server's.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Final
 from caxev.files.resolved import open_resolved
 
 ALIGNED: Final = 4096
-"""Offsets and lengths of direct reads are multiples of this; it is one of every disk's block."""
+"""Offsets and lengths of direct reads are multiples of this, which suits nearly every disk."""
 _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK
 _READ_ONLY: Final = {errno.EROFS, errno.EINVAL, errno.EBADF}
 
 
 def aligned_buffer(size: int) -> memoryview:
-    """Return a buffer at a page's beginning, as direct reads need one."""
+    """Return a buffer that starts at a page, as direct reads need."""
     return memoryview(mmap.mmap(-1, size))
 
 
@@ -58,7 +58,7 @@ def read_into(descriptor: int, buffer: memoryview, at: int, count: int) -> int:
     except OSError as error:
         if error.errno != errno.EINVAL or not _is_direct(descriptor):
             raise
-    # The file system took the flag and refuses the read, as for a disk of larger blocks.
+    # The file system accepted the flag but refuses the read, as for a disk with larger blocks.
     fcntl.fcntl(descriptor, fcntl.F_SETFL, _FLAGS)
     _write_out(descriptor)
     drop(descriptor, at, 0)
@@ -75,7 +75,7 @@ def _is_direct(descriptor: int) -> bool:
 
 
 def _write_out(descriptor: int) -> None:
-    """Bring what is dirty to the disk: a page that is stays in memory."""
+    """Write dirty pages to the disk: `drop` cannot drop them."""
     try:
         os.fsync(descriptor)
     except OSError as error:
