@@ -60,12 +60,12 @@ GROUPS: Final = {
         "batch": ("caxev.cli.batch:batch", "Accompany a job of a batch system."),
     },
 }
-"""Where each command is, and what ``--help`` says of it, by what people want."""
+"""The import path of each command and its line in ``--help``, grouped by what people want."""
 COMMANDS: Final = {name: one for group in GROUPS.values() for name, one in group.items()}
 
 
 class Caxev(click.Group):
-    """The group: imports a command when it is called, and tells its errors in one line."""
+    """The group: imports a command when it is called, and reports its errors in one line."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands in the order of `COMMANDS`."""
@@ -73,7 +73,7 @@ class Caxev(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; None where there is no such command."""
+        """Import a command; None if there is no such command."""
         del ctx
         if cmd_name not in COMMANDS:
             return None
@@ -102,7 +102,7 @@ class Caxev(click.Group):
                 formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command; whatever it raises becomes one line and an exit code."""
+        """Run a command, and turn its errors into one line and an exit code."""
         options = ctx.ensure_object(State)
         with report_errors(debug=lambda: options.debug):
             return super().invoke(ctx)
@@ -132,7 +132,7 @@ def cli() -> None:
 def main() -> None:
     """Run the command line and leave with its exit code."""
     for stream in (sys.stdout, sys.stderr):
-        # A name may hold what the terminal's encoding does not.
+        # A name may contain characters that the terminal's encoding lacks.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     logging.captureWarnings(True)  # a driver's warnings go where the log goes
     cli(prog_name="caxev")

@@ -1,4 +1,4 @@
-"""What an administrator asks: `caxev sites check`, `handlers`, `db init` and `db grants`."""
+"""Commands for administrators: `caxev sites`, `caxev handlers` and `caxev db`."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ def merge(*, files: tuple[str, ...], first: bool) -> None:
 
 
 def _unknown_tasks(options: State, known: Sites) -> Iterable[str]:
-    """Say which names in the sites' task_lists are of nothing that there is."""
+    """Return the names in the sites' task_lists that are unknown."""
     for site in known.values():
         if site.task_list:
             try:
@@ -225,7 +225,7 @@ _ROOTS = (Column("directory", "DIRECTORY"), Column("marker", "MARKER"), Column("
 
 
 def _read(options: State) -> Sites:
-    """Read the sites; of a file with several problems, tell them all."""
+    """Read the sites; if the file has several problems, report all of them."""
     try:
         return options.sites()
     except ConfigError as error:
@@ -275,9 +275,9 @@ def _checked(row: dict[str, Any], known: Sites, here: Site, *, connect: bool) ->
 
 
 def private_problems(here: Site, known: Sites, *, bare: bool = True) -> Iterable[str]:
-    """Say where somebody else may write what only this site's listener should.
+    """Report directories to which others may write though only this site's listener should.
 
-    Without `bare`, mount points without their disks are left out: those are problems that pass.
+    Without `bare`, mount points without their disks are left out, because those problems pass.
     """
     from caxev.copies.deletion import sites_sharing_storage
     from caxev.files import is_bare, lies_in, not_private
@@ -321,7 +321,7 @@ def _shared_directories(here: Site, known: Sites) -> Iterable[str]:
 
 
 def catalogue_problems(here: Site, known: Sites) -> Iterable[str]:
-    """Say what keeps a site from the catalogues that it brings data to or fetches it from."""
+    """Report what keeps a site from the catalogues that it uploads to or fetches from."""
     from caxev import rucio
 
     catalogues = [site for site in known.values() if site.method == "rucio"]
@@ -330,7 +330,7 @@ def catalogue_problems(here: Site, known: Sites) -> Iterable[str]:
     if needed and (why := rucio.missing()) is not None:
         yield f"{here.name} needs a catalogue, but {why}"
     for there in catalogues:
-        # Only who brings data there applies the rules.
+        # Only a site that uploads to the catalogue applies its rules.
         if there.rucio.rules is not None and there.name in here.upload_options:
             try:
                 rucio.load_rules(there.rucio.rules)

@@ -1,6 +1,6 @@
-"""``caxev batch``, as it is called through the command line's library: for its help alone.
+"""Define ``caxev batch`` for its help only.
 
-`caxev.__main__` starts it without that, since it runs beside each job.
+`caxev.__main__` runs it without importing this module: it starts with each job and must be quick.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Completion in bash, zsh and fish: what may stand after an option, and how to switch it on.
+"""Complete options and their values in bash, zsh and fish.
 
-The shell runs ``caxev`` with what was typed so far, by the script that ``caxev completion`` prints.
-Whatever fails then completes nothing: no message may come between the user and the line.
+The script that ``caxev completion`` prints makes the shell run ``caxev`` with what was typed so
+far. Any error then completes nothing: a message would break into the line that the user types.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PATIENCE: Final = 2.0
 
 
 class Known(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
-    """A text of which `values` knows those that make sense, for the options that were given."""
+    """A text with completion: `values` returns candidates for the options given so far."""
 
     def __init__(self, name: str, values: Callable[[State], Iterable[str]]) -> None:
         self.name = name
@@ -35,7 +35,7 @@ class Known(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Return the values that begin so."""
+        """Return the values that begin with what was typed."""
         del param
         with suppress(Exception):
             known = self.values(ctx.find_root().ensure_object(State))
@@ -47,7 +47,7 @@ class OneOf(Known):
     """A text that must be one of the values."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the text. Fails with the nearest value."""
+        """Return the text if it is one of the values; else fail and name the nearest."""
         known = [*self.values(State())]
         if value not in known:
             guess = f"{hint(value, known)} known: {', '.join(known)}".lstrip()
@@ -56,7 +56,7 @@ class OneOf(Known):
 
 
 def _handlers(options: State) -> Iterable[str]:
-    """Return the names and aliases of all handlers, of whatever site."""
+    """Return the names and aliases of all sites' handlers."""
     from caxev.core.registry import recorded
 
     modules: set[str] = set()

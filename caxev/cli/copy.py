@@ -1,8 +1,7 @@
-"""``caxev copy``: ask for one copy of a run, and watch until it is there.
+"""Run ``caxev copy``: request one copy of a run, and watch until it is complete.
 
-What is written is an entry with the status ``requested``. That is a change like any other: the
-listener of the site that is to have the copy reacts to it, or, where that site has none, the
-listener of the site that it comes from.
+The command adds an entry with the status ``requested``. The listener of the target site reacts to
+it, as to any other change; if that site has no listener, the source's does.
 """
 
 from __future__ import annotations
@@ -104,7 +103,7 @@ def copy(
 
 @frozen
 class Wish:
-    """Data of which type and version is wanted, from which site, at which site."""
+    """The type and version of the data that is wanted, its source and its target."""
 
     kind: str
     version: str | None
@@ -113,7 +112,7 @@ class Wish:
 
     @property
     def doer(self) -> Site:
-        """The site whose listener makes the copy. Raises `ConfigError` where there is none."""
+        """Return the site whose listener makes the copy. Raises `ConfigError` if there is none."""
         for site in (self.target, self.source):
             if site.listener:
                 return site
@@ -121,10 +120,10 @@ class Wish:
         raise ConfigError(f"neither {names} has a listener of its own, says sites.json")
 
     def way(self, run: Run) -> Way:
-        """Return the copies of this run that are meant.
+        """Return the source and target copies for this run.
 
-        Raises `NothingToDo` where the run has none at the source, `ConfigError` where the target
-        keeps no such data.
+        Raises `NothingToDo` if the run has no copy at the source, `ConfigError` if the target keeps
+        no such data.
         """
         from caxev.core.model import CopyKey
 
@@ -155,7 +154,7 @@ class Way:
 
 
 def why_not(run: Run, way: Way) -> str | None:
-    """Say why that copy cannot be asked for; None where it can. Pure."""
+    """Return why that copy cannot be requested; None if it can. Pure."""
     from caxev.core.model import TRANSFERRED
 
     source, target = run.copy(way.source), run.copy(way.target)
@@ -169,7 +168,7 @@ def why_not(run: Run, way: Way) -> str | None:
 
 
 def _has_failed(copy: Copy) -> bool:
-    """Whether it was to be made there and was given up, by one of us or by an old program."""
+    """Return whether an attempt to make the copy was given up, by us or by an old program."""
     from caxev.core.model import ERROR
 
     given_up = copy.status == ERROR and copy.fields.get("trigger") is not None
@@ -182,9 +181,9 @@ def _standing_of(copy: Copy) -> str:
 
 
 def asked_for(run: Run, way: Way, who: str, now: datetime) -> RunUpdate:
-    """Return the request: an entry that is added if the source is still as it was seen. Pure.
+    """Return the request: an entry that is added if the source is unchanged. Pure.
 
-    One whose copy has failed is asked for anew; what an old program left there is gone on with.
+    A failed copy is requested again, and data that an old program left there is reused.
     """
     from caxev.core.model import REQUESTED, RunUpdate
 
@@ -210,7 +209,7 @@ def asked_for(run: Run, way: Way, who: str, now: datetime) -> RunUpdate:
 
 @frozen
 class Standing:
-    """How the copy is: its status, `words` about it, and how far; `over`: nothing more comes."""
+    """The state of the copy: its status, `words` about it, its progress; `over`: it is final."""
 
     status: str
     words: str = ""
@@ -224,7 +223,7 @@ class Standing:
 
 
 def standing(run: Run | None, key: CopyKey, reactions: Iterable[tuple[Reaction, Any]]) -> Standing:
-    """Return how a copy that was asked for is, by its run and reactions. Pure."""
+    """Return the state of a requested copy, from its run and reactions. Pure."""
     from caxev.core.model import ERROR, TRANSFERRED
 
     copy = None if run is None else run.copy(key)
@@ -242,7 +241,7 @@ def _under_way(copy: Copy, reactions: Sequence[tuple[Reaction, Any]]) -> Standin
     from caxev.core.ledger import State
     from caxev.core.model import REQUESTED
 
-    # Only these react to the status of now: the others are of a former life of the entry.
+    # Only these react to the present status: the others belong to an earlier entry of that copy.
     current = [reaction for reaction, _ in reactions if reaction.after == copy.seen_as]
     notes = [f"{d.handler} at {d.site}: {d.note}" for d in current if d.note]
     words, states = "; ".join(notes), {reaction.state for reaction in current}
@@ -259,7 +258,7 @@ def _under_way(copy: Copy, reactions: Sequence[tuple[Reaction, Any]]) -> Standin
 
 @define(eq=False)
 class Errand:
-    """One call of the command; `last` is how the copy was when it was last looked at."""
+    """One call of the command; `last` is the latest state of the copy that was read."""
 
     sites: Sites
     wanted: Wanted
@@ -271,7 +270,7 @@ class Errand:
     _begun: float = field(init=False, factory=monotonic)
 
     async def run(self, database: Database, patience: float) -> None:
-        """Ask for the copy, and watch it for so many seconds at most."""
+        """Request the copy, and watch it for `patience` seconds at most."""
         import trio
 
         doer = self.wish.doer.name
@@ -315,7 +314,7 @@ class Errand:
         return found
 
     async def _watch(self, database: Database, way: Way) -> None:
-        """Show how the copy is with each change, until nothing more comes."""
+        """Show the state of the copy at each change, until it is final."""
         import trio
 
         from caxev.database import DatabaseError, is_transient
@@ -340,7 +339,8 @@ class Errand:
         run, sites = self.found.id, (self.wish.source.name, self.wish.target.name)
         async with database.follow(run, sites) as changed:
             while True:
-                # First the reactions: what is settled has written what it had to write to the run.
+                # Reactions before the run: a reaction settles after its writes to the run, so the
+                # run that is read next has them.
                 reactions = [
                     pair for site in sites for pair in await database.reactions(site, run=run)
                 ]
@@ -352,7 +352,7 @@ class Errand:
                 await changed()
 
     def _weigh(self, run: Run | None, way: Way) -> None:
-        """Learn the copy's size from its entry, or from the run's document."""
+        """Set the copy's size from its entry, or from the run's document."""
         copy = None if run is None else run.copy(way.target)
         if run is None or copy is None:
             return
@@ -370,7 +370,7 @@ class Errand:
         self.last = now
 
     async def cancel(self, database: Database) -> None:
-        """Take the request back. Raises `NothingToDo` where there is none any more."""
+        """Take the request back. Raises `NothingToDo` if there is none any more."""
         from caxev.core.clock import utcnow
         from caxev.core.model import REQUESTED, CopyKey, RunUpdate
 
@@ -389,7 +389,7 @@ class Errand:
         raise NothingToDo(f"nobody asks for {key} of {run}", GONE)
 
     def _left(self) -> str:
-        """Return what an end of the watching leaves behind."""
+        """Return a line about what goes on after the watching ends."""
         from caxev.cli.runs import which
         from caxev.core.model import REQUESTED
 
@@ -406,7 +406,7 @@ class Errand:
 
     @contextmanager
     def summed_up(self) -> Iterator[None]:
-        """End with the JSON object, if wanted, and with an exit code that tells how it went."""
+        """End with the JSON object, if wanted, and with an exit code for the result."""
         try:
             yield
         except KeyboardInterrupt:
@@ -438,7 +438,7 @@ class Errand:
 
 @define(eq=False)
 class Display:
-    """What people see: a bar on a terminal, plain lines in a pipe; on stderr beside JSON."""
+    """Output for people: a bar on a terminal, plain lines in a pipe; on stderr beside JSON."""
 
     as_json: bool
     _bar: rich.progress.Progress | None = field(init=False, default=None)
@@ -451,7 +451,7 @@ class Display:
             click.echo(escaped(line), err=self.as_json)
 
     def show(self, now: Standing) -> None:
-        """Show how the copy is."""
+        """Show the state of the copy."""
         if self._bar is None:
             self.print_line(now.line)
             return
@@ -468,7 +468,7 @@ class Display:
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Draw a bar for the length of the block, where this is a terminal."""
+        """Draw a bar for the length of the block, if this is a terminal."""
         if not (sys.stderr if self.as_json else sys.stdout).isatty():
             yield
             return
@@ -486,5 +486,5 @@ class Display:
 
 
 def _words(column: type[rich.progress.TextColumn]) -> rich.progress.TextColumn:
-    # Others wrote these: they are no mark-up.
+    # Other programs wrote these texts: brackets in them are no mark-up.
     return column("{task.fields[words]}", markup=False)

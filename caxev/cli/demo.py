@@ -1,4 +1,4 @@
-"""``caxev demo``: three sites, real servers, and a stand-in DAQ, watched until all is copied."""
+"""Run ``caxev demo``: three sites, real servers and a stand-in DAQ, until all is copied."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from caxev.finite import Finite
 BIRTH: Final = "lngs"
 """The site of sites.json where the stand-in DAQ writes."""
 PROTECTED: Final = "keep"
-"""The tag of runs that stay where they were born."""
+"""The tag of runs that stay at their site of birth."""
 IDLE: Final = 5.0
-"""Seconds for which the demo looks on while nothing happens."""
+"""Seconds without any change after which the demo counts as settled."""
 PATIENCE: Final = 60.0
 """Seconds without anything new after which the demo gives up."""
 MEGABYTE: Final = 1_000_000
@@ -101,7 +101,7 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
 
 
 def wanted(world: World, runs: int) -> dict[str, int]:
-    """How many copies of each kind there are when all is done, by their names in the summary."""
+    """Return the expected number of copies of each kind, by their names in the summary."""
     sites = world.sites.values()
     return {
         "verified": runs * len(world.listening),
@@ -115,9 +115,8 @@ def wanted(world: World, runs: int) -> dict[str, int]:
 def ended_by_signals() -> Iterator[Callable[[], None]]:
     """Let SIGTERM and SIGHUP end the block as Ctrl-C does, for which trio unwinds its tasks.
 
-    The process then ends with the signal's status. To be called is what is yielded when all that
-    is left is to tidy up: signals are passed over from then on, and so is all that follows the
-    first SIGTERM or SIGHUP.
+    The process then ends with the signal's status. Call what is yielded when only the clean-up is
+    left: from then on signals are ignored, as they are after the first SIGTERM or SIGHUP.
     """
     asked: list[int] = []
 
@@ -131,7 +130,7 @@ def ended_by_signals() -> Iterator[Callable[[], None]]:
             signal.signal(number, lambda _number, _frame: None)
 
     handlers: dict[int, Any] = {signal.SIGTERM: leave, signal.SIGHUP: leave}
-    handlers[signal.SIGINT] = signal.default_int_handler  # a background job ignores it
+    handlers[signal.SIGINT] = signal.default_int_handler  # a shell's background jobs ignore it
     former = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield pass_over
@@ -147,7 +146,7 @@ def ended_by_signals() -> Iterator[Callable[[], None]]:
 
 @define(eq=False)
 class Show:
-    """What people see: a live table on a terminal, plain lines elsewhere."""
+    """Output for people: a live table on a terminal, plain lines elsewhere."""
 
     console: Console
     world: World
@@ -166,7 +165,7 @@ class Show:
         return table
 
     def lines(self, runs: Sequence[Run]) -> None:
-        """Print what is new since the last call, a line each."""
+        """Print a line for each change since the last call."""
         for one in runs:
             for copy in one.copies:
                 what = "" if copy.type == "raw" else f" {copy.type}"
@@ -176,11 +175,11 @@ class Show:
                     self.say(f"{utcnow():%H:%M:%S} {news[0]} {copy.host}: {copy.status}")
 
     def forget(self, name: str, host: str) -> None:
-        """Tell of this copy again, as of a new one."""
+        """Report this copy again, as a new one."""
         self._told = {news for news in self._told if news[:2] != (name, host)}
 
     def summary(self, summary: Mapping[str, Any]) -> None:
-        """Print how it went."""
+        """Print the result."""
         reactions, latency = summary["reactions"], summary["latency_ms"]
         self.say(
             f"{summary['runs']} runs: {summary['copies']} copies, {summary['verified']} verified, "
@@ -199,7 +198,7 @@ class Show:
 
 
 def good(copy: Copy) -> bool:
-    """Whether a copy is at its good end."""
+    """Return whether a copy has reached its good final state."""
     return copy.status == TRANSFERRED
 
 
@@ -275,7 +274,7 @@ async def _lose(show: Show, database: Database) -> None:
 
 
 async def _purge(world: World, show: Show, database: Database) -> int:
-    """Let the first run go where it was born, as it is old enough; how many copies went."""
+    """Have the first run purged at its site of birth; return how many copies were deleted."""
     gone = 0
     for one in (await database.select(Selection(), utcnow()))[:1]:
         await database.update_run(RunUpdate.overwrite(one, tags=[]), utcnow())
@@ -291,7 +290,7 @@ async def _purge(world: World, show: Show, database: Database) -> int:
 
 
 async def _tell(world: World, show: Show, one: Run) -> None:
-    """Print a run's history, as anybody can have it."""
+    """Print a run's history, as ``caxev explain --timeline`` does."""
     words = ["explain", "--run", str(one.number), "--timeline"]
     show.say(f"\ncaxev {' '.join(words)}")
     told = await trio.run_process(
@@ -304,7 +303,7 @@ async def _tell(world: World, show: Show, one: Run) -> None:
 
 
 async def _watch(world: World, show: Show, database: Database, count: int) -> None:
-    """Show how it goes, until every copy has come to its end and nothing is running."""
+    """Show progress until every copy has reached its final state and nothing is running."""
     live = Live(console=show.console, auto_refresh=False) if show.console.is_terminal else None
     if live is not None:
         live.start()

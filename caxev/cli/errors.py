@@ -1,7 +1,6 @@
-"""What goes wrong, as one line on stderr and an exit code.
+"""Report errors as one line on stderr and an exit code.
 
-Everything that a command raises ends here, once. A traceback is shown only at
-``--log-level debug``.
+Every exception of a command ends here. A traceback is shown only at ``--log-level debug``.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ Exit codes:
 
 
 class NoSuchRun(Exception):
-    """No run fits what was asked for. The message is one line for a person."""
+    """No run matches the options. The message is one line for a person."""
 
 
 class NothingToDo(Exception):
-    """What was asked for cannot be done, or is there already. The message is one line.
+    """The request is impossible, or done already. The message is one line.
 
-    `status` is that of the copy that was asked for, where the answer is about one.
+    `status` is that of the copy concerned, if there is one.
     """
 
     def __init__(self, why: str, status: str | None = None) -> None:
@@ -55,7 +54,7 @@ class NothingToDo(Exception):
 
 @contextmanager
 def report_errors(*, debug: Callable[[], bool]) -> Iterator[None]:
-    """Turn what is raised inside into a line on stderr and an exit code."""
+    """Turn an exception of the block into a line on stderr and an exit code."""
     try:
         yield
     except click.UsageError as usage:
@@ -69,25 +68,25 @@ def report_errors(*, debug: Callable[[], bool]) -> Iterator[None]:
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as raised:  # noqa: BLE001  # the last
         error = leaf(raised)
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
-            raise error from None  # click ends quietly when the reader of a pipe has left
+            raise error from None  # click ends quietly if the reader of a pipe has gone
         if debug():
             _show_traceback(raised)
         line, code = meaning(error)
         if line:
-            with suppress(OSError):  # the exit code says it too
+            with suppress(OSError):  # stderr may be closed; the exit code remains
                 click.echo(f"caxev: {line}", err=True)
         raise click.exceptions.Exit(code) from None
 
 
 def leaf(error: BaseException) -> BaseException:
-    """Return the first error inside the groups that trio's nurseries make."""
+    """Return the first error inside the exception groups of trio's nurseries."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def meaning(error: BaseException) -> tuple[str, int]:
-    """Return the line that tells a person of this error, and the exit code."""
+    """Return the line about this error for a person, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "", INTERRUPTED
     if isinstance(error, ConfigError):
@@ -108,8 +107,8 @@ def meaning(error: BaseException) -> tuple[str, int]:
 
 
 def _is_database_error(error: BaseException) -> bool:
-    # Only what has been imported can have been raised, and importing it here would take longer
-    # than most commands do.
+    # An exception can only come from a module that is imported already. Importing the module here
+    # would take longer than most commands do.
     return any(
         (cls.__module__, cls.__name__) == ("caxev.database.client", "DatabaseError")
         for cls in type(error).__mro__

@@ -1,4 +1,4 @@
-"""``caxev explain``: what each handler of a site makes of a run, and why."""
+"""Run ``caxev explain``: show what each handler of a site did with a run, and why."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def explain(  # noqa: PLR0917  # the options
 
 
 def _say_more(registry: Registry, run: Run, *, as_json: bool) -> None:
-    """Say what concerns all handlers of a site."""
+    """Print what concerns all handlers of a site."""
     if as_json:
         return
     here = registry.here.name
@@ -93,7 +93,7 @@ def _say_more(registry: Registry, run: Run, *, as_json: bool) -> None:
 
 
 def _asked_for(copy: Copy) -> str:
-    """Return who wants a copy that is only requested yet; no text for any other."""
+    """Return who requested a copy that does not exist yet; an empty text for any other."""
     from caxev.core.model import REQUESTED
 
     if copy.status != REQUESTED:
@@ -112,7 +112,7 @@ _COLUMNS = (
 
 @define
 class Explanation:
-    """What a site's handlers make of a run, given the run and the site's reactions for it.
+    """The work of a site's handlers on a run, given the run and the site's reactions for it.
 
     `listening`: whether a listener acts for the site now.
     """
@@ -189,7 +189,7 @@ class Explanation:
         return "due now, as soon as a worker is free"
 
     def _missing(self) -> dict[str, list[tuple[Event, str]]]:
-        """Return by handler what a replay would fire: (event, what to do)."""
+        """Return, for each handler, the events that a replay would fire, and what to do."""
         from caxev.cli.runs import which
         from caxev.core.recording import to_replay
 
@@ -202,7 +202,7 @@ class Explanation:
         return missing
 
     def _unmet(self, handler: Handler) -> Iterator[str]:
-        """Return for each trigger which condition is not met."""
+        """Return, for each trigger, the condition that is not met."""
         from caxev.cli.admin import in_words
 
         for trigger in handler.triggers:
@@ -223,7 +223,7 @@ _SHOWN = 4
 
 
 def _about(trigger: Trigger) -> type:
-    """Return the kind of aspect that a trigger is about."""
+    """Return the kind of aspect to which a trigger reacts."""
     from caxev.core.model import CopyField, CopyKey, Existence, Field, Tag
     from caxev.core.registry import CopyFieldTrigger, CopyTrigger, FieldTrigger, TagTrigger
 

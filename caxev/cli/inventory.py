@@ -1,8 +1,8 @@
-"""What stands in a site's directories, beside what the database says should: for ``caxev stray``.
+"""Compare a site's directories with the database's entries, for ``caxev stray``.
 
-Both sides go into a temporary SQLite database on the disk, so that memory is bounded however many
-files there are: first what the database claims, page by page, then what a walk finds that no
-claim covers. What stands inside a copy is the copy's own affair: ``caxev verify`` looks at that.
+Both go into a temporary SQLite database on the disk, so that memory is bounded however many files
+there are: first the places that entries claim, page by page, then what a walk finds outside of
+every claim. Files inside a copy are not compared: that is for ``caxev verify``.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ GONE: Final = GONE_PREFIX.encode()
 MOVED: Final = MOVED_PREFIX.encode()
 _ASIDE: Final = QUARANTINE.encode()
 _HELD: Final = ("dir_raw", "dir_processed", "dir_minitrees")
-"""The directories whose contents are copies."""
+"""The directories of sites.json that contain copies."""
 
 Kind = Literal["stray", "leftover"]
 
 
 class Claim(NamedTuple):
-    """A place that an entry names; `must`: its files have to be there."""
+    """A place that an entry names; `must`: its files must exist."""
 
     path: bytes
     must: bool = False
@@ -46,11 +46,11 @@ class Claim(NamedTuple):
 
 
 class Find(NamedTuple):
-    """Something that no entry names, as a whole: a directory with all that is in it, or a file.
+    """A file, or a directory with its content, that no entry names.
 
-    `leftover`: a partial that nobody goes on with, or what was put aside and is nobody's any more.
-    `size` is in bytes; `changed` is when anything of it was last changed, renamed or moved here, in
-    seconds since 1970. `trouble`: why not all of it could be looked at.
+    `leftover`: an abandoned partial, or files set aside by a copy that is gone. `size` is in bytes.
+    `changed` is the last time that anything in it was changed, renamed or moved here, in seconds
+    since 1970. `trouble`: why not all of it could be read.
     """
 
     path: bytes
@@ -68,7 +68,7 @@ class Inventory:
     _db: sqlite3.Connection = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        # The empty name is that of a database on the disk that is gone when it is closed.
+        # With an empty name SQLite makes a file that it removes at the end, even of a crash.
         self._db = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384;"
@@ -87,7 +87,7 @@ class Inventory:
     # -- claims -----------------------------------------------------------------------------
 
     def claim(self, claims: Iterable[Claim]) -> None:
-        """Take in what entries name. Of two claims on one place that counts which must be."""
+        """Store claims; of two claims on one place, one with `must` counts."""
         self._db.execute("BEGIN")
         self._db.executemany(
             "INSERT INTO claims VALUES(?,?,?,?,?,?,?,?,0) ON CONFLICT(path) DO UPDATE SET "
@@ -99,29 +99,29 @@ class Inventory:
         self._db.execute("COMMIT")
 
     def claimed(self, path: bytes) -> bool:
-        """Whether an entry names that place."""
+        """Return whether an entry names that place."""
         found = self._db.execute("SELECT 1 FROM claims WHERE path=?", (path,)).fetchone()
         return found is not None
 
     def see(self, path: bytes) -> bool:
-        """Whether an entry names that place, which is seen now."""
+        """Mark that place as existing; return whether an entry names it."""
         if not self.claimed(path):
             return False
         self._db.execute("UPDATE claims SET seen=1 WHERE path=?", (path,))
         return True
 
     def claimed_below(self, path: bytes) -> bool:
-        """Whether an entry names a place inside of that directory."""
+        """Return whether an entry names a place inside of that directory."""
         between = (path + b"/", path + b"0")  # the character after the slash
         query = "SELECT 1 FROM claims WHERE path>? AND path<? LIMIT 1"
         return self._db.execute(query, between).fetchone() is not None
 
     def musts(self) -> int:
-        """Count the copies whose files have to be there."""
+        """Count the copies whose files must exist."""
         return int(self._db.execute("SELECT COUNT(*) FROM claims WHERE must").fetchone()[0])
 
     def settle(self) -> int:
-        """See for each place that was not walked past whether it is there; how many are not."""
+        """Check the claimed places that the walk did not pass; return how many are missing."""
         after = b""
         while page := self._unseen(after):
             for claim in page:
@@ -132,7 +132,7 @@ class Inventory:
         return int(self._db.execute(query).fetchone()[0])
 
     def gone(self) -> Iterator[list[Claim]]:
-        """Return the copies whose files are not there, in pages; after `settle`."""
+        """Return the copies whose files are missing, in pages; after `settle`."""
         after = b""
         while page := self._unseen(after):
             after = page[-1].path
@@ -148,7 +148,7 @@ class Inventory:
     # -- finds ------------------------------------------------------------------------------
 
     def walk(self, site: Site) -> None:
-        """Walk through the directories of a site, which must all be there. Raises OSError."""
+        """Walk through the directories of a site, which must all exist. Raises OSError."""
         self._db.execute("BEGIN")
         walk = _Walk(self, _held(site), frozenset(map(_real, site.roots)))
         self._db.executemany(
@@ -158,7 +158,7 @@ class Inventory:
         self._db.execute("COMMIT")
 
     def finds(self) -> Iterator[list[Find]]:
-        """Return what no entry names, in pages."""
+        """Return the finds, in pages."""
         last = 0
         query = "SELECT * FROM finds WHERE id>? ORDER BY id LIMIT ?"
         while page := self._db.execute(query, (last, PAGE)).fetchall():
@@ -185,7 +185,7 @@ class _Walk:
     roots: frozenset[bytes]
 
     def finds(self) -> Iterator[Find]:
-        """Return what no entry names."""
+        """Return everything that no entry names."""
         for root, versioned in self.held.items():
             yield from self._below(root, versioned=versioned)
 
@@ -205,12 +205,12 @@ class _Walk:
 
     def _leads_on(self, path: bytes) -> bool:
         if path in self.roots:
-            return False  # it is walked by itself, or holds no copies
+            return False  # it is a root of its own, or contains no copies
         inner = any(root.startswith(path + b"/") for root in self.roots)
         return inner or self.inventory.claimed_below(path)
 
     def _of_ours(self, entry: os.DirEntry[bytes]) -> Iterator[Find]:
-        """Pass over what has a keeper: what is not of a copy, and what is of one that is known."""
+        """Skip what a known copy accounts for, and what belongs to no copy at all."""
         if entry.name == _ASIDE and entry.is_dir(follow_symlinks=False):
             with os.scandir(entry.path) as kept:
                 found = [one.path for one in kept]
@@ -223,12 +223,12 @@ class _Walk:
     @staticmethod
     def _stray(path: bytes, kind: Kind) -> Iterator[Find]:
         find = measured(path, kind)
-        if find.files or find.trouble:  # an empty directory takes nothing from anybody
+        if find.files or find.trouble:  # an empty directory takes no space
             yield find
 
 
 def keepers(path: bytes) -> Iterator[bytes]:
-    """Return the claims that account for what is at a path: itself or, of a partial, its copy."""
+    """Return the places that account for a path: itself or, for a partial, its copy's."""
     yield path
     directory, name = os.path.split(path)
     if name.startswith(_PART):
@@ -236,25 +236,25 @@ def keepers(path: bytes) -> Iterator[bytes]:
 
 
 def hidden(path: bytes, prefix: bytes) -> bytes:
-    """Return the hidden sibling of a path whose name begins so."""
+    """Return the hidden sibling of a path, with that prefix."""
     directory, name = os.path.split(path)
     return os.path.join(directory, prefix + name)
 
 
 def copies_of(path: bytes) -> Iterator[bytes]:
-    """Return where the copies may stand that account for what is at a path."""
+    """Return the possible places of the copy to which one of our own files belongs."""
     yield path
     directory, name = os.path.split(path)
     for prefix in (_PART, GONE, MOVED):
         if name.startswith(prefix):
             yield os.path.join(directory, name.removeprefix(prefix))
     if os.path.basename(directory) == _ASIDE:
-        copy = name.rpartition(b"@")[0] or name  # since when it is there
+        copy = name.rpartition(b"@")[0] or name  # without the time at which it was set aside
         yield os.path.join(os.path.dirname(directory), copy.replace(b"%", b"/"))
 
 
 def measured(path: bytes, kind: Kind) -> Find:
-    """Count all that is at a path, without following links, in bounded memory."""
+    """Count the files and bytes at a path, without following links, in bounded memory."""
     files, size, changed = 0, 0, 0.0
     trouble: str | None = None
     open_: list[Iterator[os.DirEntry[bytes]]] = []
@@ -289,5 +289,5 @@ def _directory(path: str) -> str:
 
 
 def places(location: object) -> Sequence[bytes]:
-    """As `caxev.files.places`; where a directory is, is looked up once for all that is in it."""
+    """As `caxev.files.places`, but each directory is resolved only once."""
     return files.places(location, _directory)
