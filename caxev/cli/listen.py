@@ -1,4 +1,4 @@
-"""``caxev listen``: the process that acts for a site, and its dry run."""
+"""Run ``caxev listen``, the process that acts for a site, and its dry run."""
 
 from __future__ import annotations
 
@@ -119,9 +119,9 @@ def listen(
 
 
 def _check(site: str, sites: Sites) -> None:
-    """Raise `ConfigError` for what keeps a site from being listened for.
+    """Raise `ConfigError` if no listener can run for the site.
 
-    A disk that is not mounted yet does not: what needs it waits.
+    A disk that is not mounted is no reason: reactions that need it wait.
     """
     from caxev.cli.admin import catalogue_problems, private_problems
     from caxev.files import is_bare, not_private
@@ -152,7 +152,7 @@ _PAGE = 1000
 
 
 async def _would(database: Database, site: str, registry: Registry) -> list[dict[str, Any]]:
-    """Return what a listener would do now: what is due, was asked for, and is new."""
+    """Return what a listener would do now: reactions that are due, requested or new."""
     rows = [row async for row in _due(database, site)]
     rows += [
         {"event": None, "handler": request.handler, "why": _asked(request)}
@@ -170,7 +170,7 @@ async def _would(database: Database, site: str, registry: Registry) -> list[dict
 def new_reactions(
     registry: Registry, ids: list[RunId], now: Snapshots, before: Snapshots
 ) -> Iterator[dict[str, Any]]:
-    """Return the reactions to what differs between the snapshots at runs and those of now."""
+    """Return the reactions to the changes between the stored snapshots and the runs of now."""
     from caxev.core.diff import diff
 
     for run in ids:
@@ -208,9 +208,9 @@ async def _due(database: Database, site: str) -> AsyncIterator[dict[str, Any]]:
 async def _due_in(
     database: Database, site: str, lane: str, now: datetime
 ) -> AsyncIterator[Reaction]:
-    """Read what is due in a lane page by page: each begins at the time where one ended."""
+    """Read what is due in a lane page by page; each page begins at the last one's final time."""
     since: datetime | None = None
-    seen: set[str] = set()  # of those that fell due at that time
+    seen: set[str] = set()  # reactions due at that very time, which the next page has again
     more = True
     while more:
         limit = _PAGE + len(seen)
@@ -226,7 +226,7 @@ async def _due_in(
 
 
 async def _labelled(database: Database, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Say the runs' numbers or names instead of their ids."""
+    """Replace the runs' ids by their numbers or names."""
     from caxev.cli.runs import shown_all
 
     named = await shown_all(database, (row["id"] for row in rows if "id" in row))

@@ -1,15 +1,15 @@
-"""``caxev mv``: the files of a copy go to another directory of their own site.
+"""Run ``caxev mv``: move the files of a copy to another directory of their site.
 
-The entry says at every moment where the files are. In the order of what happens:
+The entry names the place of the files at every moment. The steps, in order:
 
-1. the entry becomes ``moving``, with `moving_to`, if nobody makes a copy from it: from then on
-   nobody counts on it and no reaction begins to read it; those that read it already are waited for;
-2. the files are renamed, or, where that is another file system, copied, read again and compared,
-   and the old ones are given a hidden name, `moved_from`;
-3. the entry is told: ``transferred``, at the new place;
-4. what was given the hidden name is removed, and the entry forgets it.
+1. The entry becomes ``moving``, with `moving_to`, unless a copy is being made from it. From then on
+   it does not count, and no reaction begins to read it; we wait for those that already do.
+2. The files are renamed. To another file system they are copied, read again and compared, and the
+   old ones are renamed to a hidden name, `moved_from`.
+3. The entry becomes ``transferred``, at the new place.
+4. The files under the hidden name are removed, and `moved_from` is unset.
 
-Killed anywhere, the same command goes on. Where nothing was moved, the first step is taken back.
+If it was killed at any point, the same command continues. If nothing was moved, step 1 is undone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from caxev.files import Manifest
 
 _WITHDRAWING: Final = 10.0
-"""Seconds that taking back may take."""
+"""The time limit, in seconds, for undoing the first step."""
 
 
 @click.command(
@@ -100,9 +100,9 @@ def mv(
 
 @frozen
 class Move:
-    """Files that are to go from one place to another, both resolved and inside the site's roots.
+    """Files to move from one place to another, both resolved and inside the site's roots.
 
-    `aside`: where the old files wait for their removal, where they cannot be renamed.
+    `aside`: the hidden name of the old files if they are copied and not renamed.
     """
 
     copy: Copy
@@ -118,11 +118,11 @@ class Move:
 
     @property
     def untouched(self) -> bool:
-        """Whether all files are where they were, and nothing is where they go."""
+        """Return whether all files are at the old place, and nothing is at the new one."""
         return os.path.lexists(self.old) and not os.path.lexists(self.new)
 
     def row(self, run: Run, what: str) -> Mapping[str, Any]:
-        """Return what the command prints of it."""
+        """Return the row that the command prints."""
         from caxev.cli.runs import shown
 
         return {
@@ -137,9 +137,9 @@ class Move:
 
 
 def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:
-    """Decide what is to be moved where. Raises `NothingToDo`, and `GiveUp` for a place not ours.
+    """Plan the move. Raises `NothingToDo`, and `GiveUp` for a place outside of the site.
 
-    Looks at no file but to see where links lead.
+    Reads no file, but resolves links.
     """
     from caxev.core.model import MOVING, TRANSFERRED
     from caxev.files import confine, inside, safe_name
@@ -162,7 +162,7 @@ def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:
 
 @frozen
 class Errand:
-    """One copy to be moved at the site where we are."""
+    """One copy to move at this machine's site."""
 
     site: Site
     sites: Sites
@@ -171,7 +171,7 @@ class Errand:
     to: str
 
     async def plan(self, database: Database) -> Mapping[str, Any]:
-        """Say what would be moved."""
+        """Return what would be moved."""
         run = await self.wanted.find_one(database, database.settings)
         move = plan_move(run, self.key, self.site, self.to)
         self._sure_free(move)
@@ -179,11 +179,9 @@ class Errand:
         return move.row(run, "it is there" if move.old == move.new else "would be moved")
 
     async def go(self, database: Database) -> Mapping[str, Any]:
-        """Move it. Raises `NothingToDo`, or what the disk says as `Retry` or `GiveUp`.
-
-        One process of this machine at a time: a second one would take back what the first has
-        claimed.
-        """
+        """Move it. Raises `NothingToDo`, and for errors of the disk `Retry` or `GiveUp`."""
+        # Only one process of this machine at a time: a second one would take the first one's claim
+        # for that of a killed command, and undo it.
         from caxev.files import process_lock
 
         run = await self.wanted.find_one(database, database.settings)
@@ -228,7 +226,7 @@ class Errand:
             raise NothingToDo(f"{escaped(move.new)} exists already and is not replaced")
 
     async def _sure_alone(self, database: Database, run: Run, move: Move) -> None:
-        """Raise `NothingToDo` if the files are another entry's as well: it would lose its own."""
+        """Raise `NothingToDo` if another entry has the same files: it would lose them."""
         from caxev.copies.sharing import sharing_here
 
         if others := await sharing_here(database.neighbours, run, move.copy, self.site, self.sites):
@@ -268,7 +266,7 @@ class Errand:
         return found, copy
 
     async def _alone(self, database: Database, run: Run) -> None:
-        """Wait until no reaction of this site that began before us is at work on the run."""
+        """Wait for the reactions of this site that were running on the run before us."""
         name = self.site.name
         record = await database.site_record(name)
         if record is None or not record.active:
@@ -294,13 +292,13 @@ class Errand:
         return (await self._written(database, run, update))[0]
 
     async def _withdraw(self, database: Database, run: Run, moving: Copy, move: Move) -> None:
-        """Say that the copy is good where it was, if all of it still is."""
+        """Reset the entry to the old place, if all files are still there."""
         if move.untouched:
             with trio.move_on_after(_WITHDRAWING, shield=True):
                 await self._tell(database, run, moving)
 
     async def _clear(self, database: Database, run: Run, copy: Copy) -> None:
-        """Remove what an earlier step has put aside."""
+        """Remove the files under the hidden name."""
         from caxev.core.model import RunUpdate
         from caxev.files import MOVED_PREFIX, confine_own
 
@@ -316,11 +314,11 @@ class Errand:
 
 
 def bring(move: Move, site: Site, expected: Manifest | None) -> str | None:
-    """Have the files stand at their new place alone; where the old ones were put aside, if so.
+    """Move the files to their new place; return the hidden name of the old ones, if any.
 
-    Raises `GiveUp` where the files are not what `expected` says (None: not known), or something
-    else has the new name; `Retry` for what the disk refuses. Until it returns, all of the copy
-    stands at the old place or all of it at the new one. Called again, it goes on.
+    Raises `GiveUp` if the files do not match `expected` (None: unknown), or something else has the
+    new name; `Retry` if the disk fails. At every moment the whole copy is at the old place or at
+    the new one. If interrupted, it can be called again.
     """
     from caxev.files import local, make_parents, rename_new
 
@@ -364,7 +362,7 @@ def _sure_shape(path: str, expected: Manifest | None) -> None:
 
 
 def _copied(move: Move, site: Site, expected: Manifest | None) -> None:
-    """Have a copy of the old files at the new place, which is read again and compared."""
+    """Copy the old files to the new place, read the copy again, and compare."""
     from caxev.files import digest_tree
     from caxev.transfer import Route
     from caxev.transfer.local import Local

@@ -1,7 +1,7 @@
-"""The options that every command has, and what commands make of them.
+"""Define the options that every command has; `State` holds their values.
 
-The same options stand on the group and on each command, so that they may be given before or after
-the command's name; what is given last counts. `State` holds them.
+The group and each command have the same options, so that users may give them before or after the
+command's name; the last value counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOST: Final = 2**63 - 1
 
 
 class RunNumber(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
-    """A run's number: 1 or more, and what MongoDB can hold."""
+    """A run's number: at least 1, and within MongoDB's range."""
 
     name = "run number"
 
@@ -50,7 +50,7 @@ RUN_NUMBER: Final = RunNumber()
 
 @define
 class State:
-    """The global options as given, and what is loaded by them, each thing once."""
+    """The global options, and what is loaded according to them, each thing once."""
 
     config: str | None = None
     mongo_uri: str | None = None
@@ -82,8 +82,8 @@ class State:
     def registry(self, name: str) -> Registry:
         """Return a site's handlers: the usual ones, those of methods, its own and ``--handlers``.
 
-        Raises `ConfigError`. Where several sites' handlers are loaded into this process, those
-        that only another site names are left out.
+        Raises `ConfigError`. If this process has loaded the handlers of several sites, those that
+        only another site names are left out.
         """
         from caxev.core.registry import Registry, recorded
 
@@ -102,7 +102,7 @@ class State:
     def log(self, usual: str, *, lasting: bool = False) -> None:
         """Start logging to stderr, at the level asked for or else the usual one.
 
-        A `lasting` process never waits for whoever reads that.
+        A `lasting` process never blocks on the reader of its log.
         """
         from caxev import logs
 
@@ -126,7 +126,7 @@ class State:
 
 
 def state() -> State:
-    """Return the state of the command that runs."""
+    """Return the state of the running command."""
     found: State = click.get_current_context().find_root().ensure_object(State)
     return found
 
@@ -142,7 +142,7 @@ def _remember(context: click.Context, parameter: click.Parameter, value: Any) ->
 
 
 def global_options(*, hidden: bool) -> Callable[[F], F]:
-    """Add the options that every command has; they are listed in the group's help alone."""
+    """Add the options that every command has; only the group's help lists them."""
 
     def option(*names: str, **attributes: Any) -> Callable[[F], F]:
         return click.option(
@@ -191,7 +191,7 @@ def global_options(*, hidden: bool) -> Callable[[F], F]:
 
 def example(*lines: str) -> str:
     """Return the end of a help text: commands to try."""
-    # A line with a backspace tells click to leave the paragraph as it is.
+    # A line that is a backspace makes click print the paragraph without wrapping it.
     return "\n".join(("\b", "Example:", *(f"  {line}" for line in lines)))
 
 

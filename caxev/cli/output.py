@@ -1,10 +1,10 @@
-"""How results come out: a table on a terminal or in a pipe, or one JSON document.
+"""Print results as a table, on a terminal or in a pipe, or as one JSON document.
 
-The same thing has the same form in every command: a run is `run_parts`, an event `event_parts`, a
-time ISO 8601 in UTC, an amount of data a number of bytes.
+Every command uses the same forms: `run_parts` for a run, `event_parts` for an event, ISO 8601 in
+UTC for a time, a number of bytes for an amount of data.
 
-What stands in the database was written by others: whatever is not printable is shown escaped, so
-that no text from there can steer a terminal.
+Other programs write to the database: unprintable characters are escaped, so that no text from there
+can control a terminal.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Row = Mapping[str, Any]
 
 @frozen
 class Parts:
-    """Something that tables show as a few words, and JSON as an object."""
+    """A value that tables show as a few words, and JSON as an object."""
 
     words: str
     parts: Mapping[str, Any]
@@ -39,7 +39,7 @@ class Parts:
 
 
 def run_parts(run: object, number: int | None = None, name: str | None = None) -> Parts:
-    """Return a run, given its id, by its number, else its name, else its id; None: not stored."""
+    """Return a run by its number, else its name, else its id; None: it is not stored."""
     key = None if run is None else str(run)
     words = str(number or name or f"{key} (gone)")
     return Parts(words, {"id": key, "number": number or None, "name": name or None})
@@ -65,10 +65,10 @@ def event_parts(event: Event) -> Parts:
 
 @frozen
 class Column:
-    """A column as people see it: a row's `key`, or ``key.part`` of `Parts`, under a heading.
+    """A column of a table: a row's `key`, or ``key.part`` of `Parts`, under a heading.
 
-    `show` turns a value into what the cell shows. If a terminal is too narrow for all columns,
-    those that are most `minor` are left out first, and those that are 0 never.
+    `show` turns a value into the cell's text. If a terminal is too narrow for all columns, the most
+    `minor` are left out first, and those with 0 never.
     """
 
     key: str
@@ -77,7 +77,7 @@ class Column:
     minor: int = field(default=0, kw_only=True)
 
     def value(self, row: Row) -> Any:
-        """Return what stands in the column."""
+        """Return the row's value in this column."""
         name, _, part = self.key.partition(".")
         found = row.get(name)
         if part:
@@ -92,14 +92,14 @@ class Column:
 
 @frozen
 class Table:
-    """Rows, and the columns that people see of them. JSON has every key of every row."""
+    """Rows, and the columns that a table shows. JSON has every key of every row."""
 
     columns: Sequence[Column]
     rows: Sequence[Row]
     title: str = ""
 
     def fitting(self, width: int) -> Table:
-        """Return the table without what has nothing to show, and with what fits the width."""
+        """Return the table without empty columns, and with those that fit the width."""
         columns = [one for one in self.columns if any(map(_says, map(one.value, self.rows)))]
         for minor in sorted(columns, key=lambda one: -one.minor):
             if minor.minor and _least(columns, self.rows) > width:
@@ -108,9 +108,9 @@ class Table:
 
 
 _WHOLE: Final = 20
-"""A column of this width, which a time takes, is not folded."""
+"""The width, that of a time, up to which a column is not folded."""
 _FOLDED: Final = 12
-"""The width at which a column that is folded can be read."""
+"""The smallest width at which a folded column is legible."""
 _GAP: Final = 2
 
 
@@ -120,7 +120,7 @@ def _says(value: object) -> bool:
 
 
 def _least(columns: Iterable[Column], rows: Sequence[Row]) -> int:
-    """Return how many characters these columns take if all that may be folded is."""
+    """Return how many characters these columns need if they are folded as far as possible."""
     widths = [one.widths(rows) for one in columns]
     least = (max(heading, cells if cells <= _WHOLE else _FOLDED) for heading, cells in widths)
     return sum(least) + _GAP * (len(widths) - 1)
@@ -149,7 +149,7 @@ def show_json(rows: Sequence[Row]) -> None:
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """Return a value as JSON, with all that rows may hold."""
+    """Return a value as JSON, with all types that rows may contain."""
     return json.dumps(value, default=_json, indent=indent)
 
 
@@ -190,7 +190,7 @@ def size(number: object) -> str | None:
 
 
 def lasting(seconds: float) -> str:
-    """Return a length of time as people say it, in the largest unit of which there are two."""
+    """Return a duration for people, in the largest unit of which there are at least two."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -228,7 +228,7 @@ def _show_rich(table: Table, *, wide: bool) -> None:
         box=SIMPLE_HEAD,
         show_edge=False,
         pad_edge=False,
-        padding=(0, _GAP - 1, 0, 0),  # the box has one more
+        padding=(0, _GAP - 1, 0, 0),  # the box adds one column
         title=escaped(table.title) or None,
         title_justify="left",
     )

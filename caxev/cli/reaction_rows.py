@@ -1,4 +1,4 @@
-"""Reactions as ``caxev status``, ``caxev reactions`` and ``caxev explain`` list them."""
+"""Format reactions for ``caxev status``, ``caxev reactions`` and ``caxev explain``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ COLUMNS: Final = (
     Column("attempts", "ATTEMPTS", minor=2),
     Column("note", "NOTE"),
 )
-"""What people see of a `reaction_row`; where runs differ, `RUN_COLUMN` goes after the site."""
+"""The columns of a `reaction_row`; in lists of several runs `RUN_COLUMN` follows the site."""
 
 
 @frozen
 class Progress:
-    """How far reactions are: bytes, and bytes a second; None where that is not known."""
+    """The progress of reactions in bytes, and bytes a second; None if unknown."""
 
     done: int
     total: int | None = None
@@ -39,7 +39,7 @@ class Progress:
 
     @classmethod
     def of(cls, row: object) -> Progress | None:
-        """What a reaction has said in its ledger document; None where it has not, or nonsense."""
+        """Return the progress in a reaction's ledger document; None if it has none, or nonsense."""
         match row:
             case {"done": int(done)}:
                 assert isinstance(row, Mapping)
@@ -49,7 +49,7 @@ class Progress:
 
     @classmethod
     def sum(cls, several: Iterable[Progress]) -> Progress:
-        """How far all of them are together, as far as they know."""
+        """Return the total progress, as far as it is known."""
         found = list(several)
         rates = [one.rate for one in found if one.rate is not None]
         return cls(
@@ -60,7 +60,7 @@ class Progress:
 
     @property
     def left(self) -> float | None:
-        """Seconds until it is done at this rate."""
+        """Return the seconds until the end at this rate; None if unknown."""
         if self.total is None or not self.rate:
             return None
         return max(self.total - self.done, 0) / self.rate
@@ -83,7 +83,7 @@ def _rate(value: object) -> float | None:
 
 
 def progress_cells(progress: Progress | None) -> dict[str, Any]:
-    """Return the parts of a row that say how far it is, for people and for programs."""
+    """Return the cells of a row with its progress, for people and for programs."""
     left = None if progress is None else progress.left
     return {
         "progress": None if progress is None else str(progress),
@@ -95,7 +95,7 @@ def progress_cells(progress: Progress | None) -> dict[str, Any]:
 
 
 def _said(document: Mapping[str, Any]) -> dict[str, str]:
-    """Return all that programs said that the reaction has run."""
+    """Return the output of the programs that the reaction has run."""
     parts = document.get("kept")
     if not parts:
         return {}
@@ -106,7 +106,7 @@ def _said(document: Mapping[str, Any]) -> dict[str, str]:
 
 
 def reaction_row(reaction: Reaction, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a reaction as it is listed, with how far it is where that is known."""
+    """Return the row of a reaction, with its progress if that is known."""
     progress = document.get("progress")
     return {
         "site": reaction.site,

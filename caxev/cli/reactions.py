@@ -1,4 +1,4 @@
-"""``caxev reactions`` and ``caxev retry``: what is owed, and failures that are tried again."""
+"""Run ``caxev reactions`` and ``caxev retry``: list reactions, and retry those that failed."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _site_names(site: str | None) -> tuple[str, ...]:
 
 
 async def _known(database: Database, names: Iterable[str], site: str | None) -> list[str]:
-    """Return the sites to look at: the one named, or all that are in the file or ever listened."""
+    """Return the sites to list: the one named, or all in sites.json and all that ever listened."""
     records = () if site is not None else await database.site_records()
     return list(dict.fromkeys([*names, *(record.site for record in records)]))
 
@@ -189,7 +189,7 @@ async def _ask(
 async def _failed(
     database: Database, site: str, runs: Sequence[Any] | None, handler: str | None
 ) -> int:
-    """Return how many reactions have failed; of one handler's, counted up to `_COUNTED`."""
+    """Return how many reactions have failed; for one handler, counted up to `_COUNTED`."""
     if runs is None and handler is None:
         return (await database.tally(site)).get(site, {}).get("failed", 0)
     found = [
@@ -200,7 +200,7 @@ async def _failed(
 
 
 async def _unrecorded(database: Database, site: str) -> int:
-    """Return how many reactions of the site have failed, which the ledger refuses to record."""
+    """Return how many failed reactions of the site the ledger refuses to record."""
     from caxev.core.alarms import UNRECORDED
 
     active = [one.alarm for one in await database.alarms(site) if one.active]

@@ -1,6 +1,6 @@
-"""``caxev receive``, as it is called through the command line's library: for its help alone.
+"""Define ``caxev receive`` for its help only.
 
-`caxev.__main__` starts it without that, since another site waits for it.
+`caxev.__main__` runs it without importing this module, because another site waits for its start.
 """
 
 from __future__ import annotations

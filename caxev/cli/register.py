@@ -1,8 +1,8 @@
-"""``caxev register``: enter a copy whose files are there already.
+"""Run ``caxev register``: add an entry for a copy whose files exist already.
 
-The run gets an entry that is ``verifying`` and has no digests yet. That is a change like any other:
-the site's listener reads the copy and gives it its digests, or finds that it is not what the other
-copies are. No two entries get the same files: what is an entry's already is refused.
+The entry is ``verifying`` and has no digests yet. The site's listener reacts to it, as to any other
+change: it reads the copy and stores its digests, or finds that it differs from the other copies. No
+two entries may have the same files.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def register(
 
 @frozen
 class Birth:
-    """A run that is to be made for what was found: how it is called."""
+    """The name of a run to be created for files that were found."""
 
     number: int | None
     name: str
@@ -99,7 +99,7 @@ class Birth:
 
     @property
     def start(self) -> datetime | None:
-        """When it was started, as its name says; None where that is no such name."""
+        """Return the start time that the name contains; None if it contains none."""
         try:
             return datetime.strptime(self.name, "%y%m%d_%H%M").replace(tzinfo=UTC)
         except ValueError:
@@ -107,13 +107,13 @@ class Birth:
 
     @property
     def expected(self) -> Run:
-        """The run as it will be."""
+        """Return the run as it will be created."""
         from caxev.core.model import Run
 
         return Run.from_document({"_id": None, "number": self.number, "name": self.name})
 
     async def give(self, database: Database) -> None:
-        """Make the run, unless there is one of that name and detector."""
+        """Create the run, unless there is one of that name and detector."""
         fields: dict[str, Any] = {"tags": []}
         if self.number is not None:
             fields["number"] = self.number
@@ -124,7 +124,7 @@ class Birth:
 
 @frozen
 class Found:
-    """A copy that stands at `real`, a resolved path of a site, and is to have an entry."""
+    """A copy at `real`, a resolved path of a site, that needs an entry."""
 
     site: Site
     sites: Sites
@@ -134,7 +134,7 @@ class Found:
 
     @property
     def location(self) -> str:
-        """Where the entry is to say that it stands."""
+        """Return the location for the entry."""
         from caxev.cli.site_paths import own_name
 
         return own_name(self.real, self.site, self.key.type)
@@ -147,9 +147,9 @@ class Found:
         *,
         dry_run: bool,
     ) -> Mapping[str, Any]:
-        """Add the entry. Raises `NoSuchRun`, or `NothingToDo` where it knows already.
+        """Add the entry. Raises `NoSuchRun`.
 
-        `NothingToDo` as well where these files may be another run's.
+        Raises `NothingToDo` if the entry exists, or if the files may belong to another run.
         """
         from caxev.cli.runs import one, shown
         from caxev.core.clock import utcnow
@@ -174,10 +174,10 @@ class Found:
         return self._row(shown(run), "registered")
 
     async def _sure_its(self, database: Database, run: Run) -> None:
-        """Raise `NothingToDo` where these files may be another's.
+        """Raise `NothingToDo` if these files may belong to another entry.
 
-        That is where their name is not the run's, and where an entry has its own at that place, or
-        above, or below.
+        That is, if they do not have the run's name, or if an entry names that place, or one above
+        or below it.
         """
         from caxev.cli.site_paths import run_called
         from caxev.copies.sharing import sharing_here
@@ -208,9 +208,9 @@ class Found:
 
 
 def found_at(path: str, here: Site, sites: Sites, *, any_name: bool = False) -> Found:
-    """Return the copy that stands at that path, links followed.
+    """Return the copy at that path, following links.
 
-    Raises `GiveUp` where no copy of the site can stand, `NothingToDo` where nothing does.
+    Raises `GiveUp` if the site keeps no copies there, `NothingToDo` if nothing is there.
     """
     from caxev.cli.site_paths import key_of
     from caxev.files import confine
@@ -222,9 +222,9 @@ def found_at(path: str, here: Site, sites: Sites, *, any_name: bool = False) -> 
 
 
 def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate:
-    """Return the entry of a copy that was found, to be read yet. Pure.
+    """Return the write that adds the entry of a copy that is still to be read. Pure.
 
-    Raises `NothingToDo` where there is one.
+    Raises `NothingToDo` if there is an entry.
     """
     from caxev.core.model import VERIFYING, RunUpdate
 
@@ -241,7 +241,7 @@ def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate
     return RunUpdate.add_copy(
         run,
         key,
-        VERIFYING,  # nobody goes by it before its own site has read it
+        VERIFYING,  # such a copy does not count until its own site has read it
         location=location,
         checksum=None,
         creation_time=now,

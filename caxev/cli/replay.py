@@ -1,4 +1,4 @@
-"""``caxev replay``: the runs' present states fire again, through the listeners of the sites."""
+"""Run ``caxev replay``: have the listeners fire again for the present states of runs."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def _wanted(
     tag: str | None,
     detector: str | None,
 ) -> Wanted:
-    """Return the runs that are meant. Raises click's error where none is, or it contradicts."""
+    """Return the selected runs. Raises click's error if none is, or the options conflict."""
     from caxev.cli.runs import Wanted, one
     from caxev.database import Selection
 
@@ -149,7 +149,7 @@ def _words(
 def _places(
     site: str | None, handler: str | None, request: Request
 ) -> tuple[dict[str, Registry], Request]:
-    """Return the sites that are meant, with their handlers, and the request with its handler."""
+    """Return the selected sites with their handlers, and the request with its handler."""
     from attrs import evolve
 
     options = state()
@@ -210,7 +210,7 @@ async def _ask(
 
 
 async def leave(database: Database, site: str, requests: Sequence[Request]) -> dict[str, Any]:
-    """Leave requests for a site's listener; whether one is there now."""
+    """Leave requests for a site's listener, and return the result's row."""
     from caxev.core.clock import utcnow
 
     for request in requests:
@@ -220,14 +220,14 @@ async def leave(database: Database, site: str, requests: Sequence[Request]) -> d
 
 
 def queued(row: Mapping[str, Any]) -> str:
-    """Return the line that tells what was asked of a site."""
+    """Return the line about what was requested from a site."""
     site, runs = row["site"], row["runs"]
     what = f"{site}: queued {runs} run{'' if runs == 1 else 's'}"
     return what if row["listening"] else f"{what}; {nobody(site)}"
 
 
 def nobody(site: str) -> str:
-    """Return what to do about a site that nobody listens for."""
+    """Return the hint about a site without a listener."""
     return f"nobody listens there now: start caxev listen --site {site}"
 
 
@@ -245,7 +245,7 @@ def me() -> str:
 
 
 def pages(ids: Sequence[RunId]) -> Iterator[tuple[RunId, ...]]:
-    """As many runs as one request can name, and again."""
+    """Split runs into pages of as many as one request can name."""
     return (tuple(ids[i : i + _PAGE]) for i in range(0, len(ids), _PAGE))
 
 
@@ -298,7 +298,7 @@ async def _plan_page(
 
 
 def reaction_keys(registry: Registry, snapshots: Mapping[RunId, Mapping[Aspect, str]]) -> list[str]:
-    """Return the ledger's keys for all that these looks trigger."""
+    """Return the ledger's keys for all reactions that these snapshots trigger."""
     from caxev.core.ledger import reaction_key
 
     site = registry.here.name
@@ -317,10 +317,8 @@ def plan(
     standing: Mapping[str, Reaction],
     request: Request,
 ) -> Iterator[Planned]:
-    """Return what a replay of a run fires, given its (snapshot, look of now).
-
-    The listener looks first, and what is new fires in any case, whatever handler was asked for.
-    """
+    """Return what a replay of a run fires, given its stored and its present snapshot."""
+    # The listener compares snapshots first, so new changes fire whatever handler was requested.
     from caxev.core.diff import diff
     from caxev.core.ledger import reaction_key
     from caxev.core.recording import to_replay
