@@ -1,4 +1,4 @@
-"""``caxev alarms``: the active alarms, whether they were delivered, and a test delivery."""
+"""Run ``caxev alarms``: list active alarms and failed deliveries, test the sinks, clear alarms."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ BIRTH: Final = "lngs"
 PROTECTED: Final = "keep"
 """The tag of runs that stay at their site of birth."""
 IDLE: Final = 5.0
-"""Seconds without any change after which the demo counts as settled."""
+"""Seconds for which the demo counts queries while nothing happens."""
 PATIENCE: Final = 60.0
 """Seconds without anything new after which the demo gives up."""
 MEGABYTE: Final = 1_000_000

@@ -1,7 +1,7 @@
-"""``caxev rm``: have a copy deleted.
+"""Run ``caxev rm``: have a copy deleted.
 
-What is written is an intent, as the site's own rules write it: the listener of the site that has
-the copy proves that enough others are good, and deletes it. `caxev.copies.deletion` decides.
+The command only writes an intent, as the site's own rules do: the listener of the copy's site
+proves that enough others are good, and deletes it. `caxev.copies.deletion` decides.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def rm(
 
 
 async def with_markers(database: Database, sites: Sites, here: Site) -> Sites:
-    """The sites with their markers, which show what directories they share."""
+    """Return the sites with their markers, which show what directories they share."""
     from caxev.engine.root_markers import read_markers
 
     return await read_markers(database, sites, here)
@@ -137,7 +137,7 @@ async def with_markers(database: Database, sites: Sites, here: Site) -> Sites:
 
 @frozen
 class Force:
-    """Which of the usual conditions are waived: how many must remain, and that they are read."""
+    """The waived conditions: how many copies must remain, and that they are read first."""
 
     less: bool = False
     by_entries: bool = False
@@ -156,12 +156,12 @@ class Errand:
     why: str | None = None
 
     async def look(self, database: Database) -> dict[str, Any]:
-        """Say what would become of it."""
+        """Return what would happen to the copy."""
         run = await self.find(database)
         return _row(run, self.copy(run), self._plan(run))
 
     async def delete(self, database: Database) -> dict[str, Any]:
-        """Write the intent. Raises `NothingToDo` where it may not go."""
+        """Write the intent. Raises `NothingToDo` if the copy may not be deleted."""
         from caxev.copies.deletion import DeletionPlan, intent
         from caxev.core.clock import utcnow
 
@@ -176,7 +176,7 @@ class Errand:
                 return _row(run, plan.copy, plan)
 
     async def _check_disk(self, database: Database, copy: Copy) -> None:
-        """Raise `NothingToDo` where the site's listener finds the disk of the copy away."""
+        """Raise `NothingToDo` if the site's listener reports that the copy's disk is away."""
         record = await database.site_record(self.here.name)
         away = record.away if record is not None and record.active else {}
         for root, why in away.items():
@@ -184,7 +184,7 @@ class Errand:
                 raise NothingToDo(f"{why} (so says the listener of {self.here.name})", copy.status)
 
     async def cancel(self, database: Database) -> dict[str, Any]:
-        """Take the intent back. Raises `NothingToDo` where it is too late, or there is none."""
+        """Take the intent back. Raises `NothingToDo` if it is too late, or there is none."""
         from caxev.cli.replay import me
         from caxev.copies.deletion import Intent, withdraw
         from caxev.core.clock import utcnow
@@ -209,7 +209,7 @@ class Errand:
         return (await database.runs([found.id]))[found.id]
 
     def copy(self, run: Run) -> Copy:
-        """The copy that is meant. Raises `NothingToDo` where there is none."""
+        """Return the selected copy. Raises `NothingToDo` if there is none."""
         here = [one for one in run.copies if (one.type, one.host) == (self.kind, self.here.name)]
         if self.version is None and len(here) > 1:
             named = ", ".join(sorted(one.version or "none" for one in here))
@@ -242,7 +242,7 @@ class Errand:
 
 
 async def _by_rules(database: Database, here: Site, sites: Sites) -> list[dict[str, Any]]:
-    """What the site's rules would delete now, and why the rest stays."""
+    """Return what the site's rules would delete now, and why the rest stays."""
     from caxev.core.clock import utcnow
     from caxev.database import Selection
 
@@ -255,7 +255,7 @@ async def _by_rules(database: Database, here: Site, sites: Sites) -> list[dict[s
 
 
 def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tuple[Copy, Any]]:
-    """What the site's rules say of each of its copies of a run. Pure."""
+    """Return the decision of the site's rules on each of its copies of a run. Pure."""
     from caxev.copies.deletion import plan_processed, plan_purge
 
     for copy in run.copies:

@@ -1,4 +1,4 @@
-"""Which runs a command is about, and what they are called in its output."""
+"""Find the runs that a command is about, and name them in its output."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 _PAGE = 1000
 _PATIENCE = 10.0
-"""Seconds to wait for the values that are known."""
+"""Seconds to wait for the list of known values."""
 
 
 @frozen
 class Wanted:
-    """The runs that a command line names, and the words for it."""
+    """The runs that a command line selects, and the text that describes them."""
 
     selection: Selection
     words: str
 
     async def find(self, database: Database, settings: Settings, limit: int = 0) -> list[Run]:
-        """Read the runs, without what matching does not need. Raises `NoSuchRun`."""
+        """Read the runs, with only the fields that matching needs. Raises `NoSuchRun`."""
         from caxev.core.clock import utcnow
 
         runs = await database.select(self.selection, utcnow(), limit)
@@ -56,7 +56,7 @@ class Wanted:
         return ""
 
     async def find_one(self, database: Database, settings: Settings) -> Run:
-        """Read the one run that is meant. Raises `NoSuchRun`, also where several fit."""
+        """Read the selected run. Raises `NoSuchRun`, also if several match."""
         found = await self.find(database, settings)
         if len(found) > 1:
             detectors = ", ".join(run.detector or "none" for run in found)
@@ -83,7 +83,7 @@ def which(run: Run) -> str:
 
 
 def options(number: int | None, name: str | None, detector: str | None) -> str:
-    """Return the options that name a run; where it has no number, its name needs a detector."""
+    """Return the options that name a run; without a number, its name needs a detector."""
     if number is not None:
         return f"--run {number}"
     which_detector = f" --detector {quote(detector)}" if detector else ""
@@ -91,7 +91,7 @@ def options(number: int | None, name: str | None, detector: str | None) -> str:
 
 
 def shown(run: Run) -> Parts:
-    """Return a run as it is printed."""
+    """Return a run as commands print it."""
     return run_parts(run.id, run.number, run.name)
 
 
@@ -107,7 +107,7 @@ async def shown_by_name(database: Database, text: str) -> Parts:
 
 
 async def shown_all(database: Database, ids: Iterable[RunId]) -> dict[Any, Parts]:
-    """Return runs as they are printed, by id; of those no longer stored only the id is known."""
+    """Return runs as commands print them, by id; a run that is no longer stored has only its id."""
     wanted = dict.fromkeys(ids)
     found = {run: run_parts(run) for run in wanted}
     rest = iter(wanted)

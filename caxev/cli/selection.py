@@ -1,4 +1,4 @@
-"""The options by which commands are given runs and data."""
+"""Define the options that select runs and data."""
 
 from __future__ import annotations
 
@@ -50,4 +50,4 @@ of_data = _adding(
     ),
     click.option("--version", metavar="V", help="The version, of derived data."),
 )
-"""Adds the options that say which data of a run is meant: `kind` and `version`."""
+"""Adds the options that select the data of a run: `kind` and `version`."""

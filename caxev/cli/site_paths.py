@@ -1,6 +1,6 @@
-"""This machine's side of a command: a site's own directories, and what stands where in them.
+"""Find a site's directories on this machine, and translate paths in them to copies.
 
-`mv`, `register`, `stray` and `verify` act on files; they do so at the machine of the site alone.
+For `mv`, `register`, `stray` and `verify`, which act on files, on the site's own machine only.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def ours(name: str) -> Site:
 async def at_disks(
     database: Database, site: Site, sites: Sites
 ) -> AsyncIterator[tuple[Site, Sites]]:
-    """The site and all sites with the markers of their directories, for a command on its files.
+    """Yield the site and all sites, with the markers of their directories.
 
-    Nothing counts of a block that touched a directory whose disk is away: it raises `RootAway`.
+    If the block has used a directory whose disk is away, its result does not count, and `RootAway`
+    is raised.
     """
     from caxev.engine.root_markers import read_markers
     from caxev.files import steady
@@ -52,20 +53,20 @@ async def at_disks(
 
 
 def stands_here(site: Site) -> bool:
-    """Whether a directory of the site is there on this machine."""
+    """Return whether any directory of the site exists on this machine."""
     return any(os.path.isdir(root) for root in site.roots)
 
 
 def is_here(site: Site) -> bool:
-    """Whether this machine is that site's, as far as sites.json and the disk can tell."""
+    """Return whether this machine is that site's, by sites.json and the disk."""
     names = {None, *_LOOPBACK, socket.gethostname(), socket.getfqdn()}
     return stands_here(site) and (site.hostname in names or site.method == "local")
 
 
 def key_of(site: Site, path: str) -> CopyKey:
-    """Say what a copy at this (resolved) path would be, by the directory that it stands in.
+    """Return the key of a copy at this (resolved) path, by its directory.
 
-    Raises `GiveUp` where a copy of this site cannot stand there.
+    Raises `GiveUp` if the site keeps no copies there.
     """
     from caxev.core.model import CopyKey
 
@@ -89,17 +90,15 @@ def key_of(site: Site, path: str) -> CopyKey:
 
 
 def own_name(path: str, site: Site, kind: str) -> str:
-    """Return a resolved path of data of that type in the site's own terms.
-
-    That is below a directory as sites.json has it: there the path of a copy must begin so, and
-    where that directory is a link (to where its disk is today) the resolved one does not.
-    """
+    """Return a resolved path of data of that type below the directory that sites.json names."""
+    # Entries use the path as in sites.json. That directory may be a link to the disk of today, and
+    # then the resolved path does not begin with it.
     roots = (getattr(site, f"dir_{kind}", None), *site.roots)
     return next(_below(path, filter(None, roots)), path)
 
 
 def names_of(path: str, sites: Iterable[Site]) -> list[str]:
-    """Return how entries may name a resolved path: as it is, and in the terms of these sites."""
+    """Return the names that entries may have for a resolved path: its own, and these sites'."""
     roots = (root for site in sites for root in site.roots)
     return list(dict.fromkeys([path, *_below(path, roots)]))
 
@@ -112,9 +111,9 @@ def _below(path: str, roots: Iterable[str]) -> Iterator[str]:
 
 
 def run_called(path: str) -> tuple[str, str | None]:
-    """Return the name of the run whose copy stands at this path, and its detector if that shows.
+    """Return the name of the run whose copy is at this path, and its detector if the name has it.
 
-    Raw data has the run's own name; cax put ``_MV`` behind that of the muon veto's.
+    Raw data has the run's own name; cax appended ``_MV`` for the muon veto.
     """
     name = os.path.basename(path).partition(".")[0]
     plain = name.removesuffix("_MV")

@@ -1,4 +1,4 @@
-"""``caxev status``: how the sites are, where a run is, or which copies there are."""
+"""Run ``caxev status``: show the state of the sites, of a run, or of copies."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ _SITES = (
 async def site_rows(
     database: Database, names: Mapping[str, bool], *, only: str | None = None
 ) -> list[dict[str, Any]]:
-    """Return a row for each site of sites.json, and for those that ever listened."""
+    """Return a row for each site of sites.json, and for each that ever listened."""
     records = {record.site: record for record in await database.site_records()}
     tally = await database.tally(only)
     listed = names if only is not None else dict.fromkeys([*names, *records])
@@ -139,7 +139,7 @@ async def site_rows(
 
 
 async def _moving(database: Database, sites: Iterable[str]) -> dict[str, list[Progress]]:
-    """Return for each site how far its reactions at work are, as far as they say."""
+    """Return, for each site, the progress of its running reactions, if they report it."""
     found: dict[str, list[Progress]] = {}
     for reaction, document in await database.moving(sites):
         if (progress := Progress.of(document.get("progress"))) is not None:
@@ -155,7 +155,7 @@ def _moving_cells(moving: Sequence[Progress]) -> dict[str, Any]:
 
 
 def _alarm_cells(known: Sequence[AlarmState]) -> dict[str, Any]:
-    """Say how many alarms stand, and of how many somebody could not be told."""
+    """Return how many alarms are active, and how many of them could not be delivered."""
     active = sum(one.active for one in known)
     undelivered = sum(bool(one.undelivered) for one in known)
     cell = f"{active}, {undelivered} not delivered" if undelivered else active
@@ -183,7 +183,7 @@ def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str,
 
 
 def _clock_cells(skew: float | None) -> dict[str, Any]:
-    """Show how far a listener's clock is ahead of the database's."""
+    """Return how far a listener's clock is ahead of the database's."""
     return {"clock": None if skew is None else f"{skew:+.1f} s", "skew": skew}
 
 
@@ -192,19 +192,19 @@ def _clock_cells(skew: float | None) -> dict[str, Any]:
 
 @frozen
 class Sought:
-    """Copies that somebody looks for, at one host, with one status, of one type; None: any."""
+    """A search for copies at one host, with one status, of one type; None: any."""
 
     host: str | None
     status: str | None
     type: str | None
 
     def means(self, copy: Copy) -> bool:
-        """Whether that is one of them."""
+        """Return whether that copy matches."""
         wanted = ((self.host, copy.host), (self.status, copy.status), (self.type, copy.type))
         return all(one is None or one == other for one, other in wanted)
 
     def check(self, sites: Sites) -> None:
-        """Raise an error that names the nearest known host or status, if nothing has this one."""
+        """Raise an error that names the nearest host or status, if this one is unknown."""
         from caxev.config.errors import nearest
 
         if self.host is not None:
@@ -218,7 +218,7 @@ class Sought:
                 )
 
     async def copies(self, database: Database) -> list[dict[str, Any]]:
-        """Return a row for each, in the order in which the runs were stored."""
+        """Return a row for each copy, in the order in which the runs were stored."""
         from caxev.cli.runs import shown
         from caxev.core.clock import utcnow
 

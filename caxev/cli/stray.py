@@ -1,8 +1,8 @@
-"""``caxev stray``: files here that the database does not know, and copies whose files are gone.
+"""Run ``caxev stray``: find files without an entry, and entries without files.
 
-The order makes it safe beside listeners that go on: what the database claims is read first, then
-the directories, and before a find is listed or touched the database is asked once more. What has
-changed lately is left alone: it may be a copy that is being made.
+The order makes it safe beside running listeners: the database's claims are read first, then the
+directories, and before a find is listed or touched the database is read once more. Recent changes
+are left alone: they may belong to a copy that is being made.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def stray(
 
     async def look(database: Database) -> bool:
         async with at_disks(database, here, sites) as (there, known):
-            # Past on both clocks: a file that is being written now must not look old.
+            # The earlier of both clocks: a file that is being written now must not look old.
             before = clock.safe_now().timestamp() - age * _HOUR
             search = Search(there, known, act, before, dry_run, Printer(as_json))
             return await search.run(database)
@@ -101,13 +101,13 @@ def stray(
 
 @define
 class Printer:
-    """Prints rows as they come, so that none has to be kept."""
+    """Print rows as they come, so that none is kept in memory."""
 
     as_json: bool
     _printed: int = field(init=False, default=0)
 
     def row(self, row: Row) -> None:
-        """Print one."""
+        """Print one row."""
         if self.as_json:
             click.echo((",\n" if self._printed else "[\n") + json_text(row), nl=False)
         else:
@@ -118,7 +118,7 @@ class Printer:
         self._printed += 1
 
     def end(self) -> None:
-        """Print what comes last."""
+        """Print the end of the output."""
         if self.as_json:
             click.echo("\n]" if self._printed else "[]")
         elif not self._printed:
@@ -130,9 +130,9 @@ _LINE: Final = "{:8}  {:>7}  {:>8}  {}  ({})"
 
 @frozen
 class Search:
-    """What is looked for at which site, and what is done: `act` is ``delete``, ``register`` or ``.
+    """A search at one site; `act` is ``delete``, ``register`` or an empty text.
 
-    `before`: what has changed since (seconds since 1970) is left alone.
+    `before`: files that have changed since (seconds since 1970) are left alone.
     """
 
     site: Site
@@ -144,13 +144,13 @@ class Search:
 
     @property
     def hosts(self) -> frozenset[str]:
-        """The sites on this machine: what one of them knows is nobody's stray."""
+        """Return the sites on this machine: a file with an entry of any of them is no stray."""
         from caxev.copies.deletion import sites_sharing_storage
 
         return sites_sharing_storage(self.site, self.sites)
 
     async def run(self, database: Database) -> bool:
-        """Search, list and act; whether all went well. Raises `RootAway`."""
+        """Search, list and act; return whether all went well. Raises `RootAway`."""
         from caxev.files.roots import check_root
 
         for root in self.site.roots:
@@ -184,12 +184,12 @@ class Search:
                 await trio.to_thread.run_sync(inventory.claim, claims)
 
     def _claims_of(self, run: Run, host: str) -> Iterator[Claim]:
-        """Return the places that a run's entries name; only ours must be there."""
+        """Return the places that a run's entries name; only this site's must exist."""
         for claim in claims_of(run, self.sites.get(host)):
             yield claim if host == self.site.name else claim._replace(must=False)
 
     def _sure(self, known: int, gone: int) -> None:
-        """Raise `NothingToDo` rather than delete where this can hardly be the right place."""
+        """Raise `NothingToDo` if so much is missing that this is hardly the right directory."""
         if self.act != "delete" or (known and 2 * gone <= known):
             return
         name = self.site.name
@@ -199,7 +199,7 @@ class Search:
         )
 
     async def _unknown(self, database: Database, finds: Sequence[Find]) -> list[Find]:
-        """Return those finds that the database does not know by now either."""
+        """Return those finds that still have no entry in the database."""
         paths = {path for find in finds for path in copies_of(find.path)}
         names = {name for path in paths for name in self._names(path)}
         roots = [root for host in self.hosts for root in self.sites.get(host).roots]
@@ -209,17 +209,17 @@ class Search:
         return [find for find in finds if known.isdisjoint(keepers(find.path))]
 
     def _names(self, path: bytes) -> Iterator[str]:
-        """Return how an entry may name this place."""
+        """Return the names that an entry may have for this place."""
         from caxev.cli.site_paths import names_of
 
         try:
             text = path.decode()
         except UnicodeDecodeError:
-            return  # no text of the database is that
+            return  # not UTF-8, which every text of the database is
         yield from names_of(text, map(self.sites.get, self.hosts))
 
     async def _still(self, database: Database, claims: Sequence[Claim]) -> list[Claim]:
-        """Return those copies that are still said to be where nothing is."""
+        """Return those copies whose entries still name a place where nothing is."""
         runs = await database.located([self.site.name], [claim.location for claim in claims])
         known = {claim.path for run in runs for claim in claims_of(run, self.site) if claim.must}
         gone = [claim for claim in claims if claim.path in known]
@@ -228,7 +228,7 @@ class Search:
         )
 
     async def _done(self, database: Database, find: Find) -> dict[str, Any]:
-        """Do with a find what is to be done with it, and return its row."""
+        """Delete or register a find as requested, and return its row."""
         from caxev.files import identity
 
         row = _find_row(find)
@@ -236,7 +236,7 @@ class Search:
             return {**row, "state": find.trouble, "ok": False}
         if not self.act:
             return {**row, "state": "unknown"}
-        # Whatever comes to stand there after this look is something else, and stays.
+        # The mark ties the deletion to this very file: what replaces it later stays.
         mark = await trio.to_thread.run_sync(identity, find.path)
         latest = await trio.to_thread.run_sync(measured, find.path, find.kind)
         if not await self._unknown(database, [find]):
@@ -277,13 +277,13 @@ class Search:
 
 
 async def _paged(pages: Iterator[list[Any]]) -> AsyncIterator[list[Any]]:
-    """Return the pages of a blocking iterator."""
+    """Iterate over a blocking iterator's pages in a thread."""
     while (page := await trio.to_thread.run_sync(next, pages, None)) is not None:
         yield page
 
 
 def claims_of(run: Run, site: Site) -> Iterator[Claim]:
-    """Return the places at that site that a run's entries name. Asks where links lead."""
+    """Return the places at that site that a run's entries name, with links resolved."""
     for copy in run.copies:
         if copy.host != site.name:
             continue
@@ -298,7 +298,7 @@ def claims_of(run: Run, site: Site) -> Iterator[Claim]:
 
 
 def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
-    """Return the places of files of a copy that is being made, moved, erased or repaired."""
+    """Return the hidden places of a copy that is being made, moved, erased or repaired."""
     from caxev.core.model import DELETING, MOVING, as_utc
     from caxev.files import quarantine_of
 
@@ -321,7 +321,7 @@ def _must(copy: Copy) -> bool:
 
 
 def _when(seconds: float) -> str | None:
-    """Return a file's time; None if it is beyond what dates can be, as a disk can hold it."""
+    """Return a file's time; None if it is out of the range of dates, which a disk allows."""
     try:
         return time(datetime.fromtimestamp(seconds, UTC))
     except (ValueError, OverflowError, OSError):

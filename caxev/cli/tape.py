@@ -1,8 +1,8 @@
-"""``caxev tape``: what is on tape, what should be, and what to do about it.
+"""Run ``caxev tape``: list copies on tape, and make, restore, check and forget them.
 
-`put`, `get` and `check` write what the listeners react to. `ls`, `status` and ``get --to DIR`` talk
-to the archive from here, so they are for the machine that has its client. `forget` takes an entry
-out of the database; nothing on tape is ever deleted.
+`put`, `get` and `check` write requests to which the listeners react. `ls`, `status` and
+``get --to DIR`` call the archive's client, so they need a machine that has it. `forget` removes an
+entry from the database; nothing on tape is ever deleted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def tape() -> None:
 
 
 def _selection(*, required: bool) -> Callable[[F], F]:
-    """Add the options that say which runs are meant, as one argument `wanted`."""
+    """Add the options that select runs, as one argument `wanted`."""
 
     def add(function: F) -> F:
         def command(**given: Any) -> None:
@@ -110,7 +110,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done
 
 
 def archive_called(sites: Sites, name: str | None) -> Site:
-    """Return the archive that is meant. Raises `ConfigError` where that is not clear."""
+    """Return the archive of that name, or the only one. Raises `ConfigError`."""
     from caxev.tape import methods
 
     known = [site for site in sites.values() if site.method in methods() and not site.listener]
@@ -125,7 +125,7 @@ def archive_called(sites: Sites, name: str | None) -> Site:
 
 
 def reach_called(sites: Sites, tape_name: str | None, here_name: str | None) -> Reach:
-    """Return the archive that is meant, as it is reached from the site that is meant."""
+    """Return the selected archive as the selected site reaches it."""
     from caxev.tape import Reach
 
     there = archive_called(sites, tape_name)
@@ -153,7 +153,7 @@ def _raw(site: str) -> CopyKey:
 
 @frozen
 class Ask:
-    """What is to be done about one run: a write, or why there is none."""
+    """The request for one run: a write, or the reason why there is none."""
 
     run: Run
     what: str
@@ -180,7 +180,7 @@ _ASKED: Final = (Column("run", "RUN"), Column("what", "WHAT"))
 
 
 def _ask_for(wanted: Wanted, plan: Callable[[Run], Ask], *, dry_run: bool, as_json: bool) -> None:
-    """Plan for every run that is meant, and write it; ends with 1 where there was nothing."""
+    """Plan and write the request for every selected run; exit with 1 if there is none."""
 
     async def run(database: Database) -> list[dict[str, Any]]:
         found = await wanted.find(database, database.settings)
@@ -224,7 +224,7 @@ def put(
 
 
 def put_ask(run: Run, names: Sequence[str], tape_name: str) -> Ask:
-    """Return what asks for a copy on tape, from the first of these sites that has one. Pure."""
+    """Return the request for a copy on tape, from the first of these sites that has one. Pure."""
     from caxev.cli.copy import Way, asked_for, why_not
     from caxev.cli.replay import me
     from caxev.core.clock import utcnow
@@ -283,7 +283,7 @@ def get(
 async def _on_tape(
     database: Database, wanted: Wanted, host: str
 ) -> list[tuple[Run, Copy | None, list[dict[str, Any]] | None]]:
-    """Return the runs that are meant, with their copies on tape and the manifests of these."""
+    """Return the selected runs, with their copies on tape and the manifests of these."""
     found = []
     for run in await wanted.find(database, database.settings):
         copy = run.copy(_raw(host))
@@ -342,7 +342,7 @@ def check(*, wanted: Wanted, tape_name: str | None, dry_run: bool, as_json: bool
 
 
 def check_ask(run: Run, host: str) -> Ask:
-    """Return what asks for a copy on tape to be read again. Pure but for the time."""
+    """Return the request to read a copy on tape again. Pure except for the time."""
     from caxev.core.clock import utcnow
     from caxev.core.model import TRANSFERRED, RunUpdate, new_id
 
@@ -388,7 +388,7 @@ def forget(
 
 
 def forget_ask(run: Run, host: str, why: str) -> Ask:
-    """Return what takes an entry out, with a tombstone. Pure but for the time."""
+    """Return the request that removes an entry, with a tombstone. Pure except for the time."""
     copy = run.copy(_raw(host))
     if copy is None:
         return Ask(run, f"no entry for {host}")
@@ -396,9 +396,9 @@ def forget_ask(run: Run, host: str, why: str) -> Ask:
 
 
 def forgetting(run: Run, copy: Copy, why: str) -> RunUpdate:
-    """Return the write that takes an entry out and leaves what it is about. Pure but for the time.
+    """Return the write that removes an entry, but no data. Pure except for the time.
 
-    The tombstone says who did that and why, and that nothing was deleted.
+    The tombstone records who did that and why, and that nothing was deleted.
     """
     from caxev.cli.replay import me
     from caxev.core.clock import utcnow
@@ -517,7 +517,7 @@ _DAYS: Final = (
 async def _standing(
     database: Database, wanted: Wanted, host: str, bringing: Collection[str]
 ) -> list[dict[str, Any]]:
-    """Return what the database knows of each run's copy on tape, and what the ledger says of it."""
+    """Return each run's copy on tape, from the database, and a note on it from the ledger."""
     runs = await wanted.find(database, database.settings)
     notes: dict[Any, str] = {}
     on_its_way: set[Any] = set()
@@ -541,7 +541,7 @@ async def _standing(
 
 
 def should_be_there(copy: Copy | None, raw: Iterable[Copy], bringing: Collection[str]) -> bool:
-    """Whether data is not on tape though one of the sites that bring it there has it. Pure."""
+    """Return whether data is not on tape though a site that brings it there has it. Pure."""
     from caxev.core.model import TRANSFERRED
 
     if copy is not None and copy.status == TRANSFERRED:
@@ -550,7 +550,7 @@ def should_be_there(copy: Copy | None, raw: Iterable[Copy], bringing: Collection
 
 
 def row_of(run: Run, copy: Copy | None, note: str | None, *, owed: bool = False) -> dict[str, Any]:
-    """Return a run's row; `owed`: it should be on tape, and nobody brings it there. Pure."""
+    """Return a run's row; `owed`: it should be on tape, and no reaction brings it. Pure."""
     from caxev.cli.runs import shown
     from caxev.core.model import as_utc
 
@@ -570,7 +570,7 @@ def row_of(run: Run, copy: Copy | None, note: str | None, *, owed: bool = False)
 
 
 def above(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the directories on tape in which these rows' folders lie: not only one's own. Pure."""
+    """Return the directories on tape that contain these rows' folders. Pure."""
     from caxev.tape import folder_of
 
     known = (row["location"] for row in rows)
@@ -579,7 +579,7 @@ def above(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def on_tape(row: Mapping[str, Any], held: Mapping[str, Sequence[Stored]]) -> dict[str, Any]:
-    """Return what the archive says of a row: so many bytes, or that it is missing. Pure."""
+    """Return the archive's state of a row: its bytes, or that it is missing. Pure."""
     from caxev.core.model import TRANSFERRED
     from caxev.tape import folder_of
 
@@ -596,9 +596,9 @@ def on_tape(row: Mapping[str, Any], held: Mapping[str, Sequence[Stored]]) -> dic
 
 
 def days(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Return runs, bytes and rate by the day on which copies were found good on tape. Pure.
+    """Return runs, bytes and rate by the day on which copies were verified on tape. Pure.
 
-    What cax has brought there counts on the day when it was begun, and for no rate.
+    Copies made by cax count on the day of their start, and not for the rate.
     """
     runs: Counter[str] = Counter()
     amount: Counter[str] = Counter()
@@ -625,7 +625,7 @@ def days(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the last line of `status`: how many runs are how. Pure."""
+    """Return the last line of `status`: the number of runs in each state. Pure."""
     states = Counter(row["status"] for row in rows)
     missing = sum(bool(row.get("missing")) for row in rows)
     total = sum(row["bytes"] or 0 for row in rows if row["status"] == "transferred")

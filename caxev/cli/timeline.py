@@ -1,6 +1,6 @@
-"""A run's history in the order of time: what the ledger, the entries and the tombstones know of it.
+"""Merge the ledger, the entries and the tombstones of a run to its history, in order of time.
 
-Of each handler and aspect the ledger keeps the last reaction only. Pure.
+The ledger keeps only the last reaction of each handler and aspect. Pure.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLUMNS: Final = (
 def rows(
     run: Run, reactions: Sequence[tuple[Reaction, Mapping[str, Any]]], site: str | None = None
 ) -> list[dict[str, Any]]:
-    """Rows by time (UTC), the first first, of all sites or one; no reactions that did nothing."""
+    """Return rows by time (UTC), of all sites or one, without reactions that did nothing."""
     found = [*_of_run(run), *_of_reactions(reactions), *_of_tombstones(run)]
     ours = (row for row in found if row["time"] is not None and site in (None, row["site"]))
     return sorted(ours, key=lambda row: row["time"])
@@ -86,7 +86,7 @@ def _of_tombstones(run: Run) -> Iterator[dict[str, Any]]:
 
 
 def _copy(run: Run, key: CopyKey) -> Parts:
-    """Return a copy: what became of it stands in another column."""
+    """Return a copy without its state, which has a column of its own."""
     from caxev.core.model import Event
 
     return evolve(event_parts(Event(run.id, key, None, None)), words=str(key))

@@ -1,9 +1,9 @@
-"""``caxev verify``: whether copies are what the database says of them.
+"""Run ``caxev verify``: compare copies with their entries in the database.
 
-Of a copy of this machine's site the files are looked at from here. That of another site is read by
-its own listener: a request goes to ``check_asked`` of the entry, and the answer to
-``check_answered`` and ``verified_at``, or the status becomes ``error``. So is the listener of this
-site if files that were read here are bad or gone: what it finds is what counts.
+The command reads the files of this machine's site. A copy at another site is read by that site's
+listener: the request goes to ``check_asked`` of the entry, and the answer to ``check_answered`` and
+``verified_at``, or the status becomes ``error``. If files here are bad or gone, the listener of this
+site gets the same request: only its result counts.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ _COLUMNS = (
 
 @frozen
 class Look:
-    """Which copies are looked at, and how."""
+    """The selection of copies to compare, and how."""
 
     sites: Sites
     site: str | None
@@ -112,7 +112,7 @@ class Look:
     async def rows(
         self, database: Database, numbers: Sequence[int], name: str | None
     ) -> list[Mapping[str, Any]]:
-        """Return a row for each copy. Raises `NoSuchRun` where a run that was named is none."""
+        """Return a row for each copy. Raises `NoSuchRun` if a named run does not exist."""
         return [
             _row(run, copy, *await self._verdict(database, run, copy))
             async for run in self._runs(database, numbers, name)
@@ -185,7 +185,7 @@ def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]
 
 
 async def _asked(database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
-    """Ask the copy's own site, or the one that answers for it, to read it afresh."""
+    """Request that the copy's site, or the one responsible for it, reads it again."""
     from caxev.core.clock import utcnow
     from caxev.core.model import RunUpdate, new_id
 
@@ -196,7 +196,7 @@ async def _asked(database: Database, run: Run, copy: Copy) -> tuple[str, str | N
 
 
 def looked(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> tuple[str, str | None]:
-    """Compare a copy that is here with what is known of it: what was found, and why.
+    """Compare a copy on this machine with its manifest; return the result and the reason.
 
     Raises `RootAway`.
     """
@@ -213,7 +213,7 @@ def looked(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> tuple[
             sha512 = known is None
             found = digest_tree(path, sha512=sha512, report=lambda _done, _total: None)
     except RootAway:
-        raise  # of no copy beneath it anything can be known
+        raise  # it concerns every copy on that disk, not only this one
     except GiveUp as error:
         return "bad", error.why
     except Retry as error:

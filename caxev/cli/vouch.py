@@ -1,6 +1,6 @@
-"""``caxev vouch``: a person says which copy is right where copies contradict one another.
+"""Run ``caxev vouch``: let a person decide which copy is right if copies contradict each other.
 
-What is written is a mark in that copy's entry; `caxev.handlers.judge` at each site does the rest.
+The command writes a mark to that copy's entry; `caxev.handlers.judge` at each site does the rest.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ async def _vouch_for(errand: Errand, database: Database) -> str:
 
 
 def again(run: Run, right: Copy, same: Same, now: datetime) -> Iterator[RunUpdate]:
-    """What has each copy judged again: a fresh reading, or, of a bad one, its status anew. Pure.
+    """Return the writes that have each copy judged again. Pure.
 
-    Of several entries of the same bytes one is read; each site judges its own by the answer.
+    Copies are read again; bad ones get their status again. If several entries have the same bytes,
+    one is read, and each site judges its own entry by the answer.
     """
     from caxev.copies.quorum import same_data, voters
     from caxev.core.model import ERROR, RunUpdate, new_id

@@ -1,4 +1,4 @@
-"""``caxev rucio put`` and ``get``: requests that listeners fulfil, or bytes to a directory here."""
+"""Run ``caxev rucio put`` and ``get``: request copies, or fetch files to a directory here."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def get(*, target: str, rse: str | None, dry_run: bool, as_json: bool, **options
         _request(wish, dry_run=dry_run, as_json=as_json)
         return
     if "/" not in target:
-        state().sites().get(target)  # tells the nearest name
+        state().sites().get(target)  # raises an error that names the nearest site
     directory = str(Path(target).absolute())
     rows = state().with_database(
         lambda database: _fetch_all(database, chosen, directory, rse, dry_run=dry_run)
@@ -69,7 +69,7 @@ def get(*, target: str, rse: str | None, dry_run: bool, as_json: bool, **options
 
 @define
 class Wish:
-    """Copies that are asked for: from which host to which; `extra` goes into their entries."""
+    """Requested copies: their source and target hosts; `extra` goes into their entries."""
 
     chosen: Chosen
     source: str
@@ -180,7 +180,7 @@ async def _fetch_all(
 
 
 def _fetch_here(order: Any, manifest: str | None) -> None:
-    """Fetch a copy and compare it with its manifest, where there is one."""
+    """Fetch a copy and compare it with its manifest, if there is one."""
     from caxev import rucio
     from caxev.core.errors import GiveUp
     from caxev.files import digest_tree

@@ -1,4 +1,4 @@
-"""The group of commands, and what all of them are given: runs, data, a catalogue."""
+"""Define the group of commands and its common options: runs, data, a catalogue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rucio() -> None:
 
 
 def selecting(function: F) -> F:
-    """Add the options that say which runs and which data are meant."""
+    """Add the options that select runs and data."""
     catalogue = click.option("--catalogue", type=SITE, help="The catalogue's name in sites.json.")
     return many_runs(of_data(catalogue(function)))
 
@@ -58,7 +58,7 @@ def catalogue_called(name: str | None) -> Site:
 
 @define
 class Chosen:
-    """What a command line means: runs, a type and version of data, and the catalogue."""
+    """The selection of a command line: runs, a type and version of data, and the catalogue."""
 
     wanted: Wanted
     kind: str
@@ -83,22 +83,22 @@ class Chosen:
         return cls(wanted, options.pop("kind"), options.pop("version"), there)
 
     def entry(self, run: Run) -> Copy | None:
-        """The run's entry at the catalogue."""
+        """Return the run's entry at the catalogue."""
         return next(iter(self.entries(run)), None)
 
     def entries(self, run: Run) -> list[Copy]:
-        """The run's entries at the catalogue: of derived data one for each version."""
+        """Return the run's entries at the catalogue: for derived data one for each version."""
         same = [one for one in run.copies if one.host == self.there.name and one.type == self.kind]
         found = {one.key: one for one in reversed(same) if self.version in (None, one.version)}
         return [*reversed(found.values())]
 
     def means(self, dataset: str) -> bool:
-        """Whether a dataset of this name holds such data."""
+        """Return whether a dataset of this name contains such data."""
         kind, _, version = dataset.partition("_pax_")
         return kind == self.kind and self.version in (None, version)
 
     async def runs(self, database: Database) -> list[Run]:
-        """Read the runs whole."""
+        """Read the runs with all their fields."""
         found = await self.wanted.find(database, database.settings)
         whole = await database.runs([run.id for run in found])
         return [whole[run.id] for run in found if run.id in whole]
@@ -108,18 +108,18 @@ _COLUMNS: Final = (Column("run", "RUN"), Column("what", "WHAT"), Column("state",
 
 
 def show_rows(rows: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
-    """Print the rows; ends with failure where one of them is not ok."""
+    """Print the rows; exit with a failure if one of them is not ok."""
     show(Table(_COLUMNS, rows), as_json=as_json, empty="nothing to do")
     if any(row["ok"] is False for row in rows):
         raise click.exceptions.Exit(FAILED)
 
 
 def nobody(_done: int, _total: int) -> None:
-    """Take a report."""
+    """Ignore a report."""
 
 
 async def checked(database: Database, entry: Copy) -> Any:
-    """Read what an entry's files must be; None where that is not known."""
+    """Read the manifest of an entry; None if it has none."""
     from caxev import rucio
 
     if entry.manifest is None:
@@ -129,7 +129,7 @@ async def checked(database: Database, entry: Copy) -> Any:
 
 
 async def ask_to_compare(database: Database, run: Run, entry: Copy) -> bool:
-    """Have an entry's replicas compared by its site; whether that could be written."""
+    """Request that its site compares an entry's replicas; return whether that was written."""
     from caxev.core.clock import utcnow
     from caxev.core.model import RunUpdate, new_id
 
@@ -138,7 +138,7 @@ async def ask_to_compare(database: Database, run: Run, entry: Copy) -> bool:
 
 
 async def look_again(database: Database, chosen: Chosen, runs: Sequence[Run]) -> list[str]:
-    """Have the rules of these runs looked at anew, by the sites that bring data there: which."""
+    """Have the uploading sites apply the rules of these runs again; return these sites."""
     from caxev.cli.replay import leave, pages
     from caxev.core.clock import utcnow
     from caxev.core.model import RunUpdate

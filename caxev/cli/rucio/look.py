@@ -1,4 +1,4 @@
-"""``caxev rucio locate`` and ``check``: what the database knows, and if the catalogue agrees."""
+"""Run ``caxev rucio locate`` and ``check``: list entries, and compare them with the catalogue."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Checking:
     rows: list[dict[str, Any]] = field(factory=list)
 
     async def run(self, database: Database, *, everything: bool) -> list[dict[str, Any]]:
-        """Compare, and repair where that is asked for."""
+        """Compare, and repair if that was requested."""
         import trio
 
         from caxev import rucio
@@ -151,14 +151,16 @@ class Checking:
             there = self.chosen.there
             list_all = trio.to_thread.run_sync
             datasets = await list_all(lambda: rucio.datasets(there, report=nobody))
-            known = await self._known(database)  # afterwards: what has come meanwhile is there
+            # After the catalogue was listed: an upload meanwhile has its entry first, so its
+            # dataset is not reported as unknown.
+            known = await self._known(database)
             for dataset in datasets:
                 if self.chosen.means(dataset.name) and str(dataset) not in known:
                     self._note(None, str(dataset), "no run has this dataset")
         return self.rows
 
     async def _known(self, database: Database) -> set[str]:
-        """The datasets of all runs, also of those that were not asked for."""
+        """Return the datasets of all runs, not only of the selected ones."""
         from caxev.core.clock import utcnow
         from caxev.database import Selection
 
@@ -204,7 +206,7 @@ class Checking:
         try:
             verdict = await compare(lambda: ask(there, dataset, files, self.deep, report=nobody))
             found = await compare(lambda: rucio.look(there, dataset, report=nobody))
-        except Retry as error:  # the server is away, which says nothing of the dataset
+        except Retry as error:  # the server is away: no statement about the dataset
             self._note(run, entry.location, error.why)
             return
         except GiveUp as error:
@@ -219,7 +221,7 @@ class Checking:
         repair = None
         if lines and verdict.good:
             repair = await self._declare(entry, verdict)
-        elif verdict.bad:  # what could not be seen may be good
+        elif verdict.bad:  # replicas that could not be read may be good
             repair = await self._again(database, run, entry)
         for line in lines:
             self._note(run, entry.location, line, repair)
@@ -231,7 +233,7 @@ class Checking:
             self._note(run, entry.location, where, await self._look(database, run))
 
     async def _declare(self, entry: Copy, verdict: Verdict) -> str | None:
-        """Have Rucio make bad replicas anew from the good ones."""
+        """Have Rucio replace bad replicas by copies of the good ones."""
         import trio
 
         from caxev import rucio
@@ -245,7 +247,7 @@ class Checking:
         return "declared bad: Rucio makes it anew"
 
     async def _single(self, database: Database, run: Run, entry: Copy) -> str | None:
-        """Take out all entries of a dataset but the best one, if they name no other."""
+        """Remove all entries of a dataset but the best one, if they all name that dataset."""
         from caxev.core.clock import utcnow
         from caxev.core.model import FieldIs, RunUpdate
 
@@ -260,7 +262,7 @@ class Checking:
         return "one entry is left" if done is not None else "has changed meanwhile"
 
     async def _again(self, database: Database, run: Run, entry: Copy) -> str | None:
-        """Have the upload tried again by whoever has a good copy."""
+        """Have a site with a good copy upload again."""
         from caxev.core.clock import utcnow
         from caxev.core.model import ERROR, TRANSFERRED, RunUpdate
 
@@ -273,14 +275,14 @@ class Checking:
         return "to be brought again" if done is not None else "has changed meanwhile"
 
     async def _ask(self, database: Database, run: Run, entry: Copy) -> str | None:
-        """Have the site that looks after the entry compare all replicas."""
+        """Have the site that is responsible for the entry compare all replicas."""
         if not self.repair:
             return None
         asked = await ask_to_compare(database, run, entry)
         return "its site compares it" if asked else "has changed meanwhile"
 
     async def _look(self, database: Database, run: Run) -> str | None:
-        """Have the site that looks after the entry look again."""
+        """Have the site that is responsible for the entry check it again."""
         if not self.repair:
             return None
         asked = await look_again(database, self.chosen, [run])
@@ -288,7 +290,7 @@ class Checking:
 
 
 def without_doubles(run: Run, entry: Copy) -> list[Any] | None:
-    """A run's ``data`` with the best entry of this copy alone; None where they name several."""
+    """Return a run's ``data`` with only the best entry of this copy; None if they name several."""
     from caxev.core.model import TRANSFERRED, Copy
 
     def is_its(one: object) -> bool:

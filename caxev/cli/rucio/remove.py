@@ -1,4 +1,4 @@
-"""``caxev rucio rm``, ``forget`` and ``purge``: datasets, their entries, or copies on disk go."""
+"""Run ``caxev rucio rm``, ``forget`` and ``purge``: remove datasets, entries, copies on disk."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def _remove(
 async def _wanted(
     database: Database, run: Run, copy: Copy, here: Site, why: str, *, dry_run: bool
 ) -> dict[str, Any]:
-    """Want a copy gone, if that may be; returns how that stands, `ok` None where it stays."""
+    """Request the deletion of a copy if it is allowed; `ok` in the row is None if it stays."""
     from caxev.cli.replay import me
     from caxev.copies.deletion import RAW, DeletionPlan, intent, plan
     from caxev.core.clock import utcnow

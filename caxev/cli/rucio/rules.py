@@ -1,4 +1,4 @@
-"""``caxev rucio rules``: check a rule file, explain what it means, have it applied."""
+"""Run ``caxev rucio rules``: check a rule file, explain it, have it applied."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ _RULES: Final = (
 async def _explain(
     database: Database, chosen: Chosen, loaded: Sequence[Any]
 ) -> list[dict[str, Any]]:
-    """What the rules want of each run, and what would be done, by what the entry tells."""
+    """Return what the rules demand for each run, and what would be done, by its entry."""
     runs = await chosen.runs(database)
     return [explained(chosen, run, entry, loaded) for run in runs if (entry := chosen.entry(run))]
 
 
 def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> dict[str, Any]:
-    """One row of the explanation. Pure but for the time."""
+    """Return one row of the explanation. Pure except for the time."""
     from caxev import rucio
     from caxev.cli.runs import shown
     from caxev.core.clock import utcnow
