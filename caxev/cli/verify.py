@@ -2,8 +2,8 @@
 
 The command reads the files of this machine's site. A copy at another site is read by that site's
 listener: the request goes to ``check_asked`` of the entry, and the answer to ``check_answered`` and
-``verified_at``, or the status becomes ``error``. If files here are bad or gone, the listener of this
-site gets the same request: only its result counts.
+``verified_at``, or the status becomes ``error``. If files here are bad or gone, this command asks
+this site's own listener as well: only its result counts.
 """
 
 from __future__ import annotations
