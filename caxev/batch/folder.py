@@ -51,8 +51,8 @@ exec "$@"
 """
 WATCH: Final = """\
 #!/bin/sh
-# Tells of a job of caxev that could not tell of its own end. $1 is there once it has, and $2
-# until its end has been taken stock of.
+# Reports the end of a caxev job that did not report it itself. $1 exists once it has, and $2 until
+# the job is closed.
 if [ -e "$1" ] || [ ! -e "$2" ]; then exit 0; fi
 shift 2
 exec "$@"
