@@ -63,7 +63,7 @@ from caxev.copies.lifecycle import (
     written,
 )
 from caxev.files import safe_name
-from caxev.tape import Data, Reach, Told, archive, back_up, compare, folder_of, methods, unstage
+from caxev.tape import Data, Outcome, Reach, archive, back_up, compare, folder_of, methods, unstage
 from caxev.tape import recall as bring_back
 from caxev.transfer import methods as disks
 
@@ -265,13 +265,13 @@ async def tape_checksum(job: Job) -> Result:
 # -- doing ----------------------------------------------------------------------------------------
 
 
-async def _step(job: Job, function: Callable[..., Told[T]], *args: object) -> T:
+async def _step(job: Job, function: Callable[..., Outcome[T]], *args: object) -> T:
     """Run a step in a worker process, and keep the output of the archive's client."""
     # A step returns its error instead of raising it, so that the output is kept either way.
     outcome = await job.work(function, *args)
-    if outcome.said:
-        job.log.debug("the archive's client:\n{}", outcome.said)
-        await job.keep(outcome.said)
+    if outcome.transcript:
+        job.log.debug("the archive's client:\n{}", outcome.transcript)
+        await job.keep(outcome.transcript)
     return outcome.get()
 
 

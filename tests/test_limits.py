@@ -28,7 +28,7 @@ from caxev.metrics import MetricsServer
 from caxev.rucio.rules import load_rules
 from caxev.tails import Tail
 from caxev.tape import client
-from caxev.tape.base import Talk
+from caxev.tape.base import Transcript
 from caxev.transfer import program
 from caxev.transfer.ssh.agent import Incoming
 from caxev.transfer.ssh.known_hosts import read_known_hosts
@@ -153,17 +153,17 @@ def test_an_archives_client_that_writes_for_ever_is_killed(
 ) -> None:
     """The error names it."""
     monkeypatch.setattr(client, "MOST", 10_000)
-    talk = Talk(lambda _done, _total: None)
+    transcript = Transcript(lambda _done, _total: None)
     with pytest.raises(Retry, match="yes writes without end"):
-        client.converse(
+        client.run_client(
             ["yes"],
-            talk,
+            transcript,
             patience=60,
             environment={},
             directory=str(tmp_path),
             asks=lambda _line: False,
         )
-    assert len(talk.text) < 40_000
+    assert len(transcript.text) < 40_000
 
 
 def test_a_program_lists_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:

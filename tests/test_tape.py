@@ -27,9 +27,9 @@ from caxev.files import Item, Manifest, StagedCopy, digest_tree, incoming, to_no
 from caxev.files.roots import make_marker
 from caxev.tape import (
     Data,
+    Outcome,
     Reach,
     Stored,
-    Told,
     archive,
     back_up,
     check,
@@ -42,9 +42,9 @@ from caxev.tape import (
     recall,
     unstage,
 )
-from caxev.tape.base import Talk
+from caxev.tape.base import Transcript
 from caxev.tape.output import (
-    Said,
+    ClientRun,
     asks,
     backup_problem,
     bytes_sent,
@@ -70,8 +70,8 @@ from tests.dsmc_samples import (
 from tests.test_commands import SHM, elsewhere
 
 
-def said(text: str, status: int = 0) -> Said:
-    return Said.of(status, (BANNER + text).splitlines())
+def client_run(text: str, status: int = 0) -> ClientRun:
+    return ClientRun.of(status, (BANNER + text).splitlines())
 
 
 # -- what dsmc says -------------------------------------------------------------------------------
@@ -79,8 +79,8 @@ def said(text: str, status: int = 0) -> Said:
 
 def test_a_backup_that_went_well() -> None:
     """Return code 0, all counts, none failed, the word for success: it is one."""
-    assert backup_problem(said(BACKUP), 3000) is None
-    assert said(BACKUP).totals["inspected"] == 3002
+    assert backup_problem(client_run(BACKUP), 3000) is None
+    assert client_run(BACKUP).totals["inspected"] == 3002
     assert bytes_sent(BACKUP.splitlines()) == 85_113 + 1_758_725
 
 
@@ -88,12 +88,12 @@ def test_the_counts_of_an_old_client() -> None:
     """Older versions do not count what grew, was tried again or was encrypted."""
     rare = ("encrypted", "grew", "retries")
     lines = [line for line in BACKUP.splitlines() if not any(word in line for word in rare)]
-    assert backup_problem(Said.of(0, lines), 3000) is None
+    assert backup_problem(ClientRun.of(0, lines), 3000) is None
 
 
 def test_a_restore_that_went_well() -> None:
     """Return code 0, the last line of the counts, as many as were wanted."""
-    assert restore_problem(said(RESTORE), 6491) is None
+    assert restore_problem(client_run(RESTORE), 6491) is None
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_restore_that_went_well() -> None:
 )
 def test_a_backup_that_is_none(text: str, status: int, files: int, why: str) -> None:
     """Any return code but 0, any message of trouble, any count that is not as it must be."""
-    assert why in (backup_problem(said(text, status), files) or "")
+    assert why in (backup_problem(client_run(text, status), files) or "")
 
 
 @pytest.mark.parametrize(
@@ -146,29 +146,29 @@ def test_a_backup_that_is_none(text: str, status: int, files: int, why: str) -> 
 )
 def test_a_restore_that_is_none(text: str, status: int, why: str) -> None:
     """Interrupted, partial, or the output of another command."""
-    assert why in (restore_problem(said(text, status), 6491) or "")
+    assert why in (restore_problem(client_run(text, status), 6491) or "")
 
 
 def test_a_harmless_warning_is_no_failure() -> None:
     """ANS1278W, with the return code that goes with it, says nothing about what was done."""
     text = "ANS1278W Virtual mount point is a file system. It will be backed up.\n"
-    assert backup_problem(said(text + BACKUP, 8), 2) is None
-    assert backup_problem(said("ANS1999W Something else.\n" + BACKUP, 8), 2) is not None
+    assert backup_problem(client_run(text + BACKUP, 8), 2) is None
+    assert backup_problem(client_run("ANS1999W Something else.\n" + BACKUP, 8), 2) is not None
 
 
 def test_a_message_goes_on_in_the_next_line() -> None:
     """A wrapped message is one; what follows it is none of it."""
     text = "ANS1228E Sending of object\n'/data/a/very/long/name' failed.\nObject skipped.\n"
-    (message,) = said(text).messages
+    (message,) = client_run(text).messages
     assert str(message) == "ANS1228E Sending of object '/data/a/very/long/name' failed."
 
 
 def test_the_worst_message_is_told() -> None:
     """An error goes before a warning; a severity that nobody knows goes before both."""
     text = "ANS1111W a\nANS2222E b\nANS3333I c\n"
-    assert str(said(text).trouble) == "ANS2222E b"
-    assert str(said(f"{text}ANS4444X d\n").trouble) == "ANS4444X d"
-    assert said("ANS1898I ***** Processed 3,000 files *****").trouble is None
+    assert str(client_run(text).trouble) == "ANS2222E b"
+    assert str(client_run(f"{text}ANS4444X d\n").trouble) == "ANS4444X d"
+    assert client_run("ANS1898I ***** Processed 3,000 files *****").trouble is None
 
 
 def test_a_question_is_noticed() -> None:
@@ -179,10 +179,12 @@ def test_a_question_is_noticed() -> None:
 
 def test_a_list() -> None:
     """Size, time and name of each object; details and the heading are passed over."""
-    assert listing(said(QUERY)) == [("/backup", Stored("x", 4096, "07/12/2020 14:09:12"))]
-    assert listing(said(DETAIL)) == [("/grid", Stored("0000ABCD", 72_191, "2016-04-01 02:17:31"))]
+    assert listing(client_run(QUERY)) == [("/backup", Stored("x", 4096, "07/12/2020 14:09:12"))]
+    assert listing(client_run(DETAIL)) == [
+        ("/grid", Stored("0000ABCD", 72_191, "2016-04-01 02:17:31"))
+    ]
     wrapped = QUERY.replace("A  /backup/x", "A\n     /backup/x y")
-    assert listing(said(wrapped)) == [("/backup", Stored("x y", 4096, "07/12/2020 14:09:12"))]
+    assert listing(client_run(wrapped)) == [("/backup", Stored("x y", 4096, "07/12/2020 14:09:12"))]
 
 
 def test_a_list_has_the_newest_version() -> None:
@@ -190,17 +192,19 @@ def test_a_list_has_the_newest_version() -> None:
     row = QUERY.splitlines()[-1]
     older, old = row.replace("4,096", "1,000").replace(" A ", " I "), row.replace(" A ", " I ")
     text = "\n".join([*QUERY.splitlines()[:2], old, older])
-    assert [one.size for _, one in listing(said(text))] == [4096]
-    assert [one.size for _, one in listing(said(f"{text}\n{row.replace('4,096', '7')}"))] == [7]
+    assert [one.size for _, one in listing(client_run(text))] == [4096]
+    assert [one.size for _, one in listing(client_run(f"{text}\n{row.replace('4,096', '7')}"))] == [
+        7
+    ]
 
 
 def test_nothing_found_is_an_empty_list() -> None:
     """ANS1092W with return code 8, and nothing but that."""
     nothing = "ANS1092W No files matching search criteria were found"
-    assert listing(said(nothing, 8)) == []
+    assert listing(client_run(nothing, 8)) == []
     for text, status in ((nothing, 0), (nothing, 12), ("", 8), ("", 0), (nothing + QUERY, 4)):
         with pytest.raises(ValueError, match="dsmc"):
-            listing(said(text, status))
+            listing(client_run(text, status))
 
 
 @pytest.mark.parametrize(
@@ -219,30 +223,30 @@ def test_nothing_found_is_an_empty_list() -> None:
 def test_a_list_that_is_not_understood(text: str) -> None:
     """A line that could be anything makes the list none."""
     with pytest.raises(ValueError, match="dsmc"):
-        listing(said(text))
+        listing(client_run(text))
 
 
 def test_wrapped_lines_are_understood() -> None:
     """A file's line and a message go on in the next; each must come to its end."""
     wrapped = RESTORE.replace("/fs0/x --> /fs1/x", "/fs0/a/long/name -->\n/fs1/a/long/name")
-    assert restore_problem(said(wrapped), 6491) is None
+    assert restore_problem(client_run(wrapped), 6491) is None
     message = RESTORE.replace("files from the", "files\nfrom the")
-    assert restore_problem(said(message), 6491) is None
+    assert restore_problem(client_run(message), 6491) is None
     cut = wrapped.replace("/fs1/a/long/name [Done]\n", "")
-    assert "what became of the file" in (restore_problem(said(cut), 6491) or "")
+    assert "what became of the file" in (restore_problem(client_run(cut), 6491) or "")
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda one: one.name)
 def test_what_a_sample_is(sample: Sample) -> None:
     """Each sample is what it is a sample of, and nothing else; its messages are read."""
-    one = said(sample.text, sample.status)
+    one = client_run(sample.text, sample.status)
     assert {name for name, good in VERDICTS.items() if good(one)} == set(sample.good_as)
     assert [message.code for message in one.messages] == sample.codes.split()
     assert any(asks(line) for line in one.lines) == sample.asks
 
 
-def _is(read: Callable[[Said], object]) -> Callable[[Said], bool]:
-    def good(one: Said) -> bool:
+def _is(read: Callable[[ClientRun], object]) -> Callable[[ClientRun], bool]:
+    def good(one: ClientRun) -> bool:
         try:
             read(one)
         except ValueError:
@@ -252,7 +256,7 @@ def _is(read: Callable[[Said], object]) -> Callable[[Said], bool]:
     return good
 
 
-VERDICTS: dict[str, Callable[[Said], bool]] = {
+VERDICTS: dict[str, Callable[[ClientRun], bool]] = {
     "backup": lambda one: backup_problem(one, 1) is None,
     "restore": lambda one: restore_problem(one, 1) is None,
     "list": _is(listing),
@@ -263,9 +267,9 @@ VERDICTS: dict[str, Callable[[Said], bool]] = {
 def test_which_server_answered() -> None:
     """Its name, its version and ours; the greeting's line about the node does not count."""
     text = "Home Server Name SERVER_A, Server Version Ver. 8, Rel. 1, Lev. 4.0, Node Name NODE"
-    assert session(said(SESSION)) == text
+    assert session(client_run(SESSION)) == text
     with pytest.raises(ValueError, match="no Node Name"):
-        session(said(SESSION.partition("Node Name")[0]))
+        session(client_run(SESSION.partition("Node Name")[0]))
 
 
 def lines_of(text: str) -> list[str]:
@@ -284,7 +288,7 @@ def test_lines_in_another_order_are_no_success(data: st.DataObject) -> None:
         first = data.draw(st.integers(0, end - 1))
         then = data.draw(st.integers(end, len(lines) - 1))
         lines[first], lines[then] = lines[then], lines[first]
-        assert not VERDICTS[verdict](said("\n".join(lines)))
+        assert not VERDICTS[verdict](client_run("\n".join(lines)))
 
 
 @given(st.data())
@@ -296,10 +300,10 @@ def test_a_line_that_is_missing_or_foreign_is_noticed(data: st.DataObject) -> No
         lines = lines_of(text)
         gone = data.draw(st.sampled_from([n for n, line in enumerate(lines) if _has(line, needed)]))
         if not lines[gone].endswith("[Done]"):
-            assert not VERDICTS[verdict](said("\n".join([*lines[:gone], *lines[gone + 1 :]])))
+            assert not VERDICTS[verdict](client_run("\n".join([*lines[:gone], *lines[gone + 1 :]])))
         place, foreign = data.draw(st.integers(1, len(lines))), data.draw(words)
         lines.insert(place, foreign)
-        assert not VERDICTS[verdict](said("\n".join(lines)))
+        assert not VERDICTS[verdict](client_run("\n".join(lines)))
 
 
 def _has(line: str, words: Sequence[str]) -> bool:
@@ -309,19 +313,19 @@ def _has(line: str, words: Sequence[str]) -> bool:
 @given(st.integers(0, len(BACKUP) - 4))
 def test_a_backup_cut_off_anywhere_is_none(length: int) -> None:
     """Whatever is missing at the end, it is no success, whatever the return code."""
-    assert backup_problem(said(BACKUP[:length]), 2) is not None
+    assert backup_problem(client_run(BACKUP[:length]), 2) is not None
 
 
 @given(st.integers(0, len(RESTORE) - 4))
 def test_a_restore_cut_off_anywhere_is_none(length: int) -> None:
     """The same of a restore."""
-    assert restore_problem(said(RESTORE[:length]), 6491) is not None
+    assert restore_problem(client_run(RESTORE[:length]), 6491) is not None
 
 
 @given(st.text(), st.integers(-20, 20))
 def test_any_other_text_is_no_success(text: str, status: int) -> None:
     """Nothing that dsmc did not write passes for what it would have written, and nothing raises."""
-    one = Said.of(status, text.splitlines())
+    one = ClientRun.of(status, text.splitlines())
     assert backup_problem(one, 1) is not None
     assert restore_problem(one, 1) is not None
     with pytest.raises(ValueError, match="dsmc"):
@@ -337,10 +341,10 @@ def test_a_list_cut_off_lacks_a_file(sizes: list[int], data: st.DataObject) -> N
     ]
     text = "\n".join(rows)
     cut = data.draw(st.integers(0, len(text) - 1))
-    whole = [one for _, one in listing(said("\n".join([*HEAD, text])))]
+    whole = [one for _, one in listing(client_run("\n".join([*HEAD, text])))]
     assert [one.size for one in whole] == sizes
     try:
-        found = [one for _, one in listing(said("\n".join([*HEAD, text[:cut]])))]
+        found = [one for _, one in listing(client_run("\n".join([*HEAD, text[:cut]])))]
     except ValueError:
         return
     assert whole[-1].name not in [one.name for one in found]
@@ -427,13 +431,13 @@ class Ground:
     def fault(self, *faults: str) -> None:
         (self.path / "faults").write_text("".join(f"{fault}\n" for fault in faults))
 
-    def back_up(self, *, again: bool = False) -> Told[Manifest]:
+    def back_up(self, *, again: bool = False) -> Outcome[Manifest]:
         return directly(back_up, self.reach, str(self.source), self.data, again)
 
     def compare(self, data: Data | None = None) -> str | None:
         return directly(compare, self.reach, data or self.data).get()[0]
 
-    def recall(self, data: Data | None = None, target: str = "back") -> Told[Any]:
+    def recall(self, data: Data | None = None, target: str = "back") -> Outcome[Any]:
         home = self.path / "raw"
         final = str(home / target / RUN)
         return directly(recall, self.reach, data or self.data, final, [str(home)])
@@ -551,10 +555,10 @@ PASSING = [
 def test_a_backup_goes_wrong(tape: Ground, fault: str, why: str) -> None:
     """It is told by the code and the text, with all that dsmc wrote; the next one makes it good."""
     tape.fault(*(["query none"] if fault.startswith("query") else []), fault)
-    told = tape.back_up()
-    assert isinstance(told.failed, Retry)
-    assert why in str(told.failed)
-    assert "Node Name: SIMULATOR" in told.said
+    outcome = tape.back_up()
+    assert isinstance(outcome.failed, Retry)
+    assert why in str(outcome.failed)
+    assert "Node Name: SIMULATOR" in outcome.transcript
     tape.back_up().get()
     assert tape.compare() is None
 
@@ -576,9 +580,9 @@ def test_a_recall_goes_wrong(tape: Ground, fault: str, why: str) -> None:
     """Nothing gets its name; the next one keeps what is right, and makes it good."""
     tape.back_up().get()
     tape.fault(f"restore {fault}")
-    told = tape.recall()
-    assert isinstance(told.failed, Retry)
-    assert why in str(told.failed)
+    outcome = tape.recall()
+    assert isinstance(outcome.failed, Retry)
+    assert why in str(outcome.failed)
     assert not tape.restored().exists()
     copied = tape.recall().get()
     assert manifest_of(tape.restored()) == tape.manifest
@@ -619,9 +623,9 @@ def test_nothing_on_tape_is_replaced(tape: Ground) -> None:
     tape.back_up().get()
     tape.compare()
     (tape.source / "one.zip").write_bytes(b"another run of that name")
-    told = tape.back_up()
-    assert isinstance(told.failed, GiveUp)
-    assert "nothing on tape is replaced" in str(told.failed)
+    outcome = tape.back_up()
+    assert isinstance(outcome.failed, GiveUp)
+    assert "nothing on tape is replaced" in str(outcome.failed)
 
 
 @pytest.mark.tape
@@ -644,8 +648,8 @@ def test_a_source_that_is_not_what_it_was(tape: Ground) -> None:
     expected = tape.data
     (tape.source / "one.zip").write_bytes(b"other")
     for one in (data, expected):
-        told = directly(back_up, tape.reach, str(tape.source), one, False)
-        assert isinstance(told.failed, GiveUp)
+        outcome = directly(back_up, tape.reach, str(tape.source), one, False)
+        assert isinstance(outcome.failed, GiveUp)
 
 
 @pytest.mark.tape
@@ -701,15 +705,15 @@ def test_nothing_is_staged_or_restored_where_others_may_write(
     tape.back_up().get()
     if where == "dir_tsm":
         (tmp_path / "tsm").chmod(0o777)
-        told = tape.back_up()
+        outcome = tape.back_up()
     else:
         (tmp_path / "scratch").mkdir()
         (tmp_path / "scratch").chmod(0o777)
         options = ArchiveOptions(scratch=str(tmp_path / "scratch"))
         reach = evolve(tape.reach, here=evolve(tape.reach.here, archive=options))
-        told = evolve(tape, reach=reach).recall()
-    assert isinstance(told.failed, Denied)
-    assert "others may write" in told.failed.why
+        outcome = evolve(tape, reach=reach).recall()
+    assert isinstance(outcome.failed, Denied)
+    assert "others may write" in outcome.failed.why
 
 
 @pytest.mark.tape
@@ -728,9 +732,9 @@ def test_nothing_is_written_in_the_mount_point_of_staging(tape: Ground) -> None:
         directly(compare, tape.reach, tape.data),
         directly(unstage, tape.reach, RUN),
     )
-    for told in steps:
-        assert isinstance(told.failed, RootAway)
-        assert told.failed.root == str(disk)
+    for outcome in steps:
+        assert isinstance(outcome.failed, RootAway)
+        assert outcome.failed.root == str(disk)
     assert list(disk.iterdir()) == []
     disk.rmdir()
     (tape.path / "disk").rename(disk)
@@ -745,9 +749,9 @@ def test_staging_whose_mount_point_is_root_s_is_waited_for(
     if os.geteuid() != 0:
         pytest.skip("only root has directories of root's")
     monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    for told in (tape.back_up(), tape.recall()):
-        assert isinstance(told.failed, Denied)
-        assert "mount its disk" in told.failed.why
+    for outcome in (tape.back_up(), tape.recall()):
+        assert isinstance(outcome.failed, Denied)
+        assert "mount its disk" in outcome.failed.why
 
 
 @pytest.fixture
@@ -779,9 +783,9 @@ def test_a_copy_from_scratch_on_another_file_system_is_read_before_it_is_named(
 
     with monkeypatch.context() as patched:
         patched.setattr(incoming, "copy_file", spoiling)
-        told = tape.recall()
-    assert isinstance(told.failed, Retry)
-    assert "the disk gives something else" in told.failed.why
+        outcome = tape.recall()
+    assert isinstance(outcome.failed, Retry)
+    assert "the disk gives something else" in outcome.failed.why
     assert not tape.restored().exists()
     tape.recall().get()
     assert manifest_of(tape.restored()) == tape.manifest
@@ -797,18 +801,18 @@ def test_a_copy_from_scratch_leaves_min_free(
     options = ArchiveOptions(scratch=str(far / "scratch"))
     here = evolve(tape.reach.here, archive=options, min_free=2 << 30)
     monkeypatch.setattr(StagedCopy, "free", lambda _: 1 << 30)  # scratch has more
-    told = evolve(tape, reach=evolve(tape.reach, here=here)).recall()
-    assert isinstance(told.failed, Retry)
-    assert "not enough space" in told.failed.why
+    outcome = evolve(tape, reach=evolve(tape.reach, here=here)).recall()
+    assert isinstance(outcome.failed, Retry)
+    assert "not enough space" in outcome.failed.why
     assert not tape.restored().exists()
 
 
 @pytest.mark.tape
 def test_what_is_not_on_tape_does_not_come_back(ground: Ground) -> None:
     """It is given up, and no directory is left behind under its name."""
-    told = ground.recall()
-    assert isinstance(told.failed, GiveUp)
-    assert "is not on tape" in str(told.failed)
+    outcome = ground.recall()
+    assert isinstance(outcome.failed, GiveUp)
+    assert "is not on tape" in str(outcome.failed)
     assert not ground.restored().parent.exists()
 
 
@@ -846,7 +850,9 @@ def test_a_client_that_hangs_is_killed(tmp_path: Path) -> None:
     tape.staged.mkdir()
     tape.fault("incremental hang")
     with pytest.raises(Retry, match="gave no sign of life for 2 s"):
-        Tsm().put(tape.reach, tape.folder, tape.folder, [], again=False, talk=Talk(to_nobody))
+        Tsm().put(
+            tape.reach, tape.folder, tape.folder, [], again=False, transcript=Transcript(to_nobody)
+        )
     assert not simulators(tmp_path)
 
 
@@ -854,9 +860,9 @@ def test_a_client_that_hangs_is_killed(tmp_path: Path) -> None:
 def test_options_that_cannot_be_read(tmp_path: Path) -> None:
     """The client is told of the file by ``-optfile``; it waits while it cannot read that."""
     tape = ground_in(tmp_path, "tsm", optfile=str(tmp_path / "dsm.opt"))
-    told = tape.back_up()
-    assert isinstance(told.failed, Denied)
-    assert "ANS1035S" in str(told.failed)
+    outcome = tape.back_up()
+    assert isinstance(outcome.failed, Denied)
+    assert "ANS1035S" in str(outcome.failed)
     (tmp_path / "dsm.opt").touch()
     tape.back_up().get()
 
@@ -865,9 +871,9 @@ def test_options_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_node_that_is_refused(tape: Ground) -> None:
     """The archive's operator must let it in: that is waited for, and is no fault of the run."""
     tape.fault("incremental refused")
-    told = tape.back_up()
-    assert isinstance(told.failed, Denied)
-    assert "ANS1353E" in told.failed.why
+    outcome = tape.back_up()
+    assert isinstance(outcome.failed, Denied)
+    assert "ANS1353E" in outcome.failed.why
     tape.back_up().get()
 
 
@@ -884,16 +890,16 @@ def test_no_room_to_restore(tape: Ground) -> None:
 def test_a_name_that_means_something_to_the_client(tape: Ground, name: str) -> None:
     """Wildcards and quotes would name other files: they are refused before anything is sent."""
     (tape.source / name).write_bytes(name.encode())
-    told = tape.back_up()
-    assert isinstance(told.failed, GiveUp)
-    assert "cannot be told of the name" in str(told.failed)
+    outcome = tape.back_up()
+    assert isinstance(outcome.failed, GiveUp)
+    assert "cannot be told of the name" in str(outcome.failed)
 
 
 _SHELF = """
 from caxev.tape import Stored
 class RunCache:
     def folder(self, reach, name): return f"/shelf/{name}"
-    def listed(self, reach, folder, talk): return [Stored("box", 1)]
+    def listed(self, reach, folder, transcript): return [Stored("box", 1)]
 """
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from caxev.config import Site, Sites
     from caxev.core.model import Copy, CopyKey, Run, RunUpdate
     from caxev.database import Database
-    from caxev.tape import Reach, Stored, Told
+    from caxev.tape import Outcome, Reach, Stored
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -430,7 +430,7 @@ def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_js
     rows: list[dict[str, Any]] = []
     for run, copy, _ in pairs:
         if copy is not None and copy.location is not None:
-            found = _told(directly(contents, reach, folder_of(copy.location)))
+            found = _result(directly(contents, reach, folder_of(copy.location)))
             rows += [
                 {"run": shown(run), "file": one.name, "bytes": one.size, "time": one.time}
                 for one in found
@@ -446,11 +446,11 @@ def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_js
         raise click.exceptions.Exit(FAILED)
 
 
-def _told(told: Told[T]) -> T:
+def _result(outcome: Outcome[T]) -> T:
     from caxev.core.errors import GiveUp, Retry
 
     try:
-        return told.get()
+        return outcome.get()
     except (GiveUp, Retry) as error:
         raise NothingToDo(str(error)) from error
 
@@ -487,7 +487,7 @@ def status(
     rows = options.with_database(lambda one: _standing(one, wanted, there.name, bringing))
     if not offline and not by_day:
         reach = reach_called(sites, tape_name, here_name)
-        held = _told(directly(holdings, reach, above(rows)))
+        held = _result(directly(holdings, reach, above(rows)))
         rows = [{**row, **on_tape(row, held)} for row in rows]
     if by_day:
         show(Table(_DAYS, list(days(rows))), as_json=as_json, empty="nothing on tape")

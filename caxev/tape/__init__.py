@@ -1,15 +1,15 @@
-"""Tape: where copies go to stay. One class for each kind of archive, all behind one interface.
+"""Tape archives: one class for each kind, all behind one interface.
 
-`steps` has what is done with an archive, for `caxev.handlers.tape` and the command line. An archive
-of your own is found by the entry point group ``caxev.tape``: the method's name, and the class.
+`steps` has the operations for `caxev.handlers.tape` and the command line. Another kind of archive
+is added by the entry point group ``caxev.tape``: the method's name, and the class.
 """
 
-from caxev.tape.base import Archive, Reach, Stored, Talk, folder_of
+from caxev.tape.base import Archive, Reach, Stored, Transcript, folder_of
 from caxev.tape.find import archive, methods
 from caxev.tape.steps import (
     Copied,
     Data,
-    Told,
+    Outcome,
     back_up,
     check,
     compare,
@@ -24,10 +24,10 @@ __all__ = [
     "Archive",
     "Copied",
     "Data",
+    "Outcome",
     "Reach",
     "Stored",
-    "Talk",
-    "Told",
+    "Transcript",
     "archive",
     "back_up",
     "check",

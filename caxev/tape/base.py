@@ -1,4 +1,4 @@
-"""What a tape archive is: the interface that each kind of archive implements."""
+"""The interface of tape archives, which each kind of archive implements."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from caxev.files import Report
 
 
 def folder_of(location: str) -> str:
-    """A location on tape, as the archive lists it: cax wrote slashes twice, and at the end."""
+    """Return a location on tape as the archive lists it."""
+    # cax wrote double and trailing slashes into the database.
     return "/" + "/".join(part for part in location.split("/") if part)
 
 
 @frozen
 class Stored:
-    """A file as the archive lists it: its name, bytes, and when it came there, as that says it."""
+    """A file as the archive lists it: name, size in bytes, and time in the archive's format."""
 
     name: str
     size: int
@@ -27,47 +28,47 @@ class Stored:
 
 @frozen
 class Reach:
-    """An archive as it is reached from one site: `here` runs its client, `there` is the archive."""
+    """An archive as reached from one site: `here` runs its client, `there` is the archive."""
 
     here: Site
     there: Site
 
     @property
     def options(self) -> ArchiveOptions:
-        """How its client is run."""
+        """The options of its client."""
         return archive_between(self.here, self.there)
 
 
 @define(eq=False)
-class Talk:
-    """What is told while an archive is at work: how far it is, and all that its client writes."""
+class Transcript:
+    """The progress of an operation in an archive, and all output of its client."""
 
     report: Report
     total: int = 0
     done: int = 0
-    said: list[str] = field(factory=list)
+    lines: list[str] = field(factory=list)
 
     def at(self, done: int) -> None:
-        """So many bytes are done; saying the same again is a sign of life."""
+        """Report the number of bytes done; repeating the same number is a sign of life."""
         self.done = done
         self.report(done, self.total)
 
     @property
     def text(self) -> str:
-        return "\n".join(self.said)
+        return "\n".join(self.lines)
 
 
 class Archive(Protocol):
     """A kind of archive. All methods run in a worker process, and may take hours.
 
-    A folder is the archive's name for one run's data, an absolute path; the files in it have no
-    directories. Methods raise `GiveUp` for what will not change by itself, and `Retry` for all
-    that may pass; both name what the archive itself said. Nothing in an archive is ever deleted.
-    Killed anywhere, each can be called again, and no program that it started lives on.
+    A folder is the archive's name for one run's data, an absolute path; it has no subdirectories.
+    Methods raise `GiveUp` for permanent errors and `Retry` for others, both with the archive's own
+    message. Nothing in an archive is ever deleted. Methods are idempotent, even after a kill, and
+    no program that they start outlives this process.
     """
 
     def folder(self, reach: Reach, name: str) -> str | None:
-        """Where data of that name goes, which stands as ``location`` in the run; None: nowhere."""
+        """Return the folder for data of that name, the entry's ``location``; None: no directory."""
         ...
 
     def put(
@@ -78,30 +79,35 @@ class Archive(Protocol):
         files: Sequence[Stored],
         *,
         again: bool,
-        talk: Talk,
+        transcript: Transcript,
     ) -> None:
         """Bring `files` of the directory `staged` into `folder`.
 
-        With `again` what is there already is known to be bad and is not taken for done.
+        With `again` the files that the archive already has are known to be bad, and are sent again.
         """
         ...
 
     def get(
-        self, reach: Reach, folder: str, files: Sequence[Stored], target: str, talk: Talk
+        self,
+        reach: Reach,
+        folder: str,
+        files: Sequence[Stored],
+        target: str,
+        transcript: Transcript,
     ) -> None:
-        """Bring these files of `folder` into the directory `target`, where none of them is."""
+        """Bring these files of `folder` into the directory `target`, which has none of them."""
         ...
 
-    def listed(self, reach: Reach, folder: str, talk: Talk) -> Sequence[Stored]:
-        """List what `folder` holds; empty where there is no such folder."""
+    def listed(self, reach: Reach, folder: str, transcript: Transcript) -> Sequence[Stored]:
+        """List the files in `folder`; empty if there is no such folder."""
         ...
 
     def folders(
-        self, reach: Reach, above: Collection[str], talk: Talk
+        self, reach: Reach, above: Collection[str], transcript: Transcript
     ) -> Mapping[str, Sequence[Stored]]:
-        """List all folders below the directories `above`, with what they hold."""
+        """List all folders below the directories `above`, with their files."""
         ...
 
-    def check(self, reach: Reach, talk: Talk) -> str:
-        """Reach the archive and say, in a line, what answered."""
+    def check(self, reach: Reach, transcript: Transcript) -> str:
+        """Contact the archive, and return a line that describes the server."""
         ...

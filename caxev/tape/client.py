@@ -1,4 +1,4 @@
-"""Running an archive's client: no shell, no input, watched for signs of life, gone when we are."""
+"""Running an archive's client: no shell, no input, watched for signs of life, killed with us."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from threading import Thread
 from typing import IO, Final
 
 from caxev.core.errors import Denied, Retry
-from caxev.tape.base import Talk
+from caxev.tape.base import Transcript
 
 _LOOK_EVERY: Final = 1.0  # seconds
 _LONGEST: Final = 1 << 16
 MOST: Final = 64 << 20
-"""Characters that a client may write in all: some ten million tell of a hundred thousand files."""
+"""Maximum size of a client's output in characters: a hundred thousand files take ten million."""
 _SETPRIV: Final = shutil.which("setpriv")
 
 
-def converse(
+def run_client(
     command: Sequence[str],
-    talk: Talk,
+    transcript: Transcript,
     *,
     patience: float,
     environment: Mapping[str, str],
@@ -32,14 +32,14 @@ def converse(
     asks: Callable[[str], bool],
     progress: Callable[[], int] | None = None,
 ) -> tuple[int, list[str]]:
-    """Run a client to its end; its exit status and the lines that it wrote.
+    """Run a client to its end; returns its exit status and the lines of its output.
 
-    All that it writes goes to `talk` as well. `progress` says how many bytes are done. Raises
-    `Retry` where there is no sign of life for `patience` seconds: no line, no byte read or written
-    by it, no progress; and where it `asks` for what nobody can answer: then it is killed, and so it
-    is when this ends in any way. Raises `GiveUp` where it is not installed.
+    The output also goes to `transcript`. `progress` returns the number of bytes done. Raises
+    `Retry` if there is no sign of life for `patience` seconds (no line, no byte read or written, no
+    progress), or if a line `asks` a question. Raises `GiveUp` if it is not installed. The client
+    never outlives this call, however that ends.
     """
-    talk.said.append(f"$ {' '.join(command)}")
+    transcript.lines.append(f"$ {' '.join(command)}")
     process = _started(command, {**os.environ, **environment, "LC_ALL": "C"}, directory)
     assert process.stdout is not None
     with process:
@@ -47,17 +47,17 @@ def converse(
             lines = _listen(
                 process,
                 process.stdout,
-                talk,
+                transcript,
                 patience=patience,
                 asks=asks,
                 progress=progress,
             )
         except Retry as error:
-            talk.said.append(f"killed: {error}")
+            transcript.lines.append(f"killed: {error}")
             raise
         finally:
-            process.kill()  # once it has ended that does nothing
-    talk.said.append(f"return code {process.returncode}")
+            process.kill()  # a no-op if it has ended
+    transcript.lines.append(f"return code {process.returncode}")
     return process.returncode, lines
 
 
@@ -78,7 +78,7 @@ def _started(
 
 
 def _bound(command: Sequence[str]) -> list[str]:
-    """The command, so that it dies with this process however that is killed."""
+    """Return the command, wrapped so that it is killed when this process ends in any way."""
     if shutil.which(command[0]) is None:
         raise Denied(f"{command[0]} is not installed here")
     return [_SETPRIV, "--pdeathsig", "KILL", "--", *command] if _SETPRIV else [*command]
@@ -87,12 +87,13 @@ def _bound(command: Sequence[str]) -> list[str]:
 def _listen(
     process: subprocess.Popen[bytes],
     output: IO[bytes],
-    talk: Talk,
+    transcript: Transcript,
     *,
     patience: float,
     asks: Callable[[str], bool],
     progress: Callable[[], int] | None,
 ) -> list[str]:
+    # A thread reads, since this loop must also notice when nothing comes.
     heard: SimpleQueue[str | None] = SimpleQueue()
     Thread(target=_read, args=(output, heard), daemon=True).start()
     lines: list[str] = []
@@ -111,7 +112,7 @@ def _listen(
             if written > MOST:
                 raise Retry(f"{_name(process)} writes without end: more than {MOST:,} characters")
             lines.append(line)
-            talk.said.append(line)
+            transcript.lines.append(line)
             last_sign = time.monotonic()
             if asks(line):
                 raise Retry(f"{_name(process)} asks a question, which nobody can answer: {line}")
@@ -119,6 +120,7 @@ def _listen(
         if now < last_look + _LOOK_EVERY:
             continue
         last_look = now
+        # A client may write no line while it moves a large file: its bytes are signs of life, too.
         seen = (_bytes_moved(process.pid), progress() if progress else 0)
         if seen != signs:
             signs, last_sign = seen, now
@@ -126,15 +128,15 @@ def _listen(
             raise Retry(
                 f"{_name(process)} gave no sign of life for {patience:.0f} s{_after(lines)}"
             )
-        talk.at(max(talk.done, seen[1]))
+        transcript.at(max(transcript.done, seen[1]))
 
 
 def _read(output: IO[bytes], heard: SimpleQueue[str | None]) -> None:
-    """Hand on each line, and None at the end; no more once it is too much."""
+    """Pass on each line, and None at the end; stop when the output is too long."""
     written = 0
     try:
         while (line := output.readline(_LONGEST)) and written <= MOST:
-            # Progress is drawn over itself on a terminal: what came last counts.
+            # A progress display overwrites itself by carriage returns: only its last state counts.
             text = line.decode(errors="surrogateescape").rstrip("\r\n").rpartition("\r")[2]
             heard.put(text)
             written += len(text)
@@ -154,7 +156,7 @@ def _after(lines: Sequence[str]) -> str:
 
 
 def _bytes_moved(pid: int) -> int:
-    """Bytes that it has read and written in all; 0 where the system does not say."""
+    """Return the bytes that a process has read and written; 0 if the system does not report it."""
     try:
         text = Path(f"/proc/{pid}/io").read_text("ascii")
         rows = dict(line.split(": ", 1) for line in text.splitlines())

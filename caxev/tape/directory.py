@@ -1,6 +1,6 @@
-"""Method ``directory``: a file system that keeps its files on tape by itself (HSM), or any other.
+"""Method ``directory``: a file system that moves its files to tape itself (HSM), or any other.
 
-The folders lie in the archive's ``dir_raw``.
+The folders are in the archive's ``dir_raw``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from attrs import evolve
 from caxev.config import Site
 from caxev.core.errors import GiveUp
 from caxev.files import confine, copy_file, local, look, printable
-from caxev.tape.base import Reach, Stored, Talk
+from caxev.tape.base import Reach, Stored, Transcript
 from caxev.transfer import Route
 from caxev.transfer.local import Local
 
@@ -34,24 +34,30 @@ class Directory:
         files: Sequence[Stored],
         *,
         again: bool,
-        talk: Talk,
+        transcript: Transcript,
     ) -> None:
-        """Copy all that is staged; with `again` what is there is taken away first."""
+        """Copy everything that is staged; with `again` existing files are removed first."""
         del files
         route = Route(
             _with(reach.here, staged),
+            # A hard link would share its bytes with the source: no second copy at all.
             evolve(reach.there, hard_links=False),
             staged,
             folder,
             min_free=reach.there.min_free,
             again=again,
         )
-        Local().push(route, report=lambda done, _total: talk.at(done))
+        Local().push(route, report=lambda done, _total: transcript.at(done))
 
     def get(
-        self, reach: Reach, folder: str, files: Sequence[Stored], target: str, talk: Talk
+        self,
+        reach: Reach,
+        folder: str,
+        files: Sequence[Stored],
+        target: str,
+        transcript: Transcript,
     ) -> None:
-        """Copy file by file."""
+        """Copy the files one by one."""
         real = confine(folder, reach.there.roots)
         for one in files:
             source = os.fsencode(os.path.join(real, one.name))
@@ -60,34 +66,34 @@ class Directory:
                     copy_file(source, os.fsencode(os.path.join(target, one.name)))
                 except FileNotFoundError as exc:
                     raise GiveUp(f"{printable(source)} is not there") from exc
-            talk.at(talk.done + one.size)
+            transcript.at(transcript.done + one.size)
 
-    def listed(self, reach: Reach, folder: str, talk: Talk) -> list[Stored]:
-        """Look into one folder."""
-        del talk
+    def listed(self, reach: Reach, folder: str, transcript: Transcript) -> list[Stored]:
+        """List one folder."""
+        del transcript
         real = confine(folder, reach.there.roots)
         if not os.path.isdir(real):
             return []
         return [Stored(os.fsdecode(s.path), s.size) for s in look(real) if s.kind == "file"]
 
     def folders(
-        self, reach: Reach, above: Collection[str], talk: Talk
+        self, reach: Reach, above: Collection[str], transcript: Transcript
     ) -> Mapping[str, list[Stored]]:
-        """Look into all folders, which lie in one directory."""
+        """List all folders, which are in one directory."""
         del above
         base = reach.there.dir_raw
         if base is None or not os.path.isdir(base):
             raise GiveUp(f"{reach.there.name} has no dir_raw that is there")
         names = sorted(entry.name for entry in os.scandir(base) if entry.is_dir())
         paths = [f"{base.rstrip('/')}/{name}" for name in names if not name.startswith(".")]
-        return {path: self.listed(reach, path, talk) for path in paths}
+        return {path: self.listed(reach, path, transcript) for path in paths}
 
-    def check(self, reach: Reach, talk: Talk) -> str:
-        """Say which directory it is."""
-        del talk
+    def check(self, reach: Reach, transcript: Transcript) -> str:
+        """Check the directory."""
+        del transcript
         return Local().check(reach.here, reach.there)
 
 
 def _with(site: Site, staged: str) -> Site:
-    """The site, so that what is staged lies in one of its directories."""
+    """Return the site with the staging directory as one of its own."""
     return evolve(site, dir_raw=os.path.dirname(staged))

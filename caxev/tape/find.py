@@ -1,4 +1,4 @@
-"""Which archives there are, by the method of sites.json."""
+"""Lookup of archives by the method in sites.json."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _OURS: Final = {
 
 
 def methods() -> frozenset[str]:
-    """The methods that stand for archives, third parties' among them."""
+    """Return the methods of archives, including third parties'."""
     return frozenset(_OURS) | entry_points(group=ARCHIVES).names
 
 
 def archive(method: str) -> Archive:
-    """The archive of that method. Raises `GiveUp` where there is none."""
+    """Return the archive of that method. Raises `GiveUp` if there is none."""
     if method in _OURS:
         module, name = _OURS[method].split(":")
         ours: Archive = getattr(importlib.import_module(module), name)()

@@ -1,12 +1,12 @@
-"""What ``dsmc`` writes, read into facts; and whether these facts are a success. Pure.
+"""Parser of the output of ``dsmc``, which decides whether a command succeeded. Pure.
 
-`tsm` collects a run of the client and asks here. Formats vary by version, and output may end
-anywhere, so nothing counts as a success unless everything says so: the return code, the messages,
-the counts at the end, the last line of these, and the order of it all. A line that is not
-understood, once the work has begun, makes it none.
+`tsm` runs the client and passes its output here. Formats vary by version, and output may end
+anywhere, so a command counts as a success only if everything agrees: the return code, the
+messages, the counts at the end, their last line, and the order of all lines. An unknown line after
+the work has begun is a failure.
 
-Samples are in tests/dsmc_samples.py. IBM's return codes: 0 all is well; 4 some files were left out;
-8 a warning at least; 12 an error at least. A query that finds nothing ends with 8 and ANS1092W.
+Samples are in tests/dsmc_samples.py. IBM's return codes: 0 success; 4 some files were left out;
+8 at least a warning; 12 at least an error. A query that finds nothing ends with 8 and ANS1092W.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _PATH: Final = re.compile(r"\s+(/.*)")
 _ROW: Final = re.compile(r"([A-Z][A-Za-z ]*[a-z])\.+: (.+)")
 _QUESTION: Final = re.compile(r"--- User Action is Required ---|Action \[[^\]]*\] :")
 _HARMLESS: Final = frozenset({"ANS1278W"})
-"""Warnings that say nothing about what was backed up or restored."""
+"""Warnings that do not concern the files that were backed up or restored."""
 NOTHING_FOUND: Final = "ANS1092W"
 OK, LEFT_OUT, WARNING = 0, 4, 8
 
 
 @frozen
 class Message:
-    """One of the client's messages: its code, as ``ANS1029E``, and its text, on one line."""
+    """A message of the client: its code, such as ``ANS1029E``, and its text on one line."""
 
     code: str
     text: str
@@ -70,11 +70,11 @@ class Message:
 
 
 @frozen
-class Said:
-    """One run of the client: its return code, and what it wrote.
+class ClientRun:
+    """One run of the client: its return code and its output.
 
-    `status` is negative where a signal ended it. `totals` are the counts by their names, such as
-    ``failed``. `ended`: the counts' last line is there.
+    `status` is negative if a signal ended it. `totals` are the counts by name, such as ``failed``.
+    `ended` means that the last line of the counts is there.
     """
 
     status: int
@@ -84,8 +84,8 @@ class Said:
     ended: bool
 
     @classmethod
-    def of(cls, status: int, lines: Iterable[str]) -> Said:
-        """Read what was written. Any text is understood as far as it goes."""
+    def of(cls, status: int, lines: Iterable[str]) -> ClientRun:
+        """Parse the output; accepts any text."""
         kept = tuple(line.rstrip() for line in lines)
         last = [line for line in kept if line]
         return cls(
@@ -98,18 +98,19 @@ class Said:
 
     @property
     def trouble(self) -> Message | None:
-        """The worst of the messages that are no mere information, the first of several such."""
+        """The most severe message that is not mere information, the first of equals."""
+        # A letter that we do not know is found at -1, and so ranks above all others.
         found = [message for message in self.messages if message.is_trouble]
         return max(found, key=lambda one: "WES".find(one.severity) % 4, default=None)
 
     @property
     def interrupted(self) -> bool:
-        """Whether it says that it was broken off."""
+        """Whether the client reports that it was interrupted."""
         return any(_INTERRUPTED.search(line) for line in self.lines)
 
     @property
     def ending(self) -> str:
-        """How it ended, for people: the worst message, and the return code."""
+        """The end for people: the most severe message and the return code."""
         how = (
             f"return code {self.status}" if self.status >= 0 else f"ended by signal {-self.status}"
         )
@@ -117,12 +118,12 @@ class Said:
 
 
 def asks(line: str) -> bool:
-    """Whether the client asks a question there, and would wait for the answer for ever."""
+    """Whether the client asks a question in this line, and so would wait for ever."""
     return _QUESTION.search(line) is not None
 
 
 def _messages(lines: Iterable[str]) -> Iterator[Message]:
-    """Every message with the lines that it was wrapped into, whatever stands before its code."""
+    """Yield every message, joined from its wrapped lines; any text may precede its code."""
     code, text = "", ""
     for line in lines:
         match = None if _names_a_file(line) else _MESSAGE.search(line)
@@ -137,19 +138,19 @@ def _messages(lines: Iterable[str]) -> Iterator[Message]:
 
 
 def _names_a_file(line: str) -> bool:
-    """Whether a code in a line would be part of a file's name."""
+    """Whether the line names a file, in which a message's code has no meaning."""
     return any(known.fullmatch(line) for known in (_FILE, _ENTRY, _PATH))
 
 
 def _begins(line: str) -> bool:
-    """Whether a line is the beginning of something else than the rest of a message."""
+    """Whether a line begins something new, and so does not continue a message."""
     known = ("Total ", "Elapsed ", "Successful ", "Restore processing", "Incremental backup")
     other = line.startswith((*known, "Object skipped")) or _INTERRUPTED.search(line) is not None
     return other or _FILE.fullmatch(line) is not None or _ENTRY.fullmatch(line) is not None
 
 
 def _totals(lines: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """The counts. One that is no number is left out, and so not there."""
+    """Yield the counts. One that is not a number is left out, and so counts as missing."""
     for line in lines:
         match = _TOTAL.fullmatch(line)
         if match is not None and _COUNT.fullmatch(match[2]):
@@ -157,7 +158,7 @@ def _totals(lines: Iterable[str]) -> Iterator[tuple[str, int]]:
 
 
 def bytes_sent(lines: Iterable[str]) -> int:
-    """How many bytes a backup that runs says to have sent by now, by its lines for each file."""
+    """Sum the bytes that a running backup reports in its lines for each file."""
     found = (_SENT.search(line) for line in lines)
     return sum(int(match[1].replace(",", "")) for match in found if match)
 
@@ -165,46 +166,47 @@ def bytes_sent(lines: Iterable[str]) -> int:
 # -- verdicts -----------------------------------------------------------------------------------
 
 
-def backup_problem(said: Said, files: int) -> str | None:
-    """Say why this is no successful backup of so many files; None where it is one."""
+def backup_problem(run: ClientRun, files: int) -> str | None:
+    """Return why this is no successful backup of so many files, or None if it is."""
     begin, done = "Incremental backup of volume ", "Successful incremental backup of "
-    if (why := _common(said, ("inspected", "backed up", "failed"), begin, done)) is not None:
+    if (why := _common(run, ("inspected", "backed up", "failed"), begin, done)) is not None:
         return why
-    if said.totals["inspected"] < files:
-        return f"dsmc inspected {said.totals['inspected']} objects of {files}"
+    # Inspected, not backed up: files that an earlier attempt sent are only inspected.
+    if run.totals["inspected"] < files:
+        return f"dsmc inspected {run.totals['inspected']} objects of {files}"
     return None
 
 
-def restore_problem(said: Said, files: int) -> str | None:
-    """Say why this is no successful restore of so many files; None where it is one."""
+def restore_problem(run: ClientRun, files: int) -> str | None:
+    """Return why this is no successful restore of so many files, or None if it is."""
     begin, done = "Restore function invoked.", "Restore processing finished."
-    if (why := _common(said, ("restored", "failed"), begin, done)) is not None:
+    if (why := _common(run, ("restored", "failed"), begin, done)) is not None:
         return why
-    if said.totals["restored"] < files:
-        return f"dsmc restored {said.totals['restored']} objects of {files}"
+    if run.totals["restored"] < files:
+        return f"dsmc restored {run.totals['restored']} objects of {files}"
     return None
 
 
-def _common(said: Said, wanted: Sequence[str], begin: str, done: str) -> str | None:
-    if said.trouble is not None or said.status not in (OK, WARNING):
-        return f"dsmc: {said.ending}"
-    if said.interrupted:
-        return f"dsmc was interrupted ({said.ending})"
-    if said.status == WARNING and not any(one.code in _HARMLESS for one in said.messages):
-        return f"dsmc warns of something that it does not name ({said.ending})"
-    missing = [name for name in wanted if name not in said.totals]
-    if missing or not said.ended:
+def _common(run: ClientRun, wanted: Sequence[str], begin: str, done: str) -> str | None:
+    if run.trouble is not None or run.status not in (OK, WARNING):
+        return f"dsmc: {run.ending}"
+    if run.interrupted:
+        return f"dsmc was interrupted ({run.ending})"
+    if run.status == WARNING and not any(one.code in _HARMLESS for one in run.messages):
+        return f"dsmc warns of something that it does not name ({run.ending})"
+    missing = [name for name in wanted if name not in run.totals]
+    if missing or not run.ended:
         return f"dsmc's output breaks off: no {missing[0] if missing else 'end of the counts'}"
-    if said.totals["failed"]:
-        return f"dsmc: {said.totals['failed']} objects failed ({said.ending})"
-    return _out_of_order(said.lines, begin, done)
+    if run.totals["failed"]:
+        return f"dsmc: {run.totals['failed']} objects failed ({run.ending})"
+    return _out_of_order(run.lines, begin, done)
 
 
 def _out_of_order(lines: Sequence[str], begin: str, done: str) -> str | None:
-    """Say what stands where it should not, or is not understood; None where all is in order.
+    """Return which line is out of order or unknown, or None if there is none.
 
-    First `begin`, then files, then `done`, then the figures, each once; messages anywhere. What
-    stands before `begin` is the client's greeting, which is another in each version.
+    The order is `begin`, files, `done`, figures, each figure once; messages may come anywhere. The
+    lines before `begin` are the client's greeting, which differs between versions.
     """
     awaited, kinds = [begin, done], {"file"}
     figures: set[str] = set()
@@ -233,7 +235,7 @@ def _out_of_order(lines: Sequence[str], begin: str, done: str) -> str | None:
 
 
 def _kind(line: str) -> str:
-    """What a line is about: a ``file``, a ``figure``, a ``message``, or something ``other``."""
+    """Classify a line: ``file``, ``figure``, ``message`` or ``other``."""
     if _FILE.fullmatch(line):
         return "file"
     if _FIGURE.fullmatch(line):
@@ -241,14 +243,14 @@ def _kind(line: str) -> str:
     return "message" if _MESSAGE.search(line) and not _names_a_file(line) else "other"
 
 
-def session(said: Said) -> str:
-    """Say in a line which server answered ``query session``.
+def session(run: ClientRun) -> str:
+    """Describe the server that answered ``query session`` in one line.
 
-    Raises ValueError, saying why, where none did.
+    Raises ValueError with the reason if none did.
     """
-    if said.status != OK or said.trouble is not None:
-        raise ValueError(f"dsmc: {said.ending}")
-    found = filter(None, map(_ROW.fullmatch, said.lines))
+    if run.status != OK or run.trouble is not None:
+        raise ValueError(f"dsmc: {run.ending}")
+    found = filter(None, map(_ROW.fullmatch, run.lines))
     rows = {match[1]: match[2] for match in found}
     wanted = ("Home Server Name", "Server Version", "Node Name")
     missing = [name for name in wanted if name not in rows]
@@ -257,19 +259,19 @@ def session(said: Said) -> str:
     return ", ".join(f"{name} {rows[name]}" for name in wanted)
 
 
-def listing(said: Said) -> list[tuple[str, Stored]]:
-    """The objects that ``query backup`` has listed: directory and file, the newest of each alone.
+def listing(run: ClientRun) -> list[tuple[str, Stored]]:
+    """Return directory and file of each object from ``query backup``, only its newest version.
 
-    Raises ValueError, saying why, where that is no whole list.
+    Raises ValueError with the reason if the list is not complete.
     """
-    codes = {message.code for message in said.messages if message.is_trouble}
-    if said.status == WARNING and codes == {NOTHING_FOUND}:
+    codes = {message.code for message in run.messages if message.is_trouble}
+    if run.status == WARNING and codes == {NOTHING_FOUND}:
         return []
-    if said.status != OK or said.trouble is not None:
-        raise ValueError(f"dsmc: {said.ending}")
+    if run.status != OK or run.trouble is not None:
+        raise ValueError(f"dsmc: {run.ending}")
     newest: dict[str, tuple[str, Stored]] = {}
-    for path, active, stored in _entries(said.lines):
-        # By the order of the list where both are inactive: dsmc lists newer versions first.
+    for path, active, stored in _entries(run.lines):
+        # If both versions are inactive the order decides: dsmc lists newer versions first.
         if path not in newest or active:
             newest[path] = (path.rpartition("/")[0], stored)
     if not newest:

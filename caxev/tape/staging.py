@@ -1,8 +1,7 @@
-"""What is to go to tape, as an archive's client wants to have it: one flat directory.
+"""Staging of data for tape: one flat directory, as an archive's client needs it.
 
-Each file is named ``<run>_<file>``, as cax named it, so that what a tape gives says whose it is.
-The bytes are those of the source: hard links to it or, where that cannot be, shared blocks, or a
-copy.
+Each file is named ``<run>_<file>``, as cax named it, so that a file on tape shows its run. The
+files are hard links to the source or, if that is not possible, share its blocks, or are copies.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Final
 from caxev import failpoints
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import Item, Manifest, link_file, local, open_resolved, printable, shown, writing
-from caxev.tape.base import Stored, Talk
+from caxev.tape.base import Stored, Transcript
 
 _FICLONE: Final = 0x40049409
 _CANNOT: Final = {
@@ -35,7 +34,7 @@ _UNFINISHED: Final = ".caxev-part-"
 
 
 def name_on_tape(run: str, path: bytes) -> str:
-    """What a run's file is called on tape. Raises `GiveUp` for what a client cannot be told."""
+    """Return the name of a run's file on tape. Raises `GiveUp` if a client cannot handle it."""
     try:
         name = path.decode()
     except UnicodeDecodeError:
@@ -46,7 +45,7 @@ def name_on_tape(run: str, path: bytes) -> str:
 
 
 def name_off_tape(run: str, name: str) -> bytes:
-    """The inverse of `name_on_tape`. Raises `GiveUp` for a name that is not of that run."""
+    """Return the name of a file on disk. Raises `GiveUp` if it is not of that run."""
     prefix = f"{run}_"
     if not name.startswith(prefix) or name == prefix or "/" in name:
         raise GiveUp(f"the archive holds {printable(name.encode())}, which is not of {run}")
@@ -54,10 +53,8 @@ def name_off_tape(run: str, name: str) -> bytes:
 
 
 def fit_for_tape(manifest: Manifest) -> str | None:
-    """Say why data does not go to tape; None where it does: flat, not empty, no two files alike.
-
-    Two files alike are a sign of a broken run: its DAQ has written one file twice.
-    """
+    """Return why data cannot go to tape, or None: flat, not empty, no two equal files."""
+    # Equal files are a sign of a broken run: the DAQ wrote one file twice.
     others = [item for item in manifest.items if item.kind != "file"]
     if others:
         return f"it is not flat: {printable(others[0].path)} is a {_KINDS[others[0].kind]}"
@@ -81,15 +78,15 @@ def _alike(items: Sequence[Item]) -> list[bytes]:
 
 
 def on_tape(run: str, manifest: Manifest) -> list[Stored]:
-    """The files of a manifest as they are called on tape."""
+    """Return the files of a manifest by their names on tape."""
     return [Stored(name_on_tape(run, item.path), item.size) for item in manifest.files]
 
 
-def stage(source: str, staged: str, names: Mapping[str, str], talk: Talk) -> None:
-    """Make `staged` hold the files of `source` under their new names (new: old), and no others.
+def stage(source: str, staged: str, names: Mapping[str, str], transcript: Transcript) -> None:
+    """Fill `staged` with the files of `source` under their new names (new: old), and no others.
 
-    What is there already is kept where it is the same file, or a copy of its size and time. Held
-    for us alone meanwhile. Raises `Retry` for what the disk refuses.
+    A staged file is kept if it is the same file, or a copy of the same size and time. The directory
+    is locked meanwhile. Raises `Retry` for errors of the disk.
     """
     top = os.fsencode(staged)
     with local(top, "stage"), writing(staged, directory=True):
@@ -98,12 +95,12 @@ def stage(source: str, staged: str, names: Mapping[str, str], talk: Talk) -> Non
         done = 0
         for new, old in names.items():
             done += _place(os.path.join(source, old), os.path.join(staged, new))
-            talk.at(done)
+            transcript.at(done)
         failpoints.point("tape.staged")
 
 
 def _place(old: str, new: str) -> int:
-    """Make `new` be what `old` is; its size in bytes."""
+    """Make `new` the same file as `old`, or a copy of it; returns its size in bytes."""
     status = os.stat(old, follow_symlinks=False)
     with suppress(FileNotFoundError):
         there = os.stat(new, follow_symlinks=False)
@@ -121,7 +118,8 @@ def _place(old: str, new: str) -> int:
 def _copy(old: str, new: str, status: os.stat_result) -> None:
     directory, name = os.path.split(new)
     unfinished = os.path.join(directory, _UNFINISHED + name)
-    descriptor = open_resolved(old, os.O_RDONLY)  # where others may write meanwhile
+    # Others may write to the source's directory: a link that replaces a file is not followed.
+    descriptor = open_resolved(old, os.O_RDONLY)
     with os.fdopen(descriptor, "rb") as reading, open(unfinished, "wb") as writing_:
         if not _tried(lambda: fcntl.ioctl(writing_.fileno(), _FICLONE, reading.fileno())):
             shutil.copyfileobj(reading, writing_, 8 << 20)
@@ -130,13 +128,14 @@ def _copy(old: str, new: str, status: os.stat_result) -> None:
         changed = os.fstat(descriptor).st_mtime_ns != status.st_mtime_ns
     if changed:
         raise Retry(f"{shown(old)} changed while it was staged")
+    # The source's time marks a complete copy for the next attempt, so it is set last.
     os.utime(unfinished, ns=(status.st_atime_ns, status.st_mtime_ns))
     failpoints.point("tape.copied")
     os.rename(unfinished, new)
 
 
 def _tried(function: Callable[[], object]) -> bool:
-    """Call it; False where the kernel says that this is not for these files. Raises OSError."""
+    """Call a function; False if the kernel does not support it for these files. Raises OSError."""
     try:
         function()
     except OSError as exc:
@@ -155,7 +154,7 @@ def _take_away(path: str) -> None:
 
 
 def clear(path: str) -> None:
-    """Take away a directory that was filled for a client, if it is there. Repeatable."""
+    """Remove a directory that was filled for a client, if it exists. Idempotent."""
     with local(os.fsencode(path), "remove"):
         failpoints.point("tape.clear")
         with suppress(FileNotFoundError):

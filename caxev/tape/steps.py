@@ -1,7 +1,7 @@
-"""What is done for a run's data on tape, in a worker process: back up, compare, restore.
+"""Steps for a run's data on tape, in a worker process: back up, compare, restore.
 
-`caxev.handlers.tape` calls these by ``job.work``, and the command line calls them directly. What
-goes wrong is not raised but told, so that what the client wrote comes along.
+`caxev.handlers.tape` calls these by ``job.work``, and the command line calls them directly. Errors
+are returned in an `Outcome` and not raised, so that the client's output comes with them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from caxev.files import (
 )
 from caxev.files.resolved import chmod, rename
 from caxev.files.roots import check_root
-from caxev.tape.base import Archive, Reach, Stored, Talk
+from caxev.tape.base import Archive, Reach, Stored, Transcript
 from caxev.tape.find import archive
 from caxev.tape.staging import clear, fit_for_tape, name_off_tape, name_on_tape, on_tape, stage
 
@@ -48,19 +48,19 @@ NAMED: Final = 5
 _SCRATCH: Final = ".caxev-restored"
 _RECALLED: Final = ".recalled-"
 _WHOLE: Final = ".whole-"
-"""What stands before a run's name in scratch: under the tape's names, and whole, under its own."""
+"""Prefixes of a run's directory in scratch: with the tape's file names, and complete with ours."""
 
 
 @frozen
-class Told(Generic[T]):
-    """What came of a step: its result or why it failed, and all that the client wrote."""
+class Outcome(Generic[T]):
+    """The outcome of a step: its result or error, and all output of the client."""
 
-    said: str
+    transcript: str
     result: T | None = None
     failed: Retry | GiveUp | None = None
 
     def get(self) -> T:
-        """The result. Raises `Retry` or `GiveUp` where the step failed."""
+        """Return the result. Raises the step's `Retry` or `GiveUp` if it failed."""
         if self.failed is not None:
             raise self.failed
         assert self.result is not None
@@ -69,9 +69,9 @@ class Told(Generic[T]):
 
 @frozen
 class Data:
-    """A run's data: where it is on tape, and what it must be, as far as that is known.
+    """A run's data: its folder on tape, and what it must be, as far as that is known.
 
-    `name` is the run's directory. `expected` is known, or `checksum`, or neither.
+    `name` is the run's directory. Either `expected` or `checksum` is known, or neither.
     """
 
     name: str
@@ -81,13 +81,13 @@ class Data:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is anything to compare it with."""
+        """Whether there is anything to compare the data with."""
         return self.expected is not None or self.checksum is not None
 
 
 @frozen
 class Copied:
-    """Data that is what it must be; `again`: bytes that the client had to move for that."""
+    """Restored data; `moved` is the number of bytes that the client had to move for it."""
 
     manifest: Manifest = field(repr=False)
     moved: int
@@ -97,30 +97,31 @@ class Copied:
         return self.manifest.total_bytes
 
 
-def told(
-    function: Callable[Concatenate[Talk, Reach, P], T],
-) -> Callable[Concatenate[Reach, P], Told[T]]:
-    """Have a step tell how it ended; it then takes `report` instead of a `Talk`."""
+def with_outcome(
+    function: Callable[Concatenate[Transcript, Reach, P], T],
+) -> Callable[Concatenate[Reach, P], Outcome[T]]:
+    """Make a step return an `Outcome`, and take `report` instead of a `Transcript`."""
 
-    def step(reach: Reach, /, *args: P.args, **kwargs: P.kwargs) -> Told[T]:
+    def step(reach: Reach, /, *args: P.args, **kwargs: P.kwargs) -> Outcome[T]:
         report: Report = kwargs.pop("report")  # type: ignore[assignment]  # whoever runs it adds that
-        talk = Talk(report)
+        transcript = Transcript(report)
         try:
-            result = function(talk, reach, *args, **kwargs)
+            result = function(transcript, reach, *args, **kwargs)
         except (Retry, GiveUp) as error:
-            return Told(talk.text, failed=_plain(error))
-        return Told(talk.text, result)
+            return Outcome(transcript.text, failed=_plain(error))
+        return Outcome(transcript.text, result)
 
     return update_wrapper(step, function)
 
 
-def directly(step: Callable[..., Told[T]], *args: object) -> Told[T]:
-    """Take a step in this process, telling nobody how far it is."""
+def directly(step: Callable[..., Outcome[T]], *args: object) -> Outcome[T]:
+    """Run a step in this process, without progress reports."""
     return step(*args, report=to_nobody)
 
 
 def _plain(error: Retry | GiveUp) -> Retry | GiveUp:
-    """The error, as it can be pickled inside of a result."""
+    """Return a copy of the error that can be pickled inside a result."""
+    # Its cause may be an error that cannot be pickled.
     if isinstance(error, RootAway):
         return RootAway(error.why, root=error.root, host=error.host)
     if isinstance(error, Denied):
@@ -133,39 +134,41 @@ def _plain(error: Retry | GiveUp) -> Retry | GiveUp:
 # -- steps ----------------------------------------------------------------------------------------
 
 
-@told
-def back_up(talk: Talk, reach: Reach, source: str, data: Data, again: bool) -> Manifest:
-    """Bring the copy at `source` to tape; what it is. Nothing is compared yet.
+@with_outcome
+def back_up(transcript: Transcript, reach: Reach, source: str, data: Data, again: bool) -> Manifest:
+    """Bring the copy at `source` to tape; returns its manifest. Nothing is compared yet.
 
-    Raises `GiveUp` where it is not fit for tape, is not what it must be, or the folder holds
-    something else already: what is on tape is never replaced.
+    Raises `GiveUp` if it is not fit for tape, is not what it must be, or the folder holds other
+    files: nothing on tape is ever replaced.
     """
     place = archive(reach.there.method)
     path = confine(source, reach.here.roots)
-    manifest = _source(path, data, talk)
+    manifest = _source(path, data, transcript)
     if (why := fit_for_tape(manifest)) is not None:
         raise GiveUp(f"{shown(path)} does not go to tape: {why}")
     files = on_tape(data.name, manifest)
-    _check_free_of_others(place.listed(reach, data.folder, talk), files, data.folder)
+    _check_free_of_others(place.listed(reach, data.folder, transcript), files, data.folder)
     staged = _staged(reach, data.name)
     make_parents(staged, [os.path.dirname(staged)])
     pairs = zip(files, manifest.files, strict=True)
-    talk.total = manifest.total_bytes
-    stage(path, staged, {new.name: os.fsdecode(item.path) for new, item in pairs}, talk)
-    talk.done = 0
+    transcript.total = manifest.total_bytes
+    stage(path, staged, {new.name: os.fsdecode(item.path) for new, item in pairs}, transcript)
+    transcript.done = 0
     failpoints.point("tape.put")
-    place.put(reach, staged, data.folder, files, again=again, talk=talk)
+    place.put(reach, staged, data.folder, files, again=again, transcript=transcript)
     failpoints.point("tape.put")
-    _check_listed(place.listed(reach, data.folder, talk), files, data.folder)
+    # The client's success is not enough: the archive's own list must have all files.
+    _check_listed(place.listed(reach, data.folder, transcript), files, data.folder)
     return manifest
 
 
-def _source(path: str, data: Data, talk: Talk) -> Manifest:
-    """What the source is: as it is known, or else read."""
+def _source(path: str, data: Data, transcript: Transcript) -> Manifest:
+    """Return the source's manifest, the known one or read from disk."""
+    # With a known manifest only names, sizes and times are checked: `compare` reads every byte.
     if data.expected is not None:
         check_expected(look(path), data.expected, shown(path))
         return data.expected
-    manifest = digest_tree(path, sha512=True, report=talk.report)
+    manifest = digest_tree(path, sha512=True, report=transcript.report)
     if data.checksum is not None and manifest.cax_checksum() != data.checksum:
         raise Damaged(f"{shown(path)} is not what it was: its checksum differs")
     return manifest
@@ -181,7 +184,7 @@ def _staged(reach: Reach, name: str) -> str:
 
 
 def _staging(reach: Reach) -> str | None:
-    """The directory that data for tape is staged in. Raises `RootAway` if its disk is not there."""
+    """Return the staging directory for tape. Raises `RootAway` if its disk is missing."""
     for site in (reach.here, reach.there):
         for root in site.marked:
             if root == site.dir_tsm:
@@ -207,34 +210,34 @@ def _check_listed(there: Sequence[Stored], files: Sequence[Stored], folder: str)
         raise Retry(f"{folder} on tape lacks {missing[0]} ({len(missing)} files of {len(files)})")
 
 
-@told
-def unstage(talk: Talk, reach: Reach, name: str) -> bool:
-    """Take away what is staged of data that does not go on; a later backup stages it anew."""
-    del talk
+@with_outcome
+def unstage(transcript: Transcript, reach: Reach, name: str) -> bool:
+    """Remove the staged files of a backup that does not continue; a later one stages them again."""
+    del transcript
     clear(_staged(reach, name))
     return True
 
 
-@told
-def compare(talk: Talk, reach: Reach, data: Data) -> tuple[str | None, Copied]:
-    """Restore data to scratch and compare it; what differs (None: nothing), and what came.
+@with_outcome
+def compare(transcript: Transcript, reach: Reach, data: Data) -> tuple[str | None, Copied]:
+    """Restore data to scratch and compare it; returns the difference, or None, and the data.
 
-    Scratch is empty again afterwards, and where nothing differs staging is removed.
+    Scratch is empty again afterwards. If there is no difference the staged files are removed.
     """
     scratch = _scratch(reach)
     folder = os.path.join(scratch, data.name)
     with _filling(folder):
-        copied = _restored(talk, reach, data, folder)
+        copied = _restored(transcript, reach, data, folder)
     why = difference(data, copied.manifest)
     clear(folder)
     if why is None:
-        with suppress(GiveUp):  # an archive that needs no staging
+        with suppress(GiveUp):  # this archive needs no staging
             clear(_staged(reach, data.name))
     return why, copied
 
 
 def _scratch(reach: Reach) -> str:
-    """The private directory that data is restored to. Raises `Denied` if others may write there."""
+    """Return the private directory for restored data. Raises `Denied` if others may write there."""
     if reach.options.scratch is not None:
         return make_private(reach.options.scratch)
     base = _staging(reach)
@@ -243,22 +246,25 @@ def _scratch(reach: Reach) -> str:
     )
 
 
-@told
-def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[str]) -> Copied:
-    """Restore data to `target`, strictly inside one of `roots`, and compare it before it is named.
+@with_outcome
+def recall(
+    transcript: Transcript, reach: Reach, data: Data, target: str, roots: Sequence[str]
+) -> Copied:
+    """Restore data to `target`, strictly inside one of `roots`; compare it before it gets the name.
 
-    The archive's client writes to scratch, where nobody else may. Killed anywhere, the next call
-    keeps what was restored rightly. Raises `GiveUp` where something else has the name, `Retry`
-    where the tape gives something else.
+    The archive's client writes to scratch, which is private. After a kill the next call reuses the
+    files that were restored correctly. Raises `GiveUp` if other data has the name, `Retry` after a
+    checksum mismatch.
     """
     final = confine(target, roots)
     scratch = _scratch(reach)
     folder, whole = (os.path.join(scratch, prefix + data.name) for prefix in (_RECALLED, _WHOLE))
+    # With `whole` left, an earlier call was killed while it published: continue that.
     if os.path.lexists(final) and not os.path.lexists(whole):
-        return _standing(data, final, folder, talk)
+        return _standing(data, final, folder, transcript)
     with local(os.fsencode(folder), "restore to"), _filling(folder):
         _rename_back(data.name, whole, folder)
-        copied = _restored(talk, reach, data, folder)
+        copied = _restored(transcript, reach, data, folder)
         if (why := difference(data, copied.manifest)) is not None:
             clear(folder)
             raise Retry(f"what {data.folder} on tape gives is not what it must be: {why}")
@@ -276,7 +282,7 @@ def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[st
                 roots,
                 expected=copied.manifest,
                 min_free=reach.here.min_free,
-                report=talk.report,
+                report=transcript.report,
             )
         failpoints.point("tape.recalled")
     return copied
@@ -284,7 +290,7 @@ def recall(talk: Talk, reach: Reach, data: Data, target: str, roots: Sequence[st
 
 @contextmanager
 def _filling(folder: str) -> Iterator[None]:
-    """Hold a directory that data is restored to; it goes where nothing has remained in it."""
+    """Lock a directory for restored data; it is removed at the end if it is empty."""
     with writing(folder, directory=True):
         try:
             yield
@@ -293,11 +299,11 @@ def _filling(folder: str) -> Iterator[None]:
                 os.rmdir(folder)
 
 
-def _standing(data: Data, final: str, folder: str, talk: Talk) -> Copied:
-    """A copy that got its name before we were killed."""
+def _standing(data: Data, final: str, folder: str, transcript: Transcript) -> Copied:
+    """Verify a copy that is already at its final path, from a call that was killed."""
     if not data.is_known:
         raise GiveUp(f"{shown(final)} exists already, and nothing tells whether it is this copy")
-    found = digest_tree(final, sha512=data.expected is None, report=talk.report)
+    found = digest_tree(final, sha512=data.expected is None, report=transcript.report)
     if (why := difference(data, found)) is not None:
         raise GiveUp(f"{shown(final)} exists already and is not this copy: {why}")
     with suppress(FileNotFoundError):
@@ -306,7 +312,7 @@ def _standing(data: Data, final: str, folder: str, talk: Talk) -> Copied:
 
 
 def _rename_back(name: str, whole: str, folder: str) -> None:
-    """Put what had its own name already with the rest, to be looked at again."""
+    """Give files that have their own names the tape's names again, so that all are checked."""
     if os.path.isdir(whole):
         for one in os.listdir(whole):
             failpoints.point("tape.rename_back")
@@ -316,30 +322,30 @@ def _rename_back(name: str, whole: str, folder: str) -> None:
             )
 
 
-def _restored(talk: Talk, reach: Reach, data: Data, folder: str) -> Copied:
-    """Restore what is not in `folder` already; what is there then, under the run's own names.
+def _restored(transcript: Transcript, reach: Reach, data: Data, folder: str) -> Copied:
+    """Restore the files missing in `folder`; returns its content, under the run's own names.
 
-    Without a manifest nothing is known to be right, and all is restored.
+    Without a manifest no file is known to be right, and all are restored.
     """
     place = archive(reach.there.method)
-    files = _files(place, reach, data, talk)
-    right = _right(data, folder, talk)
+    files = _files(place, reach, data, transcript)
+    right = _right(data, folder, transcript)
     for name in set(os.listdir(folder)) - right:
         failpoints.point("tape.unlink")
         os.unlink(os.path.join(folder, name))
     missing = [one for one in files if one.name not in right]
-    talk.total = sum(one.size for one in files)
+    transcript.total = sum(one.size for one in files)
     _check_free(reach, folder, sum(one.size for one in missing))
     if missing:
         failpoints.point("tape.get")
-        place.get(reach, data.folder, missing, folder, talk)
+        place.get(reach, data.folder, missing, folder, transcript)
         failpoints.point("tape.get")
-    found = digest_tree(folder, sha512=data.expected is None, report=talk.report)
+    found = digest_tree(folder, sha512=data.expected is None, report=transcript.report)
     return Copied(_renamed(data.name, found), sum(one.size for one in missing))
 
 
-def _files(place: Archive, reach: Reach, data: Data, talk: Talk) -> list[Stored]:
-    there = list(place.listed(reach, data.folder, talk))
+def _files(place: Archive, reach: Reach, data: Data, transcript: Transcript) -> list[Stored]:
+    there = list(place.listed(reach, data.folder, transcript))
     if not there:
         raise GiveUp(f"{data.folder} is not on tape")
     if data.expected is None:
@@ -349,12 +355,12 @@ def _files(place: Archive, reach: Reach, data: Data, talk: Talk) -> list[Stored]
     return files
 
 
-def _right(data: Data, folder: str, talk: Talk) -> set[str]:
-    """The names of what an earlier call has restored rightly."""
+def _right(data: Data, folder: str, transcript: Transcript) -> set[str]:
+    """Return the names of the files that an earlier call restored correctly."""
     if data.expected is None or not os.listdir(folder):
         return set()
     wanted = {name_on_tape(data.name, item.path): item for item in data.expected.files}
-    found = digest_tree(folder, sha512=False, report=talk.report)
+    found = digest_tree(folder, sha512=False, report=transcript.report)
     names = ((os.fsdecode(item.path), item) for item in found.files)
     return {
         name
@@ -375,14 +381,14 @@ def _check_free(reach: Reach, folder: str, need: int) -> None:
 
 
 def _renamed(name: str, found: Manifest) -> Manifest:
-    """What was restored, under its own names."""
+    """Return the manifest under the run's own names."""
     return Manifest(
         evolve(item, path=name_off_tape(name, os.fsdecode(item.path))) for item in found.items
     )
 
 
 def difference(data: Data, found: Manifest) -> str | None:
-    """Say how data differs from what it must be; None where it does not, or nothing is known."""
+    """Return how data differs from what it must be; None if it does not, or nothing is known."""
     if data.expected is not None:
         differ = data.expected.differences(found)
         more = ", ..." if len(differ) > NAMED else ""
@@ -393,20 +399,22 @@ def difference(data: Data, found: Manifest) -> str | None:
     return None
 
 
-@told
-def check(talk: Talk, reach: Reach) -> str:
-    """Reach the archive and say, in a line, what answered."""
-    return archive(reach.there.method).check(reach, talk)
+@with_outcome
+def check(transcript: Transcript, reach: Reach) -> str:
+    """Contact the archive, and return a line that describes the server."""
+    return archive(reach.there.method).check(reach, transcript)
 
 
-@told
-def contents(talk: Talk, reach: Reach, folder: str) -> list[Stored]:
-    """List what a folder holds."""
-    return list(archive(reach.there.method).listed(reach, folder, talk))
+@with_outcome
+def contents(transcript: Transcript, reach: Reach, folder: str) -> list[Stored]:
+    """List the files in a folder."""
+    return list(archive(reach.there.method).listed(reach, folder, transcript))
 
 
-@told
-def holdings(talk: Talk, reach: Reach, above: Collection[str]) -> dict[str, list[Stored]]:
-    """List all folders below these directories, with what they hold."""
-    found = archive(reach.there.method).folders(reach, above, talk)
+@with_outcome
+def holdings(
+    transcript: Transcript, reach: Reach, above: Collection[str]
+) -> dict[str, list[Stored]]:
+    """List all folders below these directories, with their files."""
+    found = archive(reach.there.method).folders(reach, above, transcript)
     return {folder: list(files) for folder, files in found.items()}

@@ -1,8 +1,8 @@
 """Method ``tsm``: IBM's tape system (TSM, Spectrum Protect, Storage Protect), through ``dsmc``.
 
-Data goes there by ``dsmc incremental``, under the path at which it was staged, which is the folder:
-``<dir_tsm>/<run>``. Since staging is removed afterwards, the server may count a file as inactive
-by the time that it is wanted: the latest version is taken, active or not.
+``dsmc incremental`` stores data under the path at which it was staged, ``<dir_tsm>/<run>``: the
+folder. Since the staged files are removed afterwards, the server may consider a file inactive when
+it is wanted: the latest version is taken, active or not.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Final
 
 from caxev.config.archive import PATIENCE
 from caxev.core.errors import Denied, GiveUp, Retry
-from caxev.tape.base import Reach, Stored, Talk
-from caxev.tape.client import converse
+from caxev.tape.base import Reach, Stored, Transcript
+from caxev.tape.client import run_client
 from caxev.tape.output import (
-    Said,
+    ClientRun,
     asks,
     backup_problem,
     bytes_sent,
@@ -47,7 +47,7 @@ _HOPELESS: Final = frozenset(
         "ANS1345E",  # no objects on the server match
     }
 )
-"""Messages about what does not change by itself."""
+"""Messages about permanent errors."""
 _FORBIDDEN: Final = frozenset('*?[]{}"\n\r\0')
 
 
@@ -55,7 +55,7 @@ class Tsm:
     """Tape through ``dsmc``; see `caxev.tape.base.Archive`."""
 
     def folder(self, reach: Reach, name: str) -> str | None:
-        """Return ``<dir_tsm>/<name>``, of the site that runs the client, else of the archive."""
+        """Return ``<dir_tsm>/<name>`` of the site that runs the client, else of the archive."""
         base = reach.here.dir_tsm or reach.there.dir_tsm
         return None if base is None else f"{base.rstrip('/')}/{name}"
 
@@ -67,37 +67,42 @@ class Tsm:
         files: Sequence[Stored],
         *,
         again: bool,
-        talk: Talk,
+        transcript: Transcript,
     ) -> None:
-        """Back up; with `again` also what has not changed since it was backed up."""
+        """Back up; with `again` even files that have not changed since their last backup."""
         if staged != folder:
             raise GiveUp(f"{staged} would be {staged} on tape, not {folder}")
         for name in (folder, *(one.name for one in files)):
             _plain(name)
         more = ("-absolute",) if again else ()
-        began = len(talk.said)
-        said = _run(
+        began = len(transcript.lines)
+        run = _run(
             reach,
-            talk,
+            transcript,
             "incremental",
             f"{folder}/",
             *more,
-            progress=lambda: bytes_sent(talk.said[began:]),
+            progress=lambda: bytes_sent(transcript.lines[began:]),
         )
-        if (why := backup_problem(said, len(files))) is not None:
-            raise _failed(said, why)
+        if (why := backup_problem(run, len(files))) is not None:
+            raise _failed(run, why)
 
     def get(
-        self, reach: Reach, folder: str, files: Sequence[Stored], target: str, talk: Talk
+        self,
+        reach: Reach,
+        folder: str,
+        files: Sequence[Stored],
+        target: str,
+        transcript: Transcript,
     ) -> None:
-        """Restore, through a list of names, into `target`."""
+        """Restore the files, by a list of their names, into `target`."""
         with tempfile.NamedTemporaryFile("w", prefix="caxev-", suffix=".files") as names:
             for one in files:
                 names.write(f'"{_plain(f"{folder}/{one.name}")}"\n')
             names.flush()
-            said = _run(
+            run = _run(
                 reach,
-                talk,
+                transcript,
                 "restore",
                 f"-filelist={names.name}",
                 f"{target}/",
@@ -107,50 +112,54 @@ class Tsm:
                 "-latest",
                 progress=lambda: _size(target),
             )
-        if (why := restore_problem(said, len(files))) is not None:
-            raise _failed(said, why)
+        if (why := restore_problem(run, len(files))) is not None:
+            raise _failed(run, why)
 
-    def listed(self, reach: Reach, folder: str, talk: Talk) -> list[Stored]:
+    def listed(self, reach: Reach, folder: str, transcript: Transcript) -> list[Stored]:
         """Query the files of one folder."""
-        found = self._query(reach, talk, f"{_plain(folder)}/*")
+        found = self._query(reach, transcript, f"{_plain(folder)}/*")
         return [stored for directory, stored in found if directory == folder]
 
     def folders(
-        self, reach: Reach, above: Collection[str], talk: Talk
+        self, reach: Reach, above: Collection[str], transcript: Transcript
     ) -> Mapping[str, list[Stored]]:
-        """Query all that lies below these directories."""
+        """Query everything below these directories."""
         folders: dict[str, list[Stored]] = {}
         for base in above:
-            for directory, stored in self._query(reach, talk, f"{_plain(base)}/*", "-subdir=yes"):
+            for directory, stored in self._query(
+                reach, transcript, f"{_plain(base)}/*", "-subdir=yes"
+            ):
                 folders.setdefault(directory, []).append(stored)
         return folders
 
     def _query(
-        self, reach: Reach, talk: Talk, what: str, *more: str
+        self, reach: Reach, transcript: Transcript, what: str, *more: str
     ) -> Sequence[tuple[str, Stored]]:
-        said = _run(reach, talk, "query", "backup", what, "-filesonly", "-inactive", *more)
+        run = _run(reach, transcript, "query", "backup", what, "-filesonly", "-inactive", *more)
         try:
-            return listing(said)
+            return listing(run)
         except ValueError as exc:
-            raise _failed(said, str(exc)) from exc
+            raise _failed(run, str(exc)) from exc
 
-    def check(self, reach: Reach, talk: Talk) -> str:
-        """Ask the server who it is."""
-        said = _run(reach, talk, "query", "session")
+    def check(self, reach: Reach, transcript: Transcript) -> str:
+        """Query the session's server."""
+        run = _run(reach, transcript, "query", "session")
         try:
-            return session(said)
+            return session(run)
         except ValueError as exc:
-            raise _failed(said, str(exc)) from exc
+            raise _failed(run, str(exc)) from exc
 
 
 def _plain(path: str) -> str:
-    """The path, if it is one that means itself to the client. Raises `GiveUp`."""
+    """Return the path. Raises `GiveUp` if the client would read it as a pattern."""
     if not path.isprintable() or _FORBIDDEN.intersection(path) or ".." in path.split("/"):
         raise GiveUp(f"dsmc cannot be told of the name {path!a}")
     return path
 
 
-def _run(reach: Reach, talk: Talk, *words: str, progress: Callable[[], int] | None = None) -> Said:
+def _run(
+    reach: Reach, transcript: Transcript, *words: str, progress: Callable[[], int] | None = None
+) -> ClientRun:
     options = reach.options
     more = [*_FORMATS]
     if options.server is not None:
@@ -158,27 +167,27 @@ def _run(reach: Reach, talk: Talk, *words: str, progress: Callable[[], int] | No
     if options.optfile is not None:
         more.append(f"-optfile={options.optfile}")
     with tempfile.TemporaryDirectory(prefix="caxev-dsmc-") as directory:  # for its logs
-        status, lines = converse(
+        status, lines = run_client(
             [*(options.command or ("dsmc",)), *words, *more],
-            talk,
+            transcript,
             patience=options.patience or PATIENCE,
             environment={"DSM_LOG": directory, **options.environment},
             directory=directory,
             asks=asks,
             progress=progress,
         )
-    return Said.of(status, lines)
+    return ClientRun.of(status, lines)
 
 
-def _failed(said: Said, why: str) -> GiveUp | Retry:
-    codes = {message.code for message in said.messages}
+def _failed(run: ClientRun, why: str) -> GiveUp | Retry:
+    codes = {message.code for message in run.messages}
     if _HOPELESS & codes:
         return GiveUp(why)
     return Denied(why) if _REFUSED & codes else Retry(why)
 
 
 def _size(directory: str) -> int:
-    """Bytes in a directory's files."""
+    """Return the total size of a directory's files in bytes."""
     total = 0
     with suppress(FileNotFoundError), os.scandir(directory) as entries:
         for entry in entries:

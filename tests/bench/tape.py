@@ -20,7 +20,7 @@ from rich.table import Table
 
 from caxev.config import ArchiveOptions, Site
 from caxev.demo.world import SIMULATOR
-from caxev.tape import Data, Reach, Told, back_up, directly
+from caxev.tape import Data, Outcome, Reach, back_up, directly
 from caxev.tape.tsm import Tsm
 
 MEBIBYTE: Final = 1 << 20
@@ -64,9 +64,9 @@ def measure(root: Path, size: int) -> dict[str, Any]:
     there = Site(name="tape", method="tsm", archive=client)
     data = Data(RUN, str(staging / RUN))
     began = time.monotonic()
-    told, written = _watched(Reach(here, there), str(raw / RUN), data)
+    outcome, written = _watched(Reach(here, there), str(raw / RUN), data)
     seconds = time.monotonic() - began
-    total = told.get().total_bytes
+    total = outcome.get().total_bytes
     return {
         "run_bytes": total,
         "written_bytes": written,
@@ -82,7 +82,7 @@ def _write(path: Path, size: int) -> None:
         os.fsync(file.fileno())
 
 
-def _watched(reach: Reach, source: str, data: Data) -> tuple[Told[Any], int]:
+def _watched(reach: Reach, source: str, data: Data) -> tuple[Outcome[Any], int]:
     """Back up; what came of it, and how many bytes were written until ``dsmc`` was called.
 
     By this process, as the kernel counts what it caused to be written to disks (``write_bytes``),

@@ -30,7 +30,7 @@ from caxev.core.model import CopyKey
 from caxev.files import digest_tree, empty_quarantine, erase, identity, set_aside
 from caxev.files.resolved import remove
 from caxev.handlers.permissions import apply as give
-from caxev.tape import Data, Reach, Told, back_up, compare, directly, recall
+from caxev.tape import Data, Outcome, Reach, back_up, compare, directly, recall
 from caxev.transfer import Route
 from tests import sshd as servers
 from tests.attacks import SECRET, Watched
@@ -145,16 +145,16 @@ def archive(place: Place) -> object:
     data = Data(name, f"{base}/{name}")
     source = place.lay(place.here.dir_raw, name, flat=True)
     manifest = directly(back_up, reach, source, data, False)
-    place.said.append(manifest.said)
+    place.said.append(manifest.transcript)
     data = evolve(data, expected=manifest.get())
-    steps: tuple[Callable[[], Told[Any]], ...] = (
+    steps: tuple[Callable[[], Outcome[Any]], ...] = (
         lambda: directly(compare, reach, data),
         lambda: directly(recall, reach, data, place.raw(f"back-{name}"), roots),
     )
     for step in steps:
-        told = step()
-        place.said.append(told.said)
-        told.get()
+        outcome = step()
+        place.said.append(outcome.transcript)
+        outcome.get()
     return None
 
 
@@ -295,8 +295,8 @@ def hostile(*, rounds: int, seed: int, only: Sequence[str] = ()) -> dict[str, An
                 escaped += len(found)
                 tally.compared[f"round {number}"] = set()
                 tally.add(problems)
-                told = [*problems, *(Problem("lost", one) for one in found)]
-                say_round(f"round {number}, seed {seed}", told, monotonic() - began)
+                outcome = [*problems, *(Problem("lost", one) for one in found)]
+                say_round(f"round {number}, seed {seed}", outcome, monotonic() - began)
                 if found:
                     watched = Watched(watched.outside)
                 rmtree(place.base, ignore_errors=True)

@@ -91,9 +91,9 @@ class TapeGround(Ground):
             here = Site(name="reader", dir_raw=directory, dir_tsm=directory)
             reach = Reach(here, self.world.sites.get(TAPE))
             data = Data(safe_name(copy.location), copy.location)
-            told = directly(recall, reach, data, f"{directory}/back", [directory])
-            if told.failed is not None:
-                yield Problem("lost", f"{one}: on tape: {told.failed}")
+            outcome = directly(recall, reach, data, f"{directory}/back", [directory])
+            if outcome.failed is not None:
+                yield Problem("lost", f"{one}: on tape: {outcome.failed}")
             elif digest_of(f"{directory}/back") != born.digest:
                 yield Problem("corrupt_accepted", f"{one}: on tape: the bytes differ")
 
