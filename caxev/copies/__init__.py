@@ -1,1 +1,1 @@
-"""What becomes of copies: which of them agree, which share their files, and when one may go."""
+"""Decisions about copies: which of them agree, which share files, and which may be deleted."""

@@ -1,11 +1,11 @@
-"""Which copies may go, and what proves it.
+"""Decisions about deletions: which copies may go, and what proves it. Pure.
 
 `caxev.handlers.deletion` and, for datasets of a catalogue, `caxev.handlers.rucio` act on these
-decisions, ``caxev rm`` and ``caxev rucio`` show them. A copy goes in four steps,
-each by a conditional write: the *intent* (it is ``deleting``, and nobody counts on it from then
-on), the *proof* (so many others were read afresh), the point of no return (``erasing``), and, the
-bytes gone, the entry's end, which leaves a tombstone. Until the third step all can be taken back.
-Pure.
+decisions, ``caxev rm`` and ``caxev rucio`` show them. A deletion has four steps, each a conditional
+write: the *intent* (the copy is ``deleting`` and counts for no other deletion any more), the
+*proof* (enough other copies were read again), the point of no return (``erasing``), and, after the
+bytes, the removal of the entry, which leaves a tombstone. Before the third step a deletion can be
+withdrawn.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ from caxev.core.paths import UNKNOWN, plain
 
 RAW: Final = "raw"
 NEVER: Final = "untriggered"
-"""The DAQ's buffer: never touched."""
+"""The type of the DAQ's buffer, which is never touched."""
 MARKS: Final = ("mark", "moved_mark")
-"""Fields of an entry: which very files go, at its location and at its ``moved_from``."""
+"""Fields of an entry that identify the files to erase, at its location and its ``moved_from``."""
 EVER: Final = datetime(1970, 1, 1, tzinfo=UTC)
-"""Since then: at any time at all, if only it was."""
+"""A reading since then may have been at any time."""
 READING: Final = timedelta(hours=1)
-"""When a copy that is being read is looked at again."""
+"""Time between two checks whether a copy is still being read."""
 
 
 @frozen
 class DeletionPlan:
-    """A copy that may go: who wants it and why, and how many others must remain.
+    """A copy that may be deleted: by whom and why, and how many others must remain.
 
-    `like` is what those others must be: this copy itself or, where it is bad, a good one. With
-    `by_entries` they count by what their entries say, and are not read afresh first.
+    The others must have the content of `like`: this copy or, if it is bad, a good one. With
+    `by_entries` they count by their entries, and are not read again first.
     """
 
     copy: Copy
@@ -69,7 +69,7 @@ class DeletionPlan:
 
 @frozen
 class NotYet:
-    """It may go, but not before `at` (UTC)."""
+    """The copy may go, but not before `at` (UTC)."""
 
     why: str
     at: datetime
@@ -78,7 +78,7 @@ class NotYet:
 def plan_purge(
     run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime, *, full: bool = False
 ) -> DeletionPlan | Skip | NotYet:
-    """Decide whether a raw copy at `site` has come to its age; `full`: its age does not count."""
+    """Decide whether a raw copy at `site` is old enough to go; with `full` age does not matter."""
     if copy is None or copy.status == DELETING:
         return Skip("the copy is gone, or about to go")
     if copy.type != RAW:
@@ -101,7 +101,7 @@ def plan_purge(
 
 
 def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
-    """Whether such data goes at the site for its age, so that fetching it is of no use."""
+    """Whether the site would purge this data for its age at once, so that it is not fetched."""
     due = _due(run, site) if key.type == RAW and site.purge is not None else None
     return due is not None and due < now and not any(t in run.tags for t in site.deletion.protect)
 
@@ -109,7 +109,7 @@ def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
 def plan_processed(
     run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime
 ) -> DeletionPlan | Skip | NotYet:
-    """Decide whether a processed copy at `site` is of the version that is to go."""
+    """Decide whether a processed copy at `site` has the version to be purged."""
     if copy is None or copy.status == DELETING:
         return Skip("the copy is gone, or about to go")
     if copy.type != "processed" or site.pax_version_purge is None:
@@ -126,9 +126,10 @@ def plan_processed(
 
 
 def unread(key: CopyKey, sites: Sites, now: datetime) -> NobodyReads:
-    """Return the expectation that nobody reads this copy, nor an old program that does not say.
+    """Return the expectation that nobody reads this copy.
 
-    Such an entry counts for as long as it may live: until it is given up as stalled.
+    Old programs do not record their source, so every unfinished entry of theirs counts as a
+    reader, until it is old enough to be given up as stalled.
     """
     longest = max((site.stalled.retry for site in sites.values()), default=0.0)
     return NobodyReads(key, now - timedelta(hours=longest))
@@ -148,10 +149,11 @@ def plan(
 ) -> DeletionPlan | Skip:
     """Decide whether a copy may go while `keep` good ones remain elsewhere.
 
-    Of raw data at least one does, whatever `keep` says. Only a bad copy goes `by_entries`.
+    For raw data `keep` is at least one. Only a bad copy goes `by_entries`.
     """
     if by_entries and copy.status != ERROR:
         return Skip(f"it is {copy.status}: only a bad copy goes before the others are read")
+    # Raw data cannot be made again: no configuration deletes its last copy.
     if copy.type == RAW:
         keep = max(keep, 1)
     if (no := _never(run, copy, site)) is not None:
@@ -183,7 +185,7 @@ def _never(run: Run, copy: Copy, site: Site) -> str | None:
 
 
 def _misplaced(run: Run, copy: Copy, site: Site) -> str | None:
-    """Why its place cannot be this copy's alone."""
+    """Return why the location may not be this copy's alone, or None."""
     if copy.location is None:
         return "it has no location"
     if (why := _no_place(copy.location, site.directory(copy.type, copy.version), site)) is not None:
@@ -194,7 +196,8 @@ def _misplaced(run: Run, copy: Copy, site: Site) -> str | None:
 
 
 def _no_place(location: str, base: str | None, site: Site) -> str | None:
-    """Why that is nowhere below a directory of the site or, at a catalogue, no dataset."""
+    """Return why a location is not strictly inside `base`, or in a catalogue is no dataset."""
+    # The location comes from the database: a wrong one must not delete other data.
     if not site.readable:
         scope, colon, name = location.partition(":")
         is_name = bool(scope and colon and name) and ":" not in name
@@ -213,7 +216,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _shares(run: Run, copy: Copy) -> bool:
-    """Whether another copy at this host has its files at, below or above those of this one."""
+    """Whether another copy at this host has its files at, below or above this one's."""
     others = [one for one in run.copies if one.host == copy.host and one is not copy]
     return any(
         _overlap(one.location, copy.location) for one in others if one.location and copy.location
@@ -221,26 +224,28 @@ def _shares(run: Run, copy: Copy) -> bool:
 
 
 def sites_sharing_storage(site: Site, sites: Sites) -> frozenset[str]:
-    """The sites that may have the same directories, this one among them; see `are_near`."""
+    """Return the sites that may have the same directories, including this one; see `are_near`."""
     return frozenset({site.name, *(one.name for one in sites.values() if are_near(one, site))})
 
 
 def can_be_read(one: Copy, sites: Sites, mute: Collection[str] = ()) -> bool:
-    """Whether anybody answers a request for a fresh reading; at `mute` hosts no caxev listens."""
+    """Whether some site can answer a request for a reading; no caxev listens at `mute` hosts."""
     site = sites.find(one.host)
     if site is None or not site.readable:
         return False
     if site.listener:
         return one.host not in mute
+    # Without a listener its source reads it over the link, by the manifest alone.
     return one.manifest is not None and one.source in sites
 
 
 def same_bytes(sites: Sites) -> Same:
-    """Return whether two entries of the same data are of the same bytes, as far as sites know.
+    """Return the test whether two entries of the same data share their bytes.
 
-    Such are at one host, or at the same place of two sites that may have the same directories, or
-    in the same place below one marker, whatever each site calls that directory.
+    They do at one host, at the same location of two sites that may have the same directories, and
+    at the same path below one marker, whatever path each site has for that directory.
     """
+    # In doubt they share: a deletion then counts one copy too few, never one too many.
 
     def same(one: Copy, other: Copy) -> bool:
         here, there = sites.find(one.host), sites.find(other.host)
@@ -254,7 +259,7 @@ def same_bytes(sites: Sites) -> Same:
 
 
 def _on_disk(copy: Copy, site: Site) -> set[tuple[str, str]]:
-    """Where a copy stands below the markers of its site: the id of each, and the path from it."""
+    """Return the copy's location relative to its site's markers: (marker's id, path below)."""
     place = plain(copy.location or "")
     return {
         (root.marker, place.removeprefix(top))
@@ -278,7 +283,7 @@ def _due(run: Run, site: Site) -> datetime | None:
 
 
 def _withdrawn(copy: Copy, site: Site) -> datetime | None:
-    """When it may be tried again, where it was tried and withdrawn."""
+    """Return when a withdrawn deletion may be tried again, or None if none was withdrawn."""
     withdrawn = copy.fields.get("withdrawn")
     at = as_utc(withdrawn.get("at")) if isinstance(withdrawn, Mapping) else None
     return None if at is None else at + timedelta(days=site.deletion.patience)
@@ -290,12 +295,11 @@ def _withdrawn(copy: Copy, site: Site) -> datetime | None:
 def others(
     run: Run, key: CopyKey, sites: Sites, fresh: Fresh | None = None
 ) -> dict[str, Fresh | None]:
-    """The other hosts whose copies count, each with how it must have been read.
+    """Return the other hosts whose copies count, each with the reading that it needs.
 
-    With `fresh` a copy that can be read again must have been read so, and one at a catalogue must
-    have been compared there at some time; what is on tape was restored and compared before it was
-    good, and counts by its entry. Of copies at the very same place, as if two sites share
-    a directory, one counts, and none at the place of this one.
+    With `fresh` a copy that can be read again must have such a reading, and one in a catalogue must
+    have been compared at any time. A copy on tape was compared before it became good, and counts by
+    its entry. Of copies that share their bytes one counts, and none that shares this copy's.
     """
     mine, same = run.copy(key), same_bytes(sites)
     found = [] if mine is None else [mine]
@@ -317,7 +321,7 @@ def _reading(site: Site, fresh: Fresh) -> Fresh | None:
 
 
 def good(run: Run, like: Copy, key: CopyKey, sites: Sites) -> list[Copy]:
-    """The good copies elsewhere, archives among them."""
+    """Return the good copies elsewhere, including archives."""
     test = CopiesAtLeast(1, key, like.manifest, like.checksum, others(run, key, sites))
     found = {one.host: one for one in reversed(run.copies) if test.counts(one)}
     return [one for one in run.copies if found.get(one.host) is one]
@@ -332,10 +336,12 @@ def enough(
     *,
     fresh: Fresh | None = None,
 ) -> tuple[CopiesAtLeast, ...]:
-    """What must hold so that `keep` good copies remain, read as `others` says.
+    """Return the expectations that `keep` good copies remain, with the readings of `others`.
 
-    One of them at least can be read again: archives never count alone.
+    At least one of them must be readable: archives never count alone.
     """
+    # As expectations of the write, not only checked before it: two sites that delete at the same
+    # time cannot both count on each other's copy.
     if keep == 0:
         return ()
     hosts = others(run, key, sites, fresh)
@@ -344,14 +350,14 @@ def enough(
     return CopiesAtLeast(keep, key, *digests, hosts), CopiesAtLeast(1, key, *digests, readable)
 
 
-# -- whose it is ----------------------------------------------------------------------------------
+# -- responsibility -------------------------------------------------------------------------------
 
 
 def custodian(copy: Copy, sites: Sites) -> str | None:
-    """Which site looks after a copy, and deletes it: the one that has it, if it has a listener.
+    """Return the site that looks after a copy and deletes it: its own, if that has a listener.
 
-    At a catalogue it is the site that brought it there; of an entry that does not say so (cax's),
-    the first that brings data to that catalogue.
+    In a catalogue it is the site that uploaded the copy or, for an entry without that (cax's), the
+    first that uploads to this catalogue.
     """
     there = sites.find(copy.host)
     if there is None or there.listener:
@@ -369,7 +375,7 @@ def custodian(copy: Copy, sites: Sites) -> str | None:
 
 
 def intent(run: Run, wanted: DeletionPlan, sites: Sites, now: datetime) -> RunUpdate:
-    """The first step: from now on nobody counts on this copy, and nobody begins to read it."""
+    """Return the first step: this copy does not count any more, and nobody begins to read it."""
     copy = wanted.copy
     deletion = {
         "by": wanted.by,
@@ -398,9 +404,9 @@ def intent(run: Run, wanted: DeletionPlan, sites: Sites, now: datetime) -> RunUp
 
 @frozen
 class Intent:
-    """What the entry of a copy that is ``deleting`` says of it.
+    """The intent in the entry of a copy that is ``deleting``.
 
-    `request` is the id under which it has the other copies read afresh.
+    `request` is the id of its requests to read the other copies again.
     """
 
     by: str
@@ -414,13 +420,14 @@ class Intent:
 
     @classmethod
     def of(cls, copy: Copy) -> Intent | None:
-        """Read it; None where it is not there, or cannot be understood."""
+        """Read the intent of an entry; None if there is none, or it is invalid."""
         row = copy.fields.get("deletion")
         if copy.status != DELETING or not isinstance(row, Mapping):
             return None
         keep, at, was = row.get("keep"), as_utc(row.get("at")), row.get("was")
         if not isinstance(keep, int) or at is None or was not in (TRANSFERRED, ERROR):
             return None
+        # Again, as someone may have edited the entry since.
         if copy.type == RAW:
             keep = max(keep, 1)
         digests = {name: row.get(name) for name in ("manifest", "checksum")}
@@ -431,37 +438,37 @@ class Intent:
         return cls(by, why, keep, at, request, was, like, by_entries)
 
     def fresh(self, site: Site, clocks: Clocks) -> Fresh | None:
-        """Which readings of other copies prove something: this deletion's, or lately made ones.
+        """Return which readings of other copies count: those for this request, or recent ones.
 
-        None: what their entries say is enough.
+        None means that their entries are enough.
         """
         if self.by_entries:
             return None
         rules = site.deletion
         if rules.proof_days <= 0:
             return Fresh(self.request, until=clocks.earliest)
-        # The clock by which `at` was written may have been behind.
+        # The clock that wrote `at` may have been behind, which would accept older readings.
         begun = max(self.at, clocks.latest - timedelta(days=rules.patience))
         return Fresh(self.request, begun - timedelta(days=rules.proof_days), clocks.earliest)
 
     def enough(
         self, run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks
     ) -> tuple[CopiesAtLeast, ...]:
-        """What must hold of the others, freshly read, for this copy to go."""
+        """Return the expectations on the other copies, with their readings."""
         fresh = self.fresh(site, clocks)
         return enough(run, copy.key, self.keep, self.like, sites, fresh=fresh)
 
 
 @frozen
 class Proven:
-    """The others are good: the copy may go."""
+    """Enough others are good: the copy may go."""
 
     proof: list[dict[str, Any]]
 
 
 @frozen
 class Ask:
-    """These must be read afresh first, by a request with this id."""
+    """These copies must be read again first, by a request with this id."""
 
     copies: tuple[Copy, ...]
     request: str
@@ -469,7 +476,7 @@ class Ask:
 
 @frozen
 class Wait:
-    """Others are being read afresh; at `until` (UTC) it is given up."""
+    """Others are being read again; the deletion is withdrawn at `until` (UTC)."""
 
     why: str
     until: datetime
@@ -477,7 +484,7 @@ class Wait:
 
 @frozen
 class Withdraw:
-    """The copy is needed, or nobody can say that it is not."""
+    """The copy is needed, or it cannot be proven that it is not."""
 
     why: str
 
@@ -485,7 +492,7 @@ class Withdraw:
 def weigh(
     run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks
 ) -> Proven | Ask | Wait | Withdraw | Skip:
-    """Decide what is next for a copy that is to go."""
+    """Decide the next step for a copy that is to go."""
     wanted = Intent.of(copy)
     if wanted is None:
         return Skip(f"it is {copy.status}, and does not say by whose wish")
@@ -502,6 +509,7 @@ def weigh(
         return Withdraw(f"fewer than {wanted.keep} good copies are left elsewhere")
     until = wanted.at + timedelta(days=site.deletion.patience)
     stale = [one for one in run.copies if by_entry[0].counts(one) and not needed[0].counts(one)]
+    # By the earliest possible time, so that a clock which is ahead withdraws nothing.
     if until <= clocks.earliest:
         names = ", ".join(sorted(one.host for one in stale))
         return Withdraw(f"no answer from {names} for {site.deletion.patience:g} days")
@@ -529,15 +537,13 @@ def _proof(run: Run, needed: tuple[CopiesAtLeast, ...]) -> list[dict[str, Any]]:
 
 
 def _untagged(site: Site) -> list[Expectation]:
-    """That the run has none of the tags by which the site keeps data."""
+    """Return the expectations that the run has none of the site's protecting tags."""
     return [TagAbsent(tag) for tag in site.deletion.protect]
 
 
 def still(copy: Copy) -> CopyIs:
-    """The expectation that nothing of this copy has been erased, and all can be taken back.
-
-    It is the very intent that was seen: a process that was stopped may meet another one's.
-    """
+    """Return the expectation that this intent stands and nothing has been erased."""
+    # The whole intent is compared: a process that was stopped for long may find a later one.
     return CopyIs(copy.key, {"erasing": None, **_intended(copy)})
 
 
@@ -548,7 +554,7 @@ def _intended(copy: Copy) -> dict[str, Any]:
 def prove(
     run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any, clocks: Clocks
 ) -> RunUpdate:
-    """The second step: write down what proves that the copy may go, if it still does."""
+    """Return the second step: record the proof, if it still holds."""
     expect = [still(copy), *wanted.enough(run, copy, site, sites, clocks), *_untagged(site)]
     return RunUpdate.note(run, copy, *expect, proof=proof)
 
@@ -564,11 +570,12 @@ def begin(
     clocks: Clocks,
     marks: Mapping[str, str] | None = None,
 ) -> RunUpdate:
-    """The third step: from now on its bytes go, if `proof` still holds and nobody reads it.
+    """Return the third step: its bytes are erased, if the proof still holds and nobody reads it.
 
-    `marks` are the very files that go, by the fields `MARKS`, and noted once: whoever takes over
-    later cannot know whether what stands there by then is the copy.
+    `marks` identify the files to erase, by the fields `MARKS`.
     """
+    # Marks are recorded here, once: a successor could not know whether the files that it finds at
+    # the location are still this copy.
     where = CopyIs(copy.key, {"location": copy.fields.get("location")})
     expect = [still(copy), where, *wanted.enough(run, copy, site, sites, clocks), *_untagged(site)]
     expect.append(unread(copy.key, sites, clocks.earliest))
@@ -576,18 +583,18 @@ def begin(
 
 
 def go_on(run: Run, copy: Copy) -> RunUpdate:
-    """Return the third step again, for whoever takes over; it changes nothing."""
+    """Return the third step again, for a successor; it checks and changes nothing."""
     return RunUpdate.note(run, copy, begun(copy), erasing=copy.fields.get("erasing"))
 
 
 def begun(copy: Copy) -> CopyIs:
-    """Return the expectation that this very copy is being erased, and no later one."""
+    """Return the expectation that this copy is being erased, and not a later one."""
     fields = {name: copy.fields.get(name) for name in ("erasing", "location", *MARKS)}
     return CopyIs(copy.key, {**fields, **_intended(copy)})
 
 
 def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
-    """What the last step leaves behind: who wanted it gone and why, who did it, on what proof."""
+    """Return the tombstone of the last step: who asked and why, who deleted it, the proof."""
     return {
         "by": wanted.by,
         "why": wanted.why,
@@ -599,7 +606,7 @@ def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
 
 
 def withdraw(run: Run, copy: Copy, wanted: Intent, why: str, now: datetime) -> RunUpdate:
-    """Take the intent back: the copy is what it was, and its entry says why."""
+    """Withdraw the intent: the copy gets its old status back, and its entry the reason."""
     return RunUpdate.change_copy(
         run,
         copy,
@@ -612,7 +619,7 @@ def withdraw(run: Run, copy: Copy, wanted: Intent, why: str, now: datetime) -> R
 
 
 def unwanted(key: CopyKey, site: Site) -> str | None:
-    """Say why a site wants no processed data of that version; None if it does."""
+    """Return why a site wants no processed data of that version, or None if it does."""
     if key.type != "processed" or key.version is None:
         return None
     if key.version == site.pax_version_purge:
@@ -624,7 +631,7 @@ def unwanted(key: CopyKey, site: Site) -> str | None:
 
 
 def is_left_over(run: Run, key: CopyKey, location: str) -> bool:
-    """Whether what stands at that place is an unfinished copy that an old program left there."""
+    """Whether an old program left an unfinished copy at that location."""
     left = [one.at for one in run.given_up(key) if one.trigger is None and one.location == location]
     rows = run.document.get("deleted_data")
     stones = [
@@ -632,7 +639,7 @@ def is_left_over(run: Run, key: CopyKey, location: str) -> bool:
         for row in (rows if isinstance(rows, list) else ())
         if _key_of(row) == key and (at := as_utc(row.get("date"))) is not None
     ]
-    # What was deleted since then was whole: nothing unfinished is left.
+    # A deletion since then erased it.
     return bool(left) and (not stones or max(left) > max(stones))
 
 
@@ -643,7 +650,7 @@ def _key_of(row: object) -> tuple[object, object, object] | None:
 
 
 def was_deleted(run: Run, key: CopyKey) -> str | None:
-    """Say who deleted such a copy on purpose; None where nobody did."""
+    """Return who deleted such a copy on purpose, or None."""
     rows = run.document.get("deleted_data")
     for row in reversed(rows) if isinstance(rows, list) else ():
         if _key_of(row) == key:

@@ -1,4 +1,4 @@
-"""Claim, continue, withdraw and finish the entry of a copy: the one place that writes its life.
+"""Claim, continue, withdraw and finish the entry of a copy: the life cycle of every copy.
 
 A handler that makes a copy claims an entry for it first, so that no other site makes the same copy.
 The entry names the reaction that made it (`trigger`). An attempt that follows a failure, a restart
@@ -44,6 +44,7 @@ from caxev.files import Manifest
 
 def trigger_of(handler: str, job: Job) -> str:
     """Return the name by which a reaction finds the entries that it has claimed."""
+    # Without the attempt or process, which a restart changes: its successor continues the entry.
     return f"{job.site.name}: {handler}: {job.event.aspect}"
 
 
@@ -112,6 +113,7 @@ def claiming(
     It applies only while `source` is good and at the same place. `new` are fields of a new entry
     alone.
     """
+    # The location, too: a source that `caxev mv` moved meanwhile must be looked up again.
     good = CopyIs(source.key, {"status": TRANSFERRED, "location": source.location})
     fields = {"owner": job.owner, **fields}
     if resume is not None:
@@ -162,7 +164,7 @@ async def claim(
     """
     fields = {**fields, **coming_from(source), "trigger": trigger}
     if resume is not None and resume.status == REQUESTED:
-        fields["requested"] = True  # the status that says so is overwritten
+        fields["requested"] = True  # kept, as the claim overwrites the status that showed it
     mine = await written(job, claiming(job, key, source, fields, resume=resume, new=new), key)
     job.on_failure(*others, RunUpdate.give_up(job.run, mine))
     return mine
@@ -185,9 +187,9 @@ async def serve_each(
     names: Collection[str],
     serve: Callable[[str, tuple[RunUpdate, ...]], Awaitable[str | None]],
 ) -> Skip | None:
-    """Serve each of several sites; one that fails keeps none of the others from being served.
+    """Serve each of several sites; a failure at one does not affect the others.
 
-    `serve` gets the site's name and what is to be written besides if this reaction is parked; it
+    `serve` gets the site's name and the further updates to write if this reaction is parked; it
     returns why there is nothing to do, or None. Raises the `worst` error of all.
     """
     skipped: list[str] = []
@@ -202,7 +204,8 @@ async def serve_each(
             failed.append(error)
         else:
             if why is None:
-                job.on_failure(*others)  # that copy is finished: only what was before is open
+                # That copy is finished: a later failure concerns only those before it.
+                job.on_failure(*others)
             else:
                 skipped.append(why)
     if failed:

@@ -1,10 +1,10 @@
-"""Which copies of the same data say the same, and what most of them say.
+"""Majority among the copies of the same data. Pure.
 
-Handlers ask before they believe a copy. Data that sites make by jobs of their own differ from site
-to site: only copies of what one `producer` has made are compared. Each copy whose digests are its
-own reading has one voice; one that is not what its own entry said before has none: it has changed,
-and that much is certain. Entries of the same bytes have one voice together: which do, sites know,
-so callers pass it (`caxev.copies.deletion.same_bytes`). Pure.
+Handlers check it before they trust a copy. Data that sites make by their own jobs differ from site
+to site, so only copies of one `producer` are compared. Each copy has one vote, by the digests of
+its own reading. A copy that contradicts its own entry has none, since it has certainly changed.
+Entries of the same bytes share one vote; only sites show which those are, so callers pass that
+(`caxev.copies.deletion.same_bytes`).
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from typing import TypeAlias
 from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run
 
 DISPUTED = "disputed"
-"""The field of an entry in ``error`` that contradicts others, but nothing that it said before."""
+"""The field of an ``error`` entry that contradicts other copies, but not its own digests."""
 
 KEPT = ("creation_place", "pax_hash", "size")
-"""Fields of a processed copy that are those of all its copies."""
+"""Fields of a processed copy that its copies inherit."""
 
 VOUCHED = "vouched"
-"""The field of an entry that a person has looked at and found to be right."""
+"""The field of an entry that a person has checked and found right."""
 
 Same: TypeAlias = "Callable[[Copy, Copy], bool]"
-"""Whether two entries of the same data are of the same bytes."""
+"""Whether two entries of the same data share their bytes."""
 
 
 def at_one_host(one: Copy, other: Copy) -> bool:
-    """Whether two entries are at one host, as far as can be known without its site."""
+    """Whether two entries are at one host, which is all that is known without the sites."""
     return one.host == other.host
 
 
 def same_data(one: Copy, key: CopyKey) -> bool:
-    """Whether that is a copy of this data, wherever it is."""
+    """Whether `one` is a copy of the data of `key`, at any host."""
     return (one.type, one.version) == (key.type, key.version)
 
 
 def producer(one: Copy) -> str | None:
-    """The site whose job has made what this is a copy of; None where it is the same at all."""
+    """Return the site whose job made this data, or None if it is the same everywhere."""
+    # A copy inherits the field; the original entry has its job instead.
     known = one.fields.get("producer")
     if isinstance(known, str):
         return known
@@ -46,7 +47,7 @@ def producer(one: Copy) -> str | None:
 
 
 def coming_from(source: Copy) -> dict[str, object]:
-    """What the entry of a copy says of the one that it is made from."""
+    """Return the fields of a copy's entry that describe its source."""
     made_by = producer(source)
     return {
         "source": source.host,
@@ -58,29 +59,30 @@ def coming_from(source: Copy) -> dict[str, object]:
 
 
 def _kept(source: Copy) -> Iterator[str]:
-    """What every copy of derived data says of how that was made, wherever it is."""
+    """Yield the fields about the production of derived data that every copy keeps."""
     if source.version is not None:
         yield from (name for name in KEPT if source.fields.get(name) is not None)
 
 
 def agree(one: Copy, other: Copy) -> bool:
-    """Whether two copies say the same content; where not both have a manifest, by checksum."""
+    """Whether two copies have the same content, by manifest or, if one lacks it, by checksum."""
     if one.manifest and other.manifest:
         return one.manifest == other.manifest
     return one.checksum is not None and one.checksum == other.checksum
 
 
 def is_disputed(one: Copy) -> bool:
-    """Whether it contradicts others, and it is open who is right."""
+    """Whether a copy contradicts others, and it is undecided which is right."""
     return one.status == ERROR and bool(one.fields.get(DISPUTED))
 
 
 def voters(run: Run, key: CopyKey, same: Same) -> tuple[Copy, ...]:
-    """Return the copies of this data that have a voice, in the order of the run.
+    """Return the copies of this data that have a vote, in the order of the run.
 
-    Of several entries of the same bytes it is one: that which a person vouches for, else that of
-    this very key, else the first.
+    Of several entries of the same bytes one has it: the vouched one, else that of this key, else
+    the first.
     """
+    # Two votes for the same bytes could outvote an independent copy.
     mine = run.copy(key)
     whose = None if mine is None else producer(mine)
     able = [
@@ -107,10 +109,9 @@ def at_odds(run: Run, key: CopyKey, same: Same) -> bool:
 def majority(
     run: Run, key: CopyKey, without: Collection[str] = (), *, same: Same
 ) -> tuple[Copy, ...]:
-    """The copies that say what more than half of all say; none where there is no such half.
+    """Return the copies on which more than half of all agree; empty if there is no majority.
 
-    Where a person vouches for a copy, they are those that say what it says. The hosts `without`
-    have no voice.
+    If a person vouched for a copy, those that agree with it. The hosts `without` have no vote.
     """
     those = [one for one in voters(run, key, same) if one.host not in without]
     for one in those:

@@ -1,7 +1,7 @@
-"""Which other entries have their files where a copy has its own.
+"""Entries that share the files of a copy.
 
-No two copies should, but documents are copied, and edited, by hand. Whoever is about to erase, move
-or rewrite the files of one copy asks first: it would do so to the other as well.
+No two copies should, but people copy and edit documents by hand. Code that erases, moves or
+rewrites the files of a copy checks this first, since it would damage the other copy as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Find: TypeAlias = "Callable[[Neighbours], Awaitable[list[Run]]]"
 async def sharing(job: Job, copy: Copy) -> list[str]:
     """Name the other entries whose files are at, above or below those of a copy at this site.
 
-    However their locations are written, and wherever links lead.
+    The disk decides, so links and odd spellings of a location are seen through.
     """
     wanted = neighbours(copy, job.site, job.sites)
     others = located(await job.neighbours(wanted), job.run, copy, wanted.hosts)
@@ -36,7 +36,7 @@ async def sharing(job: Job, copy: Copy) -> list[str]:
 
 
 async def sharing_here(find: Find, run: Run, copy: Copy, site: Site, sites: Sites) -> list[str]:
-    """As `sharing`, for a command at the site's own machine; `find` asks the database."""
+    """As `sharing`, for a command on the site's own machine; `find` queries the database."""
     wanted = neighbours(copy, site, sites)
     others = located(await find(wanted), run, copy, wanted.hosts)
     places = [place for _, place in others]
@@ -47,11 +47,11 @@ async def sharing_here(find: Find, run: Run, copy: Copy, site: Site, sites: Site
 def located(
     runs: Iterable[Run], run: Run, copy: Copy, hosts: Collection[str]
 ) -> list[tuple[str, str]]:
-    """What other entries at these hosts are, and their locations; a run's `copy` itself is none.
+    """Return names and locations of other entries at these hosts, without `copy` itself.
 
-    Which of them have their files at, above or below those of `copy`, only the disk can tell: see
-    `caxev.files.overlapping`.
+    `caxev.files.overlapping` then finds on the disk which of them overlap.
     """
+    # With the location: a second entry of the same key is another copy, unless it is the same.
     itself = (run.id, copy.key, copy.location)
     return [
         (f"{other.key} of {one}", other.location)
@@ -63,11 +63,11 @@ def located(
 
 @frozen
 class Neighbours:
-    """Which entries may have their files where a copy has its own, as a query can find them.
+    """A query for entries that may share the files of a copy.
 
-    Such are at these `hosts`, and at, above or below one of the `names` of its place; or written in
-    an odd way, so that they may lead anywhere: not plainly below one of the `roots`; or of the same
-    content, as a link leads to; or of none that is known yet.
+    They are at these `hosts`, and at least one of: at, above or below one of the copy's `names`;
+    not plainly below one of the `roots`, so that they may lead anywhere; of the same content, as
+    behind a link; without known content.
     """
 
     hosts: frozenset[str]
@@ -78,10 +78,10 @@ class Neighbours:
 
 
 def neighbours(copy: Copy, site: Site, sites: Sites) -> Neighbours:
-    """Describe what may share the files of a copy at this site.
+    """Return the query for entries that may share the files of a copy at this site.
 
-    Sites beside it may know the same directory by another name, and its entry may have the name
-    that a link leads to: what is below one of their directories may be below each.
+    Sites with the same storage may know a directory by another path, and a location may go through
+    a link, so a path below one of their directories may be below each of them.
     """
     hosts = sites_sharing_storage(site, sites)
     roots = {plain(root).rstrip("/") for name in hosts for root in sites.get(name).roots}
