@@ -1,18 +1,17 @@
-"""Named points between durable writes, at which a campaign can kill the process.
+"""Named points between durable writes, at which a fault-injection test can kill the process.
 
-Where a campaign or a test has armed them, each write that lasts (a command to the database, a
-rename, a link, an unlink, a mode) passes a point just before it, which is named after the function
-that writes: ``<scope>:<module>.<function>.<write>``. So handlers that are written later have theirs
-without further code. What Python tells nobody of (a system call, a message to another host), or
-what a campaign wants to meet by a name of its own, calls `point`.
+When they are armed, each durable write (a command to the database, a rename, a link, an unlink, a
+mode) passes a point just before it, named after the function that writes:
+``<scope>:<module>.<function>.<write>``. New handlers have their points without further code. Code
+calls `point` for a write that raises no audit event in Python (a system call, a message to another
+host), or for a point with a fixed name.
 
-In production none of this is there but for one look at a module variable. `tests/faults` sets the
-environment:
+In production a point costs one check of a module variable. `tests/faults` sets the environment:
 
-- ``CAXEV_CRASH=NAME:N ...``: at the Nth passing of a point NAME, the first that comes of these,
-  SIGKILL. A worker process first kills the listener that started it.
-- ``CAXEV_CRASH_LOG=FILE``: append a line for each point passed to FILE: process id and name, and
-  ``killed`` where it was.
+- ``CAXEV_CRASH=NAME:N ...``: SIGKILL at the Nth passing of a point NAME, whichever comes first. A
+  worker process first kills the listener that started it.
+- ``CAXEV_CRASH_LOG=FILE``: append a line to FILE for each point passed: process id and name, and
+  ``killed`` if it was.
 """
 
 from __future__ import annotations
@@ -29,26 +28,26 @@ from typing import Any, Final
 _AT: Final = frozenset(os.environ.get("CAXEV_CRASH", "").split())
 _LOG: Final = os.environ.get("CAXEV_CRASH_LOG", "")
 ARMED: Final = bool(_AT or _LOG)
-"""Whether points are passed in this process but for `errors`."""
+"""Whether this process logs or kills at points."""
 _FILE_WRITES: Final = {
     f"os.{name}" for name in ("chmod", "chown", "link", "mkdir", "remove", "rename", "rmdir")
 } | {"os.symlink"}
-"""Events that Python raises before it does what lasts."""
+"""Audit events that Python raises before a durable write."""
 _passed: Counter[str] = Counter()
 
 scope: ContextVar[str] = ContextVar("scope", default="engine")
-"""Who is writing: ``engine``, or the name of the handler that is running."""
+"""The writer: ``engine``, or the name of the handler that is running."""
 
 die_with: list[int] = []
-"""Processes to take along: a worker puts its listener's process id here."""
+"""Processes to kill as well: a worker adds its listener's process id."""
 
 
 errors: dict[str, Exception] = {}
-"""What is raised at points of this process, once each; `caxev.testing` puts it here."""
+"""Errors to raise at points of this process, once each; set by `caxev.testing`."""
 
 
 def point(name: str) -> None:
-    """Pass the point ``<scope>:<name>``; does nothing unless a campaign or a test has armed it."""
+    """Pass the point ``<scope>:<name>``; does nothing unless a test has armed it."""
     if not (ARMED or errors):
         return
     name = f"{scope.get()}:{name}"
@@ -60,6 +59,7 @@ def point(name: str) -> None:
         with Path(_LOG).open("a") as log:
             log.write(f"{os.getpid()} {name}{' killed' if killed else ''}\n")
     if killed:
+        # Listener before worker: one that survived would see the worker's end and retry the job.
         for process in (*die_with, os.getpid()):
             os.kill(process, signal.SIGKILL)
 
@@ -70,7 +70,7 @@ def _heard(event: str, _: tuple[Any, ...]) -> None:
 
 
 def before(write: str) -> None:
-    """Pass the point before a write, if it is ours or a handler's, and no library's own."""
+    """Pass the point before a write of our code or a handler's, not before a library's own."""
     if not ARMED:
         return
     frame = _writer(sys._getframe(1))  # noqa: SLF001  # there is no other way to know who calls
@@ -83,18 +83,19 @@ def before(write: str) -> None:
 
 _CARRIERS: Final = sys.stdlib_module_names | {"pymongo"}
 """Packages whose functions write on behalf of their callers."""
-_TELLING: Final = (__name__, "caxev.database.client", "caxev.files.resolved")
-"""Modules that say that somebody writes."""
+_REPORTING: Final = (__name__, "caxev.database.client", "caxev.files.resolved")
+"""Modules that announce writes of their callers, and so give no point its name."""
 
 
 def _writer(frame: FrameType | None) -> FrameType | None:
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
-        if module not in _TELLING and module.partition(".")[0] not in _CARRIERS:
+        if module not in _REPORTING and module.partition(".")[0] not in _CARRIERS:
             return frame
         frame = frame.f_back
     return None
 
 
 if ARMED:
+    # An audit hook cannot be removed again, so production never has one.
     sys.addaudithook(_heard)

@@ -1,9 +1,9 @@
 """Jobs that make one kind of data out of another, here or on a batch system.
 
-`base` has the interface; `slurm` is Slurm, and `here` runs a job as a process of this machine. A
-batch system of your own is found by the entry point group ``caxev.batch``: the name that
-``system`` in sites.json is to have, and the class. `folder` keeps the jobs' files, `runner` is
-what runs beside a job, `work` what handlers have worker processes do, `queue` sends jobs together.
+`base` has the interface, `slurm` implements it for Slurm, and `here` runs a job as a process of
+this machine. Another batch system is added by the entry point group ``caxev.batch``: the name for
+``system`` in sites.json, and the class. `folder` keeps the jobs' files, `runner` runs beside a job,
+`work` has the steps for worker processes, `queue` sends jobs together.
 """
 
 from caxev.batch.base import BatchSystem, End, Ended, JobSpec

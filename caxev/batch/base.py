@@ -1,4 +1,4 @@
-"""What a batch system is: the interface that each ``system`` of sites.json implements."""
+"""The interface of batch systems, which each ``system`` of sites.json implements."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from caxev.core.model import CopyKey, RunId
 
 
 class End(StrEnum):
-    """How a job ended: well, or in one of the ways that `caxev.config.processing` lists."""
+    """How a job ended: well, or by a failure listed in `caxev.config.processing`."""
 
     DONE = "done"
     EXIT = "exit"
@@ -28,10 +28,10 @@ class End(StrEnum):
 class JobSpec:
     """One job: a command that makes one copy out of another.
 
-    `name` is made of letters, digits and ``._-`` and never used again. `memory` is in bytes for
-    the whole job, `walltime` in seconds. `input` lies in one of `roots`. The command finds it at
-    `view` and writes `output`; both lie in a directory of the job's own, where nobody else may
-    write. `run` and `key` name the entry in which the job's end is reported.
+    `name` consists of letters, digits and ``+._-`` and is never used again. `memory` is in bytes
+    for the whole job, `walltime` in seconds. `input` is inside one of `roots`. The command finds it
+    at `view` and writes `output`; both are in the job's own private directory. The job's end is
+    reported in the entry `key` of `run`.
     """
 
     name: str
@@ -53,7 +53,7 @@ class JobSpec:
 
     @property
     def needs(self) -> tuple[object, ...]:
-        """What it asks of the batch system: jobs of the same needs can go as one array."""
+        """The requested resources: jobs with the same needs can be sent as one array."""
         return (
             self.cores,
             self.memory,
@@ -66,7 +66,7 @@ class JobSpec:
 
 @frozen
 class Ended:
-    """How a job ended; `exit` is its status (negative: a signal's number), `why` in words."""
+    """The end of a job; `exit` is its status (negative: a signal's number), `why` in words."""
 
     how: End
     exit: int | None = None
@@ -75,41 +75,41 @@ class Ended:
     at: datetime | None = None
 
     def as_row(self) -> dict[str, Any]:
-        """As it stands in files and in the database."""
+        """Return the form for files and the database."""
         return {**asdict(self), "how": str(self.how)}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """What `as_row` made a row of; what makes no sense is a job that was lost."""
+        """Read the form of `as_row`; an unknown `how` counts as a lost job."""
         how = row.get("how")
         known = how if how in list(End) else End.LOST
         return cls(End(known), row.get("exit"), str(row.get("why") or ""), row.get("host"))
 
 
 class BatchSystem(Protocol):
-    """A place to which jobs are sent. It is made with the directory where jobs keep their files.
+    """A system to which jobs are sent. It is created with the directory for the jobs' files.
 
-    All methods run in a worker process. They raise `Retry` where the system does not answer, and
-    `GiveUp` where it will never take such a job. `caxev.batch.Folder` has what each needs: it
-    files the jobs, and knows how a job is started so that it reports its own end.
+    All methods run in a worker process. They raise `Retry` if the system does not answer, and
+    `GiveUp` if it will never accept such a job. `caxev.batch.Folder` files the jobs, and has the
+    command that starts a job so that it reports its own end.
 
-    A system must see to it that somebody tells of a job that was killed: see `Slurm._watch`.
+    A system must also have the end of a killed job reported: see `Slurm._watch`.
     """
 
     def __init__(self, home: str) -> None: ...
 
     def submit(self, jobs: Sequence[JobSpec]) -> list[str]:
-        """Send jobs of the same needs; their ids, in order."""
+        """Send jobs of the same needs; returns their ids, in order."""
         ...
 
     def find(self, names: Sequence[str]) -> dict[str, str]:
-        """The ids of those of these jobs that were sent before, also where no reply was heard."""
+        """Return the ids of the jobs among these that were sent, even if the reply was lost."""
         ...
 
     def outcome(self, job: str, log: str) -> Ended | None:
-        """How the job of that id ended; None while it waits or runs. `log`: the end of its log."""
+        """Return how a job ended, or None while it waits or runs. `log` is the end of its log."""
         ...
 
     def cancel(self, job: str) -> None:
-        """End the job of that id, if it has not ended."""
+        """Cancel a job unless it has ended."""
         ...

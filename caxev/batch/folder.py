@@ -1,24 +1,24 @@
-"""What jobs keep on a disk that this site and its nodes see.
+"""The jobs' files, on a disk that this site and its nodes share.
 
-It is a private directory (`caxev.files.private`): what stands in it is executed. Still it is read
-as data, following no link, since a job writes there too.
+They are in a private directory (`caxev.files.private`), since its files are executed. They are
+still read without following links, as jobs write there too.
 
 ::
 
     HOME/names/JOB           the group that the job was filed in, and its place there
     HOME/groups/GROUP/       the jobs that are sent at once
-        job.sh, watch.sh     what a batch system starts: it does as its arguments say
+        job.sh, watch.sh     the scripts that a batch system starts with arguments
         sent                 the id that the batch system gave
         0.json               a job: `JobSpec`
-        0.log                what it says
-        0.ended              how it ended, as it saw that itself
-        0.reported           there once the database knows
-    HOME/work/JOB/           where a job runs; below it input/ and output/
-    HOME/watches.log         what watches had to say
-    HOME/logs/JOB.log        the log of a job that has been taken stock of
+        0.log                its output
+        0.ended              how it ended, by its own note
+        0.reported           exists once its end is in the database
+    HOME/work/JOB/           a job's working directory; below it input/ and output/
+    HOME/watches.log         the output of watches
+    HOME/logs/JOB.log        the log of a job that was closed
 
-A job is filed before it is sent, so one that was sent without its id being noted is known by its
-name. What is written is written whole: each file appears by a rename.
+A job is filed before it is sent, so that a job whose id was lost is found by its name. Each file
+appears complete, by a rename.
 """
 
 from __future__ import annotations
@@ -59,49 +59,49 @@ exec "$@"
 """
 INPUT: Final = "input"
 OUTPUT: Final = "output"
-"""The directories, in that in which a job runs, of what it reads and of what it writes."""
+"""Subdirectories of a job's working directory, for its input and its output."""
 _NAME: Final = re.compile(r"[A-Za-z0-9+_-][A-Za-z0-9+_.-]*")
 _MOST: Final = 16 << 20
-"""Bytes of a file that are read: no job is described in more."""
+"""Maximum size of a file that is read, in bytes: no job's description is longer."""
 _TAIL: Final = 4096
-"""Bytes of the end of a log that are looked at."""
+"""Bytes of the end of a log that are read."""
 _SHOWN: Final = 400
 """Characters of the end of a log that are shown."""
 
 
 @frozen
 class Place:
-    """Where a job's files are: its group, and its number there."""
+    """The location of a job's files: its group, and its number there."""
 
     group: Path
     index: int
 
     def file(self, kind: str) -> Path:
-        """One of its files: json, log, ended, reported."""
+        """Return the path of a file of the job: json, log, ended or reported."""
         return self.group / f"{self.index}.{kind}"
 
     def load(self) -> JobSpec:
-        """The job. Raises FileNotFoundError where it has been taken stock of."""
+        """Read the job. Raises FileNotFoundError if it was closed."""
         row = _row(self.file("json"))
         row |= {"run": id_from(row["run"]), "key": CopyKey(*row["key"])}
         roots = tuple(roots_from(row["roots"]))
         return JobSpec(**{**row, "argv": tuple(row["argv"]), "roots": roots})
 
     def note(self, ended: Ended) -> None:
-        """Keep how it ended."""
-        row = {**ended.as_row(), "at": None}
+        """Record how the job ended."""
+        row = {**ended.as_row(), "at": None}  # the database has the time
         _write(self.file("ended"), json.dumps(row))
 
     @property
     def ended(self) -> Ended | None:
-        """How it ended, where it could say so itself."""
+        """How the job ended by its own note, or None."""
         with suppress(OSError, ValueError):
             return Ended.from_row(_row(self.file("ended")))
         return None
 
     def command(self, *words: str) -> list[str]:
-        """The command line that has caxev do something about this job, at any node."""
-        # -P: nothing is imported from the directory that it is started in.
+        """Return the command line of ``caxev batch`` with these words, for any node."""
+        # -P: without it Python would import modules from the directory that it is started in.
         return [sys.executable, "-P", "-m", "caxev", "batch", *words]
 
 
@@ -113,7 +113,7 @@ class Folder:
 
     @classmethod
     def opened(cls, home: str) -> Folder:
-        """Open those in a directory, made if need be. Raises `Denied` if others may write there."""
+        """Open a directory, created if missing. Raises `Denied` if others may write there."""
         return cls(Path(make_private(home)))
 
     @property
@@ -126,7 +126,7 @@ class Folder:
         return logs
 
     def names(self, prefix: str = "") -> list[str]:
-        """The names of the jobs that are filed and have not been taken stock of."""
+        """Return the names of the jobs that are filed and not closed."""
         with suppress(FileNotFoundError):
             return sorted(
                 name
@@ -136,7 +136,7 @@ class Folder:
         return []
 
     def place(self, name: str) -> Place | None:
-        """Where a job is filed; None where it is not. Raises `GiveUp` for what is no job's name."""
+        """Return where a job is filed, or None. Raises `GiveUp` if no job can have that name."""
         with suppress(FileNotFoundError):
             group, _, index = _text(self._names / _plain(name)).partition("/")
             if index.isdigit():
@@ -144,7 +144,7 @@ class Folder:
         return None
 
     def file(self, jobs: Sequence[JobSpec]) -> Path:
-        """File jobs that are to be sent at once; their group, which has a name of its own."""
+        """File jobs that are sent together; returns their group, whose name is unique."""
         for job in jobs:
             _plain(job.name)
         group = self.home / "groups" / f"{jobs[0].name}.{token_hex(3)}"
@@ -156,43 +156,44 @@ class Folder:
             row: dict[str, Any] = {**asdict(job), "run": id_text(job.run), "key": list(job.key)}
             row["roots"] = root_rows(job.roots)
             _write(group / f"{index}.json", json.dumps(row))
+        # The names come last: a name that exists always leads to a complete job.
         for index, job in enumerate(jobs):
             _write(self._names / job.name, f"{group.name}/{index}")
         failpoints.point("batch.filed")
         return group
 
     def note_sent(self, group: Path, job: str) -> None:
-        """Keep the id that the batch system gave to the group."""
+        """Record the id that the batch system gave to the group."""
         _write(group / "sent", job)
 
     def sent(self, group: Path) -> str | None:
-        """The id that the batch system gave to the group, if it was heard."""
+        """Return the id that the batch system gave to the group, if it was recorded."""
         with suppress(FileNotFoundError):
             return _text(group / "sent").strip() or None
         return None
 
     def close(self, name: str) -> str:
-        """Take a job's files away but for its log; where that is. Repeatable."""
+        """Remove a job's files except its log; returns the log's path. Idempotent."""
         log = self._logs() / f"{_plain(name)}.log"
         place = self.place(name)
         if place is not None:
             with suppress(FileNotFoundError):
                 os.replace(place.file("log"), log)
-        log.touch()
+        log.touch()  # even without output: its existence means that the job was closed
         failpoints.point("batch.closed")
         self.forget(name)
         return str(log)
 
     def closed(self, name: str) -> bool:
-        """Whether a job of that name was closed: there is never another one of that name."""
+        """Whether a job was closed; its name is never used again."""
         return (self._logs() / f"{_plain(name)}.log").exists()
 
     def work(self, name: str) -> Path:
-        """Where a job runs, and what it writes is looked for."""
+        """Return a job's working directory."""
         return work_directory(self.home, name)
 
     def forget(self, name: str) -> None:
-        """Take all of a job's files away, as if it had never been filed."""
+        """Remove all of a job's files, as if it had never been filed."""
         remove(str(self.work(name)))
         place = self.place(name)
         if place is not None:
@@ -200,25 +201,27 @@ class Folder:
                 place.file(kind).unlink(missing_ok=True)
             if not any(place.group.glob("*.json")):
                 shutil.rmtree(place.group, ignore_errors=True)
+            # Last: until then a repetition after a crash finds what is left.
             (self._names / name).unlink(missing_ok=True)
 
     def log(self, name: str) -> Path:
-        """Where a job's log is."""
+        """Return the path of a job's log."""
         place = self.place(name)
         return self._logs() / f"{name}.log" if place is None else place.file("log")
 
     def tail(self, name: str) -> str:
-        """The end of a job's log, on one line."""
+        """Return the end of a job's log, on one line."""
         return " | ".join(_last_lines(self.log(name)))[-_SHOWN:]
 
 
 def work_directory(home: str | Path, name: str) -> Path:
-    """Where the job of that name runs, of those that keep their files at `home`."""
+    """Return the working directory of a job whose files are below `home`."""
     return Path(home, "work", _plain(name))
 
 
 def _plain(name: str) -> str:
-    """A name, if it can be one of ours: it comes from a document, and names a file here."""
+    """Return a job's name. Raises `GiveUp` for any other text."""
+    # Names come from the database and become part of paths.
     if not _NAME.fullmatch(name):
         raise GiveUp(f"{name!r} is no name of a job")
     return name
@@ -247,7 +250,7 @@ def _row(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Make a file appear with all that is in it."""
+    """Write a file atomically and durably."""
     writing = path.with_name(f".{path.name}.{token_hex(3)}")
     with writing.open("w") as file:
         file.write(text)

@@ -1,6 +1,6 @@
-"""A job as a process of this machine: ``system`` is ``local``. Runs in a worker process.
+"""Jobs as processes of this machine (``system`` is ``local``), run in a worker process.
 
-It ends with the listener; the next listener runs it anew.
+A job ends with its listener; the next listener runs it again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from caxev.files import Report
 def run_here(home: str, spec: JobSpec, *, report: Report) -> Ended:
     """Run a job to its end.
 
-    Raises what `check` does, and `Retry` while a process of a former attempt still runs, which
-    outlives the listener where that was killed. Cancellation kills the job.
+    Raises the errors of `check`, and `Retry` while a process of a former attempt still runs, since
+    it outlives a listener that was killed. Cancellation kills the job.
     """
     del report
     folder = Folder.opened(home)
@@ -29,7 +29,7 @@ def run_here(home: str, spec: JobSpec, *, report: Report) -> Ended:
         folder.file([spec])
         place = folder.place(spec.name)
     assert place is not None
-    # The job inherits the lock with its output: it is held until its last process has ended.
+    # The job inherits the lock with its output, and holds it until its last process has ended.
     with place.file("log").open("ab", buffering=0) as log:
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,7 @@
-"""Whether the kernel has killed a process of ours for want of memory.
+"""Detection of processes of ours that were OOM-killed.
 
-A job's parent often lives on when one of its workers is killed so, and ends with a status of its
-own. The kernel counts such kills in each cgroup.
+If the kernel kills a worker of a job, the job's main process often survives and ends with another
+exit status. The kernel counts such kills in each cgroup.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 OURS = Path("/proc/self/cgroup")
-"""Where the kernel says in which cgroups this process is."""
+"""The kernel's list of the cgroups of this process."""
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 def oom_kills() -> int:
-    """Count the processes of our own cgroup that were killed so; 0 where nobody can tell."""
+    """Count the OOM-killed processes of our own cgroup; 0 if that is unknown."""
+    # Both versions of cgroups may be mounted, with a counter in only one: the larger one is right.
     return max(_counts(), default=0)
 
 

@@ -1,4 +1,4 @@
-"""Calling a batch system's programs: argument lists, no shell, and never for long."""
+"""Calls of a batch system's programs: argument lists, no shell, limited time and output."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from caxev.tails import Tail
 PATIENCE: Final = 120.0
 """Seconds that a batch system may take to answer."""
 MOST: Final = 64 << 20
-"""Bytes of an answer: a hundred thousand jobs take some ten million."""
+"""Maximum size of the output in bytes: a hundred thousand jobs take some ten million."""
 COMPLAINTS: Final = 64 << 10
-"""Bytes of what it complains of that are kept, the last of it."""
+"""Bytes of standard error that are kept, the last ones."""
 
 
 def call(
     command: Sequence[str], *, package: str, environment: Mapping[str, str] | None = None
 ) -> str:
-    """Call a program; what it says.
+    """Call a program; returns its output.
 
-    Raises `Retry` with what it complained of where it fails, `GiveUp` where it is not installed.
-    One that took too long may have done what was asked.
+    Raises `Retry` with its standard error if it fails, `GiveUp` if it is not installed. A program
+    that took too long may still have done its work.
     """
     name = command[0]
     try:
@@ -48,9 +48,9 @@ def call(
             raise Retry(f"{name} has not answered for {PATIENCE:.0f} s") from error
         finally:
             process.kill()  # does nothing once it has ended
-        text, said = answer.text(), " ".join(complaints.text().split())
+        text, why = answer.text(), " ".join(complaints.text().split())
     if process.returncode != 0:
-        raise Retry(f"{name} failed: {said or f'exit status {process.returncode}'}")
+        raise Retry(f"{name} failed: {why or f'exit status {process.returncode}'}")
     if not answer.whole:
         raise Retry(f"{name} has written {answer.read:,} bytes: more than {MOST:,} are not read")
     return text

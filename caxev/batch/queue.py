@@ -1,7 +1,7 @@
-"""Jobs on their way to a batch system: those that come within a moment go together.
+"""Jobs on their way to a batch system, gathered so that they are sent together.
 
-Used by `caxev.handlers.processing`; lives in the listener's memory and knows nothing that is not
-filed.
+Used by `caxev.handlers.processing`. It lives in the listener's memory only: the jobs' files have
+all that must survive.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from caxev.batch.work import Found
 from caxev.core.errors import GiveUp, Retry
 
 GATHER: Final = 0.25
-"""Seconds for which a job waits for others to go with."""
+"""Seconds for which a job waits for others to be sent with."""
 PATIENCE: Final = 600.0
-"""Seconds that a job waits here for room; then it lets others of its lane pass, such as the looks
-for jobs that were lost, by which there may come to be room."""
+"""Seconds that a job waits here for room. Then it frees its place in the lane for others, such as
+checks of lost jobs, which may make room."""
 MOST: Final = 500
-"""Jobs that are sent at once at most."""
+"""Maximum number of jobs that are sent at once."""
 
 Sent = Found | GiveUp | Retry | None
 Send = Callable[[Sequence[JobSpec]], Awaitable[list[Sent]]]
 _Key = tuple[Hashable, Hashable]
-"""Where jobs go, and what they need."""
+"""The destination of jobs, and their needs."""
 
 
 @define(eq=False)
@@ -43,26 +43,27 @@ class Queue:
     """The way to the batch systems of one site."""
 
     _gathering: dict[_Key, list[_Seat]] = field(init=False, factory=dict)
-    # One that sends counts the jobs that are out and adds its own: two at once would both take the
-    # same room.
+    # A sender counts the jobs that are out and adds its own: two at once would fill the same room
+    # twice.
     _sending: defaultdict[Hashable, trio.Lock] = field(
         init=False, factory=lambda: defaultdict(trio.Lock)
     )
     _left: trio.Event = field(init=False, factory=trio.Event)
 
     def left(self) -> None:
-        """A job has ended: there is room for another."""
+        """Report that a job has ended, so that there is room for another."""
         self._left.set()
         self._left = trio.Event()
 
     async def place(self, spec: JobSpec, where: Hashable, send: Send) -> Found:
-        """Send a job, with those that come at the same moment, need the same and go the same way.
+        """Send a job, together with others of the same moment, needs and destination.
 
-        Waits while there is no room, but for `PATIENCE` only. `send` sends several; of those who
-        come together only one's is called, and what it raises is raised by all. Raises what `send`
-        says of this job.
+        Waits for room, up to `PATIENCE`. `send` sends several jobs; only one caller's is called for
+        all that are sent together, and an error that it raises is raised to all of them. An error
+        that it returns for this job is raised here.
         """
         while True:
+            # Taken before we ask for room, so that a job which ends meanwhile wakes us.
             left = self._left
             sent = await self._together((where, spec.needs), _Seat(spec), send)
             if isinstance(sent, Found):
@@ -89,6 +90,7 @@ class Queue:
         try:
             await trio.sleep(GATHER)
             async with self._sending[key[0]]:
+                # Closed only now: jobs that come while we wait for the lock can still join.
                 self._close(key, seats)
                 for seat, sent in zip(
                     seats, await send([seat.spec for seat in seats]), strict=True
@@ -98,6 +100,7 @@ class Queue:
             for seat in seats:
                 seat.sent = error
         finally:
+            # On cancellation, too: the others must not wait for ever; each has its `Retry`.
             self._close(key, seats)
             for seat in seats:
                 seat.done.set()

@@ -1,10 +1,10 @@
-"""``caxev batch``: what runs beside a job, started by the batch system; not for people.
+"""``caxev batch``: the program that the batch system starts for a job; not for people.
 
-- ``run GROUP``: runs the job with this task's number (SLURM_ARRAY_TASK_ID) and tells of its end;
-- ``watch GROUP NUMBER ID SYSTEM``: tells of the end of a job that could not do so itself.
+- ``run GROUP``: runs the job with this task's number (SLURM_ARRAY_TASK_ID) and reports its end;
+- ``watch GROUP NUMBER ID SYSTEM``: reports the end of a job that did not report it itself.
 
-The end is told by one conditional update of the job's entry in the runs database. Where that is
-and how to log in comes from the environment, as for every command.
+The report is one conditional update of the job's entry in the runs database. Its address and login
+come from the environment, as for every command.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from caxev.files import confine, local, mirror
 from caxev.files.private import MODE
 from caxev.files.resolved import remove
 
-TELL_FOR: Final = 300.0
-"""Seconds for which a job waits for the database to tell it of its end."""
+REPORT_FOR: Final = 300.0
+"""Seconds for which a job tries to report its end to the database."""
 NOT_STARTED: Final = 127
-"""The status of a job whose command could not be started, as a shell has it."""
+"""The exit status of a job whose command could not be started, as in a shell."""
 _KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
-"""How a program ends that was killed outright, and how a shell says so that ran it."""
+"""Exit statuses of a killed program: its own, and that of a shell around it."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Serve ``caxev batch``; its exit status: of ``run`` that of the job."""
+    """Serve ``caxev batch``; returns the exit status, which for ``run`` is that of the job."""
     match list(arguments):
         case ["run", group, *number] if len(number) <= 1:
             index = number[0] if number else os.environ.get("SLURM_ARRAY_TASK_ID", "0")
@@ -55,11 +55,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(place: Place) -> int:
-    """Run a job to its end, note that beside it, and tell the database.
+    """Run a job to its end, record that beside it, and report it to the database.
 
-    Who killed it, and what for, only the batch system knows: of that the watch tells. So it does
-    where a process of the job was killed for want of memory; of that the log is told here, which
-    the watch reads.
+    If the job was killed, or OOM-killed, the watch reports instead: only the batch system has the
+    reason. An OOM kill is written to the log, which the watch reads.
     """
     folder = Folder.opened(str(place.group.parents[1]))
     spec = place.load()
@@ -71,32 +70,33 @@ def run(place: Place) -> int:
         return shown
     if status in _KILLED:
         return shown
+    # Recorded first: if we are killed before the report, the watch reports this.
     place.note(ended)
     failpoints.point("batch.noted")
-    tell(place, spec, ended)
+    report_end(place, spec, ended)
     return shown
 
 
 def watch(place: Place, job: str, name: str) -> int:
-    """Tell of a job that has ended and could not."""
+    """Report the end of a job that did not report it itself."""
     try:
         spec = place.load()
     except FileNotFoundError:
-        return 0  # its end has been taken stock of
+        return 0  # it was reported, and the job was closed
     ended = place.ended
     if ended is None:
         home = str(place.group.parents[1])
         ended = system(name, home).outcome(job, Folder.opened(home).tail(spec.name))
     if ended is None:
         return 0  # it runs again
-    tell(place, spec, ended)
+    report_end(place, spec, ended)
     return 0
 
 
 def execute(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> int:
-    """Run a job's command where nobody else may write; its status, negative for a signal.
+    """Run a job's command in its private directory; returns its status, negative for a signal.
 
-    What it prints goes to `output`.
+    Its output goes to `output`.
     """
     work = folder.work(spec.name)
     with ExitStack() as held:
@@ -111,7 +111,7 @@ def execute(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> in
 def _run(work: Path, spec: JobSpec, output: BinaryIO | None) -> int:
     command = list(spec.argv)
     if spec.setup:
-        # The operator's lines are for a shell; the command's words are only handed on.
+        # Only the operator's lines are shell code; the command's words are passed as arguments.
         command = ["/bin/bash", "-c", f'{spec.setup}\nexec "$@"', "caxev", *command]
     environment = {**os.environ, **spec.environment}
     try:
@@ -125,16 +125,16 @@ def _run(work: Path, spec: JobSpec, output: BinaryIO | None) -> int:
             check=False,
         ).returncode
     except OSError as error:
-        said = f"caxev: {spec.argv[0]} cannot be started: {error.strerror}\n"
-        (output or sys.stderr.buffer).write(said.encode())
+        line = f"caxev: {spec.argv[0]} cannot be started: {error.strerror}\n"
+        (output or sys.stderr.buffer).write(line.encode())
         return NOT_STARTED
 
 
 @contextmanager
 def prepared(work: Path, spec: JobSpec) -> Iterator[None]:
-    """Make the directory that a job runs in, in which it finds its input. Raises `GiveUp`, `Retry`.
+    """Create a job's working directory with its input. Raises `GiveUp`, `Retry`.
 
-    What a former process of it left there is gone then. The input may be there for the block only.
+    Files of a former process are removed. The input may exist for the block only.
     """
     source = confine(spec.input, spec.roots)
     with local(os.fsencode(work), "make"):
@@ -147,28 +147,30 @@ def prepared(work: Path, spec: JobSpec) -> Iterator[None]:
 
 
 def ended_by(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> Ended:
-    """Run a job's command as `execute` does; how it ended."""
+    """Run a job's command as `execute` does; returns how it ended."""
+    # The counter is of the cgroup, and may contain kills of earlier processes.
     before = oom_kills()
     status = execute(folder, spec, output)
-    how, said = End.DONE, ""
+    how, why = End.DONE, ""
     if status:
         how = End.EXIT
-        said = f"signal {-status}" if status < 0 else f"exit status {status}"
+        why = f"signal {-status}" if status < 0 else f"exit status {status}"
         if oom_kills() > before:
-            how, said = End.MEMORY, f"{said} after an oom_kill in its cgroup"
-    return Ended(how, status, said, socket.gethostname(), utcnow())
+            how, why = End.MEMORY, f"{why} after an oom_kill in its cgroup"
+    return Ended(how, status, why, socket.gethostname(), utcnow())
 
 
 def report(spec: JobSpec, ended: Ended, job: str | None = None) -> RunUpdate:
-    """The update that tells of a job's end, if nobody has."""
+    """Return the update that reports a job's end, unless it was reported before."""
+    # By the job's name: an entry that was claimed again has another job, and is left alone.
     is_its = CopyIs(spec.key, {"status": TRANSFERRING, "job.name": spec.name, "job_ended": None})
     row = {"name": spec.name, "job": job, **ended.as_row(), "at": utcnow()}
     return RunUpdate(spec.run, (is_its,), change=(is_its, {"job_ended": row}))
 
 
-def tell(place: Place, spec: JobSpec, ended: Ended) -> None:
-    """Tell the database of a job's end, for as long as it takes to let us, within reason."""
-    deadline, wait = time.monotonic() + TELL_FOR, 1.0
+def report_end(place: Place, spec: JobSpec, ended: Ended) -> None:
+    """Report a job's end to the database, retried with back-off for `REPORT_FOR` seconds."""
+    deadline, wait = time.monotonic() + REPORT_FOR, 1.0
     environ: Mapping[str, str] = {**os.environ, **spec.environment}
     while True:
         try:

@@ -1,9 +1,9 @@
 """Slurm, by its own programs: sbatch, scontrol and scancel.
 
-A job tells of its own end. Beside each waits a tiny job, the watch, that depends on it
-(``afterany``): where the job could not tell, because it was killed or its node could not reach the
-database, the watch does, with what ``scontrol show job`` says. Nothing is ever polled, and neither
-``squeue`` nor ``sacct`` is called.
+A job reports its own end. Each has a tiny second job, the watch, that depends on it
+(``afterany``). If the job did not report, because it was killed or its node could not reach the
+database, the watch does, from ``scontrol show job``. Nothing is polled, and neither ``squeue`` nor
+``sacct`` is called.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from caxev.core.errors import Denied, GiveUp, Retry
 
 PACKAGE: Final = "slurm-client"
 MOST: Final = 1000
-"""Jobs in one array at most; the cluster's MaxArraySize must be larger."""
+"""Maximum number of jobs in one array; the cluster's MaxArraySize must be larger."""
 PASSED: Final = (
     *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "PYTHONPATH", "SSL_CERT_FILE"),
     *("CAXEV_MONGO_URI", "CAXEV_MONGO_USER", "CAXEV_DATABASE", "CAXEV_COLLECTION"),
     *("MONGO_PASSWORD", "MONGO_PASSWORD_FILE"),
 )
-"""Variables that a job gets of ours, by name: their values stand in no argument."""
+"""Our variables that a job inherits, by name: no argument shows their values."""
 ENDS: Final[Mapping[str, End]] = {
     "COMPLETED": End.DONE,
     "FAILED": End.EXIT,
@@ -44,12 +44,12 @@ ENDS: Final[Mapping[str, End]] = {
     "BOOT_FAIL": End.NODE,
     "PREEMPTED": End.NODE,
 }
-"""What Slurm calls the ends of jobs. Any other state is that of a job that waits or runs."""
+"""Slurm's states of jobs that have ended. In any other state a job waits or runs."""
 _WATCH: Final = ("--mem=100M", "--cpus-per-task=1", "--time=10")
 _REFUSED: Final = re.compile(
     r"invalid (partition|account|qos|reservation|feature|user|node|wckey)", re.IGNORECASE
 )
-"""As Slurm says of all jobs as well while its accounting database is away."""
+"""Refusals that are retried: Slurm also reports them while its accounting database is down."""
 _HOPELESS: Final = re.compile(
     r"requested (node configuration|partition configuration|time limit) is", re.IGNORECASE
 )
@@ -60,7 +60,7 @@ _KILLED: Final = {
     End.MEMORY: re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]kill", re.IGNORECASE),
     End.CANCELLED: re.compile(r"slurmstepd.* CANCELLED AT "),
 }
-"""What Slurm writes into the log of a job that it kills."""
+"""Slurm's messages in the log of a job that it kills."""
 
 
 @define
@@ -75,7 +75,7 @@ class Slurm:
         self.home = str(self.folder.home)
 
     def submit(self, jobs: Sequence[JobSpec]) -> list[str]:
-        """Send jobs as an array, also one alone. See `BatchSystem.submit`."""
+        """Send jobs as an array, even a single one. See `BatchSystem.submit`."""
         ids: list[str] = []
         for start in range(0, len(jobs), MOST):
             ids += self._submit(jobs[start : start + MOST])
@@ -91,20 +91,19 @@ class Slurm:
         return [f"{job}_{index}" for index in range(len(jobs))]
 
     def _watched(self, group: Path, job: str) -> None:
-        """Give each job of a group that was sent its watch; then note that it was sent.
-
-        In this order: cut short in between, the group is found by its name, and this is done again.
-        """
+        """Give each job of a sent group its watch; then record that the group was sent."""
+        # In this order: after a crash in between, `find` finds the group by its name and calls this
+        # again. A second watch does no harm.
         for file in group.glob("[0-9]*.json"):
             place = Place(group, int(file.stem))
-            with suppress(FileNotFoundError):  # its end has been taken stock of
+            with suppress(FileNotFoundError):  # the job was closed meanwhile
                 self._watch(place.load(), place, f"{job}_{place.index}")
         self.folder.note_sent(group, job)
 
     def _watch(self, spec: JobSpec, place: Place, job: str) -> None:
-        """Have a tiny job tell of this one's end, if it cannot itself.
+        """Send the watch of a job.
 
-        Where Slurm takes no more jobs there is no watch: the look that comes after hours is left.
+        If Slurm accepts no more jobs there is no watch, and the regular check finds the end.
         """
         options = [f"--dependency=afterany:{job}", *_WATCH, *_where(spec)]
         options += [f"--job-name={place.group.name}.watch", f"--chdir={self.home}"]
@@ -125,6 +124,7 @@ class Slurm:
         groups = {place.group: self.folder.sent(place.group) for place in places.values()}
         unheard = {group.name for group, job in groups.items() if job is None}
         if unheard:
+            # The reply of sbatch was lost in a crash. A group's name is unique, so it finds the id.
             shown = _arrays(call(["scontrol", "-o", "show", "job"], package=PACKAGE))
             groups |= {group: shown.get(group.name) for group in groups if group.name in unheard}
         found: dict[str, str] = {}
@@ -162,20 +162,21 @@ class Slurm:
 
 
 def _sbatch(options: Sequence[str], script: Sequence[str]) -> str:
-    """Send a job; its id. Raises `GiveUp` where Slurm will never take it."""
+    """Send a job; returns its id. Raises `GiveUp` if Slurm will never accept it."""
+    # --no-requeue: a job that Slurm restarts by itself would run twice under one name.
     export = ",".join(name for name in PASSED if name in os.environ)
     command = ["sbatch", "--parsable", "--no-requeue", f"--export={export or 'NIL'}"]
     try:
-        said = call([*command, *options, *script], package=PACKAGE)
+        answer = call([*command, *options, *script], package=PACKAGE)
     except Retry as error:
         if _REFUSED.search(error.why):
             raise Denied(error.why) from error
         if _HOPELESS.search(error.why):
             raise GiveUp(error.why) from error
         raise
-    job = said.strip().partition(";")[0]
+    job = answer.strip().partition(";")[0]
     if not job.isdigit():
-        raise Retry(f"sbatch gave no job's id but {said.strip()[:80]!r}")
+        raise Retry(f"sbatch gave no job's id but {answer.strip()[:80]!r}")
     return job
 
 
@@ -196,10 +197,9 @@ def _where(spec: JobSpec) -> Iterator[str]:
 
 
 def fields_of(line: str) -> dict[str, str]:
-    """What ``scontrol -o show job`` says in a line, of each word the first. Pure.
-
-    The command comes late in the line and can hold anything, also what looks like a word.
-    """
+    """Return the fields of a line of ``scontrol -o show job``. Pure."""
+    # The first of each name counts: the command comes late in the line, and can contain anything,
+    # even text that looks like a field.
     found: dict[str, str] = {}
     for match in _FIELD.finditer(line):
         found.setdefault(match[1], match[2])
@@ -207,7 +207,7 @@ def fields_of(line: str) -> dict[str, str]:
 
 
 def _arrays(shown: str) -> dict[str, str]:
-    """The ids of jobs and arrays by their names."""
+    """Return the ids of jobs and arrays by their names."""
     rows = [fields_of(line) for line in shown.splitlines() if line.strip()]
     return {
         row["JobName"]: row.get("ArrayJobId", row["JobId"])
@@ -217,7 +217,7 @@ def _arrays(shown: str) -> dict[str, str]:
 
 
 def end_of(shown: str) -> Ended | None:
-    """How a job ended, by what ``scontrol -o show job`` says of it; None where it has not. Pure."""
+    """Return how a job ended, from ``scontrol -o show job``; None if it has not. Pure."""
     lines = [line for line in shown.splitlines() if line.strip()]
     if not lines:
         return Ended(End.LOST, why="Slurm says nothing of it")
@@ -234,10 +234,8 @@ def end_of(shown: str) -> Ended | None:
 
 
 def explained(ended: Ended, log: str) -> Ended:
-    """How a job ended, where Slurm or its node wrote into its log what it was killed for. Pure.
-
-    Slurm forgets a job after a while (MinJobAge), and does not always call want of memory so.
-    """
+    """Return how a job ended, corrected by the reason for a kill in its log. Pure."""
+    # Slurm forgets a job after a while (MinJobAge), and does not always report an OOM kill as such.
     doubtful: frozenset[End] = {
         End.LOST: frozenset(End),
         End.EXIT: frozenset({End.MEMORY}),

@@ -1,4 +1,4 @@
-"""Which batch systems there are: ours, and those of third parties."""
+"""Lookup of batch systems: ours, and those of third parties."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from caxev.core.errors import GiveUp
 
 
 def system(name: str, home: str) -> BatchSystem:
-    """The batch system of that name. Raises `GiveUp` where there is none."""
+    """Return the batch system of that name. Raises `GiveUp` if there is none."""
     if name == "slurm":
         from caxev.batch.slurm import Slurm
 
