@@ -13,9 +13,9 @@ from typing import Any, Final
 from caxev.core.errors import Retry
 
 MOST: Final = 256 << 20
-"""Bytes of an answer: what is known of ten thousand files takes some 10 million."""
+"""Maximum size of an answer in bytes: a list of ten thousand files takes some 10 million."""
 LONGEST: Final = 1 << 20
-"""Bytes of a line of an answer that is read line by line."""
+"""Maximum size in bytes of a line, in an answer that is read line by line."""
 _BY_LINES: Final = "application/x-json-stream"
 
 
@@ -35,7 +35,7 @@ def _limited(answer: Any, **_options: Any) -> None:
 
 
 def bounded(pieces: Iterable[bytes], longest: int) -> Iterator[bytes]:
-    """Pass pieces of an answer on as they come, up to `MOST` bytes and `longest` of one line."""
+    """Pass pieces of an answer on, up to `MOST` bytes in all and `longest` in one line."""
     whole = line = 0
     for piece in pieces:
         whole += len(piece)

@@ -1,8 +1,8 @@
-"""What rule files mean for one copy: the replicas that are wanted, and what is to be done. Pure.
+"""Wanted replicas of one copy, and the changes to its replication rules. Pure.
 
-The handler `rucio_rules` and ``caxev rucio rules`` ask `wishes_for` what the rules
-(`caxev.rucio.rules`) mean for a run, and `changes` what is to be done about the replication rules
-that there are.
+The handler `rucio_rules` and ``caxev rucio rules`` call `wishes_for` to apply rule files
+(`caxev.rucio.rules`) to a run, and `changes` to compare the result with the existing replication
+rules.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from caxev.core.model import CopyKey, Run
 from caxev.rucio.rules import Names, Rule
 
 ENDED: Final = "ENDED"
-"""The state of a rule that an entry remembers and the catalogue has no more."""
+"""The state of a rule that an entry records and the catalogue no longer has."""
 SLACK: Final = timedelta(minutes=1)
-"""By so much a rule's end may be off before it is set anew."""
+"""Maximum deviation of a rule's end before it is set again."""
 GIVEN_UP: Final = timedelta(hours=1)
-"""After this time Rucio takes a rule away that was given up."""
+"""Time after which Rucio removes a rule that was given up."""
 
 
 class Wanted(NamedTuple):
@@ -35,7 +35,7 @@ class Wanted(NamedTuple):
 
 @frozen
 class Wishes:
-    """What is wanted of one copy: replicas, RSEs without (and by which rule), or only a look."""
+    """The wishes for one copy: replicas, RSEs without one (by which rule), or only a comparison."""
 
     keep: tuple[Wanted, ...] = ()
     remove: Mapping[str, str] = field(factory=dict)
@@ -45,7 +45,7 @@ class Wishes:
 def wishes_for(
     rules: Sequence[Rule], run: Run, key: CopyKey, *, always: Iterable[str] = ()
 ) -> Wishes:
-    """Return what the rules, and `always` below them, want of that copy. Pure."""
+    """Return the wishes of the rules for a copy; RSEs in `always` have the lowest priority. Pure."""
     keep: list[Wanted] = []
     remove: dict[str, str] = {}
     spoken: set[str] = set()
@@ -63,14 +63,14 @@ def wishes_for(
     return Wishes(tuple(keep), remove)
 
 
-# -- what is to be done about it ------------------------------------------------------------------
+# -- changes --------------------------------------------------------------------------------------
 
 
 @frozen
 class Standing:
-    """A replication rule as the catalogue has it, or as an entry remembers one that has ended.
+    """A replication rule in the catalogue, or an ended one that an entry records.
 
-    `state` is Rucio's: OK, REPLICATING, STUCK, SUSPENDED, ...; `ENDED` for one that is remembered.
+    `state` is Rucio's: OK, REPLICATING, STUCK, SUSPENDED, ...; `ENDED` for an ended one.
     `done`, `waiting` and `stuck` count files; `error` is Rucio's reason for those that are stuck.
     """
 
@@ -89,12 +89,12 @@ class Standing:
         return self.state == "OK"
 
     def to_row(self) -> dict[str, Any]:
-        """As it stands in an entry's ``rule_info``."""
+        """Return the form in an entry's ``rule_info``."""
         return {one.name: getattr(self, one.name) for one in fields(Standing)}
 
     @classmethod
     def from_row(cls, row: object) -> Standing | None:
-        """The inverse of `to_row`; None for what is no such row, as cax's texts."""
+        """Read the form of `to_row`; None for anything else, such as cax's texts."""
         if not isinstance(row, Mapping):
             return None
         known: dict[str, Any] = {
@@ -114,11 +114,11 @@ class Standing:
 
 @frozen
 class Changes:
-    """What makes the rules that there are into those that are wanted.
+    """The changes from the existing rules to the wanted ones.
 
     `add`: RSE and lifetime in seconds; `expire`: a rule's id and its new lifetime from now, None:
-    for ever; `remove`: the rules to be given up, each once another RSE's replicas were compared;
-    `kept`: why others stay.
+    for ever; `remove`: rules to delete, each after another RSE's replicas were compared; `kept`:
+    why others stay.
     """
 
     add: tuple[tuple[str, int | None], ...] = ()
@@ -148,11 +148,11 @@ def changes(
     run_name: str,
     now: datetime,
 ) -> Changes:
-    """Return what is to be done. Pure and idempotent: once it is done, nothing is left to do.
+    """Return the necessary changes. Pure and idempotent: afterwards there are none.
 
-    A lifetime counts from when the rule was made: it is not prolonged when the rules are applied
-    again, and a rule that has come to its end is not made anew. Of several RSEs that would do, one
-    that has a rule is taken, else one by the run's name.
+    A lifetime counts from the creation of the rule: applying the rules again does not extend it,
+    and an expired rule is not created again. Of several suitable RSEs one that has a rule is
+    chosen, else one by the run's name.
     """
     if wishes.only_verify is not None:
         return Changes()
@@ -171,7 +171,7 @@ def changes(
 
 
 def choose(rses: Names, taken: Sequence[str], run_name: str) -> str:
-    """Choose an RSE: one that was taken already, else by chance, the same for a run always."""
+    """Choose an RSE: one that has a rule, else a random one, always the same for a run."""
     for rse in rses:
         if rse in taken:
             return rse
@@ -192,7 +192,7 @@ def _new_end(
         if rule.expires is not None:
             yield rule.id, None
         return
-    # What should have ended by now ends now, and is then left to end.
+    # A rule that should have ended by now ends now; after that its end is not moved any more.
     end = max(_end(rule, lifetime), now)
     if rule.expires is None or (abs(rule.expires - end) > SLACK and rule.expires > now):
         yield rule.id, max(0, round((end - now).total_seconds()))
@@ -201,11 +201,12 @@ def _new_end(
 def _removals(
     wishes: Wishes, standing: Sequence[Standing], now: datetime
 ) -> tuple[tuple[Standing, ...], tuple[str, ...]]:
-    # What was given up has an end that is near, and stands until then.
+    # A rule that was given up stays until its end, which is near: it is not removed again.
     leaving = now + GIVEN_UP + SLACK
     named = [one for one in standing if one.rse in wishes.remove]
     going = [one for one in named if one.expires is None or one.expires > leaving]
     lasting = [one for one in standing if one not in named and one.ok and one.expires is None]
+    # Nothing goes before another RSE has everything for ever, or the last replica might go.
     if lasting or not going:
         return tuple(going), ()
     return (), tuple(f"{one.rse} stays: no other RSE has all of it for ever" for one in going)

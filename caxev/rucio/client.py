@@ -52,7 +52,7 @@ def upload(order: Upload, *, report: Report) -> tuple[Digested, Found]:
         raise GiveUp(f"{order.there.name} names no rucio_upload_rse in sites.json")
     root = confine(order.location, order.here.roots)
     with connected(order.there, f"upload of {order.names.dataset}") as rucio:
-        # First, so that a server that is away, or no such RSE, costs no reading.
+        # First, so that the copy is not read if the server is down or the RSE does not exist.
         storage = rucio.storage(entrance)
         sha512 = order.manifest is None
         read = digest_for_catalogue(root, order.names, sha512=sha512, report=report)
@@ -61,6 +61,7 @@ def upload(order: Upload, *, report: Report) -> tuple[Digested, Found]:
         sending = Sending(rucio, storage, root, order.names.dataset, report)
         sending.send(read.files, known=not is_new)
         rucio.attach(order.names.dataset, read.files)
+        # Without a rule Rucio may delete the files again.
         if not any(one.rse == entrance for one in rucio.rules(order.names.dataset)):
             rucio.add_rule(order.names.dataset, entrance, None)
             failpoints.point("rucio.rule")
@@ -116,7 +117,7 @@ def settle(order: Settlement, *, report: Report) -> Found:
 
 
 def _give_up(rucio: Connection, order: Settlement, todo: Changes, report: Report) -> Changes:
-    """Give up the rules that are to go, if another RSE has proof of all of it."""
+    """Delete the rules that are to go, if another RSE is proven to have all files."""
     if not todo.remove:
         return todo
     going = {one.rse for one in todo.remove}
@@ -198,10 +199,11 @@ def declare_bad(
 
 
 def give_up(there: Site, dataset: Did, *, report: Report) -> Found:
-    """Take all rules away, so that the catalogue deletes every replica of the dataset."""
+    """Delete all rules, so that the catalogue deletes every replica of the dataset."""
     del report
     with connected(there, f"giving up {dataset}") as rucio:
         for one in rucio.rules(dataset):
+            # A rule that was deleted before is still listed, with an end in the next hour.
             if one.expires is None or one.expires > utcnow() + GIVEN_UP:
                 rucio.client.delete_replication_rule(one.id, purge_replicas=True)
                 failpoints.point("rucio.rule")
@@ -209,7 +211,7 @@ def give_up(there: Site, dataset: Did, *, report: Report) -> Found:
 
 
 def download(order: Download, *, report: Report) -> Moved:
-    """Fetch a dataset. Every file is compared by its ADLER32; the copy gets its name when whole."""
+    """Download a dataset, with the ADLER32 of every file compared; its name appears at the end."""
     began = monotonic()
     final = confine(order.location, order.here.roots)
     with connected(order.there, f"download of {order.dataset}") as rucio:

@@ -48,13 +48,13 @@ HOPELESS: Final = frozenset(
         "UnsupportedDIDType",
     }
 )
-"""What will not change by itself."""
+"""Permanent errors."""
 
 REFUSED: Final = frozenset(
     {"AccessDenied", "CannotAuthenticate", "CannotAuthorize", "NoAuthInformation"}
     | {"ScopeAccessDenied"}
 )
-"""What somebody must allow. Proxies and tokens are renewed, too."""
+"""Errors of missing permissions, also by a proxy or token that somebody must renew."""
 
 _GATEWAY: Final = re.compile(
     r"http status code: 50[234]\b"  # Rucio's client, of its own server
@@ -64,18 +64,18 @@ _GATEWAY: Final = re.compile(
     r"|requested service is not available at the moment",  # `ServiceUnavailable`, by its text
     re.IGNORECASE,
 )
-"""What is made of a gateway's answer while the server behind it is away.
+"""Texts of errors made from a gateway's answer while the server behind it is down.
 
-An error of an upload may hold another one's text alone: its class means nothing then.
+An error of an upload may contain only the text of another one, so that its class has no meaning.
 """
 
 FULL: Final = frozenset({"FullStorage", "InsufficientAccountLimit", "RSEOverQuota"})
 
 
 class OverQuota(Retry):
-    """There is no room for it at the RSE: by the account's limit there, or at all.
+    """The RSE is full, or the account's limit there is reached.
 
-    It is tried again for ever, since somebody will make room, but not often.
+    Retried without limit, since somebody will make room, but not often.
     """
 
     def __init__(self, why: str) -> None:
@@ -84,9 +84,9 @@ class OverQuota(Retry):
 
 @contextmanager
 def translated(what: str, away: float) -> Iterator[None]:
-    """Raise Rucio's errors as ours; `what` was being done.
+    """Raise Rucio's errors as ours; `what` describes the operation.
 
-    A server that cannot be reached is asked again after `away` seconds; this costs no attempt.
+    A server that cannot be reached is tried again after `away` seconds, without costing an attempt.
     """
     try:
         yield
@@ -100,11 +100,13 @@ def translated(what: str, away: float) -> Iterator[None]:
 
 
 def meaning_of(error: BaseException, what: str, away: float) -> Retry | GiveUp | None:
-    """What an error means to the caller; None for one that its client does not raise."""
+    """Return our error for an error, or None if it is not one of Rucio's client."""
     names = {cls.__name__ for cls in type(error).__mro__}
     modules = {cls.__module__.partition(".")[0] for cls in type(error).__mro__}
     text = f"{what}: {_text(error)}"
     if "rucio" in modules:
+        # By the whole class hierarchy, so that new subclasses are recognized; the specific sets
+        # come first.
         if names & FULL:
             return OverQuota(text)
         if names & REFUSED:
@@ -120,13 +122,13 @@ def meaning_of(error: BaseException, what: str, away: float) -> Retry | GiveUp |
 
 
 def is_called(error: BaseException, name: str) -> bool:
-    """Whether it is Rucio's error of that name, or a kind of it."""
+    """Whether an error is Rucio's of that name, or a subclass."""
     return any(cls.__name__ == name for cls in type(error).__mro__)
 
 
 def _text(error: BaseException) -> str:
-    """Rucio's own message on one line, without what its schema validator adds below."""
-    said = str(error).strip().split("\n\nFailed validating")[0]
-    words = " ".join(said.split()) or "no message"
+    """Return Rucio's message on one line, without the schema validator's details."""
+    message = str(error).strip().split("\n\nFailed validating")[0]
+    words = " ".join(message.split()) or "no message"
     name = type(error).__name__
     return f"{name}: {words[:_LONGEST]}"

@@ -128,7 +128,7 @@ def _check_rest(seen: Sequence[Seen], root: str) -> None:
 
 @define
 class _Reading:
-    """What the threads share."""
+    """The shared state of the reading threads."""
 
     root: bytes
     total: int
@@ -164,7 +164,7 @@ class _Reading:
 
 
 def seen_of(files: Iterable[Checked], mtime_ns: int) -> list[Seen]:
-    """What a copy of these files looks like on a disk, its directories among it."""
+    """Return the files and directories of a copy as they will be on a disk."""
     found = [Seen(one.path, "file", one.size, mtime_ns) for one in files]
     directories = {parent for one in files for parent in _parents(one.path)}
     return sorted([*found, *(Seen(path, "dir") for path in directories)], key=lambda s: s.path)

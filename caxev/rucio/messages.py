@@ -30,7 +30,7 @@ from caxev.database import Database, DatabaseError, Lease, Request
 from caxev.http_server import Quiet, SmallServer
 
 LONGEST: Final = 16 << 20
-"""Bytes of a post that are read; hermes sends a thousand messages of some hundred bytes."""
+"""Maximum size of a post in bytes; hermes sends a thousand messages of some hundred bytes."""
 
 
 def datasets_in(body: bytes) -> Iterator[str]:
@@ -52,7 +52,7 @@ def datasets_in(body: bytes) -> Iterator[str]:
 
 @define(eq=False)
 class Messages:
-    """What the catalogues that `site` brings data to send it."""
+    """The receiver of messages of the catalogues that `site` uploads to."""
 
     database: Database
     lease: Lease
@@ -73,7 +73,7 @@ class Messages:
         self.site, self.sites = site, sites
 
     async def run(self) -> None:
-        """Take messages until cancelled. An address that cannot be had is tried again."""
+        """Receive messages until cancelled. An address that is in use is tried again."""
         async with trio.open_nursery() as nursery:
             for name, address in self.addresses.items():
                 nursery.start_soon(self._serve_at, name, address)
@@ -95,13 +95,13 @@ class Messages:
                 return _Server(address, partial(self._take, name), token)
             except OSError as error:
                 wait = delay(attempt, random())  # noqa: S311  # not for secrets
-                told = "messages of {} cannot be taken at {}:{}: {}; tried again in {:.0f} s"
-                logger.error(told, name, *address, error, wait)
+                line = "messages of {} cannot be taken at {}:{}: {}; tried again in {:.0f} s"
+                logger.error(line, name, *address, error, wait)
             await trio.sleep(wait)
         raise AssertionError
 
     async def _take(self, name: str, body: bytes) -> None:
-        """Have the datasets of a post looked at. Raises `DatabaseError`."""
+        """Request checks of the datasets in a post. Raises `DatabaseError`."""
         places = [*datasets_in(body)]
         wanted: dict[str, list[RunId]] = {}
         for run in await self.database.located([name], places) if places else ():
@@ -110,6 +110,7 @@ class Messages:
                     wanted.setdefault(custodian(one, self.sites) or self.site.name, []).append(
                         run.id
                     )
+        # Requests in the database and not calls: the responsible site may be another one.
         for who, runs in wanted.items():
             request = Request("replay", tuple(runs), handler="rucio_rules", force=True)
             await self.database.add_request(who, request, self.lease.owner, utcnow())
@@ -118,7 +119,7 @@ class Messages:
 
 
 class _Server(SmallServer):
-    """Serves one address; what was posted is taken in trio."""
+    """Serves one address in threads, and handles its posts in trio."""
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class _Server(SmallServer):
     ) -> None:
         self.take = take
         self.token = token
-        self.context = contextvars.copy_context()  # the way to the database is in it
+        self.context = contextvars.copy_context()  # the database client needs it
         super().__init__(address, _Post)
 
 
@@ -147,7 +148,7 @@ class _Post(Quiet):
             return
         body = self.rfile.read(length)
         if len(body) < length:
-            return  # the sender has left, or was let go
+            return  # the sender closed the connection, or was too slow
         try:
             take = partial(trio.from_thread.run, self.server.take, body)
             self.server.context.copy().run(partial(take, trio_token=self.server.token))

@@ -1,7 +1,7 @@
-"""What a run's data is called in the catalogue. Pure.
+"""The names of a run's data in the catalogue. Pure.
 
-A copy of a run is one dataset in a scope of that run; a container holds the run's datasets, and
-one container a science run holds those::
+A copy of a run is one dataset in a scope of that run. A container holds the run's datasets, and a
+container for each science run holds those::
 
     xe1t_SR001:xe1t_SR001_data                       the science run
       xe1t_SR001:xe1t_SR001_170301_1200_tpc          the run
@@ -25,7 +25,7 @@ from caxev.core.model import CopyKey, Run
 _RUN_NAME: Final = re.compile(r"\d{6}_\d{4}")
 _NAME: Final = re.compile(r"[A-Za-z0-9][/A-Za-z0-9._-]*")
 LONGEST: Final = 250
-"""Characters in a name, by Rucio's usual schema."""
+"""Maximum length of a name, by Rucio's usual schema."""
 
 
 class Did(NamedTuple):
@@ -71,7 +71,7 @@ class Names:
 
 
 def names_of(run: Run, key: CopyKey, catalogue: Catalogue) -> Names:
-    """What a copy of this type and version is called. Raises `GiveUp` for a run without a time."""
+    """Return the names of a copy of this type and version. Raises `GiveUp` without a run's time."""
     taken = taken_at(run)
     if taken is None:
         raise GiveUp(f"{run} has no start and no name like 161111_1434: it can have no scope")
@@ -85,7 +85,7 @@ def names_of(run: Run, key: CopyKey, catalogue: Catalogue) -> Names:
 
 
 def taken_at(run: Run) -> datetime | None:
-    """When the run was started, UTC: by its ``start``, else by its name."""
+    """Return when the run was started, UTC: by its ``start``, else by its name."""
     if run.start is not None:
         return run.start.astimezone(UTC)
     try:
@@ -95,6 +95,6 @@ def taken_at(run: Run) -> datetime | None:
 
 
 def period_of(taken: datetime, periods: Sequence[Period]) -> str:
-    """The science run that a moment belongs to: the last that has begun by then."""
+    """Return the science run at a time: the last one that has begun."""
     begun = (one for one in periods if one.begins is None or one.begins <= taken)
     return [one.name for one in begun][-1]

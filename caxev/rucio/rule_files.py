@@ -32,13 +32,13 @@ from caxev.limited import CONFIGURATION, read_limited
 from caxev.rucio import load_rules
 
 EVERY: Final = 30.0
-"""Seconds between two looks at the files."""
+"""Seconds between two checks of the files."""
 HANDLER: Final = "rucio_rules"
 
 
 @define(eq=False)
 class RuleFiles:
-    """The rule files of the catalogues that this site brings data to, and so looks after."""
+    """The rule files of the catalogues that this site uploads to, and so looks after."""
 
     database: Database
     lease: Lease
@@ -67,7 +67,7 @@ class RuleFiles:
                 await self._asked.wait()
 
     def use(self, site: Site, sites: Sites) -> None:
-        """Go by these sites from now on, and read their rule files at once."""
+        """Use these sites from now on, and read their rule files at once."""
         self.site, self.sites = site, sites
         self._seen.clear()
         self._asked.set()
@@ -90,7 +90,7 @@ class RuleFiles:
     async def _try_to_apply(self, name: str, digest: str) -> None:
         try:
             await self._apply(name, digest)
-        except DatabaseError as error:  # asked for again and again, it would be no better
+        except DatabaseError as error:  # an error about this document would only come again
             if not concerns_one(error):
                 raise
             logger.error("that the rules of {} are applied cannot be noted: {}", name, error)
@@ -100,6 +100,8 @@ class RuleFiles:
         applied = {} if record is None else dict(record.rules)
         if applied.get(name) == digest:
             return
+        # The digest is recorded after all requests: a crash in between makes them again, which is
+        # harmless.
         runs, now = 0, utcnow()
         async for page in self.database.pages(Selection(host=name, status=TRANSFERRED), now):
             ids = tuple(run.id for run in page)
@@ -116,5 +118,5 @@ def _seen(path: Path) -> tuple[int, int, int] | None:
         status = path.stat()
     except OSError:
         return None
-    # A file that has become readable has only another ctime.
+    # The ctime, too: nothing else changes when a file becomes readable.
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size
