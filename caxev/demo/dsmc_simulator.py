@@ -1,8 +1,8 @@
 """A simulator of ``dsmc``, IBM's tape client, for the demo and the tests: it is not the real one.
 
-It speaks the command line, the output and the return codes that caxev uses, as far as public
-sources tell them, and keeps its "tapes" in a directory. It knows nothing of caxev, and no module
-imports it: it is run as a program, by ``archive.command`` of sites.json. Its environment::
+It has the command line, output and return codes that caxev uses, as far as public sources document
+them, and keeps its "tapes" in a directory. It does not use caxev, and no module imports it: it runs
+as a program, by ``archive.command`` of sites.json. Its environment::
 
     DSMC_SIMULATOR_TAPES    the directory that holds the tapes
     DSMC_SIMULATOR_FAULTS   a file with a fault a line, each for the next command that it fits:
@@ -38,7 +38,7 @@ FAULTS = {
     "restore": (*EVERYWHERE, "lost", "media", "partial", "wrong-byte", "question"),
     "query": (*EVERYWHERE, "lost"),
 }
-"""What can go wrong with each command."""
+"""The faults of each command."""
 
 BANNER = """\
 IBM Storage Protect

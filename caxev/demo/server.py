@@ -30,7 +30,7 @@ HOST = "127.0.0.1"
 def make_key(path: Path) -> str:
     """Write a new ed25519 private key, readable by its owner only; return its public line.
 
-    That line is what an authorized-keys file holds. `FileExistsError` if there is a file.
+    The line is for an authorized-keys file. Raises `FileExistsError` if there is a file.
     """
     key = asyncssh.generate_private_key("ssh-ed25519")
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -39,7 +39,7 @@ def make_key(path: Path) -> str:
 
 
 def known_hosts_line(port: int, public: str) -> str:
-    """What a known-hosts file holds for the server on that port, with `make_key`'s public line."""
+    """Return the known-hosts line for the server on that port, from `make_key`'s public line."""
     return f"[{HOST}]:{port} {public}"
 
 

@@ -34,7 +34,7 @@ FIRST_START: Final = datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
 
 DIRECTORIES: Final = ("dir_raw", "dir_processed", "dir_minitrees", "dir_tsm")
 TAPE: Final = "tsm-server"
-"""What cax called its tape archive."""
+"""The name of the tape archive in cax."""
 SITES: Final = Path(__file__).with_name("sites.json")
 """The sites of the demo: in a checkout a link to the example at its root."""
 SIMULATOR: Final = Path(__file__).with_name("dsmc_simulator.py")
@@ -88,7 +88,7 @@ class World:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a caxev command needs in its environment to work in this world."""
+        """The environment variables of caxev commands in this world."""
         sites = str(self.directory / "sites.json")
         return {"CAXEV_MONGO_URI": self.mongod.uri, "CAXEV_SITES": sites}
 

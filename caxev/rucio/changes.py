@@ -45,7 +45,7 @@ class Wishes:
 def wishes_for(
     rules: Sequence[Rule], run: Run, key: CopyKey, *, always: Iterable[str] = ()
 ) -> Wishes:
-    """Return the wishes of the rules for a copy; RSEs in `always` have the lowest priority. Pure."""
+    """Return the wishes of the rules for a copy; RSEs in `always` have lowest priority. Pure."""
     keep: list[Wanted] = []
     remove: dict[str, str] = {}
     spoken: set[str] = set()

@@ -1,4 +1,4 @@
-"""For authors of handlers: one's reactions, run by the real engine on a real database.
+"""Tests for authors of handlers: reactions run by the real engine on a real database.
 
 ::
 
@@ -12,13 +12,13 @@
         assert (await lab.look(run)).document["good_copies"] == 1
 
 ``async with lab(count_copies) as here:`` is the same without a test. No plugin is needed: pytest
-sees an ordinary test, whose other arguments are fixtures as always.
+sees an ordinary test, whose other arguments are fixtures as usual.
 
-- `Lab`: the sites, their directories, and what happens there;
+- `Lab`: the sites, their directories, and functions that make something happen;
 - `serving`: one listener, in this process or (to be killed) in one of its own.
 
-Needs the extra ``embedded``, or a replica set of one's own that ``CAXEV_LAB_MONGO_URI`` names; each
-lab has a database of its own there, and drops it.
+Requires the extra ``embedded``, or your own replica set in ``CAXEV_LAB_MONGO_URI``; each lab
+creates a database there, and drops it.
 """
 
 from caxev.testing.lab import Lab, Opening, lab

@@ -1,4 +1,4 @@
-"""A lab: a few sites on this machine, in which a test lets things happen."""
+"""The lab: a few sites on this machine, in which a test makes things happen."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from caxev.testing.serving import Bench, serve, serve_apart
 
 NAMES: Final = ("lngs", "chicago", "stockholm", "amsterdam", "zurich")
 FILES: Final[Mapping[str, bytes]] = {"XENON1T-1.zip": b"events" * 100, "pax_info.json": b"{}"}
-"""What a copy holds unless the test says otherwise."""
+"""The files of a copy by default."""
 SERVER: Final = "CAXEV_LAB_MONGO_URI"
 PATIENCE: Final = 60.0
-"""Seconds that one site's turn may take."""
+"""Maximum number of seconds for one site's turn."""
 TURNS: Final = 50
-"""Turns of all sites after which they are taken never to come to rest."""
+"""Turns of all sites after which they count as never coming to rest."""
 
 HandlerLike: TypeAlias = HandlerFunction | Handler | ModuleType
 Test: TypeAlias = Callable[..., Coroutine[Any, Any, None]]
@@ -52,8 +52,8 @@ class Lab:
     """Some sites with directories of their own, and a database; nothing happens by itself.
 
     `new_run`, `put`, `tag`, `set`, `change` and `update` make something happen, `settle` lets the
-    sites react to it by the real watcher and dispatcher, `look`, `reactions`, `alarms` and `path`
-    show what came of it. Faults: `crash_at`, `fail_at`. Time: `now`, `later`.
+    sites react by the real watcher and dispatcher, `look`, `reactions`, `alarms` and `path` show
+    the result. Faults: `crash_at`, `fail_at`. Time: `now`, `later`.
     """
 
     database: Database
@@ -68,7 +68,7 @@ class Lab:
 
     @property
     def names(self) -> list[str]:
-        """The sites' names; the first is where data is born."""
+        """The sites' names; data is taken at the first."""
         return list(self.sites)
 
     # -- what happens -----------------------------------------------------------------------
@@ -81,9 +81,9 @@ class Lab:
         tags: Sequence[str] = (),
         **fields: Any,
     ) -> Run:
-        """Add a run that was started now; with `files` or `at`, its raw data stands there too.
+        """Add a run that was started now, with raw data if `files` or `at` is given.
 
-        `fields` go into the document as they are.
+        `fields` are added to the document unchanged.
         """
         number, start = next(self._numbers), self.now()
         document = {
@@ -98,7 +98,7 @@ class Lab:
         }
         if files is None and at is None:
             return await self.look(await self.database.insert_run(document))
-        # Its data is there as soon as the run is: as the DAQ does it.
+        # In the same insert, as the DAQ does it: a handler never sees the run without its data.
         document["data"] = [await self._entry(document["name"], at or self.names[0], files)]
         return await self.look(await self.database.insert_run(document))
 
@@ -113,9 +113,9 @@ class Lab:
         files: Mapping[str, bytes] | None = None,
         **fields: Any,
     ) -> Run:
-        """Put a copy of a run at a site, with its bytes and its entry; the run as it is then.
+        """Put a copy of a run at a site, with files and entry; returns the changed run.
 
-        Without `files` they are those of a copy of such data elsewhere, if there is one.
+        By default the files are those of another copy of the same data, if there is one.
         """
         run = await self.look(run)
         if files is None:
@@ -153,9 +153,9 @@ class Lab:
         return await self.update(RunUpdate.change_copy(run, found, status, **fields))
 
     async def update(self, update: RunUpdate) -> Run:
-        """Write any update, as a person or another program would; the run as it is then.
+        """Write any update, as a person or another program would; returns the changed run.
 
-        Raises LookupError where the run is not what the update expects.
+        Raises LookupError if the run is not what the update expects.
         """
         run = await self.database.update_run(update, self.now())
         if run is None:
@@ -181,7 +181,7 @@ class Lab:
         type: str = "raw",  # noqa: A002  # the field's own name
         version: str | None = None,
     ) -> dict[str, Any]:
-        """Write the bytes of a copy; its entry, with digests, as a listener would leave it."""
+        """Write the files of a copy; returns its entry with digests, as a listener writes it."""
         path = self._path(name, at, type, version)
         for file, content in (FILES if files is None else files).items():
             (path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -205,37 +205,37 @@ class Lab:
 
     @staticmethod
     def now() -> datetime:
-        """The lab's time, UTC: the machine's, and what `later` added to it."""
+        """Return the lab's time, UTC: the machine's, plus what `later` added."""
         return utcnow()
 
     @staticmethod
     def later(**much: float) -> None:
-        """Let time pass, for handlers and for what is due: ``lab.later(days=5)``."""
+        """Let time pass for handlers and due reactions: ``lab.later(days=5)``."""
         clock.ahead += timedelta(**much)
 
     def crash_at(self, point: str, *, nth: int = 1, site: str | None = None) -> None:
         """In the next `settle`, kill a site's listener when it passes a point the nth time.
 
-        The point is one of those that `points` tells: ``<handler>:database.update.before``. The
-        listener is a real process then, and dies by SIGKILL; the next one takes over from it.
+        `points` returns the names of points, such as ``<handler>:database.update.before``. The
+        listener is then a real process that is killed by SIGKILL, and the next one takes over.
         """
         self._crash[site or self.names[0]] = f"{point}:{nth}"
 
     @staticmethod
     def fail_at(point: str, error: Exception) -> None:
-        """Raise an error when a point is next passed: an ``...after`` is a reply that got lost.
+        """Raise an error when a point is next passed; an ``...after`` simulates a lost reply.
 
-        Holds for what listeners of this process write, not for their worker processes.
+        Works for listeners in this process, not for their worker processes.
         """
         failpoints.errors[point] = error
 
     # -- reactions --------------------------------------------------------------------------
 
     async def settle(self, *sites: str) -> list[Reaction]:
-        """Let these sites (or all) react until nothing is left to do; what is still owed then.
+        """Let these sites (or all) react until nothing is left to do; returns unfinished reactions.
 
-        That is what waits for its time, and what has failed: [] where all is done. Raises
-        AssertionError where a crash that was asked for did not come, or where there is no end.
+        Those wait for their time, or have failed; [] if all are done. Raises AssertionError if a
+        requested crash did not happen, or if the reactions never end.
         """
         for _ in range(TURNS):
             before = await self._state()
@@ -250,7 +250,7 @@ class Lab:
         raise AssertionError(f"after {TURNS} turns the sites still react to each other")
 
     async def points(self, site: str | None = None) -> list[str]:
-        """Let a site react in a process of its own; the crash points that it passed."""
+        """Let a site react in a process of its own; returns the crash points that it passed."""
         ended = await serve_apart(self.bench, self.database, site or self.names[0])
         return list(ended.points)
 
@@ -258,8 +258,8 @@ class Lab:
         with trio.fail_after(PATIENCE):
             if site in self._crash:
                 await self._killed(site, self._crash.pop(site))
-            # After a kill at once, as systemd would: a transaction that was killed is ended by the
-            # site's next listener, and others wait for what it wrote until then.
+            # Right after a kill, as systemd would: until the site's next listener ends a killed
+            # transaction, the others wait for its writes.
             await serve(self.bench, self.database, site)
 
     async def _killed(self, site: str, wanted: str) -> None:
@@ -275,10 +275,10 @@ class Lab:
     async def _runs(self) -> list[Run]:
         return await self.database.select(Selection(), self.now())
 
-    # -- what came of it --------------------------------------------------------------------
+    # -- results ----------------------------------------------------------------------------
 
     async def look(self, run: Run | RunId) -> Run:
-        """The run as it is now. Raises LookupError where it is gone."""
+        """Return the current run. Raises LookupError if it is gone."""
         name = run.id if isinstance(run, Run) else run
         found = await self.database.runs([name])
         if name not in found:
@@ -288,13 +288,13 @@ class Lab:
     async def reactions(
         self, run: Run | None = None, *, handler: str | None = None
     ) -> list[Reaction]:
-        """The reactions that the sites owe or have paid: state, note, due time, attempts."""
+        """Return the sites' reactions, finished or not: state, note, due time, attempts."""
         found = [reaction for reaction, _ in await self.database.reactions(handler=handler)]
         chosen = [reaction for reaction in found if run is None or reaction.run == run.id]
         return sorted(chosen, key=lambda reaction: reaction.id)
 
     async def alarms(self) -> list[Alarm]:
-        """The alarms that stand."""
+        """Return the active alarms."""
         return [one.alarm for one in await self.database.alarms() if one.active]
 
     def path(
@@ -305,7 +305,7 @@ class Lab:
         type: str = "raw",  # noqa: A002  # the field's own name
         version: str | None = None,
     ) -> Path:
-        """Where a site keeps its copy of a run, whether it has one or not."""
+        """Return the path of a site's copy of a run, whether it exists or not."""
         return self._path(run.name, at, type, version)
 
     def _path(self, name: str, at: str, type: str, version: str | None) -> Path:  # noqa: A002
@@ -340,7 +340,8 @@ class Opening(AbstractAsyncContextManager[Lab]):
 
         signature = inspect.signature(test)
         others = list(signature.parameters.values())[1:]
-        del run.__wrapped__  # pytest must not see the lab
+        # pytest would take the lab for a fixture, from the signature or the wrapped function.
+        del run.__wrapped__
         run.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
         return run
 
@@ -371,6 +372,7 @@ class Opening(AbstractAsyncContextManager[Lab]):
                     await prepare(database)
                     yield Lab(database, Bench(settings, sites, self._handlers), Path(directory))
             finally:
+                # The clock and the errors are global: the next test must not inherit them.
                 clock.ahead = timedelta()
                 failpoints.errors.clear()
                 with trio.CancelScope(shield=True):
@@ -384,12 +386,12 @@ def lab(
 ) -> Opening:
     """Return a lab in which these reactions are enabled at every site; see the package.
 
-    A reaction is a function decorated by ``@on``, or a module for all of its. `sites` are so many,
-    or what stands in sites.json for each by its name; each has a directory for every type of data,
-    and is reached by ``local``. The server is `mongo_uri`, else what ``CAXEV_LAB_MONGO_URI`` names,
-    else a mongod that this process starts once and takes along when it ends.
+    A reaction is a function decorated by ``@on``, or a module with all of its reactions. `sites` is
+    their number, or the entry in sites.json of each by its name; each has a directory for every
+    type of data, and is reached by ``local``. The server is `mongo_uri`, else that in
+    ``CAXEV_LAB_MONGO_URI``, else a mongod that this process starts once and stops when it ends.
 
-    Raises TypeError for what is no reaction, `ConfigError` for what no site can have.
+    Raises TypeError for anything but reactions, `ConfigError` for invalid sites.
     """
     handlers = tuple(handler for one in reactions for handler in _handlers(one))
     given = {name: {} for name in NAMES[:sites]} if isinstance(sites, int) else sites
@@ -411,7 +413,7 @@ def _handlers(reaction: HandlerLike) -> list[Handler]:
 
 
 def _laid_out(directory: Path, sites: Mapping[str, Mapping[str, Any]]) -> Sites:
-    """Write a sites.json and make the directories that stand in it."""
+    """Write a sites.json and create the directories in it."""
     entries = []
     for name, given in sites.items():
         base = directory / name
@@ -433,7 +435,7 @@ def _make_directories(site: Site) -> None:
 
 @cache
 def _server() -> ReplicaSet:
-    """Start this process's mongod. Blocks. Raises `ConfigError` where there is none to start."""
+    """Start this process's mongod. Blocks. Raises `ConfigError` if none is installed."""
     directory = Path(tempfile.mkdtemp(prefix="caxev-lab-mongod-"))
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     server = ReplicaSet(directory)

@@ -1,11 +1,10 @@
 """A real MongoDB replica set on loopback, for `caxev demo`, the tests and the benchmarks.
 
-Not for production: there a site names its server by ``CAXEV_MONGO_URI``. The demo and the tests
-start a `ReplicaSet`, take its `uri` and hand that to the same code as any other server.
+Not for production, where ``CAXEV_MONGO_URI`` has the server. The demo and the tests start a
+`ReplicaSet` and use its `uri` like that of any other server.
 
-`caxev.database` is the only module of the engine that knows PyMongo. This one is the exception,
-because a set must be initiated and seen to work before there is anything for `database` to open; it
-uses the synchronous client and so needs no event loop.
+`caxev.database` is otherwise the only module that uses PyMongo. This one must initiate a set and
+check it before `database` can open it; it uses the synchronous client, without an event loop.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def start_with_us(command: Sequence[str], **options: Any) -> subprocess.Popen[by
 
 
 def find_mongod() -> str:
-    """The path of a mongod: ``$CAXEV_MONGOD``, else one on PATH, else the `embedded` extra's.
+    """Return the path of a mongod: ``$CAXEV_MONGOD``, else on PATH, else the `embedded` extra's.
 
     Raises `ConfigError` if there is none, or if ``$CAXEV_MONGOD`` is not an executable file.
     """
@@ -109,8 +108,8 @@ class Mongod:
     """One mongod process on 127.0.0.1, its data and log under `directory`.
 
     Without a replica set's name it is a plain server, on which no change stream can be opened.
-    `options` are flags as ``--name=value``; they take the place of our own flags of that name.
-    `query` is what a URI says beyond that, as ``&tls=true``.
+    `options` are flags as ``--name=value``, which replace our own flags of that name. `query` is
+    appended to the URI, such as ``&tls=true``.
     """
 
     def __init__(
@@ -125,12 +124,12 @@ class Mongod:
 
     @property
     def address(self) -> str:
-        """Where clients and other members reach it: at `front`, if something stands before it."""
+        """The address for clients and other members: that of `front`, if there is a proxy."""
         return f"127.0.0.1:{self.front or self.port}"
 
     @property
     def uri(self) -> str:
-        """The URI of this one server, whatever set it is a member of."""
+        """The URI of this server alone, even if it is a member of a set."""
         return f"mongodb://127.0.0.1:{self.port}/?directConnection=true{self.query}"
 
     def start(self) -> None:
@@ -149,12 +148,12 @@ class Mongod:
     def wait(self) -> None:
         """Return when it accepts connections.
 
-        Raises `ConfigError` with mongod's own last words where it ends instead.
+        Raises `ConfigError` with mongod's last message if it ends instead.
         """
         _wait(self._is_listening, f"mongod on {self.address} does not listen")
 
     def kill(self) -> None:
-        """SIGKILL, and wait until it has gone. What a majority has acknowledged stays on disk."""
+        """Kill it by SIGKILL and wait for its end; writes acknowledged by a majority survive."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -186,9 +185,9 @@ class Mongod:
             return False
 
     def _last_words(self) -> str:
-        """What the loader or the flags' parser said, else the last error in mongod's own log."""
-        said = self._lines("stderr") or [*filter(None, map(_error, self._lines("log")))][-1:]
-        return said[0] if said else "it says nothing"
+        """Return the error of the loader or the flags' parser, else the last in mongod's log."""
+        errors = self._lines("stderr") or [*filter(None, map(_error, self._lines("log")))][-1:]
+        return errors[0] if errors else "it says nothing"
 
     def _lines(self, name: str) -> list[str]:
         with suppress(OSError):
@@ -200,9 +199,8 @@ class ReplicaSet:
     """A replica set of `members` mongods (1 or 3) under `directory`, which the caller removes.
 
     `start` returns when a majority write has worked; `stop` kills every member. As a context
-    manager it does both. What was acknowledged survives `stop`: `start` goes on from there.
-    With ``auth`` there is one user, `user` with `password`, and `uri` holds both. `query`: as for
-    `Mongod`.
+    manager it does both. Acknowledged writes survive `stop` until the next `start`. With ``auth``
+    there is one user, `user` with `password`, and `uri` contains both. `query`: as for `Mongod`.
     """
 
     user: Final = _USER
@@ -227,13 +225,13 @@ class ReplicaSet:
 
     @property
     def uri(self) -> str:
-        """How clients reach the set, with user and password where it asks for them."""
+        """The set's URI for clients, with user and password if it has them."""
         login = f"{self.user}:{self.password}@" if self.password else ""
         return f"mongodb://{login}{self.address}"
 
     @property
     def address(self) -> str:
-        """What follows ``mongodb://`` and the login in a URI of this set."""
+        """The part of the set's URI after ``mongodb://`` and the login."""
         return f"{self.hosts}/?replicaSet={_NAME}{self.query}"
 
     @property
@@ -244,7 +242,7 @@ class ReplicaSet:
     def start(self) -> None:
         """Start the members, make them a set, and wait until a majority write works.
 
-        Raises `ConfigError` where there is no mongod or it does not start; nothing is left running.
+        Raises `ConfigError` if mongod is missing or does not start; nothing is left running.
         """
         try:
             self._write_key()
@@ -274,14 +272,14 @@ class ReplicaSet:
         self.members[i].wait()
 
     def primary(self) -> int:
-        """Which member is the primary now; waits for an election to end."""
+        """Return the index of the primary; waits for an election to end."""
         with self._client() as client:
             client.admin.command("ping")
             host, port = client.primary or ("", 0)
             return [member.address for member in self.members].index(f"{host}:{port}")
 
     def queries(self, namespace: str) -> int:
-        """How often the collection was queried since the server's start (its `top` counters)."""
+        """Return the number of queries of a collection since the server's start (`top`)."""
         with self._client() as client:
             counters = client.admin.command("top")["totals"].get(namespace, {})
         return int(counters.get("queries", {}).get("count", 0))
@@ -305,7 +303,8 @@ class ReplicaSet:
             key.write_text(secrets.token_hex(32))
 
     def _initiate(self) -> None:
-        """Make the set, and its user by the exception that MongoDB allows the first from here."""
+        """Initiate the set, and create its user."""
+        # MongoDB lets a client on localhost create the first user without a login.
         with MongoClient[dict[str, Any]](self.members[0].uri) as client:
             try:
                 client.admin.command("replSetInitiate", self._configuration())
@@ -330,7 +329,7 @@ class ReplicaSet:
 
 
 def drop(uri: str, database: str) -> None:
-    """Drop a whole database: one that a test made. Blocks."""
+    """Drop a whole database that a test created. Blocks."""
     with MongoClient[dict[str, Any]](uri) as client:
         client.drop_database(database)
 
@@ -348,7 +347,7 @@ def _is_primary(client: MongoClient[dict[str, Any]]) -> bool:
 
 
 def _error(line: str) -> str:
-    """The message and its particulars in a line of mongod's log, if that reports an error."""
+    """Return message and attributes of an error in mongod's log, or an empty text."""
     try:
         entry = json.loads(line)
         return f"{entry['msg']} {entry.get('attr', '')}" if entry["s"] in "EF" else ""
@@ -357,17 +356,15 @@ def _error(line: str) -> str:
 
 
 def _merged(options: Sequence[str]) -> list[str]:
-    """Our flags and the caller's; of flags that mongod takes once, the caller's."""
+    """Return our flags and the caller's, which replace ours unless a flag may be repeated."""
     given = {option.partition("=")[0] for option in options} - {"--setParameter"}
     return [flag for flag in _DEFAULTS if flag.partition("=")[0] not in given] + list(options)
 
 
 def _free_port() -> int:
-    """A free port below the ephemeral ones.
-
-    Out of those, a client that calls a killed member may be given the very port it calls, and then
-    talks to itself.
-    """
+    """Return a free port below the ephemeral ones."""
+    # An ephemeral port can be given to a client that connects to a killed member at that same
+    # port, which then connects to itself.
     while True:
         port = random.randrange(20000, 32000)  # noqa: S311  # no secret
         with closing(socket.socket()) as probe, suppress(OSError):
@@ -376,7 +373,7 @@ def _free_port() -> int:
 
 
 def _wait(condition: Callable[[], bool], otherwise: str, seconds: float = 60) -> None:
-    """Ask every 10 ms until the condition holds; `ConfigError` after `seconds`."""
+    """Check every 10 ms until the condition holds. Raises `ConfigError` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

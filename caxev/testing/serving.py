@@ -1,7 +1,7 @@
-"""One site's listener, until nothing is left to do: in this process, or in one that is killed.
+"""One site's listener until nothing is left to do, in this process or in one that is killed.
 
-`Lab` calls `serve` for a site's turn, and `serve_apart` where the listener is to die at a crash
-point, by SIGKILL as in production. `main` is that process's end of it.
+`Lab` calls `serve` for a site's turn, and `serve_apart` if the listener is to die at a crash point,
+by a real SIGKILL. `main` runs in that other process.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from caxev.rucio.messages import Messages
 from caxev.rucio.rule_files import RuleFiles
 
 QUIET: Final = 0.03
-"""Seconds without a change after which the stream is taken for read: the server is next door."""
+"""Seconds without a change after which the stream counts as read; the server is on loopback."""
 OWNER: Final = "lab"
 _BOOT: Final = "import sys; sys.path[:] = {path!r}; from caxev.testing.serving import main; main()"
 
 
 @frozen
 class Bench:
-    """What a listener of a lab needs to know."""
+    """The configuration of a lab's listeners."""
 
     settings: Settings
     sites: Sites
@@ -63,22 +63,22 @@ async def serve(bench: Bench, database: Database, site: str) -> None:
 
 @frozen
 class Ended:
-    """How a listener of its own ended: whether it was killed, and the crash points it passed."""
+    """How a separate listener ended: whether it was killed, and the crash points it passed."""
 
     killed: bool
     points: tuple[str, ...]
 
 
 async def serve_apart(bench: Bench, database: Database, site: str, crash: str = "") -> Ended:
-    """Listen as `serve` does, in a process of its own; it is killed at ``crash`` (``POINT:N``).
+    """Listen as `serve` does, in a separate process that is killed at `crash` (``POINT:N``).
 
-    Raises RuntimeError where it ends in any other way than well or killed.
+    Raises RuntimeError if it neither succeeds nor is killed.
     """
     with tempfile.NamedTemporaryFile("r", prefix="caxev-points-") as log:
         armed = {"CAXEV_CRASH": crash, "CAXEV_CRASH_LOG": log.name}
         done = await trio.run_process(
             [sys.executable, "-c", _BOOT.format(path=sys.path)],
-            stdin=json.dumps(_errand(bench, site)).encode(),
+            stdin=json.dumps(_order(bench, site)).encode(),
             capture_stderr=True,
             check=False,
             env={**os.environ, **armed},
@@ -94,12 +94,14 @@ async def serve_apart(bench: Bench, database: Database, site: str, crash: str = 
 
 async def _expire(database: Database, site: str) -> None:
     """End the lease of a process that is known to be dead."""
+    # So that the next turn need not wait for it to expire.
     record = await database.site_record(site)
     if record is not None:
         await database.release(Lease(site, record.epoch, OWNER))
 
 
-def _errand(bench: Bench, site: str) -> dict[str, object]:
+def _order(bench: Bench, site: str) -> dict[str, object]:
+    # The other process imports the handlers by name, which works only at the top of a module.
     for handler in bench.handlers:
         name = handler.function.__qualname__
         if "<" in name:
@@ -118,18 +120,18 @@ def _errand(bench: Bench, site: str) -> dict[str, object]:
 
 
 def main() -> None:
-    """Be that process: the errand stands on the standard input."""
-    errand = json.load(sys.stdin)
-    clock.ahead = timedelta(seconds=errand["ahead"])
+    """Run the separate process, whose order is on standard input."""
+    order = json.load(sys.stdin)
+    clock.ahead = timedelta(seconds=order["ahead"])
     bench = Bench(
-        Settings.load(mongo_uri=errand["uri"], database=errand["database"], environ={}),
-        load_sites(Path(errand["sites"])),
-        [_found(module, name) for module, name in errand["handlers"]],
+        Settings.load(mongo_uri=order["uri"], database=order["database"], environ={}),
+        load_sites(Path(order["sites"])),
+        [_found(module, name) for module, name in order["handlers"]],
     )
 
     async def listen() -> None:
         async with aio.loop(), open_database(bench.settings) as database:
-            await serve(bench, database, errand["site"])
+            await serve(bench, database, order["site"])
 
     trio.run(listen)
 
