@@ -67,7 +67,7 @@ def reaction_of(aspect: Aspect = Tag("go"), generation: int = 1) -> Reaction:  #
 
 
 class Store:
-    """The ledger's rules as `caxev.database.store` has them in its filters, in memory."""
+    """The ledger's rules as `caxev.database` has them in its filters, in memory."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Reaction] = {}

@@ -24,7 +24,6 @@ from caxev.copies.deletion import DeletionPlan, intent, plan, same_bytes
 from caxev.core.clock import utcnow
 from caxev.core.registry import Registry, recorded
 from caxev.database import Database
-from caxev.database import database as mongo_database
 from caxev.engine.listener import open_database
 from caxev.engine.options import Options
 from caxev.files import MARKER_PREFIX, QUARANTINE, digest_tree
@@ -353,7 +352,7 @@ async def test_the_oldest_goes_where_the_disk_is_full(
 
     However many older ones may not: they are read a page at a time.
     """
-    monkeypatch.setattr(mongo_database, "PAGE", 1)
+    monkeypatch.setattr("caxev.database.run_queries.PAGE", 1)
     free = os.statvfs(tmp_path)
     rules = {
         # So much must stay free that one run has to go for the copy that is coming.

@@ -30,8 +30,11 @@ from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event
 from caxev.database import Database, Request
 from caxev.database.alarms import alarm_id, alarm_row
+from caxev.database.manifests import part_from
+from caxev.database.reactions import reaction_document
+from caxev.database.requests import request_from
 from caxev.database.rows import Malformed, alarm_state_from, carefully, reaction_from, snapshot_from
-from caxev.database.store import SiteRecord, part_from, reaction_document, request_from
+from caxev.database.site_record import SiteRecord
 from caxev.files import Manifest
 from caxev.files.manifest import Item
 from tests import engine

@@ -245,7 +245,7 @@ async def test_many_reactions_are_recorded_before_the_look(
     database: Named, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A few at a time; cut off in the midst, the look is not there, and all is recorded again."""
-    monkeypatch.setattr("caxev.database.database.MOST_DEBTS", 3)
+    monkeypatch.setattr("caxev.database.snapshots.MOST_REACTIONS", 3)
     async with engine.opened(database) as db:
         lease = await taken(db)
         run = await added(db, entry())
@@ -1077,7 +1077,7 @@ async def test_pages_hold_every_run_stored_or_seen(
     database: Named, runs: Runs, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Whatever the page's size and the ids' types, deleted runs included, other sites' not."""
-    monkeypatch.setattr("caxev.database.database.PAGE", size)
+    monkeypatch.setattr("caxev.database.snapshots.PAGE", size)
     async with engine.opened(database) as db:
         lease = await taken(db)
         odd: list[Any] = [5, "name", 7.5, utcnow()]

@@ -350,7 +350,7 @@ async def test_a_certificate_that_could_not_be_read_is_read_again(
         return connect(settings)
 
     async with aio.loop(), open_database(Settings.load(mongo_uri=uri, environ={})) as db:
-        monkeypatch.setattr("caxev.database.database.connect", unreadable_at_first)
+        monkeypatch.setattr("caxev.database.connection.connect", unreadable_at_first)
         os.utime(files.client, (0, 0))
         for expected in (1, 2, 2):
             await db.renew_credentials()

@@ -1,13 +1,25 @@
 """The only package that knows pymongo.
 
+`Database` is all of it, as trio functions that each cross into asyncio once. It is made of a class
+for each kind of thing that is stored:
+
+- `run_queries`, `run_updates`: the runs; `streams`: their change stream;
+- `snapshots`: what a site last saw of each run, and recording what changed since;
+- `reactions`, `claims`: the ledger's reactions, and the attempts at them;
+- `sites`, `leases`: what is known of a site, and which process acts for it;
+- `requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
+- `setup`: indexes and users.
+
+They stand on
+
 - `client`: connecting, and what pymongo's errors mean to us;
-- `runs`: run documents: reading them, and updates that happen only where they still fit;
-- `stream`: the change stream in batches;
-- `rows`: documents of caxev's own collections, read with care;
-- `store`: what a site keeps for itself: lease, position, snapshots, reactions, requests;
-- `blocking`: one update by a process without an event loop;
-- `grants`: what a site's user may do;
-- `Database`: all of it, as trio functions that each cross into asyncio once.
+- `connection`: the connection that they share, and `operation`, which makes a trio function of an
+  asyncio one;
+- `runs`: which runs, and updates that happen only if they still fit; `stream`: batches of changes;
+- `rows`, `site_record`: documents of caxev's own collections, read with care;
+- `writes`: many writes at once, guarded by the lease; `grants`: what a site's user may do.
+
+`blocking` is for processes without an event loop.
 """
 
 from caxev.database.blocking import LeaseKeeper, amend, id_from, id_text
@@ -25,20 +37,15 @@ from caxev.database.client import (
     is_transient,
     of_the_site,
 )
-from caxev.database.database import Database, Ingest, Snapshots
+from caxev.database.database import Database
+from caxev.database.quarantine import Odd
+from caxev.database.reactions import OLDEST_FIRST, URGENT_FIRST, Order
+from caxev.database.requests import Request
 from caxev.database.runs import Selection
-from caxev.database.store import (
-    OLDEST_FIRST,
-    URGENT_FIRST,
-    Gap,
-    Lease,
-    Odd,
-    Order,
-    Position,
-    Request,
-    SiteRecord,
-)
+from caxev.database.site_record import Gap, Position, SiteRecord
+from caxev.database.snapshots import Ingest, Snapshots
 from caxev.database.stream import Batch, Stream
+from caxev.database.writes import Lease
 
 __all__ = [
     "OLDEST_FIRST",

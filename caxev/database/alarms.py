@@ -5,12 +5,19 @@ Their keys begin with ``alarm``, so that a scan over runs or reactions skips the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from attrs import asdict
+from pymongo.asynchronous.client_session import AsyncClientSession
 
 from caxev.core.alarms import AlarmState
 from caxev.database.client import Document
+from caxev.database.connection import operation
+from caxev.database.quarantine import Quarantine
+from caxev.database.rows import alarm_state_from
+from caxev.database.writes import Lease, guard, upsert, write_all
+from caxev.failpoints import point
 
 KIND: Final = "alarm"
 
@@ -21,7 +28,7 @@ def alarm_id(site: str, key: str) -> Document:
 
 
 def alarm_row(state: AlarmState) -> Document:
-    """Return an alarm's document. What users name is a value in it, and never a key."""
+    """Return an alarm's document. Names that users choose are values in it, never keys."""
     alarm = state.alarm
     return {
         "kind": KIND,
@@ -36,3 +43,34 @@ def alarm_row(state: AlarmState) -> Document:
         "over": state.over,
         "deliveries": [{"sink": sink, **asdict(last)} for sink, last in state.deliveries.items()],
     }
+
+
+class Alarms(Quarantine):
+    """Keeping the states of alarms, so that a restart neither repeats nor forgets one."""
+
+    @operation
+    async def alarms(self, site: str | None = None) -> list[AlarmState]:
+        """Return the alarms of a site, or of all, as they were last kept."""
+        query: Document = {"kind": KIND, **({} if site is None else {"site": site})}
+        documents = await self._ledger.find(query).to_list(None)
+        return [one for _, one in self._read(self._ledger, documents, alarm_state_from)]
+
+    @operation
+    async def keep_alarms(
+        self, lease: Lease, kept: Sequence[AlarmState], gone: Sequence[str] = ()
+    ) -> None:
+        """Write the states of alarms, and forget others, by their keys. Raises `LeaseLost`."""
+        writes = [
+            upsert(alarm_id(lease.site, one.alarm.key), {"$set": alarm_row(one)}) for one in kept
+        ]
+        forgotten = [alarm_id(lease.site, key) for key in gone]
+
+        async def keep(session: AsyncClientSession) -> None:
+            await write_all(self._ledger, writes, session)
+            if forgotten:
+                await self._ledger.delete_many({"_id": {"$in": forgotten}}, session=session)
+            await guard(self._ledger, lease, session)
+
+        point("database.alarms.before")
+        await self._transaction(keep)
+        point("database.alarms.after")

@@ -29,7 +29,7 @@ from caxev.database.client import (
     usable,
 )
 from caxev.database.runs import write_of
-from caxev.database.store import Lease
+from caxev.database.writes import Lease
 
 
 def id_text(run: RunId) -> str:
@@ -91,9 +91,8 @@ class LeaseKeeper:
 
     def renew(self) -> bool:
         """Prolong the lease; False if another process holds it by now. Raises `DatabaseError`."""
-        mine = {"_id": self._lease.site, "epoch": self._lease.epoch}
         change = [{"$set": {"expires": {"$add": ["$$NOW", self._lease_time * 1000]}}}]
-        return self._write(mine, change) > 0
+        return self._write(self._lease.held, change) > 0
 
     def keep_alarm(self, state: AlarmState) -> None:
         """Keep an alarm, for this listener or its successor to deliver. Raises `DatabaseError`."""

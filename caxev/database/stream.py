@@ -24,7 +24,7 @@ from pymongo.errors import OperationFailure
 from caxev.core.model import NO_FIELDS, RunId, Watched
 from caxev.database.client import BAD_TOKEN_CODES, PLAIN, TOO_LARGE, Document, HistoryLost
 from caxev.database.rows import is_plain
-from caxev.database.store import Position
+from caxev.database.site_record import Position
 
 BATCH: Final = 1000
 AWAIT: Final = 30.0

@@ -27,7 +27,7 @@ from caxev import HERE, Job, copy
 from caxev.core.clock import utcnow
 from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event
-from caxev.database.store import reaction_document
+from caxev.database.reactions import reaction_document
 from caxev.engine.listener import tune_collector
 from caxev.testing.mongod import ReplicaSet
 from tests import engine

@@ -1,0 +1,246 @@
+"""Claiming reactions and settling them, with the writes to runs that are made on their behalf."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from itertools import count
+from typing import Final
+
+import trio
+from pymongo import UpdateOne
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from caxev.core.ledger import Reaction, State
+from caxev.core.model import Run, RunUpdate
+from caxev.core.transcript import KEPT_PARTS
+from caxev.database.client import Document, InvalidDocument, Unreachable, translated
+from caxev.database.connection import Session, operation
+from caxev.database.run_updates import RunUpdates
+from caxev.database.writes import Lease, lease_lost, write_all, write_each
+from caxev.failpoints import point
+
+CLAIMING: Final = 10.0
+"""Seconds that claiming reactions may take once the caller is cancelled."""
+_FREED: Final = {"$set": {"state": State.PENDING.value}, "$unset": {"epoch": "", "progress": ""}}
+
+
+class _ClaimGone(Exception):
+    """The claim for which a transaction wrote is gone: nothing was written."""
+
+
+class _NotTogether(Exception):
+    """Several updates cannot be written at once: nothing was written."""
+
+
+class Claims(RunUpdates):
+    """The life of a claim: taken, kept up to date, settled or given back."""
+
+    async def claim(self, reactions: Sequence[Reaction], epoch: int) -> list[Reaction]:
+        """Claim open reactions in one write; return those that were still as given.
+
+        Raises `LeaseLost`. A cancelled call goes on for up to `CLAIMING` seconds: a process that
+        has lost the lease must notice that, and give back what it has claimed.
+        """
+        with trio.move_on_after(CLAIMING, shield=True):
+            return await self._claim(reactions, epoch)
+        raise Unreachable(f"claiming took more than {CLAIMING:.0f} s")
+
+    @operation
+    async def _claim(self, reactions: Sequence[Reaction], epoch: int) -> list[Reaction]:
+        # A successor writes its epoch before it opens claims. So if our epoch is still current
+        # after the write, the claim is valid, or the successor will open it. Otherwise we give it
+        # back; if we die before that, the successor finds it among its `claims`.
+        pending = {"state": State.PENDING.value, "epoch": {"$exists": False}}
+        claimed = {"$set": {"state": State.RUNNING.value, "epoch": epoch}}
+        writes = [
+            {"q": {"_id": one.id, "generation": one.generation, **pending}, "u": claimed}
+            for one in reactions
+        ]
+        point("database.claim.before")
+        matched = await write_all(self._ledger, writes, None)
+        point("database.claim.after")
+        mine = {"_id": {"$in": [one.id for one in reactions]}, "epoch": epoch}
+        for site in {one.site for one in reactions}:
+            if not await self._is_current(site, epoch):
+                await self._ledger.update_many(mine, _FREED)
+                raise lease_lost(site)
+        if matched == len(reactions):
+            return list(reactions)
+        rows = await self._ledger.find(mine, {"generation": 1}).to_list(None)
+        generations = {row["_id"]: row["generation"] for row in rows}
+        return [one for one in reactions if generations.get(one.id) == one.generation]
+
+    async def _is_current(self, site: str, epoch: int) -> bool:
+        current = {"_id": site, "epoch": epoch}
+        return await self._ledger.find_one(current, {"_id": 1}) is not None
+
+    @operation
+    async def claims(self, lease: Lease) -> list[Document]:
+        """Return the key, generation and epoch of all that this site has claimed."""
+        query = {"site": lease.site, "epoch": {"$lte": lease.epoch}}
+        return await self._ledger.find(query, {"generation": 1, "epoch": 1}).to_list(None)
+
+    @operation
+    async def free(self, claims: Sequence[Document]) -> tuple[int, dict[str, str]]:
+        """Open these claims again if they still stand.
+
+        Returns how many were opened and, by key, why the ledger refused others.
+        """
+        # The generation: a new reaction with that key is claimed as it is recorded.
+        found = ({name: {"$eq": value} for name, value in claim.items()} for claim in claims)
+        writes = [UpdateOne(claim, _FREED) for claim in found]
+        freed, refused = await write_each(self._ledger, writes)
+        return freed, {claims[index]["_id"]: why for index, why in refused.items()}
+
+    @operation
+    async def progress(self, reaction: Reaction, epoch: int, progress: Document) -> None:
+        """Show in the ledger how far a running reaction is."""
+        await self._ledger.update_one(_claimed(reaction, epoch), {"$set": {"progress": progress}})
+
+    @operation
+    async def keep(self, reaction: Reaction, epoch: int, said: bytes) -> None:
+        """Add a program's packed output to what is kept with a running reaction."""
+        push = {"kept": {"$each": [said], "$slice": -KEPT_PARTS}}
+        change = {"$push": push, "$inc": {"kept_parts": 1}}
+        await self._ledger.update_one(_claimed(reaction, epoch), change)
+
+    # -- settling ---------------------------------------------------------------------------
+
+    @operation
+    async def settle(self, reactions: Sequence[Reaction], epoch: int) -> tuple[int, int]:
+        """Write the ends of attempts; return how many counted, and how many had been renewed.
+
+        A reaction that was renewed while it ran stays open and is only freed. One that is in
+        neither number was claimed by a process that has lost the lease since.
+        """
+        return await self._settle(reactions, epoch, None)
+
+    async def _settle(
+        self, reactions: Sequence[Reaction], epoch: int, session: Session
+    ) -> tuple[int, int]:
+        point("database.settle.before")
+        ours = [_claimed(reaction, epoch) for reaction in reactions]
+        writes = [
+            {"q": {**mine, "generation": reaction.generation}, "u": _settlement(reaction)}
+            for mine, reaction in zip(ours, reactions, strict=True)
+        ]
+        counted = await write_all(self._ledger, writes, session)
+        renewed = 0
+        if counted < len(reactions):
+            freed = [{"q": mine, "u": _FREED} for mine in ours]
+            renewed = await write_all(self._ledger, freed, session)
+        point("database.settle.after")
+        return counted, renewed
+
+    @operation
+    async def settle_with(
+        self, reaction: Reaction, epoch: int, update: RunUpdate, now: datetime
+    ) -> tuple[bool, bool]:
+        """Write a run update and settle the reaction, both or neither.
+
+        Returns whether the update fitted and whether the reaction had been renewed. If the update
+        no longer fits the run, nothing is written. Raises `LeaseLost`.
+        """
+
+        async def write(session: AsyncClientSession) -> tuple[bool, bool]:
+            if await self._apply(update, now, session) is None:
+                return False, False
+            point("database.update.settle")
+            settled, renewed = await self._settle([reaction], epoch, session)
+            if not settled + renewed:
+                raise _ClaimGone
+            return True, bool(renewed)
+
+        try:
+            done = await self._transaction(write)
+        except _ClaimGone:
+            if not await self._is_current(reaction.site, epoch):
+                raise lease_lost(reaction.site) from None
+            return True, True  # it was settled before, and the reply was lost
+        point("database.update.after")
+        return done
+
+    @operation
+    async def settle_together(
+        self, reactions: Sequence[Reaction], epoch: int, updates: Sequence[RunUpdate], now: datetime
+    ) -> int | None:
+        """Write an update for each of these reactions and settle them: how many had been renewed.
+
+        Returns None, and writes nothing, if one of the updates does not fit or cannot be stored, a
+        claim is gone, or somebody else writes to one of these runs now.
+        """
+        attempts = count()
+
+        async def write(session: AsyncClientSession) -> int:
+            # A second attempt means a conflict: one reaction at a time is better then.
+            if next(attempts):
+                raise _NotTogether
+            for update in updates:
+                if await self._apply(update, now, session) is None:
+                    raise _NotTogether
+            point("database.update.settle")
+            settled, renewed = await self._settle(reactions, epoch, session)
+            if settled + renewed < len(reactions):
+                raise _NotTogether
+            return renewed
+
+        try:
+            with translated(self.settings):
+                renewed = await self._transaction(write)
+        except (_NotTogether, InvalidDocument):
+            return None
+        point("database.update.after")
+        return renewed
+
+    @operation
+    async def update(
+        self, reaction: Reaction, epoch: int, update: RunUpdate, now: datetime
+    ) -> Run | None:
+        """Write a run update on behalf of a claimed reaction; return the run as it is then.
+
+        Returns None if the run is no longer what the update expects, or the claim was given back.
+        Raises `LeaseLost`.
+        """
+
+        async def write(session: AsyncClientSession) -> Document | None:
+            document = await self._apply(update, now, session)
+            if document is None:
+                return None
+            # Touching the claim makes the whole transaction depend on it.
+            touch = {"$currentDate": {"touched": True}}
+            mine = _claimed(reaction, epoch)
+            if not (await self._ledger.update_one(mine, touch, session=session)).matched_count:
+                raise _ClaimGone
+            return document
+
+        point("database.update.before")
+        try:
+            document = await self._transaction(write)
+        except _ClaimGone:
+            if not await self._is_current(reaction.site, epoch):
+                raise lease_lost(reaction.site) from None
+            return None
+        point("database.update.after")
+        return None if document is None else Run.from_document(document)
+
+
+def _claimed(reaction: Reaction, epoch: int) -> Document:
+    return {"_id": reaction.id, "epoch": epoch}
+
+
+def _settlement(reaction: Reaction) -> Document:
+    fields: Document = {
+        "state": reaction.state.value,
+        "attempts": reaction.attempts,
+        # A note may quote a file's name, which need not be valid text.
+        "note": reaction.note[:2000].encode(errors="backslashreplace").decode(),
+    }
+    if reaction.started is not None:
+        fields["started"] = reaction.started
+    if reaction.state is State.PENDING:
+        fields["due"] = reaction.due
+    waits = {"hindered": reaction.hindered, "root": reaction.root}
+    fields |= {name: value for name, value in waits.items() if value}
+    gone = ("epoch", "progress", *(name for name, value in waits.items() if not value))
+    return {"$set": fields, "$unset": dict.fromkeys(gone, ""), "$currentDate": {"settled": True}}

@@ -1,0 +1,213 @@
+"""Leader election: at most one process acts for a site, the one that holds its lease.
+
+A process takes a lapsed lease by writing a new epoch. Every write of the former process has the
+old epoch in its filter, so from then on it changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from pymongo import ReturnDocument, UpdateOne
+from pymongo.errors import OperationFailure
+
+from caxev.core.clock import clock
+from caxev.core.ledger import Reaction, State, interrupt
+from caxev.database.client import AUTH_CODES, DOCUMENT_CODES, Document
+from caxev.database.connection import WRITES_LIMIT, operation, within
+from caxev.database.reactions import Reactions
+from caxev.database.site_record import SiteRecord
+from caxev.database.sites import ACTIVE, SITE, Sites, number
+from caxev.database.writes import Lease, lease_lost, write_each
+from caxev.failpoints import point
+
+SHORTEST_LIMIT: Final = 2.0
+"""Seconds that renewing a lease gets at least."""
+_EPOCHS: Final = 2**22
+"""Epochs are below this: they are the upper part of a generation, which has 63 bits."""
+_EPOCH: Final = {
+    "$cond": [
+        {
+            "$and": [
+                {"$isNumber": "$epoch"},
+                {"$gte": ["$epoch", 0]},
+                {"$lt": ["$epoch", _EPOCHS]},
+            ]
+        },
+        {"$toLong": {"$floor": "$epoch"}},
+        0,
+    ]
+}
+
+
+class Leases(Sites, Reactions):
+    """Taking, renewing and releasing the lease of a site."""
+
+    @within(WRITES_LIMIT)
+    async def acquire(
+        self, site: str, owner: str, lease_time: float, now: datetime, configuration: str = ""
+    ) -> tuple[Lease, int] | None:
+        """Take the site over if nobody holds it; return our lease and how many claims we opened.
+
+        `configuration` is the digest of our sites.json: others compare it with theirs.
+
+        Returns None while another process's lease is valid. From the new epoch on the former
+        process can begin nothing, and once its claims are opened it can settle nothing.
+        """
+        await self._register(site)
+        asked = time.monotonic()
+        former = await self._predecessor(site)
+        if former is None:
+            return None  # the document was dropped just now
+        self._note_time(former["now"], asked)
+        if former["active"]:
+            return None
+        await self._end_session(former.get("lsid"))
+        self._session = self._client.start_session()
+        # No transaction: if we were killed in one, it would lock the site's document for a minute,
+        # and the next process could not know whose session it has to end.
+        state = {"owner": owner, "lsid": self._session.session_id, "configuration": configuration}
+        least = 0 if _is_epoch(former.get("epoch")) else await self._last_epoch(site)
+        epoch = await self._take_over(site, lease_time, state, least)
+        if epoch is None:
+            return None
+        point("database.takeover.epoch")
+        claims = await self._interrupt_claims(site, epoch, now)
+        point("database.takeover.claims")
+        return Lease(site, epoch, owner), claims
+
+    async def _predecessor(self, site: str) -> Document | None:
+        """Return the site's `lsid`, `epoch`, whether the lease is `active`, and the time `now`."""
+        shown = {"lsid": 1, "epoch": 1, "active": ACTIVE, "now": "$$NOW"}
+        return await self._ledger.find_one({"_id": site}, shown)
+
+    async def _end_session(self, lsid: Any) -> None:
+        # A process that was killed inside a transaction leaves it open for a minute, and its
+        # locks with it. Ending one's own user's sessions needs no right.
+        if not isinstance(lsid, Mapping) or not isinstance(lsid.get("id"), bytes | UUID):
+            return
+        try:
+            await self._client.admin.command({"killSessions": [{"id": lsid["id"]}]})
+        except OperationFailure as error:
+            if error.code not in AUTH_CODES | DOCUMENT_CODES:
+                raise
+
+    async def _last_epoch(self, site: str) -> int:
+        """Return an epoch that none of the site's generations and claims is above.
+
+        For a site whose document was lost: its generations must be new all the same.
+        """
+        last = _EPOCHS - 2  # the next one must be an epoch, too
+        top = {"$max": _whole_up_to("generation", (last << 40) + (1 << 40) - 1)}
+        claimed = {"$max": _whole_up_to("epoch", last)}
+        match = {"$match": {"site": site, "handler": {"$exists": True}}}
+        group = {"$group": {"_id": None, "generation": top, "epoch": claimed}}
+        cursor = await self._ledger.aggregate([match, group])
+        for row in await cursor.to_list(None):
+            return max(int(row["generation"]) >> 40, int(row["epoch"]))
+        return 0
+
+    async def _take_over(
+        self, site: str, lease_time: float, state: Document, least: int
+    ) -> int | None:
+        """Take a lapsed lease: the new epoch, above `least`; None if it has not lapsed."""
+        change = {
+            "epoch": {"$add": [{"$max": [_EPOCH, least]}, 1]},
+            "requests": number("requests"),
+            "kind": SITE,
+            **_prolonged(lease_time, state),
+        }
+        document = await self._ledger.find_one_and_update(
+            {"_id": site, "$expr": {"$not": [ACTIVE]}},
+            [{"$set": change}],
+            return_document=ReturnDocument.AFTER,
+        )
+        return None if document is None else int(document["epoch"])
+
+    async def _interrupt_claims(self, site: str, epoch: int, now: datetime) -> int:
+        """Open every claim that older epochs left; return how many there were.
+
+        A claim that the ledger refuses to change stays among the site's `claims`.
+        """
+        found = await self._reactions({"site": site, "epoch": {"$lt": epoch}})
+        writes = [
+            # The epoch: what its process settles meanwhile, if it still lives, stays settled.
+            UpdateOne({"_id": reaction.id, "epoch": reaction.epoch}, _interruption(reaction, now))
+            for reaction in found
+        ]
+        await write_each(self._ledger, writes)
+        return len(found)
+
+    @operation
+    async def renew(
+        self, lease: Lease, lease_time: float, trouble: str | None, configuration: str = ""
+    ) -> SiteRecord:
+        """Prolong the lease, and record what troubles us. Raises `LeaseLost`.
+
+        `configuration` is the digest of our sites.json, if it may have changed.
+        """
+        asked = time.monotonic()
+        state: Document = {"trouble": trouble, "skew": round(clock.skew, 3)}
+        if self._session is not None:
+            state["lsid"] = self._session.session_id
+        if configuration:
+            state["configuration"] = configuration
+        # Late is as bad as never: another attempt must fit before the lease lapses.
+        async with asyncio.timeout(max(lease_time / 3, SHORTEST_LIMIT)):
+            document = await self._ledger.find_one_and_update(
+                lease.held,
+                [{"$set": _prolonged(lease_time, state)}],
+                return_document=ReturnDocument.AFTER,
+            )
+        if document is None:
+            raise lease_lost(lease.site)
+        record = SiteRecord.from_document({**document, "active": True})
+        assert record.expires is not None
+        self._note_time(record.expires - timedelta(seconds=lease_time), asked)
+        return record
+
+    @operation
+    async def release(self, lease: Lease) -> None:
+        """End the lease now, so that a stand-by need not wait for it to lapse."""
+        point("database.release.before")
+        await self._ledger.update_one(lease.held, [{"$set": {"expires": "$$NOW"}}])
+
+
+def _prolonged(lease_time: float, state: Document) -> Document:
+    return {
+        "expires": {"$add": ["$$NOW", lease_time * 1000]},
+        "lease": lease_time,
+        **{name: {"$literal": value} for name, value in state.items()},
+    }
+
+
+def _is_epoch(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _EPOCHS
+
+
+def _whole_up_to(name: str, most: int) -> Document:
+    """Return an expression for a field's whole number; 0 if it is none within these bounds."""
+    is_binary = {"$in": [{"$type": f"${name}"}, ["int", "long", "double"]]}
+    # NaN compares as less than any number, and infinity as more.
+    within_bounds = {"$and": [is_binary, {"$gte": [f"${name}", 0]}, {"$lte": [f"${name}", most]}]}
+    return {"$cond": [within_bounds, {"$toLong": f"${name}"}, 0]}
+
+
+def _interruption(reaction: Reaction, now: datetime) -> Document:
+    given_back = {"epoch": "", "progress": ""}
+    # A reaction that was renewed while it ran is PENDING already: freeing it is enough.
+    if reaction.state is not State.RUNNING:
+        return {"$unset": given_back}
+    after = interrupt(reaction, now)
+    fields = {
+        "state": after.state.value,
+        "due": after.due,
+        "interrupted": after.interrupted,
+        "note": after.note,
+    }
+    return {"$set": fields, "$unset": given_back}

@@ -1,0 +1,75 @@
+"""Manifests: what copies consist of, under their digests, in parts that fit into a document."""
+
+from __future__ import annotations
+
+from asyncio import to_thread
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from caxev.database.client import Document
+from caxev.database.connection import operation
+from caxev.database.quarantine import Quarantine
+from caxev.database.rows import Malformed, Row, carefully, items_from
+from caxev.failpoints import point
+
+_PART: Final = 8 << 20
+"""Bytes of a manifest's items in one document, about; the largest item is about as large."""
+
+
+class Manifests(Quarantine):
+    """Storing and loading manifests."""
+
+    @operation
+    async def store_manifest(self, digest: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Store a manifest's items under its digest."""
+        if await self._manifests.find_one({"_id": {"m": digest, "last": True}}, {"_id": 1}):
+            return
+        parts = list(_in_parts(rows))
+        for number, part in enumerate(parts):
+            # The part that is marked last is written last: if it is there, all are.
+            last = number == len(parts) - 1
+            key: Document = {"m": digest, "last": True} if last else {"m": digest, "part": number}
+            document = {"m": digest, "part": number, "items": part}
+            await self._manifests.replace_one({"_id": key}, document, upsert=True)
+            point("database.manifest.after")
+
+    @operation
+    async def load_manifest(self, digest: str) -> list[Document] | None:
+        """Return a manifest's items, or None if they are not there completely."""
+        found = await self._manifests.find({"m": digest}).sort("part").to_list(None)
+        # A damaged manifest counts as missing: it is made anew.
+        parts = [part for part, _ in self._read(self._manifests, found, part_from)]
+        if len(parts) < len(found) or not any(part["_id"].get("last") for part in parts):
+            return None
+        try:
+            # In a thread: the digests of a large run's files would hold up all other calls.
+            return await to_thread(carefully, lambda _: items_from(digest, parts), None)
+        except Malformed as error:
+            for part in parts:
+                self._skip(self._manifests, part, str(error), _never)
+            return None
+
+
+def part_from(document: Document) -> None:
+    """Read a part of a manifest."""
+    row = Row.of(document)
+    Row.of(document.get("_id"))
+    row.whole("part")
+    for item in row.many("items"):
+        Row.of(item)
+
+
+def _never(_document: Document) -> None:
+    raise Malformed("its items are not those of its digest")
+
+
+def _in_parts(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    part: list[Mapping[str, Any]] = []
+    size = 0
+    for row in rows:
+        part.append(row)
+        size += 256 + sum(len(value) for value in row.values() if isinstance(value, bytes))
+        if size >= _PART:
+            yield part
+            part, size = [], 0
+    yield part

@@ -1,0 +1,175 @@
+"""The reactions in the ledger: reading them, by key, by lane and for people."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from pymongo import ASCENDING, DESCENDING, UpdateOne
+from pymongo.errors import OperationFailure
+
+from caxev.core.ledger import Reaction, State, aspect_row, run_prefix
+from caxev.core.model import RunId
+from caxev.database.client import DOCUMENT_CODES, Document
+from caxev.database.connection import operation
+from caxev.database.quarantine import Quarantine
+from caxev.database.rows import reaction_from
+from caxev.database.writes import AT_ONCE, Lease, guard, write_each
+
+Order = Sequence[tuple[str, int]]
+OLDEST_FIRST: Final[Order] = (("due", ASCENDING),)
+URGENT_FIRST: Final[Order] = (("priority", DESCENDING), ("generation", DESCENDING))
+"""By priority, then newest first: the order of `NEWEST_FIRST` lanes."""
+
+
+class Reactions(Quarantine):
+    """Queries for reactions. Malformed ones are left out; see `odd`."""
+
+    async def _reactions(self, query: Document) -> list[Reaction]:
+        return [reaction for reaction, _ in await self._documented(self._ledger.find(query))]
+
+    async def _documented(self, cursor: Any) -> list[tuple[Reaction, Document]]:
+        rows = self._read(self._ledger, await cursor.to_list(None), reaction_from)
+        return [(reaction, document) for document, reaction in rows]
+
+    @operation
+    async def standing(self, keys: Sequence[str]) -> dict[str, Reaction]:
+        """Return the reactions that have these keys."""
+        found: dict[str, Reaction] = {}
+        for start in range(0, len(keys), AT_ONCE):
+            some = await self._reactions({"_id": {"$in": list(keys[start : start + AT_ONCE])}})
+            found |= {reaction.id: reaction for reaction in some}
+        return found
+
+    @operation
+    async def due(
+        self,
+        site: str,
+        lane: str,
+        now: datetime,
+        limit: int,
+        *,
+        since: datetime | None = None,
+        order: Order = OLDEST_FIRST,
+        without: RunId | None = None,
+    ) -> list[Reaction]:
+        """Return up to `limit` reactions of a lane that are due and unclaimed, in that order.
+
+        Those of the run `without` are left out, and those that fell due before `since`: the index
+        keeps the places of reactions that were settled lately for some minutes, and to read over
+        them takes time. By priority, reactions that were recorded without one come last.
+        """
+        query: Document = {"site": site, "lane": lane, "state": State.PENDING.value}
+        query["due"] = {"$lte": now} if since is None else {"$lte": now, "$gte": since}
+        query["epoch"] = {"$exists": False}
+        if without is not None:
+            query["run"] = {"$ne": without}
+        # What programs printed can be large, and nobody needs it to start a reaction.
+        cursor = self._ledger.find(query, {"kept": 0}).sort(order).limit(limit)
+        return [reaction for reaction, _ in await self._documented(cursor)]
+
+    @operation
+    async def next_due(self, site: str, lane: str, now: datetime) -> datetime | None:
+        """Return when the next reaction of a lane falls due after `now`, or None."""
+        query = {"site": site, "lane": lane, "state": State.PENDING.value, "due": {"$gt": now}}
+        document = await self._ledger.find_one(query, {"due": 1}, sort=[("due", ASCENDING)])
+        found = None if document is None else document["due"]
+        return found if isinstance(found, datetime) else None
+
+    @operation
+    async def lanes(self, site: str) -> list[str]:
+        """Return the lanes in which the site has open reactions."""
+        query = {"site": site, "state": State.PENDING.value}
+        lanes = await self._ledger.distinct("lane", query)
+        return sorted(lane for lane in lanes if isinstance(lane, str))
+
+    @operation
+    async def wake(self, lease: Lease, root: str, now: datetime) -> int:
+        """Make due what waits for a directory of the site; return how much. Raises `LeaseLost`."""
+        await guard(self._ledger, lease)
+        waiting = {"site": lease.site, "state": State.PENDING.value, "root": root}
+        change = {"$set": {"due": now}}
+        try:
+            return (await self._ledger.update_many(waiting, change)).modified_count
+        except OperationFailure as error:
+            if error.code not in DOCUMENT_CODES:
+                raise
+        # One document that the server refuses must not keep those behind it asleep.
+        found = await self._ledger.find(waiting, {"_id": 1}).to_list(None)
+        writes = [UpdateOne({**waiting, "_id": one["_id"]}, change) for one in found]
+        return (await write_each(self._ledger, writes))[0]
+
+    @operation
+    async def reactions(
+        self,
+        site: str | None = None,
+        *,
+        run: RunId | None = None,
+        state: str | None = None,
+        handler: str | None = None,
+        limit: int = 1000,
+    ) -> list[tuple[Reaction, Document]]:
+        """Return reactions with their whole documents, newest first; `run` needs `site`."""
+        named = {"site": site, "state": state, "handler": handler}
+        query: Document = {"handler": {"$exists": True}}
+        query |= run_keys(site, run) if site is not None and run is not None else {}
+        query |= {name: value for name, value in named.items() if value is not None}
+        return await self._documented(self._ledger.find(query).sort("due", -1).limit(limit))
+
+    @operation
+    async def hindered(self, site: str) -> list[Reaction]:
+        """Return the site's open reactions that wait for something outside."""
+        return await self._reactions(
+            {"site": site, "state": State.PENDING.value, "hindered": {"$exists": True}}
+        )
+
+    @operation
+    async def moving(self, sites: Iterable[str]) -> list[tuple[Reaction, Document]]:
+        """Return the claimed reactions of these sites that have reported progress."""
+        # The epoch is there for the index of claimed reactions.
+        claimed = {"site": {"$in": list(sites)}, "epoch": {"$exists": True}}
+        query = {**claimed, "state": State.RUNNING.value, "progress": {"$type": "object"}}
+        return await self._documented(self._ledger.find(query))
+
+    @operation
+    async def tally(self, site: str | None = None) -> dict[str, dict[str, int]]:
+        """Return, for each site, how many reactions are in each state."""
+        named = {name: {"$type": "string"} for name in ("handler", "site", "state")}
+        match = {"$match": {**named, **({"site": site} if site else {})}}
+        group = {"_id": {"site": "$site", "state": "$state"}, "n": {"$sum": 1}}
+        cursor = await self._ledger.aggregate([match, {"$group": group}])
+        counts: dict[str, dict[str, int]] = {}
+        for row in await cursor.to_list(None):
+            counts.setdefault(row["_id"]["site"], {})[row["_id"]["state"]] = row["n"]
+        return counts
+
+
+def run_keys(site: str, run: RunId) -> Document:
+    """Return the filter for all reactions of one run at one site, served by the _id index."""
+    return {"_id": {"$regex": "^" + re.escape(run_prefix(site, run))}}
+
+
+def reaction_document(reaction: Reaction) -> Document:
+    """Return an open reaction as the ledger keeps it, without its key."""
+    fields: Document = {
+        "site": reaction.site,
+        "run": reaction.run,
+        "aspect": aspect_row(reaction.aspect),
+        "handler": reaction.handler,
+        "lane": reaction.lane,
+        "before": reaction.before,
+        "after": reaction.after,
+        "generation": reaction.generation,
+        "at": reaction.at,
+        "due": reaction.due,
+        "state": reaction.state.value,
+        "attempts": 0,
+        "interrupted": 0,
+        "note": reaction.note,
+        "priority": reaction.priority,
+    }
+    if reaction.epoch is not None:  # born claimed
+        fields["epoch"] = reaction.epoch
+    return fields

@@ -1,0 +1,118 @@
+"""Requests: what people ask a site's listener to do. They leave them, the listener takes them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from attrs import frozen
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from caxev.core.ledger import UNREADABLE, State
+from caxev.core.model import RunId
+from caxev.database.client import Document
+from caxev.database.connection import operation
+from caxev.database.quarantine import Quarantine
+from caxev.database.rows import Malformed, Row, is_plain
+from caxev.database.sites import Sites, number
+from caxev.database.writes import Lease, guard
+from caxev.failpoints import point
+
+
+@frozen
+class Request:
+    """What a person asked a site's listener to do.
+
+    `kind`: ``replay`` (fire the present states of `runs`, None: of all), ``retry`` (open failed
+    reactions again), ``scan``, or ``clear`` (the alarm with the key `alarm` is over). `handler`
+    narrows the first two. With `force` reactions that are done fire, too.
+    """
+
+    kind: str
+    runs: tuple[RunId, ...] | None = None
+    handler: str | None = None
+    force: bool = False
+    id: Any = None
+    alarm: str | None = None
+
+
+def request_from(document: Document) -> Request:
+    """Return the request that a document holds."""
+    row = Row.of(document)
+    runs = row.many("runs", None)
+    if runs is not None and not all(is_plain(run) for run in runs):
+        raise Malformed("runs holds what is no run's id")
+    return Request(
+        kind=row.text("kind"),
+        runs=None if runs is None else tuple(runs),
+        handler=row.text("handler", None),
+        force=row.flag("force", default=False),
+        id=document["_id"],
+        alarm=row.text("alarm", None),
+    )
+
+
+class Requests(Sites, Quarantine):
+    """Leaving requests, and carrying them out."""
+
+    @operation
+    async def add_request(self, site: str, request: Request, by: str, now: datetime) -> None:
+        """Leave a request for the site's listener.
+
+        If we are killed before the second write, the request is carried out with the next one, or
+        when the listener starts. Not a transaction: if one were killed, it would lock the site's
+        document for a minute, and the listener could do nothing.
+        """
+        await self._register(site)
+        await self._requests.insert_one(
+            {
+                "site": site,
+                "kind": request.kind,
+                "runs": None if request.runs is None else list(request.runs),
+                "handler": request.handler,
+                "force": request.force,
+                "alarm": request.alarm,
+                "by": by,
+                "at": now,
+            }
+        )
+        asked = {"requests": {"$add": [number("requests"), 1]}}
+        await self._ledger.update_one({"_id": site}, [{"$set": asked}])
+
+    @operation
+    async def pending(self, site: str) -> list[Request]:
+        """Return the requests that wait for this site, oldest first."""
+        rows = await self._requests.find({"site": site}).sort("_id").to_list(None)
+        return [request for _, request in self._read(self._requests, rows, request_from)]
+
+    @operation
+    async def finish_request(self, lease: Lease, request: Request) -> None:
+        """Remove a request that was carried out. Raises `LeaseLost`."""
+
+        async def finish(session: AsyncClientSession) -> None:
+            await self._requests.delete_one({"_id": request.id}, session=session)
+            await guard(self._ledger, lease, session)
+
+        await self._transaction(finish)
+        point("database.request.after")
+
+    @operation
+    async def reopen_failed(self, lease: Lease, request: Request, now: datetime) -> int:
+        """Open the failed reactions again that a request names; return how many.
+
+        Raises `LeaseLost`. Leaves out those that only show a run which could not be recorded:
+        nothing carries these out.
+        """
+        query: Document = {"site": lease.site, "state": State.FAILED.value}
+        if request.runs is not None:
+            query["run"] = {"$in": list(request.runs)}
+        named = {} if request.handler is None else {"$eq": request.handler}
+        query["handler"] = {"$ne": UNREADABLE, **named}
+        fresh = {"state": State.PENDING.value, "due": now, "attempts": 0, "interrupted": 0}
+
+        async def reopen(session: AsyncClientSession) -> int:
+            await guard(self._ledger, lease, session)
+            done = await self._ledger.update_many(query, {"$set": fresh}, session=session)
+            return done.modified_count
+
+        return await self._transaction(reopen)

@@ -1,0 +1,161 @@
+"""Reading run documents: by their ids, by a selection, or by what copies they have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+from bson.min_key import MinKey
+from bson.regex import Regex
+from pymongo.asynchronous.cursor import AsyncCursor
+
+from caxev.copies.sharing import Neighbours
+from caxev.core.model import DELETING, REQUESTED, TRANSFERRED, TRANSFERRING, Run, RunId
+from caxev.database.client import Document
+from caxev.database.connection import LONG_LIMIT, PAGE, Connection, operation, within
+from caxev.database.runs import Selection, totals_pipeline
+
+_SHOWN: Final = dict.fromkeys(
+    ("number", "name", "detector", "start", "end", "tags", "data", "raw_size_byte"), 1
+)
+
+
+class RunQueries(Connection):
+    """Queries for runs. All but `runs` read only the fields that caxev itself uses."""
+
+    @operation
+    async def runs(self, ids: Iterable[RunId]) -> dict[RunId, Run]:
+        """Read whole run documents as they are now."""
+        cursor = self._runs.find({"_id": {"$in": list(ids)}})
+        return {doc["_id"]: Run.from_document(doc) for doc in await cursor.to_list(None)}
+
+    def _shown(self, query: Document) -> AsyncCursor[Document]:
+        return self._runs.find(query, _SHOWN)
+
+    @operation
+    async def select(self, selection: Selection, now: datetime, limit: int = 0) -> list[Run]:
+        """Read the selected runs in the order of their numbers; 0: no limit."""
+        return await _read(self._shown(selection.query(now)).sort("number").limit(limit))
+
+    async def pages(self, selection: Selection, now: datetime) -> AsyncIterator[list[Run]]:
+        """Read the selected runs page by page, in the order of their ids.
+
+        A run that changes meanwhile is read once, before or after.
+        """
+        query = selection.query(now)
+        after: Any = MinKey()
+        while True:
+            documents = await self._selected_page(query, after)
+            more = documents.pop() if len(documents) > PAGE else None
+            yield [Run.from_document(document) for document in documents]
+            if more is None:
+                return
+            after = more["_id"]
+
+    @operation
+    async def _selected_page(self, query: Document, low: Any) -> list[Document]:
+        # By the index's bounds: a filter would stop at ids of another type.
+        cursor = self._shown(query).hint([("_id", 1)]).min([("_id", low)])
+        return await cursor.limit(PAGE + 1).to_list(None)
+
+    @within(LONG_LIMIT)
+    async def totals(self, selection: Selection, now: datetime) -> list[dict[str, Any]]:
+        """Count the selected copies, for each host, type and status.
+
+        Each row has `host`, `type`, `status`, `copies`, `bytes`, and in `sized` how many of the
+        copies have a known size.
+        """
+        pipeline = totals_pipeline(selection, now)
+        cursor = await self._runs.aggregate(pipeline, allowDiskUse=True)
+        return [{**row.pop("_id"), **row} for row in await cursor.to_list(None)]
+
+    @operation
+    async def oldest(
+        self,
+        site: str,
+        type: str,  # noqa: A002  # the field's own name
+        without: Iterable[str],
+        skip: int,
+    ) -> list[Run]:
+        """Read the runs that have such a copy at the site, good or about to go, oldest first.
+
+        Leaves out those that have one of the tags `without`. Returns `PAGE` at most, after the
+        first `skip`.
+        """
+        here = {"type": type, "host": site, "status": {"$in": [TRANSFERRED, DELETING]}}
+        query = {"data": {"$elemMatch": here}, "tags.name": {"$nin": list(without)}}
+        cursor = self._shown(query).sort({"start": 1, "_id": 1}).allow_disk_use(True)
+        return await _read(cursor.skip(skip).limit(PAGE))
+
+    @operation
+    async def known_locations(self, site: str, type: str, limit: int) -> list[str]:  # noqa: A002
+        """Return the locations of copies at a site, good or not, of the newest runs.
+
+        Bad ones, because a disk that is away may have made each copy an error; none that is still
+        on its way, because it need not have a file yet.
+        """
+        begun = (REQUESTED, TRANSFERRING)
+        known = {"host": site, "type": type, "location": {"$gt": ""}, "status": {"$nin": begun}}
+        cursor = self._shown({"data": {"$elemMatch": known}}).sort("_id", -1).limit(limit)
+        return [
+            one.location
+            for run in await _read(cursor)
+            for one in run.copies
+            if (one.host, one.type) == (site, type) and one.location and one.status not in begun
+        ]
+
+    @operation
+    async def located(
+        self, hosts: Iterable[str], locations: Sequence[str], roots: Iterable[str] = ()
+    ) -> list[Run]:
+        """Read the runs that have a copy on one of these hosts in one of these places.
+
+        With `roots` also those with a copy that may be anywhere, because its location is not
+        written plainly as below one of them.
+        """
+        odd = [_oddly_below(roots)] if (roots := tuple(roots)) else []
+        return await self._with_copies(hosts, [{"location": {"$in": list(locations)}}, *odd])
+
+    @operation
+    async def neighbours(self, wanted: Neighbours) -> list[Run]:
+        """Read the runs that have a copy whose files may be those of another copy, too."""
+        above = {str(one) for name in wanted.names for one in _upwards(name)}
+        below = "|".join(map(re.escape, wanted.names))
+        ways: list[Document] = [
+            {"location": {"$in": [*above, *(f"{one}/" for one in above)]}},
+            {"location": Regex(f"^(?:{below})/")},
+            _oddly_below(wanted.roots),
+            {"manifest": None, "checksum": None},
+            *({"manifest": one} for one in (wanted.manifest,) if one),
+            *({"checksum": one} for one in (wanted.checksum,) if one),
+        ]
+        return await self._with_copies(wanted.hosts, ways)
+
+    async def _with_copies(self, hosts: Iterable[str], ways: Sequence[Document]) -> list[Run]:
+        wanted = {"host": {"$in": list(hosts)}, "$or": list(ways)}
+        return await _read(self._shown({"data": {"$elemMatch": wanted}}))
+
+    @operation
+    async def table(self, name: str) -> list[Document]:
+        """Read all rows of a collection beside the runs; none if it does not exist."""
+        return await self._client[self.settings.database][name].find({}).to_list(None)
+
+
+async def _read(cursor: AsyncCursor[Document]) -> list[Run]:
+    return [Run.from_document(document) for document in await cursor.to_list(None)]
+
+
+def _upwards(name: str) -> Iterator[PurePosixPath]:
+    path = PurePosixPath(name)
+    yield path
+    yield from path.parents
+
+
+def _oddly_below(roots: Iterable[str]) -> Document:
+    """Match a location that is not written plainly as below one of these directories."""
+    tops = "|".join(re.escape(root.rstrip("/")) for root in roots)
+    plainly = Regex(rf"^(?:{tops})(?:/(?!\.{{1,2}}(?:/|$))[^/]+)+$")
+    return {"location": {"$regex": "^/", "$not": plainly}}

@@ -1,0 +1,209 @@
+"""Snapshots: what runs are like now, what a site last saw of them, and recording the difference.
+
+The watcher reads both for each batch of changes, works out the reactions, and records these with
+the new snapshots and the stream's position in one transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from itertools import count
+from typing import Any, Final
+
+from attrs import Factory, define, evolve
+from bson.max_key import MaxKey
+from bson.min_key import MinKey
+from pymongo.asynchronous.client_session import AsyncClientSession
+
+from caxev.core.ledger import Reaction
+from caxev.core.model import NO_FIELDS, Aspect, Run, RunId, Snapshot, Watched, snapshot_of
+from caxev.database.client import Document
+from caxev.database.connection import LIMIT, PAGE, operation, within
+from caxev.database.quarantine import Quarantine
+from caxev.database.reactions import reaction_document, run_keys
+from caxev.database.rows import is_plain, snapshot_from
+from caxev.database.runs import snapshot_projection
+from caxev.database.site_record import Position
+from caxev.database.stream import AWAIT, Batch, Stream, is_usable
+from caxev.database.writes import Lease, lease_lost, upsert, write_all
+from caxev.failpoints import point
+
+MOST_REACTIONS: Final = 2000
+"""Reactions that are recorded in one transaction."""
+FEW: Final = 16
+"""Runs of a batch up to which they are read whole."""
+
+
+@define
+class Snapshots:
+    """Snapshots of now and before, of the runs that exist or were seen; and runs read whole."""
+
+    now: dict[RunId, dict[Aspect, str]]
+    before: dict[RunId, dict[Aspect, str]]
+    whole: Mapping[RunId, Run]
+
+
+@define
+class Ingest:
+    """What one batch of changes leads to; written in one transaction.
+
+    `runs` are those that were read whole; they are not written but passed on with the reactions.
+    `priorities` are those of runs whose tags changed them, for the reactions that stand already.
+    """
+
+    snapshots: Mapping[RunId, Snapshot | None]
+    reactions: Sequence[Reaction] = ()
+    position: Position | None = None
+    runs: Mapping[RunId, Run] = Factory(dict)
+    priorities: Mapping[RunId, int] = Factory(dict)
+
+
+class SnapshotOperations(Quarantine):
+    """Reading snapshots, and recording what follows from their difference."""
+
+    @operation
+    async def snapshot(
+        self,
+        site: str,
+        runs: Sequence[RunId],
+        known: Mapping[RunId, Mapping[Aspect, str]] | None = None,
+        watched: Watched = NO_FIELDS,
+    ) -> Snapshots:
+        """Read runs as they are now, and what the site last saw of them.
+
+        `known` are last snapshots that the caller has, which are not read again.
+        """
+        return await self._snapshot(site, runs, known or {}, watched)
+
+    @within(LIMIT, held=AWAIT)
+    async def next_look(
+        self,
+        stream: Stream,
+        site: str,
+        known: Mapping[RunId, Mapping[Aspect, str]],
+        watched: Watched = NO_FIELDS,
+    ) -> tuple[Batch, Snapshots]:
+        """Wait for the stream's next batch and read its snapshots, in one crossing.
+
+        As `next_batch` and `snapshot`.
+        """
+        batch = await stream.next(AWAIT)
+        return batch, await self._snapshot(site, list(batch.runs), known, watched)
+
+    async def _snapshot(
+        self,
+        site: str,
+        runs: Sequence[RunId],
+        known: Mapping[RunId, Mapping[Aspect, str]],
+        watched: Watched,
+    ) -> Snapshots:
+        if not runs:  # an idle stream's empty batches must not become queries
+            return Snapshots({}, {}, {})
+        # The caller may change `known` meanwhile, in another thread.
+        last = {run: dict(snapshot) for run in runs if (snapshot := known.get(run)) is not None}
+        unknown = [run for run in runs if run not in last]
+        # Few runs are read whole, so that their handlers can start without another query.
+        few = len(runs) <= FEW
+        reading = self._confirmed.find(
+            {"_id": {"$in": list(runs)}}, None if few else snapshot_projection(watched)
+        ).to_list(None)
+        if unknown:
+            documents, found = await asyncio.gather(reading, self._last_snapshots(site, unknown))
+            last.update(found)
+        else:
+            documents = await reading
+        now = {document["_id"]: snapshot_of(document, watched) for document in documents}
+        whole = {doc["_id"]: Run.from_document(doc) for doc in documents} if few else {}
+        return Snapshots(now, last, whole)
+
+    async def _last_snapshots(
+        self, site: str, runs: Sequence[RunId]
+    ) -> dict[RunId, dict[Aspect, str]]:
+        cursor = self._ledger.find({"_id": {"$in": [_key(site, run) for run in runs]}})
+        found = self._read(self._ledger, await cursor.to_list(None), snapshot_from)
+        return {row["_id"]["r"]: snapshot for row, snapshot in found}
+
+    @operation
+    async def page(self, site: str, after: RunId | None) -> tuple[list[RunId], RunId | None]:
+        """Return a page of run ids, and the `after` with which to ask for the next page, or None.
+
+        Runs that the site has seen but that are no longer stored are among them, so that a scan
+        also finds what was deleted.
+        """
+        low: Any = MinKey() if after is None else after
+        # By the index's bounds: a filter would stop at ids of another type.
+        cursor = self._runs.find({}, {"_id": 1}).hint([("_id", 1)]).min([("_id", low)])
+        ids = [row["_id"] for row in await cursor.limit(PAGE + 1).to_list(None)]
+        more = ids.pop() if len(ids) > PAGE else None
+        high = MaxKey() if more is None else more
+        bounds = {"$gt": _key(site, low), "$lte": _key(site, high)}
+        rows = await self._ledger.find({"_id": bounds}, {"_id": 1}).to_list(None)
+        keys = [row["_id"] for row in rows]
+        seen = [key["r"] for key in keys if "r" in key and is_plain(key["r"])]
+        return list(dict.fromkeys([*filter(is_usable, ids), *seen])), more
+
+    async def ingest(self, lease: Lease, ingest: Ingest, now: datetime) -> None:
+        """Record what changes led to. Raises `LeaseLost`.
+
+        In one transaction, but for reactions beyond `MOST_REACTIONS`: these are recorded before,
+        as many at a time, because a long transaction would keep the lease from being renewed.
+        Snapshots and position come last, so what was cut off is found again, and renews the
+        reactions that are there.
+        """
+        reactions = list(ingest.reactions)
+        while len(reactions) > MOST_REACTIONS:
+            some, reactions = reactions[:MOST_REACTIONS], reactions[MOST_REACTIONS:]
+            await self._ingest(lease, Ingest({}, some), now)
+        await self._ingest(lease, evolve(ingest, reactions=reactions), now)
+
+    @operation
+    async def _ingest(self, lease: Lease, ingest: Ingest, now: datetime) -> None:
+        attempts = count()
+
+        async def write(session: AsyncClientSession) -> None:
+            point("database.ingest.begin")
+            # The site's document comes last: whoever waits for it waits the shorter. But a renewal
+            # of the lease in between makes it conflict, so a second attempt locks it first.
+            writes = _recorded(lease, ingest)
+            guard = {"q": lease.held, "u": _moved(ingest.position, now)}
+            writes.insert(0 if next(attempts) else len(writes), guard)
+            if await write_all(self._ledger, writes, session) < len(writes):
+                raise lease_lost(lease.site)
+            gone = [_key(lease.site, run) for run, one in ingest.snapshots.items() if one is None]
+            if gone:
+                await self._ledger.delete_many({"_id": {"$in": gone}}, session=session)
+            for run, priority in ingest.priorities.items():
+                change = {"$set": {"priority": priority}}
+                await self._ledger.update_many(run_keys(lease.site, run), change, session=session)
+            point("database.ingest.commit")
+
+        await self._transaction(write)
+        point("database.ingest.after")
+
+
+def _key(site: str, run: RunId) -> Document:
+    return {"s": site, "r": run}
+
+
+def _recorded(lease: Lease, ingest: Ingest) -> list[Document]:
+    snapshots = [
+        upsert(_key(lease.site, run), {"$set": {"snapshot": [[*a, v] for a, v in seen.items()]}})
+        for run, seen in ingest.snapshots.items()
+        if seen is not None
+    ]
+    # A renewal keeps the claim, if there is one: its attempt is still under way.
+    stale = dict.fromkeys(("progress", "started", "hindered", "root"), "")
+    renewals = (
+        upsert(one.id, {"$set": reaction_document(one), "$unset": stale})
+        for one in ingest.reactions
+    )
+    return [*snapshots, *renewals]
+
+
+def _moved(position: Position | None, now: datetime) -> Document:
+    touch: Document = {"$currentDate": {"touched": True}}
+    if position is not None:
+        touch["$set"] = {"position": position.row, "streamed": now}
+    return touch

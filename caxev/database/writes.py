@@ -1,0 +1,108 @@
+"""How the ledger is written: many documents at once, and only while a lease is held.
+
+Every write has the epoch of its process in a filter, so a process that lost its lease records
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from attrs import frozen
+from loguru import logger
+from pymongo import UpdateOne
+from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure
+
+from caxev.database.client import DOCUMENT_CODES, Document, LeaseLost
+from caxev.database.connection import Collection, Session
+
+AT_ONCE: Final = 2000
+"""Documents that one command reads or writes at most."""
+
+
+@frozen
+class Lease:
+    """A process's hold on a site. Its writes count while the site has this epoch."""
+
+    site: str
+    epoch: int
+    owner: str
+
+    @property
+    def held(self) -> Document:
+        """Return the filter that finds the site's document while the lease is held."""
+        return {"_id": self.site, "epoch": self.epoch}
+
+
+def lease_lost(site: str) -> LeaseLost:
+    """Return the error of a process whose site another one acts for."""
+    return LeaseLost(f"another process has taken over {site}")
+
+
+async def guard(
+    ledger: Collection, lease: Lease, session: Session = None, fields: Document | None = None
+) -> None:
+    """Touch the site's document, and set `fields` in it. Raises `LeaseLost`.
+
+    In a transaction this makes all of it depend on the lease.
+    """
+    change: Document = {"$currentDate": {"touched": True}}
+    if fields:
+        change["$set"] = fields
+    done = await ledger.update_one(lease.held, change, session=session)
+    if not done.matched_count:
+        raise lease_lost(lease.site)
+
+
+def upsert(key: Any, change: Document) -> Document:
+    """Return a change for `write_all` that makes the document if it isn't there."""
+    return {"q": {"_id": key}, "u": change, "upsert": True}
+
+
+async def write_all(collection: Collection, updates: Sequence[Document], session: Session) -> int:
+    """Write updates and return how many of them found their document.
+
+    By commands of our own: pymongo's bulk writes check and wrap each operation, which takes long
+    for thousands.
+    """
+    found = 0
+    for start in range(0, len(updates), AT_ONCE):
+        some = updates[start : start + AT_ONCE]
+        command: Document = {"update": collection.name, "updates": some, "ordered": False}
+        if session is None:
+            command["writeConcern"] = collection.write_concern.document
+        reply = await collection.database.command(command, session=session)
+        _check_reply(reply)
+        found += reply["n"]
+    return found
+
+
+def _check_reply(reply: Document) -> None:
+    """Raise what pymongo would have raised for a write of its own."""
+    for error in reply.get("writeErrors", ())[:1]:
+        raise OperationFailure(error.get("errmsg", "a write failed"), error.get("code"))
+    concern = reply.get("writeConcernError")
+    if concern:  # a majority does not have it yet, and perhaps never will
+        raise AutoReconnect(concern.get("errmsg", "a majority did not confirm a write"))
+
+
+async def write_each(
+    collection: Collection, writes: Sequence[UpdateOne]
+) -> tuple[int, dict[int, str]]:
+    """Make writes, each whether or not the server refuses another.
+
+    Returns how many found their document, and why some were refused, by their index.
+    """
+    if not writes:
+        return 0, {}
+    try:
+        return (await collection.bulk_write(writes, ordered=False)).matched_count, {}
+    except BulkWriteError as error:
+        refused = error.details["writeErrors"]
+        at_fault = all(one["code"] in DOCUMENT_CODES for one in refused)
+        if not refused or not at_fault or error.details.get("writeConcernErrors"):
+            raise
+        for one in refused:
+            logger.error("{} refuses a write: {}", collection.name, one["errmsg"])
+        return error.details["nMatched"], {one["index"]: one["errmsg"] for one in refused}
