@@ -34,7 +34,7 @@ from caxev.database.manifests import part_from
 from caxev.database.reactions import reaction_document
 from caxev.database.requests import request_from
 from caxev.database.rows import Malformed, alarm_state_from, carefully, reaction_from, snapshot_from
-from caxev.database.site_record import SiteRecord
+from caxev.database.sites import SiteRecord
 from caxev.files import Manifest
 from caxev.files.manifest import Item
 from tests import engine

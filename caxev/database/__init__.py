@@ -3,7 +3,7 @@
 `Database` is all of it, as trio functions that each cross into asyncio once. It is made of a class
 for each kind of thing that is stored:
 
-- `run_queries`, `run_updates`: the runs; `streams`: their change stream;
+- `run_queries`: the runs, read and written; `stream`: their changes, in batches;
 - `snapshots`: what a site last saw of each run, and recording what changed since;
 - `reactions`, `claims`: the ledger's reactions, and the attempts at them;
 - `sites`, `leases`: what is known of a site, and which process acts for it;
@@ -15,8 +15,8 @@ They stand on
 - `client`: connecting, and what pymongo's errors mean to us;
 - `connection`: the connection that they share, and `operation`, which makes a trio function of an
   asyncio one;
-- `runs`: which runs, and updates that happen only if they still fit; `stream`: batches of changes;
-- `rows`, `site_record`: documents of caxev's own collections, read with care;
+- `runs`: which runs are selected, and what an update is to MongoDB;
+- `rows`: documents of caxev's own collections, read with care;
 - `writes`: many writes at once, guarded by the lease; `grants`: what a site's user may do.
 
 `blocking` is for processes without an event loop.
@@ -42,7 +42,7 @@ from caxev.database.quarantine import Odd
 from caxev.database.reactions import OLDEST_FIRST, URGENT_FIRST, Order
 from caxev.database.requests import Request
 from caxev.database.runs import Selection
-from caxev.database.site_record import Gap, Position, SiteRecord
+from caxev.database.sites import Gap, Position, SiteRecord
 from caxev.database.snapshots import Ingest, Snapshots
 from caxev.database.stream import Batch, Stream
 from caxev.database.writes import Lease

@@ -69,6 +69,7 @@ class Alarms(Quarantine):
             await write_all(self._ledger, writes, session)
             if forgotten:
                 await self._ledger.delete_many({"_id": {"$in": forgotten}}, session=session)
+            # Last: from here to the commit nobody else can write the site's document.
             await guard(self._ledger, lease, session)
 
         point("database.alarms.before")

@@ -1,4 +1,4 @@
-"""The writes of those who have no event loop: a job's end, a listener whose loop is blocked.
+"""Writes without an event loop: at a job's end, and while a listener's loop is blocked.
 
 All functions block.
 """
@@ -33,23 +33,24 @@ from caxev.database.writes import Lease
 
 
 def id_text(run: RunId) -> str:
-    """A run's id as text, of whatever type it is."""
+    """Return a run's id, of whatever type, as text."""
     return json_util.dumps(run, json_options=json_util.CANONICAL_JSON_OPTIONS)
 
 
 def id_from(text: str) -> RunId:
-    """The id that `id_text` made a text of."""
+    """Return the id that `id_text` made a text of."""
     options = json_util.CANONICAL_JSON_OPTIONS.with_options(tz_aware=True)
     run: Any = json_util.loads(text, json_options=options)
     return run
 
 
 def amend(settings: Settings, update: Callable[[], RunUpdate]) -> bool:
-    """Write an update; whether it fitted. Raises `DatabaseError`.
+    """Write an update; return whether it fitted. Raises `DatabaseError`.
 
-    It is made when the database's time is known: a node's own clock may be wrong.
+    `update` is called once the database's time is known: a node's own clock may be wrong.
     """
     with translated(settings), connect_plainly(settings) as client:
+        # Connect first: that takes long, and would count as the clocks' difference.
         client.admin.command("ping")
         asked = monotonic()
         server: datetime = client.admin.command("hello")["localTime"]
@@ -61,7 +62,7 @@ def amend(settings: Settings, update: Callable[[], RunUpdate]) -> bool:
 
 
 def connect_plainly(settings: Settings) -> MongoClient[Document]:
-    """A client without an event loop. Does not wait for the server."""
+    """Return a client without an event loop. Does not wait for the server."""
     with usable(settings):
         return MongoClient(
             address(settings),
@@ -107,6 +108,7 @@ class LeaseKeeper:
 
     def _write(self, query: Document, change: Any, *, upsert: bool = False) -> int:
         settings = self._settings
+        # The limit includes connecting: a late renewal is worth nothing.
         try:
             with translated(settings), pymongo.timeout(self._lease_time):
                 if self._client is None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from itertools import count
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 from pymongo import UpdateOne
@@ -16,9 +16,11 @@ from caxev.core.model import Run, RunUpdate
 from caxev.core.transcript import KEPT_PARTS
 from caxev.database.client import Document, InvalidDocument, Unreachable, translated
 from caxev.database.connection import Session, operation
-from caxev.database.run_updates import RunUpdates
+from caxev.database.run_queries import Runs
 from caxev.database.writes import Lease, lease_lost, write_all, write_each
 from caxev.failpoints import point
+
+T = TypeVar("T")
 
 CLAIMING: Final = 10.0
 """Seconds that claiming reactions may take once the caller is cancelled."""
@@ -33,7 +35,7 @@ class _NotTogether(Exception):
     """Several updates cannot be written at once: nothing was written."""
 
 
-class Claims(RunUpdates):
+class Claims(Runs):
     """The life of a claim: taken, kept up to date, settled or given back."""
 
     async def claim(self, reactions: Sequence[Reaction], epoch: int) -> list[Reaction]:
@@ -67,6 +69,7 @@ class Claims(RunUpdates):
                 raise lease_lost(site)
         if matched == len(reactions):
             return list(reactions)
+        # Some were renewed, or are no longer pending: find out which are ours.
         rows = await self._ledger.find(mine, {"generation": 1}).to_list(None)
         generations = {row["_id"]: row["generation"] for row in rows}
         return [one for one in reactions if generations.get(one.id) == one.generation]
@@ -101,6 +104,7 @@ class Claims(RunUpdates):
     @operation
     async def keep(self, reaction: Reaction, epoch: int, said: bytes) -> None:
         """Add a program's packed output to what is kept with a running reaction."""
+        # The latest parts only: a document has a size limit.
         push = {"kept": {"$each": [said], "$slice": -KEPT_PARTS}}
         change = {"$push": push, "$inc": {"kept_parts": 1}}
         await self._ledger.update_one(_claimed(reaction, epoch), change)
@@ -127,6 +131,7 @@ class Claims(RunUpdates):
         ]
         counted = await write_all(self._ledger, writes, session)
         renewed = 0
+        # The others were renewed meanwhile, so their generation differs, or are no longer ours.
         if counted < len(reactions):
             freed = [{"q": mine, "u": _FREED} for mine in ours]
             renewed = await write_all(self._ledger, freed, session)
@@ -148,15 +153,13 @@ class Claims(RunUpdates):
                 return False, False
             point("database.update.settle")
             settled, renewed = await self._settle([reaction], epoch, session)
+            # Raising ends the transaction: the update must not stay without the settlement.
             if not settled + renewed:
                 raise _ClaimGone
             return True, bool(renewed)
 
-        try:
-            done = await self._transaction(write)
-        except _ClaimGone:
-            if not await self._is_current(reaction.site, epoch):
-                raise lease_lost(reaction.site) from None
+        done = await self._write_for(reaction, epoch, write)
+        if done is None:
             return True, True  # it was settled before, and the reply was lost
         point("database.update.after")
         return done
@@ -202,27 +205,31 @@ class Claims(RunUpdates):
         Returns None if the run is no longer what the update expects, or the claim was given back.
         Raises `LeaseLost`.
         """
+        # Touching the claim makes the whole transaction depend on it.
+        mine, touch = _claimed(reaction, epoch), {"$currentDate": {"touched": True}}
 
         async def write(session: AsyncClientSession) -> Document | None:
-            document = await self._apply(update, now, session)
-            if document is None:
+            if (document := await self._apply(update, now, session)) is None:
                 return None
-            # Touching the claim makes the whole transaction depend on it.
-            touch = {"$currentDate": {"touched": True}}
-            mine = _claimed(reaction, epoch)
             if not (await self._ledger.update_one(mine, touch, session=session)).matched_count:
                 raise _ClaimGone
             return document
 
         point("database.update.before")
+        document = await self._write_for(reaction, epoch, write)
+        point("database.update.after")
+        return None if document is None else Run.from_document(document)
+
+    async def _write_for(
+        self, reaction: Reaction, epoch: int, write: Callable[[AsyncClientSession], Awaitable[T]]
+    ) -> T | None:
+        """Make a transaction for a claim; return None if the claim is gone. Raises `LeaseLost`."""
         try:
-            document = await self._transaction(write)
+            return await self._transaction(write)
         except _ClaimGone:
             if not await self._is_current(reaction.site, epoch):
                 raise lease_lost(reaction.site) from None
             return None
-        point("database.update.after")
-        return None if document is None else Run.from_document(document)
 
 
 def _claimed(reaction: Reaction, epoch: int) -> Document:

@@ -1,6 +1,6 @@
 """Connecting to the server, and what pymongo's errors mean to us.
 
-Foreign errors are translated here, once, into classes that say what the caller can do.
+Foreign errors are translated here, once, into classes named by what the caller can do.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ ChangeStreamFatalError, InvalidResumeToken: the stream cannot go on."""
 TOO_LARGE: Final = 10334
 """BSONObjectTooLarge: ends a change stream; of a write it is the document's fault."""
 BAD_TOKEN_CODES: Final = {9, 15, 40647, 40648, 40649, 50811}
-"""A resume token that is none: FailedToParse, Overflow, and what the token's parser says."""
+"""Not a resume token: FailedToParse, Overflow, and the errors of the token's parser."""
 WHOLE_CODES: Final = {
-    # A primary that steps down, shuts down or was away, and cursors that died with it.
+    # A primary that steps down, shuts down or was away, and the cursors it took along.
     *(6, 7, 43, 89, 91, 175, 189, 202, 262, 9001, 10058, 10107, 11600, 11601, 11602, 13435, 13436),
     # Locks, time limits, and transactions that the server gave up.
     *(24, 46, 50, 112, 117, 225, 239, 246, 251, 256, 290, 365),
@@ -64,19 +64,19 @@ WHOLE_CODES: Final = {
     # Writes are blocked by an administrator; the disk is full.
     *(371, 14031),
 }
-"""The database as a whole cannot do it now: whatever is written, the next one fares no better."""
+"""The database as a whole cannot do it now: the next write would fail, too."""
 DOCUMENT_CODES: Final = {
     # Values, types and paths that an update cannot have.
     *(2, 9, 14, 22, 28, 40, 52, 53, 54, 55, 56, 57, 66),
     # A validator, a unique index, and documents or index keys that became too large.
     *(121, 171, TOO_LARGE, 11000, 11001, 12582, 17280, 17419, 17420),
 }
-"""This document, or what was to be done to it, is at fault: others can be written."""
+"""This document, or its update, is at fault: others can be written."""
 NOT_REPLICA_SET: Final = 40573
 
 
 class DatabaseError(Exception):
-    """The database did not do what was asked. The message is one line for a person."""
+    """The database refused or failed. The message is one line for a person."""
 
 
 class Unreachable(DatabaseError):
@@ -88,7 +88,7 @@ class NotAuthorized(DatabaseError):
 
 
 class LoginFailed(NotAuthorized):
-    """Wrong user or password, at least now: one that is being renewed may fit again soon."""
+    """Wrong user or password. Wait: one that is being replaced may fit again soon."""
 
 
 class NotReplicaSet(DatabaseError):
@@ -100,7 +100,7 @@ class HistoryLost(DatabaseError):
 
 
 class InvalidDocument(DatabaseError):
-    """What was to be written cannot be stored, however often one tries."""
+    """This document cannot be stored, however often one tries."""
 
 
 class LeaseLost(DatabaseError):
@@ -108,7 +108,7 @@ class LeaseLost(DatabaseError):
 
 
 def is_transient(error: DatabaseError) -> bool:
-    """Whether to wait and try again: true of all but what trying again cannot change."""
+    """Return whether to wait and try again: true unless trying again cannot help."""
     if isinstance(error, LoginFailed):
         return True
     return not isinstance(
@@ -117,10 +117,9 @@ def is_transient(error: DatabaseError) -> bool:
 
 
 def concerns_one(error: DatabaseError) -> bool:
-    """Whether an error ends only the write that met it, and not what others have to write.
+    """Return whether an error ends only the write that met it, and no others.
 
-    That is true of an unknown code, too: if it concerned the whole database, the next write would
-    show it.
+    True for unknown codes, too: if one concerned the whole database, the next write would show it.
     """
     return not isinstance(
         error, LeaseLost | HistoryLost | NotReplicaSet | NotAuthorized | Unreachable
@@ -128,12 +127,12 @@ def concerns_one(error: DatabaseError) -> bool:
 
 
 def is_fatal(error: DatabaseError) -> bool:
-    """Whether it helps neither to wait nor to leave out the one write that met this error."""
+    """Return whether neither waiting nor leaving out the write that failed can help."""
     return not (is_transient(error) or concerns_one(error))
 
 
 def of_the_site(error: DatabaseError) -> DatabaseError:
-    """Name what was to be written, if the site's document was: without it the site does nothing."""
+    """Name the site's own document, whose write failed: without it the site does nothing."""
     if not concerns_one(error):
         return error
     return type(error)(f"the ledger refuses the site's own document (lease, position): {error}")
@@ -171,18 +170,19 @@ def usable(settings: Settings) -> Iterator[None]:
 
 def _certificates(uri: str) -> list[tuple[str, str]]:
     """Return the options of an address that name files, and these."""
+    # tlsCAFile, tlsCertificateKeyFile, tlsCRLFile: none of the other options ends like that.
     options = parse_qsl(urlsplit(uri).query)
     return [(name, value) for name, value in options if name.lower().endswith("file")]
 
 
 def _files_named(uri: str) -> str:
-    """The certificate files that an address names, for people."""
+    """Return the certificate files that an address names, for people."""
     files = [f"{name}={value}" for name, value in _certificates(uri)]
     return f" ({', '.join(files)})" if files else ""
 
 
 def credentials(settings: Settings) -> object:
-    """Return what differs once a password, or a file of certificates, is another one."""
+    """Return a value that changes with the password and with the files of certificates."""
     return settings.mongo_uri, [_version(path) for _, path in _certificates(settings.mongo_uri)]
 
 
@@ -191,44 +191,44 @@ def _version(path: str) -> object:
         status = Path(path).stat()
     except OSError:
         return None
-    # A file that has become readable has only another ctime.
+    # The ctime: nothing else changes when an unreadable file becomes readable.
     return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 class Writes(CommandListener):
-    """Passes a crash point before each command that writes; inside a transaction only the end."""
+    """Passes a failpoint before each command that writes; in a transaction, before its commit."""
 
     def started(self, event: CommandStartedEvent) -> None:
-        """Pass it: what is written inside a transaction is not there before its commit."""
+        """Pass the failpoint. A crash inside a transaction leaves nothing, wherever it comes."""
         name = event.command_name
         if name in _WRITES and (name == "commitTransaction" or "autocommit" not in event.command):
             failpoints.before(name)
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def failed(self, event: CommandFailedEvent) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 _WRITES: Final = {"insert", "update", "delete", "findAndModify", "commitTransaction"}
 
 
 def listeners() -> list[CommandListener]:
-    """What any client is made with: nothing, unless a campaign has armed the crash points."""
+    """Return the listeners for any client: none, unless a campaign has armed the failpoints."""
     return [Writes()] if failpoints.ARMED else []
 
 
 WRITE_LIMIT: Final = 10.0
 """Seconds within which a majority must have a write. It may become durable all the same."""
 RELIED_ON: Final[Mapping[str, Any]] = {
-    # A snapshot of a lagging secondary would miss its change, and a write that a new primary does
-    # not know would be undone.
+    # A lagging secondary would show a run without its latest change, and a write that the next
+    # primary lacks would be rolled back.
     "readPreference": "primary",
     "w": "majority",
     "wTimeoutMS": int(WRITE_LIMIT * 1000),
 }
-"""What the engine relies on, and the address may not choose."""
+"""Options that the engine relies on, and that the address therefore cannot choose."""
 _OVERRIDDEN: Final = {
     *(name.lower() for name in RELIED_ON),
     *("readpreferencetags", "maxstalenessseconds", "readconcernlevel", "wtimeout"),
@@ -239,7 +239,7 @@ POOL: Final = 10
 
 
 def address(settings: Settings) -> str:
-    """Return the address without the options that are not its to choose; log each that is left out.
+    """Return the address without the options that caxev sets itself; log each of these.
 
     Raises `ConfigError` if too few connections are allowed.
     """
@@ -265,13 +265,14 @@ def _warn_overridden(where: str, name: str) -> None:
 
 
 def _defaults(settings: Settings) -> Document:
-    # A watcher waits this long for a dead primary before it looks for the new one; one that hangs
-    # is given up when it has not answered a heartbeat in time (both together).
+    # A watcher waits this long for a dead primary before it tries the next one. A primary that
+    # hangs is given up once it has not answered a heartbeat in time (both together).
     defaults = {
         "serverSelectionTimeoutMS": 5000,
         "connectTimeoutMS": 5000,
         "heartbeatFrequencyMS": 2000,
     }
+    # Not over the address: a slow link may need more.
     given = settings.mongo_uri.lower()
     return {name: value for name, value in defaults.items() if name.lower() not in given}
 
@@ -288,13 +289,14 @@ def translated(settings: Settings) -> Iterator[None]:
 
 
 def meaning(error: PyMongoError, settings: Settings) -> DatabaseError:
-    """Return what an error of pymongo's is to us."""
+    """Return our own error for one of pymongo's."""
     where = settings.safe_uri
     match error:
         case ServerSelectionTimeoutError():
             return Unreachable(f"no answer from the database at {where}: {_first_line(error)}")
         case DocumentTooLarge():
             return InvalidDocument(f"too large for the database: {_first_line(error)}")
+        # InvalidOperation: the client was closed, because its credentials were renewed.
         case AutoReconnect() | ConnectionFailure() | InvalidOperation():
             return Unreachable(f"the connection to {where} broke: {_first_line(error)}")
         case BulkWriteError():
@@ -306,7 +308,7 @@ def meaning(error: PyMongoError, settings: Settings) -> DatabaseError:
 
 
 def _first_of(error: BulkWriteError) -> OperationFailure:
-    """Return what the first write met that failed, else what a majority did."""
+    """Return the error of the first write that failed, else that of the majority."""
     failed = [*error.details.get("writeErrors", ()), *error.details.get("writeConcernErrors", ())]
     one = failed[0] if failed else {}
     return OperationFailure(one.get("errmsg", str(error)), one.get("code"), one)
@@ -334,7 +336,7 @@ def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
 
 
 def _details(error: OperationFailure) -> str:
-    """Return what a validator objects to: names of rules and fields, without values."""
+    """Return the rules and fields that a validator objects to. Values are not for the log."""
     found = (error.details or {}).get("errInfo", {}).get("details", {})
     rules = found.get("schemaRulesNotSatisfied") if isinstance(found, dict) else None
     names = [text for rule in rules or () for text in _objections(rule)]
@@ -349,7 +351,7 @@ def _objections(rule: Any) -> Iterator[str]:
 
 
 def not_replica_set(where: str) -> str:
-    """Return what to tell someone whose server is not a replica set."""
+    """Return the message for a server that is not a replica set."""
     return (
         f"the database at {where} is not a replica set, so it has no change streams; start mongod "
         'with --replSet rs0 and run rs.initiate() once (MongoDB manual: "Convert a Standalone '
@@ -358,10 +360,12 @@ def not_replica_set(where: str) -> str:
 
 
 def _first_line(error: BaseException) -> str:
+    # pymongo appends timeouts and the whole topology.
     text = str(error).partition("\n")[0].partition(", Timeout:")[0].partition(", full error:")[0]
     return text[:300]
 
 
+# Commands that are sent by hand do not take the client's options.
 PLAIN: Final[CodecOptions[Document]] = CodecOptions(
     tz_aware=True,
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,

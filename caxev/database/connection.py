@@ -124,25 +124,25 @@ class Connection:
         The server may hold the answer back for `held` seconds more. A write that was cut short may
         have been made, or may become durable later: callers repeat it.
         """
+        return await aio.call(self._perform, partial(function, *args), limit, held)
 
-        async def translating() -> T:
-            name = _name_of(function)
-            slow = asyncio.get_running_loop().call_later(SLOW + held, self._warn, name)
-            try:
-                async with asyncio.timeout(limit + held):
-                    with translated(self.settings):
-                        return await function(*args)
-            except TimeoutError:
-                server = self.settings.safe_uri
-                message = f"the database at {server} did not end {name!r} in time"
-                raise Unreachable(message) from None
-            except (Unreachable, LoginFailed):
-                self._renew_credentials()
-                raise
-            finally:
-                slow.cancel()
-
-        return await aio.call(translating)
+    async def _perform(self, function: partial[Awaitable[T]], limit: float, held: float) -> T:
+        name = function.func.__name__.lstrip("_")
+        slow = asyncio.get_running_loop().call_later(SLOW + held, self._warn, name)
+        try:
+            async with asyncio.timeout(limit + held):
+                with translated(self.settings):
+                    return await function()
+        except TimeoutError:
+            server = self.settings.safe_uri
+            message = f"the database at {server} did not end {name!r} in time"
+            raise Unreachable(message) from None
+        except (Unreachable, LoginFailed):
+            # A password or a certificate that was renewed breaks connections in many ways.
+            self._renew_credentials()
+            raise
+        finally:
+            slow.cancel()
 
     def _warn(self, name: str) -> None:
         # Rarely: if one call is slow, all that wait at the same time are.
@@ -153,6 +153,7 @@ class Connection:
             logger.warning("the database at {} has not answered {!r} yet", server, name)
 
     async def _transaction(self, function: Callable[[AsyncClientSession], Awaitable[T]]) -> T:
+        # pymongo alone would retry for two minutes, and meanwhile the lease could not be renewed.
         async with self._transacting, asyncio.timeout(WRITES_LIMIT):
             if self._session is None:
                 self._session = self._client.start_session()
@@ -224,9 +225,3 @@ class Connection:
 
         # Not an operation: one that fails would connect anew.
         await aio.call(close)
-
-
-def _name_of(function: Callable[..., Any]) -> str:
-    inner = function.func if isinstance(function, partial) else function
-    name: str = inner.__name__
-    return name.lstrip("_")

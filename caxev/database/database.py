@@ -7,15 +7,12 @@ from caxev.database.claims import Claims
 from caxev.database.leases import Leases
 from caxev.database.manifests import Manifests
 from caxev.database.requests import Requests
-from caxev.database.run_queries import RunQueries
 from caxev.database.setup import Setup
 from caxev.database.snapshots import SnapshotOperations
-from caxev.database.streams import Streams
+from caxev.database.stream import Streams
 
 
-class Database(
-    Claims, Leases, SnapshotOperations, Requests, Alarms, Manifests, RunQueries, Streams, Setup
-):
+class Database(Claims, Leases, SnapshotOperations, Requests, Alarms, Manifests, Streams, Setup):
     """The runs database and this site's ledger in it.
 
     Every method may raise `Unreachable`, `NotAuthorized` or another `DatabaseError`. Cancelling one

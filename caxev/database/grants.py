@@ -17,7 +17,7 @@ from caxev.database.client import Document
 OWN: Final = ("ledger", "requests", "manifests")
 """Collections that the sites keep for themselves."""
 EXTERNAL: Final = "$external"
-_EXISTS: Final = {51002, 51003}  # a role, a user
+_EXISTS: Final = {51002, 51003}  # of a role, of a user
 
 
 def role_name(settings: Settings) -> str:
@@ -28,8 +28,8 @@ def role_name(settings: Settings) -> str:
 def privileges(settings: Settings) -> list[Document]:
     """Return what the role allows, as MongoDB's createRole takes it. Pure.
 
-    Reading and following is for the whole database, which is how a run and its reactions are
-    followed together.
+    Reading and following are for the whole database: a run and its reactions are followed together,
+    by one stream.
     """
 
     def on(collection: str, *actions: str) -> Document:
@@ -54,6 +54,7 @@ def commands(
     """
     roles = [{"role": role_name(settings), "db": "admin"}]
     login: Document = {} if x509 else {"pwd": password}
+    # The role comes first: a user cannot have one that does not exist.
     return [
         (
             "admin",

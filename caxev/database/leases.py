@@ -21,8 +21,7 @@ from caxev.core.ledger import Reaction, State, interrupt
 from caxev.database.client import AUTH_CODES, DOCUMENT_CODES, Document
 from caxev.database.connection import WRITES_LIMIT, operation, within
 from caxev.database.reactions import Reactions
-from caxev.database.site_record import SiteRecord
-from caxev.database.sites import ACTIVE, SITE, Sites, number
+from caxev.database.sites import ACTIVE, SITE, SiteRecord, Sites, number
 from caxev.database.writes import Lease, lease_lost, write_each
 from caxev.failpoints import point
 
@@ -30,19 +29,7 @@ SHORTEST_LIMIT: Final = 2.0
 """Seconds that renewing a lease gets at least."""
 _EPOCHS: Final = 2**22
 """Epochs are below this: they are the upper part of a generation, which has 63 bits."""
-_EPOCH: Final = {
-    "$cond": [
-        {
-            "$and": [
-                {"$isNumber": "$epoch"},
-                {"$gte": ["$epoch", 0]},
-                {"$lt": ["$epoch", _EPOCHS]},
-            ]
-        },
-        {"$toLong": {"$floor": "$epoch"}},
-        0,
-    ]
-}
+_EPOCH: Final = {"$toLong": {"$floor": number("epoch", 0, _EPOCHS - 1)}}
 
 
 class Leases(Sites, Reactions):
@@ -59,6 +46,7 @@ class Leases(Sites, Reactions):
         Returns None while another process's lease is valid. From the new epoch on the former
         process can begin nothing, and once its claims are opened it can settle nothing.
         """
+        # A new site has no document yet, and nothing below makes one.
         await self._register(site)
         asked = time.monotonic()
         former = await self._predecessor(site)
@@ -109,6 +97,7 @@ class Leases(Sites, Reactions):
         group = {"$group": {"_id": None, "generation": top, "epoch": claimed}}
         cursor = await self._ledger.aggregate([match, group])
         for row in await cursor.to_list(None):
+            # A generation is an epoch followed by a count of 40 bits.
             return max(int(row["generation"]) >> 40, int(row["epoch"]))
         return 0
 
@@ -175,6 +164,7 @@ class Leases(Sites, Reactions):
     async def release(self, lease: Lease) -> None:
         """End the lease now, so that a stand-by need not wait for it to lapse."""
         point("database.release.before")
+        # Only our own: if another process has taken over, its lease must stay.
         await self._ledger.update_one(lease.held, [{"$set": {"expires": "$$NOW"}}])
 
 
@@ -187,6 +177,7 @@ def _prolonged(lease_time: float, state: Document) -> Document:
 
 
 def _is_epoch(value: object) -> bool:
+    # A bool is an int to Python.
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _EPOCHS
 
 

@@ -77,6 +77,7 @@ class Quarantine(Connection):
         read: Callable[[Document], object],
     ) -> None:
         key = document["_id"]
+        # Snapshots and alarms have site and run in their keys.
         inner = key if isinstance(key, dict) else {}
         site, run = document.get("site", inner.get("s")), document.get("run", inner.get("r"))
         known_site = site if isinstance(site, str) else None
@@ -140,6 +141,7 @@ class Quarantine(Connection):
 
 def _aside(lease: Lease, odd: Odd, now: datetime, why: str, document: Document) -> Document:
     return {
+        # A key of its own: the document's may be what is wrong, and its place is taken again.
         "_id": {MALFORMED: ObjectId()},
         "kind": MALFORMED,
         "from": odd.collection,

@@ -38,6 +38,7 @@ class Reactions(Quarantine):
     async def standing(self, keys: Sequence[str]) -> dict[str, Reaction]:
         """Return the reactions that have these keys."""
         found: dict[str, Reaction] = {}
+        # In parts: a command has a size limit.
         for start in range(0, len(keys), AT_ONCE):
             some = await self._reactions({"_id": {"$in": list(keys[start : start + AT_ONCE])}})
             found |= {reaction.id: reaction for reaction in some}
@@ -136,6 +137,7 @@ class Reactions(Quarantine):
     @operation
     async def tally(self, site: str | None = None) -> dict[str, dict[str, int]]:
         """Return, for each site, how many reactions are in each state."""
+        # Malformed rows have no place in a table of names.
         named = {name: {"$type": "string"} for name in ("handler", "site", "state")}
         match = {"$match": {**named, **({"site": site} if site else {})}}
         group = {"_id": {"site": "$site", "state": "$state"}, "n": {"$sum": 1}}

@@ -76,6 +76,7 @@ class Requests(Sites, Quarantine):
                 "at": now,
             }
         )
+        # The listener reads this number whenever it renews its lease, and only then the requests.
         asked = {"requests": {"$add": [number("requests"), 1]}}
         await self._ledger.update_one({"_id": site}, [{"$set": asked}])
 

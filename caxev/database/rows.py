@@ -1,8 +1,8 @@
 """Documents of caxev's own collections, read with care: a person or a fault may have changed them.
 
-A `Row` hands out a document's fields by type. What does not fit raises `Malformed`, which names the
-field; `store` passes such a document over and remembers it, for the site's listener to report it
-and to set it aside.
+A `Row` returns a document's fields by type. A value that does not fit raises `Malformed`, which
+names the field; `quarantine` skips such a document and keeps it in mind, for the site's listener to
+report it and to set it aside.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from caxev.files import Manifest
 
 T = TypeVar("T")
 
+# Times far outside overflow once something is added to them.
 _YEARS: Final = range(1970, 3000)
 _LARGEST: Final = 2**62
 _LONGEST: Final = 60  # characters of a value that are shown
@@ -27,7 +28,7 @@ _MOST_IN_ASPECT: Final = 4
 
 
 class Malformed(ValueError):
-    """A document is not as caxev writes it. The message names the field and what it is."""
+    """A document is not as caxev writes it. The message names the field and its value."""
 
 
 @frozen
@@ -87,6 +88,7 @@ _NEEDED: Final = ...
 
 
 def _is_whole(value: object) -> bool:
+    # The shell writes 3 as 3.0, and a bool is an int to Python.
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return -_LARGEST < value < _LARGEST and value == int(value)
@@ -97,7 +99,7 @@ def _is_moment(value: object) -> bool:
 
 
 def is_plain(value: object) -> bool:
-    """Whether a run can be known by this id: a document, or a list, is nobody's."""
+    """Return whether this can be a run's id: a document or a list cannot be a key of ours."""
     return isinstance(value, Hashable)
 
 
@@ -107,7 +109,7 @@ def _shown(value: object) -> str:
 
 
 def carefully(read: Callable[[Any], T], document: object) -> T:
-    """Read a document; whatever is wrong with it is `Malformed`."""
+    """Read a document. Raises `Malformed`, whatever is wrong with it."""
     try:
         return read(document)
     except Malformed:
@@ -117,14 +119,15 @@ def carefully(read: Callable[[Any], T], document: object) -> T:
 
 
 def texts(values: object) -> list[str]:
-    """Return a list of texts. No subclass: BSON's code is a text that is not hashable."""
+    """Return a list of texts. Raises `Malformed`."""
+    # No subclass of str: BSON's code is one that cannot be hashed.
     if not isinstance(values, list) or not all(type(one) is str for one in values):
         raise Malformed(f"{_shown(values)} is not a list of texts")
     return values
 
 
 def aspect_of(values: object) -> Aspect:
-    """Return the aspect that a list of texts and nulls stands for."""
+    """Return the aspect that is stored as this list of texts and nulls."""
     if not isinstance(values, list) or len(values) > _MOST_IN_ASPECT:
         raise Malformed(f"aspect is {_shown(values)}, not a list of {_MOST_IN_ASPECT} or fewer")
     if not all(part is None or type(part) is str for part in values):
@@ -157,8 +160,8 @@ def reaction_from(document: Mapping[str, Any]) -> Reaction:
         root=row.text("root", ""),
     )
     if reaction.epoch is None and ("epoch" in document or reaction.state is State.RUNNING):
-        raise Malformed("epoch is missing")  # nobody could free it, or take it
-    if document.get("_id") != reaction.id:  # nothing that is written to it would reach it
+        raise Malformed("epoch is missing")  # no process could free it, or claim it
+    if document.get("_id") != reaction.id:  # no write to it would find it
         raise Malformed(f"its _id is not {reaction.id}")
     return reaction
 
@@ -168,7 +171,7 @@ def snapshot_from(document: Mapping[str, Any]) -> dict[Aspect, str]:
     found: dict[Aspect, str] = {}
     for part in Row.of(document).many("snapshot"):
         if not isinstance(part, list) or not part or type(part[-1]) is not str:
-            raise Malformed(f"look holds {_shown(part)}")
+            raise Malformed(f"snapshot holds {_shown(part)}")
         found[aspect_of(part[:-1])] = part[-1]
     return found
 
@@ -203,8 +206,9 @@ def _delivery(row: Row) -> Delivery:
 
 
 def items_from(digest: str, parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the items of a manifest whose parts are these; they must have its digest."""
+    """Return the items of a manifest from its parts, which must have its digest."""
     items = [dict(Row.of(item).document) for part in parts for item in Row.of(part).many("items")]
+    # What was compared with Rucio is kept under a manifest's digest, which is not that of its rows.
     if not digest.startswith("catalogue:") and Manifest.from_rows(items).digest != digest:
         raise Malformed("its items are not those of its digest")
     return items

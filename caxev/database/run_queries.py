@@ -1,4 +1,4 @@
-"""Reading run documents: by their ids, by a selection, or by what copies they have."""
+"""The run documents: reading them, and writing them while they are what an update expects."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from typing import Any, Final
 
 from bson.min_key import MinKey
 from bson.regex import Regex
+from pymongo import ReturnDocument
 from pymongo.asynchronous.cursor import AsyncCursor
 
 from caxev.copies.sharing import Neighbours
-from caxev.core.model import DELETING, REQUESTED, TRANSFERRED, TRANSFERRING, Run, RunId
+from caxev.core.model import DELETING, REQUESTED, TRANSFERRED, TRANSFERRING, Run, RunId, RunUpdate
 from caxev.database.client import Document
-from caxev.database.connection import LONG_LIMIT, PAGE, Connection, operation, within
-from caxev.database.runs import Selection, totals_pipeline
+from caxev.database.connection import LONG_LIMIT, PAGE, Connection, Session, operation, within
+from caxev.database.runs import Selection, totals_pipeline, write_of
 
 _SHOWN: Final = dict.fromkeys(
     ("number", "name", "detector", "start", "end", "tags", "data", "raw_size_byte"), 1
 )
 
 
-class RunQueries(Connection):
-    """Queries for runs. All but `runs` read only the fields that caxev itself uses."""
+class Runs(Connection):
+    """Queries and updates. All but `runs` read only the fields that caxev itself uses."""
 
     @operation
     async def runs(self, ids: Iterable[RunId]) -> dict[RunId, Run]:
@@ -142,6 +143,42 @@ class RunQueries(Connection):
     async def table(self, name: str) -> list[Document]:
         """Read all rows of a collection beside the runs; none if it does not exist."""
         return await self._client[self.settings.database][name].find({}).to_list(None)
+
+    # -- writing ----------------------------------------------------------------------------
+
+    async def _apply(self, update: RunUpdate, now: datetime, session: Session) -> Document | None:
+        query, change, array_filters = write_of(update, now)
+        return await self._runs.find_one_and_update(
+            query,
+            change,
+            array_filters=array_filters,
+            return_document=ReturnDocument.AFTER,
+            session=session,
+        )
+
+    @operation
+    async def update_run(self, update: RunUpdate, now: datetime) -> Run | None:
+        """Write a run update on behalf of a person; return None if it no longer fits."""
+        document = await self._apply(update, now, None)
+        return None if document is None else Run.from_document(document)
+
+    @operation
+    async def insert_run(self, document: Document) -> RunId:
+        """Add a run document; return its id."""
+        return (await self._runs.insert_one(document)).inserted_id
+
+    @operation
+    async def new_run(self, name: str, detector: str, fields: Document) -> RunId:
+        """Add a run of that name and detector unless there is one; return its id."""
+        found = await self._runs.find_one_and_update(
+            {"name": name, "detector": detector},
+            {"$setOnInsert": {**fields, "data": []}},
+            {"_id": 1},
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+        )
+        assert found is not None  # an upsert always has one
+        return found["_id"]
 
 
 async def _read(cursor: AsyncCursor[Document]) -> list[Run]:

@@ -1,4 +1,8 @@
-"""Run documents: which ones, what of them, and updates that happen only where they still fit."""
+"""Run documents in MongoDB's language: selections, counts, and updates with their conditions.
+
+A `RunUpdate` becomes one write whose filter holds all that it expects, so that it happens only if
+the run is still as its author saw it. Everything here is pure.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,7 @@ from caxev.database.client import Document
 GIVEN_UP_KEPT: Final = 20
 """Notes of copies that were given up that a run keeps, the latest."""
 
-_LOOK_FIELDS: Final = (
+_SNAPSHOT_FIELDS: Final = (
     "tags.name",
     "data.type",
     "data.host",
@@ -42,10 +46,10 @@ _LOOK_FIELDS: Final = (
 
 
 def snapshot_projection(watched: Watched) -> Document:
-    """Return what a look is made of; entries can be large and many, and this is all that counts."""
+    """Return the fields that a snapshot is made of: whole entries can be large and many."""
     copies = (f"data.{name}" for name in watched.copies)
-    paths = [*_LOOK_FIELDS, *copies, *watched.run]
-    # MongoDB takes no path beside one that it lies in.
+    paths = [*_SNAPSHOT_FIELDS, *copies, *watched.run]
+    # MongoDB refuses a path together with one that it lies in.
     return {path: 1 for path in paths if not any(_within(path, other) for other in paths)}
 
 
@@ -55,9 +59,9 @@ def _within(path: str, other: str) -> bool:
 
 @frozen
 class Selection:
-    """Which runs are meant: all conditions hold together; without any, all runs.
+    """A choice of runs: those to which all conditions apply; without any, all runs.
 
-    `host`, `status` and `type` are of one copy that the run must have.
+    `host`, `status` and `type` apply to one copy, which the run must have.
     """
 
     numbers: tuple[int, int] | None = None
@@ -71,7 +75,7 @@ class Selection:
 
     @property
     def entry(self) -> Document:
-        """Return what an entry of ``data`` must match that is meant."""
+        """Return the filter for entries of ``data``."""
         wanted = {"host": self.host, "status": self.status, "type": self.type}
         return {name: {"$eq": value} for name, value in wanted.items() if value is not None}
 
@@ -94,25 +98,12 @@ class Selection:
 
 
 def totals_pipeline(selection: Selection, now: datetime) -> list[Document]:
-    """Return the aggregation that counts copies, and their bytes as far as they are known.
+    """Return the aggregation that counts copies, and their bytes if they are known.
 
     A raw copy's bytes are the run's ``raw_size_byte``, once the copy is whole.
     """
     entry = {f"data.{name}": condition for name, condition in selection.entry.items()}
     names = {"data.host": {"$type": "string"}, "data.type": {"$type": "string"}}
-    of_the_run = {"$and": [{"$eq": ["$data.type", "raw"]}, {"$eq": ["$data.status", TRANSFERRED]}]}
-    size = {
-        "$switch": {
-            "branches": [
-                {"case": {"$isNumber": "$data.size"}, "then": "$data.size"},
-                {
-                    "case": {"$and": [of_the_run, {"$isNumber": "$raw_size_byte"}]},
-                    "then": "$raw_size_byte",
-                },
-            ],
-            "default": None,
-        }
-    }
     which = {"host": "$data.host", "type": "$data.type", "status": "$data.status"}
     known = {"$cond": [{"$isNumber": "$size"}, 1, 0]}
     return [
@@ -120,7 +111,7 @@ def totals_pipeline(selection: Selection, now: datetime) -> list[Document]:
         {"$project": {"raw_size_byte": 1, **dict.fromkeys(_COUNTED, 1)}},
         {"$unwind": "$data"},
         {"$match": {**names, **entry}},
-        {"$project": {**which, "size": size}},
+        {"$project": {**which, "size": _SIZE}},
         {
             "$group": {
                 "_id": {name: f"${name}" for name in which},
@@ -133,11 +124,28 @@ def totals_pipeline(selection: Selection, now: datetime) -> list[Document]:
     ]
 
 
+_WHOLE_RAW: Final = [
+    {"$eq": ["$data.type", "raw"]},
+    {"$eq": ["$data.status", TRANSFERRED]},
+    {"$isNumber": "$raw_size_byte"},
+]
+_SIZE: Final = {
+    "$switch": {
+        "branches": [
+            {"case": {"$isNumber": "$data.size"}, "then": "$data.size"},
+            {"case": {"$and": _WHOLE_RAW}, "then": "$raw_size_byte"},
+        ],
+        "default": None,
+    }
+}
 _COUNTED: Final = ("data.host", "data.type", "data.status", "data.size")
 
 
 def key_filter(key: CopyKey, prefix: str = "") -> Document:
-    """Return what an entry of ``data`` with this key matches. No version: no text, or empty."""
+    """Return the filter for entries of ``data`` with this key.
+
+    Without a version it matches an entry whose version is empty or no text, as cax wrote them.
+    """
     return {
         prefix + "type": {"$eq": key.type},
         prefix + "host": {"$eq": key.host},
@@ -169,7 +177,7 @@ def _condition(expectation: Expectation) -> Document:
 
 
 def _unread(key: CopyKey, since: datetime | None) -> Document:
-    """As `NobodyReads.holds` says, in the database's language."""
+    """Return the filter that agrees with `NobodyReads.holds`."""
     version = key_filter(key)["pax_version"]
     same = {"type": {"$eq": key.type}, "pax_version": version}
     copying = {**same, "source": {"$eq": key.host}}
@@ -178,7 +186,7 @@ def _unread(key: CopyKey, since: datetime | None) -> Document:
         "job.input": {"$eq": key.type},
         "job.input_version": version,
     }
-    # Of an old program: it names no source, so it may be this one.
+    # A copy that cax makes names no source, so this may be the one it reads.
     unnamed = {**same, "host": {"$ne": key.host}, "source": _NO_TEXT, "job": None}
     if since is not None:
         is_old = {"$type": "date", "$lte": since}
@@ -188,22 +196,16 @@ def _unread(key: CopyKey, since: datetime | None) -> Document:
 
 
 _NO_TEXT: Final = {"$not": {"$gt": ""}}
-"""Matches what is no text, or an empty one."""
+"""Matches a value that is no text, or an empty one."""
 
 
 def _at_least(wanted: CopiesAtLeast) -> Document:
-    """As `CopiesAtLeast.counts` says, in the database's language."""
-
-    def text(name: str) -> Document:  # null where it is none
-        value = f"$$copy.{name}"
-        is_text = {"$and": [{"$eq": [{"$type": value}, "string"]}, {"$ne": [value, ""]}]}
-        return {"$cond": [is_text, value, None]}
-
+    """Return the filter that agrees with `CopiesAtLeast.counts`."""
     conditions: list[Document] = [
         {"$eq": ["$$copy.type", {"$literal": wanted.key.type}]},
-        {"$eq": [text("pax_version"), {"$literal": wanted.key.version}]},
-        {"$ne": [text("host"), {"$literal": wanted.key.host}]},
-        {"$ne": [text("host"), None]},
+        {"$eq": [_text("pax_version"), {"$literal": wanted.key.version}]},
+        {"$ne": [_text("host"), {"$literal": wanted.key.host}]},
+        {"$ne": [_text("host"), None]},
         {"$eq": ["$$copy.status", TRANSFERRED]},
     ]
     if wanted.hosts is not None:
@@ -213,27 +215,39 @@ def _at_least(wanted: CopiesAtLeast) -> Document:
             for host, fresh in sorted(wanted.hosts.items())
             if fresh is not None
         ]
-    by_checksum: Document = {
-        "$and": [
-            {"$ne": [{"$literal": wanted.checksum}, None]},
-            {"$eq": [text("checksum"), {"$literal": wanted.checksum}]},
-        ]
-    }
-    if wanted.manifest is None:
-        conditions.append(by_checksum)
-    else:
-        same = {"$eq": [text("manifest"), {"$literal": wanted.manifest}]}
-        unknown = {"$and": [{"$eq": [text("manifest"), None]}, by_checksum]}
-        conditions.append({"$or": [same, unknown]})
+    conditions.append(_same_content(wanted))
+    # cax, or a person, may have written anything: a run without a list has no copies.
     entries = {"$cond": [{"$isArray": "$data"}, "$data", []]}
     good = {"$filter": {"input": entries, "as": "copy", "cond": {"$and": conditions}}}
-    # Several entries of one host are one copy.
+    # Several entries of one host count once: they may be the same files.
     hosts = {"$setUnion": [{"$map": {"input": good, "as": "copy", "in": "$$copy.host"}}, []]}
     return {"$expr": {"$gte": [{"$size": hosts}, wanted.number]}}
 
 
+def _same_content(wanted: CopiesAtLeast) -> Document:
+    """Match copies with the wanted manifest; without one, those with the wanted checksum."""
+    by_checksum: Document = {
+        "$and": [
+            {"$ne": [{"$literal": wanted.checksum}, None]},
+            {"$eq": [_text("checksum"), {"$literal": wanted.checksum}]},
+        ]
+    }
+    if wanted.manifest is None:
+        return by_checksum
+    same = {"$eq": [_text("manifest"), {"$literal": wanted.manifest}]}
+    unknown = {"$and": [{"$eq": [_text("manifest"), None]}, by_checksum]}
+    return {"$or": [same, unknown]}
+
+
+def _text(name: str) -> Document:
+    """Return an expression for a field of a copy, null if it is empty or no text."""
+    value = f"$$copy.{name}"
+    is_text = {"$and": [{"$eq": [{"$type": value}, "string"]}, {"$ne": [value, ""]}]}
+    return {"$cond": [is_text, value, None]}
+
+
 def _is_fresh(wanted: Fresh) -> Document:
-    """As `Fresh.counts` says, in the database's language."""
+    """Return the expression that agrees with `Fresh.counts`."""
     read, answers = "$$copy.verified_at", "$$copy.check_answered"
     listed = {"$cond": [{"$isArray": answers}, answers, []]}
     ways: list[Document] = [{"$in": [{"$literal": wanted.request}, listed]}]
@@ -246,14 +260,11 @@ def _is_fresh(wanted: Fresh) -> Document:
 
 
 def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list[Document] | None]:
-    """Return filter, update and array filters: the whole of a `RunUpdate` as one write.
-
-    Whatever sets a status also sets its `status_since`, so that a status that went and came back
-    is seen as a change; whatever sets `verified_at` also notes when that was.
-    """
+    """Return filter, update and array filters: the whole of a `RunUpdate` as one write."""
     query: Document = {"_id": update.run}
     if update.expect:
         query["$and"] = [_condition(expectation) for expectation in update.expect]
+    # MongoDB takes each operator once: what several parts of the update push or set is collected.
     change: Document = {}
     array_filters = None
     if update.add is not None:
@@ -276,7 +287,7 @@ def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list
 
 
 def _added_to_lists(update: RunUpdate, now: datetime) -> Document:
-    """What goes to lists of the run, each row with its date."""
+    """Return the rows that are added to lists of the run, each with its date."""
     rows = {"tags": update.tag, "deleted_data": update.tombstone, "given_up": update.given_up}
     last = {"given_up": {"$slice": -GIVEN_UP_KEPT}}
     return {
@@ -287,5 +298,7 @@ def _added_to_lists(update: RunUpdate, now: datetime) -> Document:
 
 
 def _dated(fields: Mapping[str, Any], now: datetime) -> Document:
+    # A status that went and came back between two snapshots shows by its date. The times of
+    # verifications come from other clocks, so when they were noted is kept as well.
     dated = {"status": "status_since", "verified_at": NOTED}
     return {**fields, **{name: now for of, name in dated.items() if of in fields}}

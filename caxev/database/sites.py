@@ -1,39 +1,163 @@
-"""What is known of each site: its position in the stream, scans, directories and rule files."""
+"""What is known of each site: its position in the stream, scans, directories and rule files.
+
+A site has a document in the ledger, whose key is its name. Its listener writes the fields anew, so
+one that is malformed is read as if it were missing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Final
+from functools import cache
+from typing import Any, Final, TypeVar
 
-from attrs import fields
+from attrs import field, fields, frozen
 from bson.timestamp import Timestamp
+from loguru import logger
 
 from caxev.core.model import NO_FIELDS, Watched
 from caxev.database.client import Document
 from caxev.database.connection import Connection, operation
-from caxev.database.site_record import Gap, Position, SiteRecord, with_gap
+from caxev.database.rows import Malformed, Row, carefully, texts
 from caxev.database.writes import Lease, guard, lease_lost
 from caxev.failpoints import point
 
+T = TypeVar("T")
+
+GAPS_KEPT: Final = 20
 SITE: Final = "site"
+LONGEST_LEASE: Final = 86400.0
+"""Seconds for which a lease without a usable length is believed."""
+
+
+@frozen
+class Position:
+    """A place in the change stream: after a token or, before there is one, at a time."""
+
+    token: Mapping[str, Any] | None = None
+    start: Timestamp | None = None
+
+    @property
+    def row(self) -> Document:
+        """Return the position as the site's document has it."""
+        return {"token": self.token, "start": self.start}
+
+
+@frozen
+class Gap:
+    """A part of the history that the stream could not give; a scan made up for it."""
+
+    found: datetime
+    why: str
+
+
+@frozen
+class SiteRecord:
+    """A site's document. `expires`: when the lease lapses unless renewed, UTC.
+
+    `rules` are the digests of the rule files that were applied last, by catalogue;
+    `configuration` is the digest of the owner's sites.json. `markers` are the ids of the markers
+    of its directories, by their paths; `away`, why some of these were missing when its listener
+    last checked. `skew`: how many seconds the listener's clock is ahead of the database's.
+    """
+
+    site: str
+    epoch: int
+    owner: str | None
+    active: bool
+    expires: datetime | None
+    position: Position | None
+    scanned: datetime | None
+    streamed: datetime | None
+    trouble: str | None
+    gaps: tuple[Gap, ...]
+    requests: int
+    watched: Watched = NO_FIELDS
+    rules: Mapping[str, str] = field(factory=dict)
+    configuration: str = ""
+    markers: Mapping[str, str] = field(factory=dict)
+    away: Mapping[str, str] = field(factory=dict)
+    skew: float | None = None
+
+    @classmethod
+    def from_document(cls, document: Document) -> SiteRecord:
+        """Return the record; `active` must have been computed by the server's clock."""
+        row = Row.of(document)
+        site = str(document["_id"])
+
+        def lenient(read: Callable[..., T], *args: Any, default: T) -> T:
+            try:
+                return carefully(lambda _: read(*args), None)
+            except Malformed as error:
+                _warn_once(f"what is known of site {site} is malformed: {error}")
+                return default
+
+        return cls(
+            site=site,
+            epoch=lenient(row.whole, "epoch", 0, default=0),
+            owner=lenient(row.text, "owner", None, default=None),
+            active=bool(document.get("active")),
+            expires=lenient(row.moment, "expires", None, default=None),
+            position=lenient(_position_from, document.get("position"), default=None),
+            scanned=lenient(row.moment, "scanned", None, default=None),
+            streamed=lenient(row.moment, "streamed", None, default=None),
+            trouble=lenient(row.text, "trouble", None, default=None),
+            gaps=lenient(_gaps_from, row, default=()),
+            requests=lenient(row.whole, "requests", 0, default=0),
+            watched=lenient(_watched_from, document.get("watched"), default=NO_FIELDS),
+            rules=lenient(_pairs_from, row, "rules", "catalogue", "digest", default={}),
+            configuration=lenient(row.text, "configuration", "", default=""),
+            markers=lenient(_pairs_from, row, "markers", "root", "id", default={}),
+            away=lenient(_pairs_from, row, "away", "root", "why", default={}),
+            skew=skew if isinstance(skew := document.get("skew"), float) else None,
+        )
+
+
 _SHOWN: Final = dict.fromkeys((one.name for one in fields(SiteRecord)), 1)
 
-LONGEST_LEASE: Final = 86400.0
-"""Seconds for which a lease is believed that does not say how long it is."""
-_LENGTH: Final = {
-    "$cond": [
-        {
-            "$and": [
-                {"$isNumber": "$lease"},
-                {"$gte": ["$lease", 0]},
-                {"$lte": ["$lease", LONGEST_LEASE]},
-            ]
-        },
-        "$lease",
-        LONGEST_LEASE,
-    ]
-}
+
+def _position_from(value: object) -> Position | None:
+    if not value:
+        return None
+    row = Row.of(value).document
+    token, start = row.get("token"), row.get("start")
+    if not isinstance(token, Mapping | None) or not isinstance(start, Timestamp | None):
+        raise Malformed("position is neither a token nor a timestamp")
+    return None if token is None and start is None else Position(token, start)
+
+
+def _gaps_from(row: Row) -> tuple[Gap, ...]:
+    rows = [Row.of(gap) for gap in row.many("gaps", [])]
+    return tuple(Gap(gap.moment("found"), gap.text("why")) for gap in rows)
+
+
+def _watched_from(value: object) -> Watched:
+    if value is None:
+        return NO_FIELDS
+    row = Row.of(value)
+    return Watched(frozenset(texts(row.many("run", []))), frozenset(texts(row.many("copies", []))))
+
+
+def _pairs_from(row: Row, name: str, key: str, value: str) -> dict[str, str]:
+    return {one.text(key): one.text(value) for one in map(Row.of, row.many(name, []))}
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("{}", message)
+
+
+def number(
+    name: str, least: float = float("-inf"), most: float = float("inf"), other: float = 0
+) -> Document:
+    """Return an expression for a field's number if it has one within these bounds, else `other`."""
+    value = f"${name}"
+    # NaN compares as less than any number.
+    fits = [{"$isNumber": value}, {"$gte": [value, least]}, {"$lte": [value, most]}]
+    return {"$cond": [{"$and": fits}, value, other]}
+
+
+_LENGTH: Final = number("lease", 0, LONGEST_LEASE, LONGEST_LEASE)
 ACTIVE: Final = {
     "$and": [
         {"$eq": [{"$type": "$expires"}, "date"]},
@@ -44,11 +168,6 @@ ACTIVE: Final = {
     ]
 }
 """Whether a site's lease is valid, by the server's clock."""
-
-
-def number(name: str) -> Document:
-    """Return an expression for a field's value, or 0 if it is no number."""
-    return {"$cond": [{"$isNumber": f"${name}"}, f"${name}", 0]}
 
 
 class Sites(Connection):
@@ -99,9 +218,10 @@ class Sites(Connection):
         values: Document = {"scanned": now, "watched": seen}
         if start is not None:
             values["position"] = Position(start=start).row
+        # $literal: the name of a watched field may read like an expression.
         change: Document = {name: {"$literal": value} for name, value in values.items()}
         if gap is not None:
-            change["gaps"] = with_gap(gap)
+            change["gaps"] = _with_gap(gap)
         point("database.scanned.before")
         done = await self._ledger.update_one(lease.held, [{"$set": change}])
         point("database.scanned.after")
@@ -133,3 +253,14 @@ class Sites(Connection):
         """Note which directories of the site are missing, and why. Raises `LeaseLost`."""
         rows = [{"root": root, "why": why} for root, why in away.items()]
         await guard(self._ledger, lease, fields={"away": rows})
+
+
+def _with_gap(gap: Gap) -> Document:
+    """Return an expression for the site's last gaps with this one, once.
+
+    It may be there already, if the reply to an earlier attempt was lost.
+    """
+    row = {"$literal": {"found": gap.found, "why": gap.why}}
+    gaps = {"$cond": [{"$isArray": "$gaps"}, "$gaps", []]}
+    more = {"$slice": [{"$concatArrays": [gaps, [row]]}, -GAPS_KEPT]}
+    return {"$cond": [{"$in": [row, gaps]}, gaps, more]}

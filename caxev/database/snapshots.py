@@ -25,7 +25,7 @@ from caxev.database.quarantine import Quarantine
 from caxev.database.reactions import reaction_document, run_keys
 from caxev.database.rows import is_plain, snapshot_from
 from caxev.database.runs import snapshot_projection
-from caxev.database.site_record import Position
+from caxev.database.sites import Position
 from caxev.database.stream import AWAIT, Batch, Stream, is_usable
 from caxev.database.writes import Lease, lease_lost, upsert, write_all
 from caxev.failpoints import point
@@ -137,6 +137,7 @@ class SnapshotOperations(Quarantine):
         cursor = self._runs.find({}, {"_id": 1}).hint([("_id", 1)]).min([("_id", low)])
         ids = [row["_id"] for row in await cursor.limit(PAGE + 1).to_list(None)]
         more = ids.pop() if len(ids) > PAGE else None
+        # As far as this page goes, so that each run that was seen is on exactly one page.
         high = MaxKey() if more is None else more
         bounds = {"$gt": _key(site, low), "$lte": _key(site, high)}
         rows = await self._ledger.find({"_id": bounds}, {"_id": 1}).to_list(None)
@@ -172,6 +173,7 @@ class SnapshotOperations(Quarantine):
             if await write_all(self._ledger, writes, session) < len(writes):
                 raise lease_lost(lease.site)
             gone = [_key(lease.site, run) for run, one in ingest.snapshots.items() if one is None]
+            # Otherwise each scan would find these runs again.
             if gone:
                 await self._ledger.delete_many({"_id": {"$in": gone}}, session=session)
             for run, priority in ingest.priorities.items():

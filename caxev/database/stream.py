@@ -9,12 +9,15 @@ whole batch at once, so an event is small whatever the document's size.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, Final
 
+import trio
 from attrs import frozen
 from bson import Int64
+from bson.timestamp import Timestamp
 from loguru import logger
 from pymongo.asynchronous.change_stream import AsyncDatabaseChangeStream
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -23,12 +26,16 @@ from pymongo.errors import OperationFailure
 
 from caxev.core.model import NO_FIELDS, RunId, Watched
 from caxev.database.client import BAD_TOKEN_CODES, PLAIN, TOO_LARGE, Document, HistoryLost
+from caxev.database.connection import Connection, operation
+from caxev.database.reactions import run_keys
 from caxev.database.rows import is_plain
-from caxev.database.site_record import Position
+from caxev.database.sites import Position
 
 BATCH: Final = 1000
 AWAIT: Final = 30.0
 """Seconds that the server holds an empty answer back: an idle site asks twice a minute."""
+_CLOSING: Final = 2.0
+"""Seconds that closing a stream may take."""
 
 _UPDATED: Final = {"$objectToArray": {"$ifNull": ["$updateDescription.updatedFields", {}]}}
 _REMOVED: Final = {"$ifNull": ["$updateDescription.removedFields", []]}
@@ -36,7 +43,7 @@ _TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays", []]}
 
 
 def pipeline(watched: Watched = NO_FIELDS) -> list[Document]:
-    """Let through what changes ``data``, ``tags``, a watched field or a run's existence."""
+    """Return the stages that pass on changes of ``data``, ``tags``, watched fields, existence."""
     names = {"data", "tags", *(path.partition(".")[0] for path in watched.run)}
     ours = rf"^({'|'.join(re.escape(name) for name in sorted(names))})(\.|$)"
 
@@ -45,6 +52,7 @@ def pipeline(watched: Watched = NO_FIELDS) -> list[Document]:
         return {"$anyElementTrue": [{"$map": {"input": paths, "as": "f", "in": touched}}]}
 
     touching = [any_of(_UPDATED, "$$f.k"), any_of(_REMOVED, "$$f"), any_of(_TRUNCATED, "$$f.field")]
+    # An insert, a replacement or a deletion names no fields: these always count.
     wanted = [{"operationType": {"$ne": "update"}}, {"$expr": {"$or": touching}}]
     return [
         {"$match": {"$or": wanted}},
@@ -57,9 +65,9 @@ _ENDS: Final = {"drop", "rename", "dropDatabase", "invalidate"}
 
 @frozen
 class Batch:
-    """Changes in order: the runs they are about, each once, with the time of its first change.
+    """Changes in order: the runs that changed, each once, with the time of its first change.
 
-    `position` is where to go on from once everything up to here has been recorded.
+    `position`: the stream goes on from it once everything up to here has been recorded.
     """
 
     runs: dict[RunId, datetime]
@@ -81,37 +89,33 @@ class Stream:
         self._first: Document | None = None
 
     async def open(self, position: Position) -> None:
-        """Start after `position`. Raises pymongo's errors; `HistoryLost` for what is no token."""
-        # getMore must come from the session that opened the cursor.
+        """Start after `position`. Raises pymongo's errors, and `HistoryLost` for a bad token."""
+        # The server wants getMore from the session that opened the cursor.
         self._session = self._database.client.start_session()
-        where: Document = (
-            {"startAfter": position.token}
-            if position.token is not None
-            else {"startAtOperationTime": position.start}
-        )
+        has_token = position.token is not None
+        begin: Document = {"startAfter": position.token}
+        if not has_token:
+            begin = {"startAtOperationTime": position.start}
         command = {
             "aggregate": self._collection,
-            "pipeline": [{"$changeStream": where}, *self._pipeline],
+            "pipeline": [{"$changeStream": begin}, *self._pipeline],
             "cursor": {"batchSize": BATCH},
             "readConcern": {"level": "majority"},
         }
         try:
-            reply = await self._database.command(
-                command, session=self._session, codec_options=PLAIN
-            )
+            self._first = await self._command(command)
         except OperationFailure as error:
-            self._check_size(error)
-            if position.token is None or error.code not in BAD_TOKEN_CODES:
+            if not has_token or error.code not in BAD_TOKEN_CODES:
                 raise
             raise HistoryLost(f"the saved position is unusable (code {error.code})") from error
-        self._first = reply["cursor"]
-        self._cursor = reply["cursor"]["id"]
+        self._cursor = self._first["id"]
 
     async def next(self, wait: float) -> Batch:
         """Wait for the next batch; empty after `wait` seconds without a change.
 
-        Raises `HistoryLost` where the collection was dropped or renamed.
+        Raises `HistoryLost` if the collection was dropped or renamed.
         """
+        # Opening has brought a first batch, which may be empty.
         cursor, self._first = self._first, None
         if cursor is None or not cursor["firstBatch"]:
             cursor = await self._more(wait)
@@ -124,20 +128,18 @@ class Stream:
             "batchSize": BATCH,
             "maxTimeMS": int(wait * 1000),
         }
+        return await self._command(command)
+
+    async def _command(self, command: Document) -> Document:
+        session = self._session
         try:
-            reply = await self._database.command(
-                command, session=self._session, codec_options=PLAIN
-            )
+            reply = await self._database.command(command, session=session, codec_options=PLAIN)
         except OperationFailure as error:
-            self._check_size(error)
+            if error.code == TOO_LARGE:
+                raise HistoryLost(f"a change is too large for the stream: {error}") from error
             raise
         cursor: Document = reply["cursor"]
         return cursor
-
-    @staticmethod
-    def _check_size(error: OperationFailure) -> None:
-        if error.code == TOO_LARGE:
-            raise HistoryLost(f"a change is too large for the stream: {error}") from error
 
     async def close(self) -> None:
         """Forget the cursor; the server ends it with its session."""
@@ -146,38 +148,8 @@ class Stream:
             self._session = None
 
 
-class Following:
-    """Whether a run, or one of its reactions, changes. All methods are asyncio functions."""
-
-    def __init__(self, database: AsyncDatabase[Document], which: Sequence[Document]) -> None:
-        self._database = database
-        self._pipeline: list[Document] = [
-            {"$match": {"$or": list(which)}},
-            {"$project": {"operationType": 1}},
-        ]
-        self._stream: AsyncDatabaseChangeStream[Document] | None = None
-
-    async def open(self) -> None:
-        """Begin: what changes from now on is told."""
-        wait = int(AWAIT * 1000)
-        self._stream = await self._database.watch(self._pipeline, max_await_time_ms=wait)
-
-    async def changed(self) -> None:
-        """Wait until something has changed since the last call, or since `open`."""
-        assert self._stream is not None
-        try:
-            await self._stream.next()
-        except StopAsyncIteration:
-            raise HistoryLost("the database was dropped") from None
-
-    async def close(self) -> None:
-        """End the stream."""
-        if self._stream is not None:
-            await self._stream.close()
-
-
 def is_usable(run: Any) -> bool:
-    """Whether a run can be known by this id: a document as an id is nobody's run."""
+    """Return whether this can be a run's id; log it if not."""
     if not is_plain(run):
         logger.warning("a run is passed over: its _id {!r} is not a plain value", run)
         return False
@@ -185,7 +157,7 @@ def is_usable(run: Any) -> bool:
 
 
 def _when(change: Document) -> datetime:
-    # Servers before 6.0 give no wallTime, and a cluster time counts whole seconds.
+    # Servers before 6.0 give no wallTime; the cluster time counts only whole seconds.
     wall: datetime | None = change.get("wallTime")
     return wall or change["clusterTime"].as_datetime()
 
@@ -198,5 +170,78 @@ def _batch(changes: Sequence[Document], cursor: Document) -> Batch:
         run = change["documentKey"]["_id"]
         if is_usable(run):
             runs.setdefault(run, _when(change))
+    # The token after the batch: it also passes what the pipeline left out.
     token = cursor.get("postBatchResumeToken") or (changes[-1]["_id"] if changes else None)
     return Batch(runs, Position(token=token), len(changes))
+
+
+class Streams(Connection):
+    """The stream of all runs that a listener reads, and that of one run for a person."""
+
+    @operation
+    async def cluster_time(self) -> Timestamp:
+        """Return a time that a stream can start at, just after the last operation of a majority.
+
+        A stream that starts there does not meet again what ended the one before, such as the drop
+        of the collection.
+        """
+        reply = await self._client.admin.command("hello")
+        majority = reply.get("lastWrite", {}).get("majorityOpTime")  # a mongos gives none
+        last: Timestamp = majority["ts"] if majority else reply["operationTime"]
+        return Timestamp(last.time, last.inc + 1)
+
+    @operation
+    async def open_stream(self, position: Position, watched: Watched = NO_FIELDS) -> Stream:
+        """Open the change stream after `position`. Raises `HistoryLost`."""
+        database = self._client[self.settings.database]
+        stream = Stream(database, self.settings.collection, watched)
+        await stream.open(position)
+        return stream
+
+    async def next_batch(self, stream: Stream, wait: float | None = None) -> Batch:
+        """Wait for the stream's next batch; empty after `wait` (`AWAIT`) seconds without a change.
+
+        Cancelling this ends the stream. Raises `HistoryLost`.
+        """
+        wait = AWAIT if wait is None else wait
+        return await self._call(stream.next, wait, held=wait)
+
+    @operation
+    async def close_stream(self, stream: Stream) -> None:
+        """Close the stream."""
+        await stream.close()
+
+    @asynccontextmanager
+    async def follow(
+        self, run: RunId, sites: Sequence[str]
+    ) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Follow a run and its reactions at these sites: a function that waits for a change.
+
+        No change after the block was entered is missed: read first, then wait. Cancelling the wait
+        ends the stream, and so does any error.
+        """
+        which: list[Document] = [{"ns.coll": self._runs.name, "documentKey._id": run}]
+        keys = (run_keys(site, run)["_id"] for site in sites)
+        which += [{"ns.coll": self._ledger.name, "documentKey._id": one} for one in keys]
+        following = await self._watch(which)
+
+        async def changed() -> None:
+            try:
+                await following.next()
+            except StopAsyncIteration:
+                raise HistoryLost("the database was dropped") from None
+
+        try:
+            yield lambda: self._call(changed, held=float("inf"))
+        finally:
+            with trio.move_on_after(_CLOSING, shield=True):
+                await self._call(following.close)
+
+    @operation
+    async def _watch(self, which: Sequence[Document]) -> AsyncDatabaseChangeStream[Document]:
+        pipeline: list[Document] = [
+            {"$match": {"$or": which}},
+            {"$project": {"operationType": 1}},
+        ]
+        database = self._client[self.settings.database]
+        return await database.watch(pipeline, max_await_time_ms=int(AWAIT * 1000))

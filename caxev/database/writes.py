@@ -70,6 +70,7 @@ async def write_all(collection: Collection, updates: Sequence[Document], session
     for start in range(0, len(updates), AT_ONCE):
         some = updates[start : start + AT_ONCE]
         command: Document = {"update": collection.name, "updates": some, "ordered": False}
+        # In a transaction the commit has the write concern.
         if session is None:
             command["writeConcern"] = collection.write_concern.document
         reply = await collection.database.command(command, session=session)
