@@ -27,7 +27,7 @@ import trio
 from pymongo import MongoClient
 
 from caxev.config import ConfigError, Settings
-from caxev.database.grants import privileges, role_name
+from caxev.database.setup import privileges, role_name
 from caxev.testing.mongod import ReplicaSet, find_mongod
 from tests.slurm import slurm  # noqa: F401  # a fixture
 from tests.sshd import sshd  # noqa: F401  # a fixture

@@ -82,7 +82,7 @@ def db_grants(*, site: str, x509: str | None, apply_: bool, as_json: bool) -> No
     administrator's --mongo-uri. The new user's password is read from NEW_PASSWORD, or from the
     file that NEW_PASSWORD_FILE names.
     """
-    from caxev.database.grants import commands
+    from caxev.database.setup import commands
 
     options = state()
     options.log("warning")

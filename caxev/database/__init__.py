@@ -8,7 +8,7 @@ for each kind of thing that is stored:
 - `reactions`, `claims`: the ledger's reactions, and the attempts at them;
 - `sites`, `leases`: what is known of a site, and which process acts for it;
 - `requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
-- `setup`: indexes and users.
+- `setup`: indexes, users and their rights.
 
 They stand on
 
@@ -17,7 +17,7 @@ They stand on
   asyncio one;
 - `runs`: which runs are selected, and what an update is to MongoDB;
 - `rows`: documents of caxev's own collections, read with care;
-- `writes`: many writes at once, guarded by the lease; `grants`: what a site's user may do.
+- `writes`: many writes at once, guarded by the lease.
 
 `blocking` is for processes without an event loop.
 """

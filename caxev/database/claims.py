@@ -102,10 +102,10 @@ class Claims(Runs):
         await self._ledger.update_one(_claimed(reaction, epoch), {"$set": {"progress": progress}})
 
     @operation
-    async def keep(self, reaction: Reaction, epoch: int, said: bytes) -> None:
+    async def keep(self, reaction: Reaction, epoch: int, output: bytes) -> None:
         """Add a program's packed output to what is kept with a running reaction."""
         # The latest parts only: a document has a size limit.
-        push = {"kept": {"$each": [said], "$slice": -KEPT_PARTS}}
+        push = {"kept": {"$each": [output], "$slice": -KEPT_PARTS}}
         change = {"$push": push, "$inc": {"kept_parts": 1}}
         await self._ledger.update_one(_claimed(reaction, epoch), change)
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
-from bson.codec_options import CodecOptions, DatetimeConversion
 from bson.errors import BSONError
 from loguru import logger
 from pymongo import AsyncMongoClient
@@ -363,11 +362,3 @@ def _first_line(error: BaseException) -> str:
     # pymongo appends timeouts and the whole topology.
     text = str(error).partition("\n")[0].partition(", Timeout:")[0].partition(", full error:")[0]
     return text[:300]
-
-
-# Commands that are sent by hand do not take the client's options.
-PLAIN: Final[CodecOptions[Document]] = CodecOptions(
-    tz_aware=True,
-    datetime_conversion=DatetimeConversion.DATETIME_AUTO,
-    unicode_decode_error_handler="replace",
-)

@@ -8,11 +8,11 @@ from caxev.database.leases import Leases
 from caxev.database.manifests import Manifests
 from caxev.database.requests import Requests
 from caxev.database.setup import Setup
-from caxev.database.snapshots import SnapshotOperations
+from caxev.database.snapshots import Recording
 from caxev.database.stream import Streams
 
 
-class Database(Claims, Leases, SnapshotOperations, Requests, Alarms, Manifests, Streams, Setup):
+class Database(Claims, Leases, Recording, Requests, Alarms, Manifests, Streams, Setup):
     """The runs database and this site's ledger in it.
 
     Every method may raise `Unreachable`, `NotAuthorized` or another `DatabaseError`. Cancelling one

@@ -60,7 +60,7 @@ class Ingest:
     priorities: Mapping[RunId, int] = Factory(dict)
 
 
-class SnapshotOperations(Quarantine):
+class Recording(Quarantine):
     """Reading snapshots, and recording what follows from their difference."""
 
     @operation

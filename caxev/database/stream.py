@@ -25,7 +25,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from caxev.core.model import NO_FIELDS, RunId, Watched
-from caxev.database.client import BAD_TOKEN_CODES, PLAIN, TOO_LARGE, Document, HistoryLost
+from caxev.database.client import BAD_TOKEN_CODES, TOO_LARGE, Document, HistoryLost
 from caxev.database.connection import Connection, operation
 from caxev.database.reactions import run_keys
 from caxev.database.rows import is_plain
@@ -92,10 +92,9 @@ class Stream:
         """Start after `position`. Raises pymongo's errors, and `HistoryLost` for a bad token."""
         # The server wants getMore from the session that opened the cursor.
         self._session = self._database.client.start_session()
-        has_token = position.token is not None
-        begin: Document = {"startAfter": position.token}
-        if not has_token:
-            begin = {"startAtOperationTime": position.start}
+        begin: Document = {"startAtOperationTime": position.start}
+        if position.token is not None:
+            begin = {"startAfter": position.token}
         command = {
             "aggregate": self._collection,
             "pipeline": [{"$changeStream": begin}, *self._pipeline],
@@ -105,7 +104,7 @@ class Stream:
         try:
             self._first = await self._command(command)
         except OperationFailure as error:
-            if not has_token or error.code not in BAD_TOKEN_CODES:
+            if position.token is None or error.code not in BAD_TOKEN_CODES:
                 raise
             raise HistoryLost(f"the saved position is unusable (code {error.code})") from error
         self._cursor = self._first["id"]
@@ -118,22 +117,22 @@ class Stream:
         # Opening has brought a first batch, which may be empty.
         cursor, self._first = self._first, None
         if cursor is None or not cursor["firstBatch"]:
-            cursor = await self._more(wait)
+            command = {
+                "getMore": Int64(self._cursor),
+                "collection": self._collection,
+                "batchSize": BATCH,
+                "maxTimeMS": int(wait * 1000),
+            }
+            cursor = await self._command(command)
         return _batch(cursor.get("firstBatch") or cursor.get("nextBatch") or [], cursor)
 
-    async def _more(self, wait: float) -> Document:
-        command = {
-            "getMore": Int64(self._cursor),
-            "collection": self._collection,
-            "batchSize": BATCH,
-            "maxTimeMS": int(wait * 1000),
-        }
-        return await self._command(command)
-
     async def _command(self, command: Document) -> Document:
-        session = self._session
+        # A command does not take the client's options for what it decodes.
+        plain = self._database.codec_options
         try:
-            reply = await self._database.command(command, session=session, codec_options=PLAIN)
+            reply = await self._database.command(
+                command, session=self._session, codec_options=plain
+            )
         except OperationFailure as error:
             if error.code == TOO_LARGE:
                 raise HistoryLost(f"a change is too large for the stream: {error}") from error
