@@ -1116,7 +1116,8 @@ async def test_what_goes_goes_on_a_proof_that_compared_the_replicas(
     (stone,) = first.document["deleted_data"]
     proof = {row["host"]: row["verified_at"] for row in stone["proof"]}
     assert proof.keys() == {"chicago", "rucio-catalogue"}
-    assert proof["rucio-catalogue"] == compared.fields["verified_at"]
+    # Another reaction may have had it compared once more since.
+    assert proof["rucio-catalogue"] <= compared.fields["verified_at"]
     (stone,) = second.document["deleted_data"]
     assert {row["host"] for row in stone["proof"]} == {"lngs", "chicago"}
     assert (stone["by"], stone["why"]) == ("me", "a test")
