@@ -73,6 +73,7 @@ def before(write: str) -> None:
     """Pass the point before a write of our code or a handler's, not before a library's own."""
     if not ARMED:
         return
+    # By the stack, and not by an argument, so that new code has its points without asking.
     frame = _writer(sys._getframe(1))  # noqa: SLF001  # there is no other way to know who calls
     module = "" if frame is None else frame.f_globals.get("__name__", "")
     if frame is None or "site-packages" in frame.f_code.co_filename:

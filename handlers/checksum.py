@@ -77,6 +77,7 @@ class ReadPlan:
 
 @on(
     copy(VERIFYING, host=(HERE, PASSIVE)),
+    # Only here: the SHA-512 of a copy at another host cannot be computed over the link.
     copy(TRANSFERRED, host=HERE),
     lane="checksum",
     timeout=None,
@@ -139,6 +140,7 @@ async def patrol(job: Job) -> Result:
         raise Retry(f"to be read again on {due:%Y-%m-%d}", after=(due - job.now()).total_seconds())
     job.on_failure(_unreadable(job, seen))
     began = job.now()
+    # The label is created before the reading, so that the metric exists at 0 and can be alerted on.
     failures = metrics.rotten.labels(job.site.name)
     try:
         manifest = await _read_gently(job, seen, rules.max_rate)
@@ -219,6 +221,7 @@ async def verdict(
         # Some movers do not check what they read: the source itself may be bad.
         await job.suspect(source)
     bad: dict[str, object] = {"checksumproblem": True, "error": why}
+    # It contradicts its own digests, so it has certainly changed: no other copy need be judged.
     if not keeps_its_word(seen, manifest):
         return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad)
     # Its own digests held, so either copy may be wrong. The answer makes every site judge its own.

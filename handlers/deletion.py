@@ -384,6 +384,7 @@ async def _goes(job: Job, run: Run) -> bool:
     one = run.copy(CopyKey("raw", job.site.name))
     if run.id == job.run.id or one is None:
         return False
+    # Each run is decided again, by the same rules as a purge except its age.
     plan = plan_purge(run, one, job.site, job.sites, job.safe_now(), full=True)
     if not isinstance(plan, DeletionPlan):
         return one.status == DELETING

@@ -128,6 +128,7 @@ async def _judge(job: Job, mine: Copy) -> str | None:
     same = same_bytes(job.sites)
     odd = at_odds(job.run, mine.key, same)
     hosts = {one.host for one in voters(job.run, mine.key, same)} if odd else ()
+    # Asked only in a dispute: it costs a query for each host.
     mute = [host for host in hosts if not await job.has_listened(host)]
     verdict = plan_judgement(job.run, mine, job.sites, job.now(), job.safe_now(), mute=mute)
     if isinstance(verdict, Ask):
@@ -136,6 +137,7 @@ async def _judge(job: Job, mine: Copy) -> str | None:
         again = job.run.copy(mine.key)
         assert again is not None
         verdict = plan_judgement(job.run, again, job.sites, job.now(), job.safe_now(), mute=mute)
+    # Before the verdict, which may raise: the alarm must end even if this copy still waits.
     if not _troubled(job.run, mine.key, job.sites):
         await job.all_clear(ALARM, about=_data(mine))
     match verdict:
@@ -239,6 +241,7 @@ def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Verdict:
     those = voters(run, mine.key, same_bytes(sites))
     most = majority(run, mine.key, late, same=same_bytes(sites))
     names = ", ".join(sorted(one.host for one in most))
+    # A bad copy that is not disputed has no vote: no majority makes it good.
     if mine not in those:
         return Skip("it is bad in any case")
     if not most or _is_alone(those, mine, late, most):
@@ -310,6 +313,7 @@ async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
             todo="look at the files, then say which copy is right: "
             f"caxev vouch --run {job.run.number} --site SITE; the others are repaired from that",
         )
+    # Only a copy that differs from a master is quarantined, and only by its own site.
     if mine.host != job.site.name or hung.master is None or mine.location is None:
         return
     fields = {

@@ -164,6 +164,7 @@ def claiming(job: Job, plan: Claim) -> RunUpdate:
     if plan.again is not None:
         row |= attempt_at(job.run, plan.key, row["claimed"], attempt_of(plan.again) + 1)
         fields |= {"job_ended": None, "error": None}
+    # Part of the update: the tag may be added between our decision and the write.
     fit = TagAbsent(DO_NOT)
     return lifecycle.claiming(job, plan.key, plan.source, fields, fit, resume=plan.again)
 
@@ -188,6 +189,7 @@ async def submit(job: Job) -> Result:
     if plan.wait > 0:
         raise Retry(f"to be tried again: {entry.fields.get('error')}", after=plan.wait)
     home = jobs_directory(job.site, spec.key.type)
+    # A local job is awaited here; a restart runs it again. A batch job outlives this listener.
     if how.system == "local":
         await job.update(report(spec, await run_in_turn(job, how, home, spec)))
         return None
@@ -269,6 +271,7 @@ async def collect(job: Job) -> Result:
         return plan
     entry, how, ended = plan.entry, plan.how, plan.ended
     home = jobs_directory(job.site, entry.key.type)
+    # For an error before the result is known, as a full disk; a better reason is set below.
     job.on_failure(RunUpdate.change_copy(job.run, entry, ERROR, owner=None))
     good = ended.how is End.DONE
     product = Product(safe_name(plan.location), plan.location, job.site.roots)
@@ -277,6 +280,7 @@ async def collect(job: Job) -> Result:
     if stock.size is not None:
         fields = {"size": stock.size, "error": None, "job.log": stock.log, "owner": None}
         return RunUpdate.change_copy(job.run, entry, VERIFYING, **fields)
+    # A job that ended well without a result has failed like any other.
     failed = evolve(ended, how=End.EXIT, why=stock.problem) if stock.problem else ended
     why = in_words(failed, stock.last_words, stock.log)
     again = plan_again(job.run, entry, failed, how)
@@ -287,6 +291,7 @@ async def collect(job: Job) -> Result:
         job.on_failure(last)
         raise GiveUp(f"{entry.key}: {why}")
     job.log.warning(f"{entry.key} is tried again: {why}")
+    # The time is kept in the entry: `submit` waits for it, even after a restart.
     after = job.now() + timedelta(seconds=how.retry_after)
     return RunUpdate.change_copy(
         job.run,
@@ -636,6 +641,7 @@ def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[st
     more = {End.MEMORY: "memory", End.TIMEOUT: "walltime"}.get(failed.how)
     if more is not None and job.get(more):
         job[more] = int(job[more] * how.grow)
+    # The same claim with the next attempt: a new name, so that the files of both never mix.
     claimed = job.get("claimed")
     number = claimed if isinstance(claimed, int) else 0
     fresh = attempt_at(run, entry.key, number, attempt_of(entry) + 1)

@@ -231,6 +231,7 @@ def plan_upload(
         asked or is_ours(entry, trigger, (TRANSFERRING, ERROR, *WAITING)) or _free(entry)
     ):
         return Skip(f"{key} is {entry.status} already")
+    # An entry means that the upload was requested or begun after the deletion.
     if entry is None and (why := was_deleted(run, key)):
         return Skip(why)
     return UploadPlan(source, key, _names(run, key, there, entry), trigger, entry)
@@ -367,6 +368,7 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
     if found.done != "nothing":
         job.log.info(f"{entry.location}: {found.done}")
     fields = {**standing(entry, found), "rules": plan.digest}
+    # Not written without a change: each write is an event to which every handler may react.
     if any(entry.fields.get(name) != value for name, value in fields.items()):
         await written(job, _fields(job.run, entry, **fields), entry.key)
     stuck = [str(one) for one in found.unfinished if one.state == "STUCK"]
@@ -484,6 +486,7 @@ async def _checked(job: Job, entry: Copy) -> tuple[Checked, ...] | None:
     rows = await job.load_manifest(rucio.stored_as(str(manifest)))
     if rows is not None:
         return tuple(map(Checked.from_row, rows))
+    # Uploads of cax have no stored checksums: read our own copy for them, and keep them.
     here = job.run.copy(CopyKey(entry.type, job.site.name, entry.version))
     if here is None or here.status != TRANSFERRED or here.location is None:
         return None
@@ -522,6 +525,7 @@ async def rucio_rm(job: Job) -> Result:
         return Skip(f"it is {entry.status}, without a proof that it may go")
     if (who := custodian(entry, job.sites)) != job.site.name:
         return Skip(f"{who or 'no site'} looks after it")
+    # With `erasing` an earlier attempt has passed the point of no return: continue it.
     if not entry.fields.get("erasing"):
         found = weigh(job.run, entry, there, job.sites, job.clocks())
         if not isinstance(found, Proven):

@@ -98,6 +98,7 @@ async def stalled(job: Job) -> Result:
     if seen is None:
         await job.all_clear(ALARM)
         return Skip("the copy is gone")
+    # An entry without a source has no responsible site: every site that sees it looks after it.
     if seen.host != job.site.name and seen.source not in (None, job.site.name):
         return Skip(f"{seen.source} put it there, and looks after it")
     rules = job.sites.get(seen.host).stalled
@@ -119,6 +120,7 @@ async def stalled(job: Job) -> Result:
             )
             raise Retry(f"{seen.status} for {hours:.0f} h", after=_seconds(again, now))
         case TooLate(hours):
+            # Checked last, right before the removal: the owner may have come back to life.
             if await _is_live(job, seen):
                 raise Retry("somebody is at work on it", after=rules.warn * 3600 or 3600.0)
             job.log.error(f"{_summary(job, seen, hours)}: given up")

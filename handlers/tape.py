@@ -131,6 +131,7 @@ async def _back_up_to(
             await job.update(withdrawn)
         return plan.why
     with _parking(job, plan.key, others):
+        # After a `Retry` the staged files stay, for the next attempt.
         try:
             await _verify(job, plan, await _sent(job, plan))
         except GiveUp:
@@ -249,6 +250,7 @@ async def tape_checksum(job: Job) -> Result:
         return plan
     assert seen is not None
     began = job.now()
+    # A copy that cax brought to tape may have no digest of its own.
     known = seen if seen.manifest or seen.checksum else _any_good(job.run, seen)
     digest, checksum = (known.manifest, known.checksum) if known else (None, None)
     data = await _data(job, plan, digest, checksum)

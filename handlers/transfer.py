@@ -368,6 +368,7 @@ def plan_pull(
         return good
     if seen.host in [source.host for source in good[1:]]:
         return Skip(f"{good[0].host} has it too, and comes first in download_options")
+    # A person's request overrides the rules, except that there must be a good source.
     if asked is None and (why := unwanted(key, site) or was_deleted(run, key)):
         return Skip(why)
     if asked is None and to_be_purged(run, key, site, now):
@@ -433,6 +434,7 @@ def plan_repair(
     if is_disputed(bad):
         return Skip("it contradicts others, and it is open who is right")
     most = majority(run, bad.key, same=same_bytes(sites))
+    # Files in quarantine may be the right ones: nothing is overwritten before a person decides.
     aside = bad.fields.get("quarantine")
     if aside and not any(one.fields.get(VOUCHED) for one in most):
         return Skip("no majority says what is right: a person must vouch for a copy")
@@ -503,6 +505,7 @@ def _plan(run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str) -
         return Skip(f"{owner.name} has no directory for {key.type} data")
     assert good[0].location is not None
     location = f"{base.rstrip('/')}/{safe_name(good[0].location)}"
+    # We never write to a location that the entry does not name: it may be another copy's.
     if there is not None and there.status != REQUESTED and there.location != location:
         raise GiveUp(f"the entry of {key} says {there.location!r}, not {location!r}")
     again = is_left_over(run, key, location)

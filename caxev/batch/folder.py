@@ -252,6 +252,7 @@ def _row(path: Path) -> dict[str, Any]:
 def _write(path: Path, text: str) -> None:
     """Write a file atomically and durably."""
     writing = path.with_name(f".{path.name}.{token_hex(3)}")
+    # Synced before the rename: after a power failure the name must not lead to an empty file.
     with writing.open("w") as file:
         file.write(text)
         file.flush()

@@ -42,6 +42,7 @@ def call(
         assert process.stdout is not None
         assert process.stderr is not None
         answer, complaints = Tail(process.stdout, MOST), Tail(process.stderr, COMPLAINTS)
+        # `Tail` reads both pipes: a program that fills one that nobody reads would wait for ever.
         try:
             process.wait(PATIENCE)
         except subprocess.TimeoutExpired as error:

@@ -158,6 +158,7 @@ def plan(
         keep = max(keep, 1)
     if (no := _never(run, copy, site)) is not None:
         return Skip(no)
+    # Bad raw data goes only if the right content is known: it might be the only good copy.
     like = _like(run, copy, sites)
     if like is None:
         return Skip("no majority of its copies says what is right: caxev vouch names a right one")
@@ -498,6 +499,7 @@ def weigh(
         return Skip(f"it is {copy.status}, and does not say by whose wish")
     if copy.fields.get("erasing"):
         return Skip("its bytes are going")
+    # A tag protects until the third step, even if a proof exists.
     tags = [tag for tag in site.deletion.protect if tag in run.tags]
     if tags:
         return Withdraw(f"the run was tagged {', '.join(tags)} meanwhile")

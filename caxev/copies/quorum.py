@@ -66,6 +66,7 @@ def _kept(source: Copy) -> Iterator[str]:
 
 def agree(one: Copy, other: Copy) -> bool:
     """Whether two copies have the same content, by manifest or, if one lacks it, by checksum."""
+    # Not by checksum if both have manifests: names of files do not enter cax's checksum.
     if one.manifest and other.manifest:
         return one.manifest == other.manifest
     return one.checksum is not None and one.checksum == other.checksum
@@ -89,6 +90,7 @@ def voters(run: Run, key: CopyKey, same: Same) -> tuple[Copy, ...]:
         one for one in run.copies if same_data(one, key) and producer(one) == whose and _able(one)
     ]
     found: list[Copy] = []
+    # The best entry first, since the first of those that share their bytes gets the vote.
     for one in sorted(able, key=lambda one: (not one.fields.get(VOUCHED), one is not mine)):
         if not any(same(one, other) for other in found):
             found.append(one)
@@ -102,6 +104,7 @@ def _able(one: Copy) -> bool:
 
 def at_odds(run: Run, key: CopyKey, same: Same) -> bool:
     """Whether the copies of this data contradict one another."""
+    # All against the first is enough: if they agree with it they agree with one another.
     those = voters(run, key, same)
     return any(not agree(those[0], one) for one in those[1:])
 

@@ -29,6 +29,7 @@ async def sharing(job: Job, copy: Copy) -> list[str]:
     The disk decides, so links and odd spellings of a location are seen through.
     """
     wanted = neighbours(copy, job.site, job.sites)
+    # The query finds too many rather than too few; then the disk decides.
     others = located(await job.neighbours(wanted), job.run, copy, wanted.hosts)
     places = [place for _, place in others]
     found = await job.work(overlapping, copy.location, places) if others else ()

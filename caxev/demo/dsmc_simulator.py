@@ -93,6 +93,7 @@ class Tapes:
             index = json.loads(file.read_text()) if file.exists() else {"serial": 0, "files": {}}
             before = json.dumps(index)
             yield index
+            # By a rename: a client that is killed here leaves the old index.
             if (text := json.dumps(index)) != before:
                 (new := file.with_suffix(".new")).write_text(text)
                 new.replace(file)
@@ -105,6 +106,7 @@ class Tapes:
 
     def store(self, path: Path, *, wrong: bool) -> None:
         """Send a file: its newest version from now on."""
+        # The bytes before the index, so that it never names an object that is incomplete.
         name = f"{self.serial()}"
         shutil.copyfile(path, self.objects / name)
         if wrong:
@@ -153,11 +155,13 @@ class Client:
         if self.command == "incremental" and Path(self.words[0]).name in names:
             return "refused"
         planned = os.environ.get("DSMC_SIMULATOR_FAULTS")
+        # Planned faults come before random ones.
         if planned and Path(planned).exists():
             with Path(planned).open("r+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 lines = file.read().splitlines()
                 mine = next((one for one in lines if one.split()[:1] == [self.command]), None)
+                # Removed under the lock: each planned fault strikes once, however many clients run.
                 if mine is not None:
                     lines.remove(mine)
                     file.seek(0)
@@ -172,7 +176,7 @@ class Client:
         return ""
 
     def run(self) -> int:
-        """Do it; the return code."""
+        """Run the command; returns its return code."""
         now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S")
         say(BANNER.format(now=now))
         if unknown := self.options.keys() - set(KNOWN.split()):
@@ -195,7 +199,7 @@ class Client:
             return fault.status
 
     def strike(self) -> None:
-        """Let what is to go wrong in the middle go wrong now."""
+        """Let the command's fault happen, if it is one of those in the middle."""
         if self.fault == "hang":
             hang()
         if self.fault == "killed":
@@ -263,6 +267,7 @@ class Client:
         with self.tapes.index() as index:
             versions = index["files"].get(str(path), [])
         status = path.stat()
+        # As the real client: unchanged files are skipped, unless -absolute is given.
         same = [
             one
             for one in versions
@@ -272,6 +277,7 @@ class Client:
         return not same or "absolute" in self.options
 
     def _expire(self, top: Path, there: set[str]) -> None:
+        # As the real client: a file that is gone from the disk becomes inactive on tape.
         with self.tapes.index() as index:
             for path, versions in index["files"].items():
                 if str(Path(path).parent) == str(top) and path not in there:
@@ -399,7 +405,7 @@ def summary(rows: Sequence[tuple[str, str]], amount: int) -> None:
 
 
 def size_words(amount: int) -> str:
-    """Bytes as the client prints them."""
+    """Return a number of bytes as the client prints it."""
     value, unit = float(amount), "B"
     for unit in ("B", "KB", "MB", "GB"):  # noqa: B007
         if value < 1024:  # noqa: PLR2004
@@ -409,7 +415,7 @@ def size_words(amount: int) -> str:
 
 
 def say(text: str, end: str = "\n") -> None:
-    """Print it at once: whoever reads it waits."""
+    """Print a text at once, as its reader waits for it."""
     sys.stdout.write(text + end)
     sys.stdout.flush()
 

@@ -83,7 +83,7 @@ def write_summary(peaks: Path, output: Path) -> int:
 
 
 def main(arguments: list[str]) -> int:
-    """Serve the command line; 1 where there was nothing to read."""
+    """Serve the command line; returns 1 if there was nothing to read."""
     what, source, output = arguments
     write = {"peaks": write_peaks, "summary": write_summary}[what]
     count = write(Path(source), Path(output))

@@ -110,6 +110,7 @@ class World:
         public = [make_key(keys / entry["name"]) for entry in entries]
         hosts = [make_key(keys / f"{entry['name']}.host") for entry in entries]
         (keys / "authorized").write_text("\n".join(public) + "\n")
+        # All are started before the first is waited for, so that they start side by side.
         started = [self._start_server(entry["name"], stack) for entry in entries]
         ports = [_port_in(file, process) for file, process in started]
         lines = [known_hosts_line(port, host) for port, host in zip(ports, hosts, strict=True)]
@@ -130,7 +131,7 @@ class World:
         return port_file, process
 
     def restart_server(self, name: str) -> int:
-        """Kill a site's SSH server and start another one; its port, which is not the former."""
+        """Kill a site's SSH server and start another one; returns its new port."""
         self._servers[name].kill()
         self._servers[name].wait()
         (self.directory / "keys" / f"{name}.port").unlink()
@@ -170,9 +171,9 @@ class World:
     def listen(
         self, site: str, *options: str, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start ``caxev listen --site SITE`` as its own process; its log goes to ``logs``.
+        """Start ``caxev listen --site SITE`` as a process; its log goes to ``logs``.
 
-        It is killed when this process ends without having stopped it.
+        It is killed if this process ends without stopping it.
         """
         command = [sys.executable, "-m", "caxev", "--log-level", "DEBUG"]
         command += ["listen", "--site", site, *options]
@@ -187,7 +188,8 @@ class World:
         return self.listeners[site]
 
     def stop_listeners(self) -> dict[str, int]:
-        """Ask every listener to leave, and wait; their exit statuses."""
+        """Ask every listener to leave, and wait; returns their exit statuses."""
+        # All are asked before the first is waited for: they leave side by side.
         for process in self.listeners.values():
             ask(process)
         return {site: left(process) for site, process in self.listeners.items()}
@@ -195,9 +197,9 @@ class World:
     # -- data -------------------------------------------------------------------------------
 
     def take_run(self, site: str, number: int, size: int, seed: int) -> dict[str, Any]:
-        """Have the stand-in DAQ write a run of `size` bytes at a site; its document.
+        """Have the simulated DAQ write a run of `size` bytes at a site; returns its document.
 
-        The copy there is ``verifying``: its digests have still to be taken.
+        The copy there is ``verifying``, as its digests are not known yet.
         """
         start = FIRST_START + timedelta(hours=number)
         raw = self.dir_of(site, "dir_raw")
@@ -208,9 +210,9 @@ class World:
 
 
 def add_tape(entries: list[dict[str, Any]]) -> None:
-    """Give the first site of a sites.json a tape archive, from which it takes what it has lost.
+    """Give the first site of a sites.json a tape archive for backups and recalls.
 
-    With that there are enough copies for old data to go there, but for what is tagged ``keep``.
+    This makes enough copies to purge old data there, unless it is tagged ``keep``.
     """
     first = entries[0]
     first["dir_tsm"] = "/data/tsm"
@@ -222,7 +224,8 @@ def add_tape(entries: list[dict[str, Any]]) -> None:
 
 
 def end(process: subprocess.Popen[bytes]) -> int:
-    """End a process that we started: ask, wait, then kill; its exit status."""
+    """End a process that we started: ask, wait, then kill; returns its exit status."""
+    # The SSH server ends with its standard input, even if no signal reaches it.
     if process.stdin is not None:
         process.stdin.close()
     ask(process)
@@ -230,13 +233,13 @@ def end(process: subprocess.Popen[bytes]) -> int:
 
 
 def ask(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end. Asked twice, a listener leaves at once: see `left` for waiting."""
+    """Ask a process to end. A listener that is asked twice leaves at once, so ask once."""
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
 
 
 def left(process: subprocess.Popen[bytes]) -> int:
-    """Wait until a process that was asked has ended, then kill it; its exit status."""
+    """Wait for a process that was asked to end, kill it if it does not; returns its exit status."""
     try:
         return process.wait(LEAVES)
     except subprocess.TimeoutExpired:

@@ -156,6 +156,7 @@ def changes(
     """
     if wishes.only_verify is not None:
         return Changes()
+    # Ended rules count as made, so that an expired replica is not requested again for ever.
     there = {one.rse: one for one in standing}
     ended = {one.rse: one for one in remembered if one.rse not in there}
     add: list[tuple[str, int | None]] = []
@@ -175,6 +176,7 @@ def choose(rses: Names, taken: Sequence[str], run_name: str) -> str:
     for rse in rses:
         if rse in taken:
             return rse
+    # By a hash of the run's name: every site and every repetition chooses the same one.
     digest = hashlib.sha256("\0".join([run_name, *rses]).encode()).digest()
     return rses[int.from_bytes(digest[:8], "big") % len(rses)]
 

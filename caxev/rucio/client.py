@@ -1,4 +1,4 @@
-"""What can be done with a catalogue. The functions run in a worker process.
+"""Operations on a catalogue, as functions that run in a worker process.
 
 The handlers in `caxev.handlers.rucio` and ``caxev rucio`` call `upload`, `settle`, `verify`,
 `download` and the rest with a `Site` of method ``rucio``; each opens a connection of its own.
@@ -66,6 +66,7 @@ def upload(order: Upload, *, report: Report) -> tuple[Digested, Found]:
             rucio.add_rule(order.names.dataset, entrance, None)
             failpoints.point("rucio.rule")
         rucio.describe(order.names, order.metadata)
+        # Closed last: others take a closed dataset for a complete one.
         rucio.close(order.names.dataset)
         failpoints.point("rucio.close")
         found = rucio.look(order.names.dataset)
@@ -103,6 +104,8 @@ def settle(order: Settlement, *, report: Report) -> Found:
             run_name=order.run_name,
             now=utcnow(),
         )
+        # Rules are added before any is deleted, so that no replica goes before its successor is
+        # requested.
         for rse, lifetime in todo.add:
             rucio.add_rule(order.dataset, rse, lifetime)
             failpoints.point("rucio.rule")
@@ -192,7 +195,7 @@ def declare_bad(
             for row in rucio.replicas([dataset])
             for rse, those in row["rses"].items()
             if (rse, row["name"]) in wanted
-            for pfn in those[:1]
+            for pfn in those[:1]  # all names of a replica mean the same file
         ]
         if pfns:
             rucio.client.declare_bad_file_replicas(pfns, "caxev: the checksum differs")
@@ -216,6 +219,7 @@ def download(order: Download, *, report: Report) -> Moved:
     final = confine(order.location, order.here.roots)
     with connected(order.there, f"download of {order.dataset}") as rucio:
         files = order.files or rucio.files(order.dataset)
+        # A dataset of one file may be a directory with one file, or the file itself.
         if order.single and len(files) == 1:
             files = (evolve(files[0], path=b""),)
         source = seen_of(files, int(order.taken.timestamp()) * 1_000_000_000)

@@ -94,7 +94,7 @@ class Connection:
     there: Site
 
     def storage(self, rse: str) -> Storage:
-        """What is needed to reach an RSE's storage."""
+        """Return the access to an RSE's storage."""
         token: str = self.client.auth_token or ""
         return Storage(rse, self.client.get_rse(rse), token if token.count(".") == 2 else None)  # noqa: PLR2004  # a JWT has three parts
 

@@ -39,7 +39,7 @@ _CHUNK: Final = 2 << 20
 
 @frozen
 class Checked:
-    """What one file must be. `path` is relative to the copy, ``b""`` for a copy of one file.
+    """The required content of a file; `path` is relative to the copy, ``b""`` for a single file.
 
     `adler32` is eight hex digits; `md5` is empty if it is not known.
     """
@@ -94,6 +94,7 @@ def digest_for_catalogue(root: str, names: Names, *, sha512: bool, report: Repor
     Raises `GiveUp` if it holds what a catalogue cannot: links, empty directories, odd names;
     `Retry` if it cannot be read or changes meanwhile.
     """
+    # Looked at before and after: a copy that changes meanwhile would get digests that never were.
     before = look(root)
     todo = [(seen, _name(names, seen, root)) for seen in before if seen.kind == "file"]
     _check_rest(before, root)
@@ -103,6 +104,7 @@ def digest_for_catalogue(root: str, names: Names, *, sha512: bool, report: Repor
         try:
             found = [future.result() for future in futures]
         finally:
+            # After an error, or when we are cancelled, the other threads stop at their next chunk.
             reading.stopped.set()
     if look(root) != before:
         raise Retry(f"{shown(root)} changed while it was read")
@@ -140,6 +142,7 @@ class _Reading:
 
     def digest(self, seen: Seen, did: Did) -> tuple[Checked, Item]:
         path = join(self.root, seen.path)
+        # All digests from one reading: raw data is too large to be read twice.
         adler, md5, parts = 1, hashlib.md5(usedforsecurity=False), PartDigest()
         sha512 = hashlib.sha512() if self.sha512 else None
         with local(path, "read"), os.fdopen(open_resolved(path, os.O_RDONLY), "rb", 0) as file:

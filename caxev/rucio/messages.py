@@ -39,6 +39,7 @@ def datasets_in(body: bytes) -> Iterator[str]:
     for line in body.splitlines():
         try:
             message = json.loads(line)
+        # hermes sends messages of other kinds, too; anybody can post anything.
         except (ValueError, RecursionError):
             continue
         payload = message.get("payload") if isinstance(message, Mapping) else None
@@ -90,6 +91,7 @@ class Messages:
 
     async def _opened(self, name: str, address: tuple[str, int]) -> _Server:
         token = trio.lowlevel.current_trio_token()
+        # The address may still be in use by the former listener of this site.
         for attempt in count(1):
             try:
                 return _Server(address, partial(self._take, name), token)

@@ -29,7 +29,7 @@ from caxev.rucio.storage import (
 
 @define(eq=False)
 class Sending:
-    """Brings the files of a copy to one RSE, and makes them known to the catalogue."""
+    """Uploads the files of a copy to one RSE, and registers them in the catalogue."""
 
     rucio: Connection
     storage: Storage
@@ -43,12 +43,16 @@ class Sending:
         `known`: some of them may have been registered before.
         """
         rse, client = self.storage.rse, self.rucio.client
+        # Only a deterministic RSE derives a file's path from its name, so that an attempt after a
+        # crash finds the file again.
         if not self.storage.settings.get("deterministic", True):
             raise GiveUp(f"{rse} is not deterministic: it cannot be an entrance")
         rows = {row["name"]: row for row in self._known(files)} if known else {}
         self._compare(rows, files)
         state = {name: row["states"].get(rse) for name, row in rows.items()}
         new = [one for one in files if state.get(one.name) is None]
+        # Registered before they are sent, as copying: a crash leaves no file in the storage that
+        # the catalogue does not know.
         for some in batches(new):
             client.add_replicas(rse, [self._registered(one) for one in some])
             failpoints.point("rucio.register")
@@ -57,6 +61,7 @@ class Sending:
         for some in batches(files):
             side_by_side(lambda one: self._bring(one, one.name in names, counter), some)
             failpoints.point("rucio.sent")
+            # Only after the storage has confirmed every file of the batch.
             lacking = [one for one in some if state.get(one.name) != AVAILABLE]
             if lacking:
                 client.update_replicas_states(rse, [self._available(one) for one in lacking])
@@ -66,7 +71,8 @@ class Sending:
         return self.rucio.replicas([Did(self.dataset.scope, one.name) for one in files])
 
     def _compare(self, rows: Mapping[str, Row], files: Iterable[Checked]) -> None:
-        """A name stands for one content for ever: Rucio would take other bytes without a word."""
+        """Check the files against the catalogue, in which a name has one content for ever."""
+        # Rucio itself does not: it accepts other bytes without an error.
         for one in files:
             row = rows.get(one.name)
             why = one.differs(row["bytes"], row["adler32"], row.get("md5")) if row else None
@@ -83,9 +89,11 @@ class Sending:
     def _bring(self, one: Checked, is_new: bool, counter: Counter) -> None:
         did = Did(self.dataset.scope, one.name)
         pfn = self.storage.pfn(did)
+        # A file that an earlier attempt sent is compared, and sent again only if it differs.
         if is_new or difference(self.storage, pfn, one, Counter.silent()) is not None:
             self.storage.send(did, one, self.root)
             failpoints.point("rucio.file")
+            # By the storage's own checksum: that the upload succeeded does not prove its bytes.
             why = difference(self.storage, pfn, one, Counter.silent())
             if why is not None:
                 raise Retry(f"{one.name} at {self.storage.rse} {why} after it was brought there")
@@ -94,9 +102,9 @@ class Sending:
 
 @define(eq=False)
 class Fetching:
-    """Brings files of a dataset here, each from the first of its replicas that gives it whole.
+    """Downloads files of a dataset, each from the first of its replicas that gives it whole.
 
-    Rucio's library writes to `private` alone; what it has brought there goes on to `partial`.
+    Rucio's library writes only to `private`; verified files are then moved to `partial`.
     """
 
     rucio: Connection
@@ -121,7 +129,7 @@ class Fetching:
             self._storages[rse] = self.rucio.storage(rse)
 
     def fetch(self, seen: Seen) -> None:
-        """Bring one file. Its time marks it as whole."""
+        """Download one file; its modification time marks it as complete."""
         one = self._by_path[seen.path]
         failed: list[str] = []
         for rse, pfn in self._sources(one):
@@ -139,7 +147,7 @@ class Fetching:
         return [(source["rse"], pfn) for pfn, source in ordered]
 
     def _fetched(self, seen: Seen, rse: str, pfn: str) -> str | None:
-        """Bring the file from there; return why it did not come, None if it did."""
+        """Download the file from one RSE; returns why that failed, or None."""
         one, path = self._by_path[seen.path], join(self.partial, seen.path)
         staged = name_in(self.private, one.path)
         try:
@@ -147,6 +155,7 @@ class Fetching:
             with local(path, "write"):
                 why = one.differs(os.path.getsize(staged), adler32_of(staged))
                 if why is None:
+                    # Time before name: under its name a file with this time counts as complete.
                     os.utime(staged, ns=(seen.mtime_ns, seen.mtime_ns))
                     place_file(staged, path, is_lock=not one.path)
         except (Retry, GiveUp):

@@ -76,6 +76,7 @@ def names_of(run: Run, key: CopyKey, catalogue: Catalogue) -> Names:
     if taken is None:
         raise GiveUp(f"{run} has no start and no name like 161111_1434: it can have no scope")
     campaign = period_of(taken, catalogue.periods)
+    # A scope must follow Rucio's schema: an odd name is replaced by the start time.
     name = run.name if _RUN_NAME.fullmatch(run.name) else f"{taken:%y%m%d_%H%M}"
     detector = catalogue.detectors.get(run.detector, run.detector) or "tpc"
     basic = f"{catalogue.experiment}_{campaign}"

@@ -57,7 +57,7 @@ class Found:
 
 @frozen
 class Settlement:
-    """What is wanted of a dataset. `remembered`: rules that the entry knows of.
+    """The wishes for a dataset. `remembered`: rules that the entry knows of.
 
     `files` are what replicas are compared with before others are given up, None: they cannot be.
     """
@@ -72,7 +72,7 @@ class Settlement:
 
 @frozen
 class Verdict:
-    """What came of comparing a dataset with its files.
+    """The result of comparing a dataset with its files.
 
     `good`: RSEs whose every replica has the right size and checksum, asked of the storage itself.
     `bad`: what is not as it must be, a line each, and the replicas concerned as (RSE, name).

@@ -28,7 +28,7 @@ R = TypeVar("R")
 Row = dict[str, Any]
 
 AT_ONCE: Final = 4
-"""Files that are moved or compared side by side."""
+"""Files that are transferred or compared in parallel."""
 _CHUNK: Final = 1 << 20
 QUIET: Final = logging.getLogger("caxev.rucio")
 """The logger of Rucio's library."""
@@ -78,9 +78,10 @@ class Storage:
         return found
 
     def send(self, did: Did, one: Checked, root: str) -> None:
-        """Bring a file there, in place of whatever has its name. A temporary name until whole."""
+        """Upload a file, by a temporary name, replacing any file of its name."""
         from rucio.rse import rsemanager
 
+        # Rucio opens the file by path: pinned, nobody can swap it for a link meanwhile.
         with pinned(join(os.fsencode(root), one.path)) as name:
             directory, file = os.path.split(os.fsdecode(name))
             rsemanager.upload(
@@ -99,7 +100,7 @@ class Storage:
             )
 
     def fetch(self, pfn: str, path: bytes) -> None:
-        """Bring a file here."""
+        """Download a file."""
         with self._protocol("read", urlsplit(pfn).scheme) as protocol:
             protocol.get(pfn, os.fsdecode(path))
 
@@ -146,12 +147,16 @@ class Counter:
 
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Call it for each, a few at a time; their results in order. The first error is raised."""
+    """Call a function for each item, `AT_ONCE` in parallel; returns the results in order.
+
+    Raises the first error.
+    """
     with ThreadPoolExecutor(AT_ONCE) as pool:
         futures = [pool.submit(function, item) for item in items]
         try:
             return [future.result() for future in futures]
         finally:
+            # After an error the waiting ones are cancelled; those that run are waited for.
             for future in futures:
                 future.cancel()
 

@@ -23,6 +23,8 @@ def methods() -> frozenset[str]:
 
 def archive(method: str) -> Archive:
     """Return the archive of that method. Raises `GiveUp` if there is none."""
+    # Imported when needed: a command that uses no tape need not load its modules. Ours come first,
+    # so that a third party cannot replace them by accident.
     if method in _OURS:
         module, name = _OURS[method].split(":")
         ours: Archive = getattr(importlib.import_module(module), name)()

@@ -19,6 +19,7 @@ from attrs import frozen
 
 from caxev.tape.base import Stored
 
+# Lenient about what varies between versions; the order of all lines is checked below.
 _MESSAGE: Final = re.compile(r"\b(AN\w\d{4}\w)\b[\s:]*(.*)")
 _TOTAL: Final = re.compile(r"Total number of (?:objects )?([a-z ]+):\s*(\S.*)")
 _COUNT: Final = re.compile(r"\d{1,3}(?:,\d{3})*|\d+")
@@ -208,6 +209,7 @@ def _out_of_order(lines: Sequence[str], begin: str, done: str) -> str | None:
     The order is `begin`, files, `done`, figures, each figure once; messages may come anywhere. The
     lines before `begin` are the client's greeting, which differs between versions.
     """
+    # `awaited` has the markers that have not come yet, so that its length is the current phase.
     awaited, kinds = [begin, done], {"file"}
     figures: set[str] = set()
     unfinished: re.Pattern[str] | None = None  # what the rest of a wrapped line ends with
@@ -265,6 +267,8 @@ def listing(run: ClientRun) -> list[tuple[str, Stored]]:
     Raises ValueError with the reason if the list is not complete.
     """
     codes = {message.code for message in run.messages if message.is_trouble}
+    # Only this message means an empty folder: any other failure must not look like one, or data
+    # that is on tape would be sent again.
     if run.status == WARNING and codes == {NOTHING_FOUND}:
         return []
     if run.status != OK or run.trouble is not None:

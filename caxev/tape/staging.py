@@ -21,6 +21,7 @@ from caxev.files import Item, Manifest, link_file, local, open_resolved, printab
 from caxev.tape.base import Stored, Transcript
 
 _FICLONE: Final = 0x40049409
+# Errors of links and clones that mean "not on these file systems", so that a copy is made instead.
 _CANNOT: Final = {
     errno.EXDEV,
     errno.EOPNOTSUPP,
@@ -105,6 +106,7 @@ def _place(old: str, new: str) -> int:
     with suppress(FileNotFoundError):
         there = os.stat(new, follow_symlinks=False)
         same_time = (there.st_size, there.st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+        # The time has nanoseconds, and a copy gets it only when it is complete.
         if os.path.samestat(there, status) or same_time:
             return status.st_size
         _take_away(new)
@@ -146,6 +148,7 @@ def _tried(function: Callable[[], object]) -> bool:
 
 
 def _take_away(path: str) -> None:
+    # We never make directories there: one is somebody else's, and is not removed.
     if os.path.isdir(path) and not os.path.islink(path):
         raise Retry(f"there is a directory in {shown(os.path.dirname(path))}, which is for staging")
     failpoints.point("tape.unlink")

@@ -147,6 +147,7 @@ def back_up(transcript: Transcript, reach: Reach, source: str, data: Data, again
     if (why := fit_for_tape(manifest)) is not None:
         raise GiveUp(f"{shown(path)} does not go to tape: {why}")
     files = on_tape(data.name, manifest)
+    # Before anything is sent: files of another copy in the folder could be taken for ours later.
     _check_free_of_others(place.listed(reach, data.folder, transcript), files, data.folder)
     staged = _staged(reach, data.name)
     make_parents(staged, [os.path.dirname(staged)])
@@ -185,6 +186,7 @@ def _staged(reach: Reach, name: str) -> str:
 
 def _staging(reach: Reach) -> str | None:
     """Return the staging directory for tape. Raises `RootAway` if its disk is missing."""
+    # By its marker: the mount point of an unmounted disk must not look like an empty directory.
     for site in (reach.here, reach.there):
         for root in site.marked:
             if root == site.dir_tsm:
@@ -295,6 +297,7 @@ def _filling(folder: str) -> Iterator[None]:
         try:
             yield
         finally:
+            # Files that were restored stay for the next attempt; rmdir then fails.
             with suppress(OSError):
                 os.rmdir(folder)
 
@@ -333,6 +336,7 @@ def _restored(transcript: Transcript, reach: Reach, data: Data, folder: str) -> 
     for name in set(os.listdir(folder)) - right:
         failpoints.point("tape.unlink")
         os.unlink(os.path.join(folder, name))
+    # Files that are not right go first: the client does not replace existing ones.
     missing = [one for one in files if one.name not in right]
     transcript.total = sum(one.size for one in files)
     _check_free(reach, folder, sum(one.size for one in missing))
@@ -340,6 +344,7 @@ def _restored(transcript: Transcript, reach: Reach, data: Data, folder: str) -> 
         failpoints.point("tape.get")
         place.get(reach, data.folder, missing, folder, transcript)
         failpoints.point("tape.get")
+    # The files of earlier attempts are read again, too: everything is compared at once, at the end.
     found = digest_tree(folder, sha512=data.expected is None, report=transcript.report)
     return Copied(_renamed(data.name, found), sum(one.size for one in missing))
 

@@ -70,6 +70,7 @@ class Tsm:
         transcript: Transcript,
     ) -> None:
         """Back up; with `again` even files that have not changed since their last backup."""
+        # dsmc stores a file under the path that it has on disk: there is no other way to name it.
         if staged != folder:
             raise GiveUp(f"{staged} would be {staged} on tape, not {folder}")
         for name in (folder, *(one.name for one in files)):

@@ -188,6 +188,7 @@ class Lab:
             (path / file).write_bytes(content)
         path.mkdir(parents=True, exist_ok=True)
         manifest = digest_tree(str(path), sha512=True, report=lambda _done, _total: None)
+        # Before the entry, as a listener does it: handlers look up the manifest by its digest.
         await self.database.store_manifest(manifest.digest, manifest.to_rows())
         entry = {
             "type": type,
@@ -238,6 +239,7 @@ class Lab:
         requested crash did not happen, or if the reactions never end.
         """
         for _ in range(TURNS):
+            # At rest: a turn of all sites changes neither runs nor reactions.
             before = await self._state()
             for name in sites or self.names:
                 await self._turn(name)

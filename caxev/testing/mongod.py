@@ -267,6 +267,7 @@ class ReplicaSet:
 
     def restart(self, i: int) -> None:
         """Start member `i` again on its old port; returns when it accepts connections."""
+        # The old port, since the set's configuration has the members by their addresses.
         self.members[i].kill()
         self.members[i].start()
         self.members[i].wait()
