@@ -112,6 +112,7 @@ def db_grants(*, site: str, x509: str | None, apply_: bool, as_json: bool) -> No
 
 def _in_shell(database: str, command: dict[str, Any]) -> str:
     """Return a command as mongosh takes it; it asks for a password there."""
+    # A password on the screen would end up in the terminal's history.
     text = json.dumps(command, indent=2).replace('"pwd": null', '"pwd": passwordPrompt()')
     return f"db.getSiblingDB({json.dumps(database)}).runCommand({text});"
 
@@ -186,6 +187,7 @@ def _unknown_tasks(options: State, known: Sites) -> Iterable[str]:
     for site in known.values():
         if site.task_list:
             try:
+                # With that site's own handlers: a task is known if its own site knows it.
                 handlers = options.registry(site.name).handlers.values()
             except ConfigError as error:  # a module that only that site has
                 yield f"site {site.name!r}: task_list is not checked here: {error.summary}"

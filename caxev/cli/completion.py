@@ -37,7 +37,7 @@ class Known(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
     ) -> list[CompletionItem]:
         """Return the values that begin with what was typed."""
         del param
-        with suppress(Exception):
+        with suppress(Exception):  # see the module's docstring
             known = self.values(ctx.find_root().ensure_object(State))
             return [CompletionItem(one) for one in sorted({*known}) if one.startswith(incomplete)]
         return []
@@ -62,6 +62,7 @@ def _handlers(options: State) -> Iterable[str]:
     modules: set[str] = set()
     with suppress(ConfigError):  # without sites.json there are those that come with caxev
         modules = {module for site in options.sites().values() for module in site.handlers}
+    # Of all sites: the command may name another site than this machine's.
     load_handlers((*BY_METHOD.values(), *sorted(modules)), options.handlers)
     return [name for handler in recorded for name in _names(handler)]
 

@@ -113,6 +113,7 @@ class Wish:
     @property
     def doer(self) -> Site:
         """Return the site whose listener makes the copy. Raises `ConfigError` if there is none."""
+        # The target's listener pulls, which is preferred; a site without one is pushed to.
         for site in (self.target, self.source):
             if site.listener:
                 return site
@@ -171,6 +172,7 @@ def _has_failed(copy: Copy) -> bool:
     """Return whether an attempt to make the copy was given up, by us or by an old program."""
     from caxev.core.model import ERROR
 
+    # With a checksum problem the copy is bad, not unfinished: it is repaired, not requested again.
     given_up = copy.status == ERROR and copy.fields.get("trigger") is not None
     return (given_up and not copy.fields.get("checksumproblem")) or copy.is_abandoned
 
@@ -243,6 +245,8 @@ def _under_way(copy: Copy, reactions: Sequence[tuple[Reaction, Any]]) -> Standin
 
     # Only these react to the present status: the others belong to an earlier entry of that copy.
     current = [reaction for reaction, _ in reactions if reaction.after == copy.seen_as]
+    # A reaction that is done, and has left the copy as `requested`, has declined it. In later
+    # states only a failure is final.
     notes = [f"{d.handler} at {d.site}: {d.note}" for d in current if d.note]
     words, states = "; ".join(notes), {reaction.state for reaction in current}
     ended = {State.FAILED} if copy.status != REQUESTED else {State.FAILED, State.DONE}
@@ -294,6 +298,7 @@ class Errand:
 
         run = await self._find(database)
         way = self.wish.way(run)
+        # The write expects the run as it was read. If it has changed meanwhile, decide again.
         while (why := why_not(run, way)) is None:
             update = asked_for(run, way, me(), utcnow())
             if await database.update_run(update, utcnow()) is not None:
@@ -327,6 +332,7 @@ class Errand:
                 except DatabaseError as error:
                     if not is_transient(error):
                         raise
+                    # A fail-over takes seconds, and the copy goes on without us.
                     if str(error) != trouble:
                         trouble = str(error)
                         self.display.print_line(f"{trouble}; trying again")
@@ -337,6 +343,7 @@ class Errand:
     async def _follow(self, database: Database, way: Way) -> None:
         assert self.found is not None
         run, sites = self.found.id, (self.wish.source.name, self.wish.target.name)
+        # Follow before the first read, so that no change between the two is missed.
         async with database.follow(run, sites) as changed:
             while True:
                 # Reactions before the run: a reaction settles after its writes to the run, so the
@@ -409,7 +416,7 @@ class Errand:
         """End with the JSON object, if wanted, and with an exit code for the result."""
         try:
             yield
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # it ends the watching only, so print how to cancel the request
             self.display.print_line(f"interrupted: {self._left()}")
             self._sum_up(None)
             raise click.exceptions.Exit(INTERRUPTED) from None

@@ -121,6 +121,7 @@ def ended_by_signals() -> Iterator[Callable[[], None]]:
     asked: list[int] = []
 
     def leave(number: int, _frame: object) -> None:
+        # Only once: a second KeyboardInterrupt would hit the clean-up of the first.
         if not asked:
             asked.append(number)
             signal.raise_signal(signal.SIGINT)
@@ -257,6 +258,7 @@ def _check_alive(world: World) -> None:
 async def _take_data(world: World, database: Database, count: int, size: int) -> None:
     for number in range(1, count + 1):
         document = await trio.to_thread.run_sync(world.take_run, BIRTH, number, size, number)
+        # Else the rules would purge the first copies while the demo still counts them.
         document["tags"] = [{"name": PROTECTED}]
         await database.insert_run(document)
 
@@ -285,21 +287,21 @@ async def _purge(world: World, show: Show, database: Database) -> int:
                 show.lines([now])
                 await trio.sleep(0.2)
             gone += 1
-        await _tell(world, show, one)
+        await _show_history(world, show, one)
     return gone
 
 
-async def _tell(world: World, show: Show, one: Run) -> None:
+async def _show_history(world: World, show: Show, one: Run) -> None:
     """Print a run's history, as ``caxev explain --timeline`` does."""
     words = ["explain", "--run", str(one.number), "--timeline"]
     show.say(f"\ncaxev {' '.join(words)}")
-    told = await trio.run_process(
+    shown = await trio.run_process(
         [sys.executable, "-m", "caxev", *words],
         env={**os.environ, **world.environment},
         capture_stdout=True,
         check=False,
     )
-    show.say(told.stdout.decode())
+    show.say(shown.stdout.decode())
 
 
 async def _watch(world: World, show: Show, database: Database, count: int) -> None:

@@ -58,13 +58,13 @@ def report_errors(*, debug: Callable[[], bool]) -> Iterator[None]:
     try:
         yield
     except click.UsageError as usage:
-        if isinstance(usage, click.exceptions.NoArgsIsHelpError):
+        if isinstance(usage, click.exceptions.NoArgsIsHelpError):  # it prints the help by itself
             raise
         command = usage.ctx.command_path if usage.ctx is not None else "caxev"
         click.echo(f"caxev: {_line(usage.format_message())} (see {command} --help)", err=True)
         raise click.exceptions.Exit(usage.exit_code) from None
     except (click.ClickException, click.exceptions.Exit, click.Abort):
-        raise
+        raise  # click has its own messages and exit codes for these
     except (Exception, KeyboardInterrupt, BaseExceptionGroup) as raised:  # noqa: BLE001  # the last
         error = leaf(raised)
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
@@ -80,6 +80,7 @@ def report_errors(*, debug: Callable[[], bool]) -> Iterator[None]:
 
 def leaf(error: BaseException) -> BaseException:
     """Return the first error inside the exception groups of trio's nurseries."""
+    # One line has room for one error, and the others mostly follow from the first.
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

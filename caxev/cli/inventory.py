@@ -70,6 +70,8 @@ class Inventory:
     def __attrs_post_init__(self) -> None:
         # With an empty name SQLite makes a file that it removes at the end, even of a crash.
         self._db = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        # No journal and no syncs: after a crash there is nothing to recover. The cache is bounded
+        # (16 MiB), the paths are bytes, as file names need not be valid text.
         self._db.executescript(
             "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384;"
             "CREATE TABLE claims(path BLOB PRIMARY KEY, must INT, run TEXT, number INT, name TEXT,"
@@ -112,7 +114,8 @@ class Inventory:
 
     def claimed_below(self, path: bytes) -> bool:
         """Return whether an entry names a place inside of that directory."""
-        between = (path + b"/", path + b"0")  # the character after the slash
+        # A range of the primary key; LIKE would scan the table, and take `_` and `%` for patterns.
+        between = (path + b"/", path + b"0")  # 0 is the character after the slash
         query = "SELECT 1 FROM claims WHERE path>? AND path<? LIMIT 1"
         return self._db.execute(query, between).fetchone() is not None
 
@@ -122,6 +125,7 @@ class Inventory:
 
     def settle(self) -> int:
         """Check the claimed places that the walk did not pass; return how many are missing."""
+        # By pages after a key: the loop updates the table that it reads.
         after = b""
         while page := self._unseen(after):
             for claim in page:
@@ -149,6 +153,7 @@ class Inventory:
 
     def walk(self, site: Site) -> None:
         """Walk through the directories of a site, which must all exist. Raises OSError."""
+        # The rows go to the disk as the walk yields them, in one transaction.
         self._db.execute("BEGIN")
         walk = _Walk(self, _held(site), frozenset(map(_real, site.roots)))
         self._db.executemany(
@@ -198,6 +203,7 @@ class _Walk:
                     continue
                 elif not entry.is_dir(follow_symlinks=False):
                     yield measured(entry.path, "stray")
+                # A directory of a version is no copy, but contains some; so does one above a copy.
                 elif (versioned and entry.name.startswith(b"pax_")) or self._leads_on(entry.path):
                     yield from self._below(entry.path)
                 elif entry.path not in self.roots:
@@ -255,6 +261,8 @@ def copies_of(path: bytes) -> Iterator[bytes]:
 
 def measured(path: bytes, kind: Kind) -> Find:
     """Count the files and bytes at a path, without following links, in bounded memory."""
+    # ctime and not mtime: transfers set the mtime to that of the source, and a rename into the
+    # directory leaves it. An iterator for each level bounds the memory by the depth.
     files, size, changed = 0, 0, 0.0
     trouble: str | None = None
     open_: list[Iterator[os.DirEntry[bytes]]] = []

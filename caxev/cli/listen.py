@@ -130,6 +130,7 @@ def _check(site: str, sites: Sites) -> None:
     problems = [*private_problems(here, sites, bare=False), *catalogue_problems(here, sites)]
     if problems:
         raise ConfigError("; ".join(problems))
+    # At boot a listener may start before its disks are mounted. It must not fail for that.
     for key, path in private_directories(here, sites):
         if is_bare(path):
             logger.warning("{}: {}; what needs it waits", key, not_private(path))
@@ -212,6 +213,8 @@ async def _due_in(
     since: datetime | None = None
     seen: set[str] = set()  # reactions due at that very time, which the next page has again
     more = True
+    # Pages go by time and not by offset, as the listener takes reactions away meanwhile. Many may
+    # be due at one time: ask for as many more as the page before has shown of that time.
     while more:
         limit = _PAGE + len(seen)
         page = await database.due(site, lane, now, limit, since=since)

@@ -144,6 +144,7 @@ def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:
     from caxev.core.model import MOVING, TRANSFERRED
     from caxev.files import confine, inside, safe_name
 
+    # A copy that is `moving` is accepted, too: an earlier call was killed, and this one continues.
     copy = run.copy(key)
     if copy is None:
         raise NothingToDo(f"{run} has no copy: {key}")
@@ -185,6 +186,7 @@ class Errand:
         from caxev.files import process_lock
 
         run = await self.wanted.find_one(database, database.settings)
+        # The run is read again under the lock: the process before us may have moved the copy.
         busy = f"{run}: {self.key} is being moved by another process"
         with process_lock(f"mv {run.id} {self.key}".encode(), busy):
             return await self._go(database)
@@ -195,23 +197,26 @@ class Errand:
         run = await self.wanted.find_one(database, database.settings)
         move = plan_move(run, self.key, self.site, self.to)
         if move.old == move.new:
+            # An earlier call may have been killed in its last step.
             await self._clear(database, run, move.copy)
             return move.row(run, "it is there")
         self._sure_free(move)
         await self._sure_alone(database, run, move)
         run, moving = await self._claim(database, run, move)
         point("mv.claimed")
-        told = False
+        is_recorded = False
         try:
+            # Only after the claim: from then on no further reaction begins to read the copy, so
+            # that this wait has an end.
             await self._alone(database, run)
             expected = await self._expected(database, moving)
             aside = await trio.to_thread.run_sync(bring, move, self.site, expected)
             place = own_name(move.new, self.site, self.key.type)
-            run = await self._tell(database, run, moving, location=place, moved_from=aside)
-            told = True
+            run = await self._record(database, run, moving, location=place, moved_from=aside)
+            is_recorded = True
             point("mv.told")
-        finally:
-            if not told:
+        finally:  # also on Ctrl-C: an entry left as `moving` would keep the copy from counting
+            if not is_recorded:
                 await self._withdraw(database, run, moving, move)
         done = run.copy(self.key)
         if done is not None:
@@ -222,6 +227,7 @@ class Errand:
     def _sure_free(move: Move) -> None:
         from caxev.core.model import MOVING
 
+        # In a move that continues, what is at the new place is ours, and `bring` compares it.
         if move.copy.status != MOVING and move.old != move.new and os.path.lexists(move.new):
             raise NothingToDo(f"{escaped(move.new)} exists already and is not replaced")
 
@@ -240,8 +246,10 @@ class Errand:
         from caxev.core.clock import utcnow
         from caxev.core.model import MOVING, RunUpdate
 
-        if move.copy.status == MOVING:
+        if move.copy.status == MOVING:  # claimed by an earlier call
             return run, move.copy
+        # The write expects the entry as we read it, and that no copy is being made from it; the
+        # database checks both with the write.
         who = f"{self.site.name}: caxev mv on {socket.gethostname()}"
         update = RunUpdate.change_copy(
             run,
@@ -269,8 +277,9 @@ class Errand:
         """Wait for the reactions of this site that were running on the run before us."""
         name = self.site.name
         record = await database.site_record(name)
-        if record is None or not record.active:
+        if record is None or not record.active:  # without a listener no reaction runs
             return
+        # Follow before the first query, so that no change between the two is missed.
         async with database.follow(run.id, [name]) as changed:
             while running := await database.reactions(name, run=run.id, state="running"):
                 names = ", ".join(sorted({reaction.handler for reaction, _ in running}))
@@ -283,7 +292,7 @@ class Errand:
         rows = None if copy.manifest is None else await database.load_manifest(copy.manifest)
         return None if rows is None else Manifest.from_rows(rows)
 
-    async def _tell(self, database: Database, run: Run, moving: Copy, **fields: Any) -> Run:
+    async def _record(self, database: Database, run: Run, moving: Copy, **fields: Any) -> Run:
         from caxev.core.model import TRANSFERRED, RunUpdate
 
         update = RunUpdate.change_copy(
@@ -293,21 +302,26 @@ class Errand:
 
     async def _withdraw(self, database: Database, run: Run, moving: Copy, move: Move) -> None:
         """Reset the entry to the old place, if all files are still there."""
+        # If anything has moved, the entry stays `moving`, and the same command continues.
         if move.untouched:
+            # Shielded, because we may be here by Ctrl-C; limited, as the database may be away.
             with trio.move_on_after(_WITHDRAWING, shield=True):
-                await self._tell(database, run, moving)
+                await self._record(database, run, moving)
 
     async def _clear(self, database: Database, run: Run, copy: Copy) -> None:
         """Remove the files under the hidden name."""
         from caxev.core.model import RunUpdate
         from caxev.files import MOVED_PREFIX, confine_own
 
+        # The entry is input from outside: remove only what has our prefix, inside of our roots.
         aside = copy.fields.get("moved_from")
         if not isinstance(aside, str) or not os.path.basename(aside).startswith(MOVED_PREFIX):
             return
         real = confine_own(aside, self.site.roots)
         await trio.to_thread.run_sync(_remove, real)
         point("mv.removed")
+        # The field goes after the files: killed in between, the next call removes nothing, and
+        # unsets the field.
         seen = copy.as_seen
         forget = RunUpdate(run.id, (seen,), change=(seen, {"moved_from": None}))
         await self._written(database, run, forget)
@@ -323,6 +337,7 @@ def bring(move: Move, site: Site, expected: Manifest | None) -> str | None:
     from caxev.files import local, make_parents, rename_new
 
     here, there = os.path.lexists(move.old), os.path.lexists(move.new)
+    # Nothing at the old place: an earlier call was killed after its last rename.
     if not here:
         if not there:
             raise GiveUp(f"there is nothing at {escaped(move.old)}, nor at {escaped(move.new)}")
@@ -341,6 +356,8 @@ def bring(move: Move, site: Site, expected: Manifest | None) -> str | None:
                 _synced(move)
                 point("mv.renamed")
                 return None
+    # Both places, or another file system: make, or finish and compare, the copy at the new place
+    # before the old files lose their name.
     _copied(move, site, expected)
     point("mv.copied")
     with local(os.fsencode(move.old), "rename"):
@@ -367,10 +384,12 @@ def _copied(move: Move, site: Site, expected: Manifest | None) -> None:
     from caxev.transfer import Route
     from caxev.transfer.local import Local
 
+    # No hard links: the comparison below would compare the files with themselves.
     own = evolve(site, hard_links=False)
     route = Route(own, own, move.new, move.old, expected, min_free=site.min_free)
     Local().pull(route, report=_to_nobody)
     point("mv.written")
+    # Read both from the disk: without a manifest, only the old files can prove the new ones.
     wanted = expected or digest_tree(move.old, sha512=False, report=_to_nobody)
     found = digest_tree(move.new, sha512=False, report=_to_nobody)
     if wanted.digest != found.digest:

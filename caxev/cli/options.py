@@ -91,6 +91,8 @@ class State:
         here = sites.here(name)
         by_method = {BY_METHOD[one.method] for one in sites.values() if one.method in BY_METHOD}
         load_handlers((*sorted(by_method), *here.site.handlers), self.handlers)
+        # Registration is global to a process, and `recorded` has every handler that it has ever
+        # loaded, as in `caxev sites check`, which goes through all sites.
         foreign = {module for site in sites.values() for module in site.handlers}
         foreign |= {*BY_METHOD.values()}
         foreign -= {*by_method, *here.site.handlers, *DEFAULT_HANDLERS}

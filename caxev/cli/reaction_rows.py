@@ -40,6 +40,7 @@ class Progress:
     @classmethod
     def of(cls, row: object) -> Progress | None:
         """Return the progress in a reaction's ledger document; None if it has none, or nonsense."""
+        # Ledger documents may come from other versions of the program: trust no type.
         match row:
             case {"done": int(done)}:
                 assert isinstance(row, Mapping)

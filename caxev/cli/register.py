@@ -160,15 +160,18 @@ class Found:
         except NoSuchRun:
             if birth is None:
                 raise
+            # Before the run is created: a refused registration must not leave an empty run.
             await self._sure_its(database, birth.expected)
             if dry_run:
                 return self._row(shown(birth.expected), "would be registered, with its run")
+            # Read back, because somebody may have created the run at the same time.
             await birth.give(database)
             run = await wanted.find_one(database, database.settings)
         update = entry_for(run, self.key, self.location, utcnow())
         await self._sure_its(database, run)
         if dry_run:
             return self._row(shown(run), "would be registered")
+        # The write expects that there is still no such entry.
         if await database.update_run(update, utcnow()) is None:
             raise NothingToDo(f"{run} has just been given a copy: {self.key}")
         return self._row(shown(run), "registered")
@@ -232,6 +235,7 @@ def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate
     if known is not None:
         where = escaped(known.location or "no place")
         raise NothingToDo(f"{run} has that copy: {key} is {known.status} ({where})")
+    # BSON has UTF-8 only, and a file name may be any bytes.
     try:
         location.encode()
     except UnicodeEncodeError:

@@ -165,6 +165,7 @@ class Errand:
         from caxev.copies.deletion import DeletionPlan, intent
         from caxev.core.clock import utcnow
 
+        # The write expects the run as the plan has seen it. If it has changed, plan again.
         while True:
             run = await self.find(database)
             plan = self._plan(run)
@@ -177,6 +178,8 @@ class Errand:
 
     async def _check_disk(self, database: Database, copy: Copy) -> None:
         """Raise `NothingToDo` if the site's listener reports that the copy's disk is away."""
+        # Such an intent would wait until the disk is back, and the user should know. Only a
+        # running listener knows: this command may run on another machine.
         record = await database.site_record(self.here.name)
         away = record.away if record is not None and record.active else {}
         for root, why in away.items():
@@ -196,6 +199,7 @@ class Errand:
             wanted = Intent.of(copy)
             if wanted is None:
                 raise NothingToDo(f"{copy.key} is {copy.status}", copy.status)
+            # `erasing` is set before the first file goes.
             if copy.fields.get("erasing"):
                 raise NothingToDo(f"{copy.key} is being erased: too late", copy.status)
             why, now = f"taken back by {me()}", utcnow()

@@ -153,6 +153,8 @@ class Search:
         """Search, list and act; return whether all went well. Raises `RootAway`."""
         from caxev.files.roots import check_root
 
+        # With a disk away, all its copies would seem gone. Checked again after the walk, during
+        # which a disk may vanish.
         for root in self.site.roots:
             await trio.to_thread.run_sync(check_root, root)
         well = True
@@ -178,6 +180,7 @@ class Search:
         from caxev.core.clock import utcnow
         from caxev.database import Selection
 
+        # Sites on this machine may share directories: what another one's entry names is no stray.
         for host in self.hosts:
             async for page in database.pages(Selection(host=host), utcnow()):
                 claims = [claim for run in page for claim in self._claims_of(run, host)]
@@ -200,6 +203,7 @@ class Search:
 
     async def _unknown(self, database: Database, finds: Sequence[Find]) -> list[Find]:
         """Return those finds that still have no entry in the database."""
+        # By location, not by a scan of all runs: for a page of finds this is one query.
         paths = {path for find in finds for path in copies_of(find.path)}
         names = {name for path in paths for name in self._names(path)}
         roots = [root for host in self.hosts for root in self.sites.get(host).roots]
@@ -238,6 +242,8 @@ class Search:
             return {**row, "state": "unknown"}
         # The mark ties the deletion to this very file: what replaces it later stays.
         mark = await trio.to_thread.run_sync(identity, find.path)
+        # Then measure it, then ask the database: whoever begins to make a copy there adds the
+        # entry first, or changes the files, and both stop us.
         latest = await trio.to_thread.run_sync(measured, find.path, find.kind)
         if not await self._unknown(database, [find]):
             return {**row, "state": "left alone: an entry names it by now"}
@@ -287,6 +293,8 @@ def claims_of(run: Run, site: Site) -> Iterator[Claim]:
     for copy in run.copies:
         if copy.host != site.name:
             continue
+        # The first place is the location itself; the second, if it is a link, what it leads to.
+        # Only the first must exist: a dangling link is for `caxev verify`.
         for number, path in enumerate(places(copy.location)):
             must = _must(copy) and number == 0
             about = (str(run.id), run.number, run.name, copy.type, copy.version)
@@ -309,6 +317,7 @@ def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
             yield hidden(path, GONE)
     aside = copy.fields.get("quarantine")
     if isinstance(aside, Mapping):
+        # If the entry has no place, compute it as `set_aside` does.
         with suppress(GiveUp):
             known, when = aside.get("place"), as_utc(aside.get("at"))
             yield from places(known or quarantine_of(copy.location or "", site.roots, when))
@@ -317,6 +326,7 @@ def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
 def _must(copy: Copy) -> bool:
     from caxev.core.model import TRANSFERRED
 
+    # In any other state files may be missing for good reasons.
     return copy.status == TRANSFERRED
 
 

@@ -229,6 +229,7 @@ def put_ask(run: Run, names: Sequence[str], tape_name: str) -> Ask:
     from caxev.cli.replay import me
     from caxev.core.clock import utcnow
 
+    # The first site's reason is shown: it is the one that usually brings data there.
     reasons = []
     for name in names:
         way = Way(_raw(name), _raw(tape_name))
@@ -383,6 +384,7 @@ def forget(
     number = sum(ask.update is not None for ask in asks)
     if number and not (yes or dry_run):
         words = escaped(wanted.words)
+        # The runs are read before the question, and not again: what is written is what was shown.
         click.confirm(f"Forget that {words} is at {host} ({number})?", abort=True, err=as_json)
     _finish(options.with_database(lambda one: _carry_out(one, asks, dry_run=dry_run)), as_json)
 
@@ -521,6 +523,8 @@ async def _standing(
     runs = await wanted.find(database, database.settings)
     notes: dict[Any, str] = {}
     on_its_way: set[Any] = set()
+    # A query for each state and handler, and none for each run, of which there are thousands. Of
+    # several notes on a run the worst, read last, remains.
     for standing in ("pending", "running", "failed"):
         for handler in _HANDLERS:
             for reaction, _ in await database.reactions(state=standing, handler=handler):
@@ -589,6 +593,7 @@ def on_tape(row: Mapping[str, Any], held: Mapping[str, Sequence[Stored]]) -> dic
     differs = total is not None and row["bytes"] is not None and total != row["bytes"]
     words = "no" if total is None else f"{size(total)} in {len(found or ())} files"
     note = row["note"]
+    # Only an entry that claims a good copy can be contradicted: others are still under way.
     if good and (total is None or differs):
         note = "missing on tape" if total is None else "another size on tape"
     missing = row.get("missing") or (good and (total is None or differs))
@@ -611,6 +616,7 @@ def days(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         day = f"{arrived:%Y-%m-%d}"
         runs[day] += 1
         amount[day] += row["bytes"] or 0
+        # cax recorded the start only: without an end there is no rate.
         if isinstance(since, datetime) and arrived > since:
             seconds[day] += round((arrived - since).total_seconds())
             timed[day] += row["bytes"] or 0

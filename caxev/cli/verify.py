@@ -162,6 +162,7 @@ class Look:
             rows = None if copy.manifest is None else await database.load_manifest(copy.manifest)
             known = None if rows is None else Manifest.from_rows(rows)
             found, why = await trio.to_thread.run_sync(looked, copy, site, known, self.deep)
+            # Only the listener changes the status, under its lease, and by its own reading.
             if self.deep and found in BAD:
                 await _asked(database, run, copy)
             return found, why
@@ -210,7 +211,7 @@ def looked(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> tuple[
                 return "gone", "nothing is there"
             if not deep:
                 return _compared(known and known.shape(), scan(path))
-            sha512 = known is None
+            sha512 = known is None  # without a manifest there is only cax's checksum, a SHA-512
             found = digest_tree(path, sha512=sha512, report=lambda _done, _total: None)
     except RootAway:
         raise  # it concerns every copy on that disk, not only this one

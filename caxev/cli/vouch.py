@@ -75,6 +75,7 @@ async def _vouch_for(errand: Errand, database: Database) -> str:
         marked = await database.update_run(mark, now)
         if marked is not None:
             break
+    # The mark first: the judgements that these writes trigger must find it.
     for update in again(marked, copy, same, now):
         await database.update_run(update, now)
     return f"{copy.key} of {run} counts as right; the others are judged by it"

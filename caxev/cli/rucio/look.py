@@ -217,11 +217,13 @@ class Checking:
     async def _judge(
         self, database: Database, run: Run, entry: Copy, verdict: Verdict, found: Found
     ) -> None:
+        # With a good replica Rucio itself can replace the bad ones. Without one, somebody must
+        # upload again; and replicas that could not be read matter only then.
         lines = (*verdict.bad, *(() if verdict.good else verdict.unseen))
         repair = None
         if lines and verdict.good:
             repair = await self._declare(entry, verdict)
-        elif verdict.bad:  # replicas that could not be read may be good
+        elif verdict.bad:  # but not for unreadable replicas alone: they may be good
             repair = await self._again(database, run, entry)
         for line in lines:
             self._note(run, entry.location, line, repair)
@@ -256,6 +258,7 @@ class Checking:
         data = without_doubles(run, entry)
         if data is None:
             return "left alone: they name several datasets"
+        # The whole array is written, as doubles have the same key. So expect it as it was read.
         as_seen = FieldIs("data", run.document["data"])
         update = RunUpdate.overwrite(run, as_seen, data=data)
         done = await database.update_run(update, utcnow())
