@@ -247,14 +247,14 @@ async def compare_with_entry(
 
 
 def _is_same(seen: Copy, manifest: Manifest) -> bool:
-    """Whether a copy's entry matches its fresh manifest."""
+    """Return whether a copy's entry matches its fresh manifest."""
     if seen.manifest is not None:
         return seen.manifest == manifest.digest
     return seen.checksum == manifest.cax_checksum()
 
 
 def keeps_its_word(seen: Copy, manifest: Manifest) -> bool:
-    """Whether no digest in the entry contradicts the fresh manifest."""
+    """Return whether no digest in the entry contradicts the fresh manifest."""
     manifests = (seen.manifest, seen.fields.get("source_manifest"))
     recorded = [one for one in manifests if one]
     if recorded:
@@ -301,7 +301,7 @@ def _update(
 
 
 def _is_awaited(job: Job, seen: Copy) -> bool:
-    """Whether a reading of this copy was requested, or may settle a dispute between copies."""
+    """Return whether a reading of this copy was requested, or may settle a dispute."""
     return bool(seen.pending) or at_odds(job.run, seen.key, same_bytes(job.sites))
 
 
@@ -350,7 +350,7 @@ def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> Read
 
 
 def is_first(run: Run, seen: Copy, sites: Sites) -> bool:
-    """Whether this is the original, with which others are compared."""
+    """Return whether this is the original, with which others are compared."""
     if seen.source is not None:
         return False
     if producer(seen) == seen.host:

@@ -176,7 +176,7 @@ def _is_number(value: object) -> bool:
 
 
 def _passed(run: Run, limit: object) -> bool | None:
-    """Whether the run is at or after a limit; None if it lacks the start or number to compare."""
+    """Return whether the run is at or after a limit; None if it has nothing to compare."""
     if (moment := as_utc(limit)) is not None:
         return None if run.start is None else run.start >= moment
     if isinstance(limit, int | float):

@@ -113,7 +113,7 @@ async def purge_processed(job: Job) -> Result:
 
 
 def _may_prove(job: Job, mine: Copy | None) -> bool:
-    """Whether a new copy elsewhere may complete the proof for ours."""
+    """Return whether a new copy elsewhere may complete the proof for ours."""
     # It may replace a copy from which a reading was requested and never comes.
     came = job.copy is not None and job.copy.status == TRANSFERRED
     return came and mine is not None and mine.status == DELETING and job.copy is not mine

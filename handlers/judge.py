@@ -188,7 +188,7 @@ def _ours(job: Job) -> list[Copy]:
 
 
 def _troubled(run: Run, key: CopyKey, sites: Sites) -> bool:
-    """Whether the right content of this data is still undecided."""
+    """Return whether the right content of this data is still undecided."""
     # A quarantined copy is undecided too, though an `error` without a vote disputes nothing.
     aside = (one for one in run.copies if same_data(one, key) and one.fields.get("quarantine"))
     return at_odds(run, key, same_bytes(sites)) or any(one.status == ERROR for one in aside)
@@ -252,7 +252,7 @@ def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Verdict:
 
 
 def _is_alone(those: Collection[Copy], mine: Copy, late: list[str], most: Collection[Copy]) -> bool:
-    """Whether no other copy has answered: alone it is no majority, unless a person vouched."""
+    """Return whether no other copy has answered: alone it is no majority, unless vouched for."""
     others = [one for one in those if one.host not in (mine.host, *late)]
     return not others and not any(one.fields.get(VOUCHED) for one in most)
 
@@ -278,7 +278,7 @@ def _waits_since(one: Copy, now: datetime) -> datetime | None:
 
 
 def _is_fresh(one: Copy, now: datetime) -> bool:
-    """Whether the copy was read lately, by its date or as the answer to a recent request."""
+    """Return whether the copy was read lately, by its date or as the answer to a recent request."""
     answered, noted = one.answered, one.noted_at
     times = [one.verified_at, *(ask.at for ask in one.asked if ask.id in answered)]
     if noted is None or one.pending:

@@ -434,7 +434,7 @@ def plan_claim(
 
 
 def failed_before(entry: Copy) -> bool:
-    """Whether this copy's job failed for good."""
+    """Return whether this copy's job failed for good."""
     # An error with a checksum problem had a good job: a repair replaces it, no new job.
     ended = entry.fields.get("job_ended")
     how = ended.get("how") if isinstance(ended, Mapping) else None

@@ -247,7 +247,7 @@ def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
 
 
 def _free(entry: Copy) -> bool:
-    """Whether the entry waits for an upload that no reaction of ours has claimed."""
+    """Return whether the entry waits for an upload that no reaction of ours has claimed."""
     return entry.status in WAITING and not entry.fields.get("trigger")
 
 
@@ -382,7 +382,7 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
 
 
 def is_settled(rule: Standing, now: datetime) -> bool:
-    """Whether no change of a rule is due: it has ended, or is OK and has not expired."""
+    """Return whether no change of a rule is due: it has ended, or is OK and has not expired."""
     return rule.state == rucio.ENDED or (rule.ok and (rule.expires is None or now < rule.expires))
 
 

@@ -132,7 +132,7 @@ async def stalled(job: Job) -> Result:
 
 
 def _stays(job: Job, seen: Copy) -> bool:
-    """Whether a failed copy keeps its entry, as possibly the only one of this data.
+    """Return whether a failed copy keeps its entry, as possibly the only one of this data.
 
     A catalogue may hold some of its files, which `caxev rucio put` reuses.
     """
@@ -300,7 +300,7 @@ def plan_merge(
 
 
 def _is_surplus(one: Copy, stays: Copy) -> bool:
-    """Whether an entry that nobody works on adds nothing to `stays`."""
+    """Return whether an entry that nobody works on adds nothing to `stays`."""
     if one.status == TRANSFERRED:
         return one.location == stays.location and agree(one, stays)
     return one.status == ERROR and not is_disputed(one)

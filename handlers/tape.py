@@ -372,7 +372,7 @@ def _not_wanted(entry: Copy | None, site: Site, name: str) -> str | None:
 
 
 def _asked(entry: Copy | None) -> bool:
-    """Whether a person requested this copy."""
+    """Return whether a person requested this copy."""
     return entry is not None and (entry.status == REQUESTED or bool(entry.fields.get("requested")))
 
 

@@ -185,7 +185,7 @@ class Folder:
         return str(log)
 
     def closed(self, name: str) -> bool:
-        """Whether a job was closed; its name is never used again."""
+        """Return whether a job was closed; its name is never used again."""
         return (self._logs() / f"{_plain(name)}.log").exists()
 
     def work(self, name: str) -> Path:

@@ -168,7 +168,7 @@ def withdraw(name: str, home: str, prefix: str, but: str = "", *, report: Report
 
 
 def _runs(folder: Folder, job: str) -> bool:
-    """Whether a process of a job runs on this machine, and so holds the lock on its log."""
+    """Return whether a process of a job runs on this machine, and so holds the lock on its log."""
     with suppress(FileNotFoundError), folder.log(job).open("rb") as log:
         try:
             fcntl.flock(log, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -178,5 +178,5 @@ def _runs(folder: Folder, job: str) -> bool:
 
 
 def good(ended: Ended) -> bool:
-    """Whether a job ended well."""
+    """Return whether a job ended well."""
     return ended.how is End.DONE

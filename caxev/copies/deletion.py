@@ -101,7 +101,7 @@ def plan_purge(
 
 
 def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
-    """Whether the site would purge this data for its age at once, so that it is not fetched."""
+    """Return whether the site would purge this data at once, so that fetching is pointless."""
     due = _due(run, site) if key.type == RAW and site.purge is not None else None
     return due is not None and due < now and not any(t in run.tags for t in site.deletion.protect)
 
@@ -217,7 +217,7 @@ def _overlap(one: str, other: str) -> bool:
 
 
 def _shares(run: Run, copy: Copy) -> bool:
-    """Whether another copy at this host has its files at, below or above this one's."""
+    """Return whether another copy at this host has its files at, below or above this one's."""
     others = [one for one in run.copies if one.host == copy.host and one is not copy]
     return any(
         _overlap(one.location, copy.location) for one in others if one.location and copy.location
@@ -230,7 +230,7 @@ def sites_sharing_storage(site: Site, sites: Sites) -> frozenset[str]:
 
 
 def can_be_read(one: Copy, sites: Sites, mute: Collection[str] = ()) -> bool:
-    """Whether some site can answer a request for a reading; no caxev listens at `mute` hosts."""
+    """Return whether any site answers a request for a reading; at `mute` hosts none listens."""
     site = sites.find(one.host)
     if site is None or not site.readable:
         return False
@@ -633,7 +633,7 @@ def unwanted(key: CopyKey, site: Site) -> str | None:
 
 
 def is_left_over(run: Run, key: CopyKey, location: str) -> bool:
-    """Whether an old program left an unfinished copy at that location."""
+    """Return whether an old program left an unfinished copy at that location."""
     left = [one.at for one in run.given_up(key) if one.trigger is None and one.location == location]
     rows = run.document.get("deleted_data")
     stones = [

@@ -28,12 +28,12 @@ Same: TypeAlias = "Callable[[Copy, Copy], bool]"
 
 
 def at_one_host(one: Copy, other: Copy) -> bool:
-    """Whether two entries are at one host, which is all that is known without the sites."""
+    """Return whether two entries are at one host, which is all that is known without the sites."""
     return one.host == other.host
 
 
 def same_data(one: Copy, key: CopyKey) -> bool:
-    """Whether `one` is a copy of the data of `key`, at any host."""
+    """Return whether `one` is a copy of the data of `key`, at any host."""
     return (one.type, one.version) == (key.type, key.version)
 
 
@@ -65,7 +65,7 @@ def _kept(source: Copy) -> Iterator[str]:
 
 
 def agree(one: Copy, other: Copy) -> bool:
-    """Whether two copies have the same content, by manifest or, if one lacks it, by checksum."""
+    """Return whether two copies are the same, by manifest or, if one lacks it, by checksum."""
     # Not by checksum if both have manifests: names of files do not enter cax's checksum.
     if one.manifest and other.manifest:
         return one.manifest == other.manifest
@@ -73,7 +73,7 @@ def agree(one: Copy, other: Copy) -> bool:
 
 
 def is_disputed(one: Copy) -> bool:
-    """Whether a copy contradicts others, and it is undecided which is right."""
+    """Return whether a copy contradicts others, and it is undecided which is right."""
     return one.status == ERROR and bool(one.fields.get(DISPUTED))
 
 
@@ -103,7 +103,7 @@ def _able(one: Copy) -> bool:
 
 
 def at_odds(run: Run, key: CopyKey, same: Same) -> bool:
-    """Whether the copies of this data contradict one another."""
+    """Return whether the copies of this data contradict one another."""
     # All against the first is enough: if they agree with it they agree with one another.
     those = voters(run, key, same)
     return any(not agree(those[0], one) for one in those[1:])

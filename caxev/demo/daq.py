@@ -57,6 +57,7 @@ def write_run(
     size is met within a few per cent from 100 kB up.
     """
     name = run_name(start)
+    # At least one: a run without events is never processed.
     events = max(1, round(size_bytes / EVENT_BYTES))
     run = RawRun(number, name, directory / name, events, start, start + timedelta(hours=1))
     run.path.mkdir(parents=True)
@@ -71,17 +72,18 @@ def write_run(
 
 
 def run_name(start: datetime) -> str:
-    """The name of the run that was started at that time (UTC)."""
+    """Return the name of a run that was started at that time (UTC)."""
     return f"{start.astimezone(UTC):%y%m%d_%H%M}"
 
 
 def event_files(run: RawRun) -> Iterator[Path]:
-    """The files of the run that hold events, in order."""
+    """Yield the event files of a run, in order."""
     yield from sorted(run.path.glob("XENON1T-*.zip"))
 
 
 def run_document(run: RawRun, *, source: str = "Rn220") -> dict[str, Any]:
-    """The run as the DAQ inserts it into the runs database, without copies yet."""
+    """Return the run as the DAQ inserts it into the runs database, without copies."""
+    # With the fields that cax's tasks and processing look for; their values are not real.
     return {
         "number": run.number,
         "name": run.name,
@@ -111,7 +113,7 @@ def run_document(run: RawRun, *, source: str = "Rn220") -> dict[str, Any]:
 
 
 def data_entry(run: RawRun, host: str, status: str) -> dict[str, Any]:
-    """The entry in ``data`` for the copy that the DAQ has written at site `host`."""
+    """Return the entry in ``data`` for the copy that the DAQ wrote at site `host`."""
     return {
         "type": "raw",
         "host": host,
@@ -135,7 +137,7 @@ def _write_info(run: RawRun) -> None:
 
 
 def _write_monitor(run: RawRun) -> None:
-    """Members are named ``<kind>=<index>``, as the trigger named them."""
+    """Write the trigger's monitor file, whose members are named ``<kind>=<index>``."""
     seconds = max(1, run.events // EVENTS_PER_FILE)
     with zipfile.ZipFile(run.path / "trigger_monitor_data.zip", "w") as file:
         for second in range(seconds):
@@ -145,7 +147,8 @@ def _write_monitor(run: RawRun) -> None:
 
 
 def _write_events(run: RawRun, numbers: range, build: Callable[[int], bytes]) -> None:
-    """Write one file under a temporary name first, as the event builder does."""
+    """Write one event file, under a temporary name until it is complete."""
+    # As the event builder does it: a copy that is read too early has a ``temp.zip``.
     name = f"XENON1T-{run.number}-{numbers[0]:09d}-{numbers[-1]:09d}-{len(numbers):09d}.zip"
     building = run.path / "temp.zip"
     with zipfile.ZipFile(building, "w", zipfile.ZIP_STORED) as file:
@@ -155,15 +158,16 @@ def _write_events(run: RawRun, numbers: range, build: Callable[[int], bytes]) ->
 
 
 def _event(random: Random, length: int, start: int, number: int) -> bytes:
-    """An event of `length` bytes: a header, a pulse in one channel, and noise.
+    """Return an event of `length` bytes: a header, a pulse in one channel, and noise.
 
-    `start`: of the run, in ns since 1970.
+    `start` is that of the run, in ns since 1970.
     """
     header = HEADER.pack(start + number * 10_000_000, number, number % _CHANNELS, len(_PULSE) // 2)
     return (header + _PULSE + random.randbytes(length))[:length]
 
 
 def _member(run: RawRun, name: str) -> zipfile.ZipInfo:
+    # The members' times are the run's, so that the same arguments give the same bytes.
     start = run.start.astimezone(UTC)
     return zipfile.ZipInfo(
         name, (start.year, start.month, start.day, start.hour, start.minute, start.second)

@@ -19,12 +19,13 @@ from typing import Any, Final
 from caxev.demo.daq import HEADER
 
 THRESHOLD: Final = 500
-"""Counts below the baseline from which on there is a peak."""
+"""Minimum depth of a peak, in counts below the baseline."""
 
 
 def peaks_in(samples: array[int], baseline: int) -> Iterator[dict[str, int]]:
     """Find the stretches in which the pulse lies below the baseline: left, right, area, height."""
     left: int | None = None
+    # The baseline at the end closes a peak that reaches the last sample.
     for place, sample in enumerate([*samples, baseline]):
         if baseline - sample > THRESHOLD:
             left = place if left is None else left
@@ -57,13 +58,13 @@ def events_of(raw: Path) -> Iterator[dict[str, Any]]:
 
 
 def write_peaks(raw: Path, output: Path) -> int:
-    """Write a line for each event of a run; how many."""
+    """Write a line for each event of a run; returns their number."""
     with output.open("w") as file:
         return sum(bool(file.write(json.dumps(row) + "\n")) for row in events_of(raw))
 
 
 def write_summary(peaks: Path, output: Path) -> int:
-    """Write a line for each channel: first event, events, peaks, mean area; how many."""
+    """Write a line for each channel: first event, events, peaks, mean area; returns the number."""
     areas: dict[int, list[int]] = {}
     first: dict[int, int] = {}
     events: dict[int, int] = {}

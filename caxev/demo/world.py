@@ -70,6 +70,7 @@ class World:
             reached = [entry for entry in entries if entry.get("method") != "tsm"]
             ports = self._start_servers(reached, stack)
             self.sites = self._write_sites(entries, reached, ports)
+            # Registered last, so that it runs first: listeners leave before their servers end.
             stack.callback(self.stop_listeners)
             self._stack = stack.pop_all()
         return self
@@ -125,6 +126,7 @@ class World:
         command += ["--host-key", str(keys / f"{name}.host")]
         command += ["--authorized-keys", str(keys / "authorized")]
         log = stack.enter_context((self._made("logs") / f"{name}.sshd.log").open("wb"))
+        # Its standard input is a pipe that we hold: it ends with us, even if we are killed.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=log)  # noqa: S603  # our own module
         stack.callback(end, process)
         self._servers[name] = process
@@ -134,6 +136,7 @@ class World:
         """Kill a site's SSH server and start another one; returns its new port."""
         self._servers[name].kill()
         self._servers[name].wait()
+        # Without its port file, or `_port_in` would read the former server's port.
         (self.directory / "keys" / f"{name}.port").unlink()
         return _port_in(*self._start_server(name, self._stack))
 

@@ -29,6 +29,7 @@ def limited_session() -> Any:
 
 
 def _limited(answer: Any, **_options: Any) -> None:
+    # `requests` calls this hook after the headers and before it reads the body.
     longest = LONGEST if answer.headers.get("content-type") == _BY_LINES else MOST
     stream = answer.raw.stream
     answer.raw.stream = lambda *args, **options: bounded(stream(*args, **options), longest)

@@ -45,7 +45,7 @@ def missing() -> str | None:
 
 @contextmanager
 def connected(there: Site, what: str) -> Iterator[Connection]:
-    """Open a connection to the catalogue for a block; its errors are ours inside of it."""
+    """Open a connection to the catalogue for a block, and translate its errors into ours."""
     if (why := missing()) is not None:
         raise GiveUp(why)
     with translated(what, float(there.rucio.ask_after)):
@@ -59,7 +59,8 @@ def _client(there: Site) -> Any:
     os.environ["RUCIO_CLIENT_MODE"] = "True"  # else a server's configuration makes it one
     from rucio.client import Client, baseclient
 
-    # By name: the library makes a session of its own, and another one when its token has expired.
+    # Replaced in the module: the library creates its sessions itself, and another one when its
+    # token has expired.
     baseclient.Session = limited_session
     credentials = {
         "username": settings.username,
@@ -101,11 +102,12 @@ class Connection:
     # -- names ------------------------------------------------------------------------------
 
     def make(self, names: Names) -> bool:
-        """Make scopes, containers and the dataset, and put one into the other, as far as need be.
+        """Create scopes, containers and the dataset, and attach them, as far as they are missing.
 
-        Returns whether the run's scope is new, so that none of its names is taken.
+        Returns whether the run's scope is new, so that none of its names exists.
         """
         is_new = False
+        # A name that exists is no error: another site may create it at the same time.
         if self._exists(names.dataset) is None:
             is_new = self._add_scope(names.dataset.scope)
             unless("DataIdentifierAlreadyExists", self.client.add_dataset, *names.dataset)
@@ -174,7 +176,7 @@ class Connection:
         )
 
     def replicas(self, dids: Sequence[Did], rse: str | None = None) -> list[Row]:
-        """The replicas of these files or datasets, in whatever state."""
+        """Return the replicas of these files or datasets, in any state."""
         found: list[Row] = []
         for some in batches([row_of(did) for did in dids]):
             found += rows_limited(
@@ -185,7 +187,7 @@ class Connection:
     # -- rules ------------------------------------------------------------------------------
 
     def rules(self, dataset: Did) -> tuple[Standing, ...]:
-        """The dataset's rules, whoever made them."""
+        """Return the dataset's rules, of any account."""
         return tuple(map(self._standing, list(rows_limited(self.client.list_did_rules(*dataset)))))
 
     def _standing(self, row: Row) -> Standing:
@@ -292,7 +294,7 @@ def differences(wanted: Mapping[str, Checked], rows: Iterable[Row]) -> list[str]
 
 
 def complete_at(files: set[str], rows: Sequence[Row]) -> tuple[str, ...]:
-    """The RSEs at which each of these files is available."""
+    """Return the RSEs at which all of these files are available."""
     there = {row["name"]: row["states"] for row in rows}
     rses = sorted({rse for states in there.values() for rse in states})
     return tuple(

@@ -90,7 +90,7 @@ def translated(what: str, away: float) -> Iterator[None]:
     """
     try:
         yield
-    except (Retry, GiveUp):
+    except (Retry, GiveUp):  # ours already, as from `limited_session`
         raise
     except Exception as error:
         meaning = meaning_of(error, what, away)
@@ -116,13 +116,14 @@ def meaning_of(error: BaseException, what: str, away: float) -> Retry | GiveUp |
         ):
             return Retry(text, after=away)
         return GiveUp(text) if names & HOPELESS else Retry(text)
+    # Not every call of Rucio's client wraps the errors of its HTTP library.
     if modules & {"requests", "urllib3"}:
         return Retry(text, after=away)
     return Retry(text) if isinstance(error, (OSError, *UNFORESEEN)) else None
 
 
 def is_called(error: BaseException, name: str) -> bool:
-    """Whether an error is Rucio's of that name, or a subclass."""
+    """Return whether an error is Rucio's of that name, or a subclass."""
     return any(cls.__name__ == name for cls in type(error).__mro__)
 
 

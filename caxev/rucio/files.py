@@ -71,7 +71,7 @@ class Checked:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Checked:
-        """The inverse of `to_row`."""
+        """Read the form of `to_row`."""
         return cls(row["path"], row["name"], row["size"], row["adler32"], row.get("md5", ""))
 
 

@@ -85,6 +85,7 @@ class RuleFiles:
                 logger.error("the rules of {} stay as they were: {}", name, error)
             else:
                 await self._try_to_apply(name, digest)
+            # After an error, too: it is reported once, and again only when the file has changed.
             self._seen[name] = seen
 
     async def _try_to_apply(self, name: str, digest: str) -> None:

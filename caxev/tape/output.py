@@ -119,7 +119,7 @@ class ClientRun:
 
 
 def asks(line: str) -> bool:
-    """Whether the client asks a question in this line, and so would wait for ever."""
+    """Return whether the client asks a question in this line, and so would wait for ever."""
     return _QUESTION.search(line) is not None
 
 
@@ -139,12 +139,12 @@ def _messages(lines: Iterable[str]) -> Iterator[Message]:
 
 
 def _names_a_file(line: str) -> bool:
-    """Whether the line names a file, in which a message's code has no meaning."""
+    """Return whether the line names a file, in which a message's code has no meaning."""
     return any(known.fullmatch(line) for known in (_FILE, _ENTRY, _PATH))
 
 
 def _begins(line: str) -> bool:
-    """Whether a line begins something new, and so does not continue a message."""
+    """Return whether a line begins something new, and so does not continue a message."""
     known = ("Total ", "Elapsed ", "Successful ", "Restore processing", "Incremental backup")
     other = line.startswith((*known, "Object skipped")) or _INTERRUPTED.search(line) is not None
     return other or _FILE.fullmatch(line) is not None or _ENTRY.fullmatch(line) is not None

@@ -215,7 +215,7 @@ class Lab:
         clock.ahead += timedelta(**much)
 
     def crash_at(self, point: str, *, nth: int = 1, site: str | None = None) -> None:
-        """In the next `settle`, kill a site's listener when it passes a point the nth time.
+        """Kill a site's listener when it passes a point the nth time, in the next `settle`.
 
         `points` returns the names of points, such as ``<handler>:database.update.before``. The
         listener is then a real process that is killed by SIGKILL, and the next one takes over.
@@ -435,6 +435,7 @@ def _make_directories(site: Site) -> None:
         Path(root).mkdir(parents=True, exist_ok=True)
 
 
+# One server for all labs of this process, each of which has a database of its own.
 @cache
 def _server() -> ReplicaSet:
     """Start this process's mongod. Blocks. Raises `ConfigError` if none is installed."""

@@ -40,6 +40,7 @@ _DEFAULTS: Final = (
     "--setParameter=diagnosticDataCollectionEnabled=false",
     "--setParameter=shutdownTimeoutMillisForSignaledShutdown=500",
 )
+# Elections begin after one second without a heartbeat, instead of MongoDB's ten.
 _QUICK_ELECTIONS: Final = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 500}
 _NAME: Final = "caxev"
 _USER: Final = "root"

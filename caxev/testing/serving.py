@@ -86,15 +86,16 @@ async def serve_apart(bench: Bench, database: Database, site: str, crash: str = 
         points = [line.split(" ", 1)[1] for line in log.read().splitlines()]
     killed = done.returncode == -signal.SIGKILL
     if killed:
+        # So that the next turn need not wait for the dead listener's lease to run out.
         await _expire(database, site)
     elif done.returncode:
         raise RuntimeError(f"the listener failed:\n{done.stderr.decode(errors='replace')}")
+    # Each once, in order: handlers pass a point for every run.
     return Ended(killed, tuple(dict.fromkeys(points)))
 
 
 async def _expire(database: Database, site: str) -> None:
     """End the lease of a process that is known to be dead."""
-    # So that the next turn need not wait for it to expire.
     record = await database.site_record(site)
     if record is not None:
         await database.release(Lease(site, record.epoch, OWNER))
