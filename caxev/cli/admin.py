@@ -262,6 +262,7 @@ def _site_row(site: Site) -> dict[str, Any]:
 
 def _checked(row: dict[str, Any], known: Sites, here: Site, *, connect: bool) -> dict[str, Any]:
     there = known.get(row["site"])
+    # Our own directories only: a path of another site may exist here too, and mean another disk.
     if there is here:
         wrong = "; ".join(
             (
@@ -284,6 +285,8 @@ def private_problems(here: Site, known: Sites, *, bare: bool = True) -> Iterable
     from caxev.copies.deletion import sites_sharing_storage
     from caxev.files import is_bare, lies_in, not_private
 
+    # Data directories are written by other sites' accounts, and also by programs of the experiment:
+    # state, keys and handlers below one would be under their control.
     names = sites_sharing_storage(here, known)
     shared = [path for one in known.values() if one.name in names for path in one.roots]
     for key, path in private_directories(here, known):
@@ -313,7 +316,7 @@ def _shared_directories(here: Site, known: Sites) -> Iterable[str]:
     from caxev.files.roots import find_markers
 
     for root in here.roots:
-        with suppress(RootAway):
+        with suppress(RootAway):  # reported as a problem of the directory already
             for marker in foreign_markers(find_markers(root, report=to_nobody), here, known):
                 yield (
                     f"site {here.name!r}: {root} has the marker of {marker.key} of {marker.site}: "
@@ -346,6 +349,7 @@ def _connected(here: Site, there: Site) -> dict[str, Any]:
 
     if there.method not in {*transfer.methods(), *tape.methods(), "rucio"}:
         return {"ok": None, "state": f"reached by {there.method}, which is not checked here"}
+    # An unreachable site is one row's result: the other sites are still tried.
     try:
         if there.method in tape.methods():
             answer = tape.directly(tape.check, tape.Reach(here, there)).get()

@@ -134,6 +134,7 @@ async def _tried(site: Site) -> list[dict[str, Any]]:
         row["why"] = await try_send(notifier, alarm, over=False)
         row["ok"] = row["why"] is None
 
+    # At the same time: a sink that does not answer must not delay the others' result.
     async with trio.open_nursery() as nursery:
         for row, recipient in zip(rows, recipients(site.name, site.alarms), strict=True):
             nursery.start_soon(one, row, recipient.notifier)

@@ -239,6 +239,8 @@ async def _listening(world: World, database: Database) -> None:
     """Wait until every listener has found its place in the stream."""
     with trio.fail_after(PATIENCE):
         while True:
+            # Runs that are stored before would be found by a listener's scan at its start, and not
+            # by events: the demo would measure the latency of the scan.
             _check_alive(world)
             records = await database.site_records()
             ready = {one.site for one in records if one.active and one.position is not None}
@@ -364,6 +366,7 @@ async def _summary(world: World, database: Database, seconds: float) -> dict[str
     tally = await database.tally()
     reactions = await database.reactions(state="done", limit=100_000)
     waits = [1000 * (d.started - d.at).total_seconds() for d, _ in reactions if d.started]
+    # Counted by the server itself, while all listeners idle: an event-driven program makes none.
     before = await trio.to_thread.run_sync(_queries, world)
     await trio.sleep(IDLE)
     after = await trio.to_thread.run_sync(_queries, world)

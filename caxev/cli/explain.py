@@ -130,6 +130,7 @@ class Explanation:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Return a row for each reaction, and at least one for each handler."""
+        # Reactions of handlers that no longer exist are listed, too: the ledger keeps them.
         known = self.registry.handlers
         for handler in known.values():
             yield from self._of(handler)
@@ -173,7 +174,7 @@ class Explanation:
                 )
             case "running" if self.listening:
                 return _joined("at work", str(Progress.of(document.get("progress")) or ""))
-            case "running":
+            case "running":  # its listener has died; the next one takes it up again
                 return f"interrupted: nobody listens for {reaction.site}"
             case "failed":
                 again = f"caxev retry {which(self.run)} --site {reaction.site}"
@@ -211,6 +212,7 @@ class Explanation:
             yield f"wants: {in_words(trigger)}; but {shown}"
 
     def _reasons(self, trigger: Trigger) -> Iterator[str]:
+        # Only aspects of the trigger's kind: a tag is no reason why a copy's trigger did not fire.
         aspects = [aspect for aspect in self.snapshot if isinstance(aspect, _about(trigger))]
         for aspect in aspects:
             status = self.snapshot[aspect].partition("@")[0]

@@ -101,6 +101,7 @@ class Table:
     def fitting(self, width: int) -> Table:
         """Return the table without empty columns, and with those that fit the width."""
         columns = [one for one in self.columns if any(map(_says, map(one.value, self.rows)))]
+        # Measured again after each removal, so that no column goes without need.
         for minor in sorted(columns, key=lambda one: -one.minor):
             if minor.minor and _least(columns, self.rows) > width:
                 columns.remove(minor)
@@ -139,7 +140,7 @@ def show(table: Table, *, as_json: bool, empty: str = "") -> None:
         print_line(empty)
     elif sys.stdout.isatty():
         _show_rich(table, wide=wide)
-    else:
+    else:  # a pipe has no width: leave out empty columns only
         _show_plain(table if wide else table.fitting(sys.maxsize))
 
 
@@ -236,9 +237,10 @@ def _show_rich(table: Table, *, wide: bool) -> None:
         heading, cells = column.widths(table.rows)
         whole = wide or cells <= _WHOLE
         shown.add_column(column.heading, overflow="fold", min_width=heading, no_wrap=whole)
+    # Texts and not strings: rich would take brackets in what others wrote for mark-up.
     for texts in _cells(fitting):
         shown.add_row(*(Text(text, style=_STYLES.get(text, "")) for text in texts))
-    if wide:
+    if wide:  # let lines be longer than the terminal, which then wraps them, rather than fold cells
         widths = [max(column.widths(table.rows)) + _GAP for column in fitting.columns]
         console.width = max(console.width, sum(widths))
     console.print(shown)

@@ -177,6 +177,7 @@ async def _ask(
     if meant is not None:
         runs = tuple(run.id for run in await meant.find(database, database.settings))
     rows = []
+    # Sites without failures get no request, but a row: the user sees that they were asked.
     for site in sites:
         failed = await _failed(database, site, runs, handler)
         requests = [Request("retry", runs=runs, handler=handler)] if failed else []
@@ -190,6 +191,8 @@ async def _failed(
     database: Database, site: str, runs: Sequence[Any] | None, handler: str | None
 ) -> int:
     """Return how many reactions have failed; for one handler, counted up to `_COUNTED`."""
+    # The tally is one cheap query. For a selection the reactions themselves are counted, up to a
+    # limit: a message needs no exact number.
     if runs is None and handler is None:
         return (await database.tally(site)).get(site, {}).get("failed", 0)
     found = [

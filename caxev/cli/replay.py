@@ -119,6 +119,7 @@ def _wanted(
     if first > last:
         raise click.UsageError(f"--from-run {first} is after --to-run {last}")
     numbers = None if between == (None, None) else (first, last)
+    # A name alone selects one run, and a message then speaks of that run and not of a selection.
     if name is not None and (numbers, last_days, tag) == (None, None, None):
         return one(None, name, detector)
     selection = Selection(
@@ -152,6 +153,8 @@ def _places(
     """Return the selected sites with their handlers, and the request with its handler."""
     from attrs import evolve
 
+    # Resolve the handler here: in the request, an unknown name would be an error in the log of a
+    # listener far away, and an alias may not be known to its version.
     options = state()
     registries = {name: options.registry(name) for name in listening_sites(site)}
     if handler is None:
@@ -185,7 +188,7 @@ def handler_called(name: str, registries: Iterable[Registry]) -> str:
 
     handlers = [handler for registry in registries for handler in registry.handlers.values()]
     names = {handler.name for handler in handlers}
-    if name in names:
+    if name in names:  # a handler's own name precedes another one's alias
         return name
     meant = sorted({handler.name for handler in handlers if name in handler.aliases})
     if len(meant) == 1:
@@ -203,6 +206,8 @@ async def _ask(
 ) -> list[dict[str, Any]]:
     from attrs import evolve
 
+    # The selection becomes ids now: what the user was shown is what the listeners replay, whenever
+    # they come to it.
     found = await wanted.find(database, database.settings)
     ids = [run.id for run in found]
     requests = [evolve(request, runs=page) for page in pages(ids)]
@@ -237,6 +242,7 @@ def me() -> str:
     import os
     import socket
 
+    # In a container the user id may have no name.
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
@@ -323,6 +329,7 @@ def plan(
     from caxev.core.ledger import reaction_key
     from caxev.core.recording import to_replay
 
+    # A reaction that is new would be found by the replay as well: list it once.
     fired = set()
     for event in diff(run, *snapshots):
         for handler in registry.wanting(event):

@@ -47,6 +47,7 @@ class Wanted:
         from caxev.config.errors import nearest
         from caxev.database.blocking import known_values
 
+        # Only after a miss: the query for all known values reads every run, or an index of them.
         chosen = {"tags.name": self.selection.tag, "detector": self.selection.detector}
         for path, value in chosen.items():
             if value is not None:
@@ -102,6 +103,7 @@ async def shown_by_name(database: Database, text: str) -> Parts:
     word = text.removeprefix("run ")
     number = int(word) if word.isdecimal() and int(word) <= MOST else None
     name = None if number is not None else word
+    # Two detectors may have runs of one name: then nothing shows which one is meant.
     found = await database.select(one(number, name).selection, utcnow(), 2)
     return shown(found[0]) if len(found) == 1 else run_parts(None, number, name)
 

@@ -47,6 +47,7 @@ async def at_disks(
     from caxev.engine.root_markers import read_markers
     from caxev.files import steady
 
+    # Markers, because an unmounted disk looks like one that has lost all its files.
     known = await read_markers(database, sites, site)
     with steady():
         yield known.get(site.name), known
@@ -59,6 +60,7 @@ def stands_here(site: Site) -> bool:
 
 def is_here(site: Site) -> bool:
     """Return whether this machine is that site's, by sites.json and the disk."""
+    # The directories alone do not decide: two sites may use the same path on different machines.
     names = {None, *_LOOPBACK, socket.gethostname(), socket.getfqdn()}
     return stands_here(site) and (site.hostname in names or site.method == "local")
 
@@ -70,6 +72,7 @@ def key_of(site: Site, path: str) -> CopyKey:
     """
     from caxev.core.model import CopyKey
 
+    # A copy is an entry of its type's directory, or of a version's directory in it: nothing deeper.
     for kind in TYPES:
         root = getattr(site, f"dir_{kind}")
         if root is None:
@@ -93,6 +96,7 @@ def own_name(path: str, site: Site, kind: str) -> str:
     """Return a resolved path of data of that type below the directory that sites.json names."""
     # Entries use the path as in sites.json. That directory may be a link to the disk of today, and
     # then the resolved path does not begin with it.
+    # The type's own directory first: several of the site's may lead to the same disk.
     roots = (getattr(site, f"dir_{kind}", None), *site.roots)
     return next(_below(path, filter(None, roots)), path)
 

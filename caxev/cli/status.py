@@ -120,6 +120,7 @@ async def site_rows(
     """Return a row for each site of sites.json, and for each that ever listened."""
     records = {record.site: record for record in await database.site_records()}
     tally = await database.tally(only)
+    # A site that was taken out of sites.json may still owe reactions: list it.
     listed = names if only is not None else dict.fromkeys([*names, *records])
     moving = await _moving(database, listed)
     alarms = await database.alarms(only)
@@ -244,6 +245,7 @@ class Sought:
 
 def _show_copies(sought: Sought, *, totals: bool, as_json: bool) -> None:
     rows = state().with_database(sought.totals if totals else sought.copies)
+    # Only if nothing was found: the database may have hosts that sites.json no longer names.
     if not rows:
         sought.check(state().sites())
     columns = _TOTALS if totals else (RUN_COLUMN, Column("run.name", "NAME", minor=1), *_PLACES)
@@ -300,6 +302,7 @@ def _run_row(run: Run) -> dict[str, Any]:
 def _copy_row(run: Run, copy: Copy) -> dict[str, Any]:
     from caxev.core.model import as_utc
 
+    # If the entry has no size: the run's own is that of its complete raw data.
     size = copy.fields.get("size")
     if size is None and copy.type == "raw" and copy.status == "transferred":
         size = run.document.get("raw_size_byte")

@@ -45,6 +45,7 @@ def _of_run(run: Run) -> Iterator[dict[str, Any]]:
         yield {**row, "time": begun, "state": "begun", "why": source}
         said = copy.fields.get("error") or ""
         yield {**row, "time": copy.since, "state": copy.status, "why": said}
+        # Equal if the verification itself has set the status: one row is enough.
         if copy.verified_at != copy.since:
             yield {**row, "time": copy.verified_at, "state": "verified", "why": ""}
 
@@ -55,7 +56,7 @@ def _of_reactions(
     for reaction, document in reactions:
         state = str(reaction.state)
         if state == "done" and reaction.note:
-            continue  # there was nothing to do
+            continue  # a reaction that is done with a note was skipped
         yield {
             "time": document.get("settled") or reaction.started or reaction.at,
             "site": reaction.site,
@@ -69,6 +70,7 @@ def _of_reactions(
 def _of_tombstones(run: Run) -> Iterator[dict[str, Any]]:
     from caxev.core.model import CopyKey, as_utc
 
+    # Old programs wrote this field, too: check every type.
     rows = run.document.get("deleted_data")
     for row in rows if isinstance(rows, list) else ():
         if not isinstance(row, Mapping):

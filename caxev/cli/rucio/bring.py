@@ -89,6 +89,7 @@ class Wish:
             return f"{self.source} has {f'it as {good[0].status}' if good else 'no such copy'}"
         key = CopyKey(kind, self.target, good[0].version)
         there = run.copy(key)
+        # Only an upload is repeated here. A failed copy at a site is repaired by its own listener.
         if there is not None and there.status in AGAIN and self.target == self.chosen.there.name:
             anew = {"source": self.source, "trigger": None, "owner": None, "error": None}
             return RunUpdate.change_copy(run, there, REQUESTED, checksumproblem=None, **anew)
@@ -147,6 +148,7 @@ async def _fetch_all(
     from caxev.core.errors import GiveUp, Retry
     from caxev.files import Manifest
 
+    # A site that sites.json does not have, with the target as its only directory.
     here = evolve(chosen.there, name="here", dir_raw=directory)
     rows = []
     for run in await chosen.runs(database):
@@ -185,6 +187,7 @@ def _fetch_here(order: Any, manifest: str | None) -> None:
     from caxev.core.errors import GiveUp
     from caxev.files import digest_tree
 
+    # Rucio compares its own checksums (ADLER32 or MD5) only; the manifest is that of the original.
     rucio.download(order, report=nobody)
     if manifest is not None:
         found = digest_tree(order.location, sha512=False, report=nobody).digest

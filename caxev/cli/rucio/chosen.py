@@ -88,6 +88,8 @@ class Chosen:
 
     def entries(self, run: Run) -> list[Copy]:
         """Return the run's entries at the catalogue: for derived data one for each version."""
+        # Of double entries, which old programs left, the first one counts: reversed, so that it is
+        # the last to be put into the dict.
         same = [one for one in run.copies if one.host == self.there.name and one.type == self.kind]
         found = {one.key: one for one in reversed(same) if self.version in (None, one.version)}
         return [*reversed(found.values())]
@@ -144,6 +146,7 @@ async def look_again(database: Database, chosen: Chosen, runs: Sequence[Run]) ->
     from caxev.core.model import RunUpdate
     from caxev.database import Request
 
+    # Reset the digest by which the handler skips rules that have not changed since.
     for run in runs:
         for entry in chosen.entries(run):
             await database.update_run(RunUpdate.note(run, entry, rules=None), utcnow())

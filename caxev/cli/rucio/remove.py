@@ -69,6 +69,7 @@ async def _wanted(
 
     if copy.status == DELETING:
         return {"state": "is going already", "ok": True}
+    # Derived data can be made again from raw data: one other copy is enough.
     keep = here.deletion.copies if copy.type == RAW else 1
     sites, now = await read_markers(database, state().sites(), here), utcnow()
     wanted = plan(run, copy, here, sites, now=now, by=me(), why=why, keep=keep)
@@ -178,6 +179,7 @@ async def _purge(
     copy = run.copy(CopyKey(chosen.kind, here.name, entry.version))
     if copy is None:
         return {**row, "state": "there is none", "ok": True}
+    # A proof counts only copies whose bytes were read; without that the intent would just wait.
     if entry.read_at is None:
         asked = not dry_run and await ask_to_compare(database, run, entry)
         state_ = f"stays: its replicas were never compared{': asked' if asked else ''}"

@@ -81,6 +81,7 @@ def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> d
     from caxev.core.clock import utcnow
 
     there = chosen.there
+    # The RSEs of sites.json are kept, too, unless a rule decides otherwise.
     always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
     wishes = rucio.wishes_for(loaded, run, entry.key, always=always)
     info = entry.fields.get("rule_info")
