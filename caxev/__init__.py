@@ -15,21 +15,14 @@ from caxev.core.model import (
     TRANSFERRED,
     TRANSFERRING,
     VERIFYING,
-    CopiesAtLeast,
     Copy,
-    CopyAbsent,
     CopyField,
     CopyIs,
     CopyKey,
     Event,
     Field,
-    FieldIs,
-    NobodyReads,
     Run,
-    RunUpdate,
     Tag,
-    TagAbsent,
-    TagThere,
 )
 from caxev.core.registry import (
     CORRECTION_INPUTS,
@@ -43,6 +36,15 @@ from caxev.core.registry import (
     new_run,
     on,
     tag,
+)
+from caxev.core.update import (
+    CopiesAtLeast,
+    CopyAbsent,
+    FieldIs,
+    NobodyReads,
+    RunUpdate,
+    TagAbsent,
+    TagThere,
 )
 from caxev.files import Manifest
 

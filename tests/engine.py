@@ -14,8 +14,8 @@ from bson import ObjectId
 
 from caxev import aio
 from caxev.config import Settings, Site, Sites
-from caxev.core.model import RunUpdate
 from caxev.core.registry import Handler, Registry, Trigger
+from caxev.core.update import RunUpdate
 from caxev.database import Database
 from caxev.engine.leaving import Leaving
 from caxev.engine.listener import open_database, prepare, serve_leases

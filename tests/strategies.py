@@ -8,7 +8,15 @@ from typing import Any
 from bson import Int64, ObjectId
 from hypothesis import strategies as st
 
-from caxev.core.model import YES, Aspect, CopyField, CopyKey, Existence, Field, Tag
+from caxev.core.model import (
+    YES,
+    Aspect,
+    CopyField,
+    CopyKey,
+    Existence,
+    Field,
+    Tag,
+)
 
 ODD_TEXTS = (
     "",

@@ -39,7 +39,15 @@ from caxev.cli.output import (
 from caxev.cli.reaction_rows import Progress, progress_cells
 from caxev.config import Settings
 from caxev.core.escapes import escaped
-from caxev.core.model import YES, CopyField, CopyKey, Event, Existence, Field, Tag
+from caxev.core.model import (
+    YES,
+    CopyField,
+    CopyKey,
+    Event,
+    Existence,
+    Field,
+    Tag,
+)
 from caxev.core.registry import recorded
 from caxev.testing.mongod import Mongod, ReplicaSet
 from tests import engine

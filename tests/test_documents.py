@@ -26,8 +26,8 @@ from caxev.cli.errors import EPILOG
 from caxev.cli.status import _SITES
 from caxev.config import BY_METHOD, load_handlers, load_sites
 from caxev.core.expressions import evaluate
-from caxev.core.model import RunUpdate
 from caxev.core.registry import recorded
+from caxev.core.update import RunUpdate
 from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.bench.__main__ import options_of

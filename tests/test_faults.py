@@ -20,7 +20,13 @@ from caxev import metrics
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
 from caxev.core.ledger import new_reaction
-from caxev.core.model import YES, CopyKey, Event, Run, Tag
+from caxev.core.model import (
+    YES,
+    CopyKey,
+    Event,
+    Run,
+    Tag,
+)
 from caxev.database import Ingest
 from caxev.demo.world import World
 from caxev.files import partial_path

@@ -29,16 +29,18 @@ from caxev.core.alarms import Alarm
 from caxev.core.errors import Damaged
 from caxev.core.ledger import Done, Postponed
 from caxev.core.model import (
-    CopiesAtLeast,
     Copy,
-    CopyAbsent,
     CopyIs,
     Event,
-    Expectation,
-    NobodyReads,
     Run,
 )
 from caxev.core.registry import recorded
+from caxev.core.update import (
+    CopiesAtLeast,
+    CopyAbsent,
+    Expectation,
+    NobodyReads,
+)
 from caxev.engine.attempt import Watch, attempt
 from caxev.files import GONE_PREFIX, MOVED_PREFIX, NOTHING, Item, Moved, identity
 from caxev.handlers import checksum as verify

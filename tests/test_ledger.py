@@ -41,7 +41,12 @@ from caxev.core.ledger import (
     run_prefix,
     settle,
 )
-from caxev.core.model import Aspect, CopyKey, Event, Tag
+from caxev.core.model import (
+    Aspect,
+    CopyKey,
+    Event,
+    Tag,
+)
 from tests import strategies as make
 
 ALLOWED = 7

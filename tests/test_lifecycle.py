@@ -19,11 +19,10 @@ from caxev.core.model import (
     TRANSFERRED,
     TRANSFERRING,
     VERIFYING,
-    CopyAbsent,
     CopyIs,
     Event,
-    Expectation,
 )
+from caxev.core.update import CopyAbsent, Expectation
 from tests import strategies as make
 
 WANTED = CopyKey("raw", "lngs")

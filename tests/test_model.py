@@ -16,24 +16,26 @@ from caxev.core.model import (
     UNKNOWN,
     YES,
     Aspect,
-    CopiesAtLeast,
     Copy,
-    CopyAbsent,
     CopyField,
     CopyIs,
     CopyKey,
     Event,
     Existence,
     Field,
-    Fresh,
     Run,
-    RunUpdate,
     Tag,
     Watched,
     _digest,
     as_utc,
     field_of,
     snapshot_of,
+)
+from caxev.core.update import (
+    CopiesAtLeast,
+    CopyAbsent,
+    Fresh,
+    RunUpdate,
 )
 from tests import strategies as make
 

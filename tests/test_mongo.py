@@ -33,20 +33,22 @@ from caxev.core.model import (
     DELETING,
     YES,
     Aspect,
-    CopiesAtLeast,
     CopyIs,
     CopyKey,
     Event,
     Existence,
     Field,
+    Run,
+    Tag,
+    Watched,
+)
+from caxev.core.update import (
+    CopiesAtLeast,
     FieldIs,
     Fresh,
     NobodyReads,
-    Run,
     RunUpdate,
-    Tag,
     TagThere,
-    Watched,
 )
 from caxev.database import (
     Database,

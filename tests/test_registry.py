@@ -9,7 +9,17 @@ from attrs import frozen
 from hypothesis import given
 
 from caxev import ELSEWHERE, GONE, HERE, PASSIVE, Job, copy, copy_field, field, new_run, on, tag
-from caxev.core.model import YES, Aspect, CopyField, CopyKey, Event, Existence, Field, Tag, Watched
+from caxev.core.model import (
+    YES,
+    Aspect,
+    CopyField,
+    CopyKey,
+    Event,
+    Existence,
+    Field,
+    Tag,
+    Watched,
+)
 from caxev.core.registry import Handler, Registry, Trigger, recorded
 from tests import strategies as make
 

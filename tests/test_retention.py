@@ -38,7 +38,15 @@ from caxev.copies.deletion import (
 from caxev.copies.quorum import agree, at_odds, at_one_host, majority, voters
 from caxev.core.clock import Clocks
 from caxev.core.job import Skip
-from caxev.core.model import DELETING, NOTED, TRANSFERRED, Copy, CopyKey, Run, RunUpdate, TagAbsent
+from caxev.core.model import (
+    DELETING,
+    NOTED,
+    TRANSFERRED,
+    Copy,
+    CopyKey,
+    Run,
+)
+from caxev.core.update import RunUpdate, TagAbsent
 from tests import strategies as make
 
 NOW = make.EPOCH + timedelta(days=100)

@@ -15,7 +15,12 @@ from pymongo import MongoClient
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction, new_reaction
-from caxev.core.model import YES, CopyKey, Event, Tag
+from caxev.core.model import (
+    YES,
+    CopyKey,
+    Event,
+    Tag,
+)
 from caxev.database import Ingest
 from caxev.demo.world import World
 from caxev.testing.mongod import find_mongod

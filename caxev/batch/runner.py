@@ -28,7 +28,8 @@ from caxev.batch.systems import system
 from caxev.config import ConfigError, Settings, without_secrets
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
-from caxev.core.model import TRANSFERRING, CopyIs, RunUpdate
+from caxev.core.model import TRANSFERRING, CopyIs
+from caxev.core.update import RunUpdate
 from caxev.database import DatabaseError, amend, is_transient
 from caxev.files import confine, local, mirror
 from caxev.files.private import MODE

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
     from caxev.config import Site, Sites
     from caxev.core.ledger import Reaction
-    from caxev.core.model import Copy, CopyKey, Run, RunUpdate
+    from caxev.core.model import Copy, CopyKey, Run
+    from caxev.core.update import RunUpdate
     from caxev.database import Database
 
 GONE = "gone"
@@ -187,7 +188,8 @@ def asked_for(run: Run, way: Way, who: str, now: datetime) -> RunUpdate:
 
     A failed copy is requested again, and data that an old program left there is reused.
     """
-    from caxev.core.model import REQUESTED, RunUpdate
+    from caxev.core.model import REQUESTED
+    from caxev.core.update import RunUpdate
 
     source, target = run.copy(way.source), run.copy(way.target)
     assert source is not None
@@ -379,7 +381,8 @@ class Errand:
     async def cancel(self, database: Database) -> None:
         """Take the request back. Raises `NothingToDo` if there is none any more."""
         from caxev.core.clock import utcnow
-        from caxev.core.model import REQUESTED, CopyKey, RunUpdate
+        from caxev.core.model import REQUESTED, CopyKey
+        from caxev.core.update import RunUpdate
 
         run, name = await self._find(database), self.wish.target.name
         version = self.wish.version or _only_version(run, self.wish.kind, name)

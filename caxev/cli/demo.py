@@ -26,7 +26,14 @@ from caxev import aio
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction
-from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunUpdate
+from caxev.core.model import (
+    ERROR,
+    TRANSFERRED,
+    Copy,
+    CopyKey,
+    Run,
+)
+from caxev.core.update import RunUpdate
 from caxev.database import Database, Selection
 from caxev.demo.world import SITES, TAPE, World
 from caxev.engine.listener import open_database, prepare, run

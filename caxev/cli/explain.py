@@ -17,7 +17,12 @@ from caxev.cli.selection import one_run
 
 if TYPE_CHECKING:
     from caxev.core.ledger import Reaction
-    from caxev.core.model import Aspect, Copy, Event, Run
+    from caxev.core.model import (
+        Aspect,
+        Copy,
+        Event,
+        Run,
+    )
     from caxev.core.registry import Handler, Registry, Trigger
     from caxev.database import Database
 
@@ -226,7 +231,13 @@ _SHOWN = 4
 
 def _about(trigger: Trigger) -> type:
     """Return the kind of aspect to which a trigger reacts."""
-    from caxev.core.model import CopyField, CopyKey, Existence, Field, Tag
+    from caxev.core.model import (
+        CopyField,
+        CopyKey,
+        Existence,
+        Field,
+        Tag,
+    )
     from caxev.core.registry import CopyFieldTrigger, CopyTrigger, FieldTrigger, TagTrigger
 
     match trigger:

@@ -36,7 +36,8 @@ from caxev.failpoints import point
 
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
-    from caxev.core.model import Copy, CopyKey, Run, RunUpdate
+    from caxev.core.model import Copy, CopyKey, Run
+    from caxev.core.update import RunUpdate
     from caxev.database import Database
     from caxev.files import Manifest
 
@@ -244,7 +245,8 @@ class Errand:
     async def _claim(self, database: Database, run: Run, move: Move) -> tuple[Run, Copy]:
         from caxev.copies.deletion import unread
         from caxev.core.clock import utcnow
-        from caxev.core.model import MOVING, RunUpdate
+        from caxev.core.model import MOVING
+        from caxev.core.update import RunUpdate
 
         if move.copy.status == MOVING:  # claimed by an earlier call
             return run, move.copy
@@ -293,7 +295,8 @@ class Errand:
         return None if rows is None else Manifest.from_rows(rows)
 
     async def _record(self, database: Database, run: Run, moving: Copy, **fields: Any) -> Run:
-        from caxev.core.model import TRANSFERRED, RunUpdate
+        from caxev.core.model import TRANSFERRED
+        from caxev.core.update import RunUpdate
 
         update = RunUpdate.change_copy(
             run, moving, TRANSFERRED, moving_to=None, owner=None, **fields
@@ -310,7 +313,7 @@ class Errand:
 
     async def _clear(self, database: Database, run: Run, copy: Copy) -> None:
         """Remove the files under the hidden name."""
-        from caxev.core.model import RunUpdate
+        from caxev.core.update import RunUpdate
         from caxev.files import MOVED_PREFIX, confine_own
 
         # The entry is input from outside: remove only what has our prefix, inside of our roots.

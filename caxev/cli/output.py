@@ -47,7 +47,12 @@ def run_parts(run: object, number: int | None = None, name: str | None = None) -
 
 def event_parts(event: Event) -> Parts:
     """Return what happened to which aspect of a run: its values, without their times."""
-    from caxev.core.model import CopyField, CopyKey, Field, Tag
+    from caxev.core.model import (
+        CopyField,
+        CopyKey,
+        Field,
+        Tag,
+    )
 
     kind, parts = "run", {}
     match event.aspect:

@@ -23,7 +23,8 @@ from caxev.config import Site, Sites
 from caxev.core.escapes import escaped
 
 if TYPE_CHECKING:
-    from caxev.core.model import CopyKey, Run, RunUpdate
+    from caxev.core.model import CopyKey, Run
+    from caxev.core.update import RunUpdate
     from caxev.database import Database
 
 
@@ -229,7 +230,8 @@ def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate
 
     Raises `NothingToDo` if there is an entry.
     """
-    from caxev.core.model import VERIFYING, RunUpdate
+    from caxev.core.model import VERIFYING
+    from caxev.core.update import RunUpdate
 
     known = run.copy(key)
     if known is not None:

@@ -27,7 +27,8 @@ from caxev.core.escapes import escaped
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
     from caxev.config import Site, Sites
-    from caxev.core.model import Copy, CopyKey, Run, RunUpdate
+    from caxev.core.model import Copy, CopyKey, Run
+    from caxev.core.update import RunUpdate
     from caxev.database import Database
     from caxev.tape import Outcome, Reach, Stored
 
@@ -345,7 +346,8 @@ def check(*, wanted: Wanted, tape_name: str | None, dry_run: bool, as_json: bool
 def check_ask(run: Run, host: str) -> Ask:
     """Return the request to read a copy on tape again. Pure except for the time."""
     from caxev.core.clock import utcnow
-    from caxev.core.model import TRANSFERRED, RunUpdate, new_id
+    from caxev.core.model import TRANSFERRED, new_id
+    from caxev.core.update import RunUpdate
 
     copy = run.copy(_raw(host))
     if copy is None or copy.status != TRANSFERRED:
@@ -404,7 +406,7 @@ def forgetting(run: Run, copy: Copy, why: str) -> RunUpdate:
     """
     from caxev.cli.replay import me
     from caxev.core.clock import utcnow
-    from caxev.core.model import RunUpdate
+    from caxev.core.update import RunUpdate
 
     proof = f"status {copy.status}; nothing at {copy.host} was deleted"
     tombstone = {"by": me(), "at": utcnow(), "why": why, "proof": proof}

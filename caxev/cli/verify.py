@@ -188,7 +188,8 @@ def _row(run: Run, copy: Copy, found: str, why: str | None) -> Mapping[str, Any]
 async def _asked(database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
     """Request that the copy's site, or the one responsible for it, reads it again."""
     from caxev.core.clock import utcnow
-    from caxev.core.model import RunUpdate, new_id
+    from caxev.core.model import new_id
+    from caxev.core.update import RunUpdate
 
     now = utcnow()
     if await database.update_run(RunUpdate.ask(run, copy, new_id(), now), now) is None:

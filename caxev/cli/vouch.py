@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from caxev.copies.quorum import Same
-    from caxev.core.model import Copy, Run, RunUpdate
+    from caxev.core.model import Copy, Run
+    from caxev.core.update import RunUpdate
     from caxev.database import Database
 
 
@@ -62,7 +63,7 @@ async def _vouch_for(errand: Errand, database: Database) -> str:
     from caxev.copies.deletion import same_bytes
     from caxev.copies.quorum import VOUCHED, voters
     from caxev.core.clock import utcnow
-    from caxev.core.model import RunUpdate
+    from caxev.core.update import RunUpdate
 
     same = same_bytes(await with_markers(database, errand.sites, errand.here))
     while True:
@@ -88,7 +89,8 @@ def again(run: Run, right: Copy, same: Same, now: datetime) -> Iterator[RunUpdat
     one is read, and each site judges its own entry by the answer.
     """
     from caxev.copies.quorum import same_data, voters
-    from caxev.core.model import ERROR, RunUpdate, new_id
+    from caxev.core.model import ERROR, new_id
+    from caxev.core.update import RunUpdate
 
     those = voters(run, right.key, same)
     for one in run.copies:

@@ -12,7 +12,7 @@ from attrs import frozen
 from caxev.config.errors import Problems
 from caxev.config.reading import read
 from caxev.config.values import Kind, check, listed, matching, number, read_name
-from caxev.core.model import OWN_FIELDS, is_path
+from caxev.core.update import OWN_FIELDS, is_path
 
 
 def _path(value: Any) -> str:

@@ -25,20 +25,22 @@ from caxev.core.model import (
     DELETING,
     ERROR,
     TRANSFERRED,
-    CopiesAtLeast,
     Copy,
     CopyIs,
     CopyKey,
-    Expectation,
-    Fresh,
-    NobodyReads,
     Run,
-    RunUpdate,
-    TagAbsent,
     as_utc,
     new_id,
 )
 from caxev.core.paths import UNKNOWN, plain
+from caxev.core.update import (
+    CopiesAtLeast,
+    Expectation,
+    Fresh,
+    NobodyReads,
+    RunUpdate,
+    TagAbsent,
+)
 
 RAW: Final = "raw"
 NEVER: Final = "untriggered"

@@ -33,10 +33,9 @@ from caxev.core.model import (
     CopyField,
     CopyIs,
     CopyKey,
-    Expectation,
     Run,
-    RunUpdate,
 )
+from caxev.core.update import Expectation, RunUpdate
 from caxev.files import Manifest
 
 # -- deciding: pure ------------------------------------------------------------------------------

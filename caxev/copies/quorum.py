@@ -12,7 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import TypeAlias
 
-from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run
+from caxev.core.model import (
+    ERROR,
+    TRANSFERRED,
+    Copy,
+    CopyKey,
+    Run,
+)
 
 DISPUTED = "disputed"
 """The field of an ``error`` entry that contradicts other copies, but not its own digests."""

@@ -12,7 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from caxev.core.model import Aspect, Event, RunId, Snapshot
+from caxev.core.model import (
+    Aspect,
+    Event,
+    RunId,
+    Snapshot,
+)
 
 
 def diff(run: RunId, before: Snapshot, after: Snapshot) -> tuple[Event, ...]:

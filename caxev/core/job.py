@@ -17,8 +17,17 @@ from attrs import define, field, frozen
 from caxev.core.alarms import Alarm, Severity
 from caxev.core.clock import Clocks, clock, utcnow
 from caxev.core.errors import Damaged, Retry, Superseded
-from caxev.core.model import Copy, CopyField, CopyKey, Event, Run, RunId, RunUpdate, new_id
+from caxev.core.model import (
+    Copy,
+    CopyField,
+    CopyKey,
+    Event,
+    Run,
+    RunId,
+    new_id,
+)
 from caxev.core.transcript import packed
+from caxev.core.update import RunUpdate
 
 if TYPE_CHECKING:
     from loguru import Logger

@@ -15,7 +15,12 @@ from attrs import Factory, frozen
 
 from caxev.core.diff import diff, replay
 from caxev.core.ledger import Reaction, State, new_reaction, priority_of, reaction_key
-from caxev.core.model import Event, RunId, Snapshot, Tag
+from caxev.core.model import (
+    Event,
+    RunId,
+    Snapshot,
+    Tag,
+)
 from caxev.core.registry import Handler, Registry
 
 AT_ONCE: Final = 500

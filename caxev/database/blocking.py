@@ -17,7 +17,8 @@ from pymongo import MongoClient
 from caxev.config import ConfigError, Settings
 from caxev.core.alarms import AlarmState
 from caxev.core.clock import clock, utcnow
-from caxev.core.model import RunId, RunUpdate
+from caxev.core.model import RunId
+from caxev.core.update import RunUpdate
 from caxev.database.alarms import alarm_id, alarm_row
 from caxev.database.client import (
     RELIED_ON,

@@ -12,8 +12,9 @@ from pymongo import UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from caxev.core.ledger import Reaction, State
-from caxev.core.model import Run, RunUpdate
+from caxev.core.model import Run
 from caxev.core.transcript import KEPT_PARTS
+from caxev.core.update import RunUpdate
 from caxev.database.client import Document, InvalidDocument, Unreachable, translated
 from caxev.database.connection import Session, operation
 from caxev.database.run_queries import Runs

@@ -14,7 +14,15 @@ from pymongo import ReturnDocument
 from pymongo.asynchronous.cursor import AsyncCursor
 
 from caxev.copies.sharing import Neighbours
-from caxev.core.model import DELETING, REQUESTED, TRANSFERRED, TRANSFERRING, Run, RunId, RunUpdate
+from caxev.core.model import (
+    DELETING,
+    REQUESTED,
+    TRANSFERRED,
+    TRANSFERRING,
+    Run,
+    RunId,
+)
+from caxev.core.update import RunUpdate
 from caxev.database.client import Document
 from caxev.database.connection import LONG_LIMIT, PAGE, Connection, Session, operation, within
 from caxev.database.runs import Selection, totals_pipeline, write_of

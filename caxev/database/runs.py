@@ -13,14 +13,17 @@ from typing import Any, Final
 from attrs import frozen
 
 from caxev.core.model import (
-    CHECKS_KEPT,
     NOTED,
     TRANSFERRED,
     TRANSFERRING,
-    CopiesAtLeast,
-    CopyAbsent,
     CopyIs,
     CopyKey,
+    Watched,
+)
+from caxev.core.update import (
+    CHECKS_KEPT,
+    CopiesAtLeast,
+    CopyAbsent,
     Expectation,
     FieldIs,
     Fresh,
@@ -28,7 +31,6 @@ from caxev.core.model import (
     RunUpdate,
     TagAbsent,
     TagThere,
-    Watched,
 )
 from caxev.database.client import Document
 

@@ -18,7 +18,15 @@ from bson.min_key import MinKey
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from caxev.core.ledger import Reaction
-from caxev.core.model import NO_FIELDS, Aspect, Run, RunId, Snapshot, Watched, snapshot_of
+from caxev.core.model import (
+    NO_FIELDS,
+    Aspect,
+    Run,
+    RunId,
+    Snapshot,
+    Watched,
+    snapshot_of,
+)
 from caxev.database.client import Document
 from caxev.database.connection import LIMIT, PAGE, operation, within
 from caxev.database.quarantine import Quarantine

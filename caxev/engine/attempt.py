@@ -27,8 +27,8 @@ from caxev.core.ledger import (
     State,
     Surprise,
 )
-from caxev.core.model import RunUpdate
 from caxev.core.registry import Handler
+from caxev.core.update import RunUpdate
 from caxev.database import (
     DatabaseError,
     LeaseLost,

@@ -14,7 +14,8 @@ from caxev.core.alarms import Alarm
 from caxev.core.clock import utcnow
 from caxev.core.job import Job
 from caxev.core.ledger import Reaction
-from caxev.core.model import Run, RunId, RunUpdate, as_utc
+from caxev.core.model import Run, RunId, as_utc
+from caxev.core.update import RunUpdate
 from caxev.engine.context import Context
 from caxev.engine.workers import Workers
 

@@ -34,7 +34,14 @@ from caxev.core.ledger import (
     new_reaction,
     settle,
 )
-from caxev.core.model import YES, Event, Existence, Run, RunId, Snapshot
+from caxev.core.model import (
+    YES,
+    Event,
+    Existence,
+    Run,
+    RunId,
+    Snapshot,
+)
 from caxev.database import (
     Batch,
     DatabaseError,

@@ -34,9 +34,15 @@ from caxev.core.ledger import (
     State,
     settle,
 )
-from caxev.core.model import CopyKey, Run, RunId, RunUpdate, time_of
+from caxev.core.model import (
+    CopyKey,
+    Run,
+    RunId,
+    time_of,
+)
 from caxev.core.recurrence import Recurrence
 from caxev.core.registry import Handler
+from caxev.core.update import RunUpdate
 from caxev.database import DatabaseError
 from caxev.engine.attempt import Ended, RateMeter, Watch, attempt, log_outcome
 from caxev.engine.context import Context

@@ -26,8 +26,14 @@ from caxev.config import Settings, Site, Sites, load_sites
 from caxev.core.alarms import Alarm
 from caxev.core.clock import clock, utcnow
 from caxev.core.ledger import Reaction, State
-from caxev.core.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate
+from caxev.core.model import (
+    TRANSFERRED,
+    CopyKey,
+    Run,
+    RunId,
+)
 from caxev.core.registry import Handler, HandlerFunction, recorded
+from caxev.core.update import RunUpdate
 from caxev.database import Database, Selection
 from caxev.engine.listener import open_database, prepare
 from caxev.files import digest_tree

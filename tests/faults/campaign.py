@@ -40,7 +40,14 @@ from caxev import aio
 from caxev.config import DEFAULT_HANDLERS, load_handlers
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Reaction, State
-from caxev.core.model import TRANSFERRED, CopyKey, Run, RunId, RunUpdate, Tag
+from caxev.core.model import (
+    TRANSFERRED,
+    CopyKey,
+    Run,
+    RunId,
+    Tag,
+)
+from caxev.core.update import RunUpdate
 from caxev.database import Database, DatabaseError, is_transient
 from caxev.demo.world import World, ask, left
 from caxev.engine.listener import open_database, prepare, run

@@ -31,7 +31,12 @@ from attrs import define, field
 from pymongo import MongoClient
 from pymongo.collection import Collection
 
-from caxev.core.model import ERROR, TRANSFERRED, TRANSFERRING, VERIFYING
+from caxev.core.model import (
+    ERROR,
+    TRANSFERRED,
+    TRANSFERRING,
+    VERIFYING,
+)
 
 Document = dict[str, Any]
 DAY: Final = timedelta(days=1)

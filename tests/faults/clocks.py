@@ -39,7 +39,14 @@ from attrs import frozen
 from caxev.copies.deletion import intent, plan
 from caxev.core.clock import utcnow
 from caxev.core.job import Skip
-from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
+from caxev.core.model import (
+    TRANSFERRED,
+    Copy,
+    CopyKey,
+    Run,
+    new_id,
+)
+from caxev.core.update import RunUpdate
 from caxev.demo.world import FIRST_START
 from tests.faults.campaign import (
     BIRTH,

@@ -20,7 +20,14 @@ import trio
 from caxev.copies.deletion import DeletionPlan, intent, plan
 from caxev.core.clock import utcnow
 from caxev.core.job import Skip
-from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
+from caxev.core.model import (
+    TRANSFERRED,
+    Copy,
+    CopyKey,
+    Run,
+    new_id,
+)
+from caxev.core.update import RunUpdate
 from caxev.files import digest_tree
 from tests.faults.campaign import (
     BIRTH,

@@ -18,7 +18,12 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from caxev.core.diff import diff, replay
-from caxev.core.model import CopyKey, Run, Watched, snapshot_of
+from caxev.core.model import (
+    CopyKey,
+    Run,
+    Watched,
+    snapshot_of,
+)
 from tests import strategies as make
 
 Document = Mapping[str, Any]

@@ -30,7 +30,14 @@ from caxev.copies.deletion import DeletionPlan, intent, plan_purge
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.job import Job
-from caxev.core.model import TRANSFERRED, CopyField, CopyKey, Event, Run, RunUpdate
+from caxev.core.model import (
+    TRANSFERRED,
+    CopyField,
+    CopyKey,
+    Event,
+    Run,
+)
+from caxev.core.update import RunUpdate
 from caxev.database import Selection
 from caxev.files import confine, empty_quarantine, identity, set_aside, standing, to_nobody
 from caxev.files import erase as erase_stray

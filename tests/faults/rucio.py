@@ -23,7 +23,14 @@ from attrs import define, evolve, field
 from caxev.config import load_handlers, load_sites
 from caxev.config.handlers import BY_METHOD
 from caxev.core.clock import utcnow
-from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
+from caxev.core.model import (
+    TRANSFERRED,
+    Copy,
+    CopyKey,
+    Run,
+    new_id,
+)
+from caxev.core.update import RunUpdate
 from tests.faults.campaign import BIRTH, Born, End, Ground, Listener, Problem, Tally, say_round
 from tests.rucio_server import RucioServer, running
 

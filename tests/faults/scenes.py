@@ -24,7 +24,14 @@ from pymongo.collection import Collection
 from pymongo.database import Database
 
 from caxev.core.clock import utcnow
-from caxev.core.model import TRANSFERRED, Copy, CopyKey, Run, RunUpdate, new_id
+from caxev.core.model import (
+    TRANSFERRED,
+    Copy,
+    CopyKey,
+    Run,
+    new_id,
+)
+from caxev.core.update import RunUpdate
 from caxev.database import Request
 from caxev.files import digest_tree
 from tests.faults import rucio

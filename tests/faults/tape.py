@@ -21,7 +21,16 @@ from attrs import define, field
 
 from caxev.config import Site
 from caxev.core.clock import utcnow
-from caxev.core.model import ERROR, TRANSFERRED, Copy, CopyKey, Run, RunId, RunUpdate, new_id
+from caxev.core.model import (
+    ERROR,
+    TRANSFERRED,
+    Copy,
+    CopyKey,
+    Run,
+    RunId,
+    new_id,
+)
+from caxev.core.update import RunUpdate
 from caxev.demo.world import TAPE
 from caxev.files import MARKER_PREFIX, safe_name
 from caxev.tape import Data, Reach, directly, recall

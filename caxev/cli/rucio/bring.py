@@ -14,7 +14,8 @@ from caxev.cli.options import as_table, example, global_options, state
 from caxev.cli.rucio.chosen import Chosen, checked, nobody, rucio, selecting, show_rows
 
 if TYPE_CHECKING:
-    from caxev.core.model import Run, RunUpdate
+    from caxev.core.model import Run
+    from caxev.core.update import RunUpdate
     from caxev.database import Database
 
 
@@ -80,7 +81,8 @@ class Wish:
         """Return the request for one run's copy, or why there can be none."""
         from caxev.cli.replay import me
         from caxev.core.clock import utcnow
-        from caxev.core.model import REQUESTED, TRANSFERRED, CopyKey, RunUpdate
+        from caxev.core.model import REQUESTED, TRANSFERRED, CopyKey
+        from caxev.core.update import RunUpdate
 
         kind, version = self.chosen.kind, self.chosen.version
         good = [one for one in run.copies if (one.type, one.host) == (kind, self.source)]

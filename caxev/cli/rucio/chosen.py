@@ -133,7 +133,8 @@ async def checked(database: Database, entry: Copy) -> Any:
 async def ask_to_compare(database: Database, run: Run, entry: Copy) -> bool:
     """Request that its site compares an entry's replicas; return whether that was written."""
     from caxev.core.clock import utcnow
-    from caxev.core.model import RunUpdate, new_id
+    from caxev.core.model import new_id
+    from caxev.core.update import RunUpdate
 
     now = utcnow()
     return await database.update_run(RunUpdate.ask(run, entry, new_id(), now), now) is not None
@@ -143,7 +144,7 @@ async def look_again(database: Database, chosen: Chosen, runs: Sequence[Run]) ->
     """Have the uploading sites apply the rules of these runs again; return these sites."""
     from caxev.cli.replay import leave, pages
     from caxev.core.clock import utcnow
-    from caxev.core.model import RunUpdate
+    from caxev.core.update import RunUpdate
     from caxev.database import Request
 
     # Reset the digest by which the handler skips rules that have not changed since.

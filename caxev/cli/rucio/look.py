@@ -251,7 +251,7 @@ class Checking:
     async def _single(self, database: Database, run: Run, entry: Copy) -> str | None:
         """Remove all entries of a dataset but the best one, if they all name that dataset."""
         from caxev.core.clock import utcnow
-        from caxev.core.model import FieldIs, RunUpdate
+        from caxev.core.update import FieldIs, RunUpdate
 
         if not self.repair:
             return None
@@ -267,7 +267,8 @@ class Checking:
     async def _again(self, database: Database, run: Run, entry: Copy) -> str | None:
         """Have a site with a good copy upload again."""
         from caxev.core.clock import utcnow
-        from caxev.core.model import ERROR, TRANSFERRED, RunUpdate
+        from caxev.core.model import ERROR, TRANSFERRED
+        from caxev.core.update import RunUpdate
 
         if not self.repair or entry.status not in (TRANSFERRED, ERROR, "RSEreupload"):
             return None
