@@ -109,7 +109,7 @@ class Recording(Quarantine):
     ) -> Snapshots:
         if not runs:  # an idle stream's empty batches must not become queries
             return Snapshots({}, {}, {})
-        # The caller may change `known` meanwhile, in another thread.
+        # Copied, because the caller may change `known` meanwhile.
         last = {run: dict(snapshot) for run in runs if (snapshot := known.get(run)) is not None}
         unknown = [run for run in runs if run not in last]
         # Few runs are read whole, so that their handlers can start without another query.
