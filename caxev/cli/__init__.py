@@ -18,6 +18,8 @@ from caxev import __version__
 from caxev.cli.errors import EPILOG, report_errors
 from caxev.cli.options import State, example, global_options
 
+# The summaries are repeated here, because taking them from the commands would import every module
+# for ``caxev --help``.
 GROUPS: Final = {
     "Act for a site": {
         "listen": ("caxev.cli.listen:listen", "React to changes of the runs database."),

@@ -106,6 +106,7 @@ def test(site: str, as_json: bool) -> None:
     options.log("warning")
     rows = trio.run(_tried, options.sites().get(site))
     show(Table(_TESTED, rows), as_json=as_json, empty=f"{site} names no `alarms` in sites.json")
+    # A site without sinks fails, too: nobody would hear of an alarm.
     if not all(row["ok"] for row in rows) or not rows:
         raise click.exceptions.Exit(FAILED)
 

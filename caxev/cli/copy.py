@@ -194,6 +194,7 @@ def asked_for(run: Run, way: Way, who: str, now: datetime) -> RunUpdate:
     source, target = run.copy(way.source), run.copy(way.target)
     assert source is not None
     if target is not None:
+        # Without the fields of the failed attempt: they would be taken for this one's.
         again = {"location": None, "source": source.host, "error": None, "trigger": None}
         again |= {"checksum": None}
         update = RunUpdate.change_copy(run, target, REQUESTED, source.as_seen, **again)
@@ -365,6 +366,7 @@ class Errand:
         copy = None if run is None else run.copy(way.target)
         if run is None or copy is None:
             return
+        # For the summary only: an entry has its size once the copy is made.
         size = copy.fields.get("size")
         if size is None and copy.type == "raw":
             size = run.document.get("raw_size_byte")

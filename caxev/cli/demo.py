@@ -82,6 +82,8 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
 
     Example:  caxev demo --runs 5 --size-mb 20
     """
+    # Each run exists several times (at the sites, on tape and restored), and the database takes its
+    # own space. A disk that fills up would end the demo with an error far from its cause.
     needed = int(runs * size_mb * MEGABYTE * 5.5) + (1 << 30)
     with (
         ended_by_signals() as tidying_up,
@@ -162,6 +164,7 @@ class Show:
 
     def say(self, text: str) -> None:
         """Print a line."""
+        # Without soft wrap, rich would break lines in a pipe at 80 characters.
         self.console.print(text, highlight=False, soft_wrap=True)
 
     def table(self, runs: Sequence[Run], progress: Mapping[str, str]) -> Table:

@@ -88,7 +88,7 @@ def leaf(error: BaseException) -> BaseException:
 
 def meaning(error: BaseException) -> tuple[str, int]:
     """Return the line about this error for a person, and the exit code."""
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt):  # the user knows
         return "", INTERRUPTED
     if isinstance(error, ConfigError):
         return _line(error.summary), CONFIGURATION

@@ -65,6 +65,7 @@ def explain(  # noqa: PLR0917  # the options
     registry = None if site is None else options.registry(site)
 
     async def ask(database: Database) -> tuple[Run, list[Owed], bool]:
+        # A site that is no longer in sites.json may have reactions, too: ask for its record.
         found = await one(number, name, detector).find_one(database, database.settings)
         run = (await database.runs([found.id])).get(found.id, found)  # with all its fields
         records = await database.site_records()
@@ -154,6 +155,7 @@ class Explanation:
         missing = self.missing.get(handler.name, ())
         for event, why in missing:
             yield _row(handler.name, event, "missing", why)
+        # No reaction, and none is due: only the triggers' conditions explain that.
         if not owed and not missing:
             yield _row(handler.name, None, "not triggered", "; ".join(self._unmet(handler)))
 

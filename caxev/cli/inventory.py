@@ -107,7 +107,7 @@ class Inventory:
 
     def see(self, path: bytes) -> bool:
         """Mark that place as existing; return whether an entry names it."""
-        if not self.claimed(path):
+        if not self.claimed(path):  # most paths: reading is cheaper than an update that hits none
             return False
         self._db.execute("UPDATE claims SET seen=1 WHERE path=?", (path,))
         return True
@@ -200,7 +200,7 @@ class _Walk:
                 if entry.name.startswith(_OURS):
                     yield from self._of_ours(entry)
                 elif self.inventory.see(entry.path):
-                    continue
+                    continue  # a copy; what is in it is not walked
                 elif not entry.is_dir(follow_symlinks=False):
                     yield measured(entry.path, "stray")
                 # A directory of a version is no copy, but contains some; so does one above a copy.
@@ -217,6 +217,7 @@ class _Walk:
 
     def _of_ours(self, entry: os.DirEntry[bytes]) -> Iterator[Find]:
         """Skip what a known copy accounts for, and what belongs to no copy at all."""
+        # The quarantine has one directory for each copy, and an entry names each of them.
         if entry.name == _ASIDE and entry.is_dir(follow_symlinks=False):
             with os.scandir(entry.path) as kept:
                 found = [one.path for one in kept]

@@ -106,10 +106,12 @@ def listen(
         lease_time=lease_time,
         grace=grace,
         metrics_port=metrics_port,
+        # The engine knows nothing of Rucio: what runs beside it is handed to it.
         services=(RuleFiles, Messages),
         reread=partial(_reread, options, site),
     )
     _check(site, sites)
+    # Built now for its errors: a wrong alarm sink must not be found at the first alarm.
     listening.recipients()
     if dry_run:
         rows = options.with_database(lambda database: _would(database, site, registry))
@@ -138,6 +140,8 @@ def _check(site: str, sites: Sites) -> None:
 
 def _reread(options: State, site: str) -> Sites:
     """Read sites.json again, and check it as at the start."""
+    # Not `options.sites()`, which reads the file once. An error leaves the listener with what it
+    # has: see the caller.
     sites = load_sites(find_sites(options.config))
     _check(site, sites)
     return sites
@@ -154,6 +158,7 @@ _PAGE = 1000
 
 async def _would(database: Database, site: str, registry: Registry) -> list[dict[str, Any]]:
     """Return what a listener would do now: reactions that are due, requested or new."""
+    # In the listener's own order: the ledger, the requests, then a scan of all runs.
     rows = [row async for row in _due(database, site)]
     rows += [
         {"event": None, "handler": request.handler, "why": _asked(request)}

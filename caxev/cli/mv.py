@@ -152,9 +152,10 @@ def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:
     if copy.location is None or copy.status not in (TRANSFERRED, MOVING):
         raise NothingToDo(f"{run}: {key} is {copy.status}, and only what is transferred is moved")
     old, name = confine(copy.location, site.roots), safe_name(copy.location)
+    # The name stays: it is that of the run, by which `caxev register` and people find it.
     place = os.path.abspath(to)
     new = confine(place if os.path.basename(place) == name else f"{place}/{name}", site.roots)
-    if inside(os.fsencode(new), os.fsencode(old)):
+    if inside(os.fsencode(new), os.fsencode(old)):  # a directory cannot be renamed into itself
         raise NothingToDo(f"{escaped(new)} is inside of what is to be moved")
     heading = copy.fields.get("moving_to")
     if copy.status == MOVING and heading != new:

@@ -134,11 +134,12 @@ def state() -> State:
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    # The option was not given here: keep what was given before the command's name.
     if value is None or value == () or value is False:
         return
     options = context.find_root().ensure_object(State)
     assert parameter.name is not None
-    if parameter.name == "handlers":
+    if parameter.name == "handlers":  # repeatable, so both places add to it
         value = (*options.handlers, *value)
     setattr(options, parameter.name, value)
 
@@ -184,7 +185,7 @@ def global_options(*, hidden: bool) -> Callable[[F], F]:
     )
 
     def add(function: F) -> F:
-        for one in reversed(options):
+        for one in reversed(options):  # decorators apply from the inside out, --help lists in order
             function = one(function)
         return function
 

@@ -69,12 +69,13 @@ def register(
 
     options = state()
     options.log("warning")
-    if name is not None:
+    if name is not None:  # with --create it becomes a run's name, and so one of directories
         safe_name(name)
     here, place = ours(site), os.path.abspath(path)
 
     async def enter(database: Database) -> tuple[Found, Mapping[str, Any]]:
         async with at_disks(database, here, options.sites()) as (there, sites):
+            # Without --run or --name the files' own name selects the run.
             found = found_at(place, there, sites, any_name=any_name)
             called, its = run_called(found.real)
             which = (number, name, detector)

@@ -351,6 +351,7 @@ def plan(
 def _why(reaction: Reaction | None, event: Event) -> str:
     if reaction is None:
         return "no such reaction yet"
+    # The ledger keeps one reaction for each handler and aspect: this one was to another value.
     if reaction.after != event.after:
         return f"{reaction.state} for an earlier state"
     return f"forced: it is {reaction.state}"

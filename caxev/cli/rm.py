@@ -107,6 +107,7 @@ def rm(
         rows = options.with_database(by_rules)
         show(Table(_COLUMNS, rows), as_json=as_json, empty=f"{site} has no copies")
         return
+    # A catalogue has no listener of its own: a site that uploads there serves the intent.
     if not here.listener and here.method != "rucio":
         raise ConfigError(f"{site} has no listener of its own, says sites.json: nobody deletes")
     if by_entries and not why:
@@ -209,6 +210,7 @@ class Errand:
 
     async def find(self, database: Database) -> Run:
         """Read the run. Raises `NoSuchRun`."""
+        # Selections leave out fields that the plan needs: read the run again, with all of them.
         found = await self.wanted.find_one(database, database.settings)
         return (await database.runs([found.id]))[found.id]
 
@@ -230,6 +232,7 @@ class Errand:
         from caxev.copies.deletion import RAW, plan
         from caxev.core.clock import utcnow
 
+        # Derived data can be made again, so its usual number is 1, and --force-less needs none.
         copy = self.copy(run)
         usual, least = (self.here.deletion.copies, 1) if copy.type == RAW else (1, 0)
         return plan(

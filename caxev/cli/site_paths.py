@@ -119,6 +119,7 @@ def run_called(path: str) -> tuple[str, str | None]:
 
     Raw data has the run's own name; cax appended ``_MV`` for the muon veto.
     """
+    # A derived file has the run's name and an extension.
     name = os.path.basename(path).partition(".")[0]
     plain = name.removesuffix("_MV")
     return plain, None if plain == name else "muon_veto"

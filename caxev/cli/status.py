@@ -164,12 +164,14 @@ def _alarm_cells(known: Sequence[AlarmState]) -> dict[str, Any]:
 
 
 def _site_row(name: str, record: SiteRecord | None, listener: bool) -> dict[str, Any]:
+    # A record without an epoch comes from a request that waits for the site's first listener.
     if record is None or not record.epoch:
         return {"site": name, "listening": "never did" if listener else "has no listener"}
     gap = record.gaps[-1] if record.gaps else None
     return {
         "site": name,
         "listening": record.active,
+        # A record outlives its listener: what it reported about itself is shown only while it runs.
         "owner": record.owner if record.active else None,
         "epoch": record.epoch,
         "configuration": record.configuration or None,

@@ -84,7 +84,7 @@ def stray(
         raise click.UsageError("--delete and --register: only one of them")
     options = state()
     options.log("warning")
-    os.nice(NICENESS)
+    os.nice(NICENESS)  # a walk through all directories must not slow the listener beside it
     act = "delete" if delete else "register" if register else ""
     here, sites = ours(site), options.sites()
 
@@ -108,7 +108,7 @@ class Printer:
 
     def row(self, row: Row) -> None:
         """Print one row."""
-        if self.as_json:
+        if self.as_json:  # a list that grows row by row, as there may be more than memory can hold
             click.echo((",\n" if self._printed else "[\n") + json_text(row), nl=False)
         else:
             if not self._printed:
@@ -193,6 +193,8 @@ class Search:
 
     def _sure(self, known: int, gone: int) -> None:
         """Raise `NothingToDo` if so much is missing that this is hardly the right directory."""
+        # The usual causes are the wrong machine, the wrong database, or a directory that was
+        # replaced: then nearly everything is missing, and all that is there seems stray.
         if self.act != "delete" or (known and 2 * gone <= known):
             return
         name = self.site.name
@@ -224,6 +226,8 @@ class Search:
 
     async def _still(self, database: Database, claims: Sequence[Claim]) -> list[Claim]:
         """Return those copies whose entries still name a place where nothing is."""
+        # A walk takes hours, in which a listener may have moved, deleted or repaired the copy: read
+        # the entry again, then look again.
         runs = await database.located([self.site.name], [claim.location for claim in claims])
         known = {claim.path for run in runs for claim in claims_of(run, self.site) if claim.must}
         gone = [claim for claim in claims if claim.path in known]
@@ -271,7 +275,7 @@ class Search:
         from caxev.cli.register import found_at
         from caxev.cli.site_paths import run_called
 
-        if find.kind != "stray":
+        if find.kind != "stray":  # what is left of a transfer or a deletion is not complete
             return {"state": "left alone: it is no copy"}
         try:
             found = found_at(os.fsdecode(find.path), self.site, self.sites)

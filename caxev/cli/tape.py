@@ -50,6 +50,7 @@ def _selection(*, required: bool) -> Callable[[F], F]:
             chosen = {name: given.pop(name) for name in _CHOICE}
             function(wanted=_wanted(**chosen, required=required), **given)
 
+        # What click reads from a function: its name, its help, and the options declared so far.
         command.__name__, command.__doc__ = function.__name__, function.__doc__
         chosen: Any = command
         chosen.__click_params__ = getattr(function, "__click_params__", [])
@@ -114,6 +115,7 @@ def archive_called(sites: Sites, name: str | None) -> Site:
     """Return the archive of that name, or the only one. Raises `ConfigError`."""
     from caxev.tape import methods
 
+    # A site with an archive's method and a listener is a machine that uses one, not the archive.
     known = [site for site in sites.values() if site.method in methods() and not site.listener]
     if name is not None:
         if sites.get(name) not in known:
@@ -192,6 +194,7 @@ def _ask_for(wanted: Wanted, plan: Callable[[Run], Ask], *, dry_run: bool, as_js
 
 def _finish(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     show(Table(_ASKED, rows), as_json=as_json)
+    # Runs that need nothing are no error as long as one has been requested.
     if not any(row["asked"] for row in rows):
         raise click.exceptions.Exit(FAILED)
 
@@ -537,6 +540,7 @@ async def _standing(
                     on_its_way.add(reaction.run)
     rows = []
     for run in runs:
+        # A run without raw data anywhere, as before its first entry, has nothing to put on tape.
         raw = [copy for copy in run.copies if copy.type == "raw" and copy.host != host]
         copy = run.copy(_raw(host))
         if copy is None and not raw:
@@ -580,6 +584,8 @@ def above(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     from caxev.tape import folder_of
 
     known = (row["location"] for row in rows)
+    # Old programs wrote "n/a" and other texts as locations of what is not on tape yet. Few
+    # directories hold all folders, and the archive lists a directory in one call.
     folders = (folder_of(one) for one in known if one is not None and one.startswith("/"))
     return sorted({folder.rpartition("/")[0] for folder in folders})
 

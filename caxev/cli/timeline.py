@@ -58,6 +58,7 @@ def _of_reactions(
         if state == "done" and reaction.note:
             continue  # a reaction that is done with a note was skipped
         yield {
+            # The latest time that is known: a pending reaction has only that of its event.
             "time": document.get("settled") or reaction.started or reaction.at,
             "site": reaction.site,
             "handler": reaction.handler,

@@ -69,6 +69,7 @@ async def _vouch_for(errand: Errand, database: Database) -> str:
     while True:
         run = await errand.find(database)
         copy = errand.copy(run)
+        # A copy without a digest, or a bad one, cannot be the one by which others are judged.
         if copy not in voters(run, copy.key, same):
             raise NothingToDo(f"{copy.key} has no voice: there is nothing to vouch for")
         now = utcnow()
@@ -97,4 +98,5 @@ def again(run: Run, right: Copy, same: Same, now: datetime) -> Iterator[RunUpdat
         if one in those:
             yield RunUpdate.ask(run, one, new_id(), now)
         elif same_data(one, right.key) and one.status == ERROR:
+            # The same status with a new time is a change, to which the site's handlers react.
             yield RunUpdate.change_copy(run, one, ERROR)

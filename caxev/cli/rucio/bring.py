@@ -59,6 +59,7 @@ def get(*, target: str, rse: str | None, dry_run: bool, as_json: bool, **options
         wish = Wish(chosen, chosen.there.name, target, extra)
         _request(wish, dry_run=dry_run, as_json=as_json)
         return
+    # A bare word is more likely a mistyped site than a directory: ./NAME is always a directory.
     if "/" not in target:
         state().sites().get(target)  # raises an error that names the nearest site
     directory = str(Path(target).absolute())

@@ -103,7 +103,7 @@ class Chosen:
         """Read the runs with all their fields."""
         found = await self.wanted.find(database, database.settings)
         whole = await database.runs([run.id for run in found])
-        return [whole[run.id] for run in found if run.id in whole]
+        return [whole[run.id] for run in found if run.id in whole]  # one may be deleted in between
 
 
 _COLUMNS: Final = (Column("run", "RUN"), Column("what", "WHAT"), Column("state", "STATE"))

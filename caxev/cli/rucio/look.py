@@ -88,6 +88,7 @@ def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
         if method == "absent":
             yield row
         return
+    # cax wrote some of these fields in other shapes.
     rse = entry.fields.get("rse")
     row |= {"status": entry.status, "location": entry.location}
     row |= {"rse": rse if isinstance(rse, list) else []}
@@ -305,6 +306,7 @@ def without_doubles(run: Run, entry: Copy) -> list[Any] | None:
     ours = [one for one in data if is_its(one)]
     if len({one.get("location") for one in ours} - {None, "n/a"}) > 1:
         return None
+    # Entries without a location are leftovers of an upload: they name no other dataset.
     best = max(ours, key=lambda one: (one.get("status") == TRANSFERRED, bool(one.get("rse"))))
     return [one for one in data if one is best or not is_its(one)]
 

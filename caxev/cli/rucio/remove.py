@@ -50,6 +50,7 @@ async def _remove(
     row = {"run": shown(run), "what": f"{chosen.kind} at {there.name}"}
     if entry is None:
         return {**row, "state": "the catalogue has no such copy", "ok": False}
+    # Never guess a version for a deletion.
     if len(several := chosen.entries(run)) > 1:
         versions = ", ".join(one.version or "none" for one in several)
         return {**row, "state": f"there are several ({versions}): say --version", "ok": False}
@@ -102,6 +103,7 @@ def forget(
     runs = state().with_database(chosen.runs)
     found = [(run, _with_status(chosen.entries(run), status)) for run in runs]
     number = sum(len(entries) for _, entries in found)
+    # What is asked about is what is written: the runs are not read again after the answer.
     if number and not (yes or dry_run):
         words = f"{escaped(chosen.wanted.words)} is at {chosen.there.name} ({number})"
         click.confirm(f"Forget that {words}?", abort=True, err=as_json)
