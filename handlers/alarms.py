@@ -26,7 +26,7 @@ async def bad_copy(job: Job) -> Result:
         return Skip("it is gone" if bad is None else "it is good")
     # Both sites of a pushed copy could see the entry: only the responsible one raises the alarm.
     if job.site.name not in {bad.host, bad.source}:
-        return Skip(f"{bad.source or 'the site that pushed it'} tells of it")
+        return Skip(f"{bad.source or 'the site that pushed it'} raises that alarm")
     why = bad.fields.get("error")
     await job.alarm(NAME, _summary(job, bad), why=why, location=bad.location, source=bad.source)
     return None

@@ -460,7 +460,7 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
     began = job.now()
     files = await _checked(job, entry)
     if files is None:
-        raise GiveUp(f"no good copy here tells the checksums that {entry.location} must have")
+        raise GiveUp(f"no good copy here has the checksums of {entry.location}")
     # Deep: the storage itself is asked, as the catalogue only repeats what it was given.
     verdict = await job.work(rucio.verify, there, Did.of(entry.location), files, True)
     for line in verdict.bad:

@@ -494,7 +494,7 @@ def test_verify_asks_other_sites(ground: Ground) -> None:
     """A copy elsewhere is asked for with --deep alone, in a field that is no change of status."""
     ground.insert({"host": "chicago", "location": "/c/raw/x", "status_since": None})
     before = contents(ground.database)
-    assert rows(ground.caxev("verify", "--run", "1", "--json"))[0]["found"] == "not looked at"
+    assert rows(ground.caxev("verify", "--run", "1", "--json"))[0]["found"] == "not checked"
     assert contents(ground.database) == before
     assert rows(ground.caxev("verify", "--run", "1", "--deep", "--json"))[0]["found"] == "asked"
     entry = ground.entry()

@@ -180,7 +180,7 @@ def report_end(place: Place, spec: JobSpec, ended: Ended) -> None:
             hopeless = isinstance(error, ConfigError) or not is_transient(error)
             # The job's node is occupied meanwhile; the watch, or the regular check, reports later.
             if hopeless or time.monotonic() + wait > deadline:
-                sys.stderr.write(f"caxev: the end of {spec.name} is not told: {error}\n")
+                sys.stderr.write(f"caxev: the end of {spec.name} could not be reported: {error}\n")
                 return
         else:
             place.file("reported").touch()

@@ -216,7 +216,7 @@ class Errand:
             place = own_name(move.new, self.site, self.key.type)
             run = await self._record(database, run, moving, location=place, moved_from=aside)
             is_recorded = True
-            point("mv.told")
+            point("mv.written")
         finally:  # also on Ctrl-C: an entry left as `moving` would keep the copy from counting
             if not is_recorded:
                 await self._withdraw(database, run, moving, move)

@@ -155,9 +155,9 @@ class Look:
 
         site = self.sites.find(copy.host)
         if site is None:
-            return "not looked at", "sites.json has no such site"
+            return "not checked", "sites.json has no such site"
         if copy.location is None:
-            return "not looked at", "it has no location"
+            return "not checked", "it has no location"
         if is_here(site):
             rows = None if copy.manifest is None else await database.load_manifest(copy.manifest)
             known = None if rows is None else Manifest.from_rows(rows)
@@ -167,7 +167,7 @@ class Look:
                 await _asked(database, run, copy)
             return found, why
         if not self.deep:
-            return "not looked at", f"{copy.host} is not this machine: --deep asks it"
+            return "not checked", f"{copy.host} is not this machine: --deep asks it"
         return await _asked(database, run, copy)
 
 
@@ -193,7 +193,7 @@ async def _asked(database: Database, run: Run, copy: Copy) -> tuple[str, str | N
 
     now = utcnow()
     if await database.update_run(RunUpdate.ask(run, copy, new_id(), now), now) is None:
-        return "not looked at", "it has just changed"
+        return "not checked", "it has just changed"
     return "asked", f"{copy.host} is to read it: see caxev status"
 
 
@@ -219,7 +219,7 @@ def looked(copy: Copy, site: Site, known: Manifest | None, deep: bool) -> tuple[
     except GiveUp as error:
         return "bad", error.why
     except Retry as error:
-        return "not looked at", error.why
+        return "not checked", error.why
     if known is not None:
         return _compared(known, found)
     if copy.checksum is None:

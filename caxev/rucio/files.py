@@ -94,7 +94,7 @@ def digest_for_catalogue(root: str, names: Names, *, sha512: bool, report: Repor
     Raises `GiveUp` if it holds what a catalogue cannot: links, empty directories, odd names;
     `Retry` if it cannot be read or changes meanwhile.
     """
-    # Looked at before and after: a copy that changes meanwhile would get digests that never were.
+    # Listed before and after: a copy that changes meanwhile would get digests that never were.
     before = look(root)
     todo = [(seen, _name(names, seen, root)) for seen in before if seen.kind == "file"]
     _check_rest(before, root)

@@ -117,7 +117,7 @@ class Messages:
             request = Request("replay", tuple(runs), handler="rucio_rules", force=True)
             await self.database.add_request(who, request, self.lease.owner, utcnow())
         if wanted:
-            logger.info("{} tells of {} datasets", name, sum(map(len, wanted.values())))
+            logger.info("{} reports {} datasets", name, sum(map(len, wanted.values())))
 
 
 class _Server(SmallServer):

@@ -110,7 +110,7 @@ class RuleFiles:
             await self.database.add_request(self.lease.site, request, self.lease.owner, now)
             runs += len(page)
         await self.database.rules_applied(self.lease, {**applied, name: digest})
-        logger.info("the rule file of {} is new: {} runs are looked at", name, runs)
+        logger.info("the rule file of {} is new: its rules are applied to {} runs", name, runs)
 
 
 def _seen(path: Path) -> tuple[int, int, int] | None:

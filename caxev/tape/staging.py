@@ -41,7 +41,7 @@ def name_on_tape(run: str, path: bytes) -> str:
     except UnicodeDecodeError:
         name = "\n"
     if not name.isprintable() or "/" in name or "/" in run:
-        raise GiveUp(f"{printable(path)} has a name that no tape client can be told of")
+        raise GiveUp(f"{printable(path)} has a name that no tape client takes")
     return f"{run}_{name}"
 
 

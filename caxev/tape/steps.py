@@ -305,7 +305,7 @@ def _filling(folder: str) -> Iterator[None]:
 def _standing(data: Data, final: str, folder: str, transcript: Transcript) -> Copied:
     """Verify a copy that is already at its final path, from a call that was killed."""
     if not data.is_known:
-        raise GiveUp(f"{shown(final)} exists already, and nothing tells whether it is this copy")
+        raise GiveUp(f"{shown(final)} exists already, and it is not known whether it is this copy")
     found = digest_tree(final, sha512=data.expected is None, report=transcript.report)
     if (why := difference(data, found)) is not None:
         raise GiveUp(f"{shown(final)} exists already and is not this copy: {why}")

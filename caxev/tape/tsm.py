@@ -154,7 +154,7 @@ class Tsm:
 def _plain(path: str) -> str:
     """Return the path. Raises `GiveUp` if the client would read it as a pattern."""
     if not path.isprintable() or _FORBIDDEN.intersection(path) or ".." in path.split("/"):
-        raise GiveUp(f"dsmc cannot be told of the name {path!a}")
+        raise GiveUp(f"dsmc cannot be given the name {path!a}")
     return path
 
 

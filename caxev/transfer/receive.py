@@ -153,7 +153,7 @@ class Channel:
     incoming: BinaryIO
     outgoing: BinaryIO
 
-    def tell(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         """Send a message."""
         self.outgoing.write(packed(message))
         self.outgoing.flush()
@@ -269,7 +269,7 @@ def _receive(
     expected = manifest_from(request["expected"]) if request.get("expected") else None
 
     def checking(done: int, total: int) -> None:
-        channel.tell(checking=done, total=total)
+        channel.send(checking=done, total=total)
 
     arrival = StagedCopy(
         final,
@@ -283,10 +283,10 @@ def _receive(
         report=checking,
     )
     if arrival.stands():
-        channel.tell(stands=True)
+        channel.send(stands=True)
         return
     with arrival.opened() as todo:
-        channel.tell(partial=os.fsdecode(arrival.partial), pieces=piece_rows(todo.pieces, source))
+        channel.send(partial=os.fsdecode(arrival.partial), pieces=piece_rows(todo.pieces, source))
         for piece in todo.pieces:
             if piece.left <= STREAMED:
                 write_piece(
@@ -299,7 +299,7 @@ def _receive(
         # The peer sends `publish` after it has found its source unchanged, while we synced.
         if channel.hear().get("publish"):
             arrival.publish()
-            channel.tell(published=True)
+            channel.send(published=True)
 
 
 def write_piece(path: bytes, piece: Piece, data: bytes | memoryview) -> None:
@@ -319,14 +319,14 @@ def _send(channel: Channel, path: str) -> None:
     if not os.path.lexists(path):
         raise GiveUp(f"source directory gone: {shown(path)}")
     source = look(path)
-    channel.tell(source=seen_rows(source))
+    channel.send(source=seen_rows(source))
     asked = channel.hear()
     for piece in pieces_from(asked.get("pieces", ()), source):
         for block in read_piece(join(os.fsencode(path), piece.file.path), piece):
             channel.outgoing.write(block)
     channel.outgoing.flush()
     if channel.hear().get("check"):
-        channel.tell(same=look(path) == source)
+        channel.send(same=look(path) == source)
 
 
 def read_piece(path: bytes, piece: Piece) -> Iterator[bytes]:
@@ -357,7 +357,7 @@ def _digest(channel: Channel, path: str, max_rate: float | None) -> None:
         raise GiveUp(f"source directory gone: {shown(path)}")
 
     def report(done: int, total: int) -> None:
-        channel.tell(done=done, total=total)
+        channel.send(done=done, total=total)
 
     found = digest_tree(path, sha512=False, max_rate=max_rate, report=report)
-    channel.tell(manifest=item_rows(found))
+    channel.send(manifest=item_rows(found))
