@@ -554,7 +554,7 @@ def test_no_sites_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Where no sites.json is named or found, the error says where it was looked for."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("caxev.config.loading.PLACES", ("sites.json", str(tmp_path / "etc.json")))
-    with pytest.raises(ConfigError, match=r"no sites\.json: neither sites\.json and .*--config"):
+    with pytest.raises(ConfigError, match=r"no sites\.json: neither sites\.json nor .*--config"):
         find_sites(None, {})
 
 

@@ -41,8 +41,10 @@ def find_sites(config: str | None = None, environ: Mapping[str, str] | None = No
     for place in PLACES:
         if Path(place).exists():
             return Path(place)
-    places = " and ".join(PLACES)
-    raise ConfigError(f"no sites.json: neither {places}; name one by --config or CAXEV_SITES")
+    places = " nor ".join(PLACES)
+    raise ConfigError(
+        f"no sites.json: neither {places} is there; name one by --config or CAXEV_SITES"
+    )
 
 
 def load_sites(path: str | Path) -> Sites:
