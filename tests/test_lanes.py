@@ -161,7 +161,8 @@ class _Stale(asyncssh.SFTPServer):
 @contextmanager
 def serving(server: Server, factory: type[asyncssh.SFTPServer]) -> Iterator[int]:
     """An asyncssh server with the same keys, in a thread; its port."""
-    loop = asyncio.new_event_loop()
+    # Not asyncio's default, which trio_asyncio replaces: see `caxev.aio.run`.
+    loop = asyncio.SelectorEventLoop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
