@@ -25,7 +25,12 @@ Ts = TypeVarTuple("Ts")
 async def loop() -> AsyncIterator[None]:
     """Run an asyncio loop inside trio's for as long as the block lasts."""
     import trio_asyncio
+    from trio_asyncio import _base
 
+    # A Ctrl-C that interrupts one of asyncio's callbacks would be raised in it and be lost. In
+    # protected code trio holds it back, and raises it in the main task.
+    for function in (_base.BaseTrioEventLoop._main_loop, _base.BaseTrioEventLoop._io_task):  # noqa: SLF001
+        trio.lowlevel.enable_ki_protection(function)
     failed: BaseException | None = None
     async with trio_asyncio.open_loop():
         try:
