@@ -34,6 +34,17 @@ QUIET: Final = logging.getLogger("caxev.rucio")
 """The logger of Rucio's library."""
 
 
+_importing: Final = Lock()
+
+
+def _rsemanager() -> Any:
+    # Threads that import Rucio's modules, which import each other, at the same time have failed
+    # with a KeyError of importlib's own locks.
+    with _importing:
+        from rucio.rse import rsemanager
+    return rsemanager
+
+
 @define(eq=False)
 class Storage:
     """The storage behind an RSE, by Rucio's own protocols. Any thread may call."""
@@ -44,8 +55,7 @@ class Storage:
 
     @contextmanager
     def _protocol(self, operation: str, scheme: str | None = None) -> Iterator[Any]:
-        from rucio.rse import rsemanager
-
+        rsemanager = _rsemanager()
         # Rucio writes the token into the settings and takes it out again: threads need their own.
         protocol = rsemanager.create_protocol(
             deepcopy(self.settings),
@@ -79,8 +89,7 @@ class Storage:
 
     def send(self, did: Did, one: Checked, root: str) -> None:
         """Upload a file, by a temporary name, replacing any file of its name."""
-        from rucio.rse import rsemanager
-
+        rsemanager = _rsemanager()
         # Rucio opens the file by path: pinned, nobody can swap it for a link meanwhile.
         with pinned(join(os.fsencode(root), one.path)) as name:
             directory, file = os.path.split(os.fsdecode(name))
