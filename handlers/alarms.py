@@ -21,13 +21,13 @@ NAME = "bad copy"
 async def bad_copy(job: Job) -> Result:
     """Raise an alarm while a copy is bad."""
     bad = job.copy
-    if bad is None or not bad.fields.get("checksumproblem"):
+    if bad is None or not bad.checksumproblem:
         await job.all_clear(NAME)
         return Skip("it is gone" if bad is None else "it is good")
     # Both sites of a pushed copy could see the entry: only the responsible one raises the alarm.
     if job.site.name not in {bad.host, bad.source}:
         return Skip(f"{bad.source or 'the site that pushed it'} raises that alarm")
-    why = bad.fields.get("error")
+    why = bad.error
     await job.alarm(NAME, _summary(job, bad), why=why, location=bad.location, source=bad.source)
     return None
 

@@ -49,7 +49,6 @@ from caxev import (
 from caxev.config import Site, Sites
 from caxev.copies.deletion import same_bytes
 from caxev.copies.quorum import DISPUTED, VOUCHED, at_odds, is_disputed, producer
-from caxev.core.model import as_utc
 from caxev.files import Report, confine, digest_tree, idle_disk, printable
 from caxev.transfer import Route, links, methods
 from caxev.transfer import manifest as remote_manifest
@@ -112,7 +111,7 @@ async def recheck(job: Job) -> Result:
     seen = plan_recheck(job.copy, job.site, job.sites)
     if isinstance(seen, Skip):
         return seen
-    if not (seen.pending or seen.fields.get("checksumproblem")):
+    if not (seen.pending or seen.checksumproblem):
         return Skip("that was answered")
     job.on_failure(_unreadable(job, seen))
     began = job.now()
@@ -235,7 +234,7 @@ async def compare_with_entry(
     """Return the update for a copy that was good: still good, or bad by its own entry."""
     if _is_same(seen, manifest):
         fields: dict[str, object] = {"manifest": manifest.digest, "verified_at": began}
-        if seen.fields.get("checksumproblem") and seen.status == TRANSFERRED:
+        if seen.checksumproblem and seen.status == TRANSFERRED:
             fields |= {"checksumproblem": False, "error": None}
         read = RunUpdate.note(job.run, seen, **fields)
         return read.answering(seen) if _is_awaited(job, seen) else read
@@ -255,11 +254,11 @@ def _is_same(seen: Copy, manifest: Manifest) -> bool:
 
 def keeps_its_word(seen: Copy, manifest: Manifest) -> bool:
     """Return whether no digest in the entry contradicts the fresh manifest."""
-    manifests = (seen.manifest, seen.fields.get("source_manifest"))
+    manifests = (seen.manifest, seen.source_manifest)
     recorded = [one for one in manifests if one]
     if recorded:
         return all(one == manifest.digest for one in recorded)
-    checksums = (seen.checksum, seen.fields.get("source_checksum"))
+    checksums = (seen.checksum, seen.source_checksum)
     ours = manifest.cax_checksum()
     return ours is None or all(one == ours for one in checksums if one)
 
@@ -275,7 +274,7 @@ def _last_read(run: Run, seen: Copy, now: datetime) -> datetime:
 
     Without any usable time it is long ago, so that the copy is read at once.
     """
-    known = (seen.read_at, as_utc(seen.fields.get("creation_time")), run.start)
+    known = (seen.read_at, seen.creation_time, run.start)
     return next((time for time in known if time is not None and time <= now), _LONG_AGO)
 
 
@@ -292,7 +291,7 @@ async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
 def _update(
     job: Job, seen: Copy, status: str, manifest: Manifest, began: datetime, **fields: object
 ) -> RunUpdate:
-    if status == TRANSFERRED and seen.fields.get("checksumproblem"):
+    if status == TRANSFERRED and seen.checksumproblem:
         fields |= {"checksumproblem": False, DISPUTED: None, "error": None}
     update = RunUpdate.change_copy(
         job.run, seen, status, manifest=manifest.digest, verified_at=began, **fields
@@ -388,7 +387,7 @@ def _same_data(one: Copy, seen: Copy) -> bool:
 
 
 def _remembered(seen: Copy) -> Copy | None:
-    fields = {name: seen.fields.get(f"source_{name}") for name in ("manifest", "checksum")}
+    fields = {"manifest": seen.source_manifest, "checksum": seen.source_checksum}
     if seen.source is None or not any(fields.values()):
         return None
     return Copy(CopyKey(seen.type, seen.source, seen.version), TRANSFERRED, fields)

@@ -40,8 +40,9 @@ from attrs import frozen
 from caxev import CORRECTION_INPUTS, FieldIs, GiveUp, Job, Result, Retry, Run, RunUpdate, Skip, on
 from caxev import field as on_field
 from caxev.config import Correction, Site
+from caxev.core.entry import as_utc
 from caxev.core.expressions import ExpressionError, evaluate
-from caxev.core.model import as_utc, field_of
+from caxev.core.model import field_of
 
 LATER = 6 * 3600.0
 """Seconds after which a table without a row for the run is read again."""

@@ -15,8 +15,6 @@ whichever process crashes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from caxev import (
     DELETING,
     ELSEWHERE,
@@ -232,11 +230,11 @@ async def erase(job: Job) -> Result:
     if mine is None:
         return Skip("the copy is gone")
     wanted = Intent.of(mine)
-    if wanted is None or mine.fields.get("proof") is None:
+    if wanted is None or mine.proof is None:
         return Skip(f"it is {mine.status}, without a proof that it may go")
     if mine.location is None:
         return withdraw(job.run, mine, wanted, "it has no location", job.now())
-    if mine.fields.get("erasing"):
+    if mine.is_erasing:
         sure = go_on(job.run, mine)
     elif not unread(mine.key, job.sites, job.clocks().earliest).holds(job.run):
         raise Retry("it is being read", after=READ_AGAIN)
@@ -280,10 +278,10 @@ async def _shape(job: Job, mine: Copy, wanted: Intent) -> Manifest | None:
 
 def _moved(mine: Copy) -> str | None:
     """Return the path of files that a move left behind and that no other entry names."""
-    left = mine.fields.get("moved_from")
+    left = mine.moved_from
     # The path comes from the database: erase it only if its name is one that a move gives.
-    is_ours = isinstance(left, str) and left.rpartition("/")[2].startswith(MOVED_PREFIX)
-    return str(left) if is_ours else None
+    is_ours = left is not None and left.rpartition("/")[2].startswith(MOVED_PREFIX)
+    return left if is_ours else None
 
 
 async def _mark_moved(job: Job, mine: Copy) -> dict[str, str]:
@@ -297,15 +295,14 @@ async def _erase_files(job: Job, mine: Copy) -> None:
 
     Without a mark the files cannot be identified, and stay.
     """
-    kept, replaced = mine.fields.get("quarantine"), []
-    if isinstance(kept, Mapping) and kept.get("place"):
-        await job.work(empty_quarantine, str(kept["place"]), job.site.roots)
-    for place, name in ((_moved(mine), "moved_mark"), (mine.location, "mark")):
+    replaced = []
+    if mine.quarantine is not None and mine.quarantine.place is not None:
+        await job.work(empty_quarantine, mine.quarantine.place, job.site.roots)
+    for place, mark in ((_moved(mine), mine.moved_mark), (mine.location, mine.mark)):
         if place is None:
             continue
         try:
-            mark = str(mine.fields.get(name) or NOTHING)
-            await job.work(erase_files, place, job.site.roots, mark)
+            await job.work(erase_files, place, job.site.roots, mark or NOTHING)
         except Replaced:
             replaced.append(place)
     if replaced:
@@ -395,5 +392,4 @@ async def _goes(job: Job, run: Run) -> bool:
 
 
 def _size(run: Run) -> int:
-    size = run.document.get("raw_size_byte")
-    return size if isinstance(size, int) else 0
+    return run.raw_size or 0

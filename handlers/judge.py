@@ -18,7 +18,7 @@ files that have been moved are skipped.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from attrs import frozen
@@ -50,7 +50,6 @@ from caxev.config import Sites
 from caxev.copies.deletion import can_be_read, same_bytes
 from caxev.copies.quorum import (
     DISPUTED,
-    VOUCHED,
     agree,
     at_odds,
     at_one_host,
@@ -60,7 +59,7 @@ from caxev.copies.quorum import (
     voters,
 )
 from caxev.copies.sharing import sharing
-from caxev.core.model import as_utc, new_id
+from caxev.core.model import new_id
 from caxev.files import empty_quarantine, set_aside, standing
 
 FRESH = timedelta(days=7)
@@ -190,7 +189,7 @@ def _ours(job: Job) -> list[Copy]:
 def _troubled(run: Run, key: CopyKey, sites: Sites) -> bool:
     """Return whether the right content of this data is still undecided."""
     # A quarantined copy is undecided too, though an `error` without a vote disputes nothing.
-    aside = (one for one in run.copies if same_data(one, key) and one.fields.get("quarantine"))
+    aside = (one for one in run.copies if same_data(one, key) and one.is_quarantined)
     return at_odds(run, key, same_bytes(sites)) or any(one.status == ERROR for one in aside)
 
 
@@ -254,7 +253,7 @@ def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Verdict:
 def _is_alone(those: Collection[Copy], mine: Copy, late: list[str], most: Collection[Copy]) -> bool:
     """Return whether no other copy has answered: alone it is no majority, unless vouched for."""
     others = [one for one in those if one.host not in (mine.host, *late)]
-    return not others and not any(one.fields.get(VOUCHED) for one in most)
+    return not others and not any(one.vouched for one in most)
 
 
 def _hung(run: Run, mine: Copy, sites: Sites) -> Hung:
@@ -334,26 +333,24 @@ async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
 async def quarantine(job: Job) -> Result:
     """Move the files of our copy that differ from the master's into quarantine."""
     mine = job.copy
-    wanted = None if mine is None else mine.fields.get("quarantine")
-    if mine is None or not isinstance(wanted, Mapping):
+    wanted = None if mine is None else mine.quarantine
+    if mine is None or wanted is None:
         return Skip("nothing of it is to be set aside")
-    if wanted.get("place") is not None:
+    if wanted.place is not None:
         return Skip("it is set aside")
     if mine.status != ERROR or mine.location is None:
         return RunUpdate.note(job.run, mine, quarantine=None)  # it has been decided otherwise
     if others := await sharing(job, mine):
         raise GiveUp(f"{mine.location} is at, above or below the files of {others[0]}, too")
-    master = job.run.copy(CopyKey(mine.type, str(wanted.get("from")), mine.version))
+    master = job.run.copy(CopyKey(mine.type, wanted.master or "", mine.version))
     paths = [b""] if master is None else await _differing(job, mine, master)
     # The mark is recorded once, before any file moves. After a crash the location may hold a new
     # copy: it does not match the mark, and is left alone.
-    known = wanted.get("mark")
-    mark = str(known or await job.work(standing, mine.location, job.site.roots, None))
-    same = CopyIs(mine.key, {"status": ERROR, "quarantine": wanted})
-    await _write(job, RunUpdate.note(job.run, mine, same, quarantine={**wanted, "mark": mark}))
-    when = as_utc(wanted.get("at"))
-    place = await job.work(set_aside, mine.location, job.site.roots, paths, when, mark)
-    kept = {"at": wanted.get("at"), "place": place, "files": len(paths)}
+    mark = wanted.mark or str(await job.work(standing, mine.location, job.site.roots, None))
+    marked = {"quarantine": {**wanted.fields, "mark": mark}}
+    await _write(job, RunUpdate.note(job.run, mine, mine.having("quarantine"), **marked))
+    place = await job.work(set_aside, mine.location, job.site.roots, paths, wanted.at, mark)
+    kept = {"at": wanted.at, "place": place, "files": len(paths)}
     return RunUpdate.note(job.run, mine, CopyIs(mine.key, {"status": ERROR}), quarantine=kept)
 
 
@@ -375,19 +372,19 @@ async def _differing(job: Job, mine: Copy, master: Copy) -> list[bytes]:
 async def release(job: Job) -> Result:
     """Remove quarantined files after ``quarantine_days``, once the copy has been repaired."""
     mine = job.copy
-    kept = None if mine is None else mine.fields.get("quarantine")
-    if mine is None or not isinstance(kept, Mapping):
+    kept = None if mine is None else mine.quarantine
+    if mine is None or kept is None:
         return Skip("nothing of it is set aside")
-    if kept.get("place") is None:
+    if kept.place is None:
         return Skip("its files are about to be set aside")
-    days, since = job.site.quarantine_days, as_utc(kept.get("at"))
+    days, since = job.site.quarantine_days, kept.at
     if days is None or since is None:
         return Skip("quarantine_days is null: it is kept")
     left = (since + timedelta(days=days) - job.safe_now()).total_seconds()
     if left > 0:
         raise Retry(f"it is kept for {days:g} days", after=left)
     if mine.status != TRANSFERRED:
-        job.log.error(f"{mine.key} of {job.run} is {mine.status}: {kept.get('place')} is kept")
+        job.log.error(f"{mine.key} of {job.run} is {mine.status}: {kept.place} is kept")
         raise Retry("the copy has not been repaired", after=86400.0)
-    await job.work(empty_quarantine, str(kept.get("place")), job.site.roots)
+    await job.work(empty_quarantine, kept.place, job.site.roots)
     return RunUpdate.note(job.run, mine, quarantine=None)

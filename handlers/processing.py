@@ -187,13 +187,13 @@ async def submit(job: Job) -> Result:
         return plan
     entry, how, spec = plan.entry, plan.how, plan.spec
     if plan.wait > 0:
-        raise Retry(f"to be tried again: {entry.fields.get('error')}", after=plan.wait)
+        raise Retry(f"to be tried again: {entry.error}", after=plan.wait)
     home = jobs_directory(job.site, spec.key.type)
     # A local job is awaited here; a restart runs it again. A batch job outlives this listener.
     if how.system == "local":
         await job.update(report(spec, await run_in_turn(job, how, home, spec)))
         return None
-    number = entry.fields["job"].get("id")
+    number = plan.number
     if number is None:
         found = await queue.place(spec, home, sender(job, how, home))
         number, ended = found.id, found.ended
@@ -327,8 +327,8 @@ async def withdraw(job: Job) -> Result:
         return Skip(f"this site makes no {aspect.type} data")
     home, prefix = jobs_directory(job.site, aspect.type), names_of(job.run, aspect)
     # The copy may have been claimed again since: all its jobs go but the current one.
-    now = None if job.copy is None else job.copy.fields.get("job")
-    current = str(now.get("name")) if isinstance(now, Mapping) else ""
+    now = None if job.copy is None else job.copy.job
+    current = "" if now is None or now.name is None else now.name
     for (place, name), scope in at_work.items():
         if place == home and name.startswith(prefix) and name != current:
             scope.cancel()
@@ -436,9 +436,8 @@ def plan_claim(
 def failed_before(entry: Copy) -> bool:
     """Return whether this copy's job failed for good."""
     # An error with a checksum problem had a good job: a repair replaces it, no new job.
-    ended = entry.fields.get("job_ended")
-    how = ended.get("how") if isinstance(ended, Mapping) else None
-    return entry.status == ERROR and not entry.fields.get("checksumproblem") and how is not None
+    had_job = entry.job_ended is not None and entry.job_ended.how is not None
+    return had_job and entry.status == ERROR and not entry.checksumproblem
 
 
 def values_of(run: Run, key: CopyKey, how: Processing) -> dict[str, object]:
@@ -480,11 +479,10 @@ def names_of(run: Run, key: CopyKey) -> str:
 def name_of(run: Run, entry: Copy) -> str:
     """Return the name of a copy's job. Raises `GiveUp` if the entry's name is not its own."""
     # The name becomes part of paths: someone who can write to the database must not choose them.
-    job = entry.fields["job"]
-    number, attempt = job.get("claimed"), job.get("attempt")
-    if isinstance(number, int) and isinstance(attempt, int) and number > 0 and attempt > 0:
-        name = attempt_at(run, entry.key, number, attempt)["name"]
-        if name == job.get("name"):
+    job = entry.job
+    if job is not None and job.claimed and job.attempt:
+        name = attempt_at(run, entry.key, job.claimed, job.attempt)["name"]
+        if name == job.name:
             return str(name)
     raise GiveUp(f"the entry of {entry.key} names a job that is not its own")
 
@@ -512,37 +510,34 @@ def new_job(
 
 def attempt_of(entry: Copy) -> int:
     """Return the attempt number in an entry, 0 if there is none."""
-    job = entry.fields.get("job")
-    attempt = job.get("attempt") if isinstance(job, Mapping) else None
-    return attempt if isinstance(attempt, int) else 0
+    return 0 if entry.job is None else entry.job.attempt or 0
 
 
 @frozen
 class Task:
-    """A job to send: its entry, how, and after how many seconds."""
+    """A job to send: its entry, how, and after how many seconds; its `number` if it was sent."""
 
     entry: Copy
     how: Processing
     spec: JobSpec
     wait: float = 0.0
+    number: Any = None
 
 
 def plan_submit(run: Run, entry: Copy | None, site: Site, now: datetime) -> Task | Skip:
     """Decide whether and how the job of this copy is sent. Pure."""
     if entry is None or entry.status != TRANSFERRING:
         return Skip("its job is over" if entry is None else f"it is {entry.status}")
-    how = processing_of(entry.type, site)
-    job = entry.fields.get("job")
-    if how is None or not isinstance(job, Mapping) or "name" not in job:
+    how, job = processing_of(entry.type, site), entry.job
+    if how is None or job is None or job.name is None:
         return Skip("it is not made here, but copied")
-    if entry.fields.get("job_ended") is not None:
+    if entry.job_ended is not None:
         return Skip("its job has ended")
     spec = spec_of(run, entry, how, site)
-    not_before = job.get("not_before")
     wait = 0.0
-    if isinstance(not_before, datetime) and job.get("id") is None:
-        wait = max(0.0, (not_before - now).total_seconds())
-    return Task(entry, how, spec, wait)
+    if job.not_before is not None and job.id is None:
+        wait = max(0.0, (job.not_before - now).total_seconds())
+    return Task(entry, how, spec, wait, job.id)
 
 
 def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
@@ -550,12 +545,12 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
 
     Raises `GiveUp` if the entry is incomplete.
     """
-    job = entry.fields["job"]
-    if entry.location is None or not isinstance(job.get("reads"), str):
+    job = entry.job
+    if job is None or job.reads is None or entry.location is None:
         raise GiveUp(f"the entry of {entry.key} does not say what is made of what")
     name = name_of(run, entry)
     work = work_directory(jobs_directory(site, entry.key.type), name)
-    view = str(work / INPUT / safe_name(job["reads"]))
+    view = str(work / INPUT / safe_name(job.reads))
     output = str(work / OUTPUT / safe_name(entry.location))
     values = values_of(run, entry.key, how) | {"input": view, "output": output}
     # Values come from the database: one that begins with - could act as an option.
@@ -566,13 +561,13 @@ def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
         argv=tuple(how.fill(word, values) for word in how.command),
         run=run.id,
         key=entry.key,
-        input=job["reads"],
+        input=job.reads,
         view=view,
         output=output,
         roots=site.roots,
-        cores=job.get("cores") or 1,
-        memory=job.get("memory"),
-        walltime=job.get("walltime"),
+        cores=job.cores or 1,
+        memory=job.memory,
+        walltime=job.walltime,
         partition=how.partition,
         account=how.account,
         reservation=how.reservation,
@@ -612,17 +607,16 @@ def plan_collect(run: Run, entry: Copy | None, site: Site) -> Collection | Skip:
     """
     if entry is None:
         return Skip("the copy is gone")
-    how, job = processing_of(entry.type, site), entry.fields.get("job")
-    ended = entry.fields.get("job_ended")
+    how, job, ended = processing_of(entry.type, site), entry.job, entry.job_ended
     if how is None or entry.location is None:
         return Skip("it is not made here")
-    if not isinstance(job, Mapping) or not isinstance(ended, Mapping):
+    if job is None or ended is None:
         return Skip("no job has ended")
-    if ended.get("name") != job.get("name"):
+    if ended.name != job.name:
         return Skip("that job is not this copy's any more")
     if entry.status != TRANSFERRING and not failed_before(entry):
         return Skip(f"it is {entry.status}")
-    return Collection(entry, how, Ended.from_row(ended), name_of(run, entry), entry.location)
+    return Collection(entry, how, Ended.from_row(ended.fields), name_of(run, entry), entry.location)
 
 
 def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[str, Any] | None:
@@ -631,8 +625,9 @@ def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[st
     A job that failed for good and is retried by a person has all its attempts again. A job that
     ran out of time or memory gets more of it.
     """
-    job = dict(entry.fields["job"])
-    tries = {} if entry.status == ERROR else dict(job.get("tries") or {})
+    assert entry.job is not None  # `plan_collect` has checked it
+    job = dict(entry.job.fields)
+    tries = {} if entry.status == ERROR else dict(entry.job.tries or {})
     count = tries.get(failed.how, 0)
     if entry.status != ERROR:
         if count >= how.retries.get(failed.how, 0):
@@ -642,9 +637,7 @@ def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[st
     if more is not None and job.get(more):
         job[more] = int(job[more] * how.grow)
     # The same claim with the next attempt: a new name, so that the files of both never mix.
-    claimed = job.get("claimed")
-    number = claimed if isinstance(claimed, int) else 0
-    fresh = attempt_at(run, entry.key, number, attempt_of(entry) + 1)
+    fresh = attempt_at(run, entry.key, entry.job.claimed or 0, attempt_of(entry) + 1)
     return {**job, **fresh, "tries": tries, "id": None}
 
 
@@ -667,5 +660,5 @@ def jobs_of(run: Run, site: Site) -> Iterator[Copy]:
     """Yield the copies of a run that jobs of this site are making."""
     for one in run.copies:
         mine = one.host == site.name and one.type in DERIVED and one.status == TRANSFERRING
-        if mine and isinstance(one.fields.get("job"), Mapping):
+        if mine and one.job is not None:
             yield one

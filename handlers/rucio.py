@@ -23,7 +23,7 @@ which recognizes its entry by the ``trigger``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any
@@ -248,7 +248,7 @@ def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
 
 def _free(entry: Copy) -> bool:
     """Return whether the entry waits for an upload that no reaction of ours has claimed."""
-    return entry.status in WAITING and not entry.fields.get("trigger")
+    return entry.status in WAITING and not entry.trigger
 
 
 def metadata_of(run: Run, plan: UploadPlan, there: Site) -> dict[str, object]:
@@ -331,7 +331,7 @@ def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
     digest = blake2b(repr(wishes).encode(), digest_size=8).hexdigest()
     remembered = remembered_in(entry)
     settled = all(is_settled(one, job.now()) for one in remembered)
-    if settled and entry.fields.get("rules") == digest:
+    if settled and entry.rules == digest:
         return Skip(f"the rules of {entry.location} are what they should be")
     return Settling(wishes, digest, remembered)
 
@@ -348,8 +348,7 @@ def wishes_of(run: Run, entry: Copy, there: Site) -> rucio.Wishes:
 
 def remembered_in(entry: Copy) -> tuple[Standing, ...]:
     """Return the rules recorded in an entry's ``rule_info``; cax's texts contain none."""
-    info = entry.fields.get("rule_info")
-    rows = map(Standing.from_row, info if isinstance(info, list) else ())
+    rows = map(Standing.from_row, entry.rule_info)
     return tuple(row for row in rows if row is not None)
 
 
@@ -369,7 +368,7 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
         job.log.info(f"{entry.location}: {found.done}")
     fields = {**standing(entry, found), "rules": plan.digest}
     # Not written without a change: each write is an event to which every handler may react.
-    if any(entry.fields.get(name) != value for name, value in fields.items()):
+    if entry.having(*fields).fields != fields:
         await written(job, _fields(job.run, entry, **fields), entry.key)
     stuck = [str(one) for one in found.unfinished if one.state == "STUCK"]
     if stuck:
@@ -396,8 +395,7 @@ def standing(entry: Copy, found: rucio.Found) -> dict[str, object]:
         "rse": list(found.rses),
         "rule_info": [one.to_row() for one in found.rules],
     }
-    known = entry.fields.get("rse")
-    if not found.lasting or not {*found.rses}.issuperset(known if isinstance(known, list) else ()):
+    if not found.lasting or not {*found.rses}.issuperset(entry.rse):
         fields["verified_at"] = None
     return fields
 
@@ -421,9 +419,7 @@ def look_again(found: rucio.Found, there: Site, now: datetime) -> float | None:
 
 def _fields(run: Run, entry: Copy, **fields: object) -> RunUpdate:
     """Set fields of an entry without changing its status, if nobody wrote them meanwhile."""
-    seen = entry.as_seen
-    expected = {name: entry.fields.get(name) for name in fields}
-    which = CopyIs(seen.key, {**seen.fields, **expected})
+    which = CopyIs(entry.key, {**entry.as_seen.fields, **entry.having(*fields).fields})
     return RunUpdate(run.id, (which,), change=(which, fields))
 
 
@@ -521,12 +517,12 @@ async def rucio_rm(job: Job) -> Result:
     if entry is None or there is None or there.method != "rucio":
         return Skip("nothing is to be given up at a catalogue")
     wanted = Intent.of(entry)
-    if wanted is None or entry.fields.get("proof") is None:
+    if wanted is None or entry.proof is None:
         return Skip(f"it is {entry.status}, without a proof that it may go")
     if (who := custodian(entry, job.sites)) != job.site.name:
         return Skip(f"{who or 'no site'} looks after it")
     # With `erasing` an earlier attempt has passed the point of no return: continue it.
-    if not entry.fields.get("erasing"):
+    if not entry.is_erasing:
         found = weigh(job.run, entry, there, job.sites, job.clocks())
         if not isinstance(found, Proven):
             job.log.warning(f"{entry.key} of {job.run}: its proof no longer holds")
@@ -641,9 +637,7 @@ def plan_fetch(
     ours = is_ours(entry, trigger)
     asked = entry is not None and entry.source == seen.host
     asked = (
-        asked
-        and entry is not None
-        and (entry.status == REQUESTED or (ours and bool(entry.fields.get("requested"))))
+        asked and entry is not None and (entry.status == REQUESTED or (ours and entry.requested))
     )
     if not asked and (why := _unwanted(run, seen, site, sites, now)):
         return Skip(why)
@@ -652,20 +646,14 @@ def plan_fetch(
     base = site.directory(key.type, key.version)
     if base is None:
         return Skip(f"{site.name} has no directory for {key.type} data")
-    name = str(source.fields.get("source_name") or run.name + run.suffix)
+    name = source.source_name or run.name + run.suffix
     # The name comes from the database, and must not lead out of the directory.
     if name in {"", ".", ".."} or "/" in name or "\0" in name:
         raise GiveUp(f"{name!r} is no usable name for the copy")
-    rse = entry.fields.get("from_rse") if entry is not None else None
-    if rse is None and site.rucio_download_rse in rses_of(source):
+    rse = entry.from_rse if entry is not None else None
+    if rse is None and site.rucio_download_rse in source.rse:
         rse = site.rucio_download_rse
     return Fetch(source, key, f"{base.rstrip('/')}/{name}", trigger, entry, rse)
-
-
-def rses_of(entry: Copy) -> Sequence[object]:
-    """Return the RSEs that an entry records for its replicas."""
-    found = entry.fields.get("rse")
-    return found if isinstance(found, list) else ()
 
 
 def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) -> str | None:

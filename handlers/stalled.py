@@ -22,7 +22,6 @@ Safe to repeat: the update expects the status and the owner that were found.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from attrs import frozen
@@ -38,7 +37,6 @@ from caxev import (
     VERIFYING,
     Copy,
     CopyField,
-    CopyIs,
     CopyKey,
     Job,
     Result,
@@ -53,7 +51,7 @@ from caxev import (
 )
 from caxev.config import Stalled
 from caxev.copies.quorum import agree, is_disputed, same_data
-from caxev.core.model import STATUSES, as_utc, new_id
+from caxev.core.model import STATUSES, new_id
 
 ALARM = "copy stands still"
 AHEAD = timedelta(minutes=5)
@@ -128,7 +126,7 @@ async def stalled(job: Job) -> Result:
             gone = RunUpdate.remove_copy(job.run, seen)
             # Only files of old programs need a record: ours go to a temporary name, which the next
             # transfer finds; theirs are at the final location and look like a finished copy.
-            return gone if seen.fields.get("trigger") else gone.remembered(seen)
+            return gone if seen.trigger else gone.remembered(seen)
 
 
 def _stays(job: Job, seen: Copy) -> bool:
@@ -152,7 +150,7 @@ def todo(job: Job, seen: Copy) -> dict[str, str]:
     which = f"{named} --type {seen.type}" + (f" --version {seen.version}" if seen.version else "")
     good = (one for one in run.copies if one.status == TRANSFERRED and same_data(one, seen.key))
     steps = {
-        MOVING: f"at {host}: caxev mv {which} --site {host} --to {seen.fields.get('moving_to')}",
+        MOVING: f"at {host}: caxev mv {which} --site {host} --to {seen.moving_to}",
         VERIFYING: f"caxev explain {named} --site {host} shows what it waits for",
         ERROR: next((f"caxev copy {which} --from {one.host} --to {host}; or " for one in good), "")
         + f"caxev rm {which} --site {host} --by-entries --why REASON",
@@ -174,7 +172,7 @@ def _begun(seen: Copy, now: datetime) -> datetime | None:
     """
     since = seen.since
     if since is None and seen.status in (TRANSFERRING, ERROR):
-        since = as_utc(seen.fields.get("creation_time"))
+        since = seen.creation_time
     return None if since is None or since > now + AHEAD else since
 
 
@@ -190,7 +188,7 @@ def plan_stalled(
         return Skip("the DAQ's buffer is never touched")
     if seen.status not in (TRANSFERRING, VERIFYING, MOVING) and not seen.is_abandoned:
         return Skip(f"it is {seen.status}")
-    if seen.status == TRANSFERRING and isinstance(seen.fields.get("job"), Mapping):
+    if seen.status == TRANSFERRING and seen.job is not None:
         return Skip("a job makes it, and may wait and run for days: it is looked after as a job")
     since = _begun(seen, now)
     if since is None and seen.status == TRANSFERRING:
@@ -259,11 +257,11 @@ async def _take_out(job: Job, entry: Copy, stays: Copy) -> None:
     """Remove the entry, and have the copy read again if something was written to its location."""
     job.log.info(f"an entry of {entry.key} is taken out: it is {entry.status}, and another good")
     now = job.now()
-    here, goes = (CopyIs(one.key, _telling(one)) for one in (stays, entry))
+    here, goes = (one.having(*TELLING) for one in (stays, entry))
     # By their fields: both entries have the same key, which would match either.
     try:
         gone = RunUpdate(job.run.id, (here,), remove=goes)
-        await job.update(gone if entry.fields.get("trigger") else gone.remembered(entry))
+        await job.update(gone if entry.trigger else gone.remembered(entry))
         if stays.status == TRANSFERRED != entry.status:
             await job.update(RunUpdate.ask(job.run, stays, new_id(), now))
     except Superseded as lost:
@@ -283,7 +281,7 @@ def plan_merge(
         return Skip("it has one entry")
     if stays is None:
         return Skip("none of its entries is good, or on the way")
-    others = [one for one in entries if _telling(one) != _telling(stays)]
+    others = [one for one in entries if one.having(*TELLING) != stays.having(*TELLING)]
     surplus = [one for one in others if _is_surplus(one, stays)]
     until = None
     if stays.status == TRANSFERRED:
@@ -307,9 +305,5 @@ def _is_surplus(one: Copy, stays: Copy) -> bool:
 
 
 def _made(one: Copy, now: datetime) -> datetime | None:
-    made = one.since or as_utc(one.fields.get("creation_time"))
+    made = one.since or one.creation_time
     return None if made is None or made > now + AHEAD else made
-
-
-def _telling(one: Copy) -> dict[str, object]:
-    return {name: one.fields.get(name) for name in TELLING}

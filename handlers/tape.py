@@ -143,9 +143,9 @@ async def _back_up_to(
 async def _unstaged(job: Job, name: str, key: CopyKey) -> None:
     """Clear the staging directory: its hard links would keep the disk space of a deleted source."""
     entry = job.run.copy(CopyKey(key.type, name, key.version))
-    folder = None if entry is None else entry.fields.get("folder")
+    folder = None if entry is None else entry.folder
     # Not if another process owns the entry: it may be sending these files.
-    if isinstance(folder, str) and entry is not None and entry.owner in (None, job.owner):
+    if folder is not None and entry is not None and entry.owner in (None, job.owner):
         await job.work(unstage, Reach(job.site, job.sites.get(name)), safe_name(folder))
 
 
@@ -159,7 +159,7 @@ async def _sent(job: Job, plan: TapePlan) -> Copy:
     data = await _data(job, plan, source.manifest, source.checksum)
     assert source.location is not None
     # After a mismatch the client would skip these files, as unchanged since the last backup.
-    again = bool(mine.fields.get("resends"))
+    again = bool(mine.resends)
     reach = Reach(job.site, job.sites.get(plan.tape))
     async with job.suspecting(source):
         manifest = await _step(job, back_up, reach, source.location, data, again)
@@ -178,7 +178,7 @@ async def _sent(job: Job, plan: TapePlan) -> Copy:
 
 async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
     """Compare what tape returns with what was sent."""
-    digest, checksum = (mine.fields.get(f"source_{name}") for name in ("manifest", "checksum"))
+    digest, checksum = mine.source_manifest, mine.source_checksum
     data = await _data(job, plan, digest, checksum)
     if not data.is_known:
         raise GiveUp(f"there is nothing to compare {plan.key} with")
@@ -189,7 +189,7 @@ async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
         return
     # A source with a known manifest is not read again before it is sent: it may be the bad one.
     await job.suspect(plan.source)
-    resends = int(mine.fields.get("resends") or 0) + 1
+    resends = (mine.resends or 0) + 1
     # Counted in the entry, so that a restart does not reset the number of attempts.
     again = RunUpdate.change_copy(job.run, mine, TRANSFERRING, resends=resends, error=why)
     await job.update(again)
@@ -322,7 +322,7 @@ def _good(
     }
     if began is not None:
         fields["verified_at"] = began
-    if mine.fields.get("checksumproblem"):
+    if mine.checksumproblem:
         fields["checksumproblem"] = False
     if mine.status == TRANSFERRED:
         read = RunUpdate.note(run, mine, **fields)
@@ -373,7 +373,7 @@ def _not_wanted(entry: Copy | None, site: Site, name: str) -> str | None:
 
 def _asked(entry: Copy | None) -> bool:
     """Return whether a person requested this copy."""
-    return entry is not None and (entry.status == REQUESTED or bool(entry.fields.get("requested")))
+    return entry is not None and (entry.status == REQUESTED or entry.requested)
 
 
 def _not_to_be_begun(entry: Copy | None, trigger: str) -> str | None:

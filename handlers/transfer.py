@@ -21,7 +21,7 @@ to (``chicago: pull: raw at lngs``).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 
@@ -72,7 +72,7 @@ from caxev.copies.lifecycle import (
     withdrawal,
     worst,
 )
-from caxev.copies.quorum import VOUCHED, is_disputed, majority, voters
+from caxev.copies.quorum import is_disputed, majority, voters
 from caxev.copies.sharing import located, neighbours, sharing
 from caxev.core.errors import Damaged
 from caxev.core.paths import plain
@@ -294,7 +294,7 @@ async def _suspecting(job: Job, source: Copy) -> AsyncIterator[None]:
     The first time such a source is only marked, since the damage may have happened on the way; a
     good transfer removes the mark. The second time the error is final.
     """
-    is_marked = bool(source.fields.get("checksumproblem"))
+    is_marked = source.checksumproblem
     try:
         yield
     except Damaged as error:
@@ -341,7 +341,7 @@ async def _claim(job: Job, plan: CopyPlan, others: tuple[RunUpdate, ...]) -> Cop
     # Only a repair that starts from `error` counts: continued after a crash, it is the same one.
     fields: dict[str, object] = {"location": plan.location}
     if plan.resume is not None and plan.resume.status == ERROR and plan.again:
-        fields["repairs"] = _repairs(plan.resume) + 1
+        fields["repairs"] = (plan.resume.repairs or 0) + 1
     return await claim(
         job,
         plan.key,
@@ -380,7 +380,7 @@ def _asked(entry: Copy | None, trigger: str) -> str | None:
     """Return the source that a person requested for this copy, or None."""
     if entry is None or not (entry.status == REQUESTED or is_ours(entry, trigger)):
         return None
-    return entry.source if entry.status == REQUESTED or entry.fields.get("requested") else None
+    return entry.source if entry.status == REQUESTED or entry.requested else None
 
 
 def plan_push(
@@ -435,10 +435,9 @@ def plan_repair(
         return Skip("it contradicts others, and it is open who is right")
     most = majority(run, bad.key, same=same_bytes(sites))
     # Files in quarantine may be the right ones: nothing is overwritten before a person decides.
-    aside = bad.fields.get("quarantine")
-    if aside and not any(one.fields.get(VOUCHED) for one in most):
+    if bad.is_quarantined and not any(one.vouched for one in most):
         return Skip("no majority says what is right: a person must vouch for a copy")
-    if isinstance(aside, Mapping) and aside.get("place") is None:
+    if bad.quarantine is not None and bad.quarantine.place is None:
         raise Retry("what differs is about to be set aside", after=JUDGED)
     if not most and voters(run, bad.key, same_bytes(sites)):
         raise Retry("the other copies contradict one another", after=JUDGED)
@@ -454,21 +453,16 @@ def plan_repair(
 
 def _past_repair(bad: Copy, site: Site, sites: Sites, trigger: str) -> str | None:
     ours = is_ours(bad, trigger)
-    found_bad = bad.status == ERROR and bad.fields.get("checksumproblem")
+    found_bad = bad.status == ERROR and bad.checksumproblem
     if not (ours or found_bad or bad.is_abandoned):
         return f"it is {bad.status}, and not for what is in it"
-    if bad.status == ERROR and _repairs(bad) >= REPAIRS:
+    if bad.status == ERROR and (bad.repairs or 0) >= REPAIRS:
         return f"it was repaired {REPAIRS} times: a person must look at it"
     if bad.location is None:
         return f"{bad.key} has no location"
     if not _served(bad.host, site, sites):
         return f"{bad.host} is not reached by any of {', '.join(sorted(methods()))}"
     return None
-
-
-def _repairs(entry: Copy) -> int:
-    count = entry.fields.get("repairs", 0)
-    return count if isinstance(count, int) else 0
 
 
 def _to_repair_from(run: Run, bad: Copy, site: Site, sites: Sites) -> list[Copy]:

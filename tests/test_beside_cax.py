@@ -15,7 +15,7 @@ from pymongo import MongoClient
 from caxev import ERROR, TRANSFERRED, TRANSFERRING, CopyKey
 from caxev.copies.deletion import DeletionPlan, intent, plan
 from caxev.core.clock import utcnow
-from caxev.core.model import GivenUp
+from caxev.core.model import FormerCopy
 from caxev.database import Request
 from tests import engine
 from tests.conftest import Database as Named
@@ -42,7 +42,7 @@ def as_cax(named: Named, run: Any, change: dict[str, Any], **which: Any) -> None
     assert found.modified_count == 1
 
 
-def given_up(found: list[GivenUp]) -> list[str | None]:
+def given_up(found: list[FormerCopy]) -> list[str | None]:
     return [one.trigger for one in found]
 
 

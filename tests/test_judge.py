@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from caxev import Copy, CopyKey, Run, Skip
 from caxev.config import Site, Sites
-from caxev.core.model import NOTED
+from caxev.core.entry import NOTED
 from caxev.handlers.judge import FRESH, Acquit, Ask, Convict, Hung, Wait, plan_judgement, speaker
 from tests import strategies as make
 

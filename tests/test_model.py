@@ -11,6 +11,7 @@ from bson import ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caxev.core.entry import as_utc
 from caxev.core.model import (
     STATUSES,
     UNKNOWN,
@@ -27,7 +28,6 @@ from caxev.core.model import (
     Tag,
     Watched,
     _digest,
-    as_utc,
     field_of,
     snapshot_of,
 )

@@ -469,7 +469,7 @@ async def test_a_copy_that_is_given_up_is_remembered(database: Named) -> None:
         assert gone is not None
         kept = list(gone.given_up(RAW))
         assert len(kept) == GIVEN_UP_KEPT
-        assert all(one.at >= before for one in kept)
+        assert all(one.at is not None and one.at >= before for one in kept)
         assert {(one.trigger, one.location) for one in kept} == {(trigger, "/1")}
         assert list(gone.given_up(CopyKey("raw", "chicago"))) == []
 

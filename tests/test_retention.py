@@ -37,10 +37,10 @@ from caxev.copies.deletion import (
 )
 from caxev.copies.quorum import agree, at_odds, at_one_host, majority, voters
 from caxev.core.clock import Clocks
+from caxev.core.entry import NOTED
 from caxev.core.job import Skip
 from caxev.core.model import (
     DELETING,
-    NOTED,
     TRANSFERRED,
     Copy,
     CopyKey,

@@ -302,7 +302,7 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def _copy_row(run: Run, copy: Copy) -> dict[str, Any]:
-    from caxev.core.model import as_utc
+    from caxev.core.entry import as_utc
 
     # If the entry has no size: the run's own is that of its complete raw data.
     size = copy.fields.get("size")

@@ -311,7 +311,8 @@ def claims_of(run: Run, site: Site) -> Iterator[Claim]:
 
 def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
     """Return the hidden places of a copy that is being made, moved, erased or repaired."""
-    from caxev.core.model import DELETING, MOVING, as_utc
+    from caxev.core.entry import as_utc
+    from caxev.core.model import DELETING, MOVING
     from caxev.files import quarantine_of
 
     for path in places(copy.location):

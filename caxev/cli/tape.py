@@ -562,7 +562,7 @@ def should_be_there(copy: Copy | None, raw: Iterable[Copy], bringing: Collection
 def row_of(run: Run, copy: Copy | None, note: str | None, *, owed: bool = False) -> dict[str, Any]:
     """Return a run's row; `owed`: it should be on tape, and no reaction brings it. Pure."""
     from caxev.cli.runs import shown
-    from caxev.core.model import as_utc
+    from caxev.core.entry import as_utc
 
     fields: Mapping[str, Any] = {} if copy is None else copy.fields
 

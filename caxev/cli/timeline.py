@@ -36,7 +36,7 @@ def rows(
 
 
 def _of_run(run: Run) -> Iterator[dict[str, Any]]:
-    from caxev.core.model import as_utc
+    from caxev.core.entry import as_utc
 
     for copy in run.copies:
         row = {"site": copy.host, "event": _copy(run, copy.key)}
@@ -69,7 +69,8 @@ def _of_reactions(
 
 
 def _of_tombstones(run: Run) -> Iterator[dict[str, Any]]:
-    from caxev.core.model import CopyKey, as_utc
+    from caxev.core.entry import as_utc
+    from caxev.core.model import CopyKey
 
     # Old programs wrote this field, too: check every type.
     rows = run.document.get("deleted_data")

@@ -20,18 +20,9 @@ from caxev.config import Site, Sites
 from caxev.config.directories import are_near
 from caxev.copies.quorum import Same, at_one_host, majority, same_data
 from caxev.core.clock import Clocks
+from caxev.core.entry import as_utc
 from caxev.core.job import Skip
-from caxev.core.model import (
-    DELETING,
-    ERROR,
-    TRANSFERRED,
-    Copy,
-    CopyIs,
-    CopyKey,
-    Run,
-    as_utc,
-    new_id,
-)
+from caxev.core.model import DELETING, ERROR, TRANSFERRED, Copy, CopyIs, CopyKey, Run, new_id
 from caxev.core.paths import UNKNOWN, plain
 from caxev.core.update import (
     CopiesAtLeast,
@@ -92,9 +83,8 @@ def plan_purge(
         return Skip("the run has no start, and so no age")
     if not full and now < due:
         return NotYet(f"it stays until {due:%Y-%m-%d %H:%M} UTC", due)
-    again = _withdrawn(copy, site)
-    if again is not None and now < again:
-        return NotYet(f"its deletion was withdrawn: {copy.fields['withdrawn'].get('why')}", again)
+    if (wait := _withdrawn(copy, site)) is not None and now < wait.at:
+        return wait
     if not unread(copy.key, sites, now).holds(run):
         return NotYet("it is being read", now + READING)
     why = "the disk is full" if full else f"purge: older than {site.purge:g} days"
@@ -118,9 +108,8 @@ def plan_processed(
         return Skip("pax_version_purge is null: processed data stays")
     if copy.version != site.pax_version_purge:
         return Skip(f"pax_version_purge is {site.pax_version_purge}, not {copy.version}")
-    again = _withdrawn(copy, site)
-    if again is not None and now < again:
-        return NotYet(f"its deletion was withdrawn: {copy.fields['withdrawn'].get('why')}", again)
+    if (wait := _withdrawn(copy, site)) is not None and now < wait.at:
+        return wait
     if not unread(copy.key, sites, now).holds(run):
         return NotYet("it is being read", now + READING)
     by, why = f"{site.name}: purge_processed", f"pax_version_purge: {copy.version}"
@@ -285,11 +274,12 @@ def _due(run: Run, site: Site) -> datetime | None:
     return run.start + timedelta(days=site.purge or 0.0)
 
 
-def _withdrawn(copy: Copy, site: Site) -> datetime | None:
+def _withdrawn(copy: Copy, site: Site) -> NotYet | None:
     """Return when a withdrawn deletion may be tried again, or None if none was withdrawn."""
-    withdrawn = copy.fields.get("withdrawn")
-    at = as_utc(withdrawn.get("at")) if isinstance(withdrawn, Mapping) else None
-    return None if at is None else at + timedelta(days=site.deletion.patience)
+    if (row := copy.withdrawn) is None or row.at is None:
+        return None
+    again = row.at + timedelta(days=site.deletion.patience)
+    return NotYet(f"its deletion was withdrawn: {row.why}", again)
 
 
 # -- counting the others --------------------------------------------------------------------------
@@ -397,7 +387,7 @@ def intent(run: Run, wanted: DeletionPlan, sites: Sites, now: datetime) -> RunUp
         DELETING,
         *enough(run, copy.key, wanted.keep, wanted.like, sites),
         unread(copy.key, sites, now),
-        *(CopyIs(copy.key, {name: copy.fields.get(name)}) for name in ("location", "manifest")),
+        copy.having("location", "manifest"),
         deletion=deletion,
         proof=None,
         erasing=None,
@@ -424,8 +414,8 @@ class Intent:
     @classmethod
     def of(cls, copy: Copy) -> Intent | None:
         """Read the intent of an entry; None if there is none, or it is invalid."""
-        row = copy.fields.get("deletion")
-        if copy.status != DELETING or not isinstance(row, Mapping):
+        row = copy.deletion
+        if copy.status != DELETING or row is None:
             return None
         keep, at, was = row.get("keep"), as_utc(row.get("at")), row.get("was")
         if not isinstance(keep, int) or at is None or was not in (TRANSFERRED, ERROR):
@@ -499,7 +489,7 @@ def weigh(
     wanted = Intent.of(copy)
     if wanted is None:
         return Skip(f"it is {copy.status}, and does not say by whose wish")
-    if copy.fields.get("erasing"):
+    if copy.is_erasing:
         return Skip("its bytes are going")
     # A tag protects until the third step, even if a proof exists.
     tags = [tag for tag in site.deletion.protect if tag in run.tags]
@@ -548,11 +538,7 @@ def _untagged(site: Site) -> list[Expectation]:
 def still(copy: Copy) -> CopyIs:
     """Return the expectation that this intent stands and nothing has been erased."""
     # The whole intent is compared: a process that was stopped for long may find a later one.
-    return CopyIs(copy.key, {"erasing": None, **_intended(copy)})
-
-
-def _intended(copy: Copy) -> dict[str, Any]:
-    return {"status": DELETING, "deletion": copy.fields.get("deletion")}
+    return CopyIs(copy.key, {"erasing": None, "status": DELETING, **copy.having("deletion").fields})
 
 
 def prove(
@@ -580,21 +566,20 @@ def begin(
     """
     # Marks are recorded here, once: a successor could not know whether the files that it finds at
     # the location are still this copy.
-    where = CopyIs(copy.key, {"location": copy.fields.get("location")})
-    expect = [still(copy), where, *wanted.enough(run, copy, site, sites, clocks), *_untagged(site)]
-    expect.append(unread(copy.key, sites, clocks.earliest))
+    expect = [still(copy), *wanted.enough(run, copy, site, sites, clocks), *_untagged(site)]
+    expect += [copy.having("location"), unread(copy.key, sites, clocks.earliest)]
     return RunUpdate.note(run, copy, *expect, erasing=clocks.now, proof=proof, **(marks or {}))
 
 
 def go_on(run: Run, copy: Copy) -> RunUpdate:
     """Return the third step again, for a successor; it checks and changes nothing."""
-    return RunUpdate.note(run, copy, begun(copy), erasing=copy.fields.get("erasing"))
+    return RunUpdate.note(run, copy, begun(copy), **copy.having("erasing").fields)
 
 
 def begun(copy: Copy) -> CopyIs:
     """Return the expectation that this copy is being erased, and not a later one."""
-    fields = {name: copy.fields.get(name) for name in ("erasing", "location", *MARKS)}
-    return CopyIs(copy.key, {**fields, **_intended(copy)})
+    seen = copy.having("deletion", "erasing", "location", *MARKS)
+    return CopyIs(copy.key, {"status": DELETING, **seen.fields})
 
 
 def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
@@ -605,7 +590,7 @@ def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
         "asked": wanted.at,
         "by_entries": wanted.by_entries,
         "site": owner,
-        "proof": copy.fields.get("proof"),
+        "proof": copy.proof,
     }
 
 
@@ -636,27 +621,15 @@ def unwanted(key: CopyKey, site: Site) -> str | None:
 
 def is_left_over(run: Run, key: CopyKey, location: str) -> bool:
     """Return whether an old program left an unfinished copy at that location."""
-    left = [one.at for one in run.given_up(key) if one.trigger is None and one.location == location]
-    rows = run.document.get("deleted_data")
-    stones = [
-        at
-        for row in (rows if isinstance(rows, list) else ())
-        if _key_of(row) == key and (at := as_utc(row.get("date"))) is not None
-    ]
+    here = (one for one in run.given_up(key) if one.trigger is None and one.location == location)
+    left = max(filter(None, (one.at for one in here)), default=None)
     # A deletion since then erased it.
-    return bool(left) and (not stones or max(left) > max(stones))
-
-
-def _key_of(row: object) -> tuple[object, object, object] | None:
-    if not isinstance(row, Mapping):
-        return None
-    return row.get("type"), row.get("host"), row.get("pax_version")
+    erased = max(filter(None, (one.at for one in run.deleted(key))), default=None)
+    return left is not None and (erased is None or left > erased)
 
 
 def was_deleted(run: Run, key: CopyKey) -> str | None:
     """Return who deleted such a copy on purpose, or None."""
-    rows = run.document.get("deleted_data")
-    for row in reversed(rows) if isinstance(rows, list) else ():
-        if _key_of(row) == key:
-            return f"{row.get('by') or 'somebody'} deleted it ({row.get('why') or 'no reason'})"
+    for one in run.deleted(key)[-1:]:
+        return f"{one.by or 'somebody'} deleted it ({one.why or 'no reason'})"
     return None

@@ -79,11 +79,11 @@ def is_ours(entry: Copy | None, trigger: str, statuses: Collection[str] = ()) ->
     that is not about its bytes: a copy that a checksum found to be bad was finished, and is
     repaired.
     """
-    if entry is None or entry.fields.get("trigger") != trigger:
+    if entry is None or entry.trigger != trigger:
         return False
     if statuses:
         return entry.status in statuses
-    unfinished = entry.status == ERROR and not entry.fields.get("checksumproblem")
+    unfinished = entry.status == ERROR and not entry.checksumproblem
     return entry.status == TRANSFERRING or unfinished
 
 

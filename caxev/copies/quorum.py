@@ -9,7 +9,7 @@ Entries of the same bytes share one vote; only sites show which those are, so ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable
 from typing import TypeAlias
 
 from caxev.core.model import (
@@ -24,7 +24,7 @@ DISPUTED = "disputed"
 """The field of an ``error`` entry that contradicts other copies, but not its own digests."""
 
 KEPT = ("creation_place", "pax_hash", "size")
-"""Fields of a processed copy that its copies inherit."""
+"""Fields about the production of derived data, which every copy of it inherits."""
 
 VOUCHED = "vouched"
 """The field of an entry that a person has checked and found right."""
@@ -46,28 +46,21 @@ def same_data(one: Copy, key: CopyKey) -> bool:
 def producer(one: Copy) -> str | None:
     """Return the site whose job made this data, or None if it is the same everywhere."""
     # A copy inherits the field; the original entry has its job instead.
-    known = one.fields.get("producer")
-    if isinstance(known, str):
-        return known
-    return one.host if one.source is None and isinstance(one.fields.get("job"), Mapping) else None
+    made_here = one.source is None and one.job is not None
+    return one.producer or (one.host if made_here else None)
 
 
 def coming_from(source: Copy) -> dict[str, object]:
     """Return the fields of a copy's entry that describe its source."""
     made_by = producer(source)
+    kept = source.having(*(KEPT if source.version is not None else ()))
     return {
         "source": source.host,
         "source_manifest": source.manifest,
         "source_checksum": source.checksum,
         **({} if made_by is None else {"producer": made_by}),
-        **{name: source.fields[name] for name in _kept(source)},
+        **{name: value for name, value in kept.fields.items() if value is not None},
     }
-
-
-def _kept(source: Copy) -> Iterator[str]:
-    """Yield the fields about the production of derived data that every copy keeps."""
-    if source.version is not None:
-        yield from (name for name in KEPT if source.fields.get(name) is not None)
 
 
 def agree(one: Copy, other: Copy) -> bool:
@@ -80,7 +73,7 @@ def agree(one: Copy, other: Copy) -> bool:
 
 def is_disputed(one: Copy) -> bool:
     """Return whether a copy contradicts others, and it is undecided which is right."""
-    return one.status == ERROR and bool(one.fields.get(DISPUTED))
+    return one.status == ERROR and one.disputed
 
 
 def voters(run: Run, key: CopyKey, same: Same) -> tuple[Copy, ...]:
@@ -97,7 +90,7 @@ def voters(run: Run, key: CopyKey, same: Same) -> tuple[Copy, ...]:
     ]
     found: list[Copy] = []
     # The best entry first, since the first of those that share their bytes gets the vote.
-    for one in sorted(able, key=lambda one: (not one.fields.get(VOUCHED), one is not mine)):
+    for one in sorted(able, key=lambda one: (not one.vouched, one is not mine)):
         if not any(same(one, other) for other in found):
             found.append(one)
     return tuple(sorted(found, key=able.index))
@@ -125,10 +118,10 @@ def majority(
     those = [one for one in voters(run, key, same) if one.host not in without]
     for one in those:
         party = tuple(other for other in those if other is one or agree(one, other))
-        if one.fields.get(VOUCHED) or (2 * len(party) > len(those) and not _vouched(those)):
+        if one.vouched or (2 * len(party) > len(those) and not _vouched(those)):
             return party
     return ()
 
 
 def _vouched(those: Iterable[Copy]) -> bool:
-    return any(one.fields.get(VOUCHED) for one in those)
+    return any(one.vouched for one in those)

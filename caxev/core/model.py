@@ -18,6 +18,8 @@ from uuid import uuid4
 
 from attrs import Factory, field, frozen
 
+from caxev.core.entry import Entry, EntryField, Row, as_utc, count, rows, text, words
+
 RunId: TypeAlias = Any  # a document's _id, usually a bson.ObjectId
 
 REQUESTED: Final = "requested"
@@ -32,8 +34,6 @@ MOVING: Final = "moving"
 """The status of a copy whose files are on their way to another directory of its own host."""
 UNKNOWN: Final = "unknown"
 """The status of an entry that names none."""
-NOTED: Final = "verified_noted"
-"""The field of an entry that has the time at which its ``verified_at`` was written."""
 STATUSES: Final = "statuses"
 """In a snapshot this field of a copy stands for the statuses of its entries, if it has several."""
 
@@ -143,51 +143,16 @@ class Event:
         return f"{self.aspect}: {self.status or 'gone'}"
 
 
-def as_utc(value: object) -> datetime | None:
-    """Return the time in a field: a datetime, or (in old documents) a list that holds one."""
-    # cax pushed some times into lists.
-    if isinstance(value, list) and value:
-        value = value[0]
-    if not isinstance(value, datetime):
-        return None
-    # MongoDB keeps UTC; some clients return it without a zone.
-    return value if value.tzinfo else value.replace(tzinfo=UTC)
-
-
-class Check(NamedTuple):
-    """A request for a fresh reading of a copy: its id, and when it was made (UTC)."""
-
-    id: str
-    at: datetime | None
-
-
 def new_id() -> str:
     """Return an id that no other call returns."""
     return uuid4().hex
 
 
-def _checks(value: object) -> Iterator[Check]:
-    # An older version kept one request, not a list; a person may have set a plain date.
-    for row in value if isinstance(value, list) else (value,):
-        if isinstance(row, Mapping) and (name := _text(row.get("id"))) is not None:
-            yield Check(name, as_utc(row.get("at")))
-        elif isinstance(row, datetime):  # a person's, or an older version's
-            yield Check(str(row), as_utc(row))
-
-
-def _text(value: object) -> str | None:
-    # No subclass: BSON's code is a text that is not hashable, so it cannot be a key.
-    return value if type(value) is str and value else None
-
-
 @frozen
-class Copy:
+class Copy(Entry):
     """One entry of a run's ``data``: a copy of its data somewhere.
 
-    `location` is the absolute path at that host, or None if the entry has none yet (``n/a``,
-    ``NA``). `checksum` is cax's sha512 hex digest, `manifest` the digest of our own manifest,
-    `source` the host it was copied from, `owner` the site (with its epoch, ``lngs#7``) that is
-    working on it. `fields` is the whole entry as it stands in the document.
+    `Entry` has its fields, and `fields` is the whole entry as it stands in the document.
     """
 
     key: CopyKey
@@ -201,7 +166,7 @@ class Copy:
         # Anything may stand in `data`: people edit these documents by hand.
         if key is None or not isinstance(entry, Mapping):
             return None
-        return cls(key, _text(entry.get("status")) or UNKNOWN, entry)
+        return cls(key, text(entry.get("status")) or UNKNOWN, entry)
 
     @property
     def type(self) -> str:
@@ -216,88 +181,28 @@ class Copy:
         return self.key.version
 
     @property
-    def location(self) -> str | None:
-        location = _text(self.fields.get("location"))
-        # cax wrote these before a transfer had begun.
-        return None if location is None or location.lower() in {"n/a", "na"} else location
-
-    @property
-    def checksum(self) -> str | None:
-        checksum = _text(self.fields.get("checksum"))
-        # At a catalogue cax joined the files' ADLER32s by colons, and it wrote n/a for none.
-        no_digest = checksum is None or ":" in checksum or checksum.lower() == "n/a"
-        return None if no_digest else checksum
-
-    @property
-    def manifest(self) -> str | None:
-        return _text(self.fields.get("manifest"))
-
-    @property
-    def source(self) -> str | None:
-        return _text(self.fields.get("source"))
-
-    @property
-    def owner(self) -> str | None:
-        return _text(self.fields.get("owner"))
-
-    @property
-    def since(self) -> datetime | None:
-        """When the status was last set, UTC; None if an old program set it."""
-        return as_utc(self.fields.get("status_since"))
+    def is_requested(self) -> bool:
+        """Whether a person requested it, and it is not finished."""
+        return self.status == REQUESTED or self.requested
 
     @property
     def is_abandoned(self) -> bool:
         """Whether an old program failed to make it: neither status nor trigger is by one of us."""
-        found_bad = self.fields.get("checksumproblem")
         # One of us dates each status and names the trigger; old programs do neither.
-        ours = self.since is not None or self.fields.get("trigger") is not None
-        return self.status == ERROR and not ours and not found_bad
-
-    @property
-    def verified_at(self) -> datetime | None:
-        """When its bytes were last read and found to be right, UTC; cax wrote no such time."""
-        value = self.fields.get("verified_at")
-        return None if isinstance(value, list) else as_utc(value)
-
-    @property
-    def noted_at(self) -> datetime | None:
-        """When `verified_at` was written, UTC; None if somebody else wrote that."""
-        value = self.fields.get(NOTED)
-        return None if isinstance(value, list) else as_utc(value)
-
-    @property
-    def read_at(self) -> datetime | None:
-        """`verified_at` as a proof: None if that time was still to come when it was written.
-
-        Once it has come, the time itself does not show any more that it was never true.
-        """
-        read, noted = self.verified_at, self.noted_at
-        return None if read is None or noted is None or read > noted else read
-
-    @property
-    def asked(self) -> tuple[Check, ...]:
-        """The requests for a fresh reading, the latest last."""
-        return tuple(_checks(self.fields.get("check_asked")))
-
-    @property
-    def answered(self) -> frozenset[str]:
-        """The ids of the requests that a reading has answered, which began after they were made."""
-        value = self.fields.get("check_answered")
-        return frozenset(filter(None, map(_text, value if isinstance(value, list) else ())))
-
-    @property
-    def pending(self) -> tuple[Check, ...]:
-        """The requests for a fresh reading that wait for an answer."""
-        # By id and not by time: no clock decides whether a request was answered.
-        answered = self.answered
-        return tuple(one for one in self.asked if one.id not in answered)
+        ours = self.since is not None or self.trigger is not None
+        return self.status == ERROR and not ours and not self.checksumproblem
 
     @property
     def as_seen(self) -> CopyIs:
         """The expectation that this copy still has the status and owner that it has here."""
         # An entry without a status is `unknown` to us, which is not what stands in the document.
         status = self.fields.get("status") if self.status == UNKNOWN else self.status
-        return CopyIs(self.key, {"status": status, "owner": self.fields.get("owner")})
+        return CopyIs(self.key, {"status": status, **self.having("owner").fields})
+
+    def having(self, *names: str) -> CopyIs:
+        """Return the expectation that these fields of the entry are still what they are here."""
+        # As they stand in the document: a typed field reads as absent what it does not understand.
+        return CopyIs(self.key, {name: self.fields.get(name) for name in names})
 
     @property
     def seen_as(self) -> str:
@@ -306,15 +211,18 @@ class Copy:
         return _value(self.status, self.fields.get("status_since"))
 
 
-class GivenUp(NamedTuple):
-    """A copy was given up `at` that time (UTC), by the reaction that its `trigger` names.
+@frozen
+class FormerCopy(Row):
+    """A row of ``given_up`` or ``deleted_data``: a copy that the run had, and may have again."""
 
-    Without a trigger an old program had begun it: what that left stands at `location`.
-    """
-
-    at: datetime
-    trigger: str | None
-    location: str | None
+    at = EntryField(as_utc, "date")
+    location = EntryField(text)
+    trigger = EntryField(text)
+    """The reaction that gave it up. Without one an old program had begun it: what that left is at
+    `location`."""
+    by = EntryField(words)
+    """Who deleted it."""
+    why = EntryField(words)
 
 
 @frozen
@@ -340,8 +248,8 @@ class Run:
         return cls(
             id=document.get("_id"),
             number=number if isinstance(number, int) and number > 0 else None,
-            name=_text(document.get("name")) or "",
-            detector=_text(document.get("detector")) or "",
+            name=text(document.get("name")) or "",
+            detector=text(document.get("detector")) or "",
             tags=tuple(_tags(document.get("tags"))),
             copies=tuple(_copies(document.get("data"))),
             document=document,
@@ -363,12 +271,21 @@ class Run:
         # the first that matches, so the first is the copy.
         return next((copy for copy in self.copies if copy.key == key), None)
 
-    def given_up(self, key: CopyKey) -> Iterator[GivenUp]:
+    @property
+    def raw_size(self) -> int | None:
+        """The bytes of its raw data, once that is complete."""
+        return count(self.document.get("raw_size_byte"))
+
+    def given_up(self, key: CopyKey) -> list[FormerCopy]:
         """Return each time that the copy with this key was given up, as far as that is kept."""
-        rows = self.document.get("given_up")
-        for row in rows if isinstance(rows, list) else ():
-            if _key(row) == key and (at := as_utc(row.get("date"))) is not None:
-                yield GivenUp(at, _text(row.get("trigger")), _text(row.get("location")))
+        return self._former("given_up", key)
+
+    def deleted(self, key: CopyKey) -> list[FormerCopy]:
+        """Return each time that a copy with this key was deleted on purpose, the latest last."""
+        return self._former("deleted_data", key)
+
+    def _former(self, name: str, key: CopyKey) -> list[FormerCopy]:
+        return [FormerCopy(row) for row in rows(self.document.get(name)) if _key(row) == key]
 
     def snapshot(self, watched: Watched = NO_FIELDS) -> dict[Aspect, str]:
         """Return every aspect of this run with its value; of the fields, those that are watched."""
@@ -392,7 +309,7 @@ def snapshot_of(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> di
         key = _key(entry)
         if key is None:
             continue
-        seen = _value(_text(entry.get("status")) or UNKNOWN, entry.get("status_since"))
+        seen = _value(text(entry.get("status")) or UNKNOWN, entry.get("status_since"))
         # A second entry changes no value of the copy, but must not go unnoticed.
         if key in snapshot:
             several.setdefault(key, [snapshot[key]]).append(seen)
@@ -427,10 +344,10 @@ def _digest(value: object) -> str:
 def _key(entry: object) -> CopyKey | None:
     if not isinstance(entry, Mapping):
         return None
-    kind, host = _text(entry.get("type")), _text(entry.get("host"))
+    kind, host = text(entry.get("type")), text(entry.get("host"))
     if kind is None or host is None:
         return None
-    return CopyKey(kind, host, _text(entry.get("pax_version")))
+    return CopyKey(kind, host, text(entry.get("pax_version")))
 
 
 def _value(status: str, since: object) -> str:
@@ -454,7 +371,7 @@ def time_of(value: str | None) -> datetime | None:
 
 def _tags(value: object) -> Iterator[str]:
     for tag in value if isinstance(value, list) else ():
-        name = _text(tag.get("name")) if isinstance(tag, Mapping) else None
+        name = text(tag.get("name")) if isinstance(tag, Mapping) else None
         if name is not None:
             yield name
 

@@ -21,8 +21,6 @@ from caxev.core.model import (
     CopyKey,
     Run,
     RunId,
-    _text,
-    as_utc,
     new_id,
 )
 
@@ -153,12 +151,11 @@ class NobodyReads:
     def _reads(self, one: Copy) -> bool:
         if one.status != TRANSFERRING:
             return False
-        key, job = self.key, one.fields.get("job")
+        key, job = self.key, one.job
         # Processing reads at its own host.
-        if one.host == key.host and isinstance(job, Mapping):
-            made_of = (job.get("input"), _text(job.get("input_version")))
-            if made_of == (key.type, key.version):
-                return True
+        made_of = None if job is None or one.host != key.host else (job.input, job.input_version)
+        if made_of == (key.type, key.version):
+            return True
         if (one.type, one.version) != (key.type, key.version):
             return False
         return one.source == key.host or (one.host != key.host and self._may_read(one))
@@ -166,7 +163,7 @@ class NobodyReads:
     def _may_read(self, one: Copy) -> bool:
         if one.source is not None or one.fields.get("job") is not None:
             return False
-        dates = (one.since, as_utc(one.fields.get("creation_time")))
+        dates = (one.since, one.creation_time)
         # A date from before shows that the program has died, if nothing has touched it since.
         return self.since is None or all(date is None or date > self.since for date in dates)
 
@@ -241,8 +238,8 @@ class RunUpdate:
         The note outlives the entry, which others may take out. The engine does not start the
         reaction that gave a copy up again for the entry's vanishing.
         """
-        names = ("location", "trigger")
-        row = {name: value for name in names if (value := copy.fields.get(name)) is not None}
+        left = copy.having("location", "trigger").fields
+        row = {name: value for name, value in left.items() if value is not None}
         key = {"type": copy.type, "host": copy.host, "pax_version": copy.version}
         return evolve(self, given_up={**key, **row})
 

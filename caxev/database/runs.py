@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from caxev.core.entry import NOTED
 from caxev.core.model import (
-    NOTED,
     TRANSFERRED,
     TRANSFERRING,
     CopyIs,

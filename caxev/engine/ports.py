@@ -12,9 +12,10 @@ from attrs import frozen
 from caxev.copies.sharing import Neighbours
 from caxev.core.alarms import Alarm
 from caxev.core.clock import utcnow
+from caxev.core.entry import as_utc
 from caxev.core.job import Job
 from caxev.core.ledger import Reaction
-from caxev.core.model import Run, RunId, as_utc
+from caxev.core.model import Run, RunId
 from caxev.core.update import RunUpdate
 from caxev.engine.context import Context
 from caxev.engine.workers import Workers

@@ -353,9 +353,10 @@ def no_news(run: Run, reaction: Reaction) -> str | None:
     ours = f"{reaction.site}: {reaction.handler}: "
     for one in run.given_up(event.aspect):
         # What was given up before the state that was seen last is of a former life of the copy.
-        if (one.trigger or "").startswith(ours) and seen is not None and one.at >= seen:
+        is_ours, at = (one.trigger or "").startswith(ours), one.at
+        if is_ours and at is not None and seen is not None and at >= seen:
             return (
-                f"it was given up on {one.at:%Y-%m-%d %H:%M} UTC, and since then only its entry "
+                f"it was given up on {at:%Y-%m-%d %H:%M} UTC, and since then only its entry "
                 "was removed: repair what was wrong, then use caxev retry"
             )
     return None
