@@ -174,13 +174,12 @@ def _has_failed(copy: Copy) -> bool:
     from caxev.core.model import ERROR
 
     # With a checksum problem the copy is bad, not unfinished: it is repaired, not requested again.
-    given_up = copy.status == ERROR and copy.fields.get("trigger") is not None
-    return (given_up and not copy.fields.get("checksumproblem")) or copy.is_abandoned
+    given_up = copy.status == ERROR and copy.trigger is not None
+    return (given_up and not copy.checksumproblem) or copy.is_abandoned
 
 
 def _standing_of(copy: Copy) -> str:
-    error = copy.fields.get("error")
-    return f"{copy.status} ({error})" if error else copy.status
+    return f"{copy.status} ({copy.error})" if copy.error else copy.status
 
 
 def asked_for(run: Run, way: Way, who: str, now: datetime) -> RunUpdate:
@@ -237,7 +236,7 @@ def standing(run: Run | None, key: CopyKey, reactions: Iterable[tuple[Reaction, 
     if copy.status == TRANSFERRED:
         return Standing(copy.status, over=True)
     if copy.status == ERROR:
-        return Standing(copy.status, str(copy.fields.get("error") or ""), over=True)
+        return Standing(copy.status, copy.error or "", over=True)
     return _under_way(copy, [pair for pair in reactions if pair[0].aspect == key])
 
 
@@ -367,11 +366,10 @@ class Errand:
         if run is None or copy is None:
             return
         # For the summary only: an entry has its size once the copy is made.
-        size = copy.fields.get("size")
+        size = copy.size
         if size is None and copy.type == "raw":
-            size = run.document.get("raw_size_byte")
-        if isinstance(size, int):
-            self.size = size
+            size = run.raw_size
+        self.size = self.size if size is None else size
 
     def _note(self, now: Standing) -> None:
         if now.progress is not None and now.progress.total is not None:

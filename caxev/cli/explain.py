@@ -104,7 +104,7 @@ def _asked_for(copy: Copy) -> str:
 
     if copy.status != REQUESTED:
         return ""
-    who, since = copy.fields.get("creation_place") or "somebody", time(copy.since)
+    who, since = copy.creation_place or "somebody", time(copy.since)
     return f"{copy.key}: asked for by {who}, from {copy.source}, {since or 'a time not known'}"
 
 

@@ -157,7 +157,7 @@ def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:
     new = confine(place if os.path.basename(place) == name else f"{place}/{name}", site.roots)
     if inside(os.fsencode(new), os.fsencode(old)):  # a directory cannot be renamed into itself
         raise NothingToDo(f"{escaped(new)} is inside of what is to be moved")
-    heading = copy.fields.get("moving_to")
+    heading = copy.moving_to
     if copy.status == MOVING and heading != new:
         raise NothingToDo(f"{run}: {key} is on its way to {heading}: finish that first (--to)")
     return Move(copy, old, new)
@@ -318,8 +318,8 @@ class Errand:
         from caxev.files import MOVED_PREFIX, confine_own
 
         # The entry is input from outside: remove only what has our prefix, inside of our roots.
-        aside = copy.fields.get("moved_from")
-        if not isinstance(aside, str) or not os.path.basename(aside).startswith(MOVED_PREFIX):
+        aside = copy.moved_from
+        if aside is None or not os.path.basename(aside).startswith(MOVED_PREFIX):
             return
         real = confine_own(aside, self.site.roots)
         await trio.to_thread.run_sync(_remove, real)

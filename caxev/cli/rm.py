@@ -201,7 +201,7 @@ class Errand:
             if wanted is None:
                 raise NothingToDo(f"{copy.key} is {copy.status}", copy.status)
             # `erasing` is set before the first file goes.
-            if copy.fields.get("erasing"):
+            if copy.is_erasing:
                 raise NothingToDo(f"{copy.key} is being erased: too late", copy.status)
             why, now = f"taken back by {me()}", utcnow()
             update = withdraw(run, copy, wanted, why, now)

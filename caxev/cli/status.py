@@ -302,18 +302,16 @@ def _run_row(run: Run) -> dict[str, Any]:
 
 
 def _copy_row(run: Run, copy: Copy) -> dict[str, Any]:
-    from caxev.core.entry import as_utc
-
     # If the entry has no size: the run's own is that of its complete raw data.
-    size = copy.fields.get("size")
+    size = copy.size
     if size is None and copy.type == "raw" and copy.status == "transferred":
-        size = run.document.get("raw_size_byte")
+        size = run.raw_size
     return {
         "type": copy.type,
         "version": copy.version,
         "host": copy.host,
         "status": copy.status,
-        "since": copy.since or as_utc(copy.fields.get("creation_time")),
+        "since": copy.since or copy.creation_time,
         "bytes": size,
         "checksum": copy.checksum,
         "manifest": copy.manifest,

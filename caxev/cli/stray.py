@@ -303,15 +303,13 @@ def claims_of(run: Run, site: Site) -> Iterator[Claim]:
             must = _must(copy) and number == 0
             about = (str(run.id), run.number, run.name, copy.type, copy.version)
             yield Claim(path, must, *about, copy.location or "")
-        for name in ("moving_to", "moved_from"):
-            for path in places(copy.fields.get(name)):
-                yield Claim(path)
+        for moved in (copy.moving_to, copy.moved_from):
+            yield from map(Claim, places(moved))
         yield from map(Claim, _hidden(copy, site))
 
 
 def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
     """Return the hidden places of a copy that is being made, moved, erased or repaired."""
-    from caxev.core.entry import as_utc
     from caxev.core.model import DELETING, MOVING
     from caxev.files import quarantine_of
 
@@ -320,12 +318,12 @@ def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
             yield hidden(path, MOVED)
         if copy.status == DELETING:
             yield hidden(path, GONE)
-    aside = copy.fields.get("quarantine")
-    if isinstance(aside, Mapping):
+    aside = copy.quarantine
+    if aside is not None:
         # If the entry has no place, compute it as `set_aside` does.
         with suppress(GiveUp):
-            known, when = aside.get("place"), as_utc(aside.get("at"))
-            yield from places(known or quarantine_of(copy.location or "", site.roots, when))
+            here = (copy.location or "", site.roots, aside.at)
+            yield from places(aside.place or quarantine_of(*here))
 
 
 def _must(copy: Copy) -> bool:

@@ -562,20 +562,18 @@ def should_be_there(copy: Copy | None, raw: Iterable[Copy], bringing: Collection
 def row_of(run: Run, copy: Copy | None, note: str | None, *, owed: bool = False) -> dict[str, Any]:
     """Return a run's row; `owed`: it should be on tape, and no reaction brings it. Pure."""
     from caxev.cli.runs import shown
-    from caxev.core.entry import as_utc
+    from caxev.core.entry import Entry
 
-    fields: Mapping[str, Any] = {} if copy is None else copy.fields
-
-    bytes_ = fields.get("size") or run.document.get("raw_size_byte")
+    entry = Entry({}) if copy is None else copy
     return {
         "run": shown(run),
         "status": "not on tape" if copy is None else copy.status,
         "location": None if copy is None else copy.location,
-        "bytes": bytes_,
-        "since": as_utc(fields.get("creation_time")),
-        "arrived_at": as_utc(fields.get("arrived_at") or fields.get("verified_at")),
+        "bytes": entry.size or run.raw_size,
+        "since": entry.creation_time,
+        "arrived_at": entry.arrived_at or entry.verified_at,
         "missing": owed,
-        "note": note or fields.get("error") or ("should be on tape" if owed else None),
+        "note": note or entry.error or ("should be on tape" if owed else None),
     }
 
 

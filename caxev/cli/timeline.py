@@ -36,15 +36,11 @@ def rows(
 
 
 def _of_run(run: Run) -> Iterator[dict[str, Any]]:
-    from caxev.core.entry import as_utc
-
     for copy in run.copies:
         row = {"site": copy.host, "event": _copy(run, copy.key)}
-        begun = as_utc(copy.fields.get("creation_time"))
         source = f"from {copy.source}" if copy.source else ""
-        yield {**row, "time": begun, "state": "begun", "why": source}
-        said = copy.fields.get("error") or ""
-        yield {**row, "time": copy.since, "state": copy.status, "why": said}
+        yield {**row, "time": copy.creation_time, "state": "begun", "why": source}
+        yield {**row, "time": copy.since, "state": copy.status, "why": copy.error or ""}
         # Equal if the verification itself has set the status: one row is enough.
         if copy.verified_at != copy.since:
             yield {**row, "time": copy.verified_at, "state": "verified", "why": ""}
@@ -69,14 +65,11 @@ def _of_reactions(
 
 
 def _of_tombstones(run: Run) -> Iterator[dict[str, Any]]:
-    from caxev.core.entry import as_utc
+    from caxev.core.entry import as_utc, mapping, rows
     from caxev.core.model import CopyKey
 
     # Old programs wrote this field, too: check every type.
-    rows = run.document.get("deleted_data")
-    for row in rows if isinstance(rows, list) else ():
-        if not isinstance(row, Mapping):
-            continue
+    for row in filter(None, map(mapping, rows(run.document.get("deleted_data")))):
         kind, host, version = (row.get(name) for name in ("type", "host", "pax_version"))
         proof = [str(one.get("host")) for one in row.get("proof") or () if isinstance(one, Mapping)]
         yield {

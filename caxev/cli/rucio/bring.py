@@ -168,7 +168,7 @@ async def _fetch_all(
             here=here,
             there=chosen.there,
             dataset=rucio.Did.of(entry.location),
-            location=f"{directory}/{entry.fields.get('source_name') or run.name + run.suffix}",
+            location=f"{directory}/{entry.source_name or run.name + run.suffix}",
             taken=rucio.taken_at(run) or utcnow(),
             files=await checked(database, entry),
             expected=None if known is None else Manifest.from_rows(known),

@@ -89,13 +89,10 @@ def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
             yield row
         return
     # cax wrote some of these fields in other shapes.
-    rse = entry.fields.get("rse")
-    row |= {"status": entry.status, "location": entry.location}
-    row |= {"rse": rse if isinstance(rse, list) else []}
+    row |= {"status": entry.status, "location": entry.location, "rse": [*entry.rse]}
     if method == "entries":
         yield row
-    info = entry.fields.get("rule_info") if method == "rules" else None
-    for one in info if isinstance(info, list) else ():
+    for one in entry.rule_info if method == "rules" else ():
         yield {**row, "rule": str(rucio.Standing.from_row(one) or one)}
 
 
@@ -228,8 +225,8 @@ class Checking:
             repair = await self._again(database, run, entry)
         for line in lines:
             self._note(run, entry.location, line, repair)
-        recorded = entry.fields.get("rse") or []
-        if list(found.rses) != list(recorded):
+        recorded = entry.rse
+        if tuple(found.rses) != recorded:
             where = (
                 f"at {_listed(found.rses)} in the catalogue, at {_listed(recorded)} in the database"
             )
