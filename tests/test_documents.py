@@ -28,6 +28,7 @@ from caxev.config import BY_METHOD, load_handlers, load_sites
 from caxev.core.expressions import evaluate
 from caxev.core.registry import recorded
 from caxev.core.update import RunUpdate
+from caxev.database import indexes
 from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.bench.__main__ import options_of
@@ -226,9 +227,17 @@ def test_variables_are_known(name: str) -> None:
 
 @each_document
 def test_metrics_and_collections_are_known(name: str) -> None:
-    """Metrics and collections that a document names are those of the code."""
+    """Metrics, collections and indexes that a document names are those of the code."""
     named = {word for word in marked(TEXTS[name]) if re.fullmatch(r"caxev_[a-z_]+", word)}
-    assert named - {"caxev_lngs"} <= COLLECTIONS | names_of_metrics()
+    of_runs = {index.name for index in indexes.RUNS}
+    assert named - {"caxev_lngs"} <= COLLECTIONS | of_runs | names_of_metrics()
+
+
+def test_every_index_of_the_runs_is_there() -> None:
+    """The table of indexes has each of them with its keys."""
+    (rows,) = tables(section("deploy/README.md", "Indexes"))
+    listed = [(marked(row[0]), marked(row[1])) for row in rows]
+    assert listed == [([one.name], [key for key, _ in one.keys]) for one in indexes.RUNS]
 
 
 def test_every_metric_is_there() -> None:

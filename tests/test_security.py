@@ -247,6 +247,29 @@ def test_granting_again_brings_up_to_date(
         client[site.database]["runs_new"].find_one()
 
 
+def test_indexes_need_no_administrator(
+    caxev: Caxev, secured: Secured, named: Named, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user of `db grants --init` makes every index, and can write nothing."""
+    monkeypatch.setenv("CAXEV_MONGO_URI", secured.server.uri)
+    monkeypatch.setenv("CAXEV_DATABASE", named.name)
+    monkeypatch.setenv("NEW_PASSWORD", PASSWORD)
+    assert caxev("db", "grants", "--init", "--apply").code == 0
+    uri = f"mongodb://caxev_init:{quote_plus(PASSWORD)}@{secured.address}&authSource=admin"
+    try:
+        answer = caxev("db", "init", "--json", "--mongo-uri", uri)
+        assert answer.code == 0, answer
+        assert {row["state"] for row in answer.rows} == {"made"}
+        with MongoClient[dict[str, Any]](uri) as client:
+            there = client[named.name]
+            for name in ("runs_new", "caxev_ledger", "another"):
+                with pytest.raises(OperationFailure, match="not authorized"):
+                    there[name].insert_one({})
+    finally:
+        admin.admin.command("dropUser", "caxev_init")
+        admin.admin.command("dropRole", "caxev_init")
+
+
 def test_without_apply_the_grants_are_only_shown(caxev: Caxev, secured: Secured) -> None:
     """What is shown is what mongosh takes, and it asks for the password itself."""
     uri = ("--mongo-uri", "mongodb://localhost/")

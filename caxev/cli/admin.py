@@ -40,33 +40,59 @@ def db() -> None:
 
 
 @db.command(
-    "init", epilog=example("caxev db init --mongo-uri mongodb://admin@host/run?replicaSet=runs")
+    "init",
+    epilog=example(
+        "caxev db init --dry-run",
+        "caxev db init --mongo-uri mongodb://admin@host/run?replicaSet=runs",
+    ),
 )
+@click.option("--dry-run", is_flag=True, help="Show what is there and what is missing.")
+@as_table
 @global_options(hidden=True)
-def db_init() -> None:
-    """Make the collections and indexes that the listeners need.
+def db_init(*, dry_run: bool, as_json: bool) -> None:
+    """Make the collections and indexes that listeners and commands need.
 
-    A listener does this at its start, if its user may. Otherwise an administrator does it with
-    this command, which can be repeated.
+    A listener makes those of caxev's own collections at its start, if its user may. Those of
+    the runs are made by this command only: commands on one run, a host or a tag are slow
+    without them. It can be repeated.
     """
     options = state()
     options.log("warning")
-    settings = options.settings()
+    made = options.with_database(lambda database: database.init(dry_run=dry_run))
+    rows = [
+        {
+            "collection": one.collection,
+            "index": one.index.name,
+            "keys": one.index.words,
+            "state": one.state,
+            "for": one.index.serves,
+        }
+        for one in made
+    ]
+    show(Table(_INDEXES, rows), as_json=as_json)
+    if any(one.refused for one in made):
+        raise click.exceptions.Exit(FAILED)
 
-    async def create(database: Database) -> None:
-        await database.create_indexes()
 
-    options.with_database(create)
-    print_line(
-        f"{settings.database}.{settings.prefix}*: indexes are in place at {settings.safe_uri}"
-    )
+_INDEXES = (
+    Column("collection", "COLLECTION"),
+    Column("index", "INDEX"),
+    Column("keys", "KEYS", minor=1),
+    Column("state", "STATE"),
+    Column("for", "FOR", minor=2),
+)
 
 
 @db.command(
     "grants",
-    epilog=example("caxev db grants --site lngs", "caxev db grants --site lngs --apply"),
+    epilog=example(
+        "caxev db grants --site lngs",
+        "caxev db grants --site lngs --apply",
+        "caxev db grants --init",
+    ),
 )
-@click.option("--site", type=SITE, required=True, help="The site whose user it is.")
+@click.option("--site", type=SITE, help="The site whose user it is.")
+@click.option("--init", "for_init", is_flag=True, help="A user that may do caxev db init, only.")
 @click.option(
     "--x509",
     metavar="SUBJECT",
@@ -75,27 +101,35 @@ def db_init() -> None:
 @click.option("--apply", "apply_", is_flag=True, help="Make them, or update them.")
 @as_json
 @global_options(hidden=True)
-def db_grants(*, site: str, x509: str | None, apply_: bool, as_json: bool) -> None:
+def db_grants(
+    *, site: str | None, for_init: bool, x509: str | None, apply_: bool, as_json: bool
+) -> None:
     """Show, or make, the role and the user that a listener needs.
 
-    They are made with --apply. The role allows what a listener does and no more. Give an
-    administrator's --mongo-uri. The new user's password is read from NEW_PASSWORD, or from the
-    file that NEW_PASSWORD_FILE names.
+    They are made with --apply. The role allows what a listener does, or with --init what caxev
+    db init does, and no more. Give an administrator's --mongo-uri. The new user's password is
+    read from NEW_PASSWORD, or from the file that NEW_PASSWORD_FILE names.
     """
-    from caxev.database.setup import commands
+    from caxev.database.setup import commands, init_role, site_role
 
+    if (site is None) != for_init:
+        raise click.UsageError("say whose: --site or --init")
     options = state()
     options.log("warning")
-    options.sites().get(site)
     settings = options.settings()
-    user = x509 or f"{settings.prefix}{site}"
+    if site is None:
+        role, name, what = init_role(settings), "init", "what caxev db init does"
+    else:
+        options.sites().get(site)
+        role, name, what = site_role(settings), site, f"what the listener of {site} does"
+    user = x509 or f"{settings.prefix}{name}"
     if not apply_:
-        rows = commands(settings, user, None, x509=x509 is not None)
+        rows = commands(role, user, None, x509=x509 is not None)
         if as_json:
-            show_json([{"database": name, "command": command} for name, command in rows])
+            show_json([{"database": where, "command": command} for where, command in rows])
         else:
-            for name, command in rows:
-                click.echo(_in_shell(name, command))
+            for where, command in rows:
+                click.echo(_in_shell(where, command))
         return
     password = None if x509 else secret("NEW_PASSWORD")
     if password is None and x509 is None:
@@ -104,10 +138,10 @@ def db_grants(*, site: str, x509: str | None, apply_: bool, as_json: bool) -> No
         )
 
     async def grant(database: Database) -> None:
-        await database.grant(user, password, x509=x509 is not None)
+        await database.grant(user, password, role, x509=x509 is not None)
 
     options.with_database(grant)
-    print_line(f"{user} may do at {settings.safe_uri} what the listener of {site} does")
+    print_line(f"{user} may do at {settings.safe_uri} {what}")
 
 
 def _in_shell(database: str, command: dict[str, Any]) -> str:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from shutil import get_terminal_size
+from textwrap import indent
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import click
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from caxev.cli.options import state
 from caxev.core.escapes import escaped
@@ -106,10 +108,7 @@ class Table:
     def fitting(self, width: int) -> Table:
         """Return the table without empty columns, and with those that fit the width."""
         columns = [one for one in self.columns if any(map(_says, map(one.value, self.rows)))]
-        # Measured again after each removal, so that no column goes without need.
-        for minor in sorted(columns, key=lambda one: -one.minor):
-            if minor.minor and _least(columns, self.rows) > width:
-                columns.remove(minor)
+        columns = _narrowed(columns, self.rows, width)
         return Table(columns or self.columns[:1], self.rows, self.title)
 
 
@@ -123,6 +122,16 @@ _GAP: Final = 2
 def _says(value: object) -> bool:
     # A column of zeros has nothing to show, but one of "no" does.
     return isinstance(value, bool) or value not in (None, "", 0, [], ())
+
+
+def _narrowed(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[Column]:
+    """Return the columns without the most minor ones, as far as the width demands it."""
+    left = list(columns)
+    # Measured again after each removal, so that no column goes without need.
+    for minor in sorted(columns, key=lambda one: -one.minor):
+        if minor.minor and _least(left, rows) > width:
+            left.remove(minor)
+    return left
 
 
 def _least(columns: Iterable[Column], rows: Sequence[Row]) -> int:
@@ -147,6 +156,84 @@ def show(table: Table, *, as_json: bool, empty: str = "") -> None:
         _show_rich(table, wide=wide)
     else:  # a pipe has no width: leave out empty columns only
         _show_plain(table if wide else table.fitting(sys.maxsize))
+
+
+async def show_rows(
+    columns: Sequence[Column], rows: AsyncIterable[Row], *, as_json: bool, empty: str = ""
+) -> None:
+    """Print a table whose rows come one by one, as `show` does if they are few.
+
+    Of many rows none is kept: each is printed as it comes, in columns as wide as the first rows
+    need. The JSON is the same, however many rows there are.
+    """
+    first: list[Row] = []
+    printer: _Printer | None = None
+    async for row in rows:
+        first.append(row)
+        if len(first) > _FEW and printer is None:
+            printer = _JsonPrinter() if as_json else _LinePrinter.of(columns, first)
+        if printer is not None:
+            printer.add(first)
+            first = []
+    if printer is None:
+        show(Table(columns, first), as_json=as_json, empty=empty)
+    else:
+        printer.end()
+
+
+_FEW: Final = 100
+"""Rows up to which a table's columns are as wide as all of them need."""
+
+
+class _Printer(Protocol):
+    def add(self, rows: Sequence[Row]) -> None: ...
+
+    def end(self) -> None: ...
+
+
+@define
+class _JsonPrinter:
+    """Prints the list that `show_json` would print, object by object."""
+
+    _before: str = field(init=False, default="[\n")
+
+    def add(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            text = indent(json_text(row, indent=2), "  ")
+            click.echo(f"{self._before}{text}", nl=False)
+            self._before = ",\n"
+
+    def end(self) -> None:
+        click.echo("\n]")
+
+
+@define
+class _LinePrinter:
+    """Prints a line for each row; a cell that is wider than its column pushes the others aside."""
+
+    columns: Sequence[Column]
+    widths: Sequence[int]
+
+    @classmethod
+    def of(cls, columns: Sequence[Column], first: Sequence[Row]) -> Self:
+        """Print the headings. All columns stay, as a later row may have something to show."""
+        shown = list(columns)
+        if sys.stdout.isatty() and not state().wide:
+            shown = _narrowed(shown, first, get_terminal_size().columns)
+        printer = cls(shown, [max(one.widths(first)) for one in shown])
+        printer._print([one.heading for one in shown])
+        return printer
+
+    def add(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._print([cell(column.value(row)) for column in self.columns])
+
+    def _print(self, cells: Sequence[str]) -> None:
+        padded = (text.ljust(width) for text, width in zip(cells, self.widths, strict=True))
+        click.echo((" " * _GAP).join(padded).rstrip())
+
+    def end(self) -> None:
+        return
 
 
 def show_json(rows: Sequence[Row]) -> None:
@@ -215,11 +302,7 @@ def _cells(table: Table) -> list[list[str]]:
 
 def _show_plain(table: Table) -> None:
     print_line(table.title)
-    lines = [[column.heading for column in table.columns], *_cells(table)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        padded = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        click.echo((" " * _GAP).join(padded).rstrip())
+    _LinePrinter.of(table.columns, table.rows).add(table.rows)
 
 
 def _show_rich(table: Table, *, wide: bool) -> None:

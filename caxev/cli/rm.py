@@ -6,7 +6,7 @@ proves that enough others are good, and deletes it. `caxev.copies.deletion` deci
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,7 +15,7 @@ from attrs import frozen
 from caxev.cli.completion import SITE
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, print_line, show
+from caxev.cli.output import Column, Table, print_line, show, show_rows
 from caxev.cli.selection import of_data, one_run
 from caxev.config import ConfigError
 
@@ -101,11 +101,11 @@ def rm(
         if not dry_run:
             raise click.UsageError("say which run: --run or --name (--dry-run shows all)")
 
-        async def by_rules(database: Database) -> list[dict[str, Any]]:
-            return await _by_rules(database, here, await with_markers(database, sites, here))
+        async def by_rules(database: Database) -> None:
+            rows = _by_rules(database, here, await with_markers(database, sites, here))
+            await show_rows(_COLUMNS, rows, as_json=as_json, empty=f"{site} has no copies")
 
-        rows = options.with_database(by_rules)
-        show(Table(_COLUMNS, rows), as_json=as_json, empty=f"{site} has no copies")
+        options.with_database(by_rules)
         return
     # A catalogue has no listener of its own: a site that uploads there serves the intent.
     if not here.listener and here.method != "rucio":
@@ -248,17 +248,16 @@ class Errand:
         )
 
 
-async def _by_rules(database: Database, here: Site, sites: Sites) -> list[dict[str, Any]]:
+async def _by_rules(database: Database, here: Site, sites: Sites) -> AsyncIterator[dict[str, Any]]:
     """Return what the site's rules would delete now, and why the rest stays."""
     from caxev.core.clock import utcnow
     from caxev.database import Selection
 
     now = utcnow()
-    return [
-        _row(run, copy, decision)
-        for run in await database.select(Selection(), now)
-        for copy, decision in decisions(run, here, sites, now)
-    ]
+    async for page in database.pages(Selection(host=here.name), now):
+        for run in page:
+            for copy, decision in decisions(run, here, sites, now):
+                yield _row(run, copy, decision)
 
 
 def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tuple[Copy, Any]]:

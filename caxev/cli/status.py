@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,7 +11,16 @@ from attrs import frozen
 from caxev.cli.completion import DATA_TYPE, SITE, STATUS
 from caxev.cli.errors import NothingToDo
 from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, print_line, show, show_json, size, time
+from caxev.cli.output import (
+    Column,
+    Table,
+    print_line,
+    show,
+    show_json,
+    show_rows,
+    size,
+    time,
+)
 from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, Progress, progress_cells, reaction_row
 from caxev.cli.selection import one_run
 
@@ -220,18 +229,23 @@ class Sought:
                     f"no copy has the status {self.status!r}: did you mean {guess!r}?"
                 )
 
-    async def copies(self, database: Database) -> list[dict[str, Any]]:
-        """Return a row for each copy, in the order in which the runs were stored."""
+    async def copies(self, database: Database) -> AsyncIterator[dict[str, Any]]:
+        """Return a row for each copy, in the order in which the runs were stored.
+
+        Raises an error, as `check`, if there is none.
+        """
         from caxev.cli.runs import shown
         from caxev.core.clock import utcnow
 
-        return [
-            {"run": shown(run), **_copy_row(run, copy)}
-            async for page in database.pages(self._selection(), utcnow())
-            for run in page
-            for copy in run.copies
-            if self.means(copy)
-        ]
+        found = False
+        async for page in database.pages(self._selection(), utcnow()):
+            for run in page:
+                for copy in filter(self.means, run.copies):
+                    found = True
+                    yield {"run": shown(run), **_copy_row(run, copy)}
+        # Only if nothing was found: the database may have hosts that sites.json no longer names.
+        if not found:
+            self.check(state().sites())
 
     async def totals(self, database: Database) -> list[dict[str, Any]]:
         """Return a row for each host, type and status."""
@@ -246,12 +260,19 @@ class Sought:
 
 
 def _show_copies(sought: Sought, *, totals: bool, as_json: bool) -> None:
-    rows = state().with_database(sought.totals if totals else sought.copies)
-    # Only if nothing was found: the database may have hosts that sites.json no longer names.
-    if not rows:
-        sought.check(state().sites())
-    columns = _TOTALS if totals else (RUN_COLUMN, Column("run.name", "NAME", minor=1), *_PLACES)
-    show(Table(columns, rows), as_json=as_json, empty="there are no such copies")
+    none = "there are no such copies"
+    if totals:
+        rows = state().with_database(sought.totals)
+        if not rows:
+            sought.check(state().sites())
+        show(Table(_TOTALS, rows), as_json=as_json, empty=none)
+        return
+    columns = (RUN_COLUMN, Column("run.name", "NAME", minor=1), *_PLACES)
+
+    async def print_copies(database: Database) -> None:
+        await show_rows(columns, sought.copies(database), as_json=as_json, empty=none)
+
+    state().with_database(print_copies)
 
 
 _TOTALS = (

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 import trio
-from attrs import frozen
+from attrs import define, field
 
 from caxev.cli.completion import DATA_TYPE, SITE
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, as_table, example, global_options, state
-from caxev.cli.output import Column, Table, show
+from caxev.cli.output import Column, show_rows
 from caxev.core.errors import GiveUp, Retry, RootAway
 
 if TYPE_CHECKING:
@@ -78,13 +78,14 @@ def verify(
     if site is not None:
         sites.get(site)
 
-    async def find(database: Database) -> list[Mapping[str, Any]]:
+    async def find(database: Database) -> bool:
         known = await read_markers(database, sites)
-        return await Look(known, site, kind, deep, detector).rows(database, numbers, name)
+        look = Look(known, site, kind, deep, detector)
+        rows = look.rows(database, numbers, name)
+        await show_rows(_COLUMNS, rows, as_json=as_json, empty="there are no such copies")
+        return look.all_well
 
-    rows = options.with_database(find)
-    show(Table(_COLUMNS, rows), as_json=as_json, empty="there are no such copies")
-    if any(row["found"] in BAD for row in rows):
+    if not options.with_database(find):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -99,26 +100,26 @@ _COLUMNS = (
 )
 
 
-@frozen
+@define
 class Look:
-    """The selection of copies to compare, and how."""
+    """The selection of copies to compare, and how. `all_well`: none was bad or gone so far."""
 
     sites: Sites
     site: str | None
     kind: str | None
     deep: bool
     detector: str | None = None
+    all_well: bool = field(init=False, default=True)
 
     async def rows(
         self, database: Database, numbers: Sequence[int], name: str | None
-    ) -> list[Mapping[str, Any]]:
+    ) -> AsyncIterator[Mapping[str, Any]]:
         """Return a row for each copy. Raises `NoSuchRun` if a named run does not exist."""
-        return [
-            _row(run, copy, *await self._verdict(database, run, copy))
-            async for run in self._runs(database, numbers, name)
-            for copy in run.copies
-            if self._means(copy)
-        ]
+        async for run in self._runs(database, numbers, name):
+            for copy in filter(self._means, run.copies):
+                found, why = await self._verdict(database, run, copy)
+                self.all_well = self.all_well and found not in BAD
+                yield _row(run, copy, found, why)
 
     async def _runs(
         self, database: Database, numbers: Sequence[int], name: str | None

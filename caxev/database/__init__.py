@@ -8,7 +8,7 @@ for each kind of thing that is stored:
 - `reactions`, `claims`: the ledger's reactions, and the attempts at them;
 - `sites`, `leases`: what is known of a site, and which process acts for it;
 - `requests`, `alarms`, `manifests`; `quarantine`: documents that cannot be read;
-- `setup`: indexes, users and their rights.
+- `setup`: making indexes (`indexes` lists them), users and their rights.
 
 They stand on
 
@@ -38,8 +38,9 @@ from caxev.database.client import (
     of_the_site,
 )
 from caxev.database.database import Database
+from caxev.database.indexes import URGENT_FIRST
 from caxev.database.quarantine import Odd
-from caxev.database.reactions import OLDEST_FIRST, URGENT_FIRST, Order
+from caxev.database.reactions import OLDEST_FIRST, Order
 from caxev.database.requests import Request
 from caxev.database.runs import Selection
 from caxev.database.sites import Gap, Position, SiteRecord

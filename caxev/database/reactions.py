@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from pymongo import ASCENDING, DESCENDING, UpdateOne
+from pymongo import ASCENDING, UpdateOne
 from pymongo.errors import OperationFailure
 
 from caxev.core.ledger import Reaction, State, aspect_row, run_prefix
@@ -20,8 +20,6 @@ from caxev.database.writes import AT_ONCE, Lease, guard, write_each
 
 Order = Sequence[tuple[str, int]]
 OLDEST_FIRST: Final[Order] = (("due", ASCENDING),)
-URGENT_FIRST: Final[Order] = (("priority", DESCENDING), ("generation", DESCENDING))
-"""By priority, then newest first: the order of `NEWEST_FIRST` lanes."""
 
 
 class Reactions(Quarantine):
@@ -82,6 +80,9 @@ class Reactions(Quarantine):
     @operation
     async def lanes(self, site: str) -> list[str]:
         """Return the lanes in which the site has open reactions."""
+        return await self._lanes(site)
+
+    async def _lanes(self, site: str) -> list[str]:
         query = {"site": site, "state": State.PENDING.value}
         lanes = await self._ledger.distinct("lane", query)
         return sorted(lane for lane in lanes if isinstance(lane, str))
@@ -114,9 +115,14 @@ class Reactions(Quarantine):
     ) -> list[tuple[Reaction, Document]]:
         """Return reactions with their whole documents, newest first; `run` needs `site`."""
         named = {"site": site, "state": state, "handler": handler}
-        query: Document = {"handler": {"$exists": True}}
+        query: Document = {"handler": {"$exists": True}, **REACTIONS}
         query |= run_keys(site, run) if site is not None and run is not None else {}
         query |= {name: value for name, value in named.items() if value is not None}
+        # What the indexes of claimed and of due reactions need to be used.
+        if state == State.RUNNING.value:
+            query["epoch"] = {"$exists": True}
+        if state == State.PENDING.value and site is not None and run is None:
+            query["lane"] = {"$in": await self._lanes(site)}
         return await self._documented(self._ledger.find(query).sort("due", -1).limit(limit))
 
     @operation
@@ -139,13 +145,17 @@ class Reactions(Quarantine):
         """Return, for each site, how many reactions are in each state."""
         # Malformed rows have no place in a table of names.
         named = {name: {"$type": "string"} for name in ("handler", "site", "state")}
-        match = {"$match": {**named, **({"site": site} if site else {})}}
+        match = {"$match": {**REACTIONS, **named, **({"site": site} if site else {})}}
         group = {"_id": {"site": "$site", "state": "$state"}, "n": {"$sum": 1}}
         cursor = await self._ledger.aggregate([match, {"$group": group}])
         counts: dict[str, dict[str, int]] = {}
         for row in await cursor.to_list(None):
             counts.setdefault(row["_id"]["site"], {})[row["_id"]["state"]] = row["n"]
         return counts
+
+
+REACTIONS: Final[Document] = {"_id": {"$type": "string"}}
+"""Finds the ledger's reactions by their keys, and reads none of the many snapshots."""
 
 
 def run_keys(site: str, run: RunId) -> Document:

@@ -8,10 +8,12 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, Final
 
+from bson.max_key import MaxKey
 from bson.min_key import MinKey
 from bson.regex import Regex
 from pymongo import ReturnDocument
 from pymongo.asynchronous.cursor import AsyncCursor
+from pymongo.errors import OperationFailure
 
 from caxev.copies.sharing import Neighbours
 from caxev.core.model import (
@@ -25,8 +27,11 @@ from caxev.core.model import (
 from caxev.core.update import RunUpdate
 from caxev.database.client import Document
 from caxev.database.connection import LONG_LIMIT, PAGE, Connection, Session, operation, within
-from caxev.database.runs import Selection, totals_pipeline, write_of
+from caxev.database.indexes import Order
+from caxev.database.runs import BY_ID, Selection, totals_pipeline, write_of
 
+_NO_SUCH_INDEX: Final = 2
+"""BadValue: what the server answers to a hint at an index that does not exist."""
 _SHOWN: Final = dict.fromkeys(
     ("number", "name", "detector", "start", "end", "tags", "data", "raw_size_byte"), 1
 )
@@ -54,20 +59,37 @@ class Runs(Connection):
 
         A run that changes meanwhile is read once, before or after.
         """
-        query = selection.query(now)
-        after: Any = MinKey()
+        query, (keys, values) = selection.query(now), selection.pages
+        low: Any = MinKey()
         while True:
-            documents = await self._selected_page(query, after)
+            documents = await self._selected_page(query, keys, values, low)
             more = documents.pop() if len(documents) > PAGE else None
             yield [Run.from_document(document) for document in documents]
             if more is None:
                 return
-            after = more["_id"]
+            low = more["_id"]
 
     @operation
-    async def _selected_page(self, query: Document, low: Any) -> list[Document]:
+    async def _selected_page(
+        self, query: Document, keys: Order, values: Sequence[str], low: Any
+    ) -> list[Document]:
+        try:
+            return await self._between(query, keys, values, low)
+        except OperationFailure as error:
+            if error.code != _NO_SUCH_INDEX or keys == BY_ID:
+                raise
+        # Nobody has made it, or it was dropped just now: the order is the same.
+        return await self._between(query, BY_ID, (), low)
+
+    async def _between(
+        self, query: Document, keys: Order, values: Sequence[str], low: Any
+    ) -> list[Document]:
         # By the index's bounds: a filter would stop at ids of another type.
-        cursor = self._shown(query).hint([("_id", 1)]).min([("_id", low)])
+        def bound(end: Any) -> list[Any]:
+            return [(name, one) for (name, _), one in zip(keys, (*values, end), strict=True)]
+
+        cursor = self._shown(query).hint(list(keys)).min(bound(low))
+        cursor = cursor.max(bound(MaxKey())) if values else cursor
         return await cursor.limit(PAGE + 1).to_list(None)
 
     @within(LONG_LIMIT)

@@ -32,8 +32,12 @@ from caxev.core.update import (
     TagAbsent,
     TagThere,
 )
+from caxev.database import indexes
 from caxev.database.client import Document
+from caxev.database.indexes import Order
 
+BY_ID: Final[Order] = (("_id", 1),)
+"""The index that every collection has."""
 GIVEN_UP_KEPT: Final = 20
 """Notes of copies that were given up that a run keeps, the latest."""
 
@@ -80,6 +84,20 @@ class Selection:
         """Return the filter for entries of ``data``."""
         wanted = {"host": self.host, "status": self.status, "type": self.type}
         return {name: {"$eq": value} for name, value in wanted.items() if value is not None}
+
+    @property
+    def pages(self) -> tuple[Order, tuple[str, ...]]:
+        """Return the index for reading pages, with the values that its keys before the id have."""
+        host, status = self.host, self.status
+        if self.tag is not None:
+            return indexes.TAG.keys, (self.tag,)
+        if host is not None and status is not None:
+            return indexes.HOST_AND_STATUS.keys, (host, status)
+        if host is not None:
+            return indexes.HOST.keys, (host,)
+        if status is not None:
+            return indexes.STATUS.keys, (status,)
+        return BY_ID, ()
 
     def query(self, now: datetime) -> Document:
         """Return the filter for MongoDB; `last_days` counts back from `now` (UTC)."""

@@ -2,69 +2,121 @@
 
 MongoDB gives rights to collections, not to documents: a site may change any run and any site's
 reactions, but can neither add nor delete runs, nor touch another database or another user.
-`caxev db grants` shows the rights and makes the user.
+`caxev db grants` shows the rights and makes the user. Indexes need rights of their own, which an
+administrator has, or a user with `init_role`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from pymongo import ASCENDING, IndexModel
+from attrs import frozen
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
 from caxev.config import Settings
-from caxev.core.ledger import NEWEST_FIRST, State
+from caxev.database import indexes
 from caxev.database.client import Document
-from caxev.database.connection import LONG_LIMIT, Connection, operation, within
-from caxev.database.reactions import URGENT_FIRST
+from caxev.database.connection import LONG_LIMIT, Collection, Connection, operation, within
+from caxev.database.indexes import Index
 
 OWN: Final = ("ledger", "requests", "manifests")
 """Collections that the sites keep for themselves."""
 EXTERNAL: Final = "$external"
 _EXISTS: Final = {51002, 51003}  # of a role, of a user
+_REFUSED: Final = {85, 86, 171}
+"""Another index has the name, or other options; a document with lists at two keys has no place."""
+
+
+@frozen
+class Standing:
+    """An index and its state: ``made``, ``there``, ``would be made``, or why it is refused."""
+
+    collection: str
+    index: Index
+    state: str
+    refused: bool = False
 
 
 class Setup(Connection):
-    """Making what the ledger needs. All of it is repeatable."""
+    """Making what the ledger and the queries need. All of it is repeatable."""
+
+    @property
+    def _ours(self) -> list[tuple[Collection, tuple[Index, ...]]]:
+        return [
+            (self._ledger, indexes.LEDGER),
+            (self._requests, indexes.REQUESTS),
+            (self._manifests, indexes.MANIFESTS),
+        ]
 
     @within(LONG_LIMIT)
     async def create_indexes(self) -> None:
         """Make the ledger's collections and indexes. A site's user gets `NotAuthorized`."""
-        await self._ledger.create_indexes(
-            [
-                # Due reactions: only those that nobody has claimed.
-                _index("due", "site", "lane", "due", only={"state": State.PENDING.value}),
-                # Claimed reactions, for the next process to interrupt.
-                _index("claimed", "site", "epoch", only={"epoch": {"$exists": True}}),
-                _index("kind", "kind", only={"kind": {"$exists": True}}),
-                _index("failed", "site", "due", only={"state": State.FAILED.value}),
-                *map(_newest_first, sorted(NEWEST_FIRST)),
-            ]
-        )
-        await self._requests.create_indexes([IndexModel([("site", ASCENDING)], name="site")])
-        await self._manifests.create_indexes([IndexModel([("m", ASCENDING)], name="manifest")])
+        for collection, wanted in self._ours:
+            await collection.create_indexes([index.model for index in wanted])
+
+    @within(LONG_LIMIT)
+    async def init(self, *, dry_run: bool = False) -> list[Standing]:
+        """Make all indexes, those of the runs, too; return each. Raises `NotAuthorized`.
+
+        One that the server refuses, as for a document that cannot be in it, keeps no other away.
+        """
+        found = []
+        for collection, wanted in [(self._runs, indexes.RUNS), *self._ours]:
+            there = await (await collection.list_indexes()).to_list(None)
+            found += [await _made(collection, one, there, dry_run=dry_run) for one in wanted]
+        return found
 
     @operation
-    async def grant(self, user: str, password: str | None, *, x509: bool) -> None:
-        """Make a site's user with its role, or bring them up to date."""
-        for name, command in commands(self.settings, user, password, x509=x509):
+    async def grant(self, user: str, password: str | None, role: Role, *, x509: bool) -> None:
+        """Make a user with a role, or bring them up to date."""
+        for name, command in commands(role, user, password, x509=x509):
             await carry_out(self._client[name], command)
 
 
-def _index(name: str, *keys: str, only: Document) -> IndexModel:
-    ascending = [(key, ASCENDING) for key in keys]
-    return IndexModel(ascending, name=name, partialFilterExpression=only)
+async def _made(
+    collection: Collection, index: Index, there: Sequence[Mapping[str, Any]], *, dry_run: bool
+) -> Standing:
+    same = next((one["name"] for one in there if index.is_like(one)), None)
+    if same is not None:
+        return Standing(collection.name, index, "there" if same == index.name else f"there: {same}")
+    if dry_run:
+        return Standing(collection.name, index, "would be made")
+    try:
+        await collection.create_indexes([index.model])
+    except OperationFailure as error:
+        if error.code not in _REFUSED:
+            raise
+        return Standing(collection.name, index, f"refused: {_reason(error)}", refused=True)
+    return Standing(collection.name, index, "made")
 
 
-def _newest_first(lane: str) -> IndexModel:
-    """Return the index in a lane's order; `due` is in it so that what is not due costs no read.
+def _reason(error: OperationFailure) -> str:
+    return str((error.details or {}).get("errmsg", error))
 
-    One for each such lane: the reactions of all others are spared the upkeep.
-    """
-    keys = [("site", ASCENDING), ("lane", ASCENDING), *URGENT_FIRST, ("due", ASCENDING)]
-    only = {"state": State.PENDING.value, "lane": lane}
-    return IndexModel(keys, name=f"newest_{lane}", partialFilterExpression=only)
+
+@frozen
+class Role:
+    """A role: its name and what it allows, as MongoDB's createRole takes it."""
+
+    name: str
+    privileges: list[Document]
+
+
+def site_role(settings: Settings) -> Role:
+    """Return the role that every site's user has."""
+    return Role(role_name(settings), privileges(settings))
+
+
+def init_role(settings: Settings) -> Role:
+    """Return the role that suffices for `caxev db init`. It can read no run but to connect."""
+    own = [f"{settings.prefix}{name}" for name in OWN]
+    allowed = [
+        _on(settings, settings.collection, "find", "listIndexes", "createIndex"),
+        *(_on(settings, name, "createCollection", "listIndexes", "createIndex") for name in own),
+    ]
+    return Role(f"{settings.prefix}init", allowed)
 
 
 def role_name(settings: Settings) -> str:
@@ -78,35 +130,31 @@ def privileges(settings: Settings) -> list[Document]:
     Reading and following are for the whole database: a run and its reactions are followed together,
     by one stream.
     """
-
-    def on(collection: str, *actions: str) -> Document:
-        return {
-            "resource": {"db": settings.database, "collection": collection},
-            "actions": list(actions),
-        }
-
+    own = (f"{settings.prefix}{name}" for name in OWN)
     return [
-        on("", "find", "changeStream"),
-        on(settings.collection, "update"),
-        *(on(f"{settings.prefix}{name}", "insert", "update", "remove") for name in OWN),
+        _on(settings, "", "find", "changeStream"),
+        _on(settings, settings.collection, "update"),
+        *(_on(settings, name, "insert", "update", "remove") for name in own),
     ]
 
 
+def _on(settings: Settings, collection: str, *actions: str) -> Document:
+    where = {"db": settings.database, "collection": collection}
+    return {"resource": where, "actions": list(actions)}
+
+
 def commands(
-    settings: Settings, user: str, password: str | None, *, x509: bool
+    role: Role, user: str, password: str | None, *, x509: bool
 ) -> list[tuple[str, Document]]:
     """Return the database commands that make role and user, each with its database. Pure.
 
     `user` is a name, or with `x509` a certificate's subject, which needs no password.
     """
-    roles = [{"role": role_name(settings), "db": "admin"}]
+    roles = [{"role": role.name, "db": "admin"}]
     login: Document = {} if x509 else {"pwd": password}
     # The role comes first: a user cannot have one that does not exist.
     return [
-        (
-            "admin",
-            {"createRole": role_name(settings), "privileges": privileges(settings), "roles": []},
-        ),
+        ("admin", {"createRole": role.name, "privileges": role.privileges, "roles": []}),
         (EXTERNAL if x509 else "admin", {"createUser": user, **login, "roles": roles}),
     ]
 
