@@ -47,8 +47,9 @@ from caxev import (
     on,
 )
 from caxev.config import Site, Sites
-from caxev.copies.deletion import same_bytes
-from caxev.copies.quorum import DISPUTED, VOUCHED, at_odds, is_disputed, producer
+from caxev.copies.lifecycle import found_bad, found_good
+from caxev.copies.quorum import at_odds, is_disputed, producer
+from caxev.copies.storage import same_bytes
 from caxev.files import Report, confine, digest_tree, idle_disk, printable
 from caxev.transfer import Route, links, methods
 from caxev.transfer import manifest as remote_manifest
@@ -211,21 +212,19 @@ async def verdict(
     seen, began = plan.copy, began or job.now()
     if known is None or known.manifest == manifest.digest:
         value = ours if known is None or ours is not None else known.checksum
-        return _update(job, seen, TRANSFERRED, manifest, began, checksum=value)
+        return _good(job, seen, manifest, began, value)
     if known.manifest is None and known.checksum == ours:
-        return _update(job, seen, TRANSFERRED, manifest, began, checksum=ours)
+        return _good(job, seen, manifest, began, ours)
     why = await difference(job, known, manifest)
     job.log.error(f"{seen.key} is not what {known.key} is: {why}")
     if (source := job.run.copy(known.key)) is not None and source.status == TRANSFERRED:
         # Some movers do not check what they read: the source itself may be bad.
         await job.suspect(source)
-    bad: dict[str, object] = {"checksumproblem": True, "error": why}
     # It contradicts its own digests, so it has certainly changed: no other copy need be judged.
     if not keeps_its_word(seen, manifest):
-        return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad)
+        return _bad(job, seen, why, manifest, began)
     # Its own digests held, so either copy may be wrong. The answer makes every site judge its own.
-    bad[DISPUTED] = True
-    return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad).answering(seen)
+    return _bad(job, seen, why, manifest, began, disputed=True).answering(seen)
 
 
 async def compare_with_entry(
@@ -236,13 +235,10 @@ async def compare_with_entry(
         fields: dict[str, object] = {"manifest": manifest.digest, "verified_at": began}
         if seen.checksumproblem and seen.status == TRANSFERRED:
             fields |= {"checksumproblem": False, "error": None}
-        read = RunUpdate.note(job.run, seen, **fields)
-        return read.answering(seen) if _is_awaited(job, seen) else read
+        return _answered(job, seen, RunUpdate.note(job.run, seen, **fields))
     why = await difference(job, seen, manifest)
     job.log.error(f"{seen.key} of {job.run} is no longer what it was: {why}")
-    ours = manifest.cax_checksum()
-    bad = {"checksumproblem": True, DISPUTED: None, VOUCHED: None, "error": why}
-    return _update(job, seen, ERROR, manifest, began, checksum=ours, **bad)
+    return _bad(job, seen, why, manifest, began, vouched=None)
 
 
 def _is_same(seen: Copy, manifest: Manifest) -> bool:
@@ -288,20 +284,25 @@ async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
     return f"{len(found)} files: {names}{', ...' if len(found) > NAMED else ''}"
 
 
-def _update(
-    job: Job, seen: Copy, status: str, manifest: Manifest, began: datetime, **fields: object
+def _good(
+    job: Job, seen: Copy, manifest: Manifest, began: datetime, checksum: str | None
 ) -> RunUpdate:
-    if status == TRANSFERRED and seen.checksumproblem:
-        fields |= {"checksumproblem": False, DISPUTED: None, "error": None}
-    update = RunUpdate.change_copy(
-        job.run, seen, status, manifest=manifest.digest, verified_at=began, **fields
-    )
-    return update.answering(seen) if _is_awaited(job, seen) else update
+    fields = {"manifest": manifest.digest, "checksum": checksum, "verified_at": began}
+    return _answered(job, seen, found_good(job.run, seen, **fields))
 
 
-def _is_awaited(job: Job, seen: Copy) -> bool:
-    """Return whether a reading of this copy was requested, or may settle a dispute."""
-    return bool(seen.pending) or at_odds(job.run, seen.key, same_bytes(job.sites))
+def _bad(
+    job: Job, seen: Copy, why: str, manifest: Manifest, began: datetime, **fields: object
+) -> RunUpdate:
+    ours = manifest.cax_checksum()
+    fields |= {"manifest": manifest.digest, "checksum": ours, "verified_at": began}
+    return _answered(job, seen, found_bad(job.run, seen, why, **fields))
+
+
+def _answered(job: Job, seen: Copy, update: RunUpdate) -> RunUpdate:
+    """Return the update with an answer if a reading was requested, or may settle a dispute."""
+    awaited = seen.pending or at_odds(job.run, seen.key, same_bytes(job.sites))
+    return update.answering(seen) if awaited else update
 
 
 def plan_recheck(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:

@@ -8,12 +8,14 @@
   good copies are left it withdraws the intent, and the copy gets its old status back.
 - `erase` erases the bytes, then the entry, and leaves a tombstone in ``deleted_data``.
 
-`caxev.copies.deletion` decides what may go. Safe to repeat: each step is a conditional write, and
+`caxev.copies.retention` decides what may go. Safe to repeat: each step is a conditional write, and
 until `erase` has written ``erasing`` no file has changed. From then on the deletion is completed,
 whichever process crashes.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from caxev import (
     DELETING,
@@ -25,7 +27,6 @@ from caxev import (
     TRANSFERRING,
     VERIFYING,
     Copy,
-    CopyField,
     CopyKey,
     GiveUp,
     Job,
@@ -35,42 +36,37 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
-    Superseded,
     copy,
     copy_field,
     on,
     tag,
 )
 from caxev.copies.deletion import (
-    Ask,
-    DeletionPlan,
     Intent,
-    NotYet,
     Proven,
-    Wait,
+    Step,
     Withdraw,
     begin,
     begun,
-    custodian,
     go_on,
     intent,
-    plan_processed,
-    plan_purge,
-    sites_sharing_storage,
     tombstone,
-    unread,
     weigh,
     withdraw,
 )
 from caxev.copies.deletion import prove as proven
+from caxev.copies.lifecycle import key_of, write
 from caxev.copies.quorum import same_data
+from caxev.copies.readings import Ask, decided
+from caxev.copies.remaining import unread
+from caxev.copies.retention import DeletionPlan, plan_processed, plan_purge
 from caxev.copies.sharing import sharing
+from caxev.copies.storage import custodian, sites_sharing_storage
+from caxev.core.job import Wait
 from caxev.files import MOVED_PREFIX, NOTHING, Replaced, distinct, empty_quarantine, standing
 from caxev.files import erase as erase_files
 from caxev.files import lacking as lacking_bytes
 
-SOON = 1.0
-"""Seconds until a step that lost a race is tried again."""
 REPLACED = "replaced"
 """The alarm that other files are at the location of a copy that was to be erased."""
 READ_AGAIN = 60.0
@@ -103,7 +99,7 @@ async def purge(job: Job) -> Result:
 )
 async def purge_processed(job: Job) -> Result:
     """Mark processed data of the version ``pax_version_purge`` for deletion."""
-    data = _data(job)
+    data = key_of(job)
     mine = job.run.copy(CopyKey(data.type, job.site.name, data.version))
     if _may_prove(job, mine):
         return await prove(job)
@@ -117,14 +113,14 @@ def _may_prove(job: Job, mine: Copy | None) -> bool:
     return came and mine is not None and mine.status == DELETING and job.copy is not mine
 
 
-def _wanted(job: Job, plan: DeletionPlan | Skip | NotYet) -> Result:
+def _wanted(job: Job, plan: DeletionPlan | Skip | Wait) -> Result:
     if isinstance(plan, DeletionPlan):
         job.log.info(f"{plan.copy.key} of {job.run} is to go: {plan.why}")
         return intent(job.run, plan, job.sites, job.now())
     if isinstance(plan, Skip):
         return plan
     if job.copy is not None and job.copy.host == job.site.name:
-        raise Retry(plan.why, after=(plan.at - job.safe_now()).total_seconds())
+        raise plan.retry(job.safe_now())
     return Skip(plan.why)  # the reaction to our own copy waits: one timer a copy is enough
 
 
@@ -147,68 +143,42 @@ async def prove(job: Job) -> Result:
         return Skip("nothing of it is to go by us")
     waiting = {key: wait for key in going if (wait := await _prove(job, key)) is not None}
     if job.copy is not None and job.copy.key in waiting:
-        raise waiting[job.copy.key]
+        raise waiting[job.copy.key].retry(job.safe_now())
     return Skip("; ".join(wait.why for wait in waiting.values())) if waiting else None
 
 
 def _is_ours_to_delete(job: Job, one: Copy) -> bool:
-    is_going = one.status == DELETING and same_data(one, _data(job))
+    is_going = one.status == DELETING and same_data(one, key_of(job))
     return is_going and custodian(one, job.sites) == job.site.name
 
 
-async def _prove(job: Job, key: CopyKey) -> Retry | None:
-    """Take the next step for a copy that is to go; returns the `Retry` if it waits for others."""
-    found = _weighed(job, key)
-    if isinstance(found, Ask):
-        await _ask(job, found)
-        # The requests changed the run: decide again. Another `Ask` means that a copy appeared.
-        found = _weighed(job, key)
+async def _prove(job: Job, key: CopyKey) -> Wait | None:
+    """Take the next step for a copy that is to go; returns the `Wait` if it waits for others."""
+    found: Step = await decided(job, partial(_weighed, job, key))
     match found:
         case Skip():
             return None
-        case Wait(why, until):
-            return Retry(why, after=(until - job.safe_now()).total_seconds())
-        case Ask():
-            raise Retry("another copy came meanwhile", after=SOON)
+        case Wait():
+            return found
     mine = job.run.copy(key)
     wanted = None if mine is None else Intent.of(mine)
     assert mine is not None
     assert wanted is not None
     if isinstance(found, Withdraw):
         job.log.warning(f"{key} of {job.run} is not deleted: {found.why}")
-        await _write(job, withdraw(job.run, mine, wanted, found.why, job.now()))
+        await write(job, withdraw(job.run, mine, wanted, found.why, job.now()))
     else:
         there, proof = job.sites.get(key.host), found.proof
         update = proven(job.run, mine, wanted, there, job.sites, proof=proof, clocks=job.clocks())
-        await _write(job, update)
+        await write(job, update)
     return None
 
 
-def _weighed(job: Job, key: CopyKey) -> Proven | Ask | Wait | Withdraw | Skip:
+def _weighed(job: Job, key: CopyKey) -> Ask | Step:
     mine = job.run.copy(key)
     if mine is None:
         return Skip("the copy is gone")
     return weigh(job.run, mine, job.sites.get(key.host), job.sites, job.clocks())
-
-
-async def _ask(job: Job, wanted: Ask) -> None:
-    for one in wanted.copies:
-        await _write(job, RunUpdate.ask(job.run, one, wanted.request, job.now()))
-
-
-async def _write(job: Job, update: RunUpdate) -> Run:
-    """Write a step. Raises `Retry` if the run has changed meanwhile."""
-    try:
-        return await job.update(update)
-    except Superseded as lost:
-        raise Retry(str(lost), after=SOON) from lost
-
-
-def _data(job: Job) -> CopyKey:
-    """Return the key of the copy that the event is about."""
-    aspect = job.event.aspect
-    assert isinstance(aspect, CopyKey | CopyField)
-    return CopyKey(aspect.type, aspect.host, aspect.version)
 
 
 # -- erasing --------------------------------------------------------------------------------------
@@ -261,7 +231,7 @@ async def erase(job: Job) -> Result:
         sure = begin(job.run, mine, wanted, *those, proof=found.proof, clocks=clocks, marks=marks)
     # Bytes before entry: a crash in between leaves an entry that is erased again. The other order
     # would leave files that no entry names.
-    mine = (await _write(job, sure)).copy(mine.key) or mine
+    mine = (await write(job, sure)).copy(mine.key) or mine
     await _erase_files(job, mine)
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
     stone = tombstone(mine, wanted, job.owner)
@@ -307,7 +277,7 @@ async def _erase_files(job: Job, mine: Copy) -> None:
             replaced.append(place)
     if replaced:
         # Check that this deletion is still ours: else those are the files of a new copy.
-        await _write(job, go_on(job.run, mine))
+        await write(job, go_on(job.run, mine))
         await _alarm_replaced(job, mine, ", ".join(replaced))
 
 

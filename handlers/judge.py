@@ -30,7 +30,6 @@ from caxev import (
     TRANSFERRED,
     VERIFYING,
     Copy,
-    CopyField,
     CopyIs,
     CopyKey,
     GiveUp,
@@ -41,15 +40,13 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
-    Superseded,
     copy,
     copy_field,
     on,
 )
 from caxev.config import Sites
-from caxev.copies.deletion import can_be_read, same_bytes
+from caxev.copies.lifecycle import found_bad, found_good, key_of, write
 from caxev.copies.quorum import (
-    DISPUTED,
     agree,
     at_odds,
     at_one_host,
@@ -58,31 +55,17 @@ from caxev.copies.quorum import (
     same_data,
     voters,
 )
+from caxev.copies.readings import Ask, decided
 from caxev.copies.sharing import sharing
-from caxev.core.model import new_id
+from caxev.copies.storage import can_be_read, same_bytes
+from caxev.core.job import Wait
 from caxev.files import empty_quarantine, set_aside, standing
 
 FRESH = timedelta(days=7)
 """How long a reading counts, and how long a requested one is waited for."""
 VERIFIED = timedelta(minutes=10)
 """Time between two checks whether a copy that is being verified has a vote by now."""
-SOON = 1.0
 ALARM = "no_majority"
-
-
-@frozen
-class Ask:
-    """These copies must be read again before a verdict is possible."""
-
-    copies: tuple[Copy, ...]
-
-
-@frozen
-class Wait:
-    """Some copies are being read; one without an answer by `until` (UTC) loses its vote."""
-
-    why: str
-    until: datetime
 
 
 @frozen
@@ -105,7 +88,7 @@ class Hung:
     master: Copy | None
 
 
-Verdict = Ask | Wait | Acquit | Convict | Hung | Skip
+Judgement = Acquit | Convict | Hung | Wait | Skip
 
 
 @on(
@@ -129,59 +112,38 @@ async def _judge(job: Job, mine: Copy) -> str | None:
     hosts = {one.host for one in voters(job.run, mine.key, same)} if odd else ()
     # Asked only in a dispute: it costs a query for each host.
     mute = [host for host in hosts if not await job.has_listened(host)]
-    verdict = plan_judgement(job.run, mine, job.sites, job.now(), job.safe_now(), mute=mute)
-    if isinstance(verdict, Ask):
-        # The requests changed the run: decide again. Another `Ask` means that a copy appeared.
-        await _ask(job, verdict)
-        again = job.run.copy(mine.key)
-        assert again is not None
-        verdict = plan_judgement(job.run, again, job.sites, job.now(), job.safe_now(), mute=mute)
+
+    def decide() -> Ask | Judgement:
+        now = job.run.copy(mine.key)
+        assert now is not None
+        return plan_judgement(job.run, now, job.sites, job.now(), job.safe_now(), mute=mute)
+
+    verdict = await decided(job, decide)
     # Before the verdict, which may raise: the alarm must end even if this copy still waits.
     if not _troubled(job.run, mine.key, job.sites):
         await job.all_clear(ALARM, about=_data(mine))
     match verdict:
         case Acquit():
-            good = {"checksumproblem": False, DISPUTED: None, "error": None}
-            await _write(job, RunUpdate.change_copy(job.run, mine, TRANSFERRED, **good))
+            await write(job, found_good(job.run, mine))
         case Convict(why):
             job.log.error(f"{mine.key} of {job.run} is bad: {why}")
-            bad = {"checksumproblem": True, DISPUTED: None, "error": why}
-            await _write(job, RunUpdate.change_copy(job.run, mine, ERROR, **bad))
+            await write(job, found_bad(job.run, mine, why))
         case Hung():
             await _hang(job, mine, verdict)
-        case Wait(why, until):
-            raise Retry(why, after=(until - job.safe_now()).total_seconds())
-        case Ask():
-            raise Retry("another copy came meanwhile", after=SOON)
+        case Wait():
+            raise verdict.retry(job.safe_now())
         case Skip(why):
             return why
     return None
 
 
-async def _ask(job: Job, wanted: Ask) -> None:
-    for one in wanted.copies:
-        await _write(job, RunUpdate.ask(job.run, one, new_id(), job.now()))
-
-
-async def _write(job: Job, update: RunUpdate) -> None:
-    """Write an update. Raises `Retry` if the run has changed meanwhile."""
-    try:
-        await job.update(update)
-    except Superseded as lost:
-        raise Retry(str(lost), after=SOON) from lost
-
-
 def _ours(job: Job) -> list[Copy]:
     """Return the copies of this data in this site's care: its own, and those that it pushed."""
-    aspect = job.event.aspect
-    assert isinstance(aspect, CopyKey | CopyField)
-    found = []
+    data, found = key_of(job), []
     for one in job.run.copies:
         there = job.sites.find(one.host)
         passive = there is not None and not there.listener and one.source == job.site.name
-        if (one.type, one.version) == (aspect.type, aspect.version) and (
-            one.host == job.site.name or passive
-        ):
+        if same_data(one, data) and (one.host == job.site.name or passive):
             found.append(one)
     return found
 
@@ -201,7 +163,7 @@ def plan_judgement(
     safe_now: datetime,
     *,
     mute: Collection[str] = (),
-) -> Verdict:
+) -> Ask | Judgement:
     """Decide the verdict on a copy. Pure.
 
     Copies lose their votes by `safe_now`, so that a clock which is ahead takes none away. No caxev
@@ -235,7 +197,7 @@ def _coming(run: Run, key: CopyKey) -> list[str]:
     return [one.host for one in run.copies if same_data(one, key) and one.status == VERIFYING]
 
 
-def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Verdict:
+def _count(run: Run, mine: Copy, late: list[str], sites: Sites) -> Judgement:
     """Count the votes of the copies that have answered."""
     those = voters(run, mine.key, same_bytes(sites))
     most = majority(run, mine.key, late, same=same_bytes(sites))
@@ -315,13 +277,8 @@ async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
     # Only a copy that differs from a master is quarantined, and only by its own site.
     if mine.host != job.site.name or hung.master is None or mine.location is None:
         return
-    fields = {
-        "checksumproblem": True,
-        DISPUTED: None,
-        "error": hung.why,
-        "quarantine": {"at": job.now(), "place": None, "from": hung.master.host},
-    }
-    await _write(job, RunUpdate.change_copy(job.run, mine, ERROR, **fields))
+    aside = {"at": job.now(), "place": None, "from": hung.master.host}
+    await write(job, found_bad(job.run, mine, hung.why, quarantine=aside))
 
 
 @on(
@@ -348,7 +305,7 @@ async def quarantine(job: Job) -> Result:
     # copy: it does not match the mark, and is left alone.
     mark = wanted.mark or str(await job.work(standing, mine.location, job.site.roots, None))
     marked = {"quarantine": {**wanted.fields, "mark": mark}}
-    await _write(job, RunUpdate.note(job.run, mine, mine.having("quarantine"), **marked))
+    await write(job, RunUpdate.note(job.run, mine, mine.having("quarantine"), **marked))
     place = await job.work(set_aside, mine.location, job.site.roots, paths, wanted.at, mark)
     kept = {"at": wanted.at, "place": place, "files": len(paths)}
     return RunUpdate.note(job.run, mine, CopyIs(mine.key, {"status": ERROR}), quarantine=kept)
@@ -380,9 +337,9 @@ async def release(job: Job) -> Result:
     days, since = job.site.quarantine_days, kept.at
     if days is None or since is None:
         return Skip("quarantine_days is null: it is kept")
-    left = (since + timedelta(days=days) - job.safe_now()).total_seconds()
-    if left > 0:
-        raise Retry(f"it is kept for {days:g} days", after=left)
+    until = since + timedelta(days=days)
+    if job.safe_now() < until:
+        raise Wait(f"it is kept for {days:g} days", until).retry(job.safe_now())
     if mine.status != TRANSFERRED:
         job.log.error(f"{mine.key} of {job.run} is {mine.status}: {kept.place} is kept")
         raise Retry("the copy has not been repaired", after=86400.0)

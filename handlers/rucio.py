@@ -55,21 +55,11 @@ from caxev import (
     tag,
 )
 from caxev.config import ConfigError, Site, Sites
-from caxev.copies.deletion import (
-    Intent,
-    Proven,
-    begin,
-    custodian,
-    to_be_purged,
-    tombstone,
-    unwanted,
-    was_deleted,
-    weigh,
-    withdraw,
-)
+from caxev.copies.deletion import Intent, Proven, begin, tombstone, weigh, withdraw
 from caxev.copies.lifecycle import (
     arrived,
     claim,
+    found_bad,
     is_ours,
     key_of,
     manifest_of,
@@ -78,6 +68,8 @@ from caxev.copies.lifecycle import (
     unfit,
     written,
 )
+from caxev.copies.retention import to_be_purged, unwanted, was_deleted
+from caxev.copies.storage import custodian
 from caxev.rucio import Checked, Did, Names, OverQuota, Standing
 
 STALLED = 15 * 60.0
@@ -471,7 +463,7 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
         return _fields(job.run, entry, **answer, **_digests(job.run, entry)).answering(entry)
     if not verdict.bad:
         raise Retry(f"{entry.location}: {'; '.join(verdict.unseen)}")
-    return RunUpdate.change_copy(job.run, entry, ERROR, error=error, checksumproblem=True)
+    return found_bad(job.run, entry, error)
 
 
 async def _checked(job: Job, entry: Copy) -> tuple[Checked, ...] | None:

@@ -44,13 +44,14 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
-    Superseded,
     copy,
     copy_field,
     on,
 )
 from caxev.config import Stalled
+from caxev.copies.lifecycle import write
 from caxev.copies.quorum import agree, is_disputed, same_data
+from caxev.core.job import Wait
 from caxev.core.model import STATUSES, new_id
 
 ALARM = "copy stands still"
@@ -59,15 +60,8 @@ AHEAD = timedelta(minutes=5)
 
 
 @frozen
-class Wait:
-    """Nothing is due before `at` (UTC)."""
-
-    at: datetime
-
-
-@frozen
 class Late:
-    """It has had its status for `hours`; the next check is at `again` (UTC)."""
+    """It has had its status for `hours`, which is too long; the next check is at `again` (UTC)."""
 
     hours: float
     again: datetime
@@ -106,17 +100,16 @@ async def stalled(job: Job) -> Result:
             return nothing
         case Undated():
             return RunUpdate.change_copy(job.run, seen, seen.status)  # which dates it anew
-        case Wait(at):
+        case Wait() as early:
             await job.all_clear(ALARM)
-            raise Retry(f"it is {seen.status} since lately", after=_seconds(at, now))
+            raise early.retry(now)
         case Late(hours, again):
             if await _is_live(job, seen):
                 await job.all_clear(ALARM)
-                raise Retry("somebody is at work on it", after=_seconds(again, now))
-            await job.alarm(
-                ALARM, _summary(job, seen, hours), severity="warning", **todo(job, seen)
-            )
-            raise Retry(f"{seen.status} for {hours:.0f} h", after=_seconds(again, now))
+                raise Wait("somebody is at work on it", again).retry(now)
+            summary = _summary(job, seen, hours)
+            await job.alarm(ALARM, summary, severity="warning", **todo(job, seen))
+            raise Wait(f"{seen.status} for {hours:.0f} h", again).retry(now)
         case TooLate(hours):
             # Checked last, right before the removal: the owner may have come back to life.
             if await _is_live(job, seen):
@@ -162,9 +155,6 @@ async def _is_live(job: Job, seen: Copy) -> bool:
     return seen.owner is not None and await job.is_live(seen.owner)
 
 
-Verdict = Wait | Late | Undated | TooLate | Skip
-
-
 def _begun(seen: Copy, now: datetime) -> datetime | None:
     """Return since when it has its status, or for old programs when they created the entry.
 
@@ -178,7 +168,7 @@ def _begun(seen: Copy, now: datetime) -> datetime | None:
 
 def plan_stalled(
     seen: Copy, rules: Stalled, now: datetime, at: datetime, *, stays: bool = False
-) -> Verdict:
+) -> Wait | Late | Undated | TooLate | Skip:
     """Decide by its age what happens to an unfinished copy. Pure.
 
     `at` is when this site first saw its status, UTC, used if the entry has no usable date. With
@@ -198,14 +188,10 @@ def plan_stalled(
     age = (now - since).total_seconds() / 3600
     warn, retry = since + timedelta(hours=rules.warn), since + timedelta(hours=rules.retry)
     if now < min(warn, retry):
-        return Wait(min(warn, retry))
+        return Wait(f"it is {seen.status} since lately", min(warn, retry))
     if seen.status != TRANSFERRING and (stays or not seen.is_abandoned):
         return Late(age, now + timedelta(hours=max(rules.retry, 1.0)))
     return Late(age, retry) if now < retry else TooLate(age)
-
-
-def _seconds(at: datetime, now: datetime) -> float:
-    return max((at - now).total_seconds(), 1.0)
 
 
 # -- several entries of one copy ------------------------------------------------------------------
@@ -250,22 +236,18 @@ async def merge(job: Job) -> Result:
             await _take_out(job, entry, plan.stays)
     if until is None:
         return None
-    raise Retry("another entry of this copy may be at work", after=_seconds(until, now))
+    raise Wait("another entry of this copy may be at work", until).retry(now)
 
 
 async def _take_out(job: Job, entry: Copy, stays: Copy) -> None:
     """Remove the entry, and have the copy read again if something was written to its location."""
     job.log.info(f"an entry of {entry.key} is taken out: it is {entry.status}, and another good")
-    now = job.now()
     here, goes = (one.having(*TELLING) for one in (stays, entry))
     # By their fields: both entries have the same key, which would match either.
-    try:
-        gone = RunUpdate(job.run.id, (here,), remove=goes)
-        await job.update(gone if entry.trigger else gone.remembered(entry))
-        if stays.status == TRANSFERRED != entry.status:
-            await job.update(RunUpdate.ask(job.run, stays, new_id(), now))
-    except Superseded as lost:
-        raise Retry(str(lost), after=1.0) from lost
+    gone = RunUpdate(job.run.id, (here,), remove=goes)
+    await write(job, gone if entry.trigger else gone.remembered(entry))
+    if stays.status == TRANSFERRED != entry.status:
+        await write(job, RunUpdate.ask(job.run, stays, new_id(), job.now()))
 
 
 def plan_merge(

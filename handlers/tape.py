@@ -50,9 +50,10 @@ from caxev import (
     tag,
 )
 from caxev.config import Site, Sites
-from caxev.copies.deletion import to_be_purged, was_deleted
 from caxev.copies.lifecycle import (
     claim,
+    found_bad,
+    found_good,
     is_ours,
     key_of,
     manifest_of,
@@ -62,6 +63,7 @@ from caxev.copies.lifecycle import (
     withdrawal,
     written,
 )
+from caxev.copies.retention import to_be_purged, was_deleted
 from caxev.files import safe_name
 from caxev.tape import Data, Outcome, Reach, archive, back_up, compare, folder_of, methods, unstage
 from caxev.tape import recall as bring_back
@@ -258,8 +260,7 @@ async def tape_checksum(job: Job) -> Result:
     await job.store_manifest(copied.manifest.digest, copied.manifest.to_rows())
     if why is not None:
         job.log.error(f"{seen.key} is not what it was: {why}")
-        bad = {"checksumproblem": True, "error": why, "verified_at": began}
-        return RunUpdate.change_copy(job.run, seen, ERROR, **bad)
+        return found_bad(job.run, seen, why, verified_at=began)
     value = checksum or copied.manifest.cax_checksum()
     return _good(seen, job.run, copied.manifest, value, began if data.is_known else None)
 
@@ -322,12 +323,12 @@ def _good(
     }
     if began is not None:
         fields["verified_at"] = began
+    if mine.status != TRANSFERRED:
+        return found_good(run, mine, arrived_at=began, **fields)
     if mine.checksumproblem:
         fields["checksumproblem"] = False
-    if mine.status == TRANSFERRED:
-        read = RunUpdate.note(run, mine, **fields)
-        return read.answering(mine) if mine.pending else read
-    return RunUpdate.change_copy(run, mine, TRANSFERRED, arrived_at=began, **fields)
+    read = RunUpdate.note(run, mine, **fields)
+    return read.answering(mine) if mine.pending else read
 
 
 async def _data(job: Job, plan: TapePlan, digest: str | None, checksum: str | None) -> Data:

@@ -52,14 +52,6 @@ from caxev import (
     on,
 )
 from caxev.config import Site, Sites
-from caxev.copies.deletion import (
-    can_be_read,
-    is_left_over,
-    same_bytes,
-    to_be_purged,
-    unwanted,
-    was_deleted,
-)
 from caxev.copies.lifecycle import (
     arrived,
     claim,
@@ -73,7 +65,9 @@ from caxev.copies.lifecycle import (
     worst,
 )
 from caxev.copies.quorum import is_disputed, majority, voters
+from caxev.copies.retention import is_left_over, to_be_purged, unwanted, was_deleted
 from caxev.copies.sharing import located, neighbours, sharing
+from caxev.copies.storage import can_be_read, same_bytes
 from caxev.core.errors import Damaged
 from caxev.core.paths import plain
 from caxev.files import Moved, safe_name

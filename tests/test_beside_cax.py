@@ -13,7 +13,8 @@ import pytest
 from pymongo import MongoClient
 
 from caxev import ERROR, TRANSFERRED, TRANSFERRING, CopyKey
-from caxev.copies.deletion import DeletionPlan, intent, plan
+from caxev.copies.deletion import intent
+from caxev.copies.retention import DeletionPlan, plan
 from caxev.core.clock import utcnow
 from caxev.core.model import FormerCopy
 from caxev.database import Request

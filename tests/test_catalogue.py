@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from caxev import Copy, CopyKey, GiveUp, Retry, Run, Skip
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
-from caxev.copies.deletion import custodian
+from caxev.copies.storage import custodian
 from caxev.core import ledger
 from caxev.database import Lease
 from caxev.handlers import rucio

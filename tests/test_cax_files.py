@@ -15,7 +15,8 @@ from caxev.cli.copy import Wish
 from caxev.cli.errors import CONFIGURATION
 from caxev.cli.tape import archive_called, reach_called
 from caxev.config import BY_METHOD, ConfigError, Sites, load_handlers, load_sites
-from caxev.copies.deletion import DeletionPlan, custodian, plan_purge
+from caxev.copies.retention import DeletionPlan, plan_purge
+from caxev.copies.storage import custodian
 from caxev.core.model import Run
 from caxev.core.registry import Registry, recorded
 from tests import engine

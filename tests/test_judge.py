@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from caxev import Copy, CopyKey, Run, Skip
 from caxev.config import Site, Sites
+from caxev.copies.readings import Ask
 from caxev.core.entry import NOTED
-from caxev.handlers.judge import FRESH, Acquit, Ask, Convict, Hung, Wait, plan_judgement, speaker
+from caxev.core.job import Wait
+from caxev.handlers.judge import FRESH, Acquit, Convict, Hung, plan_judgement, speaker
 from tests import strategies as make
 
 NOW = make.EPOCH

@@ -20,7 +20,9 @@ from attrs import define
 from caxev import DELETING, TRANSFERRED, TRANSFERRING, VERIFYING, Copy, CopyKey, Run, RunUpdate
 from caxev.cli.vouch import again
 from caxev.config import DEFAULT_HANDLERS, Deletion, Patrol, Site, Sites, Stalled, load_handlers
-from caxev.copies.deletion import DeletionPlan, intent, plan, same_bytes
+from caxev.copies.deletion import intent
+from caxev.copies.retention import DeletionPlan, plan
+from caxev.copies.storage import same_bytes
 from caxev.core.clock import utcnow
 from caxev.core.registry import Registry, recorded
 from caxev.database import Database

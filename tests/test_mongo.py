@@ -26,7 +26,7 @@ from pymongo.collection import Collection
 from pymongo.synchronous.database import Database as MongoDatabase
 
 from caxev.config import Settings
-from caxev.copies.deletion import EVER
+from caxev.copies.remaining import EVER
 from caxev.core.clock import utcnow
 from caxev.core.ledger import Done, Reaction, State, claim, new_reaction, settle
 from caxev.core.model import (

@@ -15,30 +15,23 @@ from hypothesis import strategies as st
 from caxev.cli.vouch import again
 from caxev.config import Deletion, Site, Sites
 from caxev.copies.deletion import (
-    Ask,
-    DeletionPlan,
     Intent,
-    NotYet,
     Proven,
-    Wait,
     Withdraw,
     begin,
     intent,
-    plan,
-    plan_processed,
-    plan_purge,
     prove,
-    same_bytes,
-    sites_sharing_storage,
     tombstone,
-    was_deleted,
     weigh,
     withdraw,
 )
 from caxev.copies.quorum import agree, at_odds, at_one_host, majority, voters
+from caxev.copies.readings import Ask
+from caxev.copies.retention import DeletionPlan, plan, plan_processed, plan_purge, was_deleted
+from caxev.copies.storage import same_bytes, sites_sharing_storage
 from caxev.core.clock import Clocks
 from caxev.core.entry import NOTED
-from caxev.core.job import Skip
+from caxev.core.job import Skip, Wait
 from caxev.core.model import (
     DELETING,
     TRANSFERRED,
@@ -94,7 +87,7 @@ def decided(run: Run, sites: Sites = ALL, *, full: bool = False, now: datetime =
 
 
 def why(decision: object) -> str:
-    assert isinstance(decision, Skip | NotYet), decision
+    assert isinstance(decision, Skip | Wait), decision
     return decision.why
 
 
@@ -110,8 +103,8 @@ def test_raw_data_goes_at_its_age() -> None:
     due = make.EPOCH + 5 * DAY
     assert isinstance(decided(run), DeletionPlan)
     early = decided(run, now=due - timedelta(seconds=1))
-    assert isinstance(early, NotYet)
-    assert early.at == due
+    assert isinstance(early, Wait)
+    assert early.until == due
     assert isinstance(decided(run, now=due), DeletionPlan)
     assert isinstance(decided(run, full=True, now=make.EPOCH), DeletionPlan)
 
@@ -266,7 +259,7 @@ def test_what_an_old_program_may_read_stays() -> None:
     reading = entry("depot", status="transferring", manifest=None, checksum=None)
     young = {**reading, "creation_time": NOW - timedelta(hours=23)}
     verdict = decided(run_of(*THREE, young))
-    assert isinstance(verdict, NotYet)
+    assert isinstance(verdict, Wait)
     assert verdict.why == "it is being read"
     old = {**reading, "creation_time": NOW - timedelta(hours=25)}
     assert isinstance(decided(run_of(*THREE, old)), DeletionPlan)
@@ -619,8 +612,8 @@ def test_an_intent_is_withdrawn_when_too_few_are_left(change: dict[str, Any], re
     assert mine(after).fields["withdrawn"] == {"at": NOW, "why": verdict.why}
     healed = changed(after, "chicago", status=TRANSFERRED, manifest="b3:good")
     again = decided(healed)
-    assert isinstance(again, NotYet)
-    assert again.at == NOW + 7 * DAY
+    assert isinstance(again, Wait)
+    assert again.until == NOW + 7 * DAY
     assert isinstance(decided(healed, now=NOW + 7 * DAY), DeletionPlan)
 
 

@@ -18,7 +18,8 @@ import trio
 
 from caxev import CopyKey, Denied, GiveUp, Job, RootAway, RunUpdate, on, tag
 from caxev.config import Site, Sites
-from caxev.copies.deletion import DeletionPlan, intent, plan
+from caxev.copies.deletion import intent
+from caxev.copies.retention import DeletionPlan, plan
 from caxev.core.ledger import Hindered, State
 from caxev.core.paths import Root
 from caxev.core.registry import recorded

@@ -26,7 +26,8 @@ from caxev import CopyKey, Denied, GiveUp, Retry, Run, RunUpdate, rucio
 from caxev.cli.admin import catalogue_problems
 from caxev.cli.errors import NO_SUCH_RUN
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
-from caxev.copies.deletion import DeletionPlan, intent, plan
+from caxev.copies.deletion import intent
+from caxev.copies.retention import DeletionPlan, plan
 from caxev.core.clock import utcnow
 from caxev.core.ledger import State
 from caxev.core.registry import Registry, recorded

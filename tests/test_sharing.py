@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from caxev.config import Site, Sites
-from caxev.copies.deletion import plan
+from caxev.copies.retention import plan
 from caxev.copies.sharing import neighbours, sharing_here
 from caxev.core.clock import utcnow
 from caxev.core.model import Copy, CopyKey, Run

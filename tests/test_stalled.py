@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from caxev import Skip
 from caxev.config import Stalled
+from caxev.core.job import Wait
 from caxev.core.model import Copy, CopyKey, Run
 from caxev.handlers.stalled import (
     AHEAD,
@@ -18,7 +19,6 @@ from caxev.handlers.stalled import (
     Surplus,
     TooLate,
     Undated,
-    Wait,
     plan_merge,
     plan_stalled,
 )
@@ -36,9 +36,13 @@ def copy(status: str = "transferring", hours: float | None = 1.0, **fields: Any)
     return found
 
 
+def early(hours: int, status: str = "transferring") -> Wait:
+    return Wait(f"it is {status} since lately", NOW + timedelta(hours=hours))
+
+
 def test_an_age_is_judged_by_the_rules() -> None:
     """Below the warning nothing; then a warning; then it is given up."""
-    assert plan_stalled(copy(), RULES, NOW, NOW) == Wait(NOW + timedelta(hours=1))
+    assert plan_stalled(copy(), RULES, NOW, NOW) == early(1)
     assert plan_stalled(copy(hours=2.0), RULES, NOW, NOW) == Late(2.0, NOW + timedelta(hours=22))
     assert plan_stalled(copy(hours=24.0), RULES, NOW, NOW) == TooLate(24.0)
 
@@ -46,7 +50,7 @@ def test_an_age_is_judged_by_the_rules() -> None:
 @pytest.mark.parametrize("status", ["verifying", "moving"])
 def test_what_others_look_after_is_never_given_up(status: str) -> None:
     """Its own site's ledger, or who moves it, knows how that goes; it is told of all the same."""
-    assert plan_stalled(copy(status), RULES, NOW, NOW) == Wait(NOW + timedelta(hours=1))
+    assert plan_stalled(copy(status), RULES, NOW, NOW) == early(1, status)
     late = plan_stalled(copy(status, 1000.0), RULES, NOW, NOW)
     assert late == Late(1000.0, NOW + timedelta(hours=24))
 
@@ -62,7 +66,7 @@ def test_entries_of_old_cax_go_by_their_creation() -> None:
     made: dict[str, Any] = {"creation_time": [NOW - timedelta(hours=30)]}
     assert plan_stalled(copy(hours=None, **made), RULES, NOW, NOW) == TooLate(30.0)
     verified = plan_stalled(copy("verifying", None, **made), RULES, NOW, NOW)
-    assert verified == Wait(NOW + timedelta(hours=2))
+    assert verified == early(2, "verifying")
 
 
 @pytest.mark.parametrize("made", [None, "yesterday", [], NOW + timedelta(days=36500)])
@@ -73,7 +77,7 @@ def test_no_entry_is_exempt_for_want_of_a_date(made: object) -> None:
     assert plan_stalled(copy(hours=None, **fields), RULES, NOW, seen[2]) == Undated()
     error = [plan_stalled(copy("error", None, **fields), RULES, NOW, at) for at in seen]
     assert error == [
-        Wait(NOW + timedelta(hours=2)),
+        early(2, "error"),
         Late(3.0, NOW + timedelta(hours=21)),
         TooLate(25.0),
     ]
@@ -110,7 +114,7 @@ def test_a_next_look_is_never_in_the_past(
 ) -> None:
     """Whatever the rules say, nothing is looked at again at once, for ever."""
     match plan_stalled(copy(status, hours), Stalled(warn, retry), NOW, NOW):
-        case Wait(at) | Late(_, at):
+        case Wait(_, at) | Late(_, at):
             assert at > NOW
         case TooLate(age):
             assert age >= retry or age == pytest.approx(retry, abs=1e-3)
@@ -125,7 +129,7 @@ def abandoned(hours: float = 1.0, **fields: Any) -> Copy:
 
 def test_what_an_old_program_failed_to_make_is_given_up() -> None:
     """As what it does not finish; but never where nothing else is good."""
-    assert plan_stalled(abandoned(), RULES, NOW, NOW) == Wait(NOW + timedelta(hours=1))
+    assert plan_stalled(abandoned(), RULES, NOW, NOW) == early(1, "error")
     assert plan_stalled(abandoned(3.0), RULES, NOW, NOW) == Late(3.0, NOW + timedelta(hours=21))
     assert plan_stalled(abandoned(25.0), RULES, NOW, NOW) == TooLate(25.0)
     stays = plan_stalled(abandoned(25.0), RULES, NOW, NOW, stays=True)

@@ -316,7 +316,7 @@ def private_problems(here: Site, known: Sites, *, bare: bool = True) -> Iterable
 
     Without `bare`, mount points without their disks are left out, because those problems pass.
     """
-    from caxev.copies.deletion import sites_sharing_storage
+    from caxev.copies.storage import sites_sharing_storage
     from caxev.files import is_bare, lies_in, not_private
 
     # Data directories are written by other sites' accounts, and also by programs of the experiment:

@@ -244,7 +244,7 @@ class Errand:
             )
 
     async def _claim(self, database: Database, run: Run, move: Move) -> tuple[Run, Copy]:
-        from caxev.copies.deletion import unread
+        from caxev.copies.remaining import unread
         from caxev.core.clock import utcnow
         from caxev.core.model import MOVING
         from caxev.core.update import RunUpdate

@@ -1,7 +1,7 @@
 """Run ``caxev rm``: have a copy deleted.
 
 The command only writes an intent, as the site's own rules do: the listener of the copy's site
-proves that enough others are good, and deletes it. `caxev.copies.deletion` decides.
+proves that enough others are good, and deletes it. `caxev.copies.retention` decides.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from caxev.cli.runs import Wanted
     from caxev.config import Site, Sites
-    from caxev.copies.deletion import DeletionPlan
+    from caxev.copies.retention import DeletionPlan
     from caxev.core.model import Copy, Run
     from caxev.database import Database
 
@@ -163,7 +163,8 @@ class Errand:
 
     async def delete(self, database: Database) -> dict[str, Any]:
         """Write the intent. Raises `NothingToDo` if the copy may not be deleted."""
-        from caxev.copies.deletion import DeletionPlan, intent
+        from caxev.copies.deletion import intent
+        from caxev.copies.retention import DeletionPlan
         from caxev.core.clock import utcnow
 
         # The write expects the run as the plan has seen it. If it has changed, plan again.
@@ -229,7 +230,7 @@ class Errand:
 
     def _plan(self, run: Run) -> Any:
         from caxev.cli.replay import me
-        from caxev.copies.deletion import RAW, plan
+        from caxev.copies.retention import RAW, plan
         from caxev.core.clock import utcnow
 
         # Derived data can be made again, so its usual number is 1, and --force-less needs none.
@@ -262,7 +263,7 @@ async def _by_rules(database: Database, here: Site, sites: Sites) -> AsyncIterat
 
 def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tuple[Copy, Any]]:
     """Return the decision of the site's rules on each of its copies of a run. Pure."""
-    from caxev.copies.deletion import plan_processed, plan_purge
+    from caxev.copies.retention import plan_processed, plan_purge
 
     for copy in run.copies:
         if copy.host == here.name:
@@ -272,7 +273,7 @@ def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tup
 
 def _row(run: Run, copy: Copy, decision: DeletionPlan | Any) -> dict[str, Any]:
     from caxev.cli.runs import shown
-    from caxev.copies.deletion import DeletionPlan
+    from caxev.copies.retention import DeletionPlan
 
     return {
         "run": shown(run),

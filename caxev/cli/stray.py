@@ -145,7 +145,7 @@ class Search:
     @property
     def hosts(self) -> frozenset[str]:
         """Return the sites on this machine: a file with an entry of any of them is no stray."""
-        from caxev.copies.deletion import sites_sharing_storage
+        from caxev.copies.storage import sites_sharing_storage
 
         return sites_sharing_storage(self.site, self.sites)
 

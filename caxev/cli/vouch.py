@@ -60,8 +60,8 @@ def vouch(
 async def _vouch_for(errand: Errand, database: Database) -> str:
     """Mark the copy, and have every other judged again by its own site."""
     from caxev.cli.replay import me
-    from caxev.copies.deletion import same_bytes
     from caxev.copies.quorum import VOUCHED, voters
+    from caxev.copies.storage import same_bytes
     from caxev.core.clock import utcnow
     from caxev.core.update import RunUpdate
 

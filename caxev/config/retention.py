@@ -1,6 +1,6 @@
 """How a site keeps its copies: how often they are read again, and which may be deleted.
 
-These are keys of sites.json; handlers and `caxev.copies.deletion` go by them. Pure.
+These are keys of sites.json; handlers and `caxev.copies.retention` go by them. Pure.
 """
 
 from __future__ import annotations

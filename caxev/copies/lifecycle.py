@@ -19,8 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from math import inf
+from typing import Final
 
-from caxev.copies.quorum import coming_from
+from caxev.copies.quorum import DISPUTED, coming_from
 from caxev.core.errors import GiveUp, Retry, Superseded
 from caxev.core.job import Job, Skip
 from caxev.core.model import (
@@ -37,6 +38,9 @@ from caxev.core.model import (
 )
 from caxev.core.update import Expectation, RunUpdate
 from caxev.files import Manifest
+
+SOON: Final = 1.0
+"""Seconds until a step that lost a race is tried again."""
 
 # -- deciding: pure ------------------------------------------------------------------------------
 
@@ -127,6 +131,19 @@ def arrived(run: Run, mine: Copy) -> RunUpdate:
     return RunUpdate.change_copy(run, mine, VERIFYING, owner=None)
 
 
+def found_good(run: Run, mine: Copy, **fields: object) -> RunUpdate:
+    """Return the update by which a copy that was found right is ``transferred``."""
+    if mine.checksumproblem or mine.status == ERROR:
+        fields |= {"checksumproblem": False, DISPUTED: None, "error": None}
+    return RunUpdate.change_copy(run, mine, TRANSFERRED, **fields)
+
+
+def found_bad(run: Run, mine: Copy, why: str | None, **fields: object) -> RunUpdate:
+    """Return the update by which a copy whose bytes are wrong is an ``error``."""
+    bad = {"checksumproblem": True, DISPUTED: None, "error": why, **fields}
+    return RunUpdate.change_copy(run, mine, ERROR, **bad)
+
+
 def worst(failed: Sequence[Retry | GiveUp]) -> Retry | GiveUp:
     """Return which of several errors, at least one, to raise: the `Retry` that is due soonest.
 
@@ -169,13 +186,17 @@ async def claim(
     return mine
 
 
-async def written(job: Job, update: RunUpdate, key: CopyKey) -> Copy:
-    """Write an update and return the entry `key` after it. Raises `Retry` if another was first."""
+async def write(job: Job, update: RunUpdate) -> Run:
+    """Write an update and return the run after it. Raises `Retry` if the run has changed."""
     try:
-        run = await job.update(update)
+        return await job.update(update)
     except Superseded as lost:
-        raise Retry(str(lost), after=1.0) from lost
-    found = run.copy(key)
+        raise Retry(str(lost), after=SOON) from lost
+
+
+async def written(job: Job, update: RunUpdate, key: CopyKey) -> Copy:
+    """As `write`; returns the entry `key` after it."""
+    found = (await write(job, update)).copy(key)
     if found is None:
         raise Retry(f"the entry of {key} vanished while it was written")
     return found

@@ -4,7 +4,7 @@ Handlers check it before they trust a copy. Data that sites make by their own jo
 to site, so only copies of one `producer` are compared. Each copy has one vote, by the digests of
 its own reading. A copy that contradicts its own entry has none, since it has certainly changed.
 Entries of the same bytes share one vote; only sites show which those are, so callers pass that
-(`caxev.copies.deletion.same_bytes`).
+(`caxev.copies.storage.same_bytes`).
 """
 
 from __future__ import annotations

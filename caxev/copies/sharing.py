@@ -14,7 +14,7 @@ import trio
 from attrs import frozen
 
 from caxev.config import Site, Sites
-from caxev.copies.deletion import sites_sharing_storage
+from caxev.copies.storage import sites_sharing_storage
 from caxev.core.job import Job
 from caxev.core.model import Copy, Run
 from caxev.core.paths import plain

@@ -42,6 +42,18 @@ class Skip:
     why: str
 
 
+@frozen
+class Wait:
+    """A decision: there is nothing to do before `until` (UTC)."""
+
+    why: str
+    until: datetime
+
+    def retry(self, now: datetime) -> Retry:
+        """Return the error that a handler raises, so that its reaction is due at `until`."""
+        return Retry(self.why, after=max((self.until - now).total_seconds(), 1.0))
+
+
 class SiteLike(Protocol):
     """A site of sites.json as a handler sees it; the whole of it is `caxev.config.Site`."""
 

@@ -22,7 +22,7 @@ from attrs import define
 from loguru import logger
 
 from caxev.config import Site, Sites
-from caxev.copies.deletion import custodian
+from caxev.copies.storage import custodian
 from caxev.core.clock import utcnow
 from caxev.core.ledger import delay
 from caxev.core.model import TRANSFERRED, RunId

@@ -36,7 +36,8 @@ from typing import Any, Final
 import trio
 from attrs import frozen
 
-from caxev.copies.deletion import intent, plan
+from caxev.copies.deletion import intent
+from caxev.copies.retention import plan
 from caxev.core.clock import utcnow
 from caxev.core.job import Skip
 from caxev.core.model import (

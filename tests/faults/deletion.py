@@ -17,7 +17,8 @@ from typing import Any, Final
 
 import trio
 
-from caxev.copies.deletion import DeletionPlan, intent, plan
+from caxev.copies.deletion import intent
+from caxev.copies.retention import DeletionPlan, plan
 from caxev.core.clock import utcnow
 from caxev.core.job import Skip
 from caxev.core.model import (

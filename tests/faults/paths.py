@@ -26,7 +26,8 @@ from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
 from caxev.cli.stray import Printer, Search
 from caxev.config import Deletion, Permission, Site, Sites
-from caxev.copies.deletion import DeletionPlan, intent, plan_purge
+from caxev.copies.deletion import intent
+from caxev.copies.retention import DeletionPlan, plan_purge
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.job import Job

@@ -16,7 +16,8 @@ from typing import Any, Final
 import trio
 
 from caxev.config import load_sites
-from caxev.copies.deletion import DeletionPlan, intent, plan
+from caxev.copies.deletion import intent
+from caxev.copies.retention import DeletionPlan, plan
 from caxev.core.clock import utcnow
 from caxev.core.model import CopyKey
 from caxev.database import Request

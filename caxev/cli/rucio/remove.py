@@ -63,7 +63,8 @@ async def _wanted(
 ) -> dict[str, Any]:
     """Request the deletion of a copy if it is allowed; `ok` in the row is None if it stays."""
     from caxev.cli.replay import me
-    from caxev.copies.deletion import RAW, DeletionPlan, intent, plan
+    from caxev.copies.deletion import intent
+    from caxev.copies.retention import RAW, DeletionPlan, plan
     from caxev.core.clock import utcnow
     from caxev.core.model import DELETING
     from caxev.engine.root_markers import read_markers

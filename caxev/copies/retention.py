@@ -1,0 +1,231 @@
+"""Which data a site wants, which it keeps, and which copies may go. Pure.
+
+`caxev.copies.deletion` has the steps by which a copy then goes.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+
+from attrs import frozen
+
+from caxev.config import Site, Sites
+from caxev.copies.quorum import majority
+from caxev.copies.remaining import enough, good, unread
+from caxev.copies.storage import same_bytes
+from caxev.core.job import Skip, Wait
+from caxev.core.model import DELETING, ERROR, TRANSFERRED, Copy, CopyKey, Run
+from caxev.core.paths import plain
+
+RAW: Final = "raw"
+
+
+NEVER: Final = "untriggered"
+"""The type of the DAQ's buffer, which is never touched."""
+
+
+READING: Final = timedelta(hours=1)
+"""Time between two checks whether a copy is still being read."""
+
+
+@frozen
+class DeletionPlan:
+    """A copy that may be deleted: by whom and why, and how many others must remain.
+
+    The others must have the content of `like`: this copy or, if it is bad, a good one. With
+    `by_entries` they count by their entries, and are not read again first.
+    """
+
+    copy: Copy
+    by: str
+    why: str
+    keep: int
+    like: Copy
+    by_entries: bool = False
+
+
+def plan_purge(
+    run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime, *, full: bool = False
+) -> DeletionPlan | Skip | Wait:
+    """Decide whether a raw copy at `site` is old enough to go; with `full` age does not matter."""
+    if copy is None or copy.status == DELETING:
+        return Skip("the copy is gone, or about to go")
+    if copy.type != RAW:
+        return Skip("only raw data has an age")
+    if site.purge is None and not full:
+        return Skip("purge is null: raw data stays")
+    due = _due(run, site)
+    if due is None:
+        return Skip("the run has no start, and so no age")
+    if not full and now < due:
+        return Wait(f"it stays until {due:%Y-%m-%d %H:%M} UTC", due)
+    if (wait := _withdrawn(copy, site)) is not None and now < wait.until:
+        return wait
+    if not unread(copy.key, sites, now).holds(run):
+        return Wait("it is being read", now + READING)
+    why = "the disk is full" if full else f"purge: older than {site.purge:g} days"
+    by = f"{site.name}: {'make_room' if full else 'purge'}"
+    return plan(run, copy, site, sites, now=now, by=by, why=why, keep=site.deletion.copies)
+
+
+def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
+    """Return whether the site would purge this data at once, so that fetching is pointless."""
+    due = _due(run, site) if key.type == RAW and site.purge is not None else None
+    return due is not None and due < now and not any(t in run.tags for t in site.deletion.protect)
+
+
+def plan_processed(
+    run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime
+) -> DeletionPlan | Skip | Wait:
+    """Decide whether a processed copy at `site` has the version to be purged."""
+    if copy is None or copy.status == DELETING:
+        return Skip("the copy is gone, or about to go")
+    if copy.type != "processed" or site.pax_version_purge is None:
+        return Skip("pax_version_purge is null: processed data stays")
+    if copy.version != site.pax_version_purge:
+        return Skip(f"pax_version_purge is {site.pax_version_purge}, not {copy.version}")
+    if (wait := _withdrawn(copy, site)) is not None and now < wait.until:
+        return wait
+    if not unread(copy.key, sites, now).holds(run):
+        return Wait("it is being read", now + READING)
+    by, why = f"{site.name}: purge_processed", f"pax_version_purge: {copy.version}"
+    return plan(run, copy, site, sites, now=now, by=by, why=why, keep=0)
+
+
+def plan(
+    run: Run,
+    copy: Copy,
+    site: Site,
+    sites: Sites,
+    *,
+    now: datetime,
+    by: str,
+    why: str,
+    keep: int,
+    by_entries: bool = False,
+) -> DeletionPlan | Skip:
+    """Decide whether a copy may go while `keep` good ones remain elsewhere.
+
+    For raw data `keep` is at least one. Only a bad copy goes `by_entries`.
+    """
+    if by_entries and copy.status != ERROR:
+        return Skip(f"it is {copy.status}: only a bad copy goes before the others are read")
+    # Raw data cannot be made again: no configuration deletes its last copy.
+    if copy.type == RAW:
+        keep = max(keep, 1)
+    if (no := _never(run, copy, site)) is not None:
+        return Skip(no)
+    # Bad raw data goes only if the right content is known: it might be the only good copy.
+    like = _like(run, copy, sites)
+    if like is None:
+        return Skip("no majority of its copies says what is right: caxev vouch names a right one")
+    wanted = DeletionPlan(copy, by, why, keep, like, by_entries)
+    if not all(one.holds(run) for one in enough(run, copy.key, keep, like, sites)):
+        have = good(run, like, copy.key, sites)
+        named = ", ".join(one.host for one in have) or "none"
+        return Skip(f"{keep} good copies must remain elsewhere, and there are {len(have)}: {named}")
+    if not unread(copy.key, sites, now).holds(run):
+        return Skip("it is being read: something is made from it")
+    return wanted
+
+
+def _never(run: Run, copy: Copy, site: Site) -> str | None:
+    if copy.type == NEVER:
+        return "the DAQ's buffer is never touched"
+    if not site.readable and site.method != "rucio":
+        return f"what is at {site.name} ({site.method}) is not deleted by this"
+    tags = [tag for tag in site.deletion.protect if tag in run.tags]
+    if tags:
+        return f"the run is tagged {', '.join(tags)} (deletion.protect)"
+    if copy.status not in (TRANSFERRED, ERROR):
+        return f"it is {copy.status}"
+    return _misplaced(run, copy, site)
+
+
+def _misplaced(run: Run, copy: Copy, site: Site) -> str | None:
+    """Return why the location may not be this copy's alone, or None."""
+    if copy.location is None:
+        return "it has no location"
+    if (why := _no_place(copy.location, site.directory(copy.type, copy.version), site)) is not None:
+        return why
+    if _shares(run, copy):
+        return f"another entry is at, above or below {copy.location}, too"
+    return None
+
+
+def _no_place(location: str, base: str | None, site: Site) -> str | None:
+    """Return why a location is not strictly inside `base`, or in a catalogue is no dataset."""
+    # The location comes from the database: a wrong one must not delete other data.
+    if not site.readable:
+        scope, colon, name = location.partition(":")
+        is_name = bool(scope and colon and name) and ":" not in name
+        return None if is_name else f"{location} is not scope:dataset"
+    if plain(location) == plain(base or "/"):
+        return f"{location} is no place of its own"
+    if base is None or not plain(location).startswith(f"{plain(base).rstrip('/')}/"):
+        where = base or "a directory for such data"
+        return f"{location} is not inside {where}"
+    return None
+
+
+def _overlap(one: str, other: str) -> bool:
+    mine, theirs = (f"{plain(place).rstrip('/')}/" for place in (one, other))
+    return mine.startswith(theirs) or theirs.startswith(mine)
+
+
+def _shares(run: Run, copy: Copy) -> bool:
+    """Return whether another copy at this host has its files at, below or above this one's."""
+    others = [one for one in run.copies if one.host == copy.host and one is not copy]
+    return any(
+        _overlap(one.location, copy.location) for one in others if one.location and copy.location
+    )
+
+
+def _like(run: Run, copy: Copy, sites: Sites) -> Copy | None:
+    if copy.status == TRANSFERRED and (copy.manifest or copy.checksum):
+        return copy
+    most = majority(run, copy.key, same=same_bytes(sites))
+    return next(iter(most), None) or (None if copy.type == RAW else copy)
+
+
+def _due(run: Run, site: Site) -> datetime | None:
+    if run.start is None:
+        return None
+    return run.start + timedelta(days=site.purge or 0.0)
+
+
+def _withdrawn(copy: Copy, site: Site) -> Wait | None:
+    """Return when a withdrawn deletion may be tried again, or None if none was withdrawn."""
+    if (row := copy.withdrawn) is None or row.at is None:
+        return None
+    again = row.at + timedelta(days=site.deletion.patience)
+    return Wait(f"its deletion was withdrawn: {row.why}", again)
+
+
+def unwanted(key: CopyKey, site: Site) -> str | None:
+    """Return why a site wants no processed data of that version, or None if it does."""
+    if key.type != "processed" or key.version is None:
+        return None
+    if key.version == site.pax_version_purge:
+        return f"{key.version} is to be purged at {site.name} (pax_version_purge)"
+    wanted = site.pax_processing_versions
+    if wanted and key.version not in wanted:
+        return f"{site.name} wants {', '.join(wanted)}, not {key.version} (pax_processing_versions)"
+    return None
+
+
+def is_left_over(run: Run, key: CopyKey, location: str) -> bool:
+    """Return whether an old program left an unfinished copy at that location."""
+    here = (one for one in run.given_up(key) if one.trigger is None and one.location == location)
+    left = max(filter(None, (one.at for one in here)), default=None)
+    # A deletion since then erased it.
+    erased = max(filter(None, (one.at for one in run.deleted(key))), default=None)
+    return left is not None and (erased is None or left > erased)
+
+
+def was_deleted(run: Run, key: CopyKey) -> str | None:
+    """Return who deleted such a copy on purpose, or None."""
+    for one in run.deleted(key)[-1:]:
+        return f"{one.by or 'somebody'} deleted it ({one.why or 'no reason'})"
+    return None
