@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from pymongo import MongoClient
 
 from caxev.core.clock import utcnow
+from caxev.core.ledger import new_reaction
+from caxev.core.model import CopyKey, Event
 from caxev.database import Selection, indexes
+from caxev.database.reactions import reaction_document
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import Caxev, caxev, contents, online  # noqa: F401  # fixtures
@@ -174,6 +178,44 @@ async def test_pages_are_the_same_without_indexes(
         assert [len(one) for one in before] == [6, 6, 1, 3, 3, 20]
         assert not any(one.refused for one in await db.init())
         assert [await read(one) for one in wanted] == before
+
+
+@pytest.mark.parametrize("state", ["failed", "running", "pending", "done"])
+async def test_reactions_are_listed_by_an_index(database: Named, state: str) -> None:
+    """A list of reactions reads none of the snapshots beside them, and none of another state."""
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        there = client[database.name]
+        async with engine.opened(database) as db:
+            rows = [*_reactions("lngs", state, 20), *_reactions("chicago", state, 500)]
+            other = "done" if state != "done" else "failed"
+            rows += _reactions("lngs", other, 500, first=1000)
+            snapshots = [{"_id": {"s": "lngs", "r": n}, "snapshot": []} for n in range(3000)]
+            there["caxev_ledger"].insert_many([*rows, *snapshots])
+            there.command("profile", 2)
+            found = [
+                one async for page in db.reaction_pages("lngs", state, limit=5) for one in page
+            ]
+            there.command("profile", 0)
+    dues = [reaction.due for reaction, _ in found]
+    assert (len(found), dues) == (5, sorted(dues, reverse=True))
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        (read,) = client[database.name]["system.profile"].find({"command.sort": {"due": -1}})
+    most = 20 if state == "running" else 6 if state != "done" else 520
+    assert "COLLSCAN" not in read["planSummary"]
+    assert read["docsExamined"] <= most
+
+
+def _reactions(site: str, state: str, number: int, first: int = 0) -> list[dict[str, Any]]:
+    """Reactions of a site in two lanes."""
+    now = utcnow()
+    made = []
+    for n in range(first, first + number):
+        event = Event(n, CopyKey("raw", site), None, "transferred@1")
+        at, lane = now + timedelta(seconds=n), f"lane{n % 2}"
+        one = new_reaction(site, event, "pull", lane=lane, generation=n, at=at)
+        row = {"_id": one.id, **reaction_document(one), "state": state}
+        made.append({**row, "epoch": 1} if state == "running" else row)
+    return made
 
 
 # -- many rows ------------------------------------------------------------------------------------

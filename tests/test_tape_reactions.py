@@ -22,6 +22,7 @@ from pymongo.collection import Collection
 from caxev import CopyKey, Run, RunUpdate, Skip, aio
 from caxev.cli import cli
 from caxev.cli.tape import (
+    Summary,
     _restore,
     above,
     check_ask,
@@ -31,7 +32,6 @@ from caxev.cli.tape import (
     put_ask,
     row_of,
     should_be_there,
-    summary,
 )
 from caxev.config import ArchiveOptions, ConfigError, archive_between, load_sites
 from caxev.config.reading import read
@@ -331,9 +331,9 @@ def test_the_database_against_the_tape() -> None:
     ]
     assert on_tape({**row, "bytes": 4}, held)["note"] == "another size on tape"
     assert not on_tape({**row, "status": "error"}, {})["missing"]
-    assert summary([{**row, "missing": True}]) == (
-        "1 runs: 1 transferred; 3 B on tape; 1 of them are missing on tape"
-    )
+    found = Summary()
+    found.count({**row, "missing": True})
+    assert found.words == "1 runs: 1 transferred; 3 B on tape; 1 of them are missing on tape"
 
 
 def test_what_is_fetched_without_a_digest_says_so(tmp_path: Path) -> None:
@@ -378,7 +378,9 @@ def test_a_run_that_should_be_on_tape_counts() -> None:
         assert should_be_there(copy, disks, bringing) == owed
     row = row_of(raw, None, None, owed=True)
     assert (row["note"], on_tape(row, {})["missing"]) == ("should be on tape", True)
-    assert summary([row]) == "1 runs: 1 not on tape; 0 B on tape; 1 of them are missing on tape"
+    found = Summary()
+    found.count(row)
+    assert found.words == "1 runs: 1 not on tape; 0 B on tape; 1 of them are missing on tape"
 
 
 # -- killed ---------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from caxev.cli.completion import HANDLER, SITE
 from caxev.cli.errors import FAILED
 from caxev.cli.options import RUN_NUMBER, as_json, as_table, example, global_options, state
-from caxev.cli.output import Table, print_line, show, show_json
+from caxev.cli.output import print_line, show_json, show_rows
 from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, reaction_row
 
 if TYPE_CHECKING:
@@ -57,12 +58,12 @@ def reactions(
     names = _site_names(site)
     wanted = tuple(dict.fromkeys(states)) or _STATES
 
-    async def find(database: Database) -> list[dict[str, Any]]:
-        return await _find(database, await _known(database, names, site), wanted, named, limit)
+    async def find(database: Database) -> None:
+        rows = _find(database, await _known(database, names, site), wanted, named, limit)
+        words = " or ".join(wanted)
+        await show_rows(_COLUMNS, rows, as_json=as_json, empty=f"no reactions {words}")
 
-    rows = options.with_database(find)
-    words = " or ".join(wanted)
-    show(Table(_COLUMNS, rows), as_json=as_json, empty=f"no reactions {words}")
+    options.with_database(find)
 
 
 _COLUMNS = (COLUMNS[0], RUN_COLUMN, *COLUMNS[1:])
@@ -91,20 +92,14 @@ async def _find(
     states: Iterable[str],
     handler: str | None,
     limit: int,
-) -> list[dict[str, Any]]:
+) -> AsyncIterator[dict[str, Any]]:
     from caxev.cli.runs import shown_all
 
-    found = [
-        pair
-        for site in sites
-        for one in states
-        for pair in await database.reactions(site, state=one, handler=handler, limit=limit)
-    ]
-    named = await shown_all(database, (reaction.run for reaction, _ in found))
-    return [
-        {"run": named[reaction.run], **reaction_row(reaction, document)}
-        for reaction, document in found
-    ]
+    for site, one in product(sites, states):
+        async for page in database.reaction_pages(site, one, handler, limit):
+            named = await shown_all(database, (reaction.run for reaction, _ in page))
+            for reaction, document in page:
+                yield {"run": named[reaction.run], **reaction_row(reaction, document)}
 
 
 # -- retry --------------------------------------------------------------------------------------

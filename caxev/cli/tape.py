@@ -8,18 +8,28 @@ entry from the database; nothing on tape is ever deleted.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import datetime
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
-from attrs import frozen
+from attrs import define, field, frozen
 
 from caxev.cli.completion import SITE
 from caxev.cli.errors import FAILED, NothingToDo
 from caxev.cli.options import MOST, as_table, example, global_options, state
-from caxev.cli.output import Column, Table, print_line, show, size
+from caxev.cli.output import Column, Table, print_line, show, show_rows, size
 from caxev.cli.selection import many_runs
 from caxev.config import ConfigError
 from caxev.core.escapes import escaped
@@ -491,21 +501,34 @@ def status(
     sites = options.sites()
     there = archive_called(sites, tape_name)
     bringing = {site.name for site in sites.values() if there.name in site.upload_options}
-    rows = options.with_database(lambda one: _standing(one, wanted, there.name, bringing))
-    if not offline and not by_day:
-        reach = reach_called(sites, tape_name, here_name)
-        held = _result(directly(holdings, reach, above(rows)))
-        rows = [{**row, **on_tape(row, held)} for row in rows]
-    if by_day:
-        show(Table(_DAYS, list(days(rows))), as_json=as_json, empty="nothing on tape")
-        return
-    show(Table(_STATUS, rows), as_json=as_json, empty="no raw data")
-    if not as_json:
-        print_line(summary(rows))
-    if any(row.get("missing") for row in rows):
+    reach = None if offline or by_day else reach_called(sites, tape_name, here_name)
+    found = Summary()
+
+    async def look(database: Database) -> None:
+        def standing() -> AsyncIterator[dict[str, Any]]:
+            return _standing(database, wanted, there.name, bringing)
+
+        if by_day:
+            rows = [{name: row[name] for name in _DATED} async for row in standing()]
+            show(Table(_DAYS, list(days(rows))), as_json=as_json, empty="nothing on tape")
+            return
+        held = None
+        if reach is not None:
+            # Few directories hold all folders, and the archive lists a directory in one call.
+            places = {place async for row in standing() for place in above([row])}
+            held = _result(directly(holdings, reach, sorted(places)))
+        rows_ = found.counting(standing(), held)
+        await show_rows(_STATUS, rows_, as_json=as_json, empty="no raw data")
+        if not as_json:
+            print_line(found.words)
+
+    options.with_database(look)
+    if found.missing:
         raise click.exceptions.Exit(FAILED)
 
 
+_DATED: Final = ("status", "since", "arrived_at", "bytes")
+"""What `days` needs of a row: rows may be many."""
 _STATUS: Final = (
     Column("run", "RUN"),
     Column("status", "STATUS"),
@@ -522,32 +545,41 @@ _DAYS: Final = (
 
 
 async def _standing(
-    database: Database, wanted: Wanted, host: str, bringing: Collection[str]
-) -> list[dict[str, Any]]:
+    database: Database,
+    wanted: Wanted,
+    host: str,
+    bringing: Collection[str],
+) -> AsyncIterator[dict[str, Any]]:
     """Return each run's copy on tape, from the database, and a note on it from the ledger."""
-    runs = await wanted.find(database, database.settings)
+    from caxev.core.clock import utcnow
+
+    # Raises, if there is none.
+    await wanted.find(database, database.settings, 1)
+    notes, on_its_way = await _noted(database)
+    async for page in database.pages(wanted.selection, utcnow()):
+        for run in page:
+            # A run without raw data anywhere, as before its first entry, has nothing to put there.
+            raw = [copy for copy in run.copies if copy.type == "raw" and copy.host != host]
+            copy = run.copy(_raw(host))
+            if copy is not None or raw:
+                owed = run.id not in on_its_way and should_be_there(copy, raw, bringing)
+                yield row_of(run, copy, notes.get(run.id), owed=owed)
+
+
+async def _noted(database: Database) -> tuple[dict[Any, str], set[Any]]:
+    """Return the ledger's notes on runs, and the runs which a reaction brings to tape."""
     notes: dict[Any, str] = {}
     on_its_way: set[Any] = set()
     # A query for each state and handler, and none for each run, of which there are thousands. Of
     # several notes on a run the worst, read last, remains.
-    for standing in ("pending", "running", "failed"):
-        for handler in _HANDLERS:
-            for reaction, _ in await database.reactions(state=standing, handler=handler):
-                notes[reaction.run] = f"{handler} {standing}" + (
-                    f": {reaction.note}" if reaction.note else ""
-                )
-                if handler == "backup" and standing != "failed":
-                    on_its_way.add(reaction.run)
-    rows = []
-    for run in runs:
-        # A run without raw data anywhere, as before its first entry, has nothing to put on tape.
-        raw = [copy for copy in run.copies if copy.type == "raw" and copy.host != host]
-        copy = run.copy(_raw(host))
-        if copy is None and not raw:
-            continue
-        owed = run.id not in on_its_way and should_be_there(copy, raw, bringing)
-        rows.append(row_of(run, copy, notes.get(run.id), owed=owed))
-    return rows
+    sites = [record.site for record in await database.site_records()]
+    for standing, handler, site in product(("pending", "running", "failed"), _HANDLERS, sites):
+        for reaction, _ in await database.reactions(site, state=standing, handler=handler):
+            more = f": {reaction.note}" if reaction.note else ""
+            notes[reaction.run] = f"{handler} {standing}{more}"
+            if handler == "backup" and standing != "failed":
+                on_its_way.add(reaction.run)
+    return notes, on_its_way
 
 
 def should_be_there(copy: Copy | None, raw: Iterable[Copy], bringing: Collection[str]) -> bool:
@@ -582,8 +614,7 @@ def above(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     from caxev.tape import folder_of
 
     known = (row["location"] for row in rows)
-    # Old programs wrote "n/a" and other texts as locations of what is not on tape yet. Few
-    # directories hold all folders, and the archive lists a directory in one call.
+    # Old programs wrote "n/a" and other texts as locations of what is not on tape yet.
     folders = (folder_of(one) for one in known if one is not None and one.startswith("/"))
     return sorted({folder.rpartition("/")[0] for folder in folders})
 
@@ -636,11 +667,32 @@ def days(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         }
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the last line of `status`: the number of runs in each state. Pure."""
-    states = Counter(row["status"] for row in rows)
-    missing = sum(bool(row.get("missing")) for row in rows)
-    total = sum(row["bytes"] or 0 for row in rows if row["status"] == "transferred")
-    words = ", ".join(f"{count} {name}" for name, count in sorted(states.items()))
-    lost = f"; {missing} of them are missing on tape" if missing else ""
-    return f"{len(rows)} runs: {words}; {size(total)} on tape{lost}"
+@define
+class Summary:
+    """The last line of `status`: the number of runs in each state, counted as they pass."""
+
+    states: Counter[str] = field(factory=Counter)
+    missing: int = 0
+    bytes: int = 0
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """Count a row."""
+        self.states[row["status"]] += 1
+        self.missing += bool(row.get("missing"))
+        self.bytes += row["bytes"] or 0 if row["status"] == "transferred" else 0
+
+    async def counting(
+        self, rows: AsyncIterable[dict[str, Any]], held: Mapping[str, Sequence[Stored]] | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Pass on rows, with the archive's state if it was asked, and count them."""
+        async for row in rows:
+            full = row if held is None else {**row, **on_tape(row, held)}
+            self.count(full)
+            yield full
+
+    @property
+    def words(self) -> str:
+        """Return the line."""
+        words = ", ".join(f"{count} {name}" for name, count in sorted(self.states.items()))
+        lost = f"; {self.missing} of them are missing on tape" if self.missing else ""
+        return f"{self.states.total()} runs: {words}; {size(self.bytes)} on tape{lost}"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from pymongo import ASCENDING, UpdateOne
+from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import OperationFailure
 
-from caxev.core.ledger import Reaction, State, aspect_row, run_prefix
+from caxev.core.ledger import Reaction, State, aspect_row, run_prefix, site_prefix
 from caxev.core.model import RunId
 from caxev.database.client import DOCUMENT_CODES, Document
 from caxev.database.connection import operation
@@ -114,16 +115,47 @@ class Reactions(Quarantine):
         limit: int = 1000,
     ) -> list[tuple[Reaction, Document]]:
         """Return reactions with their whole documents, newest first; `run` needs `site`."""
+        return await self._documented(await self._listed(site, run, state, handler, limit))
+
+    async def reaction_pages(
+        self, site: str, state: str, handler: str | None = None, limit: int = 0
+    ) -> AsyncIterator[list[tuple[Reaction, Document]]]:
+        """Return reactions page by page, as `reactions` does all at once; 0: no limit."""
+        cursor = await self._open_list(site, state, handler, limit)
+        while page := await self._next_page(cursor):
+            yield page
+
+    @operation
+    async def _open_list(
+        self, site: str, state: str, handler: str | None, limit: int
+    ) -> AsyncCursor[Document]:
+        return await self._listed(site, None, state, handler, limit)
+
+    @operation
+    async def _next_page(self, cursor: AsyncCursor[Document]) -> list[tuple[Reaction, Document]]:
+        while documents := await cursor.to_list(_AT_A_TIME):
+            # A page of nothing but malformed ones is not the end.
+            if rows := self._read(self._ledger, documents, reaction_from):
+                return [(reaction, document) for document, reaction in rows]
+        return []
+
+    async def _listed(
+        self,
+        site: str | None,
+        run: RunId | None,
+        state: str | None,
+        handler: str | None,
+        limit: int,
+    ) -> AsyncCursor[Document]:
         named = {"site": site, "state": state, "handler": handler}
-        query: Document = {"handler": {"$exists": True}, **REACTIONS}
-        query |= run_keys(site, run) if site is not None and run is not None else {}
+        query: Document = {"handler": {"$exists": True}, **_keys(site, run, state)}
         query |= {name: value for name, value in named.items() if value is not None}
         # What the indexes of claimed and of due reactions need to be used.
         if state == State.RUNNING.value:
             query["epoch"] = {"$exists": True}
         if state == State.PENDING.value and site is not None and run is None:
             query["lane"] = {"$in": await self._lanes(site)}
-        return await self._documented(self._ledger.find(query).sort("due", -1).limit(limit))
+        return self._ledger.find(query, batch_size=_AT_A_TIME).sort("due", -1).limit(limit)
 
     @operation
     async def hindered(self, site: str) -> list[Reaction]:
@@ -145,7 +177,7 @@ class Reactions(Quarantine):
         """Return, for each site, how many reactions are in each state."""
         # Malformed rows have no place in a table of names.
         named = {name: {"$type": "string"} for name in ("handler", "site", "state")}
-        match = {"$match": {**REACTIONS, **named, **({"site": site} if site else {})}}
+        match = {"$match": {**_keys(site), **named, **({"site": site} if site else {})}}
         group = {"_id": {"site": "$site", "state": "$state"}, "n": {"$sum": 1}}
         cursor = await self._ledger.aggregate([match, {"$group": group}])
         counts: dict[str, dict[str, int]] = {}
@@ -154,8 +186,19 @@ class Reactions(Quarantine):
         return counts
 
 
-REACTIONS: Final[Document] = {"_id": {"$type": "string"}}
-"""Finds the ledger's reactions by their keys, and reads none of the many snapshots."""
+_AT_A_TIME: Final = 200
+"""Reactions that are read at a time: what programs printed is in them, and can be large."""
+_INDEXED: Final = {State.PENDING.value, State.RUNNING.value, State.FAILED.value}
+"""States whose reactions have an index by site."""
+
+
+def _keys(site: str | None, run: RunId | None = None, state: str | None = None) -> Document:
+    """Return the filter by key for reactions, so that none of the many snapshots is read."""
+    if site is None:
+        return {"_id": {"$type": "string"}}
+    if run is not None:
+        return run_keys(site, run)
+    return {} if state in _INDEXED else {"_id": {"$regex": "^" + re.escape(site_prefix(site))}}
 
 
 def run_keys(site: str, run: RunId) -> Document:
