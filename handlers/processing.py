@@ -76,6 +76,7 @@ from caxev.batch import (
 from caxev.batch import withdraw as cancel
 from caxev.config import Processing, Site, jobs_directory
 from caxev.copies import lifecycle
+from caxev.copies.lifecycle import CopyPlan, place_for
 from caxev.files import safe_name
 
 DERIVED: Final = ("processed", "minitrees")
@@ -94,16 +95,6 @@ queue = Queue()
 at_work: dict[tuple[str, str], trio.CancelScope] = {}
 """Jobs that run as processes of this listener, by their jobs directory and name."""
 _left = trio.lowlevel.ParkingLot()
-
-
-@frozen
-class Claim:
-    """Data to make of `source` as `key`; `again` is the entry of an earlier failure."""
-
-    key: CopyKey
-    location: str
-    source: Copy
-    again: Copy | None = None
 
 
 @on(
@@ -135,7 +126,7 @@ async def minitrees(job: Job) -> Result:
     return await claim(job, plan_minitrees(job.run, job.site))
 
 
-async def claim(job: Job, plans: Sequence[Claim] | Skip) -> Result:
+async def claim(job: Job, plans: Sequence[CopyPlan] | Skip) -> Result:
     """Claim each planned copy, independent of the others.
 
     A new run has several events at once that all lead here: the first one wins.
@@ -150,23 +141,21 @@ async def claim(job: Job, plans: Sequence[Claim] | Skip) -> Result:
     return None
 
 
-def claiming(job: Job, plan: Claim) -> RunUpdate:
+def claiming(job: Job, plan: CopyPlan) -> RunUpdate:
     """Return the update that claims a planned copy, if the run has not changed."""
     how = processing_of(plan.key.type, job.site)
     assert how is not None
     row = new_job(job.run, plan.key, how, plan.source, claimed=job.now())
     fields: dict[str, Any] = {
         "location": plan.location,
-        "trigger": f"{job.site.name}: {plan.source.key}",
         "pax_hash": how.pax_hash.get(plan.key.version or "", "n/a"),
         "job": row,
     }
-    if plan.again is not None:
-        row |= attempt_at(job.run, plan.key, row["claimed"], attempt_of(plan.again) + 1)
+    if plan.resume is not None:
+        row |= attempt_at(job.run, plan.key, row["claimed"], attempt_of(plan.resume) + 1)
         fields |= {"job_ended": None, "error": None}
     # Part of the update: the tag may be added between our decision and the write.
-    fit = TagAbsent(DO_NOT)
-    return lifecycle.claiming(job, plan.key, plan.source, fields, fit, resume=plan.again)
+    return lifecycle.claiming(job, plan, fields, TagAbsent(DO_NOT))
 
 
 # -- jobs -----------------------------------------------------------------------------------------
@@ -345,7 +334,7 @@ def processing_of(kind: str, site: Site) -> Processing | None:
     return {"processed": site.processing, "minitrees": site.minitrees}.get(kind)
 
 
-def plan_process(run: Run, site: Site) -> list[Claim] | Skip:
+def plan_process(run: Run, site: Site) -> list[CopyPlan] | Skip:
     """Decide which versions of processed data this site makes of a run now. Pure."""
     how = site.processing
     if how is None:
@@ -361,7 +350,7 @@ def plan_process(run: Run, site: Site) -> list[Claim] | Skip:
     )
 
 
-def plan_minitrees(run: Run, site: Site) -> list[Claim] | Skip:
+def plan_minitrees(run: Run, site: Site) -> list[CopyPlan] | Skip:
     """Decide which processed data here gets minitrees. Pure."""
     how = site.minitrees
     if how is None:
@@ -381,8 +370,8 @@ def plan_minitrees(run: Run, site: Site) -> list[Claim] | Skip:
     )
 
 
-def _claims(plans: Sequence[Claim | Skip]) -> list[Claim] | Skip:
-    claims = [plan for plan in plans if isinstance(plan, Claim)]
+def _claims(plans: Sequence[CopyPlan | Skip]) -> list[CopyPlan] | Skip:
+    claims = [plan for plan in plans if isinstance(plan, CopyPlan)]
     whys = [plan.why for plan in plans if isinstance(plan, Skip)]
     return claims or Skip("; ".join(dict.fromkeys(whys)))
 
@@ -416,21 +405,21 @@ def events_of(run: Run) -> int:
 
 def plan_claim(
     run: Run, key: CopyKey, source: Copy | None, how: Processing, site: Site
-) -> Claim | Skip:
-    """Decide whether the copy `key` is made of `source`. Pure."""
+) -> CopyPlan | Skip:
+    """Decide whether the copy `key` is made of `source`; `resume` is an earlier failure. Pure."""
     if source is None or source.status != TRANSFERRED or source.location is None:
         seen = "not here" if source is None else source.status
         return Skip(f"what it is made of is {seen}")
     if key.version is not None and key.version == site.pax_version_purge:
         return Skip(f"{key.version} is to be purged (pax_version_purge)")
-    directory = site.directory(key.type, key.version)
-    if directory is None:
-        return Skip(f"{site.name} has no directory for {key.type} data of {key.version}")
     there = run.copy(key)
     if there is not None and not failed_before(there):
         return Skip(f"{key} is {there.status} already")
     name = safe_name(how.fill(how.output, values_of(run, key, how)))
-    return Claim(key, f"{directory}/{name}", source, there)
+    location = place_for(key, name, site)
+    if isinstance(location, Skip):
+        return location
+    return CopyPlan(source, key, location, f"{site.name}: {source.key}", there)
 
 
 def failed_before(entry: Copy) -> bool:

@@ -57,13 +57,18 @@ from caxev import (
 from caxev.config import ConfigError, Site, Sites
 from caxev.copies.deletion import Intent, Proven, begin, tombstone, weigh, withdraw
 from caxev.copies.lifecycle import (
+    CopyPlan,
     arrived,
     claim,
     found_bad,
     is_ours,
     key_of,
     manifest_of,
+    place_for,
+    requested_from,
     serve_each,
+    taken,
+    targets,
     trigger_of,
     unfit,
     written,
@@ -90,14 +95,10 @@ WAITING = (REUPLOAD, QUOTA)
 
 
 @frozen
-class UploadPlan:
-    """A copy to bring into a catalogue; `resume` is its entry if there is one."""
+class UploadPlan(CopyPlan):
+    """A copy to bring into a catalogue, by these `names`."""
 
-    source: Copy
-    key: CopyKey
     names: Names
-    trigger: str
-    resume: Copy | None
 
 
 @on(
@@ -114,24 +115,25 @@ async def rucio_upload(job: Job) -> Result:
     The entry becomes ``transferring``, then ``transferred``; ``RSEreupload`` or ``RSEquota`` while
     it waits for a retry, ``error`` if it fails.
     """
-    key = key_of(job)
-    wanted = (key.host,) if key.host != job.site.name else job.site.upload_options
-    trigger = trigger_of("rucio_upload", job)
+    return await serve_each(job, targets(job), _upload_to)
 
-    async def serve(name: str, others: tuple[RunUpdate, ...]) -> str | None:
-        plan = plan_upload(job.run, key, job.site, job.sites, name=name, trigger=trigger)
-        if isinstance(plan, Skip):
-            return plan.why
-        await job.update(await _upload(job, plan, others))
-        return None
 
-    return await serve_each(job, wanted, serve)
+async def _upload_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | None:
+    """Bring the copy into one catalogue, or return why there is nothing to do."""
+    key, trigger = key_of(job), trigger_of("rucio_upload", job)
+    plan = plan_upload(job.run, key, job.site, job.sites, name=name, trigger=trigger)
+    if isinstance(plan, Skip):
+        return plan.why
+    await job.update(await _upload(job, plan, others))
+    return None
 
 
 async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> RunUpdate:
     """Bring the copy into the catalogue; returns the update for its entry."""
-    mine, began = await _claim(job, plan, others), job.now()
     assert plan.source.location is not None
+    name = plan.source.location.rstrip("/").rpartition("/")[2]
+    fields, began = {"location": plan.location, "source_name": name}, job.now()
+    mine = await claim(job, plan, fields, others=others, new={"rse": [], "rule_info": []})
     order = rucio.Upload(
         here=job.site,
         there=job.sites.get(plan.key.host),
@@ -169,25 +171,6 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
     )
 
 
-async def _claim(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> Copy:
-    """Claim the planned entry, whose location is the dataset; returns it."""
-    source = plan.source
-    assert source.location is not None
-    return await claim(
-        job,
-        plan.key,
-        source,
-        {
-            "location": str(plan.names.dataset),
-            "source_name": source.location.rstrip("/").rpartition("/")[2],
-        },
-        trigger=plan.trigger,
-        resume=plan.resume,
-        others=others,
-        new={"rse": [], "rule_info": []},
-    )
-
-
 async def _wait(
     job: Job, mine: Copy, status: str, why: Retry, others: tuple[RunUpdate, ...]
 ) -> None:
@@ -204,29 +187,27 @@ def plan_upload(
     there = sites.find(name)
     if there is None or there.method != "rucio":
         return Skip(f"{name} is no catalogue in sites.json")
-    key = CopyKey(seen.type, name, seen.version)
+    key = seen.at(name)
     entry = run.copy(key)
     asked = entry is not None and entry.status == REQUESTED and entry.source == site.name
-    if (
-        name not in site.upload_options
-        and not asked
-        and not is_ours(entry, trigger, (TRANSFERRING, ERROR, *WAITING))
-    ):
+    ours = is_ours(entry, trigger, (TRANSFERRING, ERROR, *WAITING))
+    if name not in site.upload_options and not (asked or ours):
         return Skip(f"upload_options does not name {name}")
     if seen.type not in site.data_type or seen.type not in there.data_type:
         return Skip(f"{seen.type} data does not go to {name} (data_type)")
-    source = run.copy(CopyKey(seen.type, site.name, seen.version))
-    if why := unfit(source, CopyKey(seen.type, site.name, seen.version)):
+    source = run.copy(seen.at(site.name))
+    if why := unfit(source, seen.at(site.name)):
         return Skip(why)
     assert source is not None
-    if entry is not None and not (
-        asked or is_ours(entry, trigger, (TRANSFERRING, ERROR, *WAITING)) or _free(entry)
-    ):
+    # Without a trigger cax had begun it, which waits for a retry.
+    waits = entry is not None and entry.status in WAITING and entry.trigger is None
+    if entry is not None and not (asked or ours or waits):
         return Skip(f"{key} is {entry.status} already")
     # An entry means that the upload was requested or begun after the deletion.
     if entry is None and (why := was_deleted(run, key)):
         return Skip(why)
-    return UploadPlan(source, key, _names(run, key, there, entry), trigger, entry)
+    names = _names(run, key, there, entry)
+    return UploadPlan(source, key, str(names.dataset), trigger, entry, names)
 
 
 def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
@@ -236,11 +217,6 @@ def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
         return names
     dataset = Did.of(entry.location)
     return Names(dataset, Did(names.run.scope, dataset.scope), names.period, names.campaign)
-
-
-def _free(entry: Copy) -> bool:
-    """Return whether the entry waits for an upload that no reaction of ours has claimed."""
-    return entry.status in WAITING and not entry.trigger
 
 
 def metadata_of(run: Run, plan: UploadPlan, there: Site) -> dict[str, object]:
@@ -533,14 +509,9 @@ async def rucio_rm(job: Job) -> Result:
 
 
 @frozen
-class Fetch:
-    """A copy to fetch from a catalogue; `resume` is its entry if there is one."""
+class DownloadPlan(CopyPlan):
+    """A copy to fetch from a catalogue, from `rse` if one is given."""
 
-    source: Copy
-    key: CopyKey
-    location: str
-    trigger: str
-    resume: Copy | None
     rse: str | None
 
 
@@ -588,17 +559,10 @@ def _catalogue_keys(job: Job) -> list[CopyKey]:
     return found
 
 
-async def _fetch(job: Job, plan: Fetch) -> Copy:
+async def _fetch(job: Job, plan: DownloadPlan) -> Copy:
     """Fetch the copy; returns its entry."""
     source = plan.source
-    mine = await claim(
-        job,
-        plan.key,
-        source,
-        {"location": plan.location},
-        trigger=plan.trigger,
-        resume=plan.resume,
-    )
+    mine = await claim(job, plan, {"location": plan.location})
     digest = source.manifest
     files = await job.load_manifest(rucio.stored_as(digest)) if digest else None
     order = rucio.Download(
@@ -619,33 +583,31 @@ async def _fetch(job: Job, plan: Fetch) -> Copy:
 
 def plan_fetch(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, trigger: str, now: datetime
-) -> Fetch | Skip:
+) -> DownloadPlan | Skip:
     """Decide whether `site` fetches from the catalogue entry `seen`. Pure."""
     source = run.copy(seen)
     if source is None or source.status != TRANSFERRED or source.location is None:
         return Skip(f"{seen} is {source.status if source else 'gone'}")
-    key = CopyKey(seen.type, site.name, seen.version)
+    key = seen.at(site.name)
     entry = run.copy(key)
-    ours = is_ours(entry, trigger)
-    asked = entry is not None and entry.source == seen.host
-    asked = (
-        asked and entry is not None and (entry.status == REQUESTED or (ours and entry.requested))
-    )
-    if not asked and (why := _unwanted(run, seen, site, sites, now)):
+    asked = requested_from(entry, trigger)
+    if asked not in (None, seen.host):
+        return Skip(f"it is to come from {asked}")
+    if asked is None and (why := _unwanted(run, seen, site, sites, now)):
         return Skip(why)
-    if entry is not None and not (ours or asked):
-        return Skip(f"{key} is {entry.status} already")
-    base = site.directory(key.type, key.version)
-    if base is None:
-        return Skip(f"{site.name} has no directory for {key.type} data")
+    if why := taken(entry, trigger):
+        return Skip(why)
     name = source.source_name or run.name + run.suffix
     # The name comes from the database, and must not lead out of the directory.
     if name in {"", ".", ".."} or "/" in name or "\0" in name:
         raise GiveUp(f"{name!r} is no usable name for the copy")
+    location = place_for(key, name, site)
+    if isinstance(location, Skip):
+        return location
     rse = entry.from_rse if entry is not None else None
     if rse is None and site.rucio_download_rse in source.rse:
         rse = site.rucio_download_rse
-    return Fetch(source, key, f"{base.rstrip('/')}/{name}", trigger, entry, rse)
+    return DownloadPlan(source, key, location, trigger, entry, rse)
 
 
 def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) -> str | None:
@@ -655,15 +617,14 @@ def _unwanted(run: Run, seen: CopyKey, site: Site, sites: Sites, now: datetime) 
         return f"download_options does not name {seen.host}"
     if seen.type not in site.data_type:
         return f"{site.name} does not move {seen.type} data (data_type)"
-    here = CopyKey(seen.type, site.name, seen.version)
-    if not tagged and (why := unwanted(here, site) or was_deleted(run, here)):
+    here = seen.at(site.name)
+    why = (to_be_purged if tagged else unwanted)(run, here, site, now)
+    if why is not None:
         return why
-    if to_be_purged(run, seen, site, now):
-        return f"it would be purged at once (purge: {site.purge:g} days)"
     for name in site.download_options:
         if name == seen.host:
             break
-        other, there = run.copy(CopyKey(seen.type, name, seen.version)), sites.find(name)
+        other, there = run.copy(seen.at(name)), sites.find(name)
         fit = other is not None and other.status == TRANSFERRED and other.location
         if fit and there is not None and there.method != "tsm":
             return f"{name} has it too, and comes first in download_options"

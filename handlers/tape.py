@@ -51,19 +51,24 @@ from caxev import (
 )
 from caxev.config import Site, Sites
 from caxev.copies.lifecycle import (
+    CopyPlan,
     claim,
     found_bad,
     found_good,
-    is_ours,
     key_of,
     manifest_of,
+    not_brought,
+    place_for,
+    requested_from,
     serve_each,
+    taken,
+    targets,
     trigger_of,
     unfit,
     withdrawal,
     written,
 )
-from caxev.copies.retention import to_be_purged, was_deleted
+from caxev.copies.retention import unwanted
 from caxev.files import safe_name
 from caxev.tape import Data, Outcome, Reach, archive, back_up, compare, folder_of, methods, unstage
 from caxev.tape import recall as bring_back
@@ -81,20 +86,14 @@ UNFINISHED: Final = (TRANSFERRING, VERIFYING, ERROR)
 
 
 @frozen
-class TapePlan:
-    """A copy to make of `source` as `key`, in `folder` of the archive `tape`.
+class TapePlan(CopyPlan):
+    """A copy to bring to `folder` of the archive `tape`, or back from there.
 
-    `location` is that folder, or for a recall a path on this site's disk. `resume` is the copy's
-    entry, if there is one, `trigger` the reaction that makes it.
+    `location` is that folder, or for a recall a path on this site's disk.
     """
 
-    source: Copy
-    key: CopyKey
     tape: str
     folder: str
-    location: str
-    trigger: str
-    resume: Copy | None
 
 
 @on(
@@ -111,25 +110,16 @@ async def backup(job: Job) -> Result:
 
     Each new copy becomes ``transferring``, ``verifying``, ``transferred``; ``error`` if it fails.
     """
-    key = key_of(job)
-    wanted = job.site.upload_options if key.host == job.site.name else (key.host,)
-
-    async def serve(name: str, others: tuple[RunUpdate, ...]) -> str | None:
-        return await _back_up_to(job, name, key, others)
-
-    return await serve_each(job, wanted, serve)
+    return await serve_each(job, targets(job), _back_up_to)
 
 
-async def _back_up_to(
-    job: Job, name: str, key: CopyKey, others: tuple[RunUpdate, ...]
-) -> str | None:
+async def _back_up_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | None:
     """Bring the copy to one archive, or return why there is nothing to do."""
-    trigger = trigger_of("backup", job)
+    key, trigger = key_of(job), trigger_of("backup", job)
     plan = plan_backup(job.run, key, job.site, job.sites, name=name, trigger=trigger)
     if isinstance(plan, Skip):
-        withdrawn = withdrawal(job.run, CopyKey(key.type, name, key.version), trigger)
-        if withdrawn is not None:
-            await _unstaged(job, name, key)
+        if (withdrawn := withdrawal(job.run, key.at(name), trigger)) is not None:
+            await _unstaged(job, key.at(name))
             await job.update(withdrawn)
         return plan.why
     with _parking(job, plan.key, others):
@@ -137,18 +127,18 @@ async def _back_up_to(
         try:
             await _verify(job, plan, await _sent(job, plan))
         except GiveUp:
-            await _unstaged(job, name, key)
+            await _unstaged(job, plan.key)
             raise
     return None
 
 
-async def _unstaged(job: Job, name: str, key: CopyKey) -> None:
+async def _unstaged(job: Job, key: CopyKey) -> None:
     """Clear the staging directory: its hard links would keep the disk space of a deleted source."""
-    entry = job.run.copy(CopyKey(key.type, name, key.version))
-    folder = None if entry is None else entry.folder
+    entry = job.run.copy(key)
     # Not if another process owns the entry: it may be sending these files.
-    if folder is not None and entry is not None and entry.owner in (None, job.owner):
-        await job.work(unstage, Reach(job.site, job.sites.get(name)), safe_name(folder))
+    if entry is not None and entry.folder is not None and entry.owner in (None, job.owner):
+        reach = Reach(job.site, job.sites.get(key.host))
+        await job.work(unstage, reach, safe_name(entry.folder))
 
 
 async def _sent(job: Job, plan: TapePlan) -> Copy:
@@ -300,15 +290,9 @@ def _parking(job: Job, key: CopyKey, others: Sequence[RunUpdate] = ()) -> Iterat
 async def _claim(job: Job, plan: TapePlan) -> Copy:
     """Claim the planned copy; returns its entry, which names the folder of one on tape."""
     # A copy on tape gets its location only when the archive lists it; the folder is kept apart.
-    fields: dict[str, object] = {}
-    new: dict[str, object] = {}
     if plan.key.host == job.site.name:
-        fields["location"] = plan.location
-    else:
-        fields["folder"], new["location"] = plan.folder, "n/a"
-    return await claim(
-        job, plan.key, plan.source, fields, trigger=plan.trigger, resume=plan.resume, new=new
-    )
+        return await claim(job, plan, {"location": plan.location})
+    return await claim(job, plan, {"folder": plan.folder}, new={"location": "n/a"})
 
 
 def _good(
@@ -343,9 +327,10 @@ def plan_backup(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str
 ) -> TapePlan | Skip:
     """Decide whether `site` brings its copy of this data to the archive `name`. Pure."""
-    key = CopyKey(seen.type, name, seen.version)
+    key = seen.at(name)
     entry = run.copy(key)
-    if why := _not_wanted(entry, site, name) or _not_to_be_begun(entry, trigger):
+    asked = requested_from(entry, trigger, UNFINISHED)
+    if why := not_brought(asked, site, name) or taken(entry, trigger, UNFINISHED):
         return Skip(why)
     there = _archive(name, site, sites)
     if isinstance(there, Skip):
@@ -353,7 +338,7 @@ def plan_backup(
     # All of it is on tape: only the comparison is left, which does not need the source.
     if entry is not None and entry.status == VERIFYING and entry.location is not None:
         folder = folder_of(entry.location)
-        return TapePlan(entry, key, name, folder, folder, trigger, entry)
+        return TapePlan(entry, key, folder, trigger, entry, name, folder)
     source = run.copy(CopyKey("raw", site.name))
     if source is None or source.location is None:
         return Skip(f"there is no copy at {site.name}")
@@ -362,25 +347,7 @@ def plan_backup(
     base = archive(there.method).folder(Reach(site, there), safe_name(source.location))
     if base is None:
         return Skip(f"neither {site.name} nor {name} says where data for tape goes (dir_tsm)")
-    return TapePlan(source, key, name, base, base, trigger, entry)
-
-
-def _not_wanted(entry: Copy | None, site: Site, name: str) -> str | None:
-    if not _asked(entry):
-        return None if name in site.upload_options else f"upload_options does not name {name}"
-    assert entry is not None
-    return None if entry.source in (None, site.name) else f"it is to come from {entry.source}"
-
-
-def _asked(entry: Copy | None) -> bool:
-    """Return whether a person requested this copy."""
-    return entry is not None and (entry.status == REQUESTED or entry.requested)
-
-
-def _not_to_be_begun(entry: Copy | None, trigger: str) -> str | None:
-    if entry is None or entry.status == REQUESTED or is_ours(entry, trigger, UNFINISHED):
-        return None
-    return f"{entry.key} is {entry.status} already"
+    return TapePlan(source, key, base, trigger, entry, name, base)
 
 
 def plan_recall(
@@ -392,27 +359,26 @@ def plan_recall(
     """
     key = CopyKey("raw", site.name)
     entry = run.copy(key)
-    if why := _not_to_be_begun(entry, trigger):
+    if why := taken(entry, trigger, UNFINISHED):
         return Skip(why)
-    source = _first_good(run, _tapes(entry, seen, site, sites), site, sites)
+    asked = requested_from(entry, trigger, UNFINISHED)
+    source = _first_good(run, _tapes(asked, seen, site, sites), site, sites)
     if isinstance(source, Skip):
         return source
-    if seen is not None and not _asked(entry) and (why := was_deleted(run, key)):
+    if asked is None and seen is not None and (why := unwanted(run, key, site, now)):
         return Skip(why)
-    if seen is not None and not _asked(entry) and to_be_purged(run, key, site, now):
-        return Skip(f"it would be purged at once (purge: {site.purge:g} days)")
-    if site.dir_raw is None:
-        return Skip(f"{site.name} has no directory for raw data")
     assert source.location is not None
     folder = folder_of(source.location)
-    location = f"{site.dir_raw.rstrip('/')}/{safe_name(folder)}"
-    return TapePlan(source, key, source.host, folder, location, trigger, entry)
+    location = place_for(key, safe_name(folder), site)
+    if isinstance(location, Skip):
+        return location
+    return TapePlan(source, key, location, trigger, entry, source.host, folder)
 
 
-def _tapes(entry: Copy | None, seen: CopyKey | None, site: Site, sites: Sites) -> list[str]:
+def _tapes(asked: str | None, seen: CopyKey | None, site: Site, sites: Sites) -> list[str]:
     """Return the hosts to take data from, best first; for the tag, any archive within reach."""
-    if entry is not None and _asked(entry):
-        return [entry.source or ""]
+    if asked is not None:
+        return [asked]
     if seen is not None:
         return list(site.download_options)
     names = dict.fromkeys((*site.download_options, *site.upload_options))
@@ -456,7 +422,7 @@ def plan_check(seen: Copy | None, site: Site, sites: Sites) -> TapePlan | Skip:
     if seen.location is None:
         return Skip(f"{seen.key} has no location")
     folder = folder_of(seen.location)
-    return TapePlan(seen, seen.key, seen.host, folder, folder, "", seen)
+    return TapePlan(seen, seen.key, folder, "", seen, seen.host, folder)
 
 
 def _archive(name: str, site: Site, sites: Sites) -> Site | Skip:

@@ -53,19 +53,25 @@ from caxev import (
 )
 from caxev.config import Site, Sites
 from caxev.copies.lifecycle import (
+    CopyPlan,
     arrived,
     claim,
     is_ours,
     key_of,
     manifest_of,
+    not_brought,
+    place_for,
+    requested_from,
     serve_each,
+    taken,
+    targets,
     trigger_of,
     unfit,
     withdrawal,
     worst,
 )
 from caxev.copies.quorum import is_disputed, majority, voters
-from caxev.copies.retention import is_left_over, to_be_purged, unwanted, was_deleted
+from caxev.copies.retention import is_left_over, unwanted
 from caxev.copies.sharing import located, neighbours, sharing
 from caxev.copies.storage import can_be_read, same_bytes
 from caxev.core.errors import Damaged
@@ -87,19 +93,13 @@ JUDGED = 600.0
 
 
 @frozen
-class CopyPlan:
-    """A copy to make of `source` at `location`; `resume` is its entry if there is one.
+class TransferPlan(CopyPlan):
+    """A copy to transfer. `others` are further good sources.
 
-    `trigger` is the reaction that makes it. `others` are further good sources. With `again` there
-    is a bad copy at the location, or one that an old program left unfinished: its right parts are
-    reused.
+    With `again` there is a bad copy at the location, or one that an old program left unfinished:
+    its right parts are reused.
     """
 
-    source: Copy
-    key: CopyKey
-    location: str
-    trigger: str
-    resume: Copy | None
     others: tuple[Copy, ...] = ()
     again: bool = False
 
@@ -118,11 +118,10 @@ async def pull(job: Job) -> Result:
 
     The new copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
-    trigger = trigger_of("pull", job)
-    plan = plan_pull(job.run, key_of(job), job.site, job.sites, trigger=trigger, now=job.now())
+    key, trigger = key_of(job), trigger_of("pull", job)
+    plan = plan_pull(job.run, key, job.site, job.sites, trigger=trigger, now=job.now())
     if isinstance(plan, Skip):
-        wanted = CopyKey(key_of(job).type, job.site.name, key_of(job).version)
-        return withdrawal(job.run, wanted, trigger) or plan
+        return withdrawal(job.run, key.at(job.site.name), trigger) or plan
     mine = await fetch(job, await _with_care(job, plan))
     return arrived(job.run, mine)
 
@@ -141,22 +140,15 @@ async def push(job: Job) -> Result:
 
     Each new copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
-    key = key_of(job)
-    wanted = (key.host,) if key.host != job.site.name else job.site.upload_options
-
-    async def serve(name: str, others: tuple[RunUpdate, ...]) -> str | None:
-        return await _push_to(job, name, key, others)
-
-    return await serve_each(job, wanted, serve)
+    return await serve_each(job, targets(job), _push_to)
 
 
-async def _push_to(job: Job, name: str, key: CopyKey, others: tuple[RunUpdate, ...]) -> str | None:
+async def _push_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | None:
     """Bring the copy to one site, or return why there is nothing to do."""
-    trigger = trigger_of("push", job)
+    key, trigger = key_of(job), trigger_of("push", job)
     plan = plan_push(job.run, key, job.site, job.sites, name=name, trigger=trigger, now=job.now())
     if isinstance(plan, Skip):
-        withdrawn = withdrawal(job.run, CopyKey(key.type, name, key.version), trigger)
-        if withdrawn is not None:
+        if (withdrawn := withdrawal(job.run, key.at(name), trigger)) is not None:
             await job.update(withdrawn)
         return plan.why
     mine = await bring(job, await _with_care(job, plan), others)
@@ -188,7 +180,7 @@ async def repair(job: Job) -> Result:
     return arrived(job.run, await make_again(job, plan))
 
 
-def _shared(run: Run, plan: CopyPlan, others: Sequence[str]) -> RunUpdate | Skip:
+def _shared(run: Run, plan: TransferPlan, others: Sequence[str]) -> RunUpdate | Skip:
     """Refuse to repair files that another entry shares: they may be right for that entry."""
     why = f"its files are at, above or below those of {', '.join(others[:3])}, too"
     return _still_bad(run, plan.resume, plan.trigger) or Skip(f"it is not repaired: {why}")
@@ -204,7 +196,7 @@ def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:
 # -- doing --------------------------------------------------------------------------------------
 
 
-async def fetch(job: Job, plan: CopyPlan) -> Copy:
+async def fetch(job: Job, plan: TransferPlan) -> Copy:
     """Bring the copy here from the first source that works; returns its entry.
 
     Data from one source is reused with the next; a source whose link is closed is skipped. Raises
@@ -232,7 +224,7 @@ async def fetch(job: Job, plan: CopyPlan) -> Copy:
     raise worst(failed if hopeful else [*failed, *closed])
 
 
-async def bring(job: Job, plan: CopyPlan, others: tuple[RunUpdate, ...] = ()) -> Copy:
+async def bring(job: Job, plan: TransferPlan, others: tuple[RunUpdate, ...] = ()) -> Copy:
     """Bring the copy from here to its host; returns its entry.
 
     `others` are written as well if this reaction is parked. Raises `Retry` if the link is closed.
@@ -242,7 +234,7 @@ async def bring(job: Job, plan: CopyPlan, others: tuple[RunUpdate, ...] = ()) ->
 
 async def _move(
     job: Job,
-    plan: CopyPlan,
+    plan: TransferPlan,
     name: str,
     move: Callable[..., Moved],
     others: tuple[RunUpdate, ...] = (),
@@ -314,7 +306,7 @@ async def _mark(job: Job, source: Copy, why: str | None) -> None:
         await job.update(RunUpdate.note(job.run, source, **fields))
 
 
-async def _with_care(job: Job, plan: CopyPlan) -> CopyPlan:
+async def _with_care(job: Job, plan: TransferPlan) -> TransferPlan:
     """Drop `again` from the plan if another entry has its files at the same location."""
     if not plan.again:
         return plan
@@ -330,21 +322,13 @@ async def _with_care(job: Job, plan: CopyPlan) -> CopyPlan:
     return evolve(plan, again=not shared)
 
 
-async def _claim(job: Job, plan: CopyPlan, others: tuple[RunUpdate, ...]) -> Copy:
+async def _claim(job: Job, plan: TransferPlan, others: tuple[RunUpdate, ...]) -> Copy:
     """Claim the planned copy, and count the repairs of a bad one; returns its entry."""
     # Only a repair that starts from `error` counts: continued after a crash, it is the same one.
     fields: dict[str, object] = {"location": plan.location}
     if plan.resume is not None and plan.resume.status == ERROR and plan.again:
         fields["repairs"] = (plan.resume.repairs or 0) + 1
-    return await claim(
-        job,
-        plan.key,
-        plan.source,
-        fields,
-        trigger=plan.trigger,
-        resume=plan.resume,
-        others=others,
-    )
+    return await claim(job, plan, fields, others=others)
 
 
 # -- deciding -----------------------------------------------------------------------------------
@@ -352,53 +336,39 @@ async def _claim(job: Job, plan: CopyPlan, others: tuple[RunUpdate, ...]) -> Cop
 
 def plan_pull(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, trigger: str, now: datetime
-) -> CopyPlan | Skip:
+) -> TransferPlan | Skip:
     """Decide whether `site` fetches data of this type and version, and from where. Pure."""
-    key = CopyKey(seen.type, site.name, seen.version)
-    entry = run.copy(key)
-    asked = _asked(entry, trigger)
+    key = seen.at(site.name)
+    asked = requested_from(run.copy(key), trigger)
     good = sources(run, key, site, sites, asked)
     if isinstance(good, Skip):
         return good
     if seen.host in [source.host for source in good[1:]]:
         return Skip(f"{good[0].host} has it too, and comes first in download_options")
     # A person's request overrides the rules, except that there must be a good source.
-    if asked is None and (why := unwanted(key, site) or was_deleted(run, key)):
+    if asked is None and (why := unwanted(run, key, site, now)):
         return Skip(why)
-    if asked is None and to_be_purged(run, key, site, now):
-        return Skip(f"it would be purged at once (purge: {site.purge:g} days)")
     return _plan(run, good, key, site, trigger)
-
-
-def _asked(entry: Copy | None, trigger: str) -> str | None:
-    """Return the source that a person requested for this copy, or None."""
-    if entry is None or not (entry.status == REQUESTED or is_ours(entry, trigger)):
-        return None
-    return entry.source if entry.status == REQUESTED or entry.requested else None
 
 
 def plan_push(
     run: Run, seen: CopyKey, site: Site, sites: Sites, *, name: str, trigger: str, now: datetime
-) -> CopyPlan | Skip:
+) -> TransferPlan | Skip:
     """Decide whether `site` brings its copy of this type and version to the site `name`. Pure."""
-    key = CopyKey(seen.type, name, seen.version)
-    asked = _asked(run.copy(key), trigger)
-    if asked not in (None, site.name):
-        return Skip(f"it is to come from {asked}")
-    if asked is None and name not in site.upload_options:
-        return Skip(f"upload_options does not name {name}")
+    key = seen.at(name)
+    asked = requested_from(run.copy(key), trigger)
+    if why := not_brought(asked, site, name):
+        return Skip(why)
     there = _target(seen.type, site, sites, name)
     if isinstance(there, Skip):
         return there
-    source = run.copy(CopyKey(seen.type, site.name, seen.version))
+    source = run.copy(seen.at(site.name))
     if source is None:
         return Skip(f"there is no copy at {site.name}")
     if why := unfit(source):
         return Skip(why)
-    if asked is None and (why := unwanted(key, there) or was_deleted(run, key)):
+    if asked is None and (why := unwanted(run, key, there, now)):
         return Skip(why)
-    if asked is None and to_be_purged(run, key, there, now):
-        return Skip(f"it would be purged at once at {name} (purge: {there.purge:g} days)")
     return _plan(run, [source], key, there, trigger)
 
 
@@ -416,7 +386,7 @@ def _target(kind: str, site: Site, sites: Sites, name: str) -> Site | Skip:
 
 def plan_repair(
     run: Run, bad: Copy | None, site: Site, sites: Sites, *, trigger: str
-) -> CopyPlan | Skip:
+) -> TransferPlan | Skip:
     """Decide whether `site` repairs this copy, and from where. Pure."""
     if bad is None:
         return Skip("the copy is gone")
@@ -442,7 +412,7 @@ def plan_repair(
     if not good:
         return Skip("no good copy is within reach")
     assert bad.location is not None  # `_past_repair` has checked it
-    return CopyPlan(good[0], bad.key, bad.location, trigger, bad, tuple(good[1:]), again=True)
+    return TransferPlan(good[0], bad.key, bad.location, trigger, bad, tuple(good[1:]), again=True)
 
 
 def _past_repair(bad: Copy, site: Site, sites: Sites, trigger: str) -> str | None:
@@ -471,7 +441,7 @@ def _to_repair_from(run: Run, bad: Copy, site: Site, sites: Sites) -> list[Copy]
     else:
         return []
     most = majority(run, bad.key, same=same_bytes(sites))
-    found = (run.copy(CopyKey(bad.type, name, bad.version)) for name in names if name != bad.host)
+    found = (run.copy(bad.key.at(name)) for name in names if name != bad.host)
     good = [
         one for one in found if one in most and not unfit(one) and _served(one.host, site, sites)
     ]
@@ -483,21 +453,22 @@ def _served(name: str, site: Site, sites: Sites) -> bool:
     return there is not None and (name == site.name or there.method in methods())
 
 
-def _plan(run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str) -> CopyPlan | Skip:
+def _plan(
+    run: Run, good: list[Copy], key: CopyKey, owner: Site, trigger: str
+) -> TransferPlan | Skip:
     """Plan a copy of the first of `good` as `key` in the directories of `owner`, its site."""
     there = run.copy(key)
-    if there is not None and not (there.status == REQUESTED or is_ours(there, trigger)):
-        return Skip(f"{key} is {there.status} already")
-    base = owner.directory(key.type, key.version)
-    if base is None:
-        return Skip(f"{owner.name} has no directory for {key.type} data")
+    if why := taken(there, trigger):
+        return Skip(why)
     assert good[0].location is not None
-    location = f"{base.rstrip('/')}/{safe_name(good[0].location)}"
+    location = place_for(key, safe_name(good[0].location), owner)
+    if isinstance(location, Skip):
+        return location
     # We never write to a location that the entry does not name: it may be another copy's.
     if there is not None and there.status != REQUESTED and there.location != location:
         raise GiveUp(f"the entry of {key} says {there.location!r}, not {location!r}")
     again = is_left_over(run, key, location)
-    return CopyPlan(good[0], key, location, trigger, there, tuple(good[1:]), again)
+    return TransferPlan(good[0], key, location, trigger, there, tuple(good[1:]), again)
 
 
 def sources(
@@ -509,7 +480,7 @@ def sources(
     good: list[Copy] = []
     why: list[str] = []
     for name in site.download_options if asked is None else (asked,):
-        found = run.copy(CopyKey(key.type, name, key.version))
+        found = run.copy(key.at(name))
         there = sites.find(name)
         if found is None:
             why.append(f"{name} has no such copy")

@@ -404,7 +404,7 @@ def test_an_upload_of_cax_that_waits_is_taken_up(status: str) -> None:
     assert str(plan.names.dataset) == "x1t_SR001_170301_1200_tpc:raw"
 
 
-def fetch(run: Run, site: Site = CHICAGO) -> rucio.Fetch | str:
+def fetch(run: Run, site: Site = CHICAGO) -> rucio.DownloadPlan | str:
     plan = rucio.plan_fetch(run, KEY, site, SITES, trigger=TRIGGER, now=NOW)
     return plan.why if isinstance(plan, Skip) else plan
 
@@ -413,14 +413,14 @@ def test_a_download_is_planned_by_option_tag_or_request() -> None:
     """Any of the three is enough; without, nothing is fetched."""
     run = run_of(entry(KEY.host))
     plan = fetch(run)
-    assert isinstance(plan, rucio.Fetch)
+    assert isinstance(plan, rucio.DownloadPlan)
     assert plan.location == "/c/170301_1200"
     bare = evolve(CHICAGO, download_options=())
     assert "does not name" in str(fetch(run, bare))
-    assert isinstance(fetch(run, evolve(bare, rucio_tags=("good",))), rucio.Fetch)
+    assert isinstance(fetch(run, evolve(bare, rucio_tags=("good",))), rucio.DownloadPlan)
     asked = entry("chicago", "requested", source=KEY.host, location=None, from_rse="B_DISK")
     plan = fetch(run_of(entry(KEY.host), asked), bare)
-    assert isinstance(plan, rucio.Fetch)
+    assert isinstance(plan, rucio.DownloadPlan)
     assert plan.rse == "B_DISK"
 
 
@@ -438,7 +438,7 @@ def test_what_was_deleted_on_purpose_does_not_come_again() -> None:
     assert "me deleted it" in str(fetch(after(entry(KEY.host))))
     assert "me deleted it" in str(upload(after(entry("lngs"))))
     asked = entry("chicago", "requested", source=KEY.host, location=None)
-    assert isinstance(fetch(after(entry(KEY.host), asked)), rucio.Fetch)
+    assert isinstance(fetch(after(entry(KEY.host), asked)), rucio.DownloadPlan)
     wish = entry(KEY.host, "requested", source="lngs", location=None)
     assert isinstance(upload(after(entry("lngs"), wish)), rucio.UploadPlan)
 

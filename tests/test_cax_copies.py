@@ -13,10 +13,11 @@ from caxev import Copy, CopyKey, Run
 from caxev.cli.site_paths import run_called
 from caxev.config import Processing, Site, Sites
 from caxev.config.reading import read
+from caxev.copies.lifecycle import CopyPlan
 from caxev.handlers import checksum, transfer
-from caxev.handlers.processing import Claim, plan_process
-from caxev.handlers.rucio import Fetch, plan_fetch
-from caxev.handlers.transfer import CopyPlan, plan_pull, plan_push
+from caxev.handlers.processing import plan_process
+from caxev.handlers.rucio import DownloadPlan, plan_fetch
+from caxev.handlers.transfer import plan_pull, plan_push
 from caxev.testing import Lab, lab
 from tests.conftest import Database as Named
 from tests.engine import run_document
@@ -48,7 +49,7 @@ def test_what_is_made_of_runs_of_one_name(detector: str, output: str) -> None:
     site = Site("lngs", dir_processed="/processed", processing=how)
     plans = plan_process(ready(detector), site)
     assert isinstance(plans, list)
-    assert [plan.location for plan in plans if isinstance(plan, Claim)] == [
+    assert [plan.location for plan in plans if isinstance(plan, CopyPlan)] == [
         f"/processed/pax_v6.8.0/{output}"
     ]
 
@@ -62,7 +63,7 @@ def test_what_is_fetched_of_runs_of_one_name(detector: str, name: str) -> None:
     site = Site("lngs", dir_raw="/raw", download_options=("cern",))
     sites = Sites(Path("sites.json"), {"lngs": site, "cern": Site("cern", method="rucio")})
     plan = plan_fetch(run, run.copies[0].key, site, sites, trigger="t", now=run.start)  # type: ignore[arg-type]
-    assert isinstance(plan, Fetch)
+    assert isinstance(plan, DownloadPlan)
     assert plan.location == f"/raw/{name}"
     assert run_called(plan.location) == (NAME, detector if run.suffix else None)
 
@@ -125,7 +126,7 @@ def test_only_wanted_versions_come(fields: dict[str, Any], version: str, comes: 
     catalogued = versioned(version, "cern")
     at_cern = catalogued.copies[0].key
     fetched = plan_fetch(catalogued, at_cern, chicago, sites, trigger="t", now=now)
-    kinds = [isinstance(pulled, CopyPlan), isinstance(pushed, CopyPlan), isinstance(fetched, Fetch)]
+    kinds = [isinstance(one, CopyPlan) for one in (pulled, pushed, fetched)]
     assert kinds == [comes] * 3, (pulled, pushed, fetched)
 
 

@@ -115,7 +115,7 @@ def test_who_looks_after_what_is_in_a_catalogue(tmp_path: Path) -> None:
 )
 def test_from_which_rse(tmp_path: Path, replicas: object, expected: str | None) -> None:
     """`rucio_download_rse` is where data is fetched from if it is there; else Rucio chooses."""
-    from caxev.handlers.rucio import Fetch, plan_fetch
+    from caxev.handlers.rucio import DownloadPlan, plan_fetch
 
     at_b = {**RUCIO[1], "rucio_download_rse": "B_DISK"}
     sites = loaded(tmp_path, [RUCIO[0], at_b, RUCIO[2]])
@@ -123,7 +123,7 @@ def test_from_which_rse(tmp_path: Path, replicas: object, expected: str | None) 
     run.document["data"][0].update(location="s:raw", rse=replicas)
     now = datetime(2017, 1, 1, tzinfo=UTC)
     plan = plan_fetch(run, run.copies[0].key, sites.get("cluster"), sites, trigger="t", now=now)
-    assert isinstance(plan, Fetch)
+    assert isinstance(plan, DownloadPlan)
     assert plan.rse == expected
 
 

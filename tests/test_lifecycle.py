@@ -136,9 +136,8 @@ class Lifecycle(RuleBasedStateMachine):
             return
 
         async def attempt() -> Copy:
-            return await lifecycle.claim(
-                job, WANTED, source, {"location": "/lngs/run"}, trigger=trigger, resume=resume
-            )
+            plan = lifecycle.CopyPlan(source, WANTED, "/lngs/run", trigger, resume)
+            return await lifecycle.claim(job, plan, {"location": plan.location})
 
         try:
             mine = trio.run(attempt)
@@ -216,7 +215,7 @@ async def served(names: str, **ends: Exception | str) -> tuple[Skip | Exception 
     job.begin()
     one = job.job("lngs")
 
-    async def serve(name: str, others: tuple[RunUpdate, ...]) -> str | None:
+    async def serve(_job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | None:
         asked.append(name)
         end = ends.get(name)
         if isinstance(end, Exception):

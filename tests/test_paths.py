@@ -104,7 +104,7 @@ def test_what_is_planned_lies_inside(tmp_path: Path) -> None:
             plan = reactions.plan_pull(run, key, LNGS, ALL, trigger=TRIGGER, now=NOW)
         except GiveUp:
             continue
-        if isinstance(plan, reactions.CopyPlan):
+        if isinstance(plan, reactions.TransferPlan):
             assert plan.location.startswith(base)
             name = plan.location.removeprefix(base)
             assert name not in {"", ".", ".."}

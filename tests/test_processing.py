@@ -51,6 +51,7 @@ from caxev.config import (
     load_sites,
 )
 from caxev.config.alarms import SECRETS
+from caxev.copies.lifecycle import CopyPlan
 from caxev.core.model import Event
 from caxev.core.registry import Registry, recorded
 from caxev.database import Database, Request, id_from, id_text
@@ -113,7 +114,7 @@ def entry_of(run: Run, **fields: Any) -> dict[str, Any]:
     }
 
 
-def claims(plan: list[made.Claim] | Skip) -> list[made.Claim]:
+def claims(plan: list[CopyPlan] | Skip) -> list[CopyPlan]:
     assert not isinstance(plan, Skip), plan.why
     return plan
 
@@ -173,7 +174,7 @@ def test_what_failed_is_claimed_again_under_another_name() -> None:
     run = run_of(raw())
     failed = entry_of(run, status="error", job_ended={"how": "exit"})
     (claim,) = claims(made.plan_process(run_of(raw(), failed), SITE))
-    assert claim.again is not None
+    assert claim.resume is not None
 
 
 def test_minitrees_follow_each_processed_version() -> None:

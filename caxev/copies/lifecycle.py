@@ -21,6 +21,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from math import inf
 from typing import Final
 
+from attrs import frozen
+
+from caxev.config import Site
 from caxev.copies.quorum import DISPUTED, coming_from
 from caxev.core.errors import GiveUp, Retry, Superseded
 from caxev.core.job import Job, Skip
@@ -76,6 +79,60 @@ def unfit(source: Copy | None, key: CopyKey | None = None) -> str | None:
     return None
 
 
+@frozen
+class CopyPlan:
+    """A copy to make of `source` as `key`, at `location` (in a catalogue the dataset's name).
+
+    `trigger` names the reaction that makes it; `resume` is its entry if there is one.
+    """
+
+    source: Copy
+    key: CopyKey
+    location: str
+    trigger: str
+    resume: Copy | None
+
+
+def targets(job: Job) -> Collection[str]:
+    """Return the sites to bring a copy to: that of a request, or those in ``upload_options``."""
+    host = key_of(job).host
+    found: Collection[str] = job.site.upload_options if host == job.site.name else (host,)
+    return found
+
+
+def taken(entry: Copy | None, trigger: str, statuses: Collection[str] = ()) -> str | None:
+    """Return why an entry is not this reaction's to make: neither requested nor claimed by it."""
+    if entry is None or entry.status == REQUESTED or is_ours(entry, trigger, statuses):
+        return None
+    return f"{entry.key} is {entry.status} already"
+
+
+def requested_from(entry: Copy | None, trigger: str, statuses: Collection[str] = ()) -> str | None:
+    """Return the source that a person named for a copy that this reaction may make, or None."""
+    if entry is None or taken(entry, trigger, statuses):
+        return None
+    return entry.source if entry.is_requested else None
+
+
+def not_brought(asked: str | None, site: Site, name: str) -> str | None:
+    """Return why `site` brings no copy to the site `name`; None if it does.
+
+    `asked` is what `requested_from` returns: a person's request overrides ``upload_options``.
+    """
+    if asked is None:
+        return None if name in site.upload_options else f"upload_options does not name {name}"
+    return None if asked == site.name else f"it is to come from {asked}"
+
+
+def place_for(key: CopyKey, name: str, site: Site) -> str | Skip:
+    """Return the location of a copy in the directories of its site."""
+    base = site.directory(key.type, key.version)
+    if base is None:
+        of = f" of {key.version}" if key.version else ""
+        return Skip(f"{site.name} has no directory for {key.type} data{of}")
+    return f"{base.rstrip('/')}/{name}"
+
+
 def is_ours(entry: Copy | None, trigger: str, statuses: Collection[str] = ()) -> bool:
     """Return whether this very reaction claimed the entry and has not finished it.
 
@@ -104,26 +161,25 @@ def withdrawal(run: Run, key: CopyKey, trigger: str) -> RunUpdate | None:
 
 def claiming(
     job: Job,
-    key: CopyKey,
-    source: Copy,
+    plan: CopyPlan,
     fields: Mapping[str, object],
     *expect: Expectation,
-    resume: Copy | None,
     new: Mapping[str, object] | None = None,
 ) -> RunUpdate:
-    """Return the update that claims the entry `key`: `resume`, or a new one if that is None.
+    """Return the update that claims the planned entry: the one to resume, or a new one.
 
-    It applies only while `source` is good and at the same place. `new` are fields of a new entry
+    It applies only while the source is good and at the same place. `new` are fields of a new entry
     alone.
     """
     # The location, too: a source that `caxev mv` moved meanwhile must be looked up again.
-    good = CopyIs(source.key, {"status": TRANSFERRED, "location": source.location})
-    fields = {"owner": job.owner, **fields}
-    if resume is not None:
-        return RunUpdate.change_copy(job.run, resume, TRANSFERRING, good, *expect, **fields)
+    here = {"status": TRANSFERRED, "location": plan.source.location}
+    expect = (CopyIs(plan.source.key, here), *expect)
+    fields = {"owner": job.owner, "trigger": plan.trigger, **fields}
+    if plan.resume is not None:
+        return RunUpdate.change_copy(job.run, plan.resume, TRANSFERRING, *expect, **fields)
     made = {"creation_time": job.now(), "creation_place": job.site.name}
     fields = {"checksum": None, **made, **(new or {}), **fields}
-    return RunUpdate.add_copy(job.run, key, TRANSFERRING, good, *expect, **fields)
+    return RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, *expect, **fields)
 
 
 def arrived(run: Run, mine: Copy) -> RunUpdate:
@@ -160,16 +216,13 @@ def worst(failed: Sequence[Retry | GiveUp]) -> Retry | GiveUp:
 
 async def claim(
     job: Job,
-    key: CopyKey,
-    source: Copy,
+    plan: CopyPlan,
     fields: Mapping[str, object],
     *,
-    trigger: str,
-    resume: Copy | None,
     others: Iterable[RunUpdate] = (),
     new: Mapping[str, object] | None = None,
 ) -> Copy:
-    """Claim the entry of a copy of `source` and return it, as `claiming`.
+    """Claim the entry of the planned copy and return it, as `claiming`.
 
     The digests of the source go into the entry, so that what arrives can be compared with what was
     meant even if the source is gone by then. If the reaction is parked, `others` are written and
@@ -178,10 +231,10 @@ async def claim(
     Raises `Retry` if the run is no longer as it was seen. The next attempt reads it again, and
     finds out whether another site was first or the source is no longer good.
     """
-    fields = {**fields, **coming_from(source), "trigger": trigger}
-    if resume is not None and resume.status == REQUESTED:
+    fields = {**fields, **coming_from(plan.source)}
+    if plan.resume is not None and plan.resume.status == REQUESTED:
         fields["requested"] = True  # kept, as the claim overwrites the status that showed it
-    mine = await written(job, claiming(job, key, source, fields, resume=resume, new=new), key)
+    mine = await written(job, claiming(job, plan, fields, new=new), plan.key)
     job.on_failure(*others, RunUpdate.give_up(job.run, mine))
     return mine
 
@@ -205,19 +258,19 @@ async def written(job: Job, update: RunUpdate, key: CopyKey) -> Copy:
 async def serve_each(
     job: Job,
     names: Collection[str],
-    serve: Callable[[str, tuple[RunUpdate, ...]], Awaitable[str | None]],
+    serve: Callable[[Job, str, tuple[RunUpdate, ...]], Awaitable[str | None]],
 ) -> Skip | None:
     """Serve each of several sites; a failure at one does not affect the others.
 
-    `serve` gets the site's name and the further updates to write if this reaction is parked; it
-    returns why there is nothing to do, or None. Raises the `worst` error of all.
+    `serve` gets the job, the site's name and the further updates to write if this reaction is
+    parked; it returns why there is nothing to do, or None. Raises the `worst` error of all.
     """
     skipped: list[str] = []
     failed: list[Retry | GiveUp] = []
     for name in names:
         others = job.if_parked
         try:
-            why = await serve(name, others)
+            why = await serve(job, name, others)
         except Superseded as lost:
             skipped.append(str(lost))
         except (Retry, GiveUp) as error:

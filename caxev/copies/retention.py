@@ -69,10 +69,12 @@ def plan_purge(
     return plan(run, copy, site, sites, now=now, by=by, why=why, keep=site.deletion.copies)
 
 
-def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> bool:
-    """Return whether the site would purge this data at once, so that fetching is pointless."""
+def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> str | None:
+    """Return that the site would purge this data at once, so that bringing it is pointless."""
     due = _due(run, site) if key.type == RAW and site.purge is not None else None
-    return due is not None and due < now and not any(t in run.tags for t in site.deletion.protect)
+    if due is None or due >= now or any(tag in run.tags for tag in site.deletion.protect):
+        return None
+    return f"it would be purged at once at {site.name} (purge: {site.purge:g} days)"
 
 
 def plan_processed(
@@ -203,7 +205,12 @@ def _withdrawn(copy: Copy, site: Site) -> Wait | None:
     return Wait(f"its deletion was withdrawn: {row.why}", again)
 
 
-def unwanted(key: CopyKey, site: Site) -> str | None:
+def unwanted(run: Run, key: CopyKey, site: Site, now: datetime) -> str | None:
+    """Return why a site does not want this data unless a person asks for it, or None."""
+    return _other_version(key, site) or was_deleted(run, key) or to_be_purged(run, key, site, now)
+
+
+def _other_version(key: CopyKey, site: Site) -> str | None:
     """Return why a site wants no processed data of that version, or None if it does."""
     if key.type != "processed" or key.version is None:
         return None

@@ -48,6 +48,10 @@ class CopyKey(NamedTuple):
     host: str
     version: str | None = None
 
+    def at(self, host: str) -> CopyKey:
+        """Return the key of the same data at another host."""
+        return CopyKey(self.type, host, self.version)
+
     def __str__(self) -> str:
         version = f" {self.version}" if self.version else ""
         return f"{self.type}{version} at {self.host}"
