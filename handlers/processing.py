@@ -57,23 +57,13 @@ from caxev import (
     on,
     tag,
 )
-from caxev.batch import (
-    INPUT,
-    OUTPUT,
-    End,
-    Ended,
-    JobSpec,
-    Product,
-    Queue,
-    Sent,
-    look,
-    report,
-    run_here,
-    send,
-    take_stock,
-    work_directory,
-)
-from caxev.batch import withdraw as cancel
+from caxev.batch.base import End, Ended, JobSpec
+from caxev.batch.folder import INPUT, OUTPUT, work_directory
+from caxev.batch.here import run_here
+from caxev.batch.queue import Queue, Sent
+from caxev.batch.runner import report
+from caxev.batch.work import Product, look, send, take_stock
+from caxev.batch.work import withdraw as cancel
 from caxev.config import Processing, Site, jobs_directory
 from caxev.copies import lifecycle
 from caxev.copies.lifecycle import CopyPlan, place_for

@@ -70,8 +70,10 @@ from caxev.copies.lifecycle import (
 )
 from caxev.copies.retention import unwanted
 from caxev.files import safe_name
-from caxev.tape import Data, Outcome, Reach, archive, back_up, compare, folder_of, methods, unstage
-from caxev.tape import recall as bring_back
+from caxev.tape.base import Reach, folder_of
+from caxev.tape.find import archive, methods
+from caxev.tape.steps import Data, Outcome, back_up, compare, unstage
+from caxev.tape.steps import recall as bring_back
 from caxev.transfer import methods as disks
 
 T = TypeVar("T")
@@ -344,7 +346,7 @@ def plan_backup(
         return Skip(f"there is no copy at {site.name}")
     if why := unfit(source):
         return Skip(why)
-    base = archive(there.method).folder(Reach(site, there), safe_name(source.location))
+    base = archive(Reach(site, there)).folder(safe_name(source.location))
     if base is None:
         return Skip(f"neither {site.name} nor {name} says where data for tape goes (dir_tsm)")
     return TapePlan(source, key, base, trigger, entry, name, base)

@@ -28,7 +28,8 @@ from pymongo import MongoClient
 
 from caxev.config import ConfigError, Settings
 from caxev.database.setup import privileges, role_name
-from caxev.testing.mongod import ReplicaSet, find_mongod
+from caxev.testing.mongod import find_mongod
+from tests.mongod import Cluster
 from tests.slurm import slurm  # noqa: F401  # a fixture
 from tests.sshd import sshd  # noqa: F401  # a fixture
 
@@ -89,18 +90,18 @@ _FEW_ROUNDS = ("--setParameter=scramSHA256IterationCount=5000",)
 
 
 @pytest.fixture(scope="session")
-def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ReplicaSet]:
+def mongod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A replica set of one member, shared by the whole session; mark the test `replicaset`."""
     try:
         find_mongod()
     except ConfigError as error:
         pytest.skip(str(error))
-    with ReplicaSet(tmp_path_factory.mktemp("mongod"), options=_FEW_ROUNDS, auth=True) as server:
+    with Cluster(tmp_path_factory.mktemp("mongod"), options=_FEW_ROUNDS, auth=True) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def site_uri(mongod: ReplicaSet) -> str:
+def site_uri(mongod: Cluster) -> str:
     """How a site's user reaches that server: the user that `caxev db grants --apply` makes."""
     password = secrets.token_urlsafe(12)
     command = [sys.executable, "-m", "caxev", "db", "grants", "--site", "lngs", "--apply"]
@@ -111,7 +112,7 @@ def site_uri(mongod: ReplicaSet) -> str:
 
 
 @pytest.fixture
-def database(mongod: ReplicaSet, site_uri: str) -> Iterator[Database]:
+def database(mongod: Cluster, site_uri: str) -> Iterator[Database]:
     """A fresh, empty database of that server, dropped after the test.
 
     The role of the site's user is brought to this database; it has no right to any other.

@@ -49,9 +49,9 @@ from caxev.core.model import (
     Tag,
 )
 from caxev.core.registry import recorded
-from caxev.testing.mongod import Mongod, ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named
+from tests.mongod import Cluster, Server
 
 SITES: list[dict[str, Any]] = [
     {"name": "lngs", "task_list": ["went", "waits", "fails", "stops"]},
@@ -317,10 +317,10 @@ def test_database_unreachable(caxev: Caxev, command: list[str]) -> None:
 
 
 @pytest.mark.replicaset
-def test_wrong_password(caxev: Caxev, mongod: ReplicaSet, tmp_path: Path) -> None:
+def test_wrong_password(caxev: Caxev, mongod: Cluster, tmp_path: Path) -> None:
     """A wrong password: one line, which does not show it."""
     (tmp_path / "auth").mkdir()
-    with ReplicaSet(tmp_path / "auth", auth=True) as replica_set:
+    with Cluster(tmp_path / "auth", auth=True) as replica_set:
         uri = replica_set.uri.replace(replica_set.password, "falsch")
         answer = caxev("status", "--mongo-uri", uri)
         shown = caxev("status", "--mongo-uri", uri, "--log-level", "debug")
@@ -329,9 +329,9 @@ def test_wrong_password(caxev: Caxev, mongod: ReplicaSet, tmp_path: Path) -> Non
 
 
 @pytest.mark.replicaset
-def test_not_a_replica_set(caxev: Caxev, mongod: ReplicaSet, tmp_path: Path) -> None:
+def test_not_a_replica_set(caxev: Caxev, mongod: Cluster, tmp_path: Path) -> None:
     """A plain server: how to make it a replica set is said."""
-    server = Mongod(tmp_path / "plain")
+    server = Server(tmp_path / "plain")
     server.start()
     try:
         server.wait()

@@ -15,7 +15,7 @@ import pytest
 from caxev.core.registry import recorded
 from caxev.testing import Lab
 from caxev.testing.lab import SERVER
-from caxev.testing.mongod import ReplicaSet
+from tests.mongod import Cluster
 
 COOKBOOK = (Path(__file__).parents[1] / "handlers" / "README.md").read_text()
 FILES = dict(re.findall(r"^```python\n# (\S+\.py)\n(.*?)^```$", COOKBOOK, re.MULTILINE | re.DOTALL))
@@ -44,7 +44,7 @@ def _tests(module: ModuleType) -> list[str]:
 @pytest.mark.replicaset
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe(
-    kitchen: Path, mongod: ReplicaSet, monkeypatch: pytest.MonkeyPatch, recipe: str
+    kitchen: Path, mongod: Cluster, monkeypatch: pytest.MonkeyPatch, recipe: str
 ) -> None:
     """The recipe's tests pass, on the real engine."""
     monkeypatch.setenv(SERVER, mongod.uri)

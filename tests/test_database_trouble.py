@@ -37,9 +37,9 @@ from caxev.database import (
     is_transient,
 )
 from caxev.engine.attempt import failure, refusal
-from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named
+from tests.mongod import Cluster
 
 SITE = "lngs"
 RAW = CopyKey("raw", SITE)
@@ -434,7 +434,7 @@ async def _alarms(db: Database, number: int) -> bool:
 # -- a majority that is never reached -----------------------------------------------------------
 
 
-class WithArbiter(ReplicaSet):
+class WithArbiter(Cluster):
     """Primary, secondary, arbiter: without the secondary there is a primary, but no majority."""
 
     def _configuration(self) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from caxev.core.expressions import evaluate
 from caxev.core.registry import recorded
 from caxev.core.update import RunUpdate
 from caxev.database import indexes
-from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.bench.__main__ import options_of
 from tests.conftest import Database as Named
@@ -50,6 +49,7 @@ from tests.documents import (
     words_of,
 )
 from tests.faults.__main__ import _parser
+from tests.mongod import Cluster
 
 README = "README.md"
 GROUPS = {"sites", "db", "tape", "rucio"}
@@ -80,7 +80,7 @@ def test_the_example_is_short() -> None:
 
 
 @pytest.mark.replicaset
-def test_the_example_s_own_test_passes(example: Path, mongod: ReplicaSet) -> None:
+def test_the_example_s_own_test_passes(example: Path, mongod: Cluster) -> None:
     """The test that the text shows runs by the command that the text gives, and passes."""
     said = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"],

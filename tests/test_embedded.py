@@ -16,8 +16,9 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
 from caxev.config import ConfigError
-from caxev.testing.mongod import Mongod, ReplicaSet, find_mongod
+from caxev.testing.mongod import find_mongod
 from tests.conftest import Database
+from tests.mongod import Cluster, Server
 
 SITES = Path(__file__).parents[1] / "sites.json"
 Client = MongoClient[dict[str, Any]]
@@ -38,16 +39,16 @@ def start():
 thread = threading.Thread(target=start)
 thread.start()
 thread.join()
-replica_set.primary()
+replica_set.queries("run.runs_new")
 print(replica_set.members[0].process.pid, world.listeners["lngs"].pid, flush=True)
 sys.stdin.read()
 """
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory, mongod: ReplicaSet) -> Iterator[ReplicaSet]:
+def three(tmp_path_factory: pytest.TempPathFactory, mongod: Cluster) -> Iterator[Cluster]:
     """A set of three members; asks for `mongod` so as to be skipped where that is."""
-    with ReplicaSet(tmp_path_factory.mktemp("three"), members=3) as replica_set:
+    with Cluster(tmp_path_factory.mktemp("three"), members=3) as replica_set:
         yield replica_set
 
 
@@ -102,7 +103,7 @@ async def test_async_tests_run_under_trio(database: Database) -> None:
 
 
 @pytest.mark.replicaset
-def test_a_dead_primary_is_replaced(three: ReplicaSet) -> None:
+def test_a_dead_primary_is_replaced(three: Cluster) -> None:
     """With three members, writes go on after the primary is killed, and it can come back."""
     with Client(three.uri, w="majority") as client:
         runs = client["test"]["runs"]
@@ -116,9 +117,9 @@ def test_a_dead_primary_is_replaced(three: ReplicaSet) -> None:
 
 
 @pytest.mark.replicaset
-def test_acknowledged_writes_survive_stop(mongod: ReplicaSet, tmp_path: Path) -> None:
+def test_acknowledged_writes_survive_stop(mongod: Cluster, tmp_path: Path) -> None:
     """What was acknowledged before `stop` is there after `start`."""
-    replica_set = ReplicaSet(tmp_path)
+    replica_set = Cluster(tmp_path)
     for before in range(2):
         with replica_set, Client(replica_set.uri, w="majority") as client:
             assert client["test"]["runs"].count_documents({}) == before
@@ -126,9 +127,9 @@ def test_acknowledged_writes_survive_stop(mongod: ReplicaSet, tmp_path: Path) ->
 
 
 @pytest.mark.replicaset
-def test_auth_lets_in_only_its_user(mongod: ReplicaSet, tmp_path: Path) -> None:
+def test_auth_lets_in_only_its_user(mongod: Cluster, tmp_path: Path) -> None:
     """With `auth` the URI works, also after a restart, and a wrong password does not."""
-    with ReplicaSet(tmp_path, auth=True) as replica_set:
+    with Cluster(tmp_path, auth=True) as replica_set:
         replica_set.stop()
         replica_set.start()
         wrong = replica_set.uri.replace(replica_set.password, "wrong")
@@ -137,9 +138,9 @@ def test_auth_lets_in_only_its_user(mongod: ReplicaSet, tmp_path: Path) -> None:
 
 
 @pytest.mark.replicaset
-def test_a_caller_s_option_replaces_ours(mongod: ReplicaSet, tmp_path: Path) -> None:
+def test_a_caller_s_option_replaces_ours(mongod: Cluster, tmp_path: Path) -> None:
     """Options given by the caller win; without a set's name the server is a plain one."""
-    server = Mongod(tmp_path, ["--oplogSize=5"])
+    server = Server(tmp_path, ["--oplogSize=5"])
     server.start()
     try:
         server.wait()
@@ -152,16 +153,16 @@ def test_a_caller_s_option_replaces_ours(mongod: ReplicaSet, tmp_path: Path) -> 
 
 
 @pytest.mark.replicaset
-def test_a_start_that_fails_says_why(mongod: ReplicaSet, tmp_path: Path) -> None:
+def test_a_start_that_fails_says_why(mongod: Cluster, tmp_path: Path) -> None:
     """A mongod that ends at once is reported in its own words, and nothing is left running."""
-    replica_set = ReplicaSet(tmp_path, options=["--nosuch=1"])
+    replica_set = Cluster(tmp_path, options=["--nosuch=1"])
     with pytest.raises(ConfigError, match="unrecognised option '--nosuch=1'"):
         replica_set.start()
     assert [member.process for member in replica_set.members] == [None]
 
 
 @pytest.mark.replicaset
-def test_nothing_outlives_its_starter(mongod: ReplicaSet, tmp_path: Path) -> None:
+def test_nothing_outlives_its_starter(mongod: Cluster, tmp_path: Path) -> None:
     """A set and a listener outlive the thread that started them, and die with the process."""
     command = [sys.executable, "-c", STARTER, str(tmp_path), str(SITES)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as starter:

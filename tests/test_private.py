@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from caxev.batch import End, Folder, Place, run_here
+from caxev.batch.base import End
+from caxev.batch.folder import Folder, Place
+from caxev.batch.here import run_here
 from caxev.batch.runner import run as run_job
 from caxev.cli.admin import private_problems
 from caxev.cli.listen import _check

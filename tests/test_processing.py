@@ -22,25 +22,15 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from caxev import CopyKey, GiveUp, Job, NobodyReads, Retry, Run, RunUpdate, Skip, Tag, TagAbsent
-from caxev.batch import (
-    End,
-    Ended,
-    Folder,
-    Found,
-    JobSpec,
-    Place,
-    Product,
-    Queue,
-    Sent,
-    memory,
-    report,
-    run_here,
-    send,
-    take_stock,
-    withdraw,
-)
+from caxev.batch import memory
+from caxev.batch.base import End, Ended, JobSpec
+from caxev.batch.folder import Folder, Place
+from caxev.batch.here import run_here
+from caxev.batch.queue import Queue, Sent
+from caxev.batch.runner import report
 from caxev.batch.runner import run as run_job
 from caxev.batch.slurm import end_of, explained
+from caxev.batch.work import Found, Product, send, take_stock, withdraw
 from caxev.config import (
     ConfigError,
     Processing,

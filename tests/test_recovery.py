@@ -57,9 +57,9 @@ from caxev.engine.lanes import Lane
 from caxev.engine.options import Options
 from caxev.engine.recorder import Ahead
 from caxev.engine.recorder import Recorder as EngineRecorder
-from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named
+from tests.mongod import Cluster
 
 pytestmark = pytest.mark.replicaset
 
@@ -242,7 +242,7 @@ async def test_an_oplog_that_rolled_over(tmp_path: Any) -> None:
     """The real thing: the oplog no longer reaches back to the position."""
     record = Recorder()
     options = ("--oplogSize=1", "--syncdelay=1")
-    with ReplicaSet(tmp_path, options=options) as replica_set:
+    with Cluster(tmp_path, options=options) as replica_set:
         database = Named(replica_set.uri, "rolled")
         async with engine.opened(database) as db:
             async with engine.listener(db, record.options(database)):

@@ -39,10 +39,11 @@ from caxev.database.client import Client, connect, credentials
 from caxev.engine.listener import open_database, prepare
 from caxev.files import Manifest
 from caxev.files.manifest import Item
-from caxev.testing.mongod import ReplicaSet, find_mongod
+from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests.certificates import SUBJECT, Certificates, make_certificates
 from tests.conftest import Database as Named
+from tests.mongod import Cluster
 from tests.sshd import free_port
 from tests.test_cli import Caxev, caxev
 
@@ -67,7 +68,7 @@ Admin = MongoClient[dict[str, Any]]
 class Secured(NamedTuple):
     """A server that asks for TLS and a login, and the files that clients need."""
 
-    server: ReplicaSet
+    server: Cluster
     files: Certificates
 
     @property
@@ -92,7 +93,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         "--setParameter=authenticationMechanisms=SCRAM-SHA-256,MONGODB-X509",
     ]
     query = f"&tls=true&tlsCAFile={files.authority}"
-    with ReplicaSet(directory, options=options, auth=True, query=query) as server:
+    with Cluster(directory, options=options, auth=True, query=query) as server:
         yield Secured(server, files)
 
 

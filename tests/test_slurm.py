@@ -19,8 +19,10 @@ import pytest
 from attrs import evolve
 
 from caxev import CopyKey, Denied, Retry, RunUpdate
-from caxev.batch import End, Folder, Found, JobSpec, send, withdraw
+from caxev.batch.base import End, JobSpec
+from caxev.batch.folder import Folder
 from caxev.batch.slurm import Slurm as System
+from caxev.batch.work import Found, send, withdraw
 from caxev.config import jobs_directory, load_sites
 from caxev.database import Database
 from caxev.handlers import processing as made

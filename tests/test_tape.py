@@ -22,27 +22,10 @@ from hypothesis import strategies as st
 from caxev import failpoints
 from caxev.config import ArchiveOptions, ConfigError, Site, load_sites
 from caxev.core.errors import Denied, GiveUp, Retry, RootAway
-from caxev.demo.world import SIMULATOR
 from caxev.files import Item, Manifest, StagedCopy, digest_tree, incoming, to_nobody
 from caxev.files.roots import make_marker
-from caxev.tape import (
-    Data,
-    Outcome,
-    Reach,
-    Stored,
-    archive,
-    back_up,
-    check,
-    compare,
-    contents,
-    directly,
-    folder_of,
-    holdings,
-    methods,
-    recall,
-    unstage,
-)
-from caxev.tape.base import Transcript
+from caxev.tape.base import Reach, Stored, folder_of
+from caxev.tape.find import archive, methods
 from caxev.tape.output import (
     ClientRun,
     asks,
@@ -53,7 +36,18 @@ from caxev.tape.output import (
     session,
 )
 from caxev.tape.staging import fit_for_tape, name_off_tape, name_on_tape
-from caxev.tape.tsm import Tsm
+from caxev.tape.steps import (
+    Data,
+    Outcome,
+    back_up,
+    check,
+    compare,
+    contents,
+    holdings,
+    recall,
+    unstage,
+)
+from tests import dsmc_faults
 from tests.dsmc_samples import (
     BACKUP,
     BANNER,
@@ -432,15 +426,15 @@ class Ground:
         (self.path / "faults").write_text("".join(f"{fault}\n" for fault in faults))
 
     def back_up(self, *, again: bool = False) -> Outcome[Manifest]:
-        return directly(back_up, self.reach, str(self.source), self.data, again)
+        return back_up(self.reach, str(self.source), self.data, again)
 
     def compare(self, data: Data | None = None) -> str | None:
-        return directly(compare, self.reach, data or self.data).get()[0]
+        return compare(self.reach, data or self.data).get()[0]
 
     def recall(self, data: Data | None = None, target: str = "back") -> Outcome[Any]:
         home = self.path / "raw"
         final = str(home / target / RUN)
-        return directly(recall, self.reach, data or self.data, final, [str(home)])
+        return recall(self.reach, data or self.data, final, [str(home)])
 
     def restored(self, target: str = "back") -> Path:
         return self.path / "raw" / target / RUN
@@ -465,7 +459,7 @@ def reach_in(path: Path, method: str, **options: Any) -> Reach:
         "DSMC_SIMULATOR_FAULTS": str(path / "faults"),
     }
     settings = ArchiveOptions(
-        command=(sys.executable, "-S", str(SIMULATOR)), environment=environment, **options
+        command=(sys.executable, "-S", str(dsmc_faults.PROGRAM)), environment=environment, **options
     )
     here = Site(name="lngs", dir_raw=str(path / "raw"), dir_tsm=str(path / "tsm"))
     there = Site(name="tape", method=method, dir_raw=str(path / "archive"), archive=settings)
@@ -490,11 +484,11 @@ def test_there_and_back(ground: Ground) -> None:
     manifest = ground.back_up().get()
     assert manifest == ground.manifest
     names = {f"{RUN}_{path.name}": path.stat().st_size for path in ground.source.iterdir()}
-    found = directly(contents, ground.reach, ground.folder).get()
+    found = contents(ground.reach, ground.folder).get()
     assert {one.name: one.size for one in found} == names
-    assert directly(check, ground.reach).get()
+    assert check(ground.reach).get()
     above = [str(Path(ground.folder).parent)]
-    assert directly(holdings, ground.reach, above).get().keys() == {ground.folder}
+    assert holdings(ground.reach, above).get().keys() == {ground.folder}
     assert ground.compare() is None
     assert not ground.staged.exists()
     assert not list((ground.path / "tsm" / ".caxev-restored").iterdir())
@@ -532,7 +526,7 @@ def test_staging_holds_nothing_else(tape: Ground) -> None:
     (tape.staged / f"{RUN}_one.zip").write_text("half of it")
     tape.back_up().get()
     assert tape.compare() is None
-    names = [one.name for one in directly(contents, tape.reach, tape.folder).get()]
+    names = [one.name for one in contents(tape.reach, tape.folder).get()]
     assert sorted(names) == sorted(f"{RUN}_{path.name}" for path in tape.source.iterdir())
 
 
@@ -643,12 +637,12 @@ def test_what_is_inactive_is_still_there(tape: Ground) -> None:
 def test_a_source_that_is_not_what_it_was(tape: Ground) -> None:
     """It does not go to tape: by its manifest, or where only cax knew it, by its checksum."""
     data = Data(RUN, tape.folder, None, tape.manifest.cax_checksum())
-    directly(back_up, tape.reach, str(tape.source), data, False).get()
+    back_up(tape.reach, str(tape.source), data, False).get()
     assert tape.compare(data) is None
     expected = tape.data
     (tape.source / "one.zip").write_bytes(b"other")
     for one in (data, expected):
-        outcome = directly(back_up, tape.reach, str(tape.source), one, False)
+        outcome = back_up(tape.reach, str(tape.source), one, False)
         assert isinstance(outcome.failed, GiveUp)
 
 
@@ -729,8 +723,8 @@ def test_nothing_is_written_in_the_mount_point_of_staging(tape: Ground) -> None:
     steps = (
         tape.back_up(),
         tape.recall(),
-        directly(compare, tape.reach, tape.data),
-        directly(unstage, tape.reach, RUN),
+        compare(tape.reach, tape.data),
+        unstage(tape.reach, RUN),
     )
     for outcome in steps:
         assert isinstance(outcome.failed, RootAway)
@@ -850,9 +844,7 @@ def test_a_client_that_hangs_is_killed(tmp_path: Path) -> None:
     tape.staged.mkdir()
     tape.fault("incremental hang")
     with pytest.raises(Retry, match="gave no sign of life for 2 s"):
-        Tsm().put(
-            tape.reach, tape.folder, tape.folder, [], again=False, transcript=Transcript(to_nobody)
-        )
+        archive(tape.reach).put(tape.folder, tape.folder, [], again=False)
     assert not simulators(tmp_path)
 
 
@@ -896,7 +888,7 @@ def test_a_name_that_means_something_to_the_client(tape: Ground, name: str) -> N
 
 
 _SHELF = """
-from caxev.tape import Stored
+from caxev.tape.base import Stored
 class RunCache:
     def folder(self, reach, name): return f"/shelf/{name}"
     def listed(self, reach, folder, transcript): return [Stored("box", 1)]
@@ -918,9 +910,9 @@ def test_an_archive_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not cellar.listener
     assert "shelf" in methods()
     reach = Reach(Site(name="here"), cellar)
-    assert directly(contents, reach, "/shelf/a").get() == [Stored("box", 1)]
+    assert contents(reach, "/shelf/a").get() == [Stored("box", 1)]
     with pytest.raises(GiveUp, match="no archive is reached by 'attic'"):
-        archive("attic")
+        archive(Reach(Site(name="here"), Site(name="there", method="attic")))
 
 
 def simulators(path: Path) -> list[int]:
@@ -929,7 +921,7 @@ def simulators(path: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             ours = str(path).encode() in (process / "environ").read_bytes()
-            if ours and b"dsmc_simulator" in (process / "cmdline").read_bytes():
+            if ours and dsmc_faults.PROGRAM.name.encode() in (process / "cmdline").read_bytes():
                 found.append(int(process.name))
         except OSError:
             continue
@@ -1009,7 +1001,7 @@ def prepared(path: Path) -> Ground:
 
 def left_in(ground: Ground) -> dict[str, Any]:
     """What stands everywhere in the end."""
-    found = directly(contents, ground.reach, ground.folder).get()
+    found = contents(ground.reach, ground.folder).get()
     return {
         "on tape": sorted((one.name, one.size) for one in found),
         "staging": sorted(path.name for path in (ground.path / "tsm").rglob("*")),

@@ -41,8 +41,8 @@ from caxev.demo.world import TAPE, World
 from caxev.engine.listener import open_database
 from caxev.files import Item, Manifest
 from caxev.handlers import checksum, tape, transfer
-from caxev.tape import Reach, Stored
-from tests import engine
+from caxev.tape.base import Reach, Stored
+from tests import dsmc_faults, engine
 from tests import test_tape as steps
 from tests.conftest import Database as Named
 from tests.faults.campaign import ground_in, new_world
@@ -502,7 +502,7 @@ class Ground:
 def ground(tmp_path: Path) -> Iterator[Ground]:
     """Two sites that are idle, and tapes that fail as planned in the file ``faults``."""
     with (
-        World(tmp_path / "world", TEMPLATE) as world,
+        World(tmp_path / "world", TEMPLATE, dsmc=dsmc_faults.PROGRAM) as world,
         MongoClient[dict[str, Any]](world.mongod.uri, w="majority", tz_aware=True) as client,
     ):
         for name in world.listening:

@@ -17,14 +17,14 @@ from caxev.database import Unreachable
 from caxev.handlers import alarms, checksum, transfer
 from caxev.testing import Lab, lab
 from caxev.testing.lab import SERVER
-from caxev.testing.mongod import ReplicaSet
 from tests import lab_reactions
+from tests.mongod import Cluster
 
 pytestmark = pytest.mark.replicaset
 
 
 @pytest.fixture(autouse=True)
-def server(mongod: ReplicaSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def server(mongod: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The session's server is used: only the test of that starts one of its own."""
     monkeypatch.setenv(SERVER, mongod.uri)
 
@@ -160,7 +160,7 @@ async def test_shipped_reactions(here: Lab) -> None:
     assert await here.alarms() == []
 
 
-async def test_without_a_decorator(mongod: ReplicaSet) -> None:
+async def test_without_a_decorator(mongod: Cluster) -> None:
     """As a context manager, on a server of one's own; a function that is no reaction is refused."""
 
     @on(tag("go"))

@@ -15,7 +15,7 @@ import pytest
 from attrs import evolve, frozen
 
 from caxev.files import Manifest, digest_tree, resolved, uncached
-from caxev.tape import Data, back_up, compare, directly
+from caxev.tape.steps import Data, back_up, compare
 from tests.test_tape import RUN, ground_in
 
 PAGE = 4096
@@ -145,10 +145,10 @@ def test_what_a_directory_gives_back_as_an_archive_comes_from_the_disk(
     there = evolve(ground.reach.there, dir_raw=str(disk.mounted))
     reach = evolve(ground.reach, there=there)
     run = Data(RUN, str(disk.mounted / RUN), ground.manifest)
-    directly(back_up, reach, str(ground.source), run, False).get()
+    back_up(reach, str(ground.source), run, False).get()
     archived = disk.mounted / RUN / f"{RUN}_one.zip"
     assert archived.read_bytes() == data
     disk.spoil(data[:PAGE])
     assert archived.read_bytes() == data  # as the cache has it
-    why, _ = directly(compare, reach, run).get()
+    why, _ = compare(reach, run).get()
     assert "one.zip differs" in (why or "")

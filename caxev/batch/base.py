@@ -90,8 +90,8 @@ class BatchSystem(Protocol):
     """A system to which jobs are sent. It is created with the directory for the jobs' files.
 
     All methods run in a worker process. They raise `Retry` if the system does not answer, and
-    `GiveUp` if it will never accept such a job. `caxev.batch.Folder` files the jobs, and has the
-    command that starts a job so that it reports its own end.
+    `GiveUp` if it will never accept such a job. `caxev.batch.folder.Folder` files the jobs, and has
+    the command that starts a job so that it reports its own end.
 
     A system must also have the end of a killed job reported: see `Slurm._watch`.
     """

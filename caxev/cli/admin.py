@@ -378,17 +378,21 @@ def catalogue_problems(here: Site, known: Sites) -> Iterable[str]:
 
 
 def _connected(here: Site, there: Site) -> dict[str, Any]:
-    from caxev import rucio, tape, transfer
+    from caxev import transfer
     from caxev.core.errors import GiveUp, Retry
+    from caxev.rucio.client import check as check_catalogue
+    from caxev.tape.base import Reach
+    from caxev.tape.find import methods as archives
+    from caxev.tape.steps import check as check_tape
 
-    if there.method not in {*transfer.methods(), *tape.methods(), "rucio"}:
+    if there.method not in {*transfer.methods(), *archives(), "rucio"}:
         return {"ok": None, "state": f"reached by {there.method}, which is not checked here"}
     # An unreachable site is one row's result: the other sites are still tried.
     try:
-        if there.method in tape.methods():
-            answer = tape.directly(tape.check, tape.Reach(here, there)).get()
+        if there.method in archives():
+            answer = check_tape(Reach(here, there)).get()
         elif there.method == "rucio":
-            answer = rucio.check(there)
+            answer = check_catalogue(there)
         else:
             answer = transfer.check(here, there)
     except (GiveUp, Retry) as error:

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from caxev.core.model import Copy, CopyKey, Run
     from caxev.core.update import RunUpdate
     from caxev.database import Database
-    from caxev.tape import Outcome, Reach, Stored
+    from caxev.tape.base import Reach, Stored
+    from caxev.tape.steps import Outcome
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -123,7 +124,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be done
 
 def archive_called(sites: Sites, name: str | None) -> Site:
     """Return the archive of that name, or the only one. Raises `ConfigError`."""
-    from caxev.tape import methods
+    from caxev.tape.find import methods
 
     # A site with an archive's method and a listener is a machine that uses one, not the archive.
     known = [site for site in sites.values() if site.method in methods() and not site.listener]
@@ -139,7 +140,7 @@ def archive_called(sites: Sites, name: str | None) -> Site:
 
 def reach_called(sites: Sites, tape_name: str | None, here_name: str | None) -> Reach:
     """Return the selected archive as the selected site reaches it."""
-    from caxev.tape import Reach
+    from caxev.tape.base import Reach
 
     there = archive_called(sites, tape_name)
     if here_name is not None:
@@ -320,7 +321,8 @@ def _restore(
     from caxev.core.errors import GiveUp, Retry
     from caxev.core.model import TRANSFERRED
     from caxev.files import Manifest, safe_name
-    from caxev.tape import Data, directly, folder_of, recall
+    from caxev.tape.base import folder_of
+    from caxev.tape.steps import Data, recall
 
     if copy is None or copy.status != TRANSFERRED or copy.location is None:
         standing = "is not there" if copy is None else f"is {copy.status}"
@@ -331,7 +333,7 @@ def _restore(
     data = Data(safe_name(folder), folder, expected, copy.checksum)
     if not dry_run:
         try:
-            directly(recall, reach, data, target, [str(place)]).get()
+            recall(reach, data, target, [str(place)]).get()
         except (Retry, GiveUp) as error:
             return {"run": shown(run), "asked": False, "what": str(error)}
     what = target if data.is_known else f"{target} (unverified: no digest is known)"
@@ -438,7 +440,8 @@ def forgetting(run: Run, copy: Copy, why: str) -> RunUpdate:
 def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_json: bool) -> None:
     """List the files that the archive itself has of runs."""
     from caxev.cli.runs import shown
-    from caxev.tape import contents, directly, folder_of
+    from caxev.tape.base import folder_of
+    from caxev.tape.steps import contents
 
     options = state()
     options.log("warning")
@@ -447,7 +450,7 @@ def list_(*, wanted: Wanted, tape_name: str | None, here_name: str | None, as_js
     rows: list[dict[str, Any]] = []
     for run, copy, _ in pairs:
         if copy is not None and copy.location is not None:
-            found = _result(directly(contents, reach, folder_of(copy.location)))
+            found = _result(contents(reach, folder_of(copy.location)))
             rows += [
                 {"run": shown(run), "file": one.name, "bytes": one.size, "time": one.time}
                 for one in found
@@ -494,7 +497,7 @@ def status(
     A run is missing if the archive lacks it or has it in another size, or if a site's
     `upload_options` want it there and nobody brings it. Exit code 1 if one is.
     """
-    from caxev.tape import directly, holdings
+    from caxev.tape.steps import holdings
 
     options = state()
     options.log("warning")
@@ -516,7 +519,7 @@ def status(
         if reach is not None:
             # Few directories hold all folders, and the archive lists a directory in one call.
             places = {place async for row in standing() for place in above([row])}
-            held = _result(directly(holdings, reach, sorted(places)))
+            held = _result(holdings(reach, sorted(places)))
         rows_ = found.counting(standing(), held)
         await show_rows(_STATUS, rows_, as_json=as_json, empty="no raw data")
         if not as_json:
@@ -611,7 +614,7 @@ def row_of(run: Run, copy: Copy | None, note: str | None, *, owed: bool = False)
 
 def above(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the directories on tape that contain these rows' folders. Pure."""
-    from caxev.tape import folder_of
+    from caxev.tape.base import folder_of
 
     known = (row["location"] for row in rows)
     # Old programs wrote "n/a" and other texts as locations of what is not on tape yet.
@@ -622,7 +625,7 @@ def above(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 def on_tape(row: Mapping[str, Any], held: Mapping[str, Sequence[Stored]]) -> dict[str, Any]:
     """Return the archive's state of a row: its bytes, or that it is missing. Pure."""
     from caxev.core.model import TRANSFERRED
-    from caxev.tape import folder_of
+    from caxev.tape.base import folder_of
 
     found = held.get(folder_of(row["location"] or ""))
     total = None if found is None else sum(one.size for one in found)

@@ -1,17 +1,9 @@
 """A simulator of ``dsmc``, IBM's tape client, for the demo and the tests: it is not the real one.
 
 It has the command line, output and return codes that caxev uses, as far as public sources document
-them, and keeps its "tapes" in a directory. It does not use caxev, and no module imports it: it runs
-as a program, by ``archive.command`` of sites.json. Its environment::
-
-    DSMC_SIMULATOR_TAPES    the directory that holds the tapes
-    DSMC_SIMULATOR_FAULTS   a file with a fault a line, each for the next command that it fits:
-                            ``restore hang``
-    DSMC_SIMULATOR_CHANCE   the probability, 0 to 1, of a fault in any command, by
-    DSMC_SIMULATOR_SEED     this seed and how many commands there were
-    DSMC_SIMULATOR_REFUSED  a file with the name of a directory a line, of which nothing is taken
-                            while it is in there: no backup of it gets any further than the login
-    DSMC_SIMULATOR_DELAY    seconds that a tape takes to be mounted
+them, and keeps its "tapes" in the directory that ``DSMC_SIMULATOR_TAPES`` names. It does not use
+caxev, and no module imports it: it runs as a program, by ``archive.command`` of sites.json. The
+tests have a version of it that fails as they want.
 """
 
 from __future__ import annotations
@@ -21,24 +13,15 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from random import Random
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
-EVERYWHERE = ("unreachable", "hang", "truncated", "killed")
-FAULTS = {
-    "incremental": (*EVERYWHERE, "lost", "media", "changed", "quota", "wrong-byte", "question"),
-    "restore": (*EVERYWHERE, "lost", "media", "partial", "wrong-byte", "question"),
-    "query": (*EVERYWHERE, "lost"),
-}
-"""The faults of each command."""
+T = TypeVar("T")
 
 BANNER = """\
 IBM Storage Protect
@@ -54,21 +37,13 @@ Session established with server SIMULATED: Linux/x86_64
   Server Version 8, Release 1, Level 21.000
   Server date/time: {now}  Last access: {now}
 """
-MESSAGES = {
-    "lost": "ANS1029E Communication with the IBM Storage Protect server is lost.",
-    "media": "ANS1312E Server media mount not possible.",
-    "path": "ANS1063E The specified path is not a valid file system or logical volume name.",
-    "quota": "ANS1311E Server out of data storage space.",
-    "refused": "ANS1353E Session rejected: Unknown or incorrect ID entered",
-    "unreachable": "ANS1017E Session rejected: TCP/IP connection failure.",
-}
 KNOWN = """
     absolute dateformat timeformat numberformat optfile servername subdir filesonly inactive
     filelist preservepath followsymbolic replace latest
 """
 
 
-class Fault(Exception):
+class Stopped(Exception):
     """The command ends here, with this return code."""
 
     def __init__(self, status: int) -> None:
@@ -104,13 +79,11 @@ class Tapes:
             index["serial"] += 1
             return int(index["serial"])
 
-    def store(self, path: Path, *, wrong: bool) -> None:
+    def store(self, path: Path) -> None:
         """Send a file: its newest version from now on."""
         # The bytes before the index, so that it never names an object that is incomplete.
         name = f"{self.serial()}"
         shutil.copyfile(path, self.objects / name)
-        if wrong:
-            flip(self.objects / name)
         status = path.stat()
         version = {
             "object": name,
@@ -126,15 +99,6 @@ class Tapes:
             versions.append(version)
 
 
-def flip(path: Path, mask: int = 0xFF) -> None:
-    """Change a byte in the middle of a file; two changes with other masks do not make it good."""
-    with path.open("r+b") as file:
-        file.seek(path.stat().st_size // 2)
-        byte = file.read(1) or b"\0"
-        file.seek(path.stat().st_size // 2)
-        file.write(bytes([byte[0] ^ mask]))
-
-
 class Client:
     """One call of the client."""
 
@@ -144,36 +108,6 @@ class Client:
         self.options = {name: value or "yes" for name, _, value in pairs}
         self.tapes = Tapes(Path(os.environ["DSMC_SIMULATOR_TAPES"]))
         self.command = self.words.pop(0) if self.words else ""
-        self.fault = self._fault()
-        if self.fault:
-            with (self.tapes.directory / "struck").open("a") as struck:
-                struck.write(f"{self.command} {self.fault}\n")
-
-    def _fault(self) -> str:
-        refused = Path(os.environ.get("DSMC_SIMULATOR_REFUSED", "/nonexistent"))
-        names = refused.read_text().splitlines() if refused.exists() else []
-        if self.command == "incremental" and Path(self.words[0]).name in names:
-            return "refused"
-        planned = os.environ.get("DSMC_SIMULATOR_FAULTS")
-        # Planned faults come before random ones.
-        if planned and Path(planned).exists():
-            with Path(planned).open("r+") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                lines = file.read().splitlines()
-                mine = next((one for one in lines if one.split()[:1] == [self.command]), None)
-                # Removed under the lock: each planned fault strikes once, however many clients run.
-                if mine is not None:
-                    lines.remove(mine)
-                    file.seek(0)
-                    file.truncate()
-                    file.write("".join(f"{line}\n" for line in lines))
-                    return mine.split()[1]
-        chance = float(os.environ.get("DSMC_SIMULATOR_CHANCE", "0"))
-        if chance and self.command in FAULTS:
-            random = Random(f"{os.environ.get('DSMC_SIMULATOR_SEED')} {self.tapes.serial()}")  # noqa: S311  # noise
-            if random.random() < chance:
-                return random.choice(FAULTS[self.command])
-        return ""
 
     def run(self) -> int:
         """Run the command; returns its return code."""
@@ -185,38 +119,25 @@ class Client:
         if (optfile := self.options.get("optfile")) and not os.access(optfile, os.R_OK):
             say(f"ANS1035S Options file '{optfile}' could not be found, or it cannot be read.")
             return 12
-        if self.fault in ("path", "refused", "unreachable"):
-            say(MESSAGES[self.fault])
-            return 12
-        say(SESSION.format(now=now))
         action = {"incremental": self.incremental, "restore": self.restore, "query": self.query}
-        if self.command not in action:
-            say(f"ANS1138E The '{self.command}' command is not valid.")
-            return 12
         try:
+            self.log_in()
+            say(SESSION.format(now=now))
+            if self.command not in action:
+                say(f"ANS1138E The '{self.command}' command is not valid.")
+                return 12
             return action[self.command]()
-        except Fault as fault:
-            return fault.status
+        except Stopped as stopped:
+            return stopped.status
 
-    def strike(self) -> None:
-        """Let the command's fault happen, if it is one of those in the middle."""
-        if self.fault == "hang":
-            hang()
-        if self.fault == "killed":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.fault == "truncated":
-            raise Fault(0)
-        if self.fault == "question":
-            say("--- User Action is Required ---\nFile exists. Select an appropriate action")
-            say("  1. Replace this object\n  2. Skip this object\n  A. Abort this operation")
-            say("Action [1,2,A] : ", end="")
-            hang()
-        if self.fault in ("lost", "media", "quota"):
-            say(MESSAGES[self.fault])
-            raise Fault(12)
+    def log_in(self) -> None:
+        """Begin a session with the server."""
 
-    def mount(self) -> None:
-        time.sleep(float(os.environ.get("DSMC_SIMULATOR_DELAY", "0")))
+    def each(self, items: Sequence[T], act: Callable[[T], object]) -> Sequence[T]:
+        """Act on each item in turn; returns those on which that succeeded."""
+        for item in items:
+            act(item)
+        return items
 
     # -- incremental ------------------------------------------------------------------------
 
@@ -227,31 +148,15 @@ class Client:
         files = sorted(path for path in top.iterdir() if path.is_file())
         self._expire(top, {str(path) for path in files})
         todo = [path for path in files if self._changed(path)]
-        if self.fault == "media":
-            self.strike()
-        middle, sent, failed, amount = len(todo) // 2, 0, 0, 0
-        self.mount()
-        for number, path in enumerate(todo):
-            if number == middle:
-                if self.fault == "changed":
-                    say(f"ANS1228E Sending of object '{path}' failed.")
-                    say(f"ANS4037E Object '{path}' changed during processing.\nObject skipped.")
-                    failed += 1
-                    continue
-                self.strike()
-            self.tapes.store(path, wrong=self.fault == "wrong-byte" and number == middle)
-            size = path.stat().st_size
-            say(f"Normal File-->{size:>20,} {path} [Sent]")
-            sent, amount = sent + 1, amount + size
-        if not todo:
-            self.strike()
+        sent = self.each(todo, self._send)
+        failed = len(todo) - len(sent)
         if failed:
             say(f"ANS1802E Incremental backup of '{volume}/*' finished with {failed} failure(s)\n")
         else:
             say(f"Successful incremental backup of '{volume}/*'\n")
         counts = {
             "inspected": len(files) + 1,
-            "backed up": sent,
+            "backed up": len(sent),
             "updated": 0,
             "rebound": 0,
             "deleted": 0,
@@ -260,8 +165,13 @@ class Client:
             "encrypted": 0,
             "grew": 0,
         }
+        amount = sum(path.stat().st_size for path in sent)
         summary([(f"objects {name}", f"{count:,}") for name, count in counts.items()], amount)
         return 4 if failed else 0
+
+    def _send(self, path: Path) -> None:
+        self.tapes.store(path)
+        say(f"Normal File-->{path.stat().st_size:>20,} {path} [Sent]")
 
     def _changed(self, path: Path) -> bool:
         with self.tapes.index() as index:
@@ -304,29 +214,17 @@ class Client:
         if len(found) < len(wanted) or not found:
             say("ANS1302E No objects on server match query")
             return 12
-        if self.fault == "media":
-            self.strike()
         say("ANS1247I Waiting for files from the server...")
-        self.mount()
-        middle, done, amount = len(found) // 2, 0, 0
-        for number, (path, version) in enumerate(found):
-            if number == middle:
-                if self.fault in ("hang", "killed", "lost"):  # in the midst of a file
-                    self._place(path, version, target, part=True)
-                self.strike()
-                if self.fault == "partial":
-                    say(f"ANS1228E Sending of object '{path}' failed.")
-                    continue
-            new = self._place(path, version, target)
-            if self.fault == "wrong-byte" and number == middle:
-                flip(new, 0x55)
-            say(f"Restoring      {version['size']:>14,} {path} --> {new} [Done]")
-            done, amount = done + 1, amount + version["size"]
-        failed = len(found) - done
+        done = self.each(found, lambda one: self._bring(*one, target))
+        failed, amount = len(found) - len(done), sum(version["size"] for _, version in done)
         say("\nRestore processing finished.\n")
-        rows = [("objects restored", f"{done:,}"), ("objects failed", f"{failed:,}")]
+        rows = [("objects restored", f"{len(done):,}"), ("objects failed", f"{failed:,}")]
         summary(rows, amount)
         return 12 if failed else 0
+
+    def _bring(self, path: str, version: dict[str, Any], target: Path) -> None:
+        new = self.place(path, version, target)
+        say(f"Restoring      {version['size']:>14,} {path} --> {new} [Done]")
 
     def _wanted(self) -> tuple[list[str], Path]:
         if "filelist" in self.options:
@@ -340,20 +238,15 @@ class Client:
             top
         ).name
 
-    def _place(
-        self, path: str, version: dict[str, Any], target: Path, *, part: bool = False
-    ) -> Path:
+    def place(self, path: str, version: dict[str, Any], target: Path) -> Path:
+        """Write a file from tape into a directory; returns its path."""
         target.mkdir(parents=True, exist_ok=True)
         new = target / Path(path).name
         if new.exists() and self.options.get("replace") != "all":
             say(f"ANS4035W File '{new}' currently exists; skipped.")
-            raise Fault(4)
-        source = self.tapes.objects / version["object"]
-        if part:
-            new.write_bytes(source.read_bytes()[: version["size"] // 2])
-        else:
-            shutil.copyfile(source, new)
-            os.utime(new, ns=(version["mtime_ns"], version["mtime_ns"]))
+            raise Stopped(4)
+        shutil.copyfile(self.tapes.objects / version["object"], new)
+        os.utime(new, ns=(version["mtime_ns"], version["mtime_ns"]))
         return new
 
     # -- query ------------------------------------------------------------------------------
@@ -374,10 +267,7 @@ class Client:
             return 8
         say(f"{'Size':>15}{'Backup Date':>19}{'Mgmt Class':>26}{'A/I':>14} File")
         say(f"{'----':>15}{'-----------':>19}{'----------':>26}{'---':>14} ----")
-        for number, row in enumerate(rows):
-            if number == len(rows) // 2:
-                self.strike()
-            say(row)
+        self.each(rows, say)
         return 0
 
     def _rows(self, pattern: str) -> Iterator[str]:
@@ -414,16 +304,10 @@ def size_words(amount: int) -> str:
     return f"{amount}  B" if unit == "B" else f"{value:.2f} {unit}"
 
 
-def say(text: str, end: str = "\n") -> None:
+def say(text: str) -> None:
     """Print a text at once, as its reader waits for it."""
-    sys.stdout.write(text + end)
+    sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def hang() -> NoReturn:
-    """Do nothing for ever."""
-    while True:
-        time.sleep(3600)
 
 
 if __name__ == "__main__":

@@ -47,13 +47,14 @@ class World:
     Host names, ports, keys and directories of the file are replaced by those of this machine, and
     the client of a tape archive by a simulator. With `tape` the first site is given such an
     archive. Use it as a context manager: on leaving, every process that it started has ended.
-    `server` makes the database in a directory.
+    `server` makes the database in a directory, `dsmc` is the program of the simulator.
     """
 
     directory: Path
     template: Path
     data: Path | None = None
     server: Callable[[Path], ReplicaSet] = ReplicaSet
+    dsmc: Path = SIMULATOR
     tape: bool = field(default=False, kw_only=True)
     mongod: ReplicaSet = field(init=False)
     sites: Sites = field(init=False)
@@ -146,7 +147,7 @@ class World:
         keys = self.directory / "keys"
         for entry in entries:
             if entry not in reached:
-                entry["archive"] = {**self.simulator(entry["name"]), **entry.get("archive", {})}
+                entry["archive"] = {**self._simulator(entry["name"]), **entry.get("archive", {})}
         for entry, port in zip(reached, ports, strict=True):
             entry.update(
                 hostname="127.0.0.1",
@@ -162,10 +163,10 @@ class World:
         file.write_text(json.dumps(entries, indent=2))
         return load_sites(file)
 
-    def simulator(self, name: str) -> dict[str, Any]:
+    def _simulator(self, name: str) -> dict[str, Any]:
         """Return how the simulated tapes of an archive are reached: ``archive`` of its entry."""
         return {
-            "command": [sys.executable, "-S", str(SIMULATOR)],
+            "command": [sys.executable, "-S", str(self.dsmc)],
             "environment": {"DSMC_SIMULATOR_TAPES": str(self._made(name, "tapes"))},
         }
 

@@ -1,9 +1,8 @@
-"""The interface of tape archives, which each kind of archive implements."""
+"""What each kind of tape archive implements."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Protocol
 
 from attrs import define, field, frozen
 
@@ -58,56 +57,45 @@ class Transcript:
         return "\n".join(self.lines)
 
 
-class Archive(Protocol):
-    """A kind of archive. All methods run in a worker process, and may take hours.
+@define(eq=False)
+class Archive:
+    """A kind of archive, as reached from one site. All methods run in a worker process for hours.
 
     A folder is the archive's name for one run's data, an absolute path; it has no subdirectories.
     Methods raise `GiveUp` for permanent errors and `Retry` for others, both with the archive's own
-    message. Nothing in an archive is ever deleted. Methods are idempotent, even after a kill, and
-    no program that they start outlives this process.
+    message, and report to `transcript`. Nothing in an archive is ever deleted. Methods are
+    idempotent, even after a kill, and no program that they start outlives this process.
     """
 
-    def folder(self, reach: Reach, name: str) -> str | None:
-        """Return the folder for data of that name, the entry's ``location``; None: no directory."""
-        ...
+    reach: Reach
+    transcript: Transcript
 
-    def put(
-        self,
-        reach: Reach,
-        staged: str,
-        folder: str,
-        files: Sequence[Stored],
-        *,
-        again: bool,
-        transcript: Transcript,
-    ) -> None:
+    def folder(self, name: str) -> str | None:
+        """Return the folder for data of that name, the entry's ``location``; None: no directory.
+
+        Runs anywhere, and does not wait.
+        """
+        raise NotImplementedError
+
+    def put(self, staged: str, folder: str, files: Sequence[Stored], *, again: bool) -> None:
         """Bring `files` of the directory `staged` into `folder`.
 
         With `again` the files that the archive already has are known to be bad, and are sent again.
         """
-        ...
+        raise NotImplementedError
 
-    def get(
-        self,
-        reach: Reach,
-        folder: str,
-        files: Sequence[Stored],
-        target: str,
-        transcript: Transcript,
-    ) -> None:
+    def get(self, folder: str, files: Sequence[Stored], target: str) -> None:
         """Bring these files of `folder` into the directory `target`, which has none of them."""
-        ...
+        raise NotImplementedError
 
-    def listed(self, reach: Reach, folder: str, transcript: Transcript) -> Sequence[Stored]:
+    def listed(self, folder: str) -> Sequence[Stored]:
         """List the files in `folder`; empty if there is no such folder."""
-        ...
+        raise NotImplementedError
 
-    def folders(
-        self, reach: Reach, above: Collection[str], transcript: Transcript
-    ) -> Mapping[str, Sequence[Stored]]:
+    def folders(self, above: Collection[str]) -> Mapping[str, Sequence[Stored]]:
         """List all folders below the directories `above`, with their files."""
-        ...
+        raise NotImplementedError
 
-    def check(self, reach: Reach, transcript: Transcript) -> str:
+    def check(self) -> str:
         """Contact the archive, and return a line that describes the server."""
-        ...
+        raise NotImplementedError

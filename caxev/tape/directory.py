@@ -10,55 +10,39 @@ from collections.abc import Collection, Mapping, Sequence
 
 from attrs import evolve
 
-from caxev.config import Site
 from caxev.core.errors import GiveUp
 from caxev.files import confine, copy_file, local, look, printable
-from caxev.tape.base import Reach, Stored, Transcript
+from caxev.tape.base import Archive, Stored
 from caxev.transfer import Route
 from caxev.transfer.local import Local
 
 
-class Directory:
-    """A directory as an archive; see `caxev.tape.base.Archive`."""
+class Directory(Archive):
+    """A directory as an archive."""
 
-    def folder(self, reach: Reach, name: str) -> str | None:
+    def folder(self, name: str) -> str | None:
         """Return ``<dir_raw>/<name>`` of the archive."""
-        base = reach.there.dir_raw
+        base = self.reach.there.dir_raw
         return None if base is None else f"{base.rstrip('/')}/{name}"
 
-    def put(
-        self,
-        reach: Reach,
-        staged: str,
-        folder: str,
-        files: Sequence[Stored],
-        *,
-        again: bool,
-        transcript: Transcript,
-    ) -> None:
+    def put(self, staged: str, folder: str, files: Sequence[Stored], *, again: bool) -> None:
         """Copy everything that is staged; with `again` existing files are removed first."""
         del files
+        here, there = self.reach.here, self.reach.there
         route = Route(
-            _with(reach.here, staged),
+            evolve(here, dir_raw=os.path.dirname(staged)),
             # A hard link would share its bytes with the source: no second copy at all.
-            evolve(reach.there, hard_links=False),
+            evolve(there, hard_links=False),
             staged,
             folder,
-            min_free=reach.there.min_free,
+            min_free=there.min_free,
             again=again,
         )
-        Local().push(route, report=lambda done, _total: transcript.at(done))
+        Local().push(route, report=lambda done, _total: self.transcript.at(done))
 
-    def get(
-        self,
-        reach: Reach,
-        folder: str,
-        files: Sequence[Stored],
-        target: str,
-        transcript: Transcript,
-    ) -> None:
+    def get(self, folder: str, files: Sequence[Stored], target: str) -> None:
         """Copy the files one by one."""
-        real = confine(folder, reach.there.roots)
+        real = confine(folder, self.reach.there.roots)
         for one in files:
             source = os.fsencode(os.path.join(real, one.name))
             with local(source, "read"):
@@ -66,34 +50,25 @@ class Directory:
                     copy_file(source, os.fsencode(os.path.join(target, one.name)))
                 except FileNotFoundError as exc:
                     raise GiveUp(f"{printable(source)} is not there") from exc
-            transcript.at(transcript.done + one.size)
+            self.transcript.at(self.transcript.done + one.size)
 
-    def listed(self, reach: Reach, folder: str, transcript: Transcript) -> list[Stored]:
+    def listed(self, folder: str) -> list[Stored]:
         """List one folder."""
-        del transcript
-        real = confine(folder, reach.there.roots)
+        real = confine(folder, self.reach.there.roots)
         if not os.path.isdir(real):
             return []
         return [Stored(os.fsdecode(s.path), s.size) for s in look(real) if s.kind == "file"]
 
-    def folders(
-        self, reach: Reach, above: Collection[str], transcript: Transcript
-    ) -> Mapping[str, list[Stored]]:
+    def folders(self, above: Collection[str]) -> Mapping[str, list[Stored]]:
         """List all folders, which are in one directory."""
         del above
-        base = reach.there.dir_raw
+        base = self.reach.there.dir_raw
         if base is None or not os.path.isdir(base):
-            raise GiveUp(f"{reach.there.name} has no dir_raw that is there")
+            raise GiveUp(f"{self.reach.there.name} has no dir_raw that is there")
         names = sorted(entry.name for entry in os.scandir(base) if entry.is_dir())
         paths = [f"{base.rstrip('/')}/{name}" for name in names if not name.startswith(".")]
-        return {path: self.listed(reach, path, transcript) for path in paths}
+        return {path: self.listed(path) for path in paths}
 
-    def check(self, reach: Reach, transcript: Transcript) -> str:
+    def check(self) -> str:
         """Check the directory."""
-        del transcript
-        return Local().check(reach.here, reach.there)
-
-
-def _with(site: Site, staged: str) -> Site:
-    """Return the site with the staging directory as one of its own."""
-    return evolve(site, dir_raw=os.path.dirname(staged))
+        return Local().check(self.reach.here, self.reach.there)

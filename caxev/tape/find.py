@@ -8,7 +8,8 @@ from typing import Final
 
 from caxev.config.archive import ARCHIVES
 from caxev.core.errors import GiveUp
-from caxev.tape.base import Archive
+from caxev.files import to_nobody
+from caxev.tape.base import Archive, Reach, Transcript
 
 _OURS: Final = {
     "tsm": "caxev.tape.tsm:Tsm",
@@ -21,15 +22,16 @@ def methods() -> frozenset[str]:
     return frozenset(_OURS) | entry_points(group=ARCHIVES).names
 
 
-def archive(method: str) -> Archive:
-    """Return the archive of that method. Raises `GiveUp` if there is none."""
+def archive(reach: Reach, transcript: Transcript | None = None) -> Archive:
+    """Return the archive of that site's method. Raises `GiveUp` if there is none."""
+    method, transcript = reach.there.method, transcript or Transcript(to_nobody)
     # Imported when needed: a command that uses no tape need not load its modules. Ours come first,
     # so that a third party cannot replace them by accident.
     if method in _OURS:
         module, name = _OURS[method].split(":")
-        ours: Archive = getattr(importlib.import_module(module), name)()
+        ours: Archive = getattr(importlib.import_module(module), name)(reach, transcript)
         return ours
     for point in entry_points(group=ARCHIVES, name=method):
-        theirs: Archive = point.load()()
+        theirs: Archive = point.load()(reach, transcript)
         return theirs
     raise GiveUp(f"no archive is reached by {method!r} (known: {', '.join(sorted(methods()))})")

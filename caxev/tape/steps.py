@@ -16,7 +16,7 @@ from attrs import evolve, field, frozen
 
 from caxev import failpoints
 from caxev.config import state_directory
-from caxev.core.errors import Damaged, Denied, GiveUp, Retry, RootAway
+from caxev.core.errors import Damaged, Denied, GiveUp, Retry
 from caxev.files import (
     FILE_MODE,
     MARGIN,
@@ -98,57 +98,40 @@ class Copied:
 
 
 def with_outcome(
-    function: Callable[Concatenate[Transcript, Reach, P], T],
+    function: Callable[Concatenate[Archive, P], T],
 ) -> Callable[Concatenate[Reach, P], Outcome[T]]:
-    """Make a step return an `Outcome`, and take `report` instead of a `Transcript`."""
+    """Make a step take a `Reach`, and ``report`` if that is wanted, and return an `Outcome`."""
 
     def step(reach: Reach, /, *args: P.args, **kwargs: P.kwargs) -> Outcome[T]:
-        report: Report = kwargs.pop("report")  # type: ignore[assignment]  # whoever runs it adds that
+        report: Report = kwargs.pop("report", to_nobody)  # type: ignore[assignment]  # of `job.work`
         transcript = Transcript(report)
         try:
-            result = function(transcript, reach, *args, **kwargs)
+            result = function(archive(reach, transcript), *args, **kwargs)
         except (Retry, GiveUp) as error:
-            return Outcome(transcript.text, failed=_plain(error))
+            return Outcome(transcript.text, failed=error)
         return Outcome(transcript.text, result)
 
     return update_wrapper(step, function)
-
-
-def directly(step: Callable[..., Outcome[T]], *args: object) -> Outcome[T]:
-    """Run a step in this process, without progress reports."""
-    return step(*args, report=to_nobody)
-
-
-def _plain(error: Retry | GiveUp) -> Retry | GiveUp:
-    """Return a copy of the error that can be pickled inside a result."""
-    # Its cause may be an error that cannot be pickled.
-    if isinstance(error, RootAway):
-        return RootAway(error.why, root=error.root, host=error.host)
-    if isinstance(error, Denied):
-        return Denied(error.why)
-    if isinstance(error, Retry):
-        return Retry(error.why, after=error.after)
-    return Damaged(error.why) if isinstance(error, Damaged) else GiveUp(error.why)
 
 
 # -- steps ----------------------------------------------------------------------------------------
 
 
 @with_outcome
-def back_up(transcript: Transcript, reach: Reach, source: str, data: Data, again: bool) -> Manifest:
+def back_up(place: Archive, source: str, data: Data, again: bool) -> Manifest:
     """Bring the copy at `source` to tape; returns its manifest. Nothing is compared yet.
 
     Raises `GiveUp` if it is not fit for tape, is not what it must be, or the folder holds other
     files: nothing on tape is ever replaced.
     """
-    place = archive(reach.there.method)
+    reach, transcript = place.reach, place.transcript
     path = confine(source, reach.here.roots)
     manifest = _source(path, data, transcript)
     if (why := fit_for_tape(manifest)) is not None:
         raise GiveUp(f"{shown(path)} does not go to tape: {why}")
     files = on_tape(data.name, manifest)
     # Before anything is sent: files of another copy in the folder could be taken for ours later.
-    _check_free_of_others(place.listed(reach, data.folder, transcript), files, data.folder)
+    _check_free_of_others(place.listed(data.folder), files, data.folder)
     staged = _staged(reach, data.name)
     make_parents(staged, [os.path.dirname(staged)])
     pairs = zip(files, manifest.files, strict=True)
@@ -156,10 +139,10 @@ def back_up(transcript: Transcript, reach: Reach, source: str, data: Data, again
     stage(path, staged, {new.name: os.fsdecode(item.path) for new, item in pairs}, transcript)
     transcript.done = 0
     failpoints.point("tape.put")
-    place.put(reach, staged, data.folder, files, again=again, transcript=transcript)
+    place.put(staged, data.folder, files, again=again)
     failpoints.point("tape.put")
     # The client's success is not enough: the archive's own list must have all files.
-    _check_listed(place.listed(reach, data.folder, transcript), files, data.folder)
+    _check_listed(place.listed(data.folder), files, data.folder)
     return manifest
 
 
@@ -213,28 +196,26 @@ def _check_listed(there: Sequence[Stored], files: Sequence[Stored], folder: str)
 
 
 @with_outcome
-def unstage(transcript: Transcript, reach: Reach, name: str) -> bool:
+def unstage(place: Archive, name: str) -> bool:
     """Remove the staged files of a backup that does not continue; a later one stages them again."""
-    del transcript
-    clear(_staged(reach, name))
+    clear(_staged(place.reach, name))
     return True
 
 
 @with_outcome
-def compare(transcript: Transcript, reach: Reach, data: Data) -> tuple[str | None, Copied]:
+def compare(place: Archive, data: Data) -> tuple[str | None, Copied]:
     """Restore data to scratch and compare it; returns the difference, or None, and the data.
 
     Scratch is empty again afterwards. If there is no difference the staged files are removed.
     """
-    scratch = _scratch(reach)
-    folder = os.path.join(scratch, data.name)
+    folder = os.path.join(_scratch(place.reach), data.name)
     with _filling(folder):
-        copied = _restored(transcript, reach, data, folder)
+        copied = _restored(place, data, folder)
     why = difference(data, copied.manifest)
     clear(folder)
     if why is None:
         with suppress(GiveUp):  # this archive needs no staging
-            clear(_staged(reach, data.name))
+            clear(_staged(place.reach, data.name))
     return why, copied
 
 
@@ -249,24 +230,21 @@ def _scratch(reach: Reach) -> str:
 
 
 @with_outcome
-def recall(
-    transcript: Transcript, reach: Reach, data: Data, target: str, roots: Sequence[str]
-) -> Copied:
+def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Copied:
     """Restore data to `target`, strictly inside one of `roots`; compare it before it gets the name.
 
     The archive's client writes to scratch, which is private. After a kill the next call reuses the
     files that were restored correctly. Raises `GiveUp` if other data has the name, `Retry` after a
     checksum mismatch.
     """
-    final = confine(target, roots)
-    scratch = _scratch(reach)
+    final, scratch = confine(target, roots), _scratch(place.reach)
     folder, whole = (os.path.join(scratch, prefix + data.name) for prefix in (_RECALLED, _WHOLE))
     # With `whole` left, an earlier call was killed while it published: continue that.
     if os.path.lexists(final) and not os.path.lexists(whole):
-        return _standing(data, final, folder, transcript)
+        return _standing(data, final, folder, place.transcript.report)
     with local(os.fsencode(folder), "restore to"), _filling(folder):
         _rename_back(data.name, whole, folder)
-        copied = _restored(transcript, reach, data, folder)
+        copied = _restored(place, data, folder)
         if (why := difference(data, copied.manifest)) is not None:
             clear(folder)
             raise Retry(f"what {data.folder} on tape gives is not what it must be: {why}")
@@ -283,8 +261,8 @@ def recall(
                 final,
                 roots,
                 expected=copied.manifest,
-                min_free=reach.here.min_free,
-                report=transcript.report,
+                min_free=place.reach.here.min_free,
+                report=place.transcript.report,
             )
         failpoints.point("tape.recalled")
     return copied
@@ -302,11 +280,11 @@ def _filling(folder: str) -> Iterator[None]:
                 os.rmdir(folder)
 
 
-def _standing(data: Data, final: str, folder: str, transcript: Transcript) -> Copied:
+def _standing(data: Data, final: str, folder: str, report: Report) -> Copied:
     """Verify a copy that is already at its final path, from a call that was killed."""
     if not data.is_known:
         raise GiveUp(f"{shown(final)} exists already, and it is not known whether it is this copy")
-    found = digest_tree(final, sha512=data.expected is None, report=transcript.report)
+    found = digest_tree(final, sha512=data.expected is None, report=report)
     if (why := difference(data, found)) is not None:
         raise GiveUp(f"{shown(final)} exists already and is not this copy: {why}")
     with suppress(FileNotFoundError):
@@ -325,32 +303,32 @@ def _rename_back(name: str, whole: str, folder: str) -> None:
             )
 
 
-def _restored(transcript: Transcript, reach: Reach, data: Data, folder: str) -> Copied:
+def _restored(place: Archive, data: Data, folder: str) -> Copied:
     """Restore the files missing in `folder`; returns its content, under the run's own names.
 
     Without a manifest no file is known to be right, and all are restored.
     """
-    place = archive(reach.there.method)
-    files = _files(place, reach, data, transcript)
-    right = _right(data, folder, transcript)
+    transcript = place.transcript
+    files = _files(place, data)
+    right = _right(data, folder, transcript.report)
     for name in set(os.listdir(folder)) - right:
         failpoints.point("tape.unlink")
         os.unlink(os.path.join(folder, name))
     # Files that are not right go first: the client does not replace existing ones.
     missing = [one for one in files if one.name not in right]
     transcript.total = sum(one.size for one in files)
-    _check_free(reach, folder, sum(one.size for one in missing))
+    _check_free(place.reach, folder, sum(one.size for one in missing))
     if missing:
         failpoints.point("tape.get")
-        place.get(reach, data.folder, missing, folder, transcript)
+        place.get(data.folder, missing, folder)
         failpoints.point("tape.get")
     # The files of earlier attempts are read again, too: everything is compared at once, at the end.
     found = digest_tree(folder, sha512=data.expected is None, report=transcript.report)
     return Copied(_renamed(data.name, found), sum(one.size for one in missing))
 
 
-def _files(place: Archive, reach: Reach, data: Data, transcript: Transcript) -> list[Stored]:
-    there = list(place.listed(reach, data.folder, transcript))
+def _files(place: Archive, data: Data) -> list[Stored]:
+    there = list(place.listed(data.folder))
     if not there:
         raise GiveUp(f"{data.folder} is not on tape")
     if data.expected is None:
@@ -360,12 +338,12 @@ def _files(place: Archive, reach: Reach, data: Data, transcript: Transcript) -> 
     return files
 
 
-def _right(data: Data, folder: str, transcript: Transcript) -> set[str]:
+def _right(data: Data, folder: str, report: Report) -> set[str]:
     """Return the names of the files that an earlier call restored correctly."""
     if data.expected is None or not os.listdir(folder):
         return set()
     wanted = {name_on_tape(data.name, item.path): item for item in data.expected.files}
-    found = digest_tree(folder, sha512=False, report=transcript.report)
+    found = digest_tree(folder, sha512=False, report=report)
     names = ((os.fsdecode(item.path), item) for item in found.files)
     return {
         name
@@ -405,21 +383,18 @@ def difference(data: Data, found: Manifest) -> str | None:
 
 
 @with_outcome
-def check(transcript: Transcript, reach: Reach) -> str:
+def check(place: Archive) -> str:
     """Contact the archive, and return a line that describes the server."""
-    return archive(reach.there.method).check(reach, transcript)
+    return place.check()
 
 
 @with_outcome
-def contents(transcript: Transcript, reach: Reach, folder: str) -> list[Stored]:
+def contents(place: Archive, folder: str) -> list[Stored]:
     """List the files in a folder."""
-    return list(archive(reach.there.method).listed(reach, folder, transcript))
+    return list(place.listed(folder))
 
 
 @with_outcome
-def holdings(
-    transcript: Transcript, reach: Reach, above: Collection[str]
-) -> dict[str, list[Stored]]:
+def holdings(place: Archive, above: Collection[str]) -> dict[str, list[Stored]]:
     """List all folders below these directories, with their files."""
-    found = archive(reach.there.method).folders(reach, above, transcript)
-    return {folder: list(files) for folder, files in found.items()}
+    return {folder: list(files) for folder, files in place.folders(above).items()}

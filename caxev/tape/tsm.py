@@ -11,11 +11,11 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from caxev.config.archive import PATIENCE
 from caxev.core.errors import Denied, GiveUp, Retry
-from caxev.tape.base import Reach, Stored, Transcript
+from caxev.tape.base import Archive, Stored
 from caxev.tape.client import run_client
 from caxev.tape.output import (
     ClientRun,
@@ -27,7 +27,10 @@ from caxev.tape.output import (
     session,
 )
 
+T = TypeVar("T")
 _FORMATS: Final = ("-dateformat=3", "-timeformat=1", "-numberformat=1")
+_RESTORE: Final = ("-preservepath=none", "-followsymbolic=yes", "-replace=no", "-latest")
+_QUERY: Final = ("-filesonly", "-inactive")
 _REFUSED: Final = frozenset(
     {
         "ANS1035S",  # the options file cannot be read
@@ -51,104 +54,85 @@ _HOPELESS: Final = frozenset(
 _FORBIDDEN: Final = frozenset('*?[]{}"\n\r\0')
 
 
-class Tsm:
-    """Tape through ``dsmc``; see `caxev.tape.base.Archive`."""
+class Tsm(Archive):
+    """Tape through ``dsmc``."""
 
-    def folder(self, reach: Reach, name: str) -> str | None:
+    def folder(self, name: str) -> str | None:
         """Return ``<dir_tsm>/<name>`` of the site that runs the client, else of the archive."""
-        base = reach.here.dir_tsm or reach.there.dir_tsm
+        base = self.reach.here.dir_tsm or self.reach.there.dir_tsm
         return None if base is None else f"{base.rstrip('/')}/{name}"
 
-    def put(
-        self,
-        reach: Reach,
-        staged: str,
-        folder: str,
-        files: Sequence[Stored],
-        *,
-        again: bool,
-        transcript: Transcript,
-    ) -> None:
+    def put(self, staged: str, folder: str, files: Sequence[Stored], *, again: bool) -> None:
         """Back up; with `again` even files that have not changed since their last backup."""
         # dsmc stores a file under the path that it has on disk: there is no other way to name it.
         if staged != folder:
             raise GiveUp(f"{staged} would be {staged} on tape, not {folder}")
         for name in (folder, *(one.name for one in files)):
             _plain(name)
-        more = ("-absolute",) if again else ()
-        began = len(transcript.lines)
-        run = _run(
-            reach,
-            transcript,
-            "incremental",
-            f"{folder}/",
-            *more,
-            progress=lambda: bytes_sent(transcript.lines[began:]),
+        began = len(self.transcript.lines)
+        run = self._run(
+            ["incremental", f"{folder}/", *(["-absolute"] if again else [])],
+            progress=lambda: bytes_sent(self.transcript.lines[began:]),
         )
         if (why := backup_problem(run, len(files))) is not None:
             raise _failed(run, why)
 
-    def get(
-        self,
-        reach: Reach,
-        folder: str,
-        files: Sequence[Stored],
-        target: str,
-        transcript: Transcript,
-    ) -> None:
+    def get(self, folder: str, files: Sequence[Stored], target: str) -> None:
         """Restore the files, by a list of their names, into `target`."""
         with tempfile.NamedTemporaryFile("w", prefix="caxev-", suffix=".files") as names:
             for one in files:
                 names.write(f'"{_plain(f"{folder}/{one.name}")}"\n')
             names.flush()
-            run = _run(
-                reach,
-                transcript,
-                "restore",
-                f"-filelist={names.name}",
-                f"{target}/",
-                "-preservepath=none",
-                "-followsymbolic=yes",
-                "-replace=no",
-                "-latest",
+            run = self._run(
+                ["restore", f"-filelist={names.name}", f"{target}/", *_RESTORE],
                 progress=lambda: _size(target),
             )
         if (why := restore_problem(run, len(files))) is not None:
             raise _failed(run, why)
 
-    def listed(self, reach: Reach, folder: str, transcript: Transcript) -> list[Stored]:
+    def listed(self, folder: str) -> list[Stored]:
         """Query the files of one folder."""
-        found = self._query(reach, transcript, f"{_plain(folder)}/*")
+        found = self._query("backup", f"{_plain(folder)}/*", *_QUERY, parse=listing)
         return [stored for directory, stored in found if directory == folder]
 
-    def folders(
-        self, reach: Reach, above: Collection[str], transcript: Transcript
-    ) -> Mapping[str, list[Stored]]:
+    def folders(self, above: Collection[str]) -> Mapping[str, list[Stored]]:
         """Query everything below these directories."""
         folders: dict[str, list[Stored]] = {}
         for base in above:
-            for directory, stored in self._query(
-                reach, transcript, f"{_plain(base)}/*", "-subdir=yes"
-            ):
+            words = ("backup", f"{_plain(base)}/*", *_QUERY, "-subdir=yes")
+            for directory, stored in self._query(*words, parse=listing):
                 folders.setdefault(directory, []).append(stored)
         return folders
 
-    def _query(
-        self, reach: Reach, transcript: Transcript, what: str, *more: str
-    ) -> Sequence[tuple[str, Stored]]:
-        run = _run(reach, transcript, "query", "backup", what, "-filesonly", "-inactive", *more)
+    def check(self) -> str:
+        """Query the session's server."""
+        return self._query("session", parse=session)
+
+    def _query(self, *words: str, parse: Callable[[ClientRun], T]) -> T:
+        run = self._run(["query", *words])
         try:
-            return listing(run)
+            return parse(run)
         except ValueError as exc:
             raise _failed(run, str(exc)) from exc
 
-    def check(self, reach: Reach, transcript: Transcript) -> str:
-        """Query the session's server."""
-        run = _run(reach, transcript, "query", "session")
-        try:
-            return session(run)
-        except ValueError as exc:
-            raise _failed(run, str(exc)) from exc
+    def _run(self, words: Sequence[str], *, progress: Callable[[], int] | None = None) -> ClientRun:
+        options = self.reach.options
+        more = [*_FORMATS]
+        if options.server is not None:
+            more.append(f"-servername={options.server}")
+        if options.optfile is not None:
+            more.append(f"-optfile={options.optfile}")
+        with tempfile.TemporaryDirectory(prefix="caxev-dsmc-") as directory:  # for its logs
+            status, lines = run_client(
+                [*(options.command or ("dsmc",)), *words, *more],
+                self.transcript,
+                patience=options.patience or PATIENCE,
+                environment={"DSM_LOG": directory, **options.environment},
+                directory=directory,
+                asks=asks,
+                progress=progress,
+            )
+        return ClientRun.of(status, lines)
 
 
 def _plain(path: str) -> str:
@@ -156,28 +140,6 @@ def _plain(path: str) -> str:
     if not path.isprintable() or _FORBIDDEN.intersection(path) or ".." in path.split("/"):
         raise GiveUp(f"dsmc cannot be given the name {path!a}")
     return path
-
-
-def _run(
-    reach: Reach, transcript: Transcript, *words: str, progress: Callable[[], int] | None = None
-) -> ClientRun:
-    options = reach.options
-    more = [*_FORMATS]
-    if options.server is not None:
-        more.append(f"-servername={options.server}")
-    if options.optfile is not None:
-        more.append(f"-optfile={options.optfile}")
-    with tempfile.TemporaryDirectory(prefix="caxev-dsmc-") as directory:  # for its logs
-        status, lines = run_client(
-            [*(options.command or ("dsmc",)), *words, *more],
-            transcript,
-            patience=options.patience or PATIENCE,
-            environment={"DSM_LOG": directory, **options.environment},
-            directory=directory,
-            asks=asks,
-            progress=progress,
-        )
-    return ClientRun.of(status, lines)
 
 
 def _failed(run: ClientRun, why: str) -> GiveUp | Retry:

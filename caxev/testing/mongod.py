@@ -13,16 +13,14 @@ import importlib.util
 import json
 import os
 import random
-import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -33,7 +31,7 @@ from caxev.config import ConfigError
 
 INSTALL: Final = 'pip install "caxev[embedded]"'
 
-_DEFAULTS: Final = (
+DEFAULTS: Final = (
     "--wiredTigerCacheSizeGB=0.25",
     "--wiredTigerEngineConfigString=log=(file_max=8MB,prealloc=false)",
     "--oplogSize=64",
@@ -42,10 +40,8 @@ _DEFAULTS: Final = (
 )
 # Elections begin after one second without a heartbeat, instead of MongoDB's ten.
 _QUICK_ELECTIONS: Final = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 500}
-_NAME: Final = "caxev"
-_USER: Final = "root"
+NAME: Final = "caxev"
 _ALREADY_INITIALIZED: Final = 23
-_UNAUTHORIZED: Final = 13
 
 # Runs as `python -c`: PR_SET_PDEATHSIG(SIGKILL), then the program takes this process's place. It is
 # set here and not in a preexec_fn, which may not run Python in a process that has threads.
@@ -108,30 +104,24 @@ def _from_wheel() -> str | None:
 class Mongod:
     """One mongod process on 127.0.0.1, its data and log under `directory`.
 
-    Without a replica set's name it is a plain server, on which no change stream can be opened.
-    `options` are flags as ``--name=value``, which replace our own flags of that name. `query` is
-    appended to the URI, such as ``&tls=true``.
+    `flags` are those that it is started with beside our own, as ``--name=value``.
     """
 
-    def __init__(
-        self, directory: Path, options: Sequence[str] = (), replset: str = "", query: str = ""
-    ) -> None:
+    def __init__(self, directory: Path, *flags: str) -> None:
         self.directory = directory
-        self.query = query
-        self.options = (*options, f"--replSet={replset}") if replset else tuple(options)
+        self.flags = (*DEFAULTS, *flags)
         self.port = _free_port()
-        self.front: int | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
     def address(self) -> str:
-        """The address for clients and other members: that of `front`, if there is a proxy."""
-        return f"127.0.0.1:{self.front or self.port}"
+        """The address for clients and other members."""
+        return f"127.0.0.1:{self.port}"
 
     @property
     def uri(self) -> str:
         """The URI of this server alone, even if it is a member of a set."""
-        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true{self.query}"
+        return f"mongodb://127.0.0.1:{self.port}/?directConnection=true"
 
     def start(self) -> None:
         """Start it; `wait` for it before use. It dies when this process dies."""
@@ -151,7 +141,7 @@ class Mongod:
 
         Raises `ConfigError` with mongod's last message if it ends instead.
         """
-        _wait(self._is_listening, f"mongod on {self.address} does not listen")
+        wait_for(self._is_listening, f"mongod on {self.address} does not listen")
 
     def kill(self) -> None:
         """Kill it by SIGKILL and wait for its end; writes acknowledged by a majority survive."""
@@ -160,21 +150,17 @@ class Mongod:
             self.process.wait()
             self.process = None
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal: SIGSTOP and SIGCONT make a server that hangs, SIGTERM one that leaves."""
-        if self.process is not None:
-            self.process.send_signal(number)
-
     def _command(self) -> list[str]:
-        where = [
+        return [
+            find_mongod(),
             f"--dbpath={self.directory / 'data'}",
             f"--logpath={self.directory / 'log'}",
             "--logappend",
             "--bind_ip=127.0.0.1",
             f"--port={self.port}",
             "--nounixsocket",  # a socket's path may not be longer than 107 bytes
+            *self.flags,
         ]
-        return [find_mongod(), *where, *_merged(self.options)]
 
     def _is_listening(self) -> bool:
         if self.process is None or self.process.poll() is not None:
@@ -197,48 +183,22 @@ class Mongod:
 
 
 class ReplicaSet:
-    """A replica set of `members` mongods (1 or 3) under `directory`, which the caller removes.
+    """A replica set of one mongod under `directory`, which the caller removes.
 
-    `start` returns when a majority write has worked; `stop` kills every member. As a context
-    manager it does both. Acknowledged writes survive `stop` until the next `start`. With ``auth``
-    there is one user, `user` with `password`, and `uri` contains both. `query`: as for `Mongod`.
+    `start` returns when a majority write has worked; `stop` kills it. As a context manager it does
+    both. Acknowledged writes survive `stop` until the next `start`.
     """
 
-    user: Final = _USER
+    members: Sequence[Mongod]
 
-    def __init__(
-        self,
-        directory: Path,
-        members: int = 1,
-        options: Sequence[str] = (),
-        *,
-        auth: bool = False,
-        query: str = "",
-    ) -> None:
-        self.directory = directory
-        self.query = query
-        self.password = secrets.token_urlsafe(12) if auth else ""
-        key = (f"--keyFile={directory / 'key'}",) if auth else ()
-        self.members = tuple(
-            Mongod(directory / f"member-{i}", (*options, *key), _NAME, query)
-            for i in range(members)
-        )
+    def __init__(self, directory: Path) -> None:
+        self.members = (Mongod(directory / "member-0", f"--replSet={NAME}"),)
 
     @property
     def uri(self) -> str:
-        """The set's URI for clients, with user and password if it has them."""
-        login = f"{self.user}:{self.password}@" if self.password else ""
-        return f"mongodb://{login}{self.address}"
-
-    @property
-    def address(self) -> str:
-        """The part of the set's URI after ``mongodb://`` and the login."""
-        return f"{self.hosts}/?replicaSet={_NAME}{self.query}"
-
-    @property
-    def hosts(self) -> str:
-        """The members' addresses, joined by commas."""
-        return ",".join(member.address for member in self.members)
+        """The set's URI for clients."""
+        hosts = ",".join(member.address for member in self.members)
+        return f"mongodb://{hosts}/?replicaSet={NAME}"
 
     def start(self) -> None:
         """Start the members, make them a set, and wait until a majority write works.
@@ -246,7 +206,6 @@ class ReplicaSet:
         Raises `ConfigError` if mongod is missing or does not start; nothing is left running.
         """
         try:
-            self._write_key()
             for member in self.members:
                 member.start()
             for member in self.members:
@@ -262,24 +221,6 @@ class ReplicaSet:
         for member in self.members:
             member.kill()
 
-    def kill(self, i: int) -> None:
-        """SIGKILL member `i`."""
-        self.members[i].kill()
-
-    def restart(self, i: int) -> None:
-        """Start member `i` again on its old port; returns when it accepts connections."""
-        # The old port, since the set's configuration has the members by their addresses.
-        self.members[i].kill()
-        self.members[i].start()
-        self.members[i].wait()
-
-    def primary(self) -> int:
-        """Return the index of the primary; waits for an election to end."""
-        with self._client() as client:
-            client.admin.command("ping")
-            host, port = client.primary or ("", 0)
-            return [member.address for member in self.members].index(f"{host}:{port}")
-
     def queries(self, namespace: str) -> int:
         """Return the number of queries of a collection since the server's start (`top`)."""
         with self._client() as client:
@@ -293,38 +234,23 @@ class ReplicaSet:
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
 
-    @contextmanager
-    def _client(self) -> Iterator[MongoClient[dict[str, Any]]]:
-        with MongoClient[dict[str, Any]](self.uri, serverSelectionTimeoutMS=30_000) as client:
-            yield client
-
-    def _write_key(self) -> None:
-        key = self.directory / "key"
-        if self.password and not key.exists():
-            key.touch(mode=0o600)
-            key.write_text(secrets.token_hex(32))
+    def _client(self) -> MongoClient[dict[str, Any]]:
+        return MongoClient[dict[str, Any]](self.uri, serverSelectionTimeoutMS=30_000)
 
     def _initiate(self) -> None:
-        """Initiate the set, and create its user."""
-        # MongoDB lets a client on localhost create the first user without a login.
         with MongoClient[dict[str, Any]](self.members[0].uri) as client:
             try:
                 client.admin.command("replSetInitiate", self._configuration())
             except OperationFailure as error:
-                if error.code not in {_ALREADY_INITIALIZED, _UNAUTHORIZED}:
+                if error.code != _ALREADY_INITIALIZED:
                     raise
-                return  # it is a set already; once it has a user, only that user may ask
-            if self.password:
-                _wait(lambda: _is_primary(client), "no primary was elected")
-                roles = ["root"]
-                client.admin.command("createUser", self.user, pwd=self.password, roles=roles)
 
     def _configuration(self) -> dict[str, Any]:
         members = [{"_id": i, "host": member.address} for i, member in enumerate(self.members)]
-        return {"_id": _NAME, "members": members, "settings": _QUICK_ELECTIONS}
+        return {"_id": NAME, "members": members, "settings": _QUICK_ELECTIONS}
 
     def _wait_writable(self) -> None:
-        _wait(lambda: any(map(_leads, self.members)), "no primary was elected")
+        wait_for(lambda: any(map(leads, self.members)), "no primary was elected")
         with self._client() as client:
             client.admin["caxev_ready"].insert_one({})
             client.admin["caxev_ready"].drop()
@@ -336,16 +262,13 @@ def drop(uri: str, database: str) -> None:
         client.drop_database(database)
 
 
-def _leads(member: Mongod) -> bool:
+def leads(member: Mongod) -> bool:
+    """Return whether a member is the primary."""
     try:
         with MongoClient[dict[str, Any]](member.uri, serverSelectionTimeoutMS=1000) as client:
-            return _is_primary(client)
+            return bool(client.admin.command("hello").get("isWritablePrimary"))
     except PyMongoError:
         return False
-
-
-def _is_primary(client: MongoClient[dict[str, Any]]) -> bool:
-    return bool(client.admin.command("hello").get("isWritablePrimary"))
 
 
 def _error(line: str) -> str:
@@ -355,12 +278,6 @@ def _error(line: str) -> str:
         return f"{entry['msg']} {entry.get('attr', '')}" if entry["s"] in "EF" else ""
     except (ValueError, KeyError, TypeError):
         return ""
-
-
-def _merged(options: Sequence[str]) -> list[str]:
-    """Return our flags and the caller's, which replace ours unless a flag may be repeated."""
-    given = {option.partition("=")[0] for option in options} - {"--setParameter"}
-    return [flag for flag in _DEFAULTS if flag.partition("=")[0] not in given] + list(options)
 
 
 def _free_port() -> int:
@@ -374,7 +291,7 @@ def _free_port() -> int:
             return port
 
 
-def _wait(condition: Callable[[], bool], otherwise: str, seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], otherwise: str, seconds: float = 60) -> None:
     """Check every 10 ms until the condition holds. Raises `ConfigError` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -29,10 +29,10 @@ from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event
 from caxev.database.reactions import reaction_document
 from caxev.engine.listener import tune_collector
-from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.bench.engine import SITE, Client
 from tests.conftest import Database as Named
+from tests.mongod import Cluster
 
 FEW = 1000
 RUNS = 1000
@@ -78,7 +78,7 @@ def measure(number: int, seconds: float) -> tuple[float, float]:
     """Peak memory in MB, and reactions a second."""
     with tempfile.TemporaryDirectory(prefix="caxev-bench-") as directory:
         options = ("--wiredTigerCacheSizeGB=2", "--oplogSize=512")
-        with ReplicaSet(Path(directory), options=options) as mongod, Client(mongod.uri) as client:
+        with Cluster(Path(directory), options=options) as mongod, Client(mongod.uri) as client:
             ledger = client["backlog"]["caxev_ledger"]
             runs = [ObjectId() for _ in range(RUNS)]
             client["backlog"]["runs_new"].insert_many({"_id": run, "data": []} for run in runs)

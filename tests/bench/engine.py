@@ -48,10 +48,10 @@ from caxev.engine.root_watch import RootWatch
 from caxev.engine.watcher import Watcher
 from caxev.engine.workers import Workers
 from caxev.files import digest_tree
-from caxev.testing.mongod import ReplicaSet
 from caxev.transfer import Route, pull
 from tests import engine
 from tests.conftest import Database as Named
+from tests.mongod import Cluster
 
 ROOT = Path(__file__).parents[2]
 SITE = "lngs"
@@ -106,7 +106,7 @@ class NoIntake:
 class Bench:
     """A mongod with a database of runs."""
 
-    mongod: ReplicaSet
+    mongod: Cluster
     client: Client
     name: str
 
@@ -427,7 +427,7 @@ def _counters(client: Client) -> dict[str, int]:
 def benches() -> Iterator[Callable[[str], Bench]]:
     with tempfile.TemporaryDirectory(prefix="caxev-bench-") as directory:
         options = ("--wiredTigerCacheSizeGB=2", "--oplogSize=512")
-        with ReplicaSet(Path(directory), options=options) as mongod, Client(mongod.uri) as client:
+        with Cluster(Path(directory), options=options) as mongod, Client(mongod.uri) as client:
             yield lambda name: Bench(mongod, client, name)
 
 

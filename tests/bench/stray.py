@@ -25,9 +25,9 @@ from rich.table import Table
 
 from caxev import Job, RunUpdate, tag
 from caxev.engine.listener import run as run_trio
-from caxev.testing.mongod import ReplicaSet
 from tests import engine
 from tests.conftest import Database as Named
+from tests.mongod import Cluster
 
 FILES: Final = 1_000_000
 QUICK: Final = 20_000
@@ -49,7 +49,7 @@ def main(*, as_json: bool, quick: bool, files: int | None, directory: str | None
     number = files or (QUICK if quick else FILES)
     with (
         tempfile.TemporaryDirectory(prefix="caxev-stray-", dir=directory) as root,
-        ReplicaSet(Path(root) / "mongod") as mongod,
+        Cluster(Path(root) / "mongod") as mongod,
     ):
         database = Named(mongod.uri, "run")
         lay_out(Path(root), number, database)

@@ -20,7 +20,8 @@ from rich.table import Table
 
 from caxev.config import ArchiveOptions, Site
 from caxev.demo.world import SIMULATOR
-from caxev.tape import Data, Outcome, Reach, back_up, directly
+from caxev.tape.base import Reach
+from caxev.tape.steps import Data, Outcome, back_up
 from caxev.tape.tsm import Tsm
 
 MEBIBYTE: Final = 1 << 20
@@ -91,13 +92,13 @@ def _watched(reach: Reach, source: str, data: Data) -> tuple[Outcome[Any], int]:
     put, seen = Tsm.put, []
     first = _caused()
 
-    def watched(self: Tsm, where: Reach, staged: str, *args: Any, **more: Any) -> None:
+    def watched(self: Tsm, staged: str, *args: Any, **more: Any) -> None:
         seen.append(max(_caused() - first, _new_blocks(Path(source), Path(staged))))
-        put(self, where, staged, *args, **more)
+        put(self, staged, *args, **more)
 
-    Tsm.put = watched  # type: ignore[assignment,method-assign]
+    Tsm.put = watched  # type: ignore[method-assign]
     try:
-        return directly(back_up, reach, source, data, False), seen[0]
+        return back_up(reach, source, data, False), seen[0]
     finally:
         Tsm.put = put  # type: ignore[method-assign]
 

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 from attrs import frozen
 
-from caxev.testing.mongod import ReplicaSet
 from tests.faults.campaign import Ground, play, say, told
 from tests.faults.cax import SITES as BESIDE_CAX
 from tests.faults.cax import beside_cax
@@ -38,6 +37,7 @@ from tests.faults.takeover import takeover
 from tests.faults.tape import TEMPLATE, TapeGround, tape
 from tests.faults.transfers import FAULTS as ON_THE_WAY
 from tests.faults.transfers import transfers
+from tests.mongod import Cluster
 
 MEGABYTE = 1_000_000
 ON_TAPE: Final[dict[str, Any]] = {"template": TEMPLATE, "kind": TapeGround}
@@ -52,7 +52,7 @@ class Campaign:
     rounds: int
     play: Callable[[Ground, Namespace], Figures]
     options: Callable[[ArgumentParser], object] = lambda _: None
-    server: Callable[[Path], ReplicaSet] = ReplicaSet
+    server: Callable[[Path], Cluster] = Cluster
     sites: Mapping[str, Mapping[str, Any]] | None = None
     on_tape: bool = False
 

@@ -52,7 +52,8 @@ from caxev.database import Database, DatabaseError, is_transient
 from caxev.demo.world import World, ask, left
 from caxev.engine.listener import open_database, prepare, run
 from caxev.files import GONE_PREFIX, PART_PREFIX, digest_tree
-from caxev.testing.mongod import ReplicaSet
+from tests import dsmc_faults
+from tests.mongod import Cluster
 
 ROOT: Final = Path(__file__).parents[2]
 EFFECTS: Final = Path(__file__).parent / "effects.py"
@@ -485,7 +486,7 @@ async def ground_in(
 
 @contextmanager
 def new_world(
-    server: Callable[[Path], ReplicaSet] = ReplicaSet,
+    server: Callable[[Path], Cluster] = Cluster,
     template: Path = ROOT / "sites.json",
     sites: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[World]:
@@ -498,7 +499,7 @@ def new_world(
         entries = json.loads(template.read_text())
         more = sites or {}
         copied.write_text(json.dumps([one | dict(more.get(one["name"], {})) for one in entries]))
-        with World(Path(directory), copied, server=server) as world:
+        with World(Path(directory), copied, server=server, dsmc=dsmc_faults.PROGRAM) as world:
             yield world
 
 
@@ -518,7 +519,7 @@ def play(
     campaign: Callable[[Ground], Awaitable[Mapping[str, Any]]],
     *,
     lease_time: float = 2.0,
-    server: Callable[[Path], ReplicaSet] = ReplicaSet,
+    server: Callable[[Path], Cluster] = Cluster,
     template: Path = ROOT / "sites.json",
     kind: type[Ground] = Ground,
     sites: Mapping[str, Mapping[str, Any]] | None = None,

@@ -26,10 +26,10 @@ from pymongo.collection import Collection
 from pymongo.errors import AutoReconnect, PyMongoError
 
 from caxev.core.clock import utcnow
-from caxev.testing.mongod import ReplicaSet
 from tests.faults.campaign import PATIENCE, Born, Ground, Problem, Tally, say_round
 from tests.faults.load import Document, Load, in_turn
 from tests.faults.proxy import Proxy
+from tests.mongod import Cluster
 
 SIZE: Final = 300_000
 """Bytes in a run."""
@@ -46,7 +46,7 @@ _FAT: Final = {"fat": "x" * 500_000}
 in_thread = trio.to_thread.run_sync
 
 
-class Fronted(ReplicaSet):
+class Fronted(Cluster):
     """Three members, with a proxy before each."""
 
     def __init__(self, directory: Path) -> None:

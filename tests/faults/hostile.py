@@ -22,15 +22,19 @@ from typing import Any, Final
 from attrs import define, evolve, field
 
 from caxev import transfer
-from caxev.batch import INPUT, OUTPUT, End, Folder, JobSpec, Product, run_here, take_stock
-from caxev.batch import withdraw as cancel
+from caxev.batch.base import End, JobSpec
+from caxev.batch.folder import INPUT, OUTPUT, Folder
+from caxev.batch.here import run_here
+from caxev.batch.work import Product, take_stock
+from caxev.batch.work import withdraw as cancel
 from caxev.config import ArchiveOptions, Permission, Site, jobs_directory
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import CopyKey
 from caxev.files import digest_tree, empty_quarantine, erase, identity, set_aside
 from caxev.files.resolved import remove
 from caxev.handlers.permissions import apply as give
-from caxev.tape import Data, Outcome, Reach, back_up, compare, directly, recall
+from caxev.tape.base import Reach
+from caxev.tape.steps import Data, Outcome, back_up, compare, recall
 from caxev.transfer import Route
 from tests import sshd as servers
 from tests.attacks import SECRET, Watched
@@ -144,12 +148,12 @@ def archive(place: Place) -> object:
     base = place.here.dir_tsm if place.tape.method == "tsm" else place.tape.dir_raw
     data = Data(name, f"{base}/{name}")
     source = place.lay(place.here.dir_raw, name, flat=True)
-    manifest = directly(back_up, reach, source, data, False)
+    manifest = back_up(reach, source, data, False)
     place.said.append(manifest.transcript)
     data = evolve(data, expected=manifest.get())
     steps: tuple[Callable[[], Outcome[Any]], ...] = (
-        lambda: directly(compare, reach, data),
-        lambda: directly(recall, reach, data, place.raw(f"back-{name}"), roots),
+        lambda: compare(reach, data),
+        lambda: recall(reach, data, place.raw(f"back-{name}"), roots),
     )
     for step in steps:
         outcome = step()

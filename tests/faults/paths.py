@@ -20,7 +20,8 @@ from attrs import Factory, define, evolve
 from loguru import logger
 
 from caxev import transfer
-from caxev.batch import OUTPUT, Folder, Product, take_stock
+from caxev.batch.folder import OUTPUT, Folder
+from caxev.batch.work import Product, take_stock
 from caxev.cli.errors import NothingToDo
 from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at

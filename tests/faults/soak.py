@@ -25,6 +25,7 @@ from caxev.database import Request
 from tests.faults.campaign import Ground, Listener, Tally, say, say_round
 from tests.faults.load import Document, Load
 from tests.faults.proxy import Proxy, front_ssh
+from tests.mongod import Cluster
 from tests.sshd import free_port
 
 SIZE: Final = 1_000_000
@@ -181,14 +182,20 @@ async def _cut(ground: Ground, proxies: dict[str, Proxy], random: Random) -> Non
 
 async def _database(ground: Ground, proxies: dict[str, Proxy], random: Random) -> None:
     del proxies
-    ground.world.mongod.kill(0)
+    _cluster(ground).kill(0)
     await trio.sleep(random.uniform(0, 3))
-    await trio.to_thread.run_sync(ground.world.mongod.restart, 0)
+    await trio.to_thread.run_sync(_cluster(ground).restart, 0)
+
+
+def _cluster(ground: Ground) -> Cluster:
+    mongod = ground.world.mongod
+    assert isinstance(mongod, Cluster)
+    return mongod
 
 
 async def _frozen(ground: Ground, proxies: dict[str, Proxy], random: Random) -> None:
     del proxies
-    member = ground.world.mongod.members[0]
+    member = _cluster(ground).members[0]
     member.signal(signal.SIGSTOP)
     await trio.sleep(random.uniform(0, 2))
     member.signal(signal.SIGCONT)

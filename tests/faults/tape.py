@@ -33,7 +33,8 @@ from caxev.core.model import (
 from caxev.core.update import RunUpdate
 from caxev.demo.world import TAPE
 from caxev.files import MARKER_PREFIX, safe_name
-from caxev.tape import Data, Reach, directly, recall
+from caxev.tape.base import Reach
+from caxev.tape.steps import Data, recall
 from tests.faults.campaign import (
     BIRTH,
     UNSETTLED,
@@ -100,7 +101,7 @@ class TapeGround(Ground):
             here = Site(name="reader", dir_raw=directory, dir_tsm=directory)
             reach = Reach(here, self.world.sites.get(TAPE))
             data = Data(safe_name(copy.location), copy.location)
-            outcome = directly(recall, reach, data, f"{directory}/back", [directory])
+            outcome = recall(reach, data, f"{directory}/back", [directory])
             if outcome.failed is not None:
                 yield Problem("lost", f"{one}: on tape: {outcome.failed}")
             elif digest_of(f"{directory}/back") != born.digest:
