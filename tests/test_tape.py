@@ -888,10 +888,10 @@ def test_a_name_that_means_something_to_the_client(tape: Ground, name: str) -> N
 
 
 _SHELF = """
-from caxev.tape.base import Stored
-class RunCache:
-    def folder(self, reach, name): return f"/shelf/{name}"
-    def listed(self, reach, folder, transcript): return [Stored("box", 1)]
+from caxev.tape.base import Archive, Stored
+class RunCache(Archive):
+    def folder(self, name): return f"/shelf/{name}"
+    def listed(self, folder): return [Stored("box", 1)]
 """
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from caxev.core.errors import Retry
 from caxev.files.manifest import PART, Item, Manifest, Range, item_digest, wrong_ranges
 from caxev.files.paths import printable
-from caxev.files.reading import Report, Stretch, read_all, stretches
+from caxev.files.reading import Hash, Report, Stretch, read_all, stretches
 from caxev.files.tree import Seen, look, manifest_of
 
 
@@ -20,8 +20,11 @@ def digest_tree(
     threads: int | None = None,
     max_rate: float | None = None,
     report: Report,
+    also: Callable[[Seen], Sequence[Hash]] = lambda _seen: (),
 ) -> Manifest:
     """Return the manifest of the copy at `root` with the requested digests of each file.
+
+    The bytes of a file are fed to the hashes that `also` returns for it, too.
 
     Each file is read once, from the disk and not from the cache (see `uncached`), by `threads`
     threads (default: one a core), at `max_rate` bytes a second at most. Memory stays below 5 MiB a
@@ -29,7 +32,7 @@ def digest_tree(
     tree changes meanwhile. Leaves nothing behind, however it ends.
     """
     before = look(root)
-    files = [_wanted(s, sha512=sha512, blake3=blake3) for s in before if s.kind == "file"]
+    files = [_wanted(s, also(s), sha512, blake3) for s in before if s.kind == "file"]
     read_all(os.fsencode(root), [one for file in files for one in file], threads, report, max_rate)
     if look(root) != before:
         raise Retry(f"{printable(os.fsencode(root))} changed while it was read")
@@ -37,11 +40,11 @@ def digest_tree(
     return Manifest([*map(_item, files), *rest])
 
 
-def _wanted(seen: Seen, *, sha512: bool, blake3: bool) -> list[Stretch]:
-    # SHA-512 is a chain over the whole file, so one thread takes all of it. BLAKE3 is kept for each
-    # part, so several threads can share a file.
-    if sha512 or not blake3:
-        return [Stretch(seen, 0, seen.size, blake3=blake3, sha512=sha512)]
+def _wanted(seen: Seen, also: Sequence[Hash], sha512: bool, blake3: bool) -> list[Stretch]:
+    # SHA-512 and the like are chains over the whole file, so one thread takes all of it. BLAKE3 is
+    # kept for each part, so several threads can share a file.
+    if sha512 or also or not blake3:
+        return [Stretch(seen, 0, seen.size, blake3=blake3, sha512=sha512, also=also)]
     return stretches(seen, seen.size)
 
 

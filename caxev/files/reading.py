@@ -34,11 +34,18 @@ _FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK
 _WIDE: Final = 64 << 20  # bytes, above which one file is worth several cores
 
 
+class Hash(Protocol):
+    """What is computed from bytes as they pass."""
+
+    def update(self, data: ReadableBuffer, /) -> object: ...
+
+
 @define(eq=False)
 class Stretch:
     """The bytes `start` to `stop` of a file, the digests that are wanted, and their values.
 
-    `start` is the first byte of a part; a SHA-512 needs the whole file.
+    `start` is the first byte of a part; a SHA-512 needs the whole file. The bytes are fed to the
+    hashes in `also`, too.
     """
 
     seen: Seen
@@ -46,6 +53,7 @@ class Stretch:
     stop: int
     blake3: bool = True
     sha512: bool = False
+    also: Sequence[Hash] = ()
     part_digests: list[bytes] = field(factory=list)
     sha512_digest: bytes | None = None
 
@@ -55,10 +63,6 @@ class Stretch:
 
 
 _Buffers: TypeAlias = tuple[memoryview, memoryview]
-
-
-class _Hash(Protocol):
-    def update(self, data: ReadableBuffer, /) -> object: ...
 
 
 def stretches(seen: Seen, stop: int) -> list[Stretch]:
@@ -148,7 +152,7 @@ class _Readers:
         path = self._above + one.seen.path if one.seen.path else self.root
         parts = PartDigest() if one.blake3 else None
         sha512 = hashlib.sha512() if one.sha512 else None
-        hashes: list[_Hash] = [each for each in (parts, sha512) if each is not None]
+        hashes: list[Hash] = [each for each in (parts, sha512, *one.also) if each is not None]
         try:
             self._feed_all(path, one, hashes, buffers, number)
         except OSError as exc:
@@ -157,7 +161,7 @@ class _Readers:
         one.sha512_digest = sha512.digest() if sha512 else None
 
     def _feed_all(
-        self, path: bytes, one: Stretch, hashes: list[_Hash], buffers: _Buffers, number: int
+        self, path: bytes, one: Stretch, hashes: list[Hash], buffers: _Buffers, number: int
     ) -> None:
         descriptor = self._open(path, one)
         try:
@@ -209,7 +213,7 @@ def _chunks(
         at, this, other = after, other, this
 
 
-def _feed(chunk: memoryview, hashes: Sequence[_Hash], helpers: ThreadPoolExecutor | None) -> None:
+def _feed(chunk: memoryview, hashes: Sequence[Hash], helpers: ThreadPoolExecutor | None) -> None:
     """Feed all hashes; with `helpers`, each in a thread of its own."""
     beside = [helpers.submit(each.update, chunk) for each in hashes[1:]] if helpers else []
     for each in hashes[:1] if helpers else hashes:

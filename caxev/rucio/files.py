@@ -10,31 +10,22 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Event, Lock
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any
 
-from attrs import asdict, define, field, frozen
+from attrs import asdict, field, frozen
 
-from caxev.core.errors import GiveUp, Retry
-from caxev.files import (
-    Item,
-    Manifest,
-    PartDigest,
-    Report,
-    Seen,
-    item_digest,
-    join,
-    local,
-    look,
-    open_resolved,
-    shown,
-)
-from caxev.files import manifest_of as without_digests
-from caxev.rucio.names import Did, Names
+from caxev.core.errors import GiveUp
+from caxev.files import Item, Manifest, Report, Seen, digest_tree, look, shown
+from caxev.rucio.names import Names
 
-_CHUNK: Final = 2 << 20
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+    from _typeshed import ReadableBuffer
+
+    _Sums = tuple["Adler32", _Hash]
 
 
 @frozen
@@ -88,82 +79,55 @@ class Digested:
     manifest: Manifest = field(repr=False)
 
 
+class Adler32:
+    """The ADLER32 of bytes as they pass."""
+
+    def __init__(self) -> None:
+        self._value = 1
+
+    def update(self, data: ReadableBuffer, /) -> None:
+        """Take the next bytes."""
+        self._value = zlib.adler32(data, self._value)
+
+    def hexdigest(self) -> str:
+        """Return it as eight hex digits."""
+        return f"{self._value:08x}"
+
+
 def digest_for_catalogue(root: str, names: Names, *, sha512: bool, report: Report) -> Digested:
-    """Read the copy at `root` once, in a thread a core.
+    """Read the copy at `root` once, for all the digests that a catalogue and the database need.
 
     Raises `GiveUp` if it holds what a catalogue cannot: links, empty directories, odd names;
     `Retry` if it cannot be read or changes meanwhile.
     """
-    # Listed before and after: a copy that changes meanwhile would get digests that never were.
-    before = look(root)
-    todo = [(seen, _name(names, seen, root)) for seen in before if seen.kind == "file"]
-    _check_rest(before, root)
-    reading = _Reading(os.fsencode(root), sum(seen.size for seen, _ in todo), report, sha512)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        futures = [pool.submit(reading.digest, seen, did) for seen, did in todo]
-        try:
-            found = [future.result() for future in futures]
-        finally:
-            # After an error, or when we are cancelled, the other threads stop at their next chunk.
-            reading.stopped.set()
-    if look(root) != before:
-        raise Retry(f"{shown(root)} changed while it was read")
-    rest = [item for item in without_digests(before).items if item.kind != "file"]
-    manifest = Manifest([*(item for _, item in found), *rest])
-    return Digested(tuple(checked for checked, _ in found), manifest)
+    # Before it is read, which takes long; and then what was read, which may be something else.
+    _names(look(root), names, root)
+    sums = defaultdict[bytes, _Sums](lambda: (Adler32(), hashlib.md5(usedforsecurity=False)))
+    manifest = digest_tree(root, sha512=sha512, report=report, also=lambda seen: sums[seen.path])
+    found = _names(manifest.items, names, root)
+    files = (
+        Checked(
+            item.path, found[item.path], item.size, *(one.hexdigest() for one in sums[item.path])
+        )
+        for item in manifest.files
+    )
+    return Digested(tuple(files), manifest)
 
 
-def _name(names: Names, seen: Seen, root: str) -> Did:
-    return names.file(seen.path or os.fsencode(os.path.basename(root.rstrip("/"))))
-
-
-def _check_rest(seen: Sequence[Seen], root: str) -> None:
-    full = {os.path.dirname(one.path) for one in seen if one.path}
-    for one in seen:
+def _names(listed: Sequence[Seen | Item], names: Names, root: str) -> dict[bytes, str]:
+    """Return each file's name in the catalogue. Raises `GiveUp` if it can hold no such copy."""
+    full = {os.path.dirname(one.path) for one in listed if one.path}
+    for one in listed:
         if one.kind == "link":
             raise GiveUp(f"a catalogue can hold no link: {one.path!r} in {shown(root)}")
         if one.kind == "dir" and one.path not in full:
             raise GiveUp(f"a catalogue can hold no empty directory: {one.path!r} in {shown(root)}")
-    if not any(one.kind == "file" for one in seen):
+    alone = os.fsencode(os.path.basename(root.rstrip("/")))
+    files = (one.path for one in listed if one.kind == "file")
+    found = {path: names.file(path or alone).name for path in files}
+    if not found:
         raise GiveUp(f"{shown(root)} holds no file")
-
-
-@define
-class _Reading:
-    """The shared state of the reading threads."""
-
-    root: bytes
-    total: int
-    report: Report
-    sha512: bool
-    stopped: Event = field(factory=Event)
-    _done: int = 0
-    _lock: Lock = field(factory=Lock)
-
-    def digest(self, seen: Seen, did: Did) -> tuple[Checked, Item]:
-        path = join(self.root, seen.path)
-        # All digests from one reading: raw data is too large to be read twice.
-        adler, md5, parts = 1, hashlib.md5(usedforsecurity=False), PartDigest()
-        sha512 = hashlib.sha512() if self.sha512 else None
-        with local(path, "read"), os.fdopen(open_resolved(path, os.O_RDONLY), "rb", 0) as file:
-            while chunk := file.read(_CHUNK):
-                adler = zlib.adler32(chunk, adler)
-                md5.update(chunk)
-                parts.update(chunk)
-                if sha512 is not None:
-                    sha512.update(chunk)
-                self._add(len(chunk))
-        blake3, joined = item_digest(parts.parts())
-        digest = None if sha512 is None else sha512.digest()
-        item = Item(seen.path, "file", seen.size, blake3, digest, parts=joined)
-        return Checked(seen.path, did.name, seen.size, f"{adler:08x}", md5.hexdigest()), item
-
-    def _add(self, count: int) -> None:
-        if self.stopped.is_set():
-            raise Retry("reading was broken off")
-        with self._lock:
-            self._done += count
-            self.report(self._done, self.total)
+    return found
 
 
 def seen_of(files: Iterable[Checked], mtime_ns: int) -> list[Seen]:
