@@ -35,11 +35,12 @@ from caxev.files import (
     mirror,
     not_private,
     pinned,
+    to_nobody,
 )
 from caxev.rucio.files import Checked
 from caxev.rucio.moving import Fetching
 from caxev.rucio.names import Did
-from caxev.rucio.storage import Counter
+from caxev.transfer.local_side import Meter
 from tests.test_commands import SHM, elsewhere
 from tests.test_processing import make_input, quiet, spec_in
 
@@ -384,7 +385,7 @@ def test_rucio_writes_where_nobody_else_may(tmp_path: Path, far: Path) -> None:
         os.fsencode(far),
         order,  # type: ignore[arg-type]
         [one],
-        Counter.silent(),
+        Meter(to_nobody, 0),
     )
 
     class Storage:

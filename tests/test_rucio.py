@@ -648,7 +648,8 @@ async def test_ten_runs_go_in_are_replicated_and_come_out(bench: Bench, database
         await trio.to_thread.run_sync(bench.server.replicate)
         await replayed(db, "lngs", handler="rucio_rules", force=True)
         found = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
-        scopes = {scope for run in runs for scope in bench.order(run).names.scopes}
+        names = [bench.order(run).names for run in runs]
+        scopes = {did.scope for one in names for did in (one.period, one.dataset)}
         before = await trio.to_thread.run_sync(bench.server.counts, scopes)
         for run in found:  # so that the rules are looked at again, though nothing has changed
             entry = run.copy(IN_RUCIO)

@@ -30,7 +30,8 @@ from caxev.rucio.files import Checked, Digested, digest_for_catalogue, seen_of
 from caxev.rucio.moving import Fetching, Sending
 from caxev.rucio.names import Did, Names
 from caxev.rucio.orders import Download, Found, Settlement, Upload, Verdict
-from caxev.rucio.storage import Counter, side_by_side
+from caxev.rucio.storage import side_by_side
+from caxev.transfer.local_side import Meter
 
 
 def check(there: Site) -> str:
@@ -239,9 +240,9 @@ def download(order: Download, *, report: Report) -> Moved:
         with arrival.opened() as todo, landing(state_directory(order.here), final) as private:
             failpoints.point("files.prepare")
             wanted = {piece.file.path: piece.file for piece in todo.pieces}
-            counter = Counter(report, total, total - sum(one.size for one in wanted.values()))
-            fetching = Fetching(rucio, arrival.partial, private, order, files, counter)
+            meter = Meter(report, total, total - sum(one.size for one in wanted.values()))
+            fetching = Fetching(rucio, arrival.partial, private, order, files, meter)
             side_by_side(fetching.fetch, wanted.values())
             arrival.finish(todo)
             arrival.publish()
-    return Moved(total, counter.added, len(files), monotonic() - began)
+    return Moved(total, meter.sent, len(files), monotonic() - began)

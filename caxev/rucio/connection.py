@@ -27,7 +27,8 @@ from caxev.rucio.errors import is_called, translated
 from caxev.rucio.files import Checked
 from caxev.rucio.names import Did, Names
 from caxev.rucio.orders import Found, Verdict
-from caxev.rucio.storage import QUIET, Counter, Row, Storage, difference, row_of, side_by_side
+from caxev.rucio.storage import QUIET, Row, Storage, row_of, side_by_side
+from caxev.transfer.local_side import Meter
 
 T = TypeVar("T")
 
@@ -256,13 +257,11 @@ class Connection:
     ) -> Verdict:
         """Ask the storage of each of these RSEs, which have all files, what it has."""
         total = len(rses) * sum(one.size for one in wanted.values())
-        counter = Counter(report, total)
+        meter = Meter(report, total)
         verdict = Verdict()
         for rse in rses:
             try:
-                storage = self.storage(rse)
-                asked = [(storage, row["rses"][rse][0], wanted[row["name"]]) for row in rows]
-                found = side_by_side(lambda one: difference(*one, counter), asked)
+                found = self._differences_at(rse, wanted, rows, meter)
             except Exception as error:  # noqa: BLE001  # any storage's library; the others may do
                 verdict = evolve(verdict, unseen=(*verdict.unseen, f"{rse}: {error}"))
                 continue
@@ -279,6 +278,18 @@ class Connection:
         if not rses:
             return evolve(verdict, unseen=("no RSE has all of it",))
         return verdict
+
+    def _differences_at(
+        self, rse: str, wanted: Mapping[str, Checked], rows: Sequence[Row], meter: Meter
+    ) -> list[str | None]:
+        storage = self.storage(rse)
+
+        def compare(row: Row) -> str | None:
+            why = storage.difference(row["rses"][rse][0], wanted[row["name"]])
+            meter.add(wanted[row["name"]].size)
+            return why
+
+        return side_by_side(compare, rows)
 
 
 def differences(wanted: Mapping[str, Checked], rows: Iterable[Row]) -> list[str]:

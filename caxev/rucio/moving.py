@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from attrs import define, field
@@ -12,19 +12,12 @@ from caxev import failpoints
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import Report, Seen, join, local, name_in, place_file
 from caxev.limited import rows_limited
-from caxev.rucio.connection import AVAILABLE, Connection, batches
+from caxev.rucio.connection import AVAILABLE, Connection, batches, differences
 from caxev.rucio.files import Checked
 from caxev.rucio.names import Did
 from caxev.rucio.orders import Download
-from caxev.rucio.storage import (
-    Counter,
-    Row,
-    Storage,
-    adler32_of,
-    difference,
-    row_of,
-    side_by_side,
-)
+from caxev.rucio.storage import Row, Storage, adler32_of, row_of, side_by_side
+from caxev.transfer.local_side import Meter
 
 
 @define(eq=False)
@@ -47,57 +40,49 @@ class Sending:
         # crash finds the file again.
         if not self.storage.settings.get("deterministic", True):
             raise GiveUp(f"{rse} is not deterministic: it cannot be an entrance")
-        rows = {row["name"]: row for row in self._known(files)} if known else {}
-        self._compare(rows, files)
+        scope, names = self.dataset.scope, {one.name: one for one in files}
+        dids = [Did(scope, name) for name in names]
+        rows = {row["name"]: row for row in (self.rucio.replicas(dids) if known else ())}
+        # Rucio itself does not compare: it accepts other bytes for a name without an error.
+        if bad := differences({name: names[name] for name in rows}, rows.values()):
+            raise GiveUp(f"{scope}:{bad[0]}")
         state = {name: row["states"].get(rse) for name, row in rows.items()}
         new = [one for one in files if state.get(one.name) is None]
         # Registered before they are sent, as copying: a crash leaves no file in the storage that
         # the catalogue does not know.
         for some in batches(new):
-            client.add_replicas(rse, [self._registered(one) for one in some])
+            client.add_replicas(rse, [{**self._row(one, "C"), **_sums(one)} for one in some])
             failpoints.point("rucio.register")
-        counter = Counter(self.report, sum(one.size for one in files))
-        names = {one.name for one in new}
+        meter = Meter(self.report, sum(one.size for one in files))
+        unsent = {one.name for one in new}
         for some in batches(files):
-            side_by_side(lambda one: self._bring(one, one.name in names, counter), some)
+            side_by_side(lambda one: self._bring(one, one.name in unsent, meter), some)
             failpoints.point("rucio.sent")
             # Only after the storage has confirmed every file of the batch.
             lacking = [one for one in some if state.get(one.name) != AVAILABLE]
             if lacking:
-                client.update_replicas_states(rse, [self._available(one) for one in lacking])
+                client.update_replicas_states(rse, [self._row(one, "A") for one in lacking])
                 failpoints.point("rucio.available")
 
-    def _known(self, files: Sequence[Checked]) -> list[Row]:
-        return self.rucio.replicas([Did(self.dataset.scope, one.name) for one in files])
+    def _row(self, one: Checked, state: str) -> Row:
+        return {**row_of(Did(self.dataset.scope, one.name)), "state": state}
 
-    def _compare(self, rows: Mapping[str, Row], files: Iterable[Checked]) -> None:
-        """Check the files against the catalogue, in which a name has one content for ever."""
-        # Rucio itself does not: it accepts other bytes without an error.
-        for one in files:
-            row = rows.get(one.name)
-            why = one.differs(row["bytes"], row["adler32"], row.get("md5")) if row else None
-            if why is not None:
-                raise GiveUp(f"{self.dataset.scope}:{one.name} {why} in the catalogue")
-
-    def _registered(self, one: Checked) -> Row:
-        sums = {"bytes": one.size, "adler32": one.adler32, "md5": one.md5}
-        return {**row_of(Did(self.dataset.scope, one.name)), **sums, "state": "C"}
-
-    def _available(self, one: Checked) -> Row:
-        return {**row_of(Did(self.dataset.scope, one.name)), "state": "A"}
-
-    def _bring(self, one: Checked, is_new: bool, counter: Counter) -> None:
+    def _bring(self, one: Checked, is_new: bool, meter: Meter) -> None:
         did = Did(self.dataset.scope, one.name)
         pfn = self.storage.pfn(did)
         # A file that an earlier attempt sent is compared, and sent again only if it differs.
-        if is_new or difference(self.storage, pfn, one, Counter.silent()) is not None:
+        if is_new or self.storage.difference(pfn, one) is not None:
             self.storage.send(did, one, self.root)
             failpoints.point("rucio.file")
             # By the storage's own checksum: that the upload succeeded does not prove its bytes.
-            why = difference(self.storage, pfn, one, Counter.silent())
+            why = self.storage.difference(pfn, one)
             if why is not None:
                 raise Retry(f"{one.name} at {self.storage.rse} {why} after it was brought there")
-        counter.add(one.size)
+        meter.add(one.size)
+
+
+def _sums(one: Checked) -> Row:
+    return {"bytes": one.size, "adler32": one.adler32, "md5": one.md5}
 
 
 @define(eq=False)
@@ -112,7 +97,7 @@ class Fetching:
     private: bytes
     order: Download
     files: Sequence[Checked]
-    counter: Counter
+    meter: Meter
     _rows: Mapping[str, Row] = field(init=False)
     _by_path: Mapping[bytes, Checked] = field(init=False)
     _storages: dict[str, Storage] = field(init=False, factory=dict)
@@ -135,7 +120,7 @@ class Fetching:
         for rse, pfn in self._sources(one):
             if (why := self._fetched(seen, rse, pfn)) is None:
                 failpoints.point("files.file")
-                self.counter.add(one.size)
+                self.meter.add(one.size)
                 return
             failed.append(f"{rse}: {why}")
         where = f" at {self.order.rse}" if self.order.rse else ""

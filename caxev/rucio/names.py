@@ -55,10 +55,6 @@ class Names:
     period: Did
     campaign: str
 
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        return (self.period.scope, self.dataset.scope)
-
     def file(self, path: bytes) -> Did:
         """Return the name of a file of the copy. Raises `GiveUp` if no catalogue can hold it."""
         try:

@@ -160,9 +160,7 @@ class Rule:
     """RSEs at which the data is wanted; ``"random: A, B"`` is one of those."""
     destination_livetime: Annotated[
         Mapping[Names, int | None],
-        Kind(
-            'seconds, or -1 for ever, for RSEs, as {"A_DISK": -1}', mapped(_destination, _lifetime)
-        ),
+        Kind('seconds, or -1 for ever, for RSEs, as {"A_DISK": -1}', _lifetimes),
     ] = field(factory=dict)
     """For each of these RSEs, ``-1`` for ever, or seconds (a number or a text)."""
     remove_rse: Annotated[Names, Kind("a list of RSEs or null", _rses)] = ()

@@ -1,4 +1,4 @@
-"""The storage behind an RSE, reached by Rucio's own protocols, and counters of the bytes moved.
+"""The storage behind an RSE, reached by Rucio's own protocols.
 
 Raises the errors of any storage's library; `caxev.rucio.connection.connected` translates them.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,9 +17,9 @@ from urllib.parse import urlsplit
 
 from attrs import define, field
 
-from caxev.files import Report, join, pinned
+from caxev.files import join, pinned
 from caxev.rucio.errors import is_called
-from caxev.rucio.files import Checked
+from caxev.rucio.files import Adler32, Checked
 from caxev.rucio.names import Did
 
 T = TypeVar("T")
@@ -32,8 +31,6 @@ AT_ONCE: Final = 4
 _CHUNK: Final = 1 << 20
 QUIET: Final = logging.getLogger("caxev.rucio")
 """The logger of Rucio's library."""
-
-
 _importing: Final = Lock()
 
 
@@ -87,6 +84,13 @@ class Storage:
                 raise
         return found
 
+    def difference(self, pfn: str, wanted: Checked) -> str | None:
+        """Return why the bytes that are stored there are not the file; None if they are."""
+        found = self.stat(pfn)
+        if found is None:
+            return "is not there"
+        return wanted.differs(found.get("filesize"), found.get("adler32"), found.get("md5"))
+
     def send(self, did: Did, one: Checked, root: str) -> None:
         """Upload a file, by a temporary name, replacing any file of its name."""
         rsemanager = _rsemanager()
@@ -114,45 +118,13 @@ class Storage:
             protocol.get(pfn, os.fsdecode(path))
 
 
-def difference(storage: Storage, pfn: str, wanted: Checked, counter: Counter) -> str | None:
-    """Return why the bytes stored there are not the file; None if they are."""
-    found = storage.stat(pfn)
-    counter.add(wanted.size)
-    if found is None:
-        return "is not there"
-    return wanted.differs(found.get("filesize"), found.get("adler32"), found.get("md5"))
-
-
 def adler32_of(path: bytes) -> str:
     """Return the ADLER32 of a file as eight hex digits."""
-    value = 1
+    found = Adler32()
     with open(path, "rb", buffering=0) as file:
         while chunk := file.read(_CHUNK):
-            value = zlib.adler32(chunk, value)
-    return f"{value:08x}"
-
-
-@define(eq=False)
-class Counter:
-    """Counts bytes from any thread and reports them."""
-
-    report: Report
-    total: int
-    done: int = 0
-    added: int = 0
-    _lock: Lock = field(factory=Lock)
-
-    @classmethod
-    def silent(cls) -> Counter:
-        """Return one that reports to nobody."""
-        return cls(lambda _done, _total: None, 0)
-
-    def add(self, count: int) -> None:
-        """Add so many bytes."""
-        with self._lock:
-            self.added += count
-            self.done += count
-            self.report(self.done, self.total)
+            found.update(chunk)
+    return found.hexdigest()
 
 
 def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
