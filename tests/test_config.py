@@ -37,7 +37,7 @@ from caxev.config import (
 from caxev.config import handlers as handlers_module
 from caxev.config.errors import Problems
 from caxev.config.reading import read
-from caxev.core.registry import Handler, Here, copy, recorded
+from caxev.core.registry import Handler, copy, recorded
 from tests.config_keys import CLASSES, documented
 
 EXAMPLE = Path(__file__).parent.parent / "sites.json"
@@ -200,7 +200,7 @@ def test_null_directory(tmp_path: Path) -> None:
 def test_task_list(tmp_path: Path) -> None:
     """`task_list` enables by name or alias; without one, everything is enabled."""
     sites = sites_of(tmp_path, *CAX_STYLE)
-    here: Here = sites.here("daq")
+    here = sites.here("daq")
     assert here.wants(handler("push", "CopyPush"))
     assert here.wants(handler("AddChecksum"))
     assert not here.wants(handler("pull", "CopyPull"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from attrs import frozen
 from hypothesis import given
 
 from caxev import ELSEWHERE, GONE, HERE, PASSIVE, Job, copy, copy_field, field, new_run, on, tag
@@ -20,21 +19,17 @@ from caxev.core.model import (
     Tag,
     Watched,
 )
-from caxev.core.registry import Handler, Registry, Trigger, recorded
+from caxev.core.registry import Handler, Here, Registry, Trigger, recorded
 from tests import strategies as make
 
 
-@frozen
-class Here:
-    """A site as triggers see it."""
+def here(*tasks: str) -> Here:
+    """A site as triggers see it, with such a ``task_list``."""
 
-    name: str = "lngs"
-    passive: frozenset[str] = frozenset({"tape"})
-    tasks: tuple[str, ...] = ()
-    correction_inputs: frozenset[str] = frozenset({"start"})
+    def wants(handler: Handler) -> bool:
+        return not tasks or not {handler.name, *handler.aliases}.isdisjoint(tasks)
 
-    def wants(self, handler: Handler) -> bool:
-        return not self.tasks or not {handler.name, *handler.aliases}.isdisjoint(self.tasks)
+    return Here("lngs", frozenset({"tape"}), frozenset({"start"}), wants)
 
 
 async def react(job: Job) -> None:
@@ -46,7 +41,7 @@ def handler(*triggers: Trigger, name: str = "react", aliases: tuple[str, ...] = 
 
 
 def fires(trigger: Trigger, aspect: Aspect, value: str | None) -> bool:
-    return handler(trigger).wants(Event("run", aspect, None, value), Here())
+    return handler(trigger).wants(Event("run", aspect, None, value), here())
 
 
 @pytest.mark.parametrize(
@@ -115,8 +110,8 @@ def test_one_kind_of_aspect_meets_one_kind_of_trigger(aspect: Aspect) -> None:
 def test_it_fires_or_says_why_not(aspect: Aspect, status: str) -> None:
     """`unmet` gives a reason exactly where `wants` says no."""
     one = handler(copy("error", type="raw", host=HERE), tag("x"))
-    reason = one.unmet(aspect, status, Here())
-    assert (reason is None) == one.wants(Event("run", aspect, None, status), Here())
+    reason = one.unmet(aspect, status, here())
+    assert (reason is None) == one.wants(Event("run", aspect, None, status), here())
     assert reason is None or reason
 
 
@@ -137,7 +132,7 @@ def test_it_fires_or_says_why_not(aspect: Aspect, status: str) -> None:
 )
 def test_reasons(trigger: Trigger, aspect: Aspect, value: str | None, reason: str) -> None:
     """A reason names what is, and what would be needed."""
-    assert handler(trigger).unmet(aspect, value, Here()) == reason
+    assert handler(trigger).unmet(aspect, value, here()) == reason
 
 
 def test_on_records_and_returns_the_function() -> None:
@@ -183,14 +178,14 @@ def test_two_handlers_of_one_name() -> None:
     """The error names both places and what to do: the ledger could not tell them apart."""
     place = r"test_registry\.py, line \d+"
     with pytest.raises(ValueError, match=f"'react'.*{place}, and in .*{place}.*name="):
-        Registry([handler(new_run()), handler(tag("x"))], Here())
+        Registry([handler(new_run()), handler(tag("x"))], here())
 
 
 def test_task_list_enables_by_name_or_alias() -> None:
     """A handler that the site does not want is known, and wants nothing."""
     one, two = handler(new_run(), name="one", aliases=("One",)), handler(new_run(), name="two")
     for tasks, enabled in [((), [one, two]), (("One",), [one]), (("two",), [two]), (("x",), [])]:
-        registry = Registry([one, two], Here(tasks=tasks))
+        registry = Registry([one, two], here(*tasks))
         assert list(registry.wanting(Event("run", Existence(), None, YES))) == enabled
         assert set(registry.handlers) == {"one", "two"}
 
@@ -199,7 +194,7 @@ def test_task_list_enables_by_name_or_alias() -> None:
 def test_owed_is_what_a_first_look_would_fire(snapshot: dict[Aspect, str]) -> None:
     """`triggering` names the aspects for which an event of now would want the handler."""
     one = handler(copy("transferred", host=(HERE, ELSEWHERE)), tag("*"))
-    registry = Registry([one], Here())
+    registry = Registry([one], here())
     wanted = [
         (aspect, value)
         for aspect, value in snapshot.items()
@@ -229,9 +224,9 @@ def test_only_fields_of_enabled_handlers_are_watched() -> None:
         handler(field("end"), copy_field("a", "b"), name="one"),
         handler(field("start"), copy_field("c"), name="other"),
     ]
-    everything = Registry(handlers, Here()).watched
+    everything = Registry(handlers, here()).watched
     assert everything == Watched(frozenset({"end", "start"}), frozenset("abc"))
-    few = Registry(handlers, Here(tasks=("one",))).watched
+    few = Registry(handlers, here("one")).watched
     assert few == Watched(frozenset({"end"}), frozenset("ab"))
     assert few <= everything
     assert not everything <= few

@@ -88,16 +88,16 @@ class State:
         from caxev.core.registry import Registry, recorded
 
         sites = self.sites()
-        here = sites.here(name)
+        own = sites.get(name).handlers
         by_method = {BY_METHOD[one.method] for one in sites.values() if one.method in BY_METHOD}
-        load_handlers((*sorted(by_method), *here.site.handlers), self.handlers)
+        load_handlers((*sorted(by_method), *own), self.handlers)
         # Registration is global to a process, and `recorded` has every handler that it has ever
         # loaded, as in `caxev sites check`, which goes through all sites.
         foreign = {module for site in sites.values() for module in site.handlers}
         foreign |= {*BY_METHOD.values()}
-        foreign -= {*by_method, *here.site.handlers, *DEFAULT_HANDLERS}
+        foreign -= {*by_method, *own, *DEFAULT_HANDLERS}
         try:
-            return Registry((h for h in recorded if h.module not in foreign), here)
+            return Registry((h for h in recorded if h.module not in foreign), sites.here(name))
         except ValueError as error:
             raise ConfigError(str(error)) from error
 

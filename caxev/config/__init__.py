@@ -18,13 +18,7 @@ from caxev.config.processing import Processing
 from caxev.config.retention import Deletion, Patrol, Stalled
 from caxev.config.rucio import Catalogue, Period
 from caxev.config.settings import Settings, secret, without_secrets
-from caxev.config.sites import (
-    Here,
-    Site,
-    Sites,
-    archive_between,
-    link_between,
-)
+from caxev.config.sites import Site, Sites, archive_between, link_between
 from caxev.config.state import jobs_directory, private_directories, state_directory
 from caxev.core.errors import ConfigError
 
@@ -37,7 +31,6 @@ __all__ = [
     "Correction",
     "Deletion",
     "Email",
-    "Here",
     "Link",
     "Patrol",
     "Period",

@@ -45,7 +45,7 @@ from caxev.config.values import (
 )
 from caxev.core.errors import ConfigError
 from caxev.core.paths import Root
-from caxev.core.registry import Handler
+from caxev.core.registry import Handler, Here
 
 METHODS: Final = (
     "sftp",
@@ -394,27 +394,6 @@ def archive_between(here: Site, there: Site) -> ArchiveOptions:
 
 
 @frozen
-class Here:
-    """The site that this process serves, as `caxev.core.registry` asks it."""
-
-    site: Site
-    passive: frozenset[str]
-
-    @property
-    def name(self) -> str:
-        return self.site.name
-
-    @property
-    def correction_inputs(self) -> frozenset[str]:
-        """The fields of runs that this site's corrections wait for."""
-        return frozenset(path for one in self.site.correcting() for path in one.when)
-
-    def wants(self, handler: Handler) -> bool:
-        """Whether the site has enabled this handler."""
-        return self.site.wants(handler)
-
-
-@frozen
 class Sites:
     """The sites by name, in the file's order. `warnings` are for ``caxev sites check``.
 
@@ -453,6 +432,8 @@ class Sites:
         return len(self.by_name)
 
     def here(self, name: str) -> Here:
-        """Return the site that this process serves. Raises `ConfigError` as `get` does."""
-        passive = (site.name for site in self.values() if not site.listener and site.name != name)
-        return Here(self.get(name), frozenset(passive))
+        """Return what triggers must know of a site. Raises `ConfigError` as `get` does."""
+        site = self.get(name)
+        passive = (one.name for one in self.values() if not one.listener and one.name != name)
+        inputs = (path for one in site.correcting() for path in one.when)
+        return Here(name, frozenset(passive), frozenset(inputs), site.wants)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 from attrs import frozen
@@ -42,16 +42,18 @@ HandlerFunction = Callable[[Any], Awaitable[Any]]
 F = TypeVar("F", bound=HandlerFunction)
 
 
-class Here(Protocol):
-    """What a trigger must know about the site."""
+@frozen
+class Here:
+    """What a trigger must know about the site that this process serves.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def passive(self) -> Collection[str]: ...
-    @property
-    def correction_inputs(self) -> frozenset[str]: ...
-    def wants(self, handler: Handler) -> bool: ...
+    `passive` are the sites without a listener, `correction_inputs` the fields of runs that the
+    site's corrections wait for; `wants` returns whether the site has enabled a handler.
+    """
+
+    name: str
+    passive: frozenset[str]
+    correction_inputs: frozenset[str]
+    wants: Callable[[Handler], bool]
 
 
 def _set(value: str | Iterable[str] | None) -> frozenset[str]:

@@ -48,12 +48,11 @@ class Bench:
 
 async def serve(bench: Bench, database: Database, site: str) -> None:
     """Listen for a site until nothing is left to do."""
-    here = bench.sites.here(site)
     options = Options(
-        site=here.site,
+        site=bench.sites.get(site),
         sites=bench.sites,
         settings=bench.settings,
-        registry=Registry(bench.handlers, here),
+        registry=Registry(bench.handlers, bench.sites.here(site)),
         once=True,
         services=(RuleFiles, Messages),
         caught_up=QUIET,
