@@ -57,7 +57,7 @@ from caxev import (
     on,
     tag,
 )
-from caxev.batch.base import End, Ended, JobSpec
+from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.folder import INPUT, OUTPUT, work_directory
 from caxev.batch.here import run_here
 from caxev.batch.queue import Queue, Sent
@@ -190,7 +190,7 @@ async def submit(job: Job) -> Result:
     return None
 
 
-async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> Ended:
+async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> JobEnd:
     """Run a job as a process of this machine: wait for a free slot, and stop it at its walltime."""
     here = (home, spec.name)
     # `here in at_work`: a cancelled reaction may still be ending the same job.
@@ -206,8 +206,8 @@ async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> En
         del at_work[here]
         _left.unpark_all()
     if limit.cancelled_caught:
-        return Ended(End.TIMEOUT, why=f"not done after {spec.walltime} s")
-    return Ended(End.CANCELLED, why="it was withdrawn")
+        return JobEnd(End.TIMEOUT, why=f"not done after {spec.walltime} s")
+    return JobEnd(End.CANCELLED, why="it was withdrawn")
 
 
 def how_long(spec: JobSpec) -> float:
@@ -574,7 +574,7 @@ class Collection:
 
     entry: Copy
     how: Processing
-    ended: Ended
+    ended: JobEnd
     name: str
     location: str
 
@@ -595,10 +595,12 @@ def plan_collect(run: Run, entry: Copy | None, site: Site) -> Collection | Skip:
         return Skip("that job is not this copy's any more")
     if entry.status != TRANSFERRING and not failed_before(entry):
         return Skip(f"it is {entry.status}")
-    return Collection(entry, how, Ended.from_row(ended.fields), name_of(run, entry), entry.location)
+    return Collection(
+        entry, how, JobEnd.from_row(ended.fields), name_of(run, entry), entry.location
+    )
 
 
-def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[str, Any] | None:
+def plan_again(run: Run, entry: Copy, failed: JobEnd, how: Processing) -> dict[str, Any] | None:
     """Return the entry's ``job`` for the next attempt, or None if none is left. Pure.
 
     A job that failed for good and is retried by a person has all its attempts again. A job that
@@ -620,7 +622,7 @@ def plan_again(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[st
     return {**job, **fresh, "tries": tries, "id": None}
 
 
-def in_words(ended: Ended, last_words: str, log: str) -> str:
+def in_words(ended: JobEnd, last_words: str, log: str) -> str:
     """Describe how a job failed, for people."""
     what = {
         End.EXIT: "the job failed",

@@ -75,7 +75,7 @@ from caxev.copies.lifecycle import (
 )
 from caxev.copies.retention import to_be_purged, unwanted, was_deleted
 from caxev.copies.storage import custodian
-from caxev.rucio import Checked, Did, Names, OverQuota, Standing
+from caxev.rucio import Checked, Did, Names, OverQuota, RuleState
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is stopped and retried."""
@@ -284,7 +284,7 @@ class Settling:
 
     wishes: rucio.Wishes
     digest: str
-    remembered: tuple[Standing, ...]
+    remembered: tuple[RuleState, ...]
 
 
 def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
@@ -314,9 +314,9 @@ def wishes_of(run: Run, entry: Copy, there: Site) -> rucio.Wishes:
     return rucio.wishes_for(rules, run, entry.key, always=always)
 
 
-def remembered_in(entry: Copy) -> tuple[Standing, ...]:
+def remembered_in(entry: Copy) -> tuple[RuleState, ...]:
     """Return the rules recorded in an entry's ``rule_info``; cax's texts contain none."""
-    rows = map(Standing.from_row, entry.rule_info)
+    rows = map(RuleState.from_row, entry.rule_info)
     return tuple(row for row in rows if row is not None)
 
 
@@ -348,12 +348,12 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
     return None if after is None else Retry(", ".join(map(str, found.rules)), after=after)
 
 
-def is_settled(rule: Standing, now: datetime) -> bool:
+def is_settled(rule: RuleState, now: datetime) -> bool:
     """Return whether no change of a rule is due: it has ended, or is OK and has not expired."""
     return rule.state == rucio.ENDED or (rule.ok and (rule.expires is None or now < rule.expires))
 
 
-def standing(entry: Copy, found: rucio.Found) -> dict[str, object]:
+def standing(entry: Copy, found: rucio.DatasetState) -> dict[str, object]:
     """Return the entry's fields for this state of its dataset.
 
     ``verified_at`` is removed, until the next comparison, if an RSE has lost its replicas, since
@@ -368,7 +368,7 @@ def standing(entry: Copy, found: rucio.Found) -> dict[str, object]:
     return fields
 
 
-def look_again(found: rucio.Found, there: Site, now: datetime) -> float | None:
+def look_again(found: rucio.DatasetState, there: Site, now: datetime) -> float | None:
     """Return the seconds until the rules are checked again, or None if no change is due.
 
     Rules that are not OK: after a quarter of the youngest one's age, or only after `LONGEST_WAIT`

@@ -41,7 +41,7 @@ from caxev.core import alarms, ledger
 from caxev.core.alarms import (
     Alarm,
     AlarmState,
-    Rule,
+    DeliveryRule,
     Severity,
     cleared,
     delivered,
@@ -106,7 +106,7 @@ def test_an_alarm_is_told_once_a_day_and_its_end_once(
 
     And what stands is never forgotten, nor due to nobody.
     """
-    rule = Rule("mail", repeat=DAY, resolves=resolves)
+    rule = DeliveryRule("mail", repeat=DAY, resolves=resolves)
     state: AlarmState | None = None
     now, said = NOW, []
     for action, hours in actions:
@@ -136,7 +136,7 @@ def test_an_alarm_is_told_once_a_day_and_its_end_once(
 
 def test_what_cannot_be_told_is_told_later_and_later() -> None:
     """A sink that is down: the alarm stays due, after longer and longer times, up to an hour."""
-    rule, state, now, waits = Rule("mail"), raised(None, FULL, NOW), NOW, []
+    rule, state, now, waits = DeliveryRule("mail"), raised(None, FULL, NOW), NOW, []
     for _ in range(12):
         state = delivery_failed(state, "mail", "connection refused", now, jitter=0.5)
         due = next_delivery(state, rule)
@@ -151,7 +151,7 @@ def test_what_cannot_be_told_is_told_later_and_later() -> None:
 
 def test_what_comes_and_goes_is_one_alarm() -> None:
     """An end is told only after a while; until then a new beginning is nothing new."""
-    rule = Rule("mail", calm=timedelta(minutes=5))
+    rule = DeliveryRule("mail", calm=timedelta(minutes=5))
     state = delivered(raised(None, FULL, NOW), "mail", NOW, over=False)
     state = cleared(state, NOW + HOUR)
     due = next_delivery(state, rule)
@@ -164,14 +164,14 @@ def test_who_was_told_that_it_is_over_hears_at_once_that_it_is_not() -> None:
     """After word of its end a new beginning is new; a sink without such word waits for its day."""
     state = cleared(delivered(raised(None, FULL, NOW), "mail", NOW, over=False), NOW + HOUR)
     told = raised(delivered(state, "mail", NOW + HOUR, over=True), FULL, NOW + 2 * HOUR)
-    assert next_delivery(told, Rule("mail")) == (NOW + 2 * HOUR, False)
+    assert next_delivery(told, DeliveryRule("mail")) == (NOW + 2 * HOUR, False)
     undelivered = raised(state, FULL, NOW + 2 * HOUR)
-    assert next_delivery(undelivered, Rule("mail", resolves=False)) == (NOW + DAY, False)
+    assert next_delivery(undelivered, DeliveryRule("mail", resolves=False)) == (NOW + DAY, False)
 
 
 def test_a_sink_is_told_only_of_what_is_bad_enough() -> None:
     """A sink for errors hears of no warning; of one that became an error it does."""
-    rule = Rule("pager", severity=Severity.ERROR)
+    rule = DeliveryRule("pager", severity=Severity.ERROR)
     state = raised(None, evolve(FULL, severity="warning"), NOW)
     assert next_delivery(state, rule) is None
     assert next_delivery(raised(state, FULL, NOW + HOUR), rule) == (NOW, False)
@@ -179,7 +179,7 @@ def test_a_sink_is_told_only_of_what_is_bad_enough() -> None:
 
 def test_what_happened_is_told_once_to_each() -> None:
     """Something that cannot be over is told, not again, and is forgotten; later it is new."""
-    rule, gap = Rule("mail"), alarms.gap("lngs", "code 286")
+    rule, gap = DeliveryRule("mail"), alarms.gap("lngs", "code 286")
     state = raised(None, gap, NOW)
     assert not forgettable(state, [rule], NOW)
     state = delivered(state, "mail", NOW, over=False)
@@ -274,7 +274,7 @@ def test_an_installed_kind_of_sink(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         monkeypatch.setattr(f"{module}.entry_points", lambda **_: [point])
     entries = [{"pigeon": {"loft": 5, "repeat": 2}}, {"pigeon": {"name": "two", "loft": None}}]
     one, two = recipients("lngs", _sites(tmp_path, entries).get("lngs").alarms)
-    assert one.rule == Rule("pigeon", repeat=2 * HOUR, resolves=False)
+    assert one.rule == DeliveryRule("pigeon", repeat=2 * HOUR, resolves=False)
     assert (one.notifier, two.name, two.notifier) == (
         Pigeon({"loft": 5}),
         "two",
@@ -511,7 +511,7 @@ def test_old_batches_after_an_outage_are_no_alarm() -> None:
 
 
 def _recipient(web: sinks.Web, name: str = "json", **rule: Any) -> Recipient:
-    return Recipient(Rule(name, **rule), WebhookNotifier("json", f"{web.url}/{name}", None))
+    return Recipient(DeliveryRule(name, **rule), WebhookNotifier("json", f"{web.url}/{name}", None))
 
 
 def _received(web: sinks.Web) -> list[tuple[str, str]]:

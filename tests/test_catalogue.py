@@ -30,11 +30,11 @@ from caxev.rucio import (
     ENDED,
     Changes,
     Checked,
+    DatasetState,
     Did,
-    Found,
     Rule,
-    Standing,
-    Wanted,
+    RuleState,
+    WantedReplica,
     Wishes,
     changes,
     load_rules,
@@ -155,9 +155,9 @@ def test_a_rule_of_cax(tmp_path: Path) -> None:
     """Replicas for ever and for an hour, and what sites.json wants."""
     rules = rules_of(tmp_path, SIMPLE)
     assert wishes_for(rules, run_of(), KEY, always=["A_DISK"]).keep == (
-        Wanted(("B_DISK",), None, "rule 1"),
-        Wanted(("C_DISK",), 3600, "rule 1"),
-        Wanted(("A_DISK",), None, "sites.json"),
+        WantedReplica(("B_DISK",), None, "rule 1"),
+        WantedReplica(("C_DISK",), 3600, "rule 1"),
+        WantedReplica(("A_DISK",), None, "sites.json"),
     )
 
 
@@ -237,7 +237,7 @@ def test_the_higher_priority_speaks_for_an_rse(tmp_path: Path) -> None:
     high = {**SIMPLE, "name": "high", "priority": 5, "destination_rse": []}
     high |= {"destination_livetime": {}, "remove_rse": ["B_DISK", "A_DISK"]}
     wishes = wishes_for(rules_of(tmp_path, low, high), run_of(), KEY, always=["A_DISK"])
-    assert wishes.keep == (Wanted(("C_DISK",), None, "rule 1 (low)"),)
+    assert wishes.keep == (WantedReplica(("C_DISK",), None, "rule 1 (low)"),)
     assert dict(wishes.remove) == dict.fromkeys(("A_DISK", "B_DISK"), "rule 2 (high)")
 
 
@@ -281,8 +281,8 @@ def test_what_is_no_rule_file(tmp_path: Path, text: str) -> None:
 # -- what is to be done ---------------------------------------------------------------------------
 
 
-def standing(rse: str, state: str = "OK", **fields: Any) -> Standing:
-    return Standing(f"id of {rse}", rse, state, NOW, **fields)
+def standing(rse: str, state: str = "OK", **fields: Any) -> RuleState:
+    return RuleState(f"id of {rse}", rse, state, NOW, **fields)
 
 
 RSES = ("A_DISK", "B_DISK", "C_DISK")
@@ -298,7 +298,7 @@ def test_what_is_done_leaves_nothing_to_do(
 ) -> None:
     """Applied to rules, the changes make a state in which there are none, at any later time."""
     now = NOW + timedelta(seconds=age)
-    wishes = Wishes(tuple(Wanted((rse,), lifetime, "x") for rse, lifetime in wanted.items()))
+    wishes = Wishes(tuple(WantedReplica((rse,), lifetime, "x") for rse, lifetime in wanted.items()))
     rules = [
         standing(rse, expires=None if end is None else now + end) for rse, end in there.items()
     ]
@@ -320,20 +320,20 @@ def _until(now: datetime, seconds: int | None) -> datetime | None:
 def test_a_rule_that_came_to_its_end_is_not_made_anew() -> None:
     """As the entry remembers it; a longer lifetime makes it live again."""
     gone = [standing("B_DISK", ENDED)]
-    hour = Wishes((Wanted(("B_DISK",), 3600, "x"),))
+    hour = Wishes((WantedReplica(("B_DISK",), 3600, "x"),))
     later = NOW + timedelta(hours=2)
     assert changes(hour, [], gone, run_name="x", now=later) == Changes()
-    day = Wishes((Wanted(("B_DISK",), 86400, "x"),))
+    day = Wishes((WantedReplica(("B_DISK",), 86400, "x"),))
     assert changes(day, [], gone, run_name="x", now=later).add == (("B_DISK", 86400),)
 
 
 def test_a_rule_survives_being_written_down() -> None:
     """What stands in rule_info is read again; cax's texts tell of no rule."""
     one = standing("B_DISK", "STUCK", expires=NOW, stuck=3, error="no space")
-    assert Standing.from_row(one.to_row()) == one
+    assert RuleState.from_row(one.to_row()) == one
     assert str(one) == "B_DISK STUCK until 2017-03-01 12:00 (3 files to go): no space"
-    assert Standing.from_row("B_DISK:valid") is None
-    assert Standing.from_row({"rse": "B_DISK"}) is None
+    assert RuleState.from_row("B_DISK:valid") is None
+    assert RuleState.from_row({"rse": "B_DISK"}) is None
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,9 @@ def test_what_was_compared_proves_nothing_once_it_goes(
     """Where an RSE has it no more that had it, or only rules with an end keep it."""
     known = Copy.from_entry(entry(KEY.host, rse=["A_DISK"], verified_at=NOW))
     assert known is not None
-    found = Found(tuple(rses), tuple(standing(rse, expires=end) for rse, end in rules.items()))
+    found = DatasetState(
+        tuple(rses), tuple(standing(rse, expires=end) for rse, end in rules.items())
+    )
     fields = rucio.standing(known, found)
     assert fields["rse"] == rses
     assert ("verified_at" not in fields) == proves
@@ -478,9 +480,9 @@ def test_what_was_compared_proves_nothing_once_it_goes(
         (standing("A_DISK", expires=NOW), rucio.LONGEST_WAIT),
     ],
 )
-def test_when_rules_are_looked_at_again(one: Standing, after: float | None) -> None:
+def test_when_rules_are_looked_at_again(one: RuleState, after: float | None) -> None:
     """While they are not OK, at growing intervals; then not before they end, or never."""
-    found = Found((), (one, standing("B_DISK")))
+    found = DatasetState((), (one, standing("B_DISK")))
     assert rucio.look_again(found, CATALOGUE, NOW) == after
     there = evolve(CATALOGUE, rucio=Catalogue(messages=("::1", 1)))
     told = after if after is None or one.ok else rucio.LONGEST_WAIT

@@ -19,7 +19,7 @@ from pymongo import MongoClient
 from caxev import ELSEWHERE, HERE, Job, copy, field, metrics
 from caxev.alarms import AlarmManager, Recipient, of_gone_directories
 from caxev.config import ConfigError, Sites
-from caxev.core.alarms import Alarm, Rule
+from caxev.core.alarms import Alarm, DeliveryRule
 from caxev.core.clock import utcnow
 from caxev.database import Database, Lease, Unreachable
 from caxev.engine.leaving import Leaving
@@ -274,7 +274,7 @@ def test_a_notifiers_secret_is_read_again(tmp_path: Path) -> None:
             raise ConfigError("the secret is missing")
         return Sink(file.read_text())
 
-    one = Recipient(Rule("mail"), Sink("old"), make)
+    one = Recipient(DeliveryRule("mail"), Sink("old"), make)
     one.renew()
     assert one.notifier.secret == "old"  # type: ignore[attr-defined]
     file.write_text("new")

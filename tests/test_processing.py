@@ -23,14 +23,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from caxev import CopyKey, GiveUp, Job, NobodyReads, Retry, Run, RunUpdate, Skip, Tag, TagAbsent
 from caxev.batch import memory
-from caxev.batch.base import End, Ended, JobSpec
+from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.folder import Folder, Place
 from caxev.batch.here import run_here
 from caxev.batch.queue import Queue, Sent
 from caxev.batch.runner import report
 from caxev.batch.runner import run as run_job
 from caxev.batch.slurm import end_of, explained
-from caxev.batch.work import Found, Product, send, take_stock, withdraw
+from caxev.batch.work import Product, SentJob, send, take_stock, withdraw
 from caxev.config import (
     ConfigError,
     Processing,
@@ -344,7 +344,7 @@ def again(how: End, tries: dict[str, int] | None = None, status: str = "transfer
     run = run_of(raw(), entry)
     copy = run.copy(PROCESSED)
     assert copy is not None
-    return made.plan_again(run, copy, Ended(how), HOW)
+    return made.plan_again(run, copy, JobEnd(how), HOW)
 
 
 @pytest.mark.parametrize("how", [how for how in End if how is not End.DONE])
@@ -386,7 +386,7 @@ def test_another_attempts_end_is_not_this_ones() -> None:
 @given(row=st.dictionaries(st.sampled_from(["how", "exit", "why", "host"]), st.none() | st.text()))
 def test_any_end_can_be_read(row: dict[str, Any]) -> None:
     """Whatever stands there, it is an end; what makes no sense is a job that was lost."""
-    ended = Ended.from_row(row)
+    ended = JobEnd.from_row(row)
     assert ended.how in End
 
 
@@ -436,7 +436,7 @@ def test_a_job_that_has_not_ended_has_no_end(state: str) -> None:
 )
 def test_a_log_may_say_more(before: End, log: str, after: End) -> None:
     """What Slurm wrote into the log counts where it knows no more, or says too little."""
-    assert explained(Ended(before), log).how is after
+    assert explained(JobEnd(before), log).how is after
 
 
 # -- sites.json -----------------------------------------------------------------------------------
@@ -719,7 +719,7 @@ class Sender:
         free = self.room - sum(map(len, self.sent))
         names = [spec.name for spec in specs]
         self.sent.append(names[: max(free, 0)])
-        return [Found(name) if n < free else None for n, name in enumerate(names)]
+        return [SentJob(name) if n < free else None for n, name in enumerate(names)]
 
 
 def sent_by(number: int, send: Any, queue: Queue | None = None) -> Callable[[], Awaitable[None]]:
@@ -768,7 +768,7 @@ def test_one_submission_at_a_time_goes_one_way() -> None:
         at_once.append(sending)
         await trio.sleep(1.0)
         sending -= 1
-        return [Found("1") for _ in specs]
+        return [SentJob("1") for _ in specs]
 
     trio.run(sent_by(10, send), clock=MockClock(autojump_threshold=0))
     assert at_once == [1, 1]
@@ -802,7 +802,7 @@ async def test_jobs_wait_until_there_is_room() -> None:
 
     async def send(specs: Any) -> list[Sent]:
         sent.append([spec.name for spec in specs])
-        return [Found("1") if len(sent) > 1 else None for _ in specs]
+        return [SentJob("1") if len(sent) > 1 else None for _ in specs]
 
     with trio.fail_after(engine.PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -827,7 +827,7 @@ class Another:
     def find(self, names: Sequence[str]) -> dict[str, str]:
         return dict.fromkeys(names, "another")
 
-    def outcome(self, job: str, log: str) -> Ended | None:
+    def outcome(self, job: str, log: str) -> JobEnd | None:
         return None
 
     def cancel(self, job: str) -> None:
@@ -846,7 +846,7 @@ def test_third_parties_add_batch_systems(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert loaded(tmp_path, command=["x"], system="another").system == "another"
     spec = spec_in(tmp_path)
     Path(spec.input).touch()
-    assert send("another", str(tmp_path / "jobs"), 1, [spec], report=quiet) == [Found("another")]
+    assert send("another", str(tmp_path / "jobs"), 1, [spec], report=quiet) == [SentJob("another")]
     with pytest.raises(GiveUp, match="no batch system is named 'nowhere'"):
         send("nowhere", str(tmp_path / "jobs"), 1, [spec], report=quiet)
 
@@ -1131,7 +1131,7 @@ async def test_a_batch_job_tells_of_its_end(database: Named, tmp_path: Path, how
         group = Folder(tmp_path / "jobs").file([spec_in(tmp_path, run=id_, key=key, argv=command)])
         words = ["run", str(group), "0"]
         if how == "watch":
-            Place(group, 0).note(Ended(End.EXIT, 7))
+            Place(group, 0).note(JobEnd(End.EXIT, 7))
             words = ["watch", str(group), "0", "17_0", "nowhere"]
         where = {"CAXEV_MONGO_URI": database.uri, "CAXEV_DATABASE": database.name}
         process = await trio.run_process(
@@ -1188,7 +1188,7 @@ def test_a_job_whose_worker_was_killed_for_memory(
         assert run_job(Place(group, 0)) == 1
         assert Place(group, 0).ended is None
         log = capsys.readouterr().err  # which is the job's log
-        assert explained(Ended(End.EXIT, 1), log).how is End.MEMORY
+        assert explained(JobEnd(End.EXIT, 1), log).how is End.MEMORY
     spec = spec_in(tmp_path, name="here.1", argv=(*command, str(1 + more)))
     how = run_here(str(tmp_path / "jobs"), spec, report=quiet).how
     assert how is (End.MEMORY if more else End.EXIT)
@@ -1234,9 +1234,9 @@ async def test_an_end_is_told_once(database: Named, tmp_path: Path) -> None:
         )
         spec = spec_in(tmp_path, "a.1", run=id_, key=key)
         now = datetime.now(UTC)
-        other = report(evolve(spec, name="a.2"), Ended(End.DONE))
+        other = report(evolve(spec, name="a.2"), JobEnd(End.DONE))
         assert await ground.database.update_run(other, now) is None
-        assert await ground.database.update_run(report(spec, Ended(End.EXIT, 7)), now) is not None
-        assert await ground.database.update_run(report(spec, Ended(End.DONE)), now) is None
+        assert await ground.database.update_run(report(spec, JobEnd(End.EXIT, 7)), now) is not None
+        assert await ground.database.update_run(report(spec, JobEnd(End.DONE)), now) is None
         entry = await ground.entry(id_)
         assert entry.fields["job_ended"]["exit"] == 7

@@ -151,9 +151,9 @@ class Bench:
         rucio.download(wanted, report=nobody)
         return target
 
-    def settle(self, order: rucio.Upload, *always: str, **fields: Any) -> rucio.Found:
+    def settle(self, order: rucio.Upload, *always: str, **fields: Any) -> rucio.DatasetState:
         wishes = rucio.Wishes(
-            tuple(rucio.Wanted((rse,), fields.get("lifetime"), "a test") for rse in always),
+            tuple(rucio.WantedReplica((rse,), fields.get("lifetime"), "a test") for rse in always),
             dict.fromkeys(fields.get("remove", ()), "a test"),
         )
         return rucio.settle(

@@ -22,7 +22,7 @@ from caxev import CopyKey, Denied, Retry, RunUpdate
 from caxev.batch.base import End, JobSpec
 from caxev.batch.folder import Folder
 from caxev.batch.slurm import Slurm as System
-from caxev.batch.work import Found, send, withdraw
+from caxev.batch.work import SentJob, send, withdraw
 from caxev.config import jobs_directory, load_sites
 from caxev.database import Database
 from caxev.handlers import processing as made
@@ -318,7 +318,7 @@ def test_what_has_ended_is_not_sent_again(cluster: slurm.Slurm, tmp_path: Path) 
     spec = held(tmp_path, "ended.1")
     (first,) = send("slurm", home, 10, [spec], report=quiet)
     (again,) = send("slurm", home, 10, [spec], report=quiet)
-    assert isinstance(first, Found)
+    assert isinstance(first, SentJob)
     assert again == first
     assert withdraw("slurm", home, "ended.1", report=quiet) == 1
     (after,) = send("slurm", home, 10, [spec], report=quiet)
@@ -332,7 +332,7 @@ def test_no_more_are_sent_than_there_is_room_for(cluster: slurm.Slurm, tmp_path:
     specs = [held(tmp_path, f"room.{n}") for n in range(5)]
     sent = send("slurm", home, 2, specs[:1], report=quiet)
     sent += send("slurm", home, 2, specs[1:], report=quiet)
-    assert [isinstance(one, Found) for one in sent] == [True, True, False, False, False]
+    assert [isinstance(one, SentJob) for one in sent] == [True, True, False, False, False]
     assert sent[2:] == [None] * 3
     assert withdraw("slurm", home, "room.", report=quiet) == 2
 

@@ -30,7 +30,7 @@ from caxev.core.alarms import (
     Alarm,
     Alarms,
     AlarmState,
-    Rule,
+    DeliveryRule,
     cleared,
     crowded,
     delivered,
@@ -66,7 +66,7 @@ SWEEP: Final = 3600.0
 class Recipient:
     """A sink: what it receives, and by which notifier. `make` reads its secrets again."""
 
-    rule: Rule
+    rule: DeliveryRule
     notifier: Notifier
     make: Callable[[], Notifier] | None = None
 

@@ -65,7 +65,7 @@ class JobSpec:
 
 
 @frozen
-class Ended:
+class JobEnd:
     """The end of a job; `exit` is its status (negative: a signal's number), `why` in words."""
 
     how: End
@@ -106,7 +106,7 @@ class BatchSystem(Protocol):
         """Return the ids of the jobs among these that were sent, even if the reply was lost."""
         ...
 
-    def outcome(self, job: str, log: str) -> Ended | None:
+    def outcome(self, job: str, log: str) -> JobEnd | None:
         """Return how a job ended, or None while it waits or runs. `log` is the end of its log."""
         ...
 

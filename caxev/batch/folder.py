@@ -37,7 +37,7 @@ from typing import Any, Final
 from attrs import asdict, frozen
 
 from caxev import failpoints
-from caxev.batch.base import Ended, JobSpec
+from caxev.batch.base import JobEnd, JobSpec
 from caxev.core.errors import GiveUp
 from caxev.core.model import CopyKey
 from caxev.database import id_from, id_text
@@ -87,16 +87,16 @@ class Place:
         roots = tuple(roots_from(row["roots"]))
         return JobSpec(**{**row, "argv": tuple(row["argv"]), "roots": roots})
 
-    def note(self, ended: Ended) -> None:
+    def note(self, ended: JobEnd) -> None:
         """Record how the job ended."""
         row = {**ended.as_row(), "at": None}  # the database has the time
         _write(self.file("ended"), json.dumps(row))
 
     @property
-    def ended(self) -> Ended | None:
+    def ended(self) -> JobEnd | None:
         """How the job ended by its own note, or None."""
         with suppress(OSError, ValueError):
-            return Ended.from_row(_row(self.file("ended")))
+            return JobEnd.from_row(_row(self.file("ended")))
         return None
 
     def command(self, *words: str) -> list[str]:

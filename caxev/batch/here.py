@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 
-from caxev.batch.base import Ended, JobSpec
+from caxev.batch.base import JobEnd, JobSpec
 from caxev.batch.folder import Folder
 from caxev.batch.runner import ended_by
 from caxev.batch.work import BUSY, check
@@ -15,7 +15,7 @@ from caxev.core.errors import Retry
 from caxev.files import Report
 
 
-def run_here(home: str, spec: JobSpec, *, report: Report) -> Ended:
+def run_here(home: str, spec: JobSpec, *, report: Report) -> JobEnd:
     """Run a job to its end.
 
     Raises the errors of `check`, and `Retry` while a process of a former attempt still runs, since

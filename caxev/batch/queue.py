@@ -14,7 +14,7 @@ import trio
 from attrs import define, field
 
 from caxev.batch.base import JobSpec
-from caxev.batch.work import Found
+from caxev.batch.work import SentJob
 from caxev.core.errors import GiveUp, Retry
 
 GATHER: Final = 0.25
@@ -25,7 +25,7 @@ checks of lost jobs, which may make room."""
 MOST: Final = 500
 """Maximum number of jobs that are sent at once."""
 
-Sent = Found | GiveUp | Retry | None
+Sent = SentJob | GiveUp | Retry | None
 Send = Callable[[Sequence[JobSpec]], Awaitable[list[Sent]]]
 _Key = tuple[Hashable, Hashable]
 """The destination of jobs, and their needs."""
@@ -55,7 +55,7 @@ class Queue:
         self._left.set()
         self._left = trio.Event()
 
-    async def place(self, spec: JobSpec, where: Hashable, send: Send) -> Found:
+    async def place(self, spec: JobSpec, where: Hashable, send: Send) -> SentJob:
         """Send a job, together with others of the same moment, needs and destination.
 
         Waits for room, up to `PATIENCE`. `send` sends several jobs; only one caller's is called for
@@ -66,7 +66,7 @@ class Queue:
             # Taken before we ask for room, so that a job which ends meanwhile wakes us.
             left = self._left
             sent = await self._together((where, spec.needs), _Seat(spec), send)
-            if isinstance(sent, Found):
+            if isinstance(sent, SentJob):
                 return sent
             if sent is not None:
                 raise sent

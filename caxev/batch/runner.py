@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from caxev import failpoints
-from caxev.batch.base import End, Ended, JobSpec
+from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.folder import INPUT, OUTPUT, Folder, Place
 from caxev.batch.memory import oom_kills
 from caxev.batch.systems import system
@@ -147,7 +147,7 @@ def prepared(work: Path, spec: JobSpec) -> Iterator[None]:
         yield
 
 
-def ended_by(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> Ended:
+def ended_by(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> JobEnd:
     """Run a job's command as `execute` does; returns how it ended."""
     # The counter is of the cgroup, and may contain kills of earlier processes.
     before = oom_kills()
@@ -158,10 +158,10 @@ def ended_by(folder: Folder, spec: JobSpec, output: BinaryIO | None = None) -> E
         why = f"signal {-status}" if status < 0 else f"exit status {status}"
         if oom_kills() > before:
             how, why = End.MEMORY, f"{why} after an oom_kill in its cgroup"
-    return Ended(how, status, why, socket.gethostname(), utcnow())
+    return JobEnd(how, status, why, socket.gethostname(), utcnow())
 
 
-def report(spec: JobSpec, ended: Ended, job: str | None = None) -> RunUpdate:
+def report(spec: JobSpec, ended: JobEnd, job: str | None = None) -> RunUpdate:
     """Return the update that reports a job's end, unless it was reported before."""
     # By the job's name: an entry that was claimed again has another job, and is left alone.
     is_its = CopyIs(spec.key, {"status": TRANSFERRING, "job.name": spec.name, "job_ended": None})
@@ -169,7 +169,7 @@ def report(spec: JobSpec, ended: Ended, job: str | None = None) -> RunUpdate:
     return RunUpdate(spec.run, (is_its,), change=(is_its, {"job_ended": row}))
 
 
-def report_end(place: Place, spec: JobSpec, ended: Ended) -> None:
+def report_end(place: Place, spec: JobSpec, ended: JobEnd) -> None:
     """Report a job's end to the database, retried with back-off for `REPORT_FOR` seconds."""
     deadline, wait = time.monotonic() + REPORT_FOR, 1.0
     environ: Mapping[str, str] = {**os.environ, **spec.environment}

@@ -18,7 +18,7 @@ from typing import Final
 from attrs import define, field
 
 from caxev import failpoints
-from caxev.batch.base import End, Ended, JobSpec
+from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.folder import Folder, Place
 from caxev.batch.program import call
 from caxev.core.errors import Denied, GiveUp, Retry
@@ -137,18 +137,18 @@ class Slurm:
                 self._watched(group, job)
         return found
 
-    def outcome(self, job: str, log: str) -> Ended | None:
+    def outcome(self, job: str, log: str) -> JobEnd | None:
         """Ask Slurm about a job, and read its log. See `BatchSystem.outcome`."""
         ended = self._asked(job)
         return None if ended is None else explained(ended, log)
 
     @staticmethod
-    def _asked(job: str) -> Ended | None:
+    def _asked(job: str) -> JobEnd | None:
         try:
             shown = call(["scontrol", "-o", "show", "job", job], package=PACKAGE)
         except Retry as error:
             if "invalid job id" in error.why.lower():
-                return Ended(End.LOST, why="Slurm knows nothing of it any more")
+                return JobEnd(End.LOST, why="Slurm knows nothing of it any more")
             raise
         return end_of(shown)
 
@@ -216,11 +216,11 @@ def _arrays(shown: str) -> dict[str, str]:
     }
 
 
-def end_of(shown: str) -> Ended | None:
+def end_of(shown: str) -> JobEnd | None:
     """Return how a job ended, from ``scontrol -o show job``; None if it has not. Pure."""
     lines = [line for line in shown.splitlines() if line.strip()]
     if not lines:
-        return Ended(End.LOST, why="Slurm says nothing of it")
+        return JobEnd(End.LOST, why="Slurm says nothing of it")
     row = fields_of(lines[0])
     state = row.get("JobState", "")
     how = ENDS.get(state)
@@ -230,10 +230,10 @@ def end_of(shown: str) -> Ended | None:
     ends = int(status) if status.isdigit() else None
     if number.isdigit() and int(number):
         ends = -int(number)
-    return Ended(how, ends, f"Slurm: {state}, {row.get('Reason', '')}", row.get("BatchHost"))
+    return JobEnd(how, ends, f"Slurm: {state}, {row.get('Reason', '')}", row.get("BatchHost"))
 
 
-def explained(ended: Ended, log: str) -> Ended:
+def explained(ended: JobEnd, log: str) -> JobEnd:
     """Return how a job ended, corrected by the reason for a kill in its log. Pure."""
     # Slurm forgets a job after a while (MinJobAge), and does not always report an OOM kill as such.
     doubtful: frozenset[End] = {
@@ -243,5 +243,5 @@ def explained(ended: Ended, log: str) -> Ended:
     }.get(ended.how, frozenset())
     for how, pattern in _KILLED.items():
         if how in doubtful and (found := pattern.search(log)):
-            return Ended(how, ended.exit, f"its log says: {found[0]}", ended.host, ended.at)
+            return JobEnd(how, ended.exit, f"its log says: {found[0]}", ended.host, ended.at)
     return ended

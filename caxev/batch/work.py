@@ -13,7 +13,7 @@ from typing import Final
 
 from attrs import frozen
 
-from caxev.batch.base import End, Ended, JobSpec
+from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.folder import OUTPUT, Folder
 from caxev.batch.systems import system
 from caxev.core.errors import GiveUp, Retry
@@ -25,11 +25,11 @@ BUSY: Final = 2.0
 
 
 @frozen
-class Found:
+class SentJob:
     """A job that was sent: its id, and how it ended if it has."""
 
     id: str
-    ended: Ended | None = None
+    ended: JobEnd | None = None
 
 
 @frozen
@@ -64,7 +64,7 @@ def check(spec: JobSpec, *, report: Report | None = None) -> None:
 
 def send(
     name: str, home: str, most: int, specs: Sequence[JobSpec], *, report: Report
-) -> list[Found | GiveUp | Retry | None]:
+) -> list[SentJob | GiveUp | Retry | None]:
     """Send jobs of the same needs to the batch system; returns the outcome of each, in order.
 
     None means that there is no room, as `most` jobs are out. A job that was sent before is found
@@ -73,13 +73,13 @@ def send(
     """
     del report
     batch, folder = system(name, home), Folder.opened(home)
-    found: dict[str, Found | GiveUp | Retry] = {}
+    found: dict[str, SentJob | GiveUp | Retry] = {}
     ours = [spec.name for spec in specs]
     # Counted by the files, not by the batch system: they also show jobs of a crashed attempt.
     out = set(folder.names())
     for job, number in batch.find([one for one in ours if one in out]).items():
         ended = _ended(folder, job)
-        found[job] = Found(number, ended or batch.outcome(number, folder.tail(job)))
+        found[job] = SentJob(number, ended or batch.outcome(number, folder.tail(job)))
     over = [one for one in ours if one not in found and folder.closed(one)]
     found |= {one: Retry("its job is over already", after=0.0) for one in over}
     room = most - len(out - {*ours} | found.keys())
@@ -102,11 +102,11 @@ def send(
             for spec in fresh:
                 folder.forget(spec.name)
             raise
-        found |= {spec.name: Found(number) for spec, number in zip(fresh, ids, strict=True)}
+        found |= {spec.name: SentJob(number) for spec, number in zip(fresh, ids, strict=True)}
     return [found.get(one) for one in ours]
 
 
-def look(name: str, home: str, job: str, number: str, *, report: Report) -> Ended | None:
+def look(name: str, home: str, job: str, number: str, *, report: Report) -> JobEnd | None:
     """Return how a job ended that did not report; None while it waits or runs."""
     del report
     folder = Folder.opened(home)
@@ -114,7 +114,7 @@ def look(name: str, home: str, job: str, number: str, *, report: Report) -> Ende
     return _ended(folder, job) or system(name, home).outcome(number, folder.tail(job))
 
 
-def _ended(folder: Folder, job: str) -> Ended | None:
+def _ended(folder: Folder, job: str) -> JobEnd | None:
     place = folder.place(job)
     return None if place is None else place.ended
 
@@ -177,6 +177,6 @@ def _runs(folder: Folder, job: str) -> bool:
     return False
 
 
-def good(ended: Ended) -> bool:
+def good(ended: JobEnd) -> bool:
     """Return whether a job ended well."""
     return ended.how is End.DONE

@@ -34,7 +34,7 @@ from caxev.config.values import (
     one_of,
     printable,
 )
-from caxev.core.alarms import Rule, Severity
+from caxev.core.alarms import DeliveryRule, Severity
 
 ALARMS: Final = "caxev.alarms"
 """The entry point group of further kinds of sinks; see `caxev.alarms`."""
@@ -85,9 +85,9 @@ class Sink:
         """Its key in the file: ``email`` for an `Email`."""
         return type(self).__name__.lower()
 
-    def rule(self, *, resolves: bool) -> Rule:
+    def rule(self, *, resolves: bool) -> DeliveryRule:
         """Return which alarms it receives, and when."""
-        return Rule(self.name, self.severity, timedelta(hours=self.repeat), resolves)
+        return DeliveryRule(self.name, self.severity, timedelta(hours=self.repeat), resolves)
 
 
 @frozen(kw_only=True)

@@ -1,9 +1,9 @@
 """The life cycle of an alarm, and of its deliveries.
 
 An alarm is identified by its site and its key. While it is active, each sink (an address to which
-alarms are delivered) receives it once every `Rule.repeat`. A sink that can use it also receives one
-message when the alarm is over, but only after `CALM`: an alarm that flaps is one alarm. A failed
-delivery is tried again with growing delays until it succeeds.
+alarms are delivered) receives it once every `DeliveryRule.repeat`. A sink that can use it also
+receives one message when the alarm is over, but only after `CALM`: an alarm that flaps is one
+alarm. A failed delivery is tried again with growing delays until it succeeds.
 
 ::
 
@@ -109,7 +109,7 @@ class Alarms:
 
 
 @frozen
-class Rule:
+class DeliveryRule:
     """What a sink receives: alarms of at least `severity`, each again after `repeat`.
 
     `resolves`: it also receives the end of an alarm, after `calm`.
@@ -189,7 +189,7 @@ def cleared(before: AlarmState, now: datetime) -> AlarmState:
     return before if before.over or before.alarm.once else evolve(before, over=now)
 
 
-def next_delivery(state: AlarmState, rule: Rule) -> Due | None:
+def next_delivery(state: AlarmState, rule: DeliveryRule) -> Due | None:
     """Return when a sink should receive what of an alarm; None: nothing, as things are."""
     if state.alarm.severity.rank < rule.severity.rank:
         return None
@@ -223,14 +223,14 @@ def delivery_failed(
     return state.with_delivery(sink, last)
 
 
-def forgettable(state: AlarmState, rules: Iterable[Rule], now: datetime) -> bool:
+def forgettable(state: AlarmState, rules: Iterable[DeliveryRule], now: datetime) -> bool:
     """Whether no sink is due, and none would receive it too early if it were raised again."""
     if state.active and not state.alarm.once:
         return False
     return not any(next_delivery(state, rule) or _is_recent(state, rule, now) for rule in rules)
 
 
-def _is_recent(state: AlarmState, rule: Rule, now: datetime) -> bool:
+def _is_recent(state: AlarmState, rule: DeliveryRule, now: datetime) -> bool:
     last = state.last(rule.sink)
     return last.raised is not None and not last.over and now < last.raised + rule.repeat
 

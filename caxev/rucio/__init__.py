@@ -10,8 +10,8 @@ files there and back. Only `connection` and `storage` know Rucio's library.
 from caxev.rucio.changes import (
     ENDED,
     Changes,
-    Standing,
-    Wanted,
+    RuleState,
+    WantedReplica,
     Wishes,
     changes,
     wishes_for,
@@ -33,25 +33,25 @@ from caxev.rucio.connection import missing
 from caxev.rucio.errors import OverQuota
 from caxev.rucio.files import Checked, Digested, stored_as
 from caxev.rucio.names import Did, Names, names_of, taken_at
-from caxev.rucio.orders import Download, Found, Settlement, Upload, Verdict
+from caxev.rucio.orders import DatasetState, Download, Settlement, Upload, Verdict
 from caxev.rucio.rules import Rule, load_rules, source_of
 
 __all__ = [
     "ENDED",
     "Changes",
     "Checked",
+    "DatasetState",
     "Did",
     "Digested",
     "Download",
-    "Found",
     "Names",
     "OverQuota",
     "Rule",
+    "RuleState",
     "Settlement",
-    "Standing",
     "Upload",
     "Verdict",
-    "Wanted",
+    "WantedReplica",
     "Wishes",
     "changes",
     "check",

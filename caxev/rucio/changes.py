@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from attrs import field, fields, frozen
 
 from caxev.core.model import CopyKey, Run
-from caxev.rucio.rules import Names, Rule
+from caxev.rucio.rules import Rule, Words
 
 ENDED: Final = "ENDED"
 """The state of a rule that an entry records and the catalogue no longer has."""
@@ -25,10 +25,10 @@ GIVEN_UP: Final = timedelta(hours=1)
 """Time after which Rucio removes a rule that was given up."""
 
 
-class Wanted(NamedTuple):
+class WantedReplica(NamedTuple):
     """A replica at one of `rses` is wanted, by the rule called `rule`; see `Destination`."""
 
-    rses: Names
+    rses: Words
     lifetime: int | None
     rule: str
 
@@ -37,7 +37,7 @@ class Wanted(NamedTuple):
 class Wishes:
     """The wishes for one copy: replicas, RSEs without one (by which rule), or only a comparison."""
 
-    keep: tuple[Wanted, ...] = ()
+    keep: tuple[WantedReplica, ...] = ()
     remove: Mapping[str, str] = field(factory=dict)
     only_verify: str | None = None
 
@@ -46,7 +46,7 @@ def wishes_for(
     rules: Sequence[Rule], run: Run, key: CopyKey, *, always: Iterable[str] = ()
 ) -> Wishes:
     """Return the wishes of the rules for a copy; RSEs in `always` have lowest priority. Pure."""
-    keep: list[Wanted] = []
+    keep: list[WantedReplica] = []
     remove: dict[str, str] = {}
     spoken: set[str] = set()
     for rule in sorted(rules, key=lambda one: -one.priority):
@@ -55,11 +55,11 @@ def wishes_for(
         if rule.verification_only:
             return Wishes(only_verify=rule.label)
         fresh = [one for one in rule.destinations if spoken.isdisjoint(one.rses)]
-        keep += [Wanted(one.rses, one.lifetime, rule.label) for one in fresh]
+        keep += [WantedReplica(one.rses, one.lifetime, rule.label) for one in fresh]
         spoken.update(rse for one in fresh for rse in one.rses)
         remove |= {rse: rule.label for rse in rule.remove_rse if rse not in spoken}
         spoken.update(rule.remove_rse)
-    keep += [Wanted((rse,), None, "sites.json") for rse in always if rse not in spoken]
+    keep += [WantedReplica((rse,), None, "sites.json") for rse in always if rse not in spoken]
     return Wishes(tuple(keep), remove)
 
 
@@ -67,7 +67,7 @@ def wishes_for(
 
 
 @frozen
-class Standing:
+class RuleState:
     """A replication rule in the catalogue, or an ended one that an entry records.
 
     `state` is Rucio's: OK, REPLICATING, STUCK, SUSPENDED, ...; `ENDED` for an ended one.
@@ -90,15 +90,15 @@ class Standing:
 
     def to_row(self) -> dict[str, Any]:
         """Return the form in an entry's ``rule_info``."""
-        return {one.name: getattr(self, one.name) for one in fields(Standing)}
+        return {one.name: getattr(self, one.name) for one in fields(RuleState)}
 
     @classmethod
-    def from_row(cls, row: object) -> Standing | None:
+    def from_row(cls, row: object) -> RuleState | None:
         """Read the form of `to_row`; None for anything else, such as cax's texts."""
         if not isinstance(row, Mapping):
             return None
         known: dict[str, Any] = {
-            one.name: row[one.name] for one in fields(Standing) if one.name in row
+            one.name: row[one.name] for one in fields(RuleState) if one.name in row
         }
         try:
             return cls(**known)
@@ -123,7 +123,7 @@ class Changes:
 
     add: tuple[tuple[str, int | None], ...] = ()
     expire: tuple[tuple[str, int | None], ...] = ()
-    remove: tuple[Standing, ...] = ()
+    remove: tuple[RuleState, ...] = ()
     kept: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
@@ -142,8 +142,8 @@ def _for(lifetime: int | None) -> str:
 
 def changes(
     wishes: Wishes,
-    standing: Sequence[Standing],
-    remembered: Sequence[Standing],
+    standing: Sequence[RuleState],
+    remembered: Sequence[RuleState],
     *,
     run_name: str,
     now: datetime,
@@ -171,7 +171,7 @@ def changes(
     return Changes(tuple(add), tuple(expire), remove, kept)
 
 
-def choose(rses: Names, taken: Sequence[str], run_name: str) -> str:
+def choose(rses: Words, taken: Sequence[str], run_name: str) -> str:
     """Choose an RSE: one that has a rule, else a random one, always the same for a run."""
     for rse in rses:
         if rse in taken:
@@ -181,14 +181,14 @@ def choose(rses: Names, taken: Sequence[str], run_name: str) -> str:
     return rses[int.from_bytes(digest[:8], "big") % len(rses)]
 
 
-def _end(rule: Standing, lifetime: int | None) -> datetime:
+def _end(rule: RuleState, lifetime: int | None) -> datetime:
     if lifetime is None:
         return datetime.max.replace(tzinfo=UTC)
     return rule.created + timedelta(seconds=lifetime)
 
 
 def _new_end(
-    rule: Standing, lifetime: int | None, now: datetime
+    rule: RuleState, lifetime: int | None, now: datetime
 ) -> Iterator[tuple[str, int | None]]:
     if lifetime is None:
         if rule.expires is not None:
@@ -201,8 +201,8 @@ def _new_end(
 
 
 def _removals(
-    wishes: Wishes, standing: Sequence[Standing], now: datetime
-) -> tuple[tuple[Standing, ...], tuple[str, ...]]:
+    wishes: Wishes, standing: Sequence[RuleState], now: datetime
+) -> tuple[tuple[RuleState, ...], tuple[str, ...]]:
     # A rule that was given up stays until its end, which is near: it is not removed again.
     leaving = now + GIVEN_UP + SLACK
     named = [one for one in standing if one.rse in wishes.remove]

@@ -24,12 +24,12 @@ from caxev.core.clock import utcnow
 from caxev.core.errors import Damaged, GiveUp, Retry
 from caxev.files import Manifest, Moved, Report, StagedCopy, check_expected, confine, landing
 from caxev.limited import rows_limited
-from caxev.rucio.changes import ENDED, GIVEN_UP, Changes, Standing, changes
-from caxev.rucio.connection import Connection, connected
+from caxev.rucio.changes import ENDED, GIVEN_UP, Changes, RuleState, changes
+from caxev.rucio.connection import RucioSession, connected
 from caxev.rucio.files import Checked, Digested, digest_for_catalogue, seen_of
 from caxev.rucio.moving import Fetching, Sending
 from caxev.rucio.names import Did, Names
-from caxev.rucio.orders import Download, Found, Settlement, Upload, Verdict
+from caxev.rucio.orders import DatasetState, Download, Settlement, Upload, Verdict
 from caxev.rucio.storage import side_by_side
 from caxev.transfer.local_side import Meter
 
@@ -42,7 +42,7 @@ def check(there: Site) -> str:
         return f"Rucio {version} knows us as {who.get('account')}"
 
 
-def upload(order: Upload, *, report: Report) -> tuple[Digested, Found]:
+def upload(order: Upload, *, report: Report) -> tuple[Digested, DatasetState]:
     """Bring a copy into the catalogue, at its entrance RSE: whole, attached, under a rule, closed.
 
     When this returns, every file is AVAILABLE there, and the storage itself has confirmed its size
@@ -84,14 +84,14 @@ def _check_digest(order: Upload, manifest: Manifest) -> None:
         raise Damaged(f"{order.location} is not what the database says: {is_so}, not {wanted}")
 
 
-def look(there: Site, dataset: Did, *, report: Report) -> Found:
+def look(there: Site, dataset: Did, *, report: Report) -> DatasetState:
     """Return the state of a dataset, and change nothing."""
     del report
     with connected(there, f"looking at {dataset}") as rucio:
         return rucio.look(dataset)
 
 
-def settle(order: Settlement, *, report: Report) -> Found:
+def settle(order: Settlement, *, report: Report) -> DatasetState:
     """Make the rules of a dataset those that are wanted, and return its state afterwards.
 
     Idempotent: no rule is made twice, and an end is moved and not made anew. A rule is given up
@@ -120,7 +120,7 @@ def settle(order: Settlement, *, report: Report) -> Found:
     )
 
 
-def _give_up(rucio: Connection, order: Settlement, todo: Changes, report: Report) -> Changes:
+def _give_up(rucio: RucioSession, order: Settlement, todo: Changes, report: Report) -> Changes:
     """Delete the rules that are to go, if another RSE is proven to have all files."""
     if not todo.remove:
         return todo
@@ -139,7 +139,7 @@ def _give_up(rucio: Connection, order: Settlement, todo: Changes, report: Report
     return todo
 
 
-def _ended(remembered: Iterable[Standing], standing: Iterable[Standing]) -> Iterator[Standing]:
+def _ended(remembered: Iterable[RuleState], standing: Iterable[RuleState]) -> Iterator[RuleState]:
     there = {one.rse for one in standing}
     return (evolve(one, state=ENDED) for one in remembered if one.rse not in there)
 
@@ -202,7 +202,7 @@ def declare_bad(
             rucio.client.declare_bad_file_replicas(pfns, "caxev: the checksum differs")
 
 
-def give_up(there: Site, dataset: Did, *, report: Report) -> Found:
+def give_up(there: Site, dataset: Did, *, report: Report) -> DatasetState:
     """Delete all rules, so that the catalogue deletes every replica of the dataset."""
     del report
     with connected(there, f"giving up {dataset}") as rucio:

@@ -22,11 +22,11 @@ from caxev.core.errors import GiveUp, Retry
 from caxev.files import Report
 from caxev.limited import rows_limited
 from caxev.rucio.answers import limited_session
-from caxev.rucio.changes import Standing
+from caxev.rucio.changes import RuleState
 from caxev.rucio.errors import is_called, translated
 from caxev.rucio.files import Checked
 from caxev.rucio.names import Did, Names
-from caxev.rucio.orders import Found, Verdict
+from caxev.rucio.orders import DatasetState, Verdict
 from caxev.rucio.storage import QUIET, Row, Storage, row_of, side_by_side
 from caxev.transfer.local_side import Meter
 
@@ -45,12 +45,12 @@ def missing() -> str | None:
 
 
 @contextmanager
-def connected(there: Site, what: str) -> Iterator[Connection]:
+def connected(there: Site, what: str) -> Iterator[RucioSession]:
     """Open a connection to the catalogue for a block, and translate its errors into ours."""
     if (why := missing()) is not None:
         raise GiveUp(why)
     with translated(what, float(there.rucio.ask_after)):
-        yield Connection(_client(there), there)
+        yield RucioSession(_client(there), there)
 
 
 def _client(there: Site) -> Any:
@@ -89,7 +89,7 @@ def _client(there: Site) -> Any:
 
 
 @define(eq=False)
-class Connection:
+class RucioSession:
     """A connection to a catalogue, and its operations. Raises Rucio's own errors."""
 
     client: Any
@@ -187,17 +187,17 @@ class Connection:
 
     # -- rules ------------------------------------------------------------------------------
 
-    def rules(self, dataset: Did) -> tuple[Standing, ...]:
+    def rules(self, dataset: Did) -> tuple[RuleState, ...]:
         """Return the dataset's rules, of any account."""
         return tuple(map(self._standing, list(rows_limited(self.client.list_did_rules(*dataset)))))
 
-    def _standing(self, row: Row) -> Standing:
+    def _standing(self, row: Row) -> RuleState:
         error = row.get("error")
         if row["state"] == "STUCK" and not error:
             error = self.client.examine_replication_rule(row["id"]).get("rule_error")
         created = _utc(row["created_at"])
         assert created is not None
-        return Standing(
+        return RuleState(
             id=row["id"],
             rse=row["rse_expression"],
             state=row["state"],
@@ -215,11 +215,11 @@ class Connection:
         options = {"lifetime": lifetime, "notify": notify}
         unless("DuplicateRule", add, [row_of(dataset)], 1, rse, **options)
 
-    def look(self, dataset: Did) -> Found:
+    def look(self, dataset: Did) -> DatasetState:
         """Return the state of the dataset."""
         rows = list(rows_limited(self.client.list_dataset_replicas(*dataset, deep=True)))
         rses = sorted(row["rse"] for row in rows if row["length"] and row["state"] == AVAILABLE)
-        return Found(tuple(rses), self.rules(dataset))
+        return DatasetState(tuple(rses), self.rules(dataset))
 
     # -- comparing --------------------------------------------------------------------------
 

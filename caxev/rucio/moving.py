@@ -12,7 +12,7 @@ from caxev import failpoints
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import Report, Seen, join, local, name_in, place_file
 from caxev.limited import rows_limited
-from caxev.rucio.connection import AVAILABLE, Connection, batches, differences
+from caxev.rucio.connection import AVAILABLE, RucioSession, batches, differences
 from caxev.rucio.files import Checked
 from caxev.rucio.names import Did
 from caxev.rucio.orders import Download
@@ -24,7 +24,7 @@ from caxev.transfer.local_side import Meter
 class Sending:
     """Uploads the files of a copy to one RSE, and registers them in the catalogue."""
 
-    rucio: Connection
+    rucio: RucioSession
     storage: Storage
     root: str
     dataset: Did
@@ -92,7 +92,7 @@ class Fetching:
     Rucio's library writes only to `private`; verified files are then moved to `partial`.
     """
 
-    rucio: Connection
+    rucio: RucioSession
     partial: bytes
     private: bytes
     order: Download

@@ -10,7 +10,7 @@ from attrs import field, frozen
 
 from caxev.config import Site
 from caxev.files import Manifest
-from caxev.rucio.changes import ENDED, Standing, Wishes
+from caxev.rucio.changes import ENDED, RuleState, Wishes
 from caxev.rucio.files import Checked
 from caxev.rucio.names import Did, Names
 
@@ -33,18 +33,18 @@ class Upload:
 
 
 @frozen
-class Found:
+class DatasetState:
     """How a dataset stands: RSEs that have all of it, and the rules, those that ended among them.
 
     `done` is what was changed, in words.
     """
 
     rses: tuple[str, ...] = ()
-    rules: tuple[Standing, ...] = ()
+    rules: tuple[RuleState, ...] = ()
     done: str = ""
 
     @property
-    def unfinished(self) -> tuple[Standing, ...]:
+    def unfinished(self) -> tuple[RuleState, ...]:
         """The rules that are not OK yet."""
         return tuple(one for one in self.rules if not one.ok and one.state != ENDED)
 
@@ -66,7 +66,7 @@ class Settlement:
     dataset: Did
     run_name: str
     wishes: Wishes
-    remembered: tuple[Standing, ...] = ()
+    remembered: tuple[RuleState, ...] = ()
     files: tuple[Checked, ...] | None = None
 
 

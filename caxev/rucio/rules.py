@@ -29,18 +29,18 @@ from caxev.config.values import Kind, check, flag, mapped, matching, whole
 from caxev.core.model import TRANSFERRED, CopyKey, Run
 from caxev.rucio.names import taken_at
 
-Names = tuple[str, ...]
+Words = tuple[str, ...]
 Ranges = tuple[tuple[Any, Any], ...]
 
 
-def _words(value: Any) -> Names:
+def _words(value: Any) -> Words:
     """Read a list, or names with commas between them."""
     items = value.split(",") if isinstance(value, str) else value
     check(isinstance(items, list))
     return tuple(item.strip() for item in items if item.strip())
 
 
-def _ranges(words: Names, one: Callable[[str], Any]) -> Ranges:
+def _ranges(words: Words, one: Callable[[str], Any]) -> Ranges:
     """Read ``A`` and ``A-B``, both ends included."""
     pairs = [[one(end.strip()) for end in word.split("-", 1)] for word in words]
     ranges = tuple((pair[0], pair[-1]) for pair in pairs)
@@ -64,18 +64,18 @@ def _run_names(value: Any) -> Ranges:
 _rse: Final = matching("[A-Z0-9]+(?:[_-][A-Z0-9]+)*")
 
 
-def _rses(value: Any) -> Names:
+def _rses(value: Any) -> Words:
     return tuple(map(_rse, value if isinstance(value, list) else [value]))
 
 
-def _destination(word: Any) -> Names:
+def _destination(word: Any) -> Words:
     random = re.fullmatch(r"\s*random\s*:(.*)", word, re.DOTALL)
     names = _rses(list(_words(random[1])) if random else word)
     check(names)
     return names
 
 
-def _destinations(value: Any) -> tuple[Names, ...]:
+def _destinations(value: Any) -> tuple[Words, ...]:
     found = tuple(map(_destination, value if isinstance(value, list) else [value]))
     everything = [rse for rses in found for rse in rses]
     # An RSE that is named twice could have two lifetimes.
@@ -104,7 +104,7 @@ _NAMES: Final = 'run names and ranges, as "161111_1434, 161201_0000-161231_2359"
 _Numbers = Annotated[
     Ranges, Kind('run numbers and ranges, as "5200, 5205-5210", or null', _numbers)
 ]
-_List = Annotated[Names, Kind("a name, a list of names, or null", _words)]
+_List = Annotated[Words, Kind("a name, a list of names, or null", _words)]
 _Time = Annotated[
     datetime | None, Kind('a moment in UTC, as "2017-02-02 17:40", or null', read_time)
 ]
@@ -115,7 +115,7 @@ _Unused = Annotated[object, Kind("anything", _anything)]
 class Destination:
     """A wanted replica: at one of `rses`; for `lifetime` seconds, None: for ever."""
 
-    rses: Names
+    rses: Words
     lifetime: int | None = None
 
 
@@ -154,16 +154,16 @@ class Rule:
     max_copies: Annotated[int | None, Kind("a whole number or null", whole(0))] = None
     """There are at most so many."""
     destination_rse: Annotated[
-        tuple[Names, ...],
+        tuple[Words, ...],
         Kind('a list of RSEs, each once, as ["A_DISK", "random: B_DISK, C_DISK"]', _destinations),
     ] = ()
     """RSEs at which the data is wanted; ``"random: A, B"`` is one of those."""
     destination_livetime: Annotated[
-        Mapping[Names, int | None],
+        Mapping[Words, int | None],
         Kind('seconds, or -1 for ever, for RSEs, as {"A_DISK": -1}', _lifetimes),
     ] = field(factory=dict)
     """For each of these RSEs, ``-1`` for ever, or seconds (a number or a text)."""
-    remove_rse: Annotated[Names, Kind("a list of RSEs or null", _rses)] = ()
+    remove_rse: Annotated[Words, Kind("a list of RSEs or null", _rses)] = ()
     """RSEs that are to give their replicas up."""
     verification_only: Annotated[
         bool, Kind("true, false or null (which means true)", _verify, null=True)
@@ -245,7 +245,7 @@ def _within(value: Any, ranges: Iterable[tuple[Any, Any]]) -> bool:
     return any(first <= value <= last for first, last in ranges)
 
 
-def _one_of(value: str, names: Names) -> bool:
+def _one_of(value: str, names: Words) -> bool:
     return not names or value in names
 
 

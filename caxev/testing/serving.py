@@ -61,14 +61,14 @@ async def serve(bench: Bench, database: Database, site: str) -> None:
 
 
 @frozen
-class Ended:
+class ListenerEnd:
     """How a separate listener ended: whether it was killed, and the crash points it passed."""
 
     killed: bool
     points: tuple[str, ...]
 
 
-async def serve_apart(bench: Bench, database: Database, site: str, crash: str = "") -> Ended:
+async def serve_apart(bench: Bench, database: Database, site: str, crash: str = "") -> ListenerEnd:
     """Listen as `serve` does, in a separate process that is killed at `crash` (``POINT:N``).
 
     Raises RuntimeError if it neither succeeds nor is killed.
@@ -90,7 +90,7 @@ async def serve_apart(bench: Bench, database: Database, site: str, crash: str = 
     elif done.returncode:
         raise RuntimeError(f"the listener failed:\n{done.stderr.decode(errors='replace')}")
     # Each once, in order: handlers pass a point for every run.
-    return Ended(killed, tuple(dict.fromkeys(points)))
+    return ListenerEnd(killed, tuple(dict.fromkeys(points)))
 
 
 async def _expire(database: Database, site: str) -> None:

@@ -25,7 +25,7 @@ from caxev.cli.rucio.chosen import (
 if TYPE_CHECKING:
     from caxev.core.model import Copy, Run
     from caxev.database import Database
-    from caxev.rucio import Found, Verdict
+    from caxev.rucio import DatasetState, Verdict
 
 
 @rucio.command(epilog=example("caxev rucio locate --last-days 30 --rse NIKHEF_USERDISK --copies 1"))
@@ -93,7 +93,7 @@ def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
     if method == "entries":
         yield row
     for one in entry.rule_info if method == "rules" else ():
-        yield {**row, "rule": str(rucio.Standing.from_row(one) or one)}
+        yield {**row, "rule": str(rucio.RuleState.from_row(one) or one)}
 
 
 @rucio.command(
@@ -213,7 +213,7 @@ class Checking:
         await self._judge(database, run, entry, verdict, found)
 
     async def _judge(
-        self, database: Database, run: Run, entry: Copy, verdict: Verdict, found: Found
+        self, database: Database, run: Run, entry: Copy, verdict: Verdict, found: DatasetState
     ) -> None:
         # With a good replica Rucio itself can replace the bad ones. Without one, somebody must
         # upload again; and replicas that could not be read matter only then.

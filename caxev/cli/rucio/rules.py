@@ -84,7 +84,7 @@ def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> d
     # The RSEs of sites.json are kept, too, unless a rule decides otherwise.
     always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
     wishes = rucio.wishes_for(loaded, run, entry.key, always=always)
-    known = map(rucio.Standing.from_row, entry.rule_info)
+    known = map(rucio.RuleState.from_row, entry.rule_info)
     standing = [one for one in known if one is not None]
     change = rucio.changes(
         wishes,
