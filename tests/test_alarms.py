@@ -21,19 +21,13 @@ from hypothesis import strategies as st
 from pymongo import MongoClient
 
 from caxev import Denied, GiveUp, Job, aio, tag
-from caxev.alarms import (
-    AlarmManager,
-    DeliveryFailed,
-    Descriptors,
-    EmailNotifier,
-    Health,
-    HealthMonitor,
-    Recipient,
-    WebhookNotifier,
-    health_alarms,
-    recipients,
-)
 from caxev.alarms import manager as manager_module
+from caxev.alarms.base import DeliveryFailed
+from caxev.alarms.email import EmailNotifier
+from caxev.alarms.health import Descriptors, Health, HealthMonitor, health_alarms
+from caxev.alarms.manager import AlarmManager, Recipient
+from caxev.alarms.recipients import recipients
+from caxev.alarms.webhook import WebhookNotifier
 from caxev.cli import cli
 from caxev.config import ConfigError, Email, Settings, Sites, Webhook, load_sites
 from caxev.config.alarms import read_alarms

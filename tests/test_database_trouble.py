@@ -19,7 +19,7 @@ from pymongo import MongoClient
 from pymongo.errors import BulkWriteError, OperationFailure, WTimeoutError
 
 from caxev import HERE, CopyIs, Job, RunUpdate, aio, copy, metrics
-from caxev.alarms import HealthMonitor
+from caxev.alarms.health import HealthMonitor
 from caxev.cli.reactions import _ask, _line, _unrecorded
 from caxev.config import ConfigError, Settings
 from caxev.core.clock import utcnow

@@ -17,7 +17,8 @@ from loguru import logger
 from pymongo import MongoClient
 
 from caxev import ELSEWHERE, HERE, Job, copy, field, metrics
-from caxev.alarms import AlarmManager, Recipient, of_gone_directories
+from caxev.alarms.health import of_gone_directories
+from caxev.alarms.manager import AlarmManager, Recipient
 from caxev.config import ConfigError, Sites
 from caxev.core.alarms import Alarm, DeliveryRule
 from caxev.core.clock import utcnow

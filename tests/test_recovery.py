@@ -37,7 +37,7 @@ from caxev import (
     new_run,
     tag,
 )
-from caxev.alarms import HealthMonitor
+from caxev.alarms.health import HealthMonitor
 from caxev.config import Settings
 from caxev.core.ledger import SURPRISES, Reaction
 from caxev.core.model import CopyKey, Run

@@ -117,7 +117,8 @@ _TESTED = (Column("sink", "SINK"), Column("kind", "KIND"), Column("ok", "OK"), C
 async def _tried(site: Site) -> list[dict[str, Any]]:
     import trio
 
-    from caxev.alarms import recipients, try_send
+    from caxev.alarms.manager import try_send
+    from caxev.alarms.recipients import recipients
     from caxev.core.alarms import Alarm, Severity
 
     alarm = Alarm(

@@ -16,7 +16,7 @@ alarm. A failed delivery is tried again with growing delays until it succeeds.
 An event that cannot end is raised with `once`: it is delivered once to each sink and forgotten.
 
 Handlers raise alarms by ``job.alarm``; `caxev.engine` and `caxev.alarms` raise those of the
-engine. `caxev.alarms.AlarmManager` applies this module, `database` stores the states. Pure:
+engine. `caxev.alarms.manager.AlarmManager` applies this module, `database` stores the states. Pure:
 `now` (UTC) and the jitter are arguments. Property-tested in tests/test_alarms.py.
 """
 
@@ -93,7 +93,7 @@ class Alarm:
 
 
 class Alarms:
-    """Receives alarms; this base class drops them. The real one is `caxev.alarms.AlarmManager`."""
+    """Receives alarms; this base class drops them. `caxev.alarms.manager` has the real one."""
 
     def raise_(self, alarm: Alarm) -> None:
         """Raise an alarm; no change if it is active already. Neither waits nor fails."""

@@ -13,7 +13,7 @@ import trio
 from attrs import define, evolve, field
 from loguru import logger
 
-from caxev.alarms import lacks_files
+from caxev.alarms.health import lacks_files
 from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
 from caxev.core.job import Job, Skip
 from caxev.core.ledger import (

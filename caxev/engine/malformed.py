@@ -13,7 +13,7 @@ import trio
 from attrs import define, field
 from loguru import logger
 
-from caxev.alarms import AlarmManager
+from caxev.alarms.manager import AlarmManager
 from caxev.core.alarms import MALFORMED, malformed
 from caxev.core.clock import utcnow
 from caxev.database import DatabaseError, Odd, Request, concerns_one, is_fatal

@@ -12,7 +12,8 @@ from typing import Final, Protocol
 from attrs import define, evolve, field, fields, frozen
 from loguru import logger
 
-from caxev.alarms import Recipient, recipients
+from caxev.alarms.manager import Recipient
+from caxev.alarms.recipients import recipients
 from caxev.config import BY_METHOD, ConfigError, Settings, Site, Sites
 from caxev.config.sites import DIRECTORIES
 from caxev.core.alarms import Alarm, Alarms

@@ -17,7 +17,7 @@ from attrs import define, evolve, field
 from loguru import logger
 
 from caxev import failpoints, metrics
-from caxev.alarms import Descriptors, descriptors
+from caxev.alarms.health import Descriptors, descriptors
 from caxev.config import Site, Sites
 from caxev.config.directories import are_near
 from caxev.core.alarms import missing, uncancellable, uncancellable_key

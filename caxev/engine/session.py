@@ -18,7 +18,8 @@ from typing import Final
 import trio
 from loguru import logger
 
-from caxev.alarms import AlarmManager, Health, HealthMonitor, of_gone_directories
+from caxev.alarms.health import Health, HealthMonitor, of_gone_directories
+from caxev.alarms.manager import AlarmManager
 from caxev.config import state_directory
 from caxev.core.alarms import missing_key
 from caxev.core.clock import clock
