@@ -13,7 +13,7 @@ from typing import Final
 
 from attrs import frozen
 
-from caxev.batch.base import End, JobEnd, JobSpec
+from caxev.batch.base import JobEnd, JobSpec
 from caxev.batch.folder import OUTPUT, Folder
 from caxev.batch.systems import system
 from caxev.core.errors import GiveUp, Retry
@@ -175,8 +175,3 @@ def _runs(folder: Folder, job: str) -> bool:
         except BlockingIOError:
             return True
     return False
-
-
-def good(ended: JobEnd) -> bool:
-    """Return whether a job ended well."""
-    return ended.how is End.DONE

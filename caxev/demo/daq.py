@@ -13,7 +13,7 @@ import math
 import struct
 import zipfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -74,11 +74,6 @@ def write_run(
 def run_name(start: datetime) -> str:
     """Return the name of a run that was started at that time (UTC)."""
     return f"{start.astimezone(UTC):%y%m%d_%H%M}"
-
-
-def event_files(run: RawRun) -> Iterator[Path]:
-    """Yield the event files of a run, in order."""
-    yield from sorted(run.path.glob("XENON1T-*.zip"))
 
 
 def run_document(run: RawRun, *, source: str = "Rn220") -> dict[str, Any]:

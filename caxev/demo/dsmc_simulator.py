@@ -198,7 +198,8 @@ class Client:
 
     def restore(self) -> int:
         say("Restore function invoked.\n")
-        wanted, target = self._wanted()
+        lines = Path(self.options["filelist"]).read_text().splitlines()
+        wanted, target = [shlex.split(line)[0] for line in lines if line], Path(self.words[0])
         found = []
         with self.tapes.index() as index:
             for path in wanted:
@@ -225,18 +226,6 @@ class Client:
     def _bring(self, path: str, version: dict[str, Any], target: Path) -> None:
         new = self.place(path, version, target)
         say(f"Restoring      {version['size']:>14,} {path} --> {new} [Done]")
-
-    def _wanted(self) -> tuple[list[str], Path]:
-        if "filelist" in self.options:
-            lines = Path(self.options["filelist"]).read_text().splitlines()
-            return [shlex.split(line)[0] for line in lines if line], Path(self.words[0])
-        with self.tapes.index() as index:
-            top = self.words[0].rstrip("/")
-            paths = [path for path in index["files"] if path.startswith(f"{top}/")]
-        target = Path(self.words[1])
-        return paths, target if self.options.get("preservepath") == "none" else target / Path(
-            top
-        ).name
 
     def place(self, path: str, version: dict[str, Any], target: Path) -> Path:
         """Write a file from tape into a directory; returns its path."""

@@ -11,7 +11,6 @@ from caxev.rucio.changes import (
     ENDED,
     Changes,
     RuleState,
-    WantedReplica,
     Wishes,
     changes,
     wishes_for,
@@ -34,7 +33,7 @@ from caxev.rucio.errors import OverQuota
 from caxev.rucio.files import Checked, Digested, stored_as
 from caxev.rucio.names import Did, Names, names_of, taken_at
 from caxev.rucio.orders import DatasetState, Download, Settlement, Upload, Verdict
-from caxev.rucio.rules import Rule, load_rules, source_of
+from caxev.rucio.rules import Rule, WantedReplica, load_rules, source_of
 
 __all__ = [
     "ENDED",

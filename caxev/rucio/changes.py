@@ -10,12 +10,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from attrs import field, fields, frozen
 
 from caxev.core.model import CopyKey, Run
-from caxev.rucio.rules import Rule, Words
+from caxev.rucio.rules import Rule, WantedReplica, Words
 
 ENDED: Final = "ENDED"
 """The state of a rule that an entry records and the catalogue no longer has."""
@@ -23,14 +23,6 @@ SLACK: Final = timedelta(minutes=1)
 """Maximum deviation of a rule's end before it is set again."""
 GIVEN_UP: Final = timedelta(hours=1)
 """Time after which Rucio removes a rule that was given up."""
-
-
-class WantedReplica(NamedTuple):
-    """A replica at one of `rses` is wanted, by the rule called `rule`; see `Destination`."""
-
-    rses: Words
-    lifetime: int | None
-    rule: str
 
 
 @frozen
@@ -54,8 +46,8 @@ def wishes_for(
             continue
         if rule.verification_only:
             return Wishes(only_verify=rule.label)
-        fresh = [one for one in rule.destinations if spoken.isdisjoint(one.rses)]
-        keep += [WantedReplica(one.rses, one.lifetime, rule.label) for one in fresh]
+        fresh = [one for one in rule.wanted if spoken.isdisjoint(one.rses)]
+        keep += fresh
         spoken.update(rse for one in fresh for rse in one.rses)
         remove |= {rse: rule.label for rse in rule.remove_rse if rse not in spoken}
         spoken.update(rule.remove_rse)

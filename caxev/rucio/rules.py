@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 from attrs import evolve, field, frozen
 
@@ -111,12 +111,15 @@ _Time = Annotated[
 _Unused = Annotated[object, Kind("anything", _anything)]
 
 
-@frozen
-class Destination:
-    """A wanted replica: at one of `rses`; for `lifetime` seconds, None: for ever."""
+class WantedReplica(NamedTuple):
+    """A replica at one of `rses` is wanted, by the rule called `rule`.
+
+    It is wanted for `lifetime` seconds; None: for ever.
+    """
 
     rses: Words
-    lifetime: int | None = None
+    lifetime: int | None
+    rule: str
 
 
 @frozen
@@ -189,10 +192,10 @@ class Rule:
             raise Problems(problems)
 
     @property
-    def destinations(self) -> tuple[Destination, ...]:
-        """The destinations with their lifetimes."""
-        lifetimes = self.destination_livetime
-        return tuple(Destination(rses, lifetimes.get(rses)) for rses in self.destination_rse)
+    def wanted(self) -> Iterator[WantedReplica]:
+        """The replicas that it wants, with their lifetimes."""
+        for rses in self.destination_rse:
+            yield WantedReplica(rses, self.destination_livetime.get(rses), self.label)
 
     def unmet(self, run: Run, key: CopyKey) -> str | None:
         """Return why this rule does not apply to that copy; None if it does."""

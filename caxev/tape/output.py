@@ -47,7 +47,7 @@ _QUESTION: Final = re.compile(r"--- User Action is Required ---|Action \[[^\]]*\
 _HARMLESS: Final = frozenset({"ANS1278W"})
 """Warnings that do not concern the files that were backed up or restored."""
 NOTHING_FOUND: Final = "ANS1092W"
-OK, LEFT_OUT, WARNING = 0, 4, 8
+OK, WARNING = 0, 8
 
 
 @frozen

@@ -92,10 +92,6 @@ class Copied:
     manifest: Manifest = field(repr=False)
     moved: int
 
-    @property
-    def bytes_total(self) -> int:
-        return self.manifest.total_bytes
-
 
 def with_outcome(
     function: Callable[Concatenate[Archive, P], T],
