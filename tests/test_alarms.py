@@ -264,7 +264,7 @@ def test_mistakes_in_alarms(tmp_path: Path, entries: Any, message: str) -> None:
 def test_an_installed_kind_of_sink(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It gets its own keys; name, severity and repeat are as for every sink."""
     point = EntryPoint("pigeon", "tests.test_alarms:Pigeon", "caxev.alarms")
-    for module in ("caxev.config.alarms", "caxev.alarms"):
+    for module in ("caxev.config.alarms", "caxev.alarms.recipients"):
         monkeypatch.setattr(f"{module}.entry_points", lambda **_: [point])
     entries = [{"pigeon": {"loft": 5, "repeat": 2}}, {"pigeon": {"name": "two", "loft": None}}]
     one, two = recipients("lngs", _sites(tmp_path, entries).get("lngs").alarms)

@@ -102,7 +102,9 @@ def digest_for_catalogue(root: str, names: Names, *, sha512: bool, report: Repor
     """
     # Before it is read, which takes long; and then what was read, which may be something else.
     _names(look(root), names, root)
-    sums = defaultdict[bytes, _Sums](lambda: (Adler32(), hashlib.md5(usedforsecurity=False)))
+    sums: defaultdict[bytes, _Sums] = defaultdict(
+        lambda: (Adler32(), hashlib.md5(usedforsecurity=False))
+    )
     manifest = digest_tree(root, sha512=sha512, report=report, also=lambda seen: sums[seen.path])
     found = _names(manifest.items, names, root)
     files = (
