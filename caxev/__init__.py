@@ -6,7 +6,7 @@ What stands here is all that the author of a handler needs::
 """
 
 from caxev.core.errors import Denied, GiveUp, Retry, RootAway, Superseded
-from caxev.core.job import Job, Result, Skip
+from caxev.core.job import Decision, Job, Result, Skip, Wait, skip_of
 from caxev.core.model import (
     DELETING,
     ERROR,
@@ -69,6 +69,7 @@ __all__ = [
     "CopyField",
     "CopyIs",
     "CopyKey",
+    "Decision",
     "Denied",
     "Event",
     "Field",
@@ -87,10 +88,12 @@ __all__ = [
     "Tag",
     "TagAbsent",
     "TagThere",
+    "Wait",
     "copy",
     "copy_field",
     "field",
     "new_run",
     "on",
+    "skip_of",
     "tag",
 ]

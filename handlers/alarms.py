@@ -17,18 +17,28 @@ NAME = "bad copy"
 @on(
     copy_field("checksumproblem", host=(HERE, PASSIVE)),
     copy(GONE, host=(HERE, PASSIVE)),
+    decide=lambda job: plan_alarm(job.copy, job.site.name),
 )
 async def bad_copy(job: Job) -> Result:
     """Raise an alarm while a copy is bad."""
     bad = job.copy
+    skip = plan_alarm(bad, job.site.name)
     if bad is None or not bad.checksumproblem:
         await job.all_clear(NAME)
-        return Skip("it is gone" if bad is None else "it is good")
-    # Both sites of a pushed copy could see the entry: only the responsible one raises the alarm.
-    if job.site.name not in {bad.host, bad.source}:
-        return Skip(f"{bad.source or 'the site that pushed it'} raises that alarm")
+    if bad is None or skip is not None:
+        return skip
     why = bad.error
     await job.alarm(NAME, _summary(job, bad), why=why, location=bad.location, source=bad.source)
+    return None
+
+
+def plan_alarm(bad: Copy | None, here: str) -> Skip | None:
+    """Decide whether the site `here` raises an alarm about this copy. Pure."""
+    if bad is None or not bad.checksumproblem:
+        return Skip("it is gone" if bad is None else "it is good")
+    # Both sites of a pushed copy could see the entry: only the responsible one raises the alarm.
+    if here not in {bad.host, bad.source}:
+        return Skip(f"{bad.source or 'the site that pushed it'} raises that alarm")
     return None
 
 

@@ -33,6 +33,7 @@ from caxev import (
     VERIFYING,
     Copy,
     CopyKey,
+    Decision,
     GiveUp,
     Job,
     Manifest,
@@ -41,10 +42,12 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
+    Wait,
     copy,
     copy_field,
     metrics,
     on,
+    skip_of,
 )
 from caxev.config import Site, Sites
 from caxev.copies.lifecycle import found_bad, found_good
@@ -83,6 +86,7 @@ class ReadPlan:
     timeout=None,
     stall=STALLED,
     aliases=("AddChecksum", "CompareChecksums"),
+    decide=lambda job: skip_of(plan_checksum(job.run, job.copy, job.site, job.sites)),
 )
 async def checksum(job: Job) -> Result:
     """Verify a copy against the one it came from; give a first copy its digests."""
@@ -106,14 +110,13 @@ async def checksum(job: Job) -> Result:
     timeout=None,
     stall=STALLED,
     aliases=("AddChecksum", "CompareChecksums"),
+    decide=lambda job: skip_of(plan_answer(job.copy, job.site, job.sites)),
 )
 async def recheck(job: Job) -> Result:
     """Read a copy again when a fresh reading is requested or the copy is in doubt."""
-    seen = plan_recheck(job.copy, job.site, job.sites)
+    seen = plan_answer(job.copy, job.site, job.sites)
     if isinstance(seen, Skip):
         return seen
-    if not (seen.pending or seen.checksumproblem):
-        return Skip("that was answered")
     job.on_failure(_unreadable(job, seen))
     began = job.now()
     manifest = await read(job, seen, sha512=seen.manifest is None)
@@ -126,18 +129,17 @@ async def recheck(job: Job) -> Result:
     lane="patrol",
     timeout=None,
     stall=STALLED,
+    decide=lambda job: plan_patrol(job.run, job.copy, job.site, job.sites, job.now()),
 )
 async def patrol(job: Job) -> Result:
     """Read every copy again every few days, at low priority, to find corruption early."""
-    seen = plan_recheck(job.copy, job.site, job.sites)
-    if isinstance(seen, Skip):
-        return seen
+    now, seen = job.now(), job.copy
+    plan = plan_patrol(job.run, seen, job.site, job.sites, now)
+    if isinstance(plan, Wait):
+        raise plan.retry(now)
+    if seen is None or plan is not None:
+        return plan
     rules = job.sites.get(seen.host).patrol
-    if rules is None:
-        return Skip("patrol is null: it is not read again by itself")
-    due = _last_read(job.run, seen, job.now()) + timedelta(days=rules.days)
-    if seen.status == TRANSFERRED and due > job.now():
-        raise Retry(f"to be read again on {due:%Y-%m-%d}", after=(due - job.now()).total_seconds())
     job.on_failure(_unreadable(job, seen))
     began = job.now()
     # The label is created before the reading, so that the metric exists at 0 and can be alerted on.
@@ -323,6 +325,28 @@ def plan_recheck(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
     if seen.host != site.name and seen.manifest is None:
         return Skip("it has no manifest, and its SHA-512 cannot be taken from here")
     return seen
+
+
+def plan_answer(seen: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
+    """Decide whether this site reads that copy because somebody asks for it. Pure."""
+    plan = plan_recheck(seen, site, sites)
+    if isinstance(plan, Skip) or plan.pending or plan.checksumproblem:
+        return plan
+    return Skip("that was answered")
+
+
+def plan_patrol(run: Run, seen: Copy | None, site: Site, sites: Sites, now: datetime) -> Decision:
+    """Decide when this site reads that copy again by itself. Pure."""
+    plan = plan_recheck(seen, site, sites)
+    if isinstance(plan, Skip):
+        return plan
+    rules = sites.get(plan.host).patrol
+    if rules is None:
+        return Skip("patrol is null: it is not read again by itself")
+    due = _last_read(run, plan, now) + timedelta(days=rules.days)
+    if plan.status == TRANSFERRED and due > now:
+        return Wait(f"to be read again on {due:%Y-%m-%d}", due)
+    return None
 
 
 def plan_checksum(run: Run, seen: Copy | None, site: Site, sites: Sites) -> ReadPlan | Skip:

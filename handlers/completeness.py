@@ -30,6 +30,7 @@ from caxev import (
     copy,
     field,
     on,
+    skip_of,
 )
 from caxev.config import Site
 from caxev.core.model import field_of
@@ -56,6 +57,7 @@ class SizePlan:
     # A count runs in a worker process: in a lane of their own, a backlog cannot start hundreds.
     lane="disk",
     aliases=("AddSize",),
+    decide=lambda job: skip_of(plan_size(job.run, job.site)),
 )
 async def add_size(job: Job) -> Result:
     """Set `raw_size_byte` of a run once its raw data is complete here."""

@@ -37,7 +37,19 @@ from typing import Any
 
 from attrs import frozen
 
-from caxev import CORRECTION_INPUTS, FieldIs, GiveUp, Job, Result, Retry, Run, RunUpdate, Skip, on
+from caxev import (
+    CORRECTION_INPUTS,
+    FieldIs,
+    GiveUp,
+    Job,
+    Result,
+    Retry,
+    Run,
+    RunUpdate,
+    Skip,
+    on,
+    skip_of,
+)
 from caxev import field as on_field
 from caxev.config import Correction, Site
 from caxev.core.entry import as_utc
@@ -57,7 +69,11 @@ class Wanted:
     version: str | None
 
 
-@on(on_field(CORRECTION_INPUTS), aliases=("AddGains", "AddDriftVelocity", "SetNeuralNetwork"))
+@on(
+    on_field(CORRECTION_INPUTS),
+    aliases=("AddGains", "AddDriftVelocity", "SetNeuralNetwork"),
+    decide=lambda job: skip_of(plan_corrections(job.run, job.site)),
+)
 async def correct(job: Job) -> Result:
     """Compute the fields of ``corrections`` from their tables."""
     # One update for all fields: a crash leaves either none or all of them, each with its version.

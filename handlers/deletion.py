@@ -16,6 +16,7 @@ whichever process crashes.
 from __future__ import annotations
 
 from functools import partial
+from typing import Final
 
 from caxev import (
     DELETING,
@@ -28,6 +29,7 @@ from caxev import (
     VERIFYING,
     Copy,
     CopyKey,
+    Decision,
     GiveUp,
     Job,
     Manifest,
@@ -41,6 +43,7 @@ from caxev import (
     on,
     tag,
 )
+from caxev.config import Site
 from caxev.copies.deletion import (
     Intent,
     Proven,
@@ -75,6 +78,8 @@ LOOK_AGAIN = 15 * 60.0
 """Seconds between two checks of a disk that is too full for an incoming copy."""
 
 
+NOT_GOING: Final = Skip("nothing of it is to go by us")
+
 # -- intent: a rule wants a copy gone -------------------------------------------------------------
 
 
@@ -83,27 +88,56 @@ LOOK_AGAIN = 15 * 60.0
     copy((TRANSFERRED, ERROR, GONE), type="raw", host=ELSEWHERE),
     tag("*", gone=True),
     aliases=("BufferPurger",),
+    decide=lambda job: _decision(job, *_raw(job)),
 )
 async def purge(job: Job) -> Result:
     """Mark raw data for deletion once it is older than ``purge`` days and good elsewhere."""
-    mine = job.run.copy(CopyKey("raw", job.site.name))
-    if _may_prove(job, mine):
-        return await prove(job)
-    return _wanted(job, plan_purge(job.run, mine, job.site, job.sites, job.safe_now()))
+    return await _mark(job, *_raw(job))
 
 
 @on(
     copy((TRANSFERRED, DELETING, GONE), type="processed", host=HERE),
     copy((TRANSFERRED, ERROR, GONE), type="processed", host=ELSEWHERE),
     aliases=("PurgeProcessed",),
+    decide=lambda job: _decision(job, *_processed(job)),
 )
 async def purge_processed(job: Job) -> Result:
     """Mark processed data of the version ``pax_version_purge`` for deletion."""
-    data = key_of(job)
-    mine = job.run.copy(CopyKey(data.type, job.site.name, data.version))
+    return await _mark(job, *_processed(job))
+
+
+Purge = DeletionPlan | Skip | Wait
+
+
+def _raw(job: Job) -> tuple[Copy | None, Purge]:
+    mine = job.run.copy(CopyKey("raw", job.site.name))
+    return mine, plan_purge(job.run, mine, job.site, job.sites, job.safe_now())
+
+
+def _processed(job: Job) -> tuple[Copy | None, Purge]:
+    mine = job.run.copy(key_of(job).at(job.site.name))
+    return mine, plan_processed(job.run, mine, job.site, job.sites, job.safe_now())
+
+
+def _decision(job: Job, mine: Copy | None, plan: Purge) -> Decision:
+    if _may_prove(job, mine) or isinstance(plan, DeletionPlan):
+        return None
+    is_ours = job.copy is not None and job.copy.host == job.site.name
+    # The reaction to our own copy waits: one timer a copy is enough.
+    return plan if isinstance(plan, Skip) or is_ours else Skip(plan.why)
+
+
+async def _mark(job: Job, mine: Copy | None, plan: Purge) -> Result:
+    """Record the intent to delete our copy, if it may go."""
     if _may_prove(job, mine):
         return await prove(job)
-    return _wanted(job, plan_processed(job.run, mine, job.site, job.sites, job.safe_now()))
+    if isinstance(plan, DeletionPlan):
+        job.log.info(f"{plan.copy.key} of {job.run} is to go: {plan.why}")
+        return intent(job.run, plan, job.sites, job.now())
+    decision = _decision(job, mine, plan)
+    if isinstance(decision, Wait):
+        raise decision.retry(job.safe_now())
+    return decision
 
 
 def _may_prove(job: Job, mine: Copy | None) -> bool:
@@ -111,17 +145,6 @@ def _may_prove(job: Job, mine: Copy | None) -> bool:
     # It may replace a copy from which a reading was requested and never comes.
     came = job.copy is not None and job.copy.status == TRANSFERRED
     return came and mine is not None and mine.status == DELETING and job.copy is not mine
-
-
-def _wanted(job: Job, plan: DeletionPlan | Skip | Wait) -> Result:
-    if isinstance(plan, DeletionPlan):
-        job.log.info(f"{plan.copy.key} of {job.run} is to go: {plan.why}")
-        return intent(job.run, plan, job.sites, job.now())
-    if isinstance(plan, Skip):
-        return plan
-    if job.copy is not None and job.copy.host == job.site.name:
-        raise plan.retry(job.safe_now())
-    return Skip(plan.why)  # the reaction to our own copy waits: one timer a copy is enough
 
 
 # -- proof: enough others are good ----------------------------------------------------------------
@@ -132,19 +155,24 @@ def _wanted(job: Job, plan: DeletionPlan | Skip | Wait) -> Result:
     copy_field("check_answered"),
     # A site that enables deletions by cax's names must also be able to finish them.
     aliases=("BufferPurger", "PurgeProcessed"),
+    decide=lambda job: None if _going(job) else NOT_GOING,
 )
 async def prove(job: Job) -> Result:
     """Have the other copies read again, and record the proof that ours may be deleted.
 
     Ours are the copy here, and one in a catalogue that this site looks after.
     """
-    going = [one.key for one in job.run.copies if _is_ours_to_delete(job, one)]
+    going = _going(job)
     if not going:
-        return Skip("nothing of it is to go by us")
+        return NOT_GOING
     waiting = {key: wait for key in going if (wait := await _prove(job, key)) is not None}
     if job.copy is not None and job.copy.key in waiting:
         raise waiting[job.copy.key].retry(job.safe_now())
     return Skip("; ".join(wait.why for wait in waiting.values())) if waiting else None
+
+
+def _going(job: Job) -> list[CopyKey]:
+    return [one.key for one in job.run.copies if _is_ours_to_delete(job, one)]
 
 
 def _is_ours_to_delete(job: Job, one: Copy) -> bool:
@@ -190,6 +218,7 @@ def _weighed(job: Job, key: CopyKey) -> Ask | Step:
     timeout=None,
     exclusive=True,
     aliases=("BufferPurger", "PurgeProcessed"),
+    decide=lambda job: plan_erase(job.copy),
 )
 async def erase(job: Job) -> Result:
     """Erase a copy whose deletion is proven: its bytes, then its entry; a tombstone remains.
@@ -197,11 +226,9 @@ async def erase(job: Job) -> Result:
     Other files at its location, such as data that a person restored, are not touched.
     """
     mine = job.copy
-    if mine is None:
-        return Skip("the copy is gone")
-    wanted = Intent.of(mine)
-    if wanted is None or mine.proof is None:
-        return Skip(f"it is {mine.status}, without a proof that it may go")
+    wanted = None if mine is None else Intent.of(mine)
+    if mine is None or wanted is None or mine.proof is None:
+        return plan_erase(mine)
     if mine.location is None:
         return withdraw(job.run, mine, wanted, "it has no location", job.now())
     if mine.is_erasing:
@@ -236,6 +263,15 @@ async def erase(job: Job) -> Result:
     job.log.info(f"{mine.key} of {job.run} is deleted: {wanted.why}")
     stone = tombstone(mine, wanted, job.owner)
     return RunUpdate.remove_copy(job.run, mine, begun(mine), tombstone=stone)
+
+
+def plan_erase(mine: Copy | None) -> Skip | None:
+    """Decide whether a copy is to be erased. Pure."""
+    if mine is None:
+        return Skip("the copy is gone")
+    if Intent.of(mine) is None or mine.proof is None:
+        return Skip(f"it is {mine.status}, without a proof that it may go")
+    return None
 
 
 async def _shape(job: Job, mine: Copy, wanted: Intent) -> Manifest | None:
@@ -312,17 +348,16 @@ async def _too_few(job: Job, mine: Copy, wanted: Intent, found: Proven) -> str |
 # -- a full disk ----------------------------------------------------------------------------------
 
 
-@on(copy((TRANSFERRING, VERIFYING), host=HERE))
+@on(copy((TRANSFERRING, VERIFYING), host=HERE), decide=lambda job: plan_room(job.copy, job.site))
 async def make_room(job: Job) -> Result:
     """Mark the oldest raw data for deletion if an incoming copy does not fit on the disk.
 
     Data born here is already on the disk, which may then be too full.
     """
     mine, rules = job.copy, job.site.deletion
-    if mine is None or mine.status not in (TRANSFERRING, VERIFYING, TRANSFERRED):
-        return Skip("nothing is coming")
-    if not (rules.when_full and job.site.min_free and mine.location):
-        return Skip("deletion.when_full is not set, or no min_free")
+    skip = plan_room(mine, job.site)
+    if mine is None or skip is not None:
+        return skip
     is_coming = mine.status == TRANSFERRING
     coming = _size(job.run) if is_coming and mine.type == "raw" else 0
     there = (mine.location, job.site.roots, job.site.min_free)
@@ -344,6 +379,15 @@ async def make_room(job: Job) -> Result:
     if not is_coming:
         return None  # the next run that is born here checks again
     raise Retry(f"{lacking} bytes were lacking", after=LOOK_AGAIN)
+
+
+def plan_room(mine: Copy | None, site: Site) -> Skip | None:
+    """Decide whether to see if there is room for this copy. Pure."""
+    if mine is None or mine.status not in (TRANSFERRING, VERIFYING, TRANSFERRED):
+        return Skip("nothing is coming")
+    if not (site.deletion.when_full and site.min_free and mine.location):
+        return Skip("deletion.when_full is not set, or no min_free")
+    return None
 
 
 async def _goes(job: Job, run: Run) -> bool:

@@ -32,6 +32,7 @@ from caxev import (
     Copy,
     CopyIs,
     CopyKey,
+    Decision,
     GiveUp,
     Job,
     Manifest,
@@ -43,8 +44,9 @@ from caxev import (
     copy,
     copy_field,
     on,
+    skip_of,
 )
-from caxev.config import Sites
+from caxev.config import Site, Sites
 from caxev.copies.lifecycle import found_bad, found_good, key_of, write
 from caxev.copies.quorum import (
     agree,
@@ -58,6 +60,7 @@ from caxev.copies.quorum import (
 from caxev.copies.readings import Ask, decided
 from caxev.copies.sharing import sharing
 from caxev.copies.storage import can_be_read, same_bytes
+from caxev.core.entry import SetAside
 from caxev.core.job import Wait
 from caxev.files import empty_quarantine, set_aside, standing
 
@@ -95,6 +98,7 @@ Judgement = Acquit | Convict | Hung | Wait | Skip
     copy(ERROR, host=(HERE, PASSIVE)),
     copy_field("check_answered"),
     aliases=("CompareChecksums",),
+    decide=lambda job: plan_peace(job.run, _ours(job), job.sites),
 )
 async def judge(job: Job) -> Result:
     """Judge our copy by the majority if the copies of a run contradict one another."""
@@ -103,6 +107,14 @@ async def judge(job: Job) -> Result:
     if len(passed) < len(ours):
         return None
     return Skip("; ".join(dict.fromkeys(passed)) or "there is no copy of ours")
+
+
+def plan_peace(run: Run, ours: Collection[Copy], sites: Sites) -> Skip | None:
+    """Return why none of our copies is in a dispute; None if one may be. Pure."""
+    same = same_bytes(sites)
+    if any(at_odds(run, one.key, same) or is_disputed(one) for one in ours):
+        return None
+    return Skip("the copies do not contradict one another")
 
 
 async def _judge(job: Job, mine: Copy) -> str | None:
@@ -286,15 +298,14 @@ async def _hang(job: Job, mine: Copy, hung: Hung) -> None:
     timeout=None,
     exclusive=True,
     aliases=("CompareChecksums",),
+    decide=lambda job: skip_of(plan_quarantine(job.copy)),
 )
 async def quarantine(job: Job) -> Result:
     """Move the files of our copy that differ from the master's into quarantine."""
-    mine = job.copy
-    wanted = None if mine is None else mine.quarantine
-    if mine is None or wanted is None:
-        return Skip("nothing of it is to be set aside")
-    if wanted.place is not None:
-        return Skip("it is set aside")
+    mine, wanted = job.copy, plan_quarantine(job.copy)
+    if isinstance(wanted, Skip):
+        return wanted
+    assert mine is not None
     if mine.status != ERROR or mine.location is None:
         return RunUpdate.note(job.run, mine, quarantine=None)  # it has been decided otherwise
     if others := await sharing(job, mine):
@@ -311,6 +322,14 @@ async def quarantine(job: Job) -> Result:
     return RunUpdate.note(job.run, mine, CopyIs(mine.key, {"status": ERROR}), quarantine=kept)
 
 
+def plan_quarantine(mine: Copy | None) -> SetAside | Skip:
+    """Return what is requested of a copy whose files are to be set aside. Pure."""
+    wanted = None if mine is None else mine.quarantine
+    if wanted is None:
+        return Skip("nothing of it is to be set aside")
+    return wanted if wanted.place is None else Skip("it is set aside")
+
+
 async def _differing(job: Job, mine: Copy, master: Copy) -> list[bytes]:
     """Return the files of our copy that differ from the master's; all if a manifest is missing."""
     rows = [
@@ -325,23 +344,37 @@ async def _differing(job: Job, mine: Copy, master: Copy) -> list[bytes]:
     return [one.path for one in theirs.differences(ours) if there.get(one.path) in ("file", "link")]
 
 
-@on(copy_field("quarantine", host=HERE), aliases=("CompareChecksums",))
+@on(
+    copy_field("quarantine", host=HERE),
+    aliases=("CompareChecksums",),
+    decide=lambda job: plan_release(job.copy, job.site, job.safe_now()),
+)
 async def release(job: Job) -> Result:
     """Remove quarantined files after ``quarantine_days``, once the copy has been repaired."""
-    mine = job.copy
-    kept = None if mine is None else mine.quarantine
-    if mine is None or kept is None:
-        return Skip("nothing of it is set aside")
-    if kept.place is None:
-        return Skip("its files are about to be set aside")
-    days, since = job.site.quarantine_days, kept.at
-    if days is None or since is None:
-        return Skip("quarantine_days is null: it is kept")
-    until = since + timedelta(days=days)
-    if job.safe_now() < until:
-        raise Wait(f"it is kept for {days:g} days", until).retry(job.safe_now())
+    mine, now = job.copy, job.safe_now()
+    plan = plan_release(mine, job.site, now)
+    if isinstance(plan, Wait):
+        raise plan.retry(now)
+    if mine is None or plan is not None:
+        return plan
+    kept = mine.quarantine
+    assert kept is not None  # `plan_release` has checked it
     if mine.status != TRANSFERRED:
         job.log.error(f"{mine.key} of {job.run} is {mine.status}: {kept.place} is kept")
         raise Retry("the copy has not been repaired", after=86400.0)
     await job.work(empty_quarantine, kept.place, job.site.roots)
     return RunUpdate.note(job.run, mine, quarantine=None)
+
+
+def plan_release(mine: Copy | None, site: Site, now: datetime) -> Decision:
+    """Decide when the quarantined files of a copy go. Pure."""
+    kept = None if mine is None else mine.quarantine
+    if kept is None:
+        return Skip("nothing of it is set aside")
+    if kept.place is None:
+        return Skip("its files are about to be set aside")
+    days, since = site.quarantine_days, kept.at
+    if days is None or since is None:
+        return Skip("quarantine_days is null: it is kept")
+    until = since + timedelta(days=days)
+    return Wait(f"it is kept for {days:g} days", until) if now < until else None

@@ -17,7 +17,20 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from caxev import HERE, TRANSFERRED, Copy, Denied, GiveUp, Job, Result, Retry, Skip, copy, on
+from caxev import (
+    HERE,
+    TRANSFERRED,
+    Copy,
+    Denied,
+    GiveUp,
+    Job,
+    Result,
+    Retry,
+    Skip,
+    copy,
+    on,
+    skip_of,
+)
 from caxev.config import Permission, Site
 from caxev.files import confine, open_resolved, printable
 from caxev.transfer import program
@@ -34,6 +47,7 @@ _MANY = 200
     lane="disk",
     aliases=("SetPermission",),
     needs=("permissions",),
+    decide=lambda job: skip_of(plan_permission(job.copy, job.site)),
 )
 async def set_permission(job: Job) -> Result:
     """Set the mode, group and ACL of a new copy as ``permissions`` configures them."""

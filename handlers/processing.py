@@ -55,6 +55,7 @@ from caxev import (
     copy_field,
     field,
     on,
+    skip_of,
     tag,
 )
 from caxev.batch.base import End, JobEnd, JobSpec
@@ -67,6 +68,7 @@ from caxev.batch.work import withdraw as cancel
 from caxev.config import Processing, Site, jobs_directory
 from caxev.copies import lifecycle
 from caxev.copies.lifecycle import CopyPlan, place_for
+from caxev.core.model import Aspect
 from caxev.files import safe_name
 
 DERIVED: Final = ("processed", "minitrees")
@@ -93,6 +95,7 @@ _left = trio.lowlevel.ParkingLot()
     tag(DO_NOT, gone=True),
     needs=("processing",),
     aliases=("ProcessBatchQueue",),
+    decide=lambda job: skip_of(plan_process(job.run, job.site)),
 )
 async def process(job: Job) -> Result:
     """Claim a processed copy of raw data that is good here, once the run is ready.
@@ -107,6 +110,7 @@ async def process(job: Job) -> Result:
     tag(DO_NOT, gone=True),
     needs=("minitrees",),
     aliases=("ProcessBatchQueueHax",),
+    decide=lambda job: skip_of(plan_minitrees(job.run, job.site)),
 )
 async def minitrees(job: Job) -> Result:
     """Claim minitrees of processed data that is good here.
@@ -158,6 +162,7 @@ def claiming(job: Job, plan: CopyPlan) -> RunUpdate:
     timeout=None,
     needs=KEYS,
     aliases=("ProcessBatchQueue", "ProcessBatchQueueHax"),
+    decide=lambda job: skip_of(plan_submit(job.run, job.copy, job.site, job.now())),
 )
 async def submit(job: Job) -> Result:
     """Run the job of a claimed copy here, or send it to the batch system and watch it."""
@@ -239,6 +244,7 @@ async def note(job: Job, spec: JobSpec, fields: Mapping[str, object], **expected
     timeout=None,
     needs=KEYS,
     aliases=("ProcessBatchQueue", "ProcessBatchQueueHax"),
+    decide=lambda job: skip_of(plan_collect(job.run, job.copy, job.site)),
 )
 async def collect(job: Job) -> Result:
     """Publish the result of a finished job, or retry a failed one as `retries` allow.
@@ -289,21 +295,22 @@ async def collect(job: Job) -> Result:
     lane="results",
     needs=KEYS,
     aliases=("ProcessBatchQueue", "ProcessBatchQueueHax"),
+    decide=lambda job: plan_withdraw(job.event.aspect, job.run, job.site),
 )
 async def withdraw(job: Job) -> Result:
     """Cancel the jobs of a run tagged ``donotprocess``, or of a copy without an entry."""
     aspect = job.event.aspect
+    skip = plan_withdraw(aspect, job.run, job.site)
+    if skip is not None:
+        return skip
     if isinstance(aspect, Tag):
-        if DO_NOT not in job.run.tags:
-            return Skip(f"it is no longer tagged {DO_NOT}")
         for entry in jobs_of(job.run, job.site):
             # If the tag was removed meanwhile, this may be a new claim, which must stay.
             await job.update(RunUpdate.remove_copy(job.run, entry, TagThere(DO_NOT)))
         return None  # the removals are events, and cancel the jobs
     assert isinstance(aspect, CopyKey)
     how = processing_of(aspect.type, job.site)
-    if how is None:
-        return Skip(f"this site makes no {aspect.type} data")
+    assert how is not None  # `plan_withdraw` has checked it
     home, prefix = jobs_directory(job.site, aspect.type), names_of(job.run, aspect)
     # The copy may have been claimed again since: all its jobs go but the current one.
     now = None if job.copy is None else job.copy.job
@@ -317,6 +324,18 @@ async def withdraw(job: Job) -> Result:
 
 
 # -- deciding -------------------------------------------------------------------------------------
+
+
+def plan_withdraw(aspect: Aspect, run: Run, site: Site) -> Skip | None:
+    """Return why there is nothing to cancel; None if there may be. Pure."""
+    if isinstance(aspect, Tag):
+        if DO_NOT not in run.tags:
+            return Skip(f"it is no longer tagged {DO_NOT}")
+        return None if any(jobs_of(run, site)) else Skip("it has no jobs here")
+    assert isinstance(aspect, CopyKey)
+    if processing_of(aspect.type, site) is None:
+        return Skip(f"this site makes no {aspect.type} data")
+    return None
 
 
 def processing_of(kind: str, site: Site) -> Processing | None:

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Final
 
 from attrs import frozen
 
@@ -52,6 +52,7 @@ from caxev import (
     copy_field,
     on,
     rucio,
+    skip_of,
     tag,
 )
 from caxev.config import ConfigError, Site, Sites
@@ -91,6 +92,9 @@ WAITING = (REUPLOAD, QUOTA)
 """cax's states of an entry whose upload waits to be retried."""
 
 
+NO_RULES: Final[Skip] = Skip("this site looks after no entry of it in a catalogue")
+NOTHING_TO_GIVE_UP: Final[Skip] = Skip("nothing is to be given up at a catalogue")
+
 # -- upload ---------------------------------------------------------------------------------------
 
 
@@ -108,6 +112,7 @@ class UploadPlan(CopyPlan):
     timeout=None,
     stall=STALLED,
     aliases=("CopyPush",),
+    decide=lambda job: skip_of(*(_upload_plan(job, name) for name in targets(job))),
 )
 async def rucio_upload(job: Job) -> Result:
     """Bring data that is good here into the catalogues that want it.
@@ -118,10 +123,14 @@ async def rucio_upload(job: Job) -> Result:
     return await serve_each(job, targets(job), _upload_to)
 
 
+def _upload_plan(job: Job, name: str) -> UploadPlan | Skip:
+    trigger = trigger_of("rucio_upload", job)
+    return plan_upload(job.run, key_of(job), job.site, job.sites, name=name, trigger=trigger)
+
+
 async def _upload_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | None:
     """Bring the copy into one catalogue, or return why there is nothing to do."""
-    key, trigger = key_of(job), trigger_of("rucio_upload", job)
-    plan = plan_upload(job.run, key, job.site, job.sites, name=name, trigger=trigger)
+    plan = _upload_plan(job, name)
     if isinstance(plan, Skip):
         return plan.why
     await job.update(await _upload(job, plan, others))
@@ -245,6 +254,7 @@ def metadata_of(run: Run, plan: UploadPlan, there: Site) -> dict[str, object]:
     timeout=3600.0,
     attempts=100,
     aliases=("RucioRule", "CopyPush"),  # cax made a dataset's first rules when it had pushed it
+    decide=lambda job: None if any(_catalogued(job.run, job.site, job.sites)) else NO_RULES,
 )
 async def rucio_rules(job: Job) -> Result:
     """Make the replication rules of a run's datasets match the rule file, and watch them until OK.
@@ -400,6 +410,7 @@ def _fields(run: Run, entry: Copy, **fields: object) -> RunUpdate:
     timeout=None,
     stall=4 * STALLED,
     aliases=("CopyPush", "RucioRule"),  # a site that uploads, or keeps rules, must also answer
+    decide=lambda job: plan_check(job.copy, job.site, job.sites),
 )
 async def rucio_check(job: Job) -> Result:
     """Verify every replica when a person or a deletion requests it.
@@ -408,16 +419,28 @@ async def rucio_check(job: Job) -> Result:
     has all of it (without ``verified_at`` if none will keep it); else it becomes ``error``.
     """
     entry = job.copy
+    skip = plan_check(entry, job.site, job.sites)
+    if entry is None or skip is not None:
+        return skip
+    return await _check(job, entry, job.sites.get(entry.host))
+
+
+def plan_check(entry: Copy | None, site: Site, sites: Sites) -> Skip | None:
+    """Decide whether `site` compares this entry's replicas. Pure."""
     if entry is None:
         return Skip("the entry is gone")
-    there = job.sites.find(entry.host)
-    if there is None or there.method != "rucio":
+    if not _is_catalogued(entry, sites):
         return Skip(f"{entry.host} is no catalogue in sites.json")
     if entry.status != TRANSFERRED:
         return Skip(f"it is {entry.status}")
-    if (who := custodian(entry, job.sites)) != job.site.name:
+    if (who := custodian(entry, sites)) != site.name:
         return Skip(f"{who or 'no site'} looks after it")
-    return await _check(job, entry, there)
+    return None
+
+
+def _is_catalogued(entry: Copy | None, sites: Sites) -> bool:
+    there = None if entry is None else sites.find(entry.host)
+    return there is not None and there.method == "rucio"
 
 
 async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
@@ -474,16 +497,22 @@ def _digests(run: Run, entry: Copy) -> Mapping[str, Any]:
 # -- removing -------------------------------------------------------------------------------------
 
 
-@on(copy_field("proof", host=PASSIVE), lane="rucio", timeout=3600.0, exclusive=True)
+@on(
+    copy_field("proof", host=PASSIVE),
+    lane="rucio",
+    timeout=3600.0,
+    exclusive=True,
+    decide=lambda job: None if _is_catalogued(job.copy, job.sites) else NOTHING_TO_GIVE_UP,
+)
 async def rucio_rm(job: Job) -> Result:
     """Remove a dataset whose deletion is proven: all its rules, then its entry.
 
     Leaves a tombstone.
     """
     entry = job.copy
-    there = None if entry is None else job.sites.find(entry.host)
-    if entry is None or there is None or there.method != "rucio":
-        return Skip("nothing is to be given up at a catalogue")
+    if entry is None or not _is_catalogued(entry, job.sites):
+        return NOTHING_TO_GIVE_UP
+    there = job.sites.get(entry.host)
     wanted = Intent.of(entry)
     if wanted is None or entry.proof is None:
         return Skip(f"it is {entry.status}, without a proof that it may go")
@@ -524,6 +553,7 @@ class DownloadPlan(CopyPlan):
     timeout=None,
     stall=STALLED,
     aliases=("CopyPull",),
+    decide=lambda job: skip_of(*(_fetch_plan(job, key) for key in _catalogue_keys(job))),
 )
 async def rucio_pull(job: Job) -> Result:
     """Fetch a copy of data from a catalogue.
@@ -531,9 +561,8 @@ async def rucio_pull(job: Job) -> Result:
     The new copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
     skipped: list[str] = []
-    trigger = trigger_of("rucio_pull", job)
     for key in _catalogue_keys(job):
-        plan = plan_fetch(job.run, key, job.site, job.sites, trigger=trigger, now=job.now())
+        plan = _fetch_plan(job, key)
         if isinstance(plan, Skip):
             skipped.append(plan.why)
             continue
@@ -541,6 +570,11 @@ async def rucio_pull(job: Job) -> Result:
         await job.update(arrived(job.run, mine))
         job.on_failure()  # this copy is done: a later one that fails must not make it an error
     return Skip("; ".join(dict.fromkeys(skipped)) or "no catalogue has it") if skipped else None
+
+
+def _fetch_plan(job: Job, key: CopyKey) -> DownloadPlan | Skip:
+    trigger = trigger_of("rucio_pull", job)
+    return plan_fetch(job.run, key, job.site, job.sites, trigger=trigger, now=job.now())
 
 
 def _catalogue_keys(job: Job) -> list[CopyKey]:

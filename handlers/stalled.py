@@ -38,6 +38,7 @@ from caxev import (
     Copy,
     CopyField,
     CopyKey,
+    Decision,
     Job,
     Result,
     Retry,
@@ -47,6 +48,7 @@ from caxev import (
     copy,
     copy_field,
     on,
+    skip_of,
 )
 from caxev.config import Stalled
 from caxev.copies.lifecycle import write
@@ -83,6 +85,7 @@ class TooLate:
     copy((TRANSFERRING, VERIFYING, MOVING), host=(HERE, PASSIVE)),
     copy((TRANSFERRED, ERROR, GONE), host=(HERE, PASSIVE)),  # so that the waiting has an end
     aliases=("RetryStalledTransfer",),
+    decide=lambda job: _decision(job, job.copy),
 )
 async def stalled(job: Job) -> Result:
     """Raise an alarm for a copy that makes no progress, and later have it made again."""
@@ -120,6 +123,17 @@ async def stalled(job: Job) -> Result:
             # Only files of old programs need a record: ours go to a temporary name, which the next
             # transfer finds; theirs are at the final location and look like a finished copy.
             return gone if seen.trigger else gone.remembered(seen)
+
+
+def _decision(job: Job, seen: Copy | None) -> Decision:
+    """Decide whether an unfinished copy must be looked after now. Pure."""
+    if seen is None:
+        return Skip("the copy is gone")
+    if seen.host != job.site.name and seen.source not in (None, job.site.name):
+        return Skip(f"{seen.source} put it there, and looks after it")
+    rules = job.sites.get(seen.host).stalled
+    plan = plan_stalled(seen, rules, job.now(), job.at, stays=_stays(job, seen))
+    return plan if isinstance(plan, Skip | Wait) else None
 
 
 def _stays(job: Job, seen: Copy) -> bool:
@@ -217,15 +231,18 @@ class Surplus:
     until: datetime | None = None
 
 
-@on(copy_field(STATUSES, host=(HERE, PASSIVE)), aliases=("RetryStalledTransfer",))
+@on(
+    copy_field(STATUSES, host=(HERE, PASSIVE)),
+    aliases=("RetryStalledTransfer",),
+    decide=lambda job: skip_of(_merge_plan(job)),
+)
 async def merge(job: Job) -> Result:
     """Remove the surplus entries of a copy that has several."""
-    aspect, now = job.event.aspect, job.now()
-    assert isinstance(aspect, CopyField)
-    rules = job.sites.get(aspect.host).stalled
-    plan = plan_merge(job.run, aspect.key, rules, now, job.at)
+    aspect, now, plan = job.event.aspect, job.now(), _merge_plan(job)
     if isinstance(plan, Skip):
         return plan
+    assert isinstance(aspect, CopyField)
+    rules = job.sites.get(aspect.host).stalled
     if job.site.name not in (aspect.host, plan.stays.source):
         return Skip(f"{plan.stays.source or 'the site that pushed it'} looks after it")
     until = plan.until
@@ -237,6 +254,13 @@ async def merge(job: Job) -> Result:
     if until is None:
         return None
     raise Wait("another entry of this copy may be at work", until).retry(now)
+
+
+def _merge_plan(job: Job) -> Surplus | Skip:
+    aspect = job.event.aspect
+    assert isinstance(aspect, CopyField)
+    rules = job.sites.get(aspect.host).stalled
+    return plan_merge(job.run, aspect.key, rules, job.now(), job.at)
 
 
 async def _take_out(job: Job, entry: Copy, stays: Copy) -> None:

@@ -47,6 +47,7 @@ from caxev import (
     copy,
     copy_field,
     on,
+    skip_of,
     tag,
 )
 from caxev.config import Site, Sites
@@ -106,6 +107,7 @@ class TapePlan(CopyPlan):
     timeout=None,
     stall=STALLED,
     aliases=("CopyPush",),
+    decide=lambda job: skip_of(*(_backup_plan(job, name) for name in targets(job))),
 )
 async def backup(job: Job) -> Result:
     """Bring raw data that is good here to tape, then restore and compare it.
@@ -115,15 +117,24 @@ async def backup(job: Job) -> Result:
     return await serve_each(job, targets(job), _back_up_to)
 
 
-async def _back_up_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | None:
-    """Bring the copy to one archive, or return why there is nothing to do."""
+def _backup_plan(job: Job, name: str) -> TapePlan | Skip | RunUpdate:
+    """Decide about one archive; an update withdraws the entry of what is no longer wanted."""
     key, trigger = key_of(job), trigger_of("backup", job)
     plan = plan_backup(job.run, key, job.site, job.sites, name=name, trigger=trigger)
+    return (
+        plan if isinstance(plan, TapePlan) else withdrawal(job.run, key.at(name), trigger) or plan
+    )
+
+
+async def _back_up_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | None:
+    """Bring the copy to one archive, or return why there is nothing to do."""
+    plan = _backup_plan(job, name)
     if isinstance(plan, Skip):
-        if (withdrawn := withdrawal(job.run, key.at(name), trigger)) is not None:
-            await _unstaged(job, key.at(name))
-            await job.update(withdrawn)
         return plan.why
+    if isinstance(plan, RunUpdate):
+        await _unstaged(job, key_of(job).at(name))
+        await job.update(plan)
+        return "it is no longer wanted there"
     with _parking(job, plan.key, others):
         # After a `Retry` the staged files stay, for the next attempt.
         try:
@@ -201,17 +212,16 @@ async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
     timeout=None,
     stall=STALLED,
     aliases=("CopyPull",),
+    decide=lambda job: skip_of(_recall_plan(job)),
 )
 async def recall(job: Job) -> Result:
     """Bring raw data back from tape to this site's disk.
 
     The new copy becomes ``transferring``, then ``transferred``; ``error`` if it fails.
     """
-    trigger = trigger_of("recall", job)
-    seen = job.event.aspect if isinstance(job.event.aspect, CopyKey) else None
-    plan = plan_recall(job.run, seen, job.site, job.sites, trigger=trigger, now=job.now())
-    if isinstance(plan, Skip):
-        return withdrawal(job.run, CopyKey("raw", job.site.name), trigger) or plan
+    plan = _recall_plan(job)
+    if isinstance(plan, Skip | RunUpdate):
+        return plan
     with _parking(job, plan.key):
         mine = await _claim(job, plan)
         data = await _data(job, plan, plan.source.manifest, plan.source.checksum)
@@ -224,6 +234,15 @@ async def recall(job: Job) -> Result:
     return _good(mine, job.run, manifest, checksum, began)
 
 
+def _recall_plan(job: Job) -> TapePlan | Skip | RunUpdate:
+    """Decide about a recall; an update withdraws the entry of what is no longer wanted."""
+    trigger = trigger_of("recall", job)
+    seen = job.event.aspect if isinstance(job.event.aspect, CopyKey) else None
+    plan = plan_recall(job.run, seen, job.site, job.sites, trigger=trigger, now=job.now())
+    mine = CopyKey("raw", job.site.name)
+    return plan if isinstance(plan, TapePlan) else withdrawal(job.run, mine, trigger) or plan
+
+
 @on(
     copy_field("check_asked", type="raw", host=PASSIVE),
     copy(TRANSFERRED, type="raw", host=PASSIVE),
@@ -231,6 +250,7 @@ async def recall(job: Job) -> Result:
     timeout=None,
     stall=STALLED,
     aliases=("AddTSMChecksum",),
+    decide=lambda job: skip_of(plan_check(job.copy, job.site, job.sites)),
 )
 async def tape_checksum(job: Job) -> Result:
     """Read a copy on tape again if that is requested or it has no checksum.

@@ -50,6 +50,7 @@ from caxev import (
     Superseded,
     copy,
     on,
+    skip_of,
 )
 from caxev.config import Site, Sites
 from caxev.copies.lifecycle import (
@@ -112,16 +113,16 @@ class TransferPlan(CopyPlan):
     timeout=None,
     stall=STALLED,
     aliases=("CopyPull",),
+    decide=lambda job: skip_of(_pull_plan(job)),
 )
 async def pull(job: Job) -> Result:
     """Fetch a copy of data that is good at another site.
 
     The new copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
-    key, trigger = key_of(job), trigger_of("pull", job)
-    plan = plan_pull(job.run, key, job.site, job.sites, trigger=trigger, now=job.now())
-    if isinstance(plan, Skip):
-        return withdrawal(job.run, key.at(job.site.name), trigger) or plan
+    plan = _pull_plan(job)
+    if isinstance(plan, Skip | RunUpdate):
+        return plan
     mine = await fetch(job, await _with_care(job, plan))
     return arrived(job.run, mine)
 
@@ -134,6 +135,7 @@ async def pull(job: Job) -> Result:
     timeout=None,
     stall=STALLED,
     aliases=("CopyPush",),
+    decide=lambda job: skip_of(*(_push_plan(job, name) for name in targets(job))),
 )
 async def push(job: Job) -> Result:
     """Bring data that is good here to the sites that want it and have none.
@@ -145,12 +147,12 @@ async def push(job: Job) -> Result:
 
 async def _push_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | None:
     """Bring the copy to one site, or return why there is nothing to do."""
-    key, trigger = key_of(job), trigger_of("push", job)
-    plan = plan_push(job.run, key, job.site, job.sites, name=name, trigger=trigger, now=job.now())
+    plan = _push_plan(job, name)
     if isinstance(plan, Skip):
-        if (withdrawn := withdrawal(job.run, key.at(name), trigger)) is not None:
-            await job.update(withdrawn)
         return plan.why
+    if isinstance(plan, RunUpdate):
+        await job.update(plan)
+        return "it is no longer wanted there"
     mine = await bring(job, await _with_care(job, plan), others)
     await job.update(arrived(job.run, mine))
     return None
@@ -162,16 +164,16 @@ async def _push_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | 
     timeout=None,
     stall=STALLED,
     aliases=("RetryBadChecksumTransfer",),
+    decide=lambda job: skip_of(_repair_plan(job)),
 )
 async def repair(job: Job) -> Result:
     """Transfer the wrong parts of a bad copy again.
 
     The copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
-    trigger = trigger_of("repair", job)
-    plan = plan_repair(job.run, job.copy, job.site, job.sites, trigger=trigger)
-    if isinstance(plan, Skip):
-        return _still_bad(job.run, job.copy, trigger) or plan
+    plan = _repair_plan(job)
+    if isinstance(plan, Skip | RunUpdate):
+        return plan
     here = plan.key.host == job.site.name
     # `sharing` asks this machine's disk, so that only a copy here can be checked.
     if here and (others := await sharing(job, plan.resume or plan.source)):
@@ -332,6 +334,33 @@ async def _claim(job: Job, plan: TransferPlan, others: tuple[RunUpdate, ...]) ->
 
 
 # -- deciding -----------------------------------------------------------------------------------
+
+
+def _pull_plan(job: Job) -> TransferPlan | Skip | RunUpdate:
+    """Decide about a pull; an update withdraws the entry of what is no longer wanted."""
+    key, trigger = key_of(job), trigger_of("pull", job)
+    plan = plan_pull(job.run, key, job.site, job.sites, trigger=trigger, now=job.now())
+    if isinstance(plan, Skip):
+        return withdrawal(job.run, key.at(job.site.name), trigger) or plan
+    return plan
+
+
+def _push_plan(job: Job, name: str) -> TransferPlan | Skip | RunUpdate:
+    """Decide about a push to a site; an update withdraws what is no longer wanted there."""
+    key, trigger, now = key_of(job), trigger_of("push", job), job.now()
+    plan = plan_push(job.run, key, job.site, job.sites, name=name, trigger=trigger, now=now)
+    if isinstance(plan, Skip):
+        return withdrawal(job.run, key.at(name), trigger) or plan
+    return plan
+
+
+def _repair_plan(job: Job) -> TransferPlan | Skip | RunUpdate:
+    """Decide about a repair; an update marks a copy bad again that can no longer be repaired."""
+    trigger = trigger_of("repair", job)
+    plan = plan_repair(job.run, job.copy, job.site, job.sites, trigger=trigger)
+    if isinstance(plan, Skip):
+        return _still_bad(job.run, job.copy, trigger) or plan
+    return plan
 
 
 def plan_pull(

@@ -362,8 +362,8 @@ def test_only_what_is_configured_triggers() -> None:
         site = Site(name="lngs", **fields)
         here = type(sites)(sites.path, {"lngs": site}).here("lngs")
         registry = Registry([handler], here)
-        assert all(handler.wants(Event(1, Field(path), None, "a"), here) for path in here_of(here))
-        assert not handler.wants(Event(1, Field("name"), None, "a"), here)
+        assert all(handler.unmet(Field(path), "a", here) is None for path in here_of(here))
+        assert handler.unmet(Field("name"), "a", here) is not None
         return registry.watched.run
 
     assert watched() == frozenset()

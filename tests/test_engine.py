@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from caxev import ELSEWHERE, HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, copy, new_run, tag
+from caxev import HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, copy, new_run, tag
 from caxev.core.ledger import Reaction, new_reaction
 from caxev.core.registry import Handler
 from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
@@ -302,38 +302,6 @@ async def test_one_that_stands_aside_keeps_no_worker(database: Named) -> None:
             await db.insert_run(engine.run_document(number))
         await engine.until(lambda: len(ended) == 6)
     assert ended[-1] == 1
-
-
-@pytest.mark.parametrize("lane", ["transfer", "tape"])
-@pytest.mark.parametrize("window", [lanes.WINDOW, 50])
-async def test_a_run_with_many_copies_delays_no_other(
-    database: Named, monkeypatch: pytest.MonkeyPatch, lane: str, window: int
-) -> None:
-    """Others get their turn between the reactions to its copies, be these older or newer."""
-    monkeypatch.setattr(lanes, "WINDOW", window)
-    moved: list[int] = []
-    begun, go_on = trio.Event(), trio.Event()
-
-    async def move(job: Job) -> None:
-        moved.append(job.run.number or 0)
-        begun.set()
-        await go_on.wait()
-
-    options = _urgent_options(
-        database, engine.handler(move, copy("transferred", host=ELSEWHERE), lane=lane)
-    )
-    many = [("raw", f"site{number}", "transferred") for number in range(200)]
-    async with engine.opened(database) as db, engine.listener(db, options):
-        for number in (1, 2, 3, 4):
-            copies = many if number == 3 else [("raw", "chicago", "transferred")]
-            await db.insert_run(engine.run_document(number, *copies))
-            await begun.wait()
-        with MongoClient[dict[str, Any]](database.uri) as client:
-            ledger = client[database.name]["caxev_ledger"]
-            await engine.until(lambda: ledger.count_documents({"lane": lane}) == 203)
-        go_on.set()
-        await engine.until(lambda: len(moved) == 203)
-    assert max(moved.index(2), moved.index(4)) < 20
 
 
 async def test_priority_outlives_retry_and_replay(database: Named) -> None:

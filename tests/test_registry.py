@@ -41,7 +41,7 @@ def handler(*triggers: Trigger, name: str = "react", aliases: tuple[str, ...] = 
 
 
 def fires(trigger: Trigger, aspect: Aspect, value: str | None) -> bool:
-    return handler(trigger).wants(Event("run", aspect, None, value), here())
+    return bool(Registry([handler(trigger)], here()).wanting(Event("run", aspect, None, value)))
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,11 @@ def test_one_kind_of_aspect_meets_one_kind_of_trigger(aspect: Aspect) -> None:
 
 @given(make.aspects, make.statuses)
 def test_it_fires_or_says_why_not(aspect: Aspect, status: str) -> None:
-    """`unmet` gives a reason exactly where `wants` says no."""
+    """`unmet` gives a reason exactly for what a site's registry does not want."""
     one = handler(copy("error", type="raw", host=HERE), tag("x"))
     reason = one.unmet(aspect, status, here())
-    assert (reason is None) == one.wants(Event("run", aspect, None, status), here())
+    wanted = Registry([one], here()).wanting(Event("run", aspect, None, status))
+    assert (reason is None) == (wanted == (one,))
     assert reason is None or reason
 
 
@@ -192,15 +193,15 @@ def test_task_list_enables_by_name_or_alias() -> None:
 
 @given(make.snapshots())
 def test_owed_is_what_a_first_look_would_fire(snapshot: dict[Aspect, str]) -> None:
-    """`triggering` names the aspects for which an event of now would want the handler."""
+    """`triggered` names the aspects for which an event of now would want the handler."""
     one = handler(copy("transferred", host=(HERE, ELSEWHERE)), tag("*"))
     registry = Registry([one], here())
     wanted = [
-        (aspect, value)
+        (aspect, value, one)
         for aspect, value in snapshot.items()
         if one in registry.wanting(Event("run", aspect, None, value))
     ]
-    assert list(registry.triggering(snapshot, one)) == wanted
+    assert list(registry.triggered(snapshot)) == wanted
 
 
 def test_fields() -> None:

@@ -95,6 +95,9 @@ class AlarmManager(Alarms):
     _unkept: set[str] = field(init=False, factory=set)
     _shown_by: dict[str, str] = field(init=False, factory=dict)
     """For each alarm, the one that stands for its cause: the first, until all of them are over."""
+    _labels: dict[str, str] = field(init=False, factory=dict)
+    """The label of the run that each active alarm is about, also of those that another stands for.
+    """
     _changed: trio.Event = field(init=False, factory=trio.Event)
     _writing: trio.Lock = field(init=False, factory=trio.Lock)
     _sending: defaultdict[str, trio.Lock] = field(
@@ -106,6 +109,11 @@ class AlarmManager(Alarms):
         """The alarms that are not over."""
         return [one for one in self._known.values() if one.active]
 
+    @property
+    def runs(self) -> frozenset[str] | None:
+        # With so many, those that came later are not known.
+        return None if len(self._known) >= MOST else frozenset(self._labels.values())
+
     # -- raising ----------------------------------------------------------------------------
 
     def raise_(self, alarm: Alarm) -> None:
@@ -114,6 +122,7 @@ class AlarmManager(Alarms):
         if self._shown_by.get(alarm.key, key) != key:
             self.clear(alarm.key)  # it has another cause now
         self._shown_by[alarm.key] = key
+        self._labels[alarm.key] = alarm.run
         if key != alarm.key:
             return
         # Each is a document, and is compared with every new one; nobody reads so many.
@@ -127,6 +136,7 @@ class AlarmManager(Alarms):
 
     def clear(self, key: str) -> None:
         """End an alarm, if it is active and no other one of its cause still is."""
+        self._labels.pop(key, None)
         key = self._shown_by.pop(key, key)
         if not self._is_active(key) or key in self._shown_by.values():
             return
@@ -152,7 +162,9 @@ class AlarmManager(Alarms):
 
     async def clear_and_keep(self, key: str) -> None:
         """End an alarm and all it stands for, and keep that. Raises `DatabaseError`."""
-        self._shown_by = {one: by for one, by in self._shown_by.items() if by != key}
+        for one in [one for one, by in self._shown_by.items() if by == key]:
+            del self._shown_by[one]
+            self._labels.pop(one, None)
         self.clear(key)
         await self._keep_one(key)
 
@@ -177,6 +189,7 @@ class AlarmManager(Alarms):
         site = self.lease.site
         self._known = {one.alarm.key: one for one in await self.database.alarms(site)}
         self._shown_by = {key: key for key in self._known if self._is_active(key)}
+        self._labels = {one.alarm.key: one.alarm.run for one in self.active}
         failures = [
             reaction
             for reaction, _ in await self.database.reactions(site, state="failed", limit=MOST)

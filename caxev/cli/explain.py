@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Event,
         Run,
     )
+    from caxev.core.recording import Outlook
     from caxev.core.registry import Handler, Registry, Trigger
     from caxev.database import Database
 
@@ -64,7 +65,7 @@ def explain(  # noqa: PLR0917  # the options
     options.log("warning")
     registry = None if site is None else options.registry(site)
 
-    async def ask(database: Database) -> tuple[Run, list[Owed], bool]:
+    async def ask(database: Database) -> tuple[Run, list[Owed], bool, Container[str]]:
         # A site that is no longer in sites.json may have reactions, too: ask for its record.
         found = await one(number, name, detector).find_one(database, database.settings)
         run = (await database.runs([found.id])).get(found.id, found)  # with all its fields
@@ -73,16 +74,21 @@ def explain(  # noqa: PLR0917  # the options
         reactions: list[Owed] = [
             reaction for one in sites for reaction in await database.reactions(one, run=run.id)
         ]
-        return run, reactions, any(one.active and one.site == site for one in records)
+        known: Container[str] = ()
+        if site is not None:
+            by = (await database.snapshot(site, [run.id])).handlers.get(run.id, 0)
+            known = (await database.handler_sets(site)).get(by, ())
+        listening = any(one.active and one.site == site for one in records)
+        return run, reactions, listening, known
 
-    run, reactions, listening = options.with_database(ask)
+    run, reactions, listening, known = options.with_database(ask)
     if not as_json:
         print_line(f"{run}{f' at {site}' if site else ''}")
     if as_timeline or registry is None:
         table, nothing = Table(timeline.COLUMNS, timeline.rows(run, reactions, site)), "nothing"
     else:
         _say_more(registry, run, as_json=as_json)
-        explanation = Explanation(registry, run, reactions, listening)
+        explanation = Explanation(registry, run, reactions, listening, known)
         table, nothing = Table(_COLUMNS, list(explanation.rows())), "no handlers"
     show(table, as_json=as_json, empty=nothing)
 
@@ -127,12 +133,21 @@ class Explanation:
     run: Run
     reactions: Sequence[Owed]
     listening: bool
+    known: Container[str] = ()
     snapshot: Mapping[Aspect, str] = field(init=False)
-    missing: Mapping[str, Sequence[tuple[Event, str]]] = field(init=False)
+    outlook: Sequence[Outlook] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        from caxev.core.clock import utcnow
+        from caxev.core.recording import Maker, outlook
+
         self.snapshot = self.run.snapshot(self.registry.watched)
-        self.missing = self._missing()
+        maker = Maker(self.registry, state().sites())
+        standing = {reaction.id: reaction for reaction, _ in self.reactions}
+        now = utcnow()
+        self.outlook = list(
+            outlook(maker, self.run, self.snapshot, standing, now, known=self.known)
+        )
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Return a row for each reaction, and at least one for each handler."""
@@ -152,12 +167,27 @@ class Explanation:
             why = state().sites().get(self.registry.here.name).unmet(handler)
             yield _row(handler.name, None, "off", f"not enabled: {why}")
             return
-        missing = self.missing.get(handler.name, ())
-        for event, why in missing:
-            yield _row(handler.name, event, "missing", why)
+        standing = {reaction.id for reaction, _ in owed}
+        ahead = [
+            one
+            for one in self.outlook
+            if one.reaction.handler == handler.name and one.reaction.id not in standing
+        ]
+        for one in ahead:
+            yield _row(handler.name, one.reaction.event, *self._ahead(one))
         # No reaction, and none is due: only the triggers' conditions explain that.
-        if not owed and not missing:
+        if not owed and not ahead:
             yield _row(handler.name, None, "not triggered", "; ".join(self._unmet(handler)))
+
+    def _ahead(self, one: Outlook) -> tuple[str, str]:
+        """Return the state, and why, of what has no reaction."""
+        from caxev.cli.runs import which
+        from caxev.core.job import Skip
+
+        if isinstance(one.decision, Skip):
+            return "nothing to do", one.decision.why
+        where = f"{which(self.run)} --site {self.registry.here.name}"
+        return "missing", f"would fire, as {one.why}: caxev replay {where}"
 
     def _reaction_document(self, reaction: Reaction, document: Mapping[str, Any]) -> dict[str, Any]:
         why = self._reason(reaction, document)
@@ -195,19 +225,6 @@ class Explanation:
         if not self.listening:
             return f"waits: nobody listens for {reaction.site}"
         return "due now, as soon as a worker is free"
-
-    def _missing(self) -> dict[str, list[tuple[Event, str]]]:
-        """Return, for each handler, the events that a replay would fire, and what to do."""
-        from caxev.cli.runs import which
-        from caxev.core.recording import to_replay
-
-        standing = {reaction.id: reaction for reaction, _ in self.reactions}
-        advice = f"would fire: caxev replay {which(self.run)} --site {self.registry.here.name}"
-        missing: dict[str, list[tuple[Event, str]]] = {}
-        fired = to_replay(self.registry, self.run.id, self.snapshot, standing)
-        for event, name in fired:
-            missing.setdefault(name, []).append((event, advice))
-        return missing
 
     def _unmet(self, handler: Handler) -> Iterator[str]:
         """Return, for each trigger, the condition that is not met."""

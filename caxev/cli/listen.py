@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from caxev.core.ledger import Reaction
-    from caxev.core.model import Aspect, RunId
     from caxev.core.registry import Registry
-    from caxev.database import Database, Request
-
-Snapshots = Mapping["RunId", Mapping["Aspect", str]]
+    from caxev.database import Database, Request, Snapshots
 
 
 @click.command(
@@ -168,23 +165,27 @@ async def _would(database: Database, site: str, registry: Registry) -> list[dict
     while more:
         ids, after = await database.page(site, after)
         looked = await database.snapshot(site, ids, watched=registry.watched)
-        rows += new_reactions(registry, ids, looked.now, looked.before)
+        rows += new_reactions(registry, looked)
         more = after is not None
     return await _labelled(database, rows)
 
 
-def new_reactions(
-    registry: Registry, ids: list[RunId], now: Snapshots, before: Snapshots
-) -> Iterator[dict[str, Any]]:
+def new_reactions(registry: Registry, found: Snapshots) -> Iterator[dict[str, Any]]:
     """Return the reactions to the changes between the stored snapshots and the runs of now."""
-    from caxev.core.diff import diff
+    from caxev.core.clock import utcnow
+    from caxev.core.recording import Maker, compare
 
-    for run in ids:
-        for event in diff(run, before.get(run, {}), now.get(run, {})):
-            for handler in registry.wanting(event):
-                what = event_parts(event)
-                why = "new" if event.before is None else f"was {event.before.partition('@')[0]}"
-                yield {"id": run, "event": what, "handler": handler.name, "why": why}
+    maker, now = Maker(registry, state().sites()), utcnow()
+    times = dict.fromkeys([*found.now, *found.before], now)
+    for reaction in compare(maker, times, found.before, found.now, found.whole).standing(()):
+        event = reaction.event
+        why = "new" if event.before is None else f"was {event.before.partition('@')[0]}"
+        yield {
+            "id": reaction.run,
+            "event": event_parts(event),
+            "handler": reaction.handler,
+            "why": why,
+        }
 
 
 def _asked(request: Request) -> str:

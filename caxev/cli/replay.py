@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +17,7 @@ from caxev.config import ConfigError
 if TYPE_CHECKING:
     from caxev.cli.runs import Wanted
     from caxev.core.ledger import Reaction
-    from caxev.core.model import Aspect, Event, RunId
+    from caxev.core.model import Aspect, Event, Run, RunId
     from caxev.core.registry import Registry
     from caxev.database import Database, Request
 
@@ -293,65 +293,51 @@ class Planned:
 async def _plan_page(
     database: Database, registry: Registry, ids: Sequence[RunId], request: Request
 ) -> list[Planned]:
+    from caxev.core.recording import possible_keys
+
     site = registry.here.name
-    looked = await database.snapshot(site, ids, watched=registry.watched)
-    now, before = looked.now, looked.before
-    standing = await database.standing(reaction_keys(registry, now))
+    seen = await database.snapshot(site, ids, watched=registry.watched)
+    standing = await database.standing(possible_keys(registry, seen.now))
+    sets, runs = await database.handler_sets(site), await database.runs(seen.now)
     planned: list[Planned] = []
-    for run, snapshot in now.items():
-        planned += plan(registry, run, (before.get(run, {}), snapshot), standing, request)
+    for run in runs.values():
+        known = sets.get(seen.handlers.get(run.id, 0), frozenset())
+        before = seen.before.get(run.id, {})
+        planned += plan(registry, run, before, standing, request, known=known)
     return planned
-
-
-def reaction_keys(registry: Registry, snapshots: Mapping[RunId, Mapping[Aspect, str]]) -> list[str]:
-    """Return the ledger's keys for all reactions that these snapshots trigger."""
-    from caxev.core.ledger import reaction_key
-
-    site = registry.here.name
-    return [
-        reaction_key(site, run, aspect, handler.name)
-        for run, snapshot in snapshots.items()
-        for handler in registry.enabled
-        for aspect, _ in registry.triggering(snapshot, handler)
-    ]
 
 
 def plan(
     registry: Registry,
-    run: RunId,
-    snapshots: tuple[Mapping[Aspect, str], Mapping[Aspect, str]],
+    run: Run,
+    before: Mapping[Aspect, str],
     standing: Mapping[str, Reaction],
     request: Request,
+    *,
+    known: Container[str] = (),
 ) -> Iterator[Planned]:
-    """Return what a replay of a run fires, given its stored and its present snapshot."""
-    # The listener compares snapshots first, so new changes fire whatever handler was requested.
-    from caxev.core.diff import diff
-    from caxev.core.ledger import reaction_key
-    from caxev.core.recording import to_replay
+    """Return what a replay of a run fires, given its stored snapshot."""
+    from caxev.core.clock import utcnow
+    from caxev.core.recording import Maker, again, compare
 
+    maker, now = Maker(registry, state().sites()), utcnow()
+    snapshot = run.snapshot(registry.watched)
+    # The listener compares snapshots first, so new changes fire whatever handler was requested.
+    new = compare(maker, {run.id: now}, {run.id: before}, {run.id: snapshot}, {run.id: run})
     # A reaction that is new would be found by the replay as well: list it once.
     fired = set()
-    for event in diff(run, *snapshots):
-        for handler in registry.wanting(event):
-            fired.add((event.aspect, handler.name))
-            yield Planned(event, handler.name, "new since the site last looked")
-    for event, name in to_replay(
-        registry,
+    for reaction in new.standing(standing):
+        fired.add(reaction.id)
+        yield Planned(reaction.event, reaction.handler, "new since the site last looked")
+    for reaction, why in again(
+        maker,
         run,
-        snapshots[1],
+        snapshot,
         standing,
+        now,
+        known=known,
         handler=request.handler,
         force=request.force,
     ):
-        if (event.aspect, name) not in fired:
-            reaction = standing.get(reaction_key(registry.here.name, run, event.aspect, name))
-            yield Planned(event, name, _why(reaction, event))
-
-
-def _why(reaction: Reaction | None, event: Event) -> str:
-    if reaction is None:
-        return "no such reaction yet"
-    # The ledger keeps one reaction for each handler and aspect: this one was to another value.
-    if reaction.after != event.after:
-        return f"{reaction.state} for an earlier state"
-    return f"forced: it is {reaction.state}"
+        if reaction.id not in fired:
+            yield Planned(reaction.event, reaction.handler, why)

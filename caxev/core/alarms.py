@@ -95,6 +95,11 @@ class Alarm:
 class Alarms:
     """Receives alarms; this base class drops them. `caxev.alarms.manager` has the real one."""
 
+    @property
+    def runs(self) -> frozenset[str] | None:
+        """The labels of the runs that active alarms are about; None: it may be any run."""
+        return frozenset()
+
     def raise_(self, alarm: Alarm) -> None:
         """Raise an alarm; no change if it is active already. Neither waits nor fails."""
 

@@ -300,4 +300,14 @@ class Job:
 Result = RunUpdate | Skip | None
 """What a handler returns: a last update (written together with the settlement), or nothing."""
 
+Decision = Skip | Wait | None
+"""What a handler's decision returns: nothing to do, not yet, or (None) run the handler."""
+
+
+def skip_of(*plans: object) -> Skip | None:
+    """Return one `Skip` for several plans, or None if one of them is something to do."""
+    whys = [plan.why for plan in plans if isinstance(plan, Skip)]
+    return Skip("; ".join(dict.fromkeys(whys))) if len(whys) == len(plans) else None
+
+
 HandlerFunction = Callable[[Job], Awaitable[Result]]

@@ -1,31 +1,31 @@
 """Recording: two snapshots of each run in, the reactions to make out. Pure.
 
 `engine.recorder` calls `compare` with what the site saw last and what is there now, and writes the
-result in one transaction; `engine.requests` calls `again` for a replay. Generations come from an
-iterator whose numbers must never have been used.
+result in one transaction; `engine.requests` calls `again` for a replay.
+
+A handler's decision is asked here, about the very document that the snapshot is of. What there is
+nothing to do about leaves no reaction: the snapshot alone records that it was seen. A decision
+counts only if no reaction stands under its key. One that stands waits for something, has failed, or
+has raised an alarm: then the handler is run, so that it can end what it began.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Final, TypeAlias
+from itertools import count
+from typing import Any, Final, TypeAlias
 
-from attrs import Factory, frozen
+from attrs import Factory, evolve, frozen
 
-from caxev.core.diff import diff, replay
+from caxev.core.diff import diff
+from caxev.core.job import Decision, Job, Skip, Wait
 from caxev.core.ledger import Reaction, State, new_reaction, priority_of, reaction_key
-from caxev.core.model import (
-    Event,
-    RunId,
-    Snapshot,
-    Tag,
-)
+from caxev.core.model import Event, Run, RunId, Snapshot, Tag
 from caxev.core.registry import Handler, Registry
 
-AT_ONCE: Final = 500
-"""Reactions of one run that are recorded at once. A run with more is recorded in pieces, so that
-the reactions of other runs come in between."""
+MOST_COPIES: Final = 1000
+"""Copies of a run. One with more is parked: it would delay all others at every change."""
 
 ByRun: TypeAlias = Mapping[RunId, Snapshot]
 
@@ -35,32 +35,45 @@ class Recording:
     """What is new of some runs.
 
     `snapshots` are to be stored; None: the run is gone. `priorities` are those of runs whose tags
-    changed them. `large` are runs with more than can be recorded at once, of which nothing is in
-    the rest.
+    changed them. `unless_standing` are reactions that decisions found needless or premature: each
+    is to be made if one stands under its key already. `oversized` are runs with more than
+    `MOST_COPIES` copies, of which nothing is in the rest.
     """
 
     snapshots: Mapping[RunId, Snapshot | None] = Factory(dict)
     reactions: Sequence[Reaction] = ()
     priorities: Mapping[RunId, int] = Factory(dict)
-    large: frozenset[RunId] = frozenset()
+    unless_standing: Mapping[str, tuple[Reaction, Decision]] = Factory(dict)
+    oversized: Mapping[RunId, int] = Factory(dict)
+
+    def standing(self, keys: Container[str]) -> list[Reaction]:
+        """Return all reactions to record if the ledger has reactions under these `keys`."""
+        made = list(self.reactions)
+        for key, (reaction, decision) in self.unless_standing.items():
+            if key in keys:
+                made.append(reaction)
+            elif isinstance(decision, Wait):
+                due = max(decision.until, reaction.due)
+                made.append(evolve(reaction, due=due, note=decision.why))
+        return made
 
 
 @frozen
 class Maker:
-    """Makes the reactions of a site. Of the tags `urgent`, the first is the most urgent."""
+    """Makes the reactions of a site.
+
+    `sites` are all sites, for decisions. Of the tags `urgent`, the first is the most urgent.
+    Generations come from an iterator whose numbers must never have been used, unless the reactions
+    are only shown.
+    """
 
     registry: Registry
-    urgent: Sequence[str]
-    generations: Iterator[int]
-
-    def reactions(self, event: Event, at: datetime, priority: int) -> list[Reaction]:
-        """Return the reactions to an event, which happened at that time (UTC)."""
-        return [
-            self.reaction(event, handler, at, priority) for handler in self.registry.wanting(event)
-        ]
+    sites: Any = None
+    urgent: Sequence[str] = ()
+    generations: Iterator[int] = Factory(count)
 
     def reaction(self, event: Event, handler: Handler, at: datetime, priority: int) -> Reaction:
-        """Return one handler's reaction to an event."""
+        """Return one handler's reaction to an event, which happened at that time (UTC)."""
         return new_reaction(
             self.registry.here.name,
             event,
@@ -71,9 +84,22 @@ class Maker:
             priority=priority,
         )
 
+    def decide(self, handler: Handler, event: Event, run: Run | None, at: datetime) -> Decision:
+        """Return what the handler's decision says; None without one, or if it fails."""
+        if handler.decide is None or run is None or self.sites is None:
+            return None
+        here = self.sites.get(self.registry.here.name)
+        job = Job(run, event, here, self.sites, at=at)
+        try:
+            decision: Decision = handler.decide(job)
+        # The handler will meet the same error, and is retried or parked for it.
+        except Exception:  # noqa: BLE001
+            return None
+        return decision
+
     def priority(self, snapshot: Snapshot) -> int:
         """Return the priority of a run; 0: it is not urgent."""
-        return priority_of(snapshot, self.urgent)
+        return priority_of(snapshot, self.urgent) if self.urgent else 0
 
     def is_urgent(self, event: Event) -> bool:
         """Return whether an event changes the priority of its run."""
@@ -85,52 +111,49 @@ def compare(
     runs: Mapping[RunId, datetime],
     before: ByRun,
     now: ByRun,
+    whole: Mapping[RunId, Run],
     *,
-    in_pieces: bool = False,
+    alarmed: Container[str] | None = (),
 ) -> Recording:
     """Return what is new of runs, each given with the time of its change.
 
-    With `in_pieces` as much of each run as can be recorded at once: its snapshot is then the former
-    one with the events of that piece, so that the next comparison finds the rest.
+    `whole` are the runs that `now` are snapshots of; for one that is missing no decision is asked,
+    nor for one whose label is in `alarmed` (None: any may be): an alarm about it stands, which its
+    handler may end.
     """
     snapshots: dict[RunId, Snapshot | None] = {}
     reactions: list[Reaction] = []
     priorities: dict[RunId, int] = {}
-    large: set[RunId] = set()
+    doubtful: dict[str, tuple[Reaction, Decision]] = {}
+    oversized: dict[RunId, int] = {}
     for run, at in runs.items():
         seen, there = before.get(run, {}), now.get(run, {})
-        events = diff(run, seen, there)
         # Most runs of a scan are as they were.
-        if not events:
+        if seen == there:
             continue
+        events = diff(run, seen, there)
+        document = whole.get(run)
+        if document is not None and len(document.copies) > MOST_COPIES:
+            oversized[run] = len(document.copies)
+            continue
+        if document is not None and (alarmed is None or (alarmed and str(document) in alarmed)):
+            document = None
         priority = maker.priority(there)
-        taken, made = _first_piece(maker, events, at, priority)
-        is_whole = len(taken) == len(events)
-        # One run with 10,000 copies would hold up the batch of all others.
-        if not (is_whole or in_pieces):
-            large.add(run)
-            continue
+        for event in events:
+            for handler in maker.registry.wanting(event):
+                reaction = maker.reaction(event, handler, at, priority)
+                decision = maker.decide(handler, event, document, at)
+                if decision is None:
+                    reactions.append(reaction)
+                # Of a run that was never seen no reaction can stand.
+                elif seen or isinstance(decision, Wait):
+                    doubtful[reaction.id] = (reaction, decision)
         # None for a run that is gone, so that its snapshot is deleted.
-        snapshots[run] = now.get(run) if is_whole else replay(seen, taken)
-        reactions.extend(made)
+        snapshots[run] = now.get(run)
         # The reactions that stand already must follow; see `Database.ingest`.
-        if maker.urgent and any(map(maker.is_urgent, taken)):
+        if maker.urgent and any(map(maker.is_urgent, events)):
             priorities[run] = priority
-    return Recording(snapshots, reactions, priorities, frozenset(large))
-
-
-def _first_piece(
-    maker: Maker, events: Sequence[Event], at: datetime, priority: int
-) -> tuple[Sequence[Event], list[Reaction]]:
-    """Return the first events of a run, with up to `AT_ONCE` reactions; one event at least."""
-    reactions: list[Reaction] = []
-    for number, event in enumerate(events):
-        made = maker.reactions(event, at, priority)
-        # At least one event goes through, however many handlers want it: else it would never end.
-        if reactions and len(reactions) + len(made) > AT_ONCE:
-            return events[:number], reactions
-        reactions.extend(made)
-    return events, reactions
+    return Recording(snapshots, reactions, priorities, doubtful, oversized)
 
 
 def possible_keys(registry: Registry, snapshots: ByRun) -> list[str]:
@@ -138,55 +161,70 @@ def possible_keys(registry: Registry, snapshots: ByRun) -> list[str]:
     return [
         reaction_key(registry.here.name, run, aspect, handler.name)
         for run, snapshot in snapshots.items()
-        for handler in registry.enabled
-        for aspect, _ in registry.triggering(snapshot, handler)
+        for aspect, _, handler in registry.triggered(snapshot)
     ]
+
+
+@frozen
+class Outlook:
+    """What a handler would do about an event: `decision` None, run; `why` in words."""
+
+    reaction: Reaction
+    decision: Decision
+    why: str = ""
+
+
+def outlook(
+    maker: Maker,
+    run: Run,
+    snapshot: Snapshot,
+    standing: Mapping[str, Reaction],
+    at: datetime,
+    *,
+    known: Container[str] = (),
+) -> Iterator[Outlook]:
+    """Return what each handler would do about the present state of a run if it were replayed.
+
+    A handler without a decision that is among those `known` to the snapshot has seen that state: it
+    has nothing to do. `standing` are the run's reactions by key: for one that waits or runs, there
+    is nothing to do but to wait for it.
+    """
+    for aspect, value, handler in maker.registry.triggered(snapshot):
+        event = Event(run.id, aspect, None, value)
+        reaction = maker.reaction(event, handler, at, maker.priority(snapshot))
+        before = standing.get(reaction.id)
+        if before is not None:
+            failed = before.state is State.FAILED
+            yield Outlook(reaction, None if failed else Skip(f"it is {before.state}"), "it failed")
+        elif handler.decide is not None:
+            decision = maker.decide(handler, event, run, at)
+            if isinstance(decision, Wait):
+                due = max(decision.until, reaction.due)
+                reaction = evolve(reaction, due=due, note=decision.why)
+            yield Outlook(reaction, decision, "there is something to do")
+        else:
+            seen = Skip("it has seen this state")
+            yield Outlook(reaction, seen if handler.name in known else None, "it is new here")
 
 
 def again(
     maker: Maker,
-    snapshots: ByRun,
+    run: Run,
+    snapshot: Snapshot,
     standing: Mapping[str, Reaction],
     at: datetime,
     *,
+    known: Container[str] = (),
     handler: str | None = None,
     force: bool = False,
-) -> list[Reaction]:
-    """Return the reactions that a replay makes of the present states of runs; see `to_replay`."""
-    handlers = maker.registry.handlers
-    return [
-        maker.reaction(event, handlers[name], at, maker.priority(snapshot))
-        for run, snapshot in snapshots.items()
-        for event, name in to_replay(
-            maker.registry, run, snapshot, standing, handler=handler, force=force
-        )
-    ]
+) -> list[tuple[Reaction, str]]:
+    """Return the reactions that a replay of a run makes, in its present state, and why.
 
-
-def to_replay(
-    registry: Registry,
-    run: RunId,
-    snapshot: Snapshot,
-    standing: Mapping[str, Reaction],
-    *,
-    handler: str | None = None,
-    force: bool = False,
-) -> Iterator[tuple[Event, str]]:
-    """Return the (event, handler) pairs that a replay of a run fires.
-
-    Without `force`, only what is missing: no reaction stands under that key, or one that was
-    settled for another state of the aspect. With it, all that the present state triggers.
-    `standing` are the run's reactions by key; `handler` names the only one to consider.
+    With `force` all that this state triggers, else those that have something to do: see `outlook`.
+    `handler` names the only one to consider.
     """
-    for one in registry.enabled:
-        if handler not in (None, one.name):
-            continue
-        for aspect, value in registry.triggering(snapshot, one):
-            # Under the same key: what stands there is what a replay would renew.
-            reaction = standing.get(reaction_key(registry.here.name, run, aspect, one.name))
-            if force or reaction is None or _is_outdated(reaction, value):
-                yield Event(run, aspect, None, value), one.name
-
-
-def _is_outdated(reaction: Reaction, value: str) -> bool:
-    return reaction.after != value and reaction.state in (State.DONE, State.FAILED)
+    return [
+        (one.reaction, "forced" if isinstance(one.decision, Skip) else one.why)
+        for one in outlook(maker, run, snapshot, standing, at, known=known)
+        if handler in (None, one.reaction.handler) and (force or not isinstance(one.decision, Skip))
+    ]

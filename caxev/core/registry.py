@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Final, TypeVar
+from zlib import crc32
 
 import attrs
 from attrs import frozen
@@ -38,7 +40,11 @@ CORRECTION_INPUTS: Final = "<inputs of corrections>"
 GONE: Final = "gone"
 """Stands for the status of a copy, or the presence of a tag, that is no longer there."""
 
+ASPECTS: Final = 4096
+"""Aspects and statuses whose handlers are kept in memory."""
+
 HandlerFunction = Callable[[Any], Awaitable[Any]]
+DecisionFunction = Callable[[Any], Any]
 F = TypeVar("F", bound=HandlerFunction)
 
 
@@ -241,7 +247,8 @@ class Handler:
     is how often it is tried before it is parked as failed. `aliases` are other names by which
     ``task_list`` may enable it. An `exclusive` one deletes or replaces the copy: nothing else
     runs on that copy meanwhile. `needs` are keys of sites.json: only sites that give one of them
-    enable it.
+    enable it. `decide` is its decision, if it has one: a pure function of the job, which returns a
+    `Skip`, a `NotBefore`, or None to run the handler. It is asked before a reaction is recorded.
     """
 
     function: HandlerFunction = attrs.field(repr=False)
@@ -254,6 +261,7 @@ class Handler:
     aliases: tuple[str, ...] = ()
     exclusive: bool = False
     needs: tuple[str, ...] = ()
+    decide: DecisionFunction | None = attrs.field(default=None, repr=False)
 
     @property
     def summary(self) -> str:
@@ -268,10 +276,6 @@ class Handler:
     def place(self) -> str:
         """The file and line of the function, for people: ``my_handlers.py, line 3``."""
         return place_of(self.function)
-
-    def wants(self, event: Event, here: Here) -> bool:
-        """Return whether one of the triggers fits the event."""
-        return self.unmet(event.aspect, event.status, here) is None
 
     def unmet(self, aspect: Aspect, status: str | None, here: Here) -> str | None:
         """Return why no trigger fits; None if one does. Of several reasons, the last trigger's."""
@@ -315,6 +319,7 @@ def on(
     aliases: Collection[str] = (),
     exclusive: bool = False,
     needs: Collection[str] = (),
+    decide: DecisionFunction | None = None,
 ) -> Callable[[F], F]:
     """Record the decorated coroutine function as a handler and return it untouched.
 
@@ -341,6 +346,7 @@ def on(
                 aliases=tuple(aliases),
                 exclusive=exclusive,
                 needs=tuple(needs),
+                decide=decide,
             )
         )
         return function
@@ -384,14 +390,22 @@ class Registry:
         # Disabled handlers stay in `handlers`: the ledger may still hold their reactions.
         self.enabled = tuple(h for h in self.handlers.values() if here.wants(h))
         self.watched = _watched(self.enabled, here)
+        names = "\n".join(sorted(handler.name for handler in self.enabled))
+        # The same for the same handlers, in any process: a snapshot names what it was taken with.
+        self.id = crc32(names.encode())
+        # Runs differ, but not their hosts, types, statuses: most events are like one before.
+        self._wanting = lru_cache(ASPECTS)(self._find)
 
-    def wanting(self, event: Event) -> Iterator[Handler]:
+    def wanting(self, event: Event) -> tuple[Handler, ...]:
         """Return the enabled handlers that the event concerns."""
-        return (handler for handler in self.enabled if handler.wants(event, self.here))
+        return self._wanting(event.aspect, event.status)
 
-    def triggering(self, snapshot: Snapshot, handler: Handler) -> Iterator[tuple[Aspect, str]]:
-        """Return the aspects of a run, as it is now, that trigger `handler`."""
+    def _find(self, aspect: Aspect, status: str | None) -> tuple[Handler, ...]:
+        return tuple(one for one in self.enabled if one.unmet(aspect, status, self.here) is None)
+
+    def triggered(self, snapshot: Snapshot) -> Iterator[tuple[Aspect, str, Handler]]:
+        """Return the aspects of a run, as it is now, with their values and what they trigger."""
         for aspect, value in snapshot.items():
             # A value is a status and its time; triggers are about the status.
-            if handler.unmet(aspect, value.partition("@")[0], self.here) is None:
-                yield aspect, value
+            for handler in self._wanting(aspect, value.partition("@")[0]):
+                yield aspect, value, handler

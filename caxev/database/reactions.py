@@ -44,6 +44,15 @@ class Reactions(Quarantine):
         return found
 
     @operation
+    async def standing_keys(self, keys: Iterable[str]) -> set[str]:
+        """Return which of these keys have a reaction."""
+        wanted, found = list(keys), set[str]()
+        for start in range(0, len(wanted), AT_ONCE):
+            query = {"_id": {"$in": wanted[start : start + AT_ONCE]}}
+            found |= {one["_id"] async for one in self._ledger.find(query, {"_id": 1})}
+        return found
+
+    @operation
     async def due(
         self,
         site: str,
@@ -53,19 +62,16 @@ class Reactions(Quarantine):
         *,
         since: datetime | None = None,
         order: Order = OLDEST_FIRST,
-        without: RunId | None = None,
     ) -> list[Reaction]:
         """Return up to `limit` reactions of a lane that are due and unclaimed, in that order.
 
-        Those of the run `without` are left out, and those that fell due before `since`: the index
-        keeps the places of reactions that were settled lately for some minutes, and to read over
-        them takes time. By priority, reactions that were recorded without one come last.
+        Those that fell due before `since` are left out: the index keeps the places of reactions
+        that were settled lately for some minutes, and to read over them takes time. By priority,
+        reactions that were recorded without one come last.
         """
         query: Document = {"site": site, "lane": lane, "state": State.PENDING.value}
         query["due"] = {"$lte": now} if since is None else {"$lte": now, "$gte": since}
         query["epoch"] = {"$exists": False}
-        if without is not None:
-            query["run"] = {"$ne": without}
         # What programs printed can be large, and nobody needs it to start a reaction.
         cursor = self._ledger.find(query, {"kept": 0}).sort(order).limit(limit)
         return [reaction for reaction, _ in await self._documented(cursor)]

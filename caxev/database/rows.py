@@ -16,6 +16,7 @@ from attrs import frozen
 from caxev.core.alarms import Alarm, AlarmState, Delivery, Severity
 from caxev.core.ledger import Reaction, State, aspect_from
 from caxev.core.model import Aspect, RunId
+from caxev.core.packing import unpack
 from caxev.files import Manifest
 
 T = TypeVar("T")
@@ -168,12 +169,16 @@ def reaction_from(document: Mapping[str, Any]) -> Reaction:
 
 def snapshot_from(document: Mapping[str, Any]) -> dict[Aspect, str]:
     """Return what a site last saw of a run."""
-    found: dict[Aspect, str] = {}
-    for part in Row.of(document).many("snapshot"):
-        if not isinstance(part, list) or not part or type(part[-1]) is not str:
-            raise Malformed(f"snapshot holds {_shown(part)}")
-        found[aspect_of(part[:-1])] = part[-1]
-    return found
+    packed = document.get("seen")
+    if not isinstance(packed, bytes):
+        raise Malformed(f"seen is {_shown(packed)}, not packed")
+    return unpack(packed)
+
+
+def handlers_of(document: Mapping[str, Any]) -> int:
+    """Return the id of the set of handlers that a snapshot was taken with; 0 if it names none."""
+    by = document.get("by")
+    return by if type(by) is int else 0
 
 
 def alarm_state_from(document: Mapping[str, Any]) -> AlarmState:

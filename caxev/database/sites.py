@@ -6,7 +6,7 @@ one that is malformed is read as if it were missing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Final, TypeVar
@@ -25,6 +25,7 @@ from caxev.failpoints import point
 T = TypeVar("T")
 
 GAPS_KEPT: Final = 20
+SETS_KEPT: Final = 50
 SITE: Final = "site"
 LONGEST_LEASE: Final = 86400.0
 """Seconds for which a lease without a usable length is believed."""
@@ -233,6 +234,28 @@ class Sites(Connection):
         """Note the digests of the applied rule files, by catalogue. Raises `LeaseLost`."""
         rows = [{"catalogue": name, "digest": digest} for name, digest in digests.items()]
         await guard(self._ledger, lease, fields={"rules": rows})
+
+    @operation
+    async def note_handlers(self, lease: Lease, number: int, names: Sequence[str]) -> None:
+        """Note which handlers a set has, by the id that snapshots name. Raises `LeaseLost`."""
+        point("database.handlers.before")
+        kept = [one for one in await self._handler_sets(lease.site) if one["id"] != number]
+        sets = [*kept, {"id": number, "names": list(names)}]
+        await guard(self._ledger, lease, fields={"handlers": sets[-SETS_KEPT:]})
+
+    @operation
+    async def handler_sets(self, site: str) -> dict[int, frozenset[str]]:
+        """Return the sets of handlers with which a site has taken snapshots, by their ids."""
+        return {one["id"]: frozenset(one["names"]) for one in await self._handler_sets(site)}
+
+    async def _handler_sets(self, site: str) -> list[Document]:
+        found = await self._ledger.find_one({"_id": site}, {"handlers": 1}) or {}
+        try:
+            rows = [Row.of(one) for one in Row.of(found).many("handlers", [])]
+            return [{"id": one.whole("id"), "names": texts(one.many("names"))} for one in rows]
+        except Malformed as error:  # then a replay runs all handlers, as if they had seen nothing
+            _warn_once(f"the sets of handlers of {site} are malformed: {error}")
+            return []
 
     @operation
     async def note_marker(self, site: str, root: str, marker: str) -> None:

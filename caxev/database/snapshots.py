@@ -27,11 +27,13 @@ from caxev.core.model import (
     Watched,
     snapshot_of,
 )
+from caxev.core.packing import pack
+from caxev.core.recording import MOST_COPIES
 from caxev.database.client import Document
 from caxev.database.connection import LIMIT, PAGE, operation, within
 from caxev.database.quarantine import Quarantine
 from caxev.database.reactions import reaction_document, run_keys
-from caxev.database.rows import is_plain, snapshot_from
+from caxev.database.rows import handlers_of, is_plain, snapshot_from
 from caxev.database.runs import snapshot_projection
 from caxev.database.sites import Position
 from caxev.database.stream import AWAIT, Batch, Stream, is_usable
@@ -40,30 +42,38 @@ from caxev.failpoints import point
 
 MOST_REACTIONS: Final = 2000
 """Reactions that are recorded in one transaction."""
-FEW: Final = 16
-"""Runs of a batch up to which they are read whole."""
 
 
 @define
 class Snapshots:
-    """Snapshots of now and before, of the runs that exist or were seen; and runs read whole."""
+    """Runs as they are now, and as the site saw them last.
+
+    `now` and `before` have the runs that exist, and that were seen. `whole` are those of `now`
+    that were read whole. `handlers` are the ids of the sets of handlers that snapshots of `before`
+    were taken with; see `Ingest`.
+    """
 
     now: dict[RunId, dict[Aspect, str]]
     before: dict[RunId, dict[Aspect, str]]
-    whole: Mapping[RunId, Run]
+    whole: dict[RunId, Run]
+    handlers: dict[RunId, int] = Factory(dict)
 
 
 @define
 class Ingest:
     """What one batch of changes leads to; written in one transaction.
 
-    `runs` are those that were read whole; they are not written but passed on with the reactions.
-    `priorities` are those of runs whose tags changed them, for the reactions that stand already.
+    `handlers` is the id of the set of handlers that has seen all of a run whose snapshot is new;
+    with `replayed` they have seen all of each. `runs` are those that were read whole; they are not
+    written but passed on with the reactions. `priorities` are those of runs whose tags changed
+    them, for the reactions that stand already.
     """
 
     snapshots: Mapping[RunId, Snapshot | None]
     reactions: Sequence[Reaction] = ()
     position: Position | None = None
+    handlers: int = 0
+    replayed: bool = False
     runs: Mapping[RunId, Run] = Factory(dict)
     priorities: Mapping[RunId, int] = Factory(dict)
 
@@ -81,9 +91,10 @@ class Recording(Quarantine):
     ) -> Snapshots:
         """Read runs as they are now, and what the site last saw of them.
 
-        `known` are last snapshots that the caller has, which are not read again.
+        Only those that differ are read whole: most runs of a scan are as they were. `known` are
+        last snapshots that the caller has, which are not read again.
         """
-        return await self._snapshot(site, runs, known or {}, watched)
+        return await self._snapshot(site, runs, known or {}, watched, changed=False)
 
     @within(LIMIT, held=AWAIT)
     async def next_look(
@@ -98,7 +109,7 @@ class Recording(Quarantine):
         As `next_batch` and `snapshot`.
         """
         batch = await stream.next(AWAIT)
-        return batch, await self._snapshot(site, list(batch.runs), known, watched)
+        return batch, await self._snapshot(site, list(batch.runs), known, watched, changed=True)
 
     async def _snapshot(
         self,
@@ -106,31 +117,50 @@ class Recording(Quarantine):
         runs: Sequence[RunId],
         known: Mapping[RunId, Mapping[Aspect, str]],
         watched: Watched,
+        *,
+        changed: bool,
     ) -> Snapshots:
         if not runs:  # an idle stream's empty batches must not become queries
             return Snapshots({}, {}, {})
         # Copied, because the caller may change `known` meanwhile.
         last = {run: dict(snapshot) for run in runs if (snapshot := known.get(run)) is not None}
         unknown = [run for run in runs if run not in last]
-        # Few runs are read whole, so that their handlers can start without another query.
-        few = len(runs) <= FEW
-        reading = self._confirmed.find(
-            {"_id": {"$in": list(runs)}}, None if few else snapshot_projection(watched)
-        ).to_list(None)
-        if unknown:
-            documents, found = await asyncio.gather(reading, self._last_snapshots(site, unknown))
-            last.update(found)
+        handlers: dict[RunId, int] = {}
+        if changed:
+            documents, found = await asyncio.gather(
+                self._whole(runs), self._last_snapshots(site, unknown, handlers)
+            )
         else:
-            documents = await reading
+            found = await self._last_snapshots(site, unknown, handlers)
+            seen = [run for run in runs if run in last or run in found]
+            documents = await self._projected(seen, watched) if seen else []
+        last.update(found)
         now = {document["_id"]: snapshot_of(document, watched) for document in documents}
-        whole = {doc["_id"]: Run.from_document(doc) for doc in documents} if few else {}
-        return Snapshots(now, last, whole)
+        if not changed:
+            # The document that a decision is about must be the one that its snapshot is of.
+            differing = [run for run in runs if now.get(run) != last.get(run) or run not in now]
+            documents = await self._whole(differing) if differing else []
+            now |= {document["_id"]: snapshot_of(document, watched) for document in documents}
+        whole = {document["_id"]: Run.from_document(document) for document in documents}
+        return Snapshots(now, last, whole, handlers)
+
+    async def _whole(self, runs: Sequence[RunId]) -> list[Document]:
+        # Of a run with too many copies to serve, one more than that many shows it.
+        most = {"data": {"$slice": MOST_COPIES + 1}}
+        return await self._confirmed.find({"_id": {"$in": list(runs)}}, most).to_list(None)
+
+    async def _projected(self, runs: Sequence[RunId], watched: Watched) -> list[Document]:
+        query = {"_id": {"$in": list(runs)}}
+        return await self._confirmed.find(query, snapshot_projection(watched)).to_list(None)
 
     async def _last_snapshots(
-        self, site: str, runs: Sequence[RunId]
+        self, site: str, runs: Sequence[RunId], handlers: dict[RunId, int]
     ) -> dict[RunId, dict[Aspect, str]]:
+        if not runs:
+            return {}
         cursor = self._ledger.find({"_id": {"$in": [_key(site, run) for run in runs]}})
         found = self._read(self._ledger, await cursor.to_list(None), snapshot_from)
+        handlers |= {row["_id"]["r"]: handlers_of(row) for row, _ in found}
         return {row["_id"]["r"]: snapshot for row, snapshot in found}
 
     @operation
@@ -198,8 +228,10 @@ def _key(site: str, run: RunId) -> Document:
 
 
 def _recorded(lease: Lease, ingest: Ingest) -> list[Document]:
+    # A handler that came later has not seen all of a run whose snapshot was there already.
+    when = "$set" if ingest.replayed else "$setOnInsert"
     snapshots = [
-        upsert(_key(lease.site, run), {"$set": {"snapshot": [[*a, v] for a, v in seen.items()]}})
+        upsert(_key(lease.site, run), {"$set": {"seen": pack(seen)}, when: {"by": ingest.handlers}})
         for run, seen in ingest.snapshots.items()
         if seen is not None
     ]

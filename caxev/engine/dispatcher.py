@@ -9,7 +9,6 @@ reactions take no memory. Claims, reads of runs and settlements are done in grou
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Final
 
 import trio
@@ -91,12 +90,10 @@ class Dispatcher:
 
     def start(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
         """Start the claimed reactions, and fetch the others soon."""
-        runner = self.runner
-        runner.newest = max((one.generation for one in reactions), default=runner.newest)
         # A stuck claim is in the way of what was recorded under its key.
         self._doubtful |= any(reaction.id in self.settler.stuck for reaction in reactions)
         claimed = [reaction for reaction in reactions if reaction.state is State.RUNNING]
-        runner.start(claimed, runs)
+        self.runner.start(claimed, runs)
         for reaction in reactions:
             if reaction.state is State.PENDING:
                 self.lanes[reaction.lane].refresh()
@@ -128,7 +125,6 @@ class Dispatcher:
 
     def look_again(self) -> None:
         """Ask the database for due reactions in all lanes, also those that no handler uses."""
-        self.runner.forget_runs()
         self._unsurveyed = True
         self.lanes.refresh()
 
@@ -182,30 +178,14 @@ class Dispatcher:
             due = await database.due(
                 site, lane.name, now, lane.window, since=lane.since, order=lane.order
             )
-            found = due
-            if (run := lane.crowding(due)) is not None:
-                found = [*due, *await self._of_others(lane, run, now, due)]
             heard = True
-            complete = lane.take_in(due, self._startable(lane, found))
+            complete = lane.take_in(due, self._startable(lane, due))
             if complete:
                 # A settlement may arm the timer meanwhile: the earlier time counts.
                 lane.arm(await database.next_due(site, lane.name, now))
         finally:
             lane.more, lane.fetching = lane.more or not complete, False
             lane.news = lane.news or not heard
-
-    async def _of_others(
-        self, lane: Lane, run: RunId, now: datetime, due: Sequence[Reaction]
-    ) -> list[Reaction]:
-        """Fetch what else is due first in a lane, for other runs that are as urgent."""
-        known = {reaction.id for reaction in due}
-        more = await self.context.database.due(
-            self.context.lease.site, lane.name, now, lane.share, order=lane.order, without=run
-        )
-        least = due[-1].priority if lane.newest_first else 0
-        return [
-            reaction for reaction in more if reaction.id not in known and reaction.priority >= least
-        ]
 
     async def _claim(self, lane: Lane, due: Sequence[Reaction]) -> None:
         keys = {reaction.id for reaction in due}

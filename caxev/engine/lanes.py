@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from operator import itemgetter
 from typing import Final
 
 import trio
@@ -16,7 +15,6 @@ from attrs import define, field
 
 from caxev import metrics
 from caxev.core.ledger import NEWEST_FIRST, Reaction
-from caxev.core.model import RunId
 from caxev.database import OLDEST_FIRST, URGENT_FIRST, Order
 
 LANES: Final[Mapping[str, int]] = {
@@ -85,20 +83,6 @@ class Lane:
         return min(AHEAD * self.workers, WINDOW) if self.newest_first else WINDOW
 
     @property
-    def share(self) -> int:
-        """How many reactions of one run may wait at once, so that other runs do not starve."""
-        # Half of a window, so that a full window always shows whether one run crowds it.
-        return max(min(AHEAD * self.workers, WINDOW) // 2, 1)
-
-    def crowding(self, due: Sequence[Reaction]) -> RunId | None:
-        """Return the run whose reactions may have crowded those of others out of a full window."""
-        if len(due) < self.window:
-            return None
-        # One run with 10,000 reactions would otherwise fill every window for hours.
-        run, reactions = Counter(reaction.run for reaction in due).most_common(1)[0]
-        return run if reactions > self.share else None
-
-    @property
     def stale(self) -> bool:
         """Whether to fetch before a reaction is taken: none waits, or newer ones came."""
         return self.more and (not self.waiting or (self.newest_first and self.news))
@@ -110,21 +94,15 @@ class Lane:
     def take_in(self, due: Sequence[Reaction], found: Sequence[Reaction]) -> bool:
         """Queue what was fetched; return whether that is all that is due.
 
-        `due` is what the query returned, `found` what of it, and of other runs, can be started.
+        `due` is what the query returned, `found` what of it can be started.
         """
-        kept = few_of_each(found, self.share)
         if self.newest_first:
             self.waiting.clear()
-        self.waiting.extend(kept if self.newest_first else in_turn(kept))
+        self.waiting.extend(found)
         # At the end of the queue, one query without `since` makes sure that it was the end.
-        complete = len(due) < self.window and self.since is None and len(kept) == len(found)
-        if len(due) == self.window and not self.newest_first:
-            # Not beyond what is left out: else it would wait until all that came later is settled.
-            queued = {reaction.id for reaction in kept}
-            left_out = [reaction.due for reaction in found if reaction.id not in queued]
-            self.since = min([*left_out, due[-1].due])
-        else:
-            self.since = None
+        complete = len(due) < self.window and self.since is None
+        crowded = len(due) == self.window and not self.newest_first
+        self.since = due[-1].due if crowded else None
         return complete
 
     def arm(self, due: datetime | None) -> None:
@@ -187,24 +165,3 @@ class Lanes:
     def show(self, lane: Lane) -> None:
         """Publish how many of a lane's reactions are claimed."""
         metrics.running.labels(self.site, lane.name).set(len(lane.running))
-
-
-def few_of_each(reactions: Iterable[Reaction], most: int) -> list[Reaction]:
-    """Leave out all but the first `most` reactions of each run. Pure."""
-    seen: Counter[RunId] = Counter()
-    kept: list[Reaction] = []
-    for reaction in reactions:
-        seen[reaction.run] += 1
-        if seen[reaction.run] <= most:
-            kept.append(reaction)
-    return kept
-
-
-def in_turn(reactions: Iterable[Reaction]) -> list[Reaction]:
-    """Return the first reaction of each run, then the second of each, and so on. Pure."""
-    seen: Counter[RunId] = Counter()
-    places: list[tuple[int, Reaction]] = []
-    for reaction in reactions:
-        places.append((seen[reaction.run], reaction))
-        seen[reaction.run] += 1
-    return [reaction for _, reaction in sorted(places, key=itemgetter(0))]

@@ -46,6 +46,7 @@ from caxev.database import (
     Batch,
     DatabaseError,
     Ingest,
+    InvalidDocument,
     Position,
     Snapshots,
     Stream,
@@ -59,6 +60,11 @@ KNOWN: Final = 5000
 """Snapshots that are kept in memory, those of the runs that changed last..."""
 KNOWN_SIZE: Final = 100
 """...unless they have more aspects than this."""
+DEFERRED: Final = 1.0
+"""Seconds after which changes that led to nothing are recorded. They cost no write of their own: if
+the process dies before, the stream brings them again..."""
+MOST_DEFERRED: Final = 1000
+"""...and when there are so many."""
 
 
 class Intake(Protocol):
@@ -112,15 +118,16 @@ class Recorder:
     _generations: Iterator[int] = field(init=False)
     # One comparison at a time: two at once could write an older snapshot over a newer one.
     _comparing: trio.Lock = field(init=False, factory=trio.Lock)
-    # Runs of which more is new than is recorded at once, each with the time of its change. While
-    # there are any no position is saved, so that a restart finds them again.
-    large: dict[RunId, datetime] = field(init=False, factory=dict)
-    _grown: trio.Event = field(init=False, factory=trio.Event)
     # Changes whenever something is recorded beside the stream: then what was read ahead is stale.
     _turn: int = field(init=False, default=0)
     _known: OrderedDict[RunId, Snapshot] = field(init=False, factory=OrderedDict)
     # The snapshots of the batch that was recorded last.
     _latest: Mapping[RunId, Snapshot | None] = field(init=False, factory=dict)
+    # What led to nothing and is not recorded yet: newer than what the database has.
+    _deferred: dict[RunId, Snapshot | None] = field(init=False, factory=dict)
+    _behind: Position | None = field(init=False, default=None)
+    _has_deferred: trio.Event = field(init=False, factory=trio.Event)
+    _noted: set[int] = field(init=False, factory=set)
 
     def __attrs_post_init__(self) -> None:
         # Unique over all processes that ever acted for the site: the epoch is part of it.
@@ -137,35 +144,59 @@ class Recorder:
         return Ahead(*found, turn)
 
     async def record_batch(self, ahead: Ahead) -> bool:
-        """Record what is new in a batch, with the position behind it; False if nothing is."""
+        """Take in a batch; return whether the position behind it was saved.
+
+        If it led to nothing, it is recorded later, with others; see `record_deferred`.
+        """
         batch, snapshots = ahead.batch, ahead.snapshots
         async with self._comparing:
             if ahead.turn != self._turn:  # a scan or a replay came between
                 snapshots = await self.read(batch.runs)
             else:
                 # They were read while the batch before this one was being recorded.
-                for run, snapshot in self._latest.items():
-                    if run in batch.runs:
-                        snapshots.before[run] = dict(snapshot or {})
-            ingest = self.compare(batch.runs, snapshots)
+                _overlay(snapshots, batch.runs, self._latest)
+            ingest = await self.compare(batch.runs, snapshots)
             self._latest = {}
             if not ingest.snapshots:
                 return False
-            await self.record(evolve(ingest, position=self.to_save(batch.position)))
-            unreadable = self.unreadable
+            if not (ingest.reactions or ingest.priorities or self._shows(ingest.snapshots)):
+                self._defer(ingest.snapshots, batch.position)
+                return False
+            await self.record(evolve(ingest, position=batch.position))
             self._latest = {
-                run: one for run, one in ingest.snapshots.items() if run not in unreadable
+                run: one for run, one in ingest.snapshots.items() if run not in self.unreadable
             }
             return True
-
-    def to_save(self, position: Position | None) -> Position | None:
-        """Return the position if all before it is recorded, else None."""
-        return None if self.large else position
 
     def forget(self) -> None:
         """Forget what may have been recorded or not: only the database knows."""
         self._latest = {}
         self._known.clear()
+
+    # -- what led to nothing ------------------------------------------------------------------
+
+    def _defer(self, snapshots: Mapping[RunId, Snapshot | None], position: Position) -> None:
+        self._deferred.update(snapshots)
+        self._behind = position
+        self._remember(snapshots)
+        self._has_deferred.set()
+
+    async def record_deferred(self) -> None:
+        """Record what led to nothing, for ever, many changes in one write."""
+        while True:
+            await self._has_deferred.wait()
+            if len(self._deferred) < MOST_DEFERRED:
+                await trio.sleep(DEFERRED)
+            await self.context.trouble.retrying("stream", self.flush)
+
+    async def flush(self) -> None:
+        """Record what led to nothing so far."""
+        async with self._comparing:
+            if self._deferred:
+                await self.record(Ingest({}, position=self._behind))
+
+    def _with_deferred(self, ingest: Ingest) -> Ingest:
+        return evolve(ingest, snapshots={**self._deferred, **ingest.snapshots})
 
     # -- beside the stream --------------------------------------------------------------------
 
@@ -174,34 +205,9 @@ class Recorder:
     ) -> None:
         """Record what is new of runs, each given with the time of its change."""
         async with self.beside_stream():
-            ingest = self.compare(runs, await self.read(runs))
+            ingest = await self.compare(runs, await self.read(runs))
             if ingest.snapshots or position is not None:
-                await self.record(evolve(ingest, position=self.to_save(position)))
-
-    async def record_large(self) -> None:
-        """Record what is new of large runs, for ever, beside the stream."""
-        while True:
-            await self.finish_large()
-            self._grown = trio.Event()
-            await self._grown.wait()
-
-    async def finish_large(self) -> None:
-        """Record what is new of large runs, one piece of each in turn, others in between."""
-        while self.large:
-            async with self.beside_stream():
-                if self.large:
-                    await self._record_piece(next(iter(self.large)))
-
-    async def _record_piece(self, run: RunId) -> None:
-        # Read anew for each piece: the run may change while its pieces are recorded.
-        snapshots, at = await self.read([run]), self.large[run]
-        ingest = self.compare({run: at}, snapshots, in_pieces=True)
-        if ingest.snapshots:
-            await self.record(ingest)
-        del self.large[run]
-        rest = ingest.snapshots and ingest.snapshots[run] != snapshots.now.get(run)
-        if rest and run not in self.unreadable:
-            self.large[run] = at
+                await self.record(evolve(ingest, position=position))
 
     @asynccontextmanager
     async def beside_stream(self) -> AsyncIterator[None]:
@@ -219,36 +225,54 @@ class Recorder:
     @property
     def maker(self) -> recording.Maker:
         """What makes reactions, by the options of now."""
-        return recording.Maker(self.context.registry, self.context.site.priority, self._generations)
+        context = self.context
+        return recording.Maker(
+            context.registry, context.sites, context.site.priority, self._generations
+        )
 
     async def read(self, runs: Iterable[RunId]) -> Snapshots:
         """Read the snapshots of runs: as they are now, and as this site saw them last."""
-        context = self.context
-        return await context.database.snapshot(
-            context.lease.site, list(runs), self._known, context.registry.watched
+        context, runs = self.context, list(runs)
+        found = await context.database.snapshot(
+            context.lease.site, runs, self._known, context.registry.watched
         )
+        _overlay(found, runs, self._deferred)
+        return found
 
-    def compare(
-        self, runs: Mapping[RunId, datetime], snapshots: Snapshots, *, in_pieces: bool = False
-    ) -> Ingest:
-        """Return what is to be written about these runs; remember the large ones for later."""
+    async def compare(self, runs: Mapping[RunId, datetime], snapshots: Snapshots) -> Ingest:
+        """Return what is to be written about these runs."""
         # Due at once, whatever clock the server had that dated the change.
-        now = utcnow()
+        now, context = utcnow(), self.context
         times = {run: min(at, now) for run, at in runs.items()}
         found = recording.compare(
-            self.maker, times, snapshots.before, snapshots.now, in_pieces=in_pieces
+            self.maker,
+            times,
+            snapshots.before,
+            snapshots.now,
+            snapshots.whole,
+            alarmed=context.alarms.runs,
         )
-        for run in found.large:
-            self.large.setdefault(run, runs[run])
-            self._grown.set()
+        for run, copies in found.oversized.items():
+            await self._park_oversized(run, copies)
+        keys = found.unless_standing.keys()
+        standing = await context.database.standing_keys(keys) if keys else ()
         return Ingest(
-            found.snapshots, found.reactions, runs=snapshots.whole, priorities=found.priorities
+            found.snapshots,
+            found.standing(standing),
+            handlers=context.registry.id,
+            runs=snapshots.whole,
+            priorities=found.priorities,
         )
 
     # -- writing ------------------------------------------------------------------------------
 
     async def record(self, ingest: Ingest) -> None:
-        """Write what is new; if the database refuses one run, write the others without it."""
+        """Write what is new; if the database refuses one run, write the others without it.
+
+        What led to nothing before goes with it.
+        """
+        ingest = self._with_deferred(ingest)
+        await self._note_handlers()
         reacting = (reaction.run for reaction in ingest.reactions)
         runs = list(dict.fromkeys([*ingest.snapshots, *reacting]))
 
@@ -268,7 +292,7 @@ class Recorder:
 
     async def _write(self, ingest: Ingest) -> None:
         reactions = self.intake.reserve(ingest.reactions)
-        readable = ingest.snapshots.keys() & self.unreadable
+        readable = self._shows(ingest.snapshots)
         shown = [self._shown(run, Done("it can be recorded again")) for run in readable]
         recorded = False
         try:
@@ -282,12 +306,24 @@ class Recorder:
                 for run in ingest.snapshots:  # recorded or not, we cannot know
                     self._known.pop(run, None)
         self._remember(ingest.snapshots)
+        for run in ingest.snapshots:
+            self._deferred.pop(run, None)
+        if not self._deferred:
+            self._has_deferred = trio.Event()
         self._readable_again(shown)
         for handler, number in Counter(reaction.handler for reaction in reactions).items():
             metrics.reactions.labels(self.context.lease.site, handler).inc(number)
         self.intake.start(reactions, ingest.runs)
         if ingest.priorities:  # what was due before may now go first, or last
             self.intake.look_again()
+
+    async def _note_handlers(self) -> None:
+        """Note which handlers the snapshots of now on are taken with."""
+        registry = self.context.registry
+        if registry.id not in self._noted:
+            names = [handler.name for handler in registry.enabled]
+            await self.context.database.note_handlers(self.context.lease, registry.id, names)
+            self._noted.add(registry.id)
 
     def _remember(self, snapshots: Mapping[RunId, Snapshot | None]) -> None:
         """Keep recorded snapshots: a run that changed will soon change again."""
@@ -302,6 +338,17 @@ class Recorder:
             self._known.popitem(last=False)
 
     # -- runs that cannot be recorded ---------------------------------------------------------
+
+    def _shows(self, runs: Collection[RunId]) -> set[RunId]:
+        """Return which of these runs are shown as unreadable, and can be recorded again."""
+        return self.unreadable.intersection(runs)
+
+    async def _park_oversized(self, run: RunId, copies: int) -> None:
+        """Park a run that has too many copies, once; its changes lead to nothing here."""
+        if run not in self.unreadable:
+            most = recording.MOST_COPIES
+            why = f"it has more than {most} copies ({copies} or more), and is not served here"
+            await self._give_up(run, None, InvalidDocument(why))
 
     async def _give_up(self, run: RunId, position: Position | None, error: DatabaseError) -> None:
         """Park a run that the database refuses to record, and go on behind it."""
@@ -364,12 +411,20 @@ class Recorder:
         if not runs:
             return
         await self.snapshot(dict.fromkeys(runs, utcnow()))
-        await self.finish_large()
         gone = (runs & self.unreadable) - (await context.database.runs(runs)).keys()
         if gone:
             shown = [self._shown(run, Done("the run is no longer there")) for run in gone]
             await context.database.ingest(context.lease, Ingest({}, shown), utcnow())
             self._readable_again(shown)
+
+
+def _overlay(
+    snapshots: Snapshots, runs: Iterable[RunId], newer: Mapping[RunId, Snapshot | None]
+) -> None:
+    """Put newer snapshots in place of those that were read."""
+    for run in runs:
+        if run in newer:
+            snapshots.before[run] = dict(newer[run] or {})
 
 
 def _part(ingest: Ingest, runs: Iterable[RunId], *, with_position: bool) -> Ingest:

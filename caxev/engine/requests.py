@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from math import inf
+from typing import Final
 
 import trio
 from attrs import define, evolve, field
@@ -16,10 +17,12 @@ from caxev.core import recording
 from caxev.core.clock import utcnow
 from caxev.core.ledger import UNREADABLE, Reaction
 from caxev.core.model import RunId, Snapshot
-from caxev.core.recording import AT_ONCE
-from caxev.database import DatabaseError, Ingest, Request, SiteRecord, concerns_one, is_fatal
+from caxev.database import DatabaseError, Request, SiteRecord, concerns_one, is_fatal
 from caxev.engine.context import Context
 from caxev.engine.recorder import Recorder
+
+AT_ONCE: Final = 100
+"""Runs that are replayed at once: the stream waits meanwhile."""
 
 
 @define(eq=False)
@@ -103,49 +106,51 @@ class Requests:
         One comparison for both: a state that is replayed counts as seen, so that the stream does
         not fire it once more.
         """
-        recorder = self.recorder
-        async with recorder.beside_stream():
-            snapshots = await recorder.read(ids)
-            ingest = recorder.compare(dict.fromkeys(ids, utcnow()), snapshots)
-            large = recorder.large.keys() & set(ids)
-            if not large:
-                again = await self._again(snapshots.now, request, but=ingest.reactions)
-                if ingest.snapshots or again:
-                    reactions = [*ingest.reactions, *again[:AT_ONCE]]
-                    await recorder.record(evolve(ingest, reactions=reactions))
-        if large:  # the stream's events first: else they would fire again what was replayed
-            await recorder.finish_large()
-            hopeless = large & recorder.unreadable
-            await self._fire_again([run for run in ids if run not in hopeless], request)
-            return
-        for start in range(AT_ONCE, len(again), AT_ONCE):
-            await self._record_unless_newer(again[start : start + AT_ONCE])
-        logger.info("replayed {} runs: {} reactions", len(snapshots.now), len(again))
-
-    async def _record_unless_newer(self, reactions: Sequence[Reaction]) -> None:
-        """Record reactions but those whose keys were renewed meanwhile."""
-        async with self.recorder.beside_stream():
-            newer = await self.context.database.standing([reaction.id for reaction in reactions])
-            kept = [
-                one
-                for one in reactions
-                if one.id not in newer or newer[one.id].generation < one.generation
-            ]
-            if kept:
-                await self.recorder.record(Ingest({}, kept))
+        context, recorder, made = self.context, self.recorder, 0
+        sets = await context.database.handler_sets(context.lease.site)
+        for start in range(0, len(ids), AT_ONCE):
+            some = list(ids[start : start + AT_ONCE])
+            async with recorder.beside_stream():
+                snapshots = await recorder.read(some)
+                ingest = await recorder.compare(dict.fromkeys(some, utcnow()), snapshots)
+                known = {run: sets.get(by, frozenset()) for run, by in snapshots.handlers.items()}
+                again = await self._again(snapshots.now, known, request, but=ingest.reactions)
+                seen = snapshots.now if request.handler is None else {}
+                every = {**seen, **ingest.snapshots}
+                if every or again:
+                    reactions = [*ingest.reactions, *again]
+                    new = evolve(ingest, snapshots=every, reactions=reactions, replayed=bool(seen))
+                    await recorder.record(new)
+            made += len(again)
+        logger.info("replayed {} runs: {} reactions", len(ids), made)
 
     async def _again(
-        self, snapshots: Mapping[RunId, Snapshot], request: Request, *, but: Iterable[Reaction]
+        self,
+        snapshots: Mapping[RunId, Snapshot],
+        known: Mapping[RunId, frozenset[str]],
+        request: Request,
+        *,
+        but: Iterable[Reaction],
     ) -> list[Reaction]:
         """Return the reactions that a replay makes of runs, without those that are made already."""
-        keys = recording.possible_keys(self.context.registry, snapshots)
-        found = recording.again(
-            self.recorder.maker,
-            snapshots,
-            await self.context.database.standing(keys),
-            utcnow(),
-            handler=request.handler,
-            force=request.force,
+        database, now = self.context.database, utcnow()
+        standing = await database.standing(
+            recording.possible_keys(self.context.registry, snapshots)
         )
+        runs = await database.runs(snapshots)
         made = {reaction.id for reaction in but}
-        return [reaction for reaction in found if reaction.id not in made]
+        return [
+            reaction
+            for run in runs.values()
+            for reaction, _ in recording.again(
+                self.recorder.maker,
+                run,
+                snapshots[run.id],
+                standing,
+                now,
+                known=known.get(run.id, ()),
+                handler=request.handler,
+                force=request.force,
+            )
+            if reaction.id not in made
+        ]

@@ -6,7 +6,7 @@ calls the handler by `attempt`, and hands each end to `settling`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import inf
@@ -49,7 +49,7 @@ from caxev.engine.context import Context
 from caxev.engine.lanes import Lanes
 from caxev.engine.ports import JobPorts
 from caxev.engine.root_watch import RootWatch
-from caxev.engine.run_locks import RunCache, RunLocks, is_large
+from caxev.engine.run_locks import RunLocks
 from caxev.engine.settling import Settler
 from caxev.engine.workers import Workers
 
@@ -72,9 +72,6 @@ class Runner:
     lanes: Lanes
     settler: Settler
     roots: RootWatch
-    # The newest generation that is recorded. At first: those of former processes are all below it.
-    newest: int = field(init=False)
-    _cache: RunCache = field(init=False, factory=RunCache)
     _locks: RunLocks = field(init=False, factory=RunLocks)
     _recurrence: Recurrence = field(init=False, factory=Recurrence)
     _latency: Any = field(init=False)
@@ -87,16 +84,11 @@ class Runner:
 
     def __attrs_post_init__(self) -> None:
         self._latency = metrics.latency.labels(self.context.lease.site)
-        self.newest = (self.context.lease.epoch << 40) - 1
 
     def start(self, reactions: Sequence[Reaction], runs: Mapping[RunId, Run]) -> None:
         """Attempt claimed reactions; `runs` are those of their runs that are read already."""
         if reactions:
             self.attempts.start_soon(self._begin, reactions, runs)
-
-    def forget_runs(self) -> None:
-        """Read runs anew: reactions may have been opened under generations that they had before."""
-        self._cache = RunCache()
 
     # -- one attempt --------------------------------------------------------------------------
 
@@ -106,7 +98,7 @@ class Runner:
         why = "the listener was stopped"
         try:
             if unread:
-                runs = {**runs, **await self._read(unread, reactions)}
+                runs = {**runs, **await self.context.database.runs(unread)}
             why = ""
         except DatabaseError as error:
             why = str(error)
@@ -119,19 +111,6 @@ class Runner:
         async with trio.open_nursery() as nursery:
             for reaction in reactions:
                 nursery.start_soon(self._run_one, reaction, runs.get(reaction.run))
-
-    async def _read(
-        self, ids: Collection[RunId], reactions: Sequence[Reaction]
-    ) -> dict[RunId, Run]:
-        """Read runs as they are after these reactions were recorded."""
-        cache = self._cache
-        cached = cache.take(ids, reactions)
-        if len(cached) == len(ids):
-            return cached
-        at, newest = trio.current_time(), self.newest
-        runs = await self.context.database.runs(set(ids) - cached.keys())
-        cache.put(runs.values(), at, newest)
-        return {**cached, **runs}
 
     async def _run_one(self, reaction: Reaction, run: Run | None) -> None:
         """Attempt one reaction; whatever happens, hand it on to be settled."""
@@ -167,9 +146,8 @@ class Runner:
         failpoints.scope.set(handler.name)
         waited = await self._locks.enter(reaction.run, exclusive=handler.exclusive)
         try:
-            # If we waited for the lock, the run may have changed. And what deletes must not rely on
-            # what was read for others.
-            if waited or (handler.exclusive and is_large(run)):
+            # If we waited for the lock, the run may have changed.
+            if waited:
                 try:
                     runs = await self.context.database.runs([reaction.run])
                 except DatabaseError as error:
@@ -236,7 +214,6 @@ class Runner:
     def _end(self, ended: Ended) -> None:
         # Late progress must not be written to a reaction that is settled.
         self._progress.pop(ended.reaction.id, None)
-        self._cache.ended(ended.reaction)
         self.settler.add(ended)
 
     # -- what is under way --------------------------------------------------------------------

@@ -96,7 +96,6 @@ class Watcher:
             while True:
                 batch = await database.next_batch(stream, options.caught_up)
                 if not batch.changes:
-                    await self.recorder.finish_large()
                     await self._save(batch.position)
                     return changes
                 await self.recorder.snapshot(batch.runs, position=batch.position)
@@ -137,7 +136,7 @@ class Watcher:
             async with trio.open_nursery() as nursery:
                 # While one batch is recorded the next one is read.
                 nursery.start_soon(self._read, stream, send)
-                nursery.start_soon(recorder.record_large)
+                nursery.start_soon(recorder.record_deferred)
                 async for ahead in receive:
                     await self._take_in(ahead)
                     ahead.recorded.set()
@@ -177,13 +176,12 @@ class Watcher:
             self._position = batch.position
 
     async def _save(self, position: Position) -> None:
-        if self.recorder.to_save(position) is not None:
-            try:
-                await self.context.database.save_position(self.context.lease, position, utcnow())
-            except InvalidDocument as error:  # the next start reads again from the former position
-                logger.error("the position in the stream cannot be saved: {}", error)
-            self._saved_at = trio.current_time()
-        self._position = position
+        await self.recorder.flush()  # all before the position is recorded, or it must not be saved
+        try:
+            await self.context.database.save_position(self.context.lease, position, utcnow())
+        except InvalidDocument as error:  # the next start reads again from the former position
+            logger.error("the position in the stream cannot be saved: {}", error)
+        self._position, self._saved_at = position, trio.current_time()
 
     # -- trouble ------------------------------------------------------------------------------
 
@@ -220,7 +218,6 @@ class Watcher:
             runs += len(ids)
             if after is None:
                 break
-        await self.recorder.finish_large()
         await database.finish_scan(lease, start, utcnow(), gap, self.context.registry.watched)
         if start is not None:
             self._position = Position(start=start)

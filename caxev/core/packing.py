@@ -1,0 +1,56 @@
+"""Packing: a snapshot as few bytes, as the ledger keeps one for each site and run. Pure.
+
+The format: JSON, a list of ``[*aspect, value]``, as a raw deflate stream (RFC 1951) whose preset
+dictionary is `_COMMON`. So a run with five copies takes some 120 bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from typing import Any, Final
+
+from caxev.core.ledger import aspect_from, aspect_row
+from caxev.core.model import Aspect, Snapshot
+
+_COMMON: Final = (
+    b'"requested","error","deleting","minitrees",null,"verifying@17"],["processed",null,'
+    b'"transferring@17"],["yes"],["raw",null,"transferred@17"]]'
+)
+"""What most snapshots contain, the most frequent last. Changing it makes all snapshots unreadable:
+the ledger's schema must change with it."""
+_WINDOW: Final = -10
+"""log2 of the window, negative for a raw stream. With a small one, packing takes 12 µs, not 50."""
+_MEMORY: Final = 4
+_MOST: Final = 1 << 26
+"""Bytes of JSON in one snapshot: beyond that it is not one of ours."""
+_MOST_IN_ASPECT: Final = 4
+
+
+def pack(snapshot: Snapshot) -> bytes:
+    """Return a snapshot as the ledger keeps it."""
+    rows = [[*aspect_row(aspect), value] for aspect, value in snapshot.items()]
+    text = json.dumps(rows, separators=(",", ":")).encode()
+    packer = zlib.compressobj(6, zlib.DEFLATED, _WINDOW, _MEMORY, zlib.Z_DEFAULT_STRATEGY, _COMMON)
+    return packer.compress(text) + packer.flush()
+
+
+def unpack(packed: bytes) -> dict[Aspect, str]:
+    """Return the snapshot that `pack` packed. Raises ValueError if these are not such bytes."""
+    unpacker = zlib.decompressobj(_WINDOW, _COMMON)
+    try:
+        rows = json.loads(unpacker.decompress(packed, _MOST))
+    except (zlib.error, RecursionError) as error:
+        raise ValueError(f"it cannot be unpacked: {error}") from error
+    if not unpacker.eof or not isinstance(rows, list):
+        raise ValueError("it is not a packed snapshot")
+    return dict(map(_aspect_and_value, rows))
+
+
+def _aspect_and_value(row: Any) -> tuple[Aspect, str]:
+    if not isinstance(row, list) or not 1 <= len(row) <= _MOST_IN_ASPECT + 1:
+        raise ValueError(f"{row!r} is no aspect with its value")
+    *aspect, value = row
+    if type(value) is not str or not all(one is None or type(one) is str for one in aspect):
+        raise ValueError(f"{row!r} is no aspect with its value")
+    return aspect_from(aspect), value

@@ -1,0 +1,172 @@
+"""Recording: what decisions leave of the reactions to a change; and packed snapshots."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caxev import ERROR, HERE, TRANSFERRED, CopyKey, Decision, Job, Skip, Tag, Wait, copy, tag
+from caxev.core.ledger import Failed as FailedOutcome
+from caxev.core.ledger import Reaction, State, claim, new_reaction, settle
+from caxev.core.model import Aspect, Event, Run
+from caxev.core.packing import pack, unpack
+from caxev.core.recording import Maker, Recording, again, compare
+from caxev.core.registry import Handler, Registry
+from tests import engine
+from tests import strategies as make
+
+NOW = datetime(2020, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(days=5)
+RAW = CopyKey("raw", "lngs")
+RUN = Run.from_document(
+    {"_id": 1, "number": 1, "data": [{"type": "raw", "host": "lngs", "status": TRANSFERRED}]}
+)
+SNAPSHOT = RUN.snapshot()
+
+
+async def react(job: Job) -> None:
+    """React."""
+
+
+def maker(decide: Any = None, *, also: tuple[Handler, ...] = ()) -> Maker:
+    one = Handler(react, "react", (copy((TRANSFERRED, ERROR), host=HERE), tag("*")), decide=decide)
+    sites = engine.sites_of("lngs", "chicago")
+    return Maker(Registry([one, *also], sites.here("lngs")), sites)
+
+
+def recorded(
+    decide: Any = None, before: dict[Aspect, str] | None = None, **options: Any
+) -> Recording:
+    return compare(maker(decide), {1: NOW}, {1: before or {}}, {1: SNAPSHOT}, {1: RUN}, **options)
+
+
+def key(found: Recording) -> str:
+    return next(iter(found.unless_standing))
+
+
+OLD: dict[Aspect, str] = {**SNAPSHOT, RAW: "transferring"}
+
+
+def test_without_a_decision_every_event_makes_a_reaction() -> None:
+    assert [one.handler for one in recorded().standing(())] == ["react"]
+
+
+def test_what_is_skipped_leaves_the_snapshot_alone() -> None:
+    """Of a run that was never seen no reaction can stand, so nothing needs to be asked for."""
+    found = recorded(lambda job: Skip("no"))
+    assert found.snapshots == {1: SNAPSHOT}
+    assert not found.unless_standing
+    assert found.standing(()) == []
+
+
+def test_a_standing_reaction_is_renewed_whatever_the_decision() -> None:
+    """It waits, has failed, or has begun something: its handler must end that."""
+    found = recorded(lambda job: Skip("no"), OLD)
+    assert found.standing(()) == []
+    (made,) = found.standing({key(found)})
+    assert (made.due, made.note) == (NOW, "")
+
+
+@pytest.mark.parametrize("at", [LATER, NOW - timedelta(days=1)])
+def test_not_before(at: datetime) -> None:
+    """A reaction waits for its time, and never lies in the past; one that stands is due now."""
+    found = recorded(lambda job: Wait("soon", at), OLD)
+    (made,) = found.standing(())
+    assert (made.due, made.note) == (max(at, NOW), "soon")
+    assert [one.due for one in found.standing({made.id})] == [NOW]
+
+
+def test_a_decision_that_fails_decides_nothing() -> None:
+    def decide(job: Job) -> Decision:
+        raise KeyError("x")
+
+    assert len(recorded(decide, OLD).standing(())) == 1
+
+
+@pytest.mark.parametrize(
+    ("alarmed", "made"), [((), 0), ({"run 2"}, 0), ({"run 1"}, 1), (None, 1)], ids=str
+)
+def test_a_run_with_an_alarm_is_not_passed_over(alarmed: Any, made: int) -> None:
+    found = recorded(lambda job: Skip("no"), OLD, alarmed=alarmed)
+    assert len(found.standing(())) == made
+
+
+def test_a_decision_can_do_nothing() -> None:
+    """It has no ports: it is asked while changes are recorded, and nothing may wait for it."""
+    asked: list[str] = []
+
+    def decide(job: Job) -> Decision:
+        asked.append(job.site.name)
+        job.yield_slot()
+        return Skip("never")
+
+    assert len(recorded(decide, OLD).standing(())) == 1
+    assert asked == ["lngs"]
+
+
+def standing(state: State) -> dict[str, Reaction]:
+    made = new_reaction(
+        "lngs", Event(1, RAW, None, TRANSFERRED), "react", lane="default", generation=0, at=NOW
+    )
+    if state is State.PENDING:
+        return {made.id: made}
+    failed = settle(claim(made, 1), FailedOutcome("x"), NOW, allowed=1, jitter=0)
+    return {made.id: failed}
+
+
+@pytest.mark.parametrize(
+    ("decide", "known", "stands", "fires"),
+    [
+        (None, (), None, True),
+        (None, ("react",), None, False),
+        (lambda job: None, ("react",), None, True),
+        (lambda job: Skip("no"), (), None, False),
+        (lambda job: Wait("soon", LATER), (), None, True),
+        (lambda job: None, (), State.PENDING, False),
+        (lambda job: Skip("no"), (), State.FAILED, True),
+        (None, ("react",), State.FAILED, True),
+    ],
+)
+def test_a_replay_fires_what_has_something_to_do(
+    decide: Any, known: tuple[str, ...], stands: State | None, *, fires: bool
+) -> None:
+    """What failed, what a decision wants, what a handler never saw; with force, everything."""
+    keys = standing(stands) if stands else {}
+    found = again(maker(decide), RUN, SNAPSHOT, keys, NOW, known=known)
+    assert bool(found) == fires
+    assert len(again(maker(decide), RUN, SNAPSHOT, keys, NOW, known=known, force=True)) == 1
+
+
+def test_a_replay_of_one_handler() -> None:
+    other = Handler(react, "other", (copy(TRANSFERRED),))
+    one = maker(also=(other,))
+    found = again(one, RUN, SNAPSHOT, {}, NOW, handler="other")
+    assert [reaction.handler for reaction, _ in found] == ["other"]
+
+
+@given(make.snapshots())
+def test_packing_keeps_everything(snapshot: dict[Aspect, str]) -> None:
+    assert unpack(pack(snapshot)) == snapshot
+
+
+@given(st.binary(max_size=200))
+def test_other_bytes_are_no_snapshot(data: bytes) -> None:
+    try:
+        found = unpack(data)
+    except ValueError:
+        return
+    assert unpack(pack(found)) == found
+
+
+def test_a_run_with_five_copies_takes_few_bytes() -> None:
+    """The ledger keeps one such for each site and run."""
+    hosts = ("lngs", "chicago", "xe1t-datamanager", "rucio-catalogue", "stash")
+    snapshot: dict[Aspect, str] = {
+        CopyKey("raw", host): f"transferred@{1_700_000_000_000 + 12_345_678 * number}"
+        for number, host in enumerate(hosts)
+    }
+    assert len(pack({**snapshot, Tag("sciencerun1"): "yes"})) < 180
