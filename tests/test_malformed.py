@@ -27,7 +27,8 @@ from caxev.cli.reaction_rows import reaction_row
 from caxev.cli.status import site_rows
 from caxev.core.alarms import Alarm, AlarmState, Delivery
 from caxev.core.ledger import new_reaction
-from caxev.core.model import CopyKey, Event
+from caxev.core.model import CopyKey, Event, Tag
+from caxev.core.packing import pack
 from caxev.database import Database, Request
 from caxev.database.alarms import alarm_id, alarm_row
 from caxev.database.manifests import part_from
@@ -109,7 +110,8 @@ def document_of(kind: str) -> dict[str, Any]:
         case "snapshot":
             made = {
                 "_id": {"s": SITE, "r": RUN},
-                "snapshot": [["raw", SITE, None, "transferred"], ["t", "x"]],
+                "seen": pack({CopyKey("raw", SITE): "transferred", Tag("t"): "yes"}),
+                "by": 5,
             }
         case "alarm":
             made = {"_id": alarm_id(SITE, "disk"), **alarm_row(ALARM)}
@@ -251,7 +253,8 @@ BROKEN: list[tuple[str, dict[str, Any]]] = [
     ("reaction", {"aspect": 5}),
     ("reaction", {"site": 5}),
     ("reaction", {"epoch": "old", "state": "running"}),
-    ("snapshot", {"snapshot": 5}),
+    ("snapshot", {"seen": 5}),
+    ("snapshot", {"seen": b"five"}),
     ("alarm", {"deliveries": 5}),
     ("alarm", {"details": [["a"]]}),
     ("request", {"runs": 5}),
