@@ -34,9 +34,11 @@ from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests import sshd as servers
 from tests.conftest import Database as Named
+from tests.faults.__main__ import main
 from tests.faults.campaign import BIRTH, MUST_BE_0, ROOT, Born, End, compare, ground_in, new_world
 from tests.faults.cax import SITES as BESIDE_CAX
 from tests.faults.cax import beside_cax
+from tests.faults.cax_bridge import GET_IT, SLEEPS, VERSION, Cax
 from tests.faults.clocks import RIGHT, WallClocks, clocks, library
 from tests.faults.clocks import SITES as WRONG
 from tests.faults.crash import Fault, crash, faults_in, missed, waves
@@ -491,3 +493,79 @@ async def test_beside_cax(world_of_cax: World) -> None:
     async with ground_in(world_of_cax) as ground:
         figures = await beside_cax(ground, rounds=2, seed=1, runs=1)
     assert_nothing_happened(figures, 2)
+
+
+def made_cax(directory: Path, version: str = VERSION, main: str = "") -> Path:
+    """A checkout as the campaign wants it, of a program of ours."""
+    (directory / "cax").mkdir(parents=True)
+    (directory / "cax" / "__init__.py").write_text(f"__version__ = '{version}'\n")
+    (directory / "cax" / "config.py").write_text("")
+    (directory / "cax" / "main.py").write_text(main or "# clear.BufferPurger(),\n")
+    return directory
+
+
+@pytest.mark.parametrize("what", ["nothing", "another directory", "another version"])
+def test_what_is_no_checkout_of_cax_is_refused(tmp_path: Path, what: str) -> None:
+    """One line, which names the directory and how to get cax; nothing is started."""
+    wrong = {
+        "nothing": tmp_path / "missing",
+        "another directory": tmp_path,
+        "another version": made_cax(tmp_path / "new", "6.0"),
+    }[what]
+    with pytest.raises(SystemExit) as raised:
+        main(["real-cax", "--cax", str(wrong)])
+    message = raised.value.code
+    assert isinstance(message, str)  # Python prints it to stderr, and ends with 1
+    assert message.startswith(f"--cax {wrong}: ")
+    assert message.endswith(GET_IT)
+    assert "\n" not in message
+
+
+LOOPING = f"""
+import argparse, sys, time
+import hax, pax, paramiko, pytz, requests, scp, sympy
+from pathlib import Path
+from cax import config
+
+class clear:
+    BufferPurger = staticmethod(lambda: "purges")
+
+def main():
+    tasks = [
+        # clear.BufferPurger(),
+    ]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config")
+    parser.add_argument("--log-file")
+    parser.add_argument("--once", action="store_true")
+    given = parser.parse_args()
+    if given.once:
+        sys.exit("once: " + " ".join(tasks))
+    while True:
+        with Path(given.log_file).open("a") as log:
+            log.write("{SLEEPS}\\n")
+        time.sleep(60)
+"""
+
+
+def test_cax_runs_round_after_round_over_the_bridge(tmp_path: Path) -> None:
+    """Its modules are there, its purge is on, its minute is short; it ends with what it started."""
+    source = made_cax(tmp_path / "source", main=LOOPING)
+    home, keys = tmp_path / "home", tmp_path / "keys"
+    home.mkdir()
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        server = servers.Server(keys, 22, process)
+        cax = Cax(source, home, "midway-login1", "mongodb://127.0.0.1:1", "run", server, {"a": 1})
+    cax.configure([])
+    cax.start()
+    try:
+        deadline = time.monotonic() + 60
+        while cax.rounds < 3:
+            cax.attend()
+            assert not cax.ended, cax.ended
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        cax.stop()
+    assert (cax.once() or "").strip() == "once: purges"
+    assert not [*source.rglob("*.pyc")]

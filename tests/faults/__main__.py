@@ -13,11 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from tests.faults.campaign import Ground, play, say, told
 from tests.faults.cax import SITES as BESIDE_CAX
 from tests.faults.cax import beside_cax
+from tests.faults.cax_bridge import GET_IT, NotCax, checked
 from tests.faults.clocks import SITES as WRONG
 from tests.faults.clocks import clocks
 from tests.faults.crash import Place, crash
@@ -30,6 +31,8 @@ from tests.faults.hostile import ALL, hostile
 from tests.faults.kill import kill
 from tests.faults.paths import TRIED, paths
 from tests.faults.races import races
+from tests.faults.real_cax import TEMPLATE as CAX_TEMPLATE
+from tests.faults.real_cax import AtGranSasso, beside_real_cax
 from tests.faults.rucio import rucio
 from tests.faults.scenes import SCENES
 from tests.faults.soak import soak
@@ -40,7 +43,6 @@ from tests.faults.transfers import transfers
 from tests.mongod import Cluster
 
 MEGABYTE = 1_000_000
-ON_TAPE: Final[dict[str, Any]] = {"template": TEMPLATE, "kind": TapeGround}
 Figures = Awaitable[Mapping[str, Any]]
 
 
@@ -54,7 +56,13 @@ class Campaign:
     options: Callable[[ArgumentParser], object] = lambda _: None
     server: Callable[[Path], Cluster] = Cluster
     sites: Mapping[str, Mapping[str, Any]] | None = None
-    on_tape: bool = False
+    world: Mapping[str, Any] = field(factory=dict)
+    """Further arguments of `play`."""
+
+
+def _real_cax_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--cax", type=Path, required=True, metavar="DIR", help=GET_IT)
+    parser.add_argument("--runs", type=int, default=30, help="in all")
 
 
 def _crash_options(parser: ArgumentParser) -> None:
@@ -123,6 +131,15 @@ CAMPAIGNS: Final = {
         ),
         lambda parser: parser.add_argument("--runs", type=int, default=3, help="of each kind"),
         sites=BESIDE_CAX,
+    ),
+    "real-cax": Campaign(
+        "the real cax 5.2.1 at one site, with its retries and its purge, and caxev at two",
+        1,
+        lambda ground, given: beside_real_cax(
+            ground, source=given.cax, runs=given.runs, seed=given.seed
+        ),
+        _real_cax_options,
+        world={"template": CAX_TEMPLATE, "kind": AtGranSasso},
     ),
     "deletion": Campaign(
         "races for the last copies, and a corrupt master",
@@ -194,7 +211,7 @@ CAMPAIGNS: Final = {
         lambda parser: parser.add_argument(
             "--chance", type=float, default=0.15, help="of a fault in each command"
         ),
-        on_tape=True,
+        world={"template": TEMPLATE, "kind": TapeGround},
     ),
     "rucio": Campaign(
         "kill -9 of Rucio's server during uploads",
@@ -251,12 +268,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.name == "crash":
         return told(_crash(given), as_json=given.json)
     one = CAMPAIGNS[given.name]
+    if given.name == "real-cax":
+        try:
+            given.cax = checked(given.cax)
+        except NotCax as error:
+            sys.exit(str(error))
     figures = play(
         lambda ground: one.play(ground, given),
         lease_time=getattr(given, "lease_time", 2.0),
         server=one.server,
         sites=one.sites,
-        **(ON_TAPE if one.on_tape else {}),
+        **one.world,
     )
     return told(figures, as_json=given.json)
 

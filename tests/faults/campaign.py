@@ -29,7 +29,7 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import trio
 from attrs import define, field, frozen
@@ -231,13 +231,14 @@ class Ground:
     compared: Compared = field(init=False, factory=dict)
     listeners: dict[str, Listener] = field(init=False, factory=dict)
     numbers: Iterator[int] = field(init=False)
+    birth: ClassVar[str] = BIRTH
     _marks: Iterator[int] = field(init=False, factory=lambda: count(1))
     _marker: RunId | None = field(init=False, default=None)
     _started: list[Listener] = field(init=False, factory=list)
     _last: deque[RunId] = field(init=False, factory=lambda: deque(maxlen=LISTED))
 
     def __attrs_post_init__(self) -> None:
-        raw = self.world.dir_of(BIRTH, "dir_raw")
+        raw = self.world.dir_of(self.birth, "dir_raw")
         self.numbers = count(1 + sum(1 for _ in raw.parent.glob("taken-*")))
 
     # -- listeners --------------------------------------------------------------------------
@@ -332,10 +333,10 @@ class Ground:
         return born
 
     def _write(self, number: int, size: int, odd: bool) -> dict[str, Any]:
-        document = self.world.take_run(BIRTH, number, size, number)
+        document = self.world.take_run(self.birth, number, size, number)
         if odd and self.odd:
             add_oddities(Path(document["data"][0]["location"]))
-        (self.world.directory / BIRTH / f"taken-{number}").touch()
+        (self.world.directory / self.birth / f"taken-{number}").touch()
         return document
 
     async def finish(self, runs: Sequence[Born], end: End | None) -> list[Problem]:
@@ -564,6 +565,7 @@ MUST_BE_0: Final = (
     "quorum_broken",
     "late",
     "outside",
+    "unreadable",
     "grown",
     "handlers_missed",
 )

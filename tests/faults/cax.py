@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -74,22 +75,23 @@ QUIET: Final = 5
 WAYS: Final = ("damages", "dies", "breaks", "well")
 """What becomes of a push of cax, in turn."""
 KEEP: Final = ({"name": "keep"},)
+OBSTACLE: Final = "somebody's own"
+"""What stands in a file where a copy is refused."""
 
 
 @frozen
 class Kind:
     """Where runs are born, and where they are good in the end."""
 
+    name: str
     birth: str
     ends: tuple[str, ...]
     tags: tuple[Mapping[str, str], ...] = KEEP
 
 
-KINDS: Final = {
-    "pulled": Kind(OTHER, (BIRTH, CAX), ()),
-    "pushed": Kind(CAX, (BIRTH, OTHER, CAX)),
-    "refused": Kind(BIRTH, (BIRTH, CAX)),
-}
+PULLED: Final = Kind("pulled", OTHER, (BIRTH, CAX), ())
+PUSHED: Final = Kind("pushed", CAX, (BIRTH, OTHER, CAX))
+REFUSED: Final = Kind("refused", BIRTH, (BIRTH, CAX))
 
 
 @define(eq=False)
@@ -117,8 +119,10 @@ class Meddler:
         raise OSError("the way broke") if what == "breaks" else Dies
 
 
-Taken = Sequence[tuple[str, Born]]
+Taken = Sequence[tuple[Kind, Born]]
 """Runs, each with its kind."""
+Passes = Callable[[int], Awaitable[None]]
+"""Waits until so many whole rounds of cax have passed."""
 
 
 async def beside_cax(ground: Ground, *, rounds: int, seed: int, runs: int = 3) -> dict[str, Any]:
@@ -130,11 +134,11 @@ async def beside_cax(ground: Ground, *, rounds: int, seed: int, runs: int = 3) -
         try:
             for number in range(rounds):
                 began = trio.current_time()
-                kinds = ["refused" if number % 2 else "pulled", "pushed"] * runs
+                kinds = [REFUSED if number % 2 else PULLED, PUSHED] * runs
                 random.shuffle(kinds)
                 problems = await _round(ground, cax, meddler, kinds)
                 tally.add(problems)
-                what = f"{tally.rounds}. {', '.join(kinds)}"
+                what = f"{tally.rounds}. {', '.join(kind.name for kind in kinds)}"
                 say_round(what, problems, trio.current_time() - began)
         finally:
             cax.end()
@@ -142,14 +146,21 @@ async def beside_cax(ground: Ground, *, rounds: int, seed: int, runs: int = 3) -
     return tally.row()
 
 
-async def _round(ground: Ground, cax: Cax, meddler: Meddler, kinds: Sequence[str]) -> list[Problem]:
-    pushes = {"upload_options": [CAX] if "refused" in kinds else None}
+async def _round(
+    ground: Ground, cax: Cax, meddler: Meddler, kinds: Sequence[Kind]
+) -> list[Problem]:
+    pushes = {"upload_options": [CAX] if REFUSED in kinds else None}
     await ground.stop(*ground.listeners.values())
     lead(ground.world, {BIRTH: pushes, OTHER: {}, CAX: {}})
     await ground.ready(*[ground.listen(site) for site in (BIRTH, OTHER)])
     taken = [(kind, await _take(ground, kind, meddler)) for kind in kinds]
-    problems = await _made_way(ground, cax, [born for kind, born in taken if kind == "refused"])
-    problems += [*await _finished(ground, cax, taken), *ground.ended()]
+    passes = partial(_rounds, ground, cax)
+    refused = [born for kind, born in taken if kind is REFUSED]
+    problems = await made_way(ground, refused, REFUSED, CAX, passes) if refused else []
+    problems += await finished(ground, taken, passes)
+    found = await ground.database.runs([born.id for _, born in taken])
+    problems += [problem for run in found.values() for problem in _looped(run, cax)]
+    problems += ground.ended()
     await ground.forget([born for _, born in taken])
     return problems
 
@@ -170,50 +181,52 @@ def _cax(world: World, meddler: Meddler) -> Cax:
     )
 
 
-async def _take(ground: Ground, kind: str, meddler: Meddler) -> Born:
-    how, world, number = KINDS[kind], ground.world, next(ground.numbers)
+async def _take(ground: Ground, kind: Kind, meddler: Meddler) -> Born:
+    world, number = ground.world, next(ground.numbers)
 
     def write() -> tuple[dict[str, Any], str]:
-        document = world.take_run(how.birth, number, SIZE, number)
+        document = world.take_run(kind.birth, number, SIZE, number)
         place = Path(document["data"][0]["location"])
-        if kind == "refused":
-            (world.dir_of(CAX, "dir_raw") / place.name).write_text("somebody's own")
+        if kind is REFUSED:
+            (world.dir_of(CAX, "dir_raw") / place.name).write_text(OBSTACLE)
         return document, digest_of(str(place))
 
     document, digest = await trio.to_thread.run_sync(write)
-    if kind == "pushed":
+    if kind is PUSHED:
         meddler.faults[document["name"]] = next(meddler.ways)
-    fields = {"tags": [*how.tags], "born": how.birth}
+    fields = {"tags": [*kind.tags], "born": kind.birth}
     return Born(await ground.database.insert_run({**document, **fields}), number, digest)
 
 
 # -- what is refused ------------------------------------------------------------------------------
 
 
-async def _made_way(ground: Ground, cax: Cax, refused: Sequence[Born]) -> list[Problem]:
-    """Wait until pushes were refused and cax took the entries out; then make way for them."""
-    if not refused:
-        return []
+async def made_way(
+    ground: Ground, refused: Sequence[Born], kind: Kind, there: str, passes: Passes
+) -> list[Problem]:
+    """Wait until cax has taken out what was refused `there`; then make way, and ask again."""
+    ids, key = [born.id for born in refused], CopyKey("raw", there)
 
     async def all_taken_out() -> bool:
-        return all(cax.taken_out[born.id, CAX] for born in refused)
+        found = await ground.database.runs(ids)
+        return all([*run.given_up(key)] and run.copy(key) is None for run in found.values())
 
     await ground.until(all_taken_out, "cax has taken out no failed entry")
-    await _rounds(ground, cax, QUIET)
-    found = await ground.database.runs([born.id for born in refused])
+    await passes(QUIET)
+    found = await ground.database.runs(ids)
     problems = [
         Problem("duplicated", f"{run}: pushed {tries} times to where it was refused")
         for run in found.values()
-        if (tries := len(list(run.given_up(CopyKey("raw", CAX))))) != 1
+        if (tries := len([*run.given_up(key)])) != 1
     ]
     for run in found.values():
-        (copy,) = (one for one in run.copies if one.host == BIRTH)
-        obstacle = ground.world.dir_of(CAX, "dir_raw") / Path(copy.location or "").name
-        if obstacle.read_text() != "somebody's own":
+        (copy,) = (one for one in run.copies if one.host == kind.birth)
+        obstacle = ground.world.dir_of(there, "dir_raw") / Path(copy.location or "").name
+        if obstacle.read_text() != OBSTACLE:
             problems.append(Problem("lost", f"{run}: {obstacle} is not what it was"))
         obstacle.unlink()
     request = Request("retry", tuple(found), "push")
-    await ground.database.add_request(BIRTH, request, "tests", utcnow())
+    await ground.database.add_request(kind.birth, request, "tests", utcnow())
     return problems
 
 
@@ -230,7 +243,7 @@ async def _rounds(ground: Ground, cax: Cax, number: int) -> None:
 # -- the end --------------------------------------------------------------------------------------
 
 
-async def _finished(ground: Ground, cax: Cax, taken: Taken) -> list[Problem]:
+async def finished(ground: Ground, taken: Taken, passes: Passes) -> list[Problem]:
     """Wait until all copies are good and nothing changes any more; what is wrong then."""
     ids = [born.id for _, born in taken]
 
@@ -240,7 +253,7 @@ async def _finished(ground: Ground, cax: Cax, taken: Taken) -> list[Problem]:
 
     async def quiet() -> bool:
         before = await ground.database.runs(ids)
-        await _rounds(ground, cax, QUIET)
+        await passes(QUIET)
         await ground.heard()
         after = await ground.database.runs(ids)
         return all(before[one].document == after[one].document for one in ids)
@@ -255,25 +268,25 @@ async def _finished(ground: Ground, cax: Cax, taken: Taken) -> list[Problem]:
     for kind, born in taken:
         run = found[born.id]
         ground.compared.setdefault(run.id, set()).update(copy.key for copy in run.copies)
-        problems += [*_wrong(run, kind), *_looped(run, cax)]
-        problems += await trio.to_thread.run_sync(_corrupt, run, born)
+        problems += _wrong(run, kind)
+        problems += await trio.to_thread.run_sync(_corrupt, run, born, [*ground.world.sites])
     # What is open waits for its time: it has changed nothing meanwhile.
     return [*problems, *await ground.owed(("running", "failed")), *ground.partials()]
 
 
-def _corrupt(run: Run, born: Born) -> list[Problem]:
-    return [*corrupt(run, born, (BIRTH, OTHER, CAX))]
+def _corrupt(run: Run, born: Born, sites: Sequence[str]) -> list[Problem]:
+    return [*corrupt(run, born, sites)]
 
 
-def _wrong(run: Run, kind: str) -> Iterator[Problem]:
+def _wrong(run: Run, kind: Kind) -> Iterator[Problem]:
     """Say how a run's entries differ from the end of its kind. Pure."""
     entries = Counter((one.host, one.status) for one in run.copies)
-    for host in KINDS[kind].ends:
+    for host in kind.ends:
         if not entries[host, TRANSFERRED]:
-            yield Problem("lost", f"{run} ({kind}): raw at {host}: {run.document['data']}")
+            yield Problem("lost", f"{run} ({kind.name}): raw at {host}: {run.document['data']}")
     for (host, status), number in entries.items():
-        if number > 1 or host not in KINDS[kind].ends or status != TRANSFERRED:
-            yield Problem("duplicated", f"{run} ({kind}): {number} at {host} are {status}")
+        if number > 1 or host not in kind.ends or status != TRANSFERRED:
+            yield Problem("duplicated", f"{run} ({kind.name}): {number} at {host} are {status}")
 
 
 def _looped(run: Run, cax: Cax) -> Iterator[Problem]:
