@@ -250,6 +250,21 @@ def test_backlog_reports() -> None:
     assert found["peak_mb"] < found["peak_mb_of_few"] + 50
 
 
+@pytest.mark.replicaset
+@pytest.mark.parametrize(
+    "rows", ["ledger", "first_look,scan", "changes,listeners", "tags,copies,owed", "run,status,rm"]
+)
+def test_scale_reports(rows: str) -> None:
+    """Each row has figures, beside those of a bare loop in the same unit if it has a peer."""
+    found = bench("scale", "--only", rows, "--runs", "40", "--few", "24", "--seconds", "1")
+    assert found["runs"] == 40
+    keys = {"row", "what", "value", "unit", "bare", "ratio"}
+    assert all(row.keys() == keys for row in found["rows"])
+    measured = {row["row"] for row in found["rows"]}
+    wanted = set(rows.replace("changes", "verifying,transferred").split(","))
+    assert measured == wanted
+
+
 @pytest.mark.tape
 def test_tape_reports() -> None:
     """Staging by hard links writes next to nothing, whatever the size."""
