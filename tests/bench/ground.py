@@ -24,7 +24,8 @@ from attrs import define, field, frozen
 from bson import ObjectId
 from pymongo import MongoClient, UpdateOne
 
-from caxev.testing.mongod import ReplicaSet, start_with_us
+from caxev.testing.mongod import start_with_us
+from tests.mongod import Cluster
 
 DAQ: Final = "xe1t-datamanager"
 TAPE: Final = "tsm-server"
@@ -200,14 +201,14 @@ class Ground:
     """A mongod, its runs, and the sites on this machine. Use it as a context manager."""
 
     directory: Path
-    mongod: ReplicaSet = field(init=False)
+    mongod: Cluster = field(init=False)
     client: MongoClient[dict[str, Any]] = field(init=False)
     name: str = "run"
     _started: int = 0
 
     def __enter__(self) -> Self:
         options = ("--wiredTigerCacheSizeGB=2", "--oplogSize=2048")
-        self.mongod = ReplicaSet(self.directory / "mongod", options=options)
+        self.mongod = Cluster(self.directory / "mongod", options=options)
         self.mongod.start()
         self.client = MongoClient(self.mongod.uri)
         (self.directory / "scale_handlers.py").write_text(HANDLERS)
