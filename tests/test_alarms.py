@@ -317,9 +317,9 @@ def test_a_missing_secret_is_told_at_the_start(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("url", "why"),
     [
-        ("hooks.slack.com/services/geheim", "holds no address"),
-        ("https://geheim\u2100.org/", "holds no address"),  # Python's own message repeats it
-        ("https://hooks.slack.com:geheim/", "holds no address"),
+        ("hooks.slack.com/services/geheim", "is not an address"),
+        ("https://geheim\u2100.org/", "is not an address"),  # Python's own message repeats it
+        ("https://hooks.slack.com:geheim/", "is not an address"),
         ("https://caxev:geheim@hooks.slack.com/services/", "without a user"),
     ],
 )
@@ -603,7 +603,7 @@ async def test_without_a_database_people_are_told_all_the_same(web: sinks.Web) -
             watching.check()
             await engine.until(lambda: web.posts)
             nursery.cancel_scope.cancel()
-    assert _received(web) == [("lngs: the runs database is not reached", "raised")]
+    assert _received(web) == [("lngs: the runs database is unreachable", "raised")]
 
 
 async def test_there_is_an_end_to_single_alarms(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -821,7 +821,7 @@ async def test_a_gap_of_history_is_told(database: Named, web: sinks.Web, quick: 
                 client[database.name]["runs_new"].drop()
             await engine.until(lambda: web.posts)
     assert _received(web)[0] == (
-        "a gap of history at lngs: all runs are scanned to make up for it",
+        "lngs: the change stream has a gap; all runs are scanned instead",
         "raised",
     )
 
@@ -855,7 +855,7 @@ def test_a_test_goes_to_every_sink(caxev: Path, web: sinks.Web) -> None:
     assert web.bodies[0]["summary"] == "a test of the alarms of lngs: nothing is wrong"
     web.answers.append(503)
     said = _run("alarms", "test", "--site", "lngs")
-    assert (said.exit_code, "is away: its gateway answered 503" in said.stdout) == (1, True)
+    assert (said.exit_code, "is unreachable: its gateway answered 503" in said.stdout) == (1, True)
     said = _run("alarms", "test", "--site", "chicago")
     assert (said.exit_code, "names no `alarms`" in said.stdout) == (1, True)
 

@@ -324,7 +324,7 @@ def test_wrong_password(caxev: Caxev, mongod: Cluster, tmp_path: Path) -> None:
         uri = replica_set.uri.replace(replica_set.password, "falsch")
         answer = caxev("status", "--mongo-uri", uri)
         shown = caxev("status", "--mongo-uri", uri, "--log-level", "debug")
-    assert_one_line(answer, 4, "refused us", "MONGO_PASSWORD")
+    assert_one_line(answer, 4, "denied access", "MONGO_PASSWORD")
     assert "falsch" not in answer.err + shown.err
 
 

@@ -763,7 +763,7 @@ class Unshowable(Exception):
         (GeneratorExit(), "GeneratorExit: "),
         (Panic("in Rust"), "Panic: in Rust"),
         (BaseExceptionGroup("of a nursery", [Panic("in Rust"), Retry("x")]), "Panic: in Rust"),
-        (Unshowable(), "Unshowable, which cannot be shown"),
+        (Unshowable(), "Unshowable (its text cannot be shown)"),
     ],
     ids=lambda one: type(one).__name__,
 )
@@ -933,7 +933,7 @@ async def test_an_attempt_that_does_not_stop_is_reported(
             enough.set()
         await engine.until(lambda: _is_settled(db))
     assert alarm.alarm.summary == "swallow does not stop for run 1 (tag 'go': yes)"
-    assert alarm.alarm.details["why it should"] == "not done after 0 s"
+    assert alarm.alarm.details["why it should"] == "timed out after 0 s"
 
 
 async def _is_settled(db: Database) -> bool:
@@ -989,7 +989,7 @@ async def test_an_update_that_no_longer_fits(database: Named, impatient: None) -
 
 @pytest.mark.parametrize(
     ("limits", "note"),
-    [({"timeout": 0.2}, "not done after 0 s"), ({"stall": 0.2}, "no progress for 0 s")],
+    [({"timeout": 0.2}, "timed out after 0 s"), ({"stall": 0.2}, "no progress for 0 s")],
 )
 async def test_timeout_and_stall(database: Named, limits: dict[str, float], note: str) -> None:
     """An attempt that takes too long, or stands still, is broken off and counts as a failure."""

@@ -416,7 +416,7 @@ def test_sites_init(online: Caxev, tmp_path: Path, database: Named) -> None:  # 
     assert not second["ok"]
     assert "cannot be read" in second["state"]
     again = json.loads(online("sites", "init", "--site", "lngs", "--json").out)
-    assert (again[0]["marker"], again[0]["state"]) == (first["marker"], "it is there")
+    assert (again[0]["marker"], again[0]["state"]) == (first["marker"], "present")
     with unmounted(raw):
         for command in (("stray", "--site", "lngs"), ("register", f"{raw}/x", "--site", "lngs")):
             assert_one_line(online(*command), 1, "Mount the disk")

@@ -496,7 +496,7 @@ def test_a_secret_shows_nowhere(
         return said
 
     said = run("listen", "--site", "lngs", "--once")
-    assert "unforeseen" in said
+    assert "unexpected error" in said
     assert "surprise of a handler" in said
     for sink in ("email", "slack", "json", "pager"):
         assert f"{sink} of 1 alarms could not be delivered" in said

@@ -238,7 +238,7 @@ async def test_asked_twice_it_leaves_at_once(world: World) -> None:
         born = await napper(ground, 15.0)
         await ground.until(napping(ground, born, "running"), "nobody naps")
         listener.signal(signal.SIGTERM)
-        await ground.until(_has_said(listener, "finishing what is in flight"), "it did not hear")
+        await ground.until(_has_said(listener, "finishing running reactions"), "it did not hear")
         listener.signal(signal.SIGTERM)
         status = await trio.to_thread.run_sync(listener.process.wait)
         assert status == 128 + signal.SIGTERM

@@ -203,7 +203,7 @@ async def test_a_listener_leaves_without_what_swallows_its_end(
                 lambda: process.communicate(timeout=engine.PATIENCE)
             )
         assert process.returncode == 1
-        assert b"leaving without deaf (tag 'go': yes of run 1)" in said
+        assert b"stopping although deaf (tag 'go': yes of run 1) still runs" in said
         ((reaction, _),) = await db.reactions(SITE, handler="deaf")
         assert reaction.state.value == "pending"
         record = await db.site_record(SITE)

@@ -49,7 +49,7 @@ class Threaded:
                 self.deliver, alarm, over, abandon_on_cancel=True, limiter=self._limiter
             )
         if scope.cancelled_caught:
-            raise DeliveryFailed(f"not done after {DEADLINE:.0f} s")
+            raise DeliveryFailed(f"timed out after {DEADLINE:.0f} s")
 
     def deliver(self, alarm: Alarm, over: bool) -> None:
         """Deliver an alarm, or its end. Raises `DeliveryFailed`."""

@@ -114,22 +114,22 @@ _Finding = tuple[str, bool, str, Severity, str | None]
 def _of_process(health: Health) -> Iterator[_Finding]:
     more = health.trouble
     if more is None or health.troubled >= TROUBLED:
-        summary = "the runs database is not reached"
+        summary = "the runs database is unreachable"
         yield "database", more is not None, summary, Severity.CRITICAL, more
     if not LATE / 2 <= health.behind < LATE:
         more = f"the change being recorded is {health.behind / 60:.0f} minutes old"
         summary = "the change stream is late"
         yield "stream", health.behind >= LATE, summary, Severity.WARNING, more
     how = f"{abs(health.skew):.0f} s {'ahead of' if health.skew > 0 else 'behind'} the database's"
-    more = f"it is {how}: synchronise both machines by NTP; nothing is deleted early meanwhile"
+    more = f"it is {how}: synchronise both by NTP; nothing is deleted too early meanwhile"
     # No figure in the summary: an alarm with another summary would be written and logged again.
-    summary = "this machine's clock is not the database's"
+    summary = "this machine's clock differs from the database's"
     yield "clock", abs(health.skew) > SKEW, summary, Severity.WARNING, more
     share = health.files.share
     if not RELIEVED < share < EXHAUSTED:
         more = (
-            f"of {health.files.allowed:,} allowed nearly all are in use, and reactions fail for "
-            "want of one: raise LimitNOFILE of its unit, or ulimit -n, and restart it"
+            f"nearly all of its {health.files.allowed:,} file descriptors are in use, and "
+            "reactions fail: raise LimitNOFILE of its unit, or ulimit -n, and restart it"
         )
         summary = "the listener has too many open files"
         yield "open files", share >= EXHAUSTED, summary, Severity.CRITICAL, more
@@ -140,7 +140,7 @@ def _of_disks(health: Health) -> Iterator[_Finding]:
     # Between the two limits nothing changes, so that a disk at its limit does not flap.
     for directory, free in health.free.items():
         if not least <= free < least * ROOM:
-            more = f"{free:,} bytes are free, {least:,} should be (min_free)"
+            more = f"{free:,} bytes are free, and min_free is {least:,}"
             summary = f"the disk of {directory} is full"
             yield f"{DISK}{directory}", free < least, summary, Severity.CRITICAL, more
     for directory, why in health.away.items():

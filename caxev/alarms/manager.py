@@ -75,7 +75,7 @@ class Recipient:
         try:
             self.notifier = self.notifier if self.make is None else self.make()
         except ConfigError as error:
-            logger.error("{} stays as it was: {}", self.name, error)
+            logger.error("{} keeps its previous settings: {}", self.name, error)
 
     @property
     def name(self) -> str:
@@ -232,7 +232,7 @@ class AlarmManager(Alarms):
             except DatabaseError as error:
                 if not concerns_one(error):
                     raise
-                logger.error("the alarm {!r} cannot be kept: {}", key, error)
+                logger.error("the alarm {!r} cannot be stored: {}", key, error)
                 self._unkept.discard(key)
 
     async def _write(self, keys: Iterable[str]) -> None:
@@ -263,7 +263,7 @@ class AlarmManager(Alarms):
             except DatabaseError as error:
                 if is_fatal(error):
                     raise
-                logger.debug("alarms wait for the database: {}", error)
+                logger.debug("alarms cannot be stored yet: {}", error)
                 wait = AGAIN
             with trio.move_on_after(wait):
                 await changed.wait()
@@ -309,7 +309,7 @@ class AlarmManager(Alarms):
         try:
             await self.keep()
         except DatabaseError as error:
-            logger.warning("alarms are not kept: {}", error)
+            logger.warning("alarms cannot be stored: {}", error)
 
     async def hang_up(self) -> None:
         """Deliver nothing more; returns when the deliveries under way have ended.

@@ -74,7 +74,7 @@ class WebhookNotifier(Threaded):
             # Their messages may hold the address.
             raise DeliveryFailed(f"{host}: {type(error).__name__}") from None
         if status in GATEWAY:
-            raise DeliveryFailed(f"{host} is away: its gateway answered {status}")
+            raise DeliveryFailed(f"{host} is unreachable: its gateway answered {status}")
         if not 200 <= status < 300:  # noqa: PLR2004  # HTTP's success
             raise DeliveryFailed(f"{host} answered {status} {' '.join(start.split())}")
 
@@ -88,7 +88,7 @@ def _check(name: str, url: str) -> None:
     except ValueError:  # its message may hold the address
         scheme, host, user = "", None, None
     if scheme not in {"https", "http"} or not host or not url.isprintable():
-        raise ConfigError(f"{name} holds no address: it begins with https://") from None
+        raise ConfigError(f"{name} is not an address: it must begin with https://") from None
     if user is not None:
         raise ConfigError(f"{name} must be an address without a user: nothing before an @")
 

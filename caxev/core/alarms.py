@@ -288,11 +288,16 @@ def parked(reaction: Reaction, run: str) -> Alarm:
         parked_key(reaction),
         f"{reaction.handler} has failed for {run} ({reaction.event})",
         run=run,
-        details={"why": reaction.note, "what to do": "caxev explain shows more; then: caxev retry"},
+        details={
+            "why": reaction.note,
+            "what to do": "see caxev explain, correct the cause, then run caxev retry",
+        },
     )
 
 
-UNRECORDED: Final = "have the database take it (a validator, say); it is tried every 5 minutes"
+UNRECORDED: Final = (
+    "let the database accept it (is a validator in the way?); retried every 5 minutes"
+)
 
 
 def unrecorded(reaction: Reaction, run: str) -> Alarm:
@@ -332,7 +337,7 @@ def uncancellable(reaction: Reaction, why: str, run: str) -> Alarm:
 
     A shielded wait is as likely a cause as a disk that hangs.
     """
-    todo = "a handler must let trio.Cancelled pass; to be rid of it, restart the listener"
+    todo = "restart the listener to end it; a handler must not catch trio.Cancelled"
     return Alarm(
         reaction.site,
         uncancellable_key(reaction),
@@ -349,8 +354,8 @@ def refused_key(reaction: Reaction) -> str:
 
 def refused(reaction: Reaction) -> Alarm:
     """Return the alarm about a refusal: one, however many reactions wait for its end."""
-    todo = "lift it; they go on by themselves within an hour"
-    summary = f"{reaction.site}: reactions wait until somebody lifts a refusal"
+    todo = "grant what is refused; the reactions continue within an hour"
+    summary = f"{reaction.site}: reactions wait, because they were refused something"
     details = {"why": reaction.note, "what to do": todo}
     return Alarm(reaction.site, refused_key(reaction), summary, details=details)
 
@@ -360,7 +365,7 @@ def crowded(site: str, number: int) -> Alarm:
     return Alarm(
         site,
         "crowded",
-        f"more than {number} alarms at {site}: further ones are not reported one by one",
+        f"more than {number} alarms at {site}: further ones are not reported individually",
         Severity.CRITICAL,
         details={"what to do": "caxev reactions --failed lists what has failed"},
     )
@@ -373,7 +378,7 @@ def missing_key(handler: str) -> str:
 
 def missing(site: str, handler: str) -> Alarm:
     """Return the alarm about reactions whose handler this listener was started without."""
-    todo = "start the listener with the file of handlers that it had (--handlers)"
+    todo = "start the listener with the handlers file that it had before (--handlers)"
     summary = f"{site}: reactions wait for the handler {handler}, which is not installed"
     return Alarm(site, missing_key(handler), summary, details={"what to do": todo})
 
@@ -385,8 +390,8 @@ MALFORMED: Final = "malformed "
 def malformed(site: str, what: str, why: str, run: str) -> Alarm:
     """Return the alarm about a malformed document of caxev's own; `run` is its run, if known."""
     todo = (
-        "it is set aside in the ledger, and what it was about fires again; find out who wrote it, "
-        "then: caxev alarms clear; after a week it is removed"
+        "it was set aside, and its reactions are made again; find out who wrote it, then run "
+        "caxev alarms clear; it is removed after a week"
     )
     return Alarm(
         site,
@@ -402,7 +407,7 @@ def gap(site: str, why: str) -> Alarm:
     return Alarm(
         site,
         "gap of history",
-        f"a gap of history at {site}: all runs are scanned to make up for it",
+        f"{site}: the change stream has a gap; all runs are scanned instead",
         Severity.WARNING,
         details={"why": why},
         once=True,

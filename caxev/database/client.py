@@ -284,7 +284,7 @@ def translated(settings: Settings) -> Iterator[None]:
     except PyMongoError as error:
         raise meaning(error, settings) from error
     except (BSONError, OverflowError, UnicodeError) as error:
-        raise InvalidDocument(f"not storable in the database: {_first_line(error)}") from error
+        raise InvalidDocument(f"the database cannot store it: {_first_line(error)}") from error
 
 
 def meaning(error: PyMongoError, settings: Settings) -> DatabaseError:
@@ -318,19 +318,21 @@ def _of_operation(error: OperationFailure, where: str) -> DatabaseError:
     if code in AUTH_CODES:
         kind = LoginFailed if code in LOGIN_CODES else NotAuthorized
         return kind(
-            f"the database at {where} refused us: {reason}; "
+            f"the database at {where} denied access: {reason}; "
             "check the user, and the password in MONGO_PASSWORD"
         )
     if code == NOT_REPLICA_SET:
         return NotReplicaSet(not_replica_set(where))
     if code in LOST_CODES or error.has_error_label("NonResumableChangeStreamError"):
-        return HistoryLost(f"the change stream cannot go on: {reason} (code {code})")
+        return HistoryLost(f"the change stream cannot continue: {reason} (code {code})")
     if code in DOCUMENT_CODES:
         return InvalidDocument(
-            f"not storable in the database: {reason}{_details(error)} (code {code})"
+            f"the database cannot store it: {reason}{_details(error)} (code {code})"
         )
     if code in WHOLE_CODES or error.has_error_label("TransientTransactionError"):
-        return Unreachable(f"the database at {where} cannot do it now: {reason} (code {code})")
+        return Unreachable(
+            f"the database at {where} is temporarily unable to do it: {reason} (code {code})"
+        )
     return DatabaseError(f"the database at {where}: {reason} (code {code})")
 
 

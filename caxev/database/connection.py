@@ -135,7 +135,7 @@ class Connection:
                     return await function()
         except TimeoutError:
             server = self.settings.safe_uri
-            message = f"the database at {server} did not end {name!r} in time"
+            message = f"the database at {server} did not finish {name!r} in time"
             raise Unreachable(message) from None
         except (Unreachable, LoginFailed):
             # A password or a certificate that was renewed breaks connections in many ways.
@@ -177,11 +177,11 @@ class Connection:
             self._connect(settings)
         except ConfigError as error:
             if self._unusable != str(error):
-                logger.warning("the credentials for the database stay as they were: {}", error)
+                logger.warning("keeping the previous database credentials: {}", error)
             self._unusable = str(error)
             return
         self._unusable = ""
-        logger.info("the credentials for {} were renewed: connecting anew", settings.safe_uri)
+        logger.info("the credentials for {} have changed: reconnecting", settings.safe_uri)
         self._session = self._client.start_session() if had_session else None
         closing = asyncio.get_running_loop().create_task(old.close())
         self._closing.add(closing)
@@ -207,7 +207,7 @@ class Connection:
         # A command's reply has its times without a zone.
         if (step := clock.note(server.replace(tzinfo=UTC), asked)) != 0.0:
             logger.warning(
-                "the database's clock has moved by {:.3f} s: it was set, or its primary is another",
+                "the database's clock has moved by {:.3f} s: it was set, or the primary changed",
                 step,
             )
 

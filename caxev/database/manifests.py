@@ -60,7 +60,7 @@ def part_from(document: Document) -> None:
 
 
 def _never(_document: Document) -> None:
-    raise Malformed("its items are not those of its digest")
+    raise Malformed("its items do not match its digest")
 
 
 def _in_parts(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:

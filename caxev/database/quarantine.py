@@ -84,7 +84,7 @@ class Quarantine(Connection):
         odd = Odd(collection.name, key, known_site, run if is_plain(run) else None, why, read)
         if odd.key not in self._odd:
             self._odd[odd.key] = odd
-            logger.warning("{} {} is passed over: {}", collection.name, str(key)[:300], why)
+            logger.warning("skipping {} {}: {}", collection.name, str(key)[:300], why)
 
     @within(LONG_LIMIT)
     async def audit(self, site: str) -> None:

@@ -41,7 +41,7 @@ def request_from(document: Document) -> Request:
     row = Row.of(document)
     runs = row.many("runs", None)
     if runs is not None and not all(is_plain(run) for run in runs):
-        raise Malformed("runs holds what is no run's id")
+        raise Malformed("runs has an item that is no run's id")
     return Request(
         kind=row.text("kind"),
         runs=None if runs is None else tuple(runs),

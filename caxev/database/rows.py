@@ -46,7 +46,7 @@ class Row:
     def of(cls, value: object) -> Row:
         """Return a part of a document as a row."""
         if not isinstance(value, Mapping):
-            raise Malformed(f"{_shown(value)} stands where an object belongs")
+            raise Malformed(f"{_shown(value)} is not an object")
         return cls(value)
 
     def _get(self, name: str, what: str, fits: Callable[[Any], bool], default: Any) -> Any:
@@ -215,5 +215,5 @@ def items_from(digest: str, parts: Sequence[Mapping[str, Any]]) -> list[dict[str
     items = [dict(Row.of(item).document) for part in parts for item in Row.of(part).many("items")]
     # What was compared with Rucio is kept under a manifest's digest, which is not that of its rows.
     if not digest.startswith("catalogue:") and Manifest.from_rows(items).digest != digest:
-        raise Malformed("its items are not those of its digest")
+        raise Malformed("its items do not match its digest")
     return items

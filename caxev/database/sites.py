@@ -90,7 +90,7 @@ class SiteRecord:
             try:
                 return carefully(lambda _: read(*args), None)
             except Malformed as error:
-                _warn_once(f"what is known of site {site} is malformed: {error}")
+                _warn_once(f"the record of site {site} is malformed: {error}")
                 return default
 
         return cls(

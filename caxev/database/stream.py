@@ -150,7 +150,7 @@ class Stream:
 def is_usable(run: Any) -> bool:
     """Return whether this can be a run's id; log it if not."""
     if not is_plain(run):
-        logger.warning("a run is passed over: its _id {!r} is not a plain value", run)
+        logger.warning("skipping a run: its _id {!r} is not a plain value", run)
         return False
     return True
 
@@ -165,7 +165,7 @@ def _batch(changes: Sequence[Document], cursor: Document) -> Batch:
     runs: dict[RunId, datetime] = {}
     for change in changes:
         if change["operationType"] in _ENDS:
-            raise HistoryLost(f"the runs collection met {change['operationType']!r}")
+            raise HistoryLost(f"the runs collection had a {change['operationType']!r}")
         run = change["documentKey"]["_id"]
         if is_usable(run):
             runs.setdefault(run, _when(change))

@@ -79,7 +79,7 @@ class Watch:
     def verdict(self) -> str:
         """Why the attempt was cancelled."""
         if self.scope.deadline >= self.end:
-            return f"not done after {self.handler.timeout:.0f} s"
+            return f"timed out after {self.handler.timeout:.0f} s"
         return f"no progress for {self.handler.stall:.0f} s"
 
 
@@ -135,8 +135,8 @@ def _cancelled(error: BaseException) -> BaseException | None:
 def _outcome_of(result: object, job: Job) -> tuple[Outcome, RunUpdate | None]:
     match result:
         case RunUpdate() if result.run != job.run.id:
-            why = f"the handler returned an update of another run ({result.run}): write that by"
-            return Failed(f"{why} job.update_other"), None
+            why = f"the handler returned an update of another run ({result.run})"
+            return Failed(f"{why}: write it with job.update_other"), None
         case RunUpdate():
             return Done(), result
         case Skip(why):
@@ -182,7 +182,7 @@ def failure(error: BaseException) -> Outcome:
             return min(outcomes, key=lambda outcome: order.index(type(outcome)))
         case _:
             text = _text_of(error)
-            logger.opt(exception=error).error("unforeseen: {}", text)
+            logger.opt(exception=error).error("unexpected error: {}", text)
             return Surprise(text)
 
 
@@ -191,7 +191,7 @@ def _text_of(error: BaseException) -> str:
     try:
         return f"{name}: {error}"
     except Exception:  # noqa: BLE001  # a class's own __str__ may fail
-        return f"{name}, which cannot be shown"
+        return f"{name} (its text cannot be shown)"
 
 
 def _hindered(error: RootAway | Denied) -> Hindered:
@@ -212,6 +212,6 @@ def log_outcome(outcome: Outcome) -> None:
         case Done(note):
             logger.debug("done. {}", note)
         case Postponed(why) | Interrupted(why) | Hindered(why):
-            logger.info("put off: {}", why)
+            logger.info("postponed: {}", why)
         case Failed(why):
             logger.error("failed: {}", why)

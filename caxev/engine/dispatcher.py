@@ -115,7 +115,7 @@ class Dispatcher:
                 stale = [claim for claim in claims if claim["_id"] not in known]
                 freed, refused = await database.free(stale)
                 for reaction in (await database.standing(list(refused))).values():
-                    why = f"it cannot be opened again: {refused[reaction.id]}"
+                    why = f"it cannot be released: {refused[reaction.id]}"
                     settler.leave_stuck(Ended(reaction, Failed(why)))
             except BaseException:
                 self._doubtful = True

@@ -18,7 +18,9 @@ async def make_indexes(database: Database) -> None:
     try:
         await database.create_indexes()
     except NotAuthorized as error:
-        logger.warning("indexes are left to an administrator (caxev db init): {}", error)
+        logger.warning(
+            "no right to create indexes, an administrator must (caxev db init): {}", error
+        )
     except DatabaseError as error:
         if not is_transient(error):
             raise

@@ -79,9 +79,9 @@ async def _compare_configurations(options: Options, database: Database, known: s
     if record is None or record.configuration in ("", options.sites.digest):
         return ""
     warning = (
-        f"standing by with another configuration: {options.sites.path} has digest "
+        f"standing by with a different configuration: {options.sites.path} has digest "
         f"{options.sites.digest}, and {record.owner or 'another process'} has "
-        f"{record.configuration}; give both one file (caxev sites merge makes one of several)"
+        f"{record.configuration}; use the same file for both (see caxev sites merge)"
     )
     if warning != known:
         logger.warning("{}", warning)

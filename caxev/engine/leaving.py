@@ -29,10 +29,10 @@ class Leaving:
                     await self.hangup()
                     continue
                 if self.asked.is_set():
-                    logger.warning("{} again: leaving at once", name)
+                    logger.warning("{} again: stopping at once", name)
                     # What is in flight is claimed in the ledger: the next process opens it.
                     leave_at_once(128 + number)
-                logger.info("{}: finishing what is in flight; again to leave at once", name)
+                logger.info("{}: finishing running reactions; send it again to stop at once", name)
                 self.asked.set()
 
     async def cancel(self, scope: trio.CancelScope) -> None:

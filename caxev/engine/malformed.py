@@ -51,7 +51,7 @@ class Quarantine:
             except DatabaseError as error:
                 if is_fatal(error):
                     raise
-                logger.debug("malformed documents wait for the database: {}", error)
+                logger.debug("malformed documents cannot be set aside yet: {}", error)
             await trio.sleep(TEND_EVERY)
 
     async def _forget_aside(self) -> None:

@@ -154,14 +154,14 @@ class Reloader:
         try:
             await self.database.renew_credentials()
         except DatabaseError as error:
-            logger.error("the database's credentials stay as they were: {}", error)
+            logger.error("keeping the previous database credentials: {}", error)
         if self.options.reread is None:
             return
         try:
             sites = self.options.reread()
             new, waiting = adopted(self.options, sites)
         except ConfigError as error:
-            logger.error("nothing is changed, because of what is wrong: {}", error)
+            logger.error("keeping the previous configuration: {}", error)
             self.wrong = self._alarm(error)
             self._report()
             return
@@ -169,15 +169,15 @@ class Reloader:
         self.wrong = None
         self._report()
         found = changed_keys(self.options.sites, new.sites)
-        logger.info("{} is read again; new: {}", sites.path, ", ".join(found) or "nothing")
+        logger.info("reloaded {}; changed: {}", sites.path, ", ".join(found) or "nothing")
         for key in waiting:
-            logger.warning("{}: what is new of it counts after a restart", key)
+            logger.warning("{}: the change takes effect after a restart", key)
         self.options = new
         for use in self.users:
             use(new)
 
     def _alarm(self, error: ConfigError) -> Alarm:
         site = self.options.site.name
-        summary = f"{site}: its configuration is wrong, and the one before stays in force"
+        summary = f"{site}: the new configuration is wrong; the previous one stays in force"
         what = "correct it, then reload (SIGHUP, or systemctl reload)"
         return Alarm(site, KEY, summary, details={"why": str(error), "what to do": what})

@@ -413,7 +413,7 @@ class Recorder:
         await self.snapshot(dict.fromkeys(runs, utcnow()))
         gone = (runs & self.unreadable) - (await context.database.runs(runs)).keys()
         if gone:
-            shown = [self._shown(run, Done("the run is no longer there")) for run in gone]
+            shown = [self._shown(run, Done("the run no longer exists")) for run in gone]
             await context.database.ingest(context.lease, Ingest({}, shown), utcnow())
             self._readable_again(shown)
 

@@ -52,7 +52,7 @@ class Requests:
             except DatabaseError as error:
                 if is_fatal(error):
                     raise
-                logger.debug("requests wait for the database: {}", error)
+                logger.debug("requests cannot be read yet: {}", error)
             with trio.move_on_after(wait):
                 await self._added.wait()
 
@@ -88,7 +88,7 @@ class Requests:
             await self.recorder.retry_unreadable(request.runs)
         context = self.context
         opened = await context.database.reopen_failed(context.lease, request, utcnow())
-        logger.info("{} failed reactions are opened again", opened)
+        logger.info("retrying {} failed reactions", opened)
         self.recorder.intake.look_again()
 
     async def _replay(self, request: Request) -> None:

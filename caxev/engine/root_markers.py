@@ -105,7 +105,7 @@ async def adopt(
     else:
         marker = str(await call(make_marker, held.root, held.owner.name, held.key))
     await database.note_marker(by, held.root, marker)
-    logger.info("{} is known by the marker {} from now on", held.root, marker)
+    logger.info("{} is now identified by the marker {}", held.root, marker)
     return marker
 
 
@@ -126,8 +126,8 @@ def _check_not_foreign(held: Holding, foreign: Sequence[Marker]) -> None:
     for one in foreign:
         raise RootAway(
             f"{held.root} has the marker of {one.key} of {one.site}, a site on another machine: "
-            f"if both see this one directory, run caxev sites init --site {held.owner.name} "
-            "--force, and their copies in it count as one; if this is a clone of that disk, remove "
+            f"if both use this directory, run caxev sites init --site {held.owner.name} --force, "
+            "and their copies in it count as one; if this is a clone of that disk, remove "
             f"{marker_path(held.root, one.id)}"
         )
 
@@ -153,8 +153,8 @@ async def _check_copies(database: Database, call: Call, held: Holding) -> None:
     gone = await call(absent, held.root, known)
     if gone:
         raise RootAway(
-            f"{held.root} has no marker, and of {len(known)} {kind} copies at {held.owner.name} "
-            f"{len(gone)} are not there, {gone[0]} for one: {_way_out(held)}"
+            f"{held.root} has no marker, and {len(gone)} of {len(known)} {kind} copies at "
+            f"{held.owner.name} are missing, for example {gone[0]}: {_way_out(held)}"
         )
 
 
@@ -179,10 +179,10 @@ async def _init_root(
     row = {"directory": held.root, "marker": noted, "ok": True}
     try:
         if noted is not None and (seen := await call(probe, Root(held.root, noted))).away is None:
-            return {**row, "state": "it is there"}
+            return {**row, "state": "present"}
         if noted is not None and not force:
             return {**row, "ok": False, "state": f"{seen.away}: {_way_out(held)}"}
         marker = await adopt(database, call, held, sites, by, force=force)
     except RootAway as away:
         return {**row, "ok": False, "state": away.why}
-    return {**row, "marker": marker, "state": "is known by its marker now"}
+    return {**row, "marker": marker, "state": "marked"}

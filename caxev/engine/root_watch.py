@@ -72,7 +72,7 @@ class RootWatch:
             try:
                 self._take_in(await self.context.database.site_records())
             except DatabaseError as error:
-                logger.debug("markers are not read: {}", error)
+                logger.debug("markers cannot be read yet: {}", error)
         return self._known
 
     def use_options(self) -> None:
@@ -173,7 +173,7 @@ class RootWatch:
             except RootAway as away:
                 return Probe(away=away.why)
             except Retry as error:  # the worker died
-                logger.debug("{} is not probed: {}", held.root, error)
+                logger.debug("{} cannot be probed: {}", held.root, error)
                 return None
             except DatabaseError as error:
                 if is_fatal(error):
@@ -184,7 +184,7 @@ class RootWatch:
 
     async def _lose_patience(self, root: str) -> None:
         await trio.sleep(ANSWERS)
-        await self._note(root, Probe(away=f"{root} does not answer: nothing for {ANSWERS:.0f} s"))
+        await self._note(root, Probe(away=f"{root} has not responded for {ANSWERS:.0f} s"))
 
     async def _probed(self, held: Holding) -> Probe | None:
         if held.root not in self._markers:
@@ -202,9 +202,9 @@ class RootWatch:
         was = self._seen.get(root)
         self._seen[root] = seen
         if seen.away is not None and (was is None or was.away is None):
-            logger.error("{}; all that needs it waits", seen.away)
+            logger.error("{}; reactions that need it wait", seen.away)
         elif seen.away is None and was is not None and was.away is not None:
-            logger.info("{} is there again", root)
+            logger.info("{} is available again", root)
 
     async def _note(self, root: str, seen: Probe) -> None:
         """Keep the result of a probe; if the directory is there, open what waits for it."""
@@ -219,7 +219,7 @@ class RootWatch:
         except DatabaseError as error:
             if is_fatal(error):
                 raise
-            logger.debug("the state of {} cannot be noted yet: {}", root, error)
+            logger.debug("the state of {} cannot be stored yet: {}", root, error)
 
     async def _write(self, root: str, seen: Probe) -> None:
         away = {one: why for one, why in self.away.items() if why is not None}

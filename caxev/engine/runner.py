@@ -134,7 +134,7 @@ class Runner:
         """Return how a reaction ends that needs no attempt; None if it needs one."""
         if handler is None:
             self.context.alarms.raise_(missing(reaction.site, reaction.handler))
-            why = f"no handler named {reaction.handler!r} is installed here: it waits for one"
+            why = f"no handler named {reaction.handler!r} is installed here: waiting for one"
             return Postponed(why, WITHOUT_HANDLER)
         if run is None and reaction.after is not None:
             return Done("the run is no longer in the database")
@@ -177,7 +177,9 @@ class Runner:
         outcome = self._waiting_for_ours(outcome)
         if isinstance(outcome, Failed) and await self.roots.have_changed(sites):
             # The handler may have failed for a marker that it could not know.
-            outcome = Postponed(f"markers were noted meanwhile; before that: {outcome.why}", 0.0)
+            outcome = Postponed(
+                f"directories were marked meanwhile; before that: {outcome.why}", 0.0
+            )
         # Crash tests kill the process here: the work is done and not yet recorded.
         if update is not None or outcome == Done():
             failpoints.point("through")
@@ -283,7 +285,7 @@ class Runner:
                 try:
                     await self.context.database.progress(reaction, self.context.lease.epoch, row)
                 except DatabaseError as error:
-                    logger.debug("progress is not shown: {}", error)
+                    logger.debug("progress cannot be stored yet: {}", error)
                     break
 
     def _report_uncancellable(self) -> None:
@@ -333,7 +335,7 @@ def no_news(run: Run, reaction: Reaction) -> str | None:
         is_ours, at = (one.trigger or "").startswith(ours), one.at
         if is_ours and at is not None and seen is not None and at >= seen:
             return (
-                f"it was given up on {at:%Y-%m-%d %H:%M} UTC, and since then only its entry "
-                "was removed: repair what was wrong, then use caxev retry"
+                f"it was given up on {at:%Y-%m-%d %H:%M} UTC, and only its entry has been "
+                "removed since: correct the cause, then run caxev retry"
             )
     return None

@@ -100,7 +100,7 @@ class LeaderSession:
                 finally:
                     if ours:
                         await self._let_go()
-        logger.info("left {} in good order", context.lease.site)
+        logger.info("stopped listening for {}", context.lease.site)
 
     def _make_parts(self, workers: Workers, outer: trio.Nursery) -> None:
         context = self.context
@@ -188,7 +188,7 @@ class LeaderSession:
         state = state_directory(self.context.site)
         gone = await trio.to_thread.run_sync(forget_incoming, state, abandon_on_cancel=True)
         if gone:
-            logger.info("removed what was left of {} copies from {}", gone, state)
+            logger.info("removed {} unfinished copies from {}", gone, state)
 
     # -- alarms and health --------------------------------------------------------------------
 
@@ -200,7 +200,7 @@ class LeaderSession:
             except DatabaseError as error:
                 if is_fatal(error):
                     raise
-                logger.debug("alarms wait for the database: {}", error)
+                logger.debug("alarms cannot be updated yet: {}", error)
                 with trio.move_on_after(1.0):
                     await self.leaving.asked.wait()
             else:
@@ -264,7 +264,7 @@ class LeaderSession:
                     await self.dispatcher.runner.attempts_over()
                 # trio cannot end a task that ignores cancellation.
                 if left := self.dispatcher.runner.attempting:
-                    logger.error("leaving without {}: cancelled, and still at work", left)
+                    logger.error("stopping although {} still runs after its cancellation", left)
                     with suppress(DatabaseError):
                         await self._let_go()
                     leave_at_once(1)

@@ -97,10 +97,13 @@ class Settler:
         # written before, when we did not hear of it. Fetch again in either case.
         self._follow_up(ended, reactions, renewed=counted < len(reactions))
         if counted + renewed < len(reactions):
-            logger.warning("{} settlements did not count", len(reactions) - counted - renewed)
+            logger.warning(
+                "{} results were discarded: their reactions have changed",
+                len(reactions) - counted - renewed,
+            )
 
     async def _park(self, ended: Ended, error: DatabaseError) -> None:
-        await self.park(evolve(ended, outcome=Failed(f"its end cannot be recorded: {error}")))
+        await self.park(evolve(ended, outcome=Failed(f"its result cannot be recorded: {error}")))
 
     async def park(self, ended: Ended) -> None:
         """Record as failed a reaction whose end was refused; if that is refused too, leave it.

@@ -41,7 +41,7 @@ class Trouble:
         """Report what a task has met; logged once, until all of it is over."""
         metrics.database_errors.labels(self.site, type(error).__name__).inc()
         if self._since is None:
-            logger.warning("{}; trying again until it answers", error)
+            logger.warning("{}; retrying until it answers", error)
             self._since, self._at = utcnow(), monotonic()
         self._met[task] = str(error)
         self._show()
@@ -73,7 +73,7 @@ class Trouble:
             except DatabaseError as error:
                 if is_fatal(error):
                     raise
-                logger.debug("trying again: {}", error)
+                logger.debug("retrying: {}", error)
                 if trio.current_time() > began + quiet:
                     self.meet(task, error)
                 await trio.sleep(pause)

@@ -99,7 +99,7 @@ def blocking(site: str, who: Culprit) -> Alarm:
         f"{site}: the listener is blocked by {who.handler or 'caxev itself'}",
         details={
             "where": who.place,
-            "what to do": "have the handler await: job.work(function) runs heavy work elsewhere",
+            "what to do": "move heavy work to another process: await job.work(function)",
         },
     )
 
@@ -168,7 +168,7 @@ class Watchdog:
             now = monotonic()
             if keeping and now - since > PATIENCE:
                 keeping = False
-                logger.critical("blocked for {:.0f} s: the lease is let go", now - since)
+                logger.critical("blocked for {:.0f} s: releasing the lease", now - since)
             if keeping:
                 self.alive()
                 keeping = self._renewed()
@@ -189,7 +189,7 @@ class Watchdog:
         if frame is None:
             return
         who = culprit(frame, self.handlers)
-        logger.error("nothing else runs: blocked for {:.0f} s by {}", seconds, who)
+        logger.error("the event loop has been blocked for {:.0f} s by {}", seconds, who)
         if self._found:
             return
         self._found.append(who)
@@ -200,4 +200,4 @@ class Watchdog:
         try:
             self.keeper.keep_alarm(raised(None, blocking(self.site, who), utcnow()))
         except (ConfigError, DatabaseError) as error:
-            logger.debug("an alarm of a blocked listener is not kept: {}", error)
+            logger.debug("the alarm about a blocked listener cannot be stored: {}", error)

@@ -111,11 +111,11 @@ class Watcher:
             record = await self.context.database.site_record(self.context.lease.site)
             self._position = record.position if record else None
             if record is None or self._position is None:
-                logger.info("first start at this runs database: scanning all runs")
+                logger.info("first start with this runs database: scanning all runs")
                 await self.scan(gap=None, restart=True)
             elif not self.context.registry.watched <= record.watched:
                 # Nobody has noted what these fields were before. The stream goes on from its place.
-                logger.info("handlers watch fields that were not watched: scanning all runs")
+                logger.info("handlers watch additional fields: scanning all runs")
                 await self.scan()
 
         await self.persist(locate)
@@ -153,7 +153,7 @@ class Watcher:
             try:
                 await self.context.database.close_stream(stream)
             except DatabaseError as error:
-                logger.debug("the stream's cursor is left to the server: {}", error)
+                logger.debug("the stream's cursor is left to expire: {}", error)
 
     async def _read(self, stream: Stream, send: trio.MemorySendChannel[Ahead]) -> None:
         while True:
@@ -188,7 +188,7 @@ class Watcher:
     async def _make_up_for(self, lost: HistoryLost) -> None:
         """Report lost history once, and scan, however often the scan must begin anew."""
         why = str(lost)
-        logger.warning("{}; scanning all runs to make up for it", why)
+        logger.warning("{}; scanning all runs instead", why)
         metrics.gaps.labels(self.context.lease.site).inc()
         self.context.alarms.raise_(gap_alarm(self.context.lease.site, why))
         scan = partial(self.scan, gap=Gap(utcnow(), why), restart=True)

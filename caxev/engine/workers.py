@@ -173,7 +173,7 @@ class Workers:
             if status is None:
                 pid, doing = worker.process.pid, worker.doing
                 logger.error(
-                    "worker process {} does not die: its disk hangs. It ran {}, and is left behind",
+                    "worker process {} cannot be killed: its disk hangs. It ran {}; leaving it",
                     pid,
                     doing,
                 )
