@@ -857,7 +857,7 @@ def test_a_test_goes_to_every_sink(caxev: Path, web: sinks.Web) -> None:
     said = _run("alarms", "test", "--site", "lngs")
     assert (said.exit_code, "is unreachable: its gateway answered 503" in said.stdout) == (1, True)
     said = _run("alarms", "test", "--site", "chicago")
-    assert (said.exit_code, "names no `alarms`" in said.stdout) == (1, True)
+    assert (said.exit_code, "has no `alarms`" in said.stdout) == (1, True)
 
 
 @pytest.mark.replicaset
@@ -887,7 +887,7 @@ async def test_alarms_are_listed_and_cleared(
         assert row["run"] == {"id": row["run"]["id"], "number": 7, "name": "161111_0007"}
         assert "answered 500" in row["undelivered"][0]
         assert "1, 1 not delivered" in await said("status")
-        assert "asked to clear: run 7 is odd" in await said("alarms", "clear", row["id"])
+        assert "requested to clear: run 7 is odd" in await said("alarms", "clear", row["id"])
 
         async def gone() -> Any:
             return not any(one.active for one in await db.alarms())

@@ -11,9 +11,10 @@ import pytest
 from attrs import evolve
 from loguru import logger
 
-from caxev.cli.copy import Wish
+from caxev.cli.copy import CopyRequest
 from caxev.cli.errors import CONFIGURATION
-from caxev.cli.tape import archive_called, reach_called
+from caxev.cli.selection import DataChoice
+from caxev.cli.tape.archive import archive_called, reach_called
 from caxev.config import BY_METHOD, ConfigError, Sites, load_handlers, load_sites
 from caxev.copies.retention import DeletionPlan, plan_purge
 from caxev.copies.storage import custodian
@@ -100,7 +101,7 @@ def test_the_method_of_a_site_that_copies_is_not_its_own(tmp_path: Path) -> None
     assert all(sites.get("daq").readable for sites in (tape, rucio))
     assert archive_called(tape, None).name == "tape"
     assert reach_called(tape, None, None).here.name == "daq"
-    assert Wish("raw", None, tape.get("daq"), tape.get("tape")).doer.name == "daq"
+    assert CopyRequest(DataChoice("raw"), tape.get("daq"), tape.get("tape")).doer.name == "daq"
     assert tape.here("daq").passive == {"tape"}
 
 
@@ -180,7 +181,7 @@ def test_nothing_listens_at_an_archive(tmp_path: Path, caxev: Caxev) -> None:  #
     written(tmp_path, TAPE)
     answer = caxev("listen", "--site", "tape", "--mongo-uri", "mongodb://127.0.0.1:9")
     assert answer.code == CONFIGURATION
-    assert "site 'tape' has no listener, says" in answer.err
+    assert "site 'tape' has no listener, according to" in answer.err
     assert '"listener": true' in answer.err
 
 
@@ -352,6 +353,6 @@ async def test_standing_by_with_another_configuration(
         assert record.configuration in (first.digest, second.digest)
     finally:
         logger.remove(sink)
-    told = [line for line in logged if "another configuration" in line]
+    told = [line for line in logged if "a different configuration" in line]
     assert (len(told) == 0) is same
     assert same or all(x in told[0] for x in (first.digest, second.digest, "caxev sites merge"))

@@ -36,7 +36,7 @@ from caxev.cli.output import (
     show_json,
     size,
 )
-from caxev.cli.reaction_rows import Progress, progress_cells
+from caxev.cli.reaction_rows import ReportedProgress, progress_cells
 from caxev.config import Settings
 from caxev.core.escapes import escaped
 from caxev.core.model import (
@@ -105,6 +105,7 @@ def caxev(
     for name in [name for name in os.environ if name.startswith(("CAXEV_", "MONGO_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("caxev.config.environment_file.PLACE", tmp_path / "caxev.env")
     (tmp_path / "sites.json").write_text(json.dumps(SITES))
     (tmp_path / "reactions.py").write_text(HANDLERS)
 
@@ -381,13 +382,13 @@ def test_site_without_listener(caxev: Caxev) -> None:
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["replay"], "say which runs"),
+        (["replay"], "select runs"),
         (["replay", "--run", "1", "--tag", "x"], "--run names one run"),
         (["replay", "--from-run", "9", "--to-run", "1"], "is after"),
         (["replay", "--run", "0"], "not in the range"),
         (["replay", "--run", str(2**63)], "not in the range"),
-        (["retry"], "say which"),
-        (["explain", "--site", "lngs"], "say which run"),
+        (["retry"], "select reactions"),
+        (["explain", "--site", "lngs"], "name one run"),
         (["demo", "--runs", "-1"], "not in the range"),
         (["demo", "--size-mb", "nan"], "not a finite number"),
         (["listen", "--site", "lngs", "--lease", "nan"], "not a finite number"),
@@ -428,7 +429,7 @@ def test_a_bad_value(caxev: Caxev, args: list[str], code: int, nearest: str) -> 
     ("args", "code", "nearest"),
     [
         (["status", "--host", "chicgo"], 3, "'chicago'"),
-        (["status", "--status", "transfered"], 1, "'transferred'"),
+        (["status", "--status", "transfered"], 2, "'transferred'"),
         (["replay", "--tag", "goo"], 5, "'go'"),
         (["replay", "--last-days", "9", "--detector", "tcp"], 5, "'tpc'"),
     ],
@@ -532,7 +533,7 @@ TABLE = Table(
 
 def test_plain_output_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """In a pipe: a line for each row, nothing cut, no boxes, no colours."""
-    show(TABLE, as_json=False)
+    show(TABLE)
     out = capsys.readouterr().out
     assert out.isascii()
     assert "\x1b" not in out
@@ -545,10 +546,10 @@ def test_plain_output_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_json_output_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     """With --json: all there is, as one list of objects; also where there is nothing."""
-    show(TABLE, as_json=True)
+    show_json(TABLE.rows)
     rows = json.loads(capsys.readouterr().out)
     assert rows[0] == {"what": "x" * 300, "when": "2016-11-11T00:00:00Z", "more": 1}
-    show(Table((), ()), as_json=True, empty="nothing")
+    show_json([])
     assert json.loads(capsys.readouterr().out) == []
 
 
@@ -568,7 +569,7 @@ def test_runs_and_events_have_one_form(capsys: pytest.CaptureFixture[str]) -> No
         (Existence(), None, YES),
     )
     rows = [{"run": run_parts(5, 7, "x"), "event": event_parts(Event(5, *one))} for one in events]
-    show(Table((Column("run", "RUN"), Column("event", "EVENT")), rows), as_json=False)
+    show(Table((Column("run", "RUN"), Column("event", "EVENT")), rows))
     words = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[1:]]
     assert words[0] == ["7", "raw at lngs: transferred"]
     assert words[3] == ["7", "field end: gone"]
@@ -705,15 +706,15 @@ def test_the_log_respects_no_color() -> None:
 )
 def test_progress(progress: object, shown: str | None) -> None:
     """Progress says bytes, rate and time left as far as they are known, and never fails."""
-    assert progress_cells(Progress.of(progress))["progress"] == shown
+    assert progress_cells(ReportedProgress.of(progress))["progress"] == shown
 
 
 def test_progress_of_several() -> None:
     """The sum of several is of those that know."""
-    several = [Progress(1, 10, 2.0), Progress(5), Progress(2, 20, 1.0)]
-    assert Progress.sum(several) == Progress(8, 30, 3.0)
-    assert Progress.sum(several).left == pytest.approx(22 / 3)
-    assert Progress.sum(several[1:2]) == Progress(5)
+    several = [ReportedProgress(1, 10, 2.0), ReportedProgress(5), ReportedProgress(2, 20, 1.0)]
+    assert ReportedProgress.sum(several) == ReportedProgress(8, 30, 3.0)
+    assert ReportedProgress.sum(several).left == pytest.approx(22 / 3)
+    assert ReportedProgress.sum(several[1:2]) == ReportedProgress(5)
 
 
 def test_lasting() -> None:
@@ -762,7 +763,7 @@ def test_sites_check_connects(caxev: Caxev) -> None:
     answer = caxev("sites", "check", "--site", "lngs", "--connect", "--json")
     state = {row["site"]: (row["ok"], row["state"]) for row in answer.rows}
     assert answer.code == 1
-    assert state["lngs"] == (True, "ok: we are here")
+    assert state["lngs"] == (True, "ok: this site")
     assert state["nowhere"] == (False, "site 'nowhere' has no hostname in sites.json")
     assert not state["closed"][0]
 
@@ -773,7 +774,7 @@ def test_handlers(caxev: Caxev) -> None:
     rows = {row["handler"]: row for row in answer.rows}
     assert rows["went"]["enabled"]
     assert not rows["push"]["enabled"]
-    assert rows["stops"]["triggers"] == ["tag stop is there", "copy is error"]
+    assert rows["stops"]["triggers"] == ["tag stop is added", "copy is error"]
     assert rows["stops"]["does"] == "Stops."
     assert "CopyPush" in rows["push"]["aliases"]
 
@@ -957,7 +958,7 @@ def test_replay_asks_all_sites_with_a_listener(online: Caxev, database: Named) -
     insert(database, 1)
     lines = online("replay", "--run", "1").out.splitlines()
     assert lines == [
-        f"{site}: queued 1 run; nobody listens there now: start caxev listen --site {site}"
+        f"{site}: queued 1 run; no listener is active there: start caxev listen --site {site}"
         for site in ("lngs", "chicago")
     ]
     rows = online("status", "--json").rows
@@ -967,7 +968,7 @@ def test_replay_asks_all_sites_with_a_listener(online: Caxev, database: Named) -
         for row in online("listen", "--site", "lngs", "--dry-run", "--json").rows
         if row["run"] is None
     )
-    assert planned["why"] == "asked for: replay of 1 run"
+    assert planned["why"] == "requested: replay of 1 run"
 
 
 @pytest.mark.replicaset
@@ -1009,11 +1010,11 @@ def test_explain(online: Caxev, database: Named) -> None:
     }
     assert rows["waits"]["why"].startswith("waits until 20")
     assert rows["waits"]["why"].endswith(": not yet")
-    assert rows["fails"]["why"] == "no hope; to try again: caxev retry --run 1 --site lngs"
+    assert rows["fails"]["why"] == "no hope; to retry: caxev retry --run 1 --site lngs"
     assert "raw at lngs: the status is transferred, not error" in rows["stops"]["why"]
     there = online("explain", "--name", "161111_0001", "--site", "chicago", "--json").rows
     missing = next(row for row in there if row["handler"] == "went")
-    assert missing["why"] == "would fire: caxev replay --run 1 --site chicago"
+    assert missing["why"] == "would run: caxev replay --run 1 --site chicago"
 
 
 @pytest.mark.replicaset
@@ -1032,8 +1033,11 @@ def test_explain_knows_whether_anybody_listens(online: Caxev, database: Named) -
             rows = online("explain", "--run", "1", "--site", "lngs", "--json").rows
             told.append([r["why"] for r in rows if r["handler"] in {"went", "waits"}])
     assert told == [
-        ["interrupted: nobody listens for lngs", "waits: nobody listens for lngs: not yet"],
-        ["at work", "due now, as soon as a worker is free: not yet"],
+        [
+            "interrupted: no listener is active for lngs",
+            "waits: no listener is active for lngs: not yet",
+        ],
+        ["running", "due now, as soon as a worker is free: not yet"],
     ]
 
 
@@ -1061,7 +1065,7 @@ def test_explain_asks_which_of_two_runs(online: Caxev, database: Named) -> None:
     insert(database, 1)
     insert(database, 1, detector="muon_veto")
     args = ("explain", "--name", "161111_0001", "--site", "lngs")
-    assert_one_line(online(*args), 5, "2 runs fit", "--detector")
+    assert_one_line(online(*args), 5, "2 runs match", "--detector")
     assert online(*args, "--detector", "tpc").code == 0
 
 
@@ -1079,12 +1083,12 @@ def test_runs_without_a_number_are_told_apart(online: Caxev, database: Named) ->
     rows = online("explain", *this, "--site", "lngs", "--json").rows
     (failed,) = (row["why"] for row in rows if row["state"] == "failed")
     advised = f"caxev retry {' '.join(this)} --site lngs"
-    assert failed == f"no hope; to try again: {advised}"
+    assert failed == f"no hope; to retry: {advised}"
     (row,) = online(*advised.split()[1:], "--json").rows
     assert row["failed"] == 1
     there = online("explain", *this, "--site", "chicago", "--json").rows
     (missing,) = (row["why"] for row in there if row["state"] == "missing")
-    assert missing == f"would fire: caxev replay {' '.join(this)} --site chicago"
+    assert missing == f"would run: caxev replay {' '.join(this)} --site chicago"
 
 
 @pytest.mark.parametrize("command", ["status", "retry --all"])

@@ -21,7 +21,7 @@ from pymongo import MongoClient
 
 from caxev import GiveUp, Job, copy_field
 from caxev.cli import mv as mv_module
-from caxev.cli.inventory import Claim, Inventory, measured, places
+from caxev.cli.inventory import ClaimedPlace, Inventory, measured, places
 from caxev.cli.mv import Move, bring, plan_move
 from caxev.cli.site_paths import key_of
 from caxev.config import Site
@@ -179,7 +179,7 @@ def test_mv_moves_the_files_and_tells_the_database(ground: Ground, where: str) -
     assert ground.store_manifest(to / NAME) == digest
     assert list(ground.raw.glob(".*")) == []
     assert not old.exists()
-    assert rows(move_to(ground, to / NAME))[0]["state"] == "it is there"
+    assert rows(move_to(ground, to / NAME))[0]["state"] == "already there"
 
 
 @pytest.mark.replicaset
@@ -193,7 +193,7 @@ def test_mv_refuses(ground: Ground) -> None:
         return ground.caxev("mv", "--run", "1", "--site", "lngs", *args)
 
     assert_one_line(refused("--to", "/tmp"), 1, "is not inside")
-    assert_one_line(refused("--to", str(old / "sub")), 1, "is inside of")
+    assert_one_line(refused("--to", str(old / "sub")), 1, "is inside the directory")
     (ground.raw / "taken").mkdir()
     (ground.raw / "taken" / NAME).touch()
     assert_one_line(refused("--to", str(ground.raw / "taken")), 1, "exists already")
@@ -204,7 +204,7 @@ def test_mv_refuses(ground: Ground) -> None:
     assert_one_line(no_run, 5, "no run 9")
     assert contents(ground.database) == before
     ground.change(status="verifying")
-    assert_one_line(refused("--to", str(ground.raw / "x")), 1, "only what is transferred")
+    assert_one_line(refused("--to", str(ground.raw / "x")), 1, "only a transferred copy")
     assert sorted(path.name for path in old.iterdir()) == [f"XENON1T-1-{i}.zip" for i in range(3)]
 
 
@@ -242,7 +242,7 @@ def test_mv_of_files_that_are_not_what_they_were_changes_nothing(ground: Ground)
     ground.insert({"location": str(old), "manifest": ground.store_manifest(old)})
     (old / "XENON1T-1-0.zip").write_bytes(b"short")
     answer = ground.caxev("mv", "--run", "1", "--site", "lngs", "--to", str(ground.raw / "x"))
-    assert_one_line(answer, 1, "not what its manifest says", "XENON1T-1-0.zip differs")
+    assert_one_line(answer, 1, "differs from its manifest", "XENON1T-1-0.zip differs")
     entry = ground.entry()
     assert (entry["status"], entry["location"]) == ("transferred", str(old))
     assert not (ground.raw / "x" / NAME).exists()
@@ -263,7 +263,7 @@ def test_mv_that_was_killed_is_finished_first(ground: Ground) -> None:
     entry = ground.entry()
     assert (entry["status"], entry["moving_to"]) == ("moving", str(to / NAME))
     other = ground.caxev("mv", "--run", "1", "--site", "lngs", "--to", str(ground.raw / "y"))
-    assert_one_line(other, 1, "is on its way to")
+    assert_one_line(other, 1, "is being moved to")
     assert rows(move_to(ground, to))[0]["state"] == "moved"
     assert ground.entry()["status"] == "transferred"
 
@@ -294,12 +294,12 @@ async def test_mv_waits_for_reactions_that_read_the_copy(
         async with engine.listener(db, options), trio.open_nursery() as nursery:
             with trio.fail_after(engine.PATIENCE):
                 await began.wait()
-            from caxev.cli.runs import one
+            from caxev.cli.selection import named
 
-            errand = mv_module.Errand(
-                options.site, options.sites, RAW, one(1, None), str(raw / "x")
+            moving = mv_module.MoveCommand(
+                options.site, options.sites, RAW, named(1, None), str(raw / "x")
             )
-            nursery.start_soon(errand.go, db)
+            nursery.start_soon(moving.go, db)
             with trio.fail_after(engine.PATIENCE):
                 await waiting.wait()
             assert old.exists()
@@ -442,7 +442,7 @@ def test_what_a_place_holds(tmp_path: Path) -> None:
     assert key_of(site, f"{tmp_path}/raw/{NAME}") == RAW
     assert key_of(site, f"{tmp_path}/p/pax_v1/x.root") == CopyKey("processed", "lngs", "v1")
     for wrong in ("raw/a/b", "p/x.root", "p/pax_/x", "p/pax_v1/a/b", "other/x"):
-        with pytest.raises(GiveUp, match="no place of a copy"):
+        with pytest.raises(GiveUp, match="not a place for copies"):
             key_of(site, f"{tmp_path}/{wrong}")
 
 
@@ -593,7 +593,7 @@ def test_stray_deletes_what_nobody_knows_and_nothing_else(ground: Ground) -> Non
     assert set(would.values()) == {"would be deleted", "raw of run 2"}
     young = ground.caxev("stray", "--site", "lngs", "--delete", "--json")
     assert {row["state"] for row in rows(young) if row["what"] != "gone"} == {
-        "left alone: it has changed lately"
+        "left alone: it has changed recently"
     }
     before = contents(ground.database)
     assert set(stray(ground, "--delete").values()) == {"deleted", "raw of run 2"}
@@ -637,8 +637,8 @@ def test_stray_registers_what_is_a_runs(ground: Ground) -> None:
         found["alien.root"] == "left alone: no run 'alien' in " + f"{ground.database.name}.runs_new"
     )
     assert "several" in found[f"{NAME}.root"] or "registered" in found[f"{NAME}.root"]
-    assert found[".caxev-part-left"] == "left alone: it is no copy"
-    assert "no place of a copy" in found["other"]
+    assert found[".caxev-part-left"] == "left alone: it is not a copy"
+    assert "not a place for copies" in found["other"]
     assert ground.entry(5)["location"] == str(ground.raw / "stray")
     assert "stray" not in stray(ground)
 
@@ -714,8 +714,8 @@ def test_census_needs_no_entry_twice(tmp_path: Path) -> None:
     """Of two claims on one place that counts which must be there; pages lose none."""
     with Inventory() as inventory:
         names = [f"{tmp_path}/{number:05}".encode() for number in range(2500)]
-        inventory.claim(Claim(name, must=True, run="1") for name in names)
-        inventory.claim(Claim(name) for name in names)
+        inventory.claim(ClaimedPlace(name, must=True, run="1") for name in names)
+        inventory.claim(ClaimedPlace(name) for name in names)
         assert inventory.musts() == 2500
         Path(os.fsdecode(names[7])).touch()
         assert inventory.settle() == 2499

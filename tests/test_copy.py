@@ -34,7 +34,8 @@ from caxev import (
     Skip,
 )
 from caxev import copy as on_copy
-from caxev.cli.copy import GONE, Standing, Way, asked_for, standing, why_not
+from caxev.cli.copy import CopyPath, new_request, why_not
+from caxev.cli.copy_progress import GONE, CopyState, copy_state
 from caxev.core.ledger import Done, Failed, Outcome, claim, new_reaction, settle
 from caxev.core.model import Event
 from caxev.database import Database, Ingest, Selection
@@ -50,7 +51,7 @@ SITES: list[dict[str, Any]] = [
 ]
 THERE = CopyKey("raw", "lngs")
 WANTED = CopyKey("raw", "chicago")
-WAY = Way(THERE, WANTED)
+PATH = CopyPath(THERE, WANTED)
 COPY = ("copy", "--run", "1", "--from", "lngs", "--to", "chicago")
 NOW = datetime(2016, 11, 11, tzinfo=UTC)
 
@@ -102,7 +103,7 @@ def test_the_request_is_an_entry(asking: Caxev, database: Named) -> None:
     assert answer.code == 0
     assert answer.out.splitlines() == [
         "requested",
-        "chicago: nobody listens there now: start caxev listen --site chicago",
+        "chicago: no listener is active there: start caxev listen --site chicago",
     ]
     _, entry = entries(database)
     assert "@" in entry.pop("creation_place")
@@ -141,7 +142,7 @@ def test_a_version_that_goes_without_saying(asking: Caxev, database: Named) -> N
     with MongoClient[dict[str, Any]](database.uri) as client:
         client[database.name]["runs_new"].update_one({}, {"$set": {"data": data}})
     several = asking(*COPY, *kind)
-    assert (several.code, "(v1, v2): say which by --version" in several.err) == (2, True)
+    assert (several.code, "(v1, v2): choose one by --version" in several.err) == (2, True)
     assert asking(*COPY, *kind, "--version", "v2").code == 0
     assert [one["pax_version"] for one in entries(database)] == ["v1", "v2", "v2"]
 
@@ -152,7 +153,7 @@ def test_a_version_that_goes_without_saying(asking: Caxev, database: Named) -> N
     [
         ([], ["--run", "2"], (5, "no run 2")),
         ([("raw", "depot", "transferred")], [], (1, "run 1 has no copy: raw at lngs")),
-        ([("raw", "lngs", "verifying")], [], (1, "raw at lngs is verifying, and only what is")),
+        ([("raw", "lngs", "verifying")], [], (1, "raw at lngs is verifying, and only a")),
         ([], ["--type", "minitrees"], (1, "run 1 has no copy: minitrees at lngs")),
         ([("processed", "lngs", "transferred")], ["--type", "processed"], (3, "no directory for")),
         (
@@ -164,7 +165,7 @@ def test_a_version_that_goes_without_saying(asking: Caxev, database: Named) -> N
         ([], ["--to", "chicgo"], (3, "mean 'chicago'")),
         ([], ["--from", "tape"], (1, "run 1 has no copy: raw at tape")),
         ([], ["--from", "tape", "--to", "depot"], (3, "neither tape nor depot has a listener")),
-        ([], ["--name", "x"], (2, "say which run")),
+        ([], ["--name", "x"], (2, "name one run")),
         ([], ["--timeout", "0"], (2, "not in the range")),
     ],
     ids=str,
@@ -212,8 +213,8 @@ def run_of(*copies: tuple[str, str, str], **fields: Any) -> Run:
 def test_a_request_expects_what_was_seen() -> None:
     """It counts only where the source still is as it was, and where there is no such copy."""
     run = run_of(("raw", "lngs", "transferred"))
-    assert why_not(run, WAY) is None
-    update = asked_for(run, WAY, "me@here", NOW)
+    assert why_not(run, PATH) is None
+    update = new_request(run, PATH, "me@here", NOW)
     assert CopyIs(THERE, {"status": "transferred", "owner": None}) in update.expect
     assert len(update.expect) == 2
 
@@ -248,7 +249,7 @@ async def test_of_many_who_ask_one_is_heard(database: Named) -> None:
         (run,) = await db.select(Selection(), NOW)
 
         async def ask(number: int) -> None:
-            won.append(await db.update_run(asked_for(run, WAY, f"{number}@here", NOW), NOW))
+            won.append(await db.update_run(new_request(run, PATH, f"{number}@here", NOW), NOW))
 
         async with trio.open_nursery() as nursery:
             for number in range(8):
@@ -269,7 +270,7 @@ def test_cancel(asking: Caxev, database: Named) -> None:
     answer = asking(*COPY, "--cancel", "--json")
     assert (answer.code, summary(answer)["status"]) == (0, "cancelled")
     assert entries(database) == before
-    assert_one_line(asking(*COPY, "--cancel"), 1, "nobody asks for raw at chicago of run 1")
+    assert_one_line(asking(*COPY, "--cancel"), 1, "no raw copy at chicago is requested for run 1")
 
 
 @pytest.mark.replicaset
@@ -277,7 +278,7 @@ def test_cancel(asking: Caxev, database: Named) -> None:
     ("fields", "words"),
     [
         ({"status": "transferring"}, "raw at chicago is transferring: too late"),
-        ({"source": "depot"}, "raw at chicago was asked for from depot"),
+        ({"source": "depot"}, "raw at chicago was requested from depot"),
     ],
     ids=str,
 )
@@ -299,7 +300,7 @@ def test_explain_knows_who_asked(asking: Caxev, database: Named) -> None:
     insert(database)
     asking(*COPY, "--no-wait")
     out = asking("explain", "--run", "1", "--site", "chicago").out
-    (line,) = [line for line in out.splitlines() if line.startswith("raw at chicago: asked for by")]
+    (line,) = [line for line in out.splitlines() if line.startswith("raw at chicago: requested by")]
     assert ", from lngs, 20" in line
 
 
@@ -324,20 +325,20 @@ def test_how_a_copy_stands() -> None:
         run.document["data"][1].update(fields)
         return Run.from_document(run.document)
 
-    look = partial(standing, key=WANTED)
+    look = partial(copy_state, key=WANTED)
     asked = at("requested")
     assert look(None, reactions=()).over
     assert look(run_of(), reactions=()).status == GONE
-    assert look(at("transferred"), reactions=()) == Standing("transferred", over=True)
-    assert look(at("error", error="bad"), reactions=()) == Standing("error", "bad", over=True)
-    assert look(asked, reactions=()) == Standing("requested")
+    assert look(at("transferred"), reactions=()) == CopyState("transferred", over=True)
+    assert look(at("error", error="bad"), reactions=()) == CopyState("error", "bad", over=True)
+    assert look(asked, reactions=()) == CopyState("requested")
     at_work = look(asked, reactions=[pair(asked, None)])
     assert (at_work.line, at_work.over) == ("requested: 3 B of 9 B", False)
     skipped = look(asked, reactions=[pair(asked, Done("nothing to do: full"))])
     assert (skipped.line, skipped.over) == ("requested: pull at chicago: nothing to do: full", True)
     assert look(asked, reactions=[pair(asked, Failed("no"))]).over
     assert not look(asked, reactions=[pair(asked, Failed("no")), pair(asked, None)]).over
-    assert look(asked, reactions=[pair(asked, Failed("no"), after="requested@1")]) == Standing(
+    assert look(asked, reactions=[pair(asked, Failed("no"), after="requested@1")]) == CopyState(
         "requested"
     )
     begun = at("transferring")
@@ -439,7 +440,7 @@ async def test_a_copy_is_watched_to_its_end(asking: Caxev, database: Named) -> N
     ("status", "fields", "line"),
     [
         ("error", {"error": "2 files differ"}, "error: 2 files differ"),
-        (None, {}, "gone: the request was taken back"),
+        (None, {}, "gone: the request was withdrawn"),
     ],
 )
 async def test_a_bad_end(
@@ -500,7 +501,7 @@ async def test_a_listener_does_it(
         answer = await trio.to_thread.run_sync(asking, *COPY)
     assert answer.code == code
     assert answer.out.splitlines()[-1].endswith(line)
-    assert "nobody listens" not in answer.out
+    assert "no listener is active" not in answer.out
 
 
 @pytest.mark.replicaset
@@ -509,7 +510,7 @@ def test_a_timeout_leaves_the_request(asking: Caxev, database: Named) -> None:
     insert(database)
     answer = asking(*COPY, "--timeout", "0.5")
     assert answer.code == 1
-    assert answer.err.startswith("caxev: not done after 0.5 s; the request stands; to take it back")
+    assert answer.err.startswith("caxev: not done after 0.5 s; the request stands; to withdraw it")
     back = (
         answer.err.strip().partition(": caxev ")[2].partition(": caxev ")[2]
         or (answer.err.strip().rpartition("caxev ")[2])
@@ -533,11 +534,11 @@ async def test_ctrl_c_leaves_the_request(asking: Caxev, database: Named) -> None
         assert process.stdout is not None
         # The second line comes when the watching is about to begin.
         assert process.stdout.readline() == b"requested\n"
-        assert b"nobody listens" in process.stdout.readline()
+        assert b"no listener is active" in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out = (await trio.to_thread.run_sync(process.stdout.read)).decode()
         assert process.wait() == 130
-    assert out.startswith("interrupted: the request stands; to take it back: caxev copy --run 1 ")
+    assert out.startswith("interrupted: the request stands; to withdraw it: caxev copy --run 1 ")
     assert out.endswith("--from lngs --to chicago --cancel\n")
     assert entries(database)[1]["status"] == "requested"
 

@@ -89,7 +89,7 @@ def test_it_can_be_taken_back(asking: Caxev, database: Named) -> None:
     assert asking(*RM, "--cancel").code == 0
     there = entries(database)["lngs"]
     assert (there["status"], there["deletion"]) == ("transferred", None)
-    assert "taken back by" in there["withdrawn"]["why"]
+    assert "withdrawn by" in there["withdrawn"]["why"]
     insert_erasing(database)
     assert_one_line(asking(*RM, "--cancel"), 1, "too late")
 
@@ -161,7 +161,7 @@ def test_what_the_rules_would_delete(asking: Caxev, database: Named) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
-        (("--site", "lngs"), 2, "say which run"),
+        (("--site", "lngs"), 2, "name one run"),
         (("--run", "9", "--site", "lngs"), 5, "no run 9"),
         (("--run", "1", "--site", "depot"), 3, "no listener"),
         (("--run", "1", "--site", "lngs", "--type", "processed"), 1, "no processed copy"),
@@ -195,4 +195,4 @@ def test_vouching_marks_a_copy_and_has_all_judged_again(asking: Caxev, database:
     assert "check_asked" not in there["stockholm"]
     assert there["stockholm"]["status_since"].year > 2020
     nothing = asking("vouch", "--run", "1", "--site", "stockholm")
-    assert_one_line(nothing, 1, "nothing to vouch for")
+    assert_one_line(nothing, 1, "cannot be vouched for")

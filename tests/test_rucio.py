@@ -866,7 +866,7 @@ def test_what_the_commands_tell(bench: Bench, database: Named, online: Caxev) ->
     bench.server.path(place.partition(":")[0], "pax_info.json").write_bytes(b"bad")
     found = online("rucio", "check", "--deep", "--repair", "--run", number)
     assert (found.code, "pax_info.json at DISK1 has 3 bytes" in found.out) == (1, True)
-    assert "to be brought again" in found.out
+    assert "will be uploaded again" in found.out
     (row,) = json.loads(online("rucio", "locate", "--run", number, "--json").out)
     assert row["status"] == "RSEreupload"
 
@@ -942,7 +942,7 @@ def test_get_and_put_ask_for_what_is_not_there(
         for status in ("error", "RSEquota", "RSEreupload"):
             then = {"data.$.status": status, "data.$.trigger": "x"}
             runs.update_one({"data.host": "rucio-catalogue"}, {"$set": then})
-            assert "would be asked for" in online(*put, "--dry-run").out
+            assert "would be requested" in online(*put, "--dry-run").out
             assert entry_at(runs, "rucio-catalogue")["status"] == status
             assert online(*put).code == 0
             again = entry_at(runs, "rucio-catalogue")
@@ -1008,11 +1008,11 @@ def test_check_compares_both_ways(
         other_place = {**twice, "location": "xe1t_SR001_elsewhere:raw"}
         runs.update_one({"_id": run.number}, {"$push": {"data": other_place}})
         (row,) = json.loads(online(*check, "--repair").out)
-        assert row["repair"] == "left alone: they name several datasets"
+        assert row["repair"] == "not repaired: they name several datasets"
         client[database.name]["caxev_manifests"].delete_many({})
         check = ("rucio", "check", "--run", str(other.number), "--json")
         (row,) = json.loads(online(*check, "--repair").out)
-        assert "what its files must be is not known" in row["problem"]
+        assert "checksums are unknown" in row["problem"]
         assert row["repair"] == "its site compares it"
         document = runs.find_one({"_id": other.number})
         assert document is not None
@@ -1033,12 +1033,12 @@ def test_rules_are_looked_at_anew_when_a_person_asks(
         runs = client[database.name]["runs_new"]
         assert online(*rules, "--dry-run").code == 0
         assert entry_at(runs, "rucio-catalogue")["rules"] == "a digest"
-        assert online(*rules, "--apply").out == "1 runs: asked lngs\n"
+        assert online(*rules, "--apply").out == "1 runs: requested from lngs\n"
         assert entry_at(runs, "rucio-catalogue")["rules"] is None
         assert client[database.name]["caxev_requests"].count_documents({}) == 1
     assert online("rucio", "rules", "--apply", "--last-days", "1").code == NO_SUCH_RUN
     both = online(*rules, "--apply", "--dry-run")
-    assert (both.code, "say one of" in both.err) == (2, True)
+    assert (both.code, "give one of" in both.err) == (2, True)
 
 
 @pytest.mark.replicaset
@@ -1065,11 +1065,11 @@ def test_giving_a_dataset_up_is_decided_as_any_deletion(
         answer = online(*rm)
         assert (answer.code, "being read" in answer.out) == (1, True)
         runs.update_one({}, {"$pull": {"data": {"host": "chicago"}}})
-        assert "would go" in online(*rm, "--dry-run").out
+        assert "would be deleted" in online(*rm, "--dry-run").out
         assert entry_at(runs, "rucio-catalogue")["status"] == "transferred"
         assert online(*rm).code == 0
         assert entry_at(runs, "rucio-catalogue")["status"] == "deleting"
-        assert "going already" in online(*rm).out
+        assert "being deleted already" in online(*rm).out
         cancel = ("rm", "--run", str(run.number), "--site", "rucio-catalogue", "--cancel")
         assert online(*cancel).code == 0
         assert entry_at(runs, "rucio-catalogue")["status"] == "transferred"
@@ -1144,7 +1144,7 @@ def test_copies_on_disk_are_purged_only_for_a_dataset_that_was_compared(
     with MongoClient[dict[str, Any]](database.uri) as client:
         runs = client[database.name]["runs_new"]
         answer = online(*purge)
-        assert (answer.code, "never compared: asked" in answer.out) == (1, True)
+        assert (answer.code, "never compared: requested" in answer.out) == (1, True)
         assert "check_asked" in entry_at(runs, "rucio-catalogue")
         now = datetime.now(UTC)
         compared = {"data.$.verified_at": now, "data.$.verified_noted": now}
@@ -1158,7 +1158,7 @@ def test_copies_on_disk_are_purged_only_for_a_dataset_that_was_compared(
             "location": f"{bench.made('chicago')}/run",
         }
         runs.update_one({}, {"$push": {"data": other}})
-        assert "would go" in online(*purge, "--dry-run").out
+        assert "would be deleted" in online(*purge, "--dry-run").out
         assert entry_at(runs, "lngs")["status"] == "transferred"
         assert online(*purge).code == 0
         assert entry_at(runs, "lngs")["status"] == "deleting"

@@ -21,18 +21,16 @@ from pymongo.collection import Collection
 
 from caxev import CopyKey, Run, RunUpdate, Skip, aio
 from caxev.cli import cli
-from caxev.cli.tape import (
-    Summary,
-    _restore,
+from caxev.cli.forget import forget_request
+from caxev.cli.tape.look import (
+    TapeSummary,
     above,
-    check_ask,
     days,
-    forget_ask,
     on_tape,
-    put_ask,
     row_of,
     should_be_there,
 )
+from caxev.cli.tape.request import check_request, put_request, restore
 from caxev.config import ArchiveOptions, ConfigError, archive_between, load_sites
 from caxev.config.reading import read
 from caxev.core.model import CopyIs
@@ -303,17 +301,16 @@ def test_what_is_wrong_with_an_archive_is_told(tmp_path: Path, value: Any, messa
 def test_what_put_check_and_forget_write() -> None:
     """A request, a field, a removal with a tombstone; where there is nothing to do, why."""
     run = run_of(entry("lngs"), entry("xenon", "error"))
-    asked = put_ask(run, ["xenon", "lngs"], "tape")
+    asked = put_request(run, ["xenon", "lngs"], "tape")
     assert asked.update is not None
     assert (asked.update.add or {}).items() >= {"host": "tape", "status": "requested"}.items()
-    assert put_ask(run, ["xenon"], "tape").update is None
-    assert check_ask(run, "tape").update is None
-    assert forget_ask(run, "tape", "lost").update is None
+    assert put_request(run, ["xenon"], "tape").update is None
+    assert check_request(run, "tape").update is None
     run = run_of(entry("tape"))
-    update = check_ask(run, "tape").update
+    update = check_request(run, "tape").update
     assert isinstance(update, RunUpdate)
     assert len(update.append["check_asked"]) == 1
-    update = forget_ask(run, "tape", "the tape is lost").update
+    update = forget_request(run, run.copies[0], "the tape is lost").update
     assert isinstance(update, RunUpdate)
     assert isinstance(update.remove, CopyIs)
     assert (update.tombstone or {})["why"] == "the tape is lost"
@@ -331,7 +328,7 @@ def test_the_database_against_the_tape() -> None:
     ]
     assert on_tape({**row, "bytes": 4}, held)["note"] == "another size on tape"
     assert not on_tape({**row, "status": "error"}, {})["missing"]
-    found = Summary()
+    found = TapeSummary()
     found.count({**row, "missing": True})
     assert found.words == "1 runs: 1 transferred; 3 B on tape; 1 of them are missing on tape"
 
@@ -341,8 +338,8 @@ def test_what_is_fetched_without_a_digest_says_so(tmp_path: Path) -> None:
     reach = Reach(HERE, SITES.get("tape"))
     for digest, ending in (("ab" * 64, ""), (None, " (unverified: no digest is known)")):
         run = run_of(entry("tape", location="/tsm//x/", checksum=digest))
-        row = _restore(run, run.copies[0], None, reach, tmp_path, dry_run=True)
-        assert (row["verified"], row["what"]) == (digest is not None, f"{tmp_path / 'x'}{ending}")
+        row = restore(run, run.copies[0], None, reach, tmp_path, dry_run=True)
+        assert (row["verified"], row["state"]) == (digest is not None, f"{tmp_path / 'x'}{ending}")
 
 
 def test_what_is_read_without_a_digest_is_not_called_verified() -> None:
@@ -378,7 +375,7 @@ def test_a_run_that_should_be_on_tape_counts() -> None:
         assert should_be_there(copy, disks, bringing) == owed
     row = row_of(raw, None, None, owed=True)
     assert (row["note"], on_tape(row, {})["missing"]) == ("should be on tape", True)
-    found = Summary()
+    found = TapeSummary()
     found.count(row)
     assert found.words == "1 runs: 1 not on tape; 0 B on tape; 1 of them are missing on tape"
 

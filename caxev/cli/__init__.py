@@ -1,8 +1,9 @@
 """The command line. `main` is the console script ``caxev``.
 
-One module for each group of commands; `options` holds what all of them share, `output` how tables
-are printed, `errors` the exit codes. Commands import what is heavy when they run, so that
-``caxev --help`` is quick.
+One module for each group of commands. `command` makes a function a command, `options` holds the
+options that all have, `selection` those that select runs, `values` the types of values. `requests`
+has listeners do something, `output` prints tables, `errors` has the exit codes. Commands import
+what is heavy when they run, so that ``caxev --help`` is quick.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import click
 
 from caxev import __version__
 from caxev.cli.errors import EPILOG, report_errors
-from caxev.cli.options import State, example, global_options
+from caxev.cli.options import GlobalOptions, example, global_options
 
 # The summaries are repeated here, because taking them from the commands would import every module
 # for ``caxev --help``.
@@ -105,7 +106,7 @@ class Caxev(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, and turn its errors into one line and an exit code."""
-        options = ctx.ensure_object(State)
+        options = ctx.ensure_object(GlobalOptions)
         with report_errors(debug=lambda: options.debug):
             return super().invoke(ctx)
 
@@ -115,9 +116,9 @@ class Caxev(click.Group):
     epilog="\n\n".join(
         (example("caxev demo", "caxev listen --site lngs", "caxev status --run 123"), EPILOG)
     ),
+    params=[*global_options()],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@global_options(hidden=False)
 @click.version_option(__version__, prog_name="caxev")
 def cli() -> None:
     """Move, verify, process and delete an experiment's runs, driven by changes of its database.

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from caxev.cli.completion import SITE
-from caxev.cli.errors import CONFIGURATION, FAILED
-from caxev.cli.options import State, as_json, as_table, example, global_options, state
-from caxev.cli.output import Column, Table, print_line, show, show_json
+from caxev.cli.command import command
+from caxev.cli.errors import CONFIGURATION
+from caxev.cli.options import GlobalOptions, as_json, as_text, example, options
+from caxev.cli.output import Column, Table, columns, print_line, show, show_json
+from caxev.cli.values import PLACE, SITE
 from caxev.config import (
     BY_METHOD,
     DEFAULT_HANDLERS,
@@ -21,14 +22,30 @@ from caxev.config import (
     Site,
     Sites,
     find_sites,
+    load_handlers,
     private_directories,
     secret,
 )
+from caxev.config.merging import merge as merged
 from caxev.config.sites import DIRECTORIES
+from caxev.copies.storage import sites_sharing_storage
+from caxev.core.errors import GiveUp, Retry, RootAway
+from caxev.core.registry import (
+    CopyFieldTrigger,
+    CopyTrigger,
+    FieldTrigger,
+    Handler,
+    TagTrigger,
+    Trigger,
+    by_name,
+    recorded,
+)
+from caxev.files import is_bare, lies_in, not_private, to_nobody
+from caxev.files.roots import find_markers
 
 if TYPE_CHECKING:
-    from caxev.core.registry import Handler, Trigger
     from caxev.database import Database
+    from caxev.database.setup import Role, Standing
 
 
 # -- the database -------------------------------------------------------------------------------
@@ -39,26 +56,25 @@ def db() -> None:
     """Prepare the database: indexes, users and their rights."""
 
 
-@db.command(
-    "init",
-    epilog=example(
-        "caxev db init --dry-run",
-        "caxev db init --mongo-uri mongodb://admin@host/run?replicaSet=runs",
-    ),
+@command(
+    "caxev db init --dry-run",
+    "caxev db init --mongo-uri mongodb://admin@host/run?replicaSet=runs",
+    group=db,
+    name="init",
 )
 @click.option("--dry-run", is_flag=True, help="Show what is there and what is missing.")
-@as_table
-@global_options(hidden=True)
-def db_init(*, dry_run: bool, as_json: bool) -> None:
+def db_init(*, dry_run: bool) -> None:
     """Make the collections and indexes that listeners and commands need.
 
     A listener makes those of caxev's own collections at its start, if its user may. Those of
     the runs are made by this command only: commands on one run, a host or a tag are slow
     without them. It can be repeated.
     """
-    options = state()
-    options.log("warning")
-    made = options.with_database(lambda database: database.init(dry_run=dry_run))
+
+    async def make(database: Database) -> list[Standing]:
+        return await database.init(dry_run=dry_run)
+
+    made = options().with_database(make)
     rows = [
         {
             "collection": one.collection,
@@ -69,27 +85,19 @@ def db_init(*, dry_run: bool, as_json: bool) -> None:
         }
         for one in made
     ]
-    show(Table(_INDEXES, rows), as_json=as_json)
-    if any(one.refused for one in made):
-        raise click.exceptions.Exit(FAILED)
+    show(Table(_INDEXES, rows), failed=any(one.refused for one in made))
 
 
-_INDEXES = (
-    Column("collection", "COLLECTION"),
-    Column("index", "INDEX"),
-    Column("keys", "KEYS", minor=1),
-    Column("state", "STATE"),
-    Column("for", "FOR", minor=2),
-)
+_INDEXES = columns("collection", "index", Column("keys", minor=1), "state", Column("for", minor=2))
 
 
-@db.command(
-    "grants",
-    epilog=example(
-        "caxev db grants --site lngs",
-        "caxev db grants --site lngs --apply",
-        "caxev db grants --init",
-    ),
+@command(
+    "caxev db grants --site lngs",
+    "caxev db grants --site lngs --apply",
+    "caxev db grants --init",
+    group=db,
+    name="grants",
+    output=as_json,
 )
 @click.option("--site", type=SITE, help="The site whose user it is.")
 @click.option("--init", "for_init", is_flag=True, help="A user that may do caxev db init, only.")
@@ -99,37 +107,22 @@ _INDEXES = (
     help="A certificate's subject, instead of a password.",
 )
 @click.option("--apply", "apply_", is_flag=True, help="Make them, or update them.")
-@as_json
-@global_options(hidden=True)
-def db_grants(
-    *, site: str | None, for_init: bool, x509: str | None, apply_: bool, as_json: bool
-) -> None:
+def db_grants(*, site: str | None, for_init: bool, x509: str | None, apply_: bool) -> None:
     """Show, or make, the role and the user that a listener needs.
 
     They are made with --apply. The role allows what a listener does, or with --init what caxev
     db init does, and no more. Give an administrator's --mongo-uri. The new user's password is
     read from NEW_PASSWORD, or from the file that NEW_PASSWORD_FILE names.
     """
-    from caxev.database.setup import commands, init_role, site_role
+    from caxev.database.setup import init_role, site_role
 
     if (site is None) != for_init:
-        raise click.UsageError("say whose: --site or --init")
-    options = state()
-    options.log("warning")
-    settings = options.settings()
-    if site is None:
-        role, name, what = init_role(settings), "init", "what caxev db init does"
-    else:
-        options.sites().get(site)
-        role, name, what = site_role(settings), site, f"what the listener of {site} does"
-    user = x509 or f"{settings.prefix}{name}"
+        raise click.UsageError("give either --site or --init")
+    settings = options().settings()
+    role = init_role(settings) if site is None else site_role(settings)
+    user = x509 or f"{settings.prefix}{site or 'init'}"
     if not apply_:
-        rows = commands(role, user, None, x509=x509 is not None)
-        if as_json:
-            show_json([{"database": where, "command": command} for where, command in rows])
-        else:
-            for where, command in rows:
-                click.echo(_in_shell(where, command))
+        _show_grants(role, user, x509=x509 is not None)
         return
     password = None if x509 else secret("NEW_PASSWORD")
     if password is None and x509 is None:
@@ -140,8 +133,20 @@ def db_grants(
     async def grant(database: Database) -> None:
         await database.grant(user, password, role, x509=x509 is not None)
 
-    options.with_database(grant)
-    print_line(f"{user} may do at {settings.safe_uri} {what}")
+    options().with_database(grant)
+    rights = "caxev db init" if site is None else f"{site}'s listener"
+    print_line(f"{user} has the rights of {rights} at {settings.safe_uri}")
+
+
+def _show_grants(role: Role, user: str, *, x509: bool) -> None:
+    from caxev.database.setup import commands
+
+    rows = commands(role, user, None, x509=x509)
+    if options().as_json:
+        show_json([{"database": name, "command": command} for name, command in rows])
+        return
+    for name, one in rows:
+        click.echo(_in_shell(name, one))
 
 
 def _in_shell(database: str, command: dict[str, Any]) -> str:
@@ -159,14 +164,10 @@ def sites() -> None:
     """Check sites.json and the connections between sites; merge several files."""
 
 
-@sites.command(
-    "check", epilog=example("caxev sites check", "caxev sites check --site lngs --connect")
-)
-@click.option("--site", type=SITE, help="The site of this machine, whose directories are checked.")
+@command("caxev sites check", "caxev sites check --site lngs --connect", group=sites)
+@click.option("--site", type=PLACE, help="The site of this machine, whose directories are checked.")
 @click.option("--connect", is_flag=True, help="Reach the other sites from --site.")
-@as_table
-@global_options(hidden=True)
-def check(site: str | None, connect: bool, as_json: bool) -> None:
+def check(*, site: str | None, connect: bool) -> None:
     """Report everything that is wrong with sites.json, or list its sites.
 
     With --site, the site's directories are checked on this machine. With --connect, the other
@@ -174,71 +175,58 @@ def check(site: str | None, connect: bool, as_json: bool) -> None:
     """
     if connect and site is None:
         raise click.UsageError("--connect needs --site: from where?")
-    options = state()
-    options.log("warning")
-    known = _read(options)
+    known = _read(options())
     rows = [_site_row(one) for one in known.values()]
     shared: Iterable[str] = ()
+    columns: tuple[Column, ...] = _SITES
     if site is not None:
         here = known.get(site)
         rows = [_checked(row, known, here, connect=connect) for row in rows]
         shared = _shared_directories(here, known)
-    for warning in (*known.warnings, *_unknown_tasks(options, known), *shared):
+        columns += (Column("state", "STATE"),)
+    for warning in (*known.warnings, *_unknown_tasks(options(), known), *shared):
         print_line(f"warning: {warning}", err=True)
-    show(
-        Table(_SITES if site is None else (*_SITES, Column("state", "STATE")), rows),
-        as_json=as_json,
-    )
-    if any(row.get("ok") is False for row in rows):
-        raise click.exceptions.Exit(FAILED)
+    show(Table(columns, rows), failed=any(row.get("ok") is False for row in rows))
 
 
-@sites.command("merge", epilog=example("caxev sites merge cax.json cax_tsm.json > sites.json"))
+@command("caxev sites merge cax.json cax_tsm.json > sites.json", group=sites, output=as_text)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--first", is_flag=True, help="If files disagree, the first one decides.")
-@global_options(hidden=True)
 def merge(*, files: tuple[str, ...], first: bool) -> None:
     """Print one sites.json made of several: cax has one for each program.
 
     If the files disagree, only that is printed, unless --first decides.
     """
-    from caxev.config.merging import merge as merged
-
-    state().log("warning")
     entries, conflicts = merged(files)
     for conflict in conflicts:
         click.echo(f"caxev: {conflict}{'; the first is taken' if first else ''}", err=True)
     if conflicts and not first:
-        click.echo(
-            "caxev: make the files agree, or give --first to take what the first says", err=True
-        )
+        click.echo("caxev: make the files agree, or let the first one decide by --first", err=True)
         raise click.exceptions.Exit(CONFIGURATION)
     show_json(entries)
 
 
-def _unknown_tasks(options: State, known: Sites) -> Iterable[str]:
+def _unknown_tasks(given: GlobalOptions, known: Sites) -> Iterable[str]:
     """Return the names in the sites' task_lists that are unknown."""
     for site in known.values():
         if site.task_list:
             try:
                 # With that site's own handlers: a task is known if its own site knows it.
-                handlers = options.registry(site.name).handlers.values()
+                handlers = given.registry(site.name).handlers.values()
             except ConfigError as error:  # a module that only that site has
                 yield f"site {site.name!r}: task_list is not checked here: {error.summary}"
             else:
                 yield from site.unknown_tasks(handlers)
 
 
-@sites.command("init", epilog=example("caxev sites init --site lngs"))
+@command("caxev sites init --site lngs", group=sites)
 @click.option("--site", type=SITE, required=True, help="The site of this machine.")
 @click.option(
     "--force",
     is_flag=True,
     help="Although the marker that the database knows, or copies, are missing.",
 )
-@as_table
-@global_options(hidden=True)
-def init(site: str, force: bool, as_json: bool) -> None:
+def init(*, site: str, force: bool) -> None:
     """Mark a site's directories, so that unmounted disks are noticed.
 
     An unmounted disk would look like an empty one. Each directory gets a small file whose id
@@ -247,39 +235,29 @@ def init(site: str, force: bool, as_json: bool) -> None:
     """
     from caxev.engine.root_markers import init_roots
 
-    options = state()
-    options.log("warning")
-    known = options.sites()
-    here = known.get(site)
-    rows = options.with_database(lambda database: init_roots(database, here, known, force=force))
-    show(Table(_ROOTS, rows), as_json=as_json, empty=f"{site} has no directories")
-    if not all(row["ok"] for row in rows):
-        raise click.exceptions.Exit(FAILED)
+    known = options().sites()
+    rows = options().with_database(init_roots, known.get(site), known, force=force)
+    failed = not all(row["ok"] for row in rows)
+    show(Table(_ROOTS, rows), empty=f"{site} has no directories", failed=failed)
 
 
-_ROOTS = (Column("directory", "DIRECTORY"), Column("marker", "MARKER"), Column("state", "STATE"))
+_ROOTS = columns("directory", "marker", "state")
 
 
-def _read(options: State) -> Sites:
+def _read(given: GlobalOptions) -> Sites:
     """Read the sites; if the file has several problems, report all of them."""
     try:
-        return options.sites()
+        return given.sites()
     except ConfigError as error:
         if len(error.problems) == 1:
             raise
-        file = find_sites(options.config).absolute()
+        file = find_sites(given.config).absolute()
         for problem in error.problems:
             print_line(f"caxev: {file}: {problem}", err=True)
         raise click.exceptions.Exit(CONFIGURATION) from None
 
 
-_SITES = (
-    Column("site", "SITE"),
-    Column("method", "METHOD"),
-    Column("address", "ADDRESS"),
-    Column("listener", "LISTENER"),
-    Column("directories", "DIRECTORIES"),
-)
+_SITES = columns("site", "method", "address", "listener", "directories")
 
 
 def _site_row(site: Site) -> dict[str, Any]:
@@ -305,7 +283,7 @@ def _checked(row: dict[str, Any], known: Sites, here: Site, *, connect: bool) ->
                 *catalogue_problems(here, known),
             )
         )
-        return {**row, "ok": not wrong, "state": wrong or "ok: we are here"}
+        return {**row, "ok": not wrong, "state": wrong or "ok: this site"}
     if not connect:
         return {**row, "ok": None, "state": None}
     return {**row, **_connected(here, there)}
@@ -316,9 +294,6 @@ def private_problems(here: Site, known: Sites, *, bare: bool = True) -> Iterable
 
     Without `bare`, mount points without their disks are left out, because those problems pass.
     """
-    from caxev.copies.storage import sites_sharing_storage
-    from caxev.files import is_bare, lies_in, not_private
-
     # Data directories are written by other sites' accounts, and also by programs of the experiment:
     # state, keys and handlers below one would be under their control.
     names = sites_sharing_storage(here, known)
@@ -327,7 +302,7 @@ def private_problems(here: Site, known: Sites, *, bare: bool = True) -> Iterable
         if (root := lies_in(path, shared)) is not None:
             yield (
                 f"{key}: {path} lies in {root}, where other sites may write:"
-                " name a directory beside it"
+                " choose a directory outside of it"
             )
         elif (bare or not is_bare(path)) and (why := not_private(path)) is not None:
             yield f"{key}: {why}"
@@ -339,23 +314,20 @@ def _directory_problems(site: Site) -> Iterable[str]:
         if not os.path.isdir(root):  # noqa: PTH112  # kept as the text that sites.json has
             yield f"{root} is not a directory here"
         elif not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-            yield f"{root} cannot be read and written by us"
+            yield f"{root} is not readable and writable for this user"
 
 
 def _shared_directories(here: Site, known: Sites) -> Iterable[str]:
     """Report directories with the marker of a site that sites.json has on another machine."""
-    from caxev.core.errors import RootAway
     from caxev.engine.root_markers import foreign_markers
-    from caxev.files import to_nobody
-    from caxev.files.roots import find_markers
 
     for root in here.roots:
         with suppress(RootAway):  # reported as a problem of the directory already
             for marker in foreign_markers(find_markers(root, report=to_nobody), here, known):
                 yield (
                     f"site {here.name!r}: {root} has the marker of {marker.key} of {marker.site}: "
-                    "if it is one directory, copies of both sites in it count as one, once caxev "
-                    "sites init --force has noted that marker; if it is a clone, remove the marker"
+                    "if both use this directory, run caxev sites init --force, and copies of both "
+                    "in it count as one; if it is a clone, remove the marker"
                 )
 
 
@@ -379,14 +351,13 @@ def catalogue_problems(here: Site, known: Sites) -> Iterable[str]:
 
 def _connected(here: Site, there: Site) -> dict[str, Any]:
     from caxev import transfer
-    from caxev.core.errors import GiveUp, Retry
     from caxev.rucio.client import check as check_catalogue
     from caxev.tape.base import Reach
     from caxev.tape.find import methods as archives
     from caxev.tape.steps import check as check_tape
 
     if there.method not in {*transfer.methods(), *archives(), "rucio"}:
-        return {"ok": None, "state": f"reached by {there.method}, which is not checked here"}
+        return {"ok": None, "state": f"reached by {there.method}, which this command cannot check"}
     # An unreachable site is one row's result: the other sites are still tried.
     try:
         if there.method in archives():
@@ -403,32 +374,23 @@ def _connected(here: Site, there: Site) -> dict[str, Any]:
 # -- handlers -----------------------------------------------------------------------------------
 
 
-@click.command(
-    epilog=example("caxev handlers", "caxev handlers --site lngs --handlers my_handlers.py")
-)
+@command("caxev handlers", "caxev handlers --site lngs --handlers my_handlers.py")
 @click.option("--site", type=SITE, help="Include this site's own handlers.")
-@as_table
-@global_options(hidden=True)
-def handlers(site: str | None, as_json: bool) -> None:
+def handlers(*, site: str | None) -> None:
     """List the handlers: what triggers each, and what it does.
 
     With --site, also the site's own handlers, and which of all it enables.
     """
-    options = state()
-    options.log("warning")
     if site is not None:
-        registry = options.registry(site)
+        registry = options().registry(site)
         rows = [_handler_row(one, one in registry.enabled) for one in registry.handlers.values()]
     else:
-        rows = [_handler_row(one, None) for one in _all_handlers(options.handlers)]
+        rows = [_handler_row(one, None) for one in _all_handlers(options().handlers)]
     columns = _HANDLERS if site is None else (*_HANDLERS, Column("enabled", "ENABLED"))
-    show(Table(columns, rows), as_json=as_json, empty="there are no handlers")
+    show(Table(columns, rows), empty="there are no handlers")
 
 
 def _all_handlers(files: Iterable[str]) -> list[Handler]:
-    from caxev.config import load_handlers
-    from caxev.core.registry import by_name, recorded
-
     load_handlers(BY_METHOD.values(), files, default=DEFAULT_HANDLERS)
     try:
         return list(by_name(recorded).values())
@@ -436,13 +398,13 @@ def _all_handlers(files: Iterable[str]) -> list[Handler]:
         raise ConfigError(str(error)) from error
 
 
-_HANDLERS = (
-    Column("handler", "HANDLER"),
-    Column("lane", "LANE", minor=1),
-    Column("triggers", "TRIGGERS"),
-    Column("aliases", "ALIASES", minor=2),
-    Column("module", "MODULE", minor=3),
-    Column("does", "DOES"),
+_HANDLERS = columns(
+    "handler",
+    Column("lane", minor=1),
+    "triggers",
+    Column("aliases", minor=2),
+    Column("module", minor=3),
+    "does",
 )
 
 
@@ -460,8 +422,6 @@ def _handler_row(handler: Handler, enabled: bool | None) -> dict[str, Any]:
 
 def in_words(trigger: Trigger) -> str:
     """Return a trigger in words: ``raw copy here becomes transferred``."""
-    from caxev.core.registry import CopyFieldTrigger, CopyTrigger, FieldTrigger, TagTrigger
-
     match trigger:
         case CopyTrigger(status, type_, host):
             return f"{_copy(type_, host)} is {_either(status)}"
@@ -471,9 +431,9 @@ def in_words(trigger: Trigger) -> str:
             return f"field {_either(path)} is set or changed"
         case TagTrigger(name, gone):
             which = "any tag" if "*" in name else f"tag {_either(name)}"
-            return f"{which} is {'taken away' if gone else 'there'}"
+            return f"{which} is {'removed' if gone else 'added'}"
         case _:
-            return "the run is deleted" if trigger.gone else "the run is there"
+            return "the run is deleted" if trigger.gone else "the run is new"
 
 
 def _copy(kinds: Iterable[str], hosts: Iterable[str]) -> str:

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from caxev.cli.completion import SITE
-from caxev.cli.errors import FAILED, NothingToDo
-from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Parts, Table, print_line, show
+from caxev.cli.command import command
+from caxev.cli.errors import NothingToDo
+from caxev.cli.options import as_table, as_text, example, hidden_options, options
+from caxev.cli.output import Column, Parts, Table, columns, print_line, show
+from caxev.cli.requests import leave, with_hint
+from caxev.cli.runs import shown_by_name
+from caxev.cli.values import SITE, check_known
+from caxev.config import Site
+from caxev.core.alarms import Alarm, AlarmState, Severity, urgency
 
 if TYPE_CHECKING:
-    from caxev.config import Site
-    from caxev.core.alarms import AlarmState
     from caxev.database import Database
 
 
@@ -23,49 +26,43 @@ if TYPE_CHECKING:
     epilog=example("caxev alarms", "caxev alarms test --site lngs", "caxev alarms clear 3f9ac0d1"),
 )
 @click.option("--site", type=SITE, help="Only of this site.")
-@click.option("--all", "everything", is_flag=True, help="Also those that are over.")
-@as_table
-@global_options(hidden=True)
+@click.option("--all", "everything", is_flag=True, help="Also those that have ended.")
 @click.pass_context
-def alarms(context: click.Context, site: str | None, everything: bool, as_json: bool) -> None:
+def alarms(context: click.Context, site: str | None, everything: bool) -> None:
     """List the active alarms, and the sinks to which they could not be delivered.
 
     The most severe come first. `clear` ends an alarm by hand, `test` tries the sinks.
     """
     if context.invoked_subcommand is not None:
         return
-    options = state()
-    options.log("warning")
-    if site is not None:
-        site = options.sites().get(site).name
+    options().log("warning")
+    check_known(context)
 
     async def find(database: Database) -> list[dict[str, Any]]:
-        from caxev.cli.runs import shown_by_name
-
         found = [one for one in await database.alarms(site) if everything or one.active]
         names = {one.alarm.run for one in found} - {""}
         return alarm_rows(found, {name: await shown_by_name(database, name) for name in names})
 
-    rows = options.with_database(find)
-    show(Table(_ALARMS, rows), as_json=as_json, empty="no alarm is active")
+    show(Table(_ALARMS, options().with_database(find)), empty="no alarm is active")
 
 
-_ALARMS = (
-    Column("id", "ID"),
-    Column("site", "SITE"),
-    Column("severity", "SEVERITY"),
-    Column("since", "SINCE", minor=1),
-    Column("over", "OVER", minor=2),
+alarms.params += [*as_table(), *hidden_options()]
+
+
+_ALARMS = columns(
+    "id",
+    "site",
+    "severity",
+    Column("since", minor=1),
+    Column("over", "ENDED", minor=2),
     Column("summary", "ALARM"),
-    Column("why", "WHY"),
+    "why",
     Column("undelivered", "NOT DELIVERED"),
 )
 
 
 def alarm_rows(found: Sequence[AlarmState], runs: Mapping[str, Parts]) -> list[dict[str, Any]]:
     """Return a row for each alarm, the worst first; `runs` are those that alarms are about."""
-    from caxev.core.alarms import urgency
-
     return [_row(one, runs) for one in sorted(found, key=urgency)]
 
 
@@ -90,28 +87,23 @@ def _row(state: AlarmState, runs: Mapping[str, Parts]) -> dict[str, Any]:
 # -- test ---------------------------------------------------------------------------------------
 
 
-@alarms.command("test", epilog=example("caxev alarms test --site lngs"))
+@command("caxev alarms test --site lngs", group=alarms)
 @click.option("--site", type=SITE, required=True, help="The site whose `alarms` are tested.")
-@as_table
-@global_options(hidden=True)
-def test(site: str, as_json: bool) -> None:
+def test(site: str) -> None:
     """Send a test alarm to each sink of a site, from this machine.
 
-    The table shows which sinks accepted it. Its end is never sent: at PagerDuty, resolve it by
+    The table shows which sinks accepted it. Its end is not sent: at PagerDuty, resolve it by
     hand.
     """
     import trio
 
-    options = state()
-    options.log("warning")
-    rows = trio.run(_tried, options.sites().get(site))
-    show(Table(_TESTED, rows), as_json=as_json, empty=f"{site} names no `alarms` in sites.json")
+    rows = trio.run(_tried, options().sites().get(site))
     # A site without sinks fails, too: nobody would hear of an alarm.
-    if not all(row["ok"] for row in rows) or not rows:
-        raise click.exceptions.Exit(FAILED)
+    failed = not rows or not all(row["ok"] for row in rows)
+    show(Table(_TESTED, rows), empty=f"{site} has no `alarms` in sites.json", failed=failed)
 
 
-_TESTED = (Column("sink", "SINK"), Column("kind", "KIND"), Column("ok", "OK"), Column("why", "WHY"))
+_TESTED = columns("sink", "kind", "ok", "why")
 
 
 async def _tried(site: Site) -> list[dict[str, Any]]:
@@ -119,7 +111,6 @@ async def _tried(site: Site) -> list[dict[str, Any]]:
 
     from caxev.alarms.manager import try_send
     from caxev.alarms.recipients import recipients
-    from caxev.core.alarms import Alarm, Severity
 
     alarm = Alarm(
         site.name,
@@ -146,21 +137,17 @@ async def _tried(site: Site) -> list[dict[str, Any]]:
 # -- clear --------------------------------------------------------------------------------------
 
 
-@alarms.command("clear", epilog=example("caxev alarms clear 3f9ac0d1"))
+@command("caxev alarms clear 3f9ac0d1", group=alarms, output=as_text)
 @click.argument("alarm", metavar="ID")
-@global_options(hidden=True)
 def clear(alarm: str) -> None:
     """End an alarm that nothing clears by itself.
 
     The site's listener does it, or the next one if none runs.
     """
-    options = state()
-    options.log("warning")
-    print_line(options.with_database(lambda database: _clear(database, alarm)))
+    print_line(options().with_database(_clear, alarm))
 
 
 async def _clear(database: Database, name: str) -> str:
-    from caxev.cli.replay import leave, nobody
     from caxev.database import Request
 
     found = [one.alarm for one in await database.alarms() if one.active]
@@ -168,5 +155,4 @@ async def _clear(database: Database, name: str) -> str:
     if alarm is None:
         raise NothingToDo(f"no alarm {name!r} is active: caxev alarms lists those that are")
     asked = await leave(database, alarm.site, [Request("clear", alarm=alarm.key)])
-    line = f"{alarm.site}: asked to clear: {alarm.summary}"
-    return line if asked["listening"] else f"{line}; {nobody(alarm.site)}"
+    return with_hint(f"{alarm.site}: requested to clear: {alarm.summary}", asked)

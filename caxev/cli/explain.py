@@ -10,116 +10,115 @@ import click
 from attrs import define, field
 
 from caxev.cli import timeline
-from caxev.cli.completion import SITE
-from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, event_parts, print_line, show, time
-from caxev.cli.selection import one_run
+from caxev.cli.admin import in_words
+from caxev.cli.command import command
+from caxev.cli.options import options
+from caxev.cli.output import Table, columns, event_parts, print_line, show, time
+from caxev.cli.reaction_rows import ReportedProgress
+from caxev.cli.runs import which
+from caxev.cli.selection import RunChoice, selects_run
+from caxev.cli.values import SITE
+from caxev.core.clock import utcnow
+from caxev.core.job import Skip
+from caxev.core.ledger import Reaction
+from caxev.core.model import (
+    REQUESTED,
+    Aspect,
+    Copy,
+    CopyField,
+    CopyKey,
+    Event,
+    Existence,
+    Field,
+    Run,
+    Tag,
+)
+from caxev.core.recording import Maker, Outlook, outlook
+from caxev.core.registry import (
+    CopyFieldTrigger,
+    CopyTrigger,
+    FieldTrigger,
+    Handler,
+    Registry,
+    TagTrigger,
+    Trigger,
+)
 
 if TYPE_CHECKING:
-    from caxev.core.ledger import Reaction
-    from caxev.core.model import (
-        Aspect,
-        Copy,
-        Event,
-        Run,
-    )
-    from caxev.core.recording import Outlook
-    from caxev.core.registry import Handler, Registry, Trigger
     from caxev.database import Database
 
     Owed = tuple[Reaction, Mapping[str, Any]]
 
 
-@click.command(
-    epilog=example(
-        "caxev explain --run 123 --site lngs",
-        "caxev explain --name 161111_1434 --detector tpc --site chicago --json",
-        "caxev explain --run 123 --timeline",
-    )
+@command(
+    "caxev explain --run 123 --site lngs",
+    "caxev explain --name 161111_1434 --detector tpc --site chicago --json",
+    "caxev explain --run 123 --timeline",
 )
-@one_run
+@selects_run()
 @click.option("--site", type=SITE, help="The site whose handlers are explained.")
 @click.option("--timeline", "as_timeline", is_flag=True, help="Show what happened, by time.")
-@as_table
-@global_options(hidden=True)
-def explain(  # noqa: PLR0917  # the options
-    number: int | None,
-    name: str | None,
-    detector: str | None,
-    site: str | None,
-    as_timeline: bool,
-    as_json: bool,
-) -> None:
+def explain(*, run: RunChoice, site: str | None, as_timeline: bool) -> None:
     """Show what each handler of a site did with a run, or why it did nothing.
 
     The first place to look when nothing happens to a run. With --timeline, what has happened to
     the run, in order of time, at one site or at all.
     """
-    from caxev.cli.runs import one
-
-    if (number is None) == (name is None):
-        raise click.UsageError("say which run: --run or --name")
     if site is None and not as_timeline:
-        raise click.UsageError("say which site's handlers: --site (or --timeline, for all)")
-    options = state()
-    options.log("warning")
-    registry = None if site is None else options.registry(site)
-
-    async def ask(database: Database) -> tuple[Run, list[Owed], bool, Container[str]]:
-        # A site that is no longer in sites.json may have reactions, too: ask for its record.
-        found = await one(number, name, detector).find_one(database, database.settings)
-        run = (await database.runs([found.id])).get(found.id, found)  # with all its fields
-        records = await database.site_records()
-        sites = [site] if site is not None else [one.site for one in records]
-        reactions: list[Owed] = [
-            reaction for one in sites for reaction in await database.reactions(one, run=run.id)
-        ]
-        known: Container[str] = ()
-        if site is not None:
-            by = (await database.snapshot(site, [run.id])).handlers.get(run.id, 0)
-            known = (await database.handler_sets(site)).get(by, ())
-        listening = any(one.active and one.site == site for one in records)
-        return run, reactions, listening, known
-
-    run, reactions, listening, known = options.with_database(ask)
-    if not as_json:
-        print_line(f"{run}{f' at {site}' if site else ''}")
+        raise click.UsageError("name the site whose handlers to explain: --site (or --timeline)")
+    registry = None if site is None else options().registry(site)
+    found, reactions, listening, known = options().with_database(_history, run, site)
+    if not options().as_json:
+        print_line(f"{found}{f' at {site}' if site else ''}")
     if as_timeline or registry is None:
-        table, nothing = Table(timeline.COLUMNS, timeline.rows(run, reactions, site)), "nothing"
-    else:
-        _say_more(registry, run, as_json=as_json)
-        explanation = Explanation(registry, run, reactions, listening, known)
-        table, nothing = Table(_COLUMNS, list(explanation.rows())), "no handlers"
-    show(table, as_json=as_json, empty=nothing)
-
-
-def _say_more(registry: Registry, run: Run, *, as_json: bool) -> None:
-    """Print what concerns all handlers of a site."""
-    if as_json:
+        show(Table(timeline.COLUMNS, timeline.rows(found, reactions, site)), empty="nothing")
         return
+    if not options().as_json:
+        _print_preface(registry, found)
+    explanation = Explanation(registry, found, reactions, listening, known)
+    show(Table(_COLUMNS, list(explanation.rows())), empty="no handlers")
+
+
+async def _history(
+    database: Database, choice: RunChoice, site: str | None
+) -> tuple[Run, list[Owed], bool, Container[str]]:
+    """Return the run, and the reactions to it at the sites.
+
+    Then, of the site: whether a listener acts for it, and which handlers know the run.
+    """
+    found = await choice.find_one(database)
+    run = (await database.runs([found.id])).get(found.id, found)  # with all its fields
+    # A site that is no longer in sites.json may have reactions, too: ask for its record.
+    records = await database.site_records()
+    sites = [site] if site is not None else [one.site for one in records]
+    reactions: list[Owed] = [
+        reaction for one in sites for reaction in await database.reactions(one, run=run.id)
+    ]
+    known: Container[str] = ()
+    if site is not None:
+        by = (await database.snapshot(site, [run.id])).handlers.get(run.id, 0)
+        known = (await database.handler_sets(site)).get(by, ())
+    return run, reactions, any(one.active and one.site == site for one in records), known
+
+
+def _print_preface(registry: Registry, run: Run) -> None:
+    """Print what concerns all handlers of a site."""
     here = registry.here.name
-    if not state().sites().get(here).wants_run(run.name):
-        print_line(f"the run is not in dataset_list of {here}: handlers let it pass")
+    if not options().sites().get(here).wants_run(run.name):
+        print_line(f"the run is not in dataset_list of {here}: its handlers skip it")
     for copy in run.copies:
-        print_line(_asked_for(copy))
+        print_line(_request_of(copy))
 
 
-def _asked_for(copy: Copy) -> str:
+def _request_of(copy: Copy) -> str:
     """Return who requested a copy that does not exist yet; an empty text for any other."""
-    from caxev.core.model import REQUESTED
-
     if copy.status != REQUESTED:
         return ""
-    who, since = copy.creation_place or "somebody", time(copy.since)
-    return f"{copy.key}: asked for by {who}, from {copy.source}, {since or 'a time not known'}"
+    who, since = copy.creation_place or "an unknown user", time(copy.since)
+    return f"{copy.key}: requested by {who}, from {copy.source}, {since or 'at an unknown time'}"
 
 
-_COLUMNS = (
-    Column("handler", "HANDLER"),
-    Column("event", "EVENT"),
-    Column("state", "STATE"),
-    Column("why", "WHY"),
-)
+_COLUMNS = columns("handler", "event", "state", "why")
 
 
 @define
@@ -138,11 +137,8 @@ class Explanation:
     outlook: Sequence[Outlook] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        from caxev.core.clock import utcnow
-        from caxev.core.recording import Maker, outlook
-
         self.snapshot = self.run.snapshot(self.registry.watched)
-        maker = Maker(self.registry, state().sites())
+        maker = Maker(self.registry, options().sites())
         standing = {reaction.id: reaction for reaction, _ in self.reactions}
         now = utcnow()
         self.outlook = list(
@@ -164,7 +160,7 @@ class Explanation:
         for reaction, document in owed:
             yield self._reaction_document(reaction, document)
         if handler not in self.registry.enabled:
-            why = state().sites().get(self.registry.here.name).unmet(handler)
+            why = options().sites().get(self.registry.here.name).unmet(handler)
             yield _row(handler.name, None, "off", f"not enabled: {why}")
             return
         standing = {reaction.id for reaction, _ in owed}
@@ -181,13 +177,10 @@ class Explanation:
 
     def _ahead(self, one: Outlook) -> tuple[str, str]:
         """Return the state, and why, of what has no reaction."""
-        from caxev.cli.runs import which
-        from caxev.core.job import Skip
-
         if isinstance(one.decision, Skip):
             return "nothing to do", one.decision.why
         where = f"{which(self.run)} --site {self.registry.here.name}"
-        return "missing", f"would fire, as {one.why}: caxev replay {where}"
+        return "missing", f"would run, as {one.why}: caxev replay {where}"
 
     def _reaction_document(self, reaction: Reaction, document: Mapping[str, Any]) -> dict[str, Any]:
         why = self._reason(reaction, document)
@@ -200,22 +193,18 @@ class Explanation:
         }
 
     def _reason(self, reaction: Reaction, document: Mapping[str, Any]) -> str:
-        from caxev.cli.reaction_rows import Progress
-        from caxev.cli.runs import which
-        from caxev.core.clock import utcnow
-
         match str(reaction.state):
             case "done":
                 return _joined(
-                    f"{time(document.get('settled')) or 'a time not known'}", reaction.note
+                    f"{time(document.get('settled')) or 'at an unknown time'}", reaction.note
                 )
             case "running" if self.listening:
-                return _joined("at work", str(Progress.of(document.get("progress")) or ""))
+                return _joined("running", str(ReportedProgress.of(document.get("progress")) or ""))
             case "running":  # its listener has died; the next one takes it up again
-                return f"interrupted: nobody listens for {reaction.site}"
+                return f"interrupted: no listener is active for {reaction.site}"
             case "failed":
                 again = f"caxev retry {which(self.run)} --site {reaction.site}"
-                return f"{reaction.note}; to try again: {again}"
+                return f"{reaction.note}; to retry: {again}"
             case _:
                 return _joined(self._waits(reaction, utcnow()), reaction.note)
 
@@ -223,13 +212,11 @@ class Explanation:
         if reaction.due > now:
             return f"waits until {time(reaction.due)}"
         if not self.listening:
-            return f"waits: nobody listens for {reaction.site}"
+            return f"waits: no listener is active for {reaction.site}"
         return "due now, as soon as a worker is free"
 
     def _unmet(self, handler: Handler) -> Iterator[str]:
         """Return, for each trigger, the condition that is not met."""
-        from caxev.cli.admin import in_words
-
         for trigger in handler.triggers:
             reasons = list(dict.fromkeys(self._reasons(trigger)))
             shown = ", ".join(reasons[:_SHOWN]) + (", ..." if len(reasons) > _SHOWN else "")
@@ -250,15 +237,6 @@ _SHOWN = 4
 
 def _about(trigger: Trigger) -> type:
     """Return the kind of aspect to which a trigger reacts."""
-    from caxev.core.model import (
-        CopyField,
-        CopyKey,
-        Existence,
-        Field,
-        Tag,
-    )
-    from caxev.core.registry import CopyFieldTrigger, CopyTrigger, FieldTrigger, TagTrigger
-
     match trigger:
         case CopyTrigger():
             return CopyKey

@@ -32,7 +32,7 @@ _HELD: Final = ("dir_raw", "dir_processed", "dir_minitrees")
 Kind = Literal["stray", "leftover"]
 
 
-class Claim(NamedTuple):
+class ClaimedPlace(NamedTuple):
     """A place that an entry names; `must`: its files must exist."""
 
     path: bytes
@@ -88,7 +88,7 @@ class Inventory:
 
     # -- claims -----------------------------------------------------------------------------
 
-    def claim(self, claims: Iterable[Claim]) -> None:
+    def claim(self, claims: Iterable[ClaimedPlace]) -> None:
         """Store claims; of two claims on one place, one with `must` counts."""
         self._db.execute("BEGIN")
         self._db.executemany(
@@ -135,19 +135,19 @@ class Inventory:
         query = "SELECT COUNT(*) FROM claims WHERE must AND NOT seen"
         return int(self._db.execute(query).fetchone()[0])
 
-    def gone(self) -> Iterator[list[Claim]]:
+    def gone(self) -> Iterator[list[ClaimedPlace]]:
         """Return the copies whose files are missing, in pages; after `settle`."""
         after = b""
         while page := self._unseen(after):
             after = page[-1].path
             yield page
 
-    def _unseen(self, after: bytes) -> list[Claim]:
+    def _unseen(self, after: bytes) -> list[ClaimedPlace]:
         query = (
             "SELECT path, must, run, number, name, type, version, location FROM claims "
             "WHERE path>? AND must AND NOT seen ORDER BY path LIMIT ?"
         )
-        return [Claim(*row) for row in self._db.execute(query, (after, PAGE))]
+        return [ClaimedPlace(*row) for row in self._db.execute(query, (after, PAGE))]
 
     # -- finds ------------------------------------------------------------------------------
 

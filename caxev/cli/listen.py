@@ -9,112 +9,116 @@ from typing import TYPE_CHECKING, Any
 import click
 from loguru import logger
 
-from caxev.cli.completion import SITE
-from caxev.cli.options import State, as_table, example, global_options, state
-from caxev.cli.output import Column, Table, event_parts, show
+from caxev.cli.admin import catalogue_problems, private_problems
+from caxev.cli.command import command, together
+from caxev.cli.options import GlobalOptions, options
+from caxev.cli.output import Table, columns, event_parts, show
+from caxev.cli.runs import shown_all
+from caxev.cli.values import SITE
 from caxev.config import ConfigError, Sites, find_sites, load_sites, private_directories
+from caxev.core.clock import utcnow
+from caxev.core.ledger import Reaction
+from caxev.core.recording import Maker, compare
+from caxev.core.registry import Registry
+from caxev.files import is_bare, not_private
 from caxev.finite import Finite
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from caxev.core.ledger import Reaction
-    from caxev.core.registry import Registry
     from caxev.database import Database, Request, Snapshots
+    from caxev.engine.options import Options
 
 
-@click.command(
-    epilog=example(
-        "caxev listen --site lngs",
-        "caxev listen --site lngs --once",
-        "caxev listen --site lngs --dry-run --json",
-    )
+@command(
+    "caxev listen --site lngs",
+    "caxev listen --site lngs --once",
+    "caxev listen --site lngs --dry-run --json",
+    log=None,
 )
 @click.option("--site", type=SITE, required=True, help="The site to act for.")
 @click.option("--once", is_flag=True, help="Catch up, run what is due, and exit.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done now; write nothing.")
-@click.option(
-    "--lease",
-    "lease_time",
-    type=Finite(0.5, 3600),
-    default=15.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How soon a stand-by takes over from a listener that vanished.",
+@together(
+    "running",
+    dict,
+    click.option(
+        "--lease",
+        "lease_time",
+        type=Finite(0.5, 3600),
+        default=15.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How soon a stand-by takes over from a listener that vanished.",
+    ),
+    click.option(
+        "--grace",
+        type=Finite(0, 86400),
+        default=30.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long running reactions may continue after SIGTERM.",
+    ),
+    click.option(
+        "--metrics-port",
+        type=click.IntRange(1, 65535),
+        metavar="N",
+        help="Serve metrics for Prometheus on this port of loopback.",
+    ),
 )
-@click.option(
-    "--grace",
-    type=Finite(0, 86400),
-    default=30.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long running reactions may continue after SIGTERM.",
-)
-@click.option(
-    "--metrics-port",
-    type=click.IntRange(1, 65535),
-    metavar="N",
-    help="Serve metrics for Prometheus on this port of loopback.",
-)
-@as_table
-@global_options(hidden=True)
-def listen(
-    *,
-    site: str,
-    once: bool,
-    dry_run: bool,
-    lease_time: float,
-    grace: float,
-    metrics_port: int | None,
-    as_json: bool,
-) -> None:
+def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> None:
     """Act for a site: follow the runs database and react to its changes.
 
     Runs until SIGTERM. A second listener for the same site stands by, and takes over when the
     first one has gone. The first SIGTERM lets running reactions end (--grace); a second one
     ends them at once. --dry-run shows what it would do now.
     """
-    options = state()
-    options.log("warning" if dry_run else "info", lasting=not dry_run)
-    registry = options.registry(site)
-    if as_json and not dry_run:
+    given = options()
+    given.log("warning" if dry_run else "info", lasting=not dry_run)
+    registry = given.registry(site)
+    if given.as_json and not dry_run:
         raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")
     from caxev.engine import listener
+
+    listening = _listening(given, site, registry, once=once, **running)
+    if dry_run:
+        rows = given.with_database(_would, site, registry)
+        show(Table(_COLUMNS, rows), empty=f"nothing is due at {site}")
+        return
+    listener.run(listener.listen, listening)
+
+
+def _listening(given: GlobalOptions, site: str, registry: Registry, **running: Any) -> Options:
+    """Return the listener's options, checked. Raises `ConfigError` if it could not run."""
     from caxev.engine.options import Options
     from caxev.rucio.messages import Messages
     from caxev.rucio.rule_files import RuleFiles
 
-    sites = options.sites()
+    sites = given.sites()
     here = sites.get(site)
     if not here.listener:
         raise ConfigError(
-            f"site {site!r} has no listener, says {sites.path}: listen at a site that brings data "
-            f'there or fetches it; or, if that is a site of its own, write "listener": true'
+            f"site {site!r} has no listener, according to {sites.path}: run one at a site that "
+            'uploads there or fetches from it; or, if this is a site of its own, set "listener": '
+            "true"
         )
     for line in here.unknown_tasks(registry.handlers.values()):
         logger.warning(line)
-    listening = Options(
+    found = Options(
         site=here,
         sites=sites,
-        settings=options.settings(),
+        settings=given.settings(),
         registry=registry,
-        handler_files=options.handlers,
-        once=once,
-        lease_time=lease_time,
-        grace=grace,
-        metrics_port=metrics_port,
+        handler_files=given.handlers,
         # The engine knows nothing of Rucio: what runs beside it is handed to it.
         services=(RuleFiles, Messages),
-        reread=partial(_reread, options, site),
+        reread=partial(_reread, given, site),
+        **running,
     )
     _check(site, sites)
     # Built now for its errors: a wrong alarm sink must not be found at the first alarm.
-    listening.recipients()
-    if dry_run:
-        rows = options.with_database(lambda database: _would(database, site, registry))
-        show(Table(_COLUMNS, rows), as_json=as_json, empty=f"nothing is due at {site}")
-        return
-    listener.run(listener.listen, listening)
+    found.recipients()
+    return found
 
 
 def _check(site: str, sites: Sites) -> None:
@@ -122,9 +126,6 @@ def _check(site: str, sites: Sites) -> None:
 
     A disk that is not mounted is no reason: reactions that need it wait.
     """
-    from caxev.cli.admin import catalogue_problems, private_problems
-    from caxev.files import is_bare, not_private
-
     here = sites.get(site)
     problems = [*private_problems(here, sites, bare=False), *catalogue_problems(here, sites)]
     if problems:
@@ -132,24 +133,19 @@ def _check(site: str, sites: Sites) -> None:
     # At boot a listener may start before its disks are mounted. It must not fail for that.
     for key, path in private_directories(here, sites):
         if is_bare(path):
-            logger.warning("{}: {}; what needs it waits", key, not_private(path))
+            logger.warning("{}: {}; reactions that need it wait", key, not_private(path))
 
 
-def _reread(options: State, site: str) -> Sites:
+def _reread(given: GlobalOptions, site: str) -> Sites:
     """Read sites.json again, and check it as at the start."""
-    # Not `options.sites()`, which reads the file once. An error leaves the listener with what it
+    # Not `given.sites()`, which reads the file once. An error leaves the listener with what it
     # has: see the caller.
-    sites = load_sites(find_sites(options.config))
+    sites = load_sites(find_sites(given.config))
     _check(site, sites)
     return sites
 
 
-_COLUMNS = (
-    Column("run", "RUN"),
-    Column("event", "EVENT"),
-    Column("handler", "HANDLER"),
-    Column("why", "WHY"),
-)
+_COLUMNS = columns("run", "event", "handler", "why")
 _PAGE = 1000
 
 
@@ -158,7 +154,7 @@ async def _would(database: Database, site: str, registry: Registry) -> list[dict
     # In the listener's own order: the ledger, the requests, then a scan of all runs.
     rows = [row async for row in _due(database, site)]
     rows += [
-        {"event": None, "handler": request.handler, "why": _asked(request)}
+        {"event": None, "handler": request.handler, "why": _requested(request)}
         for request in await database.pending(site)
     ]
     after, more = None, True
@@ -172,10 +168,7 @@ async def _would(database: Database, site: str, registry: Registry) -> list[dict
 
 def new_reactions(registry: Registry, found: Snapshots) -> Iterator[dict[str, Any]]:
     """Return the reactions to the changes between the stored snapshots and the runs of now."""
-    from caxev.core.clock import utcnow
-    from caxev.core.recording import Maker, compare
-
-    maker, now = Maker(registry, state().sites()), utcnow()
+    maker, now = Maker(registry, options().sites()), utcnow()
     times = dict.fromkeys([*found.now, *found.before], now)
     for reaction in compare(maker, times, found.before, found.now, found.whole).standing(()):
         event = reaction.event
@@ -188,9 +181,9 @@ def new_reactions(registry: Registry, found: Snapshots) -> Iterator[dict[str, An
         }
 
 
-def _asked(request: Request) -> str:
+def _requested(request: Request) -> str:
     what = "all runs" if request.runs is None else _runs(len(request.runs))
-    return f"asked for: {request.kind} of {what}"
+    return f"requested: {request.kind} of {what}"
 
 
 def _runs(number: int) -> str:
@@ -198,8 +191,6 @@ def _runs(number: int) -> str:
 
 
 async def _due(database: Database, site: str) -> AsyncIterator[dict[str, Any]]:
-    from caxev.core.clock import utcnow
-
     now = utcnow()
     for lane in await database.lanes(site):
         async for reaction in _due_in(database, site, lane, now):
@@ -236,7 +227,5 @@ async def _due_in(
 
 async def _labelled(database: Database, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Replace the runs' ids by their numbers or names."""
-    from caxev.cli.runs import shown_all
-
     named = await shown_all(database, (row["id"] for row in rows if "id" in row))
     return [{"run": named.get(row.pop("id", None)), **row} for row in rows]

@@ -24,79 +24,73 @@ import click
 import trio
 from attrs import evolve, frozen
 
-from caxev.cli.completion import SITE
+from caxev.cli.command import command
 from caxev.cli.errors import NothingToDo
-from caxev.cli.options import as_json, example, global_options, state
-from caxev.cli.output import print_line, show_json
-from caxev.cli.selection import of_data, one_run
+from caxev.cli.options import as_json, options
+from caxev.cli.output import print_line, show_lines
+from caxev.cli.runs import copy_cells
+from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_run
+from caxev.cli.site_paths import at_disks, ours, own_name
+from caxev.cli.values import SITE
 from caxev.config import Site, Sites
+from caxev.copies.remaining import unread
+from caxev.copies.sharing import sharing_here
+from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.escapes import escaped
+from caxev.core.model import MOVING, TRANSFERRED, Copy, CopyKey, Run
+from caxev.core.update import RunUpdate
 from caxev.failpoints import point
+from caxev.files import (
+    MOVED_PREFIX,
+    Manifest,
+    confine,
+    confine_own,
+    digest_tree,
+    inside,
+    local,
+    make_parents,
+    process_lock,
+    rename_new,
+    safe_name,
+    scan,
+    to_nobody,
+)
+from caxev.files.resolved import remove, sync
 
 if TYPE_CHECKING:
-    from caxev.cli.runs import Wanted
-    from caxev.core.model import Copy, CopyKey, Run
-    from caxev.core.update import RunUpdate
     from caxev.database import Database
-    from caxev.files import Manifest
 
 _WITHDRAWING: Final = 10.0
 """The time limit, in seconds, for undoing the first step."""
 
 
-@click.command(
-    epilog=example(
-        "caxev mv --run 123 --site lngs --to /data2/raw",
-        "caxev mv --run 123 --site lngs --to /data2/raw --dry-run",
-        "caxev mv --name 161111_1434 --site lngs --type processed --version v6.8.0 --to /data2/p",
-    )
+@command(
+    "caxev mv --run 123 --site lngs --to /data2/raw",
+    "caxev mv --run 123 --site lngs --to /data2/raw --dry-run",
+    "caxev mv --name 161111_1434 --site lngs --type processed --version v6.8.0 --to /data2/p",
+    output=as_json,
 )
-@one_run
+@selects_run()
 @click.option("--site", type=SITE, required=True, help="The site of this machine and the copy.")
-@of_data
+@selects_data
 @click.option("--to", required=True, metavar="PATH", help="The directory to move it to.")
 @click.option("--dry-run", is_flag=True, help="Show what would be moved; touch nothing.")
-@as_json
-@global_options(hidden=True)
-def mv(
-    *,
-    number: int | None,
-    name: str | None,
-    detector: str | None,
-    site: str,
-    kind: str,
-    version: str | None,
-    to: str,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def mv(*, run: RunChoice, site: str, data: DataChoice, to: str, dry_run: bool) -> None:
     """Move the files of a copy to another directory of its site.
 
     Run it on the site's own machine. The copy keeps its name: PATH is the directory to move it
     to, with or without that name. If the command is killed, give it again: it continues.
     """
-    from caxev.cli.runs import one
-    from caxev.cli.site_paths import at_disks, ours
-    from caxev.core.model import CopyKey
-
-    if (number is None) == (name is None):
-        raise click.UsageError("say which run: --run or --name")
-    options = state()
-    options.log("warning")
-    here = ours(site)
+    here, key = ours(site), CopyKey(data.kind, site, data.version)
 
     async def move(database: Database) -> Mapping[str, Any]:
-        async with at_disks(database, here, options.sites()) as (there, sites):
-            key, wanted = CopyKey(kind, site, version), one(number, name, detector)
-            errand = Errand(there, sites, key, wanted, to)
-            return await (errand.plan(database) if dry_run else errand.go(database))
+        async with at_disks(database, here, options().sites()) as (there, sites):
+            one = MoveCommand(there, sites, key, run, to)
+            return await (one.plan(database) if dry_run else one.go(database))
 
-    row = options.with_database(move)
-    if as_json:
-        show_json([row])
-    else:
-        print_line(f"{row['state']}: {row['from']} -> {row['to']}")
+    row = options().with_database(move)
+    show_lines([row], lambda row: f"{row['state']}: {row['from']} -> {row['to']}")
 
 
 @frozen
@@ -112,8 +106,6 @@ class Move:
 
     @property
     def aside(self) -> str:
-        from caxev.files import MOVED_PREFIX
-
         directory, name = os.path.split(self.old)
         return f"{directory}/{MOVED_PREFIX}{name}"
 
@@ -124,13 +116,8 @@ class Move:
 
     def row(self, run: Run, what: str) -> Mapping[str, Any]:
         """Return the row that the command prints."""
-        from caxev.cli.runs import shown
-
         return {
-            "run": shown(run),
-            "type": self.copy.type,
-            "version": self.copy.version,
-            "host": self.copy.host,
+            **copy_cells(run, self.copy.key),
             "from": self.old,
             "to": self.new,
             "state": what,
@@ -142,66 +129,61 @@ def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:
 
     Reads no file, but resolves links.
     """
-    from caxev.core.model import MOVING, TRANSFERRED
-    from caxev.files import confine, inside, safe_name
-
     # A copy that is `moving` is accepted, too: an earlier call was killed, and this one continues.
     copy = run.copy(key)
     if copy is None:
         raise NothingToDo(f"{run} has no copy: {key}")
     if copy.location is None or copy.status not in (TRANSFERRED, MOVING):
-        raise NothingToDo(f"{run}: {key} is {copy.status}, and only what is transferred is moved")
+        raise NothingToDo(
+            f"{run}: {key} is {copy.status}, and only a transferred copy can be moved"
+        )
     old, name = confine(copy.location, site.roots), safe_name(copy.location)
     # The name stays: it is that of the run, by which `caxev register` and people find it.
     place = os.path.abspath(to)
     new = confine(place if os.path.basename(place) == name else f"{place}/{name}", site.roots)
     if inside(os.fsencode(new), os.fsencode(old)):  # a directory cannot be renamed into itself
-        raise NothingToDo(f"{escaped(new)} is inside of what is to be moved")
+        raise NothingToDo(f"{escaped(new)} is inside the directory to be moved")
     heading = copy.moving_to
     if copy.status == MOVING and heading != new:
-        raise NothingToDo(f"{run}: {key} is on its way to {heading}: finish that first (--to)")
+        raise NothingToDo(f"{run}: {key} is being moved to {heading}: finish that first (--to)")
     return Move(copy, old, new)
 
 
 @frozen
-class Errand:
+class MoveCommand:
     """One copy to move at this machine's site."""
 
     site: Site
     sites: Sites
     key: CopyKey
-    wanted: Wanted
+    choice: RunChoice
     to: str
 
     async def plan(self, database: Database) -> Mapping[str, Any]:
         """Return what would be moved."""
-        run = await self.wanted.find_one(database, database.settings)
+        run = await self.choice.find_one(database)
         move = plan_move(run, self.key, self.site, self.to)
         self._sure_free(move)
         await self._sure_alone(database, run, move)
-        return move.row(run, "it is there" if move.old == move.new else "would be moved")
+        return move.row(run, "already there" if move.old == move.new else "would be moved")
 
     async def go(self, database: Database) -> Mapping[str, Any]:
         """Move it. Raises `NothingToDo`, and for errors of the disk `Retry` or `GiveUp`."""
         # Only one process of this machine at a time: a second one would take the first one's claim
         # for that of a killed command, and undo it.
-        from caxev.files import process_lock
-
-        run = await self.wanted.find_one(database, database.settings)
+        run = await self.choice.find_one(database)
         # The run is read again under the lock: the process before us may have moved the copy.
         busy = f"{run}: {self.key} is being moved by another process"
         with process_lock(f"mv {run.id} {self.key}".encode(), busy):
             return await self._go(database)
 
     async def _go(self, database: Database) -> Mapping[str, Any]:
-        from caxev.cli.site_paths import own_name
-
-        run = await self.wanted.find_one(database, database.settings)
+        run = await self.choice.find_one(database)
         move = plan_move(run, self.key, self.site, self.to)
         if move.old == move.new:
             # An earlier call may have been killed in its last step.
             await self._clear(database, run, move.copy)
-            return move.row(run, "it is there")
+            return move.row(run, "already there")
         self._sure_free(move)
         await self._sure_alone(database, run, move)
         run, moving = await self._claim(database, run, move)
@@ -227,28 +209,19 @@ class Errand:
 
     @staticmethod
     def _sure_free(move: Move) -> None:
-        from caxev.core.model import MOVING
-
         # In a move that continues, what is at the new place is ours, and `bring` compares it.
         if move.copy.status != MOVING and move.old != move.new and os.path.lexists(move.new):
             raise NothingToDo(f"{escaped(move.new)} exists already and is not replaced")
 
     async def _sure_alone(self, database: Database, run: Run, move: Move) -> None:
         """Raise `NothingToDo` if another entry has the same files: it would lose them."""
-        from caxev.copies.sharing import sharing_here
-
         if others := await sharing_here(database.neighbours, run, move.copy, self.site, self.sites):
             raise NothingToDo(
                 f"{escaped(move.old)} is at, above or below the files of {others[0]}, which would "
-                "lose them: take that entry out first"
+                "lose them: remove that entry first"
             )
 
     async def _claim(self, database: Database, run: Run, move: Move) -> tuple[Run, Copy]:
-        from caxev.copies.remaining import unread
-        from caxev.core.clock import utcnow
-        from caxev.core.model import MOVING
-        from caxev.core.update import RunUpdate
-
         if move.copy.status == MOVING:  # claimed by an earlier call
             return run, move.copy
         # The write expects the entry as we read it, and that no copy is being made from it; the
@@ -265,8 +238,6 @@ class Errand:
         return await self._written(database, run, update)
 
     async def _written(self, database: Database, run: Run, update: RunUpdate) -> tuple[Run, Copy]:
-        from caxev.core.clock import utcnow
-
         found = await database.update_run(update, utcnow())
         copy = None if found is None else found.copy(self.key)
         if found is None or copy is None:
@@ -290,15 +261,10 @@ class Errand:
                 await changed()
 
     async def _expected(self, database: Database, copy: Copy) -> Manifest | None:
-        from caxev.files import Manifest
-
         rows = None if copy.manifest is None else await database.load_manifest(copy.manifest)
         return None if rows is None else Manifest.from_rows(rows)
 
     async def _record(self, database: Database, run: Run, moving: Copy, **fields: Any) -> Run:
-        from caxev.core.model import TRANSFERRED
-        from caxev.core.update import RunUpdate
-
         update = RunUpdate.change_copy(
             run, moving, TRANSFERRED, moving_to=None, owner=None, **fields
         )
@@ -314,9 +280,6 @@ class Errand:
 
     async def _clear(self, database: Database, run: Run, copy: Copy) -> None:
         """Remove the files under the hidden name."""
-        from caxev.core.update import RunUpdate
-        from caxev.files import MOVED_PREFIX, confine_own
-
         # The entry is input from outside: remove only what has our prefix, inside of our roots.
         aside = copy.moved_from
         if aside is None or not os.path.basename(aside).startswith(MOVED_PREFIX):
@@ -338,8 +301,6 @@ def bring(move: Move, site: Site, expected: Manifest | None) -> str | None:
     new name; `Retry` if the disk fails. At every moment the whole copy is at the old place or at
     the new one. If interrupted, it can be called again.
     """
-    from caxev.files import local, make_parents, rename_new
-
     here, there = os.path.lexists(move.old), os.path.lexists(move.new)
     # Nothing at the old place: an earlier call was killed after its last rename.
     if not here:
@@ -372,30 +333,27 @@ def bring(move: Move, site: Site, expected: Manifest | None) -> str | None:
 
 
 def _sure_shape(path: str, expected: Manifest | None) -> None:
-    from caxev.files import scan
-
     if expected is None:
         return
     if differ := expected.shape().differences(scan(path)):
         raise GiveUp(
-            f"{escaped(path)} is not what its manifest says: {differ[0]} ({len(differ)} in all)"
+            f"{escaped(path)} differs from its manifest: {differ[0]} ({len(differ)} in all)"
         )
 
 
 def _copied(move: Move, site: Site, expected: Manifest | None) -> None:
     """Copy the old files to the new place, read the copy again, and compare."""
-    from caxev.files import digest_tree
     from caxev.transfer import Route
     from caxev.transfer.local import Local
 
     # No hard links: the comparison below would compare the files with themselves.
     own = evolve(site, hard_links=False)
     route = Route(own, own, move.new, move.old, expected, min_free=site.min_free)
-    Local().pull(route, report=_to_nobody)
+    Local().pull(route, report=to_nobody)
     point("mv.written")
     # Read both from the disk: without a manifest, only the old files can prove the new ones.
-    wanted = expected or digest_tree(move.old, sha512=False, report=_to_nobody)
-    found = digest_tree(move.new, sha512=False, report=_to_nobody)
+    wanted = expected or digest_tree(move.old, sha512=False, report=to_nobody)
+    found = digest_tree(move.new, sha512=False, report=to_nobody)
     if wanted.digest != found.digest:
         differ = wanted.differences(found)
         _remove(move.new)
@@ -406,20 +364,12 @@ def _copied(move: Move, site: Site, expected: Manifest | None) -> None:
 
 
 def _synced(move: Move) -> None:
-    from caxev.files.resolved import sync
-
     for path in {os.path.dirname(move.old), os.path.dirname(move.new)}:
         sync(path)
 
 
 def _remove(path: str) -> None:
-    from caxev.files.resolved import remove
-
     try:
         remove(path)
     except OSError as error:
         raise Retry(f"cannot remove {escaped(path)}: {error.strerror}") from error
-
-
-def _to_nobody(_done: int, _total: int) -> None:
-    """Report to nobody."""

@@ -15,17 +15,20 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from shutil import get_terminal_size
 from textwrap import indent
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Protocol, Self
 
 import click
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
-from caxev.cli.options import state
+from caxev.cli.errors import FAILED
+from caxev.cli.options import options
 from caxev.core.escapes import escaped
+from caxev.core.model import CopyField, CopyKey, Event, Field, Tag
 
 if TYPE_CHECKING:
-    from caxev.core.model import Event
+    from caxev.database import Database
 
+P = ParamSpec("P")
 Row = Mapping[str, Any]
 
 
@@ -49,13 +52,6 @@ def run_parts(run: object, number: int | None = None, name: str | None = None) -
 
 def event_parts(event: Event) -> Parts:
     """Return what happened to which aspect of a run: its values, without their times."""
-    from caxev.core.model import (
-        CopyField,
-        CopyKey,
-        Field,
-        Tag,
-    )
-
     kind, parts = "run", {}
     match event.aspect:
         case CopyKey() as copy:
@@ -75,11 +71,11 @@ class Column:
     """A column of a table: a row's `key`, or ``key.part`` of `Parts`, under a heading.
 
     `show` turns a value into the cell's text. If a terminal is too narrow for all columns, the most
-    `minor` are left out first, and those with 0 never.
+    `minor` are left out first, and those with 0 never. By default the key is the heading.
     """
 
     key: str
-    heading: str
+    heading: str = field(default=Factory(lambda self: self.key.upper(), takes_self=True))
     show: Callable[[Any], Any] = field(default=lambda value: value)
     minor: int = field(default=0, kw_only=True)
 
@@ -97,19 +93,23 @@ class Column:
         return len(self.heading), max(cells, default=0)
 
 
+def columns(*keys: str | Column) -> tuple[Column, ...]:
+    """Return the columns of a table; a key is a column with the key as its heading."""
+    return tuple(Column(one) if isinstance(one, str) else one for one in keys)
+
+
 @frozen
 class Table:
     """Rows, and the columns that a table shows. JSON has every key of every row."""
 
     columns: Sequence[Column]
     rows: Sequence[Row]
-    title: str = ""
 
     def fitting(self, width: int) -> Table:
         """Return the table without empty columns, and with those that fit the width."""
         columns = [one for one in self.columns if any(map(_says, map(one.value, self.rows)))]
         columns = _narrowed(columns, self.rows, width)
-        return Table(columns or self.columns[:1], self.rows, self.title)
+        return Table(columns or self.columns[:1], self.rows)
 
 
 _WHOLE: Final = 20
@@ -141,25 +141,56 @@ def _least(columns: Iterable[Column], rows: Sequence[Row]) -> int:
     return sum(least) + _GAP * (len(widths) - 1)
 
 
-def show(table: Table, *, as_json: bool, empty: str = "") -> None:
-    """Print a table to stdout; `empty` is for people, if there are no rows.
+def show(table: Table, *, empty: str = "", failed: bool = False) -> None:
+    """Print a table, or JSON, to stdout, and exit with a failure if `failed`.
 
-    Columns without anything to show are left out, and on a terminal the rest fits its width. With
-    ``--wide`` every column is there, and none is folded.
+    `empty` is for people, if there are no rows. Columns without anything to show are left out, and
+    on a terminal the rest fits its width. ``--wide`` keeps every column, and folds none.
     """
-    wide = click.get_current_context(silent=True) is not None and state().wide
-    if as_json:
+    if options().as_json:
         show_json(table.rows)
     elif not table.rows:
         print_line(empty)
     elif sys.stdout.isatty():
-        _show_rich(table, wide=wide)
+        _show_rich(table, wide=options().wide)
     else:  # a pipe has no width: leave out empty columns only
-        _show_plain(table if wide else table.fitting(sys.maxsize))
+        _show_plain(table if options().wide else table.fitting(sys.maxsize))
+    fail_if(failed)
+
+
+def fail_if(failed: bool) -> None:
+    """Exit with a failure if something has failed."""
+    if failed:
+        raise click.exceptions.Exit(FAILED)
+
+
+def show_lines(rows: Sequence[Row], line: Callable[[Row], str], *, failed: bool = False) -> None:
+    """Print a line for each row, or JSON, and exit with a failure if `failed`."""
+    if options().as_json:
+        show_json(rows)
+    else:
+        for row in rows:
+            print_line(line(row))
+    fail_if(failed)
+
+
+def stream(
+    columns: Sequence[Column],
+    rows: Callable[Concatenate[Database, P], AsyncIterable[Row]],
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> None:
+    """Print a table of copies whose rows `rows` reads from the database one by one."""
+
+    async def show_all(database: Database) -> None:
+        found = rows(database, *args, **kwargs)
+        await show_rows(columns, found, empty="there are no such copies")
+
+    options().with_database(show_all)
 
 
 async def show_rows(
-    columns: Sequence[Column], rows: AsyncIterable[Row], *, as_json: bool, empty: str = ""
+    columns: Sequence[Column], rows: AsyncIterable[Row], *, empty: str = ""
 ) -> None:
     """Print a table whose rows come one by one, as `show` does if they are few.
 
@@ -171,12 +202,12 @@ async def show_rows(
     async for row in rows:
         first.append(row)
         if len(first) > _FEW and printer is None:
-            printer = _JsonPrinter() if as_json else _LinePrinter.of(columns, first)
+            printer = _JsonPrinter() if options().as_json else _LinePrinter.of(columns, first)
         if printer is not None:
             printer.add(first)
             first = []
     if printer is None:
-        show(Table(columns, first), as_json=as_json, empty=empty)
+        show(Table(columns, first), empty=empty)
     else:
         printer.end()
 
@@ -218,7 +249,7 @@ class _LinePrinter:
     def of(cls, columns: Sequence[Column], first: Sequence[Row]) -> Self:
         """Print the headings. All columns stay, as a later row may have something to show."""
         shown = list(columns)
-        if sys.stdout.isatty() and not state().wide:
+        if sys.stdout.isatty() and not options().wide:
             shown = _narrowed(shown, first, get_terminal_size().columns)
         printer = cls(shown, [max(one.widths(first)) for one in shown])
         printer._print([one.heading for one in shown])
@@ -239,6 +270,12 @@ class _LinePrinter:
 def show_json(rows: Sequence[Row]) -> None:
     """Print rows as one JSON document: a list of objects."""
     click.echo(json_text(list(rows), indent=2))
+
+
+def confirm(question: str) -> None:
+    """Ask a person before something is done; anything but yes ends the command."""
+    # On stderr beside JSON, which has stdout to itself.
+    click.confirm(escaped(question), abort=True, err=options().as_json)
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
@@ -282,6 +319,9 @@ def size(number: object) -> str | None:
     return f"{value:.3g} TB"
 
 
+SIZE: Final = Column("bytes", "SIZE", size)
+
+
 def lasting(seconds: float) -> str:
     """Return a duration for people, in the largest unit of which there are at least two."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
@@ -301,7 +341,6 @@ def _cells(table: Table) -> list[list[str]]:
 
 
 def _show_plain(table: Table) -> None:
-    print_line(table.title)
     _LinePrinter.of(table.columns, table.rows).add(table.rows)
 
 
@@ -318,8 +357,6 @@ def _show_rich(table: Table, *, wide: bool) -> None:
         show_edge=False,
         pad_edge=False,
         padding=(0, _GAP - 1, 0, 0),  # the box adds one column
-        title=escaped(table.title) or None,
-        title_justify="left",
     )
     for column in fitting.columns:
         heading, cells = column.widths(table.rows)

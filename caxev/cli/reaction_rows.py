@@ -5,32 +5,30 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping
 from math import isfinite
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from attrs import frozen
 
-from caxev.cli.output import Column, event_parts, lasting, size
+from caxev.cli.output import Column, columns, event_parts, lasting, size
+from caxev.core.ledger import Reaction
 from caxev.core.transcript import unpacked
 
-if TYPE_CHECKING:
-    from caxev.core.ledger import Reaction
-
 RUN_COLUMN: Final = Column("run", "RUN")
-COLUMNS: Final = (
-    Column("site", "SITE"),
-    Column("handler", "HANDLER"),
-    Column("event", "EVENT"),
-    Column("state", "STATE"),
-    Column("progress", "PROGRESS", minor=1),
-    Column("due", "DUE", minor=1),
-    Column("attempts", "ATTEMPTS", minor=2),
-    Column("note", "NOTE"),
+COLUMNS: Final = columns(
+    "site",
+    "handler",
+    "event",
+    "state",
+    Column("progress", minor=1),
+    Column("due", minor=1),
+    Column("attempts", minor=2),
+    "note",
 )
 """The columns of a `reaction_row`; in lists of several runs `RUN_COLUMN` follows the site."""
 
 
 @frozen
-class Progress:
+class ReportedProgress:
     """The progress of reactions in bytes, and bytes a second; None if unknown."""
 
     done: int
@@ -38,7 +36,7 @@ class Progress:
     rate: float | None = None
 
     @classmethod
-    def of(cls, row: object) -> Progress | None:
+    def of(cls, row: object) -> ReportedProgress | None:
         """Return the progress in a reaction's ledger document; None if it has none, or nonsense."""
         # Ledger documents may come from other versions of the program: trust no type.
         match row:
@@ -49,7 +47,7 @@ class Progress:
                 return None
 
     @classmethod
-    def sum(cls, several: Iterable[Progress]) -> Progress:
+    def sum(cls, several: Iterable[ReportedProgress]) -> ReportedProgress:
         """Return the total progress, as far as it is known."""
         found = list(several)
         rates = [one.rate for one in found if one.rate is not None]
@@ -83,7 +81,7 @@ def _rate(value: object) -> float | None:
     return max(float(value), 0.0)
 
 
-def progress_cells(progress: Progress | None) -> dict[str, Any]:
+def progress_cells(progress: ReportedProgress | None) -> dict[str, Any]:
     """Return the cells of a row with its progress, for people and for programs."""
     left = None if progress is None else progress.left
     return {
@@ -95,7 +93,7 @@ def progress_cells(progress: Progress | None) -> dict[str, Any]:
     }
 
 
-def _said(document: Mapping[str, Any]) -> dict[str, str]:
+def _output(document: Mapping[str, Any]) -> dict[str, str]:
     """Return the output of the programs that the reaction has run."""
     parts = document.get("kept")
     if not parts:
@@ -103,7 +101,7 @@ def _said(document: Mapping[str, Any]) -> dict[str, str]:
     try:
         return {"said": unpacked(parts, document["kept_parts"])}
     except (LookupError, TypeError, zlib.error):
-        return {"said": "[what is kept in the ledger cannot be read]"}
+        return {"said": "[the output in the ledger is unreadable]"}
 
 
 def reaction_row(reaction: Reaction, document: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,8 +115,8 @@ def reaction_row(reaction: Reaction, document: Mapping[str, Any]) -> dict[str, A
         "due": reaction.due,
         "priority": reaction.priority,
         "attempts": reaction.attempts,
-        **progress_cells(Progress.of(progress)),
+        **progress_cells(ReportedProgress.of(progress)),
         "progress_at": progress.get("at") if isinstance(progress, dict) else None,
         "note": reaction.note,
-        **_said(document),
+        **_output(document),
     }

@@ -8,29 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from caxev.cli.completion import HANDLER, SITE
-from caxev.cli.errors import FAILED
-from caxev.cli.options import RUN_NUMBER, as_json, as_table, example, global_options, state
-from caxev.cli.output import print_line, show_json, show_rows
+from caxev.cli.command import command
+from caxev.cli.options import as_json, options
+from caxev.cli.output import show_lines, show_rows
 from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, reaction_row
+from caxev.cli.replay import handler_called
+from caxev.cli.requests import leave, listening_sites, pages, with_hint
+from caxev.cli.runs import shown_all
+from caxev.cli.selection import RunChoice, check_detector, selects_runs
+from caxev.cli.values import HANDLER, SITE
+from caxev.core.alarms import UNRECORDED
 
 if TYPE_CHECKING:
-    from caxev.cli.runs import Wanted
-    from caxev.core.registry import Registry
     from caxev.database import Database
 
 _STATES = ("failed", "running", "pending")
 _COUNTED = 1000
 
 
-@click.command(
-    epilog=example(
-        "caxev reactions --failed", "caxev reactions --pending --site lngs --handler pull --json"
-    )
-)
+@command("caxev reactions --failed", "caxev reactions --pending --site lngs --handler pull --json")
 @click.option("--failed", "states", flag_value="failed", multiple=True, help="Those given up.")
-@click.option("--running", "states", flag_value="running", multiple=True, help="Those at work.")
-@click.option("--pending", "states", flag_value="pending", multiple=True, help="Those that wait.")
+@click.option("--running", "states", flag_value="running", multiple=True, help="Those running.")
+@click.option("--pending", "states", flag_value="pending", multiple=True, help="Those waiting.")
 @click.option("--done", "states", flag_value="done", multiple=True, help="Those that are done.")
 @click.option("--site", type=SITE, help="Only at this site.")
 @click.option("--handler", type=HANDLER, help="Only of this handler.")
@@ -42,48 +41,37 @@ _COUNTED = 1000
     metavar="N",
     help="At most so many for each site and state.",
 )
-@as_table
-@global_options(hidden=True)
-def reactions(
-    states: Sequence[str], site: str | None, handler: str | None, limit: int, as_json: bool
-) -> None:
+def reactions(states: Sequence[str], site: str | None, handler: str | None, limit: int) -> None:
     """List the reactions that are pending, running or failed.
 
     A reaction is one handler's work on one change of a run. Without a state, all are listed
     that are not done.
     """
-    options = state()
-    options.log("warning")
     named = None if handler is None else _handler(handler, site)
-    names = _site_names(site)
     wanted = tuple(dict.fromkeys(states)) or _STATES
 
     async def find(database: Database) -> None:
-        rows = _find(database, await _known(database, names, site), wanted, named, limit)
-        words = " or ".join(wanted)
-        await show_rows(_COLUMNS, rows, as_json=as_json, empty=f"no reactions {words}")
+        rows = _find(database, await _known(database, site), wanted, named, limit)
+        await show_rows(_COLUMNS, rows, empty=f"no reactions {' or '.join(wanted)}")
 
-    options.with_database(find)
+    options().with_database(find)
 
 
 _COLUMNS = (COLUMNS[0], RUN_COLUMN, *COLUMNS[1:])
 
 
 def _site_names(site: str | None) -> tuple[str, ...]:
-    known = state().sites()
-    return tuple(known) if site is None else (known.get(site).name,)
+    return tuple(options().sites()) if site is None else (site,)
 
 
-async def _known(database: Database, names: Iterable[str], site: str | None) -> list[str]:
+async def _known(database: Database, site: str | None) -> list[str]:
     """Return the sites to list: the one named, or all in sites.json and all that ever listened."""
     records = () if site is not None else await database.site_records()
-    return list(dict.fromkeys([*names, *(record.site for record in records)]))
+    return list(dict.fromkeys([*_site_names(site), *(record.site for record in records)]))
 
 
 def _handler(name: str, site: str | None) -> str:
-    from caxev.cli.replay import handler_called
-
-    return handler_called(name, [state().registry(one) for one in _site_names(site)])
+    return handler_called(name, [options().registry(one) for one in _site_names(site)])
 
 
 async def _find(
@@ -93,8 +81,6 @@ async def _find(
     handler: str | None,
     limit: int,
 ) -> AsyncIterator[dict[str, Any]]:
-    from caxev.cli.runs import shown_all
-
     for site, one in product(sites, states):
         async for page in database.reaction_pages(site, one, handler, limit):
             named = await shown_all(database, (reaction.run for reaction, _ in page))
@@ -105,77 +91,49 @@ async def _find(
 # -- retry --------------------------------------------------------------------------------------
 
 
-@click.command(
-    epilog=example(
-        "caxev retry --run 123", "caxev retry --site lngs --handler pull", "caxev retry --all"
-    )
+@command(
+    "caxev retry --run 123",
+    "caxev retry --site lngs --handler pull",
+    "caxev retry --all",
+    output=as_json,
 )
 @click.option("--site", type=SITE, help="Only at this site. [default: all with a listener]")
-@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="Those of this run.")
-@click.option("--name", metavar="X", help="Those of the run of this name.")
-@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
+@selects_runs(required=False)
 @click.option("--handler", type=HANDLER, help="Only of this handler.")
 @click.option("--all", "everything", is_flag=True, help="All failed reactions.")
-@as_json
-@global_options(hidden=True)
-def retry(
-    *,
-    site: str | None,
-    number: int | None,
-    name: str | None,
-    detector: str | None,
-    handler: str | None,
-    everything: bool,
-    as_json: bool,
-) -> None:
+def retry(*, site: str | None, runs: RunChoice, handler: str | None, everything: bool) -> None:
     """Try failed reactions again, as if they had never been tried.
 
     This leaves a request to the listeners of the sites. It waits until they run.
     """
-    from caxev.cli.replay import handler_called, listening_sites
-    from caxev.cli.runs import one
-
-    if (number, name, handler) == (None, None, None) and not everything:
-        raise click.UsageError("say which: --run, --name, --handler or --all")
-    if everything and (number, name) != (None, None):
-        raise click.UsageError("--all and a run exclude each other")
-    if detector is not None and (number, name) == (None, None):
-        raise click.UsageError("--detector says which of several runs: give --run or --name, too")
-    options = state()
-    options.log("warning")
-    registries = {one: options.registry(one) for one in listening_sites(site)}
+    if not runs.selects and handler is None and not everything:
+        raise click.UsageError(
+            "select reactions: by runs (--run, --name ...), by --handler, or --all"
+        )
+    if everything and runs.selects:
+        raise click.UsageError("--all excludes the options that select runs")
+    check_detector(runs)
+    registries = {one: options().registry(one) for one in listening_sites(site)}
     named = None if handler is None else handler_called(handler, registries.values())
-    meant = None if (number, name) == (None, None) else one(number, name, detector)
-
-    async def ask(database: Database) -> list[dict[str, Any]]:
-        return await _ask(database, registries, meant, named)
-
-    rows = options.with_database(ask)
-    if as_json:
-        show_json(rows)
-    for row in rows if not as_json else ():
-        print_line(_line(row))
-    if not any(row["failed"] for row in rows):
-        raise click.exceptions.Exit(FAILED)
+    choice = runs if runs.selects else None
+    rows = options().with_database(_retry, [*registries], choice, named)
+    show_lines(rows, _line, failed=not any(row["failed"] for row in rows))
 
 
-async def _ask(
-    database: Database,
-    sites: Mapping[str, Registry],
-    meant: Wanted | None,
-    handler: str | None,
+async def _retry(
+    database: Database, sites: Iterable[str], choice: RunChoice | None, handler: str | None
 ) -> list[dict[str, Any]]:
-    from caxev.cli.replay import leave
     from caxev.database import Request
 
     runs: tuple[Any, ...] | None = None
-    if meant is not None:
-        runs = tuple(run.id for run in await meant.find(database, database.settings))
+    if choice is not None:
+        runs = tuple(run.id for run in await choice.find(database))
     rows = []
     # Sites without failures get no request, but a row: the user sees that they were asked.
     for site in sites:
         failed = await _failed(database, site, runs, handler)
-        requests = [Request("retry", runs=runs, handler=handler)] if failed else []
+        several = (None,) if runs is None else pages(runs)
+        requests = [Request("retry", runs=page, handler=handler) for page in several if failed]
         unrecorded = await _unrecorded(database, site)
         asked = await leave(database, site, requests)
         rows.append({**asked, "failed": failed, "unrecorded": unrecorded})
@@ -199,20 +157,17 @@ async def _failed(
 
 async def _unrecorded(database: Database, site: str) -> int:
     """Return how many failed reactions of the site the ledger refuses to record."""
-    from caxev.core.alarms import UNRECORDED
-
     active = [one.alarm for one in await database.alarms(site) if one.active]
     return sum(alarm.details.get("what to do") == UNRECORDED for alarm in active)
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    from caxev.cli.replay import nobody
-
     site, failed, more = row["site"], row["failed"], ""
     if row["unrecorded"]:
-        more = f"; of {row['unrecorded']} the ledger refuses to record it: see caxev alarms"
+        more = f"; the ledger refuses to record {row['unrecorded']} failures: see caxev alarms"
     if not failed:
         return f"{site}: no such reaction has failed{more}"
     number = f"{failed} or more" if failed >= _COUNTED else f"{failed}"
-    what = f"{site}: queued {number} failed reaction{'' if failed == 1 else 's'}{more}"
-    return what if row["listening"] else f"{what}; {nobody(site)}"
+    return with_hint(
+        f"{site}: queued {number} failed reaction{'' if failed == 1 else 's'}{more}", row
+    )

@@ -15,84 +15,101 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.completion import SITE
+from caxev.cli.command import command, together
 from caxev.cli.errors import NoSuchRun, NothingToDo
-from caxev.cli.options import RUN_NUMBER, as_json, example, global_options, state
-from caxev.cli.output import Parts, print_line, show_json
+from caxev.cli.options import as_json, options
+from caxev.cli.output import show_lines
+from caxev.cli.runs import copy_cells
+from caxev.cli.selection import RunChoice, named
+from caxev.cli.site_paths import at_disks, key_of, ours, own_name, run_called
+from caxev.cli.values import RUN_NUMBER, SITE
 from caxev.config import Site, Sites
+from caxev.copies.sharing import sharing_here
+from caxev.core.clock import utcnow
 from caxev.core.escapes import escaped
+from caxev.core.model import VERIFYING, Copy, CopyKey, Run
+from caxev.core.update import RunUpdate
+from caxev.files import confine, safe_name
 
 if TYPE_CHECKING:
-    from caxev.core.model import CopyKey, Run
-    from caxev.core.update import RunUpdate
     from caxev.database import Database
 
 
-@click.command(
-    epilog=example(
-        "caxev register /data/raw/161111_1434 --site lngs",
-        "caxev register /data/raw/161111_1434 --site lngs --run 123 --dry-run",
-        "caxev register /data/raw/161111_1434 --site lngs --run 123 --create",
-        "caxev register /data/processed/pax_v6.8.0/161111_1434.root --site chicago",
-    )
+@frozen
+class Naming:
+    """The run that the user names for the files; what is None, their own name decides."""
+
+    number: int | None = None
+    name: str | None = None
+    detector: str | None = None
+    create: bool = False
+    any_name: bool = False
+
+    def choice(self, path: str) -> RunChoice:
+        """Return which run the files at a path belong to."""
+        if self.number is not None or self.name is not None:
+            return named(self.number, self.name, self.detector)
+        called, detector = run_called(path)
+        return named(None, called, self.detector or detector)
+
+    def birth(self, path: str) -> NewRun | None:
+        """Return the run to create if there is none for the files at a path."""
+        called, detector = run_called(path)
+        name = self.name or called
+        return (
+            NewRun(self.number, name, self.detector or detector or "tpc") if self.create else None
+        )
+
+
+@command(
+    "caxev register /data/raw/161111_1434 --site lngs",
+    "caxev register /data/raw/161111_1434 --site lngs --run 123 --dry-run",
+    "caxev register /data/raw/161111_1434 --site lngs --run 123 --create",
+    "caxev register /data/processed/pax_v6.8.0/161111_1434.root --site chicago",
+    output=as_json,
 )
 @click.argument("path")
 @click.option("--site", type=SITE, required=True, help="The site of this machine.")
-@click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run's number.")
-@click.option("--name", metavar="X", help="The run's name. [default: from PATH]")
-@click.option("--detector", metavar="D", help="Of runs with one name, this detector's.")
-@click.option("--create", is_flag=True, help="Make the run if there is none.")
-@click.option("--any-name", is_flag=True, help="Accept a PATH that is not named as the run.")
+@together(
+    "naming",
+    Naming,
+    click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run's number."),
+    click.option("--name", metavar="X", help="The run's name. [default: from PATH]"),
+    click.option("--detector", metavar="D", help="Its detector, if runs share the name."),
+    click.option("--create", is_flag=True, help="Make the run if there is none."),
+    click.option("--any-name", is_flag=True, help="Accept a PATH that is not named as the run."),
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be written; write nothing.")
-@as_json
-@global_options(hidden=True)
-def register(
-    *,
-    path: str,
-    site: str,
-    number: int | None,
-    name: str | None,
-    detector: str | None,
-    create: bool,
-    any_name: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+def register(*, path: str, site: str, naming: Naming, dry_run: bool) -> None:
     """Enter a copy whose files are there already: PATH, a directory of raw data or a derived file.
 
     Run it on the site's own machine. The directory decides the type of data. The new entry is
     `verifying` until the site's listener has read the files. Files that belong to another
     entry, or are not named as the run, are refused.
     """
-    from caxev.cli.site_paths import at_disks, ours, run_called
-    from caxev.files import safe_name
+    if naming.name is not None:  # with --create it becomes a run's name, and so one of directories
+        safe_name(naming.name)
+    place = os.path.abspath(path)
+    row = options().with_database(_register, ours(site), place, naming, dry_run=dry_run)
+    show_lines([row], _line)
 
-    options = state()
-    options.log("warning")
-    if name is not None:  # with --create it becomes a run's name, and so one of directories
-        safe_name(name)
-    here, place = ours(site), os.path.abspath(path)
 
-    async def enter(database: Database) -> tuple[Found, Mapping[str, Any]]:
-        async with at_disks(database, here, options.sites()) as (there, sites):
-            # Without --run or --name the files' own name selects the run.
-            found = found_at(place, there, sites, any_name=any_name)
-            called, its = run_called(found.real)
-            which = (number, name, detector)
-            if number is None and name is None:
-                which = (None, called, detector or its)
-            birth = Birth(number, name or called, detector or its or "tpc") if create else None
-            return found, await found.enter(database, which, birth, dry_run=dry_run)
+async def _register(
+    database: Database, here: Site, place: str, naming: Naming, *, dry_run: bool
+) -> Mapping[str, Any]:
+    async with at_disks(database, here, options().sites()) as (there, sites):
+        found = found_at(place, there, sites, any_name=naming.any_name)
+        choice, birth = naming.choice(found.real), naming.birth(found.real)
+        return await found.enter(database, choice, birth, dry_run=dry_run)
 
-    found, row = options.with_database(enter)
-    if as_json:
-        show_json([row])
-    else:
-        print_line(f"{row['state']}: {found.key} of {row['run'].parts['name']} ({row['location']})")
+
+def _line(row: Mapping[str, Any]) -> str:
+    key = CopyKey(row["type"], row["host"], row["version"])
+    return f"{row['state']}: {key} of {row['run'].parts['name']} ({row['location']})"
 
 
 @frozen
-class Birth:
+class NewRun:
     """The name of a run to be created for files that were found."""
 
     number: int | None
@@ -110,8 +127,6 @@ class Birth:
     @property
     def expected(self) -> Run:
         """Return the run as it will be created."""
-        from caxev.core.model import Run
-
         return Run.from_document({"_id": None, "number": self.number, "name": self.name})
 
     async def give(self, database: Database) -> None:
@@ -125,7 +140,7 @@ class Birth:
 
 
 @frozen
-class Found:
+class FoundCopy:
     """A copy at `real`, a resolved path of a site, that needs an entry."""
 
     site: Site
@@ -137,15 +152,13 @@ class Found:
     @property
     def location(self) -> str:
         """Return the location for the entry."""
-        from caxev.cli.site_paths import own_name
-
         return own_name(self.real, self.site, self.key.type)
 
     async def enter(
         self,
         database: Database,
-        which: tuple[int | None, str | None, str | None],
-        birth: Birth | None,
+        choice: RunChoice,
+        birth: NewRun | None,
         *,
         dry_run: bool,
     ) -> Mapping[str, Any]:
@@ -153,30 +166,26 @@ class Found:
 
         Raises `NothingToDo` if the entry exists, or if the files may belong to another run.
         """
-        from caxev.cli.runs import one, shown
-        from caxev.core.clock import utcnow
-
-        wanted = one(*which)
         try:
-            run = await wanted.find_one(database, database.settings)
+            run = await choice.find_one(database)
         except NoSuchRun:
             if birth is None:
                 raise
             # Before the run is created: a refused registration must not leave an empty run.
             await self._sure_its(database, birth.expected)
             if dry_run:
-                return self._row(shown(birth.expected), "would be registered, with its run")
+                return self._row(birth.expected, "would be registered, with its run")
             # Read back, because somebody may have created the run at the same time.
             await birth.give(database)
-            run = await wanted.find_one(database, database.settings)
+            run = await choice.find_one(database)
         update = entry_for(run, self.key, self.location, utcnow())
         await self._sure_its(database, run)
         if dry_run:
-            return self._row(shown(run), "would be registered")
+            return self._row(run, "would be registered")
         # The write expects that there is still no such entry.
         if await database.update_run(update, utcnow()) is None:
-            raise NothingToDo(f"{run} has just been given a copy: {self.key}")
-        return self._row(shown(run), "registered")
+            raise NothingToDo(f"{run} has just got such a copy: {self.key}")
+        return self._row(run, "registered")
 
     async def _sure_its(self, database: Database, run: Run) -> None:
         """Raise `NothingToDo` if these files may belong to another entry.
@@ -184,15 +193,11 @@ class Found:
         That is, if they do not have the run's name, or if an entry names that place, or one above
         or below it.
         """
-        from caxev.cli.site_paths import run_called
-        from caxev.copies.sharing import sharing_here
-        from caxev.core.model import VERIFYING, Copy
-
         called, detector = run_called(self.real)
         if not self.any_name and (called != run.name or detector not in (None, run.detector)):
             raise NothingToDo(
-                f"{escaped(os.path.basename(self.real))} is not the name of {run}: if it is that "
-                "run's all the same, say --any-name"
+                f"{escaped(os.path.basename(self.real))} is not the name of {run}: if it is "
+                "that run's nevertheless, add --any-name"
             )
         mine = Copy(self.key, VERIFYING, {"location": self.location})
         find = database.neighbours
@@ -201,29 +206,19 @@ class Found:
                 f"{escaped(self.location)} is at, above or below the files of {others[0]}"
             )
 
-    def _row(self, run: Parts, what: str) -> Mapping[str, Any]:
-        return {
-            "run": run,
-            "type": self.key.type,
-            "version": self.key.version,
-            "host": self.key.host,
-            "location": self.location,
-            "state": what,
-        }
+    def _row(self, run: Run, what: str) -> Mapping[str, Any]:
+        return {**copy_cells(run, self.key), "location": self.location, "state": what}
 
 
-def found_at(path: str, here: Site, sites: Sites, *, any_name: bool = False) -> Found:
+def found_at(path: str, here: Site, sites: Sites, *, any_name: bool = False) -> FoundCopy:
     """Return the copy at that path, following links.
 
     Raises `GiveUp` if the site keeps no copies there, `NothingToDo` if nothing is there.
     """
-    from caxev.cli.site_paths import key_of
-    from caxev.files import confine
-
     real = confine(path, here.roots)
     if not os.path.lexists(real):
         raise NothingToDo(f"there is nothing at {escaped(real)}")
-    return Found(here, sites, key_of(here, real), real, any_name)
+    return FoundCopy(here, sites, key_of(here, real), real, any_name)
 
 
 def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate:
@@ -231,9 +226,6 @@ def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate
 
     Raises `NothingToDo` if there is an entry.
     """
-    from caxev.core.model import VERIFYING
-    from caxev.core.update import RunUpdate
-
     known = run.copy(key)
     if known is not None:
         where = escaped(known.location or "no place")
@@ -243,7 +235,7 @@ def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate
         location.encode()
     except UnicodeEncodeError:
         raise NothingToDo(
-            f"{escaped(location)} is no text that the database can hold: rename it"
+            f"{escaped(location)} is not valid UTF-8, which the database needs: rename it"
         ) from None
     return RunUpdate.add_copy(
         run,

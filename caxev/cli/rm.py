@@ -12,77 +12,82 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.completion import SITE
+from caxev.cli.command import command, together
 from caxev.cli.errors import NothingToDo
-from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, print_line, show, show_rows
-from caxev.cli.selection import of_data, one_run
-from caxev.config import ConfigError
+from caxev.cli.options import options
+from caxev.cli.output import Table, columns, print_line, show, stream
+from caxev.cli.requests import check_listener, requester
+from caxev.cli.runs import copy_cells
+from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_run
+from caxev.cli.values import SITE
+from caxev.config import Site, Sites
+from caxev.copies.deletion import Intent, intent, withdraw
+from caxev.copies.retention import RAW, DeletionPlan, plan, plan_processed, plan_purge
+from caxev.core.clock import utcnow
+from caxev.core.job import Skip
+from caxev.core.model import Copy, Run
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from caxev.cli.runs import Wanted
-    from caxev.config import Site, Sites
-    from caxev.copies.retention import DeletionPlan
-    from caxev.core.model import Copy, Run
     from caxev.database import Database
 
-_COLUMNS = (
-    Column("run", "RUN"),
-    Column("type", "TYPE"),
-    Column("version", "VERSION"),
-    Column("goes", "GOES"),
-    Column("why", "WHY"),
-)
+_COLUMNS = columns("run", "type", "version", "goes", "why")
 
 
-@click.command(
-    epilog=example(
-        "caxev rm --run 123 --site lngs --dry-run",
-        "caxev rm --run 123 --site lngs",
-        "caxev rm --run 123 --site lngs --type processed --version v6.8.0",
-        "caxev rm --run 123 --site lngs --force-less --by-entries --why 'damaged by a pushed copy'",
-        "caxev rm --site lngs --dry-run",
-    )
+@frozen
+class Terms:
+    """The terms of a deletion: the waived conditions, and the reason.
+
+    `less`: fewer copies may remain; `by_entries`: they are not read first.
+    """
+
+    less: bool = False
+    by_entries: bool = False
+    why: str | None = None
+
+    @classmethod
+    def of(cls, *, force_less: bool, by_entries: bool, why: str | None) -> Terms:
+        """Take them from the options. Raises click's error."""
+        if by_entries and not why:
+            raise click.UsageError("--by-entries needs a reason: --why TEXT")
+        return cls(force_less, by_entries, why)
+
+
+@command(
+    "caxev rm --run 123 --site lngs --dry-run",
+    "caxev rm --run 123 --site lngs",
+    "caxev rm --run 123 --site lngs --type processed --version v6.8.0",
+    "caxev rm --run 123 --site lngs --force-less --by-entries --why 'damaged by a pushed copy'",
+    "caxev rm --site lngs --dry-run",
 )
-@one_run
+@selects_run(required=False)
 @click.option("--site", type=SITE, required=True, help="The site that has the copy.")
-@of_data
-@click.option(
-    "--force-less",
-    is_flag=True,
-    help="Allow fewer good copies than the site requires; of raw data at least one.",
+@selects_data
+@together(
+    "terms",
+    Terms.of,
+    click.option(
+        "--force-less",
+        is_flag=True,
+        help="Allow fewer good copies than the site requires; of raw data at least one.",
+    ),
+    click.option(
+        "--by-entries",
+        is_flag=True,
+        help="Do not have the other copies read again: a site that runs cax never answers. Only "
+        "for a bad copy (error), and with --why.",
+    ),
+    click.option("--why", metavar="TEXT", help="The reason, kept in the run's deleted_data."),
 )
-@click.option(
-    "--by-entries",
-    is_flag=True,
-    help="Do not have the other copies read again: a site that runs cax never answers. Only for a "
-    "bad copy (error), and with --why.",
-)
-@click.option("--why", metavar="TEXT", help="The reason, kept in the run's deleted_data.")
-@click.option("--cancel", is_flag=True, help="Take it back while the files are there.")
+@click.option("--cancel", is_flag=True, help="Withdraw it, while the files are still there.")
 @click.option(
     "--dry-run",
     is_flag=True,
     help="Show what would be deleted, or why not; without a run, by the site's rules.",
 )
-@as_table
-@global_options(hidden=True)
 def rm(
-    *,
-    number: int | None,
-    name: str | None,
-    detector: str | None,
-    site: str,
-    kind: str,
-    version: str | None,
-    force_less: bool,
-    by_entries: bool,
-    why: str | None,
-    cancel: bool,
-    dry_run: bool,
-    as_json: bool,
+    *, run: RunChoice, site: str, data: DataChoice, terms: Terms, cancel: bool, dry_run: bool
 ) -> None:
     """Delete a copy of a run, if enough others are good.
 
@@ -90,43 +95,34 @@ def rm(
     again, and deletes this one only if that proves them good. Without a run, --dry-run shows
     what the site's own rules would delete now.
     """
-    from caxev.cli.runs import one
-    from caxev.cli.runs import options as named
-
-    options = state()
-    options.log("warning")
-    sites = options.sites()
-    here = sites.get(site)
-    if number is None and name is None:
+    here = options().sites().get(site)
+    if not run.selects:
         if not dry_run:
-            raise click.UsageError("say which run: --run or --name (--dry-run shows all)")
-
-        async def by_rules(database: Database) -> None:
-            rows = _by_rules(database, here, await with_markers(database, sites, here))
-            await show_rows(_COLUMNS, rows, as_json=as_json, empty=f"{site} has no copies")
-
-        options.with_database(by_rules)
+            raise click.UsageError("name one run: --run or --name (--dry-run shows all)")
+        stream(_COLUMNS, _by_rules, here, options().sites())
         return
     # A catalogue has no listener of its own: a site that uploads there serves the intent.
-    if not here.listener and here.method != "rucio":
-        raise ConfigError(f"{site} has no listener of its own, says sites.json: nobody deletes")
-    if by_entries and not why:
-        raise click.UsageError("--by-entries needs a reason: --why TEXT")
-    force = Force(less=force_less, by_entries=by_entries)
-    wanted = one(number, name, detector)
+    if here.method != "rucio":
+        check_listener(here)
+    row = options().with_database(_act, here, (run, data, terms), cancel=cancel, dry_run=dry_run)
+    show(Table(_COLUMNS, [row]))
+    if not (dry_run or cancel or options().as_json):
+        print_line(f"to see how far that is: caxev status {run.naming}")
 
-    async def act(database: Database) -> dict[str, Any]:
-        known = await with_markers(database, sites, here)
-        errand = Errand(here, known, wanted, kind, version, force, why)
-        if dry_run:
-            return await errand.look(database)
-        return await (errand.cancel(database) if cancel else errand.delete(database))
 
-    row = options.with_database(act)
-    show(Table(_COLUMNS, [row]), as_json=as_json)
-    if not (dry_run or cancel or as_json):
-        run = named(number, name, detector)
-        print_line(f"its entry says how far that is: caxev status {run}")
+async def _act(
+    database: Database,
+    here: Site,
+    chosen: tuple[RunChoice, DataChoice, Terms],
+    *,
+    cancel: bool,
+    dry_run: bool,
+) -> dict[str, Any]:
+    known = await with_markers(database, options().sites(), here)
+    deletion = CopyDeletion(here, known, *chosen)
+    if dry_run:
+        return await deletion.look(database)
+    return await (deletion.cancel(database) if cancel else deletion.delete(database))
 
 
 async def with_markers(database: Database, sites: Sites, here: Site) -> Sites:
@@ -137,24 +133,33 @@ async def with_markers(database: Database, sites: Sites, here: Site) -> Sites:
 
 
 @frozen
-class Force:
-    """The waived conditions: how many copies must remain, and that they are read first."""
-
-    less: bool = False
-    by_entries: bool = False
-
-
-@frozen
-class Errand:
-    """One call of the command: which copy is meant."""
+class CopyAtSite:
+    """The copy of a run at a site that a command is about."""
 
     here: Site
     sites: Sites
-    wanted: Wanted
-    kind: str
-    version: str | None
-    force: Force = Force()
-    why: str | None = None
+    choice: RunChoice
+    data: DataChoice
+
+    async def find(self, database: Database) -> Run:
+        """Read the run. Raises `NoSuchRun`."""
+        # Selections leave out fields that the plan needs: read the run again, with all of them.
+        found = await self.choice.find_one(database)
+        return (await database.runs([found.id]))[found.id]
+
+    def copy(self, run: Run) -> Copy:
+        """Return the selected copy. Raises `NothingToDo` if there is none."""
+        found = self.data.copy(run, self.here.name)
+        if found is None:
+            raise NothingToDo(f"{run} has no {self.data.kind} copy at {self.here.name}", "gone")
+        return found
+
+
+@frozen
+class CopyDeletion(CopyAtSite):
+    """One call of the command: which copy is meant, and on what terms it is deleted."""
+
+    terms: Terms
 
     async def look(self, database: Database) -> dict[str, Any]:
         """Return what would happen to the copy."""
@@ -163,10 +168,6 @@ class Errand:
 
     async def delete(self, database: Database) -> dict[str, Any]:
         """Write the intent. Raises `NothingToDo` if the copy may not be deleted."""
-        from caxev.copies.deletion import intent
-        from caxev.copies.retention import DeletionPlan
-        from caxev.core.clock import utcnow
-
         # The write expects the run as the plan has seen it. If it has changed, plan again.
         while True:
             run = await self.find(database)
@@ -186,15 +187,10 @@ class Errand:
         away = record.away if record is not None and record.active else {}
         for root, why in away.items():
             if f"{copy.location}".startswith(root.rstrip("/") + "/"):
-                raise NothingToDo(f"{why} (so says the listener of {self.here.name})", copy.status)
+                raise NothingToDo(f"{why} (reported by {self.here.name}'s listener)", copy.status)
 
     async def cancel(self, database: Database) -> dict[str, Any]:
-        """Take the intent back. Raises `NothingToDo` if it is too late, or there is none."""
-        from caxev.cli.replay import me
-        from caxev.copies.deletion import Intent, withdraw
-        from caxev.core.clock import utcnow
-        from caxev.core.job import Skip
-
+        """Withdraw the intent. Raises `NothingToDo` if it is too late, or there is none."""
         while True:
             run = await self.find(database)
             copy = self.copy(run)
@@ -204,35 +200,12 @@ class Errand:
             # `erasing` is set before the first file goes.
             if copy.is_erasing:
                 raise NothingToDo(f"{copy.key} is being erased: too late", copy.status)
-            why, now = f"taken back by {me()}", utcnow()
+            why, now = f"withdrawn by {requester()}", utcnow()
             update = withdraw(run, copy, wanted, why, now)
             if await database.update_run(update, now) is not None:
                 return _row(run, copy, Skip(why))
 
-    async def find(self, database: Database) -> Run:
-        """Read the run. Raises `NoSuchRun`."""
-        # Selections leave out fields that the plan needs: read the run again, with all of them.
-        found = await self.wanted.find_one(database, database.settings)
-        return (await database.runs([found.id]))[found.id]
-
-    def copy(self, run: Run) -> Copy:
-        """Return the selected copy. Raises `NothingToDo` if there is none."""
-        here = [one for one in run.copies if (one.type, one.host) == (self.kind, self.here.name)]
-        if self.version is None and len(here) > 1:
-            named = ", ".join(sorted(one.version or "none" for one in here))
-            raise click.UsageError(
-                f"{self.here.name} has several versions ({named}): say which by --version"
-            )
-        fit = [one for one in here if self.version in (None, one.version)]
-        if not fit:
-            raise NothingToDo(f"{run} has no {self.kind} copy at {self.here.name}", "gone")
-        return fit[0]
-
     def _plan(self, run: Run) -> Any:
-        from caxev.cli.replay import me
-        from caxev.copies.retention import RAW, plan
-        from caxev.core.clock import utcnow
-
         # Derived data can be made again, so its usual number is 1, and --force-less needs none.
         copy = self.copy(run)
         usual, least = (self.here.deletion.copies, 1) if copy.type == RAW else (1, 0)
@@ -242,29 +215,26 @@ class Errand:
             self.here,
             self.sites,
             now=utcnow(),
-            by=me(),
-            why=self.why or "caxev rm",
-            keep=least if self.force.less else usual,
-            by_entries=self.force.by_entries,
+            by=requester(),
+            why=self.terms.why or "caxev rm",
+            keep=least if self.terms.less else usual,
+            by_entries=self.terms.by_entries,
         )
 
 
 async def _by_rules(database: Database, here: Site, sites: Sites) -> AsyncIterator[dict[str, Any]]:
     """Return what the site's rules would delete now, and why the rest stays."""
-    from caxev.core.clock import utcnow
     from caxev.database import Selection
 
-    now = utcnow()
+    now, known = utcnow(), await with_markers(database, sites, here)
     async for page in database.pages(Selection(host=here.name), now):
         for run in page:
-            for copy, decision in decisions(run, here, sites, now):
+            for copy, decision in decisions(run, here, known, now):
                 yield _row(run, copy, decision)
 
 
 def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tuple[Copy, Any]]:
     """Return the decision of the site's rules on each of its copies of a run. Pure."""
-    from caxev.copies.retention import plan_processed, plan_purge
-
     for copy in run.copies:
         if copy.host == here.name:
             rule = plan_processed if copy.type == "processed" else plan_purge
@@ -272,13 +242,8 @@ def decisions(run: Run, here: Site, sites: Sites, now: datetime) -> Iterator[tup
 
 
 def _row(run: Run, copy: Copy, decision: DeletionPlan | Any) -> dict[str, Any]:
-    from caxev.cli.runs import shown
-    from caxev.copies.retention import DeletionPlan
-
     return {
-        "run": shown(run),
-        "type": copy.type,
-        "version": copy.version,
+        **copy_cells(run, copy.key),
         "status": copy.status,
         "location": copy.location,
         "goes": isinstance(decision, DeletionPlan),

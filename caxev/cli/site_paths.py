@@ -11,14 +11,14 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from caxev.cli.options import state
-from caxev.config import ConfigError
+from caxev.cli.options import options
+from caxev.config import ConfigError, Site, Sites
 from caxev.config.sites import TYPES, VERSIONED
 from caxev.core.errors import GiveUp
+from caxev.core.model import CopyKey
+from caxev.files import steady
 
 if TYPE_CHECKING:
-    from caxev.config import Site, Sites
-    from caxev.core.model import CopyKey
     from caxev.database import Database
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -26,7 +26,7 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 def ours(name: str) -> Site:
     """Return the site of that name. Raises `ConfigError` unless its directories are here."""
-    site = state().sites().get(name)
+    site = options().sites().get(name)
     if not stands_here(site):
         where = ", ".join(site.roots) or "it has none"
         raise ConfigError(
@@ -45,7 +45,6 @@ async def at_disks(
     is raised.
     """
     from caxev.engine.root_markers import read_markers
-    from caxev.files import steady
 
     # Markers, because an unmounted disk looks like one that has lost all its files.
     known = await read_markers(database, sites, site)
@@ -70,8 +69,6 @@ def key_of(site: Site, path: str) -> CopyKey:
 
     Raises `GiveUp` if the site keeps no copies there.
     """
-    from caxev.core.model import CopyKey
-
     # A copy is an entry of its type's directory, or of a version's directory in it: nothing deeper.
     for kind in TYPES:
         root = getattr(site, f"dir_{kind}")
@@ -89,7 +86,7 @@ def key_of(site: Site, path: str) -> CopyKey:
         for kind in TYPES
         if (root := getattr(site, f"dir_{kind}")) is not None
     )
-    raise GiveUp(f"{path} is no place of a copy of {site.name}: those are {expected or 'none'}")
+    raise GiveUp(f"{path} is not a place for copies of {site.name}: those are {expected or 'none'}")
 
 
 def own_name(path: str, site: Site, kind: str) -> str:

@@ -8,60 +8,76 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.completion import DATA_TYPE, SITE, STATUS
-from caxev.cli.errors import NothingToDo
-from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import (
-    Column,
-    Table,
-    print_line,
-    show,
-    show_json,
-    show_rows,
-    size,
-    time,
+from caxev.cli.command import command, together
+from caxev.cli.options import options
+from caxev.cli.output import SIZE, Column, Table, columns, print_line, show, show_json, stream, time
+from caxev.cli.reaction_rows import (
+    COLUMNS,
+    RUN_COLUMN,
+    ReportedProgress,
+    progress_cells,
+    reaction_row,
 )
-from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, Progress, progress_cells, reaction_row
-from caxev.cli.selection import one_run
+from caxev.cli.runs import shown
+from caxev.cli.selection import RunChoice, selects_run
+from caxev.cli.values import DATA_TYPE, HOST, SITE, STATUS
+from caxev.core.alarms import AlarmState
+from caxev.core.clock import utcnow
+from caxev.core.model import Copy, Run
 
 if TYPE_CHECKING:
-    from caxev.cli.runs import Wanted
-    from caxev.config import Sites
-    from caxev.core.alarms import AlarmState
-    from caxev.core.model import Copy, Run
     from caxev.database import Database, Selection, SiteRecord
 
 
-@click.command(
-    epilog=example(
-        "caxev status",
-        "caxev status --run 123",
-        "caxev status --site lngs --json",
-        "caxev status --host chicago --status error",
-        "caxev status --totals",
-        "caxev status --totals --host chicago --type raw",
-    )
+@frozen
+class CopySearch:
+    """A search for copies at one host, with one status, of one type; None: any."""
+
+    host: str | None
+    status: str | None
+    type: str | None
+
+    def means(self, copy: Copy) -> bool:
+        """Return whether that copy matches."""
+        wanted = ((self.host, copy.host), (self.status, copy.status), (self.type, copy.type))
+        return all(one is None or one == other for one, other in wanted)
+
+    async def copies(self, database: Database) -> AsyncIterator[dict[str, Any]]:
+        """Return a row for each copy, in the order in which the runs were stored."""
+        async for page in database.pages(self._selection(), utcnow()):
+            for run in page:
+                for copy in filter(self.means, run.copies):
+                    yield {"run": shown(run), **_copy_row(run, copy)}
+
+    async def totals(self, database: Database) -> list[dict[str, Any]]:
+        """Return a row for each host, type and status."""
+        return await database.totals(self._selection(), utcnow())
+
+    def _selection(self) -> Selection:
+        from caxev.database import Selection
+
+        return Selection(host=self.host, status=self.status, type=self.type)
+
+
+@command(
+    "caxev status",
+    "caxev status --run 123",
+    "caxev status --site lngs --json",
+    "caxev status --host chicago --status error",
+    "caxev status --totals",
+    "caxev status --totals --host chicago --type raw",
 )
-@one_run
+@selects_run(required=False)
 @click.option("--site", type=SITE, help="Only this site.")
-@click.option("--host", type=SITE, help="Copies at this host.")
-@click.option("--status", "wanted", type=STATUS, help="Copies with this status.")
-@click.option("--type", "kind", type=DATA_TYPE, help="Copies of this type of data.")
+@together(
+    "copies",
+    CopySearch,
+    click.option("--host", type=HOST, help="Copies at this host."),
+    click.option("--status", type=STATUS, help="Copies with this status."),
+    click.option("--type", "type", type=DATA_TYPE, help="Copies of this type of data."),
+)
 @click.option("--totals", is_flag=True, help="Show numbers and sizes instead of copies.")
-@as_table
-@global_options(hidden=True)
-def status(
-    *,
-    number: int | None,
-    name: str | None,
-    detector: str | None,
-    site: str | None,
-    host: str | None,
-    wanted: str | None,
-    kind: str | None,
-    totals: bool,
-    as_json: bool,
-) -> None:
+def status(*, run: RunChoice, site: str | None, copies: CopySearch, totals: bool) -> None:
     """Show the sites, one run, or which copies there are.
 
     Without options, a row for each site: whether a listener is active, how many reactions are
@@ -69,56 +85,42 @@ def status(
     and its reactions. With --host, --status or --type, the copies of all runs that fit; with
     --totals, their number and size for each host, type and status.
     """
-    if detector is not None and number is None and name is None:
-        raise click.UsageError("--detector says which of several runs: give --run or --name, too")
-    options = state()
-    options.log("warning")
-    if totals or (host, wanted, kind) != (None, None, None):
-        if number is not None or name is not None or site is not None:
+    if totals or copies != CopySearch(None, None, None):
+        if run.selects or site is not None:
             raise click.UsageError(
-                "--host, --status, --type and --totals are of all runs: leave out --run, --name "
+                "--host, --status, --type and --totals are about all runs: leave out --run, --name "
                 "and --site"
             )
-        _show_copies(Sought(host, wanted, kind), totals=totals, as_json=as_json)
-        return
-    from caxev.cli.runs import one
-
-    names = _names(site)
-    if number is None and name is None:
-        rows = options.with_database(lambda database: site_rows(database, names, only=site))
-        show(Table(_SITES, rows), as_json=as_json, empty="no site is known")
-        return
-    meant = one(number, name, detector)
-    runs = options.with_database(lambda database: _runs(database, meant, names, site))
-    if as_json:
-        show_json(runs)
-        return
-    for row in runs:
-        _show_run(row)
+        _show_copies(copies, totals=totals)
+    elif run.selects:
+        _show_runs(options().with_database(_runs, run, _names(site), site))
+    else:
+        rows = options().with_database(site_rows, _names(site), only=site)
+        show(Table(_SITES, rows), empty="no site is known")
 
 
 def _names(site: str | None) -> dict[str, bool]:
     """Return the sites of sites.json, and whether each has a listener. Raises `ConfigError`."""
-    sites = state().sites()
+    sites = options().sites()
     chosen = sites.values() if site is None else (sites.get(site),)
     return {one.name: one.listener for one in chosen}
 
 
-_SITES = (
-    Column("site", "SITE"),
-    Column("listening", "LISTENING"),
-    Column("owner", "OWNER", minor=2),
-    Column("epoch", "EPOCH", minor=3),
-    Column("streamed", "STREAMED", minor=1),
-    Column("pending", "PENDING"),
-    Column("running", "RUNNING", minor=1),
-    Column("failed", "FAILED"),
-    Column("progress", "PROGRESS", minor=1),
-    Column("requests", "REQUESTS", minor=2),
-    Column("alarms", "ALARMS"),
-    Column("clock", "CLOCK", minor=3),
+_SITES = columns(
+    "site",
+    "listening",
+    Column("owner", minor=2),
+    Column("epoch", minor=3),
+    Column("streamed", minor=1),
+    "pending",
+    Column("running", minor=1),
+    "failed",
+    Column("progress", minor=1),
+    Column("requests", minor=2),
+    "alarms",
+    Column("clock", minor=3),
     Column("gap", "LAST GAP", minor=3),
-    Column("trouble", "TROUBLE"),
+    "trouble",
     Column("away", "DISKS AWAY"),
 )
 
@@ -148,17 +150,17 @@ async def site_rows(
     ]
 
 
-async def _moving(database: Database, sites: Iterable[str]) -> dict[str, list[Progress]]:
+async def _moving(database: Database, sites: Iterable[str]) -> dict[str, list[ReportedProgress]]:
     """Return, for each site, the progress of its running reactions, if they report it."""
-    found: dict[str, list[Progress]] = {}
+    found: dict[str, list[ReportedProgress]] = {}
     for reaction, document in await database.moving(sites):
-        if (progress := Progress.of(document.get("progress"))) is not None:
+        if (progress := ReportedProgress.of(document.get("progress"))) is not None:
             found.setdefault(reaction.site, []).append(progress)
     return found
 
 
-def _moving_cells(moving: Sequence[Progress]) -> dict[str, Any]:
-    cells = progress_cells(Progress.sum(moving) if moving else None)
+def _moving_cells(moving: Sequence[ReportedProgress]) -> dict[str, Any]:
+    cells = progress_cells(ReportedProgress.sum(moving) if moving else None)
     if len(moving) > 1:
         cells["progress"] = f"{len(moving)} at work: {cells['progress']}"
     return {**cells, "moving": len(moving)}
@@ -202,117 +204,31 @@ def _clock_cells(skew: float | None) -> dict[str, Any]:
 # -- the copies of all runs ---------------------------------------------------------------------
 
 
-@frozen
-class Sought:
-    """A search for copies at one host, with one status, of one type; None: any."""
-
-    host: str | None
-    status: str | None
-    type: str | None
-
-    def means(self, copy: Copy) -> bool:
-        """Return whether that copy matches."""
-        wanted = ((self.host, copy.host), (self.status, copy.status), (self.type, copy.type))
-        return all(one is None or one == other for one, other in wanted)
-
-    def check(self, sites: Sites) -> None:
-        """Raise an error that names the nearest host or status, if this one is unknown."""
-        from caxev.config.errors import nearest
-
-        if self.host is not None:
-            sites.get(self.host)
-        if self.status is not None:
-            known = [*STATUS.values(state())]
-            guess = None if self.status in known else nearest(self.status, known)
-            if guess is not None:
-                raise NothingToDo(
-                    f"no copy has the status {self.status!r}: did you mean {guess!r}?"
-                )
-
-    async def copies(self, database: Database) -> AsyncIterator[dict[str, Any]]:
-        """Return a row for each copy, in the order in which the runs were stored.
-
-        Raises an error, as `check`, if there is none.
-        """
-        from caxev.cli.runs import shown
-        from caxev.core.clock import utcnow
-
-        found = False
-        async for page in database.pages(self._selection(), utcnow()):
-            for run in page:
-                for copy in filter(self.means, run.copies):
-                    found = True
-                    yield {"run": shown(run), **_copy_row(run, copy)}
-        # Only if nothing was found: the database may have hosts that sites.json no longer names.
-        if not found:
-            self.check(state().sites())
-
-    async def totals(self, database: Database) -> list[dict[str, Any]]:
-        """Return a row for each host, type and status."""
-        from caxev.core.clock import utcnow
-
-        return await database.totals(self._selection(), utcnow())
-
-    def _selection(self) -> Selection:
-        from caxev.database import Selection
-
-        return Selection(host=self.host, status=self.status, type=self.type)
-
-
-def _show_copies(sought: Sought, *, totals: bool, as_json: bool) -> None:
-    none = "there are no such copies"
+def _show_copies(search: CopySearch, *, totals: bool) -> None:
     if totals:
-        rows = state().with_database(sought.totals)
-        if not rows:
-            sought.check(state().sites())
-        show(Table(_TOTALS, rows), as_json=as_json, empty=none)
-        return
-    columns = (RUN_COLUMN, Column("run.name", "NAME", minor=1), *_PLACES)
-
-    async def print_copies(database: Database) -> None:
-        await show_rows(columns, sought.copies(database), as_json=as_json, empty=none)
-
-    state().with_database(print_copies)
+        rows = options().with_database(search.totals)
+        show(Table(_TOTALS, rows), empty="there are no such copies")
+    else:
+        stream((RUN_COLUMN, Column("run.name", "NAME", minor=1), *_PLACES), search.copies)
 
 
-_TOTALS = (
-    Column("host", "HOST"),
-    Column("type", "TYPE"),
-    Column("status", "STATUS"),
-    Column("copies", "COPIES"),
-    Column("bytes", "SIZE", size),
-    Column("sized", "OF COPIES"),
-)
-_PLACES = (
-    Column("type", "TYPE"),
-    Column("version", "VERSION"),
-    Column("host", "HOST"),
-    Column("status", "STATUS"),
-    Column("since", "SINCE", minor=1),
-    Column("bytes", "SIZE", size),
-    Column("location", "LOCATION"),
-)
+_TOTALS = columns("host", "type", "status", "copies", SIZE, Column("sized", "OF COPIES"))
+_PLACES = columns("type", "version", "host", "status", Column("since", minor=1), SIZE, "location")
 
 
 # -- a run --------------------------------------------------------------------------------------
 
 
 async def _runs(
-    database: Database, meant: Wanted, names: Iterable[str], site: str | None
+    database: Database, choice: RunChoice, names: Iterable[str], site: str | None
 ) -> list[dict[str, Any]]:
-    found = await meant.find(database, database.settings)
-    whole = await database.runs([run.id for run in found])
+    runs = await choice.find_whole(database)
     records = () if site is not None else await database.site_records()
     sites = dict.fromkeys([*names, *(record.site for record in records)])
-    return [
-        {**_run_row(run), "reactions": await _reactions(database, run, sites)}
-        for run in whole.values()
-    ]
+    return [{**_run_row(run), "reactions": await _reactions(database, run, sites)} for run in runs]
 
 
 def _run_row(run: Run) -> dict[str, Any]:
-    from caxev.cli.runs import shown
-
     return {
         "run": shown(run),
         "detector": run.detector,
@@ -349,6 +265,14 @@ async def _reactions(database: Database, run: Run, sites: Iterable[str]) -> list
     ]
 
 
+def _show_runs(rows: Sequence[Mapping[str, Any]]) -> None:
+    if options().as_json:
+        show_json(rows)
+    else:
+        for row in rows:
+            _show_run(row)
+
+
 def _show_run(row: Mapping[str, Any]) -> None:
     run = row["run"]
     name = run.parts["name"] if run.parts["number"] else None
@@ -356,9 +280,9 @@ def _show_run(row: Mapping[str, Any]) -> None:
     tags = f"  tags: {', '.join(row['tags'])}" if row["tags"] else ""
     print_line(f"{what}  {row['detector']}  {time(row['start']) or ''}{tags}".rstrip())
     copies = [{**copy, "checksum": _short(copy), "type": _kind(copy)} for copy in row["copies"]]
-    show(Table(_COPIES, copies), as_json=False, empty="no copies")
+    show(Table(_COPIES, copies), empty="no copies")
     click.echo()
-    show(Table(COLUMNS, row["reactions"]), as_json=False, empty="all reactions are done")
+    show(Table(COLUMNS, row["reactions"]), empty="all reactions are done")
 
 
 def _kind(copy: Mapping[str, Any]) -> str:
@@ -370,12 +294,12 @@ def _short(copy: Mapping[str, Any]) -> str | None:
     return None if digest is None else digest[:12]
 
 
-_COPIES = (
-    Column("type", "TYPE"),
-    Column("host", "HOST"),
-    Column("status", "STATUS"),
-    Column("since", "SINCE", minor=1),
-    Column("bytes", "SIZE", size),
-    Column("checksum", "CHECKSUM", minor=2),
-    Column("location", "LOCATION"),
+_COPIES = columns(
+    "type",
+    "host",
+    "status",
+    Column("since", minor=1),
+    SIZE,
+    Column("checksum", minor=2),
+    "location",
 )

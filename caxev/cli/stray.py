@@ -17,12 +17,12 @@ import click
 import trio
 from attrs import define, field, frozen
 
-from caxev.cli.completion import SITE
+from caxev.cli.command import command
 from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
 from caxev.cli.inventory import (
     GONE,
     MOVED,
-    Claim,
+    ClaimedPlace,
     Find,
     Inventory,
     copies_of,
@@ -31,15 +31,22 @@ from caxev.cli.inventory import (
     measured,
     places,
 )
-from caxev.cli.options import as_json, example, global_options, state
+from caxev.cli.options import as_json, options
 from caxev.cli.output import cell, json_text, run_parts, size, time
+from caxev.cli.register import found_at
+from caxev.cli.selection import named
+from caxev.cli.site_paths import at_disks, names_of, ours, run_called
+from caxev.cli.values import SITE
 from caxev.config import Site, Sites
-from caxev.core.clock import clock
+from caxev.copies.storage import sites_sharing_storage
+from caxev.core.clock import clock, utcnow
 from caxev.core.errors import GiveUp, Retry
+from caxev.core.model import DELETING, MOVING, TRANSFERRED, Copy, Run
+from caxev.files import erase, identity, quarantine_of, to_nobody
+from caxev.files.roots import check_root
 from caxev.finite import Finite
 
 if TYPE_CHECKING:
-    from caxev.core.model import Copy, Run
     from caxev.database import Database
 
 Row = Mapping[str, Any]
@@ -47,12 +54,11 @@ NICENESS: Final = 19
 _HOUR: Final = 3600.0
 
 
-@click.command(
-    epilog=example(
-        "caxev stray --site lngs",
-        "caxev stray --site lngs --delete --dry-run",
-        "caxev stray --site lngs --register",
-    )
+@command(
+    "caxev stray --site lngs",
+    "caxev stray --site lngs --delete --dry-run",
+    "caxev stray --site lngs --register",
+    output=as_json,
 )
 @click.option("--site", type=SITE, required=True, help="The site of this machine.")
 @click.option("--delete", is_flag=True, help="Delete files without an entry.")
@@ -66,11 +72,7 @@ _HOUR: Final = 3600.0
     help="Leave alone what has changed in these hours.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
-@as_json
-@global_options(hidden=True)
-def stray(
-    *, site: str, delete: bool, register: bool, age: float, dry_run: bool, as_json: bool
-) -> None:
+def stray(*, site: str, delete: bool, register: bool, age: float, dry_run: bool) -> None:
     """Find files without an entry, and entries without files.
 
     Run it on the site's own machine. It may run beside the listener: it has the lowest priority
@@ -78,24 +80,20 @@ def stray(
     and files that were put aside are `leftover`. Entries without files are only listed: caxev
     verify --deep has the site check them. Exit code 1 if something could not be read or done.
     """
-    from caxev.cli.site_paths import at_disks, ours
-
     if delete and register:
-        raise click.UsageError("--delete and --register: only one of them")
-    options = state()
-    options.log("warning")
+        raise click.UsageError("give either --delete or --register, not both")
     os.nice(NICENESS)  # a walk through all directories must not slow the listener beside it
     act = "delete" if delete else "register" if register else ""
-    here, sites = ours(site), options.sites()
+    here = ours(site)
 
     async def look(database: Database) -> bool:
-        async with at_disks(database, here, sites) as (there, known):
+        async with at_disks(database, here, options().sites()) as (there, known):
             # The earlier of both clocks: a file that is being written now must not look old.
             before = clock.safe_now().timestamp() - age * _HOUR
-            search = Search(there, known, act, before, dry_run, Printer(as_json))
-            return await search.run(database)
+            printer = Printer(options().as_json)
+            return await Search(there, known, act, before, dry_run, printer).run(database)
 
-    if not options.with_database(look):
+    if not options().with_database(look):
         raise click.exceptions.Exit(FAILED)
 
 
@@ -122,7 +120,7 @@ class Printer:
         if self.as_json:
             click.echo("\n]" if self._printed else "[]")
         elif not self._printed:
-            click.echo("all files are known, and all copies have theirs")
+            click.echo("every file has an entry, and every entry its files")
 
 
 _LINE: Final = "{:8}  {:>7}  {:>8}  {}  ({})"
@@ -145,14 +143,10 @@ class Search:
     @property
     def hosts(self) -> frozenset[str]:
         """Return the sites on this machine: a file with an entry of any of them is no stray."""
-        from caxev.copies.storage import sites_sharing_storage
-
         return sites_sharing_storage(self.site, self.sites)
 
     async def run(self, database: Database) -> bool:
         """Search, list and act; return whether all went well. Raises `RootAway`."""
-        from caxev.files.roots import check_root
-
         # With a disk away, all its copies would seem gone. Checked again after the walk, during
         # which a disk may vanish.
         for root in self.site.roots:
@@ -177,7 +171,6 @@ class Search:
         return well
 
     async def _claim(self, database: Database, inventory: Inventory) -> None:
-        from caxev.core.clock import utcnow
         from caxev.database import Selection
 
         # Sites on this machine may share directories: what another one's entry names is no stray.
@@ -186,7 +179,7 @@ class Search:
                 claims = [claim for run in page for claim in self._claims_of(run, host)]
                 await trio.to_thread.run_sync(inventory.claim, claims)
 
-    def _claims_of(self, run: Run, host: str) -> Iterator[Claim]:
+    def _claims_of(self, run: Run, host: str) -> Iterator[ClaimedPlace]:
         """Return the places that a run's entries name; only this site's must exist."""
         for claim in claims_of(run, self.sites.get(host)):
             yield claim if host == self.site.name else claim._replace(must=False)
@@ -199,8 +192,8 @@ class Search:
             return
         name = self.site.name
         raise NothingToDo(
-            f"{gone} of the {known} copies that the database knows at {name} are not here: is "
-            f"this {name}, the right database, and all mounted? Nothing was deleted"
+            f"{gone} of the {known} copies of {name} in the database are missing here: is this "
+            f"{name}, is it the right database, is every disk mounted? Nothing was deleted"
         )
 
     async def _unknown(self, database: Database, finds: Sequence[Find]) -> list[Find]:
@@ -216,15 +209,15 @@ class Search:
 
     def _names(self, path: bytes) -> Iterator[str]:
         """Return the names that an entry may have for this place."""
-        from caxev.cli.site_paths import names_of
-
         try:
             text = path.decode()
         except UnicodeDecodeError:
             return  # not UTF-8, which every text of the database is
         yield from names_of(text, map(self.sites.get, self.hosts))
 
-    async def _still(self, database: Database, claims: Sequence[Claim]) -> list[Claim]:
+    async def _still(
+        self, database: Database, claims: Sequence[ClaimedPlace]
+    ) -> list[ClaimedPlace]:
         """Return those copies whose entries still name a place where nothing is."""
         # A walk takes hours, in which a listener may have moved, deleted or repaired the copy: read
         # the entry again, then look again.
@@ -237,8 +230,6 @@ class Search:
 
     async def _done(self, database: Database, find: Find) -> dict[str, Any]:
         """Delete or register a find as requested, and return its row."""
-        from caxev.files import identity
-
         row = _find_row(find)
         if find.trouble is not None:
             return {**row, "state": find.trouble, "ok": False}
@@ -250,9 +241,9 @@ class Search:
         # entry first, or changes the files, and both stop us.
         latest = await trio.to_thread.run_sync(measured, find.path, find.kind)
         if not await self._unknown(database, [find]):
-            return {**row, "state": "left alone: an entry names it by now"}
+            return {**row, "state": "left alone: it has an entry by now"}
         if latest.trouble is not None or latest.changed > self.before:
-            return {**row, "state": f"left alone: {latest.trouble or 'it has changed lately'}"}
+            return {**row, "state": f"left alone: {latest.trouble or 'it has changed recently'}"}
         if self.act == "delete":
             return {**row, **await self._deleted(find, mark)}
         return {**row, **await self._registered(database, find)}
@@ -267,20 +258,15 @@ class Search:
         return {"state": "deleted"}
 
     def _erase(self, path: str, mark: str | None) -> None:
-        from caxev.files import erase, to_nobody
-
         erase(path, self.site.roots, mark, report=to_nobody)
 
     async def _registered(self, database: Database, find: Find) -> dict[str, Any]:
-        from caxev.cli.register import found_at
-        from caxev.cli.site_paths import run_called
-
         if find.kind != "stray":  # what is left of a transfer or a deletion is not complete
-            return {"state": "left alone: it is no copy"}
+            return {"state": "left alone: it is not a copy"}
         try:
             found = found_at(os.fsdecode(find.path), self.site, self.sites)
-            which = (None, *run_called(found.real))
-            row = await found.enter(database, which, None, dry_run=self.dry_run)
+            choice = named(None, *run_called(found.real))
+            row = await found.enter(database, choice, None, dry_run=self.dry_run)
         except (NoSuchRun, NothingToDo, GiveUp) as error:
             return {"state": f"left alone: {error}"}
         return {"run": row["run"], "state": row["state"]}
@@ -292,7 +278,7 @@ async def _paged(pages: Iterator[list[Any]]) -> AsyncIterator[list[Any]]:
         yield page
 
 
-def claims_of(run: Run, site: Site) -> Iterator[Claim]:
+def claims_of(run: Run, site: Site) -> Iterator[ClaimedPlace]:
     """Return the places at that site that a run's entries name, with links resolved."""
     for copy in run.copies:
         if copy.host != site.name:
@@ -302,17 +288,14 @@ def claims_of(run: Run, site: Site) -> Iterator[Claim]:
         for number, path in enumerate(places(copy.location)):
             must = _must(copy) and number == 0
             about = (str(run.id), run.number, run.name, copy.type, copy.version)
-            yield Claim(path, must, *about, copy.location or "")
+            yield ClaimedPlace(path, must, *about, copy.location or "")
         for moved in (copy.moving_to, copy.moved_from):
-            yield from map(Claim, places(moved))
-        yield from map(Claim, _hidden(copy, site))
+            yield from map(ClaimedPlace, places(moved))
+        yield from map(ClaimedPlace, _hidden(copy, site))
 
 
 def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
     """Return the hidden places of a copy that is being made, moved, erased or repaired."""
-    from caxev.core.model import DELETING, MOVING
-    from caxev.files import quarantine_of
-
     for path in places(copy.location):
         if copy.status == MOVING:
             yield hidden(path, MOVED)
@@ -327,8 +310,6 @@ def _hidden(copy: Copy, site: Site) -> Iterator[bytes]:
 
 
 def _must(copy: Copy) -> bool:
-    from caxev.core.model import TRANSFERRED
-
     # In any other state files may be missing for good reasons.
     return copy.status == TRANSFERRED
 
@@ -355,7 +336,7 @@ def _find_row(find: Find) -> dict[str, Any]:
     }
 
 
-def _gone_row(claim: Claim) -> Row:
+def _gone_row(claim: ClaimedPlace) -> Row:
     run = run_parts(claim.run, claim.number, claim.name)
     return {
         "what": "gone",

@@ -6,23 +6,16 @@ The ledger keeps only the last reaction of each handler and aspect. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from attrs import evolve
 
-from caxev.cli.output import Column, Parts, event_parts
+from caxev.cli.output import Column, Parts, columns, event_parts
+from caxev.core.ledger import Reaction
+from caxev.core.model import CopyKey, Event, Run
 
-if TYPE_CHECKING:
-    from caxev.core.ledger import Reaction
-    from caxev.core.model import CopyKey, Run
-
-COLUMNS: Final = (
-    Column("time", "TIME"),
-    Column("site", "SITE"),
-    Column("handler", "WHO", minor=1),
-    Column("event", "WHAT"),
-    Column("state", "STATE"),
-    Column("why", "WHY"),
+COLUMNS: Final = columns(
+    "time", "site", Column("handler", "WHO", minor=1), Column("event", "WHAT"), "state", "why"
 )
 
 
@@ -66,7 +59,6 @@ def _of_reactions(
 
 def _of_tombstones(run: Run) -> Iterator[dict[str, Any]]:
     from caxev.core.entry import as_utc, mapping, rows
-    from caxev.core.model import CopyKey
 
     # Old programs wrote this field, too: check every type.
     for row in filter(None, map(mapping, rows(run.document.get("deleted_data")))):
@@ -84,6 +76,4 @@ def _of_tombstones(run: Run) -> Iterator[dict[str, Any]]:
 
 def _copy(run: Run, key: CopyKey) -> Parts:
     """Return a copy without its state, which has a column of its own."""
-    from caxev.core.model import Event
-
     return evolve(event_parts(Event(run.id, key, None, None)), words=str(key))

@@ -10,70 +10,52 @@ from typing import TYPE_CHECKING
 
 import click
 
-from caxev.cli.completion import SITE
+from caxev.cli.command import command
 from caxev.cli.errors import NothingToDo
-from caxev.cli.options import example, global_options, state
+from caxev.cli.options import as_text, options
 from caxev.cli.output import print_line
-from caxev.cli.rm import Errand, with_markers
-from caxev.cli.selection import of_data, one_run
+from caxev.cli.requests import requester
+from caxev.cli.rm import CopyAtSite, with_markers
+from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_run
+from caxev.cli.values import SITE
+from caxev.copies.quorum import VOUCHED, Same, same_data, voters
+from caxev.copies.storage import same_bytes
+from caxev.core.clock import utcnow
+from caxev.core.model import ERROR, Copy, Run, new_id
+from caxev.core.update import RunUpdate
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from caxev.copies.quorum import Same
-    from caxev.core.model import Copy, Run
-    from caxev.core.update import RunUpdate
     from caxev.database import Database
 
 
-@click.command(epilog=example("caxev vouch --run 123 --site lngs"))
-@one_run
+@command("caxev vouch --run 123 --site lngs", output=as_text)
+@selects_run()
 @click.option("--site", type=SITE, required=True, help="The site whose copy is right.")
-@of_data
-@global_options(hidden=True)
-def vouch(
-    *,
-    number: int | None,
-    name: str | None,
-    detector: str | None,
-    site: str,
-    kind: str,
-    version: str | None,
-) -> None:
+@selects_data
+def vouch(*, run: RunChoice, site: str, data: DataChoice) -> None:
     """Decide that a site's copy is the right one, if no majority of copies does.
 
     For copies that contradict each other. The others become bad, and are repaired from this
     one.
     """
-    from caxev.cli.runs import one
-
-    if (number is None) == (name is None):
-        raise click.UsageError("say which run: --run or --name")
-    options = state()
-    options.log("warning")
-    sites = options.sites()
-    errand = Errand(sites.get(site), sites, one(number, name, detector), kind, version)
-    said = options.with_database(lambda database: _vouch_for(errand, database))
-    print_line(said)
+    sites = options().sites()
+    chosen = CopyAtSite(sites.get(site), sites, run, data)
+    print_line(options().with_database(_vouch_for, chosen))
 
 
-async def _vouch_for(errand: Errand, database: Database) -> str:
+async def _vouch_for(database: Database, chosen: CopyAtSite) -> str:
     """Mark the copy, and have every other judged again by its own site."""
-    from caxev.cli.replay import me
-    from caxev.copies.quorum import VOUCHED, voters
-    from caxev.copies.storage import same_bytes
-    from caxev.core.clock import utcnow
-    from caxev.core.update import RunUpdate
-
-    same = same_bytes(await with_markers(database, errand.sites, errand.here))
+    same = same_bytes(await with_markers(database, chosen.sites, chosen.here))
     while True:
-        run = await errand.find(database)
-        copy = errand.copy(run)
+        run = await chosen.find(database)
+        copy = chosen.copy(run)
         # A copy without a digest, or a bad one, cannot be the one by which others are judged.
         if copy not in voters(run, copy.key, same):
-            raise NothingToDo(f"{copy.key} has no voice: there is nothing to vouch for")
+            raise NothingToDo(f"{copy.key} is bad or has no digest yet: it cannot be vouched for")
         now = utcnow()
-        mark = RunUpdate.note(run, copy, **{VOUCHED: {"by": me(), "at": now}})
+        mark = RunUpdate.note(run, copy, **{VOUCHED: {"by": requester(), "at": now}})
         marked = await database.update_run(mark, now)
         if marked is not None:
             break
@@ -89,10 +71,6 @@ def again(run: Run, right: Copy, same: Same, now: datetime) -> Iterator[RunUpdat
     Copies are read again; bad ones get their status again. If several entries have the same bytes,
     one is read, and each site judges its own entry by the answer.
     """
-    from caxev.copies.quorum import same_data, voters
-    from caxev.core.model import ERROR, new_id
-    from caxev.core.update import RunUpdate
-
     those = voters(run, right.key, same)
     for one in run.copies:
         if one in those:

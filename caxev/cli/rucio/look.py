@@ -8,28 +8,33 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from attrs import define, field
 
-from caxev.cli.completion import STATUS
-from caxev.cli.errors import FAILED
-from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, show
+from caxev.cli.command import command
+from caxev.cli.options import options
+from caxev.cli.output import Column, Table, columns, show
+from caxev.cli.requests import CHANGED
 from caxev.cli.rucio.chosen import (
-    Chosen,
-    ask_to_compare,
+    CatalogueChoice,
+    apply_rules,
     checked,
-    look_again,
-    nobody,
+    comparison,
     rucio,
-    selecting,
+    selects_catalogue,
 )
+from caxev.cli.runs import shown
+from caxev.cli.values import STATUS
+from caxev.core.clock import utcnow
+from caxev.core.errors import GiveUp, Retry
+from caxev.core.model import ERROR, TRANSFERRED, Copy, Run
+from caxev.core.update import FieldIs, RunUpdate
+from caxev.files import to_nobody
 
 if TYPE_CHECKING:
-    from caxev.core.model import Copy, Run
     from caxev.database import Database
     from caxev.rucio import DatasetState, Verdict
 
 
-@rucio.command(epilog=example("caxev rucio locate --last-days 30 --rse NIKHEF_USERDISK --copies 1"))
-@selecting
+@command("caxev rucio locate --last-days 30 --rse NIKHEF_USERDISK --copies 1", group=rucio)
+@selects_catalogue()
 @click.option("--rse", multiple=True, metavar="R", help="Only data at this RSE; may be repeated.")
 @click.option("--copies", type=click.IntRange(0), metavar="N", help="Only data at N RSEs.")
 @click.option("--status", type=STATUS, help="Only entries of this status.")
@@ -40,46 +45,34 @@ if TYPE_CHECKING:
     show_default=True,
     help="List entries, their rules, or runs without an entry.",
 )
-@as_table
-@global_options(hidden=True)
 def locate(
     *,
+    chosen: CatalogueChoice,
     rse: tuple[str, ...],
     copies: int | None,
     status: str | None,
     method: str,
-    as_json: bool,
-    **options: Any,
 ) -> None:
     """List where the catalogue has runs, as the database knows it."""
-    state().log("warning")
-    chosen = Chosen.of(options)
-    runs = state().with_database(chosen.runs)
-    rows = [row for run in runs for row in located(chosen, run, method)]
+    runs = options().with_database(chosen.runs)
     rows = [
         row
-        for row in rows
+        for run in runs
+        for row in located(chosen, run, method)
         if {*rse} <= {*row["rse"]}
         and copies in (None, len(row["rse"]))
         and status in (None, row["status"])
     ]
     columns = _PLACES if method != "rules" else (*_PLACES, Column("rule", "RULE"))
-    show(Table(columns, rows), as_json=as_json, empty="no such run")
+    show(Table(columns, rows), empty="no such run")
 
 
-_PLACES: Final = (
-    Column("run", "RUN"),
-    Column("run.name", "NAME", minor=1),
-    Column("status", "STATUS"),
-    Column("rse", "RSE"),
-    Column("location", "LOCATION"),
-)
+_PLACES: Final = columns("run", Column("run.name", "NAME", minor=1), "status", "rse", "location")
 
 
-def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
+def located(chosen: CatalogueChoice, run: Run, method: str) -> Iterator[dict[str, Any]]:
     """Return the rows about one run. Pure."""
     from caxev import rucio
-    from caxev.cli.runs import shown
 
     entry = chosen.entry(run)
     row: dict[str, Any] = {"run": shown(run)}
@@ -96,42 +89,29 @@ def located(chosen: Chosen, run: Run, method: str) -> Iterator[dict[str, Any]]:
         yield {**row, "rule": str(rucio.RuleState.from_row(one) or one)}
 
 
-@rucio.command(
-    epilog=example("caxev rucio check --last-days 7 --deep", "caxev rucio check --run 5")
-)
-@selecting
+@command("caxev rucio check --last-days 7 --deep", "caxev rucio check --run 5", group=rucio)
+@selects_catalogue()
 @click.option("--deep", is_flag=True, help="Ask the storage of every RSE for sizes and checksums.")
 @click.option("--all", "everything", is_flag=True, help="Look for datasets without a run, too.")
 @click.option("--repair", is_flag=True, help="Upload again what is missing; declare bad replicas.")
-@as_table
-@global_options(hidden=True)
-def check(*, deep: bool, everything: bool, repair: bool, as_json: bool, **options: Any) -> None:
+def check(*, chosen: CatalogueChoice, deep: bool, everything: bool, repair: bool) -> None:
     """Compare the database with the catalogue, both ways.
 
     Reports what is missing, double, or has other bytes. Exit code 1 if there is a difference.
     """
-    state().log("warning")
-    chosen = Chosen.of(options)
-    checking = Checking(chosen, deep=deep, repair=repair)
-    rows = state().with_database(lambda database: checking.run(database, everything=everything))
-    show(Table(_DIFFERENCES, rows), as_json=as_json, empty="0 differences")
-    if rows:
-        raise click.exceptions.Exit(FAILED)
+    comparing = CatalogueComparison(chosen, deep=deep, repair=repair)
+    rows = options().with_database(comparing.run, everything=everything)
+    show(Table(_DIFFERENCES, rows), empty="0 differences", failed=bool(rows))
 
 
-_DIFFERENCES: Final = (
-    Column("run", "RUN"),
-    Column("location", "LOCATION"),
-    Column("problem", "PROBLEM"),
-    Column("repair", "REPAIR"),
-)
+_DIFFERENCES: Final = columns("run", "location", "problem", "repair")
 
 
 @define
-class Checking:
+class CatalogueComparison:
     """One comparison; it collects a row for each difference."""
 
-    chosen: Chosen
+    chosen: CatalogueChoice
     deep: bool = False
     repair: bool = False
     rows: list[dict[str, Any]] = field(factory=list)
@@ -148,7 +128,7 @@ class Checking:
         if everything:
             there = self.chosen.there
             list_all = trio.to_thread.run_sync
-            datasets = await list_all(lambda: rucio.datasets(there, report=nobody))
+            datasets = await list_all(lambda: rucio.datasets(there, report=to_nobody))
             # After the catalogue was listed: an upload meanwhile has its entry first, so its
             # dataset is not reported as unknown.
             known = await self._known(database)
@@ -159,7 +139,6 @@ class Checking:
 
     async def _known(self, database: Database) -> set[str]:
         """Return the datasets of all runs, not only of the selected ones."""
-        from caxev.core.clock import utcnow
         from caxev.database import Selection
 
         name = self.chosen.there.name
@@ -174,8 +153,6 @@ class Checking:
     def _note(
         self, run: Run | None, location: str | None, problem: str, repair: str | None = None
     ) -> None:
-        from caxev.cli.runs import shown
-
         name = None if run is None else shown(run)
         self.rows.append({"run": name, "location": location, "problem": problem, "repair": repair})
 
@@ -183,8 +160,6 @@ class Checking:
         import trio
 
         from caxev import rucio
-        from caxev.core.errors import GiveUp, Retry
-        from caxev.core.model import TRANSFERRED
 
         there = self.chosen.there
         if (entries := sum(one.key == entry.key for one in run.copies)) > 1:
@@ -196,14 +171,14 @@ class Checking:
             return
         files = await checked(database, entry)
         if files is None:
-            why = "what its files must be is not known: its site compares them if asked (--repair)"
+            why = "its files' checksums are unknown: its site compares them on request (--repair)"
             self._note(run, entry.location, why, await self._ask(database, run, entry))
             return
         dataset = rucio.Did.of(entry.location)
         compare, ask = trio.to_thread.run_sync, rucio.verify
         try:
-            verdict = await compare(lambda: ask(there, dataset, files, self.deep, report=nobody))
-            found = await compare(lambda: rucio.look(there, dataset, report=nobody))
+            verdict = await compare(lambda: ask(there, dataset, files, self.deep, report=to_nobody))
+            found = await compare(lambda: rucio.look(there, dataset, report=to_nobody))
         except Retry as error:  # the server is away: no statement about the dataset
             self._note(run, entry.location, error.why)
             return
@@ -242,58 +217,50 @@ class Checking:
             return None
         dataset, there = rucio.Did.of(entry.location), self.chosen.there
         await trio.to_thread.run_sync(
-            lambda: rucio.declare_bad(there, dataset, verdict.replicas, report=nobody)
+            lambda: rucio.declare_bad(there, dataset, verdict.replicas, report=to_nobody)
         )
-        return "declared bad: Rucio makes it anew"
+        return "declared bad: Rucio replaces it"
 
     async def _single(self, database: Database, run: Run, entry: Copy) -> str | None:
         """Remove all entries of a dataset but the best one, if they all name that dataset."""
-        from caxev.core.clock import utcnow
-        from caxev.core.update import FieldIs, RunUpdate
-
         if not self.repair:
             return None
         data = without_doubles(run, entry)
         if data is None:
-            return "left alone: they name several datasets"
+            return "not repaired: they name several datasets"
         # The whole array is written, as doubles have the same key. So expect it as it was read.
         as_seen = FieldIs("data", run.document["data"])
         update = RunUpdate.overwrite(run, as_seen, data=data)
         done = await database.update_run(update, utcnow())
-        return "one entry is left" if done is not None else "has changed meanwhile"
+        return "one entry is left" if done is not None else CHANGED
 
     async def _again(self, database: Database, run: Run, entry: Copy) -> str | None:
         """Have a site with a good copy upload again."""
-        from caxev.core.clock import utcnow
-        from caxev.core.model import ERROR, TRANSFERRED
-        from caxev.core.update import RunUpdate
-
         if not self.repair or entry.status not in (TRANSFERRED, ERROR, "RSEreupload"):
             return None
         update = RunUpdate.change_copy(
             run, entry, "RSEreupload", trigger=None, owner=None, checksumproblem=None
         )
         done = await database.update_run(update, utcnow())
-        return "to be brought again" if done is not None else "has changed meanwhile"
+        return "will be uploaded again" if done is not None else CHANGED
 
     async def _ask(self, database: Database, run: Run, entry: Copy) -> str | None:
         """Have the site that is responsible for the entry compare all replicas."""
         if not self.repair:
             return None
-        asked = await ask_to_compare(database, run, entry)
-        return "its site compares it" if asked else "has changed meanwhile"
+        done = await database.update_run(comparison(run, entry), utcnow())
+        return "its site compares it" if done is not None else CHANGED
 
     async def _look(self, database: Database, run: Run) -> str | None:
         """Have the site that is responsible for the entry check it again."""
         if not self.repair:
             return None
-        asked = await look_again(database, self.chosen, [run])
-        return f"{_listed(asked)} looks again" if asked else "no site brings data there"
+        asked = await apply_rules(database, self.chosen, [run])
+        return f"{_listed(asked)} compares it again" if asked else "no site uploads there"
 
 
 def without_doubles(run: Run, entry: Copy) -> list[Any] | None:
     """Return a run's ``data`` with only the best entry of this copy; None if they name several."""
-    from caxev.core.model import TRANSFERRED, Copy
 
     def is_its(one: object) -> bool:
         found = Copy.from_entry(one)

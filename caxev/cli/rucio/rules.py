@@ -7,32 +7,30 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from caxev.cli.command import command
 from caxev.cli.errors import NothingToDo
-from caxev.cli.options import as_table, example, global_options, state
-from caxev.cli.output import Column, Table, print_line, show
-from caxev.cli.rucio.chosen import Chosen, look_again, rucio, selecting
+from caxev.cli.options import options
+from caxev.cli.output import Column, Table, columns, print_line, show
+from caxev.cli.rucio.chosen import CatalogueChoice, apply_rules, rucio, selects_catalogue
+from caxev.cli.runs import shown
+from caxev.core.clock import utcnow
+from caxev.core.model import Copy, Run
 
 if TYPE_CHECKING:
-    from caxev.core.model import Copy, Run
     from caxev.database import Database
 
 
-@rucio.command(
-    epilog=example(
-        "caxev rucio rules --check rules.json",
-        "caxev rucio rules --from-run 100 --to-run 200 --dry-run",
-        "caxev rucio rules --apply --last-days 30",
-    )
+@command(
+    "caxev rucio rules --check rules.json",
+    "caxev rucio rules --from-run 100 --to-run 200 --dry-run",
+    "caxev rucio rules --apply --last-days 30",
+    group=rucio,
 )
-@selecting
+@selects_catalogue(required=False)
 @click.option("--check", "file", metavar="FILE", help="Check this rule file.")
 @click.option("--dry-run", is_flag=True, help="Show which rules apply to each run.")
 @click.option("--apply", "applying", is_flag=True, help="Have the listeners apply the rules again.")
-@as_table
-@global_options(hidden=True)
-def rules(
-    *, file: str | None, dry_run: bool, applying: bool, as_json: bool, **options: Any
-) -> None:
+def rules(*, chosen: CatalogueChoice, file: str | None, dry_run: bool, applying: bool) -> None:
     """Check a rule file, explain it for runs, or apply it again.
 
     Listeners apply the rules by themselves, to runs that change and when the file has changed.
@@ -40,45 +38,44 @@ def rules(
     """
     from caxev import rucio
 
-    state().log("warning")
     if file is not None and not (dry_run or applying):
         loaded = rucio.load_rules(file)
-        print_line(f"{file}: {len(loaded)} rules, all can be used")
+        print_line(f"{file}: {len(loaded)} rules, all valid")
         return
     if dry_run == applying:
-        raise click.UsageError("say one of --check FILE, --dry-run and --apply")
-    chosen = Chosen.of(options)
+        raise click.UsageError("give one of --check FILE, --dry-run and --apply")
+    chosen.choice.require()
     path = file or chosen.there.rucio.rules
     loaded = rucio.load_rules(path) if path else ()
     if applying:
-        print_line(state().with_database(lambda database: _apply(database, chosen)))
+        print_line(options().with_database(_apply, chosen))
         return
-    rows = state().with_database(lambda database: _explain(database, chosen, loaded))
-    show(Table(_RULES, rows), as_json=as_json, empty="no run is in the catalogue")
+    rows = options().with_database(_explain, chosen, loaded)
+    show(Table(_RULES, rows), empty="no run is in the catalogue")
 
 
-_RULES: Final = (
-    Column("run", "RUN"),
-    Column("wanted", "WANTED"),
-    Column("removed", "REMOVED"),
+_RULES: Final = columns(
+    "run",
+    "wanted",
+    "removed",
     Column("change", "TO BE DONE"),
     Column("unmet", "RULES THAT DO NOT APPLY"),
 )
 
 
 async def _explain(
-    database: Database, chosen: Chosen, loaded: Sequence[Any]
+    database: Database, chosen: CatalogueChoice, loaded: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """Return what the rules demand for each run, and what would be done, by its entry."""
     runs = await chosen.runs(database)
     return [explained(chosen, run, entry, loaded) for run in runs if (entry := chosen.entry(run))]
 
 
-def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> dict[str, Any]:
+def explained(
+    chosen: CatalogueChoice, run: Run, entry: Copy, loaded: Sequence[Any]
+) -> dict[str, Any]:
     """Return one row of the explanation. Pure except for the time."""
     from caxev import rucio
-    from caxev.cli.runs import shown
-    from caxev.core.clock import utcnow
 
     there = chosen.there
     # The RSEs of sites.json are kept, too, unless a rule decides otherwise.
@@ -96,7 +93,7 @@ def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> d
     unmet = [f"{one.label}: {why}" for one in loaded if (why := one.unmet(run, entry.key))]
     wanted = [f"{' or '.join(one.rses)} ({one.rule})" for one in wishes.keep]
     if wishes.only_verify:
-        wanted = [f"only a look ({wishes.only_verify})"]
+        wanted = [f"only compared ({wishes.only_verify})"]
     return {
         "run": shown(run),
         "wanted": wanted,
@@ -106,11 +103,11 @@ def explained(chosen: Chosen, run: Run, entry: Copy, loaded: Sequence[Any]) -> d
     }
 
 
-async def _apply(database: Database, chosen: Chosen) -> str:
+async def _apply(database: Database, chosen: CatalogueChoice) -> str:
     runs = [run for run in await chosen.runs(database) if chosen.entry(run) is not None]
     if not runs:
         raise NothingToDo("no run is in the catalogue")
-    asked = await look_again(database, chosen, runs)
+    asked = await apply_rules(database, chosen, runs)
     if not asked:
-        raise NothingToDo("no site brings data there")
-    return f"{len(runs)} runs: asked {', '.join(asked)}"
+        raise NothingToDo("no site uploads to the catalogue")
+    return f"{len(runs)} runs: requested from {', '.join(asked)}"

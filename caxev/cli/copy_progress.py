@@ -1,0 +1,120 @@
+"""Describe and display how far a requested copy is, for ``caxev copy``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from attrs import define, field, frozen
+
+from caxev.cli.reaction_rows import ReportedProgress
+from caxev.core.escapes import escaped
+from caxev.core.ledger import Reaction, State
+from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, Copy, CopyKey, Run
+
+if TYPE_CHECKING:
+    import rich.progress
+
+
+GONE = "gone"
+
+
+@frozen
+class CopyState:
+    """The state of the copy: its status, `words` about it, its progress; `over`: it is final."""
+
+    status: str
+    words: str = ""
+    progress: ReportedProgress | None = None
+    over: bool = False
+
+    @property
+    def line(self) -> str:
+        parts = (self.status, self.words, str(self.progress or ""))
+        return ": ".join(part for part in parts if part)
+
+
+def copy_state(
+    run: Run | None, key: CopyKey, reactions: Iterable[tuple[Reaction, Any]]
+) -> CopyState:
+    """Return the state of a requested copy, from its run and reactions. Pure."""
+    copy = None if run is None else run.copy(key)
+    if copy is None:
+        return CopyState(GONE, "the request was withdrawn", over=True)
+    if copy.status == TRANSFERRED:
+        return CopyState(copy.status, over=True)
+    if copy.status == ERROR:
+        return CopyState(copy.status, copy.error or "", over=True)
+    return _under_way(copy, [pair for pair in reactions if pair[0].aspect == key])
+
+
+def _under_way(copy: Copy, reactions: Sequence[tuple[Reaction, Any]]) -> CopyState:
+    # Only these react to the present status: the others belong to an earlier entry of that copy.
+    current = [reaction for reaction, _ in reactions if reaction.after == copy.seen_as]
+    # A reaction that is done, and has left the copy as `requested`, has declined it. In later
+    # states only a failure is final.
+    notes = [f"{d.handler} at {d.site}: {d.note}" for d in current if d.note]
+    words, states = "; ".join(notes), {reaction.state for reaction in current}
+    ended = {State.FAILED} if copy.status != REQUESTED else {State.FAILED, State.DONE}
+    if states and states <= ended:
+        return CopyState(copy.status, words or "no handler makes this copy", over=True)
+    known = [ReportedProgress.of(document.get("progress")) for _, document in reactions]
+    moving = [progress for progress in known if progress is not None]
+    return CopyState(copy.status, words, ReportedProgress.sum(moving) if moving else None)
+
+
+@define(eq=False)
+class Display:
+    """Output for people: a bar on a terminal, plain lines in a pipe; on stderr beside JSON."""
+
+    as_json: bool
+    _bar: rich.progress.Progress | None = field(init=False, default=None)
+
+    def print_line(self, line: str) -> None:
+        """Print a line."""
+        if self._bar is not None:
+            self._bar.console.print(escaped(line), highlight=False, markup=False)
+        else:
+            click.echo(escaped(line), err=self.as_json)
+
+    def show(self, now: CopyState) -> None:
+        """Show the state of the copy."""
+        if self._bar is None:
+            self.print_line(now.line)
+            return
+        progress, (task,) = now.progress, self._bar.task_ids
+        self._bar.update(
+            task,
+            description=now.status,
+            words=escaped(now.words or str(progress or "")),
+            completed=0 if progress is None else progress.done,
+            total=None if progress is None else progress.total,
+        )
+        if now.over:
+            self.print_line(now.line)
+
+    @contextmanager
+    def live(self) -> Iterator[None]:
+        """Draw a bar for the length of the block, if this is a terminal."""
+        if not (sys.stderr if self.as_json else sys.stdout).isatty():
+            yield
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), _words(TextColumn))
+        with Progress(*columns, console=Console(stderr=self.as_json), transient=True) as bar:
+            bar.add_task("requested", total=None, words="")
+            self._bar = bar
+            try:
+                yield
+            finally:
+                self._bar = None
+
+
+def _words(column: type[rich.progress.TextColumn]) -> rich.progress.TextColumn:
+    # Other programs wrote these texts: brackets in them are no mark-up.
+    return column("{task.fields[words]}", markup=False)

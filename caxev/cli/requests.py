@@ -1,0 +1,137 @@
+"""Have listeners do something: writes to runs, and requests in the ledger.
+
+Each command that asks something of many runs makes a `RunRequest` of each, shows them as a plan or
+writes them, and prints the same rows.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import Factory, field, frozen
+
+from caxev.cli.options import options
+from caxev.cli.output import Table, columns, show
+from caxev.cli.runs import shown
+from caxev.cli.selection import RunChoice
+from caxev.config import ConfigError, Site
+from caxev.core.clock import utcnow
+from caxev.core.model import Run, RunId
+from caxev.core.update import RunUpdate
+
+if TYPE_CHECKING:
+    from caxev.database import Database, Request
+
+_PAGE: Final = 1000
+CHANGED: Final = "the run has just changed: try again"
+
+
+def requester() -> str:
+    """Return who gives the command: user@host."""
+    # In a container the user id may have no name.
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+# -- writes to runs -------------------------------------------------------------------------------
+
+
+@frozen
+class RunRequest:
+    """A write that is to be made to a run, or the reason why there is none.
+
+    `what` is the data concerned. `state` is what comes of the write, or the reason; `planned` what
+    would come of it, for a dry run. `ok`: whether the user gets what was asked for; None: neither.
+    """
+
+    run: Run
+    what: str
+    state: str
+    update: RunUpdate | None = None
+    planned: str = field(default=Factory(lambda self: f"would be {self.state}", takes_self=True))
+    ok: bool | None = field(default=Factory(lambda self: self.update is not None, takes_self=True))
+
+    async def write(self, database: Database, *, dry_run: bool) -> dict[str, Any]:
+        """Write it unless it is a dry run; return the row that the command prints."""
+        row = {"run": shown(self.run), "what": self.what, "state": self.state, "ok": self.ok}
+        if self.update is None:
+            return row
+        if dry_run:
+            return {**row, "state": self.planned}
+        if await database.update_run(self.update, utcnow()) is None:
+            return {**row, "state": CHANGED, "ok": False}
+        return row
+
+
+async def write_all(
+    database: Database, requests: Iterable[RunRequest], *, dry_run: bool
+) -> list[dict[str, Any]]:
+    """Write all of these unless it is a dry run; return their rows."""
+    return [await one.write(database, dry_run=dry_run) for one in requests]
+
+
+async def plan_and_write(
+    database: Database, runs: RunChoice, plan: Callable[[Run], RunRequest], *, dry_run: bool
+) -> list[dict[str, Any]]:
+    """Make a request of each selected run, and write it unless it is a dry run."""
+    found = await runs.find_whole(database)
+    return await write_all(database, map(plan, found), dry_run=dry_run)
+
+
+REQUESTED: Final = columns("run", "what", "state")
+
+
+def show_requests(rows: Sequence[Mapping[str, Any]], *, failed: bool | None = None) -> None:
+    """Print the rows; by default, exit with a failure if one of them is not ok."""
+    if failed is None:
+        failed = any(row["ok"] is False for row in rows)
+    show(Table(REQUESTED, rows), empty="nothing to do", failed=failed)
+
+
+# -- requests in the ledger -----------------------------------------------------------------------
+
+
+def listening_sites(site: str | None) -> tuple[str, ...]:
+    """Return the sites to ask: the one named, or all with a listener. Raises `ConfigError`."""
+    sites = options().sites()
+    if site is None:
+        return tuple(one.name for one in sites.values() if one.listener)
+    check_listener(sites.get(site))
+    return (site,)
+
+
+def check_listener(site: Site) -> None:
+    """Raise `ConfigError` if the site has no listener that could do what is asked."""
+    if not site.listener:
+        path = options().sites().path
+        raise ConfigError(f"site {site.name!r} has no listener of its own, according to {path}")
+
+
+async def leave(database: Database, site: str, requests: Sequence[Request]) -> dict[str, Any]:
+    """Leave requests for a site's listener, and return the result's row."""
+    for request in requests:
+        await database.add_request(site, request, requester(), utcnow())
+    record = await database.site_record(site)
+    return {"site": site, "queued": len(requests), "listening": bool(record and record.active)}
+
+
+def with_hint(line: str, row: Mapping[str, Any]) -> str:
+    """Return a line about a site, with a hint if no listener acts for the site now."""
+    return line if row["listening"] else f"{line}; {no_listener(row['site'])}"
+
+
+def no_listener(site: str) -> str:
+    """Return the hint about a site without a listener."""
+    return f"no listener is active there: start caxev listen --site {site}"
+
+
+def pages(ids: Sequence[RunId]) -> Iterator[tuple[RunId, ...]]:
+    """Split runs into pages of as many as one request can name."""
+    return (tuple(ids[i : i + _PAGE]) for i in range(0, len(ids), _PAGE))

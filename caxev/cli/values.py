@@ -1,0 +1,141 @@
+"""The types of options' values: what the shell completes, and what is refused as unknown.
+
+A misspelt value must not look like an empty result: it is an error that names the nearest known
+one, in every command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from caxev.cli.options import GlobalOptions
+from caxev.config import BY_METHOD, ConfigError, load_handlers
+from caxev.config.errors import hint, known_names
+from caxev.config.sites import TYPES
+from caxev.core import model
+from caxev.core.registry import recorded
+
+MOST: Final = 2**63 - 1
+"""The largest number that MongoDB can hold."""
+_COMPLETION: Final = 2.0
+_PATIENCE: Final = 10.0
+"""Seconds to wait for the database's known values, in a completion and in a command."""
+
+
+class RunNumber(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
+    """A run's number: at least 1, and within MongoDB's range."""
+
+    name = "run number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number. Raises click's error."""
+        number: int = click.IntRange(1, MOST).convert(value, param, ctx)
+        return number
+
+
+class Known(click.ParamType):  # type: ignore[type-arg]  # not generic in older clicks
+    """A text with completion: `values` returns candidates for the options given so far.
+
+    `check` raises an error for a value that nobody knows; it is called when all options are read.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        values: Callable[[GlobalOptions], Iterable[str]],
+        check: Callable[[GlobalOptions, str], object] | None = None,
+    ) -> None:
+        self.name = name
+        self.values = values
+        self.check = check
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Return the values that begin with what was typed; none if anything fails."""
+        del param
+        with suppress(Exception):  # a message would break into the line that the user types
+            known = self.values(ctx.find_root().ensure_object(GlobalOptions))
+            return [CompletionItem(one) for one in sorted({*known}) if one.startswith(incomplete)]
+        return []
+
+
+class OneOf(Known):
+    """A text that must be one of the values."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the text if it is one of the values; else fail and name the nearest."""
+        known = [*self.values(GlobalOptions())]
+        if value not in known:
+            guess = f"{hint(value, known)} known: {', '.join(known)}".lstrip()
+            self.fail(f"there is no {self.name} {value!r} ({guess})", param, ctx)
+        return value
+
+
+def check_known(context: click.Context) -> None:
+    """Raise an error for the first value of a command's options that nobody knows."""
+    options = context.find_root().ensure_object(GlobalOptions)
+    for parameter in context.command.params:
+        check = getattr(parameter.type, "check", None)
+        value = context.params.get(parameter.name or "")
+        if check is not None and value is not None:
+            check(options, value)
+
+
+def _handlers(options: GlobalOptions) -> Iterable[str]:
+    """Return the names and aliases of all sites' handlers."""
+    modules: set[str] = set()
+    with suppress(ConfigError):  # without sites.json there are those that come with caxev
+        modules = {module for site in options.sites().values() for module in site.handlers}
+    # Of all sites: the command may name another site than this machine's.
+    load_handlers((*BY_METHOD.values(), *sorted(modules)), options.handlers)
+    return [name for handler in recorded for name in (handler.name, *handler.aliases)]
+
+
+def known_values(options: GlobalOptions, path: str, patience: float = _PATIENCE) -> list[str]:
+    """Return the texts that runs have in a field. Reads every run, or an index. Blocks."""
+    from caxev.database.blocking import known_values as known
+
+    return known(options.settings(), path, patience)
+
+
+def _statuses(options: GlobalOptions) -> Iterable[str]:
+    del options
+    names = ("REQUESTED", "TRANSFERRING", "VERIFYING", "TRANSFERRED", "ERROR", "DELETING", "MOVING")
+    return [getattr(model, name) for name in names]
+
+
+def _check_status(options: GlobalOptions, status: str) -> None:
+    # cax and Rucio have statuses of their own: ask the database before refusing one.
+    known = [*_statuses(options)]
+    if status not in known:
+        known = list(dict.fromkeys([*known, *known_values(options, "data.status")]))
+        if status not in known:
+            raise NoSuchValue(f"no copy has the status {status!r} {known_names(status, known)}")
+
+
+def _check_host(options: GlobalOptions, host: str) -> None:
+    sites = options.sites()
+    # The database may have copies at hosts that sites.json no longer names.
+    if host not in sites and host not in known_values(options, "data.host"):
+        sites.get(host)  # raises an error that names the nearest
+
+
+class NoSuchValue(click.UsageError):
+    """An option's value that nobody knows."""
+
+
+RUN_NUMBER: Final = RunNumber()
+SITE: Final = Known("site", lambda known: known.sites(), lambda known, one: known.sites().get(one))
+PLACE: Final = Known("site", lambda known: known.sites())
+"""A site, or something else."""
+HOST: Final = Known("host", lambda known: known.sites(), _check_host)
+HANDLER: Final = Known("handler", _handlers)
+TAG: Final = Known("tag", lambda known: known_values(known, "tags.name", _COMPLETION))
+STATUS: Final = Known("status", _statuses, _check_status)
+DATA_TYPE: Final = OneOf("type", lambda _options: (*TYPES, "untriggered"))
