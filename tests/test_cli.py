@@ -1014,7 +1014,7 @@ def test_explain(online: Caxev, database: Named) -> None:
     assert "raw at lngs: the status is transferred, not error" in rows["stops"]["why"]
     there = online("explain", "--name", "161111_0001", "--site", "chicago", "--json").rows
     missing = next(row for row in there if row["handler"] == "went")
-    assert missing["why"] == "would run: caxev replay --run 1 --site chicago"
+    assert missing["why"] == "would run, as it is new here: caxev replay --run 1 --site chicago"
 
 
 @pytest.mark.replicaset
@@ -1088,7 +1088,7 @@ def test_runs_without_a_number_are_told_apart(online: Caxev, database: Named) ->
     assert row["failed"] == 1
     there = online("explain", *this, "--site", "chicago", "--json").rows
     (missing,) = (row["why"] for row in there if row["state"] == "missing")
-    assert missing == f"would run: caxev replay {' '.join(this)} --site chicago"
+    assert missing == f"would run, as it is new here: caxev replay {' '.join(this)} --site chicago"
 
 
 @pytest.mark.parametrize("command", ["status", "retry --all"])
