@@ -38,6 +38,7 @@ from caxev.core.model import (
     Event,
     Existence,
     Field,
+    Interest,
     Run,
     Tag,
     Watched,
@@ -908,7 +909,7 @@ async def test_watched_fields_come_through(database: Named, runs: Runs) -> None:
     watched = Watched(frozenset({"end", "trigger.events_built"}), frozenset({"size"}))
     async with engine.opened(database) as db:
         ids = [(await added(db, trigger={}, number=number)).id for number in range(4)]
-        stream = await db.open_stream(Position(start=await db.cluster_time()), watched)
+        stream = await db.open_stream(Position(start=await db.cluster_time()), Interest(watched))
         for run, change in zip(ids, changes, strict=True):
             runs.update_one({"_id": run}, change)
         seen, _ = await follow(db, stream, ids[-1])

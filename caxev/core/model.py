@@ -34,6 +34,10 @@ MOVING: Final = "moving"
 """The status of a copy whose files are on their way to another directory of its own host."""
 UNKNOWN: Final = "unknown"
 """The status of an entry that names none."""
+CHANGED: Final = "caxev_changed"
+"""The field of a run that names the host and the status of the entry that one of us changed last.
+The change stream shows which fields changed, but not of which entry: by this field the database can
+leave out what does not concern a site."""
 STATUSES: Final = "statuses"
 """In a snapshot this field of a copy stands for the statuses of its entries, if it has several."""
 
@@ -127,6 +131,22 @@ class Watched:
 
 
 NO_FIELDS: Final = Watched()
+
+
+@frozen
+class Interest:
+    """What the change stream must bring to a site: changes of these fields, and these statuses.
+
+    `pairs` are the statuses that concern the site at certain hosts, `hosts` these hosts, `statuses`
+    those that concern it at any other host. At its own, `site`, all do. Without `site`, everything
+    counts.
+    """
+
+    watched: Watched = NO_FIELDS
+    site: str | None = None
+    hosts: frozenset[str] = frozenset()
+    pairs: frozenset[tuple[str, str]] = frozenset()
+    statuses: frozenset[str] = frozenset()
 
 
 @frozen

@@ -24,6 +24,7 @@ from caxev.core.model import (
     Event,
     Existence,
     Field,
+    Interest,
     Snapshot,
     Tag,
     Watched,
@@ -296,6 +297,28 @@ def _watched(handlers: Iterable[Handler], here: Here) -> Watched:
     return watched
 
 
+def _interest(handlers: Iterable[Handler], here: Here) -> Interest:
+    """Return what concerns a site, whichever of these handlers it enables."""
+    every = tuple(handlers)
+    triggers = [one for handler in every for one in handler.triggers]
+    copies = [one for one in triggers if isinstance(one, CopyTrigger)]
+    named = {host for one in copies for host in one.host} - {HERE, ELSEWHERE, PASSIVE}
+    hosts = frozenset((named | here.passive) - {here.name})
+
+    def statuses(host: str) -> frozenset[str]:
+        found = (
+            one.status
+            for one in copies
+            if not one.host or any(_host_is(host, wanted, here) for wanted in one.host)
+        )
+        return frozenset().union(*found) - {GONE}
+
+    pairs = frozenset((host, status) for host in hosts for status in statuses(host))
+    # A host of which no trigger and no site can know.
+    others = statuses("\0")
+    return Interest(_watched(every, here), here.name, hosts, pairs, others)
+
+
 def place_of(function: Callable[..., Any]) -> str:
     """Return a function's file and line, for people."""
     # A decorator between `on` and the function would hide its place.
@@ -390,6 +413,7 @@ class Registry:
         # Disabled handlers stay in `handlers`: the ledger may still hold their reactions.
         self.enabled = tuple(h for h in self.handlers.values() if here.wants(h))
         self.watched = _watched(self.enabled, here)
+        self.interest = _interest(self.handlers.values(), here)
         names = "\n".join(sorted(handler.name for handler in self.enabled))
         # The same for the same handlers, in any process: a snapshot names what it was taken with.
         self.id = crc32(names.encode())

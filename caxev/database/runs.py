@@ -14,6 +14,7 @@ from attrs import frozen
 
 from caxev.core.entry import NOTED
 from caxev.core.model import (
+    CHANGED,
     TRANSFERRED,
     TRANSFERRING,
     CopyIs,
@@ -299,6 +300,9 @@ def write_of(update: RunUpdate, now: datetime) -> tuple[Document, Document, list
             last = {"$each": list(values), "$slice": -CHECKS_KEPT}
             change.setdefault("$push", {})[f"data.$[copy].{name}"] = last
         array_filters = [_copy_filter(which, "copy.")]
+        if "status" in fields:
+            marked = {"host": which.key.host, "status": fields["status"], "at": now}
+            change["$set"][CHANGED] = marked
     if added := _added_to_lists(update, now):
         change.setdefault("$push", {}).update(added)
     if update.fields:

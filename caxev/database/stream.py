@@ -24,13 +24,14 @@ from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import OperationFailure
 
-from caxev.core.model import NO_FIELDS, RunId, Watched
+from caxev.core.model import CHANGED, Interest, RunId
 from caxev.database.client import BAD_TOKEN_CODES, TOO_LARGE, Document, HistoryLost
 from caxev.database.connection import Connection, operation
 from caxev.database.reactions import run_keys
 from caxev.database.rows import is_plain
 from caxev.database.sites import Position
 
+ALL: Final = Interest()
 BATCH: Final = 1000
 AWAIT: Final = 30.0
 """Seconds that the server holds an empty answer back: an idle site asks twice a minute."""
@@ -42,22 +43,65 @@ _REMOVED: Final = {"$ifNull": ["$updateDescription.removedFields", []]}
 _TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays", []]}
 
 
-def pipeline(watched: Watched = NO_FIELDS) -> list[Document]:
-    """Return the stages that pass on changes of ``data``, ``tags``, watched fields, existence."""
+_STATUS: Final = r"^data\.\d+\.status(_since)?$"
+_OF_SNAPSHOTS: Final = ("type", "host", "pax_version", "status", "status_since")
+"""The fields of an entry that snapshots are made of, whatever is watched."""
+_CHANGED: Final = f"$updateDescription.updatedFields.{CHANGED}"
+
+
+def pipeline(interest: Interest = ALL) -> list[Document]:
+    """Return the stages that pass on what can concern a site.
+
+    These are changes of ``data``, ``tags``, watched fields and existence. Of the fields of an entry
+    only those count that snapshots are made of. A new status counts unless the update names its
+    host (`CHANGED`, which only caxev writes), and the status concerns nobody here.
+    """
+    watched = interest.watched
     names = {"data", "tags", *(path.partition(".")[0] for path in watched.run)}
     ours = rf"^({'|'.join(re.escape(name) for name in sorted(names))})(\.|$)"
+    fields = "|".join(re.escape(name) for name in (*_OF_SNAPSHOTS, *sorted(watched.copies)))
+    others = rf"^data\.\d+\.(?!({fields})(\.|$))"
 
-    def any_of(paths: Document, key: str) -> Document:
+    def any_of(paths: Document, key: str, *also: Document) -> Document:
         touched = {"$regexMatch": {"input": key, "regex": ours}}
-        return {"$anyElementTrue": [{"$map": {"input": paths, "as": "f", "in": touched}}]}
+        is_other = {"$regexMatch": {"input": key, "regex": others}}
+        counts = {"$and": [touched, {"$not": [is_other]}, *also]}
+        return {"$anyElementTrue": [{"$map": {"input": paths, "as": "f", "in": counts}}]}
 
-    touching = [any_of(_UPDATED, "$$f.k"), any_of(_REMOVED, "$$f"), any_of(_TRUNCATED, "$$f.field")]
+    is_status = {"$regexMatch": {"input": "$$f.k", "regex": _STATUS}}
+    concerned: list[Document] = []
+    if interest.site is not None:
+        concerned = [{"$or": [{"$not": [is_status]}, _concerned(interest)]}]
+    touching = [
+        any_of(_UPDATED, "$$f.k", *concerned),
+        any_of(_REMOVED, "$$f"),
+        any_of(_TRUNCATED, "$$f.field"),
+    ]
     # An insert, a replacement or a deletion names no fields: these always count.
     wanted = [{"operationType": {"$ne": "update"}}, {"$expr": {"$or": touching}}]
     return [
         {"$match": {"$or": wanted}},
         {"$project": {"operationType": 1, "documentKey": 1, "clusterTime": 1, "wallTime": 1}},
     ]
+
+
+def _concerned(interest: Interest) -> Document:
+    """Return the expression for whether a new status concerns the site.
+
+    It compares whole values: another program may write anything there, and no operator may fail.
+    """
+    host, status = f"{_CHANGED}.host", f"{_CHANGED}.status"
+    pairs = [list(pair) for pair in sorted(interest.pairs)]
+    known = {"$in": [host, {"$literal": sorted(interest.hosts)}]}
+    there = {"$in": [[host, status], {"$literal": pairs}]}
+    elsewhere = {"$in": [status, {"$literal": sorted(interest.statuses)}]}
+    return {
+        "$or": [
+            {"$ne": [{"$type": host}, "string"]},
+            {"$eq": [host, {"$literal": interest.site}]},
+            {"$cond": [known, there, elsewhere]},
+        ]
+    }
 
 
 _ENDS: Final = {"drop", "rename", "dropDatabase", "invalidate"}
@@ -79,11 +123,11 @@ class Stream:
     """An open change stream on the runs collection. All methods are asyncio functions."""
 
     def __init__(
-        self, database: AsyncDatabase[Document], collection: str, watched: Watched = NO_FIELDS
+        self, database: AsyncDatabase[Document], collection: str, interest: Interest = ALL
     ) -> None:
         self._database = database
         self._collection = collection
-        self._pipeline = pipeline(watched)
+        self._pipeline = pipeline(interest)
         self._session: AsyncClientSession | None = None
         self._cursor = 0
         self._first: Document | None = None
@@ -190,10 +234,10 @@ class Streams(Connection):
         return Timestamp(last.time, last.inc + 1)
 
     @operation
-    async def open_stream(self, position: Position, watched: Watched = NO_FIELDS) -> Stream:
+    async def open_stream(self, position: Position, interest: Interest = ALL) -> Stream:
         """Open the change stream after `position`. Raises `HistoryLost`."""
         database = self._client[self.settings.database]
-        stream = Stream(database, self.settings.collection, watched)
+        stream = Stream(database, self.settings.collection, interest)
         await stream.open(position)
         return stream
 

@@ -68,7 +68,10 @@ class LeaderSession:
 
     def _use(self, options: Options) -> None:
         """Replace the options after a reload."""
+        concerned = self.context.registry.interest
         self.context.options = options
+        if options.registry.interest != concerned:
+            self.watcher.reopen()
         self.roots.use_options()
         for service in self.services:
             service.use(options.site, options.sites)

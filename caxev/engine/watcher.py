@@ -56,6 +56,7 @@ class Watcher:
     behind: float = field(init=False, default=0.0)
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
+    _following: trio.CancelScope | None = field(init=False, default=None)
 
     async def run(self, *, ready: trio.Event) -> None:
         """Follow the stream for ever. Sets `ready` after the first scan, if one is needed.
@@ -90,7 +91,7 @@ class Watcher:
 
     async def _read_to_end(self, position: Position) -> int:
         database, options = self.context.database, self.context.options
-        stream = await database.open_stream(position, options.registry.watched)
+        stream = await database.open_stream(position, options.registry.interest)
         changes = 0
         try:
             while True:
@@ -125,7 +126,7 @@ class Watcher:
     async def _follow(self) -> None:
         assert self._position is not None
         context, recorder = self.context, self.recorder
-        stream = await context.database.open_stream(self._position, context.registry.watched)
+        stream = await context.database.open_stream(self._position, context.registry.interest)
         # While the stream was away a reply to a claim may have been lost, too.
         await recorder.intake.reconcile()
         context.trouble.over("stream")
@@ -134,6 +135,7 @@ class Watcher:
         failed: DatabaseError | None = None
         try:
             async with trio.open_nursery() as nursery:
+                self._following = nursery.cancel_scope
                 # While one batch is recorded the next one is read.
                 nursery.start_soon(self._read, stream, send)
                 nursery.start_soon(recorder.record_deferred)
@@ -147,6 +149,11 @@ class Watcher:
             await self._close(stream)
         if failed is not None:
             raise failed
+
+    def reopen(self) -> None:
+        """Open the stream anew, from where it is: what concerns the site has changed."""
+        if self._following is not None:
+            self._following.cancel()
 
     async def _close(self, stream: Stream) -> None:
         with trio.move_on_after(CLOSING, shield=True):
