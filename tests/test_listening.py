@@ -16,7 +16,7 @@ from attrs import evolve
 from loguru import logger
 from pymongo import MongoClient
 
-from caxev import ELSEWHERE, HERE, Job, copy, field, metrics
+from caxev import ELSEWHERE, HERE, PASSIVE, Job, RunUpdate, copy, field, metrics
 from caxev.alarms.health import of_gone_directories
 from caxev.alarms.manager import AlarmManager, Recipient
 from caxev.config import ConfigError, Sites
@@ -130,6 +130,26 @@ async def test_a_listener_goes_by_what_was_read_again(database: Named) -> None:
             await engine.until(partial(_alarmed, db, stands=number == 3))
             if files:
                 await leaving.hangup()
+
+
+@pytest.mark.replicaset
+async def test_a_reload_changes_what_the_stream_brings(database: Named) -> None:
+    """A site that has no listener any more is looked after, also in what nobody wanted before."""
+    seen: list[str | None] = []
+
+    async def note(job: Job) -> None:
+        seen.append(job.event.status)
+
+    made = engine.options_for(database, [engine.handler(note, copy("verifying", host=PASSIVE))])
+    passive = evolve(made.sites.get("chicago"), listener=False)
+    after = evolve(made.sites, by_name={**made.sites.by_name, "chicago": passive})
+    made = evolve(made, reread=lambda: after)
+    async with engine.opened(database) as db, engine.listener(db, made) as leaving:
+        run = await db.insert_run(engine.run_document(1, ("raw", "chicago", "transferring")))
+        await leaving.hangup()
+        found = (await db.runs([run]))[run]
+        await engine.write(db, RunUpdate.change_copy(found, found.copies[0], "verifying"))
+        await engine.until(lambda: seen == ["verifying"])
 
 
 @pytest.mark.replicaset
