@@ -32,8 +32,8 @@ from caxev import (
     skip_of,
 )
 from caxev.config import Permission, Site
-from caxev.files import confine, open_resolved, printable
-from caxev.transfer import program
+from caxev.files import Confined, confine, opened, printable
+from caxev.program import run
 
 KEPT = 0o2000
 """The set-group-ID bit, by which new files in a directory get its group; never cleared."""
@@ -77,7 +77,7 @@ def apply(location: str, roots: tuple[str, ...], permission: Permission, *, repo
     Raises `GiveUp` if that is not permitted, or the group or ``setfacl`` is missing.
     """
     del report
-    path = os.fsencode(confine(location, roots))
+    path = confine(location, roots)
     group = -1 if permission.group is None else _group(permission.group)
     with _translated(path):
         for descriptor, status in _walk(path):
@@ -103,13 +103,10 @@ def _mode(permission: Permission, status: os.stat_result) -> int | None:
     return permission.mode | status.st_mode & KEPT
 
 
-def _walk(path: bytes) -> Iterator[tuple[int, os.stat_result]]:
+def _walk(path: Confined) -> Iterator[tuple[int, os.stat_result]]:
     """Open each file and directory of a copy in turn, never following a link."""
-    top = open_resolved(path, os.O_RDONLY)
-    try:
+    with opened(path, os.O_RDONLY) as top:
         yield from _from(top)
-    finally:
-        os.close(top)
 
 
 def _from(descriptor: int) -> Iterator[tuple[int, os.stat_result]]:
@@ -141,7 +138,7 @@ def _translated(path: bytes) -> Iterator[None]:
         raise Retry(why) from error
 
 
-def _set_acl(path: bytes, acl: str) -> None:
+def _set_acl(path: Confined, acl: str) -> None:
     if shutil.which("setfacl") is None:
         raise Denied("there is no setfacl here, which permissions in sites.json asks for (acl)")
     # setfacl takes paths. We pass /proc/PID/fd/N of open files, which lead nowhere else even if
@@ -155,7 +152,7 @@ def _set_acl(path: bytes, acl: str) -> None:
             _set_each(command, path, is_directory=is_directory)
 
 
-def _set_each(command: list[str], path: bytes, *, is_directory: bool) -> None:
+def _set_each(command: list[str], path: Confined, *, is_directory: bool) -> None:
     """Call setfacl for each directory of a copy, or for each file."""
     held: list[int] = []
     try:
@@ -175,7 +172,7 @@ def _call(command: list[str], held: list[int], path: bytes) -> None:
     if not held:
         return
     names = [f"/proc/{os.getpid()}/fd/{descriptor}" for descriptor in held]
-    done = program.run([*command, *names], package="acl", output=lambda _chunk: None)
+    done = run([*command, *names], package="acl")
     while held:
         os.close(held.pop())
     if done.status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,7 +35,7 @@ async def measure(job: Job) -> Result:
 def weigh(location: str, roots: tuple[str, ...], *, report: object) -> int:
     """Sum up the sizes of a copy's files."""
     del report
-    path = Path(confine(location, roots))
+    path = Path(os.fsdecode(confine(location, roots)))
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 

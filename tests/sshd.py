@@ -8,14 +8,18 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
-from attrs import define
+from attrs import define, frozen
 
-from caxev.transfer.ssh import Endpoint
+from caxev.config import Site
+from caxev.files import Manifest, Moved, Report
+from caxev.transfer import Route
+from caxev.transfer.ssh import Endpoint, SshMover
 
 _CONFIG = """\
 ListenAddress 127.0.0.1
@@ -69,6 +73,79 @@ class Server:
                 os.kill(child, 9)
         self.process.kill()
         self.process.wait()
+
+
+@frozen
+class Transfer:
+    """A copy to be moved between this machine and a server; `route` as the movers take it."""
+
+    endpoint: Endpoint
+    remote_path: str
+    remote_roots: Sequence[str]
+    local_path: str
+    local_roots: Sequence[str]
+    nstreams: int | None = None
+    agent: str | None = None
+    expected: Manifest | None = None
+    max_rate: float | None = None
+    min_free: int = 0
+    again: bool = False
+    found: Manifest | None = None
+    checksum: str | None = None
+
+    @property
+    def route(self) -> Route:
+        end = self.endpoint
+        here = Site(
+            "here",
+            known_hosts=end.known_hosts,
+            identity=end.identity,
+            **_directories(self.local_roots),
+        )
+        there = Site(
+            "there",
+            hostname=end.host,
+            port=end.port,
+            username=end.username,
+            host_key=end.host_key,
+            nstreams=self.nstreams,
+            receiver=self.agent,
+            **_directories(self.remote_roots),
+        )
+        return Route(
+            here,
+            there,
+            self.local_path,
+            self.remote_path,
+            self.expected,
+            self.max_rate,
+            self.min_free,
+            self.again,
+            self.found,
+            self.checksum,
+        )
+
+
+def _directories(roots: Sequence[str]) -> dict[str, Any]:
+    keys = ("dir_raw", "dir_processed", "dir_minitrees")
+    known = {str(root): getattr(root, "marker", None) for root in roots}
+    named = dict(zip(keys, known, strict=False))
+    return {**named, "markers": {root: marker for root, marker in known.items() if marker}}
+
+
+def pull(transfer: Transfer, *, report: Report) -> Moved:
+    """Pull over SSH."""
+    return SshMover().pull(transfer.route, report=report)
+
+
+def push(transfer: Transfer, *, report: Report) -> Moved:
+    """Push over SSH."""
+    return SshMover().push(transfer.route, report=report)
+
+
+def remote_manifest(transfer: Transfer, *, report: Report) -> Manifest:
+    """Read a copy back over SSH."""
+    return SshMover().manifest(transfer.route, report=report)
 
 
 def missing() -> str | None:

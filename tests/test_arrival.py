@@ -25,13 +25,13 @@ from caxev.files import (
     digest_tree,
     join,
     look,
-    partial_path,
     publish,
     reading,
     writing,
 )
 from caxev.files.reading import Stretch
-from caxev.transfer.receive import Channel, item_rows, packed, seen_rows
+from caxev.transfer.receive import Wire, item_rows, packed, seen_rows
+from tests.places import partial_of, vouched
 from tests.test_files import make_run, quiet
 
 OLD: Final = 1_480_000_000
@@ -39,7 +39,7 @@ BIG: Final = 3 * PART + 1234
 
 
 def digested(path: Path) -> Manifest:
-    return digest_tree(str(path), sha512=False, report=quiet)
+    return digest_tree(vouched(path), sha512=False, report=quiet)
 
 
 @frozen
@@ -51,7 +51,7 @@ class Place:
 
     @property
     def partial(self) -> Path:
-        return Path(partial_path(str(self.final)))
+        return partial_of(self.final)
 
     @property
     def known(self) -> Manifest:
@@ -59,7 +59,9 @@ class Place:
 
     def arrival(self, expected: Manifest | None = None, **options: Any) -> StagedCopy:
         roots = [str(self.final.parent)]
-        return StagedCopy(str(self.final), roots, look(str(self.source)), expected, **options)
+        return StagedCopy(
+            vouched(self.final), roots, look(vouched(self.source)), expected, **options
+        )
 
     def move(self, piece: Piece) -> None:
         """Write one stretch, as a mover does."""
@@ -73,7 +75,7 @@ class Place:
             file.write(source.read(piece.left))
 
     def _inside(self, root: Path, piece: Piece) -> Path:
-        return Path(os.fsdecode(join(os.fsencode(root), piece.file.path)))
+        return Path(os.fsdecode(join(vouched(root), piece.file.path)))
 
     def complete(self, arrival: StagedCopy) -> Plan:
         """Make all that is left of the copy."""
@@ -302,7 +304,7 @@ def test_a_partial_that_is_being_written_is_left(place: Place) -> None:
     place.complete(place.arrival())
     is_file = not place.source.is_dir()
     with (
-        writing(str(place.partial), directory=not is_file),
+        writing(vouched(place.partial), directory=not is_file),
         pytest.raises(Retry, match="by another process"),
         place.arrival(again=True).opened(),
     ):
@@ -340,7 +342,7 @@ def test_all_files_are_read_together(run: Place, monkeypatch: pytest.MonkeyPatch
 
     def read_all(root: bytes, todo: Sequence[Stretch], *rest: Any, **how: Any) -> None:
         calls.append(len(todo))
-        reading.read_all(root, todo, *rest, **how)
+        reading.read_all(vouched(root), todo, *rest, **how)
 
     monkeypatch.setattr(digest, "read_all", read_all)
     with arrival.opened() as todo:
@@ -356,7 +358,7 @@ PUBLISH: Final = """
 import sys
 from caxev.files import publish, publishing
 publishing.rename_new = publishing._rename_new_portably
-getattr(publishing, sys.argv[1])(*sys.argv[2:])
+getattr(publishing, sys.argv[1])(*map(str.encode, sys.argv[2:]))
 """
 
 
@@ -383,7 +385,7 @@ def test_a_copy_of_both_names_stands(file: Place) -> None:
         if stands:
             assert file.arrival().stands()
         else:
-            publish(str(file.partial), str(file.final))
+            publish(vouched(file.partial), vouched(file.final))
         assert [path.name for path in file.final.parent.iterdir()] == ["run"]
         assert digested(file.final) == file.known
 
@@ -400,7 +402,7 @@ def test_a_rename_that_goes_on_is_left_alone(file: Place) -> None:
     """While the process between its two steps lives, another one takes no name away."""
     os.link(file.final, file.partial)
     with (
-        writing(str(file.partial), directory=False),
+        writing(vouched(file.partial), directory=False),
         pytest.raises(Retry, match="another process"),
     ):
         file.arrival().stands()
@@ -420,7 +422,7 @@ def request_of(place: Place, **changes: Any) -> dict[str, Any]:
         "do": "receive",
         "path": str(place.final),
         "roots": [[str(place.final.parent), None]],
-        "source": seen_rows(look(str(place.source))),
+        "source": seen_rows(look(vouched(place.source))),
         "expected": item_rows(place.known),
         "min_free": 0,
         **changes,
@@ -490,7 +492,7 @@ def test_the_receiver_tells_how_far_it_has_checked(file: Place) -> None:
     flip(file.partial, PART)
     told = io.BytesIO(receive(packed(request_of(file))).stdout)
     told.readline()
-    channel = Channel(told, io.BytesIO())
+    channel = Wire(told, io.BytesIO())
     messages = list(iter(channel.hear, {}))
     assert messages[-1]["pieces"] == [[0, PART, 2 * PART]]
     assert messages[-2] == {"checking": known.total_bytes, "total": known.total_bytes}
@@ -502,4 +504,4 @@ def test_the_receiver_mends_a_copy_of_unknown_digests(file: Place) -> None:
     assert not file.final.exists()
     told = io.BytesIO(ended.stdout)
     told.readline()
-    assert Channel(told, io.BytesIO()).hear()["pieces"] == [[0, 0, BIG]]
+    assert Wire(told, io.BytesIO()).hear()["pieces"] == [[0, 0, BIG]]

@@ -29,6 +29,7 @@ from caxev.core.model import Copy, CopyKey, Run
 from caxev.files import digest_tree, process_lock
 from tests import engine
 from tests.conftest import Database as Named
+from tests.places import vouched
 from tests.test_cli import (  # noqa: F401  # fixtures
     Answer,
     Caxev,
@@ -102,7 +103,7 @@ class Ground:
 
     def store_manifest(self, path: Path) -> str:
         """Keep the manifest of a tree in the database, as the checksum reaction does."""
-        manifest = digest_tree(str(path), sha512=True, report=lambda _done, _total: None)
+        manifest = digest_tree(vouched(path), sha512=True, report=lambda _done, _total: None)
 
         async def store() -> None:
             async with engine.opened(self.database) as db:
@@ -478,7 +479,7 @@ def test_verify_tells_good_from_bad(ground: Ground) -> None:
 def test_verify_by_caxs_checksum(ground: Ground) -> None:
     """A copy that only has the checksum of cax is compared by that, where it is read."""
     old = write_run(ground.raw / NAME)
-    manifest = digest_tree(str(old), sha512=True, report=lambda _done, _total: None)
+    manifest = digest_tree(vouched(old), sha512=True, report=lambda _done, _total: None)
     ground.insert({"location": str(old), "checksum": manifest.cax_checksum()})
     assert rows(ground.caxev("verify", "--run", "1", "--json"))[0]["found"] == "there"
     assert rows(ground.caxev("verify", "--run", "1", "--deep", "--json"))[0]["found"] == "good"

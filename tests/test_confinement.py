@@ -26,9 +26,10 @@ from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import erase, standing
 from caxev.handlers import permissions
 from caxev.transfer import Route
-from caxev.transfer.ssh import Endpoint, Transfer, check, pull, push
+from caxev.transfer.ssh import Endpoint, check
 from caxev.transfer.ssh.endpoint import connected, sftp_session
 from tests import sshd as servers
+from tests.sshd import Transfer, pull, push
 from tests.test_files import make_run, quiet
 from tests.test_ssh import AGENT, digested
 

@@ -14,6 +14,7 @@ from caxev.files import (
     GONE_PREFIX,
     NOTHING,
     QUARANTINE,
+    Confined,
     Manifest,
     empty_quarantine,
     erasing,
@@ -28,6 +29,7 @@ from caxev.files.identity import is_same
 from caxev.files.publishing import rename_new
 from caxev.files.throttle import RateLimiter, idle_disk
 from tests.faults.campaign import add_oddities
+from tests.places import vouched
 
 
 def to_nobody(done: int, total: int) -> None:
@@ -261,19 +263,19 @@ def test_the_same_name_and_number_is_not_the_same_copy(root: Path) -> None:
     """An inode number is soon used again; links are themselves."""
     marks = set()
     for _ in range(20):
-        marks.add(identity(str(root / "one")))
+        marks.add(identity(vouched(root / "one")))
         fresh(root, "one")
     assert len(marks) == 20
     (root / "link").symlink_to("one")
-    assert identity(str(root / "link")) not in {identity(str(root / "one")), None}
+    assert identity(vouched(root / "link")) not in {identity(vouched(root / "one")), None}
     (root / "one").rename(root / "moved")
-    assert identity(str(root / "one")) is None
-    assert identity(str(root / "moved")) is not None
+    assert identity(vouched(root / "one")) is None
+    assert identity(vouched(root / "moved")) is not None
 
 
 def test_a_disk_that_was_mounted_again_has_the_same_copies(root: Path) -> None:
     """Its number may be another one by then; without a time of birth, nothing is known for sure."""
-    major, minor, inode, born = (identity(str(root / "one")) or "").split(":")
+    major, minor, inode, born = (identity(vouched(root / "one")) or "").split(":")
     mark = f"{major}:{minor}:{inode}:{born}"
     assert int(born) > 0
     assert is_same(f"{major}9:{minor}9:{inode}:{born}", mark)
@@ -299,16 +301,16 @@ def test_an_old_intent_erases_no_new_copy(
         fresh(root, "one")
     else:
 
-        def late(old: str, new: str) -> None:
-            if old == place:
+        def late(old: Confined, new: Confined) -> None:
+            if old == vouched(place):
                 fresh(root, "one")
             rename_new(old, new)
 
         monkeypatch.setattr(erasing, "rename_new", late)
-    before = scan(place)
+    before = scan(vouched(place))
     with pytest.raises(Retry, match="something else stands there"):
         erase_marked(place, roots, mark, report=to_nobody)
-    assert scan(place) == before
+    assert scan(vouched(place)) == before
     assert names(root) == {"one", "two"}
 
 
@@ -319,11 +321,11 @@ def test_what_was_renamed_by_mistake_gets_its_name_back(
     place, roots = str(root / "one"), (str(root),)
     mark = standing(place, roots, None, report=to_nobody)
     new = fresh(root, "one")
-    before = scan(str(new))
+    before = scan(vouched(new))
     new.rename(root / f"{GONE_PREFIX}one")
     with pytest.raises(Retry, match="something else stands there"):
         erase_marked(place, roots, mark, report=to_nobody)
-    assert scan(place) == before
+    assert scan(vouched(place)) == before
     assert names(root) == {"one", "two"}
 
 
@@ -357,7 +359,7 @@ def test_an_old_intent_sets_nothing_of_a_new_copy_aside(root: Path) -> None:
     with pytest.raises(Retry, match="not what was to be set aside"):
         set_aside_marked(place, roots, [b"a.zip"], WHEN, mark, report=to_nobody)
     assert (root / "one" / "a.zip").exists()
-    mark, later = identity(place) or "", WHEN + timedelta(days=1)
+    mark, later = identity(vouched(place)) or "", WHEN + timedelta(days=1)
     kept = [
         set_aside_marked(place, roots, [name], when, mark, report=to_nobody)
         for name, when in ((b"a.zip", WHEN), (b"deep/b.zip", later))
@@ -368,7 +370,7 @@ def test_an_old_intent_sets_nothing_of_a_new_copy_aside(root: Path) -> None:
 
 def test_what_is_not_what_its_manifest_lists_is_not_erased(root: Path) -> None:
     """Such as another run's directory that an entry names by mistake."""
-    shape: Manifest = scan(str(root / "one"))
+    shape: Manifest = scan(vouched(root / "one"))
     (root / "two" / "more").touch()
     assert standing(str(root / "one"), (str(root),), shape, report=to_nobody)
     assert standing(str(root / "none"), (str(root),), shape, report=to_nobody) == NOTHING

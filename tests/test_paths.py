@@ -78,7 +78,7 @@ def test_what_is_confined_lies_inside(tmp_path: Path) -> None:
         except GiveUp:
             continue
         assert attack.kept, attack
-        assert real.startswith(place.here.roots[0] + "/")
+        assert real.startswith(os.fsencode(place.here.roots[0] + "/"))
 
 
 def test_the_attacks_would_be_noticed(tmp_path: Path) -> None:

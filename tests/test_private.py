@@ -25,6 +25,7 @@ from caxev.cli.listen import _check
 from caxev.config import ConfigError, Site, load_sites, state_directory
 from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (
+    Meter,
     Seen,
     bring_in,
     confine,
@@ -35,12 +36,11 @@ from caxev.files import (
     mirror,
     not_private,
     pinned,
-    to_nobody,
 )
 from caxev.rucio.files import Checked
 from caxev.rucio.moving import Fetching
 from caxev.rucio.names import Did
-from caxev.transfer.local_side import Meter
+from tests.places import vouched
 from tests.test_commands import SHM, elsewhere
 from tests.test_processing import make_input, quiet, spec_in
 
@@ -64,9 +64,9 @@ def test_a_private_directory_is_made(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
     before = os.umask(0)
     try:
-        assert make_private(str(path)) == str(path)
+        assert make_private(str(path)) == vouched(path)
         path.chmod(0o755)
-        assert make_private(str(path)) == str(path)
+        assert make_private(str(path)) == vouched(path)
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o700
@@ -229,7 +229,7 @@ def test_what_nobody_goes_on_with_is_forgotten(
 KILLED = """
 import os, sys
 from caxev.files import landing
-with landing(sys.argv[1], "/data/run") as private:
+with landing(sys.argv[1], b"/data/run") as private:
     os.link(sys.argv[2], os.path.join(private, b"link"))
     os._exit(9)
 """
@@ -241,10 +241,10 @@ def test_what_a_killed_process_linked_goes_at_once(tmp_path: Path) -> None:
     data.touch()
     subprocess.run([sys.executable, "-c", KILLED, state, str(data)], check=False)
     assert data.stat().st_nlink == 2
-    with landing(state, "/data/other") as private:
+    with landing(state, b"/data/other") as private:
         assert forget_incoming(state) == 1
         assert Path(os.fsdecode(private)).exists()
-        with pytest.raises(Retry, match="another process"), landing(state, "/data/other"):
+        with pytest.raises(Retry, match="another process"), landing(state, b"/data/other"):
             pass
     assert data.stat().st_nlink == 1
 
@@ -359,12 +359,12 @@ def test_a_link_is_neither_staged_nor_sent(tmp_path: Path) -> None:
     for bad in ("link", "fifo"):
         path = os.fsencode(tmp_path / bad)
         with pytest.raises(Retry):
-            link_file(path, os.fsencode(tmp_path / "staged"))
-        with pytest.raises(Retry), pinned(path):
+            link_file(vouched(path), vouched(tmp_path / "staged"))
+        with pytest.raises(Retry), pinned(vouched(path)):
             pass
     assert not os.path.lexists(tmp_path / "staged")
     (tmp_path / "data").write_text("data")
-    with pinned(os.fsencode(tmp_path / "data")) as name:
+    with pinned(vouched(tmp_path / "data")) as name:
         (tmp_path / "data").unlink()
         (tmp_path / "data").symlink_to("secret")
         done = subprocess.run(["cat", name], capture_output=True, check=True)
@@ -381,11 +381,11 @@ def test_rucio_writes_where_nobody_else_may(tmp_path: Path, far: Path) -> None:
     order = SimpleNamespace(dataset=Did("scope", "name"), rse=None)
     fetching = Fetching(
         SimpleNamespace(client=client),  # type: ignore[arg-type]
-        os.fsencode(tmp_path / "partial"),
-        os.fsencode(far),
+        vouched(tmp_path / "partial"),
+        vouched(far),
         order,  # type: ignore[arg-type]
         [one],
-        Meter(to_nobody, 0),
+        Meter(quiet, 0),
     )
 
     class Storage:
@@ -427,7 +427,7 @@ def test_an_input_on_another_file_system_is_found(tmp_path: Path, far: Path) -> 
     make_tree(far / "one")
     (far / "single").write_text("data")
     for name, held in (("one", ("data", "below/more", "link")), ("single", ("",))):
-        with mirror(str(far / name), str(tmp_path / name)):
+        with mirror(vouched(far / name), vouched(tmp_path / name)):
             read = {one: (tmp_path / name / one).read_text() for one in held}
             assert read == {one: "more" if one == "below/more" else "data" for one in held}
     assert not (tmp_path / "single").exists()
@@ -442,13 +442,13 @@ def test_as_many_files_are_held_open_as_there_are(
     monkeypatch.setattr("caxev.files.incoming._OURS", hard // 2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard // 2, hard))
     try:
-        with mirror(str(far / "one"), str(tmp_path / "view")):
+        with mirror(vouched(far / "one"), vouched(tmp_path / "view")):
             assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > hard // 2
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     monkeypatch.setattr("caxev.files.incoming._OURS", hard)
     refused = pytest.raises(GiveUp, match=rf"more files \(.*\) than .*\({hard:,}\)")
-    with refused, mirror(str(far / "one"), str(tmp_path / "again")):
+    with refused, mirror(vouched(far / "one"), vouched(tmp_path / "again")):
         pass
 
 
@@ -459,10 +459,10 @@ def test_a_result_is_brought_to_another_file_system(
     """By a copy that is renamed; what was made is gone, and done again it is done."""
     made, final = tmp_path / "made", far / "deep" / "final"
     wanted: object = make_tree(made) if not single else made.write_text("data")
-    assert bring_in(str(made), str(final), [str(far)]) == (4 if single else 8)
+    assert bring_in(vouched(made), str(final), [str(far)]) == (4 if single else 8)
     assert (final.read_text() if single else found(final)) == ("data" if single else wanted)
     assert not made.exists()
-    assert bring_in(str(made), str(final), [str(far)]) == (4 if single else 8)
+    assert bring_in(vouched(made), str(final), [str(far)]) == (4 if single else 8)
     assert [one.name for one in final.parent.iterdir()] == ["final"]
 
 
@@ -471,7 +471,7 @@ def test_what_stands_there_is_not_replaced(tmp_path: Path, far: Path) -> None:
     (tmp_path / "made").write_text("data")
     (far / "final").write_text("another")
     with pytest.raises(GiveUp, match=r"something else stands|exists already"):
-        bring_in(str(tmp_path / "made"), str(far / "final"), [str(far)])
+        bring_in(vouched(tmp_path / "made"), str(far / "final"), [str(far)])
     assert (tmp_path / "made").read_text() == "data"
     assert (far / "final").read_text() == "another"
 
@@ -484,6 +484,8 @@ def test_nothing_is_brought_out_of_the_roots(tmp_path: Path) -> None:
     (tmp_path / "made").touch()
     with pytest.raises(GiveUp, match="not inside"):
         bring_in(
-            str(tmp_path / "made"), str(tmp_path / "root" / "link" / "x"), [str(tmp_path / "root")]
+            vouched(tmp_path / "made"),
+            str(tmp_path / "root" / "link" / "x"),
+            [str(tmp_path / "root")],
         )
     assert list((tmp_path / "outside").iterdir()) == []

@@ -12,6 +12,7 @@ from caxev.core.errors import GiveUp, Retry
 from caxev.files import Seen, StagedCopy, erase, look, open_resolved, rename_new, resolved
 from caxev.files import join as below
 from caxev.transfer.receive import read_piece, write_piece
+from tests.places import vouched
 
 
 @pytest.fixture(params=["openat2", "step by step"])
@@ -47,28 +48,28 @@ def test_what_is_there_is_opened(tmp_path: Path) -> None:
     """And made, with its mode, where that is asked for."""
     path = tmp_path / "a" / "b"
     path.parent.mkdir()
-    os.close(open_resolved(str(path), os.O_WRONLY | os.O_CREAT, 0o600))
+    os.close(open_resolved(vouched(path), os.O_WRONLY | os.O_CREAT, 0o600))
     assert path.stat().st_mode & 0o777 == 0o600
-    os.close(open_resolved(os.fsencode(path.parent), os.O_RDONLY | os.O_DIRECTORY))
+    os.close(open_resolved(vouched(path.parent), os.O_RDONLY | os.O_DIRECTORY))
     with pytest.raises(FileNotFoundError, match="none"):
-        open_resolved(str(tmp_path / "none"), os.O_RDONLY)
+        open_resolved(vouched(tmp_path / "none"), os.O_RDONLY)
 
 
 DEEDS: dict[str, Callable[[Path], object]] = {
-    "read": lambda link: open_resolved(str(link / "file"), os.O_RDONLY),
-    "make": lambda link: open_resolved(str(link / "new"), os.O_WRONLY | os.O_CREAT, 0o644),
-    "itself": lambda link: open_resolved(str(link), os.O_RDONLY),
-    "unlink": lambda link: resolved.unlink(str(link / "file")),
-    "remove": lambda link: resolved.remove(str(link / "sub")),
-    "rmdir": lambda link: resolved.rmdir(str(link / "sub")),
-    "mkdir": lambda link: resolved.mkdir(str(link / "new"), 0o755),
-    "mkdir there": lambda link: resolved.mkdir(str(link), 0o700),
-    "symlink": lambda link: resolved.symlink(b"x", str(link / "new")),
-    "link": lambda link: resolved.link(str(link / "file"), str(link.parent / "taken")),
-    "rename": lambda link: resolved.rename(str(link / "file"), str(link.parent / "taken")),
-    "rename there": lambda link: rename_new(str(link.parent / "mine"), str(link / "new")),
-    "chmod": lambda link: resolved.chmod(str(link / "file"), 0o600),
-    "sync": lambda link: resolved.sync(str(link / "file")),
+    "read": lambda link: open_resolved(vouched(link / "file"), os.O_RDONLY),
+    "make": lambda link: open_resolved(vouched(link / "new"), os.O_WRONLY | os.O_CREAT, 0o644),
+    "itself": lambda link: open_resolved(vouched(link), os.O_RDONLY),
+    "unlink": lambda link: resolved.unlink(vouched(link / "file")),
+    "remove": lambda link: resolved.remove(vouched(link / "sub")),
+    "rmdir": lambda link: resolved.rmdir(vouched(link / "sub")),
+    "mkdir": lambda link: resolved.mkdir(vouched(link / "new"), 0o755),
+    "mkdir there": lambda link: resolved.mkdir(vouched(link), 0o700),
+    "symlink": lambda link: resolved.symlink(b"x", vouched(link / "new")),
+    "link": lambda link: resolved.link(vouched(link / "file"), vouched(link.parent / "taken")),
+    "rename": lambda link: resolved.rename(vouched(link / "file"), vouched(link.parent / "taken")),
+    "rename there": lambda link: rename_new(vouched(link.parent / "mine"), vouched(link / "new")),
+    "chmod": lambda link: resolved.chmod(vouched(link / "file"), 0o600),
+    "sync": lambda link: resolved.sync(vouched(link / "file")),
 }
 
 
@@ -91,9 +92,9 @@ def test_a_link_is_removed_and_not_followed(outside: Path) -> None:
     (ours / "directory").mkdir()
     (ours / "directory" / "inner").symlink_to(outside)
     before = state(outside)
-    resolved.remove(str(ours / "directory"))
-    resolved.remove(str(ours / "link"))
-    resolved.remove(str(ours / "none"))
+    resolved.remove(vouched(ours / "directory"))
+    resolved.remove(vouched(ours / "link"))
+    resolved.remove(vouched(ours / "none"))
     assert list(ours.iterdir()) == []
     assert state(outside) == before
 
@@ -107,7 +108,7 @@ def test_a_link_put_into_a_copy_that_is_being_made(outside: Path) -> None:
         Seen(b"file", "file", 3, 10**9),
         Seen(b"sub/file", "file", 3, 10**9),
     ]
-    arrival = StagedCopy(str(root / "run"), [str(root)], source)
+    arrival = StagedCopy(vouched(root / "run"), [str(root)], source)
     before = state(outside)
     with arrival.opened() as todo:
         partial = Path(os.fsdecode(arrival.partial))
@@ -130,7 +131,7 @@ def test_a_listing_that_leads_out_is_refused(tmp_path: Path) -> None:
     for path in (b"../outside", b"/outside", b"sub/../../outside", b"", b"nul\0"):
         source = [Seen(b"sub", "dir"), Seen(path, "file", 3, 10**9)]
         with pytest.raises(GiveUp, match="impossible name"):
-            StagedCopy(str(tmp_path / "run"), [str(tmp_path)], source)
+            StagedCopy(vouched(tmp_path / "run"), [str(tmp_path)], source)
 
 
 @pytest.mark.usefixtures("way")
@@ -140,7 +141,7 @@ def test_what_is_erased_is_ours(outside: Path, monkeypatch: pytest.MonkeyPatch) 
     (ours / "sub" / "file").parent.mkdir()
     (ours / "sub" / "file").touch()
     before = state(outside)
-    confine = erase.__globals__["_own"]
+    confine = erase.__globals__["confine_entry"]
 
     def swapped(location: str, roots: list[str]) -> str:
         found: str = confine(location, roots)
@@ -148,11 +149,11 @@ def test_what_is_erased_is_ours(outside: Path, monkeypatch: pytest.MonkeyPatch) 
         (ours / "sub").symlink_to(outside)
         return found
 
-    monkeypatch.setitem(erase.__globals__, "_own", swapped)
+    monkeypatch.setitem(erase.__globals__, "confine_entry", swapped)
     with pytest.raises(Retry, match=r"symbolic|Not a directory|something else"):
         erase(str(ours / "sub" / "file"), [str(ours)], "mark", report=lambda *_: None)
     assert state(outside) == before
-    assert [one.path for one in look(str(ours / "moved"))] == [b"file"]
+    assert [one.path for one in look(vouched(ours / "moved"))] == [b"file"]
 
 
 def test_a_directory_that_becomes_a_fifo_holds_nobody_up(
@@ -173,7 +174,7 @@ def test_a_directory_that_becomes_a_fifo_holds_nobody_up(
 
     monkeypatch.setattr(os, "unlink", swapped)
     with pytest.raises(NotADirectoryError):
-        resolved.remove(str(tmp_path / "run"))
+        resolved.remove(vouched(tmp_path / "run"))
 
 
 @pytest.mark.usefixtures("way")
@@ -182,7 +183,7 @@ def test_a_fifo_is_opened_without_waiting(tmp_path: Path, flags: int) -> None:
     """Whatever for."""
     os.mkfifo(tmp_path / "fifo")
     try:
-        os.close(open_resolved(str(tmp_path / "fifo"), flags))
+        os.close(open_resolved(vouched(tmp_path / "fifo"), flags))
     except OSError:
         assert flags == os.O_WRONLY  # nobody reads it
 
@@ -206,4 +207,4 @@ def test_a_look_follows_no_directory_that_becomes_a_link(
     (run / "a").mkdir()
     monkeypatch.setattr(os, "scandir", swapped)
     with pytest.raises((Retry, GiveUp)):
-        look(str(run))
+        look(vouched(run))

@@ -31,6 +31,7 @@ from caxev.handlers import checksum, deletion, transfer
 from caxev.testing import Lab, lab
 from tests import engine
 from tests.conftest import Database as Named
+from tests.places import vouched
 from tests.test_cli import Caxev, assert_one_line, caxev, insert, online  # noqa: F401  # fixtures
 
 
@@ -59,7 +60,7 @@ def test_nothing_beneath_a_root_without_its_marker(tmp_path: Path) -> None:
     """Neither an empty mount point, nor another disk, nor a directory that is gone is the root."""
     root = marked(tmp_path / "raw")
     path = f"{root}/run"
-    assert confine(path, [root]) == path
+    assert confine(path, [root]) == vouched(path)
     with unmounted(tmp_path / "raw"), pytest.raises(RootAway, match="Mount the disk"):
         confine(path, [root])
     other = Root(str(root), "0123456789abcdef")

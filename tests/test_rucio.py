@@ -42,6 +42,7 @@ from caxev.rucio.errors import meaning_of
 from caxev.rucio.messages import Messages
 from tests import engine
 from tests.conftest import Database as Named
+from tests.places import vouched
 from tests.rucio_server import ACCOUNT, PASSWORD, RSES, RucioServer, rucio_server  # noqa: F401  # a fixture
 from tests.test_cli import Caxev, caxev, online  # noqa: F401  # fixtures
 
@@ -132,7 +133,7 @@ class Bench:
             there=self.there,
             names=rucio.names_of(run, IN_RUCIO, self.there.rucio),
             location=location,
-            manifest=digest_tree(location, sha512=False, report=nobody).digest,
+            manifest=digest_tree(vouched(location), sha512=False, report=nobody).digest,
             checksum=None,
             metadata={"run_number": run.number, "campaign": "SR001"},
             **fields,

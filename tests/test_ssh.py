@@ -34,33 +34,34 @@ from caxev.core.paths import Root
 from caxev.engine.workers import Workers
 from caxev.files import (
     PART,
+    FarPath,
     Manifest,
     Moved,
     Piece,
     Plan,
     Seen,
     digest_tree,
-    partial_path,
     plan,
     scan,
     writing,
 )
 from caxev.files.roots import make_marker
 from caxev.transfer.receive import CHUNK
-from caxev.transfer.ssh import Endpoint, Transfer, check, pull, push, remote_manifest
-from caxev.transfer.ssh.channels import Channel, _Here
-from caxev.transfer.ssh.chunks import Handout
+from caxev.transfer.ssh import Endpoint, check
+from caxev.transfer.ssh.channels import ConnectionChannel, _Here
+from caxev.transfer.ssh.chunks import Chunks
 from caxev.transfer.ssh.dialing import dial, in_turn
 from caxev.transfer.ssh.endpoint import KEX, MACS, _options, sftp_session
 from caxev.transfer.ssh.known_hosts import read_known_hosts
 from caxev.transfer.ssh.landing import only_pusher
 from caxev.transfer.ssh.openssh import shell
-from caxev.transfer.ssh.pipeline import Lane
-from caxev.transfer.ssh.plan import BLOCK
+from caxev.transfer.ssh.pipeline import Pipeline
 from caxev.transfer.ssh.remote import Remote
+from caxev.transfer.ssh.sftp import BLOCK
 from tests import sshd as servers
 from tests import worker_jobs as jobs
-from tests.sshd import Server, sshd
+from tests.places import partial_of, vouched
+from tests.sshd import Server, Transfer, pull, push, remote_manifest, sshd
 from tests.test_files import make_run, quiet
 
 __all__ = ["sshd"]
@@ -87,7 +88,7 @@ PULLS = (pull, fast_pull)
 
 
 def digested(path: Path) -> Manifest:
-    return digest_tree(str(path), sha512=False, report=quiet)
+    return digest_tree(vouched(path), sha512=False, report=quiet)
 
 
 @define
@@ -116,7 +117,7 @@ class Ways:
 
     @property
     def partial(self) -> Path:
-        return Path(partial_path(str(self.target / "run")))
+        return partial_of(self.target / "run")
 
 
 @pytest.fixture
@@ -266,16 +267,16 @@ def test_a_fifo_put_in_a_file_s_place_holds_nobody_up(
     """
     make_run(ways.source / "run")
     fifo = (ways.source / "run" if move is pull else ways.partial) / "sub/deep/data"
-    carry, opened = Lane.carry, list[int]()
+    carry, opened = Pipeline.carry, list[int]()
 
-    def planting(lane: Lane) -> None:
+    def planting(lane: Pipeline) -> None:
         if not opened:
             fifo.unlink(missing_ok=True)
             os.mkfifo(fifo)
             opened.append(os.open(fifo, os.O_RDWR) if held else -1)
         carry(lane)
 
-    monkeypatch.setattr(Lane, "carry", planting)
+    monkeypatch.setattr(Pipeline, "carry", planting)
     monkeypatch.setattr("caxev.transfer.ssh.pipeline.OPENING", 1.0)
     why = "no longer a file" if held else "is it a file still"
     try:
@@ -334,7 +335,7 @@ def test_an_impossible_name_from_the_server_is_refused(ways: Ways, tmp_path: Pat
                 host_key=ways.server.fingerprint,
             )
             async with sftp_session(endpoint) as sftp:
-                await Remote(endpoint, sftp).look(os.fsencode(tmp_path))
+                await Remote(endpoint, sftp).look(FarPath(os.fsencode(tmp_path)))
 
     with pytest.raises(GiveUp, match="impossible name"):
         aio.run(look())
@@ -431,7 +432,7 @@ def test_what_stands_at_the_target_is_never_replaced(
 def test_two_that_make_one_copy_never_meet(ways: Ways, move: Move) -> None:
     """While another process writes the partial, come back later."""
     make_run(ways.source / "run")
-    with writing(str(ways.partial), directory=True), pytest.raises(Retry, match="another"):
+    with writing(vouched(ways.partial), directory=True), pytest.raises(Retry, match="another"):
         ways.move(move)
     ways.move(move)
 
@@ -931,7 +932,7 @@ def test_space_is_looked_at_meanwhile(
     ways: Ways, move: Move, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else fills the disk: the transfer ends before it is full, to go on later."""
-    monkeypatch.setattr("caxev.transfer.ssh.mover._LOOK_AT_DISK", 0.05)
+    monkeypatch.setattr("caxev.transfer.ssh.pushing._LOOK_AT_DISK", 0.05)
     run = big_file(ways.source / "run", 10)
     ways = evolve_target(ways, small_disk)
     filler = small_disk / "filler"
@@ -1130,7 +1131,7 @@ def test_a_channel_that_the_far_end_closed_first_is_let_go() -> None:
         ours, theirs = socket.socketpair()
         loop = asyncio.get_running_loop()
         _, here = await loop.connect_accepted_socket(lambda: _Here(Mock()), theirs)
-        channel = Channel(ours, here)
+        channel = ConnectionChannel(ours, here)
         ours.setblocking(False)
         here.transport.write(bytes(16 << 20))
         here.transport.close()
@@ -1258,7 +1259,7 @@ def test_all_is_handed_out_once(sizes: list[int], ahead: int | None, data: st.Da
     Nothing goes beyond the room that there is once less is left than is under way.
     """
     files = [Seen(str(n).encode(), "file", size) for n, size in enumerate(sizes)]
-    handout = Handout.of((Piece(file, 0, file.size) for file in files), ahead=ahead)
+    handout = Chunks.of((Piece(file, 0, file.size) for file in files), ahead=ahead)
     begun: list[Piece] = []
     moved: list[Piece] = []
     ended: list[bytes] = []
@@ -1295,7 +1296,7 @@ def test_scan_of_a_copy_is_that_of_its_source(ways: Ways) -> None:
     ways.move(push)
     shutil.rmtree(ways.source / "run")
     pull(evolve(ways.transfer(push), nstreams=1), report=quiet)
-    assert scan(str(ways.source / "run")) == scan(str(ways.target / "run"))
+    assert scan(vouched(ways.source / "run")) == scan(vouched(ways.target / "run"))
 
 
 # What is spoken

@@ -61,6 +61,7 @@ from tests.dsmc_samples import (
     SESSION,
     Sample,
 )
+from tests.places import vouched
 from tests.test_commands import SHM, elsewhere
 
 
@@ -441,7 +442,7 @@ class Ground:
 
 
 def manifest_of(path: Path) -> Manifest:
-    return digest_tree(str(path), sha512=True, report=to_nobody)
+    return digest_tree(vouched(path), sha512=True, report=to_nobody)
 
 
 def ground_in(path: Path, method: str, **options: Any) -> Ground:
@@ -768,7 +769,7 @@ def test_a_copy_from_scratch_on_another_file_system_is_read_before_it_is_named(
     copy_file = incoming.copy_file
 
     def spoiling(old: bytes, new: bytes) -> None:
-        copy_file(old, new)
+        copy_file(vouched(old), vouched(new))
         if new.endswith(b"one.zip"):
             path = Path(os.fsdecode(new))
             before = path.stat()

@@ -11,8 +11,9 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
+from caxev import program
 from caxev.config import Link
-from caxev.transfer import Traffic, program
+from caxev.transfer import Traffic
 
 MANY = 1 << 30
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from attrs import evolve, frozen
 
-from caxev.files import Manifest, digest_tree, resolved, uncached
+from caxev.files import Confined, Manifest, digest_tree, resolved, uncached
 from caxev.tape.steps import Data, back_up, compare
+from tests.places import vouched
 from tests.test_tape import RUN, ground_in
 
 PAGE = 4096
@@ -63,7 +64,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 def digested(path: Path, *, sha512: bool = False) -> Manifest:
-    return digest_tree(str(path), sha512=sha512, report=lambda _done, _total: None)
+    return digest_tree(vouched(path), sha512=sha512, report=lambda _done, _total: None)
 
 
 @pytest.fixture(params=["direct", "refused at open", "refused at read"])
@@ -72,7 +73,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "refused at open":
         real = resolved.open_resolved
 
-        def without(path: bytes, flags: int, mode: int = 0) -> int:
+        def without(path: Confined, flags: int, mode: int = 0) -> int:
             if flags & os.O_DIRECT:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             return real(path, flags, mode)

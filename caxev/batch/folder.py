@@ -41,7 +41,7 @@ from caxev.batch.base import JobEnd, JobSpec
 from caxev.core.errors import GiveUp
 from caxev.core.model import CopyKey
 from caxev.database import id_from, id_text
-from caxev.files import make_private, read_file, root_rows, roots_from
+from caxev.files import Confined, confine_entry, make_private, read_file, root_rows, roots_from
 from caxev.files.resolved import remove
 
 JOB: Final = """\
@@ -114,7 +114,7 @@ class Folder:
     @classmethod
     def opened(cls, home: str) -> Folder:
         """Open a directory, created if missing. Raises `Denied` if others may write there."""
-        return cls(Path(make_private(home)))
+        return cls(Path(os.fsdecode(make_private(home))))
 
     @property
     def _names(self) -> Path:
@@ -194,7 +194,7 @@ class Folder:
 
     def forget(self, name: str) -> None:
         """Remove all of a job's files, as if it had never been filed."""
-        remove(str(self.work(name)))
+        remove(_ours(self.work(name)))
         place = self.place(name)
         if place is not None:
             for kind in ("json", "ended", "reported"):
@@ -229,7 +229,7 @@ def _plain(name: str) -> str:
 
 def _last_lines(log: Path) -> Iterator[str]:
     try:
-        text = read_file(str(log), _TAIL, end=True).decode(errors="replace")
+        text = read_file(_ours(log), _TAIL, end=True).decode(errors="replace")
     except OSError:
         return
     for line in text.splitlines():
@@ -238,8 +238,13 @@ def _last_lines(log: Path) -> Iterator[str]:
             yield " ".join(words)
 
 
+def _ours(path: Path) -> Confined:
+    """Return a path below our home, which is private, as `caxev.files` takes it."""
+    return confine_entry(str(path), [str(path.parent)])
+
+
 def _text(path: Path) -> str:
-    return read_file(str(path), _MOST).decode()
+    return read_file(_ours(path), _MOST).decode()
 
 
 def _row(path: Path) -> dict[str, Any]:

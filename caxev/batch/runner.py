@@ -31,7 +31,7 @@ from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import TRANSFERRING, CopyIs
 from caxev.core.update import RunUpdate
 from caxev.database import DatabaseError, amend, is_transient
-from caxev.files import confine, local, mirror
+from caxev.files import confine, confine_entry, local, mirror
 from caxev.files.private import MODE
 from caxev.files.resolved import remove
 
@@ -138,12 +138,13 @@ def prepared(work: Path, spec: JobSpec) -> Iterator[None]:
     Files of a former process are removed. The input may exist for the block only.
     """
     source = confine(spec.input, spec.roots)
-    with local(os.fsencode(work), "make"):
-        remove(str(work))
+    place = confine_entry(str(work), [str(work.parent)])
+    with local(place, "make"):
+        remove(place)
         work.mkdir(mode=MODE, parents=True)
         for inner in (INPUT, OUTPUT):
             (work / inner).mkdir()
-    with mirror(source, spec.view):
+    with mirror(source, confine_entry(spec.view, [str(work)])):
         yield
 
 

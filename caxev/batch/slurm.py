@@ -20,8 +20,8 @@ from attrs import define, field
 from caxev import failpoints
 from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.folder import Folder, Place
-from caxev.batch.program import call
 from caxev.core.errors import Denied, GiveUp, Retry
+from caxev.program import call
 
 PACKAGE: Final = "slurm-client"
 MOST: Final = 1000

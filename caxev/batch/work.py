@@ -17,7 +17,7 @@ from caxev.batch.base import JobEnd, JobSpec
 from caxev.batch.folder import OUTPUT, Folder
 from caxev.batch.systems import system
 from caxev.core.errors import GiveUp, Retry
-from caxev.files import Report, bring_in, confine, safe_name, shown
+from caxev.files import Confined, Report, bring_in, confine, confine_entry, safe_name, shown
 from caxev.files import look as snapshot_of
 
 BUSY: Final = 2.0
@@ -128,14 +128,13 @@ def take_stock(home: str, job: str, product: Product, good: bool, *, report: Rep
     folder = Folder.opened(home)
     size, problem = None, ""
     if good:
-        size, problem = _published(
-            str(folder.work(job) / OUTPUT / safe_name(product.name)), product
-        )
+        output = folder.work(job) / OUTPUT / safe_name(product.name)
+        size, problem = _published(confine_entry(str(output), [home]), product)
     last_words = folder.tail(job)  # before `close`, which removes the job's files
     return Stock(folder.close(job), last_words, size, problem)
 
 
-def _published(output: str, product: Product) -> tuple[int | None, str]:
+def _published(output: Confined, product: Product) -> tuple[int | None, str]:
     if os.path.lexists(output) and not any(seen.size for seen in snapshot_of(output)):
         return None, "it left nothing in its output"
     size = bring_in(output, product.final, product.roots)

@@ -43,13 +43,17 @@ from caxev.core.update import RunUpdate
 from caxev.failpoints import point
 from caxev.files import (
     MOVED_PREFIX,
+    Confined,
     Manifest,
+    beside,
     confine,
     confine_own,
     digest_tree,
     inside,
     local,
     make_parents,
+    parent,
+    printable,
     process_lock,
     rename_new,
     safe_name,
@@ -137,11 +141,12 @@ def plan_move(run: Run, key: CopyKey, site: Site, to: str) -> Move:
         raise NothingToDo(
             f"{run}: {key} is {copy.status}, and only a transferred copy can be moved"
         )
-    old, name = confine(copy.location, site.roots), safe_name(copy.location)
+    here, name = confine(copy.location, site.roots), safe_name(copy.location)
     # The name stays: it is that of the run, by which `caxev register` and people find it.
     place = os.path.abspath(to)
-    new = confine(place if os.path.basename(place) == name else f"{place}/{name}", site.roots)
-    if inside(os.fsencode(new), os.fsencode(old)):  # a directory cannot be renamed into itself
+    there = confine(place if os.path.basename(place) == name else f"{place}/{name}", site.roots)
+    old, new = os.fsdecode(here), os.fsdecode(there)
+    if inside(there, here):  # a directory cannot be renamed into itself
         raise NothingToDo(f"{escaped(new)} is inside the directory to be moved")
     heading = copy.moving_to
     if copy.status == MOVING and heading != new:
@@ -301,75 +306,76 @@ def bring(move: Move, site: Site, expected: Manifest | None) -> str | None:
     new name; `Retry` if the disk fails. At every moment the whole copy is at the old place or at
     the new one. If interrupted, it can be called again.
     """
-    here, there = os.path.lexists(move.old), os.path.lexists(move.new)
+    old, new = confine(move.old, site.roots), confine(move.new, site.roots)
+    here, there = os.path.lexists(old), os.path.lexists(new)
     # Nothing at the old place: an earlier call was killed after its last rename.
     if not here:
         if not there:
             raise GiveUp(f"there is nothing at {escaped(move.old)}, nor at {escaped(move.new)}")
-        _sure_shape(move.new, expected)
+        _sure_shape(new, expected)
         return move.aside if os.path.lexists(move.aside) else None
-    _sure_shape(move.old, expected)
+    _sure_shape(old, expected)
     if not there:
-        make_parents(move.new, site.roots)
-        with local(os.fsencode(move.new), "write"):
+        make_parents(new, site.roots)
+        with local(new, "write"):
             try:
-                rename_new(move.old, move.new)
+                rename_new(old, new)
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
             else:
-                _synced(move)
+                _synced(old, new)
                 point("mv.renamed")
                 return None
     # Both places, or another file system: make, or finish and compare, the copy at the new place
     # before the old files lose their name.
-    _copied(move, site, expected)
+    _copied(old, new, site, expected)
     point("mv.copied")
-    with local(os.fsencode(move.old), "rename"):
-        rename_new(move.old, move.aside)
-        _synced(move)
+    with local(old, "rename"):
+        rename_new(old, beside(old, MOVED_PREFIX))
+        _synced(old, new)
     point("mv.aside")
     return move.aside
 
 
-def _sure_shape(path: str, expected: Manifest | None) -> None:
+def _sure_shape(path: Confined, expected: Manifest | None) -> None:
     if expected is None:
         return
     if differ := expected.shape().differences(scan(path)):
         raise GiveUp(
-            f"{escaped(path)} differs from its manifest: {differ[0]} ({len(differ)} in all)"
+            f"{printable(path)} differs from its manifest: {differ[0]} ({len(differ)} in all)"
         )
 
 
-def _copied(move: Move, site: Site, expected: Manifest | None) -> None:
+def _copied(old: Confined, new: Confined, site: Site, expected: Manifest | None) -> None:
     """Copy the old files to the new place, read the copy again, and compare."""
     from caxev.transfer import Route
     from caxev.transfer.local import Local
 
     # No hard links: the comparison below would compare the files with themselves.
     own = evolve(site, hard_links=False)
-    route = Route(own, own, move.new, move.old, expected, min_free=site.min_free)
+    route = Route(own, own, os.fsdecode(new), os.fsdecode(old), expected, min_free=site.min_free)
     Local().pull(route, report=to_nobody)
     point("mv.written")
     # Read both from the disk: without a manifest, only the old files can prove the new ones.
-    wanted = expected or digest_tree(move.old, sha512=False, report=to_nobody)
-    found = digest_tree(move.new, sha512=False, report=to_nobody)
+    wanted = expected or digest_tree(old, sha512=False, report=to_nobody)
+    found = digest_tree(new, sha512=False, report=to_nobody)
     if wanted.digest != found.digest:
         differ = wanted.differences(found)
-        _remove(move.new)
+        _remove(new)
         raise GiveUp(
-            f"{escaped(move.old)} could not be copied: {differ[0]} ({len(differ)} in all); see "
+            f"{printable(old)} could not be copied: {differ[0]} ({len(differ)} in all); see "
             "caxev verify --deep"
         )
 
 
-def _synced(move: Move) -> None:
-    for path in {os.path.dirname(move.old), os.path.dirname(move.new)}:
+def _synced(old: Confined, new: Confined) -> None:
+    for path in {parent(old), parent(new)}:
         sync(path)
 
 
-def _remove(path: str) -> None:
+def _remove(path: Confined) -> None:
     try:
         remove(path)
     except OSError as error:
-        raise Retry(f"cannot remove {escaped(path)}: {error.strerror}") from error
+        raise Retry(f"cannot remove {printable(path)}: {error.strerror}") from error

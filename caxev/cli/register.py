@@ -215,7 +215,7 @@ def found_at(path: str, here: Site, sites: Sites, *, any_name: bool = False) -> 
 
     Raises `GiveUp` if the site keeps no copies there, `NothingToDo` if nothing is there.
     """
-    real = confine(path, here.roots)
+    real = os.fsdecode(confine(path, here.roots))
     if not os.path.lexists(real):
         raise NothingToDo(f"there is nothing at {escaped(real)}")
     return FoundCopy(here, sites, key_of(here, real), real, any_name)

@@ -42,7 +42,7 @@ from caxev.copies.storage import sites_sharing_storage
 from caxev.core.clock import clock, utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import DELETING, MOVING, TRANSFERRED, Copy, Run
-from caxev.files import erase, identity, quarantine_of, to_nobody
+from caxev.files import confine_entry, erase, identity, quarantine_of, to_nobody
 from caxev.files.roots import check_root
 from caxev.finite import Finite
 
@@ -236,7 +236,7 @@ class Search:
         if not self.act:
             return {**row, "state": "unknown"}
         # The mark ties the deletion to this very file: what replaces it later stays.
-        mark = await trio.to_thread.run_sync(identity, find.path)
+        mark = await trio.to_thread.run_sync(self._mark, find.path)
         # Then measure it, then ask the database: whoever begins to make a copy there adds the
         # entry first, or changes the files, and both stop us.
         latest = await trio.to_thread.run_sync(measured, find.path, find.kind)
@@ -256,6 +256,9 @@ class Search:
         except (Retry, GiveUp) as error:
             return {"state": f"not deleted: {error}", "ok": False}
         return {"state": "deleted"}
+
+    def _mark(self, path: bytes) -> str | None:
+        return identity(confine_entry(os.fsdecode(path), self.site.roots))
 
     def _erase(self, path: str, mark: str | None) -> None:
         erase(path, self.site.roots, mark, report=to_nobody)

@@ -4,7 +4,8 @@ Which paths may be touched, what a tree holds, its digests, and how a copy is ma
 under its final name. Knows neither the database nor the network.
 """
 
-from caxev.files.digest import digest_tree, to_nobody, wrong_below
+from caxev.files.confined import Confined, FarPath, beside, join, parent
+from caxev.files.digest import digest_tree, wrong_below
 from caxev.files.erasing import (
     GONE_PREFIX,
     MOVED_PREFIX,
@@ -17,7 +18,7 @@ from caxev.files.erasing import (
     set_aside,
     standing,
 )
-from caxev.files.errors import Replaced, damaged, local
+from caxev.files.errors import Replaced, changed, damaged, gone, local
 from caxev.files.identity import identity
 from caxev.files.incoming import (
     apart,
@@ -32,7 +33,7 @@ from caxev.files.incoming import (
     place_file,
 )
 from caxev.files.manifest import PART, Difference, Item, Kind, Manifest, Range, item_digest
-from caxev.files.moved import Moved
+from caxev.files.meter import Meter, Moved, Report, to_nobody
 from caxev.files.part_digest import PartDigest
 from caxev.files.paths import (
     PART_PREFIX,
@@ -40,6 +41,7 @@ from caxev.files.paths import (
     check_link,
     check_names,
     confine,
+    confine_entry,
     confine_own,
     inside,
     link_problem,
@@ -48,6 +50,7 @@ from caxev.files.paths import (
     partial_path,
     printable,
     safe_name,
+    shown,
     within_tree,
 )
 from caxev.files.places import overlapping, places
@@ -55,8 +58,7 @@ from caxev.files.plan import Piece, Plan, plan, second, to_the_second
 from caxev.files.private import is_bare, lies_in, make_private, not_private
 from caxev.files.process_lock import process_lock
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, rename_new, sync_tree, writing
-from caxev.files.reading import Report
-from caxev.files.resolved import open_resolved, read_file
+from caxev.files.resolved import open_resolved, opened, read_file
 from caxev.files.roots import MARKER_PREFIX, root_rows, roots_from, steady
 from caxev.files.space import lacking
 from caxev.files.staging import (
@@ -68,13 +70,20 @@ from caxev.files.staging import (
     enough_space,
     filling_up,
     is_file,
-    join,
     known_items,
     make_parents,
-    origin_of,
 )
 from caxev.files.throttle import RateLimiter, idle_disk
-from caxev.files.tree import Seen, check_links, check_paths, look, manifest_of, scan, shown
+from caxev.files.tree import (
+    Seen,
+    check_links,
+    check_paths,
+    check_unchanged,
+    look,
+    look_source,
+    manifest_of,
+    scan,
+)
 
 __all__ = [
     "DIR_MODE",
@@ -89,10 +98,13 @@ __all__ = [
     "PART_PREFIX",
     "QUARANTINE",
     "RESERVED",
+    "Confined",
     "Difference",
+    "FarPath",
     "Item",
     "Kind",
     "Manifest",
+    "Meter",
     "Moved",
     "PartDigest",
     "Piece",
@@ -104,14 +116,18 @@ __all__ = [
     "Seen",
     "StagedCopy",
     "apart",
+    "beside",
     "bring_in",
+    "changed",
     "check_expected",
     "check_link",
     "check_links",
     "check_names",
     "check_paths",
     "check_standing",
+    "check_unchanged",
     "confine",
+    "confine_entry",
     "confine_own",
     "copy_file",
     "damaged",
@@ -122,6 +138,7 @@ __all__ = [
     "erase",
     "filling_up",
     "forget_incoming",
+    "gone",
     "identity",
     "idle_disk",
     "inside",
@@ -137,6 +154,7 @@ __all__ = [
     "link_problem",
     "local",
     "look",
+    "look_source",
     "make_parents",
     "make_private",
     "manifest_of",
@@ -144,10 +162,11 @@ __all__ = [
     "name_in",
     "not_private",
     "open_resolved",
-    "origin_of",
+    "opened",
     "origin_path",
     "overlapping",
     "own_name",
+    "parent",
     "partial_path",
     "pinned",
     "place_file",

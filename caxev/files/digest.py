@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 
 from caxev.core.errors import Retry
+from caxev.files.confined import Confined
 from caxev.files.manifest import PART, Item, Manifest, Range, item_digest, wrong_ranges
+from caxev.files.meter import Report
 from caxev.files.paths import printable
-from caxev.files.reading import Hash, Report, Stretch, read_all, stretches
+from caxev.files.reading import Hash, Stretch, read_all, stretches
 from caxev.files.tree import Seen, look, manifest_of
 
 
 def digest_tree(
-    root: str,
+    root: Confined,
     *,
     sha512: bool,
     blake3: bool = True,
@@ -33,9 +34,9 @@ def digest_tree(
     """
     before = look(root)
     files = [_wanted(s, also(s), sha512, blake3) for s in before if s.kind == "file"]
-    read_all(os.fsencode(root), [one for file in files for one in file], threads, report, max_rate)
+    read_all(root, [one for file in files for one in file], threads, report, max_rate)
     if look(root) != before:
-        raise Retry(f"{printable(os.fsencode(root))} changed while it was read")
+        raise Retry(f"{printable(root)} changed while it was read")
     rest = [item for item in manifest_of(before).items if item.kind != "file"]
     return Manifest([*map(_item, files), *rest])
 
@@ -63,7 +64,7 @@ def _whole_parts(seen: Seen, size: int) -> list[Stretch]:
 
 
 def wrong_below(
-    root: bytes, found: Sequence[Seen], items: Mapping[bytes, Item], report: Report
+    root: Confined, found: Sequence[Seen], items: Mapping[bytes, Item], report: Report
 ) -> dict[bytes, list[Range]]:
     """Return, for each of these files below `root`, the byte ranges that differ from its item.
 
@@ -85,7 +86,3 @@ def wrong_below(
         )
         for path, file in todo.items()
     }
-
-
-def to_nobody(_done: int, _total: int) -> None:
-    """Report to nobody."""

@@ -12,13 +12,14 @@ from typing import Final
 
 from caxev import failpoints
 from caxev.core.errors import GiveUp
+from caxev.files.confined import Confined, beside, join, parent
 from caxev.files.errors import Replaced, meaning
 from caxev.files.identity import identity, is_same, remove_marked
 from caxev.files.manifest import Manifest
-from caxev.files.paths import RESERVED, confine_own, inside, is_held, own_name, printable
-from caxev.files.publishing import DIR_MODE, rename_new
-from caxev.files.reading import Report
-from caxev.files.resolved import mkdir, remove, sync
+from caxev.files.meter import Report
+from caxev.files.paths import RESERVED, confine_entry, confine_own, inside, printable, root_of
+from caxev.files.publishing import make_above, rename_new
+from caxev.files.resolved import remove, sync
 from caxev.files.tree import scan
 
 GONE_PREFIX: Final = f"{RESERVED}gone-"
@@ -37,11 +38,11 @@ def standing(location: str, roots: Sequence[str], shape: Manifest | None, *, rep
     Raises `GiveUp` for a path that leads out of the roots, or if it does not have the `shape`
     (None: any); `Retry` if the disk fails.
     """
-    path = _own(location, roots)
+    path = confine_entry(location, roots)
     mark = _identity(path)
     if mark is not None and shape is not None and (differ := shape.differences(scan(path))):
         what = f"{differ[0]} ({len(differ)} in all)"
-        raise GiveUp(f"{_shown(path)} is not what its manifest lists: {what}")
+        raise GiveUp(f"{printable(path)} is not what its manifest lists: {what}")
     report(1, 1)
     return mark or NOTHING
 
@@ -56,9 +57,8 @@ def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Repo
     """
     # A rename first, which is atomic: readers see the whole copy or none. Removing the bytes may
     # take long and may be interrupted, and what is left under the hidden name is no copy.
-    path = _own(location, roots)
-    directory, name = os.path.split(path)
-    gone = os.path.join(directory, GONE_PREFIX + name)
+    path = confine_entry(location, roots)
+    directory, gone = parent(path), beside(path, GONE_PREFIX)
     try:
         is_replaced = os.path.lexists(path) and not _take_name(path, gone, mark)
         if mark not in (None, NOTHING) and not remove_marked(gone, mark):
@@ -71,13 +71,13 @@ def erase(location: str, roots: Sequence[str], mark: str | None, *, report: Repo
             sync(directory)
         failpoints.point("files.erase.done")
     except OSError as error:
-        raise meaning(error, f"cannot erase {_shown(path)}") from error
+        raise meaning(error, f"cannot erase {printable(path)}") from error
     if is_replaced:
-        raise Replaced(f"{_shown(path)} is not erased: something else stands there by now")
+        raise Replaced(f"{printable(path)} is not erased: something else stands there by now")
     report(1, 1)
 
 
-def _take_name(path: str, gone: str, mark: str | None) -> bool:
+def _take_name(path: Confined, gone: Confined, mark: str | None) -> bool:
     """Rename to `gone` what is at `path`, if it has the `mark`; return whether it had."""
     # A rename goes by name, and another process may put something else there after our check. So
     # check again what was renamed, and undo the rename if it was not meant.
@@ -91,16 +91,16 @@ def _take_name(path: str, gone: str, mark: str | None) -> bool:
     if not is_same(identity(gone), mark):
         rename_new(gone, path)
         return False
-    sync(os.path.dirname(path))
+    sync(parent(path))
     failpoints.point("files.erase.rename")
     return True
 
 
-def _identity(path: str) -> str | None:
+def _identity(path: Confined) -> str | None:
     try:
         return identity(path)
     except OSError as error:
-        raise meaning(error, f"cannot look at {_shown(path)}") from error
+        raise meaning(error, f"cannot look at {printable(path)}") from error
 
 
 def distinct(
@@ -112,10 +112,10 @@ def distinct(
     `location`. A copy that cannot be read gets a number of its own.
     """
     report(0, 1)
-    groups: list[set[tuple[int, int]]] = [_inodes(_own(location, roots))]
+    groups: list[set[tuple[int, int]]] = [_inodes(confine_entry(location, roots))]
     numbers = []
     for other in others:
-        found = _inodes(os.path.realpath(other))
+        found = _inodes(os.fsencode(os.path.realpath(other)))
         number = next((n for n, group in enumerate(groups) if group & found), len(groups))
         if number == len(groups):
             groups.append(set())
@@ -125,7 +125,7 @@ def distinct(
     return numbers
 
 
-def _inodes(path: str) -> set[tuple[int, int]]:
+def _inodes(path: bytes) -> set[tuple[int, int]]:
     found = set()
     for top, _, names in os.walk(path):
         for name in names:
@@ -153,29 +153,32 @@ def set_aside(
     quarantine already, are skipped. Raises `GiveUp` for a path that leads out of the copy or of the
     roots, `Retry` if the disk fails, `Replaced` if another copy is there, which stays as it is.
     """
-    path, target = _own(location, roots), quarantine_of(location, roots, when)
+    path, target = confine_entry(location, roots), _quarantine(location, roots, when)
     try:
         for number, one in enumerate(paths):
-            old = os.path.join(os.fsencode(path), one) if one else os.fsencode(path)
-            new = os.path.join(os.fsencode(target), one or os.fsencode(os.path.basename(path)))
-            _check_within(old, os.fsencode(path))
-            _check_within(new, os.fsencode(target))
+            old, new = _within(path, one), _within(target, one or os.path.basename(path))
             if os.path.lexists(old) and not is_same(identity(path), mark):
-                raise Replaced(f"{_shown(path)} is not what was to be set aside: look again")
-            _move(os.fsdecode(old), os.fsdecode(new))
+                raise Replaced(f"{printable(path)} is not what was to be set aside: look again")
+            _move(old, new)
             report(number + 1, len(paths))
     except OSError as error:
-        raise meaning(error, f"cannot set {_shown(path)} aside") from error
-    return target
+        raise meaning(error, f"cannot set {printable(path)} aside") from error
+    return os.fsdecode(target)
 
 
 def quarantine_of(location: str, roots: Sequence[str], when: datetime | None) -> str:
     """Return where `set_aside` puts the files of a copy. Raises `GiveUp` as it does."""
+    return os.fsdecode(_quarantine(location, roots, when))
+
+
+def _quarantine(location: str, roots: Sequence[str], when: datetime | None) -> Confined:
     # The time is part of the name, so that a late removal of an earlier one's files cannot hit
     # those of a later one.
-    path = _own(location, roots)
+    path = confine_entry(location, roots)
+    root = root_of(path, roots)
     stamp = "" if when is None else f"@{when:%Y%m%dT%H%M%S%f}"
-    return os.path.join(_root_of(path, roots), QUARANTINE, _flat(path, roots) + stamp)
+    flat = os.path.relpath(path, root).replace(b"/", b"%")
+    return join(root, b"/".join((QUARANTINE.encode(), flat + stamp.encode())))
 
 
 def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> None:
@@ -184,64 +187,32 @@ def empty_quarantine(place: str, roots: Sequence[str], *, report: Report) -> Non
     Raises `GiveUp` if that is in no quarantine of these roots, `Retry` if the disk fails.
     """
     path = confine_own(place, roots)
-    homes = [os.path.join(os.path.realpath(root), QUARANTINE) for root in roots]
-    if not any(os.path.dirname(path) == home for home in homes):
-        raise GiveUp(f"{_shown(path)} is in no quarantine of this site")
+    homes = [os.fsencode(os.path.join(os.path.realpath(root), QUARANTINE)) for root in roots]
+    if parent(path) not in homes:
+        raise GiveUp(f"{printable(path)} is in no quarantine of this site")
     try:
         remove(path)
     except OSError as error:
-        raise meaning(error, f"cannot remove {_shown(path)}") from error
+        raise meaning(error, f"cannot remove {printable(path)}") from error
     report(1, 1)
 
 
-def _own(location: str, roots: Sequence[str]) -> str:
-    """Return a copy's path inside the roots: its directory resolved, its own name as it is."""
-    # A copy that is a link is itself erased or moved, not what it points to.
-    name = own_name(location)
-    if not location.startswith("/") or "\0" in location:
-        raise GiveUp(f"{_shown(location)} is not an absolute path")
-    directory = os.path.realpath(os.path.dirname(location.rstrip("/")))
-    path = os.path.join(directory, name)
-    if not os.path.islink(path):
-        return confine_own(path, roots)
-    if not is_held(path, roots):
-        raise GiveUp(f"{_shown(path)} is not inside any directory of this site")
-    return path
-
-
-def _root_of(path: str, roots: Sequence[str]) -> str:
-    real = [os.path.realpath(root) for root in roots]
-    holding = [root for root in real if inside(os.fsencode(path), os.fsencode(root))]
-    return max(holding, key=len)
-
-
-def _flat(path: str, roots: Sequence[str]) -> str:
-    """Return a copy's path below its root as a single name."""
-    return os.path.relpath(path, _root_of(path, roots)).replace("/", "%")
-
-
-def _check_within(path: bytes, top: bytes) -> None:
-    above = os.path.realpath(os.path.dirname(path))
-    if top not in (path, above) and not inside(above, top):
+def _within(top: Confined, path: bytes) -> Confined:
+    """Return a path below `top`, links above it resolved. Raises `GiveUp` if it leads out."""
+    inner = join(top, path)
+    above = os.path.realpath(parent(inner))
+    if path.startswith(b"/") or (top not in (inner, above) and not inside(above, top)):
         raise GiveUp(f"{printable(path)} leads out of {printable(top)}")
+    return inner
 
 
-def _move(old: str, new: str) -> None:
+def _move(old: Confined, new: Confined) -> None:
     if not os.path.lexists(old) or os.path.lexists(new):
         return
-    missing, above = [], os.path.dirname(new)
-    while not os.path.isdir(above):
-        missing.append(above)
-        above = os.path.dirname(above)
-    for directory in reversed(missing):
-        mkdir(directory, DIR_MODE)
+    make_above(new)
     failpoints.point("files.aside.rename")
     rename_new(old, new)
     # The new name reaches the disk first: a power cut may leave both names, but never none.
-    sync(os.path.dirname(new))
-    sync(os.path.dirname(old))
+    sync(parent(new))
+    sync(parent(old))
     failpoints.point("files.aside.rename")
-
-
-def _shown(path: str) -> str:
-    return printable(os.fsencode(path))

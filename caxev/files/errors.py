@@ -24,6 +24,16 @@ def damaged(path: bytes, where: str) -> Damaged:
     return Damaged(f"the source is damaged: {name} in {where} is not what it was")
 
 
+def gone(where: str) -> GiveUp:
+    """Return the error for a source that is not there."""
+    return GiveUp(f"source directory gone: {where}")
+
+
+def changed(where: str) -> Retry:
+    """Return the error for a source that changed during a copy."""
+    return Retry(f"{where} changed while it was copied")
+
+
 @contextmanager
 def local(path: bytes, doing: str) -> Iterator[None]:
     """Turn the OSErrors of a block into those of `meaning`, naming the path."""

@@ -14,6 +14,7 @@ import struct
 from contextlib import suppress
 from typing import Final
 
+from caxev.files.confined import Confined
 from caxev.files.resolved import directory_of, empty, open_directory
 
 _EMPTY_PATH: Final = 0x1000
@@ -25,7 +26,7 @@ _BIRTH: Final = 0x800
 _SIZE: Final = 256  # bytes of struct statx
 
 
-def identity(path: str | bytes) -> str | None:
+def identity(path: Confined) -> str | None:
     """Return a unique mark of what is at a path; None if there is nothing.
 
     It consists of the device, the inode number and, because inode numbers are used again, the time
@@ -67,7 +68,7 @@ def may_be_same(found: str, mark: str) -> bool:
     return found.split(":")[2:] == mark.split(":")[2:]
 
 
-def remove_marked(path: str, mark: str) -> bool:
+def remove_marked(path: Confined, mark: str) -> bool:
     """Remove what is at a path if it may have the `mark`; return False if it has another.
 
     True if nothing is there. Raises OSError.

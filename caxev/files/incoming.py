@@ -19,23 +19,24 @@ from attrs import evolve
 from blake3 import blake3
 
 from caxev.core.errors import GiveUp, Retry
-from caxev.files.digest import digest_tree, to_nobody
+from caxev.files.confined import Confined, join, parent
+from caxev.files.digest import digest_tree
 from caxev.files.errors import local
 from caxev.files.manifest import Manifest
+from caxev.files.meter import Report, to_nobody
 from caxev.files.paths import confine, printable
 from caxev.files.plan import plan
-from caxev.files.private import MODE, make_private
+from caxev.files.private import MODE, make_private, not_private
 from caxev.files.process_lock import process_lock
 from caxev.files.publishing import DIR_MODE, FILE_MODE, publish, writing
-from caxev.files.reading import Report
-from caxev.files.resolved import link, mkdir, open_resolved, remove, rename
-from caxev.files.staging import StagedCopy, enough_space, join, make_parents
-from caxev.files.tree import Seen, look, shown
+from caxev.files.resolved import link, mkdir, open_resolved, opened, remove, rename
+from caxev.files.staging import StagedCopy, enough_space, make_parents
+from caxev.files.tree import Seen, look
 from caxev.files.uncached import aligned_buffer, open_uncached, read_into
 
 _CHUNK: Final = 8 << 20
 _ENOUGH: Final = 32  # hex digits
-_PASSING: Final = ".passing"  # the suffix of directories that are of no use after their process
+_PASSING: Final = b".passing"  # the suffix of directories that are of no use after their process
 _OURS: Final = 256  # descriptors for everything but a program's input
 KEPT: Final = 14 * 86400.0
 """Seconds for which an unfinished copy is kept if it is not resumed."""
@@ -51,7 +52,7 @@ CANNOT_LINK: Final = {
 
 
 def bring_in(
-    made: str,
+    made: Confined,
     final: str,
     roots: Sequence[str],
     *,
@@ -71,7 +72,7 @@ def bring_in(
         return _size(real) if os.path.lexists(real) else None
     size = _size(made)
     make_parents(real, roots)
-    with local(os.fsencode(real), "publish"):
+    with local(real, "publish"):
         try:
             publish(made, real)
         except FileExistsError as exc:
@@ -89,16 +90,16 @@ def bring_in(
     return size
 
 
-def _taken(final: str) -> GiveUp:
-    return GiveUp(f"something else stands at {shown(final)}: take it away")
+def _taken(final: Confined) -> GiveUp:
+    return GiveUp(f"something else stands at {printable(final)}: take it away")
 
 
-def _size(path: str) -> int:
+def _size(path: Confined) -> int:
     """Return the bytes of a file, or of all files below a directory."""
     return sum(seen.size for seen in look(path))
 
 
-def _copy_in(made: str, arrival: StagedCopy, expected: Manifest | None) -> None:
+def _copy_in(made: Confined, arrival: StagedCopy, expected: Manifest | None) -> None:
     if arrival.stands():
         if _differs(arrival.final, expected, arrival.report):
             raise _taken(arrival.final)
@@ -107,25 +108,25 @@ def _copy_in(made: str, arrival: StagedCopy, expected: Manifest | None) -> None:
         total, done = sum(piece.file.size for piece in todo.pieces), 0
         for piece in todo.pieces:
             path = piece.file.path
-            copy_file(join(os.fsencode(made), path), join(arrival.partial, path))
+            copy_file(join(made, path), join(arrival.partial, path))
             done += piece.file.size
             arrival.report(done, total)
         arrival.finish(todo)
-        if _differs(os.fsdecode(arrival.partial), expected, arrival.report):
+        if _differs(arrival.partial, expected, arrival.report):
             # Its sizes and times are right, by which the next attempt would keep it.
             remove(arrival.partial)
-            raise Retry(f"{shown(arrival.final)} was copied, and the disk gives something else")
+            raise Retry(f"{printable(arrival.final)} was copied, and the disk gives something else")
         arrival.publish()
 
 
-def _differs(path: str, expected: Manifest | None, report: Report) -> bool:
+def _differs(path: Confined, expected: Manifest | None, report: Report) -> bool:
     """Return whether the disk holds something else than `expected`, if that is known."""
     if expected is None:
         return False
     return bool(expected.differences(digest_tree(path, sha512=False, report=report)))
 
 
-def copy_file(old: bytes, new: bytes) -> None:
+def copy_file(old: Confined, new: Confined) -> None:
     """Copy a file's bytes and times, following no link at either end. Raises OSError."""
     # From the disk, not from the cache: some callers prove the original by comparing the copy.
     reading = open_uncached(old, 0, 0)
@@ -144,7 +145,7 @@ def copy_file(old: bytes, new: bytes) -> None:
         os.close(reading)
 
 
-def place_file(staged: bytes, path: bytes, *, is_lock: bool = False) -> None:
+def place_file(staged: Confined, path: Confined, *, is_lock: bool = False) -> None:
     """Move a file from a private directory to `path`, replacing what is there. Raises OSError.
 
     With `is_lock` only its content is replaced.
@@ -161,7 +162,7 @@ def place_file(staged: bytes, path: bytes, *, is_lock: bool = False) -> None:
 
 
 @contextmanager
-def mirror(source: str, target: str, *, links: bool = True) -> Iterator[None]:
+def mirror(source: Confined, target: Confined, *, links: bool = True) -> Iterator[None]:
     """Mirror the copy at `source` at `target`, in a private directory, for the length of a block.
 
     It is a tree of hard links. A file that cannot be linked, as on another file system, is held
@@ -169,25 +170,24 @@ def mirror(source: str, target: str, *, links: bool = True) -> Iterator[None]:
     out. Raises `GiveUp` for what a copy must not hold.
     """
     seen = look(source)
-    top, old = os.fsencode(target), os.fsencode(source)
     with ExitStack() as held:
-        with local(top, "make"):
+        with local(target, "make"):
             if not any(one.path == b"" for one in seen):
-                os.mkdir(top)
+                os.mkdir(target)
             for one in sorted(seen, key=lambda one: one.path):
-                path = join(top, one.path)
+                path = join(target, one.path)
                 if one.kind == "dir":
                     os.mkdir(path)
                 elif one.kind == "link":
                     if links:
                         os.symlink(one.target, path)
-                elif not _linked(join(old, one.path), path):
+                elif not _linked(join(source, one.path), path):
                     _let_open(len(seen), source)
-                    os.symlink(held.enter_context(pinned(join(old, one.path))), path)
+                    os.symlink(held.enter_context(pinned(join(source, one.path))), path)
         yield
 
 
-def _linked(old: bytes, new: bytes) -> bool:
+def _linked(old: Confined, new: Confined) -> bool:
     """Make a hard link to a regular file; return whether there can be one."""
     try:
         link_file(old, new)
@@ -198,41 +198,41 @@ def _linked(old: bytes, new: bytes) -> bool:
     return True
 
 
-def _let_open(files: int, source: str) -> None:
+def _let_open(files: int, source: Confined) -> None:
     """Raise the limit of open files, for this process and the programs that it starts."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = files + _OURS
     if soft != resource.RLIM_INFINITY and soft < need:
         if hard != resource.RLIM_INFINITY and hard < need:
             raise GiveUp(
-                f"{shown(source)} holds more files ({files:,}) than a process may have open here"
-                f" ({hard:,}): raise that limit (LimitNOFILE, ulimit -n), or move `state` to the"
-                " file system of the data"
+                f"{printable(source)} holds more files ({files:,}) than a process may have open"
+                f" here ({hard:,}): raise that limit (LimitNOFILE, ulimit -n), or move `state` to"
+                " the file system of the data"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (need, hard))
 
 
 @contextmanager
-def landing(state: str, final: str) -> Iterator[bytes]:
+def landing(state: str, final: bytes) -> Iterator[Confined]:
     """Make a private directory in which other programs write or read the copy at `final`.
 
     It is removed after the block. Leftovers of a killed process are removed here, or by
     `forget_incoming`. Raises `Retry` if another process uses it.
     """
-    path = _place(state, final) + _PASSING
+    path = _place(state, final, _PASSING)
     with _in_use(path):
-        with local(os.fsencode(path), "make"):
+        with local(path, "make"):
             remove(path)
             os.mkdir(path, MODE)
         try:
-            yield os.fsencode(path)
+            yield path
         finally:
             with suppress(OSError):
                 remove(path)
 
 
-def _in_use(path: str) -> AbstractContextManager[None]:
-    return process_lock(os.fsencode(path), f"another process of this machine has {shown(path)}")
+def _in_use(path: bytes) -> AbstractContextManager[None]:
+    return process_lock(path, f"another process of this machine has {printable(path)}")
 
 
 @contextmanager
@@ -244,16 +244,18 @@ def apart(state: str, arrival: StagedCopy) -> Iterator[StagedCopy]:
     """
     arrival.withdraw()
     path = _place(state, arrival.final)
-    there = os.path.dirname(arrival.final)
-    with local(os.fsencode(path), "make"):
+    with local(path, "make"):
         mkdir(path, MODE)
-        is_near = os.stat(path).st_dev == os.stat(there).st_dev
+        is_near = os.stat(path).st_dev == os.stat(parent(arrival.final)).st_dev
     inner = evolve(
-        arrival, final=f"{path}/copy", roots=(path,), min_free=arrival.min_free if is_near else 0
+        arrival,
+        final=join(path, b"copy"),
+        roots=(os.fsdecode(path),),
+        min_free=arrival.min_free if is_near else 0,
     )
     # On another file system the copy takes its space twice: here, and when it is brought in.
     if not is_near:
-        where, free = shown(arrival.final), arrival.free()
+        where, free = printable(arrival.final), arrival.free()
         enough_space(plan(arrival.source, ()), (), free, arrival.min_free, where)
     if os.path.lexists(arrival.partial):
         _take_over(arrival, inner)
@@ -268,11 +270,11 @@ def _take_over(arrival: StagedCopy, inner: StagedCopy) -> None:
     old, new = arrival.partial, inner.partial
     with (
         local(old, "take over"),
-        writing(os.fsdecode(old), directory=not arrival.is_file),
+        writing(old, directory=not arrival.is_file),
     ):
         found: list[Seen] = []
         with suppress(GiveUp):  # somebody put something there that no copy holds
-            found = look(os.fsdecode(old), check=False)
+            found = look(old, check=False)
         if not arrival.is_file:
             mkdir(new, DIR_MODE)
         for seen in sorted(found, key=lambda one: one.path):
@@ -284,7 +286,7 @@ def _take_over(arrival: StagedCopy, inner: StagedCopy) -> None:
         remove(old)
 
 
-def _take(old: bytes, new: bytes) -> None:
+def _take(old: Confined, new: Confined) -> None:
     with suppress(FileNotFoundError):
         place_file(old, new)
         if not stat.S_ISREG(os.lstat(new).st_mode):
@@ -299,16 +301,19 @@ def forget_incoming(state: str) -> int:
     """
     # Hard links in the latter would keep the bytes of deleted copies on the disk.
     gone = 0
-    with suppress(FileNotFoundError), os.scandir(os.path.realpath(f"{state}/incoming")) as entries:
-        for entry in entries:
-            with suppress(OSError, Retry), _in_use(entry.path):
-                if entry.name.endswith(_PASSING) or _changed(entry.path) < time.time() - KEPT:
-                    remove(entry.path)
-                    gone += 1
+    if not os.path.isdir(f"{state}/incoming") or not_private(f"{state}/incoming"):
+        return gone
+    incoming = _incoming(state)
+    for name in os.listdir(incoming):
+        path = join(incoming, name)
+        with suppress(OSError, Retry), _in_use(path):
+            if name.endswith(_PASSING) or _changed(path) < time.time() - KEPT:
+                remove(path)
+                gone += 1
     return gone
 
 
-def _changed(path: str) -> float:
+def _changed(path: bytes) -> float:
     last = os.lstat(path).st_ctime
     for directory, names, files in os.walk(path):
         for name in (*names, *files):
@@ -316,35 +321,40 @@ def _changed(path: str) -> float:
     return last
 
 
-def _place(state: str, final: str) -> str:
+def _incoming(state: str) -> Confined:
+    return make_private(f"{state}/incoming")
+
+
+def _place(state: str, final: bytes, suffix: bytes = b"") -> Confined:
     """Return where the copy at `final` is received: a directory where only we may write."""
-    # A hash, because a path's name could be too long, and other copies have the same last name.
-    incoming = make_private(f"{state}/incoming")
-    return os.path.join(incoming, blake3(os.fsencode(final)).hexdigest()[:_ENOUGH])
+    return join(_incoming(state), _hashed(final) + suffix)
 
 
-def name_in(directory: bytes, path: bytes) -> bytes:
+def name_in(directory: Confined, path: bytes) -> Confined:
     """Return a plain name in such a directory for a file of a copy."""
-    return os.path.join(directory, blake3(path).hexdigest()[:_ENOUGH].encode())
+    return join(directory, _hashed(path))
+
+
+def _hashed(path: bytes) -> bytes:
+    # A path's name could be too long, and other copies have the same last name.
+    return blake3(path).hexdigest()[:_ENOUGH].encode()
 
 
 @contextmanager
-def pinned(path: bytes) -> Iterator[bytes]:
+def pinned(path: Confined) -> Iterator[bytes]:
     """Open a regular file, and yield a path by which programs of ours open that very file.
 
     Raises `Retry` if it is no regular file, or cannot be read.
     """
-    with local(path, "read"):
-        descriptor = open_resolved(path, os.O_RDONLY)
-    try:
+    with ExitStack() as held:
+        with local(path, "read"):
+            descriptor = held.enter_context(opened(path, os.O_RDONLY))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise Retry(f"{printable(path)} is no longer a file")
         yield f"/proc/{os.getpid()}/fd/{descriptor}".encode()
-    finally:
-        os.close(descriptor)
 
 
-def link_file(old: bytes, new: bytes) -> None:
+def link_file(old: Confined, new: Confined) -> None:
     """Make a hard link to a regular file. Raises OSError, and `Retry` if it is none any more."""
     link(old, new)  # then check what was linked: a check before could be outdated
     if not stat.S_ISREG(os.lstat(new).st_mode):

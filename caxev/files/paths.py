@@ -1,6 +1,6 @@
 """Decide which paths may be touched, and show paths of any bytes to people.
 
-Pure except for `confine`, which resolves links and looks for the root's marker.
+Pure except for `confine` and its kin, which resolve links and look for the root's marker.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from caxev.core.errors import GiveUp
+from caxev.files.confined import Confined, P, beside
 from caxev.files.roots import check_root
 
 RESERVED: Final = ".caxev-"
@@ -21,7 +22,7 @@ LONGEST_NAME: Final = 255 - len(f"{RESERVED}moved-")
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("\\")}
 
 
-def confine(path: str, roots: Sequence[str]) -> str:
+def confine(path: str, roots: Sequence[str]) -> Confined:
     """Return the real path of a copy, which need not exist, strictly inside one of `roots`.
 
     Symbolic links are resolved on both sides. Raises `GiveUp` for a path that is empty, relative,
@@ -29,40 +30,56 @@ def confine(path: str, roots: Sequence[str]) -> str:
     if the root's disk is not mounted.
     """
     real = confine_own(path, roots)
-    below = [
-        real[len(top) :]
-        for top in map(os.path.realpath, roots)
-        if inside(os.fsencode(real), os.fsencode(top))
-    ]
     # If roots are nested, only the names below the innermost are checked: a site's own state
     # directory may be such a root.
-    check_names(os.fsencode(min(below, key=len)), _shown(path))
+    check_names(real[len(root_of(real, roots)) :], _shown(path))
     return real
 
 
-def confine_own(path: str, roots: Sequence[str]) -> str:
+def confine_own(path: str, roots: Sequence[str]) -> Confined:
     """As `confine`, but also for our own files beside the copies."""
     if not isinstance(path, str) or not os.path.isabs(path) or "\0" in path:
         raise GiveUp(f"{_shown(path)} is not an absolute path")
     real = os.path.realpath(path)
-    if is_held(real, roots):
-        return real
     leads = f" leads to {_shown(real)}, which" if real != os.path.normpath(path) else ""
-    raise GiveUp(f"{_shown(path)}{leads} is not inside {_listed(roots)}")
+    return _held(real, roots, f"{_shown(path)}{leads} is not inside {_listed(roots)}")
 
 
-def is_held(real: str, roots: Sequence[str]) -> bool:
-    """Return whether a resolved path is strictly inside one of `roots`. Raises `RootAway`."""
-    holding = [root for root in roots if _inside(real, root)]
+def confine_entry(path: str, roots: Sequence[str]) -> Confined:
+    """As `confine_own`, but if the copy is a link return its own path, not its target's."""
+    name = own_name(path)
+    if not path.startswith("/") or "\0" in path:
+        raise GiveUp(f"{_shown(path)} is not an absolute path")
+    real = os.path.join(os.path.realpath(os.path.dirname(path.rstrip("/"))), name)
+    if not os.path.islink(real):
+        return confine_own(real, roots)
+    return _held(real, roots, f"{_shown(real)} is not inside any directory of this site")
+
+
+def _held(real: str, roots: Sequence[str], why: str) -> Confined:
+    """Return a resolved path strictly inside one of `roots`. Raises `GiveUp`, `RootAway`."""
+    path = os.fsencode(real)
+    holding = [root for root in roots if _holds(root, path)]
     for root in holding:
         check_root(root)
-    return bool(holding)
+    if not holding:
+        raise GiveUp(why)
+    return Confined(path)
 
 
-def _inside(real: str, root: str) -> bool:
-    if not os.path.isabs(root) or "\0" in root:
-        return False
-    return inside(os.fsencode(real), os.fsencode(os.path.realpath(root)))
+def _holds(root: str, path: bytes) -> bool:
+    is_path = os.path.isabs(root) and "\0" not in root
+    return is_path and inside(path, real_root(root))
+
+
+def root_of(path: Confined, roots: Sequence[str]) -> Confined:
+    """Return the innermost of these roots, resolved, that holds a path confined to them."""
+    return Confined(max((real_root(root) for root in roots if _holds(root, path)), key=len))
+
+
+def real_root(root: str) -> bytes:
+    """Return the resolved path of a root."""
+    return os.fsencode(os.path.realpath(root))
 
 
 def inside(real: bytes, root: bytes) -> bool:
@@ -99,16 +116,16 @@ def own_name(location: str) -> str:
     return name
 
 
-def partial_path(final: str) -> str:
+def partial_path(final: P) -> P:
     """Return the hidden sibling to which a copy is written before it is published as `final`."""
-    directory, name = os.path.split(final)
-    return os.path.join(directory, PART_PREFIX + safe_name(name))
+    safe_name(os.fsdecode(final))
+    return beside(final, PART_PREFIX)
 
 
-def origin_path(final: str) -> str:
+def origin_path(final: P) -> P:
     """Return the file beside a partial that names the content of the partial's source."""
-    directory, name = os.path.split(final)
-    return os.path.join(directory, ORIGIN_PREFIX + safe_name(name))
+    safe_name(os.fsdecode(final))
+    return beside(final, ORIGIN_PREFIX)
 
 
 def printable(path: bytes) -> str:
@@ -130,6 +147,11 @@ def _character(character: str) -> str:
 
 def _escaped(byte: int) -> str:
     return "\\\\" if byte == ord("\\") else f"\\x{byte:02x}"
+
+
+def shown(path: str) -> str:
+    """Return a path of this machine as messages show it."""
+    return printable(os.fsencode(path))
 
 
 def _shown(path: object) -> str:

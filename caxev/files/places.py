@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+from caxev.files.meter import Report
 from caxev.files.paths import inside
-from caxev.files.reading import Report
 
 
 def places(location: object, real: Callable[[str], str] = os.path.realpath) -> tuple[bytes, ...]:

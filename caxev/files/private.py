@@ -14,15 +14,16 @@ from contextlib import suppress
 from typing import Final
 
 from caxev.core.errors import Denied
+from caxev.files.confined import Confined
 from caxev.files.errors import meaning
-from caxev.files.paths import inside, printable
+from caxev.files.paths import inside, shown
 from caxev.files.resolved import chmod
 
 MODE: Final = 0o700
 _OTHERS_WRITE: Final = 0o022
 
 
-def make_private(path: str) -> str:
+def make_private(path: str) -> Confined:
     """Make a directory that only we may read and write, if missing; return its real path.
 
     Raises `Denied` if others may write to it or could replace it, or if we may not make it.
@@ -33,10 +34,10 @@ def make_private(path: str) -> str:
         _make(path)
         if (why := not_private(path)) is not None:
             raise Denied(why)
-        real = os.path.realpath(path)
+        real = Confined(os.fsencode(os.path.realpath(path)))
         chmod(real, MODE)
     except OSError as error:
-        raise meaning(error, f"cannot make {_shown(path)}") from error
+        raise meaning(error, f"cannot make {shown(path)}") from error
     return real
 
 
@@ -54,9 +55,9 @@ def not_private(path: str) -> str | None:
     """
     # Both the path as written and its real path: whoever may write on either can redirect it.
     if not os.path.isabs(path):
-        return f"{_shown(path)} is not an absolute path"
+        return f"{shown(path)} is not an absolute path"
     if os.path.islink(path):
-        return f"{_shown(path)} is a link: name the directory that it leads to"
+        return f"{shown(path)} is a link: name the directory that it leads to"
     above = {*_above(path), *_above(os.path.realpath(path))}
     problems = [_writable(one) for one in sorted(above)]
     problems.append(_not_ours(path))
@@ -78,9 +79,9 @@ def _writable(directory: str) -> str | None:
     mode = stat.S_IMODE(status.st_mode)
     # With the sticky bit, as in /tmp, others may not rename what is ours.
     if status.st_uid not in (0, os.geteuid()):
-        return f"{_shown(directory)} belongs to another user, who may replace what is in it"
+        return f"{shown(directory)} belongs to another user, who may replace what is in it"
     if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
-        return f"others may write in {_shown(directory)} (mode {mode:o}), and replace what is in it"
+        return f"others may write in {shown(directory)} (mode {mode:o}), and replace what is in it"
     return None
 
 
@@ -91,13 +92,13 @@ def _not_ours(directory: str) -> str | None:
         return None
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISDIR(status.st_mode):
-        return f"{_shown(directory)} is not a directory"
+        return f"{shown(directory)} is not a directory"
     if is_bare(directory):
-        return f"{_shown(directory)} belongs to root: mount its disk, or give it to who runs caxev"
+        return f"{shown(directory)} belongs to root: mount its disk, or give it to who runs caxev"
     if status.st_uid != os.geteuid():
-        return f"{_shown(directory)} belongs to another user: give it to the one that runs caxev"
+        return f"{shown(directory)} belongs to another user: give it to the one that runs caxev"
     if mode & _OTHERS_WRITE:
-        return f"others may write in {_shown(directory)} (mode {mode:o}): chmod go-w it"
+        return f"others may write in {shown(directory)} (mode {mode:o}): chmod go-w it"
     return None
 
 
@@ -117,7 +118,3 @@ def lies_in(path: str, directories: Iterable[str]) -> str | None:
         if real == other or inside(real, other):
             return directory
     return None
-
-
-def _shown(path: str) -> str:
-    return printable(os.fsencode(path))

@@ -17,17 +17,21 @@ from typing import Final
 
 from caxev import failpoints
 from caxev.core.errors import Retry
+from caxev.files.confined import Confined, join, parent
+from caxev.files.errors import local
+from caxev.files.paths import printable
 from caxev.files.resolved import (
     directory_of,
     link,
     mkdir,
     open_resolved,
+    opened,
     remove,
     rename,
     sync,
     unlink,
 )
-from caxev.files.tree import Seen, look, shown
+from caxev.files.tree import Seen, look
 
 DIR_MODE: Final = 0o755
 FILE_MODE: Final = 0o644
@@ -39,7 +43,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @contextmanager
-def writing(partial: str, *, directory: bool) -> Iterator[None]:
+def writing(partial: Confined, *, directory: bool) -> Iterator[None]:
     """Hold the exclusive right to write `partial`, and make it if it is missing.
 
     A partial of the other kind (file or directory) is removed. Raises `Retry` if another process
@@ -56,7 +60,7 @@ def writing(partial: str, *, directory: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _clear_other_kind(partial: str, *, directory: bool) -> None:
+def _clear_other_kind(partial: Confined, *, directory: bool) -> None:
     try:
         mode = os.lstat(partial).st_mode
     except FileNotFoundError:
@@ -67,15 +71,15 @@ def _clear_other_kind(partial: str, *, directory: bool) -> None:
         remove(partial)
 
 
-def _made(partial: str, *, directory: bool) -> int:
+def _made(partial: Confined, *, directory: bool) -> int:
     if not directory:
         return open_resolved(partial, os.O_RDWR | os.O_CREAT, FILE_MODE)
     mkdir(partial, DIR_MODE)
     return open_resolved(partial, os.O_RDONLY | os.O_DIRECTORY)
 
 
-def _lock(descriptor: int, partial: str) -> None:
-    busy = Retry(f"{shown(partial)} is being written by another process", after=_BUSY_AFTER)
+def _lock(descriptor: int, partial: Confined) -> None:
+    busy = Retry(f"{printable(partial)} is being written by another process", after=_BUSY_AFTER)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:
@@ -84,7 +88,7 @@ def _lock(descriptor: int, partial: str) -> None:
         raise busy
 
 
-def _is_still(descriptor: int, path: str) -> bool:
+def _is_still(descriptor: int, path: Confined) -> bool:
     """Return whether `path` still names the open file: its writer may have published it."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.lstat(path))
@@ -92,7 +96,7 @@ def _is_still(descriptor: int, path: str) -> bool:
         return False
 
 
-def publish(partial: str, final: str) -> None:
+def publish(partial: Confined, final: Confined) -> None:
     """Bring all of `partial` to the disk and rename it to `final`, replacing nothing.
 
     If it was killed at any point, it can be called again: `final` without `partial` counts as done,
@@ -111,10 +115,10 @@ def publish(partial: str, final: str) -> None:
         failpoints.point("files.publish.rename")
     elif not os.path.lexists(final):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), partial)
-    sync(os.path.dirname(final))
+    sync(parent(final))
 
 
-def withdraw(final: str, partial: str) -> None:
+def withdraw(final: Confined, partial: Confined) -> None:
     """Rename the copy at `final` back to a partial; the inverse of `publish`.
 
     Raises `Retry` if a process holds it, FileExistsError if there is another partial, OSError if
@@ -126,7 +130,18 @@ def withdraw(final: str, partial: str) -> None:
         failpoints.point("files.withdraw.rename")
 
 
-def end_rename(partial: str, final: str) -> None:
+def make_above(path: Confined) -> None:
+    """Make the missing directories above a path. Raises `Retry`, `GiveUp` if the disk fails."""
+    missing, above = [], parent(path)
+    while not os.path.isdir(above):
+        missing.append(above)
+        above = parent(above)
+    with local(above, "make a directory in"):
+        for directory in reversed(missing):
+            mkdir(directory, DIR_MODE)
+
+
+def end_rename(partial: Confined, final: Confined) -> None:
     """Remove `partial` if `final` names the same file: a rename in two steps was interrupted.
 
     Raises `Retry` if its process still lives, OSError if the disk fails.
@@ -135,58 +150,52 @@ def end_rename(partial: str, final: str) -> None:
         with _holding(partial):
             if _are_one(partial, final):  # again, now that nobody else can be at it
                 unlink(partial)
-                sync(os.path.dirname(final))
+                sync(parent(final))
 
 
 @contextmanager
-def _holding(path: str) -> Iterator[None]:
+def _holding(path: Confined) -> Iterator[None]:
     """Hold the exclusive right to write the file at `path`, whichever of its names that is."""
     flags = os.O_RDONLY if os.path.isdir(path) else os.O_RDWR
-    descriptor = open_resolved(path, flags)
-    try:
+    with opened(path, flags) as descriptor:
         _lock(descriptor, path)
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _are_one(one: str, other: str) -> bool:
+def _are_one(one: Confined, other: Confined) -> bool:
     try:
         return os.path.samestat(os.lstat(one), os.lstat(other))
     except FileNotFoundError:
         return False
 
 
-def sync_tree(root: str) -> None:
+def sync_tree(root: Confined) -> None:
     """Bring every file and directory of a tree to the disk. Raises OSError."""
     seen = look(root)
     if sum(s.kind == "file" for s in seen) > _MANY and _syncfs(root):
         return
-    for path in _inside_out(os.fsencode(root), seen):
+    for path in _inside_out(root, seen):
         sync(path)
 
 
-def _inside_out(top: bytes, seen: list[Seen]) -> Iterator[bytes]:
+def _inside_out(top: Confined, seen: list[Seen]) -> Iterator[Confined]:
     # Sorted by path, so reversed a directory comes after everything that it holds.
     for s in reversed(seen):
         if s.kind != "link":
-            yield os.path.join(top, s.path) if s.path else top
+            yield join(top, s.path)
     if not any(s.path == b"" for s in seen):
         yield top
 
 
-def _syncfs(root: str) -> bool:
-    descriptor = open_resolved(root, os.O_RDONLY)
-    try:
+def _syncfs(root: Confined) -> bool:
+    with opened(root, os.O_RDONLY) as descriptor:
         if _libc.syncfs(descriptor) == 0:
             return True
-        _raise_unless_unable(root, root)
-        return False
-    finally:
-        os.close(descriptor)
+    _raise_unless_unable(root, root)
+    return False
 
 
-def rename_new(old: str, new: str) -> None:
+def rename_new(old: Confined, new: Confined) -> None:
     """Rename, or raise FileExistsError: nothing is replaced."""
     failpoints.before("rename")
     with directory_of(old) as (here, name), directory_of(new) as (there, to):
@@ -195,13 +204,13 @@ def rename_new(old: str, new: str) -> None:
             _rename_new_portably(old, new)
 
 
-def _raise_unless_unable(old: str, new: str) -> None:
+def _raise_unless_unable(old: Confined, new: Confined) -> None:
     code = ctypes.get_errno()
     if code not in _CANNOT:
         raise OSError(code, os.strerror(code), old, None, new)
 
 
-def _rename_new_portably(old: str, new: str) -> None:
+def _rename_new_portably(old: Confined, new: Confined) -> None:
     """Rename on file systems without RENAME_NOREPLACE, such as NFS."""
     if os.path.isdir(old):
         # A rename onto a directory that holds anything fails by itself, so between these two

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from attrs import define, field
 
-from caxev.core.errors import Retry
-from caxev.files.errors import meaning
+from caxev.files.confined import Confined, join
+from caxev.files.errors import changed, meaning
 from caxev.files.manifest import PART
+from caxev.files.meter import Report
 from caxev.files.part_digest import PartDigest
 from caxev.files.paths import printable
 from caxev.files.resolved import open_resolved
 from caxev.files.throttle import RateLimiter
-from caxev.files.tree import Seen
+from caxev.files.tree import Seen, check_unchanged
 from caxev.files.uncached import aligned_buffer, drop, open_uncached, read_into
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
-
-Report: TypeAlias = Callable[[int, int], None]
-"""Called as ``report(done, total)``, in bytes."""
 
 CHUNK: Final = 2 << 20  # bytes read at once; larger chunks do not stay in a core's cache
 _STRETCH: Final = 16 * PART
@@ -72,7 +70,7 @@ def stretches(seen: Seen, stop: int) -> list[Stretch]:
 
 
 def read_all(
-    root: bytes,
+    root: Confined,
     todo: Sequence[Stretch],
     threads: int | None,
     report: Report,
@@ -119,25 +117,23 @@ class _Stopped(Exception):  # never seen outside: another thread's error is rais
 class _Readers:
     """The state that the threads share. Each takes the next stretch, with buffers of its own."""
 
-    root: bytes
+    root: Confined
     todo: Sequence[Stretch]
     threads: int
     helpers: ThreadPoolExecutor
     ahead: ThreadPoolExecutor
-    brake: RateLimiter
+    limiter: RateLimiter
     cached: bool
     total: int = field(init=False)
     counts: list[int] = field(init=False)
     stopped: bool = False
     _wide: int = field(init=False)
-    _above: bytes = field(init=False)
     _left: Iterator[Stretch] = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.total = sum(one.size for one in self.todo)
         self.counts = [0] * self.threads
         self._wide = max(self.total // self.threads - 1, _WIDE)
-        self._above = os.path.join(self.root, b"")
         # The largest come first, so that all threads end at about the same time. A list's iterator
         # needs no lock: `next` on it is atomic.
         self._left = iter(sorted(self.todo, key=lambda one: one.size, reverse=True))
@@ -149,7 +145,7 @@ class _Readers:
             self._digest(one, buffers, number)
 
     def _digest(self, one: Stretch, buffers: _Buffers, number: int) -> None:
-        path = self._above + one.seen.path if one.seen.path else self.root
+        path = join(self.root, one.seen.path)
         parts = PartDigest() if one.blake3 else None
         sha512 = hashlib.sha512() if one.sha512 else None
         hashes: list[Hash] = [each for each in (parts, sha512, *one.also) if each is not None]
@@ -161,28 +157,28 @@ class _Readers:
         one.sha512_digest = sha512.digest() if sha512 else None
 
     def _feed_all(
-        self, path: bytes, one: Stretch, hashes: list[Hash], buffers: _Buffers, number: int
+        self, path: Confined, one: Stretch, hashes: list[Hash], buffers: _Buffers, number: int
     ) -> None:
         descriptor = self._open(path, one)
         try:
             if one.size > CHUNK:
                 os.posix_fadvise(descriptor, one.start, one.size, os.POSIX_FADV_SEQUENTIAL)
-                _unchanged(descriptor, path, one.seen)  # early, or much would be read in vain
+                check_unchanged(descriptor, one.seen, path)  # early, or much would be read in vain
             helpers = self.helpers if one.size > self._wide else None
             with closing(_chunks(descriptor, path, one, buffers, self.ahead)) as chunks:
                 for chunk in chunks:
                     if self.stopped:
                         raise _Stopped
                     _feed(chunk, hashes, helpers)
-                    self.brake.passed(len(chunk))
+                    self.limiter.passed(len(chunk))
                     self.counts[number] += len(chunk)
-            _unchanged(descriptor, path, one.seen)
+            check_unchanged(descriptor, one.seen, path)
             if not self.cached:
                 drop(descriptor, one.start, one.size)  # keep other programs' pages in the cache
         finally:
             os.close(descriptor)
 
-    def _open(self, path: bytes, one: Stretch) -> int:
+    def _open(self, path: Confined, one: Stretch) -> int:
         if self.cached or not one.size:
             return open_resolved(path, _FLAGS)
         return open_uncached(path, one.start, one.size)
@@ -202,7 +198,7 @@ def _chunks(
     count = read(at, this) if one.size else 0
     while at < one.stop:
         if count == 0:
-            raise _changed(path)
+            raise changed(printable(path))
         after = at + count
         coming = ahead.submit(read, after, other) if after < one.stop else None
         try:
@@ -220,14 +216,3 @@ def _feed(chunk: memoryview, hashes: Sequence[Hash], helpers: ThreadPoolExecutor
         each.update(chunk)
     for future in beside:
         future.result()
-
-
-def _unchanged(descriptor: int, path: bytes, seen: Seen) -> None:
-    """Raise `Retry` unless the file is as it was listed, which vouches for all that was read."""
-    status = os.fstat(descriptor)
-    if (status.st_size, status.st_mtime_ns) != (seen.size, seen.mtime_ns):
-        raise _changed(path)
-
-
-def _changed(path: bytes) -> Retry:
-    return Retry(f"{printable(path)} changed while it was read")

@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Final
 
+from caxev.files.confined import Confined, parent
+
 _OPENAT2: Final = 437  # the number of the call, on every machine
 _AT_FDCWD: Final = -100
 _NO_SYMLINKS: Final = 0x04
@@ -33,21 +35,20 @@ class _How(ctypes.Structure):
     )
 
 
-def open_resolved(path: str | bytes, flags: int, mode: int = 0) -> int:
+def open_resolved(path: Confined, flags: int, mode: int = 0) -> int:
     """As `os.open`, but no part of `path` may be a link, and no FIFO blocks. Raises OSError."""
-    name = os.fsencode(path)
     # O_NONBLOCK: somebody may have put a FIFO there, and opening one waits for its other end.
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC | (0 if flags & os.O_PATH else os.O_NONBLOCK)
     if not _has_openat2():
-        return _open_step_by_step(name, flags, mode)
+        return _open_step_by_step(path, flags, mode)
     while True:
-        descriptor = _openat2(name, flags, mode if flags & os.O_CREAT else 0)
+        descriptor = _openat2(path, flags, mode if flags & os.O_CREAT else 0)
         if descriptor >= 0:
             return descriptor
         code = ctypes.get_errno()
         # EAGAIN: something on the way was renamed meanwhile, so the kernel cannot be sure.
         if code not in (errno.EINTR, errno.EAGAIN):
-            raise OSError(code, os.strerror(code), os.fsdecode(name))
+            raise OSError(code, os.strerror(code), os.fsdecode(path))
 
 
 def _openat2(name: bytes, flags: int, mode: int) -> int:
@@ -78,17 +79,23 @@ def _open_step_by_step(name: bytes, flags: int, mode: int) -> int:
 
 
 @contextmanager
-def directory_of(path: str | bytes) -> Iterator[tuple[int, bytes]]:
-    """Open the directory that holds `path`; yield it and the name, for calls with `dir_fd`."""
-    above, name = os.path.split(os.fsencode(path).rstrip(b"/"))
-    descriptor = open_resolved(above or b".", os.O_PATH | os.O_DIRECTORY)
+def opened(path: Confined, flags: int, mode: int = 0) -> Iterator[int]:
+    """`open_resolved` for the length of a block."""
+    descriptor = open_resolved(path, flags, mode)
     try:
-        yield descriptor, name
+        yield descriptor
     finally:
         os.close(descriptor)
 
 
-def read_file(path: str | bytes, most: int, *, end: bool = False) -> bytes:
+@contextmanager
+def directory_of(path: Confined) -> Iterator[tuple[int, bytes]]:
+    """Open the directory that holds `path`; yield it and the name, for calls with `dir_fd`."""
+    with opened(parent(path), os.O_PATH | os.O_DIRECTORY) as descriptor:
+        yield descriptor, os.path.basename(path)
+
+
+def read_file(path: Confined, most: int, *, end: bool = False) -> bytes:
     """Return the first `most` bytes of a regular file, or with `end` its last.
 
     Raises OSError, also for anything else: a link, a directory, a FIFO.
@@ -102,19 +109,19 @@ def read_file(path: str | bytes, most: int, *, end: bool = False) -> bytes:
         return file.read(most)
 
 
-def unlink(path: str | bytes) -> None:
+def unlink(path: Confined) -> None:
     """As `os.unlink`."""
     with directory_of(path) as (directory, name):
         os.unlink(name, dir_fd=directory)
 
 
-def rmdir(path: str | bytes) -> None:
+def rmdir(path: Confined) -> None:
     """As `os.rmdir`."""
     with directory_of(path) as (directory, name):
         os.rmdir(name, dir_fd=directory)
 
 
-def mkdir(path: str | bytes, mode: int) -> None:
+def mkdir(path: Confined, mode: int) -> None:
     """Make a directory unless it exists, and set its mode, whatever the umask."""
     with directory_of(path) as (directory, name):
         with suppress(FileExistsError):
@@ -126,25 +133,25 @@ def mkdir(path: str | bytes, mode: int) -> None:
             os.close(descriptor)
 
 
-def symlink(target: bytes, path: str | bytes) -> None:
+def symlink(target: bytes, path: Confined) -> None:
     """As `os.symlink`."""
     with directory_of(path) as (directory, name):
         os.symlink(target, name, dir_fd=directory)
 
 
-def rename(old: str | bytes, new: str | bytes) -> None:
+def rename(old: Confined, new: Confined) -> None:
     """As `os.rename`."""
     with directory_of(old) as (here, name), directory_of(new) as (there, to):
         os.rename(name, to, src_dir_fd=here, dst_dir_fd=there)
 
 
-def link(old: str | bytes, new: str | bytes) -> None:
+def link(old: Confined, new: Confined) -> None:
     """As `os.link`; a link is linked itself, not its target."""
     with directory_of(old) as (here, name), directory_of(new) as (there, to):
         os.link(name, to, src_dir_fd=here, dst_dir_fd=there, follow_symlinks=False)
 
 
-def remove(path: str | bytes) -> None:
+def remove(path: Confined) -> None:
     """Remove whatever is at `path`, a directory with its content; a missing path is no error.
 
     Directories of ours are removed even if they are read-only.
@@ -192,19 +199,13 @@ def _empty(directory: int) -> None:
             continue
 
 
-def chmod(path: str | bytes, mode: int) -> None:
+def chmod(path: Confined, mode: int) -> None:
     """As `os.chmod`, for files that can be opened for reading."""
-    descriptor = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
+    with opened(path, os.O_RDONLY) as descriptor:
         os.fchmod(descriptor, mode)
-    finally:
-        os.close(descriptor)
 
 
-def sync(path: str | bytes) -> None:
+def sync(path: Confined) -> None:
     """Bring a file, or a directory's entries, to the disk."""
-    descriptor = open_resolved(path, os.O_RDONLY)
-    try:
+    with opened(path, os.O_RDONLY) as descriptor:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

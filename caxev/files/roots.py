@@ -29,10 +29,11 @@ from attrs import frozen
 
 from caxev.core.errors import RootAway
 from caxev.core.paths import Root
+from caxev.files.confined import Confined, parent
 from caxev.files.resolved import open_resolved, sync
 
 if TYPE_CHECKING:
-    from caxev.files.reading import Report
+    from caxev.files.meter import Report
 
 MARKER_PREFIX: Final = ".caxev-root-"
 _LONGEST: Final = 4096  # bytes of a marker
@@ -154,11 +155,15 @@ def _read(root: str, name: str) -> Marker | None:
         return None
     try:
         flags = os.O_RDONLY | os.O_NONBLOCK
-        with open(open_resolved(os.path.join(os.path.realpath(root), name), flags), "rb") as file:
+        with open(open_resolved(_in_root(root, name), flags), "rb") as file:
             row = json.loads(file.read(_LONGEST))
         return Marker(marker, str(row["site"]), str(row["directory"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
+
+
+def _in_root(root: str, name: str) -> Confined:
+    return Confined(os.fsencode(os.path.join(os.path.realpath(root), name)))
 
 
 def are_same(root: str, others: Sequence[str], *, report: Report) -> list[bool]:
@@ -178,7 +183,7 @@ def make_marker(root: str, site: str, key: str, *, report: Report) -> str:
     """Make a marker in a root, and return its id. Raises `RootAway` if the disk refuses."""
     report(0, 1)
     marker = secrets.token_hex(8)
-    path = marker_path(os.path.realpath(root), marker)
+    path = _in_root(root, MARKER_PREFIX + marker)
     about = "caxev knows by this file that the disk is mounted: leave it here"
     row = {"site": site, "directory": key, "id": marker, "about": about}
     try:
@@ -187,7 +192,7 @@ def make_marker(root: str, site: str, key: str, *, report: Report) -> str:
             file.write(json.dumps(row) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        sync(os.path.dirname(path))
+        sync(parent(path))
     except OSError as exc:
         raise RootAway(f"no marker can be made in {root}: {exc.strerror}", root=root) from exc
     return marker

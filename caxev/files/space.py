@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from caxev.files.errors import meaning
-from caxev.files.paths import confine, inside, partial_path
-from caxev.files.reading import Report
+from caxev.files.meter import Report
+from caxev.files.paths import confine, partial_path, root_of
 
 _BLOCK = 512  # bytes
 
@@ -21,13 +21,12 @@ def lacking(
     Data that has already arrived is counted. Raises `GiveUp` for a path that leads out of the
     roots, `Retry` if the disk fails.
     """
-    path = os.fsencode(confine(location, roots))
+    path = confine(location, roots)
     try:
-        real = [os.path.realpath(os.fsencode(root)) for root in roots]
-        disk = os.statvfs(next(root for root in real if inside(path, root)))
+        disk = os.statvfs(root_of(path, roots))
     except OSError as error:
         raise meaning(error, "cannot ask how full the disk is") from error
-    there = _taken(path) + _taken(os.fsencode(partial_path(os.fsdecode(path))))
+    there = _taken(path) + _taken(partial_path(path))
     report(there, coming)
     return min_free + max(0, coming - there) - disk.f_bavail * disk.f_frsize
 

@@ -7,31 +7,41 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from typing import Final
 
 from attrs import define, evolve, field
 
+from caxev import failpoints
 from caxev.core.errors import Damaged, Denied, GiveUp, Retry
-from caxev.files.digest import to_nobody, wrong_below
+from caxev.files.confined import Confined, join, parent
+from caxev.files.digest import wrong_below
 from caxev.files.errors import local
 from caxev.files.manifest import PART, Item, Manifest, Range
-from caxev.files.paths import inside, origin_path, partial_path
+from caxev.files.meter import Meter, Moved, Report, to_nobody
+from caxev.files.paths import inside, origin_path, partial_path, printable, real_root
 from caxev.files.plan import Plan, plan, to_the_second
-from caxev.files.publishing import DIR_MODE, FILE_MODE, end_rename, publish, withdraw, writing
-from caxev.files.reading import Report
+from caxev.files.publishing import (
+    DIR_MODE,
+    FILE_MODE,
+    end_rename,
+    make_above,
+    publish,
+    withdraw,
+    writing,
+)
 from caxev.files.resolved import (
     mkdir,
-    open_resolved,
+    opened,
     read_file,
     remove,
     rmdir,
     symlink,
     unlink,
 )
-from caxev.files.tree import Seen, check_paths, look, manifest_of, shown
+from caxev.files.tree import Seen, check_paths, look, manifest_of
 
 MARGIN: Final = 16 << 20
 """Bytes that a transfer always leaves free."""
@@ -49,9 +59,10 @@ class StagedCopy:
     `min_free`: bytes that must stay free. `unsure`: bytes at the end of an interrupted file that
     may be incomplete. `again`: the copy exists, is known to be bad and is to be repaired; files of
     unknown digests are then moved again. With `whole_files` a bad file is removed first, and so
-    moved as a whole. `origin`: see `origin_of`; files of unknown digests are kept only if the
-    partial has the same origin; None: the caller compares what is kept. `report` is called while
-    existing data is read: bytes read, bytes to read. All methods raise `Retry` if the disk fails.
+    moved as a whole. `origin` names the content of the source; files of unknown digests are kept
+    only if the partial has the same origin; None: the caller compares what is kept. `report` is
+    called while existing data is read: bytes read, bytes to read. All methods raise `Retry` if the
+    disk fails.
 
     Files that have other names elsewhere (hard links) are never written to.
     """
@@ -59,7 +70,7 @@ class StagedCopy:
     # A file with known digests may be written in any order. Until `finish` it is one byte too
     # long, so that no later attempt takes its length for the amount of data in it.
 
-    final: str
+    final: Confined
     roots: Sequence[str]
     source: Sequence[Seen]
     expected: Manifest | None = None
@@ -80,13 +91,13 @@ class StagedCopy:
         self._items = known_items(self.expected)
 
     @cached_property
-    def partial(self) -> bytes:
+    def partial(self) -> Confined:
         """Return the path to which the copy is written until it is complete."""
-        return os.fsencode(partial_path(self.final))
+        return partial_path(self.final)
 
     @property
-    def _note(self) -> bytes:
-        return os.fsencode(origin_path(self.final))
+    def _note(self) -> Confined:
+        return origin_path(self.final)
 
     @property
     def is_file(self) -> bool:
@@ -102,15 +113,34 @@ class StagedCopy:
         if not os.path.lexists(self.final):
             return False
         with local(self.partial, "remove"):
-            end_rename(os.fsdecode(self.partial), self.final)
+            end_rename(self.partial, self.final)
         if self.again:
             return False
         # Our rename leaves no partial: with one, something else has taken the name.
         found = None if os.path.lexists(self.partial) else look(self.final, check=False)
-        check_standing(self.source, found, shown(self.final))
+        check_standing(self.source, found, printable(self.final))
         with local(self._note, "remove"):
             remove(self._note)
         return True
+
+    def made(
+        self, meter: Meter, fill: Callable[[Plan], object], check: Callable[[], object]
+    ) -> Moved:
+        """Make the whole copy, unless it stands already, and return the summary.
+
+        `fill` moves what the plan lists. `check` raises an error if the source has changed since it
+        was listed, or if what was written is bad.
+        """
+        meter.guard = self.check_space
+        if not self.stands():
+            with self.opened() as todo:
+                failpoints.point("files.prepare")
+                meter.left(todo)
+                fill(todo)
+                self.finish(todo)
+                check()  # before the rename, or a mixture would be published
+                self.publish()
+        return meter.moved(self.source)
 
     @contextmanager
     def opened(self) -> Iterator[Plan]:
@@ -128,7 +158,7 @@ class StagedCopy:
             if self.again and self.whole_files:
                 self._drop_wrong()
             todo = plan(self.source, self._had, unsure=self.unsure, wrong=self.wrong)
-            enough_space(todo, self._on_disk(), self.free(), self.min_free, shown(self.final))
+            enough_space(todo, self._on_disk(), self.free(), self.min_free, printable(self.final))
             self._prepare(todo)
             yield todo
 
@@ -136,25 +166,25 @@ class StagedCopy:
         """Make the directories above the copy; rename one that is to be repaired to its partial."""
         make_parents(self.final, self.roots)
         if self.again and os.path.lexists(self.final):
-            with local(os.fsencode(self.final), "withdraw"):
+            with local(self.final, "withdraw"):
                 self._drop_partial()
-                withdraw(self.final, os.fsdecode(self.partial))
+                withdraw(self.final, self.partial)
 
     def _drop_partial(self) -> None:
         """Remove a partial of another attempt, whose place the bad copy takes."""
         if os.path.lexists(self.partial):
-            with writing(os.fsdecode(self.partial), directory=os.path.isdir(self.partial)):
+            with writing(self.partial, directory=os.path.isdir(self.partial)):
                 remove(self.partial)
 
     def _lock(self, held: ExitStack) -> None:
-        partial = os.fsdecode(self.partial)
-        with local(self.partial, "write"):
+        partial = self.partial
+        with local(partial, "write"):
             held.enter_context(writing(partial, directory=not self.is_file))
             # Checked again under the lock: another process may have published it before we had it.
             if os.path.lexists(self.final):
                 with suppress(OSError):  # if we have just made it, it would block the next attempt
                     rmdir(partial)
-                raise Retry(f"{shown(self.final)} has just appeared", after=_BUSY_AFTER)
+                raise Retry(f"{printable(self.final)} has just appeared", after=_BUSY_AFTER)
             # A partial with another name, as a hard-linked copy that is repaired: start a new one.
             if self.is_file and os.lstat(partial).st_nlink > 1:
                 unlink(partial)
@@ -162,7 +192,7 @@ class StagedCopy:
 
     def _look(self) -> list[Seen]:
         """List the partial, after unlinking files that have other names elsewhere."""
-        had = look(os.fsdecode(self.partial), check=False)
+        had = look(self.partial, check=False)
         if self.is_file:
             return had
         with local(self.partial, "prepare"):
@@ -216,13 +246,13 @@ class StagedCopy:
     def free(self) -> int:
         """Return the bytes that are available to us on the copy's disk."""
         with local(self.partial, "look at"):
-            status = os.statvfs(os.path.dirname(self.partial))
+            status = os.statvfs(parent(self.partial))
         return status.f_bavail * status.f_frsize
 
     def check_space(self) -> None:
         """Raise `Retry` if fewer than `min_free` bytes are free by now: others write, too."""
         if self.min_free and (free := self.free()) < self.min_free:
-            raise Retry(filling_up(shown(self.final), free, self.min_free))
+            raise Retry(filling_up(printable(self.final), free, self.min_free))
 
     def _on_disk(self) -> list[Seen]:
         """List the partial; files that are too long count by their blocks, as they have holes."""
@@ -243,8 +273,7 @@ class StagedCopy:
     def _prepare(self, todo: Plan) -> None:
         with local(self.partial, "prepare"):
             for seen in todo.remove:
-                path = join(self.partial, seen.path)
-                rmdir(path) if seen.kind == "dir" else unlink(path)
+                (rmdir if seen.kind == "dir" else unlink)(join(self.partial, seen.path))
             for seen in todo.directories:
                 mkdir(join(self.partial, seen.path), DIR_MODE)
             had = {seen.path: seen.size for seen in self._had if seen.kind == "file"}
@@ -271,25 +300,20 @@ class StagedCopy:
                 symlink(seen.target, join(self.partial, seen.path))
             for path in touched:
                 _finish(join(self.partial, path), self._wanted[path])
-        if to_the_second(self.source) != to_the_second(look(os.fsdecode(self.partial))):
-            raise Retry(f"{shown(os.fsdecode(self.partial))} is not what was written to it")
+        if to_the_second(self.source) != to_the_second(look(self.partial)):
+            raise Retry(f"{printable(self.partial)} is not what was written to it")
 
     def publish(self) -> None:
         """Bring the copy to the disk and rename it. Raises `GiveUp` if its name is taken."""
-        with local(os.fsencode(self.final), "publish"):
+        with local(self.final, "publish"):
             try:
-                publish(os.fsdecode(self.partial), self.final)
+                publish(self.partial, self.final)
             except FileExistsError as exc:
-                raise GiveUp(f"{shown(self.final)} exists already and is not replaced") from exc
+                raise GiveUp(f"{printable(self.final)} exists already and is not replaced") from exc
             remove(self._note)  # last: if we are killed before, `stands` removes it
 
 
-def origin_of(expected: Manifest | None, checksum: str | None) -> str:
-    """Return a name for the content of a source, by the database; empty if it is unknown."""
-    return expected.digest if expected is not None else checksum or ""
-
-
-def _noted(path: bytes) -> str | None:
+def _noted(path: Confined) -> str | None:
     """Return the origin in a note; None if there is none that can be read."""
     try:
         return read_file(path, LONGEST_ORIGIN).decode(errors="replace")
@@ -297,23 +321,18 @@ def _noted(path: bytes) -> str | None:
         return None
 
 
-def _write_note(path: bytes, origin: str) -> None:
-    descriptor = open_resolved(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(origin.encode()[:LONGEST_ORIGIN])
+def _write_note(path: Confined, origin: str) -> None:
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE) as descriptor:
+        os.write(descriptor, origin.encode()[:LONGEST_ORIGIN])
 
 
-def _resize(path: bytes, length: int) -> None:
-    descriptor = open_resolved(path, os.O_WRONLY | os.O_CREAT, FILE_MODE)
-    try:
+def _resize(path: Confined, length: int) -> None:
+    with opened(path, os.O_WRONLY | os.O_CREAT, FILE_MODE) as descriptor:
         os.ftruncate(descriptor, length)
-    finally:
-        os.close(descriptor)
 
 
-def _finish(path: bytes, seen: Seen) -> None:
-    descriptor = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
+def _finish(path: Confined, seen: Seen) -> None:
+    with opened(path, os.O_RDONLY) as descriptor:
         status = os.fstat(descriptor)
         if status.st_nlink > 1:  # linked by us, not written: its mode and time are the source's
             return
@@ -322,8 +341,6 @@ def _finish(path: bytes, seen: Seen) -> None:
         if stat.S_IMODE(status.st_mode) != FILE_MODE:
             os.fchmod(descriptor, FILE_MODE)
         os.utime(descriptor, ns=(seen.mtime_ns, seen.mtime_ns))
-    finally:
-        os.close(descriptor)
 
 
 def known_items(expected: Manifest | None) -> Mapping[bytes, Item]:
@@ -339,11 +356,6 @@ def check_expected(source: Iterable[Seen], expected: Manifest | None, where: str
     if shape != found:
         differ = shape.differences(found)
         raise Damaged(f"{where} is not what it was: {differ[0]} ({len(differ)} in all)")
-
-
-def join(root: bytes, path: bytes) -> bytes:
-    """Return the path of an item of a tree; ``b""`` is the root."""
-    return root.rstrip(b"/") + b"/" + path if path else root
 
 
 def is_file(source: Sequence[Seen]) -> bool:
@@ -380,20 +392,9 @@ def filling_up(where: str, free: int, min_free: int) -> str:
     )
 
 
-def make_parents(final: str, roots: Sequence[str]) -> None:
+def make_parents(final: Confined, roots: Sequence[str]) -> None:
     """Make the missing directories between a root, which must exist, and the copy."""
-    if not any(os.path.isdir(root) and _above(root, final) for root in roots):
-        raise Retry(f"no directory to hold {shown(final)}: {' or '.join(roots)} is not there")
+    if not any(os.path.isdir(root) and inside(final, real_root(root)) for root in roots):
+        raise Retry(f"no directory to hold {printable(final)}: {' or '.join(roots)} is not there")
     # Never the root itself: without its disk, the copy would go to the mount point.
-    missing = []
-    parent = os.path.dirname(final)
-    while not os.path.isdir(parent):
-        missing.append(parent)
-        parent = os.path.dirname(parent)
-    with local(os.fsencode(parent), "make a directory in"):
-        for path in reversed(missing):
-            mkdir(path, DIR_MODE)
-
-
-def _above(root: str, path: str) -> bool:
-    return inside(os.fsencode(path), os.fsencode(os.path.realpath(root)))
+    make_above(final)

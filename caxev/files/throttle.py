@@ -1,6 +1,6 @@
-"""Read without slowing others down: at a limited rate, and with idle disk priority.
+"""Move bytes without slowing others down: at a limited rate, and with idle disk priority.
 
-Used by `digest` and by the patrol's worker processes.
+The only rate limit: of readers, of movers, and of the patrol's worker processes.
 """
 
 from __future__ import annotations
@@ -15,21 +15,39 @@ from attrs import define, field
 
 @define(eq=False)
 class RateLimiter:
-    """Limit reads to a rate in bytes a second (None: no limit); threads may share one."""
+    """Limit to a rate in bytes a second (None: no limit); threads may share one.
+
+    Idle time is not saved up: after a pause the rate still holds.
+    """
 
     rate: float | None
     _free_at: float = field(init=False, factory=time.monotonic)
     _lock: Lock = field(init=False, factory=Lock)
 
     def passed(self, count: int) -> None:
-        """Count bytes, and sleep for the time that they take at the rate."""
+        """Count bytes that have passed, and sleep until they are due."""
         if self.rate is None:
             return
         with self._lock:
             now = time.monotonic()
-            self._free_at = max(self._free_at, now) + count / self.rate
+            self._free_at = max(self._free_at + count / self.rate, now)
             wait = self._free_at - now
         time.sleep(wait)  # outside of the lock: others must be able to queue behind us
+
+    def take(self, count: int) -> float:
+        """Return 0 and count the bytes if they may pass now; else the seconds to wait."""
+        if self.rate is None:
+            return 0.0
+        with self._lock:
+            now = time.monotonic()
+            if self._free_at > now:
+                return self._free_at - now
+            self._free_at = now + count / self.rate
+            return 0.0
+
+    def chunk(self, most: int, least: int) -> int:
+        """Return how many bytes to move at once: a quarter of a second's, for a smooth rate."""
+        return most if self.rate is None else max(least, min(most, int(self.rate / 4)))
 
 
 @contextmanager

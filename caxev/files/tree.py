@@ -9,10 +9,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from attrs import evolve, frozen
 
 from caxev.core.errors import GiveUp, Retry
-from caxev.files.errors import meaning
+from caxev.files.confined import Confined, join
+from caxev.files.errors import changed, gone, meaning
 from caxev.files.manifest import KINDS, Item, Kind, Manifest
 from caxev.files.paths import check_link, check_names, printable, within_tree
-from caxev.files.resolved import open_resolved
+from caxev.files.resolved import opened
 
 
 @frozen
@@ -34,7 +35,7 @@ def manifest_of(seen: Iterable[Seen]) -> Manifest:
     return Manifest(Item(s.path, s.kind, s.size, target=s.target) for s in seen)
 
 
-def scan(root: str) -> Manifest:
+def scan(root: Confined) -> Manifest:
     """Return the items of the copy at `root`, without digests. Never follows a link.
 
     Raises `GiveUp` if `root` is missing or is a link, or if the tree contains a socket, a fifo, a
@@ -44,7 +45,7 @@ def scan(root: str) -> Manifest:
     return manifest_of(look(root))
 
 
-def look(root: str, *, check: bool = True) -> list[Seen]:
+def look(root: Confined, *, check: bool = True) -> list[Seen]:
     """List as `scan` does, with modification times, sorted by path. Raises the same.
 
     Without `check`, links are listed wherever they lead, and our own files as well.
@@ -52,18 +53,31 @@ def look(root: str, *, check: bool = True) -> list[Seen]:
     try:
         status = os.lstat(root)
     except (FileNotFoundError, NotADirectoryError) as exc:
-        raise GiveUp(f"{shown(root)} is not there") from exc
+        raise GiveUp(f"{printable(root)} is not there") from exc
     except OSError as exc:
-        raise meaning(exc, f"cannot read {shown(root)}") from exc
-    top = os.fsencode(root)
+        raise meaning(exc, f"cannot read {printable(root)}") from exc
     if stat.S_ISREG(status.st_mode):
         return [Seen(b"", "file", status.st_size, status.st_mtime_ns)]
     if not stat.S_ISDIR(status.st_mode):
-        raise GiveUp(f"{shown(root)} is neither a directory nor a file")
-    found = sorted(_walk(top), key=lambda seen: seen.path)
+        raise GiveUp(f"{printable(root)} is neither a directory nor a file")
+    found = sorted(_walk(root), key=lambda seen: seen.path)
     if check:
         _check(found)
     return found
+
+
+def look_source(path: Confined) -> list[Seen]:
+    """List a copy that is to be read. Raises as `look`, and says so if it is gone."""
+    if not os.path.lexists(path):
+        raise gone(printable(path))
+    return look(path)
+
+
+def check_unchanged(descriptor: int, seen: Seen, path: bytes) -> None:
+    """Raise `Retry` unless the open file is as it was listed, which vouches for all read of it."""
+    status = os.fstat(descriptor)
+    if (status.st_size, status.st_mtime_ns) != (seen.size, seen.mtime_ns):
+        raise changed(printable(path))
 
 
 def _check(found: Iterable[Seen]) -> None:
@@ -97,12 +111,7 @@ def check_paths(found: Sequence[Seen]) -> None:
     _check(found)
 
 
-def shown(path: str) -> str:
-    """Return a path of this machine as messages show it."""
-    return printable(os.fsencode(path))
-
-
-def _walk(top: bytes) -> Iterator[Seen]:
+def _walk(top: Confined) -> Iterator[Seen]:
     pending = [b""]
     while pending:
         for seen in _directory(top, pending.pop()):
@@ -111,17 +120,16 @@ def _walk(top: bytes) -> Iterator[Seen]:
             yield seen
 
 
-def _directory(top: bytes, path: bytes) -> list[Seen]:
-    full = os.path.join(top, path)
+def _directory(top: Confined, path: bytes) -> list[Seen]:
+    full = join(top, path)
     above = path + b"/" if path else b""
     try:
         # By a descriptor: if somebody swaps the directory for a link, we do not follow it.
-        descriptor = open_resolved(full, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            with os.scandir(descriptor) as entries:
-                return [_inner(top, _seen(full, above, entry, descriptor)) for entry in entries]
-        finally:
-            os.close(descriptor)
+        with (
+            opened(full, os.O_RDONLY | os.O_DIRECTORY) as descriptor,
+            os.scandir(descriptor) as entries,
+        ):
+            return [_inner(top, _seen(full, above, entry, descriptor)) for entry in entries]
     except FileNotFoundError as exc:
         raise Retry(f"{printable(full)} changed while it was read") from exc
     except OSError as exc:

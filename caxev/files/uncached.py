@@ -15,6 +15,7 @@ import mmap
 import os
 from typing import Final
 
+from caxev.files.confined import Confined
 from caxev.files.resolved import open_resolved
 
 ALIGNED: Final = 4096
@@ -28,7 +29,7 @@ def aligned_buffer(size: int) -> memoryview:
     return memoryview(mmap.mmap(-1, size))
 
 
-def open_uncached(path: bytes, start: int, size: int) -> int:
+def open_uncached(path: Confined, start: int, size: int) -> int:
     """Open a file to read these bytes of it from the disk. Raises OSError."""
     try:
         descriptor = open_resolved(path, _FLAGS | os.O_DIRECT)

@@ -14,7 +14,6 @@ that are there and not attached are attached.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from time import monotonic
 
 from attrs import evolve
 
@@ -22,7 +21,17 @@ from caxev import failpoints
 from caxev.config import Site, state_directory
 from caxev.core.clock import utcnow
 from caxev.core.errors import Damaged, GiveUp, Retry
-from caxev.files import Manifest, Moved, Report, StagedCopy, check_expected, confine, landing
+from caxev.files import (
+    Manifest,
+    Meter,
+    Moved,
+    Plan,
+    Report,
+    StagedCopy,
+    check_expected,
+    confine,
+    landing,
+)
 from caxev.limited import rows_limited
 from caxev.rucio.changes import ENDED, GIVEN_UP, Changes, RuleState, changes
 from caxev.rucio.connection import RucioSession, connected
@@ -30,8 +39,7 @@ from caxev.rucio.files import Checked, Digested, digest_for_catalogue, seen_of
 from caxev.rucio.moving import Fetching, Sending
 from caxev.rucio.names import Did, Names
 from caxev.rucio.orders import DatasetState, Download, Settlement, Upload, Verdict
-from caxev.rucio.storage import side_by_side
-from caxev.transfer.local_side import Meter
+from caxev.threads import side_by_side
 
 
 def check(there: Site) -> str:
@@ -216,7 +224,6 @@ def give_up(there: Site, dataset: Did, *, report: Report) -> DatasetState:
 
 def download(order: Download, *, report: Report) -> Moved:
     """Download a dataset, with the ADLER32 of every file compared; its name appears at the end."""
-    began = monotonic()
     final = confine(order.location, order.here.roots)
     with connected(order.there, f"download of {order.dataset}") as rucio:
         files = order.files or rucio.files(order.dataset)
@@ -234,15 +241,13 @@ def download(order: Download, *, report: Report) -> Moved:
             whole_files=True,
             report=report,
         )
-        total = sum(one.size for one in files)
-        if arrival.stands():
-            return Moved(total, 0, len(files), monotonic() - began)
-        with arrival.opened() as todo, landing(state_directory(order.here), final) as private:
-            failpoints.point("files.prepare")
-            wanted = {piece.file.path: piece.file for piece in todo.pieces}
-            meter = Meter(report, total, total - sum(one.size for one in wanted.values()))
-            fetching = Fetching(rucio, arrival.partial, private, order, files, meter)
-            side_by_side(fetching.fetch, wanted.values())
-            arrival.finish(todo)
-            arrival.publish()
-    return Moved(total, meter.sent, len(files), monotonic() - began)
+        meter = Meter.of(source, report)
+
+        def fill(todo: Plan) -> None:
+            with landing(state_directory(order.here), final) as private:
+                wanted = {piece.file.path: piece.file for piece in todo.pieces}
+                meter.done = meter.total - sum(one.size for one in wanted.values())
+                fetching = Fetching(rucio, arrival.partial, private, order, files, meter)
+                side_by_side(fetching.fetch, wanted.values())
+
+        return arrival.made(meter, fill, lambda: None)  # its content is in the catalogue for ever

@@ -19,7 +19,7 @@ from attrs import define, evolve
 from caxev import failpoints
 from caxev.config import Site, secret
 from caxev.core.errors import GiveUp, Retry
-from caxev.files import Report
+from caxev.files import Meter, Report
 from caxev.limited import rows_limited
 from caxev.rucio.answers import limited_session
 from caxev.rucio.changes import RuleState
@@ -27,8 +27,8 @@ from caxev.rucio.errors import is_called, translated
 from caxev.rucio.files import Checked
 from caxev.rucio.names import Did, Names
 from caxev.rucio.orders import DatasetState, Verdict
-from caxev.rucio.storage import QUIET, Row, Storage, row_of, side_by_side
-from caxev.transfer.local_side import Meter
+from caxev.rucio.storage import QUIET, Row, Storage, row_of
+from caxev.threads import side_by_side
 
 T = TypeVar("T")
 

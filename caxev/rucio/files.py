@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import asdict, field, frozen
 
 from caxev.core.errors import GiveUp
-from caxev.files import Item, Manifest, Report, Seen, digest_tree, look, shown
+from caxev.files import Confined, Item, Manifest, Report, Seen, digest_tree, look, printable
 from caxev.rucio.names import Names
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Adler32:
         return f"{self._value:08x}"
 
 
-def digest_for_catalogue(root: str, names: Names, *, sha512: bool, report: Report) -> Digested:
+def digest_for_catalogue(root: Confined, names: Names, *, sha512: bool, report: Report) -> Digested:
     """Read the copy at `root` once, for all the digests that a catalogue and the database need.
 
     Raises `GiveUp` if it holds what a catalogue cannot: links, empty directories, odd names;
@@ -116,19 +116,20 @@ def digest_for_catalogue(root: str, names: Names, *, sha512: bool, report: Repor
     return Digested(tuple(files), manifest)
 
 
-def _names(listed: Sequence[Seen | Item], names: Names, root: str) -> dict[bytes, str]:
+def _names(listed: Sequence[Seen | Item], names: Names, root: Confined) -> dict[bytes, str]:
     """Return each file's name in the catalogue. Raises `GiveUp` if it can hold no such copy."""
     full = {os.path.dirname(one.path) for one in listed if one.path}
     for one in listed:
         if one.kind == "link":
-            raise GiveUp(f"a catalogue can hold no link: {one.path!r} in {shown(root)}")
+            raise GiveUp(f"a catalogue can hold no link: {one.path!r} in {printable(root)}")
         if one.kind == "dir" and one.path not in full:
-            raise GiveUp(f"a catalogue can hold no empty directory: {one.path!r} in {shown(root)}")
-    alone = os.fsencode(os.path.basename(root.rstrip("/")))
+            where = printable(root)
+            raise GiveUp(f"a catalogue can hold no empty directory: {one.path!r} in {where}")
+    alone = os.path.basename(root)
     files = (one.path for one in listed if one.kind == "file")
     found = {path: names.file(path or alone).name for path in files}
     if not found:
-        raise GiveUp(f"{shown(root)} holds no file")
+        raise GiveUp(f"{printable(root)} holds no file")
     return found
 
 

@@ -10,14 +10,14 @@ from attrs import define, field
 
 from caxev import failpoints
 from caxev.core.errors import GiveUp, Retry
-from caxev.files import Report, Seen, join, local, name_in, place_file
+from caxev.files import Confined, Meter, Report, Seen, join, local, name_in, place_file
 from caxev.limited import rows_limited
 from caxev.rucio.connection import AVAILABLE, RucioSession, batches, differences
 from caxev.rucio.files import Checked
 from caxev.rucio.names import Did
 from caxev.rucio.orders import Download
-from caxev.rucio.storage import Row, Storage, adler32_of, row_of, side_by_side
-from caxev.transfer.local_side import Meter
+from caxev.rucio.storage import Row, Storage, adler32_of, row_of
+from caxev.threads import side_by_side
 
 
 @define(eq=False)
@@ -26,7 +26,7 @@ class Sending:
 
     rucio: RucioSession
     storage: Storage
-    root: str
+    root: Confined
     dataset: Did
     report: Report
 
@@ -93,8 +93,8 @@ class Fetching:
     """
 
     rucio: RucioSession
-    partial: bytes
-    private: bytes
+    partial: Confined
+    private: Confined
     order: Download
     files: Sequence[Checked]
     meter: Meter

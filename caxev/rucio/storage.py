@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from threading import Lock
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from attrs import define, field
 
-from caxev.files import join, pinned
+from caxev.files import Confined, join, pinned
 from caxev.rucio.errors import is_called
 from caxev.rucio.files import Adler32, Checked
 from caxev.rucio.names import Did
 
-T = TypeVar("T")
-R = TypeVar("R")
 Row = dict[str, Any]
 
-AT_ONCE: Final = 4
-"""Files that are transferred or compared in parallel."""
 _CHUNK: Final = 1 << 20
 QUIET: Final = logging.getLogger("caxev.rucio")
 """The logger of Rucio's library."""
@@ -91,11 +86,11 @@ class Storage:
             return "is not there"
         return wanted.differs(found.get("filesize"), found.get("adler32"), found.get("md5"))
 
-    def send(self, did: Did, one: Checked, root: str) -> None:
+    def send(self, did: Did, one: Checked, root: Confined) -> None:
         """Upload a file, by a temporary name, replacing any file of its name."""
         rsemanager = _rsemanager()
         # Rucio opens the file by path: pinned, nobody can swap it for a link meanwhile.
-        with pinned(join(os.fsencode(root), one.path)) as name:
+        with pinned(join(root, one.path)) as name:
             directory, file = os.path.split(os.fsdecode(name))
             rsemanager.upload(
                 self.settings,
@@ -125,21 +120,6 @@ def adler32_of(path: bytes) -> str:
         while chunk := file.read(_CHUNK):
             found.update(chunk)
     return found.hexdigest()
-
-
-def side_by_side(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Call a function for each item, `AT_ONCE` in parallel; returns the results in order.
-
-    Raises the first error.
-    """
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        futures = [pool.submit(function, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            # After an error the waiting ones are cancelled; those that run are waited for.
-            for future in futures:
-                future.cancel()
 
 
 def row_of(did: Did) -> Row:

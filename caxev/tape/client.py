@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import IO, Final
+from typing import Final
+
+from attrs import define, field
 
 from caxev.core.errors import Denied, Retry
+from caxev.program import Lines, run
 from caxev.tape.base import Transcript
 
 _LOOK_EVERY: Final = 1.0  # seconds
-_LONGEST: Final = 1 << 16
 MOST: Final = 64 << 20
-"""Maximum size of a client's output in characters: a hundred thousand files take ten million."""
+"""Maximum size of a client's output in bytes: a hundred thousand files take ten million."""
 _SETPRIV: Final = shutil.which("setpriv")
 
 
@@ -36,45 +35,26 @@ def run_client(
 
     The output also goes to `transcript`. `progress` returns the number of bytes done. Raises
     `Retry` if there is no sign of life for `patience` seconds (no line, no byte read or written, no
-    progress), or if a line `asks` a question. Raises `GiveUp` if it is not installed. The client
-    never outlives this call, however that ends.
+    progress), or if a line `asks` a question; `Denied` if it is not installed. The client never
+    outlives this call, however that ends.
     """
     transcript.lines.append(f"$ {' '.join(command)}")
-    process = _started(command, {**os.environ, **environment, "LC_ALL": "C"}, directory)
-    assert process.stdout is not None
-    with process:
-        try:
-            lines = _listen(
-                process,
-                process.stdout,
-                transcript,
-                patience=patience,
-                asks=asks,
-                progress=progress,
-            )
-        except Retry as error:
-            transcript.lines.append(f"killed: {error}")
-            raise
-        finally:
-            process.kill()  # a no-op if it has ended
-    transcript.lines.append(f"return code {process.returncode}")
-    return process.returncode, lines
-
-
-def _started(
-    command: Sequence[str], environment: Mapping[str, str], directory: str
-) -> subprocess.Popen[bytes]:
+    watch = _Watch(os.path.basename(command[0]), transcript, patience, asks, progress)
     try:
-        return subprocess.Popen(  # noqa: S603  # an argument list, no shell
+        ended = run(
             _bound(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=directory,
+            package="setpriv: util-linux",
+            output=watch.take,
+            environment={**environment, "LC_ALL": "C"},
+            directory=directory,
+            watch=watch.look,
         )
-    except OSError as exc:
-        raise Denied(f"{command[0]} cannot be started: {exc.strerror}") from exc
+        watch.split.end()
+    except Retry as error:
+        transcript.lines.append(f"killed: {error}")
+        raise
+    transcript.lines.append(f"return code {ended.status}")
+    return ended.status, watch.lines
 
 
 def _bound(command: Sequence[str]) -> list[str]:
@@ -84,70 +64,56 @@ def _bound(command: Sequence[str]) -> list[str]:
     return [_SETPRIV, "--pdeathsig", "KILL", "--", *command] if _SETPRIV else [*command]
 
 
-def _listen(
-    process: subprocess.Popen[bytes],
-    output: IO[bytes],
-    transcript: Transcript,
-    *,
-    patience: float,
-    asks: Callable[[str], bool],
-    progress: Callable[[], int] | None,
-) -> list[str]:
-    # A thread reads, since this loop must also notice when nothing comes.
-    heard: SimpleQueue[str | None] = SimpleQueue()
-    Thread(target=_read, args=(output, heard), daemon=True).start()
-    lines: list[str] = []
-    written = 0
-    last_sign, last_look, signs = time.monotonic(), 0.0, (0, 0)
-    while True:
-        try:
-            line = heard.get(timeout=_LOOK_EVERY)
-        except Empty:
-            pass
-        else:
-            if line is None:
-                process.wait()
-                return lines
-            written += len(line)
-            if written > MOST:
-                raise Retry(f"{_name(process)} writes without end: more than {MOST:,} characters")
-            lines.append(line)
-            transcript.lines.append(line)
-            last_sign = time.monotonic()
-            if asks(line):
-                raise Retry(f"{_name(process)} asks a question, which nobody can answer: {line}")
+@define(eq=False)
+class _Watch:
+    """Read what a client writes, and see whether it still does anything."""
+
+    name: str
+    transcript: Transcript
+    patience: float
+    asks: Callable[[str], bool]
+    progress: Callable[[], int] | None
+    lines: list[str] = field(init=False, factory=list)
+    split: Lines = field(init=False)
+    _written: int = field(init=False, default=0)
+    _last_sign: float = field(init=False, factory=time.monotonic)
+    _last_look: float = field(init=False, default=0.0)
+    _signs: tuple[int, int] = field(init=False, default=(0, 0))
+
+    def __attrs_post_init__(self) -> None:
+        self.split = Lines(self._line)
+
+    def take(self, chunk: bytes) -> None:
+        """Take the next bytes of its output. Raises `Retry` if there are too many."""
+        self._written += len(chunk)
+        if self._written > MOST:
+            raise Retry(f"{self.name} writes without end: more than {MOST:,} bytes")
+        self.split(chunk)
+
+    def _line(self, line: str) -> None:
+        # A progress display overwrites itself by carriage returns: only its last state counts.
+        text = line.rstrip("\r").rpartition("\r")[2]
+        self.lines.append(text)
+        self.transcript.lines.append(text)
+        self._last_sign = time.monotonic()
+        if self.asks(text):
+            raise Retry(f"{self.name} asks a question, which nobody can answer: {text}")
+
+    def look(self, process: int) -> None:
+        """Look for signs of life, once a second. Raises `Retry` after `patience` without any."""
         now = time.monotonic()
-        if now < last_look + _LOOK_EVERY:
-            continue
-        last_look = now
+        if now < self._last_look + _LOOK_EVERY:
+            return
+        self._last_look = now
         # A client may write no line while it moves a large file: its bytes are signs of life, too.
-        seen = (_bytes_moved(process.pid), progress() if progress else 0)
-        if seen != signs:
-            signs, last_sign = seen, now
-        if now > last_sign + patience:
+        seen = (_bytes_moved(process), self.progress() if self.progress else 0)
+        if seen != self._signs:
+            self._signs, self._last_sign = seen, now
+        if now > self._last_sign + self.patience:
             raise Retry(
-                f"{_name(process)} gave no sign of life for {patience:.0f} s{_after(lines)}"
+                f"{self.name} gave no sign of life for {self.patience:.0f} s{_after(self.lines)}"
             )
-        transcript.at(max(transcript.done, seen[1]))
-
-
-def _read(output: IO[bytes], heard: SimpleQueue[str | None]) -> None:
-    """Pass on each line, and None at the end; stop when the output is too long."""
-    written = 0
-    try:
-        while (line := output.readline(_LONGEST)) and written <= MOST:
-            # A progress display overwrites itself by carriage returns: only its last state counts.
-            text = line.decode(errors="surrogateescape").rstrip("\r\n").rpartition("\r")[2]
-            heard.put(text)
-            written += len(text)
-    except (OSError, ValueError):
-        pass  # closed: the client was killed
-    heard.put(None)
-
-
-def _name(process: subprocess.Popen[bytes]) -> str:
-    words = [str(word) for word in process.args if not isinstance(word, int)]  # type: ignore[union-attr]
-    return os.path.basename(words[words.index("--") + 1] if "--" in words else words[0])
+        self.transcript.at(max(self.transcript.done, seen[1]))
 
 
 def _after(lines: Sequence[str]) -> str:

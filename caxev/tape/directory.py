@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from attrs import evolve
 
 from caxev.core.errors import GiveUp
-from caxev.files import confine, copy_file, local, look, printable
+from caxev.files import confine, confine_own, copy_file, join, local, look, printable
 from caxev.tape.base import Archive, Stored
 from caxev.transfer import Route
 from caxev.transfer.local import Local
@@ -44,10 +44,11 @@ class Directory(Archive):
         """Copy the files one by one."""
         real = confine(folder, self.reach.there.roots)
         for one in files:
-            source = os.fsencode(os.path.join(real, one.name))
+            source = join(real, os.fsencode(one.name))
+            new = confine_own(os.path.join(target, one.name), [target])
             with local(source, "read"):
                 try:
-                    copy_file(source, os.fsencode(os.path.join(target, one.name)))
+                    copy_file(source, new)
                 except FileNotFoundError as exc:
                     raise GiveUp(f"{printable(source)} is not there") from exc
             self.transcript.at(self.transcript.done + one.size)

@@ -17,7 +17,19 @@ from typing import Final
 
 from caxev import failpoints
 from caxev.core.errors import GiveUp, Retry
-from caxev.files import Item, Manifest, link_file, local, open_resolved, printable, shown, writing
+from caxev.files import (
+    Confined,
+    Item,
+    Manifest,
+    beside,
+    join,
+    link_file,
+    local,
+    open_resolved,
+    parent,
+    printable,
+    writing,
+)
 from caxev.tape.base import Stored, Transcript
 
 _FICLONE: Final = 0x40049409
@@ -83,24 +95,25 @@ def on_tape(run: str, manifest: Manifest) -> list[Stored]:
     return [Stored(name_on_tape(run, item.path), item.size) for item in manifest.files]
 
 
-def stage(source: str, staged: str, names: Mapping[str, str], transcript: Transcript) -> None:
+def stage(
+    source: Confined, staged: Confined, names: Mapping[str, str], transcript: Transcript
+) -> None:
     """Fill `staged` with the files of `source` under their new names (new: old), and no others.
 
     A staged file is kept if it is the same file, or a copy of the same size and time. The directory
     is locked meanwhile. Raises `Retry` for errors of the disk.
     """
-    top = os.fsencode(staged)
-    with local(top, "stage"), writing(staged, directory=True):
-        for name in set(os.listdir(staged)) - names.keys():
-            _take_away(os.path.join(staged, name))
+    with local(staged, "stage"), writing(staged, directory=True):
+        for name in set(map(os.fsdecode, os.listdir(staged))) - names.keys():
+            _take_away(join(staged, os.fsencode(name)))
         done = 0
         for new, old in names.items():
-            done += _place(os.path.join(source, old), os.path.join(staged, new))
+            done += _place(join(source, os.fsencode(old)), join(staged, os.fsencode(new)))
             transcript.at(done)
         failpoints.point("tape.staged")
 
 
-def _place(old: str, new: str) -> int:
+def _place(old: Confined, new: Confined) -> int:
     """Make `new` the same file as `old`, or a copy of it; returns its size in bytes."""
     status = os.stat(old, follow_symlinks=False)
     with suppress(FileNotFoundError):
@@ -111,15 +124,14 @@ def _place(old: str, new: str) -> int:
             return status.st_size
         _take_away(new)
     failpoints.point("tape.link")
-    if not _tried(lambda: link_file(os.fsencode(old), os.fsencode(new))):
+    if not _tried(lambda: link_file(old, new)):
         _copy(old, new, status)
     failpoints.point("tape.link")
     return status.st_size
 
 
-def _copy(old: str, new: str, status: os.stat_result) -> None:
-    directory, name = os.path.split(new)
-    unfinished = os.path.join(directory, _UNFINISHED + name)
+def _copy(old: Confined, new: Confined, status: os.stat_result) -> None:
+    unfinished = beside(new, _UNFINISHED)
     # Others may write to the source's directory: a link that replaces a file is not followed.
     descriptor = open_resolved(old, os.O_RDONLY)
     with os.fdopen(descriptor, "rb") as reading, open(unfinished, "wb") as writing_:
@@ -129,7 +141,7 @@ def _copy(old: str, new: str, status: os.stat_result) -> None:
         os.fsync(writing_.fileno())
         changed = os.fstat(descriptor).st_mtime_ns != status.st_mtime_ns
     if changed:
-        raise Retry(f"{shown(old)} changed while it was staged")
+        raise Retry(f"{printable(old)} changed while it was staged")
     # The source's time marks a complete copy for the next attempt, so it is set last.
     os.utime(unfinished, ns=(status.st_atime_ns, status.st_mtime_ns))
     failpoints.point("tape.copied")
@@ -147,22 +159,22 @@ def _tried(function: Callable[[], object]) -> bool:
     return True
 
 
-def _take_away(path: str) -> None:
+def _take_away(path: Confined) -> None:
     # We never make directories there: one is somebody else's, and is not removed.
     if os.path.isdir(path) and not os.path.islink(path):
-        raise Retry(f"there is a directory in {shown(os.path.dirname(path))}, which is for staging")
+        raise Retry(f"there is a directory in {printable(parent(path))}, which is for staging")
     failpoints.point("tape.unlink")
     os.unlink(path)
     failpoints.point("tape.unlink")
 
 
-def clear(path: str) -> None:
+def clear(path: Confined) -> None:
     """Remove a directory that was filled for a client, if it exists. Idempotent."""
-    with local(os.fsencode(path), "remove"):
+    with local(path, "remove"):
         failpoints.point("tape.clear")
         with suppress(FileNotFoundError):
             for name in os.listdir(path):
-                _take_away(os.path.join(path, name))
+                _take_away(join(path, name))
             failpoints.point("tape.rmdir")
             os.rmdir(path)
         failpoints.point("tape.clear")

@@ -20,19 +20,23 @@ from caxev.core.errors import Damaged, Denied, GiveUp, Retry
 from caxev.files import (
     FILE_MODE,
     MARGIN,
+    Confined,
     Manifest,
     Report,
     bring_in,
     check_expected,
     confine,
+    confine_own,
     digest_tree,
+    join,
     local,
     look,
     make_parents,
     make_private,
     not_private,
+    parent,
+    printable,
     safe_name,
-    shown,
     to_nobody,
     writing,
 )
@@ -124,43 +128,43 @@ def back_up(place: Archive, source: str, data: Data, again: bool) -> Manifest:
     path = confine(source, reach.here.roots)
     manifest = _source(path, data, transcript)
     if (why := fit_for_tape(manifest)) is not None:
-        raise GiveUp(f"{shown(path)} does not go to tape: {why}")
+        raise GiveUp(f"{printable(path)} does not go to tape: {why}")
     files = on_tape(data.name, manifest)
     # Before anything is sent: files of another copy in the folder could be taken for ours later.
     _check_free_of_others(place.listed(data.folder), files, data.folder)
     staged = _staged(reach, data.name)
-    make_parents(staged, [os.path.dirname(staged)])
+    make_parents(staged, [os.fsdecode(parent(staged))])
     pairs = zip(files, manifest.files, strict=True)
     transcript.total = manifest.total_bytes
     stage(path, staged, {new.name: os.fsdecode(item.path) for new, item in pairs}, transcript)
     transcript.done = 0
     failpoints.point("tape.put")
-    place.put(staged, data.folder, files, again=again)
+    place.put(os.fsdecode(staged), data.folder, files, again=again)
     failpoints.point("tape.put")
     # The client's success is not enough: the archive's own list must have all files.
     _check_listed(place.listed(data.folder), files, data.folder)
     return manifest
 
 
-def _source(path: str, data: Data, transcript: Transcript) -> Manifest:
+def _source(path: Confined, data: Data, transcript: Transcript) -> Manifest:
     """Return the source's manifest, the known one or read from disk."""
     # With a known manifest only names, sizes and times are checked: `compare` reads every byte.
     if data.expected is not None:
-        check_expected(look(path), data.expected, shown(path))
+        check_expected(look(path), data.expected, printable(path))
         return data.expected
     manifest = digest_tree(path, sha512=True, report=transcript.report)
     if data.checksum is not None and manifest.cax_checksum() != data.checksum:
-        raise Damaged(f"{shown(path)} is not what it was: its checksum differs")
+        raise Damaged(f"{printable(path)} is not what it was: its checksum differs")
     return manifest
 
 
-def _staged(reach: Reach, name: str) -> str:
+def _staged(reach: Reach, name: str) -> Confined:
     base = _staging(reach)
     if base is None:
         raise GiveUp(f"neither {reach.here.name} nor {reach.there.name} has a dir_tsm")
     if (why := not_private(base)) is not None:
         raise Denied(f"nothing is staged there: {why}")
-    return os.path.join(base, safe_name(name))
+    return confine_own(os.path.join(base, safe_name(name)), [base])
 
 
 def _staging(reach: Reach) -> str | None:
@@ -204,7 +208,7 @@ def compare(place: Archive, data: Data) -> tuple[str | None, Copied]:
 
     Scratch is empty again afterwards. If there is no difference the staged files are removed.
     """
-    folder = os.path.join(_scratch(place.reach), data.name)
+    folder = join(_scratch(place.reach), os.fsencode(data.name))
     with _filling(folder):
         copied = _restored(place, data, folder)
     why = difference(data, copied.manifest)
@@ -215,7 +219,7 @@ def compare(place: Archive, data: Data) -> tuple[str | None, Copied]:
     return why, copied
 
 
-def _scratch(reach: Reach) -> str:
+def _scratch(reach: Reach) -> Confined:
     """Return the private directory for restored data. Raises `Denied` if others may write there."""
     if reach.options.scratch is not None:
         return make_private(reach.options.scratch)
@@ -234,11 +238,12 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
     checksum mismatch.
     """
     final, scratch = confine(target, roots), _scratch(place.reach)
-    folder, whole = (os.path.join(scratch, prefix + data.name) for prefix in (_RECALLED, _WHOLE))
+    folder = join(scratch, os.fsencode(_RECALLED + data.name))
+    whole = join(scratch, os.fsencode(_WHOLE + data.name))
     # With `whole` left, an earlier call was killed while it published: continue that.
     if os.path.lexists(final) and not os.path.lexists(whole):
         return _standing(data, final, folder, place.transcript.report)
-    with local(os.fsencode(folder), "restore to"), _filling(folder):
+    with local(folder, "restore to"), _filling(folder):
         _rename_back(data.name, whole, folder)
         copied = _restored(place, data, folder)
         if (why := difference(data, copied.manifest)) is not None:
@@ -246,15 +251,15 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
             raise Retry(f"what {data.folder} on tape gives is not what it must be: {why}")
         with writing(whole, directory=True):
             for item in copied.manifest.files:
-                name = os.path.join(whole, os.fsdecode(item.path))
+                name = join(whole, item.path)
                 failpoints.point("tape.rename")
-                rename(os.path.join(folder, name_on_tape(data.name, item.path)), name)
+                rename(_taped(folder, data.name, item.path), name)
                 failpoints.point("tape.rename")
                 chmod(name, FILE_MODE)
             failpoints.point("tape.renamed")
             bring_in(
                 whole,
-                final,
+                os.fsdecode(final),
                 roots,
                 expected=copied.manifest,
                 min_free=place.reach.here.min_free,
@@ -265,7 +270,7 @@ def recall(place: Archive, data: Data, target: str, roots: Sequence[str]) -> Cop
 
 
 @contextmanager
-def _filling(folder: str) -> Iterator[None]:
+def _filling(folder: Confined) -> Iterator[None]:
     """Lock a directory for restored data; it is removed at the end if it is empty."""
     with writing(folder, directory=True):
         try:
@@ -276,30 +281,34 @@ def _filling(folder: str) -> Iterator[None]:
                 os.rmdir(folder)
 
 
-def _standing(data: Data, final: str, folder: str, report: Report) -> Copied:
+def _standing(data: Data, final: Confined, folder: Confined, report: Report) -> Copied:
     """Verify a copy that is already at its final path, from a call that was killed."""
     if not data.is_known:
-        raise GiveUp(f"{shown(final)} exists already, and it is not known whether it is this copy")
+        raise GiveUp(
+            f"{printable(final)} exists already, and it is not known whether it is this copy"
+        )
     found = digest_tree(final, sha512=data.expected is None, report=report)
     if (why := difference(data, found)) is not None:
-        raise GiveUp(f"{shown(final)} exists already and is not this copy: {why}")
+        raise GiveUp(f"{printable(final)} exists already and is not this copy: {why}")
     with suppress(FileNotFoundError):
         os.rmdir(folder)
     return Copied(found, 0)
 
 
-def _rename_back(name: str, whole: str, folder: str) -> None:
+def _rename_back(name: str, whole: Confined, folder: Confined) -> None:
     """Give files that have their own names the tape's names again, so that all are checked."""
     if os.path.isdir(whole):
         for one in os.listdir(whole):
             failpoints.point("tape.rename_back")
-            rename(
-                os.path.join(whole, one),
-                os.path.join(folder, name_on_tape(name, os.fsencode(one))),
-            )
+            rename(join(whole, one), _taped(folder, name, one))
 
 
-def _restored(place: Archive, data: Data, folder: str) -> Copied:
+def _taped(folder: Confined, name: str, path: bytes) -> Confined:
+    """Return where the file of that path in the run is in `folder`, under its name on tape."""
+    return join(folder, os.fsencode(name_on_tape(name, path)))
+
+
+def _restored(place: Archive, data: Data, folder: Confined) -> Copied:
     """Restore the files missing in `folder`; returns its content, under the run's own names.
 
     Without a manifest no file is known to be right, and all are restored.
@@ -307,16 +316,16 @@ def _restored(place: Archive, data: Data, folder: str) -> Copied:
     transcript = place.transcript
     files = _files(place, data)
     right = _right(data, folder, transcript.report)
-    for name in set(os.listdir(folder)) - right:
+    for name in set(map(os.fsdecode, os.listdir(folder))) - right:
         failpoints.point("tape.unlink")
-        os.unlink(os.path.join(folder, name))
+        os.unlink(join(folder, os.fsencode(name)))
     # Files that are not right go first: the client does not replace existing ones.
     missing = [one for one in files if one.name not in right]
     transcript.total = sum(one.size for one in files)
     _check_free(place.reach, folder, sum(one.size for one in missing))
     if missing:
         failpoints.point("tape.get")
-        place.get(data.folder, missing, folder)
+        place.get(data.folder, missing, os.fsdecode(folder))
         failpoints.point("tape.get")
     # The files of earlier attempts are read again, too: everything is compared at once, at the end.
     found = digest_tree(folder, sha512=data.expected is None, report=transcript.report)
@@ -334,7 +343,7 @@ def _files(place: Archive, data: Data) -> list[Stored]:
     return files
 
 
-def _right(data: Data, folder: str, report: Report) -> set[str]:
+def _right(data: Data, folder: Confined, report: Report) -> set[str]:
     """Return the names of the files that an earlier call restored correctly."""
     if data.expected is None or not os.listdir(folder):
         return set()
@@ -348,13 +357,13 @@ def _right(data: Data, folder: str, report: Report) -> set[str]:
     }
 
 
-def _check_free(reach: Reach, folder: str, need: int) -> None:
-    with local(os.fsencode(folder), "look at"):
+def _check_free(reach: Reach, folder: Confined, need: int) -> None:
+    with local(folder, "look at"):
         status = os.statvfs(folder)
     free, spare = status.f_bavail * status.f_frsize, max(MARGIN, reach.here.min_free)
     if need and need + spare > free:
         raise Retry(
-            f"not enough space to restore to {shown(folder)}: needs {need / 1e6:,.1f} MB and "
+            f"not enough space to restore to {printable(folder)}: needs {need / 1e6:,.1f} MB and "
             f"{spare / 1e6:,.1f} MB to spare, has {free / 1e6:,.1f} MB free"
         )
 

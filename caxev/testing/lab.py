@@ -36,7 +36,7 @@ from caxev.core.registry import Handler, HandlerFunction, recorded
 from caxev.core.update import RunUpdate
 from caxev.database import Database, Selection
 from caxev.engine.listener import open_database, prepare
-from caxev.files import digest_tree
+from caxev.files import confine_own, digest_tree, to_nobody
 from caxev.testing.mongod import ReplicaSet, drop
 from caxev.testing.serving import Bench, serve, serve_apart
 
@@ -193,7 +193,9 @@ class Lab:
             (path / file).parent.mkdir(parents=True, exist_ok=True)
             (path / file).write_bytes(content)
         path.mkdir(parents=True, exist_ok=True)
-        manifest = digest_tree(str(path), sha512=True, report=lambda _done, _total: None)
+        manifest = digest_tree(
+            confine_own(str(path), [str(path.parent)]), sha512=True, report=to_nobody
+        )
         # Before the entry, as a listener does it: handlers look up the manifest by its digest.
         await self.database.store_manifest(manifest.digest, manifest.to_rows())
         entry = {

@@ -32,8 +32,8 @@ __all__ = [
 
 # Import paths and not classes: a worker process imports only the mover that it runs.
 _OURS: Final = {
-    "sftp": "caxev.transfer.sftp:Sftp",
-    "scp": "caxev.transfer.sftp:Sftp",
+    "sftp": "caxev.transfer.ssh:SshMover",
+    "scp": "caxev.transfer.ssh:SshMover",
     "rsync": "caxev.transfer.rsync:Rsync",
     "local": "caxev.transfer.local:Local",
     "gfal-copy": "caxev.transfer.gfal:Gfal",

@@ -1,4 +1,4 @@
-"""Define `Mover`, the interface that each method of sites.json implements."""
+"""Define `Mover`, the interface that each method of sites.json implements, and what it is given."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Protocol
 from attrs import frozen
 
 from caxev.config import Site
-from caxev.files import Manifest, Moved, Report
+from caxev.files import (
+    Confined,
+    Manifest,
+    Moved,
+    Report,
+    damaged,
+    known_items,
+    look,
+    to_nobody,
+    wrong_below,
+)
 
 
 @frozen
@@ -35,6 +45,14 @@ class Route:
     again: bool = False
     found: Manifest | None = None
     checksum: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """Name the content of the source, by the database; empty if it is unknown.
+
+        A partial with other content is not reused.
+        """
+        return self.expected.digest if self.expected is not None else self.checksum or ""
 
 
 class Mover(Protocol):
@@ -65,3 +83,17 @@ class Mover(Protocol):
     def check(self, here: Site, there: Site) -> str:
         """Connect to the site and return a line that describes what answered."""
         ...
+
+
+def check_content(root: Confined, expected: Manifest | None, source: str) -> None:
+    """Raise `Damaged` unless the files below `root` match `expected`, if that is known.
+
+    For movers that delegate the copying and never see the bytes: `root` is what they have written,
+    or, if that is on another machine, what they have read. The error names `source`.
+    """
+    items = known_items(expected)
+    found = [seen for seen in look(root) if seen.path in items]
+    wrong = wrong_below(root, found, items, to_nobody)
+    for path, ranges in wrong.items():
+        if ranges:
+            raise damaged(path, source)

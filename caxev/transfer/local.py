@@ -5,38 +5,42 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
-from attrs import define, field, frozen
+from attrs import frozen
 
 from caxev import failpoints
 from caxev.config import Site
 from caxev.core.errors import GiveUp
 from caxev.files import (
     FILE_MODE,
+    Confined,
     Manifest,
+    Meter,
     Moved,
     Piece,
+    Plan,
+    RateLimiter,
     Report,
     StagedCopy,
+    changed,
     check_expected,
+    check_unchanged,
     confine,
     digest_tree,
     is_file,
     join,
     local,
     look,
-    open_resolved,
-    origin_of,
+    look_source,
+    opened,
     printable,
     shown,
 )
 from caxev.files.resolved import link, unlink
-from caxev.transfer.base import Route
-from caxev.transfer.local_side import Meter, changed, check_content, look_here
+from caxev.transfer.base import Route, check_content
 
 _FICLONE: Final = 0x40049409
 _CHUNK: Final = 8 << 20
@@ -74,7 +78,8 @@ class Local:
 
     def manifest(self, route: Route, *, report: Report) -> Manifest:
         """Read the copy in the other site's directory."""
-        path, _ = look_here(route.remote_path, route.there.roots)
+        path = confine(route.remote_path, route.there.roots)
+        look_source(path)
         return digest_tree(path, sha512=False, max_rate=route.max_rate, report=report)
 
     def check(self, here: Site, there: Site) -> str:
@@ -93,8 +98,9 @@ class _Side:
 
 
 def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
-    path, tree = look_here(source.path, source.roots)
-    check_expected(tree, route.expected, shown(path))
+    path = confine(source.path, source.roots)
+    tree = look_source(path)
+    check_expected(tree, route.expected, printable(path))
     final = confine(target.path, target.roots)
     arrival = StagedCopy(
         final,
@@ -104,59 +110,36 @@ def _copy(route: Route, source: _Side, target: _Side, report: Report) -> Moved:
         route.min_free,
         again=route.again,
         whole_files=True,
-        origin=origin_of(route.expected, route.checksum),
+        origin=route.origin,
         report=report,
     )
     meter = Meter.of(tree, report)
-    meter.guard = arrival.check_space
-    if arrival.stands():
-        return meter.moved(tree)
+    copying = _TreeCopy(path, arrival.partial, RateLimiter(route.max_rate), meter)
     linking = route.there.hard_links and not is_file(tree)
-    with arrival.opened() as todo:
-        failpoints.point("files.prepare")
-        meter.left(todo)
-        copying = _Copying(os.fsencode(path), arrival.partial, _RateMeter(route.max_rate), meter)
+
+    def fill(todo: Plan) -> None:
         own = [piece for piece in todo.pieces if not (linking and copying.link(piece))]
         for piece in own:
             copying.copy(piece)
             failpoints.point("files.file")
-        arrival.finish(todo)
-        # The rename comes last. A source that changed meanwhile may have given us a mixture, and
-        # the check reads what was written: copies inside the kernel pass no bytes through us.
+
+    def check() -> None:
+        # A source that changed meanwhile may have given us a mixture, and the second check reads
+        # what was written: copies inside the kernel pass no bytes through us.
         if look(path) != tree:
-            raise changed(shown(path))
-        check_content(os.fsdecode(arrival.partial), route.expected, shown(path))
-        arrival.publish()
-    return meter.moved(tree)
+            raise changed(printable(path))
+        check_content(arrival.partial, route.expected, printable(path))
 
-
-@define
-class _RateMeter:
-    """Limit a copy to a rate in bytes a second; None: no limit."""
-
-    rate: float | None
-    _began: float = field(factory=time.monotonic)
-    _done: int = 0
-
-    @property
-    def chunk(self) -> int:
-        """Bytes to move at once: about a quarter of a second's worth, for a smooth rate."""
-        return _CHUNK if self.rate is None else max(_LEAST, min(_CHUNK, int(self.rate / 4)))
-
-    def passed(self, count: int) -> None:
-        """Count bytes, and sleep until they are due."""
-        self._done += count
-        if self.rate is not None:
-            time.sleep(max(0.0, self._began + self._done / self.rate - time.monotonic()))
+    return arrival.made(meter, fill, check)
 
 
 @frozen
-class _Copying:
+class _TreeCopy:
     """Copy the files of one tree to a partial."""
 
-    source: bytes
-    target: bytes
-    pace: _RateMeter
+    source: Confined
+    target: Confined
+    limiter: RateLimiter
     meter: Meter
 
     def link(self, piece: Piece) -> bool:
@@ -177,10 +160,10 @@ class _Copying:
         old, new = join(self.source, piece.file.path), join(self.target, piece.file.path)
         with (
             local(new, "write"),
-            _opened(old, os.O_RDONLY | os.O_NONBLOCK) as reading,
-            _opened(new, os.O_WRONLY | os.O_CREAT) as writing,
+            opened(old, os.O_RDONLY) as reading,
+            opened(new, os.O_WRONLY | os.O_CREAT, FILE_MODE) as writing,
         ):
-            _sure_unchanged(reading, piece, old)
+            check_unchanged(reading, piece.file, old)
             if not self._cloned(reading, writing, piece):
                 for descriptor in (reading, writing):
                     os.lseek(descriptor, piece.start, os.SEEK_SET)
@@ -188,7 +171,7 @@ class _Copying:
                     raise changed(printable(old))
             # The time marks the file as whole, so it comes after the last byte.
             os.utime(writing, ns=(piece.file.mtime_ns, piece.file.mtime_ns))
-            _sure_unchanged(reading, piece, old)
+            check_unchanged(reading, piece.file, old)
 
     def _cloned(self, reading: int, writing: int, piece: Piece) -> bool:
         """Reflink one file to the other if the file system can; return whether it did."""
@@ -203,7 +186,7 @@ class _Copying:
         done = 0
         step = _in_kernel
         while done < length:
-            count = step(reading, writing, min(self.pace.chunk, length - done))
+            count = step(reading, writing, min(self.limiter.chunk(_CHUNK, _LEAST), length - done))
             if count is None:  # not in the kernel for these two files: go on from here by hand
                 step = _by_hand
             elif count == 0:
@@ -211,23 +194,8 @@ class _Copying:
             else:
                 done += count
                 self.meter.add(count)
-                self.pace.passed(count)
+                self.limiter.passed(count)
         return done
-
-
-@contextmanager
-def _opened(path: bytes, flags: int) -> Iterator[int]:
-    descriptor = open_resolved(path, flags, FILE_MODE)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _sure_unchanged(descriptor: int, piece: Piece, path: bytes) -> None:
-    status = os.fstat(descriptor)
-    if (status.st_size, status.st_mtime_ns) != (piece.file.size, piece.file.mtime_ns):
-        raise changed(printable(path))
 
 
 def _tried(function: Callable[[], object]) -> bool:

@@ -34,19 +34,24 @@ from caxev.core.errors import Denied, GiveUp, Retry, RootAway
 from caxev.core.paths import Root
 from caxev.files import (
     FILE_MODE,
+    Confined,
     Item,
     Manifest,
     Piece,
     Seen,
     StagedCopy,
+    changed,
+    check_unchanged,
     confine,
     digest_tree,
+    gone,
     join,
     local,
     look,
-    open_resolved,
+    look_source,
+    opened,
+    printable,
     roots_from,
-    shown,
     steady,
 )
 
@@ -147,7 +152,7 @@ def piece_rows(pieces: Iterable[Piece], seen: Sequence[Seen]) -> list[Row]:
 
 
 @frozen
-class Channel:
+class Wire:
     """Standard input and output."""
 
     incoming: BinaryIO
@@ -204,7 +209,7 @@ def serve(roots: Sequence[str]) -> int:
     for descriptor in (0, 1):
         with suppress(OSError):  # sshd may give us sockets in place of pipes
             fcntl.fcntl(descriptor, _F_SETPIPE_SZ, CHUNK)
-    channel = Channel(os.fdopen(0, "rb", CHUNK), os.fdopen(1, "wb", CHUNK))
+    channel = Wire(os.fdopen(0, "rb", CHUNK), os.fdopen(1, "wb", CHUNK))
     # Before the request is read: the other side takes silence for an account without caxev.
     os.write(1, HELLO)
     try:
@@ -243,14 +248,14 @@ def _told(kind: str, why: str) -> int:
     return 1
 
 
-def _serve(channel: Channel, request: Mapping[str, Any], roots: Sequence[str]) -> None:
+def _serve(channel: Wire, request: Mapping[str, Any], roots: Sequence[str]) -> None:
     if not request:
         return
     allowed = roots_from(request["roots"])
     path = confine(request["path"], allowed)
     # The request's roots are the peer's claim; --root is what this account's owner allows.
     if roots:
-        confine(path, roots)
+        confine(os.fsdecode(path), roots)
     match request["do"]:
         case "receive":
             _receive(channel, request, path, allowed)
@@ -263,7 +268,7 @@ def _serve(channel: Channel, request: Mapping[str, Any], roots: Sequence[str]) -
 
 
 def _receive(
-    channel: Channel, request: Mapping[str, Any], final: str, roots: Sequence[Root]
+    channel: Wire, request: Mapping[str, Any], final: Confined, roots: Sequence[Root]
 ) -> None:
     source = seen_from(request["source"])
     expected = manifest_from(request["expected"]) if request.get("expected") else None
@@ -302,59 +307,45 @@ def _receive(
             channel.send(published=True)
 
 
-def write_piece(path: bytes, piece: Piece, data: bytes | memoryview) -> None:
+def write_piece(path: Confined, piece: Piece, data: bytes | memoryview) -> None:
     """Write a whole piece to a file, and create the file if necessary."""
-    with local(path, "write"):
-        flags = os.O_WRONLY | os.O_CREAT
-        descriptor = open_resolved(path, flags, FILE_MODE)
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.pwrite(descriptor, rest, piece.stop - len(rest)) :]
-        finally:
-            os.close(descriptor)
+    with local(path, "write"), opened(path, os.O_WRONLY | os.O_CREAT, FILE_MODE) as descriptor:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.pwrite(descriptor, rest, piece.stop - len(rest)) :]
 
 
-def _send(channel: Channel, path: str) -> None:
-    if not os.path.lexists(path):
-        raise GiveUp(f"source directory gone: {shown(path)}")
-    source = look(path)
+def _send(channel: Wire, path: Confined) -> None:
+    source = look_source(path)
     channel.send(source=seen_rows(source))
     asked = channel.hear()
     for piece in pieces_from(asked.get("pieces", ()), source):
-        for block in read_piece(join(os.fsencode(path), piece.file.path), piece):
+        for block in read_piece(join(path, piece.file.path), piece):
             channel.outgoing.write(block)
     channel.outgoing.flush()
     if channel.hear().get("check"):
         channel.send(same=look(path) == source)
 
 
-def read_piece(path: bytes, piece: Piece) -> Iterator[bytes]:
+def read_piece(path: Confined, piece: Piece) -> Iterator[bytes]:
     """Yield the bytes of a piece. Raises `Retry` if the file is not as it was listed."""
-    with local(path, "read"):
-        descriptor = open_resolved(path, os.O_RDONLY | os.O_NONBLOCK)
-        try:
-            at = piece.start
-            while at < piece.stop:
-                block = os.pread(descriptor, min(CHUNK, piece.stop - at), at)
-                if not block:
-                    break
-                at += len(block)
-                yield block
-            status = os.fstat(descriptor)  # after the last byte: it vouches for all of them
-        finally:
-            os.close(descriptor)
-    if (at, status.st_size, status.st_mtime_ns) != (
-        piece.stop,
-        piece.file.size,
-        piece.file.mtime_ns,
-    ):
-        raise Retry(f"{shown(os.fsdecode(path))} changed while it was copied")
+    with local(path, "read"), opened(path, os.O_RDONLY) as descriptor:
+        at = piece.start
+        while at < piece.stop:
+            block = os.pread(descriptor, min(CHUNK, piece.stop - at), at)
+            if not block:
+                break
+            at += len(block)
+            yield block
+        # After the last byte: it vouches for all of them.
+        check_unchanged(descriptor, piece.file, path)
+    if at != piece.stop:
+        raise changed(printable(path))
 
 
-def _digest(channel: Channel, path: str, max_rate: float | None) -> None:
+def _digest(channel: Wire, path: Confined, max_rate: float | None) -> None:
     if not os.path.lexists(path):
-        raise GiveUp(f"source directory gone: {shown(path)}")
+        raise gone(printable(path))
 
     def report(done: int, total: int) -> None:
         channel.send(done=done, total=total)

@@ -16,27 +16,31 @@ from caxev.core.errors import Denied, GiveUp, Retry
 from caxev.files import (
     DIR_MODE,
     FILE_MODE,
+    FarPath,
     Manifest,
+    Meter,
     Moved,
     Report,
+    Seen,
     StagedCopy,
     apart,
     bring_in,
+    changed,
     check_expected,
     confine,
     filling_up,
     is_file,
+    join,
     landing,
     look,
+    look_source,
     mirror,
+    parent,
     printable,
-    shown,
 )
+from caxev.program import PLAIN, Answer, Lines, ProgramEnd, run
 from caxev.transfer import ssh
-from caxev.transfer.base import Route
-from caxev.transfer.local_side import Meter, changed, check_content, look_here
-from caxev.transfer.program import Answer, Ended, Lines, run
-from caxev.transfer.sftp import Sftp
+from caxev.transfer.base import Route, check_content
 
 _LOOK_AT_DISK: Final = 30.0  # seconds between two checks of the far disk: each is a log-in
 _SILENCE: Final = 300  # seconds without a byte after which rsync exits, at either end
@@ -89,7 +93,7 @@ class Rsync:
         """Fetch a copy from there."""
         endpoint = ssh.endpoint_of(route.here, route.there)
         final = confine(route.local_path, route.here.roots)
-        path, source = ssh.look_there(endpoint, route.remote_path, route.there.roots)
+        path, source = _listed(endpoint, route)
         where = f"{endpoint}:{printable(path)}"
         check_expected(source, route.expected, where)
         arrival = StagedCopy(
@@ -110,32 +114,28 @@ class Rsync:
             far = _far(endpoint, _plain(path) + slash)
             _Run(route, endpoint, shell, meter).move(far, inner.partial + slash)
             inner.finish(todo)
-            if ssh.look_there(endpoint, route.remote_path, route.there.roots) != (path, source):
+            if _listed(endpoint, route) != (path, source):
                 raise changed(where)
             # Check before `bring_in`, so that nothing bad ever has the final name.
-            made = os.fsdecode(inner.partial)
-            check_content(made, route.expected, where)
-            bring_in(made, final, route.here.roots, min_free=route.min_free)
+            check_content(inner.partial, route.expected, where)
+            made, name = inner.partial, os.fsdecode(final)
+            bring_in(made, name, route.here.roots, min_free=route.min_free)
         return meter.moved(source)
 
     def push(self, route: Route, *, report: Report) -> Moved:
         """Send a copy there."""
         endpoint = ssh.endpoint_of(route.here, route.there)
-        here, source = look_here(route.local_path, route.here.roots)
-        check_expected(source, route.expected, shown(here))
+        here = confine(route.local_path, route.here.roots)
+        source = look_source(here)
+        check_expected(source, route.expected, printable(here))
         meter = Meter.of(source, report)
         name = f"{endpoint}:{route.remote_path}"
         with (
             ssh.only_pusher(str(endpoint), os.fsencode(route.remote_path)),
             ssh.shell(endpoint) as shell,
         ):
-            there = ssh.land_there(
-                endpoint,
-                route.remote_path,
-                route.there.roots,
-                source,
-                min_free=route.min_free,
-                again=route.again,
+            there = ssh.in_session(
+                endpoint, route.remote_path, lambda remote: ssh.land(remote, route, source)
             )
             if there.todo is None:
                 return meter.moved(source)
@@ -144,36 +144,51 @@ class Rsync:
             meter.guard = _Room(endpoint, there.final, route.min_free).check
             slash = b"" if is_file(source) else b"/"
             far = _far(endpoint, _plain(there.partial) + slash)
-            with landing(state_directory(route.here), name) as private:
-                view = os.path.join(private, b"copy")
+            with landing(state_directory(route.here), os.fsencode(name)) as private:
+                view = join(private, b"copy")
                 # rsync walks a private tree of links, because whoever may write to `here` could
                 # swap a directory for a link on its way.
-                with mirror(here, os.fsdecode(view), links=False):
+                with mirror(here, view, links=False):
                     _Run(route, endpoint, shell, meter).move(view + slash, far, "--copy-links")
             if look(here) != source:
-                raise changed(shown(here))
-            check_content(here, route.expected, shown(here))
-            ssh.publish_there(endpoint, there, source)
+                raise changed(printable(here))
+            check_content(here, route.expected, printable(here))
+            files = [seen for seen in source if seen.kind == "file"]
+            ssh.in_session(
+                endpoint,
+                route.remote_path,
+                lambda remote: ssh.publish(remote, there, source, unsynced=files),
+            )
         return meter.moved(source)
 
     def manifest(self, route: Route, *, report: Report) -> Manifest:
         """Read a copy back from there."""
-        return Sftp().manifest(route, report=report)
+        return ssh.SshMover().manifest(route, report=report)
 
     def check(self, here: Site, there: Site) -> str:
         """Start SFTP, and rsync at both ends; return the versions that answered."""
         endpoint = ssh.endpoint_of(here, there)
-        answer = Sftp().check(here, there)
+        answer = ssh.SshMover().check(here, there)
         ours = _first_line(["rsync", "--version"], endpoint)
         with ssh.shell(endpoint) as shell:
             theirs = _first_line([*shell, ssh.host_name(endpoint), "rsync --version"], endpoint)
         return f"{answer}; {theirs} there, {ours} here"
 
 
+def _listed(endpoint: ssh.Endpoint, route: Route) -> tuple[FarPath, list[Seen]]:
+    """Return the real path of a copy there, and its listing."""
+
+    async def listed(remote: ssh.Remote) -> tuple[FarPath, list[Seen]]:
+        real = await remote.confine(route.remote_path, route.there.roots)
+        return real, await remote.source(real)
+
+    return ssh.in_session(endpoint, route.remote_path, listed)
+
+
 def _first_line(command: Sequence[str], endpoint: ssh.Endpoint) -> str:
     answer = Answer(command[0])
     package = "rsync" if command[0] == "rsync" else "openssh-client"
-    ended = run(command, package=package, output=answer)
+    ended = run(command, package=package, output=answer, environment=PLAIN)
     _check(ended, endpoint)
     return " ".join(answer.lines[0].split()[:3]) if answer.lines else "rsync"
 
@@ -211,6 +226,13 @@ class _Run:
         if self.route.max_rate is not None:
             options.append(f"--bwlimit={self._kilobytes}")
         before = self.meter.done
+
+        def line(text: str) -> None:
+            if progress := _PROGRESS.match(text):
+                self.meter.at(before + int(progress[1]))
+            elif literal := _LITERAL.match(text):
+                self.meter.sent = int(literal[1])
+
         if self.route.again or before:
             # An earlier attempt may have copied from the source before it was repaired, and a
             # repaired file has the same size and time.
@@ -221,9 +243,14 @@ class _Run:
         ended = run(
             command,
             package="rsync",
-            output=Lines(_Progress(self.meter, before).line),
+            output=Lines(line, terminal=True),
             # The operator's own settings for rsync would change how our arguments are read.
-            environment={"RSYNC_RSH": "", "RSYNC_OLD_ARGS": "", "RSYNC_PROTECT_ARGS": "1"},
+            environment={
+                **PLAIN,
+                "RSYNC_RSH": "",
+                "RSYNC_OLD_ARGS": "",
+                "RSYNC_PROTECT_ARGS": "1",
+            },
         )
         _check(ended, self.endpoint)
 
@@ -238,7 +265,7 @@ class _Room:
     """The free space, in bytes, that a copy to `final` must leave on the far disk."""
 
     endpoint: ssh.Endpoint
-    final: bytes
+    final: FarPath
     min_free: int
     _looked: float = field(init=False, factory=time.monotonic)
 
@@ -248,30 +275,18 @@ class _Room:
             return
         self._looked = time.monotonic()
         try:
-            free = ssh.free_there(self.endpoint, os.path.dirname(self.final))
+            where = parent(self.final)
+            free = ssh.in_session(
+                self.endpoint, os.fsdecode(where), lambda remote: remote.free(where)
+            )
         except Retry:  # a failed log-in is no sign of a full disk: let the transfer go on
             return
         if free is not None and free < self.min_free:
-            where = f"{self.endpoint}:{printable(self.final)}"
-            raise Retry(filling_up(where, free, self.min_free))
+            shown = f"{self.endpoint}:{printable(self.final)}"
+            raise Retry(filling_up(shown, free, self.min_free))
 
 
-@define
-class _Progress:
-    """Feed the meter from the output of rsync."""
-
-    meter: Meter
-    before: int
-
-    def line(self, text: str) -> None:
-        """Take one line."""
-        if progress := _PROGRESS.match(text):
-            self.meter.at(self.before + int(progress[1]))
-        elif literal := _LITERAL.match(text):
-            self.meter.sent = int(literal[1])
-
-
-def _check(ended: Ended, endpoint: ssh.Endpoint) -> None:
+def _check(ended: ProgramEnd, endpoint: ssh.Endpoint) -> None:
     """Raise the error that rsync's status and standard error amount to."""
     if ended.status != 0:
         # The text first: a full disk, a missing program and a refused key share their status with
@@ -291,7 +306,7 @@ def _check_complaints(said: str, endpoint: ssh.Endpoint) -> None:
         raise Denied(f"{endpoint} or we refused: {refusal}")
 
 
-def _error(ended: Ended, endpoint: ssh.Endpoint) -> Retry | GiveUp:
+def _error(ended: ProgramEnd, endpoint: ssh.Endpoint) -> Retry | GiveUp:
     why = _line(ended.said, "vanished", "rsync: ", "ssh: ") or ended.last
     if ended.status == _NOT_THERE:
         return Denied(f"rsync is not installed there ({endpoint})")

@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar
 from attrs import frozen
 
 from caxev.files import Manifest, digest_tree
+from tests.places import vouched
 
 T = TypeVar("T")
 
@@ -115,7 +116,7 @@ def nothing(value: object, *, report: object) -> None:
 
 def digest(path: str, *, report: Any) -> Manifest:
     """A worker's job: the manifest of a tree."""
-    return digest_tree(path, sha512=False, report=report)
+    return digest_tree(vouched(path), sha512=False, report=report)
 
 
 # -- contenders -----------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def _quiet(_done: int, _total: int) -> None:
 
 def _ours(path: Path, **digests: bool) -> Manifest:
     wanted: dict[str, Any] = digests
-    return digest_tree(str(path), **wanted, report=_quiet)
+    return digest_tree(vouched(path), **wanted, report=_quiet)
 
 
 def _read(path: Path) -> None:

@@ -52,6 +52,7 @@ from caxev.transfer import Route, pull
 from tests import engine
 from tests.conftest import Database as Named
 from tests.mongod import Cluster
+from tests.places import vouched
 
 ROOT = Path(__file__).parents[2]
 SITE = "lngs"
@@ -392,7 +393,7 @@ def _load(world: World, source: Path, stop: threading.Event) -> None:
 
 
 def digest(path: str, *, report: Any) -> str:
-    return digest_tree(path, sha512=True, report=report).digest
+    return digest_tree(vouched(path), sha512=True, report=report).digest
 
 
 # -- idle -----------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ from rich.table import Table
 
 from caxev.engine.workers import Workers
 from caxev.files import Manifest, Moved
-from caxev.transfer.ssh import Endpoint, Transfer, pull, push, remote_manifest
+from caxev.transfer.ssh import Endpoint
 from tests import sshd
 from tests.bench import proxy
 from tests.bench.checksum import (
@@ -60,6 +60,7 @@ from tests.bench.checksum import (
     scratch,
     sums,
 )
+from tests.sshd import Transfer, pull, push, remote_manifest
 
 LOOPBACK: Final = (Work("8x128MiB", 8, 128 * MIB), Work("5000x20KiB", 5000, 20 * KIB))
 WAN: Final = (Work("8x64MiB", 8, 64 * MIB), Work("500x20KiB", 500, 20 * KIB))

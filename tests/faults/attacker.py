@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 from attrs import define, field
 
 from caxev.files.resolved import directory_of, open_resolved, remove, rename
+from tests.places import vouched
 
 HUGE: Final = 1 << 26
 """Bytes of a file that is nothing but a hole."""
@@ -114,7 +115,7 @@ class Attacker:
 
     def huge(self, path: str) -> None:
         self._write(path, b"")
-        descriptor = open_resolved(path, os.O_WRONLY)
+        descriptor = open_resolved(vouched(path), os.O_WRONLY)
         os.truncate(descriptor, HUGE)
         os.close(descriptor)
 
@@ -126,22 +127,22 @@ class Attacker:
         self._write(path, self.random.choice((row, shell, module)).encode())
 
     def gone(self, path: str) -> None:
-        remove(path)
+        remove(vouched(path))
 
     def aside(self, path: str) -> None:
-        rename(path, f"{path}.{self.random.randint(0, 9)}")
+        rename(vouched(path), vouched(f"{path}.{self.random.randint(0, 9)}"))
 
     def swap(self, path: str) -> None:
         other = self._place(None)
         aside = f"{path}.swapped"
-        rename(path, aside)
-        rename(other, path)
-        rename(aside, other)
+        rename(vouched(path), vouched(aside))
+        rename(vouched(other), vouched(path))
+        rename(vouched(aside), vouched(other))
 
     def _put(self, path: str, make: Callable[[int, bytes], object]) -> None:
         """Have something else stand there, at once; what did stands beside it."""
         self._above(path)
-        with directory_of(path) as (directory, name):
+        with directory_of(vouched(path)) as (directory, name):
             fresh = b".new-" + name[:100]
             with suppress(FileNotFoundError):
                 os.unlink(fresh, dir_fd=directory)
@@ -176,7 +177,7 @@ WAYS: Final = (
 def write(path: str, content: bytes) -> None:
     """Write a file, through no link. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    with os.fdopen(open_resolved(path, flags, 0o755), "wb") as file:
+    with os.fdopen(open_resolved(vouched(path), flags, 0o755), "wb") as file:
         file.write(content)
 
 
@@ -184,7 +185,10 @@ def make_above(root: str, path: str) -> None:
     """Make what is missing between a root and a path in it, through no link. Raises OSError."""
     steps = path[len(root) + 1 :].split("/")[:-1]
     for count in range(1, len(steps) + 1):
-        with suppress(FileExistsError), directory_of("/".join([root, *steps[:count]])) as one:
+        with (
+            suppress(FileExistsError),
+            directory_of(vouched("/".join([root, *steps[:count]]))) as one,
+        ):
             os.mkdir(one[1], dir_fd=one[0])
 
 

@@ -54,6 +54,7 @@ from caxev.engine.listener import open_database, prepare, run
 from caxev.files import GONE_PREFIX, PART_PREFIX, digest_tree
 from tests import dsmc_faults
 from tests.mongod import Cluster
+from tests.places import vouched
 
 ROOT: Final = Path(__file__).parents[2]
 EFFECTS: Final = Path(__file__).parent / "effects.py"
@@ -166,7 +167,7 @@ def compare(one: Run, born: Born, end: End) -> Iterator[Problem]:
 
 def digest_of(path: str) -> str:
     """Return the digest of the manifest of what is at `path`."""
-    return digest_tree(path, sha512=False, report=lambda _done, _total: None).digest
+    return digest_tree(vouched(path), sha512=False, report=lambda _done, _total: None).digest
 
 
 def corrupt(one: Run, born: Born, sites: Collection[str]) -> Iterator[Problem]:

@@ -40,6 +40,7 @@ from tests import sshd as servers
 from tests.attacks import SECRET, Watched
 from tests.faults.attacker import Attacker, Beside, make_above, write
 from tests.faults.campaign import ROOT, Problem, Tally, say_round
+from tests.places import vouched
 from tests.test_files import quiet
 
 SIMULATOR: Final = ROOT / "caxev" / "demo" / "dsmc_simulator.py"
@@ -79,7 +80,7 @@ class Place:
         assert root is not None
         copy = f"{root}/{name}"
         with suppress(OSError):
-            remove(copy)
+            remove(vouched(copy))
             for file, content in FILES.items():
                 if flat and "/" in file:
                     continue
@@ -110,7 +111,7 @@ def push(place: Place) -> object:
 
 def read(place: Place) -> object:
     """Read a copy for its digests."""
-    return digest_tree(place.raw("run"), sha512=True, report=quiet).to_rows()
+    return digest_tree(vouched(place.raw("run")), sha512=True, report=quiet).to_rows()
 
 
 def process(place: Place) -> object:
@@ -165,7 +166,7 @@ def archive(place: Place) -> object:
 def delete(place: Place) -> object:
     """Erase a copy."""
     copy = place.lay(place.here.dir_raw, "old")
-    erase(copy, place.here.roots, identity(copy), report=quiet)
+    erase(copy, place.here.roots, identity(vouched(copy)), report=quiet)
     return None
 
 
@@ -173,7 +174,7 @@ def judge(place: Place) -> object:
     """Set files aside, and empty the quarantine."""
     copy = place.lay(place.here.dir_raw, "doubtful")
     some = [b"one", b"below/three"] if place.random.random() < 0.5 else [b""]
-    where = set_aside(copy, place.here.roots, some, None, identity(copy), report=quiet)
+    where = set_aside(copy, place.here.roots, some, None, identity(vouched(copy)), report=quiet)
     empty_quarantine(where, place.here.roots, report=quiet)
     return None
 

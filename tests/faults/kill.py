@@ -12,7 +12,6 @@ from typing import Any
 import trio
 
 from caxev.core.model import TRANSFERRED, CopyKey
-from caxev.files import partial_path
 from tests.faults.campaign import (
     BIRTH,
     Born,
@@ -24,6 +23,7 @@ from tests.faults.campaign import (
     say,
     say_round,
 )
+from tests.places import partial_of
 
 MOVERS = {"chicago": "chicago", "stockholm": BIRTH}
 """For each site that gets a copy: who moves it there, by pulling or by pushing."""
@@ -58,7 +58,7 @@ async def _during(
     """Kill once so many bytes have come to `to`; whether that was in time, and what is wrong."""
     mover = ground.listeners[MOVERS[to]]
     final = await _location(ground, born, to)
-    partial = Path(partial_path(str(final)))
+    partial = partial_of(final)
     while not final.exists():
         if _bytes_in(partial) >= threshold:
             _kill(ground, mover)

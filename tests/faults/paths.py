@@ -49,6 +49,7 @@ from caxev.transfer import Route
 from tests import sshd as servers
 from tests.attacks import Attack, Watched, attacks
 from tests.faults.campaign import Problem, Tally, say, say_round
+from tests.places import vouched
 from tests.test_files import quiet
 
 T = TypeVar("T")
@@ -212,7 +213,7 @@ class Place:
         if act == "register":
             raise GiveUp("nothing is told of what is outside")
         try:
-            mark = identity(path)
+            mark = identity(vouched(path.rstrip("/")))
         except OSError:  # a link on the way, as the command would report it
             mark = None
         erase_stray(path, self.here.roots, mark, report=to_nobody)

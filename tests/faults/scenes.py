@@ -39,6 +39,7 @@ from tests.faults.campaign import BIRTH, Born, End, Ground
 from tests.faults.deletion import harm, record
 from tests.faults.held import HOLD
 from tests.faults.tape import TEMPLATE, TapeGround, asked
+from tests.places import vouched
 from tests.rucio_server import missing
 
 Document = dict[str, Any]
@@ -235,7 +236,7 @@ def _processed(place: Path) -> Document:
     """Write processed data of an old version; its entry."""
     place.mkdir(parents=True)
     (place / "data").write_bytes(b"peaks" * 1000)
-    found = digest_tree(str(place), sha512=True, report=lambda _done, _total: None)
+    found = digest_tree(vouched(place), sha512=True, report=lambda _done, _total: None)
     return {
         "type": "processed",
         "host": CHICAGO,

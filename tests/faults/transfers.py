@@ -22,10 +22,10 @@ from caxev.core.clock import utcnow
 from caxev.core.model import ERROR, TRANSFERRED, Run
 from caxev.database import Request
 from caxev.demo.world import World
-from caxev.files import partial_path
 from tests.faults.campaign import BIRTH, Born, Ground, Problem, Tally, corrupt, say, say_round
 from tests.faults.load import in_turn
 from tests.faults.proxy import Proxy, Way, front_ssh
+from tests.places import partial_of
 
 SIZE: Final = 6_000_000
 """Bytes in a run."""
@@ -63,7 +63,7 @@ class Stage:
 
         async def some() -> bool:
             targets = [self.target(site) for site in self.proxies if site != BIRTH]
-            parts = [Path(partial_path(str(target))) for target in targets]
+            parts = [partial_of(target) for target in targets]
             moved = (_size(part) > MOVED * SIZE for part in parts)
             return any(moved) or any(target.exists() for target in targets)
 
@@ -211,7 +211,7 @@ def flip_partial(target: Path, source: Path) -> bool:
     What has come is known by its being what the source has: a file may have holes that are still
     to be filled, and what is changed in those would be written over.
     """
-    partial = Path(partial_path(str(target)))
+    partial = partial_of(target)
     for file in source.iterdir():
         if file.is_symlink() or not file.is_file():
             continue

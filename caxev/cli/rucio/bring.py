@@ -20,7 +20,7 @@ from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import REQUESTED, TRANSFERRED, Copy, CopyKey, Run
 from caxev.core.update import RunUpdate
-from caxev.files import Manifest, digest_tree, to_nobody
+from caxev.files import Manifest, confine, digest_tree, to_nobody
 
 if TYPE_CHECKING:
     from caxev.database import Database
@@ -165,6 +165,7 @@ def _fetch_here(order: Any, manifest: str | None) -> None:
     # Rucio compares its own checksums (ADLER32 or MD5) only; the manifest is that of the original.
     rucio.download(order, report=to_nobody)
     if manifest is not None:
-        found = digest_tree(order.location, sha512=False, report=to_nobody).digest
+        path = confine(order.location, order.here.roots)
+        found = digest_tree(path, sha512=False, report=to_nobody).digest
         if found != manifest:
             raise GiveUp(f"{order.location} has the digest {found}, and should have {manifest}")

@@ -1,38 +1,31 @@
 """Move copies between this machine and others over SSH: the only package that imports asyncssh.
 
-`pull`, `push`, `remote_manifest` and `check` are plain functions that run in a worker process. They
-raise `caxev.core.job.Retry` and `GiveUp` only.
+Its functions run in a worker process, and raise `caxev.core.errors.Retry` and `GiveUp` only.
 """
 
-from caxev.transfer.ssh.endpoint import Endpoint
+from caxev.transfer.ssh.endpoint import Endpoint, endpoint_of
 from caxev.transfer.ssh.landing import (
     Landing,
-    free_there,
-    land_there,
-    look_there,
+    in_session,
+    land,
     only_pusher,
-    publish_there,
+    publish,
 )
-from caxev.transfer.ssh.mover import check, pull, push, remote_manifest
+from caxev.transfer.ssh.mover import SshMover, check
 from caxev.transfer.ssh.openssh import host_name, shell
-from caxev.transfer.ssh.plan import STREAMS, Transfer
-from caxev.transfer.ssh.sites import endpoint_of
+from caxev.transfer.ssh.remote import Remote
 
 __all__ = [
-    "STREAMS",
     "Endpoint",
     "Landing",
-    "Transfer",
+    "Remote",
+    "SshMover",
     "check",
     "endpoint_of",
-    "free_there",
     "host_name",
-    "land_there",
-    "look_there",
+    "in_session",
+    "land",
     "only_pusher",
-    "publish_there",
-    "pull",
-    "push",
-    "remote_manifest",
+    "publish",
     "shell",
 ]

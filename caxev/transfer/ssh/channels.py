@@ -24,7 +24,7 @@ _F_SETPIPE_SZ: Final = 1031
 _TAIL: Final = 1 << 10  # bytes of standard error that are kept
 
 
-class Line(Protocol):
+class SftpChannel(Protocol):
     """A channel to an SFTP server at the far end; our hello is sent already."""
 
     sftp: Sftp
@@ -39,8 +39,8 @@ class Line(Protocol):
         """Return, on one line, why it has ended."""
 
 
-class Program:
-    """An `ssh` process that carries SFTP on its standard input and output: see `Line`."""
+class SshProgram:
+    """An `ssh` process that carries SFTP on its standard input and output: see `SftpChannel`."""
 
     def __init__(self, command: Sequence[str]) -> None:
         """Start it. Raises OSError."""
@@ -128,8 +128,8 @@ class _There(asyncssh.SSHClientSession[bytes]):
             self.here.transport.close()
 
 
-class Channel:
-    """A channel of a connection: see `Line`. Use `channel_on`."""
+class ConnectionChannel:
+    """A channel of a connection: see `SftpChannel`. Use `channel_on`."""
 
     def __init__(self, ours: socket.socket, here: _Here) -> None:
         self._ours, self._here = ours, here
@@ -153,11 +153,11 @@ class Channel:
         return "its channel was closed"
 
 
-async def channel_on(connection: asyncssh.SSHClientConnection) -> Line:
+async def channel_on(connection: asyncssh.SSHClientConnection) -> SftpChannel:
     """Start SFTP on a new channel, which ends with the connection. Raises asyncssh's errors."""
     there = _There()
     channel, _ = await connection.create_session(lambda: there, subsystem="sftp", encoding=None)
     ours, theirs = socket.socketpair()
     loop = asyncio.get_running_loop()
     _, there.here = await loop.connect_accepted_socket(lambda: _Here(channel), theirs)
-    return Channel(ours, there.here)
+    return ConnectionChannel(ours, there.here)

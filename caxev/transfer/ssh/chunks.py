@@ -1,68 +1,21 @@
-"""Distribute the work of one copy among threads, span by span; count and limit what they move.
+"""Distribute the work of one copy among threads, span by span.
 
 Shared by the threads that move the bytes and the event loop beside them.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Iterable
-from threading import Condition, Lock
-from typing import Final
+from threading import Condition
 
 from attrs import define, evolve, field
 
-from caxev.files import PART, Piece, Report
-
-_REPORT_EVERY: Final = 0.2  # seconds
+from caxev.files import PART, Piece
 
 
 @define(eq=False)
-class Progress:
-    """Count bytes, and report the count a few times a second. Thread-safe."""
-
-    report: Report
-    total: int
-    done: int = 0
-    sent: int = 0
-    _last: float = 0.0
-    _lock: Lock = field(factory=Lock, init=False, repr=False)
-
-    def add(self, count: int) -> None:
-        """Count bytes that were moved."""
-        with self._lock:
-            self.done += count
-            self.sent += count
-            now = time.monotonic()
-            if now - self._last >= _REPORT_EVERY or self.done >= self.total:
-                self._last = now
-                self.report(self.done, self.total)
-
-
-@define(eq=False)
-class RateMeter:
-    """Limit the rate to `rate` bytes a second; None: no limit. Thread-safe."""
-
-    rate: float | None = None
-    _free_at: float = 0.0
-    _lock: Lock = field(factory=Lock, init=False, repr=False)
-
-    def take(self, count: int) -> float:
-        """Return 0 and count the bytes if they may be moved now; else the seconds to wait."""
-        if self.rate is None:
-            return 0.0
-        with self._lock:
-            now = time.monotonic()
-            if self._free_at > now:
-                return self._free_at - now
-            # Idle time is not saved up: after a pause the rate still holds.
-            self._free_at = max(now, self._free_at) + count / self.rate
-            return 0.0
-
-
-@define(eq=False)
-class Handout:
+class Chunks:
     """Hand out pieces, cut into spans of at most one `PART` of a file.
 
     With `ahead`, no span of a file ends more than that many bytes beyond the first missing byte. So
@@ -82,12 +35,12 @@ class Handout:
         self._to_begin = sum(piece.left for piece in self._left)
 
     @classmethod
-    def of(cls, pieces: Iterable[Piece], *, ahead: int | None = None) -> Handout:
-        """Return a handout of these pieces, in this order if possible."""
-        handout = cls(ahead, deque(pieces))
-        for piece in handout._left:  # an empty file has one span too, or nobody would make it
-            handout._spans[piece.file.path] += max(1, -(-piece.left // PART))
-        return handout
+    def of(cls, pieces: Iterable[Piece], *, ahead: int | None = None) -> Chunks:
+        """Return a chunks of these pieces, in this order if possible."""
+        chunks = cls(ahead, deque(pieces))
+        for piece in chunks._left:  # an empty file has one span too, or nobody would make it
+            chunks._spans[piece.file.path] += max(1, -(-piece.left // PART))
+        return chunks
 
     @property
     def finished(self) -> bool:

@@ -12,7 +12,8 @@ import asyncssh
 from attrs import frozen
 
 from caxev import aio
-from caxev.core.errors import UNFORESEEN, Denied, Retry
+from caxev.config import Site
+from caxev.core.errors import UNFORESEEN, Denied, GiveUp, Retry
 from caxev.files import shown
 from caxev.transfer.ssh.dialing import dial
 from caxev.transfer.ssh.known_hosts import read_known_hosts
@@ -81,6 +82,23 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+def endpoint_of(here: Site, there: Site) -> Endpoint:
+    """Return how `here` reaches `there`: its address, with our key and our known hosts.
+
+    Raises `GiveUp` if sites.json has no host name.
+    """
+    if there.hostname is None:
+        raise GiveUp(f"site {there.name!r} has no hostname in sites.json")
+    return Endpoint(
+        host=there.hostname,
+        port=there.port,
+        username=there.username,
+        known_hosts=here.known_hosts,
+        host_key=there.host_key,
+        identity=here.identity,
+    )
 
 
 @asynccontextmanager

@@ -1,14 +1,12 @@
 """Make a copy at the far end of an SFTP session, from its partial to its final name.
 
-`land` and `publish` use an open session. The functions whose names end in ``_there`` open one of
-their own, for a program that moves the bytes itself: they are plain functions that run in a worker
-process, and raise `Retry` and `GiveUp` only.
+`in_session` is for movers whose program moves the bytes by itself: it runs in a worker process, and
+raises `Retry` and `GiveUp` only.
 """
 
 from __future__ import annotations
 
 import os
-import posixpath
 import stat
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,10 +16,11 @@ import asyncssh
 from attrs import evolve, frozen
 
 from caxev import aio, failpoints
-from caxev.core.errors import GiveUp, Retry
+from caxev.core.errors import Retry
 from caxev.files import (
     FILE_MODE,
     LONGEST_ORIGIN,
+    FarPath,
     Plan,
     Range,
     Seen,
@@ -30,6 +29,7 @@ from caxev.files import (
     is_file,
     join,
     origin_path,
+    parent,
     partial_path,
     plan,
     printable,
@@ -37,8 +37,10 @@ from caxev.files import (
     second,
     to_the_second,
 )
+from caxev.transfer.base import Route
 from caxev.transfer.ssh.endpoint import Endpoint, sftp_session, translated
-from caxev.transfer.ssh.remote import GONE, NOT_FOR_US, Remote, each, naming
+from caxev.transfer.ssh.remote import Remote
+from caxev.transfer.ssh.session import GONE, NOT_FOR_US, each, naming
 
 T = TypeVar("T")
 
@@ -50,71 +52,42 @@ class Landing:
     `todo` is None if the copy has its final name already.
     """
 
-    final: bytes
-    partial: bytes
+    final: FarPath
+    partial: FarPath
     todo: Plan | None
-
-
-def look_there(endpoint: Endpoint, path: str, roots: Sequence[str]) -> tuple[bytes, list[Seen]]:
-    """Return the real path of a copy there, inside one of `roots`, and its listing.
-
-    Times are to the second. Raises `GiveUp` if the copy is gone, leads out of the roots or holds
-    what a copy must not.
-    """
-
-    async def look(remote: Remote) -> tuple[bytes, list[Seen]]:
-        real = await remote.confine(path, roots)
-        try:
-            return real, await remote.look(real)
-        except GONE as exc:
-            raise GiveUp(f"source directory gone: {remote.shown(real)}") from exc
-
-    return _with_session(endpoint, path, look)
 
 
 async def land(
     remote: Remote,
-    path: str,
-    roots: Sequence[str],
+    route: Route,
     source: Sequence[Seen],
     *,
-    min_free: int,
-    again: bool = False,
     unsure: int = 0,
     wrong: Mapping[bytes, Sequence[Range]] | None = None,
     origin: str | None = None,
 ) -> Landing:
-    """Prepare the partial of `path` there: make directories, remove what is foreign.
+    """Prepare the partial of the copy there: make directories, remove what is foreign.
 
-    Only files and links are left to do. With `again`, an existing copy is to be repaired and first
-    becomes a partial; `wrong` lists its bad ranges. `origin` names the content of the source: a
-    partial of other content is started afresh, because size and time may be equal; None: the caller
-    compares what is kept. Raises `GiveUp` if something else than `source` is at `path`, `Retry` if
-    fewer than `min_free` bytes would stay free.
+    Only files and links are left to do. If the route says `again`, an existing copy is to be
+    repaired and first becomes a partial; `wrong` lists its bad ranges. `origin` names the content
+    of the source: a partial of other content is started afresh, because size and time may be equal;
+    None: the caller compares what is kept. Raises `GiveUp` if something else than `source` has the
+    final name, `Retry` if fewer than the route's `min_free` bytes would stay free.
     """
-    final = await remote.confine(path, roots)
-    partial = os.fsencode(partial_path(os.fsdecode(final)))
-    if again:
+    final = await remote.confine(route.remote_path, route.there.roots)
+    partial = partial_path(final)
+    if route.again:
         await remote.withdraw(final, partial)
     if await remote.exists(final):
-        # An attempt that was killed after its rename. Servers that refuse to set times leave those
-        # of the writing, so with them names, kinds and sizes must do.
-        found = None if await remote.exists(partial) else await remote.look(final, check=False)
-        if (
-            found
-            and _timeless(found) == _timeless(source)
-            and await _no_times(remote, final, found)
-        ):
-            found = [*source]
-        check_standing(source, found, remote.shown(final))
-        await remote.remove_all(_note(final))
+        await _check_standing(remote, final, partial, source)
+        await remote.remove_all(origin_path(final))
         return Landing(final, partial, None)
     await remote.make_parents(final)
-    await _keep_same_origin(remote, final, partial, None if again else origin)
+    await _keep_same_origin(remote, final, partial, None if route.again else origin)
     present = await _present(remote, partial, source)
     todo = plan(source, present, unsure=unsure, wrong=wrong)
-    free = await remote.free(posixpath.dirname(final))
-    enough_space(todo, present, free, min_free, remote.shown(final))
+    free = await remote.free(parent(final))
+    enough_space(todo, present, free, route.min_free, remote.shown(final))
     await _prepare(remote, partial, todo, source)
     try:
         await _cut(remote, partial, todo, present, _sizes(source, wrong or {}))
@@ -123,6 +96,18 @@ async def land(
         todo = plan(source, ())
         await _prepare(remote, partial, todo, source)
     return Landing(final, partial, todo)
+
+
+async def _check_standing(
+    remote: Remote, final: FarPath, partial: FarPath, source: Sequence[Seen]
+) -> None:
+    """Raise `GiveUp` unless an attempt that was killed after its rename has left the copy."""
+    # Servers that refuse to set times leave those of the writing, so with them names, kinds and
+    # sizes must do.
+    found = None if await remote.exists(partial) else await remote.look(final, check=False)
+    if found and _timeless(found) == _timeless(source) and await _no_times(remote, final, found):
+        found = [*source]
+    check_standing(source, found, remote.shown(final))
 
 
 async def publish(
@@ -154,43 +139,7 @@ async def publish(
         paths = [join(landing.partial, inner) for inner in (*below[::-1], b"")]
         await each(remote.fsync_directory, paths)
     await remote.publish(landing.partial, landing.final)
-    await remote.remove_all(_note(landing.final))  # last: if we die before, `land` removes it
-
-
-def land_there(
-    endpoint: Endpoint,
-    path: str,
-    roots: Sequence[str],
-    source: Sequence[Seen],
-    *,
-    min_free: int,
-    again: bool = False,
-) -> Landing:
-    """`land` in a session of its own."""
-
-    async def in_session(remote: Remote) -> Landing:
-        return await land(remote, path, roots, source, min_free=min_free, again=again)
-
-    return _with_session(endpoint, path, in_session)
-
-
-def publish_there(endpoint: Endpoint, landing: Landing, source: Sequence[Seen]) -> None:
-    """`publish` in a session of its own; no file has been synced before."""
-    files = [seen for seen in source if seen.kind == "file"]
-
-    async def in_session(remote: Remote) -> None:
-        await publish(remote, landing, source, unsynced=files)
-
-    _with_session(endpoint, os.fsdecode(landing.final), in_session)
-
-
-def free_there(endpoint: Endpoint, path: bytes) -> int | None:
-    """`Remote.free` in a session of its own."""
-
-    async def in_session(remote: Remote) -> int | None:
-        return await remote.free(path)
-
-    return _with_session(endpoint, os.fsdecode(path), in_session)
+    await remote.remove_all(origin_path(landing.final))  # last: if we die before, `land` removes it
 
 
 @contextmanager
@@ -205,7 +154,9 @@ def only_pusher(where: str, final: bytes) -> Iterator[None]:
         yield
 
 
-def _with_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], Awaitable[T]]) -> T:
+def in_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], Awaitable[T]]) -> T:
+    """Call a function with an SFTP session of its own; errors name what it was `doing`."""
+
     async def run() -> T:
         with translated(endpoint, printable(os.fsencode(doing))):
             async with sftp_session(endpoint) as sftp:
@@ -216,17 +167,13 @@ def _with_session(endpoint: Endpoint, doing: str, function: Callable[[Remote], A
     return aio.run(run())
 
 
-def _note(final: bytes) -> bytes:
-    return os.fsencode(origin_path(os.fsdecode(final)))
-
-
 async def _keep_same_origin(
-    remote: Remote, final: bytes, partial: bytes, origin: str | None
+    remote: Remote, final: FarPath, partial: FarPath, origin: str | None
 ) -> None:
     """Remove a partial that may come from a source of other content, and note this one's."""
     # The old note goes after the partial, and the new one is written when nothing is left of it:
     # killed anywhere, no note names content that the partial does not have.
-    note = _note(final)
+    note = origin_path(final)
     wanted = None if origin is None else origin.encode()[:LONGEST_ORIGIN]
     if wanted is not None and await remote.read_small(note, LONGEST_ORIGIN) == wanted:
         return
@@ -237,7 +184,7 @@ async def _keep_same_origin(
         await remote.write_new(note, wanted)
 
 
-async def _present(remote: Remote, partial: bytes, source: Sequence[Seen]) -> list[Seen]:
+async def _present(remote: Remote, partial: FarPath, source: Sequence[Seen]) -> list[Seen]:
     """List the partial there; remove it if it cannot become this copy."""
     try:
         mode = (await remote.ask("lstat", partial)).permissions or 0
@@ -253,7 +200,7 @@ async def _present(remote: Remote, partial: bytes, source: Sequence[Seen]) -> li
     return []
 
 
-async def _prepare(remote: Remote, partial: bytes, todo: Plan, source: Sequence[Seen]) -> None:
+async def _prepare(remote: Remote, partial: FarPath, todo: Plan, source: Sequence[Seen]) -> None:
     for seen in todo.remove:
         await remote.remove(partial, seen)
     if not is_file(source):
@@ -274,7 +221,7 @@ def _sizes(source: Iterable[Seen], wrong: Container[bytes]) -> dict[bytes, int]:
 
 async def _cut(
     remote: Remote,
-    partial: bytes,
+    partial: FarPath,
     todo: Plan,
     present: Iterable[Seen],
     sizes: Mapping[bytes, int],
@@ -287,7 +234,7 @@ async def _cut(
             await remote.ask("setstat", join(partial, seen.path), asyncssh.SFTPAttrs(size=size))
 
 
-async def _finish(remote: Remote, path: bytes, seen: Seen, untimed: list[Seen]) -> None:
+async def _finish(remote: Remote, path: FarPath, seen: Seen, untimed: list[Seen]) -> None:
     when = second(seen)
     attrs = asyncssh.SFTPAttrs(permissions=FILE_MODE, atime=when, mtime=when)
     try:
@@ -299,7 +246,7 @@ async def _finish(remote: Remote, path: bytes, seen: Seen, untimed: list[Seen]) 
             await file.fsync()
 
 
-async def _no_times(remote: Remote, root: bytes, found: Iterable[Seen]) -> bool:
+async def _no_times(remote: Remote, root: FarPath, found: Iterable[Seen]) -> bool:
     """Return whether the server refuses to set the times of existing files."""
     # Asked with the time that the first file has, which changes nothing if it is granted.
     for seen in found:

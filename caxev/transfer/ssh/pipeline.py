@@ -1,7 +1,7 @@
 """Move the bytes of files over one SFTP session, in a thread.
 
 Requests are pipelined within a file and across files. Memory and the bytes in flight are bounded: a
-lane takes another span only while less than `WINDOW` of its spans is still to come.
+pipeline takes another span only while less than `WINDOW` of its spans is still to come.
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ from caxev.core.errors import Retry
 from caxev.files import (
     FILE_MODE,
     PART,
+    Confined,
+    FarPath,
     Item,
+    Meter,
     Piece,
+    RateLimiter,
+    changed,
+    check_unchanged,
     damaged,
     join,
     local,
@@ -32,15 +38,12 @@ from caxev.files import (
     printable,
     second,
 )
-from caxev.transfer.ssh.chunks import Handout, Progress, RateMeter
-from caxev.transfer.ssh.plan import BLOCK
-from caxev.transfer.ssh.remote import GONE, NOT_FOR_US, naming
-from caxev.transfer.ssh.sftp import OPENING, READ, WRITE, Answer, Sftp, may_be_file
+from caxev.transfer.ssh.chunks import Chunks
+from caxev.transfer.ssh.digests import Digests
+from caxev.transfer.ssh.session import GONE, NOT_FOR_US, naming
+from caxev.transfer.ssh.sftp import BLOCK, OPENING, READ, WRITE, Reply, Sftp, may_be_file
 
-Digests = dict[bytes, dict[int, list[bytes]]]
-"""The BLAKE3 of parts, by the file's path and the piece's first byte."""
-
-# Twice what OpenSSH lets a channel have in flight; an idle lane has room for any span.
+# Twice what OpenSSH lets a channel have in flight; an idle pipeline has room for any span.
 WINDOW: Final = max(PART, 4 << 20)  # bytes
 _FILES: Final = 64  # spans begun at once
 
@@ -48,14 +51,14 @@ _FILES: Final = 64  # spans begun at once
 class Refused(Exception):
     """The far end refuses to write a file, with no reason."""
 
-    def __init__(self, path: bytes, why: asyncssh.SFTPError) -> None:
+    def __init__(self, path: FarPath, why: asyncssh.SFTPError) -> None:
         super().__init__(str(why))
         self.path = path
 
 
 @frozen
-class Haul:
-    """The work that all lanes share: the trees on both sides, the pieces, and the rate limit.
+class PieceMove:
+    """The work that all pipelines share: the trees on both sides, the pieces, and the rate limit.
 
     `do`: pull, push, or only read for digests. `finishing`: a complete file gets its time, and, if
     pushed, is brought to the disk; `untimed` collects the files whose time the server does not set
@@ -63,11 +66,11 @@ class Haul:
     """
 
     do: Literal["pull", "push", "read"]
-    local: bytes
-    remote: bytes
-    handout: Handout
-    pace: RateMeter
-    progress: Progress
+    local: Confined | None
+    remote: FarPath
+    chunks: Chunks
+    limiter: RateLimiter
+    meter: Meter
     finishing: bool
     known: Mapping[bytes, Item]
     untimed: set[bytes] = field(factory=set, repr=False)
@@ -83,12 +86,12 @@ class Haul:
         with self._lock:
             parts = [digest] if span.left else []
             self.digests.setdefault(span.file.path, {})[span.start] = parts
-        return self.handout.done(span)
+        return self.chunks.done(span)
 
     @property
     def source(self) -> bytes:
         """Return the tree that the bytes come from."""
-        return self.local if self.do == "push" else self.remote
+        return self.local if self.do == "push" and self.local else self.remote
 
     def _is_wrong(self, span: Piece, digest: bytes) -> bool:
         item = self.known.get(span.file.path)
@@ -101,8 +104,8 @@ class _Span:
     """A span that is being moved, its file open at both ends."""
 
     span: Piece
-    here: bytes
-    there: bytes
+    here: Confined | None
+    there: FarPath
     left: int
     handle: bytes = b""
     descriptor: int = -1
@@ -118,24 +121,28 @@ class _Span:
             descriptor, self.descriptor = self.descriptor, -1
             os.close(descriptor)
 
+    @property
+    def file(self) -> Confined:
+        """Return the path here; never asked for if the bytes are only read for digests."""
+        assert self.here is not None
+        return self.here
+
     # -- what is read here
 
     def open_source(self) -> None:
-        with local(self.here, "read"):
-            self.descriptor = open_resolved(self.here, os.O_RDONLY | os.O_NONBLOCK)
+        with local(self.file, "read"):
+            self.descriptor = open_resolved(self.file, os.O_RDONLY | os.O_NONBLOCK)
         self.check_source()
 
     def check_source(self) -> None:
-        status, seen = os.fstat(self.descriptor), self.span.file
-        if (status.st_size, status.st_mtime_ns) != (seen.size, seen.mtime_ns):
-            raise changed(printable(self.here))
+        check_unchanged(self.descriptor, self.span.file, self.file)
 
     def read(self, buffer: memoryview) -> None:
         """Fill the buffer with the next bytes."""
-        with local(self.here, "read"):
+        with local(self.file, "read"):
             count = os.preadv(self.descriptor, [buffer], self.at)
         if count < len(buffer):
-            raise changed(printable(self.here))
+            raise changed(printable(self.file))
         self.digest.update(buffer)
         self.at += count
 
@@ -143,8 +150,8 @@ class _Span:
 
     def open_target(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT
-        with local(self.here, "write"):
-            self.descriptor = open_resolved(self.here, flags, FILE_MODE)
+        with local(self.file, "write"):
+            self.descriptor = open_resolved(self.file, flags, FILE_MODE)
 
     def put(self, at: int, data: memoryview) -> None:
         """Write bytes that follow those before; keep others, as servers may answer in any order."""
@@ -158,7 +165,7 @@ class _Span:
 
     def _write(self, data: memoryview) -> None:
         if self.descriptor >= 0:
-            with local(self.here, "write"):
+            with local(self.file, "write"):
                 rest = data
                 while rest:
                     rest = rest[os.pwrite(self.descriptor, rest, self.at + len(data) - len(rest)) :]
@@ -166,18 +173,18 @@ class _Span:
         self.at += len(data)
 
     def settle(self) -> None:
-        with local(self.here, "finish"):
+        with local(self.file, "finish"):
             os.utime(self.descriptor, ns=(self.span.file.mtime_ns, self.span.file.mtime_ns))
 
 
 @define(eq=False)
-class Lane:
+class Pipeline:
     """One session, and the spans that are under way on it."""
 
     sftp: Sftp
-    haul: Haul
+    move: PieceMove
     where: str
-    _asked: dict[int, Callable[[Answer], None]] = field(factory=dict, init=False)
+    _asked: dict[int, Callable[[Reply], None]] = field(factory=dict, init=False)
     _opening: dict[int, _Span] = field(factory=dict, init=False)
     _heard: float = field(factory=time.monotonic, init=False)
     _blocks: deque[tuple[_Span, int, int]] = field(factory=deque, init=False)
@@ -196,7 +203,7 @@ class Lane:
                 if self._asked:
                     if self._is_answered(wait):
                         self._take(self.sftp.answer())
-                elif wait is None or not self.haul.handout.pause(wait):
+                elif wait is None or not self.move.chunks.pause(wait):
                     return
         finally:
             for one in self._under_way:
@@ -220,7 +227,7 @@ class Lane:
             raise Retry(f"{shown} was not opened there in {OPENING:.0f} s: is it a file still?")
         return False
 
-    def _take(self, answer: Answer) -> None:
+    def _take(self, answer: Reply) -> None:
         self._heard = time.monotonic()
         self._opening.pop(answer.number, None)
         self._asked.pop(answer.number, _ignored)(answer)
@@ -230,11 +237,11 @@ class Lane:
 
         If no request is unanswered, waits for a span.
         """
-        ask = self._push if self.haul.do == "push" else self._pull
+        ask = self._push if self.move.do == "push" else self._pull
         while self._blocks or self._begin_another():
             if self._blocks:
                 one, at, count = self._blocks[0]
-                if wait := self.haul.pace.take(count):
+                if wait := self.move.limiter.take(count):
                     return wait
                 self._blocks.popleft()
                 ask(one, at, count)
@@ -244,35 +251,35 @@ class Lane:
         room = WINDOW - self._to_come
         if room <= 0 or len(self._under_way) >= _FILES:
             return False
-        span = self.haul.handout.take(wait=not self._asked, room=room)
+        span = self.move.chunks.take(wait=not self._asked, room=room)
         if span is not None:
             self._begin(span)
         return span is not None
 
-    def _ask(self, number: int, then: Callable[[Answer], None]) -> None:
+    def _ask(self, number: int, then: Callable[[Reply], None]) -> None:
         if not self._asked:
             self._heard = time.monotonic()  # the far end had nothing to answer until now
         self._asked[number] = then
 
     def _begin(self, span: Piece) -> None:
-        here = join(self.haul.local, span.file.path)
-        there = join(self.haul.remote, span.file.path)
+        here = None if self.move.local is None else join(self.move.local, span.file.path)
+        there = join(self.move.remote, span.file.path)
         one = _Span(span, here, there, span.left)
         self._under_way.add(one)
         self._to_come += span.left
-        if self.haul.do == "push":
+        if self.move.do == "push":
             one.open_source()
-        elif self.haul.do == "pull":
+        elif self.move.do == "pull":
             one.open_target()
-        if span.left or self.haul.do == "push":
-            flags = WRITE if self.haul.do == "push" else READ
+        if span.left or self.move.do == "push":
+            flags = WRITE if self.move.do == "push" else READ
             number = self.sftp.open(there, flags)
             self._ask(number, partial(self._opened, one))
             self._opening[number] = one
         else:
             self._end(one)
 
-    def _opened(self, one: _Span, answer: Answer) -> None:
+    def _opened(self, one: _Span, answer: Reply) -> None:
         self._check("open", one, answer)
         one.handle = bytes(answer.body)
         self._ask(self.sftp.kind(one.handle), partial(self._seen, one))
@@ -282,25 +289,25 @@ class Lane:
         if not span.left:
             self._end(one)
 
-    def _check(self, request: str, one: _Span, answer: Answer) -> None:
+    def _check(self, request: str, one: _Span, answer: Reply) -> None:
         if answer.error is None:
             return
-        if self.haul.do != "push" and isinstance(answer.error, GONE):
+        if self.move.do != "push" and isinstance(answer.error, GONE):
             raise Retry(f"{self._shown(one)} vanished meanwhile") from answer.error
-        if self.haul.do == "push" and isinstance(answer.error, asyncssh.SFTPFailure):
+        if self.move.do == "push" and isinstance(answer.error, asyncssh.SFTPFailure):
             raise Refused(one.there, answer.error)
         with naming(request, one.there):
             raise answer.error
 
-    def _seen(self, one: _Span, answer: Answer) -> None:
+    def _seen(self, one: _Span, answer: Reply) -> None:
         """Check that a regular file was opened: requests to others may never be answered."""
         if answer.error is None and not may_be_file(answer.body):
             raise Retry(f"{self._shown(one)} is no longer a file")
 
-    def _settled(self, one: _Span, answer: Answer) -> None:
+    def _settled(self, one: _Span, answer: Reply) -> None:
         """Note a file whose time the server does not set by its handle: `publish` tries by path."""
         if isinstance(answer.error, NOT_FOR_US):
-            self.haul.untimed.add(one.span.file.path)
+            self.move.untimed.add(one.span.file.path)
         else:
             self._check("fsetstat", one, answer)
 
@@ -311,7 +318,7 @@ class Lane:
         number = self.sftp.read(one.handle, at, count)
         self._ask(number, partial(self._pulled, one, at, count))
 
-    def _pulled(self, one: _Span, at: int, count: int, answer: Answer) -> None:
+    def _pulled(self, one: _Span, at: int, count: int, answer: Reply) -> None:
         self._check("read", one, answer)
         some = len(answer.body)
         if not 0 < some <= count:
@@ -327,7 +334,7 @@ class Lane:
         number = self.sftp.write(one.handle, at, block)
         self._ask(number, partial(self._pushed, one, count))
 
-    def _pushed(self, one: _Span, count: int, answer: Answer) -> None:
+    def _pushed(self, one: _Span, count: int, answer: Reply) -> None:
         self._check("write", one, answer)
         self._moved(one, count)
 
@@ -336,36 +343,31 @@ class Lane:
         self._to_come -= count
         if not one.left:
             self._end(one)
-        self.haul.progress.add(count)
+        self.move.meter.add(count)
 
     def _end(self, one: _Span) -> None:
         """Finish a span whose bytes have all arrived."""
-        if self.haul.do == "push":
+        if self.move.do == "push":
             one.check_source()
-        last = self.haul.moved(one.span, one.digest.digest())
-        if last and self.haul.finishing:
+        last = self.move.moved(one.span, one.digest.digest())
+        if last and self.move.finishing:
             self._finish(one)
         one.close()
         self._under_way.discard(one)
         if one.handle:
             self.sftp.close(one.handle)  # no later request depends on the answer
         if last:
-            failpoints.point("ssh.file" if self.haul.do == "push" else "files.file")
+            failpoints.point("ssh.file" if self.move.do == "push" else "files.file")
 
     def _finish(self, one: _Span) -> None:
-        if self.haul.do == "pull":
+        if self.move.do == "pull":
             one.settle()
-        elif self.haul.do == "push":
+        elif self.move.do == "push":
             settling = self.sftp.settle(one.handle, second(one.span.file))
             self._ask(settling, partial(self._settled, one))
             if self.sftp.can_fsync:
                 self._ask(self.sftp.fsync(one.handle), partial(self._check, "fsync", one))
 
 
-def _ignored(_answer: Answer) -> None:
+def _ignored(_answer: Reply) -> None:
     """Ignore the answer to a close."""
-
-
-def changed(shown: str) -> Retry:
-    """Return the error for a source that changed during the copy."""
-    return Retry(f"{shown} changed while it was copied")

@@ -17,8 +17,8 @@ import asyncssh
 from attrs import define, field
 
 from caxev.files import FILE_MODE
-from caxev.transfer.ssh.plan import BLOCK
 
+BLOCK: Final = 255 * 1024  # bytes; the most that OpenSSH's server takes or gives in one request
 READ: Final = asyncssh.FXF_READ
 WRITE: Final = asyncssh.FXF_WRITE | asyncssh.FXF_CREAT
 OPENING: Final = 60.0
@@ -44,7 +44,7 @@ class Lost(Exception):
     """The session has ended."""
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """The answer to the request of that number.
 
     `body`: a handle, attributes, or the bytes that were read, valid until the next answer; empty
@@ -122,17 +122,17 @@ class Sftp:
         poll.register(self.reading, select.POLLIN)
         return bool(poll.poll(1000 * timeout))
 
-    def answer(self) -> Answer:
+    def answer(self) -> Reply:
         """Wait for the next answer."""
         length, kind, number = _HEADER.unpack(self._read(_HEADER.size))
         body = self._read(length - _HEADER.size + _LONG.size)
         if kind == _STATUS:
             (code,) = _LONG.unpack(body[:4])
-            return Answer(number, body[:0], None if code in {_OK, _EOF} else _error(code, body[4:]))
+            return Reply(number, body[:0], None if code in {_OK, _EOF} else _error(code, body[4:]))
         if kind in {_HANDLE, _DATA}:
-            return Answer(number, body[4:])
+            return Reply(number, body[4:])
         if kind == _ATTRIBUTES:
-            return Answer(number, body)
+            return Reply(number, body)
         raise Lost
 
     def _ask(self, kind: int, body: bytes, data: bytes | memoryview = b"") -> int:

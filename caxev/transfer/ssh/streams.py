@@ -12,17 +12,16 @@ from typing import Any, TypeVar
 from attrs import define, field
 
 from caxev import failpoints
-from caxev.files import PartDigest, Piece, join
+from caxev.files import Confined, Meter, PartDigest, Piece, RateLimiter, join
 from caxev.transfer.receive import CHUNK, read_piece, write_piece
 from caxev.transfer.ssh.agent import Agent
-from caxev.transfer.ssh.chunks import Progress, RateMeter
-from caxev.transfer.ssh.pipeline import Digests
+from caxev.transfer.ssh.digests import Digests
 
 T = TypeVar("T")
 
 
 async def send_stream(
-    agent: Agent, root: bytes, pieces: Sequence[Piece], pace: RateMeter, progress: Progress
+    agent: Agent, root: Confined, pieces: Sequence[Piece], limiter: RateLimiter, meter: Meter
 ) -> Digests:
     """Send these pieces of the files below `root`; the next are read while these are sent."""
     digests: Digests = {}
@@ -31,16 +30,16 @@ async def send_stream(
     try:
         while data := await coming:
             coming = asyncio.create_task(_in_thread(packer.take))
-            await _paced(pace, len(data))
+            await _paced(limiter, len(data))
             await agent.write(data)
-            progress.add(len(data))
+            meter.add(len(data))
     finally:  # a thread that still reads must not outlive us
         await asyncio.wait([coming])
     return digests
 
 
 async def receive_stream(
-    agent: Agent, root: bytes, pieces: Sequence[Piece], pace: RateMeter, progress: Progress
+    agent: Agent, root: Confined, pieces: Sequence[Piece], limiter: RateLimiter, meter: Meter
 ) -> Digests:
     """Write what comes to these pieces of the files below `root`."""
     digests: Digests = {}
@@ -51,18 +50,18 @@ async def receive_stream(
         while left:
             data = await agent.read(min(left, CHUNK))
             left -= len(data)
-            await _paced(pace, len(data))
+            await _paced(limiter, len(data))
             await writing
             writing = asyncio.create_task(_in_thread(unpacker.put, data))
-            progress.add(len(data))
+            meter.add(len(data))
         await writing
     finally:
         await asyncio.wait([writing])
     return digests
 
 
-async def _paced(pace: RateMeter, count: int) -> None:
-    while wait := pace.take(count):  # noqa: ASYNC110  # no event marks the passing of time
+async def _paced(limiter: RateLimiter, count: int) -> None:
+    while wait := limiter.take(count):  # noqa: ASYNC110  # no event marks the passing of time
         await asyncio.sleep(wait)
 
 
@@ -80,7 +79,7 @@ async def _in_thread(function: Callable[..., T], *args: Any) -> T:
 class Packer:
     """Read pieces of files, and compute their digests."""
 
-    root: bytes
+    root: Confined
     pieces: Iterator[Piece]
     digests: Digests
 
@@ -102,7 +101,7 @@ class Packer:
 class Unpacker:
     """Write pieces of files, each when it is complete, and compute their digests."""
 
-    root: bytes
+    root: Confined
     pieces: list[Piece]
     digests: Digests
     _next: int = 0
