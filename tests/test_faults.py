@@ -50,6 +50,7 @@ from tests.faults.hostile import DEEDS
 from tests.faults.kill import kill
 from tests.faults.load import in_turn
 from tests.faults.races import races
+from tests.faults.real_cax import unreadable_files
 from tests.faults.rucio import rucio
 from tests.faults.scenes import PURGED, SCENES
 from tests.faults.soak import SPARE, Held, grown, soak
@@ -519,6 +520,26 @@ def test_what_is_no_checkout_of_cax_is_refused(tmp_path: Path, what: str) -> Non
     assert message.startswith(f"--cax {wrong}: ")
     assert message.endswith(GET_IT)
     assert "\n" not in message
+
+
+def test_a_file_of_cax_that_does_not_load_is_named(tmp_path: Path) -> None:
+    """A configuration and a rule file that do not load; those that mean what they say are not."""
+    source = made_cax(tmp_path)
+    (source / "cax" / "rules").mkdir()
+    lngs: dict[str, Any] = {
+        "name": "lngs",
+        "dir_raw": "/data/raw/",
+        "upload_options": [],
+        "purge": None,
+    }
+    (source / "cax" / "cax.json").write_text(json.dumps([lngs]))
+    (source / "cax" / "rules" / "simple.json").write_text("[]")
+    assert unreadable_files(source) == []
+    (source / "cax" / "cax.json").write_text('[{"nome": "lngs"}]')
+    (source / "cax" / "rules" / "simple.json").write_text('[{"rule": 5}]')
+    site, rule = unreadable_files(source)
+    assert "nome" in site
+    assert "simple.json" in rule
 
 
 LOOPING = f"""

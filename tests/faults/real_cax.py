@@ -20,6 +20,7 @@ of its own that has no such master: runs are born there, and it keeps them.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import Counter, deque
@@ -37,9 +38,11 @@ import trio
 from attrs import define, field, frozen
 from pymongo import MongoClient
 
+from caxev.config import ConfigError, load_sites
 from caxev.core.clock import utcnow
 from caxev.core.model import ERROR, TRANSFERRED, TRANSFERRING, VERIFYING, CopyKey
 from caxev.demo.world import World
+from caxev.rucio.rules import load_rules
 from tests import sshd
 from tests.faults.campaign import Born, Ground, Problem, Tally, digest_of, say, say_round
 from tests.faults.cax import KEEP, OBSTACLE, SECOND, Kind, finished, made_way
@@ -267,8 +270,8 @@ PLAIN: Final = {BIRTH: _PLAIN, OTHER: _PLAIN, CAX: {**_PLAIN, "purge": 1}}
 async def beside_real_cax(ground: Ground, *, source: Path, runs: int, seed: int) -> dict[str, Any]:
     """Take `runs` in all, dealt to the scenes.
 
-    `unreadable` counts the times that cax ended at a document, `outside` what has changed beside
-    the sites' directories.
+    `unreadable` counts the times that cax ended at a document, and those of cax's own files that
+    caxev cannot read; `outside` what has changed beside the sites' directories.
     """
     tally = Tally(ground.compared)
     with _played(ground, source, Random(seed)) as play:
@@ -285,6 +288,7 @@ async def beside_real_cax(ground: Ground, *, source: Path, runs: int, seed: int)
         _configure(play, {}, await _names(ground))
         last = await trio.to_thread.run_sync(play.cax.once)
         unreadable = [*play.cax.ended, *([last] if last else [])]
+        unreadable += unreadable_files(source)
         changed = outside.changed(await _names(ground))
         tally.faults = play.fault.played.total() + play.cax.taken_out
     for what in [*unreadable, *changed]:
@@ -385,6 +389,44 @@ def _configure(play: Play, options: Change, runs: Sequence[str]) -> None:
         if entry["name"] == CAX:
             entry |= {"purge": 1, "task_list": [*TASKS], "dataset_list": [*runs], **options}
     play.cax.configure(entries)
+
+
+KEYS: Final = (
+    *("dir_raw", "dir_processed", "dir_minitrees", "dir_tsm", "data_type", "nstreams"),
+    *("upload_options", "download_options", "purge"),
+)
+"""Keys of cax's configuration whose value caxev has as it stands there."""
+
+
+def unreadable_files(source: Path) -> list[str]:
+    """Say which of cax's own configuration and rule files do not load, or mean something else."""
+    wrong: list[str] = []
+    for file in sorted(source.glob("cax/*.json")):
+        try:
+            sites = load_sites(file)
+        except ConfigError as error:
+            wrong.append(str(error))
+            continue
+        for entry in json.loads(file.read_text()):
+            site = sites.get(entry["name"])
+            wrong += [
+                f"{file}: {site.name}: {key} is {getattr(site, key)!r}, not {entry[key]!r}"
+                for key in KEYS
+                if key in entry and _plain(getattr(site, key)) != _plain(entry[key])
+            ]
+    for file in sorted(source.glob("cax/rules/*.json")):
+        try:
+            load_rules(file)
+        except ConfigError as error:
+            wrong.append(str(error))
+    return wrong
+
+
+def _plain(value: object) -> object:
+    """Return a value of a configuration as it is compared: empty is none."""
+    if isinstance(value, str):
+        return value.rstrip("/")
+    return (list(value) or None) if isinstance(value, list | tuple) else value
 
 
 # -- what nobody may touch ------------------------------------------------------------------------
