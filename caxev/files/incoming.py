@@ -33,6 +33,7 @@ from caxev.files.resolved import link, mkdir, open_resolved, opened, remove, ren
 from caxev.files.staging import StagedCopy, enough_space, make_parents
 from caxev.files.tree import Seen, look
 from caxev.files.uncached import aligned_buffer, open_uncached, read_into
+from caxev.files.ways import tried
 
 _CHUNK: Final = 8 << 20
 _ENOUGH: Final = 32  # hex digits
@@ -40,15 +41,6 @@ _PASSING: Final = b".passing"  # the suffix of directories that are of no use af
 _OURS: Final = 256  # descriptors for everything but a program's input
 KEPT: Final = 14 * 86400.0
 """Seconds for which an unfinished copy is kept if it is not resumed."""
-CANNOT_LINK: Final = {
-    errno.EXDEV,
-    errno.EOPNOTSUPP,
-    errno.ENOSYS,
-    errno.EINVAL,
-    errno.EPERM,
-    errno.EMLINK,
-}
-"""The kernel's errors if there can be no hard link."""
 
 
 def bring_in(
@@ -181,21 +173,10 @@ def mirror(source: Confined, target: Confined, *, links: bool = True) -> Iterato
                 elif one.kind == "link":
                     if links:
                         os.symlink(one.target, path)
-                elif not _linked(join(source, one.path), path):
+                elif not tried(link_file, join(source, one.path), path):
                     _let_open(len(seen), source)
                     os.symlink(held.enter_context(pinned(join(source, one.path))), path)
         yield
-
-
-def _linked(old: Confined, new: Confined) -> bool:
-    """Make a hard link to a regular file; return whether there can be one."""
-    try:
-        link_file(old, new)
-    except OSError as exc:
-        if exc.errno not in CANNOT_LINK:
-            raise
-        return False
-    return True
 
 
 def _let_open(files: int, source: Confined) -> None:

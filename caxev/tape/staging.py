@@ -6,12 +6,10 @@ files are hard links to the source or, if that is not possible, share its blocks
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -30,19 +28,9 @@ from caxev.files import (
     printable,
     writing,
 )
+from caxev.files.ways import cloned, tried
 from caxev.tape.base import Stored, Transcript
 
-_FICLONE: Final = 0x40049409
-# Errors of links and clones that mean "not on these file systems", so that a copy is made instead.
-_CANNOT: Final = {
-    errno.EXDEV,
-    errno.EOPNOTSUPP,
-    errno.ENOTTY,
-    errno.ENOSYS,
-    errno.EINVAL,
-    errno.EPERM,
-    errno.EMLINK,
-}
 _UNFINISHED: Final = ".caxev-part-"
 
 
@@ -124,7 +112,7 @@ def _place(old: Confined, new: Confined) -> int:
             return status.st_size
         _take_away(new)
     failpoints.point("tape.link")
-    if not _tried(lambda: link_file(old, new)):
+    if not tried(link_file, old, new):
         _copy(old, new, status)
     failpoints.point("tape.link")
     return status.st_size
@@ -135,7 +123,7 @@ def _copy(old: Confined, new: Confined, status: os.stat_result) -> None:
     # Others may write to the source's directory: a link that replaces a file is not followed.
     descriptor = open_resolved(old, os.O_RDONLY)
     with os.fdopen(descriptor, "rb") as reading, open(unfinished, "wb") as writing_:
-        if not _tried(lambda: fcntl.ioctl(writing_.fileno(), _FICLONE, reading.fileno())):
+        if not cloned(reading.fileno(), writing_.fileno()):
             shutil.copyfileobj(reading, writing_, 8 << 20)
         writing_.flush()
         os.fsync(writing_.fileno())
@@ -146,17 +134,6 @@ def _copy(old: Confined, new: Confined, status: os.stat_result) -> None:
     os.utime(unfinished, ns=(status.st_atime_ns, status.st_mtime_ns))
     failpoints.point("tape.copied")
     os.rename(unfinished, new)
-
-
-def _tried(function: Callable[[], object]) -> bool:
-    """Call a function; False if the kernel does not support it for these files. Raises OSError."""
-    try:
-        function()
-    except OSError as exc:
-        if exc.errno in _CANNOT:
-            return False
-        raise
-    return True
 
 
 def _take_away(path: Confined) -> None:

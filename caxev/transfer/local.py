@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -40,21 +37,11 @@ from caxev.files import (
     shown,
 )
 from caxev.files.resolved import link, unlink
+from caxev.files.ways import CANNOT, cloned, tried
 from caxev.transfer.base import Route, check_content
 
-_FICLONE: Final = 0x40049409
 _CHUNK: Final = 8 << 20
 _LEAST: Final = 64 << 10
-_CANNOT: Final = {
-    errno.EXDEV,
-    errno.EOPNOTSUPP,
-    errno.ENOTTY,
-    errno.ENOSYS,
-    errno.EINVAL,
-    errno.EPERM,
-    errno.EMLINK,
-}
-"""Errors by which the kernel refuses a way of copying for these two files; another may work."""
 
 
 class Local:
@@ -150,7 +137,7 @@ class _TreeCopy:
         with local(new, "write"):
             with suppress(FileNotFoundError):
                 unlink(new)
-            linked = _tried(lambda: link(old, new))
+            linked = tried(link, old, new)
         if linked:
             self.meter.shared(piece.left)
         return linked
@@ -164,7 +151,10 @@ class _TreeCopy:
             opened(new, os.O_WRONLY | os.O_CREAT, FILE_MODE) as writing,
         ):
             check_unchanged(reading, piece.file, old)
-            if not self._cloned(reading, writing, piece):
+            # A reflink replaces all of the target, so it serves to finish an interrupted copy too.
+            if cloned(reading, writing):
+                self.meter.shared(piece.left)
+            else:
                 for descriptor in (reading, writing):
                     os.lseek(descriptor, piece.start, os.SEEK_SET)
                 if self._bytes(reading, writing, piece.left) != piece.left:
@@ -172,14 +162,6 @@ class _TreeCopy:
             # The time marks the file as whole, so it comes after the last byte.
             os.utime(writing, ns=(piece.file.mtime_ns, piece.file.mtime_ns))
             check_unchanged(reading, piece.file, old)
-
-    def _cloned(self, reading: int, writing: int, piece: Piece) -> bool:
-        """Reflink one file to the other if the file system can; return whether it did."""
-        # FICLONE replaces all of the target, so it serves to finish an interrupted copy too.
-        cloned = _tried(lambda: fcntl.ioctl(writing, _FICLONE, reading))
-        if cloned:
-            self.meter.shared(piece.left)
-        return cloned
 
     def _bytes(self, reading: int, writing: int, length: int) -> int:
         """Copy up to `length` bytes; return how many, fewer if the file ends before."""
@@ -198,17 +180,6 @@ class _TreeCopy:
         return done
 
 
-def _tried(function: Callable[[], object]) -> bool:
-    """Call `function`; return False if the kernel refuses that way. Raises any other OSError."""
-    try:
-        function()
-    except OSError as exc:
-        if exc.errno in _CANNOT:
-            return False
-        raise
-    return True
-
-
 def _in_kernel(reading: int, writing: int, length: int) -> int | None:
     """Copy from both current offsets; return the bytes copied, or None to copy by hand."""
     # It returns 0 at the end of a file, but also for some files that have bytes (as in /proc):
@@ -216,7 +187,7 @@ def _in_kernel(reading: int, writing: int, length: int) -> int | None:
     try:
         return os.copy_file_range(reading, writing, length) or None
     except OSError as exc:
-        if exc.errno in _CANNOT:
+        if exc.errno in CANNOT:
             return None
         raise
 
