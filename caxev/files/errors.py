@@ -10,6 +10,8 @@ from typing import Final
 from caxev.core.errors import Damaged, Denied, GiveUp, Retry
 from caxev.files.paths import printable
 
+BUSY_AFTER: Final = 5.0
+"""Seconds after which what another process holds is tried again."""
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 

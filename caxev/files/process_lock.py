@@ -5,14 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
 from blake3 import blake3
 
 from caxev.core.errors import Retry
-
-_BUSY_AFTER: Final = 5.0
-"""Seconds after which a lock that another process holds is tried again."""
+from caxev.files.errors import BUSY_AFTER
 
 
 @contextmanager
@@ -24,5 +21,5 @@ def process_lock(key: bytes, busy: str) -> Iterator[None]:
         try:
             lock.bind(f"\0caxev-{blake3(key).hexdigest()}")
         except OSError as exc:
-            raise Retry(busy, after=_BUSY_AFTER) from exc
+            raise Retry(busy, after=BUSY_AFTER) from exc
         yield

@@ -18,7 +18,7 @@ from typing import Final
 from caxev import failpoints
 from caxev.core.errors import Retry
 from caxev.files.confined import Confined, join, parent
-from caxev.files.errors import local
+from caxev.files.errors import BUSY_AFTER, local
 from caxev.files.paths import printable
 from caxev.files.resolved import (
     directory_of,
@@ -36,7 +36,6 @@ from caxev.files.tree import Seen, look
 DIR_MODE: Final = 0o755
 FILE_MODE: Final = 0o644
 _MANY: Final = 64  # files, above which one sync of the file system is cheaper
-_BUSY_AFTER: Final = 5.0  # seconds
 _RENAME_NOREPLACE: Final = 1
 _CANNOT: Final = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP}
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -79,7 +78,7 @@ def _made(partial: Confined, *, directory: bool) -> int:
 
 
 def _lock(descriptor: int, partial: Confined) -> None:
-    busy = Retry(f"{printable(partial)} is being written by another process", after=_BUSY_AFTER)
+    busy = Retry(f"{printable(partial)} is being written by another process", after=BUSY_AFTER)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as exc:

@@ -18,7 +18,7 @@ from caxev import failpoints
 from caxev.core.errors import Damaged, Denied, GiveUp, Retry
 from caxev.files.confined import Confined, join, parent
 from caxev.files.digest import wrong_below
-from caxev.files.errors import local
+from caxev.files.errors import BUSY_AFTER, local
 from caxev.files.manifest import PART, Item, Manifest, Range
 from caxev.files.meter import Meter, Moved, Report, to_nobody
 from caxev.files.paths import inside, origin_path, partial_path, printable, real_root
@@ -45,7 +45,6 @@ from caxev.files.tree import Seen, check_paths, look, manifest_of
 
 MARGIN: Final = 16 << 20
 """Bytes that a transfer always leaves free."""
-_BUSY_AFTER: Final = 5.0  # seconds
 LONGEST_ORIGIN: Final = 256
 """The longest note about the source of a partial, in bytes."""
 _BLOCK: Final = 512  # bytes, as `stat` counts
@@ -184,7 +183,7 @@ class StagedCopy:
             if os.path.lexists(self.final):
                 with suppress(OSError):  # if we have just made it, it would block the next attempt
                     rmdir(partial)
-                raise Retry(f"{printable(self.final)} has just appeared", after=_BUSY_AFTER)
+                raise Retry(f"{printable(self.final)} has just appeared", after=BUSY_AFTER)
             # A partial with another name, as a hard-linked copy that is repaired: start a new one.
             if self.is_file and os.lstat(partial).st_nlink > 1:
                 unlink(partial)

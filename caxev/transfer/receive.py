@@ -65,7 +65,6 @@ LONGEST: Final = 64 << 20
 """The longest message, in bytes: ten million list a hundred thousand files with digests."""
 LINE: Final = 32
 """The longest line with a message's length, in bytes."""
-_F_SETPIPE_SZ: Final = 1031
 MISSHAPEN: Final = (ValueError, TypeError, KeyError, AttributeError, OverflowError)
 """What reading a malformed message can raise."""
 
@@ -208,7 +207,7 @@ def serve(roots: Sequence[str]) -> int:
     os.umask(0o022)
     for descriptor in (0, 1):
         with suppress(OSError):  # sshd may give us sockets in place of pipes
-            fcntl.fcntl(descriptor, _F_SETPIPE_SZ, CHUNK)
+            fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, CHUNK)
     channel = Wire(os.fdopen(0, "rb", CHUNK), os.fdopen(1, "wb", CHUNK))
     # Before the request is read: the other side takes silence for an account without caxev.
     os.write(1, HELLO)

@@ -20,7 +20,6 @@ from caxev.tails import Tail
 from caxev.transfer.ssh.sftp import Sftp
 
 _PIPE: Final = 1 << 20  # bytes
-_F_SETPIPE_SZ: Final = 1031
 _TAIL: Final = 1 << 10  # bytes of standard error that are kept
 
 
@@ -58,7 +57,7 @@ class SshProgram:
         self._pipes = (self._process.stdout, self._process.stdin, self._process.stderr)
         for pipe in self._pipes[:2]:
             with suppress(OSError):
-                fcntl.fcntl(pipe, _F_SETPIPE_SZ, _PIPE)
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE)
         self.sftp = Sftp(self._pipes[0].fileno(), self._pipes[1].fileno())
         self.sftp.hello()
 
