@@ -83,6 +83,22 @@ async def _states(db: Any, wanted: list[str]) -> bool:
     return sorted(reaction.state.value for reaction, _ in await db.reactions("lngs")) == wanted
 
 
+async def test_what_led_to_nothing_is_recorded_soon(database: Named) -> None:
+    """Also after something that led to reactions, and without another change."""
+    seen, record = recorder()
+    options = engine.options_for(database, [engine.handler(record, tag("go"))])
+    async with engine.opened(database) as db, engine.listener(db, options):
+        for number in (1, 3):
+            await db.insert_run(engine.run_document(number, tags=[{"name": "go"}]))
+            await engine.until(lambda: len(seen) == (number + 1) // 2)  # noqa: B023  # at once
+            idle = await db.insert_run(engine.run_document(number + 1))
+
+            async def is_recorded() -> bool:
+                return idle in (await db.snapshot("lngs", [idle])).before  # noqa: B023  # at once
+
+            await engine.until(is_recorded)
+
+
 async def test_retry_comes_back_and_is_durable(database: Named) -> None:
     """A retry's due time outlives the process that set it."""
     tries: list[float] = []

@@ -308,7 +308,8 @@ class Recorder:
         self._remember(ingest.snapshots)
         for run in ingest.snapshots:
             self._deferred.pop(run, None)
-        if not self._deferred:
+        # One that is not set yet stays: `record_deferred` may be waiting for it.
+        if not self._deferred and self._has_deferred.is_set():
             self._has_deferred = trio.Event()
         self._readable_again(shown)
         for handler, number in Counter(reaction.handler for reaction in reactions).items():
