@@ -316,7 +316,7 @@ def test_merge_of_files_that_disagree(tmp_path: Path, caxev: Caxev) -> None:  # 
     first = caxev("sites", "merge", "--first", two, one)
     assert first.code == 0
     assert [one["dir_raw"] for one in json.loads(first.out)] == ["/data/raw/", "/new/raw"]
-    assert first.err.count("; the first is taken") == 2
+    assert first.err.count("; the first file is used") == 2
 
 
 def test_a_merged_file_says_what_its_one_part_says(tmp_path: Path, caxev: Caxev) -> None:  # noqa: F811  # the fixture

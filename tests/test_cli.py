@@ -593,7 +593,7 @@ BUSY = {
     "epoch": 17,
     "streamed": "2016-11-11T14:34:05Z",
     "pending": 12,
-    "progress": "3 at work: 12.3 GB of 40 GB, 210 MB/s, 2 min left",
+    "progress": "3 running: 12.3 GB of 40 GB, 210 MB/s, 2 min left",
     "clock": "+0.1 s",
     "gap": "2016-11-11T14:34:05Z the stream lost its history: all runs were compared",
 }

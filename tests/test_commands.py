@@ -358,7 +358,9 @@ def test_register_adds_an_entry(ground: Ground) -> None:
         "checksum": None,
         "creation_place": "lngs",
     }
-    assert_one_line(ground.caxev("register", str(path), "--site", "lngs"), 1, "has that copy")
+    assert_one_line(
+        ground.caxev("register", str(path), "--site", "lngs"), 1, "already has this copy"
+    )
 
 
 @pytest.mark.replicaset
@@ -374,7 +376,7 @@ def test_register_can_make_the_run(ground: Ground) -> None:
     assert (run["name"], run["detector"], run["tags"]) == (NAME, "tpc", [])
     assert run["start"] == datetime(2016, 11, 11, 14, 34, tzinfo=UTC)
     assert [entry["location"] for entry in run["data"]] == [str(path)]
-    assert_one_line(ground.caxev(*there, "--run", "7", "--create"), 1, "has that copy")
+    assert_one_line(ground.caxev(*there, "--run", "7", "--create"), 1, "already has this copy")
 
 
 @pytest.mark.replicaset

@@ -159,7 +159,7 @@ def test_a_version_that_goes_without_saying(asking: Caxev, database: Named) -> N
         (
             [("raw", "lngs", "transferred"), ("raw", "chicago", "verifying")],
             [],
-            (1, "run 1 has that copy: raw at chicago is verifying"),
+            (1, "run 1 already has this copy: raw at chicago is verifying"),
         ),
         ([], ["--to", "lngs"], (2, "--from and --to are both lngs")),
         ([], ["--to", "chicgo"], (3, "mean 'chicago'")),

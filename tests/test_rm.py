@@ -188,7 +188,7 @@ def test_vouching_marks_a_copy_and_has_all_judged_again(asking: Caxev, database:
     }
     insert(database, entry("lngs"), entry("chicago", manifest="b3:1"), entry("stockholm", **bad))
     answer = asking("vouch", "--run", "1", "--site", "lngs")
-    assert (answer.code, "counts as right" in answer.out) == (0, True)
+    assert (answer.code, "is now the reference" in answer.out) == (0, True)
     there = entries(database)
     assert "@" in there["lngs"]["vouched"]["by"]
     assert len(there["lngs"]["check_asked"]) == len(there["chicago"]["check_asked"]) == 1

@@ -31,7 +31,7 @@ GROUPS: Final = {
         "reactions": ("caxev.cli.reactions:reactions", "List what is pending, running or failed."),
         "alarms": ("caxev.cli.alarms:alarms", "List the alarms; test that they are delivered."),
     },
-    "Have it done": {
+    "Request work": {
         "copy": ("caxev.cli.copy:copy", "Copy a run to another site, and watch."),
         "rm": ("caxev.cli.rm:rm", "Delete a copy of a run, if enough others are good."),
         "retry": ("caxev.cli.reactions:retry", "Try failed reactions again."),
@@ -39,8 +39,8 @@ GROUPS: Final = {
         "vouch": ("caxev.cli.vouch:vouch", "Decide which copy is right if no majority does."),
     },
     "Work on the files of a site": {
-        "verify": ("caxev.cli.verify:verify", "Compare copies with what the database has."),
-        "register": ("caxev.cli.register:register", "Enter a copy whose files are there already."),
+        "verify": ("caxev.cli.verify:verify", "Check that copies match the database."),
+        "register": ("caxev.cli.register:register", "Add an entry for files that exist already."),
         "mv": ("caxev.cli.mv:mv", "Move a copy to another directory of its site."),
         "stray": (
             "caxev.cli.stray:stray",
@@ -59,8 +59,8 @@ GROUPS: Final = {
         "demo": ("caxev.cli.demo:demo", "Try it all on this machine: three sites, tape, database."),
     },
     "Started by other programs": {
-        "receive": ("caxev.cli.receive:receive", "Be the far end of a transfer, over SSH."),
-        "batch": ("caxev.cli.batch:batch", "Accompany a job of a batch system."),
+        "receive": ("caxev.cli.receive:receive", "The remote end of a transfer over SSH."),
+        "batch": ("caxev.cli.batch:batch", "Run beside a job of a batch system."),
     },
 }
 """The import path of each command and its line in ``--help``, grouped by what people want."""

@@ -100,13 +100,13 @@ _INDEXES = columns("collection", "index", Column("keys", minor=1), "state", Colu
     output=as_json,
 )
 @click.option("--site", type=SITE, help="The site whose user it is.")
-@click.option("--init", "for_init", is_flag=True, help="A user that may do caxev db init, only.")
+@click.option("--init", "for_init", is_flag=True, help="A user that may run only caxev db init.")
 @click.option(
     "--x509",
     metavar="SUBJECT",
     help="A certificate's subject, instead of a password.",
 )
-@click.option("--apply", "apply_", is_flag=True, help="Make them, or update them.")
+@click.option("--apply", "apply_", is_flag=True, help="Create or update them.")
 def db_grants(*, site: str | None, for_init: bool, x509: str | None, apply_: bool) -> None:
     """Show, or make, the role and the user that a listener needs.
 
@@ -174,7 +174,7 @@ def check(*, site: str | None, connect: bool) -> None:
     sites are reached from here, too.
     """
     if connect and site is None:
-        raise click.UsageError("--connect needs --site: from where?")
+        raise click.UsageError("--connect needs --site, the site to connect from")
     known = _read(options())
     rows = [_site_row(one) for one in known.values()]
     shared: Iterable[str] = ()
@@ -191,7 +191,7 @@ def check(*, site: str | None, connect: bool) -> None:
 
 @command("caxev sites merge cax.json cax_tsm.json > sites.json", group=sites, output=as_text)
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
-@click.option("--first", is_flag=True, help="If files disagree, the first one decides.")
+@click.option("--first", is_flag=True, help="If files disagree, use the first one.")
 def merge(*, files: tuple[str, ...], first: bool) -> None:
     """Print one sites.json made of several: cax has one for each program.
 
@@ -199,9 +199,9 @@ def merge(*, files: tuple[str, ...], first: bool) -> None:
     """
     entries, conflicts = merged(files)
     for conflict in conflicts:
-        click.echo(f"caxev: {conflict}{'; the first is taken' if first else ''}", err=True)
+        click.echo(f"caxev: {conflict}{'; the first file is used' if first else ''}", err=True)
     if conflicts and not first:
-        click.echo("caxev: make the files agree, or let the first one decide by --first", err=True)
+        click.echo("caxev: make the files agree, or use the first one by --first", err=True)
         raise click.exceptions.Exit(CONFIGURATION)
     show_json(entries)
 
@@ -224,7 +224,7 @@ def _unknown_tasks(given: GlobalOptions, known: Sites) -> Iterable[str]:
 @click.option(
     "--force",
     is_flag=True,
-    help="Although the marker that the database knows, or copies, are missing.",
+    help="Mark even if the known marker, or copies, are missing.",
 )
 def init(*, site: str, force: bool) -> None:
     """Mark a site's directories, so that unmounted disks are noticed.

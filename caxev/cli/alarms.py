@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     invoke_without_command=True,
     epilog=example("caxev alarms", "caxev alarms test --site lngs", "caxev alarms clear 3f9ac0d1"),
 )
-@click.option("--site", type=SITE, help="Only of this site.")
-@click.option("--all", "everything", is_flag=True, help="Also those that have ended.")
+@click.option("--site", type=SITE, help="Only alarms of this site.")
+@click.option("--all", "everything", is_flag=True, help="Also alarms that have ended.")
 @click.pass_context
 def alarms(context: click.Context, site: str | None, everything: bool) -> None:
     """List the active alarms, and the sinks to which they could not be delivered.

@@ -43,15 +43,15 @@ CANCELLED = "cancelled"
     output=as_json,
 )
 @selects_run()
-@click.option("--from", "source", type=SITE, required=True, help="The site that has it.")
-@click.option("--to", "target", type=SITE, required=True, help="The site that gets it.")
+@click.option("--from", "source", type=SITE, required=True, help="The site to copy from.")
+@click.option("--to", "target", type=SITE, required=True, help="The site to copy to.")
 @selects_data
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch until it is done.")
 @click.option(
     "--timeout",
     type=Finite(0, min_open=True),
     metavar="SECONDS",
-    help="Stop watching after that; the request stays.",
+    help="Stop watching after that time; the request stays.",
 )
 @click.option("--cancel", is_flag=True, help="Withdraw a request that no listener has begun.")
 def copy(
@@ -127,7 +127,7 @@ def why_not(run: Run, path: CopyPath) -> str | None:
     """Return why that copy cannot be requested; None if it can. Pure."""
     source, target = run.copy(path.source), run.copy(path.target)
     if target is not None and not _has_failed(target):
-        return f"{run} has that copy: {target.key} is {_status_of(target)}"
+        return f"{run} already has this copy: {target.key} is {_status_of(target)}"
     if source is None:
         return f"{run} has no copy: {path.source}"
     if source.status != TRANSFERRED:
@@ -301,7 +301,7 @@ class CopyCommand:
         if self.last is None or self.found is None:
             return "nothing was requested"
         if self.last.status != REQUESTED:
-            return "the copying goes on"
+            return "the copy continues"
         request = self.request
         kind = "" if request.data.kind == "raw" else f" --type {request.data.kind}"
         version = "" if request.data.version is None else f" --version {request.data.version}"

@@ -57,7 +57,9 @@ if TYPE_CHECKING:
 )
 @selects_run()
 @click.option("--site", type=SITE, help="The site whose handlers are explained.")
-@click.option("--timeline", "as_timeline", is_flag=True, help="Show what happened, by time.")
+@click.option(
+    "--timeline", "as_timeline", is_flag=True, help="Show what happened, in order of time."
+)
 def explain(*, run: RunChoice, site: str | None, as_timeline: bool) -> None:
     """Show what each handler of a site did with a run, or why it did nothing.
 
@@ -220,7 +222,7 @@ class Explanation:
         for trigger in handler.triggers:
             reasons = list(dict.fromkeys(self._reasons(trigger)))
             shown = ", ".join(reasons[:_SHOWN]) + (", ..." if len(reasons) > _SHOWN else "")
-            yield f"wants: {in_words(trigger)}; but {shown}"
+            yield f"needs: {in_words(trigger)}; but {shown}"
 
     def _reasons(self, trigger: Trigger) -> Iterator[str]:
         # Only aspects of the trigger's kind: a tag is no reason why a copy's trigger did not fire.

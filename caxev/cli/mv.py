@@ -311,7 +311,7 @@ def bring(move: Move, site: Site, expected: Manifest | None) -> str | None:
     # Nothing at the old place: an earlier call was killed after its last rename.
     if not here:
         if not there:
-            raise GiveUp(f"there is nothing at {escaped(move.old)}, nor at {escaped(move.new)}")
+            raise GiveUp(f"there is nothing at {escaped(move.old)} or {escaped(move.new)}")
         _sure_shape(new, expected)
         return move.aside if os.path.lexists(move.aside) else None
     _sure_shape(old, expected)

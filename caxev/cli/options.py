@@ -194,7 +194,7 @@ def as_json() -> list[click.Option]:
 
 def as_table() -> list[click.Option]:
     """Return the output options of a command that prints a table or JSON."""
-    return [*as_json(), _option("--wide", is_flag=True, help="Show all columns, and fold none.")]
+    return [*as_json(), _option("--wide", is_flag=True, help="Show all columns, unfolded.")]
 
 
 def example(*lines: str) -> str:

@@ -27,19 +27,19 @@ _COUNTED = 1000
 
 
 @command("caxev reactions --failed", "caxev reactions --pending --site lngs --handler pull --json")
-@click.option("--failed", "states", flag_value="failed", multiple=True, help="Those given up.")
-@click.option("--running", "states", flag_value="running", multiple=True, help="Those running.")
-@click.option("--pending", "states", flag_value="pending", multiple=True, help="Those waiting.")
-@click.option("--done", "states", flag_value="done", multiple=True, help="Those that are done.")
+@click.option("--failed", "states", flag_value="failed", multiple=True, help="Failed reactions.")
+@click.option("--running", "states", flag_value="running", multiple=True, help="Running reactions.")
+@click.option("--pending", "states", flag_value="pending", multiple=True, help="Pending reactions.")
+@click.option("--done", "states", flag_value="done", multiple=True, help="Finished reactions.")
 @click.option("--site", type=SITE, help="Only at this site.")
-@click.option("--handler", type=HANDLER, help="Only of this handler.")
+@click.option("--handler", type=HANDLER, help="Only reactions of this handler.")
 @click.option(
     "--limit",
     type=click.IntRange(1, 1_000_000),
     default=100,
     show_default=True,
     metavar="N",
-    help="At most so many for each site and state.",
+    help="The most to list for each site and state.",
 )
 def reactions(states: Sequence[str], site: str | None, handler: str | None, limit: int) -> None:
     """List the reactions that are pending, running or failed.
@@ -99,8 +99,8 @@ async def _find(
 )
 @click.option("--site", type=SITE, help="Only at this site. [default: all with a listener]")
 @selects_runs(required=False)
-@click.option("--handler", type=HANDLER, help="Only of this handler.")
-@click.option("--all", "everything", is_flag=True, help="All failed reactions.")
+@click.option("--handler", type=HANDLER, help="Only reactions of this handler.")
+@click.option("--all", "everything", is_flag=True, help="Retry all failed reactions.")
 def retry(*, site: str | None, runs: RunChoice, handler: str | None, everything: bool) -> None:
     """Try failed reactions again, as if they had never been tried.
 
@@ -166,7 +166,7 @@ def _line(row: Mapping[str, Any]) -> str:
     if row["unrecorded"]:
         more = f"; the ledger refuses to record {row['unrecorded']} failures: see caxev alarms"
     if not failed:
-        return f"{site}: no such reaction has failed{more}"
+        return f"{site}: no matching reaction has failed{more}"
     number = f"{failed} or more" if failed >= _COUNTED else f"{failed}"
     return with_hint(
         f"{site}: queued {number} failed reaction{'' if failed == 1 else 's'}{more}", row

@@ -13,7 +13,7 @@ from caxev.cli.options import example
 
 
 @click.command(
-    short_help="The far end of a transfer, started over SSH.",
+    short_help="The remote end of a transfer, started over SSH.",
     epilog=example("ssh xe1t@chicago caxev receive --root /data/raw"),
 )
 @click.option(
@@ -21,7 +21,7 @@ from caxev.cli.options import example
     "roots",
     multiple=True,
     metavar="DIR",
-    help="Act only inside this directory. May be given again.",
+    help="Act only inside this directory; may be repeated.",
 )
 def receive(roots: tuple[str, ...]) -> None:
     """Take or give one copy over standard input and output.

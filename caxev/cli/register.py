@@ -76,8 +76,8 @@ class Naming:
     click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run's number."),
     click.option("--name", metavar="X", help="The run's name. [default: from PATH]"),
     click.option("--detector", metavar="D", help="Its detector, if runs share the name."),
-    click.option("--create", is_flag=True, help="Make the run if there is none."),
-    click.option("--any-name", is_flag=True, help="Accept a PATH that is not named as the run."),
+    click.option("--create", is_flag=True, help="Create the run if there is none."),
+    click.option("--any-name", is_flag=True, help="Accept a PATH whose name is not the run's."),
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be written; write nothing.")
 def register(*, path: str, site: str, naming: Naming, dry_run: bool) -> None:
@@ -184,7 +184,7 @@ class FoundCopy:
             return self._row(run, "would be registered")
         # The write expects that there is still no such entry.
         if await database.update_run(update, utcnow()) is None:
-            raise NothingToDo(f"{run} has just got such a copy: {self.key}")
+            raise NothingToDo(f"{run} has got this copy meanwhile: {self.key}")
         return self._row(run, "registered")
 
     async def _sure_its(self, database: Database, run: Run) -> None:
@@ -229,7 +229,7 @@ def entry_for(run: Run, key: CopyKey, location: str, now: datetime) -> RunUpdate
     known = run.copy(key)
     if known is not None:
         where = escaped(known.location or "no place")
-        raise NothingToDo(f"{run} has that copy: {key} is {known.status} ({where})")
+        raise NothingToDo(f"{run} already has this copy: {key} is {known.status} ({where})")
     # BSON has UTF-8 only, and a file name may be any bytes.
     try:
         location.encode()

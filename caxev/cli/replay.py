@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @click.option("--site", type=SITE, help="Only at this site. [default: all with a listener]")
 @click.option("--handler", type=HANDLER, help="Only this handler.")
 @click.option("--dry-run", is_flag=True, help="Show what would run; write nothing.")
-@click.option("--force", is_flag=True, help="Run also reactions that are done.")
+@click.option("--force", is_flag=True, help="Also run reactions that are done.")
 def replay(
     *, runs: RunChoice, site: str | None, handler: str | None, dry_run: bool, force: bool
 ) -> None:
@@ -178,7 +178,7 @@ def plan(
     fired = set()
     for reaction in new.standing(standing):
         fired.add(reaction.id)
-        yield Planned(reaction.event, reaction.handler, "new since the site last looked")
+        yield Planned(reaction.event, reaction.handler, "new since the last snapshot")
     for reaction, why in again(
         maker,
         run,

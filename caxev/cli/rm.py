@@ -107,7 +107,7 @@ def rm(
     row = options().with_database(_act, here, (run, data, terms), cancel=cancel, dry_run=dry_run)
     show(Table(_COLUMNS, [row]))
     if not (dry_run or cancel or options().as_json):
-        print_line(f"to see how far that is: caxev status {run.naming}")
+        print_line(f"to follow it: caxev status {run.naming}")
 
 
 async def _act(

@@ -82,7 +82,7 @@ def status(*, run: RunChoice, site: str | None, copies: CopySearch, totals: bool
 
     Without options, a row for each site: whether a listener is active, how many reactions are
     pending, running and failed, and what is wrong. With --run or --name, the copies of a run
-    and its reactions. With --host, --status or --type, the copies of all runs that fit; with
+    and its reactions. With --host, --status or --type, the copies of all runs that match; with
     --totals, their number and size for each host, type and status.
     """
     if totals or copies != CopySearch(None, None, None):
@@ -162,7 +162,7 @@ async def _moving(database: Database, sites: Iterable[str]) -> dict[str, list[Re
 def _moving_cells(moving: Sequence[ReportedProgress]) -> dict[str, Any]:
     cells = progress_cells(ReportedProgress.sum(moving) if moving else None)
     if len(moving) > 1:
-        cells["progress"] = f"{len(moving)} at work: {cells['progress']}"
+        cells["progress"] = f"{len(moving)} running: {cells['progress']}"
     return {**cells, "moving": len(moving)}
 
 
@@ -212,7 +212,7 @@ def _show_copies(search: CopySearch, *, totals: bool) -> None:
         stream((RUN_COLUMN, Column("run.name", "NAME", minor=1), *_PLACES), search.copies)
 
 
-_TOTALS = columns("host", "type", "status", "copies", SIZE, Column("sized", "OF COPIES"))
+_TOTALS = columns("host", "type", "status", "copies", SIZE, Column("sized", "WITH SIZE"))
 _PLACES = columns("type", "version", "host", "status", Column("since", minor=1), SIZE, "location")
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from caxev.cli.command import command
-from caxev.cli.errors import FAILED, NoSuchRun, NothingToDo
+from caxev.cli.errors import NoSuchRun, NothingToDo
 from caxev.cli.inventory import (
     GONE,
     MOVED,
@@ -31,8 +31,8 @@ from caxev.cli.inventory import (
     measured,
     places,
 )
-from caxev.cli.options import as_json, options
-from caxev.cli.output import cell, json_text, run_parts, size, time
+from caxev.cli.options import options
+from caxev.cli.output import SIZE, columns, fail_if, run_parts, show_rows, time
 from caxev.cli.register import found_at
 from caxev.cli.selection import named
 from caxev.cli.site_paths import at_disks, names_of, ours, run_called
@@ -58,18 +58,17 @@ _HOUR: Final = 3600.0
     "caxev stray --site lngs",
     "caxev stray --site lngs --delete --dry-run",
     "caxev stray --site lngs --register",
-    output=as_json,
 )
 @click.option("--site", type=SITE, required=True, help="The site of this machine.")
 @click.option("--delete", is_flag=True, help="Delete files without an entry.")
-@click.option("--register", is_flag=True, help="Enter those that are a run's copy.")
+@click.option("--register", is_flag=True, help="Register those that are a run's copy.")
 @click.option(
     "--age",
     type=Finite(0),
     default=24.0,
     show_default=True,
     metavar="HOURS",
-    help="Leave alone what has changed in these hours.",
+    help="Skip files that have changed in the last HOURS.",
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
 def stray(*, site: str, delete: bool, register: bool, age: float, dry_run: bool) -> None:
@@ -90,47 +89,23 @@ def stray(*, site: str, delete: bool, register: bool, age: float, dry_run: bool)
         async with at_disks(database, here, options().sites()) as (there, known):
             # The earlier of both clocks: a file that is being written now must not look old.
             before = clock.safe_now().timestamp() - age * _HOUR
-            printer = Printer(options().as_json)
-            return await Search(there, known, act, before, dry_run, printer).run(database)
+            search = Search(there, known, act, before, dry_run)
+            none = "every file has an entry, and every entry its files"
+            await show_rows(_COLUMNS, search.rows(database), empty=none)
+            return search.all_well
 
-    if not options().with_database(look):
-        raise click.exceptions.Exit(FAILED)
+    fail_if(not options().with_database(look))
+
+
+_COLUMNS = columns("what", "files", SIZE, "path", "state")
 
 
 @define
-class Printer:
-    """Print rows as they come, so that none is kept in memory."""
-
-    as_json: bool
-    _printed: int = field(init=False, default=0)
-
-    def row(self, row: Row) -> None:
-        """Print one row."""
-        if self.as_json:  # a list that grows row by row, as there may be more than memory can hold
-            click.echo((",\n" if self._printed else "[\n") + json_text(row), nl=False)
-        else:
-            if not self._printed:
-                click.echo(_LINE.format("WHAT", "FILES", "SIZE", "PATH", "STATE"))
-            cells = (row["what"], row["files"], size(row["bytes"]), row["path"], row["state"])
-            click.echo(_LINE.format(*map(cell, cells)))
-        self._printed += 1
-
-    def end(self) -> None:
-        """Print the end of the output."""
-        if self.as_json:
-            click.echo("\n]" if self._printed else "[]")
-        elif not self._printed:
-            click.echo("every file has an entry, and every entry its files")
-
-
-_LINE: Final = "{:8}  {:>7}  {:>8}  {}  ({})"
-
-
-@frozen
 class Search:
     """A search at one site; `act` is ``delete``, ``register`` or an empty text.
 
-    `before`: files that have changed since (seconds since 1970) are left alone.
+    `before`: files that have changed since (seconds since 1970) are left alone. `all_well`: all
+    could be read and done so far.
     """
 
     site: Site
@@ -138,20 +113,19 @@ class Search:
     act: str
     before: float
     dry_run: bool
-    printer: Printer
+    all_well: bool = field(init=False, default=True)
 
     @property
     def hosts(self) -> frozenset[str]:
         """Return the sites on this machine: a file with an entry of any of them is no stray."""
         return sites_sharing_storage(self.site, self.sites)
 
-    async def run(self, database: Database) -> bool:
-        """Search, list and act; return whether all went well. Raises `RootAway`."""
+    async def rows(self, database: Database) -> AsyncIterator[Row]:
+        """Search and act; return a row for each find. Raises `RootAway`."""
         # With a disk away, all its copies would seem gone. Checked again after the walk, during
         # which a disk may vanish.
         for root in self.site.roots:
             await trio.to_thread.run_sync(check_root, root)
-        well = True
         with Inventory() as inventory:
             await self._claim(database, inventory)
             await trio.to_thread.run_sync(inventory.walk, self.site)
@@ -162,13 +136,11 @@ class Search:
             async for finds in _paged(inventory.finds()):
                 for find in await self._unknown(database, finds):
                     row = await self._done(database, find)
-                    well = well and row.pop("ok")
-                    self.printer.row(row)
+                    self.all_well = row.pop("ok") and self.all_well
+                    yield row
             async for claims in _paged(inventory.gone()):
                 for claim in await self._still(database, claims):
-                    self.printer.row(_gone_row(claim))
-        self.printer.end()
-        return well
+                    yield _gone_row(claim)
 
     async def _claim(self, database: Database, inventory: Inventory) -> None:
         from caxev.database import Selection

@@ -62,7 +62,7 @@ async def _vouch_for(database: Database, chosen: CopyAtSite) -> str:
     # The mark first: the judgements that these writes trigger must find it.
     for update in again(marked, copy, same, now):
         await database.update_run(update, now)
-    return f"{copy.key} of {run} counts as right; the others are judged by it"
+    return f"{copy.key} of {run} is now the reference; the other copies are compared with it"
 
 
 def again(run: Run, right: Copy, same: Same, now: datetime) -> Iterator[RunUpdate]:

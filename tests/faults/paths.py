@@ -25,7 +25,7 @@ from caxev.batch.work import Product, take_stock
 from caxev.cli.errors import NothingToDo
 from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
-from caxev.cli.stray import Printer, Search
+from caxev.cli.stray import Search
 from caxev.config import Deletion, Permission, Site, Sites
 from caxev.copies.deletion import intent
 from caxev.copies.retention import DeletionPlan, plan_purge
@@ -200,9 +200,15 @@ class Place:
             coming["location"] = path.encode().decode()
         named = Run.from_document({"_id": "named", "name": "named", "data": [coming]})
         book, act = Book([self._known(), named]), deed.removeprefix("stray --")
-        search = Search(self.here, self.sites, act, math.inf, False, Silent(as_json=True))
+        search = Search(self.here, self.sites, act, math.inf, False)
+
+        async def run() -> bool:
+            async for _row in search.rows(book):  # type: ignore[arg-type]
+                pass
+            return search.all_well
+
         try:
-            assert trio.run(search.run, book)  # type: ignore[arg-type]
+            assert trio.run(run)
         finally:
             for link, to in links.items():
                 if not os.path.lexists(link):
@@ -311,16 +317,6 @@ class Book:
         assert update.add is not None
         self.told.append(update.add["location"])
         return self.runs[0]
-
-
-class Silent(Printer):
-    """Prints nothing."""
-
-    def row(self, row: Any) -> None:
-        del row
-
-    def end(self) -> None:
-        pass
 
 
 def _run(path: str) -> Run:

@@ -137,7 +137,7 @@ class DirectoryFetch:
             await trio.to_thread.run_sync(_fetch_here, order, entry.manifest)
         except (GiveUp, Retry) as error:
             return {**row, "state": error.why, "ok": False}
-        return {**row, "state": "fetched, compared"}
+        return {**row, "state": "fetched and compared"}
 
     async def _order(self, database: Database, run: Run, entry: Copy) -> Any:
 

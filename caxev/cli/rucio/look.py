@@ -97,7 +97,7 @@ def located(chosen: CatalogueChoice, run: Run, method: str) -> Iterator[dict[str
 def check(*, chosen: CatalogueChoice, deep: bool, everything: bool, repair: bool) -> None:
     """Compare the database with the catalogue, both ways.
 
-    Reports what is missing, double, or has other bytes. Exit code 1 if there is a difference.
+    Reports what is missing, duplicated or different. Exit code 1 if there is a difference.
     """
     comparing = CatalogueComparison(chosen, deep=deep, repair=repair)
     rows = options().with_database(comparing.run, everything=everything)

@@ -83,7 +83,7 @@ def put_request(run: Run, names: Sequence[str], target: str) -> RunRequest:
 )
 @selects_runs()
 @selects_reach
-@click.option("--to", "directory", metavar="DIR", help="Restore into this directory, here and now.")
+@click.option("--to", "directory", metavar="DIR", help="Restore into this directory here.")
 @_dry_run
 def get(*, runs: RunChoice, archive: ArchiveChoice, directory: str | None, dry_run: bool) -> None:
     """Bring raw data back from tape.
