@@ -43,9 +43,7 @@ def demo(runs: int, size_mb: float, as_json: bool, keep: bool) -> None:
 
     from caxev.demo.play import play
 
-    summary, is_complete = play(
-        Console(stderr=as_json), runs, int(size_mb * MEGABYTE), keep=keep
-    )
+    summary, is_complete = play(Console(stderr=as_json), runs, int(size_mb * MEGABYTE), keep=keep)
     if as_json:
         sys.stdout.write(json.dumps(summary) + "\n")
     sys.exit(0 if is_complete else 1)
