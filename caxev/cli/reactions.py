@@ -13,8 +13,8 @@ from caxev.cli.options import as_json, options
 from caxev.cli.output import show_lines, show_rows
 from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, reaction_row
 from caxev.cli.replay import handler_called
-from caxev.cli.requests import leave, listening_sites, pages, with_hint
-from caxev.cli.runs import shown_all
+from caxev.cli.requests import leave, listening_sites, with_hint
+from caxev.cli.runs import pages, shown_all
 from caxev.cli.selection import RunChoice, check_detector, selects_runs
 from caxev.cli.values import HANDLER, SITE
 from caxev.core.alarms import UNRECORDED

@@ -11,8 +11,8 @@ from attrs import evolve, frozen
 from caxev.cli.command import command
 from caxev.cli.options import options
 from caxev.cli.output import Table, columns, event_parts, show, show_lines
-from caxev.cli.requests import leave, listening_sites, pages, with_hint
-from caxev.cli.runs import shown
+from caxev.cli.requests import leave, listening_sites, with_hint
+from caxev.cli.runs import pages, shown
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, SITE
 from caxev.config import ConfigError

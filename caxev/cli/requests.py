@@ -9,7 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import Factory, field, frozen
@@ -20,13 +20,12 @@ from caxev.cli.runs import shown
 from caxev.cli.selection import RunChoice
 from caxev.config import ConfigError, Site
 from caxev.core.clock import utcnow
-from caxev.core.model import Run, RunId
+from caxev.core.model import Run
 from caxev.core.update import RunUpdate
 
 if TYPE_CHECKING:
     from caxev.database import Database, Request
 
-_PAGE: Final = 1000
 CHANGED: Final = "the run has just changed: try again"
 
 
@@ -81,8 +80,9 @@ async def plan_and_write(
     database: Database, runs: RunChoice, plan: Callable[[Run], RunRequest], *, dry_run: bool
 ) -> list[dict[str, Any]]:
     """Make a request of each selected run, and write it unless it is a dry run."""
-    found = await runs.find_whole(database)
-    return await write_all(database, map(plan, found), dry_run=dry_run)
+    return [
+        await plan(run).write(database, dry_run=dry_run) async for run in runs.each_whole(database)
+    ]
 
 
 REQUESTED: Final = columns("run", "what", "state")
@@ -130,8 +130,3 @@ def with_hint(line: str, row: Mapping[str, Any]) -> str:
 def no_listener(site: str) -> str:
     """Return the hint about a site without a listener."""
     return f"no listener is active there: start caxev listen --site {site}"
-
-
-def pages(ids: Sequence[RunId]) -> Iterator[tuple[RunId, ...]]:
-    """Split runs into pages of as many as one request can name."""
-    return (tuple(ids[i : i + _PAGE]) for i in range(0, len(ids), _PAGE))

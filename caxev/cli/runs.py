@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +54,13 @@ async def shown_by_name(database: Database, text: str) -> Parts:
 
 async def shown_all(database: Database, ids: Iterable[RunId]) -> dict[Any, Parts]:
     """Return runs as commands print them, by id; a run that is no longer stored has only its id."""
-    wanted = dict.fromkeys(ids)
-    found = {run: run_parts(run) for run in wanted}
-    rest = iter(wanted)
-    while page := list(islice(rest, _PAGE)):
+    found = {run: run_parts(run) for run in ids}
+    for page in pages([*found]):
         for run in (await database.runs(page)).values():
             found[run.id] = shown(run)
     return found
+
+
+def pages(ids: Sequence[RunId]) -> Iterator[tuple[RunId, ...]]:
+    """Split runs into pages of as many as one request can name."""
+    return (tuple(ids[i : i + _PAGE]) for i in range(0, len(ids), _PAGE))

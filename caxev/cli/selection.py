@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 from caxev.cli.command import Function, together
 from caxev.cli.errors import NoSuchRun
 from caxev.cli.options import options
-from caxev.cli.runs import naming
+from caxev.cli.runs import naming, pages
 from caxev.cli.values import DATA_TYPE, MOST, RUN_NUMBER, TAG, known_values
 from caxev.config.errors import nearest
 from caxev.core.clock import utcnow
@@ -128,11 +128,17 @@ class RunChoice:
         """Raise `NoSuchRun` as `find` does, without reading all of the runs."""
         await self.find(database, limit=1)
 
+    async def each_whole(self, database: Database) -> AsyncIterator[Run]:
+        """Read the runs with all their fields, page by page. Raises `NoSuchRun`."""
+        for page in pages([run.id for run in await self.find(database)]):
+            whole = await database.runs(page)
+            for run in page:
+                if run in whole:  # one may be deleted in between
+                    yield whole[run]
+
     async def find_whole(self, database: Database) -> list[Run]:
         """Read the runs with all their fields. Raises `NoSuchRun`."""
-        found = await self.find(database)
-        whole = await database.runs([run.id for run in found])
-        return [whole[run.id] for run in found if run.id in whole]  # one may be deleted in between
+        return [run async for run in self.each_whole(database)]
 
     async def find_one(self, database: Database) -> Run:
         """Read the selected run. Raises `NoSuchRun`, also if several match."""

@@ -116,7 +116,9 @@ def _check_status(options: GlobalOptions, status: str) -> None:
     if status not in known:
         known = list(dict.fromkeys([*known, *known_values(options, "data.status")]))
         if status not in known:
-            raise NoSuchValue(f"no copy has the status {status!r} {known_names(status, known)}")
+            raise click.UsageError(
+                f"no copy has the status {status!r} {known_names(status, known)}"
+            )
 
 
 def _check_host(options: GlobalOptions, host: str) -> None:
@@ -124,10 +126,6 @@ def _check_host(options: GlobalOptions, host: str) -> None:
     # The database may have copies at hosts that sites.json no longer names.
     if host not in sites and host not in known_values(options, "data.host"):
         sites.get(host)  # raises an error that names the nearest
-
-
-class NoSuchValue(click.UsageError):
-    """An option's value that nobody knows."""
 
 
 RUN_NUMBER: Final = RunNumber()

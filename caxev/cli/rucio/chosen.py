@@ -11,7 +11,8 @@ from attrs import frozen
 
 from caxev.cli.command import Function, together
 from caxev.cli.options import example, options
-from caxev.cli.requests import leave, pages
+from caxev.cli.requests import leave
+from caxev.cli.runs import pages
 from caxev.cli.selection import DATA, RUNS, DataChoice, RunChoice, chosen_runs
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Site
