@@ -21,7 +21,7 @@ from attrs import Factory, evolve, frozen
 from caxev.core.diff import diff
 from caxev.core.job import Decision, Job, Skip, Wait
 from caxev.core.ledger import Reaction, State, new_reaction, priority_of, reaction_key
-from caxev.core.model import Event, Run, RunId, Snapshot, Tag
+from caxev.core.model import REQUESTED, Event, Run, RunId, Snapshot, Tag
 from caxev.core.registry import Handler, Registry
 
 MOST_COPIES: Final = 1000
@@ -86,7 +86,9 @@ class Maker:
 
     def decide(self, handler: Handler, event: Event, run: Run | None, at: datetime) -> Decision:
         """Return what the handler's decision says; None without one, or if it fails."""
-        if handler.decide is None or run is None or self.sites is None:
+        # What a person asked for gets an answer: the reaction shows who declined it, and why.
+        asked = event.status == REQUESTED
+        if handler.decide is None or run is None or self.sites is None or asked:
             return None
         here = self.sites.get(self.registry.here.name)
         job = Job(run, event, here, self.sites, at=at)
