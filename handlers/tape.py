@@ -71,8 +71,7 @@ from caxev.copies.lifecycle import (
 )
 from caxev.copies.retention import unwanted
 from caxev.files import safe_name
-from caxev.tape.base import Reach, folder_of
-from caxev.tape.find import archive, methods
+from caxev.tape.base import Reach, archive, folder_of, methods
 from caxev.tape.steps import Data, Outcome, back_up, compare, unstage
 from caxev.tape.steps import recall as bring_back
 from caxev.transfer import methods as disks

@@ -24,8 +24,7 @@ from caxev.config import ArchiveOptions, ConfigError, Site, load_sites
 from caxev.core.errors import Denied, GiveUp, Retry, RootAway
 from caxev.files import Item, Manifest, StagedCopy, digest_tree, incoming, to_nobody
 from caxev.files.roots import make_marker
-from caxev.tape.base import Reach, Stored, folder_of
-from caxev.tape.find import archive, methods
+from caxev.tape.base import Reach, Stored, archive, folder_of, methods
 from caxev.tape.output import (
     ClientRun,
     asks,

@@ -1,14 +1,17 @@
-"""The interface of batch systems, which each ``system`` of sites.json implements."""
+"""What each batch system implements, and how one is found by its name in sites.json."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
+from importlib.metadata import entry_points
 from typing import Any, Protocol, Self
 
 from attrs import asdict, frozen
 
+from caxev.config.processing import BATCH
+from caxev.core.errors import GiveUp
 from caxev.core.model import CopyKey, RunId
 
 
@@ -113,3 +116,15 @@ class BatchSystem(Protocol):
     def cancel(self, job: str) -> None:
         """Cancel a job unless it has ended."""
         ...
+
+
+def system(name: str, home: str) -> BatchSystem:
+    """Return the batch system of that name. Raises `GiveUp` if there is none."""
+    if name == "slurm":
+        from caxev.batch.slurm import Slurm
+
+        return Slurm(home)
+    for point in entry_points(group=BATCH, name=name):
+        theirs: BatchSystem = point.load()(home)
+        return theirs
+    raise GiveUp(f"no batch system is named {name!r}: name one in processing, system")

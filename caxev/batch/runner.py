@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from caxev import failpoints
-from caxev.batch.base import End, JobEnd, JobSpec
+from caxev.batch.base import End, JobEnd, JobSpec, system
 from caxev.batch.folder import INPUT, OUTPUT, Folder, Place
 from caxev.batch.memory import oom_kills
-from caxev.batch.systems import system
 from caxev.config import ConfigError, Settings, without_secrets
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry

@@ -13,9 +13,8 @@ from typing import Final
 
 from attrs import frozen
 
-from caxev.batch.base import JobEnd, JobSpec
+from caxev.batch.base import JobEnd, JobSpec, system
 from caxev.batch.folder import OUTPUT, Folder
-from caxev.batch.systems import system
 from caxev.core.errors import GiveUp, Retry
 from caxev.files import Confined, Report, bring_in, confine, confine_entry, safe_name, shown
 from caxev.files import look as snapshot_of

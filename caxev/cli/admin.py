@@ -353,7 +353,7 @@ def _connected(here: Site, there: Site) -> dict[str, Any]:
     from caxev import transfer
     from caxev.rucio.client import check as check_catalogue
     from caxev.tape.base import Reach
-    from caxev.tape.find import methods as archives
+    from caxev.tape.base import methods as archives
     from caxev.tape.steps import check as check_tape
 
     if there.method not in {*transfer.methods(), *archives(), "rucio"}:

@@ -3,12 +3,13 @@
 Read by `cli` and `listener` at the start, and handed down as frozen classes. Every mistake is a
 `ConfigError`: its message names file, site, key and value, and what to do. `loading` reads
 sites.json into the classes of `sites` and of the modules of single keys, `settings` the
-environment, `handlers` the handlers' modules; `state` has the directories of the listener's own.
+environment, `handlers` the handlers' modules; `directories` has those of the listener's own.
 """
 
 from caxev.config.alarms import Email, Sink, Webhook
 from caxev.config.archive import ArchiveOptions
 from caxev.config.corrections import Correction
+from caxev.config.directories import jobs_directory, private_directories, state_directory
 from caxev.config.errors import nearest
 from caxev.config.handlers import BY_METHOD, DEFAULT_HANDLERS, load_file, load_handlers
 from caxev.config.links import Link
@@ -19,7 +20,6 @@ from caxev.config.retention import Deletion, Patrol, Stalled
 from caxev.config.rucio import Catalogue, Period
 from caxev.config.settings import Settings, secret, without_secrets
 from caxev.config.sites import Site, Sites, archive_between, link_between
-from caxev.config.state import jobs_directory, private_directories, state_directory
 from caxev.core.errors import ConfigError
 
 __all__ = [

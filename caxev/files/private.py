@@ -1,8 +1,8 @@
 """Make and check directories to which only this user may write.
 
-All that is trusted, followed or executed is in such a directory: see `caxev.config.state`. Data
-directories are not private, even if they are ours: the account that other sites log in to may share
-our uid, and can write to them.
+All that is trusted, followed or executed is in such a directory: see `caxev.config.directories`.
+Data directories are not private, even if they are ours: the account that other sites log in to may
+share our uid, and can write to them.
 """
 
 from __future__ import annotations

@@ -1,13 +1,23 @@
-"""What each kind of tape archive implements."""
+"""What each kind of tape archive implements, and how one is found by its method."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import Final
 
 from attrs import define, field, frozen
 
 from caxev.config import ArchiveOptions, Site, archive_between
-from caxev.files import Report
+from caxev.config.archive import ARCHIVES
+from caxev.core.errors import GiveUp
+from caxev.files import Report, to_nobody
+
+_OURS: Final = {
+    "tsm": "caxev.tape.tsm:Tsm",
+    "directory": "caxev.tape.directory:Directory",
+}
 
 
 def folder_of(location: str) -> str:
@@ -99,3 +109,23 @@ class Archive:
     def check(self) -> str:
         """Contact the archive, and return a line that describes the server."""
         raise NotImplementedError
+
+
+def methods() -> frozenset[str]:
+    """Return the methods of archives, including third parties'."""
+    return frozenset(_OURS) | entry_points(group=ARCHIVES).names
+
+
+def archive(reach: Reach, transcript: Transcript | None = None) -> Archive:
+    """Return the archive of that site's method. Raises `GiveUp` if there is none."""
+    method, transcript = reach.there.method, transcript or Transcript(to_nobody)
+    # Imported when needed: a command that uses no tape need not load its modules. Ours come first,
+    # so that a third party cannot replace them by accident.
+    if method in _OURS:
+        module, name = _OURS[method].split(":")
+        ours: Archive = getattr(importlib.import_module(module), name)(reach, transcript)
+        return ours
+    for point in entry_points(group=ARCHIVES, name=method):
+        theirs: Archive = point.load()(reach, transcript)
+        return theirs
+    raise GiveUp(f"no archive is reached by {method!r} (known: {', '.join(sorted(methods()))})")

@@ -42,8 +42,7 @@ from caxev.files import (
 )
 from caxev.files.resolved import chmod, rename
 from caxev.files.roots import check_root
-from caxev.tape.base import Archive, Reach, Stored, Transcript
-from caxev.tape.find import archive
+from caxev.tape.base import Archive, Reach, Stored, Transcript, archive
 from caxev.tape.staging import clear, fit_for_tape, name_off_tape, name_on_tape, on_tape, stage
 
 T = TypeVar("T")

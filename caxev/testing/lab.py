@@ -10,12 +10,12 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
 from functools import cache, wraps
 from itertools import count
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 import trio
@@ -335,7 +335,7 @@ class Opening(AbstractAsyncContextManager[Lab]):
     _handlers: tuple[Handler, ...]
     _sites: Mapping[str, Mapping[str, Any]]
     _mongo_uri: str | None
-    _opened: AbstractAsyncContextManager[Lab] | None = field(init=False, default=None)
+    _stack: AsyncExitStack = field(init=False, factory=AsyncExitStack)
 
     def __call__(self, test: Test) -> Callable[..., None]:
         """Run an async test under trio, with a new lab as its first argument."""
@@ -356,17 +356,10 @@ class Opening(AbstractAsyncContextManager[Lab]):
         return run
 
     async def __aenter__(self) -> Lab:
-        self._opened = self._open()
-        return await self._opened.__aenter__()
+        return await self._stack.enter_async_context(self._open())
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        assert self._opened is not None
-        return await self._opened.__aexit__(kind, error, trace)
+    async def __aexit__(self, *failure: Any) -> bool | None:
+        return await self._stack.__aexit__(*failure)
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Lab]:

@@ -14,7 +14,7 @@ from caxev.cli.values import SITE
 from caxev.config import ConfigError, Site, Sites
 from caxev.core.model import Copy, CopyKey, Run
 from caxev.tape.base import Reach
-from caxev.tape.find import methods
+from caxev.tape.base import methods
 
 if TYPE_CHECKING:
     from caxev.database import Database
