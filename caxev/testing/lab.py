@@ -358,8 +358,8 @@ class Opening(AbstractAsyncContextManager[Lab]):
     async def __aenter__(self) -> Lab:
         return await self._stack.enter_async_context(self._open())
 
-    async def __aexit__(self, *failure: Any) -> bool | None:
-        return await self._stack.__aexit__(*failure)
+    async def __aexit__(self, *failure: object) -> bool | None:
+        return await self._stack.__aexit__(*failure)  # type: ignore[arg-type]  # three, as ours
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Lab]:
