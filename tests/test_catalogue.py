@@ -28,7 +28,6 @@ from caxev.handlers import rucio
 from caxev.http_server import SmallServer
 from caxev.rucio import (
     ENDED,
-    Changes,
     Checked,
     DatasetState,
     Did,
@@ -42,6 +41,7 @@ from caxev.rucio import (
     wishes_for,
 )
 from caxev.rucio import client as rucio_client
+from caxev.rucio.changes import Changes
 from caxev.rucio.messages import Messages, datasets_in
 from tests import engine
 from tests.conftest import Database as Named

@@ -212,8 +212,11 @@ def test_a_catalogue_lists_up_to_a_limit(bench: Bench, monkeypatch: pytest.Monke
     order = bench.order(bench.run("a.zip", "b.zip"))
     rucio.upload(order, report=nobody)
     monkeypatch.setattr("caxev.limited.ROWS", 1)
-    with pytest.raises(Retry, match="more than 1 rows"):
-        rucio.files_of(order.there, order.names.dataset, report=nobody)
+    with (
+        pytest.raises(Retry, match="more than 1 rows"),
+        connected(order.there, "listing") as session,
+    ):
+        session.files(order.names.dataset)
 
 
 def same(one: Path, other: Path) -> bool:

@@ -9,7 +9,6 @@ files there and back. Only `connection` and `storage` know Rucio's library.
 
 from caxev.rucio.changes import (
     ENDED,
-    Changes,
     RuleState,
     Wishes,
     changes,
@@ -20,7 +19,6 @@ from caxev.rucio.client import (
     datasets,
     declare_bad,
     download,
-    files_of,
     give_up,
     look,
     read_copy,
@@ -30,18 +28,16 @@ from caxev.rucio.client import (
 )
 from caxev.rucio.connection import missing
 from caxev.rucio.errors import OverQuota
-from caxev.rucio.files import Checked, Digested, stored_as
+from caxev.rucio.files import Checked, stored_as
 from caxev.rucio.names import Did, Names, names_of, taken_at
 from caxev.rucio.orders import DatasetState, Download, Settlement, Upload, Verdict
 from caxev.rucio.rules import Rule, WantedReplica, load_rules, source_of
 
 __all__ = [
     "ENDED",
-    "Changes",
     "Checked",
     "DatasetState",
     "Did",
-    "Digested",
     "Download",
     "Names",
     "OverQuota",
@@ -57,7 +53,6 @@ __all__ = [
     "datasets",
     "declare_bad",
     "download",
-    "files_of",
     "give_up",
     "load_rules",
     "look",

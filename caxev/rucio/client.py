@@ -169,13 +169,6 @@ def read_copy(here: Site, location: str, names: Names, *, report: Report) -> Dig
     return digest_for_catalogue(root, names, sha512=False, report=report)
 
 
-def files_of(there: Site, dataset: Did, *, report: Report) -> tuple[Checked, ...]:
-    """Return a dataset's files as the catalogue has them."""
-    del report
-    with connected(there, f"listing {dataset}") as rucio:
-        return rucio.files(dataset)
-
-
 def datasets(there: Site, *, report: Report) -> tuple[Did, ...]:
     """Return every dataset in the scopes of the catalogue's experiment."""
     del report

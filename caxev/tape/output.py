@@ -170,37 +170,35 @@ def bytes_sent(lines: Iterable[str]) -> int:
 def backup_problem(run: ClientRun, files: int) -> str | None:
     """Return why this is no successful backup of so many files, or None if it is."""
     begin, done = "Incremental backup of volume ", "Successful incremental backup of "
-    if (why := _common(run, ("inspected", "backed up", "failed"), begin, done)) is not None:
-        return why
     # Inspected, not backed up: files that an earlier attempt sent are only inspected.
-    if run.totals["inspected"] < files:
-        return f"dsmc inspected {run.totals['inspected']} objects of {files}"
-    return None
+    return _problem(run, files, ("inspected", "backed up", "failed"), begin, done)
 
 
 def restore_problem(run: ClientRun, files: int) -> str | None:
     """Return why this is no successful restore of so many files, or None if it is."""
     begin, done = "Restore function invoked.", "Restore processing finished."
-    if (why := _common(run, ("restored", "failed"), begin, done)) is not None:
-        return why
-    if run.totals["restored"] < files:
-        return f"dsmc restored {run.totals['restored']} objects of {files}"
-    return None
+    return _problem(run, files, ("restored", "failed"), begin, done)
 
 
-def _common(run: ClientRun, wanted: Sequence[str], begin: str, done: str) -> str | None:
+def _problem(
+    run: ClientRun, files: int, counts: Sequence[str], begin: str, done: str
+) -> str | None:
+    """Return what is wrong; the first of the `counts` must be that of the files."""
     if run.trouble is not None or run.status not in (OK, WARNING):
         return f"dsmc: {run.ending}"
     if run.interrupted:
         return f"dsmc was interrupted ({run.ending})"
     if run.status == WARNING and not any(one.code in _HARMLESS for one in run.messages):
         return f"dsmc warns of something that it does not name ({run.ending})"
-    missing = [name for name in wanted if name not in run.totals]
+    missing = [name for name in counts if name not in run.totals]
     if missing or not run.ended:
         return f"dsmc's output breaks off: no {missing[0] if missing else 'end of the counts'}"
     if run.totals["failed"]:
         return f"dsmc: {run.totals['failed']} objects failed ({run.ending})"
-    return _out_of_order(run.lines, begin, done)
+    if (why := _out_of_order(run.lines, begin, done)) is not None:
+        return why
+    found = run.totals[counts[0]]
+    return f"dsmc {counts[0]} {found} objects of {files}" if found < files else None
 
 
 def _out_of_order(lines: Sequence[str], begin: str, done: str) -> str | None:
