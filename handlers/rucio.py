@@ -51,7 +51,6 @@ from caxev import (
     copy,
     copy_field,
     on,
-    rucio,
     skip_of,
     tag,
 )
@@ -76,7 +75,13 @@ from caxev.copies.lifecycle import (
 )
 from caxev.copies.retention import to_be_purged, unwanted, was_deleted
 from caxev.copies.storage import custodian
-from caxev.rucio import Checked, Did, Names, OverQuota, RuleState
+from caxev.rucio import client
+from caxev.rucio.changes import ENDED, RuleState, Wishes, wishes_for
+from caxev.rucio.errors import OverQuota
+from caxev.rucio.files import Checked, stored_as
+from caxev.rucio.names import Did, Names, names_of, taken_at
+from caxev.rucio.orders import DatasetState, Download, Settlement, Upload
+from caxev.rucio.rules import load_rules, source_of
 
 STALLED = 15 * 60.0
 """Seconds without a byte after which a transfer is stopped and retried."""
@@ -143,7 +148,7 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
     name = plan.source.location.rstrip("/").rpartition("/")[2]
     fields, began = {"location": plan.location, "source_name": name}, job.now()
     mine = await claim(job, plan, fields, others=others, new={"rse": [], "rule_info": []})
-    order = rucio.Upload(
+    order = Upload(
         here=job.site,
         there=job.sites.get(plan.key.host),
         names=plan.names,
@@ -154,7 +159,7 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
     )
     try:
         async with job.suspecting(plan.source):
-            read, found = await job.work(rucio.upload, order)
+            read, found = await job.work(client.upload, order)
     except Retry as error:
         status = QUOTA if isinstance(error, OverQuota) else REUPLOAD
         await _wait(job, mine, status, error, others)
@@ -163,7 +168,7 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
     # Before the entry names it. The second has the checksums of the files in the catalogue, so
     # that replicas can be compared after our copy is gone.
     await job.store_manifest(digest, read.manifest.to_rows())
-    await job.store_manifest(rucio.stored_as(digest), [one.to_row() for one in read.files])
+    await job.store_manifest(stored_as(digest), [one.to_row() for one in read.files])
     return RunUpdate.change_copy(
         job.run,
         mine,
@@ -221,7 +226,7 @@ def plan_upload(
 
 def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
     """Return the names of the copy; an existing entry keeps its dataset."""
-    names = rucio.names_of(run, key, there.rucio)
+    names = names_of(run, key, there.rucio)
     if entry is None or entry.location is None:
         return names
     dataset = Did.of(entry.location)
@@ -234,7 +239,7 @@ def metadata_of(run: Run, plan: UploadPlan, there: Site) -> dict[str, object]:
     metadata = {
         "phys_group": user if isinstance(user, str) else None,
         "provenance": there.rucio.detectors.get(run.detector, run.detector) or None,
-        "datatype": rucio.source_of(run) or None,
+        "datatype": source_of(run) or None,
         "campaign": plan.names.campaign,
         "run_number": run.number,
         "prod_step": plan.key.type,
@@ -292,7 +297,7 @@ def _catalogued(run: Run, site: Site, sites: Sites) -> Iterator[Copy]:
 class Settling:
     """The wishes for one entry, their digest, and the rules that the entry records."""
 
-    wishes: rucio.Wishes
+    wishes: Wishes
     digest: str
     remembered: tuple[RuleState, ...]
 
@@ -314,14 +319,14 @@ def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
     return Settling(wishes, digest, remembered)
 
 
-def wishes_of(run: Run, entry: Copy, there: Site) -> rucio.Wishes:
+def wishes_of(run: Run, entry: Copy, there: Site) -> Wishes:
     """Return the wishes of rule file and sites.json for this entry. Raises `Retry` if invalid."""
     always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
     try:
-        rules = rucio.load_rules(there.rucio.rules) if there.rucio.rules else ()
+        rules = load_rules(there.rucio.rules) if there.rucio.rules else ()
     except ConfigError as error:
         raise Retry("; ".join(error.problems), after=600.0) from error
-    return rucio.wishes_for(rules, run, entry.key, always=always)
+    return wishes_for(rules, run, entry.key, always=always)
 
 
 def remembered_in(entry: Copy) -> tuple[RuleState, ...]:
@@ -333,7 +338,7 @@ def remembered_in(entry: Copy) -> tuple[RuleState, ...]:
 async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
     """Bring rules and entry up to date; returns when to check again, None: never."""
     there = job.sites.get(entry.host)
-    order = rucio.Settlement(
+    order = Settlement(
         there=there,
         dataset=Did.of(entry.location),
         run_name=job.run.name or str(job.run),
@@ -341,7 +346,7 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
         remembered=plan.remembered,
         files=await _checked(job, entry) if plan.wishes.remove else None,
     )
-    found = await job.work(rucio.settle, order)
+    found = await job.work(client.settle, order)
     if found.done != "nothing":
         job.log.info(f"{entry.location}: {found.done}")
     fields = {**standing(entry, found), "rules": plan.digest}
@@ -360,10 +365,10 @@ async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
 
 def is_settled(rule: RuleState, now: datetime) -> bool:
     """Return whether no change of a rule is due: it has ended, or is OK and has not expired."""
-    return rule.state == rucio.ENDED or (rule.ok and (rule.expires is None or now < rule.expires))
+    return rule.state == ENDED or (rule.ok and (rule.expires is None or now < rule.expires))
 
 
-def standing(entry: Copy, found: rucio.DatasetState) -> dict[str, object]:
+def standing(entry: Copy, found: DatasetState) -> dict[str, object]:
     """Return the entry's fields for this state of its dataset.
 
     ``verified_at`` is removed, until the next comparison, if an RSE has lost its replicas, since
@@ -378,7 +383,7 @@ def standing(entry: Copy, found: rucio.DatasetState) -> dict[str, object]:
     return fields
 
 
-def look_again(found: rucio.DatasetState, there: Site, now: datetime) -> float | None:
+def look_again(found: DatasetState, there: Site, now: datetime) -> float | None:
     """Return the seconds until the rules are checked again, or None if no change is due.
 
     Rules that are not OK: after a quarter of the youngest one's age, or only after `LONGEST_WAIT`
@@ -449,12 +454,12 @@ async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
     if files is None:
         raise GiveUp(f"no good copy here has the checksums of {entry.location}")
     # Deep: the storage itself is asked, as the catalogue only repeats what it was given.
-    verdict = await job.work(rucio.verify, there, Did.of(entry.location), files, True)
+    verdict = await job.work(client.verify, there, Did.of(entry.location), files, True)
     for line in verdict.bad:
         job.log.error(f"{entry.location}: {line}")
     error = "; ".join(verdict.bad[:5]) or None
     if verdict.good:
-        found = await job.work(rucio.look, there, Did.of(entry.location))
+        found = await job.work(client.look, there, Did.of(entry.location))
         stays = not found.lasting.isdisjoint(verdict.good)
         if not stays:
             error = "no rule without an end keeps what was compared: it proves nothing"
@@ -470,7 +475,7 @@ async def _checked(job: Job, entry: Copy) -> tuple[Checked, ...] | None:
     manifest = _digests(job.run, entry).get("manifest")
     if manifest is None:
         return None
-    rows = await job.load_manifest(rucio.stored_as(str(manifest)))
+    rows = await job.load_manifest(stored_as(str(manifest)))
     if rows is not None:
         return tuple(map(Checked.from_row, rows))
     # Uploads of cax have no stored checksums: read our own copy for them, and keep them.
@@ -478,10 +483,10 @@ async def _checked(job: Job, entry: Copy) -> tuple[Checked, ...] | None:
     if here is None or here.status != TRANSFERRED or here.location is None:
         return None
     names = _names(job.run, entry.key, job.sites.get(entry.host), entry)
-    read = await job.work(rucio.read_copy, job.site, here.location, names)
+    read = await job.work(client.read_copy, job.site, here.location, names)
     if read.manifest.digest != manifest:
         raise GiveUp(f"{here.location} is not what the database says: {read.manifest.digest}")
-    await job.store_manifest(rucio.stored_as(str(manifest)), [one.to_row() for one in read.files])
+    await job.store_manifest(stored_as(str(manifest)), [one.to_row() for one in read.files])
     return tuple(read.files)
 
 
@@ -529,7 +534,7 @@ async def rucio_rm(job: Job) -> Result:
         entry = await written(job, sure, entry.key)
     # Rules before entry: a crash in between leaves an entry that is removed again. The other order
     # would leave data in the catalogue that no entry names.
-    await job.work(rucio.give_up, there, Did.of(entry.location))
+    await job.work(client.give_up, there, Did.of(entry.location))
     job.log.info(f"{entry.key} of {job.run} is given up: {wanted.why}")
     return RunUpdate.remove_copy(job.run, entry, tombstone=tombstone(entry, wanted, job.owner))
 
@@ -598,19 +603,19 @@ async def _fetch(job: Job, plan: DownloadPlan) -> Copy:
     source = plan.source
     mine = await claim(job, plan, {"location": plan.location})
     digest = source.manifest
-    files = await job.load_manifest(rucio.stored_as(digest)) if digest else None
-    order = rucio.Download(
+    files = await job.load_manifest(stored_as(digest)) if digest else None
+    order = Download(
         here=job.site,
         there=job.sites.get(source.host),
         dataset=Did.of(source.location),
         location=plan.location,
-        taken=rucio.taken_at(job.run) or job.now(),
+        taken=taken_at(job.run) or job.now(),
         files=None if files is None else tuple(map(Checked.from_row, files)),
         expected=await manifest_of(job, digest),
         rse=plan.rse,
         single=source.type != "raw",
     )
-    moved = await job.work(rucio.download, order)
+    moved = await job.work(client.download, order)
     job.log.info(f"fetched {moved.bytes_sent} of {moved.bytes_total} bytes from {source.host}")
     return mine
 

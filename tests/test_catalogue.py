@@ -26,23 +26,13 @@ from caxev.core import ledger
 from caxev.database import Lease
 from caxev.handlers import rucio
 from caxev.http_server import SmallServer
-from caxev.rucio import (
-    ENDED,
-    Checked,
-    DatasetState,
-    Did,
-    Rule,
-    RuleState,
-    WantedReplica,
-    Wishes,
-    changes,
-    load_rules,
-    names_of,
-    wishes_for,
-)
 from caxev.rucio import client as rucio_client
-from caxev.rucio.changes import Changes
+from caxev.rucio.changes import ENDED, Changes, RuleState, Wishes, changes, wishes_for
+from caxev.rucio.files import Checked
 from caxev.rucio.messages import Messages, datasets_in
+from caxev.rucio.names import Did, names_of
+from caxev.rucio.orders import DatasetState
+from caxev.rucio.rules import Rule, WantedReplica, load_rules
 from tests import engine
 from tests.conftest import Database as Named
 

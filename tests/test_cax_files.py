@@ -199,7 +199,7 @@ def test_keys_that_stand_twice(tmp_path: Path) -> None:
 
 def test_keys_that_stand_twice_in_a_rule_file(tmp_path: Path) -> None:
     """A rule of which two halves contradict each other is refused, not half-read."""
-    from caxev.rucio import load_rules
+    from caxev.rucio.rules import load_rules
 
     rule = '[{"run_nb": "1", "destination_rse": ["A_DISK"], "run_nb": "%s"}]'
     assert len(load_rules(written(tmp_path, rule % 1, "rules.json"))) == 1

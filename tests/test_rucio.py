@@ -22,7 +22,7 @@ import trio
 from attrs import define, evolve, field
 from pymongo import MongoClient
 
-from caxev import CopyKey, Denied, GiveUp, Retry, Run, RunUpdate, rucio
+from caxev import CopyKey, Denied, GiveUp, Retry, Run, RunUpdate
 from caxev.cli.admin import catalogue_problems
 from caxev.cli.errors import NO_SUCH_RUN
 from caxev.config import BY_METHOD, DEFAULT_HANDLERS, Sites, load_handlers, load_sites
@@ -36,10 +36,16 @@ from caxev.engine.options import Options
 from caxev.files import digest_tree
 from caxev.handlers import rucio as reactions
 from caxev.handlers.rucio import plan_upload
-from caxev.rucio import Did, OverQuota, rule_files
+from caxev.rucio import client as rucio
+from caxev.rucio import rule_files
+from caxev.rucio.changes import Wishes
 from caxev.rucio.connection import connected
-from caxev.rucio.errors import meaning_of
+from caxev.rucio.errors import OverQuota, meaning_of
+from caxev.rucio.files import stored_as
 from caxev.rucio.messages import Messages
+from caxev.rucio.names import Did, names_of
+from caxev.rucio.orders import DatasetState, Download, Settlement, Upload, Verdict
+from caxev.rucio.rules import WantedReplica
 from tests import engine
 from tests.conftest import Database as Named
 from tests.places import vouched
@@ -125,13 +131,13 @@ class Bench:
         }
         return Run.from_document(document)
 
-    def order(self, run: Run, **fields: Any) -> rucio.Upload:
+    def order(self, run: Run, **fields: Any) -> Upload:
         location = run.copies[0].location
         assert location is not None
-        return rucio.Upload(
+        return Upload(
             here=self.sites.get("lngs"),
             there=self.there,
-            names=rucio.names_of(run, IN_RUCIO, self.there.rucio),
+            names=names_of(run, IN_RUCIO, self.there.rucio),
             location=location,
             manifest=digest_tree(vouched(location), sha512=False, report=nobody).digest,
             checksum=None,
@@ -139,9 +145,9 @@ class Bench:
             **fields,
         )
 
-    def fetch(self, order: rucio.Upload, **fields: Any) -> Path:
+    def fetch(self, order: Upload, **fields: Any) -> Path:
         target = self.directory / "chicago" / order.names.dataset.scope
-        wanted = rucio.Download(
+        wanted = Download(
             here=self.sites.get("chicago"),
             there=self.there,
             dataset=order.names.dataset,
@@ -152,13 +158,13 @@ class Bench:
         rucio.download(wanted, report=nobody)
         return target
 
-    def settle(self, order: rucio.Upload, *always: str, **fields: Any) -> rucio.DatasetState:
-        wishes = rucio.Wishes(
-            tuple(rucio.WantedReplica((rse,), fields.get("lifetime"), "a test") for rse in always),
+    def settle(self, order: Upload, *always: str, **fields: Any) -> DatasetState:
+        wishes = Wishes(
+            tuple(WantedReplica((rse,), fields.get("lifetime"), "a test") for rse in always),
             dict.fromkeys(fields.get("remove", ()), "a test"),
         )
         return rucio.settle(
-            rucio.Settlement(
+            Settlement(
                 self.there,
                 order.names.dataset,
                 "a run",
@@ -226,7 +232,7 @@ def same(one: Path, other: Path) -> bool:
     return all(filecmp.cmp(one / name, other / name, shallow=False) for name in files)
 
 
-def _half_way(bench: Bench, order: rucio.Upload, rows: Mapping[str, Any]) -> None:
+def _half_way(bench: Bench, order: Upload, rows: Mapping[str, Any]) -> None:
     client = bench.server.client
     client.add_replicas("DISK1", [*rows.values()])
     name = next(iter(rows))
@@ -236,7 +242,7 @@ def _half_way(bench: Bench, order: rucio.Upload, rows: Mapping[str, Any]) -> Non
     client.update_replicas_states("DISK1", [{**_did(order, name), "state": "A"}])
 
 
-def _attached(bench: Bench, order: rucio.Upload, rows: Mapping[str, Any]) -> None:
+def _attached(bench: Bench, order: Upload, rows: Mapping[str, Any]) -> None:
     client = bench.server.client
     client.add_dataset(*order.names.dataset)
     client.add_replicas("DISK1", [*rows.values()])
@@ -244,11 +250,11 @@ def _attached(bench: Bench, order: rucio.Upload, rows: Mapping[str, Any]) -> Non
     client.close(*order.names.dataset)
 
 
-def _did(order: rucio.Upload, name: str) -> dict[str, str]:
+def _did(order: Upload, name: str) -> dict[str, str]:
     return {"scope": order.names.dataset.scope, "name": name}
 
 
-BREAKS: dict[str, Callable[[Bench, rucio.Upload, Mapping[str, Any]], None]] = {
+BREAKS: dict[str, Callable[[Bench, Upload, Mapping[str, Any]], None]] = {
     "names only": lambda bench, order, rows: bench.server.client.add_dataset(*order.names.dataset),
     "registered": lambda bench, order, rows: bench.server.client.add_replicas(
         "DISK1", [*rows.values()]
@@ -279,7 +285,7 @@ def test_an_upload_that_broke_off_goes_on(bench: Bench, where: str) -> None:
     _, found = rucio.upload(order, report=nobody)
     assert found.rses == ("DISK1",)
     verdict = rucio.verify(bench.there, order.names.dataset, read.files, True, report=nobody)
-    assert verdict == rucio.Verdict(good=("DISK1",))
+    assert verdict == Verdict(good=("DISK1",))
     assert bench.server.client.get_did(*order.names.dataset)["open"] is False
 
 
@@ -632,7 +638,7 @@ async def replayed(db: Database, site: str, **request: Any) -> None:
             await trio.sleep(0.1)
 
 
-def verified(bench: Bench, run: Run) -> rucio.Verdict:
+def verified(bench: Bench, run: Run) -> Verdict:
     """What the storage of every RSE says of a run, compared with what is at lngs."""
     order = bench.order(run)
     read = rucio.read_copy(order.here, order.location, order.names, report=nobody)
@@ -664,7 +670,7 @@ async def test_ten_runs_go_in_are_replicated_and_come_out(bench: Bench, database
         again = await settled(db, runs, *SITES, "rucio-catalogue", rse=["DISK1", "DISK2"])
     assert await trio.to_thread.run_sync(bench.server.counts, scopes) == before
     verdicts = await trio.to_thread.run_sync(lambda: [verified(bench, run) for run in runs])
-    assert verdicts == [rucio.Verdict(good=("DISK1", "DISK2"))] * RUNS
+    assert verdicts == [Verdict(good=("DISK1", "DISK2"))] * RUNS
     assert [run.document["data"] for run in again] == [run.document["data"] for run in found]
     for run in found:
         entry, copy = run.copy(IN_RUCIO), run.copy(CopyKey("raw", "chicago"))
@@ -845,7 +851,7 @@ def stored(database: Named, bench: Bench, run: Run, *others: str, **fields: Any)
     rows = [one.to_row() for one in read.files]
     with MongoClient[dict[str, Any]](database.uri) as client:
         client[database.name]["runs_new"].insert_one(document)
-        key = {"m": rucio.stored_as(read.manifest.digest), "last": True}
+        key = {"m": stored_as(read.manifest.digest), "last": True}
         part = {"_id": key, "m": key["m"], "part": 0, "items": rows}
         client[database.name]["caxev_manifests"].insert_one(part)
     return Run.from_document(document)

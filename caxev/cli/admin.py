@@ -333,18 +333,19 @@ def _shared_directories(here: Site, known: Sites) -> Iterable[str]:
 
 def catalogue_problems(here: Site, known: Sites) -> Iterable[str]:
     """Report what keeps a site from the catalogues that it uploads to or fetches from."""
-    from caxev import rucio
+    from caxev.rucio.connection import missing
+    from caxev.rucio.rules import load_rules
 
     catalogues = [site for site in known.values() if site.method == "rucio"]
     names = [*here.upload_options, *here.download_options]
     needed = here.rucio_tags or any(known.find(name) in catalogues for name in names)
-    if needed and (why := rucio.missing()) is not None:
+    if needed and (why := missing()) is not None:
         yield f"{here.name} needs a catalogue, but {why}"
     for there in catalogues:
         # Only a site that uploads to the catalogue applies its rules.
         if there.rucio.rules is not None and there.name in here.upload_options:
             try:
-                rucio.load_rules(there.rucio.rules)
+                load_rules(there.rucio.rules)
             except ConfigError as error:
                 yield from error.problems
 

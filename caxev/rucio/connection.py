@@ -114,7 +114,8 @@ class RucioSession:
             unless("DataIdentifierAlreadyExists", self.client.add_dataset, *names.dataset)
             failpoints.point("rucio.dataset")
         for outer, inner in ((names.run, names.dataset), (names.period, names.run)):
-            if outer in {_did(row) for row in rows_limited(self.client.list_parent_dids(*inner))}:
+            above = rows_limited(self.client.list_parent_dids(*inner))
+            if outer in {Did(row["scope"], row["name"]) for row in above}:
                 continue
             self._add_scope(outer.scope)
             unless("DataIdentifierAlreadyExists", self.client.add_container, *outer)
@@ -324,10 +325,6 @@ def unless(known: str, function: Callable[..., object], *args: Any, **options: A
             raise
         return False
     return True
-
-
-def _did(row: Row) -> Did:
-    return Did(row["scope"], row["name"])
 
 
 def _utc(time: datetime | None) -> datetime | None:

@@ -29,7 +29,7 @@ from caxev.database import (
     is_fatal,
 )
 from caxev.limited import CONFIGURATION, read_limited
-from caxev.rucio import load_rules
+from caxev.rucio.rules import load_rules
 
 EVERY: Final = 30.0
 """Seconds between two checks of the files."""

@@ -96,10 +96,6 @@ def _verify(value: Any) -> bool:
     return value is None or bool(flag(value))  # null counts as true, as in cax
 
 
-def _anything(value: Any) -> Any:
-    return value
-
-
 _NAMES: Final = 'run names and ranges, as "161111_1434, 161201_0000-161231_2359"'
 _Numbers = Annotated[
     Ranges, Kind('run numbers and ranges, as "5200, 5205-5210", or null', _numbers)
@@ -108,7 +104,7 @@ _List = Annotated[Words, Kind("a name, a list of names, or null", _words)]
 _Time = Annotated[
     datetime | None, Kind('a moment in UTC, as "2017-02-02 17:40", or null', read_time)
 ]
-_Unused = Annotated[object, Kind("anything", _anything)]
+_Unused = Annotated[object, Kind("anything", lambda value: value)]
 
 
 class WantedReplica(NamedTuple):

@@ -22,7 +22,7 @@ import trio
 from attrs import define, field
 
 from caxev import aio, failpoints
-from caxev.config import Settings, Site, Sites, load_sites
+from caxev.config import Settings, Sites, load_sites
 from caxev.core.alarms import Alarm
 from caxev.core.clock import clock, utcnow
 from caxev.core.ledger import Reaction, State
@@ -279,11 +279,9 @@ class Lab:
             raise AssertionError(f"{site} never passed {wanted}; what it passed:\n  {passed}")
 
     async def _state(self) -> object:
-        runs = await self.database.runs([run.id for run in await self._runs()])
+        selected = await self.database.select(Selection(), self.now())
+        runs = await self.database.runs([run.id for run in selected])
         return {id: run.document for id, run in runs.items()}, await self.reactions()  # noqa: A001
-
-    async def _runs(self) -> list[Run]:
-        return await self.database.select(Selection(), self.now())
 
     # -- results ----------------------------------------------------------------------------
 
@@ -426,14 +424,9 @@ def _laid_out(directory: Path, sites: Mapping[str, Mapping[str, Any]]) -> Sites:
     file = directory / "sites.json"
     file.write_text(json.dumps(entries))
     loaded = load_sites(file)
-    for site in loaded.values():
-        _make_directories(site)
-    return loaded
-
-
-def _make_directories(site: Site) -> None:
-    for root in site.marked:
+    for root in (root for site in loaded.values() for root in site.marked):
         Path(root).mkdir(parents=True, exist_ok=True)
+    return loaded
 
 
 # One server for all labs of this process, each of which has a database of its own.

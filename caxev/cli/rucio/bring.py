@@ -141,16 +141,17 @@ class DirectoryFetch:
 
     async def _order(self, database: Database, run: Run, entry: Copy) -> Any:
 
-        from caxev import rucio
+        from caxev.rucio.names import Did, taken_at
+        from caxev.rucio.orders import Download
 
         known = await database.load_manifest(entry.manifest) if entry.manifest else None
-        return rucio.Download(
+        return Download(
             # A site that sites.json does not have, with the target as its only directory.
             here=evolve(self.chosen.there, name="here", dir_raw=self.directory),
             there=self.chosen.there,
-            dataset=rucio.Did.of(entry.location),
+            dataset=Did.of(entry.location),
             location=f"{self.directory}/{entry.source_name or run.name + run.suffix}",
-            taken=rucio.taken_at(run) or utcnow(),
+            taken=taken_at(run) or utcnow(),
             files=await checked(database, entry),
             expected=None if known is None else Manifest.from_rows(known),
             rse=self.rse,
@@ -160,10 +161,10 @@ class DirectoryFetch:
 
 def _fetch_here(order: Any, manifest: str | None) -> None:
     """Fetch a copy and compare it with its manifest, if there is one."""
-    from caxev import rucio
+    from caxev.rucio import client
 
     # Rucio compares its own checksums (ADLER32 or MD5) only; the manifest is that of the original.
-    rucio.download(order, report=to_nobody)
+    client.download(order, report=to_nobody)
     if manifest is not None:
         path = confine(order.location, order.here.roots)
         found = digest_tree(path, sha512=False, report=to_nobody).digest

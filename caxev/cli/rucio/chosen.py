@@ -102,12 +102,12 @@ def selects_catalogue(*, required: bool = True) -> Callable[[Function], Function
 
 async def checked(database: Database, entry: Copy) -> Any:
     """Read the manifest of an entry; None if it has none."""
-    from caxev import rucio
+    from caxev.rucio.files import Checked, stored_as
 
     if entry.manifest is None:
         return None
-    rows = await database.load_manifest(rucio.stored_as(entry.manifest))
-    return None if rows is None else tuple(map(rucio.Checked.from_row, rows))
+    rows = await database.load_manifest(stored_as(entry.manifest))
+    return None if rows is None else tuple(map(Checked.from_row, rows))
 
 
 def comparison(run: Run, entry: Copy) -> RunUpdate:

@@ -30,7 +30,7 @@ from caxev.files import to_nobody
 
 if TYPE_CHECKING:
     from caxev.database import Database
-    from caxev.rucio import DatasetState, Verdict
+    from caxev.rucio.orders import DatasetState, Verdict
 
 
 @command("caxev rucio locate --last-days 30 --rse NIKHEF_USERDISK --copies 1", group=rucio)
@@ -72,7 +72,7 @@ _PLACES: Final = columns("run", Column("run.name", "NAME", minor=1), "status", "
 
 def located(chosen: CatalogueChoice, run: Run, method: str) -> Iterator[dict[str, Any]]:
     """Return the rows about one run. Pure."""
-    from caxev import rucio
+    from caxev.rucio.changes import RuleState
 
     entry = chosen.entry(run)
     row: dict[str, Any] = {"run": shown(run)}
@@ -86,7 +86,7 @@ def located(chosen: CatalogueChoice, run: Run, method: str) -> Iterator[dict[str
     if method == "entries":
         yield row
     for one in entry.rule_info if method == "rules" else ():
-        yield {**row, "rule": str(rucio.RuleState.from_row(one) or one)}
+        yield {**row, "rule": str(RuleState.from_row(one) or one)}
 
 
 @command("caxev rucio check --last-days 7 --deep", "caxev rucio check --run 5", group=rucio)
@@ -120,7 +120,7 @@ class CatalogueComparison:
         """Compare, and repair if that was requested."""
         import trio
 
-        from caxev import rucio
+        from caxev.rucio import client
 
         for run in await self.chosen.runs(database):
             for entry in self.chosen.entries(run):
@@ -128,7 +128,7 @@ class CatalogueComparison:
         if everything:
             there = self.chosen.there
             list_all = trio.to_thread.run_sync
-            datasets = await list_all(lambda: rucio.datasets(there, report=to_nobody))
+            datasets = await list_all(lambda: client.datasets(there, report=to_nobody))
             # After the catalogue was listed: an upload meanwhile has its entry first, so its
             # dataset is not reported as unknown.
             known = await self._known(database)
@@ -159,7 +159,8 @@ class CatalogueComparison:
     async def _compare(self, database: Database, run: Run, entry: Copy) -> None:
         import trio
 
-        from caxev import rucio
+        from caxev.rucio import client
+        from caxev.rucio.names import Did
 
         there = self.chosen.there
         if (entries := sum(one.key == entry.key for one in run.copies)) > 1:
@@ -174,11 +175,11 @@ class CatalogueComparison:
             why = "its files' checksums are unknown: its site compares them on request (--repair)"
             self._note(run, entry.location, why, await self._ask(database, run, entry))
             return
-        dataset = rucio.Did.of(entry.location)
-        compare, ask = trio.to_thread.run_sync, rucio.verify
+        dataset = Did.of(entry.location)
+        compare, ask = trio.to_thread.run_sync, client.verify
         try:
             verdict = await compare(lambda: ask(there, dataset, files, self.deep, report=to_nobody))
-            found = await compare(lambda: rucio.look(there, dataset, report=to_nobody))
+            found = await compare(lambda: client.look(there, dataset, report=to_nobody))
         except Retry as error:  # the server is away: no statement about the dataset
             self._note(run, entry.location, error.why)
             return
@@ -211,13 +212,14 @@ class CatalogueComparison:
         """Have Rucio replace bad replicas by copies of the good ones."""
         import trio
 
-        from caxev import rucio
+        from caxev.rucio import client
+        from caxev.rucio.names import Did
 
         if not self.repair or not verdict.replicas:
             return None
-        dataset, there = rucio.Did.of(entry.location), self.chosen.there
+        dataset, there = Did.of(entry.location), self.chosen.there
         await trio.to_thread.run_sync(
-            lambda: rucio.declare_bad(there, dataset, verdict.replicas, report=to_nobody)
+            lambda: client.declare_bad(there, dataset, verdict.replicas, report=to_nobody)
         )
         return "declared bad: Rucio replaces it"
 

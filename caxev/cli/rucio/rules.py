@@ -36,17 +36,17 @@ def rules(*, chosen: CatalogueChoice, file: str | None, dry_run: bool, applying:
     Listeners apply the rules by themselves, to runs that change and when the file has changed.
     --apply asks the catalogue again even if nothing has changed.
     """
-    from caxev import rucio
+    from caxev.rucio.rules import load_rules
 
     if file is not None and not (dry_run or applying):
-        loaded = rucio.load_rules(file)
+        loaded = load_rules(file)
         print_line(f"{file}: {len(loaded)} rules, all valid")
         return
     if dry_run == applying:
         raise click.UsageError("give one of --check FILE, --dry-run and --apply")
     chosen.choice.require()
     path = file or chosen.there.rucio.rules
-    loaded = rucio.load_rules(path) if path else ()
+    loaded = load_rules(path) if path else ()
     if applying:
         print_line(options().with_database(_apply, chosen))
         return
@@ -75,18 +75,18 @@ def explained(
     chosen: CatalogueChoice, run: Run, entry: Copy, loaded: Sequence[Any]
 ) -> dict[str, Any]:
     """Return one row of the explanation. Pure except for the time."""
-    from caxev import rucio
+    from caxev.rucio.changes import ENDED, RuleState, changes, wishes_for
 
     there = chosen.there
     # The RSEs of sites.json are kept, too, unless a rule decides otherwise.
     always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
-    wishes = rucio.wishes_for(loaded, run, entry.key, always=always)
-    known = map(rucio.RuleState.from_row, entry.rule_info)
+    wishes = wishes_for(loaded, run, entry.key, always=always)
+    known = map(RuleState.from_row, entry.rule_info)
     standing = [one for one in known if one is not None]
-    change = rucio.changes(
+    change = changes(
         wishes,
-        [one for one in standing if one.state != rucio.ENDED],
-        [one for one in standing if one.state == rucio.ENDED],
+        [one for one in standing if one.state != ENDED],
+        [one for one in standing if one.state == ENDED],
         run_name=run.name or str(run),
         now=utcnow(),
     )

@@ -13,8 +13,7 @@ from caxev.cli.selection import RunChoice
 from caxev.cli.values import SITE
 from caxev.config import ConfigError, Site, Sites
 from caxev.core.model import Copy, CopyKey, Run
-from caxev.tape.base import Reach
-from caxev.tape.base import methods
+from caxev.tape.base import Reach, methods
 
 if TYPE_CHECKING:
     from caxev.database import Database
