@@ -18,7 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from loguru import logger
 
@@ -56,14 +56,6 @@ class _ToLoguru(logging.Handler):
         logger.opt(exception=record.exc_info).log(level, "{}: {}", record.name, record.getMessage())
 
 
-class Target(Protocol):
-    """What an `Outlet` writes to; its `write` may take as long as it likes."""
-
-    def isatty(self) -> bool: ...
-    def write(self, text: str, /) -> object: ...
-    def stop(self) -> object: ...
-
-
 class Outlet:
     """Writes to a target in a thread of its own, so that logging never blocks.
 
@@ -72,7 +64,7 @@ class Outlet:
     next line is preceded by their number.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Unbuffered | LogFile) -> None:
         self._target = target
         self._waiting = SimpleQueue[str | None]()
         self._size = self._dropped = 0

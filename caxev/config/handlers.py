@@ -80,7 +80,7 @@ def load_file(path: str | Path) -> ModuleType:
         read_limited(file, CONFIGURATION)
     except OSError as error:
         raise ConfigError(f"handlers file {path} cannot be read: {error.strerror}") from error
-    name = _module_name(file)
+    name = f"{FILES}.{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}"
     loaded = sys.modules.get(name)
     if loaded is None:
         return _load(f"handlers file {path}", lambda: _execute(name, file))
@@ -139,10 +139,6 @@ def _execute(name: str, file: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
-
-
-def _module_name(file: Path) -> str:
-    return f"{FILES}.{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}"
 
 
 def _line_of(error: BaseException) -> str:
