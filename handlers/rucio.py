@@ -79,7 +79,7 @@ from caxev.rucio import client
 from caxev.rucio.changes import ENDED, RuleState, Wishes, wishes_for
 from caxev.rucio.errors import OverQuota
 from caxev.rucio.files import Checked, stored_as
-from caxev.rucio.names import Did, Names, names_of, taken_at
+from caxev.rucio.names import CopyNames, Did, names_of, taken_at
 from caxev.rucio.orders import DatasetState, Download, Settlement, Upload
 from caxev.rucio.rules import load_rules, source_of
 
@@ -107,7 +107,7 @@ NOTHING_TO_GIVE_UP: Final[Skip] = Skip("nothing is to be given up at a catalogue
 class UploadPlan(CopyPlan):
     """A copy to bring into a catalogue, by these `names`."""
 
-    names: Names
+    names: CopyNames
 
 
 @on(
@@ -224,13 +224,13 @@ def plan_upload(
     return UploadPlan(source, key, str(names.dataset), trigger, entry, names)
 
 
-def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> Names:
+def _names(run: Run, key: CopyKey, there: Site, entry: Copy | None) -> CopyNames:
     """Return the names of the copy; an existing entry keeps its dataset."""
     names = names_of(run, key, there.rucio)
     if entry is None or entry.location is None:
         return names
     dataset = Did.of(entry.location)
-    return Names(dataset, Did(names.run.scope, dataset.scope), names.period, names.campaign)
+    return CopyNames(dataset, Did(names.run.scope, dataset.scope), names.period, names.campaign)
 
 
 def metadata_of(run: Run, plan: UploadPlan, there: Site) -> dict[str, object]:

@@ -21,7 +21,7 @@ from trio.testing import MockClock
 
 from caxev import CopyKey, GiveUp, Job, Manifest, Retry, RunUpdate, Skip, metrics
 from caxev.config import DEFAULT_HANDLERS, Link, Site, Sites, load_handlers
-from caxev.config.links import Hours
+from caxev.config.links import TimeOfDay
 from caxev.config.retention import Patrol
 from caxev.copies import lifecycle
 from caxev.copies.deletion import Proven
@@ -661,7 +661,7 @@ def opening(**hours: float) -> Site:
     day = (NOW - NOW.replace(hour=0, minute=0, second=0, microsecond=0)).total_seconds()
     begins = {name: (day + 3600 * wait) % 86400 for name, wait in hours.items()}
     links = {
-        name: Link(hours=Hours(begin, (begin + 3600) % 86400)) for name, begin in begins.items()
+        name: Link(hours=TimeOfDay(begin, (begin + 3600) % 86400)) for name, begin in begins.items()
     }
     return evolve(LNGS, links=links)
 
@@ -832,7 +832,7 @@ def test_waiting_for_a_place_is_no_stall() -> None:
 def test_a_transfer_is_broken_off_when_its_link_closes() -> None:
     """It goes on from there when the link opens again, and the link is not blamed for it."""
     begin = opening(xenon=0).link("xenon").hours.begin  # type: ignore[union-attr]
-    here = evolve(LNGS, links={"xenon": Link(hours=Hours(begin, begin + 300))})
+    here = evolve(LNGS, links={"xenon": Link(hours=TimeOfDay(begin, begin + 300))})
     yard = Yard(run_of(entry("xenon")), {"xenon": None})
     outcomes: list[object] = []
 

@@ -18,7 +18,7 @@ DAY: Final = 86400.0
 
 
 @frozen
-class Hours:
+class TimeOfDay:
     """A time of day, UTC, in seconds since midnight; if `end` is not after `begin`, it wraps."""
 
     begin: float
@@ -43,13 +43,13 @@ class Hours:
         return (time - self.begin) % DAY
 
 
-def _hours(value: Any) -> Hours:
+def _hours(value: Any) -> TimeOfDay:
     parts = match("([0-9]{2}):([0-5][0-9])-([0-9]{2}):([0-5][0-9])", value).groups()
     times = [int(part) for part in parts]
     begin, end = times[0] * 3600.0 + times[1] * 60.0, times[2] * 3600.0 + times[3] * 60.0
     # 24:00 is an end, of today; as a beginning it would be tomorrow. Equal ends would be never.
     check(begin < DAY and end <= DAY and begin != end)
-    return Hours(begin, end)
+    return TimeOfDay(begin, end)
 
 
 @frozen
@@ -58,7 +58,9 @@ class Link:
 
     max_rate: Rate | None = None
     """The most bytes a second, as `"200MB/s"`."""
-    hours: Annotated[Hours | None, Kind('a time of day in UTC, as "20:00-06:00"', _hours)] = None
+    hours: Annotated[TimeOfDay | None, Kind('a time of day in UTC, as "20:00-06:00"', _hours)] = (
+        None
+    )
     """The time of day at which transfers run, in UTC; it may go over midnight. A transfer is
     interrupted when it ends, and continues when it begins again."""
     transfers: Count | None = None

@@ -37,7 +37,7 @@ from caxev.rucio.changes import ENDED, GIVEN_UP, Changes, RuleState, changes
 from caxev.rucio.connection import RucioSession, connected
 from caxev.rucio.files import Checked, Digested, digest_for_catalogue, seen_of
 from caxev.rucio.moving import Fetching, Sending
-from caxev.rucio.names import Did, Names
+from caxev.rucio.names import CopyNames, Did
 from caxev.rucio.orders import DatasetState, Download, Settlement, Upload, Verdict
 from caxev.threads import side_by_side
 
@@ -163,7 +163,7 @@ def verify(
         return rucio.verify(dataset, files, report, deep=deep)
 
 
-def read_copy(here: Site, location: str, names: Names, *, report: Report) -> Digested:
+def read_copy(here: Site, location: str, names: CopyNames, *, report: Report) -> Digested:
     """Read a copy at this site, for the digests that its files must have in the catalogue."""
     root = confine(location, here.roots)
     return digest_for_catalogue(root, names, sha512=False, report=report)

@@ -25,7 +25,7 @@ from caxev.rucio.answers import limited_session
 from caxev.rucio.changes import RuleState
 from caxev.rucio.errors import is_called, translated
 from caxev.rucio.files import Checked
-from caxev.rucio.names import Did, Names
+from caxev.rucio.names import CopyNames, Did
 from caxev.rucio.orders import DatasetState, Verdict
 from caxev.rucio.storage import QUIET, Row, Storage, row_of
 from caxev.threads import side_by_side
@@ -102,7 +102,7 @@ class RucioSession:
 
     # -- names ------------------------------------------------------------------------------
 
-    def make(self, names: Names) -> bool:
+    def make(self, names: CopyNames) -> bool:
         """Create scopes, containers and the dataset, and attach them, as far as they are missing.
 
         Returns whether the run's scope is new, so that none of its names exists.
@@ -136,7 +136,7 @@ class RucioSession:
             raise
         return found
 
-    def describe(self, names: Names, metadata: Mapping[str, Any]) -> None:
+    def describe(self, names: CopyNames, metadata: Mapping[str, Any]) -> None:
         """Set the dataset's and the run container's metadata, what is new of it."""
         for did in (names.dataset, names.run):
             has = self.client.get_metadata(*did)

@@ -18,7 +18,7 @@ from attrs import asdict, field, frozen
 
 from caxev.core.errors import GiveUp
 from caxev.files import Confined, Item, Manifest, Report, Seen, digest_tree, look, printable
-from caxev.rucio.names import Names
+from caxev.rucio.names import CopyNames
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -94,7 +94,9 @@ class Adler32:
         return f"{self._value:08x}"
 
 
-def digest_for_catalogue(root: Confined, names: Names, *, sha512: bool, report: Report) -> Digested:
+def digest_for_catalogue(
+    root: Confined, names: CopyNames, *, sha512: bool, report: Report
+) -> Digested:
     """Read the copy at `root` once, for all the digests that a catalogue and the database need.
 
     Raises `GiveUp` if it holds what a catalogue cannot: links, empty directories, odd names;
@@ -116,7 +118,7 @@ def digest_for_catalogue(root: Confined, names: Names, *, sha512: bool, report: 
     return Digested(tuple(files), manifest)
 
 
-def _names(listed: Sequence[Seen | Item], names: Names, root: Confined) -> dict[bytes, str]:
+def _names(listed: Sequence[Seen | Item], names: CopyNames, root: Confined) -> dict[bytes, str]:
     """Return each file's name in the catalogue. Raises `GiveUp` if it can hold no such copy."""
     full = {os.path.dirname(one.path) for one in listed if one.path}
     for one in listed:

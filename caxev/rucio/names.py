@@ -47,7 +47,7 @@ class Did(NamedTuple):
 
 
 @frozen
-class Names:
+class CopyNames:
     """The names of one copy: its dataset, the run's container, and that of the science run."""
 
     dataset: Did
@@ -66,7 +66,7 @@ class Names:
         return Did(self.dataset.scope, name)
 
 
-def names_of(run: Run, key: CopyKey, catalogue: Catalogue) -> Names:
+def names_of(run: Run, key: CopyKey, catalogue: Catalogue) -> CopyNames:
     """Return the names of a copy of this type and version. Raises `GiveUp` without a run's time."""
     taken = taken_at(run)
     if taken is None:
@@ -78,7 +78,7 @@ def names_of(run: Run, key: CopyKey, catalogue: Catalogue) -> Names:
     basic = f"{catalogue.experiment}_{campaign}"
     scope = f"{basic}_{name}_{detector}"
     dataset = key.type if key.version is None else f"{key.type}_pax_{key.version}"
-    return Names(Did(scope, dataset), Did(basic, scope), Did(basic, f"{basic}_data"), campaign)
+    return CopyNames(Did(scope, dataset), Did(basic, scope), Did(basic, f"{basic}_data"), campaign)
 
 
 def taken_at(run: Run) -> datetime | None:

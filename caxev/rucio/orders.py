@@ -12,7 +12,7 @@ from caxev.config import Site
 from caxev.files import Manifest
 from caxev.rucio.changes import ENDED, RuleState, Wishes
 from caxev.rucio.files import Checked
-from caxev.rucio.names import Did, Names
+from caxev.rucio.names import CopyNames, Did
 
 
 @frozen
@@ -25,7 +25,7 @@ class Upload:
 
     here: Site
     there: Site
-    names: Names
+    names: CopyNames
     location: str
     manifest: str | None
     checksum: str | None
