@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from caxev import HERE, Event, GiveUp, Job, Retry, RunUpdate, Tag, copy, new_run, tag
+from caxev import HERE, Event, GiveUp, Job, Retry, RunUpdate, Skip, Tag, copy, new_run, tag
 from caxev.core.ledger import Reaction, new_reaction
 from caxev.core.registry import Handler
 from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
@@ -318,6 +320,51 @@ async def test_one_that_stands_aside_keeps_no_worker(database: Named) -> None:
             await db.insert_run(engine.run_document(number))
         await engine.until(lambda: len(ended) == 6)
     assert ended[-1] == 1
+
+
+async def test_what_led_to_nothing_is_recorded_together(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many such changes cost few writes; each is compared with the one before, and none is lost."""
+    written: list[int] = []
+    ingest = Database.ingest
+
+    async def counted(self: Database, lease: Any, what: Any, now: Any) -> None:
+        written.append(len(what.snapshots))
+        await ingest(self, lease, what, now)
+
+    monkeypatch.setattr(Database, "ingest", counted)
+    asked: list[str | None] = []
+
+    def decide(job: Job) -> Skip:
+        asked.append(job.event.before)
+        return Skip("never")
+
+    async def react(job: Job) -> None:
+        raise AssertionError("it was skipped")
+
+    one = engine.handler(react, copy(("transferred", "error"), host=HERE), decide=decide)
+    async with engine.opened(database) as db:
+        run = await db.insert_run(engine.run_document(1, ("raw", "lngs", "verifying")))
+        async with engine.listener(db, engine.options_for(database, [one])):
+            await engine.until(lambda: _seen(db))
+            written.clear()
+            with MongoClient[dict[str, Any]](database.uri) as client:
+                runs = client[database.name]["runs_new"]
+                for number in range(20):
+                    status = ("transferred", "error")[number % 2]
+                    runs.update_one({"_id": run}, {"$set": {"data.0.status": status}})
+                    await trio.sleep(0.02)
+            found = (await db.runs([run]))[run].snapshot()
+            await engine.until(partial(_stored, db, run, found))
+    assert len(written) <= 5
+    assert all(before in ("verifying", "error", "transferred") for before in asked)
+    # Never twice for one change: each is compared with what was seen last, recorded or not.
+    assert all(one != other for one, other in pairwise(asked))
+
+
+async def _stored(db: Database, run: Any, snapshot: Any) -> bool:
+    return bool((await db.snapshot("lngs", [run])).before.get(run) == snapshot)
 
 
 async def test_priority_outlives_retry_and_replay(database: Named) -> None:

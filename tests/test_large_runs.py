@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,6 +30,10 @@ async def _parked(db: Database) -> list[str]:
     return [reaction.note for reaction, _ in found]
 
 
+async def _alarmed(db: Database, runs: list[str]) -> bool:
+    return [one.alarm.run for one in await db.alarms(SITE) if one.active] == runs
+
+
 async def test_a_run_with_too_many_copies_is_parked(database: Named) -> None:
     """It has an alarm and no reaction; others are served; with fewer copies it is, too."""
     seen: list[int] = []
@@ -42,7 +47,7 @@ async def test_a_run_with_too_many_copies_is_parked(database: Named) -> None:
         await engine.until(lambda: _parked(db))
         (why,) = await _parked(db)
         assert str(MOST_COPIES) in why
-        assert [one.alarm.run for one in await db.alarms(SITE) if one.active] == ["run 1"]
+        await engine.until(partial(_alarmed, db, ["run 1"]))
         await db.insert_run(run_of(1, number=2))
         await engine.until(lambda: seen == [2])
         with MongoClient[dict[str, Any]](database.uri) as client:
@@ -51,11 +56,8 @@ async def test_a_run_with_too_many_copies_is_parked(database: Named) -> None:
             runs.update_one({"_id": large}, {"$pull": {"data": {"host": {"$ne": "site7"}}}})
         await engine.until(lambda: sorted(seen) == [1, 2])
 
-        async def over() -> bool:
-            parked = await _parked(db)
-            return not parked and not [one for one in await db.alarms(SITE) if one.active]
-
-        await engine.until(over)
+        await engine.until(partial(_alarmed, db, []))
+        assert not await _parked(db)
 
 
 async def test_as_many_copies_as_may_be_are_served(database: Named) -> None:

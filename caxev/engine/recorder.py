@@ -18,26 +18,14 @@ from typing import Final, Protocol
 
 import trio
 from attrs import define, evolve, field
-from loguru import logger
 
 from caxev import metrics
 from caxev.core import recording
-from caxev.core.alarms import parked, parked_key
 from caxev.core.clock import utcnow
 from caxev.core.ledger import (
-    UNREADABLE,
-    Done,
-    Failed,
-    Outcome,
     Reaction,
-    claim,
-    new_reaction,
-    settle,
 )
 from caxev.core.model import (
-    YES,
-    Event,
-    Existence,
     Run,
     RunId,
     Snapshot,
@@ -46,15 +34,13 @@ from caxev.database import (
     Batch,
     DatabaseError,
     Ingest,
-    InvalidDocument,
     Position,
     Snapshots,
     Stream,
-    concerns_one,
-    of_the_site,
 )
 from caxev.engine.context import Context
 from caxev.engine.trouble import by_halves
+from caxev.engine.unreadable import UnreadableRuns
 
 KNOWN: Final = 5000
 """Snapshots that are kept in memory, those of the runs that changed last..."""
@@ -113,8 +99,7 @@ class Recorder:
 
     context: Context
     intake: Intake
-    # The runs that cannot be recorded. Each is shown by a failed reaction of its own.
-    unreadable: set[RunId] = field(init=False, factory=set)
+    unreadable: UnreadableRuns = field(init=False)
     _generations: Iterator[int] = field(init=False)
     # One comparison at a time: two at once could write an older snapshot over a newer one.
     _comparing: trio.Lock = field(init=False, factory=trio.Lock)
@@ -132,6 +117,7 @@ class Recorder:
     def __attrs_post_init__(self) -> None:
         # Unique over all processes that ever acted for the site: the epoch is part of it.
         self._generations = count(self.context.lease.epoch << 40)
+        self.unreadable = UnreadableRuns(self.context, self._generations)
 
     # -- from the stream ----------------------------------------------------------------------
 
@@ -153,18 +139,20 @@ class Recorder:
             if ahead.turn != self._turn:  # a scan or a replay came between
                 snapshots = await self.read(batch.runs)
             else:
-                # They were read while the batch before this one was being recorded.
-                _overlay(snapshots, batch.runs, self._latest)
+                # They were read while the batch before this one was being recorded or deferred.
+                _overlay(snapshots, batch.runs, {**self._latest, **self._deferred})
             ingest = await self.compare(batch.runs, snapshots)
             self._latest = {}
             if not ingest.snapshots:
                 return False
-            if not (ingest.reactions or ingest.priorities or self._shows(ingest.snapshots)):
+            if not (
+                ingest.reactions or ingest.priorities or self.unreadable.among(ingest.snapshots)
+            ):
                 self._defer(ingest.snapshots, batch.position)
                 return False
             await self.record(evolve(ingest, position=batch.position))
             self._latest = {
-                run: one for run, one in ingest.snapshots.items() if run not in self.unreadable
+                run: one for run, one in ingest.snapshots.items() if run not in self.unreadable.runs
             }
             return True
 
@@ -253,7 +241,7 @@ class Recorder:
             alarmed=context.alarms.runs,
         )
         for run, copies in found.oversized.items():
-            await self._park_oversized(run, copies)
+            await self.unreadable.park_oversized(run, copies)
         keys = found.unless_standing.keys()
         standing = await context.database.standing_keys(keys) if keys else ()
         return Ingest(
@@ -286,14 +274,14 @@ class Recorder:
             await self._write(part(some))
 
         async def alone(run: RunId, error: DatabaseError) -> None:
-            await self._give_up(run, part([run]).position, error)
+            await self.unreadable.park(run, part([run]).position, error)
 
         await by_halves(runs, write, alone)
 
     async def _write(self, ingest: Ingest) -> None:
         reactions = self.intake.reserve(ingest.reactions)
-        readable = self._shows(ingest.snapshots)
-        shown = [self._shown(run, Done("it can be recorded again")) for run in readable]
+        readable = self.unreadable.among(ingest.snapshots)
+        shown = self.unreadable.ended(readable, "it can be recorded again")
         recorded = False
         try:
             # In the same transaction: a crash leaves either both or none.
@@ -311,7 +299,7 @@ class Recorder:
         # One that is not set yet stays: `record_deferred` may be waiting for it.
         if not self._deferred and self._has_deferred.is_set():
             self._has_deferred = trio.Event()
-        self._readable_again(shown)
+        self.unreadable.forget(shown)
         for handler, number in Counter(reaction.handler for reaction in reactions).items():
             metrics.reactions.labels(self.context.lease.site, handler).inc(number)
         self.intake.start(reactions, ingest.runs)
@@ -338,85 +326,12 @@ class Recorder:
         while len(self._known) > KNOWN:
             self._known.popitem(last=False)
 
-    # -- runs that cannot be recorded ---------------------------------------------------------
-
-    def _shows(self, runs: Collection[RunId]) -> set[RunId]:
-        """Return which of these runs are shown as unreadable, and can be recorded again."""
-        return self.unreadable.intersection(runs)
-
-    async def _park_oversized(self, run: RunId, copies: int) -> None:
-        """Park a run that has too many copies, once; its changes lead to nothing here."""
-        if run not in self.unreadable:
-            most = recording.MOST_COPIES
-            why = f"it has more than {most} copies ({copies} or more), and is not served here"
-            await self._give_up(run, None, InvalidDocument(why))
-
-    async def _give_up(self, run: RunId, position: Position | None, error: DatabaseError) -> None:
-        """Park a run that the database refuses to record, and go on behind it."""
-        context = self.context
-        label = await self._label(run)
-        reaction = self._shown(run, Failed(str(error)))
-        try:
-            await context.database.ingest(context.lease, Ingest({}, [reaction], position), utcnow())
-        except DatabaseError as refused:
-            if not concerns_one(refused):
-                raise
-            await self._record_position(position)
-        logger.error("{} cannot be recorded: {}", label, error)
-        self.unreadable.add(run)
-        context.alarms.raise_(parked(reaction, label))
-
-    async def _record_position(self, position: Position | None) -> None:
-        """Write the position alone; if that is refused, the site's own document is at fault."""
-        context = self.context
-        try:
-            await context.database.ingest(context.lease, Ingest({}, (), position), utcnow())
-        except DatabaseError as error:
-            raise of_the_site(error) from error
-
-    async def _label(self, run: RunId) -> str:
-        """Return what people call a run; its id if it is no longer there."""
-        found = await self.context.database.runs([run])
-        return str(found[run]) if run in found else f"run {run}"
-
-    def _shown(self, run: RunId, outcome: Outcome) -> Reaction:
-        """Return the reaction that shows whether a run can be recorded."""
-        reaction = new_reaction(
-            self.context.lease.site,
-            Event(run, Existence(), None, YES),
-            UNREADABLE,
-            lane="default",
-            generation=next(self._generations),
-            at=utcnow(),
-        )
-        claimed = claim(reaction, self.context.lease.epoch)
-        return settle(claimed, outcome, utcnow(), allowed=1, jitter=0.0)
-
-    def _readable_again(self, shown: Iterable[Reaction]) -> None:
-        for reaction in shown:
-            self.unreadable.discard(reaction.run)
-            self.context.alarms.clear(parked_key(reaction))
-
-    async def load_unreadable(self) -> None:
-        """Read which runs could not be recorded by a former process."""
-        context = self.context
-        shown = await context.database.reactions(
-            context.lease.site, state="failed", handler=UNREADABLE
-        )
-        self.unreadable = {reaction.run for reaction, _ in shown}
-
     async def retry_unreadable(self, runs: Collection[RunId] | None) -> None:
         """Try again to record runs (None: all) that could not be; they may have been deleted."""
-        context = self.context
-        runs = self.unreadable & set(self.unreadable if runs is None else runs)
-        if not runs:
-            return
-        await self.snapshot(dict.fromkeys(runs, utcnow()))
-        gone = (runs & self.unreadable) - (await context.database.runs(runs)).keys()
-        if gone:
-            shown = [self._shown(run, Done("the run no longer exists")) for run in gone]
-            await context.database.ingest(context.lease, Ingest({}, shown), utcnow())
-            self._readable_again(shown)
+        wanted = self.unreadable.runs if runs is None else self.unreadable.among(runs)
+        if wanted:
+            await self.snapshot(dict.fromkeys(wanted, utcnow()))
+            await self.unreadable.forget_deleted(wanted)
 
 
 def _overlay(

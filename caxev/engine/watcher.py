@@ -108,7 +108,7 @@ class Watcher:
         """Find the position to start from; if there is none, scan."""
 
         async def locate() -> None:
-            await self.recorder.load_unreadable()
+            await self.recorder.unreadable.load()
             record = await self.context.database.site_record(self.context.lease.site)
             self._position = record.position if record else None
             if record is None or self._position is None:

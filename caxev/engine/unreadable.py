@@ -1,0 +1,121 @@
+"""Runs that cannot be recorded: each is shown by a failed reaction of its own, and by an alarm.
+
+The database refuses one, or it has too many copies to be served. `recorder` parks such a run, goes
+on behind it, and tries it again when it changes or a person asks for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from attrs import define, field
+from loguru import logger
+
+from caxev.core.alarms import parked, parked_key
+from caxev.core.clock import utcnow
+from caxev.core.ledger import (
+    UNREADABLE,
+    Done,
+    Failed,
+    Outcome,
+    Reaction,
+    claim,
+    new_reaction,
+    settle,
+)
+from caxev.core.model import YES, Event, Existence, RunId
+from caxev.core.recording import MOST_COPIES
+from caxev.database import (
+    DatabaseError,
+    Ingest,
+    InvalidDocument,
+    Position,
+    concerns_one,
+    of_the_site,
+)
+from caxev.engine.context import Context
+
+
+@define(eq=False)
+class UnreadableRuns:
+    """The runs of one lease that cannot be recorded. `generations` are the recorder's."""
+
+    context: Context
+    generations: Iterator[int]
+    runs: set[RunId] = field(init=False, factory=set)
+
+    async def load(self) -> None:
+        """Read which runs could not be recorded by a former process."""
+        site = self.context.lease.site
+        shown = await self.context.database.reactions(site, state="failed", handler=UNREADABLE)
+        self.runs = {reaction.run for reaction, _ in shown}
+
+    def among(self, runs: Iterable[RunId]) -> set[RunId]:
+        """Return which of these runs cannot be recorded."""
+        return self.runs.intersection(runs)
+
+    async def park_oversized(self, run: RunId, copies: int) -> None:
+        """Park a run that has too many copies, once; its changes lead to nothing here."""
+        if run not in self.runs:
+            why = f"it has more than {MOST_COPIES} copies ({copies} or more), and is not served"
+            await self.park(run, None, InvalidDocument(why))
+
+    async def park(self, run: RunId, position: Position | None, error: DatabaseError) -> None:
+        """Park a run that the database refuses to record, and go on behind it."""
+        context = self.context
+        label = await self._label(run)
+        reaction = self._shown(run, Failed(str(error)))
+        try:
+            await context.database.ingest(context.lease, Ingest({}, [reaction], position), utcnow())
+        except DatabaseError as refused:
+            if not concerns_one(refused):
+                raise
+            await self._record_position(position)
+        logger.error("{} cannot be recorded: {}", label, error)
+        self.runs.add(run)
+        context.alarms.raise_(parked(reaction, label))
+
+    async def _record_position(self, position: Position | None) -> None:
+        """Write the position alone; if that is refused, the site's own document is at fault."""
+        context = self.context
+        try:
+            await context.database.ingest(context.lease, Ingest({}, (), position), utcnow())
+        except DatabaseError as error:
+            raise of_the_site(error) from error
+
+    async def _label(self, run: RunId) -> str:
+        """Return what people call a run; its id if it is no longer there."""
+        found = await self.context.database.runs([run])
+        return str(found[run]) if run in found else f"run {run}"
+
+    def ended(self, runs: Iterable[RunId], why: str) -> list[Reaction]:
+        """Return the reactions that show that these runs are no longer parked, to be recorded."""
+        return [self._shown(run, Done(why)) for run in runs]
+
+    def _shown(self, run: RunId, outcome: Outcome) -> Reaction:
+        """Return the reaction that shows whether a run can be recorded."""
+        reaction = new_reaction(
+            self.context.lease.site,
+            Event(run, Existence(), None, YES),
+            UNREADABLE,
+            lane="default",
+            generation=next(self.generations),
+            at=utcnow(),
+        )
+        claimed = claim(reaction, self.context.lease.epoch)
+        return settle(claimed, outcome, utcnow(), allowed=1, jitter=0.0)
+
+    def forget(self, shown: Iterable[Reaction]) -> None:
+        """Forget runs, and end their alarms: these reactions are recorded."""
+        for reaction in shown:
+            self.runs.discard(reaction.run)
+            self.context.alarms.clear(parked_key(reaction))
+
+    async def forget_deleted(self, runs: Iterable[RunId]) -> None:
+        """Forget which of these runs no longer exist."""
+        context, parked_runs = self.context, self.among(runs)
+        gone = parked_runs - (await context.database.runs(parked_runs)).keys()
+        if gone:
+            shown = self.ended(gone, "the run no longer exists")
+            await context.database.ingest(context.lease, Ingest({}, shown), utcnow())
+            self.forget(shown)
