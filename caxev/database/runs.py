@@ -124,41 +124,41 @@ def totals_pipeline(selection: Selection, now: datetime) -> list[Document]:
     A raw copy's bytes are the run's ``raw_size_byte``, once the copy is whole.
     """
     entry = {f"data.{name}": condition for name, condition in selection.entry.items()}
-    names = {"data.host": {"$type": "string"}, "data.type": {"$type": "string"}}
+    names = {f"_id.{name}": {"$type": "string"} for name in ("host", "type")}
     which = {"host": "$data.host", "type": "$data.type", "status": "$data.status"}
-    known = {"$cond": [{"$isNumber": "$size"}, 1, 0]}
+    sizes = {"own": {"$isNumber": "$data.size"}, "whole": {"$isNumber": "$raw_size_byte"}}
+    amounts = {"own": {"$sum": "$data.size"}, "whole": {"$sum": "$raw_size_byte"}}
     return [
         {"$match": selection.query(now)},
-        {"$project": {"raw_size_byte": 1, **dict.fromkeys(_COUNTED, 1)}},
+        {"$project": {"_id": 0, "raw_size_byte": 1, **dict.fromkeys(_COUNTED, 1)}},
         {"$unwind": "$data"},
-        {"$match": {**names, **entry}},
-        {"$project": {**which, "size": _SIZE}},
+        *([{"$match": entry}] if entry else []),
+        # Millions of copies become few groups here, and whatever can wait is done with these.
+        {"$group": {"_id": {**which, **sizes}, "copies": {"$sum": 1}, **amounts}},
+        {"$match": names},
         {
             "$group": {
-                "_id": {name: f"${name}" for name in which},
-                "copies": {"$sum": 1},
-                "sized": {"$sum": known},
-                "bytes": {"$sum": "$size"},
+                "_id": {name: f"$_id.{name}" for name in which},
+                "copies": {"$sum": "$copies"},
+                "sized": {"$sum": _of_known("$copies", "$copies")},
+                "bytes": {"$sum": _of_known("$own", "$whole")},
             }
         },
         {"$sort": {"_id.host": 1, "_id.type": 1, "_id.status": 1}},
     ]
 
 
-_WHOLE_RAW: Final = [
-    {"$eq": ["$data.type", "raw"]},
-    {"$eq": ["$data.status", TRANSFERRED]},
-    {"$isNumber": "$raw_size_byte"},
-]
-_SIZE: Final = {
-    "$switch": {
-        "branches": [
-            {"case": {"$isNumber": "$data.size"}, "then": "$data.size"},
-            {"case": {"$and": _WHOLE_RAW}, "then": "$raw_size_byte"},
-        ],
-        "default": None,
-    }
-}
+def _of_known(own: str, whole: str) -> Document:
+    """Return an expression for a group: of entries with a size, of whole raw data, else null."""
+    is_whole = [
+        {"$eq": ["$_id.type", "raw"]},
+        {"$eq": ["$_id.status", TRANSFERRED]},
+        "$_id.whole",
+    ]
+    branches = [{"case": "$_id.own", "then": own}, {"case": {"$and": is_whole}, "then": whole}]
+    return {"$switch": {"branches": branches, "default": None}}
+
+
 _COUNTED: Final = ("data.host", "data.type", "data.status", "data.size")
 
 
