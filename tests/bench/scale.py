@@ -55,8 +55,7 @@ RATE: Final = 20.0
 """Changes a second where they are paced."""
 BESIDE: Final = 4
 """Listeners, or loops, whose CPU is measured: mongod's share of one would be lost in noise."""
-SMALL: Final = 200
-"""Runs below which there are only three listeners."""
+SMALL: Final = 200  # runs, below which there are only three listeners
 STATUSES: Final = ("verifying", "transferred")
 ROUNDS: Final = 3
 LONG: Final = 10.0  # seconds, from which on one round says enough
