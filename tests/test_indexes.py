@@ -71,10 +71,10 @@ def test_a_listener_leaves_the_runs_alone(online: Caxev, runs: Runs) -> None:  #
 
 def test_an_index_of_others_is_used(online: Caxev, runs: Runs) -> None:  # noqa: F811
     """One with the same keys is enough, whatever its name; one that leaves out runs is not."""
-    runs.create_index("number")
-    runs.create_index("name", sparse=True)
+    runs.create_index([("number", 1), ("_id", 1)])
+    runs.create_index([("name", 1), ("_id", 1)], sparse=True)
     found = states(online("db", "init", "--json"))
-    assert found["caxev_number"] == "there: number_1"
+    assert found["caxev_number"] == "there: number_1__id_1"
     assert found["caxev_name"] == "made"
     assert "caxev_number" not in runs.index_information()
 
@@ -168,6 +168,8 @@ async def test_pages_are_the_same_without_indexes(
         Selection(tag="x"),
         Selection(tag="keep", host="lngs"),
         Selection(host="lngs", numbers=(1, 20)),
+        Selection(host="lngs", numbers=(7, 7)),
+        Selection(name="161111_0007"),
     ]
     async with engine.opened(database) as db:
 
@@ -175,7 +177,7 @@ async def test_pages_are_the_same_without_indexes(
             return [run.id async for page in db.pages(selection, utcnow()) for run in page]
 
         before = [await read(one) for one in wanted]
-        assert [len(one) for one in before] == [6, 6, 1, 3, 3, 20]
+        assert [len(one) for one in before] == [6, 6, 1, 3, 3, 20, 1, 1]
         assert not any(one.refused for one in await db.init())
         assert [await read(one) for one in wanted] == before
 

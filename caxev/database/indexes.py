@@ -68,15 +68,15 @@ HOST: Final = _of(
     "caxev_host", "data.host", "_id", serves="status --host, rm --dry-run, stray, rucio check"
 )
 STATUS: Final = _of("caxev_status", "data.status", "_id", serves="status --status")
-TAG: Final = _of("caxev_tag", "tags.name", "_id", serves="--tag, and completing tags")
-RUNS: Final = (
-    _of("caxev_number", "number", serves="--run, --from-run, --to-run, and the order of lists"),
-    _of("caxev_name", "name", serves="--name, and a run of a new name"),
-    TAG,
-    HOST_AND_STATUS,
-    HOST,
-    STATUS,
+NUMBER: Final = _of(
+    "caxev_number",
+    "number",
+    "_id",
+    serves="--run, --from-run, --to-run, and the order of lists",
 )
+NAME: Final = _of("caxev_name", "name", "_id", serves="--name, and a run of a new name")
+TAG: Final = _of("caxev_tag", "tags.name", "_id", serves="--tag, and completing tags")
+RUNS: Final = (NUMBER, NAME, TAG, HOST_AND_STATUS, HOST, STATUS)
 """Those of the runs collection."""
 
 

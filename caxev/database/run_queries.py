@@ -71,7 +71,7 @@ class Runs(Connection):
 
     @operation
     async def _selected_page(
-        self, query: Document, keys: Order, values: Sequence[str], low: Any
+        self, query: Document, keys: Order, values: Sequence[Any], low: Any
     ) -> list[Document]:
         try:
             return await self._between(query, keys, values, low)
@@ -82,7 +82,7 @@ class Runs(Connection):
         return await self._between(query, BY_ID, (), low)
 
     async def _between(
-        self, query: Document, keys: Order, values: Sequence[str], low: Any
+        self, query: Document, keys: Order, values: Sequence[Any], low: Any
     ) -> list[Document]:
         # By the index's bounds: a filter would stop at ids of another type.
         def bound(end: Any) -> list[Any]:

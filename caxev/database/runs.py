@@ -87,9 +87,13 @@ class Selection:
         return {name: {"$eq": value} for name, value in wanted.items() if value is not None}
 
     @property
-    def pages(self) -> tuple[Order, tuple[str, ...]]:
+    def pages(self) -> tuple[Order, tuple[Any, ...]]:
         """Return the index for reading pages, with the values that its keys before the id have."""
         host, status = self.host, self.status
+        if self.numbers is not None and self.numbers[0] == self.numbers[1]:
+            return indexes.NUMBER.keys, self.numbers[:1]
+        if self.name is not None:
+            return indexes.NAME.keys, (self.name,)
         if self.tag is not None:
             return indexes.TAG.keys, (self.tag,)
         if host is not None and status is not None:
