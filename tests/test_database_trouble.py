@@ -468,7 +468,7 @@ async def test_a_majority_that_is_never_reached_is_reported(
                         assert metric.get() == 0
                         server.kill(next(i for i in (0, 1) if i != server.primary()))
                         await engine.until(lambda: metric.get() == 1)
-                        await engine.until(lambda: any("not reached" in one for one in warnings))
+                        await engine.until(lambda: any("is unreachable" in one for one in warnings))
                 assert any("retrying until it answers" in one for one in warnings)
             server.restart(1)
             runs.insert_one(numbered(2))
