@@ -49,6 +49,7 @@ from caxev.files import (
     local,
     look,
     look_source,
+    open_resolved,
     opened,
     printable,
     roots_from,
@@ -328,16 +329,21 @@ def _send(channel: Wire, path: Confined) -> None:
 
 def read_piece(path: Confined, piece: Piece) -> Iterator[bytes]:
     """Yield the bytes of a piece. Raises `Retry` if the file is not as it was listed."""
-    with local(path, "read"), opened(path, os.O_RDONLY) as descriptor:
-        at = piece.start
-        while at < piece.stop:
-            block = os.pread(descriptor, min(CHUNK, piece.stop - at), at)
-            if not block:
-                break
-            at += len(block)
-            yield block
-        # After the last byte: it vouches for all of them.
-        check_unchanged(descriptor, piece.file, path)
+    # Not by `opened`, which is a generator more for each of many small files.
+    with local(path, "read"):
+        descriptor = open_resolved(path, os.O_RDONLY)
+        try:
+            at = piece.start
+            while at < piece.stop:
+                block = os.pread(descriptor, min(CHUNK, piece.stop - at), at)
+                if not block:
+                    break
+                at += len(block)
+                yield block
+            # After the last byte: it vouches for all of them.
+            check_unchanged(descriptor, piece.file, path)
+        finally:
+            os.close(descriptor)
     if at != piece.stop:
         raise changed(printable(path))
 
