@@ -25,6 +25,7 @@ from caxev.batch.work import Product, take_stock
 from caxev.cli.errors import NothingToDo
 from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
+from caxev.cli.selection import RunChoice
 from caxev.cli.stray import Search
 from caxev.config import Deletion, Permission, Site, Sites
 from caxev.copies.deletion import intent
@@ -182,7 +183,7 @@ class Place:
         book = Book([self._known()])
         try:
             found = found_at(path, self.here, self.sites, any_name=True)
-            tell = partial(found.enter, book, (2, None, None), None, dry_run=False)  # type: ignore[arg-type]
+            tell = partial(found.enter, book, RunChoice(numbers=(2,)), None, dry_run=False)  # type: ignore[arg-type]
             trio.run(tell)
         except NothingToDo as error:
             raise GiveUp(str(error)) from error
