@@ -20,11 +20,8 @@ that has not reported is checked every `LOOK_EVERY` seconds.
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from typing import Any, Final
 
 import trio
@@ -59,7 +56,18 @@ from caxev import (
     tag,
 )
 from caxev.batch.base import End, JobEnd, JobSpec
-from caxev.batch.folder import INPUT, OUTPUT, work_directory
+from caxev.batch.derived import (
+    attempt_at,
+    attempt_of,
+    events_of,
+    in_words,
+    name_of,
+    names_of,
+    new_job,
+    next_job,
+    spec_of,
+    values_of,
+)
 from caxev.batch.here import run_here
 from caxev.batch.queue import Queue, Sent
 from caxev.batch.runner import report
@@ -68,7 +76,8 @@ from caxev.batch.work import withdraw as cancel
 from caxev.config import Processing, Site, jobs_directory
 from caxev.copies import lifecycle
 from caxev.copies.lifecycle import CopyPlan, place_for
-from caxev.core.model import Aspect
+from caxev.core.job import Wait
+from caxev.core.model import Aspect, field_of
 from caxev.files import safe_name
 
 DERIVED: Final = ("processed", "minitrees")
@@ -77,8 +86,6 @@ KEYS: Final = ("processing", "minitrees")
 DO_NOT: Final = "donotprocess"
 LOOK_EVERY: Final = 6 * 3600.0
 """Seconds between two checks of a job that has not reported its end."""
-FEW: Final = 1000
-"""Events below which one core is enough."""
 WRITE_MODE: Final = 2
 """The DAQ's write mode of runs that have events on disk."""
 
@@ -169,9 +176,9 @@ async def submit(job: Job) -> Result:
     plan = plan_submit(job.run, job.copy, job.site, job.now())
     if isinstance(plan, Skip):
         return plan
-    entry, how, spec = plan.entry, plan.how, plan.spec
-    if plan.wait > 0:
-        raise Retry(f"to be tried again: {entry.error}", after=plan.wait)
+    if isinstance(plan, Wait):
+        raise plan.retry(job.now())
+    how, spec = plan.how, plan.spec
     home = jobs_directory(job.site, spec.key.type)
     # A local job is awaited here; a restart runs it again. A batch job outlives this listener.
     if how.system == "local":
@@ -255,7 +262,7 @@ async def collect(job: Job) -> Result:
     if isinstance(plan, Skip):
         return plan
     entry, how, ended = plan.entry, plan.how, plan.ended
-    home = jobs_directory(job.site, entry.key.type)
+    home = jobs_directory(job.site, entry.type)
     # For an error before the result is known, as a full disk; a better reason is set below.
     job.on_failure(RunUpdate.change_copy(job.run, entry, ERROR, owner=None))
     good = ended.how is End.DONE
@@ -268,7 +275,7 @@ async def collect(job: Job) -> Result:
     # A job that ended well without a result has failed like any other.
     failed = evolve(ended, how=End.EXIT, why=stock.problem) if stock.problem else ended
     why = in_words(failed, stock.last_words, stock.log)
-    again = plan_again(job.run, entry, failed, how)
+    again = next_job(job.run, entry, failed, how)
     if again is None:
         last = RunUpdate.change_copy(
             job.run, entry, ERROR, error=why, owner=None, **{"job.log": stock.log}
@@ -389,27 +396,13 @@ def unready(run: Run, how: Processing) -> str | None:
     """Return why a run cannot be processed yet, or None if it can."""
     if DO_NOT in run.tags:
         return f"it is tagged {DO_NOT}"
-    missing = [path for path in how.inputs if value_at(run.document, path) is None]
+    missing = [path for path in how.inputs if field_of(run.document, path) is None]
     if missing:
         return f"it lacks {', '.join(missing)}"
-    mode = value_at(run.document, "reader.ini.write_mode")
+    mode = field_of(run.document, "reader.ini.write_mode")
     if mode != WRITE_MODE:
         return f"its write mode is {mode}, not {WRITE_MODE}"
     return None if events_of(run) else "it has no events"
-
-
-def value_at(document: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path of a document, or None."""
-    value: Any = document
-    for name in path.split("."):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
-
-
-def events_of(run: Run) -> int:
-    """Return the number of events that were built, 0 if unknown."""
-    events = value_at(run.document, "trigger.events_built")
-    return int(events) if isinstance(events, int | float) and events > 0 else 0
 
 
 def plan_claim(
@@ -438,91 +431,19 @@ def failed_before(entry: Copy) -> bool:
     return had_job and entry.status == ERROR and not entry.checksumproblem
 
 
-def values_of(run: Run, key: CopyKey, how: Processing) -> dict[str, object]:
-    """Return the values of the placeholders in commands, except the paths."""
-    return {
-        "run": run.number or run.name,
-        "name": run.name,
-        "suffix": run.suffix,
-        "version": key.version or "",
-        "events": events_of(run),
-        "detector": run.detector,
-        "cores": cores_for(run, how),
-        "python": sys.executable,
-    }
-
-
-def cores_for(run: Run, how: Processing) -> int:
-    """Return the number of cores for a run's job."""
-    return 1 if events_of(run) < FEW else how.cores
-
-
-def attempt_at(run: Run, key: CopyKey, claimed: int, attempt: int) -> dict[str, Any]:
-    """Return number and name of an attempt; unique, as attempts are counted within each claim."""
-    return {"attempt": attempt, "name": f"{names_of(run, key)}{claimed:x}.{attempt}"}
-
-
-def names_of(run: Run, key: CopyKey) -> str:
-    """Return the prefix of the names of all jobs for this copy.
-
-    A digest is added if characters had to be replaced or cut, so that prefixes stay unique.
-    """
-    words = (key.host, str(run.id), key.type, key.version or "-")
-    plain = [re.sub(r"[^A-Za-z0-9+_.-]", "_", word)[:60] for word in words]
-    if plain != list(words):
-        plain.append(blake2b(repr(words).encode(), digest_size=6).hexdigest())
-    return f"{'.'.join(plain)}."
-
-
-def name_of(run: Run, entry: Copy) -> str:
-    """Return the name of a copy's job. Raises `GiveUp` if the entry's name is not its own."""
-    # The name becomes part of paths: someone who can write to the database must not choose them.
-    job = entry.job
-    if job is not None and job.claimed and job.attempt:
-        name = attempt_at(run, entry.key, job.claimed, job.attempt)["name"]
-        if name == job.name:
-            return str(name)
-    raise GiveUp(f"the entry of {entry.key} names a job that is not its own")
-
-
-def new_job(
-    run: Run, key: CopyKey, how: Processing, source: Copy, *, claimed: datetime
-) -> dict[str, Any]:
-    """Return the entry's ``job`` for the first attempt of a claim made at `claimed`."""
-    cores = cores_for(run, how)
-    number = int(claimed.timestamp() * 1000)
-    return {
-        **attempt_at(run, key, number, 1),
-        "claimed": number,
-        "system": how.system,
-        "tries": {},
-        "cores": cores,
-        "memory": None if how.memory_per_core is None else how.memory_per_core * cores,
-        "walltime": how.walltime,
-        "input": source.type,
-        "input_version": source.version,
-        "reads": source.location,
-        "id": None,
-    }
-
-
-def attempt_of(entry: Copy) -> int:
-    """Return the attempt number in an entry, 0 if there is none."""
-    return 0 if entry.job is None else entry.job.attempt or 0
-
-
 @frozen
-class Task:
-    """A job to send: its entry, how, and after how many seconds; its `number` if it was sent."""
+class SubmitPlan:
+    """A job to send: its entry, how, and the batch system's `number` for it if it was sent."""
 
     entry: Copy
     how: Processing
     spec: JobSpec
-    wait: float = 0.0
     number: Any = None
 
 
-def plan_submit(run: Run, entry: Copy | None, site: Site, now: datetime) -> Task | Skip:
+def plan_submit(
+    run: Run, entry: Copy | None, site: Site, now: datetime
+) -> SubmitPlan | Wait | Skip:
     """Decide whether and how the job of this copy is sent. Pure."""
     if entry is None or entry.status != TRANSFERRING:
         return Skip("its job is over" if entry is None else f"it is {entry.status}")
@@ -532,63 +453,13 @@ def plan_submit(run: Run, entry: Copy | None, site: Site, now: datetime) -> Task
     if entry.job_ended is not None:
         return Skip("its job has ended")
     spec = spec_of(run, entry, how, site)
-    wait = 0.0
-    if job.not_before is not None and job.id is None:
-        wait = max(0.0, (job.not_before - now).total_seconds())
-    return Task(entry, how, spec, wait, job.id)
-
-
-def spec_of(run: Run, entry: Copy, how: Processing, site: Site) -> JobSpec:
-    """Return the job that makes this copy, from its entry and sites.json. Pure.
-
-    Raises `GiveUp` if the entry is incomplete.
-    """
-    job = entry.job
-    if job is None or job.reads is None or entry.location is None:
-        raise GiveUp(f"the entry of {entry.key} does not say what is made of what")
-    name = name_of(run, entry)
-    work = work_directory(jobs_directory(site, entry.key.type), name)
-    view = str(work / INPUT / safe_name(job.reads))
-    output = str(work / OUTPUT / safe_name(entry.location))
-    values = values_of(run, entry.key, how) | {"input": view, "output": output}
-    # Values come from the database: one that begins with - could act as an option.
-    if any(str(value).startswith("-") for value in values.values()):
-        raise GiveUp(f"a name or version of {run} begins with -, as options of commands do")
-    return JobSpec(
-        name=name,
-        argv=tuple(how.fill(word, values) for word in how.command),
-        run=run.id,
-        key=entry.key,
-        input=job.reads,
-        view=view,
-        output=output,
-        roots=site.roots,
-        cores=job.cores or 1,
-        memory=job.memory,
-        walltime=job.walltime,
-        partition=how.partition,
-        account=how.account,
-        reservation=how.reservation,
-        setup=how.setup,
-        environment={**variables(values), **how.environment},
-    )
-
-
-def variables(values: Mapping[str, object]) -> dict[str, str]:
-    """Return the environment variables for a job's `setup`."""
-    # Variables, not text in the script: the shell does not interpret what they contain.
-    return {
-        "CAXEV_RUN": str(values["run"]),
-        "CAXEV_NAME": str(values["name"]),
-        "CAXEV_VERSION": str(values["version"]),
-        "CAXEV_EVENTS": str(values["events"]),
-        "CAXEV_DETECTOR": str(values["detector"]),
-        "CAXEV_CORES": str(values["cores"]),
-    }
+    if job.id is None and job.not_before is not None and now < job.not_before:
+        return Wait(f"to be tried again: {entry.error}", job.not_before)
+    return SubmitPlan(entry, how, spec, job.id)
 
 
 @frozen
-class Collection:
+class CollectPlan:
     """A job that has ended, its name, and the location of its result."""
 
     entry: Copy
@@ -598,7 +469,7 @@ class Collection:
     location: str
 
 
-def plan_collect(run: Run, entry: Copy | None, site: Site) -> Collection | Skip:
+def plan_collect(run: Run, entry: Copy | None, site: Site) -> CollectPlan | Skip:
     """Decide whether the result of this copy's job is collected. Pure.
 
     A job that failed for good counts, too: a person has asked for a retry.
@@ -614,46 +485,9 @@ def plan_collect(run: Run, entry: Copy | None, site: Site) -> Collection | Skip:
         return Skip("that job is not this copy's any more")
     if entry.status != TRANSFERRING and not failed_before(entry):
         return Skip(f"it is {entry.status}")
-    return Collection(
+    return CollectPlan(
         entry, how, JobEnd.from_row(ended.fields), name_of(run, entry), entry.location
     )
-
-
-def plan_again(run: Run, entry: Copy, failed: JobEnd, how: Processing) -> dict[str, Any] | None:
-    """Return the entry's ``job`` for the next attempt, or None if none is left. Pure.
-
-    A job that failed for good and is retried by a person has all its attempts again. A job that
-    ran out of time or memory gets more of it.
-    """
-    assert entry.job is not None  # `plan_collect` has checked it
-    job = dict(entry.job.fields)
-    tries = {} if entry.status == ERROR else dict(entry.job.tries or {})
-    count = tries.get(failed.how, 0)
-    if entry.status != ERROR:
-        if count >= how.retries.get(failed.how, 0):
-            return None
-        tries[str(failed.how)] = count + 1
-    more = {End.MEMORY: "memory", End.TIMEOUT: "walltime"}.get(failed.how)
-    if more is not None and job.get(more):
-        job[more] = int(job[more] * how.grow)
-    # The same claim with the next attempt: a new name, so that the files of both never mix.
-    fresh = attempt_at(run, entry.key, entry.job.claimed or 0, attempt_of(entry) + 1)
-    return {**job, **fresh, "tries": tries, "id": None}
-
-
-def in_words(ended: JobEnd, last_words: str, log: str) -> str:
-    """Describe how a job failed, for people."""
-    what = {
-        End.EXIT: "the job failed",
-        End.TIMEOUT: "the job ran out of time",
-        End.MEMORY: "the job ran out of memory",
-        End.CANCELLED: "the job was cancelled",
-        End.NODE: "the job's node failed",
-        End.LOST: "the job is lost",
-    }.get(ended.how, "the job ended")
-    where = f" at {ended.host}" if ended.host else ""
-    why = f" ({ended.why})" if ended.why else ""
-    return f"{what}{where}{why}; {log}{': ' if last_words else ''}{last_words}"
 
 
 def jobs_of(run: Run, site: Site) -> Iterator[Copy]:

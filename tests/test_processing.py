@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from caxev import CopyKey, GiveUp, Job, NobodyReads, Retry, Run, RunUpdate, Skip, Tag, TagAbsent
-from caxev.batch import memory
+from caxev.batch import derived, memory
 from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.folder import Folder, Place
 from caxev.batch.here import run_here
@@ -42,6 +42,7 @@ from caxev.config import (
 )
 from caxev.config.alarms import SECRETS
 from caxev.copies.lifecycle import CopyPlan
+from caxev.core.job import Wait
 from caxev.core.model import Event
 from caxev.core.registry import Registry, recorded
 from caxev.database import Database, Request, id_from, id_text
@@ -99,7 +100,7 @@ def entry_of(run: Run, **fields: Any) -> dict[str, Any]:
         "pax_version": "v6.8.0",
         "status": "transferring",
         "location": claim.location,
-        "job": made.new_job(run, claim.key, HOW, claim.source, claimed=START),
+        "job": derived.new_job(run, claim.key, HOW, claim.source, claimed=START),
         **fields,
     }
 
@@ -180,10 +181,10 @@ def test_minitrees_follow_each_processed_version() -> None:
 # -- which job it is -----------------------------------------------------------------------------
 
 
-def task(run: Run, **fields: Any) -> made.Task:
+def task(run: Run, **fields: Any) -> made.SubmitPlan:
     run = run_of(raw(), entry_of(run, **fields), trigger=run.document["trigger"])
     plan = made.plan_submit(run, run.copy(PROCESSED), SITE, START)
-    assert isinstance(plan, made.Task)
+    assert isinstance(plan, made.SubmitPlan)
     return plan
 
 
@@ -198,7 +199,9 @@ def test_the_command_is_filled_word_by_word() -> None:
     """Each argument stays one, whatever a path holds; what a job reads and writes is its own."""
     odd = "/data/raw/a b;$(reboot)\n'\""
     run = run_of(raw(location=odd))
-    spec = task(run, job={**made.new_job(run, PROCESSED, HOW, run.copies[0], claimed=START)}).spec
+    spec = task(
+        run, job={**derived.new_job(run, PROCESSED, HOW, run.copies[0], claimed=START)}
+    ).spec
     assert spec.argv == ("pax", spec.view, spec.output, "4")
     assert spec.input == odd
     work = f"{jobs_directory(SITE, 'processed')}/work/{spec.name}"
@@ -233,7 +236,7 @@ def test_runs_of_one_name_do_not_write_to_one_file() -> None:
         run = run_of(raw(), _id=detector)
         run = run_of(raw(), entry_of(run), _id=detector)
         plan = made.plan_submit(run, run.copy(PROCESSED), SITE, START)
-        assert isinstance(plan, made.Task)
+        assert isinstance(plan, made.SubmitPlan)
         outputs.add(plan.spec.output)
     assert len(outputs) == 2
 
@@ -310,8 +313,11 @@ def test_a_retry_waits() -> None:
     """The next attempt is due when its entry says so, and then at once."""
     run = run_of(raw())
     job = entry_of(run)["job"] | {"not_before": START + timedelta(seconds=60)}
-    assert task(run, job=job).wait == 60.0
-    assert task(run, job=job | {"not_before": START}).wait == 0.0
+    later = run_of(raw(), entry_of(run, job=job))
+    wait = made.plan_submit(later, later.copy(PROCESSED), SITE, START)
+    assert isinstance(wait, Wait)
+    assert wait.until == START + timedelta(seconds=60)
+    assert task(run, job=job | {"not_before": START}).number is None
 
 
 NAMES = st.text(min_size=1, max_size=80)
@@ -323,8 +329,8 @@ def test_names_tell_jobs_apart(one: tuple[str, ...], other: tuple[str, ...]) -> 
 
     def name(words: tuple[str, ...], claimed: int = 1, attempt: int = 1) -> str:
         key = CopyKey("processed", words[1], words[2])
-        found: str = made.attempt_at(Run(words[0]), key, claimed, attempt)["name"]
-        assert found.startswith(made.names_of(Run(words[0]), key))
+        found: str = derived.attempt_at(Run(words[0]), key, claimed, attempt)["name"]
+        assert found.startswith(derived.names_of(Run(words[0]), key))
         return found
 
     assert (name(one) == name(other)) == (one == other)
@@ -344,7 +350,7 @@ def again(how: End, tries: dict[str, int] | None = None, status: str = "transfer
     run = run_of(raw(), entry)
     copy = run.copy(PROCESSED)
     assert copy is not None
-    return made.plan_again(run, copy, JobEnd(how), HOW)
+    return derived.next_job(run, copy, JobEnd(how), HOW)
 
 
 @pytest.mark.parametrize("how", [how for how in End if how is not End.DONE])
@@ -1201,7 +1207,7 @@ async def test_what_a_job_reads_is_not_deleted(database: Named, tmp_path: Path) 
         run = await ground.run(await ground.take(1))
         source = CopyKey("raw", "chicago")
         (plan,) = claims(made.plan_process(run, ground.site))
-        job = made.new_job(run, plan.key, ground.how, plan.source, claimed=START)
+        job = derived.new_job(run, plan.key, ground.how, plan.source, claimed=START)
         await engine.write(
             ground.database, RunUpdate.add_copy(run, plan.key, "transferring", job=job)
         )

@@ -19,6 +19,7 @@ import pytest
 from attrs import evolve
 
 from caxev import CopyKey, Denied, Retry, RunUpdate
+from caxev.batch import derived
 from caxev.batch.base import End, JobSpec
 from caxev.batch.folder import Folder
 from caxev.batch.slurm import Slurm as System
@@ -253,7 +254,7 @@ async def test_a_job_that_is_lost_is_sent_again(
         run = await ground.run(id_)
         (plan,) = claims(made.plan_process(run, ground.site))
         now = datetime.now(UTC)
-        job = made.new_job(run, plan.key, ground.how, plan.source, claimed=now)
+        job = derived.new_job(run, plan.key, ground.how, plan.source, claimed=now)
         job["id"] = "999999_0"
         update = RunUpdate.add_copy(run, plan.key, "transferring", location=plan.location, job=job)
         await engine.write(ground.database, update)

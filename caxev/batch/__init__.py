@@ -2,6 +2,7 @@
 
 `base` has the interface, `slurm` implements it for Slurm, and `here` runs a job as a process of
 this machine. Another batch system is added by the entry point group ``caxev.batch``: the name for
-``system`` in sites.json, and the class. `folder` keeps the jobs' files, `runner` runs beside a job,
-`work` has the steps for worker processes, `queue` sends jobs together.
+``system`` in sites.json, and the class. `derived` describes the job of an entry, `folder` keeps the
+jobs' files, `runner` runs beside a job, `work` has the steps for worker processes, `queue` sends
+jobs together.
 """
