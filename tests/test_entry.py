@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev.core import entry
-from caxev.core.entry import BatchJob, Entry, EntryField, JobEnd, Row, SetAside, Withdrawn
+from caxev.core.entry import BatchJob, Entry, EntryField, JobResult, Row, SetAside, Withdrawn
 from caxev.core.model import Copy, CopyKey, FormerCopy, Run
 from caxev.core.update import RunUpdate
 from tests import strategies as make
 
-KINDS: tuple[type[Row], ...] = (Entry, BatchJob, JobEnd, SetAside, Withdrawn, FormerCopy)
+KINDS: tuple[type[Row], ...] = (Entry, BatchJob, JobResult, SetAside, Withdrawn, FormerCopy)
 
 
 def schema(kind: type[Row]) -> Iterator[tuple[str, EntryField[Any]]]:

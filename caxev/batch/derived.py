@@ -12,7 +12,7 @@ from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final
 
-from caxev.batch.base import End, Ended, JobSpec
+from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.folder import INPUT, OUTPUT, work_directory
 from caxev.config import Processing, Site, jobs_directory
 from caxev.core.entry import count
@@ -145,7 +145,7 @@ def variables(values: Mapping[str, object]) -> dict[str, str]:
     return {f"CAXEV_{name.upper()}": str(values[name]) for name in names}
 
 
-def next_job(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[str, Any] | None:
+def next_job(run: Run, entry: Copy, failed: JobEnd, how: Processing) -> dict[str, Any] | None:
     """Return the entry's ``job`` for the next attempt, or None if none is left.
 
     A job that failed for good and is retried by a person has all its attempts again. A job that
@@ -168,7 +168,7 @@ def next_job(run: Run, entry: Copy, failed: Ended, how: Processing) -> dict[str,
     return {**job, **fresh, "tries": tries, "id": None}
 
 
-def in_words(ended: Ended, last_words: str, log: str) -> str:
+def in_words(ended: JobEnd, last_words: str, log: str) -> str:
     """Describe how a job failed, for people."""
     what = {
         End.EXIT: "the job failed",

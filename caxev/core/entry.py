@@ -178,8 +178,8 @@ class BatchJob(Row):
 
 
 @frozen
-class JobEnd(Row):
-    """The ``job_ended`` of an entry, which the job itself writes. See `caxev.batch.Ended`."""
+class JobResult(Row):
+    """The ``job_ended`` of an entry, which the job itself writes. See `caxev.batch.base.JobEnd`."""
 
     name = EntryField(text)
     """That of the job, as in `BatchJob`."""
@@ -273,7 +273,7 @@ class Entry(Row):
 
     # Derived data.
     job = EntryField(_row(BatchJob))
-    job_ended = EntryField(_row(JobEnd))
+    job_ended = EntryField(_row(JobResult))
 
     # Deletion; see `caxev.copies.deletion`.
     deletion = EntryField(mapping)
