@@ -863,7 +863,7 @@ def test_listen_and_its_dry_run_refuse_alike(
     caxev: Caxev, monkeypatch: pytest.MonkeyPatch, dry: list[str], entry: Any, words: str
 ) -> None:
     """What keeps a listener from starting keeps its dry run from saying what it would do."""
-    monkeypatch.setattr("caxev.rucio.missing", lambda: "it is not installed")
+    monkeypatch.setattr("caxev.rucio.connection.missing", lambda: "it is not installed")
     monkeypatch.setenv("CAXEV_MONGO_URI", "mongodb://127.0.0.1:1/?replicaSet=none")
     catalogue = {"name": "cern", "method": "rucio"}
     Path("sites.json").write_text(json.dumps([{"name": "lngs", **entry}, catalogue]))
