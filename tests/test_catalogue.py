@@ -24,7 +24,7 @@ from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
 from caxev.copies.storage import custodian
 from caxev.core import ledger
 from caxev.database import Lease
-from caxev.handlers import rucio
+from caxev.handlers import rucio, rucio_datasets
 from caxev.http_server import SmallServer
 from caxev.rucio import client as rucio_client
 from caxev.rucio.changes import ENDED, Changes, RuleState, Wishes, changes, wishes_for
@@ -453,7 +453,7 @@ def test_what_was_compared_proves_nothing_once_it_goes(
     found = DatasetState(
         tuple(rses), tuple(standing(rse, expires=end) for rse, end in rules.items())
     )
-    fields = rucio.standing(known, found)
+    fields = rucio_datasets.standing(known, found)
     assert fields["rse"] == rses
     assert ("verified_at" not in fields) == proves
 
@@ -465,20 +465,23 @@ def test_what_was_compared_proves_nothing_once_it_goes(
         (standing("A_DISK", ENDED, expires=NOW), None),
         (standing("A_DISK", "REPLICATING"), 60.0),
         (evolve(standing("A_DISK", "STUCK"), created=NOW - timedelta(hours=2)), 1800.0),
-        (evolve(standing("A_DISK", "STUCK"), created=NOW - timedelta(days=9)), rucio.LONGEST_WAIT),
-        (standing("A_DISK", expires=NOW + timedelta(hours=1)), 3600 + rucio.GOING),
-        (standing("A_DISK", expires=NOW), rucio.LONGEST_WAIT),
+        (
+            evolve(standing("A_DISK", "STUCK"), created=NOW - timedelta(days=9)),
+            rucio_datasets.LONGEST_WAIT,
+        ),
+        (standing("A_DISK", expires=NOW + timedelta(hours=1)), 3600 + rucio_datasets.GOING),
+        (standing("A_DISK", expires=NOW), rucio_datasets.LONGEST_WAIT),
     ],
 )
 def test_when_rules_are_looked_at_again(one: RuleState, after: float | None) -> None:
     """While they are not OK, at growing intervals; then not before they end, or never."""
     found = DatasetState((), (one, standing("B_DISK")))
-    assert rucio.look_again(found, CATALOGUE, NOW) == after
+    assert rucio_datasets.look_again(found, CATALOGUE, NOW) == after
     there = evolve(CATALOGUE, rucio=Catalogue(messages=("::1", 1)))
-    told = after if after is None or one.ok else rucio.LONGEST_WAIT
-    assert rucio.look_again(found, there, NOW) == told
+    told = after if after is None or one.ok else rucio_datasets.LONGEST_WAIT
+    assert rucio_datasets.look_again(found, there, NOW) == told
     if after is not None:
-        assert not rucio.is_settled(one, NOW + timedelta(seconds=after))
+        assert not rucio_datasets.is_settled(one, NOW + timedelta(seconds=after))
 
 
 def test_who_looks_after_an_entry() -> None:

@@ -78,7 +78,7 @@ def loaded(directory: Path, entries: object) -> Sites:
 
 def enabled(sites: Sites, name: str) -> set[str]:
     """The handlers that a site enables, of all that caxev brings along."""
-    load_handlers(BY_METHOD.values())
+    load_handlers(BY_METHOD)
     ours = [one for one in recorded if one.module.startswith("caxev.handlers.")]
     return {one.name for one in Registry(ours, sites.here(name)).enabled}
 

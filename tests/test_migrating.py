@@ -105,7 +105,7 @@ def test_keys_of_cax_are_accepted() -> None:
 
 def test_tasks_of_cax_enable_the_handlers_of_the_table() -> None:
     """A task enables the handlers of its row in ``task_list``."""
-    load_handlers(BY_METHOD.values())
+    load_handlers(BY_METHOD)
     shipped = [one for one in recorded if one.module.startswith("caxev.handlers.")]
     for row in table("Tasks"):
         for task in marked(row[0]):

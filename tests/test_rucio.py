@@ -564,8 +564,8 @@ RUNS = 10
 @asynccontextmanager
 async def collaboration(bench: Bench, database: Named, *sites: str) -> AsyncIterator[Database]:
     """Listeners for these sites in this process, until the block ends."""
-    load_handlers(BY_METHOD.values())
-    ours = [one for one in recorded if one.module in {*DEFAULT_HANDLERS, *BY_METHOD.values()}]
+    load_handlers(BY_METHOD)
+    ours = [one for one in recorded if one.module in {*DEFAULT_HANDLERS, *BY_METHOD}]
     async with engine.opened(database) as db, AsyncExitStack() as stack:
         for name in sites or SITES:
             options = Options(

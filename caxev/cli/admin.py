@@ -392,7 +392,7 @@ def handlers(*, site: str | None) -> None:
 
 
 def _all_handlers(files: Iterable[str]) -> list[Handler]:
-    load_handlers(BY_METHOD.values(), files, default=DEFAULT_HANDLERS)
+    load_handlers(BY_METHOD, files, default=DEFAULT_HANDLERS)
     try:
         return list(by_name(recorded).values())
     except ValueError as error:

@@ -79,12 +79,13 @@ class GlobalOptions:
         """
         sites = self.sites()
         own = sites.get(name).handlers
-        by_method = {BY_METHOD[one.method] for one in sites.values() if one.method in BY_METHOD}
+        methods = {one.method for one in sites.values()}
+        by_method = {module for module, method in BY_METHOD.items() if method in methods}
         load_handlers((*sorted(by_method), *own), self.handlers)
         # Registration is global to a process, and `recorded` has every handler that it has ever
         # loaded, as in `caxev sites check`, which goes through all sites.
         foreign = {module for site in sites.values() for module in site.handlers}
-        foreign |= {*BY_METHOD.values()}
+        foreign |= {*BY_METHOD}
         foreign -= {*by_method, *own, *DEFAULT_HANDLERS}
         try:
             return Registry((h for h in recorded if h.module not in foreign), sites.here(name))

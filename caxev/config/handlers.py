@@ -37,8 +37,11 @@ DEFAULT_HANDLERS: Final = (
     "caxev.handlers.tape",
 )
 """The modules that every site loads."""
-BY_METHOD: Final = {"rucio": "caxev.handlers.rucio"}
-"""The modules that are loaded if sites.json has a site of that method."""
+BY_METHOD: Final = {
+    "caxev.handlers.rucio": "rucio",
+    "caxev.handlers.rucio_datasets": "rucio",
+}
+"""The modules that are loaded only if sites.json has a site of that method."""
 ENTRY_POINTS: Final = "caxev.handlers"
 """The entry point group by which an installed package offers a handlers' module."""
 FILES: Final = "caxev_handlers"

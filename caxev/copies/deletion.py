@@ -1,7 +1,7 @@
 """The steps of a deletion, and what proves that a copy may go. Pure.
 
 `caxev.copies.retention` decides which copies may go. `caxev.handlers.deletion` and, for datasets of
-a catalogue, `caxev.handlers.rucio` take the steps. There are four, each a conditional
+a catalogue, `caxev.handlers.rucio_datasets` take the steps. There are four, each a conditional
 write: the *intent* (the copy is ``deleting`` and counts for no other deletion any more), the
 *proof* (enough other copies were read again), the point of no return (``erasing``), and, after the
 bytes, the removal of the entry, which leaves a tombstone. Before the third step a deletion can be

@@ -250,6 +250,13 @@ class RunUpdate:
         return cls(run.id, (seen, *expect), change=(seen, fields))
 
     @classmethod
+    def replace(cls, run: Run, copy: Copy, **fields: Any) -> RunUpdate:
+        """As `note`, if nobody has written these fields meanwhile."""
+        seen = copy.as_seen
+        which = CopyIs(seen.key, {**seen.fields, **copy.having(*fields).fields})
+        return cls(run.id, (which,), change=(which, fields))
+
+    @classmethod
     def ask(cls, run: Run, copy: Copy, request: str, now: datetime) -> RunUpdate:
         """Ask for a fresh reading of a copy; the answer names the id `request`."""
         row = {"id": request, "at": now}

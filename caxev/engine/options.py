@@ -105,9 +105,9 @@ def _with(options: Options, sites: Sites, site: Site) -> Options:
 
 def _elsewhere(before: Sites, after: Sites) -> Iterator[str]:
     """Return the keys of other sites that count only after a restart."""
-    loaded = {BY_METHOD.get(one.method) for one in before.values()}
+    unloaded = {*BY_METHOD.values()} - {one.method for one in before.values()}
     for one in after.values():
-        if one.method in BY_METHOD and BY_METHOD[one.method] not in loaded:
+        if one.method in unloaded:
             yield f"method of {one.name}"
         known = before.find(one.name)
         if one.rucio.messages != (known.rucio.messages if known else None):

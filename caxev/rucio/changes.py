@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from attrs import field, fields, frozen
 
+from caxev.core.entry import Entry
 from caxev.core.model import CopyKey, Run
 from caxev.rucio.rules import Rule, WantedReplica, Words
 
@@ -102,6 +103,12 @@ class RuleState:
         left = f" ({self.waiting + self.stuck} files to go)" if not self.ok else ""
         why = f": {self.error}" if self.error else ""
         return f"{self.rse} {self.state}{until}{left}{why}"
+
+
+def recorded_in(entry: Entry) -> tuple[RuleState, ...]:
+    """Return the rules that an entry records in ``rule_info``; cax's texts contain none."""
+    rows = map(RuleState.from_row, entry.rule_info)
+    return tuple(row for row in rows if row is not None)
 
 
 @frozen

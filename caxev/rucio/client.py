@@ -1,6 +1,6 @@
 """Operations on a catalogue, as functions that run in a worker process.
 
-The handlers in `caxev.handlers.rucio` and ``caxev rucio`` call `upload`, `settle`, `verify`,
+The handlers for Rucio and ``caxev rucio`` call `upload`, `settle`, `verify`,
 `download` and the rest with a `Site` of method ``rucio``; each opens a connection of its own.
 
 Errors: `Retry` for what may pass (a server that is away), `OverQuota` if there is no room,

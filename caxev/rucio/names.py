@@ -66,8 +66,13 @@ class CopyNames:
         return Did(self.dataset.scope, name)
 
 
-def names_of(run: Run, key: CopyKey, catalogue: Catalogue) -> CopyNames:
-    """Return the names of a copy of this type and version. Raises `GiveUp` without a run's time."""
+def names_of(
+    run: Run, key: CopyKey, catalogue: Catalogue, location: str | None = None
+) -> CopyNames:
+    """Return the names of a copy of this type and version. Raises `GiveUp` without a run's time.
+
+    One that has a `location` keeps its dataset.
+    """
     taken = taken_at(run)
     if taken is None:
         raise GiveUp(f"{run} has no start and no name like 161111_1434: it can have no scope")
@@ -78,7 +83,8 @@ def names_of(run: Run, key: CopyKey, catalogue: Catalogue) -> CopyNames:
     basic = f"{catalogue.experiment}_{campaign}"
     scope = f"{basic}_{name}_{detector}"
     dataset = key.type if key.version is None else f"{key.type}_pax_{key.version}"
-    return CopyNames(Did(scope, dataset), Did(basic, scope), Did(basic, f"{basic}_data"), campaign)
+    known = Did(scope, dataset) if location is None else Did.of(location)
+    return CopyNames(known, Did(basic, known.scope), Did(basic, f"{basic}_data"), campaign)
 
 
 def taken_at(run: Run) -> datetime | None:

@@ -124,7 +124,7 @@ async def crash(
         tally.faults += len(ground.world.listening)
         say_round(f"{tally.rounds}. {what}", problems, trio.current_time() - began)
     say(f"{len(faults)} points, {len(unreached)} not reached; {rounds} passes with random moments")
-    ours = {*DEFAULT_HANDLERS, *BY_METHOD.values()}
+    ours = {*DEFAULT_HANDLERS, *BY_METHOD}
     shipped = [handler.name for handler in recorded if handler.module in ours]
     return {
         **tally.row(),

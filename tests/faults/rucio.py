@@ -54,7 +54,7 @@ class CatalogueGround(Ground):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        load_handlers(default=[BY_METHOD["rucio"]])
+        load_handlers(default=BY_METHOD)
         self.server = self._held.enter_context(running(self.world.directory / "rucio"))
         file = self.world.directory / "sites.json"
         there = self.server.site(rucio={"ask_after": 1}, deletion={"copies": 2})

@@ -75,14 +75,13 @@ def explained(
     chosen: CatalogueChoice, run: Run, entry: Copy, loaded: Sequence[Any]
 ) -> dict[str, Any]:
     """Return one row of the explanation. Pure except for the time."""
-    from caxev.rucio.changes import ENDED, RuleState, changes, wishes_for
+    from caxev.rucio.changes import ENDED, changes, recorded_in, wishes_for
 
     there = chosen.there
     # The RSEs of sites.json are kept, too, unless a rule decides otherwise.
     always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
     wishes = wishes_for(loaded, run, entry.key, always=always)
-    known = map(RuleState.from_row, entry.rule_info)
-    standing = [one for one in known if one is not None]
+    standing = recorded_in(entry)
     change = changes(
         wishes,
         [one for one in standing if one.state != ENDED],

@@ -1,0 +1,344 @@
+"""Datasets in Rucio, the catalogue: replication rules, verification and removal.
+
+- `rucio_rules` makes the replication rules match the rule file, and records their state in the
+  entry: ``rse``, ``rule_info``. It checks rules that are not OK at growing intervals, and the
+  others when they expire.
+- `rucio_check` compares all replicas when a person or a deletion requests it (``check_asked``).
+- `rucio_rm` deletes a dataset that ``caxev rucio rm`` marked, once `caxev.handlers.deletion` has
+  recorded the proof that it may go.
+
+`caxev.handlers.rucio` brings data there and back. One site looks after each dataset: see
+`caxev.copies.storage.custodian`.
+
+Safe to repeat: an entry is written by compare-and-set, and the steps of `caxev.rucio` are
+idempotent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from hashlib import blake2b
+from typing import Any, Final
+
+from attrs import frozen
+
+from caxev import (
+    GONE,
+    PASSIVE,
+    TRANSFERRED,
+    Copy,
+    CopyKey,
+    GiveUp,
+    Job,
+    Result,
+    Retry,
+    Run,
+    RunUpdate,
+    Skip,
+    copy,
+    copy_field,
+    on,
+    skip_of,
+    tag,
+)
+from caxev.config import ConfigError, Site, Sites
+from caxev.copies.deletion import Intent, Proven, begin, tombstone, weigh, withdraw
+from caxev.copies.lifecycle import found_bad, written
+from caxev.copies.storage import custodian
+from caxev.rucio import client
+from caxev.rucio.changes import ENDED, RuleState, Wishes, recorded_in, wishes_for
+from caxev.rucio.files import Checked, stored_as
+from caxev.rucio.names import Did, names_of
+from caxev.rucio.orders import DatasetState, Settlement
+from caxev.rucio.rules import load_rules
+
+STALLED = 3600.0
+"""Seconds without a byte after which a comparison is stopped and retried."""
+LONGEST_WAIT = 6 * 3600.0
+"""Maximum number of seconds between two checks of a rule that is not OK."""
+
+GOING = 15 * 60.0
+"""Seconds from a rule's end to the check whether its replicas are gone."""
+
+STUCK = "stuck"
+"""The alarm that a rule is stuck."""
+
+NO_RULES: Final[Skip] = Skip("this site looks after no entry of it in a catalogue")
+
+
+# -- rules ----------------------------------------------------------------------------------------
+
+
+@on(
+    copy((TRANSFERRED, GONE)),
+    tag("*"),
+    tag("*", gone=True),
+    lane="rucio",
+    timeout=3600.0,
+    attempts=100,
+    aliases=("RucioRule", "CopyPush"),  # cax made a dataset's first rules when it had pushed it
+    decide=lambda job: None if any(_catalogued(job.run, job.site, job.sites)) else NO_RULES,
+)
+async def rucio_rules(job: Job) -> Result:
+    """Make the replication rules of a run's datasets match the rule file, and watch them until OK.
+
+    The entries stay ``transferred``; their ``rse`` and ``rule_info`` record the state.
+    """
+    skipped: list[str] = []
+    waits: list[Retry] = []
+    if job.copy is None:
+        await job.all_clear(STUCK)
+    for entry in _catalogued(job.run, job.site, job.sites):
+        plan = plan_rules(job, entry)
+        if isinstance(plan, Skip):
+            # Another reaction to the run may have settled it after this one raised the alarm.
+            await job.all_clear(STUCK, about=entry.key)
+            skipped.append(plan.why)
+        elif (wait := await _settle(job, entry, plan)) is not None:
+            waits.append(wait)
+    if waits:
+        raise min(waits, key=lambda wait: wait.after or 0.0)
+    return Skip("; ".join(skipped)) if skipped else None
+
+
+def _catalogued(run: Run, site: Site, sites: Sites) -> Iterator[Copy]:
+    """Yield the run's good entries in catalogues that this site looks after."""
+    for entry in run.copies:
+        good = entry.status == TRANSFERRED and entry.location is not None
+        if good and not isinstance(in_care(entry, site, sites), Skip):
+            yield entry
+
+
+def in_care(entry: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
+    """Return the entry if it is one in a catalogue that `site` looks after. Pure."""
+    if entry is None:
+        return Skip("the entry is gone")
+    there = sites.find(entry.host)
+    if there is None or there.method != "rucio":
+        return Skip(f"{entry.host} is no catalogue in sites.json")
+    if (who := custodian(entry, sites)) != site.name:
+        return Skip(f"{who or 'no site'} looks after it")
+    return entry
+
+
+@frozen
+class Settling:
+    """The wishes for one entry, their digest, and the rules that the entry records."""
+
+    wishes: Wishes
+    digest: str
+    remembered: tuple[RuleState, ...]
+
+
+def plan_rules(job: Job, entry: Copy) -> Settling | Skip:
+    """Decide whether to ask the catalogue about this entry.
+
+    That is needed if the entry became good, its ``rules`` were removed, the wishes have changed, or
+    a rule is not OK yet. Raises `Retry` if the rule file is invalid.
+    """
+    # The digest saves the question: most events of a run change nothing that the rules depend on.
+    there = job.sites.get(entry.host)
+    wishes = wishes_of(job.run, entry, there)
+    digest = blake2b(repr(wishes).encode(), digest_size=8).hexdigest()
+    remembered = recorded_in(entry)
+    settled = all(is_settled(one, job.now()) for one in remembered)
+    if settled and entry.rules == digest:
+        return Skip(f"the rules of {entry.location} are what they should be")
+    return Settling(wishes, digest, remembered)
+
+
+def wishes_of(run: Run, entry: Copy, there: Site) -> Wishes:
+    """Return the wishes of rule file and sites.json for this entry. Raises `Retry` if invalid."""
+    always = [rse for rse in (there.rucio_upload_rse, *there.rucio_transfer) if rse]
+    try:
+        rules = load_rules(there.rucio.rules) if there.rucio.rules else ()
+    except ConfigError as error:
+        raise Retry("; ".join(error.problems), after=600.0) from error
+    return wishes_for(rules, run, entry.key, always=always)
+
+
+async def _settle(job: Job, entry: Copy, plan: Settling) -> Retry | None:
+    """Bring rules and entry up to date; returns when to check again, None: never."""
+    there = job.sites.get(entry.host)
+    order = Settlement(
+        there=there,
+        dataset=Did.of(entry.location),
+        run_name=job.run.name or str(job.run),
+        wishes=plan.wishes,
+        remembered=plan.remembered,
+        files=await _checked(job, entry) if plan.wishes.remove else None,
+    )
+    found = await job.work(client.settle, order)
+    if found.done != "nothing":
+        job.log.info(f"{entry.location}: {found.done}")
+    fields = {**standing(entry, found), "rules": plan.digest}
+    # Not written without a change: each write is an event to which every handler may react.
+    if entry.having(*fields).fields != fields:
+        await written(job, RunUpdate.replace(job.run, entry, **fields), entry.key)
+    stuck = [str(one) for one in found.unfinished if one.state == "STUCK"]
+    if stuck:
+        summary = f"{entry.location} is stuck on its way to other RSEs"
+        await job.alarm(STUCK, summary, severity="warning", about=entry.key, why="; ".join(stuck))
+    else:
+        await job.all_clear(STUCK, about=entry.key)
+    after = look_again(found, there, job.now())
+    return None if after is None else Retry(", ".join(map(str, found.rules)), after=after)
+
+
+def is_settled(rule: RuleState, now: datetime) -> bool:
+    """Return whether no change of a rule is due: it has ended, or is OK and has not expired."""
+    return rule.state == ENDED or (rule.ok and (rule.expires is None or now < rule.expires))
+
+
+def standing(entry: Copy, found: DatasetState) -> dict[str, object]:
+    """Return the entry's fields for this state of its dataset.
+
+    ``verified_at`` is removed, until the next comparison, if an RSE has lost its replicas, since
+    those may be the compared ones, or if no rule keeps the data for ever.
+    """
+    fields: dict[str, object] = {
+        "rse": list(found.rses),
+        "rule_info": [one.to_row() for one in found.rules],
+    }
+    if not found.lasting or not {*found.rses}.issuperset(entry.rse):
+        fields["verified_at"] = None
+    return fields
+
+
+def look_again(found: DatasetState, there: Site, now: datetime) -> float | None:
+    """Return the seconds until the rules are checked again, or None if no change is due.
+
+    Rules that are not OK: after a quarter of the youngest one's age, or only after `LONGEST_WAIT`
+    if the catalogue sends messages. Rules that are OK: when they have expired.
+    """
+    # With messages we still check: a message may get lost, and none reports a stuck rule.
+    waits: list[float] = []
+    if found.unfinished:
+        age = min((now - one.created).total_seconds() for one in found.unfinished)
+        soon = min(max(float(there.rucio.ask_after), age / 4), LONGEST_WAIT)
+        waits.append(LONGEST_WAIT if there.rucio.messages else soon)
+    ends = (one.expires for one in found.rules if one.ok and one.expires is not None)
+    waits += [(end - now).total_seconds() + GOING if now < end else LONGEST_WAIT for end in ends]
+    return min(waits, default=None)
+
+
+# -- comparing ------------------------------------------------------------------------------------
+
+
+@on(
+    copy_field("check_asked", host=PASSIVE),
+    lane="rucio",
+    timeout=None,
+    stall=STALLED,
+    aliases=("CopyPush", "RucioRule"),  # a site that uploads, or keeps rules, must also answer
+    decide=lambda job: skip_of(plan_check(job.copy, job.site, job.sites)),
+)
+async def rucio_check(job: Job) -> Result:
+    """Verify every replica when a person or a deletion requests it.
+
+    The entry stays ``transferred``, with a new ``verified_at`` and ``check_answered``, if one RSE
+    has all of it (without ``verified_at`` if none will keep it); else it becomes ``error``.
+    """
+    entry = plan_check(job.copy, job.site, job.sites)
+    if isinstance(entry, Skip):
+        return entry
+    return await _check(job, entry, job.sites.get(entry.host))
+
+
+def plan_check(entry: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
+    """Decide whether `site` compares this entry's replicas. Pure."""
+    ours = in_care(entry, site, sites)
+    if not isinstance(ours, Skip) and ours.status != TRANSFERRED:
+        return Skip(f"it is {ours.status}")
+    return ours
+
+
+async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:
+    began = job.now()
+    files = await _checked(job, entry)
+    if files is None:
+        raise GiveUp(f"no good copy here has the checksums of {entry.location}")
+    # Deep: the storage itself is asked, as the catalogue only repeats what it was given.
+    verdict = await job.work(client.verify, there, Did.of(entry.location), files, True)
+    for line in verdict.bad:
+        job.log.error(f"{entry.location}: {line}")
+    error = "; ".join(verdict.bad[:5]) or None
+    if verdict.good:
+        found = await job.work(client.look, there, Did.of(entry.location))
+        stays = not found.lasting.isdisjoint(verdict.good)
+        if not stays:
+            error = "no rule without an end keeps what was compared: it proves nothing"
+        answer: dict[str, Any] = {"verified_at": began if stays else None, "error": error}
+        answer |= _digests(job.run, entry)
+        return RunUpdate.replace(job.run, entry, **answer).answering(entry)
+    if not verdict.bad:
+        raise Retry(f"{entry.location}: {'; '.join(verdict.unseen)}")
+    return found_bad(job.run, entry, error)
+
+
+async def _checked(job: Job, entry: Copy) -> tuple[Checked, ...] | None:
+    """Return what the entry's files must be: from its upload, or from a good copy here."""
+    manifest = _digests(job.run, entry).get("manifest")
+    if manifest is None:
+        return None
+    rows = await job.load_manifest(stored_as(str(manifest)))
+    if rows is not None:
+        return tuple(map(Checked.from_row, rows))
+    # Uploads of cax have no stored checksums: read our own copy for them, and keep them.
+    here = job.run.copy(CopyKey(entry.type, job.site.name, entry.version))
+    if here is None or here.status != TRANSFERRED or here.location is None:
+        return None
+    catalogue = job.sites.get(entry.host).rucio
+    names = names_of(job.run, entry.key, catalogue, entry.location)
+    read = await job.work(client.read_copy, job.site, here.location, names)
+    if read.manifest.digest != manifest:
+        raise GiveUp(f"{here.location} is not what the database says: {read.manifest.digest}")
+    await job.store_manifest(stored_as(str(manifest)), [one.to_row() for one in read.files])
+    return tuple(read.files)
+
+
+def _digests(run: Run, entry: Copy) -> Mapping[str, Any]:
+    """Return manifest and checksum of the data: the entry's, else another good copy's."""
+    same = [one for one in run.copies if (one.type, one.version) == (entry.type, entry.version)]
+    for one in (entry, *(other for other in same if other.status == TRANSFERRED)):
+        if one.manifest is not None:
+            return {"manifest": one.manifest, "checksum": one.checksum}
+    return {}
+
+
+# -- removing -------------------------------------------------------------------------------------
+
+
+@on(
+    copy_field("proof", host=PASSIVE),
+    lane="rucio",
+    timeout=3600.0,
+    exclusive=True,
+    decide=lambda job: skip_of(in_care(job.copy, job.site, job.sites)),
+)
+async def rucio_rm(job: Job) -> Result:
+    """Remove a dataset whose deletion is proven: all its rules, then its entry.
+
+    Leaves a tombstone.
+    """
+    entry = in_care(job.copy, job.site, job.sites)
+    if isinstance(entry, Skip):
+        return entry
+    there, wanted = job.sites.get(entry.host), Intent.of(entry)
+    if wanted is None or entry.proof is None:
+        return Skip(f"it is {entry.status}, without a proof that it may go")
+    # With `erasing` an earlier attempt has passed the point of no return: continue it.
+    if not entry.is_erasing:
+        found = weigh(job.run, entry, there, job.sites, job.clocks())
+        if not isinstance(found, Proven):
+            job.log.warning(f"{entry.key} of {job.run}: its proof no longer holds")
+            return withdraw(job.run, entry, wanted, "its proof no longer holds", job.now())
+        clocks, proof = job.clocks(), found.proof
+        sure = begin(job.run, entry, wanted, there, job.sites, proof=proof, clocks=clocks)
+        entry = await written(job, sure, entry.key)
+    # Rules before entry: a crash in between leaves an entry that is removed again. The other order
+    # would leave data in the catalogue that no entry names.
+    await job.work(client.give_up, there, Did.of(entry.location))
+    job.log.info(f"{entry.key} of {job.run} is given up: {wanted.why}")
+    return RunUpdate.remove_copy(job.run, entry, tombstone=tombstone(entry, wanted, job.owner))
