@@ -24,6 +24,9 @@ from attrs import define, field, frozen
 from bson import ObjectId
 from pymongo import MongoClient, UpdateOne
 
+from caxev.core.model import Run
+from caxev.core.update import RunUpdate
+from caxev.database.runs import write_of
 from caxev.testing.mongod import start_with_us
 from tests.mongod import Cluster
 
@@ -280,13 +283,16 @@ class Ground:
     def set_status(self, ids: Sequence[ObjectId], status: str, entry: int) -> None:
         """Give an entry of many runs another status, in bulk."""
         for start in range(0, len(ids), AT_ONCE):
-            some = ids[start : start + AT_ONCE]
+            some = self._read(ids[start : start + AT_ONCE])
             self.runs.bulk_write([_status(one, status, entry) for one in some], ordered=False)
+
+    def _read(self, ids: Sequence[ObjectId]) -> list[Run]:
+        return [Run.from_document(one) for one in self.runs.find({"_id": {"$in": list(ids)}})]
 
     def pace(self, ids: Sequence[ObjectId], status: str, entry: int, rate: float) -> None:
         """The same, so many a second."""
-        began = time.monotonic()
-        for n, one in enumerate(ids):
+        runs, began = self._read(ids), time.monotonic()
+        for n, one in enumerate(runs):
             time.sleep(max(began + n / rate - time.monotonic(), 0.0))
             self.runs.bulk_write([_status(one, status, entry)])
 
@@ -466,7 +472,8 @@ def _watched(process: subprocess.Popen[bytes]) -> float:
     return peak
 
 
-def _status(run: ObjectId, status: str, entry: int) -> UpdateOne:
-    now = datetime.now(UTC)
-    change = {f"data.{entry}.status": status, f"data.{entry}.status_since": now}
-    return UpdateOne({"_id": run}, {"$set": change})
+def _status(run: Run, status: str, entry: int) -> UpdateOne:
+    """The write by which a site changes the status of a copy."""
+    update = RunUpdate.change_copy(run, run.copies[entry], status)
+    query, change, array_filters = write_of(update, datetime.now(UTC))
+    return UpdateOne(query, change, array_filters=[*(array_filters or ())])
