@@ -62,7 +62,7 @@ Row = Mapping[str, Any]
 
 
 @frozen
-class Wanted:
+class CorrectionPlan:
     """A correction that the run lacks, or may have of another version."""
 
     correction: Correction
@@ -111,10 +111,10 @@ def _worst(failed: Sequence[Retry | GiveUp]) -> Retry | GiveUp:
     return next((error for error in failed if isinstance(error, GiveUp)), failed[0])
 
 
-def plan_corrections(run: Run, site: Site) -> list[Wanted] | Skip:
+def plan_corrections(run: Run, site: Site) -> list[CorrectionPlan] | Skip:
     """Decide which corrections this run may lack. Pure."""
     why: list[str] = []
-    plan: list[Wanted] = []
+    plan: list[CorrectionPlan] = []
     for one in site.correcting():
         version = field_of(run.document, one.version_field)
         missing = [path for path in one.when if field_of(run.document, path) is None]
@@ -125,7 +125,7 @@ def plan_corrections(run: Run, site: Site) -> list[Wanted] | Skip:
         elif one.version is not None and version == one.version:
             why.append(f"{one.name} is of {version} already")
         else:
-            plan.append(Wanted(one, version))
+            plan.append(CorrectionPlan(one, version))
     return plan or Skip("; ".join(why) or f"corrections of {site.name} names none")
 
 

@@ -21,8 +21,7 @@ to (``chicago: pull: raw at lngs``).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from attrs import evolve, frozen
@@ -47,7 +46,6 @@ from caxev import (
     Run,
     RunUpdate,
     Skip,
-    Superseded,
     copy,
     on,
     skip_of,
@@ -72,10 +70,10 @@ from caxev.copies.lifecycle import (
     worst,
 )
 from caxev.copies.quorum import is_disputed, majority, voters
+from caxev.copies.readings import suspecting
 from caxev.copies.retention import is_left_over, unwanted
 from caxev.copies.sharing import located, neighbours, sharing
-from caxev.copies.storage import can_be_read, same_bytes
-from caxev.core.errors import Damaged
+from caxev.copies.storage import same_bytes
 from caxev.core.paths import plain
 from caxev.files import Moved, safe_name
 from caxev.transfer import Route, links, methods, unserved
@@ -268,44 +266,11 @@ async def _move(
             else None,
             checksum=plan.source.checksum,
         )
-        async with _suspecting(job, plan.source):
+        async with suspecting(job, plan.source):
             moved = await links.while_open(job, name, move, route)
     links.traffic.note(name, moved.bytes_sent, moved.seconds)
     job.log.info(f"moved {moved.bytes_sent} of {moved.bytes_total} bytes in {moved.seconds:.1f} s")
     return mine
-
-
-@asynccontextmanager
-async def _suspecting(job: Job, source: Copy) -> AsyncIterator[None]:
-    """As `Job.suspecting`, also for a source that no listener can read again.
-
-    The first time such a source is only marked, since the damage may have happened on the way; a
-    good transfer removes the mark. The second time the error is final.
-    """
-    is_marked = source.checksumproblem
-    try:
-        yield
-    except Damaged as error:
-        if await _is_read(job, source):
-            await job.suspect(source)
-        elif is_marked:
-            raise
-        else:
-            await _mark(job, source, error.why)
-        raise Retry(error.why) from error
-    if is_marked and not await _is_read(job, source):
-        await _mark(job, source, None)
-
-
-async def _is_read(job: Job, source: Copy) -> bool:
-    mute = () if await job.has_listened(source.host) else (source.host,)
-    return can_be_read(source, job.sites, mute)
-
-
-async def _mark(job: Job, source: Copy, why: str | None) -> None:
-    with suppress(Superseded):  # it has changed, so somebody looks after it
-        fields = {"checksumproblem": why is not None, "error": why}
-        await job.update(RunUpdate.note(job.run, source, **fields))
 
 
 async def _with_care(job: Job, plan: TransferPlan) -> TransferPlan:

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev.core import entry
-from caxev.core.entry import BatchJob, Entry, EntryField, JobResult, Row, SetAside, Withdrawn
+from caxev.core.entry import BatchJob, Entry, EntryField, JobResult, Record, SetAside, Withdrawn
 from caxev.core.model import Copy, CopyKey, FormerCopy, Run
 from caxev.core.update import RunUpdate
 from tests import strategies as make
 
-KINDS: tuple[type[Row], ...] = (Entry, BatchJob, JobResult, SetAside, Withdrawn, FormerCopy)
+KINDS: tuple[type[Record], ...] = (Entry, BatchJob, JobResult, SetAside, Withdrawn, FormerCopy)
 
 
-def schema(kind: type[Row]) -> Iterator[tuple[str, EntryField[Any]]]:
+def schema(kind: type[Record]) -> Iterator[tuple[str, EntryField[Any]]]:
     for name in dir(kind):
         if isinstance(found := getattr(kind, name), EntryField):
             yield name, found
@@ -53,7 +53,7 @@ def test_whatever_a_field_holds_it_reads_as_its_type(fields: dict[str, Any]) -> 
         for name, field in schema(kind):
             value = getattr(row, name)
             assert isinstance(value, TYPES.get(field.read, object)), (kind, name)
-            if isinstance(value, Row):
+            if isinstance(value, Record):
                 assert value.fields is fields[field.name]
             if isinstance(value, datetime):
                 assert value.tzinfo is not None

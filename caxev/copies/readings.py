@@ -1,14 +1,16 @@
-"""Fresh readings of copies, which decisions about other copies wait for."""
+"""Fresh readings of copies, for decisions that wait for them and for sources in doubt."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 from attrs import frozen
 
 from caxev.copies.lifecycle import SOON, write
-from caxev.core.errors import Retry
+from caxev.copies.storage import can_be_read
+from caxev.core.errors import Damaged, Retry, Superseded
 from caxev.core.job import Job
 from caxev.core.model import Copy, new_id
 from caxev.core.update import RunUpdate
@@ -42,3 +44,36 @@ async def decided(job: Job, decide: Callable[[], T | Ask]) -> T:
     if isinstance(found, Ask):
         raise Retry("another copy came meanwhile", after=SOON)
     return found
+
+
+@asynccontextmanager
+async def suspecting(job: Job, source: Copy) -> AsyncIterator[None]:
+    """As `Job.suspecting`, also for a source that no listener can read again.
+
+    The first time such a source is only marked, since the damage may have happened on the way; a
+    good transfer removes the mark. The second time the error is final.
+    """
+    is_marked = source.checksumproblem
+    try:
+        yield
+    except Damaged as error:
+        if await _is_read(job, source):
+            await job.suspect(source)
+        elif is_marked:
+            raise
+        else:
+            await _mark(job, source, error.why)
+        raise Retry(error.why) from error
+    if is_marked and not await _is_read(job, source):
+        await _mark(job, source, None)
+
+
+async def _is_read(job: Job, source: Copy) -> bool:
+    mute = () if await job.has_listened(source.host) else (source.host,)
+    return can_be_read(source, job.sites, mute)
+
+
+async def _mark(job: Job, source: Copy, why: str | None) -> None:
+    with suppress(Superseded):  # it has changed, so somebody looks after it
+        fields = {"checksumproblem": why is not None, "error": why}
+        await job.update(RunUpdate.note(job.run, source, **fields))

@@ -2,7 +2,7 @@
 
 Old programs write these entries beside us, and people edit them by hand. So a field that does not
 hold what it should reads as if it were absent, and nothing here raises, whatever stands in the
-document. The entry itself is kept as it is, with every key that we do not know: see `Row.fields`.
+document. The entry itself is kept as it is, with the keys that we do not know: see `Record.fields`.
 
 `caxev.core.model.Copy` is an entry with its key and status. Pure.
 """
@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, NamedTuple, Self, TypeVar, overload
 from attrs import frozen
 
 T = TypeVar("T")
-R = TypeVar("R", bound="Row")
+R = TypeVar("R", bound="Record")
 
 NOTED: Final = "verified_noted"
 """The field of an entry that has the time at which its ``verified_at`` was written."""
@@ -109,13 +109,13 @@ class EntryField(Generic[T]):
     @overload
     def __get__(self, row: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, row: Row, owner: type) -> T: ...
-    def __get__(self, row: Row | None, owner: type) -> Self | T:
+    def __get__(self, row: Record, owner: type) -> T: ...
+    def __get__(self, row: Record | None, owner: type) -> Self | T:
         return self if row is None else self.read(row.fields.get(self.name))
 
 
 @frozen
-class Row:
+class Record:
     """An object in a document. `fields` is the object itself, with the keys that we do not know."""
 
     fields: Mapping[str, Any]
@@ -150,7 +150,7 @@ def _each_check(value: object) -> Iterator[Check]:
 
 
 @frozen
-class BatchJob(Row):
+class BatchJob(Record):
     """The ``job`` of an entry: the job that makes derived data. See `caxev.batch`."""
 
     name = EntryField(text)
@@ -178,7 +178,7 @@ class BatchJob(Row):
 
 
 @frozen
-class JobResult(Row):
+class JobResult(Record):
     """The ``job_ended`` of an entry, which the job itself writes. See `caxev.batch.base.JobEnd`."""
 
     name = EntryField(text)
@@ -187,7 +187,7 @@ class JobResult(Row):
 
 
 @frozen
-class SetAside(Row):
+class SetAside(Record):
     """The ``quarantine`` of an entry: files that differ from the master's."""
 
     at = EntryField(as_utc)
@@ -200,7 +200,7 @@ class SetAside(Row):
 
 
 @frozen
-class Withdrawn(Row):
+class Withdrawn(Record):
     """The ``withdrawn`` of an entry: a deletion that was given up."""
 
     at = EntryField(as_utc)
@@ -208,7 +208,7 @@ class Withdrawn(Row):
 
 
 @frozen
-class Entry(Row):
+class Entry(Record):
     """An entry of a run's ``data``. Times are UTC, sizes bytes."""
 
     # Where its files are.

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 from attrs import Factory, field, frozen
 
-from caxev.core.entry import Entry, EntryField, Row, as_utc, count, rows, text, words
+from caxev.core.entry import Entry, EntryField, Record, as_utc, count, rows, text, words
 
 RunId: TypeAlias = Any  # a document's _id, usually a bson.ObjectId
 
@@ -236,7 +236,7 @@ class Copy(Entry):
 
 
 @frozen
-class FormerCopy(Row):
+class FormerCopy(Record):
     """A row of ``given_up`` or ``deleted_data``: a copy that the run had, and may have again."""
 
     at = EntryField(as_utc, "date")
