@@ -8,7 +8,6 @@ that key's documentation.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
 
@@ -20,6 +19,7 @@ from caxev.config.corrections import Correction, read_corrections
 from caxev.config.errors import hint, known_names
 from caxev.config.links import Link
 from caxev.config.permissions import Permission, read_permissions
+from caxev.config.plugins import installed
 from caxev.config.processing import Directory, Processing
 from caxev.config.reading import read
 from caxev.config.retention import Deletion, Patrol, Stalled
@@ -89,7 +89,7 @@ def is_archive(method: object) -> bool:
     # It is asked of entries that have not been checked yet.
     if not isinstance(method, str):
         return False
-    return method in UNREADABLE or bool(entry_points(group=ARCHIVES, name=method))
+    return method in UNREADABLE or method in installed(ARCHIVES)
 
 
 def _listens(site: Site) -> bool:
@@ -100,7 +100,7 @@ def _listens(site: Site) -> bool:
 
 
 def _method(value: Any) -> str:
-    check(value in METHODS or any(entry_points(group=g, name=value) for g in (MOVERS, ARCHIVES)))
+    check(value in METHODS or any(value in installed(one) for one in (MOVERS, ARCHIVES)))
     return str(value)
 
 

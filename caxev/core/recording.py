@@ -11,7 +11,7 @@ has raised an alarm: then the handler is run, so that it can end what it began.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Any, Final, TypeAlias
@@ -53,8 +53,7 @@ class Recording:
             if key in keys:
                 made.append(reaction)
             elif isinstance(decision, Wait):
-                due = max(decision.until, reaction.due)
-                made.append(evolve(reaction, due=due, note=decision.why))
+                made.append(later(reaction, decision))
         return made
 
 
@@ -84,20 +83,21 @@ class Maker:
             priority=priority,
         )
 
-    def decide(self, handler: Handler, event: Event, run: Run | None, at: datetime) -> Decision:
-        """Return what the handler's decision says; None without one, or if it fails."""
+    def decisions(
+        self, event: Event, run: Run | None, at: datetime
+    ) -> Iterator[tuple[Handler, Decision]]:
+        """Yield the handlers that want an event, each with what its decision says.
+
+        None without one, if it fails, or if the run is not given.
+        """
+        handlers = self.registry.wanting(event)
+        job: Job | None = None
         # What a person asked for gets an answer: the reaction shows who declined it, and why.
-        asked = event.status == REQUESTED
-        if handler.decide is None or run is None or self.sites is None or asked:
-            return None
-        here = self.sites.get(self.registry.here.name)
-        job = Job(run, event, here, self.sites, at=at)
-        try:
-            decision: Decision = handler.decide(job)
-        # The handler will meet the same error, and is retried or parked for it.
-        except Exception:  # noqa: BLE001
-            return None
-        return decision
+        if handlers and run is not None and self.sites is not None and event.status != REQUESTED:
+            here = self.sites.get(self.registry.here.name)
+            job = Job(run, event, here, self.sites, at=at)
+        for handler in handlers:
+            yield handler, None if job is None else _decision(handler, job)
 
     def priority(self, snapshot: Snapshot) -> int:
         """Return the priority of a run; 0: it is not urgent."""
@@ -106,6 +106,38 @@ class Maker:
     def is_urgent(self, event: Event) -> bool:
         """Return whether an event changes the priority of its run."""
         return isinstance(event.aspect, Tag) and event.aspect.tag in self.urgent
+
+
+def _decision(handler: Handler, job: Job) -> Decision:
+    if handler.decide is None:
+        return None
+    try:
+        decision: Decision = handler.decide(job)
+    # The handler will meet the same error, and is retried or parked for it.
+    except Exception:  # noqa: BLE001
+        return None
+    return decision
+
+
+def later(reaction: Reaction, decision: Wait) -> Reaction:
+    """Return a reaction that is due when its decision says, but not in the past."""
+    return evolve(reaction, due=max(decision.until, reaction.due), note=decision.why)
+
+
+def _made(
+    maker: Maker,
+    events: Iterable[Event],
+    run: Run | None,
+    at: datetime,
+    priority: int,
+    *,
+    is_new: bool,
+) -> Iterator[tuple[Reaction, Decision]]:
+    for event in events:
+        for handler, decision in maker.decisions(event, run, at):
+            # Of a run that was never seen no reaction can stand: most of a first scan ends here.
+            if not (is_new and isinstance(decision, Skip)):
+                yield maker.reaction(event, handler, at, priority), decision
 
 
 def compare(
@@ -141,15 +173,13 @@ def compare(
         if document is not None and (alarmed is None or (alarmed and str(document) in alarmed)):
             document = None
         priority = maker.priority(there)
-        for event in events:
-            for handler in maker.registry.wanting(event):
-                reaction = maker.reaction(event, handler, at, priority)
-                decision = maker.decide(handler, event, document, at)
-                if decision is None:
-                    reactions.append(reaction)
-                # Of a run that was never seen no reaction can stand.
-                elif seen or isinstance(decision, Wait):
-                    doubtful[reaction.id] = (reaction, decision)
+        for reaction, decision in _made(maker, events, document, at, priority, is_new=not seen):
+            if decision is None:
+                reactions.append(reaction)
+            elif seen or isinstance(decision, Skip):
+                doubtful[reaction.id] = (reaction, decision)
+            else:
+                reactions.append(later(reaction, decision))
         # None for a run that is gone, so that its snapshot is deleted.
         snapshots[run] = now.get(run)
         # The reactions that stand already must follow; see `Database.ingest`.
@@ -191,22 +221,23 @@ def outlook(
     has nothing to do. `standing` are the run's reactions by key: for one that waits or runs, there
     is nothing to do but to wait for it.
     """
-    for aspect, value, handler in maker.registry.triggered(snapshot):
+    for aspect, value in snapshot.items():
         event = Event(run.id, aspect, None, value)
-        reaction = maker.reaction(event, handler, at, maker.priority(snapshot))
-        before = standing.get(reaction.id)
-        if before is not None:
-            failed = before.state is State.FAILED
-            yield Outlook(reaction, None if failed else Skip(f"it is {before.state}"), "it failed")
-        elif handler.decide is not None:
-            decision = maker.decide(handler, event, run, at)
-            if isinstance(decision, Wait):
-                due = max(decision.until, reaction.due)
-                reaction = evolve(reaction, due=due, note=decision.why)
-            yield Outlook(reaction, decision, "there is something to do")
-        else:
-            seen = Skip("it has seen this state")
-            yield Outlook(reaction, seen if handler.name in known else None, "it is new here")
+        for handler, decision in maker.decisions(event, run, at):
+            reaction = maker.reaction(event, handler, at, maker.priority(snapshot))
+            before = standing.get(reaction.id)
+            if before is not None:
+                failed = before.state is State.FAILED
+                yield Outlook(
+                    reaction, None if failed else Skip(f"it is {before.state}"), "it failed"
+                )
+            elif handler.decide is not None:
+                if isinstance(decision, Wait):
+                    reaction = later(reaction, decision)
+                yield Outlook(reaction, decision, "there is something to do")
+            else:
+                seen = Skip("it has seen this state")
+                yield Outlook(reaction, seen if handler.name in known else None, "it is new here")
 
 
 def again(

@@ -11,6 +11,7 @@ from attrs import define, field, frozen
 
 from caxev.config import ArchiveOptions, Site, archive_between
 from caxev.config.archive import ARCHIVES
+from caxev.config.plugins import installed
 from caxev.core.errors import GiveUp
 from caxev.files import Report, to_nobody
 
@@ -113,7 +114,7 @@ class Archive:
 
 def methods() -> frozenset[str]:
     """Return the methods of archives, including third parties'."""
-    return frozenset(_OURS) | entry_points(group=ARCHIVES).names
+    return frozenset(_OURS) | installed(ARCHIVES)
 
 
 def archive(reach: Reach, transcript: Transcript | None = None) -> Archive:

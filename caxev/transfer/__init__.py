@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from typing import Final
 
 from caxev.config import Site
+from caxev.config.plugins import installed
 from caxev.core.errors import GiveUp
 from caxev.files import Manifest, Moved, Report
 from caxev.transfer.base import Mover, Route
@@ -45,7 +46,7 @@ _GROUP: Final = "caxev.transfer"
 
 def methods() -> frozenset[str]:
     """Return the methods that have a mover, third parties' included."""
-    return frozenset(_OURS) | entry_points(group=_GROUP).names
+    return frozenset(_OURS) | installed(_GROUP)
 
 
 def unserved(method: str) -> str | None:
