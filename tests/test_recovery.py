@@ -156,17 +156,17 @@ async def test_lost_history_is_made_up_for(database: Named, server: Server) -> N
 async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
     database: Named, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A scan that the database breaks off, and an end of it whose reply is lost: one gap.
+    """A scan that the database breaks off, and a beginning of it whose reply is lost: one gap.
 
     Metrics say since when there is trouble with the database, and of which kind.
     """
-    record, finish = Recorder(), Database.finish_scan
+    record, begin = Recorder(), Database.begin_scan
     broken: list[float] = []
     sounded = metrics.gaps.labels(SITE)
     since, errors = metrics.troubled_since, metrics.database_errors.labels(SITE, "Unreachable")
 
     async def reply_lost(self: Database, *args: Any) -> None:
-        await finish(self, *args)
+        await begin(self, *args)
         if len(broken) < 2:
             broken.append(since.labels(SITE)._value.get())
             raise Unreachable("the reply is lost")
@@ -178,7 +178,7 @@ async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
             await engine.until(lambda: len(record.seen) == 1)
             await engine.until(lambda: _has_token(db))
         lose(server, {"position.token._data": "zz"})
-        monkeypatch.setattr(Database, "finish_scan", reply_lost)
+        monkeypatch.setattr(Database, "begin_scan", reply_lost)
         before, waited_out, began = sounded._value.get(), errors._value.get(), time.time()
         async with engine.listener(db, record.options(database)):
             await add(db, 2)
@@ -191,6 +191,62 @@ async def test_a_gap_is_told_once_however_often_it_is_made_up_for(
         assert broken[0] == 0
         assert began - 1 < broken[1] < time.time()
         assert errors._value.get() == waited_out + 2
+
+
+async def test_a_new_change_is_served_while_all_runs_are_scanned(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh site reacts to today's run at once; what the scan brings later fires once."""
+    record, page = Recorder(), Database.page
+    go_on = trio.Event()
+
+    async def slow(self: Database, *args: Any) -> Any:
+        await go_on.wait()
+        return await page(self, *args)
+
+    monkeypatch.setattr(Database, "page", slow)
+    async with engine.opened(database) as db:
+        await add(db, 1, 2)
+        async with engine.listener(db, record.options(database)):
+            await ready(db)
+            await add(db, 3)
+            await engine.until(lambda: record.numbers == {3: 1})
+            assert (await record_of(db)).scanning is not None
+            go_on.set()
+            await engine.until(lambda: record.numbers == {1: 1, 2: 1, 3: 1})
+            await engine.until(partial(_scanned, db))
+
+
+async def _scanned(db: Database) -> bool:
+    found = await record_of(db)
+    return found.scanned is not None and found.scanning is None
+
+
+async def test_a_scan_goes_on_where_it_was(
+    database: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that ends during it leaves a note; the next one reads no run twice."""
+    monkeypatch.setattr("caxev.database.snapshots.PAGE", 2)
+    record, page, pages = Recorder(), Database.page, list[Any]()
+
+    async def counted(self: Database, *args: Any) -> Any:
+        if len(pages) == 2:
+            await trio.sleep_forever()
+        pages.append(args[-1])
+        return await page(self, *args)
+
+    monkeypatch.setattr(Database, "page", counted)
+    async with engine.opened(database) as db:
+        await add(db, *range(1, 8))
+        async with engine.listener(db, record.options(database)):
+            await engine.until(lambda: record.numbers == {1: 1, 2: 1, 3: 1, 4: 1})
+        monkeypatch.setattr(Database, "page", page)
+        seen = len(pages)
+        async with engine.listener(db, record.options(database)):
+            await engine.until(lambda: record.numbers == dict.fromkeys(range(1, 8), 1))
+            await engine.until(partial(_scanned, db))
+    assert seen == 2
+    assert pages[0] is None
 
 
 @pytest.mark.parametrize(
@@ -301,6 +357,7 @@ async def test_a_collection_that_is_made_anew(database: Named, server: Server, e
             if end == "drop":
                 server["runs_new"].drop()
                 await engine.until(lambda: _gaps(db, 1))
+                await engine.until(partial(_scanned, db))
                 server["runs_new"].insert_many(documents)
             else:
                 server["fresh"].insert_many(documents)

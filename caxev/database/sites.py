@@ -15,10 +15,10 @@ from attrs import field, fields, frozen
 from bson.timestamp import Timestamp
 from loguru import logger
 
-from caxev.core.model import NO_FIELDS, Watched
+from caxev.core.model import NO_FIELDS, RunId, Watched
 from caxev.database.client import Document
 from caxev.database.connection import Connection, operation
-from caxev.database.rows import Malformed, Row, carefully, texts
+from caxev.database.rows import Malformed, Row, carefully, is_plain, texts
 from caxev.database.writes import Lease, guard, lease_lost
 from caxev.failpoints import point
 
@@ -53,6 +53,13 @@ class Gap:
 
 
 @frozen
+class Scanning:
+    """A scan of all runs that is not complete: it goes on after this run; None: from the start."""
+
+    after: RunId | None = None
+
+
+@frozen
 class SiteRecord:
     """A site's document. `expires`: when the lease lapses unless renewed, UTC.
 
@@ -69,6 +76,7 @@ class SiteRecord:
     expires: datetime | None
     position: Position | None
     scanned: datetime | None
+    scanning: Scanning | None
     streamed: datetime | None
     trouble: str | None
     gaps: tuple[Gap, ...]
@@ -101,6 +109,7 @@ class SiteRecord:
             expires=lenient(row.moment, "expires", None, default=None),
             position=lenient(_position_from, document.get("position"), default=None),
             scanned=lenient(row.moment, "scanned", None, default=None),
+            scanning=_scanning_from(document.get("scanning")),
             streamed=lenient(row.moment, "streamed", None, default=None),
             trouble=lenient(row.text, "trouble", None, default=None),
             gaps=lenient(_gaps_from, row, default=()),
@@ -125,6 +134,14 @@ def _position_from(value: object) -> Position | None:
     if not isinstance(token, Mapping | None) or not isinstance(start, Timestamp | None):
         raise Malformed("position is neither a token nor a timestamp")
     return None if token is None and start is None else Position(token, start)
+
+
+def _scanning_from(value: object) -> Scanning | None:
+    if value is None:
+        return None
+    # Whatever else stands there, a scan was begun: from the start is always right.
+    after = value.get("after") if isinstance(value, Mapping) else None
+    return Scanning(after if is_plain(after) else None)
 
 
 def _gaps_from(row: Row) -> tuple[Gap, ...]:
@@ -202,29 +219,36 @@ class Sites(Connection):
         point("database.position.after")
 
     @operation
-    async def finish_scan(
-        self,
-        lease: Lease,
-        start: Timestamp | None,
-        now: datetime,
-        gap: Gap | None,
-        watched: Watched = NO_FIELDS,
-    ) -> None:
-        """Note a completed scan, which covered the fields that are `watched`.
+    async def begin_scan(self, lease: Lease, start: Timestamp | None, gap: Gap | None) -> None:
+        """Note that all runs are to be scanned, from the first one on.
 
-        From now on the stream goes on at `start`, if given; `gap` is what the scan made up for.
-        Raises `LeaseLost`.
+        From now on the stream goes on at `start`, if given: what changes during the scan comes by
+        it. `gap` is what the scan makes up for. Raises `LeaseLost`.
         """
-        seen = {"run": sorted(watched.run), "copies": sorted(watched.copies)}
-        values: Document = {"scanned": now, "watched": seen}
+        change: Document = {"scanning": {"$literal": {}}}
         if start is not None:
-            values["position"] = Position(start=start).row
-        # $literal: the name of a watched field may read like an expression.
-        change: Document = {name: {"$literal": value} for name, value in values.items()}
+            change["position"] = {"$literal": Position(start=start).row}
         if gap is not None:
             change["gaps"] = _with_gap(gap)
-        point("database.scanned.before")
+        point("database.scanning.before")
         done = await self._ledger.update_one(lease.held, [{"$set": change}])
+        point("database.scanning.after")
+        if not done.matched_count:
+            raise lease_lost(lease.site)
+
+    @operation
+    async def note_scanned(self, lease: Lease, after: RunId) -> None:
+        """Note how far a scan is, so that it goes on there. Raises `LeaseLost`."""
+        await guard(self._ledger, lease, fields={"scanning": {"after": after}})
+        point("database.scanning.page")
+
+    @operation
+    async def finish_scan(self, lease: Lease, now: datetime, watched: Watched = NO_FIELDS) -> None:
+        """Note a completed scan, which covered the `watched` fields. Raises `LeaseLost`."""
+        seen = {"run": sorted(watched.run), "copies": sorted(watched.copies)}
+        change = {"$set": {"scanned": now, "watched": seen}, "$unset": {"scanning": ""}}
+        point("database.scanned.before")
+        done = await self._ledger.update_one(lease.held, change)
         point("database.scanned.after")
         if not done.matched_count:
             raise lease_lost(lease.site)

@@ -1,7 +1,8 @@
 """Watcher: follow the runs collection's change stream for one site, and scan when that is needed.
 
 `session` starts `Watcher.run`. Each batch goes to the `Recorder`, which writes the position behind
-it. A scan compares every run: at the first start, when the stream has lost history, and daily.
+it. A scan compares every run: at the first start, when the stream has lost history, and daily. It
+goes on beside the stream, so that new changes are served meanwhile, and after a kill where it was.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ LONGEST_WAIT: Final = 30.0
 """Seconds at most between two attempts to open the stream."""
 CLOSING: Final = 2.0
 """Seconds that closing a stream may take."""
+SHOWN: Final = 50_000
+"""Runs between two lines of the log about how far a scan is."""
 BACKLOG: Final = 100
 """Changes in a batch from which on the next one is read while this one is recorded."""
 
@@ -57,15 +60,24 @@ class Watcher:
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
     _following: trio.CancelScope | None = field(init=False, default=None)
+    # How many scans were begun, and a lock for noting where one is.
+    _scans: int = field(init=False, default=0)
+    _scan_noting: trio.Lock = field(init=False, factory=trio.Lock)
+    _scan_needed: trio.Event = field(init=False, factory=trio.Event)
 
     async def run(self, *, ready: trio.Event) -> None:
-        """Follow the stream for ever. Sets `ready` after the first scan, if one is needed.
+        """Follow the stream for ever. Sets `ready` once it is known from where.
 
         Waits out trouble with the database and goes on from its position. Raises `LeaseLost`, and
         `NotAuthorized` if rights are missing.
         """
         await self._locate()
         ready.set()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._scan_as_needed)
+            await self._follow_for_ever()
+
+    async def _follow_for_ever(self) -> None:
         failures = 0
         while True:
             try:
@@ -84,9 +96,11 @@ class Watcher:
             await self._locate()
         assert self._position is not None
         try:
+            await self.continue_scan()
             return await self._read_to_end(self._position)
         except HistoryLost as lost:
             await self._make_up_for(lost)
+            await self.continue_scan()
             return 1
 
     async def _read_to_end(self, position: Position) -> int:
@@ -113,11 +127,14 @@ class Watcher:
             self._position = record.position if record else None
             if record is None or self._position is None:
                 logger.info("first start with this runs database: scanning all runs")
-                await self.scan(gap=None, restart=True)
+                await self.begin_scan(restart=True)
+            elif record.scanning is not None:
+                logger.info("going on with a scan of all runs that was not completed")
+                self._scan_needed.set()
             elif not self.context.registry.watched <= record.watched:
                 # Nobody has noted what these fields were before. The stream goes on from its place.
                 logger.info("handlers watch additional fields: scanning all runs")
-                await self.scan()
+                await self.begin_scan()
 
         await self.persist(locate)
 
@@ -198,8 +215,8 @@ class Watcher:
         logger.warning("{}; scanning all runs instead", why)
         metrics.gaps.labels(self.context.lease.site).inc()
         self.context.alarms.raise_(gap_alarm(self.context.lease.site, why))
-        scan = partial(self.scan, gap=Gap(utcnow(), why), restart=True)
-        await self.persist(scan)
+        gap = Gap(utcnow(), why)
+        await self.persist(partial(self.begin_scan, gap=gap, restart=True))
 
     async def persist(self, function: Callable[[], Awaitable[T]]) -> T:
         """Call an async function until the database lets it through; report trouble at once."""
@@ -213,11 +230,51 @@ class Watcher:
 
     # -- scans --------------------------------------------------------------------------------
 
-    async def scan(self, *, gap: Gap | None = None, restart: bool = False) -> None:
-        """Compare every run, stored or seen. With `restart`, stream on from the scan's start."""
+    async def begin_scan(self, *, gap: Gap | None = None, restart: bool = False) -> None:
+        """Have all runs scanned from the first one on. With `restart`, stream on from now."""
         database, lease = self.context.database, self.context.lease
-        # Before the scan: what changes during it comes again by the stream, and is no news then.
-        start = await database.cluster_time() if restart else None
+        # One that is under way must not note its place after this.
+        async with self._scan_noting:
+            # Before the scan: what changes during it comes by the stream, too.
+            start = await database.cluster_time() if restart else None
+            await database.begin_scan(lease, start, gap)
+            self._scans += 1
+        if start is not None:
+            self._position = Position(start=start)
+        self._scan_needed.set()
+
+    async def _scan_as_needed(self) -> None:
+        """Complete scans that were begun, for ever, beside the stream."""
+        while True:
+            await self._scan_needed.wait()
+            self._scan_needed = trio.Event()
+            await self.persist(self.continue_scan)
+
+    async def continue_scan(self) -> None:
+        """Complete the scan that was begun, if there is one, from where it is."""
+        database, lease = self.context.database, self.context.lease
+        number, record = self._scans, await database.site_record(lease.site)
+        if record is None or record.scanning is None:
+            return
+        after, runs = record.scanning.after, 0
+        while True:
+            ids, after = await database.page(lease.site, after)
+            await self.recorder.snapshot(dict.fromkeys(ids, utcnow()))
+            runs += len(ids)
+            async with self._scan_noting:
+                if number != self._scans:
+                    return  # history was lost again: another scan was begun
+                if after is None:
+                    await database.finish_scan(lease, utcnow(), self.context.registry.watched)
+                    break
+                await database.note_scanned(lease, after)
+            if runs % SHOWN == 0:
+                logger.info("scanned {} runs so far", runs)
+        logger.info("scanned {} runs", runs)
+
+    async def scan(self) -> None:
+        """Compare every run, stored or seen."""
+        database, lease = self.context.database, self.context.lease
         after, runs = None, 0
         while True:
             ids, after = await database.page(lease.site, after)
@@ -225,9 +282,7 @@ class Watcher:
             runs += len(ids)
             if after is None:
                 break
-        await database.finish_scan(lease, start, utcnow(), gap, self.context.registry.watched)
-        if start is not None:
-            self._position = Position(start=start)
+        await database.finish_scan(lease, utcnow(), self.context.registry.watched)
         logger.info("scanned {} runs", runs)
 
     async def scan_daily(self, then: Callable[[], Awaitable[None]]) -> None:

@@ -195,7 +195,9 @@ async def first_look(bench: Bench) -> None:
         taken = await database.acquire(SITE, "bench", 600.0, datetime.now(UTC))
         assert taken is not None
         context = Context(database, taken[0], options_of(bench))
-        await Watcher(context, Recorder(context, NoIntake())).scan(restart=True)
+        watcher = Watcher(context, Recorder(context, NoIntake()))
+        await watcher.begin_scan(restart=True)
+        await watcher.continue_scan()
         await database.release(taken[0])
 
 
