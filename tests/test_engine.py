@@ -262,7 +262,7 @@ async def test_a_replay_beside_the_stream_fires_a_state_once(
 
 async def _seen(db: Database) -> bool:
     record = await db.site_record("lngs")
-    return record is not None and record.position is not None
+    return record is not None and record.scanned is not None
 
 
 async def test_what_a_deposed_process_has_claimed_is_found(

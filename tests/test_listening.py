@@ -241,7 +241,7 @@ async def test_what_was_reloaded_is_what_others_compare_with(database: Named) ->
     sink = logger.add(logged.append, level="INFO", format="{message}")
 
     def so_many(number: int) -> bool:
-        return sum("another configuration" in line for line in logged) == number
+        return sum("a different configuration" in line for line in logged) == number
 
     try:
         async with engine.opened(database) as db, engine.listener(db, old, "one") as leader:

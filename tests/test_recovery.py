@@ -208,13 +208,18 @@ async def test_a_new_change_is_served_while_all_runs_are_scanned(
     async with engine.opened(database) as db:
         await add(db, 1, 2)
         async with engine.listener(db, record.options(database)):
-            await ready(db)
+            await engine.until(partial(_scanning, db))
             await add(db, 3)
             await engine.until(lambda: record.numbers == {3: 1})
-            assert (await record_of(db)).scanning is not None
+            assert await _scanning(db)
             go_on.set()
             await engine.until(lambda: record.numbers == {1: 1, 2: 1, 3: 1})
             await engine.until(partial(_scanned, db))
+
+
+async def _scanning(db: Database) -> bool:
+    found = await db.site_record(SITE)
+    return found is not None and found.scanning is not None
 
 
 async def _scanned(db: Database) -> bool:
@@ -284,7 +289,7 @@ async def ready(db: Database) -> None:
 
     async def scanned() -> bool:
         record = await db.site_record(SITE)
-        return record is not None and record.position is not None
+        return record is not None and record.scanned is not None
 
     await engine.until(scanned)
 

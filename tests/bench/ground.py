@@ -29,6 +29,7 @@ from caxev.core.update import RunUpdate
 from caxev.database.runs import write_of
 from caxev.testing.mongod import start_with_us
 from tests.mongod import Cluster
+from tests.sshd import free_port
 
 DAQ: Final = "xe1t-datamanager"
 TAPE: Final = "tsm-server"
@@ -350,7 +351,7 @@ class Ground:
         out = self.directory / f"{site}.{self._started}.out"
         out.touch()
         log = self.directory / f"{site}.log"
-        metrics = 14000 + self._started % 2000
+        metrics = free_port()  # nobody else's: several of these may run on one machine
         command = [sys.executable, "-m", "caxev", "--log-level", "warning", "listen"]
         command += ["--site", site, "--lease", LEASE, "--metrics-port", str(metrics)]
         command += ["--handlers", str(self.directory / "scale_handlers.py")]
