@@ -40,6 +40,13 @@ class Ground:
     def is_good(self, host: str) -> bool:
         return self.entry(host).get("status") == "transferred"
 
+    def is_processed(self) -> bool:
+        """Whether no job is left to do at the site that makes derived data."""
+        document = self.runs.find_one({"_id": self.run})
+        assert document is not None
+        good = {one["type"] for one in document["data"] if one["status"] == "transferred"}
+        return good == {"raw", "processed", "minitrees"}
+
     def wait(self, what: str, holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE
         while not holds():
@@ -85,6 +92,8 @@ def ground(world: World) -> Iterator[Ground]:
         runs.insert_one(document)
         ground = Ground(world, runs, document["_id"], number)
         ground.wait("not copied", lambda: all(map(ground.is_good, world.sites)))
+        # A job that reads a copy has links to its files, of which none is then reused.
+        ground.wait("not processed", ground.is_processed)
         yield ground
 
 
