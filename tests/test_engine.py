@@ -15,7 +15,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymongo import MongoClient
 
-from caxev import HERE, Event, GiveUp, Job, Retry, RunUpdate, Skip, Tag, copy, new_run, tag
+from caxev import (
+    HERE,
+    Decision,
+    Event,
+    GiveUp,
+    Job,
+    Retry,
+    RunUpdate,
+    Skip,
+    Tag,
+    Wait,
+    copy,
+    new_run,
+    tag,
+)
 from caxev.core.ledger import Reaction, new_reaction
 from caxev.core.registry import Handler
 from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
@@ -365,6 +379,29 @@ async def test_what_led_to_nothing_is_recorded_together(
 
 async def _stored(db: Database, run: Any, snapshot: Any) -> bool:
     return bool((await db.snapshot("lngs", [run])).before.get(run) == snapshot)
+
+
+async def test_what_is_premature_starts_when_it_is_due(database: Named) -> None:
+    """Not at once to be postponed, although a worker is free."""
+    asked, started = [], []
+
+    def decide(job: Job) -> Decision:
+        asked.append(job.at)
+        return Wait("it is early", job.at + timedelta(seconds=2))
+
+    async def react(job: Job) -> None:
+        started.append((job.now() - job.at).total_seconds())
+
+    one = engine.handler(react, copy("transferred", host=HERE), decide=decide)
+    options = engine.options_for(database, [one])
+    async with engine.opened(database) as db, engine.listener(db, options):
+        await db.insert_run(engine.run_document(1, ("raw", "lngs", "transferred")))
+        await engine.until(lambda: _states(db, ["pending"]))
+        [(reaction, _)] = await db.reactions("lngs")
+        assert (reaction.note, reaction.started, reaction.epoch) == ("it is early", None, None)
+        await engine.until(lambda: started)
+    assert len(asked) == len(started) == 1
+    assert started[0] >= 2
 
 
 async def test_priority_outlives_retry_and_replay(database: Named) -> None:

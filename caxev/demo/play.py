@@ -319,6 +319,8 @@ async def _watch(world: World, show: Show, database: Database, count: int) -> No
                 state, deadline = now, trio.current_time() + PATIENCE
             elif trio.current_time() > deadline:
                 show.say(f"nothing has happened for {PATIENCE:.0f} s: giving up")
+                for reaction, _ in reactions:
+                    show.say(f"    unfinished: {_described(reaction)}")
                 return
             await trio.sleep(0.2)
     finally:
@@ -337,6 +339,11 @@ async def _unfinished(database: Database) -> list[tuple[Reaction, dict[str, Any]
         for state in ("pending", "running")
         for found in await database.reactions(state=state, limit=1000)
     ]
+
+
+def _described(reaction: Reaction) -> str:
+    about = f"{reaction.site}: {reaction.handler} of {reaction.run}, {reaction.event}"
+    return f"{about}: {reaction.state} since {reaction.at}, due {reaction.due}: {reaction.note}"
 
 
 def _progress(reactions: Sequence[tuple[Reaction, Mapping[str, Any]]]) -> dict[str, str]:

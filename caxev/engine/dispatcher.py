@@ -75,7 +75,9 @@ class Dispatcher:
         lane = self.lanes[reaction.lane]
         # While older reactions wait in the database they go first.
         behind = lane.more or lane.waiting or not lane.free
-        if reaction.state is not State.PENDING or behind or reaction.id in lane.running:
+        # A decision may have found that it is too early for this one.
+        startable = reaction.state is State.PENDING and reaction.due <= utcnow()
+        if behind or not startable or reaction.id in lane.running:
             return reaction
         lane.running.add(reaction.id)
         return claim(reaction, self.context.lease.epoch)
@@ -94,9 +96,13 @@ class Dispatcher:
         self._doubtful |= any(reaction.id in self.settler.stuck for reaction in reactions)
         claimed = [reaction for reaction in reactions if reaction.state is State.RUNNING]
         self.runner.start(claimed, runs)
+        now = utcnow()
         for reaction in reactions:
-            if reaction.state is State.PENDING:
-                self.lanes[reaction.lane].refresh()
+            lane = self.lanes[reaction.lane]
+            if reaction.state is State.PENDING and reaction.due > now:
+                lane.arm(reaction.due)
+            elif reaction.state is State.PENDING:
+                lane.refresh()
         if len(claimed) < len(reactions):
             self.lanes.notify()
 
