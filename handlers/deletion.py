@@ -62,7 +62,7 @@ from caxev.copies.lifecycle import key_of, write
 from caxev.copies.quorum import same_data
 from caxev.copies.readings import Ask, decided
 from caxev.copies.remaining import unread
-from caxev.copies.retention import DeletionPlan, plan_processed, plan_purge
+from caxev.copies.retention import DeletionPlan, InUse, plan_processed, plan_purge
 from caxev.copies.sharing import sharing
 from caxev.copies.storage import custodian, sites_sharing_storage
 from caxev.core.job import Wait
@@ -123,8 +123,9 @@ def _decision(job: Job, mine: Copy | None, plan: Purge) -> Decision:
     if _may_prove(job, mine) or isinstance(plan, DeletionPlan):
         return None
     is_ours = job.copy is not None and job.copy.host == job.site.name
-    # The reaction to our own copy waits: one timer a copy is enough.
-    return plan if isinstance(plan, Skip) or is_ours else Skip(plan.why)
+    # Only the reaction to our own copy waits for its age: one timer a copy is enough. But it may
+    # have seen too few good copies, and ended; then the reaction to the last of them waits.
+    return plan if isinstance(plan, Skip | InUse) or is_ours else Skip(plan.why)
 
 
 async def _mark(job: Job, mine: Copy | None, plan: Purge) -> Result:

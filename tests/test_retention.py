@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caxev.cli.vouch import again
-from caxev.config import Deletion, Site, Sites
+from caxev.config import DEFAULT_HANDLERS, Deletion, Site, Sites, load_handlers
 from caxev.copies.deletion import (
     Intent,
     Proven,
@@ -27,18 +27,27 @@ from caxev.copies.deletion import (
 )
 from caxev.copies.quorum import agree, at_odds, at_one_host, majority, voters
 from caxev.copies.readings import Ask
-from caxev.copies.retention import DeletionPlan, plan, plan_processed, plan_purge, was_deleted
+from caxev.copies.retention import (
+    DeletionPlan,
+    InUse,
+    plan,
+    plan_processed,
+    plan_purge,
+    was_deleted,
+)
 from caxev.copies.storage import same_bytes, sites_sharing_storage
-from caxev.core.clock import Clocks
+from caxev.core.clock import Clocks, utcnow
 from caxev.core.entry import NOTED
-from caxev.core.job import Skip, Wait
+from caxev.core.job import Job, Skip, Wait
 from caxev.core.model import (
     DELETING,
     TRANSFERRED,
     Copy,
     CopyKey,
+    Event,
     Run,
 )
+from caxev.core.registry import recorded
 from caxev.core.update import RunUpdate, TagAbsent
 from tests import strategies as make
 
@@ -91,6 +100,9 @@ def why(decision: object) -> str:
     return decision.why
 
 
+READER = entry(
+    *("lngs", "transferring"), type="processed", location="/lngs/out", job={"input": "raw"}
+)
 THREE = (entry("lngs"), entry("chicago"), entry("stockholm"))
 
 
@@ -128,7 +140,7 @@ def test_raw_data_goes_at_its_age() -> None:
         (run_of(*THREE[1:]), "gone"),
         (run_of(*THREE, entry("depot", "transferring", source="lngs")), "it is being read"),
         (
-            run_of(*THREE, entry("lngs", "transferring", type="processed", job={"input": "raw"})),
+            run_of(*THREE, READER),
             "it is being read",
         ),
         (run_of(*THREE, entry("lngs", type="x", location="/lngs/run/x")), "another entry"),
@@ -263,6 +275,34 @@ def test_what_an_old_program_may_read_stays() -> None:
     assert verdict.why == "it is being read"
     old = {**reading, "creation_time": NOW - timedelta(hours=25)}
     assert isinstance(decided(run_of(*THREE, old)), DeletionPlan)
+
+
+def test_what_stays_anyway_waits_for_no_reader() -> None:
+    """A timer would come back every hour, for nothing."""
+    run = run_of(*THREE, entry("depot", "transferring", source="lngs"), tags=[{"name": "keep"}])
+    assert isinstance(decided(run, sites_with(protect=("keep",))), Skip)
+
+
+@pytest.mark.parametrize(
+    ("others", "age", "expected"),
+    [
+        # The end of a job that reads it is no event for a purge.
+        ((READER,), 9, InUse),
+        # The reaction to our own copy waits for its age already.
+        ((), 1, Skip),
+        ((), 9, type(None)),
+    ],
+)
+def test_the_last_copy_that_was_lacking_may_come_while_ours_is_read(
+    others: tuple[dict[str, Any], ...], age: int, expected: type
+) -> None:
+    """The reaction to our own copy found too few others, and ended: this one must wait."""
+    load_handlers(default=DEFAULT_HANDLERS)
+    purge = next(one for one in recorded if one.name == "purge")
+    run = run_of(*THREE, *others, start=utcnow() - age * DAY)
+    event = Event(run.id, RAW.at("stockholm"), "verifying", TRANSFERRED)
+    assert purge.decide is not None
+    assert type(purge.decide(Job(run, event, ALL.get("lngs"), ALL))) is expected
 
 
 def test_an_archive_never_counts_alone() -> None:

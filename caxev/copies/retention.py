@@ -30,6 +30,11 @@ READING: Final = timedelta(hours=1)
 
 
 @frozen
+class InUse(Wait):
+    """The copy may go, but somebody reads it. The end of that need not be an event for it."""
+
+
+@frozen
 class DeletionPlan:
     """A copy that may be deleted: by whom and why, and how many others must remain.
 
@@ -62,8 +67,6 @@ def plan_purge(
         return Wait(f"it stays until {due:%Y-%m-%d %H:%M} UTC", due)
     if (wait := _withdrawn(copy, site)) is not None and now < wait.until:
         return wait
-    if not unread(copy.key, sites, now).holds(run):
-        return Wait("it is being read", now + READING)
     why = "the disk is full" if full else f"purge: older than {site.purge:g} days"
     by = f"{site.name}: {'make_room' if full else 'purge'}"
     return plan(run, copy, site, sites, now=now, by=by, why=why, keep=site.deletion.copies)
@@ -89,8 +92,6 @@ def plan_processed(
         return Skip(f"pax_version_purge is {site.pax_version_purge}, not {copy.version}")
     if (wait := _withdrawn(copy, site)) is not None and now < wait.until:
         return wait
-    if not unread(copy.key, sites, now).holds(run):
-        return Wait("it is being read", now + READING)
     by, why = f"{site.name}: purge_processed", f"pax_version_purge: {copy.version}"
     return plan(run, copy, site, sites, now=now, by=by, why=why, keep=0)
 
@@ -106,7 +107,7 @@ def plan(
     why: str,
     keep: int,
     by_entries: bool = False,
-) -> DeletionPlan | Skip:
+) -> DeletionPlan | Skip | InUse:
     """Decide whether a copy may go while `keep` good ones remain elsewhere.
 
     For raw data `keep` is at least one. Only a bad copy goes `by_entries`.
@@ -127,8 +128,9 @@ def plan(
         have = good(run, like, copy.key, sites)
         named = ", ".join(one.host for one in have) or "none"
         return Skip(f"{keep} good copies must remain elsewhere, and there are {len(have)}: {named}")
+    # Last: a copy that stays for another reason needs no timer.
     if not unread(copy.key, sites, now).holds(run):
-        return Skip("it is being read: something is made from it")
+        return InUse("it is being read", now + READING)
     return wanted
 
 

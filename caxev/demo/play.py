@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -334,10 +335,13 @@ def _finished(runs: Sequence[Run], wanted: int) -> bool:
 
 
 async def _unfinished(database: Database) -> list[tuple[Reaction, dict[str, Any]]]:
+    """Return the reactions that run or are due soon; others wait for a time, such as an age."""
+    soon = utcnow() + timedelta(seconds=PATIENCE)
     return [
         found
         for state in ("pending", "running")
         for found in await database.reactions(state=state, limit=1000)
+        if found[0].due <= soon
     ]
 
 

@@ -37,9 +37,8 @@ import trio
 from attrs import frozen
 
 from caxev.copies.deletion import intent
-from caxev.copies.retention import plan
+from caxev.copies.retention import DeletionPlan, plan
 from caxev.core.clock import utcnow
-from caxev.core.job import Skip
 from caxev.core.model import (
     TRANSFERRED,
     Copy,
@@ -266,7 +265,7 @@ async def _rotten(ground: Ground, born: Born, doomed: str) -> list[Problem]:
     await trio.to_thread.run_sync(harm, Path(_copy(run, VICTIM).location or ""))
     sites = ground.world.sites
     wish = plan(run, copy, sites.get(doomed), sites, now=utcnow(), by="tests", why="rot", keep=KEEP)
-    if isinstance(wish, Skip):
+    if not isinstance(wish, DeletionPlan):
         return [Problem("lost", f"{run}: {wish.why}")]
     if await ground.database.update_run(intent(run, wish, sites, utcnow()), utcnow()) is None:
         return [Problem("lost", f"{run}: the intent did not fit")]
