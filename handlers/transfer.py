@@ -5,7 +5,8 @@
 - `push` reacts to a copy that became good here, and brings it to the sites in ``upload_options``
   that have none. It also reacts to a copy requested at a site without a listener.
 - `repair` reacts to a copy that was found bad, or that an old program failed to make: the wrong
-  parts are transferred again from a copy of the majority.
+  parts are transferred again from a copy of the majority. If there is none, it is repaired when one
+  becomes good.
 
 Data that was deleted on purpose (it has a tombstone in ``deleted_data``) is copied again only if a
 person requests it.
@@ -69,7 +70,7 @@ from caxev.copies.lifecycle import (
     withdrawal,
     worst,
 )
-from caxev.copies.quorum import is_disputed, majority, voters
+from caxev.copies.quorum import is_disputed, majority, same_data, voters
 from caxev.copies.readings import suspecting
 from caxev.copies.retention import is_left_over, unwanted
 from caxev.copies.sharing import located, neighbours, sharing
@@ -158,6 +159,7 @@ async def _push_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | 
 
 @on(
     copy(ERROR, host=(HERE, PASSIVE)),
+    copy(TRANSFERRED),  # the first good copy may come after the bad one
     lane="transfer",
     timeout=None,
     stall=STALLED,
@@ -322,10 +324,23 @@ def _push_plan(job: Job, name: str) -> TransferPlan | Skip | RunUpdate:
 def _repair_plan(job: Job) -> TransferPlan | Skip | RunUpdate:
     """Decide about a repair; an update marks a copy bad again that can no longer be repaired."""
     trigger = trigger_of("repair", job)
-    plan = plan_repair(job.run, job.copy, job.site, job.sites, trigger=trigger)
+    bad = job.copy
+    if bad is not None and bad.status == TRANSFERRED:
+        bad = next((one for one in job.run.copies if _is_ours_and_bad(job, one, trigger)), None)
+        if bad is None:
+            return Skip("no copy of ours is bad")
+    plan = plan_repair(job.run, bad, job.site, job.sites, trigger=trigger)
     if isinstance(plan, Skip):
-        return _still_bad(job.run, job.copy, trigger) or plan
+        return _still_bad(job.run, bad, trigger) or plan
     return plan
+
+
+def _is_ours_and_bad(job: Job, one: Copy, trigger: str) -> bool:
+    """Return whether a good copy elsewhere may repair this one, or is repairing it."""
+    there = job.sites.find(one.host)
+    passive = there is not None and not there.listener and one.source in (None, job.site.name)
+    is_bad = one.status == ERROR or is_ours(one, trigger)
+    return (one.host == job.site.name or passive) and is_bad and same_data(one, key_of(job))
 
 
 def plan_pull(

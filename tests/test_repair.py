@@ -129,6 +129,25 @@ def test_a_damaged_source_is_passed_over(ground: Ground) -> None:
     assert ground.contents("lngs") == before
 
 
+def test_the_first_good_copy_repairs_those_found_bad_before(ground: Ground) -> None:
+    """None was within reach when they were found: they wait for no further event of their own."""
+    hosts = ("chicago", "lngs", "stockholm")
+    before = {file.name: file.read_bytes() for file in ground.files("lngs")}
+    for host in hosts:
+        flip(ground.largest(host), 100)
+    ground.verify_again("chicago")
+    ground.wait(
+        "not all found", lambda: all(ground.entry(host)["status"] == "error" for host in hosts)
+    )
+    place = Path(ground.entry("lngs")["location"])
+    place.mkdir(exist_ok=True)
+    for name, content in before.items():
+        (place / name).write_bytes(content)
+    ground.verify_again("lngs")
+    ground.wait("not repaired", lambda: all(map(ground.is_good, hosts)))
+    assert all(ground.contents(host) == list(before.values()) for host in hosts)
+
+
 def test_a_copy_that_nobody_can_mend_is_left_to_a_person(ground: Ground) -> None:
     """Bad at every place: each is found to be, and says so; nothing is deleted."""
     hosts = ("chicago", "lngs", "stockholm")
