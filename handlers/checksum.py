@@ -289,7 +289,13 @@ async def difference(job: Job, known: Copy, manifest: Manifest) -> str:
 def _good(
     job: Job, seen: Copy, manifest: Manifest, began: datetime, checksum: str | None
 ) -> RunUpdate:
-    fields = {"manifest": manifest.digest, "checksum": checksum, "verified_at": began}
+    fields: dict[str, object] = {
+        "manifest": manifest.digest,
+        "checksum": checksum,
+        "verified_at": began,
+    }
+    if seen.status == VERIFYING and seen.arrived_at is None:
+        fields["arrived_at"] = job.now()
     return _answered(job, seen, found_good(job.run, seen, **fields))
 
 

@@ -8,6 +8,10 @@
   good copies are left it withdraws the intent, and the copy gets its old status back.
 - `erase` erases the bytes, then the entry, and leaves a tombstone in ``deleted_data``.
 
+A copy that a person holds (``holds``, see `caxev.copies.holds`) is neither marked nor erased, and
+each of these steps expects that no hold has come. `purge` and `purge_processed` are due again when
+the last hold ends, and react when one is released.
+
 `caxev.copies.retention` decides what may go. Safe to repeat: each step is a conditional write, and
 until `erase` has written ``erasing`` no file has changed. From then on the deletion is completed,
 whichever process crashes.
@@ -87,6 +91,7 @@ NOT_GOING: Final = Skip("nothing of it is to go by us")
     copy((TRANSFERRED, DELETING, GONE), type="raw", host=HERE),  # the last two end a waiting
     copy((TRANSFERRED, ERROR, GONE), type="raw", host=ELSEWHERE),
     tag("*", gone=True),
+    copy_field("holds", type="raw", host=HERE),  # one was released, or ends earlier or later
     aliases=("BufferPurger",),
     decide=lambda job: _decision(job, *_raw(job)),
 )
@@ -98,6 +103,7 @@ async def purge(job: Job) -> Result:
 @on(
     copy((TRANSFERRED, DELETING, GONE), type="processed", host=HERE),
     copy((TRANSFERRED, ERROR, GONE), type="processed", host=ELSEWHERE),
+    copy_field("holds", type="processed", host=HERE),
     aliases=("PurgeProcessed",),
     decide=lambda job: _decision(job, *_processed(job)),
 )
@@ -239,9 +245,10 @@ async def erase(job: Job) -> Result:
     else:
         found = weigh(job.run, mine, job.site, job.sites, job.clocks())
         if not isinstance(found, Proven):
-            # The proof is out of date, as when a counted copy went bad meanwhile.
-            job.log.warning(f"{mine.key} of {job.run}: its proof no longer holds")
-            return withdraw(job.run, mine, wanted, "its proof no longer holds", job.now())
+            # The proof is out of date, as when a counted copy went bad meanwhile or a hold came.
+            why = found.why if isinstance(found, Withdraw) else "its proof is out of date"
+            job.log.warning(f"{mine.key} of {job.run} is not deleted: {why}")
+            return withdraw(job.run, mine, wanted, why, job.now())
         # All that can fail or refuse comes before `begin`, after which nothing is withdrawn.
         try:
             shape = await _shape(job, mine, wanted)

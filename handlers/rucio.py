@@ -157,6 +157,7 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
         manifest=digest,
         checksum=plan.source.checksum or read.manifest.cax_checksum(),
         verified_at=began,
+        arrived_at=job.now(),
         rse=list(found.rses),
         rule_info=[one.to_row() for one in found.rules],
         rules=None,  # has `rucio_rules` read the rule file for this entry

@@ -43,7 +43,15 @@ from caxev import (
     tag,
 )
 from caxev.config import ConfigError, Site, Sites
-from caxev.copies.deletion import Intent, Proven, begin, tombstone, weigh, withdraw
+from caxev.copies.deletion import (
+    Intent,
+    Proven,
+    Withdraw,
+    begin,
+    tombstone,
+    weigh,
+    withdraw,
+)
 from caxev.copies.lifecycle import found_bad, written
 from caxev.copies.storage import custodian
 from caxev.rucio import client
@@ -332,8 +340,9 @@ async def rucio_rm(job: Job) -> Result:
     if not entry.is_erasing:
         found = weigh(job.run, entry, there, job.sites, job.clocks())
         if not isinstance(found, Proven):
-            job.log.warning(f"{entry.key} of {job.run}: its proof no longer holds")
-            return withdraw(job.run, entry, wanted, "its proof no longer holds", job.now())
+            why = found.why if isinstance(found, Withdraw) else "its proof is out of date"
+            job.log.warning(f"{entry.key} of {job.run} is not deleted: {why}")
+            return withdraw(job.run, entry, wanted, why, job.now())
         clocks, proof = job.clocks(), found.proof
         sure = begin(job.run, entry, wanted, there, job.sites, proof=proof, clocks=clocks)
         entry = await written(job, sure, entry.key)

@@ -40,7 +40,7 @@ TYPES: dict[Any, Any] = {
     **dict.fromkeys((entry.as_utc, entry.moment), datetime | None),
     entry.count: int | None,
     entry.mapping: Mapping | None,
-    **dict.fromkeys((entry.texts, entry.rows, entry.checks), tuple),
+    **dict.fromkeys((entry.texts, entry.rows, entry.checks, entry.holds), tuple),
 }
 """What each reader returns; the others return an object, or anything."""
 

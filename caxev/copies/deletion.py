@@ -10,18 +10,19 @@ withdrawn.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeAlias
 
 from attrs import frozen
 
 from caxev.config import Site, Sites
+from caxev.copies.holds import as_seen, held, rows
 from caxev.copies.readings import Ask
 from caxev.copies.remaining import enough, unread
 from caxev.copies.retention import RAW, DeletionPlan
 from caxev.core.clock import Clocks
-from caxev.core.entry import as_utc
+from caxev.core.entry import Hold, as_utc
 from caxev.core.job import Skip, Wait
 from caxev.core.model import DELETING, ERROR, TRANSFERRED, Copy, CopyIs, Run, new_id
 from caxev.core.update import CopiesAtLeast, Expectation, Fresh, RunUpdate, TagAbsent
@@ -51,6 +52,7 @@ def intent(run: Run, wanted: DeletionPlan, sites: Sites, now: datetime) -> RunUp
         *enough(run, copy.key, wanted.keep, wanted.like, sites),
         unread(copy.key, sites, now),
         copy.having("location", "manifest"),
+        as_seen(copy),
         deletion=deletion,
         proof=None,
         erasing=None,
@@ -139,10 +141,9 @@ def weigh(run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks) -> Ask
         return Skip(f"it is {copy.status}, and does not say by whose wish")
     if copy.is_erasing:
         return Skip("its bytes are going")
-    # A tag protects until the third step, even if a proof exists.
-    tags = [tag for tag in site.deletion.protect if tag in run.tags]
-    if tags:
-        return Withdraw(f"the run was tagged {', '.join(tags)} meanwhile")
+    # Until the third step, even if a proof exists.
+    if (why := _protected(run, copy, site, clocks.earliest)) is not None:
+        return Withdraw(why)
     needed = wanted.enough(run, copy, site, sites, clocks)
     if all(one.holds(run) for one in needed):
         return Proven(_proof(run, needed))
@@ -159,6 +160,15 @@ def weigh(run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks) -> Ask
     if unasked:
         return Ask(unasked, wanted.request)
     return Wait(f"waits for a fresh reading at {', '.join(one.host for one in stale)}", until)
+
+
+def _protected(run: Run, copy: Copy, site: Site, now: datetime) -> str | None:
+    """Return which tag or hold protects a copy that is to go, or None."""
+    tags = [tag for tag in site.deletion.protect if tag in run.tags]
+    if tags:
+        return f"the run was tagged {', '.join(tags)} meanwhile"
+    stays = held(copy, now)
+    return None if stays is None else stays.why
 
 
 def _was_asked(copy: Copy, request: str) -> bool:
@@ -178,9 +188,9 @@ def _proof(run: Run, needed: tuple[CopiesAtLeast, ...]) -> list[dict[str, Any]]:
     ]
 
 
-def _untagged(site: Site) -> list[Expectation]:
-    """Return the expectations that the run has none of the site's protecting tags."""
-    return [TagAbsent(tag) for tag in site.deletion.protect]
+def _unprotected(copy: Copy, site: Site) -> list[Expectation]:
+    """Return the expectations that no protecting tag and no hold has come."""
+    return [as_seen(copy), *(TagAbsent(tag) for tag in site.deletion.protect)]
 
 
 def still(copy: Copy) -> CopyIs:
@@ -193,7 +203,11 @@ def prove(
     run: Run, copy: Copy, wanted: Intent, site: Site, sites: Sites, *, proof: Any, clocks: Clocks
 ) -> RunUpdate:
     """Return the second step: record the proof, if it still holds."""
-    expect = [still(copy), *wanted.enough(run, copy, site, sites, clocks), *_untagged(site)]
+    expect = [
+        still(copy),
+        *wanted.enough(run, copy, site, sites, clocks),
+        *_unprotected(copy, site),
+    ]
     return RunUpdate.note(run, copy, *expect, proof=proof)
 
 
@@ -214,7 +228,11 @@ def begin(
     """
     # Marks are recorded here, once: a successor could not know whether the files that it finds at
     # the location are still this copy.
-    expect = [still(copy), *wanted.enough(run, copy, site, sites, clocks), *_untagged(site)]
+    expect = [
+        still(copy),
+        *wanted.enough(run, copy, site, sites, clocks),
+        *_unprotected(copy, site),
+    ]
     expect += [copy.having("location"), unread(copy.key, sites, clocks.earliest)]
     return RunUpdate.note(run, copy, *expect, erasing=clocks.now, proof=proof, **(marks or {}))
 
@@ -243,13 +261,25 @@ def tombstone(copy: Copy, wanted: Intent, owner: str) -> dict[str, Any]:
 
 
 def withdraw(run: Run, copy: Copy, wanted: Intent, why: str, now: datetime) -> RunUpdate:
-    """Withdraw the intent: the copy gets its old status back, and its entry the reason."""
-    return RunUpdate.change_copy(
-        run,
-        copy,
-        wanted.was,
-        still(copy),
-        deletion=None,
-        proof=None,
-        withdrawn={"at": now, "why": why},
-    )
+    """Withdraw the intent: the copy gets its old status back, and its entry the reason.
+
+    The rules try again after the site's ``patience``, but for a copy that is held when that ends.
+    """
+    note = None if held(copy, now) else {"at": now, "why": why}
+    fields = {"deletion": None, "proof": None, "withdrawn": note}
+    return RunUpdate.change_copy(run, copy, wanted.was, still(copy), **fields)
+
+
+def hold(run: Run, copy: Copy, holds: Iterable[Hold]) -> RunUpdate | None:
+    """Return the update that gives a copy these holds; None if its bytes are being erased already.
+
+    A deletion that is under way is withdrawn by it.
+    """
+    if copy.is_erasing:
+        return None
+    fields, wanted = {"holds": rows(holds)}, Intent.of(copy)
+    if wanted is None:
+        return RunUpdate.note(run, copy, as_seen(copy), **fields)
+    over = {"deletion": None, "proof": None, "withdrawn": None}
+    expect = (still(copy), as_seen(copy))
+    return RunUpdate.change_copy(run, copy, wanted.was, *expect, **over, **fields)

@@ -11,6 +11,7 @@ from typing import Final
 from attrs import frozen
 
 from caxev.config import Site, Sites
+from caxev.copies.holds import held
 from caxev.copies.quorum import majority
 from caxev.copies.remaining import enough, good, unread
 from caxev.copies.storage import same_bytes
@@ -54,8 +55,8 @@ def plan_purge(
     run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime, *, full: bool = False
 ) -> DeletionPlan | Skip | Wait:
     """Decide whether a raw copy at `site` is old enough to go; with `full` age does not matter."""
-    if copy is None or copy.status == DELETING:
-        return Skip("the copy is gone, or about to go")
+    if copy is None or copy.status not in (TRANSFERRED, ERROR):
+        return _unfinished(copy)
     if copy.type != RAW:
         return Skip("only raw data has an age")
     if site.purge is None and not full:
@@ -70,6 +71,12 @@ def plan_purge(
     why = "the disk is full" if full else f"purge: older than {site.purge:g} days"
     by = f"{site.name}: {'make_room' if full else 'purge'}"
     return plan(run, copy, site, sites, now=now, by=by, why=why, keep=site.deletion.copies)
+
+
+def _unfinished(copy: Copy | None) -> Skip:
+    if copy is None or copy.status == DELETING:
+        return Skip("the copy is gone, or about to go")
+    return Skip(f"it is {copy.status}")
 
 
 def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> str | None:
@@ -107,10 +114,11 @@ def plan(
     why: str,
     keep: int,
     by_entries: bool = False,
-) -> DeletionPlan | Skip | InUse:
+) -> DeletionPlan | Skip | Wait:
     """Decide whether a copy may go while `keep` good ones remain elsewhere.
 
-    For raw data `keep` is at least one. Only a bad copy goes `by_entries`.
+    For raw data `keep` is at least one. Only a bad copy goes `by_entries`. The decision is to wait
+    if a person holds the copy until a known time.
     """
     if by_entries and copy.status != ERROR:
         return Skip(f"it is {copy.status}: only a bad copy goes before the others are read")
@@ -119,6 +127,8 @@ def plan(
         keep = max(keep, 1)
     if (no := _never(run, copy, site)) is not None:
         return Skip(no)
+    if (stays := held(copy, now)) is not None:
+        return stays
     # Bad raw data goes only if the right content is known: it might be the only good copy.
     like = _like(run, copy, sites)
     if like is None:

@@ -21,6 +21,9 @@ R = TypeVar("R", bound="Record")
 NOTED: Final = "verified_noted"
 """The field of an entry that has the time at which its ``verified_at`` was written."""
 
+MOST_DAYS: Final = 36500.0
+"""The longest time, in days, that a hold may count from a copy's arrival."""
+
 # -- readers: any value in, one type out -----------------------------------------------------------
 
 
@@ -140,6 +143,42 @@ def checks(value: object) -> tuple[Check, ...]:
     return tuple(_each_check(value))
 
 
+class Hold(NamedTuple):
+    """A person's wish that a copy stays: who, why, when it was made, and when it ends (UTC).
+
+    If `until` is None it ends so many `days` after the copy has arrived; without both, never.
+    """
+
+    by: str
+    why: str
+    at: datetime | None
+    until: datetime | None = None
+    days: float | None = None
+
+
+def holds(value: object) -> tuple[Hold, ...]:
+    """Return the holds of a copy; one whose end is not understood has none."""
+    rows = value if isinstance(value, list) else ()
+    return tuple(_hold(row) for row in rows if isinstance(row, Mapping))
+
+
+def _hold(row: Mapping[str, Any]) -> Hold:
+    return Hold(
+        by=words(row.get("by")) or "somebody",
+        why=words(row.get("why")) or "",
+        at=moment(row.get("at")),
+        until=moment(row.get("until")),
+        days=_days(row.get("days")),
+    )
+
+
+def _days(value: object) -> float | None:
+    # What is no number of days is no end: a hold that is not understood still holds.
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if 0 <= value <= MOST_DAYS else None
+
+
 def _each_check(value: object) -> Iterator[Check]:
     # An older version kept one request, not a list; a person may have set a plain date.
     for row in value if isinstance(value, list) else (value,):
@@ -242,6 +281,9 @@ class Entry(Record):
     since = EntryField(as_utc, "status_since")
     """When the status was last set; None if an old program set it."""
     arrived_at = EntryField(as_utc)
+    """When it was first found to be right here, or was written to tape."""
+    holds = EntryField(holds)
+    """Why it stays, whatever rules of deletion say; see `caxev.copies.holds`."""
     error = EntryField(words)
     """Why it is bad, or why the last attempt failed."""
     repairs = EntryField(count)
