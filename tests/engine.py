@@ -16,9 +16,9 @@ from caxev import aio
 from caxev.config import Settings, Site, Sites
 from caxev.core.registry import Handler, Registry, Trigger
 from caxev.core.update import RunUpdate
-from caxev.database import Database
+from caxev.database import Database, open_database
 from caxev.engine.leaving import Leaving
-from caxev.engine.listener import open_database, prepare, serve_leases
+from caxev.engine.listener import prepare, serve_leases
 from caxev.engine.options import Options
 from tests.conftest import Database as Named
 

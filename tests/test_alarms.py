@@ -47,9 +47,8 @@ from caxev.core.alarms import (
     together,
 )
 from caxev.core.clock import clock, utcnow
-from caxev.database import Database, Lease, Request
+from caxev.database import Database, Lease, Request, open_database
 from caxev.engine import settling
-from caxev.engine.listener import open_database
 from tests import engine, sinks
 from tests import strategies as make
 from tests.conftest import Database as Named

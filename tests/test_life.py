@@ -25,8 +25,7 @@ from caxev.copies.retention import DeletionPlan, plan
 from caxev.copies.storage import same_bytes
 from caxev.core.clock import utcnow
 from caxev.core.registry import Registry, recorded
-from caxev.database import Database
-from caxev.engine.listener import open_database
+from caxev.database import Database, open_database
 from caxev.engine.options import Options
 from caxev.files import MARKER_PREFIX, QUARANTINE, digest_tree
 from tests import engine

@@ -63,9 +63,9 @@ from caxev.database import (
     Request,
     Selection,
     Stream,
+    open_database,
 )
 from caxev.database.runs import GIVEN_UP_KEPT
-from caxev.engine.listener import open_database
 from caxev.files import Manifest
 from tests import engine
 from tests.conftest import Database as Named

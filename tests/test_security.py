@@ -34,9 +34,10 @@ from caxev.database import (
     Request,
     Unreachable,
     is_transient,
+    open_database,
 )
 from caxev.database.client import Client, connect, credentials
-from caxev.engine.listener import open_database, prepare
+from caxev.engine.listener import prepare
 from caxev.files import Manifest
 from caxev.files.manifest import Item
 from caxev.testing.mongod import find_mongod

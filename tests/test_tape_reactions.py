@@ -35,8 +35,8 @@ from caxev.config import ArchiveOptions, ConfigError, archive_between, load_site
 from caxev.config.reading import read
 from caxev.core.model import CopyIs
 from caxev.core.transcript import KEPT, packed, unpacked
+from caxev.database import open_database
 from caxev.demo.world import TAPE, World
-from caxev.engine.listener import open_database
 from caxev.files import Item, Manifest
 from caxev.handlers import checksum, tape, transfer
 from caxev.tape.base import Reach, Stored

@@ -78,6 +78,7 @@ def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> 
     registry = given.registry(site)
     if given.as_json and not dry_run:
         raise click.UsageError("--json goes with --dry-run; for the log there is --log-json")
+    from caxev.database import run
     from caxev.engine import listener
 
     listening = _listening(given, site, registry, once=once, **running)
@@ -85,7 +86,7 @@ def listen(*, site: str, once: bool, dry_run: bool, running: dict[str, Any]) -> 
         rows = given.with_database(_would, site, registry)
         show(Table(_COLUMNS, rows), empty=f"nothing is due at {site}")
         return
-    listener.run(listener.listen, listening)
+    run(listener.listen, listening)
 
 
 def _listening(given: GlobalOptions, site: str, registry: Registry, **running: Any) -> Options:

@@ -113,16 +113,16 @@ class GlobalOptions:
         Raises `DatabaseError`.
         """
         from caxev import aio
-        from caxev.engine import listener
+        from caxev import database as db
 
         settings = self.settings()
 
         async def run() -> T:
-            async with aio.loop(), listener.open_database(settings) as database:
+            async with aio.loop(), db.open_database(settings) as database:
                 await database.check()
                 return await function(database, *args, **kwargs)
 
-        result: T = listener.run(run)
+        result: T = db.run(run)
         return result
 
 

@@ -13,6 +13,7 @@ for each kind of thing that is stored:
 They stand on
 
 - `client`: connecting, and what pymongo's errors mean to us;
+- `opening`: opening all that for a block;
 - `connection`: the connection that they share, and `operation`, which makes a trio function of an
   asyncio one;
 - `runs`: which runs are selected, and what an update is to MongoDB;
@@ -39,6 +40,7 @@ from caxev.database.client import (
 )
 from caxev.database.database import Database
 from caxev.database.indexes import URGENT_FIRST
+from caxev.database.opening import one_of, open_database, run
 from caxev.database.quarantine import Odd
 from caxev.database.reactions import OLDEST_FIRST, Order
 from caxev.database.requests import Request
@@ -80,4 +82,7 @@ __all__ = [
     "is_fatal",
     "is_transient",
     "of_the_site",
+    "one_of",
+    "open_database",
+    "run",
 ]

@@ -37,9 +37,9 @@ from caxev.core.model import (
     Run,
 )
 from caxev.core.update import RunUpdate
-from caxev.database import Database, Selection
+from caxev.database import Database, Selection, open_database, run
 from caxev.demo.world import SITES, TAPE, World
-from caxev.engine.listener import open_database, prepare, run
+from caxev.engine.listener import prepare
 
 BIRTH: Final = "lngs"
 """The site of sites.json where the stand-in DAQ writes."""

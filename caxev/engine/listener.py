@@ -15,22 +15,18 @@ from __future__ import annotations
 import gc
 import os
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any
 from uuid import uuid4
 
 import trio
 from loguru import logger
 
 from caxev import aio, metrics
-from caxev.config import Settings
-from caxev.database import Database, DatabaseError, LeaseLost
+from caxev.database import Database, LeaseLost, one_of, open_database
 from caxev.engine.indexes import make_indexes
 from caxev.engine.lease import RENEW, stand_by
 from caxev.engine.leaving import Leaving
 from caxev.engine.options import Options, Reloader
-from caxev.engine.session import FLUSH, LeaderSession
+from caxev.engine.session import LeaderSession
 from caxev.engine.systemd import keep_watchdog
 from caxev.engine.trouble import Trouble
 
@@ -65,17 +61,6 @@ def tune_collector() -> None:
     gc.set_threshold(50_000, 20, 50)
 
 
-@asynccontextmanager
-async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """Open the database for a block, inside the asyncio loop."""
-    database = Database(settings)
-    try:
-        yield database
-    finally:
-        with trio.move_on_after(FLUSH, shield=True):
-            await database.close()
-
-
 async def prepare(database: Database) -> None:
     """Check the database, and make the indexes if we may."""
     await database.check()
@@ -104,27 +89,9 @@ async def _serve_leases(options: Options, database: Database, owner: str, leavin
         try:
             await LeaderSession(reloader, database, lease, leaving, trouble).serve()
         except* LeaseLost as group:
-            logger.warning("{}; standing by", _one_of(group))
+            logger.warning("{}; standing by", one_of(group))
             await make_indexes(database)  # perhaps the ledger was dropped
         else:
             return
         finally:
             leading.set(0)
-
-
-def run(function: Callable[..., Any], *args: object) -> Any:
-    """Run an async function to its end; raise a single error as itself, not in a group."""
-    try:
-        return trio.run(function, *args, strict_exception_groups=True)
-    except BaseExceptionGroup as group:
-        error = _one_of(group)
-        if isinstance(error, DatabaseError | OSError | KeyboardInterrupt):
-            raise error from None
-        raise
-
-
-def _one_of(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -34,8 +34,8 @@ from caxev.core.model import (
 )
 from caxev.core.registry import Handler, HandlerFunction, recorded
 from caxev.core.update import RunUpdate
-from caxev.database import Database, Selection
-from caxev.engine.listener import open_database, prepare
+from caxev.database import Database, Selection, open_database
+from caxev.engine.listener import prepare
 from caxev.files import confine_own, digest_tree, to_nobody
 from caxev.testing.mongod import ReplicaSet, drop
 from caxev.testing.serving import Bench, serve, serve_apart

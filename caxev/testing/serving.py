@@ -24,9 +24,9 @@ from caxev import aio
 from caxev.config import Settings, Sites, load_sites
 from caxev.core.clock import clock
 from caxev.core.registry import Handler, Registry, recorded
-from caxev.database import Database, Lease
+from caxev.database import Database, Lease, open_database
 from caxev.engine.leaving import Leaving
-from caxev.engine.listener import open_database, serve_leases
+from caxev.engine.listener import serve_leases
 from caxev.engine.options import Options
 from caxev.rucio.messages import Messages
 from caxev.rucio.rule_files import RuleFiles

@@ -37,11 +37,11 @@ from rich.table import Table
 from caxev import HERE, Job, aio, copy
 from caxev.config import Settings
 from caxev.core.ledger import Reaction
-from caxev.database import Database, Position
+from caxev.database import Database, Position, open_database
 from caxev.demo.world import World
 from caxev.engine.context import Context
 from caxev.engine.dispatcher import Dispatcher
-from caxev.engine.listener import open_database, prepare, tune_collector
+from caxev.engine.listener import prepare, tune_collector
 from caxev.engine.options import Options
 from caxev.engine.recorder import Recorder
 from caxev.engine.root_watch import RootWatch

@@ -42,10 +42,9 @@ from caxev.config import Settings
 from caxev.core.clock import utcnow
 from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event
-from caxev.database import Request
+from caxev.database import Request, open_database
+from caxev.database import run as run_trio
 from caxev.database.reactions import reaction_document
-from caxev.engine.listener import open_database
-from caxev.engine.listener import run as run_trio
 from tests.bench.ground import Ended, Ground, Listener, cpu, peak_mb
 
 IDLE: Final = "idle00"

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from caxev import Job, RunUpdate, tag
-from caxev.engine.listener import run as run_trio
+from caxev.database import run as run_trio
 from tests import engine
 from tests.conftest import Database as Named
 from tests.mongod import Cluster

@@ -48,9 +48,9 @@ from caxev.core.model import (
     Tag,
 )
 from caxev.core.update import RunUpdate
-from caxev.database import Database, DatabaseError, is_transient
+from caxev.database import Database, DatabaseError, is_transient, open_database, run
 from caxev.demo.world import World, ask, left
-from caxev.engine.listener import open_database, prepare, run
+from caxev.engine.listener import prepare
 from caxev.files import GONE_PREFIX, PART_PREFIX, digest_tree
 from tests import dsmc_faults
 from tests.mongod import Cluster
