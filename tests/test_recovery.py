@@ -20,6 +20,7 @@ from bson import ObjectId
 from bson.datetime_ms import DatetimeMS
 from pymongo import MongoClient
 from pymongo.synchronous.database import Database as MongoDatabase
+from trio.testing import MockClock
 
 from caxev import (
     ELSEWHERE,
@@ -57,6 +58,7 @@ from caxev.engine.lanes import Lane
 from caxev.engine.options import Options
 from caxev.engine.recorder import Ahead
 from caxev.engine.recorder import Recorder as EngineRecorder
+from caxev.engine.watcher import SHOW_EVERY, ScanMeter
 from tests import engine
 from tests.conftest import Database as Named
 from tests.mongod import Cluster
@@ -246,12 +248,32 @@ async def test_a_scan_goes_on_where_it_was(
         async with engine.listener(db, record.options(database)):
             await engine.until(lambda: record.numbers == {1: 1, 2: 1, 3: 1, 4: 1})
         monkeypatch.setattr(Database, "page", page)
-        seen = len(pages)
+        seen, scanning = len(pages), (await record_of(db)).scanning
         async with engine.listener(db, record.options(database)):
             await engine.until(lambda: record.numbers == dict.fromkeys(range(1, 8), 1))
             await engine.until(partial(_scanned, db))
     assert seen == 2
     assert pages[0] is None
+    assert scanning is not None
+    assert scanning.runs == 4
+
+
+def test_how_far_a_scan_is() -> None:
+    """By the runs of this process; those that a former one scanned took no time."""
+
+    async def main() -> None:
+        meter = ScanMeter(total=1000, begun_with=400)
+        await trio.sleep(SHOW_EVERY - 1)
+        assert meter.line(450, trio.current_time()) is None
+        await trio.sleep(31)
+        line = meter.line(500, trio.current_time())
+        assert line == "scanned 500 of about 1000 runs, 5 min left"
+        assert meter.line(501, trio.current_time()) is None
+        await trio.sleep(60)
+        line = meter.line(1100, trio.current_time())
+        assert line == "scanned 1100 of about 1100 runs, 0 min left"
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
 
 
 @pytest.mark.parametrize(

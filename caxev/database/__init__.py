@@ -45,7 +45,7 @@ from caxev.database.quarantine import Odd
 from caxev.database.reactions import OLDEST_FIRST, Order
 from caxev.database.requests import Request
 from caxev.database.runs import Selection
-from caxev.database.sites import Gap, Position, SiteRecord
+from caxev.database.sites import Gap, Position, Scanning, SiteRecord
 from caxev.database.snapshots import Ingest, Snapshots
 from caxev.database.stream import Batch, Stream
 from caxev.database.writes import Lease
@@ -70,6 +70,7 @@ __all__ = [
     "Order",
     "Position",
     "Request",
+    "Scanning",
     "Selection",
     "SiteRecord",
     "Snapshots",

@@ -41,6 +41,11 @@ class Runs(Connection):
     """Queries and updates. All but `runs` read only the fields that caxev itself uses."""
 
     @operation
+    async def estimated_runs(self) -> int:
+        """Return about how many runs are stored, at no cost."""
+        return await self._runs.estimated_document_count()
+
+    @operation
     async def runs(self, ids: Iterable[RunId]) -> dict[RunId, Run]:
         """Read whole run documents as they are now."""
         cursor = self._runs.find({"_id": {"$in": list(ids)}})

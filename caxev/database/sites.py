@@ -54,9 +54,13 @@ class Gap:
 
 @frozen
 class Scanning:
-    """A scan of all runs that is not complete: it goes on after this run; None: from the start."""
+    """A scan of all runs that is not complete: it goes on after this run; None: from the start.
+
+    `runs`: how many it has compared so far.
+    """
 
     after: RunId | None = None
+    runs: int = 0
 
 
 @frozen
@@ -140,8 +144,11 @@ def _scanning_from(value: object) -> Scanning | None:
     if value is None:
         return None
     # Whatever else stands there, a scan was begun: from the start is always right.
-    after = value.get("after") if isinstance(value, Mapping) else None
-    return Scanning(after if is_plain(after) else None)
+    row: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
+    after, runs = row.get("after"), row.get("runs")
+    if after is None or not is_plain(after):
+        return Scanning()
+    return Scanning(after, runs if isinstance(runs, int) else 0)
 
 
 def _gaps_from(row: Row) -> tuple[Gap, ...]:
@@ -237,9 +244,13 @@ class Sites(Connection):
             raise lease_lost(lease.site)
 
     @operation
-    async def note_scanned(self, lease: Lease, after: RunId) -> None:
+    async def note_scanned(self, lease: Lease, scanning: Scanning) -> None:
         """Note how far a scan is, so that it goes on there. Raises `LeaseLost`."""
-        await guard(self._ledger, lease, fields={"scanning": {"after": after}})
+        await guard(
+            self._ledger,
+            lease,
+            fields={"scanning": {"after": scanning.after, "runs": scanning.runs}},
+        )
         point("database.scanning.page")
 
     @operation

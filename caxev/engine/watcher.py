@@ -24,6 +24,7 @@ from caxev.database import (
     HistoryLost,
     InvalidDocument,
     Position,
+    Scanning,
     Stream,
     is_fatal,
     is_transient,
@@ -41,8 +42,8 @@ LONGEST_WAIT: Final = 30.0
 """Seconds at most between two attempts to open the stream."""
 CLOSING: Final = 2.0
 """Seconds that closing a stream may take."""
-SHOWN: Final = 50_000
-"""Runs between two lines of the log about how far a scan is."""
+SHOW_EVERY: Final = 30.0
+"""Seconds between two lines of the log about how far a scan is."""
 BACKLOG: Final = 100
 """Changes in a batch from which on the next one is read while this one is recorded."""
 
@@ -60,8 +61,9 @@ class Watcher:
     _position: Position | None = field(init=False, default=None)
     _saved_at: float = field(init=False, default=0.0)
     _following: trio.CancelScope | None = field(init=False, default=None)
-    # How many scans were begun, and a lock for noting where one is.
+    # How many scans were begun, and locks: one scan goes on at a time, and notes where it is.
     _scans: int = field(init=False, default=0)
+    _scanning: trio.Lock = field(init=False, factory=trio.Lock)
     _scan_noting: trio.Lock = field(init=False, factory=trio.Lock)
     _scan_needed: trio.Event = field(init=False, factory=trio.Event)
 
@@ -252,38 +254,36 @@ class Watcher:
 
     async def continue_scan(self) -> None:
         """Complete the scan that was begun, if there is one, from where it is."""
+        async with self._scanning:
+            record = await self.context.database.site_record(self.context.lease.site)
+            if record is not None and record.scanning is not None:
+                await self._go_through(record.scanning)
+
+    async def _go_through(self, scanning: Scanning) -> None:
+        """Compare page after page of runs, until all are or another scan is begun."""
+        number = self._scans
         database, lease = self.context.database, self.context.lease
-        number, record = self._scans, await database.site_record(lease.site)
-        if record is None or record.scanning is None:
-            return
-        after, runs = record.scanning.after, 0
+        meter = ScanMeter(await database.estimated_runs(), scanning.runs)
+        after, runs = scanning.after, scanning.runs
         while True:
             ids, after = await database.page(lease.site, after)
             await self.recorder.snapshot(dict.fromkeys(ids, utcnow()))
             runs += len(ids)
             async with self._scan_noting:
                 if number != self._scans:
-                    return  # history was lost again: another scan was begun
+                    return  # history was lost again, or somebody asked for another scan
                 if after is None:
                     await database.finish_scan(lease, utcnow(), self.context.registry.watched)
                     break
-                await database.note_scanned(lease, after)
-            if runs % SHOWN == 0:
-                logger.info("scanned {} runs so far", runs)
+                await database.note_scanned(lease, Scanning(after, runs))
+            if (line := meter.line(runs, trio.current_time())) is not None:
+                logger.info("{}", line)
         logger.info("scanned {} runs", runs)
 
     async def scan(self) -> None:
         """Compare every run, stored or seen."""
-        database, lease = self.context.database, self.context.lease
-        after, runs = None, 0
-        while True:
-            ids, after = await database.page(lease.site, after)
-            await self.recorder.snapshot(dict.fromkeys(ids, utcnow()))
-            runs += len(ids)
-            if after is None:
-                break
-        await database.finish_scan(lease, utcnow(), self.context.registry.watched)
-        logger.info("scanned {} runs", runs)
+        await self.begin_scan()
+        await self.continue_scan()
 
     async def scan_daily(self, then: Callable[[], Awaitable[None]]) -> None:
         """Scan once a day, for ever, as a safety net, and then do what else is done daily."""
@@ -299,6 +299,25 @@ class Watcher:
         last = record.scanned if record else None
         age = 0.0 if last is None else (utcnow() - last).total_seconds()
         await trio.sleep(min(max(SCAN_EVERY - age, 0.0), SCAN_EVERY))
+
+
+@define
+class ScanMeter:
+    """Describes from time to time how far a scan is. `total` runs are an estimate."""
+
+    total: int
+    begun_with: int
+    _began: float = field(init=False, factory=trio.current_time)
+    _shown: float = field(init=False, factory=trio.current_time)
+
+    def line(self, runs: int, now: float) -> str | None:
+        """Return a line about so many runs that were scanned by `now`, if one is due."""
+        if now - self._shown < SHOW_EVERY:
+            return None
+        self._shown = now
+        rate = (runs - self.begun_with) / (now - self._began)
+        left = max(self.total - runs, 0) / rate if rate else 0.0
+        return f"scanned {runs} of about {max(self.total, runs)} runs, {left / 60:.0f} min left"
 
 
 def _worst(group: BaseExceptionGroup[DatabaseError]) -> DatabaseError:
