@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isfinite
-from typing import Any, Final
+from typing import Any
 
 import click
 
@@ -19,7 +19,3 @@ class Finite(click.FloatRange):
         if not isfinite(number):
             self.fail(f"{value!r} is not a finite number.", param, ctx)
         return number
-
-
-DAYS: Final = Finite(0, 36525, min_open=True)
-"""A number of days back, up to a century."""

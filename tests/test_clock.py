@@ -14,7 +14,6 @@ from pymongo import MongoClient
 from caxev.core.clock import DRIFT, Anchor, Clock, clock, utcnow
 from caxev.core.job import Job
 from caxev.core.model import CopyKey, Event, Run
-from caxev.database import Selection
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -129,12 +128,6 @@ async def test_a_listener_takes_the_time_of_the_database(
         clock.note(datetime.now(UTC) + DAY, monotonic())
         await db.renew(taken[0], 10.0, None)
         assert abs(utcnow() - datetime.now(UTC)) < timedelta(seconds=5)
-
-
-def test_the_last_days_end_now() -> None:
-    """A run that begins in the future is none of theirs."""
-    wanted = Selection(last_days=2).query(NOW)["start"]
-    assert wanted == {"$gte": NOW - 2 * DAY, "$lte": NOW}
 
 
 @pytest.mark.replicaset

@@ -536,7 +536,7 @@ def test_status_of_copies_and_totals(ground: Ground) -> None:
     assert [row["host"] for row in of_errors] == ["chicago", "lngs"]
     assert "transferred  2       100 B" in ground.caxev("status", "--totals").out
     assert "there are no such copies" in ground.caxev("status", "--host", "none").out
-    assert ground.caxev("status", "--totals", "--run", "1").code == 2
+    assert ground.caxev("status", "--totals", "--site", "lngs").code == 2
 
 
 # -- stray ----------------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ from caxev.cli.copy import CopyPath, new_request, why_not
 from caxev.cli.copy_progress import GONE, CopyState, copy_state
 from caxev.core.ledger import Done, Failed, Outcome, claim, new_reaction, settle
 from caxev.core.model import Event
-from caxev.database import Database, Ingest, Selection
+from caxev.core.selection import Selection
+from caxev.database import Database, Ingest
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import Answer, Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures

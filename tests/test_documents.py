@@ -27,6 +27,7 @@ from caxev.cli.status import _SITES
 from caxev.config import BY_METHOD, load_handlers, load_sites
 from caxev.core.expressions import evaluate
 from caxev.core.registry import recorded
+from caxev.core.selection import CONDITIONS, COPY_PARTS, Selection
 from caxev.core.update import RunUpdate
 from caxev.database import indexes
 from tests import engine
@@ -186,14 +187,27 @@ def test_every_option_of_a_command_is_there() -> None:
     for row in commands:
         command, _rest = command_of(shlex.split(marked(row[0])[0])[1:])
         named.setdefault(str(command.name), set()).update(re.findall(r"--[a-z-]+", " ".join(row)))
+    selects = {f"--{one}" for one in (*CONDITIONS, *COPY_PARTS)}
     general = {"--json", "--lease", "--grace", "--metrics-port", "--limit", "--help", "--wide"}
     for line in [[name] for name in COMMANDS.keys() - GROUPS - {"demo"}] + TAPE:
         command, _ = command_of(line)
         name = str(command.name)
         options = [one for one in command.params if isinstance(one, click.Option)]
         there = {one.opts[0] for one in options if not one.hidden}
-        selecting = named["put"] if line[0] == "tape" else set()
-        assert there - general <= named[name] | selecting, name
+        selecting = selects if "--has" in there else set()
+        tape = named["put"] if line[0] == "tape" else set()
+        assert there - general - selecting <= named[name] | tape, name
+
+
+def test_every_way_to_select_runs_is_there() -> None:
+    """The table of conditions has them all, each with a value that is read."""
+    (conditions,) = tables(section("deploy/README.md", "Select runs"))
+    given: dict[str, list[str]] = {}
+    for row in conditions:
+        for name, value in (shlex.split(one) for one in re.findall("`(--[^`]+)`", row[0])):
+            given[name.removeprefix("--")] = [value.replace("TIME", "7d")]
+    assert given.keys() == {*CONDITIONS, *COPY_PARTS}
+    assert Selection.read(given).texts() == {**given, "run": ["1-100", "205"]}
 
 
 def test_exit_codes_are_those_of_the_help() -> None:

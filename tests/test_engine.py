@@ -32,7 +32,8 @@ from caxev import (
 )
 from caxev.core.ledger import Reaction, new_reaction
 from caxev.core.registry import Handler
-from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request, Selection
+from caxev.core.selection import NumberRange, Selection
+from caxev.database import OLDEST_FIRST, URGENT_FIRST, Database, Ingest, Request
 from caxev.engine import lanes
 from caxev.engine.attempt import LATELY, RateMeter
 from caxev.engine.options import Options
@@ -208,7 +209,7 @@ async def test_the_urgent_and_the_newest_are_moved_first(database: Named) -> Non
 
 
 async def _runs(db: Any, number: int) -> list[Any]:
-    found: list[Any] = await db.select(Selection(numbers=(number, number)), Job.now())
+    found: list[Any] = await db.select(Selection(numbers=(NumberRange(number, number),)), Job.now())
     return found
 
 

@@ -7,12 +7,14 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from attrs import evolve
 from pymongo import MongoClient
 
 from caxev.core.clock import utcnow
 from caxev.core.ledger import new_reaction
 from caxev.core.model import CopyKey, Event
-from caxev.database import Selection, indexes
+from caxev.core.selection import CopyPattern, NumberRange, Selection, at_host
+from caxev.database import indexes
 from caxev.database.reactions import reaction_document
 from tests import engine
 from tests.conftest import Database as Named
@@ -158,18 +160,18 @@ async def test_pages_are_the_same_without_indexes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each selection is read whole, once and in the order of ids, with indexes and without."""
-    monkeypatch.setattr("caxev.database.run_queries.PAGE", 2)
+    monkeypatch.setattr("caxev.database.run_pages.PAGE", 2)
     odd = {"data": [{"host": "chicago", "type": "raw", "status": "error"}], "tags": [{"name": "x"}]}
     runs.insert_many([{"_id": "text", **odd}, {"_id": 7, **odd}, {"_id": None, **odd}])
     wanted = [
-        Selection(host="chicago", status="error"),
-        Selection(status="error"),
-        Selection(host="chicago", status="error", numbers=(1, 150)),
-        Selection(tag="x"),
-        Selection(tag="keep", host="lngs"),
-        Selection(host="lngs", numbers=(1, 20)),
-        Selection(host="lngs", numbers=(7, 7)),
-        Selection(name="161111_0007"),
+        at_host("chicago", "error"),
+        Selection(copy=CopyPattern(status="error")),
+        evolve(at_host("chicago", "error"), numbers=(NumberRange(1, 150),)),
+        Selection(tags=("x",)),
+        evolve(at_host("lngs"), tags=("keep",)),
+        evolve(at_host("lngs"), numbers=(NumberRange(1, 20),)),
+        evolve(at_host("lngs"), numbers=(NumberRange(7, 7),)),
+        Selection(names=("161111_0007",)),
     ]
     async with engine.opened(database) as db:
 

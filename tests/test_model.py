@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from bson import ObjectId
+from bson import Int64, ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,12 +149,18 @@ def test_a_status_that_came_back_is_a_change(status: str, one: datetime, two: da
     assert {Event(None, RAW, None, value).status for value in values} == {status}
 
 
-@pytest.mark.parametrize("number", [0, None, -1, "7", 7.0])
+@pytest.mark.parametrize("number", [0, None, -1, "7", 7.5, True])
 def test_a_run_without_number_is_known_by_name(number: object) -> None:
     """The muon veto's runs have number 0, or none."""
     run = run_with(number=number, name="161111_1434")
     assert run.number is None
     assert str(run) == "run 161111_1434"
+
+
+@pytest.mark.parametrize("number", [7, 7.0, Int64(7)])
+def test_a_number_of_any_type(number: object) -> None:
+    """Mongosh writes whole numbers as floating ones."""
+    assert run_with(number=number).number == 7
 
 
 def test_a_claim_expects_no_such_copy() -> None:

@@ -43,6 +43,7 @@ from caxev.core.model import (
     Tag,
     Watched,
 )
+from caxev.core.selection import Selection
 from caxev.core.update import (
     CopiesAtLeast,
     FieldIs,
@@ -62,7 +63,6 @@ from caxev.database import (
     Position,
     Request,
     Scanning,
-    Selection,
     Stream,
     open_database,
 )
@@ -517,8 +517,8 @@ async def test_values_are_data_and_never_operators(database: Named, text: str) -
         run = await made(db, RunUpdate.add_tag(run, text, user=text), now)
         assert await db.update_run(RunUpdate.add_tag(run, text), now) is None
         run = await made(db, RunUpdate.overwrite(run, FieldIs("name", run.name), name=text), now)
-        assert [one.id for one in await db.select(Selection(name=text, tag=text), now)] == [run.id]
-        assert await db.select(Selection(name=text, tag="$gone"), now) == []
+        assert [one.id for one in await db.select(Selection(tags=(text,)), now)] == [run.id]
+        assert await db.select(Selection(tags=("$gone",)), now) == []
         copy = run.copy(key)
         assert copy is not None
         run = await made(db, RunUpdate.remove_copy(run, copy), now)

@@ -903,7 +903,7 @@ def test_locate_takes_its_filters_together(
         runs = client[database.name]["runs_new"]
         runs.insert_one({**other.document, "start": datetime.now(UTC)})
         runs.update_one({"_id": run.number}, {"$set": {"tags": [{"name": "good"}]}})
-    every = ("--from-run", str(run.number), "--to-run", str(other.number))
+    every = ("--run", f"{run.number}-{other.number}")
 
     def located(*options: str) -> list[int]:
         answer = online("rucio", "locate", *options, "--json")
@@ -918,12 +918,12 @@ def test_locate_takes_its_filters_together(
     assert located("--tag", "good") == [run.number]
     assert located("--tag", "good", "--detector", "tpc") == [run.number]
     assert online("rucio", "locate", "--tag", "good", "--detector", "muon_veto").code == NO_SUCH_RUN
-    assert located("--last-days", "7") == []
-    assert located("--last-days", "7", "--method", "absent") == [other.number]
+    assert located("--since", "7d") == []
+    assert located("--since", "7d", "--method", "absent") == [other.number]
     rules = json.loads(online("rucio", "locate", *every, "--method", "rules", "--json").out)
     assert [row["rule"] for row in rules] == ["DISK1 OK"]
-    wrong = online("rucio", "locate", "--from-run", "2", "--to-run", "1")
-    assert (wrong.code, "--from-run 2 is after --to-run 1" in wrong.err) == (2, True)
+    wrong = online("rucio", "locate", "--run", "2-1")
+    assert (wrong.code, "2 is after 1" in wrong.err) == (2, True)
 
 
 @pytest.mark.replicaset
@@ -1046,7 +1046,7 @@ def test_rules_are_looked_at_anew_when_a_person_asks(
         assert online(*rules, "--apply").out == "1 runs: requested from lngs\n"
         assert entry_at(runs, "rucio-catalogue")["rules"] is None
         assert client[database.name]["caxev_requests"].count_documents({}) == 1
-    assert online("rucio", "rules", "--apply", "--last-days", "1").code == NO_SUCH_RUN
+    assert online("rucio", "rules", "--apply", "--since", "1d").code == NO_SUCH_RUN
     both = online(*rules, "--apply", "--dry-run")
     assert (both.code, "give one of" in both.err) == (2, True)
 

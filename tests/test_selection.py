@@ -15,7 +15,7 @@ from caxev.cli.selection import DataChoice, RunChoice, selects_run, selects_runs
 from caxev.config import ConfigError, Settings
 from caxev.config.environment_file import use_environment_file
 from caxev.core.model import Run
-from caxev.database import Selection
+from caxev.core.selection import Selection
 from tests import engine
 from tests.conftest import Database as Named
 from tests.test_cli import (  # noqa: F401  # fixtures
@@ -45,32 +45,27 @@ def chosen(decorator: Any, *args: str) -> RunChoice:
 
 
 @pytest.mark.parametrize(
-    ("args", "queries", "words"),
+    ("args", "texts", "words"),
     [
-        (["--run", "5"], [Selection(numbers=(5, 5))], "run 5"),
+        (["--run", "5"], {"run": ["5"]}, "run 5"),
+        (["--run", "5", "--run", "7-9"], {"run": ["5", "7-9"]}, "runs 5, 7-9"),
+        (["--run", "3-"], {"run": ["3-"]}, "runs 3-"),
+        (["--name", "x"], {"name": ["x"]}, "run 'x'"),
+        (["--run", "5", "--name", "x"], {"run": ["5"], "name": ["x"]}, "run with --run 5 --name x"),
         (
-            ["--run", "5", "--run", "7"],
-            [Selection(numbers=(5, 5)), Selection(numbers=(7, 7))],
-            "runs 5, 7",
-        ),
-        (["--name", "x"], [Selection(name="x")], "run 'x'"),
-        (["--run", "5", "--name", "x"], [Selection(numbers=(5, 5), name="x")], "run 5 named 'x'"),
-        (["--from-run", "3"], [Selection(numbers=(3, 2**63 - 1))], "runs from 3"),
-        (["--to-run", "3"], [Selection(numbers=(1, 3))], "runs from 1 to 3"),
-        (
-            ["--tag", "t", "--detector", "tpc", "--last-days", "2"],
-            [Selection(tag="t", detector="tpc", last_days=2.0)],
-            "runs with tag 't' of tpc of the last 2 days",
+            ["--tag", "t", "--detector", "tpc", "--since", "2d", "--status", "error"],
+            {"tag": ["t"], "detector": ["tpc"], "since": ["2d"], "status": ["error"]},
+            "run with --detector tpc --tag t --since 2d --status error",
         ),
     ],
     ids=str,
 )
 def test_the_options_that_select_runs(
-    args: list[str], queries: list[Selection], words: str
+    args: list[str], texts: dict[str, list[str]], words: str
 ) -> None:
-    """They all apply, become the database's queries in one place, and are shown in words."""
+    """They are the conditions of one language, and are shown as they were given."""
     choice = chosen(selects_runs(), *args)
-    assert choice.queries == queries
+    assert choice.selection.texts() == texts
     assert choice.words == words
 
 
@@ -78,9 +73,10 @@ def test_the_options_that_select_runs(
     ("decorator", "args", "words"),
     [
         (selects_runs(), [], "select runs"),
-        (selects_runs(), ["--detector", "tpc"], "select runs"),
-        (selects_runs(), ["--run", "1", "--last-days", "1"], "--run names one run"),
-        (selects_runs(), ["--from-run", "2", "--to-run", "1"], "is after"),
+        (selects_runs(), ["--run", "2-1"], "2 is after 1"),
+        (selects_runs(), ["--run", "1;2"], "is no run number: write 5, 1-100"),
+        (selects_runs(), ["--since", "yesterday"], "is no time: write 2016-11-11"),
+        (selects_runs(), ["--has", "raw@"], "names no copy: write raw@lngs"),
         (selects_run(), [], "name one run"),
         (selects_run(), ["--run", "1", "--name", "x"], "name one run"),
         (selects_run(required=False), ["--detector", "tpc"], "--detector only narrows"),
@@ -96,10 +92,10 @@ def test_what_selects_nothing_is_a_usage_error(decorator: Any, args: list[str], 
 
 def test_not_every_command_needs_a_selection() -> None:
     """Without options all runs are meant, or those of one detector."""
-    assert chosen(selects_runs(required=False)).queries == [Selection()]
-    assert chosen(selects_runs(required=False), "--detector", "d").queries == [
-        Selection(detector="d")
-    ]
+    assert not chosen(selects_runs(required=False)).selects
+    assert chosen(selects_runs(required=False), "--detector", "d").selection == Selection(
+        detectors=("d",)
+    )
 
 
 def test_options_together_are_one_argument() -> None:
@@ -157,6 +153,8 @@ def test_no_version_is_guessed() -> None:
         (["sites", "init", "--site", "chicgo"], "'chicago'"),
         (["sites", "check", "--site", "chicgo"], "'chicago'"),
         (["db", "grants", "--site", "chicgo"], "'chicago'"),
+        (["replay", "--has", "rwa@lngs"], "'raw'"),
+        (["retry", "--lacks", "processd"], "'processed'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -181,6 +179,14 @@ def test_a_value_that_nobody_knows(
         (["status", "--totals", "--status", "transfered"], 2, "'transferred'"),
         (["verify", "--tag", "goo"], 5, "'go'"),
         (["retry", "--tag", "goo"], 5, "'go'"),
+        (["retry", "--not-tag", "goo"], 2, "'go'"),
+        (["retry", "--source", "AmBa"], 5, "'AmBe'"),
+        (["replay", "--detector", "tcp"], 5, "'tpc'"),
+        (["replay", "--host", "chicgo"], 3, "'chicago'"),
+        (["replay", "--has", "raw@chicgo"], 3, "'chicago'"),
+        (["replay", "--lacks", "raw@chicago=eror"], 2, "'error'"),
+        (["replay", "--lacks", "processed:v6.8.1"], 2, "'v6.8.0'"),
+        (["replay", "--version", "v6.8.1"], 5, "'v6.8.0'"),
     ],
     ids=str,
 )
@@ -192,7 +198,8 @@ def test_a_value_that_not_even_the_database_knows(
     words: str,
 ) -> None:
     """No near one either: then those are named that there are."""
-    insert(database, 1)
+    made = {"type": "processed", "host": "lngs", "pax_version": "v6.8.0", "status": "error"}
+    insert(database, 1, data=[made], source={"type": "AmBe"})
     assert_one_line(online(*args), code, words)
 
 

@@ -15,7 +15,7 @@ from caxev.cli.reaction_rows import COLUMNS, RUN_COLUMN, reaction_row
 from caxev.cli.replay import handler_called
 from caxev.cli.requests import leave, listening_sites, with_hint
 from caxev.cli.runs import pages, shown_all
-from caxev.cli.selection import RunChoice, check_detector, selects_runs
+from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.values import HANDLER, SITE
 from caxev.core.alarms import UNRECORDED
 
@@ -112,7 +112,6 @@ def retry(*, site: str | None, runs: RunChoice, handler: str | None, everything:
         )
     if everything and runs.selects:
         raise click.UsageError("--all excludes the options that select runs")
-    check_detector(runs)
     registries = {one: options().registry(one) for one in listening_sites(site)}
     named = None if handler is None else handler_called(handler, registries.values())
     choice = runs if runs.selects else None

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 @command(
     "caxev replay --run 123",
-    "caxev replay --last-days 2 --site lngs --handler push --dry-run",
-    "caxev replay --from-run 100 --to-run 200 --tag _sciencerun0",
+    "caxev replay --since 2d --site lngs --handler push --dry-run",
+    "caxev replay --run 100-200 --tag _sciencerun0",
 )
 @selects_runs()
 @click.option("--site", type=SITE, help="Only at this site. [default: all with a listener]")

@@ -26,6 +26,7 @@ from caxev.copies.retention import RAW, DeletionPlan, plan, plan_processed, plan
 from caxev.core.clock import utcnow
 from caxev.core.job import Skip
 from caxev.core.model import Copy, Run
+from caxev.core.selection import at_host
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -224,10 +225,8 @@ class CopyDeletion(CopyAtSite):
 
 async def _by_rules(database: Database, here: Site, sites: Sites) -> AsyncIterator[dict[str, Any]]:
     """Return what the site's rules would delete now, and why the rest stays."""
-    from caxev.database import Selection
-
     now, known = utcnow(), await with_markers(database, sites, here)
-    async for page in database.pages(Selection(host=here.name), now):
+    async for page in database.pages(at_host(here.name), now):
         for run in page:
             for copy, decision in decisions(run, here, known, now):
                 yield _row(run, copy, decision)

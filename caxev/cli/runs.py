@@ -7,9 +7,9 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from caxev.cli.output import Parts, run_parts
-from caxev.cli.values import MOST
 from caxev.core.clock import utcnow
 from caxev.core.model import CopyKey, Run, RunId
+from caxev.core.selection import MOST
 
 if TYPE_CHECKING:
     from caxev.database import Database
@@ -48,7 +48,7 @@ async def shown_by_name(database: Database, text: str) -> Parts:
     number = int(word) if word.isdecimal() and int(word) <= MOST else None
     name = None if number is not None else word
     # Two detectors may have runs of one name: then nothing shows which one is meant.
-    found = await database.select(named(number, name).queries[0], utcnow(), 2)
+    found = await database.select(named(number, name).selection, utcnow(), 2)
     return shown(found[0]) if len(found) == 1 else run_parts(None, number, name)
 
 

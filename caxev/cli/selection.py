@@ -1,12 +1,13 @@
 """Define the options that select runs and data; `RunChoice` is what they select.
 
-`selects_runs` and `selects_run` give a command its options, and `RunChoice.queries` alone turns
-them into queries of the database.
+`selects_runs` and `selects_run` give a command its options: the conditions of
+`caxev.core.selection`, which is the one language for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,116 +18,112 @@ from caxev.cli.command import Function, together
 from caxev.cli.errors import NoSuchRun
 from caxev.cli.options import options
 from caxev.cli.runs import naming, pages
-from caxev.cli.values import DATA_TYPE, MOST, RUN_NUMBER, TAG, known_values
-from caxev.config.errors import nearest
+from caxev.cli.values import (
+    DATA_TYPE,
+    HOST,
+    NOT_TAG,
+    PATTERN,
+    RUN_NUMBER,
+    STATUS,
+    TAG,
+    condition_type,
+    known_values,
+)
+from caxev.config.errors import hint
 from caxev.core.clock import utcnow
 from caxev.core.model import Copy, Run
-from caxev.finite import DAYS
+from caxev.core.selection import (
+    COPY_PARTS,
+    EVERY,
+    CopyPattern,
+    NumberRange,
+    Selection,
+    SelectionError,
+)
 
 if TYPE_CHECKING:
-    from caxev.database import Database, Selection
+    from caxev.database import Database
 
 
-@frozen(kw_only=True)
+@frozen
 class RunChoice:
-    """The runs to which all of the given options apply; several numbers select several runs."""
+    """The runs that the options of a command select."""
 
-    numbers: tuple[int, ...] = ()
-    name: str | None = None
-    from_run: int | None = None
-    to_run: int | None = None
-    last_days: float | None = None
-    tag: str | None = None
-    detector: str | None = None
+    selection: Selection = EVERY
 
     @property
     def selects(self) -> bool:
-        """Return whether anything is chosen; a detector alone only narrows a choice."""
-        return evolve(self, detector=None) != RunChoice()
+        """Return whether anything is chosen."""
+        return self.selection != EVERY
 
     def require(self) -> None:
         """Raise click's error unless something is chosen."""
         if not self.selects:
-            raise click.UsageError(
-                "select runs: --run, --name, --from-run, --to-run, --last-days or --tag"
-            )
-
-    @property
-    def queries(self) -> list[Selection]:
-        """Return the database's selections: one for each number, else one."""
-        from caxev.database import Selection
-
-        every = Selection(
-            name=self.name, tag=self.tag, detector=self.detector, last_days=self.last_days
-        )
-        if self.numbers:
-            return [evolve(every, numbers=(one, one)) for one in self.numbers]
-        if self.from_run is None and self.to_run is None:
-            return [every]
-        return [evolve(every, numbers=(self.from_run or 1, self.to_run or MOST))]
+            raise click.UsageError("select runs: --run, --name, --tag, --since, --lacks, ...")
 
     @property
     def words(self) -> str:
-        """Return the choice in words, such as ``runs 1 to 9 with tag 'x'``."""
-        numbers = ", ".join(map(str, self.numbers))
-        parts = [f"{'runs' if len(self.numbers) != 1 else 'run'} {numbers}".rstrip()]
-        if self.name is not None:
-            parts = [f"run {numbers} named {self.name!r}" if numbers else f"run {self.name!r}"]
-        if self.from_run is not None or self.to_run is not None:
-            last = "" if self.to_run is None else f" to {self.to_run}"
-            parts.append(f"from {self.from_run or 1}{last}")
-        if self.tag is not None:
-            parts.append(f"with tag {self.tag!r}")
-        if self.detector is not None:
-            parts.append(f"of {self.detector}")
-        if self.last_days is not None:
-            parts.append(f"of the last {self.last_days:g} days")
-        return " ".join(parts)
+        """Return the choice in words, such as ``runs 1-9`` or ``run with --tag x``."""
+        texts = self.selection.texts()
+        if texts.keys() == {"run"}:
+            several = len(texts["run"]) > 1 or not self.selection.single_numbers
+            return f"run{'s' if several else ''} {', '.join(texts['run'])}"
+        if texts.keys() == {"name"} and len(texts["name"]) == 1:
+            return f"run {texts['name'][0]!r}"
+        return f"run with {self.selection}" if texts else "run"
 
     @property
     def naming(self) -> str:
         """Return the options that name the run to another command."""
-        return naming(next(iter(self.numbers), None), self.name, self.detector)
+        chosen = self.selection
+        numbers, names = chosen.single_numbers, chosen.names
+        detector = next(iter(chosen.detectors), None)
+        return naming(next(iter(numbers), None), next(iter(names), None), detector)
+
+    def narrowed(self, **parts: str | None) -> RunChoice:
+        """Return the choice of those that have such a copy; see `Selection.with_copy`."""
+        return RunChoice(self.selection.with_copy(**parts))
 
     async def find(self, database: Database, *, limit: int = 0) -> list[Run]:
         """Read the runs, with only the fields that matching needs.
 
         Raises `NoSuchRun` if there is none, or none with one of the numbers.
         """
-        found: list[Run] = []
-        for place, query in enumerate(self.queries):
-            runs = await database.select(query, utcnow(), limit)
-            if not runs:
-                one = evolve(self, numbers=self.numbers[place : place + 1])
-                settings = database.settings
-                where = f"{settings.database}.{settings.collection}"
-                raise NoSuchRun(f"no {one.words} in {where}{await self._hint()}")
-            found += runs
+        found = await database.select(self.selection, utcnow(), limit)
+        numbers = {run.number for run in found}
+        missing = () if limit else {*self.selection.single_numbers} - numbers
+        if missing or not found:
+            await self._fail(database, sorted(missing))
         return found
 
-    async def each(
-        self,
-        database: Database,
-        *,
-        host: str | None = None,
-        kind: str | None = None,
-        status: str | None = None,
-    ) -> AsyncIterator[Run]:
-        """Read the runs page by page: those with a copy at the host, of the type and status.
+    async def _fail(self, database: Database, missing: list[int]) -> None:
+        ranges = tuple(NumberRange(one, one) for one in missing) or self.selection.numbers
+        settings = database.settings
+        where = f"{settings.database}.{settings.collection}"
+        words = RunChoice(evolve(self.selection, numbers=ranges)).words
+        raise NoSuchRun(f"no {words} in {where}{await self._hint()}")
+
+    async def each(self, database: Database) -> AsyncIterator[Run]:
+        """Read the runs page by page, with only the fields that matching needs.
 
         Raises `NoSuchRun` if there is no such run at all, whatever its copies.
         """
-        if self.selects or (host, kind, status) == (None, None, None):
-            await self.check(database)
-        for query in self.queries:
-            wanted = evolve(query, host=host, type=kind, status=status)
-            async for page in database.pages(wanted, utcnow()):
+        whatever = RunChoice(evolve(self.selection, copy=CopyPattern()))
+        if whatever.selects or not self.selects:
+            await whatever.check(database)
+        async with aclosing(database.pages(self.selection, utcnow())) as found:
+            async for page in found:
                 for run in page:
                     yield run
 
     async def check(self, database: Database) -> None:
         """Raise `NoSuchRun` as `find` does, without reading all of the runs."""
-        await self.find(database, limit=1)
+        numbers = self.selection.numbers
+        singles = tuple(one for one in numbers if one.first == one.last)
+        if singles:
+            await RunChoice(evolve(self.selection, numbers=singles)).find(database)
+        if len(singles) < len(numbers) or not numbers:
+            await self.find(database, limit=1)
 
     async def each_whole(self, database: Database) -> AsyncIterator[Run]:
         """Read the runs with all their fields, page by page. Raises `NoSuchRun`."""
@@ -149,84 +146,125 @@ class RunChoice:
         return found[0]
 
     async def _hint(self) -> str:
-        """Return the known tag or detector that was probably meant, as the end of a message."""
+        """Return the known value that was probably meant, as the end of a message."""
         import trio
 
         # Only after a miss: the query for all known values reads every run, or an index of them.
-        for path, value in {"tags.name": self.tag, "detector": self.detector}.items():
-            if value is not None:
-                known = await trio.to_thread.run_sync(known_values, options(), path)
-                if value not in known and (guess := nearest(value, known)) is not None:
-                    return f" (did you mean {guess!r}?)"
+        for path, what, value in self._values():
+            known = await trio.to_thread.run_sync(known_values, options(), path)
+            if value not in known:
+                guess = hint(value, known, f"known: {', '.join(sorted(known)) or 'none'}")
+                return f" (no {what} {value!r}; {guess})"
         return ""
+
+    def _values(self) -> Iterator[tuple[str, str, str]]:
+        """Return the texts that only the database knows, with their paths and names."""
+        chosen = self.selection
+        yield from (("tags.name", "tag", one) for one in chosen.tags)
+        yield from (("detector", "detector", one) for one in chosen.detectors)
+        yield from (("source.type", "source", one) for one in chosen.sources)
+        for pattern in (chosen.copy, *chosen.has):
+            if pattern.version is not None:
+                yield "data.pax_version", "version", pattern.version
 
 
 def named(number: int | None, name: str | None, detector: str | None = None) -> RunChoice:
     """Return the choice of the run with that number or name."""
-    numbers = () if number is None else (number,)
-    return RunChoice(numbers=numbers, name=name, detector=detector)
-
-
-_number = click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run's number.")
-_name = click.option("--name", metavar="X", help="The run's name, such as 161111_1434.")
+    numbers = () if number is None else (NumberRange(number, number),)
+    texts = (() if one is None else (one,) for one in (name, detector))
+    names, detectors = texts
+    return RunChoice(Selection(numbers=numbers, names=names, detectors=detectors))
 
 
 def selects_run(*, required: bool = True) -> Callable[[Function], Function]:
     """Add the options that name one run, as the argument `run`."""
+    number = click.option("--run", "number", type=RUN_NUMBER, metavar="N", help="The run's number.")
+    name = click.option("--name", metavar="X", help="The run's name, such as 161111_1434.")
     detector = click.option("--detector", metavar="D", help="Its detector, if runs share the name.")
-    return together("run", partial(_named, required=required), _number, _name, detector)
+    return together("run", partial(_named, required=required), number, name, detector)
 
 
-def _named(*, required: bool, **given: Any) -> RunChoice:
-    choice = named(**given)
-    if required and bool(choice.numbers) == (choice.name is not None):
+def _named(
+    *, required: bool, number: int | None, name: str | None, detector: str | None
+) -> RunChoice:
+    if required and (number is None) == (name is None):
         raise click.UsageError("name one run: --run or --name")
-    check_detector(choice)
-    return choice
-
-
-def check_detector(choice: RunChoice) -> None:
-    """Raise click's error if there is a detector, but no choice of runs that it narrows."""
-    if choice.detector is not None and not choice.selects:
+    if detector is not None and number is None and name is None:
         raise click.UsageError("--detector only narrows a choice of runs: add --run or --name")
+    return named(number, name, detector)
+
+
+def _parameter(name: str) -> str:
+    """Return the parameter of an option: none that a command's other options have."""
+    return f"which_{name.replace('-', '_')}"
+
+
+def _condition(name: str, metavar: str, help: str, **more: Any) -> Function:  # noqa: A002
+    given = {"type": condition_type(name), "multiple": True, **more}
+    return click.option(f"--{name}", _parameter(name), metavar=metavar, help=help, **given)
 
 
 RUNS: Final = (
-    click.option(
-        "--run",
-        "numbers",
-        type=RUN_NUMBER,
-        multiple=True,
-        metavar="N",
-        help="The run's number; may be repeated.",
+    _condition("run", "N,A-B", "Runs with these numbers: 5, 1-100, 300- or 1-100,205."),
+    _condition("name", "GLOB", "Runs of this name, such as 161111_1434 or '1611*'."),
+    _condition("detector", "D", "Runs of this detector: tpc, muon_veto."),
+    _condition("source", "S", "Runs of this source, as AmBe."),
+    _condition("tag", "TAG", "Runs with this tag; of several, with all.", type=TAG),
+    _condition("not-tag", "TAG", "Runs without this tag.", type=NOT_TAG),
+    _condition(
+        "since", "TIME", "Runs started then or later: 2016-11-11, or 7d (ago).", multiple=False
     ),
-    _name,
-    click.option("--from-run", type=RUN_NUMBER, metavar="A", help="Runs from this number on."),
-    click.option("--to-run", type=RUN_NUMBER, metavar="B", help="Runs up to this number."),
-    click.option("--last-days", type=DAYS, metavar="D", help="Runs started in the last D days."),
-    click.option("--tag", type=TAG, help="Runs with this tag."),
-    click.option("--detector", metavar="D", help="Only runs of this detector: tpc, muon_veto."),
+    _condition("until", "TIME", "Runs started before then.", multiple=False),
+    _condition("has", "COPY", "Runs with such a good copy: raw@lngs.", type=PATTERN),
+    _condition("lacks", "COPY", "Runs without such a good copy: raw@chicago.", type=PATTERN),
+    _condition("fewer-than", "N", "Runs with fewer good copies, of --type.", multiple=False),
+    _condition(
+        "unverified-for", "TIME", "Runs with a good copy not verified for 90d.", multiple=False
+    ),
 )
-"""The options that select runs: the fields of `RunChoice`."""
+"""The options that select runs: the conditions of a `Selection`."""
 
 
-def selects_runs(*, required: bool = True) -> Callable[[Function], Function]:
-    """Add the options that select runs, as the argument `runs`."""
-    return together("runs", partial(chosen_runs, required=required), *RUNS)
+def _copy(name: str, help: str, **given: Any) -> Function:  # noqa: A002
+    return click.option(f"--{name}", _parameter(name), help=help, **given)
+
+
+COPY: Final = {
+    "host": _copy("host", "Runs with a copy at this host.", type=HOST),
+    "status": _copy("status", "Runs with a copy of this status.", type=STATUS),
+    "type": _copy("type", "Runs with a copy of this type of data.", type=DATA_TYPE),
+    "version": _copy("version", "Runs with a copy of this version.", metavar="V"),
+}
+"""The options that select runs by one copy: the parts of its `copy`."""
+
+
+def selects_runs(
+    *, required: bool = True, copies: Sequence[str] = COPY_PARTS
+) -> Callable[[Function], Function]:
+    """Add the options that select runs, as the argument `runs`.
+
+    `copies`: which of those that are about one copy; the command may have others of that name.
+    """
+    make = partial(chosen_runs, required=required)
+    return together("runs", make, *RUNS, *(COPY[name] for name in copies))
 
 
 def chosen_runs(*, required: bool, **given: Any) -> RunChoice:
-    """Return the choice that these values of `RUNS` make.
+    """Return the choice that these values of `RUNS` and `COPY` make.
 
-    Raises click's error if they contradict each other, or select nothing although `required`.
+    Raises click's error if they select nothing although `required`.
     """
-    choice = RunChoice(**given)
-    if choice.numbers and evolve(choice, numbers=(), name=None, detector=None) != RunChoice():
-        raise click.UsageError("--run names one run: remove the options that select others")
+    texts = {
+        name.removeprefix("which_").replace("_", "-"): [value] if isinstance(value, str) else value
+        for name, value in given.items()
+        if value is not None
+    }
+    try:
+        choice = RunChoice(Selection.read(texts))
+    except SelectionError as error:  # values are read one by one before
+        raise click.UsageError(str(error)) from None
     if required:
         choice.require()
-    if (choice.from_run or 1) > (choice.to_run or MOST):
-        raise click.UsageError(f"--from-run {choice.from_run} is after --to-run {choice.to_run}")
     return choice
 
 

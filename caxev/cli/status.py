@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from attrs import frozen
 
-from caxev.cli.command import command, together
+from caxev.cli.command import command
 from caxev.cli.options import options
 from caxev.cli.output import SIZE, Column, Table, columns, print_line, show, show_json, stream, time
 from caxev.cli.reaction_rows import (
@@ -19,44 +19,33 @@ from caxev.cli.reaction_rows import (
     reaction_row,
 )
 from caxev.cli.runs import shown
-from caxev.cli.selection import RunChoice, selects_run
-from caxev.cli.values import DATA_TYPE, HOST, SITE, STATUS
+from caxev.cli.selection import RunChoice, selects_runs
+from caxev.cli.values import SITE
 from caxev.core.alarms import AlarmState
 from caxev.core.clock import utcnow
 from caxev.core.model import Copy, Run
 
 if TYPE_CHECKING:
-    from caxev.database import Database, Selection, SiteRecord
+    from caxev.database import Database, SiteRecord
 
 
 @frozen
 class CopySearch:
-    """A search for copies at one host, with one status, of one type; None: any."""
+    """A search for copies that the options are about; without options, for all copies."""
 
-    host: str | None
-    status: str | None
-    type: str | None
-
-    def means(self, copy: Copy) -> bool:
-        """Return whether that copy matches."""
-        wanted = ((self.host, copy.host), (self.status, copy.status), (self.type, copy.type))
-        return all(one is None or one == other for one, other in wanted)
+    choice: RunChoice
 
     async def copies(self, database: Database) -> AsyncIterator[dict[str, Any]]:
         """Return a row for each copy, in the order in which the runs were stored."""
-        async for page in database.pages(self._selection(), utcnow()):
-            for run in page:
-                for copy in filter(self.means, run.copies):
+        now = utcnow()
+        async for run in self.choice.each(database):
+            for copy in run.copies:
+                if self.choice.selection.means_copy(copy, now):
                     yield {"run": shown(run), **_copy_row(run, copy)}
 
     async def totals(self, database: Database) -> list[dict[str, Any]]:
         """Return a row for each host, type and status."""
-        return await database.totals(self._selection(), utcnow())
-
-    def _selection(self) -> Selection:
-        from caxev.database import Selection
-
-        return Selection(host=self.host, status=self.status, type=self.type)
+        return await database.totals(self.choice.selection, utcnow())
 
 
 @command(
@@ -64,36 +53,30 @@ class CopySearch:
     "caxev status --run 123",
     "caxev status --site lngs --json",
     "caxev status --host chicago --status error",
+    "caxev status --tag _sciencerun0 --type raw --unverified-for 90d",
     "caxev status --totals",
     "caxev status --totals --host chicago --type raw",
 )
-@selects_run(required=False)
+@selects_runs(required=False)
 @click.option("--site", type=SITE, help="Only this site.")
-@together(
-    "copies",
-    CopySearch,
-    click.option("--host", type=HOST, help="Copies at this host."),
-    click.option("--status", type=STATUS, help="Copies with this status."),
-    click.option("--type", "type", type=DATA_TYPE, help="Copies of this type of data."),
-)
 @click.option("--totals", is_flag=True, help="Show numbers and sizes instead of copies.")
-def status(*, run: RunChoice, site: str | None, copies: CopySearch, totals: bool) -> None:
-    """Show the sites, one run, or which copies there are.
+def status(*, runs: RunChoice, site: str | None, totals: bool) -> None:
+    """Show the sites, runs, or which copies there are.
 
     Without options, a row for each site: whether a listener is active, how many reactions are
-    pending, running and failed, and what is wrong. With --run or --name, the copies of a run
-    and its reactions. With --host, --status or --type, the copies of all runs that match; with
-    --totals, their number and size for each host, type and status.
+    pending, running and failed, and what is wrong. With options that select runs, such as --run,
+    their copies and reactions. With --host, --status, --type or --version, a row for each copy
+    that matches; with --totals, the number and size of copies for each host, type and status.
     """
-    if totals or copies != CopySearch(None, None, None):
-        if run.selects or site is not None:
-            raise click.UsageError(
-                "--host, --status, --type and --totals are about all runs: leave out --run, --name "
-                "and --site"
-            )
-        _show_copies(copies, totals=totals)
-    elif run.selects:
-        _show_runs(options().with_database(_runs, run, _names(site), site))
+    of_copies = totals or not runs.selection.wanted.is_empty
+    if of_copies and site is not None:
+        raise click.UsageError(
+            "--host, --status, --type, --version and --totals are about all sites: leave out --site"
+        )
+    if of_copies:
+        _show_copies(CopySearch(runs), totals=totals)
+    elif runs.selects:
+        _show_runs(options().with_database(_runs, runs, _names(site), site))
     else:
         rows = options().with_database(site_rows, _names(site), only=site)
         show(Table(_SITES, rows), empty="no site is known")

@@ -42,6 +42,7 @@ from caxev.copies.storage import sites_sharing_storage
 from caxev.core.clock import clock, utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import DELETING, MOVING, TRANSFERRED, Copy, Run
+from caxev.core.selection import at_host
 from caxev.files import confine_entry, erase, identity, quarantine_of, to_nobody
 from caxev.files.roots import check_root
 from caxev.finite import Finite
@@ -143,11 +144,9 @@ class Search:
                     yield _gone_row(claim)
 
     async def _claim(self, database: Database, inventory: Inventory) -> None:
-        from caxev.database import Selection
-
         # Sites on this machine may share directories: what another one's entry names is no stray.
         for host in self.hosts:
-            async for page in database.pages(Selection(host=host), utcnow()):
+            async for page in database.pages(at_host(host), utcnow()):
                 claims = [claim for run in page for claim in self._claims_of(run, host)]
                 await trio.to_thread.run_sync(inventory.claim, claims)
 

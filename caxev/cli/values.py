@@ -19,9 +19,8 @@ from caxev.config.errors import hint, known_names
 from caxev.config.sites import TYPES
 from caxev.core import model
 from caxev.core.registry import recorded
+from caxev.core.selection import CONDITIONS, MOST, CopyPattern, SelectionError
 
-MOST: Final = 2**63 - 1
-"""The largest number that MongoDB can hold."""
 _COMPLETION: Final = 2.0
 _PATIENCE: Final = 10.0
 """Seconds to wait for the database's known values, in a completion and in a command."""
@@ -65,6 +64,26 @@ class Known(click.ParamType):  # type: ignore[type-arg]  # not generic in older 
         return []
 
 
+class ConditionType(Known):
+    """A value of a condition of `caxev.core.selection`, as text: refused unless it can be read."""
+
+    def __init__(
+        self,
+        condition: str,
+        values: Callable[[GlobalOptions], Iterable[str]] = lambda _options: (),
+        check: Callable[[GlobalOptions, str], object] | None = None,
+    ) -> None:
+        super().__init__(condition, values, check)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text. Raises click's error."""
+        try:
+            CONDITIONS[self.name].read_all([value])
+        except SelectionError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
 class OneOf(Known):
     """A text that must be one of the values."""
 
@@ -83,8 +102,9 @@ def check_known(context: click.Context) -> None:
     for parameter in context.command.params:
         check = getattr(parameter.type, "check", None)
         value = context.params.get(parameter.name or "")
-        if check is not None and value is not None:
-            check(options, value)
+        for one in value if isinstance(value, tuple) else (value,):
+            if check is not None and one is not None:
+                check(options, one)
 
 
 def _handlers(options: GlobalOptions) -> Iterable[str]:
@@ -128,12 +148,46 @@ def _check_host(options: GlobalOptions, host: str) -> None:
         sites.get(host)  # raises an error that names the nearest
 
 
+def _check_not_tag(options: GlobalOptions, tag: str) -> None:
+    # A misspelt tag that runs must lack would not show: all of them lack it.
+    known = known_values(options, "tags.name")
+    if tag not in known:
+        raise click.UsageError(f"no run has the tag {tag!r} {known_names(tag, sorted(known))}")
+
+
+def _check_pattern(options: GlobalOptions, text: str) -> None:
+    pattern = CopyPattern.read(text)
+    if pattern.type is not None:
+        DATA_TYPE.convert(pattern.type, None, None)
+    if pattern.host is not None:
+        _check_host(options, pattern.host)
+    if pattern.status is not None:
+        _check_status(options, pattern.status)
+    if pattern.version is not None:
+        known = known_values(options, "data.pax_version")
+        if pattern.version not in known:
+            names = known_names(pattern.version, sorted(known))
+            raise click.UsageError(f"no copy has the version {pattern.version!r} {names}")
+
+
+def _patterns(options: GlobalOptions) -> Iterable[str]:
+    return [f"{kind}@{site}" for kind in TYPES for site in options.sites()]
+
+
+def condition_type(name: str) -> ConditionType:
+    """Return the type of the values of a condition, without completion."""
+    return ConditionType(name)
+
+
 RUN_NUMBER: Final = RunNumber()
 SITE: Final = Known("site", lambda known: known.sites(), lambda known, one: known.sites().get(one))
 PLACE: Final = Known("site", lambda known: known.sites())
 """A site, or something else."""
 HOST: Final = Known("host", lambda known: known.sites(), _check_host)
 HANDLER: Final = Known("handler", _handlers)
-TAG: Final = Known("tag", lambda known: known_values(known, "tags.name", _COMPLETION))
+TAG: Final = ConditionType("tag", lambda known: known_values(known, "tags.name", _COMPLETION))
+NOT_TAG: Final = ConditionType("not-tag", TAG.values, _check_not_tag)
+PATTERN: Final = ConditionType("has", _patterns, _check_pattern)
+"""A copy that a run must have, or lack."""
 STATUS: Final = Known("status", _statuses, _check_status)
 DATA_TYPE: Final = OneOf("type", lambda _options: (*TYPES, "untriggered"))

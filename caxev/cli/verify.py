@@ -22,7 +22,7 @@ from caxev.cli.output import Column, columns, fail_if, stream
 from caxev.cli.runs import copy_cells
 from caxev.cli.selection import RunChoice, selects_runs
 from caxev.cli.site_paths import is_here
-from caxev.cli.values import DATA_TYPE, SITE
+from caxev.cli.values import SITE
 from caxev.config import Site, Sites
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry, RootAway
@@ -40,14 +40,14 @@ _NAMED: Final = 3
 
 @command(
     "caxev verify --run 123",
-    "caxev verify --run 123 --run 124 --deep",
+    "caxev verify --run 123-130 --deep",
     "caxev verify --site lngs --type raw",
+    "caxev verify --site lngs --unverified-for 90d --deep",
 )
-@selects_runs(required=False)
+@selects_runs(required=False, copies=("type", "version"))
 @click.option("--site", type=SITE, help="Only copies at this site.")
-@click.option("--type", "kind", type=DATA_TYPE, help="Only copies of this type of data.")
 @click.option("--deep", is_flag=True, help="Read the files and compare their digests.")
-def verify(*, runs: RunChoice, site: str | None, kind: str | None, deep: bool) -> None:
+def verify(*, runs: RunChoice, site: str | None, deep: bool) -> None:
     """Check that the files of good copies are there, each of its size.
 
     Only copies of sites on this machine are checked. With --deep their files are read and
@@ -57,9 +57,10 @@ def verify(*, runs: RunChoice, site: str | None, kind: str | None, deep: bool) -
     bad or missing.
     """
     if not runs.selects and site is None:
-        raise click.UsageError("select copies: --site, --run, --name, --from-run, --tag ...")
-    verification = Verification(options().sites(), site, kind, deep)
-    stream(_COLUMNS, verification.rows, runs)
+        raise click.UsageError("select copies: --site, --run, --name, --tag, --since, ...")
+    wanted = runs.narrowed(host=site, status=TRANSFERRED)
+    verification = Verification(options().sites(), deep)
+    stream(_COLUMNS, verification.rows, wanted)
     fail_if(verification.any_bad)
 
 
@@ -68,11 +69,9 @@ _COLUMNS = columns("run", "type", "version", "host", "found", "why", Column("loc
 
 @define
 class Verification:
-    """The selection of copies to compare, and how. `any_bad`: one was bad or gone so far."""
+    """How copies are compared. `any_bad`: one was bad or gone so far."""
 
     sites: Sites
-    site: str | None
-    kind: str | None
     deep: bool
     any_bad: bool = field(init=False, default=False)
 
@@ -81,19 +80,14 @@ class Verification:
         from caxev.engine.root_markers import read_markers
 
         self.sites = await read_markers(database, self.sites)
-        runs = choice.each(database, host=self.site, kind=self.kind, status=TRANSFERRED)
-        async for run in runs:
-            for copy in filter(self._means, run.copies):
+        now = utcnow()
+        async for run in choice.each(database):
+            for copy in run.copies:
+                if not choice.selection.means_copy(copy, now):
+                    continue
                 found, why = await self._verdict(database, run, copy)
                 self.any_bad = self.any_bad or found in BAD
                 yield _row(run, copy, found, why)
-
-    def _means(self, copy: Copy) -> bool:
-        return (
-            copy.status == TRANSFERRED
-            and self.site in (None, copy.host)
-            and self.kind in (None, copy.type)
-        )
 
     async def _verdict(self, database: Database, run: Run, copy: Copy) -> tuple[str, str | None]:
         site = self.sites.find(copy.host)

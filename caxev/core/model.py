@@ -268,10 +268,9 @@ class Run:
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Run:
         """Return the run in any document; what is not understood is left in `document`."""
-        number = document.get("number")
         return cls(
             id=document.get("_id"),
-            number=number if isinstance(number, int) and number > 0 else None,
+            number=count(document.get("number")) or None,
             name=text(document.get("name")) or "",
             detector=text(document.get("detector")) or "",
             tags=tuple(_tags(document.get("tags"))),

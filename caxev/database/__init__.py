@@ -44,7 +44,6 @@ from caxev.database.opening import one_of, open_database, run
 from caxev.database.quarantine import Odd
 from caxev.database.reactions import OLDEST_FIRST, Order
 from caxev.database.requests import Request
-from caxev.database.runs import Selection
 from caxev.database.sites import Gap, Position, Scanning, SiteRecord
 from caxev.database.snapshots import Ingest, Snapshots
 from caxev.database.stream import Batch, Stream
@@ -71,7 +70,6 @@ __all__ = [
     "Position",
     "Request",
     "Scanning",
-    "Selection",
     "SiteRecord",
     "Snapshots",
     "Stream",

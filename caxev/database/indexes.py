@@ -72,7 +72,7 @@ NUMBER: Final = _of(
     "caxev_number",
     "number",
     "_id",
-    serves="--run, --from-run, --to-run, and the order of lists",
+    serves="--run, and the order of lists",
 )
 NAME: Final = _of("caxev_name", "name", "_id", serves="--name, and a run of a new name")
 TAG: Final = _of("caxev_tag", "tags.name", "_id", serves="--tag, and completing tags")

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any, Final
+from typing import Any
 
-from bson.max_key import MaxKey
-from bson.min_key import MinKey
 from bson.regex import Regex
 from pymongo import ReturnDocument
 from pymongo.asynchronous.cursor import AsyncCursor
-from pymongo.errors import OperationFailure
 
 from caxev.copies.sharing import Neighbours
 from caxev.core.model import (
@@ -24,20 +21,16 @@ from caxev.core.model import (
     Run,
     RunId,
 )
+from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
 from caxev.database.client import Document
-from caxev.database.connection import LONG_LIMIT, PAGE, Connection, Session, operation, within
-from caxev.database.indexes import Order
-from caxev.database.runs import BY_ID, Selection, totals_pipeline, write_of
-
-_NO_SUCH_INDEX: Final = 2
-"""BadValue: what the server answers to a hint at an index that does not exist."""
-_SHOWN: Final = dict.fromkeys(
-    ("number", "name", "detector", "start", "end", "tags", "data", "raw_size_byte"), 1
-)
+from caxev.database.connection import LONG_LIMIT, PAGE, Session, operation, within
+from caxev.database.run_pages import RunPages
+from caxev.database.runs import write_of
+from caxev.database.selections import totals_pipeline
 
 
-class Runs(Connection):
+class Runs(RunPages):
     """Queries and updates. All but `runs` read only the fields that caxev itself uses."""
 
     @operation
@@ -50,52 +43,6 @@ class Runs(Connection):
         """Read whole run documents as they are now."""
         cursor = self._runs.find({"_id": {"$in": list(ids)}})
         return {doc["_id"]: Run.from_document(doc) for doc in await cursor.to_list(None)}
-
-    def _shown(self, query: Document) -> AsyncCursor[Document]:
-        return self._runs.find(query, _SHOWN)
-
-    @operation
-    async def select(self, selection: Selection, now: datetime, limit: int = 0) -> list[Run]:
-        """Read the selected runs in the order of their numbers; 0: no limit."""
-        return await _read(self._shown(selection.query(now)).sort("number").limit(limit))
-
-    async def pages(self, selection: Selection, now: datetime) -> AsyncIterator[list[Run]]:
-        """Read the selected runs page by page, in the order of their ids.
-
-        A run that changes meanwhile is read once, before or after.
-        """
-        query, (keys, values) = selection.query(now), selection.pages
-        low: Any = MinKey()
-        while True:
-            documents = await self._selected_page(query, keys, values, low)
-            more = documents.pop() if len(documents) > PAGE else None
-            yield [Run.from_document(document) for document in documents]
-            if more is None:
-                return
-            low = more["_id"]
-
-    @operation
-    async def _selected_page(
-        self, query: Document, keys: Order, values: Sequence[Any], low: Any
-    ) -> list[Document]:
-        try:
-            return await self._between(query, keys, values, low)
-        except OperationFailure as error:
-            if error.code != _NO_SUCH_INDEX or keys == BY_ID:
-                raise
-        # Nobody has made it, or it was dropped just now: the order is the same.
-        return await self._between(query, BY_ID, (), low)
-
-    async def _between(
-        self, query: Document, keys: Order, values: Sequence[Any], low: Any
-    ) -> list[Document]:
-        # By the index's bounds: a filter would stop at ids of another type.
-        def bound(end: Any) -> list[Any]:
-            return [(name, one) for (name, _), one in zip(keys, (*values, end), strict=True)]
-
-        cursor = self._shown(query).hint(list(keys)).min(bound(low))
-        cursor = cursor.max(bound(MaxKey())) if values else cursor
-        return await cursor.limit(PAGE + 1).to_list(None)
 
     @within(LONG_LIMIT)
     async def totals(self, selection: Selection, now: datetime) -> list[dict[str, Any]]:

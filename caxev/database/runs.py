@@ -1,4 +1,4 @@
-"""Run documents in MongoDB's language: selections, counts, and updates with their conditions.
+"""Run documents in MongoDB's language: updates with their conditions.
 
 A `RunUpdate` becomes one write whose filter holds all that it expects, so that it happens only if
 the run is still as its author saw it. Everything here is pure.
@@ -7,10 +7,8 @@ the run is still as its author saw it. Everything here is pure.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
-
-from attrs import frozen
 
 from caxev.core.entry import NOTED
 from caxev.core.model import (
@@ -33,12 +31,8 @@ from caxev.core.update import (
     TagAbsent,
     TagThere,
 )
-from caxev.database import indexes
 from caxev.database.client import Document
-from caxev.database.indexes import Order
 
-BY_ID: Final[Order] = (("_id", 1),)
-"""The index that every collection has."""
 GIVEN_UP_KEPT: Final = 20
 """Notes of copies that were given up that a run keeps, the latest."""
 
@@ -62,108 +56,6 @@ def snapshot_projection(watched: Watched) -> Document:
 
 def _within(path: str, other: str) -> bool:
     return path.startswith(other + ".")
-
-
-@frozen
-class Selection:
-    """A choice of runs: those to which all conditions apply; without any, all runs.
-
-    `host`, `status` and `type` apply to one copy, which the run must have.
-    """
-
-    numbers: tuple[int, int] | None = None
-    name: str | None = None
-    tag: str | None = None
-    detector: str | None = None
-    last_days: float | None = None
-    host: str | None = None
-    status: str | None = None
-    type: str | None = None
-
-    @property
-    def entry(self) -> Document:
-        """Return the filter for entries of ``data``."""
-        wanted = {"host": self.host, "status": self.status, "type": self.type}
-        return {name: {"$eq": value} for name, value in wanted.items() if value is not None}
-
-    @property
-    def pages(self) -> tuple[Order, tuple[Any, ...]]:
-        """Return the index for reading pages, with the values that its keys before the id have."""
-        host, status = self.host, self.status
-        if self.numbers is not None and self.numbers[0] == self.numbers[1]:
-            return indexes.NUMBER.keys, self.numbers[:1]
-        if self.name is not None:
-            return indexes.NAME.keys, (self.name,)
-        if self.tag is not None:
-            return indexes.TAG.keys, (self.tag,)
-        if host is not None and status is not None:
-            return indexes.HOST_AND_STATUS.keys, (host, status)
-        if host is not None:
-            return indexes.HOST.keys, (host,)
-        if status is not None:
-            return indexes.STATUS.keys, (status,)
-        return BY_ID, ()
-
-    def query(self, now: datetime) -> Document:
-        """Return the filter for MongoDB; `last_days` counts back from `now` (UTC)."""
-        query: Document = {}
-        if self.numbers is not None:
-            query["number"] = {"$gte": self.numbers[0], "$lte": self.numbers[1]}
-        if self.name is not None:
-            query["name"] = {"$eq": self.name}
-        if self.tag is not None:
-            query["tags.name"] = {"$eq": self.tag}
-        if self.detector is not None:
-            query["detector"] = {"$eq": self.detector}
-        if self.last_days is not None:
-            query["start"] = {"$gte": now - timedelta(days=self.last_days), "$lte": now}
-        if self.entry:
-            query["data"] = {"$elemMatch": self.entry}
-        return query
-
-
-def totals_pipeline(selection: Selection, now: datetime) -> list[Document]:
-    """Return the aggregation that counts copies, and their bytes if they are known.
-
-    A raw copy's bytes are the run's ``raw_size_byte``, once the copy is whole.
-    """
-    entry = {f"data.{name}": condition for name, condition in selection.entry.items()}
-    names = {f"_id.{name}": {"$type": "string"} for name in ("host", "type")}
-    which = {"host": "$data.host", "type": "$data.type", "status": "$data.status"}
-    sizes = {"own": {"$isNumber": "$data.size"}, "whole": {"$isNumber": "$raw_size_byte"}}
-    amounts = {"own": {"$sum": "$data.size"}, "whole": {"$sum": "$raw_size_byte"}}
-    return [
-        {"$match": selection.query(now)},
-        {"$project": {"_id": 0, "raw_size_byte": 1, **dict.fromkeys(_COUNTED, 1)}},
-        {"$unwind": "$data"},
-        *([{"$match": entry}] if entry else []),
-        # Millions of copies become few groups here, and whatever can wait is done with these.
-        {"$group": {"_id": {**which, **sizes}, "copies": {"$sum": 1}, **amounts}},
-        {"$match": names},
-        {
-            "$group": {
-                "_id": {name: f"$_id.{name}" for name in which},
-                "copies": {"$sum": "$copies"},
-                "sized": {"$sum": _of_known("$copies", "$copies")},
-                "bytes": {"$sum": _of_known("$own", "$whole")},
-            }
-        },
-        {"$sort": {"_id.host": 1, "_id.type": 1, "_id.status": 1}},
-    ]
-
-
-def _of_known(own: str, whole: str) -> Document:
-    """Return an expression for a group: of entries with a size, of whole raw data, else null."""
-    is_whole = [
-        {"$eq": ["$_id.type", "raw"]},
-        {"$eq": ["$_id.status", TRANSFERRED]},
-        "$_id.whole",
-    ]
-    branches = [{"case": "$_id.own", "then": own}, {"case": {"$and": is_whole}, "then": whole}]
-    return {"$switch": {"branches": branches, "default": None}}
-
-
-_COUNTED: Final = ("data.host", "data.type", "data.status", "data.size")
 
 
 def key_filter(key: CopyKey, prefix: str = "") -> Document:
@@ -228,9 +120,9 @@ def _at_least(wanted: CopiesAtLeast) -> Document:
     """Return the filter that agrees with `CopiesAtLeast.counts`."""
     conditions: list[Document] = [
         {"$eq": ["$$copy.type", {"$literal": wanted.key.type}]},
-        {"$eq": [_text("pax_version"), {"$literal": wanted.key.version}]},
-        {"$ne": [_text("host"), {"$literal": wanted.key.host}]},
-        {"$ne": [_text("host"), None]},
+        {"$eq": [text_of("pax_version"), {"$literal": wanted.key.version}]},
+        {"$ne": [text_of("host"), {"$literal": wanted.key.host}]},
+        {"$ne": [text_of("host"), None]},
         {"$eq": ["$$copy.status", TRANSFERRED]},
     ]
     if wanted.hosts is not None:
@@ -254,17 +146,17 @@ def _same_content(wanted: CopiesAtLeast) -> Document:
     by_checksum: Document = {
         "$and": [
             {"$ne": [{"$literal": wanted.checksum}, None]},
-            {"$eq": [_text("checksum"), {"$literal": wanted.checksum}]},
+            {"$eq": [text_of("checksum"), {"$literal": wanted.checksum}]},
         ]
     }
     if wanted.manifest is None:
         return by_checksum
-    same = {"$eq": [_text("manifest"), {"$literal": wanted.manifest}]}
-    unknown = {"$and": [{"$eq": [_text("manifest"), None]}, by_checksum]}
+    same = {"$eq": [text_of("manifest"), {"$literal": wanted.manifest}]}
+    unknown = {"$and": [{"$eq": [text_of("manifest"), None]}, by_checksum]}
     return {"$or": [same, unknown]}
 
 
-def _text(name: str) -> Document:
+def text_of(name: str) -> Document:
     """Return an expression for a field of a copy, null if it is empty or no text."""
     value = f"$$copy.{name}"
     is_text = {"$and": [{"$eq": [{"$type": value}, "string"]}, {"$ne": [value, ""]}]}

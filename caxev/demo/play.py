@@ -36,8 +36,9 @@ from caxev.core.model import (
     CopyKey,
     Run,
 )
+from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
-from caxev.database import Database, Selection, open_database, run
+from caxev.database import Database, open_database, run
 from caxev.demo.world import SITES, TAPE, World
 from caxev.engine.listener import prepare
 

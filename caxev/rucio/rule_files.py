@@ -19,12 +19,12 @@ from loguru import logger
 from caxev.config import ConfigError, Site, Sites
 from caxev.core.clock import utcnow
 from caxev.core.model import TRANSFERRED
+from caxev.core.selection import at_host
 from caxev.database import (
     Database,
     DatabaseError,
     Lease,
     Request,
-    Selection,
     concerns_one,
     is_fatal,
 )
@@ -104,7 +104,7 @@ class RuleFiles:
         # The digest is recorded after all requests: a crash in between makes them again, which is
         # harmless.
         runs, now = 0, utcnow()
-        async for page in self.database.pages(Selection(host=name, status=TRANSFERRED), now):
+        async for page in self.database.pages(at_host(name, TRANSFERRED), now):
             ids = tuple(run.id for run in page)
             request = Request("replay", ids, handler=HANDLER, force=True)
             await self.database.add_request(self.lease.site, request, self.lease.owner, now)

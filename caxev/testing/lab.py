@@ -33,8 +33,9 @@ from caxev.core.model import (
     RunId,
 )
 from caxev.core.registry import Handler, HandlerFunction, recorded
+from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
-from caxev.database import Database, Selection, open_database
+from caxev.database import Database, open_database
 from caxev.engine.listener import prepare
 from caxev.files import confine_own, digest_tree, to_nobody
 from caxev.testing.mongod import ReplicaSet, drop

@@ -25,7 +25,7 @@ from caxev.batch.work import Product, take_stock
 from caxev.cli.errors import NothingToDo
 from caxev.cli.mv import bring, plan_move
 from caxev.cli.register import found_at
-from caxev.cli.selection import RunChoice
+from caxev.cli.selection import named
 from caxev.cli.stray import Search
 from caxev.config import Deletion, Permission, Site, Sites
 from caxev.copies.deletion import intent
@@ -40,8 +40,8 @@ from caxev.core.model import (
     Event,
     Run,
 )
+from caxev.core.selection import Selection
 from caxev.core.update import RunUpdate
-from caxev.database import Selection
 from caxev.files import confine, empty_quarantine, identity, set_aside, standing, to_nobody
 from caxev.files import erase as erase_stray
 from caxev.handlers.deletion import erase
@@ -183,7 +183,7 @@ class Place:
         book = Book([self._known()])
         try:
             found = found_at(path, self.here, self.sites, any_name=True)
-            tell = partial(found.enter, book, RunChoice(numbers=(2,)), None, dry_run=False)  # type: ignore[arg-type]
+            tell = partial(found.enter, book, named(2, None), None, dry_run=False)  # type: ignore[arg-type]
             trio.run(tell)
         except NothingToDo as error:
             raise GiveUp(str(error)) from error
@@ -301,7 +301,7 @@ class Book:
     async def select(self, selection: Selection, now: datetime, limit: int) -> list[Run]:
         """Whatever run is asked for is there, and is nowhere yet."""
         del now, limit
-        return [Run.from_document({"_id": "new", "number": 2, "name": selection.name, "data": []})]
+        return [Run.from_document({"_id": "new", "number": 2, "name": "", "data": []})]
 
     async def located(
         self, hosts: Collection[str], locations: Collection[str], roots: Collection[str]

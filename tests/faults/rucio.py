@@ -180,7 +180,7 @@ def _differences(
 ) -> list[dict[str, Any]]:
     """What ``caxev rucio check`` finds, by the storage's own checksums."""
     command = [sys.executable, "-m", "caxev", "rucio", "check", "--deep", "--json"]
-    command += ["--from-run", str(born[0].number), "--to-run", str(born[-1].number)]
+    command += ["--run", f"{born[0].number}-{born[-1].number}"]
     whole = {**os.environ, **ground.world.environment, **environment}
     done = subprocess.run(command, env=whole, capture_output=True, check=False)
     rows: list[dict[str, Any]] = json.loads(done.stdout or b"[]")

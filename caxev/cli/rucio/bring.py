@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from caxev.database import Database
 
 
-@command("caxev rucio put --from-run 100 --to-run 200 --from lngs", group=rucio)
+@command("caxev rucio put --run 100-200 --from lngs", group=rucio)
 @selects_catalogue()
 @click.option("--from", "source", type=SITE, required=True, help="The site that has the data.")
 @click.option("--dry-run", is_flag=True, help="Show what would be requested; write nothing.")

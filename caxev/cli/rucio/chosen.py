@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.group(
-    epilog=example("caxev rucio put --run 123 --from lngs", "caxev rucio check --last-days 7")
+    epilog=example("caxev rucio put --run 123 --from lngs", "caxev rucio check --since 7d")
 )
 def rucio() -> None:
     """Upload data to the Rucio catalogue, check it there, and fetch it."""

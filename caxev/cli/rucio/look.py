@@ -25,6 +25,7 @@ from caxev.cli.values import STATUS
 from caxev.core.clock import utcnow
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import ERROR, TRANSFERRED, Copy, Run
+from caxev.core.selection import at_host
 from caxev.core.update import FieldIs, RunUpdate
 from caxev.files import to_nobody
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from caxev.rucio.orders import DatasetState, Verdict
 
 
-@command("caxev rucio locate --last-days 30 --rse NIKHEF_USERDISK --copies 1", group=rucio)
+@command("caxev rucio locate --since 30d --rse NIKHEF_USERDISK --copies 1", group=rucio)
 @selects_catalogue()
 @click.option("--rse", multiple=True, metavar="R", help="Only data at this RSE; may be repeated.")
 @click.option("--copies", type=click.IntRange(0), metavar="N", help="Only data at N RSEs.")
@@ -89,7 +90,7 @@ def located(chosen: CatalogueChoice, run: Run, method: str) -> Iterator[dict[str
         yield {**row, "rule": str(RuleState.from_row(one) or one)}
 
 
-@command("caxev rucio check --last-days 7 --deep", "caxev rucio check --run 5", group=rucio)
+@command("caxev rucio check --since 7d --deep", "caxev rucio check --run 5", group=rucio)
 @selects_catalogue()
 @click.option("--deep", is_flag=True, help="Ask the storage of every RSE for sizes and checksums.")
 @click.option("--all", "everything", is_flag=True, help="Look for datasets without a run, too.")
@@ -139,12 +140,10 @@ class CatalogueComparison:
 
     async def _known(self, database: Database) -> set[str]:
         """Return the datasets of all runs, not only of the selected ones."""
-        from caxev.database import Selection
-
         name = self.chosen.there.name
         return {
             str(one.location)
-            async for page in database.pages(Selection(host=name), utcnow())
+            async for page in database.pages(at_host(name), utcnow())
             for run in page
             for one in run.copies
             if one.host == name

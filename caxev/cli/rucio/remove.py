@@ -113,7 +113,7 @@ def forget(
     show_requests(forget_entries(found, what, why, asks=asks, dry_run=dry_run))
 
 
-@command("caxev rucio purge --site lngs --to-run 1000 --dry-run", group=rucio)
+@command("caxev rucio purge --site lngs --run 1-1000 --dry-run", group=rucio)
 @selects_catalogue()
 @click.option("--site", type=SITE, required=True, help="The site whose copies are deleted.")
 @click.option("--dry-run", is_flag=True, help="Show what would be deleted, or why not.")

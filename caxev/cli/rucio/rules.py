@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @command(
     "caxev rucio rules --check rules.json",
-    "caxev rucio rules --from-run 100 --to-run 200 --dry-run",
-    "caxev rucio rules --apply --last-days 30",
+    "caxev rucio rules --run 100-200 --dry-run",
+    "caxev rucio rules --apply --since 30d",
     group=rucio,
 )
 @selects_catalogue(required=False)

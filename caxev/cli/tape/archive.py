@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from caxev.database import Database
 
 
-@click.group(epilog=example("caxev tape put --run 123", "caxev tape ls --last-days 30"))
+@click.group(epilog=example("caxev tape put --run 123", "caxev tape ls --since 30d"))
 def tape() -> None:
     """Make, restore, list and compare backups of raw data on tape."""
 

@@ -50,7 +50,7 @@ _HANDLERS: Final = ("backup", "recall", "tape_checksum")
 
 
 @command("caxev tape ls --run 123", "caxev tape ls --name 161111_1434", group=tape, name="ls")
-@selects_runs()
+@selects_runs(copies=())
 @selects_reach
 def list_(*, runs: RunChoice, archive: ArchiveChoice) -> None:
     """List the files that the archive itself has of runs."""
@@ -75,8 +75,8 @@ def _result(outcome: Outcome[T]) -> T:
         raise NothingToDo(str(error)) from error
 
 
-@command("caxev tape status", "caxev tape status --last-days 30 --by-day", group=tape)
-@selects_runs(required=False)
+@command("caxev tape status", "caxev tape status --since 30d --by-day", group=tape)
+@selects_runs(required=False, copies=())
 @selects_reach
 @click.option("--offline", is_flag=True, help="Ask only the database, not the archive.")
 @click.option("--by-day", is_flag=True, help="Show runs and bytes by the day of their arrival.")

@@ -48,8 +48,8 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
     show_requests(rows, failed=not any(row["ok"] for row in rows))
 
 
-@command("caxev tape put --run 123", "caxev tape put --from-run 100 --to-run 200", group=tape)
-@selects_runs()
+@command("caxev tape put --run 123", "caxev tape put --run 100-200", group=tape)
+@selects_runs(copies=())
 @selects_archive
 @click.option("--from", "source", type=SITE, help="From this site. [default: any that can]")
 @_dry_run
@@ -81,7 +81,7 @@ def put_request(run: Run, names: Sequence[str], target: str) -> RunRequest:
 @command(
     "caxev tape get --run 123 --site lngs", "caxev tape get --run 123 --to /scratch", group=tape
 )
-@selects_runs()
+@selects_runs(copies=())
 @selects_reach
 @click.option("--to", "directory", metavar="DIR", help="Restore into this directory here.")
 @_dry_run
@@ -147,8 +147,8 @@ def _unusable(copy: Copy | None) -> str:
     return "it is not on tape" if copy is None else f"the copy on tape is {copy.status}"
 
 
-@command("caxev tape check --run 123", "caxev tape check --last-days 30", group=tape)
-@selects_runs()
+@command("caxev tape check --run 123", "caxev tape check --since 30d", group=tape)
+@selects_runs(copies=())
 @selects_archive
 @_dry_run
 def check(*, runs: RunChoice, archive: ArchiveChoice, dry_run: bool) -> None:
@@ -173,7 +173,7 @@ def check_request(run: Run, host: str) -> RunRequest:
 
 
 @command("caxev tape forget --run 123 --why 'the tape is lost'", group=tape)
-@selects_runs()
+@selects_runs(copies=())
 @selects_archive
 @forgets
 def forget(*, runs: RunChoice, archive: ArchiveChoice, why: str, yes: bool, dry_run: bool) -> None:
