@@ -84,6 +84,7 @@ def _odd_changes() -> list[dict[str, Any]]:
     mark = {"host": "chicago", "status": "verifying"}
     return [
         {"$set": {"data.1.status": "verifying"}},  # without a mark
+        {"$set": {"data.1.checksum": "ab"}},
         {"$set": {"data.1.status": "verifying", CHANGED: 5}},
         {"$set": {"data.1.status": "verifying", CHANGED: {"host": 5, "status": 7}}},
         {"$set": {"data.1.status": "verifying", "data.1.proof": 1, CHANGED: mark}},
@@ -148,7 +149,8 @@ async def _change(db: Database, runs: Runs, run: RunId, random: Random) -> None:
     host, status = random.choice(HOSTS), random.choice(STATUSES)
     now = (await db.runs([run]))[run]
     mine = next((one for one in now.copies if one.host == host), None)
-    match random.randrange(8):
+    digest = random.choice(({}, {"manifest": "cd"}, {"checksum": None, "manifest": None}))
+    match random.randrange(9):
         case 0:
             runs.update_one({"_id": run}, {"$pull": {"data": {"host": host}}})
         case 1:
@@ -160,8 +162,13 @@ async def _change(db: Database, runs: Runs, run: RunId, random: Random) -> None:
             data = list(now.document["data"])
             random.shuffle(data)
             runs.update_one({"_id": run}, {"$set": {"data": data}})
+        case 4:  # cax adds the checksum of a copy that is good already
+            checksum = random.choice(("ab", None))
+            runs.update_one(
+                {"_id": run, "data.host": host}, {"$set": {"data.$.checksum": checksum}}
+            )
         case _ if mine is not None:
             await trio.sleep(0.002)  # so that the date of the status differs
-            await engine.write(db, RunUpdate.change_copy(now, mine, status))
+            await engine.write(db, RunUpdate.change_copy(now, mine, status, **digest))
         case _:
             pass

@@ -11,9 +11,10 @@ from bson import Int64, ObjectId
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev.core.entry import as_utc
+from caxev.core.entry import NOTED, as_utc
 from caxev.core.model import (
     STATUSES,
+    TRANSFERRED,
     UNKNOWN,
     YES,
     Aspect,
@@ -30,6 +31,7 @@ from caxev.core.model import (
     _digest,
     field_of,
     snapshot_of,
+    time_of,
 )
 from caxev.core.update import (
     CopiesAtLeast,
@@ -104,7 +106,7 @@ def test_of_two_entries_with_one_key_the_first_counts() -> None:
     """A duplicate is no second copy."""
     first = {"type": "raw", "host": "lngs", "status": "transferred"}
     run = run_with(first, {**first, "status": "error"})
-    assert run.snapshot()[RAW] == "transferred"
+    assert run.snapshot()[RAW] == "transferred@-"
     other = run_with(first, {**first, "status": "verifying"})
     assert run.snapshot()[CopyField(*RAW, STATUSES)] != other.snapshot()[CopyField(*RAW, STATUSES)]
     assert CopyField(*RAW, STATUSES) not in run_with(first).snapshot()
@@ -147,6 +149,35 @@ def test_a_status_that_came_back_is_a_change(status: str, one: datetime, two: da
     ms = [int(at.timestamp() * 1000) for at in (one, two)]
     assert (values[0] == values[1]) == (ms[0] == ms[1])
     assert {Event(None, RAW, None, value).status for value in values} == {status}
+
+
+@pytest.mark.parametrize("since", [None, AT])
+@pytest.mark.parametrize("digest", [{"checksum": "ab"}, {"manifest": "cd"}])
+def test_a_digest_that_comes_later_is_a_change(
+    since: datetime | None, digest: dict[str, str]
+) -> None:
+    """An old program adds it without a status; until then nothing is copied from there."""
+    entry = {"type": "raw", "host": "lngs", "status": TRANSFERRED, "status_since": since}
+    bare, whole = (run_with({**entry, **more}).snapshot()[RAW] for more in ({}, digest))
+    assert bare != whole
+    assert {Event(None, RAW, None, value).status for value in (bare, whole)} == {TRANSFERRED}
+    assert time_of(bare) == time_of(whole) == since
+
+
+def test_a_doubt_after_a_reading_is_another() -> None:
+    """Cleared and raised again before anybody looks; a bad copy's mark is one, however read."""
+    watched, name = (
+        Watched(copies=frozenset({"checksumproblem"})),
+        CopyField(*RAW, "checksumproblem"),
+    )
+
+    def value(status: str, noted: datetime) -> str:
+        entry = {"type": "raw", "host": "lngs", "status": status, "checksumproblem": True}
+        return run_with({**entry, NOTED: noted}).snapshot(watched)[name]
+
+    later = AT + timedelta(seconds=1)
+    assert value(TRANSFERRED, AT) != value(TRANSFERRED, later)
+    assert value("error", AT) == value("error", later)
 
 
 @pytest.mark.parametrize("number", [0, None, -1, "7", 7.5, True])

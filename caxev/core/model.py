@@ -18,7 +18,18 @@ from uuid import uuid4
 
 from attrs import Factory, field, frozen
 
-from caxev.core.entry import Entry, EntryField, Record, as_utc, count, rows, text, words
+from caxev.core.entry import (
+    NOTED,
+    Entry,
+    EntryField,
+    Record,
+    as_utc,
+    count,
+    rows,
+    sha512,
+    text,
+    words,
+)
 
 RunId: TypeAlias = Any  # a document's _id, usually a bson.ObjectId
 
@@ -110,8 +121,13 @@ Aspect: TypeAlias = CopyKey | Tag | Existence | Field | CopyField
 Snapshot: TypeAlias = Mapping[Aspect, str]
 """A run as one site saw it: every aspect with its value. A copy's value is its status, followed
 by ``@`` and the milliseconds since 1970 of its ``status_since`` if it has one, so that a status
-that went and came back is a change. Tags and existence have the value ``yes``, fields a digest of
-their content; a field that is null counts as absent."""
+that went and came back is a change. `_BARE` follows if the copy is good and has no digest: old
+programs add that later, and before nothing can be copied from it. Tags and existence have the value
+``yes``, fields a digest of their content; a field that is null counts as absent."""
+
+_BARE: Final = "-"
+_DOUBT: Final = "checksumproblem"
+"""The field of a copy that says that its bytes are bad or, if it is ``transferred``, in doubt."""
 
 YES: Final = "yes"
 
@@ -232,7 +248,7 @@ class Copy(Entry):
     def seen_as(self) -> str:
         """This copy's value in a `Snapshot`."""
         # The document's own date, as `snapshot_of` takes it: both must give the same text.
-        return _value(self.status, self.fields.get("status_since"))
+        return _value(self.status, self.fields)
 
 
 @frozen
@@ -332,7 +348,8 @@ def snapshot_of(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> di
         key = _key(entry)
         if key is None:
             continue
-        seen = _value(text(entry.get("status")) or UNKNOWN, entry.get("status_since"))
+        status = text(entry.get("status")) or UNKNOWN
+        seen = _value(status, entry)
         # A second entry changes no value of the copy, but must not go unnoticed.
         if key in snapshot:
             several.setdefault(key, [snapshot[key]]).append(seen)
@@ -340,7 +357,7 @@ def snapshot_of(document: Mapping[str, Any], watched: Watched = NO_FIELDS) -> di
             snapshot[key] = seen
             for name in watched.copies:
                 if (value := entry.get(name)) is not None:
-                    snapshot[CopyField(*key, name)] = _digest(value)
+                    snapshot[CopyField(*key, name)] = _field_value(name, value, status, entry)
     # In the order of the array: the first is the copy, so an exchange of the two is a change.
     for key, statuses in several.items():
         snapshot[CopyField(*key, STATUSES)] = _digest(statuses)
@@ -373,11 +390,25 @@ def _key(entry: object) -> CopyKey | None:
     return CopyKey(kind, host, text(entry.get("pax_version")))
 
 
-def _value(status: str, since: object) -> str:
+def _value(status: str, entry: Mapping[str, Any]) -> str:
     # Without a date two visits of one status look the same; old programs give us no more.
-    if since is None or (time := as_utc(since)) is None:
-        return status
-    return f"{status}@{int(time.timestamp() * 1000)}"
+    since = entry.get("status_since")
+    time = None if since is None else as_utc(since)
+    at = "" if time is None else str(int(time.timestamp() * 1000))
+    if status == TRANSFERRED and not _has_digest(entry):
+        at += _BARE
+    return f"{status}@{at}" if at else status
+
+
+def _field_value(name: str, value: object, status: str, entry: Mapping[str, Any]) -> str:
+    # A reading ends a doubt, so that one after it is another.
+    is_doubt = name == _DOUBT and status == TRANSFERRED
+    return _digest((value, entry.get(NOTED)) if is_doubt else value)
+
+
+def _has_digest(entry: Mapping[str, Any]) -> bool:
+    """Return whether an entry has a digest to compare other copies with."""
+    return bool(text(entry.get("manifest")) or sha512(entry.get("checksum")))
 
 
 def time_of(value: str | None) -> datetime | None:
@@ -387,7 +418,7 @@ def time_of(value: str | None) -> datetime | None:
     """
     _, at, milliseconds = (value or "").rpartition("@")
     try:
-        return _EPOCH + timedelta(milliseconds=int(milliseconds)) if at else None
+        return _EPOCH + timedelta(milliseconds=int(milliseconds.rstrip(_BARE))) if at else None
     except (ValueError, OverflowError):  # a status may be any text
         return None
 

@@ -43,8 +43,11 @@ _REMOVED: Final = {"$ifNull": ["$updateDescription.removedFields", []]}
 _TRUNCATED: Final = {"$ifNull": ["$updateDescription.truncatedArrays", []]}
 
 
-_STATUS: Final = r"^data\.\d+\.status(_since)?$"
-_OF_SNAPSHOTS: Final = ("type", "host", "pax_version", "status", "status_since")
+_STATUS: Final = r"^data\.\d+\.(status(_since)?|manifest|checksum)$"
+_OF_SNAPSHOTS: Final = (
+    *("type", "host", "pax_version", "status", "status_since"),
+    *("manifest", "checksum"),  # whether it has one
+)
 """The fields of an entry that snapshots are made of, whatever is watched."""
 _CHANGED: Final = f"$updateDescription.updatedFields.{CHANGED}"
 
@@ -53,8 +56,8 @@ def pipeline(interest: Interest = ALL) -> list[Document]:
     """Return the stages that pass on what can concern a site.
 
     These are changes of ``data``, ``tags``, watched fields and existence. Of the fields of an entry
-    only those count that snapshots are made of. A new status counts unless the update names its
-    host (`CHANGED`, which only caxev writes), and the status concerns nobody here.
+    only those count that snapshots are made of. A new status, with its digests, counts unless the
+    update names its host (`CHANGED`, which only caxev writes), and the status concerns nobody here.
     """
     watched = interest.watched
     names = {"data", "tags", *(path.partition(".")[0] for path in watched.run)}
