@@ -9,14 +9,14 @@ Safe to repeat: raising the same alarm again is a no-op.
 
 from __future__ import annotations
 
-from caxev import GONE, HERE, PASSIVE, Copy, Job, Result, Skip, copy, copy_field, on
+from caxev import GONE, HERE, PASSIVE, TRANSFERRED, Copy, Job, Result, Skip, copy, copy_field, on
 
 NAME = "bad copy"
 
 
 @on(
     copy_field("checksumproblem", host=(HERE, PASSIVE)),
-    copy(GONE, host=(HERE, PASSIVE)),
+    copy((TRANSFERRED, GONE), host=(HERE, PASSIVE)),  # the field may have been removed
     decide=lambda job: plan_alarm(job.copy, job.site.name),
 )
 async def bad_copy(job: Job) -> Result:

@@ -106,11 +106,12 @@ async def checksum(job: Job) -> Result:
 
 @on(
     copy_field("check_asked", "checksumproblem", host=(HERE, PASSIVE)),
+    copy(TRANSFERRED, host=(HERE, PASSIVE)),  # requested while it was moved, or about to go
     lane="checksum",
     timeout=None,
     stall=STALLED,
     aliases=("AddChecksum", "CompareChecksums"),
-    decide=lambda job: skip_of(plan_answer(job.copy, job.site, job.sites)),
+    decide=lambda job: skip_of(_answer_plan(job)),
 )
 async def recheck(job: Job) -> Result:
     """Read a copy again when a fresh reading is requested or the copy is in doubt."""
@@ -122,6 +123,12 @@ async def recheck(job: Job) -> Result:
     manifest = await read(job, seen, sha512=seen.manifest is None)
     await job.store_manifest(manifest.digest, manifest.to_rows())
     return await compare_with_entry(job, seen, manifest, began)
+
+
+def _answer_plan(job: Job) -> Copy | Skip:
+    if isinstance(job.event.aspect, CopyKey) and job.event.before is None:
+        return Skip("at first sight a request is an event of its own")
+    return plan_answer(job.copy, job.site, job.sites)
 
 
 @on(

@@ -32,6 +32,7 @@ from caxev import (
     TRANSFERRING,
     VERIFYING,
     Copy,
+    CopyField,
     CopyKey,
     Decision,
     GiveUp,
@@ -104,6 +105,7 @@ async def purge(job: Job) -> Result:
     copy((TRANSFERRED, DELETING, GONE), type="processed", host=HERE),
     copy((TRANSFERRED, ERROR, GONE), type="processed", host=ELSEWHERE),
     copy_field("holds", type="processed", host=HERE),
+    tag("*", gone=True),
     aliases=("PurgeProcessed",),
     decide=lambda job: _decision(job, *_processed(job)),
 )
@@ -121,7 +123,10 @@ def _raw(job: Job) -> tuple[Copy | None, Purge]:
 
 
 def _processed(job: Job) -> tuple[Copy | None, Purge]:
-    mine = job.run.copy(key_of(job).at(job.site.name))
+    aspect, version = job.event.aspect, job.site.pax_version_purge
+    if isinstance(aspect, CopyKey | CopyField):
+        version = aspect.version
+    mine = job.run.copy(CopyKey("processed", job.site.name, version))
     return mine, plan_processed(job.run, mine, job.site, job.sites, job.safe_now())
 
 

@@ -20,7 +20,7 @@ that has not reported is checked every `LOOK_EVERY` seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from caxev import (
     ERROR,
     GONE,
     HERE,
+    PROCESSING_INPUTS,
     TRANSFERRED,
     TRANSFERRING,
     VERIFYING,
@@ -57,10 +58,12 @@ from caxev import (
 )
 from caxev.batch.base import End, JobEnd, JobSpec
 from caxev.batch.derived import (
+    DERIVED,
     attempt_at,
     attempt_of,
     events_of,
     in_words,
+    jobs_of,
     name_of,
     names_of,
     new_job,
@@ -76,11 +79,11 @@ from caxev.batch.work import withdraw as cancel
 from caxev.config import Processing, Site, jobs_directory
 from caxev.copies import lifecycle
 from caxev.copies.lifecycle import CopyPlan, place_for
+from caxev.copies.retention import stays_gone
 from caxev.core.job import Wait
 from caxev.core.model import Aspect, field_of
 from caxev.files import safe_name
 
-DERIVED: Final = ("processed", "minitrees")
 KEYS: Final = ("processing", "minitrees")
 """The keys of sites.json that configure how a site makes derived data."""
 DO_NOT: Final = "donotprocess"
@@ -88,6 +91,8 @@ LOOK_EVERY: Final = 6 * 3600.0
 """Seconds between two checks of a job that has not reported its end."""
 WRITE_MODE: Final = 2
 """The DAQ's write mode of runs that have events on disk."""
+
+Plan = Callable[[Run, Site], list[CopyPlan] | Skip]
 
 queue = Queue()
 """Jobs on their way to the batch system."""
@@ -98,33 +103,40 @@ _left = trio.lowlevel.ParkingLot()
 
 @on(
     copy(TRANSFERRED, type="raw", host=HERE),
-    field("processor.DEFAULT", "trigger.events_built", "reader.ini.write_mode"),
+    copy(GONE, type="processed", host=HERE),
+    field("processor.DEFAULT", "trigger.events_built", "reader.ini.write_mode", PROCESSING_INPUTS),
     tag(DO_NOT, gone=True),
     needs=("processing",),
     aliases=("ProcessBatchQueue",),
-    decide=lambda job: skip_of(plan_process(job.run, job.site)),
+    decide=lambda job: skip_of(_unless_gone(job, plan_process)),
 )
 async def process(job: Job) -> Result:
     """Claim a processed copy of raw data that is good here, once the run is ready.
 
     The new copy is ``transferring``; `submit` continues.
     """
-    return await claim(job, plan_process(job.run, job.site))
+    return await claim(job, _unless_gone(job, plan_process))
 
 
 @on(
     copy(TRANSFERRED, type="processed", host=HERE),
+    copy(GONE, type="minitrees", host=HERE),
     tag(DO_NOT, gone=True),
     needs=("minitrees",),
     aliases=("ProcessBatchQueueHax",),
-    decide=lambda job: skip_of(plan_minitrees(job.run, job.site)),
+    decide=lambda job: skip_of(_unless_gone(job, plan_minitrees)),
 )
 async def minitrees(job: Job) -> Result:
     """Claim minitrees of processed data that is good here.
 
     The new copy is ``transferring``; `submit` continues.
     """
-    return await claim(job, plan_minitrees(job.run, job.site))
+    return await claim(job, _unless_gone(job, plan_minitrees))
+
+
+def _unless_gone(job: Job, plan: Plan) -> list[CopyPlan] | Skip:
+    # An entry that kept us from making the data may have been a dead program's.
+    return stays_gone(job.event, job.run) or plan(job.run, job.site)
 
 
 async def claim(job: Job, plans: Sequence[CopyPlan] | Skip) -> Result:
@@ -212,7 +224,7 @@ async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> Jo
     try:
         # We may have waited for long: check that the copy is still wanted, just before it starts.
         await note(job, spec, {"job.submitted": job.now()}, status=TRANSFERRING, job_ended=None)
-        with scope, trio.move_on_after(how_long(spec)) as limit:
+        with scope, trio.move_on_after(spec.seconds) as limit:
             return await job.work(run_here, home, spec)
     finally:
         del at_work[here]
@@ -220,11 +232,6 @@ async def run_in_turn(job: Job, how: Processing, home: str, spec: JobSpec) -> Jo
     if limit.cancelled_caught:
         return JobEnd(End.TIMEOUT, why=f"not done after {spec.walltime} s")
     return JobEnd(End.CANCELLED, why="it was withdrawn")
-
-
-def how_long(spec: JobSpec) -> float:
-    """Return the maximum number of seconds that a job may take."""
-    return float("inf") if spec.walltime is None else float(spec.walltime)
 
 
 def sender(job: Job, how: Processing, home: str) -> Any:
@@ -488,11 +495,3 @@ def plan_collect(run: Run, entry: Copy | None, site: Site) -> CollectPlan | Skip
     return CollectPlan(
         entry, how, JobEnd.from_row(ended.fields), name_of(run, entry), entry.location
     )
-
-
-def jobs_of(run: Run, site: Site) -> Iterator[Copy]:
-    """Yield the copies of a run that jobs of this site are making."""
-    for one in run.copies:
-        mine = one.host == site.name and one.type in DERIVED and one.status == TRANSFERRING
-        if mine and one.job is not None:
-            yield one

@@ -24,6 +24,7 @@ from datetime import datetime
 from attrs import frozen
 
 from caxev import (
+    ELSEWHERE,
     ERROR,
     GONE,
     HERE,
@@ -90,7 +91,7 @@ class UploadPlan(CopyPlan):
 
 @on(
     copy(TRANSFERRED, host=HERE),
-    copy((REQUESTED, *WAITING), host=PASSIVE),
+    copy((REQUESTED, GONE, *WAITING), host=PASSIVE),
     lane="transfer",
     timeout=None,
     stall=STALLED,
@@ -231,6 +232,7 @@ class DownloadPlan(CopyPlan):
 
 @on(
     copy(TRANSFERRED, host=PASSIVE),
+    copy((ERROR, GONE), host=ELSEWHERE),  # one that came first in download_options
     copy(GONE, host=HERE),
     copy(REQUESTED, host=HERE),
     tag("*"),
@@ -271,8 +273,11 @@ def _catalogue_keys(job: Job) -> list[CopyKey]:
         if there is None or there.method != "rucio":
             continue
         if isinstance(aspect, CopyKey):
-            same = (entry.type, entry.version) == (aspect.type, aspect.version)
-            if not same or aspect.host not in (job.site.name, entry.host):
+            if (entry.type, entry.version) != (aspect.type, aspect.version):
+                continue
+            # One that is lost elsewhere may have come first; one that is good was no news.
+            is_good = job.event.status == TRANSFERRED
+            if is_good and aspect.host not in (job.site.name, entry.host):
                 continue
         found.append(entry.key)
     return found

@@ -236,6 +236,7 @@ def look_again(found: DatasetState, there: Site, now: datetime) -> float | None:
 
 @on(
     copy_field("check_asked", host=PASSIVE),
+    copy(TRANSFERRED, host=PASSIVE),  # requested while it was about to go
     lane="rucio",
     timeout=None,
     stall=STALLED,
@@ -257,9 +258,11 @@ async def rucio_check(job: Job) -> Result:
 def plan_check(entry: Copy | None, site: Site, sites: Sites) -> Copy | Skip:
     """Decide whether `site` compares this entry's replicas. Pure."""
     ours = in_care(entry, site, sites)
-    if not isinstance(ours, Skip) and ours.status != TRANSFERRED:
+    if isinstance(ours, Skip):
+        return ours
+    if ours.status != TRANSFERRED:
         return Skip(f"it is {ours.status}")
-    return ours
+    return ours if ours.pending else Skip("nobody asks for it to be read again")
 
 
 async def _check(job: Job, entry: Copy, there: Site) -> RunUpdate:

@@ -203,7 +203,8 @@ async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
 
 
 @on(
-    copy(TRANSFERRED, type="raw", host=ELSEWHERE),
+    # The last two: it may have come first in download_options.
+    copy((TRANSFERRED, ERROR, GONE), type="raw", host=ELSEWHERE),
     copy(GONE, type="raw", host=HERE),
     copy(REQUESTED, type="raw", host=HERE),
     tag(TAG),
@@ -237,6 +238,9 @@ def _recall_plan(job: Job) -> TapePlan | Skip | RunUpdate:
     """Decide about a recall; an update withdraws the entry of what is no longer wanted."""
     trigger = trigger_of("recall", job)
     seen = job.event.aspect if isinstance(job.event.aspect, CopyKey) else None
+    # The run may have been tagged before the copy on tape was good.
+    if seen is not None and job.event.status == TRANSFERRED and TAG in job.run.tags:
+        seen = seen if isinstance(_archive(seen.host, job.site, job.sites), Skip) else None
     plan = plan_recall(job.run, seen, job.site, job.sites, trigger=trigger, now=job.now())
     mine = CopyKey("raw", job.site.name)
     return plan if isinstance(plan, TapePlan) else withdrawal(job.run, mine, trigger) or plan

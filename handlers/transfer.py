@@ -73,9 +73,8 @@ from caxev.copies.lifecycle import (
 from caxev.copies.quorum import is_disputed, majority, same_data, voters
 from caxev.copies.readings import suspecting
 from caxev.copies.retention import is_left_over, unwanted
-from caxev.copies.sharing import located, neighbours, sharing
+from caxev.copies.sharing import sharing, sharing_there
 from caxev.copies.storage import same_bytes
-from caxev.core.paths import plain
 from caxev.files import Moved, safe_name
 from caxev.transfer import Route, links, methods, unserved
 from caxev.transfer import pull as pull_bytes
@@ -164,22 +163,30 @@ async def _push_to(job: Job, name: str, others: tuple[RunUpdate, ...]) -> str | 
     timeout=None,
     stall=STALLED,
     aliases=("RetryBadChecksumTransfer",),
-    decide=lambda job: skip_of(_repair_plan(job)),
+    decide=lambda job: skip_of(*(_repair_plan(job, host) for host in _places(job))),
 )
 async def repair(job: Job) -> Result:
     """Transfer the wrong parts of a bad copy again.
 
     The copy becomes ``transferring``, then ``verifying``; ``error`` if it fails.
     """
-    plan = _repair_plan(job)
-    if isinstance(plan, Skip | RunUpdate):
-        return plan
-    here = plan.key.host == job.site.name
+    return await serve_each(job, _places(job), _repair_at)
+
+
+async def _repair_at(job: Job, host: str, others: tuple[RunUpdate, ...]) -> str | None:
+    """Repair the copy at one host, or return why there is nothing to do."""
+    plan = _repair_plan(job, host)
     # `sharing` asks this machine's disk, so that only a copy here can be checked.
-    if here and (others := await sharing(job, plan.resume or plan.source)):
-        return _shared(job.run, plan, others)
-    make_again = fetch if here else bring
-    return arrived(job.run, await make_again(job, plan))
+    if isinstance(plan, TransferPlan) and host == job.site.name:
+        shared = await sharing(job, plan.resume or plan.source)
+        plan = _shared(job.run, plan, shared) if shared else plan
+    if isinstance(plan, Skip):
+        return plan.why
+    if isinstance(plan, TransferPlan):
+        make_again = fetch if host == job.site.name else bring
+        plan = arrived(job.run, await make_again(job, plan, others))
+    await job.update(plan)
+    return None
 
 
 def _shared(run: Run, plan: TransferPlan, others: Sequence[str]) -> RunUpdate | Skip:
@@ -198,12 +205,12 @@ def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:
 # -- doing --------------------------------------------------------------------------------------
 
 
-async def fetch(job: Job, plan: TransferPlan) -> Copy:
+async def fetch(job: Job, plan: TransferPlan, others: tuple[RunUpdate, ...] = ()) -> Copy:
     """Bring the copy here from the first source that works; returns its entry.
 
     Data from one source is reused with the next; a source whose link is closed is skipped. Raises
     the error of the last one, or `Retry` if any source may work later. If only closed links are
-    left, the retry is due when the first one opens.
+    left, the retry is due when the first one opens. `others` are as in `bring`.
     """
     sources = {source.key.host: source for source in (plan.source, *plan.others)}
     failed: list[Retry | GiveUp] = []
@@ -211,7 +218,7 @@ async def fetch(job: Job, plan: TransferPlan) -> Copy:
     for name in links.traffic.order([*sources]):
         try:
             one = evolve(plan, source=sources[name])
-            return await _move(job, one, name, pull_bytes)
+            return await _move(job, one, name, pull_bytes, others)
         except links.Closed as error:
             closed.append(error)
         except (Retry, GiveUp) as error:
@@ -282,13 +289,7 @@ async def _with_care(job: Job, plan: TransferPlan) -> TransferPlan:
     wanted = Copy(plan.key, TRANSFERRING, {"location": plan.location})
     if plan.key.host == job.site.name:
         return evolve(plan, again=not await sharing(job, wanted))
-    near = neighbours(wanted, job.sites.get(plan.key.host), job.sites)
-    others = located(await job.neighbours(near), job.run, wanted, near.hosts)
-    # By the paths alone: where links lead at another host cannot be seen from here.
-    mine = f"{plain(plan.location)}/"
-    places = [f"{plain(place)}/" for _, place in others]
-    shared = any(one.startswith(mine) or mine.startswith(one) for one in places)
-    return evolve(plan, again=not shared)
+    return evolve(plan, again=not await sharing_there(job, wanted))
 
 
 async def _claim(job: Job, plan: TransferPlan, others: tuple[RunUpdate, ...]) -> Copy:
@@ -321,14 +322,17 @@ def _push_plan(job: Job, name: str) -> TransferPlan | Skip | RunUpdate:
     return plan
 
 
-def _repair_plan(job: Job) -> TransferPlan | Skip | RunUpdate:
-    """Decide about a repair; an update marks a copy bad again that can no longer be repaired."""
+def _places(job: Job) -> list[str]:
+    """Return the hosts of the copies that may be repaired: the bad one's, or all of ours."""
+    if job.event.status != TRANSFERRED:
+        return [key_of(job).host]
     trigger = trigger_of("repair", job)
-    bad = job.copy
-    if bad is not None and bad.status == TRANSFERRED:
-        bad = next((one for one in job.run.copies if _is_ours_and_bad(job, one, trigger)), None)
-        if bad is None:
-            return Skip("no copy of ours is bad")
+    return [one.host for one in job.run.copies if _is_ours_and_bad(job, one, trigger)]
+
+
+def _repair_plan(job: Job, host: str) -> TransferPlan | Skip | RunUpdate:
+    """Decide about a repair; an update marks a copy bad again that can no longer be repaired."""
+    trigger, bad = trigger_of("repair", job), job.run.copy(key_of(job).at(host))
     plan = plan_repair(job.run, bad, job.site, job.sites, trigger=trigger)
     if isinstance(plan, Skip):
         return _still_bad(job.run, bad, trigger) or plan

@@ -783,10 +783,21 @@ async def test_a_repair_whose_source_has_gone_bad_says_so() -> None:
     trigger = f"lngs: repair: {RAW}"
     mine = entry("lngs", "transferring", trigger=trigger, checksumproblem=True)
     yard = Yard(run_of(mine, entry("xenon", "error")))
-    result = await transfer.repair(job_of(yard, RAW, LNGS))
-    assert isinstance(result, RunUpdate)
-    assert result.change is not None
-    assert result.change[1]["status"] == "error"
+    await transfer.repair(job_of(yard, RAW, LNGS))
+    assert copy_of(yard.run, "lngs").status == "error"
+
+
+@pytest.mark.parametrize("outcome", [GiveUp("no"), Moved(1, 1, 1, 1.0)])
+async def test_each_bad_copy_is_repaired_from_the_first_good_one(outcome: object) -> None:
+    """Of those that we have pushed; one that cannot be repaired keeps none of the others bad."""
+    pushed = [bad(name, source="lngs") for name in ("remote", "far")]
+    yard = Yard(run_of(entry("lngs", manifest="b3:0"), *pushed), {"remote": outcome})
+    job = job_of(yard, RAW)
+    job.sites = sites_of(*ALL.values(), site("far", listener=False))
+    with pytest.raises(GiveUp) if isinstance(outcome, GiveUp) else nullcontext():
+        await transfer.repair(job)
+    assert yard.tried == ["remote", "far"]
+    assert copy_of(yard.run, "far").status == "verifying"
 
 
 def test_the_soonest_retry_counts() -> None:

@@ -55,6 +55,11 @@ class JobSpec:
     environment: Mapping[str, str] = {}
 
     @property
+    def seconds(self) -> float:
+        """The time that it may take; infinite without a limit."""
+        return float("inf") if self.walltime is None else float(self.walltime)
+
+    @property
     def needs(self) -> tuple[object, ...]:
         """The requested resources: jobs with the same needs can be sent as one array."""
         return (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final
@@ -17,9 +17,10 @@ from caxev.batch.folder import INPUT, OUTPUT, work_directory
 from caxev.config import Processing, Site, jobs_directory
 from caxev.core.entry import count
 from caxev.core.errors import GiveUp
-from caxev.core.model import ERROR, Copy, CopyKey, Run, field_of
+from caxev.core.model import ERROR, TRANSFERRING, Copy, CopyKey, Run, field_of
 from caxev.files import safe_name
 
+DERIVED: Final = ("processed", "minitrees")
 FEW: Final = 1000
 """Events below which one core is enough."""
 
@@ -181,3 +182,11 @@ def in_words(ended: JobEnd, last_words: str, log: str) -> str:
     where = f" at {ended.host}" if ended.host else ""
     why = f" ({ended.why})" if ended.why else ""
     return f"{what}{where}{why}; {log}{': ' if last_words else ''}{last_words}"
+
+
+def jobs_of(run: Run, site: Site) -> Iterator[Copy]:
+    """Yield the copies of a run that jobs of this site are making."""
+    for one in run.copies:
+        mine = one.host == site.name and one.type in DERIVED and one.status == TRANSFERRING
+        if mine and one.job is not None:
+            yield one

@@ -436,4 +436,5 @@ class Sites:
         site = self.get(name)
         passive = (one.name for one in self.values() if not one.listener and one.name != name)
         inputs = (path for one in site.correcting() for path in one.when)
-        return Here(name, frozenset(passive), frozenset(inputs), site.wants)
+        needed = () if site.processing is None else site.processing.inputs
+        return Here(name, frozenset(passive), frozenset(inputs), site.wants, frozenset(needed))

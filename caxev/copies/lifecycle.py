@@ -24,7 +24,7 @@ from typing import Final
 from attrs import frozen
 
 from caxev.config import Site
-from caxev.copies.quorum import DISPUTED, coming_from
+from caxev.copies.quorum import DISPUTED, coming_from, same_data
 from caxev.core.errors import GiveUp, Retry, Superseded
 from caxev.core.job import Job, Skip
 from caxev.core.model import (
@@ -94,10 +94,23 @@ class CopyPlan:
 
 
 def targets(job: Job) -> Collection[str]:
-    """Return the sites to bring a copy to: that of a request, or those in ``upload_options``."""
-    host = key_of(job).host
-    found: Collection[str] = job.site.upload_options if host == job.site.name else (host,)
-    return found
+    """Return the sites to bring a copy to: that of a request, or those in ``upload_options``.
+
+    The latter with those without a listener for which a person has requested this site's copy.
+    """
+    key = key_of(job)
+    if key.host != job.site.name:
+        return (key.host,)
+    # When it was requested our copy may not have been good, as while it was moved.
+    asked = (one.host for one in job.run.copies if _is_asked_of(job, one, key))
+    return tuple(dict.fromkeys((*job.site.upload_options, *asked)))
+
+
+def _is_asked_of(job: Job, one: Copy, key: CopyKey) -> bool:
+    there = job.sites.find(one.host)
+    passive = there is not None and not there.listener
+    begun = one.is_requested and one.status != TRANSFERRED
+    return begun and passive and one.source == job.site.name and same_data(one, key)
 
 
 def taken(entry: Copy | None, trigger: str, statuses: Collection[str] = ()) -> str | None:
@@ -264,6 +277,7 @@ async def serve_each(
 
     `serve` gets the job, the site's name and the further updates to write if this reaction is
     parked; it returns why there is nothing to do, or None. Raises the `worst` error of all.
+    Without `names` there is nothing to do.
     """
     skipped: list[str] = []
     failed: list[Retry | GiveUp] = []
@@ -285,7 +299,7 @@ async def serve_each(
         raise worst(failed)
     if len(skipped) < len(names):
         return None  # at least one was served
-    return Skip("; ".join(skipped) or "upload_options names no site")
+    return Skip("; ".join(skipped) or "it concerns no copy of ours, and no site")
 
 
 async def manifest_of(job: Job, digest: str | None) -> Manifest | None:

@@ -16,7 +16,7 @@ from caxev.copies.quorum import majority
 from caxev.copies.remaining import enough, good, unread
 from caxev.copies.storage import same_bytes
 from caxev.core.job import Skip, Wait
-from caxev.core.model import DELETING, ERROR, TRANSFERRED, Copy, CopyKey, Run
+from caxev.core.model import DELETING, ERROR, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Event, Run
 from caxev.core.paths import plain
 
 RAW: Final = "raw"
@@ -241,6 +241,17 @@ def is_left_over(run: Run, key: CopyKey, location: str) -> bool:
     # A deletion since then erased it.
     erased = max(filter(None, (one.at for one in run.deleted(key))), default=None)
     return left is not None and (erased is None or left > erased)
+
+
+def stays_gone(event: Event, run: Run) -> Skip | None:
+    """Return why an entry that has vanished is no reason to make its data; None if it is one."""
+    if not isinstance(event.aspect, CopyKey) or event.status is not None:
+        return None
+    # One that was never finished: a program that died had begun it.
+    if (event.before or "").partition("@")[0] != TRANSFERRING:
+        return Skip("what was taken out is not made again by itself")
+    why = was_deleted(run, event.aspect)
+    return None if why is None else Skip(why)
 
 
 def was_deleted(run: Run, key: CopyKey) -> str | None:

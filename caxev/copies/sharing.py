@@ -36,6 +36,18 @@ async def sharing(job: Job, copy: Copy) -> list[str]:
     return [others[number][0] for number in found]
 
 
+async def sharing_there(job: Job, copy: Copy) -> bool:
+    """Return whether another entry has its files at, above or below a copy at another site.
+
+    By the paths alone: where links lead at another host cannot be seen from here.
+    """
+    near = neighbours(copy, job.sites.get(copy.host), job.sites)
+    others = located(await job.neighbours(near), job.run, copy, near.hosts)
+    mine = f"{plain(copy.location or '/')}/"
+    places = [f"{plain(place)}/" for _, place in others]
+    return any(one.startswith(mine) or mine.startswith(one) for one in places)
+
+
 async def sharing_here(find: Find, run: Run, copy: Copy, site: Site, sites: Sites) -> list[str]:
     """As `sharing`, for a command on the site's own machine; `find` queries the database."""
     wanted = neighbours(copy, site, sites)

@@ -307,7 +307,9 @@ Decision = Skip | Wait | None
 def skip_of(*plans: object) -> Skip | None:
     """Return one `Skip` for several plans, or None if one of them is something to do."""
     whys = [plan.why for plan in plans if isinstance(plan, Skip)]
-    return Skip("; ".join(dict.fromkeys(whys))) if len(whys) == len(plans) else None
+    if len(whys) < len(plans):
+        return None
+    return Skip("; ".join(dict.fromkeys(whys)) or "it concerns no copy of ours, and no site")
 
 
 HandlerFunction = Callable[[Job], Awaitable[Result]]

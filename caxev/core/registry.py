@@ -38,6 +38,8 @@ PASSIVE: Final = "<passive>"
 """Stands for the hosts that have no listener of their own."""
 CORRECTION_INPUTS: Final = "<inputs of corrections>"
 """Stands for the fields of a run that the site's ``corrections`` wait for."""
+PROCESSING_INPUTS: Final = "<inputs of the processing>"
+"""Stands for the fields that a run must have before the site processes it."""
 GONE: Final = "gone"
 """Stands for the status of a copy, or the presence of a tag, that is no longer there."""
 
@@ -53,14 +55,16 @@ F = TypeVar("F", bound=HandlerFunction)
 class Here:
     """What a trigger must know about the site that this process serves.
 
-    `passive` are the sites without a listener, `correction_inputs` the fields of runs that the
-    site's corrections wait for; `wants` returns whether the site has enabled a handler.
+    `passive` are the sites without a listener, `correction_inputs` and `processing_inputs` the
+    fields of runs that the site's corrections and its processing wait for; `wants` returns whether
+    the site has enabled a handler.
     """
 
     name: str
     passive: frozenset[str]
     correction_inputs: frozenset[str]
     wants: Callable[[Handler], bool]
+    processing_inputs: frozenset[str] = frozenset()
 
 
 def _set(value: str | Iterable[str] | None) -> frozenset[str]:
@@ -149,9 +153,13 @@ class FieldTrigger:
     def paths(self, here: Here) -> frozenset[str]:
         """Return the paths that are meant at this site."""
         # The site's configuration decides which fields these are, not the handler's module.
-        if CORRECTION_INPUTS not in self.path:
-            return self.path
-        return self.path - {CORRECTION_INPUTS} | here.correction_inputs
+        found = self.path
+        if CORRECTION_INPUTS in found:
+            found = found - {CORRECTION_INPUTS} | here.correction_inputs
+        if PROCESSING_INPUTS in found:
+            found = found - {PROCESSING_INPUTS} | here.processing_inputs
+        # A change below a field is a change of it.
+        return frozenset(path for path in found if found.isdisjoint(_above(path)))
 
     def watched(self, here: Here) -> Watched:
         """Return the fields that this site's snapshots must have for it."""
@@ -211,7 +219,8 @@ def new_run() -> RunTrigger:
 def field(*paths: str) -> FieldTrigger:
     """Trigger on a field of the run being set or changed: ``field("processor.DEFAULT.gains")``.
 
-    `CORRECTION_INPUTS` stands for those that the site's ``corrections`` wait for.
+    `CORRECTION_INPUTS` stands for those that the site's ``corrections`` wait for,
+    `PROCESSING_INPUTS` for those that its ``processing`` does.
     """
     return FieldTrigger(paths)
 
@@ -223,6 +232,11 @@ def copy_field(
 ) -> CopyFieldTrigger:
     """Trigger on a field of a copy's entry being set or changed; `type`, `host` as in `copy`."""
     return CopyFieldTrigger(names, type, host)
+
+
+def _above(path: str) -> list[str]:
+    parts = path.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _either(names: frozenset[str]) -> str:
@@ -249,7 +263,7 @@ class Handler:
     ``task_list`` may enable it. An `exclusive` one deletes or replaces the copy: nothing else
     runs on that copy meanwhile. `needs` are keys of sites.json: only sites that give one of them
     enable it. `decide` is its decision, if it has one: a pure function of the job, which returns a
-    `Skip`, a `NotBefore`, or None to run the handler. It is asked before a reaction is recorded.
+    `Skip`, a `Wait`, or None to run the handler. It is asked before a reaction is recorded.
     """
 
     function: HandlerFunction = attrs.field(repr=False)

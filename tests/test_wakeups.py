@@ -1,0 +1,229 @@
+"""What a handler passes over, it comes back to: the end of each reason is an event that it wants.
+
+A decision that finds nothing to do leaves no reaction, and so no timer. Each case here is a reason
+that ends by a change of the run, which must bring the handler back.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve, frozen
+
+from caxev.config import DEFAULT_HANDLERS, Processing, Site, Sites, load_handlers
+from caxev.core.clock import utcnow
+from caxev.core.diff import diff
+from caxev.core.entry import NOTED
+from caxev.core.model import REQUESTED, Run
+from caxev.core.recording import Maker
+from caxev.core.registry import Registry, recorded
+from tests import strategies as make
+
+NOW = make.EPOCH
+MODULES = (*DEFAULT_HANDLERS, "caxev.handlers.rucio", "caxev.handlers.rucio_datasets")
+VERSION = "v6.8.0"
+ASKED: dict[str, Any] = {"check_asked": [{"id": "x", "at": NOW}]}
+PLACES = {
+    "rucio": "xe1t_SR001_161111_1434_tpc:raw",
+    "tape": "/xenon/tsm/161111_1434",
+}
+
+
+def site(name: str, **fields: Any) -> Site:
+    directories = {f"dir_{kind}": f"/{name}/{kind}" for kind in ("raw", "processed", "minitrees")}
+    return Site(**{"name": name, "method": "sftp", "hostname": name, **directories, **fields})
+
+
+LNGS = site(
+    "lngs",
+    upload_options=("rucio",),
+    dir_tsm="/lngs/tsm",
+    processing=Processing(command=("p",), version=VERSION),
+    minitrees=Processing(command=("m",)),
+)
+CHICAGO = site("chicago", download_options=("lngs", "tape", "rucio"))
+OTHERS = (
+    site("depot", listener=False),
+    site("tape", method="tsm", listener=False),
+    site("rucio", method="rucio", listener=False, rucio_upload_rse="A"),
+)
+
+
+def entry(host: str, status: str = "transferred", kind: str = "raw", **fields: Any) -> Any:
+    folder = kind if kind == "raw" else f"{kind}/pax_{VERSION}"
+    place = PLACES.get(host, f"/{host}/{folder}/161111_1434")
+    known = {"location": place, "manifest": "b3:1", "checksum": "ab"}
+    version = {} if kind == "raw" else {"pax_version": VERSION}
+    return {"type": kind, "host": host, "status": status, **known, **version, **fields}
+
+
+def document(*entries: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    inputs = {"gains": [1], "drift_velocity_liquid": 1, "electron_lifetime_liquid": 1}
+    ready = {
+        "processor": {"DEFAULT": inputs},
+        "trigger": {"events_built": 5000},
+        "reader": {"ini": {"write_mode": 2}},
+    }
+    names = {"_id": 1, "number": 1, "name": "161111_1434", "detector": "tpc", "start": utcnow()}
+    return {**names, **ready, "data": list(entries), **fields}
+
+
+def acting(before: dict[str, Any], after: dict[str, Any], here: Site) -> set[str]:
+    """The handlers at a site that have something to do when the run has changed so."""
+    load_handlers(default=MODULES)
+    named = {one.name: one for one in (LNGS, CHICAGO, *OTHERS)} | {here.name: here}
+    sites = Sites(Path("sites.json"), named)
+    ours = [one for one in recorded if one.module.startswith("caxev.handlers")]
+    registry = Registry(ours, sites.here(here.name))
+    runs = [Run.from_document(one) for one in (before, after)]
+    events = diff(1, *(run.snapshot(registry.watched) for run in runs))
+    maker = Maker(registry, sites)
+    return {
+        handler.name
+        for event in events
+        if event.status != REQUESTED  # which is answered in any case, be it by a refusal
+        for handler, decision in maker.decisions(event, runs[1], utcnow())
+        if decision is None
+    }
+
+
+@frozen
+class Case:
+    """A handler that has nothing to do `before`, and something when it is as `after`."""
+
+    handler: str
+    here: Site
+    before: dict[str, Any]
+    after: dict[str, Any]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.handler}: {self.reason}"
+
+
+def case(handler: str, here: Site, before: list[Any], after: list[Any], reason: str) -> Case:
+    return Case(handler, here, document(*before), document(*after), reason)
+
+
+NONE: dict[str, Any] = {"manifest": None, "checksum": None}
+BARE = entry("lngs", **NONE)
+HELD = entry("lngs", "moving")
+REQUEST: dict[str, Any] = {"source": "lngs", "location": None, **NONE}
+GOOD = entry("lngs")
+ALONE = evolve(LNGS, upload_options=(), processing=None, minitrees=None)
+BRINGS = evolve(LNGS, upload_options=("tape", "rucio"))
+BACK = "the one that came first is lost"
+CASES = [
+    case("pull", CHICAGO, [BARE], [GOOD], "the source had no digest"),
+    case("backup", BRINGS, [BARE], [GOOD], "ours had no digest"),
+    case("recheck", LNGS, [{**HELD, **ASKED}], [{**GOOD, **ASKED}], "asked while it was moved"),
+    case(
+        "recheck",
+        LNGS,
+        [entry("lngs", "deleting", **ASKED)],
+        [{**GOOD, **ASKED}],
+        "asked while it was about to go",
+    ),
+    case(
+        "rucio_check",
+        LNGS,
+        [entry("rucio", "deleting", **ASKED)],
+        [entry("rucio", **ASKED)],
+        "asked while it was about to go",
+    ),
+    *(
+        case(
+            handler,
+            ALONE,
+            [HELD, entry(host, "requested", **REQUEST)],
+            [GOOD, entry(host, "requested", **REQUEST)],
+            "requested while the source was moved",
+        )
+        for handler, host in (("push", "depot"), ("backup", "tape"), ("rucio_upload", "rucio"))
+    ),
+    *(
+        case(handler, CHICAGO, [GOOD, entry(host)], [*lost, entry(host)], BACK)
+        for handler, host in (("recall", "tape"), ("rucio_pull", "rucio"))
+        for lost in ([], [entry("lngs", "error")])
+    ),
+    case(
+        "rucio_upload",
+        LNGS,
+        [GOOD, entry("rucio", "transferring")],
+        [GOOD],
+        "another program died while it brought it there",
+    ),
+    case(
+        "process",
+        LNGS,
+        [GOOD, entry("lngs", "transferring", "processed")],
+        [GOOD],
+        "another program died while it made it",
+    ),
+    case(
+        "minitrees",
+        LNGS,
+        [entry("lngs", kind="processed"), entry("lngs", "transferring", "minitrees")],
+        [entry("lngs", kind="processed")],
+        "another program died while it made it",
+    ),
+    Case(
+        "process",
+        evolve(LNGS, processing=Processing(command=("p",), version=VERSION, inputs=("my.field",))),
+        document(GOOD),
+        document(GOOD, my={"field": 1}),
+        "it lacked a field that the site has named",
+    ),
+    Case(
+        "recall",
+        evolve(LNGS, upload_options=("tape",)),
+        document(entry("tape", "verifying"), tags=[{"name": "recall"}]),
+        document(entry("tape"), tags=[{"name": "recall"}]),
+        "tagged before the copy on tape was good",
+    ),
+    Case(
+        "purge_processed",
+        evolve(LNGS, pax_version_purge=VERSION, deletion=evolve(LNGS.deletion, protect=("keep",))),
+        document(entry("lngs", kind="processed"), tags=[{"name": "keep"}]),
+        document(entry("lngs", kind="processed")),
+        "it was protected",
+    ),
+]
+
+
+@pytest.mark.parametrize("one", CASES, ids=str)
+def test_what_was_passed_over_comes_back(one: Case) -> None:
+    """There was nothing to do at first sight; the change that ends the reason is an event."""
+    assert one.handler not in acting({**one.before, "data": []}, one.before, one.here)
+    assert one.handler in acting(one.before, one.after, one.here)
+
+
+def test_a_doubt_that_comes_back_unseen_is_another() -> None:
+    """A reading had ended it before it was raised again, and the site sees only the last."""
+    doubt, again = ({"checksumproblem": True, NOTED: at} for at in (NOW, utcnow()))
+    assert "recheck" in acting(document({**GOOD, **doubt}), document({**GOOD, **again}), LNGS)
+
+
+@pytest.mark.parametrize("status", ["transferred", "error"])
+def test_what_was_finished_and_taken_out_is_not_made_again(status: str) -> None:
+    """Nor what was deleted on purpose: only what a dead program had begun."""
+    before = document(GOOD, entry("lngs", status, "processed"))
+    assert "process" not in acting(before, document(GOOD), LNGS)
+    begun = document(GOOD, entry("lngs", "transferring", "processed"))
+    stone = {"type": "processed", "host": "lngs", "pax_version": VERSION, "by": "me"}
+    assert "process" not in acting(begun, document(GOOD, deleted_data=[stone]), LNGS)
+
+
+def test_a_request_is_read_once_at_first_sight() -> None:
+    """The request is an event of its own."""
+    asked = document({**GOOD, **ASKED})
+    load_handlers(default=MODULES)
+    recheck = next(one for one in recorded if one.name == "recheck")
+    sites = Sites(Path("sites.json"), {one.name: one for one in (LNGS, CHICAGO, *OTHERS)})
+    registry, run = Registry([recheck], sites.here("lngs")), Run.from_document(asked)
+    events = diff(1, {}, run.snapshot(registry.watched))
+    maker = Maker(registry, sites)
+    found = [one for event in events for one in maker.decisions(event, run, utcnow())]
+    assert [decision for _, decision in found if decision is None] == [None]
