@@ -11,9 +11,8 @@ import pytest
 from attrs import evolve
 from loguru import logger
 
-from caxev.cli.copy import CopyRequest
+from caxev.cli.copy_request import doer_of
 from caxev.cli.errors import CONFIGURATION
-from caxev.cli.selection import DataChoice
 from caxev.cli.tape.archive import archive_called, reach_called
 from caxev.config import BY_METHOD, ConfigError, Sites, load_handlers, load_sites
 from caxev.copies.retention import DeletionPlan, plan_purge
@@ -101,7 +100,7 @@ def test_the_method_of_a_site_that_copies_is_not_its_own(tmp_path: Path) -> None
     assert all(sites.get("daq").readable for sites in (tape, rucio))
     assert archive_called(tape, None).name == "tape"
     assert reach_called(tape, None, None).here.name == "daq"
-    assert CopyRequest(DataChoice("raw"), tape.get("daq"), tape.get("tape")).doer.name == "daq"
+    assert doer_of(tape.get("daq"), tape.get("tape")).name == "daq"
     assert tape.here("daq").passive == {"tape"}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
+from pymongo import MongoClient
 
-from caxev import DELETING, TRANSFERRED, TRANSFERRING, Copy, CopyKey
+from caxev import DELETING, TRANSFERRED, TRANSFERRING, Copy, CopyKey, Run
+from caxev.cli.copy_request import best_sources
+from caxev.config import Link, Sites
+from caxev.config.links import TimeOfDay
 from caxev.copies.deletion import Intent, Withdraw, begin, hold, intent, prove, withdraw
 from caxev.copies.holds import end_of, held, rows, standing
 from caxev.copies.retention import DeletionPlan, plan, plan_processed
@@ -21,6 +26,8 @@ from caxev.core.job import Skip, Wait
 from caxev.core.ledger import State
 from tests import strategies as make
 from tests.conftest import Database as Named
+from tests.engine import run_document
+from tests.test_cli import Caxev, assert_one_line, caxev, online  # noqa: F401  # fixtures
 from tests.test_life import HOSTS, Lab, lab
 from tests.test_retention import (
     ALL,
@@ -34,6 +41,7 @@ from tests.test_retention import (
     mine,
     read,
     run_of,
+    site,
     wanted_gone,
     weighed,
     why,
@@ -302,3 +310,210 @@ async def test_a_hold_that_wins_the_race_is_seen_by_the_write(
         if is_held:
             await three.note(run, "lngs", holds=rows([Hold("me", "", utcnow())]))
         assert (await three.database.update_run(late, utcnow()) is None) == is_held
+
+
+# -- by command -----------------------------------------------------------------------------------
+
+SITES: list[dict[str, Any]] = [
+    {"name": "lngs", "dir_raw": "/lngs", "purge": 30, "download_options": ["chicago", "stockholm"]},
+    {"name": "chicago", "dir_raw": "/chicago", "dir_processed": "/chicago"},
+    {"name": "stockholm", "dir_raw": "/stockholm", "pax_version_purge": "v1"},
+    {"name": "strict", "dir_raw": "/strict", "purge": 0},
+    {"name": "choosy", "dir_raw": "/choosy", "dataset_list": ["161111_0002"]},
+    {"name": "processors", "dir_raw": "/p", "data_type": ["processed"]},
+    {"name": "idle", "dir_raw": "/idle", "task_list": ["checksum"]},
+]
+GOOD = {"status": "transferred", "manifest": "b3:0", "checksum": "ab"}
+
+
+@pytest.fixture
+def asking(online: Caxev) -> Caxev:  # noqa: F811  # the fixture
+    """The command line with a database, and sites with rules."""
+    Path("sites.json").write_text(json.dumps(SITES))
+    return online
+
+
+def stored(database: Named, *hosts: str, kind: str = "raw", **fields: Any) -> None:
+    """A run with good copies at these hosts."""
+    data = [{"type": kind, "host": one, "location": f"/{one}/run", **GOOD} for one in hosts]
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        document = {**run_document(1), "data": [{**one, **fields} for one in data]}
+        client[database.name]["runs_new"].insert_one(document)
+
+
+def copies(database: Named) -> dict[str, Copy]:
+    with MongoClient[dict[str, Any]](database.uri, tz_aware=True) as client:
+        document = client[database.name]["runs_new"].find_one({"number": 1})
+    assert document is not None
+    return {one.host: one for one in Run.from_document(document).copies}
+
+
+def as_user(database: Named, who: str, host: str = "lngs", **fields: Any) -> None:
+    """Another person's hold of a copy."""
+    theirs = rows([Hold(who, "", utcnow(), **fields)])
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].update_one(
+            {"data.host": host}, {"$push": {"data.$.holds": {"$each": theirs}}}
+        )
+
+
+@pytest.mark.replicaset
+def test_a_request_holds_what_it_brings(asking: Caxev, database: Named) -> None:
+    """For `purge` days from its arrival on, or as asked; nothing if no rule would delete it."""
+    stored(database, "chicago")
+    assert asking("copy", "--run", "1", "--to", "lngs", "--no-wait").code == 0
+    (usual,) = copies(database)["lngs"].holds
+    assert (usual.days, usual.until, usual.why) == (30.0, None, "")
+    assert asking("copy", "--run", "1", "--to", "lngs", "--cancel").code == 0
+    keep = ("--keep-for", "36h", "--why", "a talk", "--no-wait")
+    assert asking("copy", "--run", "1", "--to", "lngs", *keep).code == 0
+    (some,) = copies(database)["lngs"].holds
+    assert (some.days, some.why) == (1.5, "a talk")
+    until = ("--keep-until", "2999-12-24T18:00", "--no-wait")
+    assert asking("copy", "--run", "1", "--to", "strict", *until).code == 0
+    (some,) = copies(database)["strict"].holds
+    assert some.until == datetime(2999, 12, 24, 18, tzinfo=UTC)
+    assert asking("copy", "--run", "1", "--to", "stockholm", "--no-wait").code == 0
+    assert copies(database)["stockholm"].holds == ()
+
+
+@pytest.mark.replicaset
+@pytest.mark.parametrize(
+    ("target", "args", "end"),
+    [
+        ("strict", [], (1, "purge of strict is 0")),
+        ("choosy", [], (1, "dataset_list of choosy leaves run 1 out")),
+        ("processors", [], (1, "does not move raw data (data_type)")),
+        ("idle", [], (1, "no handler that idle enables makes such a copy (task_list)")),
+        ("lngs", ["--keep-until", "2016-11-11"], (2, "has passed already")),
+        ("lngs", ["--keep-for", "14"], (2, "'14' is no time span such as 36h, 14d or 2w")),
+        ("lngs", ["--keep-for", "0d"], (2, "no time span")),
+        ("lngs", ["--keep-for", "9999999d"], (2, "no time span")),
+        ("lngs", ["--keep-for", "1d", "--keep-until", "2999-01-01"], (2, "exclude each other")),
+    ],
+    ids=str,
+)
+def test_a_rule_that_is_against_it_is_named_at_once(
+    asking: Caxev, database: Named, target: str, args: list[str], end: tuple[int, str]
+) -> None:
+    """Nothing is written that no site would carry out, or that a rule would undo."""
+    stored(database, "chicago")
+    answer = asking("copy", "--run", "1", "--to", target, *args, "--no-wait")
+    assert (answer.code, end[1] in answer.err) == (end[0], True), answer
+    assert [*copies(database)] == ["chicago"]
+
+
+@pytest.mark.replicaset
+def test_the_second_of_two_requests_is_refused_with_the_reason(
+    asking: Caxev, database: Named
+) -> None:
+    """Each names who was first: for a copy that is asked for, for one that is held."""
+    stored(database, "chicago", "stockholm")
+    first = asking("copy", "--run", "1", "--from", "chicago", "--to", "lngs", "--no-wait")
+    assert first.code == 0
+    second = asking("copy", "--run", "1", "--from", "stockholm", "--to", "lngs", "--no-wait")
+    who = copies(database)["lngs"].fields["creation_place"]
+    assert_one_line(second, 1, f"requested by {who} from chicago", "for 30 days from its arrival")
+    # The source must not go before the copy is there.
+    removal = asking("rm", "--run", "1", "--site", "chicago")
+    assert_one_line(removal, 1, f"it is the source of raw at lngs, which {who} requested")
+    as_user(database, "you@there", host="stockholm")
+    removal = asking("rm", "--run", "1", "--site", "stockholm")
+    assert_one_line(removal, 1, "it is held by you@there until it is released")
+    assert "held by you@there" in asking("explain", "--run", "1", "--site", "stockholm").out
+
+
+@pytest.mark.replicaset
+def test_each_person_has_a_hold_of_their_own(asking: Caxev, database: Named) -> None:
+    """A new one replaces one's own; a release leaves those of others, unless all are meant."""
+    stored(database, "lngs", "chicago")
+    as_user(database, "you@there", until=utcnow() + DAY)
+    at = ("--run", "1", "--site", "lngs")
+    assert asking("hold", *at, "--keep-for", "2d", "--why", "a talk", "--dry-run").code == 0
+    assert len(copies(database)["lngs"].holds) == 1
+    for days in ("2d", "3w"):
+        assert asking("hold", *at, "--keep-for", days, "--why", "a talk").code == 0
+    theirs, mine_ = copies(database)["lngs"].holds
+    assert (theirs.by, mine_.why) == ("you@there", "a talk")
+    assert mine_.until is not None
+    assert mine_.until > utcnow() + 20 * DAY
+    listed = asking("holds", "--site", "lngs", "--json").rows
+    assert [(row["by"], row["host"], row["why"]) for row in listed] == [
+        (mine_.by, "lngs", "a talk"),
+        ("you@there", "lngs", ""),
+    ]
+    assert [row["by"] for row in asking("holds", "--mine", "--json").rows] == [mine_.by]
+    assert asking("holds", "--site", "chicago", "--json").rows == []
+    released = asking("release", *at)
+    assert (released.code, "still held by you@there" in released.out) == (0, True)
+    again = asking("release", *at)
+    assert (again.code, "--all ends that, too" in again.out) == (1, True)
+    assert asking("release", *at, "--all").code == 0
+    assert copies(database)["lngs"].holds == ()
+    assert asking("release", *at).code == 1
+    assert asking("hold", "--run", "1", "--site", "stockholm").code == 1
+
+
+@pytest.mark.replicaset
+def test_a_hold_withdraws_a_deletion_until_bytes_go(asking: Caxev, database: Named) -> None:
+    """Then it is refused."""
+    stored(database, *HOSTS)
+    assert asking("rm", "--run", "1", "--site", "chicago").code == 0
+    assert copies(database)["chicago"].status == DELETING
+    assert asking("hold", "--run", "1", "--site", "chicago").code == 0
+    assert copies(database)["chicago"].status == TRANSFERRED
+    assert asking("release", "--run", "1", "--site", "chicago").code == 0
+    assert asking("rm", "--run", "1", "--site", "chicago").code == 0
+    with MongoClient[dict[str, Any]](database.uri) as client:
+        client[database.name]["runs_new"].update_one(
+            {"data.host": "chicago"}, {"$set": {"data.$.erasing": utcnow()}}
+        )
+    late = asking("hold", "--run", "1", "--site", "chicago")
+    assert (late.code, "too late" in late.out) == (1, True)
+
+
+# -- the best source ------------------------------------------------------------------------------
+
+DIGESTS = {"manifest": "b3:0", "verified_at": NOW, "verified_noted": NOW}
+
+
+@pytest.mark.parametrize(
+    ("worse", "better"),
+    [
+        ({"host": "tape"}, {"host": "far", "manifest": None}),
+        ({"host": "chicago", "verified_at": None}, {"host": "far"}),
+        ({"host": "chicago", "checksumproblem": True}, {"host": "far"}),
+        ({"host": "silent"}, {"host": "far"}),
+        ({"host": "shut"}, {"host": "far"}),
+        ({"host": "near"}, {"host": "chicago"}),
+        ({"host": "far"}, {"host": "near"}),
+        ({"host": "slow"}, {"host": "far"}),
+    ],
+    ids=str,
+)
+def test_the_best_source_comes_first(worse: dict[str, Any], better: dict[str, Any]) -> None:
+    """Read before tape; verified; with a listener; an open link; as configured; by its rate."""
+    hours = TimeOfDay((NOW.hour + 2) % 24 * 3600.0, (NOW.hour + 3) % 24 * 3600.0)
+    links = {"slow": Link(max_rate=1000), "shut": Link(hours=hours)}
+    names = ("lngs", "chicago", "near", "far", "slow", "shut", "silent")
+    known = {one: site(one) for one in names} | {"tape": site("tape", method="tsm")}
+    known["lngs"] = site("lngs", links=links, download_options=("chicago", "near"))
+    sites = Sites(Path("sites.json"), known)
+    usual = {"type": "raw", "status": TRANSFERRED, "location": "/x/run", "checksum": "c", **DIGESTS}
+    run = run_of(*({**usual, **one} for one in (worse, better)))
+    active = {*names} - {"silent"}
+    found = best_sources(run.copies, sites.get("lngs"), sites, active, NOW)
+    assert [one.host for one in found] == [better["host"], worse["host"]]
+    both = run_of(*({**usual, **one} for one in (better, worse)))
+    assert best_sources(both.copies, sites.get("lngs"), sites, active, NOW) == found
+
+
+@pytest.mark.replicaset
+def test_without_a_source_the_best_is_taken(asking: Caxev, database: Named) -> None:
+    """One that a rule excludes is none; if there is none, the best one's reason is given."""
+    stored(database, "stockholm", "chicago")
+    answer = asking("copy", "--run", "1", "--to", "lngs", "--no-wait")
+    assert (answer.code, "raw at lngs comes from chicago" in answer.out) == (0, True)
+    assert copies(database)["lngs"].source == "chicago"
+    nothing = asking("copy", "--run", "1", "--to", "lngs", "--type", "processed", "--no-wait")
+    assert_one_line(nothing, 1, "run 1 has no good copy of processed data elsewhere")

@@ -28,12 +28,15 @@ GROUPS: Final = {
     "See what is going on": {
         "status": ("caxev.cli.status:status", "Show the sites, a run, or which copies there are."),
         "explain": ("caxev.cli.explain:explain", "Show what each handler did with a run, and why."),
+        "holds": ("caxev.cli.hold:holds", "List the copies that somebody holds."),
         "reactions": ("caxev.cli.reactions:reactions", "List what is pending, running or failed."),
         "alarms": ("caxev.cli.alarms:alarms", "List the alarms; test that they are delivered."),
     },
     "Request work": {
         "copy": ("caxev.cli.copy:copy", "Copy a run to another site, and watch."),
         "rm": ("caxev.cli.rm:rm", "Delete a copy of a run, if enough others are good."),
+        "hold": ("caxev.cli.hold:hold", "Keep copies, whatever the rules of deletion say."),
+        "release": ("caxev.cli.hold:release", "End holds, so that the rules apply again."),
         "retry": ("caxev.cli.reactions:retry", "Try failed reactions again."),
         "replay": ("caxev.cli.replay:replay", "Run the reactions for existing runs again."),
         "vouch": ("caxev.cli.vouch:vouch", "Decide which copy is right if no majority does."),

@@ -1,32 +1,34 @@
 """Run ``caxev copy``: request one copy of a run, and watch until it is complete.
 
 The command adds an entry with the status ``requested``. The listener of the target site reacts to
-it, as to any other change; if that site has no listener, the source's does.
+it, as to any other change; if that site has no listener, the source's does. The entry holds the
+copy from its arrival on: see `caxev.copies.holds`. `caxev.cli.copy_request` decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-from attrs import define, field, frozen
+from attrs import define, field
 
 from caxev.cli.command import command
 from caxev.cli.copy_progress import GONE, CopyState, Display, copy_state
+from caxev.cli.copy_request import CopyPath, CopyRequest, PlannedCopy, new_request, status_of
 from caxev.cli.errors import FAILED, INTERRUPTED, NoSuchRun, NothingToDo
+from caxev.cli.hold import Keep, keeps
 from caxev.cli.options import as_json, options
 from caxev.cli.output import json_text
 from caxev.cli.requests import no_listener, requester
 from caxev.cli.runs import shown, which
 from caxev.cli.selection import DataChoice, RunChoice, selects_data, selects_run
 from caxev.cli.values import SITE
-from caxev.config import ConfigError, Site
+from caxev.copies.holds import words
 from caxev.core.clock import utcnow
-from caxev.core.model import ERROR, REQUESTED, TRANSFERRED, Copy, CopyKey, Run
+from caxev.core.model import REQUESTED, Copy, Run
 from caxev.core.update import RunUpdate
 from caxev.finite import Finite
 
@@ -37,15 +39,17 @@ CANCELLED = "cancelled"
 
 
 @command(
-    "caxev copy --run 123 --from lngs --to chicago",
+    "caxev copy --run 123 --to chicago",
+    "caxev copy --run 123 --to chicago --keep-for 14d --why 'for a talk'",
     "caxev copy --run 123 --from lngs --to chicago --type processed --version v6.8.0",
-    "caxev copy --run 123 --from lngs --to chicago --cancel",
+    "caxev copy --run 123 --to chicago --cancel",
     output=as_json,
 )
 @selects_run()
-@click.option("--from", "source", type=SITE, required=True, help="The site to copy from.")
+@click.option("--from", "source", type=SITE, help="The site to copy from. [default: the best]")
 @click.option("--to", "target", type=SITE, required=True, help="The site to copy to.")
 @selects_data
+@keeps
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Watch until it is done.")
 @click.option(
     "--timeout",
@@ -57,9 +61,10 @@ CANCELLED = "cancelled"
 def copy(
     *,
     run: RunChoice,
-    source: str,
+    source: str | None,
     target: str,
     data: DataChoice,
+    keep: Keep,
     wait: bool,
     timeout: float | None,
     cancel: bool,
@@ -67,104 +72,21 @@ def copy(
     """Copy a run to another site, and watch until the copy is verified.
 
     This adds an entry that is `requested`; the listener of one of the two sites makes the copy.
-    If none runs, the request waits. Ctrl-C ends the watching, not the copy.
+    If none runs, the request waits. Ctrl-C ends the watching, not the copy. Once the copy is there
+    nothing deletes it for as many days as `purge` of that site names, or as long as --keep-for or
+    --keep-until say. `caxev holds` lists it, and `caxev release` ends that.
     """
     if source == target:
         raise click.UsageError(f"--from and --to are both {source}")
     sites = options().sites()
-    request = CopyRequest(data, sites.get(source), sites.get(target))
-    one = CopyCommand(run, request, Display(as_json=options().as_json))
+    there = None if source is None else sites.get(source)
+    request = CopyRequest(data, there, sites.get(target), sites, keep)
+    one = CopyCommand(run, request, Display(as_json=options().as_json), source)
     with one.summed_up():
         if cancel:
             options().with_database(one.cancel)
         else:
             options().with_database(one.run, (timeout or float("inf")) if wait else 0.0)
-
-
-@frozen
-class CopyRequest:
-    """The data that is wanted, its source and its target."""
-
-    data: DataChoice
-    source: Site
-    target: Site
-
-    @property
-    def doer(self) -> Site:
-        """Return the site whose listener makes the copy. Raises `ConfigError` if there is none."""
-        # The target's listener pulls, which is preferred; a site without one is pushed to.
-        for site in (self.target, self.source):
-            if site.listener:
-                return site
-        names = f"{self.source.name} nor {self.target.name}"
-        raise ConfigError(f"neither {names} has a listener of its own, according to sites.json")
-
-    def path(self, run: Run) -> CopyPath:
-        """Return the source and target copies for this run.
-
-        Raises `NothingToDo` if the run has no copy at the source, `ConfigError` if the target keeps
-        no such data.
-        """
-        found = self.data.copy(run, self.source.name)
-        if found is None:
-            missing = CopyKey(self.data.kind, self.source.name, self.data.version)
-            raise NothingToDo(f"{run} has no copy: {missing}", GONE)
-        kind, version, target = found.type, found.version, self.target
-        if target.listener and target.directory(kind, version) is None:
-            raise ConfigError(f"{target.name} has no directory for {kind} data in sites.json")
-        return CopyPath(found.key, CopyKey(kind, target.name, version))
-
-
-@frozen
-class CopyPath:
-    """From which copy to which."""
-
-    source: CopyKey
-    target: CopyKey
-
-
-def why_not(run: Run, path: CopyPath) -> str | None:
-    """Return why that copy cannot be requested; None if it can. Pure."""
-    source, target = run.copy(path.source), run.copy(path.target)
-    if target is not None and not _has_failed(target):
-        return f"{run} already has this copy: {target.key} is {_status_of(target)}"
-    if source is None:
-        return f"{run} has no copy: {path.source}"
-    if source.status != TRANSFERRED:
-        return f"{source.key} is {_status_of(source)}, and only a transferred copy can be copied"
-    return None
-
-
-def _has_failed(copy: Copy) -> bool:
-    """Return whether an attempt to make the copy was given up, by us or by an old program."""
-    # With a checksum problem the copy is bad, not unfinished: it is repaired, not requested again.
-    given_up = copy.status == ERROR and copy.trigger is not None
-    return (given_up and not copy.checksumproblem) or copy.is_abandoned
-
-
-def _status_of(copy: Copy) -> str:
-    return f"{copy.status} ({copy.error})" if copy.error else copy.status
-
-
-def new_request(run: Run, path: CopyPath, who: str, now: datetime, **extra: Any) -> RunUpdate:
-    """Return the request: an entry that is added if the source is unchanged. Pure.
-
-    A failed copy is requested again, and data that an old program left there is reused.
-    `extra` are further fields of a new entry.
-    """
-    source, target = run.copy(path.source), run.copy(path.target)
-    assert source is not None
-    new = {"location": None, "checksum": None, "source": source.host}
-    if target is None:
-        born = {"creation_time": now, "creation_place": who}
-        return RunUpdate.add_copy(
-            run, path.target, REQUESTED, source.as_seen, **new, **born, **extra
-        )
-    # Without the fields of the failed attempt: they would be taken for this one's.
-    update = RunUpdate.change_copy(
-        run, target, REQUESTED, source.as_seen, **new, error=None, trigger=None
-    )
-    return update.remembered(target) if target.is_abandoned else update
 
 
 # -- doing it -----------------------------------------------------------------------------------
@@ -177,6 +99,7 @@ class CopyCommand:
     choice: RunChoice
     request: CopyRequest
     display: Display
+    source: str | None = None
     last: CopyState | None = None
     found: Run | None = None
     size: int | None = None
@@ -186,8 +109,7 @@ class CopyCommand:
         """Request the copy, and watch it for `patience` seconds at most."""
         import trio
 
-        doer = self.request.doer.name
-        path = await self._request(database)
+        path, doer = await self._request(database)
         record = await database.site_record(doer)
         if record is None or not record.active:
             self.display.print_line(f"{doer}: {no_listener(doer)}")
@@ -198,18 +120,30 @@ class CopyCommand:
         if scope.cancelled_caught:
             raise NothingToDo(f"not done after {patience:g} s; {self._left()}")
 
-    async def _request(self, database: Database) -> CopyPath:
-        run = await self._find(database)
-        path = self.request.path(run)
-        # The write expects the run as it was read. If it has changed meanwhile, decide again.
-        while (why := why_not(run, path)) is None:
-            update = new_request(run, path, requester(), utcnow())
-            if await database.update_run(update, utcnow()) is not None:
-                self._note(CopyState(REQUESTED))
-                return path
-            run = await self._read(database, run)
-        there = run.copy(path.target)
-        raise NothingToDo(why, GONE if there is None else there.status)
+    async def _request(self, database: Database) -> tuple[CopyPath, str]:
+        """Write the request; return what it is, and the site whose listener serves it."""
+        run, records = await self._find(database), await database.site_records()
+        active = {one.site for one in records if one.active}
+        while True:
+            # Handlers decide by fields that a selection leaves out.
+            run, now = await self._read(database, run), utcnow()
+            plan = self.request.plan(run, active, now)
+            self.source = plan.path.source.host
+            # The write expects the run as it was read. If it has changed meanwhile, decide again.
+            update = new_request(run, plan.path, requester(), now, plan.hold)
+            if await database.update_run(update, now) is not None:
+                break
+        self._announce(plan)
+        return plan.path, plan.doer.name
+
+    def _announce(self, plan: PlannedCopy) -> None:
+        """Show that the copy is requested, and what was decided for the user."""
+        if self.request.source is None:
+            self.display.print_line(f"{plan.path.target} comes from {self.source}")
+        if plan.hold is not None:
+            kept = words(Copy(plan.path.target, REQUESTED), plan.hold)
+            self.display.print_line(f"{plan.path.target} will be {kept}")
+        self._note(CopyState(REQUESTED))
 
     async def _find(self, database: Database) -> Run:
         self.found = await self.choice.find_one(database)
@@ -245,7 +179,8 @@ class CopyCommand:
 
     async def _follow(self, database: Database, path: CopyPath) -> None:
         assert self.found is not None
-        run, sites = self.found.id, (self.request.source.name, self.request.target.name)
+        assert self.source is not None
+        run, sites = self.found.id, (self.source, self.request.target.name)
         # Follow before the first read, so that no change between the two is missed.
         async with database.follow(run, sites) as changed:
             while True:
@@ -282,14 +217,13 @@ class CopyCommand:
     async def cancel(self, database: Database) -> None:
         """Withdraw the request. Raises `NothingToDo` if there is none any more."""
         run = await self._find(database)
-        data, source, target = self.request.data, self.request.source.name, self.request.target.name
+        data, target = self.request.data, self.request.target.name
         while (there := data.copy(run, target)) is not None:
             if there.status != REQUESTED:
-                raise NothingToDo(f"{there.key} is {_status_of(there)}: too late", there.status)
-            if there.source != source:
-                raise NothingToDo(
-                    f"{there.key} was requested from {there.source}, not {source}", there.status
-                )
+                raise NothingToDo(f"{there.key} is {status_of(there)}: too late", there.status)
+            if self.source not in (None, there.source):
+                why = f"{there.key} was requested from {there.source}, not {self.source}"
+                raise NothingToDo(why, there.status)
             if await database.update_run(RunUpdate.remove_copy(run, there), utcnow()) is not None:
                 self._note(CopyState(CANCELLED))
                 return
@@ -305,8 +239,7 @@ class CopyCommand:
         request = self.request
         kind = "" if request.data.kind == "raw" else f" --type {request.data.kind}"
         version = "" if request.data.version is None else f" --version {request.data.version}"
-        sites = f"--from {request.source.name} --to {request.target.name}"
-        back = f"caxev copy {which(self.found)} {sites}{kind}{version} --cancel"
+        back = f"caxev copy {which(self.found)} --to {request.target.name}{kind}{version} --cancel"
         return f"the request stands; to withdraw it: {back}"
 
     @contextmanager
@@ -330,7 +263,7 @@ class CopyCommand:
             return
         summary = {
             "run": shown(self.found),
-            "from": self.request.source.name,
+            "from": self.source,
             "to": self.request.target.name,
             "status": status or (None if self.last is None else self.last.status),
             "bytes": self.size,

@@ -18,6 +18,7 @@ from caxev.cli.reaction_rows import ReportedProgress
 from caxev.cli.runs import which
 from caxev.cli.selection import RunChoice, selects_run
 from caxev.cli.values import SITE
+from caxev.copies.holds import standing, words
 from caxev.core.clock import utcnow
 from caxev.core.job import Skip
 from caxev.core.ledger import Reaction
@@ -110,6 +111,8 @@ def _print_preface(registry: Registry, run: Run) -> None:
         print_line(f"the run is not in dataset_list of {here}: its handlers skip it")
     for copy in run.copies:
         print_line(_request_of(copy))
+        for one in standing(copy, utcnow()):
+            print_line(f"{copy.key}: {words(copy, one)}")
 
 
 def _request_of(copy: Copy) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 from attrs import frozen
 
 from caxev.config import Site, Sites
-from caxev.copies.holds import as_seen, held, rows
+from caxev.copies.holds import as_seen, held, rows, stays
 from caxev.copies.readings import Ask
 from caxev.copies.remaining import enough, unread
 from caxev.copies.retention import RAW, DeletionPlan
@@ -163,12 +163,12 @@ def weigh(run: Run, copy: Copy, site: Site, sites: Sites, clocks: Clocks) -> Ask
 
 
 def _protected(run: Run, copy: Copy, site: Site, now: datetime) -> str | None:
-    """Return which tag or hold protects a copy that is to go, or None."""
+    """Return which tag or person's wish protects a copy that is to go, or None."""
     tags = [tag for tag in site.deletion.protect if tag in run.tags]
     if tags:
         return f"the run was tagged {', '.join(tags)} meanwhile"
-    stays = held(copy, now)
-    return None if stays is None else stays.why
+    wish = stays(run, copy, now)
+    return None if wish is None else wish.why
 
 
 def _was_asked(copy: Copy, request: str) -> bool:

@@ -5,7 +5,7 @@ sees it, a deletion can expect it in the filter of its own write, a snapshot sho
 and it is gone with the entry. Old programs keep fields that they do not know. Each person's hold is
 one of its own, so that releasing one, or asking for more time, never ends another's.
 
-`caxev.copies.retention` and `caxev.copies.deletion` ask `held` before a copy may go, whoever wants
+`caxev.copies.retention` and `caxev.copies.deletion` ask `stays` before a copy may go, whoever wants
 that. Nothing is written when a hold ends: a reaction that wants the copy gone waits until then.
 """
 
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from caxev.core.entry import Hold
 from caxev.core.job import Skip, Wait
-from caxev.core.model import REQUESTED, TRANSFERRING, VERIFYING, Copy, CopyIs
+from caxev.core.model import REQUESTED, TRANSFERRING, VERIFYING, Copy, CopyIs, Run
 
 NEVER_ENDS: Final = datetime.max.replace(tzinfo=UTC)
 COMING: Final = (REQUESTED, TRANSFERRING, VERIFYING)
@@ -53,6 +53,16 @@ def held(copy: Copy, now: datetime) -> Skip | Wait | None:
         return None
     why, end = f"it is {words(copy, left[0])}", end_of(copy, left[0])
     return Skip(why) if end is None else Wait(why, end)
+
+
+def stays(run: Run, copy: Copy, now: datetime) -> Skip | Wait | None:
+    """Return which person's wish keeps a copy: a hold, or a request to copy it elsewhere."""
+    wanted = (one for one in run.copies if one.status == REQUESTED and one.source == copy.host)
+    for one in wanted:
+        if one.key.at(copy.host) == copy.key:
+            who = one.creation_place or "somebody"
+            return Skip(f"it is the source of {one.key}, which {who} requested")
+    return held(copy, now)
 
 
 def words(copy: Copy, hold: Hold) -> str:

@@ -11,7 +11,7 @@ from typing import Final
 from attrs import frozen
 
 from caxev.config import Site, Sites
-from caxev.copies.holds import held
+from caxev.copies.holds import stays
 from caxev.copies.quorum import majority
 from caxev.copies.remaining import enough, good, unread
 from caxev.copies.storage import same_bytes
@@ -87,6 +87,20 @@ def to_be_purged(run: Run, key: CopyKey, site: Site, now: datetime) -> str | Non
     return f"it would be purged at once at {site.name} (purge: {site.purge:g} days)"
 
 
+def days_kept(key: CopyKey, site: Site) -> float | None:
+    """Return for how many days from its arrival a requested copy stays; None: no rule ends it."""
+    return site.purge if key.type == RAW else None
+
+
+def goes_at_once(key: CopyKey, site: Site) -> str | None:
+    """Return the rule that would delete such a copy as soon as it has come, or None."""
+    if key.type == RAW and site.purge == 0:
+        return f"purge of {site.name} is 0: it would be deleted at once"
+    if key.type == "processed" and key.version and key.version == site.pax_version_purge:
+        return f"pax_version_purge of {site.name} is {key.version}: it would be deleted at once"
+    return None
+
+
 def plan_processed(
     run: Run, copy: Copy | None, site: Site, sites: Sites, now: datetime
 ) -> DeletionPlan | Skip | Wait:
@@ -127,8 +141,8 @@ def plan(
         keep = max(keep, 1)
     if (no := _never(run, copy, site)) is not None:
         return Skip(no)
-    if (stays := held(copy, now)) is not None:
-        return stays
+    if (wish := stays(run, copy, now)) is not None:
+        return wish
     # Bad raw data goes only if the right content is known: it might be the only good copy.
     like = _like(run, copy, sites)
     if like is None:

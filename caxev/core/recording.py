@@ -97,7 +97,7 @@ class Maker:
             here = self.sites.get(self.registry.here.name)
             job = Job(run, event, here, self.sites, at=at)
         for handler in handlers:
-            yield handler, None if job is None else _decision(handler, job)
+            yield handler, None if job is None else decision_of(handler, job)
 
     def priority(self, snapshot: Snapshot) -> int:
         """Return the priority of a run; 0: it is not urgent."""
@@ -108,7 +108,8 @@ class Maker:
         return isinstance(event.aspect, Tag) and event.aspect.tag in self.urgent
 
 
-def _decision(handler: Handler, job: Job) -> Decision:
+def decision_of(handler: Handler, job: Job) -> Decision:
+    """Ask a handler's decision; None, to run it, if it has none or fails."""
     if handler.decide is None:
         return None
     try:

@@ -76,7 +76,13 @@ NUMBER: Final = _of(
 )
 NAME: Final = _of("caxev_name", "name", "_id", serves="--name, and a run of a new name")
 TAG: Final = _of("caxev_tag", "tags.name", "_id", serves="--tag, and completing tags")
-RUNS: Final = (NUMBER, NAME, TAG, HOST_AND_STATUS, HOST, STATUS)
+HELD: Final = _of(
+    "caxev_held",
+    "data.holds.at",
+    serves="holds",
+    only={"data.holds.at": {"$exists": True}},
+)
+RUNS: Final = (NUMBER, NAME, TAG, HOST_AND_STATUS, HOST, STATUS, HELD)
 """Those of the runs collection."""
 
 

@@ -45,6 +45,12 @@ class Runs(RunPages):
         return {doc["_id"]: Run.from_document(doc) for doc in await cursor.to_list(None)}
 
     @within(LONG_LIMIT)
+    async def held(self) -> list[Run]:
+        """Read the runs with a copy that somebody holds or has held, in the order of numbers."""
+        held = {"data.holds.at": {"$exists": True}}
+        return await _read(self._shown(held).sort("number").allow_disk_use(True))
+
+    @within(LONG_LIMIT)
     async def totals(self, selection: Selection, now: datetime) -> list[dict[str, Any]]:
         """Count the selected copies, for each host, type and status.
 

@@ -10,7 +10,8 @@ import click
 from attrs import evolve, field, frozen
 
 from caxev.cli.command import command
-from caxev.cli.copy import CopyPath, new_request
+from caxev.cli.copy_request import CopyPath, new_request
+from caxev.cli.hold import Keep
 from caxev.cli.options import options
 from caxev.cli.requests import RunRequest, plan_and_write, requester, show_requests
 from caxev.cli.rucio.chosen import CatalogueChoice, checked, rucio, selects_catalogue
@@ -97,8 +98,9 @@ class CatalogueRequest:
         if there is not None:
             anew = {"source": self.source, "trigger": None, "owner": None, "error": None}
             return RunUpdate.change_copy(run, there, REQUESTED, checksumproblem=None, **anew)
-        path = CopyPath(source.key, CopyKey(source.type, self.target, source.version))
-        return new_request(run, path, requester(), utcnow(), **self.extra)
+        path, now = CopyPath(source.key, source.key.at(self.target)), utcnow()
+        hold = Keep().of_request(path.target, options().sites().get(self.target), now)
+        return new_request(run, path, requester(), now, hold, **self.extra)
 
 
 AGAIN: Final = ("RSEreupload", "RSEquota", "error")

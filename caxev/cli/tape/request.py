@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from caxev.cli.command import command
-from caxev.cli.copy import CopyPath, new_request, why_not
+from caxev.cli.copy_request import CopyPath, new_request, why_not
 from caxev.cli.forget import forget_entries, forgets
+from caxev.cli.hold import Keep
 from caxev.cli.options import options
 from caxev.cli.requests import RunRequest, plan_and_write, requester, show_requests
 from caxev.cli.runs import shown
@@ -26,6 +27,7 @@ from caxev.cli.tape.archive import (
 from caxev.cli.values import SITE
 from caxev.config import ConfigError
 from caxev.core.clock import utcnow
+from caxev.core.entry import Hold
 from caxev.core.errors import GiveUp, Retry
 from caxev.core.model import TRANSFERRED, Copy, Run, new_id
 from caxev.core.update import RunUpdate
@@ -64,14 +66,16 @@ def put(*, runs: RunChoice, archive: ArchiveChoice, source: str | None, dry_run:
     _request(runs, lambda run: put_request(run, names, host), dry_run=dry_run)
 
 
-def put_request(run: Run, names: Sequence[str], target: str) -> RunRequest:
+def put_request(
+    run: Run, names: Sequence[str], target: str, hold: Hold | None = None
+) -> RunRequest:
     """Return the request for a copy at a target, from the first of these sites that has one."""
     # The first site's reason is shown: it is the one that usually brings data there.
     reasons = []
     for name in names:
         path = CopyPath(raw_at(name), raw_at(target))
         if (why := why_not(run, path)) is None:
-            update = new_request(run, path, requester(), utcnow())
+            update = new_request(run, path, requester(), utcnow(), hold)
             return RunRequest(run, f"raw from {name} to {target}", "requested", update)
         reasons.append(why)
     why = reasons[0] if reasons else f"no site uploads to {target}"
@@ -88,14 +92,16 @@ def put_request(run: Run, names: Sequence[str], target: str) -> RunRequest:
 def get(*, runs: RunChoice, archive: ArchiveChoice, directory: str | None, dry_run: bool) -> None:
     """Bring raw data back from tape.
 
-    Without --to, the site's listener restores, compares and registers the copy. With --to, this
+    Without --to, the site's listener restores, compares and registers the copy, which is held as
+    one that `caxev copy` requests. With --to, this
     command restores the files into a directory here, and registers nothing; if no digest is
     known, it reports the files as unverified.
     """
     reach = archive.reach
     target, source = reach.here.name, reach.there.name
     if directory is None:
-        _request(runs, lambda run: put_request(run, [source], target), dry_run=dry_run)
+        hold = Keep().of_request(raw_at(target), reach.here, utcnow())
+        _request(runs, lambda run: put_request(run, [source], target, hold), dry_run=dry_run)
         return
     place = Path(directory).absolute()
     if not place.is_dir():
