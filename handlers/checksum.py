@@ -25,7 +25,6 @@ from datetime import UTC, datetime, timedelta
 from attrs import frozen
 
 from caxev import (
-    ERROR,
     GONE,
     HERE,
     PASSIVE,
@@ -50,7 +49,7 @@ from caxev import (
     skip_of,
 )
 from caxev.config import Site, Sites
-from caxev.copies.lifecycle import found_bad, found_good
+from caxev.copies.lifecycle import broken_off, found_bad, found_good
 from caxev.copies.quorum import at_odds, is_disputed, producer
 from caxev.copies.storage import same_bytes
 from caxev.files import Report, confine, digest_tree, idle_disk, printable
@@ -91,7 +90,7 @@ class ReadPlan:
 async def checksum(job: Job) -> Result:
     """Verify a copy against the one it came from; give a first copy its digests."""
     if job.copy is not None and job.copy.status == VERIFYING:
-        job.on_failure(RunUpdate.change_copy(job.run, job.copy, ERROR))
+        job.on_failure(broken_off(job.run, job.copy))
     plan = plan_checksum(job.run, job.copy, job.site, job.sites)
     if isinstance(plan, Skip):
         return plan
@@ -271,7 +270,7 @@ def keeps_its_word(seen: Copy, manifest: Manifest) -> bool:
 def _unreadable(job: Job, seen: Copy) -> RunUpdate:
     """Return the update for an unreadable copy: no deletion may count on it any more."""
     why = "it cannot be read (caxev reactions --failed); once it can, make its status verifying"
-    return RunUpdate.change_copy(job.run, seen, ERROR, error=why)
+    return broken_off(job.run, seen, error=why)
 
 
 def _last_read(run: Run, seen: Copy, now: datetime) -> datetime:

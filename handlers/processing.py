@@ -78,7 +78,7 @@ from caxev.batch.work import Product, look, send, take_stock
 from caxev.batch.work import withdraw as cancel
 from caxev.config import Processing, Site, jobs_directory
 from caxev.copies import lifecycle
-from caxev.copies.lifecycle import CopyPlan, place_for
+from caxev.copies.lifecycle import CopyPlan, arrived, broken_off, place_for, retried
 from caxev.copies.retention import stays_gone
 from caxev.core.job import Wait
 from caxev.core.model import Aspect, field_of
@@ -271,36 +271,26 @@ async def collect(job: Job) -> Result:
     entry, how, ended = plan.entry, plan.how, plan.ended
     home = jobs_directory(job.site, entry.type)
     # For an error before the result is known, as a full disk; a better reason is set below.
-    job.on_failure(RunUpdate.change_copy(job.run, entry, ERROR, owner=None))
+    job.on_failure(broken_off(job.run, entry))
     good = ended.how is End.DONE
     product = Product(safe_name(plan.location), plan.location, job.site.roots)
     stock = await job.work(take_stock, home, plan.name, product, good)
     queue.left()  # its slot in the batch system is free: a waiting job can be sent
     if stock.size is not None:
-        fields = {"size": stock.size, "error": None, "job.log": stock.log, "owner": None}
-        return RunUpdate.change_copy(job.run, entry, VERIFYING, **fields)
+        fields = {"size": stock.size, "error": None, "job.log": stock.log}
+        return arrived(job.run, entry, **fields)
     # A job that ended well without a result has failed like any other.
     failed = evolve(ended, how=End.EXIT, why=stock.problem) if stock.problem else ended
     why = in_words(failed, stock.last_words, stock.log)
-    again = next_job(job.run, entry, failed, how)
-    if again is None:
-        last = RunUpdate.change_copy(
-            job.run, entry, ERROR, error=why, owner=None, **{"job.log": stock.log}
-        )
-        job.on_failure(last)
+    resent = next_job(job.run, entry, failed, how)
+    if resent is None:
+        job.on_failure(broken_off(job.run, entry, error=why, **{"job.log": stock.log}))
         raise GiveUp(f"{entry.key}: {why}")
     job.log.warning(f"{entry.key} is tried again: {why}")
     # The time is kept in the entry: `submit` waits for it, even after a restart.
     after = job.now() + timedelta(seconds=how.retry_after)
-    return RunUpdate.change_copy(
-        job.run,
-        entry,
-        TRANSFERRING,
-        error=why,
-        job={**again, "not_before": after},
-        job_ended=None,
-        owner=job.owner,
-    )
+    job_now = {**resent, "not_before": after}
+    return retried(job.run, entry, why, job=job_now, job_ended=None, owner=job.owner)
 
 
 @on(

@@ -51,6 +51,7 @@ from caxev.copies.lifecycle import (
     CopyPlan,
     arrived,
     claim,
+    found_good,
     is_ours,
     key_of,
     manifest_of,
@@ -148,10 +149,9 @@ async def _upload(job: Job, plan: UploadPlan, others: tuple[RunUpdate, ...]) -> 
     # that replicas can be compared after our copy is gone.
     await job.store_manifest(digest, read.manifest.to_rows())
     await job.store_manifest(stored_as(digest), [one.to_row() for one in read.files])
-    return RunUpdate.change_copy(
+    return found_good(
         job.run,
         mine,
-        TRANSFERRED,
         owner=None,
         error=None,
         checksumproblem=None,

@@ -53,6 +53,7 @@ from caxev import (
 from caxev.config import Site, Sites
 from caxev.copies.lifecycle import (
     CopyPlan,
+    arrived,
     claim,
     found_bad,
     found_good,
@@ -61,6 +62,7 @@ from caxev.copies.lifecycle import (
     not_brought,
     place_for,
     requested_from,
+    retried,
     serve_each,
     taken,
     targets,
@@ -156,8 +158,7 @@ async def _unstaged(job: Job, key: CopyKey) -> None:
 async def _sent(job: Job, plan: TapePlan) -> Copy:
     """Send the data to the archive unless it is there; returns the ``verifying`` entry."""
     if plan.resume is not None and plan.resume.status == VERIFYING:
-        ours = RunUpdate.change_copy(job.run, plan.resume, VERIFYING, owner=job.owner)
-        return await written(job, ours, plan.key)
+        return await written(job, arrived(job.run, plan.resume, owner=job.owner), plan.key)
     mine = await _claim(job, plan)
     source = plan.source
     data = await _data(job, plan, source.manifest, source.checksum)
@@ -168,10 +169,10 @@ async def _sent(job: Job, plan: TapePlan) -> Copy:
     async with job.suspecting(source):
         manifest = await _step(job, back_up, reach, source.location, data, again)
     await job.store_manifest(manifest.digest, manifest.to_rows())
-    update = RunUpdate.change_copy(
+    update = arrived(
         job.run,
         mine,
-        VERIFYING,
+        owner=job.owner,  # who goes on and verifies it
         location=plan.folder,
         source_manifest=manifest.digest,
         source_checksum=source.checksum or manifest.cax_checksum(),
@@ -195,8 +196,7 @@ async def _verify(job: Job, plan: TapePlan, mine: Copy) -> None:
     await job.suspect(plan.source)
     resends = (mine.resends or 0) + 1
     # Counted in the entry, so that a restart does not reset the number of attempts.
-    again = RunUpdate.change_copy(job.run, mine, TRANSFERRING, resends=resends, error=why)
-    await job.update(again)
+    await job.update(retried(job.run, mine, why, resends=resends))
     if resends > RESENDS:
         raise GiveUp(f"tape gave something else {resends} times, at last: {why}")
     raise Retry(f"tape gives something else, so it is sent again: {why}")

@@ -55,6 +55,7 @@ from caxev.config import Site, Sites
 from caxev.copies.lifecycle import (
     CopyPlan,
     arrived,
+    broken_off,
     claim,
     is_ours,
     key_of,
@@ -199,7 +200,7 @@ def _still_bad(run: Run, bad: Copy | None, trigger: str) -> RunUpdate | None:
     """Return the update that marks a copy bad again if this reaction can no longer repair it."""
     if bad is None or bad.status != TRANSFERRING or not is_ours(bad, trigger):
         return None
-    return RunUpdate.change_copy(run, bad, ERROR, owner=None)
+    return broken_off(run, bad)
 
 
 # -- doing --------------------------------------------------------------------------------------

@@ -195,9 +195,22 @@ def claiming(
     return RunUpdate.add_copy(job.run, plan.key, TRANSFERRING, *expect, **fields)
 
 
-def arrived(run: Run, mine: Copy) -> RunUpdate:
+def retried(run: Run, mine: Copy, why: str, **fields: object) -> RunUpdate:
+    """Return the update by which a copy is to be made once more; `fields` count the attempts."""
+    return RunUpdate.change_copy(run, mine, TRANSFERRING, error=why, **fields)
+
+
+def arrived(run: Run, mine: Copy, **fields: object) -> RunUpdate:
     """Return the update by which a copy whose bytes are here waits for its verification."""
-    return RunUpdate.change_copy(run, mine, VERIFYING, owner=None)
+    return RunUpdate.change_copy(run, mine, VERIFYING, **{"owner": None, **fields})
+
+
+def broken_off(run: Run, mine: Copy, **fields: object) -> RunUpdate:
+    """Return the update by which a copy that nobody goes on with is an ``error``.
+
+    What is in it may be right: see `found_bad` if it is not.
+    """
+    return RunUpdate.change_copy(run, mine, ERROR, **{"owner": None, **fields})
 
 
 def found_good(run: Run, mine: Copy, **fields: object) -> RunUpdate:
