@@ -35,7 +35,7 @@ GROUPS: Final = {
     "Request work": {
         "copy": ("caxev.cli.copy:copy", "Copy a run to another site, and watch."),
         "rm": ("caxev.cli.rm:rm", "Delete a copy of a run, if enough others are good."),
-        "hold": ("caxev.cli.hold:hold", "Keep copies, whatever the rules of deletion say."),
+        "hold": ("caxev.cli.hold:hold", "Keep copies, although rules would delete them."),
         "release": ("caxev.cli.hold:release", "End holds, so that the rules apply again."),
         "retry": ("caxev.cli.reactions:retry", "Try failed reactions again."),
         "replay": ("caxev.cli.replay:replay", "Run the reactions for existing runs again."),

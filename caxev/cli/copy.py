@@ -73,8 +73,8 @@ def copy(
 
     This adds an entry that is `requested`; the listener of one of the two sites makes the copy.
     If none runs, the request waits. Ctrl-C ends the watching, not the copy. Once the copy is there
-    nothing deletes it for as many days as `purge` of that site names, or as long as --keep-for or
-    --keep-until say. `caxev holds` lists it, and `caxev release` ends that.
+    nothing deletes it for as many days as `purge` of that site names, or as you ask by --keep-for
+    or --keep-until. `caxev holds` lists it, and `caxev release` ends that.
     """
     if source == target:
         raise click.UsageError(f"--from and --to are both {source}")

@@ -140,7 +140,7 @@ _dry_run = click.option("--dry-run", is_flag=True, help="Show what would be held
 @keeps
 @_dry_run
 def hold(*, runs: RunChoice, site: str, data: DataChoice, keep: Keep, dry_run: bool) -> None:
-    """Keep copies at a site, whatever its rules of deletion say.
+    """Keep copies at a site, although its rules would delete them.
 
     Neither purge nor a full disk nor `caxev rm` deletes a copy that is held. Without --keep-for or
     --keep-until it is held until you release it. Each person has one hold on a copy, and a new one
