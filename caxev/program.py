@@ -12,13 +12,14 @@ import select
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from math import inf
 from typing import Final
 
 from attrs import frozen
 
 from caxev.core.errors import Denied, GiveUp, Retry
-from caxev.limited import ROWS
+from caxev.limited import ROWS, limit_files_of
 from caxev.tails import Tail
 
 PLAIN: Final = {"LC_ALL": "C", "TZ": "UTC"}
@@ -57,16 +58,21 @@ def run(
     directory: str | None = None,
     limit: float | None = None,
     watch: Callable[[int], object] | None = None,
+    largest: int | None = None,
 ) -> ProgramEnd:
     """Run a program to its end, and pass each chunk of its standard output to `output`.
 
     `environment` is added to ours. A program that takes longer than `limit` seconds is killed, and
     its status is ETIMEDOUT. With `watch`, standard error is part of the output, and `watch` is
-    called with the process id, at least once a second. Raises `Denied`, naming the Debian
+    called with the process id, at least once a second. It can write no file of more than `largest`
+    bytes: what a far end sends need not end. Raises `Denied`, naming the Debian
     `package`, if the program is not installed, `Retry` if it cannot be started, and what `output`
     and `watch` raise. However this returns, the program has ended.
     """
     process = _started(command, package, environment, directory, apart=watch is None)
+    if largest is not None:
+        with suppress(ProcessLookupError):  # it has ended
+            limit_files_of(process.pid, largest)
     until = inf if limit is None else time.monotonic() + limit
     with process:
         # Read standard error beside standard output: a program that fills the one pipe while we

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -19,13 +20,14 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caxev import Copy, CopyKey, GiveUp, Retry, Run, Skip
+from caxev import Copy, CopyKey, GiveUp, Retry, Run, Skip, limited
 from caxev.config import Catalogue, ConfigError, Site, Sites, load_sites
 from caxev.copies.storage import custodian
 from caxev.core import ledger
 from caxev.database import Lease
 from caxev.handlers import rucio, rucio_datasets
 from caxev.http_server import SmallServer
+from caxev.rucio import answers
 from caxev.rucio import client as rucio_client
 from caxev.rucio.changes import ENDED, Changes, RuleState, Wishes, changes, wishes_for
 from caxev.rucio.files import Checked
@@ -33,6 +35,7 @@ from caxev.rucio.messages import Messages, datasets_in
 from caxev.rucio.names import Did, names_of
 from caxev.rucio.orders import DatasetState
 from caxev.rucio.rules import Rule, WantedReplica, load_rules
+from caxev.rucio.storage import Storage
 from tests import engine
 from tests.conftest import Database as Named
 
@@ -547,6 +550,58 @@ def test_an_answer_of_one_endless_line_fills_no_memory(
         there = evolve(CATALOGUE, hostname=address, rucio_account="root", rucio=settings)
         with pytest.raises(Retry, match="does not end: 1,04"):
             rucio_client.check(there)
+    finally:
+        server.close()
+
+
+class EndlessStorage(Endless):
+    """A storage by WebDAV whose listings and files never end."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_PROPFIND(self) -> None:  # the base's own way
+        self.do_GET()
+
+
+def test_a_storage_fills_neither_memory_nor_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it answers by WebDAV is read up to a limit, and written up to the size of the file."""
+    monkeypatch.setattr(answers, "MOST", 1 << 20)
+    monkeypatch.setattr(limited, "SMALL_FILES", 1 << 20)
+    server = SmallServer(("127.0.0.1", 0), EndlessStorage)
+    server.begin()
+    operations = dict.fromkeys(("read", "write", "delete"), 1)
+    scheme = {
+        "scheme": "http",
+        "hostname": "127.0.0.1",
+        "port": server.server_port,
+        "prefix": "/",
+        "impl": "rucio.rse.protocols.webdav.Default",
+        "domains": {"lan": operations, "wan": operations},
+        "extended_attributes": None,
+    }
+    settings = {
+        "id": "1",
+        "rse": "X",
+        "deterministic": True,
+        "lfn2pfn_algorithm": "hash",
+        "domain": ["lan", "wan"],
+        "protocols": [scheme],
+        "sign_url": None,
+        "verify_checksum": True,
+        "credentials": None,
+    }
+    pfn, file = f"http://127.0.0.1:{server.server_port}/file", tmp_path / "file"
+    storage = Storage("X", settings, "a token")
+    try:
+        with pytest.raises(Retry, match="does not end: 1,"):
+            storage.stat(pfn)
+        with limited.no_file_over(2 << 20), pytest.raises(OSError, match="too large"):
+            storage.fetch(pfn, os.fsencode(file))
+        assert file.stat().st_size <= 2 << 20
     finally:
         server.close()
 

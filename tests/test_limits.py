@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any, cast
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 from caxev import Denied, GiveUp, Retry, aio, http_server, limited, program
 from caxev.config import ConfigError, Permission, load_file, load_sites
 from caxev.config.settings import secret
+from caxev.files import FarPath, Meter, RateLimiter, Seen
 from caxev.handlers import permissions
 from caxev.http_server import SmallServer
 from caxev.metrics import MetricsServer
@@ -28,6 +31,7 @@ from caxev.rucio.rules import load_rules
 from caxev.tails import Tail
 from caxev.tape import client
 from caxev.tape.base import Transcript
+from caxev.transfer.gfal import _GridReading
 from caxev.transfer.ssh.agent import Incoming
 from caxev.transfer.ssh.known_hosts import read_known_hosts
 
@@ -212,6 +216,54 @@ def test_files_are_read_up_to_a_limit(
     os.truncate(file, limit + 1)
     with pytest.raises((ConfigError, Denied), match=rf"large\.py.*larger than {limit:,} bytes"):
         read(file)
+
+
+def test_no_file_grows_over_what_was_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that writes what a far end sends is ended, whatever that sends."""
+    monkeypatch.setattr(limited, "SMALL_FILES", 1000)
+    file = tmp_path / "file"
+    command = ["sh", "-c", f"head -c 5000 /dev/zero > {file}"]
+    assert program.run(command, package="x").status == 0
+    assert file.stat().st_size == 5000
+    ended = program.run(["sh", "-c", f"exec cat /dev/zero > {file}"], package="x", largest=2000)
+    assert ended.status == -signal.SIGXFSZ
+    assert file.stat().st_size <= 2000
+
+
+def test_a_library_writes_no_file_over_what_was_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets an error; afterwards files are as large as ever."""
+    monkeypatch.setattr(limited, "SMALL_FILES", 1000)
+    file = tmp_path / "file"
+    with limited.no_file_over(2000), pytest.raises(OSError, match="too large"):
+        file.write_bytes(bytes(5000))
+    assert file.write_bytes(bytes(5000)) == 5000
+
+
+def test_a_file_that_does_not_end_is_not_read_on() -> None:
+    """Of grid storage, by gfal-cat: it is longer than it was listed."""
+    passed = 0
+
+    class Far:
+        def run(self, *_command: str, output: Callable[[bytes], object]) -> None:
+            nonlocal passed
+            while True:
+                passed += 10
+                output(bytes(10))
+
+        def url(self, path: object) -> str:
+            return str(path)
+
+        shown = url
+
+    far, root = cast("Any", Far()), FarPath(b"/x")
+    meter = Meter(lambda _done, _total: None, 100)
+    with pytest.raises(Retry, match="changed while it was read"):
+        _GridReading(far, root, meter, RateLimiter(None)).digest(Seen(b"f", "file", 100, 0))
+    assert passed == 110
 
 
 @given(st.integers(0, 20), st.integers(0, 20))

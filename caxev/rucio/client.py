@@ -32,7 +32,7 @@ from caxev.files import (
     confine,
     landing,
 )
-from caxev.limited import rows_limited
+from caxev.limited import no_file_over, rows_limited
 from caxev.rucio.changes import ENDED, GIVEN_UP, Changes, RuleState, changes
 from caxev.rucio.connection import RucioSession, connected
 from caxev.rucio.files import Checked, Digested, digest_for_catalogue, seen_of
@@ -241,6 +241,8 @@ def download(order: Download, *, report: Report) -> Moved:
                 wanted = {piece.file.path: piece.file for piece in todo.pieces}
                 meter.done = meter.total - sum(one.size for one in wanted.values())
                 fetching = Fetching(rucio, arrival.partial, private, order, files, meter)
-                side_by_side(fetching.fetch, wanted.values())
+                # By any protocol: Rucio's library writes as long as a storage sends.
+                with no_file_over(max((one.size for one in wanted.values()), default=0)):
+                    side_by_side(fetching.fetch, wanted.values())
 
         return arrival.made(meter, fill, lambda: None)  # its content is in the catalogue for ever

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from attrs import define, field
 
 from caxev.files import Confined, join, pinned
+from caxev.rucio.answers import LimitedRequests
 from caxev.rucio.errors import is_called
 from caxev.rucio.files import Adler32, Checked
 from caxev.rucio.names import Did
@@ -34,6 +35,9 @@ def _rsemanager() -> Any:
     # with a KeyError of importlib's own locks.
     with _importing:
         from rucio.rse import rsemanager
+        from rucio.rse.protocols import webdav
+    # Replaced in the module: it makes a session for each connection.
+    webdav.requests = LimitedRequests()
     return rsemanager
 
 

@@ -215,7 +215,8 @@ class _GridCopy:
             if words[:1] == ["monitor:"] and words[-2].isdecimal():
                 at(int(words[-2]))
 
-        self.far.run("gfal-copy", *options, source, target, output=Lines(line, terminal=True))
+        shown = Lines(line, terminal=True)
+        self.far.run("gfal-copy", *options, source, target, output=shown, largest=seen.size)
         at(seen.size)  # small files end before gfal-copy prints a line
 
     def _compare(self, seen: Seen, here: Confined) -> None:
@@ -301,6 +302,8 @@ class _GridReading:
             nonlocal count
             digest.update(chunk)
             count += len(chunk)
+            if count > seen.size:  # it need not end
+                raise Retry(f"{self.far.shown(path)} changed while it was read")
             self.meter.add(len(chunk))
             self.limiter.passed(len(chunk))
 

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 from attrs import evolve, field, frozen
 
@@ -103,19 +103,22 @@ class GridStorage:
         *command: str,
         output: Output = lambda _chunk: None,
         limit: float | None = None,
+        largest: int | None = None,
     ) -> ProgramEnd:
-        """Run one of gfal2's programs and return its status; `limit` as in `caxev.program.run`."""
+        """Run one of gfal2's programs and return its status; limits as in `caxev.program.run`."""
+        limits: dict[str, Any] = {"limit": limit, "largest": largest}
         environment = {**PLAIN, **self.environment}
-        return run(command, package=_PACKAGES, output=output, environment=environment, limit=limit)
+        return run(command, package=_PACKAGES, output=output, environment=environment, **limits)
 
     def run(
         self,
         *command: str,
         output: Output = lambda _chunk: None,
         limit: float | None = None,
+        largest: int | None = None,
     ) -> None:
         """Run one of gfal2's programs, and raise an error if it fails."""
-        ended = self.ended(*command, output=output, limit=limit)
+        ended = self.ended(*command, output=output, limit=limit, largest=largest)
         if ended.status:
             raise _error(ended, command)
 

@@ -112,7 +112,8 @@ class Rsync:
             meter.left(todo)
             slash = b"" if is_file(source) else b"/"
             far = _far(endpoint, _plain(path) + slash)
-            _Run(route, endpoint, shell, meter).move(far, inner.partial + slash)
+            largest = max((seen.size for seen in source), default=0)
+            _Run(route, endpoint, shell, meter, largest).move(far, inner.partial + slash)
             inner.finish(todo)
             if _listed(endpoint, route) != (path, source):
                 raise changed(where)
@@ -213,12 +214,13 @@ def _plain(path: bytes) -> bytes:
 
 @frozen
 class _Run:
-    """One call of rsync."""
+    """One call of rsync, which writes no file here of more than `largest` bytes."""
 
     route: Route
     endpoint: ssh.Endpoint
     shell: Sequence[str]
     meter: Meter
+    largest: int | None = None
 
     def move(self, source: bytes, target: bytes, *more: str) -> None:
         """Copy the files of a tree into a partial. Raises `Retry` or `GiveUp`."""
@@ -244,6 +246,7 @@ class _Run:
             command,
             package="rsync",
             output=Lines(line, terminal=True),
+            largest=self.largest,
             # The operator's own settings for rsync would change how our arguments are read.
             environment={
                 **PLAIN,
